@@ -21,14 +21,14 @@ from prunus.cli import main
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.scripted import ScriptedBackend
-from prunus.finding import find as finding
-from prunus.finding import rungs as making
-from prunus.finding.ladders import ladders_of, sparsities
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.results.order import interleaved, seeded_order
 from prunus.results.rows import Run
 from prunus.results.store import Store
 from prunus.study import engine as engines
+from prunus.study.find import find as finding
+from prunus.study.find import rungs as making
+from prunus.study.find.ladders import ladders_of, sparsities
 
 RULE: dict[str, Any] = {"margin": 0.1, "stop_margin": 0.1, "store": "rows.db"}
 
@@ -379,11 +379,6 @@ def test_wrong_input_is_told_in_one_line_before_anything_is_written(search_folde
     with pytest.raises(PrunusError) as error:
         search(ladder, **settings)
     assert told in str(error.value) and "\n" not in str(error.value) and not there(search_folder)
-
-
-def test_a_ladder_may_fall_if_it_is_meant_to(search_folder, scripted):
-    assert words(search("0.2,0.1", as_given=True)) == {"magnitude": ["certified", "certified"]}
-    assert json.loads(Path("out/certificate.json").read_text())["shown"]["found"]["name"] == "magnitude-20"
 
 
 def test_the_order_of_problems_is_that_of_any_part_of_them():

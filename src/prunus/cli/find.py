@@ -102,8 +102,6 @@ PRUNING = {
 @click.option("--serve", help="openai: command that starts a server, such as 'vllm serve {model} --port {port}'.")
 @device_option
 @ray_options
-@click.option("--as-given", is_flag=True, help="Allow rungs that remove less than the one before.")
-@click.option("--anyway", is_flag=True, help="Begin although these problems cannot certify a margin.")
 @click.option("--dry-run", is_flag=True, help="Print what to expect; write nothing.")
 @overwrite_option
 @json_option
@@ -124,8 +122,6 @@ def find_command(
     ray: str | None,
     gpus_per_task: float | None,
     cpus_per_task: float,
-    as_given: bool,
-    anyway: bool,
     dry_run: bool,
     overwrite: bool,
     as_json: bool,
@@ -148,8 +144,7 @@ def find_command(
         model, out, plan, ladder, methods=method.split(",") if method else None, settings=settings, recovery=recovery,
         margin=margin, stop_margin=stop_margin, alpha=alpha, max_tokens=max_tokens, look=look, store=store,
         device=device, engine=replace(engine, serve=serve), ray=ray, gpus_per_task=gpus_per_task,
-        cpus_per_task=cpus_per_task, as_given=as_given, anyway=anyway, dry_run=dry_run,
-        overwrite=overwrite,
+        cpus_per_task=cpus_per_task, dry_run=dry_run, overwrite=overwrite,
     )  # fmt: skip
     if as_json:
         print_json(found)

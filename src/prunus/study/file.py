@@ -16,7 +16,6 @@ from prunus.kinds import hints_of, misfit
 from prunus.margins import Margin, MarginLike
 from prunus.parse import parse_toml
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
-from prunus.study.find_table import KINDS, OF_RECIPE, FindTable, default_name, ladder_text
 from prunus.study.toml_lines import Lines, suggestion
 
 Recipe = PruneRecipe | DropRecipe | ExpertsRecipe
@@ -31,12 +30,31 @@ SHARED = ("calibration", "samples", "seqlen", "calibration_tokens", "seed")
 # (table, key) of options that no longer exist: ignored at the value that they had by default, and what to do else.
 DELETED: Mapping[tuple[str, str], tuple[Any, str]] = {
     ("", "measure_seconds"): (False, "benchmarks/latency.py measures the time per token"),
+    ("find", "as_given"): (False, "order the ladder from gentle to harsh"),
+    ("find", "anyway"): (False, "take more problems or a larger margin"),
 }
 RECOVER = "recover"  # key of each kind of RECIPES: true, false or a table of settings
 FEWER = "experts"  # key of [[prune]], as RECOVER: the experts that are removed before
 TOP = ("name", "models", "keep_checkpoints", "eval", "engine", "calibration", *RECIPES, "find", "report")
 REPORT = ("base", "margin", "stop_margin", "published")
 ENGINE = tuple(field.name for field in fields(EngineOptions))
+DEFAULT_LADDER = "0.1:0.7:0.05"
+# Fields of PruneRecipe that a [[find]] table may set for every rung of its ladder; these three follow from method and
+# ladder.
+OF_LADDER = ("method", "sparsity", "pattern")
+OF_RECIPE = {name: hint for name, hint in hints_of(PruneRecipe).items() if name not in OF_LADDER}
+# The keys of a [[find]] table but `recover`, and their types.
+FIND_KEYS: Mapping[str, Any] = {
+    "name": str,
+    "method": str | tuple[str, ...],
+    "ladder": str | tuple[float, ...],
+    "margin": float | str,
+    "stop_margin": float | str,
+    "alpha": float,
+    "max_tokens": int,
+    "look": int,
+    **OF_RECIPE,
+}
 # Name of each table in messages, and its valid keys.
 _TABLES = {
     "": "the top of the file",
@@ -52,7 +70,7 @@ _KEYS |= {f"[[{kind}]]": [*_KEYS[f"[[{kind}]]"], RECOVER] for kind in RECIPES}
 _KEYS["[[prune]]"] = [*_KEYS["[[prune]]"], FEWER]
 _KEYS |= {"[report]": REPORT, "[engine]": ENGINE, "the top of the file": TOP}
 _KEYS |= {f"{RECOVER} = {{...}}": [field.name for field in fields(RecoverRecipe)]}
-_KEYS |= {"[[find]]": [*KINDS, RECOVER]}
+_KEYS |= {"[[find]]": [*FIND_KEYS, RECOVER]}
 
 
 @dataclass(frozen=True)
@@ -69,35 +87,62 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Study:
-    """The checked content of a study's file.
+class FindTable:
+    """One [[find]] table: a search by `prunus find` for the most compressed version of each model, under each plan.
 
-    backend: the one backend of all plans. base: name of the variant that the others are compared with. margin,
-    stop_margin: largest tolerable loss of accuracy, and of chains that end by themselves, as MarginLike. text: the
-    file's text. eval_line, models_line: lines of [eval] and of `models`, None where they cannot be located. finds: the
-    searches, which `prunus.finding` carries out.
+    name: of the folder of its results. line: of the table. settings: fields of every PruneRecipe; shared: those of
+    [calibration], which also hold for a ladder's file. The others are the arguments of `prunus.find`.
+    """
+
+    name: str
+    line: int | None
+    ladder: str
+    methods: tuple[str, ...] | None
+    settings: Mapping[str, Any]
+    shared: Mapping[str, Any]
+    recovery: Mapping[str, Any] | None
+    margin: MarginLike
+    stop_margin: MarginLike
+    alpha: float = 0.05
+    max_tokens: int | None = None
+    look: int | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """The checked content of a study's file; of a search by `find`, its model, plan and rungs, whose text is empty.
+
+    path: of a search, its ladder's file. plans: all of one backend. base: name of the variant that the others are
+    compared with. margin, stop_margin: largest tolerable loss of accuracy, and of chains that end by themselves, as
+    MarginLike. text: the file's text. eval_line, models_line: lines of [eval] and of `models`, None where they cannot
+    be located.
     """
 
     path: Path
     name: str
     models: tuple[str, ...]
     plans: tuple[EvalPlan, ...]
-    backend: str
     engine: EngineOptions
     entries: tuple[Entry, ...]
-    base: str
-    margin: MarginLike
-    stop_margin: MarginLike
-    published: bool
-    keep_checkpoints: bool
-    text: str
-    eval_line: int | None
-    models_line: int | None
+    base: str = "dense"
+    margin: MarginLike = 0.02
+    stop_margin: MarginLike = 0.05
+    published: bool = False
+    keep_checkpoints: bool = False
+    text: str = ""
+    eval_line: int | None = None
+    models_line: int | None = None
     finds: tuple[FindTable, ...] = ()
 
+    @property
+    def backend(self) -> str:
+        """The backend of all plans."""
+        return self.plans[0].backend
+
     def fail(self, line: int | None, message: str) -> NoReturn:
-        """Raise a PrunusError that names the file and the line."""
-        raise PrunusError(f"{self.path}{'' if line is None else f', line {line}'}: {message}")
+        """Raise a PrunusError that names the file and the line; for a search, only where there is a line."""
+        where = f"{self.path}, line {line}: " if line is not None else f"{self.path}: " if self.text else ""
+        raise PrunusError(f"{where}{message}")
 
 
 def read_study(path: str | Path) -> Study:
@@ -162,7 +207,6 @@ class _Reader:
             name=self.data.get("name", self.path.stem),
             models=models,
             plans=plans,
-            backend=plans[0].backend,
             engine=self.engine(plans, entries),
             entries=entries,
             base=report.get("base", "dense"),
@@ -263,7 +307,7 @@ class _Reader:
         for number, table in self.tables("find"):
             for key, value in table.items():
                 if key != RECOVER:
-                    self.check_type("find", key, number, value, KINDS[key])
+                    self.check_type("find", key, number, value, FIND_KEYS[key])
                 if key in margins:
                     try:
                         Margin.of(value, key, zero=False)
@@ -272,10 +316,10 @@ class _Reader:
             (recovery, *more) = self.settings("find", number, RECOVER, table.get(RECOVER, False), RecoverRecipe)
             if more:
                 self.fail("find", RECOVER, number, f"'{RECOVER}' takes one value here, since a ladder has one recovery")
-            given = dict(table) | {"ladder": ladder_text(table)}
+            given = dict(table) | {"ladder": _ladder_text(table)}
             if given["ladder"].endswith(".toml"):
                 given["ladder"] = self.path_or_text(given["ladder"])
-            name = given.setdefault("name", default_name(given))
+            name = given.setdefault("name", _default_name(given))
             if not all(character.isalnum() or character in "-_+" for character in name) or not name:
                 self.fail("find", "name", number, f"name '{name}' is that of a folder: use letters, digits, -, _ and +")
             if name in seen:
@@ -425,3 +469,17 @@ def _with_blocks_as_text(kind: str, table: Mapping[str, Any]) -> dict[str, Any]:
     value = table["blocks"]
     texts = [str(one) if type(one) is int else one for one in (value if isinstance(value, list) else [value])]
     return dict(table) | {"blocks": texts if isinstance(value, list) else texts[0]}
+
+
+def _ladder_text(table: Mapping[str, Any]) -> str:
+    """The ladder of a [[find]] table as `prunus find --ladder` takes it; in a study it may be a list of sparsities."""
+    ladder = table.get("ladder", DEFAULT_LADDER)
+    return ladder if isinstance(ladder, str) else ",".join(map(str, ladder))
+
+
+def _default_name(table: Mapping[str, Any]) -> str:
+    """The name of a [[find]] table that has none: that of its ladder's file, or of its methods."""
+    if table["ladder"].endswith(".toml"):
+        return Path(table["ladder"]).stem
+    methods = table.get("method", "wanda")
+    return methods if isinstance(methods, str) else "-".join(methods)

@@ -1,40 +1,42 @@
-"""The rows of a search, round by round: differences between a run and the dense model's, and the tokens they took."""
+"""A declared search over the rows of a store: how its runs differ from the dense model's, and what follows for a rung.
 
-from collections.abc import Sequence
+Every decision follows from rows alone. So a search that was interrupted takes the same decisions again, and so does
+`verify`, which evaluates nothing.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.results.ladder import Round, differences
-from prunus.results.order import First
+from prunus.errors import PrunusError
+from prunus.results.ladder import ACCURACY, CERTIFIED, GO_ON, OPEN, Decision, Rule, decide, differences, next_look
+from prunus.results.order import whole_groups
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.results.table import Table, tables
 from prunus.results.token_use import chains_of, sampled_tokens
 
+OUT_OF_TOKENS, NOT_ENOUGH = "the tokens are used up", "the problems left would not be enough"
+NOTHING_TO_LOSE = "losing all that the dense model has would be within the margin"
+
 Floats = NDArray[np.float64]
+Data = Mapping[str, Any]
 
 
 class Rows:
-    """What a store has of the runs of a search, each read once, and again after `forget`.
+    """What a store has of the runs of a declared search, each read once, and again after `forget`.
 
-    dense: the run of the dense model. order: the rounds of problems. Rows of other budgets, and of draws from `samples`
-    on, are left out. reuse: whether the budgets of a draw share a chain. first_of: the groups of problems.
+    order: the rounds of problems. Rows of other budgets, and of more draws, are left out.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        dense: str,
-        order: Sequence[Round],
-        budgets: Sequence[int],
-        samples: int,
-        reuse: bool,
-        first_of: First | None = None,
-    ) -> None:
-        self.store, self.dense, self.order, self.budgets, self.draws, self.reuse, self.first_of = (
-            store, dense, order, budgets, samples, reuse, first_of,
-        )  # fmt: skip
+    def __init__(self, store: Store, declared: Data) -> None:
+        self.store, self.dense, self.budgets = store, declared["dense"], declared["budgets"]
+        self.draws, self.reuse, self.groups = declared["samples"], declared["reuse"], declared.get("groups", {})
+        problems = {task: declared["problems"][task] for task in sorted(declared["problems"])}
+        self.order = whole_groups(problems, declared["seed"], self.groups)
         self._samples: dict[str, dict[str, list[Sample]]] = {}
         self._tables: dict[str, dict[str, Table]] = {}
         self._tokens: dict[str, NDArray[np.int_]] = {}
@@ -57,10 +59,10 @@ class Rows:
             self._samples[run_id] = found
         return self._samples[run_id]
 
-    def up_to(self, run_id: str, looked: int) -> list[list[Sample]]:
+    def up_to(self, run_id: str, rounds: int) -> list[list[Sample]]:
         """The rows of a run in each of the first rounds, in their order."""
         found = self.samples(run_id)
-        return [[s for _, problem in one for s in found.get(problem, [])] for one in self.order[:looked]]
+        return [[s for _, problem in one for s in found.get(problem, [])] for one in self.order[:rounds]]
 
     def differences(self, run_id: str) -> dict[str, Floats]:
         """{endpoint: this run minus the dense model's} of the first rounds that both have completely."""
@@ -69,14 +71,102 @@ class Rows:
             self._differences[run_id] = differences(dense, ours, self.order, self.budgets, self.draws)
         return self._differences[run_id]
 
-    def tokens(self, run_id: str, looked: int) -> int:
+    def tokens(self, run_id: str, rounds: int) -> int:
         """The tokens sampled for the rows of a run in the first rounds, whoever computed them."""
         if run_id not in self._tokens:
             each = [sum(sampled_tokens(chains_of(rows), self.reuse)) for rows in self.up_to(run_id, len(self.order))]
             self._tokens[run_id] = np.concatenate([[0], np.cumsum(each, dtype=int)]).astype(int)
-        return int(self._tokens[run_id][looked])
+        return int(self._tokens[run_id][rounds])
 
     def _table(self, run_id: str) -> dict[str, Table]:
         if run_id not in self._tables:
-            self._tables[run_id] = tables((s for rows in self.samples(run_id).values() for s in rows), self.first_of)
+            self._tables[run_id] = tables((s for rows in self.samples(run_id).values() for s in rows), self.groups)
         return self._tables[run_id]
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A rung that was decided. ladder: its number. rung: as declared. found: differences of all rounds with rows.
+
+    looked: rounds whose rows the decision took. why: what left it open where neither bounds nor problems did.
+    tokens: sampled for its own rows. spent: for all rows looked at so far, the dense model's among them, which is
+    looked at over dense_looked rounds.
+    """
+
+    ladder: int
+    rung: Data
+    decision: Decision
+    found: Mapping[str, Floats]
+    looked: int
+    why: str
+    tokens: int
+    spent: int
+    dense_looked: int
+
+
+# Is told (rung, rounds looked at, rounds of the next look, tokens spent) before each look, to add rows that it needs.
+Provide = Callable[[Data, int, int, int], None]
+
+
+def rule_of(declared: Data) -> Rule:
+    """The rule by which each ladder of a declared search is walked."""
+    return Rule(declared["margin"], declared["stop_margin"], declared["alpha"] / len(declared["ladders"]))
+
+
+def decided(rows: Rows, declared: Data, provide: Provide | None = None) -> Iterator[Decided]:
+    """Every rung that the search looks at, in its order: each ladder ends at the first that is not certified.
+
+    provide: None for a search that is finished. Raises PrunusError if the store lacks a run, or rows that a decision
+    needs.
+    """
+    store, dense, total, most = rows.store, declared["dense"], len(rows.order), declared["max_tokens"]
+    runs, rule = {run.run_id for run in store.runs()}, rule_of(declared)
+    if provide is None and dense not in runs:
+        raise PrunusError(f"the store {store.path} has no run {dense}, the dense model's")
+    dense_looked, finished = 0, 0
+    for number, ladder in enumerate(declared["ladders"]):
+        for rung in ladder["rungs"]:
+            run_id = rung["run"]
+            if most is not None and rows.tokens(dense, dense_looked) + finished >= most:
+                break
+            if provide is None and run_id not in runs:
+                raise PrunusError(f"the store {store.path} has no run {run_id}, that of {rung['name']}")
+            found, looked = rows.differences(run_id), 0
+            while True:
+                dense_looked = max(dense_looked, looked)
+                tokens = rows.tokens(run_id, looked)
+                spent = rows.tokens(dense, dense_looked) + finished + tokens
+                ended = most is not None and spent >= most
+                seen = up_to(found, looked)
+                until = next_look(seen, rule, declared["look"], total)
+                decision = decide(seen, rule, ended or until == looked)
+                if decision.word != GO_ON:
+                    break
+                if provide is not None:
+                    provide(rung, looked, until, spent)
+                    found = rows.differences(run_id)
+                looked = until
+                if len(found[ACCURACY]) < looked:
+                    raise PrunusError(
+                        f"the store {store.path} lacks rows: {rung['name']} is not decided by the"
+                        f" {len(found[ACCURACY])} rounds of problems that are complete"
+                    )
+            finished += tokens
+            why = why_open(decision, ended, total)
+            yield Decided(number, rung, decision, found, looked, why, tokens, spent, dense_looked)
+            if decision.word != CERTIFIED:
+                break
+
+
+def up_to(found: Mapping[str, Floats], rounds: int) -> dict[str, Floats]:
+    """Differences of the first rounds."""
+    return {name: values[:rounds] for name, values in found.items()}
+
+
+def why_open(decision: Decision, ended: bool, total: int) -> str:
+    """Why a rung is left open although there are more rounds; empty for others. ended: whether tokens are used up."""
+    if decision.covered:
+        return NOTHING_TO_LOSE
+    if decision.word != OPEN or decision.rounds == total:
+        return ""
+    return OUT_OF_TOKENS if ended else NOT_ENOUGH

@@ -119,6 +119,5 @@ def check_order(ladder: Ladder, source: Checkpoint) -> None:
         if later < share - 1e-9:
             raise PrunusError(
                 f"ladder {ladder.name} is not in order: rung {number + 1} removes {100 * later:.3g} % of the weights,"
-                f" rung {number} {100 * share:.3g} %; order it from gentle to harsh, or add --as-given (in a study,"
-                " as_given = true)"
+                f" rung {number} {100 * share:.3g} %; order it from gentle to harsh"
             )

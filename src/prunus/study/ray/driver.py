@@ -53,8 +53,9 @@ def run_on_ray(
         return
     with connected(cluster.address), ExitStack() as claims, LiveTable.of(study, models, store) as table:
         gpus, cpus = cluster.worker_gpus(), cluster.cpus
-        driver = Driver(jobs, models, paths, store, table, claims, study, device, gpus, cpus)
-        driver.run()
+        driver = Driver(models, paths, store, table, claims, study, device, gpus, cpus)
+        driver.check_capacity()
+        driver.do(jobs)
 
 
 class Driver:
@@ -62,7 +63,6 @@ class Driver:
 
     def __init__(
         self,
-        jobs: list[Job],
         models: Sequence[Model],
         paths: StudyPaths,
         store: Store,
@@ -75,25 +75,27 @@ class Driver:
     ) -> None:
         import ray
 
-        self.jobs, self.folder, self.store, self.table = jobs, paths.folder, store, table
+        self.folder, self.store, self.table = paths.folder, store, table
         self.claims, self.gpus, self.cpus, self.keeps = claims, gpus, cpus, study.keep_checkpoints
         self.streams = BACKENDS[study.backend].streams
         actor: Any = ray.remote(num_gpus=gpus, num_cpus=cpus, max_restarts=0)(Worker)
         self.new_actor = lambda: actor.remote(str(Path.cwd()), study, device)
         self.models = {model.name: [ray.put(model_ref(model)), model.name] for model in models}
         self.files: dict[str, dict[str, list[Any]]] = {}  # references to a variant's uploaded files, by its key
-        self.unmade = {job.variant.key for job in jobs if job.cell is None}
+        self.jobs: list[Job] = []
+        self.adaptive: dict[str, Any] | None = None  # of the runs, as Run.adaptive
+        self.unmade: set[str] = set()  # keys of variants
         self.claimed: set[str] = set()  # ids of runs, here and below
         self.described: set[str] = set()
-        self.given_up: set[str] = set()  # keys of variants
         self.workers: list[WorkerHandle] = []
         self.calls: dict[Any, WorkerHandle] = {}  # Ray reference to a call's result -> the worker that was called
         self.failed_starts = 0
         self.seen_at = self.added_at = time.monotonic()
 
-    def run(self) -> None:
-        """Run all jobs."""
-        self.check_capacity()
+    def do(self, jobs: Sequence[Job]) -> None:
+        """Do these jobs."""
+        self.jobs = list(jobs)
+        self.unmade |= {job.variant.key for job in jobs if job.cell is None}
         while self.jobs or any(worker.job for worker in self.workers):
             self.step()
 
@@ -193,10 +195,6 @@ class Driver:
             assert worker.job is not None
             self.forget_files(worker.job.variant)
         except RayTaskError as error:
-            if worker.job is not None and worker.job.rank:
-                self.give_up(worker.job)
-                worker.last, worker.job = None, None
-                return
             where = f"on {worker.info.node}: " if worker.info else ""
             if isinstance(error.cause, PrunusError):
                 raise PrunusError(f"{where}{error.cause}") from error
@@ -232,6 +230,8 @@ class Driver:
         run = job.cell.run_id
         if run not in self.described:
             add_run(self.store, job.model, job.cell, self.folder, found.versions)
+            if self.adaptive is not None:
+                self.store.mark_adaptive(run, self.adaptive)
             self.described.add(run)
         self.store.add_samples(run, found.done.samples)
         now = time.monotonic()
@@ -261,9 +261,6 @@ class Driver:
             return
         job.attempts += 1
         where = worker.info.node if worker.info else "?"
-        if job.attempts >= ATTEMPTS and job.rank:
-            self.give_up(job)
-            return
         if job.attempts >= ATTEMPTS:
             raise PrunusError(
                 f"{ATTEMPTS} workers were lost while {job.description}, the last on {where} ({reason}): does the node"
@@ -271,11 +268,6 @@ class Driver:
             ) from error
         progress.say(f"a worker on {where} was lost while {job.description} ({reason}); another one repeats the job")
         self.jobs.insert(0, job)
-
-    def give_up(self, job: Job) -> None:
-        """Forget a job that nobody needs yet, and those of its variant: where it is needed, its error is raised."""
-        self.given_up.add(job.variant.key)
-        self.jobs[:] = [other for other in self.jobs if not other.rank or other.variant.key != job.variant.key]
 
 
 def check_version(worker: WorkerInfo) -> None:
