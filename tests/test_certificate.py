@@ -15,15 +15,15 @@ from test_comparison import fill, row
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.cli import main
 from prunus.errors import PrunusError
-from prunus.finding import again
-from prunus.finding import certificate as certificates
-from prunus.finding.page import page
-from prunus.finding.searches import declare_in
-from prunus.finding.verification import verify
 from prunus.results.ladder import CERTIFIED, REFUSED, Rule
 from prunus.results.order import interleaved
 from prunus.results.rows import ProblemRow
 from prunus.results.store import Store
+from prunus.study.find import certificate as certificates
+from prunus.study.find import decisions
+from prunus.study.find.page import page
+from prunus.study.find.trace import declare_in
+from prunus.study.find.verify import verify
 
 BUDGETS, PROBLEMS, SEED = (16, 64), 150, 3
 IDS = {"a": [f"a-{p}" for p in range(PROBLEMS)]}
@@ -135,7 +135,7 @@ def test_a_certificate_says_what_was_found_and_is_confirmed_by_the_rows(tmp_path
 def test_tokens_end_a_walk_and_the_certificate_says_so(tmp_path):
     store, file = make(tmp_path, max_tokens=3000)
     (gentle,) = json.loads(file.read_text())["shown"]["ladders"][0]["rungs"]
-    assert (gentle["word"], gentle["why"]) == ("cannot tell", again.OUT_OF_TOKENS)
+    assert (gentle["word"], gentle["why"]) == ("cannot tell", decisions.OUT_OF_TOKENS)
     assert gentle["looked"] == 24  # 2 x 70 tokens a problem: 21 are not enough, and looks are at every eighth
     assert verify(file, store) == {"claims": [], "differences": [], "searches": [], "notes": []}
 

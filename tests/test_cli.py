@@ -46,7 +46,7 @@ def options_of(command):
         ("recover", RecoverRecipe, {"dense", "offload", "device", "dry_run", "overwrite"}),
         ("drop", DropRecipe, {"device", "dry_run", "overwrite", "recover"}),
         ("experts", ExpertsRecipe, {"device", "dry_run", "overwrite", "stats", "recover"}),
-        ("eval", EvalPlan, {"store", "device", "measure_seconds", *ENGINE_OPTIONS}),
+        ("eval", EvalPlan, {"store", "device", *ENGINE_OPTIONS}),
         ("traces", TraceRecipe, {"device", "overwrite", *ENGINE_OPTIONS}),
     ],
 )

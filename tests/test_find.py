@@ -21,14 +21,14 @@ from prunus.cli import main
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.scripted import ScriptedBackend
-from prunus.finding import find as finding
-from prunus.finding import rungs as making
-from prunus.finding.ladders import ladders_of, sparsities
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.results.order import interleaved, seeded_order
 from prunus.results.rows import Run
 from prunus.results.store import Store
 from prunus.study import engine as engines
+from prunus.study.find import find as finding
+from prunus.study.find import rungs as making
+from prunus.study.find.ladders import ladders_of, sparsities
 
 RULE: dict[str, Any] = {"margin": 0.1, "stop_margin": 0.1, "store": "rows.db"}
 

@@ -5,7 +5,7 @@ import re
 
 from test_certificate import make
 
-from prunus.finding.page import page, write_page
+from prunus.study.find.page import page, write_page
 
 HOSTILE = "</script><img src=x onerror='window.pwned=1'>&lt;b&gt;"
 

@@ -15,11 +15,6 @@ from test_comparison import fill, grid
 import prunus
 from prunus.cli import main
 from prunus.errors import PrunusError
-from prunus.finding import certificate as certificates
-from prunus.finding.again import NOTHING_TO_LOSE
-from prunus.finding.page import page
-from prunus.finding.searches import declare_in
-from prunus.finding.verification import verify
 from prunus.margins import Margin
 from prunus.reporting import prose
 from prunus.results import anytime, ladder
@@ -28,6 +23,11 @@ from prunus.results.contrasts import p_of_margin
 from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, ENDS, OPEN, Rule
 from prunus.results.store import Store
 from prunus.study.file import read_study
+from prunus.study.find import certificate as certificates
+from prunus.study.find.decisions import NOTHING_TO_LOSE
+from prunus.study.find.page import page
+from prunus.study.find.trace import declare_in
+from prunus.study.find.verify import verify
 
 FIVE = Margin(0.05, relative=True)
 FIXED = [

@@ -73,9 +73,7 @@ def tensors_of(folder):
 
 
 def contents(folder):
-    """All files but the one with the seconds that the steps took."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "seconds.json")
-    return {path.relative_to(folder): path.read_bytes() for path in files}
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def output_of(model, index, ids):

@@ -15,9 +15,9 @@ from fake_store import BUDGETS, make_store
 from many_runs import rich_store
 from test_certificate import make
 
-from prunus.finding.page import write_page
 from prunus.reporting.page import report
 from prunus.reporting.sections import flips
+from prunus.study.find.page import write_page
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]  # one browser for all
 

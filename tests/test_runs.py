@@ -94,7 +94,9 @@ def test_a_removed_run_is_gone_with_all_that_was_stored_about_it(tmp_path):
         gone = ProblemRow("tiny", "t-1", "7", "exact", (), "d3", asks=("x",), question="q3")
         store.add_problems([PROBLEM, kept, gone])
         store.add_samples(RUN.run_id, [SAMPLE])
-        store.set_timing(RUN.run_id, "machine", {"seconds": 1})
+        of_earlier_versions = "CREATE TABLE timing (run_id TEXT NOT NULL REFERENCES run, machine TEXT, speed TEXT)"
+        store._connection.execute(of_earlier_versions)
+        store._connection.execute("INSERT INTO timing VALUES (?, 'machine', '{}')", (RUN.run_id,))
         store.mark_adaptive(RUN.run_id, {"by": "find", "seed": 0})
     (left,) = prunus.runs(path, remove="tiny")
     assert left["run"] == other.run_id

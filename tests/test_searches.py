@@ -13,14 +13,14 @@ from test_certificate import changed
 from test_comparison import row
 
 from prunus.cards.certified import NOTHING, certified_text, read_claims
-from prunus.finding.certificate import certificate, read_certificate, write_certificate
-from prunus.finding.page import page
-from prunus.finding.searches import declare_in, outcomes, warning
-from prunus.finding.verification import verify
 from prunus.results.ladder import CERTIFIED, REFUSED
 from prunus.results.order import interleaved, seeded_order
 from prunus.results.rows import ProblemRow, Run
 from prunus.results.store import Store
+from prunus.study.find.certificate import certificate, read_certificate, write_certificate
+from prunus.study.find.page import page
+from prunus.study.find.trace import declare_in, outcomes, warning
+from prunus.study.find.verify import verify
 
 PROBLEMS = 120
 IDS = [f"a-{p}" for p in range(PROBLEMS)]

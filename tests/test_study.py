@@ -449,27 +449,12 @@ def test_several_models_get_a_page_each_and_one_that_leads_there(tmp_path, batch
     assert (tmp_path / "out" / "report-2.html").read_text().startswith("<!doctype html>")
     with Store(tmp_path / "out" / "results.db") as store:
         models = [store.run(run).model["name"].split("/")[0] for run in batches]
-        speed = {
-            "contexts": [8, 64],
-            "decode": [0.1, 0.2],
-            "prefill": [0.1, 0.2],
-            "start": 0,
-            "how": {"clock": "cpu", "spread": 0.0},
-        }
-        speed |= {"prompts": dict.fromkeys(study_tasks(store), 8.0)}
-        for run in store.runs():
-            store.set_timing(run.run_id, "a machine", speed)
     pages_before = len(list((tmp_path / "out").iterdir()))
     prunus.report_study(file, out=tmp_path / "out")
     for number in (1, 2):
-        page_of_one = (tmp_path / "out" / f"report-{number}.html").read_text()
-        assert "Accuracy against seconds" in page_of_one and "a machine" in page_of_one
+        assert 'id="verdicts"' in (tmp_path / "out" / f"report-{number}.html").read_text()
     assert len(list((tmp_path / "out").iterdir())) == pages_before
     assert models == ["a<b"] * 4 + ["c"] * 4 + ["a<b"] * 2 + ["c"] * 2, "each model shows something early"
-
-
-def study_tasks(store: Store) -> set[str]:
-    return {problem.task for problem in store.problems().values()}
 
 
 def test_the_file_is_read_once(tmp_path, monkeypatch, capsys):

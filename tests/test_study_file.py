@@ -134,6 +134,7 @@ def test_files_are_looked_for_beside_the_study(tmp_path, monkeypatch):
     ("text", "line", "message"),
     [
         ('modles = ["tiny"]', 1, r"unknown key 'modles'; did you mean 'models'\?"),
+        ("measure_seconds = true\n" + GOOD, 1, "'measure_seconds' does not exist any more: benchmarks/latency.py meas"),
         (GOOD + "sampels = 2", 5, r"unknown key 'sampels' in \[eval\]; did you mean 'samples'\?"),
         (GOOD + "sparsity = 0.2", 5, r"unknown key 'sparsity' in \[eval\]; it belongs under \[\[prune\]\]"),
         (GOOD + "zzz = 1", 5, r"unknown key 'zzz' in \[eval\]; known keys are aa_control, answer_tokens, .*wait"),
@@ -204,6 +205,10 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, text, line, message):
     where = re.match(rf"{re.escape(str(tmp_path / 'file.toml'))}(?:, line (\d+))?[: ]", str(error.value))
     assert where, error.value
     assert (where[1] and int(where[1])) == line
+
+
+def test_a_deleted_key_is_ignored_at_its_default(tmp_path):
+    assert study(tmp_path, "measure_seconds = false\n" + GOOD).name == study(tmp_path, GOOD).name
 
 
 def test_a_file_that_is_not_there_or_not_text(tmp_path):

@@ -11,12 +11,11 @@ from small_search import CALIBRATION, PLAN, content, stopped
 import prunus
 from prunus.cli import main
 from prunus.errors import PrunusError
-from prunus.finding import find as finding
-from prunus.finding import of_study
-from prunus.finding import rungs as making
 from prunus.results.store import Store
-from prunus.study.file import read_study
-from prunus.study.find_table import FindTable
+from prunus.study.file import FindTable, read_study
+from prunus.study.find import find as finding
+from prunus.study.find import rungs as making
+from prunus.study.find import tables
 
 pytestmark = pytest.mark.usefixtures("few_resamples", "search_folder")
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -118,7 +117,7 @@ def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(scripted, mo
     with stopped(finding, "write_folder", after=True):
         run(FIND)
     assert content(FOUND) == expected and Path("out/found/model/magnitude.finding").exists()
-    monkeypatch.setattr(of_study, "carry_out", None)
+    monkeypatch.setattr(tables, "carry_out", None)
     assert run(FIND) == whole and not Path("out/found/model/magnitude.finding").exists()
 
 
@@ -164,7 +163,7 @@ def test_a_table_has_the_settings_of_find_and_of_prune():
     )
     assert (found.name, found.ladder, found.methods) == ("wanda-magnitude", "0.1,0.2", ("wanda", "magnitude"))
     assert found.settings == {"propagation": "dense", "samples": 4} and found.recovery == {"epochs": 2}
-    rungs = [one for ladder in of_study.ladders(read_study("small.toml"), found) for one in ladder.entries]
+    rungs = [one for ladder in tables.ladders(read_study("small.toml"), found) for one in ladder.entries]
     assert [(one.steps[0].to_json()["samples"], one.steps[0].to_json()["seqlen"]) for one in rungs] == [(4, 16)] * 4
     assert all((recovery := one.steps[1].to_json())["epochs"] == 2 and recovery["samples"] == 4 for one in rungs)
 
@@ -179,7 +178,7 @@ def test_a_ladder_of_a_file_has_the_calibration_of_the_study_where_it_has_no_oth
     Path("sub/study.toml").write_text(STUDY + '[[find]]\nladder = "steps.toml"\n')
     study = read_study("sub/study.toml")
     (found,) = study.finds
-    (ladder,) = of_study.ladders(study, found)
+    (ladder,) = tables.ladders(study, found)
     assert found.name == ladder.name == "steps" and len(ladder.entries) == 3
     for entry in ladder.entries:
         recipe = entry.steps[0].to_json()
@@ -190,6 +189,8 @@ def test_a_ladder_of_a_file_has_the_calibration_of_the_study_where_it_has_no_oth
     ("text", "line", "message"),
     [
         ("[find]\n", 12, r"write \[\[find\]\] with double brackets"),
+        ("[[find]]\nanyway = true\n", 13, "'anyway' does not exist any more: take more problems or a larger margin"),
+        ("[[find]]\nas_given = true\n", 13, "'as_given' does not exist any more: order the ladder"),
         ("[[find]]\nlader = 1\n", 13, r"unknown key 'lader' in \[\[find\]\]; did you mean 'ladder'\?"),
         ("[[find]]\nsparsity = 0.1\n", 13, r"'sparsity' in \[\[find\]\]; it belongs under \[\[prune\]\]"),
         ("[[find]]\nepochs = 2\n", 13, r"'epochs' in \[\[find\]\]; it belongs under recover = \{"),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import prunus
 from prunus import progress
 from prunus.checkpoint.resolve import load_tokenizer
 from prunus.cli import main
+from prunus.errors import PrunusError
+from prunus.evaluation.tasks import TASKS, Problem, Task
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study import plan as planning
@@ -158,6 +161,28 @@ def test_the_gsm8k_example_is_planned_without_network(monkeypatch, tmp_path):
     names += ["sparsegpt-50", "sparsegpt-50-recovered", "shortgpt-1", "shortgpt-2"]
     assert {cell["variant"] for cell in plan["cells"]} == {"dense", *names} and len(plan["cells"]) == 15
     assert plan["totals"]["answers"] == 15 * 200 * 4
+
+
+def test_a_set_that_cannot_be_read_and_declares_no_number_is_unknown(tmp_path, monkeypatch):
+    """Of cells with such a task nothing is counted, and the plan is not taken to be finished."""
+
+    def missing() -> list[Problem]:
+        raise PrunusError("there is no network")
+
+    for name, number in (("sized", 30), ("unsized", None)):
+        monkeypatch.setitem(TASKS, name, Task(name, "org/name", "integer", "a set", missing, number))
+    file = write_study(tmp_path, "")
+    text = re.sub(r"tasks = .*", "tasks = ['sized', 'unsized']", file.read_text())
+    file.write_text(re.sub(r"limit = .*", "", text))
+    plan = prunus.plan_study(file, out=tmp_path / "out", measure=False)
+    (cell,) = plan["cells"]
+    assert (cell["problems"], cell["answers"], cell["tokens"], cell["done"]) == (None, None, None, 0)
+    assert plan["totals"] == {"cells": 1, "complete": 0, "answers": 0, "done": 0, "tokens": 0, "disk": None}
+    shown = text_of(plan_table(plan))
+    assert "nothing is left" not in shown and "not known yet: how many problems unsized has" in shown and "?" in shown
+    file.write_text(file.read_text().replace(", 'unsized'", ""))
+    (cell,) = prunus.plan_study(file, out=tmp_path / "out", measure=False)["cells"]
+    assert (cell["problems"], cell["answers"], cell["tokens"]) == (30, 30 * 3, 30 * (20 + 3 * 8))
 
 
 @pytest.mark.slow

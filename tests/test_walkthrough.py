@@ -9,12 +9,12 @@ import pytest
 import warm_processes
 
 from prunus import walkthrough
-from prunus.finding import find
 from prunus.recipes import PruneRecipe
 from prunus.reporting import report_data
 from prunus.results.comparison import compare, compare_runs
 from prunus.results.store import Store
 from prunus.results.verdicts import WORDS
+from prunus.study.find import find
 from prunus.walkthrough import Recovered, Wanted
 
 

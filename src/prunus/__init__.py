@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from prunus.evaluation.profiles.catalogue import profiles, show_profile
     from prunus.evaluation.tasks import tasks
     from prunus.evaluation.traces import traces
-    from prunus.finding.find import find
-    from prunus.finding.verification import verify
     from prunus.model_card import card
     from prunus.pruning.allocate import allocate
     from prunus.pruning.calibration.saved_statistics import stats
@@ -49,7 +47,10 @@ if TYPE_CHECKING:
     from prunus.results.importing.commands import import_rows
     from prunus.results.listing import runs
     from prunus.steps.chain import apply_steps
-    from prunus.studies import plan_study, report_study, run_study
+    from prunus.study.find.find import find
+    from prunus.study.find.verify import verify
+    from prunus.study.plan import plan_study
+    from prunus.study.run import report_study, run_study
     from prunus.walkthrough import demo
 
 # On some processors the last bit of MKL's products otherwise depends on where in memory a matrix lies, and what was
@@ -118,28 +119,28 @@ _HOME = {
     "evaluate": "prunus.evaluation.pipeline",
     "expert_stats": "prunus.pruning.experts.saved",
     "export": "prunus.results.frames",
-    "find": "prunus.finding.find",
+    "find": "prunus.study.find.find",
     "import_rows": "prunus.results.importing.commands",
     "inspect": "prunus.pruning.inspection",
     "methods": "prunus.declarations",
     "open": "prunus.results.frames",
     "pack": "prunus.checkpoint.packed.commands",
     "perplexity": "prunus.pruning.perplexity",
-    "plan_study": "prunus.studies",
+    "plan_study": "prunus.study.plan",
     "profiles": "prunus.evaluation.profiles.catalogue",
     "prune": "prunus.pruning.pipeline",
     "recover": "prunus.pruning.recover",
     "regrade": "prunus.evaluation.pipeline",
     "report": "prunus.reporting.page",
-    "report_study": "prunus.studies",
-    "run_study": "prunus.studies",
+    "report_study": "prunus.study.run",
+    "run_study": "prunus.study.run",
     "runs": "prunus.results.listing",
     "show_profile": "prunus.evaluation.profiles.catalogue",
     "stats": "prunus.pruning.calibration.saved_statistics",
     "tasks": "prunus.evaluation.tasks",
     "traces": "prunus.evaluation.traces",
     "unpack": "prunus.checkpoint.packed.commands",
-    "verify": "prunus.finding.verification",
+    "verify": "prunus.study.find.verify",
 }
 
 

@@ -22,8 +22,7 @@ class BackendEntry:
     unless the plan sets it; engines with continuous batching need many requests at once.
     settings: the EngineOptions that it uses. needs: those that it requires, with the advice of the error message.
     reads_packed: whether it runs folders that `prunus pack` wrote. loads_itself: whether another program reads the
-    weights, so that any type of model will do. times_tokens: whether it can measure the time per token
-    (prunus.evaluation.latency.TimedBackend). streams: as Backend.streams. chats: "module:class" that takes a model
+    weights, so that any type of model will do. streams: as Backend.streams. chats: "module:class" that takes a model
     folder and EngineOptions, and returns the server's chat completions, for control native; empty without any.
     """
 
@@ -33,16 +32,13 @@ class BackendEntry:
     needs: Mapping[str, str] = field(default_factory=dict)
     reads_packed: bool = False
     loads_itself: bool = False
-    times_tokens: bool = False
     streams: bool = False
     chats: str = ""
 
 
 # A new backend is one file and one line here.
 BACKENDS: dict[str, BackendEntry] = {
-    "hf": BackendEntry(
-        "prunus.evaluation.backends.hf:HFBackend.load", 64, ("sparse",), reads_packed=True, times_tokens=True
-    ),
+    "hf": BackendEntry("prunus.evaluation.backends.hf:HFBackend.load", 64, ("sparse",), reads_packed=True),
     "vllm": BackendEntry(
         "prunus.evaluation.backends.vllm:VLLMBackend.load", 512, ("args",), loads_itself=True, streams=True
     ),

@@ -9,7 +9,7 @@ from prunus.budgets import with_names
 from prunus.cards.certified import CERTIFICATE, NOTHING, read_claims
 from prunus.cards.markdown import hub_id
 from prunus.cards.text import README, Card, Results, Zeros, card_text, is_ours, read_metadata
-from prunus.checkpoint.manifest import MANIFEST, read_timed
+from prunus.checkpoint.manifest import MANIFEST, read_manifest
 from prunus.checkpoint.model_folder import is_packed
 from prunus.checkpoint.packed.checkpoint import open_checkpoint
 from prunus.checkpoint.resolve import hub_origin, is_built_in, resolve
@@ -55,7 +55,7 @@ def card(
     it or several, or the file may not be replaced.
     """
     folder = resolve(checkpoint)
-    steps = read_timed(folder).get("history", [])
+    steps = read_manifest(folder).get("history", [])
     if not steps:
         raise PrunusError(f"{folder} has no {MANIFEST} that says what was done to it: cards are of pruned models")
     if base_model is not None and (hub_id(base_model) is None or "/" not in base_model):

@@ -14,14 +14,14 @@ from prunus.cards.certified import CERTIFICATE
 from prunus.checkpoint.manifest import MANIFEST
 from prunus.engines import EngineOptions
 from prunus.evaluation.resolved_plan import load_problems
-from prunus.finding.certificate import read_certificate
-from prunus.finding.page import NAME as PAGE
 from prunus.progress import Steps, out_console, say, set_quiet
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.reporting.terminal import curve_table, verdict_table
 from prunus.results.comparison import compare
 from prunus.results.store import Store
 from prunus.results.summary import summarise
+from prunus.study.find.certificate import read_certificate
+from prunus.study.find.page import NAME as PAGE
 
 
 class Recovered(NamedTuple):
@@ -143,9 +143,9 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = F
 
 def search(model: str, wanted: Wanted, plan: EvalPlan, store: Path, target: Path) -> str:
     """Search a ladder, unless target has its result; returns the decisions in a sentence. Dense rows are shared."""
-    from prunus.finding.find import carry_out, is_finished
-    from prunus.finding.ladders import ladders_of
-    from prunus.finding.search import open_search
+    from prunus.study.find.find import carry_out, is_finished
+    from prunus.study.find.ladders import ladders_of
+    from prunus.study.find.search import open_search
 
     asked = open_search(
         model, plan, ladders_of(wanted.ladder, None, {}, None), margin=wanted.margin, stop_margin=wanted.stop_margin,

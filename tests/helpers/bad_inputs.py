@@ -214,7 +214,7 @@ WRITING: dict[str, tuple[str, ...]] = {
     "import": ("import", "OUT", "samples.jsonl", "--as", "x", "--metric", "exact_match,whole"),
     "find": (
         "find", "model", "OUT", "--task", "task.jsonl", "--budgets", "4", "--profile", "tiny", "--store", "rows.db",
-        "--method", "magnitude", "--ladder", "0.2", "--margin", "0.99", "--stop-margin", "0.99", "--alpha", "0.9",
+        "--method", "magnitude", "--ladder", "0.2", "--margin", "0.9", "--stop-margin", "0.9",
     ),
     "study": ("study", "study.toml", "--out", "OUT"),
     "demo": ("demo", "--quick", "--out", "OUT"),

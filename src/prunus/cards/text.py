@@ -295,8 +295,7 @@ def step_text(step: Data) -> str:
         )
     if isinstance(cost := step.get("cost"), Mapping):
         trained, taken = number(cost.get("tokens")), number(cost.get("steps"))
-        seconds = f" and {cost['seconds']:,.1f} seconds" if isinstance(cost.get("seconds"), int | float) else ""
-        parts.append(f"trained on {trained} tokens, repeats counted, in {taken} steps{seconds}")
+        parts.append(f"trained on {trained} tokens, repeats counted, in {taken} steps")
     parts.append(f"recipe {content_hash(recipe)}")
     if isinstance(versions := step.get("versions"), Mapping):
         parts.append(", ".join(f"{plain(str(name))} {plain(str(value))}" for name, value in versions.items()))

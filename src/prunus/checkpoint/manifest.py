@@ -1,7 +1,5 @@
 """The manifest of a checkpoint (prunus.json), which records every step that was done to it."""
 
-import copy
-import json
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import version
@@ -15,9 +13,6 @@ if TYPE_CHECKING:
     from prunus.checkpoint.model_folder import ModelFolder
 
 MANIFEST = "prunus.json"
-SECONDS = (
-    "seconds.json"  # seconds of each step, null where unknown; apart, so that prunus.json has the same bytes again
-)
 MANIFEST_FORMAT = 1
 
 
@@ -33,37 +28,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(history, list) or not all(map(_is_step, history)):
         raise PrunusError(f"{path} is damaged: its history is not a list of steps; delete it or fetch it again")
     return manifest
-
-
-def read_timed(folder: Path) -> dict[str, Any]:
-    """The manifest with `seconds` in the costs of steps that were timed (SECONDS)."""
-    manifest = read_manifest(folder)
-    for step, seconds in zip(manifest.get("history", []), read_seconds(folder), strict=False):
-        if isinstance(step.get("cost"), dict) and isinstance(seconds, int | float):
-            step["cost"]["seconds"] = seconds
-    return manifest
-
-
-def untimed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest as it is stored, without the seconds that read_timed adds."""
-    copied = copy.deepcopy(manifest)
-    for step in copied.get("history", []):
-        if isinstance(step.get("cost"), dict):
-            step["cost"].pop("seconds", None)
-    return copied
-
-
-def read_seconds(folder: Path) -> list[Any]:
-    """The seconds of each step of the manifest, as far as they were kept."""
-    found = read_json(folder / SECONDS) if (folder / SECONDS).exists() else []
-    return found if isinstance(found, list) else []
-
-
-def timed(source: "ModelFolder", seconds: float) -> dict[str, str]:
-    """{SECONDS: text} of a checkpoint made from source by one more step. seconds: that the step took."""
-    steps = len(source.manifest.get("history", []))
-    earlier = [*read_seconds(source.folder), *[None] * steps][:steps]
-    return {SECONDS: json.dumps([*earlier, round(seconds, 1)]) + "\n"}
 
 
 def _is_step(step: Any) -> bool:

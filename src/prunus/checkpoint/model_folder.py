@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunus.checkpoint.checksum import checksum_of, fingerprint_of
-from prunus.checkpoint.manifest import read_timed
+from prunus.checkpoint.manifest import read_manifest
 from prunus.checkpoint.quantised import quant_method, quantisation_of
 from prunus.checkpoint.resolve import check_folder, hub_origin, load_config, read_json, read_object
 from prunus.checkpoint.safetensors_file import DTYPES, Stored, read_header
@@ -142,7 +142,7 @@ class ModelFolder:
 
     @cached_property
     def _manifest(self) -> dict[str, Any]:
-        return read_timed(self.folder)
+        return read_manifest(self.folder)
 
     def provenance(self, name: str | Path) -> dict[str, str]:
         """What a manifest records of this model: name, as the user gave it, checksum, hub id and revision."""

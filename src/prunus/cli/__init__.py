@@ -15,7 +15,7 @@ from prunus.cli import (  # noqa: F401
     catalogue,
     evaluation,
     experts,
-    finding,
+    find,
     importing,
     packing,
     profiles,

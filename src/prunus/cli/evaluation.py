@@ -108,9 +108,6 @@ store_option = click.option("--store", type=click.Path(path_type=Path), default=
 @model_argument
 @plan_options
 @store_option
-@click.option(
-    "--measure-seconds", is_flag=True, help="Also measure seconds per token, to report accuracy against latency."
-)
 @recipe_option(
     EvalPlan,
     "aa_control",
@@ -118,15 +115,13 @@ store_option = click.option("--store", type=click.Path(path_type=Path), default=
     is_flag=True,
 )
 @device_option
-def eval_command(
-    model: str, store: Path, device: str, engine: EngineOptions, measure_seconds: bool, **plan: Any
-) -> None:
+def eval_command(model: str, store: Path, device: str, engine: EngineOptions, **plan: Any) -> None:
     """Evaluate MODEL under thinking budgets and store every answer.
 
     After an interruption the same command resumes; a finished run does no work.
     """
     check_plan(model, asked := EvalPlan(**plan), engine, store)
-    run_id = prunus.evaluate(model, asked, store, device=device, engine=engine, measure_seconds=measure_seconds)
+    run_id = prunus.evaluate(model, asked, store, device=device, engine=engine)
     from prunus.reporting.terminal import curve_table
     from prunus.results.store import Store
     from prunus.results.summary import summarise

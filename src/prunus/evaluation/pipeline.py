@@ -9,13 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from prunus import progress
 from prunus.checkpoint.model_folder import ModelFacts
 from prunus.checkpoint.resolve import load_tokenizer, resolve
-from prunus.engines import BACKENDS, EngineOptions
-from prunus.errors import PrunusError
+from prunus.engines import EngineOptions
 from prunus.evaluation import backends, native
 from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.beforehand import check_plan
@@ -45,14 +44,12 @@ def evaluate(
     *,
     device: str = "auto",
     engine: EngineOptions | None = None,
-    measure_seconds: bool = False,
 ) -> str:
     """Evaluate a model under thinking budgets, add every missing row of the plan to the store, and return the run's id.
 
     model: `tiny`, a folder (for the backend hf also a packed one) or a hub id. store: SQLite file, created if missing.
     device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one. engine: options to start or reach the plan's backend
-    (docs/engines.md). measure_seconds: also measure the time per token of a single chain, once for the run and this
-    machine, by which the report shows budgets in seconds.
+    (docs/engines.md).
 
     The id is a hash of the model's weights and of the plan with the values that take effect. The sparse kernel is one
     of them, so a packed model and its dense equal are two runs that can be compared. Rows that the store already has
@@ -62,17 +59,12 @@ def evaluate(
     check_plan(model, plan, engine, store)
     if any(map(is_harness_task, plan.tasks)):
         return evaluate_harness(model, plan, Path(store), device)
-    if measure_seconds and not BACKENDS[plan.backend].times_tokens:
-        able = ", ".join(name for name, entry in BACKENDS.items() if entry.times_tokens)
-        raise PrunusError(
-            f"latency is measured with the backend {able} only, not {plan.backend}; leave --measure-seconds out"
-        )
     engine = engine or EngineOptions()
     engine.check(plan.backend)
     checkpoint, kernel, engine = opened_model(model, plan.backend, device, engine)
     folder, path = checkpoint.folder, Path(store)
     work = resolve_plan(checkpoint, load_tokenizer(folder), plan, kernel)
-    if holds_all(path, work, device if measure_seconds else None):
+    if holds_all(path, work):
         with Store(path, create=True) as opened:
             renew_groups(opened, work.problems)
         return work.run_id
@@ -92,8 +84,6 @@ def evaluate(
             opened.add_run(Run(work.run_id, description, work.plan, versions, planned=work.planned))
             # The missing batches are determined again, since another process may have added some before claim().
             fill(opened, work, backend, missing_batches(opened, work))
-            if measure_seconds and isinstance(backend, Backend) and is_untimed(opened, work, device):
-                measure_run(opened, work, backend, checkpoint)
     return work.run_id
 
 
@@ -111,39 +101,13 @@ def opened_model(
     return ServedModel(str(model), engine), None, replace(engine, served_model=engine.served_model or str(model))
 
 
-def holds_all(path: Path, work: ResolvedPlan, timed_on: str | None) -> bool:
-    """Whether the store at path has every row of the plan and, unless timed_on is None, a timing of that device."""
+def holds_all(path: Path, work: ResolvedPlan) -> bool:
+    """Whether the store at path has every row of the plan."""
     check_folder(path)
     if not path.exists():
         return False
     with Store(path, create=True) as opened:
-        return not missing_batches(opened, work) and (timed_on is None or not is_untimed(opened, work, timed_on))
-
-
-def is_untimed(store: Store, work: ResolvedPlan, device: str) -> bool:
-    """Whether the store has no timing of the run's model on this machine."""
-    from prunus.evaluation.backends.loading import pick
-    from prunus.evaluation.latency import machine_of
-
-    return machine_of(pick(device)) not in store.timings(work.run_id)
-
-
-def measure_run(store: Store, work: ResolvedPlan, backend: Backend, checkpoint: ModelFacts) -> None:
-    """Measure the speed of a run's model on this machine and store it."""
-    store.set_timing(work.run_id, *speed_here(work, backend, checkpoint))
-
-
-def speed_here(work: ResolvedPlan, backend: Backend, checkpoint: ModelFacts) -> tuple[str, dict[str, Any]]:
-    """The name of this machine, and the speed of the run's model on it."""
-    from prunus.evaluation.latency import machine_of, measure
-
-    prompts: dict[str, list[int]] = {}
-    for problem, ids in zip(work.problems, work.prompts, strict=True):
-        prompts.setdefault(problem.task, []).append(len(ids))
-    markers, context = work.rules.markers, checkpoint.context
-    longest = max(map(len, work.prompts)) + work.largest_budget + markers.longest + max(work.caps)
-    speed = measure(backend, prompts, len(markers.start), longest, context)
-    return machine_of(str(backend.description.get("device"))), speed
+        return not missing_batches(opened, work)
 
 
 def fill(

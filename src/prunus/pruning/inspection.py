@@ -41,7 +41,7 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
     parameters, weight_bytes: number of parameters, and bytes as stored.
     history: a dict for each step that was applied: action, recipe (mostly only fields that differ from their
         defaults), blocks_removed, source, warnings; of removed experts, experts (numbers before and after, by block);
-        of a recovery, trained_tokens and trained_seconds (None where they were not kept).
+        of a recovery, trained_tokens.
     refused: why the blocks cannot be run one by one, else None. If they cannot, only uses follows.
     uses: a dict for each of prune, drop, pack and sparse kernel with use, possible and note (why not); of a mixture of
         experts also for experts.
@@ -218,7 +218,7 @@ def history_row(step: Mapping[str, Any]) -> dict[str, Any]:
     }
     cost = {}
     if step["action"] == "recover":
-        cost = {"trained_tokens": step["cost"]["tokens"], "trained_seconds": step["cost"].get("seconds")}
+        cost = {"trained_tokens": step["cost"]["tokens"]}
     if step["action"] == "experts":
         cost = {"experts": step["experts"]}
     return {

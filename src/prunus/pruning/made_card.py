@@ -13,7 +13,7 @@ from prunus.disk import write_text
 
 def made_card(source: Checkpoint, step: Mapping[str, Any]) -> dict[str, str]:
     """{README.md: text} of what a step made from source; zeros are those that pruning counted."""
-    earlier = read_manifest(source.folder).get("history", [])  # without seconds, which differ when work is done again
+    earlier = read_manifest(source.folder).get("history", [])
     card = Card([*earlier, step], read_metadata(source.folder / README), counted(source, [*earlier, step]))
     return {README: card_text(card)}
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import is_stateful
-from prunus.checkpoint.manifest import timed, versions
+from prunus.checkpoint.manifest import versions
 from prunus.checkpoint.model_folder import PACKED_FILE, is_packed
 from prunus.checkpoint.packed.checkpoint import PackedCheckpoint
 from prunus.checkpoint.packed.reader import read_packed
@@ -128,8 +128,11 @@ def recover(
         plan = kept_plan(job, partial, max(map(len, calibration.sequences)))
         with torch.no_grad():
             recover_blocks(job, partial, calibration, plan, step_tokens)
-        records = [dict(partial.records[index]) for index in range(source.blocks)]
-        seconds = sum(record.pop("seconds", 0.0) for record in records)
+        # Records of unfinished work of earlier versions have seconds.
+        records = [
+            {key: value for key, value in partial.records[index].items() if key != "seconds"}
+            for index in range(source.blocks)
+        ]
         warnings = [*calibration.warnings, *warnings_of(records)]
         cost = {name: sum(record[name] for record in records) for name in ("tokens", "steps")}
         step = {
@@ -144,7 +147,7 @@ def recover(
             "arithmetic": plan._asdict(),
             "warnings": warnings,
         }
-        partial.finish(None, step, made_card(source, step) | timed(source, seconds))
+        partial.finish(None, step, made_card(source, step))
     return {
         "out": str(target),
         "blocks": source.blocks,
@@ -204,7 +207,6 @@ def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration, pl
                 stored = source.read_block(index, partial.read_block(index))
                 streams.advance_pruned(ours.make_block(index, stored))
                 continue
-            began = time.monotonic()
             tensors = source.read_block(index)
             block = ours.make_block(index, tensors)
             dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
@@ -221,8 +223,7 @@ def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration, pl
                     plan=plan,
                 )
             changed = {p.name: p.parameter.detach().to(p.dtype).cpu() for p in parameters} if fitted.trained else {}
-            record = fitted._asdict() | {"seconds": time.monotonic() - began}
-            partial.write_block(index, block_of(source, index, changed), record)
+            partial.write_block(index, block_of(source, index, changed), fitted._asdict())
             streams.advance_pruned(block)
             steps.advance(note=f"error {fitted.before:.3g} -> {fitted.after:.3g}")
 

@@ -61,8 +61,6 @@ def recipe_text(run: Run) -> str:
         cost = step.get("cost")
         trained = cost.get("tokens") if isinstance(cost, dict) else None
         passes = f"; trained on {trained:,} tokens, repeats counted" if isinstance(trained, int) else ""
-        seconds = cost.get("seconds") if isinstance(cost, dict) else None
-        passes += f", in {seconds:,.1f} seconds" if passes and isinstance(seconds, int | float) else ""
         steps.append(f"{step.get('action')}: {values}{removed}{passes}")
     return " · then ".join(steps) or "nothing"
 

@@ -16,7 +16,6 @@ from prunus.reporting.render.text import esc
 from prunus.reporting.run_totals import RunTotals, run_totals
 from prunus.results.bands import add_bands
 from prunus.results.comparison import compare_runs
-from prunus.results.latency import Speed
 from prunus.results.plans import listed
 from prunus.results.rows import Key, Run, Sample
 from prunus.results.store import Store
@@ -54,7 +53,7 @@ class ReportedRun:
     """One run with its rows and statistics.
 
     samples: its rows without texts. tables: the same rows as arrays, by task. summary: as `summarise` returns it, with
-    bands. contrast: the run's entry in the result of `compare`, None for the base. speeds: by machine.
+    bands. contrast: the run's entry in the result of `compare`, None for the base.
     """
 
     run: Run
@@ -64,7 +63,6 @@ class ReportedRun:
     summary: Data
     contrast: Data | None
     totals: RunTotals
-    speeds: Mapping[str, Speed]
 
     def cells(self, task: str) -> dict[int, Data]:
         """{budget: cell of the summary} for one task, in order of budgets; empty if no problem is finished."""
@@ -154,8 +152,7 @@ class ReportData:
             samples, by_task = rows(run.run_id)
             summary = describe(run, by_task)
             add_bands(summary, by_task)
-            speeds = {machine: Speed.from_json(speed) for machine, speed in store.timings(run.run_id).items()}
-            reported.append(ReportedRun(run, look, samples, by_task, summary, contrast, totals(run), speeds))
+            reported.append(ReportedRun(run, look, samples, by_task, summary, contrast, totals(run)))
         if not tasks_of(one.summary for one in reported):
             raise PrunusError(
                 f"no problem of run {base_run.run_id} is finished in '{store.path}': run the same `prunus eval` again"

@@ -9,37 +9,31 @@ from prunus.errors import PrunusError
 SCHEMA_VERSION = 4
 APPLICATION_ID = 0x5072756E  # "Prun", in the header of the file: other programs' SQLite files have another
 
-# The speed of a run's model on a machine. Older versions of prunus ignore the table, and older stores get it when it is
-# first needed, so it needs no new format version.
-TIMING_DDL = """
-    CREATE TABLE IF NOT EXISTS timing (
-        run_id TEXT NOT NULL REFERENCES run, machine TEXT NOT NULL,
-        speed TEXT NOT NULL,  -- JSON, see prunus.results.latency
-        PRIMARY KEY (run_id, machine)
-    ) WITHOUT ROWID"""
+# Tables since format 4 that older versions ignore, and that older stores get when they are first needed, so that they
+# need no new version. Older stores may have another, `timing`, which nothing reads.
 
-# The form of answer that a question asks for, since questions are not stored. Like timing, it needs no new version.
+# The form of answer that a question asks for, since questions are not stored.
 ASKS_DDL = """
     CREATE TABLE IF NOT EXISTS asks (
         problem_id TEXT PRIMARY KEY REFERENCES problem,
         wishes TEXT NOT NULL  -- JSON list, see prunus.evaluation.grading
     ) WITHOUT ROWID"""
 
-# A hash of each problem's question, by which imported logs find problems. Like timing, it needs no new version.
+# A hash of each problem's question, by which imported logs find problems.
 QUESTION_DDL = """
     CREATE TABLE IF NOT EXISTS question (
         problem_id TEXT PRIMARY KEY REFERENCES problem,
         digest TEXT NOT NULL  -- see prunus.contamination.question_key
     ) WITHOUT ROWID"""
 
-# Runs whose number of problems depended on their rows (rows.Run.adaptive). Like timing, it needs no new version.
+# Runs whose number of problems depended on their rows (rows.Run.adaptive).
 ADAPTIVE_DDL = """
     CREATE TABLE IF NOT EXISTS adaptive (
         run_id TEXT PRIMARY KEY REFERENCES run,
         how TEXT NOT NULL  -- JSON: {"by": "find", "seed": of the order of problems}
     ) WITHOUT ROWID"""
 
-# Searches by `find`, in the order in which they were declared (rows.DeclaredSearch). It needs no new version either.
+# Searches by `find`, in the order in which they were declared (rows.DeclaredSearch).
 SEARCH_DDL = """
     CREATE TABLE IF NOT EXISTS search (
         number INTEGER PRIMARY KEY,
@@ -49,14 +43,14 @@ SEARCH_DDL = """
         had TEXT NOT NULL                -- JSON: {run: [problems, rows]} that its runs had then
     )"""
 
-# The problems of a plan in their order, by the digest that the plan has of them. Like timing, it needs no new version.
+# The problems of a plan in their order, by the digest that the plan has of them.
 PLANNED_DDL = """
     CREATE TABLE IF NOT EXISTS planned (
         digest TEXT PRIMARY KEY,
         problems TEXT NOT NULL  -- JSON: {task: [problem ids]}
     ) WITHOUT ROWID"""
 
-# When runs began, and what could be seen of the earlier runs of the same model then. Like timing, no new version.
+# When runs began, and what could be seen of the earlier runs of the same model then.
 BEGUN_DDL = """
     CREATE TABLE IF NOT EXISTS begun (
         run_id TEXT PRIMARY KEY REFERENCES run,
@@ -64,7 +58,7 @@ BEGUN_DDL = """
         earlier TEXT NOT NULL  -- JSON: {run id: complete problems} of plans with another limit or number of draws
     ) WITHOUT ROWID"""
 
-# Problems that count as one observation with others (rows.ProblemRow.group). Like timing, it needs no new version.
+# Problems that count as one observation with others (rows.ProblemRow.group).
 BELONGS_DDL = """
     CREATE TABLE IF NOT EXISTS belongs (
         problem_id TEXT PRIMARY KEY REFERENCES problem,
@@ -104,7 +98,6 @@ DDL = (
         thinking TEXT NOT NULL, text TEXT NOT NULL,   -- text: the answer phase
         PRIMARY KEY (run_id, problem_id, budget, draw)
     ) WITHOUT ROWID""",
-    TIMING_DDL,
 )
 
 TABLES = ("meta", "run", "problem", "sample")  # of every format

@@ -147,21 +147,6 @@ class Store:
         with self._transaction():
             self._connection.execute("UPDATE run SET versions = ? WHERE run_id = ?", (_json(versions), run_id))
 
-    def set_timing(self, run_id: str, machine: str, speed: Mapping[str, Any]) -> None:
-        """Store the speed of a run's model on a machine; it replaces an older measurement."""
-        with self._transaction():
-            self._connection.execute(schema.TIMING_DDL)
-            self._connection.execute(
-                "INSERT OR REPLACE INTO timing VALUES (?, ?, ?)", (run_id, machine, _json(dict(speed)))
-            )
-
-    def timings(self, run_id: str) -> dict[str, dict[str, Any]]:
-        """The speed of the run's model by machine, for each machine on which it was measured."""
-        if not self._has_table("timing"):
-            return {}
-        rows = self._read("SELECT machine, speed FROM timing WHERE run_id = ? ORDER BY machine", (run_id,))
-        return {machine: self._parsed(speed, dict) for machine, speed in rows}
-
     def mark_adaptive(self, run_id: str, how: Mapping[str, Any]) -> None:
         """Store that the number of a run's problems depends on its rows; `how` is Run.adaptive. An older mark stays."""
         with self._transaction():

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from prunus.budgets import without_off
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import EngineFolder, ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve, tiny_folder
@@ -112,6 +113,16 @@ class Model:
     def cells_of(self, variant: Variant) -> list[Cell]:
         """The cells of a variant, one for each plan, and with its control if the plan has one."""
         return [cell for cell in self.cells if cell.variant == variant]
+
+
+def chain_tokens(plan: EvalPlan, answers: int) -> int:
+    """Upper bound of the tokens of one chain: its thinking, and its answers at all budgets.
+
+    answers: upper bound of the tokens of these answers together.
+    """
+    budgets = without_off(plan.budgets)
+    shared = plan.reuse and plan.wait == 0
+    return (max(budgets, default=0) if shared else sum(budgets)) + answers
 
 
 def model_label(name: str) -> str:

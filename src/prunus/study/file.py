@@ -16,21 +16,42 @@ from prunus.kinds import hints_of, misfit
 from prunus.margins import Margin, MarginLike
 from prunus.parse import parse_toml
 from prunus.recipe_base import Recipe, without_removed
-from prunus.recipes import EvalPlan, ExpertsRecipe, RecoverRecipe
+from prunus.recipes import EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.step import STEPS, step_kind, steps_name
-from prunus.study.find_table import KINDS, OF_RECIPE, REMOVED, FindTable, default_name, ladder_text
 from prunus.study.toml_lines import Lines, suggestion
 
 RECIPES: Mapping[str, type[Recipe]] = {action: step_kind(action).recipe for action in STEPS}
 # Keys of [calibration]: defaults of every step.
 SHARED = ("calibration", "samples", "seqlen", "calibration_tokens", "seed")
-SWITCHES = ("keep_checkpoints", "measure_seconds")
+# (table, key) of options that no longer exist: ignored at the value that they had by default, and what to do else.
+DELETED: Mapping[tuple[str, str], tuple[Any, str]] = {
+    ("", "measure_seconds"): (False, "benchmarks/latency.py measures the time per token"),
+    ("find", "as_given"): (False, "order the ladder from gentle to harsh"),
+    ("find", "anyway"): (False, "take more problems or a larger margin"),
+}
 CHAIN = "chain"  # the tables of several steps, each of which is {action = settings}
 AFTER = "recover"  # key of the tables of single steps, for one more step after it: true, false or a table of settings
 BEFORE = "experts"  # key of [[prune]], for one more step before it
-TOP = ("name", "models", *SWITCHES, "eval", "engine", "calibration", *RECIPES, CHAIN, "find", "report")
+TOP = ("name", "models", "keep_checkpoints", "eval", "engine", "calibration", *RECIPES, CHAIN, "find", "report")
 REPORT = ("base", "margin", "stop_margin", "published")
 ENGINE = tuple(field.name for field in fields(EngineOptions))
+DEFAULT_LADDER = "0.1:0.7:0.05"
+# Fields of PruneRecipe that a [[find]] table may set for every rung of its ladder; these three follow from method and
+# ladder.
+OF_LADDER = ("method", "sparsity", "pattern")
+OF_RECIPE = {name: hint for name, hint in hints_of(PruneRecipe).items() if name not in OF_LADDER}
+# The keys of a [[find]] table but `recover`, and their types.
+FIND_KEYS: Mapping[str, Any] = {
+    "name": str,
+    "method": str | tuple[str, ...],
+    "ladder": str | tuple[float, ...],
+    "margin": float | str,
+    "stop_margin": float | str,
+    "alpha": float,
+    "max_tokens": int,
+    "look": int,
+    **OF_RECIPE,
+}
 # Name of each table in messages, and its valid keys.
 _TABLES = {
     "": "the top of the file",
@@ -45,7 +66,7 @@ _KEYS |= {f"{AFTER} = {{...}}": [field.name for field in fields(RecoverRecipe)]}
 _KEYS |= {f"[[{kind}]]": [*(field.name for field in fields(cls)), AFTER] for kind, cls in RECIPES.items()}
 _KEYS["[[prune]]"] = [*_KEYS["[[prune]]"], BEFORE]
 _KEYS |= {"[report]": REPORT, "[engine]": ENGINE, "the top of the file": TOP, "[[chain]]": ["steps"]}
-_KEYS |= {"[[find]]": [*KINDS, AFTER]}
+_KEYS |= {"[[find]]": [*FIND_KEYS, AFTER]}
 
 
 @dataclass(frozen=True)
@@ -57,36 +78,62 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Study:
-    """The checked content of a study's file.
+class FindTable:
+    """One [[find]] table: a search by `prunus find` for the most compressed version of each model, under each plan.
 
-    backend: the one backend of all plans. base: name of the variant that the others are compared with. margin,
-    stop_margin: largest tolerable loss of accuracy, and of chains that end by themselves, as MarginLike. text: the
-    file's text. eval_line, models_line: lines of [eval] and of `models`, None where they cannot be located. finds: the
-    searches, which `prunus.finding` carries out.
+    name: of the folder of its results. line: of the table. settings: fields of every PruneRecipe; shared: those of
+    [calibration], which also hold for a ladder's file. The others are the arguments of `prunus.find`.
+    """
+
+    name: str
+    line: int | None
+    ladder: str
+    methods: tuple[str, ...] | None
+    settings: Mapping[str, Any]
+    shared: Mapping[str, Any]
+    recovery: Mapping[str, Any] | None
+    margin: MarginLike
+    stop_margin: MarginLike
+    alpha: float = 0.05
+    max_tokens: int | None = None
+    look: int | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """The checked content of a study's file; of a search by `find`, its model, plan and rungs, whose text is empty.
+
+    path: of a search, its ladder's file. plans: all of one backend. base: name of the variant that the others are
+    compared with. margin, stop_margin: largest tolerable loss of accuracy, and of chains that end by themselves, as
+    MarginLike. text: the file's text. eval_line, models_line: lines of [eval] and of `models`, None where they cannot
+    be located.
     """
 
     path: Path
     name: str
     models: tuple[str, ...]
     plans: tuple[EvalPlan, ...]
-    backend: str
     engine: EngineOptions
     entries: tuple[Entry, ...]
-    base: str
-    margin: MarginLike
-    stop_margin: MarginLike
-    published: bool
-    keep_checkpoints: bool
-    measure_seconds: bool
-    text: str
-    eval_line: int | None
-    models_line: int | None
+    base: str = "dense"
+    margin: MarginLike = 0.02
+    stop_margin: MarginLike = 0.05
+    published: bool = False
+    keep_checkpoints: bool = False
+    text: str = ""
+    eval_line: int | None = None
+    models_line: int | None = None
     finds: tuple[FindTable, ...] = ()
 
+    @property
+    def backend(self) -> str:
+        """The backend of all plans."""
+        return self.plans[0].backend
+
     def fail(self, line: int | None, message: str) -> NoReturn:
-        """Raise a PrunusError that names the file and the line."""
-        raise PrunusError(f"{self.path}{'' if line is None else f', line {line}'}: {message}")
+        """Raise a PrunusError that names the file and the line; for a search, only where there is a line."""
+        where = f"{self.path}, line {line}: " if line is not None else f"{self.path}: " if self.text else ""
+        raise PrunusError(f"{where}{message}")
 
 
 def read_study(path: str | Path) -> Study:
@@ -131,8 +178,7 @@ class _Reader:
     def study(self) -> Study:
         self.check_keys("", 0, self.data, TOP)
         report, shared = self.table("report", REPORT), self.shared()
-        for key in SWITCHES:
-            self.check_type("", key, 0, self.data.get(key, False), bool)
+        self.check_type("", "keep_checkpoints", 0, self.data.get("keep_checkpoints", False), bool)
         self.check_type("", "name", 0, self.data.get("name", ""), str)
         self.check_type("report", "base", 0, report.get("base", ""), str)
         self.check_type("report", "published", 0, report.get("published", False), bool)
@@ -146,14 +192,11 @@ class _Reader:
         entries = self.entries(shared)
         self.check_twice(entries)
         models, plans = tuple(self.models()), tuple(self.plans())
-        if self.data.get("measure_seconds") and plans[0].backend != "hf":
-            self.fail("", "measure_seconds", 0, f"latency is measured with backend hf only, not {plans[0].backend}")
         return Study(
             path=self.path,
             name=self.data.get("name", self.path.stem),
             models=models,
             plans=plans,
-            backend=plans[0].backend,
             engine=self.engine(plans, entries),
             entries=tuple(entries),
             base=report.get("base", "dense"),
@@ -161,7 +204,6 @@ class _Reader:
             stop_margin=margins["stop_margin"],
             published=report.get("published", False),
             keep_checkpoints=self.data.get("keep_checkpoints", False),
-            measure_seconds=self.data.get("measure_seconds", False),
             text=self.text,
             eval_line=self.lines.of("eval"),
             models_line=self.lines.of("", "models"),
@@ -229,7 +271,7 @@ class _Reader:
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             self.fail("", kind, 0, f"write [[{kind}]] with double brackets, since there may be several")
         for number, table in enumerate(tables):
-            removed = REMOVED if kind == "find" else RECIPES[kind].REMOVED if kind in RECIPES else {}
+            removed = RECIPES[kind].REMOVED if kind in RECIPES else PruneRecipe.REMOVED
             kept = self.without_removed(kind, number, table, removed)
             self.check_keys(kind, number, kept, _KEYS[_TABLES[kind]])
             yield number, kept
@@ -297,7 +339,7 @@ class _Reader:
         for number, table in self.tables("find"):
             for key, value in table.items():
                 if key != AFTER:
-                    self.check_type("find", key, number, value, KINDS[key])
+                    self.check_type("find", key, number, value, FIND_KEYS[key])
                 if key in margins:
                     try:
                         Margin.of(value, key, zero=False)
@@ -306,10 +348,10 @@ class _Reader:
             (recovery, *more) = self.settings("find", number, AFTER, table.get(AFTER, False), RecoverRecipe)
             if more:
                 self.fail("find", AFTER, number, f"'{AFTER}' takes one value here, since a ladder has one recovery")
-            given = dict(table) | {"ladder": ladder_text(table)}
+            given = dict(table) | {"ladder": _ladder_text(table)}
             if given["ladder"].endswith(".toml"):
                 given["ladder"] = self.path_or_text(given["ladder"])
-            name = given.setdefault("name", default_name(given))
+            name = given.setdefault("name", _default_name(given))
             if not all(character.isalnum() or character in "-_+" for character in name) or not name:
                 self.fail("find", "name", number, f"name '{name}' is that of a folder: use letters, digits, -, _ and +")
             if name in seen:
@@ -412,9 +454,14 @@ class _Reader:
         self.check_keys(name, 0, table, known)
         return table
 
-    def check_keys(self, table: str, number: int, values: Mapping[str, Any], known: Sequence[str]) -> None:
-        for key in values:
-            if key not in known:
+    def check_keys(self, table: str, number: int, values: dict[str, Any], known: Sequence[str]) -> None:
+        """Raise PrunusError for a key that is not known; one of DELETED is taken out at its default."""
+        for key in list(values):
+            if (deleted := DELETED.get((table, key))) is not None:
+                default, instead = deleted
+                if values.pop(key) != default:
+                    self.fail(table, key, number, f"'{key}' does not exist any more: {instead}")
+            elif key not in known:
                 where = f" in {_TABLES[table]}" if table else ""
                 elsewhere = {shown: keys for shown, keys in _KEYS.items() if shown != _TABLES[table]}
                 self.fail(table, key, number, f"unknown key '{key}'{where}; {suggestion(key, known, elsewhere)}")
@@ -466,3 +513,17 @@ def _with_blocks_as_text(kind: str, table: Mapping[str, Any]) -> dict[str, Any]:
     value = table["blocks"]
     texts = [str(one) if type(one) is int else one for one in (value if isinstance(value, list) else [value])]
     return dict(table) | {"blocks": texts if isinstance(value, list) else texts[0]}
+
+
+def _ladder_text(table: Mapping[str, Any]) -> str:
+    """The ladder of a [[find]] table as `prunus find --ladder` takes it; in a study it may be a list of sparsities."""
+    ladder = table.get("ladder", DEFAULT_LADDER)
+    return ladder if isinstance(ladder, str) else ",".join(map(str, ladder))
+
+
+def _default_name(table: Mapping[str, Any]) -> str:
+    """The name of a [[find]] table that has none: that of its ladder's file, or of its methods."""
+    if table["ladder"].endswith(".toml"):
+        return Path(table["ladder"]).stem
+    methods = table.get("method", "wanda")
+    return methods if isinstance(methods, str) else "-".join(methods)

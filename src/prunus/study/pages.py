@@ -18,7 +18,7 @@ from prunus.results.completeness import verdict_in_words
 from prunus.results.store import Store
 from prunus.study.cells import Model, plan_names
 from prunus.study.file import Study
-from prunus.study.find_table import SearchState
+from prunus.study.find.tables import SearchState
 from prunus.study.paths import StudyPaths
 
 Data = dict[str, Any]

@@ -1,24 +1,44 @@
 """The plan of a study: its cells, how much of them is done, and the tokens, disk and time that the rest takes."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import ModelFolder
+from prunus.checkpoint.resolve import HUB_PATTERNS, is_hub_id
 from prunus.checkpoint.writer import disk_needed
 from prunus.errors import PrunusError
 from prunus.evaluation.pipeline import missing_batches
+from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.requests import Backend, Request
 from prunus.evaluation.resolved_plan import ResolvedPlan
+from prunus.evaluation.tasks import TASKS, load_task
+from prunus.recipes import EvalPlan
 from prunus.results.rows import Sample
 from prunus.results.store import Store, is_begun
 from prunus.results.token_use import chains_of, sampled_tokens
 from prunus.step import kind_of
-from prunus.study.cells import Cell, Model, Variant, check_apart, checkpoint_of, open_model, plan_names, variants_of
+from prunus.study.cells import (
+    AGAIN,
+    DENSE,
+    Cell,
+    Model,
+    Variant,
+    chain_tokens,
+    check_apart,
+    checkpoint_of,
+    folder_of,
+    open_model,
+    plan_names,
+    variant_names,
+    variants_of,
+)
 from prunus.study.engine import Engine
-from prunus.study.file import Study
-from prunus.study.offline_plan import PlannedCell, chain_tokens, local_folder, plan_from_catalogue, unread_tasks
+from prunus.study.file import Study, read_study
+from prunus.study.find.tables import open_searches, states
 from prunus.study.paths import StudyPaths
 from prunus.study.variants import check_variants, is_made
 
@@ -26,13 +46,78 @@ MEASURED_SECONDS = 1.0
 TEXT_BYTES = 5  # in the store, per token of text
 
 
-def plan_cells(study: Study, paths: StudyPaths, device: str, measure: bool) -> dict[str, Any]:
-    """The result of plan_study without its searches; nothing is written or downloaded.
+@dataclass(frozen=True)
+class PlannedCell:
+    """The plan of one cell.
 
-    Raises PrunusError, with the line of the file, where a model or a recipe is wrong.
+    run: its id. problems, answers: counts. done: answers in the store. tokens: upper bound of the tokens of the missing
+    answers. tokens_expected: their number if chains stay as long as those so far, None without any so far. Of a model
+    or task that is not on this machine, the id is None, and so are numbers that depend on an unknown one.
     """
+
+    model: str
+    variant: str
+    plan: str
+    run: str | None
+    problems: int | None
+    answers: int | None
+    done: int
+    tokens: int | None
+    tokens_expected: float | None
+
+
+def plan_study(
+    file: str | Path,
+    *,
+    out: str | Path | None = None,
+    store: str | Path | None = None,
+    device: str = "auto",
+    measure: bool = True,
+) -> dict[str, Any]:
+    """What run_study would do with the same arguments, as plain data; nothing is written or downloaded.
+
+    measure: load each dense model and measure its speed in a few steps. The result has
+
+    - `name`, `out`, `store`: the study, its folder, its store;
+    - `cells`, one for each model, variant and plan: `model`, `variant`, `plan`, `run` (id in the store), `problems`,
+      `answers`, `done` (answers in the store), `tokens` (the most that the rest takes), `tokens_expected` (from the
+      chains that the store has of the same model and plan; None without any); None where it is not known;
+    - `variants`: `model`, `variant`, `made` (whether its files exist), `bytes` (the most that they take);
+    - `totals`: `cells`, `complete`, `answers`, `done`, `tokens`, and `disk`, the most bytes that the study adds, which
+      include a whole checkpoint while variants are made; None where a model or a task is not on this machine;
+    - `tokens_per_second` by model, `seconds_at_most` and `seconds_expected` to evaluate the rest, None where unknown;
+    - `searches`, one for each model, plan and [[find]] table, as run_study returns them, with `lines` that say what to
+      expect of those that are not finished; the totals do not count them;
+    - `unknown`: a line for each thing that cannot be known yet.
+
+    Raises PrunusError, with the line of the file, where the file, a model or a recipe is wrong.
+    """
+    study = read_study(file)
+    paths = StudyPaths.of(study, out, store)
     unread = unread_tasks(study)
     folders = {name: local_folder(study, name) for name in study.models}
+    here = {name: folder for name, folder in folders.items() if folder is not None and not unread}
+    plan = plan_cells(study, paths, device, measure, folders, unread)
+    searches = open_searches(study, here if study.finds else {}, paths.folder)
+    absent = [name for name in study.models if study.finds and name not in here]
+    return plan | {
+        "searches": [one.to_json() for one in states(searches, paths.store)],
+        "unknown": [*plan["unknown"], *(f"what the searches of {name} take, for the same reason" for name in absent)],
+    }
+
+
+def plan_cells(
+    study: Study,
+    paths: StudyPaths,
+    device: str,
+    measure: bool,
+    folders: Mapping[str, Path | None],
+    unread: Mapping[str, str],
+) -> dict[str, Any]:
+    """The result of plan_study without its searches.
+
+    folders: of the models; None for one that is not here. unread: as unread_tasks.
+    """
     absent = [name for name, folder in folders.items() if folder is None]
     unknown = unknown_lines(unread, absent)
     if measure and study.backend != "hf":
@@ -46,7 +131,7 @@ def plan_cells(study: Study, paths: StudyPaths, device: str, measure: bool) -> d
         if folder is None or unread:
             if folder is not None:
                 variants_of(study, checkpoint_of(study, folder))
-            cells += plan_from_catalogue(study, name)
+            cells += cells_not_here(study, name)
             disk = None
             continue
         model = open_model(study, name, folder)
@@ -66,7 +151,7 @@ def plan_cells(study: Study, paths: StudyPaths, device: str, measure: bool) -> d
         if measure and study.backend == "hf" and any(line.tokens for line in cells if line.model == name):
             speeds[name] = tokens_per_second(study, model, device)
     left = {name: [line for line in cells if line.model == name] for name in study.models}
-    tokens = sum(line.tokens for line in cells)
+    tokens = sum(line.tokens or 0 for line in cells)
     return {
         "name": study.name,
         "out": str(paths.folder),
@@ -75,8 +160,8 @@ def plan_cells(study: Study, paths: StudyPaths, device: str, measure: bool) -> d
         "variants": variants,
         "totals": {
             "cells": len(cells),
-            "complete": sum(line.done >= line.answers for line in cells),
-            "answers": sum(line.answers for line in cells),
+            "complete": sum(line.done == line.answers for line in cells),
+            "answers": sum(line.answers or 0 for line in cells),
             "done": sum(line.done for line in cells),
             "tokens": tokens,
             "disk": None if disk is None else disk + TEXT_BYTES * tokens,
@@ -93,11 +178,71 @@ def unknown_lines(unread: Mapping[str, str], absent: Sequence[str]) -> list[str]
     lines = []
     if unread:
         reason = next(iter(unread.values()))
-        lines.append(f"the problems of {', '.join(unread)}, counted by the catalogue ({reason})")
+        lines.append(f"the problems of {', '.join(unread)}, which are taken to be as many as declared ({reason})")
+    if uncounted := [task for task in unread if TASKS[task].problems is None]:
+        lines.append(f"how many problems {', '.join(uncounted)} has, so that no total counts them")
     if absent:
         fit, are = ("fits", "it is") if len(absent) == 1 else ("fit", "they are")
         lines.append(f"whether {', '.join(absent)} {fit} the budgets and recipes, since {are} not downloaded yet")
     return lines
+
+
+def unread_tasks(study: Study) -> dict[str, str]:
+    """{task: reason} for each problem set that cannot be read here. Raises PrunusError for an unknown task."""
+    found = {}
+    for task in dict.fromkeys(task for plan in study.plans for task in plan.tasks):
+        try:
+            load_task(task)
+        except PrunusError as error:
+            if task not in TASKS:
+                study.fail(study.eval_line, str(error))
+            found[task] = str(error)
+    return found
+
+
+def local_folder(study: Study, model: str) -> Path | None:
+    """The folder of a model; None for a model of the hub that is not downloaded. Raises PrunusError for any other."""
+    if Path(model).expanduser().exists() or not is_hub_id(model):
+        return folder_of(study, model)
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(model, allow_patterns=HUB_PATTERNS, local_files_only=True))
+        Checkpoint(folder)
+    except Exception:  # the hub client raises errors of several libraries, and a partial download cannot be opened
+        return None
+    return folder
+
+
+def cells_not_here(study: Study, model: str) -> Iterator[PlannedCell]:
+    """The cells of a model of which not everything is on this machine."""
+    for plan, name in zip(study.plans, plan_names(study.plans), strict=True):
+        sizes = [size_of(task, plan) for task in plan.tasks]
+        problems = total(None if size is None else size[0] for size in sizes)
+        answers = None if problems is None else problems * plan.samples * len(plan.budgets)
+        tokens = total(None if size is None else plan.samples * size[0] * size[1] for size in sizes)
+        controls = [f"{DENSE}, {AGAIN}"] if plan.aa_control else []
+        for variant in [DENSE, *variant_names(study.entries), *controls]:
+            yield PlannedCell(model, variant, name, None, problems, answers, 0, tokens, None)
+
+
+def size_of(task: str, plan: EvalPlan) -> tuple[int, int] | None:
+    """(problems, most tokens of a chain) of a task under a plan; None where the task does not say how many it has."""
+    if task in TASKS:
+        number, kind = TASKS[task].problems, TASKS[task].kind
+    else:
+        problems = load_task(task)
+        number, kind = len(problems), problems[0].kind
+    if number is None:
+        return None
+    cap = plan.answer_tokens or PROFILES["s1"].answer_cap(kind, plan.mode)  # that of all profiles but `tiny`
+    return min(number, plan.limit or number), chain_tokens(plan, len(plan.budgets) * cap)
+
+
+def total(numbers: Iterable[int | None]) -> int | None:
+    """Their sum; None if one of them is."""
+    known = list(numbers)
+    return None if None in known else sum(number for number in known if number is not None)
 
 
 def planned_cells(study: Study, model: Model, paths: StudyPaths) -> list[PlannedCell]:
@@ -208,7 +353,7 @@ def seconds(
     """The seconds for the cells of all models; None where a speed or a number of tokens is unknown."""
     total = 0.0
     for name, of_model in lines.items():
-        counts = [tokens(line) for line in of_model if line.done < line.answers]
+        counts = [tokens(line) for line in of_model if line.done != line.answers]
         known = [count for count in counts if count is not None]
         if len(known) < len(counts) or (counts and name not in speeds):
             return None

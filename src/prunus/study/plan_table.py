@@ -11,6 +11,8 @@ from prunus.disk import show_bytes
 from prunus.study.cells import model_label
 from prunus.study.live_table import duration
 
+COUNTS = ("problems", "answers", "tokens")  # of a cell, None where unknown
+
 
 def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     """A table with a row for each cell, followed by a summary of the remaining work. plan: as plan_study returns it."""
@@ -21,8 +23,8 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     for cell in plan["cells"]:
         name = cell["variant"] if models == 1 else f"{model_label(cell['model'])} {cell['variant']}"
         label = f"{name} ({cell['plan']})" if cell["plan"] else name
-        done = "all" if cell["done"] >= cell["answers"] else f"{cell['done']:,}"
-        numbers = [f"{cell['problems']:,}", f"{cell['answers']:,}", done, f"{cell['tokens']:,}"]
+        problems, answers, tokens = ("?" if (n := cell[key]) is None else f"{n:,}" for key in COUNTS)
+        numbers = [problems, answers, "all" if cell["done"] == cell["answers"] else f"{cell['done']:,}", tokens]
         table.add_row(Text(label), *numbers, cell["run"] or "?")
     searches = [line for search in plan["searches"] for line in search_lines(search, models > 1)]
     return Group(Text(f"study {plan['name']}", style="bold"), table, Text(""), *map(Text, [*summary(plan), *searches]))
@@ -53,7 +55,7 @@ def summary(plan: Mapping[str, Any]) -> list[str]:
         lines.append(f"{made}; disk: {show_bytes(totals['disk'])} at most")
     for model, speed in plan["tokens_per_second"].items():
         lines.append(f"{model} decodes {speed:,.0f} tokens/s here")
-    if not totals["tokens"]:
+    if totals["complete"] == totals["cells"]:
         return [*lines, "nothing is left to evaluate" + (" but searches" if left else "")]
     if plan["seconds_at_most"] is not None:
         expected = plan["seconds_expected"]

@@ -1,38 +1,121 @@
-"""Run the cells of a study: evaluate what is missing, a first batch of every variant early."""
+"""Run a study: the cells that are missing, with a first batch of every variant early, then its searches; report it."""
 
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+from prunus import progress
+from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.evaluation import native
 from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.pace import Pace
-from prunus.evaluation.pipeline import do_batch, is_untimed, measure_run, missing_batches, stream_batches
+from prunus.evaluation.pipeline import do_batch, missing_batches, stream_batches
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import check_engine, renew_groups
 from prunus.results.rows import Sample
-from prunus.results.store import Store
-from prunus.study.cells import Cell, Model, Variant
+from prunus.results.store import Store, is_begun
+from prunus.study.cells import Cell, Model, Variant, check_beforehand, open_models
 from prunus.study.engine import Engine, made_before
-from prunus.study.file import Study
+from prunus.study.file import Study, read_study
+from prunus.study.find.tables import check_searches, open_searches, run_searches, states
 from prunus.study.live_table import LiveTable
+from prunus.study.pages import write_results
 from prunus.study.paths import StudyPaths
-from prunus.study.ray.cluster import Cluster
+from prunus.study.ray.cluster import Cluster, cluster_for
 from prunus.study.ray.driver import run_on_ray
-from prunus.study.variants import MAKING, add_run, is_made, make_variant
+from prunus.study.variants import MAKING, add_run, check_variants, is_made, make_variant
 
 Batches = list[list[tuple[int, int]]]
 
 
-def check_ray(study: Study) -> None:
-    """Raise PrunusError for a study that cannot run on Ray."""
-    if study.engine.serve is not None:
-        raise PrunusError(f"{study.path}: 'serve' starts one server here; leave --ray out, or use backend = \"vllm\"")
-    if any(plan.control == "native" for plan in study.plans):
-        raise PrunusError(f"{study.path}: control native asks one server from here; leave --ray out")
+def run_study(
+    file: str | Path,
+    *,
+    out: str | Path | None = None,
+    store: str | Path | None = None,
+    device: str = "auto",
+    ray: str | None = None,
+    gpus_per_task: float | None = None,
+    cpus_per_task: float = 1,
+) -> dict[str, Any]:
+    """Run the study of a TOML file: evaluate what is missing, write the page OUT/report.html, and return the verdicts.
+
+    The same call resumes a study that was stopped at any time; only the batch that was being computed is repeated.
+
+    file: TOML (docs/study.md). out: folder for everything that the study writes, by default `study-NAME` in the current
+    folder. store: SQLite file of the results, by default `results.db` in that folder. device: `cpu`, `cuda`, ...;
+    `auto` takes a GPU if there is one. ray: HOST:PORT of a Ray cluster to run on, or `auto` (docs/scale.md); the rows
+    are the same as those of a local run. gpus_per_task, cpus_per_task: GPUs (by default 1 where the cluster has any)
+    and CPUs of each Ray worker.
+
+    Returns a dict of plain data: name, out, store, report (path of the page), cells (their number), unreported (ids of
+    runs in the store that the file does not ask for) and comparisons, a list with one dict for each model and plan:
+    model, plan, base (run id), comparison (as `compare` returns it; None if no other variant has answers) and not_begun
+    (names of variants without answers), and searches, a list with one dict for each model, plan and [[find]] table:
+    model, plan, name, out (its folder), state (`finished`, `not finished` or `not begun`), page (its find.html), found
+    (name of the rung; None if none was certified), removed (share of the weights) and claims (sentences).
+
+    Raises PrunusError, with the line of the file, where the file, a model or a recipe is wrong, before anything is
+    evaluated; also where another process holds the same folder or store.
+
+        done = prunus.run_study("examples/tiny.toml", out="study")
+        [other["verdict"] for other in done["comparisons"][0]["comparison"]["others"]]
+    """
+    study = read_study(file)
+    paths = StudyPaths.of(study, out, store)
+    cluster = cluster_for(study, ray, gpus_per_task, cpus_per_task)
+    check_beforehand(study, paths.folder.exists())
+    with paths.locked():
+        models = open_models(study)
+        check_variants(study, models, paths.folder, device)
+        searches = open_searches(study, folders_of(models), paths.folder)
+        check_searches(study, searches, paths.store, device)
+        write_text(paths.folder / "study.toml", study.text)
+        # Cells come first: their rows are then complete, so that searches add none to them and need not mark them.
+        run_cells(study, models, paths, device, cluster)
+        run_searches(searches, paths.store, device, cluster)
+        if was_edited(study):
+            progress.say(
+                f"{study.path} was edited while the study ran, and these results are those of the earlier text:"
+                " run the same command again"
+            )
+        with Store(paths.store) as opened:
+            return write_results(study, models, paths, opened, states(searches))
+
+
+def report_study(file: str | Path, *, out: str | Path | None = None, store: str | Path | None = None) -> dict[str, Any]:
+    """Write the pages of a study from the answers that are stored so far, and return the verdicts.
+
+    It also works while the study runs; the pages say what is missing. Arguments and result are those of run_study.
+    Raises PrunusError where no answer of a base is stored yet, or the file is wrong.
+    """
+    study = read_study(file)
+    paths = StudyPaths.of(study, out, store)
+    if not is_begun(paths.store):
+        raise PrunusError(f"nothing of {study.path} is evaluated yet ({paths.store} does not exist): run it first")
+    paths.folder.mkdir(parents=True, exist_ok=True)
+    models = open_models(study)
+    with Store(paths.store) as opened:
+        found = states(open_searches(study, folders_of(models), paths.folder))
+        return write_results(study, models, paths, opened, found)
+
+
+def folders_of(models: Sequence[Model]) -> dict[str, Path]:
+    """{name: folder} of opened models."""
+    return {model.name: model.checkpoint.folder for model in models}
+
+
+def was_edited(study: Study) -> bool:
+    """Whether the study's file has changed since it was read."""
+    try:
+        return study.path.read_text("utf-8") != study.text
+    except (OSError, ValueError):
+        return False
 
 
 def run_cells(
@@ -73,8 +156,6 @@ def run_here(study: Study, models: Sequence[Model], paths: StudyPaths, store: St
                 if chats:
                     with engine.chatting(model) as server:
                         evaluate_cells(model, chats, paths, store, server, grader, table)
-        if study.measure_seconds:
-            measure_latency(models, paths, store, engine, table)
 
 
 def evaluate_cells(
@@ -148,15 +229,3 @@ def make_missing(
             table.say(f"making {one.name} of {model.label}", log=True)
             with table.hidden():
                 make_variant(model, one, paths.folder, device, study.keep_checkpoints)
-
-
-def measure_latency(models: Sequence[Model], paths: StudyPaths, store: Store, engine: Engine, table: LiveTable) -> None:
-    """Measure the decoding speed of a single chain for every cell that has no timing of this machine."""
-    for model in models:
-        for variant in model.variants:
-            cells = [cell for cell in model.cells_of(variant) if is_untimed(store, cell.resolved, engine.device)]
-            if cells:
-                table.say(f"timing {variant.name} of {model.label}")
-                with engine.holding(model, variant, paths.folder) as backend, table.hidden():
-                    for cell in cells:
-                        measure_run(store, cell.resolved, backend, model.checkpoint)

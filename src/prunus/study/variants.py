@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prunus import progress
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.manifest import MANIFEST, untimed
+from prunus.checkpoint.manifest import MANIFEST
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.packed.commands import read_variant, variant_about, write_variant
 from prunus.checkpoint.safetensors_file import Stored, read_header, write_file
@@ -193,8 +193,7 @@ def make_variant(
         write_checkpoint(folder, model, variant, device, keep, stats)
     made = Checkpoint(target)
     kept = blocks_left(source, made)
-    # Without seconds, so that the file has the same bytes wherever and whenever it is made.
-    info = VariantInfo(kept, made.checksum(), untimed(made.manifest), made.parameters, made.blocks)
+    info = VariantInfo(kept, made.checksum(), made.manifest, made.parameters, made.blocks)
     weights_file(folder, variant).parent.mkdir(parents=True, exist_ok=True)
     changed = {} if variant.is_whole else dict(changed_tensors(source, made, kept))
     vectors = {name: stored for name, stored in changed.items() if len(stored.shape) != 2}

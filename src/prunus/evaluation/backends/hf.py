@@ -5,11 +5,9 @@ cache, in the same row or in a copy of it.
 """
 
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -145,25 +143,6 @@ class HFBackend(Backend):
         if (kept := kept_of(self.model)) is not None:
             found["kernel"] = str(kept)
         return found | ({"kernel": str(describe(self.model))} if is_sparse(self.model) else {})
-
-    @torch.inference_mode()
-    def time_tokens(self, context: int, tokens: int) -> tuple[float, list[float]]:
-        """As TimedBackend; each step is one forward pass and the choice of the most likely token.
-
-        On one thread of a CPU these are CPU seconds, which equal wall-clock seconds on an idle machine.
-        """
-        on_one_thread = self.model.device.type == "cpu" and torch.get_num_threads() == 1
-        clock = time.thread_time if on_one_thread else time.perf_counter
-        ids = torch.randint(self.vocabulary, (context,), generator=torch.Generator().manual_seed(0)).tolist()
-        rows = self._rows([ids])
-        marks = [clock()]
-        chosen = int(rows.prefill().argmax())  # int() waits for a GPU
-        marks.append(clock())
-        for _ in range(tokens):
-            chosen = int(rows.step([min(chosen, self.vocabulary - 1)]).argmax())
-            marks.append(clock())
-        reading, *steps = (end - begin for begin, end in pairwise(marks))
-        return reading, steps
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """As Backend.generate: all requests decode together, or in smaller batches if memory runs out.

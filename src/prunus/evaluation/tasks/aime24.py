@@ -9,4 +9,4 @@ def load() -> list[Problem]:
     return load_contest("aime24", "HuggingFaceH4/aime_2024", "train", 30, highest=999)
 
 
-TASKS = (Task("aime24", "HuggingFaceH4/aime_2024, train", "integer", "30 problems of AIME 2024", load),)
+TASKS = (Task("aime24", "HuggingFaceH4/aime_2024, train", "integer", "30 problems of AIME 2024", load, 30),)

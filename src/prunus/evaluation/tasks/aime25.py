@@ -9,4 +9,4 @@ def load() -> list[Problem]:
     return load_contest("aime25", "math-ai/aime25", "test", 30, highest=999)
 
 
-TASKS = (Task("aime25", "math-ai/aime25, test", "integer", "30 problems of AIME 2025", load),)
+TASKS = (Task("aime25", "math-ai/aime25, test", "integer", "30 problems of AIME 2025", load, 30),)

@@ -9,4 +9,4 @@ def load() -> list[Problem]:
     return load_contest("aime26", "MathArena/aime_2026", "train", 30, highest=999)
 
 
-TASKS = (Task("aime26", "MathArena/aime_2026, train", "integer", "30 problems of AIME 2026", load),)
+TASKS = (Task("aime26", "MathArena/aime_2026, train", "integer", "30 problems of AIME 2026", load, 30),)

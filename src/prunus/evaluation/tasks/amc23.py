@@ -9,4 +9,4 @@ def load() -> list[Problem]:
     return load_contest("amc23", "math-ai/amc23", "test", 40)
 
 
-TASKS = (Task("amc23", "math-ai/amc23, test", "integer", "40 problems of AMC 12, 2023", load),)
+TASKS = (Task("amc23", "math-ai/amc23, test", "integer", "40 problems of AMC 12, 2023", load, 40),)

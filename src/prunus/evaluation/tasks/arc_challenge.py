@@ -17,5 +17,12 @@ def load() -> list[Problem]:
 
 
 TASKS = (
-    Task("arc_challenge", "allenai/ai2_arc, ARC-Challenge, test", "choice", "1172 questions of school science", load),
+    Task(
+        "arc_challenge",
+        "allenai/ai2_arc, ARC-Challenge, test",
+        "choice",
+        "1172 questions of school science",
+        load,
+        1172,
+    ),
 )

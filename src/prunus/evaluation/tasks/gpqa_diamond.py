@@ -42,6 +42,11 @@ def load() -> list[Problem]:
 
 TASKS = (
     Task(
-        "gpqa_diamond", "Idavidrein/gpqa, gpqa_diamond, train (gated)", "choice", "198 graduate science questions", load
+        "gpqa_diamond",
+        "Idavidrein/gpqa, gpqa_diamond, train (gated)",
+        "choice",
+        "198 graduate science questions",
+        load,
+        198,
     ),
 )

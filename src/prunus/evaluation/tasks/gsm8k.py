@@ -19,7 +19,7 @@ def load(task: str, split: str, count: int) -> list[Problem]:
 
 def _task(name: str, split: str, count: int, description: str) -> Task:
     source, loader = f"openai/gsm8k, main, {split}", partial(load, name, split, count)
-    return Task(name, source, "integer", f"{count} grade-school word problems{description}", loader)
+    return Task(name, source, "integer", f"{count} grade-school word problems{description}", loader, count)
 
 
 TASKS = (

@@ -25,6 +25,6 @@ def load(task: str, repo: str, count: int) -> list[Problem]:
 
 
 TASKS = tuple(
-    Task(task, f"{repo}, train", "math", f"{count} problems of HMMT {contest}", partial(load, task, repo, count))
+    Task(task, f"{repo}, train", "math", f"{count} problems of HMMT {contest}", partial(load, task, repo, count), count)
     for task, repo, count, contest in CONTESTS
 )

@@ -14,4 +14,6 @@ def load() -> list[Problem]:
     return problems
 
 
-TASKS = (Task("math500", "HuggingFaceH4/MATH-500, test", "math", "500 competition problems, answers in LaTeX", load),)
+TASKS = (
+    Task("math500", "HuggingFaceH4/MATH-500, test", "math", "500 competition problems, answers in LaTeX", load, 500),
+)

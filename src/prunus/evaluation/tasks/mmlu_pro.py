@@ -24,5 +24,12 @@ def load() -> list[Problem]:
 
 
 TASKS = (
-    Task("mmlu_pro", "TIGER-Lab/MMLU-Pro, test", "choice", f"{COUNT} questions of 14 subjects, up to 10 options", load),
+    Task(
+        "mmlu_pro",
+        "TIGER-Lab/MMLU-Pro, test",
+        "choice",
+        f"{COUNT} questions of 14 subjects, up to 10 options",
+        load,
+        COUNT,
+    ),
 )

@@ -54,13 +54,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class Task:
-    """An entry of `prunus tasks`. source: generator or hub data set. load: all its problems, in their fixed order."""
+    """An entry of `prunus tasks`. source: generator or hub data set. load: all its problems, in their fixed order.
+
+    problems: their number, if it is known before they are fetched.
+    """
 
     name: str
     source: str
     kind: AnswerKind
     description: str
     load: Callable[[], list[Problem]] = field(repr=False)
+    problems: int | None = None
 
     @property
     def trains(self) -> bool:

@@ -16,4 +16,6 @@ def load() -> list[Problem]:
     return mixed(problems)
 
 
-TASKS = (Task("supergpqa", "m-a-p/SuperGPQA, train", "choice", f"{COUNT} graduate questions, up to 10 options", load),)
+TASKS = (
+    Task("supergpqa", "m-a-p/SuperGPQA, train", "choice", f"{COUNT} graduate questions, up to 10 options", load, COUNT),
+)

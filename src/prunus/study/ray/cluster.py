@@ -13,6 +13,7 @@ from typing import Any
 
 from prunus import progress
 from prunus.errors import PrunusError
+from prunus.study.file import Study
 
 AUTO, LOCAL = "auto", "local"
 CONNECT_SECONDS = 5.0
@@ -29,21 +30,26 @@ class Cluster:
     gpus: float | None = None
     cpus: float = 1
 
-    @classmethod
-    def asked_for(cls, ray: str | None, gpus_per_task: float | None, cpus_per_task: float) -> "Cluster | None":
-        """The cluster that ray names, which is found; None without ray.
-
-        Raises PrunusError where it cannot be reached, and for workers that are described without a cluster.
-        """
-        if ray is not None:
-            return cls(find_cluster(ray), gpus_per_task, cpus_per_task)
-        if gpus_per_task is not None or cpus_per_task != 1:
-            raise PrunusError("--gpus-per-task and --cpus-per-task belong to --ray: give it too, or leave them out")
-        return None
-
     def worker_gpus(self) -> float:
         """GPUs of each worker, once the cluster is connected."""
         return float(has_gpus()) if self.gpus is None else self.gpus
+
+
+def cluster_for(study: Study, ray: str | None, gpus_per_task: float | None, cpus_per_task: float) -> Cluster | None:
+    """The cluster that ray names, which is found; None without ray.
+
+    Raises PrunusError where it cannot be reached or the study cannot run on Ray, and for workers that are described
+    without a cluster.
+    """
+    if ray is None:
+        if gpus_per_task is not None or cpus_per_task != 1:
+            raise PrunusError("--gpus-per-task and --cpus-per-task belong to --ray: give it too, or leave them out")
+        return None
+    if study.engine.serve is not None:
+        raise PrunusError(f"{study.path}: 'serve' starts one server here; leave --ray out, or use backend = \"vllm\"")
+    if any(plan.control == "native" for plan in study.plans):
+        raise PrunusError(f"{study.path}: control native asks one server from here; leave --ray out")
+    return Cluster(find_cluster(ray), gpus_per_task, cpus_per_task)
 
 
 def find_cluster(address: str) -> str:

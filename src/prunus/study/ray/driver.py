@@ -4,7 +4,7 @@ The missing work is cut into jobs: a variant to make, or a batch of a cell to an
 preferably of the variant that it has loaded. An engine that schedules requests itself gets several batches in one job,
 and sends every chain when it is complete. The job of a lost worker goes to another one. Seeds follow from keys and
 batches are fixed, so the rows do not depend on which worker computed them. Files of variants are sent through Ray, so
-the nodes need no common file system. Latency is measured last, by one worker while the others are idle.
+the nodes need no common file system.
 """
 
 import time
@@ -25,9 +25,9 @@ from prunus.study.file import Study
 from prunus.study.live_table import LiveTable
 from prunus.study.paths import StudyPaths
 from prunus.study.ray.cluster import Cluster, capacity, connected, first_line
-from prunus.study.ray.jobs import Job, WorkerHandle, is_timed, missing_jobs, next_job, take_along
+from prunus.study.ray.jobs import Job, WorkerHandle, missing_jobs, next_job, take_along
 from prunus.study.ray.transfer import download, upload
-from prunus.study.ray.worker import BatchResult, ModelRef, Timing, VariantFiles, Worker, WorkerInfo
+from prunus.study.ray.worker import BatchResult, ModelRef, VariantFiles, Worker, WorkerInfo
 from prunus.study.variants import add_run, files_to_load, kept_folder, target_folder
 
 ATTEMPTS = 3  # the study fails once this many workers were lost at one job, or while they started
@@ -49,15 +49,13 @@ def run_on_ray(
         for job in jobs:
             if job.cell is None:
                 check_target(job.model.checkpoint.folder, kept_folder(paths.folder, job.model, job.variant), True)
-    measures = study.measure_seconds and not is_timed(models, store)
-    if not jobs and not measures:
+    if not jobs:
         return
     with connected(cluster.address), ExitStack() as claims, LiveTable.of(study, models, store) as table:
         gpus, cpus = cluster.worker_gpus(), cluster.cpus
-        driver = Driver(jobs, models, paths, store, table, claims, study, device, gpus, cpus)
-        driver.run()
-        if measures:
-            driver.measure_latency(models)
+        driver = Driver(models, paths, store, table, claims, study, device, gpus, cpus)
+        driver.check_capacity()
+        driver.do(jobs)
 
 
 class Driver:
@@ -65,7 +63,6 @@ class Driver:
 
     def __init__(
         self,
-        jobs: list[Job],
         models: Sequence[Model],
         paths: StudyPaths,
         store: Store,
@@ -78,25 +75,27 @@ class Driver:
     ) -> None:
         import ray
 
-        self.jobs, self.folder, self.store, self.table = jobs, paths.folder, store, table
+        self.folder, self.store, self.table = paths.folder, store, table
         self.claims, self.gpus, self.cpus, self.keeps = claims, gpus, cpus, study.keep_checkpoints
         self.streams = BACKENDS[study.backend].streams
         actor: Any = ray.remote(num_gpus=gpus, num_cpus=cpus, max_restarts=0)(Worker)
         self.new_actor = lambda: actor.remote(str(Path.cwd()), study, device)
         self.models = {model.name: [ray.put(model_ref(model)), model.name] for model in models}
         self.files: dict[str, dict[str, list[Any]]] = {}  # references to a variant's uploaded files, by its key
-        self.unmade = {job.variant.key for job in jobs if job.cell is None}
+        self.jobs: list[Job] = []
+        self.adaptive: dict[str, Any] | None = None  # of the runs, as Run.adaptive
+        self.unmade: set[str] = set()  # keys of variants
         self.claimed: set[str] = set()  # ids of runs, here and below
         self.described: set[str] = set()
-        self.given_up: set[str] = set()  # keys of variants
         self.workers: list[WorkerHandle] = []
         self.calls: dict[Any, WorkerHandle] = {}  # Ray reference to a call's result -> the worker that was called
         self.failed_starts = 0
         self.seen_at = self.added_at = time.monotonic()
 
-    def run(self) -> None:
-        """Run all jobs."""
-        self.check_capacity()
+    def do(self, jobs: Sequence[Job]) -> None:
+        """Do these jobs."""
+        self.jobs = list(jobs)
+        self.unmade |= {job.variant.key for job in jobs if job.cell is None}
         while self.jobs or any(worker.job for worker in self.workers):
             self.step()
 
@@ -119,33 +118,6 @@ class Driver:
                     take_along(job, self.jobs, len(self.workers))
                 self.assign(worker, job)
         self.wait()
-
-    def measure_latency(self, models: Sequence[Model]) -> None:
-        """Measure the latency of all cells one after another on one machine, while no other worker has a job.
-
-        If some cells have been measured already, their machine is used if it is still in the cluster.
-        """
-        jobs = [
-            Job(model, variant, cell, [], False, timing=True)
-            for model in models
-            for variant in model.variants
-            for cell in model.cells_of(variant)
-        ]
-
-        def missing(worker: WorkerHandle) -> list[Job]:
-            assert worker.info is not None
-            machine = worker.info.machine
-            return [job for job in jobs if job.cell and machine not in self.store.timings(job.cell.run_id)]
-
-        while True:
-            self.start_workers(1)
-            ready = [worker for worker in self.workers if worker.info]
-            if ready and not any(worker.job for worker in self.workers):
-                worker = min(ready, key=lambda worker: len(missing(worker)))
-                if not (left := missing(worker)):
-                    return
-                self.assign(worker, left[0])
-            self.wait()
 
     def wait(self) -> None:
         """Wait at most a second for calls to return, and handle the result of one."""
@@ -182,8 +154,6 @@ class Driver:
         if job.cell is None:
             self.table.say(job.description, log=True)
             call = worker.actor.make.remote(model, variant, self.keeps)
-        elif job.timing:
-            call = worker.actor.measure_speed.remote(model, variant, self.uploaded(job), job.cell.plan)
         else:
             run = job.cell.run_id
             if run not in self.claimed:
@@ -225,10 +195,6 @@ class Driver:
             assert worker.job is not None
             self.forget_files(worker.job.variant)
         except RayTaskError as error:
-            if worker.job is not None and worker.job.rank:
-                self.give_up(worker.job)
-                worker.last, worker.job = None, None
-                return
             where = f"on {worker.info.node}: " if worker.info else ""
             if isinstance(error.cause, PrunusError):
                 raise PrunusError(f"{where}{error.cause}") from error
@@ -242,27 +208,21 @@ class Driver:
         """Store a worker's result. Returns whether the job continues with another piece of a file."""
         job = worker.job
         assert job is not None
-        if isinstance(found, Timing):
-            assert job.cell is not None
-            self.store.set_timing(job.cell.run_id, found.machine, found.speed)
-            self.forget_files(job.variant)
-        else:
-            try:
-                if isinstance(found, VariantFiles):
-                    kept_at = target_folder(self.folder, job.model, job.variant, self.keeps)
-                    worker.download = download(found, worker.actor.piece.remote, self.folder, job.variant, kept_at)
-                    call = next(worker.download)
-                else:
-                    assert worker.download is not None
-                    call = worker.download.send(found)
-            except StopIteration:
-                worker.download = None
-                worker.actor.delete_made.remote()
-                self.unmade.discard(job.variant.key)
+        try:
+            if isinstance(found, VariantFiles):
+                kept_at = target_folder(self.folder, job.model, job.variant, self.keeps)
+                worker.download = download(found, worker.actor.piece.remote, self.folder, job.variant, kept_at)
+                call = next(worker.download)
             else:
-                self.calls[call] = worker
-                return True
-        return False
+                assert worker.download is not None
+                call = worker.download.send(found)
+        except StopIteration:
+            worker.download = None
+            worker.actor.delete_made.remote()
+            self.unmade.discard(job.variant.key)
+            return False
+        self.calls[call] = worker
+        return True
 
     def store_batch(self, job: Job, found: BatchResult) -> None:
         """Add rows of a job to the store."""
@@ -270,6 +230,8 @@ class Driver:
         run = job.cell.run_id
         if run not in self.described:
             add_run(self.store, job.model, job.cell, self.folder, found.versions)
+            if self.adaptive is not None:
+                self.store.mark_adaptive(run, self.adaptive)
             self.described.add(run)
         self.store.add_samples(run, found.done.samples)
         now = time.monotonic()
@@ -299,22 +261,13 @@ class Driver:
             return
         job.attempts += 1
         where = worker.info.node if worker.info else "?"
-        if job.attempts >= ATTEMPTS and job.rank:
-            self.give_up(job)
-            return
         if job.attempts >= ATTEMPTS:
             raise PrunusError(
                 f"{ATTEMPTS} workers were lost while {job.description}, the last on {where} ({reason}): does the node"
                 " have enough memory? Finished work is kept, and the same command resumes the study"
             ) from error
         progress.say(f"a worker on {where} was lost while {job.description} ({reason}); another one repeats the job")
-        if not job.timing:  # measure_latency() finds a missing timing again
-            self.jobs.insert(0, job)
-
-    def give_up(self, job: Job) -> None:
-        """Forget a job that nobody needs yet, and those of its variant: where it is needed, its error is raised."""
-        self.given_up.add(job.variant.key)
-        self.jobs[:] = [other for other in self.jobs if not other.rank or other.variant.key != job.variant.key]
+        self.jobs.insert(0, job)
 
 
 def check_version(worker: WorkerInfo) -> None:

@@ -15,10 +15,9 @@ from prunus.study.variants import is_made
 
 @dataclass(eq=False)
 class Job:
-    """One unit of work: make a variant (cell is None), answer chains of a cell, or measure its latency (timing).
+    """One unit of work: make a variant (cell is None), or answer chains of a cell.
 
-    early: comes before all jobs that are not early. attempts: number of workers that were lost at this job. rank: among
-    these, a job of a lower rank comes first. With a rank above 0 nobody may need the job, so its failure is no error.
+    early: comes before all jobs that are not early. attempts: number of workers that were lost at this job.
     """
 
     model: Model
@@ -26,14 +25,12 @@ class Job:
     cell: Cell | None
     batch: list[tuple[int, int]]
     early: bool
-    timing: bool = False
     attempts: int = 0
-    rank: int = 0
 
     @property
     def description(self) -> str:
         """`evaluating wanda-20 of tiny`."""
-        activity = "making" if self.cell is None else "timing" if self.timing else "evaluating"
+        activity = "making" if self.cell is None else "evaluating"
         return f"{activity} {self.variant.name} of {self.model.label}"
 
 
@@ -73,7 +70,7 @@ def take_along(job: Job, jobs: list[Job], workers: int) -> None:
     Such an engine is emptied at the end of a job, so a job should be long. But workers should end together, so it is
     at most half of a worker's part of what is left.
     """
-    left = [other for other in jobs if other.cell is not None and (other.early, other.rank) == (job.early, job.rank)]
+    left = [other for other in jobs if other.cell is not None and other.early == job.early]
     alike = [other for other in left if other.cell is job.cell and other is not job]
     for other in alike[: len(left) // (2 * workers)]:
         job.batch = job.batch + other.batch
@@ -81,27 +78,21 @@ def take_along(job: Job, jobs: list[Job], workers: int) -> None:
         jobs.remove(other)
 
 
-def is_timed(models: Sequence[Model], store: Store) -> bool:
-    """Whether the store has timings of all cells from a single machine."""
-    known = [set(store.timings(cell.run_id)) for model in models for cell in model.cells]
-    return bool(set.intersection(*known))
-
-
 def next_job(
     jobs: Sequence[Job], unmade: Collection[str], worker: WorkerHandle, workers: Sequence[WorkerHandle]
 ) -> Job | None:
     """The next job for a worker; None if no job is ready. unmade: keys of variants that are not made yet.
 
-    Early jobs come first, then those of a low rank; among these, jobs of the model that the worker has loaded; then of
+    Early jobs come first; among these, jobs of the model that the worker has loaded; then of
     the variant that it has loaded; then of the variant that the fewest workers are busy with.
     """
     ready = [job for job in jobs if job.cell is None or job.variant.key not in unmade]
     busy_with = [other.job.variant.key for other in workers if other.job]
 
-    def cost(job: Job) -> tuple[bool, int, bool, bool, int]:
+    def cost(job: Job) -> tuple[bool, bool, bool, int]:
         last, key = worker.last, job.variant.key
         needs_loading = job.cell is None or last is None or last.variant.key != key
         other_model = last is not None and last.model is not job.model
-        return not job.early, job.rank, other_model, needs_loading, busy_with.count(key)
+        return not job.early, other_model, needs_loading, busy_with.count(key)
 
     return min(ready, key=cost, default=None)

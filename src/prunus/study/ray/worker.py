@@ -22,11 +22,9 @@ import prunus
 from prunus import progress
 from prunus.checkpoint.resolve import resolve
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.loading import pick
 from prunus.evaluation.flow import drawn_as_completed, graded_as_completed
 from prunus.evaluation.grading import Grader
-from prunus.evaluation.latency import machine_of
-from prunus.evaluation.pipeline import Done, answer_batch, graded, speed_here
+from prunus.evaluation.pipeline import Done, answer_batch, graded
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine
@@ -52,12 +50,11 @@ class ModelRef:
 
 
 class WorkerInfo(NamedTuple):
-    """Host, process id and Prunus version of a worker, and the name under which its machine's timings are stored."""
+    """Host, process id and Prunus version of a worker."""
 
     node: str
     process: int
     version: str
-    machine: str
 
 
 class VariantFiles(NamedTuple):
@@ -72,13 +69,6 @@ class BatchResult(NamedTuple):
 
     done: Done
     versions: dict[str, Any]
-
-
-class Timing(NamedTuple):
-    """The decoding speed of a single chain, and the machine on which it was measured."""
-
-    machine: str
-    speed: dict[str, Any]
 
 
 class Worker:
@@ -106,8 +96,8 @@ class Worker:
         return Path(self.scratch.name)
 
     def info(self) -> WorkerInfo:
-        """The worker's host, process, version and machine. The driver calls this first, to know that it has started."""
-        return WorkerInfo(socket.gethostname(), os.getpid(), prunus.__version__, machine_of(pick(self.device)))
+        """The worker's host, process and version. The driver calls this first, to know that it has started."""
+        return WorkerInfo(socket.gethostname(), os.getpid(), prunus.__version__)
 
     def make(self, model: Sequence[Any], variant: Variant, keep: bool) -> VariantFiles:
         """Make a variant and return the sizes of its files. They stay until delete_made(). keep: its checkpoint too."""
@@ -148,11 +138,6 @@ class Worker:
         for samples, tokens in graded_as_completed(finished, partial(graded, work, self.grader)):
             started, seconds = time.monotonic(), time.monotonic() - started
             yield BatchResult(Done(samples, tokens, seconds, False), describe_versions(backend))
-
-    def measure_speed(self, model: Sequence[Any], variant: Variant, files: FileRefs, plan: int) -> Timing:
-        """The decoding speed of a single chain of the variant on this machine. Arguments as for answer()."""
-        opened, backend = self.load_variant(model, variant, files)
-        return Timing(*speed_here(self.works[plan], backend, opened.checkpoint))
 
     def load_variant(self, model: Sequence[Any], variant: Variant, files: FileRefs) -> tuple[Model, Backend]:
         """The opened model, and a backend with the variant's weights."""

@@ -5,25 +5,26 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prunus import progress
 from prunus.cards.certified import CERTIFICATE
 from prunus.checkpoint.writer import check_target
 from prunus.disk import disk_errors
 from prunus.errors import PrunusError
-from prunus.finding.certificate import read_certificate
-from prunus.finding.find import carry_out, is_finished, work_folder
-from prunus.finding.ladders import Ladder, ladders_of
-from prunus.finding.on_ray import Cluster, on_cluster
-from prunus.finding.page import NAME as PAGE
-from prunus.finding.prospects import prospects, refuse_impossible
-from prunus.finding.search import Search, open_search
 from prunus.study.cells import model_label, plan_names
-from prunus.study.file import Study
-from prunus.study.find_table import BEGUN, FINISHED, WAITING, FindTable, SearchState
+from prunus.study.file import FindTable, Study
+from prunus.study.find.certificate import read_certificate
+from prunus.study.find.find import carry_out, is_finished, work_folder
+from prunus.study.find.ladders import Ladder, ladders_of
+from prunus.study.find.page import NAME as PAGE
+from prunus.study.find.prospects import prospects, refuse_impossible
+from prunus.study.find.search import Search, open_search
+from prunus.study.ray.cluster import Cluster
 from prunus.study.variants import check_variants
 
 FOUND = "found"  # folder of a study
+FINISHED, BEGUN, WAITING = "finished", "not finished", "not begun"  # states of a search
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,45 @@ class StudySearch:
     def name(self) -> str:
         """`wanda of tiny`."""
         return f"{self.table.name} of {self.search.model.label}{f' ({self.plan})' if self.plan else ''}"
+
+
+@dataclass(frozen=True)
+class SearchState:
+    """How far a search has come, for the pages of the study and its results.
+
+    model, plan: names. out: the folder of its results. page: its find.html; None until it is finished.
+    found: name of the rung that was found; removed: the share of the weights that it removes. claims: sentences.
+    runs: ids of the runs of its rungs. lines: what to expect, for a plan.
+    """
+
+    model: str
+    plan: str
+    name: str
+    out: str
+    state: str
+    runs: frozenset[str] = frozenset()
+    page: str | None = None
+    found: str | None = None
+    removed: float = 0.0
+    claims: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """The outcome in a sentence, such as `Search wanda: the checkpoint made by wanda-30 still solves ...`."""
+        if self.state != FINISHED:
+            return f"Search {self.name}: {self.state}."
+        if self.found is None:
+            return f"Search {self.name}: no rung was certified."
+        return (
+            f"Search {self.name}: the checkpoint made by {self.found} still solves and still stops; it removes"
+            f" {100 * self.removed:.3g} % of the weights."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, without the runs."""
+        data = {name: value for name, value in vars(self).items() if name != "runs"}
+        return data | {"claims": list(self.claims), "lines": list(self.lines)}
 
 
 def open_searches(study: Study, models: Mapping[str, Path], folder: Path) -> list[StudySearch]:
@@ -107,8 +147,7 @@ def run_searches(searches: Sequence[StudySearch], store: Path, device: str, clus
         progress.say(f"searching: {one.name}")
         with disk_errors(one.target, 0):
             one.target.parent.mkdir(parents=True, exist_ok=True)
-        search, rungs = on_cluster(one.search, cluster)
-        carry_out(search, one.target, store, device, overwrite=True, always=True, rungs=rungs)
+        carry_out(one.search, one.target, store, device, cluster, overwrite=True, always=True)
 
 
 def states(searches: Sequence[StudySearch], store: Path | None = None) -> list[SearchState]:

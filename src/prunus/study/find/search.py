@@ -5,42 +5,35 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from prunus.engines import BACKENDS, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.lm_eval.tasks import is_harness_task
 from prunus.evaluation.resolved_plan import ResolvedPlan
-from prunus.finding.certificate import declare
-from prunus.finding.ladders import Ladder, check_order, removed
 from prunus.margins import MarginLike
 from prunus.recipes import EvalPlan
 from prunus.results.ladder import ACCURACY, ENDS, Forecast, Rule, forecast
 from prunus.results.order import Round, whole_groups
-from prunus.study.cells import DENSE, Cell, Model, Variant, folder_of, open_model
+from prunus.study.cells import Cell, Model, Variant, folder_of, open_model
 from prunus.study.file import Study
+from prunus.study.find.certificate import declare
+from prunus.study.find.ladders import Ladder, check_order, removed
 
 MOST_CHAINS = 128  # of one look, with engines that take more at once
-
-
-@dataclass(frozen=True)
-class Asked(Study):
-    """The rungs of a search as a study, so that they are made and evaluated by its code; errors name no file."""
-
-    def fail(self, line: int | None, message: str) -> NoReturn:
-        """Raise PrunusError, with file and line where the rungs come from a file."""
-        if line is not None:
-            super().fail(line, message)
-        raise PrunusError(message)
 
 
 @dataclass(frozen=True)
 class Rung:
     """One rung of a ladder. removed: share of the weights of the blocks' Linears that its recipe removes."""
 
-    variant: Variant
     cell: Cell
     removed: float
+
+    @property
+    def variant(self) -> Variant:
+        """The variant that the recipe makes."""
+        return self.cell.variant
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,7 @@ class Search:
     search ends when the rows that it has looked at took as many; None: never.
     """
 
-    study: Asked
+    study: Study
     model: Model
     ladders: tuple[tuple[str, tuple[Rung, ...]], ...]
     rule: Rule
@@ -166,7 +159,11 @@ def open_search(
         if value is not None and value < 1:
             raise PrunusError(f"{name} must be at least 1, not {value}")
     check_plan(plan, engine)
-    study = as_study(str(model), plan, ladders, engine, margin, stop_margin, file)
+    study = Study(
+        file or Path("find"), "find", (str(model),), (plan,), engine, tuple(e for one in ladders for e in one.entries),
+        margin=margin, stop_margin=stop_margin,
+        keep_checkpoints=engine.serve is not None,  # else a server's folder would be made anew for every look
+    )  # fmt: skip
     opened = open_model(study, study.models[0], folder or folder_of(study, study.models[0]))
     source, native = opened.source, opened.cells[0].resolved.native
     if native is not None and not native.bounds:
@@ -178,7 +175,7 @@ def open_search(
         check_order(ladder, source)
     cells = iter(opened.cells[1:])  # one plan, so one cell for each variant, in the order of the entries
     found = tuple(
-        (ladder.name, tuple(rung_of(next(cells), removed(entry, source)) for entry in ladder.entries))
+        (ladder.name, tuple(Rung(next(cells), removed(entry, source)) for entry in ladder.entries))
         for ladder in ladders
     )
     resolved = opened.cells[0].resolved
@@ -204,41 +201,6 @@ def check_plan(plan: EvalPlan, engine: EngineOptions) -> None:
         )
     if engine.tokenizer is not None:
         raise PrunusError("tokenizer is for `prunus eval`: rungs are made from the model's folder, which has its own")
-
-
-def as_study(
-    model: str,
-    plan: EvalPlan,
-    ladders: Sequence[Ladder],
-    engine: EngineOptions,
-    margin: MarginLike,
-    stop_margin: MarginLike,
-    file: Path | None,
-) -> Asked:
-    """The rungs of all ladders, under one plan, as a study."""
-    return Asked(
-        path=file or Path("find"),
-        name="find",
-        models=(model,),
-        plans=(plan,),
-        backend=plan.backend,
-        engine=engine,
-        entries=tuple(entry for ladder in ladders for entry in ladder.entries),
-        base=DENSE,
-        margin=margin,
-        stop_margin=stop_margin,
-        published=False,
-        keep_checkpoints=engine.serve is not None,  # else a server's folder would be made anew for every look
-        measure_seconds=False,
-        text="",
-        eval_line=None,
-        models_line=None,
-    )
-
-
-def rung_of(cell: Cell, share: float) -> Rung:
-    """The rung of a cell."""
-    return Rung(cell.variant, cell, share)
 
 
 def ids_by_task(work: ResolvedPlan) -> dict[str, list[str]]:

@@ -9,11 +9,11 @@ from typing import Any, TypeGuard
 
 from prunus.cards.certified import about_searches, search_words
 from prunus.errors import PrunusError
-from prunus.finding.certificate import OTHER_BETS, UNTRACED, caution, computed, files_of, read_certificate
-from prunus.finding.searches import found_in, together, told_of
 from prunus.hashing import content_hash
 from prunus.results.order import First
 from prunus.results.store import Store, same_groups
+from prunus.study.find.certificate import OTHER_BETS, UNTRACED, caution, computed, files_of, read_certificate
+from prunus.study.find.trace import found_in, together, told_of
 
 Data = Mapping[str, Any]
 MOST_TOLD = 30  # other searches that are told one by one

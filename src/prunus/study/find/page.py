@@ -11,7 +11,6 @@ from typing import Any
 from prunus import __version__
 from prunus.cards.certified import about_searches, claims_of_found
 from prunus.disk import write_text
-from prunus.finding.certificate import caution, number_of_groups
 from prunus.margins import Margin
 from prunus.reporting.labels import HUES, Look
 from prunus.reporting.prose import sentence
@@ -23,6 +22,7 @@ from prunus.reporting.render.text import count, esc, percent, points
 from prunus.reporting.section import figure, run_figure, soft
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, OPEN, REFUSED
 from prunus.results.stopping import ENDINGS
+from prunus.study.find.certificate import caution, number_of_groups
 
 NAME = "find.html"
 UNREACHED = "not looked at"

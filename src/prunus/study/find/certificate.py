@@ -21,9 +21,6 @@ from prunus import __version__
 from prunus.cards.certified import CERTIFICATE, checkpoint_of, problems_had
 from prunus.disk import write_text
 from prunus.errors import PrunusError
-from prunus.finding.again import judged, rows_of, rule_of, why_open
-from prunus.finding.rows import Rows
-from prunus.finding.searches import trace
 from prunus.hashing import canonical_json, content_hash
 from prunus.margins import Margin
 from prunus.parse import parse_json
@@ -33,6 +30,8 @@ from prunus.results.order import First
 from prunus.results.rows import ProblemRow
 from prunus.results.store import COLUMNS, TEXT_COLUMNS, Store
 from prunus.results.verdicts import wide_margin
+from prunus.study.find.decisions import Rows, decided, rule_of
+from prunus.study.find.trace import trace
 
 # Format 1 rests on other bets, and can only be shown. Formats 1 and 2 know nothing of other searches, texts and files.
 FORMAT, UNTRACED, OTHER_BETS = 3, 2, 1
@@ -51,25 +50,24 @@ def computed(store: Store, declared: Data, form: int = FORMAT) -> dict[str, Any]
 
     form: the format of the certificate. Raises PrunusError if the store lacks a run, or rows that a decision needs.
     """
-    rows, rule, dense = rows_of(store, declared), rule_of(declared), declared["dense"]
+    rows, rule, dense = Rows(store, declared), rule_of(declared), declared["dense"]
     order, runs = rows.order, {run.run_id: run for run in store.runs()}
-    dense_looked, finished = 0, 0
+    dense_looked, spent = 0, 0
     ladders: list[dict[str, Any]] = [{"name": ladder["name"], "rungs": []} for ladder in declared["ladders"]]
     best = None
-    for one in judged(rows, declared):
-        rung, decision, looked = one.rung, one.decision, one.looked
-        run_id = rung["run"]
-        dense_looked, finished, run = max(dense_looked, looked), finished + rows.tokens(run_id, looked), runs[run_id]
+    for one in decided(rows, declared):
+        rung, decision, looked, run = one.rung, one.decision, one.looked, runs[one.rung["run"]]
+        run_id, dense_looked, spent = run.run_id, one.dense_looked, one.spent
         shown = {
             "name": rung["name"],
             "run": run_id,
             "word": decision.word,
-            "why": why_open(decision, one.ended, len(order)),
+            "why": one.why,
             "failed": list(decision.failed),
             "rounds": decision.rounds,
             "problems": sum(map(len, order[: decision.rounds])),
             "looked": looked,
-            "tokens": rows.tokens(run_id, looked),
+            "tokens": one.tokens,
             "evidence": decision.evidence,
             "path": _path(one.found, decision.rounds, rule),
             "accuracy": accuracy(rows, run_id, looked) if looked else None,
@@ -96,7 +94,7 @@ def computed(store: Store, declared: Data, form: int = FORMAT) -> dict[str, Any]
             "plan": runs[dense].plan,
             "versions": runs[dense].versions,
         },
-        "tokens": rows.tokens(dense, dense_looked) + finished,
+        "tokens": spent,
         "full_grid_tokens": _grid_tokens(declared, ladders, rows.tokens(dense, dense_looked), dense_looked, len(order)),
         "problems": content_hash(
             sorted(_problem(problems[name], task, form) for one in order[:dense_looked] for task, name in one), 64
@@ -130,13 +128,12 @@ def digest(rows: Rows, run_id: str, looked: int, form: int = FORMAT) -> str:
 
 def accuracy(rows: Rows, run_id: str, looked: int) -> list[float]:
     """The accuracy at every budget over the first rounds: the mean over tasks, groups, and the problems of each."""
-    groups = rows.first_of or {}
     by_task: dict[str, dict[str, list[list[float]]]] = {}
     for one in rows.up_to(run_id, looked):
         for task, problem in sorted({(s.task, s.problem_id) for s in one}):
             mine = [s for s in one if s.problem_id == problem]
             shares = [np.mean([s.correct for s in mine if s.budget == b]) for b in rows.budgets]
-            of_group = by_task.setdefault(task, {}).setdefault(groups.get(problem, problem), [])
+            of_group = by_task.setdefault(task, {}).setdefault(rows.groups.get(problem, problem), [])
             of_group.append([float(share) for share in shares])
     means = [np.mean([np.mean(each, axis=0) for each in of_task.values()], axis=0) for of_task in by_task.values()]
     return np.mean(np.array(means), axis=0).tolist()

@@ -145,8 +145,7 @@ def find_command(
         recovery={} if recover else None, margin=margin, stop_margin=stop_margin, alpha=alpha, max_tokens=max_tokens,
         look=look, store=store,
         device=device, engine=replace(engine, serve=serve), ray=ray, gpus_per_task=gpus_per_task,
-        cpus_per_task=cpus_per_task, dry_run=dry_run,
-        overwrite=overwrite,
+        cpus_per_task=cpus_per_task, dry_run=dry_run, overwrite=overwrite,
     )  # fmt: skip
     if as_json:
         print_json(found)

@@ -2,8 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from math import isfinite
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,6 @@ from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
 from prunus.evaluation.resolved_plan import renew_groups
-from prunus.finding.certificate import (
-    caution,
-    certificate,
-    files_of,
-    read_certificate,
-    same_declaration,
-    write_certificate,
-)
-from prunus.finding.ladders import ladders_of
-from prunus.finding.on_ray import on_cluster
-from prunus.finding.page import NAME as PAGE
-from prunus.finding.page import write_page
-from prunus.finding.prospects import Prospects, prospects, refuse_impossible
-from prunus.finding.rows import Rows
-from prunus.finding.rungs import Rungs
-from prunus.finding.search import Search, open_search
-from prunus.finding.searches import declare_in, warning
-from prunus.finding.walk import Outcome, Walk
 from prunus.hashing import canonical_json
 from prunus.margins import MarginLike
 from prunus.parse import parse_json
@@ -43,8 +24,24 @@ from prunus.pruning.made_card import renew_card
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe
 from prunus.results.store import Store, check_folder
 from prunus.study.cells import check_entries
-from prunus.study.ray.cluster import Cluster
-from prunus.study.run import check_ray
+from prunus.study.find.certificate import (
+    caution,
+    certificate,
+    files_of,
+    read_certificate,
+    same_declaration,
+    write_certificate,
+)
+from prunus.study.find.decisions import Rows
+from prunus.study.find.ladders import ladders_of
+from prunus.study.find.on_ray import on_cluster
+from prunus.study.find.page import NAME as PAGE
+from prunus.study.find.page import write_page
+from prunus.study.find.prospects import prospects, refuse_impossible
+from prunus.study.find.search import Rung, Search, open_search
+from prunus.study.find.trace import declare_in, warning
+from prunus.study.find.walk import Walk
+from prunus.study.ray.cluster import Cluster, cluster_for
 from prunus.study.variants import check_variants, whole_checkpoint
 
 WORK = "find.json"  # identifies the search of a folder of unfinished work
@@ -92,8 +89,8 @@ def find(
     look: problems of the smallest task that are evaluated between two decisions; None: a batch of the engine.
     store: SQLite file of the results, created if missing; rows that it has are not computed again.
     engine: options to start or reach the plan's backend (docs/engines.md).
-    ray, gpus_per_task, cpus_per_task: as for run_study; idle workers compute the next rungs ahead (docs/scale.md).
-    dry_run: write nothing, and return what to expect, as `lines` and numbers (see finding.prospects.Prospects).
+    ray, gpus_per_task, cpus_per_task: as for run_study, which share the batches of a rung (docs/scale.md).
+    dry_run: write nothing, and return what to expect, as `lines` and numbers (see find.prospects.Prospects).
     overwrite: replace an existing result.
 
     Returns a dict of plain data: out (the folder; None if no rung is certified, and then it is not written), model,
@@ -114,9 +111,7 @@ def find(
         model, plan, ladders, margin=margin, stop_margin=stop_margin, alpha=alpha, max_tokens=max_tokens, look=look,
         engine=engine, file=file,
     )  # fmt: skip
-    if ray is not None:
-        check_ray(search.study)
-    cluster = None if dry_run else Cluster.asked_for(ray, gpus_per_task, cpus_per_task)
+    cluster = None if dry_run else cluster_for(search.study, ray, gpus_per_task, cpus_per_task)
     folder = work_folder(target)
     if not is_published(target, folder, search):
         check_target(resolve(model), target, overwrite)
@@ -125,12 +120,11 @@ def find(
     check_variants(search.study, [search.model], folder, device)
     ahead = prospects(search, path)
     if dry_run:
-        return described(ahead)
+        return ahead.to_json()
     for line in ahead.lines:
         progress.say(line)
     refuse_impossible(ahead)
-    search, rungs = on_cluster(search, cluster)
-    return carry_out(search, target, path, device, overwrite=overwrite, rungs=rungs)
+    return carry_out(search, target, path, device, cluster, overwrite=overwrite)
 
 
 def carry_out(
@@ -138,39 +132,49 @@ def carry_out(
     target: Path,
     store: Path,
     device: str,
+    cluster: Cluster | None = None,
     *,
     overwrite: bool = False,
     always: bool = False,
-    rungs: Callable[[Search, Store, Path, str], Rungs] = Rungs,
 ) -> dict[str, Any]:
     """Carry out a search whose arguments were checked; returns the result of `find`.
 
-    always: without a certified rung target is written, too, with certificate and page alone. rungs: makes and evaluates
-    them.
+    cluster: None: on this machine. always: without a certified rung target is written, too, with certificate and page
+    alone.
     """
     folder = work_folder(target)
-    published = is_published(target, folder, search)
-    open_work(folder, search)
-    with locked(folder / "lock", f"is working on {folder}; wait for it"), Store(store, create=True) as opened:
-        declared, resolved = search.declared(), search.dense.resolved
-        renew_groups(opened, resolved.problems)
-        declare_in(opened, declared)
-        if (line := warning(opened, declared)) is not None:
-            progress.say(f"warning: {line}")
-        rows = Rows(
-            opened, search.dense.run_id, search.order, search.plan.budgets, search.plan.samples, resolved.reuse,
-            search.groups,
-        )  # fmt: skip
-        with rungs(search, opened, folder, device) as makes:
-            outcome = Walk(search, rows, makes).run()
-        if published:
-            certified = read_certificate(target / CERTIFICATE)
-        else:
-            certified = publish(search, outcome, opened, folder, target, device, overwrite, always)
+    if is_published(target, folder, search):
+        certified = read_certificate(target / CERTIFICATE)
+    else:
+        certified = search_and_publish(search, target, store, device, cluster, overwrite, always)
     shutil.rmtree(folder)
     if (wide := caution(certified["declared"], certified["shown"])) is not None:
         progress.say(f"warning: {wide}")
-    return summary(search, outcome, certified, target)
+    return summary(certified, target)
+
+
+def search_and_publish(
+    search: Search,
+    target: Path,
+    store: Path,
+    device: str,
+    cluster: Cluster | None,
+    overwrite: bool,
+    always: bool,
+) -> dict[str, Any]:
+    """Declare a search, walk its ladders and write its result to target; returns the certificate."""
+    folder = work_folder(target)
+    open_work(folder, search)
+    search, rungs = on_cluster(search, cluster)
+    with locked(folder / "lock", f"is working on {folder}; wait for it"), Store(store, create=True) as opened:
+        declared = search.declared()
+        renew_groups(opened, search.dense.resolved.problems)
+        declare_in(opened, declared)
+        if (line := warning(opened, declared)) is not None:
+            progress.say(f"warning: {line}")
+        with rungs(search, opened, folder, device) as makes:
+            best = Walk(search, Rows(opened, declared), makes).run()
+        return publish(search, best, opened, folder, target, device, overwrite, always)
 
 
 def work_folder(target: Path) -> Path:
@@ -180,7 +184,7 @@ def work_folder(target: Path) -> Path:
 
 def publish(
     search: Search,
-    outcome: Outcome,
+    best: Rung | None,
     store: Store,
     folder: Path,
     target: Path,
@@ -188,26 +192,26 @@ def publish(
     overwrite: bool,
     always: bool,
 ) -> dict[str, Any]:
-    """Write the checkpoint of the rung that was found, with certificate and page, to target; returns the certificate.
+    """Write the checkpoint of the best rung, with certificate and page, to target; returns the certificate.
 
     The certificate is computed from rows alone, apart from the walk. Without a certified rung nothing is written, or
     with `always` the two files alone.
     """
-    found, declared = outcome.found, search.declared()
-    if found is None:
+    declared = search.declared()
+    if best is None:
         data = certificate(store, declared, None)
         if always:
             write_folder(data, folder / "nothing", target, overwrite)
         return data
-    made = whole_checkpoint(search.study, search.model, found.rung.variant, folder, device)
+    made = whole_checkpoint(search.study, search.model, best.variant, folder, device)
     checksum = Checkpoint(made).checksum()
-    if checksum != store.run(found.rung.cell.run_id).model["checksum"]:
+    if checksum != store.run(best.cell.run_id).model["checksum"]:
         raise PrunusError(
-            f"{made} has other weights than those that {store.path} has rows of (run {found.rung.cell.run_id}): name"
+            f"{made} has other weights than those that {store.path} has rows of (run {best.cell.run_id}): name"
             " another --store"
         )
     data = certificate(store, declared, checksum, files_of(made))
-    assert data["shown"]["found"]["name"] == found.rung.variant.name, "the walk and the certificate differ"
+    assert data["shown"]["found"]["name"] == best.variant.name, "the walk and the certificate differ"
     write_folder(data, made, target, overwrite)
     return data
 
@@ -261,39 +265,24 @@ def open_work(folder: Path, search: Search) -> None:
     write_text(file, text)
 
 
-def described(ahead: Prospects) -> dict[str, Any]:
-    """Prospects as plain data."""
-    forecasts = {
-        end: {name: value if value is None or isfinite(value) else None for name, value in vars(one).items()}
-        for end, one in ahead.forecasts.items()
-    }
-    return {**vars(ahead), "forecasts": forecasts, "lines": list(ahead.lines), "impossible": list(ahead.impossible)}
-
-
-def summary(search: Search, outcome: Outcome, certified: dict[str, Any], target: Path) -> dict[str, Any]:
-    """What `find` returns."""
-    found = outcome.found
+def summary(certified: dict[str, Any], target: Path) -> dict[str, Any]:
+    """What `find` returns of a search with this certificate."""
+    shown = certified["shown"]
+    best = shown["found"]
     return {
-        "out": str(target) if found else None,
-        "model": search.model.name,
-        "found": found.rung.variant.name if found else None,
-        "removed": found.rung.removed if found else 0.0,
+        "out": str(target) if best else None,
+        "model": certified["declared"]["model"]["source"],
+        "found": best["name"] if best else None,
+        "removed": best["removed"] if best else 0.0,
         "ladders": {
-            name: [
-                {
-                    "name": walked.rung.variant.name,
-                    "run": walked.rung.cell.run_id,
-                    "word": walked.decision.word,
-                    "why": walked.why,
-                    "problems": sum(map(len, search.order[: walked.decision.rounds])),
-                    "tokens": walked.tokens,
-                }
-                for walked in rungs
+            ladder["name"]: [
+                {key: rung[key] for key in ("name", "run", "word", "why", "problems", "tokens")}
+                for rung in ladder["rungs"]
             ]
-            for name, rungs in outcome.ladders.items()
+            for ladder in shown["ladders"]
         },
-        "tokens": outcome.tokens,
-        "dense_tokens": outcome.dense_tokens,
-        "full_grid_tokens": certified["shown"]["full_grid_tokens"],
-        "claims": certified["shown"]["claims"],
+        "tokens": shown["tokens"],
+        "dense_tokens": shown["dense"]["tokens"],
+        "full_grid_tokens": shown["full_grid_tokens"],
+        "claims": shown["claims"],
     }

@@ -1,20 +1,21 @@
 """What a search will take, before it starts: problems and tokens of each rung, and the margin it can certify at all."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, isfinite
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from prunus.errors import PrunusError
-from prunus.finding.rows import Rows
-from prunus.finding.search import Search
 from prunus.results.ladder import ACCURACY, CHANGED, DENSE, ENDPOINTS, FEW_CHANGED, Forecast
 from prunus.results.store import Store, is_begun
 from prunus.results.token_use import chains_of, sampled_tokens
 from prunus.results.verdicts import wide_margin
-from prunus.study.offline_plan import chain_tokens
+from prunus.study.cells import chain_tokens
+from prunus.study.find.decisions import Rows
+from prunus.study.find.search import Search
 
 WORDS = {ACCURACY: "accuracy"}  # of the endpoints, in sentences
 
@@ -26,7 +27,7 @@ class Prospects:
     measured: whether chain_tokens is the mean of the dense model's rows in the store; else no chain takes more.
     expected: problems that a harmless rung takes, at most all. rung_tokens, grid_tokens: of such a rung, and of all
     rungs and the dense model in full. impossible: a line for each margin that cannot be certified. warning: where the
-    dense model's rows in the store show that it solves little beside the margin; else None.
+    dense model's rows in the store show that it solves little beside the margin.
     """
 
     problems: int
@@ -38,72 +39,68 @@ class Prospects:
     rung_tokens: int
     grid_tokens: int
     impossible: tuple[str, ...]
-    lines: tuple[str, ...]
-    warning: str | None = None
+    warning: str = ""
+    lines: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, with None for numbers that are not finite."""
+        forecasts = {
+            end: {name: value if value is None or isfinite(value) else None for name, value in vars(one).items()}
+            for end, one in self.forecasts.items()
+        }
+        return {**vars(self), "forecasts": forecasts, "lines": list(self.lines), "impossible": list(self.impossible)}
 
 
 @dataclass(frozen=True)
 class DenseSoFar:
-    """What the dense model's rows in a store show. means: by endpoint; empty without rows. whole: whether of all."""
+    """What the dense model's rows in a store show.
+
+    means: by endpoint, over the rounds that are complete; empty without any. whole: whether these are all.
+    chain_tokens: mean of its chains; None without any.
+    """
 
     means: dict[str, float]
     whole: bool
+    chain_tokens: float | None
 
 
 def dense_so_far(search: Search, store: Path) -> DenseSoFar:
-    """What the dense model has at each endpoint over the first rounds that the store has completely."""
-    if not store.is_file():
-        return DenseSoFar({}, False)
+    """What a store has of the dense model. store: its path, which need not exist."""
+    if not is_begun(store):
+        return DenseSoFar({}, False, None)
+    run_id = search.dense.run_id
     with Store(store) as opened:
-        rows = Rows(
-            opened, search.dense.run_id, search.order, search.plan.budgets, search.plan.samples,
-            search.dense.resolved.reuse,
-        )  # fmt: skip
-        found = rows.differences(search.dense.run_id)
+        found = Rows(opened, search.declared()).differences(run_id)
+        chains = chains_of(opened.samples(run_id))
     rounds = len(found[ACCURACY])
     means = {end: float(found[DENSE[end]].mean()) for end in ENDPOINTS} if rounds else {}
-    return DenseSoFar(means, rounds == len(search.order))
+    tokens = sum(sampled_tokens(chains, search.plan.reuse)) / len(chains) if chains else None
+    return DenseSoFar(means, rounds == len(search.order), tokens)
 
 
 def prospects(search: Search, store: Path) -> Prospects:
     """What a search will take; nothing is loaded or written. store: path of the store, which need not exist."""
-    dense = dense_so_far(search, store)
+    dense, margins = dense_so_far(search, store), search.rule.margins
     forecasts = search.forecasts_at(dense.means)
-    problems, draws = sum(map(len, search.order)), search.plan.samples
-    each = len(search.rungs)
-    mean = mean_tokens(search, store)
-    per_chain = mean or most_tokens(search)
+    problems, draws, rungs = sum(map(len, search.order)), search.plan.samples, len(search.rungs)
+    per_chain = dense.chain_tokens or most_tokens(search)
     expected = ceil(problems * search.expected_rounds() / len(search.order))
-    covered = [end for end, mean in dense.means.items() if search.rule.margins[end].covers(mean)]
+    covered = [end for end, mean in dense.means.items() if dense.whole and margins[end].covers(mean)]
     nothing = [f"losing all of the dense model's {words(end)} would be within the margin" for end in covered]
-    impossible = (*(nothing if dense.whole else ()), *impossible_lines(search, forecasts, dense.means))
-    warning = (
-        wide_margin(search.rule.margins[ACCURACY], dense.means[ACCURACY], "the dense model") if dense.means else ""
-    )
-    rung_tokens, grid = round(expected * draws * per_chain), round((each + 1) * problems * draws * per_chain)
+    warning = wide_margin(margins[ACCURACY], dense.means[ACCURACY], "the dense model") if dense.means else None
     made = Prospects(
-        problems,
-        each,
-        forecasts,
-        per_chain,
-        mean is not None,
-        expected,
-        rung_tokens,
-        grid,
-        impossible,
-        (),
-        warning or "",
+        problems=problems,
+        rungs=rungs,
+        forecasts=forecasts,
+        chain_tokens=per_chain,
+        measured=dense.chain_tokens is not None,
+        expected=expected,
+        rung_tokens=round(expected * draws * per_chain),
+        grid_tokens=round((rungs + 1) * problems * draws * per_chain),
+        impossible=(*nothing, *impossible_lines(search, forecasts, dense.means)),
+        warning=warning or "",
     )
-    return Prospects(**{**vars(made), "lines": tuple(lines_of(search, made, dense.means))})
-
-
-def mean_tokens(search: Search, store: Path) -> float | None:
-    """The mean tokens of the dense model's chains in the store; None if it has none."""
-    if not is_begun(store):
-        return None
-    with Store(store) as opened:
-        chains = chains_of(opened.samples(search.dense.run_id))
-    return sum(sampled_tokens(chains, search.plan.reuse)) / len(chains) if chains else None
+    return replace(made, lines=tuple(lines_of(search, made, dense.means)))
 
 
 def most_tokens(search: Search) -> float:

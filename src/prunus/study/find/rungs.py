@@ -14,24 +14,25 @@ from prunus.evaluation.pipeline import do_batch, missing_chains, stream_batches
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import check_engine, cut_into_batches
-from prunus.finding.search import Rung, Search
 from prunus.hashing import content_hash
 from prunus.progress import say
 from prunus.pruning.calibration.saved_statistics import FIELDS, stats
 from prunus.pruning.methods import find_method
 from prunus.recipes import PruneRecipe
 from prunus.results.order import Round
-from prunus.results.rows import Key, Sample
+from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study.cells import Cell, Variant
 from prunus.study.engine import Engine, made_before
+from prunus.study.find.search import Search
 from prunus.study.variants import add_run, is_made, kept_folder, make_variant, unfinished_folder, variant_files
 
+Batch = list[tuple[int, int]]  # (index of the problem, draw)
 Show = Callable[[float, int], None]  # of chains that were completed, and of tokens sampled for them
 
 
 class Rungs:
-    """`with Rungs(search, store, folder, device) as rungs: rungs.evaluate(cell, rounds, show)`.
+    """`with Rungs(search, store, folder, device) as rungs: rungs.evaluate([(cell, rounds)], show)`.
 
     The model is loaded when it is first needed. folder: of unfinished work.
     """
@@ -53,26 +54,25 @@ class Rungs:
         with self.stack:
             self.holding.close()
 
-    def expect(self, rung: Rung, looked: int) -> None:
-        """Be told that a rung is being decided, of which the walk has looked at this many rounds."""
-
-    def missing(
-        self, cell: Cell, rounds: Sequence[Round], stored: set[Key] | None = None
-    ) -> list[list[tuple[int, int]]]:
-        """The batches of a cell in these rounds of which rows are missing. stored: the keys in the store, if known."""
+    def missing(self, cell: Cell, rounds: Sequence[Round]) -> list[Batch]:
+        """The chains of a cell in these rounds of which rows are missing, in batches."""
         work, places = cell.resolved, [self.search.places[problem] for one in rounds for _, problem in one]
         lengths = [len(work.prompts[place]) for place in places]
         local = cut_into_batches(lengths, self.search.plan.samples, self.search.plan.rows)
         batches = [[(places[index], draw) for index, draw in batch] for batch in local]
-        stored = self.store.keys(cell.run_id) if stored is None else stored
-        return [batch for batch in batches if not work.keys(batch) <= stored]
+        # Looks of another search may have cut the problems otherwise.
+        return [left for batch in batches if (left := missing_chains(self.store, work, [batch]))]
 
-    def evaluate(self, cell: Cell, rounds: Sequence[Round], show: Show) -> bool:
-        """Compute and store the rows of a cell that are missing in these rounds; returns whether any may be new."""
-        work = cell.resolved
-        if not (missing := self.missing(cell, rounds)):
-            return False
-        backend = self.backend_of(cell)
+    def evaluate(self, parts: Sequence[tuple[Cell, Sequence[Round]]], show: Show) -> bool:
+        """Compute and store the rows of cells that are missing, each in its rounds; returns whether there were any."""
+        work = [(cell, missing) for cell, rounds in parts if (missing := self.missing(cell, rounds))]
+        for cell, missing in work:
+            self.evaluate_cell(cell, missing, show)
+        return bool(work)
+
+    def evaluate_cell(self, cell: Cell, missing: Sequence[Batch], show: Show) -> None:
+        """Compute and store these batches of a cell."""
+        work, backend = cell.resolved, self.backend_of(cell)
         check_engine(work, backend)
         if not isinstance(backend, Backend):
             check_server(work, backend)
@@ -88,11 +88,9 @@ class Rungs:
 
                 stream_batches(self.store, work, backend, self.grader, missing, shown)
             else:
-                for batch in missing:  # looks of another search may have cut the problems otherwise
-                    left = missing_chains(self.store, work, [batch])
-                    done = do_batch(self.store, work, backend, self.grader, left)
+                for batch in missing:
+                    done = do_batch(self.store, work, backend, self.grader, batch)
                     show(len(batch), done.tokens)
-        return True
 
     def backend_of(self, cell: Cell) -> Backend | ChatServer:
         """A backend with the weights of a cell's variant, which is made if it is missing."""

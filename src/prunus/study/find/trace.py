@@ -10,11 +10,11 @@ from typing import Any
 
 from prunus.cards.certified import search_words
 from prunus.errors import PrunusError
-from prunus.finding.again import judged, rows_of
 from prunus.hashing import content_hash
 from prunus.results.ladder import CERTIFIED
 from prunus.results.rows import DeclaredSearch
 from prunus.results.store import Store
+from prunus.study.find.decisions import Rows, decided
 
 Data = Mapping[str, Any]
 
@@ -96,7 +96,7 @@ def outcomes(store: Store, declared: Data) -> Iterator[tuple[Data, str]]:
     """(rung, word) of every rung that a search looked at, by the rows that there are now."""
     done = 0
     try:
-        for one in judged(rows_of(store, declared), declared):
+        for one in decided(Rows(store, declared), declared):
             done += 1
             yield one.rung, one.decision.word
     except PrunusError:  # a run or rows that it needs next are missing
