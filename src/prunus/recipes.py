@@ -10,14 +10,10 @@ from typing import Any, ClassVar, Literal
 from prunus.budgets import OFF, Off, with_names, without_off
 from prunus.declarations import (
     Allocation,
-    AllocationName,
     Criterion,
-    CriterionName,
     DepthMethod,
-    DepthMethodName,
     Group,
     Method,
-    MethodName,
     declared,
 )
 from prunus.engines import BACKENDS
@@ -116,7 +112,7 @@ class PruneRecipe(Recipe):
         "expert_spread",
     )
 
-    method: MethodName = "wanda"
+    method: str = "wanda"
     sparsity: float = DEFAULT_SPARSITY
     pattern: str | None = None
     scope: Scope = "all"
@@ -141,7 +137,7 @@ class PruneRecipe(Recipe):
     admm_iterations: int = DECLARED
     admm_rho: float = DECLARED
     dtype: DtypeName = "auto"
-    allocation: AllocationName = "uniform"
+    allocation: str = "uniform"
     spread: float | None = DECLARED
     step: float | None = DECLARED
     outlier_threshold: float = DECLARED
@@ -155,7 +151,7 @@ class PruneRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_choice("method", MethodName)
+        self._check_choice("method", declared(Method))
         self._check_choice("scope", Scope)
         self._check_positive("min_expert_tokens")
         self._check_choice("propagation", Propagation)
@@ -166,7 +162,7 @@ class PruneRecipe(Recipe):
         self._check_pattern()
         self._check_group()
         self._check_choice("dtype", DtypeName)
-        self._check_choice("allocation", AllocationName)
+        self._check_choice("allocation", declared(Allocation))
         if self.scores is not None and declared(Allocation)[self.allocation].needs == "nothing":
             raise PrunusError(f"allocation {self.allocation} uses no scores; leave --scores out")
         self._check_options("allocation", declared(Allocation))
@@ -235,7 +231,7 @@ class DropRecipe(Recipe):
     calibration, samples, seqlen, calibration_tokens, seed: as in PruneRecipe.
     """
 
-    method: DepthMethodName = "shortgpt"
+    method: str = "shortgpt"
     blocks: str | None = None
     match_sparsity: float | None = None
     merge: int = DECLARED
@@ -250,7 +246,7 @@ class DropRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_choice("method", DepthMethodName)
+        self._check_choice("method", declared(DepthMethod))
         self._check_calibration()
         self._check_options("method", declared(DepthMethod))
         if self.match_sparsity is not None:
@@ -307,7 +303,7 @@ class ExpertsRecipe(Recipe):
 
     LATER: ClassVar[tuple[str, ...]] = ("distill_router",)
 
-    method: CriterionName = "reap"
+    method: str = "reap"
     keep: float | None = None
     drop: int | None = None
     spread: Spread = "uniform"
@@ -324,7 +320,7 @@ class ExpertsRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_choice("method", CriterionName)
+        self._check_choice("method", declared(Criterion))
         self._check_choice("spread", Spread)
         self._check_choice("dtype", DtypeName)
         self._check_calibration()

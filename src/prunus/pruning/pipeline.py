@@ -16,7 +16,7 @@ from prunus.checkpoint.experts import Twins
 from prunus.checkpoint.manifest import versions
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import resolve
-from prunus.checkpoint.runner import Runner
+from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.writer import Partial, check_target
 from prunus.disk import disk_errors
@@ -28,14 +28,18 @@ from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.pruning.calibration.data import Calibration, keep_calibration, load_early
 from prunus.pruning.calibration.hidden_states import HiddenStates, propagate
+from prunus.pruning.calibration.memory_budget import check_block_fits
 from prunus.pruning.calibration.propagation import PROPAGATIONS, BlockRun
+from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats, few_tokens
 from prunus.pruning.dry_run import describe, ragged_tails
 from prunus.pruning.expert_sparsities import measure_scores, with_experts
-from prunus.pruning.job import Job, make_job
+from prunus.pruning.job import Job, name_of
 from prunus.pruning.made_card import made_card
 from prunus.pruning.masks import count_zeros
+from prunus.pruning.methods import find_method
 from prunus.pruning.recipe_revisions import revisions
+from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import PruneRecipe
 
 
@@ -143,6 +147,27 @@ def prune(
         "linear_sparsity": sparsity,
         "warnings": warnings,
     }
+
+
+def make_job(
+    source: Checkpoint, recipe: PruneRecipe, device: str, offload: bool, stats: str | Path | None, shared: Path | None
+) -> Job:
+    """The job of a recipe; raises PrunusError if model, recipe and statistics do not fit each other."""
+    linears = linears_in_scope(source, recipe)
+    dtype = source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
+    check_block_fits(source, dtype)
+    method = find_method(recipe)
+    passes = tuple(make() for make in method.passes or ())
+    saved = None
+    if stats is not None:
+        if recipe.expert_spread:
+            raise PrunusError(f"{stats} holds no scores of experts, which expert_spread needs; leave --stats out")
+        if passes:
+            raise PrunusError(f"{stats} holds no {passes[0].needs}, which {name_of(recipe)} needs; leave --stats out")
+        saved = SavedStats(stats, source)
+        saved.check(recipe, method.needs, ALLOCATIONS[recipe.allocation].needs)
+        recipe = saved.recipe(recipe)
+    return Job(source, recipe, method, passes, linears, pick_device(device), dtype, saved, offload, shared)
 
 
 def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None) -> None:
