@@ -178,7 +178,7 @@ def recover_checkpoint(
             "arithmetic": plan._asdict(),
             "warnings": warnings,
         }
-        partial.finish(None, step, made_card(source, step) | timed(source, seconds))
+        partial.finish(None, step, made_card(source, step) | timed(source.folder, seconds))
     return {
         "out": str(target),
         "blocks": source.blocks,
