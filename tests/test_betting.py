@@ -182,6 +182,7 @@ def test_rounds_take_every_problem_of_every_task_once():
     assert (betting.in_rounds([large], 4) == large).all()
 
 
+@pytest.mark.slow
 def test_non_inferior_is_wrong_in_5_percent_at_most_whatever_the_numbers():
     """Every number of problems and draws, however the loss is spread: the true loss is the margin."""
     shares = {key: share for *key_, share in bench["false_claims"](RUNS) for key in [tuple(key_)]}
@@ -238,6 +239,7 @@ def test_several_tasks_are_wrong_in_5_percent_at_most(sizes, losses):
     assert np.mean(betting.p_value(strata, 0.02) <= 0.05) <= 0.05 + 4 * sqrt(0.05 * 0.95 / 150)
 
 
+@pytest.mark.slow
 def test_a_loss_as_large_as_the_detectable_effect_is_found_in_80_percent():
     """The effect that an equal model prints, with one variant and with fourteen, few problems or many, few draws or
     many; within 78 to 82 % but for the error of 1,500 comparisons and of 20 printed effects."""

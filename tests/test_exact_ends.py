@@ -72,6 +72,7 @@ def backend_of(name: str) -> Iterator[Backend]:
         yield {"hf": tiny, "scripted": lambda: ScriptedBackend(replay), "streaming": Streaming}[name]()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hf", "scripted", "streaming", "server"])
 def test_a_phase_that_stops_right_after_its_limit_is_complete(name):
     """Limits one below, at and one above the lengths that each chain has by itself."""

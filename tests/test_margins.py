@@ -96,6 +96,7 @@ def test_bounds_of_a_relative_margin_are_those_of_what_is_kept_beyond_it():
     assert (worst, most) == pytest.approx((-1, 1))
 
 
+@pytest.mark.slow
 def test_compare_takes_a_margin_relative_to_the_base(tmp_path):
     """A loss of 1.6 points: within 5 points and 5 % of a good base, beyond 5 % of a base that solves a fifth."""
     rng = np.random.default_rng(2)
@@ -176,6 +177,7 @@ def test_a_certificate_of_a_relative_margin_is_confirmed_by_the_rows(tmp_path):
     assert verify(file, store)["differences"]
 
 
+@pytest.mark.slow
 def test_a_base_that_solves_nothing_gets_no_word(tmp_path):
     wrong = grid(lambda *_: False, problems=400)
     path = fill(tmp_path / "s.db", {"dense": wrong, "pruned": wrong})

@@ -90,6 +90,7 @@ def store_of(path, shift, seeds=(0, 1, 2, 3, 4), **more):
     return path
 
 
+@pytest.mark.slow
 def test_a_recipe_is_judged_over_its_seeds(tmp_path, capsys):
     lossy = store_of(tmp_path / "lossy.db", lambda _: 0.15)
     found = compare(lossy, "dense", resamples=200)

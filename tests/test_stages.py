@@ -236,6 +236,7 @@ def test_all_comparisons_of_a_growing_limit_are_one_game():
     assert all(later <= before + 1e-12 for before, later in pairwise(p)) and p[-1] < p[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("margin", "discordant"), [(0.1, 0.2), (0.05, 0.05)])
 def test_raising_the_limit_until_a_word_comes_errs_in_5_percent_at_most(margin, discordant):
     """From 50 to 500 problems in 46 looks, at a loss of the margin; in earlier versions it erred in 30 %."""
@@ -248,6 +249,7 @@ def test_raising_the_limit_until_a_word_comes_errs_in_5_percent_at_most(margin, 
     assert np.any(before, axis=0).mean() > 0.25
 
 
+@pytest.mark.slow
 def test_raising_the_limit_until_a_difference_is_shown_errs_in_5_percent_at_most():
     """Equal models: McNemar's test of the first comparison, then bets at any time."""
     runs = 600
