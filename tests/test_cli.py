@@ -1,5 +1,6 @@
 """The command line: a thin, honest wrapper of the Python API."""
 
+import builtins
 import json
 import os
 import signal
@@ -32,7 +33,6 @@ ALSO = {
     "expert_stats",
     "plan_study",
     "prune_and_recover",
-    "open",
     "prune_in_rounds",
     "report_study",
     "show_profile",
@@ -80,6 +80,11 @@ def test_every_command_has_its_function_and_every_function_its_command(command):
     assert callable(getattr(prunus, str(API_NAME.get(command, command))))
     verbs = {name for name in prunus.__all__ if name[0].islower()}
     assert verbs - ALSO == {API_NAME.get(c, c) for c in COMMANDS}
+
+
+def test_import_of_all_names_replaces_no_builtin():
+    assert set(prunus.__all__).isdisjoint(dir(builtins))
+    assert callable(prunus.open)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -49,7 +49,7 @@ passes = (Scale,)
 ALLOCATION = '''
 """A toy: the larger a block's weights, the more it keeps."""
 
-from prunus.checkpoint.block_loader import blocks_on
+from prunus.checkpoint.loader import blocks_on
 from prunus.pruning.allocation.arithmetic import decreasing_sparsities
 from prunus.pruning.allocation.measurement import Measured
 

@@ -24,8 +24,7 @@ from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, Rec
 
 if TYPE_CHECKING:
     from prunus import sparse
-    from prunus.checkpoint.dequantise import dequantize
-    from prunus.checkpoint.packed.commands import pack, unpack
+    from prunus.checkpoint.conversions import dequantize, pack, unpack
     from prunus.declarations import methods
     from prunus.evaluation.pipeline import evaluate, regrade
     from prunus.evaluation.profiles.catalogue import profiles, show_profile
@@ -45,7 +44,8 @@ if TYPE_CHECKING:
     from prunus.pruning.recover import prune_and_recover, recover
     from prunus.reporting.page import report
     from prunus.results.comparison import compare
-    from prunus.results.frames import Results, export, open
+    from prunus.results.frames import Results, export
+    from prunus.results.frames import open as open  # not in __all__: import * would replace the builtin
     from prunus.results.importing.commands import import_rows
     from prunus.results.listing import runs
     from prunus.rounds import prune_in_rounds
@@ -83,7 +83,6 @@ __all__ = [
     "import_rows",
     "inspect",
     "methods",
-    "open",
     "pack",
     "perplexity",
     "plan_study",
@@ -112,7 +111,7 @@ _HOME = {
     "card": "prunus.model_card",
     "compare": "prunus.results.comparison",
     "demo": "prunus.walkthrough",
-    "dequantize": "prunus.checkpoint.dequantise",
+    "dequantize": "prunus.checkpoint.conversions",
     "drop_blocks": "prunus.pruning.drop",
     "drop_experts": "prunus.pruning.drop_experts",
     "evaluate": "prunus.evaluation.pipeline",
@@ -123,7 +122,7 @@ _HOME = {
     "inspect": "prunus.pruning.inspection",
     "methods": "prunus.declarations",
     "open": "prunus.results.frames",
-    "pack": "prunus.checkpoint.packed.commands",
+    "pack": "prunus.checkpoint.conversions",
     "perplexity": "prunus.pruning.perplexity",
     "plan_study": "prunus.studies",
     "profiles": "prunus.evaluation.profiles.catalogue",
@@ -140,7 +139,7 @@ _HOME = {
     "stats": "prunus.pruning.calibration.saved_statistics",
     "tasks": "prunus.evaluation.tasks",
     "traces": "prunus.evaluation.traces",
-    "unpack": "prunus.checkpoint.packed.commands",
+    "unpack": "prunus.checkpoint.conversions",
     "verify": "prunus.finding.verification",
 }
 

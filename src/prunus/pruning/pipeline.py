@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunus.checkpoint.block_loader import Block, blocks_on
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.experts import Twins
+from prunus.checkpoint.loader import Block, blocks_on, return_freed_memory
 from prunus.checkpoint.manifest import versions
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import resolve
@@ -21,7 +21,6 @@ from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.writer import Partial, check_target
 from prunus.disk import disk_errors
 from prunus.errors import PrunusError
-from prunus.freed_memory import return_freed_memory
 from prunus.progress import Steps
 from prunus.pruning.allocate import allocate_groups, keep_scores, linear_sparsities
 from prunus.pruning.allocation import ALLOCATIONS

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunus.checkpoint.block_loader import blocks_on
+from prunus.checkpoint.loader import blocks_on
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.allocation.arithmetic import normalised, scaled, spread_of
