@@ -21,6 +21,8 @@ from prunus.evaluation.budget import Chain, Rules, force_budgets, force_budgets_
 from prunus.evaluation.profiles import encode_markers
 from prunus.evaluation.requests import Backend, Sampling
 
+pytestmark = pytest.mark.xdist_group("exact ends")  # what the model writes by hand is computed once
+
 GREEDY = Sampling(0.0)
 PROBLEMS = 3
 

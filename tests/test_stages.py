@@ -240,7 +240,7 @@ def test_all_comparisons_of_a_growing_limit_are_one_game():
 @pytest.mark.parametrize(("margin", "discordant"), [(0.1, 0.2), (0.05, 0.05)])
 def test_raising_the_limit_until_a_word_comes_errs_in_5_percent_at_most(margin, discordant):
     """From 50 to 500 problems in 46 looks, at a loss of the margin; in earlier versions it erred in 30 %."""
-    runs = 600
+    runs = 300
     d = differences(np.random.default_rng(11), 500, runs, discordant, margin)
     # The largest wealth of the last look includes those of all looks before it (the test above).
     assert (grown_p(d, list(range(50, 501, 10)), margin) <= 0.05).mean() < 0.05 + 2 * np.sqrt(0.05 * 0.95 / runs)
@@ -252,7 +252,7 @@ def test_raising_the_limit_until_a_word_comes_errs_in_5_percent_at_most(margin, 
 @pytest.mark.slow
 def test_raising_the_limit_until_a_difference_is_shown_errs_in_5_percent_at_most():
     """Equal models: McNemar's test of the first comparison, then bets at any time."""
-    runs = 600
+    runs = 300
     d = differences(np.random.default_rng(12), 500, runs, 0.2, 0.0)
     counts = [(int((column < 0).sum()), int((column > 0).sum())) for column in d[:50].T]
     first = np.array([2 * min(paired.mcnemar_p(*one), paired.mcnemar_p(*one[::-1])) <= 0.05 for one in counts])

@@ -133,7 +133,7 @@ def _holder(path: Path) -> str:
     return f"another prunus process (pid {pid})" if pid.isdigit() else "another prunus process"
 
 
-def take_room(stream: BinaryIO, size: int) -> None:
+def reserve(stream: BinaryIO, size: int) -> None:
     """Allocate `size` bytes for a new file, so that a full disk is noticed now."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(stream.fileno(), 0, size)

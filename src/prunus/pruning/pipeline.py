@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.experts import Twins
+from prunus.checkpoint.experts import StorageCopies
 from prunus.checkpoint.loader import Block, blocks_on, return_freed_memory
 from prunus.checkpoint.manifest import versions
 from prunus.checkpoint.precision import full_float32
@@ -239,7 +239,7 @@ def prune_block(
     has_experts = run is not None and run.has_experts
     keeps_dense = has_experts and job.recipe.propagation == "dense"
     by_name = {linear.name: linear for linear in job.linears[index]}
-    twins = Twins()
+    copies = StorageCopies()
     for group in map(dict, groups):
         for name in [name for name in names if name in group]:
             weight_OI, inputs = tensors.pop(f"{name}.weight"), group.pop(name)
@@ -252,7 +252,7 @@ def prune_block(
                 else:
                     parameter.data = new_OI.to(job.dtype)
             if routed and weight_OI.device.type == "cpu":  # else there would be a second copy of all experts
-                pruned[name] = (twins.of(weight_OI) if keeps_dense else weight_OI).copy_(new_OI)
+                pruned[name] = (copies.of(weight_OI) if keeps_dense else weight_OI).copy_(new_OI)
             else:
                 pruned[name] = new_OI.cpu()
             summary = job.source.block_name(index, by_name[name].summary_name)
