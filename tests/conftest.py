@@ -69,7 +69,17 @@ def pytest_collection() -> Generator[None, Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def few_resamples() -> Generator[None]:
+def few_simulations() -> Generator[None]:
+    """For tests of comparisons and pages: detectable effects are tested elsewhere, and take a third of the time."""
+    from prunus.results import power
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(power, "SIMULATED", 0)  # the least number of comparisons
+        yield
+
+
+@pytest.fixture(scope="module")
+def few_resamples(few_simulations: None) -> Generator[None]:
     """For tests of studies: intervals are tested elsewhere, and cost more than all else there."""
     from prunus.reporting import report_data
     from prunus.results.comparison import compare, compare_runs

@@ -29,6 +29,8 @@ from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, ENDS, OPEN, Rule
 from prunus.results.store import Store
 from prunus.study.file import read_study
 
+pytestmark = pytest.mark.usefixtures("few_simulations")
+
 FIVE = Margin(0.05, relative=True)
 FIXED = [
     SimpleNamespace(adaptive=None, base=SimpleNamespace(draws=(0,)))

@@ -28,7 +28,8 @@ from prunus.results.summary import summarise
 from prunus.results.table import tables
 from prunus.results.verdicts import verdict
 
-pytestmark = pytest.mark.xdist_group("report")  # fixtures of the module are made once
+# Fixtures of the module are made once.
+pytestmark = [pytest.mark.xdist_group("report"), pytest.mark.usefixtures("few_simulations")]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ from prunus.finding.page import write_page
 from prunus.reporting.page import report
 from prunus.reporting.sections import flips
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]  # one browser for all
+# One browser for all.
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser"), pytest.mark.usefixtures("few_simulations")]
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,8 @@ from prunus.results.store import Store
 from prunus.results.summary import summarise
 from prunus.results.verdicts import UNFINISHED, WORDS
 
+pytestmark = pytest.mark.usefixtures("few_simulations")
+
 PLAN = {"mode": "strict", "temperature": 0.6, "budgets": [0, 16, 64], "tasks": ["a"], "samples": 1, "limit": None}
 STEP = {"action": "prune", "recipe": {"sparsity": 0.5}, "sparsity": {"x": 0.5}, "source": {"name": "dense"}}
 HISTORY = {"dense": [], "pruned": [STEP]}
