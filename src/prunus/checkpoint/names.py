@@ -98,7 +98,7 @@ class Names:
         of_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
         wanted, base = model.state_dict(), model.base_model_prefix
         sources: dict[str, list[tuple[str, str]]] = {}
-        converters: dict[str, WeightConverter] = {}
+        converter_of: dict[str, WeightConverter] = {}
         self.unknown: list[str] = []
         for name in sorted(stored, key=_natural):
             target, pattern = rename_source_key(name, renamings, converters, base, wanted)
@@ -109,12 +109,12 @@ class Names:
                 continue
             sources.setdefault(target, []).append((pattern or name, name))
             if pattern is not None:
-                converters[target] = of_pattern[pattern]
+                converter_of[target] = of_pattern[pattern]
         self.origins: dict[str, Origin] = {}
         transposed = transposed_weights(model)
         for target, pairs in sources.items():
-            targets = _targets(target, converters.get(target))
-            origin = Origin(targets, tuple(pairs), converters.get(target), target in transposed)
+            targets = _targets(target, converter_of.get(target))
+            origin = Origin(targets, tuple(pairs), converter_of.get(target), target in transposed)
             self.origins |= dict.fromkeys(targets, origin)
         # For a tensor that several modules share: each name that is not on disk -> one that is.
         self._alias: dict[str, str] = {}
