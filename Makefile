@@ -29,9 +29,9 @@ demo: .venv/.ready
 test: .venv/.ready $(SMOLLM2)/config.json
 	$(PYTEST)
 
-# For the loop while editing: the fastest tests, chosen by the times of the last `make test`; under a minute.
+# For the loop while editing.
 quick: .venv/.ready
-	$(PYTEST) --quick
+	$(PYTEST) -m "not (slow or real_llm or browser or gpu)"
 
 # What needs lm-evaluation-harness, in an environment that has it.
 .venv-lm-eval/.ready: | .venv/.ready

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from docstrings import docstrings
@@ -37,7 +37,6 @@ from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration.saved_statistics import FORMAT
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.methods import METHODS
-from prunus.recipes import AllocationName, DepthMethodName, MethodName
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL, WORK = ROOT / ".cache/smollm2", ROOT / ".cache/benchmark/quality"
@@ -138,8 +137,8 @@ def method_cells() -> Iterator[Cell]:
     for method, about in METHODS.items():
         for column, setting in SETTINGS.items():
             for seed in range(1 if about.needs == "nothing" else SEEDS):
-                yield Cell("methods", method, column, seed, method_recipe(cast(MethodName, method), seed, setting))
-    updated: tuple[MethodName, ...] = ("magnitude", "wanda")
+                yield Cell("methods", method, column, seed, method_recipe(method, seed, setting))
+    updated: tuple[str, ...] = ("magnitude", "wanda")
     for method in updated:
         for column in ("50 %", "60 %"):
             for seed in range(SEEDS):
@@ -155,7 +154,7 @@ def propagation_cells() -> Iterator[Cell]:
             yield Cell("propagation", "pruned", column, seed, recipe)
 
 
-def method_recipe(method: MethodName, seed: int, setting: dict[str, Any], data: bool = False) -> prunus.PruneRecipe:
+def method_recipe(method: str, seed: int, setting: dict[str, Any], data: bool = False) -> prunus.PruneRecipe:
     """Return a recipe, staged except for wanda++. data: calibrate even if the method needs no data."""
     on = calibrated(seed) if data or METHODS[method].needs != "nothing" else {}
     propagation = "pruned" if method == "wanda++" else "staged"  # it repairs whole blocks, so staged does not apply
@@ -166,9 +165,9 @@ def allocation_cells() -> Iterator[Cell]:
     """Yield cells of Wanda with every allocation, all from the same input norms of the dense model."""
     for allocation, about in ALLOCATIONS.items():
         for seed in range(SEEDS):
-            evidence = None if about.needs == "nothing" else evidence_recipe(cast(AllocationName, allocation), seed)
+            evidence = None if about.needs == "nothing" else evidence_recipe(allocation, seed)
             for column in ("20 %", "50 %", "70 %"):
-                recipe = dense_recipe(seed, int(column.split()[0]) / 100, cast(AllocationName, allocation))
+                recipe = dense_recipe(seed, int(column.split()[0]) / 100, allocation)
                 yield Cell("allocations", allocation, column, seed, recipe, "saved", evidence)
 
 
@@ -183,14 +182,14 @@ def magnitude_cells() -> Iterator[Cell]:
             yield Cell("magnitude", allocation, "20 %", seed, recipe, evidence=evidence)
 
 
-def dense_recipe(seed: int, sparsity: float, allocation: AllocationName = "uniform") -> prunus.PruneRecipe:
+def dense_recipe(seed: int, sparsity: float, allocation: str = "uniform") -> prunus.PruneRecipe:
     """Return a recipe for Wanda on inputs of the dense model."""
     return prunus.PruneRecipe(
         method="wanda", sparsity=sparsity, allocation=allocation, propagation="dense", **calibrated(seed)
     )
 
 
-def evidence_recipe(allocation: AllocationName, seed: int) -> prunus.PruneRecipe:
+def evidence_recipe(allocation: str, seed: int) -> prunus.PruneRecipe:
     """Return the recipe that measures an allocation. Influences use 80 sequences, 60 of them as training data."""
     recipe = dense_recipe(seed, 0.5, allocation)
     if ALLOCATIONS[allocation].needs != "gradients":
@@ -217,7 +216,7 @@ def depth_cells() -> Iterator[Cell]:
                 on = calibrated(seed) if about.needs_data else {}
                 if method == "sleb":
                     on |= {"samples": SLEB_SAMPLES, "seqlen": SLEB_SEQLEN, "calibration": str(sleb_text(seed))}
-                recipe = prunus.DropRecipe(method=cast(DepthMethodName, method), match_sparsity=share, **on)
+                recipe = prunus.DropRecipe(method=method, match_sparsity=share, **on)
                 yield Cell("depth", method, column, seed, recipe)
                 if method == "laco":
                     stricter = replace(recipe, threshold=0.9)
@@ -229,7 +228,7 @@ def depth_cells() -> Iterator[Cell]:
 def recovery_cells() -> Iterator[Cell]:
     """Yield cells of four methods, recovered on the text that they were pruned on, and of one on four times as much."""
     order = [("50 %", 0), ("2:4", 0), ("60 %", 0), ("70 %", 0), *(("50 %", seed) for seed in range(1, SEEDS))]
-    methods: tuple[MethodName, ...] = ("wanda", "alps", "sparsegpt", "magnitude")
+    methods: tuple[str, ...] = ("wanda", "alps", "sparsegpt", "magnitude")
     for column, seed in order:
         for method in methods:
             recipe = method_recipe(method, seed, SETTINGS[column])

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import prunus
-from prunus.recipes import MethodName
 
 FOLDER, FILE, EMBEDDING = WORK / "rounding", "model.safetensors", "model.embed_tokens.weight"
 
@@ -37,7 +36,7 @@ def put_embedding(model: Path, embedding_VD: Tensor) -> None:
     save_file(tensors | {EMBEDDING: embedding_VD}, model / FILE, {"format": "pt"})
 
 
-def measure(method: MethodName, seed: int) -> list[float]:
+def measure(method: str, seed: int) -> list[float]:
     """Return the losses of the held-out sequences."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     source, out = FOLDER / "source", FOLDER / "out"

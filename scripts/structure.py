@@ -1,48 +1,59 @@
-"""Print the structure of the package: files, code lines, import circles, and the number of files behind an API call.
+"""Print how large the package is and how it hangs together, for the working tree or for revisions side by side.
 
     python scripts/structure.py                                        # the working tree
-    python scripts/structure.py --revision 97f2ae7 --revision HEAD     # side by side
+    python scripts/structure.py --revision 2094e08 --revision HEAD     # side by side
     python scripts/structure.py --files weight                         # which files these are
     python scripts/structure.py --check                                # exit code 1 if there is an import circle
 
-Everything is read from the source by `ast`; nothing is imported or run.
+Everything is read from files; nothing is imported or run.
 
-*Code lines* are lines with code: no blank lines, comments or docstrings. A *circle* is a set of modules that all import
-one another, directly or through others; imports inside functions count, those under `if TYPE_CHECKING` do not.
+*Code lines* are lines with code: no blank lines, comments or docstrings. *Words* are those of all Markdown in docs/.
+*Options* are those that docs/commands.md lists for each command, without the three that every command has (-q, -v,
+--help); an option of several commands counts for each.
 
-*Files on the way* are those with a definition (function, class or method) that the entry function reaches by names: the
-names that it uses, those that their definitions use, and so on. This overestimates what a reader has to open, since a
-class counts with all its methods. It underestimates it in two respects: calls on objects whose class is not named are
-not seen, and tables (constants of a module, such as METHODS) are not followed, so the methods, tasks and backends in
-them are not counted; add one file for each that is used.
+A *circle* is a set of modules that all import one another, directly or through others. Imports inside functions and
+under `if TYPE_CHECKING` count, except those of the package's own __init__.py, which names the API for type checkers.
+
+*Files on the way* of a thing are those with a definition (function, class or method) that uses one of the thing's names
+(WAYS) and that the API's function reaches by names: the names that it uses, those that their definitions use, and so
+on. Calls on objects whose class is not named are not seen, and tables (constants of a module, such as METHODS) are not
+followed, so methods, tasks and backends are not counted; add one file for each that is used.
 """
 
 import argparse
 import ast
 import io
+import re
 import subprocess
 import sys
 import tarfile
 import tempfile
 import tokenize
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "prunus"
-# Entry functions of the four ways through the code, by their names in _HOME of prunus/__init__.py.
-WAYS = {"weight": "prune", "problem": "evaluate", "row": "report", "cell": "run_study"}
+# Ways through the code: the API's function with which it begins, by its name in _HOME of prunus/__init__.py, and the
+# names by which code calls the thing.
+WAYS = {
+    "weight": ("prune", {"weight_OI", "tensors", "read_weight"}),
+    "problem": ("evaluate", {"problem", "problems", "prompt", "prompts", "chain", "chains", "draw", "draws"}),
+    "row": ("report", {"row", "rows", "table", "Table", "Run"}),
+}
+COMMON_OPTIONS = {"--quiet", "--verbose", "--help"}
 Name = tuple[str, str]  # module, name defined there
 SKIPPED_TOKENS = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
 
 
 @dataclass
 class Module:
-    """One file: its code lines, its imports and its definitions."""
+    """One file: its lines, its imports and its definitions."""
 
     name: str
     path: Path
+    lines: int = 0  # that are not blank
     code_lines: int = 0
     imports: set[str] = field(default_factory=set)  # modules
     imported: dict[str, Name] = field(default_factory=dict)  # local name to its origin, whose name is "" for a module
@@ -59,8 +70,9 @@ def read_package(source: Path, package: str = PACKAGE) -> dict[str, Module]:
     for module in found.values():
         text = module.path.read_text("utf-8")
         tree = ast.parse(text)
+        module.lines = sum(bool(line.strip()) for line in text.splitlines())
         module.code_lines = count_code_lines(text, tree)
-        for node in statements(tree):
+        for node in ast.walk(tree) if module.name != package else statements(tree):
             read_import(module, node, found)
         for node in tree.body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -148,17 +160,26 @@ def find_entry(modules: Mapping[str, Module], function: str, package: str = PACK
     raise SystemExit(f"{package}/__init__.py has no table that names '{function}'")
 
 
-def reached(modules: Mapping[str, Module], entry: Name) -> set[str]:
-    """Return the modules with the definitions that the entry function reaches by names."""
-    waiting, seen = [entry], {entry}
+def reached(modules: Mapping[str, Module], entry: Name, names: Set[str]) -> set[str]:
+    """Return the modules with definitions that the entry function reaches by names and that use one of these names."""
+    waiting, seen, found = [entry], {entry}, set()
     while waiting:
         module_name, name = waiting.pop()
         module = modules[module_name]
-        for other in uses(modules, module, module.definitions.get(name, [])):
+        nodes = module.definitions.get(name, [])
+        if any(names & words(node) for node in nodes):
+            found.add(module_name)
+        for other in uses(modules, module, nodes):
             if other not in seen:
                 seen.add(other)
                 waiting.append(other)
-    return {module for module, _ in seen}
+    return found
+
+
+def words(definition: ast.AST) -> set[str]:
+    """Return the names of variables, parameters and attributes in a definition."""
+    keys = {ast.Name: "id", ast.arg: "arg", ast.Attribute: "attr"}
+    return {getattr(node, keys[type(node)]) for node in ast.walk(definition) if type(node) in keys}
 
 
 def uses(modules: Mapping[str, Module], module: Module, nodes: list[ast.AST]) -> Iterator[Name]:
@@ -187,33 +208,50 @@ def defined(modules: Mapping[str, Module], name: Name) -> Iterator[Name]:
         name = module.imported.get(name[1], name)
 
 
-def package_of(module: Module, source: Path) -> str:
-    """Return the module's folder within the package, such as `pruning/methods`; `.` for the package's own folder."""
-    return module.path.parent.relative_to(source / PACKAGE).as_posix()
+def way(modules: Mapping[str, Module], what: str) -> list[str]:
+    """Return the modules on the way of a thing, sorted."""
+    function, names = WAYS[what]
+    return sorted(reached(modules, find_entry(modules, function), names))
 
 
-def describe(source: Path) -> dict[str, int]:
-    """Return the rows of the table for one source tree: the number by the row's name."""
-    modules = read_package(source)
-    rows = {"files": len(modules), "code lines": sum(module.code_lines for module in modules.values())}
-    rows["import circles"] = len(circles({name: module.imports for name, module in modules.items()}))
-    for what, function in WAYS.items():
-        rows[f"files on the way of a {what}"] = len(reached(modules, find_entry(modules, function)))
-    for package in sorted({package_of(module, source).partition("/")[0] for module in modules.values()}):
-        inside = [m for m in modules.values() if package_of(m, source).partition("/")[0] == package]
-        title = f"{PACKAGE}/" if package == "." else f"{PACKAGE}/{package}/"
-        rows[f"files in {title}"] = len(inside)
-        rows[f"code lines in {title}"] = sum(module.code_lines for module in inside)
+def options_of(commands: str) -> dict[str, int]:
+    """Return the number of options of each command from the text of docs/commands.md."""
+    parts = re.findall(r"^## prunus (\S+)\n(.*?)(?=^## |\Z)", commands, re.DOTALL | re.MULTILINE)
+    listed = {name: re.findall(r"^  (?:-\w, )?(--[\w-]+)", text, re.MULTILINE) for name, text in parts}
+    return {name: sum(option not in COMMON_OPTIONS for option in options) for name, options in listed.items()}
+
+
+def describe(root: Path) -> dict[str, int]:
+    """Return the rows of the table for one tree: the number by the row's name."""
+    modules = read_package(root / "src")
+    options = options_of((root / "docs" / "commands.md").read_text("utf-8"))
+    rows = {
+        "non-blank lines": sum(module.lines for module in modules.values()),
+        "code lines": sum(module.code_lines for module in modules.values()),
+        "files": len(modules),
+        "commands": len(options),
+        "options": sum(options.values()),
+        "options of prune": options.get("prune", 0),
+        "words of docs": sum(len(page.read_text("utf-8").split()) for page in (root / "docs").rglob("*.md")),
+        "import circles": len(circles({name: module.imports for name, module in modules.items()})),
+        "dict[str, Any]": sum(module.path.read_text("utf-8").count("dict[str, Any]") for module in modules.values()),
+    }
+    rows |= {f"files on the way of a {what}": len(way(modules, what)) for what in WAYS}
+    for module in modules.values():
+        inside = module.path.relative_to(root / "src" / PACKAGE).parts[:-1]
+        title = f"{PACKAGE}/{inside[0]}/" if inside else f"{PACKAGE}/"
+        for row, count in ((f"lines in {title}", module.lines), (f"files in {title}", 1)):
+            rows[row] = rows.get(row, 0) + count
     return rows
 
 
 def checked_out(revision: str, folder: Path) -> Path:
-    """Write src/ of a git revision to the folder; return its path."""
-    command = ["git", "-C", str(ROOT), "archive", revision, "src"]
+    """Write src/ and docs/ of a git revision to the folder; return it."""
+    command = ["git", "-C", str(ROOT), "archive", revision, "src", "docs"]
     archive = subprocess.run(command, check=True, capture_output=True).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         tar.extractall(folder, filter="data")
-    return folder / "src"
+    return folder
 
 
 def table(columns: Mapping[str, Mapping[str, int]]) -> str:
@@ -237,14 +275,13 @@ def main() -> int:
         return 1 if found else 0
     with tempfile.TemporaryDirectory() as folder:
         trees = {revision: checked_out(revision, Path(folder) / str(i)) for i, revision in enumerate(options.revision)}
-        trees = trees or {"working tree": ROOT / "src"}
+        trees = trees or {"working tree": ROOT}
         if options.files:
-            for title, source in trees.items():
-                modules = read_package(source)
-                files = sorted(reached(modules, find_entry(modules, WAYS[options.files])))
+            for title, root in trees.items():
+                files = way(read_package(root / "src"), options.files)
                 print(f"{title}: {len(files)}", *files, sep="\n  ")
         else:
-            print(table({title: describe(source) for title, source in trees.items()}))
+            print(table({title: describe(root) for title, root in trees.items()}))
     return 0
 
 

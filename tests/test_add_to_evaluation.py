@@ -89,6 +89,7 @@ def run(package: Path, *arguments: str) -> str:
     return printed
 
 
+@pytest.mark.slow
 def test_a_task_a_backend_and_a_profile_of_ones_own(package):
     run(package, "eval", "tiny", "--task", "toy", "--backend", "toy", "--profile", "toy", "--budgets", "0,4")
     with sqlite3.connect(package / "results.db") as connection:

@@ -12,7 +12,7 @@ import torch
 from prunus.errors import PrunusError
 from prunus.pruning.allocation import ALLOCATIONS, alphapruning, atp, dlp, owl
 from prunus.pruning.allocation.arithmetic import HIGHEST, row_counts, scaled, shifted, tensor_counts
-from prunus.recipes import AllocationName, PruneRecipe, Window
+from prunus.recipes import PruneRecipe, Window
 
 EQUAL = [100] * 4
 SIZES = [147, 1480, 33, 260, 999, 512]
@@ -27,10 +27,10 @@ def weighted(sparsities, sizes):
 @pytest.mark.parametrize(
     ("found", "golden"),
     [
-        (owl.allocate([2, 1, 0.5, 0.5], EQUAL, 0.5, 0.08), [0.393333, 0.5, 0.553333, 0.553333]),
-        (alphapruning.allocate([2, 3, 4, 3], EQUAL, 0.5, 0.3), [0.35, 0.5, 0.65, 0.5]),
-        (atp.allocate(EQUAL, 0.5, 0.04), [0.44, 0.48, 0.52, 0.56]),
-        (dlp.allocate([1, 2, 3, 4], EQUAL, 0.5, 0.15), [0.35, 0.45, 0.55, 0.65]),
+        (owl.sparsities([2, 1, 0.5, 0.5], EQUAL, 0.5, 0.08), [0.393333, 0.5, 0.553333, 0.553333]),
+        (alphapruning.sparsities([2, 3, 4, 3], EQUAL, 0.5, 0.3), [0.35, 0.5, 0.65, 0.5]),
+        (atp.sparsities(EQUAL, 0.5, 0.04), [0.44, 0.48, 0.52, 0.56]),
+        (dlp.sparsities([1, 2, 3, 4], EQUAL, 0.5, 0.15), [0.35, 0.45, 0.55, 0.65]),
     ],
 )
 def test_golden_values(found, golden):
@@ -62,7 +62,7 @@ def test_scores_are_free_of_their_unit(name):
 def test_direction_of_each():
     recipe = PruneRecipe(sparsity=0.5)
     rising = [1.0, 2.0, 3.0, 4.0]
-    signs: dict[AllocationName, int] = {
+    signs: dict[str, int] = {
         "owl": -1,
         "alphapruning": 1,
         "dlp": 1,
@@ -84,14 +84,14 @@ def test_what_is_clipped_is_made_up_by_the_rest():
 
 def test_targets_beyond_the_limit_are_refused():
     with pytest.raises(PrunusError, match=r"0\.995 cannot be reached"):
-        owl.allocate(SCORES, SIZES, 0.995)
+        owl.sparsities(SCORES, SIZES, 0.995)
 
 
 def test_atp_step_has_a_limit():
-    assert atp.allocate(EQUAL, 0.5, 1 / 3) == pytest.approx([0, 1 / 3, 2 / 3, HIGHEST], abs=0.01)
+    assert atp.sparsities(EQUAL, 0.5, 1 / 3) == pytest.approx([0, 1 / 3, 2 / 3, HIGHEST], abs=0.01)
     with pytest.raises(PrunusError, match=r"step 0\.4 is outside \[0, 0\.3333\] for sparsity 0\.5 and 4 blocks"):
-        atp.allocate(EQUAL, 0.5, 0.4)
-    assert atp.allocate([7], 0.5) == pytest.approx([0.5])
+        atp.sparsities(EQUAL, 0.5, 0.4)
+    assert atp.sparsities([7], 0.5) == pytest.approx([0.5])
 
 
 @pytest.mark.parametrize("target", ["0.01", "0.29", "0.5", "0.77"])
@@ -107,7 +107,7 @@ def test_row_counts_sum_to_the_budget_and_stay_within_one_weight_a_row():
     shapes = [(8, 10), (3, 17), (5, 9), (2, 31)]
     for target in (0.1, 0.35, 0.5, 0.81):
         sizes = [o * i for o, i in shapes]
-        sparsities = owl.allocate([1, 2, 3, 5], sizes, target, 0.1)
+        sparsities = owl.sparsities([1, 2, 3, 5], sizes, target, 0.1)
         counts = row_counts(sparsities, shapes, round(target * sum(sizes)))
         rows = [[c + (r < more) for r in range(o)] for (c, more), (o, _) in zip(counts, shapes, strict=True)]
         assert sum(map(sum, rows)) == round(target * sum(sizes))

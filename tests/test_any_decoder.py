@@ -172,6 +172,7 @@ EVALUATED = (
 PRUNED = "phi3"
 
 
+@pytest.mark.slow
 def test_eval_and_compare_any_family(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("t.jsonl").write_text(json.dumps({"id": "p", "problem": "1+1?", "answer": "2"}))

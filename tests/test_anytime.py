@@ -15,6 +15,8 @@ from prunus.results.comparison import ADAPTIVE, compare
 from prunus.results.order import interleaved, rounds
 from prunus.results.store import Store
 
+pytestmark = pytest.mark.usefixtures("few_simulations")
+
 NAMES = ("p", "p_margin", "lower_bound", "low", "high")
 
 

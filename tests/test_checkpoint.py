@@ -219,10 +219,10 @@ def test_manifest_keeps_profile_and_earlier_steps(tmp_path):
     earlier = {"action": "drop", "recipe": {}, "source": made_of, "warnings": []}
     folder = make_model(tmp_path / "m")
     assert Checkpoint(folder).manifest == {}
-    assert "profile" not in next_manifest(Checkpoint(folder), {"action": "prune"})
+    assert "profile" not in next_manifest(folder, {"action": "prune"})
     first = {"prunus": "0.0.1", "format": 1, "profile": "tiny", "history": [earlier]}
     (folder / "prunus.json").write_text(json.dumps(first))
-    manifest = next_manifest(Checkpoint(folder), {"action": "prune"})
+    manifest = next_manifest(folder, {"action": "prune"})
     assert manifest["profile"] == "tiny"
     assert [step["action"] for step in manifest["history"]] == ["drop", "prune"]
     (folder / "prunus.json").write_text(json.dumps(first | {"format": 2}))

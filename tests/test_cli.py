@@ -1,5 +1,6 @@
 """The command line: a thin, honest wrapper of the Python API."""
 
+import builtins
 import json
 import os
 import signal
@@ -28,7 +29,6 @@ ALSO = {
     "expert_stats",
     "plan_study",
     "apply_steps",
-    "open",
     "report_study",
     "show_profile",
     "sparse",
@@ -71,6 +71,11 @@ def test_every_command_has_its_function_and_every_function_its_command(command):
     assert callable(getattr(prunus, str(API_NAME.get(command, command))))
     verbs = {name for name in prunus.__all__ if name[0].islower()}
     assert verbs - ALSO == {API_NAME.get(c, c) for c in COMMANDS}
+
+
+def test_import_of_all_names_replaces_no_builtin():
+    assert set(prunus.__all__).isdisjoint(dir(builtins))
+    assert callable(prunus.open)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -163,6 +168,7 @@ def test_sigterm_stops_a_command_as_ctrl_c_does(monkeypatch, capsys):
     assert "interrupted; finished work is kept" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_json_is_all_there_is_on_stdout():
     """In a process of its own, for what libraries might print when they are loaded."""
 

@@ -251,6 +251,7 @@ def test_parallel_and_sequential_are_in_both(tmp_path):
         assert (row["base_gain"], row["gain"]) == pytest.approx((base["difference"], other["difference"]))
 
 
+@pytest.mark.slow
 def test_verdicts(tmp_path):
     def accuracy(share, problems=600):
         return grid(lambda _task, p, *_: p < share * problems, problems=problems)
@@ -288,6 +289,7 @@ def test_almost_no_data_is_never_non_inferior(tmp_path, problems, draws):
     ] == (problems > 2)
 
 
+@pytest.mark.slow
 def test_claims_of_many_variants_are_corrected(tmp_path):
     """250 problems without a difference rule two points out for one variant, and not for fourteen at once."""
     same = grid(lambda _task, p, *_: p % 2, problems=250, budgets=(64,))

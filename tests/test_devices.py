@@ -10,7 +10,7 @@ import torch
 from tiny_models import make_model, random_rows
 
 import prunus
-from prunus.checkpoint import block_loader
+from prunus.checkpoint import loader
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
 from prunus.pruning import masks
@@ -94,7 +94,7 @@ def test_batches_that_travel_ahead_arrive_in_order_and_may_be_written_back(devic
 def test_blocks_sent_ahead_are_those_read_here(device, order, tmp_path):
     source = Checkpoint(make_model(tmp_path / "m", dtype=torch.bfloat16))
     expected = [source.read_block(index) for index in order]
-    for way in (block_loader.prefetched_blocks, block_loader.blocks_on):
+    for way in (loader.prefetched_blocks, loader.blocks_on):
         found = list(way(source, order, torch.device(device)))
         assert len(found) == len(order)
         for ours, theirs in zip(found, expected, strict=True):
@@ -106,7 +106,7 @@ def test_blocks_sent_ahead_are_those_read_here(device, order, tmp_path):
 
 def test_a_block_that_cannot_be_read_is_told_where_its_turn_is(tmp_path):
     source = Checkpoint(make_model(tmp_path / "m"))
-    sent = block_loader.prefetched_blocks(source, range(3), torch.device("cpu"))
+    sent = loader.prefetched_blocks(source, range(3), torch.device("cpu"))
     next(sent)
     place = source.tensors["model.layers.2.mlp.down_proj.weight"]
     with place.file.open("r+b") as stream:

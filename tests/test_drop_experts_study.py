@@ -48,6 +48,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_whole_checkpoints(folder, monkeypatch):
     path = write_study(folder, TABLES)
     prunus.run_study(path, out=folder / "out", device="cpu")
@@ -68,6 +69,7 @@ def test_rows_are_those_of_whole_checkpoints(folder, monkeypatch):
         assert len(ours.keys(mine.run_id)) == 18
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "names"),
     [
@@ -182,6 +184,7 @@ def stop() -> NoReturn:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_study_prunes_the_weights_of_a_model_with_fewer_experts(folder, tmp_path):
     """The model of a study may be one whose experts were removed; its variants are swapped into it."""
     calibration = {"calibration": str(folder / "text.jsonl"), "samples": 8, "seqlen": 16}

@@ -17,7 +17,7 @@ from prunus.checkpoint.model_folder import find_tensors
 from prunus.errors import PrunusError
 from prunus.pruning.depth import verification as verify
 from prunus.pruning.depth.shortened_config import shorter_config
-from prunus.recipes import DepthMethodName, DropRecipe, PruneRecipe
+from prunus.recipes import DropRecipe, PruneRecipe
 
 # Encoders, and decoders of an encoder's output, which are no decoders in our sense.
 OTHERS = (
@@ -232,7 +232,7 @@ def calibration(tmp_path):
     return str(tmp_path / "rows.jsonl")
 
 
-METHODS: dict[DepthMethodName, dict[str, Any]] = {
+METHODS: dict[str, dict[str, Any]] = {
     "shortgpt": {},
     "angular": {},
     "tail": {},
@@ -243,7 +243,7 @@ METHODS: dict[DepthMethodName, dict[str, Any]] = {
 
 # Those that run models without some blocks, on all; those that score blocks by their hidden states, on half of them.
 KINDS = ("phi3", "gemma2", "cohere2", "bloom", "mamba", "lfm2", "mixtral", "qwen3_next")
-CHOSEN: dict[str, tuple[DepthMethodName, ...]] = {
+CHOSEN: dict[str, tuple[str, ...]] = {
     kind: ("laco", "sleb", "shortgpt" if at % 2 else "angular") for at, kind in enumerate(KINDS)
 }
 CHOSEN["bloom"] = tuple(METHODS)

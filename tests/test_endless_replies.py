@@ -93,6 +93,7 @@ def test_an_endless_reply_ends_with_one_line(path, pace, words):
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pace", [SLOW, FAST])
 def test_what_a_server_need_not_tell_does_not_hold_it_up(pace):
     """A version that does not end is left out; a server whose list of models does not end has not started."""

@@ -109,6 +109,7 @@ def test_only_missing_batches_are_done(store, monkeypatch):
     assert len(asked) == 1 and len(asked[0]) <= PLAN.rows
 
 
+@pytest.mark.slow
 def test_neither_batches_nor_reuse_change_a_row(store):
     sampled = replace(PLAN, limit=3, temperature=1.0, samples=2, budgets=(0, 4, 12))
     changes: list[dict[str, Any]] = [{"batch_size": 3}, {"batch_size": 64}, {"reuse": False}]

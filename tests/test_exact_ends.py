@@ -21,6 +21,8 @@ from prunus.evaluation.budget import Chain, Rules, force_budgets, force_budgets_
 from prunus.evaluation.profiles import encode_markers
 from prunus.evaluation.requests import Backend, Sampling
 
+pytestmark = pytest.mark.xdist_group("exact ends")  # what the model writes by hand is computed once
+
 GREEDY = Sampling(0.0)
 PROBLEMS = 3
 
@@ -72,6 +74,7 @@ def backend_of(name: str) -> Iterator[Backend]:
         yield {"hf": tiny, "scripted": lambda: ScriptedBackend(replay), "streaming": Streaming}[name]()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hf", "scripted", "streaming", "server"])
 def test_a_phase_that_stops_right_after_its_limit_is_complete(name):
     """Limits one below, at and one above the lengths that each chain has by itself."""

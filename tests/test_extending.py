@@ -1,4 +1,4 @@
-"""What CONTRIBUTING promises: a method, an allocation and a depth method are one file and one name each."""
+"""What CONTRIBUTING promises: a method, an allocation and a depth method are one file and one entry each."""
 
 import json
 import shutil
@@ -17,9 +17,8 @@ METHOD = '''
 
 import torch
 
-from prunus.declarations import Method, Option
 from prunus.pruning.masks import zero_lowest
-from prunus.pruning.passes import Pass
+from prunus.pruning.job import Pass
 
 
 def prune(weight_OI, inputs, target):
@@ -45,23 +44,12 @@ class Scale(Pass):
             weight_OI.mul_(job.recipe.toy_scale)
 
 
-DECLARATION = Method(
-    name="toy",
-    source="a test",
-    description="zero the largest weights",
-    needs="norms",
-    group="row",
-    updates=True,
-    prune=prune,
-    options=(Option("toy_scale", float, 2.0, "factor of what is kept.", above=0, below=10),),
-    passes=(Scale,),
-)
+passes = (Scale,)
 '''
 ALLOCATION = '''
 """A toy: the larger a block's weights, the more it keeps."""
 
-from prunus.checkpoint.block_loader import blocks_on
-from prunus.declarations import Allocation, Option
+from prunus.checkpoint.loader import blocks_on
 from prunus.pruning.allocation.arithmetic import decreasing_sparsities
 from prunus.pruning.allocation.measurement import Measured
 
@@ -77,39 +65,29 @@ def measure(subject, calibration):
     return Measured({"block": scores}, {}, [])
 
 
-DECLARATION = Allocation(
-    name="toy-sizes",
-    source="a test",
-    description="blocks with larger weights keep more",
-    allocate=lambda scores, sizes, recipe: decreasing_sparsities(scores, sizes, recipe.sparsity, 0.1),
-    measure=measure,
-    needs="weights",
-    score="sum",
-    options=(Option("toy_power", int, 1, "exponent of a weight's size.", at_least=1),),
-    settings=("toy_power",),
-)
+def allocate(scores, sizes, recipe):
+    return decreasing_sparsities(scores, sizes, recipe.sparsity, 0.1)
 '''
 DEPTH = '''
 """A toy: removes blocks from the one that an option names."""
 
-from prunus.declarations import DepthMethod, Option
 from prunus.pruning.depth.choice import Choice
 
 
 def choose(model, count):
     first = model.recipe.toy_first
     return Choice.without(range(first, first + count), model.source.blocks, [])
-
-
-DECLARATION = DepthMethod(
-    name="toy",
-    source="a test",
-    description="remove blocks from a given one",
-    choose=choose,
-    needs_data=False,
-    options=(Option("toy_first", int, 0, "the first block to remove.", at_least=0),),
-)
 '''
+# One entry of the table each, by the line that it follows.
+ENTRIES = {
+    "_METHODS = (": """Method("toy", "a test", "zero the largest weights", needs="norms", group="row", updates=True,
+        options=(Option("toy_scale", float, 2.0, "factor of what is kept.", above=0, below=10),)),""",
+    "_ALLOCATIONS = (": """Allocation("toy-sizes", "a test", "blocks with larger weights keep more", needs="weights",
+        score="sum", settings=("toy_power",),
+        options=(Option("toy_power", int, 1, "exponent of a weight's size.", at_least=1),)),""",
+    "_DEPTH_METHODS = (": """DepthMethod("toy", "a test", "remove blocks from a given one", needs_data=False,
+        options=(Option("toy_first", int, 0, "the first block to remove.", at_least=0),)),""",
+}
 SCRIPT = """
 import json, sys
 import prunus
@@ -152,21 +130,18 @@ open("said.json", "w").write(json.dumps(said))
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory):
-    """A folder where a copy of the package with the toys has run: three files more, and one line of names each."""
+    """A folder where a copy of the package with the toys has run: three files more, and one entry each."""
     folder = tmp_path_factory.mktemp("extended")
     package = folder / "src" / "prunus"
     shutil.copytree(Path(prunus.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     for place, text in (("methods/toy", METHOD), ("allocation/toy_sizes", ALLOCATION), ("depth/toy", DEPTH)):
         (package / "pruning" / f"{place}.py").write_text(text)
-    names = package / "declarations.py"
-    lines = names.read_text().splitlines(keepends=True)
-    for number, line in enumerate(lines):
-        for kind, toy in (("MethodName", "toy"), ("AllocationName", "toy-sizes"), ("DepthMethodName", "toy")):
-            if line.startswith(f"{kind} = Literal["):
-                lines[number] = line.replace("]", f', "{toy}"]')
-    changed = sum(a != b for a, b in zip(lines, names.read_text().splitlines(keepends=True), strict=True))
-    assert changed == 3
-    names.write_text("".join(lines))
+    table = package / "declarations.py"
+    text = table.read_text()
+    for line, entry in ENTRIES.items():
+        assert text.count(f"\n{line}\n") == 1
+        text = text.replace(f"\n{line}\n", f"\n{line}\n    {entry}\n")
+    table.write_text(text)
     make_model(folder / "model")
     (folder / "rows.jsonl").write_text("".join(f'{{"token_ids": {ids}}}\n' for ids in random_rows(4, 16)))
     status, printed = warm_processes.run_with(folder / "src", SCRIPT, folder)

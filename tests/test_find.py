@@ -58,6 +58,7 @@ def verified(*outs: str) -> bool:
     return all(one["claims"] and not one["differences"] + one["notes"] for one in checked)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_ladder_of_fewer_experts_gives_what_the_commands_give(search_folder, scripted, monkeypatch):
     sizes = {"vocab_size": VOCABULARY, "num_hidden_layers": 2, "max_position_embeddings": 256, "pad_token_id": 0}
@@ -147,6 +148,7 @@ def test_a_rung_that_solves_everything_and_never_ends_is_refused(search_folder, 
     assert data["shown"]["ladders"][0]["rungs"][1]["failed"] == ["ends"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(search_folder, scripted, monkeypatch):
     settings: dict[str, Any] = {"methods": ["wanda"], "settings": CALIBRATION}
     whole = search("0.1,0.2", out="whole", store="whole.db", **settings)
@@ -214,6 +216,7 @@ def test_another_search_does_not_go_on_with_unfinished_work(search_folder, scrip
             search(ladder, margin=margin)
 
 
+@pytest.mark.slow
 def test_several_methods_share_alpha_and_dense_statistics_and_the_most_removed_is_written(
     search_folder, scripted, monkeypatch
 ):

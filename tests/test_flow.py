@@ -77,6 +77,7 @@ def rows(path, run_id: str) -> set:
         }
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_batches(tmp_path):
     backend = Streaming()
     run_id, found = evaluated(tmp_path / "streamed.db", backend)
@@ -86,6 +87,7 @@ def test_rows_are_those_of_batches(tmp_path):
     assert backend.log.index("chain") < len(backend.log) - 1 - backend.log[::-1].index("take")
 
 
+@pytest.mark.slow
 def test_what_was_complete_is_stored_when_the_engine_fails(tmp_path):
     path = tmp_path / "streamed.db"
     with pytest.raises(PrunusError, match="the engine is gone"):
@@ -148,6 +150,7 @@ def test_a_kill_loses_the_chains_that_the_engine_works_on_and_no_other(tmp_path)
     assert rows(path, work.run_id) == rows(tmp_path / "unbroken.db", work.run_id)
 
 
+@pytest.mark.slow
 def test_traces_are_those_of_batches_and_only_missing_chains_are_drawn_again(tmp_path, monkeypatch):
     recipe = TraceRecipe(tasks=("tiny-train",), limit=8, max_tokens=24, batch_size=3)
     prunus.traces("tiny", tmp_path / "batches.jsonl", recipe)

@@ -18,6 +18,8 @@ from prunus.results.store import Store
 from prunus.results.summary import summarise
 from prunus.results.verdicts import verdict
 
+pytestmark = pytest.mark.usefixtures("few_simulations")
+
 NAMES = ("tiny", "wanda-20", "wanda-50")
 
 

@@ -29,6 +29,8 @@ from prunus.study.find.page import page
 from prunus.study.find.trace import declare_in
 from prunus.study.find.verify import verify
 
+pytestmark = pytest.mark.usefixtures("few_simulations")
+
 FIVE = Margin(0.05, relative=True)
 FIXED = [
     SimpleNamespace(adaptive=None, base=SimpleNamespace(draws=(0,)))
@@ -66,7 +68,7 @@ def outcomes(rng, accuracy, kept, problems, runs):
 @pytest.mark.parametrize("accuracy", [0.1, 0.5, 0.95])
 def test_a_loss_of_the_relative_margin_is_called_less_in_5_percent_at_most(accuracy):
     """At the margin itself, for a fixed number of problems and at the best time to stop."""
-    rng, runs = np.random.default_rng(0), 1500
+    rng, runs = np.random.default_rng(0), 800
     most = 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
     difference, base = outcomes(rng, accuracy, 0.95, 200, runs)
     assert np.mean(p_of_margin([difference], [base], FIXED, FIVE, 0) <= 0.05) < most  # pyright: ignore
@@ -96,6 +98,7 @@ def test_bounds_of_a_relative_margin_are_those_of_what_is_kept_beyond_it():
     assert (worst, most) == pytest.approx((-1, 1))
 
 
+@pytest.mark.slow
 def test_compare_takes_a_margin_relative_to_the_base(tmp_path):
     """A loss of 1.6 points: within 5 points and 5 % of a good base, beyond 5 % of a base that solves a fifth."""
     rng = np.random.default_rng(2)
@@ -176,6 +179,7 @@ def test_a_certificate_of_a_relative_margin_is_confirmed_by_the_rows(tmp_path):
     assert verify(file, store)["differences"]
 
 
+@pytest.mark.slow
 def test_a_base_that_solves_nothing_gets_no_word(tmp_path):
     wrong = grid(lambda *_: False, problems=400)
     path = fill(tmp_path / "s.db", {"dense": wrong, "pruned": wrong})

@@ -118,6 +118,7 @@ def test_stops_as_texts_where_ids_are_ignored():
     assert found == force_budgets(tiny(), chains()[:2], (0, 80), Rules(MARKERS, GREEDY))
 
 
+@pytest.mark.slow
 def test_llama_cpp_gives_the_rows_of_hf():
     """Special tokens have no text there and would not stop, and it ends at every end that its file names."""
     some, budgets, rules = chains()[:2], (0, 5, 24, 80), Rules(MARKERS, GREEDY)

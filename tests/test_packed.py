@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM
 
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.conversions import pack, read_linears, read_variant, unpack, variant_about, write_variant
 from prunus.checkpoint.packed.bits import PackedBits, apply_mask, pack_bits, packed_nbytes, unpack_bits
 from prunus.checkpoint.packed.checkpoint import PackedCheckpoint
-from prunus.checkpoint.packed.commands import pack, read_linears, read_variant, unpack, variant_about, write_variant
 from prunus.checkpoint.packed.reader import read_packed
 from prunus.checkpoint.packed.tensor import quantise
 from prunus.cli import main
@@ -312,7 +312,7 @@ def test_an_interrupted_pack_leaves_nothing_and_a_killed_one_is_done_again(tmp_p
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("prunus.checkpoint.packed.commands.read_linears", breaks)
+        patch.setattr("prunus.checkpoint.conversions.read_linears", breaks)
         with pytest.raises(KeyboardInterrupt):
             pack(pruned[1], tmp_path / "packed", **options)
         assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from prunus.prefetch import prefetch
+from prunus.disk import prefetch
 
 
 @pytest.mark.parametrize("most", [1, 3, 100])

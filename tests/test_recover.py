@@ -196,6 +196,7 @@ def test_the_block_before_a_removed_one_learns_to_do_its_work(tmp_path, rows, bl
     assert (after - wanted).norm() < (before - wanted).norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["gpt_neox", "phi3", "gemma3_text", "qwen3_moe", "olmo2"])
 def test_any_decoder_is_recovered(tmp_path, model_type):
     folder = tmp_path / "dense"
@@ -251,6 +252,7 @@ prunus.recover(model, out, recipe)
 """
 
 
+@pytest.mark.slow
 @warm_processes.in_one_worker
 @pytest.mark.parametrize("offload", [False, True])
 def test_killed_recovery_resumes_to_the_same_bytes(tmp_path, dense, rows, offload):

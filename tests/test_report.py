@@ -28,7 +28,8 @@ from prunus.results.summary import summarise
 from prunus.results.table import tables
 from prunus.results.verdicts import verdict
 
-pytestmark = pytest.mark.xdist_group("report")  # fixtures of the module are made once
+# Fixtures of the module are made once.
+pytestmark = [pytest.mark.xdist_group("report"), pytest.mark.usefixtures("few_simulations")]
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,7 @@ def in_points(value: float) -> str:
     return "0.0" if text in ("+0.0", "−0.0") else text
 
 
+@pytest.mark.slow
 def test_every_number_is_compares(page, store):
     with Store(store) as opened:
         runs = opened.runs()
@@ -106,6 +108,7 @@ def test_the_cell_that_stands_out_is_compares(page, store):
     assert note.count(" at ") == len(entries)
 
 
+@pytest.mark.slow
 def test_verdict_rows_are_compares(page, store):
     data = compare(store, "tiny")
     rows = page.rows("verdicts")
@@ -385,6 +388,7 @@ def test_runs_left_out_for_one_reason_are_named_together():
     assert prose.grouped(texts) == [f"a (id0), b (id1), c (id2) and 2 more are left out: {reason}", texts[-1]]
 
 
+@pytest.mark.slow
 def test_what_was_said_of_several_models_is_said_once(store, tmp_path):
     with Store(store) as old, Store(tmp_path / "a.db", create=True) as new:
         new.add_problems(old.problems().values())
@@ -451,6 +455,7 @@ def test_two_reports_of_one_store_are_equal(small, tmp_path):
     assert pages[0] == pages[1]
 
 
+@pytest.mark.slow
 def test_base_is_the_dense_run_or_the_one_named(store, page, tmp_path):
     assert "base: dense" in page.all("p", "kicker")[0] and "of model tiny" in page.all("p", "kicker")[0]
     named = Page(report(store, tmp_path / "a.html", base="wanda-50"))

@@ -19,7 +19,8 @@ from prunus.reporting.page import report
 from prunus.reporting.sections import flips
 from prunus.study.find.page import write_page
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]  # one browser for all
+# One browser for all.
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser"), pytest.mark.usefixtures("few_simulations")]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from prunus.reporting.sparsities import block_sparsities
 from prunus.results.rows import Run, Sample
 from prunus.results.store import Store
 
-pytestmark = pytest.mark.xdist_group("report evidence")  # fixtures of the module are made once
+# Fixtures of the module are made once.
+pytestmark = [pytest.mark.xdist_group("report evidence"), pytest.mark.usefixtures("few_simulations")]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,8 @@ from prunus.reporting.render.table import Column, Interval, Table, Word, slug, t
 from prunus.reporting.render.text import percent
 from prunus.results.comparison import compare
 
-pytestmark = pytest.mark.xdist_group("report export")  # fixtures of the module are made once
+# Fixtures of the module are made once.
+pytestmark = [pytest.mark.xdist_group("report export"), pytest.mark.usefixtures("few_simulations")]
 
 RUNS = ("tiny", "wanda-20", "magnitude-50", "drop-2")
 

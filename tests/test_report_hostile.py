@@ -18,7 +18,8 @@ from prunus.results.rows import ProblemRow, Sample
 from prunus.results.store import Store
 from prunus.results.summary import summarise
 
-pytestmark = pytest.mark.xdist_group("report hostile")  # fixtures of the module are made once
+# Fixtures of the module are made once.
+pytestmark = [pytest.mark.xdist_group("report hostile"), pytest.mark.usefixtures("few_simulations")]
 
 TAGS = """
     html head meta title style body header main footer section h1 h2 h3 h4 p strong b small span sub br ul li div bdi

@@ -23,7 +23,8 @@ from prunus.results.rows import Run
 from prunus.results.store import Store
 from prunus.results.summary import summarise
 
-pytestmark = pytest.mark.xdist_group("report sections")  # fixtures of the module are made once
+# Fixtures of the module are made once.
+pytestmark = [pytest.mark.xdist_group("report sections"), pytest.mark.usefixtures("few_simulations")]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from test_methods import case, stats
 from test_sparsegpt import least_squares
 from test_wanda import TOKENS, WEIGHT
 
-from prunus.declarations import MethodName
 from prunus.errors import PrunusError
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import METHODS, alps, dsnot, find_method, ria, wanda
@@ -109,7 +108,7 @@ def test_options_of_alps_reach_admm_and_more_iterations_lose_less():
 
 
 def test_options_at_their_defaults_are_left_out_of_json_and_hash():
-    settings: tuple[tuple[MethodName, dict[str, Any]], ...] = (
+    settings: tuple[tuple[str, dict[str, Any]], ...] = (
         ("dsnot", {"swap_cycles": 1, "swap_threshold": 0.0}),
         ("alps", {"admm_iterations": 1, "admm_rho": 1.0}),
     )

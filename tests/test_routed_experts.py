@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.experts import Routed, Twins, experts_in, observe_experts
+from prunus.checkpoint.experts import Routed, StorageCopies, experts_in, observe_experts
 from prunus.checkpoint.precision import with_even_rows
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import read_header, read_metadata
@@ -205,8 +205,8 @@ def test_reading_and_writing_a_block_make_no_second_copy_of_its_experts(tmp_path
     assert len(stored) == (24 if apart else 2)
     assert all(tensor.untyped_storage().data_ptr() in memory for tensor in stored.values())
     assert all(torch.equal(tensor, source.read(name)) for name, tensor in stored.items())
-    twins = Twins()
-    copies = {name: twins.of(tensor) for name, tensor in matrices.items()}
+    made = StorageCopies()
+    copies = {name: made.of(tensor) for name, tensor in matrices.items()}
     assert all(torch.equal(tensor, matrices[name]) for name, tensor in copies.items())
     theirs = {tensor.untyped_storage().data_ptr() for tensor in copies.values()}
     assert len(theirs) == 2 and not theirs & set(memory)

@@ -22,6 +22,7 @@ SCRIPT = Path(__file__).parent / "helpers" / "serve_words.py"
 COMMAND = f"{sys.executable} {SCRIPT} {{model}} {{port}}"
 
 
+@pytest.mark.slow
 def test_every_variant_is_served_from_its_own_folder(tmp_path, monkeypatch):
     """The study is stopped within the pruned variant; the next run goes on, and prunes nothing again."""
     log = tmp_path / "log"

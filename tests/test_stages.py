@@ -24,6 +24,8 @@ from prunus.results.store import Store
 from prunus.results.summary import summarise
 from prunus.results.verdicts import UNFINISHED, WORDS
 
+pytestmark = pytest.mark.usefixtures("few_simulations")
+
 PLAN = {"mode": "strict", "temperature": 0.6, "budgets": [0, 16, 64], "tasks": ["a"], "samples": 1, "limit": None}
 STEP = {"action": "prune", "recipe": {"sparsity": 0.5}, "sparsity": {"x": 0.5}, "source": {"name": "dense"}}
 HISTORY = {"dense": [], "pruned": [STEP]}
@@ -236,10 +238,11 @@ def test_all_comparisons_of_a_growing_limit_are_one_game():
     assert all(later <= before + 1e-12 for before, later in pairwise(p)) and p[-1] < p[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("margin", "discordant"), [(0.1, 0.2), (0.05, 0.05)])
 def test_raising_the_limit_until_a_word_comes_errs_in_5_percent_at_most(margin, discordant):
     """From 50 to 500 problems in 46 looks, at a loss of the margin; in earlier versions it erred in 30 %."""
-    runs = 600
+    runs = 300
     d = differences(np.random.default_rng(11), 500, runs, discordant, margin)
     # The largest wealth of the last look includes those of all looks before it (the test above).
     assert (grown_p(d, list(range(50, 501, 10)), margin) <= 0.05).mean() < 0.05 + 2 * np.sqrt(0.05 * 0.95 / runs)
@@ -248,9 +251,10 @@ def test_raising_the_limit_until_a_word_comes_errs_in_5_percent_at_most(margin, 
     assert np.any(before, axis=0).mean() > 0.25
 
 
+@pytest.mark.slow
 def test_raising_the_limit_until_a_difference_is_shown_errs_in_5_percent_at_most():
     """Equal models: McNemar's test of the first comparison, then bets at any time."""
-    runs = 600
+    runs = 300
     d = differences(np.random.default_rng(12), 500, runs, 0.2, 0.0)
     counts = [(int((column < 0).sum()), int((column > 0).sum())) for column in d[:50].T]
     first = np.array([2 * min(paired.mcnemar_p(*one), paired.mcnemar_p(*one[::-1])) <= 0.05 for one in counts])

@@ -105,6 +105,7 @@ def test_every_method_makes_the_same_bytes_as_a_dense_run(tmp_path, rows, method
     assert full == quick
 
 
+@pytest.mark.slow
 def test_tiny_reasoner_the_same_bytes(tmp_path, monkeypatch):
     """Of one file of statistics for all three."""
     prunus.stats("tiny", tmp_path / "stats", hessians=True, samples=8)

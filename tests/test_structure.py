@@ -1,14 +1,14 @@
 """scripts/structure.py on a made package whose circle, counts and way are known by construction."""
 
-import re
-
 import pytest
 import structure
 
 FILES = {
-    "__init__.py": '"""Made."""\n\n_HOME = {"prune": "prunus.loop"}\n',
+    "__init__.py": '"""Made."""\n\n_HOME = {"prune": "prunus.loop"}\n'
+    "if TYPE_CHECKING:\n    from prunus.loop import prune\n",
     "loop.py": '''"""The loop."""
 
+import prunus
 from prunus import helpers
 from prunus.classes import Thing
 from prunus.tables import METHODS
@@ -39,22 +39,14 @@ def unused():
 """,
     "passed_on.py": "from prunus.deep.place import far\n",
     "deep/__init__.py": "",
-    "deep/place.py": """\
-from typing import TYPE_CHECKING
-if TYPE_CHECKING:
-    from prunus.loop import prune
-
-
-def far(x):
-    return x
-""",
+    "deep/place.py": "def far(weight):\n    return weight\n",
     "classes.py": "class Thing:\n    def run(self, x):\n        return x\n",
     "tables.py": "from prunus.method import magnitude\nMETHODS = {'magnitude': magnitude}\n",
     "method.py": "def magnitude(x):\n    return x\n",
     "never.py": "from prunus import round_a\ndef reached():\n    return 1\n",
     "round_a.py": "import prunus.round_b\n",
     "round_b.py": "def late():\n    from prunus.round_c import x\n",
-    "round_c.py": "from prunus.round_a import y\nx = 1\n",
+    "round_c.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from prunus.round_a import y\nx = 1\n",
 }
 
 
@@ -67,7 +59,7 @@ def source(tmp_path):
     return tmp_path
 
 
-def test_the_one_circle_is_found_also_through_an_import_in_a_function(source):
+def test_the_one_circle_is_found_also_through_imports_in_a_function_and_for_types(source):
     modules = structure.read_package(source)
     graph = {name: module.imports for name, module in modules.items()}
     assert structure.circles(graph) == [["prunus.round_a", "prunus.round_b", "prunus.round_c"]]
@@ -77,7 +69,7 @@ def test_the_one_circle_is_found_also_through_an_import_in_a_function(source):
 
 def test_code_lines_are_those_without_comments_docstrings_and_blank_lines(source):
     modules = structure.read_package(source)
-    assert modules["prunus.loop"].code_lines == 3 + 1 + 3 + 1
+    assert modules["prunus.loop"].code_lines == 4 + 1 + 3 + 1
     assert modules["prunus.deep"].code_lines == 0
     assert modules["prunus.helpers"].code_lines == 2 + 3 + 3
 
@@ -86,36 +78,57 @@ def test_the_way_follows_names_and_neither_tables_nor_what_is_not_called(source)
     modules = structure.read_package(source)
     entry = structure.find_entry(modules, "prune")
     assert entry == ("prunus.loop", "prune")
-    way = {"prunus.loop", "prunus.helpers", "prunus.classes", "prunus.deep.place"}
-    assert structure.reached(modules, entry) == way
+    assert structure.reached(modules, entry, {"weight"}) == {"prunus.loop", "prunus.helpers", "prunus.deep.place"}
+    assert structure.reached(modules, entry, {"x"}) == {"prunus.classes"}
 
 
-def test_the_packages_add_up(source, monkeypatch):
-    monkeypatch.setattr(structure, "WAYS", {"weight": "prune"})
+COMMANDS = """# Commands
+
+## prunus prune
+
+```
+Usage: prunus prune [OPTIONS] MODEL OUT
+
+Options:
+  -q, --quiet             Print errors only.
+  -v, --verbose           Show the traceback.
+  --sparsity FLOAT        Share of zeros; leave out
+                          --pattern then.
+  --sparse / --no-sparse  With the kernel.
+  -h, --help              Show this message and exit.
+```
+
+## prunus tasks
+
+```
+Options:
+  --json  Print JSON.
+  --help  Show this message and exit.
+```
+"""
+
+
+def test_the_rows_of_a_tree(source, monkeypatch):
+    monkeypatch.setattr(structure, "WAYS", {"weight": ("prune", {"weight"})})
+    (source / "docs" / "more").mkdir(parents=True)
+    (source / "docs" / "commands.md").write_text(COMMANDS)
+    (source / "docs" / "more" / "page.md").write_text("Three more words.\n")
+    (source / "prunus").rename(source / "package")
+    (source / "src").mkdir()
+    (source / "package").rename(source / "src" / "prunus")
     rows = structure.describe(source)
+    assert (rows["commands"], rows["options"], rows["options of prune"]) == (2, 3, 2)
+    assert rows["words of docs"] == len(COMMANDS.split()) + 3
     assert rows["files"] == len(FILES) == rows["files in prunus/"] + rows["files in prunus/deep/"]
-    assert rows["code lines"] == rows["code lines in prunus/"] + rows["code lines in prunus/deep/"]
-    assert (rows["import circles"], rows["files on the way of a weight"]) == (1, 4)
+    assert rows["non-blank lines"] == rows["lines in prunus/"] + rows["lines in prunus/deep/"]
+    assert rows["non-blank lines"] == sum(len([*filter(str.strip, text.splitlines())]) for text in FILES.values())
+    assert (rows["import circles"], rows["files on the way of a weight"]) == (1, 3)
 
 
 def test_every_way_begins_at_a_function_of_the_api():
     root = structure.ROOT / "src" / "prunus"
     modules = {"prunus": structure.Module("prunus", root / "__init__.py")}
-    for function in structure.WAYS.values():
+    for function, _ in structure.WAYS.values():
         module, name = structure.find_entry(modules, function)
         text = (root.parent / module.replace(".", "/")).with_suffix(".py").read_text()
         assert f"\ndef {name}(" in text
-
-
-def test_the_design_page_names_files_that_exist():
-    """A line that begins with a package is about it, and so are the lines below until the next one."""
-    tree = (structure.ROOT / "docs" / "design.md").read_text().split("```")[1]
-    package, missing = "", []
-    for line in tree.partition("src/prunus/\n")[2].partition("\ntraining/")[0].splitlines():
-        if line[2] != " ":
-            first = line.split()[0]
-            package = first if first.endswith("/") else ""
-        for name in re.findall(r"\w+\.(?:py|cpp)\b", line):
-            if not list((structure.ROOT / "src" / "prunus" / package).rglob(name)):
-                missing.append(package + name)
-    assert missing == []

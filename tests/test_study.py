@@ -119,6 +119,7 @@ def finished(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @uses_finished
 def test_rows_are_those_of_prune_and_eval(finished, tmp_path):
     """The same texts and grades as from checkpoints of their own, which `prune` and `drop_blocks` make again."""
@@ -211,6 +212,7 @@ def counted(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 def test_recovered_variants_are_those_of_their_checkpoints_and_leave_the_dense_model(tmp_path, monkeypatch):
     """In a study, as by apply_steps; norms and biases too; with a block dropped before the last step."""
     file = write_study(tmp_path, RECOVERED)
@@ -264,6 +266,7 @@ def test_a_second_run_loads_no_model(finished, monkeypatch, batches):
     assert batches == []
 
 
+@pytest.mark.slow
 def test_dense_first_then_a_batch_of_each_then_the_rest(tmp_path, batches):
     file = write_study(tmp_path, "[[prune]]\nmethod = ['magnitude', 'wanda']")
     prunus.run_study(file, out=tmp_path / "out")
@@ -272,6 +275,7 @@ def test_dense_first_then_a_batch_of_each_then_the_rest(tmp_path, batches):
     assert order == ["model"] * 3 + ["magnitude-50", "wanda-50"] + ["magnitude-50"] * 2 + ["wanda-50"] * 2
 
 
+@pytest.mark.slow
 def test_a_knob_reruns_only_what_depends_on_it(tmp_path, batches, capsys):
     file, out = write_study(tmp_path, KINDS), tmp_path / "out"
     first = prunus.run_study(file, out=out)
@@ -330,6 +334,7 @@ def test_what_cannot_work_is_refused_before_anything_runs(tmp_path, recipes, eva
     assert not (tmp_path / "out").exists(), "nothing is left behind"
 
 
+@pytest.mark.slow
 def test_scores_that_an_allocation_cannot_use_are_refused_before_anything_runs(tmp_path):
     """Of another allocation, of another model, and of another scope."""
     file = write_study(tmp_path, "")
@@ -362,6 +367,7 @@ def test_a_model_that_is_not_there_has_its_line(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_models_that_are_one_or_would_share_a_folder_are_refused(tmp_path):
     file = write_study(tmp_path, "")
     for name in ("a", "b"):
@@ -504,6 +510,7 @@ def test_ctrl_c_keeps_what_is_done_and_exits_130(tmp_path, monkeypatch, capsys, 
     assert json.loads(capsys.readouterr().out)["cells"] == 2
 
 
+@pytest.mark.slow
 def test_a_report_at_any_time_says_what_is_missing(tmp_path, monkeypatch, capsys, batches):
     """Stopped after the base and two batches, also while another process would go on."""
     file = write_study(tmp_path, "[[prune]]\nmethod = ['magnitude', 'wanda']\nsparsity = [0.3, 0.5]\n")
@@ -539,6 +546,7 @@ def test_a_report_at_any_time_says_what_is_missing(tmp_path, monkeypatch, capsys
     assert "Not begun" not in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_base_that_has_no_answers_yet_and_models_that_wait(tmp_path, monkeypatch, batches):
     write_study(tmp_path, "")
     (tmp_path / "model").rename(tmp_path / "first")
@@ -610,6 +618,7 @@ def test_one_file_please(words, capsys):
     assert stopped.value.code == 2 and "give one FILE.toml after" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @uses_finished
 def test_pruning_that_was_cut_off_goes_on(finished, tmp_path, monkeypatch):
     """Killed between the checkpoint and the variant's file, the checkpoint is not made again."""

@@ -53,6 +53,7 @@ def plan(text: str, study: str = STUDY) -> dict[str, Any]:
     return prunus.plan_study(write(text, study), out="out", measure=False)
 
 
+@pytest.mark.slow
 def test_searches_follow_the_grid_share_its_rows_and_write_what_find_writes(scripted):
     done = run(GRID + FIND + NONE)
     settings: dict[str, Any] = {"methods": ["magnitude"], "settings": CALIBRATION, "margin": 0.1, "stop_margin": 0.1}
@@ -96,6 +97,7 @@ def test_a_finished_study_computes_nothing_and_says_the_same(scripted, capsys):
     assert printed.count("nothing is left to evaluate\n") == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(scripted, monkeypatch):
     before = plan(FIND)["searches"][0]
     lines = prunus.find(
@@ -121,6 +123,7 @@ def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(scripted, mo
     assert run(FIND) == whole and not Path("out/found/model/magnitude.finding").exists()
 
 
+@pytest.mark.slow
 def test_an_edited_table_replaces_its_result_and_drops_unfinished_work(scripted):
     run(FIND)
     edited = FIND.replace('"0.1:0.4:0.1"', "[0.3]")
@@ -135,6 +138,7 @@ def test_an_edited_table_replaces_its_result_and_drops_unfinished_work(scripted)
     assert found["found"] == "magnitude-20" and "config.json" in content(FOUND)
 
 
+@pytest.mark.slow
 def test_every_model_and_plan_is_searched_in_a_folder_of_its_own(scripted, capsys):
     study = STUDY.replace("answer_tokens = 8", 'mode = ["strict", "legacy"]\nanswer_tokens = 8')
     searches = plan(FIND + NONE, study)["searches"]

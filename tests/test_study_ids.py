@@ -53,6 +53,7 @@ def test_cells_keep_their_ids(name, tmp_path, monkeypatch):
     assert ids(file) == json.loads((DATA / "ids.json").read_text())[name]
 
 
+@pytest.mark.slow
 def test_a_recovery_is_part_of_the_id_by_what_has_an_effect(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = '{"text": "text of a file"}\n'

@@ -26,6 +26,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_chains_are_those_of_an_evaluation_of_the_same_problems(tmp_path):
     summary = prunus.traces("tiny", tmp_path / "t.jsonl", recipe(samples=2, batch_size=24))
     plan = EvalPlan(tasks=("tiny-train",), limit=12, budgets=(48,), samples=2, batch_size=24)
@@ -53,6 +54,7 @@ def test_chains_are_those_of_an_evaluation_of_the_same_problems(tmp_path):
             assert chain == sample.thinking  # no word that the model did not choose
 
 
+@pytest.mark.slow
 def test_chains_without_markers_end_with_their_turn(tmp_path):
     path = tmp_path / "t.jsonl"
     prunus.traces("tiny", path, recipe(profile="plain", limit=8, max_tokens=80))
@@ -62,6 +64,7 @@ def test_chains_without_markers_end_with_their_turn(tmp_path):
     assert all(trace["prompt_tokens"] + trace["thinking_tokens"] == len(trace["token_ids"]) for trace in found)
 
 
+@pytest.mark.slow
 def test_an_interrupted_call_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     prunus.traces("tiny", tmp_path / "whole.jsonl", recipe())
     run_batch, calls = module.run_batch, []
@@ -86,6 +89,7 @@ def test_an_interrupted_call_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes() and not partial.exists()
 
 
+@pytest.mark.slow
 def test_filters_that_leave_nothing_keep_the_chains(tmp_path, monkeypatch):
     out = tmp_path / "t.jsonl"
     with pytest.raises(PrunusError, match="none of 12 chains passes the filters"):

@@ -24,8 +24,7 @@ from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, Rec
 
 if TYPE_CHECKING:
     from prunus import sparse
-    from prunus.checkpoint.dequantise import dequantize
-    from prunus.checkpoint.packed.commands import pack, unpack
+    from prunus.checkpoint.conversions import dequantize, pack, unpack
     from prunus.declarations import methods
     from prunus.evaluation.pipeline import evaluate, regrade
     from prunus.evaluation.profiles.catalogue import profiles, show_profile
@@ -43,7 +42,8 @@ if TYPE_CHECKING:
     from prunus.pruning.recover import recover
     from prunus.reporting.page import report
     from prunus.results.comparison import compare
-    from prunus.results.frames import Results, export, open
+    from prunus.results.frames import Results, export
+    from prunus.results.frames import open as open  # not in __all__: import * would replace the builtin
     from prunus.results.importing.commands import import_rows
     from prunus.results.listing import runs
     from prunus.steps.chain import apply_steps
@@ -85,7 +85,6 @@ __all__ = [
     "import_rows",
     "inspect",
     "methods",
-    "open",
     "pack",
     "perplexity",
     "plan_study",
@@ -113,7 +112,7 @@ _HOME = {
     "card": "prunus.model_card",
     "compare": "prunus.results.comparison",
     "demo": "prunus.walkthrough",
-    "dequantize": "prunus.checkpoint.dequantise",
+    "dequantize": "prunus.checkpoint.conversions",
     "drop_blocks": "prunus.pruning.drop",
     "drop_experts": "prunus.pruning.drop_experts",
     "evaluate": "prunus.evaluation.pipeline",
@@ -124,7 +123,7 @@ _HOME = {
     "inspect": "prunus.pruning.inspection",
     "methods": "prunus.declarations",
     "open": "prunus.results.frames",
-    "pack": "prunus.checkpoint.packed.commands",
+    "pack": "prunus.checkpoint.conversions",
     "perplexity": "prunus.pruning.perplexity",
     "plan_study": "prunus.study.plan",
     "profiles": "prunus.evaluation.profiles.catalogue",
@@ -139,7 +138,7 @@ _HOME = {
     "stats": "prunus.pruning.calibration.saved_statistics",
     "tasks": "prunus.evaluation.tasks",
     "traces": "prunus.evaluation.traces",
-    "unpack": "prunus.checkpoint.packed.commands",
+    "unpack": "prunus.checkpoint.conversions",
     "verify": "prunus.study.find.verify",
 }
 

@@ -1,40 +1,19 @@
-"""The declarations that pruning methods, allocations, depth methods and criteria for experts make in their files.
+"""The table of pruning methods, allocations, depth methods and criteria for experts: all but their code.
 
-Recipes and `--help` need names, options and descriptions, but not torch, which takes seconds to import. So `declared`
-reads a declaration from the source text, as setuptools reads a package's version: all fields except code (CODE) must be
-literals, `Option(...)` and `Conflict(...)`. To prune, `load` imports the file, which returns the declaration with its
-functions.
+Recipes, checks and `--help` need names, options and descriptions, but not torch, which takes seconds to import. So an
+entry is plain data here, and its functions are those of its file that have the names of the fields that it leaves out:
+`load` imports the file. To add one, write its file and add its entry to a table below. `layerif-sketch` is in
+pruning/allocation/layerif_sketch.py, `wanda++` in pruning/methods/wanda_plus_plus.py.
 """
 
-import ast
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from prunus.errors import PrunusError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from prunus.pruning.allocation.measurement import Measured, Subject
-    from prunus.pruning.calibration.data import Calibration
-    from prunus.pruning.calibration.statistics import InputStats
-    from prunus.pruning.depth.choice import Calibrated, Choice
-    from prunus.pruning.experts.seen import Seen
-    from prunus.pruning.masks import Target
-    from prunus.pruning.passes import Pass
-    from prunus.recipes import PruneRecipe
-
-# All names, in the order in which commands list them. To add one, add its name here and its file: `layerif-sketch` is
-# declared in layerif_sketch.py, `wanda++` in wanda_plus_plus.py.
-MethodName = Literal["magnitude", "wanda", "sparsegpt", "ria", "dsnot", "alps", "gblm", "wanda++"]
-AllocationName = Literal["uniform", "atp", "owl", "alphapruning", "dlp", "layerif", "layerif-sketch"]
-DepthMethodName = Literal["shortgpt", "angular", "tail", "laco", "sleb"]
-CriterionName = Literal["reap", "ean", "frequency", "router", "output", "random"]
 
 Group = Literal["row", "tensor"]
 # What a criterion measures of experts; each includes those before it.
@@ -43,9 +22,8 @@ ExpertNeeds = Literal["nothing", "routing", "reconstruction"]
 Needs = Literal["nothing", "norms", "means", "hessian"]
 # The data from which an allocation measures its scores.
 Source = Literal["nothing", "weights", "norms", "gradients"]
-
-# Fields of declarations that are functions; the others are data.
-CODE = ("prune", "configure", "passes", "allocate", "as_run", "measure", "calibration", "choose", "score", "keep")
+# A field whose function stands in the entry's file; `load` fills it in.
+CODE: Any = None
 
 
 class Conflict(NamedTuple):
@@ -64,9 +42,9 @@ class Option(NamedTuple):
     """A setting of a method, allocation or depth method (its owner).
 
     It becomes a field of the recipe, a key of a study's tables and an option of the command line. default: of the
-    recipe's field; for None the owner uses its value in `usual`. at_least, above, below: the range; floats must also be
+    recipe's field; for None the owner uses its own_default. at_least, above, below: the range; floats must also be
     finite. choices: the only valid values. note: appended to the message of a range error. Several owners may declare
-    the same option; their types and defaults must agree, while `usual` and the range may differ.
+    the same option; their types and defaults must agree, while own_default and the range may differ.
     """
 
     name: str
@@ -77,7 +55,7 @@ class Option(NamedTuple):
     at_least: float | None = None
     above: float | None = None
     below: float | None = None
-    usual: Any = None
+    own_default: Any = None
     note: str = ""
     conflicts: tuple[Conflict, ...] = ()
 
@@ -88,9 +66,9 @@ class Option(NamedTuple):
         return plain if self.default is not None else plain | None
 
     def of(self, recipe: Any) -> Any:
-        """The value that takes effect: the recipe's, or `usual` where it is None."""
+        """The value that takes effect: the recipe's, or own_default where it is None."""
         value = getattr(recipe, self.name)
-        return self.usual if value is None else value
+        return self.own_default if value is None else value
 
     def check(self, value: Any, owner: str) -> None:
         """Raise PrunusError if a value of the right type is not one of the choices or is outside the range."""
@@ -125,7 +103,7 @@ class Method(NamedTuple):
     which the lowest scores are chosen, each row or the whole tensor. ranks: whether weights are ranked by scores, so
     that a recipe may choose another group. updates: whether weights that are kept change too. conflicts: settings that
     a recipe cannot combine with it. configure(method, recipe): returns the method with a recipe's options applied.
-    passes: constructors of further passes over the model (passes.py), called for each run.
+    passes: classes of further passes over the model (job.Pass), of which each run makes one object.
     """
 
     name: str
@@ -133,41 +111,42 @@ class Method(NamedTuple):
     description: str
     needs: Needs
     group: Group
-    prune: "Callable[[Tensor, InputStats | None, Target], Tensor]"
     ranks: bool = True
     updates: bool = False
     options: tuple[Option, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
-    configure: "Callable[[Method, PruneRecipe], Method] | None" = None
-    passes: "tuple[Callable[[], Pass], ...]" = ()
+    prune: Callable[..., Any] = CODE
+    configure: Callable[..., "Method"] | None = CODE
+    passes: tuple[Callable[[], Any], ...] | None = CODE
 
 
 class Allocation(NamedTuple):
     """An allocation: allocate(scores, sizes, recipe) -> sparsity of each group of Linears.
 
-    The mean of these sparsities, weighted by sizes (numbers of weights), is recipe.sparsity. as_run: replaces allocate
-    for rounding `reference` and does as the code of arXiv:2604.25098, which may miss that mean. measure(subject,
-    calibration) -> scores. needs: the data for measure; `nothing` means that there are no scores, `weights` that there
-    is no calibration. apart: whether the attention and the MLP of a block are two groups, allocated separately to the
-    target; otherwise a block is one group. settings: options besides scope on which the measurement depends. score: the
-    meaning of a score in words. calibration(recipe) -> the recipe that chooses the sequences to measure on, and the
-    most tokens of a sequence; None: the sequences of pruning itself. sampling: options that calibration depends on.
+    The mean of these sparsities, weighted by sizes (numbers of weights), is recipe.sparsity. allocate_reference:
+    replaces allocate for rounding `reference` and does as the code of arXiv:2604.25098, which may miss that mean.
+    measure(subject, calibration) -> scores. needs: the data for measure; `nothing` means that there are no scores,
+    `weights` that there is no calibration. splits_blocks: whether the attention and the MLP of a block are two groups,
+    allocated separately to the target; otherwise a block is one group. settings: options besides scope on which the
+    measurement depends. score: the meaning of a score in words. calibration(recipe) -> the recipe that chooses the
+    sequences to measure on, and the most tokens of a sequence; None: the sequences of pruning itself. sampling: options
+    that calibration depends on.
     """
 
     name: str
     source: str
     description: str
-    allocate: "Callable[[Sequence[float], Sequence[int], PruneRecipe], list[float]]"
-    measure: "Callable[[Subject, Calibration | None], Measured] | None" = None
     needs: Source = "nothing"
     score: str = ""
-    apart: bool = False
+    splits_blocks: bool = False
     options: tuple[Option, ...] = ()
     settings: tuple[str, ...] = ()
-    calibration: "Callable[[PruneRecipe], tuple[PruneRecipe, int]] | None" = None
     sampling: tuple[str, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
-    as_run: "Callable[[Sequence[float], Sequence[int], PruneRecipe], list[float]] | None" = None
+    allocate: Callable[..., list[float]] = CODE
+    allocate_reference: Callable[..., list[float]] | None = CODE
+    measure: Callable[..., Any] | None = CODE
+    calibration: Callable[..., tuple[Any, int]] | None = CODE
 
 
 class DepthMethod(NamedTuple):
@@ -179,10 +158,10 @@ class DepthMethod(NamedTuple):
     name: str
     source: str
     description: str
-    choose: "Callable[[Calibrated, int], Choice]"
     needs_data: bool = True
     options: tuple[Option, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
+    choose: Callable[..., Any] = CODE
 
     @property
     def needs(self) -> str:
@@ -201,64 +180,313 @@ class Criterion(NamedTuple):
     name: str
     source: str
     description: str
-    score: "Callable[[Seen], Tensor]"
-    keep: "Callable[[Seen, int], list[int]] | None" = None
     needs: ExpertNeeds = "routing"
     options: tuple[Option, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
+    score: Callable[..., Any] = CODE
+    keep: Callable[..., list[int]] | None = CODE
 
 
 Declaration = TypeVar("Declaration", Method, Allocation, DepthMethod, Criterion)
-_FOLDERS = {Method: "methods", Allocation: "allocation", DepthMethod: "depth", Criterion: "experts"}
-_NAMES: Mapping[type, Any] = {
-    Method: MethodName,
-    Allocation: AllocationName,
-    DepthMethod: DepthMethodName,
-    Criterion: CriterionName,
+
+GRADIENT_SCALE = Option(
+    "gradient_scale", float, 100.0, "weight of the gradients relative to the input norms.", at_least=0
+)
+INFLUENCE = (
+    Option("influence_train", int, 300, "training sequences, sampled like the calibration sequences.", at_least=1),
+    Option("influence_validation", int, 96, "sequences of the validation loss.", at_least=1),
+)
+
+# Commands list them in this order.
+_METHODS = (
+    Method(
+        "magnitude",
+        "Han et al. 2015, arXiv:1506.02626",
+        "zero the smallest weights of each Linear; needs no data",
+        needs="nothing",
+        group="tensor",
+    ),
+    Method(
+        "wanda",
+        "Sun et al. 2023, arXiv:2306.11695",
+        "zero, in each output row, the weights with the least |weight| x input norm",
+        needs="norms",
+        group="row",
+        options=(
+            Option(
+                "row_power",
+                float,
+                0.0,
+                "F-Wanda exponent: row budgets proportional to Fisher^p (0 turns it off).",
+                at_least=0,
+                conflicts=(
+                    Conflict("pattern", None, "pattern {pattern} is the same in every row; leave row_power out"),
+                    Conflict("group", None, "row_power distributes a tensor's zeros over its rows; leave group out"),
+                ),
+            ),
+        ),
+    ),
+    Method(
+        "sparsegpt",
+        "Frantar & Alistarh 2023, arXiv:2301.00774",
+        "zero the weights of least loss, column block by column block; later columns are updated to compensate",
+        needs="hessian",
+        group="tensor",
+        ranks=False,
+        updates=True,
+    ),
+    Method(
+        "ria",
+        "Zhang et al. 2024, ICLR, Plug-and-Play",
+        "zero the weights with the least (share of their row + share of their column) x root of the input norm",
+        needs="norms",
+        group="tensor",
+    ),
+    Method(
+        "dsnot",
+        "Zhang et al. 2023, arXiv:2310.08915",
+        "start from Wanda's zeros and swap them within rows until the expected error is small",
+        needs="means",
+        group="row",
+        options=(
+            Option("swap_cycles", int, 50, "largest number of swaps per row.", at_least=0),
+            Option(
+                "swap_threshold", float, 0.1, "error of a row, over 2048 tokens, below which it is done.", at_least=0
+            ),
+        ),
+    ),
+    Method(
+        "alps",
+        "Meng et al. 2024, arXiv:2406.07831",
+        "least squares with a limited number of weights, by ADMM; slow (eigenvalues in float64)",
+        needs="hessian",
+        group="tensor",
+        ranks=False,
+        updates=True,
+        options=(
+            Option("admm_iterations", int, 300, "largest number of ADMM iterations.", at_least=1),
+            Option("admm_rho", float, 0.1, "initial penalty of ADMM.", above=0),
+        ),
+    ),
+    Method(
+        "gblm",
+        "Das et al. 2023, arXiv:2311.04902",
+        "zero, in each row, the weights with the least |weight| x (input norm + loss gradient)",
+        needs="norms",
+        group="row",
+        options=(GRADIENT_SCALE,),
+    ),
+    Method(
+        "wanda++",
+        "Yang et al. 2025, arXiv:2503.04992",
+        "gblm's score with gradients of the block's own output, after a repair of the block's weights",
+        needs="norms",
+        group="row",
+        updates=True,
+        options=(
+            GRADIENT_SCALE,
+            Option("repair_rounds", int, 5, "number of times that a block is pruned and repaired.", at_least=0),
+            Option("repair_rate", float, 3e-7, "learning rate of a repair.", at_least=0),
+        ),
+        conflicts=(
+            Conflict(
+                "propagation",
+                "true_sequential",
+                "wanda++ repairs whole blocks; propagation must be pruned or dense",
+            ),
+        ),
+    ),
+)
+
+_ALLOCATIONS = (
+    Allocation(
+        "uniform",
+        "the default of all methods",
+        "the same sparsity in every Linear",
+    ),
+    Allocation(
+        "atp",
+        "Huang et al. 2025, arXiv:2502.14770",
+        "sparsity increases by the same step from block to block; needs no data",
+        options=(Option("step", float, None, "increase in sparsity from each block to the next."),),
+    ),
+    Allocation(
+        "owl",
+        "Yin et al. 2023, arXiv:2310.05175",
+        "blocks with more outliers among their Wanda scores keep more",
+        needs="norms",
+        score="outliers in %",
+        options=(
+            Option("spread", float, None, "how far apart sparsities may get.", at_least=0, below=0.5, own_default=0.08),
+            Option(
+                "outlier_threshold",
+                float,
+                7.0,
+                "an outlier is a Wanda score above this many times its block's mean (the paper's M).",
+                above=0,
+            ),
+        ),
+        settings=("outlier_threshold",),
+    ),
+    Allocation(
+        "alphapruning",
+        "Lu et al. 2024, arXiv:2410.10912",
+        "blocks whose weight spectra have lighter tails lose more; needs no data",
+        needs="weights",
+        score="tail exponent",
+        options=(
+            Option("spread", float, None, "how far apart sparsities may get.", at_least=0, below=1, own_default=0.3),
+            Option(
+                "window",
+                str,
+                "fixed",
+                "window for the start of a spectrum's tail; reference: as in the authors' code.",
+                choices=("fixed", "reference"),
+            ),
+        ),
+        settings=("window",),
+    ),
+    Allocation(
+        "dlp",
+        "Chen et al. 2025, arXiv:2505.23807",
+        "blocks with a larger mean (or median) Wanda score lose more",
+        needs="norms",
+        score="mean or median Wanda score",
+        options=(
+            Option("spread", float, None, "how far apart sparsities may get.", at_least=0, below=0.5, own_default=0.15),
+            Option("statistic", str, "mean", "statistic of a block's Wanda scores.", choices=("mean", "median")),
+        ),
+        settings=("statistic",),
+    ),
+    Allocation(
+        "layerif",
+        "Askari et al. 2025, arXiv:2505.23811, as in arXiv:2604.25098",
+        "attention and MLPs with more influence lose less, as in the study's code; identity as Hessian",
+        needs="gradients",
+        score="influence",
+        splits_blocks=True,
+        options=INFLUENCE,
+        sampling=tuple(option.name for option in INFLUENCE),
+    ),
+    Allocation(
+        "layerif-sketch",
+        "Askari et al. 2025, arXiv:2505.23811; DataInf, arXiv:2310.00902",
+        "blocks with more influence lose more, as in the paper; DataInf on sketched gradients",
+        needs="gradients",
+        score="influence",
+        options=(
+            Option("spread", float, None, "how far apart sparsities may get.", at_least=0, below=1, own_default=0.3),
+            *INFLUENCE,
+        ),
+        sampling=tuple(option.name for option in INFLUENCE),
+    ),
+)
+
+_DEPTH_METHODS = (
+    DepthMethod(
+        "shortgpt",
+        "Men et al. 2024, arXiv:2403.03853",
+        "remove the blocks that turn the hidden states least (Block Influence)",
+    ),
+    DepthMethod(
+        "angular",
+        "Gromov et al. 2024, arXiv:2403.17887",
+        "remove the consecutive blocks across which the last token's hidden state turns least",
+    ),
+    DepthMethod(
+        "tail",
+        "baseline",
+        "remove the last blocks",
+        needs_data=False,
+    ),
+    DepthMethod(
+        "laco",
+        "Yang et al. 2024, arXiv:2402.11187",
+        "merge blocks into the one before them while the last hidden states stay similar",
+        options=(
+            Option("merge", int, 1, "number of blocks merged at a time into the block before them.", at_least=1),
+            Option(
+                "threshold",
+                float,
+                0.45,
+                "cosine to the dense model's last hidden states that a merge must exceed.",
+                at_least=-1,
+                below=1,
+                note="it is a cosine",
+            ),
+            Option("interval", int, 1, "distance in blocks from one merge to the next, downwards.", at_least=1),
+        ),
+    ),
+    DepthMethod(
+        "sleb",
+        "Song et al. 2024, arXiv:2402.09025",
+        "remove blocks one by one, each time the one whose removal costs the least likelihood",
+    ),
+)
+
+_CRITERIA = (
+    Criterion(
+        "reap",
+        "Lasby et al. 2025, arXiv:2510.13999",
+        "keep the experts with the largest mean of gate value times norm of the output",
+    ),
+    Criterion(
+        "ean",
+        "Jaiswal et al. 2025, arXiv:2504.05586",
+        "keep the experts with the largest sum of norms of their outputs",
+    ),
+    Criterion(
+        "frequency",
+        "baseline",
+        "keep the experts that the router chooses most often",
+    ),
+    Criterion(
+        "router",
+        "baseline",
+        "keep the experts with the largest sum of gate values",
+    ),
+    Criterion(
+        "output",
+        "Lu et al. 2024, arXiv:2402.14800",
+        "keep the experts without which the layer's output changes least; all sets are tried if they are few",
+        needs="reconstruction",
+    ),
+    Criterion(
+        "random",
+        "control",
+        "keep random experts",
+        needs="nothing",
+    ),
+)
+
+_TABLES: Mapping[type, tuple[str, tuple[Any, ...]]] = {
+    Method: ("methods", _METHODS),
+    Allocation: ("allocation", _ALLOCATIONS),
+    DepthMethod: ("depth", _DEPTH_METHODS),
+    Criterion: ("experts", _CRITERIA),
 }
-_LITERALS = {kind.__name__: kind for kind in (Option, Conflict, int, float, bool, str)}
-
-
-def file_of(name: str) -> str:
-    """The name of the module that declares a method, allocation or depth method."""
-    return name.replace("-", "_").replace("+", "_plus")
-
-
-def load(kind: type[Declaration]) -> Mapping[str, Declaration]:
-    """{name: declaration} of all declarations of a kind, with their functions."""
-    package = f"prunus.pruning.{_FOLDERS[kind]}"
-    found = {name: import_module(f"{package}.{file_of(name)}").DECLARATION for name in get_args(_NAMES[kind])}
-    return MappingProxyType(found)
-
-
-def declared(kind: type[Declaration]) -> Mapping[str, Declaration]:
-    """{name: declaration} of all declarations of a kind, with None for their functions; imports nothing."""
-    return _declared(kind)
 
 
 @cache
 def _declared(kind: Any) -> Mapping[str, Any]:
-    folder = Path(__file__).parent / "pruning" / _FOLDERS[kind]
-    return MappingProxyType({name: _read(folder / f"{file_of(name)}.py", kind) for name in get_args(_NAMES[kind])})
+    return MappingProxyType({entry.name: entry for entry in _TABLES[kind][1]})
 
 
-def _read(file: Path, kind: type[Declaration]) -> Declaration:
-    """The declaration in a file: the text from `DECLARATION = ` to the next closing bracket at the start of a line."""
-    text = file.read_text("utf-8")
-    begin = text.index(f"\nDECLARATION = {kind.__name__}(") + 1
-    statement = ast.parse(text[begin : text.index("\n)", begin) + 2]).body[0]
-    assert isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call)
-    values: dict[str, Any] = {"prune": None, "allocate": None, "choose": None, "score": None}
-    for keyword in statement.value.keywords:
-        assert keyword.arg is not None
-        if keyword.arg not in CODE:
-            values[keyword.arg] = _evaluated(keyword.value, file)
-    return kind(**{name: value for name, value in values.items() if name in kind._fields})
+def declared(kind: type[Declaration]) -> Mapping[str, Declaration]:
+    """{name: entry} of all entries of a kind, without their functions; imports nothing."""
+    return _declared(kind)
 
 
-def _evaluated(node: ast.expr, file: Path) -> Any:
-    expression = compile(ast.Expression(node), str(file), "eval")
-    return eval(expression, {"__builtins__": {}} | _LITERALS)  # noqa: S307  source text of this package
+def load(kind: type[Declaration]) -> Mapping[str, Declaration]:
+    """{name: entry} of all entries of a kind, with the functions of their files."""
+    return MappingProxyType({name: _with_code(entry, _TABLES[kind][0]) for name, entry in declared(kind).items()})
+
+
+def _with_code(entry: Declaration, folder: str) -> Declaration:
+    file = entry.name.replace("-", "_").replace("+", "_plus")
+    module = import_module(f"prunus.pruning.{folder}.{file}")
+    functions = {field: getattr(module, field, None) for field, value in entry._asdict().items() if value is CODE}
+    return entry._replace(**functions)
 
 
 def methods() -> list[dict[str, str]]:

@@ -1,19 +1,24 @@
-"""Files that are written completely or not at all, the lock between processes, and errors of the system's calls."""
+"""Files that are written completely or not at all, the lock between processes, reading ahead, errors of the system."""
 
 import errno
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from filelock import FileLock, Timeout
 
 from prunus.errors import PrunusError
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 RESERVE_BYTES = 1 << 24  # left free for other processes
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.writing$")  # the end of the name that atomic_file writes under
@@ -128,7 +133,7 @@ def _holder(path: Path) -> str:
     return f"another prunus process (pid {pid})" if pid.isdigit() else "another prunus process"
 
 
-def take_room(stream: BinaryIO, size: int) -> None:
+def reserve(stream: BinaryIO, size: int) -> None:
     """Allocate `size` bytes for a new file, so that a full disk is noticed now."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(stream.fileno(), 0, size)
@@ -190,6 +195,25 @@ def explained(error: OSError, path: Path | None = None) -> PrunusError:
     if path is not None:
         return PrunusError(f"{shown} cannot be written: {reason}")
     return PrunusError(f"{shown} cannot be read or written: {reason}")
+
+
+def prefetch(work: Callable[[Item], Result], items: Iterable[Item], most: int = 1) -> Generator[Result, None, None]:
+    """Yield work(item) of each item in order, while a thread computes up to `most` of the next results.
+
+    An error in work is raised when its item is due. Close the generator (contextlib.closing), so that the thread ends
+    after its current item if the loop over the results ends early.
+    """
+    remaining = iter(items)
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
+        waiting = deque(thread.submit(work, item) for item in islice(remaining, 1))
+        try:
+            while waiting:
+                while len(waiting) <= most and (upcoming := list(islice(remaining, 1))):
+                    waiting.append(thread.submit(work, *upcoming))
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def show_bytes(count: int) -> str:

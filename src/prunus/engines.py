@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prunus.errors import PrunusError
-from prunus.kinds import settle
+from prunus.kinds import check_types
 from prunus.parse import parse_json
 
 EXAMPLE = '{"tensor_parallel_size": 2}'
@@ -82,7 +82,7 @@ class EngineOptions:
     sparse: bool = True
 
     def __post_init__(self) -> None:
-        settle(self)
+        check_types(self)
         if self.concurrency is not None and self.concurrency < 1:
             raise PrunusError(f"concurrency must be at least 1, not {self.concurrency}")
         if not self.timeout > 0:

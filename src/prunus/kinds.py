@@ -22,7 +22,7 @@ _KINDS = {
 _LONGEST = 100  # maximum number of characters shown of a value
 
 
-def settle(settings: Any) -> None:
+def check_types(settings: Any) -> None:
     """Check and convert the fields of a frozen dataclass in its __post_init__.
 
     Whole numbers become floats in fields of that type, and lists become tuples, so that equal settings have equal JSON.

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self, TypeVar, get_args
 from prunus.declarations import Allocation, Conflict, Criterion, DepthMethod, Method, owners_of
 from prunus.errors import PrunusError
 from prunus.hashing import canonical_json, content_hash
-from prunus.kinds import settle
+from prunus.kinds import check_types
 
 # Values of fields that JSON stores under an older name, so that stored recipes and their hashes stay as they were.
 STORED_WORDS: Mapping[str, Mapping[str, str]] = MappingProxyType({"propagation": {"true_sequential": "staged"}})
@@ -72,7 +72,7 @@ class Recipe:
     REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def __post_init__(self) -> None:
-        settle(self)
+        check_types(self)
 
     def to_json(self) -> dict[str, Any]:
         """The settings as plain data; tuples become lists."""

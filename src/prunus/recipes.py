@@ -10,14 +10,10 @@ from typing import Any, ClassVar, Literal
 from prunus.budgets import OFF, Off, with_names, without_off
 from prunus.declarations import (
     Allocation,
-    AllocationName,
     Criterion,
-    CriterionName,
     DepthMethod,
-    DepthMethodName,
     Group,
     Method,
-    MethodName,
     declared,
 )
 from prunus.engines import BACKENDS
@@ -113,7 +109,7 @@ class PruneRecipe(Recipe):
     )
     REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({"closing_weight": None, "expert_spread": 0.0})
 
-    method: MethodName = "wanda"
+    method: str = "wanda"
     sparsity: float = DEFAULT_SPARSITY
     pattern: str | None = None
     scope: Scope = "all"
@@ -137,7 +133,7 @@ class PruneRecipe(Recipe):
     admm_iterations: int = DECLARED
     admm_rho: float = DECLARED
     dtype: DtypeName = "auto"
-    allocation: AllocationName = "uniform"
+    allocation: str = "uniform"
     spread: float | None = DECLARED
     step: float | None = DECLARED
     outlier_threshold: float = DECLARED
@@ -150,7 +146,7 @@ class PruneRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_choice("method", MethodName)
+        self._check_choice("method", declared(Method))
         self._check_choice("scope", Scope)
         self._check_positive("min_expert_tokens")
         self._check_choice("propagation", Propagation)
@@ -161,7 +157,7 @@ class PruneRecipe(Recipe):
         self._check_pattern()
         self._check_group()
         self._check_choice("dtype", DtypeName)
-        self._check_choice("allocation", AllocationName)
+        self._check_choice("allocation", declared(Allocation))
         if self.scores is not None and declared(Allocation)[self.allocation].needs == "nothing":
             raise PrunusError(f"allocation {self.allocation} uses no scores; leave --scores out")
         self._check_options("allocation", declared(Allocation))
@@ -220,7 +216,7 @@ class DropRecipe(Recipe):
 
     REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({"telescoping": False})
 
-    method: DepthMethodName = "shortgpt"
+    method: str = "shortgpt"
     blocks: str | None = None
     match_sparsity: float | None = None
     merge: int = DECLARED
@@ -234,7 +230,7 @@ class DropRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_choice("method", DepthMethodName)
+        self._check_choice("method", declared(DepthMethod))
         self._check_calibration()
         self._check_options("method", declared(DepthMethod))
         if self.match_sparsity is not None:
@@ -291,7 +287,7 @@ class ExpertsRecipe(Recipe):
     LATER: ClassVar[tuple[str, ...]] = ("distill_router",)
     REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({"closing_weight": None, "distill_router": False})
 
-    method: CriterionName = "reap"
+    method: str = "reap"
     keep: float | None = None
     drop: int | None = None
     spread: Spread = "uniform"
@@ -306,7 +302,7 @@ class ExpertsRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_choice("method", CriterionName)
+        self._check_choice("method", declared(Criterion))
         self._check_choice("spread", Spread)
         self._check_choice("dtype", DtypeName)
         self._check_calibration()

@@ -13,7 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from prunus.checkpoint import block_loader
+from prunus.checkpoint import loader
 
 Tensor = torch.Tensor
 
@@ -184,7 +184,7 @@ class Stream:
 @contextmanager
 def other_device(monkeypatch: Any, name: str = "cuda:0") -> Iterator[OtherDevice]:
     """The mode, active within the context and in the threads that send blocks, with torch's streams replaced."""
-    mode, real = OtherDevice(name), block_loader.prefetch
+    mode, real = OtherDevice(name), loader.prefetch
     streams = Streams(mode)
 
     def prefetch(work, items, most=1):
@@ -195,7 +195,7 @@ def other_device(monkeypatch: Any, name: str = "cuda:0") -> Iterator[OtherDevice
 
         return real(within, items, most)
 
-    monkeypatch.setattr(block_loader, "prefetch", prefetch)
+    monkeypatch.setattr(loader, "prefetch", prefetch)
     monkeypatch.setattr(torch, "get_device_module", lambda _device: streams)
     monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
     before = torch.__future__.get_overwrite_module_params_on_conversion()

@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from prunus.checkpoint.conv1d import replace_conv1d
+from prunus.checkpoint.names import replace_conv1d
 from prunus.checkpoint.resolve import one_line
 from prunus.errors import PrunusError
 

@@ -173,7 +173,7 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-class Twins:
+class StorageCopies:
     """Copies of tensors of all experts: `of` gives the part of the copy that a given view is of the original."""
 
     def __init__(self) -> None:

@@ -4,13 +4,10 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prunus.checkpoint.resolve import read_json
 from prunus.errors import PrunusError
-
-if TYPE_CHECKING:
-    from prunus.checkpoint.model_folder import ModelFolder
 
 MANIFEST = "prunus.json"
 MANIFEST_FORMAT = 1
@@ -49,9 +46,9 @@ def version_of(package: str) -> str:
     return version(package)
 
 
-def next_manifest(source: "ModelFolder", step: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of a checkpoint made from source by one more step, with all earlier steps and the profile."""
-    before = read_manifest(source.folder)
+def next_manifest(folder: Path, step: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a checkpoint made from the one in folder by one more step, with earlier steps and the profile."""
+    before = read_manifest(folder)
     kept = {"profile": before["profile"]} if "profile" in before else {}
     history: Iterable[Any] = before.get("history", [])
     return {"prunus": version_of("prunus"), "format": MANIFEST_FORMAT, **kept, "history": [*history, dict(step)]}

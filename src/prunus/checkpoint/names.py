@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import deepcopy
 from typing import Any, NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -21,8 +22,8 @@ from transformers.core_model_loading import (
     rename_source_key,
     revert_weight_conversion,
 )
+from transformers.pytorch_utils import Conv1D
 
-from prunus.checkpoint.conv1d import transposed_weights
 from prunus.errors import PrunusError
 
 
@@ -97,7 +98,7 @@ class Names:
         of_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
         wanted, base = model.state_dict(), model.base_model_prefix
         sources: dict[str, list[tuple[str, str]]] = {}
-        made_by: dict[str, WeightConverter] = {}
+        converter_of: dict[str, WeightConverter] = {}
         self.unknown: list[str] = []
         for name in sorted(stored, key=_natural):
             target, pattern = rename_source_key(name, renamings, converters, base, wanted)
@@ -108,12 +109,12 @@ class Names:
                 continue
             sources.setdefault(target, []).append((pattern or name, name))
             if pattern is not None:
-                made_by[target] = of_pattern[pattern]
+                converter_of[target] = of_pattern[pattern]
         self.origins: dict[str, Origin] = {}
         transposed = transposed_weights(model)
         for target, pairs in sources.items():
-            targets = _targets(target, made_by.get(target))
-            origin = Origin(targets, tuple(pairs), made_by.get(target), target in transposed)
+            targets = _targets(target, converter_of.get(target))
+            origin = Origin(targets, tuple(pairs), converter_of.get(target), target in transposed)
             self.origins |= dict.fromkeys(targets, origin)
         # For a tensor that several modules share: each name that is not on disk -> one that is.
         self._alias: dict[str, str] = {}
@@ -256,3 +257,30 @@ def _targets(first: str, converter: WeightConverter | None) -> tuple[str, ...]:
         return (first,)
     head, *others = converter.target_patterns
     return (first, *(first.replace(head, other) for other in others))
+
+
+class TransposedLinear(nn.Linear):
+    """A Linear with the weight (O, I), as pruning needs it, whose output equals the Conv1D's bit by bit.
+
+    A Conv1D is GPT-2's form of a Linear; its weight is stored transposed, as (I, O).
+    """
+
+    def __init__(self, conv: Conv1D) -> None:
+        super().__init__(conv.nx, conv.nf, device="meta", dtype=conv.weight.dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight_IO = self.weight.T.contiguous()  # the memory layout of Conv1D, so that sums have the same order
+        return torch.addmm(self.bias, input.reshape(-1, self.in_features), weight_IO).unflatten(0, input.shape[:-1])
+
+
+def replace_conv1d(model: nn.Module) -> None:
+    """Replace every Conv1D of a model by a TransposedLinear, which has no values yet, in place."""
+    for owner in list(model.modules()):
+        for name, child in list(owner.named_children()):
+            if isinstance(child, Conv1D):
+                setattr(owner, name, TransposedLinear(child))
+
+
+def transposed_weights(model: nn.Module) -> set[str]:
+    """Names of the weights that are stored as (I, O)."""
+    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, TransposedLinear)}

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunus.disk import atomic_file, take_room
+from prunus.disk import atomic_file, reserve
 from prunus.errors import PrunusError
 
 CHUNK = 1 << 20  # bytes read at a time, which fit in a core's cache
@@ -230,7 +230,7 @@ class OpenFile:
                 self.fresh = stream.read(len(head)) != head
         if self.fresh:
             with path.open("wb") as stream:
-                take_room(stream, size)
+                reserve(stream, size)
                 stream.write(head)
 
     def write(self, tensors: Mapping[str, Tensor | Stored]) -> None:

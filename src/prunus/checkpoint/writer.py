@@ -223,7 +223,7 @@ class Partial:
             if step is None:
                 copy_records(self.source.folder, self.folder)
             else:
-                manifest = next_manifest(self.source, step)
+                manifest = next_manifest(self.source.folder, step)
                 text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
                 write_text(self.folder / MANIFEST, text, sync=False)
             sync_tree(self.folder)

@@ -18,6 +18,7 @@ from prunus.cli.common import (
     show_summary,
 )
 from prunus.cli.pruning import calibration_options, prune_and_recover, refuse_other_calibration, run_options
+from prunus.declarations import Criterion, declared
 from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.recipes import ExpertsRecipe
 
@@ -29,7 +30,7 @@ from prunus.recipes import ExpertsRecipe
 )
 @model_argument
 @click.argument("out", type=click.Path(path_type=Path))
-@recipe_option(ExpertsRecipe, "method", "How the experts to keep are chosen.", type=choice(recipes.CriterionName))
+@recipe_option(ExpertsRecipe, "method", "How the experts to keep are chosen.", type=choice(declared(Criterion)))
 @recipe_option(
     ExpertsRecipe, "keep", "Share of the experts that each block keeps.", type=float, show_default=f"{recipes.KEEP:g}"
 )

@@ -24,6 +24,7 @@ from prunus.cli.common import (
 )
 from prunus.cli.evaluation import plan_options, store_option
 from prunus.cli.pruning import CALIBRATION_HELP
+from prunus.declarations import Allocation, declared
 from prunus.engines import EngineOptions
 from prunus.evaluation.beforehand import check_plan
 from prunus.recipes import EvalPlan, PruneRecipe
@@ -89,7 +90,7 @@ PRUNING = {
     PruneRecipe,
     "allocation",
     "How blocks share the sparsity.",
-    type=choice(recipes.AllocationName),
+    type=choice(declared(Allocation)),
 )
 @recipe_option(
     PruneRecipe,

@@ -36,8 +36,9 @@ def declared_options(recipe: type, table: Mapping[str, Any]) -> Callable[[Any], 
     options = []
     for name, owners in owners_of(table).items():
         first = owners[0][1]
-        usual = ", ".join(f"{option.usual:g} for {owner}" for owner, option in owners if option.usual is not None)
-        help = f"{', '.join(owner for owner, _ in owners)}: {first.help}" + (f" Default: {usual}." if usual else "")
+        owns = [(owner, option.own_default) for owner, option in owners if option.own_default is not None]
+        named = ", ".join(f"{default:g} for {owner}" for owner, default in owns)
+        help = f"{', '.join(owner for owner, _ in owners)}: {first.help}" + (f" Default: {named}." if named else "")
         settings: dict[str, Any] = {"type": click.Choice(first.choices) if first.choices else first.type}
         if first.type is bool:
             settings = {"is_flag": True}
@@ -88,7 +89,7 @@ allocation_options = all_of(
         min_expert_tokens_option,
         calibration_options(PruneRecipe),
         run_options,
-        recipe_option(PruneRecipe, "allocation", "How blocks share the sparsity.", type=choice(recipes.AllocationName)),
+        recipe_option(PruneRecipe, "allocation", "How blocks share the sparsity.", type=choice(declared(Allocation))),
         declared_options(PruneRecipe, declared(Allocation)),
         recipe_option(
             PruneRecipe,
@@ -108,7 +109,7 @@ allocation_options = all_of(
 @command("prune", "prunus prune tiny out/wanda-20 --method wanda --sparsity 0.2")
 @model_argument
 @click.argument("out", type=click.Path(path_type=Path))
-@recipe_option(PruneRecipe, "method", "How weights are chosen.", type=choice(recipes.MethodName))
+@recipe_option(PruneRecipe, "method", "How weights are chosen.", type=choice(declared(Method)))
 @allocation_options
 @recipe_option(PruneRecipe, "pattern", "Keep N of every M consecutive inputs, instead of a sparsity.", metavar="N:M")
 @recipe_option(
@@ -233,7 +234,7 @@ def allocate_command(model: str, save: Path | None, device: str, as_json: bool, 
 @command("drop", "prunus drop tiny out/drop-1 --blocks 1\nprunus drop tiny out/without-4-5 --blocks 4,5")
 @model_argument
 @click.argument("out", type=click.Path(path_type=Path))
-@recipe_option(DropRecipe, "method", "How blocks are chosen.", type=choice(recipes.DepthMethodName))
+@recipe_option(DropRecipe, "method", "How blocks are chosen.", type=choice(declared(DepthMethod)))
 @recipe_option(DropRecipe, "blocks", "Number of blocks (2; default 1), or their indices from 0 (16,17 or 16,).")
 @recipe_option(
     DropRecipe, "match_sparsity", "Remove the number of blocks that is nearest to this share of weights.", type=float

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,13 +23,11 @@ from prunus.pruning.calibration.data import Calibration, load_calibration
 from prunus.pruning.calibration.memory_budget import check_block_fits
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.shared_measurements import once, scores_key
+from prunus.pruning.job import Job
 from prunus.pruning.masks import zeros_wanted
 from prunus.pruning.scope import linears_in_scope, weights_of
 from prunus.recipe_base import TOKEN_WEIGHTS
 from prunus.recipes import PruneRecipe
-
-if TYPE_CHECKING:
-    from prunus.pruning.job import Job
 
 # A mean sparsity may differ from its target by this much through floating point alone.
 REACHED = 1e-6
@@ -151,7 +149,7 @@ def find_scores(
     return ImportanceScores(recipe.allocation, checksum, settings, measured.scores, measured.details, measured.warnings)
 
 
-def keep_scores(job: "Job", partial: Partial, calibration: Calibration | None) -> ImportanceScores:
+def keep_scores(job: Job, partial: Partial, calibration: Calibration | None) -> ImportanceScores:
     """Importance scores for a job, measured once and written beside the result, where --scores can read them again."""
     if "evidence" not in partial.notes:
         with disk_errors(partial.folder, partial.needed):
@@ -160,7 +158,7 @@ def keep_scores(job: "Job", partial: Partial, calibration: Calibration | None) -
     return ImportanceScores.from_json(partial.notes["evidence"])
 
 
-def _measured_or_shared(job: "Job", partial: Partial, calibration: Calibration | None) -> ImportanceScores:
+def _measured_or_shared(job: Job, partial: Partial, calibration: Calibration | None) -> ImportanceScores:
     """Importance scores measured now, or read from the folder that the variants of a study share."""
 
     def find() -> ImportanceScores:
@@ -190,7 +188,7 @@ def measure(subject: Subject, calibration: Calibration | None) -> tuple[Measured
 
 def groups_of(source: Checkpoint, recipe: PruneRecipe) -> list[str]:
     """The parts of a block that get a sparsity of their own: `block`, or `attention` and `mlp`."""
-    return parts_of(source, recipe) if ALLOCATIONS[recipe.allocation].apart else [WHOLE]
+    return parts_of(source, recipe) if ALLOCATIONS[recipe.allocation].splits_blocks else [WHOLE]
 
 
 def parts_of(source: Checkpoint, recipe: PruneRecipe) -> list[str]:
@@ -210,10 +208,10 @@ def allocate_groups(source: Checkpoint, recipe: PruneRecipe, scores: ImportanceS
     for part in groups_of(source, recipe):
         sizes = group_sizes(source, recipe, part)
         allocation = ALLOCATIONS[recipe.allocation]
-        as_run = allocation.as_run if recipe.rounding == "reference" else None
-        found = (as_run or allocation.allocate)(scores.scores.get(part, []), sizes, recipe)
+        reference = allocation.allocate_reference if recipe.rounding == "reference" else None
+        found = (reference or allocation.allocate)(scores.scores.get(part, []), sizes, recipe)
         groups |= {(index, part): value for index, value in enumerate(found)}
-        if as_run is not None:
+        if reference is not None:
             mean = weighted_mean(found, sizes)
             if abs(mean - recipe.sparsity) > REACHED:
                 of = "" if part == WHOLE else f" of {part}"

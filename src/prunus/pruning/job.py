@@ -1,27 +1,68 @@
-"""A job: a recipe applied to a checkpoint, with its method, passes, Linears, device, sparsities and disk space."""
+"""A job, which is a recipe applied to a checkpoint, and its passes: hooks for methods that need more from the model.
 
-from collections.abc import Mapping
+Most methods need only the input statistics of one Linear after the other.
+"""
+
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
+from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import Linear
-from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.writer import HIDDEN, Partial, disk_needed
-from prunus.declarations import Method
-from prunus.errors import PrunusError
-from prunus.pruning.allocation import ALLOCATIONS
+from prunus.declarations import Allocation, Method, declared
+from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import BATCH_TOKENS
-from prunus.pruning.calibration.memory_budget import check_block_fits
+from prunus.pruning.calibration.propagation import BlockRun, Stats
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.masks import Target
-from prunus.pruning.methods import METHODS, find_method
-from prunus.pruning.passes import Pass
-from prunus.pruning.scope import linears_in_scope, weights_of
+from prunus.pruning.scope import weights_of
 from prunus.recipes import PruneRecipe
+
+
+class Pass:
+    """Base class of passes: the hooks in the order in which the pipeline calls them. These do nothing.
+
+    Each run creates one object per pass. A resumed run creates new ones and calls `prepare` again, so `prepare` must
+    store its results in files of the unfinished output and record with partial.note that they are complete.
+    needs: what the pass needs that saved input statistics do not hold. whole_model: `prepare` runs the whole model
+    forwards and backwards.
+    """
+
+    needs: ClassVar[str] = "hidden states"
+    whole_model: ClassVar[bool] = False
+
+    def disk(self, job: "Job") -> int:
+        """Bytes of the files that `prepare` keeps until the run ends."""
+        return 0
+
+    def prepare(self, job: "Job", partial: Partial, calibration: Calibration | None) -> None:
+        """Called once, before the first block."""
+
+    def statistics(
+        self, job: "Job", run: BlockRun, tensors: dict[str, Tensor], groups: Iterable[Stats]
+    ) -> Iterable[Stats]:
+        """The input statistics that a block's Linears are pruned by, one group of Linears after the other.
+
+        groups: the statistics without this pass. tensors: the block's, by their names within the block; a pass may
+        replace weights in it before it yields.
+        """
+        return groups
+
+    def after_block(self, job: "Job", run: BlockRun | None, index: int, weights: Mapping[str, Tensor]) -> None:
+        """Called once all Linears of a block are pruned, before its output becomes the input of the next block.
+
+        run: the block in memory and its hidden states; None if no tokens are run. weights: the pruned weights, by
+        Linear. A pass may change their nonzero entries in place, and must then change run.block in the same way. Only
+        with propagation `pruned` do hidden states follow such a change; with others the block has run already.
+        """
+
+    def written(self, job: "Job", index: int) -> None:
+        """Called once a block is on disk."""
 
 
 class Job(NamedTuple):
@@ -74,7 +115,7 @@ class Job(NamedTuple):
     @property
     def measured(self) -> str:
         """What this run measures the allocation's scores from; `nothing` if the recipe holds the scores."""
-        return ALLOCATIONS[self.recipe.allocation].needs if self.recipe.scores is None else "nothing"
+        return declared(Allocation)[self.recipe.allocation].needs if self.recipe.scores is None else "nothing"
 
     @property
     def disk(self) -> int:
@@ -91,33 +132,14 @@ class Job(NamedTuple):
         return disk_needed(self.source.nbytes) + hidden + sum(one.disk(self) for one in self.passes)
 
 
-def make_job(
-    source: Checkpoint, recipe: PruneRecipe, device: str, offload: bool, stats: str | Path | None, shared: Path | None
-) -> Job:
-    """The job of a recipe; raises PrunusError if model, recipe and statistics do not fit each other."""
-    linears = linears_in_scope(source, recipe)
-    dtype = source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
-    check_block_fits(source, dtype)
-    method = find_method(recipe)
-    passes = tuple(make() for make in method.passes)
-    saved = None
-    if stats is not None:
-        if passes:
-            raise PrunusError(f"{stats} holds no {passes[0].needs}, which {name_of(recipe)} needs; leave --stats out")
-        saved = SavedStats(stats, source)
-        saved.check(recipe, method.needs, ALLOCATIONS[recipe.allocation].needs)
-        recipe = saved.recipe(recipe)
-    return Job(source, recipe, method, passes, linears, pick_device(device), dtype, saved, offload, shared)
-
-
 def target_of(recipe: PruneRecipe, sparsity: float) -> Target:
     """The target of a Linear. Ties are removed if rounding is `reference` and the method's own code removes them."""
-    ties = METHODS[recipe.method].group == "tensor" and recipe.allocation == "uniform"
+    ties = declared(Method)[recipe.method].group == "tensor" and recipe.allocation == "uniform"
     return Target(sparsity, recipe.rounding, recipe.groups, recipe.group, ties)
 
 
 def name_of(recipe: PruneRecipe) -> str:
     """The method and the options set for it, for messages."""
-    names = [option.name for option in METHODS[recipe.method].options]
+    names = [option.name for option in declared(Method)[recipe.method].options]
     chosen = [name for name in names if getattr(recipe, name) != getattr(PruneRecipe, name)]
     return f"{recipe.method} with {', '.join(chosen)}" if chosen else recipe.method

@@ -14,12 +14,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from prunus.checkpoint.architecture import Architecture, Unstreamable
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.loader import load_whole
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.precision import use_fast_products
 from prunus.checkpoint.quantised import DEQUANTISED
 from prunus.checkpoint.resolve import one_line, resolve
 from prunus.checkpoint.runner import pick_device
-from prunus.checkpoint.whole import load_whole
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.hidden_states import BATCH_TOKENS

@@ -10,31 +10,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunus.checkpoint.block_loader import Block, blocks_on
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.experts import Twins
+from prunus.checkpoint.experts import StorageCopies
+from prunus.checkpoint.loader import Block, blocks_on, return_freed_memory
 from prunus.checkpoint.manifest import versions
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import resolve
-from prunus.checkpoint.runner import Runner
+from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.writer import Partial, check_target
 from prunus.disk import disk_errors
 from prunus.errors import PrunusError
-from prunus.freed_memory import return_freed_memory
 from prunus.progress import Steps
 from prunus.pruning.allocate import allocate_groups, keep_scores, linear_sparsities
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.pruning.calibration.data import Calibration, keep_calibration, load_early
 from prunus.pruning.calibration.hidden_states import HiddenStates, propagate
+from prunus.pruning.calibration.memory_budget import check_block_fits
 from prunus.pruning.calibration.propagation import PROPAGATIONS, BlockRun
+from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats, few_tokens
 from prunus.pruning.dry_run import describe, ragged_tails
-from prunus.pruning.job import Job, make_job
+from prunus.pruning.job import Job, name_of
 from prunus.pruning.made_card import made_card
 from prunus.pruning.masks import count_zeros
+from prunus.pruning.methods import find_method
 from prunus.pruning.recipe_revisions import revisions
+from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import PruneRecipe
 
 
@@ -136,6 +139,25 @@ def prune(
     }
 
 
+def make_job(
+    source: Checkpoint, recipe: PruneRecipe, device: str, offload: bool, stats: str | Path | None, shared: Path | None
+) -> Job:
+    """The job of a recipe; raises PrunusError if model, recipe and statistics do not fit each other."""
+    linears = linears_in_scope(source, recipe)
+    dtype = source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
+    check_block_fits(source, dtype)
+    method = find_method(recipe)
+    passes = tuple(make() for make in method.passes or ())
+    saved = None
+    if stats is not None:
+        if passes:
+            raise PrunusError(f"{stats} holds no {passes[0].needs}, which {name_of(recipe)} needs; leave --stats out")
+        saved = SavedStats(stats, source)
+        saved.check(recipe, method.needs, ALLOCATIONS[recipe.allocation].needs)
+        recipe = saved.recipe(recipe)
+    return Job(source, recipe, method, passes, linears, pick_device(device), dtype, saved, offload, shared)
+
+
 def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None) -> None:
     """Prune block after block. Blocks that `partial` already has are run for their hidden states, not pruned again."""
     source, recipe = job.source, job.recipe
@@ -206,7 +228,7 @@ def prune_block(
     has_experts = run is not None and run.has_experts
     keeps_dense = has_experts and job.recipe.propagation == "dense"
     by_name = {linear.name: linear for linear in job.linears[index]}
-    twins = Twins()
+    copies = StorageCopies()
     for group in map(dict, groups):
         for name in [name for name in names if name in group]:
             weight_OI, inputs = tensors.pop(f"{name}.weight"), group.pop(name)
@@ -219,7 +241,7 @@ def prune_block(
                 else:
                     parameter.data = new_OI.to(job.dtype)
             if routed and weight_OI.device.type == "cpu":  # else there would be a second copy of all experts
-                pruned[name] = (twins.of(weight_OI) if keeps_dense else weight_OI).copy_(new_OI)
+                pruned[name] = (copies.of(weight_OI) if keeps_dense else weight_OI).copy_(new_OI)
             else:
                 pruned[name] = new_OI.cpu()
             summary = job.source.block_name(index, by_name[name].summary_name)

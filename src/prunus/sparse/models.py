@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.loader import give_values, owner_of, whole_skeleton
 from prunus.checkpoint.model_folder import is_packed
 from prunus.checkpoint.packed.checkpoint import PackedCheckpoint
 from prunus.checkpoint.packed.tensor import PackedTensor, damaged
 from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.safetensors_file import DTYPES, Stored
-from prunus.checkpoint.whole import give_values, owner_of, whole_skeleton
 from prunus.errors import PrunusError
 from prunus.native.load import kernel, say_why_dense
 from prunus.progress import Steps

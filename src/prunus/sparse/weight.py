@@ -136,7 +136,7 @@ def pack(weight_OI: Tensor) -> SparseWeight:
     dense_OI = weight_OI.detach().contiguous()
     starts = torch.empty(_sizes(*dense_OI.shape)[0] + 1, dtype=torch.int64)
     _call("prunus_count", dense_OI.element_size(), dense_OI.data_ptr(), *dense_OI.shape, starts.data_ptr())
-    masks, values = _room(dense_OI.shape, int(starts[-1]), dense_OI.dtype)
+    masks, values = _uninitialised(dense_OI.shape, int(starts[-1]), dense_OI.dtype)
     _call(
         "prunus_pack",
         dense_OI.element_size(),
@@ -173,7 +173,7 @@ def from_packed(
     if not right:
         raise PrunusError(f"these are not the arrays of a packed weight of {shape}")
     own_starts = torch.from_numpy(starts[: groups + 1].copy())
-    masks, room = _room(shape, int(own_starts[-1]), dtype)
+    masks, laid_out = _uninitialised(shape, int(own_starts[-1]), dtype)
     _call(
         "prunus_repack",
         width,
@@ -184,9 +184,9 @@ def from_packed(
         *shape,
         own_starts.data_ptr(),
         masks.data_ptr(),
-        room.data_ptr(),
+        laid_out.data_ptr(),
     )
-    return SparseWeight(masks, room, own_starts, *shape)
+    return SparseWeight(masks, laid_out, own_starts, *shape)
 
 
 def huge_pages(tensor: Tensor) -> None:
@@ -203,7 +203,7 @@ def _sizes(outputs: int, inputs: int) -> tuple[int, int]:
     return -(-outputs // GROUP), -(-inputs // CHUNK)
 
 
-def _room(shape: tuple[int, ...], kept: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _uninitialised(shape: tuple[int, ...], kept: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Uninitialised memory for masks and values; only the padding of the values is set, to zero."""
     groups, chunks = _sizes(*shape)
     masks = _empty(groups * GROUP * chunks, torch.int32)
@@ -217,9 +217,9 @@ def _empty(count: int, dtype: torch.dtype) -> Tensor:
     size = count * dtype.itemsize
     if size < HUGE_PAGE:
         return torch.empty(count, dtype=dtype)
-    room = torch.empty(size + HUGE_PAGE, dtype=torch.uint8)
-    first = -room.data_ptr() % HUGE_PAGE
-    made = room[first : first + size].view(dtype)
+    buffer = torch.empty(size + HUGE_PAGE, dtype=torch.uint8)
+    first = -buffer.data_ptr() % HUGE_PAGE
+    made = buffer[first : first + size].view(dtype)
     huge_pages(made)
     return made
 

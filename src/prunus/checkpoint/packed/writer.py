@@ -92,21 +92,21 @@ def packed_writer(path: Path, info: Mapping[str, Any], tensors: Mapping[str, Sto
 
     info: JSON for the header. tensors: all tensors that may be added, from which the size of the header is computed.
     """
-    room = round_up(8 + len(_header(info, *_largest_tables(tensors), 0)), ALIGNMENT) - 8
+    size = round_up(8 + len(_header(info, *_largest_tables(tensors), 0)), ALIGNMENT) - 8
     with atomic_file(path) as stream:
-        stream.write(bytes(8 + room))
+        stream.write(bytes(8 + size))
         writer = PackedWriter(stream)
         yield writer
         stream.seek(0)
-        stream.write(struct.pack("<Q", room) + _header(info, writer.entries, writer.table, room))
+        stream.write(struct.pack("<Q", size) + _header(info, writer.entries, writer.table, size))
 
 
-def _header(info: Mapping[str, Any], entries: Mapping[str, Any], table: Mapping[str, Any], room: int) -> bytes:
-    """The header with its digest, padded to room bytes; room 0: not padded."""
+def _header(info: Mapping[str, Any], entries: Mapping[str, Any], table: Mapping[str, Any], size: int) -> bytes:
+    """The header with its digest, padded to size bytes; size 0: not padded."""
     described = json.dumps({"version": VERSION, **info, "tensors": table}, separators=(",", ":"))
     metadata = {"format": "prunus packed", DIGEST: NO_DIGEST, INFO: described}
-    text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode().ljust(room)
-    assert room in (0, len(text))
+    text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode().ljust(size)
+    assert size in (0, len(text))
     return text.replace(NO_DIGEST.encode(), hashlib.sha256(text).hexdigest().encode(), 1)
 
 

@@ -21,9 +21,9 @@ from torch.func import functional_call
 
 from prunus.checkpoint.architecture import Architecture
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.conversions import read_variant
 from prunus.checkpoint.linears import plain_experts
 from prunus.checkpoint.model_folder import EngineFolder
-from prunus.checkpoint.packed.commands import read_variant
 from prunus.checkpoint.safetensors_file import read_header
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
@@ -220,7 +220,7 @@ class VLLMBackend(Backend):
     def hold(self, packed: Path | None, vectors: Path | None, removed: Sequence[int]) -> None:
         """Load a variant of the folder's model: other weights, and blocks removed.
 
-        packed: file made by write_variant of checkpoint.packed.commands. vectors: safetensors file. With both None and
+        packed: file made by write_variant of checkpoint.conversions. vectors: safetensors file. With both None and
         no block removed, the folder's model is loaded again. A removed block stays, with weights of zero.
         """
         names = [None if file is None else str(file) for file in (packed, vectors)]

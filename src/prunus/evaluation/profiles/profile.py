@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from prunus.errors import PrunusError
-from prunus.kinds import hints_of, misfit, settle
+from prunus.kinds import check_types, hints_of, misfit
 from prunus.parse import parse_toml
 from prunus.recipes import PROFILE_FOLDER, PROFILE_NAMES, Mode
 
@@ -125,7 +125,7 @@ class Profile:
     prompt: str = ""
 
     def __post_init__(self) -> None:
-        settle(self)
+        check_types(self)
         if self.match not in get_args(Match):
             raise PrunusError(f"match must be {' or '.join(get_args(Match))}, not '{self.match}'")
         if self.template_opens not in get_args(Opens):

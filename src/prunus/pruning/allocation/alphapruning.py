@@ -11,15 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunus.checkpoint.block_loader import blocks_on
-from prunus.declarations import Allocation, Option
+from prunus.checkpoint.loader import blocks_on
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.allocation.arithmetic import normalised, scaled, spread_of
 from prunus.pruning.allocation.importance_scores import WHOLE
 from prunus.pruning.allocation.measurement import Measured, Subject
 from prunus.pruning.calibration.data import Calibration
-from prunus.recipes import Window
+from prunus.recipes import PruneRecipe, Window
 
 BINS = 100
 
@@ -63,7 +62,7 @@ def tail_exponent(eigenvalues_N: np.ndarray, window: Window = "fixed") -> float:
     return float(_middle_exponent(logs) if math.isnan(exponent) else exponent)
 
 
-def allocate(exponents: Sequence[float], sizes: Sequence[int], target: float, spread: float = 0.3) -> list[float]:
+def sparsities(exponents: Sequence[float], sizes: Sequence[int], target: float, spread: float = 0.3) -> list[float]:
     """Sparsity of each block from the mean exponent of its Linears.
 
     Sparsities are proportional to factors from 1 - spread (lowest exponent) to 1 + spread (highest), so their range
@@ -98,23 +97,6 @@ def measure(subject: Subject, _calibration: Calibration | None) -> Measured:
     return Measured({WHOLE: scores}, {"exponents": exponents}, [])
 
 
-DECLARATION = Allocation(
-    name="alphapruning",
-    source="Lu et al. 2024, arXiv:2410.10912",
-    description="blocks whose weight spectra have lighter tails lose more; needs no data",
-    allocate=lambda scores, sizes, recipe: allocate(scores, sizes, recipe.sparsity, spread_of("alphapruning", recipe)),
-    measure=measure,
-    needs="weights",
-    score="tail exponent",
-    options=(
-        Option("spread", float, None, "how far apart sparsities may get.", at_least=0, below=1, usual=0.3),
-        Option(
-            "window",
-            str,
-            "fixed",
-            "window for the start of a spectrum's tail; reference: as in the authors' code.",
-            choices=("fixed", "reference"),
-        ),
-    ),
-    settings=("window",),
-)
+def allocate(scores: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
+    """`sparsities` for a recipe."""
+    return sparsities(scores, sizes, recipe.sparsity, spread_of("alphapruning", recipe))

@@ -55,7 +55,7 @@ def decreasing_sparsities(
 
 
 def spread_of(allocation: str, recipe: PruneRecipe) -> float:
-    """The recipe's spread, or the allocation's usual one if the recipe has none."""
+    """The recipe's spread, or the allocation's own if the recipe has none."""
     options = declared(Allocation)[allocation].options
     return next(option for option in options if option.name == "spread").of(recipe)
 

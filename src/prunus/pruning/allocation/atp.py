@@ -6,9 +6,9 @@ allocation that measures scores should beat.
 
 from collections.abc import Sequence
 
-from prunus.declarations import Allocation, Option
 from prunus.errors import PrunusError
 from prunus.pruning.allocation.arithmetic import shifted
+from prunus.recipes import PruneRecipe
 
 # Without a step, the sparsities of the last and the first block differ from the target by at most this much, as in OWL.
 HALF_RANGE = 0.08
@@ -19,7 +19,7 @@ def highest_step(blocks: int, target: float) -> float:
     return 2 * min(target, 1 - target) / max(1, blocks - 1)
 
 
-def allocate(sizes: Sequence[int], target: float, step: float | None = None) -> list[float]:
+def sparsities(sizes: Sequence[int], target: float, step: float | None = None) -> list[float]:
     """Sparsity target + step * (i - (L - 1) / 2) for each block i of L.
 
     step: None increases by 2 * HALF_RANGE over all blocks, or by less if sparsities would leave [0, 1]. The authors
@@ -34,10 +34,6 @@ def allocate(sizes: Sequence[int], target: float, step: float | None = None) -> 
     return shifted([target + step * (i - (blocks - 1) / 2) for i in range(blocks)], sizes, target)
 
 
-DECLARATION = Allocation(
-    name="atp",
-    source="Huang et al. 2025, arXiv:2502.14770",
-    description="sparsity increases by the same step from block to block; needs no data",
-    allocate=lambda _scores, sizes, recipe: allocate(sizes, recipe.sparsity, recipe.step),
-    options=(Option("step", float, None, "increase in sparsity from each block to the next."),),
-)
+def allocate(_scores: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
+    """`sparsities` for a recipe."""
+    return sparsities(sizes, recipe.sparsity, recipe.step)

@@ -6,15 +6,15 @@ sparsity uses their mean, which is the default here.
 
 from collections.abc import Sequence
 
-from prunus.declarations import Allocation, Option
 from prunus.pruning.allocation.arithmetic import decreasing_sparsities, spread_of
 from prunus.pruning.allocation.importance_scores import WHOLE
 from prunus.pruning.allocation.measurement import Measured, Subject
 from prunus.pruning.allocation.wanda_scores import wanda_scores
 from prunus.pruning.calibration.data import Calibration
+from prunus.recipes import PruneRecipe
 
 
-def allocate(centres: Sequence[float], sizes: Sequence[int], target: float, spread: float = 0.15) -> list[float]:
+def sparsities(centres: Sequence[float], sizes: Sequence[int], target: float, spread: float = 0.15) -> list[float]:
     """Sparsity of each block from the mean or median of its Wanda scores. spread: the paper's alpha, half the range."""
     total = sum(centres)
     return decreasing_sparsities([1 - centre / total if total else 0.0 for centre in centres], sizes, target, spread)
@@ -26,17 +26,6 @@ def measure(subject: Subject, calibration: Calibration | None) -> Measured:
     return measured._replace(scores={WHOLE: measured.details[subject.recipe.statistic]})
 
 
-DECLARATION = Allocation(
-    name="dlp",
-    source="Chen et al. 2025, arXiv:2505.23807",
-    description="blocks with a larger mean (or median) Wanda score lose more",
-    allocate=lambda scores, sizes, recipe: allocate(scores, sizes, recipe.sparsity, spread_of("dlp", recipe)),
-    measure=measure,
-    needs="norms",
-    score="mean or median Wanda score",
-    options=(
-        Option("spread", float, None, "how far apart sparsities may get.", at_least=0, below=0.5, usual=0.15),
-        Option("statistic", str, "mean", "statistic of a block's Wanda scores.", choices=("mean", "median")),
-    ),
-    settings=("statistic",),
-)
+def allocate(scores: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
+    """`sparsities` for a recipe."""
+    return sparsities(scores, sizes, recipe.sparsity, spread_of("dlp", recipe))

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 import scipy
 
-from prunus.declarations import Allocation, Option
 from prunus.pruning.allocation.arithmetic import normalised, scaled
 from prunus.pruning.allocation.importance_scores import PARTS
 from prunus.pruning.allocation.influence import identity, influences, own_calibration
 from prunus.pruning.allocation.measurement import Measured, Subject
 from prunus.pruning.calibration.data import Calibration
+from prunus.recipes import PruneRecipe
 
 # Constants of the study's code.
 LOWEST_RATIO, HIGHEST_RATIO = 0.05, 0.40  # range of the sparsities' ratios
@@ -53,16 +53,16 @@ def study_ratios(influences: Sequence[float]) -> list[float]:
     ]
 
 
-def allocate_study(influences: Sequence[float], sizes: Sequence[int], target: float) -> list[float]:
+def sparsities(influences: Sequence[float], sizes: Sequence[int], target: float) -> list[float]:
     """Sparsity of each group of one kind (attention or MLP of each block): lower for more influence.
 
     These are study_ratios, scaled so that the weighted mean is the target even if some sparsities are clipped. The
-    study's code clips after scaling, so its mean can differ from the target; see `allocate_as_run`.
+    study's code clips after scaling, so its mean can differ from the target; see `reference_sparsities`.
     """
     return scaled(study_ratios(influences), sizes, target)
 
 
-def allocate_as_run(influences: Sequence[float], sizes: Sequence[int], target: float) -> list[float]:
+def reference_sparsities(influences: Sequence[float], sizes: Sequence[int], target: float) -> list[float]:
     """Sparsity of each group as in the study's code: scaled, then clipped to [0, 1]; the mean may miss the target."""
     ratios = study_ratios(influences)
     factor = target * sum(sizes) / (sum(ratio * size for ratio, size in zip(ratios, sizes, strict=True)) + TINY)
@@ -76,20 +76,14 @@ def measure(subject: Subject, calibration: Calibration | None) -> Measured:
     return influences(subject, calibration, [part for part in PARTS if part in kinds], identity)
 
 
-DECLARATION = Allocation(
-    name="layerif",
-    source="Askari et al. 2025, arXiv:2505.23811, as in arXiv:2604.25098",
-    description="attention and MLPs with more influence lose less, as in the study's code; identity as Hessian",
-    allocate=lambda scores, sizes, recipe: allocate_study(scores, sizes, recipe.sparsity),
-    measure=measure,
-    needs="gradients",
-    score="influence",
-    apart=True,
-    options=(
-        Option("influence_train", int, 300, "training sequences, sampled like the calibration sequences.", at_least=1),
-        Option("influence_validation", int, 96, "sequences of the validation loss.", at_least=1),
-    ),
-    calibration=own_calibration,
-    sampling=("influence_train", "influence_validation"),
-    as_run=lambda scores, sizes, recipe: allocate_as_run(scores, sizes, recipe.sparsity),
-)
+def allocate(scores: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
+    """`sparsities` for a recipe."""
+    return sparsities(scores, sizes, recipe.sparsity)
+
+
+def allocate_reference(scores: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
+    """`reference_sparsities` for a recipe."""
+    return reference_sparsities(scores, sizes, recipe.sparsity)
+
+
+calibration = own_calibration

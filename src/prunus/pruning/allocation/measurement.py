@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from prunus.checkpoint.block_loader import blocks_on
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import Linear
+from prunus.checkpoint.loader import blocks_on
 from prunus.checkpoint.runner import Runner
 from prunus.progress import Steps
 from prunus.pruning.allocation.importance_scores import WHOLE

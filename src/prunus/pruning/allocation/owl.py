@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from prunus.declarations import Allocation, Option
 from prunus.pruning.allocation.arithmetic import decreasing_sparsities, spread_of
 from prunus.pruning.allocation.importance_scores import WHOLE
 from prunus.pruning.allocation.measurement import Measured, Subject
@@ -20,7 +19,9 @@ from prunus.recipes import PruneRecipe
 LEAST = 0.01
 
 
-def allocate(outlier_shares: Sequence[float], sizes: Sequence[int], target: float, spread: float = 0.08) -> list[float]:
+def sparsities(
+    outlier_shares: Sequence[float], sizes: Sequence[int], target: float, spread: float = 0.08
+) -> list[float]:
     """Sparsity of each block from its share of outliers (in any unit). spread: the paper's lambda, half of the range.
 
     The authors' code raises sparsities of 0 or less to LEAST, which changes the mean; here other blocks compensate.
@@ -28,7 +29,7 @@ def allocate(outlier_shares: Sequence[float], sizes: Sequence[int], target: floa
     return decreasing_sparsities(outlier_shares, sizes, target, spread)
 
 
-def allocate_as_run(
+def reference_sparsities(
     outlier_shares: Sequence[float], target: float, spread: float = 0.08, least: float = LEAST
 ) -> list[float]:
     """Sparsity of each block as in the authors' code, to the bit: sparsities of 0 or less are replaced by `least`.
@@ -51,30 +52,12 @@ def measure(subject: Subject, calibration: Calibration | None) -> Measured:
     return measured._replace(scores={WHOLE: measured.details["outliers"]})
 
 
-def as_run(outlier_shares: Sequence[float], _sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
-    """allocate_as_run for a recipe. As in the study's code, `least` is 0 for Magnitude."""
+def allocate_reference(outlier_shares: Sequence[float], _sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
+    """`reference_sparsities` for a recipe. As in the study's code, `least` is 0 for Magnitude."""
     least = 0.0 if recipe.method == "magnitude" else LEAST
-    return allocate_as_run(outlier_shares, recipe.sparsity, spread_of("owl", recipe), least)
+    return reference_sparsities(outlier_shares, recipe.sparsity, spread_of("owl", recipe), least)
 
 
-DECLARATION = Allocation(
-    name="owl",
-    source="Yin et al. 2023, arXiv:2310.05175",
-    description="blocks with more outliers among their Wanda scores keep more",
-    allocate=lambda scores, sizes, recipe: allocate(scores, sizes, recipe.sparsity, spread_of("owl", recipe)),
-    measure=measure,
-    needs="norms",
-    score="outliers in %",
-    options=(
-        Option("spread", float, None, "how far apart sparsities may get.", at_least=0, below=0.5, usual=0.08),
-        Option(
-            "outlier_threshold",
-            float,
-            7.0,
-            "an outlier is a Wanda score above this many times its block's mean (the paper's M).",
-            above=0,
-        ),
-    ),
-    settings=("outlier_threshold",),
-    as_run=as_run,
-)
+def allocate(scores: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
+    """`sparsities` for a recipe."""
+    return sparsities(scores, sizes, recipe.sparsity, spread_of("owl", recipe))

@@ -2,17 +2,9 @@
 
 from collections.abc import Sequence
 
-from prunus.declarations import Allocation
+from prunus.recipes import PruneRecipe
 
 
-def allocate(sizes: Sequence[int], target: float) -> list[float]:
-    """The target as the sparsity of each block."""
-    return [target] * len(sizes)
-
-
-DECLARATION = Allocation(
-    name="uniform",
-    source="the default of all methods",
-    description="the same sparsity in every Linear",
-    allocate=lambda _scores, sizes, recipe: allocate(sizes, recipe.sparsity),
-)
+def allocate(_scores: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
+    """The recipe's sparsity for each block."""
+    return [recipe.sparsity] * len(sizes)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from prunus.checkpoint.block_loader import blocks_on
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.experts import tokens_read
+from prunus.checkpoint.loader import blocks_on
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import OpenFile, entry_of, read_header
 from prunus.errors import PrunusError

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.checkpoint.block_loader import stream_of
+from prunus.checkpoint.loader import stream_of
 from prunus.checkpoint.resolve import one_line
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.disk import show_bytes

@@ -18,8 +18,8 @@ from typing import Any, TypedDict, TypeVar, Unpack
 import torch
 from torch import Tensor
 
-from prunus.checkpoint.block_loader import blocks_on
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.loader import blocks_on
 from prunus.checkpoint.manifest import versions
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import resolve

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prunus.declarations import DepthMethod
 from prunus.pruning.depth.choice import Calibrated, Choice
 
 
@@ -34,11 +33,3 @@ def distances(state_BND: Tensor, count: int) -> list[float]:
     """Mean over sequences of arccos(cosine) / pi between boundaries l and l + count, for every l; 0 to 1."""
     cosine_BN = functional.cosine_similarity(state_BND[:-count].double(), state_BND[count:].double(), dim=-1)
     return (cosine_BN.clamp(-1, 1).arccos() / math.pi).mean(1).tolist()
-
-
-DECLARATION = DepthMethod(
-    name="angular",
-    source="Gromov et al. 2024, arXiv:2403.17887",
-    description="remove the consecutive blocks across which the last token's hidden state turns least",
-    choose=choose,
-)

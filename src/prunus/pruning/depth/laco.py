@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prunus.declarations import DepthMethod, Option
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.depth.choice import Calibrated, Choice, Mix, check_finite
@@ -105,24 +104,3 @@ def mean_cosine(first: list[Tensor], second: list[Tensor]) -> float:
         for a_NTX, b_NTX in zip(first, second, strict=True)
     ]
     return torch.cat(cosines).mean().item()
-
-
-DECLARATION = DepthMethod(
-    name="laco",
-    source="Yang et al. 2024, arXiv:2402.11187",
-    description="merge blocks into the one before them while the last hidden states stay similar",
-    choose=choose,
-    options=(
-        Option("merge", int, 1, "number of blocks merged at a time into the block before them.", at_least=1),
-        Option(
-            "threshold",
-            float,
-            0.45,
-            "cosine to the dense model's last hidden states that a merge must exceed.",
-            at_least=-1,
-            below=1,
-            note="it is a cosine",
-        ),
-        Option("interval", int, 1, "distance in blocks from one merge to the next, downwards.", at_least=1),
-    ),
-)

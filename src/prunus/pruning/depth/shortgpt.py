@@ -6,7 +6,6 @@ Men et al. 2024, arXiv:2403.03853, eq. 1. Shapes: N sequences, T tokens, D hidde
 from torch import Tensor
 from torch.nn import functional
 
-from prunus.declarations import DepthMethod
 from prunus.pruning.depth.choice import Calibrated, Choice, lowest
 
 
@@ -27,11 +26,3 @@ def block_influence(before_NTD: Tensor, after_NTD: Tensor) -> Tensor:
     """
     cosine_NT = functional.cosine_similarity(before_NTD.float(), after_NTD.float(), dim=-1)
     return 1 - cosine_NT.clamp(-1, 1)
-
-
-DECLARATION = DepthMethod(
-    name="shortgpt",
-    source="Men et al. 2024, arXiv:2403.03853",
-    description="remove the blocks that turn the hidden states least (Block Influence)",
-    choose=choose,
-)

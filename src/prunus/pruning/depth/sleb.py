@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 
 from prunus.checkpoint.runner import Runner
-from prunus.declarations import DepthMethod
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.hidden_states import HiddenStates, propagate
@@ -68,11 +67,3 @@ def mean_loss(runner: Runner, last: HiddenStates) -> float:
             total += negative_log_likelihood(runner, rows_NTW.to(runner.device), batch)
             predicted += count * (length - 1)
     return total / predicted
-
-
-DECLARATION = DepthMethod(
-    name="sleb",
-    source="Song et al. 2024, arXiv:2402.09025",
-    description="remove blocks one by one, each time the one whose removal costs the least likelihood",
-    choose=choose,
-)

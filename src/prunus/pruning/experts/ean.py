@@ -2,18 +2,9 @@
 
 from torch import Tensor
 
-from prunus.declarations import Criterion
 from prunus.pruning.experts.seen import Seen
 
 
 def score(seen: Seen) -> Tensor:
     """(E,) sum of the norms of the expert's output over its tokens."""
     return seen.norm_E
-
-
-DECLARATION = Criterion(
-    name="ean",
-    source="Jaiswal et al. 2025, arXiv:2504.05586",
-    description="keep the experts with the largest sum of norms of their outputs",
-    score=score,
-)

@@ -2,18 +2,9 @@
 
 from torch import Tensor
 
-from prunus.declarations import Criterion
 from prunus.pruning.experts.seen import Seen
 
 
 def score(seen: Seen) -> Tensor:
     """(E,) number of tokens of the expert, weighted as the recipe says."""
     return seen.weight_E
-
-
-DECLARATION = Criterion(
-    name="frequency",
-    source="baseline",
-    description="keep the experts that the router chooses most often",
-    score=score,
-)

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.checkpoint.block_loader import blocks_on
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.experts import Routed, observe_experts
+from prunus.checkpoint.loader import blocks_on, return_freed_memory
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.runner import Runner
-from prunus.freed_memory import return_freed_memory
 from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates

@@ -6,7 +6,6 @@ experts are removed one by one, each time the one whose removal costs least (rec
 
 from torch import Tensor
 
-from prunus.declarations import Criterion
 from prunus.pruning.experts.seen import Seen
 
 
@@ -20,13 +19,3 @@ def keep(seen: Seen, count: int) -> list[int]:
     """The set of `count` experts with the least error, of all sets or by the greedy order."""
     assert seen.reconstruction is not None
     return seen.reconstruction.kept[count]
-
-
-DECLARATION = Criterion(
-    name="output",
-    source="Lu et al. 2024, arXiv:2402.14800",
-    description="keep the experts without which the layer's output changes least; all sets are tried if they are few",
-    score=score,
-    keep=keep,
-    needs="reconstruction",
-)

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from prunus.declarations import Criterion
 from prunus.pruning.experts.seen import Seen
 
 
@@ -11,12 +10,3 @@ def score(seen: Seen) -> Tensor:
     """(E,) random numbers in [0, 1)."""
     generator = torch.Generator().manual_seed(1_000_003 * seen.seed + seen.index)
     return torch.rand(seen.experts, generator=generator, dtype=torch.float64)
-
-
-DECLARATION = Criterion(
-    name="random",
-    source="control",
-    description="keep random experts",
-    score=score,
-    needs="nothing",
-)

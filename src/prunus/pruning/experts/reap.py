@@ -7,18 +7,9 @@ authors' code took the softmax over all experts, until it was corrected in March
 
 from torch import Tensor
 
-from prunus.declarations import Criterion
 from prunus.pruning.experts.seen import Seen
 
 
 def score(seen: Seen) -> Tensor:
     """(E,) mean of gate value times norm of the output; 0 for an expert without tokens."""
     return seen.product_E / seen.weight_E.where(seen.weight_E > 0, 1)
-
-
-DECLARATION = Criterion(
-    name="reap",
-    source="Lasby et al. 2025, arXiv:2510.13999",
-    description="keep the experts with the largest mean of gate value times norm of the output",
-    score=score,
-)

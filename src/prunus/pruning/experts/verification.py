@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import plain_experts
+from prunus.checkpoint.loader import return_freed_memory
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.runner import Batch, Runner
-from prunus.freed_memory import return_freed_memory
 from prunus.pruning.experts.masking import masked
 from prunus.pruning.experts.mixture import Mixture, Unremovable
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from prunus.declarations import Method, Option
+from prunus.declarations import Method
 from prunus.pruning.calibration.hessian import DAMPING
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target, lowest_in_tensor, lowest_per_pattern, zeros_of
@@ -58,7 +58,7 @@ def prune(
     return (best_IO / size_I[:, None]).T.contiguous().to(weight_OI.dtype)
 
 
-def configured(method: Method, recipe: PruneRecipe) -> Method:
+def configure(method: Method, recipe: PruneRecipe) -> Method:
     """The method with the recipe's number of iterations and initial penalty."""
 
     def prune_with(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
@@ -132,20 +132,3 @@ def _conjugate_gradients(hessian_II: Tensor, target_IO: Tensor, start_IO: Tensor
         energy, before = residual_IO.square().sum(), energy
         direction_IO = residual_IO + energy / before * direction_IO
     return value_IO
-
-
-DECLARATION = Method(
-    name="alps",
-    source="Meng et al. 2024, arXiv:2406.07831",
-    description="least squares with a limited number of weights, by ADMM; slow (eigenvalues in float64)",
-    needs="hessian",
-    group="tensor",
-    ranks=False,
-    updates=True,
-    prune=prune,
-    options=(
-        Option("admm_iterations", int, 300, "largest number of ADMM iterations.", at_least=1),
-        Option("admm_rho", float, 0.1, "initial penalty of ADMM.", above=0),
-    ),
-    configure=configured,
-)

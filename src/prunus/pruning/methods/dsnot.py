@@ -13,7 +13,7 @@ input features. The values of kept weights do not change. Deviations from the au
 import torch
 from torch import Tensor
 
-from prunus.declarations import Method, Option
+from prunus.declarations import Method
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import SLICE, Target
 from prunus.pruning.methods import wanda
@@ -46,7 +46,7 @@ def prune(
     return weight_OI.masked_fill(pruned_OI, 0)
 
 
-def configured(method: Method, recipe: PruneRecipe) -> Method:
+def configure(method: Method, recipe: PruneRecipe) -> Method:
     """The method with the recipe's number of swaps and threshold."""
 
     def prune_with(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
@@ -106,18 +106,3 @@ def refine(
             kept_RI.scatter_(1, place_R1, not pruned)
         result_OI[rows_R] = pruned_RI
     return result_OI
-
-
-DECLARATION = Method(
-    name="dsnot",
-    source="Zhang et al. 2023, arXiv:2310.08915",
-    description="start from Wanda's zeros and swap them within rows until the expected error is small",
-    needs="means",
-    group="row",
-    prune=prune,
-    options=(
-        Option("swap_cycles", int, 50, "largest number of swaps per row.", at_least=0),
-        Option("swap_threshold", float, 0.1, "error of a row, over 2048 tokens, below which it is done.", at_least=0),
-    ),
-    configure=configured,
-)

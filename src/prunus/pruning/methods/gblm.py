@@ -6,7 +6,6 @@ Gradients are those of the dense model, combined over sequences by their root su
 
 from torch import Tensor
 
-from prunus.declarations import Method, Option
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target, zero_lowest
 from prunus.pruning.methods.loss_gradients import LossGradients
@@ -33,15 +32,4 @@ def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tenso
     return zero_lowest(weight_OI, score(weight_OI, inputs), target, "row")
 
 
-DECLARATION = Method(
-    name="gblm",
-    source="Das et al. 2023, arXiv:2311.04902",
-    description="zero, in each row, the weights with the least |weight| x (input norm + loss gradient)",
-    needs="norms",
-    group="row",
-    prune=prune,
-    options=(
-        Option("gradient_scale", float, 100.0, "weight of the gradients relative to the input norms.", at_least=0),
-    ),
-    passes=(LossGradients,),
-)
+passes = (LossGradients,)

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,11 +18,8 @@ from prunus.pruning.calibration.gradients import Model, save_square_sums
 from prunus.pruning.calibration.propagation import BlockRun, Stats
 from prunus.pruning.calibration.shared_measurements import gradients_key, once
 from prunus.pruning.calibration.statistics import InputStats
-from prunus.pruning.passes import Pass
+from prunus.pruning.job import Job, Pass
 from prunus.pruning.scope import weights_of
-
-if TYPE_CHECKING:
-    from prunus.pruning.job import Job
 
 
 class LossGradients(Pass):
@@ -34,11 +31,11 @@ class LossGradients(Pass):
 
     folder = Path()
 
-    def disk(self, job: "Job") -> int:
+    def disk(self, job: Job) -> int:
         """Bytes of one float32 number per weight in scope."""
         return 4 * sum(map(weights_of, job.linears))
 
-    def prepare(self, job: "Job", partial: Partial, calibration: Calibration | None) -> None:
+    def prepare(self, job: Job, partial: Partial, calibration: Calibration | None) -> None:
         """Write the sums to files in the unfinished output, or in the folder shared by the variants of a study."""
         assert calibration is not None
         dtype = torch.float32 if job.recipe.dtype == "auto" else job.dtype
@@ -68,7 +65,7 @@ class LossGradients(Pass):
         self.folder = place
 
     def statistics(
-        self, job: "Job", run: BlockRun, tensors: dict[str, Tensor], groups: Iterable[Stats]
+        self, job: Job, run: BlockRun, tensors: dict[str, Tensor], groups: Iterable[Stats]
     ) -> Iterator[Stats]:
         """The groups' statistics, with the gradients of each Linear added."""
         count = len(run.hidden.sequences())
@@ -76,11 +73,11 @@ class LossGradients(Pass):
             sums = {name: row for name, row in read_header(file_in(self.folder, run.number)).items() if name in group}
             yield {name: self.with_sum(job, group[name], sums[name].read().to(job.device), count) for name in sums}
 
-    def with_sum(self, job: "Job", inputs: InputStats, sum_OI: Tensor, count: int) -> InputStats:
+    def with_sum(self, job: Job, inputs: InputStats, sum_OI: Tensor, count: int) -> InputStats:
         """Statistics of one Linear with its gradients. sum_OI: squared gradients summed over `count` sequences."""
         return replace(inputs, sequences=count, gradient_OI=sum_OI.sqrt_().mul_(job.recipe.gradient_scale))
 
-    def written(self, job: "Job", index: int) -> None:
+    def written(self, job: Job, index: int) -> None:
         """Delete the file of a finished block, unless other variants share it."""
         if job.shared is None:
             file_in(self.folder, index).unlink(missing_ok=True)
@@ -91,11 +88,11 @@ class OutputGradients(LossGradients):
 
     rows = True
 
-    def disk(self, job: "Job") -> int:
+    def disk(self, job: Job) -> int:
         """0: one number per output is negligible."""
         return 0
 
-    def with_sum(self, job: "Job", inputs: InputStats, sum_OI: Tensor, count: int) -> InputStats:
+    def with_sum(self, job: Job, inputs: InputStats, sum_OI: Tensor, count: int) -> InputStats:
         """Statistics of one Linear with its Fisher information. sum_OI: (O,) here, one sum per output."""
         return replace(inputs, fisher_O=sum_OI)
 

@@ -6,7 +6,6 @@ separately, over the whole tensor. O: output features, I: input features.
 
 from torch import Tensor
 
-from prunus.declarations import Method
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target, zero_smallest
 
@@ -18,13 +17,3 @@ def prune(weight_OI: Tensor, _inputs: InputStats | None, target: Target) -> Tens
     `reference` does too.
     """
     return zero_smallest(weight_OI, target)
-
-
-DECLARATION = Method(
-    name="magnitude",
-    source="Han et al. 2015, arXiv:1506.02626",
-    description="zero the smallest weights of each Linear; needs no data",
-    needs="nothing",
-    group="tensor",
-    prune=prune,
-)

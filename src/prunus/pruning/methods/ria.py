@@ -5,7 +5,6 @@ Zhang et al. 2024, "Plug-and-Play" (ICLR); authors' code lib/prune.py, prune_ria
 
 from torch import Tensor
 
-from prunus.declarations import Method
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target, zero_lowest
 
@@ -30,13 +29,3 @@ def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tenso
     if inputs is None:
         raise ValueError("RIA needs the norms of the inputs")
     return zero_lowest(weight_OI, score(weight_OI, inputs.norm_I), target, "tensor")
-
-
-DECLARATION = Method(
-    name="ria",
-    source="Zhang et al. 2024, ICLR, Plug-and-Play",
-    description="zero the weights with the least (share of their row + share of their column) x root of the input norm",
-    needs="norms",
-    group="tensor",
-    prune=prune,
-)

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prunus.declarations import Method
 from prunus.pruning.calibration.hessian import DAMPING, Hessian
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target, kth_lowest, lowest_in_tensor, lowest_per_pattern, zeros_wanted
@@ -121,15 +120,3 @@ def _hessian(inputs: InputStats | None) -> Hessian:
     if inputs is None or inputs.hessian is None:
         raise ValueError("the update of weights needs the Hessian of the inputs")
     return inputs.hessian
-
-
-DECLARATION = Method(
-    name="sparsegpt",
-    source="Frantar & Alistarh 2023, arXiv:2301.00774",
-    description="zero the weights of least loss, column block by column block; later columns are updated to compensate",
-    needs="hessian",
-    group="tensor",
-    ranks=False,
-    updates=True,
-    prune=prune,
-)

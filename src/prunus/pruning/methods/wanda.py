@@ -5,7 +5,7 @@ Sun et al. 2023, arXiv:2306.11695; authors' code lib/prune.py, prune_wanda. O: o
 
 from torch import Tensor
 
-from prunus.declarations import Conflict, Method, Option
+from prunus.declarations import Method
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target, zero_lowest
 from prunus.pruning.methods.loss_gradients import OutputGradients
@@ -29,7 +29,7 @@ def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tenso
     return zero_lowest(weight_OI, score(weight_OI, inputs.norm_I), target, "row")
 
 
-def configured(method: Method, recipe: PruneRecipe) -> Method:
+def configure(method: Method, recipe: PruneRecipe) -> Method:
     """F-Wanda if the recipe sets row_power: budgets of rows follow the Fisher information of their outputs."""
     if not recipe.row_power:
         return method
@@ -40,27 +40,3 @@ def configured(method: Method, recipe: PruneRecipe) -> Method:
         return zero_by_budgets(weight_OI, score(weight_OI, inputs.norm_I), inputs.fisher_O, target, recipe.row_power)
 
     return method._replace(prune=prune_by_budgets, group="tensor", passes=(OutputGradients,))
-
-
-DECLARATION = Method(
-    name="wanda",
-    source="Sun et al. 2023, arXiv:2306.11695",
-    description="zero, in each output row, the weights with the least |weight| x input norm",
-    needs="norms",
-    group="row",
-    prune=prune,
-    options=(
-        Option(
-            "row_power",
-            float,
-            0.0,
-            "F-Wanda exponent: row budgets proportional to Fisher^p (0 turns it off).",
-            at_least=0,
-            conflicts=(
-                Conflict("pattern", None, "pattern {pattern} is the same in every row; leave row_power out"),
-                Conflict("group", None, "row_power distributes a tensor's zeros over its rows; leave group out"),
-            ),
-        ),
-    ),
-    configure=configured,
-)

@@ -9,22 +9,18 @@ called repair here and in the options. Shapes: N sequences of a batch, T tokens,
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from prunus.checkpoint.runner import Runner
-from prunus.declarations import Conflict, Method, Option
 from prunus.pruning.calibration.gradients import SquareSums, backward
 from prunus.pruning.calibration.hidden_states import HiddenStates, propagate
 from prunus.pruning.calibration.propagation import BlockRun, Stats, observed
 from prunus.pruning.calibration.statistics import InputStats
+from prunus.pruning.job import Job, Pass
 from prunus.pruning.methods import gblm
-from prunus.pruning.passes import Pass
-
-if TYPE_CHECKING:
-    from prunus.pruning.job import Job
 
 SAMPLED = 32  # sequences of one round of repair
 # prune(name of a Linear, its weight, its statistics) -> the pruned weight
@@ -104,7 +100,7 @@ class RegionalRepair(Pass):
     needs = "gradients"
 
     def statistics(
-        self, job: "Job", run: BlockRun, tensors: dict[str, Tensor], groups: Iterable[Stats]
+        self, job: Job, run: BlockRun, tensors: dict[str, Tensor], groups: Iterable[Stats]
     ) -> Iterator[Stats]:
         """Statistics of the dense block with its gradients. Weights in tensors are repaired before the first yield."""
         recipe, block, hidden = job.recipe, run.block, run.hidden
@@ -130,25 +126,5 @@ class RegionalRepair(Pass):
             propagate(run.runner, block, hidden)
 
 
-DECLARATION = Method(
-    name="wanda++",
-    source="Yang et al. 2025, arXiv:2503.04992",
-    description="gblm's score with gradients of the block's own output, after a repair of the block's weights",
-    needs="norms",
-    group="row",
-    updates=True,
-    prune=gblm.prune,
-    options=(
-        Option("gradient_scale", float, 100.0, "weight of the gradients relative to the input norms.", at_least=0),
-        Option("repair_rounds", int, 5, "number of times that a block is pruned and repaired.", at_least=0),
-        Option("repair_rate", float, 3e-7, "learning rate of a repair.", at_least=0),
-    ),
-    conflicts=(
-        Conflict(
-            "propagation",
-            "true_sequential",
-            "wanda++ repairs whole blocks; propagation must be pruned or dense",
-        ),
-    ),
-    passes=(RegionalRepair,),
-)
+prune = gblm.prune
+passes = (RegionalRepair,)

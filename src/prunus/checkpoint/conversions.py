@@ -1,4 +1,4 @@
-"""Pack and unpack pruned models, and write variants of a model as masks.
+"""Write a model in another form: packed or unpacked, as the masks of a variant, or without its quantisation.
 
 A packed checkpoint is a folder like the dense one, with packed.safetensors in place of the weights. A variant is one
 file that can be read only together with its dense source. docs/format.md describes both.
@@ -21,6 +21,7 @@ from prunus.checkpoint.packed.checkpoint import PackedCheckpoint, attach_source,
 from prunus.checkpoint.packed.reader import read_packed
 from prunus.checkpoint.packed.tensor import bit_patterns, damaged
 from prunus.checkpoint.packed.writer import packed_writer
+from prunus.checkpoint.quantised import DEQUANTISED
 from prunus.checkpoint.resolve import resolve, typed_path
 from prunus.checkpoint.safetensors_file import DTYPES, ITEMSIZES
 from prunus.checkpoint.writer import Partial, check_target, disk_needed
@@ -267,3 +268,41 @@ def check_same_elsewhere(model: Checkpoint, source: Checkpoint) -> None:
                     "--masks-only out"
                 )
             raise PrunusError(f"'{name}' differs between {model.folder} and {source.folder}; leave --masks-only out")
+
+
+def dequantize(model: str | Path, out: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """Write a bfloat16 copy of a model in FP8 or MXFP4 (folder or hub id) to the folder out; returns a summary.
+
+    The summary has out, from (the quantisation method), blocks, seconds and warnings. The weights are those of
+    transformers' from_pretrained with `dequantize`; they take two to four times the disk space of the original.
+    Commands such as prune and drop read quantised models directly; this is for those that cannot, such as study.
+    Unfinished work is kept in out.partial, where the same call resumes it. Raises PrunusError, and leaves nothing
+    behind, if the model is not in FP8 or MXFP4, or out cannot be written.
+    """
+    started = time.monotonic()
+    source, target = Checkpoint(resolve(model)), Path(out)
+    if source.quantised is None:
+        raise PrunusError(f"{source.folder} is not in {' or '.join(DEQUANTISED)}; there is nothing to dequantize")
+    check_target(source.folder, target, overwrite)
+    work = {"action": "dequantize", "source": source.fingerprint()}
+    with Partial(source, target, work, source.blocks, disk_needed(source.nbytes), overwrite) as partial:
+        with Steps("dequantizing", total=source.blocks, unit="blocks", done=len(partial.records)) as steps:
+            for index in range(source.blocks):
+                if not partial.has(index):
+                    partial.write_block(index, source.block_tensors(index), {})
+                    steps.advance()
+        step = {
+            "action": "dequantize",
+            "recipe": {"method": source.quantised},
+            "versions": versions(),
+            "source": source.provenance(model),
+            "warnings": [],
+        }
+        partial.finish(None, step)
+    return {
+        "out": str(target),
+        "from": source.quantised,
+        "blocks": source.blocks,
+        "seconds": time.monotonic() - started,
+        "warnings": source.reading_notes,
+    }

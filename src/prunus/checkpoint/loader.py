@@ -1,17 +1,22 @@
-"""Load the blocks of a checkpoint one after the other; the next block is read while the current one is used."""
+"""Load the blocks of a checkpoint one after the other, the next while the current one is used, or the whole model."""
 
+import ctypes
 import os
 from collections.abc import Generator, Iterable
 from contextlib import closing
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
 
+from prunus.checkpoint.architecture import skeleton
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.quantised import parts_of
-from prunus.prefetch import prefetch
+from prunus.checkpoint.runner import dtypes_of
+from prunus.disk import prefetch
 
 Block = dict[str, Tensor]
 
@@ -78,3 +83,56 @@ def advise_reading(source: Checkpoint, index: int) -> None:
     for stored in parts_of(source.block_tensors(index)).values():
         with stored.file.open("rb") as stream:
             os.posix_fadvise(stream.fileno(), stored.start, stored.end - stored.start, os.POSIX_FADV_WILLNEED)
+
+
+@cache
+def _libc() -> Any:
+    try:
+        return ctypes.CDLL(None)
+    except (OSError, TypeError):  # a system without a C library under that name
+        return None
+
+
+def return_freed_memory() -> None:
+    """Give memory that this process has freed back to the system, where the C library can (glibc).
+
+    After many allocations of several megabytes, such as the Hessians of routed experts, glibc would keep their memory
+    wherever anything small lies behind it.
+    """
+    trim = getattr(_libc(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def load_whole(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
+    """The transformers model of a checkpoint, on the CPU and in dtype."""
+    model = whole_skeleton(checkpoint, dtype)
+    give_values(model, checkpoint, list(model.state_dict()), dtype)
+    return model
+
+
+def whole_skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
+    """The transformers model of a checkpoint, without the values of its parameters; computed buffers have values."""
+    model = skeleton(checkpoint.config, dtype)
+    model.name_or_path = str(checkpoint.folder)
+    if (checkpoint.folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
+    return model
+
+
+def give_values(model: PreTrainedModel, checkpoint: Checkpoint, names: Iterable[str], dtype: torch.dtype) -> None:
+    """Set the tensors of a model with these names, and those tied to them, to their values in the checkpoint."""
+    dtypes = dtypes_of(model, dtype)
+    for name in names:
+        for found, tensor in checkpoint.names.read([name], checkpoint.read).items():
+            owner, inner = owner_of(model, found)
+            value = tensor.to(dtypes[found]) if tensor.is_floating_point() else tensor
+            is_buffer = inner in owner._buffers
+            setattr(owner, inner, value if is_buffer else nn.Parameter(value, requires_grad=False))
+    model.tie_weights()
+
+
+def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """(module, attribute name) of the tensor or module with this dotted name."""
+    path, _, local = name.rpartition(".")
+    return model.get_submodule(path), local
