@@ -245,7 +245,7 @@ def in_lots(backend: Any, some: Sequence[Any], budgets: tuple[int, ...], rules: 
 
 def tokens_of(draws: Sequence[Sequence[Any]]) -> int:
     """Number of tokens sampled for these draws."""
-    from prunus.evaluation.pipeline import sampled_tokens
+    from prunus.evaluation.run import sampled_tokens
 
     return sampled_tokens(draws)
 

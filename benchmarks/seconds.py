@@ -27,9 +27,9 @@ from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.engines import EngineOptions
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.latency import TOKENS, Round, clock_name, grid, machine_of, speed_of
-from prunus.evaluation.pipeline import run_batch
 from prunus.evaluation.provenance import open_for
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
+from prunus.evaluation.run import run_batch
 from prunus.recipes import EvalPlan, PruneRecipe
 from prunus.results.latency import Speed, affordable, by_budget, deadlines
 from prunus.results.metrics import estimate

@@ -14,7 +14,7 @@ from prunus.cli import main
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.grading import Grader
-from prunus.evaluation.pipeline import do_batch
+from prunus.evaluation.run import fill_store
 from prunus.finding import on_ray
 from prunus.finding import rungs as making
 from prunus.finding.find import carry_out
@@ -58,7 +58,7 @@ class Pretended(SearchDriver):
         add_run(self.store, job.model, job.cell, self.folder, {"test": "1"})
         self.store.mark_adaptive(job.cell.run_id, {"by": "find", "seed": 0})
         with self.rungs.engine.holding(job.model, job.variant, self.folder) as backend:
-            do_batch(self.store, job.cell.resolved, backend, self.grader, job.batch)
+            list(fill_store(self.store, job.cell.resolved, backend, self.grader, [job.batch]))
 
 
 @pytest.mark.parametrize(

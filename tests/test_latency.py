@@ -174,7 +174,7 @@ def test_a_finished_run_is_measured_once_and_without_drawing_again(tmp_path, mon
         return real(*arguments)
 
     monkeypatch.setattr(measuring, "measure", counted)
-    monkeypatch.setattr("prunus.evaluation.pipeline.do_batch", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr("prunus.evaluation.run.run_batch", lambda *_: pytest.fail("drawn again"))
     for _ in range(2):
         assert prunus.evaluate("tiny", plan, store, measure_seconds=True) == run_id
     assert len(calls) == 1

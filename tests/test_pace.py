@@ -15,8 +15,8 @@ from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.padded_rows import PaddedRows
 from prunus.evaluation.backends.separate_rows import SeparateRows
 from prunus.evaluation.budget import Rules, force_budgets
-from prunus.evaluation.pace import Pace
 from prunus.evaluation.requests import Sampling
+from prunus.evaluation.run import Pace
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan, TraceRecipe
 

@@ -187,7 +187,7 @@ class SearchDriver(Driver):
             self.described.add(run)
         super().store_batch(job, found)
         if not job.rank:
-            self.show(len(found.done.samples) / len(job.cell.resolved.budgets), found.done.tokens)
+            self.show(len(found.samples) / len(job.cell.resolved.budgets), found.tokens)
 
 
 class Silent(LiveTable):

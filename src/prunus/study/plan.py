@@ -9,9 +9,9 @@ from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.packed.bits import packed_nbytes
 from prunus.checkpoint.writer import disk_needed
 from prunus.errors import PrunusError
-from prunus.evaluation.pipeline import missing_batches
 from prunus.evaluation.requests import Backend, Request
 from prunus.evaluation.resolved_plan import ResolvedPlan
+from prunus.evaluation.run import missing_batches
 from prunus.pruning.depth.verification import left_out
 from prunus.pruning.drop_experts import bytes_left
 from prunus.pruning.experts.mixture import find_mixtures

@@ -18,7 +18,7 @@ from prunus import progress
 from prunus.checkpoint.writer import check_target
 from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
-from prunus.evaluation.pipeline import missing_chains
+from prunus.evaluation.run import missing_chains
 from prunus.results.store import Store
 from prunus.study.cells import Model, Variant
 from prunus.study.file import Study
@@ -271,9 +271,9 @@ class Driver:
         if run not in self.described:
             add_run(self.store, job.model, job.cell, self.folder, found.versions)
             self.described.add(run)
-        self.store.add_samples(run, found.done.samples)
+        self.store.add_samples(run, found.samples)
         now = time.monotonic()
-        self.table.add(run, found.done.samples, found.done.tokens, max(1e-9, now - self.added_at))
+        self.table.add(run, found.samples, found.tokens, max(1e-9, now - self.added_at))
         self.added_at = now
 
     def forget_files(self, variant: Variant) -> None:
