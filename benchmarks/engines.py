@@ -42,7 +42,7 @@ from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.engines import EngineOptions
 from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.hf import load_model
-from prunus.evaluation.backends.padded_rows import PaddedRows
+from prunus.evaluation.backends.rows import PaddedRows
 from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Chain, Draw, Rules, force_budgets
 from prunus.evaluation.profiles import PROFILES, encode_markers, encode_prompt

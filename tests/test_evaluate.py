@@ -24,11 +24,11 @@ from prunus.errors import PrunusError
 from prunus.evaluation import run as loop
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.grading import GRADER_VERSION
-from prunus.evaluation.repetition import repetition_rate
 from prunus.evaluation.resolved_plan import cut_into_batches, resolve_plan
 from prunus.evaluation.run import check_engine
 from prunus.evaluation.tasks import Problem
 from prunus.recipes import EvalPlan
+from prunus.results.looping import repetition_rate
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 

@@ -19,12 +19,11 @@ from prunus.evaluation.backends.chat import ChatServer, check_server, drawn_by_s
 from prunus.evaluation.budget import Draw, answer_text, force_budgets, force_budgets_as_completed
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.profiles import decode
-from prunus.evaluation.repetition import repetition_rate
 from prunus.evaluation.requests import Backend, unheard
 from prunus.evaluation.resolved_plan import PlannedChain, ResolvedPlan, check_context, check_off_context, tokens_needed
 from prunus.evaluation.side_by_side import side_by_side
 from prunus.results import token_use
-from prunus.results.looping import loops
+from prunus.results.looping import loops, repetition_rate
 from prunus.results.rows import Key, Sample
 from prunus.results.store import Store
 
