@@ -144,7 +144,7 @@ class Request(NamedTuple):
     texts: TextStops | None = None
 
 
-def unheard(prompt_ids: int, later_ids: int) -> None:
+def no_progress(prompt_ids: int, later_ids: int) -> None:
     """The on_tokens of a backend whose progress nobody shows."""
 
 
@@ -177,7 +177,7 @@ class Backend(Engine):
     later ids read since the last call.
     """
 
-    on_tokens: Callable[[int, int], None] = staticmethod(unheard)
+    on_tokens: Callable[[int, int], None] = staticmethod(no_progress)
 
     @property
     def processes(self) -> int:

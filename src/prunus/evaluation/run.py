@@ -19,7 +19,7 @@ from prunus.evaluation.backends.chat import ChatServer, check_server, drawn_by_s
 from prunus.evaluation.budget import Draw, answer_text, force_budgets, force_budgets_as_completed
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.profiles import decode
-from prunus.evaluation.requests import Backend, unheard
+from prunus.evaluation.requests import Backend, no_progress
 from prunus.evaluation.resolved_plan import PlannedChain, ResolvedPlan, check_context, check_off_context, tokens_needed
 from prunus.evaluation.side_by_side import side_by_side
 from prunus.results import token_use
@@ -106,7 +106,7 @@ def run_chains(
     for portion in _portions(work, engine, grader, planned, keep, show):
         if len(first) < wanted:
             first += [draws for _, draws in portion.finished]
-            if len(first) >= wanted and (warning := misfit(work, first, warns)):
+            if len(first) >= wanted and (warning := warning_about(work, first, warns)):
                 progress.say(f"warning: {warning}")
         yield portion
 
@@ -245,7 +245,7 @@ def check_engine(work: ResolvedPlan, engine: Backend | ChatServer) -> None:
         check_server(work, engine)
 
 
-def misfit(work: ResolvedPlan, draws: Sequence[Sequence[Draw]], of_profile: bool) -> str | None:
+def warning_about(work: ResolvedPlan, draws: Sequence[Sequence[Draw]], of_profile: bool) -> str | None:
     """What these chains show of a server that ignores the budget, or of a profile that does not fit the model."""
     if work.native is not None:
         return ignored(work, [draw for of_chain in draws for draw in of_chain])
@@ -353,5 +353,5 @@ class Pace:
         try:
             yield
         finally:
-            backend.on_tokens = unheard
+            backend.on_tokens = no_progress
         self.chains, self.tokens = self.chains + chains, self.tokens + tokens

@@ -314,9 +314,9 @@ class OpenAIBackend(Backend):
         entry = await find_model(client, self.url, names_of(self.folder), self.engine.served_model)
         self.name, self.context = entry["id"], context_of(entry)
         self.server = str(entry.get("owned_by") or "unknown")
-        told = meta_of(entry).get("n_vocab")
-        if isinstance(told, int) and told <= MOST_IDS and self.engine.tokenizer:
-            self.unknown = range(self.unknown.start, max(self.unknown.start, told))
+        rows = meta_of(entry).get("n_vocab")
+        if isinstance(rows, int) and rows <= MOST_IDS and self.engine.tokenizer:
+            self.unknown = range(self.unknown.start, max(self.unknown.start, rows))
         if self.server == "me":
             raise PrunusError(
                 f"{self.url} is llama-cpp-python's server, which takes texts and no token ids: llama.cpp's own,"

@@ -18,7 +18,7 @@ from transformers import Cache, DynamicLayer, PreTrainedConfig, PreTrainedModel
 
 from prunus.checkpoint.resolve import one_line
 from prunus.errors import PrunusError
-from prunus.evaluation.requests import unheard
+from prunus.evaluation.requests import no_progress
 from prunus.sparse.sixteen_bits import compute_dtype
 
 GROW_BY = 256  # columns by which a full cache grows
@@ -79,7 +79,7 @@ class PaddedRows:
         model: PreTrainedModel,
         prompts: Sequence[list[int]],
         own_masks: bool = True,
-        on_tokens: Callable[[int, int], None] = unheard,
+        on_tokens: Callable[[int, int], None] = no_progress,
         most_columns: int = PREFILL_COLUMNS,
     ) -> None:
         self.model, self.on_tokens = model, on_tokens
@@ -205,7 +205,7 @@ class SeparateRows:
         self,
         model: PreTrainedModel,
         prompts: Sequence[list[int]],
-        on_tokens: Callable[[int, int], None] = unheard,
+        on_tokens: Callable[[int, int], None] = no_progress,
     ) -> None:
         self.model, self._prompts, self.on_tokens = model, prompts, on_tokens
         names = inspect.signature(type(model).forward).parameters
