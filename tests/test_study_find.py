@@ -11,9 +11,9 @@ from small_search import CALIBRATION, PLAN, content, stopped
 import prunus
 from prunus.cli import main
 from prunus.errors import PrunusError
-from prunus.evaluation import run as loop
 from prunus.finding import find as finding
 from prunus.finding import of_study
+from prunus.finding import rungs as making
 from prunus.results.store import Store
 from prunus.study.file import read_study
 from prunus.study.find_table import FindTable
@@ -107,7 +107,7 @@ def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(scripted, mo
     expected = content(FOUND)
     for path in ("out", "small.toml"):
         Path(path).rename(f"whole-{path}")
-    with stopped(loop, "run_batch", 4):
+    with stopped(making, "fill_store", 3):
         run(FIND)
     assert plan(FIND)["searches"][0]["state"] == "not finished" and not FOUND.exists()
     assert "Search magnitude: not finished." in Path(prunus.report_study("small.toml", out="out")["report"]).read_text()
