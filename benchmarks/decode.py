@@ -25,8 +25,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from prunus.checkpoint.precision import use_fast_products
-from prunus.evaluation.backends import padded_rows
-from prunus.evaluation.backends.padded_rows import PaddedRows
+from prunus.evaluation.backends import rows as decoding
+from prunus.evaluation.backends.rows import PaddedRows
 from prunus.native.load import kernel
 from prunus.sparse import DenseLinear, SparseLinear, multiply, pack, sparsify
 from prunus.sparse.choose import kernel_rows, race, stock_linear
@@ -344,7 +344,7 @@ def main() -> None:
     parser.add_argument("--only", choices=parts, nargs="*")
     options = parser.parse_args()
     wanted: Sequence[str] = options.only or parts
-    padded_rows.GROW_BY = 32  # the caches of three models at once take much memory
+    decoding.GROW_BY = 32  # the caches of three models at once take much memory
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     print(describe_machine())

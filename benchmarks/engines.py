@@ -42,12 +42,12 @@ from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.engines import EngineOptions
 from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.hf import load_model
-from prunus.evaluation.backends.padded_rows import PaddedRows
+from prunus.evaluation.backends.rows import PaddedRows
 from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Chain, Draw, Rules, force_budgets
-from prunus.evaluation.pipeline import sampled_tokens
 from prunus.evaluation.profiles import PROFILES, encode_markers, encode_prompt
 from prunus.evaluation.requests import Sampling
+from prunus.evaluation.run import sampled_tokens
 from prunus.evaluation.tasks import load_task
 
 SMOLLM2 = Path(__file__).resolve().parents[1] / ".cache" / "smollm2"

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import prunus
-from prunus.evaluation.tasks.tiny import held_out, problem_set, question_hash
-from prunus.evaluation.tasks.tiny_tasks import problem_id
+from prunus.evaluation.tasks.tiny import held_out, problem_id, problem_set, question_hash
 from prunus.recipes import EvalPlan
 from prunus.results.stopping import ENDS
 from prunus.results.store import Store

@@ -38,7 +38,7 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
-from prunus.evaluation.backends.window import POLL_SECONDS, Window
+from prunus.evaluation.backends.rolling import POLL_SECONDS, Window
 
 # Quantiles (0, 5, ..., 100 %) of the tiny reasoner's thinking and answers on its 630 problems, greedy, with a budget of
 # 1024: `prunus eval tiny --task tiny --budgets 1024`, then `lengths`.
@@ -245,7 +245,7 @@ def in_lots(backend: Any, some: Sequence[Any], budgets: tuple[int, ...], rules: 
 
 def tokens_of(draws: Sequence[Sequence[Any]]) -> int:
     """Number of tokens sampled for these draws."""
-    from prunus.evaluation.pipeline import sampled_tokens
+    from prunus.evaluation.run import sampled_tokens
 
     return sampled_tokens(draws)
 
@@ -312,7 +312,7 @@ def served(count: int, places: int, lot: int) -> None:
     from prunus.checkpoint.resolve import tiny_folder
     from prunus.engines import EngineOptions
     from prunus.evaluation.backends import opened
-    from prunus.evaluation.backends.window import queue_of
+    from prunus.evaluation.backends.rolling import queue_of
     from prunus.evaluation.budget import force_budgets_as_completed
 
     some, rules, tokenizer = some_chains(count)

@@ -30,8 +30,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.loading import load_model
 from prunus.evaluation.backends.openai import OpenAIBackend
-from prunus.evaluation.backends.padded_rows import PaddedRows
-from prunus.evaluation.backends.separate_rows import SeparateRows, rows_for
+from prunus.evaluation.backends.rows import PaddedRows, SeparateRows, rows_for
 from prunus.evaluation.backends.vllm import adds_nothing, dtype_for, weights
 from prunus.evaluation.provenance import describe_model, open_for
 from prunus.evaluation.requests import Sampling

@@ -26,10 +26,11 @@ from prunus.evaluation import traces
 from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Chain, Rules, contains, force_budgets, force_budgets_as_completed
-from prunus.evaluation.pipeline import fill, missing_batches
+from prunus.evaluation.pipeline import fill
 from prunus.evaluation.profiles import PROFILES, decode, encode_markers, encode_prompt
 from prunus.evaluation.requests import Backend, Sampling
 from prunus.evaluation.resolved_plan import problem_row, resolve_plan
+from prunus.evaluation.run import missing_batches
 from prunus.evaluation.tasks import load_task
 from prunus.recipes import EvalPlan, TraceRecipe
 from prunus.results.rows import Run

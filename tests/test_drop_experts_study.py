@@ -16,7 +16,7 @@ import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.evaluation.grading import Grader
-from prunus.evaluation.pipeline import answer_batch
+from prunus.evaluation.run import planned_chains, run_chains
 from prunus.pruning import drop_experts, pipeline
 from prunus.pruning.calibration.data import Calibration
 from prunus.results.store import Store
@@ -170,7 +170,8 @@ def test_a_worker_on_ray_makes_and_loads_a_variant_whole_as_this_machine_does(fo
         engine.holding(model, variant, tmp_path / "here") as backend,
         Grader() as grader,
     ):
-        assert found.done.samples == answer_batch(work, backend, grader, work.batches[0]).samples
+        (here,) = run_chains(work, backend, grader, planned_chains(work, backend, work.batches[:1]))
+        assert found.samples == here.samples
     for one in (maker, worker):
         one.release()
         one.scratch.cleanup()

@@ -21,13 +21,14 @@ import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.errors import PrunusError
-from prunus.evaluation import pipeline
+from prunus.evaluation import run as loop
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.grading import GRADER_VERSION
-from prunus.evaluation.repetition import repetition_rate
-from prunus.evaluation.resolved_plan import check_engine, cut_into_batches, resolve_plan
+from prunus.evaluation.resolved_plan import cut_into_batches, resolve_plan
+from prunus.evaluation.run import check_engine
 from prunus.evaluation.tasks import Problem
 from prunus.recipes import EvalPlan
+from prunus.results.looping import repetition_rate
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 
@@ -102,8 +103,8 @@ def test_only_missing_batches_are_done(store, monkeypatch):
         connection.execute("DELETE FROM sample WHERE problem_id = ? AND budget = 8", (expected[0][2],))
     connection.close()
     asked = []
-    original = pipeline.run_batch
-    monkeypatch.setattr(pipeline, "run_batch", lambda *args: asked.append(args[2]) or original(*args))
+    original = loop.run_batch
+    monkeypatch.setattr(loop, "run_batch", lambda *args: asked.append(args[2]) or original(*args))
     assert prunus.evaluate("tiny", PLAN, store) == run_id
     assert rows(store) == expected
     assert len(asked) == 1 and len(asked[0]) <= PLAN.rows
@@ -152,12 +153,12 @@ def test_draws_differ_and_seeds_tell(store):
 RUNNER = """
 import sys
 import prunus
-from prunus.evaluation import pipeline
-original = pipeline.run_batch
+from prunus.evaluation import run
+original = run.run_batch
 def announced(*args):
     print("batch", flush=True)
     return original(*args)
-pipeline.run_batch = announced
+run.run_batch = announced
 plan = prunus.EvalPlan.from_json(__import__("json").loads(sys.argv[1]))
 print(prunus.evaluate("tiny", plan, sys.argv[2]), flush=True)
 """
@@ -211,7 +212,7 @@ def test_a_second_process_at_the_same_run_is_sent_away_and_one_at_another_is_not
 
 
 def test_ctrl_c_keeps_the_finished_batches(store, monkeypatch):
-    original = pipeline.run_batch
+    original = loop.run_batch
     calls = []
 
     def interrupted(*args):
@@ -220,7 +221,7 @@ def test_ctrl_c_keeps_the_finished_batches(store, monkeypatch):
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(pipeline, "run_batch", interrupted)
+    monkeypatch.setattr(loop, "run_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prunus.evaluate("tiny", PLAN, store)
     assert len(rows(store)) == PLAN.rows * 3

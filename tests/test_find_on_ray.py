@@ -13,7 +13,7 @@ from small_search import CALIBRATION, COMMAND, PLAN, content
 from prunus.cli import main
 from prunus.engines import EngineOptions
 from prunus.evaluation.grading import Grader
-from prunus.evaluation.pipeline import do_batch
+from prunus.evaluation.run import fill_store
 from prunus.recipes import EvalPlan
 from prunus.results.store import Store
 from prunus.study.find import rungs as making
@@ -49,8 +49,8 @@ class Pretended(Driver):
         add_run(self.store, job.model, job.cell, self.folder, {"test": "1"})
         self.store.mark_adaptive(job.cell.run_id, {"by": "find", "seed": 0})
         with self.rungs.engine.holding(job.model, job.variant, self.folder) as backend:
-            found = do_batch(self.store, job.cell.resolved, backend, self.grader, job.batch)
-        self.rungs.table.add(job.cell.run_id, found.samples, found.tokens, 1.0)
+            for portion in fill_store(self.store, job.cell.resolved, backend, self.grader, [job.batch]):
+                self.rungs.table.add(job.cell.run_id, portion.samples, portion.tokens, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from transformers import (
 
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
-from prunus.evaluation.backends import padded_rows
+from prunus.evaluation.backends import rows as decoding
 from prunus.evaluation.backends.hf import HFBackend, load_model
 from prunus.evaluation.backends.sampling import Uniforms, confidence, pick, probabilities
 from prunus.evaluation.budget import Chain, Draw, Rules, contains, force_budgets
@@ -154,8 +154,8 @@ def test_blocks_that_look_only_so_far_back(tmp_path, monkeypatch):
 
 def check_against_generate(folder, monkeypatch) -> None:
     """Prompts so long that prefill takes several pieces, chains so long that the cache grows, rows that leave early."""
-    monkeypatch.setattr(padded_rows, "GROW_BY", 32)
-    monkeypatch.setattr(padded_rows, "PREFILL_TOKENS", 96)
+    monkeypatch.setattr(decoding, "GROW_BY", 32)
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 96)
     backend = HFBackend.load(folder, "cpu")
     model: Any = backend.model
     generator = torch.Generator().manual_seed(1)

@@ -27,11 +27,10 @@ from prunus.cli import main
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened_chat, transport
-from prunus.evaluation.backends.chat import read_reply
+from prunus.evaluation.backends.chat import chat_request, drawn, ignored, read_reply
 from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Draw
 from prunus.evaluation.grading import Grade, Grader
-from prunus.evaluation.native import chat_request, drawn, ignored
 from prunus.evaluation.profiles import PROFILES, decode, native_control, resolve_profile
 from prunus.evaluation.profiles.native import NativeControl
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan

@@ -23,6 +23,7 @@ from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.evaluation import pipeline
+from prunus.evaluation import run as loop
 from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Draw, Rules, force_budgets, force_budgets_as_completed
 from prunus.evaluation.profiles import PROFILES, resolve_profile, switch_off
@@ -217,8 +218,8 @@ def test_rows_of_off_in_a_store(tmp_path, switched, capsys):
         store.add_problems(map(problem_row, work.problems))
         for one in (work, numbers):
             store.add_run(Run(one.run_id, {"name": "tiny", "manifest": {}}, one.plan, {}))
-            pipeline.fill(store, one, ScriptedBackend(babble), pipeline.missing_batches(store, one))
-            assert not pipeline.missing_batches(store, one)
+            pipeline.fill(store, one, ScriptedBackend(babble), loop.missing_batches(store, one))
+            assert not loop.missing_batches(store, one)
         rows = store.samples(work.run_id, texts=True)
         others = {(s.problem_id, s.budget, s.draw): s for s in store.samples(numbers.run_id, texts=True)}
     assert {(s.problem_id, s.budget, s.draw): s for s in rows if s.budget != OFF} == others
@@ -251,7 +252,7 @@ def test_tokens_of_off_are_counted_apart():
         Draw(8, [1] * 6, (), [1, 2], 1, "natural", False, False, 9),
         Draw(16, [1] * 6, (), [1, 2], 1, "natural", False, False, 9),
     ]
-    assert pipeline.sampled_tokens([draws]) == 6 + 7 + 1 + 2
+    assert loop.sampled_tokens([draws]) == 6 + 7 + 1 + 2
 
 
 def test_a_prompt_without_thinking_that_does_not_fit(switched):

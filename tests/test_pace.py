@@ -12,11 +12,10 @@ from tiny_chains import MARKERS, TOKENIZER, chains, tiny
 import prunus
 from prunus import progress
 from prunus.evaluation.backends.hf import HFBackend
-from prunus.evaluation.backends.padded_rows import PaddedRows
-from prunus.evaluation.backends.separate_rows import SeparateRows
+from prunus.evaluation.backends.rows import PaddedRows, SeparateRows
 from prunus.evaluation.budget import Rules, force_budgets
-from prunus.evaluation.pace import Pace
 from prunus.evaluation.requests import Sampling
+from prunus.evaluation.run import Pace
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan, TraceRecipe
 
@@ -54,7 +53,7 @@ def slow():
 def test_updates_come_every_few_seconds_of_a_slow_batch(slow, rows, monkeypatch):
     backend, clock = slow
     backend.__dict__["_rows"] = partial(rows, backend.model)
-    monkeypatch.setattr("prunus.evaluation.backends.padded_rows.PREFILL_TOKENS", 30)
+    monkeypatch.setattr("prunus.evaluation.backends.rows.PREFILL_TOKENS", 30)
     some = chains(5)
     assert sum(len(chain.prompt) for chain in some) > 3 * 30, "more than three passes"
     expected = force_budgets(tiny(), some, (0, 12), Rules(MARKERS, GREEDY))

@@ -13,7 +13,7 @@ from tiny_chains import MARKERS, chains, tiny
 
 from prunus.errors import PrunusError
 from prunus.evaluation.budget import Draw, Rules, force_budgets
-from prunus.evaluation.requests import Backend, Completion, Request, Sampling, unheard
+from prunus.evaluation.requests import Backend, Completion, Request, Sampling, no_progress
 from prunus.evaluation.side_by_side import FEWEST, cut, side_by_side
 
 CHAINS = chains(2 * FEWEST)
@@ -51,7 +51,7 @@ def test_draws_are_those_of_one_process(threads):
         heard.clear()
         tiny().on_tokens = lambda _, later: heard.append(later)
         found.append(side_by_side(tiny(), LENGTHS, draws))
-        tiny().on_tokens = unheard
+        tiny().on_tokens = no_progress
         tokens.append(sum(heard))
         pids = {pid for _, pid in found[-1]}
         assert len(pids) == count and os.getpid() in pids and torch.get_num_threads() == count

@@ -25,6 +25,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import resolve
 from prunus.cli import main
 from prunus.errors import PrunusError
+from prunus.evaluation import run as loop
 from prunus.evaluation.backends.hf import HFBackend, load_model
 from prunus.pruning import pipeline
 from prunus.results import comparison
@@ -73,13 +74,13 @@ def sums(model: torch.nn.Module) -> dict[str, str]:
 @pytest.fixture
 def batches(monkeypatch) -> list[str]:
     """The run of every batch that is done from now on."""
-    done, original = [], running.do_batch
+    done, original = [], loop.run_batch
 
-    def noted(store, work, *rest):
+    def noted(work, *rest):
         done.append(work.run_id)
-        return original(store, work, *rest)
+        return original(work, *rest)
 
-    monkeypatch.setattr(running, "do_batch", noted)
+    monkeypatch.setattr(loop, "run_batch", noted)
     return done
 
 
@@ -466,13 +467,13 @@ def test_several_models_get_a_page_each_and_one_that_leads_there(tmp_path, batch
 def test_the_file_is_read_once(tmp_path, monkeypatch, capsys):
     """Edited under a running study, it counts the next time, and the study says so."""
     file = write_study(tmp_path, "[[prune]]\nmethod = ['magnitude', 'wanda']\n")
-    text, original = file.read_text(), running.do_batch
+    text, original = file.read_text(), loop.run_batch
 
     def edited(*arguments):
         file.write_text("nonsense")
         return original(*arguments)
 
-    monkeypatch.setattr(running, "do_batch", edited)
+    monkeypatch.setattr(loop, "run_batch", edited)
     assert prunus.run_study(file, out=tmp_path / "out")["cells"] == 3
     assert (tmp_path / "out" / "study.toml").read_text() == text
     assert f"{file} was edited while the study ran" in capsys.readouterr().err
@@ -491,20 +492,20 @@ def test_a_second_process_is_sent_away(tmp_path, capsys):
 
 
 def test_ctrl_c_keeps_what_is_done_and_exits_130(tmp_path, monkeypatch, capsys, batches):
-    file, noted = write_study(tmp_path, "[[prune]]\nmethod = 'magnitude'\n"), running.do_batch
+    file, noted = write_study(tmp_path, "[[prune]]\nmethod = 'magnitude'\n"), loop.run_batch
 
     def interrupted(*arguments):
         if len(batches) == 4:
             raise KeyboardInterrupt
         return noted(*arguments)
 
-    monkeypatch.setattr(running, "do_batch", interrupted)
+    monkeypatch.setattr(loop, "run_batch", interrupted)
     with pytest.raises(SystemExit) as stopped:
         main(["study", "run", str(file), "--out", str(tmp_path / "out")])
     assert stopped.value.code == 130 and "run the same command again" in capsys.readouterr().err
     stored = results(tmp_path / "out" / "results.db")
     assert sorted(map(len, stored.values())) == [6, 18]
-    monkeypatch.setattr(running, "do_batch", noted)
+    monkeypatch.setattr(loop, "run_batch", noted)
     main(["study", str(file), "--out", str(tmp_path / "out"), "--json"])
     assert len(batches) == 6
     assert json.loads(capsys.readouterr().out)["cells"] == 2
@@ -514,7 +515,7 @@ def test_ctrl_c_keeps_what_is_done_and_exits_130(tmp_path, monkeypatch, capsys, 
 def test_a_report_at_any_time_says_what_is_missing(tmp_path, monkeypatch, capsys, batches):
     """Stopped after the base and two batches, also while another process would go on."""
     file = write_study(tmp_path, "[[prune]]\nmethod = ['magnitude', 'wanda']\nsparsity = [0.3, 0.5]\n")
-    noted = running.do_batch
+    noted = loop.run_batch
     out = tmp_path / "out"
     words = ["study", "report", str(file), "--out", str(out), "--json"]
 
@@ -526,7 +527,7 @@ def test_a_report_at_any_time_says_what_is_missing(tmp_path, monkeypatch, capsys
     with pytest.raises(SystemExit) as stopped:
         main(words)
     assert stopped.value.code == 2 and "nothing of" in capsys.readouterr().err and not out.exists()
-    monkeypatch.setattr(running, "do_batch", interrupted)
+    monkeypatch.setattr(loop, "run_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prunus.run_study(file, out=out)
     capsys.readouterr()
@@ -538,7 +539,7 @@ def test_a_report_at_any_time_says_what_is_missing(tmp_path, monkeypatch, capsys
     html = (out / "report.html").read_text()
     assert "Not begun: wanda-30 and wanda-50." in html and "33.3\xa0% of the answers" in html.replace(" %", "\xa0%")
     assert "<bdi>small</bdi> · base: " in html, "the study's name"
-    monkeypatch.setattr(running, "do_batch", noted)
+    monkeypatch.setattr(loop, "run_batch", noted)
     done = prunus.run_study(file, out=out)
     assert done["comparisons"][0]["not_begun"] == []
     again = prunus.report_study(file, out=out)
@@ -552,14 +553,14 @@ def test_a_base_that_has_no_answers_yet_and_models_that_wait(tmp_path, monkeypat
     (tmp_path / "model").rename(tmp_path / "first")
     file = write_study(tmp_path, "[[prune]]\nmethod = 'magnitude'\n", seed=1)
     file.write_text(file.read_text().replace('["model"]', '["first", "model"]'))
-    noted = running.do_batch
+    noted = loop.run_batch
 
     def interrupted(*arguments):
         if len(batches) == 1:
             raise KeyboardInterrupt
         return noted(*arguments)
 
-    monkeypatch.setattr(running, "do_batch", interrupted)
+    monkeypatch.setattr(loop, "run_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prunus.run_study(file, out=tmp_path / "out")
     done = prunus.report_study(file, out=tmp_path / "out")
@@ -574,8 +575,8 @@ def test_a_base_that_has_no_answers_yet_and_models_that_wait(tmp_path, monkeypat
 
 KILLED = """
 import prunus, signal, sys
-from prunus.study import run
-original, batches = run.do_batch, 0
+from prunus.evaluation import run
+original, batches = run.run_batch, 0
 def noted(*arguments):
     global batches
     batches += 1
@@ -583,7 +584,7 @@ def noted(*arguments):
     if batches == int(sys.argv[3]):
         signal.pause()  # until we are killed
     return original(*arguments)
-run.do_batch = noted
+run.run_batch = noted
 prunus.run_study(sys.argv[1], out=sys.argv[2])
 """
 

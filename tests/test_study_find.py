@@ -108,7 +108,7 @@ def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(scripted, mo
     expected = content(FOUND)
     for path in ("out", "small.toml"):
         Path(path).rename(f"whole-{path}")
-    with stopped(making, "do_batch", 4):
+    with stopped(making, "fill_store", 3):
         run(FIND)
     assert plan(FIND)["searches"][0]["state"] == "not finished" and not FOUND.exists()
     assert "Search magnitude: not finished." in Path(prunus.report_study("small.toml", out="out")["report"]).read_text()

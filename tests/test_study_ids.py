@@ -14,6 +14,7 @@ import pytest
 
 import prunus
 from prunus.checkpoint.resolve import resolve
+from prunus.evaluation import run as loop
 from prunus.reporting import report_data
 from prunus.results import comparison
 from prunus.results.store import Store
@@ -85,12 +86,12 @@ def test_a_study_that_an_earlier_version_began_goes_on(tmp_path, monkeypatch):
     assert len(files) == 2 and sorted(map(len, rows.values())) == [0, 2, 4]
     made, batches = [], []
 
-    def noted(name: str, calls: list[Any]) -> None:
-        original = getattr(run, name)
-        monkeypatch.setattr(run, name, lambda *given: calls.append(given) or original(*given))
+    def noted(module: Any, name: str, calls: list[Any]) -> None:
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: calls.append(given) or original(*given))
 
-    noted("make_variant", made)
-    noted("do_batch", batches)
+    noted(run, "make_variant", made)
+    noted(loop, "run_batch", batches)
     done = prunus.run_study(tmp_path / "begun.toml", out=tmp_path / "out")
     assert [given[1].name for given in made] == ["without-0-2"] and len(batches) == 1 + 2 + 2
     assert done["cells"] == 4 and done["unreported"] == []

@@ -15,11 +15,11 @@ from prunus import progress
 from prunus.checkpoint.resolve import load_tokenizer
 from prunus.cli import main
 from prunus.errors import PrunusError
+from prunus.evaluation import run as loop
 from prunus.evaluation.tasks import TASKS, Problem, Task
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study import plan as planning
-from prunus.study import run as running
 from prunus.study.cells import open_model, variant_names
 from prunus.study.file import read_study
 from prunus.study.live_table import LiveTable, Row, duration
@@ -38,7 +38,7 @@ def text_of(renderable) -> str:
 
 def test_a_plan_counts_what_is_left(tmp_path, monkeypatch, capsys):
     file, out, done = write_study(tmp_path), tmp_path / "out", 0
-    original = running.do_batch
+    original = loop.run_batch
 
     def interrupted(*arguments):
         nonlocal done
@@ -53,7 +53,7 @@ def test_a_plan_counts_what_is_left(tmp_path, monkeypatch, capsys):
     assert {(c["problems"], c["answers"], c["done"], c["tokens"]) for c in plan["cells"]} == {(6, 18, 0, 6 * 44)}
     assert plan["totals"]["tokens"] == 8 * 6 * 44 and plan["totals"]["done"] == 0
     assert plan["seconds_at_most"] is None and plan["unknown"] == [] and not plan["tokens_per_second"]
-    monkeypatch.setattr(running, "do_batch", interrupted)
+    monkeypatch.setattr(loop, "run_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prunus.run_study(file, out=out)
     main(["study", "plan", str(file), "--out", str(out), "--json"])

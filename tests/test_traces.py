@@ -10,6 +10,7 @@ from prunus.cli.evaluation import traces_command
 from prunus.contamination import evaluation_set, held_out_in, question_digest
 from prunus.contamination import held_out as digests
 from prunus.errors import PrunusError
+from prunus.evaluation import run as loop
 from prunus.evaluation import traces as module
 from prunus.evaluation.tasks import load_task
 from prunus.evaluation.tasks.tiny import EVALUATION_SEED, held_out, question_hash
@@ -67,7 +68,7 @@ def test_chains_without_markers_end_with_their_turn(tmp_path):
 @pytest.mark.slow
 def test_an_interrupted_call_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     prunus.traces("tiny", tmp_path / "whole.jsonl", recipe())
-    run_batch, calls = module.run_batch, []
+    run_batch, calls = loop.run_batch, []
 
     def counting(work, backend, batch):
         calls.append(batch)
@@ -75,7 +76,7 @@ def test_an_interrupted_call_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return run_batch(work, backend, batch)
 
-    monkeypatch.setattr(module, "run_batch", counting)
+    monkeypatch.setattr(loop, "run_batch", counting)
     out, partial = tmp_path / "t.jsonl", tmp_path / "t.jsonl.partial"
     with pytest.raises(KeyboardInterrupt):
         prunus.traces("tiny", out, recipe())

@@ -14,9 +14,9 @@ from prunus.checkpoint.resolve import tiny_folder
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import openai, opened, rolling, transport
-from prunus.evaluation.backends import window as module
+from prunus.evaluation.backends import rolling as module
+from prunus.evaluation.backends.rolling import MOST, START, Window, queue_of
 from prunus.evaluation.backends.scripted import ScriptedBackend
-from prunus.evaluation.backends.window import MOST, START, Window, queue_of
 from prunus.evaluation.budget import Draw, Rules, force_budgets_as_completed
 from prunus.evaluation.requests import Sampling
 

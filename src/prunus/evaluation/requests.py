@@ -1,6 +1,5 @@
 """The interface of a backend, which completes requests: Request, Completion and Backend."""
 
-from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -145,14 +144,19 @@ class Request(NamedTuple):
     texts: TextStops | None = None
 
 
-def unheard(prompt_ids: int, later_ids: int) -> None:
+def no_progress(prompt_ids: int, later_ids: int) -> None:
     """The on_tokens of a backend whose progress nobody shows."""
 
 
 class Engine:
-    """What is known of an engine. context: its maximum number of ids per chain, None if unknown."""
+    """What is known of an engine.
+
+    context: its maximum number of ids per chain, None if unknown. streams: whether it schedules requests itself, so
+    that it is best given all of them at once, and completes them in any order.
+    """
 
     context: int | None = None
+    streams: bool = False
 
     @property
     def description(self) -> dict[str, Any]:
@@ -166,30 +170,40 @@ class Engine:
         """Release processes and connections."""
 
 
-class Backend(Engine, ABC):
-    """An engine that completes prompts of token ids.
+class Backend(Engine):
+    """An engine that completes prompts of token ids: with `completed` if it streams, else with `generate`.
 
-    streams: whether it schedules requests itself, so
-    that it is best given all of them at once, and completes them in any order. on_tokens: while `generate` works, a
-    backend that does not stream calls it with the numbers of prompt ids and of later ids read since the last call.
+    on_tokens: while `generate` works, a backend that does not stream calls it with the numbers of prompt ids and of
+    later ids read since the last call.
     """
 
-    streams: bool = False
-    on_tokens: Callable[[int, int], None] = staticmethod(unheard)
+    on_tokens: Callable[[int, int], None] = staticmethod(no_progress)
 
     @property
     def processes(self) -> int:
         """In how many processes, forked from this one, it is best used at once."""
         return 1
 
-    @abstractmethod
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion for each request, in order; the requests that follow them are completed as well."""
+        found: dict[int, Completion] = {}
+
+        def noted(place: int, request: Request) -> Request:
+            def then(completion: Completion, cut: int | None) -> Request | None:
+                if cut is None:
+                    found[place] = completion
+                return None if request.then is None else request.then(completion, cut)
+
+            return request._replace(then=then)
+
+        for _ in self.completed((noted(place, request) for place, request in enumerate(requests)), sampling):
+            pass
+        return [found[place] for place in range(len(requests))]
 
     def completed(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[int]:
         """Yield the number of each request as soon as it and all requests that follow it are completed.
 
-        A backend that streams takes requests from the iterator as it has room for them.
+        It takes requests from the iterator as it has room for them.
         """
         requests = list(requests)
         self.generate(requests, sampling)
@@ -209,12 +223,10 @@ class Outstanding:
     """The requests that a streaming backend has taken, and whose chains are not complete.
 
     A chain is a first request and all requests that follow it; its number is the first request's place in `requests`.
-    keep: remember the completions of first requests, by chain, in `first`.
     """
 
-    def __init__(self, requests: Iterable[Request], keep: bool = False) -> None:
-        self._source, self._keep = enumerate(requests), keep
-        self.first: dict[int, Completion] = {}
+    def __init__(self, requests: Iterable[Request]) -> None:
+        self._source = enumerate(requests)
         self._chain: dict[int, int] = {}  # request -> its chain
         self._left: dict[int, int] = {}  # chain -> its requests that are not completed
         self._made = 0
@@ -234,8 +246,6 @@ class Outstanding:
     def complete(self, number: int, completion: Completion) -> tuple[list[int], int | None]:
         """The numbers of the requests that follow a completed one, and its chain if that is now complete."""
         chain, request = self._chain.pop(number), self.requests.pop(number)
-        if self._keep:
-            self.first.setdefault(chain, completion)
         following = [self._add(chain, one) for one in follow_ups(request, completion)]
         self._left[chain] -= 1
         if self._left[chain]:

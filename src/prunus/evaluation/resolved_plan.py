@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prunus import progress
 from prunus.budgets import OFF, without_off
@@ -24,7 +24,7 @@ from prunus.evaluation.profiles import (
     switch_off,
 )
 from prunus.evaluation.profiles.template import ends_of_turn
-from prunus.evaluation.requests import Engine, Sampling
+from prunus.evaluation.requests import Sampling
 from prunus.evaluation.tasks import Problem, load_task, prompt_text
 from prunus.hashing import content_hash
 from prunus.recipes import EvalPlan
@@ -33,6 +33,13 @@ from prunus.results.store import Store, same_groups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+class PlannedChain(NamedTuple):
+    """A chain, as (index of the problem, draw), and the budgets under which it is to be drawn."""
+
+    key: tuple[int, int]
+    budgets: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,11 @@ class ResolvedPlan:
     def keys(self, batch: Sequence[tuple[int, int]]) -> set[tuple[str, int, int]]:
         """The store's keys (problem id, budget, draw) of a batch's rows."""
         return {(self.problems[index].id, budget, draw) for index, draw in batch for budget in self.budgets}
+
+    def keys_of(self, chain: PlannedChain) -> set[tuple[str, int, int]]:
+        """The store's keys of one chain's rows."""
+        index, draw = chain.key
+        return {(self.problems[index].id, budget, draw) for budget in chain.budgets}
 
     def chain(self, index: int, draw: int) -> Chain:
         """A draw of the problem at this index."""
@@ -266,25 +278,6 @@ def check_off_context(
                 f"problem '{problem.id}' needs {len(prompt) + cap} tokens at budget off ({len(prompt)} of prompt, {cap}"
                 f" to answer), but the {owner}'s context is {context}: lower --answer-tokens"
             )
-
-
-def check_engine(work: ResolvedPlan, backend: Engine) -> None:
-    """Raise PrunusError unless every chain fits into the context with which the engine was started, if that is known.
-
-    An answer that the model's context cuts off must not be cut off earlier by the engine's; ids beyond its cap, which
-    show its end, count as part of it. A backend may also refuse the plan's stops.
-    """
-    markers = work.rules.markers
-    backend.check_stops(markers.think_stops | markers.answer_stops)
-    if backend.context is not None:
-        budget, rules = work.largest_budget, work.rules
-        caps = [
-            min(cap + markers.answer_slack, cap + (rules.context or 0) - tokens_needed(budget, markers, prompt, cap))
-            for prompt, cap in zip(work.prompts, work.caps, strict=True)
-        ]
-        check_context(backend.context, "engine", budget, markers, work.problems, work.prompts, caps)
-        if work.off_prompts:
-            check_off_context(backend.context, "engine", work.problems, work.off_prompts, caps)
 
 
 def cut_into_batches(lengths: Sequence[int], samples: int, size: int) -> list[list[tuple[int, int]]]:

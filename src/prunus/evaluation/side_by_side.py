@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from prunus.errors import PrunusError
-from prunus.evaluation.requests import Backend, unheard
+from prunus.evaluation.requests import Backend, no_progress
 
 FEWEST = 8  # chains of a part
 CHAIN = 32  # to decode a chain takes as long as to read 32 tokens of a prompt; measured on the tiny reasoner
@@ -39,25 +39,25 @@ def side_by_side(backend: Backend, lengths: Sequence[int], work: Work) -> list[A
     first, *rest = cut(lengths, min(most, len(lengths) // FEWEST))
     if not rest:
         return work(range(len(lengths)))
-    others: list[Other] = []
-    hear, found = backend.on_tokens, {}
+    others: list[ForkedPart] = []
+    count, found = backend.on_tokens, {}
 
-    def hear_all(*counts: int) -> None:
-        hear(*counts)
+    def count_all(*counts: int) -> None:
+        count(*counts)
         for other in others:
-            other.read(hear)
+            other.read(count)
 
     with one_thread():
         try:
             for part in rest:
-                others.append(Other(backend, work, part))
-            if hear is not unheard:
-                backend.on_tokens = hear_all
+                others.append(ForkedPart(backend, work, part))
+            if count is not no_progress:
+                backend.on_tokens = count_all
             found.update(zip(first, work(first), strict=True))
             for part, other in zip(rest, others, strict=True):
-                found.update(zip(part, other.read(hear, to_the_end=True), strict=True))
+                found.update(zip(part, other.read(count, to_the_end=True), strict=True))
         finally:
-            backend.on_tokens = hear
+            backend.on_tokens = count
             for other in others:
                 other.end()
     return [found[index] for index in range(len(lengths))]
@@ -74,7 +74,7 @@ def cut(lengths: Sequence[int], count: int) -> list[list[int]]:
     return [part for part in parts if part]
 
 
-class Other:
+class ForkedPart:
     """A forked process that decodes a part."""
 
     def __init__(self, backend: Backend, work: Work, part: Sequence[int]) -> None:
@@ -88,13 +88,13 @@ class Other:
         theirs.close()
         self.result: Any = None
 
-    def read(self, hear: Callable[[int, int], None], to_the_end: bool = False) -> Any:
+    def read(self, count: Callable[[int, int], None], to_the_end: bool = False) -> Any:
         """Pass on the numbers of tokens that the process has sent; its result, for which to_the_end waits."""
         try:
             while self.result is None and (to_the_end or self.connection.poll()):
                 found = self.connection.recv()
                 if isinstance(found, tuple):
-                    hear(*found)
+                    count(*found)
                 else:
                     self.result = found
         except EOFError:
@@ -126,7 +126,7 @@ def serve(backend: Backend, work: Work, part: Sequence[int], connection: Connect
         return
     gc.freeze()  # what the parent has is not to be finalised here
     torch.set_num_threads(1)
-    if backend.on_tokens is not unheard:
+    if backend.on_tokens is not no_progress:
         backend.on_tokens = lambda *counts: connection.send(counts)
     try:
         found: Any = work(part)

@@ -1,8 +1,8 @@
 """Write a model's own chains of thought as token ids with metadata, for calibration of reasoning models.
 
 The idea is from RAC, arXiv:2509.12464. Token ids are stored rather than texts, because a chat template may drop the
-thinking. Finished batches are kept in OUT.partial, one per line, until the chains that pass the filters are written to
-OUT in one step. A backend that streams gets all chains at once, and each is kept as soon as it is complete.
+thinking. Chains that are complete are kept in OUT.partial, until those that pass the filters are written to OUT in one
+step.
 """
 
 import json
@@ -21,17 +21,17 @@ from prunus.disk import disk_errors, locked, write_text
 from prunus.engines import BACKENDS, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
-from prunus.evaluation.budget import Draw, force_budgets_as_completed
-from prunus.evaluation.flow import InBackground
+from prunus.evaluation.budget import Draw
 from prunus.evaluation.grading import Grader
-from prunus.evaluation.pace import Pace
-from prunus.evaluation.pipeline import graded, opened_model, run_batch
-from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine, resolve_plan
+from prunus.evaluation.pipeline import opened_model
+from prunus.evaluation.requests import Backend
+from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
+from prunus.evaluation.run import Portion, check_engine, planned_chains, run_chains
 from prunus.evaluation.tasks import TASKS, Problem
 from prunus.parse import parse_json
 from prunus.progress import Steps
 from prunus.recipes import TraceRecipe
-from prunus.results.rows import Sample
+from prunus.results.rows import Key, Sample
 
 Trace = dict[str, Any]
 BYTES_PER_TOKEN = 16  # of JSON, in the partial and the final file together
@@ -74,12 +74,12 @@ def traces(
         disk_errors(target.absolute().parent, BYTES_PER_TOKEN * longest),
         Journal(target, work.run_id, overwrite) as journal,
     ):
-        missing = [number for number in range(len(work.batches)) if number not in journal.batches]
-        if missing:
+        keys = [(work.problems[index].id, draw) for batch in work.batches for index, draw in batch]
+        if not journal.chains.keys() >= set(keys):
             with opened(recipe.backend, folder, device, len(work.tokenizer), engine) as backend:
                 check_engine(work, backend)
-                draw(work, journal, missing, backend)
-        found = [trace for number in range(len(work.batches)) for trace in journal.batches[number]]
+                draw(work, journal, backend)
+        found = [journal.chains[key] for key in keys]
         kept = choose(found, recipe)
         if not kept:
             raise PrunusError(
@@ -118,60 +118,24 @@ def check_problems(problems: Sequence[Problem]) -> None:
             )
 
 
-def draw(work: ResolvedPlan, journal: "Journal", missing: Sequence[int], backend: Any) -> None:
-    """Draw and grade the missing batches; each is added to the journal as soon as it is finished."""
+def draw(work: ResolvedPlan, journal: "Journal", backend: Backend) -> None:
+    """Draw and grade the chains that the journal lacks; they are added to it as soon as they are graded."""
+
+    def keep(portion: Portion) -> None:
+        chains = zip(portion.finished, portion.samples, strict=True)
+        journal.add([trace_of(work, chain.key[0], drawn, sample) for (chain, (drawn,)), sample in chains])
+
+    missing = [batch for batch in work.batches if not work.keys(batch) <= journal.keys(work)]
+    planned = planned_chains(work, backend, missing, journal.keys(work))
     total = sum(map(len, work.batches))
-    to_do = sum(len(work.batches[number]) for number in missing)
-    if backend.streams:
-        to_do -= len(journal.chains)
-    with Grader() as grader, Steps("drawing", total, "chains", done=total - to_do) as steps:
-        if backend.streams:
-            draw_as_completed(work, journal, missing, backend, grader, steps)
-            return
-        pace = Pace(work.largest_budget)
-        for number in missing:
-            batch = work.batches[number]
-            with pace.shown(backend, len(batch), len(batch), steps.within):
-                draws = run_batch(work, backend, batch)
-            journal.add(number, graded_traces(work, grader, batch, draws))
-            steps.advance(len(batch))
+    with Grader() as grader, Steps("drawing", total, "chains", done=total - sum(map(len, planned))) as steps:
+        for portion in run_chains(work, backend, grader, planned, keep, steps.within):
+            steps.advance(len(portion.samples))
 
 
-def draw_as_completed(
-    work: ResolvedPlan, journal: "Journal", missing: Sequence[int], backend: Any, grader: Grader, steps: Steps
-) -> None:
-    """The same with a backend that streams; every chain is added as soon as it is complete, in another thread."""
-    places = [(number, place) for number in missing for place in range(len(work.batches[number]))]
-    places = [place for place in places if place not in journal.chains]
-    asked = [work.chain(*work.batches[number][place]) for number, place in places]
-
-    def keep(finished: Sequence[tuple[tuple[int, int], list[Draw]]]) -> None:
-        batch = [work.batches[number][place] for (number, place), _ in finished]
-        traces = graded_traces(work, grader, batch, [draws for _, draws in finished])
-        for (place, _), trace in zip(finished, traces, strict=True):
-            journal.add_chain(*place, trace)
-
-    with InBackground(keep) as background:
-        for at, draws in force_budgets_as_completed(backend, asked, work.budgets, work.rules, work.reuse):
-            background.put((places[at], draws))
-            steps.advance(1)
-    for number in missing:
-        journal.batches[number] = [journal.chains[number, place] for place in range(len(work.batches[number]))]
-
-
-def graded_traces(
-    work: ResolvedPlan, grader: Grader, batch: Sequence[tuple[int, int]], draws: Sequence[Sequence[Draw]]
-) -> list[Trace]:
-    """The lines of some chains."""
-    samples = graded(work, grader, batch, draws)
-    return [
-        trace_of(work.problems[index], work.prompts[index], drawn, sample)
-        for (index, _), (drawn,), sample in zip(batch, draws, samples, strict=True)
-    ]
-
-
-def trace_of(problem: Problem, prompt: list[int], drawn: Draw, sample: Sample) -> Trace:
+def trace_of(work: ResolvedPlan, index: int, drawn: Draw, sample: Sample) -> Trace:
     """One line of the result; after a forced ending, without the closing, which the model did not choose."""
+    problem, prompt = work.problems[index], work.prompts[index]
     answer = [*drawn.closing, *drawn.answer] if drawn.ended == "natural" else []
     return {
         "token_ids": [*prompt, *drawn.thinking, *answer],
@@ -218,16 +182,14 @@ def difficulty(of_problem: Sequence[Trace]) -> tuple[float, float]:
 
 
 class Journal:
-    """The file OUT.partial: a line that identifies the run, then a line per finished batch, each flushed to disk.
+    """The file OUT.partial: a line that identifies the run, then a line per portion of chains, each flushed to disk.
 
-    batches: the finished ones, also those of an earlier call for the same run; an incomplete line is dropped.
-    chains: those that were added one by one, by (batch, place in it).
+    chains: by problem and draw, also those of an earlier call for the same run; an incomplete line is dropped.
     """
 
     def __init__(self, target: Path, run_id: str, overwrite: bool) -> None:
         self.path, self.run_id, self.overwrite = target.with_name(target.name + ".partial"), run_id, overwrite
-        self.batches: dict[int, list[Trace]] = {}
-        self.chains: dict[tuple[int, int], Trace] = {}
+        self.chains: dict[tuple[str, int], Trace] = {}
 
     def __enter__(self) -> "Journal":
         lock = self.path.with_name(self.path.name + ".lock")
@@ -240,22 +202,24 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         with self.stack:  # closes the journal, then releases the lock
-            if not self.batches and not self.chains:
+            if not self.chains:
                 self.path.unlink(missing_ok=True)
 
-    def add(self, number: int, rows: list[Trace]) -> None:
-        """Add a finished batch."""
-        self._append({"batch": number, "rows": rows})
-        self.batches[number] = rows
+    def keys(self, work: ResolvedPlan) -> set[Key]:
+        """The keys of the chains, as a store would have them."""
+        return {(problem, work.largest_budget, draw) for problem, draw in self.chains}
 
-    def add_chain(self, number: int, place: int, trace: Trace) -> None:
-        """Add one chain of a batch."""
-        self._append({"chain": [number, place], "row": trace})
-        self.chains[number, place] = trace
+    def add(self, chains: list[Trace]) -> None:
+        """Add chains that are complete."""
+        self._append({"rows": chains})
+        self._know(chains)
 
     def remove(self) -> None:
         """Delete the journal, once the result is written."""
         self.path.unlink()
+
+    def _know(self, chains: list[Trace]) -> None:
+        self.chains |= {(chain["problem_id"], chain["draw"]): chain for chain in chains}
 
     def _append(self, data: Mapping[str, Any]) -> None:
         self.stream.write(json.dumps(data).encode() + b"\n")
@@ -273,11 +237,8 @@ class Journal:
                 if not self.overwrite:
                     raise PrunusError(f"{self.path} holds unfinished work of another run; delete it or add --overwrite")
                 break
-            if whole and "chain" in data:
-                number, place = data["chain"]
-                self.chains[number, place] = data["row"]
-            elif whole:
-                self.batches[data["batch"]] = data["rows"]
+            if whole:
+                self._know(data["rows"] if "rows" in data else [data["row"]])  # earlier versions wrote single chains
             whole += line
         self.stream.truncate(len(whole))
         if not whole:

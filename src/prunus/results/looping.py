@@ -1,10 +1,23 @@
-"""Whether a text ends in a loop, as the chains of compressed models often do."""
+"""Whether a chain loops, as chains of compressed models often do: exactly, or with small differences."""
+
+import re
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from itertools import islice
+
+import numpy as np
 
 COPIES = 4  # how often in a row the end must be repeated
 SHORTEST = 60  # characters of all copies together, so that a row of zeros or a short separator is no loop
 LONGEST = 2_048  # characters of one copy: 256 tokens of eight characters
 REPEATED = 0.5  # share of the end that makes an inexact loop
 KEY = 16  # characters at the end that are searched for, to find candidates for the length of a copy
+TAIL = 200  # number of pieces at the end that are examined
+GRAM = 20
+TIMES = 4
+# A piece is a word, eight letters of a longer word (Chinese and loops of letters have no spaces), or one sign.
+PIECE = re.compile(r"\w{1,8}|[^\w\s]")
+CHARACTERS = 20_000  # number of characters at the end that are read, which bounds the time
 
 
 def ends_in_loop(text: str) -> bool:
@@ -33,3 +46,24 @@ def loops(thinking: str, text: str, repetition: float | None) -> bool:
     repetition: as stored in a row, which also counts copies with small differences; None if it is not known.
     """
     return ends_in_loop(thinking) or ends_in_loop(text) or (repetition or 0.0) >= REPEATED
+
+
+def repetition_rate(text: str) -> float:
+    """Share of the last 200 words and signs of a text that belong to a run of 20 that occurs there at least four times.
+
+    0 means that the chain does not loop, 1 that its whole end is a loop. A text of fewer than 23 words cannot loop.
+    Only the last 20,000 characters are read, which bounds the time.
+    """
+    pieces = PIECE.findall(text[-CHARACTERS:])
+    return repeated_share(pieces[-TAIL:])
+
+
+def repeated_share(tokens: Sequence[Hashable], gram: int = GRAM, times: int = TIMES) -> float:
+    """Share of the tokens that belong to a run of `gram` that occurs at least `times` times; runs may overlap."""
+    runs = list(zip(*(islice(tokens, start, None) for start in range(gram)), strict=False))
+    counts = Counter(runs)
+    covered = np.zeros(len(tokens), dtype=bool)
+    for start, run in enumerate(runs):
+        if counts[run] >= times:
+            covered[start : start + gram] = True
+    return float(covered.mean()) if len(tokens) else 0.0

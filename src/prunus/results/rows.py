@@ -105,7 +105,7 @@ class Sample:
     markers or inserted text). p is the softmax of its logits over the whole vocabulary of V tokens, at temperature 1
     and before any token is banned or cut off. logprob: mean of log p(token), natural logarithm. self_certainty: mean of
     KL(uniform || p), which is -log V - mean over the vocabulary of log p (arXiv:2502.18581). Both are None where the
-    backend returns no scores or nothing was sampled. repetition: prunus.evaluation.repetition.repetition_rate of both
+    backend returns no scores or nothing was sampled. repetition: prunus.results.looping.repetition_rate of both
     phases; None in rows of format 1.
     """
 

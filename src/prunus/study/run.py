@@ -1,7 +1,6 @@
 """Run a study: the cells that are missing, with a first batch of every variant early, then its searches; report it."""
 
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,15 +8,12 @@ from typing import Any
 from prunus import progress
 from prunus.disk import write_text
 from prunus.errors import PrunusError
-from prunus.evaluation import native
 from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.grading import Grader
-from prunus.evaluation.pace import Pace
-from prunus.evaluation.pipeline import do_batch, missing_batches, stream_batches
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
-from prunus.evaluation.resolved_plan import check_engine, renew_groups
-from prunus.results.rows import Sample
+from prunus.evaluation.resolved_plan import renew_groups
+from prunus.evaluation.run import check_engine, fill_store, missing_batches
 from prunus.results.store import Store, is_begun
 from prunus.study.cells import Cell, Model, Variant, check_beforehand, open_models
 from prunus.study.engine import Engine, made_before
@@ -171,30 +167,10 @@ def evaluate_cells(
     for cell, batches in cells:
         work = cell.resolved
         check_engine(work, backend)
-        if not isinstance(backend, Backend):
-            native.check_server(work, backend)
         with store.claim(cell.run_id):
             add_run(store, model, cell, paths.folder, describe_versions(backend))
-            if not isinstance(backend, Backend) or backend.streams:
-                stream_batches(store, work, backend, grader, batches, Shown(table, cell.run_id))
-                continue
-            pace = Pace(work.largest_budget)
-            for batch in batches:
-                with pace.shown(backend, len(batch), len(batch), table.within):
-                    done = do_batch(store, work, backend, grader, batch)
-                table.add(cell.run_id, done.samples, done.tokens, done.seconds)
-
-
-class Shown:
-    """Adds rows of a run to the table as they come."""
-
-    def __init__(self, table: LiveTable, run_id: str) -> None:
-        self.table, self.run_id, self.at = table, run_id, time.monotonic()
-
-    def __call__(self, samples: Sequence[Sample], tokens: int) -> None:
-        now = time.monotonic()
-        self.table.add(self.run_id, samples, tokens, max(1e-9, now - self.at))
-        self.at = now
+            for portion in fill_store(store, work, backend, grader, batches, table.within):
+                table.add(cell.run_id, portion.samples, portion.tokens, portion.seconds)
 
 
 def missing_work(

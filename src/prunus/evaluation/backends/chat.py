@@ -1,27 +1,37 @@
 """Chat completions of a server with OpenAI's API, for runs whose budget the engine or the model keeps (control native).
 
 A chat request has messages instead of token ids, and its reply has the thinking apart from the answer. Its ids are read
-if the server returns them (vLLM does); otherwise the texts are encoded.
+if the server returns them (vLLM does); otherwise the texts are encoded. Every budget of a draw is a conversation of its
+own. Rows keep the thinking tokens that were used, which may be more than the budget; results report how well they
+adhere to it.
 """
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+import statistics
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx2 as httpx
 
+from prunus.budgets import OFF
 from prunus.checkpoint.resolve import one_line
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.openai import names_of
-from prunus.evaluation.backends.rolling import replies
+from prunus.evaluation.backends.rolling import Window, files_at_once, replies
 from prunus.evaluation.backends.served import api_of, context_of, find_model, version_of
 from prunus.evaluation.backends.transport import MALFORMED, STAYS, TRIES, in_thread, new_client, pause, reply_of, run
-from prunus.evaluation.backends.window import Window, files_at_once
+from prunus.evaluation.budget import Draw
+from prunus.evaluation.profiles.profile import LEGACY_ANSWER_TOKENS
+from prunus.evaluation.profiles.template import messages_of
 from prunus.evaluation.requests import Engine, Sampling
+from prunus.evaluation.resolved_plan import PlannedChain, ResolvedPlan
+from prunus.evaluation.tasks import prompt_text
+
+Row = tuple[int, int, int]  # (index of the problem, draw, budget)
 
 
 class ChatRequest(NamedTuple):
@@ -52,6 +62,8 @@ class ChatServer(Engine):
 
     folder: of the model, for its names. Making it raises PrunusError if the server is not reached or has another model.
     """
+
+    streams = True
 
     def __init__(self, folder: Path, engine: EngineOptions) -> None:
         assert engine.url is not None
@@ -152,4 +164,119 @@ def read_reply(reply: Any) -> ChatReply:
         ids=[int(token) for token in ids] if isinstance(ids, list) else None,
         counted=counted if isinstance(counted, int) else None,
         truncated=finish == "length",
+    )
+
+
+def check_server(work: ResolvedPlan, server: ChatServer) -> None:
+    """Raise PrunusError with the server's reason if it refuses a request of this plan."""
+    server.check(chat_request(work, server, (0, 0, work.budgets[-1])), work.rules.sampling)
+
+
+def drawn_by_server(
+    work: ResolvedPlan, server: ChatServer, chains: Sequence[PlannedChain]
+) -> Iterator[tuple[int, list[Draw]]]:
+    """Yield the place of each chain, which has one budget, and its draw as soon as its reply comes."""
+    rows = [(*chain.key, chain.budgets[0]) for chain in chains]
+    replies = server.replies((chat_request(work, server, row) for row in rows), work.rules.sampling)
+    return ((place, [drawn(work, rows[place], reply)]) for place, reply in replies)
+
+
+def chat_request(work: ResolvedPlan, server: ChatServer, row: Row) -> ChatRequest:
+    """The conversation of a row. Where the model is only told the budget, its tokens are bounded as in mode legacy."""
+    index, number, budget = row
+    assert work.native is not None
+    chain, markers, profile = work.chain(index, number), work.rules.markers, work.profile
+    options, fields = profile.template_options(), dict[str, Any]()
+    if budget == OFF:
+        assert work.switch is not None
+        options |= work.switch.template
+    else:
+        fields = work.native.fields(budget)
+    options |= fields.pop("chat_template_kwargs", {})
+    context = min(work.rules.context or 10**9, server.context or 10**9)
+    answer = chain.answer_tokens + markers.answer_slack
+    if budget == OFF:
+        most = answer
+    elif work.native.bounds:
+        most = budget + markers.longest - len(markers.start) + answer
+    else:
+        most = budget + LEGACY_ANSWER_TOKENS
+    return ChatRequest(
+        messages=messages_of(prompt_text(work.problems[index], work.plan["prompt"]), profile.system),
+        max_new_tokens=max(1, min(most, context - len(chain.prompt))),
+        seed=work.rules.seed_of(chain, "native", budget),
+        fields=fields | ({"chat_template_kwargs": options} if options else {}),
+    )
+
+
+def drawn(work: ResolvedPlan, row: Row, reply: ChatReply) -> Draw:
+    """The draw in a reply. A longer answer than the plan allows is cut, as if it had been generated under its cap."""
+    index, number, budget = row
+    thinking, answer = split(work, reply)
+    chain = work.chain(index, number)
+    cap = min(chain.answer_tokens, max(1, (work.rules.context or 10**9) - len(chain.prompt) - len(thinking)))
+    opening = work.profile.thinking_start.strip()
+    counted = reply.counted if not thinking and reply.counted else None
+    used = len(thinking) if counted is None else counted
+    reached = work.native is not None and work.native.bounds and budget != OFF and used >= budget
+    return Draw(
+        budget=budget,
+        thinking=thinking,
+        closing=(),
+        answer=answer[:cap],
+        forced_tokens=0,
+        ended="forced" if reached else "natural",
+        answer_truncated=reply.truncated or len(answer) > cap,
+        reopened_think=bool(opening) and opening in reply.answer.removeprefix(opening),
+        answer_cap=cap,
+        counted=counted,
+    )
+
+
+def split(work: ResolvedPlan, reply: ChatReply) -> tuple[list[int], list[int]]:
+    """The ids of thinking and answer, without markers and ends: the server's, else those of its texts.
+
+    A text that holds the profile's marker, from a server that does not tell thinking from answer, is split there.
+    """
+    markers, profile, ids = work.rules.markers, work.profile, reply.ids
+    ends = markers.ends | markers.answer_stops
+    marks = markers.think_stops - ends
+    if ids is not None and marks:
+        begin = len(markers.start) if tuple(ids[: len(markers.start)]) == markers.start else 0
+        end = next((place for place, token in enumerate(ids) if token in marks), None)
+        if end is not None or (reply.thinking and not reply.answer):
+            answer = [] if end is None else ids[end + 1 :]
+            while answer and answer[-1] in ends:
+                answer.pop()
+            return [token for token in ids[begin:end] if token not in ends], answer
+
+    def encode(text: str) -> list[int]:
+        return list(work.tokenizer.encode(text, add_special_tokens=False))
+
+    thinking, answer = reply.thinking, reply.answer
+    if not thinking and profile.think_stops and profile.think_stops[0] in answer:
+        thinking, _, answer = answer.partition(profile.think_stops[0])
+        thinking = thinking.lstrip().removeprefix(profile.thinking_start.strip())
+    return encode(thinking), encode(answer)
+
+
+def ignored(work: ResolvedPlan, draws: Sequence[Draw]) -> str | None:
+    """What these draws show of an engine that ignores the budget, or returns no thinking; None if nothing.
+
+    Only chains that reach their budget can show it, and a few tokens beyond it may be the engine's own closing.
+    """
+    asked = [draw for draw in draws if draw.budget > 0]
+    if asked and not any(draw.thinking_tokens for draw in asked):
+        return (
+            "no reply has any thinking, so that its tokens cannot be told from the answer's: start the server with a"
+            " reasoning parser, unless the model does not think"
+        )
+    reached = [draw for draw in asked if draw.thinking_tokens >= draw.budget]
+    far = [draw for draw in reached if draw.thinking_tokens > 1.5 * draw.budget + 32]
+    if work.native is None or work.native.efforts or 2 * len(far) <= len(reached):
+        return None
+    median = statistics.median(draw.thinking_tokens / draw.budget for draw in far)
+    return (
+        f"the engine seems to ignore the budget ({work.native}): {len(far)} of {len(reached)} chains that reached it"
+        f" thought far longer, {median:.1f} times the budget in the median"
     )

@@ -10,7 +10,7 @@ import contextlib
 import math
 from array import array
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +21,12 @@ import httpx2 as httpx
 from prunus import progress
 from prunus.checkpoint.model_folder import EngineFolder
 from prunus.checkpoint.resolve import load_tokenizer
-from prunus.engines import EngineOptions
+from prunus.engines import BACKENDS, EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.rolling import replies
+from prunus.evaluation.backends.rolling import Window, files_at_once, replies
 from prunus.evaluation.backends.served import api_of, context_of, find_model, meta_of, version_of
 from prunus.evaluation.backends.server_process import reached
 from prunus.evaluation.backends.transport import MALFORMED, STAYS, TRIES, in_thread, new_client, pause, reply_of, run
-from prunus.evaluation.backends.window import Window, files_at_once
 from prunus.evaluation.profiles import decode
 from prunus.evaluation.requests import Backend, Completion, Outstanding, Request, Sampling, Scores
 
@@ -49,7 +48,7 @@ class OpenAIBackend(Backend):
     on the server.
     """
 
-    streams = True
+    streams = BACKENDS["openai"].streams
 
     def __init__(self, folder: Path, engine: EngineOptions, vocabulary: int) -> None:
         assert engine.url is not None
@@ -86,13 +85,6 @@ class OpenAIBackend(Backend):
         """What is known of the server, stored with the run; its address is not."""
         stops = "texts" if self.stop_texts else "ids"
         return {"engine": "openai", "server": self.server, "token_ids": self.token_ids, "stops": stops}
-
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """As Backend.generate, with as many requests at once as the server takes."""
-        waiting = Outstanding(requests, keep=True)
-        for _ in in_thread(self._flow(waiting, sampling)):
-            pass
-        return [waiting.first[number] for number in range(len(requests))]
 
     def completed(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[int]:
         """As Backend.completed, with as many requests at once as the server takes."""
@@ -322,9 +314,9 @@ class OpenAIBackend(Backend):
         entry = await find_model(client, self.url, names_of(self.folder), self.engine.served_model)
         self.name, self.context = entry["id"], context_of(entry)
         self.server = str(entry.get("owned_by") or "unknown")
-        told = meta_of(entry).get("n_vocab")
-        if isinstance(told, int) and told <= MOST_IDS and self.engine.tokenizer:
-            self.unknown = range(self.unknown.start, max(self.unknown.start, told))
+        rows = meta_of(entry).get("n_vocab")
+        if isinstance(rows, int) and rows <= MOST_IDS and self.engine.tokenizer:
+            self.unknown = range(self.unknown.start, max(self.unknown.start, rows))
         if self.server == "me":
             raise PrunusError(
                 f"{self.url} is llama-cpp-python's server, which takes texts and no token ids: llama.cpp's own,"

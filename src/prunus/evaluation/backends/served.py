@@ -72,9 +72,9 @@ async def version_of(client: httpx.AsyncClient, url: str, owner: str) -> tuple[s
     path, key = VERSION_AT.get(owner, ("", ""))
     if path:
         with suppress(httpx.HTTPError, PrunusError, *MALFORMED):  # a proxy may not forward this path
-            told = parse_json((await received(client, "GET", url.removesuffix("/v1") + path)).body)
-            slots = told.get("total_slots")  # of llama.cpp, whose queue has no limit
-            return str(told[key])[:LONGEST_VERSION], slots if isinstance(slots, int) and slots > 0 else None
+            reply = parse_json((await received(client, "GET", url.removesuffix("/v1") + path)).body)
+            slots = reply.get("total_slots")  # of llama.cpp, whose queue has no limit
+            return str(reply[key])[:LONGEST_VERSION], slots if isinstance(slots, int) and slots > 0 else None
     return "", None
 
 

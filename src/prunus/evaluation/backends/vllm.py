@@ -25,7 +25,7 @@ from prunus.checkpoint.conversions import read_variant
 from prunus.checkpoint.linears import plain_experts
 from prunus.checkpoint.model_folder import EngineFolder
 from prunus.checkpoint.safetensors_file import read_header
-from prunus.engines import EngineOptions
+from prunus.engines import BACKENDS, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.requests import Backend, Completion, Outstanding, Request, Sampling, Scores
 
@@ -52,7 +52,7 @@ FLAGS = ("VLLM_BATCH_INVARIANT", "VLLM_USE_V2_MODEL_RUNNER", "VLLM_ENABLE_V1_MUL
 class VLLMBackend(Backend):
     """A Backend over vllm.LLM; `load` makes one. vocabulary: ids of this size and above are never sampled."""
 
-    streams = True
+    streams = BACKENDS["vllm"].streams
 
     def __init__(self, llm: Any, folder: Path, vocabulary: int, args: Mapping[str, Any]) -> None:
         self.llm, self.folder = llm, folder
@@ -112,23 +112,12 @@ class VLLMBackend(Backend):
             "flags": {name: os.environ[name] for name in FLAGS if name in os.environ},
         }
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """As Backend.generate: the completions of all requests, which are queued in the engine at once."""
-        waiting = Outstanding(requests, keep=True)
-        for _ in self._flow(waiting, sampling, window=len(requests)):
-            pass
-        return [waiting.first[number] for number in range(len(requests))]
-
     def completed(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[int]:
-        """As Backend.completed. WINDOW times the chains that it decodes at once are queued, so it is never idle."""
-        window = WINDOW * self.config.scheduler_config.max_num_seqs
-        return self._flow(Outstanding(requests), sampling, window)
-
-    def _flow(self, waiting: Outstanding, sampling: Sampling, window: int) -> Iterator[int]:
-        """Yield chains as they are completed. window: number of chains that are queued in the engine at once.
+        """As Backend.completed. WINDOW times the chains that it decodes at once are queued, so it is never idle.
 
         A follow-up request is sent as soon as its first part ends, while the cache has it.
         """
+        waiting, window = Outstanding(requests), WINDOW * self.config.scheduler_config.max_num_seqs
         batch, self.made = f"prunus-{self.made}-", self.made + 1
         self.read.clear()
 

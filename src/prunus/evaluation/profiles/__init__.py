@@ -19,8 +19,7 @@ from prunus.evaluation.profiles.markers import (
 )
 from prunus.evaluation.profiles.native import NativeControl, native_control
 from prunus.evaluation.profiles.off import Switch, switch_off
-from prunus.evaluation.profiles.profile import Profile
-from prunus.evaluation.profiles.table import PROFILES
+from prunus.evaluation.profiles.profile import PROFILES, Profile
 
 __all__ = [
     "PROFILES",

@@ -10,8 +10,7 @@ from prunus.evaluation.profiles.detection import named, resolve_profile
 from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt
 from prunus.evaluation.profiles.native import control_of
 from prunus.evaluation.profiles.off import switch_off
-from prunus.evaluation.profiles.profile import Profile
-from prunus.evaluation.profiles.table import PROFILES
+from prunus.evaluation.profiles.profile import PROFILES, Profile
 from prunus.evaluation.profiles.template import ends_of_turn
 from prunus.recipes import PROFILE_FOLDER
 

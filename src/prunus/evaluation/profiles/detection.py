@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from prunus import progress
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles.markers import find_token
-from prunus.evaluation.profiles.profile import DATE, Profile, read_profile, read_system
-from prunus.evaluation.profiles.table import PROFILES
+from prunus.evaluation.profiles.profile import DATE, PROFILES, Profile, read_profile, read_system
 from prunus.evaluation.profiles.template import Probe, probe, sampling_of, source_of, template_of
 from prunus.recipes import PROFILE_FILE, Mode
 

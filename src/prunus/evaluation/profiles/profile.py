@@ -322,3 +322,7 @@ def _line_of(text: str, key: str) -> str:
     found = (number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line))
     number = next(found, None)
     return "" if number is None else f"line {number}: "
+
+
+# The built-in profiles by name.
+PROFILES: dict[str, Profile] = {path.stem: read_profile(path) for path in sorted(PROFILE_FOLDER.glob("*.toml"))}

@@ -163,9 +163,9 @@ def named_ends(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> frozenset[
     """The ids that end a text by generation_config.json, config.json or the tokenizer."""
     config = folder / "config.json"
     named = read_object(config).get("eos_token_id") if config.is_file() else None
-    told = (*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id)
+    ends = (*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id)
     return load_end_ids(folder, len(tokenizer)).union(
-        token for token in told if type(token) is int and 0 <= token < len(tokenizer)
+        token for token in ends if type(token) is int and 0 <= token < len(tokenizer)
     )
 
 

@@ -1,7 +1,7 @@
 """Problem sets: built in, from the hub, or from a JSONL file. TASKS lists them, and `load_task` loads one.
 
 A new set is one file here with `TASKS` (name, source, kind of answers, description and loader of each) and its name in
-the table below.
+the table below, or one more entry of such a file.
 """
 
 from collections.abc import Sequence
@@ -20,18 +20,12 @@ from prunus.recipes import PromptStyle
 __all__ = ["TASKS", "AnswerKind", "Problem", "Task", "load_task", "prompt_text", "tasks"]
 
 FILES = (
-    "tiny_tasks",
+    "tiny",
     "gsm8k",
     "math500",
-    "aime24",
-    "aime25",
-    "aime26",
-    "amc23",
-    "hmmt",
+    "contest",
     "gpqa_diamond",
-    "mmlu_pro",
-    "supergpqa",
-    "arc_challenge",
+    "options",
 )
 TASKS: dict[str, Task] = {task.name: task for file in FILES for task in import_module(f"{__name__}.{file}").TASKS}
 

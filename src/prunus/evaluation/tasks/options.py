@@ -1,4 +1,9 @@
-"""What the sets of questions with options share. Options keep the published order, which is random already."""
+"""Sets of questions with options, which keep the published order, since it is random already.
+
+MMLU-Pro (Wang et al. 2024, arXiv:2406.01574; MIT licence): knowledge and reasoning, mostly ten options. SuperGPQA
+(M-A-P 2025, arXiv:2502.14739; ODC-BY licence): 285 graduate disciplines, mostly ten options. ARC-Challenge (Clark et
+al. 2018, arXiv:1803.05457; CC BY-SA licence): school science, three to five options.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -6,8 +11,10 @@ from string import ascii_uppercase
 from typing import Any
 
 from prunus.errors import PrunusError
-from prunus.evaluation.tasks.hub import row_field
-from prunus.evaluation.tasks.problem import MAX_CHOICES, Problem
+from prunus.evaluation.tasks.hub import hub_rows, row_field
+from prunus.evaluation.tasks.problem import MAX_CHOICES, Problem, Task
+
+MMLU_PRO, SUPERGPQA = 12032, 26529  # numbers of questions
 
 
 def choice_problem(task: str, row: Mapping[str, Any], key: str, options: Sequence[Any], gold: int) -> Problem:
@@ -36,3 +43,66 @@ def mixed(problems: Sequence[Problem]) -> list[Problem]:
     Large sets are published subject by subject, and nobody thinks long about all of their questions.
     """
     return sorted(problems, key=lambda problem: hashlib.sha256(problem.id.encode()).digest())
+
+
+def load_mmlu_pro() -> list[Problem]:
+    """The 12032 test questions, mixed. Options that only fill up to ten (`N/A`, in copies) are left out."""
+    problems = []
+    for row in hub_rows("mmlu_pro", "TIGER-Lab/MMLU-Pro", None, "test", MMLU_PRO):
+        options = list(row.get("options") or [])
+        while options and options[-1] == "N/A":
+            options.pop()
+        gold = letter_index(row_field("mmlu_pro", row, "answer"))
+        if row.get("answer_index", gold) != gold:
+            record = row_field("mmlu_pro", row, "question_id")
+            raise PrunusError(f"task 'mmlu_pro': the two answers of '{record}' differ; the set is damaged")
+        problems.append(choice_problem("mmlu_pro", row, "question_id", options, gold))
+    return mixed(problems)
+
+
+def load_supergpqa() -> list[Problem]:
+    """All questions, mixed; the data set has only a split named train."""
+    problems = []
+    for row in hub_rows("supergpqa", "m-a-p/SuperGPQA", None, "train", SUPERGPQA):
+        gold = letter_index(row_field("supergpqa", row, "answer_letter"))
+        problems.append(choice_problem("supergpqa", row, "uuid", row.get("options") or [], gold))
+    return mixed(problems)
+
+
+def load_arc_challenge() -> list[Problem]:
+    """The 1172 test questions; some call their options 1 to 4, which become A to D."""
+    problems = []
+    for row in hub_rows("arc_challenge", "allenai/ai2_arc", "ARC-Challenge", "test", 1172):
+        labels, texts = (list((row.get("choices") or {}).get(key) or []) for key in ("label", "text"))
+        answer = row_field("arc_challenge", row, "answerKey")
+        gold = labels.index(answer) if answer in labels else -1
+        problems.append(choice_problem("arc_challenge", row, "id", texts, gold))
+    return problems
+
+
+TASKS = (
+    Task(
+        "mmlu_pro",
+        "TIGER-Lab/MMLU-Pro, test",
+        "choice",
+        f"{MMLU_PRO} questions of 14 subjects, up to 10 options",
+        load_mmlu_pro,
+        MMLU_PRO,
+    ),
+    Task(
+        "supergpqa",
+        "m-a-p/SuperGPQA, train",
+        "choice",
+        f"{SUPERGPQA} graduate questions, up to 10 options",
+        load_supergpqa,
+        SUPERGPQA,
+    ),
+    Task(
+        "arc_challenge",
+        "allenai/ai2_arc, ARC-Challenge, test",
+        "choice",
+        "1172 questions of school science",
+        load_arc_challenge,
+        1172,
+    ),
+)

@@ -9,18 +9,16 @@ from typing import Any, Self
 from prunus.checkpoint.manifest import MANIFEST
 from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.grading import Grader
-from prunus.evaluation.native import check_server
-from prunus.evaluation.pipeline import do_batch, missing_chains, stream_batches
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
-from prunus.evaluation.resolved_plan import check_engine, cut_into_batches
+from prunus.evaluation.resolved_plan import cut_into_batches
+from prunus.evaluation.run import check_engine, fill_store, missing_chains
 from prunus.hashing import content_hash
 from prunus.progress import say
 from prunus.pruning.calibration.saved_statistics import FIELDS, stats
 from prunus.pruning.methods import find_method
 from prunus.recipes import PruneRecipe
 from prunus.results.order import Round
-from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study.cells import Cell, Variant
 from prunus.study.engine import Engine, made_before
@@ -74,23 +72,13 @@ class Rungs:
         """Compute and store these batches of a cell."""
         work, backend = cell.resolved, self.backend_of(cell)
         check_engine(work, backend)
-        if not isinstance(backend, Backend):
-            check_server(work, backend)
         if self.grader is None:
             self.grader = self.stack.enter_context(Grader())
         with self.store.claim(cell.run_id):
             add_run(self.store, self.search.model, cell, self.folder, describe_versions(backend))
             self.store.mark_adaptive(cell.run_id, {"by": "find", "seed": self.search.plan.seed})
-            if not isinstance(backend, Backend) or backend.streams:
-
-                def shown(samples: Sequence[Sample], tokens: int) -> None:
-                    show(len(samples) / len(work.budgets), tokens)
-
-                stream_batches(self.store, work, backend, self.grader, missing, shown)
-            else:
-                for batch in missing:
-                    done = do_batch(self.store, work, backend, self.grader, batch)
-                    show(len(batch), done.tokens)
+            for portion in fill_store(self.store, work, backend, self.grader, missing):
+                show(len(portion.samples) / len(work.budgets), portion.tokens)
 
     def backend_of(self, cell: Cell) -> Backend | ChatServer:
         """A backend with the weights of a cell's variant, which is made if it is missing."""

@@ -18,7 +18,7 @@ from prunus import progress
 from prunus.checkpoint.writer import check_target
 from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
-from prunus.evaluation.pipeline import missing_chains
+from prunus.evaluation.run import missing_chains
 from prunus.results.store import Store
 from prunus.study.cells import Model, Variant
 from prunus.study.file import Study
@@ -233,9 +233,9 @@ class Driver:
             if self.adaptive is not None:
                 self.store.mark_adaptive(run, self.adaptive)
             self.described.add(run)
-        self.store.add_samples(run, found.done.samples)
+        self.store.add_samples(run, found.samples)
         now = time.monotonic()
-        self.table.add(run, found.done.samples, found.done.tokens, max(1e-9, now - self.added_at))
+        self.table.add(run, found.samples, found.tokens, max(1e-9, now - self.added_at))
         self.added_at = now
 
     def forget_files(self, variant: Variant) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunus.evaluation.pipeline import missing_batches
+from prunus.evaluation.run import missing_batches
 from prunus.results.store import Store
 from prunus.study.cells import Cell, Model, Variant
 from prunus.study.ray.transfer import Download

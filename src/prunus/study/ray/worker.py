@@ -7,11 +7,9 @@ import os
 import shutil
 import socket
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +20,12 @@ import prunus
 from prunus import progress
 from prunus.checkpoint.resolve import resolve
 from prunus.errors import PrunusError
-from prunus.evaluation.flow import drawn_as_completed, graded_as_completed
 from prunus.evaluation.grading import Grader
-from prunus.evaluation.pipeline import Done, answer_batch, graded
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
-from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine
+from prunus.evaluation.resolved_plan import ResolvedPlan
+from prunus.evaluation.run import check_engine, planned_chains, run_chains
+from prunus.results.rows import Sample
 from prunus.study.cells import Model, Variant, checkpoint_of
 from prunus.study.engine import Engine
 from prunus.study.file import Study
@@ -65,9 +63,10 @@ class VariantFiles(NamedTuple):
 
 
 class BatchResult(NamedTuple):
-    """Some rows of a job, and the versions of the libraries that computed them."""
+    """Some rows of a job, the tokens sampled for them, and the versions of the libraries that computed them."""
 
-    done: Done
+    samples: list[Sample]
+    tokens: int
     versions: dict[str, Any]
 
 
@@ -130,14 +129,8 @@ class Worker:
         _, backend = self.load_variant(model, variant, files)
         work = self.works[plan]
         check_engine(work, backend)
-        if not backend.streams:
-            yield BatchResult(answer_batch(work, backend, self.grader, chains), describe_versions(backend))
-            return
-        started = time.monotonic()
-        finished = drawn_as_completed(work, backend, chains)
-        for samples, tokens in graded_as_completed(finished, partial(graded, work, self.grader)):
-            started, seconds = time.monotonic(), time.monotonic() - started
-            yield BatchResult(Done(samples, tokens, seconds, False), describe_versions(backend))
+        for portion in run_chains(work, backend, self.grader, planned_chains(work, backend, [chains])):
+            yield BatchResult(portion.samples, portion.tokens, describe_versions(backend))
 
     def load_variant(self, model: Sequence[Any], variant: Variant, files: FileRefs) -> tuple[Model, Backend]:
         """The opened model, and a backend with the variant's weights."""

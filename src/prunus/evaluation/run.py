@@ -1,0 +1,357 @@
+"""Run chains: the one loop behind `eval`, studies, searches, the workers of a cluster, and `traces`.
+
+Chains are drawn, graded and kept in portions, each in one transaction. An engine that streams gets all chains at once,
+so that none waits for another, and yields each as soon as it is complete; meanwhile they are graded and kept in a
+thread of their own, so that grading does not hold the engine up. Any other engine gets one batch after the other. Rows
+follow from the keys of their chains, so the order in which chains end changes none of them.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Generic, NamedTuple, Self, TypeVar
+
+from prunus import progress
+from prunus.evaluation.backends.chat import ChatServer, check_server, drawn_by_server, ignored
+from prunus.evaluation.budget import Draw, answer_text, force_budgets, force_budgets_as_completed
+from prunus.evaluation.grading import Grader
+from prunus.evaluation.profiles import decode
+from prunus.evaluation.requests import Backend, no_progress
+from prunus.evaluation.resolved_plan import PlannedChain, ResolvedPlan, check_context, check_off_context, tokens_needed
+from prunus.evaluation.side_by_side import side_by_side
+from prunus.results import token_use
+from prunus.results.looping import loops, repetition_rate
+from prunus.results.rows import Key, Sample
+from prunus.results.store import Store
+
+MOST_AT_ONCE = 32  # chains at most of a portion, if the engine streams
+JUDGED_BY = 64  # chains by which a model or a server is judged
+Finished = tuple[PlannedChain, list[Draw]]  # a chain, and its draws under its budgets
+Show = Callable[[float, str], None]
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+class Portion(NamedTuple):
+    """Chains that are complete, their graded rows, the tokens sampled for them, and the seconds since the last ones."""
+
+    finished: list[Finished]
+    samples: list[Sample]
+    tokens: int
+    seconds: float
+
+
+def fill_store(
+    store: Store,
+    work: ResolvedPlan,
+    engine: Backend | ChatServer,
+    grader: Grader,
+    batches: Sequence[Sequence[tuple[int, int]]],
+    show: Show | None = None,
+    warns: bool = False,
+) -> Iterator[Portion]:
+    """Compute what the store lacks of some batches; yield each portion once it is stored.
+
+    The other arguments are those of run_chains.
+    """
+
+    def keep(portion: Portion) -> None:
+        with Store(store.path) as opened:  # since this may be in another thread
+            opened.add_samples(work.run_id, portion.samples)
+
+    planned = planned_chains(work, engine, batches, store.keys(work.run_id))
+    return run_chains(work, engine, grader, planned, keep, show, warns)
+
+
+def planned_chains(
+    work: ResolvedPlan,
+    engine: Backend | ChatServer,
+    batches: Sequence[Sequence[tuple[int, int]]],
+    stored: Set[Key] = frozenset(),
+) -> list[list[PlannedChain]]:
+    """The chains of some batches, as an engine is to draw them, in lots.
+
+    An engine that streams gets, in one lot, those of which a row is not stored; the others get whole batches, so that
+    their chains are decoded in the same company as without an interruption.
+    """
+    lots = [[PlannedChain(chain, work.budgets) for chain in batch] for batch in batches]
+    if not engine.streams:
+        return lots
+    chains = [chain for lot in lots for chain in lot]
+    if isinstance(engine, ChatServer):  # each budget is a conversation of its own
+        chains = [chain._replace(budgets=(budget,)) for chain in chains for budget in chain.budgets]
+    return [[chain for chain in chains if not work.keys_of(chain) <= stored]]
+
+
+def run_chains(
+    work: ResolvedPlan,
+    engine: Backend | ChatServer,
+    grader: Grader,
+    planned: Sequence[Sequence[PlannedChain]],
+    keep: Callable[[Portion], None] = lambda _: None,
+    show: Show | None = None,
+    warns: bool = False,
+) -> Iterator[Portion]:
+    """Draw and grade chains; yield each portion once it is kept.
+
+    planned: as planned_chains returns it. keep: is called with each portion, in another thread if the engine streams.
+    show: while an engine that does not stream works on a lot, it is called with the part of the lot's rows that is
+    done, and a note. warns: whether to say that the profile does not seem to fit the model, if the first chains show
+    it; that a server ignores the budget is always said.
+    """
+    first, wanted = list[list[Draw]](), min(JUDGED_BY, sum(map(len, planned)))
+    for portion in _portions(work, engine, grader, planned, keep, show):
+        if len(first) < wanted:
+            first += [draws for _, draws in portion.finished]
+            if len(first) >= wanted and (warning := warning_about(work, first, warns)):
+                progress.say(f"warning: {warning}")
+        yield portion
+
+
+def _portions(
+    work: ResolvedPlan,
+    engine: Backend | ChatServer,
+    grader: Grader,
+    planned: Sequence[Sequence[PlannedChain]],
+    keep: Callable[[Portion], None],
+    show: Show | None,
+) -> Iterator[Portion]:
+    last = time.monotonic()
+
+    def kept(finished: list[Finished]) -> Portion:
+        nonlocal last
+        samples = graded(work, grader, finished)
+        before, last = last, time.monotonic()
+        tokens = sampled_tokens([draws for _, draws in finished])
+        portion = Portion(finished, samples, tokens, max(1e-9, last - before))
+        keep(portion)
+        return portion
+
+    if isinstance(engine, ChatServer) or engine.streams:
+        with InBackground(kept) as background:
+            for one in drawn_as_completed(work, engine, [chain for lot in planned for chain in lot]):
+                background.put(one)
+                yield from background.results()
+        yield from background.results()
+        return
+    pace = Pace(work.largest_budget)
+    for lot in planned:
+        with pace.shown(engine, len(lot), len(lot) * len(work.budgets), show):
+            draws = run_batch(work, engine, [chain.key for chain in lot])
+        yield kept(list(zip(lot, draws, strict=True)))
+
+
+def drawn_as_completed(
+    work: ResolvedPlan, engine: Backend | ChatServer, chains: Sequence[PlannedChain]
+) -> Iterator[Finished]:
+    """Yield chains with their draws as soon as they are complete, from an engine that streams."""
+    if isinstance(engine, ChatServer):
+        found = drawn_by_server(work, engine, chains)
+    else:
+        asked = [work.chain(*chain.key) for chain in chains]
+        found = force_budgets_as_completed(engine, asked, work.budgets, work.rules, work.reuse)
+    return ((chains[number], draws) for number, draws in found)
+
+
+def run_batch(work: ResolvedPlan, backend: Backend, batch: Sequence[tuple[int, int]]) -> list[list[Draw]]:
+    """Generate a batch: for each of its chains the draws, one per budget."""
+    chains = [work.chain(index, draw) for index, draw in batch]
+
+    def draws_of(part: Sequence[int]) -> list[list[Draw]]:
+        return force_budgets(backend, [chains[place] for place in part], work.budgets, work.rules, work.reuse)
+
+    return side_by_side(backend, [len(chain.prompt) for chain in chains], draws_of)
+
+
+def graded(work: ResolvedPlan, grader: Grader, finished: Sequence[Finished]) -> list[Sample]:
+    """Graded rows for the store. The texts of private problems are left out, since models quote the question."""
+    rows = [(work.problems[index], number, draw) for ((index, number), _), draws in finished for draw in draws]
+    texts = [answer_text(work.profile, work.tokenizer, draw) for _, _, draw in rows]
+    grades = grader.grade([(problem, text) for (problem, _, _), text in zip(rows, texts, strict=True)])
+    samples = []
+    for (problem, number, draw), text, grade in zip(rows, texts, grades, strict=True):
+        thinking = decode(work.tokenizer, draw.thinking)
+        repetition = repetition_rate(text if text == thinking else f"{thinking}\n{text}")
+        samples.append(
+            Sample(
+                task=problem.task,
+                problem_id=problem.id,
+                budget=draw.budget,
+                draw=number,
+                thinking_tokens=draw.thinking_tokens,
+                answer_tokens=len(draw.answer),
+                forced_tokens=draw.forced_tokens,
+                ended=draw.ended,
+                answer_truncated=draw.answer_truncated,
+                reopened_think=draw.reopened_think,
+                answer_cap=draw.answer_cap,
+                answer=grade.answer,
+                status=grade.status,
+                correct=grade.correct,
+                thinking="" if problem.private else thinking,
+                text="" if problem.private else text,
+                logprob=draw.logprob,
+                self_certainty=draw.self_certainty,
+                repetition=repetition,
+                loops=loops(thinking, text, repetition),
+            )
+        )
+    return samples
+
+
+def sampled_tokens(draws: Sequence[Sequence[Draw]]) -> int:
+    """Number of tokens generated: for each chain its longest thinking and every distinct answer."""
+    chains = [
+        [(draw.budget, draw.thinking_tokens, len(draw.answer), draw.ended) for draw in of_chain] for of_chain in draws
+    ]
+    return sum(token_use.sampled_tokens(chains))
+
+
+def missing_batches(store: Store, work: ResolvedPlan) -> list[list[tuple[int, int]]]:
+    """The batches of which the store lacks a row, in order."""
+    stored = store.keys(work.run_id)
+    return [batch for batch in work.batches if not work.keys(batch) <= stored]
+
+
+def missing_chains(
+    store: Store, work: ResolvedPlan, batches: Sequence[Sequence[tuple[int, int]]]
+) -> list[tuple[int, int]]:
+    """The chains of some batches of which the store lacks a row, in order."""
+    stored = store.keys(work.run_id)
+    return [chain for batch in batches for chain in batch if not work.keys([chain]) <= stored]
+
+
+def check_engine(work: ResolvedPlan, engine: Backend | ChatServer) -> None:
+    """Raise PrunusError unless every chain fits into the context with which the engine was started, if that is known.
+
+    An answer that the model's context cuts off must not be cut off earlier by the engine's; ids beyond its cap, which
+    show its end, count as part of it. A backend may also refuse the plan's stops, and a server its requests.
+    """
+    markers = work.rules.markers
+    engine.check_stops(markers.think_stops | markers.answer_stops)
+    if engine.context is not None:
+        budget, rules = work.largest_budget, work.rules
+        caps = [
+            min(cap + markers.answer_slack, cap + (rules.context or 0) - tokens_needed(budget, markers, prompt, cap))
+            for prompt, cap in zip(work.prompts, work.caps, strict=True)
+        ]
+        check_context(engine.context, "engine", budget, markers, work.problems, work.prompts, caps)
+        if work.off_prompts:
+            check_off_context(engine.context, "engine", work.problems, work.off_prompts, caps)
+    if isinstance(engine, ChatServer):
+        check_server(work, engine)
+
+
+def warning_about(work: ResolvedPlan, draws: Sequence[Sequence[Draw]], of_profile: bool) -> str | None:
+    """What these chains show of a server that ignores the budget, or of a profile that does not fit the model."""
+    if work.native is not None:
+        return ignored(work, [draw for of_chain in draws for draw in of_chain])
+    if not of_profile or not never_closed(work, draws):
+        return None
+    return (
+        f"the model ends its turn without ending its thinking ({work.profile.think_stops[0]}); if it is not a thinking"
+        " model, use --profile plain"
+    )
+
+
+def never_closed(work: ResolvedPlan, draws: Sequence[Sequence[Draw]]) -> bool:
+    """Whether no chain ended its thinking with the profile's marker, and most ended their turn in it."""
+    if work.profile.answer_in_chain:
+        return False
+    last = [of_chain[-1] for of_chain in draws]
+    turns = sum(draw.ended_turn for draw in last)
+    return turns >= len(last) / 2 and all(draw.ended_turn or draw.ended == "forced" for draw in last)
+
+
+class InBackground(Generic[_T, _R]):
+    """Calls a function with the items put so far, in another thread; leaving the context waits for all of them.
+
+    An error of the function is raised by the next `put`, or when the context is left.
+    """
+
+    def __init__(self, function: Callable[[list[_T]], _R]) -> None:
+        self.function = function
+        self.items: queue.SimpleQueue[_T | None] = queue.SimpleQueue()
+        self.returned: queue.SimpleQueue[_R] = queue.SimpleQueue()
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return self
+
+    def put(self, item: _T) -> None:
+        """Hand over an item."""
+        if self.error is not None:
+            raise self.error
+        self.items.put(item)
+
+    def results(self) -> Iterator[_R]:
+        """Yield what the function has returned since the last time."""
+        while not self.returned.empty():
+            yield self.returned.get()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.items.put(None)
+        self.thread.join()
+        if self.error is not None and error is None:
+            raise self.error
+
+    def _work(self) -> None:
+        while (item := self.items.get()) is not None:
+            some = [item]
+            while len(some) < MOST_AT_ONCE and item is not None and not self.items.empty():
+                item = self.items.get()
+                some += [] if item is None else [item]
+            try:
+                if self.error is None:
+                    self.returned.put(self.function(some))
+            except BaseException as error:  # it is raised in the thread that puts
+                self.error = error
+            if item is None:
+                return
+
+
+class Pace:
+    """How far the batch in progress is, and how fast; a large model on a CPU takes minutes to decode one.
+
+    budget: the largest number of thinking tokens of a chain. The first batch is compared with chains that use all of
+    it, so its share is too small where chains end earlier; later batches with the mean of those before. clock: seconds.
+    """
+
+    def __init__(self, budget: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.budget, self.clock = budget, clock
+        self.chains = self.tokens = 0  # of the batches that are complete
+
+    @contextmanager
+    def shown(self, backend: Backend, chains: int, units: int, show: Show | None) -> Iterator[None]:
+        """Within the context the backend completes a batch. chains, units: its size in chains and in units of progress.
+
+        show: called whenever the model has read more tokens, with the work done so far in units and a note.
+        """
+        if show is None:
+            yield
+            return
+        started, prompt_tokens, tokens = self.clock(), 0, 0
+        expected = chains * (self.tokens / self.chains if self.chains else self.budget)
+
+        def count(prompt_ids: int, later_ids: int) -> None:
+            nonlocal prompt_tokens, tokens
+            prompt_tokens, tokens = prompt_tokens + prompt_ids, tokens + later_ids
+            rate = tokens / max(1e-9, self.clock() - started)
+            reading = f"reading prompts, {prompt_tokens:,} tokens"
+            writing = f"{tokens:,} tokens of this batch, {rate:,.0f} tokens/s"
+            # At least one token of every chain is thought to be missing as long as the batch is.
+            show(units * tokens / max(expected, tokens + chains), writing if tokens else reading)
+
+        backend.on_tokens = count
+        try:
+            yield
+        finally:
+            backend.on_tokens = no_progress
+        self.chains, self.tokens = self.chains + chains, self.tokens + tokens
