@@ -34,7 +34,7 @@ from prunus.pruning.calibration.statistics import InputStats, few_tokens
 from prunus.pruning.job import Job, make_job, target_of
 from prunus.pruning.made_card import made_card
 from prunus.pruning.masks import count_zeros, zeros_of, zeros_wanted
-from prunus.pruning.recipe_identity import revisions
+from prunus.pruning.recipe_revisions import revisions
 from prunus.recipes import PruneRecipe
 
 

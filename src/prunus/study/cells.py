@@ -21,7 +21,8 @@ from prunus.hashing import content_hash
 from prunus.pruning.calibration.beforehand import HUB_NAMES, TRACES, check_calibration
 from prunus.pruning.calibration.data import calibration_name
 from prunus.pruning.experts.mixture import expert_counts
-from prunus.pruning.recipe_identity import revisions, unused_settings
+from prunus.pruning.recipe_revisions import revisions
+from prunus.pruning.unused_settings import unused_settings
 from prunus.recipe_base import TOKEN_WEIGHTS
 from prunus.recipes import OWN_GROUP, DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.study.file import Entry, Recipe, Study

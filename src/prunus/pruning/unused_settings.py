@@ -1,11 +1,6 @@
-"""What of a recipe decides its result: recipes that differ in nothing else are the same variant.
-
-Identifiers of work also include the revision of recipes whose result has changed between versions of prunus, so that
-results of an earlier version are not mistaken for today's.
-"""
+"""Settings of a recipe that do not affect its result, so that recipes that differ only in them are the same variant."""
 
 from prunus.declarations import Allocation, Criterion, DepthMethod, declared
-from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.methods import find_method
 from prunus.recipe_base import TOKEN_WEIGHTS
 from prunus.recipes import OWN_GROUP, DropRecipe, ExpertsRecipe, PruneRecipe
@@ -52,14 +47,3 @@ def _of_experts(recipe: ExpertsRecipe) -> set[str]:
     if declared(Criterion)[recipe.method].needs == "nothing":
         return {*WEIGHTS, *AMOUNT, *CALIBRATION, "dtype"} - {"seed"}
     return set[str]() if recipe.weighted else {*WEIGHTS}
-
-
-def revisions(recipe: PruneRecipe) -> dict[str, int]:
-    """Revision numbers by the change that affects the recipe; empty if its result has never changed."""
-    measured = ALLOCATIONS[recipe.allocation].needs if recipe.scores is None else "nothing"
-    changed = {
-        "layerif_revision": recipe.allocation == "layerif",  # its direction was reversed
-        "influence_revision": measured == "gradients",  # token ids and traces were not truncated
-        "reference_revision": recipe.rounding == "reference" and recipe.allocation != "uniform",  # counts have changed
-    }
-    return {name: 2 for name, applies in changed.items() if applies}
