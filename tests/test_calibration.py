@@ -16,7 +16,7 @@ from prunus.errors import PrunusError
 from prunus.pruning.calibration import data as calibration_module
 from prunus.pruning.calibration.data import calibration_name, load_calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates
-from prunus.pruning.calibration.statistics import Observed, Observer
+from prunus.pruning.calibration.statistics import InputsSeen, Observer
 from prunus.recipes import DropRecipe, PruneRecipe
 
 
@@ -315,7 +315,7 @@ def run_observed(model, sequences, linears, stop_early, ran=None):
             for batch, rows in hidden.batches():
                 try:
                     runner.run_block(block, rows, batch)
-                except Observed:
+                except InputsSeen:
                     assert stop_early
         return seen.stats(0), hidden
 

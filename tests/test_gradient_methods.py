@@ -16,7 +16,7 @@ from prunus.pruning import job
 from prunus.pruning.calibration import hidden_states as hidden
 from prunus.pruning.calibration import memory_budget as portions_module
 from prunus.pruning.calibration.hidden_states import HiddenStates
-from prunus.pruning.calibration.propagation import BlockRun, observed
+from prunus.pruning.calibration.propagation import BlockRun, observe
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import gblm, row_budgets
@@ -159,7 +159,8 @@ def block_case(tmp_path, dtype=torch.float32):
     hidden = HiddenStates(runner, random_rows(5, 16) + random_rows(2, 9, seed=1), None)
     tensors = source.read_block(1)
     block = runner.make_block(1, tensors)
-    return runner, block, hidden, observed(BlockRun(runner, block, 1, hidden, source.linears(1), False)), tensors
+    run = BlockRun(runner, block, 1, hidden, source.linears(1), False)
+    return runner, block, hidden, observe(run, run.linears), tensors
 
 
 def test_regional_gradients_are_those_of_the_norm_of_the_blocks_output(tmp_path):

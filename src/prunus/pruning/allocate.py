@@ -109,7 +109,7 @@ def find_scores(
     allocation = ALLOCATIONS[recipe.allocation]
     settings: dict[str, Any] = {"scope": recipe.scope, **{name: getattr(recipe, name) for name in allocation.settings}}
     if allocation.needs == "nothing":
-        return ImportanceScores(recipe.allocation, None, {}, {}, {}, [])
+        return ImportanceScores.none(recipe.allocation)
     if recipe.scores is not None:
         path = Path(recipe.scores).expanduser()
         scores = read_scores(path, recipe.allocation, groups_of(source, recipe), source.blocks)
@@ -151,6 +151,8 @@ def find_scores(
 
 def keep_scores(job: Job, partial: Partial, calibration: Calibration | None) -> ImportanceScores:
     """Importance scores for a job, measured once and written beside the result, where --scores can read them again."""
+    if ALLOCATIONS[job.recipe.allocation].needs == "nothing":
+        return ImportanceScores.none(job.recipe.allocation)
     if "evidence" not in partial.notes:
         with disk_errors(partial.folder, partial.needed):
             found = _measured_or_shared(job, partial, calibration)

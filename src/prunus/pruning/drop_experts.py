@@ -19,19 +19,17 @@ from prunus.progress import Steps
 from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
 from prunus.pruning.calibration.memory_budget import check_block_fits
-from prunus.pruning.depth.verification import left_out
+from prunus.pruning.depth.verification import left_out, planned_checkpoint
 from prunus.pruning.drop import warn_of
 from prunus.pruning.experts import CRITERIA
 from prunus.pruning.experts.choice import Choice, choose
-from prunus.pruning.experts.cut import cut_tensors
-from prunus.pruning.experts.fewer_config import fewer_config
+from prunus.pruning.experts.cut import cut_tensors, fewer_config
 from prunus.pruning.experts.measure import observe
 from prunus.pruning.experts.mixture import Mixture, Unremovable, find_mixtures, name_of
 from prunus.pruning.experts.saved import SavedExperts
 from prunus.pruning.experts.seen import Seen
 from prunus.pruning.experts.verification import verify
 from prunus.pruning.made_card import made_card
-from prunus.pruning.planned import planned_checkpoint
 from prunus.recipes import ExpertsRecipe
 
 

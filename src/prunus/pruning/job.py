@@ -91,8 +91,7 @@ class Job(NamedTuple):
 
     def target(self, index: int, linear: str) -> Target:
         """The zeros that one Linear of block `index` gets."""
-        sparsity, extra_zeros = self.sparsities[index, linear]
-        return target_of(self.recipe, sparsity)._replace(extra_zeros=extra_zeros)
+        return target_of(self.recipe, *self.sparsities[index, linear])
 
     @property
     def needs_tokens(self) -> bool:
@@ -132,10 +131,10 @@ class Job(NamedTuple):
         return disk_needed(self.source.nbytes) + hidden + sum(one.disk(self) for one in self.passes)
 
 
-def target_of(recipe: PruneRecipe, sparsity: float) -> Target:
+def target_of(recipe: PruneRecipe, sparsity: float, extra_zeros: int = 0) -> Target:
     """The target of a Linear. Ties are removed if rounding is `reference` and the method's own code removes them."""
     ties = declared(Method)[recipe.method].group == "tensor" and recipe.allocation == "uniform"
-    return Target(sparsity, recipe.rounding, recipe.groups, recipe.group, ties)
+    return Target(sparsity, recipe.rounding, recipe.groups, recipe.group, ties, extra_zeros)
 
 
 def name_of(recipe: PruneRecipe) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.experts import StorageCopies
+from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.loader import Block, blocks_on, return_freed_memory
 from prunus.checkpoint.manifest import versions
 from prunus.checkpoint.precision import full_float32
@@ -19,22 +20,21 @@ from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.writer import Partial, check_target
-from prunus.disk import disk_errors
+from prunus.disk import check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.allocate import allocate_groups, keep_scores, linear_sparsities
+from prunus.pruning.allocate import allocate_groups, find_scores, keep_scores, linear_sparsities
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration.beforehand import check_calibration
-from prunus.pruning.calibration.data import Calibration, keep_calibration, load_early
+from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
 from prunus.pruning.calibration.hidden_states import HiddenStates, propagate
 from prunus.pruning.calibration.memory_budget import check_block_fits
 from prunus.pruning.calibration.propagation import PROPAGATIONS, BlockRun
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats, few_tokens
-from prunus.pruning.dry_run import describe, ragged_tails
-from prunus.pruning.job import Job, name_of
+from prunus.pruning.job import Job, name_of, target_of
 from prunus.pruning.made_card import made_card
-from prunus.pruning.masks import count_zeros
+from prunus.pruning.masks import count_zeros, zeros_of, zeros_wanted
 from prunus.pruning.methods import find_method
 from prunus.pruning.recipe_revisions import revisions
 from prunus.pruning.scope import linears_in_scope
@@ -233,14 +233,10 @@ def prune_block(
         for name in [name for name in names if name in group]:
             weight_OI, inputs = tensors.pop(f"{name}.weight"), group.pop(name)
             new_OI = job.method.prune(weight_OI.to(job.device), inputs, job.target(index, name))
-            routed = bool(by_name[name].experts)
             if run is not None and not keeps_dense:
-                parameter = run.block.get_submodule(name).get_parameter("weight")
-                if routed:  # of a tensor of all experts, which a new one would not replace
-                    parameter.data.copy_(new_OI)
-                else:
-                    parameter.data = new_OI.to(job.dtype)
-            if routed and weight_OI.device.type == "cpu":  # else there would be a second copy of all experts
+                set_weight(run.block, by_name[name], new_OI.to(job.dtype))
+            # In place for experts, of which there would be a second copy otherwise.
+            if by_name[name].experts and weight_OI.device.type == "cpu":
                 pruned[name] = (copies.of(weight_OI) if keeps_dense else weight_OI).copy_(new_OI)
             else:
                 pruned[name] = new_OI.cpu()
@@ -268,6 +264,15 @@ def prune_block(
     return {**job.source.block_tensors(index), **job.source.as_stored(index, weights)}, record
 
 
+def set_weight(block: nn.Module, linear: Linear, weight_OI: Tensor) -> None:
+    """Give a Linear of a block another weight: in place if it is part of a tensor of all experts."""
+    parameter = block.get_submodule(linear.name).get_parameter("weight")
+    if linear.experts:
+        parameter.data.copy_(weight_OI)
+    else:
+        parameter.data = weight_OI
+
+
 def dead_inputs(partial: Partial) -> list[str]:
     """A warning if some input features were zero on every calibration token."""
     dead = {name: count for record in partial.records.values() for name, count in record["dead"].items()}
@@ -285,3 +290,55 @@ def few_of(job: Job, partial: Partial) -> list[str]:
         (index, linear.expert) for index, linears in enumerate(job.linears) for linear in linears if linear.expert
     }
     return few_tokens(few, len(experts), job.recipe.min_expert_tokens, "were pruned by their")
+
+
+def describe(job: Job, target: Path) -> dict[str, Any]:
+    """What `prune` would do, as a dict, as far as it is known without reading weights or using the network.
+
+    would_write: folder of the result. weights, zeros: numbers over all Linears in scope. disk: space needed, as text.
+    calibration, influences: descriptions of the calibration sequences, and of the allocation's own if it has any.
+    Raises PrunusError as prune does.
+    """
+    recipe, source, needed = job.recipe, job.source, job.disk
+    check_space(target.absolute(), needed)
+    uniform = target_of(recipe, recipe.sparsity)
+    shapes = [linear.shape_OI for linears in job.linears for linear in linears]
+    zeros = sum(zeros_of(uniform, shape_OI, job.method.group) for shape_OI in shapes)
+    allocation = ALLOCATIONS[recipe.allocation]
+    if allocation.needs == "nothing":
+        allocate_groups(source, recipe, find_scores(source, recipe, job.device, None))  # so that a wrong step fails
+    result: dict[str, Any] = {
+        "would_write": str(target),
+        "method": recipe.method,
+        "blocks": source.blocks,
+        "linears": len(shapes),
+        "weights": job.weights,
+        "zeros": zeros,
+        "disk": show_bytes(needed),
+        "calibration": "none needed",
+        "warnings": [*source.reading_notes, *ragged_tails(job)],
+    }
+    if recipe.allocation != "uniform":  # then the count holds for all Linears together
+        result["zeros"] = zeros_wanted(job.weights, recipe.sparsity, recipe.rounding)
+    if job.stats is not None:
+        result["calibration"] = f"statistics of {job.stats.path}: {job.stats.summary['source']}"
+    elif job.needs_tokens or (allocation.needs == "norms" and recipe.scores is None):
+        result["calibration"], warnings = describe_calibration(recipe, source)
+        result["warnings"] += warnings
+    if allocation.calibration is not None and recipe.scores is None:
+        result["influences"], warnings = describe_calibration(allocation.calibration(recipe)[0], source)
+        result["warnings"] += [warning for warning in warnings if warning not in result["warnings"]]
+    return result
+
+
+def ragged_tails(job: Job) -> list[str]:
+    """A warning if the pattern's width does not divide the inputs of some Linears: their last columns stay dense."""
+    if job.recipe.groups is None:
+        return []
+    width = job.recipe.groups[1]
+    linears = dict.fromkeys((linear.name, linear.shape_OI[1]) for linears in job.linears for linear in linears)
+    tails = [f"{name} ({inputs % width} of {inputs})" for name, inputs in linears if inputs % width]
+    if not tails:
+        return []
+    listed = ", ".join(tails)
+    return [f"pattern {job.recipe.pattern} leaves the last columns of these Linears dense in every block: {listed}"]

@@ -34,11 +34,11 @@ from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
 from prunus.pruning.made_card import made_card
 from prunus.pruning.recovery.fit import fit, trainable
-from prunus.pruning.recovery.room import (
+from prunus.pruning.recovery.memory import (
     TRAINING_BYTES,
     StepPlan,
     activations_computed_again,
-    check_room,
+    check_memory,
     largest_block,
     plan_steps,
 )
@@ -300,7 +300,7 @@ def check_trainable(source: Checkpoint, device: torch.device) -> None:
             f"{source.folder} ({source.config.model_type}) cannot be recovered block by block: its blocks share "
             "weights or hand on more than hidden states"
         )
-    check_room(source, device)
+    check_memory(source, device)
 
 
 def check_zeros(source: Checkpoint) -> None:

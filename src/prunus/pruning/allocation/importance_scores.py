@@ -39,6 +39,11 @@ class ImportanceScores(NamedTuple):
         return {"prunus": version("prunus"), "evidence": FORMAT, **fields}
 
     @classmethod
+    def none(cls, allocation: str) -> "ImportanceScores":
+        """Those of an allocation that needs none."""
+        return cls(allocation, None, {}, {}, {}, [])
+
+    @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ImportanceScores":
         """The inverse of to_json."""
         return cls(**{name: data[name] for name in cls._fields})

@@ -19,7 +19,7 @@ from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.declarations import Needs
 from prunus.pruning.calibration.hidden_states import HiddenStates, propagate
-from prunus.pruning.calibration.statistics import InputStats, Observed, Observer
+from prunus.pruning.calibration.statistics import InputsSeen, InputStats, Observer
 from prunus.recipes import Propagation
 
 Stats = Mapping[str, InputStats]
@@ -106,19 +106,14 @@ def _in_portions(run: BlockRun) -> Iterator[Stats]:
     """
     first, *others = run.portions(run.linears)
     if not others:
-        yield _observe(run, first, advance=False)
+        yield observe(run, first)
         return
-    seen = dict(_observe(run, first, advance=False))
+    seen = dict(observe(run, first))
     outside = {linear.name: seen.pop(linear.name) for linear in first if not linear.experts}
     yield {name: seen.pop(name) for name in list(seen)}
     for portion in others:
-        yield _observe(run, portion, advance=False)
+        yield observe(run, portion)
     yield outside
-
-
-def observed(run: BlockRun) -> Stats:
-    """Statistics of the block with its current weights; hidden does not change."""
-    return _observe(run, run.linears, advance=False)
 
 
 def dense(run: BlockRun) -> Iterator[Stats]:
@@ -133,7 +128,7 @@ def dense(run: BlockRun) -> Iterator[Stats]:
             propagate(run.runner, run.block, run.hidden)
         run.when_pruned()
         return
-    yield _observe(run, run.linears, advance=not run.last)
+    yield observe(run, run.linears, advance=not run.last)
     run.when_pruned()
 
 
@@ -150,7 +145,7 @@ def true_sequential(run: BlockRun) -> Iterator[Stats]:
     for group in run.groups():
         for portion in run.portions(group):
             if portion:
-                yield _observe(run, portion, advance=False)
+                yield observe(run, portion)
     run.when_pruned()
     if not run.last:
         propagate(run.runner, run.block, run.hidden)
@@ -266,7 +261,7 @@ def _linear(block: nn.Module, name: str) -> nn.Linear:
     return linear
 
 
-def _observe(run: BlockRun, linears: Sequence[Linear], advance: bool) -> Stats:
+def observe(run: BlockRun, linears: Sequence[Linear], advance: bool = False) -> Stats:
     """Statistics of the linears, from one pass over all tokens. advance: replace hidden by the block's output.
 
     Experts that met too few tokens take a second pass, in which they run on all tokens of their layer.
@@ -299,5 +294,5 @@ def _observe(run: BlockRun, linears: Sequence[Linear], advance: bool) -> Stats:
 def _until_seen(run: Callable[[Tensor], Tensor], rows_NTW: Tensor) -> None:
     try:
         run(rows_NTW)
-    except Observed:
+    except InputsSeen:
         return

@@ -49,7 +49,7 @@ class InputStats:
     pooled: int | None = None
 
 
-class Observed(Exception):
+class InputsSeen(Exception):
     """Raised when the last input of a batch has been observed, so that the rest of the block need not run."""
 
 
@@ -58,9 +58,9 @@ class Observer:
 
     Linears that read the same tensor (q, k, v; gate, up) are observed once. Sums and sums of squares are taken per
     sequence in float32 and added in float64, so they do not depend on the batches; the Hessian is a plain sum in
-    float32. Tokens are weighted by their batch's weights. stop_early: raise Observed after the last input of each batch
-    (the caller catches it), if the block's output is not needed. Linears of a routed expert are observed on the tokens
-    that its router sends to it; everywhere: (module, expert) of those that are observed on all tokens instead.
+    float32. Tokens are weighted by their batch's weights. stop_early: raise InputsSeen after the last input of each
+    batch (the caller catches it), if the block's output is not needed. Linears of a routed expert are observed on the
+    tokens that its router sends to it; everywhere: (module, expert) of those that are observed on all tokens instead.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Observer:
             if name == self.leaders[-1]:
                 self.calls_left = self.calls_left - 1 or self.calls
                 if self.stop_early and self.calls_left == self.calls:
-                    raise Observed
+                    raise InputsSeen
 
         return hook
 

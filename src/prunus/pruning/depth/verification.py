@@ -11,9 +11,12 @@ use the source's tensors under their new names; nothing is written.
 Shapes: N sequences, T tokens, W numbers per token between two blocks.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -23,13 +26,13 @@ from transformers import PreTrainedConfig
 from prunus.checkpoint.architecture import Architecture, Call, Carried, leaves
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import settings_of
+from prunus.checkpoint.model_folder import SINGLE_FILE
 from prunus.checkpoint.resolve import one_line
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError
 from prunus.pruning.depth.choice import Choice, Mix
 from prunus.pruning.depth.shortened_config import shorter_config
-from prunus.pruning.planned import planned_checkpoint
 
 TOKENS = 32
 # Relative. Both models do the same operations on the same numbers, so only alignment in memory may change rounding.
@@ -250,3 +253,31 @@ def _equal(a: Any, b: Any, numbers: Mapping[int, int]) -> bool:
     if isinstance(a, Carried):
         return isinstance(b, Carried) and (numbers[a.block], a.place) == b
     return type(a) is type(b)
+
+
+class _Planned(Checkpoint):
+    """The checkpoint of a folder that has only a configuration."""
+
+    def __init__(self, folder: Path, tensors: Mapping[str, Stored]) -> None:
+        self._given = tensors
+        super().__init__(folder)
+
+    def _find_tensors(self) -> Mapping[str, Stored]:
+        return self._given
+
+
+@contextmanager
+def planned_checkpoint(content: Mapping[str, Any], tensors: Mapping[str, Stored]) -> Iterator[Checkpoint]:
+    """A checkpoint with this content of config.json and these tensors, by their names on disk; nothing is written.
+
+    Raises PrunusError unless the tensors have exactly the names and shapes that the configuration asks for.
+    """
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "config.json").write_text(json.dumps(content))
+        (folder / SINGLE_FILE).touch()
+        try:
+            new = _Planned(folder, tensors)
+        except PrunusError as error:
+            raise PrunusError(str(error).replace(f"{folder}: ", "").replace(str(folder), "it")) from error
+        yield new

@@ -1,12 +1,14 @@
-"""The tensors of a model with fewer experts, made from the stored ones without a conversion, so that bytes stay.
+"""The tensors and the config.json of a model with fewer experts, whose stored bytes are not converted.
 
 An expert that has tensors of its own on disk keeps them under a new number. Of a tensor with one entry per expert only
-some entries are kept; they are read when they are written.
+some entries are kept; they are read when they are written. verification.py checks the result, so no rule for
+config.json need be complete.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +17,8 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.names import Origin
 from prunus.checkpoint.safetensors_file import CHUNK, ITEMSIZES, Stored
 from prunus.errors import PrunusError
-from prunus.pruning.experts.mixture import Mixture
+from prunus.pruning.depth.shortened_config import PREDICTING
+from prunus.pruning.experts.mixture import Mixture, expert_counts, number_fields
 
 
 class Cut(Stored):
@@ -108,3 +111,34 @@ def cut_tensors(
         mixture = of_block.get(index)
         tensors |= source.block_tensors(index) if mixture is None else cut_block(source, mixture, kept[index])
     return tensors
+
+
+def fewer_config(source: Checkpoint, kept: Mapping[int, int], left_out: bool) -> dict[str, Any]:
+    """The content of config.json with other numbers of experts.
+
+    kept: the number of experts of each block that loses some. left_out: whether extra blocks that predict further
+    tokens are not written.
+    """
+    content, text = source.config_json, source.text_config
+    part = next((name for name in source.config.sub_configs if getattr(source.config, name, None) is text), None)
+    if part is None or not isinstance(content.get(part), dict):
+        return _fewer(content, source, kept, left_out)
+    return {**content, part: _fewer(content[part], source, kept, left_out)}
+
+
+def _fewer(content: Mapping[str, Any], source: Checkpoint, kept: Mapping[int, int], left_out: bool) -> dict[str, Any]:
+    text, before = source.text_config, expert_counts(source)
+    after = [kept.get(index, count) for index, count in enumerate(before)]
+    # All spellings of the field, since transformers writes one and reads another; else shapes would not match.
+    names = number_fields(text)
+    present = [name for name in names if name in content and content[name] in (before[0], before, tuple(before))]
+    fewer = {**content, **dict.fromkeys(present or names[:1], _number(after, kept))}
+    if left_out:
+        fewer |= {name: 0 for name in PREDICTING if fewer.get(name)}
+    return fewer
+
+
+def _number(after: Sequence[int], kept: Mapping[int, int]) -> int | list[int]:
+    """One number if all blocks that lose experts keep the same number, as config.json of nearly all types asks for."""
+    numbers = set(kept.values())
+    return numbers.pop() if len(numbers) == 1 else list(after)

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.checkpoint.experts import run_expert
-from prunus.pruning.experts.masking import masked
-from prunus.pruning.experts.mixture import Mixture, Unremovable
+from prunus.pruning.experts.mixture import Mixture, Unremovable, masked
 from prunus.pruning.experts.seen import Reconstruction
 
 MOST_SETS = 1000  # of one size, that are all tried

@@ -5,7 +5,7 @@ that lost experts must give the same as the source's block whose router cannot c
 for one short sequence, in float32. Both read the same hidden states, so rounding cannot add up over blocks.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,7 @@ from prunus.checkpoint.linears import plain_experts
 from prunus.checkpoint.loader import return_freed_memory
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.runner import Batch, Runner
-from prunus.pruning.experts.masking import masked
-from prunus.pruning.experts.mixture import Mixture, Unremovable
+from prunus.pruning.experts.mixture import Mixture, Unremovable, masked
 
 TOKENS = 32
 # Relative. Both do the same operations; products and sums of another number of experts may be added in another order.
@@ -30,12 +29,10 @@ def verify(
     mixtures: Sequence[Mixture],
     kept: Mapping[int, Sequence[int]],
     device: torch.device,
-    changed: Collection[int] = (),
 ) -> float:
     """The largest relative difference between blocks of new and of source without the experts that are not kept.
 
-    changed: blocks with routers that were trained, which may differ. Raises Unremovable where a block computes
-    something else.
+    Raises Unremovable where a block computes something else.
     """
     ids_1T = torch.randint(source.vocabulary, (1, min(TOKENS, source.context)), generator=_generator())
     of_block, worst = {mixture.index: mixture for mixture in mixtures}, 0.0
@@ -47,7 +44,7 @@ def verify(
             raise Unremovable("the input of the first block depends on the number of experts")
         for index in range(max(of_block) + 1):
             mixture = of_block.get(index)
-            if mixture is None or index in changed:
+            if mixture is None:
                 rows_1TW = old_run.run_block(_block(old_run, source, index), rows_1TW, batch)
                 continue
             twin = batch.copy()

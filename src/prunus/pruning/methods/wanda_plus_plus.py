@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from prunus.checkpoint.runner import Runner
 from prunus.pruning.calibration.gradients import SquareSums, backward
 from prunus.pruning.calibration.hidden_states import HiddenStates, propagate
-from prunus.pruning.calibration.propagation import BlockRun, Stats, observed
+from prunus.pruning.calibration.propagation import BlockRun, Stats, observe
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.job import Job, Pass
 from prunus.pruning.methods import gblm
@@ -106,7 +106,7 @@ class RegionalRepair(Pass):
         recipe, block, hidden = job.recipe, run.block, run.hidden
         runner = Runner(job.source.config, job.source.tensors, torch.float32, job.device)
         repaired = runner.make_block(run.number, tensors)
-        stats = with_regional_gradients(runner, repaired, hidden, observed(run), recipe.gradient_scale)
+        stats = with_regional_gradients(runner, repaired, hidden, observe(run, run.linears), recipe.gradient_scale)
 
         def prune(name: str, weight_OI: Tensor, inputs: InputStats) -> Tensor:
             return job.method.prune(weight_OI, inputs, job.target(run.number, name))

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from prunus.pruning.recovery.room import StepPlan
+from prunus.pruning.recovery.memory import StepPlan
 
 BETAS = (0.9, 0.95)
 EPS = 1e-12  # the gradients of a mean over many tokens are small

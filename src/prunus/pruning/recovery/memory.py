@@ -89,7 +89,7 @@ def part_bytes(source: Checkpoint, index: int) -> int:
     return ACTIVATION_BYTES * (source.architecture.width + max(parts.values()))
 
 
-def check_room(source: Checkpoint, device: torch.device) -> None:
+def check_memory(source: Checkpoint, device: torch.device) -> None:
     """Raise PrunusError unless training the largest block fits into the memory that is free."""
     needed = TRAINING_BYTES * largest_block(source)
     if needed > (free := free_on(device)):
