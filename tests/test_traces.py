@@ -14,7 +14,7 @@ from prunus.evaluation import run as loop
 from prunus.evaluation import traces as module
 from prunus.evaluation.tasks import load_task
 from prunus.evaluation.tasks.tiny import EVALUATION_SEED, held_out, question_hash
-from prunus.evaluation.traces import choose, difficulty
+from prunus.evaluation.traces import Trace, choose, difficulty
 from prunus.recipes import EvalPlan, TraceRecipe
 from prunus.results.store import Store
 
@@ -100,8 +100,17 @@ def test_filters_that_leave_nothing_keep_the_chains(tmp_path, monkeypatch):
     assert prunus.traces("tiny", out, recipe(temperature=50.0))["chains"] == 12
 
 
-def chain(problem, draw, correct, thinking):
-    return {"problem_id": problem, "draw": draw, "correct": correct, "thinking_tokens": thinking}
+def chain(problem: str, draw: int, correct: bool, thinking: int) -> Trace:
+    return {
+        "token_ids": [],
+        "prompt_tokens": 0,
+        "thinking_tokens": thinking,
+        "ended": "natural",
+        "correct": correct,
+        "problem_id": problem,
+        "problem_digest": "",
+        "draw": draw,
+    }
 
 
 CHAINS = [

@@ -3,7 +3,6 @@
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from prunus.checkpoint.model_folder import EngineFolder, ModelFacts, ModelFolder, is_packed
 from prunus.checkpoint.packed.checkpoint import PackedCheckpoint
@@ -27,13 +26,13 @@ def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> 
     return PackedCheckpoint(folder), "sparse" if runs_sparse(folder, device, engine.sparse) else None
 
 
-def describe_model(model: str | Path, checkpoint: ModelFacts, kernel: str | None = None) -> dict[str, Any]:
+def describe_model(model: str | Path, checkpoint: ModelFacts, kernel: str | None = None) -> dict[str, object]:
     """The description of a model that the store keeps: name, source, checksum, manifest, parameters, blocks and dtype.
 
     name: the last part of a folder's path, else `model`. A kernel is added to the steps in the manifest, so that tables
     distinguish the packed model from its dense equal; the quantisation of a model that is read quantised is added too.
     """
-    steps: list[tuple[str, dict[str, Any]]] = []
+    steps: list[tuple[str, dict[str, object]]] = []
     if checkpoint.quantisation is not None:
         steps.append(("quantise", {"method": checkpoint.quantisation}))
     if kernel is not None:
@@ -55,7 +54,7 @@ def describe_model(model: str | Path, checkpoint: ModelFacts, kernel: str | None
     return described
 
 
-def describe_versions(backend: Engine) -> dict[str, Any]:
+def describe_versions(backend: Engine) -> dict[str, object]:
     """Versions, device and settings on which results may depend besides model and plan."""
     packages = {package: version(package) for package in ("prunus", "torch", "transformers")}
     ours = {"grader": GRADER_VERSION, "protocol": PROTOCOL_VERSION}

@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 
 class Sampling(NamedTuple):
@@ -159,7 +159,7 @@ class Engine:
     streams: bool = False
 
     @property
-    def description(self) -> dict[str, Any]:
+    def description(self) -> dict[str, object]:
         """The engine and all settings that its results may depend on, to be stored with a run."""
         return {}
 

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypedDict
 
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve
@@ -33,8 +33,20 @@ from prunus.progress import Steps
 from prunus.recipes import TraceRecipe
 from prunus.results.rows import Key, Sample
 
-Trace = dict[str, Any]
 BYTES_PER_TOKEN = 16  # of JSON, in the partial and the final file together
+
+
+class Trace(TypedDict):
+    """A chain, as a line of the result has it (see `traces`)."""
+
+    token_ids: list[int]
+    prompt_tokens: int
+    thinking_tokens: int
+    ended: str
+    correct: bool
+    problem_id: str
+    problem_digest: str
+    draw: int
 
 
 def traces(

@@ -73,7 +73,7 @@ class ChatServer(Engine):
         run(self._connect(names_of(folder)))
 
     @property
-    def description(self) -> dict[str, Any]:
+    def description(self) -> dict[str, object]:
         """What is known of the server, stored with the run; its address is not."""
         return {"engine": "openai", "server": self.server, "api": "chat completions"}
 
@@ -130,9 +130,9 @@ class ChatServer(Engine):
                 await asyncio.sleep(pause(tries))
         raise AssertionError
 
-    def _body(self, request: ChatRequest, sampling: Sampling) -> dict[str, Any]:
+    def _body(self, request: ChatRequest, sampling: Sampling) -> dict[str, object]:
         """The body of a request; for vLLM it sets every parameter for which a model's own files have defaults."""
-        body: dict[str, Any] = {
+        body: dict[str, object] = {
             "model": self.name,
             "messages": request.messages,
             "stream": False,

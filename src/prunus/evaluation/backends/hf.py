@@ -137,9 +137,12 @@ class HFBackend(Backend):
         return torch.get_num_threads() if small and forks else 1
 
     @property
-    def description(self) -> dict[str, str]:
+    def description(self) -> dict[str, object]:
         """Device, dtype and kernel, stored with the run."""
-        found = {"device": str(self.model.device), "dtype": str(compute_dtype(self.model)).removeprefix("torch.")}
+        found: dict[str, object] = {
+            "device": str(self.model.device),
+            "dtype": str(compute_dtype(self.model)).removeprefix("torch."),
+        }
         if (kept := kept_of(self.model)) is not None:
             found["kernel"] = str(kept)
         return found | ({"kernel": str(describe(self.model))} if is_sparse(self.model) else {})

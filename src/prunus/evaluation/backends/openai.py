@@ -81,7 +81,7 @@ class OpenAIBackend(Backend):
         self.owned.close()
 
     @property
-    def description(self) -> dict[str, Any]:
+    def description(self) -> dict[str, object]:
         """What is known of the server, stored with the run; its address is not."""
         stops = "texts" if self.stop_texts else "ids"
         return {"engine": "openai", "server": self.server, "token_ids": self.token_ids, "stops": stops}
@@ -208,7 +208,7 @@ class OpenAIBackend(Backend):
             payload["logit_bias"] = self._bias(request.banned)
         return payload
 
-    def _llama_cpp_payload(self, request: Request, sampling: Sampling) -> dict[str, Any]:
+    def _llama_cpp_payload(self, request: Request, sampling: Sampling) -> dict[str, object]:
         """A request under the names of llama.cpp."""
         stops = self._texts(request.stops)
         return {

@@ -90,7 +90,7 @@ class PaddedRows:
         self.layers = [GrowingLayer() for _ in range(config.num_hidden_layers)]
         # transformers 5.2x renamed this argument; the old name still works but raises a warning.
         names = inspect.signature(type(model).forward).parameters
-        self._cache: dict[str, Any] = {
+        self._cache: dict[str, object] = {
             ("cache" if "cache" in names else "past_key_values"): Cache(layers=[*self.layers])
         }
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in names else {}
@@ -251,7 +251,7 @@ class SeparateRows:
     def _read(self, row: int, ids: list[int]) -> Tensor:
         """Append ids to a row; returns (V,) logits of the next token. PrunusError if the model returns no cache."""
         cache = self._caches[row]
-        given: dict[str, Any] = {} if cache is None else {str(self._cache): cache}
+        given: dict[str, object] = {} if cache is None else {str(self._cache): cache}
         ids_1T = torch.tensor([ids], device=self.model.device)
         start, self._lengths[row] = self._lengths[row], self._lengths[row] + len(ids)
         # As transformers' generate does, since some models cannot derive positions from their caches.

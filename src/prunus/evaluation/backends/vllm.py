@@ -79,7 +79,7 @@ class VLLMBackend(Backend):
         kind = platform()
         if device not in ("auto", kind) and device.partition(":")[0] != kind:
             raise PrunusError(f"device '{device}' is not what the installed vLLM {version} supports: it runs on {kind}")
-        ours: dict[str, Any] = {"dtype": dtype_for(folder, kind), "use_tqdm_on_load": False, "seed": 0}
+        ours: dict[str, object] = {"dtype": dtype_for(folder, kind), "use_tqdm_on_load": False, "seed": 0}
         if kind == "cpu":
             # After part of a prompt vLLM 0.32 sets back the request's generator, which fails on a CPU.
             ours["enable_chunked_prefill"] = False
@@ -99,7 +99,7 @@ class VLLMBackend(Backend):
         return cls(llm, folder, vocabulary, args)
 
     @property
-    def description(self) -> dict[str, Any]:
+    def description(self) -> dict[str, object]:
         """Engine, version and settings that results may depend on, stored with the run."""
         model = self.config.model_config
         return {

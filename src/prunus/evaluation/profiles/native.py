@@ -31,7 +31,7 @@ class NativeControl:
         """Whether the engine ends the thinking at the budget, rather than the model being told of it."""
         return bool(self.parameter)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """The control as plain data, for the stored plan."""
         found = {"parameter": self.parameter, "template": self.template, "efforts": dict(self.efforts or {})}
         return {name: value for name, value in found.items() if value}

@@ -29,7 +29,7 @@ class Switch:
     template: Mapping[str, Any]
     block: str = ""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """The switch as plain data, for the stored plan."""
         return {"block": self.block} if self.block else {"template": dict(self.template)}
 

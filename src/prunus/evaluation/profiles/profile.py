@@ -172,7 +172,7 @@ class Profile:
         if self.off_template or self.off_block or self.native_parameter or self.native_template or self.native_efforts:
             raise PrunusError("[prompt] is for models without a chat template, so there is no [off] and no [native]")
 
-    def strings(self) -> dict[str, Any]:
+    def strings(self) -> dict[str, object]:
         """All settings that affect the text, for the stored plan.
 
         Fields that older versions did not have are left out at their default, which keeps the ids of stored runs.
@@ -181,7 +181,7 @@ class Profile:
         # Their effects are stored instead.
         of_the_model = {"match", "sampling_from_model", "model_system_file", "off_template", "off_block"}
         of_the_model |= {"native_parameter", "native_template", "native_efforts"}
-        default: dict[str, Any] = {
+        default: dict[str, object] = {
             "template_opens": "auto", "answer_in_chain": False, "strip": (), "template": {}, "system": "", "date": DATE,
             "prompt": "",
         }  # fmt: skip

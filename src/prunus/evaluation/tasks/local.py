@@ -3,13 +3,24 @@
 import json
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks.problem import MAX_CHOICES, AnswerKind, Problem, gold_letter
 
 SHAPE = '{"id": "...", "problem": "...", "answer": "..."}'
 _INTEGER = re.compile(r"[+-]?(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)(?:\.0*)?")
+
+
+class Line(NamedTuple):
+    """The content of one line. kind: None where the line does not say it."""
+
+    id: str
+    problem: str
+    answer: str
+    choices: tuple[str, ...]
+    kind: AnswerKind | None
+    group: str
 
 
 def load_file(path: Path) -> list[Problem]:
@@ -24,21 +35,21 @@ def load_file(path: Path) -> list[Problem]:
         lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
         raise PrunusError(f"cannot read task file {path}: {error.strerror}") from error
-    rows: list[tuple[int, dict[str, Any]]] = []
+    rows: list[tuple[int, Line]] = []
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = parse_line(line)
-            if (first := seen.setdefault(row["id"], number)) != number:
-                raise PrunusError(f"id {row['id']!r} was already used in line {first}; ids must differ")
+            if (first := seen.setdefault(row.id, number)) != number:
+                raise PrunusError(f"id {row.id!r} was already used in line {first}; ids must differ")
         except PrunusError as error:
             raise PrunusError(f"{path}:{number}: {error}") from error
         rows.append((number, row))
     if not rows:
         raise PrunusError(f"task file {path} holds no problem; write one per line as {SHAPE}")
-    open_answers = [row["answer"] for _, row in rows if row["kind"] is None and not row["choices"]]
+    open_answers = [row.answer for _, row in rows if row.kind is None and not row.choices]
     default: AnswerKind = "integer" if all(map(_INTEGER.fullmatch, open_answers)) else "math"
     problems = []
     for number, row in rows:
@@ -49,8 +60,8 @@ def load_file(path: Path) -> list[Problem]:
     return problems
 
 
-def parse_line(line: bytes) -> dict[str, Any]:
-    """Id, problem, answer, choices (tuple of texts), kind (or None) and group of one line; PrunusError if it is bad."""
+def parse_line(line: bytes) -> Line:
+    """The content of one line; PrunusError if it is bad."""
     try:
         row = json.loads(line.decode(), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
@@ -63,7 +74,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
         raise PrunusError(f"a line must be a JSON object, not {type(row).__name__}; write {SHAPE}")
     if missing := [key for key in ("id", "problem", "answer") if key not in row]:
         raise PrunusError(f"key '{missing[0]}' is missing; write {SHAPE}")
-    texts = {key: _text(key, row[key]) for key in ("id", "problem", "answer")}
+    id, problem, answer = (_text(key, row[key]) for key in ("id", "problem", "answer"))
     kind = row.get("kind")
     if kind is not None and kind not in get_args(AnswerKind):
         raise PrunusError(f"kind {kind!r} is not known; choose one of {', '.join(get_args(AnswerKind))}")
@@ -73,7 +84,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
             f"kind '{kind}' {'with' if choices else 'without'} choices; kind choice is the one that has them"
         )
     group = "" if row.get("group") is None else _text("group", row["group"])
-    return {**texts, "choices": choices, "kind": kind, "group": group}
+    return Line(id, problem, answer, choices, kind, group)
 
 
 def _refuse_constant(name: str) -> float:
@@ -109,14 +120,14 @@ def _choices(value: Any) -> tuple[str, ...]:
     return choices
 
 
-def _problem(row: dict[str, Any], task: str, default: AnswerKind) -> Problem:
-    kind: AnswerKind = row["kind"] or ("choice" if row["choices"] else default)
-    answer = row["answer"]
+def _problem(row: Line, task: str, default: AnswerKind) -> Problem:
+    kind: AnswerKind = row.kind or ("choice" if row.choices else default)
+    answer = row.answer
     if kind == "choice":
-        answer = gold_letter(answer, row["choices"])
+        answer = gold_letter(answer, row.choices)
     elif kind == "integer":
         answer = gold_integer(answer)
-    return Problem(row["id"], task, row["problem"], answer, kind, row["choices"], group=row["group"])
+    return Problem(row.id, task, row.problem, answer, kind, row.choices, group=row.group)
 
 
 def gold_integer(answer: str) -> str:
