@@ -26,6 +26,7 @@ from prunus.results.order import interleaved, seeded_order
 from prunus.results.rows import Run
 from prunus.results.store import Store
 from prunus.study import engine as engines
+from prunus.study import evaluate
 from prunus.study.find import find as finding
 from prunus.study.find import rungs as making
 from prunus.study.find.ladders import ladders_of, sparsities
@@ -151,7 +152,7 @@ def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(search_folde
     settings: dict[str, Any] = {"methods": ["wanda"], "settings": CALIBRATION}
     whole = search("0.1,0.2", out="whole", store="whole.db", **settings)
     done: list[str] = []
-    original, renaming, deleting = making.do_batch, finding.replace_folder, finding.shutil.rmtree
+    original, renaming, deleting = evaluate.do_batch, finding.replace_folder, finding.shutil.rmtree
 
     def stop_at(where: str, number: int) -> None:
         def stopping(function: Any, name: str) -> Any:
@@ -167,7 +168,7 @@ def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(search_folde
 
             return call
 
-        monkeypatch.setattr(making, "do_batch", stopping(original, "batch"))
+        monkeypatch.setattr(evaluate, "do_batch", stopping(original, "batch"))
         monkeypatch.setattr(making, "make_variant", stopping(making_variant, "make"))
         monkeypatch.setattr(finding, "replace_folder", stopping(renaming, "rename"))
 
@@ -206,7 +207,7 @@ def test_a_search_in_several_processes_ends_with_the_same_bytes(search_folder, s
 
 
 def test_another_search_does_not_go_on_with_unfinished_work(search_folder, scripted, monkeypatch):
-    monkeypatch.setattr(making, "do_batch", lambda *_: (_ for _ in ()).throw(Stop()))
+    monkeypatch.setattr(evaluate, "do_batch", lambda *_: (_ for _ in ()).throw(Stop()))
     with pytest.raises(Stop):
         search()
     for ladder, margin, told in (("0.1:0.4:0.1", 0.2, "margin 0.1, now 0.2"), ("0.1,0.2", 0.1, "another ladder")):

@@ -32,7 +32,7 @@ from prunus.results.comparison import compare
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study import engine as engines
-from prunus.study import run as running
+from prunus.study import evaluate as running
 from prunus.study import variants
 from prunus.study.cells import open_model, open_models
 from prunus.study.engine import swapped
@@ -569,8 +569,8 @@ def test_a_base_that_has_no_answers_yet_and_models_that_wait(tmp_path, monkeypat
 
 KILLED = """
 import prunus, signal, sys
-from prunus.study import run
-original, batches = run.do_batch, 0
+from prunus.study import evaluate
+original, batches = evaluate.do_batch, 0
 def noted(*arguments):
     global batches
     batches += 1
@@ -578,7 +578,7 @@ def noted(*arguments):
     if batches == int(sys.argv[3]):
         signal.pause()  # until we are killed
     return original(*arguments)
-run.do_batch = noted
+evaluate.do_batch = noted
 prunus.run_study(sys.argv[1], out=sys.argv[2])
 """
 

@@ -18,8 +18,8 @@ from prunus.errors import PrunusError
 from prunus.evaluation.tasks import TASKS, Problem, Task
 from prunus.results.rows import Sample
 from prunus.results.store import Store
+from prunus.study import evaluate as running
 from prunus.study import plan as planning
-from prunus.study import run as running
 from prunus.study.cells import open_model, variant_names
 from prunus.study.file import read_study
 from prunus.study.live_table import LiveTable, Row, duration

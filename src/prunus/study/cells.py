@@ -265,7 +265,10 @@ def same_effect(first: Entry, second: Entry) -> str:
 
 
 def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The settings of a recipe that have an effect, with files replaced by digests of their content."""
+    """The settings of a recipe that have an effect, with files replaced by digests of their content.
+
+    Stored: its hash is the key of a variant.
+    """
     unused = unused_settings(recipe)
     kept: dict[str, Any] = {key: value for key, value in recipe.to_json().items() if key not in unused}
     if isinstance(recipe, DropRecipe) and recipe.indices:

@@ -34,7 +34,7 @@ DELETED: Mapping[tuple[str, str], tuple[Any, str]] = {
     ("find", "anyway"): (False, "take more problems or a larger margin"),
 }
 RECOVER = "recover"  # key of each kind of RECIPES: true, false or a table of settings
-FEWER = "experts"  # key of [[prune]], as RECOVER: the experts that are removed before
+EXPERTS = "experts"  # key of [[prune]], as RECOVER: how experts are removed before
 TOP = ("name", "models", "keep_checkpoints", "eval", "engine", "calibration", *RECIPES, "find", "report")
 REPORT = ("base", "margin", "stop_margin", "published")
 ENGINE = tuple(field.name for field in fields(EngineOptions))
@@ -67,7 +67,7 @@ _TABLES |= {kind: f"[[{kind}]]" for kind in (*RECIPES, "find")}
 _KEYS: dict[str, Sequence[str]] = {"[eval]": [field.name for field in fields(EvalPlan)], "[calibration]": SHARED}
 _KEYS |= {f"[[{kind}]]": [field.name for field in fields(cls)] for kind, cls in RECIPES.items()}
 _KEYS |= {f"[[{kind}]]": [*_KEYS[f"[[{kind}]]"], RECOVER] for kind in RECIPES}
-_KEYS["[[prune]]"] = [*_KEYS["[[prune]]"], FEWER]
+_KEYS["[[prune]]"] = [*_KEYS["[[prune]]"], EXPERTS]
 _KEYS |= {"[report]": REPORT, "[engine]": ENGINE, "the top of the file": TOP}
 _KEYS |= {f"{RECOVER} = {{...}}": [field.name for field in fields(RecoverRecipe)]}
 _KEYS |= {"[[find]]": [*FIND_KEYS, RECOVER]}
@@ -288,8 +288,8 @@ class _Reader:
         cls = RECIPES[kind]
         for number, table in self.tables(kind):
             recoveries = self.settings(kind, number, RECOVER, table.get(RECOVER, False), RecoverRecipe)
-            fewer = self.settings(kind, number, FEWER, table.get(FEWER, False), ExpertsRecipe)
-            table = {key: value for key, value in table.items() if key not in (RECOVER, FEWER)}
+            fewer = self.settings(kind, number, EXPERTS, table.get(EXPERTS, False), ExpertsRecipe)
+            table = {key: value for key, value in table.items() if key not in (RECOVER, EXPERTS)}
             for values in self.grid(kind, number, dict(shared) | _with_blocks_as_text(kind, table), cls):
                 recipe = self.make(kind, number, cls, self.with_paths(values))
                 line = self.lines.of(kind, "", number)
@@ -297,8 +297,8 @@ class _Reader:
                     yield Entry(
                         recipe,
                         line,
-                        self.another(kind, number, RECOVER, recipe, recover, RecoverRecipe),
-                        self.another(kind, number, FEWER, recipe, experts, ExpertsRecipe),
+                        self.step_recipe(kind, number, RECOVER, recipe, recover, RecoverRecipe),
+                        self.step_recipe(kind, number, EXPERTS, recipe, experts, ExpertsRecipe),
                     )
 
     def finds(self, shared: Mapping[str, Any], margins: Mapping[str, MarginLike]) -> Iterator[FindTable]:
@@ -355,7 +355,7 @@ class _Reader:
                 self.check_type(kind, name, number, setting, hints[key], name=key)
         return [choice if isinstance(choice, dict) else {} if choice else None for choice in choices]
 
-    def another(
+    def step_recipe(
         self, kind: str, number: int, name: str, recipe: Recipe, settings: Mapping[str, Any] | None, cls: type[Step]
     ) -> Step | None:
         """The recipe of a further step, of the key of this name; None where settings is None.
