@@ -16,7 +16,7 @@ from prunus.evaluation.grading import Grader
 from prunus.evaluation.run import fill_store
 from prunus.recipes import EvalPlan
 from prunus.results.store import Store
-from prunus.study.find import rungs as making
+from prunus.study import evaluate
 from prunus.study.find.find import carry_out
 from prunus.study.find.ladders import ladders_of
 from prunus.study.find.on_ray import RayRungs
@@ -59,7 +59,7 @@ class Pretended(Driver):
 )
 def test_the_rows_and_decisions_are_those_of_one_machine(scripted, monkeypatch, methods, ladder, tokens, best):
     """Any job of those that a decision needs comes next; no other row is computed."""
-    monkeypatch.setattr(making, "describe_versions", lambda _: {"test": "1"})
+    monkeypatch.setattr(evaluate, "describe_versions", lambda _: {"test": "1"})
     search, done = opened(ladder, methods, tokens), list[Job]()
     alone = carry_out(search, Path("alone"), Path("alone.db"), "cpu")
     assert alone["found"] == best
@@ -81,7 +81,7 @@ def test_with_vllm_rungs_are_made_before_its_engines_start(scripted, monkeypatch
 
 
 def test_the_command_searches_on_the_cluster_that_it_names(scripted, monkeypatch, capsys):
-    monkeypatch.setattr(making, "describe_versions", lambda _: {"test": "1"})
+    monkeypatch.setattr(evaluate, "describe_versions", lambda _: {"test": "1"})
     asked = list[str]()
     monkeypatch.setattr(ray_cluster, "find_cluster", lambda address: asked.append(address) or f"{address}:1")
     main([*COMMAND[:2], "alone", *COMMAND[3:], "--ladder", "0.1", "--store", "alone.db"])

@@ -101,6 +101,7 @@ ladder = "0.1:0.5:0.1"
 margin = 0.2
 stop_margin = 0.25
 max_tokens = 4000
+look = 40
 """
 
 

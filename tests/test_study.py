@@ -33,7 +33,7 @@ from prunus.results.comparison import compare
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study import engine as engines
-from prunus.study import run as running
+from prunus.study import evaluate as running
 from prunus.study.cells import open_model, open_models
 from prunus.study.engine import swapped
 from prunus.study.file import read_study

@@ -132,9 +132,9 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = F
     links = []
     if tour.search is not None:
         found = folder / ("quick-found" if quick else "found")
-        told = search(tour.model, tour.search, plan, store, found)
-        out_console.print(told)
-        links.append((told, f"{found.name}/{PAGE}"))
+        outcome = search(tour.model, tour.search, plan, store, found)
+        out_console.print(outcome)
+        links.append((outcome, f"{found.name}/{PAGE}"))
     page = folder / f"{prefix}report.html"
     prunus.report(store, page, base=runs[tour.model], overwrite=True, runs=set(runs.values()), links=links)
     say(f"The page with curves, intervals and texts: {page}")

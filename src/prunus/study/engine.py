@@ -31,7 +31,7 @@ from prunus.study.variants import blocks_removed, files_of, read_info, read_tens
 PROBE_TOKENS = 16
 
 
-def made_before(backend: str, device: str) -> bool:
+def makes_all_first(backend: str, device: str) -> bool:
     """Whether all variants are made before the engine starts: from then on vLLM occupies the whole GPU."""
     return backend == "vllm" and pick(device) != "cpu"
 

@@ -171,11 +171,11 @@ class LiveTable:
 
     def visible_rows(self) -> tuple[Sequence[Row], int]:
         """The rows that fit on the screen, the current one among them, and the number of rows that do not fit."""
-        room = max(1, progress.console.height - LINES_AROUND)
+        height = max(1, progress.console.height - LINES_AROUND)
         rows = list(self.rows.values())
         position = rows.index(self.current) if self.current in rows else 0
-        start = max(0, min(position - room // 2, len(rows) - room))
-        shown = rows[start : start + room]
+        start = max(0, min(position - height // 2, len(rows) - height))
+        shown = rows[start : start + height]
         return shown, len(rows) - len(shown)
 
 

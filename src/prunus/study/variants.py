@@ -41,8 +41,8 @@ MEASURED = "measured"  # folder within MAKING for measurements that several vari
 class VariantInfo:
     """A variant without its weights. kept: indices of the source's blocks that it has.
 
-    The other fields describe the variant as a whole checkpoint, as the evaluation describes a model. The variant's file
-    stores all of them by name, so the names must not change.
+    Stored: in the variant's file, by the names of the fields. The others describe the variant as a whole checkpoint, as
+    the evaluation describes a model.
     """
 
     kept: list[int]

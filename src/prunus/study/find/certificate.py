@@ -69,7 +69,7 @@ def computed(store: Store, declared: Data, form: int = FORMAT) -> dict[str, Any]
             "looked": looked,
             "tokens": one.tokens,
             "evidence": decision.evidence,
-            "path": _path(one.found, decision.rounds, rule),
+            "path": _path(one.differences, decision.rounds, rule),
             "accuracy": accuracy(rows, run_id, looked) if looked else None,
             "dense_accuracy": accuracy(rows, dense, looked) if looked else None,
             "checksum": run.model.get("checksum"),
@@ -187,22 +187,22 @@ def _error(declared: Data, shown: Data) -> str:
     many, traced = len(declared["ladders"]), shown.get("searches")
     over = f", over all {many} ladders" if many > 1 else ""
     if not traced or not traced["before"]:
-        said = f"The probability that any claim is false is at most {100 * declared['alpha']:g} %{over}"
+        text = f"The probability that any claim is false is at most {100 * declared['alpha']:g} %{over}"
     else:
         before = len(traced["before"])
         others = f"the {before} searches" if before > 1 else "the search"
-        said = (
+        text = (
             f"The probability that any claim of this search{over} or of {others} before it on the same model and tasks"
             f" is false is at most {100 * traced['alpha']:g} %, the sum of their alphas"
         )
     if declared.get("groups"):
-        said += f", if the {number_of_groups(declared)} groups of problems are independent"
+        text += f", if the {number_of_groups(declared)} groups of problems are independent"
     if traced and traced["had"]:
         also = " and" if declared.get("groups") else ","
-        said += (
+        text += (
             f"{also} if its declaration did not depend on the rows that existed then ({problems_had(traced['had'])})"
         )
-    return said
+    return text
 
 
 def number_of_groups(declared: Data) -> int:

@@ -86,7 +86,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Decided:
-    """A rung that was decided. ladder: its number. rung: as declared. found: differences of all rounds with rows.
+    """A rung that was decided. ladder: its number. rung: as declared. differences: of all rounds with rows.
 
     looked: rounds whose rows the decision took. why: what left it open where neither bounds nor problems did.
     tokens: sampled for its own rows. spent: for all rows looked at so far, the dense model's among them, which is
@@ -96,7 +96,7 @@ class Decided:
     ladder: int
     rung: Data
     decision: Decision
-    found: Mapping[str, Floats]
+    differences: Mapping[str, Floats]
     looked: int
     why: str
     tokens: int

@@ -249,11 +249,11 @@ def check_work(folder: Path, search: Search, overwrite: bool) -> None:
     except (OSError, ValueError):
         raise PrunusError(f"{folder} exists and is no unfinished search: delete it, or name another output") from None
     asked = json.loads(canonical_json(search.identity()))
-    if apart := [name for name in asked if found.get(name) != asked[name]]:
-        name = apart[0]
+    if changed := [name for name in asked if found.get(name) != asked[name]]:
+        name = changed[0]
         short = all(isinstance(side.get(name), int | float | None) for side in (found, asked))
-        told = f"{name} {found.get(name)}, now {asked[name]}" if short else f"another {name}"
-        raise PrunusError(f"{folder} holds an unfinished search with {told}: delete it, or add --overwrite")
+        difference = f"{name} {found.get(name)}, now {asked[name]}" if short else f"another {name}"
+        raise PrunusError(f"{folder} holds an unfinished search with {difference}: delete it, or add --overwrite")
 
 
 def open_work(folder: Path, search: Search) -> None:

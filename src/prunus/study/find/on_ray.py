@@ -9,14 +9,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from prunus import progress
 from prunus.results.order import Round
-from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study.cells import Cell, Variant
 from prunus.study.find.rungs import Rungs, Show
 from prunus.study.find.search import Search
-from prunus.study.live_table import LiveTable
 from prunus.study.paths import StudyPaths
 from prunus.study.ray.cluster import Cluster, connected
 from prunus.study.ray.driver import Driver
@@ -39,7 +36,7 @@ class RayRungs(Rungs):
 
     def __init__(self, search: Search, store: Store, folder: Path, device: str, cluster: Cluster) -> None:
         super().__init__(search, store, folder, device)
-        self.cluster, self.table = cluster, Progress()
+        self.cluster = cluster
         self.driver: Driver | None = None
 
     def evaluate(self, parts: Sequence[tuple[Cell, Sequence[Round]]], show: Show) -> bool:
@@ -74,23 +71,6 @@ class RayRungs(Rungs):
         gpus, cpus = self.cluster.worker_gpus(), self.cluster.cpus
         paths, search = StudyPaths(self.folder, Path(self.store.path)), self.search
         made = Driver([search.model], paths, self.store, self.table, claims, search.study, self.device, gpus, cpus)
-        made.adaptive = {"by": "find", "seed": search.plan.seed}
+        made.adaptive = self.adaptive
         made.check_capacity()
         return made
-
-
-class Progress(LiveTable):
-    """Stands in for a study's table: `tell` is told of rows that were added, since the walk shows its own progress."""
-
-    def __init__(self) -> None:
-        super().__init__("", {}, {})
-        self.tell: Show = lambda *_: None
-
-    def say(self, activity: str, log: bool = False) -> None:
-        """Print what is worth a line."""
-        if log:
-            progress.say(activity)
-
-    def add(self, run_id: str, samples: Sequence[Sample], tokens: int, seconds: float) -> None:
-        """Tell of rows that were added."""
-        self.tell(len(samples) / len({sample.budget for sample in samples}), tokens)

@@ -89,7 +89,7 @@ def amount(margin: Any, of: str, base: str) -> str:
     return asked.words(base) if asked.relative else f"{asked.words()} of {of}"
 
 
-def looks(declared: Data) -> dict[str, Look]:
+def styles_of(declared: Data) -> dict[str, Look]:
     """The look of every declared rung by its run: a colour for each ladder, dashes and markers along it."""
     found, index = {}, 0
     for number, ladder in enumerate(declared["ladders"]):
@@ -127,7 +127,7 @@ def ladder_table(declared: Data, ladder: Data, seen: Data, dense_tokens: int) ->
 
     dense_tokens: tokens of the dense model, which is the first row.
     """
-    every, styles = {rung["run"]: rung for rung in seen["rungs"]}, looks(declared)
+    every, styles = {rung["run"]: rung for rung in seen["rungs"]}, styles_of(declared)
     rows: list[tuple[Look | str, list[Any]]] = [(_dense(declared), [0.0, None, None, None, None, dense_tokens])]
     for rung in ladder["rungs"]:
         look, one = styles[rung["run"]], every.get(rung["run"])
@@ -162,7 +162,7 @@ def _words(end: str) -> str:
 
 def _paths(declared: Data, shown: Data) -> str:
     """The bounds over the problems, two panels for each rung that was looked at."""
-    styles, panels = looks(declared), []
+    styles, panels = styles_of(declared), []
     asked = {end: Margin.of(declared["margin" if end == ACCURACY else "stop_margin"]) for end in ENDPOINTS}
     margins = {end: 0.0 if margin.relative else margin.size for end, margin in asked.items()}
     least = {
@@ -225,7 +225,7 @@ def _curves(declared: Data, shown: Data) -> str:
     rungs = [rung for ladder in shown["ladders"] for rung in ladder["rungs"] if rung["accuracy"]]
     if not rungs:
         return ""
-    styles, longest = looks(declared), max(rungs, key=lambda rung: rung["looked"])
+    styles, longest = styles_of(declared), max(rungs, key=lambda rung: rung["looked"])
     lines = []
     for look, values in [
         (_dense(declared), longest["dense_accuracy"]),

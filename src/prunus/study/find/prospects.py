@@ -135,16 +135,16 @@ def lines_of(search: Search, found: Prospects, dense: Mapping[str, float]) -> li
     lines = [f"{each}; {found.rungs} rungs ({ladders})"]
     for end, one in found.forecasts.items():
         margin, least = search.rule.margins[end], points(ceil(1000 * one.smallest) / 1000)
-        told = size(search, end)
+        asked = size(search, end)
         if margin.relative:
-            told += f", {points(margin.points(dense[end]))}," if end in dense else ", if that is everything,"
+            asked += f", {points(margin.points(dense[end]))}," if end in dense else ", if that is everything,"
         takes = (
             f"about {ceil_problems(one.fewer, search)} to {counted(one.rounds, search)}"
             if isfinite(one.rounds)
             else "more problems than anybody has"
         )
         line = (
-            f"{words(end)}: a margin of {told} takes {takes} if {100 * FEW_CHANGED:g} to {100 * CHANGED:g} %"
+            f"{words(end)}: a margin of {asked} takes {takes} if {100 * FEW_CHANGED:g} to {100 * CHANGED:g} %"
             " of a rung's draws change (an assumption)"
         )
         line += f"; {least} at best"

@@ -9,24 +9,45 @@ from typing import Any, Self
 from prunus.checkpoint.manifest import MANIFEST
 from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.grading import Grader
-from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import cut_into_batches
-from prunus.evaluation.run import check_engine, fill_store, missing_chains
+from prunus.evaluation.run import missing_chains
 from prunus.hashing import content_hash
 from prunus.progress import say
 from prunus.pruning.calibration.saved_statistics import FIELDS, stats
 from prunus.pruning.methods import find_method
 from prunus.recipes import PruneRecipe
 from prunus.results.order import Round
+from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study.cells import Cell, Variant
-from prunus.study.engine import Engine, made_before
+from prunus.study.engine import Engine, makes_all_first
+from prunus.study.evaluate import Batch, evaluate_cells
 from prunus.study.find.search import Search
-from prunus.study.variants import add_run, is_made, kept_folder, make_variant, unfinished_folder, variant_files
+from prunus.study.live_table import LiveTable
+from prunus.study.variants import is_made, kept_folder, make_variant, unfinished_folder, variant_files
 
-Batch = list[tuple[int, int]]  # (index of the problem, draw)
 Show = Callable[[float, int], None]  # of chains that were completed, and of tokens sampled for them
+
+
+class Progress(LiveTable):
+    """Stands in for a study's table: `tell` is told of rows that were added, since the walk shows its own progress."""
+
+    def __init__(self) -> None:
+        super().__init__("", {}, {})
+        self.tell: Show = lambda *_: None
+
+    def say(self, activity: str, log: bool = False) -> None:
+        """Print what is worth a line."""
+        if log:
+            say(activity)
+
+    def within(self, _: float, note: str) -> None:
+        """Show nothing of the batch in progress."""
+
+    def add(self, run_id: str, samples: Sequence[Sample], tokens: int, seconds: float) -> None:
+        """Tell of rows that were added."""
+        self.tell(len(samples) / len({sample.budget for sample in samples}), tokens)
 
 
 class Rungs:
@@ -38,8 +59,10 @@ class Rungs:
     def __init__(self, search: Search, store: Store, folder: Path, device: str) -> None:
         self.search, self.store, self.folder, self.device = search, store, folder, device
         self.engine = Engine(search.study, device)
-        self.all_before = made_before(search.plan.backend, device)
+        self.all_first = makes_all_first(search.plan.backend, device)
+        self.table = Progress()
         self.grader: Grader | None = None
+        self.adaptive = {"by": "find", "seed": search.plan.seed}
         self.held: tuple[Variant, Backend | ChatServer] | None = None
         self.deleted: set[str] = set()
         self.holding, self.stack = ExitStack(), ExitStack()
@@ -64,28 +87,21 @@ class Rungs:
     def evaluate(self, parts: Sequence[tuple[Cell, Sequence[Round]]], show: Show) -> bool:
         """Compute and store the rows of cells that are missing, each in its rounds; returns whether there were any."""
         work = [(cell, missing) for cell, rounds in parts if (missing := self.missing(cell, rounds))]
-        for cell, missing in work:
-            self.evaluate_cell(cell, missing, show)
+        self.table.tell = show
+        for part in work:
+            backend = self.backend_of(part[0])
+            if self.grader is None:
+                self.grader = self.stack.enter_context(Grader())
+            of = self.search.model, [part], self.folder, self.store
+            evaluate_cells(*of, backend, self.grader, self.table, self.adaptive)
         return bool(work)
-
-    def evaluate_cell(self, cell: Cell, missing: Sequence[Batch], show: Show) -> None:
-        """Compute and store these batches of a cell."""
-        work, backend = cell.resolved, self.backend_of(cell)
-        check_engine(work, backend)
-        if self.grader is None:
-            self.grader = self.stack.enter_context(Grader())
-        with self.store.claim(cell.run_id):
-            add_run(self.store, self.search.model, cell, self.folder, describe_versions(backend))
-            self.store.mark_adaptive(cell.run_id, {"by": "find", "seed": self.search.plan.seed})
-            for portion in fill_store(self.store, work, backend, self.grader, missing):
-                show(len(portion.samples) / len(work.budgets), portion.tokens)
 
     def backend_of(self, cell: Cell) -> Backend | ChatServer:
         """A backend with the weights of a cell's variant, which is made if it is missing."""
         variant = cell.variant
         if self.held is None or self.held[0] is not variant:
             self.release()
-            if self.all_before:
+            if self.all_first:
                 for rung in self.search.rungs:
                     if rung.variant.key not in self.deleted:
                         self.make(rung.variant)
@@ -102,7 +118,7 @@ class Rungs:
         if self.engine.options.serve is not None or is_made(self.folder, variant):
             return  # for a server the checkpoint is made when it is started
         say(f"making {variant.name}")
-        leave, stats = not self.all_before, self.statistics_for(variant)
+        leave, stats = not self.all_first, self.statistics_for(variant)
         make_variant(self.search.model, variant, self.folder, self.device, keep=False, leave=leave, stats=stats)
 
     def statistics_for(self, variant: Variant) -> Path | None:

@@ -27,7 +27,7 @@ def declare_in(store: Store, declared: Data) -> None:
     store.add_search(declared, [declared["dense"], *rungs])
 
 
-def found_in(store: Store, declared: Data) -> tuple[DeclaredSearch | None, list[DeclaredSearch]]:
+def searches_like(store: Store, declared: Data) -> tuple[DeclaredSearch | None, list[DeclaredSearch]]:
     """(this search as it was stored, the others on the same model and tasks, oldest first); None: it was not."""
     ours, name = None, content_hash(declared)
     others = []
@@ -57,7 +57,7 @@ def trace(store: Store, declared: Data) -> dict[str, Any] | None:
     before: the others that were declared before, as `described`. had: the problems of its runs that had rows then.
     alpha: the sum over all of these.
     """
-    ours, others = found_in(store, declared)
+    ours, others = searches_like(store, declared)
     if ours is None:
         return None
     before = [one for one in others if one.number < ours.number]
@@ -72,7 +72,7 @@ def trace(store: Store, declared: Data) -> dict[str, Any] | None:
             for run in names
             if run in ours.had
         ],
-        "alpha": together(declared, *(one.declared for one in before)),
+        "alpha": sum_of_alphas(declared, *(one.declared for one in before)),
     }
 
 
@@ -87,7 +87,7 @@ def described(one: DeclaredSearch) -> dict[str, Any]:
     }
 
 
-def together(*declared: Data) -> float:
+def sum_of_alphas(*declared: Data) -> float:
     """The sum of the alphas of several searches, at most 1."""
     return min(1.0, round(sum(one["alpha"] for one in declared), 12))
 
@@ -104,7 +104,7 @@ def outcomes(store: Store, declared: Data) -> Iterator[tuple[Data, str]]:
         yield from ((rung, UNFINISHED) for rung in left[:1])
 
 
-def told_of(store: Store, one: DeclaredSearch) -> str:
+def search_line(store: Store, one: DeclaredSearch) -> str:
     """A search in a line: its id, when it was declared, its rules, and what it came to."""
     came = ", ".join(f"{rung['name']} {word}" for rung, word in outcomes(store, one.declared))
     return f"search {one.search_id} of {one.at}, {search_words(described(one))}: {came or 'no rung was looked at'}"
@@ -112,20 +112,20 @@ def told_of(store: Store, one: DeclaredSearch) -> str:
 
 def warning(store: Store, declared: Data) -> str | None:
     """A line for the start of a search that others on the same model and tasks came before; None for the first."""
-    ours, others = found_in(store, declared)
+    ours, others = searches_like(store, declared)
     before = [one for one in others if ours is None or one.number < ours.number]
     if not before:
         return None
     tasks = " and ".join(sorted(declared["problems"]))
     sure = (
         f"this is search {len(before) + 1} of {declared['model']['name']} on {tasks} in this store, and their errors"
-        f" add up to {100 * together(declared, *(one.declared for one in before)):g} %"
+        f" add up to {100 * sum_of_alphas(declared, *(one.declared for one in before)):g} %"
     )
     for one in reversed(before):
         if (failed := failed_before(store, one.declared, declared)) is not None:
             name, word = failed
             verb = "was refused" if word != "cannot tell" else "was not decided (cannot tell)"
-            return f"{name} {verb} by an earlier search ({'; '.join(apart(one.declared, declared))}); {sure}"
+            return f"{name} {verb} by an earlier search ({'; '.join(changes(one.declared, declared))}); {sure}"
     return sure
 
 
@@ -142,7 +142,7 @@ def failed_before(store: Store, before: Data, now: Data) -> tuple[str, str] | No
     return None
 
 
-def apart(before: Data, now: Data) -> list[str]:
+def changes(before: Data, now: Data) -> list[str]:
     """What differs between two declarations: `margin 2 points, now 5 points`, `another ladder`."""
     found = []
     for name, unit in (("margin", "points"), ("stop_margin", "points"), ("alpha", "%")):

@@ -13,10 +13,10 @@ from prunus.hashing import content_hash
 from prunus.results.order import First
 from prunus.results.store import Store, same_groups
 from prunus.study.find.certificate import OTHER_BETS, UNTRACED, caution, computed, files_of, read_certificate
-from prunus.study.find.trace import found_in, together, told_of
+from prunus.study.find.trace import search_line, searches_like, sum_of_alphas
 
 Data = Mapping[str, Any]
-MOST_TOLD = 30  # other searches that are told one by one
+MOST_LISTED = 30  # other searches that are listed one by one
 
 
 def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[str, Any]:
@@ -115,13 +115,13 @@ def _about_trace(stated: Data, now: Data | None) -> list[str]:
     if now is None:
         return ["the store has no record that this search was declared, so nothing shows that its rows came later"]
     found = []
-    told, there = ({one["id"]: one for one in side["before"]} for side in (stated, now))
+    listed, there = ({one["id"]: one for one in side["before"]} for side in (stated, now))
     for name, one in there.items():
-        if name not in told:
+        if name not in listed:
             found.append(f"the certificate leaves out search {name}, which was declared before it: {search_words(one)}")
-        elif told[name] != one:
+        elif listed[name] != one:
             found.append(f"search {name} is not as the certificate says: {search_words(one)}")
-    for name in told.keys() - there.keys():
+    for name in listed.keys() - there.keys():
         found.append(f"the store has no record of search {name} before this one, which the certificate names")
     if stated["had"] != now["had"]:
         found.append("the rows that existed when this search was declared are not those that the certificate names")
@@ -145,16 +145,16 @@ def _changed_searches(store: Store) -> list[str]:
 
 
 def _other_searches(store: Store, declared: Data) -> list[str]:
-    """A line for every other search on the same model and tasks in the store, and one on all of them together."""
-    ours, others = found_in(store, declared)
+    """A line for every other search on the same model and tasks in the store, and one on all of them sum_of_alphas."""
+    ours, others = searches_like(store, declared)
     lines = []
-    for one in others[:MOST_TOLD]:
+    for one in others[:MOST_LISTED]:
         place = "in the store" if ours is None else "before it" if one.number < ours.number else "after it"
-        lines.append(f"{place}: {told_of(store, one)}")
-    if others[MOST_TOLD:]:
-        lines.append(f"and {len(others) - MOST_TOLD} more searches")
+        lines.append(f"{place}: {search_line(store, one)}")
+    if others[MOST_LISTED:]:
+        lines.append(f"and {len(others) - MOST_LISTED} more searches")
     if others:
-        sure = 100 * together(declared, *(one.declared for one in others))
+        sure = 100 * sum_of_alphas(declared, *(one.declared for one in others))
         lines.append(
             f"the store has {len(others) + 1} searches on this model and these tasks: if no declaration depended on"
             f" rows that existed, the probability that any of them certifies falsely is at most {sure:g} %"

@@ -72,7 +72,7 @@ class Walk:
         if self.last is None or not any(before in rungs and rung in rungs for _, rungs in self.search.ladders):
             self.expected = self.search.expected_rounds()
             return
-        found = up_to(self.last.found, self.last.looked)
+        found = up_to(self.last.differences, self.last.looked)
         self.expected = ceil(min(len(self.search.order), rounds_like(found, self.search.rule)))
         problems = sum(map(len, self.search.order[: self.expected]))
         say(f"{rung.variant.name}: about {problems} problems if it differs as {self.last.rung['name']} did")
@@ -113,5 +113,5 @@ class Walk:
         problems, total = sum(map(len, order[: decision.rounds])), sum(map(len, order))
         reason = f" ({one.why})" if one.why else ""
         return f"{decision.word}{reason} after {problems} of {total} problems: " + self.bounds(
-            up_to(one.found, decision.rounds)
+            up_to(one.differences, decision.rounds)
         )
