@@ -17,7 +17,7 @@ from prunus.checkpoint.resolve import resolve
 from prunus.reporting import report_data
 from prunus.results import comparison
 from prunus.results.store import Store
-from prunus.study import pages, run
+from prunus.study import evaluate, pages
 from prunus.study.cells import open_model
 from prunus.study.file import read_study
 
@@ -85,8 +85,8 @@ def test_a_study_that_an_earlier_version_began_goes_on(tmp_path, monkeypatch):
     made, batches = [], []
 
     def noted(name: str, calls: list[Any]) -> None:
-        original = getattr(run, name)
-        monkeypatch.setattr(run, name, lambda *given: calls.append(given) or original(*given))
+        original = getattr(evaluate, name)
+        monkeypatch.setattr(evaluate, name, lambda *given: calls.append(given) or original(*given))
 
     noted("make_variant", made)
     noted("do_batch", batches)
