@@ -1,7 +1,5 @@
 """scripts/structure.py on a made package whose circle, counts and way are known by construction."""
 
-import re
-
 import pytest
 import structure
 
@@ -105,17 +103,3 @@ def test_every_way_begins_at_a_function_of_the_api():
         module, name = structure.find_entry(modules, function)
         text = (root.parent / module.replace(".", "/")).with_suffix(".py").read_text()
         assert f"\ndef {name}(" in text
-
-
-def test_the_design_page_names_files_that_exist():
-    """A line that begins with a package is about it, and so are the lines below until the next one."""
-    tree = (structure.ROOT / "docs" / "design.md").read_text().split("```")[1]
-    package, missing = "", []
-    for line in tree.partition("src/prunus/\n")[2].partition("\ntraining/")[0].splitlines():
-        if line[2] != " ":
-            first = line.split()[0]
-            package = first if first.endswith("/") else ""
-        for name in re.findall(r"\w+\.(?:py|cpp)\b", line):
-            if not list((structure.ROOT / "src" / "prunus" / package).rglob(name)):
-                missing.append(package + name)
-    assert missing == []
