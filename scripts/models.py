@@ -359,11 +359,12 @@ All four uses work with these types, but for what the second table names:
 
 {failures}
 
-A use works on a tiny random model of the type (two to six blocks, width 64, float32, CPU) if the following holds. Every block and the
-logits equal the whole model's bit for bit, at lengths of 24 and 40 tokens. Pruned by Wanda, every Linear has exactly half of its
-weights; transformers loads the result, which generates text if the dense model does. The model without its second block loads, too.
-Packing and unpacking restores the same bytes, and logits of the sparse kernel equal torch's. Features that a type's default
-configuration turns off were not tried. Embeddings, heads and other weights outside the blocks always stay dense.
+A use works on a tiny random model of the type (two to six blocks, width 64, float32, CPU) if the following holds.
+Every block and the logits equal the whole model's bit for bit, at lengths of 24 and 40 tokens. Pruned by Wanda, every
+Linear has exactly half of its weights; transformers loads the result, which generates text if the dense model does.
+The model without its second block loads, too. Packing and unpacking restores the same bytes, and logits of the sparse
+kernel equal torch's. Features that a type's default configuration turns off were not tried. Embeddings, heads and
+other weights outside the blocks always stay dense.
 
 Blocks of {hands_on} pass more than hidden states to later blocks (keys and values, or the choice of tokens). Gradients
 cannot be computed for these one block at a time, so methods that need gradients of the model's loss (such as gblm and
