@@ -54,7 +54,7 @@ def tables(lines: Sequence[Line], second: Sequence[Line]) -> str:
         f"Dense: {share(solved)} % of {len(solved)} problems at {largest(dense)} tokens, {share(area(dense))} % over "
         f"all budgets; {share(values(dense, 'ends'))} % end by themselves. Second reasoner: "
         f"{share(values(dense_of(second), 'correct'))} % at {largest(dense)} tokens.\n",
-        methods_table(usual, pruned, dense, cells(second)),
+        methods_table(usual, pruned, cells(second)),
     ]
     for part, title in PARTS.items():
         if not of_part[part]:
@@ -72,13 +72,10 @@ PARTS = {
 }
 
 
-def methods_table(
-    usual: Sequence[Line], pruned: dict[str, Line], dense: Line, second: tuple[list[Line], dict[str, Line]]
-) -> str:
+def methods_table(usual: Sequence[Line], pruned: dict[str, Line], second: tuple[list[Line], dict[str, Line]]) -> str:
     """Return a row per cell: means over its seeds, and intervals of the mean of the paired differences."""
     head = [
-        "pruned by", "seeds", "at 512, %", "gain", "to dense, all budgets", "ends by itself, %", "CPU s",
-        "second reasoner", "gain",
+        "pruned by", "seeds", "at 512, %", "gain", "ends by itself, %", "CPU s", "second reasoner", "gain",
     ]  # fmt: skip
     rows = []
     for cell in sorted({line["cell"] for line in usual}, key=place):
@@ -91,7 +88,6 @@ def methods_table(
             str(len(after)),
             change(before, after, lambda line: values(line, "correct")),
             gain(before, after, lambda line: values(line, "correct")),
-            gain([dense] * len(after), after, area),
             change(before, after, lambda line: values(line, "ends")),
             f"{np.mean([line['cpu_s'] for line in after]):.0f}",
             change(before_second, after_second, lambda line: values(line, "correct")) if after_second else "",
