@@ -75,7 +75,7 @@ PARTS = {
 def methods_table(usual: Sequence[Line], pruned: dict[str, Line], second: tuple[list[Line], dict[str, Line]]) -> str:
     """Return a row per cell: means over its seeds, and intervals of the mean of the paired differences."""
     head = [
-        "pruned by", "seeds", "at 512, %", "gain", "ends by itself, %", "CPU s", "second reasoner", "gain",
+        "pruned by", "seeds", "at 512, %", "gain", "ends by itself, %", "CPU s", "second reasoner",
     ]  # fmt: skip
     rows = []
     for cell in sorted({line["cell"] for line in usual}, key=place):
@@ -91,7 +91,6 @@ def methods_table(usual: Sequence[Line], pruned: dict[str, Line], second: tuple[
             change(before, after, lambda line: values(line, "ends")),
             f"{np.mean([line['cpu_s'] for line in after]):.0f}",
             change(before_second, after_second, lambda line: values(line, "correct")) if after_second else "",
-            gain(before_second, after_second, lambda line: values(line, "correct")) if after_second else "",
         ])  # fmt: skip
     return markdown(head, rows)
 

@@ -366,9 +366,8 @@ The model without its second block loads, too. Packing and unpacking restores th
 kernel equal torch's. Features that a type's default configuration turns off were not tried. Embeddings, heads and
 other weights outside the blocks always stay dense.
 
-Blocks of {hands_on} pass more than hidden states to later blocks (keys and values, or the choice of tokens). Gradients
-cannot be computed for these one block at a time, so methods that need gradients of the model's loss (such as gblm and
-layerif), and depth methods that run the model without some of its blocks, refuse them.
+Blocks of {hands_on} pass more than hidden states to later blocks. Methods that need gradients of the model's loss (such
+as gblm and layerif), and depth methods that run the model without some of its blocks, refuse them.
 
 Each matrix of each routed expert is pruned as a Linear ([mixtures of experts](pruning.md#mixtures-of-experts)) where
 transformers runs the experts by its common functions. dbrx, jetmoe, llama4, longcat_flash and step3p7 have their own
@@ -378,8 +377,8 @@ Models in FP8 or MXFP4 are read in bfloat16, a block at a time. Their pruned cop
 times the bytes. The manifest has the original's checksum and quantisation. Other quantised models are refused.
 
 axk2, deepseek_v32, glm_moe_dsa and hy_v4 attend to the `index_topk` tokens that an indexer chooses. In transformers
-itself, without Prunus, the logits of longer texts depend on whether they are read token by token with a cache or at
-once, since ties in the indexer's scores are resolved differently. Up to `index_topk` tokens they agree.
+itself, the logits of longer texts depend on whether they are read token by token with a cache or at once. Up to
+`index_topk` tokens they agree.
 
 ## Published checkpoints
 
