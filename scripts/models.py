@@ -399,9 +399,8 @@ fails is shown before anything is written.
 
 ## Not tried
 
-There is no tiny model of {not_run} types. They are checked like all others when they are opened.
-
-{not_run_table}
+There is no tiny model of {not_run} types, which are checked like all others when they are opened: {not_run_types}.
+`docs/models.json` has the reasons.
 
 ## How to repeat this
 
@@ -425,7 +424,7 @@ def page(data: Mapping[str, Any]) -> str:
         hands_on=", ".join(name for name, row in sorted(decoders.items()) if row["hands_on"]),
         other_table=_reasons({name: row["kind"] for name, row in others.items()}),
         refused_table=_reasons({name: row["refused"] for name, row in rows.items() if "refused" in row}),
-        not_run_table=_reasons({name: row["not_run"] for name, row in rows.items() if "not_run" in row}),
+        not_run_types=", ".join(name for name, row in sorted(rows.items()) if "not_run" in row),
     )
     return "\n\n".join(map(_wrapped, text.split("\n\n")))
 
