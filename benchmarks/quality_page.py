@@ -69,14 +69,10 @@ def tables(dense: float, rows: Sequence[Row], blocks: int) -> str:
         table("`--propagation`", ALLOCATED, propagation),
         "\n## Allocations, Wanda\n",
         table("allocation", ALLOCATED, allocations),
-        "\n## Allocations, Magnitude\n",
-        table("allocation", ("20 %",), of.get("magnitude", [])),
         "\n## Controls\n",
         table("zeros", ("50 %",), against),
         "\n## Whole blocks\n",
         table("depth method", ("10 %", "20 %"), depth, ("CPU s, 20 %", lambda found: seconds(found, "20 %"))),
-        "",
-        table("method", ("10 %", "20 %"), depth, show=removed),
         "",
         table("removed", ("perplexity",), single),
         *recovery_tables(of.get("recovery", []), of.get("dense", [])),
@@ -150,12 +146,6 @@ def seconds(cells: Sequence[Row], column: str) -> str:
     """Return the mean CPU seconds of one column."""
     values = [row["cpu_seconds"] for row in cells if row["column"] == column]
     return f"{sum(values) / len(values):.0f}" if values else ""
-
-
-def removed(cells: Sequence[Row]) -> str:
-    """Return the blocks that are removed with the first seed."""
-    first = min(cells, key=lambda row: row["seed"], default=None)
-    return "" if first is None else ", ".join(map(str, first.get("blocks_removed", [])))
 
 
 def figure(dense: float, rows: Sequence[Row]) -> str:

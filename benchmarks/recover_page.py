@@ -20,12 +20,7 @@ SOURCES = {"chains": "own chains", "prompts": "prompts alone", "text": "English 
 
 def write_page(docs: Path, lines: Sequence[Line]) -> str:
     """Write the tables between the markers of the page; return them."""
-    text = tables(of_reasoner(SHIPPED, lines))
-    second = of_reasoner(SECOND, lines)
-    if len(second) > 1:
-        text += "\n\n## A second reasoner\n\nTrained from another seed, and recovered on its own chains. " + methods(
-            second
-        )
+    text = tables(of_reasoner(SHIPPED, lines), of_reasoner(SECOND, lines))
     page = docs / "measurements/recover.md"
     before, _, rest = page.read_text("utf-8").partition(BEGIN)
     page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", "utf-8")
@@ -43,26 +38,23 @@ def cells(lines: Sequence[Line]) -> tuple[list[Line], dict[str, Line]]:
     return [line for line in found if line["how"]], {line["name"]: line for line in found if not line["how"]}
 
 
-def methods(lines: Sequence[Line]) -> str:
-    """Return what the dense model solves and a row per cell, as Markdown."""
-    dense = next(line for line in lines if line["name"] == "dense")
-    solved = values(dense, "correct")
-    return (
-        f"Dense: {share(solved)} % of {len(solved)} problems at {largest(dense)} tokens, {share(area(dense))} % over "
-        f"all budgets; {share(values(dense, 'ends'))} % end by themselves, after {dense['used']:.0f} tokens.\n\n"
-        f"{methods_table(*cells(lines), dense)}"
-    )
+def dense_of(lines: Sequence[Line]) -> Line:
+    """Return the line of the dense model."""
+    return next(line for line in lines if line["name"] == "dense")
 
 
-def tables(lines: Sequence[Line]) -> str:
-    """Return all tables of a reasoner as Markdown."""
+def tables(lines: Sequence[Line], second: Sequence[Line]) -> str:
+    """Return all tables as Markdown. second: the lines of the second reasoner, which has two columns of the first."""
     of_part = {part: [line for line in lines if line.get("part") == part] for part in PARTS}
     usual, pruned = cells(lines)
+    dense = dense_of(lines)
+    solved = values(dense, "correct")
     found = [
         "## By method and sparsity\n",
-        methods(lines),
-        "\n## Against ALPS without recovery\n",
-        alps_table(usual, pruned),
+        f"Dense: {share(solved)} % of {len(solved)} problems at {largest(dense)} tokens, {share(area(dense))} % over "
+        f"all budgets; {share(values(dense, 'ends'))} % end by themselves. Second reasoner: "
+        f"{share(values(dense_of(second), 'correct'))} % at {largest(dense)} tokens.\n",
+        methods_table(usual, pruned, cells(second)),
     ]
     for part, title in PARTS.items():
         if not of_part[part]:
@@ -80,48 +72,26 @@ PARTS = {
 }
 
 
-def methods_table(usual: Sequence[Line], pruned: dict[str, Line], dense: Line) -> str:
+def methods_table(usual: Sequence[Line], pruned: dict[str, Line], second: tuple[list[Line], dict[str, Line]]) -> str:
     """Return a row per cell: means over its seeds, and intervals of the mean of the paired differences."""
     head = [
-        "pruned by", "seeds", "at 512, %", "gain", "all budgets", "gain", "to dense", "ends by itself, %", "gain",
-        "tokens", "CPU s",
+        "pruned by", "seeds", "at 512, %", "gain", "ends by itself, %", "CPU s", "second reasoner",
     ]  # fmt: skip
     rows = []
     for cell in sorted({line["cell"] for line in usual}, key=place):
         after = [line for line in usual if line["cell"] == cell]
         before = [pruned[f"{cell}-{line['seed']}"] for line in after]
+        after_second = [line for line in second[0] if line["cell"] == cell]
+        before_second = [second[1][f"{cell}-{line['seed']}"] for line in after_second]
         rows.append([
             title(cell),
             str(len(after)),
             change(before, after, lambda line: values(line, "correct")),
             gain(before, after, lambda line: values(line, "correct")),
-            change(before, after, area),
-            gain(before, after, area),
-            gain([dense] * len(after), after, area),
             change(before, after, lambda line: values(line, "ends")),
-            gain(before, after, lambda line: values(line, "ends")),
-            f"{np.mean([line['used'] for line in before]):.0f} to {np.mean([line['used'] for line in after]):.0f}",
             f"{np.mean([line['cpu_s'] for line in after]):.0f}",
+            change(before_second, after_second, lambda line: values(line, "correct")) if after_second else "",
         ])  # fmt: skip
-    return markdown(head, rows)
-
-
-def alps_table(usual: Sequence[Line], pruned: dict[str, Line]) -> str:
-    """Return a row per recovered cell that ALPS was measured at: how much better it is than ALPS alone."""
-    rows = []
-    for cell in sorted({line["cell"] for line in usual}, key=place):
-        amount = cell.rpartition("-")[2]
-        after = [line for line in usual if line["cell"] == cell and f"alps-{amount}-{line['seed']}" in pruned]
-        alone = [pruned[f"alps-{amount}-{line['seed']}"] for line in after]
-        if after and not cell.startswith("shortgpt"):
-            rows.append([
-                title(cell),
-                str(len(after)),
-                *(f"{100 * np.mean([area(line) for line in lines]):.1f}" for lines in (alone, after)),
-                gain(alone, after, area),
-                gain(alone, after, lambda line: values(line, "correct")),
-            ])  # fmt: skip
-    head = ["pruned by, and recovered", "seeds", "ALPS alone, all budgets", "recovered", "difference", "at 512"]
     return markdown(head, rows)
 
 
@@ -130,10 +100,8 @@ def part_table(part: str, usual: Sequence[Line], others: Sequence[Line], pruned:
     head = [
         "pruned by",
         *COLUMNS[part],
-        "seeds",
         "at 512, %",
         "all budgets",
-        "gain",
         "to the usual",
         "divergence",
         "CPU s",
@@ -150,10 +118,8 @@ def part_table(part: str, usual: Sequence[Line], others: Sequence[Line], pruned:
             rows.append([
                 title(cell),
                 *columns,
-                str(len(found)),
                 f"{100 * np.mean([values(line, 'correct') for line in found]):.1f}",
                 f"{100 * np.mean([area(line) for line in found]):.1f}",
-                gain([pruned[f"{cell}-{line['seed']}"] for line in found], found, area) if found[0]["how"] else "",
                 "" if found[0] in first else gain(beside, found, area),
                 f"{np.mean([line['divergence'] for line in found]):.4f}",
                 f"{np.mean([line['cpu_s'] for line in found]):.0f}" if found[0]["how"] else "",

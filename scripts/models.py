@@ -351,18 +351,23 @@ on the sparse kernel. There is no table of architectures in Prunus: it finds a m
 own code, and refuses the model unless running the blocks one by one computes the same as the whole.
 `prunus inspect MODEL` shows for any model what is pruned, what stays dense, and why.
 
+## Decoders
+
 {table}
 
-*yes* means that it works on a tiny random model of the type (two to six blocks, width 64, float32, CPU). Every block
-and the logits equal the whole model's bit for bit, at lengths of 24 and 40 tokens. Pruned by Wanda, every Linear has
-exactly half of its weights; transformers loads the result, which generates text if the dense model does. The model
-without its second block loads, too. Packing and unpacking restores the same bytes, and logits of the sparse kernel
-equal torch's. Features that a type's default configuration turns off were not tried. Embeddings, heads and other
-weights outside the blocks always stay dense.
+All four uses work with these types, but for what the second table names:
 
-Blocks of {hands_on} pass more than hidden states to later blocks (keys and values, or the choice of tokens). Gradients
-cannot be computed for these one block at a time, so methods that need gradients of the model's loss (such as gblm and
-layerif), and depth methods that run the model without some of its blocks, refuse them.
+{failures}
+
+A use works on a tiny random model of the type (two to six blocks, width 64, float32, CPU) if the following holds.
+Every block and the logits equal the whole model's bit for bit, at lengths of 24 and 40 tokens. Pruned by Wanda, every
+Linear has exactly half of its weights; transformers loads the result, which generates text if the dense model does.
+The model without its second block loads, too. Packing and unpacking restores the same bytes, and logits of the sparse
+kernel equal torch's. Features that a type's default configuration turns off were not tried. Embeddings, heads and
+other weights outside the blocks always stay dense.
+
+Blocks of {hands_on} pass more than hidden states to later blocks. Methods that need gradients of the model's loss (such
+as gblm and layerif), and depth methods that run the model without some of its blocks, refuse them.
 
 Each matrix of each routed expert is pruned as a Linear ([mixtures of experts](pruning.md#mixtures-of-experts)) where
 transformers runs the experts by its common functions. dbrx, jetmoe, llama4, longcat_flash and step3p7 have their own
@@ -372,8 +377,8 @@ Models in FP8 or MXFP4 are read in bfloat16, a block at a time. Their pruned cop
 times the bytes. The manifest has the original's checksum and quantisation. Other quantised models are refused.
 
 axk2, deepseek_v32, glm_moe_dsa and hy_v4 attend to the `index_topk` tokens that an indexer chooses. In transformers
-itself, without Prunus, the logits of longer texts depend on whether they are read token by token with a cache or at
-once, since ties in the indexer's scores are resolved differently. Up to `index_topk` tokens they agree.
+itself, the logits of longer texts depend on whether they are read token by token with a cache or at once. Up to
+`index_topk` tokens they agree.
 
 ## Published checkpoints
 
@@ -381,8 +386,7 @@ once, since ties in the indexer's scores are resolved differently. Up to `index_
 
 ## Not decoders
 
-{others} more types run block by block, but attend to later tokens (like BERT) or are part of an encoder-decoder model.
-They are refused.
+{others} more types run block by block, but are no decoders. They are refused.
 
 {other_table}
 
@@ -395,9 +399,8 @@ fails is shown before anything is written.
 
 ## Not tried
 
-There is no tiny model of {not_run} types. They are checked like all others when they are opened.
-
-{not_run_table}
+There is no tiny model of {not_run} types, which are checked like all others when they are opened: {not_run_types}.
+`docs/models.json` has the reasons.
 
 ## How to repeat this
 
@@ -414,13 +417,14 @@ def page(data: Mapping[str, Any]) -> str:
     text = TEMPLATE.format(
         **n,
         sentence=sentence(data),
-        table=_table(decoders),
+        table=_by_dense(decoders),
+        failures=_by_failure(decoders),
         real=_real(data["real"]),
         others=len(others),
         hands_on=", ".join(name for name, row in sorted(decoders.items()) if row["hands_on"]),
         other_table=_reasons({name: row["kind"] for name, row in others.items()}),
         refused_table=_reasons({name: row["refused"] for name, row in rows.items() if "refused" in row}),
-        not_run_table=_reasons({name: row["not_run"] for name, row in rows.items() if "not_run" in row}),
+        not_run_types=", ".join(name for name, row in sorted(rows.items()) if "not_run" in row),
     )
     return "\n\n".join(map(_wrapped, text.split("\n\n")))
 
@@ -439,27 +443,28 @@ def _wrapped(paragraph: str) -> str:
     return fill(paragraph, 120, break_long_words=False, break_on_hyphens=False) + "\n" * paragraph.endswith("\n")
 
 
-def _table(rows: Mapping[str, Row]) -> str:
-    """Return the table of decoders; reasons why something does not work are numbered and listed below it."""
-    notes: dict[str, int] = {}
-    lines = [
-        "| model_type | prune | drop | pack | sparse kernel | stays dense in blocks |",
-        "|---|---|---|---|---|---|",
-    ]
+def _by_dense(rows: Mapping[str, Row]) -> str:
+    """Return a table with a line for what stays dense in blocks, and the types of which that is true."""
+    types: dict[str, list[str]] = {}
     for name, row in sorted(rows.items()):
-        cells = [_cell(row[use], notes) for use in USES]
-        lines.append(f"| {name} | {' | '.join(cells)} | {_escaped('; '.join(row['dense']))} |")
-    listed = [f"{number}. {_escaped(note)}" for note, number in notes.items()]
-    return "\n".join([*lines, *([""] if listed else []), *listed])
+        types.setdefault("; ".join(row["dense"]) or "nothing", []).append(name)
+    lines = [f"| {_escaped(dense)} | {', '.join(names)} |" for dense, names in types.items()]
+    return "\n".join(["| stays dense in blocks | model types |", "|---|---|", *lines])
 
 
-def _cell(outcome: str, notes: dict[str, int]) -> str:
-    return outcome if outcome == "yes" else f"no ({notes.setdefault(outcome, len(notes) + 1)})"
+def _by_failure(rows: Mapping[str, Row]) -> str:
+    """Return a table with a line for each type with which something does not work; `drop: why` for each use."""
+    why = {name: [f"{use}: {row[use]}" for use in USES if row[use] != "yes"] for name, row in rows.items()}
+    return _reasons({name: "; ".join(failures) for name, failures in why.items() if failures})
 
 
 def _reasons(reasons: Mapping[str, str]) -> str:
-    rows = [f"| {name} | {_escaped(why)} |" for name, why in sorted(reasons.items())]
-    return "\n".join(["| model_type | why |", "|---|---|", *rows])
+    """Return a table with a line for each reason, and the types that have it."""
+    types: dict[str, list[str]] = {}
+    for name, why in sorted(reasons.items()):
+        types.setdefault(why, []).append(name)
+    rows = [f"| {', '.join(names)} | {_escaped(why)} |" for why, names in types.items()]
+    return "\n".join(["| model types | why |", "|---|---|", *rows])
 
 
 def _real(real: Iterable[Mapping[str, Any]]) -> str:
