@@ -142,26 +142,21 @@ def test_numbers_equal_plain_loops(tmp_path):
         slopes = [(share(run, task, p, 64) - share(run, task, p, 16)) / 2 for run in (base, other) for p in range(6)]
         slope = entry["tasks"][task]["slope"]
         assert (slope["base_accuracy"], slope["accuracy"]) == pytest.approx((mean(slopes[:6]), mean(slopes[6:])))
-        cell = entry["tasks"][task]["budgets"][16]
-        noise = [float(np.var(draw_differences(task, p, 16), ddof=1)) for p in range(6)]
-        assert cell["se_fixed"] == pytest.approx(sqrt(mean(noise) / 2 / 6))
-        ours, theirs = ([share(run, task, p, 16) for p in range(6)] for run in (other, base))
-        assert cell["correlation"] == pytest.approx(np.corrcoef(ours, theirs)[0, 1])
 
 
-def test_one_draw_has_mcnemars_counts_and_p(tmp_path):
+def test_one_draw_has_mcnemars_p(tmp_path):
     base = grid(lambda _task, p, *_: p < 8, problems=20)
     other = grid(lambda _task, p, *_: 8 <= p < 10, problems=20)
     (entry,) = compare(fill(tmp_path / "s.db", {"dense": base, "pruned": other}), "dense")["others"]
     cell = entry["tasks"]["a"]["budgets"][16]
-    assert (cell["lost"], cell["won"], cell["p"]) == (8, 2, pytest.approx(0.109375))
+    assert cell["p"] == pytest.approx(0.109375)  # 8 lost, 2 gained
     assert (cell["p_worse"], cell["p_better"]) == (pytest.approx(56 / 1024), pytest.approx(1013 / 1024))
     assert cell["p_flip"] == pytest.approx(cell["p"], abs=0.01)
-    assert cell["se_fixed"] is None and cell["settle"]["draws"] is None and "one draw" in cell["settle"]["note"]
+    assert cell["settle"]["draws"] is None and "one draw" in cell["settle"]["note"]
     assert cell["settle"]["problems"] > 20
 
 
-def test_cells_have_bands_t_intervals_and_what_would_settle_them(tmp_path):
+def test_cells_have_bands_and_what_would_settle_them(tmp_path):
     runs = {
         "dense": random_run(0, 0.6, problems=40, draws=4),
         "pruned": random_run(1, 0.45, problems=40, draws=4),
@@ -172,17 +167,10 @@ def test_cells_have_bands_t_intervals_and_what_would_settle_them(tmp_path):
         task = entry["tasks"]["a"]
         for cell in task["budgets"].values():
             assert cell["band_low"] <= cell["low"] <= cell["difference"] <= cell["high"] <= cell["band_high"]
-        for budget, cell in task["budgets"].items():
-            assert cell["tokens"] == cell["base_tokens"] == budget + 5  # of `row`
-            assert cell["tokens_ratio_low"] == cell["tokens_ratio"] == cell["tokens_ratio_high"] == 1
-        equal_use, ends = task["auc_tokens"], [c["difference"] for c in task["budgets"].values()]
-        assert (equal_use["from"], equal_use["to"]) == (5, 69)
-        assert equal_use["difference"] == pytest.approx((ends[0] + ends[1]) / 8 + (ends[1] + ends[2]) * 3 / 8)
         assert sum(c["band_high"] - c["band_low"] for c in task["budgets"].values()) > 1.1 * sum(
             c["high"] - c["low"] for c in task["budgets"].values()
         )
         for cell in (*task["budgets"].values(), task["auc"]):
-            assert (cell["t_low"], cell["t_high"]) == pytest.approx((cell["low"], cell["high"]), abs=0.04)
             settle = cell["settle"]
             assert settle["effect"] == pytest.approx(max(abs(cell["difference"]), 0.03))
             # Settled already if and only if the effect is no smaller than what can be detected.
@@ -198,12 +186,6 @@ def test_cells_have_bands_t_intervals_and_what_would_settle_them(tmp_path):
     assert largest["difference"] == pytest.approx(differences[largest["budget"]])
     lows = [c["p"] for c in result["others"][0]["tasks"]["a"]["budgets"].values()]
     assert min(lows) <= largest["p"] <= largest["p_adjusted"]
-
-
-def test_many_problems_need_no_t_interval(tmp_path):
-    runs = {name: random_run(seed, 0.6, problems=60) for seed, name in enumerate(("dense", "pruned"))}
-    (entry,) = compare(fill(tmp_path / "s.db", runs), "dense")["others"]
-    assert entry["primary"]["t_low"] is entry["primary"]["t_high"] is None
 
 
 def test_ends_are_two_sided_95_percent_and_the_bound_is_one_sided(tmp_path):
@@ -236,19 +218,6 @@ def test_slope_is_kept_or_lost(tmp_path):
     one = {name: random_run(seed, 0.5, budgets=(0, 16)) for seed, name in enumerate(("dense", "pruned"))}
     assert compare(fill(tmp_path / "o.db", one), "dense")["others"][0]["tasks"]["a"]["slope"] is None
     assert compare(tmp_path / "o.db", "dense")["others"][0]["scaling"] is None
-
-
-def test_parallel_and_sequential_are_in_both(tmp_path):
-    shape = {"problems": 20, "draws": 4, "budgets": (16, 32, 64)}
-    runs = {"dense": random_run(0, 0.6, **shape), "pruned": random_run(1, 0.4, **shape)}
-    path = fill(tmp_path / "s.db", runs)
-    with Store(path) as store:
-        (theirs, ours) = (summarise(store, run.run_id)["tasks"]["a"]["parallel"] for run in store.runs())
-    change = compare(path, "dense")["others"][0]["tasks"]["a"]["parallel"]
-    assert len(change) == len(theirs) == 3 * 3
-    for row, base, other in zip(change, theirs, ours, strict=True):
-        assert (row["budget"], row["chains"], row["method"]) == (base["budget"], base["chains"], base["method"])
-        assert (row["base_gain"], row["gain"]) == pytest.approx((base["difference"], other["difference"]))
 
 
 def test_verdicts(tmp_path):

@@ -280,8 +280,8 @@ def test_no_number_of_the_curve_includes_off(stores):
             curve = summarise(store, store.find_run("wanda-50").run_id)["tasks"]["tiny"]
         other = prunus.compare(path, "tiny", resamples=200)["others"][0]
         cells = other["tasks"]["tiny"]
-        into += [{key: value for key, value in curve.items() if key != "budgets"}, cells["slope"], cells["parallel"]]
-        into += [cells["auc_tokens"], other["verdict"], other["whole_curve"], other["contradicted_at"]]
+        into += [{key: value for key, value in curve.items() if key != "budgets"}, cells["slope"]]
+        into += [other["verdict"], other["whole_curve"], other["contradicted_at"]]
         into += [{key: value for key, value in cells["auc"].items() if key != "q"}, curve["budgets"][64]]
         changed = ("q", "p_adjusted", "p_margin_adjusted", "mde", "settle")  # by the number of budgets that are tested
         into += [{key: value for key, value in cells["budgets"][64].items() if key not in changed}]

@@ -115,24 +115,6 @@ def test_rows_without_scores_leave_those_methods_out():
 def test_nothing_to_compare_is_an_empty_list():
     for samples in (run(1, draws=1), run(1, budgets=(0, 64)), run(1, budgets=(24, 64))):
         assert parallel.compare_parallel(table(samples)) == []
-    assert parallel.compare_change(table(run(1, draws=1)), table(run(2, draws=1))) == []
-
-
-def test_change_is_the_difference_of_gains():
-    base, other = table(run(2, problems=30)), table(run(3, problems=30, ability=2.0))
-    gains = [
-        {(r["budget"], r["chains"], r["method"]): r for r in parallel.compare_parallel(t, resamples=200)}
-        for t in (base, other)
-    ]
-    found = parallel.compare_change(base, other, resamples=500)
-    assert len(found) == len(gains[0])
-    for row in found:
-        theirs, ours = (gain[row["budget"], row["chains"], row["method"]] for gain in gains)
-        assert (row["base_gain"], row["gain"]) == pytest.approx((theirs["difference"], ours["difference"]))
-        assert row["difference"] == pytest.approx(ours["difference"] - theirs["difference"])
-        assert row["low"] <= row["difference"] <= row["high"]
-    same = parallel.compare_change(base, base, resamples=200)
-    assert {(row["difference"], row["p"]) for row in same} == {(0.0, 1.0)}
 
 
 def chains(rng, problems):

@@ -18,7 +18,6 @@ from prunus.results import paired
 from prunus.results.completeness import PARTLY, in_words, of_both, unfinished
 from prunus.results.contrasts import Claims, Grown, Pair, contrast_cells
 from prunus.results.metrics import AUC
-from prunus.results.parallel import compare_change
 from prunus.results.rows import FIRST_PROTOCOL, Run
 from prunus.results.seeds import recipes_over_seeds
 from prunus.results.stages import Growth, growth
@@ -26,7 +25,6 @@ from prunus.results.stopping import judge_stopping, stop_cells, tokens_per_draw,
 from prunus.results.store import Store
 from prunus.results.summary import identity, plain
 from prunus.results.table import Table, tables
-from prunus.results.token_use import token_area_cell
 from prunus.results.verdicts import adjust_and_judge, wide_margin, withhold
 
 METHOD = {
@@ -410,9 +408,6 @@ def _entry(
     alone = Claims(details, details if several else runs)
     done = {task: contrast_cells([pair], margin, seed, resamples, alone) for task, pair in pairs.items()}
     entry = identity(run) | {"tasks": done, "margin": margin.to_json(), "warnings": notes}
-    for task, pair in pairs.items():
-        done[task]["auc_tokens"] = token_area_cell(pair.base, pair.other, seed, resamples)
-        done[task]["parallel"] = compare_change(pair.base, pair.other, seed, resamples)
     if not several:
         (entry["primary"],) = (task[AUC] for task in done.values())
     else:

@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 
 from prunus.budgets import OFF, without_off
 from prunus.margins import Margin
-from prunus.results import anytime, bands, betting, metrics, paired, power, retention, token_use
+from prunus.results import anytime, bands, betting, metrics, paired, power, retention
 from prunus.results.directions import direction_p
 from prunus.results.metrics import AUC
 from prunus.results.table import Table
-
-SMALL = 60  # with fewer problems the bootstrap covers a little less than 95 %, so the t interval is given as well
 
 Floats = NDArray[np.float64]
 
@@ -88,7 +86,6 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: 
         "accuracy": paired.estimate(other_means),
         "base_accuracy": paired.estimate(base_means),
         **{"p_flip" if name == "p" else name: column for name, column in tested.columns.items()},
-        "se_fixed": paired.fixed_error(differences),
     }
     one_outcome = np.full(len(budgets) + 1, draws == 1 and len(pairs) == 1 and not pairs[0].base.grouped)
     one_outcome[-1] &= np.count_nonzero(weights_BC[:, len(budgets)]) == 1
@@ -107,15 +104,8 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: 
     for cell in found[: len(budgets) + 1]:
         if margin.covers(cell["base_accuracy"]):  # losing everything would be within it, so nothing is claimed
             cell["p_margin"] = 1.0
-    _add_t_intervals(found, strata)
     _add_settling(found[: len(budgets) + 1], [d[:, :, : len(budgets) + 1] for d in differences], margin, claims_C)
     _add_bands(found[: len(budgets)], tested)
-    if len(pairs) == 1:
-        _add_pairing(found, base_means[0], other_means[0])
-        for cell, use in zip(found, token_use.token_ratios(pairs[0].base, pairs[0].other), strict=False):
-            cell |= use
-        if draws == 1 and not pairs[0].base.grouped:
-            _add_discordant(found[: len(budgets)], strata[0])
     if pairs[0].adaptive is not None:
         _hold_at_any_time(found[: len(budgets) + 1], shares, pairs, margin)
     slope: dict[str, Any] | None = found[-1] if several else None
@@ -143,7 +133,6 @@ def _hold_at_any_time(
     for c, cell in enumerate(found):
         now = {name: float(column[c]) for name, column in columns.items() if name != "p_margin"}
         cell |= {name: value for name, value in now.items() if name in cell}
-        cell |= {"t_low": None, "t_high": None}
 
 
 def any_time_columns(
@@ -216,13 +205,6 @@ def _per_draw(table: Table, weights_BC: Floats) -> Floats:
     return table.correct.astype(float).transpose(0, 2, 1) @ weights_BC
 
 
-def _add_t_intervals(found: Sequence[dict[str, Any]], strata: Sequence[Floats]) -> None:
-    small = min(map(len, strata)) < SMALL
-    low, high, _ = paired.t_test(strata)
-    for cell, *ends in zip(found, low, high, strict=True):
-        cell["t_low"], cell["t_high"] = map(float, ends) if small else (None, None)
-
-
 def _add_settling(
     found: Sequence[dict[str, Any]], differences: Sequence[Floats], margin: Margin, claims_C: NDArray[np.int_]
 ) -> None:
@@ -249,13 +231,3 @@ def _add_bands(found: Sequence[dict[str, Any]], tested: paired.Inference) -> Non
     ends = bands.simultaneous_bands(tested.centre_C[: len(found)], tested.draws_RC[:, : len(found)])
     for cell, low, high in zip(found, *ends, strict=True):
         cell["band_low"], cell["band_high"] = min(float(low), cell["low"]), max(float(high), cell["high"])
-
-
-def _add_pairing(found: Sequence[dict[str, Any]], base: Floats, other: Floats) -> None:
-    for place, cell in enumerate(found):
-        cell["correlation"] = paired.correlation(base[:, place], other[:, place])
-
-
-def _add_discordant(found: Sequence[dict[str, Any]], differences: Floats) -> None:
-    for cell, column in zip(found, differences.T, strict=False):
-        cell |= {"lost": int((column < 0).sum()), "won": int((column > 0).sum())}

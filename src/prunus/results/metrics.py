@@ -65,11 +65,6 @@ def wilson_interval(share: float, size: float, quantile: float = NORMAL) -> tupl
     return 0.0 if share == 0 else low, 1.0 if share == 1 else high  # without rounding error
 
 
-def pass_at_k(correct_PN: ArrayLike, k: int) -> float:
-    """Probability that k random draws of the N include a correct one: the unbiased pass@k of Chen et al. 2021."""
-    return float(pass_values(correct_PN, k).mean())
-
-
 def pass_values(correct_PN: ArrayLike, k: int) -> Floats:
     """(P,) pass@k of each problem.
 
@@ -81,11 +76,6 @@ def pass_values(correct_PN: ArrayLike, k: int) -> Floats:
     t = np.arange(1, N + 1)
     factors_PN = np.where(t > N - counts_P[:, None], 1 - k / t, 1.0)
     return 1 - np.where(N - counts_P < k, 0.0, factors_PN.prod(axis=1))
-
-
-def majority_at_k(answers_PN: Sequence[Sequence[str | None]], correct_PN: ArrayLike, k: int) -> float:
-    """Expected score of a majority vote among k of the N draws, over all subsets; exact for every N."""
-    return float(majority_values(answers_PN, correct_PN, k).mean())
 
 
 def majority_values(answers_PN: Sequence[Sequence[str | None]], correct_PN: ArrayLike, k: int) -> Floats:

@@ -39,10 +39,6 @@ class Contrast(NamedTuple):
     used_P: Floats | None
     tokens: tuple[float, float]  # mean used by one chain of `budget` tokens, and by the k chains
 
-    @property
-    def key(self) -> tuple[int, int, str]:
-        return self.budget, self.chains, self.method
-
 
 def compare_parallel(table: Table, seed: int = 0, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
     """A dictionary for each contrast of a complete table; none if no budget is a multiple of another, or N is 1.
@@ -77,30 +73,6 @@ def compare_parallel(table: Table, seed: int = 0, resamples: int = RESAMPLES) ->
     for (row, _), cell in zip(inside, _cells([used for _, used in inside], seed, resamples), strict=True):
         row["used"] = {"sequential": row["parallel"] - cell["difference"]} | cell
     return rows
-
-
-def compare_change(base: Table, other: Table, seed: int = 0, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
-    """How much more parallel gains over sequential in other than in base, on the same problems.
-
-    For each contrast: budget, chains, chain_budget, method, base_gain and gain (parallel minus sequential in each
-    model), and difference, se, low, high, p, q of gain minus base_gain.
-    """
-    theirs = {c.key: c for c in contrasts(base)}
-    pairs = [(theirs[c.key], c) for c in contrasts(other) if c.key in theirs]
-    gains = [tuple(c.parallel_P - c.sequential_P for c in pair) for pair in pairs]
-    cells = _cells([ours - base_gain for base_gain, ours in gains], seed, resamples)
-    return [
-        {
-            "budget": c.budget,
-            "chains": c.chains,
-            "chain_budget": c.budget // c.chains,
-            "method": c.method,
-            "base_gain": float(gain[0].mean()),
-            "gain": float(gain[1].mean()),
-        }
-        | cell
-        for (_, c), gain, cell in zip(pairs, gains, cells, strict=True)
-    ]
 
 
 def contrasts(table: Table) -> list[Contrast]:
