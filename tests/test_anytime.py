@@ -11,7 +11,7 @@ from test_ladder import loop_bets, loop_wealth, some
 import prunus
 from prunus.reporting.terminal import verdict_table
 from prunus.results import anytime, paired
-from prunus.results.comparison import ADAPTIVE, compare
+from prunus.results.comparison import ADAPTIVE, compare, compared
 from prunus.results.order import interleaved, rounds
 from prunus.results.store import Store
 
@@ -104,7 +104,7 @@ def test_table_and_page_say_that_a_run_was_collected_adaptively(tmp_path):
 
     store, _ = make(tmp_path, ("a",), "1")
     console = Console(width=300, record=True, file=StringIO())
-    console.print(verdict_table(compare(store, "dense")))
+    console.print(verdict_table(compared(store, "dense")))
     assert "collected adaptively by `prunus find`" in console.export_text()
     text = prunus.report(store, tmp_path / "r.html", base="dense").read_text()
     assert "<small>collected adaptively</small>" in text and "collected adaptively by `prunus find`" in text

@@ -12,12 +12,13 @@ from statsmodels.stats.multitest import multipletests
 from prunus.errors import PrunusError
 from prunus.reporting import prose
 from prunus.results import betting, paired
+from prunus.results.cells import Entry
 from prunus.results.comparison import compare
 from prunus.results.directions import direction_p
 from prunus.results.rows import ProblemRow, Run, Sample
 from prunus.results.store import Store
 from prunus.results.summary import summarise
-from prunus.results.verdicts import set_adjusted, verdict
+from prunus.results.verdicts import CLAIMS, word_of
 
 BUDGETS = (0, 16, 64)
 PLAN = {"mode": "strict", "temperature": 0.6, "budgets": list(BUDGETS)}
@@ -288,7 +289,9 @@ def test_the_curve_decides_what_is_said_of_it(tmp_path):
     (against,) = found["crossing"]["contradicted_at"]
     assert (against["budget"], against["verdict"]) == (512, "better") and against["difference"] == pytest.approx(0.21)
     assert found["below"]["contradicted_at"] == found["noisy"]["contradicted_at"] == []
-    sentence = prose.headline([found["crossing"], found["below"]], ["X", "B"], "dense", 0.02, 0.05)[0]
+    sentence = prose.headline([Entry.of(found["crossing"]), Entry.of(found["below"])], ["X", "B"], "dense", 0.02, 0.05)[
+        0
+    ]
     assert "over the whole curve: B by" in sentence and "on average over the curve: X by" in sentence
     assert "but better at 512, +21.0)" in sentence
 
@@ -388,7 +391,7 @@ def test_summary_by_hand(tmp_path):
         row("a", 2, 16, 0, False),  # its second draw is missing
     ]
     with Store(fill(tmp_path / "s.db", {"dense": run})) as store:
-        result = summarise(store, "0" + "f" * 11)
+        result = summarise(store, "0" + "f" * 11).to_json()
     json.dumps(result, allow_nan=False)
     task = result["tasks"]["a"]
     assert (task["problems"], task["started"], task["samples"]) == (2, 3, 2)
@@ -423,7 +426,7 @@ def test_summary_has_scores_and_repetition_where_rows_have_them(tmp_path):
     ]  # fmt: skip
     old = [row("a", 2, 16, draw, True) for draw in range(2)]  # of a store without these columns
     with Store(fill(tmp_path / "s.db", {"dense": run, "mixed": run + old})) as store:
-        new, mixed = (summarise(store, run.run_id)["tasks"]["a"]["budgets"][16] for run in store.runs())
+        new, mixed = (summarise(store, run.run_id).to_json()["tasks"]["a"]["budgets"][16] for run in store.runs())
     assert new["best_of"]["logprob"] == {1: 0.5, 2: 1.0}  # the draw without a token is not taken
     assert new["best_of"]["self_certainty"] == {1: 0.5, 2: 0.5}
     assert (new["repetition"], new["looping"]) == (0.375, 0.5)
@@ -434,7 +437,7 @@ def test_summary_has_scores_and_repetition_where_rows_have_them(tmp_path):
 def test_summary_of_curves_and_several_tasks(tmp_path):
     run = random_run(3, 0.5, tasks=("a", "b"), problems=20, draws=3)
     with Store(fill(tmp_path / "s.db", {"dense": run})) as store:
-        result = summarise(store, "0" + "f" * 11)
+        result = summarise(store, "0" + "f" * 11).to_json()
     accuracy = {
         task: [mean(s.correct for s in run if (s.task, s.budget) == (task, budget)) for budget in BUDGETS]
         for task in "ab"
@@ -464,8 +467,8 @@ def test_summary_of_curves_and_several_tasks(tmp_path):
 def test_summary_of_a_run_without_rows_or_right_answers(tmp_path):
     path = fill(tmp_path / "s.db", {"empty": [], "wrong": grid(lambda *_: False, problems=1, budgets=(16,))})
     with Store(path) as store:
-        assert summarise(store, "0" + "f" * 11)["tasks"] == {}
-        cell = summarise(store, "1" + "f" * 11)["tasks"]["a"]["budgets"][16]
+        assert summarise(store, "0" + "f" * 11).to_json()["tasks"] == {}
+        cell = summarise(store, "1" + "f" * 11).to_json()["tasks"]["a"]["budgets"][16]
     assert cell["tokens_per_correct"] is None and cell["se"] is None and cell["accuracy"] == 0 < cell["high"] < 1
 
 
@@ -482,9 +485,8 @@ def test_false_claims_among_six_runs_stay_below_5_percent():
     }
     words = []
     for page in range(benchmarks):
-        cells = [{name: float(values[6 * page + k]) for name, values in p.items()} for k in range(6)]
-        set_adjusted(cells)
-        words.append([verdict(cell) for cell in cells])
+        adjusted = [paired.holm(p[name][6 * page : 6 * page + 6]) for name in CLAIMS]
+        words.append([word_of(*of_run) for of_run in zip(*adjusted, strict=True)])
     false = mean(bool({"worse", "better"} & set(run)) for run in words)
     assert 0.005 < false < 0.05 + 4 * sqrt(0.05 * 0.95 / benchmarks)
     flat = [word for run in words for word in run]

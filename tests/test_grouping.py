@@ -205,7 +205,7 @@ def test_an_evaluation_says_how_many_groups_there_are_and_stores_them(tmp_path, 
     assert "4 problems form 2 groups" in capsys.readouterr().err
     with Store(tmp_path / "rows.db") as store:
         assert store.groups() == {"p2": "p0", "p3": "p1"}
-        cell = summarise(store, run)["tasks"]["copies"]["budgets"][8]
+        cell = summarise(store, run).to_json()["tasks"]["copies"]["budgets"][8]
         assert (cell["n"], cell["problems"]) == (2, 4)
     write(tmp_path / "copies.jsonl", [line | {"group": "all"} for line in lines])
     assert prunus.evaluate("tiny", plan, tmp_path / "rows.db") == run, "groups are no part of a plan"
@@ -278,7 +278,9 @@ def test_copies_of_problems_change_nothing_that_is_said_of_them(tmp_path, adapti
     for key, value in once.items():
         assert thrice[key] == (pytest.approx(value, abs=1e-9) if isinstance(value, float) else value), key
     with Store(tmp_path / "one.db") as one, Store(tmp_path / "three.db") as three:
-        ours, theirs = (flat(summarise(store, store.runs()[1].run_id)["tasks"]["a"]) for store in (one, three))
+        ours, theirs = (
+            flat(summarise(store, store.runs()[1].run_id).to_json()["tasks"]["a"]) for store in (one, three)
+        )
     for key, value in ours.items():
         if not key.endswith(("/problems", "/started", "low", "high", "p95")) and key != "/problems":
             assert theirs[key] == (pytest.approx(value, abs=1e-9) if isinstance(value, float) else value), key

@@ -56,7 +56,7 @@ def store(tmp_path_factory) -> Path:
 
 def cell_of(store: Path, name: str, task: str = "sums") -> dict[str, Any]:
     with Store(store) as opened:
-        budgets = summarise(opened, opened.find_run(name).run_id)["tasks"][task]["budgets"]
+        budgets = summarise(opened, opened.find_run(name).run_id).to_json()["tasks"][task]["budgets"]
     assert list(budgets) == [AS_RUN]
     return budgets[AS_RUN]
 

@@ -40,7 +40,7 @@ def commands(steps: Sequence[Data], origin: str, plan: Data | None) -> list[str]
     while left:
         step, count = left[0], rounds_of(left)
         out = RESULT if len(left) == count else f"step-{len(steps) - len(left) + 1}"
-        action, recipe = str(step["action"]), recipe_of(dict(step))
+        action, recipe = str(step["action"]), recipe_of(step)
         if count > 1:
             lines.append(rounds_command(left[:count], model, out))
         elif action in RECIPES:
@@ -78,14 +78,14 @@ def rounds_of(steps: Sequence[Data]) -> int:
 def rounds_command(steps: Sequence[Data], model: str, out: str) -> str:
     """The command that pruned and recovered in rounds: the first round's settings, with the last one's sparsity."""
     first, recovery, second = steps[0], steps[1], steps[2]
-    recipe = {**recipe_of(dict(first)), "sparsity": recipe_of(dict(steps[-2])).get("sparsity")}
+    recipe = {**recipe_of(first), "sparsity": recipe_of(steps[-2]).get("sparsity")}
     chains = second["round"].get("chains", {})
     drawn = dict(chains.get("recipe", {}))
     drawn["seed"] = int(drawn.get("seed", 1)) - 1  # each round after the first has the next seed
     usual = {field.name: field.default for field in fields(TraceRecipe)}
     return line(
         "prune", model, out, *options_of("prune", recipe), "--recover",
-        *options_of("recover", recipe_of(dict(recovery)), "recover-"), "--rounds", str(first["round"]["of"]),
+        *options_of("recover", recipe_of(recovery), "recover-"), "--rounds", str(first["round"]["of"]),
         "--drawn-from", str(chains.get("from", "recovered")), *flags(drawn, usual, "traces-"),
     )  # fmt: skip
 

@@ -1,9 +1,9 @@
 """The sparsity of each block and Linear of the original model, from the steps in a run's manifest."""
 
 from statistics import fmean
-from typing import Any
 
 from prunus.reporting.labels import history
+from prunus.results.labels import Step
 from prunus.results.rows import Run
 
 
@@ -57,12 +57,12 @@ def _replay(run: Run) -> tuple[dict[tuple[int, str], float], set[int], int]:
     return linears, set(range(total)) - set(kept), total
 
 
-def _removed(step: dict[str, Any]) -> list[int]:
+def _removed(step: Step) -> list[int]:
     blocks = step.get("blocks_removed")
     return [b for b in blocks if isinstance(b, int) and b >= 0] if isinstance(blocks, list) else []
 
 
-def _shares(step: dict[str, Any]) -> dict[tuple[int, str], float]:
+def _shares(step: Step) -> dict[tuple[int, str], float]:
     """{(block, kind): sparsity} of a step's Linears; model.layers.3.mlp.up_proj is block 3, kind mlp.up_proj."""
     shares: dict[tuple[int, str], float] = {}
     sparsity = step.get("sparsity")

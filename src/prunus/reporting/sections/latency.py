@@ -120,10 +120,9 @@ def seconds_chart(timed: Timings, task: str) -> Picture:
     for run in [*timed.runs[1:], *timed.runs[:1]]:  # the base on top
         spots = {
             budget: Point(
-                run.seconds[task][budget]["mean"], 100 * cell["accuracy"], 100 * float_of(cell["low"]),
-                100 * float_of(cell["high"]),
+                run.seconds[task][budget]["mean"], 100 * cell.accuracy, 100 * cell.low, 100 * cell.high,
                 f"{seconds_text(run.seconds[task][budget]['mean'])} s\n{run.look.label}\nbudget {budget}: "
-                f"{percent(cell['accuracy'])} %",
+                f"{percent(cell.accuracy)} %",
             )
             for budget, cell in run.reported.cells(task).items()
             if budget in run.seconds.get(task, {})
@@ -152,7 +151,8 @@ def seconds_table(timed: Timings, task: str) -> Displayed:
         first, last = min(shown), max(shown)
         how = speed.how
         for budget, cell in run.seconds.get(task, {}).items():
-            accuracy = run.reported.cells(task).get(budget, {}).get("accuracy")
+            ours = run.reported.cells(task).get(budget)
+            accuracy = ours and ours.accuracy
             values: list[Any] = [budget, cell["mean"], cell["p95"], accuracy, first, shown[first], last, shown[last]]
             rows.append((run.look, [*values, str(how.get("dtype")), str(how.get("kernel", "torch"))]))
     columns = [
@@ -176,7 +176,7 @@ def deadline_table(timed: Timings, task: str) -> Displayed:
                 rows.append((run.look, [deadline, *[None] * 4]))
                 continue
             cell = run.reported.cells(task)[budget]
-            accuracy = Interval(cell["accuracy"], float_of(cell["low"]), float_of(cell["high"]))
+            accuracy = Interval(cell.accuracy, cell.low, cell.high)
             rows.append((run.look, [deadline, budget, accuracy, *against_base(timed, run, task, deadline, budget)]))
     columns = [
         RUN, Column("deadline", "Deadline, s", seconds_text), Column("budget", "Budget|that fits"),
