@@ -10,9 +10,10 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 
 from prunus.errors import PrunusError
+from prunus.margins import Margin
 from prunus.reporting import prose
 from prunus.results import betting, paired
-from prunus.results.cells import Entry
+from prunus.results.cells import Comparison, Entry
 from prunus.results.comparison import compare
 from prunus.results.directions import direction_p
 from prunus.results.rows import ProblemRow, Run, Sample
@@ -219,6 +220,15 @@ def test_slope_is_kept_or_lost(tmp_path):
     one = {name: random_run(seed, 0.5, budgets=(0, 16)) for seed, name in enumerate(("dense", "pruned"))}
     assert compare(fill(tmp_path / "o.db", one), "dense")["others"][0]["tasks"]["a"]["slope"] is None
     assert compare(tmp_path / "o.db", "dense")["others"][0]["scaling"] is None
+
+
+def test_records_are_read_from_their_plain_data(tmp_path):
+    runs = {name: random_run(seed, 0.6, tasks=("a", "b"), draws=2) for seed, name in enumerate(("dense", "one", "two"))}
+    data = compare(fill(tmp_path / "s.db", runs), "dense", margin="5%", resamples=100)
+    assert list(data["others"][0]["macro"]) == ["budgets", "auc", "slope", "stopping"]
+    found = Comparison.of(data)
+    assert json.dumps(found.to_json()) == json.dumps(data)  # the order of the keys, too
+    assert found.margin == Margin(0.05, relative=True) and found.others[1].tasks["b"].budgets[16].n == 6
 
 
 def test_verdicts(tmp_path):

@@ -84,8 +84,8 @@ def test_curve_table_has_the_accuracies(summaries):
         assert words[:9] == pytest.approx([*accuracies, 100 * task["auc"]["value"]], abs=0.051)
         assert words[9] == pytest.approx(tokens, abs=0.5)
     halves = re.findall(r"±([\d.]+)", text)
-    cells = summaries[0]["tasks"]["tiny"]["budgets"]
-    expected = [50 * (cells[budget]["high"] - cells[budget]["low"]) for budget in BUDGETS]
+    cells = summaries[0].cells("tiny")
+    expected = [50 * (cells[budget].high - cells[budget].low) for budget in BUDGETS]
     assert [float(half) for half in halves[:8]] == pytest.approx(expected, abs=0.051)
     assert "126 problems x 1 draw" in text
 
