@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from small_search import PLAN as SEARCH_PLAN
 from small_search import PROBLEMS
 from test_comparison import BUDGETS, fill, row
@@ -287,11 +288,15 @@ def test_copies_of_problems_change_nothing_that_is_said_of_them(tmp_path, adapti
 
 
 def test_with_one_draw_mcnemars_test_is_for_problems_that_are_alone(tmp_path):
-    alone, grouped = (
-        compare(make(tmp_path / f"{copies}.db", copies, 1, False), "dense", resamples=500)["others"][0]["tasks"]["a"]
-        for copies in (1, 3)
-    )
-    assert "lost" in alone["budgets"][16] and "lost" not in grouped["budgets"][16]
+    alone, grouped = (make(tmp_path / f"{copies}.db", copies, 1, False) for copies in (1, 3))
+    with Store(alone) as store:
+        runs = [store.samples(run.run_id) for run in store.runs()]
+    theirs, ours = ({one.problem_id: one.correct for one in run if one.budget == 16} for run in runs)
+    lost, gained = (sum(a[name] > b[name] for name in theirs) for a, b in ((theirs, ours), (ours, theirs)))
+    expected = binomtest(lost, lost + gained).pvalue
+    found = [compare(path, "dense", resamples=500)["others"][0]["tasks"]["a"] for path in (alone, grouped)]
+    assert found[0]["budgets"][16]["p"] == pytest.approx(expected)
+    assert found[1]["budgets"][16]["p"] != pytest.approx(expected)
 
 
 def test_a_value_of_a_group_is_the_mean_over_its_problems():

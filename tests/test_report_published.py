@@ -258,7 +258,7 @@ def test_notes_are_those_of_the_cells_that_matched(page, store):
     assert not any("copied" in text or "markers" in text for text in texts)  # of Qwen3-8B
     with Store(store) as opened:
         runs = opened.runs()[:1]
-        summaries = [summarise(opened, run.run_id).to_json() for run in runs]
+        summaries = [summarise(opened, run.run_id) for run in runs]
     from prunus.reporting.labels import looks
 
     found = matches(list(zip(looks(runs[0], []), runs, summaries, strict=True)))

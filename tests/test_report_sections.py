@@ -16,8 +16,7 @@ from prunus.reporting.report_data import ReportData
 from prunus.reporting.run_totals import RunTotals, planned_answers, run_totals
 from prunus.reporting.sections import flips
 from prunus.reporting.sections.flips import find_flips, spread_out
-from prunus.reporting.sections.sparsity import linear_map
-from prunus.reporting.sparsities import linear_sparsities
+from prunus.reporting.sections.sparsity import linear_map, linear_sparsities
 from prunus.results.comparison import compare
 from prunus.results.rows import Run
 from prunus.results.store import Store

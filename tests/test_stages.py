@@ -17,7 +17,7 @@ from prunus.hashing import content_hash
 from prunus.recipes import EvalPlan
 from prunus.reporting.terminal import curve_table, verdict_table
 from prunus.results import anytime, betting, paired
-from prunus.results.cells import Comparison
+from prunus.results.cells import Comparison, Entry
 from prunus.results.comparison import compare
 from prunus.results.rows import Planned, ProblemRow, Run
 from prunus.results.stages import growth
@@ -93,9 +93,9 @@ def test_a_run_that_was_stopped_gets_no_word_anywhere(tmp_path, rows, which):
     with Store(store) as opened:
         summaries = [summarise(opened, one) for one in ids.values()]
         runs = {name: opened.run(one) for name, one in ids.items()}
-    assert [one.get("unfinished") is not None for one in summaries] == [name == which for name in HISTORY]
+    assert [one.unfinished is not None for one in summaries] == [name == which for name in HISTORY]
     assert "unfinished, 114 of 120 problems" in printed(curve_table(summaries))
-    card = "\n".join(verdict_text(entry, "dense"))
+    card = "\n".join(verdict_text(Entry.of(entry), "dense"))
     assert f"**{state.capitalize()}**" in card and "doubling" not in card
     results = Results(runs["dense"], summaries[0], {})
     card = "\n".join(results_text(Card([STEP], {}), results))

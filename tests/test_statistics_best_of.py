@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prunus.evaluation.repetition import repeated_share, repetition_rate
-from prunus.results.best_of import best_of_values
+from prunus.results.metrics import best_of_values
 
 
 def best_by_hand(scores, correct, n):

@@ -66,7 +66,7 @@ METHODS = {
 def test_every_pair_equals_loops_over_subsets():
     samples = run(0)
     problems = sorted({s.problem_id for s in samples})
-    rows = parallel.compare_parallel(table(samples), resamples=500)
+    rows = [one.to_json() for one in parallel.compare_parallel(table(samples), resamples=500)]
     pairs = [(row["budget"], row["chains"], row["chain_budget"], row["method"]) for row in rows]
     assert pairs == [(b * k, k, b, m) for b, k in ((16, 2), (16, 4), (32, 2)) for m in METHODS]
     for row in rows:
@@ -96,7 +96,7 @@ def test_at_equal_use_the_single_chain_is_read_off_its_curve():
         for b in BUDGETS
     }
     tokens, accuracy = np.array(list(mean.values())).T
-    rows = parallel.compare_parallel(table(samples), resamples=500)
+    rows = [one.to_json() for one in parallel.compare_parallel(table(samples), resamples=500)]
     assert {row["used"] is None for row in rows} == {True, False}
     for row in rows:
         inside = row["tokens_parallel"] <= tokens.max()
@@ -109,7 +109,7 @@ def test_at_equal_use_the_single_chain_is_read_off_its_curve():
 
 def test_rows_without_scores_leave_those_methods_out():
     rows = parallel.compare_parallel(table(run(1, scores=False)), resamples=200)
-    assert {row["method"] for row in rows} == {"majority", "shortest", "any"}
+    assert {row.method for row in rows} == {"majority", "shortest", "any"}
 
 
 def test_nothing_to_compare_is_an_empty_list():

@@ -14,7 +14,7 @@ from pathlib import Path
 from prunus import __version__
 from prunus.errors import PrunusError
 from prunus.margins import MarginLike
-from prunus.reporting import export, prose
+from prunus.reporting import output_files, prose
 from prunus.reporting.output_files import Folder, refuse_existing, written_last
 from prunus.reporting.render.figure import pdf_converter
 from prunus.reporting.render.html import document, resource
@@ -100,11 +100,11 @@ def write_report(
         text = page(data, sections, name, notes, links)
         for file, content in (file for section in sections for file in section.files):
             folder.write(file, content)
-        exported = export.figure_files(sections, Path(figures)) if figures is not None else {}
-        exported |= export.table_files(sections, Path(csv)) if csv is not None else {}
-        export.check(exported, overwrite)
+        exported = output_files.figure_files(sections, Path(figures)) if figures is not None else {}
+        exported |= output_files.table_files(sections, Path(csv)) if csv is not None else {}
+        output_files.check_export(exported, overwrite)
         with written_last(out, text):
-            export.write(exported)
+            output_files.write_export(exported)
             folder.keep()
 
 

@@ -45,15 +45,8 @@ class Needed(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell(Sized):
-    """The difference of two runs at one budget, or over the area.
-
-    p_better, p_worse: one-sided; p: two-sided; p_flip: of sign flips, for exploring. lower_bound: one-sided 95 %, valid
-    for any number of problems. p_margin: of a loss of the margin or more. mde: the true difference that would be
-    detected with 80 % power at the first step of Holm's correction; None where none could be with so few problems.
-    band_low, band_high: cover all budgets of the task simultaneously; only at budgets. q: Benjamini-Hochberg over all
-    budgets and areas of all runs, for exploring.
-    """
+class Difference(Sized):
+    """The difference of two runs. p_better, p_worse: one-sided; p: two-sided; p_flip: of sign flips, for exploring."""
 
     accuracy: float
     base_accuracy: float
@@ -65,6 +58,18 @@ class Cell(Sized):
     p_better: float
     p_worse: float
     p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(Difference):
+    """The difference at one budget, or over the area.
+
+    lower_bound: one-sided 95 %, valid for any number of problems. p_margin: of a loss of the margin or more. mde: the
+    true difference that would be detected with 80 % power at the first step of Holm's correction; None where none could
+    be with so few problems. band_low, band_high: cover all budgets of the task simultaneously; only at budgets. q:
+    Benjamini-Hochberg over all budgets and areas of all runs, for exploring.
+    """
+
     lower_bound: float
     p_margin: float
     mde: float | None
@@ -80,23 +85,13 @@ class Cell(Sized):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slope(Sized):
+class Slope(Difference):
     """The difference of slopes per doubling of the budget; accuracy and base_accuracy are the slopes.
 
     retention: slope over base's slope; None unless base's is clearly above 0. p_kept, p_lost: of retention above 0.9
     and below; adjusted, with word (kept, lost or cannot tell), in the slope of all tasks together.
     """
 
-    accuracy: float
-    base_accuracy: float
-    difference: float
-    se: float | None
-    low: float
-    high: float
-    p_flip: float
-    p_better: float
-    p_worse: float
-    p: float
     retention: float | None
     retention_low: float | None
     retention_high: float | None

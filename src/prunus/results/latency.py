@@ -63,7 +63,7 @@ def draw_seconds(table: Table, speed: Speed, task: str) -> Floats:
 def by_budget(table: Table, speed: Speed, task: str) -> dict[int, dict[str, float]]:
     """Mean and 95th percentile of the seconds per draw at each budget of a complete table."""
     seconds = draw_seconds(table, speed, task)
-    return {budget: metrics.tokens(seconds[:, place])._asdict() for place, budget in enumerate(table.budgets)}
+    return {budget: metrics.tokens(seconds[:, place]).to_json() for place, budget in enumerate(table.budgets)}
 
 
 def affordable(cells: Mapping[int, Mapping[str, float]], deadline: float) -> int | None:

@@ -19,7 +19,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from prunus.results import best_of, metrics, paired
+from prunus.results import metrics, paired
 from prunus.results.record import Record, made
 from prunus.results.table import Table
 
@@ -129,7 +129,7 @@ def contrasts(table: Table) -> list[Contrast]:
             line_P = at_equal_use(shares_PB, used_PB, k * used_PB[:, short])
             values = {"majority": metrics.vote(ballots, k)}
             for name, score in scores.items():
-                values[name] = best_of.best_of_values(score[:, short], correct[:, short], k)
+                values[name] = metrics.best_of_values(score[:, short], correct[:, short], k)
             values["any"] = metrics.pass_values(correct[:, short], k)
             for name, of_problems in values.items():
                 values_P = table.by_group(of_problems)

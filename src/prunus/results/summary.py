@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.budgets import AS_RUN, budget_of
-from prunus.results import best_of, metrics, paired, scaling
+from prunus.results import metrics, paired, scaling
 from prunus.results.bands import accuracy_bands
 from prunus.results.cells import Identity, Sized, Unfinished
 from prunus.results.completeness import unfinished
 from prunus.results.labels import control_steps, dtypes_of
+from prunus.results.metrics import Adherence, Tokens
 from prunus.results.parallel import Chains, compare_parallel
 from prunus.results.record import Record, made
 from prunus.results.rows import Run
@@ -69,14 +70,6 @@ class Monotonicity(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens(Record):
-    """Mean and 95th percentile over draws; None in a log that does not tell tokens."""
-
-    mean: float | None
-    p95: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class TokenUse(Record):
     """Tokens of a draw by phase. forced: of markers and closings; total: of thinking and answer."""
 
@@ -84,14 +77,6 @@ class TokenUse(Record):
     answer: Tokens
     forced: Tokens
     total: Tokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adherence(Record):
-    """How draws kept to a budget. used: median of thinking tokens over the budget; over: share that thought more."""
-
-    used: float
-    over: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,7 +279,6 @@ def _describe(table: Table, budget: int) -> BudgetCell:
     counts = {phase: table.values(f"{phase}_tokens") for phase in ("thinking", "answer", "forced")}
     used, status = table.used, table.values("status")
     scores, repetition = table.scores(), table.numbers("repetition")
-    adherence = metrics.adherence(counts["thinking"], budget)
     sizes = sorted({2**power for power in range(draws.bit_length())} | {draws})
     return BudgetCell(
         **table.sizes(),
@@ -306,14 +290,12 @@ def _describe(table: Table, budget: int) -> BudgetCell:
         pass_at={k: mean(metrics.pass_values(correct_PN, k)) for k in sizes},
         maj_at={k: mean(metrics.majority_values(answers_PN, correct_PN, k)) for k in sizes},
         best_of={
-            name: {k: mean(best_of.best_of_values(scores[name][:, 0], correct_PN, k)) for k in sizes}
+            name: {k: mean(metrics.best_of_values(scores[name][:, 0], correct_PN, k)) for k in sizes}
             if name in scores
             else None
             for name in SCORES
         },
-        tokens=TokenUse(
-            **{phase: Tokens(**metrics.tokens(count)._asdict()) for phase, count in (counts | {"total": used}).items()}
-        ),
+        tokens=TokenUse(**{phase: metrics.tokens(count) for phase, count in (counts | {"total": used}).items()}),
         tokens_per_correct=metrics.tokens_per_correct(used, correct_PN),
         repetition=None if repetition is None else metrics.share(np.maximum(repetition, 0)),
         looping=metrics.share(table.values("loops")),
@@ -322,7 +304,7 @@ def _describe(table: Table, budget: int) -> BudgetCell:
         no_answer=metrics.share(status == "no_answer"),
         malformed=metrics.share(status == "malformed"),
         failed=metrics.share(np.isin(status, ["timeout", "error"])),
-        adherence=None if adherence is None else Adherence(**adherence),
+        adherence=metrics.adherence(counts["thinking"], budget),
         truncated=metrics.share(table.values("answer_truncated")),
         reopened=metrics.share(table.values("reopened_think")),
     )
