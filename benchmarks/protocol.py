@@ -15,7 +15,7 @@ import prunus
 from prunus.recipes import EvalPlan
 from prunus.reporting.render.chart import MARKERS, Frame, Line, Point, budget_axis, chart, linear_axis, log_axis
 from prunus.results.store import Store
-from prunus.results.summary import summarise
+from prunus.results.summary import BudgetCell, summarise
 
 BUDGETS = (0, 16, 64, 256, 1024)
 ANSWER_TOKENS = 700  # in legacy mode, instead of 32768: the tiny model's context is 2048
@@ -35,7 +35,7 @@ text { font: 13px system-ui, sans-serif; fill: #333 } .axis-title { font-weight:
 """
 
 
-def measure(store: Path, problems: int) -> dict[str, dict[int, dict[str, Any]]]:
+def measure(store: Path, problems: int) -> dict[str, dict[int, BudgetCell]]:
     """Return the cells of every variant by budget."""
     found = {}
     for name, (mode, profile) in VARIANTS.items():
@@ -51,7 +51,7 @@ def measure(store: Path, problems: int) -> dict[str, dict[int, dict[str, Any]]]:
         )
         run_id = prunus.evaluate("tiny", plan, store)
         with Store(store) as opened:
-            found[name] = summarise(opened, run_id)["tasks"]["tiny"]["budgets"]
+            found[name] = summarise(opened, run_id).cells("tiny")
     return found
 
 
@@ -63,12 +63,12 @@ def panel(lines: list[Line], y_axis: Any, label: str, left: int) -> str:
     return picture.replace("<svg ", f"<svg {place} ", 1)
 
 
-def figure(cells: dict[str, dict[int, dict[str, Any]]]) -> str:
+def figure(cells: dict[str, dict[int, BudgetCell]]) -> str:
     """Return an SVG file: accuracy and mean answer tokens against the budget."""
     accuracy, tokens, legend = [], [], []
     for number, (name, of_budget) in enumerate(cells.items()):
-        shares = [Point(b, 100 * c["accuracy"], 100 * c["low"], 100 * c["high"], "") for b, c in of_budget.items()]
-        means = [(b, c["tokens"]["answer"]["mean"]) for b, c in of_budget.items()]
+        shares = [Point(b, 100 * c.accuracy, 100 * c.low, 100 * c.high, "") for b, c in of_budget.items()]
+        means = [(b, c.tokens.answer.mean or 0.0) for b, c in of_budget.items()]
         accuracy.append(Line(f"v{number}", shares, number))
         tokens.append(Line(f"v{number}", [Point(b, mean, float("nan"), float("nan"), "") for b, mean in means], number))
         x = 50 + 130 * number
@@ -85,15 +85,15 @@ def figure(cells: dict[str, dict[int, dict[str, Any]]]) -> str:
     return f"{head}<style>{STYLE}</style>{background}{''.join(legend)}{left}{right}</svg>\n"
 
 
-def show(cells: dict[str, dict[int, dict[str, Any]]]) -> None:
+def show(cells: dict[str, dict[int, BudgetCell]]) -> None:
     """Print the numbers as a Markdown table."""
     print("| run | budget | accuracy | answer tokens, mean | 95th percentile | forced | leaked | truncated |")
     print("|---|---|---|---|---|---|---|---|")
     for name, of_budget in cells.items():
         for budget, cell in of_budget.items():
-            answer = cell["tokens"]["answer"]
-            shares = [f"{100 * cell[key]:.1f} %" for key in ("forced", "leaked", "truncated")]
-            texts = [f"{100 * cell['accuracy']:.1f} %", f"{answer['mean']:.1f}", f"{answer['p95']:.0f}", *shares]
+            answer = cell.tokens.answer
+            shares = [f"{100 * (share or 0.0):.1f} %" for share in (cell.forced, cell.leaked, cell.truncated)]
+            texts = [f"{100 * cell.accuracy:.1f} %", f"{answer.mean:.1f}", f"{answer.p95:.0f}", *shares]
             print(f"| {name} | {budget} | " + " | ".join(texts) + " |")
 
 

@@ -19,7 +19,7 @@ from prunus.results import anytime, betting, metrics, paired, power, retention
 from prunus.results.comparison import compare
 from prunus.results.directions import direction_p
 from prunus.results.table import Table
-from prunus.results.verdicts import BETTER, SAME, WITHIN, WORSE, set_adjusted, verdict
+from prunus.results.verdicts import BETTER, CLAIMS, SAME, WITHIN, WORSE, word_of
 
 Floats = NDArray[np.float64]
 PROBLEMS, DRAWS = (2, 5, 15, 30, 60, 100, 200, 500), (1, 4, 16, 64)
@@ -123,23 +123,21 @@ def false_on_a_page(
     for loss, words in ((0.0, (BETTER, WORSE)), (margin, (SAME, WITHIN))):
         budgets = [differences(rng, "few break", problems, draws, loss, pages, variants) for _ in BUDGETS]
         for where, several in (("area", [np.mean(budgets, axis=0)]), ("single budgets", budgets)):
-            cells = [_cells(values, draws, margin, where == "single budgets", pages) for values in several]
+            cells = [_p_values(values, draws, margin, where == "single budgets", pages) for values in several]
             wrong = np.zeros(pages, dtype=bool)
             for page in range(pages):
-                together = [cell for at_budget in cells for cell in at_budget[page]]
-                set_adjusted(together)
-                wrong[page] = any(verdict(cell) in words for cell in together)
+                together = np.concatenate([at_budget[page] for at_budget in cells])
+                adjusted = [paired.holm(column) for column in together.T]
+                wrong[page] = any(word_of(*p) in words for p in zip(*adjusted, strict=True))
             found[f"{'better or worse' if loss == 0 else 'non-inferior'}, {where}"] = float(wrong.mean())
     return found
 
 
-def _cells(values: Floats, draws: int, margin: float, one_budget: bool, pages: int) -> list[list[dict[str, float]]]:
-    """Return the cells of every page's variants."""
+def _p_values(values: Floats, draws: int, margin: float, one_budget: bool, pages: int) -> Floats:
+    """Return the p-values (pages, variants, claims)."""
     mcnemar = np.full(values.shape[1], one_budget and draws == 1)
     columns = direction_p([values], 0, draws, mcnemar) | {"p_margin": betting.p_value([values], margin)}
-    cells = [{name: float(column[c]) for name, column in columns.items()} for c in range(values.shape[1])]
-    size = len(cells) // pages
-    return [cells[page * size : (page + 1) * size] for page in range(pages)]
+    return np.stack([columns[name] for name in CLAIMS], axis=1).reshape(pages, -1, len(CLAIMS))
 
 
 def power_of(problems: int, draws: int, loss: float, margin: float, variants: int, runs: int, seed: int = 0) -> float:
@@ -284,8 +282,8 @@ def words_of(store: str, base: str = "tiny") -> list[tuple[str, str, str]]:
     found = []
     for entry, p in zip(entries, flips, strict=True):
         gain = entry["primary"]["difference"] > 0
-        sides = {"p_better_adjusted": p / 2 if gain else 1.0, "p_worse_adjusted": 1.0 if gain else p / 2}
-        found.append((entry["model"], entry["verdict"], verdict(entry["primary"] | sides)))
+        sides = (p / 2, 1.0) if gain else (1.0, p / 2)
+        found.append((entry["model"], entry["verdict"], word_of(*sides, entry["primary"]["p_margin_adjusted"])))
     return found
 
 

@@ -82,11 +82,11 @@ def few_simulations() -> Generator[None]:
 def few_resamples(few_simulations: None) -> Generator[None]:
     """For tests of studies: intervals are tested elsewhere, and cost more than all else there."""
     from prunus.reporting import report_data
-    from prunus.results.comparison import compare, compare_runs
+    from prunus.results.comparison import compare_runs, compared
     from prunus.study import pages
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pages, "compare", partial(compare, resamples=100))
+        patch.setattr(pages, "compared", partial(compared, resamples=100))
         patch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))
         yield
 

@@ -5,10 +5,10 @@ import pytest
 from fake_store import make_store
 
 from prunus.results import paired
-from prunus.results.bands import accuracy_bands, add_bands, max_t_quantile
+from prunus.results.bands import accuracy_bands, max_t_quantile
 from prunus.results.metrics import estimate
 from prunus.results.store import Store
-from prunus.results.summary import summarise
+from prunus.results.summary import summarise, with_bands
 from prunus.results.table import tables
 
 TRUTH = np.array([0.08, 0.2, 0.45, 0.7, 0.85, 0.9])
@@ -62,6 +62,6 @@ def test_cells_of_a_summary_get_them(tmp_path):
     path = make_store(tmp_path / "a.db", names=("tiny",), problems=20, budgets=(16, 64), draws=2)
     with Store(path) as store:
         summary = summarise(store, store.runs()[0].run_id)
-        add_bands(summary, tables(store.samples(summary["run"])))
-    for cell in summary["tasks"]["tiny"]["budgets"].values():
-        assert cell["band_low"] <= cell["low"] <= cell["high"] <= cell["band_high"]
+        summary = with_bands(summary, tables(store.samples(summary.run)))
+    for cell in summary.cells("tiny").values():
+        assert cell.band_low <= cell.low <= cell.high <= cell.band_high

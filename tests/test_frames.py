@@ -16,7 +16,6 @@ from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.results.store import Store
 from prunus.results.summary import summarise
-from prunus.results.verdicts import verdict
 
 pytestmark = pytest.mark.usefixtures("few_simulations")
 
@@ -55,7 +54,7 @@ def test_a_curve_is_the_mean_of_the_draws(store):
     found = curve.set_index(["model", "budget_tokens"])["accuracy_share"]
     pandas.testing.assert_series_equal(found.sort_index(), by_hand.sort_index(), check_names=False)
     with Store(store) as opened:
-        cell = summarise(opened, opened.find_run("wanda-50").run_id)["tasks"]["tiny"]["budgets"][64]
+        cell = summarise(opened, opened.find_run("wanda-50").run_id).to_json()["tasks"]["tiny"]["budgets"][64]
     row = curve[(curve["model"] == "wanda-50") & (curve["budget_tokens"] == 64)].iloc[0]
     assert (row["accuracy_low_share"], row["total_tokens"]) == (cell["low"], cell["tokens"]["total"]["mean"])
 
@@ -63,7 +62,7 @@ def test_a_curve_is_the_mean_of_the_draws(store):
 def test_the_margin_of_endings_reaches_their_verdict(store):
     def by_hand(margin: float) -> list[str]:
         others = prunus.compare(store, "tiny", stop_margin=margin)["others"]
-        return [verdict(other["stopping"]["endings"]["ends"]) for other in others]
+        return [other["stopping"]["endings"]["ends"]["verdict"] for other in others]
 
     frame = frames(store).compare("tiny", stop_margin=0.9)
     assert frame[frame["task"].isna()]["ends_verdict"].tolist() == by_hand(0.9) != by_hand(0.001)
@@ -97,7 +96,7 @@ def test_differences_are_those_of_compare_in_points(store):
         primary = rows[rows["task"].isna()].iloc[0]
         assert primary["difference_pp"] == pytest.approx(100 * other["primary"]["difference"])
         assert set(rows["verdict"]) == {other["verdict"]}
-        assert set(rows["ends_verdict"]) == {verdict(other["stopping"]["endings"]["ends"])}
+        assert set(rows["ends_verdict"]) == {other["stopping"]["endings"]["ends"]["verdict"]}
         for budget, cell in other["tasks"]["tiny"]["budgets"].items():
             row = rows[rows["budget_tokens"] == int(budget)].iloc[0]
             assert (row["low_pp"], row["high_pp"]) == pytest.approx((100 * cell["low"], 100 * cell["high"]))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from small_search import PLAN as SEARCH_PLAN
 from small_search import PROBLEMS
 from test_comparison import BUDGETS, fill, row
@@ -205,7 +206,7 @@ def test_an_evaluation_says_how_many_groups_there_are_and_stores_them(tmp_path, 
     assert "4 problems form 2 groups" in capsys.readouterr().err
     with Store(tmp_path / "rows.db") as store:
         assert store.groups() == {"p2": "p0", "p3": "p1"}
-        cell = summarise(store, run)["tasks"]["copies"]["budgets"][8]
+        cell = summarise(store, run).to_json()["tasks"]["copies"]["budgets"][8]
         assert (cell["n"], cell["problems"]) == (2, 4)
     write(tmp_path / "copies.jsonl", [line | {"group": "all"} for line in lines])
     assert prunus.evaluate("tiny", plan, tmp_path / "rows.db") == run, "groups are no part of a plan"
@@ -278,18 +279,24 @@ def test_copies_of_problems_change_nothing_that_is_said_of_them(tmp_path, adapti
     for key, value in once.items():
         assert thrice[key] == (pytest.approx(value, abs=1e-9) if isinstance(value, float) else value), key
     with Store(tmp_path / "one.db") as one, Store(tmp_path / "three.db") as three:
-        ours, theirs = (flat(summarise(store, store.runs()[1].run_id)["tasks"]["a"]) for store in (one, three))
+        ours, theirs = (
+            flat(summarise(store, store.runs()[1].run_id).to_json()["tasks"]["a"]) for store in (one, three)
+        )
     for key, value in ours.items():
         if not key.endswith(("/problems", "/started", "low", "high", "p95")) and key != "/problems":
             assert theirs[key] == (pytest.approx(value, abs=1e-9) if isinstance(value, float) else value), key
 
 
 def test_with_one_draw_mcnemars_test_is_for_problems_that_are_alone(tmp_path):
-    alone, grouped = (
-        compare(make(tmp_path / f"{copies}.db", copies, 1, False), "dense", resamples=500)["others"][0]["tasks"]["a"]
-        for copies in (1, 3)
-    )
-    assert "lost" in alone["budgets"][16] and "lost" not in grouped["budgets"][16]
+    alone, grouped = (make(tmp_path / f"{copies}.db", copies, 1, False) for copies in (1, 3))
+    with Store(alone) as store:
+        runs = [store.samples(run.run_id) for run in store.runs()]
+    theirs, ours = ({one.problem_id: one.correct for one in run if one.budget == 16} for run in runs)
+    lost, gained = (sum(a[name] > b[name] for name in theirs) for a, b in ((theirs, ours), (ours, theirs)))
+    expected = binomtest(lost, lost + gained).pvalue
+    found = [compare(path, "dense", resamples=500)["others"][0]["tasks"]["a"] for path in (alone, grouped)]
+    assert found[0]["budgets"][16]["p"] == pytest.approx(expected)
+    assert found[1]["budgets"][16]["p"] != pytest.approx(expected)
 
 
 def test_a_value_of_a_group_is_the_mean_over_its_problems():

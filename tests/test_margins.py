@@ -18,6 +18,7 @@ from prunus.errors import PrunusError
 from prunus.margins import Margin
 from prunus.reporting import prose
 from prunus.results import anytime, ladder
+from prunus.results.cells import Entry
 from prunus.results.comparison import compare
 from prunus.results.contrasts import p_of_margin
 from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, ENDS, OPEN, Rule
@@ -113,7 +114,9 @@ def test_compare_takes_a_margin_relative_to_the_base(tmp_path):
         assert found["margin"] == found["stop_margin"] == entry["margin"] == {"relative": 0.05}
         assert entry["within_margin"] == (word == "non-inferior")
     (entry,) = compare(path, "dense", margin="30%", resamples=200)["others"]
-    said = prose.headline([{**entry, "verdict": "non-inferior"}], ["pruned"], "dense", Margin(0.3, True), Margin(0.05))
+    said = prose.headline(
+        [replace(Entry.of(entry), verdict="non-inferior")], ["pruned"], "dense", Margin(0.3, True), 0.05
+    )
     assert "Within 30 % of what dense solves on average" in said[0]
 
 
@@ -188,8 +191,11 @@ def test_a_base_that_solves_nothing_gets_no_word(tmp_path):
         (entry,), (warning,) = found["others"], found["warnings"]
         assert (entry["verdict"], entry["within_margin"], entry["nothing_to_lose"]) == ("cannot tell", False, True)
         assert warning.startswith("the base solves nothing, so there is nothing to lose")
-        assert prose.title([entry], "dense") == "1 variant against dense: 1 undecided; dense solves nothing"
-        assert "annot tell, since dense solves nothing" in prose.headline([entry], ["W"], "dense", margin, 0.05)[0]
+        assert prose.title([Entry.of(entry)], "dense") == "1 variant against dense: 1 undecided; dense solves nothing"
+        assert (
+            "annot tell, since dense solves nothing"
+            in prose.headline([Entry.of(entry)], ["W"], "dense", margin, 0.05)[0]
+        )
     prunus.report(path, tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text()
     assert (
@@ -200,7 +206,7 @@ def test_a_base_that_solves_nothing_gets_no_word(tmp_path):
     path = fill(tmp_path / "few.db", {"dense": few, "pruned": few})
     found = compare(path, "dense", resamples=200)
     assert found["others"][0]["verdict"] == "cannot tell" and "would be all of it" in found["warnings"][0]
-    assert "losing everything would be within the margin" in prose.title(found["others"], "dense")
+    assert "losing everything would be within the margin" in prose.title([Entry.of(found["others"][0])], "dense")
     (entry,) = compare(path, "dense", margin=0.0149, resamples=200)["others"]
     assert not entry["nothing_to_lose"]
 

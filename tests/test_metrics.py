@@ -33,9 +33,9 @@ def vote_by_hand(answers, verdicts, k):
 def test_pass_at_k_equals_all_subsets(draws):
     rows = [[(number >> bit) & 1 for bit in range(draws)] for number in range(2**draws)]
     for k in range(1, draws + 1):
-        assert metrics.pass_at_k(rows, k) == pytest.approx(pass_by_hand(rows, k), abs=1e-12)
-    assert metrics.pass_at_k(rows, draws) == np.mean([any(row) for row in rows])
-    assert metrics.pass_at_k(rows, 1) == pytest.approx(np.mean(rows))
+        assert metrics.pass_values(rows, k).mean() == pytest.approx(pass_by_hand(rows, k), abs=1e-12)
+    assert metrics.pass_values(rows, draws).mean() == np.mean([any(row) for row in rows])
+    assert metrics.pass_values(rows, 1).mean() == pytest.approx(np.mean(rows))
 
 
 def test_values_of_each_problem_have_the_scores_as_their_mean():
@@ -56,8 +56,8 @@ def test_majority_equals_all_subsets(draws):
         answers = [str(a) if (a := rng.integers(0, 5)) else None for _ in range(draws)]
         verdicts = [answer in ("1", "4") for answer in answers]  # two right answers: forms the normaliser did not merge
         for k in range(1, draws + 1):
-            got = metrics.majority_at_k([answers], [verdicts], k)
-            assert got == pytest.approx(vote_by_hand(answers, verdicts, k), abs=1e-12)
+            got = metrics.majority_values([answers], [verdicts], k)
+            assert got[0] == pytest.approx(vote_by_hand(answers, verdicts, k), abs=1e-12)
 
 
 def test_majority_of_one_and_two_is_the_average_when_all_vote():
@@ -65,9 +65,9 @@ def test_majority_of_one_and_two_is_the_average_when_all_vote():
     answers = rng.integers(0, 4, (50, 9)).astype(str).tolist()
     correct = [[answer == "2" for answer in row] for row in answers]
     average = np.mean(correct)
-    assert metrics.majority_at_k(answers, correct, 1) == pytest.approx(average)
-    assert metrics.majority_at_k(answers, correct, 2) == pytest.approx(average)
-    assert metrics.majority_at_k([["2", "2", None, None]], [[True, True, False, False]], 2) == pytest.approx(5 / 6)
+    assert metrics.majority_values(answers, correct, 1).mean() == pytest.approx(average)
+    assert metrics.majority_values(answers, correct, 2).mean() == pytest.approx(average)
+    assert metrics.majority_values([["2", "2", None, None]], [[True, True, False, False]], 2) == pytest.approx(5 / 6)
 
 
 def test_majority_of_many_draws_equals_random_subsets():
@@ -77,16 +77,16 @@ def test_majority_of_many_draws_equals_random_subsets():
     counts = np.stack([(subsets == answer).sum(1) for answer in "1234"], axis=1)
     winners = counts == counts.max(1, keepdims=True)
     simulated = np.mean(winners[:, 0] / winners.sum(1))
-    got = metrics.majority_at_k([answers.tolist()], (answers == "1")[None], 16)
+    (got,) = metrics.majority_values([answers.tolist()], (answers == "1")[None], 16)
     assert got == pytest.approx(simulated, abs=4 * 0.5 / 200)
 
 
 def test_k_must_fit():
     for k in (0, 3):
         with pytest.raises(ValueError, match=f"k = {k}"):
-            metrics.pass_at_k([[True, False]], k)
+            metrics.pass_values([[True, False]], k)
         with pytest.raises(ValueError, match=f"k = {k}"):
-            metrics.majority_at_k([["1", "2"]], [[True, False]], k)
+            metrics.majority_values([["1", "2"]], [[True, False]], k)
 
 
 def test_area_and_slope_on_the_papers_grid():
@@ -144,7 +144,7 @@ def test_interval_covers_95_percent(problems, draws, shape):
 
 
 def test_tokens_and_shares():
-    assert metrics.tokens(range(101)) == (50, 95)
+    assert metrics.tokens(range(101)) == metrics.Tokens(50, 95)
     assert metrics.tokens_per_correct([10, 20, 30], [True, False, True]) == 30
     assert metrics.tokens_per_correct([10], [False]) == inf
     assert metrics.share([True, False, False, False]) == 0.25

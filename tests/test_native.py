@@ -376,8 +376,8 @@ def store(tmp_path_factory) -> Path:
 def test_adherence_is_what_was_used_over_what_was_asked(store):
     with Store(store) as opened:
         rows = [row for row in opened.samples("e" * 12) if row.budget == 16]
-        cells = summarise(opened, "e" * 12)["tasks"]["tiny"]["budgets"]
-        forced = summarise(opened, opened.runs()[0].run_id)
+        cells = summarise(opened, "e" * 12).to_json()["tasks"]["tiny"]["budgets"]
+        forced = summarise(opened, opened.runs()[0].run_id).to_json()
     used = [row.thinking_tokens / 16 for row in rows]
     assert cells[16]["adherence"] == {"used": median(used), "over": sum(one > 1 for one in used) / len(used)}
     assert cells[16]["adherence"]["over"] > 0 and cells[0]["adherence"] is None

@@ -4,10 +4,11 @@ import errno
 import os
 import re
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_store import BUDGETS, draw_samples, make_store, run_of
@@ -20,11 +21,11 @@ from prunus.reporting import page as page_module
 from prunus.reporting import prose
 from prunus.reporting.page import report
 from prunus.reporting.render.text import joined, percent, points, probability
-from prunus.results.bands import add_bands
+from prunus.results.cells import Cell, Contradiction, Entry, Slope
 from prunus.results.comparison import compare
 from prunus.results.labels import step_label
 from prunus.results.store import Store
-from prunus.results.summary import summarise
+from prunus.results.summary import summarise, with_bands
 from prunus.results.table import tables
 from prunus.results.verdicts import verdict
 
@@ -72,7 +73,7 @@ def in_points(value: float) -> str:
 def test_every_number_is_compares(page, store):
     with Store(store) as opened:
         runs = opened.runs()
-        summaries = [summarise(opened, run.run_id) for run in runs]
+        summaries = [summarise(opened, run.run_id).to_json() for run in runs]
     others = compare(store, runs[0].run_id)["others"]
     expected = []
     for summary, entry in zip(summaries, [None, *others], strict=True):
@@ -84,7 +85,7 @@ def test_every_number_is_compares(page, store):
             else:
                 other = entry["tasks"]["tiny"]["budgets"][budget]
                 row += [in_points(other[key]) for key in ("difference", "low", "high")]
-                row += [verdict(other), other["p"], other["p_adjusted"], other["q"]]
+                row += [verdict(Cell.of(other)), other["p"], other["p_adjusted"], other["q"]]
                 row.append("" if other["mde"] is None else in_percent(other["mde"]))
             expected.append([*row, "126", "1"])
     rows = page.rows("numbers")[1:]
@@ -122,7 +123,7 @@ def test_verdict_rows_are_compares(page, store):
 
 def test_tokens_and_endings_are_summarises(page, store):
     with Store(store) as opened:
-        summary = summarise(opened, opened.find_run("wanda-50").run_id)
+        summary = summarise(opened, opened.find_run("wanda-50").run_id).to_json()
     rows = [row for row in page.rows("tokens") if "Wanda 50" in row[0]]
     assert len(rows) == len(BUDGETS)
     for row, budget in zip(rows, BUDGETS, strict=True):
@@ -138,9 +139,10 @@ def test_tokens_and_endings_are_summarises(page, store):
 
 def test_points_of_the_first_chart_lie_where_the_numbers_are(page, store):
     with Store(store) as opened:
-        summaries = [summarise(opened, run.run_id) for run in opened.runs()]
-        for summary in summaries:
-            add_bands(summary, tables(opened.samples(summary["run"])))
+        summaries = [
+            with_bands(summarise(opened, run.run_id), tables(opened.samples(run.run_id))).to_json()
+            for run in opened.runs()
+        ]
     chart = page.source[page.source.index('<svg class="chart') :].split("</svg>", 1)[0]
     groups = re.findall(r'<g class="run r(\d)[^>]*>(.*?)</g>', chart, re.DOTALL)
     marks: dict[int, list[tuple[float, float]]] = {}
@@ -251,17 +253,21 @@ def entry(
     high: float,
     mde: float | None = 0.05,
     whole: bool = True,
-    against: list[dict] | None = None,
-    scaling: dict | None = None,
-) -> dict:
-    cell = {"difference": difference, "low": low, "high": high, "mde": mde, "p_adjusted": 0.5}
-    curve = {"whole_curve": whole, "contradicted_at": against or [], "scaling": scaling}
-    curve |= {"stops": None, "relies_on_cutting": False}
-    return {"verdict": word, "primary": cell, "warnings": []} | curve
+    against: list[Contradiction] | None = None,
+    scaling: Slope | None = None,
+) -> Entry:
+    """An entry with what a headline says; what it does not read is None."""
+    cell = blank(Cell, difference=difference, low=low, high=high, mde=mde, p_adjusted=0.5)
+    curve = {"whole_curve": whole, "contradicted_at": against or [], "scaling": scaling, "tasks": {}}
+    return blank(Entry, verdict=word, primary=cell, **curve)
 
 
-def slope(word: str, *ends: float | None) -> dict:
-    return dict(zip(("retention", "retention_low", "retention_high"), ends, strict=True)) | {"word": word}
+def slope(word: str, *ends: float | None) -> Slope:
+    return blank(Slope, word=word, **dict(zip(("retention", "retention_low", "retention_high"), ends, strict=True)))
+
+
+def blank(kind: Any, **values: Any) -> Any:
+    return kind(**{field.name: None for field in fields(kind)} | values)
 
 
 def test_headline_puts_every_run_into_the_sentence_of_its_verdict():
@@ -285,8 +291,8 @@ def test_headline_puts_every_run_into_the_sentence_of_its_verdict():
 
 
 def test_headline_says_no_more_than_the_curve_shows():
-    against = [{"budget": 512, "difference": 0.21, "verdict": "better"}]
-    lost = [{"budget": b, "difference": -0.3, "verdict": "worse"} for b in (64, 128, 256, 512)]
+    against = [Contradiction(budget=512, difference=0.21, verdict="better")]
+    lost = [Contradiction(budget=b, difference=-0.3, verdict="worse") for b in (64, 128, 256, 512)]
     entries = [
         entry("worse", -0.06, -0.1, -0.02, whole=False, against=against),
         entry("better", 0.03, 0.01, 0.05, whole=False),

@@ -10,7 +10,7 @@ from html_page import Page
 from prunus.reporting.page import report
 from prunus.reporting.render.text import visible
 from prunus.reporting.sections.flips import Lost, find_flips, lost_answers, lost_in, spread_out
-from prunus.reporting.sparsities import block_sparsities
+from prunus.reporting.sections.sparsity import block_sparsities
 from prunus.results.rows import Run, Sample
 from prunus.results.store import Store
 

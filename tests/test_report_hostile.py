@@ -136,7 +136,7 @@ def test_embedded_data_are_compares(page, store):
     raw = page.all("script")[0]
     with Store(store) as opened:
         runs = [run.run_id for run in opened.runs()]
-        summaries = [summarise(opened, run) for run in runs]
+        summaries = [summarise(opened, run).to_json() for run in runs]
     embedded = json.loads(raw)
     for summary in embedded["summaries"]:
         for cell in summary["tasks"]["tiny"]["budgets"].values():

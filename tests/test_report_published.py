@@ -214,7 +214,7 @@ def test_the_page_sets_matching_cells_beside_ours(page, store):
         for name in ("dense", "Wanda 20\xa0%", "ShortGPT −2\xa0blocks") for budget in ("512", "8192")
     ]  # fmt: skip
     with Store(store) as opened:
-        summary = summarise(opened, opened.find_run("wanda-20").run_id)
+        summary = summarise(opened, opened.find_run("wanda-20").run_id).to_json()
     ours = summary["tasks"]["aime24"]["budgets"][8192]
     z = (ours["accuracy"] - 0.1775) / math.sqrt(ours["se"] ** 2 + 0.0159**2 / 2)
     (row,) = [row for row in rows if row[0].strip().startswith("Wanda") and row[2] == "8192"]

@@ -16,8 +16,7 @@ from prunus.reporting.report_data import ReportData
 from prunus.reporting.run_totals import RunTotals, planned_answers, run_totals
 from prunus.reporting.sections import flips
 from prunus.reporting.sections.flips import find_flips, spread_out
-from prunus.reporting.sections.sparsity import linear_map
-from prunus.reporting.sparsities import linear_sparsities
+from prunus.reporting.sections.sparsity import linear_map, linear_sparsities
 from prunus.results.comparison import compare
 from prunus.results.rows import Run
 from prunus.results.store import Store
@@ -50,7 +49,7 @@ def section(page: Page, name: str) -> str:
 def test_the_strict_dense_run_is_the_base_and_legacy_stands_beside_it(page, store):
     with Store(store) as opened:
         runs = {(run.model["name"], run.plan["mode"]): run.run_id for run in opened.runs()}
-        summaries = {key: summarise(opened, run)["tasks"]["tiny"]["budgets"] for key, run in runs.items()}
+        summaries = {key: summarise(opened, run).to_json()["tasks"]["tiny"]["budgets"] for key, run in runs.items()}
     assert runs["tiny", "strict"] in page.all("p", "kicker")[0]
     rows = page.rows("modes")[1:]
     assert [(row[0].strip(), int(row[2])) for row in rows] == [
@@ -130,7 +129,7 @@ def test_what_cannot_be_told_says_how_much_more_would_do(tmp_path):
 
 def test_several_draws_are_summarises(page, store):
     with Store(store) as opened:
-        summary = summarise(opened, opened.runs()[0].run_id)["tasks"]["tiny"]
+        summary = summarise(opened, opened.runs()[0].run_id).to_json()["tasks"]["tiny"]
     rows = [row for row in page.rows("draws")[1:] if row[0].strip() == "dense"]
     assert page.rows("draws")[0][3:] == ["k = 1", "k = 2", "k = 4"] and DRAWS == 4
     for way, key in (("Any of k correct", "pass_at"), ("Majority of k", "maj_at")):
@@ -170,7 +169,7 @@ def test_one_draw_has_no_such_section(tmp_path):
 
 def test_scaling_is_summarises(page, store):
     with Store(store) as opened:
-        summary = summarise(opened, opened.find_runs("wanda-50")[0].run_id)["tasks"]["tiny"]
+        summary = summarise(opened, opened.find_runs("wanda-50")[0].run_id).to_json()["tasks"]["tiny"]
     head, *rows = page.rows("scaling")
     (row,) = [row for row in rows if row[0].strip().startswith("Wanda 50")]
     cells = dict(zip(head, row, strict=True))

@@ -17,6 +17,7 @@ from prunus.hashing import content_hash
 from prunus.recipes import EvalPlan
 from prunus.reporting.terminal import curve_table, verdict_table
 from prunus.results import anytime, betting, paired
+from prunus.results.cells import Comparison, Entry
 from prunus.results.comparison import compare
 from prunus.results.rows import Planned, ProblemRow, Run
 from prunus.results.stages import growth
@@ -89,14 +90,14 @@ def test_a_run_that_was_stopped_gets_no_word_anywhere(tmp_path, rows, which):
     assert entry["warnings"][0].startswith(state)
     assert any("the first 40 problems of the plan" in note for note in entry["warnings"])
 
-    text = printed(verdict_table(found))
+    text = printed(verdict_table(Comparison.of(found)))
     assert state in text and not any(word in text.split("^ better")[0] for word in WORDS)
     with Store(store) as opened:
         summaries = [summarise(opened, one) for one in ids.values()]
         runs = {name: opened.run(one) for name, one in ids.items()}
-    assert [one.get("unfinished") is not None for one in summaries] == [name == which for name in HISTORY]
+    assert [one.unfinished is not None for one in summaries] == [name == which for name in HISTORY]
     assert "unfinished, 114 of 120 problems" in printed(curve_table(summaries))
-    card = "\n".join(verdict_text(entry, "dense"))
+    card = "\n".join(verdict_text(Entry.of(entry), "dense"))
     assert f"**{state.capitalize()}**" in card and "doubling" not in card
     results = Results(runs["dense"], summaries[0], {})
     card = "\n".join(results_text(Card([STEP], {}), results))
@@ -173,7 +174,7 @@ def test_a_limit_that_grew_is_known_by_the_store_and_gets_bounds_that_hold_at_an
     assert looks[0]["runs"] == [ids["dense", 50], ids["pruned", 50]]
     assert entry["primary"]["p_margin"] <= first  # one game, which the first comparison began
     found = compare(store, ids["dense", None], [ids["pruned", None]], resamples=200)
-    assert note in " ".join(printed(verdict_table(found)).split())
+    assert note in " ".join(printed(verdict_table(Comparison.of(found))).split())
     page = prunus.report(store, tmp_path / "page.html", base=ids["dense", None]).read_text("utf-8")
     assert note in page and "limit or draws changed" in page
 
@@ -292,5 +293,5 @@ def test_an_evaluation_lists_the_problems_of_its_plan(tmp_path):
     run_id = prunus.evaluate("tiny", plan, tmp_path / "s.db", device="cpu")
     with Store(tmp_path / "s.db") as opened:
         run = opened.run(run_id)
-        assert "unfinished" not in summarise(opened, run_id)
+        assert "unfinished" not in summarise(opened, run_id).to_json()
     assert run.planned == Planned(3, {"tiny": [problem.id for problem in load_task("tiny", 3)]})

@@ -7,8 +7,8 @@ from math import inf, nan
 import numpy as np
 import pytest
 
-from prunus.results.best_of import best_of_values
 from prunus.results.looping import repeated_share, repetition_rate
+from prunus.results.metrics import best_of_values
 
 
 def best_by_hand(scores, correct, n):

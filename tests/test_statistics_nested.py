@@ -5,7 +5,7 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from prunus.results import paired
+from prunus.results import paired, power
 
 
 def differences(rng, problems, draws, benchmarks, loss):
@@ -22,17 +22,5 @@ def test_resampling_problems_alone_has_the_spread_of_repeated_benchmarks():
     errors = paired.bootstrap([d.mean(axis=1)], 1000).std(axis=0)
     assert np.sqrt((errors**2).mean()) == pytest.approx(truth, rel=0.06)
     # Its parts: the spread of true differences between problems, and the noise of three draws of each.
-    between = np.maximum(d.mean(axis=1).var(axis=0, ddof=1) - paired.draw_variance(d) / 3, 0).mean()
-    assert sqrt((between + paired.draw_variance(d).mean() / 3) / 60) == pytest.approx(truth, rel=0.06)
-
-
-def test_fixed_error_is_that_of_repeated_draws_of_the_same_problems():
-    rng = np.random.default_rng(6)
-    base, other = rng.beta(0.5, 0.5, (2, 30, 1, 1))
-    draws = (rng.random((30, 4, 4000)) < other).astype(float) - (rng.random((30, 4, 4000)) < base)
-    spread = draws.mean(axis=(0, 1)).std()
-    error = paired.fixed_error([draws])
-    assert np.sqrt((error**2).mean()) == pytest.approx(spread, rel=0.05)
-    two_tasks = paired.fixed_error([draws, draws])
-    assert two_tasks == pytest.approx(error / sqrt(2))
-    assert np.isnan(paired.fixed_error([draws[:, :1]])).all()
+    between = np.maximum(d.mean(axis=1).var(axis=0, ddof=1) - power.draw_variance(d) / 3, 0).mean()
+    assert sqrt((between + power.draw_variance(d).mean() / 3) / 60) == pytest.approx(truth, rel=0.06)

@@ -80,7 +80,7 @@ def test_several_tasks_ask_for_what_their_mean_needs():
     rng = np.random.default_rng(5)
     tasks = [normal(rng, 30, 4, 0.1, 0.5), normal(rng, 200, 4, 0.1, 0.2)]
     error = paired.standard_error(paired.with_pseudo_problems([d.mean(axis=1) for d in tasks]))
-    effect = paired.detectable(1, 228) * error + paired.one_draw(tasks) / 4
+    effect = power.detectable(1, 228) * error + power.one_draw(tasks) / 4
     # What can be detected now needs what there is now.
     assert power.draws_needed(tasks, effect) == [4]
     assert power.problems_needed(tasks, effect) == [230]

@@ -9,9 +9,10 @@ from fake_store import BUDGETS, make_store
 from rich.console import Console
 
 from prunus.reporting.terminal import curve_table, inspection_tables, verdict_table
-from prunus.results.comparison import compare
+from prunus.results.cells import Comparison
+from prunus.results.comparison import compared
 from prunus.results.store import Store
-from prunus.results.summary import summarise
+from prunus.results.summary import Summary, summarise
 from prunus.results.verdicts import verdict
 
 pytestmark = pytest.mark.xdist_group("tables")  # fixtures of the module are made once
@@ -38,14 +39,14 @@ def store(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def summaries(store) -> list[dict]:
+def summaries(store) -> list[Summary]:
     with Store(store) as opened:
         return [summarise(opened, run.run_id) for run in opened.runs()]
 
 
 @pytest.fixture(scope="module")
-def comparison(store) -> dict:
-    return compare(store, "tiny")
+def comparison(store) -> Comparison:
+    return compared(store, "tiny")
 
 
 NAMES = [
@@ -76,43 +77,43 @@ def test_curve_table_has_the_accuracies(summaries):
     text = printed(curve_table(summaries))
     assert row_of(text, "run")[:8] == [str(budget) for budget in BUDGETS]
     for name, summary in zip(NAMES, summaries, strict=True):
-        task = summary["tasks"]["tiny"]
+        task = summary.to_json()["tasks"]["tiny"]
         words = [float(word) for word in row_of(text, name)]
         accuracies = [100 * task["budgets"][budget]["accuracy"] for budget in BUDGETS]
         tokens = task["budgets"][1024]["tokens"]["total"]["mean"]
         assert words[:9] == pytest.approx([*accuracies, 100 * task["auc"]["value"]], abs=0.051)
         assert words[9] == pytest.approx(tokens, abs=0.5)
     halves = re.findall(r"±([\d.]+)", text)
-    cells = summaries[0]["tasks"]["tiny"]["budgets"]
-    expected = [50 * (cells[budget]["high"] - cells[budget]["low"]) for budget in BUDGETS]
+    cells = summaries[0].cells("tiny")
+    expected = [50 * (cells[budget].high - cells[budget].low) for budget in BUDGETS]
     assert [float(half) for half in halves[:8]] == pytest.approx(expected, abs=0.051)
     assert "126 problems x 1 draw" in text
 
 
 def test_verdict_table_has_the_words_and_differences(comparison):
     text = printed(verdict_table(comparison))
-    for name, entry in zip(NAMES[1:], comparison["others"], strict=True):
-        cell = entry["primary"]
-        rest = " ".join(row_of(text, name)).removeprefix(entry["verdict"])
+    for name, entry in zip(NAMES[1:], comparison.others, strict=True):
+        cell = entry.primary
+        rest = " ".join(row_of(text, name)).removeprefix(entry.verdict)
         assert rest != " ".join(row_of(text, name))
         numbers = [float(n.replace("−", "-")) for n in re.findall(r"[−+]?\d+\.\d+", rest)]
-        wanted = [100 * cell[key] for key in ("difference", "low", "high")] + [cell["p_adjusted"]]
-        wanted += [100 * cell[key] for key in ("mde", "accuracy", "base_accuracy")]
+        wanted = [100 * cell.difference, 100 * cell.low, 100 * cell.high, cell.p_adjusted]
+        wanted += [100 * share for share in (cell.mde, cell.accuracy, cell.base_accuracy)]
         assert numbers == pytest.approx(wanted, abs=0.051)
         for word, budget in zip(row_of(text, name, "by thinking budget"), BUDGETS, strict=True):
-            detail = entry["tasks"]["tiny"]["budgets"][budget]
+            detail = entry.tasks["tiny"].budgets[budget]
             assert SIGNS[word[-1]] == verdict(detail)
-            assert float(word[:-1].replace("−", "-")) == pytest.approx(100 * detail["difference"], abs=0.051)
+            assert float(word[:-1].replace("−", "-")) == pytest.approx(100 * detail.difference, abs=0.051)
 
 
 def test_several_tasks_have_a_table_each_and_one_verdict(tmp_path):
     path = make_store(
         tmp_path / "a.db", names=("tiny", "wanda-50"), problems=12, tasks=("one", "two"), budgets=(16, 64)
     )
-    data = compare(path, "tiny")
+    data = compared(path, "tiny")
     text = printed(verdict_table(data))
     assert text.count("by thinking budget") == 2 and "mean area of all tasks" in text
-    assert row_of(text, "Wanda 50 %")[0] == data["others"][0]["verdict"].split()[0]
+    assert row_of(text, "Wanda 50 %")[0] == data.others[0].verdict.split()[0]
     with Store(path) as store:
         curves = printed(curve_table([summarise(store, run.run_id) for run in store.runs()]))
     assert "one: accuracy" in curves and "two: accuracy" in curves
@@ -126,14 +127,17 @@ def test_foreign_text_is_no_markup_and_no_control_sequence(tmp_path):
     with Store(path) as store:
         runs = store.runs()
         text = printed(curve_table([summarise(store, run.run_id) for run in runs]), width=300)
-    text += printed(verdict_table(compare(path, runs[0].run_id, [run.run_id for run in runs[1:]])), width=300)
+    text += printed(verdict_table(compared(path, runs[0].run_id, [run.run_id for run in runs[1:]])), width=300)
     assert "\x1b" not in text and "\u202e" not in text
     assert "[bold red]x[/] [/nothing] ␛[31m ⟦U+202E⟧: dense" in text.replace("\xa0", " ")
     assert "warning: " in text
 
 
 def test_nothing_finished_is_said():
-    assert printed(curve_table([{"run": "r", "model": "m", "recipe": [], "tasks": {}}])) == "no finished problem yet\n"
+    assert (
+        printed(curve_table([Summary(run="r", model="m", recipe=[], plan={}, versions={}, tasks={})]))
+        == "no finished problem yet\n"
+    )
 
 
 def test_inspection_shows_facts_and_lists(capsys):

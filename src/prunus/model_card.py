@@ -1,11 +1,10 @@
 """Write the model card of a checkpoint: how it was made, its zeros, and, from a store, its curve and verdict."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prunus.budgets import with_names
 from prunus.cards.certified import CERTIFICATE, NOTHING, read_claims
 from prunus.cards.markdown import hub_id
 from prunus.cards.text import README, Card, Results, Zeros, card_text, is_ours, read_metadata
@@ -18,8 +17,8 @@ from prunus.evaluation.tasks import TASKS
 from prunus.margins import MarginLike
 from prunus.pruning.inspection import inspect
 from prunus.reporting.output_files import write_whole
-from prunus.results.comparison import HARMLESS, compare
-from prunus.results.labels import history
+from prunus.results.comparison import HARMLESS, compared
+from prunus.results.labels import Step, history
 from prunus.results.plans import listed
 from prunus.results.rows import Run
 from prunus.results.store import Store
@@ -81,7 +80,7 @@ def card(
         "out": str(target),
         "run": results.run.run_id if results else None,
         "base": results.base.run_id if results and results.base else None,
-        "verdict": contrast["verdict"] if contrast else None,
+        "verdict": contrast.verdict if contrast else None,
         "warnings": warnings,
     }
 
@@ -121,7 +120,7 @@ def zeros_of(facts: Mapping[str, Any]) -> list[Zeros]:
 
 
 def read_results(
-    folder: Path, steps: list[dict[str, Any]], path: Path, run: str | None, base: str | None, margin: MarginLike
+    folder: Path, steps: Sequence[Step], path: Path, run: str | None, base: str | None, margin: MarginLike
 ) -> tuple[Results, list[str]]:
     """The results of a checkpoint's run in a store, and warnings."""
     checksum = open_checkpoint(folder).checksum()
@@ -133,16 +132,15 @@ def read_results(
         named = [task if task in TASKS or ":" in task else f"{task}.jsonl" for task in ours.plan.get("tasks", [])]
         results = Results(
             replace(ours, plan={**ours.plan, "tasks": named}),
-            with_names(summarise(store, ours.run_id)),
+            summarise(store, ours.run_id),
             {task: source for task, source in datasets.items() if source},
         )
         if theirs is not None:
-            results = replace(results, base=theirs, base_summary=with_names(summarise(store, theirs.run_id)))
+            results = replace(results, base=theirs, base_summary=summarise(store, theirs.run_id))
     if theirs is not None:
-        found = compare(path, theirs.run_id, [ours.run_id], margin=margin)
-        (contrast,) = found["others"]
-        notes = [*contrast["warnings"], *found["warnings"]]
-        results = replace(results, contrast=with_names(contrast | {"warnings": notes}))
+        found = compared(path, theirs.run_id, [ours.run_id], margin=margin)
+        (contrast,) = found.others
+        results = replace(results, contrast=replace(contrast, warnings=[*contrast.warnings, *found.warnings]))
     return results, warnings
 
 

@@ -17,7 +17,7 @@ from prunus.evaluation.resolved_plan import load_problems
 from prunus.progress import Steps, out_console, say, set_quiet
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.reporting.terminal import curve_table, verdict_table
-from prunus.results.comparison import compare
+from prunus.results.comparison import compared
 from prunus.results.store import Store
 from prunus.results.summary import summarise
 from prunus.study.find.certificate import read_certificate
@@ -121,13 +121,13 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = F
     runs = evaluate_all({tour.model: tour.model} | made, plan, store)
     with Store(store) as opened:
         out_console.print(curve_table([summarise(opened, run) for run in runs.values()]))
-    comparison = compare(store, runs[tour.model], [run for name, run in runs.items() if name != tour.model])
+    comparison = compared(store, runs[tour.model], [run for name, run in runs.items() if name != tour.model])
     out_console.print(verdict_table(comparison))
     for contrast in tour.contrasts:
         out_console.print(f"{contrast.title}:")
-        found = compare(store, runs[contrast.base], [runs[contrast.other]])
+        found = compared(store, runs[contrast.base], [runs[contrast.other]])
         out_console.print(verdict_table(found))
-        if contrast.note and found["others"][0]["verdict"] != "better":
+        if contrast.note and found.others[0].verdict != "better":
             out_console.print(contrast.note)
     links = []
     if tour.search is not None:
@@ -138,7 +138,7 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = F
     page = folder / f"{prefix}report.html"
     prunus.report(store, page, base=runs[tour.model], overwrite=True, runs=set(runs.values()), links=links)
     say(f"The page with curves, intervals and texts: {page}")
-    return comparison
+    return comparison.to_json()
 
 
 def search(model: str, wanted: Wanted, plan: EvalPlan, store: Path, target: Path) -> str:

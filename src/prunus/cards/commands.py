@@ -41,7 +41,7 @@ def commands(steps: Sequence[Data], origin: str, plan: Data | None) -> list[str]
     model, lines = origin, []
     for number, step in enumerate(steps, 1):
         out = RESULT if number == len(steps) else f"step-{number}"
-        action, recipe = str(step["action"]), recipe_of(dict(step))
+        action, recipe = str(step["action"]), recipe_of(step)
         if action in RECIPES:
             dense = ["--dense", dense_of(step, origin, steps)] if action == "recover" else []
             lines.append(line(action, model, out, *dense, *options_of(action, recipe)))

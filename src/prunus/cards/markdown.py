@@ -1,12 +1,15 @@
 """Markdown for cards: escaped text, tables, numbers; and of paths only what may be published."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from prunus.results.characters import DASH, MINUS, one_line
 
-Data = Mapping[str, Any]
+if TYPE_CHECKING:
+    from prunus.results.cells import Cell
+    from prunus.results.summary import BudgetCell
+
 LIMIT = 1000  # characters of a warning or of a word of a command
 PATHS = {"calibration", "scores", "profile"}  # settings that may be paths
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|!~&$])")
@@ -73,15 +76,15 @@ def points(value: float | None) -> str:
     return text if float(text) == 0 else f"{MINUS if value < 0 else '+'}{text}"
 
 
-def estimate(cell: Data | None) -> str:
+def estimate(cell: "BudgetCell | None") -> str:
     """An accuracy in percent with its interval."""
     if cell is None:
         return DASH
-    return f"{percent(cell['accuracy'])} ({percent(cell['low'])} to {percent(cell['high'])})"
+    return f"{percent(cell.accuracy)} ({percent(cell.low)} to {percent(cell.high)})"
 
 
-def difference(cell: Data | None) -> str:
+def difference(cell: "Cell | None") -> str:
     """A difference in points with its interval."""
     if cell is None:
         return DASH
-    return f"{points(cell['difference'])} ({points(cell['low'])} to {points(cell['high'])})"
+    return f"{points(cell.difference)} ({points(cell.low)} to {points(cell.high)})"

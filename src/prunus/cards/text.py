@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from prunus.budgets import NAMED
 from prunus.cards.certified import NOTHING, Certified, certified_text
 from prunus.cards.commands import commands, settings
 from prunus.cards.markdown import (
@@ -29,11 +30,14 @@ from prunus.cards.markdown import (
     table,
 )
 from prunus.hashing import content_hash
-from prunus.margins import Margin
+from prunus.results.cells import Entry
 from prunus.results.characters import one_line
 from prunus.results.completeness import PARTLY, in_words, verdict_in_words
 from prunus.results.labels import experts_amount, label, observations, recipe_of
 from prunus.results.rows import Run
+
+if TYPE_CHECKING:
+    from prunus.results.summary import Summary  # imports scipy
 
 Data = Mapping[str, Any]
 README = "README.md"
@@ -57,17 +61,17 @@ class Zeros(NamedTuple):
 class Results:
     """A model's accuracy under thinking budgets, and that of the model with which it is compared.
 
-    summary, base_summary: as `summarise` returns them. contrast: the run's entry in the result of `compare`. base,
+    summary, base_summary: of `summarise`. contrast: the run's entry in the result of `compare`. base,
     base_summary and contrast are None without a model to compare with. datasets: (hub id, configuration, split) by
     task, for those that come from the Hub.
     """
 
     run: Run
-    summary: Data
+    summary: "Summary"
     datasets: Mapping[str, tuple[str, str | None, str]]
     base: Run | None = None
-    base_summary: Data | None = None
-    contrast: Data | None = None
+    base_summary: "Summary | None" = None
+    contrast: Entry | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class Card:
     @property
     def title(self) -> str:
         """What the model is called: its origin and what was done to it."""
-        return f"{self.origin.rpartition('/')[2]}, {label(list(map(dict, self.steps)))}"
+        return f"{self.origin.rpartition('/')[2]}, {label(self.steps)}"
 
 
 def card_text(card: Card) -> str:
@@ -196,7 +200,7 @@ def metadata(card: Card) -> str:
         told["base_model"] = card.base
     if card.base is not None and relation is not None:
         told["base_model_relation"] = relation
-    finished = card.results is not None and not card.results.summary.get("unfinished")
+    finished = card.results is not None and card.results.summary.unfinished is None
     if card.results is not None and finished and (found := eval_results(card.results)):
         told |= {"model_name": one_line(card.title), "eval_results": found}
     return ModelCardData(**told).to_yaml().strip()
@@ -214,7 +218,7 @@ def tags(card: Card) -> list[str]:
     """Tags for the Hub's search."""
     found = ["prunus", "pruned"]
     for step in card.steps:
-        recipe = recipe_of(dict(step))
+        recipe = recipe_of(step)
         found += TAGS.get(step["action"], [])
         method = str(recipe.get("method", ""))
         if step["action"] in ("prune", "drop", "experts") and re.fullmatch(r"[a-z0-9.+-]{2,30}", method):
@@ -237,18 +241,18 @@ def eval_results(results: Results) -> list[Any]:
             dataset_split=results.datasets.get(task, (None, None, None))[2],
             metric_type="accuracy",
             metric_name=f"accuracy, thinking budget {budget}",
-            metric_value=round(cell["accuracy"], 4),
+            metric_value=round(cell.accuracy, 4),
             metric_args={
-                "thinking_budget": budget,
-                "problems": cell.get("problems", cell["n"]),
-                **({"groups": cell["n"]} if "problems" in cell else {}),
-                "draws": cell["samples"],
-                "low": round(cell["low"], 4),
-                "high": round(cell["high"], 4),
+                "thinking_budget": str(budget) if budget in NAMED else budget,
+                "problems": cell.all_problems,
+                **({} if cell.problems is None else {"groups": cell.n}),
+                "draws": cell.samples,
+                "low": round(cell.low, 4),
+                "high": round(cell.high, 4),
             },
         )
-        for task, curve in results.summary["tasks"].items()
-        for budget, cell in curve["budgets"].items()
+        for task, curve in results.summary.tasks.items()
+        for budget, cell in curve.budgets.items()
     ]
 
 
@@ -265,7 +269,7 @@ def introduction(card: Card) -> str:
     if removed:
         done.append(f"{removed} of its decoder blocks {'is' if removed == 1 else 'are'} removed")
     mixtures = [step for step in card.steps if step["action"] == "experts"]
-    done += [f"{plain(experts_amount(dict(step)))} of each mixture are kept" for step in mixtures]
+    done += [f"{plain(experts_amount(step))} of each mixture are kept" for step in mixtures]
     if any(step["action"] == "recover" for step in card.steps):
         done.append("the weights that were kept are trained to reproduce the dense model's hidden states")
     what = "; ".join(done) or "see below"
@@ -280,13 +284,13 @@ def version_of(step: Data) -> Any:
 
 def step_text(step: Data) -> str:
     """What a step did: settings that differ from the defaults, recipe hash, calibration, cost and versions."""
-    recipe, action = recipe_of(dict(step)), str(step["action"])
+    recipe, action = recipe_of(step), str(step["action"])
     chosen = ", ".join(f"{plain(key)} {plain(shown(key, value))}" for key, value in settings(action, recipe))
     parts = [f"**{plain(action)}**: {chosen or 'default settings'}"]
     if isinstance(removed := step.get("blocks_removed"), list) and removed:
         parts.append(f"removed blocks {plain(', '.join(map(str, removed)), LIMIT)} (counted from 0)")
     if action == "experts":
-        parts.append(f"{plain(experts_amount(dict(step)))} are kept")
+        parts.append(f"{plain(experts_amount(step))} are kept")
     if isinstance(calibration := step.get("calibration"), Mapping):
         parts.append(
             f"calibrated on {plain(public(str(calibration.get('source'))))}, "
@@ -329,24 +333,24 @@ def results_text(card: Card, results: Results) -> list[str]:
     """Verdict, curve by task and settings of the evaluation."""
     base_name = plain(card.origin.rpartition("/")[2])
     parts = ["## Accuracy against thinking budget"]
-    if (state := results.summary.get("unfinished")) is not None and results.contrast is None:
+    if (state := results.summary.unfinished) is not None and results.contrast is None:
         parts.append(f"**{in_words(state).capitalize()} problems**: {PARTLY}.")
     if results.contrast is not None:
         parts += verdict_text(results.contrast, base_name)
-    for task, curve in results.summary["tasks"].items():
-        theirs = results.base_summary["tasks"].get(task, {}).get("budgets", {}) if results.base_summary else {}
-        differences = results.contrast["tasks"].get(task, {}).get("budgets", {}) if results.contrast else {}
+    for task, curve in results.summary.tasks.items():
+        theirs = results.base_summary.cells(task) if results.base_summary else {}
+        part = results.contrast.tasks.get(task) if results.contrast else None
+        differences = part.budgets if part else {}
         head = ["Thinking budget", "Accuracy, %"]
         head += [f"{base_name}, %", "Difference, points"] if results.contrast else []
         head += ["Ended by itself, %", "Tokens used", "Problems × draws"]
         rows = []
-        for budget, cell in curve["budgets"].items():
+        for budget, cell in curve.budgets.items():
             row = [str(budget), estimate(cell)]
             if results.contrast:
                 row += [estimate(theirs.get(budget)), difference(differences.get(budget))]
-            used = cell["tokens"]["total"]["mean"]
-            size = f"{observations(cell, '')} × {cell['samples']}"
-            rows.append([*row, percent(1 - cell["forced"]), number(round(used)), size])
+            ended, used = 1 - (cell.forced or 0.0), round(cell.tokens.total.mean or 0.0)
+            rows.append([*row, percent(ended), number(used), f"{observations(cell, '')} × {cell.samples}"])
         parts += [f"{plain(task)}:", table(head, rows)] if rows else [f"{plain(task)}: no problem is finished."]
     plan, versions = results.run.plan, results.run.versions
     told = {
@@ -364,21 +368,22 @@ def results_text(card: Card, results: Results) -> list[str]:
     return parts
 
 
-def verdict_text(contrast: Data, base: str) -> list[str]:
+def verdict_text(contrast: Entry, base: str) -> list[str]:
     """The verdict, and what it rests on."""
-    cell, margin = contrast["primary"], Margin.of(contrast["margin"]).words(f"what {base} solves")
+    margin = contrast.margin.words(f"what {base} solves")
     about = f"area under accuracy over log2 of the budget, against {base}, paired by problem"
-    text = f"**{verdict_in_words(contrast).capitalize()}**: {difference(cell)} points ({about}; margin {margin})."
-    if against := contrast["contradicted_at"]:
-        found = (f"{at['verdict']} at {at['budget']} ({points(at['difference'])})" for at in against)
+    decided = f"{difference(contrast.primary)} points ({about}; margin {margin})"
+    text = f"**{verdict_in_words(contrast).capitalize()}**: {decided}."
+    if contrast.contradicted_at:
+        found = (f"{at.verdict} at {at.budget} ({points(at.difference)})" for at in contrast.contradicted_at)
         text += f" But {', '.join(found)}."
     from prunus.results.verdicts import UNFINISHED, WORDS  # imports scipy, which cards without results do not need
 
-    if (scaling := contrast["scaling"]) and scaling["word"] != UNFINISHED:
-        text += f" Accuracy gained per doubling of the budget: {scaling['word']}."
+    if contrast.scaling and contrast.scaling.word != UNFINISHED:
+        text += f" Accuracy gained per doubling of the budget: {contrast.scaling.word}."
     words = ", ".join(WORDS)
     explained = (
         f"Possible verdicts: {words}. Non-inferior: a loss of the margin or more is ruled out with 95 % confidence."
     )
-    notes = [f"- {plain(redacted(str(text)), LIMIT)}" for text in contrast["warnings"]]
+    notes = [f"- {plain(redacted(str(text)), LIMIT)}" for text in contrast.warnings]
     return [text, explained, *(["\n".join(notes)] if notes else [])]

@@ -70,8 +70,9 @@ def compare_command(
         print_json(data)
     else:
         from prunus.reporting.terminal import verdict_table
+        from prunus.results.cells import Comparison
 
-        progress.out_console.print(verdict_table(data))
+        progress.out_console.print(verdict_table(Comparison.of(data)))
 
 
 @command("card", "prunus card out/wanda-50 --store results.db --base-model Qwen/Qwen3-0.6B")

@@ -82,11 +82,12 @@ def print_plan(plan: dict[str, Any]) -> None:
 def print_verdicts(done: dict[str, Any]) -> None:
     """Print a table of verdicts for each model and plan, the outcomes of searches, and where the report is."""
     from prunus.reporting.terminal import verdict_table
+    from prunus.results.cells import Comparison
     from prunus.study.plan_table import search_lines
 
     for entry in done["comparisons"]:
         if entry["comparison"] is not None:
-            progress.out_console.print(verdict_table(entry["comparison"]))
+            progress.out_console.print(verdict_table(Comparison.of(entry["comparison"])))
     for search in done["searches"]:
         click.echo("\n".join(search_lines(search, len({one["model"] for one in done["searches"]}) > 1)))
     progress.say(f"report: {done['report']}")

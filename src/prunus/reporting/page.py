@@ -14,7 +14,7 @@ from pathlib import Path
 from prunus import __version__
 from prunus.errors import PrunusError
 from prunus.margins import MarginLike
-from prunus.reporting import export, prose
+from prunus.reporting import output_files, prose
 from prunus.reporting.output_files import Folder, refuse_existing, written_last
 from prunus.reporting.render.figure import pdf_converter
 from prunus.reporting.render.html import document, resource
@@ -23,6 +23,7 @@ from prunus.reporting.report_data import ReportData
 from prunus.reporting.run_totals import missing_notes
 from prunus.reporting.section import Section
 from prunus.reporting.sections import SECTIONS
+from prunus.results.record import plain
 from prunus.results.store import Store
 
 
@@ -99,11 +100,11 @@ def write_report(
         text = page(data, sections, name, notes, links)
         for file, content in (file for section in sections for file in section.files):
             folder.write(file, content)
-        exported = export.figure_files(sections, Path(figures)) if figures is not None else {}
-        exported |= export.table_files(sections, Path(csv)) if csv is not None else {}
-        export.check(exported, overwrite)
+        exported = output_files.figure_files(sections, Path(figures)) if figures is not None else {}
+        exported |= output_files.table_files(sections, Path(csv)) if csv is not None else {}
+        output_files.check_export(exported, overwrite)
         with written_last(out, text):
-            export.write(exported)
+            output_files.write_export(exported)
             folder.keep()
 
 
@@ -120,29 +121,29 @@ def page(
         f"<main>{''.join(section.html for section in sections)}</main>",
         f"<footer>Made by Prunus {esc(__version__)}. This page loads nothing from the network.</footer>",
     ]
-    embedded = {"comparison": data.comparison, "summaries": [one.summary for one in data.runs]}
-    title = prose.title(data.comparison["others"], data.base.look.label)
+    embedded = {"comparison": plain(data.comparison), "summaries": [plain(one.summary) for one in data.runs]}
+    title = prose.title(data.comparison.others, data.base.look.label)
     styles = "".join([resource("page.css"), *(section.styles for section in sections)])
     return document(title, "".join(body), embedded, styles)
 
 
 def _top(data: ReportData, name: str, first: Sequence[str], links: Sequence[tuple[str, str]]) -> str:
     labels, summaries = [one.look.label for one in data.runs], [one.summary for one in data.runs]
-    base, others = data.base.run, data.comparison["others"]
+    base, others = data.base.run, data.comparison.others
     sentences = prose.headline(others, labels[1:], labels[0], data.margin, data.stop_margin)
     totals = [(one.look.label, one.totals) for one in data.runs] + [(one.name, one.totals) for one in data.both_modes]
     notes = [*first, *missing_notes(totals)]
     elsewhere = [one.counterpart.run_id for one in data.both_modes]
     notes += prose.warnings(data.comparison, [one.run for one in data.runs], summaries, labels, elsewhere)
     care = "".join(f"<li><bdi>{esc(note)}</bdi></li>" for note in notes)
-    tasks = summaries[0]["tasks"].values()
-    problems = sum(curve["problems"] for curve in tasks)
-    groups = sum(curve.get("groups", curve["problems"]) for curve in tasks)
+    tasks = summaries[0].tasks.values()
+    problems = sum(curve.problems for curve in tasks)
+    groups = sum(curve.problems if curve.groups is None else curve.groups for curve in tasks)
     problems = f"{problems} problems" + f" in {groups} groups" * (groups < problems)
     draws = base.plan.get("samples")
     facts = (
         f"<bdi>{esc(name)}</bdi> · base: <bdi>{esc(labels[0])}</bdi>, the run <bdi>{esc(base.run_id)}</bdi> of model "
-        f"<bdi>{esc(base.model.get('name'))}</bdi> · <bdi>{esc(', '.join(summaries[0]['tasks']))}</bdi>, "
+        f"<bdi>{esc(base.model.get('name'))}</bdi> · <bdi>{esc(', '.join(summaries[0].tasks))}</bdi>, "
         f"{problems} × {esc(draws)} draw{'' if draws == 1 else 's'}"
     )
     return (

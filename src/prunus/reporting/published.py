@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from prunus.reporting.labels import Look, history
 from prunus.results.rows import Run
+from prunus.results.summary import BudgetCell, Summary
 
-Data = Mapping[str, Any]
 # Values of a recipe that papers imply; a recipe with other values matches no published cell.
 PLAIN = {"scope": "all", "pattern": None, "update": "none"}
 
@@ -54,17 +54,17 @@ class Match:
     look: Look
     task: str  # the name in the store
     theirs: Published
-    ours: Data
+    ours: BudgetCell
     mode: str
 
     @property
     def difference(self) -> float:
-        return self.ours["accuracy"] - self.theirs.accuracy
+        return self.ours.accuracy - self.theirs.accuracy
 
     @property
     def z(self) -> float:
         """The difference divided by its standard error; nan if neither side has an error."""
-        error = math.hypot(self.ours.get("se") or 0.0, standard_error(self.theirs))
+        error = math.hypot(self.ours.se or 0.0, standard_error(self.theirs))
         return self.difference / error if error > 0 else math.nan
 
 
@@ -146,7 +146,7 @@ def _same(ours: Variant, theirs: Variant) -> bool:
     return ours.model.lower() == theirs.model.lower() and ours[1:] == theirs[1:]
 
 
-def matches(runs: Iterable[tuple[Look, Run, Data]]) -> list[Match]:
+def matches(runs: Iterable[tuple[Look, Run, Summary]]) -> list[Match]:
     """All pairs of a published cell and a run's cell with the same model, recipe, task and budget, ordered by run.
 
     runs: (look, run, summary) of each run.
@@ -157,8 +157,8 @@ def matches(runs: Iterable[tuple[Look, Run, Data]]) -> list[Match]:
         if variant is None:
             continue
         theirs = [cell for cell in cells() if _same(variant, cell.variant)]
-        for task, curve in summary["tasks"].items():
-            ours = {int(budget): cell for budget, cell in curve["budgets"].items()}
+        for task, curve in summary.tasks.items():
+            ours = curve.budgets
             found += [
                 Match(look, task, cell, ours[cell.budget], str(run.plan.get("mode")))
                 for cell in theirs

@@ -7,22 +7,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-from prunus.budgets import budget_of
 from prunus.errors import PrunusError
 from prunus.margins import Margin, MarginLike
 from prunus.reporting.labels import Look, history, looks
 from prunus.reporting.published import Match, matches
 from prunus.reporting.render.text import esc
 from prunus.reporting.run_totals import RunTotals, run_totals
-from prunus.results.bands import add_bands
+from prunus.results.cells import Cell, Comparison, Entry, Part
 from prunus.results.comparison import compare_runs
 from prunus.results.plans import listed
 from prunus.results.rows import Key, Run, Sample
 from prunus.results.store import Store
-from prunus.results.summary import describe
+from prunus.results.summary import BudgetCell, Summary, describe, with_bands
 from prunus.results.table import Table, tables
 
-Data = Mapping[str, Any]
 Texts = tuple[str, str]  # thinking and answer of a draw
 MODES = ("strict", "legacy")
 
@@ -32,47 +30,45 @@ def float_of(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def cells_of(summary: Data, task: str) -> dict[int, Data]:
-    """{budget: cell} of a run's summary for one task, in order of budgets; empty if it has none."""
-    cells = summary["tasks"].get(task, {}).get("budgets", {})
-    return {budget_of(budget): cells[budget] for budget in sorted(cells, key=budget_of)}
-
-
-def tasks_of(summaries: Iterable[Data]) -> list[str]:
+def tasks_of(summaries: Iterable[Summary]) -> list[str]:
     """The tasks of which any run has finished problems, in order of first appearance."""
-    return list(dict.fromkeys(task for summary in summaries for task in summary["tasks"] if cells_of(summary, task)))
+    return list(dict.fromkeys(task for summary in summaries for task in summary.tasks if summary.cells(task)))
 
 
-def band_of(cell: Data) -> tuple[float, float]:
+def band_of(cell: Cell | BudgetCell) -> tuple[float, float]:
     """(low, high) of a cell's simultaneous 95 % band if it has one, else of its own interval."""
-    return float_of(cell.get("band_low", cell["low"])), float_of(cell.get("band_high", cell["high"]))
+    low, high = cell.band_low, cell.band_high
+    return cell.low if low is None else low, cell.high if high is None else high
 
 
 @dataclass(frozen=True)
 class ReportedRun:
     """One run with its rows and statistics.
 
-    samples: its rows without texts. tables: the same rows as arrays, by task. summary: as `summarise` returns it, with
-    bands. contrast: the run's entry in the result of `compare`, None for the base.
+    samples: its rows without texts. tables: the same rows as arrays, by task. summary: with bands. contrast: the run's
+    entry in the result of `compare`, None for the base.
     """
 
     run: Run
     look: Look
     samples: Sequence[Sample]
     tables: Mapping[str, Table]
-    summary: Data
-    contrast: Data | None
+    summary: Summary
+    contrast: Entry | None
     totals: RunTotals
 
-    def cells(self, task: str) -> dict[int, Data]:
+    def cells(self, task: str) -> dict[int, BudgetCell]:
         """{budget: cell of the summary} for one task, in order of budgets; empty if no problem is finished."""
-        return cells_of(self.summary, task)
+        return self.summary.cells(task)
 
-    def contrasts(self, task: str) -> dict[int, Data]:
+    def part(self, task: str) -> Part | None:
+        """The differences from the base in one task; None for the base."""
+        return self.contrast.tasks.get(task) if self.contrast else None
+
+    def contrasts(self, task: str) -> dict[int, Cell]:
         """{budget: difference from the base} for one task; empty for the base."""
-        if self.contrast is None or task not in self.contrast["tasks"]:
-            return {}
-        return {budget_of(budget): cell for budget, cell in self.contrast["tasks"][task]["budgets"].items()}
+        part = self.part(task)
+        return dict(part.budgets) if part else {}
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ class BothModes:
     """A run of the report and the run of the same model in the other mode, which no other section shows."""
 
     look: Look
-    summaries: Mapping[str, Data]  # by mode
+    summaries: Mapping[str, Summary]  # by mode
     counterpart: Run
     totals: RunTotals  # of the counterpart
 
@@ -89,23 +85,23 @@ class BothModes:
         """The name of the counterpart in sentences."""
         return f"{self.look.label} in {self.counterpart.plan.get('mode')} mode"
 
-    def cells(self, task: str) -> list[dict[int, Data]]:
+    def cells(self, task: str) -> list[dict[int, BudgetCell]]:
         """{budget: cell} of the strict run and of the legacy run, for one task."""
-        return [cells_of(self.summaries[mode], task) for mode in MODES]
+        return [self.summaries[mode].cells(task) for mode in MODES]
 
 
 @dataclass(frozen=True)
 class ReportData:
     """All data that the sections of a report show.
 
-    runs: the base first, then the runs that can be compared with it. comparison: as `compare` returns it. both_modes:
+    runs: the base first, then the runs that can be compared with it. comparison: of `compare`. both_modes:
     the runs that the store also has in the other mode. matches: published figures of the same models, recipes, tasks
     and budgets; None if they were not requested. gold: {problem id: right answer}. texts: reads the texts of some draws
     of a run, since the texts of all draws may be large. folder: name of the folder beside the page for large texts.
     """
 
     runs: Sequence[ReportedRun]
-    comparison: Data
+    comparison: Comparison
     both_modes: Sequence[BothModes]
     matches: Sequence[Match] | None
     gold: Mapping[str, str]
@@ -146,12 +142,11 @@ class ReportData:
             base_run, available, lambda run_id: rows(run_id)[1], margin=margin, stop_margin=stop_margin
         )
         by_id = {run.run_id: run for run in available}
-        chosen = [base_run, *(by_id[entry["run"]] for entry in comparison["others"])]
+        chosen = [base_run, *(by_id[entry.run] for entry in comparison.others)]
         reported = []
-        for look, run, contrast in zip(looks(base_run, chosen[1:]), chosen, [None, *comparison["others"]], strict=True):
+        for look, run, contrast in zip(looks(base_run, chosen[1:]), chosen, [None, *comparison.others], strict=True):
             samples, by_task = rows(run.run_id)
-            summary = describe(run, by_task)
-            add_bands(summary, by_task)
+            summary = with_bands(describe(run, by_task), by_task)
             reported.append(ReportedRun(run, look, samples, by_task, summary, contrast, totals(run)))
         if not tasks_of(one.summary for one in reported):
             raise PrunusError(
@@ -182,16 +177,16 @@ class ReportData:
 
     @property
     def margin(self) -> Margin:
-        return Margin.of(self.comparison["margin"])
+        return self.comparison.margin
 
     @property
     def stop_margin(self) -> Margin:
-        return Margin.of(self.comparison["stop_margin"])
+        return self.comparison.stop_margin
 
     @property
     def margin_points(self) -> float:
         """The margin as charts draw it, in points of the accuracy that the base has on average over the budgets."""
-        accuracies = [entry["primary"]["base_accuracy"] for entry in self.comparison["others"]]
+        accuracies = [entry.primary.base_accuracy for entry in self.comparison.others]
         return self.margin.points(min(accuracies, default=0.0))
 
     @property

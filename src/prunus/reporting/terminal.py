@@ -8,14 +8,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from prunus.budgets import AS_RUN, OFF, budget_of, without_off
-from prunus.margins import Margin
+from prunus.budgets import AS_RUN, OFF, without_off
 from prunus.reporting.prose import grouped_problems, rounding
 from prunus.reporting.render.text import count, percent, points, probability, sizes, times, visible
-from prunus.reporting.report_data import cells_of, tasks_of
+from prunus.reporting.report_data import tasks_of
+from prunus.results.cells import Cell, Comparison, Ending, Entry, Identity, RecipeVerdict
 from prunus.results.completeness import PARTLY, in_words, verdict_in_words
 from prunus.results.labels import Named, observations, unique_labels
 from prunus.results.stopping import ENDINGS, ENDS
+from prunus.results.summary import Area, BudgetCell, Summary
 from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE, verdict
 
 Data = Mapping[str, Any]
@@ -25,7 +26,7 @@ BAR_WIDTH = 50  # columns of a bar for 100 % sparsity
 SIGNS = {BETTER: "^", WORSE: "v", WITHIN: "~", SAME: "=", OPEN: "?", UNFINISHED: ""}
 
 
-def curve_table(summaries: Iterable[Data]) -> RenderableType:
+def curve_table(summaries: Iterable[Summary]) -> RenderableType:
     """A table per task: each run's accuracy in percent by budget, area, and mean tokens used at the largest budget.
 
     Below each accuracy is half the width of its 95 % interval.
@@ -34,32 +35,32 @@ def curve_table(summaries: Iterable[Data]) -> RenderableType:
     names = _names(summaries)
     tables: list[RenderableType] = []
     for task in tasks_of(summaries):
-        budgets = sorted({budget for summary in summaries for budget in cells_of(summary, task)})
+        budgets = sorted({budget for summary in summaries for budget in summary.cells(task)})
         table = _table("run")
         for budget in budgets:
             table.add_column(str(budget), justify="right")
         table.add_column("area", justify="right")
         table.add_column("tokens", justify="right")
-        shown: list[Data] = []
+        shown: list[BudgetCell] = []
         for name, summary in zip(names, summaries, strict=True):
-            cells = cells_of(summary, task)
+            cells = summary.cells(task)
             if not cells:
                 continue
             shown += cells.values()
-            area = summary["tasks"][task]["auc"]
-            last = cells[max(cells)]["tokens"]["total"]["mean"]
-            values = [f"{percent(c['accuracy'])}\n{_half(c)}" if (c := cells.get(b)) else "" for b in budgets]
-            table.add_row(Text(name), *values, f"{percent(area['value'])}\n{_half(area)}" if area else "", count(last))
+            area = summary.tasks[task].auc
+            last = cells[max(cells)].tokens.total.mean
+            values = [f"{percent(c.accuracy)}\n{_half(c)}" if (c := cells.get(b)) else "" for b in budgets]
+            table.add_row(Text(name), *values, f"{percent(area.value)}\n{_half(area)}" if area else "", count(last))
         note = "area: under accuracy over log2 budget; tokens: mean used (thinking and answer) at the largest budget"
         note += "; as run: logs of other tools, without thinking budget" if AS_RUN in budgets else ""
         note += "; off: thinking switched off, not part of the area" if OFF in budgets else ""
         title = _title(f"{task}: accuracy in % (± half of the 95 % interval) by thinking budget")
         tables += [title, table, Text(f"{sizes(shown, 'x')}; {note}")]
-        if natives := [(n, s) for n, s in zip(names, summaries, strict=True) if s["plan"].get("control") == "native"]:
+        if natives := [(n, s) for n, s in zip(names, summaries, strict=True) if s.plan.get("control") == "native"]:
             text = f"{task}: thinking tokens over the budget in % (median), and % of draws over it, by budget"
             tables += [_title(text), _adherence(task, natives, without_off(budgets))]
     for name, summary in zip(names, summaries, strict=True):
-        if (state := summary.get("unfinished")) is not None:
+        if (state := summary.unfinished) is not None:
             tables.append(Text(f"{visible(name)}: {in_words(state)} problems; {PARTLY}"))
     return Group(*tables) if tables else Text("no finished problem yet")
 
@@ -79,26 +80,27 @@ def runs_table(runs: Sequence[Data]) -> RenderableType:
     return table
 
 
-def _adherence(task: str, natives: Sequence[tuple[str, Data]], budgets: Sequence[int]) -> Table:
+def _adherence(task: str, natives: Sequence[tuple[str, Summary]], budgets: Sequence[int]) -> Table:
     """How the runs under native control kept to their budgets."""
     table = _table("run")
     for budget in budgets:
         table.add_column(str(budget), justify="right")
     for name, summary in natives:
-        kept = [cells_of(summary, task).get(budget, {}).get("adherence") for budget in budgets]
-        table.add_row(Text(name), *(f"{percent(k['used'])}\n{percent(k['over'])}" if k else "" for k in kept))
+        cells = summary.cells(task)
+        kept = [cells[budget].adherence if budget in cells else None for budget in budgets]
+        table.add_row(Text(name), *(f"{percent(k.used)}\n{percent(k.over)}" if k else "" for k in kept))
     return table
 
 
-def verdict_table(comparison: Data) -> RenderableType:
+def verdict_table(comparison: Comparison) -> RenderableType:
     """Tables of each run's verdict with the difference in area that decides it, stopping, scaling, and every budget.
 
     Differences are in points. The sign after a difference at a budget is its verdict: better ^, worse v, worse but
     within the margin ~, non-inferior =, cannot tell ?.
     """
-    base, entries = comparison["base"], comparison["others"]
+    base, entries = comparison.base, comparison.others
     names = _names([base, *entries])
-    several = any("macro" in entry for entry in entries)
+    several = any(entry.macro for entry in entries)
     as_run = bool(entries) and all(_budgets(entry) == {AS_RUN} for entry in entries)
     what = "mean area of all tasks" if several else "area under accuracy over log2 budget"
     what = "accuracy as run" + several * ", mean of all tasks" if as_run else what
@@ -114,29 +116,28 @@ def verdict_table(comparison: Data) -> RenderableType:
     ):
         table.add_column(column, justify="left" if column == "verdict" else "right", no_wrap=True)
     for name, entry in zip(names[1:], entries, strict=True):
-        cell = entry["primary"]
-        interval = rf"{points(cell['difference'])} \[{points(cell['low'])}, {points(cell['high'])}]"
-        shares = [percent(cell[key]) for key in ("mde", "accuracy", "base_accuracy")]
-        p = "" if entry["verdict"] == UNFINISHED else probability(cell["p_adjusted"])
-        numbers = [interval, p, *shares, observations(cell, "")]
+        cell = entry.primary
+        shares = [percent(share) for share in (cell.mde, cell.accuracy, cell.base_accuracy)]
+        p = "" if entry.verdict == UNFINISHED else probability(cell.p_adjusted)
+        numbers = [_interval(cell), p, *shares, observations(cell, "")]
         word = verdict_in_words(entry).replace(", within the margin", " (within margin)")
-        table.add_row(Text(name), Text(word, style=STYLES[entry["verdict"]]), *numbers)
+        table.add_row(Text(name), Text(word, style=STYLES[entry.verdict]), *numbers)
     title = _title(f"Compared with {names[0]}: {what}, difference in points")
     tables: list[RenderableType] = [title, table]
     if said := rounding(comparison):
         tables += [Text(""), Text(f"{said}.")]
-    if any(entry["stops"] for entry in entries):
+    if any(entry.stops for entry in entries):
         title = _title("Stopping: share of chains in % at the largest budget, and change in points")
         tables += [Text(""), title, _stopping(names, entries)]
-    if any(entry["scaling"] for entry in entries):
+    if any(entry.scaling for entry in entries):
         tables += [Text(""), _title("Scaling: accuracy gained per doubling of the budget"), _scaling(names, entries)]
-    if comparison.get("recipes"):
+    if comparison.recipes:
         title = _title("Recipes over calibration seeds: difference in points, for other seeds and other problems")
-        tables += [Text(""), title, _recipes(comparison["recipes"])]
-    for task in dict.fromkeys(task for entry in entries for task in entry["tasks"]):
+        tables += [Text(""), title, _recipes(comparison.recipes)]
+    for task in dict.fromkeys(task for entry in entries for task in entry.tasks):
         title = _title(f"{task}: difference in points by thinking budget")
         tables += [Text(""), title, _budget_differences(task, names, entries)]
-    margin, stop_margin = (Margin.of(comparison[name]) for name in ("margin", "stop_margin"))
+    margin, stop_margin = comparison.margin, comparison.stop_margin
     tables.append(Text("^ better  v worse  ~ worse, within the margin  = non-inferior  ? cannot tell"))
     lines = (
         f"non-inferior, within the margin: a loss of {margin.words()} or more is ruled out at 95 %; in how chains end,",
@@ -149,79 +150,80 @@ def verdict_table(comparison: Data) -> RenderableType:
         "assumed: problems, or groups of problems that belong together, are independent of each other",
     )
     tables += map(Text, lines)
-    notes = [*comparison["warnings"], *grouped_problems(entries)]
+    notes = [*comparison.warnings, *grouped_problems(entries)]
     for name, entry in zip(names[1:], entries, strict=True):
-        notes += [f"{name}: {warning}" for warning in entry["warnings"]]
-        if entry["relies_on_cutting"]:
+        notes += [f"{name}: {warning}" for warning in entry.warnings]
+        if entry.relies_on_cutting:
             notes.append(f"{name}: its accuracy holds only because chains are cut; fewer end by themselves than base's")
     tables += [Text(f"warning: {visible(note)}") for note in notes]
     return Group(*tables)
 
 
-def _recipes(recipes: Sequence[Data]) -> Table:
+def _recipes(recipes: Sequence[RecipeVerdict]) -> Table:
     table = _table("recipe")
     for column in ("verdict", "difference [95 %]", "se", "of seeds", "of problems", "df", "seeds"):
         table.add_column(column, justify="left" if column == "verdict" else "right", no_wrap=True)
     for one in recipes:
-        interval = rf"{points(one['difference'])} \[{points(one['low'])}, {points(one['high'])}]"
-        errors = [percent(one[key]) for key in ("se", "se_seeds", "se_problems")]
-        word = Text(one["verdict"], style=STYLES[one["verdict"]])
-        table.add_row(Text(one["label"]), word, interval, *errors, f"{one['freedom']:.0f}", str(len(one["seeds"])))
+        errors = [percent(error) for error in (one.se, one.se_seeds, one.se_problems)]
+        word = Text(one.verdict, style=STYLES[one.verdict])
+        table.add_row(Text(one.label), word, _interval(one), *errors, f"{one.freedom:.0f}", str(len(one.seeds)))
     return table
 
 
-def _stopping(names: Sequence[str], entries: Sequence[Data]) -> Table:
+def _interval(cell: Cell | RecipeVerdict) -> str:
+    return rf"{points(cell.difference)} \[{points(cell.low)}, {points(cell.high)}]"
+
+
+def _stopping(names: Sequence[str], entries: Sequence[Entry]) -> Table:
     table = _table("run")
     shown = (ENDS, "loops", "lost")
     for column in ("stops", *(ENDINGS[name].words for name in shown), "tokens"):
         table.add_column(column, justify="left" if column == "stops" else "right", no_wrap=column == "stops")
     for name, entry in zip(names[1:], entries, strict=True):
-        if entry["stops"]:
-            cells = entry["stopping"]["endings"]
-            word = entry["stops"].replace(", within the margin", " (within margin)")
+        if entry.stops:
+            cells = entry.stopping.endings
+            word = entry.stops.replace(", within the margin", " (within margin)")
             values = [_ending(cells.get(ending)) for ending in shown]
-            ratio = Text(f"x{times(entry['stopping']['tokens_ratio'])}")
-            table.add_row(Text(name), Text(word, style=STYLES[entry["stops"]]), *values, ratio)
+            ratio = Text(f"x{times(entry.stopping.tokens_ratio)}")
+            table.add_row(Text(name), Text(word, style=STYLES[entry.stops]), *values, ratio)
     return table
 
 
-def _ending(cell: Data | None) -> Text:
+def _ending(cell: Ending | None) -> Text:
     """The share of an ending in percent and its change in points with the sign of its verdict."""
-    if cell is None:
+    if cell is None or cell.verdict is None:
         return Text("")
-    word = cell["verdict"]
-    return Text(f"{percent(cell['share'])} ({points(cell['difference'])}){SIGNS[word]}", style=STYLES[word])
+    shown = f"{percent(cell.share)} ({points(cell.difference)}){SIGNS[cell.verdict]}"
+    return Text(shown, style=STYLES[cell.verdict])
 
 
-def _budgets(entry: Data) -> set[int]:
-    return {budget_of(budget) for cells in entry["tasks"].values() for budget in cells["budgets"]}
+def _budgets(entry: Entry) -> set[int]:
+    return {budget for part in entry.tasks.values() for budget in part.budgets}
 
 
-def _scaling(names: Sequence[str], entries: Sequence[Data]) -> Table:
+def _scaling(names: Sequence[str], entries: Sequence[Entry]) -> Table:
     table = _table("run")
     for column in ("scaling", "kept in % [95 %]", "points", "base", "p of kept", "p of lost"):
         table.add_column(column, justify="left" if column == "scaling" else "right", no_wrap=True)
     for name, entry in zip(names[1:], entries, strict=True):
-        if slope := entry["scaling"]:
-            kept = [percent(slope[key]) for key in ("retention", "retention_low", "retention_high")]
-            shown = (
-                "no clear slope of the base" if slope["retention"] is None else rf"{kept[0]} \[{kept[1]}, {kept[2]}]"
-            )
-            numbers = [points(slope["accuracy"]), points(slope["base_accuracy"])]
-            judged = slope["word"] != UNFINISHED
-            numbers += [probability(slope[f"p_{word}_adjusted"]) if judged else "" for word in ("kept", "lost")]
-            table.add_row(Text(name), Text(slope["word"], style=STYLES[slope["word"]]), shown, *numbers)
+        if (slope := entry.scaling) and slope.word:
+            kept = [percent(share) for share in (slope.retention, slope.retention_low, slope.retention_high)]
+            shown = "no clear slope of the base" if slope.retention is None else rf"{kept[0]} \[{kept[1]}, {kept[2]}]"
+            numbers = [points(slope.accuracy), points(slope.base_accuracy)]
+            judged = slope.word != UNFINISHED
+            numbers += [probability(p) if judged else "" for p in (slope.p_kept_adjusted, slope.p_lost_adjusted)]
+            table.add_row(Text(name), Text(slope.word, style=STYLES[slope.word]), shown, *numbers)
     return table
 
 
-def _budget_differences(task: str, names: Sequence[str], entries: Sequence[Data]) -> Table:
-    budgets = sorted({budget_of(b) for entry in entries for b in entry["tasks"].get(task, {"budgets": ()})["budgets"]})
+def _budget_differences(task: str, names: Sequence[str], entries: Sequence[Entry]) -> Table:
+    budgets = sorted({budget for entry in entries if task in entry.tasks for budget in entry.tasks[task].budgets})
     table = _table("run")
     for budget in budgets:
         table.add_column(str(budget), justify="right", no_wrap=True)
     for name, entry in zip(names[1:], entries, strict=True):
-        if task in entry["tasks"]:
-            cells = {budget_of(b): cell for b, cell in entry["tasks"][task]["budgets"].items()}
+        if task in entry.tasks:
+            cells = entry.tasks[task].budgets
             table.add_row(Text(name), *(_difference(cells.get(budget)) for budget in budgets))
     return table
 
@@ -319,7 +321,7 @@ def _ranges(indices: Sequence[int]) -> str:
     return ", ".join("-".join(map(str, run)) for run in runs)
 
 
-def _names(identities: Sequence[Data]) -> list[str]:
+def _names(identities: Sequence[Identity]) -> list[str]:
     return [visible(name) for name in unique_labels(map(Named.of, identities))]
 
 
@@ -334,12 +336,12 @@ def _table(first: str) -> Table:
     return table
 
 
-def _half(cell: Data) -> str:
-    return f"±{50 * (cell['high'] - cell['low']):.1f}"
+def _half(cell: BudgetCell | Area) -> str:
+    return f"±{50 * (cell.high - cell.low):.1f}"
 
 
-def _difference(cell: Data | None) -> Text:
+def _difference(cell: Cell | None) -> Text:
     if cell is None:
         return Text("")
     word = verdict(cell)
-    return Text(f"{points(cell['difference'])}{SIGNS[word]}", style=STYLES[word])
+    return Text(f"{points(cell.difference)}{SIGNS[word]}", style=STYLES[word])

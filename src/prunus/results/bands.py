@@ -3,15 +3,11 @@
 P: problems, B: budgets, C: contrasts, R: bootstrap draws.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from prunus.results.metrics import NORMAL, estimate
 from prunus.results.paired import EXPLORING_RESAMPLES, bootstrap
-from prunus.results.table import Table
 
 Floats = NDArray[np.float64]
 
@@ -42,20 +38,3 @@ def accuracy_bands(shares_PB: Floats, draws: float, seed: int = 0) -> list[tuple
         (max(0.0, one.value - wider * (one.value - one.low)), min(1.0, one.value + wider * (one.high - one.value)))
         for one in singles
     ]
-
-
-def add_bands(summary: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
-    """Add band_low and band_high to the cells of a run's summary that hold the problems complete at every budget.
-
-    Budget OFF is not on the curve and gets none.
-    """
-    for task, table in tables.items():
-        whole = table.select(table.complete(), table.budgets, table.draws).curve()
-        if not whole.problems:
-            continue
-        draws = len(whole.draws) * len(whole.problems) / len(whole.groups)
-        bands = accuracy_bands(whole.by_group(whole.correct.mean(axis=2)), draws)
-        for budget, (low, high) in zip(whole.budgets, bands, strict=True):
-            cell = summary["tasks"][task]["budgets"].get(budget)
-            if cell and cell.get("problems", cell["n"]) == len(whole.problems):
-                cell |= {"band_low": low, "band_high": high}

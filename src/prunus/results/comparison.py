@@ -6,28 +6,39 @@ budgets of all runs (Holm). What the verdicts mean, and how often they are wrong
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from prunus.budgets import AS_RUN
+from prunus.budgets import AS_RUN, without_off
 from prunus.errors import PrunusError
 from prunus.margins import Margin, MarginLike
 from prunus.results import paired
+from prunus.results.betting import ALPHA
+from prunus.results.cells import Base, Comparison, Ending, Entry, Part, Rounding, Stopping, Unfinished
 from prunus.results.completeness import PARTLY, in_words, of_both, unfinished
 from prunus.results.contrasts import Claims, Grown, Pair, contrast_cells
-from prunus.results.metrics import AUC
-from prunus.results.parallel import compare_change
 from prunus.results.rows import FIRST_PROTOCOL, Run
 from prunus.results.seeds import recipes_over_seeds
 from prunus.results.stages import Growth, growth
-from prunus.results.stopping import judge_stopping, stop_cells, tokens_per_draw, withhold_stopping
+from prunus.results.stopping import ENDS, at_largest, judged_stopping, stop_cells, tokens_per_draw, without_claims
 from prunus.results.store import Store
-from prunus.results.summary import identity, plain
+from prunus.results.summary import identity
 from prunus.results.table import Table, tables
-from prunus.results.token_use import token_area_cell
-from prunus.results.verdicts import adjust_and_judge, wide_margin, withhold
+from prunus.results.verdicts import (
+    BETTER,
+    SAME,
+    UNFINISHED,
+    WITHIN,
+    WORSE,
+    contradictions,
+    judged,
+    largest,
+    verdict,
+    wide_margin,
+    without_claim,
+)
 
 METHOD = {
     "p": "twice the smaller p of the two directions, by betting on the differences; McNemar's exact test for one draw",
@@ -74,66 +85,8 @@ def compare(
     from an imported log has one budget, AS_RUN, so the area is the accuracy there; the largest budget of another run is
     compared with it.
 
-    Returns plain data: `base` and each of `others` have `run`, `model` and `recipe` (the steps done to the model). Each
-    of `others` has
-    `tasks` -> task -> `budgets` -> budget, `auc` and `slope` (per doubling of the budget; None with fewer than two
-        positive budgets): cells with n (problems, or groups of them that count as one observation: then `problems` is
-        the number of problems), samples (draws of each), accuracy, base_accuracy, difference, se,
-        low, high (95 %); p_better and p_worse (one-sided), p (two-sided), and the same with _adjusted; lower_bound
-        (one-sided 95 %, valid for any number of problems), p_margin (of a loss of the margin or more, by betting),
-        p_margin_adjusted; mde, the true difference that would be detected with
-        80 % power at the first step of Holm's correction, None where no difference could be detected with so few
-        problems; se_fixed (standard error for these problems alone, from the noise of draws; None for one draw), t_low,
-        t_high (paired t interval; None from 60 problems on), correlation (of the two runs over problems), q
-        (Benjamini-Hochberg over all budgets and areas of all runs, for exploration), and settle: the draws per problem,
-        or the problems at the present number of draws, with 80 % power for the effect (the observed difference, or the
-        margin if that is larger); None where no number is enough or one draw is too few to estimate it, explained in
-        `note`. Budgets also have band_low, band_high, which cover all budgets of the task simultaneously (95 %);
-        tokens, base_tokens (mean thinking and answer tokens of a draw), tokens_ratio, tokens_ratio_low,
-        tokens_ratio_high (95 %); and with one draw per problem lost and won (problems that only base or only other
-        solves). In `slope` the accuracies are slopes; it has no adjusted p, q, settle nor
-        anything about the margin, but retention (slope over base's slope), retention_low, retention_high (95 %; all
-        None unless base's slope is clearly above 0), and p_kept and p_lost, of retention above 0.9 and below;
-    `tasks` -> task -> `auc_tokens`: n, samples, accuracy, base_accuracy, difference, se, low, high, p as above, of the
-        area under accuracy over mean tokens used, between the token counts (from, to) that the budgets of both runs
-        span, so that longer thinking is no advantage; None where the two spans do not overlap;
-    `tasks` -> task -> `parallel`: whether k short chains gain more over one long in this run than in base, as
-        `parallel.compare_change` tells;
-    `macro`, with several tasks: the same over all, weighing tasks alike, without correlation, lost, won, tokens,
-        auc_tokens and parallel;
-    `largest`: the task and budget with the most significant difference, its p, and p_adjusted over all single budgets
-        of all runs;
-    `adaptive`: whether rows decided how many problems there are: of one of the two runs by `find`, or of earlier runs
-        of the same models with another limit or number of draws (a note says from what to what it changed); then p,
-        low, high, lower_bound, p_margin, band_low, band_high and those of stopping hold at any time
-        (`results/anytime.py`), t_low and t_high are None, and scaling cannot be told;
-    `grown`: the comparisons of these two models that could be seen, in their order, this one last, if their size
-        changed: limit (None: all), samples, runs (base's and this model's), and for both begun (UTC) and complete (its
-        complete problems when its next run began); None for what an older store does not tell, and else;
-    `unfinished`: None, or complete, planned (problems of the plan) and base (whether that is the base's) where a run
-        lacks rows of its plan; then the words are `unfinished`, p is 1, bounds rule nothing out, and the other numbers
-        are of the first problems in the plan's order that both runs have wholly, if it begins with such. `base` has the
-        same key (complete, planned) if it is unfinished;
-    `primary`: the cell of the primary contrast, the area (that of `macro` with several tasks; the areas of single tasks
-        are then corrected within the run); `verdict`, `within_margin`, `margin` (a number, or
-        {"relative": share}), `nothing_to_lose` (whether losing all that the base solves would be within the margin,
-        so that no run is non-inferior), `warnings`;
-    `whole_curve`: whether the difference has the same sign at every budget and no budget's verdict contradicts the
-        run's; `contradicted_at`: budget, difference and verdict of the budgets that contradict it;
-    `tasks` -> task -> `stopping` -> budget -> ending -> cell (and `macro` -> `stopping` likewise), as
-        `stopping.stop_cells` tells, for ends (by itself), loops, lost (right under a smaller budget), unanswered,
-        truncated, leaked and budget_used;
-    `stopping`: tokens_ratio and per_correct_ratio (tokens used in terms of base's, per draw and per correct draw, at
-        the largest budget), budget (the largest), and `endings`, the cells there with verdicts and p-values corrected
-        over the runs; `stops`: the verdict on `ends`; `relies_on_cutting`: whether chains end by themselves less often
-        although the accuracy is not worse by the margin;
-    `scaling`: the slope of all tasks together, with p_kept_adjusted, p_lost_adjusted and word: kept, lost or cannot
-        tell; None with fewer than two positive budgets.
-    Beside `others`, `control` tells how much rounding alone moves, if the store has an A/A control of the base
-    (EvalPlan.aa_control; else it is None): run, difference, low, high, n, samples, answers, differ and grades.
-    `recipes` has an entry for each recipe of which at least three runs differ in the calibration seed only, with a
-    verdict on the recipe for which seeds are a random effect (`seeds.recipes_over_seeds`). The verdict on a run is
-    about its checkpoint.
+    Returns plain data, whose keys the classes of `prunus.results.cells` explain: `Comparison` as a whole, and `Entry`
+    for each of `others`, whose `tasks` -> task -> `budgets` -> budget, `auc` and `slope` are cells.
     Budgets 0 and OFF are not part of the area, OFF also not of whole_curve and contradicted_at; with one positive
     budget the area is the accuracy there.
 
@@ -142,6 +95,19 @@ def compare(
     p_margin_adjusted of at most .05, or `cannot tell`.
     Raises PrunusError for unknown or ambiguous names, and if there is nothing to compare.
     """
+    return compared(store, base, others, margin, seed, resamples, stop_margin).to_json()
+
+
+def compared(
+    store: Path | str,
+    base: str,
+    others: Sequence[str] | None = None,
+    margin: MarginLike = 0.02,
+    seed: int = 0,
+    resamples: int = paired.RESAMPLES,
+    stop_margin: MarginLike = 0.05,
+) -> Comparison:
+    """The result of `compare`, not yet as plain data."""
     margin, stop_margin = _checked(margin, stop_margin, resamples)
     with Store(store) as opened:
         base_run = opened.find_run(base)
@@ -157,8 +123,8 @@ def compare(
             resamples=resamples,
             stop_margin=stop_margin,
         )
-        if not result["others"] and result["control"] is None:
-            why = "; ".join(result["warnings"]) or "no other run"
+        if not result.others and result.control is None:
+            why = "; ".join(result.warnings) or "no other run"
             raise PrunusError(f"{opened.path} has nothing to compare with {_name(base_run)}: {why}")
     return result
 
@@ -174,8 +140,8 @@ def compare_runs(
     resamples: int = paired.RESAMPLES,
     stop_margin: MarginLike = 0.05,
     controls: Iterable[Run] | None = None,
-) -> dict[str, Any]:
-    """The result of `compare` for runs that have been read; `others` may be empty.
+) -> Comparison:
+    """The result of `compared` for runs that have been read; `others` may be empty.
 
     tables_of: the tables of the run with an id. may_leave_out: runs with another plan, and runs that share no finished
     problem with base, are left out and listed under `warnings`; without it the former are compared with a warning and
@@ -185,12 +151,12 @@ def compare_runs(
     runs = list(runs)
     again = next((run for run in (runs if controls is None else controls) if _repeats(run, base)), None)
     chosen, warnings = _choose(base, runs, may_leave_out)
-    base_tables, entries, compared = tables_of(base.run_id), [], []
+    base_tables, found = tables_of(base.run_id), []
     base_state = unfinished(base, base_tables)
     for run in chosen:
         run_tables = tables_of(run.run_id)
         state = unfinished(run, run_tables)
-        lacking = (state and state | {"base": False}) or (base_state and base_state | {"base": True})
+        lacking = (state and replace(state, base=False)) or (base_state and replace(base_state, base=True))
         pairs, notes = _pairs(base_tables, run_tables, of_both(base, run) if lacking else {})
         notes = _plan_notes(base, run) + notes
         pairs, grown, how_taken = _taken(base, run, pairs, seed)
@@ -199,31 +165,82 @@ def compare_runs(
             if lacking:
                 notes.insert(0, f"{in_words(lacking)}: no verdict is given, since {PARTLY}")
                 notes += [ESTIMATED] * any(one.planned and one.planned.order is None for one in (base, run))
-            entry = _entry(run, pairs, notes, margin, seed, resamples, len(chosen))
+            parts = _parts(pairs, margin, seed, resamples, len(chosen))
             same_chains = all(one.plan.get("reuse", True) for one in (base, run))
-            entry["adaptive"] = bool(how_taken)
-            entry = _with_stopping(entry, pairs, stop_margin, seed, resamples, same_chains)
-            if lacking:
-                _withhold(entry)
-            else:
-                compared.append((run, pairs))
-            entries.append(entry | {"unfinished": lacking, "grown": grown and grown.to_json()})
+            parts = _with_endings(parts, pairs, stop_margin, seed, resamples, same_chains)
+            parts = [_without_claims(part) for part in parts] if lacking else parts
+            found.append(_Found(run, pairs, notes, parts, bool(how_taken), lacking, grown))
         elif may_leave_out:
             warnings.append(f"{_name(run)} is left out: it shares no finished problem with {_name(base)}")
         else:
             first = "their questions differ" if base.imported or run.imported else "evaluate both first"
             raise PrunusError(f"{_name(run)} shares no finished problem with {_name(base)}: {first}")
-    if entries:
-        adjust_and_judge(entries)
-        judge_stopping(entries)
-        if (note := wide_margin(margin, min(entry["primary"]["base_accuracy"] for entry in entries))) is not None:
-            warnings.append(note)
-    method = METHOD | {"resamples": resamples, "seed": seed}
-    more = {"margin": margin.to_json(), "stop_margin": stop_margin.to_json()}
-    more["control"] = again and _against_itself(again, base_tables, tables_of(again.run_id), seed, resamples)
-    more["recipes"] = recipes_over_seeds(compared, margin, seed)
-    shown = identity(base) | ({"unfinished": base_state} if base_state else {})
-    return plain({"base": shown, "others": entries, **more, "method": method, "warnings": warnings})
+    entries = _entries(found, margin)
+    if entries and (note := wide_margin(margin, min(entry.primary.base_accuracy for entry in entries))) is not None:
+        warnings.append(note)
+    return Comparison(
+        base=Base(**vars(identity(base)), unfinished=base_state),
+        others=entries,
+        margin=margin,
+        stop_margin=stop_margin,
+        control=again and _against_itself(again, base_tables, tables_of(again.run_id), seed, resamples),
+        recipes=recipes_over_seeds([(one.run, one.pairs) for one in found if not one.lacking], margin, seed),
+        method=METHOD | {"resamples": resamples, "seed": seed},
+        warnings=warnings,
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A run before it is judged with the others. parts: of its tasks, and of all of them if there are several."""
+
+    run: Run
+    pairs: Mapping[str, Pair]
+    notes: list[str]
+    parts: list[Part]
+    adaptive: bool
+    lacking: Unfinished | None
+    grown: Growth | None
+
+
+def _entries(found: Sequence[_Found], margin: Margin) -> list[Entry]:
+    """The entry of each run, with what depends on which runs are compared together."""
+    if not found:
+        return []
+    runs = judged_stopping(judged([one.parts for one in found]))
+    endings = at_largest([parts[-1] for parts in runs])
+    return [_entry(one, parts, last, margin) for one, parts, last in zip(found, runs, endings, strict=True)]
+
+
+def _entry(one: _Found, parts: Sequence[Part], endings: Mapping[str, Ending], margin: Margin) -> Entry:
+    tasks, whole = dict(zip(one.pairs, parts, strict=False)), parts[-1]
+    word, stops = verdict(whole.auc), endings[ENDS].verdict if ENDS in endings else None
+    budgets = {budget: whole.budgets[budget] for budget in without_off(whole.budgets) or whole.budgets}
+    against = contradictions(word, budgets)
+    one_sign = all(cell.difference * whole.auc.difference >= 0 for cell in budgets.values())
+    return Entry(
+        **vars(identity(one.run)),
+        tasks=tasks,
+        margin=margin,
+        warnings=one.notes,
+        macro=whole if len(parts) > 1 else None,
+        primary=whole.auc,
+        nothing_to_lose=margin.covers(whole.auc.base_accuracy),
+        adaptive=one.adaptive,
+        stopping=Stopping(
+            **tokens_per_draw(list(one.pairs.values())), budget=max(whole.stopping, default=None), endings=endings
+        ),
+        unfinished=one.lacking,
+        grown=one.grown and one.grown.looked(),
+        within_margin=whole.auc.p_margin_adjusted <= ALPHA,
+        verdict=word,
+        scaling=whole.slope,
+        largest=largest(tasks),
+        whole_curve=word != UNFINISHED and one_sign and not against,
+        contradicted_at=against,
+        stops=stops,
+        relies_on_cutting=stops == WORSE and word in (SAME, BETTER, WITHIN),
+    )
 
 
 def _taken(base: Run, other: Run, pairs: dict[str, Pair], seed: int) -> tuple[dict[str, Pair], Growth | None, str]:
@@ -241,11 +258,14 @@ def _taken(base: Run, other: Run, pairs: dict[str, Pair], seed: int) -> tuple[di
     return {task: replace(pair, adaptive=taken[task]) for task, pair in pairs.items()}, grown, str(grown)
 
 
-def _withhold(entry: dict[str, Any]) -> None:
-    """Take, in place, all claims out of the entry of an unfinished run."""
-    withhold(entry)
-    for part in (*entry["tasks"].values(), *([entry["macro"]] if "macro" in entry else [])):
-        withhold_stopping(part["stopping"])
+def _without_claims(part: Part) -> Part:
+    """The part of an unfinished run."""
+    return Part(
+        budgets={budget: without_claim(cell) for budget, cell in part.budgets.items()},
+        auc=without_claim(part.auc),
+        slope=part.slope and without_claim(part.slope),
+        stopping=without_claims(part.stopping),
+    )
 
 
 def _checked(margin: MarginLike, stop_margin: MarginLike, resamples: int) -> tuple[Margin, Margin]:
@@ -282,24 +302,20 @@ def _repeats(run: Run, base: Run) -> bool:
 
 def _against_itself(
     again: Run, base: Mapping[str, Table], other: Mapping[str, Table], seed: int, resamples: int
-) -> dict[str, Any] | None:
-    """How much rounding alone moves: the base's control against the base; None without a problem that both have.
-
-    run: of the control. difference, low, high (95 %), n and samples: of the area. answers: number of those compared,
-    over all budgets and draws; differ: how many of them are not the same, grades: of how many the grade is not.
-    """
+) -> Rounding | None:
+    """How much rounding alone moves: the base's control against the base; None without a problem that both have."""
     pairs = list(_pairs(base, other, {})[0].values())
     if not pairs:
         return None
-    cell = contrast_cells(pairs, Margin(0.0), seed, resamples, Claims(1, 1))[AUC]
+    cell = contrast_cells(pairs, Margin(0.0), seed, resamples, Claims(1, 1)).auc
     counts = {"answers": 0, "differ": 0, "grades": 0}
     for pair in pairs:
         answers = [table.values("answer").ravel().tolist() for table in (pair.base, pair.other)]
         counts["answers"] += len(answers[0])
         counts["differ"] += sum(one != two for one, two in zip(*answers, strict=True))
         counts["grades"] += int((pair.base.correct != pair.other.correct).sum())
-    kept = ("difference", "low", "high", "n", "samples")
-    return {"run": again.run_id, **{key: cell[key] for key in kept}, **counts}
+    kept = {name: getattr(cell, name) for name in ("difference", "low", "high", "n", "samples")}
+    return Rounding(run=again.run_id, **kept, **counts)
 
 
 def _plan_differences(base: Run, other: Run) -> str:
@@ -397,46 +413,32 @@ def _as_run(
     return found
 
 
-def _entry(
-    run: Run, pairs: Mapping[str, Pair], notes: list[str], margin: Margin, seed: int, resamples: int, runs: int
-) -> dict[str, Any]:
-    """One entry of `others`, without what depends on the other entries: the primary's adjusted p, q and the verdicts.
-
-    runs: how many entries there will be.
-    """
+def _parts(pairs: Mapping[str, Pair], margin: Margin, seed: int, resamples: int, runs: int) -> list[Part]:
+    """The parts of one run, without how chains end. runs: how many are compared."""
     columns = sum(len(pair.base.budgets) for pair in pairs.values())
     several = len(pairs) > 1
-    details = runs * (columns + several * (len(pairs) + columns // len(pairs)))  # as `verdicts.details`
+    details = runs * (columns + several * (len(pairs) + columns // len(pairs)))  # as `verdicts.judged`
     alone = Claims(details, details if several else runs)
-    done = {task: contrast_cells([pair], margin, seed, resamples, alone) for task, pair in pairs.items()}
-    entry = identity(run) | {"tasks": done, "margin": margin.to_json(), "warnings": notes}
-    for task, pair in pairs.items():
-        done[task]["auc_tokens"] = token_area_cell(pair.base, pair.other, seed, resamples)
-        done[task]["parallel"] = compare_change(pair.base, pair.other, seed, resamples)
-    if not several:
-        (entry["primary"],) = (task[AUC] for task in done.values())
-    else:
-        together = Claims(details, runs)
-        entry["macro"] = contrast_cells(list(pairs.values()), margin, seed, resamples, together)
-        entry["primary"] = entry["macro"][AUC]
-    entry["nothing_to_lose"] = margin.covers(entry["primary"]["base_accuracy"])
-    return entry
+    done = [contrast_cells([pair], margin, seed, resamples, alone) for pair in pairs.values()]
+    if several:
+        done.append(contrast_cells(list(pairs.values()), margin, seed, resamples, Claims(details, runs)))
+    return done
 
 
-def _with_stopping(
-    entry: dict[str, Any],
+def _with_endings(
+    parts: Sequence[Part],
     pairs: Mapping[str, Pair],
     stop_margin: Margin,
     seed: int,
     resamples: int,
     same_chains: bool,
-) -> dict[str, Any]:
-    """The entry with how chains end in each task (and on average), without what depends on the other entries."""
-    for task, pair in pairs.items():
-        entry["tasks"][task]["stopping"] = stop_cells([pair], stop_margin, seed, resamples, same_chains)
-    if "macro" in entry:
-        entry["macro"]["stopping"] = stop_cells(list(pairs.values()), stop_margin, seed, resamples, same_chains)
-    return entry | {"stopping": tokens_per_draw(list(pairs.values()))}
+) -> list[Part]:
+    """The parts with how chains end in each task (and on average)."""
+    of_parts = [[pair] for pair in pairs.values()] + [list(pairs.values())] * (len(parts) > 1)
+    return [
+        replace(part, stopping=stop_cells(of, stop_margin, seed, resamples, same_chains))
+        for part, of in zip(parts, of_parts, strict=True)
+    ]
 
 
 def _name(run: Run) -> str:

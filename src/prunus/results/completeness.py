@@ -5,17 +5,17 @@ stopped, or is looked at, are not a random sample of its problems.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from prunus.budgets import budget_of
+from prunus.results.cells import Entry, Unfinished
 from prunus.results.rows import Run
 from prunus.results.table import Table
 
 PARTLY = "the problems that are finished first need not be like the others"
 
 
-def unfinished(run: Run, tables: Mapping[str, Table]) -> dict[str, int] | None:
-    """{"complete": problems with all rows of the plan, "planned": problems of the plan}; None for a finished run.
+def unfinished(run: Run, tables: Mapping[str, Table]) -> Unfinished | None:
+    """How much of its plan an unfinished run has; None for a finished one.
 
     A run of `find` counts as finished, since it takes problems in a fixed order, and so does one whose plan does not
     tell its problems.
@@ -28,7 +28,7 @@ def unfinished(run: Run, tables: Mapping[str, Table]) -> dict[str, int] | None:
         budgets = [budget_of(budget) for budget in run.plan.get("budgets", table.budgets)]
         if set(budgets) <= set(table.budgets) and set(draws) <= set(table.draws):
             complete += len(table.select(table.problems, budgets, draws).complete())
-    return None if complete >= run.planned.count else {"complete": complete, "planned": run.planned.count}
+    return None if complete >= run.planned.count else Unfinished(complete=complete, planned=run.planned.count)
 
 
 def of_both(base: Run, other: Run) -> dict[str, Sequence[str]]:
@@ -38,12 +38,11 @@ def of_both(base: Run, other: Run) -> dict[str, Sequence[str]]:
     return {task: [one for one in theirs[task] if one in both] for task, both in shared.items()}
 
 
-def in_words(state: Mapping[str, Any]) -> str:
+def in_words(state: Unfinished) -> str:
     """`unfinished, 114 of 120`, with `of the base` where it is the base that lacks rows."""
-    whose = " of the base" if state.get("base") else ""
-    return f"unfinished, {state['complete']} of {state['planned']}{whose}"
+    return f"unfinished, {state.complete} of {state.planned}{' of the base' if state.base else ''}"
 
 
-def verdict_in_words(entry: Mapping[str, Any]) -> str:
+def verdict_in_words(entry: Entry) -> str:
     """The verdict of an entry of `compare`, or how much of an unfinished run is there."""
-    return in_words(entry["unfinished"]) if entry.get("unfinished") else entry["verdict"]
+    return in_words(entry.unfinished) if entry.unfinished else entry.verdict

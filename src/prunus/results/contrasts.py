@@ -4,22 +4,20 @@
 of these where rows decided how many problems were taken; they explain why these methods are used.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import inf, isfinite, isnan
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prunus.budgets import OFF, without_off
 from prunus.margins import Margin
-from prunus.results import anytime, bands, betting, metrics, paired, power, retention, token_use
+from prunus.results import anytime, bands, betting, metrics, paired, power, retention
+from prunus.results.cells import Cell, Needed, Part, Slope
 from prunus.results.directions import direction_p
-from prunus.results.metrics import AUC
+from prunus.results.record import made
 from prunus.results.table import Table
-
-SMALL = 60  # with fewer problems the bootstrap covers a little less than 95 %, so the t interval is given as well
 
 Floats = NDArray[np.float64]
 
@@ -64,11 +62,10 @@ class Claims:
     areas: int
 
 
-def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: int, claims: Claims) -> dict[str, Any]:
-    """{"budgets": {budget: cell}, "auc": cell, "slope": cell or None} of one task, or of several with equal weights.
+def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: int, claims: Claims) -> Part:
+    """The cells of one task, or of several with equal weights, without what depends on others: adjusted p and q.
 
-    `comparison.compare` lists the keys of a cell. Keys that depend on other cells (adjusted p, q) are added later. The
-    cell of budget OFF is computed apart, so that it changes no other cell.
+    The cell of budget OFF is computed apart, so that it changes no other cell.
     """
     budgets = pairs[0].base.budgets
     if OFF in budgets and len(budgets) > 1:
@@ -76,74 +73,52 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: 
             contrast_cells([pair.at(some) for pair in pairs], margin, seed, resamples, claims)
             for some in ([OFF], without_off(budgets))
         )
-        return curve | {"budgets": off["budgets"] | curve["budgets"]}
+        return replace(curve, budgets={**off.budgets, **curve.budgets})
     weights_BC, several = _weights(budgets)
     base, other = ([table.by_group(_per_draw(table, weights_BC)) for table in side] for side in _sides(pairs))
     differences = [theirs - ours for ours, theirs in zip(base, other, strict=True)]  # (G, N, C) of each task
     strata, base_means, other_means = ([d.mean(axis=1) for d in side] for side in (differences, base, other))
     tested, draws = paired.infer(strata, resamples, seed), len(pairs[0].base.draws)
-    shares = [d[:, : len(budgets) + 1] for d in strata]  # differences of accuracies, which lie in [-1, 1]; no slopes
-    claims_C = np.array([claims.budgets] * len(budgets) + [claims.areas] * (1 + several))
-    columns = {
+    B, A = len(budgets), len(budgets) + 1  # contrasts of budgets, and with the area; a slope would be the last
+    shares = [d[:, :A] for d in strata]  # differences of accuracies, which lie in [-1, 1]; no slopes
+    claims_A = np.array([claims.budgets] * B + [claims.areas])
+    common = {
         "accuracy": paired.estimate(other_means),
         "base_accuracy": paired.estimate(base_means),
         **{"p_flip" if name == "p" else name: column for name, column in tested.columns.items()},
-        "se_fixed": paired.fixed_error(differences),
     }
-    one_outcome = np.full(len(budgets) + 1, draws == 1 and len(pairs) == 1 and not pairs[0].base.grouped)
-    one_outcome[-1] &= np.count_nonzero(weights_BC[:, len(budgets)]) == 1
-    bases = [d[:, : len(budgets) + 1] for d in base_means]
-    judged = direction_p(shares, seed, draws, one_outcome) | {
-        "lower_bound": betting.lower_bound(shares, seed=seed, draws=draws, nulls=[-margin.size]),
-        "p_margin": p_of_margin(shares, bases, pairs, margin, seed),
-        "mde": power.minimum_detectable(shares, bases, claims_C[: len(budgets) + 1], draws, one_outcome, seed),
-    }
+    one_outcome = np.full(A, draws == 1 and len(pairs) == 1 and not pairs[0].base.grouped)
+    one_outcome[-1] &= np.count_nonzero(weights_BC[:, B]) == 1
+    bases = [d[:, :A] for d in base_means]
+    columns = {name: column[:A] for name, column in common.items()} | direction_p(shares, seed, draws, one_outcome)
+    columns["lower_bound"] = betting.lower_bound(shares, seed=seed, draws=draws, nulls=[-margin.size])
+    # Where losing everything would be within the margin nothing is claimed.
+    covered_A = np.array([margin.covers(share) for share in columns["base_accuracy"]])
+    columns["p_margin"] = np.where(covered_A, 1.0, p_of_margin(shares, bases, pairs, margin, seed))
+    columns["mde"] = power.minimum_detectable(shares, bases, claims_A, draws, one_outcome, seed)
+    ends = bands.simultaneous_bands(tested.centre_C[:B], tested.draws_RC[:, :B])
+    # Never narrower than a cell's own interval, which need not be symmetric.
+    columns["band_low"] = np.minimum(ends[0], columns["low"][:B])
+    columns["band_high"] = np.maximum(ends[1], columns["high"][:B])
+    needed = _needed([d[:, :, :A] for d in differences], columns, margin, claims_A)
+    if pairs[0].adaptive is not None:  # what a verdict rests on, and all intervals, hold whatever ended the collection
+        now = any_time_columns(shares, pairs, margin.size, max(1, B))
+        columns |= {name: column for name, column in now.items() if name != "p_margin"}
     size = sizes_of(pairs)
-    found: list[dict[str, Any]] = [
-        size | {name: float(column[c]) for name, column in columns.items()} for c in range(weights_BC.shape[1])
-    ]
-    for c, cell in enumerate(found[: len(budgets) + 1]):
-        cell |= {name: float(column[c]) for name, column in judged.items()}
-    for cell in found[: len(budgets) + 1]:
-        if margin.covers(cell["base_accuracy"]):  # losing everything would be within it, so nothing is claimed
-            cell["p_margin"] = 1.0
-    _add_t_intervals(found, strata)
-    _add_settling(found[: len(budgets) + 1], [d[:, :, : len(budgets) + 1] for d in differences], margin, claims_C)
-    _add_bands(found[: len(budgets)], tested)
-    if len(pairs) == 1:
-        _add_pairing(found, base_means[0], other_means[0])
-        for cell, use in zip(found, token_use.token_ratios(pairs[0].base, pairs[0].other), strict=False):
-            cell |= use
-        if draws == 1 and not pairs[0].base.grouped:
-            _add_discordant(found[: len(budgets)], strata[0])
-    if pairs[0].adaptive is not None:
-        _hold_at_any_time(found[: len(budgets) + 1], shares, pairs, margin)
-    slope: dict[str, Any] | None = found[-1] if several else None
-    if slope:
+    cells = []
+    for c in range(A):
+        names = [name for name in columns if c < B or not name.startswith("band_")]
+        cells.append(made(Cell, size, {name: float(columns[name][c]) for name in names}, settle=needed[c]))
+    slope = None
+    if several:
         reach = float(weights_BC[:, -1].clip(0).sum())
-        slope |= {
-            name: float(p[0]) for name, p in direction_p([d[:, -1:] / (2 * reach) for d in strata], seed, draws).items()
-        }
-        slope |= _scaling([d[:, -1:] for d in base_means], [d[:, -1:] for d in other_means], reach, seed, draws)
-        if pairs[0].adaptive is not None:
-            slope |= dict.fromkeys(("p_kept", "p_lost", "p_better", "p_worse", "p"), 1.0)  # none holds at any time
-    return {"budgets": dict(zip(budgets, found[: len(budgets)], strict=True)), AUC: found[len(budgets)], "slope": slope}
-
-
-def _hold_at_any_time(
-    found: Sequence[dict[str, Any]], shares: Sequence[Floats], pairs: Sequence[Pair], margin: Margin
-) -> None:
-    """Replace what a verdict rests on, and all intervals, by numbers that hold whatever ended the collection.
-
-    But for p_margin, which p_of_margin makes so.
-
-    found: cells of budgets, then that of the area.
-    """
-    columns = any_time_columns(shares, pairs, margin.size, max(1, len(found) - 1))
-    for c, cell in enumerate(found):
-        now = {name: float(column[c]) for name, column in columns.items() if name != "p_margin"}
-        cell |= {name: value for name, value in now.items() if name in cell}
-        cell |= {"t_low": None, "t_high": None}
+        own = {name: column[-1:] for name, column in common.items()}
+        own |= direction_p([d[:, -1:] / (2 * reach) for d in strata], seed, draws)
+        own |= _scaling([d[:, -1:] for d in base_means], [d[:, -1:] for d in other_means], reach, seed, draws)
+        slope = made(Slope, size, {name: float(column[0]) for name, column in own.items()})
+        if pairs[0].adaptive is not None:  # none holds at any time
+            slope = replace(slope, p_kept=1.0, p_lost=1.0, p_better=1.0, p_worse=1.0, p=1.0)
+    return Part(budgets=dict(zip(budgets, cells[:B], strict=True)), auc=cells[B], slope=slope, stopping={})
 
 
 def any_time_columns(
@@ -179,17 +154,15 @@ def p_of_margin(
     return betting.p_value(values, null, seed, len(pairs[0].base.draws))
 
 
-def _scaling(
-    base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: int, draws: int
-) -> dict[str, float | None]:
+def _scaling(base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: int, draws: int) -> dict[str, Floats]:
     """The share of the base's scaling that the other run retains, from slopes per problem (`retention`)."""
-    share, low, high = (float(end[0]) for end in retention.retention(base, other))
+    share, low, high = retention.retention(base, other)
     return {
         "retention": share,
         "retention_low": low,
         "retention_high": high,
-        "p_kept": float(retention.p_kept(base, other, reach, seed, draws)[0]),
-        "p_lost": float(retention.p_lost(base, other, reach, seed, draws)[0]),
+        "p_kept": retention.p_kept(base, other, reach, seed, draws),
+        "p_lost": retention.p_lost(base, other, reach, seed, draws),
     }
 
 
@@ -216,46 +189,22 @@ def _per_draw(table: Table, weights_BC: Floats) -> Floats:
     return table.correct.astype(float).transpose(0, 2, 1) @ weights_BC
 
 
-def _add_t_intervals(found: Sequence[dict[str, Any]], strata: Sequence[Floats]) -> None:
-    small = min(map(len, strata)) < SMALL
-    low, high, _ = paired.t_test(strata)
-    for cell, *ends in zip(found, low, high, strict=True):
-        cell["t_low"], cell["t_high"] = map(float, ends) if small else (None, None)
-
-
-def _add_settling(
-    found: Sequence[dict[str, Any]], differences: Sequence[Floats], margin: Margin, claims_C: NDArray[np.int_]
-) -> None:
-    effects = np.array([max(abs(cell["difference"]), margin.points(cell["base_accuracy"])) for cell in found])
-    claims = claims_C[: len(found)]
-    draws = power.draws_needed(differences, effects, claims)
-    problems = power.problems_needed(differences, effects, claims)
-    for cell, effect, some_draws, some_problems in zip(found, effects, draws, problems, strict=True):
+def _needed(
+    differences: Sequence[Floats], columns: Mapping[str, Floats], margin: Margin, claims_A: NDArray[np.int_]
+) -> list[Needed]:
+    """What would settle each contrast."""
+    margins_A = [margin.points(share) for share in columns["base_accuracy"]]
+    effect_A = np.maximum(np.abs(columns["difference"]), margins_A)
+    draws_A = power.draws_needed(differences, effect_A, claims_A)
+    problems_A = power.problems_needed(differences, effect_A, claims_A)
+    found = []
+    for effect, draws, problems in zip(effect_A, draws_A, problems_A, strict=True):
         note = None
-        if isnan(some_draws):
+        if isnan(draws):
             note = "one draw of each problem does not show how much draws vary"
-        elif some_draws == inf:
+        elif draws == inf:
             note = "no number of draws is enough: the problems differ too much, or there is no effect to find"
-        cell["settle"] = {
-            "effect": float(effect),
-            "draws": int(some_draws) if isfinite(some_draws) else None,
-            "problems": int(some_problems) if isfinite(some_problems) else None,
-            "note": note,
-        }
-
-
-def _add_bands(found: Sequence[dict[str, Any]], tested: paired.Inference) -> None:
-    """Add bands that are simultaneous over these cells, and never narrower than a cell's own (asymmetric) interval."""
-    ends = bands.simultaneous_bands(tested.centre_C[: len(found)], tested.draws_RC[:, : len(found)])
-    for cell, low, high in zip(found, *ends, strict=True):
-        cell["band_low"], cell["band_high"] = min(float(low), cell["low"]), max(float(high), cell["high"])
-
-
-def _add_pairing(found: Sequence[dict[str, Any]], base: Floats, other: Floats) -> None:
-    for place, cell in enumerate(found):
-        cell["correlation"] = paired.correlation(base[:, place], other[:, place])
-
-
-def _add_discordant(found: Sequence[dict[str, Any]], differences: Floats) -> None:
-    for cell, column in zip(found, differences.T, strict=False):
-        cell |= {"lost": int((column < 0).sum()), "won": int((column > 0).sum())}
+        numbers = {"draws": draws, "problems": problems}
+        whole = {name: int(number) if isfinite(number) else None for name, number in numbers.items()}
+        found.append(Needed(effect=float(effect), **whole, note=note))
+    return found

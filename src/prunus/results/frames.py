@@ -4,7 +4,7 @@ A column's unit is the end of its name: `_tokens`, `_share` (of draws or problem
 is the budget as a text, with which `off` (thinking switched off) has a name; its `budget_tokens` is empty.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -14,17 +14,19 @@ from prunus.budgets import NAMED
 from prunus.disk import disk_errors, write_together
 from prunus.errors import PrunusError
 from prunus.margins import MarginLike
-from prunus.results.comparison import compare
+from prunus.results.cells import Cell, Ending, Identity, Sized
+from prunus.results.comparison import compared
 from prunus.results.labels import label
 from prunus.results.rows import UNKNOWN, Run
 from prunus.results.stopping import ENDS
 from prunus.results.store import Store
-from prunus.results.summary import identity, summarise
+from prunus.results.summary import BudgetCell, identity, summarise
 from prunus.results.verdicts import verdict
 
 if TYPE_CHECKING:
     import pandas
 
+Row = dict[str, Any]  # of a frame, by column
 Format = Literal["parquet", "csv", "jsonl"]
 # Shares of draws in a budget's cell of `summarise`.
 SHARES = ("forced", "leaked", "no_answer", "malformed", "failed", "truncated", "reopened", "looping")
@@ -50,7 +52,7 @@ class Results:
         After run, model and label, the columns are the fields of `prunus.results.rows.Sample`; budget is budget_tokens.
         texts: also the texts of thinking and answer.
         """
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         with Store(self.path) as store:
             for one in self._chosen(store, run):
                 named = _names(one)
@@ -67,11 +69,11 @@ class Results:
         """One row per run, task and budget: problems, draws, accuracy with its standard error and 95 % interval, mean
         tokens per draw, and shares of draws, all as `summarise` defines them. used_per_budget is the median of thinking
         tokens over the budget, which under native control may exceed 1."""
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         with Store(self.path) as store:
             for one in self._chosen(store, run):
-                for task, found in summarise(store, one.run_id)["tasks"].items():
-                    for budget, cell in found["budgets"].items():
+                for task, found in summarise(store, one.run_id).tasks.items():
+                    for budget, cell in found.budgets.items():
                         rows.append(_names(one) | {"task": task} | _budget(budget) | _cell(cell))
         return _framed(rows)
 
@@ -87,17 +89,17 @@ class Results:
         Differences to base are in percentage points. verdict is the run's, and ends_verdict that on chains that end by
         themselves (None without any), as in `prunus.compare`, whose arguments and errors these are.
         """
-        found = compare(self.path, base, others, margin=margin, stop_margin=stop_margin)
-        rows: list[dict[str, Any]] = []
-        for other in found["others"]:
-            named = {"run": other["run"], "model": other["model"], "label": label(other["recipe"])}
-            ends = other["stopping"]["endings"].get(ENDS)
-            told = {"verdict": other["verdict"], "ends_verdict": None if ends is None else verdict(ends)}
-            told |= {"base_run": found["base"]["run"]}
-            rows.append(named | {"task": None} | _budget(None) | _difference(other["primary"]) | told)
-            for task, cells in other["tasks"].items():
-                for budget, cell in cells["budgets"].items():
-                    rows.append(named | {"task": task} | _budget(budget) | _difference(cell) | told)
+        found = compared(self.path, base, others, margin=margin, stop_margin=stop_margin)
+        rows: list[Row] = []
+        for other in found.others:
+            named = _named(other)
+            ends = other.stopping.endings.get(ENDS)
+            words = {"verdict": other.verdict, "ends_verdict": None if ends is None else verdict(ends)}
+            words |= {"base_run": found.base.run}
+            rows.append(named | {"task": None} | _budget(None) | _difference(other.primary) | words)
+            for task, part in other.tasks.items():
+                for budget, cell in part.budgets.items():
+                    rows.append(named | {"task": task} | _budget(budget) | _difference(cell) | words)
         return _framed(rows)
 
     def stopping(self, base: str, others: Sequence[str] | None = None, margin: MarginLike = 0.05) -> "pandas.DataFrame":
@@ -105,16 +107,17 @@ class Results:
 
         margin: of every ending. Endings and verdicts are those of `prunus.compare`; p_adjusted is over budgets.
         """
-        found = compare(self.path, base, others, stop_margin=margin)
+        found = compared(self.path, base, others, stop_margin=margin)
         rows = [
-            {"run": other["run"], "model": other["model"], "label": label(other["recipe"]), "task": task}
+            _named(other)
+            | {"task": task}
             | _budget(budget)
             | {"ending": name, "verdict": verdict(cell)}
             | _ending(cell)
-            | {"base_run": found["base"]["run"]}
-            for other in found["others"]
-            for task, cells in other["tasks"].items()
-            for budget, endings in cells["stopping"].items()
+            | {"base_run": found.base.run}
+            for other in found.others
+            for task, part in other.tasks.items()
+            for budget, endings in part.stopping.items()
             for name, cell in endings.items()
         ]
         return _framed(rows)
@@ -128,7 +131,7 @@ class Results:
     def _chosen(self, store: Store, run: str | None) -> list[Run]:
         return store.runs() if run is None else [store.find_run(run)]
 
-    def _run_row(self, run: Run) -> dict[str, Any]:
+    def _run_row(self, run: Run) -> Row:
         plan = run.plan
         return _names(run) | {
             "tasks": ", ".join(plan.get("tasks", [])),
@@ -143,7 +146,7 @@ def open(store: str | Path) -> Results:
     return Results(store)
 
 
-def export(store: str | Path, out: str | Path, format: Format = "csv", overwrite: bool = False) -> dict[str, Any]:
+def export(store: str | Path, out: str | Path, format: Format = "csv", overwrite: bool = False) -> dict[str, int]:
     """Write a store's frames `runs`, `samples` and `curve` as files to the folder out; returns their numbers of rows.
 
     The result is a dict with the number of rows by path. Every file is written completely or not at all. Raises
@@ -177,70 +180,72 @@ def _encoded(frame: "pandas.DataFrame", format: Format) -> bytes:
     return buffer.getvalue()
 
 
-def _framed(rows: Sequence[Mapping[str, Any]]) -> "pandas.DataFrame":
+def _framed(rows: Sequence[Row]) -> "pandas.DataFrame":
     """A frame of rows whose budget_tokens may be empty."""
     frame = _pandas().DataFrame(rows)
     return frame.astype({"budget_tokens": "Int64"}) if rows else frame
 
 
-def _known(values: dict[str, Any]) -> dict[str, Any]:
+def _known(values: Row) -> Row:
     """The values of a sample, None for those that an imported log does not tell."""
     found = {name: None if name.endswith("_tokens") and value == UNKNOWN else value for name, value in values.items()}
     return found | ({"ended": None} if found["forced_tokens"] is None else {})
 
 
-def _budget(budget: int | None) -> dict[str, Any]:
+def _budget(budget: int | None) -> Row:
     return {
         "budget": None if budget is None else str(budget),
         "budget_tokens": None if budget is None or budget in NAMED else int(budget),
     }
 
 
-def _names(run: Run) -> dict[str, Any]:
-    found = identity(run)
-    return {"run": run.run_id, "model": found["model"], "label": label(found["recipe"])}
+def _names(run: Run) -> Row:
+    return _named(identity(run))
 
 
-def _cell(cell: Mapping[str, Any]) -> dict[str, Any]:
+def _named(identity: Identity) -> Row:
+    return {"run": identity.run, "model": identity.model, "label": label(identity.recipe)}
+
+
+def _sizes(cell: Sized) -> Row:
+    return {"problems": cell.all_problems, "groups": cell.n, "draws": cell.samples}
+
+
+def _cell(cell: BudgetCell) -> Row:
+    kept = cell.adherence
     return {
-        "problems": cell.get("problems", cell["n"]),
-        "groups": cell["n"],
-        "draws": cell["samples"],
-        "accuracy_share": cell["accuracy"],
-        "accuracy_se_share": cell["se"],
-        "accuracy_low_share": cell["low"],
-        "accuracy_high_share": cell["high"],
-        **{f"{phase}_tokens": cell["tokens"][phase]["mean"] for phase in ("thinking", "answer", "forced", "total")},
-        **{f"{name}_share": cell[name] for name in SHARES},
-        "used_per_budget": (cell["adherence"] or {}).get("used"),
-        "over_budget_share": (cell["adherence"] or {}).get("over"),
+        **_sizes(cell),
+        "accuracy_share": cell.accuracy,
+        "accuracy_se_share": cell.se,
+        "accuracy_low_share": cell.low,
+        "accuracy_high_share": cell.high,
+        **{f"{phase}_tokens": getattr(cell.tokens, phase).mean for phase in ("thinking", "answer", "forced", "total")},
+        **{f"{name}_share": getattr(cell, name) for name in SHARES},
+        "used_per_budget": kept and kept.used,
+        "over_budget_share": kept and kept.over,
     }
 
 
-def _difference(cell: Mapping[str, Any]) -> dict[str, Any]:
-    points = {name: cell.get(name) for name in ("difference", "se", "low", "high", "lower_bound", "mde")}
+def _difference(cell: Cell) -> Row:
+    points = {name: getattr(cell, name) for name in ("difference", "se", "low", "high", "lower_bound", "mde")}
     return {
-        "problems": cell.get("problems", cell["n"]),
-        "groups": cell["n"],
-        "draws": cell["samples"],
-        "accuracy_share": cell["accuracy"],
-        "base_accuracy_share": cell["base_accuracy"],
+        **_sizes(cell),
+        "accuracy_share": cell.accuracy,
+        "base_accuracy_share": cell.base_accuracy,
         **{f"{name}_pp": None if value is None else 100 * value for name, value in points.items()},
-        "p": cell.get("p"),
-        "p_adjusted": cell.get("p_adjusted"),
-        "p_margin_adjusted": cell.get("p_margin_adjusted"),
+        "p": cell.p,
+        "p_adjusted": cell.p_adjusted,
+        "p_margin_adjusted": cell.p_margin_adjusted,
     }
 
 
-def _ending(cell: Mapping[str, Any]) -> dict[str, Any]:
+def _ending(cell: Ending) -> Row:
     return {
-        "problems": cell.get("problems", cell["n"]),
-        "groups": cell["n"],
-        "draws": cell["samples"],
-        "draws_share": cell["share"],
-        "base_draws_share": cell["base_share"],
-        **{f"{name}_pp": 100 * cell[name] for name in ("difference", "low", "high", "bound")},
-        **{name: cell[name] for name in ("p", "p_adjusted", "p_margin_adjusted")},
+        **_sizes(cell),
+        "draws_share": cell.share,
+        "base_draws_share": cell.base_share,
+        **{f"{name}_pp": 100 * getattr(cell, name) for name in ("difference", "low", "high", "bound")},
+        **{name: getattr(cell, name) for name in ("p", "p_adjusted", "p_margin_adjusted")},
     }
 
 

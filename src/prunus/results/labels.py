@@ -9,7 +9,10 @@ from prunus.recipes import OWN_GROUP
 from prunus.results.characters import DASH, MINUS, NBSP, THIN, one_line
 
 if TYPE_CHECKING:
+    from prunus.results.cells import Identity, Sized
     from prunus.results.rows import Run
+
+Step = Mapping[str, Any]  # a step of a manifest's history, or its recipe
 
 NAMES = {
     "wanda": "Wanda",
@@ -46,27 +49,27 @@ _COUNTS = {"samples": "samples", "calibration_tokens": "tokens", "seqlen": "toke
 CONTROL = "control"  # the action of control_steps
 
 
-def history(run: "Run") -> list[dict[str, Any]]:
+def history(run: "Run") -> list[Step]:
     """The steps that made the run's model, oldest first; empty for an unpruned model."""
     manifest = run.model.get("manifest")
     steps = manifest.get("history") if isinstance(manifest, dict) else None
     return [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
 
 
-def control_steps(run: "Run") -> list[dict[str, Any]]:
+def control_steps(run: "Run") -> list[Step]:
     """What labels add for a run whose budget the engine or the model kept (control native), and for an A/A control."""
     native, again = run.plan.get("control") == "native", run.is_control
-    steps = [{"action": CONTROL, "recipe": {"control": "native"}}] if native else []
+    steps: list[Step] = [{"action": CONTROL, "recipe": {"control": "native"}}] if native else []
     return [*steps, {"action": CONTROL, "recipe": {"aa_control": True}}] if again else steps
 
 
-def recipe_of(step: dict[str, Any]) -> dict[str, Any]:
+def recipe_of(step: Step) -> Step:
     """The recipe of a step, {} where there is none."""
     recipe = step.get("recipe")
     return recipe if isinstance(recipe, dict) else {}
 
 
-def method_name(step: dict[str, Any]) -> str:
+def method_name(step: Step) -> str:
     """The method with its options but without its strength; runs of the same name share a colour."""
     recipe = recipe_of(step)
     method = str(recipe.get("method", step.get("action", "?")))
@@ -83,7 +86,7 @@ def method_name(step: dict[str, Any]) -> str:
     return " ".join([NAMES.get(method, method), *extras])
 
 
-def experts_amount(step: dict[str, Any]) -> str:
+def experts_amount(step: Step) -> str:
     """`6 of 8 experts`, `4 to 7 of 8 experts` or, where the step does not say, the share or number of its recipe."""
     recipe, counts = recipe_of(step), step.get("experts", {})
     try:
@@ -97,7 +100,7 @@ def experts_amount(step: dict[str, Any]) -> str:
         return f"{MINUS}{drop}{NBSP}experts"
 
 
-def step_label(step: dict[str, Any]) -> str:
+def step_label(step: Step) -> str:
     """`Wanda 50 %`, `ShortGPT −2 blocks`, `REAP 6 of 8 experts`, `blocks 16, 17 removed`, `packed`, `fp8`."""
     recipe = recipe_of(step)
     if step.get("action") == "import":
@@ -125,7 +128,7 @@ def step_label(step: dict[str, Any]) -> str:
     return f"{method_name(step)} {amount}"
 
 
-def label(steps: Sequence[dict[str, Any]]) -> str:
+def label(steps: Sequence[Step]) -> str:
     """A short name for what was done, on one line; `dense` for nothing. Native and A/A control are named at its end."""
     made = made_by(steps)
     text = one_line(" + ".join(step_label(step) for step in made)) or "dense"
@@ -138,7 +141,7 @@ def label_of(run: "Run") -> str:
     return label([*history(run), *control_steps(run)])
 
 
-def made_by(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def made_by(steps: Sequence[Step]) -> list[Step]:
     """The steps that made a model, without those of control_steps."""
     return [step for step in steps if step.get("action") != CONTROL]
 
@@ -148,13 +151,13 @@ class Named(NamedTuple):
 
     run_id: str
     model: str
-    steps: Sequence[dict[str, Any]]
+    steps: Sequence[Step]
     dtypes: Sequence[str | None]
 
     @classmethod
-    def of(cls, identity: Mapping[str, Any]) -> Self:
+    def of(cls, identity: "Identity") -> Self:
         """From a run's identity, as summaries and comparisons have it."""
-        return cls(identity["run"], str(identity["model"]), identity["recipe"], identity.get("dtypes") or (None, None))
+        return cls(identity.run, str(identity.model), identity.recipe, identity.dtypes or (None, None))
 
 
 def named(run: "Run") -> Named:
@@ -209,7 +212,7 @@ def _apart(runs: Sequence[Named]) -> list[str]:
     ]
 
 
-def details(steps: Sequence[dict[str, Any]]) -> dict[tuple[int, str], str]:
+def details(steps: Sequence[Step]) -> dict[tuple[int, str], str]:
     """The settings of the steps that labels leave out, as text, by (index of the step, setting).
 
     A recovery's settings equal to those of the pruning before it are left out.
@@ -226,7 +229,7 @@ def details(steps: Sequence[dict[str, Any]]) -> dict[tuple[int, str], str]:
     return found
 
 
-def _detail(key: str, value: Any, step: dict[str, Any]) -> str:
+def _detail(key: str, value: Any, step: Step) -> str:
     """`on own.jsonl`, `64 samples`, `closing weight 4`."""
     if key == "calibration":
         told = step.get("calibration")
@@ -268,6 +271,6 @@ def _typed(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def observations(cell: Mapping[str, Any], unit: str = " problems") -> str:
-    """`120 problems`, or `120 problems in 30 groups` where some belong together, from a cell's n and problems."""
-    return f"{cell['problems']}{unit} in {cell['n']} groups" if "problems" in cell else f"{cell['n']}{unit}"
+def observations(cell: "Sized", unit: str = " problems") -> str:
+    """`120 problems`, or `120 problems in 30 groups` where some belong together."""
+    return f"{cell.n}{unit}" if cell.problems is None else f"{cell.problems}{unit} in {cell.n} groups"

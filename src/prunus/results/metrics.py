@@ -5,6 +5,7 @@ arXiv:2411.00640): sqrt(p(1-p)/(PN)) would be too small.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from math import comb, inf, nan
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import scipy
 from numpy.typing import ArrayLike, NDArray
 
 from prunus.budgets import NAMED
+from prunus.results.record import Record
 
 Floats = NDArray[np.float64]
 Ballot = tuple[tuple[tuple[int, float], ...], int]  # (votes, score) of each distinct answer; draws without an answer
@@ -31,11 +33,20 @@ class Estimate(NamedTuple):
     high: float
 
 
-class Tokens(NamedTuple):
-    """Mean and 95th percentile over draws."""
+@dataclass(frozen=True)
+class Tokens(Record):
+    """Mean and 95th percentile over draws; None in a log that does not tell tokens."""
 
-    mean: float
-    p95: float
+    mean: float | None
+    p95: float | None
+
+
+@dataclass(frozen=True)
+class Adherence(Record):
+    """How draws kept to a budget. used: median of thinking tokens over the budget; over: share that thought more."""
+
+    used: float
+    over: float
 
 
 def estimate(values_P: ArrayLike, draws: float = 1) -> Estimate:
@@ -65,11 +76,6 @@ def wilson_interval(share: float, size: float, quantile: float = NORMAL) -> tupl
     return 0.0 if share == 0 else low, 1.0 if share == 1 else high  # without rounding error
 
 
-def pass_at_k(correct_PN: ArrayLike, k: int) -> float:
-    """Probability that k random draws of the N include a correct one: the unbiased pass@k of Chen et al. 2021."""
-    return float(pass_values(correct_PN, k).mean())
-
-
 def pass_values(correct_PN: ArrayLike, k: int) -> Floats:
     """(P,) pass@k of each problem.
 
@@ -81,11 +87,6 @@ def pass_values(correct_PN: ArrayLike, k: int) -> Floats:
     t = np.arange(1, N + 1)
     factors_PN = np.where(t > N - counts_P[:, None], 1 - k / t, 1.0)
     return 1 - np.where(N - counts_P < k, 0.0, factors_PN.prod(axis=1))
-
-
-def majority_at_k(answers_PN: Sequence[Sequence[str | None]], correct_PN: ArrayLike, k: int) -> float:
-    """Expected score of a majority vote among k of the N draws, over all subsets; exact for every N."""
-    return float(majority_values(answers_PN, correct_PN, k).mean())
 
 
 def majority_values(answers_PN: Sequence[Sequence[str | None]], correct_PN: ArrayLike, k: int) -> Floats:
@@ -149,6 +150,30 @@ def _vote(classes: tuple[tuple[int, float], ...], abstaining: int, k: int) -> fl
     return score / comb(abstaining + sum(count for count, _ in classes), k)
 
 
+def best_of_values(scores_PN: ArrayLike, correct_PN: ArrayLike, n: int) -> Floats:
+    """(P,) chance that the best-scored of n of the N draws is correct, over all subsets.
+
+    The draw of rank r (1: best) is the best of C(N-r, n-1) of the C(N, n) subsets. Draws with equal scores share their
+    ranks, which is the expectation of a random tie-break; so a constant score gives the share correct. A draw with
+    score -inf is chosen only if there is no other. Raises ValueError for nan, and unless 1 <= n <= N.
+    """
+    scores, correct = np.asarray(scores_PN, dtype=float), np.asarray(correct_PN, dtype=float)
+    if scores.shape != correct.shape or scores.ndim != 2 or not 1 <= n <= scores.shape[1]:
+        raise ValueError(f"n = {n} needs two (problems, draws) arrays with at least n draws, not shape {scores.shape}")
+    if np.isnan(scores).any():
+        raise ValueError("a draw has no score")
+    P, N = scores.shape
+    order_PN = np.argsort(-scores, axis=1, kind="stable")
+    ranked_PN = np.take_along_axis(scores, order_PN, axis=1)
+    starts_PN = np.ones((P, N), dtype=bool)  # where a group of equal scores begins
+    starts_PN[:, 1:] = ranked_PN[:, 1:] != ranked_PN[:, :-1]
+    group_PN = np.cumsum(starts_PN).reshape(P, N) - 1
+    weights_N = np.array([comb(N - rank, n - 1) / comb(N, n) for rank in range(1, N + 1)])
+    groups = group_PN.ravel()
+    shared = np.bincount(groups, np.broadcast_to(weights_N, (P, N)).ravel()) / np.bincount(groups)
+    return (shared[group_PN] * np.take_along_axis(correct, order_PN, axis=1)).sum(axis=1)
+
+
 def auc_weights(budgets: Sequence[int]) -> Floats:
     """Weights over budgets whose dot product with the accuracies is the area under accuracy over log2(budget).
 
@@ -207,15 +232,12 @@ def share(flags: ArrayLike) -> float:
     return float(np.mean(np.asarray(flags, dtype=float)))
 
 
-def adherence(thinking_tokens: ArrayLike, budget: int) -> dict[str, float] | None:
-    """How draws kept to a budget that engine or model were to keep; None for a budget without tokens.
-
-    used: median of the thinking tokens over the budget. over: share of draws that thought more than the budget.
-    """
+def adherence(thinking_tokens: ArrayLike, budget: int) -> Adherence | None:
+    """How draws kept to a budget that engine or model were to keep; None for a budget without tokens."""
     if budget <= 0:
         return None
     counts = np.asarray(thinking_tokens, dtype=float)
-    return {"used": float(np.median(counts) / budget), "over": share(counts > budget)}
+    return Adherence(float(np.median(counts) / budget), share(counts > budget))
 
 
 def answer_allowance(budget: ArrayLike) -> NDArray[Any]:

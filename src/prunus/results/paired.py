@@ -28,7 +28,6 @@ their draws, (omega^2 + (v_base + v_other)/N)/n, and resampling draws as well wo
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from math import inf, nan, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -49,12 +48,9 @@ def estimate(strata: Sequence[Floats]) -> Floats:
 
 def standard_error(strata: Sequence[Floats]) -> Floats:
     """(C,) standard error of the estimate, problems independent; nan where a task has one problem."""
-    return np.sqrt(sum(_variances(strata))) / len(strata)
-
-
-def _variances(strata: Sequence[Floats]) -> list[Floats]:
     with np.errstate(invalid="ignore", divide="ignore"):
-        return [((d - d.mean(axis=0)) ** 2).sum(axis=0) / np.float64(len(d) - 1) / len(d) for d in strata]
+        variances = [((d - d.mean(axis=0)) ** 2).sum(axis=0) / np.float64(len(d) - 1) / len(d) for d in strata]
+    return np.sqrt(sum(variances)) / len(strata)
 
 
 def with_pseudo_problems(strata: Sequence[Floats]) -> list[Floats]:
@@ -112,22 +108,6 @@ def bca_interval(strata: Sequence[Floats], draws: Floats, level: float = 0.95) -
     shares_2C = scipy.stats.norm.cdf(bias + z_2C / (1 - acceleration * z_2C))
     low_C, high_C = np.array([np.quantile(draws_R, of_2) for draws_R, of_2 in zip(draws.T, shares_2C.T, strict=True)]).T
     return low_C, high_C
-
-
-def t_test(strata: Sequence[Floats], level: float = 0.95) -> tuple[Floats, Floats, Floats]:
-    """(C,) low, high and two-sided p of the paired t interval: n-1 degrees of freedom, Welch-Satterthwaite over tasks.
-
-    Where all differences are equal the interval is a point, and p is 1 if they are 0, else 0.
-    """
-    centre, error = estimate(strata), standard_error(strata)
-    variances = _variances(strata)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        freedom = sum(variances) ** 2 / sum(v**2 / (len(d) - 1) for v, d in zip(variances, strata, strict=True))
-        ratio = np.where(centre == 0, 0.0, np.abs(centre) / error)
-        half = scipy.stats.t.ppf((1 + level) / 2, freedom) * error
-    p = np.where(error == 0, (centre == 0).astype(float), 2 * scipy.stats.t.sf(ratio, freedom))
-    half = np.where(error == 0, 0.0, half)
-    return centre - half, centre + half, p
 
 
 class Inference(NamedTuple):
@@ -194,39 +174,9 @@ def flipped_sums(strata: Sequence[Floats], flips: int, seed: int) -> Iterator[li
         yield sums
 
 
-def draw_variance(differences_PNC: Floats) -> Floats:
-    """(C,) variance between draws of one problem, averaged over problems; nan for one draw."""
-    if differences_PNC.shape[1] < 2:
-        return np.full(differences_PNC.shape[2], nan)
-    return differences_PNC.var(axis=1, ddof=1).mean(axis=0)
-
-
-def fixed_error(strata_PNC: Sequence[Floats]) -> Floats:
-    """(C,) standard error for exactly these problems, from the noise of their draws only; nan for one draw."""
-    parts = [draw_variance(d) / (d.shape[0] * d.shape[1]) for d in strata_PNC]
-    return np.sqrt(sum(parts)) / len(strata_PNC)
-
-
-def detectable(claims: ArrayLike = 1, freedom: float = inf) -> Floats:
-    """The true difference, in standard errors, that is detected with 80 % power at the first step of Holm's correction.
-
-    claims: number of tests that are corrected together. The result is 2.80 = z(.975) + z(.8) for one claim and many
-    problems, and larger for more claims.
-    freedom: degrees of freedom of the error, from which the quantile is Student's and the power that of the noncentral
-    t to a good approximation: z(.8) sqrt(1 + t^2 / (2 freedom)).
-    """
-    quantile = scipy.stats.t.isf(ALPHA / 2 / np.asarray(claims, dtype=float), freedom)
-    return quantile + scipy.stats.norm.ppf(POWER) * np.sqrt(1 + quantile**2 / (2 * freedom))
-
-
 def freedom(strata: Sequence[Floats]) -> int:
     """Degrees of freedom: the number of problems minus the number of tasks, at least 1."""
     return max(1, sum(map(len, strata)) - len(strata))
-
-
-def one_draw(strata: Sequence[Floats]) -> float:
-    """The largest change of the estimate by one draw, with one draw per problem; with N draws it is 1/N of that."""
-    return 1 / (len(strata) * min(map(len, strata)))
 
 
 def mcnemar_p(fewer: ArrayLike, more: ArrayLike) -> Floats:
@@ -247,14 +197,6 @@ def holm(p: ArrayLike) -> Floats:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(1.0, steps)
     return adjusted
-
-
-def correlation(base: ArrayLike, other: ArrayLike) -> float:
-    """Correlation of the two runs' per-problem means (the higher, the more pairing helps); nan if one is constant."""
-    base_P, other_P = np.asarray(base, dtype=float), np.asarray(other, dtype=float)
-    base_P, other_P = base_P - base_P.mean(), other_P - other_P.mean()
-    scale = sqrt(float((base_P**2).sum() * (other_P**2).sum()))
-    return float((base_P * other_P).sum()) / scale if scale > 1e-12 else nan
 
 
 def _chunks(total: int, size: int = CHUNK) -> Iterator[slice]:

@@ -12,13 +12,15 @@ a sum of per-problem terms, which are added to the differences, so that the same
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from prunus.results import best_of, metrics, paired
+from prunus.results import metrics, paired
+from prunus.results.record import Record, made
 from prunus.results.table import Table
 
 Floats = NDArray[np.float64]
@@ -39,68 +41,77 @@ class Contrast(NamedTuple):
     used_P: Floats | None
     tokens: tuple[float, float]  # mean used by one chain of `budget` tokens, and by the k chains
 
-    @property
-    def key(self) -> tuple[int, int, str]:
-        return self.budget, self.chains, self.method
+
+@dataclass(frozen=True, kw_only=True)
+class AtEqualTokens(Record):
+    """The contrast at equal tokens used. sequential: accuracy of one chain at the tokens of k."""
+
+    sequential: float
+    difference: float
+    se: float | None
+    low: float
+    high: float
+    p: float
+    q: float
 
 
-def compare_parallel(table: Table, seed: int = 0, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
-    """A dictionary for each contrast of a complete table; none if no budget is a multiple of another, or N is 1.
+@dataclass(frozen=True, kw_only=True)
+class Chains(Record):
+    """A contrast of k chains (chains) of chain_budget with one of budget: accuracies, and mean tokens used.
 
-    budget, chains (k), chain_budget, method (majority, logprob, self_certainty, shortest, any: best-of-n and pass@k),
-    n, samples, sequential and parallel (accuracies), tokens_sequential and tokens_parallel (mean used), and
-    `difference`, se, low, high, p, q (parallel minus sequential; q: Benjamini-Hochberg over all contrasts, for
-    exploration); used: the same at equal tokens used, with its own sequential, or None.
+    method: majority, logprob, self_certainty, shortest or any (best-of-n and pass@k). n, problems, samples: as of
+    `cells.Sized`. difference: parallel minus sequential. q: Benjamini-Hochberg over all contrasts, for exploring.
     """
+
+    budget: int
+    chains: int
+    chain_budget: int
+    method: str
+    n: int
+    problems: int | None = None
+    samples: int
+    sequential: float
+    parallel: float
+    tokens_sequential: float | None
+    tokens_parallel: float | None
+    used: AtEqualTokens | None
+    difference: float
+    se: float | None
+    low: float
+    high: float
+    p: float
+    q: float
+
+
+def compare_parallel(table: Table, seed: int = 0, resamples: int = RESAMPLES) -> list[Chains]:
+    """Each contrast of a complete table; none if no budget is a multiple of another, or N is 1."""
     found = contrasts(table)
-    if not found:
-        return []
-    rows = [
-        {
-            "budget": c.budget,
-            "chains": c.chains,
-            "chain_budget": c.budget // c.chains,
-            "method": c.method,
-            **table.sizes(),
-            "samples": len(table.draws),
-            "sequential": float(c.sequential_P.mean()),
-            "parallel": float(c.parallel_P.mean()),
-            "tokens_sequential": c.tokens[0],
-            "tokens_parallel": c.tokens[1],
-            "used": None,
-        }
-        for c in found
-    ]
-    for row, cell in zip(rows, _cells([c.parallel_P - c.sequential_P for c in found], seed, resamples), strict=True):
-        row |= cell
-    inside = [(row, c.used_P) for row, c in zip(rows, found, strict=True) if c.used_P is not None]
-    for (row, _), cell in zip(inside, _cells([used for _, used in inside], seed, resamples), strict=True):
-        row["used"] = {"sequential": row["parallel"] - cell["difference"]} | cell
+    at_budget = _cells([c.parallel_P - c.sequential_P for c in found], seed, resamples)
+    at_use = iter(_cells([c.used_P for c in found if c.used_P is not None], seed, resamples))
+    rows = []
+    for c, cell in zip(found, at_budget, strict=True):
+        parallel, used = float(c.parallel_P.mean()), None
+        if c.used_P is not None:
+            equal = next(at_use)
+            used = made(AtEqualTokens, equal, sequential=parallel - equal["difference"])
+        rows.append(
+            made(
+                Chains,
+                table.sizes(),
+                cell,
+                budget=c.budget,
+                chains=c.chains,
+                chain_budget=c.budget // c.chains,
+                method=c.method,
+                samples=len(table.draws),
+                sequential=float(c.sequential_P.mean()),
+                parallel=parallel,
+                tokens_sequential=c.tokens[0],
+                tokens_parallel=c.tokens[1],
+                used=used,
+            )
+        )
     return rows
-
-
-def compare_change(base: Table, other: Table, seed: int = 0, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
-    """How much more parallel gains over sequential in other than in base, on the same problems.
-
-    For each contrast: budget, chains, chain_budget, method, base_gain and gain (parallel minus sequential in each
-    model), and difference, se, low, high, p, q of gain minus base_gain.
-    """
-    theirs = {c.key: c for c in contrasts(base)}
-    pairs = [(theirs[c.key], c) for c in contrasts(other) if c.key in theirs]
-    gains = [tuple(c.parallel_P - c.sequential_P for c in pair) for pair in pairs]
-    cells = _cells([ours - base_gain for base_gain, ours in gains], seed, resamples)
-    return [
-        {
-            "budget": c.budget,
-            "chains": c.chains,
-            "chain_budget": c.budget // c.chains,
-            "method": c.method,
-            "base_gain": float(gain[0].mean()),
-            "gain": float(gain[1].mean()),
-        }
-        | cell
-        for (_, c), gain, cell in zip(pairs, gains, cells, strict=True)
-    ]
 
 
 def contrasts(table: Table) -> list[Contrast]:
@@ -118,7 +129,7 @@ def contrasts(table: Table) -> list[Contrast]:
             line_P = at_equal_use(shares_PB, used_PB, k * used_PB[:, short])
             values = {"majority": metrics.vote(ballots, k)}
             for name, score in scores.items():
-                values[name] = best_of.best_of_values(score[:, short], correct[:, short], k)
+                values[name] = metrics.best_of_values(score[:, short], correct[:, short], k)
             values["any"] = metrics.pass_values(correct[:, short], k)
             for name, of_problems in values.items():
                 values_P = table.by_group(of_problems)

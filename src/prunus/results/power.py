@@ -5,7 +5,7 @@ more brings variance of its own, and bets are bounded, so that "2.8 standard err
 power.
 
 The mean difference varies by (omega^2 + v/N)/n: omega^2 is the spread of true differences between problems, v the noise
-of one draw (`paired.draw_variance`). More draws shrink the second term only; more problems shrink both.
+of one draw (`draw_variance`). More draws shrink the second term only; more problems shrink both.
 """
 
 from collections.abc import Sequence
@@ -100,9 +100,33 @@ def spread(strata: Sequence[Floats]) -> list[tuple[Floats, Floats]]:
     for differences in strata:
         P, N, _ = differences.shape
         total = P * paired.standard_error(paired.with_pseudo_problems([differences.mean(axis=1)])) ** 2
-        v = paired.draw_variance(differences)
+        v = draw_variance(differences)
         found.append((np.maximum(total - v / N, 0.0), v))
     return found
+
+
+def draw_variance(differences_PNC: Floats) -> Floats:
+    """(C,) variance between draws of one problem, averaged over problems; nan for one draw."""
+    if differences_PNC.shape[1] < 2:
+        return np.full(differences_PNC.shape[2], nan)
+    return differences_PNC.var(axis=1, ddof=1).mean(axis=0)
+
+
+def detectable(claims: ArrayLike = 1, freedom: float = inf) -> Floats:
+    """The true difference, in standard errors, that is detected with 80 % power at the first step of Holm's correction.
+
+    claims: number of tests that are corrected together. The result is 2.80 = z(.975) + z(.8) for one claim and many
+    problems, and larger for more claims.
+    freedom: degrees of freedom of the error, from which the quantile is Student's and the power that of the noncentral
+    t to a good approximation: z(.8) sqrt(1 + t^2 / (2 freedom)).
+    """
+    quantile = scipy.stats.t.isf(paired.ALPHA / 2 / np.asarray(claims, dtype=float), freedom)
+    return quantile + scipy.stats.norm.ppf(paired.POWER) * np.sqrt(1 + quantile**2 / (2 * freedom))
+
+
+def one_draw(strata: Sequence[Floats]) -> float:
+    """The largest change of the estimate by one draw, with one draw per problem; with N draws it is 1/N of that."""
+    return 1 / (len(strata) * min(map(len, strata)))
 
 
 def draws_for(
@@ -110,8 +134,8 @@ def draws_for(
 ) -> Floats:
     """Draws per problem at which the minimum detectable effect equals `effect`.
 
-    errors: the detectable effect in standard errors (`paired.detectable`). step: the change by one draw
-    (`paired.one_draw`), or 0 to ignore it. inf if no number of draws is enough, because problems differ too much.
+    errors: the detectable effect in standard errors (`detectable`). step: the change by one draw
+    (`one_draw`), or 0 to ignore it. inf if no number of draws is enough, because problems differ too much.
     """
     square, effect = np.asarray(errors) ** 2 / problems, np.asarray(effect)
     room = effect**2 - square * np.asarray(omega2)  # of (effect - step/N)^2 = square * (omega^2 + v/N), solved for 1/N
@@ -129,15 +153,15 @@ def draws_needed(strata: Sequence[Floats], effect_C: Floats, claims: ArrayLike =
     for differences, (omega2, v) in zip(strata, spread(strata), strict=True):
         share = 1 / len(differences) / len(strata) ** 2  # of the variance of the mean over tasks
         between, noise = between + share * omega2, noise + share * v
-    errors = paired.detectable(claims, paired.freedom(strata))
-    return np.where(np.isnan(noise), nan, draws_for(between, noise, 1, effect_C, errors, paired.one_draw(strata)))
+    errors = detectable(claims, paired.freedom(strata))
+    return np.where(np.isnan(noise), nan, draws_for(between, noise, 1, effect_C, errors, one_draw(strata)))
 
 
 def problems_needed(strata: Sequence[Floats], effect_C: Floats, claims: ArrayLike = 1) -> Floats:
     """(C,) number of problems with 80 % power for the effect, at the present number of draws and mix of tasks."""
     error = paired.standard_error(paired.with_pseudo_problems([differences.mean(axis=1) for differences in strata]))
-    now, step = sum(map(len, strata)), paired.one_draw(strata) / strata[0].shape[1]
-    reach = paired.detectable(claims, paired.freedom(strata)) * error
+    now, step = sum(map(len, strata)), one_draw(strata) / strata[0].shape[1]
+    reach = detectable(claims, paired.freedom(strata)) * error
     with np.errstate(divide="ignore", invalid="ignore"):
         # effect = reach u + step u^2, u the root of the share of present problems to those needed
         root = 2 * effect_C / (reach + np.sqrt(reach**2 + 4 * step * effect_C))

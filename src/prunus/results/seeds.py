@@ -15,8 +15,7 @@ S: seeds, P: problems of a task.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy
@@ -26,11 +25,13 @@ from prunus.hashing import canonical_json
 from prunus.margins import Margin
 from prunus.results import betting, metrics, paired
 from prunus.results.anytime import scaled
+from prunus.results.cells import RecipeVerdict
 from prunus.results.contrasts import Pair
-from prunus.results.labels import history, named, recipe_of, unique_labels
+from prunus.results.labels import Step, history, named, recipe_of, unique_labels
+from prunus.results.record import made
 from prunus.results.rows import Run
 from prunus.results.table import Table
-from prunus.results.verdicts import ALPHA, BETTER, OPEN, SAME, WITHIN, WORSE
+from prunus.results.verdicts import CLAIMS, word_of
 
 Floats = NDArray[np.float64]
 LEAST = 3  # seeds: two say next to nothing of how seeds differ
@@ -100,11 +101,10 @@ def p_values(differences: Sequence[Floats], claimed: Sequence[Floats], null: flo
 
 def recipes_over_seeds(
     runs: Sequence[tuple[Run, Mapping[str, Pair]]], margin: Margin, seed: int = 0
-) -> list[dict[str, Any]]:
-    """An entry for each recipe that at least LEAST of these runs have with calibration seeds of their own.
+) -> list[RecipeVerdict]:
+    """A verdict on each recipe that at least LEAST of these runs have with calibration seeds of their own.
 
-    runs: with their rows beside the base's, by task. An entry has label, seeds, runs (ids), n (problems), samples
-    (draws of each), base_accuracy, the fields of OverSeeds, p_better, p_worse and p_margin, and verdict.
+    runs: with their rows beside the base's, by task.
     """
     groups: dict[str, dict[str, tuple[Run, Mapping[str, Pair]]]] = {}
     for run, pairs in runs:
@@ -115,32 +115,34 @@ def recipes_over_seeds(
             of = source.get("checksum") if isinstance(source, dict) else None
             key = canonical_json([of, *([step.get("action"), _seedless(step)["recipe"]] for step in steps)])
             groups.setdefault(key, {}).setdefault(canonical_json(seeds), (run, pairs))
-    found = []
+    found, firsts = [], []
     for members in groups.values():
         chosen = list(
             {run.model.get("checksum") or run.run_id: (run, pairs) for run, pairs in members.values()}.values()
         )
-        if len(chosen) >= LEAST and (entry := _entry(chosen, margin, seed)) is not None:
-            found.append(entry)
-    if found:
-        _judge(found)
-        firsts = [one.pop("first") for one in found]
-        labels = unique_labels(
-            named(run)._replace(steps=[_seedless(step) for step in named(run).steps], dtypes=(None, None))
-            for run in firsts
-        )
-        for one, text in zip(found, labels, strict=True):
-            one["label"] = text
-    return found
+        if len(chosen) >= LEAST and (numbers := _numbers(chosen, margin, seed)) is not None:
+            found.append(numbers)
+            firsts.append(named(chosen[0][0]))
+    labels = unique_labels(
+        of._replace(steps=[_seedless(step) for step in of.steps], dtypes=(None, None)) for of in firsts
+    )
+    adjusted = {name: paired.holm([getattr(one, name) for one in found]) for name in CLAIMS}
+    words = [_verdict(*(float(adjusted[name][place]) for name in CLAIMS)) for place in range(len(found))]
+    return [replace(one, verdict=word, label=text) for one, word, text in zip(found, words, labels, strict=True)]
 
 
-def _seedless(step: Mapping[str, Any]) -> dict[str, Any]:
+def _verdict(better: float, worse: float, within: float) -> str:
+    """The verdict from adjusted p-values, of which the first two are two-sided."""
+    return word_of(better / 2, worse / 2, within)
+
+
+def _seedless(step: Step) -> Step:
     """A step with its recipe's seed left out."""
-    return {**step, "recipe": {key: value for key, value in recipe_of(dict(step)).items() if key != "seed"}}
+    return {**step, "recipe": {key: value for key, value in recipe_of(step).items() if key != "seed"}}
 
 
-def _entry(chosen: Sequence[tuple[Run, Mapping[str, Pair]]], margin: Margin, seed: int) -> dict[str, Any] | None:
-    """The entry of a recipe over its runs, on what all of them have; None if that is too little."""
+def _numbers(chosen: Sequence[tuple[Run, Mapping[str, Pair]]], margin: Margin, seed: int) -> RecipeVerdict | None:
+    """The numbers of a recipe over its runs, on what all of them have, not yet judged; None if that is too little."""
     tasks = sorted(set.intersection(*(set(pairs) for _, pairs in chosen)))
     differences, bases, n, draws = [], [], 0, set[int]()
     for task in tasks:
@@ -167,20 +169,11 @@ def _entry(chosen: Sequence[tuple[Run, Mapping[str, Pair]]], margin: Margin, see
     runs = [run for run, _ in chosen]
     sizes = {"n": n, "samples": min(draws), "base_accuracy": accuracy}
     seeds = [next(s for step in history(run) if (s := recipe_of(step).get("seed")) is not None) for run in runs]
-    known = {"seeds": seeds, "runs": [run.run_id for run in runs], "first": runs[0]}
-    return known | sizes | vars(over_seeds(differences)) | p
+    ids = [run.run_id for run in runs]
+    return made(RecipeVerdict, sizes, vars(over_seeds(differences)), p, seeds=seeds, runs=ids, verdict="", label="")
 
 
 def _areas(table: Table) -> Floats:
     """(G,) the area of each group of problems."""
     curve = table.curve()
     return curve.by_group(curve.correct.mean(axis=2) @ metrics.auc_weights(curve.budgets))
-
-
-def _judge(recipes: Sequence[dict[str, Any]]) -> None:
-    """Set `verdict` of each recipe, in place, from its p-values, corrected over the recipes (Holm)."""
-    names = ("p_better", "p_worse", "p_margin")
-    adjusted = {name: paired.holm([one[name] for one in recipes]) for name in names}
-    for place, one in enumerate(recipes):
-        better, worse, within = (adjusted[name][place] <= ALPHA for name in names)
-        one["verdict"] = BETTER if better else (WITHIN if within else WORSE) if worse else SAME if within else OPEN

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
-from typing import Any
 
 from prunus.hashing import content_hash
+from prunus.results.cells import Looked
 from prunus.results.rows import Run, Stage
 
 # Settings of a plan that may differ between the stages of a run.
@@ -37,16 +37,16 @@ class Growth:
         """The share of alpha that this series may spend: all of it in the first, and half of it in all later ones."""
         return 1.0 if self.series == 1 else 1 / (self.series * (self.series + 1))
 
-    def to_json(self) -> list[dict[str, Any]]:
-        """Each comparison as plain data."""
+    def looked(self) -> list[Looked]:
+        """The comparisons one by one."""
         return [
-            {
-                "limit": None if limit == inf else int(limit),
-                "samples": draws,
-                "runs": [one.run_id for one in look],
-                "begun": [one.begun for one in look],
-                "complete": [one.complete for one in look],
-            }
+            Looked(
+                limit=None if limit == inf else int(limit),
+                samples=draws,
+                runs=[one.run_id for one in look],
+                begun=[one.begun for one in look],
+                complete=[one.complete for one in look],
+            )
             for (limit, draws), look in zip(self.sizes, self.looks, strict=True)
         ]
 

@@ -3,8 +3,8 @@
 Every ending is a share in [0, 1] of each problem's draws, so the tests and bounds of accuracies apply to it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 from prunus.budgets import AS_RUN
 from prunus.margins import Margin
 from prunus.results import betting, metrics, paired
+from prunus.results.cells import Ending, Endings, Part
 from prunus.results.contrasts import Pair, any_time_columns, p_of_margin, sizes_of
 from prunus.results.directions import direction_p
+from prunus.results.record import made
 from prunus.results.table import Table
-from prunus.results.verdicts import BETTER, SAME, WITHIN, WORSE, parts, set_adjusted, verdict
+from prunus.results.verdicts import adjusted, verdict, without_claim
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Ending:
+class Kind:
     """words: what a draw does, in a table's heading. values: (P, B, N) shares of a table's draws, over its budgets.
 
     sign: 1 if more of it is better, -1 if less is. `values` is given a table of budgets that count, smallest first.
@@ -52,26 +54,22 @@ def _budgets(table: Table) -> NDArray[np.int_]:
 ENDS, USED = "ends", "budget_used"
 STOPS = "the base's chains that end by themselves"
 ENDINGS = {
-    ENDS: Ending("ends by itself", 1, lambda table: table.values("ended") == "natural"),
-    "loops": Ending("loops", -1, lambda table: table.values("loops")),
-    "lost": Ending("found, then lost", -1, _lost),
-    "unanswered": Ending("no answer", -1, lambda table: table.values("status") == "no_answer"),
-    "truncated": Ending("answer cut", -1, lambda table: table.values("answer_truncated")),
-    "leaked": Ending("leaked", -1, lambda table: metrics.leaked(table.values("answer_tokens"), _budgets(table))),
-    USED: Ending("budget used", -1, _budget_used),
+    ENDS: Kind("ends by itself", 1, lambda table: table.values("ended") == "natural"),
+    "loops": Kind("loops", -1, lambda table: table.values("loops")),
+    "lost": Kind("found, then lost", -1, _lost),
+    "unanswered": Kind("no answer", -1, lambda table: table.values("status") == "no_answer"),
+    "truncated": Kind("answer cut", -1, lambda table: table.values("answer_truncated")),
+    "leaked": Kind("leaked", -1, lambda table: metrics.leaked(table.values("answer_tokens"), _budgets(table))),
+    USED: Kind("budget used", -1, _budget_used),
 }
 
 
 def stop_cells(
     pairs: Sequence[Pair], margin: Margin, seed: int, resamples: int, same_chains: bool
-) -> dict[int, dict[str, dict[str, Any]]]:
+) -> dict[int, dict[str, Ending]]:
     """{budget: {ending: cell}} for the positive budgets of one task, or of several with equal weights.
 
     Logs of other tools have ENDS and loops at AS_RUN if both say how every draw ended.
-
-    A cell has n, samples, share, base_share, difference, se, low, high (95 %), gain (the difference as an improvement),
-    p_better, p_worse, p, p_margin (of harm of the margin or more, by betting), and bound, the most harmful difference
-    that is not ruled out (one-sided 95 %, for any number of problems).
     A margin that is a share of the base is one of the draws that do well in it: that end by themselves, do not loop.
     same_chains: the budgets share their chains; without it there is no `lost`.
     """
@@ -110,24 +108,25 @@ def stop_cells(
             cell |= {name: float(column[c]) for name, column in columns.items()}
     size = sizes_of(pairs)
     by_ending = {
-        name: [size | cell for cell in cells[place * len(budgets) : (place + 1) * len(budgets)]]
+        name: [made(Ending, size, cell) for cell in cells[place * len(budgets) : (place + 1) * len(budgets)]]
         for place, name in enumerate(endings)
     }
     return {budget: {name: by_ending[name][place] for name in endings} for place, budget in enumerate(budgets)}
 
 
-def _columns(table: Table, budgets: Sequence[int], endings: Sequence[Ending]) -> Floats:
+def _columns(table: Table, budgets: Sequence[int], endings: Sequence[Kind]) -> Floats:
     """(G, C) mean over draws of every ending at every budget; the budgets of an ending are adjacent."""
     positive = table.select(table.problems, budgets, table.draws)
     values = [ending.values(positive).mean(axis=2, dtype=float) for ending in endings]
     return table.by_group(np.concatenate(values, axis=1))
 
 
-def withhold_stopping(by_budget: Mapping[int, Mapping[str, dict[str, Any]]]) -> None:
-    """Set, in place, the bounds of an unfinished run's endings to the worst change that there can be."""
-    for cells in by_budget.values():
-        for name, cell in cells.items():
-            cell["bound"] = -float(ENDINGS[name].sign)
+def without_claims(endings: Endings) -> dict[int, dict[str, Ending]]:
+    """The cells of an unfinished run, whose bounds are the worst change that there can be."""
+    return {
+        budget: {name: replace(without_claim(cell), bound=-float(ENDINGS[name].sign)) for name, cell in cells.items()}
+        for budget, cells in endings.items()
+    }
 
 
 def tokens_per_draw(pairs: Sequence[Pair]) -> dict[str, float | None]:
@@ -147,34 +146,35 @@ def tokens_per_draw(pairs: Sequence[Pair]) -> dict[str, float | None]:
     }
 
 
-def judge_stopping(entries: Sequence[dict[str, Any]]) -> None:
-    """Set, in place, what all entries of a comparison say about stopping, corrected over the entries for each ending.
+def judged_stopping(runs: Sequence[Sequence[Part]]) -> list[list[Part]]:
+    """The parts of several runs with p-values of each ending corrected over all runs, tasks and budgets."""
+    cells = {
+        (r, p, budget, name): cell
+        for r, parts in enumerate(runs)
+        for p, part in enumerate(parts)
+        for budget, endings in part.stopping.items()
+        for name, cell in endings.items()
+    }
+    for ending in ENDINGS:
+        family = [place for place in cells if place[3] == ending]
+        cells |= zip(family, adjusted([cells[place] for place in family]), strict=True)
+    return [
+        [
+            replace(
+                part,
+                stopping={b: {name: cells[r, p, b, name] for name in endings} for b, endings in part.stopping.items()},
+            )
+            for p, part in enumerate(parts)
+        ]
+        for r, parts in enumerate(runs)
+    ]
 
-    The cells of all budgets get adjusted p-values over all entries, tasks and budgets of an ending.
-    `stopping` is extended by `endings` (the cells of the largest budget, corrected over the entries, with a `verdict`),
-    and `stops` is the verdict on ending by itself, None without a positive budget or a log that tells it.
-    `relies_on_cutting`: the accuracy is not shown to be worse by the margin, and the chains end by themselves less
-    often.
-    """
-    found: dict[str, list[dict[str, Any]]] = {}
-    everywhere: dict[str, list[dict[str, Any]]] = {}
-    for entry in entries:
-        for part in parts(entry):
-            for endings in part["stopping"].values():
-                for name, cell in endings.items():
-                    everywhere.setdefault(name, []).append(cell)
-        by_budget = parts(entry)[-1]["stopping"]
-        last = by_budget[max(by_budget)] if by_budget else {}
-        entry["stopping"] |= {"budget": max(by_budget, default=None), "endings": {k: dict(v) for k, v in last.items()}}
-        for name, cell in entry["stopping"]["endings"].items():
-            found.setdefault(name, []).append(cell)
-    for cells in everywhere.values():
-        set_adjusted(cells)
-    for cells in found.values():
-        set_adjusted(cells)
-        for cell in cells:
-            cell["verdict"] = verdict(cell)
-    for entry in entries:
-        ends = entry["stopping"]["endings"].get(ENDS)
-        entry["stops"] = ends and ends["verdict"]
-        entry["relies_on_cutting"] = entry["stops"] == WORSE and entry["verdict"] in (SAME, BETTER, WITHIN)
+
+def at_largest(runs: Sequence[Part]) -> list[dict[str, Ending]]:
+    """The endings of each run at its largest budget, with verdicts corrected over the runs for each ending."""
+    found = [dict(part.stopping[max(part.stopping)]) if part.stopping else {} for part in runs]
+    for ending in ENDINGS:
+        having = [cells for cells in found if ending in cells]
+        for cells, cell in zip(having, adjusted([cells[ending] for cells in having]), strict=True):
+            cells[ending] = replace(cell, verdict=verdict(cell))
+    return found

@@ -6,38 +6,30 @@ all models, with the areas of single tasks where there are several, are further 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import fields, replace
+from typing import TypeVar
 
 import scipy
 
-from prunus.budgets import without_off
 from prunus.margins import Margin
 from prunus.results.betting import ALPHA
+from prunus.results.cells import Cell, Contradiction, Ending, Largest, Part, Slope
 from prunus.results.directions import two_sided
 from prunus.results.metrics import AUC
 from prunus.results.paired import holm
 from prunus.results.retention import scaling_word
 
-Data = Mapping[str, Any]
 WORSE, WITHIN, BETTER, SAME, OPEN = "worse", "worse, within the margin", "better", "non-inferior", "cannot tell"
 WORDS = (WORSE, WITHIN, BETTER, SAME, OPEN)
 UNFINISHED = "unfinished"  # instead of a word, where a run lacks rows of its plan
 # What the cells of an unfinished run have instead of numbers on which a claim would rest.
 NO_CLAIM = {
-    "p": 1.0,
-    "p_better": 1.0,
-    "p_worse": 1.0,
-    "p_flip": 1.0,
-    "p_margin": 1.0,
-    "p_adjusted": 1.0,
-    "p_better_adjusted": 1.0,
-    "p_worse_adjusted": 1.0,
-    "p_margin_adjusted": 1.0,
-    "p_kept": 1.0,
-    "p_lost": 1.0,
-    "q": 1.0,
+    **dict.fromkeys(("p", "p_better", "p_worse", "p_flip", "p_margin", "p_kept", "p_lost"), 1.0),
     "lower_bound": -1.0,
 }
+CLAIMS = ("p_better", "p_worse", "p_margin")
+C = TypeVar("C", Cell, Ending)
+S = TypeVar("S", Cell, Ending, Slope)
 # Verdicts of single budgets that contradict the model's own verdict.
 CONTRADICTED_BY = {
     WORSE: {BETTER},
@@ -48,12 +40,16 @@ CONTRADICTED_BY = {
 }
 
 
-def verdict(cell: Data) -> str:
-    """The verdict on a cell of `compare`, from its three adjusted p-values."""
-    if cell.get("unfinished"):
+def verdict(cell: Cell | Ending) -> str:
+    """The verdict on a cell of a comparison, from its three adjusted p-values."""
+    if cell.unfinished:
         return UNFINISHED
-    within = within_margin(cell)
-    better, worse = (cell[f"p_{word}_adjusted"] <= ALPHA / 2 for word in ("better", "worse"))
+    return word_of(cell.p_better_adjusted, cell.p_worse_adjusted, cell.p_margin_adjusted)
+
+
+def word_of(p_better: float, p_worse: float, p_margin: float) -> str:
+    """The verdict from the adjusted p-values of the three claims."""
+    better, worse, within = p_better <= ALPHA / 2, p_worse <= ALPHA / 2, p_margin <= ALPHA
     if better != worse:  # both would contradict each other
         return BETTER if better else WITHIN if within else WORSE
     return SAME if within else OPEN
@@ -80,97 +76,82 @@ def wide_margin(margin: Margin, base_accuracy: float, base: str = "the base") ->
     )
 
 
-def within_margin(cell: Data) -> bool:
-    """Whether a loss of the margin or more is ruled out."""
-    return cell["p_margin_adjusted"] <= ALPHA
+def without_claim(cell: S) -> S:
+    """The cell of an unfinished run: no claim rests on it, nor on others by it."""
+    names = {one.name for one in fields(cell)}
+    return replace(cell, unfinished=True, **{name: value for name, value in NO_CLAIM.items() if name in names})
 
 
-def withhold(data: Any) -> None:
-    """Mark, in place, all cells of an entry as unfinished, so that no claim rests on them, nor on others by them."""
-    if isinstance(data, dict) and "p" in data:
-        data |= {name: value for name, value in NO_CLAIM.items() if name in data} | {"unfinished": True}
-    for part in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
-        withhold(part)
+def adjusted(cells: Sequence[C]) -> list[C]:
+    """The cells with the p-values of their claims corrected over all of them (Holm)."""
+    columns = {name: holm([getattr(cell, name) for cell in cells]) for name in CLAIMS}
+    both = two_sided(columns["p_better"], columns["p_worse"])
+    return [
+        replace(cell, p_adjusted=float(both[c]), **{f"{name}_adjusted": float(columns[name][c]) for name in CLAIMS})
+        for c, cell in enumerate(cells)
+    ]
 
 
-def set_adjusted(cells: Sequence[dict[str, Any]], names: Sequence[str] = ("p_better", "p_worse", "p_margin")) -> None:
-    """Set NAME_adjusted of each cell: Holm's correction of NAME over these cells, for each of the names.
+def judged(runs: Sequence[Sequence[Part]]) -> list[list[Part]]:
+    """The parts of several runs with what depends on which runs are compared together: adjusted p, q, and scaling.
 
-    p_adjusted is the two-sided p-value from those of the two directions.
+    Parts are those of a run's tasks, and last that of all of them if there are several. Its area is the primary
+    contrast; areas of single tasks, and all single budgets, are details.
     """
-    for name in names:
-        for cell, p in zip(cells, holm([cell[name] for cell in cells]), strict=True):
-            cell[f"{name}_adjusted"] = float(p)
-    if "p_better" in names:
-        for cell in cells:
-            cell["p_adjusted"] = float(two_sided(cell["p_better_adjusted"], cell["p_worse_adjusted"]))
+    cells = {
+        (r, p, budget): cell
+        for r, parts in enumerate(runs)
+        for p, part in enumerate(parts)
+        for budget, cell in [*part.budgets.items(), (AUC, part.auc)]
+    }
+    primary = [(r, len(parts) - 1, AUC) for r, parts in enumerate(runs)]
+    details = [place for place in cells if place not in set(primary)]
+    for family in (details, primary):
+        cells |= zip(family, adjusted([cells[place] for place in family]), strict=True)
+    for over_tasks in (False, True):
+        family = [(r, p, b) for r, p, b in cells if (p > 0 and p == len(runs[r]) - 1) == over_tasks]
+        q = scipy.stats.false_discovery_control([cells[place].p for place in family]) if family else ()
+        cells |= {place: replace(cells[place], q=float(value)) for place, value in zip(family, q, strict=True)}
+    slopes = _judged_slopes([parts[-1].slope for parts in runs])
+    return [
+        [
+            replace(
+                part,
+                budgets={budget: cells[r, p, budget] for budget in part.budgets},
+                auc=cells[r, p, AUC],
+                slope=slopes[r] if p == len(parts) - 1 else part.slope,
+            )
+            for p, part in enumerate(parts)
+        ]
+        for r, parts in enumerate(runs)
+    ]
 
 
-def set_q(several: Sequence[Data]) -> None:
-    """Set q: Benjamini-Hochberg over all budgets and areas of these parts."""
-    found = [cell for part in several for cell in (*part["budgets"].values(), part[AUC])]
-    for cell, q in zip(found, scipy.stats.false_discovery_control([cell["p"] for cell in found]), strict=True):
-        cell["q"] = float(q)
+def _judged_slopes(slopes: Sequence[Slope | None]) -> list[Slope | None]:
+    """The slopes with adjusted p-values and a word."""
+    kept, lost = (holm([getattr(one, name) for one in slopes if one is not None]) for name in ("p_kept", "p_lost"))
+    corrected = iter(zip(map(float, kept), map(float, lost), strict=True))
+    found: list[Slope | None] = []
+    for one in slopes:
+        if one is not None:
+            p_kept, p_lost = next(corrected)
+            word = UNFINISHED if one.unfinished else scaling_word(p_kept, p_lost)
+            one = replace(one, p_kept_adjusted=p_kept, p_lost_adjusted=p_lost, word=word)
+        found.append(one)
+    return found
 
 
-def adjust_and_judge(entries: Sequence[dict[str, Any]]) -> None:
-    """Set, in place, the adjusted p-values, q and verdicts of all entries of a comparison.
-
-    These depend on which models are compared together.
-    """
-    set_adjusted([cell for entry in entries for cell in details(entry)])
-    set_adjusted([entry["primary"] for entry in entries])
-    set_q([part for entry in entries for part in entry["tasks"].values()])
-    set_q([entry["macro"] for entry in entries if "macro" in entry])
-    slopes = [slope for entry in entries if (slope := parts(entry)[-1]["slope"])]
-    set_adjusted(slopes, ("p_kept", "p_lost"))
-    for slope in slopes:
-        found = scaling_word(slope["p_kept_adjusted"], slope["p_lost_adjusted"])
-        slope["word"] = UNFINISHED if slope.get("unfinished") else found
-    for entry in entries:
-        entry["within_margin"] = within_margin(entry["primary"])
-        entry["verdict"] = verdict(entry["primary"])
-        whole = parts(entry)[-1]
-        entry["scaling"] = whole["slope"]
-        entry["largest"] = largest(entry)
-        entry |= along_curve(entry["primary"], entry["verdict"], whole["budgets"])
-
-
-def along_curve(primary: Data, word: str, budgets: Mapping[int, Data]) -> dict[str, Any]:
-    """Whether the verdict (word) holds at every budget, as {"whole_curve": bool, "contradicted_at": list}.
-
-    whole_curve: whether every budget's difference has the sign of the area's, and no budget's verdict contradicts word.
-    contradicted_at: budget, difference and verdict of the budgets that contradict it. Budget OFF is not on the curve.
-    """
-    if word == UNFINISHED:
-        return {"whole_curve": False, "contradicted_at": []}
-    budgets = {budget: budgets[budget] for budget in without_off(budgets) or budgets}
-    against = [
-        {"budget": budget, "difference": cell["difference"], "verdict": verdict(cell)}
+def contradictions(verdict_of_run: str, budgets: Mapping[int, Cell]) -> list[Contradiction]:
+    """The budgets that contradict the verdict of a run."""
+    return [
+        Contradiction(budget=budget, difference=cell.difference, verdict=verdict(cell))
         for budget, cell in budgets.items()
-        if verdict(cell) in CONTRADICTED_BY[word]
+        if verdict(cell) in CONTRADICTED_BY.get(verdict_of_run, ())
     ]
-    one_sign = all(cell["difference"] * primary["difference"] >= 0 for cell in budgets.values())
-    return {"whole_curve": one_sign and not against, "contradicted_at": against}
 
 
-def details(entry: Data) -> list[dict[str, Any]]:
-    """The cells of an entry besides the primary contrast: its single budgets, and areas of single tasks."""
-    several = parts(entry)
-    areas = [part[AUC] for part in several if part[AUC] is not entry["primary"]]
-    return [cell for part in several for cell in part["budgets"].values()] + areas
-
-
-def largest(entry: Data) -> dict[str, Any]:
-    """The task, budget and difference with the smallest p-value; its p_adjusted is over all single budgets compared."""
-    cells = [
-        {"task": task, "budget": budget} | {key: cell[key] for key in ("difference", "p", "p_adjusted")}
-        for task, part in entry["tasks"].items()
-        for budget, cell in part["budgets"].items()
-    ]
-    return min(cells, key=lambda cell: (cell["p"], -abs(cell["difference"])))
-
-
-def parts(entry: Data) -> list[dict[str, Any]]:
-    """The cells of each task, and last those over all tasks (of several)."""
-    return [*entry["tasks"].values(), *([entry["macro"]] if "macro" in entry else [])]
+def largest(tasks: Mapping[str, Part]) -> Largest:
+    """The task, budget and difference with the smallest p-value."""
+    cells = [(task, budget, cell) for task, part in tasks.items() for budget, cell in part.budgets.items()]
+    task, budget, cell = min(cells, key=lambda one: (one[2].p, -abs(one[2].difference)))
+    return Largest(task=task, budget=budget, difference=cell.difference, p=cell.p, p_adjusted=cell.p_adjusted)

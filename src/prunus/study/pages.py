@@ -1,7 +1,7 @@
 """The results of a study: verdicts for each model and plan, and the pages of its report."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +13,8 @@ from prunus.hashing import content_hash
 from prunus.reporting.page import check_target, files_folder, write_report
 from prunus.reporting.render.text import esc, joined, linked, points
 from prunus.reporting.report_data import ReportData
-from prunus.results.comparison import compare
+from prunus.results.cells import Comparison
+from prunus.results.comparison import compared
 from prunus.results.completeness import verdict_in_words
 from prunus.results.store import Store
 from prunus.study.cells import Model, plan_names
@@ -49,12 +50,12 @@ def write_results(
     if not groups:
         raise PrunusError(f"'{study.base}', with which the others are compared, has no answers yet: run it first")
     single = len(groups) == 1 and len(study.models) == 1
-    compared: dict[str, Data | None] = {}
+    found: dict[str, Comparison | None] = {}
     for number, group in enumerate(groups, 1):
         target = paths.page if single else paths.folder / f"report-{number}.html"
         of = {(one.model, one.plan) for one in group}
-        compared |= write_page(study, store, group, target, [one for one in searches if (one.model, one.plan) in of])
-    entries = {one: entry_of(one, compared.get(one.base)) for one in contrasts}
+        found |= write_page(study, store, group, target, [one for one in searches if (one.model, one.plan) in of])
+    entries = {one: entry_of(one, found.get(one.base)) for one in contrasts}
     if not single:
         links = [(f"report-{n}.html", [entries[one] for one in group]) for n, group in enumerate(groups, 1)]
         waiting = [entry for one, entry in entries.items() if not one.begun]
@@ -131,7 +132,7 @@ def links_of(searches: Sequence[SearchState], folder: Path) -> list[tuple[str, s
 
 def write_page(
     study: Study, store: Store, group: Sequence[Contrast], target: Path, searches: Sequence[SearchState]
-) -> dict[str, Data | None]:
+) -> dict[str, Comparison | None]:
     """Write the page of one model, and return {run id of a base: its comparison, None without other runs}.
 
     The page compares the runs of one mode, strict if there are two. Its comparison is returned as it is, since
@@ -153,35 +154,35 @@ def write_page(
     )
     links = links_of(searches, target.parent)
     write_report(data, target, overwrite=True, name=study.name, notes=notes, links=links)
-    found: dict[str, Data | None] = {}
+    found: dict[str, Comparison | None] = {}
     for one in group:
         if one.base == base.run_id:
             found[one.base] = among(data.comparison, one.others)
         else:
             margin, stop_margin = study.margin, study.stop_margin
             found[one.base] = (
-                compare(store.path, one.base, one.others, margin=margin, stop_margin=stop_margin)
+                compared(store.path, one.base, one.others, margin=margin, stop_margin=stop_margin)
                 if one.others
                 else None
             )
     return found
 
 
-def among(comparison: Mapping[str, Any], others: Sequence[str]) -> Data | None:
+def among(comparison: Comparison, others: Sequence[str]) -> Comparison | None:
     """A comparison restricted to these runs, in this order; None if it has none of them."""
-    entries = {entry["run"]: entry for entry in comparison["others"]}
+    entries = {entry.run: entry for entry in comparison.others}
     kept = [entries[run] for run in others if run in entries]
-    about_all = [text for text in comparison["warnings"] if " is left out: " not in text]
-    return {**comparison, "others": kept, "warnings": about_all} if kept else None
+    about_all = [text for text in comparison.warnings if " is left out: " not in text]
+    return replace(comparison, others=kept, warnings=about_all) if kept else None
 
 
-def entry_of(contrast: Contrast, comparison: Data | None) -> Data:
+def entry_of(contrast: Contrast, comparison: Comparison | None) -> Data:
     """The contrast's entry of the study's result."""
     return {
         "model": contrast.model,
         "plan": contrast.plan,
         "base": contrast.base,
-        "comparison": comparison,
+        "comparison": comparison and comparison.to_json(),
         "not_begun": list(contrast.waiting),
     }
 
@@ -229,6 +230,6 @@ def verdict_lines(entry: Data) -> list[str]:
     if entry["comparison"] is None:
         return ["nothing to compare with yet" if entry["not_begun"] else "nothing to compare with"]
     return [
-        f"{other['model']}: {verdict_in_words(other)} ({points(other['primary']['difference'])} points)"
-        for other in entry["comparison"]["others"]
+        f"{other.model}: {verdict_in_words(other)} ({points(other.primary.difference)} points)"
+        for other in Comparison.of(entry["comparison"]).others
     ]

@@ -3,10 +3,11 @@
 import html
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from prunus.budgets import Named
+from prunus.results.cells import Sized
 from prunus.results.characters import DASH, MINUS, THIN, visible
 from prunus.results.characters import NBSP as NBSP
 from prunus.results.characters import one_line as one_line
@@ -91,11 +92,11 @@ def times(ratio: float | None) -> str:
     return DASH if ratio is None or not math.isfinite(ratio) else f"{ratio:.2f}"
 
 
-def sizes(cells: Iterable[Mapping[str, Any]], times: str) -> str:
+def sizes(cells: Iterable[Sized], times: str) -> str:
     """`30 problems × 1 draw or 120 problems × 4 draws`: the sizes of cells without repetitions; times: the sign."""
-    kinds = {(cell["n"], cell["samples"], cell.get("problems", 0)): cell for cell in cells}
+    kinds = {(cell.n, cell.samples, cell.problems or 0): cell for cell in cells}
     texts = [
-        f"{observations(cell)} {times} {cell['samples']} draw{'s' * (cell['samples'] != 1)}"
+        f"{observations(cell)} {times} {cell.samples} draw{'s' * (cell.samples != 1)}"
         for _, cell in sorted(kinds.items(), key=lambda kind: kind[0])
     ]
     return " or ".join(texts)

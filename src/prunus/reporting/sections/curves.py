@@ -23,9 +23,11 @@ from prunus.reporting.render.figure import Figure, Key
 from prunus.reporting.render.picture import Picture
 from prunus.reporting.render.table import RUN, Column, Interval, Table, Word, sign
 from prunus.reporting.render.text import count, esc, percent, points, probability, sizes
-from prunus.reporting.report_data import Data, ReportData, ReportedRun, band_of, float_of
+from prunus.reporting.report_data import ReportData, ReportedRun, band_of, float_of
 from prunus.reporting.section import Section, details, figure, run_figure, run_key, soft
+from prunus.results.cells import Cell
 from prunus.results.metrics import LEAK_RULE
+from prunus.results.summary import Area, AreaOverTokens, BudgetCell, Value
 from prunus.results.verdicts import UNFINISHED, WORDS, verdict
 
 MANY = 5  # with more curves than this in a chart, all bands except the base's are faint
@@ -82,9 +84,13 @@ def _of_task(data: ReportData, task: str) -> Section:
     return Section(task, html, figures, [by_budget, every, scaling])
 
 
-def bands_text(cells: Iterable[Data]) -> str:
+def bands_text(cells: Iterable[Cell | BudgetCell]) -> str:
     """Words that say whether the bands of these cells are simultaneous."""
-    return "simultaneous for all budgets" if any("band_low" in cell for cell in cells) else "for each budget separately"
+    return (
+        "simultaneous for all budgets"
+        if any(cell.band_low is not None for cell in cells)
+        else "for each budget separately"
+    )
 
 
 def accuracy_against_budget(data: ReportData, task: str) -> Picture | None:
@@ -113,7 +119,7 @@ def accuracy_against_tokens(data: ReportData, task: str) -> Picture | None:
     """
     lines = []
     for one in data.drawn:
-        used = {budget: cell["tokens"]["total"]["mean"] for budget, cell in one.cells(task).items()}
+        used = {budget: cell.tokens.total.mean for budget, cell in one.cells(task).items()}
         cells = {budget: cell for budget, cell in one.cells(task).items() if used[budget] is not None}
         moved = {
             budget: point._replace(x=used[budget], note=f"{point.note}, {count(used[budget])} tokens")
@@ -171,9 +177,9 @@ def _differences(task: str, one: ReportedRun) -> list[Point]:
         if budget == AS_RUN:
             continue
         low, high = (max(-100.0, min(100.0, 100 * end)) for end in band_of(cell))
-        interval = f"{points(cell['low'])} to {points(cell['high'])}"
-        note = f"Budget {budget}\n{one.look.label}\n{points(cell['difference'])} points ({interval})"
-        found.append(Point(float(budget), 100 * cell["difference"], low, high, note))
+        interval = f"{points(cell.low)} to {points(cell.high)}"
+        note = f"Budget {budget}\n{one.look.label}\n{points(cell.difference)} points ({interval})"
+        found.append(Point(float(budget), 100 * cell.difference, low, high, note))
     return found
 
 
@@ -185,14 +191,14 @@ def _difference_axes(data: ReportData, lines: Sequence[Line], title: str) -> tup
     return budget_axis(sorted({budget_of(point.x) for point in spots})), y_axis
 
 
-def _accuracies(look: Look, cells: Mapping[int, Data], together: bool = True) -> list[Point]:
+def _accuracies(look: Look, cells: Mapping[int, BudgetCell], together: bool = True) -> list[Point]:
     """A point for each budget: accuracy with its interval. together: with simultaneous bands if there are any."""
     found = []
     for budget, cell in cells.items():
-        low, high = band_of(cell) if together else (float_of(cell["low"]), float_of(cell["high"]))
-        interval = f"{percent(cell['low'])} to {percent(cell['high'])}"
-        note = f"Budget {budget}\n{look.label}\n{percent(cell['accuracy'])} % ({interval})"
-        found.append(Point(float(budget), 100 * cell["accuracy"], 100 * low, 100 * high, note))
+        low, high = band_of(cell) if together else (cell.low, cell.high)
+        interval = f"{percent(cell.low)} to {percent(cell.high)}"
+        note = f"Budget {budget}\n{look.label}\n{percent(cell.accuracy)} % ({interval})"
+        found.append(Point(float(budget), 100 * cell.accuracy, 100 * low, 100 * high, note))
     return found
 
 
@@ -208,11 +214,11 @@ def _by_budget_note(data: ReportData, task: str) -> str:
 def _largest(data: ReportData, task: str) -> str:
     """A sentence with the most significant difference of each run, if it is on this task, and its corrected p."""
     found = [
-        f"{one.look.label} {points(cell['difference'])} at {cell['budget']} (p {probability(cell['p_adjusted'])})"
+        f"{one.look.label} {points(cell.difference)} at {cell.budget} (p {probability(cell.p_adjusted)})"
         for one in data.others
         if one.contrast is not None
-        and one.contrast["verdict"] != UNFINISHED
-        and (cell := one.contrast["largest"])["task"] == task
+        and one.contrast.verdict != UNFINISHED
+        and (cell := one.contrast.largest).task == task
     ]
     if not found:
         return ""
@@ -228,7 +234,7 @@ def accuracy_table(data: ReportData, task: str) -> Table:
     for one in data.runs:
         words = {budget: verdict(contrast) for budget, contrast in one.contrasts(task).items()}
         found = {
-            budget: Interval(cell["accuracy"], cell["low"], cell["high"], words.get(budget, ""))
+            budget: Interval(cell.accuracy, cell.low, cell.high, words.get(budget, ""))
             for budget, cell in one.cells(task).items()
         }
         rows.append((one.look, [found.get(budget) for budget in budgets]))
@@ -238,18 +244,17 @@ def accuracy_table(data: ReportData, task: str) -> Table:
 
 def number_table(data: ReportData, task: str) -> Table:
     """Every accuracy and difference of one task."""
-    rows, grouped = [], any("problems" in cell for one in data.runs for cell in one.cells(task).values())
+    rows, grouped = [], any(cell.problems is not None for one in data.runs for cell in one.cells(task).values())
     for one in data.runs:
         contrasts = one.contrasts(task)
         for budget, cell in one.cells(task).items():
-            values: list[Any] = [budget, *(cell[key] for key in ("accuracy", "low", "high"))]
+            values: list[Any] = [budget, cell.accuracy, cell.low, cell.high]
             if contrast := contrasts.get(budget):
-                values += [contrast[key] for key in ("difference", "low", "high")]
-                values += [Word(verdict(contrast))]
-                values += [contrast.get(key) for key in ("p", "p_adjusted", "q", "mde")]
+                values += [contrast.difference, contrast.low, contrast.high, Word(verdict(contrast))]
+                values += [contrast.p, contrast.p_adjusted, contrast.q, contrast.mde]
             else:
                 values += [None] * 8
-            counts = [cell.get("problems", cell["n"]), *[cell["n"]] * grouped, cell["samples"]]
+            counts = [cell.all_problems, *[cell.n] * grouped, cell.samples]
             rows.append((one.look, [*values, *counts]))
     columns = [
         RUN, Column("budget", "Budget"), Column("accuracy", "Accuracy, %", percent),
@@ -288,20 +293,23 @@ SCALING_NOTE = (
 
 def scaling_table(data: ReportData, task: str) -> Table:
     """Measures of how accuracy scales with the budget, one row per run, without columns that are empty for all runs."""
-    found: list[tuple[Look, dict[str, Any]]] = []
+    found: list[tuple[Look, dict[str, object]]] = []
     for one in data.with_cells(task):
-        curve, cells = one.summary["tasks"][task], one.cells(task)
-        steps, last = curve.get("monotonicity") or {}, cells[max(cells)]
-        slope = (one.contrast or {}).get("tasks", {}).get(task, {}).get("slope") or {}
-        values = {key: _ends(curve.get(key)) for key in ("auc", "slope", "gain", "auc_tokens", "scaling")}
-        share, low, high = (slope.get(key) for key in ("retention", "retention_low", "retention_high"))
+        curve, cells = one.summary.tasks[task], one.cells(task)
+        part, last = one.part(task), cells[max(cells)]
+        slope = part and part.slope
+        values: dict[str, object] = {
+            key: _ends(getattr(curve, key)) for key in ("auc", "slope", "gain", "auc_tokens", "scaling")
+        }
         values |= {
-            "performance": (curve.get("performance") or {}).get("value"),
-            "falls": steps.get("falls"),
-            "retention": None if share is None else Interval(share, low, high),
-            "control": curve.get("control_total"),
-            "per_correct": last["tokens_per_correct"],
-            "looping": last.get("looping"),
+            "performance": curve.performance and curve.performance.value,
+            "falls": curve.monotonicity and curve.monotonicity.falls,
+            "retention": None
+            if slope is None or slope.retention is None
+            else Interval(slope.retention, float_of(slope.retention_low), float_of(slope.retention_high)),
+            "control": curve.control_total,
+            "per_correct": last.tokens_per_correct,
+            "looping": last.looping,
         }
         found.append((one.look, values))
     columns = [column for column in SCALING if any(values[column.key] is not None for _, values in found)]
@@ -309,9 +317,11 @@ def scaling_table(data: ReportData, task: str) -> Table:
     return Table(f"scaling-{task}", f"Scaling on {task}", "data scaling sortable", [RUN, *columns], rows)
 
 
-def _ends(value: Data | None) -> Interval | None:
+def _ends(value: Value | AreaOverTokens | None) -> Interval | None:
     """A value with its interval, which is computed from the standard error if it is missing; None without a value."""
-    if value is None or value.get("value") is None:
+    if value is None or value.value is None:
         return None
-    middle, reach = value["value"], 1.96 * float_of(value.get("se"))
-    return Interval(middle, value.get("low", middle - reach), value.get("high", middle + reach))
+    if isinstance(value, Area):
+        return Interval(value.value, value.low, value.high)
+    reach = 1.96 * float_of(value.se)
+    return Interval(value.value, value.value - reach, value.value + reach)

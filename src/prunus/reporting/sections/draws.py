@@ -10,8 +10,10 @@ from prunus.reporting.render.figure import Figure, Key
 from prunus.reporting.render.picture import Picture
 from prunus.reporting.render.table import RUN, Column, Interval, Table
 from prunus.reporting.render.text import count, percent, points, probability
-from prunus.reporting.report_data import Data, ReportData, ReportedRun
+from prunus.reporting.report_data import ReportData, ReportedRun, float_of
 from prunus.reporting.section import Section, details, figure, run_figure, run_key, soft
+from prunus.results.parallel import AtEqualTokens, Chains
+from prunus.results.summary import BudgetCell
 
 # Key in a cell: (title, explanation).
 WAYS = {
@@ -34,7 +36,7 @@ def section(data: ReportData) -> Section:
     """For each task with several draws per problem: curves over k, fans over tokens, and tables."""
     html, figures, tables = "", [], []
     for task in data.tasks:
-        if not any(cell["samples"] > 1 for one in data.runs for cell in one.cells(task).values()):
+        if not any(cell.samples > 1 for one in data.runs for cell in one.cells(task).values()):
             continue
         curves = [(way, picture) for way in WAYS if (picture := ways_chart(data, task, way)) is not None]
         fans = [(one.look, fan(task, one)) for one in data.with_cells(task)]
@@ -56,10 +58,9 @@ def section(data: ReportData) -> Section:
     return Section("draws", html, figures, tables)
 
 
-def by_draws(cell: Data, way: str) -> dict[int, float]:
-    """{k: accuracy} of a cell, without unknown values; empty if the rows have no such score."""
-    values = cell.get(way) if way in ("pass_at", "maj_at") else (cell.get("best_of") or {}).get(way)
-    return {int(k): value for k, value in (values or {}).items() if value is not None}
+def by_draws(cell: BudgetCell, way: str) -> Mapping[int, float]:
+    """{k: accuracy} of a cell; empty if the rows have no such score."""
+    return {"pass_at": cell.pass_at, "maj_at": cell.maj_at, **cell.best_of}[way] or {}
 
 
 def ways_chart(data: ReportData, task: str, way: str) -> Picture | None:
@@ -86,7 +87,7 @@ def ways_chart(data: ReportData, task: str, way: str) -> Picture | None:
 def fan(task: str, one: ReportedRun) -> Picture:
     """A panel of one run over tokens used: single chains by budget, and from each the majority of k such chains."""
     cells = {budget: one.cells(task)[budget] for budget in without_off(one.cells(task))}
-    used = {budget: cell["tokens"]["total"]["mean"] for budget, cell in cells.items()}
+    used = {budget: float_of(cell.tokens.total.mean) for budget, cell in cells.items()}
     lines = []
     for budget, cell in cells.items():
         spots = [
@@ -96,8 +97,8 @@ def fan(task: str, one: ReportedRun) -> Picture:
         ]  # fmt: skip
         lines.append(Line("branch", spots, 3))
     single = [
-        Point(used[budget], 100 * cell["accuracy"], math.nan, math.nan,
-              f"{count(used[budget])} tokens\n1 × {budget}\n{percent(cell['accuracy'])} %")
+        Point(used[budget], 100 * cell.accuracy, math.nan, math.nan,
+              f"{count(used[budget])} tokens\n1 × {budget}\n{percent(cell.accuracy)} %")
         for budget, cell in cells.items()
     ]  # fmt: skip
     lines.append(Line(one.look.line, single, one.look.marker))
@@ -110,12 +111,12 @@ def parallel_table(data: ReportData, task: str) -> Table:
     """One long chain against k short ones, at equal budget and at equal tokens used."""
     rows = []
     for one in data.runs:
-        for row in one.summary["tasks"].get(task, {}).get("parallel") or ():
-            values: list[Any] = [row["budget"], f"{row['chains']} × {row['chain_budget']}"]
-            values += [METHODS.get(row["method"], row["method"]), row["sequential"], row["parallel"], *_contrast(row)]
-            values += [row["tokens_sequential"], row["tokens_parallel"]]
-            used = row["used"]
-            values += [used["sequential"], *_contrast(used)] if used else [None] * 3
+        for row in one.summary.tasks[task].parallel if task in one.summary.tasks else ():
+            values: list[Any] = [row.budget, f"{row.chains} × {row.chain_budget}"]
+            values += [METHODS.get(row.method, row.method), row.sequential, row.parallel, *_contrast(row)]
+            values += [row.tokens_sequential, row.tokens_parallel]
+            used = row.used
+            values += [used.sequential, *_contrast(used)] if used else [None] * 3
             rows.append((one.look, values))
     columns = [
         RUN, Column("budget", "Budget"), Column("chains", "Chains"), Column("method", "By"),
@@ -128,8 +129,8 @@ def parallel_table(data: ReportData, task: str) -> Table:
     return Table(f"parallel-{task}", f"One chain or several on {task}", "data parallel sortable", columns, rows)
 
 
-def _contrast(cell: Mapping[str, Any]) -> tuple[Interval, float]:
-    return Interval(cell["difference"], cell["low"], cell["high"]), cell["q"]
+def _contrast(cell: Chains | AtEqualTokens) -> tuple[Interval, float]:
+    return Interval(cell.difference, cell.low, cell.high), cell.q
 
 
 def draw_table(data: ReportData, task: str) -> Table:

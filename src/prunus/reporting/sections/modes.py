@@ -8,7 +8,7 @@ from prunus.reporting.render.figure import Figure, Key
 from prunus.reporting.render.picture import Picture
 from prunus.reporting.render.table import RUN, Column, Table
 from prunus.reporting.render.text import count, esc, percent, points
-from prunus.reporting.report_data import MODES, BothModes, ReportData, float_of
+from prunus.reporting.report_data import MODES, BothModes, ReportData
 from prunus.reporting.section import Section, details, run_figure, soft
 
 
@@ -40,8 +40,8 @@ def mode_chart(task: str, one: BothModes) -> Picture:
     lines = []
     for index, (mode, cells) in enumerate(zip(MODES, one.cells(task), strict=True)):
         spots = [
-            Point(float(budget), 100 * cell["accuracy"], 100 * float_of(cell["low"]), 100 * float_of(cell["high"]),
-                  f"Budget {budget}\n{mode}\n{percent(cell['accuracy'])} %, leaked {percent(cell['leaked'])} %")
+            Point(float(budget), 100 * cell.accuracy, 100 * cell.low, 100 * cell.high,
+                  f"Budget {budget}\n{mode}\n{percent(cell.accuracy)} %, leaked {percent(cell.leaked)} %")
             for budget, cell in cells.items()
         ]  # fmt: skip
         lines.append(Line(f"m{index}", spots, index))
@@ -58,11 +58,11 @@ def mode_table(data: ReportData) -> Table:
             strict, legacy = one.cells(task)
             for budget in sorted(strict.keys() & legacy.keys()):
                 pair = (strict[budget], legacy[budget])
-                accuracies = [cell["accuracy"] for cell in pair]
+                accuracies = [cell.accuracy for cell in pair]
                 values: list[Any] = [task, budget, *accuracies, accuracies[1] - accuracies[0]]
-                values += [cell["leaked"] for cell in pair]
-                values += [cell["tokens"]["answer"][key] for cell in pair for key in ("mean", "p95")]
-                rows.append((one.look, values + [cell["forced"] for cell in pair]))
+                values += [cell.leaked for cell in pair]
+                values += [number for cell in pair for number in (cell.tokens.answer.mean, cell.tokens.answer.p95)]
+                rows.append((one.look, values + [cell.forced for cell in pair]))
     columns = [
         RUN, Column("task", "Task"), Column("budget", "Budget"),
         Column("strict", "Accuracy, %|strict", percent), Column("legacy", "Accuracy, %|legacy", percent),

@@ -46,7 +46,7 @@ def published_table(data: ReportData) -> Table:
     rows = []
     for match in data.matches or ():
         theirs = match.theirs
-        values = [match.task, theirs.budget, match.mode, match.ours["accuracy"], match.ours["se"]]
+        values = [match.task, theirs.budget, match.mode, match.ours.accuracy, match.ours.se]
         values += [theirs.accuracy, theirs.sd, standard_error(theirs), match.difference, match.z]
         rows.append((match.look, [*values, theirs.mark, f"{sources[theirs.source]['name']}, {theirs.where}"]))
     columns = [

@@ -19,17 +19,12 @@ SHOWN = ("action", "recipe", "versions", "source", "blocks_removed", "experts_re
 
 def section(data: ReportData) -> Section:
     """The methods, settings, versions and seeds, and the numbers of tokens that were sampled."""
-    plan, method = data.base.run.plan, data.comparison.get("method", {})
+    plan, method = data.base.run.plan, data.comparison.method
     sentences = [
         *_procedure(data.base.run),
-        "Differences are paired by problem."
-        + (
-            f" Assumed: {method['assumed']}. Intervals: {method['interval']}; bands: {method['band']}; p: "
-            f"{method['p']}; p adjusted: {method['p_adjusted']}; q: {method['q']}; margin: {method['margin']}; "
-            f"scaling: {method['scaling']}."
-            if method
-            else ""
-        ),
+        f"Differences are paired by problem. Assumed: {method['assumed']}. Intervals: {method['interval']}; bands: "
+        f"{method['band']}; p: {method['p']}; p adjusted: {method['p_adjusted']}; q: {method['q']}; margin: "
+        f"{method['margin']}; scaling: {method['scaling']}.",
     ]
     if not data.base.run.imported:
         sentences.append(
@@ -45,7 +40,7 @@ def section(data: ReportData) -> Section:
         "Budgets": _list(plan.get("budgets")),
         "Draws per problem": plan.get("samples"),
         **_settings(data.base.run),
-        "Resamples and their seed": f"{method.get('resamples')}, {method.get('seed')}" if method else "none",
+        "Resamples and their seed": f"{method['resamples']}, {method['seed']}",
         "Margin": data.margin.words(),
     }
     facts = "".join(f"<dt>{esc(name)}</dt><dd><bdi>{esc(value)}</bdi></dd>" for name, value in rows.items())

@@ -3,14 +3,14 @@
 import math
 from typing import Any
 
-from prunus.budgets import budget_of
 from prunus.reporting.render.chart import Line, Point, budget_axis, chart, linear_axis
 from prunus.reporting.render.figure import Figure
 from prunus.reporting.render.picture import Picture
 from prunus.reporting.render.table import RUN, Column, Interval, Table, Word
 from prunus.reporting.render.text import esc, percent, points, probability, times
-from prunus.reporting.report_data import Data, ReportData
+from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, figure, run_key, soft
+from prunus.results.cells import Ending, Entry
 from prunus.results.stopping import ENDINGS, ENDS, STOPS
 from prunus.results.verdicts import verdict
 
@@ -19,7 +19,7 @@ TITLES = ("Ends|by itself", "Loops", "Found,|then lost", "No|answer", "Answer|cu
 
 def section(data: ReportData) -> Section:
     """The verdicts on stopping with the shares of each ending, and for each task a curve and a table of all numbers."""
-    judged = [one for one in data.others if one.contrast and one.contrast["stopping"]["endings"]]
+    judged = [one for one in data.others if one.contrast and one.contrast.stopping.endings]
     if not judged:
         return Section("stopping")
     verdicts = stopping_table(data)
@@ -55,15 +55,16 @@ def stopping_table(data: ReportData) -> Table:
     rows = []
     base_shares: list[float | None] = [None] * len(ENDINGS)
     for one in data.others:
-        stopping = one.contrast["stopping"] if one.contrast else {}
-        cells = stopping.get("endings", {})
-        base_shares = [cells[name]["base_share"] if name in cells else None for name in ENDINGS]
-        ends = cells.get(ENDS)
+        if one.contrast is None:
+            continue
+        stopping = one.contrast.stopping
+        cells = stopping.endings
+        base_shares = [cells[name].base_share if name in cells else None for name in ENDINGS]
         values: list[Any] = [None, None]
-        if ends and one.contrast:
-            values = [Word(ends["verdict"], _remark(one.contrast)), _difference(ends)]
-        values += [cells[name]["share"] if name in cells else None for name in ENDINGS]
-        rows.append((one.look, [*values, stopping.get("tokens_ratio"), stopping.get("per_correct_ratio")]))
+        if one.contrast.stops:
+            values = [Word(one.contrast.stops, _remark(one.contrast)), _difference(cells[ENDS])]
+        values += [cells[name].share if name in cells else None for name in ENDINGS]
+        rows.append((one.look, [*values, stopping.tokens_ratio, stopping.per_correct_ratio]))
     rows.insert(0, (data.base.look, [None, None, *base_shares, None, None]))
     columns = [
         Column("run", "Model"), Column("stops", "Verdict"),
@@ -75,25 +76,25 @@ def stopping_table(data: ReportData) -> Table:
     return Table("stopping", "Does it still stop?", "stopping sortable", columns, rows, keep=True)
 
 
-def _remark(entry: Data) -> str:
-    return "accuracy relies on cutting" if entry["relies_on_cutting"] else ""
+def _remark(entry: Entry) -> str:
+    return "accuracy relies on cutting" if entry.relies_on_cutting else ""
 
 
-def _difference(cell: Data) -> Interval:
-    return Interval(cell["difference"], cell["low"], cell["high"])
+def _difference(cell: Ending) -> Interval:
+    return Interval(cell.difference, cell.low, cell.high)
 
 
 def ending_table(data: ReportData, task: str) -> Table:
     """Every ending of a task at every budget where either run has it: shares, difference with interval, verdict."""
     rows = []
     for one in data.others:
-        found = one.contrast["tasks"].get(task, {}).get("stopping", {}) if one.contrast else {}
-        for budget, cells in found.items():
+        part = one.part(task)
+        for budget, cells in part.stopping.items() if part else ():
             for name, cell in cells.items():
-                if not (cell["share"] or cell["base_share"]):
+                if not (cell.share or cell.base_share):
                     continue
-                values = [budget_of(budget), ENDINGS[name].words, cell["share"], cell["base_share"], _difference(cell)]
-                rows.append((one.look, [*values, cell["bound"], cell["p_adjusted"], Word(verdict(cell))]))
+                values = [budget, ENDINGS[name].words, cell.share, cell.base_share, _difference(cell)]
+                rows.append((one.look, [*values, cell.bound, cell.p_adjusted, Word(verdict(cell))]))
     columns = [
         RUN, Column("budget", "Budget"), Column("ending", "Ending"), Column("share", "Share,|%", percent),
         Column("base_share", "Base,|%", percent), Column("difference", "Difference,|points", points),
@@ -110,7 +111,7 @@ def ends_by_itself(data: ReportData, task: str) -> Picture:
         spots = []
         for budget, cell in one.cells(task).items():
             if budget > 0:
-                share = 1 - cell["forced"]
+                share = math.nan if cell.forced is None else 1 - cell.forced
                 note = f"Budget {budget}\n{one.look.label}\n{percent(share)} % end by themselves"
                 spots.append(Point(float(budget), 100 * share, math.nan, math.nan, note))
         lines.append(Line(one.look.css, spots, one.look.marker))

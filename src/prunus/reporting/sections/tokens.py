@@ -49,7 +49,7 @@ def endings(task: str, one: ReportedRun) -> Picture:
     cells = {budget: cell for budget, cell in one.cells(task).items() if budget != AS_RUN}
     lines = []
     for index, (ending, words) in enumerate(ENDINGS.items()):
-        found = [(budget, cell[ending]) for budget, cell in cells.items()]
+        found = [(budget, getattr(cell, ending)) for budget, cell in cells.items()]
         if any(share > 0 for _, share in found):
             notes = [f"Budget {budget}\n{words.split(':')[0]}\n{percent(share)} %" for budget, share in found]
             values = zip(found, notes, strict=True)
@@ -66,13 +66,13 @@ def token_table(data: ReportData, task: str) -> Table:
     native = any(one.run.plan.get("control") == "native" for one in data.runs)
     for one in data.runs:
         for budget, cell in one.cells(task).items():
-            used = cell["tokens"]
-            values = [budget, *(used[phase]["mean"] for phase in ("thinking", "answer", "total"))]
-            values += [used["total"]["p95"], cell["tokens_per_correct"]]
-            values.append(None if cell["forced"] is None else 1 - cell["forced"])
-            values += [cell[ending] for ending in ENDINGS]
-            kept = cell["adherence"] or {}
-            rows.append((one.look, [*values, kept.get("used"), kept.get("over")] if native else values))
+            used = cell.tokens
+            values = [budget, used.thinking.mean, used.answer.mean, used.total.mean]
+            values += [used.total.p95, cell.tokens_per_correct]
+            values.append(None if cell.forced is None else 1 - cell.forced)
+            values += [getattr(cell, ending) for ending in ENDINGS]
+            kept = cell.adherence
+            rows.append((one.look, [*values, kept and kept.used, kept and kept.over] if native else values))
     shares = [
         ("natural", "Natural|end, %"), ("forced", "Forced|end, %"), ("no_answer", "No answer,|%"),
         ("truncated", "Truncated,|%"), ("leaked", "Leaked,|%"),

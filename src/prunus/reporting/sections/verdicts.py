@@ -7,8 +7,9 @@ from prunus.reporting.prose import rounding
 from prunus.reporting.render.chart import forest
 from prunus.reporting.render.table import Column, Interval, Table, Word
 from prunus.reporting.render.text import count, esc, percent, points, probability
-from prunus.reporting.report_data import Data, ReportData, float_of
+from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, soft
+from prunus.results.cells import Cell, Entry, RecipeVerdict
 from prunus.results.completeness import in_words
 from prunus.results.retention import ENOUGH
 from prunus.results.stopping import ENDS, STOPS
@@ -21,10 +22,10 @@ def section(data: ReportData) -> Section:
     alone = soft(f"{said}.") if said else ""
     if not data.others:
         return Section("verdicts", f'<section id="verdicts"><h2>Verdicts</h2>{alone}</section>' if alone else "")
-    several = any("macro" in entry for entry in data.comparison["others"])
+    several = any(entry.macro for entry in data.comparison.others)
     over = " averaged over tasks" if several else ""
     where = f" The last two columns are for task <bdi>{esc(data.tasks[0])}</bdi>." if several else ""
-    undecided = any(entry["verdict"] == OPEN for entry in data.comparison["others"])
+    undecided = any(entry.verdict == OPEN for entry in data.comparison.others)
     settling = (
         " Needed for a decision: the draws per problem, or the problems with the present number of draws, at which the "
         "observed difference (or the margin, if that is larger) is detected with 80 % power."
@@ -44,7 +45,7 @@ def section(data: ReportData) -> Section:
         f"{data.stop_margin.words(STOPS)}.{settling if undecided else ''}{where}"
     )
     table = verdict_table(data)
-    seeds = recipe_table(data.comparison["recipes"]) if data.comparison["recipes"] else None
+    seeds = recipe_table(data.comparison.recipes) if data.comparison.recipes else None
     more = "" if seeds is None else f"<h3>Recipes, over calibration seeds</h3>{seeds.html()}{soft(SEEDS)}"
     html = f'<section id="verdicts"><h2>Verdicts</h2>{table.html()}{soft(note)}{alone}{more}</section>'
     return Section("verdicts", html, tables=[table] if seeds is None else [table, seeds])
@@ -58,13 +59,12 @@ SEEDS = (
 )
 
 
-def recipe_table(recipes: Sequence[Data]) -> Table:
+def recipe_table(recipes: Sequence[RecipeVerdict]) -> Table:
     """The verdicts on recipes that have runs of several calibration seeds."""
     rows = [
         (
-            f"{one['label']}, over {len(one['seeds'])} calibration seeds",
-            [Word(one["verdict"]), _interval(one, "difference"), one["se"], one["se_seeds"], one["se_problems"],
-             one["freedom"], one["n"]],
+            f"{one.label}, over {len(one.seeds)} calibration seeds",
+            [Word(one.verdict), _difference(one), one.se, one.se_seeds, one.se_problems, one.freedom, one.n],
         )
         for one in recipes
     ]  # fmt: skip
@@ -78,20 +78,22 @@ def recipe_table(recipes: Sequence[Data]) -> Table:
 
 def verdict_table(data: ReportData) -> Table:
     """Verdict, area, adjusted p, MDE, scaling, stopping, accuracy and tokens at the largest budget, one row per run."""
-    primaries = [entry["primary"] for entry in data.comparison["others"]]
-    ends = [(float_of(cell["difference"]), float_of(cell["low"]), float_of(cell["high"])) for cell in primaries]
+    primaries = [entry.primary for entry in data.comparison.others]
+    ends = [(cell.difference, cell.low, cell.high) for cell in primaries]
     task = data.tasks[0]
     budget = max((budget for one in data.runs for budget in one.cells(task)), default=0)
     rows = []
     for one, picture in zip(data.runs, [None, *forest(ends, data.margin_points)], strict=True):
         entry, values = one.contrast, [None] * 7
         if entry is not None:
-            cell = entry["primary"]
-            values: list[Any] = [Word(entry["verdict"], _remark(entry)), _interval(cell, "difference"), picture]
-            p = None if entry["verdict"] == UNFINISHED else cell["p_adjusted"]
-            values += [p, cell["mde"], _scaling_word(entry), _stops_word(entry)]
+            cell = entry.primary
+            values: list[Any] = [Word(entry.verdict, _remark(entry)), _difference(cell), picture]
+            p = None if entry.verdict == UNFINISHED else cell.p_adjusted
+            values += [p, cell.mde, _scaling_word(entry), _stops_word(entry)]
         last = one.cells(task).get(budget)
-        values += [None, None] if last is None else [_interval(last, "accuracy"), last["tokens"]["total"]["mean"]]
+        values += (
+            [None, None] if last is None else [Interval(last.accuracy, last.low, last.high), last.tokens.total.mean]
+        )
         rows.append((one.look, values))
     columns = [
         Column("run", "Model"), Column("verdict", "Verdict"),
@@ -104,38 +106,40 @@ def verdict_table(data: ReportData) -> Table:
     return Table("verdicts", "Verdicts", "verdicts sortable", columns, rows, keep=True)
 
 
-def _interval(cell: Data, key: str) -> Interval:
-    return Interval(cell[key], cell["low"], cell["high"])
+def _difference(cell: Cell | RecipeVerdict) -> Interval:
+    return Interval(cell.difference, cell.low, cell.high)
 
 
-def _remark(entry: Data) -> str:
+def _remark(entry: Entry) -> str:
     """For an undecided run, the draws or problems needed for a decision; whether its problems were chosen by rows.
 
     For an unfinished one, how many problems are complete.
     """
-    if entry.get("unfinished"):
-        return f"{in_words(entry['unfinished']).removeprefix('unfinished, ')} problems"
-    if entry.get("grown"):
+    if entry.unfinished:
+        return f"{in_words(entry.unfinished).removeprefix('unfinished, ')} problems"
+    if entry.grown:
         return "limit or draws changed"
-    if entry.get("adaptive"):
+    if entry.adaptive:
         return "collected adaptively"
-    settle = entry["primary"].get("settle") or {}
-    wanted = [f"{count(settle[key])} {key}" for key in ("draws", "problems") if settle.get(key)]
-    return f"{' or '.join(wanted)} needed" if entry["verdict"] == OPEN and wanted else ""
+    needed = entry.primary.settle
+    wanted = [
+        f"{count(number)} {what}" for number, what in ((needed.draws, "draws"), (needed.problems, "problems")) if number
+    ]
+    return f"{' or '.join(wanted)} needed" if entry.verdict == OPEN and wanted else ""
 
 
-def _scaling_word(entry: Data) -> Word | None:
+def _scaling_word(entry: Entry) -> Word | None:
     """The verdict on scaling (kept, lost or cannot tell), with the kept share of the base's slope."""
-    slope = entry["scaling"]
-    if slope is None:
+    slope = entry.scaling
+    if slope is None or slope.word is None:
         return None
-    share, low, high = (percent(slope[key]) for key in ("retention", "retention_low", "retention_high"))
-    return Word(slope["word"], "" if slope["retention"] is None else f"{share}, {low} to {high}")
+    share, low, high = map(percent, (slope.retention, slope.retention_low, slope.retention_high))
+    return Word(slope.word, "" if slope.retention is None else f"{share}, {low} to {high}")
 
 
-def _stops_word(entry: Data) -> Word | None:
+def _stops_word(entry: Entry) -> Word | None:
     """The verdict on the share of chains that end by themselves, with that share and its change."""
-    if entry["stops"] is None:
+    if entry.stops is None:
         return None
-    cell = entry["stopping"]["endings"][ENDS]
-    return Word(entry["stops"], f"{percent(cell['share'])}, {points(cell['difference'])}")
+    cell = entry.stopping.endings[ENDS]
+    return Word(entry.stops, f"{percent(cell.share)}, {points(cell.difference)}")

@@ -1,0 +1,314 @@
+"""What a comparison consists of, as records: the cells of budgets and areas, and what is said of a run.
+
+Accuracies, differences and intervals (low to high, 95 %) are shares of problems; `_adjusted` is corrected for the
+number of tests. What the numbers mean is in docs/verdicts.md, and how they are computed in the modules of this folder.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import nan
+
+from prunus.margins import Margin
+from prunus.results.labels import Step
+from prunus.results.record import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sized(Record):
+    """A number from n observations: problems, or groups of them; then `problems` is the number of problems.
+
+    samples: draws of each problem.
+    """
+
+    n: int
+    problems: int | None = None
+    samples: int
+
+    @property
+    def all_problems(self) -> int:
+        """The number of problems."""
+        return self.n if self.problems is None else self.problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needed(Record):
+    """What would have 80 % power for the effect: draws per problem, or problems at the present number of draws.
+
+    effect: the observed difference, or the margin if that is larger. draws, problems: None where no number is enough,
+    or one draw is too few to estimate it, as the note says.
+    """
+
+    effect: float
+    draws: int | None
+    problems: int | None
+    note: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference(Sized):
+    """The difference of two runs. p_better, p_worse: one-sided; p: two-sided; p_flip: of sign flips, for exploring."""
+
+    accuracy: float
+    base_accuracy: float
+    difference: float
+    se: float | None
+    low: float
+    high: float
+    p_flip: float
+    p_better: float
+    p_worse: float
+    p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(Difference):
+    """The difference at one budget, or over the area.
+
+    lower_bound: one-sided 95 %, valid for any number of problems. p_margin: of a loss of the margin or more. mde: the
+    true difference that would be detected with 80 % power at the first step of Holm's correction; None where none could
+    be with so few problems. band_low, band_high: cover all budgets of the task simultaneously; only at budgets. q:
+    Benjamini-Hochberg over all budgets and areas of all runs, for exploring.
+    """
+
+    lower_bound: float
+    p_margin: float
+    mde: float | None
+    settle: Needed
+    band_low: float | None = None
+    band_high: float | None = None
+    unfinished: bool | None = None
+    p_better_adjusted: float = nan
+    p_worse_adjusted: float = nan
+    p_margin_adjusted: float = nan
+    p_adjusted: float = nan
+    q: float = nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slope(Difference):
+    """The difference of slopes per doubling of the budget; accuracy and base_accuracy are the slopes.
+
+    retention: slope over base's slope; None unless base's is clearly above 0. p_kept, p_lost: of retention above 0.9
+    and below; adjusted, with word (kept, lost or cannot tell), in the slope of all tasks together.
+    """
+
+    retention: float | None
+    retention_low: float | None
+    retention_high: float | None
+    p_kept: float
+    p_lost: float
+    unfinished: bool | None = None
+    p_kept_adjusted: float | None = None
+    p_lost_adjusted: float | None = None
+    word: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending(Sized):
+    """The difference of two runs in how often their chains end in one way.
+
+    gain: the difference as an improvement. p_margin: of harm of the margin or more. bound: the most harmful difference
+    that is not ruled out (one-sided 95 %, for any number of problems). verdict: at the largest budget, where p-values
+    are corrected over the runs; elsewhere over all runs, tasks and budgets.
+    """
+
+    difference: float
+    se: float | None
+    low: float
+    high: float
+    p: float
+    share: float
+    base_share: float
+    gain: float
+    bound: float
+    p_margin: float
+    p_better: float
+    p_worse: float
+    unfinished: bool | None = None
+    p_better_adjusted: float = nan
+    p_worse_adjusted: float = nan
+    p_margin_adjusted: float = nan
+    p_adjusted: float = nan
+    verdict: str | None = None
+
+
+Endings = Mapping[int, Mapping[str, Ending]]  # by budget and way of ending
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part(Record):
+    """The cells of one task, or of all tasks with equal weights. slope: None with fewer than two positive budgets."""
+
+    budgets: Mapping[int, Cell]
+    auc: Cell
+    slope: Slope | None
+    stopping: Endings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity(Record):
+    """A run: its id, its model, the steps that made it; an empty recipe means a dense model.
+
+    dtypes: of the weights, and of the computation; None where one is unknown, and where both are.
+    """
+
+    run: str
+    model: str | None
+    recipe: Sequence[Step]
+    dtypes: Sequence[str | None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unfinished(Record):
+    """How many problems of the plan have all their rows. base: in a comparison, whether that is the base's plan."""
+
+    complete: int
+    planned: int
+    base: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looked(Record):
+    """A comparison of the two models that could be seen; limit: None means all problems. Of both, base first:
+
+    begun: UTC time; complete: its complete problems when its next run began; None for what an older store lacks.
+    """
+
+    limit: int | None
+    samples: int
+    runs: Sequence[str]
+    begun: Sequence[str | None]
+    complete: Sequence[int | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopping(Record):
+    """tokens_ratio, per_correct_ratio: tokens in terms of base's, per draw and per correct draw, at the largest budget.
+
+    budget: the largest; None without any. endings: the cells there, with verdicts.
+    """
+
+    tokens_ratio: float | None
+    per_correct_ratio: float | None
+    budget: int | None
+    endings: Mapping[str, Ending]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Largest(Record):
+    """The most significant single difference of a run; p_adjusted is over all single budgets compared."""
+
+    task: str
+    budget: int
+    difference: float
+    p: float
+    p_adjusted: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contradiction(Record):
+    """A budget whose verdict contradicts the run's."""
+
+    budget: int
+    difference: float
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry(Identity):
+    """What a comparison says of one run.
+
+    macro: of several tasks. primary: the cell that decides, the area of all tasks. nothing_to_lose: whether losing all
+    that the base solves would be within the margin, so that no run is non-inferior. adaptive: whether rows decided how
+    many problems there are; then p, bounds and intervals hold at any time, and scaling cannot be told. grown: the
+    comparisons that could be seen, this one last, if their size changed. whole_curve: whether the difference has the
+    same sign at every budget, and nothing is in contradicted_at. scaling: the slope of all tasks. stops: the verdict on
+    ending by itself. relies_on_cutting: it ends by itself less often, although the accuracy is not worse by the margin.
+    """
+
+    tasks: Mapping[str, Part]
+    margin: Margin
+    warnings: Sequence[str]
+    macro: Part | None = None
+    primary: Cell
+    nothing_to_lose: bool
+    adaptive: bool
+    stopping: Stopping
+    unfinished: Unfinished | None
+    grown: Sequence[Looked] | None
+    within_margin: bool
+    verdict: str
+    scaling: Slope | None
+    largest: Largest
+    whole_curve: bool
+    contradicted_at: Sequence[Contradiction]
+    stops: str | None
+    relies_on_cutting: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base(Identity):
+    """The run that others are compared with."""
+
+    unfinished: Unfinished | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounding(Record):
+    """How much rounding alone moves: the base's A/A control (run) against the base, over the area.
+
+    answers: number of those compared, over all budgets and draws; differ: how many of them are not the same; grades: of
+    how many the grade is not.
+    """
+
+    run: str
+    difference: float
+    low: float
+    high: float
+    n: int
+    samples: int
+    answers: int
+    differ: int
+    grades: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeVerdict(Record):
+    """The verdict on a recipe from the runs of several calibration seeds, which are a random effect as problems are.
+
+    n: problems; samples: draws of each. difference: mean over seeds, tasks and problems, with its t interval. se: its
+    standard error; se_seeds, se_problems: the parts of seeds and of problems, whose squares add up to its square.
+    freedom: degrees of freedom of the interval.
+    """
+
+    seeds: Sequence[int]
+    runs: Sequence[str]
+    n: int
+    samples: int
+    base_accuracy: float
+    difference: float
+    se: float
+    se_seeds: float
+    se_problems: float
+    freedom: float
+    low: float
+    high: float
+    p_better: float
+    p_worse: float
+    p_margin: float
+    verdict: str
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Record):
+    """Runs compared with a base. control: None without an A/A control. method: how numbers were computed, in words."""
+
+    base: Base
+    others: Sequence[Entry]
+    margin: Margin
+    stop_margin: Margin
+    control: Rounding | None
+    recipes: Sequence[RecipeVerdict]
+    method: Mapping[str, str | int]
+    warnings: Sequence[str]
