@@ -64,4 +64,5 @@ def test_cells_of_a_summary_get_them(tmp_path):
         summary = summarise(store, store.runs()[0].run_id)
         summary = with_bands(summary, tables(store.samples(summary.run)))
     for cell in summary.cells("tiny").values():
+        assert cell.band_low is not None and cell.band_high is not None
         assert cell.band_low <= cell.low <= cell.high <= cell.band_high
