@@ -109,7 +109,7 @@ def make_mixture(folder: Path) -> None:
     """Write a random mixture of two blocks with four experts each, with the built-in model's tokenizer."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(Path(prunus.__file__).parent / "data" / "tiny")
-    config = Qwen3MoeConfig(
+    config = Qwen3MoeConfig(  # pyright: ignore[reportCallIssue]
         vocab_size=len(tokenizer),
         hidden_size=16,
         intermediate_size=16,

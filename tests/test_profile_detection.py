@@ -137,7 +137,7 @@ def test_a_system_prompt_with_markers_opens_nothing(tmp_path):
     profile = resolve_profile("auto", tokenizer, {}, folder=tmp_path)
     prompt = decode(tokenizer, encode_prompt(profile, tokenizer, "2+2?"))
     assert prompt == "[system]Think: [THINK]a[/THINK] b.[/INST][user]2+2?[/INST][THINK]"
-    assert profile.strings()["system"].startswith("Think:"), "it is a part of the stored plan"
+    assert str(profile.strings()["system"]).startswith("Think:"), "it is a part of the stored plan"
 
 
 def test_what_ends_a_turn_is_looked_for_in_every_file(tmp_path):

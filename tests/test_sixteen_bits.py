@@ -66,7 +66,7 @@ def test_rows_of_a_batch_are_those_of_float32(tmp_path):
     folder = made(tmp_path / "model")
     ours = HFBackend.load(folder, "cpu")
     assert ours.description["dtype"] == "float32"
-    assert ours.description["kernel"].startswith(f"bfloat16 weights ({library.kernel().name}): 22 of 22 Linears, ")
+    assert str(ours.description["kernel"]).startswith(f"bfloat16 weights ({library.kernel().name}): 22 of 22 Linears, ")
     theirs = HFBackend(in_float32(folder), ours.vocabulary)
     requests = [Request(list(range(3, 8 + n)), 12, frozenset({5}), frozenset(), n) for n in range(5)]
     for sampling in (Sampling(0.0), Sampling(1.0, 0.95, 20)):

@@ -111,7 +111,8 @@ def test_calibration_is_for_all_tables_that_do_not_say_otherwise(tmp_path):
     first, second = recipes(
         tmp_path, '[calibration]\nsamples = 16\nseed = 3\n[[prune]]\n[[drop]]\nmethod = "sleb"\nsamples = 8\n'
     )
-    assert (first.samples, first.seed, second.samples, second.seed) == (16, 3, 8, 3)
+    first, second = (recipe.to_json() for recipe in (first, second))
+    assert (first["samples"], first["seed"], second["samples"], second["seed"]) == (16, 3, 8, 3)
 
 
 def test_files_are_looked_for_beside_the_study(tmp_path, monkeypatch):

@@ -143,11 +143,13 @@ def test_the_published_study_is_planned_without_network(monkeypatch, tmp_path):
     study = read_study(EXAMPLES / "paper.toml")
     recipes = dict(zip(variant_names(study.entries), [e.steps[0] for e in study.entries], strict=True))
     for name in methods:
-        recipe = recipes[name]
-        assert (recipe.calibration, recipe.samples, recipe.seqlen, recipe.seed) == ("c4", 128, 2048, 0)
+        recipe = recipes[name].to_json()
+        settings = tuple(recipe[key] for key in ("calibration", "samples", "seqlen", "seed"))
+        assert settings == ("c4", 128, 2048, 0)
     owl = recipes["wanda-owl-10"]
     assert isinstance(owl, prunus.PruneRecipe) and owl.outlier_threshold == 7 and owl.spread == 0.08
-    assert (recipes["shortgpt-2"].samples, recipes["shortgpt-2"].seqlen) == (100, 1024)
+    drop = recipes["shortgpt-2"]
+    assert isinstance(drop, prunus.DropRecipe) and (drop.samples, drop.seqlen) == (100, 1024)
     assert study.plans[0].mode == "legacy" and study.plans[0].answer_tokens is None, "32768, or what the context leaves"
     assert study.plans[0].budgets == (512, 1024, 2048, 4096, 8192) and study.plans[0].samples == 3
 
