@@ -109,7 +109,7 @@ def make_mixture(folder: Path) -> None:
     """Write a random mixture of two blocks with four experts each, with the built-in model's tokenizer."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(Path(prunus.__file__).parent / "data" / "tiny")
-    config = Qwen3MoeConfig(  # pyright: ignore[reportCallIssue]
+    config = Qwen3MoeConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
         intermediate_size=16,
@@ -119,7 +119,7 @@ def make_mixture(folder: Path) -> None:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        head_dim=8,
+        head_dim=8,  # pyright: ignore[reportCallIssue]
         max_position_embeddings=256,
         tie_word_embeddings=True,
         eos_token_id=2,
