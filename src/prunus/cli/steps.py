@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import prunus
-from prunus.cli.common import command, is_given, options, recover_option, show_summary
+from prunus.cli.common import command, is_given, options, out_argument, recover_option, show_summary
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.recipes import RecoverRecipe
