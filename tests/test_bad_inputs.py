@@ -17,7 +17,7 @@ from prunus.cli import cli, main
 from prunus.disk import DiskFull, disk_errors, write_together
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.kinds import hints_of
+from prunus.settings import hints_of
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe, TraceRecipe
 from prunus.results.store import Store
 

@@ -1,4 +1,4 @@
-"""What CONTRIBUTING promises: a method, an allocation and a depth method are one file and one entry each."""
+"""What CONTRIBUTING promises: a method, an allocation, a depth method and a kind of step are one file and one entry."""
 
 import json
 import shutil
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import warm_processes
+from small_study import write_study
 from tiny_models import make_model, random_rows
 
 import prunus
@@ -81,12 +82,12 @@ def choose(model, count):
 # One entry of the table each, by the line that it follows.
 ENTRIES = {
     "_METHODS = (": """Method("toy", "a test", "zero the largest weights", needs="norms", group="row", updates=True,
-        options=(Option("toy_scale", float, 2.0, "factor of what is kept.", above=0, below=10),)),""",
+        options=(Setting("toy_scale", float, 2.0, "factor of what is kept.", above=0, below=10),)),""",
     "_ALLOCATIONS = (": """Allocation("toy-sizes", "a test", "blocks with larger weights keep more", needs="weights",
         score="sum", settings=("toy_power",),
-        options=(Option("toy_power", int, 1, "exponent of a weight's size.", at_least=1),)),""",
+        options=(Setting("toy_power", int, 1, "exponent of a weight's size.", at_least=1),)),""",
     "_DEPTH_METHODS = (": """DepthMethod("toy", "a test", "remove blocks from a given one", needs_data=False,
-        options=(Option("toy_first", int, 0, "the first block to remove.", at_least=0),)),""",
+        options=(Setting("toy_first", int, 0, "the first block to remove.", at_least=0),)),""",
 }
 SCRIPT = """
 import json, sys
@@ -128,20 +129,29 @@ open("said.json", "w").write(json.dumps(said))
 """
 
 
+def copied(folder: Path) -> Path:
+    """A copy of the package in src/prunus of the folder."""
+    package = folder / "src" / "prunus"
+    shutil.copytree(Path(prunus.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    return package
+
+
+def insert(file: Path, line: str, entry: str) -> None:
+    """Write an entry after a line of the file, in which there is one such line."""
+    text = file.read_text()
+    assert text.count(f"\n{line}\n") == 1
+    file.write_text(text.replace(f"\n{line}\n", f"\n{line}\n    {entry}\n"))
+
+
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory):
     """A folder where a copy of the package with the toys has run: three files more, and one entry each."""
     folder = tmp_path_factory.mktemp("extended")
-    package = folder / "src" / "prunus"
-    shutil.copytree(Path(prunus.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    package = copied(folder)
     for place, text in (("methods/toy", METHOD), ("allocation/toy_sizes", ALLOCATION), ("depth/toy", DEPTH)):
         (package / "pruning" / f"{place}.py").write_text(text)
-    table = package / "declarations.py"
-    text = table.read_text()
     for line, entry in ENTRIES.items():
-        assert text.count(f"\n{line}\n") == 1
-        text = text.replace(f"\n{line}\n", f"\n{line}\n    {entry}\n")
-    table.write_text(text)
+        insert(package / "declarations.py", line, entry)
     make_model(folder / "model")
     (folder / "rows.jsonl").write_text("".join(f'{{"token_ids": {ids}}}\n' for ids in random_rows(4, 16)))
     status, printed = warm_processes.run_with(folder / "src", SCRIPT, folder)
@@ -181,8 +191,159 @@ def test_recipes_lists_and_help_know_what_was_added(extended):
     assert "zero the largest weights (a test; needs norms)" in printed
     assert "--toy-scale FLOAT" in printed and "toy: factor of what is kept." in " ".join(printed.split())
     assert said["other"] == "toy_scale belongs to method toy, not to wanda"
-    assert said["range"] == "toy_scale must be above 0 and below 10, not 10.0"
+    assert said["range"] == "toy_scale must lie in (0, 10) for toy, not 10.0"
     assert said["type"] == "'toy_scale' must be a number, not '3'"
     assert "measured with --toy-power 1, not 3" in said["scores"]
     assert said["json"] == ["toy_scale"]
     assert said["hash"] == prunus.PruneRecipe().hash, "recipes that do not use it keep their hash"
+
+
+TOY = '''
+"""Scale the weights of MLPs."""
+
+from dataclasses import dataclass
+
+from prunus.recipe_base import Recipe
+from prunus.settings import setting
+from prunus.step import Step
+
+
+@dataclass(frozen=True)
+class ToyRecipe(Recipe):
+    """How to scale MLPs."""
+
+    factor: float = setting(0.5, "Factor of the weights of MLPs.", above=0, below=1)
+
+
+class Toy(Step):
+    """Scale the MLPs of MODEL and write the result to the folder OUT."""
+
+    recipe = ToyRecipe
+    examples = ("prunus toy tiny out/toy --factor 0.5",)
+
+    def make(self, model, out, recipe, where, name):
+        from prunus.checkpoint.checkpoint import Checkpoint
+        from prunus.checkpoint.resolve import resolve
+        from prunus.checkpoint.writer import Partial, check_target
+        from prunus.pruning.made_card import made_card
+
+        source = Checkpoint(resolve(model))
+        check_target(source.folder, out, where.overwrite)
+        if where.dry_run:
+            return {"would_write": str(out), "warnings": []}
+        origin = source.provenance(name or model)
+        step = {"action": "toy", "recipe": recipe.to_json(), "source": origin, "warnings": []}
+        work = {"action": "toy", "recipe": recipe.to_json(), "source": origin["checksum"]}
+        with Partial(source, out, work, source.blocks, source.nbytes, where.overwrite) as partial:
+            for index in range(source.blocks):
+                names = [f"{one.name}.weight" for one in source.linears(index) if one.name.startswith("mlp")]
+                scaled = {name: source.read_weight(index, name) * recipe.factor for name in names}
+                tensors = dict(source.block_tensors(index)) | source.as_stored(index, scaled)
+                partial.write_block(index, tensors, {})
+            partial.finish(None, step, made_card(source, step))
+        return {"out": str(out), "factor": recipe.factor, "warnings": []}
+
+    def name(self, recipe):
+        return f"toy-{100 * recipe.factor:.3g}"
+
+    def content(self, recipe, source):
+        return {"action": "toy", "factor": recipe.factor}
+
+    def removed(self, recipe, source):
+        return 1 - recipe.factor
+
+    def nbytes(self, recipe, source):
+        return source.nbytes
+
+    def calibrates(self, recipe, stats=False):
+        return False
+
+
+STEP = Toy()
+'''
+STEP_SCRIPT = """
+import io, json, sys
+import prunus
+from prunus.cli import main
+from prunus.steps.toy import ToyRecipe
+
+def command(*words):
+    try:
+        main(list(words))
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+said = {"codes": [command("toy", "model", "cli", "--factor", "0.5"), command("toy", "--help")]}
+kept, sys.stderr = sys.stderr, io.StringIO()
+said["codes"].append(command("toy", "model", "wrong", "--factor", "2"))
+said["wrong"], sys.stderr = sys.stderr.getvalue().splitlines(), kept
+prunus.apply_steps("model", "api", [ToyRecipe(factor=0.5), prunus.PruneRecipe(method="magnitude", sparsity=0.25)])
+prunus.run_study("small.toml", out="study")
+said["study"] = [run["rows"] for run in prunus.runs("study/results.db")]
+plan = prunus.EvalPlan(tasks=("tiny",), budgets=(8,), answer_tokens=4, limit=20, profile="tiny")
+found = prunus.find("model", "found", plan, "ladder.toml", store="found.db", margin=0.5, stop_margin=0.5)
+said["rungs"] = found["ladders"]["ladder"]
+open("said.json", "w").write(json.dumps(said))
+"""
+STEP_TABLES = """
+[[toy]]
+factor = [0.5, 0.25]
+[[chain]]
+steps = [{ toy = { factor = 0.5 } }, { prune = { method = "magnitude", sparsity = 0.25 } }]
+"""
+
+
+@pytest.fixture(scope="module")
+def with_toy_step(tmp_path_factory):
+    """A folder where a copy of the package has made toy steps in all ways: one file more, and one line of STEPS."""
+    folder = tmp_path_factory.mktemp("with_toy_step")
+    package = copied(folder)
+    (package / "steps" / "toy.py").write_text(TOY)
+    insert(package / "step.py", "STEPS: Mapping[str, str] = {", '"toy": "prunus.steps.toy",')
+    write_study(folder, STEP_TABLES, top="keep_checkpoints = true")
+    (folder / "ladder.toml").write_text("[[toy]]\nfactor = [0.9, 0.8]\n[[chain]]\nsteps = [{ toy = { factor = 0.7 } }]")
+    status, printed = warm_processes.run_with(folder / "src", STEP_SCRIPT, folder)
+    assert status == 0, printed
+    return folder, printed, json.loads((folder / "said.json").read_text())
+
+
+def factors(made: Path, source: Path) -> dict[bool, set[float]]:
+    """{whether of an MLP: by what its weights in made are those in source, 0 included}; of what stands in blocks."""
+    from safetensors.torch import load_file
+
+    old, new = ({k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
+                for folder in (source, made))  # fmt: skip
+    found: dict[bool, set[float]] = {True: set(), False: set()}
+    for name, before in old.items():
+        if name.endswith("proj.weight"):
+            found[".mlp." in name] |= {round(x, 2) for x in (new[name].float() / before.float()).flatten().tolist()}
+    return found
+
+
+def test_a_new_kind_of_step_is_a_command(with_toy_step):
+    folder, printed, said = with_toy_step
+    assert said["codes"] == [0, 0, 2]
+    assert factors(folder / "cli", folder / "model") == {True: {0.5}, False: {1.0}}
+    text = " ".join(printed.split())
+    assert "Usage: prunus toy [OPTIONS] MODEL OUT Scale the MLPs of MODEL" in text
+    assert "--factor FLOAT Factor of the weights of MLPs. [default: 0.5]" in text
+    assert said["wrong"] == ["error: factor must lie in (0, 1), not 2.0"] and not (folder / "wrong").exists()
+
+
+def test_a_new_kind_of_step_is_a_step_of_chains(with_toy_step):
+    folder = with_toy_step[0]
+    assert factors(folder / "api", folder / "model") == {True: {0.5, 0.0}, False: {1.0, 0.0}}
+    steps = json.loads((folder / "api" / "prunus.json").read_text())["history"]
+    assert [(step["action"], step["recipe"].get("factor")) for step in steps] == [("toy", 0.5), ("prune", None)]
+
+
+def test_a_new_kind_of_step_is_in_studies_and_in_ladders(with_toy_step):
+    folder, _, said = with_toy_step
+    made = folder / "study" / "checkpoints" / "model"
+    assert {path.name for path in made.iterdir()} == {"toy-50", "toy-25", "toy-50-magnitude-25"}
+    assert factors(made / "toy-25", folder / "model") == {True: {0.25}, False: {1.0}}
+    assert factors(made / "toy-50-magnitude-25", folder / "model") == {True: {0.5, 0.0}, False: {1.0, 0.0}}
+    assert len(said["study"]) == 4 and all(rows == 18 for rows in said["study"])
+    assert [rung["name"] for rung in said["rungs"]] == ["toy-90"], "no rung of a random model is certified"
+    assert said["rungs"][0]["problems"] > 0 and said["rungs"][0]["run"]

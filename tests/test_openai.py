@@ -311,7 +311,7 @@ def test_within_a_notebook():
         (["--backend", "openai", "--url", "http://h:99999"], "'http://h:99999' is not the address of a server"),
         (["--backend", "vllm", "--engine-args", "{"], "engine arguments are not JSON"),
         (["--backend", "vllm", "--engine-args", "[]"], "must be a JSON object"),
-        (["--backend", "openai", "--url", "http://127.0.0.1:9", "--timeout", "0"], "timeout must be more than 0"),
+        (["--backend", "openai", "--url", "http://127.0.0.1:9", "--timeout", "0"], "timeout must be above 0"),
     ],
 )
 def test_options_of_other_engines_are_refused(arguments, message, tmp_path, capsys):

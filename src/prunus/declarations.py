@@ -6,14 +6,13 @@ entry is plain data here, and its functions are those of its file that have the 
 pruning/allocation/layerif_sketch.py, `wanda++` in pruning/methods/wanda_plus_plus.py.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from prunus.errors import PrunusError
+from prunus.settings import Conflict, Setting
 
 Group = Literal["row", "tensor"]
 # What a criterion measures of experts; each includes those before it.
@@ -24,76 +23,6 @@ Needs = Literal["nothing", "norms", "means", "hessian"]
 Source = Literal["nothing", "weights", "norms", "gradients"]
 # A field whose function stands in the entry's file; `load` fills it in.
 CODE: Any = None
-
-
-class Conflict(NamedTuple):
-    """A value that a field of the recipe cannot have together with an option or a method.
-
-    value: None stands for every value except the field's default. message: of the error; names in braces stand for the
-    recipe's fields.
-    """
-
-    field: str
-    value: Any
-    message: str
-
-
-class Option(NamedTuple):
-    """A setting of a method, allocation or depth method (its owner).
-
-    It becomes a field of the recipe, a key of a study's tables and an option of the command line. default: of the
-    recipe's field; for None the owner uses its own_default. at_least, above, below: the range; floats must also be
-    finite. choices: the only valid values. note: appended to the message of a range error. Several owners may declare
-    the same option; their types and defaults must agree, while own_default and the range may differ.
-    """
-
-    name: str
-    type: type
-    default: Any
-    help: str
-    choices: tuple[str, ...] = ()
-    at_least: float | None = None
-    above: float | None = None
-    below: float | None = None
-    own_default: Any = None
-    note: str = ""
-    conflicts: tuple[Conflict, ...] = ()
-
-    @property
-    def hint(self) -> Any:
-        """The type of the recipe's field."""
-        plain: Any = Literal[self.choices] if self.choices else self.type
-        return plain if self.default is not None else plain | None
-
-    def of(self, recipe: Any) -> Any:
-        """The value that takes effect: the recipe's, or own_default where it is None."""
-        value = getattr(recipe, self.name)
-        return self.own_default if value is None else value
-
-    def check(self, value: Any, owner: str) -> None:
-        """Raise PrunusError if a value of the right type is not one of the choices or is outside the range."""
-        if value is None:
-            return
-        if self.choices and value not in self.choices:
-            raise PrunusError(f"{self.name} '{value}' is not known; choose one of {', '.join(self.choices)}")
-        if self.type not in (int, float):
-            return
-        fits = (
-            (self.at_least is None or value >= self.at_least)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-        )
-        if not (fits and (isinstance(value, int) or math.isfinite(value))):
-            raise PrunusError(f"{self.name} must {self._range(owner)}, not {value}{self.note and '; ' + self.note}")
-
-    def _range(self, owner: str) -> str:
-        if self.at_least is not None and self.below is not None:
-            return f"lie in [{self.at_least:g}, {self.below:g}) for {owner}"
-        if self.at_least is not None:
-            return f"be at least {self.at_least:g}" if self.type is int else f"be {self.at_least:g} or more"
-        limits = [] if self.above is None else [f"above {self.above:g}"]
-        limits += [] if self.below is None else [f"below {self.below:g}"]
-        return f"be {' and '.join(limits)}" if limits else "be finite"
 
 
 class Method(NamedTuple):
@@ -113,7 +42,7 @@ class Method(NamedTuple):
     group: Group
     ranks: bool = True
     updates: bool = False
-    options: tuple[Option, ...] = ()
+    options: tuple[Setting, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     prune: Callable[..., Any] = CODE
     configure: Callable[..., "Method"] | None = CODE
@@ -139,7 +68,7 @@ class Allocation(NamedTuple):
     needs: Source = "nothing"
     score: str = ""
     splits_blocks: bool = False
-    options: tuple[Option, ...] = ()
+    options: tuple[Setting, ...] = ()
     settings: tuple[str, ...] = ()
     sampling: tuple[str, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
@@ -159,7 +88,7 @@ class DepthMethod(NamedTuple):
     source: str
     description: str
     needs_data: bool = True
-    options: tuple[Option, ...] = ()
+    options: tuple[Setting, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     choose: Callable[..., Any] = CODE
 
@@ -181,7 +110,7 @@ class Criterion(NamedTuple):
     source: str
     description: str
     needs: ExpertNeeds = "routing"
-    options: tuple[Option, ...] = ()
+    options: tuple[Setting, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     score: Callable[..., Any] = CODE
     keep: Callable[..., list[int]] | None = CODE
@@ -189,12 +118,20 @@ class Criterion(NamedTuple):
 
 Declaration = TypeVar("Declaration", Method, Allocation, DepthMethod, Criterion)
 
-GRADIENT_SCALE = Option(
+GRADIENT_SCALE = Setting(
     "gradient_scale", float, 100.0, "weight of the gradients relative to the input norms.", at_least=0
 )
+
+
+def spread(below: float, own_default: float) -> Setting:
+    """The option of the allocations that limit the range of the blocks' sparsities."""
+    help = "how far apart sparsities may get: half their range (alphapruning, layerif-sketch: as a share of sparsity)."
+    return Setting("spread", float, None, help, at_least=0, below=below, own_default=own_default)
+
+
 INFLUENCE = (
-    Option("influence_train", int, 300, "training sequences, sampled like the calibration sequences.", at_least=1),
-    Option("influence_validation", int, 96, "sequences of the validation loss.", at_least=1),
+    Setting("influence_train", int, 300, "training sequences, sampled like the calibration sequences.", at_least=1),
+    Setting("influence_validation", int, 96, "sequences of the validation loss.", at_least=1),
 )
 
 # Commands list them in this order.
@@ -213,7 +150,7 @@ _METHODS = (
         needs="norms",
         group="row",
         options=(
-            Option(
+            Setting(
                 "row_power",
                 float,
                 0.0,
@@ -249,8 +186,8 @@ _METHODS = (
         needs="means",
         group="row",
         options=(
-            Option("swap_cycles", int, 50, "largest number of swaps per row.", at_least=0),
-            Option(
+            Setting("swap_cycles", int, 50, "largest number of swaps per row.", at_least=0),
+            Setting(
                 "swap_threshold", float, 0.1, "error of a row, over 2048 tokens, below which it is done.", at_least=0
             ),
         ),
@@ -264,8 +201,8 @@ _METHODS = (
         ranks=False,
         updates=True,
         options=(
-            Option("admm_iterations", int, 300, "largest number of ADMM iterations.", at_least=1),
-            Option("admm_rho", float, 0.1, "initial penalty of ADMM.", above=0),
+            Setting("admm_iterations", int, 300, "largest number of ADMM iterations.", at_least=1),
+            Setting("admm_rho", float, 0.1, "initial penalty of ADMM.", above=0),
         ),
     ),
     Method(
@@ -285,8 +222,8 @@ _METHODS = (
         updates=True,
         options=(
             GRADIENT_SCALE,
-            Option("repair_rounds", int, 5, "number of times that a block is pruned and repaired.", at_least=0),
-            Option("repair_rate", float, 3e-7, "learning rate of a repair.", at_least=0),
+            Setting("repair_rounds", int, 5, "number of times that a block is pruned and repaired.", at_least=0),
+            Setting("repair_rate", float, 3e-7, "learning rate of a repair.", at_least=0),
         ),
         conflicts=(
             Conflict(
@@ -308,7 +245,7 @@ _ALLOCATIONS = (
         "atp",
         "Huang et al. 2025, arXiv:2502.14770",
         "sparsity increases by the same step from block to block; needs no data",
-        options=(Option("step", float, None, "increase in sparsity from each block to the next."),),
+        options=(Setting("step", float, None, "increase in sparsity from each block to the next."),),
     ),
     Allocation(
         "owl",
@@ -317,8 +254,8 @@ _ALLOCATIONS = (
         needs="norms",
         score="outliers in %",
         options=(
-            Option("spread", float, None, "how far apart sparsities may get.", at_least=0, below=0.5, own_default=0.08),
-            Option(
+            spread(below=0.5, own_default=0.08),
+            Setting(
                 "outlier_threshold",
                 float,
                 7.0,
@@ -335,8 +272,8 @@ _ALLOCATIONS = (
         needs="weights",
         score="tail exponent",
         options=(
-            Option("spread", float, None, "how far apart sparsities may get.", at_least=0, below=1, own_default=0.3),
-            Option(
+            spread(below=1, own_default=0.3),
+            Setting(
                 "window",
                 str,
                 "fixed",
@@ -353,8 +290,8 @@ _ALLOCATIONS = (
         needs="norms",
         score="mean or median Wanda score",
         options=(
-            Option("spread", float, None, "how far apart sparsities may get.", at_least=0, below=0.5, own_default=0.15),
-            Option("statistic", str, "mean", "statistic of a block's Wanda scores.", choices=("mean", "median")),
+            spread(below=0.5, own_default=0.15),
+            Setting("statistic", str, "mean", "statistic of a block's Wanda scores.", choices=("mean", "median")),
         ),
         settings=("statistic",),
     ),
@@ -375,7 +312,7 @@ _ALLOCATIONS = (
         needs="gradients",
         score="influence",
         options=(
-            Option("spread", float, None, "how far apart sparsities may get.", at_least=0, below=1, own_default=0.3),
+            spread(below=1, own_default=0.3),
             *INFLUENCE,
         ),
         sampling=tuple(option.name for option in INFLUENCE),
@@ -404,8 +341,8 @@ _DEPTH_METHODS = (
         "Yang et al. 2024, arXiv:2402.11187",
         "merge blocks into the one before them while the last hidden states stay similar",
         options=(
-            Option("merge", int, 1, "number of blocks merged at a time into the block before them.", at_least=1),
-            Option(
+            Setting("merge", int, 1, "number of blocks merged at a time into the block before them.", at_least=1),
+            Setting(
                 "threshold",
                 float,
                 0.45,
@@ -414,7 +351,7 @@ _DEPTH_METHODS = (
                 below=1,
                 note="it is a cosine",
             ),
-            Option("interval", int, 1, "distance in blocks from one merge to the next, downwards.", at_least=1),
+            Setting("interval", int, 1, "distance in blocks from one merge to the next, downwards.", at_least=1),
         ),
     ),
     DepthMethod(
@@ -503,9 +440,9 @@ def methods() -> list[dict[str, str]]:
     ]
 
 
-def owners_of(table: Mapping[str, Declaration]) -> dict[str, list[tuple[str, Option]]]:
+def owners_of(table: Mapping[str, Declaration]) -> dict[str, list[tuple[str, Setting]]]:
     """{name of an option: [(owner, the owner's declaration of the option)]}."""
-    found: dict[str, list[tuple[str, Option]]] = {}
+    found: dict[str, list[tuple[str, Setting]]] = {}
     for owner, declaration in table.items():
         for option in declaration.options:
             found.setdefault(option.name, []).append((owner, option))

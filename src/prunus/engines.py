@@ -7,8 +7,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prunus.errors import PrunusError
-from prunus.kinds import check_types
 from prunus.parse import parse_json
+from prunus.settings import Conflict, about, check_settings, setting
 
 EXAMPLE = '{"tensor_parallel_size": 2}'
 
@@ -61,43 +61,40 @@ def users_of(setting: str) -> str:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """The options to start or reach a backend; BACKENDS says which backend uses which.
+    """The options to start or reach a backend; BACKENDS says which backend uses which."""
 
-    args: keyword arguments of vllm.LLM, such as {"tensor_parallel_size": 2}. url: of a server's OpenAI API, such as
-    http://localhost:8000/v1. serve: instead of url, the command that starts a server for a model folder, such as
-    "vllm serve {model} --port {port}"; the server is stopped after the evaluation. served_model: the server's name for
-    the model, where it differs. tokenizer: folder or hub id of the served model's tokenizer; then the model is only a
-    name, and nothing else of it is needed here. concurrency: most simultaneous requests; None: as many as the server
-    takes. timeout: seconds for a whole reply, and for a server to start.
-    sparse: whether packed and dense 16-bit weights run on Prunus's kernel where the CPU supports it (docs/sparse.md).
-    """
-
-    args: Mapping[str, Any] = field(default_factory=dict)
-    url: str | None = None
-    serve: str | None = None
-    served_model: str | None = None
-    tokenizer: str | None = None
-    concurrency: int | None = None
-    timeout: float = 1800.0
-    sparse: bool = True
+    args: Mapping[str, Any] = field(default_factory=dict, metadata=about("arguments of vllm.LLM.", metavar="JSON"))
+    url: str | None = setting(None, "the server's address, such as http://localhost:8000/v1.")
+    serve: str | None = setting(
+        None,
+        "command that starts a server, such as 'vllm serve {model} --port {port}'.",
+        conflicts=(
+            Conflict(
+                "url", None, "url and serve exclude each other: a server that is started has an address of its own"
+            ),
+            Conflict(
+                "tokenizer",
+                None,
+                "tokenizer and serve exclude each other: a server is started with a model's folder",
+            ),
+        ),
+    )
+    served_model: str | None = setting(None, "the server's name for MODEL, if it differs.", metavar="NAME")
+    tokenizer: str | None = setting(
+        None, "the served model's tokenizer; MODEL is then only its name.", metavar="FOLDER|HUB-ID"
+    )
+    concurrency: int | None = setting(None, "most simultaneous requests; the default follows the server.", at_least=1)
+    timeout: float = setting(1800.0, "seconds for the whole reply to a request.", above=0, note="it is in seconds")
+    sparse: bool = setting(True, "on a CPU, multiply packed and 16-bit weights with Prunus's kernel.")
 
     def __post_init__(self) -> None:
-        check_types(self)
-        if self.concurrency is not None and self.concurrency < 1:
-            raise PrunusError(f"concurrency must be at least 1, not {self.concurrency}")
-        if not self.timeout > 0:
-            raise PrunusError(f"timeout must be more than 0 seconds, not {self.timeout}")
+        check_settings(self)
         if self.url is not None and not is_address(self.url):
             raise PrunusError(f"'{self.url}' is not the address of a server, such as http://localhost:8000/v1")
-
         if self.serve is not None:
             self._check_serve(self.serve)
 
     def _check_serve(self, serve: str) -> None:
-        if self.url is not None:
-            raise PrunusError("url and serve exclude each other: a server that is started has an address of its own")
-        if self.tokenizer is not None:
-            raise PrunusError("tokenizer and serve exclude each other: a server is started with a model's folder")
         try:
             words = shlex.split(serve)
         except ValueError as error:
@@ -109,14 +106,14 @@ class EngineOptions:
     def check(self, backend: str) -> None:
         """Raise PrunusError for a given setting that the backend does not use, or a missing one that it requires."""
         default, entry = EngineOptions(), BACKENDS[backend]
-        for setting in fields(self):
-            is_set = getattr(self, setting.name) != getattr(default, setting.name)
-            if is_set and setting.name not in entry.settings:
+        for one in fields(self):
+            is_set = getattr(self, one.name) != getattr(default, one.name)
+            if is_set and one.name not in entry.settings:
                 raise PrunusError(
-                    f"{setting.name.replace('_', ' ')} is for the backend {users_of(setting.name)}, not for {backend}"
+                    f"{one.name.replace('_', ' ')} is for the backend {users_of(one.name)}, not for {backend}"
                 )
-            if not is_set and setting.name in entry.needs and self.serve is None:
-                raise PrunusError(f"the backend {backend} needs {entry.needs[setting.name]}")
+            if not is_set and one.name in entry.needs and self.serve is None:
+                raise PrunusError(f"the backend {backend} needs {entry.needs[one.name]}")
 
 
 def is_address(url: str) -> bool:

@@ -1,15 +1,15 @@
 """The base class of recipes: checks of fields, JSON, a content hash, and fields that methods declare as options."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
-from typing import Any, ClassVar, Self, TypeVar, get_args
+from typing import Any, ClassVar, Self, TypeVar
 
-from prunus.declarations import Allocation, Conflict, Criterion, DepthMethod, Method, owners_of
+from prunus.declarations import Allocation, Criterion, DepthMethod, Method, owners_of
 from prunus.errors import PrunusError
 from prunus.hashing import canonical_json, content_hash
-from prunus.kinds import check_types
+from prunus.settings import check_conflicts, check_settings, setting, settings_of
 
 # Values of fields that JSON stores under an older name, so that stored recipes and their hashes stay as they were.
 STORED_WORDS: Mapping[str, Mapping[str, str]] = MappingProxyType({"propagation": {"true_sequential": "staged"}})
@@ -17,29 +17,29 @@ STORED_WORDS: Mapping[str, Mapping[str, str]] = MappingProxyType({"propagation":
 TOKEN_WEIGHTS = ("prompt_weight", "chain_weight")
 # Fields that say which tokens calibrate, and how many.
 CALIBRATION, AMOUNT = ("calibration", "seqlen", "seed"), ("samples", "calibration_tokens")
-# Fields of a recipe that say on what it is calibrated.
-CALIBRATED = ("calibration", "samples", "seqlen", "calibration_tokens", "seed", *TOKEN_WEIGHTS)
-# Stands in the class body of a recipe for a default that the methods with this option declare.
+# Stand in the class body of a recipe for what the methods with this option declare; the second for a late setting.
 DECLARED: Any = None
+DECLARED_LATE: Any = object()
 Declaration = TypeVar("Declaration", Method, Allocation, DepthMethod, Criterion)
 Class = TypeVar("Class", bound=type)
 
 
 def with_options(*tables: Mapping[str, Any]) -> Callable[[Class], Class]:
-    """A decorator that makes each option that methods declare a field of a recipe, with its declared default.
+    """A decorator that makes each option that methods declare a field of a recipe, whose help names the methods.
 
-    The class may name the field, so that editors know it; else the field is added at the end. Such added fields came
-    after recipes were first stored, so the decorator adds them to LATER.
+    The class may name the field, so that editors know it; else the field is added at the end, and is late. The range
+    may depend on the method, so Recipe.check_options checks it.
     """
 
     def extended(cls: Class) -> Class:
-        named = set(cls.__annotations__)
         for table in tables:
             for name, owners in owners_of(table).items():
-                setattr(cls, name, owners[0][1].default)
+                late = name not in cls.__annotations__ or vars(cls)[name] is DECLARED_LATE
                 cls.__annotations__.setdefault(name, owners[0][1].hint)
-        added = (name for name in cls.__annotations__ if name not in named)
-        cls.LATER = (*cls.LATER, *added)  # type: ignore[attr-defined]
+                one = owners[0][1]
+                own = ", ".join(f"{each.own_default:g} for {owner}" for owner, each in owners if each.own_default)
+                help = f"{', '.join(owner for owner, _ in owners)}: {one.help}{own and f' Default: {own}.'}"
+                setattr(cls, name, setting(one.default, help, choices=one.choices, late=late))
         return cls
 
     return extended
@@ -61,24 +61,23 @@ def without_removed(stored: Mapping[str, Any], removed: Mapping[str, Any]) -> di
 
 @dataclass(frozen=True)
 class Recipe:
-    """A frozen set of settings whose types are checked when it is made, with JSON and a content hash.
+    """A frozen set of settings that are checked when it is made, with JSON and a content hash.
 
-    LATER: fields that were added after recipes were first stored. JSON leaves them out where they have their default,
-    so that the hashes of stored recipes stay as they were. REMOVED: {field: its default} of earlier versions. JSON has
-    them, unless they are in LATER, for the same reason.
+    REMOVED: {field: its default} of earlier versions. STORED: those of them that JSON still has, so that the hashes of
+    stored recipes stay as they were.
     """
 
-    LATER: ClassVar[tuple[str, ...]] = ()
     REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    STORED: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_settings(self)
 
     def to_json(self) -> dict[str, Any]:
         """The settings as plain data; tuples become lists."""
-        usual = {**self.REMOVED, **{field.name: field.default for field in fields(self)}}
-        values = {**self.REMOVED, **asdict(self)}
-        data = {name: value for name, value in values.items() if name not in self.LATER or value != usual[name]}
+        late = {name: one.default for name, one in settings_of(type(self)).items() if one.late}
+        data = {name: self.REMOVED[name] for name in self.STORED}
+        data |= {name: value for name, value in asdict(self).items() if name not in late or value != late[name]}
         for name, words in STORED_WORDS.items():
             if name in data:
                 data[name] = words.get(data[name], data[name])
@@ -111,18 +110,7 @@ class Recipe:
         """12 hex digits of the SHA-256 of the recipe's JSON."""
         return content_hash(self.to_json())
 
-    def _check_choice(self, name: str, choices: Any) -> None:
-        """Raise PrunusError unless a field is one of the choices: names, or a Literal type of them."""
-        value, known = getattr(self, name), get_args(choices) or tuple(choices)
-        if value not in known:
-            raise PrunusError(f"{name} '{value}' is not known; choose one of {', '.join(known)}")
-
-    def _check_positive(self, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) < 1:
-                raise PrunusError(f"{name} must be at least 1, not {getattr(self, name)}")
-
-    def _check_options(self, what: str, table: Mapping[str, Declaration]) -> None:
+    def check_options(self, what: str, table: Mapping[str, Declaration]) -> None:
         """Raise PrunusError where an option is out of range, or is set and does not belong to the recipe's choice.
 
         what: the field with that choice (`method`, `allocation`). table: the declarations to choose from.
@@ -137,23 +125,37 @@ class Recipe:
             if mine is not None:
                 mine.check(value, chosen)
             if mine is not None and value != usual:
-                self._check_conflicts(mine.conflicts)
-        self._check_conflicts(table[chosen].conflicts)
+                check_conflicts(self, mine.conflicts)
+        check_conflicts(self, table[chosen].conflicts)
 
-    def _check_conflicts(self, conflicts: Sequence[Conflict]) -> None:
-        for field, value, message in conflicts:
-            found = getattr(self, field)
-            if found == value if value is not None else found != getattr(type(self), field):
-                raise PrunusError(message.format_map(vars(self)))
 
-    def _check_calibration(self) -> None:
-        """Raise PrunusError unless numbers of tokens are positive, and their weights finite, >= 0 and not all 0."""
-        self._check_positive("samples", "seqlen")
-        if getattr(self, "calibration_tokens", None) is not None:
-            self._check_positive("calibration_tokens")
-        weights = {name: getattr(self, name, 1.0) for name in TOKEN_WEIGHTS}
-        for name, weight in weights.items():
-            if not 0 <= weight < float("inf"):
-                raise PrunusError(f"{name} must be 0 or more, not {weight}")
-        if not any(weights.values()):
+@dataclass(frozen=True, kw_only=True)
+class Calibrated(Recipe):
+    """A recipe whose method looks at the tokens of some texts."""
+
+    calibration: str = setting(
+        "auto", "c4, wikitext2, tiny, traces:FILE, or a .txt/.jsonl file; auto: tiny for tiny, else c4."
+    )
+    samples: int = setting(128, "Calibration sequences.", at_least=1)
+    seqlen: int = setting(2048, "Tokens per calibration sequence.", at_least=1)
+    calibration_tokens: int | None = setting(
+        None, "Exactly N calibration tokens, instead of samples, which makes sources comparable.", at_least=1
+    )
+    seed: int = setting(0, "Seed of the calibration sample.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted(Calibrated):
+    """A recipe in which tokens of a trace's prompt and of its chain of thought may count differently."""
+
+    prompt_weight: float = setting(1.0, "Weight of a token of a trace's prompt in statistics.", at_least=0)
+    chain_weight: float = setting(1.0, "Weight of a token of a trace's chain in statistics.", at_least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.prompt_weight and not self.chain_weight:
             raise PrunusError("prompt_weight and chain_weight are both 0, so that no token would count")
+
+
+# Fields of a recipe that say on what it is calibrated.
+CALIBRATED = tuple(settings_of(Weighted))

@@ -18,7 +18,8 @@ from prunus.declarations import (
 )
 from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
-from prunus.recipe_base import DECLARED, Recipe, with_options
+from prunus.recipe_base import DECLARED, DECLARED_LATE, Calibrated, Recipe, Weighted, with_options
+from prunus.settings import Conflict, setting, settings_of
 
 Window = Literal["fixed", "reference"]
 Statistic = Literal["mean", "median"]
@@ -52,119 +53,90 @@ OWN_GROUP: Mapping[str, Group] = MappingProxyType(
 @dataclass(frozen=True)
 # pyright checks files in an order of its own, and in some orders takes the decorator to refer to itself.
 @with_options(declared(Method), declared(Allocation))  # pyright: ignore[reportGeneralTypeIssues]
-class PruneRecipe(Recipe):
-    """How to zero weights.
+class PruneRecipe(Weighted):
+    """How to zero weights."""
 
-    sparsity: share of zeros in the Linears in scope, in [0, 1).
-    pattern: "2:4" keeps 2 of every 4 consecutive inputs of a row. The sparsity then follows from the pattern: here 0.5.
-    scope: which Linears of a block are pruned: `all`; `attention`; `mlp`, which includes experts; `experts`, the routed
-        ones of a mixture of experts; `shared`, its experts that every token goes through.
-    min_expert_tokens: a routed expert that calibration sends fewer tokens is pruned by the statistics that it has on
-        all tokens of its layer.
-    calibration: built-in name (c4, wikitext2, tiny), `traces:FILE`, or a .txt/.jsonl file; `auto` is `tiny` for the
-        tiny reasoner and `c4` for every other model.
-    samples, seqlen: number of calibration sequences, and their length in tokens.
-    calibration_tokens: exact number of calibration tokens, instead of samples; makes sources comparable.
-    prompt_weight, chain_weight: weight of a token of the prompt, and of the chain of thought, in the statistics that
-        masks and updates are computed from. Only for traces, which record where prompts end. 0 and 1: only the chain.
-    seed: of the calibration sample.
-    propagation: inputs on which a Linear is calibrated. `pruned`: those from pruned earlier blocks; `dense`: those of
-        the dense model; `true_sequential` (stored as `staged`): also within a block, later Linears see the earlier ones
-        pruned (q, k, v, then o, then gate, up, then down).
-    group: weights that score-based methods rank together: each `row` (output) or the whole `tensor`. None: the method's
-        own, which is tensor for magnitude and ria, else row.
-    rounding: `exact` (round(S*N) zeros per comparison group, ties by index; with an allocation, in total) or
-        `reference` (as in the authors' code, or with an allocation as in that of arXiv:2604.25098: int(S*N) in floats).
-    update: `obs` changes the kept weights to compensate for the others, as SparseGPT does.
-    row_power: for wanda: exponent of the rows' budgets, which are proportional to the Fisher information of the rows'
-        outputs to this power. 0: all rows keep the same number of weights.
-    gradient_scale: weight of gradients relative to input norms, for gblm and wanda++ (the papers' c and alpha).
-    repair_rounds, repair_rate: for wanda++: number of rounds of pruning and repairing a block, and the learning rate.
-    swap_cycles, swap_threshold: for dsnot: the most swaps per row, and the error of a row, over 2048 tokens, below
-        which swapping ends.
-    admm_iterations, admm_rho: for alps: the most iterations of ADMM, and its initial penalty.
-    dtype: in which the blocks run; `auto` is the checkpoint's own.
-    allocation: how the sparsity is shared out among the blocks.
-    spread: how far the blocks' sparsities may differ. None: the allocation's own. For owl (0.08, the paper's lambda)
-        and dlp (0.15) it is half of the range, for alphapruning and layerif-sketch (0.3) half of the range as a share
-        of the sparsity.
-    step: for atp: how much more sparsity each block gets than the one before.
-    outlier_threshold: for owl: the multiple of its block's mean score that an outlier exceeds (the paper's M).
-    statistic: for dlp: the statistic of a block's Wanda scores; `median` as in the paper, `mean` as in its code.
-    window: for alphapruning: where the tail of a spectrum is fitted; `reference` as in the authors' code.
-    influence_train, influence_validation: for layerif and layerif-sketch: number of sequences, chosen like those of the
-        calibration (instead of samples), each of at most 1024 tokens.
-    scores: file of importance scores that an allocation uses instead of measuring.
-    """
-
-    LATER: ClassVar[tuple[str, ...]] = (
-        "group",
-        "closing_weight",
-        "swap_cycles",
-        "swap_threshold",
-        "admm_iterations",
-        "admm_rho",
-        "min_expert_tokens",
-        "expert_spread",
-    )
     REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({"closing_weight": None, "expert_spread": 0.0})
 
-    method: str = "wanda"
-    sparsity: float = DEFAULT_SPARSITY
-    pattern: str | None = None
-    scope: Scope = "all"
-    calibration: str = "auto"
-    samples: int = 128
-    seqlen: int = 2048
-    calibration_tokens: int | None = None
-    prompt_weight: float = 1.0
-    chain_weight: float = 1.0
-    seed: int = 0
-    propagation: Propagation = "pruned"
-    group: Group | None = None
-    rounding: Rounding = "exact"
-    update: UpdateName = "none"
+    method: str = setting("wanda", "How weights are chosen.", choices=tuple(declared(Method)))
+    sparsity: float = setting(
+        DEFAULT_SPARSITY,
+        "Share of zeros in the Linears in scope, in [0, 1).",
+        at_least=0,
+        below=1,
+        note="0.2 removes one weight in five",
+    )
+    pattern: str | None = setting(
+        None,
+        "Keep N of every M consecutive inputs of a row, instead of a sparsity.",
+        metavar="N:M",
+        conflicts=(
+            Conflict(
+                "allocation",
+                None,
+                "pattern {pattern} gives all blocks the same sparsity; allocation must be uniform",
+            ),
+        ),
+    )
+    scope: Scope = setting(
+        "all",
+        "Which Linears of a block are pruned; mlp includes experts, of which shared are those for every token.",
+    )
+    group: Group | None = setting(
+        None,
+        "Weights that are ranked together: each row or the whole tensor; default: the method's own.",
+        late=True,
+        conflicts=(
+            Conflict("pattern", None, "pattern {pattern} says which weights are ranked together; leave group out"),
+        ),
+    )
+    propagation: Propagation = setting(
+        "pruned",
+        "Inputs on which a Linear is calibrated. pruned: those from pruned earlier blocks; dense: those of the dense"
+        " model; true_sequential (or staged): those from all pruned earlier Linears, as in SparseGPT's code.",
+    )
+    update: UpdateName = setting("none", "obs: SparseGPT's update of the weights that are kept.")
     row_power: float = DECLARED
     gradient_scale: float = DECLARED
     repair_rounds: int = DECLARED
     repair_rate: float = DECLARED
-    swap_cycles: int = DECLARED
-    swap_threshold: float = DECLARED
-    admm_iterations: int = DECLARED
-    admm_rho: float = DECLARED
-    dtype: DtypeName = "auto"
-    allocation: str = "uniform"
-    spread: float | None = DECLARED
+    swap_cycles: int = DECLARED_LATE
+    swap_threshold: float = DECLARED_LATE
+    admm_iterations: int = DECLARED_LATE
+    admm_rho: float = DECLARED_LATE
+    allocation: str = setting("uniform", "How blocks share the sparsity.", choices=tuple(declared(Allocation)))
     step: float | None = DECLARED
+    spread: float | None = DECLARED
     outlier_threshold: float = DECLARED
-    statistic: Statistic = DECLARED
     window: Window = DECLARED
+    statistic: Statistic = DECLARED
     influence_train: int = DECLARED
     influence_validation: int = DECLARED
-    scores: str | None = None
-    min_expert_tokens: int = 64
+    scores: str | None = setting(
+        None, "FILE of importance scores from `prunus allocate --save`, or your own, used instead of measuring."
+    )
+    rounding: Rounding = setting(
+        "exact", "How counts of zeros are rounded: exactly with ties by index, or as in the authors' code."
+    )
+    min_expert_tokens: int = setting(
+        64,
+        "A routed expert with fewer calibration tokens is pruned by its statistics on all tokens of its layer.",
+        at_least=1,
+        late=True,
+    )
+    dtype: DtypeName = setting("auto", "Dtype in which blocks run; auto: the checkpoint's.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_choice("method", declared(Method))
-        self._check_choice("scope", Scope)
-        self._check_positive("min_expert_tokens")
-        self._check_choice("propagation", Propagation)
         if self.propagation == "staged":  # the name in recipes that earlier versions stored
             object.__setattr__(self, "propagation", "true_sequential")
-        self._check_choice("rounding", Rounding)
-        self._check_choice("update", UpdateName)
         self._check_pattern()
-        self._check_group()
-        self._check_choice("dtype", DtypeName)
-        self._check_choice("allocation", declared(Allocation))
+        if self.group is not None and self.method not in OWN_GROUP:
+            raise PrunusError(f"group belongs to method {' or '.join(OWN_GROUP)}, not to {self.method}")
         if self.scores is not None and declared(Allocation)[self.allocation].needs == "nothing":
             raise PrunusError(f"allocation {self.allocation} uses no scores; leave --scores out")
-        self._check_options("allocation", declared(Allocation))
-        self._check_options("method", declared(Method))
-        self._check_calibration()
-        if not 0 <= self.sparsity < 1:
-            raise PrunusError(f"sparsity must lie in [0, 1), not {self.sparsity}; 0.2 removes one weight in five")
+        self.check_options("allocation", declared(Allocation))
+        self.check_options("method", declared(Method))
 
     @property
     def groups(self) -> tuple[int, int] | None:
@@ -185,59 +157,35 @@ class PruneRecipe(Recipe):
         implied = 1 - self.groups[0] / self.groups[1]
         if self.sparsity is not DEFAULT_SPARSITY and self.sparsity != implied:
             raise PrunusError(f"pattern {self.pattern} is a sparsity of {implied:g} already; leave sparsity out")
-        if self.allocation != "uniform":
-            raise PrunusError(f"pattern {self.pattern} gives all blocks the same sparsity; allocation must be uniform")
         object.__setattr__(self, "sparsity", implied)
-
-    def _check_group(self) -> None:
-        if self.group is None:
-            return
-        self._check_choice("group", Group)
-        if self.method not in OWN_GROUP:
-            raise PrunusError(f"group belongs to method {' or '.join(OWN_GROUP)}, not to {self.method}")
-        if self.pattern is not None:
-            raise PrunusError(f"pattern {self.pattern} says which weights are ranked together; leave group out")
 
 
 @dataclass(frozen=True)
 @with_options(declared(DepthMethod))
-class DropRecipe(Recipe):
-    """Which decoder blocks to remove.
-
-    blocks: "2" removes two blocks that `method` chooses; "16,17" (or "16," for one) removes the blocks with these
-        indices, counted from 0, and ignores method and calibration. None: one block, or what match_sparsity says.
-    match_sparsity: instead of blocks: the number of blocks that is nearest to this share of the blocks' weights, in
-        (0, 1).
-    merge: for laco: number of blocks that one merge folds into the block before them.
-    threshold: for laco: a merge is kept if the cosine of the last hidden states to the dense model's exceeds it.
-    interval: for laco: after a merge that is kept, the next is tried this number of blocks lower.
-    calibration, samples, seqlen, calibration_tokens, seed: as in PruneRecipe.
-    """
+class DropRecipe(Calibrated):
+    """Which decoder blocks to remove. Where `blocks` names their indices, method and calibration are ignored."""
 
     REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({"telescoping": False})
+    STORED: ClassVar[tuple[str, ...]] = ("telescoping",)
 
-    method: str = "shortgpt"
-    blocks: str | None = None
-    match_sparsity: float | None = None
+    method: str = setting("shortgpt", "How blocks are chosen.", choices=tuple(declared(DepthMethod)))
+    blocks: str | None = setting(None, "Number of blocks (2; default 1), or their indices from 0 (16,17 or 16,).")
+    match_sparsity: float | None = setting(
+        None,
+        "Remove the number of blocks that is nearest to this share of weights, in (0, 1).",
+        above=0,
+        below=1,
+        conflicts=(
+            Conflict("blocks", None, "blocks and match_sparsity both set the number of blocks; give one of them"),
+        ),
+    )
     merge: int = DECLARED
     threshold: float = DECLARED
     interval: int = DECLARED
-    calibration: str = "auto"
-    samples: int = 128
-    seqlen: int = 2048
-    calibration_tokens: int | None = None
-    seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_choice("method", declared(DepthMethod))
-        self._check_calibration()
-        self._check_options("method", declared(DepthMethod))
-        if self.match_sparsity is not None:
-            if self.blocks is not None:
-                raise PrunusError("blocks and match_sparsity both set the number of blocks; give one of them")
-            if not 0 < self.match_sparsity < 1:
-                raise PrunusError(f"match_sparsity must lie in (0, 1), not {self.match_sparsity}")
+        self.check_options("method", declared(DepthMethod))
         if self.blocks is None:
             return
         parts = [part.strip() for part in self.blocks.split(",") if part.strip()]
@@ -271,48 +219,35 @@ class DropRecipe(Recipe):
 
 @dataclass(frozen=True)
 @with_options(declared(Criterion))
-class ExpertsRecipe(Recipe):
-    """Which routed experts of a mixture of experts to remove.
+class ExpertsRecipe(Weighted):
+    """Which routed experts of a mixture of experts to remove. The seed is also that of method `random`."""
 
-    method: the criterion by which experts are kept.
-    keep: share of the experts that each block keeps, in (0, 1). None: what drop says; 0.75 if both are None.
-    drop: instead of keep: number of experts that each block loses.
-    spread: `uniform`: every block keeps the same number of experts. `global`: blocks keep different numbers, since the
-        experts of all blocks are ranked together; each keeps at least as many as the router chooses for a token. It
-        is refused where config.json has one number for all blocks.
-    calibration, samples, seqlen, calibration_tokens, the weights of tokens, seed and dtype: as in PruneRecipe. seed is
-        also that of method `random`.
-    """
-
-    LATER: ClassVar[tuple[str, ...]] = ("distill_router",)
     REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({"closing_weight": None, "distill_router": False})
+    STORED: ClassVar[tuple[str, ...]] = ("closing_weight",)
 
-    method: str = "reap"
-    keep: float | None = None
-    drop: int | None = None
-    spread: Spread = "uniform"
-    calibration: str = "auto"
-    samples: int = 128
-    seqlen: int = 2048
-    calibration_tokens: int | None = None
-    prompt_weight: float = 1.0
-    chain_weight: float = 1.0
-    seed: int = 0
-    dtype: DtypeName = "auto"
+    method: str = setting("reap", "How the experts to keep are chosen.", choices=tuple(declared(Criterion)))
+    keep: float | None = setting(
+        None,
+        f"Share of the experts that each block keeps, in (0, 1); default: {KEEP:g}.",
+        above=0,
+        below=1,
+        note="0.75 keeps three experts in four",
+    )
+    drop: int | None = setting(
+        None,
+        "Number of experts that each block loses, instead of --keep.",
+        at_least=1,
+        conflicts=(Conflict("keep", None, "keep and drop both set the number of experts; give one of them"),),
+    )
+    spread: Spread = setting(
+        "uniform",
+        "uniform: all blocks keep the same number; global: the best of all, refused where config.json has one number.",
+    )
+    dtype: DtypeName = setting("auto", "Dtype in which blocks run; auto: the checkpoint's.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_choice("method", declared(Criterion))
-        self._check_choice("spread", Spread)
-        self._check_choice("dtype", DtypeName)
-        self._check_calibration()
-        self._check_options("method", declared(Criterion))
-        if self.keep is not None and self.drop is not None:
-            raise PrunusError("keep and drop both set the number of experts; give one of them")
-        if self.keep is not None and not 0 < self.keep < 1:
-            raise PrunusError(f"keep must lie in (0, 1), not {self.keep}; 0.75 keeps three experts in four")
-        if self.drop is not None:
-            self._check_positive("drop")
+        self.check_options("method", declared(Criterion))
         if self.keep is None and self.drop is None:
             object.__setattr__(self, "keep", KEEP)
 
@@ -328,92 +263,97 @@ class ExpertsRecipe(Recipe):
 
 
 @dataclass(frozen=True)
-class RecoverRecipe(Recipe):
-    """How to train what pruning kept, block by block (docs/recover.md).
+class RecoverRecipe(Weighted):
+    """How to train what pruning kept, block by block (docs/recover.md)."""
 
-    calibration, samples, seqlen, calibration_tokens, seed and the weights of tokens: as in PruneRecipe.
-    epochs: passes over the training tokens. step_tokens: tokens per step of Adam; at least one sequence.
-    rate: peak learning rate, relative to each tensor's root mean square, in (0, 1).
-    norms: whether norms and biases are trained, too.
-    target: what a block learns to output. `dense`: the dense model's hidden states at that depth; `own`: what the dense
-        model's block outputs for the pruned model's input.
-    """
-
-    LATER: ClassVar[tuple[str, ...]] = ("closing_weight",)
     REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({"closing_weight": None})
 
-    calibration: str = "auto"
-    samples: int = 128
-    seqlen: int = 2048
-    calibration_tokens: int | None = None
-    prompt_weight: float = 1.0
-    chain_weight: float = 1.0
-    seed: int = 0
-    epochs: int = 4
-    rate: float = 0.01
-    step_tokens: int = 512
-    norms: bool = True
-    target: RecoverTarget = "dense"
+    calibration: str = setting("auto", "As for prune; the model's own chains (traces:FILE) are best.")
+    prompt_weight: float = setting(1.0, "Weight of a prompt's tokens in the loss (traces only).", at_least=0)
+    chain_weight: float = setting(1.0, "Weight of a chain's tokens in the loss (traces only).", at_least=0)
+    seed: int = setting(0, "Seed of the sample, the held-out tokens and the order of training.")
+    epochs: int = setting(4, "Passes over the training tokens.", at_least=1)
+    rate: float = setting(
+        0.01,
+        "Peak learning rate, relative to each tensor's root mean square, in (0, 1).",
+        above=0,
+        below=1,
+        note="it is a share of each tensor's size",
+    )
+    step_tokens: int = setting(512, "Tokens per step of Adam; at least one sequence.", at_least=1)
+    norms: bool = setting(True, "Also train norms and biases.")
+    target: RecoverTarget = setting(
+        "dense",
+        "What a block learns to output. dense: the dense model's hidden states; own: what the dense block outputs for"
+        " the pruned model's input.",
+    )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_calibration()
-        self._check_positive("epochs", "step_tokens")
-        self._check_choice("target", RecoverTarget)
-        if not 0 < self.rate < 1:
-            raise PrunusError(f"rate must lie in (0, 1), not {self.rate}; it is a share of each tensor's size")
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing(Recipe):
+    """How chains of thought are drawn."""
+
+    profile: str = setting(
+        "auto",
+        "Strings that open, cut and close the model's thinking: a name of `prunus profiles`, a FILE.toml, or auto, the"
+        " profile that the model's files indicate.",
+        metavar="NAME|FILE.toml",
+    )
+    temperature: float | None = setting(
+        None, "0 is greedy; the default is the profile's.", at_least=0, note="0 is greedy"
+    )
+    prompt: PromptStyle = setting("bare", "bare: only the problem; boxed: also asks for a \\boxed{} answer.")
+    limit: int | None = setting(None, "Use the first N problems of each task.", at_least=1)
+    seed: int = setting(0, "Seed of all sampling.")
+    batch_size: int | None = setting(
+        None,
+        "Chains decoded and stored together; default: "
+        + ", ".join(f"{entry.batch_size} on {name}" for name, entry in BACKENDS.items())
+        + ".",
+        at_least=1,
+    )
+    backend: str = setting("hf", "Engine: see docs/engines.md.", choices=tuple(BACKENDS))
+
+
+NATIVE = "control native leaves the end of thinking to the engine: leave --wait and --closing out"
 
 
 @dataclass(frozen=True)
-class EvalPlan(Recipe):
+class EvalPlan(Drawing):
     """How to evaluate one model: which problems, how much thinking, how to sample.
 
     tasks: names of problem sets or .jsonl files.
-    budgets: thinking tokens allowed, strictly increasing; 0 means no thinking. "off" (prunus.budgets.OFF), which comes
-        first, switches the thinking off in the way that the profile names, with a prompt of its own.
-    samples: draws per problem and budget.
-    profile: strings that open, cut and close the model's thinking: a name, a .toml file, or `auto`: the profile
-        that the model's files indicate.
-    mode: `strict` caps the answer and bans thinking markers in it; `legacy` follows the papers' scripts.
-    answer_tokens: cap on the answer. None: the mode's (strict 1024, multiple choice 512, tiny 64; legacy 32768). In
-        mode legacy the context may leave less.
-    wait: number of times that the end of thinking is suppressed and replaced by "Wait".
-    temperature, top_p, top_k: of sampling. None: the profile's; temperature 0 is greedy, top_k 0 is off.
-    prompt: `bare` problem text, or `boxed`, which also asks for a boxed answer.
-    limit: use the first N problems of each task.
-    seed: of all sampling.
-    backend: inference engine, one of prunus.engines.BACKENDS.
-    reuse: sample one chain at the largest budget and cut it for the others.
-    batch_size: chains generated and stored together. It is part of the plan, so that a resumed run has the same
-        batches. None: the backend's own (prunus.engines.BACKENDS).
-    closing: text that ends the thinking at the budget. None: the profile's.
-    control: who keeps the budget: `forced`, prunus by budget forcing; `native`, the engine or the model itself, in the
-        way that the profile names, through chat completions. Then every budget has chains of its own (reuse is False).
-    aa_control: evaluate in batches of another size, as a run of its own that says how much rounding alone moves; in a
-        study, the dense model besides all cells.
     """
 
-    LATER: ClassVar[tuple[str, ...]] = ("closing", "control", "aa_control")
-
     tasks: tuple[str, ...]
-    budgets: tuple[int | Off, ...] = DEFAULT_BUDGETS
-    samples: int = 1
-    profile: str = "auto"
-    mode: Mode = "strict"
-    answer_tokens: int | None = None
-    wait: int = 0
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    prompt: PromptStyle = "bare"
-    limit: int | None = None
-    seed: int = 0
-    backend: str = "hf"
-    reuse: bool = True
-    batch_size: int | None = None
-    closing: str | None = None
-    control: Control = "forced"
-    aa_control: bool = False
+    budgets: tuple[int | Off, ...] = setting(
+        DEFAULT_BUDGETS, "Thinking budgets, in tokens; off, which comes first, switches the thinking off."
+    )
+    samples: int = setting(1, "Draws per problem and budget.", at_least=1)
+    mode: Mode = setting(
+        "strict", "strict caps the answer and bans thinking markers in it; legacy follows the papers' scripts."
+    )
+    answer_tokens: int | None = setting(
+        None, "Most tokens of an answer; the default depends on mode and task.", at_least=1
+    )
+    wait: int = setting(0, "Times to suppress the end of thinking and append 'Wait'.", at_least=0)
+    closing: str | None = setting(None, "Text that ends thinking at the budget, instead of the profile's.", late=True)
+    top_p: float | None = setting(None, "The default is the profile's.", above=0, at_most=1, note="1 is off")
+    top_k: int | None = setting(None, "0 is off; the default is the profile's.", at_least=0, note="0 is off")
+    control: Control = setting(
+        "forced",
+        "forced: prunus ends the thinking; native: the engine or the model keeps the budget (docs/protocol.md).",
+        late=True,
+        conflicts=(Conflict("wait", None, NATIVE), Conflict("closing", None, NATIVE)),
+    )
+    reuse: bool = setting(
+        True, "Sample one chain at the largest budget and cut it for the others, or one chain per budget."
+    )
+    aa_control: bool = setting(
+        False,
+        "Evaluate MODEL once more, in batches of another size: a run that shows how much rounding alone moves.",
+        late=True,
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.budgets, list | tuple) and str(OFF) in self.budgets:
@@ -425,29 +365,10 @@ class EvalPlan(Recipe):
             raise PrunusError(
                 f"profile '{self.profile}' is not known; choose one of {', '.join(PROFILE_NAMES)}, or a FILE.toml"
             )
-        self._check_choice("mode", Mode)
-        self._check_choice("prompt", PromptStyle)
-        self._check_choice("backend", BACKENDS)
-        self._check_choice("control", Control)
         self._check_native()
         if self.aa_control and BACKENDS[self.backend].streams:
             raise PrunusError(f"aa_control needs other batches, and {self.backend} makes its own: leave it out")
-        self._check_positive("samples")
-        if self.batch_size is not None:
-            self._check_positive("batch_size")
         check_budgets(self.budgets)
-        if self.wait < 0:
-            raise PrunusError(f"wait must be 0 or more, not {self.wait}")
-        if self.limit is not None:
-            self._check_positive("limit")
-        if self.answer_tokens is not None:
-            self._check_positive("answer_tokens")
-        if self.temperature is not None and self.temperature < 0:
-            raise PrunusError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise PrunusError(f"top_p must lie in (0, 1], not {self.top_p}; 1 is off")
-        if self.top_k is not None and self.top_k < 0:
-            raise PrunusError(f"top_k must be 0 (off) or more, not {self.top_k}")
         if self.wait and self.reuse and len(without_off(self.budgets)) > 1:
             raise PrunusError("--wait changes the chain before its end, so budgets cannot share it: add --no-reuse")
 
@@ -457,8 +378,6 @@ class EvalPlan(Recipe):
         if not BACKENDS[self.backend].chats:
             able = " or ".join(name for name, entry in BACKENDS.items() if entry.chats)
             raise PrunusError(f"control native needs the backend {able}, whose engine keeps the budget")
-        if self.wait or self.closing is not None:
-            raise PrunusError("control native leaves the end of thinking to the engine: leave --wait and --closing out")
         object.__setattr__(self, "reuse", False)
 
     def to_json(self) -> dict[str, Any]:
@@ -472,43 +391,24 @@ class EvalPlan(Recipe):
 
 
 @dataclass(frozen=True)
-class TraceRecipe(Recipe):
+class TraceRecipe(Drawing):
     """Which of a model's own chains to keep for calibration.
 
     tasks: names or .jsonl files; evaluation sets are refused.
-    samples: chains per problem.
-    max_tokens: thinking tokens allowed per chain.
-    only: `correct` keeps only chains with a correct answer.
-    min_tokens: keep only chains with at least N thinking tokens.
-    hardest: keep only the harder half of the problems: those solved least often, ties by longer thinking.
-    answer_tokens: cap on the answer, for which the context must have room. None: as in EvalPlan.
-
-    The other fields are those of EvalPlan.
     """
 
-    LATER: ClassVar[tuple[str, ...]] = ("answer_tokens",)
-
     tasks: tuple[str, ...]
-    samples: int = 1
-    max_tokens: int = 8192
-    only: TraceFilter = "all"
-    min_tokens: int = 0
-    hardest: bool = False
-    profile: str = "auto"
-    temperature: float | None = None
-    prompt: PromptStyle = "bare"
-    limit: int | None = None
-    seed: int = 0
-    backend: str = "hf"
-    batch_size: int | None = None
-    answer_tokens: int | None = None
+    samples: int = setting(1, "Chains per problem.", at_least=1)
+    max_tokens: int = setting(8192, "Thinking tokens allowed per chain.", at_least=1)
+    answer_tokens: int | None = setting(
+        None, "Most tokens of an answer; the default depends on the task.", at_least=1, late=True
+    )
+    only: TraceFilter = setting("all", "Keep all chains, or only those with a correct answer.")
+    min_tokens: int = setting(0, "Keep chains with at least N thinking tokens.", at_least=0)
+    hardest: bool = setting(False, "Keep only the harder half of the problems, those solved least often.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_choice("only", TraceFilter)
-        self._check_positive("max_tokens")
-        if self.min_tokens < 0:
-            raise PrunusError(f"min_tokens must be 0 or more, not {self.min_tokens}")
         if self.min_tokens > self.max_tokens:
             raise PrunusError(
                 f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}: nothing would be kept"
@@ -517,19 +417,9 @@ class TraceRecipe(Recipe):
 
     def plan(self) -> EvalPlan:
         """The evaluation plan that draws the chains; its only budget is max_tokens."""
-        return EvalPlan(
-            tasks=self.tasks,
-            budgets=(self.max_tokens,),
-            samples=self.samples,
-            profile=self.profile,
-            temperature=self.temperature,
-            prompt=self.prompt,
-            limit=self.limit,
-            seed=self.seed,
-            backend=self.backend,
-            batch_size=self.batch_size,
-            answer_tokens=self.answer_tokens,
-        )
+        shared = {name: getattr(self, name) for name in settings_of(Drawing)}
+        own = {"samples": self.samples, "answer_tokens": self.answer_tokens}
+        return EvalPlan(tasks=self.tasks, budgets=(self.max_tokens,), **own, **shared)
 
 
 def check_budgets(budgets: Sequence[int]) -> None:

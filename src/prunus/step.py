@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from prunus.errors import PrunusError
 from prunus.recipe_base import Recipe
+from prunus.settings import setting
 
 # The action of each kind, which is its command, its table in a study and its name in manifests, and its module.
 STEPS: Mapping[str, str] = {
@@ -29,38 +30,47 @@ MANIFEST = "prunus.json"  # in the folder of a model that steps made
 
 @dataclass(frozen=True)
 class Where:
-    """How a step is carried out, which does not affect its result.
+    """With what a step is carried out, besides its recipe. shared: folder for measurements that several variants share.
 
-    shared: folder for measurements that several variants share. stats: file of statistics, for pruning without others.
-    offload: whether hidden states are kept on disk.
+    The others are options of commands.
     """
 
-    device: str = "auto"
-    overwrite: bool = False
-    dry_run: bool = False
-    offload: bool = False
+    device: str = setting("auto", "cpu, cuda, ...; auto: a GPU if there is one.")
+    dry_run: bool = setting(False, "Say what would be done; write nothing.")
+    overwrite: bool = setting(False, "Replace an existing output.")
+    offload: bool = setting(False, "Keep hidden states on disk instead of in memory.")
+    stats: Path | None = setting(
+        None, "File of `prunus stats`, instead of calibration: with --propagation dense, or with --experts for experts."
+    )
+    dense: str | Path | None = setting(
+        None, "The model before all steps; default: the one in the manifest of PRUNED.", metavar="MODEL"
+    )
     shared: Path | None = None
-    stats: Path | None = None
 
 
 class Step(ABC):
-    """A kind of step. recipe: the class of its settings. reshapes: whether it changes the shapes of tensors.
+    """A kind of step, and so a command, whose help is the docstring of the class.
 
-    needs_pruned: whether it is only for a model from which something was removed, so that it cannot come first.
+    recipe: the class of its settings. reshapes: whether it changes the shapes of tensors. needs_pruned: whether it is
+    only for a model from which something was removed, so that it cannot come first.
+    examples: command lines, which help shows. options: further options of the command: fields of Where, and `recover`.
     """
 
     recipe: ClassVar[type[Recipe]]
     reshapes: ClassVar[bool] = False
     needs_pruned: ClassVar[bool] = False
+    examples: ClassVar[tuple[str, ...]]
+    options: ClassVar[tuple[str, ...]] = ()
+
+    def asked(self, given: Mapping[str, Any]) -> Recipe:
+        """The recipe that a user asks for who gives these settings."""
+        return self.recipe(**given)
 
     @abstractmethod
-    def make(
-        self, model: str | Path, out: Path, recipe: Any, where: Where, *, dense: str | Path | None, name: str | None
-    ) -> dict[str, Any]:
+    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> dict[str, Any]:
         """Write model after this step to the folder out; returns a summary.
 
-        dense: the model before all steps, None for the first step. name: what the manifest calls model; None: as it is
-        given.
+        name: what the manifest calls model; None: as it is given.
         """
 
     @abstractmethod
@@ -92,7 +102,7 @@ class Step(ABC):
         It is tried on the model before all steps, since the one that it will be done to is not there yet. Raises
         PrunusError where it cannot be done.
         """
-        return {"warnings": self.make(model, out, recipe, where, dense=None, name=None)["warnings"]}
+        return {"warnings": self.make(model, out, recipe, where, None)["warnings"]}
 
 
 @cache

@@ -65,7 +65,7 @@ DENSE = Tour(
         "magnitude-20": PruneRecipe(method="magnitude", sparsity=0.2),
         "wanda-50": PruneRecipe(method="wanda", sparsity=0.5, **CALIBRATION),
         "wanda-50-recovered": Recovered(
-            "wanda-50", RecoverRecipe("tiny", calibration_tokens=16_000, rate=0.02, step_tokens=1024)
+            "wanda-50", RecoverRecipe(calibration="tiny", calibration_tokens=16_000, rate=0.02, step_tokens=1024)
         ),
         "magnitude-50": PruneRecipe(method="magnitude", sparsity=0.5),
         "drop-1": DropRecipe(blocks="1", **CALIBRATION),

@@ -6,17 +6,14 @@ from dataclasses import fields
 from typing import Any
 
 from prunus.cards.markdown import LIMIT, hub_id, public, shown
-from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, Recipe, RecoverRecipe
+from prunus.recipe_base import Recipe
+from prunus.recipes import EvalPlan
 from prunus.results.characters import one_line
 from prunus.results.labels import recipe_of
+from prunus.step import STEPS, step_kind
 
 Data = Mapping[str, Any]
-RECIPES: Mapping[str, type[Recipe]] = {
-    "prune": PruneRecipe,
-    "drop": DropRecipe,
-    "experts": ExpertsRecipe,
-    "recover": RecoverRecipe,
-}
+RECIPES: Mapping[str, type[Recipe]] = {action: step_kind(action).recipe for action in STEPS}
 # Settings that are shown first, with their defaults too.
 FIRST = ("method", "sparsity", "pattern", "blocks", "keep", "drop")
 RESULT = "result"  # the folder that the last command writes

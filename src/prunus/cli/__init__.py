@@ -11,19 +11,7 @@ from contextlib import contextmanager
 import click
 
 # Importing them is what adds the commands.
-from prunus.cli import (  # noqa: F401
-    catalogue,
-    evaluation,
-    experts,
-    find,
-    importing,
-    packing,
-    profiles,
-    pruning,
-    recovery,
-    reporting,
-    study,
-)
+from prunus.cli import catalogue, evaluation, find, models, reporting, steps, study  # noqa: F401
 from prunus.cli.common import cli, verbose
 from prunus.disk import explained
 from prunus.errors import PrunusError

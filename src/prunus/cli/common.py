@@ -2,8 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
@@ -13,8 +12,10 @@ import click
 
 import prunus
 from prunus import progress
-from prunus.budgets import OFF, with_names
+from prunus.budgets import OFF, Off, with_names
 from prunus.engines import EngineOptions, parse_args, users_of
+from prunus.settings import settings_of
+from prunus.step import Where
 
 _verbose = False
 
@@ -59,35 +60,55 @@ def cli() -> None:
     """Prune a reasoning LLM, measure accuracy against thinking budget, and say whether it still thinks."""
 
 
-def command(name: str, example: str) -> Callable[[Callable[..., None]], click.Command]:
-    """A decorator for a command with the common options and an example at the end of its help."""
+def common_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of every command."""
+    quiet = click.option(
+        "-q", "--quiet", is_flag=True, expose_value=False, callback=_set_quiet, help="Print errors only."
+    )
+    verbose = click.option(
+        "-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbose,
+        help="Show the traceback of internal errors.",
+    )  # fmt: skip
+    return quiet(verbose(function))
+
+
+def command(name: str, *examples: str) -> Callable[[Callable[..., None]], click.Command]:
+    """A decorator for a command with the common options and examples at the end of its help."""
 
     def register(function: Callable[..., None]) -> click.Command:
-        quiet = click.option(
-            "-q", "--quiet", is_flag=True, expose_value=False, callback=_set_quiet, help="Print errors only."
-        )
-        verbose = click.option(
-            "-v",
-            "--verbose",
-            is_flag=True,
-            expose_value=False,
-            callback=_set_verbose,
-            help="Show the traceback of internal errors.",
-        )
-        epilog = "\b\nExample:\n  " + example.replace("\n", "\n  ")
-        return cli.command(name, cls=_Command, epilog=epilog)(quiet(verbose(function)))
+        epilog = "\n  ".join(("\b\nExample:", *examples))
+        return cli.command(name, cls=_Command, epilog=epilog)(common_options(function))
 
     return register
 
 
-def recipe_option(recipe: type, field: str, help: str, **settings: Any) -> Callable[[Any], Any]:
-    """An option with the name and default of a field of the recipe."""
-    default = next(f.default for f in fields(recipe) if f.name == field)
-    if default is not MISSING:
-        settings = {"default": default, "show_default": default is not None} | settings
-    words = field.replace("_", "-")
-    switch = f"--{words}/--no-{words}" if default is True else f"--{words}"
-    return click.option(switch, field, help=help, **settings)
+def option(cls: type, name: str, *, flag: str | None = None, **settings: Any) -> Callable[[Any], Any]:
+    """An option with name, type, default, choices and help of a setting. flag: another name on the command line."""
+    one = settings_of(cls)[name]
+    words = flag or "--" + name.replace("_", "-")
+    kinds = {one.type, *get_args(one.type)}
+    settings = {"help": one.help, "metavar": one.metavar, "default": one.default} | settings
+    settings["show_default"] = settings["default"] is not None and settings["default"] is not False
+    if bool in kinds:
+        settings["is_flag"] = True
+        words = f"{words}/--no-{words[2:]}" if one.default else words
+    elif one.choices:
+        settings["type"] = click.Choice(one.choices)
+    else:
+        types = {
+            int: int,
+            float: float,
+            str: str,
+            Path: click.Path(path_type=Path),
+            tuple[int | Off, ...]: BudgetList(),
+        }
+        settings["type"] = next((kind for of, kind in types.items() if of in kinds), str)
+    return click.option(words, flag[2:].replace("-", "_") if flag else name, **settings)
+
+
+def options(cls: type, names: Iterable[str] | None = None) -> Callable[[Any], Any]:
+    """The options for settings of a class: those with these names, or all."""
+    return all_of([option(cls, name) for name in (settings_of(cls) if names is None else names)])
 
 
 def all_of(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
@@ -99,11 +120,6 @@ def all_of(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
         return function
 
     return decorate
-
-
-def choice(names: Any) -> click.Choice:
-    """A choice among names, or among the values of a Literal type."""
-    return click.Choice(get_args(names) or tuple(names))
 
 
 class BudgetList(click.ParamType):
@@ -122,43 +138,18 @@ class BudgetList(click.ParamType):
 
 def engine_options(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options of single backends; the function receives them as one `engine`."""
-    usual = EngineOptions()
+    names = [name for name in settings_of(EngineOptions) if name != "serve"]
 
     @wraps(function)
-    def call(*args: Any, engine_args: str | None, **rest: Any) -> None:
-        told = {key: rest.pop(key) for key in ("url", "served_model", "tokenizer", "concurrency", "timeout", "sparse")}
-        engine = EngineOptions(parse_args(engine_args), **told)
-        function(*args, engine=engine, **rest)
+    def call(*given: Any, engine_args: str | None, **rest: Any) -> None:
+        told = {name: rest.pop(name) for name in names if name != "args"}
+        function(*given, engine=EngineOptions(parse_args(engine_args), **told), **rest)
 
-    options = (
-        _engine_option("args", "--engine-args", "arguments of vllm.LLM.", metavar="JSON"),
-        _engine_option("url", "--url", "the server's address, such as http://localhost:8000/v1."),
-        _engine_option("served_model", "--served-model", "the server's name for MODEL, if it differs.", metavar="NAME"),
-        _engine_option(
-            "tokenizer",
-            "--tokenizer",
-            "the served model's tokenizer; MODEL is then only its name.",
-            metavar="FOLDER|HUB-ID",
-        ),
-        _engine_option(
-            "concurrency", "--concurrency", "most simultaneous requests; the default follows the server.", type=int
-        ),
-        _engine_option("timeout", "--timeout", "seconds for the whole reply to a request.", default=usual.timeout),
-        _engine_option(
-            "sparse",
-            "--sparse/--no-sparse",
-            "on a CPU, multiply packed and 16-bit weights with Prunus's kernel.",
-            default=usual.sparse,
-        ),
-    )
-    for option in reversed(options):
-        call = option(call)
+    for name in reversed(names):
+        help = f"{users_of(name)}: {settings_of(EngineOptions)[name].help}"
+        changes: dict[str, Any] = {"flag": "--engine-args", "default": None} if name == "args" else {}
+        call = option(EngineOptions, name, help=help, **changes)(call)
     return call
-
-
-def _engine_option(setting: str, name: str, help: str, **settings: Any) -> Callable[[Any], Any]:
-    """An option whose help names the backends that use it."""
-    return click.option(name, help=f"{users_of(setting)}: {help}", show_default="default" in settings, **settings)
 
 
 def is_given(name: str) -> bool:
@@ -166,15 +157,36 @@ def is_given(name: str) -> bool:
     return click.get_current_context().get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
 
 
-def print_json(data: Any) -> None:
-    """Print data as JSON, the only output on stdout with --json."""
-    click.echo(json.dumps(with_names(data), indent=1, ensure_ascii=False))
+def show(data: Any, as_json: bool, shown: str | Callable[[Any], object]) -> None:
+    """Print data as JSON, the only output on stdout with --json, or as people read it.
+
+    shown: prints it; or the name of a function in reporting/terminal.py, which takes a while to import, that makes a
+    table of it, or several.
+    """
+    if as_json:
+        click.echo(json.dumps(with_names(data), indent=1, ensure_ascii=False))
+    elif isinstance(shown, str):
+        from prunus.reporting import terminal
+
+        tables = getattr(terminal, shown)(data)
+        progress.out_console.print(*(tables if isinstance(tables, list | tuple) else [tables]), sep="\n")
+    else:
+        shown(data)
 
 
+def show_verdicts(comparison: dict[str, Any]) -> None:
+    """Print the table of a comparison."""
+    from prunus.results.cells import Comparison
+
+    show(Comparison.of(comparison), False, "verdict_table")
+
+
+path = click.Path(path_type=Path)
 model_argument = click.argument("model")
-device_option = click.option(
-    "--device", default="auto", show_default=True, help="cpu, cuda, ...; auto: a GPU if there is one."
-)
+out_argument = click.argument("out", type=path)
+device_option = option(Where, "device")
+dry_run_option = option(Where, "dry_run")
+overwrite_option = option(Where, "overwrite")
 ray_options = all_of(
     [
         click.option(
@@ -201,19 +213,15 @@ ray_options = all_of(
 recover_option = click.option(
     "--recover", is_flag=True, help="Then train what is kept, as `prunus recover` does without options of its own."
 )
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-store_argument = click.argument("store", type=click.Path(path_type=Path))
+store_argument = click.argument("store", type=path)
 
 
 def show_summary(summary: dict[str, Any]) -> None:
     """Print the summary of what a command did to stderr, one line per entry."""
     for key, value in summary.items():
         if isinstance(value, str | int | float | bool):
-            progress.say(
-                f"{key.replace('_', ' ')}: {value:.4g}"
-                if isinstance(value, float)
-                else f"{key.replace('_', ' ')}: {value}"
-            )
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            progress.say(f"{key.replace('_', ' ')}: {shown}")
     for warning in summary.get("warnings", ()):
         progress.say(f"warning: {warning}")

@@ -8,47 +8,41 @@ from typing import Any
 import click
 
 import prunus
-from prunus import progress, recipes
+from prunus import progress
 from prunus.cli.common import (
-    choice,
     command,
     device_option,
+    dry_run_option,
     is_given,
     json_option,
     model_argument,
+    option,
+    options,
+    out_argument,
     overwrite_option,
-    print_json,
     ray_options,
-    recipe_option,
     recover_option,
+    show,
 )
 from prunus.cli.evaluation import plan_options, store_option
-from prunus.cli.pruning import CALIBRATION_HELP
-from prunus.declarations import Allocation, declared
 from prunus.engines import EngineOptions
 from prunus.evaluation.beforehand import check_plan
 from prunus.recipes import EvalPlan, PruneRecipe
+from prunus.settings import hints_of, settings_of
 
 NOTHING_FOUND = 3  # exit code
-# Options for fields of PruneRecipe, by the name of the field; those of evaluation have some of these names.
-PRUNING = {
-    "calibration": "calibration",
-    "calibration_samples": "samples",
-    "seqlen": "seqlen",
-    "calibration_tokens": "calibration_tokens",
-    "scope": "scope",
-    "allocation": "allocation",
-    "propagation": "propagation",
-}
+# Settings of PruneRecipe that are options; `samples` is --calibration-samples, since the plan has it, too.
+OF_PRUNING = ("calibration", "seqlen", "calibration_tokens", "scope", "allocation", "propagation")
+SAMPLES = "calibration_samples"
 
 
 @command(
     "find",
-    "prunus find tiny out/found --task tiny --budgets 64,256 --ladder 0.05:0.3:0.05 --margin 0.03\n"
+    "prunus find tiny out/found --task tiny --budgets 64,256 --ladder 0.05:0.3:0.05 --margin 0.03",
     "prunus find tiny out/found --task tiny --budgets 64,256 --dry-run",
 )
 @model_argument
-@click.argument("out", type=click.Path(path_type=Path))
+@out_argument
 @click.option(
     "--ladder",
     default="0.1:0.7:0.05",
@@ -81,29 +75,15 @@ PRUNING = {
     "--look", type=int, help="Problems evaluated between two decisions; default: a batch of the engine.", metavar="N"
 )
 @plan_options
-@recipe_option(PruneRecipe, "calibration", f"For pruning: {CALIBRATION_HELP}")
-@click.option("--calibration-samples", default=PruneRecipe.samples, show_default=True, help="Calibration sequences.")
-@recipe_option(PruneRecipe, "seqlen", "Tokens per calibration sequence.", type=int)
-@recipe_option(PruneRecipe, "calibration_tokens", "Exactly N calibration tokens, instead of samples.", type=int)
-@recipe_option(PruneRecipe, "scope", "Which Linears of a block are pruned.", type=choice(recipes.Scope))
-@recipe_option(
-    PruneRecipe,
-    "allocation",
-    "How blocks share the sparsity.",
-    type=choice(declared(Allocation)),
-)
-@recipe_option(
-    PruneRecipe,
-    "propagation",
-    "Inputs on which a Linear is calibrated, as for prune; with dense they are measured once for all rungs.",
-    type=choice(recipes.Propagation),
-)
+@option(PruneRecipe, "calibration", help=f"For pruning: {settings_of(PruneRecipe)['calibration'].help}")
+@option(PruneRecipe, "samples", flag="--calibration-samples")
+@options(PruneRecipe, OF_PRUNING[1:])
 @recover_option
 @store_option
-@click.option("--serve", help="openai: command that starts a server, such as 'vllm serve {model} --port {port}'.")
+@option(EngineOptions, "serve", help=f"openai: {settings_of(EngineOptions)['serve'].help}")
 @device_option
 @ray_options
-@click.option("--dry-run", is_flag=True, help="Print what to expect; write nothing.")
+@dry_run_option
 @overwrite_option
 @json_option
 def find_command(
@@ -111,23 +91,12 @@ def find_command(
     out: Path,
     ladder: str,
     method: str | None,
-    margin: str,
-    stop_margin: str,
-    alpha: float,
-    max_tokens: int | None,
-    look: int | None,
-    store: Path,
     recover: bool,
     serve: str | None,
-    device: str,
     engine: EngineOptions,
-    ray: str | None,
-    gpus_per_task: float | None,
-    cpus_per_task: float,
     dry_run: bool,
-    overwrite: bool,
     as_json: bool,
-    **options: Any,
+    **given: Any,
 ) -> None:
     """Write the most compressed version of MODEL that provably still solves and still stops to the folder OUT.
 
@@ -135,26 +104,36 @@ def find_command(
     certify or refuse it; the walk ends at the first rung that is not certified. Exit code 3: none was, and OUT is not
     written. After an interruption the same command goes on.
     """
-    pruning = {name: options.pop(name) for name in PRUNING}
-    settings = {PRUNING[name]: value for name, value in pruning.items() if is_given(name)}
-    plan = EvalPlan(**options)
+    pruning = {name: given.pop(name) for name in (*OF_PRUNING, SAMPLES)}
+    settings = {"samples" if name == SAMPLES else name: pruning[name] for name in pruning if is_given(name)}
+    plan = EvalPlan(**{name: given.pop(name) for name in list(given) if name in hints_of(EvalPlan)})
     if not ladder.endswith(".toml"):
         settings["seed"] = plan.seed
-    check_plan(model, plan, engine, store)
+    check_plan(model, plan, engine, given["store"])
     found = prunus.find(
-        model, out, plan, ladder, methods=method.split(",") if method else None, settings=settings,
-        recovery={} if recover else None, margin=margin, stop_margin=stop_margin, alpha=alpha, max_tokens=max_tokens,
-        look=look, store=store,
-        device=device, engine=replace(engine, serve=serve), ray=ray, gpus_per_task=gpus_per_task,
-        cpus_per_task=cpus_per_task, dry_run=dry_run, overwrite=overwrite,
-    )  # fmt: skip
-    if as_json:
-        print_json(found)
-    elif dry_run:
-        click.echo("\n".join(found["lines"]))
-    else:
-        click.echo("\n".join(found["claims"]) or f"no rung was certified, so {found['model']} stays as it is")
-        full = f"; all rungs in full would have taken about {found['full_grid_tokens']:,}"
-        progress.say(f"{found['tokens']:,} tokens{full}" + (f"; written: {found['out']}" if found["out"] else ""))
+        model,
+        out,
+        plan,
+        ladder,
+        methods=method.split(",") if method else None,
+        settings=settings,
+        recovery={} if recover else None,
+        engine=replace(engine, serve=serve),
+        dry_run=dry_run,
+        **given,
+    )
+    show(found, as_json, print_lines if dry_run else print_found)
     if not dry_run and found["out"] is None:
         sys.exit(NOTHING_FOUND)
+
+
+def print_lines(ahead: dict[str, Any]) -> None:
+    """Print what to expect of a search."""
+    click.echo("\n".join(ahead["lines"]))
+
+
+def print_found(found: dict[str, Any]) -> None:
+    """Print what a search found, and what it took."""
+    click.echo("\n".join(found["claims"]) or f"no rung was certified, so {found['model']} stays as it is")
+    full = f"; all rungs in full would have taken about {found['full_grid_tokens']:,}"
+    progress.say(f"{found['tokens']:,} tokens{full}" + (f"; written: {found['out']}" if found["out"] else ""))

@@ -1,14 +1,24 @@
-"""Commands that read a store: runs, compare, card, export, report and verify."""
+"""Commands on a store: import, regrade, runs, compare, card, export, report and verify."""
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 import prunus
 from prunus import progress
-from prunus.cli.common import choice, command, json_option, overwrite_option, print_json, show_summary, store_argument
+from prunus.cli.common import (
+    command,
+    json_option,
+    out_argument,
+    overwrite_option,
+    path,
+    show,
+    show_summary,
+    show_verdicts,
+    store_argument,
+)
 from prunus.results.frames import Format
 
 base_option_help = "Run to compare with: its id (or the start of it), model name, or label in the tables."
@@ -30,7 +40,31 @@ folder = click.Path(path_type=Path, file_okay=False)
 DIFFERS = 1  # exit code of verify
 
 
-@command("runs", "prunus runs results.db\nprunus runs results.db --remove 3f2a9b1c04de")
+@command("import", "prunus import results.db samples_gsm8k_2026-11-26T18-24-02.644730.jsonl --as my-model")
+@store_argument
+@click.argument("files", nargs=-1, required=True, type=path, metavar="FILE...")
+@click.option("--as", "name", required=True, metavar="NAME", help="Name of the run in tables and for compare.")
+@click.option("--metric", help="Metric that says whether an output is correct; needed if the log has several.")
+@click.option(
+    "--threshold", type=float, help="Least score that counts as correct; needed if there are others than 0 and 1."
+)
+def import_command(store: Path, files: tuple[Path, ...], **given: Any) -> None:
+    """Add a log of lm-eval, inspect_ai, lighteval or evalscope to STORE as a run without thinking budget ("as run").
+
+    Several FILEs are logs of one model, such as one for each task.
+    """
+    show_summary(prunus.import_rows(store, files, **given))
+
+
+@command("regrade", "prunus regrade results.db")
+@store_argument
+def regrade_command(store: Path) -> None:
+    """Grade all stored texts again with the grader of this version; nothing is generated."""
+    for key, value in prunus.regrade(store).items():
+        progress.say(f"{key}: {value}")
+
+
+@command("runs", "prunus runs results.db", "prunus runs results.db --remove 3f2a9b1c04de")
 @store_argument
 @click.option(
     "--remove",
@@ -43,13 +77,7 @@ def runs_command(store: Path, remove: str | None, as_json: bool) -> None:
 
     With --remove, first remove one; there is no way back. A run that is being evaluated is not removed.
     """
-    found = prunus.runs(store, remove)
-    if as_json:
-        print_json(found)
-    else:
-        from prunus.reporting.terminal import runs_table
-
-        progress.out_console.print(runs_table(found))
+    show(prunus.runs(store, remove), as_json, "runs_table")
 
 
 @command("compare", "prunus compare results.db --base tiny --other wanda-20")
@@ -61,28 +89,19 @@ def runs_command(store: Path, remove: str | None, as_json: bool) -> None:
 @margin_option
 @stop_margin_option
 @json_option
-def compare_command(
-    store: Path, base: str, others: tuple[str, ...], margin: str, stop_margin: str, as_json: bool
-) -> None:
+def compare_command(store: Path, base: str, others: tuple[str, ...], as_json: bool, **margins: Any) -> None:
     """Print paired differences to a base run, each with a verdict: better, worse, non-inferior, cannot tell."""
-    data = prunus.compare(store, base, others or None, margin=margin, stop_margin=stop_margin)
-    if as_json:
-        print_json(data)
-    else:
-        from prunus.reporting.terminal import verdict_table
-        from prunus.results.cells import Comparison
-
-        progress.out_console.print(verdict_table(Comparison.of(data)))
+    show(prunus.compare(store, base, others or None, **margins), as_json, show_verdicts)
 
 
 @command("card", "prunus card out/wanda-50 --store results.db --base-model Qwen/Qwen3-0.6B")
 @click.argument("checkpoint")
-@click.option("--store", type=click.Path(path_type=Path), help="Store with a run of CHECKPOINT; default: no results.")
+@click.option("--store", type=path, help="Store with a run of CHECKPOINT; default: no results.")
 @click.option("--run", metavar="RUN", help="Which run of CHECKPOINT, where the store has several.")
 @click.option("--base", metavar="RUN", help=base_option_help + " Default: the dense model, with the same plan.")
 @click.option("--base-model", metavar="ORG/NAME", help="Hub id of the dense model, if prunus.json does not have it.")
 @margin_option
-@click.option("--out", type=click.Path(path_type=Path), help="File, or folder for README.md; default: CHECKPOINT.")
+@click.option("--out", type=path, help="File, or folder for README.md; default: CHECKPOINT.")
 @click.option("--overwrite", is_flag=True, help="Replace a README.md that prunus did not write, or that was edited.")
 def card_command(checkpoint: str, **options: Any) -> None:
     """Write the model card of CHECKPOINT, README.md, with the Hub's metadata.
@@ -96,7 +115,7 @@ def card_command(checkpoint: str, **options: Any) -> None:
 @command("export", "prunus export results.db frames --format parquet")
 @store_argument
 @click.argument("out", type=folder)
-@click.option("--format", type=choice(Format), default="csv", show_default=True)
+@click.option("--format", type=click.Choice(get_args(Format)), default="csv", show_default=True)
 @overwrite_option
 def export_command(store: Path, out: Path, format: Format, overwrite: bool) -> None:
     """Write the runs, draws and curves of STORE as files to the folder OUT (needs the extra frames)."""
@@ -105,7 +124,7 @@ def export_command(store: Path, out: Path, format: Format, overwrite: bool) -> N
 
 @command("report", "prunus report results.db report.html")
 @store_argument
-@click.argument("out", type=click.Path(path_type=Path))
+@out_argument
 @click.option("--base", help=base_option_help + " Default: the unpruned model.")
 @margin_option
 @stop_margin_option
@@ -118,26 +137,12 @@ def export_command(store: Path, out: Path, format: Format, overwrite: bool) -> N
 def report_command(
     store: Path,
     out: Path,
-    base: str | None,
-    margin: str,
-    stop_margin: str,
-    published: bool,
     figures: Path | None,
     csv: Path | None,
-    overwrite: bool,
+    **given: Any,
 ) -> None:
     """Write a self-contained page: verdicts, curves, token counts, what was pruned, answers that changed."""
-    page = prunus.report(
-        store,
-        out,
-        base=base,
-        margin=margin,
-        stop_margin=stop_margin,
-        published=published,
-        figures=figures,
-        csv=csv,
-        overwrite=overwrite,
-    )
+    page = prunus.report(store, out, figures=figures, csv=csv, **given)
     for folder, what in ((figures, "figures"), (csv, "tables")):
         if folder is not None:
             progress.say(f"wrote {what} into {folder}")
@@ -145,8 +150,8 @@ def report_command(
 
 
 @command("verify", "prunus verify out/found/certificate.json --store results.db")
-@click.argument("certificate", type=click.Path(path_type=Path))
-@click.option("--store", type=click.Path(path_type=Path), default=Path("results.db"), show_default=True)
+@click.argument("certificate", type=path)
+@click.option("--store", type=path, default=Path("results.db"), show_default=True)
 @json_option
 def verify_command(certificate: Path, store: Path, as_json: bool) -> None:
     """Compute the claims of CERTIFICATE, which `prunus find` wrote, again from the rows of the store.
@@ -155,15 +160,9 @@ def verify_command(certificate: Path, store: Path, as_json: bool) -> None:
     something is not as the certificate says; it prints what.
     """
     found = prunus.verify(certificate, store)
-    if as_json:
-        print_json(found)
-    else:
-        for claim in found["claims"]:
-            click.echo(f"holds: {claim}")
-        if not found["claims"] and not found["differences"]:
-            click.echo("holds: no rung was certified, so nothing is claimed")
-        for line in found["differences"]:
-            click.echo(f"differs: {line}")
+    claims = found["claims"] or ([] if found["differences"] else ["no rung was certified, so nothing is claimed"])
+    lines = [*(f"holds: {claim}" for claim in claims), *(f"differs: {line}" for line in found["differences"])]
+    show(found, as_json, lambda _: click.echo("\n".join(lines)))
     for note in [*found["searches"], *found["notes"]]:
         progress.say(note)
     if found["differences"]:

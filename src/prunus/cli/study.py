@@ -7,7 +7,7 @@ import click
 
 import prunus
 from prunus import progress
-from prunus.cli.common import command, device_option, is_given, json_option, print_json, ray_options
+from prunus.cli.common import command, device_option, is_given, json_option, path, ray_options, show, show_verdicts
 from prunus.errors import PrunusError
 
 ACTIONS = ("run", "plan", "report")
@@ -16,13 +16,13 @@ OPTIONS_OF_ONE_ACTION = {"no_measure": "plan", "ray": "run", "gpus_per_task": "r
 
 @command(
     "study",
-    "prunus study plan examples/tiny.toml\nprunus study examples/tiny.toml\nprunus study examples/paper.toml --ray",
+    "prunus study plan examples/tiny.toml",
+    "prunus study examples/tiny.toml",
+    "prunus study examples/paper.toml --ray",
 )
 @click.argument("words", nargs=-1, required=True, metavar="[run|plan|report] FILE.toml")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the study; default: study-FILE.")
-@click.option(
-    "--store", type=click.Path(path_type=Path), help="Store of the results; default: results.db in the study's folder."
-)
+@click.option("--out", type=path, help="Folder of the study; default: study-FILE.")
+@click.option("--store", type=path, help="Store of the results; default: results.db in the study's folder.")
 @device_option
 @ray_options
 @click.option("--no-measure", is_flag=True, help="plan: load no model, so that no time is estimated.")
@@ -32,11 +32,9 @@ def study_command(
     out: Path | None,
     store: Path | None,
     device: str,
-    ray: str | None,
-    gpus_per_task: float | None,
-    cpus_per_task: float,
     no_measure: bool,
     as_json: bool,
+    **workers: Any,
 ) -> None:
     """Run a study, the grid of models, recipes and plans of a TOML file: do what is missing, compare, report.
 
@@ -46,16 +44,12 @@ def study_command(
     """
     action, file = parse(words)
     if action == "plan":
-        show = print_plan
-        done = prunus.plan_study(file, out=out, store=store, device=device, measure=not no_measure)
+        plan = prunus.plan_study(file, out=out, store=store, device=device, measure=not no_measure)
+        show(plan, as_json, print_plan)
     elif action == "report":
-        show = print_verdicts
-        done = prunus.report_study(file, out=out, store=store)
+        show(prunus.report_study(file, out=out, store=store), as_json, print_outcomes)
     else:
-        show = print_verdicts
-        workers = {"ray": ray, "gpus_per_task": gpus_per_task, "cpus_per_task": cpus_per_task}
-        done = prunus.run_study(file, out=out, store=store, device=device, **workers)
-    (print_json if as_json else show)(done)
+        show(prunus.run_study(file, out=out, store=store, device=device, **workers), as_json, print_outcomes)
 
 
 def parse(words: tuple[str, ...]) -> tuple[str, str]:
@@ -79,15 +73,13 @@ def print_plan(plan: dict[str, Any]) -> None:
     progress.out_console.print(plan_table(plan))
 
 
-def print_verdicts(done: dict[str, Any]) -> None:
+def print_outcomes(done: dict[str, Any]) -> None:
     """Print a table of verdicts for each model and plan, the outcomes of searches, and where the report is."""
-    from prunus.reporting.terminal import verdict_table
-    from prunus.results.cells import Comparison
     from prunus.study.plan_table import search_lines
 
     for entry in done["comparisons"]:
         if entry["comparison"] is not None:
-            progress.out_console.print(verdict_table(Comparison.of(entry["comparison"])))
+            show_verdicts(entry["comparison"])
     for search in done["searches"]:
         click.echo("\n".join(search_lines(search, len({one["model"] for one in done["searches"]}) > 1)))
     progress.say(f"report: {done['report']}")

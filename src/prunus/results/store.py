@@ -21,7 +21,7 @@ from prunus.budgets import budget_of
 from prunus.disk import locked
 from prunus.errors import PrunusError
 from prunus.hashing import content_hash
-from prunus.kinds import hints_of
+from prunus.settings import hints_of
 from prunus.parse import parse_json
 from prunus.results import schema
 from prunus.results.labels import is_called

@@ -76,15 +76,15 @@ def carry_out(
     summary: dict[str, Any] = {}
     for count, recipe in enumerate(steps[done:], done + 1):
         before, name = (folders[count - 2], steps_name(steps[: count - 1])) if count > 1 else (model, None)
-        dense = None if count == 1 else model
-        summary = kind_of(recipe).make(before, folders[count - 1], recipe, where, dense=dense, name=name)
+        there = replace(where, dense=None if count == 1 else model)
+        summary = kind_of(recipe).make(before, folders[count - 1], recipe, there, name)
     return summary
 
 
 def foresee(model: str | Path, target: Path, steps: Sequence[Recipe], where: Where) -> dict[str, Any]:
     """What the steps would do, as far as it can be known while only the model before them is there."""
     first, *others = steps
-    summary = kind_of(first).make(model, target, first, where, dense=None, name=None)
+    summary = kind_of(first).make(model, target, first, where, None)
     for recipe in others:
         ahead = kind_of(recipe).foresee(recipe, model, target, where)
         summary |= ahead | {"warnings": list(dict.fromkeys([*summary["warnings"], *ahead["warnings"]]))}

@@ -10,13 +10,13 @@ from prunus.step import Step, Where
 
 
 class Drop(Step):
-    """The step of `prunus drop`."""
+    """Remove decoder blocks of MODEL and write the result to the folder OUT."""
 
     recipe = DropRecipe
+    examples = ("prunus drop tiny out/drop-1 --blocks 1", "prunus drop tiny out/without-4-5 --blocks 4,5")
+    options = ("recover",)
 
-    def make(
-        self, model: str | Path, out: Path, recipe: Any, where: Where, *, dense: str | Path | None, name: str | None
-    ) -> dict[str, Any]:
+    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> dict[str, Any]:
         """As Step says."""
         from prunus.pruning.drop import drop_blocks
 

@@ -12,14 +12,20 @@ WEIGHTS = (*TOKEN_WEIGHTS, "closing_weight")  # the last is of earlier versions,
 
 
 class Experts(Step):
-    """The step of `prunus experts`."""
+    """Remove routed experts of MODEL, a mixture of experts, and write the result to the folder OUT.
+
+    Routers lose the rows of these experts. An interrupted run resumes when the same command is given again.
+    """
 
     recipe = ExpertsRecipe
     reshapes = True
+    examples = (
+        "prunus experts MODEL out/reap-75 --keep 0.75",
+        "prunus experts MODEL out/reap-50 --keep 0.5 --stats experts.safetensors",
+    )
+    options = ("stats", "recover")
 
-    def make(
-        self, model: str | Path, out: Path, recipe: Any, where: Where, *, dense: str | Path | None, name: str | None
-    ) -> dict[str, Any]:
+    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> dict[str, Any]:
         """As Step says."""
         from prunus.pruning.drop_experts import drop_experts
 

@@ -1,9 +1,11 @@
 """Zero weights. Its manifest has the `sparsity` of each Linear, and the `allocation` unless that is uniform."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from prunus.declarations import Allocation, Method, declared
+from prunus.errors import PrunusError
 from prunus.recipe_base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS
 from prunus.recipes import OWN_GROUP, PruneRecipe
 from prunus.step import Step, Where
@@ -12,13 +14,22 @@ NAMED = ("allocation", "scope", "update", "propagation")  # settings that names 
 
 
 class Prune(Step):
-    """The step of `prunus prune`."""
+    """Zero weights of MODEL (a folder, a hub id, or `tiny`) and write the result to the folder OUT.
+
+    An interrupted run resumes when the same command is given again.
+    """
 
     recipe = PruneRecipe
+    examples = ("prunus prune tiny out/wanda-20 --method wanda --sparsity 0.2",)
+    options = ("offload", "stats", "recover")
 
-    def make(
-        self, model: str | Path, out: Path, recipe: Any, where: Where, *, dense: str | Path | None, name: str | None
-    ) -> dict[str, Any]:
+    def asked(self, given: Mapping[str, Any]) -> PruneRecipe:
+        """As Step says."""
+        if given.keys() >= {"pattern", "sparsity"}:
+            raise PrunusError("--pattern and --sparsity both set the number of zeros; give one of them")
+        return PruneRecipe(**given)
+
+    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> dict[str, Any]:
         """As Step says."""
         import torch
 

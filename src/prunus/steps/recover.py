@@ -9,19 +9,26 @@ from prunus.step import Step, Where
 
 
 class Recover(Step):
-    """The step of `prunus recover`."""
+    """Train the weights that pruning kept in PRUNED, block by block, and write the result to the folder OUT.
+
+    Every zero stays zero. A block learns to output what the dense model outputs at its depth, on calibration tokens. An
+    eighth of them is held out; a block whose held-out error does not fall is left as it was.
+    """
 
     recipe = RecoverRecipe
     needs_pruned = True
+    examples = (
+        "prunus recover out/wanda-50 out/wanda-50-recovered --calibration traces:own.jsonl",
+        "prunus recover out/wanda-50 out/recovered --dense Qwen/Qwen3-0.6B --calibration-tokens 64000",
+    )
+    options = ("dense", "offload")
 
-    def make(
-        self, model: str | Path, out: Path, recipe: Any, where: Where, *, dense: str | Path | None, name: str | None
-    ) -> dict[str, Any]:
+    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> dict[str, Any]:
         """As Step says. It comes near to the model before all steps, whatever was removed from it."""
         from prunus.pruning.recover import recover
 
         return recover(
-            model, out, recipe, dense=dense, name=name, device=where.device, offload=where.offload,
+            model, out, recipe, dense=where.dense, name=name, device=where.device, offload=where.offload,
             overwrite=where.overwrite, dry_run=where.dry_run,
         )  # fmt: skip
 

@@ -12,11 +12,11 @@ from typing import Any, NoReturn, get_origin
 from prunus.budgets import OFF
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.kinds import hints_of, misfit
 from prunus.margins import Margin, MarginLike
 from prunus.parse import parse_toml
 from prunus.recipe_base import Recipe, without_removed
 from prunus.recipes import EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
+from prunus.settings import hints_of, misfit
 from prunus.step import STEPS, step_kind, steps_name
 from prunus.study.toml_lines import Lines, suggestion
 

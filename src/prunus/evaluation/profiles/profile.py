@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from prunus.errors import PrunusError
-from prunus.kinds import check_types, hints_of, misfit
 from prunus.parse import parse_toml
 from prunus.recipes import PROFILE_FOLDER, PROFILE_NAMES, Mode
+from prunus.settings import check_types, hints_of, misfit
 
 FORMAT = 1
 LEGACY_ANSWER_TOKENS = 32_768

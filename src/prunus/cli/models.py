@@ -1,0 +1,145 @@
+"""Commands that describe and measure a model, or write it in another form."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+import prunus
+from prunus.checkpoint.resolve import resolve
+from prunus.cli.common import (
+    command,
+    device_option,
+    is_given,
+    json_option,
+    model_argument,
+    options,
+    out_argument,
+    overwrite_option,
+    path,
+    show,
+    show_summary,
+)
+from prunus.declarations import Method, declared, owners_of
+from prunus.errors import PrunusError
+from prunus.pruning.calibration.beforehand import check_calibration, check_source
+from prunus.pruning.calibration.text_files import check_readable
+from prunus.recipe_base import CALIBRATED
+from prunus.recipes import PruneRecipe
+from prunus.settings import settings_of
+
+# Settings of PruneRecipe on which the sparsities of blocks do not depend.
+OF_METHODS = {"method", "pattern", "group", "propagation", "update", *owners_of(declared(Method))}
+
+
+@command("stats", "prunus stats tiny tiny.stats.safetensors", "prunus stats tiny tiny.hessians.safetensors --hessians")
+@model_argument
+@out_argument
+@options(PruneRecipe, (*CALIBRATED, "dtype", "min_expert_tokens"))
+@click.option("--hessians", is_flag=True, help="Also write X^T X, for sparsegpt, alps and --update obs; a large file.")
+@click.option(
+    "--experts", is_flag=True, help="Write what criteria need to know of experts, for prunus experts --stats."
+)
+@device_option
+@overwrite_option
+def stats_command(model: str, out: Path, hessians: bool, experts: bool, **given: Any) -> None:
+    """Calibrate once: write input statistics of MODEL to the file OUT, for `prunus prune --stats OUT`.
+
+    It takes one pass of the dense model. Pruning from the file then only reads, ranks and writes weights.
+    """
+    if experts and hessians:
+        raise PrunusError("--experts and --hessians are two files: give one of them")
+    check_source(given["calibration"], resolve(model))
+    if experts:
+        if is_given("min_expert_tokens"):
+            raise PrunusError("--min-expert-tokens is for statistics of Linears; scores of experts have no threshold")
+        del given["min_expert_tokens"]
+        show_summary(prunus.expert_stats(model, out, **given))
+    else:
+        show_summary(prunus.stats(model, out, hessians=hessians, **given))
+
+
+@command("allocate", "prunus allocate tiny --allocation owl --sparsity 0.5 --save owl.json")
+@model_argument
+@options(PruneRecipe, [name for name in settings_of(PruneRecipe) if name not in OF_METHODS])
+@click.option("--save", type=path, help="File for the measured importance scores, for --scores.")
+@device_option
+@json_option
+def allocate_command(model: str, save: Path | None, device: str, as_json: bool, **recipe: Any) -> None:
+    """Print and plot the sparsity of each block of MODEL; nothing is pruned."""
+    asked = PruneRecipe(**recipe)
+    check_calibration(replace(asked, method="magnitude"), model)  # what only the allocation needs
+    show(prunus.allocate(model, asked, save=save, device=device), as_json, "allocation_table")
+
+
+@command("inspect", "prunus inspect tiny", "prunus inspect out/wanda-20")
+@model_argument
+@click.option("--weights/--no-weights", default=None, help="Also read the weights; default: if prunus wrote them.")
+@json_option
+def inspect_command(model: str, weights: bool | None, as_json: bool) -> None:
+    """Print the structure of MODEL: what can be pruned, what stays dense and why, and which commands refuse it.
+
+    MODEL is a folder, a hub id, or `tiny`. With its weights: also sparsity per block and kind of Linear, N:M patterns
+    and packed sizes.
+    """
+    show(prunus.inspect(model, weights=weights), as_json, "inspection_tables")
+
+
+@command("perplexity", "prunus perplexity out/wanda-20 --text heldout.txt")
+@model_argument
+@click.option("--text", required=True, type=path, help="A .txt or .jsonl file.")
+@click.option("--seqlen", default=2048, show_default=True, help="Tokens per window.")
+@click.option("--max-tokens", type=int, help="Use only the first N tokens.")
+@device_option
+@json_option
+def perplexity_command(model: str, text: Path, as_json: bool, **given: Any) -> None:
+    """Print the perplexity of MODEL on a text, in windows that do not overlap."""
+    check_readable(text.expanduser(), resolve(model))
+    show(prunus.perplexity(model, text, **given), as_json, lambda data: click.echo(f"{data['perplexity']:.4f}"))
+
+
+@command(
+    "pack",
+    "prunus pack out/wanda-50 out/wanda-50-packed",
+    "prunus pack out/wanda-50 out/wanda-50-masks --masks-only",
+)
+@click.argument("checkpoint")
+@out_argument
+@click.option(
+    "--masks-only", is_flag=True, help="Store only the masks, one bit per weight; unpacking needs the dense model."
+)
+@click.option("--int8", is_flag=True, help="Round the kept weights of Linears to 8 bits, which is lossy.")
+@click.option("--source", help="For --masks-only: the dense model; default: the one that CHECKPOINT was pruned from.")
+@overwrite_option
+def pack_command(checkpoint: str, out: Path, **given: Any) -> None:
+    """Write the pruned CHECKPOINT to the folder OUT as one bit per weight and the values that are not zero.
+
+    `prunus unpack` restores the dense checkpoint, which other programs need, bit by bit.
+    """
+    show_summary(prunus.pack(checkpoint, out, **given))
+
+
+@command("unpack", "prunus unpack out/wanda-50-packed out/wanda-50")
+@click.argument("packed")
+@out_argument
+@click.option("--source", help="For masks only: the dense model; default: the one named in PACKED.")
+@click.option("--lossy", is_flag=True, help="Allow PACKED to have values rounded to 8 bits (--int8).")
+@overwrite_option
+def unpack_command(packed: str, out: Path, **given: Any) -> None:
+    """Write a PACKED checkpoint to the folder OUT as plain dense safetensors, which any program reads."""
+    show_summary(prunus.unpack(packed, out, **given))
+
+
+@command("dequantize", "prunus dequantize openai/gpt-oss-20b gpt-oss-bf16")
+@click.argument("model")
+@out_argument
+@overwrite_option
+def dequantize_command(model: str, out: Path, **given: Any) -> None:
+    """Write MODEL, a checkpoint in FP8 or MXFP4, in bfloat16 to the folder OUT.
+
+    Only a study needs this: prune, drop and the other commands read quantised models directly. The weights equal those
+    that transformers dequantises. OUT takes two to four times the disk space of MODEL. An interrupted run resumes when
+    the same command is given again.
+    """
+    show_summary(prunus.dequantize(model, out, **given))
