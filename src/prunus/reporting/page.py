@@ -23,7 +23,7 @@ from prunus.reporting.report_data import ReportData
 from prunus.reporting.run_totals import missing_notes
 from prunus.reporting.section import Section
 from prunus.reporting.sections import SECTIONS
-from prunus.results.record import plain
+from prunus.results.cells import plain
 from prunus.results.store import Store
 
 

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from prunus.reporting.render.text import percent
-from prunus.results.rows import IMPORTED, UNKNOWN, ProblemRow, Run, Sample
-from prunus.results.token_use import chains_of, sampled_tokens
+from prunus.results.rows import IMPORTED, UNKNOWN, ProblemRow, Run, Sample, chains_of, sampled_tokens
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,8 @@ from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.evaluation.run import missing_batches
 from prunus.evaluation.tasks import TASKS, load_task
 from prunus.recipes import EvalPlan
-from prunus.results.rows import Sample
+from prunus.results.rows import Sample, chains_of, sampled_tokens
 from prunus.results.store import Store, is_begun
-from prunus.results.token_use import chains_of, sampled_tokens
 from prunus.step import kind_of
 from prunus.study.cells import (
     AGAIN,
