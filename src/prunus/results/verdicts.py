@@ -168,14 +168,15 @@ ENOUGH = 0.9  # smallest share of the base's slope at which scaling counts as ke
 # C) array of slopes for each task, P problems by C pairs of models (one, except in simulations); a model's slope is the
 # mean over tasks of the mean over problems.
 #
-# * The interval is Fieller's (1954): all ratios rho for which the mean of other - rho base is not significantly different
-#   from 0, with Student's quantile. It is finite only where the base's own slope is clearly above 0; elsewhere there is
-#   no scaling to keep, and no interval. Two pseudo-problems, one with the slope of a typical problem and one with its
-#   negative, widen it for the reason that `paired` gives: without them it would be a point where no problem differs.
+# * The interval is Fieller's (1954): all ratios rho for which the mean of other - rho base is not significantly
+#   different from 0, with Student's quantile. It is finite only where the base's own slope is clearly above 0;
+#   elsewhere there is no scaling to keep, and no interval. Two pseudo-problems, one with the slope of a typical problem
+#   and one with its negative, widen it for the reason that `paired` gives: without them it would be a point where no
+#   problem differs.
 # * *lost*: other - 0.9 base is below 0, and the base's slope above 0, by betting.
 # * *kept*: other - 0.9 base and the base's slope are above 0, by betting. A t test makes this claim too easily with few
-#   problems: where a tenth of the problems stop scaling, it says *kept* in up to half of the cases at n = 5, and betting
-#   in none (docs/verdicts.md).
+#   problems: where a tenth of the problems stop scaling, it says *kept* in up to half of the cases at n = 5, and
+#   betting in none (docs/verdicts.md).
 
 
 def retention(base: Sequence[Floats], other: Sequence[Floats]) -> tuple[Floats, Floats, Floats]:
