@@ -18,7 +18,7 @@ from prunus import progress
 from prunus.evaluation.backends.chat import ChatServer, check_server, drawn_by_server, ignored
 from prunus.evaluation.budget import Draw, answer_text, force_budgets, force_budgets_as_completed
 from prunus.evaluation.grading import Grader
-from prunus.evaluation.profiles import decode
+from prunus.evaluation.profiles.markers import decode
 from prunus.evaluation.requests import Backend, no_progress
 from prunus.evaluation.resolved_plan import PlannedChain, ResolvedPlan, check_context, check_off_context, tokens_needed
 from prunus.evaluation.side_by_side import side_by_side

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-from prunus.checkpoint.manifest import MANIFEST
+from prunus.checkpoint.resolve import MANIFEST
 from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.requests import Backend
