@@ -23,7 +23,7 @@ import torch
 from pruning import MODEL, SAMPLES, SEQLEN, WORK, cpu_seconds, prepare
 
 import prunus
-from prunus.checkpoint import checksum
+from prunus.checkpoint import safetensors_file
 
 SPARSITIES = tuple(percent / 100 for percent in (10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 70))
 OUT, STATS = WORK / "calibrate-once", WORK / "calibrate-once.safetensors"
@@ -42,7 +42,7 @@ class Cost(NamedTuple):
 
 def cost_of(run: Callable[[], object]) -> Cost:
     """Return the cost of a call, without a cached checksum."""
-    checksum.forget()
+    safetensors_file.forget()
     cpu, wall = cpu_seconds(), time.monotonic()
     run()
     cost = Cost(cpu_seconds() - cpu, time.monotonic() - wall)

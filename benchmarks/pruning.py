@@ -193,7 +193,7 @@ def prepare(peer: bool, tokens: Path | None) -> None:
 def against_copying(out: Path) -> dict[str, dict[str, float]]:
     """Return median seconds of Magnitude and of copying the model's files, alternating, each until all is on disk."""
     import prunus
-    from prunus.checkpoint import checksum
+    from prunus.checkpoint import safetensors_file
 
     def copy() -> None:
         shutil.copytree(MODEL, out)
@@ -202,7 +202,7 @@ def against_copying(out: Path) -> dict[str, dict[str, float]]:
                 os.fsync(stream.fileno())
 
     def prune() -> None:
-        checksum.forget()  # as in its own process
+        safetensors_file.forget()  # as in its own process
         prunus.prune(MODEL, out, prunus.PruneRecipe(method="magnitude"))
 
     ways = {"copy": copy, "magnitude": prune}

@@ -7,7 +7,7 @@ speeds and peak memory. Nothing is run; the shape is that of Qwen3-8B.
 import argparse
 from typing import NamedTuple
 
-from prunus.pruning.recovery.memory import ACTIVATION_BYTES, TRAINING_BYTES
+from prunus.pruning.recovery.fit import ACTIVATION_BYTES, TRAINING_BYTES
 from prunus.pruning.recovery.streams import HELD_OUT
 
 HALF, FULL = 2, 4  # bytes of bfloat16 and float32

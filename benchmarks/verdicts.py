@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.results import anytime, betting, metrics, paired, power, retention
+from prunus.results import anytime, betting, metrics, paired, power, verdicts
+from prunus.results.betting import direction_p
 from prunus.results.comparison import compare
-from prunus.results.directions import direction_p
 from prunus.results.table import Table
 from prunus.results.verdicts import BETTER, CLAIMS, SAME, WITHIN, WORSE, word_of
 
@@ -254,11 +254,11 @@ def scaling_words(
     """Return the shares of runs called kept, called lost, given an interval, and given one that misses the truth."""
     base, other = slopes(np.random.default_rng(seed), scenario, problems, draws, kept, runs, rising)
     reach = float(metrics.slope_weights(BUDGETS).clip(0).sum())
-    share, low, high = retention.retention(base, other)
+    share, low, high = verdicts.retention(base, other)
     given = np.isfinite(share)
     return {
-        "kept": float(np.mean(retention.p_kept(base, other, reach, 0, draws) <= betting.ALPHA)),
-        "lost": float(np.mean(retention.p_lost(base, other, reach, 0, draws) <= betting.ALPHA)),
+        "kept": float(np.mean(verdicts.p_kept(base, other, reach, 0, draws) <= betting.ALPHA)),
+        "lost": float(np.mean(verdicts.p_lost(base, other, reach, 0, draws) <= betting.ALPHA)),
         "given": float(np.mean(given)),
         "missed": float(np.mean(given & ~((low <= kept) & (kept <= high)))),
     }

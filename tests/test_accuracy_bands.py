@@ -5,8 +5,7 @@ import pytest
 from fake_store import make_store
 
 from prunus.results import paired
-from prunus.results.bands import accuracy_bands, max_t_quantile
-from prunus.results.metrics import estimate
+from prunus.results.metrics import accuracy_bands, estimate, max_t_quantile
 from prunus.results.store import Store
 from prunus.results.summary import summarise, with_bands
 from prunus.results.table import tables

@@ -11,8 +11,8 @@ from test_ladder import loop_bets, loop_wealth, some
 import prunus
 from prunus.reporting.terminal import verdict_table
 from prunus.results import anytime, paired
+from prunus.results.anytime import interleaved, rounds
 from prunus.results.comparison import ADAPTIVE, compare, compared
-from prunus.results.order import interleaved, rounds
 from prunus.results.store import Store
 
 pytestmark = pytest.mark.usefixtures("few_simulations")

@@ -15,9 +15,11 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Chain, Rules, answer_text, force_budgets
 from prunus.evaluation.grading import Grader
-from prunus.evaluation.profiles import PROFILES, decode, encode_markers, encode_prompt, resolve_profile, switch_off
 from prunus.evaluation.profiles.catalogue import show_profile
-from prunus.evaluation.profiles.profile import read_profile
+from prunus.evaluation.profiles.control import switch_off
+from prunus.evaluation.profiles.detection import resolve_profile
+from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt
+from prunus.evaluation.profiles.profile import PROFILES, read_profile
 from prunus.evaluation.profiles.template import ends_of_turn
 from prunus.evaluation.requests import Sampling
 from prunus.evaluation.tasks import Problem

@@ -9,7 +9,7 @@ import pytest
 
 from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Chain, Draw, Rules, SeedPhase, contains, force_budgets
-from prunus.evaluation.profiles import Markers
+from prunus.evaluation.profiles.markers import Markers
 from prunus.evaluation.requests import Sampling
 
 NEWLINE, OPEN, STOP, TURN, WAIT = 7, 8, 9, 10, 11

@@ -15,8 +15,8 @@ from test_comparison import fill, row
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.cli import main
 from prunus.errors import PrunusError
+from prunus.results.anytime import interleaved
 from prunus.results.ladder import CERTIFIED, REFUSED, Rule
-from prunus.results.order import interleaved
 from prunus.results.rows import ProblemRow
 from prunus.results.store import Store
 from prunus.study.find import certificate as certificates

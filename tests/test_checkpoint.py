@@ -14,8 +14,7 @@ from transformers import AutoModelForCausalLM
 import prunus
 from prunus.checkpoint import resolve as resolve_module
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.manifest import next_manifest
-from prunus.checkpoint.resolve import resolve, tiny_folder
+from prunus.checkpoint.resolve import next_manifest, resolve, tiny_folder
 from prunus.checkpoint.safetensors_file import OpenFile, entry_of, read_header, write_file
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.hidden_states import HiddenStates

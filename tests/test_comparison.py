@@ -13,9 +13,9 @@ from prunus.errors import PrunusError
 from prunus.margins import Margin
 from prunus.reporting import prose
 from prunus.results import betting, paired
+from prunus.results.betting import direction_p
 from prunus.results.cells import Comparison, Entry
 from prunus.results.comparison import compare
-from prunus.results.directions import direction_p
 from prunus.results.rows import ProblemRow, Run, Sample
 from prunus.results.store import Store
 from prunus.results.summary import summarise

@@ -16,7 +16,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import find_tensors
 from prunus.errors import PrunusError
 from prunus.pruning.depth import verification as verify
-from prunus.pruning.depth.shortened_config import shorter_config
+from prunus.pruning.depth.verification import shorter_config
 from prunus.recipes import DropRecipe, PruneRecipe
 
 # Encoders, and decoders of an encoder's output, which are no decoders in our sense.

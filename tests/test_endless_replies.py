@@ -14,7 +14,7 @@ from prunus.checkpoint.resolve import tiny_folder
 from prunus.cli import main
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends import served, server_process, transport
+from prunus.evaluation.backends import served, transport
 from prunus.evaluation.backends.chat import ChatRequest, ChatServer
 from prunus.evaluation.backends.openai import OpenAIBackend
 from prunus.evaluation.requests import Sampling
@@ -106,7 +106,7 @@ def test_what_a_server_need_not_tell_does_not_hold_it_up(pace):
         assert transport.run(version(url)) == ("", None)
     with serving({"/v1/models": pace}) as url:
         began = time.monotonic()
-        assert not transport.run(server_process._answers(url))
+        assert not transport.run(served._answers(url))
         assert time.monotonic() - began < 15
 
 

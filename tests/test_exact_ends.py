@@ -18,7 +18,7 @@ from prunus.engines import EngineOptions
 from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Chain, Rules, force_budgets, force_budgets_as_completed
-from prunus.evaluation.profiles import encode_markers
+from prunus.evaluation.profiles.markers import encode_markers
 from prunus.evaluation.requests import Backend, Sampling
 
 pytestmark = pytest.mark.xdist_group("exact ends")  # what the model writes by hand is computed once

@@ -23,7 +23,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation import run as loop
 from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
-from prunus.results.order import interleaved, seeded_order
+from prunus.results.anytime import interleaved, seeded_order
 from prunus.results.rows import Run
 from prunus.results.store import Store
 from prunus.study import engine as engines

@@ -19,7 +19,7 @@ from prunus.pruning.calibration.hidden_states import HiddenStates
 from prunus.pruning.calibration.propagation import BlockRun, observe
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target
-from prunus.pruning.methods import gblm, row_budgets
+from prunus.pruning.methods import gblm, wanda
 from prunus.pruning.methods.wanda_plus_plus import Repair, repair, with_regional_gradients
 from prunus.recipes import PruneRecipe
 
@@ -142,12 +142,12 @@ def test_rows_keep_by_the_fisher_information_of_their_outputs(tmp_path, rows, po
 
 def test_row_budgets_by_hand():
     fisher = torch.tensor([1.0, 2.0, 3.0, 94.0])
-    assert row_budgets.kept_per_row(fisher, 10, 24, 1.0).tolist() == [1, 2, 3, 10]
-    assert row_budgets.kept_per_row(fisher, 10, 24, 0.0).tolist() == [4, 4, 4, 4]
-    assert row_budgets.kept_per_row(fisher, 10, 22, 0.0).tolist() == [5, 5, 4, 4]
-    assert row_budgets.kept_per_row(torch.zeros(3), 4, 6, 1.0).tolist() == [2, 2, 2]
+    assert wanda.kept_per_row(fisher, 10, 24, 1.0).tolist() == [1, 2, 3, 10]
+    assert wanda.kept_per_row(fisher, 10, 24, 0.0).tolist() == [4, 4, 4, 4]
+    assert wanda.kept_per_row(fisher, 10, 22, 0.0).tolist() == [5, 5, 4, 4]
+    assert wanda.kept_per_row(torch.zeros(3), 4, 6, 1.0).tolist() == [2, 2, 2]
     for zeros in range(41):
-        kept = row_budgets.kept_per_row(fisher, 10, zeros, 0.7)
+        kept = wanda.kept_per_row(fisher, 10, zeros, 0.7)
         assert kept.sum() == 40 - zeros and kept.max() <= 10 and kept.min() >= 0
         assert (kept.diff() >= 0).all()
 

@@ -25,10 +25,10 @@ from prunus.evaluation.tasks import Problem, load_task
 from prunus.grouping import ALIKE, leaders
 from prunus.recipes import EvalPlan
 from prunus.results import ladder
+from prunus.results.anytime import interleaved, rounds, whole_groups
 from prunus.results.comparison import compare
-from prunus.results.importing.log import Record
-from prunus.results.importing.problems import keys_of, problem_rows
-from prunus.results.order import interleaved, rounds, whole_groups
+from prunus.results.importing.commands import keys_of, problem_rows
+from prunus.results.importing.files import Record
 from prunus.results.rows import ProblemRow
 from prunus.results.store import Store, same_groups
 from prunus.results.summary import summarise

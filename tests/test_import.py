@@ -20,7 +20,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import problem_row
 from prunus.evaluation.tasks.problem import Problem
 from prunus.results.importing import files
-from prunus.results.importing.formats import read_log
+from prunus.results.importing.commands import read_log
 from prunus.results.rows import ProblemRow, Run, Sample
 from prunus.results.store import Store
 from prunus.results.summary import summarise

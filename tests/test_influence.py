@@ -16,8 +16,8 @@ import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import resolve
 from prunus.errors import PrunusError
-from prunus.pruning.allocation import influence, layerif, layerif_sketch
-from prunus.pruning.allocation.influence import chain_only
+from prunus.pruning.allocation import layerif, layerif_sketch
+from prunus.pruning.allocation.layerif import chain_only
 from prunus.pruning.calibration import gradients
 from prunus.pruning.calibration import hidden_states as hidden
 from prunus.pruning.calibration import memory_budget as portions_module
@@ -83,17 +83,17 @@ def test_influences_by_their_definitions():
     train, validation = rng.normal(size=(7, 12)), rng.normal(size=12)
     damping = (train**2).mean() / 10
     inverse = np.mean([np.linalg.inv(np.outer(g, g) + damping * np.eye(12)) for g in train], axis=0)
-    found = influence.datainf(torch.tensor(train), torch.tensor(validation))
+    found = layerif.datainf(torch.tensor(train), torch.tensor(validation))
     assert found.numpy() == pytest.approx(train @ inverse @ validation, rel=1e-9)
-    found = influence.identity(torch.tensor(train), torch.tensor(validation))
+    found = layerif.identity(torch.tensor(train), torch.tensor(validation))
     assert found.numpy() == pytest.approx([sum(g * validation) for g in train])
-    assert influence.datainf(torch.zeros(3, 4), torch.zeros(4)).tolist() == [0, 0, 0]
+    assert layerif.datainf(torch.zeros(3, 4), torch.zeros(4)).tolist() == [0, 0, 0]
 
 
 def test_datainf_does_not_depend_on_the_size_of_a_blocks_gradients():
     rows = torch.randn(9, 20, generator=torch.Generator().manual_seed(0))
-    for function, same in ((influence.datainf, True), (influence.identity, False)):
-        scores = influence.block_scores([{"a": rows}, {"a": 30 * rows}], [["a"]] * 2, range(6), range(6, 9), function)
+    for function, same in ((layerif.datainf, True), (layerif.identity, False)):
+        scores = layerif.block_scores([{"a": rows}, {"a": 30 * rows}], [["a"]] * 2, range(6), range(6, 9), function)
         assert (scores[1] == pytest.approx(scores[0])) == same
 
 
@@ -108,14 +108,14 @@ def test_block_scores_by_plain_loops():
             mean = [(rows[2][x] + rows[7][x]) / 2 for x in range(5)]
             total += sum(g * v for g, v in zip(rows[k], mean, strict=True))
         expected += max(0.0, total)
-    found = influence.block_scores(tables, [["a", "c"]], train, validation, influence.identity)
+    found = layerif.block_scores(tables, [["a", "c"]], train, validation, layerif.identity)
     assert found == pytest.approx([expected])
 
 
 def test_agreement():
-    assert influence.agreement([1, 2, 3, 9], [0.1, 0.2, 0.7, 0.9]) == pytest.approx(1)
-    assert influence.agreement([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
-    assert influence.agreement([1, 1, 1], [3, 2, 1]) == 0
+    assert layerif.agreement([1, 2, 3, 9], [0.1, 0.2, 0.7, 0.9]) == pytest.approx(1)
+    assert layerif.agreement([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert layerif.agreement([1, 1, 1], [3, 2, 1]) == 0
 
 
 def datainf_of_sketch_size(train_KX, validation_X):
@@ -137,11 +137,11 @@ def test_sketches_rank_like_exact_gradients(tmp_path):
     model = model_of(folder)
     full, sketched = whole_model_gradients(folder, sequences), sketches(model, sequences, signs(1, model.source))
     for exactly, function in (
-        (influence.identity, influence.identity),
-        (datainf_of_sketch_size, influence.datainf),
+        (layerif.identity, layerif.identity),
+        (datainf_of_sketch_size, layerif.datainf),
     ):
         scores = [
-            [influence.block_scores(table, [[name]] * 4, range(45), range(45, 60), chosen) for name in LINEARS]
+            [layerif.block_scores(table, [[name]] * 4, range(45), range(45, 60), chosen) for name in LINEARS]
             for table, chosen in ((full, exactly), (sketched, function))
         ]
         assert np.asarray(spearmanr(np.ravel(scores[0]), np.ravel(scores[1]))[0]) >= 0.9
@@ -255,13 +255,13 @@ def test_noise_is_called_noise(place, monkeypatch):
     asked = recipe(place, allocation="layerif-sketch")
     data = prunus.allocate(place / "m", asked)
     assert noisy(data) == (data["evidence"]["details"]["split_half_spearman"]["block"] < 0.5)
-    monkeypatch.setattr("prunus.pruning.allocation.influence.agreement", lambda *_: 0.49)
+    monkeypatch.setattr("prunus.pruning.allocation.layerif.agreement", lambda *_: 0.49)
     shown = prunus.allocate(place / "m", asked)
     assert noisy(shown)
     with (console := Console(width=200)).capture() as printed:
         console.print(allocation_table(shown))
     assert "scores from two halves of the data: 0.49." in printed.get()
-    monkeypatch.setattr("prunus.pruning.allocation.influence.agreement", lambda *_: 0.51)
+    monkeypatch.setattr("prunus.pruning.allocation.layerif.agreement", lambda *_: 0.51)
     assert not noisy(prunus.allocate(place / "m", asked))
 
 
@@ -341,7 +341,7 @@ def test_too_few_sequences(place):
 def test_influences_see_the_first_tokens_only(tmp_path, monkeypatch, prompts):
     """Of token ids and traces too; what is cut away has no effect on the scores, and it is said."""
     make_model(tmp_path / "m", "llama", blocks=2)
-    monkeypatch.setattr("prunus.pruning.allocation.influence.INFLUENCE_TOKENS", 10)
+    monkeypatch.setattr("prunus.pruning.allocation.layerif.INFLUENCE_TOKENS", 10)
     found = {}
     for name, rows in (("whole", random_rows(8, 30)), ("cut", [row[:10] for row in random_rows(8, 30)])):
         lines: list[dict[str, Any]] = [{"token_ids": ids} for ids in rows]

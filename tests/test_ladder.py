@@ -12,8 +12,8 @@ from test_comparison import row
 
 from prunus.errors import PrunusError
 from prunus.results import anytime, ladder
+from prunus.results.anytime import interleaved, rounds
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDS, GO_ON, OPEN, REFUSED, Rule
-from prunus.results.order import interleaved, rounds
 from prunus.results.table import tables
 
 LEVEL = log(20)

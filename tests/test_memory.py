@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from prunus.pruning.calibration.hessian import inverse_factor
+from prunus.pruning.calibration.statistics import inverse_factor
 
 HALF, FULL, DOUBLE = 2, 4, 8  # bytes of bfloat16, float32 and float64
 BATCH = 2048  # tokens that run through a block at a time

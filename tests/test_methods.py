@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from prunus.errors import PrunusError
-from prunus.pruning.calibration.hessian import Hessian
-from prunus.pruning.calibration.statistics import InputStats
+from prunus.pruning.calibration.statistics import Hessian, InputStats
 from prunus.pruning.masks import Target, lowest_per_pattern, zeros_of
 from prunus.pruning.methods import METHODS, with_update
 from prunus.recipes import PruneRecipe

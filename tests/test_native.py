@@ -31,8 +31,10 @@ from prunus.evaluation.backends.chat import chat_request, drawn, ignored, read_r
 from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Draw
 from prunus.evaluation.grading import Grade, Grader
-from prunus.evaluation.profiles import PROFILES, decode, native_control, resolve_profile
-from prunus.evaluation.profiles.native import NativeControl
+from prunus.evaluation.profiles.control import NativeControl, native_control
+from prunus.evaluation.profiles.detection import resolve_profile
+from prunus.evaluation.profiles.markers import decode
+from prunus.evaluation.profiles.profile import PROFILES
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.recipes import EvalPlan
 from prunus.results.comparison import compare

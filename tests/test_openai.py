@@ -22,7 +22,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends import openai, opened, transport
 from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Rules, force_budgets
-from prunus.evaluation.profiles import decode
+from prunus.evaluation.profiles.markers import decode
 from prunus.evaluation.requests import Sampling
 from prunus.recipes import EvalPlan
 from prunus.results.store import Store

@@ -18,8 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import prunus
 from prunus.checkpoint.precision import use_fast_products
 from prunus.checkpoint.resolve import load_tokenizer, resolve
-from prunus.pruning.calibration.hessian import Hessian
-from prunus.pruning.calibration.statistics import InputStats
+from prunus.pruning.calibration.statistics import Hessian, InputStats
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import METHODS, with_update
 

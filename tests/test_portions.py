@@ -11,7 +11,7 @@ from tiny_models import LINEARS, make_model, random_rows, runner_of
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.safetensors_file import Stored
-from prunus.pruning.allocation import influence
+from prunus.pruning.allocation import layerif
 from prunus.pruning.calibration import gradients
 from prunus.pruning.calibration import hidden_states as hidden
 from prunus.pruning.calibration import memory_budget as portions
@@ -165,7 +165,7 @@ influence_validation = 3
     study = read_study(write_study(tmp_path, recipes))
     (model,) = open_models(study)
     counted: Counter[str] = Counter()
-    real_sums, real_sketches = save_square_sums, influence.sketches
+    real_sums, real_sketches = save_square_sums, layerif.sketches
 
     def sums(*arguments):
         counted["sums"] += 1
@@ -176,7 +176,7 @@ influence_validation = 3
         return real_sketches(*arguments)
 
     monkeypatch.setattr("prunus.pruning.methods.loss_gradients.save_square_sums", sums)
-    monkeypatch.setattr(influence, "sketches", influences)
+    monkeypatch.setattr(layerif, "sketches", influences)
     made = {variant.name: make_variant(model, variant, tmp_path, "cpu", keep=False) for variant in model.variants[1:]}
     assert len(made) == 6 and counted == {"sums": 1, "influences": 1}
     for variant in model.variants[1:]:  # the same as each by itself

@@ -16,10 +16,9 @@ from prunus.checkpoint import checkpoint as checkpoint_module
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
 from prunus.pruning import pipeline as pipeline_module
-from prunus.pruning.calibration import hessian as hessian_module
 from prunus.pruning.calibration import hidden_states as hidden_module
-from prunus.pruning.calibration.hessian import Hessian
-from prunus.pruning.calibration.statistics import InputStats
+from prunus.pruning.calibration import statistics as hessian_module
+from prunus.pruning.calibration.statistics import Hessian, InputStats
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import METHODS
 from prunus.recipes import PruneRecipe

@@ -16,9 +16,8 @@ from pypdf import PdfReader
 
 from prunus.errors import PrunusError
 from prunus.reporting.page import report
-from prunus.reporting.render.chart import Line, Point, budget_axis, chart, linear_axis
+from prunus.reporting.render.chart import Line, Picture, Point, budget_axis, chart, linear_axis
 from prunus.reporting.render.figure import Figure, Key
-from prunus.reporting.render.picture import Picture
 from prunus.reporting.render.table import Column, Interval, Table, Word, slug, tex
 from prunus.reporting.render.text import percent
 from prunus.results.comparison import compare

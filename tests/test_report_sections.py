@@ -12,8 +12,7 @@ from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan
 from prunus.reporting.labels import Look
 from prunus.reporting.page import report
-from prunus.reporting.report_data import ReportData
-from prunus.reporting.run_totals import RunTotals, planned_answers, run_totals
+from prunus.reporting.report_data import ReportData, RunTotals, planned_answers, run_totals
 from prunus.reporting.sections import flips
 from prunus.reporting.sections.flips import find_flips, spread_out
 from prunus.reporting.sections.sparsity import linear_map, linear_sparsities

@@ -13,8 +13,8 @@ from test_certificate import changed
 from test_comparison import row
 
 from prunus.cards.certified import NOTHING, certified_text, read_claims
+from prunus.results.anytime import interleaved, seeded_order
 from prunus.results.ladder import CERTIFIED, REFUSED
-from prunus.results.order import interleaved, seeded_order
 from prunus.results.rows import ProblemRow, Run
 from prunus.results.store import Store
 from prunus.study.find.certificate import certificate, read_certificate, write_certificate

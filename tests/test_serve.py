@@ -12,8 +12,8 @@ import prunus
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends import opened, server_process
-from prunus.evaluation.backends.server_process import started
+from prunus.evaluation.backends import opened
+from prunus.evaluation.backends.served import started
 from prunus.results.labels import history, label
 from prunus.results.store import Store
 from prunus.study.engine import Engine
@@ -68,7 +68,7 @@ def test_servers_that_do_not_start(tmp_path, monkeypatch):
     says = "cannot be started: 'no-such-program': No such file"
     with pytest.raises(PrunusError, match=says), started("no-such-program {model} {port}", tmp_path, 60):
         pass
-    monkeypatch.setattr(server_process, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr("prunus.evaluation.backends.served.STOP_SECONDS", 0.2)
     sleeps = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
     deaf = f"{sys.executable} -c '{sleeps}' {{model}} {{port}}"
     begin = time.monotonic()

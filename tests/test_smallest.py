@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from prunus.native import load
 from prunus.native import load as library
-from prunus.native import smallest
 from prunus.pruning import masks
 from prunus.pruning.masks import Target, zeros_wanted
 
 pytestmark = pytest.mark.skipif(
-    smallest.zero_smallest(torch.ones(1, dtype=torch.bfloat16), 1) is None, reason="needs compiled code"
+    load.zero_smallest(torch.ones(1, dtype=torch.bfloat16), 1) is None, reason="needs compiled code"
 )
 DTYPES = [torch.bfloat16, torch.float16]
 
@@ -25,10 +25,10 @@ def by_list(weight, count):
 def check(weight):
     for count in {1, *(round(share * len(weight)) or 1 for share in (0.01, 0.2, 0.5, 0.9)), len(weight)}:
         given = weight.clone()
-        got = smallest.zero_smallest(weight, count)
+        got = load.zero_smallest(weight, count)
         assert got is not None and got.view(torch.int16).tolist() == by_list(weight, count), count
         assert torch.equal(given.view(torch.int16), weight.view(torch.int16))
-        assert smallest.count_zeros(got) == int((got == 0).sum())
+        assert load.count_zeros(got) == int((got == 0).sum())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -61,7 +61,7 @@ def test_a_sample_that_sees_nothing_of_the_rest(step):
         for count in (1, len(weight) // 3, len(weight)):
             pruned = masks.zero_lowest_in_tensor(weight, weight.abs(), count / len(weight))
             wanted = zeros_wanted(len(weight), count / len(weight))
-            found = smallest.zero_smallest(weight, wanted) if wanted else weight
+            found = load.zero_smallest(weight, wanted) if wanted else weight
             assert found is not None and torch.equal(found.view(torch.int16), pruned.view(torch.int16))
 
 
@@ -71,17 +71,17 @@ def test_a_sample_that_sees_nothing_of_the_rest(step):
 def test_nan_is_refused_and_infinity_is_the_greatest(dtype, place, sign):
     weight = torch.randn(5000, generator=torch.Generator().manual_seed(0)).to(dtype)
     weight[place] = sign * float("inf")
-    pruned = smallest.zero_smallest(weight, 4999)
+    pruned = load.zero_smallest(weight, 4999)
     assert pruned is not None and pruned.count_nonzero() == 1 and pruned[place] == weight[place]
     weight[place] = torch.tensor(sign * float("nan"))
     with pytest.raises(ValueError, match="NaN"):
-        smallest.zero_smallest(weight, 10)
+        load.zero_smallest(weight, 10)
 
 
 def test_what_it_cannot_do_is_left_to_others():
     weight = torch.randn(8, 8)
-    assert smallest.zero_smallest(weight, 3) is None and smallest.count_zeros(weight) is None
-    assert smallest.zero_smallest(weight.bfloat16().T, 3) is None
+    assert load.zero_smallest(weight, 3) is None and load.count_zeros(weight) is None
+    assert load.zero_smallest(weight.bfloat16().T, 3) is None
     assert masks.zero_smallest(weight.bfloat16().T, Target(0.5)).count_nonzero() == 32
 
 
@@ -89,18 +89,18 @@ def test_what_it_cannot_do_is_left_to_others():
 def test_masks_give_the_same_with_it_and_without(monkeypatch, target):
     weight = torch.randn(70, 300, generator=torch.Generator().manual_seed(0)).bfloat16()
     compiled = masks.zero_smallest(weight, target), masks.count_zeros(weight)
-    monkeypatch.setattr(smallest, "_library", lambda: None)
+    monkeypatch.setattr(load, "_library", lambda: None)
     plain = masks.zero_smallest(weight, target), masks.count_zeros(weight)
     assert torch.equal(compiled[0].view(torch.int16), plain[0].view(torch.int16)) and compiled[1] == plain[1]
 
 
 def test_it_can_be_switched_off(monkeypatch):
     monkeypatch.setenv("PRUNUS_KERNEL", "off")
-    assert smallest._library.__wrapped__() is None
+    assert load._library.__wrapped__() is None
 
 
 def test_where_nothing_can_be_compiled_there_is_none(monkeypatch, tmp_path):
     monkeypatch.setattr(library, "prebuilt", lambda source: tmp_path / "none.so")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "/bin/false")
-    assert smallest._library.__wrapped__() is None
+    assert load._library.__wrapped__() is None

@@ -6,7 +6,7 @@ from test_methods import case, hessian_of, stats
 from test_wanda import TOKENS, WEIGHT
 
 from prunus.errors import PrunusError
-from prunus.pruning.calibration.hessian import Hessian
+from prunus.pruning.calibration.statistics import Hessian
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import METHODS, sparsegpt, with_update
 from prunus.pruning.methods.sparsegpt import _adaptive, reconstruct

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prunus.results import bands, paired
+from prunus.results import metrics, paired
 
 BUDGETS = 6
 
@@ -32,7 +32,7 @@ def test_bands_cover_all_budgets_at_once_in_95_percent(problems, draws, loss):
     for differences in curves(rng, problems, draws, benchmarks, loss):
         extended = paired.with_pseudo_problems([differences])
         resampled = paired.bootstrap(extended, 1000)
-        low, high = bands.simultaneous_bands(paired.estimate(extended), resampled)
+        low, high = metrics.simultaneous_bands(paired.estimate(extended), resampled)
         all_inside.append(((low <= truth) & (truth <= high)).all())
         own_low, own_high = np.quantile(resampled, (0.025, 0.975), axis=0)
         each_inside.append(((own_low <= truth) & (truth <= own_high)).all())
@@ -48,7 +48,7 @@ def test_budgets_that_go_together_cost_nothing_and_independent_ones_sidaks_price
         (independent[:, :1] * np.arange(1, 7), 1.96),
         (independent, stats.norm.ppf((1 + 0.95 ** (1 / 6)) / 2)),
     ):
-        low, high = bands.simultaneous_bands(np.zeros(BUDGETS), draws)
+        low, high = metrics.simultaneous_bands(np.zeros(BUDGETS), draws)
         assert high / draws.std(axis=0) == pytest.approx(quantile, rel=0.01)
         assert low == pytest.approx(-high)
 
@@ -56,10 +56,10 @@ def test_budgets_that_go_together_cost_nothing_and_independent_ones_sidaks_price
 def test_one_contrast_has_its_usual_interval_and_none_is_a_point():
     differences = np.random.default_rng(0).normal(0.1, 1, (60, 1))
     draws = paired.bootstrap([differences], 20_000)
-    low, high = bands.simultaneous_bands(differences.mean(axis=0), draws)
+    low, high = metrics.simultaneous_bands(differences.mean(axis=0), draws)
     reach = 1.96 * differences.std() / sqrt(60)
     assert (low[0], high[0]) == pytest.approx(
         (differences.mean() - reach, differences.mean() + reach), abs=0.02 * reach
     )
-    low, high = bands.simultaneous_bands(np.zeros(2), np.zeros((100, 2)))
+    low, high = metrics.simultaneous_bands(np.zeros(2), np.zeros((100, 2)))
     assert (low == 0).all() and (high == 0).all()

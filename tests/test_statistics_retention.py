@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prunus.results import retention
+from prunus.results import verdicts
 
 bench = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdicts.py"))
 RUNS = 500
@@ -19,7 +19,7 @@ def test_fiellers_interval_holds_every_ratio_that_a_t_test_does_not_reject():
     rng = np.random.default_rng(0)
     base = rng.normal(0.1, 0.1, (60, 1))
     other = 0.6 * base + rng.normal(0, 0.05, (60, 1))
-    share, low, high = (float(end[0]) for end in retention.retention([base], [other]))
+    share, low, high = (float(end[0]) for end in verdicts.retention([base], [other]))
     assert share == pytest.approx(other.mean() / base.mean()) and low < share < high
     typical = np.mean(np.concatenate([base, other]) ** 2)
     for end in (low, high):
@@ -34,7 +34,7 @@ def test_fiellers_interval_holds_every_ratio_that_a_t_test_does_not_reject():
 def test_equal_models_are_not_known_to_be_equal():
     for problems in (30, 300):
         slopes = np.random.default_rng(1).choice([0.0, 0.2, 0.3], (problems, 1))
-        share, low, high = (float(end[0]) for end in retention.retention([slopes], [slopes]))
+        share, low, high = (float(end[0]) for end in verdicts.retention([slopes], [slopes]))
         assert share == 1 and 0.7 < low < 1 < high < 1.3
         assert high - low > 6 / problems / 2
 
@@ -43,21 +43,21 @@ def test_several_tasks_weigh_alike():
     rng = np.random.default_rng(2)
     base = [rng.normal(0.2, 0.05, (n, 1)) for n in (20, 200)]
     other = [0.5 * base[0], 1.0 * base[1]]
-    share, low, high = (float(end[0]) for end in retention.retention(base, other))
+    share, low, high = (float(end[0]) for end in verdicts.retention(base, other))
     means = [float(np.mean(task)) for task in base]
     assert share == pytest.approx((0.5 * means[0] + means[1]) / sum(means)) and low < share < high
 
 
 def test_words():
-    assert retention.scaling_word(0.01, 1.0) == "kept"
-    assert retention.scaling_word(1.0, 0.05) == "lost"
-    assert retention.scaling_word(0.06, 0.06) == "cannot tell"
+    assert verdicts.scaling_word(0.01, 1.0) == "kept"
+    assert verdicts.scaling_word(1.0, 0.05) == "lost"
+    assert verdicts.scaling_word(0.06, 0.06) == "cannot tell"
 
 
 def test_one_problem_tells_nothing():
     one = [np.array([[0.2]])]
-    assert np.isnan(retention.retention(one, one)[0][0])
-    assert retention.p_lost(one, [np.array([[0.0]])], 0.3)[0] > 0.05 and retention.p_kept(one, one, 0.3)[0] > 0.05
+    assert np.isnan(verdicts.retention(one, one)[0][0])
+    assert verdicts.p_lost(one, [np.array([[0.0]])], 0.3)[0] > 0.05 and verdicts.p_kept(one, one, 0.3)[0] > 0.05
 
 
 @pytest.mark.parametrize("scenario", bench["SCENARIOS"])
@@ -85,4 +85,4 @@ def test_a_t_test_alone_would_say_kept_from_almost_nothing():
     gain = other[0] - 0.9 * base[0]
     with np.errstate(divide="ignore", invalid="ignore"):
         wrong = np.mean(gain.mean(axis=0) / (gain.std(axis=0, ddof=1) / sqrt(5)) > stats.t.isf(0.05, 4))
-    assert wrong > 0.4 and np.mean(retention.p_kept(base, other, 0.3) <= 0.05) == 0
+    assert wrong > 0.4 and np.mean(verdicts.p_kept(base, other, 0.3) <= 0.05) == 0

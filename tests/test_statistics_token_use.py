@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from prunus.results import token_use
+from prunus.results import rows
 from prunus.results.rows import Sample
 
 
@@ -11,6 +11,6 @@ def test_tokens_that_budgets_share_are_counted_once():
     one = Sample("t", "p", 8, 0, 5, 3, 0, "natural", False, False, "1", "ok", True)
     two = replace(one, draw=1, thinking_tokens=8, answer_tokens=4, ended="forced")
     samples = [one, replace(one, budget=32), two, replace(two, budget=32, thinking_tokens=20, ended="natural")]
-    assert token_use.sampled_tokens(token_use.chains_of(samples)) == (5 + 20, 3 + 4 + 4)
-    assert token_use.sampled_tokens(token_use.chains_of(samples), reuse=False) == (5 + 5 + 8 + 20, 3 + 3 + 4 + 4)
-    assert token_use.sampled_tokens([]) == (0, 0)
+    assert rows.sampled_tokens(rows.chains_of(samples)) == (5 + 20, 3 + 4 + 4)
+    assert rows.sampled_tokens(rows.chains_of(samples), reuse=False) == (5 + 5 + 8 + 20, 3 + 3 + 4 + 4)
+    assert rows.sampled_tokens([]) == (0, 0)

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from prunus.results.frames import Results, export
     from prunus.results.frames import open as open  # not in __all__: import * would replace the builtin
     from prunus.results.importing.commands import import_rows
-    from prunus.results.listing import runs
+    from prunus.results.store import runs
     from prunus.steps.chain import apply_steps
     from prunus.study.find.find import find
     from prunus.study.find.verify import verify
@@ -133,7 +133,7 @@ _HOME = {
     "report": "prunus.reporting.page",
     "report_study": "prunus.study.run",
     "run_study": "prunus.study.run",
-    "runs": "prunus.results.listing",
+    "runs": "prunus.results.store",
     "show_profile": "prunus.evaluation.profiles.catalogue",
     "stats": "prunus.pruning.calibration.saved_statistics",
     "tasks": "prunus.evaluation.tasks",

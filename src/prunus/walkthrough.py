@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import prunus
 from prunus.cards.certified import CERTIFICATE
-from prunus.checkpoint.manifest import MANIFEST
+from prunus.checkpoint.resolve import MANIFEST
 from prunus.engines import EngineOptions
 from prunus.evaluation.resolved_plan import load_problems
 from prunus.progress import Steps, out_console, say, set_quiet

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from completions_server import Server, _Handler, serving  # pyright: ignore[reportPrivateUsage]
 
 from prunus.evaluation.backends.scripted import ScriptedBackend
-from prunus.evaluation.profiles import decode
+from prunus.evaluation.profiles.markers import decode
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from tiny_chains import complete
 
-from prunus.evaluation.profiles import decode
+from prunus.evaluation.profiles.markers import decode
 from prunus.evaluation.requests import Backend, Completion, Sampling
 
 Flaw = Literal["stop_token_ids", "stop", "seed", "logit_bias", "max_tokens", "special tokens"]

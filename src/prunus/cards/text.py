@@ -32,9 +32,9 @@ from prunus.cards.markdown import (
 from prunus.hashing import content_hash
 from prunus.results.cells import Entry
 from prunus.results.characters import one_line
-from prunus.results.completeness import PARTLY, in_words, verdict_in_words
 from prunus.results.labels import experts_amount, label, observations, recipe_of
 from prunus.results.rows import Run
+from prunus.results.stages import PARTLY, in_words, verdict_in_words
 
 if TYPE_CHECKING:
     from prunus.results.summary import Summary  # imports scipy

@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 
 from prunus.checkpoint.architecture import Architecture, Unstreamable
-from prunus.checkpoint.checksum import digest_of, read_checked
 from prunus.checkpoint.experts import Layout, join_tensors, layouts_in, place_of, split_tensors
 from prunus.checkpoint.linears import Linear, check_decoder, find_linears
-from prunus.checkpoint.manifest import version_of
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.names import Names, Origin
 from prunus.checkpoint.quantised import DEQUANTISED, parts_of, plain_tensors, quant_method
-from prunus.checkpoint.resolve import one_line, read_object
-from prunus.checkpoint.safetensors_file import DTYPES, READABLE, Stored
+from prunus.checkpoint.resolve import one_line, read_object, version_of
+from prunus.checkpoint.safetensors_file import DTYPES, READABLE, Stored, digest_of, read_checked
 from prunus.disk import prefetch
 from prunus.errors import PrunusError
 

@@ -13,17 +13,12 @@ import numpy as np
 from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.checksum import checksum_of
-from prunus.checkpoint.manifest import versions
 from prunus.checkpoint.model_folder import PACKED_FILE
-from prunus.checkpoint.packed.bits import mask_nbytes, packed_nbytes
-from prunus.checkpoint.packed.checkpoint import PackedCheckpoint, attach_source, check_source
-from prunus.checkpoint.packed.reader import read_packed
-from prunus.checkpoint.packed.tensor import bit_patterns, damaged
-from prunus.checkpoint.packed.writer import packed_writer
+from prunus.checkpoint.packed.files import PackedCheckpoint, attach_source, check_source, packed_writer, read_packed
+from prunus.checkpoint.packed.tensor import bit_patterns, damaged, mask_nbytes, packed_nbytes
 from prunus.checkpoint.quantised import DEQUANTISED
-from prunus.checkpoint.resolve import resolve, typed_path
-from prunus.checkpoint.safetensors_file import DTYPES, ITEMSIZES
+from prunus.checkpoint.resolve import resolve, typed_path, versions
+from prunus.checkpoint.safetensors_file import DTYPES, ITEMSIZES, checksum_of
 from prunus.checkpoint.writer import Partial, check_target, disk_needed
 from prunus.disk import disk_errors
 from prunus.errors import PrunusError

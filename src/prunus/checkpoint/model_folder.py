@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from prunus.checkpoint.checksum import checksum_of, fingerprint_of
-from prunus.checkpoint.manifest import read_manifest
 from prunus.checkpoint.quantised import quant_method, quantisation_of
-from prunus.checkpoint.resolve import check_folder, hub_origin, load_config, read_json, read_object
-from prunus.checkpoint.safetensors_file import DTYPES, Stored, read_header
+from prunus.checkpoint.resolve import check_folder, hub_origin, load_config, read_json, read_manifest, read_object
+from prunus.checkpoint.safetensors_file import DTYPES, Stored, checksum_of, fingerprint_of, read_header
 from prunus.errors import PrunusError
 
 if TYPE_CHECKING:

@@ -20,9 +20,8 @@ from typing import Any, Self
 from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.manifest import MANIFEST, next_manifest
 from prunus.checkpoint.model_folder import INDEX, SINGLE_FILE
-from prunus.checkpoint.resolve import CALIBRATION
+from prunus.checkpoint.resolve import CALIBRATION, MANIFEST, next_manifest
 from prunus.checkpoint.safetensors_file import Entry, OpenFile, Stored, entry_of, read_header, write_file
 from prunus.disk import (
     DiskFull,

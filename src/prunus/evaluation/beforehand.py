@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
-from prunus.checkpoint.manifest import read_manifest
-from prunus.checkpoint.resolve import lacks_chat_template, resolve
+from prunus.checkpoint.resolve import lacks_chat_template, read_manifest, resolve
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles.detection import named

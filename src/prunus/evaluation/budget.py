@@ -28,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.budgets import OFF, without_off
-from prunus.evaluation.profiles import Markers, Profile, decode
+from prunus.evaluation.profiles.markers import Markers, decode
+from prunus.evaluation.profiles.profile import Profile
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores
 from prunus.hashing import canonical_json
 

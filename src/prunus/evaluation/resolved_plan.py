@@ -11,18 +11,10 @@ from prunus.checkpoint.model_folder import ModelFacts
 from prunus.contamination import question_key
 from prunus.errors import PrunusError
 from prunus.evaluation.budget import Chain, Rules
-from prunus.evaluation.profiles import (
-    Markers,
-    NativeControl,
-    Profile,
-    Switch,
-    encode_markers,
-    encode_opened,
-    native_control,
-    render_prompts,
-    resolve_profile,
-    switch_off,
-)
+from prunus.evaluation.profiles.control import NativeControl, Switch, native_control, switch_off
+from prunus.evaluation.profiles.detection import resolve_profile
+from prunus.evaluation.profiles.markers import Markers, encode_markers, encode_opened, render_prompts
+from prunus.evaluation.profiles.profile import Profile
 from prunus.evaluation.profiles.template import ends_of_turn
 from prunus.evaluation.requests import Sampling
 from prunus.evaluation.tasks import Problem, load_task, prompt_text

@@ -18,13 +18,13 @@ from prunus import progress
 from prunus.evaluation.backends.chat import ChatServer, check_server, drawn_by_server, ignored
 from prunus.evaluation.budget import Draw, answer_text, force_budgets, force_budgets_as_completed
 from prunus.evaluation.grading import Grader
-from prunus.evaluation.profiles import decode
+from prunus.evaluation.profiles.markers import decode
 from prunus.evaluation.requests import Backend, no_progress
 from prunus.evaluation.resolved_plan import PlannedChain, ResolvedPlan, check_context, check_off_context, tokens_needed
 from prunus.evaluation.side_by_side import side_by_side
-from prunus.results import token_use
 from prunus.results.looping import loops, repetition_rate
 from prunus.results.rows import Key, Sample
+from prunus.results.rows import sampled_tokens as tokens_of
 from prunus.results.store import Store
 
 MOST_AT_ONCE = 32  # chains at most of a portion, if the engine streams
@@ -207,7 +207,7 @@ def sampled_tokens(draws: Sequence[Sequence[Draw]]) -> int:
     chains = [
         [(draw.budget, draw.thinking_tokens, len(draw.answer), draw.ended) for draw in of_chain] for of_chain in draws
     ]
-    return sum(token_use.sampled_tokens(chains))
+    return sum(tokens_of(chains))
 
 
 def missing_batches(store: Store, work: ResolvedPlan) -> list[list[tuple[int, int]]]:

@@ -29,6 +29,22 @@ from prunus.pruning.scope import linears_in_scope, weights_of
 from prunus.recipe_base import TOKEN_WEIGHTS
 from prunus.recipes import PruneRecipe
 
+# Recipes whose result has changed between versions of prunus.
+#
+# Identifiers of work include the revision, so that results of an earlier version are not mistaken for today's.
+
+
+def revisions(recipe: PruneRecipe) -> dict[str, int]:
+    """Revision numbers by the change that affects the recipe; empty if its result has never changed."""
+    measured = ALLOCATIONS[recipe.allocation].needs if recipe.scores is None else "nothing"
+    changed = {
+        "layerif_revision": recipe.allocation == "layerif",  # its direction was reversed
+        "influence_revision": measured == "gradients",  # token ids and traces were not truncated
+        "reference_revision": recipe.rounding == "reference" and recipe.allocation != "uniform",  # counts have changed
+    }
+    return {name: 2 for name, applies in changed.items() if applies}
+
+
 # A mean sparsity may differ from its target by this much through floating point alone.
 REACHED = 1e-6
 Group = tuple[int, str]  # index of a block, and `block`, `attention` or `mlp`

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.manifest import versions
-from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.resolve import resolve, versions
 from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.writer import Partial, check_target, disk_needed

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.manifest import versions
-from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.resolve import resolve, versions
 from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.safetensors_file import Entry, Stored, entry_of
 from prunus.checkpoint.writer import Partial, check_target, disk_needed
@@ -21,14 +20,11 @@ from prunus.pruning.calibration.data import Calibration, describe_calibration, k
 from prunus.pruning.calibration.memory_budget import check_block_fits
 from prunus.pruning.depth.verification import left_out, planned_checkpoint
 from prunus.pruning.drop import warn_of
-from prunus.pruning.experts import CRITERIA
-from prunus.pruning.experts.choice import Choice, choose
-from prunus.pruning.experts.cut import cut_tensors, fewer_config
+from prunus.pruning.experts.criteria import CRITERIA, Choice, Seen, choose
+from prunus.pruning.experts.cut import cut_tensors, fewer_config, verify
 from prunus.pruning.experts.measure import observe
 from prunus.pruning.experts.mixture import Mixture, Unremovable, find_mixtures, name_of
 from prunus.pruning.experts.saved import SavedExperts
-from prunus.pruning.experts.seen import Seen
-from prunus.pruning.experts.verification import verify
 from prunus.pruning.made_card import made_card
 from prunus.recipes import ExpertsRecipe
 
@@ -47,7 +43,7 @@ def drop_experts(
     """Write a copy of model (folder or hub id) without some of its routed experts to the folder out; returns a summary.
 
     Routers lose the removed experts' rows, biases and corrections; shared experts and blocks without a router stay as
-    they are. What was written is checked to compute what the model does without these experts (experts/verification.py)
+    they are. What was written is checked to compute what the model does without these experts (experts/cut.py)
     before it is published. Unfinished work is in out.partial, and the same call resumes it.
 
     recipe: None: the default one, REAP with three experts in four.

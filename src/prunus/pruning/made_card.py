@@ -7,7 +7,7 @@ from typing import Any
 from prunus.cards.certified import read_claims
 from prunus.cards.text import README, Card, Zeros, card_text, read_metadata
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.manifest import read_manifest
+from prunus.checkpoint.resolve import read_manifest
 from prunus.disk import write_text
 
 

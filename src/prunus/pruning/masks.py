@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prunus.native import smallest
+from prunus.native import load
 from prunus.recipes import Group, Rounding
 
 # On a CPU, rows are processed in slices of about this many elements, which stay in its cache.
@@ -75,7 +75,7 @@ def zero_smallest(weight_OI: Tensor, target: Target) -> Tensor:
     exact_count = target.rounding == "exact" or not target.ties
     if exact_count and target.pattern is None and target.group != "row":
         count = zeros_of(target, (weight_OI.numel(), 1), "tensor")
-        if count and (found := smallest.zero_smallest(weight_OI, count)) is not None:
+        if count and (found := load.zero_smallest(weight_OI, count)) is not None:
             return found
     return zero_lowest(weight_OI, weight_OI.abs(), target, "tensor")
 
@@ -369,7 +369,7 @@ def count_zeros(weight: Tensor) -> int:
     """Number of weights that are +0.0 or -0.0."""
     if not _on_cpu(weight):
         return weight.numel() - int(weight.count_nonzero())
-    if (found := smallest.count_zeros(weight)) is not None:
+    if (found := load.count_zeros(weight)) is not None:
         return found
     # Integers shifted by their sign bit: about twenty times faster than torch's count of 16-bit floats.
     patterns = weight.reshape(-1).view(_SAME_SIZE_INTEGER[weight.element_size()]).numpy()

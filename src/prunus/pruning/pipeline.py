@@ -14,16 +14,15 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.experts import StorageCopies
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.loader import Block, blocks_on, return_freed_memory
-from prunus.checkpoint.manifest import versions
 from prunus.checkpoint.precision import full_float32
-from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.resolve import resolve, versions
 from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.writer import Partial, check_target
 from prunus.disk import check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.allocate import allocate_groups, find_scores, keep_scores, linear_sparsities
+from prunus.pruning.allocate import allocate_groups, find_scores, keep_scores, linear_sparsities, revisions
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
@@ -36,7 +35,6 @@ from prunus.pruning.job import Job, name_of, target_of
 from prunus.pruning.made_card import made_card
 from prunus.pruning.masks import count_zeros, zeros_of, zeros_wanted
 from prunus.pruning.methods import find_method
-from prunus.pruning.recipe_revisions import revisions
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import PruneRecipe
 

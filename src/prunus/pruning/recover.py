@@ -18,12 +18,10 @@ from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import is_stateful
-from prunus.checkpoint.manifest import versions
 from prunus.checkpoint.model_folder import PACKED_FILE, is_packed
-from prunus.checkpoint.packed.checkpoint import PackedCheckpoint
-from prunus.checkpoint.packed.reader import read_packed
+from prunus.checkpoint.packed.files import PackedCheckpoint, read_packed
 from prunus.checkpoint.precision import full_float32
-from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.resolve import resolve, versions
 from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.writer import HIDDEN, Partial, check_target, disk_needed
@@ -33,14 +31,15 @@ from prunus.progress import Steps
 from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
 from prunus.pruning.made_card import made_card
-from prunus.pruning.recovery.fit import fit, trainable
-from prunus.pruning.recovery.memory import (
+from prunus.pruning.recovery.fit import (
     TRAINING_BYTES,
     StepPlan,
     activations_computed_again,
     check_memory,
+    fit,
     largest_block,
     plan_steps,
+    trainable,
 )
 from prunus.pruning.recovery.streams import Streams, split, tokens_of_step
 from prunus.recipes import RecoverRecipe

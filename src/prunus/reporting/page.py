@@ -17,13 +17,11 @@ from prunus.margins import MarginLike
 from prunus.reporting import output_files, prose
 from prunus.reporting.output_files import Folder, refuse_existing, written_last
 from prunus.reporting.render.figure import pdf_converter
-from prunus.reporting.render.html import document, resource
-from prunus.reporting.render.text import esc, linked
-from prunus.reporting.report_data import ReportData
-from prunus.reporting.run_totals import missing_notes
+from prunus.reporting.render.text import document, esc, linked, resource
+from prunus.reporting.report_data import ReportData, missing_notes
 from prunus.reporting.section import Section
 from prunus.reporting.sections import SECTIONS
-from prunus.results.record import plain
+from prunus.results.cells import plain
 from prunus.results.store import Store
 
 

@@ -7,14 +7,13 @@ from prunus.margins import Margin, MarginLike
 from prunus.reporting.labels import history
 from prunus.reporting.render.text import DASH, count, joined, percent, points
 from prunus.results.cells import Comparison, Entry
-from prunus.results.completeness import PARTLY, in_words
 from prunus.results.labels import observations
 from prunus.results.metrics import answer_allowance
-from prunus.results.retention import ENOUGH
 from prunus.results.rows import Run
+from prunus.results.stages import PARTLY, in_words
 from prunus.results.stopping import ENDS
 from prunus.results.summary import Summary
-from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE
+from prunus.results.verdicts import BETTER, ENOUGH, OPEN, SAME, UNFINISHED, WITHIN, WORSE
 
 # Shares of draws above which an ending gets a warning.
 LEAKED, TRUNCATED, SILENT, BEYOND = 0.01, 0.05, 0.2, 0.1

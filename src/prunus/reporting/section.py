@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from prunus.reporting.labels import Look
+from prunus.reporting.render.chart import Picture
 from prunus.reporting.render.figure import Figure, Key
-from prunus.reporting.render.picture import Picture
 from prunus.reporting.render.table import Table, named
 
 

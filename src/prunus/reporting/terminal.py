@@ -13,8 +13,8 @@ from prunus.reporting.prose import grouped_problems, rounding
 from prunus.reporting.render.text import count, percent, points, probability, sizes, times, visible
 from prunus.reporting.report_data import tasks_of
 from prunus.results.cells import Cell, Comparison, Ending, Entry, Identity, RecipeVerdict
-from prunus.results.completeness import PARTLY, in_words, verdict_in_words
 from prunus.results.labels import Named, observations, unique_labels
+from prunus.results.stages import PARTLY, in_words, verdict_in_words
 from prunus.results.stopping import ENDINGS, ENDS
 from prunus.results.summary import Area, BudgetCell, Summary
 from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE, verdict

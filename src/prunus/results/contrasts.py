@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from prunus.budgets import OFF, without_off
 from prunus.margins import Margin
-from prunus.results import anytime, bands, betting, metrics, paired, power, retention
-from prunus.results.cells import Cell, Needed, Part, Slope
-from prunus.results.directions import direction_p
-from prunus.results.record import made
+from prunus.results import anytime, betting, metrics, paired, power, verdicts
+from prunus.results.betting import direction_p
+from prunus.results.cells import Cell, Needed, Part, Slope, made
 from prunus.results.table import Table
 
 Floats = NDArray[np.float64]
@@ -96,7 +95,7 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: 
     covered_A = np.array([margin.covers(share) for share in columns["base_accuracy"]])
     columns["p_margin"] = np.where(covered_A, 1.0, p_of_margin(shares, bases, pairs, margin, seed))
     columns["mde"] = power.minimum_detectable(shares, bases, claims_A, draws, one_outcome, seed)
-    ends = bands.simultaneous_bands(tested.centre_C[:B], tested.draws_RC[:, :B])
+    ends = metrics.simultaneous_bands(tested.centre_C[:B], tested.draws_RC[:, :B])
     # Never narrower than a cell's own interval, which need not be symmetric.
     columns["band_low"] = np.minimum(ends[0], columns["low"][:B])
     columns["band_high"] = np.maximum(ends[1], columns["high"][:B])
@@ -156,13 +155,13 @@ def p_of_margin(
 
 def _scaling(base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: int, draws: int) -> dict[str, Floats]:
     """The share of the base's scaling that the other run retains, from slopes per problem (`retention`)."""
-    share, low, high = retention.retention(base, other)
+    share, low, high = verdicts.retention(base, other)
     return {
         "retention": share,
         "retention_low": low,
         "retention_high": high,
-        "p_kept": retention.p_kept(base, other, reach, seed, draws),
-        "p_lost": retention.p_lost(base, other, reach, seed, draws),
+        "p_kept": verdicts.p_kept(base, other, reach, seed, draws),
+        "p_lost": verdicts.p_lost(base, other, reach, seed, draws),
     }
 
 

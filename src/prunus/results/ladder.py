@@ -32,8 +32,7 @@ from numpy.typing import NDArray
 from prunus.errors import PrunusError
 from prunus.margins import Margin, MarginLike
 from prunus.results import anytime, betting, metrics, stopping
-from prunus.results.anytime import bets, evidence, largest_wealth
-from prunus.results.order import Round
+from prunus.results.anytime import Round, bets, evidence, largest_wealth
 from prunus.results.table import Table
 
 Floats = NDArray[np.float64]

@@ -4,10 +4,10 @@ The problem is the sampling unit and draws are nested in it, so every standard e
 arXiv:2411.00640): sqrt(p(1-p)/(PN)) would be too small.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import comb, inf, nan
+from math import comb, inf, nan, sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,8 @@ import scipy
 from numpy.typing import ArrayLike, NDArray
 
 from prunus.budgets import NAMED
-from prunus.results.record import Record
+from prunus.results.cells import Record
+from prunus.results.paired import EXPLORING_RESAMPLES, bootstrap
 
 Floats = NDArray[np.float64]
 Ballot = tuple[tuple[tuple[int, float], ...], int]  # (votes, score) of each distinct answer; draws without an answer
@@ -255,3 +256,111 @@ def _matrix(correct_PN: ArrayLike, k: int) -> NDArray[Any]:
     if correct.ndim != 2 or not 1 <= k <= correct.shape[1]:
         raise ValueError(f"k = {k} needs a (problems, draws) array with at least k draws, not shape {correct.shape}")
     return correct
+
+
+# Metrics of how one run's accuracy scales with thinking, from accuracies and mean tokens. B: budgets, P: problems.
+#
+# Control, Scaling and Performance are those of s1 (Muennighoff et al., arXiv:2501.19393, section 3). Functions of
+# (..., B) arrays work along the last axis, so that the jackknife takes all its replicates at once.
+
+
+class Value(NamedTuple):
+    """A number and its standard error over problems."""
+
+    value: float
+    se: float
+
+
+def control(tokens: ArrayLike, low: ArrayLike, high: ArrayLike) -> float:
+    """Share of draws whose tokens lie in [low, high], which broadcast."""
+    counts = np.asarray(tokens)
+    return float(np.mean((counts >= np.asarray(low)) & (counts <= np.asarray(high))))
+
+
+def scaling(accuracy: Floats, tokens: Floats) -> Floats:
+    """(...,) mean slope over all pairs of budgets: accuracy gained per 1000 thinking tokens used.
+
+    Pairs less than one token apart are left out; nan if none is left. Short steps have the same weight as long ones, so
+    it is noisier than the slope per doubling; it is reported for comparison with s1.
+    """
+    first, second = np.triu_indices(accuracy.shape[-1], 1)
+    steps = tokens[..., second] - tokens[..., first]
+    apart = np.abs(steps) >= 1
+    slopes = np.where(apart, accuracy[..., second] - accuracy[..., first], 0) / np.where(apart, steps, 1)
+    pairs = apart.sum(axis=-1)
+    return np.where(pairs > 0, 1000 * slopes.sum(axis=-1) / np.maximum(pairs, 1), nan)
+
+
+def token_area(accuracy: Floats, tokens: Floats) -> Floats:
+    """(...,) area under accuracy over mean tokens used (trapezoid), divided by their range: a mean accuracy.
+
+    The axis is not logarithmic, so every token has the same weight and budget 0 is included. If all budgets used the
+    same number of tokens, it is the mean of their accuracies.
+    """
+    order = np.argsort(tokens, axis=-1, kind="stable")
+    x, y = np.take_along_axis(tokens, order, axis=-1), np.take_along_axis(accuracy, order, axis=-1)
+    span = x[..., -1] - x[..., 0]
+    area = (np.diff(x, axis=-1) * (y[..., 1:] + y[..., :-1]) / 2).sum(axis=-1)
+    return np.where(span > 0, area / np.where(span > 0, span, 1), y.mean(axis=-1))
+
+
+def steps(shares_PB: Floats) -> tuple[int, int]:
+    """(rises, falls): numbers of steps to the next budget at which accuracy rises, or falls by over 2 paired errors.
+
+    Without such falls the curve is compatible with a monotone one.
+    """
+    differences = np.diff(shares_PB, axis=1)
+    P = len(differences)
+    mean = differences.mean(axis=0)
+    error = differences.std(axis=0, ddof=1) / sqrt(P) if P > 1 else np.full(len(mean), np.inf)
+    return int((mean > 1e-12).sum()), int((mean < -2 * error - 1e-12).sum())
+
+
+def jackknife(values_PC: Floats, statistic: Callable[[Floats], Floats]) -> Value:
+    """A statistic of means over problems, and its standard error from leaving out each problem in turn.
+
+    statistic: (..., C) means -> (...,). Exact for means, a good approximation for smooth functions of them; nan for one
+    problem.
+    """
+    P, value = len(values_PC), float(statistic(values_PC.mean(axis=0)))
+    if P < 2:
+        return Value(value, nan)
+    return Value(value, float(per_problem(values_PC, statistic).std(ddof=1)) / sqrt(P))
+
+
+def per_problem(values_PC: Floats, statistic: Callable[[Floats], Floats]) -> Floats:
+    """(P,) Tukey's pseudo-values of a statistic of means over problems, shifted to have the statistic as their mean.
+
+    Their standard error is that of the statistic to first order, so methods for means apply. Needs two problems.
+    """
+    P, mean = len(values_PC), values_PC.mean(axis=0)
+    without_P = statistic((P * mean - values_PC) / (P - 1))
+    return statistic(mean) + (P - 1) * (without_P.mean() - without_P)
+
+
+def max_t_quantile(centre_C: Floats, draws_RC: Floats, level: float = 0.95) -> float:
+    """The max-t quantile: the `level` quantile, over bootstrap draws, of max over contrasts of |draw - centre| / se.
+
+    Bands of this many standard errors on each side cover all contrasts simultaneously with probability `level`. They
+    are narrower than Bonferroni's if contrasts are correlated.
+    """
+    error_C = draws_RC.std(axis=0)
+    deviations_RC = np.abs(draws_RC - centre_C) / np.where(error_C > 0, error_C, 1.0)
+    return float(np.quantile(deviations_RC.max(axis=1), level))
+
+
+def simultaneous_bands(centre_C: Floats, draws_RC: Floats) -> tuple[Floats, Floats]:
+    """(C,) low and (C,) high ends of bands that cover all contrasts simultaneously with probability 95 %."""
+    reach_C = max_t_quantile(centre_C, draws_RC) * draws_RC.std(axis=0)
+    return centre_C - reach_C, centre_C + reach_C
+
+
+def accuracy_bands(shares_PB: Floats, draws: float, seed: int = 0) -> list[tuple[float, float]]:
+    """(low, high) at each budget: the interval of `metrics.estimate`, widened to cover all budgets simultaneously."""
+    centre_B, draws_RB = shares_PB.mean(axis=0), bootstrap([shares_PB], EXPLORING_RESAMPLES, seed)
+    wider = max(NORMAL, max_t_quantile(centre_B, draws_RB)) / NORMAL
+    singles = [estimate(shares_P, draws) for shares_P in shares_PB.T]
+    return [
+        (max(0.0, one.value - wider * (one.value - one.low)), min(1.0, one.value + wider * (one.high - one.value)))
+        for one in singles
+    ]

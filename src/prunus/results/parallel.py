@@ -20,7 +20,7 @@ import scipy
 from numpy.typing import NDArray
 
 from prunus.results import metrics, paired
-from prunus.results.record import Record, made
+from prunus.results.cells import Record, made
 from prunus.results.table import Table
 
 Floats = NDArray[np.float64]

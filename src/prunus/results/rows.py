@@ -1,10 +1,11 @@
 """The rows of a store: runs, their draws (samples), and problems."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from prunus.budgets import AS_RUN
+from prunus.budgets import AS_RUN, OFF
 
 Ended = Literal["natural", "forced"]
 Key = tuple[str, int, int]  # problem_id, budget, draw
@@ -47,7 +48,7 @@ class Run:
 
     model: {"name": shown to people, "source", "checksum", "manifest": prunus.json or {}, "parameters", "blocks"}.
     plan: EvalPlan.to_json() as resolved, with the values that took effect. versions: library name to version.
-    adaptive: {"by": "find", "seed": of prunus.results.order} if rows decided how many problems were taken, in that
+    adaptive: {"by": "find", "seed": of prunus.results.anytime} if rows decided how many problems were taken, in that
     order; None if that was fixed beforehand. planned: None where it is not known, and for an imported log, which is
     complete by definition. stages: the run itself, after the earlier ones of its model; empty before it is stored.
     """
@@ -150,3 +151,32 @@ class ProblemRow:
     asks: tuple[str, ...] | None = None
     question: str | None = None
     group: str | None = None
+
+
+Chain = Sequence[tuple[int, int, int, str]]  # (budget, thinking tokens, answer tokens, ended) of a draw, per budget
+
+
+def sampled_tokens(chains: Iterable[Chain], reuse: bool = True) -> tuple[int, int]:
+    """(thinking, answer) tokens that were generated for these chains; tokens shared by several budgets count once.
+
+    reuse: all budgets of a draw are cut from one chain. They share its longest thinking and the answer after its
+    natural end; each forced answer, and the one of budget OFF, is generated separately. Without reuse every budget was
+    generated separately.
+    """
+    thinking = answer = 0
+    share = max if reuse else sum
+    for chain in chains:
+        thinking += share(tokens for _, tokens, _, _ in chain)
+        natural = [tokens for budget, _, tokens, ended in chain if ended == "natural" and budget != OFF]
+        separate = sum(tokens for budget, _, tokens, ended in chain if ended == "forced" or budget == OFF)
+        answer += separate + (share(natural) if natural else 0)
+    return thinking, answer
+
+
+def chains_of(samples: Iterable[Sample]) -> list[Chain]:
+    """A run's samples grouped into chains: one for each draw of each problem."""
+    found: dict[tuple[str, int], list[tuple[int, int, int, str]]] = defaultdict(list)
+    for sample in samples:
+        chain = found[sample.problem_id, sample.draw]
+        chain.append((sample.budget, sample.thinking_tokens, sample.answer_tokens, sample.ended))
+    return list(found.values())

@@ -25,10 +25,9 @@ from prunus.hashing import canonical_json
 from prunus.margins import Margin
 from prunus.results import betting, metrics, paired
 from prunus.results.anytime import scaled
-from prunus.results.cells import RecipeVerdict
+from prunus.results.cells import RecipeVerdict, made
 from prunus.results.contrasts import Pair
 from prunus.results.labels import Step, history, named, recipe_of, unique_labels
-from prunus.results.record import made
 from prunus.results.rows import Run
 from prunus.results.table import Table
 from prunus.results.verdicts import CLAIMS, word_of

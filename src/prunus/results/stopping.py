@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from prunus.budgets import AS_RUN
 from prunus.margins import Margin
 from prunus.results import betting, metrics, paired
-from prunus.results.cells import Ending, Endings, Part
+from prunus.results.betting import direction_p
+from prunus.results.cells import Ending, Endings, Part, made
 from prunus.results.contrasts import Pair, any_time_columns, p_of_margin, sizes_of
-from prunus.results.directions import direction_p
-from prunus.results.record import made
 from prunus.results.table import Table
 from prunus.results.verdicts import adjusted, verdict, without_claim
 

@@ -24,9 +24,9 @@ from prunus.hashing import content_hash
 from prunus.settings import hints_of
 from prunus.parse import parse_json
 from prunus.results import schema
-from prunus.results.labels import is_called
+from prunus.results.labels import is_called, label_of
 from prunus.results.looping import loops
-from prunus.results.plans import listed
+from prunus.results.plans import listed, plan_in_short
 from prunus.results.rows import FIRST_PROTOCOL, IMPORTED, DeclaredSearch, Key, Planned, ProblemRow, Run, Sample
 from prunus.results.stages import same_but_for_size, stages_of
 
@@ -568,3 +568,28 @@ def _estimated(run: Run, sizes: Mapping[str, int]) -> Planned | None:
 
 def _json(data: Any) -> str:
     return json.dumps(data, sort_keys=True, ensure_ascii=False)
+
+
+def runs(store: str | Path, remove: str | None = None) -> list[dict[str, Any]]:
+    """The runs of a store, oldest first, as dicts with run (its id), model, label, plan (in short), rows and adaptive.
+
+    label: what was done to the model. rows: number of stored answers; 0 if the evaluation was stopped before its first
+    batch was complete. adaptive: whether `find` decided how many problems the run has.
+    remove: first remove the run with this id, start of an id, model name or label, with all its rows; there is no way
+    back. Raises PrunusError, and removes nothing, if that is no run or several, or while a process is evaluating it.
+    """
+    with Store(store) as opened:
+        if remove is not None:
+            opened.remove_run(remove)
+        counts = opened.counts()
+        return [
+            {
+                "run": run.run_id,
+                "model": run.model.get("name"),
+                "label": label_of(run),
+                "plan": plan_in_short(run.plan),
+                "rows": counts.get(run.run_id, 0),
+                "adaptive": run.adaptive is not None,
+            }
+            for run in opened.runs()
+        ]

@@ -9,15 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.budgets import AS_RUN, budget_of
-from prunus.results import metrics, paired, scaling
-from prunus.results.bands import accuracy_bands
-from prunus.results.cells import Identity, Sized, Unfinished
-from prunus.results.completeness import unfinished
+from prunus.results import metrics, paired
+from prunus.results.cells import Identity, Record, Sized, Unfinished, made
 from prunus.results.labels import control_steps, dtypes_of
-from prunus.results.metrics import Adherence, Tokens
+from prunus.results.metrics import Adherence, Tokens, accuracy_bands
 from prunus.results.parallel import Chains, compare_parallel
-from prunus.results.record import Record, made
 from prunus.results.rows import Run
+from prunus.results.stages import unfinished
 from prunus.results.store import Store
 from prunus.results.table import Table, tables
 
@@ -240,21 +238,21 @@ def _scaling(curve: Curve, table: Table) -> Curve:
     )
     accuracy_B, used_B = shares_PB.mean(axis=0), table.by_group(used).mean(axis=(0, 2))
     best = int(np.argmax(accuracy_B))
-    rises, falls = scaling.steps(shares_PB)
+    rises, falls = metrics.steps(shares_PB)
     curve = replace(
         curve,
-        scaling=_over_tokens(shares_PB, thinking_PB, scaling.scaling),
+        scaling=_over_tokens(shares_PB, thinking_PB, metrics.scaling),
         performance=Performance(value=float(accuracy_B[best]), budget=table.budgets[best]),
         monotonicity=Monotonicity(steps=len(table.budgets) - 1, rises=rises, falls=falls),
     )
     if AS_RUN in table.budgets:
         return curve
-    area = _over_tokens(shares_PB, used_PB, scaling.token_area) or Value(value=nan, se=nan)
+    area = _over_tokens(shares_PB, used_PB, metrics.token_area) or Value(value=nan, se=nan)
     return replace(
         curve,
         auc_tokens=AreaOverTokens(start=float(used_B.min()), end=float(used_B.max()), **vars(area)),
-        control=scaling.control(thinking, 0, budgets_B1),
-        control_total=scaling.control(used, 0, budgets_B1 + metrics.answer_allowance(budgets_B1)),
+        control=metrics.control(thinking, 0, budgets_B1),
+        control_total=metrics.control(used, 0, budgets_B1 + metrics.answer_allowance(budgets_B1)),
     )
 
 
@@ -262,7 +260,7 @@ def _over_tokens(shares_PB: Floats, tokens_PB: Floats, statistic: Callable[[Floa
     """A statistic of accuracy and mean tokens at each budget with its jackknife error; None where it has no value."""
     B = shares_PB.shape[1]
     both_PC = np.hstack([shares_PB, tokens_PB])
-    found = scaling.jackknife(both_PC, lambda means: statistic(means[..., :B], means[..., B:]))
+    found = metrics.jackknife(both_PC, lambda means: statistic(means[..., :B], means[..., B:]))
     return Value(value=found.value, se=found.se) if isfinite(found.value) else None
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.loader import give_values, owner_of, whole_skeleton
 from prunus.checkpoint.model_folder import is_packed
-from prunus.checkpoint.packed.checkpoint import PackedCheckpoint
+from prunus.checkpoint.packed.files import PackedCheckpoint
 from prunus.checkpoint.packed.tensor import PackedTensor, damaged
 from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.safetensors_file import DTYPES, Stored

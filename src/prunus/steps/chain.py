@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.manifest import MANIFEST, read_manifest
-from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.resolve import MANIFEST, read_manifest, resolve
 from prunus.checkpoint.writer import check_target
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.beforehand import check_calibration

@@ -56,8 +56,8 @@ class Prune(Step):
 
     def content(self, recipe: Any, source: Any) -> dict[str, Any]:
         """Stored: as Step says."""
+        from prunus.pruning.allocate import revisions
         from prunus.pruning.methods import find_method
-        from prunus.pruning.recipe_revisions import revisions
 
         allocations = declared(Allocation)
         allocation, method = allocations[recipe.allocation], find_method(recipe)
@@ -85,7 +85,7 @@ class Prune(Step):
 
     def nbytes(self, recipe: Any, source: Any) -> int:
         """A bit per weight, and the kept weights where these change."""
-        from prunus.checkpoint.packed.bits import packed_nbytes
+        from prunus.checkpoint.packed.tensor import packed_nbytes
         from prunus.pruning.methods import find_method
         from prunus.pruning.scope import linears_in_scope
 

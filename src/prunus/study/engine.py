@@ -21,7 +21,7 @@ from prunus.evaluation.backends import opened_chat
 from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.loading import pick
-from prunus.evaluation.backends.server_process import reached
+from prunus.evaluation.backends.served import reached
 from prunus.evaluation.backends.vllm import VLLMBackend
 from prunus.evaluation.requests import Backend
 from prunus.study.cells import Model, Variant

@@ -15,7 +15,7 @@ from prunus.reporting.render.text import esc, joined, linked, points
 from prunus.reporting.report_data import ReportData
 from prunus.results.cells import Comparison
 from prunus.results.comparison import compared
-from prunus.results.completeness import verdict_in_words
+from prunus.results.stages import verdict_in_words
 from prunus.results.store import Store
 from prunus.study.cells import Model, plan_names
 from prunus.study.file import Study

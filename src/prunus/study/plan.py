@@ -11,15 +11,14 @@ from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import HUB_PATTERNS, is_hub_id
 from prunus.checkpoint.writer import disk_needed
 from prunus.errors import PrunusError
-from prunus.evaluation.profiles import PROFILES
+from prunus.evaluation.profiles.profile import PROFILES
 from prunus.evaluation.requests import Backend, Request
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.evaluation.run import missing_batches
 from prunus.evaluation.tasks import TASKS, load_task
 from prunus.recipes import EvalPlan
-from prunus.results.rows import Sample
+from prunus.results.rows import Sample, chains_of, sampled_tokens
 from prunus.results.store import Store, is_begun
-from prunus.results.token_use import chains_of, sampled_tokens
 from prunus.step import kind_of
 from prunus.study.cells import (
     AGAIN,

@@ -17,8 +17,8 @@ from torch import Tensor
 from prunus import progress
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.conversions import read_variant, variant_about, write_variant
-from prunus.checkpoint.manifest import MANIFEST
 from prunus.checkpoint.model_folder import ModelFolder
+from prunus.checkpoint.resolve import MANIFEST
 from prunus.checkpoint.safetensors_file import Stored, read_header, write_file
 from prunus.errors import PrunusError
 from prunus.evaluation.provenance import describe_model

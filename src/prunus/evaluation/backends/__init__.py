@@ -7,7 +7,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from prunus.engines import BACKENDS, EngineOptions
-from prunus.evaluation.backends.server_process import reached
+from prunus.evaluation.backends.served import reached
 from prunus.evaluation.requests import Backend
 
 if TYPE_CHECKING:

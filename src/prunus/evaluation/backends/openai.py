@@ -24,10 +24,9 @@ from prunus.checkpoint.resolve import load_tokenizer
 from prunus.engines import BACKENDS, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.rolling import Window, files_at_once, replies
-from prunus.evaluation.backends.served import api_of, context_of, find_model, meta_of, version_of
-from prunus.evaluation.backends.server_process import reached
+from prunus.evaluation.backends.served import api_of, context_of, find_model, meta_of, reached, version_of
 from prunus.evaluation.backends.transport import MALFORMED, STAYS, TRIES, in_thread, new_client, pause, reply_of, run
-from prunus.evaluation.profiles import decode
+from prunus.evaluation.profiles.markers import decode
 from prunus.evaluation.requests import Backend, Completion, Outstanding, Request, Sampling, Scores
 
 NEVER, ALWAYS = -100, 100  # logit biases that ban an id, and that force one

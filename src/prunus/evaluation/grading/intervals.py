@@ -5,11 +5,51 @@ value and whether it comes just after the value: [1, 2) is ((1, False), (2, Fals
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from math import inf
+from typing import Literal
 
-from prunus.evaluation.grading.node import Node
+# The parsed form of an answer.
+
+Kind = Literal[
+    "number",
+    "formula",
+    "words",
+    "letter",
+    "based",
+    "list",
+    "set",
+    "tuple",
+    "interval",
+    "union",
+    "matrix",
+    "equation",
+    "time",
+]
+
+
+@dataclass(frozen=True)
+class Node:
+    r"""A part of a parsed answer.
+
+    text: normal form of a formula or equation; digits of a number in another base; words in lower case without blanks;
+    the letter of a choice; brackets of an interval ("[)"); rows x columns of a matrix; seconds since midnight of a time
+    of day. value: exact value of a number. parts: the elements in order; of an equation its right side. name: the
+    letter left of =, the base, or the normal form of a time. percent, rounded (`\approx`) and units: how the value was
+    marked.
+    """
+
+    kind: Kind
+    text: str = ""
+    value: Fraction | None = None
+    parts: tuple["Node", ...] = ()
+    name: str = ""
+    percent: bool = False
+    rounded: bool = False
+    units: frozenset[str] = frozenset()
+
 
 Cut = tuple[Fraction | float, bool]
 REALS = Node("interval", "()", parts=(Node("formula", r"-\infty"), Node("formula", r"\infty")))

@@ -10,8 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from prunus.evaluation.grading.intervals import cuts
-from prunus.evaluation.grading.node import Node
+from prunus.evaluation.grading.intervals import Node, cuts
 from prunus.evaluation.grading.reading import BASES, seconds
 
 MAX_UNORDERED = 16

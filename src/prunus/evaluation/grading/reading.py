@@ -10,8 +10,7 @@ from typing import Literal
 
 from prunus.evaluation.grading import normalise
 from prunus.evaluation.grading.arithmetic import exact_value
-from prunus.evaluation.grading.intervals import REALS, cuts, difference
-from prunus.evaluation.grading.node import Node
+from prunus.evaluation.grading.intervals import REALS, Node, cuts, difference
 from prunus.evaluation.grading.units import split_quantity
 
 MAX_DEPTH = 5

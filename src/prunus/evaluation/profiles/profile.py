@@ -85,9 +85,9 @@ class Profile:
     model_system_file: a file in the model's folder with the system prompt. date: the date for the chat template.
     prompt: the text of the whole prompt with PROBLEM in it, for models without a chat template; empty: the template's.
     off_template: options of the chat template that switch the thinking off; those that a template does not mention are
-        not passed. off_block: an empty block of thinking, which is appended if no option does so (off.py).
+        not passed. off_block: an empty block of thinking, which is appended if no option does so (control.py).
     native_parameter, native_template, native_efforts: one of the ways in which engine or model keep a budget
-        themselves (native.py): the field of a chat request, or the option of the chat template, that takes a number of
+        themselves (control.py): the field of a chat request, or the option of the chat template, that takes a number of
         tokens; or the numbers of tokens that stand for the levels of `reasoning_effort`.
     """
 

@@ -11,9 +11,8 @@ from pathlib import Path
 from string import ascii_uppercase
 
 from prunus.errors import PrunusError
-from prunus.evaluation.tasks.hub import check_package
 from prunus.evaluation.tasks.local import load_file
-from prunus.evaluation.tasks.problem import AnswerKind, Problem, Task
+from prunus.evaluation.tasks.problem import AnswerKind, Problem, Task, check_package
 from prunus.grouping import leaders
 from prunus.recipes import PromptStyle
 

@@ -7,9 +7,8 @@ Texts of AIME and AMC are the MAA's, and stay on the hub. HMMT, the Harvard-MIT 
 from functools import partial
 
 from prunus.errors import PrunusError
-from prunus.evaluation.tasks.hub import hub_rows, row_field
 from prunus.evaluation.tasks.local import gold_integer
-from prunus.evaluation.tasks.problem import Problem, Task
+from prunus.evaluation.tasks.problem import Problem, Task, hub_rows, row_field
 
 
 def load_contest(task: str, repo: str, split: str, count: int, highest: int | None = None) -> list[Problem]:

@@ -6,8 +6,7 @@ The set is gated and its authors ask not to publish questions, so texts are mark
 import hashlib
 from string import ascii_uppercase
 
-from prunus.evaluation.tasks.hub import hub_rows, row_field
-from prunus.evaluation.tasks.problem import Problem, Task
+from prunus.evaluation.tasks.problem import Problem, Task, hub_rows, row_field
 
 SHUFFLE_SEED = 0
 _COLUMNS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")

@@ -2,9 +2,8 @@
 
 from functools import partial
 
-from prunus.evaluation.tasks.hub import hub_rows, row_field
 from prunus.evaluation.tasks.local import gold_integer
-from prunus.evaluation.tasks.problem import Problem, Task
+from prunus.evaluation.tasks.problem import Problem, Task, hub_rows, row_field
 
 
 def load(task: str, split: str, count: int) -> list[Problem]:

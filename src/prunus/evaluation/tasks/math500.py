@@ -1,7 +1,6 @@
 """MATH500 (Hendrycks et al. 2021, arXiv:2103.03874; subset of Lightman et al. 2023): LaTeX answers. MIT licence."""
 
-from prunus.evaluation.tasks.hub import hub_rows, row_field
-from prunus.evaluation.tasks.problem import Problem, Task
+from prunus.evaluation.tasks.problem import Problem, Task, hub_rows, row_field
 
 
 def load() -> list[Problem]:

@@ -11,8 +11,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from prunus.errors import PrunusError
-from prunus.evaluation.tasks.hub import hub_rows, row_field
-from prunus.evaluation.tasks.problem import MAX_CHOICES, Problem, Task
+from prunus.evaluation.tasks.problem import MAX_CHOICES, Problem, Task, hub_rows, row_field
 
 MMLU_PRO, SUPERGPQA = 12032, 26529  # numbers of questions
 

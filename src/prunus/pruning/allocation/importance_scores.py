@@ -5,14 +5,14 @@ In the file, and in the results of the API, they are called `evidence`.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prunus.checkpoint.resolve import read_json
 from prunus.errors import PrunusError
-from prunus.pruning.allocation.sample_scores import is_by_sample, sums_of_samples
 
 FORMAT = 1
 WHOLE, PARTS = "block", ("attention", "mlp")
@@ -88,3 +88,77 @@ def check_scores(path: Path, scores: Any, groups: Sequence[str], blocks: int) ->
         for index, value in enumerate(values):
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise PrunusError(f"{path}: score {index} of '{group}' is {value!r}, which is not a finite number")
+
+
+# Influences in the file format of the study arXiv:2604.25098: scores of every block's attention and MLP, by sample.
+#
+# As in its code, the positive ones are summed over samples (wanda/lib/influence_helper.py,
+# positive_influence_aggregation).
+
+_KEY = re.compile(r"layer_(0|[1-9]\d*)_(attention|mlp)")
+
+
+def is_by_sample(data: Any) -> bool:
+    """Whether a file's content has this format: samples in a list or an object, or one object with sums of samples."""
+    if isinstance(data, Sequence) and not isinstance(data, str):
+        return any(isinstance(row, Mapping) for row in data)
+    return isinstance(data, Mapping) and any(isinstance(v, Mapping) or _KEY.fullmatch(k) for k, v in data.items())
+
+
+def sums_of_samples(path: Path, data: Any, groups: Sequence[str], blocks: int) -> tuple[dict[str, list[float]], int]:
+    """Scores summed over samples, as one list with a sum per block for each of groups; and the number of samples.
+
+    data: a list of samples, or an object of samples by name. A sample is an object with `layer_0_attention`,
+    `layer_0_mlp` and so on for every block, or has that object under `scores`; only its positive scores are summed. A
+    single such object is taken as the sums themselves. Raises PrunusError for content that does not fit.
+    """
+    alone = isinstance(data, Mapping) and any(_KEY.fullmatch(key) for key in data)
+    sums = {group: [0.0] * blocks for group in groups}
+    count = 0
+    for name, scores in [("the object", data)] if alone else _samples(path, data):
+        _check_keys(path, name, scores, blocks)
+        for group, totals in sums.items():
+            for index in range(blocks):
+                value = _number(path, name, scores, f"layer_{index}_{group}")
+                totals[index] += value if alone else max(0.0, value)
+        count += 1
+    for group, totals in sums.items():
+        if not all(map(math.isfinite, totals)):
+            raise PrunusError(f"{path}: the scores of '{group}' are too large to be summed")
+    return sums, count
+
+
+def _samples(path: Path, data: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield (name for messages, scores) of every sample."""
+    rows = data.items() if isinstance(data, Mapping) else enumerate(data)
+    seen: set[Any] = set()
+    for place, row in rows:
+        name, scores = f"sample {place}", row
+        if isinstance(row, Mapping) and set(row) == {"sample_id", "scores"}:
+            name, scores = f"sample {row['sample_id']}", row["scores"]
+            if name in seen:
+                raise PrunusError(f"{path}: {name} occurs twice; remove one")
+            seen.add(name)
+        if not isinstance(scores, Mapping):
+            raise PrunusError(f"{path}: {name} is not an object with scores such as layer_0_attention and layer_0_mlp")
+        yield name, scores
+
+
+def _check_keys(path: Path, name: str, scores: Mapping[str, Any], blocks: int) -> None:
+    for key in scores:
+        found = _KEY.fullmatch(key)
+        if found is None:
+            raise PrunusError(
+                f"{path}: {name} has the unknown key '{key}'; keys are layer_0_attention, layer_0_mlp, ..."
+            )
+        if int(found[1]) >= blocks:
+            raise PrunusError(f"{path}: {name} has '{key}', but the model has blocks layer_0 to layer_{blocks - 1}")
+
+
+def _number(path: Path, name: str, scores: Mapping[str, Any], key: str) -> float:
+    if key not in scores:
+        raise PrunusError(f"{path}: {name} has no '{key}'; every sample needs a score for every block")
+    value = scores[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise PrunusError(f"{path}: '{key}' of {name} is {value!r}, which is not a finite number")
+    return float(value)

@@ -1,23 +1,151 @@
 """LayerIF as in the study arXiv:2604.25098: attention and MLPs with more influence are pruned less.
 
 Askari et al. 2025, arXiv:2505.23811; the study's code is wanda/lib/influence_helper.py. LayerIF's authors have
-published no code that computes influences; gradients.py and influence.py are our own implementation. LayerIF's paper
+published no code that computes influences; gradients.py and this file are our own implementation. LayerIF's paper
 has the opposite direction, more sparsity for more influence (layerif_sketch.py). The study's code reads influences from
 stored files, and neither it nor its paper states their sign; here they are positive if training on a sequence lowers
 the validation loss.
 """
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import scipy
+import torch
+from torch import Tensor
 
+from prunus.errors import PrunusError
 from prunus.pruning.allocation.arithmetic import normalised, scaled
-from prunus.pruning.allocation.importance_scores import PARTS
-from prunus.pruning.allocation.influence import identity, influences, own_calibration
+from prunus.pruning.allocation.importance_scores import PARTS, WHOLE
 from prunus.pruning.allocation.measurement import Measured, Subject
 from prunus.pruning.calibration.data import Calibration
+from prunus.pruning.calibration.gradients import Model, signs, sketches
 from prunus.recipes import PruneRecipe
+
+# Influence of training sequences on a validation loss, from sketched gradients, and its split-half reliability.
+#
+# Shapes: K training sequences, X numbers of a gradient or sketch.
+
+# Sequences are truncated to this length, whether they come from text, token ids or traces.
+INFLUENCE_TOKENS = 1024
+Influence = Callable[[Tensor, Tensor], Tensor]
+# Below this rank correlation between two halves of the data, a warning calls the scores noise.
+STABLE = 0.5
+
+
+def identity(train_KX: Tensor, validation_X: Tensor) -> Tensor:
+    """(K,) inner product of each sequence's gradient with the mean validation gradient.
+
+    It is positive if a training step on the sequence lowers the validation loss.
+    """
+    return train_KX.double() @ validation_X.double()
+
+
+def datainf(train_KX: Tensor, validation_X: Tensor) -> Tensor:
+    """(K,) influence with DataInf's approximate inverse Hessian between the two gradients.
+
+    Kwon et al. 2023, arXiv:2310.00902; authors' code src/influence.py. The damped Hessian g g^T + lambda of each
+    sequence is inverted, and the inverses are averaged; lambda is a tenth of the mean squared entry of the gradients.
+    This needs only inner products of gradients.
+    """
+    gram_KK = train_KX.double() @ train_KX.double().T
+    product_K = identity(train_KX, validation_X)
+    squares_K = gram_KK.diagonal()
+    damping = squares_K.mean() / train_KX.shape[1] / 10
+    if damping == 0:
+        return product_K
+    correction_K = gram_KK @ (product_K / (damping + squares_K)) / len(train_KX)
+    return (product_K - correction_K) / damping
+
+
+def block_scores(
+    gradients: Sequence[Mapping[str, Tensor]],
+    linears: Sequence[Sequence[str]],
+    train: Sequence[int],
+    validation: Sequence[int],
+    influence: Influence,
+) -> list[float]:
+    """For each block, the sum of the positive influences of all training sequences, over some of its Linears together.
+
+    gradients: for each block and Linear, one row per sequence. linears: the names of those Linears, by block. train,
+    validation: indices of rows.
+    """
+    scores = []
+    for tables, names in zip(gradients, linears, strict=True):
+        total_K = torch.zeros(len(train), dtype=torch.float64)
+        for name in names:
+            table = tables[name]
+            total_K += influence(table[list(train)], table[list(validation)].double().mean(0))
+        scores.append(float(total_K.clamp(min=0).sum()))
+    return scores
+
+
+def agreement(first: Sequence[float], second: Sequence[float]) -> float:
+    """Spearman's rank correlation; 0 if one of the sequences is constant."""
+    if len(set(first)) < 2 or len(set(second)) < 2:
+        return 0.0
+    return float(np.asarray(scipy.stats.spearmanr(first, second)[0]))
+
+
+def influences(subject: Subject, calibration: Calibration, parts: Sequence[str], influence: Influence) -> Measured:
+    """Block scores for each of the parts: summed positive influences of training sequences on the validation loss.
+
+    The loss is over the chain of thought alone if the calibration marks prompts, else over all tokens. The recipe's
+    seed splits the sequences into training and validation. details: the sizes of both, and Spearman's rank correlation
+    of block scores between two halves of the data; a warning says if it is so low that the ranking is noise. Raises
+    PrunusError with fewer than 4 usable sequences.
+    """
+    recipe = subject.recipe
+    weights = chain_only(calibration)
+    usable = [
+        i for i, ids in enumerate(calibration.sequences) if len(ids) > 1 and (weights is None or any(weights[i][1:]))
+    ]
+    if len(usable) < 4:
+        which = "of two tokens or more" if weights is None else f"whose chain begins within {INFLUENCE_TOKENS} tokens"
+        raise PrunusError(f"{calibration.source} has {len(usable)} sequences {which}; influences need 4")
+    names = [subject.names(index) for index in range(subject.source.blocks)]
+    gradients = sketches(
+        Model(subject.source, subject.runner, names, subject.file),
+        [calibration.sequences[i] for i in usable],
+        signs(recipe.seed, subject.source),
+        None if weights is None else [weights[i] for i in usable],
+    )
+    drawn = random.Random(recipe.seed).sample(range(len(usable)), len(usable))
+    share = recipe.influence_validation / (recipe.influence_train + recipe.influence_validation)
+    count = min(max(2, round(len(usable) * share)), len(usable) - 2)
+    validation, train = drawn[:count], drawn[count:]
+    scores, stability = {}, {}
+    for group in parts:
+        names = [subject.names(index, group) for index in range(subject.source.blocks)]
+        scores[group] = block_scores(gradients, names, train, validation, influence)
+        halves = [block_scores(gradients, names, train[h::2], validation[h::2], influence) for h in (0, 1)]
+        stability[group] = agreement(*halves)
+    details = {"train": len(train), "validation": count, "split_half_spearman": stability}
+    warnings = [
+        f"{recipe.allocation}{'' if group == WHOLE else f' of {group}'}: two halves of the data rank the blocks with a "
+        f"Spearman correlation of only {value:.2f}, so these scores are noise; use more sequences or another allocation"
+        for group, value in stability.items()
+        if value < STABLE
+    ]
+    return Measured(scores, details, [*calibration.warnings, *warnings])
+
+
+def chain_only(calibration: Calibration) -> list[list[float]] | None:
+    """Token weights of each sequence, 0 for the prompt and 1 for the chain of thought; None if prompts are unknown."""
+    if not calibration.prompts:
+        return None
+    lengths = zip(map(len, calibration.sequences), calibration.prompts, strict=True)
+    return [[0.0] * prompt + [1.0] * (length - prompt) for length, prompt in lengths]
+
+
+def own_calibration(recipe: PruneRecipe) -> tuple[PruneRecipe, int]:
+    """The recipe that chooses sequences for influences, with their number and length, and their most tokens."""
+    count = recipe.influence_train + recipe.influence_validation
+    chosen = replace(recipe, samples=count, calibration_tokens=None, seqlen=min(recipe.seqlen, INFLUENCE_TOKENS))
+    return chosen, INFLUENCE_TOKENS
+
 
 # Constants of the study's code.
 LOWEST_RATIO, HIGHEST_RATIO = 0.05, 0.40  # range of the sparsities' ratios

@@ -7,8 +7,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from prunus.checkpoint.manifest import read_manifest
-from prunus.checkpoint.resolve import CALIBRATION, resolve
+from prunus.checkpoint.resolve import CALIBRATION, read_manifest, resolve
 from prunus.disk import partial_folder
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.text_files import check_lines, check_readable, check_text

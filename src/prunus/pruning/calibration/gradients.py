@@ -24,8 +24,7 @@ from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import OpenFile, entry_of, read_header
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.calibration.hidden_states import HiddenStates
-from prunus.pruning.calibration.log_likelihood import LOGIT_TOKENS
+from prunus.pruning.calibration.hidden_states import LOGIT_TOKENS, HiddenStates
 from prunus.pruning.calibration.memory_budget import portions, room_for
 from prunus.pruning.calibration.statistics import by_sequence
 

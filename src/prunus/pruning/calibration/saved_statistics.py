@@ -20,9 +20,8 @@ from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.loader import blocks_on
-from prunus.checkpoint.manifest import versions
 from prunus.checkpoint.precision import full_float32
-from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.resolve import resolve, versions
 from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.safetensors_file import (
     DTYPES,
@@ -41,11 +40,10 @@ from prunus.parse import parse_json
 from prunus.progress import Steps, say
 from prunus.pruning.calibration.beforehand import check_source
 from prunus.pruning.calibration.data import Calibration, calibration_name, load_calibration
-from prunus.pruning.calibration.hessian import Hessian
 from prunus.pruning.calibration.hidden_states import HiddenStates
 from prunus.pruning.calibration.memory_budget import check_block_fits
 from prunus.pruning.calibration.propagation import BlockRun, Stats, dense
-from prunus.pruning.calibration.statistics import InputStats, few_tokens
+from prunus.pruning.calibration.statistics import Hessian, InputStats, few_tokens
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipe_base import TOKEN_WEIGHTS, without_removed
 from prunus.recipes import DtypeName, ExpertsRecipe, PruneRecipe

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.manifest import versions
+from prunus.checkpoint.resolve import versions
 from prunus.declarations import Allocation, declared
 from prunus.disk import locked
 from prunus.hashing import content_hash

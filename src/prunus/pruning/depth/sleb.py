@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from prunus.checkpoint.runner import Runner
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.calibration.hidden_states import HiddenStates, propagate
-from prunus.pruning.calibration.log_likelihood import negative_log_likelihood
+from prunus.pruning.calibration.hidden_states import HiddenStates, negative_log_likelihood, propagate
 from prunus.pruning.depth.choice import Calibrated, Choice, Mix
 
 

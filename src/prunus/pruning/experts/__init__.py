@@ -1,5 +1,1 @@
-"""Criteria for experts, one file each: from what calibration showed of a block's experts, a score for each of them."""
-
-from prunus.declarations import Criterion, load
-
-CRITERIA = load(Criterion)
+"""Remove routed experts: what calibration shows of them, which are kept, and the model without the others."""

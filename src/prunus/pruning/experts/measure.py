@@ -21,9 +21,9 @@ from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates
 from prunus.pruning.depth.choice import check_finite
+from prunus.pruning.experts.criteria import Reconstruction, Seen
 from prunus.pruning.experts.mixture import Mixture, Unremovable
 from prunus.pruning.experts.reconstruction import TOKENS, reconstruct
-from prunus.pruning.experts.seen import Reconstruction, Seen
 from prunus.recipes import ExpertsRecipe
 
 Counts = Callable[[Mixture], Sequence[int]]

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.checkpoint.experts import run_expert
+from prunus.pruning.experts.criteria import Reconstruction
 from prunus.pruning.experts.mixture import Mixture, Unremovable, masked
-from prunus.pruning.experts.seen import Reconstruction
 
 MOST_SETS = 1000  # of one size, that are all tried
 TOKENS = 256  # on which outputs are compared

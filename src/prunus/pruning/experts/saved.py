@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.manifest import versions
-from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.resolve import resolve, versions
 from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.safetensors_file import READABLE, Entry, layout, put
 from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
@@ -31,10 +30,9 @@ from prunus.pruning.calibration.saved_statistics import (
     SavedStats,
     tokenizer_checksum,
 )
-from prunus.pruning.experts.choice import unmet
+from prunus.pruning.experts.criteria import Reconstruction, Seen, unmet
 from prunus.pruning.experts.measure import observe
 from prunus.pruning.experts.mixture import Mixture, Unremovable, find_mixtures
-from prunus.pruning.experts.seen import Reconstruction, Seen
 from prunus.recipes import ExpertsRecipe
 
 NAMES = {dtype: name for name, dtype in READABLE.items()}

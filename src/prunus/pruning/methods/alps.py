@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from prunus.declarations import Method
-from prunus.pruning.calibration.hessian import DAMPING
-from prunus.pruning.calibration.statistics import InputStats
+from prunus.pruning.calibration.statistics import DAMPING, InputStats
 from prunus.pruning.masks import Target, lowest_in_tensor, lowest_per_pattern, zeros_of
 from prunus.recipes import PruneRecipe
 

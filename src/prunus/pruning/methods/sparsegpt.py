@@ -10,8 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prunus.pruning.calibration.hessian import DAMPING, Hessian
-from prunus.pruning.calibration.statistics import InputStats
+from prunus.pruning.calibration.statistics import DAMPING, Hessian, InputStats
 from prunus.pruning.masks import Target, kth_lowest, lowest_in_tensor, lowest_per_pattern, zeros_wanted
 
 BLOCK = 128

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from prunus.errors import PrunusError
-from prunus.reporting.render.chart import swatch
-from prunus.reporting.render.picture import Label, Picture, Shape, element
+from prunus.reporting.render.chart import Label, Picture, Shape, element, swatch
 from prunus.reporting.render.text import esc
 
 INK, SOFT, GRID, WHITE = "#1b1f24", "#4a5159", "#dfe2e6", "#ffffff"

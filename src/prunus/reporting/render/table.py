@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from prunus.reporting.labels import Look
-from prunus.reporting.render.chart import swatch
-from prunus.reporting.render.picture import Picture
+from prunus.reporting.render.chart import Picture, swatch
 from prunus.reporting.render.text import DASH, MINUS, NBSP, THIN, esc, visible
 
 _TEX = {

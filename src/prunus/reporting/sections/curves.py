@@ -11,6 +11,7 @@ from prunus.reporting.render.chart import (
     PANEL,
     Axis,
     Line,
+    Picture,
     Point,
     accuracy_axis,
     budget_axis,
@@ -20,7 +21,6 @@ from prunus.reporting.render.chart import (
     log_axis,
 )
 from prunus.reporting.render.figure import Figure, Key
-from prunus.reporting.render.picture import Picture
 from prunus.reporting.render.table import RUN, Column, Interval, Table, Word, sign
 from prunus.reporting.render.text import count, esc, percent, points, probability, sizes
 from prunus.reporting.report_data import ReportData, ReportedRun, band_of, float_of

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunus.budgets import without_off
-from prunus.reporting.render.chart import PANEL, Axis, Line, Point, accuracy_axis, chart, log_axis
+from prunus.reporting.render.chart import PANEL, Axis, Line, Picture, Point, accuracy_axis, chart, log_axis
 from prunus.reporting.render.figure import Figure, Key
-from prunus.reporting.render.picture import Picture
 from prunus.reporting.render.table import RUN, Column, Interval, Table
 from prunus.reporting.render.text import count, percent, points, probability
 from prunus.reporting.report_data import ReportData, ReportedRun, float_of

@@ -14,9 +14,8 @@ from urllib.parse import quote
 
 from prunus.budgets import AS_RUN
 from prunus.reporting.labels import Look
-from prunus.reporting.render.html import small_page
 from prunus.reporting.render.table import named
-from prunus.reporting.render.text import clip, count, esc
+from prunus.reporting.render.text import clip, count, esc, small_page
 from prunus.reporting.report_data import ReportData, Texts
 from prunus.reporting.section import Section, soft
 from prunus.results.rows import UNKNOWN, Key, Run, Sample

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from prunus.reporting.labels import Look, history, recipe_text
+from prunus.reporting.render.chart import Box, Group, Label, Picture, Shape
 from prunus.reporting.render.figure import Figure
-from prunus.reporting.render.picture import Box, Group, Label, Picture, Shape
 from prunus.reporting.render.table import RUN, Column, Table, named, row_name
 from prunus.reporting.render.text import esc, one_line, percent
 from prunus.reporting.report_data import ReportData

@@ -3,9 +3,8 @@
 import math
 from typing import Any
 
-from prunus.reporting.render.chart import Line, Point, budget_axis, chart, linear_axis
+from prunus.reporting.render.chart import Line, Picture, Point, budget_axis, chart, linear_axis
 from prunus.reporting.render.figure import Figure
-from prunus.reporting.render.picture import Picture
 from prunus.reporting.render.table import RUN, Column, Interval, Table, Word
 from prunus.reporting.render.text import esc, percent, points, probability, times
 from prunus.reporting.report_data import ReportData

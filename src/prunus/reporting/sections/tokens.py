@@ -3,9 +3,8 @@
 import math
 
 from prunus.budgets import AS_RUN
-from prunus.reporting.render.chart import PANEL, Line, Point, budget_axis, chart, linear_axis, swatch
+from prunus.reporting.render.chart import PANEL, Line, Picture, Point, budget_axis, chart, linear_axis, swatch
 from prunus.reporting.render.figure import Figure, Key
-from prunus.reporting.render.picture import Picture
 from prunus.reporting.render.table import RUN, Column, Table
 from prunus.reporting.render.text import count, esc, percent
 from prunus.reporting.report_data import ReportData, ReportedRun

@@ -10,10 +10,9 @@ from prunus.reporting.render.text import count, esc, percent, points, probabilit
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, soft
 from prunus.results.cells import Cell, Entry, RecipeVerdict
-from prunus.results.completeness import in_words
-from prunus.results.retention import ENOUGH
+from prunus.results.stages import in_words
 from prunus.results.stopping import ENDS, STOPS
-from prunus.results.verdicts import OPEN, UNFINISHED
+from prunus.results.verdicts import ENOUGH, OPEN, UNFINISHED
 
 
 def section(data: ReportData) -> Section:

@@ -2,21 +2,117 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prunus import __version__
 from prunus.budgets import AS_RUN
+from prunus.contamination import question_key
 from prunus.errors import PrunusError
+from prunus.grouping import leaders
 from prunus.hashing import content_hash
 from prunus.results.characters import one_line
-from prunus.results.importing.formats import read_log
-from prunus.results.importing.log import Grade, Log, Record
-from prunus.results.importing.problems import Place, keys_of, problem_rows
+from prunus.results.importing import evalscope, inspect_ai, lighteval, lm_eval
+from prunus.results.importing.files import Grade, Log, Record, first_line
 from prunus.results.looping import loops
-from prunus.results.rows import UNKNOWN, ProblemRow, Run, Sample
+from prunus.results.rows import IMPORTED, UNKNOWN, ProblemRow, Run, Sample
 from prunus.results.store import Store, check_folder, claim
+
+
+class Format(NamedTuple):
+    """A tool's format. files: the files that it reads, for messages."""
+
+    files: str
+    detect: Callable[[Path, bytes], bool]
+    read: Callable[[Path], Log]
+
+
+FORMATS = {
+    lm_eval.TOOL: Format("samples_*.jsonl", lm_eval.detect, lm_eval.read),
+    inspect_ai.TOOL: Format(".eval or .json", inspect_ai.detect, inspect_ai.read),
+    lighteval.TOOL: Format("details_*.parquet", lighteval.detect, lighteval.read),
+    evalscope.TOOL: Format("reviews/*/*.jsonl", evalscope.detect, evalscope.read),
+}
+
+
+def _read(tool: str, entry: Format, path: Path) -> Log:
+    """The log; values of other types than the tool writes are the file's fault, not an internal error."""
+    try:
+        return entry.read(path)
+    except (TypeError, AttributeError, LookupError, ValueError, NotImplementedError) as error:
+        raise PrunusError(f"'{path}' is not a log of {tool} that this prunus can read ({error})") from error
+
+
+def read_log(path: Path) -> Log:
+    """The log in a file. Raises PrunusError if it is of no known format, or has no outputs."""
+    head = first_line(path)
+    for tool, entry in FORMATS.items():
+        if entry.detect(path, head):
+            log = _read(tool, entry, path)
+            if not log.records:
+                raise PrunusError(f"'{path}' is a log of {tool} without any output")
+            return log
+    known = ", ".join(f"{tool} ({entry.files})" for tool, entry in FORMATS.items())
+    raise PrunusError(f"'{path}' is not recognised as a log; formats that can be imported: {known}")
+
+
+Place = tuple[str, str]  # task and place of a record
+
+
+def keys_of(records: Sequence[Record]) -> dict[Place, str]:
+    """{(task, place): hash of the question and its choices}.
+
+    Questions that a task has twice are numbered in the order of their places, so that they stay two problems.
+    """
+    found = {(one.task, one.place): question_key(one.question, one.choices) for one in records}
+    places: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for (task, place), key in found.items():
+        places[task, key].append(place)
+    numbered = {}
+    for (task, key), same in places.items():
+        for number, place in enumerate(sorted(same, key=lambda one: (len(one), one))):
+            numbered[task, place] = f"{key}#{number + 1}" if number else key
+    return numbered
+
+
+def problem_rows(
+    records: Sequence[Record], keys: Mapping[Place, str], stored: Mapping[str, ProblemRow]
+) -> dict[Place, ProblemRow]:
+    """The problem of each (task, place). stored: the problems of the store by key.
+
+    A problem that the store has keeps its id. The new ones of a log's task get the task's name in the store, if that
+    has any problem of it.
+    """
+    known = {place: stored[key] for place, key in keys.items() if key in stored}
+    names: dict[str, Counter[str]] = defaultdict(Counter)
+    for (task, _), row in known.items():
+        names[task][row.task] += 1
+    found: dict[Place, ProblemRow] = {}
+    for record in records:
+        place = record.task, record.place
+        if place in known:
+            found[place] = known[place]
+        elif place not in found:
+            task, key = max(names[record.task], key=names[record.task].__getitem__, default=record.task), keys[place]
+            found[place] = ProblemRow(task, f"{task}/{key}", record.target, IMPORTED, (), key, question=key)
+    return _grouped(found, {(one.task, one.place): "\n".join([one.question, *sorted(one.choices)]) for one in records})
+
+
+def _grouped(rows: Mapping[Place, ProblemRow], texts: Mapping[Place, str]) -> dict[Place, ProblemRow]:
+    """The rows with their groups, by the questions of each task; what the store knows of its own stays."""
+    found = dict(rows)
+    for task in dict.fromkeys(row.task for row in rows.values()):
+        places = [place for place, row in rows.items() if row.task == task]
+        keys = [rows[place].group or "" for place in places]
+        for place, first in zip(places, leaders([texts[place] for place in places], keys), strict=True):
+            row, of = rows[place], rows[places[first]]
+            if row.kind == IMPORTED and row.group is None:
+                found[place] = replace(row, group=of.group or of.problem_id)
+    return found
+
 
 LONGEST_NAME = 80
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from prunus.errors import PrunusError
 from prunus.results.importing import files
-from prunus.results.importing.files import Data, count, json_lines, need, part, score, text_of
-from prunus.results.importing.log import Grade, Log, Record
+from prunus.results.importing.files import Data, Grade, Log, Record, count, json_lines, need, part, score, text_of
 
 TOOL, READS = "evalscope", "1."
 STOPPED = {"stop": True, "tool_calls": True, "max_tokens": False, "model_length": False}

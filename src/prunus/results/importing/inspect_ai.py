@@ -14,8 +14,7 @@ from typing import Any
 
 from prunus.errors import PrunusError
 from prunus.results.importing import files
-from prunus.results.importing.files import Data, count, need, part, text_of
-from prunus.results.importing.log import Grade, Log, Record
+from prunus.results.importing.files import Data, Grade, Log, Record, count, need, part, text_of
 
 TOOL, READS = "inspect_ai", 2
 ZSTANDARD = 93  # the number of the compression in a zip

@@ -10,8 +10,7 @@ from typing import Any
 
 from prunus.errors import PrunusError
 from prunus.results.importing import files
-from prunus.results.importing.files import Data, part, score, text_of
-from prunus.results.importing.log import Grade, Log, Record
+from prunus.results.importing.files import Data, Grade, Log, Record, part, score, text_of
 
 TOOL = "lighteval"
 COLUMNS = {"doc", "metric", "model_response"}

@@ -9,8 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from prunus.errors import PrunusError
-from prunus.results.importing.files import Data, beginning, json_file, json_lines, need, part, score, text_of
-from prunus.results.importing.log import Grade, Log, Record
+from prunus.results.importing.files import (
+    Data,
+    Grade,
+    Log,
+    Record,
+    beginning,
+    json_file,
+    json_lines,
+    need,
+    part,
+    score,
+    text_of,
+)
 
 TOOL, READS = "lm-eval", "0.4."
 LONGEST_ANSWER = 1000  # characters of an extracted answer that are kept

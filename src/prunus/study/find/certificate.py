@@ -24,9 +24,9 @@ from prunus.errors import PrunusError
 from prunus.hashing import canonical_json, content_hash
 from prunus.margins import Margin
 from prunus.parse import parse_json
+from prunus.results.anytime import First
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, ENDS, Rule, paths
 from prunus.results.metrics import auc_weights
-from prunus.results.order import First
 from prunus.results.rows import ProblemRow
 from prunus.results.store import COLUMNS, TEXT_COLUMNS, Store
 from prunus.results.verdicts import wide_margin

@@ -9,8 +9,7 @@ from typing import Any
 from prunus import progress
 from prunus.cards.certified import CERTIFICATE
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.manifest import MANIFEST
-from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.resolve import MANIFEST, resolve
 from prunus.checkpoint.writer import check_target
 from prunus.disk import locked, replace_folder, write_text
 from prunus.engines import EngineOptions

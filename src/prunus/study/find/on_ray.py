@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from prunus.results.order import Round
+from prunus.results.anytime import Round
 from prunus.results.store import Store
 from prunus.study.cells import Cell, Variant
 from prunus.study.find.rungs import Rungs, Show

@@ -14,11 +14,22 @@ from prunus.disk import write_text
 from prunus.margins import Margin
 from prunus.reporting.labels import HUES, Look
 from prunus.reporting.prose import sentence
-from prunus.reporting.render.chart import PANEL, Line, Point, accuracy_axis, budget_axis, chart, linear_axis, lines_of
-from prunus.reporting.render.html import document, resource
-from prunus.reporting.render.picture import Box, Group, Label, Picture
+from prunus.reporting.render.chart import (
+    PANEL,
+    Box,
+    Group,
+    Label,
+    Line,
+    Picture,
+    Point,
+    accuracy_axis,
+    budget_axis,
+    chart,
+    linear_axis,
+    lines_of,
+)
 from prunus.reporting.render.table import Column, Interval, Table, Word
-from prunus.reporting.render.text import count, esc, percent, points
+from prunus.reporting.render.text import count, document, esc, percent, points, resource
 from prunus.reporting.section import figure, run_figure, soft
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, OPEN, REFUSED
 from prunus.results.stopping import ENDINGS

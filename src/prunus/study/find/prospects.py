@@ -10,8 +10,8 @@ import numpy as np
 
 from prunus.errors import PrunusError
 from prunus.results.ladder import ACCURACY, CHANGED, DENSE, ENDPOINTS, FEW_CHANGED, Forecast
+from prunus.results.rows import chains_of, sampled_tokens
 from prunus.results.store import Store, is_begun
-from prunus.results.token_use import chains_of, sampled_tokens
 from prunus.results.verdicts import wide_margin
 from prunus.study.cells import chain_tokens
 from prunus.study.find.decisions import Rows

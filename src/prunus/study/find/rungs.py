@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-from prunus.checkpoint.manifest import MANIFEST
+from prunus.checkpoint.resolve import MANIFEST
 from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.requests import Backend
@@ -17,7 +17,7 @@ from prunus.progress import say
 from prunus.pruning.calibration.saved_statistics import FIELDS, stats
 from prunus.pruning.methods import find_method
 from prunus.recipes import PruneRecipe
-from prunus.results.order import Round
+from prunus.results.anytime import Round
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study.cells import Cell, Variant

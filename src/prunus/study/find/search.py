@@ -13,8 +13,8 @@ from prunus.evaluation.lm_eval.tasks import is_harness_task
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.margins import MarginLike
 from prunus.recipes import EvalPlan
+from prunus.results.anytime import Round, whole_groups
 from prunus.results.ladder import ACCURACY, ENDS, Forecast, Rule, forecast
-from prunus.results.order import Round, whole_groups
 from prunus.study.cells import Cell, Model, Variant, folder_of, open_model
 from prunus.study.file import Study
 from prunus.study.find.certificate import declare

@@ -1,18 +1,109 @@
-"""Which experts are kept, from a criterion's scores: the same number in each block, or the best of all blocks.
+"""Criteria for experts: from what calibration showed of a block's experts, a score for each, and which are kept.
 
-With the same scores, the experts that a smaller share keeps are among those that a larger one keeps.
+Each block keeps the same number of experts, or the best of all blocks are kept. With the same scores, the experts that
+a smaller share keeps are among those that a larger one keeps. E: experts.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from prunus.pruning.experts import CRITERIA
+from prunus.declarations import Criterion, declared
 from prunus.pruning.experts.mixture import Mixture
-from prunus.pruning.experts.seen import Seen
 from prunus.recipes import ExpertsRecipe
+
+
+class Reconstruction(NamedTuple):
+    """How well the other experts make up for those that are removed (reconstruction.py).
+
+    score_E: the higher, the later an expert is removed. kept: the experts to keep, by their number.
+    """
+
+    score_E: Tensor
+    kept: dict[int, list[int]]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What calibration shows of the experts of block `index`; sums are float64, over the tokens routed to each expert.
+
+    token_E: number of tokens. weight_E: sum of the tokens' weights, which is that number unless tokens count
+    differently. gate_E: sum of the gate values with which the expert's output is multiplied. norm_E: sum of the L2
+    norms of its output before that. product_E: sum of gate value times norm. All but token_E weigh tokens.
+    """
+
+    index: int
+    token_E: Tensor
+    weight_E: Tensor
+    gate_E: Tensor
+    norm_E: Tensor
+    product_E: Tensor
+    seed: int = 0
+    reconstruction: Reconstruction | None = None
+
+    @property
+    def experts(self) -> int:
+        """Number of experts."""
+        return len(self.token_E)
+
+
+def ean(seen: Seen) -> Tensor:
+    """(E,) sum of the norms of the expert's output over its tokens.
+
+    Expert activation norm, a criterion that Lasby et al. 2025 (arXiv:2510.13999) compare with.
+    """
+    return seen.norm_E
+
+
+def frequency(seen: Seen) -> Tensor:
+    """(E,) number of tokens for which the router chooses the expert, weighted as the recipe says."""
+    return seen.weight_E
+
+
+def router(seen: Seen) -> Tensor:
+    """(E,) sum of the expert's gate values, called weighted frequency in the code of arXiv:2510.13999."""
+    return seen.gate_E
+
+
+def random(seen: Seen) -> Tensor:
+    """(E,) random numbers in [0, 1), a control. They follow from the seed and the block alone, so keeps are nested."""
+    generator = torch.Generator().manual_seed(1_000_003 * seen.seed + seen.index)
+    return torch.rand(seen.experts, generator=generator, dtype=torch.float64)
+
+
+def reap(seen: Seen) -> Tensor:
+    """(E,) mean of gate value times norm of the output; 0 for an expert without tokens.
+
+    Router-weighted expert activation pruning: Lasby et al. 2025, arXiv:2510.13999. The gate value is the one with which
+    the output is multiplied, whatever the router does before: renormalised where the model does so. (The authors' code
+    took the softmax over all experts, until it was corrected in March 2026.)
+    """
+    return seen.product_E / seen.weight_E.where(seen.weight_E > 0, 1)
+
+
+def output(seen: Seen) -> Tensor:
+    """(E,) relative error of the layer's output once the expert is removed as the next one in the greedy order.
+
+    It is measured with the router that is left. Lu et al. 2024 (arXiv:2402.14800) search all sets of experts of a
+    layer. That is done where there are few sets; else experts are removed one by one, each time the one whose removal
+    costs least (reconstruction.py).
+    """
+    assert seen.reconstruction is not None
+    return seen.reconstruction.score_E
+
+
+def output_keep(seen: Seen, count: int) -> list[int]:
+    """The set of `count` experts with the least error, of all sets or by the greedy order."""
+    assert seen.reconstruction is not None
+    return seen.reconstruction.kept[count]
+
+
+SCORES = {"reap": reap, "ean": ean, "frequency": frequency, "router": router, "random": random, "output": output}
+CRITERIA = {name: entry._replace(score=SCORES[name], keep=None) for name, entry in declared(Criterion).items()}
+CRITERIA["output"] = CRITERIA["output"]._replace(keep=output_keep)
 
 
 class Choice(NamedTuple):
