@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from math import nan
 
 from prunus.margins import Margin
-from prunus.results.labels import Step
 from prunus.results.record import Record
+from prunus.step import StepRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ class Identity(Record):
 
     run: str
     model: str | None
-    recipe: Sequence[Step]
+    recipe: Sequence[StepRecord]
     dtypes: Sequence[str | None] | None = None
 
 

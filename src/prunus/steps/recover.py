@@ -1,11 +1,12 @@
 """Train what was kept. Its manifest has the `blocks` with their errors, and the `cost` in tokens and steps."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from prunus.recipe_base import TOKEN_WEIGHTS
 from prunus.recipes import RecoverRecipe
-from prunus.step import Step, Where
+from prunus.step import Step, StepRecord, Where
 
 
 class Recover(Step):
@@ -13,6 +14,8 @@ class Recover(Step):
 
     recipe = RecoverRecipe
     needs_pruned = True
+    tag = "recovered"
+    relation = "finetune"
 
     def make(
         self, model: str | Path, out: Path, recipe: Any, where: Where, *, dense: str | Path | None, name: str | None
@@ -58,6 +61,14 @@ class Recover(Step):
     def calibrates(self, recipe: Any, stats: bool = False) -> bool:
         """Always."""
         return True
+
+    def label(self, step: StepRecord) -> str:
+        """`recovered`."""
+        return "recovered"
+
+    def sentence(self, steps: Sequence[StepRecord]) -> str:
+        """What was trained, and on what."""
+        return "the weights that were kept are trained to reproduce the dense model's hidden states"
 
 
 STEP = Recover()
