@@ -1,11 +1,19 @@
 """Labels of runs that look alike: dtypes where they differ, and the settings in which recipes differ."""
 
+import sys
+from types import ModuleType
 from typing import Any
 
+import pytest
+
+import prunus.step
+from prunus.cards.text import Card, card_text
 from prunus.recipes import PruneRecipe, RecoverRecipe
-from prunus.results.labels import Named, is_called, unique_labels
+from prunus.reporting.labels import looks, recipe_text
+from prunus.results.labels import LabelParts, is_called, label_of, unique_labels
 from prunus.results.rows import Run
 from prunus.results.summary import identity
+from prunus.steps.prune import Prune
 
 FIFTY = "Wanda 50\N{NO-BREAK SPACE}%"
 
@@ -21,7 +29,7 @@ def run(run_id: str, *recipes: PruneRecipe | RecoverRecipe, dtype: str = "", com
 
 
 def labels(*runs: Run) -> list[str]:
-    return unique_labels([Named.of(identity(one)) for one in runs])
+    return unique_labels([LabelParts.of(identity(one)) for one in runs])
 
 
 def wanda(**settings: Any) -> PruneRecipe:
@@ -88,3 +96,43 @@ def test_runs_are_called_by_what_is_printed():
     for text in ("wanda 50 % (on own.jsonl)", "Wanda 50 % (4,096 tokens)", "m: Wanda 50 % (a0000000)", "wanda 50 %"):
         assert is_called(own, text), text
     assert not is_called(own, "wanda 50 % (on c4)") and not is_called(own, "wanda 50 % ()")
+
+
+class Channels(Prune):
+    """A kind of step that only this test knows."""
+
+    tag = "fewer-channels"
+
+    def label(self, step: Any) -> str:
+        return f"{self.method(step)} {step['channels']} channels"
+
+    def outcome(self, step: Any, brief: bool) -> str:
+        return f"kept {step['channels']} channels{'' if brief else ' of each MLP'}"
+
+    def sentence(self, steps: Any) -> str:
+        return f"its MLPs have {steps[-1]['channels']} channels"
+
+
+def test_labels_pages_and_cards_follow_a_new_kind_of_step(monkeypatch):
+    module = ModuleType("toy_channels")
+    monkeypatch.setattr(module, "STEP", Channels(), raising=False)
+    monkeypatch.setitem(sys.modules, "toy_channels", module)
+    monkeypatch.setattr(prunus.step, "STEPS", {**prunus.step.STEPS, "channels": "toy_channels"})
+    monkeypatch.setattr("prunus.cards.text.STEPS", prunus.step.STEPS)
+    made = run("a", wanda())
+    (step,) = made.model["manifest"]["history"]
+    step |= {"action": "channels", "channels": 48, "source": {"name": "m", "checksum": "0"}, "warnings": []}
+    assert label_of(made) == "Wanda 48 channels" and recipe_text(made).endswith("; kept 48 channels")
+    assert [look.hue for look in looks(run("b"), [made, run("c", wanda())])] == [0, 1, 1]
+    text = card_text(Card([step], {}))
+    assert "kept 48 channels of each MLP" in text and ": its MLPs have 48 channels.\n" in text
+    assert "- fewer-channels\n- wanda\n" in text
+
+
+@pytest.mark.parametrize("action", ["prune", "drop", "experts", "recover", "quantise", "merge", ["prune"], None])
+def test_labels_of_damaged_steps_are_made(action):
+    damaged = run("a")
+    for step in ({}, {"recipe": 3}, {"recipe": {"method": 4, "sparsity": "half", "blocks": [1], "spread": {}}}):
+        step |= {"action": action, "experts": {"before": 1}, "blocks_removed": 7, "cost": "much"}
+        damaged.model["manifest"]["history"].append(step)
+    assert label_of(damaged).count(" + ") == 2 and recipe_text(damaged).count("then") == 2

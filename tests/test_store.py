@@ -13,7 +13,7 @@ import warm_processes
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, PruneRecipe
 from prunus.results import schema
-from prunus.results.labels import Named, unique_labels
+from prunus.results.labels import LabelParts, unique_labels
 from prunus.results.rows import ProblemRow, Run, Sample
 from prunus.results.schema import SCHEMA_VERSION
 from prunus.results.store import Store
@@ -123,7 +123,7 @@ def test_runs_are_found_by_the_labels_that_tables_print(path):
         for run in runs:
             store.add_run(run)
         identities = [identity(run) for run in (RUN, *runs)]
-        printed = unique_labels(map(Named.of, identities))
+        printed = unique_labels(map(LabelParts.of, identities))
         assert printed == [
             "dense",
             "Wanda 20\u00a0%",

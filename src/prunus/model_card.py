@@ -17,11 +17,12 @@ from prunus.margins import MarginLike
 from prunus.pruning.inspection import inspect
 from prunus.reporting.output_files import write_whole
 from prunus.results.comparison import HARMLESS, compared
-from prunus.results.labels import Step, history
+from prunus.results.labels import history
 from prunus.results.plans import listed
 from prunus.results.rows import Run
 from prunus.results.store import Store
 from prunus.results.summary import summarise
+from prunus.step import StepRecord
 
 
 def card(
@@ -119,7 +120,7 @@ def zeros_of(facts: Mapping[str, Any]) -> list[Zeros]:
 
 
 def read_results(
-    folder: Path, steps: Sequence[Step], path: Path, run: str | None, base: str | None, margin: MarginLike
+    folder: Path, steps: Sequence[StepRecord], path: Path, run: str | None, base: str | None, margin: MarginLike
 ) -> tuple[Results, list[str]]:
     """The results of a checkpoint's run in a store, and warnings."""
     checksum = open_checkpoint(folder).checksum()

@@ -5,9 +5,10 @@ and labels all follow from STEPS. A kind is imported when it is first used, and 
 within its functions, so that reading results needs no torch.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +27,33 @@ STEPS: Mapping[str, str] = {
 }
 
 MANIFEST = "prunus.json"  # in the folder of a model that steps made
+StepRecord = Mapping[str, Any]  # what a manifest says of a step; it may be of another program, or damaged
+
+NAMES = {
+    "wanda": "Wanda",
+    "magnitude": "Magnitude",
+    "sparsegpt": "SparseGPT",
+    "ria": "RIA",
+    "dsnot": "DSnoT",
+    "alps": "ALPS",
+    "reap": "REAP",
+    "ean": "EAN",
+    "shortgpt": "ShortGPT",
+    "laco": "LaCo",
+    "sleb": "SLEB",
+    "wanda++": "Wanda++",
+    "gblm": "GBLM",
+    "angular": "Angular",
+    "tail": "Tail",
+    "owl": "OWL",
+    "layerif": "LayerIF",
+    "layerif-sketch": "LayerIF-sketch",
+    "alphapruning": "AlphaPruning",
+    "atp": "ATP",
+    "dlp": "DLP",
+    "mlp": "MLP",
+    "obs": "OBS",
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +82,7 @@ class Step(ABC):
     recipe: the class of its settings. reshapes: whether it changes the shapes of tensors. needs_pruned: whether it is
     only for a model from which something was removed, so that it cannot come first.
     examples: command lines, which help shows. options: further options of the command: fields of Where, and `recover`.
+    tag: for the Hub's search. relation: the Hub's word, if it has one, for a model made by it from another.
     """
 
     recipe: ClassVar[type[Recipe]]
@@ -65,6 +94,9 @@ class Step(ABC):
     def asked(self, given: Mapping[str, Any]) -> Recipe:
         """The recipe that a user asks for who gives these settings."""
         return self.recipe(**given)
+
+    tag: ClassVar[str]
+    relation: ClassVar[str | None] = None
 
     @abstractmethod
     def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> dict[str, Any]:
@@ -104,6 +136,27 @@ class Step(ABC):
         """
         return {"warnings": self.make(model, out, recipe, where, None)["warnings"]}
 
+    def method(self, step: StepRecord) -> str:
+        """The method with its options but without its strength; runs of the same name share a colour."""
+        return spelled(recipe_of(step).get("method", step.get("action", "?")))
+
+    def label(self, step: StepRecord) -> str:
+        """What was done, as tables say it: `Wanda 50 %`."""
+        return self.method(step)
+
+    def outcome(self, step: StepRecord, brief: bool) -> str:
+        """What the step removed, as far as its settings do not say it. brief: without explanation."""
+        return ""
+
+    def sentence(self, steps: Sequence[StepRecord]) -> str:
+        """What all steps of this kind did to the model, as a card begins; empty if only counting shows it."""
+        return ""
+
+    def tags(self, step: StepRecord) -> list[str]:
+        """Words for the Hub's search: its tag, and the method."""
+        method = str(recipe_of(step).get("method", ""))
+        return [self.tag, *([method] if re.fullmatch(r"[a-z0-9.+-]{2,30}", method) else [])]
+
 
 @cache
 def step_kind(action: str) -> Step:
@@ -119,6 +172,31 @@ def action_of(recipe: Recipe) -> str:
 def kind_of(recipe: Recipe) -> Step:
     """The kind of step that a recipe is for."""
     return step_kind(action_of(recipe))
+
+
+def recorded_kind(step: StepRecord) -> Step:
+    """The kind of a step in a manifest; where its action is none, prune, as whose it is read."""
+    action = str(step.get("action"))
+    return step_kind(action if action in STEPS else "prune")
+
+
+def recipe_of(step: StepRecord) -> StepRecord:
+    """The recipe of a step in a manifest, {} where there is none."""
+    recipe = step.get("recipe")
+    return recipe if isinstance(recipe, dict) else {}
+
+
+def defaults(action: str) -> dict[str, object]:
+    """The default settings of a step, with those of earlier versions; {} for an action that is no kind."""
+    if action not in STEPS:
+        return {}
+    recipe = step_kind(action).recipe
+    return {**recipe.REMOVED, **{field.name: field.default for field in fields(recipe)}}
+
+
+def spelled(name: object) -> str:
+    """The name of a method, or of another choice, as its authors write it."""
+    return NAMES.get(str(name), str(name))
 
 
 def steps_name(steps: Sequence[Recipe]) -> str:

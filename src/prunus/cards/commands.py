@@ -6,31 +6,14 @@ from dataclasses import fields
 from typing import Any
 
 from prunus.cards.markdown import LIMIT, hub_id, public, shown
-from prunus.recipe_base import Recipe
 from prunus.recipes import EvalPlan
 from prunus.results.characters import one_line
-from prunus.results.labels import recipe_of
-from prunus.step import STEPS, step_kind
+from prunus.step import STEPS, defaults, recipe_of, step_kind
 
 Data = Mapping[str, Any]
-RECIPES: Mapping[str, type[Recipe]] = {action: step_kind(action).recipe for action in STEPS}
 # Settings that are shown first, with their defaults too.
 FIRST = ("method", "sparsity", "pattern", "blocks", "keep", "drop")
 RESULT = "result"  # the folder that the last command writes
-
-
-def settings(action: str, recipe: Data) -> list[tuple[str, Any]]:
-    """(name, value) of the settings that are not the defaults; FIRST in any case."""
-    usual = defaults(action)
-    kept = {k: v for k, v in recipe.items() if v is not None and (k in FIRST or k not in usual or v != usual[k])}
-    return sorted(kept.items(), key=lambda pair: (FIRST.index(pair[0]) if pair[0] in FIRST else len(FIRST), pair[0]))
-
-
-def defaults(action: str) -> dict[str, Any]:
-    """The default settings of a step."""
-    if action not in RECIPES:
-        return {}
-    return {**RECIPES[action].REMOVED, **{field.name: field.default for field in fields(RECIPES[action])}}
 
 
 def commands(steps: Sequence[Data], origin: str, plan: Data | None) -> list[str]:
@@ -39,8 +22,8 @@ def commands(steps: Sequence[Data], origin: str, plan: Data | None) -> list[str]
     for number, step in enumerate(steps, 1):
         out = RESULT if number == len(steps) else f"step-{number}"
         action, recipe = str(step["action"]), recipe_of(step)
-        if action in RECIPES:
-            dense = ["--dense", dense_of(step, origin, steps)] if action == "recover" else []
+        if action in STEPS:
+            dense = ["--dense", dense_of(step, origin, steps)] if step_kind(action).needs_pruned else []
             lines.append(line(action, model, out, *dense, *options_of(action, recipe)))
         elif action == "quantise":
             lines += [line("pack", model, f"{out}-packed", "--int8"), line("unpack", f"{out}-packed", out, "--lossy")]
@@ -58,10 +41,10 @@ def commands(steps: Sequence[Data], origin: str, plan: Data | None) -> list[str]
 
 def dense_of(step: Data, origin: str, steps: Sequence[Data]) -> str:
     """The dense model of a recovery: the origin, unless that was pruned by another program and recovered first."""
-    told = step.get("dense")
-    if steps[0]["action"] != "recover" or not isinstance(told, Mapping):
+    dense = step.get("dense")
+    if steps[0]["action"] != "recover" or not isinstance(dense, Mapping):
         return origin
-    return hub_id(told.get("hub")) or public(str(told.get("name")))
+    return hub_id(dense.get("hub")) or public(str(dense.get("name")))
 
 
 def options_of(action: str, recipe: Data) -> list[str]:
@@ -80,11 +63,11 @@ def plan_options(plan: Data) -> list[str]:
     return flags(given, known)
 
 
-def flags(given: Data, usual: Data) -> list[str]:
-    """Options for the values that are not the usual ones."""
+def flags(given: Data, default: Data) -> list[str]:
+    """Options for the values that are not the default ones."""
     found: list[str] = []
     for key, value in given.items():
-        if value is None or (key in usual and value == usual[key]):
+        if value is None or (key in default and value == default[key]):
             continue
         name = key.replace("_", "-")
         if isinstance(value, bool):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prunus.budgets import NAMED
 from prunus.cards.certified import NOTHING, Certified, certified_text
-from prunus.cards.commands import commands, settings
+from prunus.cards.commands import FIRST, commands
 from prunus.cards.markdown import (
     LIMIT,
     difference,
@@ -32,9 +32,10 @@ from prunus.cards.markdown import (
 from prunus.hashing import content_hash
 from prunus.results.cells import Entry
 from prunus.results.characters import one_line
-from prunus.results.labels import experts_amount, label, observations, recipe_of
+from prunus.results.labels import label, observations, settings
 from prunus.results.rows import Run
 from prunus.results.stages import PARTLY, in_words, verdict_in_words
+from prunus.step import STEPS, recipe_of, recorded_kind, step_kind
 
 if TYPE_CHECKING:
     from prunus.results.summary import Summary  # imports scipy
@@ -192,40 +193,24 @@ def metadata(card: Card) -> str:
 
     actions = {step["action"] for step in card.steps}
     # A pruned model is none of the Hub's kinds (adapter, merge, quantized, finetune), one that was trained on is.
-    relation = "quantized" if "quantise" in actions else "finetune" if "recover" in actions else None
-    told: dict[str, Any] = {key: card.source[key] for key in KEPT if key in card.source}
-    told |= {"library_name": "prunus" if card.packed else "transformers", "tags": tags(card)}
-    told.setdefault("pipeline_tag", "text-generation")
+    relations = [step_kind(action).relation for action in STEPS if action in actions]
+    relation = "quantized" if "quantise" in actions else next(filter(None, relations), None)
+    facts: dict[str, Any] = {key: card.source[key] for key in KEPT if key in card.source}
+    facts |= {"library_name": "prunus" if card.packed else "transformers", "tags": tags(card)}
+    facts.setdefault("pipeline_tag", "text-generation")
     if card.base is not None:
-        told["base_model"] = card.base
-    if card.base is not None and relation is not None:
-        told["base_model_relation"] = relation
+        facts["base_model"] = card.base
+        facts |= {"base_model_relation": relation} if relation else {}
     finished = card.results is not None and card.results.summary.unfinished is None
     if card.results is not None and finished and (found := eval_results(card.results)):
-        told |= {"model_name": one_line(card.title), "eval_results": found}
-    return ModelCardData(**told).to_yaml().strip()
-
-
-TAGS: Mapping[str, list[str]] = {
-    "prune": ["sparse"],
-    "drop": ["depth-pruning"],
-    "experts": ["expert-pruning"],
-    "recover": ["recovered"],
-}
+        facts |= {"model_name": one_line(card.title), "eval_results": found}
+    return ModelCardData(**facts).to_yaml().strip()
 
 
 def tags(card: Card) -> list[str]:
     """Tags for the Hub's search."""
-    found = ["prunus", "pruned"]
-    for step in card.steps:
-        recipe = recipe_of(step)
-        found += TAGS.get(step["action"], [])
-        method = str(recipe.get("method", ""))
-        if step["action"] in ("prune", "drop", "experts") and re.fullmatch(r"[a-z0-9.+-]{2,30}", method):
-            found.append(method)
-        if recipe.get("pattern"):
-            found.append("semi-structured-sparsity")
-    return list(dict.fromkeys(found))
+    found = [tag for step in card.steps if step["action"] in STEPS for tag in recorded_kind(step).tags(step)]
+    return list(dict.fromkeys(["prunus", "pruned", *found]))
 
 
 def eval_results(results: Results) -> list[Any]:
@@ -261,17 +246,14 @@ def introduction(card: Card) -> str:
     origin = card.origin
     name = plain(origin) if card.origin_id is None else f"[{plain(origin)}](https://huggingface.co/{origin})"
     done = []
-    removed = sum(len(step.get("blocks_removed") or ()) for step in card.steps)
     zeros, weights = sum(row.zeros for row in card.zeros), sum(row.weights for row in card.zeros)
     if zeros:
         parts = " and ".join(row.part for row in card.zeros)
         done.append(f"{percent(zeros / weights)} % of the weights of its Linears ({plain(parts)}) are zero")
-    if removed:
-        done.append(f"{removed} of its decoder blocks {'is' if removed == 1 else 'are'} removed")
-    mixtures = [step for step in card.steps if step["action"] == "experts"]
-    done += [f"{plain(experts_amount(step))} of each mixture are kept" for step in mixtures]
-    if any(step["action"] == "recover" for step in card.steps):
-        done.append("the weights that were kept are trained to reproduce the dense model's hidden states")
+    for action in STEPS:
+        steps = [step for step in card.steps if step["action"] == action]
+        if steps and (sentence := step_kind(action).sentence(steps)):
+            done.append(plain(sentence, LIMIT))
     what = "; ".join(done) or "see below"
     return f"Made from {name} with Prunus {plain(str(version_of(card.steps[-1])))}: {what}."
 
@@ -285,12 +267,10 @@ def version_of(step: Data) -> Any:
 def step_text(step: Data) -> str:
     """What a step did: settings that differ from the defaults, recipe hash, calibration, cost and versions."""
     recipe, action = recipe_of(step), str(step["action"])
-    chosen = ", ".join(f"{plain(key)} {plain(shown(key, value))}" for key, value in settings(action, recipe))
+    chosen = ", ".join(f"{plain(key)} {plain(shown(key, value))}" for key, value in settings(step, FIRST))
     parts = [f"**{plain(action)}**: {chosen or 'default settings'}"]
-    if isinstance(removed := step.get("blocks_removed"), list) and removed:
-        parts.append(f"removed blocks {plain(', '.join(map(str, removed)), LIMIT)} (counted from 0)")
-    if action == "experts":
-        parts.append(f"{plain(experts_amount(step))} are kept")
+    if outcome := recorded_kind(step).outcome(step, brief=False):
+        parts.append(plain(outcome, LIMIT))
     if isinstance(calibration := step.get("calibration"), Mapping):
         parts.append(
             f"calibrated on {plain(public(str(calibration.get('source'))))}, "
@@ -353,16 +333,16 @@ def results_text(card: Card, results: Results) -> list[str]:
             rows.append([*row, percent(ended), number(used), f"{observations(cell, '')} × {cell.samples}"])
         parts += [f"{plain(task)}:", table(head, rows)] if rows else [f"{plain(task)}: no problem is finished."]
     plan, versions = results.run.plan, results.run.versions
-    told = {
+    facts = {
         "mode": plan.get("mode"), "profile": plan.get("profile"), "temperature": plan.get("temperature"),
         "top-p": plan.get("top_p"), "top-k": plan.get("top_k"), "seed": plan.get("seed"),
         "engine": plan.get("backend"), "control": plan.get("control"),
     }  # fmt: skip
-    told |= {name: versions[name] for name in VERSIONS if name in versions}
+    facts |= {name: versions[name] for name in VERSIONS if name in versions}
     parts.append(
         f"Brackets are 95 % intervals over problems. {NATIVE if plan.get('control') == 'native' else FORCED} "
         "Answers are graded by rules, without a judge model. "
-        + ", ".join(f"{name} {plain(str(value))}" for name, value in told.items() if value is not None)
+        + ", ".join(f"{name} {plain(str(value))}" for name, value in facts.items() if value is not None)
         + f". Run {plain(results.run.run_id)}."
     )
     return parts

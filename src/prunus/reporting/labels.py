@@ -2,22 +2,16 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe
-from prunus.results.labels import experts_amount, history, method_name, named, recipe_of, unique_labels
+from prunus.results.labels import history, label_parts, method_name, settings, unique_labels
 from prunus.results.rows import Run
+from prunus.step import recorded_kind
 
 HUES = 6
 # Settings that are shown first.
 FIRST = ("method", "sparsity", "pattern", "blocks", "keep", "drop", "allocation", "scope")
-ALWAYS = {*FIRST, "calibration", "samples", "seqlen", "seed"}  # settings that are shown even with default values
-PRUNE_USUAL, DROP_USUAL, EXPERTS_USUAL, RECOVER_USUAL = (
-    {field.name: field.default for field in fields(one)}
-    for one in (PruneRecipe, DropRecipe, ExpertsRecipe, RecoverRecipe)
-)
-# Default settings by action; all others use PRUNE_USUAL.
-USUAL = {"drop": DROP_USUAL, "experts": EXPERTS_USUAL, "recover": RECOVER_USUAL}
+ALWAYS = {"calibration", "samples", "seqlen", "seed"}  # settings that are shown even with default values
 
 
 @dataclass(frozen=True)
@@ -46,18 +40,9 @@ def recipe_text(run: Run) -> str:
     """The recipe of each step without most default values: `prune: method wanda, sparsity 0.5, ...`."""
     steps = []
     for step in history(run):
-        usual = USUAL.get(str(step.get("action")), PRUNE_USUAL)
-        recipe = {
-            key: value
-            for key, value in recipe_of(step).items()
-            if value is not None and (key in ALWAYS or key not in usual or value != usual[key])
-        }
-        keys = sorted(recipe, key=lambda key: (key not in FIRST, FIRST.index(key) if key in FIRST else 0, key))
-        values = ", ".join(f"{key} {recipe[key]}" for key in keys)
-        blocks = step.get("blocks_removed")
-        removed = f"; removed blocks {', '.join(map(str, blocks))}" if isinstance(blocks, list) and blocks else ""
-        if step.get("action") == "experts":
-            removed = f"; {experts_amount(step)} kept"
+        values = ", ".join(f"{name} {value}" for name, value in settings(step, FIRST, ALWAYS))
+        outcome = recorded_kind(step).outcome(step, brief=True)
+        removed = f"; {outcome}" if outcome else ""
         cost = step.get("cost")
         trained = cost.get("tokens") if isinstance(cost, dict) else None
         passes = f"; trained on {trained:,} tokens, repeats counted" if isinstance(trained, int) else ""
@@ -68,7 +53,7 @@ def recipe_text(run: Run) -> str:
 def looks(base: Run, others: Sequence[Run]) -> list[Look]:
     """The look of the base, then those of the others in order; runs of the same method have the same colour."""
     runs = [base, *others]
-    labels = unique_labels([named(run) for run in runs])
+    labels = unique_labels([label_parts(run) for run in runs])
     hues: dict[str, int] = {}
     seen: Counter[str] = Counter()
     result = [Look(0, base.run_id, labels[0], 0, 0, 0)]

@@ -13,7 +13,7 @@ from prunus.reporting.prose import grouped_problems, rounding
 from prunus.reporting.render.text import count, percent, points, probability, sizes, times, visible
 from prunus.reporting.report_data import tasks_of
 from prunus.results.cells import Cell, Comparison, Ending, Entry, Identity, RecipeVerdict
-from prunus.results.labels import Named, observations, unique_labels
+from prunus.results.labels import LabelParts, observations, unique_labels
 from prunus.results.stages import PARTLY, in_words, verdict_in_words
 from prunus.results.stopping import ENDINGS, ENDS
 from prunus.results.summary import Area, BudgetCell, Summary
@@ -322,7 +322,7 @@ def _ranges(indices: Sequence[int]) -> str:
 
 
 def _names(identities: Sequence[Identity]) -> list[str]:
-    return [visible(name) for name in unique_labels(map(Named.of, identities))]
+    return [visible(name) for name in unique_labels(map(LabelParts.of, identities))]
 
 
 def _title(text: str) -> Text:

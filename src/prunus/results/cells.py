@@ -11,6 +11,7 @@ from types import UnionType
 from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from prunus.margins import Margin
+from prunus.step import StepRecord
 
 R = TypeVar("R")
 
@@ -214,7 +215,7 @@ class Identity(Record):
 
     run: str
     model: str | None
-    recipe: Sequence[Mapping[str, Any]]
+    recipe: Sequence[StepRecord]
     dtypes: Sequence[str | None] | None = None
 
 

@@ -27,10 +27,11 @@ from prunus.results import betting, metrics, paired
 from prunus.results.anytime import scaled
 from prunus.results.cells import RecipeVerdict, made
 from prunus.results.contrasts import Pair
-from prunus.results.labels import Step, history, named, recipe_of, unique_labels
+from prunus.results.labels import history, label_parts, unique_labels
 from prunus.results.rows import Run
 from prunus.results.table import Table
 from prunus.results.verdicts import CLAIMS, word_of
+from prunus.step import StepRecord, recipe_of
 
 Floats = NDArray[np.float64]
 LEAST = 3  # seeds: two say next to nothing of how seeds differ
@@ -121,7 +122,7 @@ def recipes_over_seeds(
         )
         if len(chosen) >= LEAST and (numbers := _numbers(chosen, margin, seed)) is not None:
             found.append(numbers)
-            firsts.append(named(chosen[0][0]))
+            firsts.append(label_parts(chosen[0][0]))
     labels = unique_labels(
         of._replace(steps=[_seedless(step) for step in of.steps], dtypes=(None, None)) for of in firsts
     )
@@ -135,7 +136,7 @@ def _verdict(better: float, worse: float, within: float) -> str:
     return word_of(better / 2, worse / 2, within)
 
 
-def _seedless(step: Step) -> Step:
+def _seedless(step: StepRecord) -> StepRecord:
     """A step with its recipe's seed left out."""
     return {**step, "recipe": {key: value for key, value in recipe_of(step).items() if key != "seed"}}
 

@@ -1,12 +1,14 @@
 """Remove decoder blocks. Its manifest has `blocks_removed`, and the `scores` of all blocks."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from prunus.declarations import DepthMethod, declared
 from prunus.recipe_base import AMOUNT, CALIBRATION
 from prunus.recipes import DropRecipe
-from prunus.step import Step, Where
+from prunus.results.characters import MINUS, NBSP
+from prunus.step import Step, StepRecord, Where, recipe_of
 
 
 class Drop(Step):
@@ -15,6 +17,7 @@ class Drop(Step):
     recipe = DropRecipe
     examples = ("prunus drop tiny out/drop-1 --blocks 1", "prunus drop tiny out/without-4-5 --blocks 4,5")
     options = ("recover",)
+    tag = "depth-pruning"
 
     def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> dict[str, Any]:
         """As Step says."""
@@ -53,6 +56,31 @@ class Drop(Step):
     def calibrates(self, recipe: Any, stats: bool = False) -> bool:
         """Whether the method chooses by data."""
         return recipe.indices is None and declared(DepthMethod)[recipe.method].needs_data
+
+    def label(self, step: StepRecord) -> str:
+        """`ShortGPT −2 blocks`, `blocks 16, 17 removed`."""
+        blocks = str(recipe_of(step).get("blocks", "?"))
+        if "," in blocks:
+            numbers = [part.strip() for part in blocks.split(",") if part.strip()]
+            return f"block{'s' if len(numbers) > 1 else ''} {', '.join(numbers)} removed"
+        blocks = str(len(removed)) if (removed := blocks_removed(step)) else blocks
+        return f"{self.method(step)} {MINUS}{blocks}{NBSP}block{'' if blocks == '1' else 's'}"
+
+    def outcome(self, step: StepRecord, brief: bool) -> str:
+        """`removed blocks 16, 17`."""
+        removed = ", ".join(map(str, blocks_removed(step)))
+        return f"removed blocks {removed}{'' if brief else ' (counted from 0)'}" if removed else ""
+
+    def sentence(self, steps: Sequence[StepRecord]) -> str:
+        """`2 of its decoder blocks are removed`."""
+        removed = sum(len(blocks_removed(step)) for step in steps)
+        return f"{removed} of its decoder blocks {'is' if removed == 1 else 'are'} removed" if removed else ""
+
+
+def blocks_removed(step: StepRecord) -> list[object]:
+    """The numbers of the blocks that a step removed; [] where it does not say."""
+    removed = step.get("blocks_removed")
+    return removed if isinstance(removed, list) else []
 
 
 STEP = Drop()

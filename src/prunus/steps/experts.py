@@ -1,14 +1,18 @@
 """Remove routed experts of a mixture. Its manifest has `experts`: their number in each block `before` and `after`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from prunus.declarations import Criterion, declared
 from prunus.recipe_base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS
 from prunus.recipes import ExpertsRecipe
-from prunus.step import Step, Where
+from prunus.results.characters import MINUS, NBSP
+from prunus.step import Step, StepRecord, Where, recipe_of
 
 WEIGHTS = (*TOKEN_WEIGHTS, "closing_weight")  # the last is of earlier versions, and still in the JSON of this recipe
+# Criteria whose names are words, as labels write them.
+CRITERIA = {"frequency": "Frequency", "router": "Router", "output": "Output", "random": "Random"}
 
 
 class Experts(Step):
@@ -24,6 +28,7 @@ class Experts(Step):
         "prunus experts MODEL out/reap-50 --keep 0.5 --stats experts.safetensors",
     )
     options = ("stats", "recover")
+    tag = "expert-pruning"
 
     def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> dict[str, Any]:
         """As Step says."""
@@ -68,6 +73,38 @@ class Experts(Step):
     def calibrates(self, recipe: Any, stats: bool = False) -> bool:
         """Whether the criterion needs data."""
         return declared(Criterion)[recipe.method].needs != "nothing" and not stats
+
+    def method(self, step: StepRecord) -> str:
+        """`REAP`, `EAN global`."""
+        method = super().method(step)
+        uniform = recipe_of(step).get("spread", "uniform") == "uniform"
+        return CRITERIA.get(method, method) + ("" if uniform else " global")
+
+    def label(self, step: StepRecord) -> str:
+        """`REAP 6 of 8 experts`."""
+        return f"{self.method(step)} {amount(step)}"
+
+    def outcome(self, step: StepRecord, brief: bool) -> str:
+        """`6 of 8 experts kept`."""
+        return f"{amount(step)} {'kept' if brief else 'are kept'}"
+
+    def sentence(self, steps: Sequence[StepRecord]) -> str:
+        """`6 of 8 experts of each mixture are kept`."""
+        return "; ".join(f"{amount(step)} of each mixture are kept" for step in steps)
+
+
+def amount(step: StepRecord) -> str:
+    """`6 of 8 experts`, `4 to 7 of 8 experts` or, where the step does not say, the share or number of its recipe."""
+    recipe, counts = recipe_of(step), step.get("experts", {})
+    try:
+        before, after = (sorted({int(n) for n in counts[key].values()}) for key in ("before", "after"))
+        left, all_of = (str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}" for n in (after, before))
+        return f"{left} of {all_of} experts"
+    except (TypeError, KeyError, AttributeError, ValueError, IndexError):  # of another program, or damaged
+        keep = recipe.get("keep")
+        if isinstance(keep, int | float):
+            return f"{100 * keep:.3g}{NBSP}% of experts"
+        return f"{MINUS}{recipe.get('drop')}{NBSP}experts"
 
 
 STEP = Experts()

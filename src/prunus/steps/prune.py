@@ -8,9 +8,10 @@ from prunus.declarations import Allocation, Method, declared
 from prunus.errors import PrunusError
 from prunus.recipe_base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS
 from prunus.recipes import OWN_GROUP, PruneRecipe
-from prunus.step import Step, Where
+from prunus.results.characters import DASH, NBSP
+from prunus.step import Step, StepRecord, Where, recipe_of, spelled
 
-NAMED = ("allocation", "scope", "update", "propagation")  # settings that names of variants say
+IN_NAMES = ("allocation", "scope", "update", "propagation")  # settings that names of variants say
 
 
 class Prune(Step):
@@ -22,6 +23,7 @@ class Prune(Step):
     recipe = PruneRecipe
     examples = ("prunus prune tiny out/wanda-20 --method wanda --sparsity 0.2",)
     options = ("offload", "stats", "recover")
+    tag = "sparse"
 
     def asked(self, given: Mapping[str, Any]) -> PruneRecipe:
         """As Step says."""
@@ -47,8 +49,8 @@ class Prune(Step):
 
     def name(self, recipe: Any) -> str:
         """`wanda-owl-20`, `magnitude-mlp-2of4`."""
-        usual, stored = PruneRecipe(), recipe.to_json()
-        words = [stored[key] for key in NAMED if stored[key] != getattr(usual, key)]
+        default, stored = PruneRecipe(), recipe.to_json()
+        words = [stored[key] for key in IN_NAMES if stored[key] != getattr(default, key)]
         if recipe.group not in (None, OWN_GROUP.get(recipe.method)):
             words.append(recipe.group)
         amount = recipe.pattern.replace(":", "of") if recipe.pattern else f"{100 * recipe.sparsity:.3g}"
@@ -101,6 +103,28 @@ class Prune(Step):
             return False
         allocates = declared(Allocation)[recipe.allocation].needs == "norms" and recipe.scores is None
         return allocates or declared(Method)[recipe.method].needs != "nothing" or recipe.update != "none"
+
+    def method(self, step: StepRecord) -> str:
+        """`Wanda OWL`, `Magnitude MLP by row`."""
+        recipe = recipe_of(step)
+        words = [
+            spelled(recipe[key])
+            for key, default in (("scope", "all"), ("allocation", "uniform"), ("update", "none"))
+            if recipe.get(key, default) != default
+        ]
+        if recipe.get("group") not in (None, OWN_GROUP.get(str(recipe.get("method", step.get("action", "?"))))):
+            words.append(f"by {recipe['group']}")
+        return " ".join([super().method(step), *words])
+
+    def label(self, step: StepRecord) -> str:
+        """`Wanda 50 %`, `SparseGPT 2:4`."""
+        sparsity, pattern = recipe_of(step).get("sparsity"), recipe_of(step).get("pattern")
+        share = f"{100 * sparsity:.3g}{NBSP}%" if isinstance(sparsity, int | float) else DASH
+        return f"{self.method(step)} {pattern or share}"
+
+    def tags(self, step: StepRecord) -> list[str]:
+        """As Step says, and the Hub's word for patterns."""
+        return [*super().tags(step), *(["semi-structured-sparsity"] if recipe_of(step).get("pattern") else [])]
 
 
 STEP = Prune()

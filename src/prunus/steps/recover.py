@@ -1,11 +1,12 @@
 """Train what was kept. Its manifest has the `blocks` with their errors, and the `cost` in tokens and steps."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from prunus.recipe_base import TOKEN_WEIGHTS
 from prunus.recipes import RecoverRecipe
-from prunus.step import Step, Where
+from prunus.step import Step, StepRecord, Where
 
 
 class Recover(Step):
@@ -22,6 +23,8 @@ class Recover(Step):
         "prunus recover out/wanda-50 out/recovered --dense Qwen/Qwen3-0.6B --calibration-tokens 64000",
     )
     options = ("dense", "offload")
+    tag = "recovered"
+    relation = "finetune"
 
     def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> dict[str, Any]:
         """As Step says. It comes near to the model before all steps, whatever was removed from it."""
@@ -65,6 +68,14 @@ class Recover(Step):
     def calibrates(self, recipe: Any, stats: bool = False) -> bool:
         """Always."""
         return True
+
+    def label(self, step: StepRecord) -> str:
+        """`recovered`."""
+        return "recovered"
+
+    def sentence(self, steps: Sequence[StepRecord]) -> str:
+        """What was trained, and on what."""
+        return "the weights that were kept are trained to reproduce the dense model's hidden states"
 
 
 STEP = Recover()

@@ -10,8 +10,8 @@ from prunus.reporting.render.table import RUN, Column, Table, named, row_name
 from prunus.reporting.render.text import esc, one_line, percent
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, run_figure, soft
-from prunus.results.labels import Step
 from prunus.results.rows import Run
+from prunus.step import StepRecord
 
 WIDTH, LEFT, TOP, HEIGHT = 640, 150, 22, 20
 STYLES = "".join(f".h{step}{{--h:{step / 20 * 0.9:g}}}" for step in range(1, 21))  # the classes that _step counts
@@ -174,12 +174,12 @@ def _replay(run: Run) -> tuple[dict[tuple[int, str], float], set[int], int]:
     return linears, set(range(total)) - set(kept), total
 
 
-def _removed(step: Step) -> list[int]:
+def _removed(step: StepRecord) -> list[int]:
     blocks = step.get("blocks_removed")
     return [b for b in blocks if isinstance(b, int) and b >= 0] if isinstance(blocks, list) else []
 
 
-def _shares(step: Step) -> dict[tuple[int, str], float]:
+def _shares(step: StepRecord) -> dict[tuple[int, str], float]:
     """{(block, kind): sparsity} of a step's Linears; model.layers.3.mlp.up_proj is block 3, kind mlp.up_proj."""
     shares: dict[tuple[int, str], float] = {}
     sparsity = step.get("sparsity")
