@@ -21,7 +21,6 @@ from prunus.budgets import budget_of
 from prunus.disk import locked
 from prunus.errors import PrunusError
 from prunus.hashing import content_hash
-from prunus.settings import hints_of
 from prunus.parse import parse_json
 from prunus.results import schema
 from prunus.results.labels import is_called
@@ -29,6 +28,7 @@ from prunus.results.looping import loops
 from prunus.results.plans import listed
 from prunus.results.rows import FIRST_PROTOCOL, IMPORTED, DeclaredSearch, Key, Planned, ProblemRow, Run, Sample
 from prunus.results.stages import same_but_for_size, stages_of
+from prunus.settings import hints_of
 
 BUSY_SECONDS = 30.0
 
