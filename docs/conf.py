@@ -5,11 +5,14 @@ The source folder is the root of the repository, so that links between files wor
 
 import shutil
 import sys
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from plain_docstrings import to_rst
+
+from prunus.settings import settings_of
 
 project = "Prunus"
 author = "the Prunus authors"
@@ -74,7 +77,9 @@ def toctree(pages: list[str], caption: str = "") -> str:
     return "\n".join(["", "```{toctree}", *options, "", *pages, "```", ""])
 
 
-def plain_docstring(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
+def plain_docstring(_app: Any, what: str, _name: str, obj: Any, _options: Any, lines: list[str]) -> None:
+    if what == "class" and is_dataclass(obj):  # whose settings are described by its fields
+        lines += ["", *(f"{one.name}: {one.help}" for one in settings_of(obj).values())]
     lines[:] = to_rst(lines)
 
 

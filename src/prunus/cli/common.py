@@ -157,6 +157,11 @@ def is_given(name: str) -> bool:
     return click.get_current_context().get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
 
 
+def margin(flag: str, default: str, help: str) -> Callable[[Any], Any]:
+    """The option for a margin."""
+    return click.option(flag, default=default, show_default=True, metavar="SHARE|N%", help=help)
+
+
 def show(data: Any, as_json: bool, shown: str | Callable[[Any], object]) -> None:
     """Print data as JSON, the only output on stdout with --json, or as people read it.
 

@@ -15,6 +15,7 @@ from prunus.cli.common import (
     dry_run_option,
     is_given,
     json_option,
+    margin,
     model_argument,
     option,
     options,
@@ -55,20 +56,8 @@ SAMPLES = "calibration_samples"
     help="One method or several, each with a ladder of its own: wanda,sparsegpt. Default: wanda.",
     metavar="NAME,...",
 )
-@click.option(
-    "--margin",
-    default="0.02",
-    show_default=True,
-    metavar="SHARE|N%",
-    help="Loss of accuracy to rule out (0.02: two points; 5%: 5 % of what MODEL solves).",
-)
-@click.option(
-    "--stop-margin",
-    default="0.05",
-    show_default=True,
-    metavar="SHARE|N%",
-    help="The same of the chains that end by themselves.",
-)
+@margin("--margin", "0.02", "Loss of accuracy to rule out (0.02: two points; 5%: 5 % of what MODEL solves).")
+@margin("--stop-margin", "0.05", "The same of the chains that end by themselves.")
 @click.option("--alpha", default=0.05, show_default=True, help="Probability of any false certificate.")
 @click.option("--max-tokens", type=int, help="End when the rows looked at took N tokens.", metavar="N")
 @click.option(
@@ -122,14 +111,9 @@ def find_command(
         dry_run=dry_run,
         **given,
     )
-    show(found, as_json, print_lines if dry_run else print_found)
+    show(found, as_json, (lambda ahead: click.echo("\n".join(ahead["lines"]))) if dry_run else print_found)
     if not dry_run and found["out"] is None:
         sys.exit(NOTHING_FOUND)
-
-
-def print_lines(ahead: dict[str, Any]) -> None:
-    """Print what to expect of a search."""
-    click.echo("\n".join(ahead["lines"]))
 
 
 def print_found(found: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from prunus import progress
 from prunus.cli.common import (
     command,
     json_option,
+    margin,
     out_argument,
     overwrite_option,
     path,
@@ -22,19 +23,13 @@ from prunus.cli.common import (
 from prunus.results.frames import Format
 
 base_option_help = "Run to compare with: its id (or the start of it), model name, or label in the tables."
-margin_option = click.option(
-    "--margin",
-    default="0.02",
-    show_default=True,
-    metavar="SHARE|N%",
-    help="Largest acceptable loss of accuracy (0.02: two points; 5%: 5 % of what the base solves).",
+margin_option = margin(
+    "--margin", "0.02", "Largest acceptable loss of accuracy (0.02: two points; 5%: 5 % of what the base solves)."
 )
-stop_margin_option = click.option(
+stop_margin_option = margin(
     "--stop-margin",
-    default="0.05",
-    show_default=True,
-    metavar="SHARE|N%",
-    help="Largest acceptable loss of chains that end by themselves, and change of the other endings.",
+    "0.05",
+    "Largest acceptable loss of chains that end by themselves, and change of the other endings.",
 )
 folder = click.Path(path_type=Path, file_okay=False)
 DIFFERS = 1  # exit code of verify
@@ -134,13 +129,7 @@ def export_command(store: Path, out: Path, format: Format, overwrite: bool) -> N
 )
 @click.option("--csv", type=folder, metavar="DIR", help="Also write every table as .csv and .tex (booktabs).")
 @overwrite_option
-def report_command(
-    store: Path,
-    out: Path,
-    figures: Path | None,
-    csv: Path | None,
-    **given: Any,
-) -> None:
+def report_command(store: Path, out: Path, figures: Path | None, csv: Path | None, **given: Any) -> None:
     """Write a self-contained page: verdicts, curves, token counts, what was pruned, answers that changed."""
     page = prunus.report(store, out, figures=figures, csv=csv, **given)
     for folder, what in ((figures, "figures"), (csv, "tables")):
