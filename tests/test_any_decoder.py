@@ -22,7 +22,7 @@ from prunus.checkpoint import checkpoint as checkpoint_module
 from prunus.checkpoint.architecture import find_layers
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import UNLIMITED, ModelFolder
-from prunus.checkpoint.packed.files import PackedCheckpoint
+from prunus.checkpoint.packed_files import PackedCheckpoint
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.cli import main
 from prunus.engines import EngineOptions

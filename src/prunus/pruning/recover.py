@@ -19,7 +19,7 @@ from torch import Tensor
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import is_stateful
 from prunus.checkpoint.model_folder import PACKED_FILE, is_packed
-from prunus.checkpoint.packed.files import PackedCheckpoint, read_packed
+from prunus.checkpoint.packed_files import PackedCheckpoint, read_packed
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import resolve, versions
 from prunus.checkpoint.runner import Runner, pick_device

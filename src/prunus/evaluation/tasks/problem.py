@@ -26,7 +26,7 @@ class Problem:
     choices: texts of the options, A first; only for `choice`.
     private: its texts must not be published (GPQA), so they are neither stored nor shown. repr leaves out all texts.
     group: a name that problems share which belong together, such as variants of one; `load_task` turns it into the id
-    of the first of them, and empties it for that one and for problems that are alone (`prunus.grouping`).
+    of the first of them, and empties it for that one and for problems that are alone (`prunus.questions`).
     """
 
     id: str

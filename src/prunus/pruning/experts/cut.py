@@ -1,7 +1,7 @@
 """The tensors and the config.json of a model with fewer experts, whose stored bytes are not converted.
 
 An expert that has tensors of its own on disk keeps them under a new number. Of a tensor with one entry per expert only
-some entries are kept; they are read when they are written. the result is checked, so no rule for
+some entries are kept; they are read when they are written. The result is checked, so no rule for
 config.json need be complete.
 """
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import PACKED_FILE, is_packed
-from prunus.checkpoint.packed.tensor import (
+from prunus.checkpoint.packed_tensor import (
     ALIGNMENT,
     PARTS,
     Damaged,
