@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Find questions of the built-in evaluation sets, which calibration must not contain, by their hashes.
-#
 # scripts/held_out.py writes the hashes to data/held_out.txt, so the check needs neither a network nor the questions.
 
 DIGITS = 16
@@ -71,15 +70,12 @@ def file_text(sets: Iterable[tuple[str, Iterable[str]]]) -> str:
 
 
 # Which problems of a set belong together, so that they count as one observation (docs/verdicts.md).
-#
 # Problems are joined where
-#
 # * a key of the set gives them the same group,
 # * their questions are equal, apart from case, whitespace, punctuation and LaTeX spacing, or
 # * their questions are nearly equal: the same numbers, single letters and symbols in the same order, and four fifths or
 #   more of all pairs of adjacent words in both (Jaccard), which allows one word in twenty to be another. Two problems
 #   that both have a key are not joined so.
-#
 # Pairs of words that occur ten times and in a tenth of the problems belong to a template, such as an instruction before
 # every question, and do not count. Numbers do, so instances of one template with other numbers are apart unless a key
 # joins them. Nearly equal questions are looked for among those that agree in four minima of hashed pairs of words

@@ -30,7 +30,6 @@ from prunus.recipe_base import TOKEN_WEIGHTS
 from prunus.recipes import PruneRecipe
 
 # Recipes whose result has changed between versions of prunus.
-#
 # Identifiers of work include the revision, so that results of an earlier version are not mistaken for today's.
 
 

@@ -324,7 +324,6 @@ def _alike(left: Tensor, right: Tensor) -> bool:
 
 
 # Sample tokens from logits with temperature, top-k and top-p, with one stream of random numbers per row.
-#
 # Shapes: R rows, V vocabulary. A row's token depends only on its own logits and its own random number, not on other
 # rows (whose number may change its logits by rounding: docs/protocol.md). Ids are sampled in vocabulary order, not by
 # rank, because nearly equal logits may swap ranks between batches, which must not change a draw.

@@ -38,7 +38,6 @@ def load_math500() -> list[Problem]:
 
 
 # Contests: AIME 2024 to 2026 and AMC 12 of 2023 with whole-number answers, HMMT with numbers and formulas in LaTeX.
-#
 # Texts of AIME and AMC are the MAA's, and stay on the hub. HMMT, the Harvard-MIT tournament, is as MathArena publishes
 # it (CC BY-NC-SA 4.0); those of the February contests are harder.
 

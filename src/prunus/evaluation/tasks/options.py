@@ -14,7 +14,6 @@ from prunus.errors import PrunusError
 from prunus.evaluation.tasks.problem import MAX_CHOICES, Problem, Task, hub_rows, row_field
 
 # GPQA-Diamond (Rein et al. 2023, arXiv:2311.12022): graduate science, four choices.
-#
 # The set is gated and its authors ask not to publish questions, so texts are marked private and appear in no message.
 
 SHUFFLE_SEED = 0

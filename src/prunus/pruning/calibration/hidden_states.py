@@ -176,7 +176,6 @@ def unfilled(elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 # The negative log-likelihood of token sequences, from the output of the last block.
-#
 # Shapes: N sequences, T tokens, W numbers per token between two blocks, X features at the input of the output head, V
 # vocabulary, S tokens of all sequences.
 

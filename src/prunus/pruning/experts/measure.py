@@ -28,7 +28,6 @@ from prunus.pruning.experts.mixture import Mixture, Unremovable, masked
 from prunus.recipes import ExpertsRecipe
 
 # How much the output of an expert layer changes without some experts, and the sets of experts that change it least.
-#
 # The layer's own router, with the removed experts' logits at minus infinity, sends tokens to the remaining experts, as
 # it does in the model that is written. The error is the sum over some calibration tokens of |output - dense output|^2,
 # as a share of that of |dense output|^2. All experts are run on these tokens once, and every set is computed from the

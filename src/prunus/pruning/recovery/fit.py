@@ -23,7 +23,6 @@ from prunus.errors import PrunusError
 from prunus.pruning.calibration.memory_budget import free_memory
 
 # How the steps of recovery are computed within the memory and on the processor that there are.
-#
 # All choices give the same result up to rounding. They are made once, when the work begins, and kept with it, so that
 # interrupted work goes on as it began. Shapes: N sequences, T tokens.
 
