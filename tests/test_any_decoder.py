@@ -36,7 +36,7 @@ from prunus.evaluation.provenance import describe_model, open_for
 from prunus.evaluation.requests import Sampling
 from prunus.evaluation.resolved_plan import resolve_plan
 from prunus.native import load as library
-from prunus.pruning.calibration import memory_budget as fits
+from prunus.pruning.calibration import hidden_states as fits
 from prunus.recipes import EvalPlan, PruneRecipe
 from prunus.results.labels import history, label
 from prunus.results.rows import Run

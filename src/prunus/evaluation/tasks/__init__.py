@@ -11,8 +11,7 @@ from pathlib import Path
 from string import ascii_uppercase
 
 from prunus.errors import PrunusError
-from prunus.evaluation.tasks.local import load_file
-from prunus.evaluation.tasks.problem import AnswerKind, Problem, Task, check_package
+from prunus.evaluation.tasks.problem import AnswerKind, Problem, Task, check_package, load_file
 from prunus.questions import leaders
 from prunus.recipes import PromptStyle
 

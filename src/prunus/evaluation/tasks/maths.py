@@ -3,8 +3,7 @@
 from functools import partial
 
 from prunus.errors import PrunusError
-from prunus.evaluation.tasks.local import gold_integer
-from prunus.evaluation.tasks.problem import Problem, Task, hub_rows, row_field
+from prunus.evaluation.tasks.problem import Problem, Task, gold_integer, hub_rows, row_field
 
 # GSM8K (Cobbe et al. 2021, arXiv:2110.14168): grade-school word problems, whole-number answers. MIT licence.
 
