@@ -24,8 +24,8 @@ from torch import Tensor, nn
 import prunus
 from prunus.checkpoint.resolve import resolve
 from prunus.pruning import recover as recovering
-from prunus.pruning.recovery import fit as fitting
-from prunus.pruning.recovery.fit import Examples, Fit, Trained, each, mean_error
+from prunus.pruning import recovery as fitting
+from prunus.pruning.recovery import Examples, Fit, Trained, each, mean_error
 from prunus.recipes import RecoverRecipe
 
 WAYS = ("plain", "stochastic", "error-fed")

@@ -15,9 +15,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from prunus.contamination import FILE, file_text, question_digest
 from prunus.evaluation.tasks import TASKS, load_task
 from prunus.evaluation.tasks.tiny import EVALUATION_SEED, FRESH_SEED, HELD_OUT_PER_CELL, VALIDATION_SEED, problem_set
+from prunus.questions import FILE, file_text, question_digest
 
 WORDS = 8
 FIELDS = ("question", "problem")

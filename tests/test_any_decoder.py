@@ -22,7 +22,7 @@ from prunus.checkpoint import checkpoint as checkpoint_module
 from prunus.checkpoint.architecture import find_layers
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import UNLIMITED, ModelFolder
-from prunus.checkpoint.packed.files import PackedCheckpoint
+from prunus.checkpoint.packed_files import PackedCheckpoint
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.cli import main
 from prunus.engines import EngineOptions
@@ -36,7 +36,7 @@ from prunus.evaluation.provenance import describe_model, open_for
 from prunus.evaluation.requests import Sampling
 from prunus.evaluation.resolved_plan import resolve_plan
 from prunus.native import load as library
-from prunus.pruning.calibration import memory_budget as fits
+from prunus.pruning.calibration import hidden_states as fits
 from prunus.recipes import EvalPlan, PruneRecipe
 from prunus.results.labels import history, label
 from prunus.results.rows import Run

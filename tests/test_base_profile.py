@@ -10,7 +10,6 @@ from tiny_models import make_model
 
 import prunus
 from prunus.checkpoint.resolve import tiny_folder
-from prunus.contamination import held_out_in
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Chain, Rules, answer_text, force_budgets
@@ -23,6 +22,7 @@ from prunus.evaluation.profiles.profile import PROFILES, read_profile
 from prunus.evaluation.profiles.template import ends_of_turn
 from prunus.evaluation.requests import Sampling
 from prunus.evaluation.tasks import Problem
+from prunus.questions import held_out_in
 from prunus.recipes import EvalPlan
 from prunus.results.store import Store
 

@@ -8,11 +8,11 @@ from tiny_models import make_model, random_rows
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
-from prunus.contamination import question_digest
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks import load_task
 from prunus.evaluation.tasks.tiny import FRESH_SEED, problem_set
 from prunus.pruning.calibration.data import Calibration, load_calibration
+from prunus.questions import question_digest
 from prunus.recipes import DropRecipe, PruneRecipe
 
 

@@ -14,7 +14,7 @@ from prunus.checkpoint.writer import Partial
 from prunus.errors import PrunusError
 from prunus.pruning import job
 from prunus.pruning.calibration import hidden_states as hidden
-from prunus.pruning.calibration import memory_budget as portions_module
+from prunus.pruning.calibration import hidden_states as portions_module
 from prunus.pruning.calibration.hidden_states import HiddenStates
 from prunus.pruning.calibration.propagation import BlockRun, observe
 from prunus.pruning.calibration.statistics import InputStats

@@ -22,7 +22,7 @@ import prunus
 from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import groups_line, problem_row, renew_groups, store_problems
 from prunus.evaluation.tasks import Problem, load_task
-from prunus.grouping import ALIKE, leaders
+from prunus.questions import ALIKE, leaders
 from prunus.recipes import EvalPlan
 from prunus.results import ladder
 from prunus.results.anytime import interleaved, rounds, whole_groups

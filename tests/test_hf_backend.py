@@ -21,7 +21,7 @@ from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import rows as decoding
 from prunus.evaluation.backends.hf import HFBackend, load_model
-from prunus.evaluation.backends.sampling import Uniforms, confidence, pick, probabilities
+from prunus.evaluation.backends.rows import Uniforms, confidence, pick, probabilities
 from prunus.evaluation.budget import Chain, Draw, Rules, contains, force_budgets
 from prunus.evaluation.requests import Completion, Request, Sampling
 

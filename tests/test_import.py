@@ -15,10 +15,10 @@ import pytest
 import prunus
 from prunus.budgets import AS_RUN, OFF, budget_of
 from prunus.cli import main
-from prunus.contamination import question_key
 from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import problem_row
 from prunus.evaluation.tasks.problem import Problem
+from prunus.questions import question_key
 from prunus.results.importing import files
 from prunus.results.importing.commands import read_log
 from prunus.results.rows import ProblemRow, Run, Sample

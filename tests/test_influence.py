@@ -20,7 +20,7 @@ from prunus.pruning.allocation import layerif, layerif_sketch
 from prunus.pruning.allocation.layerif import chain_only
 from prunus.pruning.calibration import gradients
 from prunus.pruning.calibration import hidden_states as hidden
-from prunus.pruning.calibration import memory_budget as portions_module
+from prunus.pruning.calibration import hidden_states as portions_module
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.gradients import Model, signs, sketches
 from prunus.recipes import PruneRecipe

@@ -13,7 +13,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
 from prunus.pruning.calibration import hidden_states as hidden
 from prunus.pruning.calibration.data import Calibration
-from prunus.pruning.recovery.fit import TRAINING_BYTES, activation_bytes, largest_block
+from prunus.pruning.recovery import TRAINING_BYTES, activation_bytes, largest_block
 
 pytestmark = pytest.mark.usefixtures("few_simulations")
 

@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.conversions import pack, read_linears, read_variant, unpack, variant_about, write_variant
-from prunus.checkpoint.packed.files import PackedCheckpoint, read_packed
-from prunus.checkpoint.packed.tensor import PackedBits, apply_mask, pack_bits, packed_nbytes, quantise, unpack_bits
+from prunus.checkpoint.packed_files import PackedCheckpoint, read_packed
+from prunus.checkpoint.packed_tensor import PackedBits, apply_mask, pack_bits, packed_nbytes, quantise, unpack_bits
 from prunus.cli import main
 from prunus.recipes import DropRecipe, PruneRecipe
 

@@ -20,7 +20,7 @@ from tiny_models import make_model
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.conversions import pack, read_variant, unpack, variant_about, write_variant
-from prunus.checkpoint.packed.files import read_packed
+from prunus.checkpoint.packed_files import read_packed
 from prunus.checkpoint.safetensors_file import ITEMSIZES, read_header
 from prunus.errors import PrunusError
 from prunus.recipes import PruneRecipe

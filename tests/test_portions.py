@@ -14,10 +14,10 @@ from prunus.checkpoint.safetensors_file import Stored
 from prunus.pruning.allocation import layerif
 from prunus.pruning.calibration import gradients
 from prunus.pruning.calibration import hidden_states as hidden
-from prunus.pruning.calibration import memory_budget as portions
+from prunus.pruning.calibration import hidden_states as portions
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.gradients import Model, save_square_sums, signs, sketches
-from prunus.pruning.calibration.memory_budget import room_for, traffic
+from prunus.pruning.calibration.hidden_states import room_for, traffic
 from prunus.study.cells import open_models
 from prunus.study.file import read_study
 from prunus.study.variants import make_variant

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import prunus
 from prunus.checkpoint.runner import Runner
 from prunus.pruning import recover as recovering
-from prunus.pruning.recovery.streams import Streams
+from prunus.pruning.recovery import Streams
 from prunus.recipes import PruneRecipe, RecoverRecipe
 
 ROOT = Path(__file__).parents[1]

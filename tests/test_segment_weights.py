@@ -16,7 +16,7 @@ from prunus.errors import PrunusError
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates
 from prunus.pruning.calibration.statistics import Observer
-from prunus.pruning.recovery.streams import split
+from prunus.pruning.recovery import split
 from prunus.recipes import PruneRecipe, RecoverRecipe
 
 LONG = 80

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from prunus.checkpoint.packed.tensor import bit_patterns, pack_bits, unpack_bits
+from prunus.checkpoint.packed_tensor import bit_patterns, pack_bits, unpack_bits
 from prunus.errors import PrunusError
 from prunus.native import load as library
 from prunus.sparse import linear, weight

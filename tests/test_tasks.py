@@ -10,12 +10,12 @@ from types import ModuleType
 import held_out
 import pytest
 
-from prunus.contamination import FILE, file_text, question_digest
 from prunus.errors import PrunusError
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.tasks import TASKS, Problem, load_task, prompt_text
-from prunus.evaluation.tasks.gpqa_diamond import option_order
+from prunus.evaluation.tasks.options import option_order
 from prunus.evaluation.traces import check_problems
+from prunus.questions import FILE, file_text, question_digest
 
 DATA = Path(__file__).parent / "data"
 

@@ -7,14 +7,14 @@ import pytest
 import prunus
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.cli.evaluation import traces_command
-from prunus.contamination import evaluation_set, held_out_in, question_digest
-from prunus.contamination import held_out as digests
 from prunus.errors import PrunusError
 from prunus.evaluation import run as loop
 from prunus.evaluation import traces as module
 from prunus.evaluation.tasks import load_task
 from prunus.evaluation.tasks.tiny import EVALUATION_SEED, held_out, question_hash
 from prunus.evaluation.traces import Trace, choose, difficulty
+from prunus.questions import evaluation_set, held_out_in, question_digest
+from prunus.questions import held_out as digests
 from prunus.recipes import EvalPlan, TraceRecipe
 from prunus.results.store import Store
 

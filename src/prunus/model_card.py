@@ -9,7 +9,7 @@ from prunus.cards.certified import CERTIFICATE, NOTHING, read_claims
 from prunus.cards.markdown import hub_id
 from prunus.cards.text import README, Card, Results, Zeros, card_text, is_ours, read_metadata
 from prunus.checkpoint.model_folder import is_packed
-from prunus.checkpoint.packed.files import open_checkpoint
+from prunus.checkpoint.packed_files import open_checkpoint
 from prunus.checkpoint.resolve import MANIFEST, hub_origin, is_built_in, read_manifest, resolve
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks import TASKS

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import PACKED_FILE
-from prunus.checkpoint.packed.files import PackedCheckpoint, attach_source, check_source, packed_writer, read_packed
-from prunus.checkpoint.packed.tensor import bit_patterns, damaged, mask_nbytes, packed_nbytes
+from prunus.checkpoint.packed_files import PackedCheckpoint, attach_source, check_source, packed_writer, read_packed
+from prunus.checkpoint.packed_tensor import bit_patterns, damaged, mask_nbytes, packed_nbytes
 from prunus.checkpoint.quantised import DEQUANTISED
 from prunus.checkpoint.resolve import resolve, typed_path, versions
 from prunus.checkpoint.safetensors_file import DTYPES, ITEMSIZES, checksum_of

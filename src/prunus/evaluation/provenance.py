@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from prunus.checkpoint.model_folder import EngineFolder, ModelFacts, ModelFolder, is_packed
-from prunus.checkpoint.packed.files import PackedCheckpoint
+from prunus.checkpoint.packed_files import PackedCheckpoint
 from prunus.engines import BACKENDS, EngineOptions
 from prunus.evaluation.budget import PROTOCOL_VERSION
 from prunus.evaluation.grading import GRADER_VERSION

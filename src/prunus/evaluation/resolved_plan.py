@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prunus import progress
 from prunus.budgets import OFF, without_off
 from prunus.checkpoint.model_folder import ModelFacts
-from prunus.contamination import question_key
 from prunus.errors import PrunusError
 from prunus.evaluation.budget import Chain, Rules
 from prunus.evaluation.profiles.control import NativeControl, Switch, native_control, switch_off
@@ -19,6 +18,7 @@ from prunus.evaluation.profiles.template import ends_of_turn
 from prunus.evaluation.requests import Sampling
 from prunus.evaluation.tasks import Problem, load_task, prompt_text
 from prunus.hashing import content_hash
+from prunus.questions import question_key
 from prunus.recipes import EvalPlan
 from prunus.results.rows import Planned, ProblemRow
 from prunus.results.store import Store, same_groups

@@ -16,7 +16,6 @@ from typing import IO, Any, TypedDict
 
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve
-from prunus.contamination import evaluation_set, question_digest
 from prunus.disk import disk_errors, locked, write_text
 from prunus.engines import BACKENDS, EngineOptions
 from prunus.errors import PrunusError
@@ -30,6 +29,7 @@ from prunus.evaluation.run import Portion, check_engine, planned_chains, run_cha
 from prunus.evaluation.tasks import TASKS, Problem
 from prunus.parse import parse_json
 from prunus.progress import Steps
+from prunus.questions import evaluation_set, question_digest
 from prunus.recipes import TraceRecipe
 from prunus.results.rows import Key, Sample
 

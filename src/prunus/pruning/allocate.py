@@ -20,7 +20,7 @@ from prunus.pruning.allocation.arithmetic import HIGHEST, row_counts, tensor_cou
 from prunus.pruning.allocation.importance_scores import PARTS, WHOLE, ImportanceScores, read_scores
 from prunus.pruning.allocation.measurement import Measured, Subject
 from prunus.pruning.calibration.data import Calibration, load_calibration
-from prunus.pruning.calibration.memory_budget import check_block_fits
+from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.shared_measurements import once, scores_key
 from prunus.pruning.job import Job
@@ -30,7 +30,6 @@ from prunus.recipe_base import TOKEN_WEIGHTS
 from prunus.recipes import PruneRecipe
 
 # Recipes whose result has changed between versions of prunus.
-#
 # Identifiers of work include the revision, so that results of an earlier version are not mistaken for today's.
 
 

@@ -17,7 +17,7 @@ from prunus.disk import check_space, show_bytes
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
-from prunus.pruning.calibration.memory_budget import check_block_fits
+from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.depth.choice import Calibrated, Choice
 from prunus.pruning.depth.verification import check_removable, left_out, new_config, verify

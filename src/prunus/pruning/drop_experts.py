@@ -17,7 +17,7 @@ from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
-from prunus.pruning.calibration.memory_budget import check_block_fits
+from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.depth.verification import left_out, planned_checkpoint
 from prunus.pruning.drop import warn_of
 from prunus.pruning.experts.criteria import CRITERIA, Choice, Seen, choose

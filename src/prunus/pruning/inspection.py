@@ -14,8 +14,8 @@ from prunus.checkpoint.architecture import Architecture, Unstreamable
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import BlockLinears, Linear, find_linears
 from prunus.checkpoint.model_folder import ModelFolder
-from prunus.checkpoint.packed.files import PackedCheckpoint, open_checkpoint
-from prunus.checkpoint.packed.tensor import bit_patterns, mask_nbytes, packed_nbytes
+from prunus.checkpoint.packed_files import PackedCheckpoint, open_checkpoint
+from prunus.checkpoint.packed_tensor import bit_patterns, mask_nbytes, packed_nbytes
 from prunus.checkpoint.resolve import resolve
 from prunus.progress import Steps
 from prunus.pruning.depth.verification import Droppable, try_drops

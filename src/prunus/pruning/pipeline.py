@@ -26,8 +26,7 @@ from prunus.pruning.allocate import allocate_groups, find_scores, keep_scores, l
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
-from prunus.pruning.calibration.hidden_states import HiddenStates, propagate
-from prunus.pruning.calibration.memory_budget import check_block_fits
+from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_fits, propagate
 from prunus.pruning.calibration.propagation import PROPAGATIONS, BlockRun
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats, few_tokens

@@ -19,7 +19,7 @@ from torch import Tensor
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import is_stateful
 from prunus.checkpoint.model_folder import PACKED_FILE, is_packed
-from prunus.checkpoint.packed.files import PackedCheckpoint, read_packed
+from prunus.checkpoint.packed_files import PackedCheckpoint, read_packed
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import resolve, versions
 from prunus.checkpoint.runner import Runner, pick_device
@@ -31,17 +31,19 @@ from prunus.progress import Steps
 from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
 from prunus.pruning.made_card import made_card
-from prunus.pruning.recovery.fit import (
+from prunus.pruning.recovery import (
     TRAINING_BYTES,
     StepPlan,
+    Streams,
     activations_computed_again,
     check_memory,
     fit,
     largest_block,
     plan_steps,
+    split,
+    tokens_of_step,
     trainable,
 )
-from prunus.pruning.recovery.streams import Streams, split, tokens_of_step
 from prunus.recipes import RecoverRecipe
 
 CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by rounding

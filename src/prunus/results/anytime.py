@@ -269,7 +269,6 @@ First = Mapping[str, str]  # {problem id: first problem of its group} of problem
 
 
 # The order in which `find` takes problems: random, but it follows from a seed and from each problem's id alone.
-#
 # So any part of the problems can be put in order without knowing the others, and bounds that are valid at any time can
 # be computed again from the rows of a store. Problems that belong together count as one, by the id of the first of
 # them.

@@ -216,7 +216,6 @@ def in_rounds(strata: Sequence[Floats], draws: int) -> Floats | None:
 
 
 # Is there a difference, and in which direction? p-values that hold however differences are distributed.
-#
 # "Better" rejects that the mean difference is 0 or less, "worse" that it is 0 or more, each by bets in its direction
 # (`betting`). Sign flips would not do: they are exact only if differences are symmetric under the null, and where a few
 # problems break and the others gain a little they call equal models better in up to 45 % of the cases

@@ -259,7 +259,6 @@ def _matrix(correct_PN: ArrayLike, k: int) -> NDArray[Any]:
 
 
 # Metrics of how one run's accuracy scales with thinking, from accuracies and mean tokens. B: budgets, P: problems.
-#
 # Control, Scaling and Performance are those of s1 (Muennighoff et al., arXiv:2501.19393, section 3). Functions of
 # (..., B) arrays work along the last axis, so that the jackknife takes all its replicates at once.
 

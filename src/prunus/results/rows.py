@@ -138,8 +138,8 @@ class ProblemRow:
 
     digest: of question, correct answer and choices, equal in two runs only if they had the same problem. asks: the form
     of answer that the question asks for; None if the problem is private or was stored by an older prunus. group: id of
-    the first of the problems that count as one observation with it (`prunus.grouping`), its own if it is alone; None if
-    nothing is known of it, which leaves what the store has.
+    the first of the problems that count as one observation with it (`prunus.questions`), its own if it is alone; None
+    if nothing is known of it, which leaves what the store has.
     """
 
     task: str

@@ -23,7 +23,7 @@ ASKS_DDL = """
 QUESTION_DDL = """
     CREATE TABLE IF NOT EXISTS question (
         problem_id TEXT PRIMARY KEY REFERENCES problem,
-        digest TEXT NOT NULL  -- see prunus.contamination.question_key
+        digest TEXT NOT NULL  -- see prunus.questions.question_key
     ) WITHOUT ROWID"""
 
 # Runs whose number of problems depended on their rows (rows.Run.adaptive).

@@ -147,7 +147,6 @@ PARTLY = "the problems that are finished first need not be like the others"
 
 
 # Whether a run has all rows of its plan; if not, the problems of it that can be compared without choosing among them.
-#
 # With an engine that streams, the chains that end first are the short ones, so the finished problems of a run that was
 # stopped, or is looked at, are not a random sample of its problems.
 

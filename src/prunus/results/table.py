@@ -1,7 +1,7 @@
 """The rows of a run as arrays. P: problems, G: groups of problems, B: budgets, N: draws.
 
-Problems that belong together (`prunus.grouping`) are one observation: what is inferred from problems counts groups, and
-a group's value is the mean over its problems.
+Problems that belong together (`prunus.questions`) are one observation: what is inferred from problems counts groups,
+and a group's value is the mean over its problems.
 """
 
 from collections import defaultdict

@@ -163,11 +163,9 @@ ENOUGH = 0.9  # smallest share of the base's slope at which scaling counts as ke
 
 
 # Retention: a model's slope of accuracy per doubling of the budget, as a share of the base model's slope.
-#
 # Slopes are least-squares slopes on log2 of the budgets above 0, one per problem, paired. `base` and `other` hold a (P,
 # C) array of slopes for each task, P problems by C pairs of models (one, except in simulations); a model's slope is the
 # mean over tasks of the mean over problems.
-#
 # * The interval is Fieller's (1954): all ratios rho for which the mean of other - rho base is not significantly
 #   different from 0, with Student's quantile. It is finite only where the base's own slope is clearly above 0;
 #   elsewhere there is no scaling to keep, and no interval. Two pseudo-problems, one with the slope of a typical problem

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.loader import give_values, owner_of, whole_skeleton
 from prunus.checkpoint.model_folder import is_packed
-from prunus.checkpoint.packed.files import PackedCheckpoint
-from prunus.checkpoint.packed.tensor import PackedTensor, damaged
+from prunus.checkpoint.packed_files import PackedCheckpoint
+from prunus.checkpoint.packed_tensor import PackedTensor, damaged
 from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.safetensors_file import DTYPES, Stored
 from prunus.errors import PrunusError

@@ -87,7 +87,7 @@ class Prune(Step):
 
     def nbytes(self, recipe: Any, source: Any) -> int:
         """A bit per weight, and the kept weights where these change."""
-        from prunus.checkpoint.packed.tensor import packed_nbytes
+        from prunus.checkpoint.packed_tensor import packed_nbytes
         from prunus.pruning.methods import find_method
         from prunus.pruning.scope import linears_in_scope
 

@@ -59,7 +59,7 @@ class Recover(Step):
 
     def nbytes(self, recipe: Any, source: Any) -> int:
         """All blocks with their tensors, and masks of their matrices."""
-        from prunus.checkpoint.packed.tensor import packed_nbytes
+        from prunus.checkpoint.packed_tensor import packed_nbytes
 
         stored = (one for index in range(source.blocks) for one in source.block_tensors(index).values())
         width = source.dtype.itemsize

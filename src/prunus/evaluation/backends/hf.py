@@ -18,8 +18,7 @@ from prunus import progress
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.loading import compute_dtype, describe, is_sparse, kept_of, load_model
-from prunus.evaluation.backends.rows import Decoding, rows_for
-from prunus.evaluation.backends.sampling import Bans, Uniforms, confidence, pick
+from prunus.evaluation.backends.rows import Bans, Decoding, Uniforms, confidence, pick, rows_for
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores
 from prunus.sparse.sixteen_bits import LEAST_PARAMETERS
 

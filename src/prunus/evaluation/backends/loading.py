@@ -11,7 +11,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreT
 from transformers.utils import logging
 
 from prunus.checkpoint.model_folder import is_packed
-from prunus.checkpoint.packed.files import PackedCheckpoint
+from prunus.checkpoint.packed_files import PackedCheckpoint
 from prunus.checkpoint.precision import use_fast_products
 from prunus.checkpoint.resolve import one_line
 from prunus.errors import PrunusError

@@ -11,7 +11,7 @@ from typing import Literal
 from prunus.evaluation.grading import normalise
 from prunus.evaluation.grading.arithmetic import exact_value
 from prunus.evaluation.grading.intervals import REALS, Node, cuts, difference
-from prunus.evaluation.grading.units import split_quantity
+from prunus.evaluation.grading.normalise import split_quantity
 
 MAX_DEPTH = 5
 _STYLE = r"\\(?:text|mbox|textrm|mathrm)\s*"

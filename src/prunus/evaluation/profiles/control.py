@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Budget off: the prompt in which a model's thinking is switched off.
-#
 # Either an option of the chat template does so, or the empty block of thinking that the family documents is appended.
 
 

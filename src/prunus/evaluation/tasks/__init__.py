@@ -11,19 +11,15 @@ from pathlib import Path
 from string import ascii_uppercase
 
 from prunus.errors import PrunusError
-from prunus.evaluation.tasks.local import load_file
-from prunus.evaluation.tasks.problem import AnswerKind, Problem, Task, check_package
-from prunus.grouping import leaders
+from prunus.evaluation.tasks.problem import AnswerKind, Problem, Task, check_package, load_file
+from prunus.questions import leaders
 from prunus.recipes import PromptStyle
 
 __all__ = ["TASKS", "AnswerKind", "Problem", "Task", "load_task", "prompt_text", "tasks"]
 
 FILES = (
     "tiny",
-    "gsm8k",
-    "math500",
-    "contest",
-    "gpqa_diamond",
+    "maths",
     "options",
 )
 TASKS: dict[str, Task] = {task.name: task for file in FILES for task in import_module(f"{__name__}.{file}").TASKS}

@@ -91,7 +91,6 @@ def check_scores(path: Path, scores: Any, groups: Sequence[str], blocks: int) ->
 
 
 # Influences in the file format of the study arXiv:2604.25098: scores of every block's attention and MLP, by sample.
-#
 # As in its code, the positive ones are summed over samples (wanda/lib/influence_helper.py,
 # positive_influence_aggregation).
 

@@ -25,7 +25,6 @@ from prunus.pruning.calibration.gradients import Model, signs, sketches
 from prunus.recipes import PruneRecipe
 
 # Influence of training sequences on a validation loss, from sketched gradients, and its split-half reliability.
-#
 # Shapes: K training sequences, X numbers of a gradient or sketch.
 
 # Sequences are truncated to this length, whether they come from text, token ids or traces.

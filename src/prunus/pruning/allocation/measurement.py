@@ -83,7 +83,6 @@ def dense_pass(
 
 
 # The mean, median and share of outliers of a block's Wanda scores, on which OWL and DLP are based.
-#
 # Shapes: O output features, R rows of a slice, I input features.
 
 # Scores are computed for about this many weights at a time.

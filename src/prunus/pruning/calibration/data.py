@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, Protocol
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import load_tokenizer, one_line, tiny_folder
 from prunus.checkpoint.writer import CALIBRATION, Partial
-from prunus.contamination import evaluation_set
 from prunus.disk import partial_folder
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.beforehand import HUB_NAMES, TRACES, check_package
@@ -34,6 +33,7 @@ from prunus.pruning.calibration.text_files import (
     read_text,
     render_chats,
 )
+from prunus.questions import evaluation_set
 from prunus.recipes import ExpertsRecipe, PruneRecipe, RecoverRecipe
 
 
@@ -143,7 +143,7 @@ def calibration_name(recipe: Calibrating, model: Checkpoint) -> str:
 def load_calibration(recipe: Calibrating, model: Checkpoint) -> Calibration:
     """The calibration sequences of a recipe for a model; everything wrong with them raises PrunusError.
 
-    Among what is wrong: a question of a built-in evaluation set, as far as prunus.contamination can tell.
+    Among what is wrong: a question of a built-in evaluation set, as far as prunus.questions can tell.
     """
     name, tokens = calibration_name(recipe, model), recipe.calibration_tokens
     samples = recipe.samples if tokens is None else -(-tokens // recipe.seqlen)

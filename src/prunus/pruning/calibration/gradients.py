@@ -24,8 +24,7 @@ from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import OpenFile, entry_of, read_header
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.calibration.hidden_states import LOGIT_TOKENS, HiddenStates
-from prunus.pruning.calibration.memory_budget import portions, room_for
+from prunus.pruning.calibration.hidden_states import LOGIT_TOKENS, HiddenStates, portions, room_for
 from prunus.pruning.calibration.statistics import by_sequence
 
 RANK = 32
@@ -363,7 +362,7 @@ def save_square_sums(
 ) -> None:
     """Write SquareSums over all sequences to one file per block, file_of(block).
 
-    With several portions of sequences, sums stay in memory between portions if there is room (memory_budget.py). Else
+    With several portions of sequences, sums stay in memory between portions if there is room (hidden_states.py). Else
     each block's sums are read from its file, updated and written back. Raises PrunusError without a sequence of two
     tokens, or if gradients hold NaN or infinity.
     """

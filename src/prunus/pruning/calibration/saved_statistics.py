@@ -40,8 +40,7 @@ from prunus.parse import parse_json
 from prunus.progress import Steps, say
 from prunus.pruning.calibration.beforehand import check_source
 from prunus.pruning.calibration.data import Calibration, calibration_name, load_calibration
-from prunus.pruning.calibration.hidden_states import HiddenStates
-from prunus.pruning.calibration.memory_budget import check_block_fits
+from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_fits
 from prunus.pruning.calibration.propagation import BlockRun, Stats, dense
 from prunus.pruning.calibration.statistics import Hessian, InputStats, few_tokens
 from prunus.pruning.scope import linears_in_scope

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prunus.checkpoint.chat_template import TemplateError, rendered
 from prunus.checkpoint.resolve import lacks_chat_template, load_tokenizer, one_line
-from prunus.contamination import held_out_in
 from prunus.errors import PrunusError
 from prunus.parse import parse_json
+from prunus.questions import held_out_in
 
 if TYPE_CHECKING:
     from prunus.checkpoint.model_folder import ModelFolder

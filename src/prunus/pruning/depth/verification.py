@@ -34,7 +34,6 @@ from prunus.errors import PrunusError
 from prunus.pruning.depth.choice import Choice, Mix
 
 # config.json of a model without some of its blocks, by rules that hold for all families.
-#
 # Fields that count blocks are reduced; lists with one entry per block lose the entries of removed blocks; lists of
 # block numbers are renumbered; counts of leading blocks are reduced by those removed among them. A per-block list that
 # a configuration derives (which attention a block has, for example, from a period) is written out, since the pattern

@@ -17,7 +17,7 @@ from prunus.recipes import ExpertsRecipe
 
 
 class Reconstruction(NamedTuple):
-    """How well the other experts make up for those that are removed (reconstruction.py).
+    """How well the other experts make up for those that are removed.
 
     score_E: the higher, the later an expert is removed. kept: the experts to keep, by their number.
     """
@@ -89,7 +89,7 @@ def output(seen: Seen) -> Tensor:
 
     It is measured with the router that is left. Lu et al. 2024 (arXiv:2402.14800) search all sets of experts of a
     layer. That is done where there are few sets; else experts are removed one by one, each time the one whose removal
-    costs least (reconstruction.py).
+    costs least.
     """
     assert seen.reconstruction is not None
     return seen.reconstruction.score_E

@@ -1,7 +1,7 @@
 """The tensors and the config.json of a model with fewer experts, whose stored bytes are not converted.
 
 An expert that has tensors of its own on disk keeps them under a new number. Of a tensor with one entry per expert only
-some entries are kept; they are read when they are written. the result is checked, so no rule for
+some entries are kept; they are read when they are written. The result is checked, so no rule for
 config.json need be complete.
 """
 
@@ -149,7 +149,6 @@ def _number(after: Sequence[int], kept: Mapping[int, int]) -> int | list[int]:
 
 
 # Check a model with fewer experts: what was written computes what the source does without those experts.
-#
 # The new configuration must give a model whose tensors have exactly the names and shapes that were written. Each block
 # that lost experts must give the same as the source's block whose router cannot choose them (logits at minus infinity),
 # for one short sequence, in float32. Both read the same hidden states, so rounding cannot add up over blocks.

@@ -22,7 +22,7 @@ from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.beforehand import check_source
 from prunus.pruning.calibration.data import load_calibration
-from prunus.pruning.calibration.memory_budget import check_block_fits
+from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.calibration.saved_statistics import (
     FIELDS,
     FORMAT,

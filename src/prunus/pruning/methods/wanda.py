@@ -43,7 +43,6 @@ def configure(method: Method, recipe: PruneRecipe) -> Method:
 
 
 # F-Wanda: rows whose outputs matter more to the loss keep more weights.
-#
 # arXiv:2608.00481, implemented from its abstract: scores are Wanda's, and the number of weights that a row keeps is
 # proportional to the Fisher information of its output. O: output features, I: input features.
 

@@ -13,7 +13,6 @@ from prunus.budgets import OFF
 from prunus.reporting.render.text import MINUS, esc
 
 # Pictures made of shapes. The role of a shape decides its style.
-#
 # On the page, CSS sets the style (`Picture.html`); figures for papers have styles of their own (`render/figure.py`).
 
 Number = int | float

@@ -124,11 +124,6 @@ def linear_table(data: ReportData) -> Table:
     return Table("linears", "Sparsity of every Linear", "data", columns, rows)
 
 
-def removed_blocks(run: Run) -> int:
-    """Number of decoder blocks that all steps together removed."""
-    return sum(len(_removed(step)) for step in history(run))
-
-
 def block_sparsities(run: Run) -> list[float | None]:
     """For each block of the original model, the mean sparsity of its Linears, or None if the block was removed.
 
@@ -162,7 +157,7 @@ def _replay(run: Run) -> tuple[dict[tuple[int, str], float], set[int], int]:
 
     Steps are replayed in order, since each one numbers blocks as in the checkpoint with which it started.
     """
-    total = int(run.model.get("blocks") or 0) + removed_blocks(run)
+    total = int(run.model.get("blocks") or 0) + sum(len(_removed(step)) for step in history(run))
     kept = list(range(total))  # original index of each block that is left
     linears: dict[tuple[int, str], float] = {}
     for step in history(run):

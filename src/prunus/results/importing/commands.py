@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 from prunus import __version__
 from prunus.budgets import AS_RUN
-from prunus.contamination import question_key
 from prunus.errors import PrunusError
-from prunus.grouping import leaders
 from prunus.hashing import content_hash
+from prunus.questions import leaders, question_key
 from prunus.results.characters import one_line
 from prunus.results.importing import evalscope, inspect_ai, lighteval, lm_eval
 from prunus.results.importing.files import Grade, Log, Record, first_line

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import PACKED_FILE, is_packed
-from prunus.checkpoint.packed.tensor import (
+from prunus.checkpoint.packed_tensor import (
     ALIGNMENT,
     PARTS,
     Damaged,
@@ -155,7 +155,6 @@ def _largest_tables(tensors: Mapping[str, Stored]) -> tuple[dict[str, Any], dict
 
 
 # Open a packed file without trusting it: the header is checked for consistency and against the file's size.
-#
 # Tensors are not read here; their data are checked when they are read.
 
 # The forms of tensors that each kind of file may have.

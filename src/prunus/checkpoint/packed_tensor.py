@@ -20,7 +20,6 @@ from prunus.checkpoint.safetensors_file import DTYPES, ITEMSIZES, READABLE, Stor
 from prunus.errors import PrunusError
 
 # Pack a pruned weight as one bit per weight, the kept values, and the index of the first value of every 16th row.
-#
 # This works on bit patterns, not numbers: only +0.0 (all bits zero) counts as zero, so -0.0 and NaN are restored
 # exactly. docs/format.md describes the layout. O: outputs (rows), I: inputs (columns).
 
