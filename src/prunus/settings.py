@@ -132,10 +132,18 @@ def choices_of(hint: Any) -> tuple[str, ...]:
 def check_settings(settings: Any) -> None:
     """Check and convert the fields of a frozen dataclass in its __post_init__.
 
+    Whole numbers become floats in fields of that type, and lists become tuples, so that equal settings have equal JSON.
     Raises PrunusError that names the first field with a value of the wrong type, or else one that is out of its range
     or in conflict with another.
     """
-    check_types(settings)
+    for name, hint in hints_of(type(settings)).items():
+        value = getattr(settings, name)
+        if wrong := misfit(name, value, hint):
+            raise PrunusError(wrong)
+        if type(value) is int and float in (hint, *get_args(hint)):
+            object.__setattr__(settings, name, float(value))
+        elif isinstance(value, list):
+            object.__setattr__(settings, name, tuple(value))
     for name, one in settings_of(type(settings)).items():
         value = getattr(settings, name)
         one.check(value)
@@ -149,22 +157,6 @@ def check_conflicts(settings: Any, conflicts: Sequence[Conflict]) -> None:
         found = getattr(settings, name)
         if found == value if value is not None else found != getattr(type(settings), name):
             raise PrunusError(message.format_map(vars(settings)))
-
-
-def check_types(settings: Any) -> None:
-    """Check and convert the fields of a frozen dataclass in its __post_init__.
-
-    Whole numbers become floats in fields of that type, and lists become tuples, so that equal settings have equal JSON.
-    Raises PrunusError that names the first field with a value of the wrong type.
-    """
-    for name, hint in hints_of(type(settings)).items():
-        value = getattr(settings, name)
-        if wrong := misfit(name, value, hint):
-            raise PrunusError(wrong)
-        if type(value) is int and float in (hint, *get_args(hint)):
-            object.__setattr__(settings, name, float(value))
-        elif isinstance(value, list):
-            object.__setattr__(settings, name, tuple(value))
 
 
 @cache

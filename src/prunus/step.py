@@ -95,7 +95,7 @@ class Step(ABC):
         """The recipe that a user asks for who gives these settings."""
         return self.recipe(**given)
 
-    tag: ClassVar[str]
+    tag: ClassVar[str | None] = None
     relation: ClassVar[str | None] = None
 
     @abstractmethod
@@ -155,7 +155,7 @@ class Step(ABC):
     def tags(self, step: StepRecord) -> list[str]:
         """Words for the Hub's search: its tag, and the method."""
         method = str(recipe_of(step).get("method", ""))
-        return [self.tag, *([method] if re.fullmatch(r"[a-z0-9.+-]{2,30}", method) else [])]
+        return [*([self.tag] if self.tag else []), *([method] if re.fullmatch(r"[a-z0-9.+-]{2,30}", method) else [])]
 
 
 @cache

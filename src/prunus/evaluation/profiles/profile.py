@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from prunus.errors import PrunusError
 from prunus.parse import parse_toml
 from prunus.recipes import PROFILE_FOLDER, PROFILE_NAMES, Mode
-from prunus.settings import check_types, hints_of, misfit
+from prunus.settings import check_settings, hints_of, misfit
 
 FORMAT = 1
 LEGACY_ANSWER_TOKENS = 32_768
@@ -125,7 +125,7 @@ class Profile:
     prompt: str = ""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_settings(self)
         if self.match not in get_args(Match):
             raise PrunusError(f"match must be {' or '.join(get_args(Match))}, not '{self.match}'")
         if self.template_opens not in get_args(Opens):
