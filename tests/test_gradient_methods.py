@@ -12,7 +12,7 @@ import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.writer import Partial
 from prunus.errors import PrunusError
-from prunus.pruning import job
+from prunus.pruning import pipeline
 from prunus.pruning.calibration import hidden_states as hidden
 from prunus.pruning.calibration import hidden_states as portions_module
 from prunus.pruning.calibration.hidden_states import HiddenStates
@@ -76,7 +76,7 @@ def test_gblm_prunes_by_the_gradients_of_the_whole_model(tmp_path, rows, monkeyp
     folder = make_model(tmp_path / "m", "qwen3", blocks=2)
     if portions != "at once":
         monkeypatch.setattr(portions_module, "free_memory", lambda: 0)
-        monkeypatch.setattr(job, "check_block_fits", lambda *_: None)  # which would refuse so little memory
+        monkeypatch.setattr(pipeline, "check_block_fits", lambda *_: None)  # which would refuse so little memory
         monkeypatch.setattr(hidden, "BATCH_TOKENS", LENGTH)
     prunus.prune(folder, tmp_path / "out", recipe(rows, method="gblm", sparsity=0.5))
     dense, norms, weights, _ = whole_model(folder)

@@ -1,7 +1,7 @@
 """What calibration showed of a model's experts in a file, from which any number of them can be removed without a pass.
 
 The file is safetensors. For the experts module of every block (`model.layers.0.mlp.experts`) it holds `.tokens` (E),
-`.sums` (4, E: weights of tokens, gate values, norms, products of the two; seen.py), `.order` (E), the scores of the
+`.sums` (4, E: weights of tokens, gate values, norms, products of the two; criteria.py), `.order` (E), the scores of the
 criterion `output`, and `.kept` (E + 1, E), of which row n has a 1 for each expert of the n that `output` keeps. The
 metadata entry `prunus` is that of `prunus stats`, with `experts`.
 """
