@@ -14,7 +14,7 @@ from prunus.pruning.depth.verification import Droppable
 from prunus.pruning.scope import is_in, weights_of
 from prunus.recipes import PruneRecipe
 
-Row = dict[str, Any]
+Row = dict[str, object]
 
 
 def describe_model(config: PreTrainedConfig) -> Row:

@@ -1,6 +1,7 @@
 """The facts that `inspect` returns about a checkpoint: structure, uses, history, sparsity, patterns, packed sizes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from prunus.pruning.depth.verification import Droppable, try_drops
 from prunus.pruning.experts.mixture import describe_removal
 from prunus.pruning.masks import count_zeros
 from prunus.pruning.scope import why_unprunable
-from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe
+from prunus.results.labels import settings
 
 # (N, M): at most N nonzero weights in every M consecutive inputs of an output.
 PATTERNS = ((1, 2), (1, 4), (2, 4), (1, 8), (2, 8), (4, 8), (8, 16))
@@ -85,7 +86,7 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
     return facts | count_weights(source) if weights else facts
 
 
-def stored_facts(model: ModelFolder) -> dict[str, Any]:
+def stored_facts(model: ModelFolder) -> dict[str, object]:
     """Facts from the configuration, the headers of files and the manifest."""
     return {
         "folder": str(model.folder),
@@ -98,65 +99,88 @@ def stored_facts(model: ModelFolder) -> dict[str, Any]:
     }
 
 
-def count_weights(source: Checkpoint) -> dict[str, Any]:
+def count_weights(source: Checkpoint) -> dict[str, object]:
     """Facts from the weights: sparsity, patterns and sizes."""
-    linears = []
+    linears: list[LinearFacts] = []
     with Steps("reading", total=source.blocks, unit="blocks") as steps:
         for index in range(source.blocks):
             linears += together([linear_facts(source, index, linear) for linear in source.linears(index)])
             steps.advance()
-    totals = share(linears)
+    zeros, all_weights = sum(row.zeros for row in linears), sum(row.weights for row in linears)
     return {
-        "sparsity": totals["sparsity"],
-        "patterns": [f"{n}:{m}" for n, m in PATTERNS if all(f"{n}:{m}" in row["patterns"] for row in linears)],
-        "nonzero": totals["weights"] - totals["zeros"],
+        "sparsity": zeros / all_weights if all_weights else 0.0,
+        "patterns": [f"{n}:{m}" for n, m in PATTERNS if all(f"{n}:{m}" in row.patterns for row in linears)],
+        "nonzero": all_weights - zeros,
         "packed_bytes": packed_size(source, linears),
-        "prunable_bytes": totals["weights"] * source.dtype.itemsize,
-        "packed_prunable_bytes": sum(row["packed_bytes"] for row in linears),
-        "mask_bytes": sum(row["experts"] * mask_nbytes(tuple(row["shape"])) for row in linears),
+        "prunable_bytes": all_weights * source.dtype.itemsize,
+        "packed_prunable_bytes": sum(row.packed_bytes for row in linears),
+        "mask_bytes": sum(row.experts * mask_nbytes(row.shape) for row in linears),
         "kinds": [
-            {"kind": local, "part": part, **share([row for row in linears if row["kind"] == local])}
-            for local, part in dict.fromkeys((row["kind"], row["part"]) for row in linears)
+            {"kind": local, "part": part, **share([row for row in linears if row.kind == local])}
+            for local, part in dict.fromkeys((row.kind, row.part) for row in linears)
         ],
         "blocks": [
-            {"block": index, **share([row for row in linears if row["block"] == index])}
-            for index in range(source.blocks)
+            {"block": index, **share([row for row in linears if row.block == index])} for index in range(source.blocks)
         ],
-        "linears": linears,
+        "linears": [vars(row) | {"shape": list(row.shape)} for row in linears],
     }
 
 
-def together(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class LinearFacts:
+    """A Linear of a block, or the same matrix of several experts. kind: its name in a block. part: attention or mlp."""
+
+    linear: str
+    block: int
+    kind: str
+    experts: int
+    part: str
+    shape: tuple[int, int]
+    sparsity: float
+    zeros: int
+    weights: int
+    patterns: list[str]
+    packed_bytes: int
+
+    def __add__(self, other: "LinearFacts") -> "LinearFacts":
+        zeros, weights = self.zeros + other.zeros, self.weights + other.weights
+        return replace(
+            self,
+            experts=self.experts + other.experts,
+            sparsity=zeros / weights,
+            zeros=zeros,
+            weights=weights,
+            patterns=[pattern for pattern in self.patterns if pattern in other.patterns],
+            packed_bytes=self.packed_bytes + other.packed_bytes,
+        )
+
+
+def together(rows: Sequence[LinearFacts]) -> list[LinearFacts]:
     """The rows of a block's Linears, with one row for the same matrix of all its routed experts."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, LinearFacts] = {}
     for row in rows:
-        if (before := found.setdefault(row["linear"], row)) is row:
-            continue
-        for key in ("zeros", "weights", "packed_bytes", "experts"):
-            before[key] += row[key]
-        before["sparsity"] = before["zeros"] / before["weights"]
-        before["patterns"] = [pattern for pattern in before["patterns"] if pattern in row["patterns"]]
+        found[row.linear] = found[row.linear] + row if row.linear in found else row
     return list(found.values())
 
 
-def linear_facts(source: Checkpoint, index: int, linear: Linear) -> dict[str, Any]:
+def linear_facts(source: Checkpoint, index: int, linear: Linear) -> LinearFacts:
     """Zeros, patterns and packed size of one Linear."""
     weight_OI = source.read_weight(index, f"{linear.name}.weight")
     zeros = count_zeros(weight_OI)
     sparsity = zeros / weight_OI.numel()
-    return {
-        "linear": source.block_name(index, linear.summary_name),
-        "block": index,
-        "kind": linear.summary_name,
-        "experts": 1,
-        "part": linear.kind,
-        "shape": list(linear.shape_OI),
-        "sparsity": sparsity,
-        "zeros": zeros,
-        "weights": weight_OI.numel(),
-        "patterns": find_patterns(weight_OI) if sparsity >= 0.5 else [],
-        "packed_bytes": packed_linear_size(source, index, linear, weight_OI),
-    }
+    return LinearFacts(
+        linear=source.block_name(index, linear.summary_name),
+        block=index,
+        kind=linear.summary_name,
+        experts=1,
+        part=linear.kind,
+        shape=linear.shape_OI,
+        sparsity=sparsity,
+        zeros=zeros,
+        weights=weight_OI.numel(),
+        patterns=find_patterns(weight_OI) if sparsity >= 0.5 else [],
+        packed_bytes=packed_linear_size(source, index, linear, weight_OI),
+    )
 
 
 def storage(source: ModelFolder) -> str:
@@ -180,12 +204,12 @@ def packed_linear_size(source: Checkpoint, index: int, linear: Linear, weight_OI
     return min(weight_OI.nbytes, packed_nbytes(tuple(weight_OI.shape), kept, weight_OI.itemsize))
 
 
-def packed_size(source: Checkpoint, linears: list[dict[str, Any]]) -> int:
+def packed_size(source: Checkpoint, linears: Sequence[LinearFacts]) -> int:
     """Bytes of all tensors in the packed file, or in the file that pack would write."""
     if isinstance(source, PackedCheckpoint):
         return sum(tensor.packed_nbytes for tensor in source.packed_tensors.values())
-    dense = sum(row["weights"] for row in linears) * source.dtype.itemsize
-    return source.nbytes - dense + sum(row["packed_bytes"] for row in linears)
+    dense = sum(row.weights for row in linears) * source.dtype.itemsize
+    return source.nbytes - dense + sum(row.packed_bytes for row in linears)
 
 
 def find_patterns(weight_OI: Tensor) -> list[str]:
@@ -200,22 +224,14 @@ def find_patterns(weight_OI: Tensor) -> list[str]:
     return [f"{n}:{m}" for n, m in PATTERNS if most.get(m, m) <= n]
 
 
-def share(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def share(rows: Sequence[LinearFacts]) -> dict[str, object]:
     """Number of zeros and of weights of several Linears, and their sparsity."""
-    zeros, weights = sum(row["zeros"] for row in rows), sum(row["weights"] for row in rows)
+    zeros, weights = sum(row.zeros for row in rows), sum(row.weights for row in rows)
     return {"sparsity": zeros / weights if weights else 0.0, "zeros": zeros, "weights": weights}
 
 
-def history_row(step: Mapping[str, Any]) -> dict[str, Any]:
+def history_row(step: Mapping[str, Any]) -> dict[str, object]:
     """A summary of one step of the manifest."""
-    kind = {"prune": PruneRecipe, "experts": ExpertsRecipe, "recover": RecoverRecipe}.get(step["action"], DropRecipe)
-    defaults = kind().to_json()
-    shown = {"method", "sparsity", "blocks", "keep", "drop"}  # shown even if they have their defaults
-    recipe = {
-        key: value
-        for key, value in step["recipe"].items()
-        if (key in shown and value is not None) or value != defaults.get(key)
-    }
     cost = {}
     if step["action"] == "recover":
         cost = {"trained_tokens": step["cost"]["tokens"]}
@@ -223,7 +239,7 @@ def history_row(step: Mapping[str, Any]) -> dict[str, Any]:
         cost = {"experts": step["experts"]}
     return {
         "action": step["action"],
-        "recipe": recipe,
+        "recipe": dict(settings(step, ("method", "sparsity", "blocks", "keep", "drop"))),
         "blocks_removed": step.get("blocks_removed", []),
         "source": step["source"]["name"],
         "warnings": step["warnings"],

@@ -100,7 +100,8 @@ def plan_study(
     plan = plan_cells(study, paths, device, measure, folders, unread)
     searches = open_searches(study, here if study.finds else {}, paths.folder)
     absent = [name for name in study.models if study.finds and name not in here]
-    return plan | {
+    return {
+        **plan,
         "searches": [one.to_json() for one in states(searches, paths.store)],
         "unknown": [*plan["unknown"], *(f"what the searches of {name} take, for the same reason" for name in absent)],
     }
@@ -113,7 +114,7 @@ def plan_cells(
     measure: bool,
     folders: Mapping[str, Path | None],
     unread: Mapping[str, str],
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """The result of plan_study without its searches.
 
     folders: of the models; None for one that is not here. unread: as unread_tasks.
@@ -123,7 +124,7 @@ def plan_cells(
     if measure and study.backend != "hf":
         unknown.append(f"the speed of {study.backend}, which is not started for a plan")
     cells: list[PlannedCell] = []
-    variants: list[dict[str, Any]] = []
+    variants: list[dict[str, object]] = []
     disk: int | None = 0
     speeds: dict[str, float] = {}
     opened: list[Model] = []

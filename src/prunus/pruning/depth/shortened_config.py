@@ -40,7 +40,7 @@ _OTHER_LISTS = ("architectures", "token_id", "time_step", "labels", "_grid", "au
 
 def shorter_config(
     content: Mapping[str, Any], config: PreTrainedConfig, blocks: int, removed: Collection[int]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The content of config.json without the removed blocks. content: the old one; config: as transformers reads it."""
     text = config.get_text_config(decoder=True)
     part = next((name for name in config.sub_configs if getattr(config, name, None) is text), None)
@@ -51,7 +51,7 @@ def shorter_config(
 
 def _shorter(
     content: Mapping[str, Any], config: PreTrainedConfig, blocks: int, removed: Collection[int]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     known: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
     kept = [index for index in range(blocks) if index not in removed]
     shorter = dict(content)

@@ -154,7 +154,7 @@ class SavedExperts:
         return self._file.about
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """The summary of the calibration for the manifest."""
         return self._file.summary
 
