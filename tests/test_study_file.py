@@ -69,11 +69,13 @@ def test_pruning_after_experts_were_removed_is_an_axis_and_calibrates_as_its_tab
 
 
 def test_a_removed_setting_with_its_default_is_as_if_left_out(tmp_path):
-    assert recipes(
+    entries = study(
         tmp_path,
-        "[[prune]]\nsparsity = [0.2, 0.3]\nexpert_spread = 0\nexperts = {distill_router = false}\n"
+        GOOD + "[[prune]]\nsparsity = [0.2, 0.3]\nexpert_spread = 0\nexperts = {distill_router = false}\n"
         '[[drop]]\nmethod = "laco"\ntelescoping = false\n[[experts]]\ndistill_router = false\n',
-    ) == [PruneRecipe(sparsity=0.2), PruneRecipe(sparsity=0.3), DropRecipe(method="laco"), ExpertsRecipe()]
+    ).entries
+    pruned = [(ExpertsRecipe(), PruneRecipe(sparsity=sparsity)) for sparsity in (0.2, 0.3)]
+    assert [entry.steps for entry in entries] == [*pruned, (DropRecipe(method="laco"),), (ExpertsRecipe(),)]
 
 
 def test_recover_is_an_axis_and_calibrates_as_its_table(tmp_path):

@@ -136,7 +136,7 @@ def open_models(study: Study) -> list[Model]:
     Raises PrunusError where a model cannot be found or a recipe or plan does not fit it.
     """
     models = [open_model(study, name, folder_of(study, name)) for name in study.models]
-    check_apart(study, models)
+    check_distinct(study, models)
     return models
 
 
@@ -167,7 +167,7 @@ def check_entries(entries: Iterable[Entry], folder: Path) -> None:
             check_calibration(recipe, folder)
 
 
-def check_apart(study: Study, models: Sequence[Model]) -> None:
+def check_distinct(study: Study, models: Sequence[Model]) -> None:
     """Raise PrunusError where two models have the same weights, or their kept checkpoints would share a folder."""
     weights: dict[str, str] = {}
     labels: dict[str, str] = {}

@@ -288,14 +288,14 @@ class _Reader:
                 self.settings(kind, number, key, table.get(key, False), RECIPES[key]) for key in (AFTER, BEFORE)
             )
             table = {key: value for key, value in table.items() if key not in (AFTER, BEFORE)}
-            usual = {key: value for key, value in shared.items() if key in hints_of(cls)}
-            for values in self.grid(kind, number, usual | _with_blocks_as_text(kind, table), cls):
+            shared_here = {key: value for key, value in shared.items() if key in hints_of(cls)}
+            for values in self.grid(kind, number, shared_here | _with_blocks_as_text(kind, table), cls):
                 recipe = self.make(kind, number, cls, self.with_paths(values))
                 for last, first in product(after, before):
                     steps = (
-                        *self.another(kind, number, BEFORE, recipe, first, ExpertsRecipe),
+                        *self.further(kind, number, BEFORE, recipe, first, ExpertsRecipe),
                         recipe,
-                        *self.another(kind, number, AFTER, recipe, last, RecoverRecipe),
+                        *self.further(kind, number, AFTER, recipe, last, RecoverRecipe),
                     )
                     yield Entry(steps, self.lines.of(kind, "", number))
 
@@ -329,8 +329,8 @@ class _Reader:
             for key in own:
                 if key not in hints:
                     self.fail(CHAIN, "", number, f"unknown key '{key}' of {action}; {suggestion(key, hints, {})}")
-            usual = {key: one for key, one in shared.items() if key in hints}
-            for values in self.grid(CHAIN, number, usual | own, cls):
+            shared_here = {key: one for key, one in shared.items() if key in hints}
+            for values in self.grid(CHAIN, number, shared_here | own, cls):
                 yield (self.make(CHAIN, number, cls, self.with_paths(values)),)
 
     def finds(self, shared: Mapping[str, Any], margins: Mapping[str, MarginLike]) -> Iterator[FindTable]:
@@ -391,7 +391,7 @@ class _Reader:
                 self.check_type(kind, name, number, setting, hints[key], name=key)
         return steps
 
-    def another(
+    def further(
         self, kind: str, number: int, name: str, like: Recipe, settings: Mapping[str, Any] | None, cls: type[Recipe]
     ) -> tuple[Recipe, ...]:
         """The recipe of a further step, of the key of this name; none where settings is None.

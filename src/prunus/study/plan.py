@@ -28,7 +28,7 @@ from prunus.study.cells import (
     Model,
     Variant,
     chain_tokens,
-    check_apart,
+    check_distinct,
     checkpoint_of,
     folder_of,
     open_model,
@@ -137,7 +137,7 @@ def plan_cells(
             continue
         model = open_model(study, name, folder)
         opened.append(model)
-        check_apart(study, opened)
+        check_distinct(study, opened)
         made = {v.name: is_made(paths.folder, v) for v in model.variants[1:]}
         cells += planned_cells(study, model, paths)
         sizes = {v.name: variant_bytes(model.source, v) for v in model.variants[1:]}

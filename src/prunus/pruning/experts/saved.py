@@ -143,9 +143,9 @@ class SavedExperts:
         measured = self._file.about["recipe"]["dtype"]
         if recipe.dtype != "auto" and (asked := run_dtype(recipe, source)) != measured:
             raise PrunusError(f"{path} was measured in {measured}, not {asked}; leave --dtype out, or measure again")
-        usual = ExpertsRecipe()
+        default = ExpertsRecipe()
         given = {name: getattr(recipe, name) for name in FIELDS}
-        self._file.check_given({name: value for name, value in given.items() if value != getattr(usual, name)})
+        self._file.check_given({name: value for name, value in given.items() if value != getattr(default, name)})
         self.recipe = self._file.with_calibration(recipe)
 
     @property

@@ -181,8 +181,8 @@ def open_search(
     resolved = opened.cells[0].resolved
     groups = {problem.id: problem.group for problem in resolved.problems if problem.group}
     order = tuple(whole_groups(ids_by_task(resolved), plan.seed, groups))
-    usual = ceil(min(plan.rows, MOST_CHAINS) / (plan.samples * max(1, len(order[0]))))
-    return Search(study, opened, found, rule, alpha, order, look or usual, max_tokens)
+    batch = ceil(min(plan.rows, MOST_CHAINS) / (plan.samples * max(1, len(order[0]))))
+    return Search(study, opened, found, rule, alpha, order, look or batch, max_tokens)
 
 
 def check_plan(plan: EvalPlan, engine: EngineOptions) -> None:
