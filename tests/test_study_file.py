@@ -74,7 +74,7 @@ def test_a_removed_setting_with_its_default_is_as_if_left_out(tmp_path):
         GOOD + "[[prune]]\nsparsity = [0.2, 0.3]\nexpert_spread = 0\nexperts = {distill_router = false}\n"
         '[[drop]]\nmethod = "laco"\ntelescoping = false\n[[experts]]\ndistill_router = false\n',
     ).entries
-    pruned = [(ExpertsRecipe(), PruneRecipe(sparsity=share)) for share in (0.2, 0.3)]
+    pruned = [(ExpertsRecipe(), PruneRecipe(sparsity=sparsity)) for sparsity in (0.2, 0.3)]
     assert [entry.steps for entry in entries] == [*pruned, (DropRecipe(method="laco"),), (ExpertsRecipe(),)]
 
 

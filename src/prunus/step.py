@@ -110,7 +110,7 @@ class Step(ABC):
         """A short name for variants: `wanda-owl-20`."""
 
     @abstractmethod
-    def content(self, recipe: Any, source: Any) -> dict[str, Any]:
+    def content(self, recipe: Any, source: Any) -> dict[str, object]:
         """Stored: the settings that have an effect on the Checkpoint source, of which keys of variants are hashes.
 
         `calibration` is replaced by what it contains before it is hashed, and `scores` by a digest of the file.
@@ -128,7 +128,7 @@ class Step(ABC):
     def calibrates(self, recipe: Any, stats: bool = False) -> bool:
         """Whether it reads the calibration that the recipe names. stats: whether saved statistics take its place."""
 
-    def foresee(self, recipe: Any, model: str | Path, out: Path, where: Where) -> dict[str, Any]:
+    def foresee(self, recipe: Any, model: str | Path, out: Path, where: Where) -> Mapping[str, Any]:
         """What a dry run says of it where it follows other steps on a model, with `warnings`.
 
         It is tried on the model before all steps, since the one that it will be done to is not there yet. Raises

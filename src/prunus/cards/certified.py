@@ -55,16 +55,16 @@ def about_searches(data: Data) -> list[str]:
     traced = data["shown"]["searches"]
     before, had = traced["before"], traced["had"]
     if not before:
-        told = ["No other search on the same model and tasks was declared before it in its store"]
+        lines = ["No other search on the same model and tasks was declared before it in its store"]
     else:
         many = f"{len(before)} other searches" if len(before) > 1 else "1 other search"
         verb = "were" if len(before) > 1 else "was"
         rest = f"; and {len(before) - MOST_NAMED} more" if len(before) > MOST_NAMED else ""
         named = "; ".join(search_words(one) for one in before[:MOST_NAMED])
-        told = [f"{many} on the same model and tasks {verb} declared before it in its store: {named}{rest}"]
+        lines = [f"{many} on the same model and tasks {verb} declared before it in its store: {named}{rest}"]
     if not had:
-        return [*told, "It was declared before the first row of its runs was in the store"]
-    return [*told, f"When it was declared, the store had rows of {problems_had(had)}"]
+        return [*lines, "It was declared before the first row of its runs was in the store"]
+    return [*lines, f"When it was declared, the store had rows of {problems_had(had)}"]
 
 
 def problems_had(had: Sequence[Data]) -> str:

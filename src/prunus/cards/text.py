@@ -165,7 +165,7 @@ def _digest(text: str) -> str:
     return sha256(text.encode()).hexdigest()[:12]
 
 
-def read_metadata(readme: Path) -> dict[str, Any]:
+def read_metadata(readme: Path) -> dict[str, object]:
     """The metadata of a README.md that a card keeps: KEPT and base_model; {} if it cannot be read."""
     import yaml
 

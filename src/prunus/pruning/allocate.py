@@ -122,7 +122,7 @@ def find_scores(
     if the file does not fit or the scores cannot be measured.
     """
     allocation = ALLOCATIONS[recipe.allocation]
-    settings: dict[str, Any] = {"scope": recipe.scope, **{name: getattr(recipe, name) for name in allocation.settings}}
+    settings = {name: getattr(recipe, name) for name in ("scope", *allocation.settings)}
     if allocation.needs == "nothing":
         return ImportanceScores.none(recipe.allocation)
     if recipe.scores is not None:
@@ -281,11 +281,11 @@ def linear_sparsities(
 
 def block_rows(
     source: Checkpoint, recipe: PruneRecipe, scores: ImportanceScores, sparsities: Sparsities
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """One row per block for display: its sparsity, that of its attention and MLP, and its scores."""
     rows = []
     for index, linears in enumerate(linears_in_scope(source, recipe)):
-        row: dict[str, Any] = {"block": index}
+        row: dict[str, object] = {"block": index}
         for part in (WHOLE, *parts_of(source, recipe)):
             chosen = [linear for linear in linears if part in (WHOLE, linear.kind)]
             sizes = [weights_of([linear]) for linear in chosen]

@@ -167,21 +167,20 @@ def warn_of(stray: Sequence[str]) -> list[str]:
     return [f"left out, as they belong to no module (such as layers for multi-token prediction): {shown}"]
 
 
-def describe(recipe: DropRecipe, count: int, source: Checkpoint, target: Path, needed: int) -> dict[str, Any]:
+def describe(recipe: DropRecipe, count: int, source: Checkpoint, target: Path, needed: int) -> dict[str, object]:
     """What drop_blocks would do, as a dict, as far as it is known without running the model or using the network."""
     check_space(target.absolute(), needed)
-    result: dict[str, Any] = {
+    if recipe.indices:
+        check_removable(source, recipe.indices)
+        removed = f"blocks {', '.join(map(str, recipe.indices))}"
+    else:
+        removed = f"the {count} of {source.blocks} blocks that {recipe.method} chooses"
+    calibration, warnings = describe_calibration(recipe, source) if needs_data(recipe) else ("none needed", [])
+    return {
         "would_write": str(target),
         "blocks": source.blocks - count,
         "disk": show_bytes(needed),
-        "calibration": "none needed",
-        "warnings": [*source.reading_notes, *warn_of(left_out(source))],
+        "calibration": calibration,
+        "warnings": [*warnings, *source.reading_notes, *warn_of(left_out(source))],
+        "would_remove": removed,
     }
-    if recipe.indices:
-        check_removable(source, recipe.indices)
-        return result | {"would_remove": "blocks " + ", ".join(map(str, recipe.indices))}
-    result["would_remove"] = f"the {count} of {source.blocks} blocks that {recipe.method} chooses"
-    if needs_data(recipe):
-        result["calibration"], warnings = describe_calibration(recipe, source)
-        result["warnings"] = [*warnings, *result["warnings"]]
-    return result

@@ -90,7 +90,7 @@ def drop_experts(
     needs_data = CRITERIA[recipe.method].needs != "nothing" and saved is None
     early = load_early(recipe, source, target) if needs_data else None
     origin = source.provenance(name or model)
-    work: dict[str, Any] = {"action": "experts", "recipe": recipe.to_json(), "source": origin["checksum"]}
+    work: dict[str, object] = {"action": "experts", "recipe": recipe.to_json(), "source": origin["checksum"]}
     if saved is not None:
         work["stats"] = saved.about
 
@@ -121,7 +121,7 @@ def drop_experts(
             *source.reading_notes,
             *warn_of(stray),
         ]
-        step: dict[str, Any] = {
+        step: dict[str, object] = {
             "action": "experts",
             "recipe": recipe.to_json(),
             "versions": versions(),
@@ -158,7 +158,7 @@ def with_saved(
     return saved, saved.recipe
 
 
-def choice_record(choice: Choice, mixtures: Sequence[Mixture]) -> dict[str, Any]:
+def choice_record(choice: Choice, mixtures: Sequence[Mixture]) -> dict[str, object]:
     """What the manifest says of the experts that were chosen."""
     return {
         "experts": {"before": counts_of(mixtures), "after": {m.index: len(choice.kept[m.index]) for m in mixtures}},
@@ -238,22 +238,20 @@ def describe(
     target: Path,
     needed: int,
     saved: SavedExperts | None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What drop_experts would do, as a dict, as far as it is known without running the model."""
     check_space(target.absolute(), needed)
-    result: dict[str, Any] = {
+    experts = experts_text(mixtures, {m.index: recipe.count(m.count) for m in mixtures})
+    calibration, warnings = "none needed", list[str]()
+    if saved is not None:
+        calibration = f"from {saved.about['calibration']['tokens']} tokens that were measured before"
+    elif CRITERIA[recipe.method].needs != "nothing":
+        calibration, warnings = describe_calibration(recipe, source)
+    return {
         "would_write": str(target),
-        "experts": experts_text(mixtures, {m.index: recipe.count(m.count) for m in mixtures}),
+        "experts": f"on average {experts}" if recipe.spread == "global" else experts,
         "blocks": len(mixtures),
         "disk": show_bytes(needed),
-        "calibration": "none needed",
-        "warnings": [*source.reading_notes, *warn_of(left_out(source))],
+        "calibration": calibration,
+        "warnings": [*warnings, *source.reading_notes, *warn_of(left_out(source))],
     }
-    if recipe.spread == "global":
-        result["experts"] = f"on average {result['experts']}"
-    if saved is not None:
-        result["calibration"] = f"from {saved.about['calibration']['tokens']} tokens that were measured before"
-    elif CRITERIA[recipe.method].needs != "nothing":
-        result["calibration"], warnings = describe_calibration(recipe, source)
-        result["warnings"] = [*warnings, *result["warnings"]]
-    return result

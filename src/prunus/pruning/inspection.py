@@ -1,154 +1,27 @@
 """The facts that `inspect` returns about a checkpoint: structure, uses, history, sparsity, patterns, packed sizes."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
+from torch import Tensor
 
-from prunus.checkpoint.architecture import Architecture, Unstreamable
+from prunus.checkpoint.architecture import Unstreamable
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.linears import BlockLinears, Linear, find_linears
+from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.packed_files import PackedCheckpoint, open_checkpoint
 from prunus.checkpoint.packed_tensor import bit_patterns, mask_nbytes, packed_nbytes
 from prunus.checkpoint.resolve import resolve
 from prunus.progress import Steps
+from prunus.pruning.capabilities import describe_blocks, describe_model, describe_uses, refused
 from prunus.pruning.depth.verification import Droppable, try_drops
 from prunus.pruning.experts.mixture import describe_removal
 from prunus.pruning.masks import count_zeros
-from prunus.pruning.scope import is_in, weights_of, why_unprunable
-from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe
-
-# What can be done with a model, from its configuration alone: its Linears, matrices that stay dense, and its uses.
-
-Row = dict[str, Any]
-
-
-def describe_model(config: PreTrainedConfig) -> Row:
-    """The model's family (model_type), the model_type of its language model, and transformers' class and version."""
-    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return {
-        "family": config.model_type,
-        "language_model": config.get_text_config(decoder=True).model_type,
-        "class": getattr(found, "__name__", None),
-        "transformers": version("transformers"),
-    }
-
-
-def describe_blocks(architecture: Architecture) -> Row:
-    """The structure of a model, as JSON data.
-
-    number_of_blocks. scope: the default scope of prune. prunable, of_parameters: number of weights in that scope, and
-    their share of the model's parameters. groups: Linears that read the same input, in the order of a forward pass, for
-    each kind of block: blocks (indices), linears, part, shapes (O, I). left_dense: every other matrix, and why it stays
-    dense; `*` stands for the numbers within its name.
-    """
-    scope = PruneRecipe().scope
-    found = find_linears(architecture)
-    chosen = [[linear for linear in block.linears if is_in(scope, linear)] for block in found]
-    prunable = sum(map(weights_of, chosen))
-    kinds = _kinds(found)
-    dense = [row for block, indices in kinds for row in _dense(block, indices)]
-    return {
-        "number_of_blocks": len(found),
-        "scope": scope,
-        "prunable": prunable,
-        "of_parameters": prunable / sum(parameter.numel() for parameter in architecture.model.parameters()),
-        "groups": [row for block, indices in kinds for row in _groups(block, indices)],
-        "left_dense": [*dense, *_outside(architecture)],
-    }
-
-
-def describe_uses(architecture: Architecture, drops: Droppable, unprunable: str | None) -> list[Row]:
-    """A row for each of prune, drop, pack and the sparse kernel: possible, and a note with the reason or limits.
-
-    drops: whether blocks can be dropped, from the configuration alone. unprunable: why prune refuses the model; None if
-    it does not.
-    """
-    note = "; ".join(filter(None, (drops.note, "drop also checks it on a short sequence")))
-    drop = _use("drop", note=note) if drops.possible else _use("drop", drops.note or "it has a single block")
-    if unprunable is not None:
-        return [_use("prune", unprunable), drop, _use("pack", unprunable), _use("sparse kernel", unprunable)]
-    linears = [
-        (f"{architecture.block_prefix(index)}{linear.name}", linear)
-        for index, block in enumerate(find_linears(architecture))
-        for linear in block.linears
-    ]
-    plain = [name for name, linear in linears if not linear.experts]
-    odd = {name for name in plain if type(architecture.model.get_submodule(name)) is not nn.Linear}
-    odd |= {name for name, linear in linears if linear.experts}
-    what = "routed experts or of the model's own class" if len(plain) < len(linears) else "of the model's own class"
-    slow = f"{len(odd)} of {len(linears)} Linears are {what} and run in torch" if odd else ""
-    every = len(odd) == len(linears)
-    return [
-        _use("prune"),
-        drop,
-        _use("pack"),
-        _use("sparse kernel", slow if every else "", "" if every else slow),
-    ]
-
-
-def refused(why: str) -> list[Row]:
-    """Rows that say for every use why it is not possible, for a model whose blocks cannot be run one by one."""
-    return [_use(name, why) for name in ("prune", "drop", "pack", "sparse kernel")]
-
-
-def _use(name: str, why_not: str = "", note: str = "") -> Row:
-    return {"use": name, "possible": not why_not, "note": why_not or note}
-
-
-def _kinds(found: Sequence[BlockLinears]) -> list[tuple[BlockLinears, list[int]]]:
-    """Kinds of blocks (with equal Linears) and the indices of each, in the order of their first block."""
-    kinds: list[tuple[BlockLinears, list[int]]] = []
-    for index, block in enumerate(found):
-        same = next((indices for known, indices in kinds if known == block), None)
-        if same is None:
-            kinds.append((block, [index]))
-        else:
-            same.append(index)
-    return kinds
-
-
-def _groups(block: BlockLinears, indices: list[int]) -> Iterator[Row]:
-    leaders: dict[str, list[Linear]] = {}
-    for linear in block.linears:
-        leaders.setdefault(linear.leader, []).append(linear)
-    rows = {tuple(linear.summary_name for linear in linears): linears for linears in leaders.values()}
-    for names, linears in rows.items():
-        yield {
-            "blocks": indices,
-            "linears": list(names),
-            "part": "+".join(dict.fromkeys(linear.kind for linear in linears)),
-            "shapes": [list(linear.shape_OI) for linear in linears],
-        }
-
-
-def _dense(block: BlockLinears, indices: list[int]) -> Iterator[Row]:
-    rows = {(re.sub(r"\.\d+(?=\.)", ".*", name), why) for name, why in block.dense.items()}
-    return ({"blocks": indices, "matrix": name, "why": why} for name, why in sorted(rows))
-
-
-def _outside(architecture: Architecture) -> Iterator[Row]:
-    """Rows for the matrices outside the blocks, each once."""
-    embedding = architecture.model.get_input_embeddings()
-    inside = {id(parameter) for parameter in architecture.layers.parameters()}
-    rows: dict[str, str] = {}
-    for name, parameter in architecture.model.named_parameters():
-        if id(parameter) in inside or parameter.ndim < 2:
-            continue
-        head = architecture.head is not None and any(parameter is own for own in architecture.head.parameters())
-        if any(parameter is own for own in embedding.parameters()):
-            why = "embedding, and head" if head else "embedding"
-        else:
-            why = "head" if head else "outside the blocks"
-        rows[re.sub(r"\.\d+(?=\.)", ".*", name)] = why
-    return ({"blocks": [], "matrix": name, "why": why} for name, why in rows.items())
-
+from prunus.pruning.scope import why_unprunable
+from prunus.results.labels import settings
 
 # (N, M): at most N nonzero weights in every M consecutive inputs of an output.
 PATTERNS = ((1, 2), (1, 4), (2, 4), (1, 8), (2, 8), (4, 8), (8, 16))
@@ -212,7 +85,7 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
     return facts | count_weights(source) if weights else facts
 
 
-def stored_facts(model: ModelFolder) -> dict[str, Any]:
+def stored_facts(model: ModelFolder) -> dict[str, object]:
     """Facts from the configuration, the headers of files and the manifest."""
     return {
         "folder": str(model.folder),
@@ -225,65 +98,88 @@ def stored_facts(model: ModelFolder) -> dict[str, Any]:
     }
 
 
-def count_weights(source: Checkpoint) -> dict[str, Any]:
+def count_weights(source: Checkpoint) -> dict[str, object]:
     """Facts from the weights: sparsity, patterns and sizes."""
-    linears = []
+    linears: list[LinearFacts] = []
     with Steps("reading", total=source.blocks, unit="blocks") as steps:
         for index in range(source.blocks):
             linears += together([linear_facts(source, index, linear) for linear in source.linears(index)])
             steps.advance()
-    totals = share(linears)
+    zeros, all_weights = sum(row.zeros for row in linears), sum(row.weights for row in linears)
     return {
-        "sparsity": totals["sparsity"],
-        "patterns": [f"{n}:{m}" for n, m in PATTERNS if all(f"{n}:{m}" in row["patterns"] for row in linears)],
-        "nonzero": totals["weights"] - totals["zeros"],
+        "sparsity": zeros / all_weights if all_weights else 0.0,
+        "patterns": [f"{n}:{m}" for n, m in PATTERNS if all(f"{n}:{m}" in row.patterns for row in linears)],
+        "nonzero": all_weights - zeros,
         "packed_bytes": packed_size(source, linears),
-        "prunable_bytes": totals["weights"] * source.dtype.itemsize,
-        "packed_prunable_bytes": sum(row["packed_bytes"] for row in linears),
-        "mask_bytes": sum(row["experts"] * mask_nbytes(tuple(row["shape"])) for row in linears),
+        "prunable_bytes": all_weights * source.dtype.itemsize,
+        "packed_prunable_bytes": sum(row.packed_bytes for row in linears),
+        "mask_bytes": sum(row.experts * mask_nbytes(row.shape) for row in linears),
         "kinds": [
-            {"kind": local, "part": part, **share([row for row in linears if row["kind"] == local])}
-            for local, part in dict.fromkeys((row["kind"], row["part"]) for row in linears)
+            {"kind": local, "part": part, **share([row for row in linears if row.kind == local])}
+            for local, part in dict.fromkeys((row.kind, row.part) for row in linears)
         ],
         "blocks": [
-            {"block": index, **share([row for row in linears if row["block"] == index])}
-            for index in range(source.blocks)
+            {"block": index, **share([row for row in linears if row.block == index])} for index in range(source.blocks)
         ],
-        "linears": linears,
+        "linears": [vars(row) | {"shape": list(row.shape)} for row in linears],
     }
 
 
-def together(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class LinearFacts:
+    """A Linear of a block, or the same matrix of several experts. kind: its name in a block. part: attention or mlp."""
+
+    linear: str
+    block: int
+    kind: str
+    experts: int
+    part: str
+    shape: tuple[int, int]
+    sparsity: float
+    zeros: int
+    weights: int
+    patterns: list[str]
+    packed_bytes: int
+
+    def __add__(self, other: "LinearFacts") -> "LinearFacts":
+        zeros, weights = self.zeros + other.zeros, self.weights + other.weights
+        return replace(
+            self,
+            experts=self.experts + other.experts,
+            sparsity=zeros / weights,
+            zeros=zeros,
+            weights=weights,
+            patterns=[pattern for pattern in self.patterns if pattern in other.patterns],
+            packed_bytes=self.packed_bytes + other.packed_bytes,
+        )
+
+
+def together(rows: Sequence[LinearFacts]) -> list[LinearFacts]:
     """The rows of a block's Linears, with one row for the same matrix of all its routed experts."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, LinearFacts] = {}
     for row in rows:
-        if (before := found.setdefault(row["linear"], row)) is row:
-            continue
-        for key in ("zeros", "weights", "packed_bytes", "experts"):
-            before[key] += row[key]
-        before["sparsity"] = before["zeros"] / before["weights"]
-        before["patterns"] = [pattern for pattern in before["patterns"] if pattern in row["patterns"]]
+        found[row.linear] = found[row.linear] + row if row.linear in found else row
     return list(found.values())
 
 
-def linear_facts(source: Checkpoint, index: int, linear: Linear) -> dict[str, Any]:
+def linear_facts(source: Checkpoint, index: int, linear: Linear) -> LinearFacts:
     """Zeros, patterns and packed size of one Linear."""
     weight_OI = source.read_weight(index, f"{linear.name}.weight")
     zeros = count_zeros(weight_OI)
     sparsity = zeros / weight_OI.numel()
-    return {
-        "linear": source.block_name(index, linear.summary_name),
-        "block": index,
-        "kind": linear.summary_name,
-        "experts": 1,
-        "part": linear.kind,
-        "shape": list(linear.shape_OI),
-        "sparsity": sparsity,
-        "zeros": zeros,
-        "weights": weight_OI.numel(),
-        "patterns": find_patterns(weight_OI) if sparsity >= 0.5 else [],
-        "packed_bytes": packed_linear_size(source, index, linear, weight_OI),
-    }
+    return LinearFacts(
+        linear=source.block_name(index, linear.summary_name),
+        block=index,
+        kind=linear.summary_name,
+        experts=1,
+        part=linear.kind,
+        shape=linear.shape_OI,
+        sparsity=sparsity,
+        zeros=zeros,
+        weights=weight_OI.numel(),
+        patterns=find_patterns(weight_OI) if sparsity >= 0.5 else [],
+        packed_bytes=packed_linear_size(source, index, linear, weight_OI),
+    )
 
 
 def storage(source: ModelFolder) -> str:
@@ -307,12 +203,12 @@ def packed_linear_size(source: Checkpoint, index: int, linear: Linear, weight_OI
     return min(weight_OI.nbytes, packed_nbytes(tuple(weight_OI.shape), kept, weight_OI.itemsize))
 
 
-def packed_size(source: Checkpoint, linears: list[dict[str, Any]]) -> int:
+def packed_size(source: Checkpoint, linears: Sequence[LinearFacts]) -> int:
     """Bytes of all tensors in the packed file, or in the file that pack would write."""
     if isinstance(source, PackedCheckpoint):
         return sum(tensor.packed_nbytes for tensor in source.packed_tensors.values())
-    dense = sum(row["weights"] for row in linears) * source.dtype.itemsize
-    return source.nbytes - dense + sum(row["packed_bytes"] for row in linears)
+    dense = sum(row.weights for row in linears) * source.dtype.itemsize
+    return source.nbytes - dense + sum(row.packed_bytes for row in linears)
 
 
 def find_patterns(weight_OI: Tensor) -> list[str]:
@@ -327,22 +223,14 @@ def find_patterns(weight_OI: Tensor) -> list[str]:
     return [f"{n}:{m}" for n, m in PATTERNS if most.get(m, m) <= n]
 
 
-def share(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def share(rows: Sequence[LinearFacts]) -> dict[str, object]:
     """Number of zeros and of weights of several Linears, and their sparsity."""
-    zeros, weights = sum(row["zeros"] for row in rows), sum(row["weights"] for row in rows)
+    zeros, weights = sum(row.zeros for row in rows), sum(row.weights for row in rows)
     return {"sparsity": zeros / weights if weights else 0.0, "zeros": zeros, "weights": weights}
 
 
-def history_row(step: Mapping[str, Any]) -> dict[str, Any]:
+def history_row(step: Mapping[str, Any]) -> dict[str, object]:
     """A summary of one step of the manifest."""
-    kind = {"prune": PruneRecipe, "experts": ExpertsRecipe, "recover": RecoverRecipe}.get(step["action"], DropRecipe)
-    defaults = kind().to_json()
-    shown = {"method", "sparsity", "blocks", "keep", "drop"}  # shown even if they have their defaults
-    recipe = {
-        key: value
-        for key, value in step["recipe"].items()
-        if (key in shown and value is not None) or value != defaults.get(key)
-    }
     cost = {}
     if step["action"] == "recover":
         cost = {"trained_tokens": step["cost"]["tokens"]}
@@ -350,7 +238,7 @@ def history_row(step: Mapping[str, Any]) -> dict[str, Any]:
         cost = {"experts": step["experts"]}
     return {
         "action": step["action"],
-        "recipe": recipe,
+        "recipe": dict(settings(step, ("method", "sparsity", "blocks", "keep", "drop"))),
         "blocks_removed": step.get("blocks_removed", []),
         "source": step["source"]["name"],
         "warnings": step["warnings"],

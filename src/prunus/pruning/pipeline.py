@@ -194,7 +194,7 @@ def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None) ->
 
 def prune_block(
     job: Job, partial: Partial, runner: Runner, index: int, hidden: HiddenStates | None, tensors: Block, digest: str
-) -> tuple[dict[str, Tensor | Stored], dict[str, Any]]:
+) -> tuple[dict[str, Tensor | Stored], dict[str, object]]:
     """Prune one block; returns its tensors by their names on disk, and the record for the journal.
 
     hidden: becomes the input of the next block. tensors: the block's; those of the pruned Linears are removed from it.
@@ -219,9 +219,11 @@ def prune_block(
         for one in job.passes:
             passed = one.statistics(job, run, tensors, passed)
         groups = passed
-    record: dict[str, Any] = {"source": digest, "sparsity": {}, "zeros": 0, "dead": {}, "warnings": []}
     zeros: dict[str, int] = {}
     sizes: dict[str, int] = {}
+    dead: dict[str, int] = {}
+    pooled: dict[str, int] = {}
+    warnings: list[str] = []
     has_experts = run is not None and run.has_experts
     keeps_dense = has_experts and job.recipe.propagation == "dense"
     by_name = {linear.name: linear for linear in job.linears[index]}
@@ -240,24 +242,30 @@ def prune_block(
             summary = job.source.block_name(index, by_name[name].summary_name)
             zeros[summary] = zeros.get(summary, 0) + count_zeros(new_OI)
             sizes[summary] = sizes.get(summary, 0) + new_OI.numel()
-            if inputs is not None and (dead := int((inputs.norm_I == 0).sum())):
-                record["dead"][summary] = max(dead, record["dead"].get(summary, 0))
+            if inputs is not None and (unused := int((inputs.norm_I == 0).sum())):
+                dead[summary] = max(unused, dead.get(summary, 0))
             if inputs is not None and inputs.hessian is not None and inputs.hessian.warning is not None:
-                record["warnings"].append(inputs.hessian.warning)
+                warnings.append(inputs.hessian.warning)
             if inputs is not None and inputs.pooled is not None:
                 expert = job.source.block_name(index, name.rpartition(".")[0])
-                record.setdefault("pooled", {})[expert] = inputs.pooled
+                pooled[expert] = inputs.pooled
             weight_OI = inputs = None  # a Hessian can be as large as a weight, so free both before the next pass
         if has_experts:
             return_freed_memory()
-    record["sparsity"] = {name: count / sizes[name] for name, count in zeros.items()}
-    record["zeros"] = sum(zeros.values())
     if run is None:
         finish_block()
     run = None  # breaks the reference cycle of run and finish_block, which would keep the block in memory
     if has_experts:
         return_freed_memory()
     weights = {f"{name}.weight": weight_OI for name, weight_OI in pruned.items()}
+    record = {
+        "source": digest,
+        "sparsity": {name: count / sizes[name] for name, count in zeros.items()},
+        "zeros": sum(zeros.values()),
+        "dead": dead,
+        "warnings": warnings,
+        **({"pooled": pooled} if pooled else {}),
+    }
     return {**job.source.block_tensors(index), **job.source.as_stored(index, weights)}, record
 
 
@@ -289,7 +297,7 @@ def few_of(job: Job, partial: Partial) -> list[str]:
     return few_tokens(few, len(experts), job.recipe.min_expert_tokens, "were pruned by their")
 
 
-def describe(job: Job, target: Path) -> dict[str, Any]:
+def describe(job: Job, target: Path) -> dict[str, object]:
     """What `prune` would do, as a dict, as far as it is known without reading weights or using the network.
 
     would_write: folder of the result. weights, zeros: numbers over all Linears in scope. disk: space needed, as text.
@@ -301,10 +309,21 @@ def describe(job: Job, target: Path) -> dict[str, Any]:
     uniform = target_of(recipe, recipe.sparsity)
     shapes = [linear.shape_OI for linears in job.linears for linear in linears]
     zeros = sum(zeros_of(uniform, shape_OI, job.method.group) for shape_OI in shapes)
+    if recipe.allocation != "uniform":  # then the count holds for all Linears together
+        zeros = zeros_wanted(job.weights, recipe.sparsity, recipe.rounding)
     allocation = ALLOCATIONS[recipe.allocation]
     if allocation.needs == "nothing":
         allocate_groups(source, recipe, find_scores(source, recipe, job.device, None))  # so that a wrong step fails
-    result: dict[str, Any] = {
+    calibration, influences, warnings = "none needed", None, [*source.reading_notes, *ragged_tails(job)]
+    if job.stats is not None:
+        calibration = f"statistics of {job.stats.path}: {job.stats.summary['source']}"
+    elif job.needs_tokens or (allocation.needs == "norms" and recipe.scores is None):
+        calibration, more = describe_calibration(recipe, source)
+        warnings += more
+    if allocation.calibration is not None and recipe.scores is None:
+        influences, more = describe_calibration(allocation.calibration(recipe)[0], source)
+        warnings += [warning for warning in more if warning not in warnings]
+    return {
         "would_write": str(target),
         "method": recipe.method,
         "blocks": source.blocks,
@@ -312,20 +331,10 @@ def describe(job: Job, target: Path) -> dict[str, Any]:
         "weights": job.weights,
         "zeros": zeros,
         "disk": show_bytes(needed),
-        "calibration": "none needed",
-        "warnings": [*source.reading_notes, *ragged_tails(job)],
+        "calibration": calibration,
+        "warnings": warnings,
+        **({} if influences is None else {"influences": influences}),
     }
-    if recipe.allocation != "uniform":  # then the count holds for all Linears together
-        result["zeros"] = zeros_wanted(job.weights, recipe.sparsity, recipe.rounding)
-    if job.stats is not None:
-        result["calibration"] = f"statistics of {job.stats.path}: {job.stats.summary['source']}"
-    elif job.needs_tokens or (allocation.needs == "norms" and recipe.scores is None):
-        result["calibration"], warnings = describe_calibration(recipe, source)
-        result["warnings"] += warnings
-    if allocation.calibration is not None and recipe.scores is None:
-        result["influences"], warnings = describe_calibration(allocation.calibration(recipe)[0], source)
-        result["warnings"] += [warning for warning in warnings if warning not in result["warnings"]]
-    return result
 
 
 def ragged_tails(job: Job) -> list[str]:

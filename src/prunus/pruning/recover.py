@@ -33,6 +33,7 @@ from prunus.pruning.calibration.data import Calibration, describe_calibration, k
 from prunus.pruning.made_card import made_card
 from prunus.pruning.recovery import (
     TRAINING_BYTES,
+    Fit,
     StepPlan,
     Streams,
     activations_computed_again,
@@ -130,12 +131,10 @@ def recover(
         with torch.no_grad():
             recover_blocks(job, partial, calibration, plan, step_tokens)
         # Records of unfinished work of earlier versions have seconds.
-        records = [
-            {key: value for key, value in partial.records[index].items() if key != "seconds"}
-            for index in range(source.blocks)
-        ]
-        warnings = [*calibration.warnings, *warnings_of(records)]
-        cost = {name: sum(record[name] for record in records) for name in ("tokens", "steps")}
+        records = [{k: v for k, v in partial.records[i].items() if k != "seconds"} for i in range(source.blocks)]
+        fits = [Fit(**record) for record in records]
+        warnings = [*calibration.warnings, *warnings_of(fits)]
+        cost = {"tokens": sum(fit.tokens for fit in fits), "steps": sum(fit.steps for fit in fits)}
         step = {
             "action": "recover",
             "recipe": recipe.to_json(),
@@ -152,13 +151,13 @@ def recover(
     return {
         "out": str(target),
         "blocks": source.blocks,
-        "recovered": sum(record["trained"] for record in records),
+        "recovered": sum(fit.trained for fit in fits),
         "tokens": calibration.tokens,
         "trained_tokens": cost["tokens"],
-        "error_before": sum(record["before"] for record in records) / len(records),
-        "error_after": sum(record["after"] for record in records) / len(records),
+        "error_before": sum(fit.before for fit in fits) / len(fits),
+        "error_after": sum(fit.after for fit in fits) / len(fits),
         "seconds": time.monotonic() - started,
-        "errors": [(record["before"], record["after"]) for record in records],
+        "errors": [(fit.before, fit.after) for fit in fits],
         "warnings": warnings,
     }
 
@@ -177,7 +176,7 @@ def open_pruned(folder: Path, dense: str | Path | None) -> Checkpoint:
     return source
 
 
-def recovery_ahead(recipe: RecoverRecipe, dense: Checkpoint) -> dict[str, Any]:
+def recovery_ahead(recipe: RecoverRecipe, dense: Checkpoint) -> dict[str, object]:
     """What a dry run tells of a recovery of what is not pruned yet."""
     calibration, found = describe_calibration(recipe, dense)
     return {
@@ -325,10 +324,10 @@ def stream_bytes(job: Recovery, tokens: int) -> int:
     return 2 * 4 * tokens * job.pruned.architecture.width
 
 
-def warnings_of(records: Sequence[dict[str, Any]]) -> list[str]:
+def warnings_of(fits: Sequence[Fit]) -> list[str]:
     """Which blocks were left as they were, and why."""
-    broken = [str(index) for index, record in enumerate(records) if not record["finite"]]
-    worse = [str(index) for index, record in enumerate(records) if record["finite"] and not record["trained"]]
+    broken = [str(index) for index, fit in enumerate(fits) if not fit.finite]
+    worse = [str(index) for index, fit in enumerate(fits) if fit.finite and not fit.trained]
     found = []
     if broken:
         found.append(f"training gave NaN or infinity in blocks {', '.join(broken)}, left as they were: lower --rate")
@@ -337,7 +336,7 @@ def warnings_of(records: Sequence[dict[str, Any]]) -> list[str]:
     return found
 
 
-def describe(job: Recovery, target: Path, needed: int) -> dict[str, Any]:
+def describe(job: Recovery, target: Path, needed: int) -> dict[str, object]:
     """What recover would do, as far as it can be known without running the models or asking the network."""
     check_space(target.absolute(), needed)
     calibration, warnings = describe_calibration(job.recipe, job.pruned)

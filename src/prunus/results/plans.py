@@ -49,7 +49,7 @@ def told_apart(runs: Sequence[Run]) -> list[list[str]]:
     return [[_told(key, of.get(key)) for key in chosen] for of in settings]
 
 
-def _settings(run: Run) -> dict[str, Any]:
+def _settings(run: Run) -> dict[str, object]:
     """What can tell runs of one name apart: what was done to the model, its weights and dtype, and the plan."""
     model = {"made": label_of(run), "weights": run.model.get("checksum"), "dtype": run.model.get("dtype")}
     return {key: value for key, value in {**model, **run.plan}.items() if value is not None}

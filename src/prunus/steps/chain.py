@@ -51,7 +51,7 @@ def apply_steps(
 
 def carry_out(
     model: str | Path, target: Path, steps: Sequence[Recipe], where: Where, between: Callable[[int], Path]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The same, with the results of the first 1, 2, ... steps in folders that `between` names, which stay.
 
     Work starts from the last of these that is complete.
@@ -72,7 +72,7 @@ def carry_out(
         raise PrunusError("a sparsity of 0 leaves nothing to recover")
     checksum = source.checksum() if len(steps) > 1 else ""
     done = next((n for n in range(len(steps) - 1, 0, -1) if is_made(folders[n - 1], checksum, steps[:n])), 0)
-    summary: dict[str, Any] = {}
+    summary: dict[str, object] = {}
     for count, recipe in enumerate(steps[done:], done + 1):
         before, name = (folders[count - 2], steps_name(steps[: count - 1])) if count > 1 else (model, None)
         there = replace(where, dense=None if count == 1 else model)
@@ -86,7 +86,7 @@ def foresee(model: str | Path, target: Path, steps: Sequence[Recipe], where: Whe
     summary = kind_of(first).make(model, target, first, where, None)
     for recipe in others:
         ahead = kind_of(recipe).foresee(recipe, model, target, where)
-        summary |= ahead | {"warnings": list(dict.fromkeys([*summary["warnings"], *ahead["warnings"]]))}
+        summary |= {**ahead, "warnings": list(dict.fromkeys([*summary["warnings"], *ahead["warnings"]]))}
     return summary
 
 

@@ -34,7 +34,7 @@ class Drop(Step):
         share = recipe.match_sparsity
         return f"{recipe.method}-{recipe.blocks or 1 if share is None else f's{100 * share:.3g}'}"
 
-    def content(self, recipe: Any, source: Any) -> dict[str, Any]:
+    def content(self, recipe: Any, source: Any) -> dict[str, object]:
         """Stored: as Step says; of blocks that the recipe names, only these."""
         if recipe.indices:
             return {"action": "drop", "blocks": list(recipe.indices)}

@@ -44,7 +44,7 @@ class Experts(Step):
         words = ["experts", recipe.method, *([] if recipe.spread == "uniform" else [recipe.spread])]
         return "-".join([*words, f"{100 * recipe.keep:.3g}" if recipe.keep is not None else f"drop{recipe.drop}"])
 
-    def content(self, recipe: Any, source: Any) -> dict[str, Any]:
+    def content(self, recipe: Any, source: Any) -> dict[str, object]:
         """Stored: as Step says; instead of keep and drop, the numbers of experts that are kept."""
         from prunus.pruning.experts.mixture import expert_counts
 

@@ -56,7 +56,7 @@ class Prune(Step):
         amount = recipe.pattern.replace(":", "of") if recipe.pattern else f"{100 * recipe.sparsity:.3g}"
         return "-".join([recipe.method, *words, amount])
 
-    def content(self, recipe: Any, source: Any) -> dict[str, Any]:
+    def content(self, recipe: Any, source: Any) -> dict[str, object]:
         """Stored: as Step says."""
         from prunus.pruning.allocate import revisions
         from prunus.pruning.methods import find_method
@@ -76,7 +76,7 @@ class Prune(Step):
         unused |= {"group"} if recipe.group == OWN_GROUP.get(recipe.method) else set()
         unused |= set() if recipe.calibration_tokens is None else {"samples"}
         kept = {key: value for key, value in recipe.to_json().items() if key not in unused}
-        return kept | revisions(recipe) | {"action": "prune"}
+        return {**kept, **revisions(recipe), "action": "prune"}
 
     def removed(self, recipe: Any, source: Any) -> float:
         """The share of the weights of the blocks' Linears that become zero."""

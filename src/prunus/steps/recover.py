@@ -1,6 +1,6 @@
 """Train what was kept. Its manifest has the `blocks` with their errors, and the `cost` in tokens and steps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Recover(Step):
             overwrite=where.overwrite, dry_run=where.dry_run,
         )  # fmt: skip
 
-    def foresee(self, recipe: Any, model: str | Path, out: Path, where: Where) -> dict[str, Any]:
+    def foresee(self, recipe: Any, model: str | Path, out: Path, where: Where) -> Mapping[str, Any]:
         """What it would do and need, as text; the model must be one that can be trained block by block."""
         from prunus.checkpoint.checkpoint import Checkpoint
         from prunus.checkpoint.resolve import resolve
@@ -50,7 +50,7 @@ class Recover(Step):
         """`recovered`."""
         return "recovered"
 
-    def content(self, recipe: Any, source: Any) -> dict[str, Any]:
+    def content(self, recipe: Any, source: Any) -> dict[str, object]:
         """Stored: as Step says."""
         unused = set() if recipe.calibration_tokens is None else {"samples"}
         if not recipe.weighted:

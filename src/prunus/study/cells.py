@@ -136,7 +136,7 @@ def open_models(study: Study) -> list[Model]:
     Raises PrunusError where a model cannot be found or a recipe or plan does not fit it.
     """
     models = [open_model(study, name, folder_of(study, name)) for name in study.models]
-    check_apart(study, models)
+    check_distinct(study, models)
     return models
 
 
@@ -167,7 +167,7 @@ def check_entries(entries: Iterable[Entry], folder: Path) -> None:
             check_calibration(recipe, folder)
 
 
-def check_apart(study: Study, models: Sequence[Model]) -> None:
+def check_distinct(study: Study, models: Sequence[Model]) -> None:
     """Raise PrunusError where two models have the same weights, or their kept checkpoints would share a folder."""
     weights: dict[str, str] = {}
     labels: dict[str, str] = {}
@@ -260,13 +260,13 @@ def variant_of(name: str, entry: Entry, source: str, checkpoint: Checkpoint) -> 
     return Variant(name, source, entry.steps, tuple(keys), entry.line)
 
 
-def key_of(source: str, steps: Sequence[Recipe], contents: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
+def key_of(source: str, steps: Sequence[Recipe], contents: Sequence[dict[str, object]], keys: Sequence[str]) -> str:
     """Stored: the hash of some steps. keys: those of fewer steps.
 
     A recovery and the step before it were one entry when variants were first stored, and are hashed together.
     """
     recovers = len(steps) > 1 and action_of(steps[-1]) == "recover"
-    content: dict[str, Any] = {"source": source, "recipe": contents[-2] if recovers else contents[-1]}
+    content: dict[str, object] = {"source": source, "recipe": contents[-2] if recovers else contents[-1]}
     if recovers:
         content["recover"] = contents[-1]
     if earlier := keys[: -1 if recovers else None]:
@@ -286,13 +286,13 @@ def same_effect(first: Entry, second: Entry) -> str:
     return f"{name} is listed twice: {what} {have} no effect on {methods}"
 
 
-def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
+def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, object]:
     """Stored: the settings of a recipe that have an effect, with files replaced by digests of their content."""
     kept = kind_of(recipe).content(recipe, checkpoint)
     if "calibration" in kept:
         kept["calibration"] = content_of(calibration_name(cast("Calibrating", recipe), checkpoint))
     if kept.get("scores") is not None:
-        kept["scores"] = digest(Path(kept["scores"]))
+        kept["scores"] = digest(Path(str(kept["scores"])))
     return kept
 
 
@@ -315,7 +315,7 @@ def digest(path: Path) -> str:
         raise PrunusError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def settings_of(entry: Entry) -> dict[str, Any]:
+def settings_of(entry: Entry) -> dict[str, object]:
     """The settings of an entry: those of its last step that removes something, and those of others that differ."""
     main = [one for one in entry.steps if not kind_of(one).needs_pruned][-1:] or entry.steps[:1]
     settings, actions = main[0].to_json(), [action_of(one) for one in entry.steps]

@@ -151,7 +151,7 @@ def read_entries(path: str | Path, shared: Mapping[str, Any] | None = None) -> l
     text, data = _parsed(path, "ladder")
     reader = _Reader(path, text, data)
     reader.check_keys("", 0, data, (*RECIPES, CHAIN, "calibration"))
-    entries = reader.entries(dict(shared or {}) | reader.shared())
+    entries = reader.entries({**(shared or {}), **reader.shared()})
     reader.check_twice(entries)
     if not entries:
         raise PrunusError(f"{path} has no recipe: write [[prune]] or [[drop]] tables")
@@ -210,7 +210,7 @@ class _Reader:
             finds=tuple(self.finds(shared, margins)),
         )
 
-    def shared(self) -> dict[str, Any]:
+    def shared(self) -> Mapping[str, Any]:
         """The settings of [calibration]."""
         shared = self.table("calibration", SHARED)
         for key, value in shared.items():
@@ -288,14 +288,14 @@ class _Reader:
                 self.settings(kind, number, key, table.get(key, False), RECIPES[key]) for key in (AFTER, BEFORE)
             )
             table = {key: value for key, value in table.items() if key not in (AFTER, BEFORE)}
-            usual = {key: value for key, value in shared.items() if key in hints_of(cls)}
-            for values in self.grid(kind, number, usual | _with_blocks_as_text(kind, table), cls):
+            shared_here = {key: value for key, value in shared.items() if key in hints_of(cls)}
+            for values in self.grid(kind, number, shared_here | _with_blocks_as_text(kind, table), cls):
                 recipe = self.make(kind, number, cls, self.with_paths(values))
                 for last, first in product(after, before):
                     steps = (
-                        *self.another(kind, number, BEFORE, recipe, first, ExpertsRecipe),
+                        *self.further(kind, number, BEFORE, recipe, first, ExpertsRecipe),
                         recipe,
-                        *self.another(kind, number, AFTER, recipe, last, RecoverRecipe),
+                        *self.further(kind, number, AFTER, recipe, last, RecoverRecipe),
                     )
                     yield Entry(steps, self.lines.of(kind, "", number))
 
@@ -329,8 +329,8 @@ class _Reader:
             for key in own:
                 if key not in hints:
                     self.fail(CHAIN, "", number, f"unknown key '{key}' of {action}; {suggestion(key, hints, {})}")
-            usual = {key: one for key, one in shared.items() if key in hints}
-            for values in self.grid(CHAIN, number, usual | own, cls):
+            shared_here = {key: one for key, one in shared.items() if key in hints}
+            for values in self.grid(CHAIN, number, shared_here | own, cls):
                 yield (self.make(CHAIN, number, cls, self.with_paths(values)),)
 
     def finds(self, shared: Mapping[str, Any], margins: Mapping[str, MarginLike]) -> Iterator[FindTable]:
@@ -369,7 +369,9 @@ class _Reader:
                 line=self.lines.of("find", "", number),
             )
 
-    def settings(self, kind: str, number: int, name: str, value: Any, cls: type[Recipe]) -> list[dict[str, Any] | None]:
+    def settings(
+        self, kind: str, number: int, name: str, value: Any, cls: type[Recipe]
+    ) -> list[dict[str, object] | None]:
         """The settings of each further step along this axis of the grid; None stands for no such step.
 
         value: of the key of this name: true, false, a table of settings, or a list of these. cls: the step's recipe.
@@ -389,7 +391,7 @@ class _Reader:
                 self.check_type(kind, name, number, setting, hints[key], name=key)
         return steps
 
-    def another(
+    def further(
         self, kind: str, number: int, name: str, like: Recipe, settings: Mapping[str, Any] | None, cls: type[Recipe]
     ) -> tuple[Recipe, ...]:
         """The recipe of a further step, of the key of this name; none where settings is None.
@@ -443,7 +445,7 @@ class _Reader:
         """Whether a value is a list although the recipe takes one value, so that it is an axis of the grid."""
         return isinstance(value, list) and (key == AFTER or get_origin(hints_of(cls).get(key)) is not tuple)
 
-    def raw(self, table: str, number: int) -> dict[str, Any]:
+    def raw(self, table: str, number: int) -> Mapping[str, Any]:
         found = self.data[table]
         return found[number] if isinstance(found, list) else found
 
@@ -454,7 +456,7 @@ class _Reader:
         self.check_keys(name, 0, table, known)
         return table
 
-    def check_keys(self, table: str, number: int, values: dict[str, Any], known: Sequence[str]) -> None:
+    def check_keys(self, table: str, number: int, values: dict[str, object], known: Sequence[str]) -> None:
         """Raise PrunusError for a key that is not known; one of DELETED is taken out at its default."""
         for key in list(values):
             if (deleted := DELETED.get((table, key))) is not None:
@@ -468,7 +470,7 @@ class _Reader:
 
     def without_removed(
         self, table: str, number: int, values: Mapping[str, Any], removed: Mapping[str, Any], key: str | None = None
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """values without settings of earlier versions. key: of the table, if values are of one of its keys."""
         for name, value in values.items():
             try:
@@ -490,7 +492,7 @@ class _Reader:
         path = self.path.parent / Path(text).expanduser()
         return str(path) if path.exists() else text
 
-    def with_paths(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def with_paths(self, values: Mapping[str, Any]) -> dict[str, object]:
         """Settings of a recipe, with the paths of its files as by path_or_text."""
         found = dict(values)
         if "calibration" in found:
@@ -506,13 +508,13 @@ class _Reader:
         return self.path_or_text(text) if text.endswith((".txt", ".jsonl")) else text
 
 
-def _with_blocks_as_text(kind: str, table: Mapping[str, Any]) -> dict[str, Any]:
+def _with_blocks_as_text(kind: str, table: Mapping[str, Any]) -> dict[str, object]:
     """The table with the numbers of `blocks = [1, 2]` as strings, which DropRecipe takes."""
     if kind != "drop" or "blocks" not in table:
         return dict(table)
     value = table["blocks"]
     texts = [str(one) if type(one) is int else one for one in (value if isinstance(value, list) else [value])]
-    return dict(table) | {"blocks": texts if isinstance(value, list) else texts[0]}
+    return {**table, "blocks": texts if isinstance(value, list) else texts[0]}
 
 
 def _ladder_text(table: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """The results of a study: verdicts for each model and plan, and the pages of its report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from prunus.study.file import Study
 from prunus.study.find.tables import SearchState
 from prunus.study.paths import StudyPaths
 
-Data = dict[str, Any]
 # Settings of a plan that may follow from its mode.
 OF_MODE = {"mode", "profile", "strings", "answer_tokens", "context", "end_ids", "temperature", "top_p", "top_k"}
 STYLE = (
@@ -32,7 +31,7 @@ STYLE = (
 
 def write_results(
     study: Study, models: Sequence[Model], paths: StudyPaths, store: Store, searches: Sequence[SearchState] = ()
-) -> Data:
+) -> dict[str, Any]:
     """Compare every variant with the base, write the pages, and return the result of run_study.
 
     searches: of the study, which the pages name. Raises PrunusError if no base has an answer yet.
@@ -55,11 +54,13 @@ def write_results(
         target = paths.page if single else paths.folder / f"report-{number}.html"
         of = {(one.model, one.plan) for one in group}
         found |= write_page(study, store, group, target, [one for one in searches if (one.model, one.plan) in of])
-    entries = {one: entry_of(one, found.get(one.base)) for one in contrasts}
     if not single:
-        links = [(f"report-{n}.html", [entries[one] for one in group]) for n, group in enumerate(groups, 1)]
-        waiting = [entry for one, entry in entries.items() if not one.begun]
-        write_text(paths.page, contents(study, links, waiting, links_of(searches, paths.folder)))
+        pages = [
+            (f"report-{number}.html", [(one, found.get(one.base)) for one in group])
+            for number, group in enumerate(groups, 1)
+        ]
+        waiting = [one for one in contrasts if not one.begun]
+        write_text(paths.page, contents(study, pages, waiting, links_of(searches, paths.folder)))
     return {
         "name": study.name,
         "out": str(paths.folder),
@@ -67,7 +68,7 @@ def write_results(
         "report": str(paths.page),
         "cells": len(wanted),
         "unreported": unreported,
-        "comparisons": list(entries.values()),
+        "comparisons": [entry_of(one, found.get(one.base)) for one in contrasts],
         "searches": [one.to_json() for one in searches],
     }
 
@@ -113,7 +114,7 @@ def by_page(contrasts: Sequence[Contrast], store: Store) -> list[list[Contrast]]
     return list(groups.values())
 
 
-def with_mode_left_out(plan: Data) -> Data:
+def with_mode_left_out(plan: Mapping[str, object]) -> dict[str, object]:
     """A stored plan without its mode and the settings that may follow from it: one page shows both modes."""
     return {key: value for key, value in plan.items() if key not in OF_MODE}
 
@@ -123,7 +124,7 @@ def links_of(searches: Sequence[SearchState], folder: Path) -> list[tuple[str, s
     several = len({(one.model, one.plan) for one in searches}) > 1
     return [
         (
-            f"{title_of(vars(one))}: {one.sentence}" if several else one.sentence,
+            f"{title_of(one)}: {one.sentence}" if several else one.sentence,
             "" if one.page is None else quote(Path(one.page).relative_to(folder).as_posix()),
         )
         for one in searches
@@ -176,7 +177,7 @@ def among(comparison: Comparison, others: Sequence[str]) -> Comparison | None:
     return replace(comparison, others=kept, warnings=about_all) if kept else None
 
 
-def entry_of(contrast: Contrast, comparison: Comparison | None) -> Data:
+def entry_of(contrast: Contrast, comparison: Comparison | None) -> dict[str, object]:
     """The contrast's entry of the study's result."""
     return {
         "model": contrast.model,
@@ -194,21 +195,21 @@ def not_begun(plan: str, names: Sequence[str]) -> str:
 
 def contents(
     study: Study,
-    links: Sequence[tuple[str, Sequence[Data]]],
-    waiting: Sequence[Data],
+    pages: Sequence[tuple[str, Sequence[tuple[Contrast, Comparison | None]]]],
+    waiting: Sequence[Contrast],
     searches: Sequence[tuple[str, str]] = (),
 ) -> str:
     """The HTML of the page that links to the others and lists every verdict.
 
-    waiting: entries without a page. searches: as links_of returns them.
+    pages: their files, and what they show. waiting: contrasts without a page. searches: as links_of returns them.
     """
     parts = []
-    for file, entries in links:
-        title = ", ".join(dict.fromkeys(title_of(entry) for entry in entries))
-        lines = "".join(f"<li><bdi>{esc(line)}</bdi></li>" for entry in entries for line in verdict_lines(entry))
+    for file, shown in pages:
+        title = ", ".join(dict.fromkeys(title_of(one) for one, _ in shown))
+        lines = "".join(f"<li><bdi>{esc(line)}</bdi></li>" for pair in shown for line in verdict_lines(*pair))
         parts.append(f'<h2><a href="{esc(file)}"><bdi>{esc(title)}</bdi></a></h2><ul>{lines}</ul>')
     if waiting:
-        names = ", ".join(dict.fromkeys(title_of(entry) for entry in waiting))
+        names = ", ".join(dict.fromkeys(title_of(one) for one in waiting))
         parts.append(f"<p>Not begun: <bdi>{esc(names)}</bdi>.</p>")
     if searches:
         parts.append("<h2>Searches</h2>" + "".join(f"<p>{linked(*one)}</p>" for one in searches))
@@ -220,16 +221,16 @@ def contents(
     )
 
 
-def title_of(entry: Data) -> str:
+def title_of(one: Contrast | SearchState) -> str:
     """The name of a model and a plan, such as `tiny strict`."""
-    return f"{entry['model']} {entry['plan']}".strip()
+    return f"{one.model} {one.plan}".strip()
 
 
-def verdict_lines(entry: Data) -> list[str]:
+def verdict_lines(contrast: Contrast, comparison: Comparison | None) -> list[str]:
     """A line for each variant, such as `tiny/wanda-20: cannot tell (-1.2 points)`."""
-    if entry["comparison"] is None:
-        return ["nothing to compare with yet" if entry["not_begun"] else "nothing to compare with"]
+    if comparison is None:
+        return ["nothing to compare with yet" if contrast.waiting else "nothing to compare with"]
     return [
         f"{other.model}: {verdict_in_words(other)} ({points(other.primary.difference)} points)"
-        for other in Comparison.of(entry["comparison"]).others
+        for other in comparison.others
     ]

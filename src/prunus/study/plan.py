@@ -27,7 +27,7 @@ from prunus.study.cells import (
     Model,
     Variant,
     chain_tokens,
-    check_apart,
+    check_distinct,
     checkpoint_of,
     folder_of,
     open_model,
@@ -99,7 +99,8 @@ def plan_study(
     plan = plan_cells(study, paths, device, measure, folders, unread)
     searches = open_searches(study, here if study.finds else {}, paths.folder)
     absent = [name for name in study.models if study.finds and name not in here]
-    return plan | {
+    return {
+        **plan,
         "searches": [one.to_json() for one in states(searches, paths.store)],
         "unknown": [*plan["unknown"], *(f"what the searches of {name} take, for the same reason" for name in absent)],
     }
@@ -112,7 +113,7 @@ def plan_cells(
     measure: bool,
     folders: Mapping[str, Path | None],
     unread: Mapping[str, str],
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """The result of plan_study without its searches.
 
     folders: of the models; None for one that is not here. unread: as unread_tasks.
@@ -122,7 +123,7 @@ def plan_cells(
     if measure and study.backend != "hf":
         unknown.append(f"the speed of {study.backend}, which is not started for a plan")
     cells: list[PlannedCell] = []
-    variants: list[dict[str, Any]] = []
+    variants: list[dict[str, object]] = []
     disk: int | None = 0
     speeds: dict[str, float] = {}
     opened: list[Model] = []
@@ -135,7 +136,7 @@ def plan_cells(
             continue
         model = open_model(study, name, folder)
         opened.append(model)
-        check_apart(study, opened)
+        check_distinct(study, opened)
         made = {v.name: is_made(paths.folder, v) for v in model.variants[1:]}
         cells += planned_cells(study, model, paths)
         sizes = {v.name: variant_bytes(model.source, v) for v in model.variants[1:]}

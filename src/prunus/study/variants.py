@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor
 
@@ -47,7 +47,7 @@ class VariantInfo:
 
     kept: list[int]
     checksum: str
-    manifest: dict[str, Any]
+    manifest: dict[str, object]
     parameters: int
     blocks: int
 
@@ -268,7 +268,7 @@ def read_tensors(folder: Path, variant: Variant, source: Checkpoint) -> Iterator
         yield from ((name, stored.read()) for name, stored in read_header(vectors).items())
 
 
-def add_run(store: Store, model: Model, cell: Cell, folder: Path, versions: dict[str, Any]) -> None:
+def add_run(store: Store, model: Model, cell: Cell, folder: Path, versions: dict[str, object]) -> None:
     """Store a cell's problems and run, to which its rows refer.
 
     The run describes a variant as a whole checkpoint. versions: of the libraries that compute the rows.

@@ -33,7 +33,7 @@ class ImportanceScores(NamedTuple):
     details: Mapping[str, Any]
     warnings: Sequence[str]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The scores as JSON data."""
         fields = json.loads(json.dumps(self._asdict()))
         return {"prunus": version("prunus"), "evidence": FORMAT, **fields}

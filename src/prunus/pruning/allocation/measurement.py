@@ -23,10 +23,10 @@ from prunus.recipes import PruneRecipe
 
 
 class Measured(NamedTuple):
-    """scores: for each group a list with one number per block. details: further measurements, for information only."""
+    """scores: for each group a list with one number per block. details: further lists, for information only."""
 
     scores: dict[str, list[float]]
-    details: dict[str, Any]
+    details: Mapping[str, list[Any]]
     warnings: list[str]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import load_tokenizer, one_line, tiny_folder
@@ -108,12 +108,12 @@ class Calibration(NamedTuple):
 
     def to_jsonl(self) -> str:
         """A file that `--calibration` reads back to the very same sequences."""
-        rows: list[dict[str, Any]] = [{"token_ids": ids} for ids in self.sequences]
+        rows: list[dict[str, object]] = [{"token_ids": ids} for ids in self.sequences]
         for row, prompt in zip(rows, self.prompts, strict=False):
             row["prompt_tokens"] = prompt
         return "".join(json.dumps(row) + "\n" for row in rows)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """What the manifest says: source, counts and the SHA-256 of the ids."""
         digest = hashlib.sha256(json.dumps(self.sequences).encode()).hexdigest()
         return {"source": self.source, "sequences": len(self.sequences), "tokens": self.tokens, "sha256": digest}

@@ -349,7 +349,7 @@ class SavedStats:
         return replace(recipe, **{name: self.about["recipe"].get(name) for name in FIELDS})
 
     @cached_property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """The summary of the calibration for the manifest."""
         return {**self.about["calibration"], "measured_with": self.about["versions"]}
 

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -49,7 +48,7 @@ def scores_key(source: Checkpoint, recipe: PruneRecipe, device: torch.device) ->
 
 
 def gradients_key(
-    source: Checkpoint, recipe: PruneRecipe, calibration: Calibration, about: dict[str, Any], device: torch.device
+    source: Checkpoint, recipe: PruneRecipe, calibration: Calibration, about: dict[str, object], device: torch.device
 ) -> str:
     """The key of sums of squared gradients. about: whether they are per output, of which Linears, in which dtype."""
     counted = [getattr(recipe, name) for name in TOKEN_WEIGHTS]

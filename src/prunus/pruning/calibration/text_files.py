@@ -149,7 +149,7 @@ def render_chats(path: Path, lines: Sequence[Line], source: "ModelFolder") -> tu
     return documents, [warning] if dropped else []
 
 
-def _thinking(message: dict[str, Any]) -> str:
+def _thinking(message: dict[str, object]) -> str:
     """The thinking in a message, between its <think> marks; empty if it has none."""
     before, close, _ = str(message["content"]).partition("</think>")
     return before.removeprefix("<think>").strip() if close else ""

@@ -69,7 +69,7 @@ class Choice(NamedTuple):
         kept = {mix.base for mix in self.kept}
         return [index for index in range(blocks) if index not in kept]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The choice as JSON data."""
         kept = [[mix.base, [list(part) for part in mix.parts]] for mix in self.kept]
         return {"kept": kept, "scores": self.scores, "warnings": self.warnings}

@@ -191,7 +191,7 @@ def planned(source: Checkpoint, choice: Choice) -> Iterator[Checkpoint]:
         yield new
 
 
-def new_config(source: Checkpoint, choice: Choice) -> dict[str, Any]:
+def new_config(source: Checkpoint, choice: Choice) -> dict[str, object]:
     """The content of config.json for the kept blocks."""
     return shorter_config(source.config_json, source.config, source.blocks, choice.removed(source.blocks))
 

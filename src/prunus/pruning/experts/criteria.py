@@ -118,7 +118,7 @@ class Choice(NamedTuple):
         """The experts that are removed, by block."""
         return {m.index: sorted(set(range(m.count)) - set(self.kept[m.index])) for m in mixtures}
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The choice as JSON data."""
         tables = {name: {str(n): row for n, row in getattr(self, name).items()} for name in self._fields[:3]}
         return {**tables, "warnings": self.warnings}

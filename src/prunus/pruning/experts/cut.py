@@ -117,7 +117,7 @@ def cut_tensors(
     return tensors
 
 
-def fewer_config(source: Checkpoint, kept: Mapping[int, int], left_out: bool) -> dict[str, Any]:
+def fewer_config(source: Checkpoint, kept: Mapping[int, int], left_out: bool) -> dict[str, object]:
     """The content of config.json with other numbers of experts.
 
     kept: the number of experts of each block that loses some. left_out: whether extra blocks that predict further
@@ -130,7 +130,9 @@ def fewer_config(source: Checkpoint, kept: Mapping[int, int], left_out: bool) ->
     return {**content, part: _fewer(content[part], source, kept, left_out)}
 
 
-def _fewer(content: Mapping[str, Any], source: Checkpoint, kept: Mapping[int, int], left_out: bool) -> dict[str, Any]:
+def _fewer(
+    content: Mapping[str, Any], source: Checkpoint, kept: Mapping[int, int], left_out: bool
+) -> dict[str, object]:
     text, before = source.text_config, expert_counts(source)
     after = [kept.get(index, count) for index, count in enumerate(before)]
     # All spellings of the field, since transformers writes one and reads another; else shapes would not match.

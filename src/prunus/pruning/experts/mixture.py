@@ -124,7 +124,7 @@ def expert_counts(source: Checkpoint) -> list[int]:
     raise Unremovable(f"{name_of(source)} has no routed experts, so none can be removed")
 
 
-def describe_removal(source: Checkpoint) -> list[dict[str, Any]]:
+def describe_removal(source: Checkpoint) -> list[dict[str, object]]:
     """A row for `prunus inspect`: whether experts can be removed, and how many there are; none without experts."""
     try:
         expert_counts(source)

@@ -141,9 +141,9 @@ class SavedExperts:
         measured = self._file.about["recipe"]["dtype"]
         if recipe.dtype != "auto" and (asked := run_dtype(recipe, source)) != measured:
             raise PrunusError(f"{path} was measured in {measured}, not {asked}; leave --dtype out, or measure again")
-        usual = ExpertsRecipe()
+        default = ExpertsRecipe()
         given = {name: getattr(recipe, name) for name in FIELDS}
-        self._file.check_given({name: value for name, value in given.items() if value != getattr(usual, name)})
+        self._file.check_given({name: value for name, value in given.items() if value != getattr(default, name)})
         self.recipe = self._file.with_calibration(recipe)
 
     @property
@@ -152,7 +152,7 @@ class SavedExperts:
         return self._file.about
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """The summary of the calibration for the manifest."""
         return self._file.summary
 

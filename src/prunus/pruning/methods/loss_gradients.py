@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ class LossGradients(Pass):
                 partial.note("gradients", True, {})
             self.folder = partial.folder
             return
-        about: dict[str, Any] = {"rows": self.rows, "linears": names, "dtype": str(dtype)}
+        about: dict[str, object] = {"rows": self.rows, "linears": names, "dtype": str(dtype)}
         with once(job.shared, gradients_key(job.source, job.recipe, calibration, about, job.device)) as place:
             if not place.exists():
                 unfinished = place.with_suffix(".partial")

@@ -74,7 +74,7 @@ def _procedure(run: Run) -> list[str]:
     ]
 
 
-def _settings(run: Run) -> dict[str, Any]:
+def _settings(run: Run) -> dict[str, object]:
     plan = run.plan
     if run.imported:
         told = {"Sampling": "generation", "Prompt": "prompt", "Few-shot examples": "fewshot", "Threshold": "threshold"}

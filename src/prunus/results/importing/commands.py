@@ -273,7 +273,7 @@ def _plan(
     } | ({} if threshold is None else {"threshold": threshold})
 
 
-def _model(name: str, log: Log, digests: Sequence[str]) -> dict[str, Any]:
+def _model(name: str, log: Log, digests: Sequence[str]) -> dict[str, object]:
     """The description of the model, whose weights are not known; the manifest says where it comes from."""
     recipe = {"as": name, "tool": log.tool, "model": one_line(log.model)}
     step = {"action": "import", "recipe": recipe, "versions": {}, "warnings": []}
@@ -284,7 +284,7 @@ def _model(name: str, log: Log, digests: Sequence[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _versions(log: Log) -> dict[str, Any]:
+def _versions(log: Log) -> dict[str, object]:
     return {"prunus": __version__, log.tool: log.version}
 
 

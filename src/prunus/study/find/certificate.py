@@ -45,7 +45,7 @@ ASIDE = (CERTIFICATE, "find.html", "README.md")  # files that are written after 
 Data = Mapping[str, Any]
 
 
-def computed(store: Store, declared: Data, form: int = FORMAT) -> dict[str, Any]:
+def computed(store: Store, declared: Data, form: int = FORMAT) -> Data:
     """What the declared search shows, from the store alone: the decision on every rung, and what was found.
 
     form: the format of the certificate. Raises PrunusError if the store lacks a run, or rows that a decision needs.
@@ -53,7 +53,7 @@ def computed(store: Store, declared: Data, form: int = FORMAT) -> dict[str, Any]
     rows, rule, dense = Rows(store, declared), rule_of(declared), declared["dense"]
     order, runs = rows.order, {run.run_id: run for run in store.runs()}
     dense_looked, spent = 0, 0
-    ladders: list[dict[str, Any]] = [{"name": ladder["name"], "rungs": []} for ladder in declared["ladders"]]
+    rungs: list[list[Data]] = [[] for _ in declared["ladders"]]
     best = None
     for one in decided(rows, declared):
         rung, decision, looked, run = one.rung, one.decision, one.looked, runs[one.rung["run"]]
@@ -78,9 +78,10 @@ def computed(store: Store, declared: Data, form: int = FORMAT) -> dict[str, Any]
             "same_plan": run.plan == runs[dense].plan,
             "rows": digest(rows, run_id, looked, form),
         }
-        ladders[one.ladder]["rungs"].append(shown)
+        rungs[one.ladder].append(shown)
         if decision.word == CERTIFIED and (best is None or rung["removed"] > best["removed"]):
             best = {**shown, "removed": rung["removed"]}
+    ladders = [{"name": one["name"], "rungs": found} for one, found in zip(declared["ladders"], rungs, strict=True)]
     problems = store.problems()
     shown_all = {
         "ladders": ladders,
@@ -139,10 +140,10 @@ def accuracy(rows: Rows, run_id: str, looked: int) -> list[float]:
     return np.mean(np.array(means), axis=0).tolist()
 
 
-def _path(found: Mapping[str, NDArray[np.float64]], T: int, rule: Rule) -> dict[str, Any]:
+def _path(found: Mapping[str, NDArray[np.float64]], T: int, rule: Rule) -> dict[str, object]:
     """Estimate, lower and upper bound of each endpoint after some of the first T rounds, the last among them."""
     at = sorted({round(x) for x in np.linspace(1, T, min(T, MOST_POINTS))})
-    result: dict[str, Any] = {"rounds": at}
+    result: dict[str, object] = {"rounds": at}
     for name, seen in paths({end: values[:T] for end, values in found.items()}, rule).items():
         result[name] = [[float(x[t - 1]) for x in (seen.estimate, seen.lower, seen.upper)] for t in at]
     return result
@@ -243,7 +244,7 @@ def declare(
     alpha: float,
     look: int,
     max_tokens: int | None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The declared part of a certificate.
 
     model: name, source and checksum. dense: the run of the dense model. problems: ids by task, in the plan's order, so
@@ -270,9 +271,7 @@ def declare(
     }
 
 
-def certificate(
-    store: Store, declared: Data, checksum: str | None, files: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+def certificate(store: Store, declared: Data, checksum: str | None, files: Mapping[str, str] | None = None) -> Data:
     """The certificate of a finished search, which was declared in the store.
 
     checksum: of the checkpoint that was written; None if none was. files: those of its folder, as `files_of`.
@@ -305,7 +304,7 @@ def files_of(folder: Path) -> dict[str, str]:
 def same_declaration(one: Data, other: Data) -> bool:
     """Whether two declarations are of the same search; the order of problems within a task is no matter."""
 
-    def comparable(declared: Data) -> dict[str, Any]:
+    def comparable(declared: Data) -> dict[str, object]:
         return {**declared, "problems": {task: sorted(names) for task, names in declared["problems"].items()}}
 
     return comparable(one) == comparable(other)

@@ -135,7 +135,7 @@ def carry_out(
     *,
     overwrite: bool = False,
     always: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Carry out a search whose arguments were checked; returns the result of `find`.
 
     cluster: None: on this machine. always: without a certified rung target is written, too, with certificate and page
@@ -160,7 +160,7 @@ def search_and_publish(
     cluster: Cluster | None,
     overwrite: bool,
     always: bool,
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """Declare a search, walk its ladders and write its result to target; returns the certificate."""
     folder = work_folder(target)
     open_work(folder, search)
@@ -190,7 +190,7 @@ def publish(
     device: str,
     overwrite: bool,
     always: bool,
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """Write the checkpoint of the best rung, with certificate and page, to target; returns the certificate.
 
     The certificate is computed from rows alone, apart from the walk. Without a certified rung nothing is written, or
@@ -215,7 +215,7 @@ def publish(
     return data
 
 
-def write_folder(data: dict[str, Any], made: Path, target: Path, overwrite: bool) -> None:
+def write_folder(data: Mapping[str, Any], made: Path, target: Path, overwrite: bool) -> None:
     """Write certificate and page to the folder made, whose model card mentions them, and which then becomes target."""
     made.mkdir(exist_ok=True)
     write_certificate(data, made / CERTIFICATE)
@@ -264,7 +264,7 @@ def open_work(folder: Path, search: Search) -> None:
     write_text(file, text)
 
 
-def summary(certified: dict[str, Any], target: Path) -> dict[str, Any]:
+def summary(certified: Mapping[str, Any], target: Path) -> dict[str, object]:
     """What `find` returns of a search with this certificate."""
     shown = certified["shown"]
     best = shown["found"]

@@ -1,7 +1,7 @@
 """Make rungs and evaluate them, problem by problem, on one loaded model."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -153,7 +153,7 @@ class Rungs:
                 shutil.rmtree(folder)
 
 
-def shared_settings(variant: Variant) -> dict[str, Any] | None:
+def shared_settings(variant: Variant) -> Mapping[str, Any] | None:
     """The arguments of `stats` for the statistics from which a variant is pruned; None if there is no such file."""
     recipe = variant.steps[0]
     if not isinstance(recipe, PruneRecipe) or recipe.propagation != "dense" or len(variant.steps) > 1:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 from prunus.engines import BACKENDS, EngineOptions
 from prunus.errors import PrunusError
@@ -92,7 +91,7 @@ class Search:
         """The rounds that such a rung takes until it is certified, at most all."""
         return min(len(self.order), ceil(min(1e9, max(one.rounds for one in self.forecasts.values()))))
 
-    def declared(self) -> dict[str, Any]:
+    def declared(self) -> dict[str, object]:
         """What the certificate says was fixed beforehand."""
         checkpoint = self.model.checkpoint
         return declare(
@@ -119,7 +118,7 @@ class Search:
             max_tokens=self.max_tokens,
         )
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What decides the result, as plain data by the name under which a user gave it."""
         return {
             "model": self.model.checkpoint.checksum(),
@@ -132,7 +131,8 @@ class Search:
             "alpha": self.alpha,
             "look": self.look,
             "max-tokens": self.max_tokens,
-        } | ({"groups": self.groups} if self.groups else {})
+            **({"groups": self.groups} if self.groups else {}),
+        }
 
 
 def open_search(
@@ -181,8 +181,8 @@ def open_search(
     resolved = opened.cells[0].resolved
     groups = {problem.id: problem.group for problem in resolved.problems if problem.group}
     order = tuple(whole_groups(ids_by_task(resolved), plan.seed, groups))
-    usual = ceil(min(plan.rows, MOST_CHAINS) / (plan.samples * max(1, len(order[0]))))
-    return Search(study, opened, found, rule, alpha, order, look or usual, max_tokens)
+    batch = ceil(min(plan.rows, MOST_CHAINS) / (plan.samples * max(1, len(order[0]))))
+    return Search(study, opened, found, rule, alpha, order, look or batch, max_tokens)
 
 
 def check_plan(plan: EvalPlan, engine: EngineOptions) -> None:

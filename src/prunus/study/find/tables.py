@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prunus import progress
 from prunus.cards.certified import CERTIFICATE
@@ -75,10 +74,10 @@ class SearchState:
             f" {100 * self.removed:.3g} % of the weights."
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain data, without the runs."""
         data = {name: value for name, value in vars(self).items() if name != "runs"}
-        return data | {"claims": list(self.claims), "lines": list(self.lines)}
+        return {**data, "claims": list(self.claims), "lines": list(self.lines)}
 
 
 def open_searches(study: Study, models: Mapping[str, Path], folder: Path) -> list[StudySearch]:

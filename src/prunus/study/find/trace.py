@@ -51,7 +51,7 @@ def related(one: Data, other: Data) -> bool:
     )
 
 
-def trace(store: Store, declared: Data) -> dict[str, Any] | None:
+def trace(store: Store, declared: Data) -> dict[str, object] | None:
     """What a certificate says of its search and those before it; None if the store has no record of it.
 
     before: the others that were declared before, as `described`. had: the problems of its runs that had rows then.
@@ -76,7 +76,7 @@ def trace(store: Store, declared: Data) -> dict[str, Any] | None:
     }
 
 
-def described(one: DeclaredSearch) -> dict[str, Any]:
+def described(one: DeclaredSearch) -> dict[str, object]:
     """What names a search and its rules; when it was declared is left to the store."""
     declared = one.declared
     return {

@@ -1,8 +1,8 @@
 """Carry out a declared search: evaluate rung after rung, only as far as it takes to decide, and say how it goes."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from math import ceil
-from typing import Any
 
 from prunus.progress import Steps, say
 from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, paths, rounds_like
@@ -91,7 +91,7 @@ class Walk:
         """
         return until if self.search.study.engine.serve is None else max(until, self.expected)
 
-    def bounds(self, found: dict[str, Any]) -> str:
+    def bounds(self, found: Mapping[str, Floats]) -> str:
         """`accuracy -0.3 [-2.4, +1.9], ends -0.1 [-4.0, +3.1]` in points: differences so far and their bounds.
 
         With a margin relative to the dense model, they are from the share that is to be kept of it.

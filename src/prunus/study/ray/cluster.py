@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
 
 from prunus import progress
 from prunus.errors import PrunusError
@@ -78,9 +77,13 @@ def connected(address: str) -> Iterator[None]:
         os.environ |= ENVIRONMENT
     import ray
 
-    options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            include_dashboard=False if address == LOCAL else None,
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:  # this machine is no node, or Ray's versions differ
         raise PrunusError(f"the Ray cluster at '{address}' cannot be joined: {first_line(error)}") from error
     try:

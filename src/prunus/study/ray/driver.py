@@ -83,7 +83,7 @@ class Driver:
         self.models = {model.name: [ray.put(model_ref(model)), model.name] for model in models}
         self.files: dict[str, dict[str, list[Any]]] = {}  # references to a variant's uploaded files, by its key
         self.jobs: list[Job] = []
-        self.adaptive: dict[str, Any] | None = None  # of the runs, as Run.adaptive
+        self.adaptive: dict[str, object] | None = None  # of the runs, as Run.adaptive
         self.unmade: set[str] = set()  # keys of variants
         self.claimed: set[str] = set()  # ids of runs, here and below
         self.described: set[str] = set()

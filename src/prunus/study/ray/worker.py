@@ -67,7 +67,7 @@ class BatchResult(NamedTuple):
 
     samples: list[Sample]
     tokens: int
-    versions: dict[str, Any]
+    versions: dict[str, object]
 
 
 class Worker:
