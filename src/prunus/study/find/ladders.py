@@ -98,7 +98,8 @@ def removed(entry: Entry, source: Checkpoint) -> float:
     Of several steps, 1 - (1 - one) * (1 - other) * ...
     """
     shares = [share for recipe in entry.steps if (share := kind_of(recipe).removed(recipe, source))]
-    return 1 - prod(1 - share for share in shares) if len(shares) > 1 else sum(shares)
+    # A single share is declared as it is, without the rounding of 1 - (1 - share).
+    return shares[0] if len(shares) == 1 else 1 - prod(1 - share for share in shares)
 
 
 def check_order(ladder: Ladder, source: Checkpoint) -> None:
