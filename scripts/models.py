@@ -89,7 +89,7 @@ def facts(architecture: "Architecture") -> Row:
     from prunus.checkpoint.linears import is_stateful
     from prunus.pruning.capabilities import describe_blocks
 
-    found = describe_blocks(architecture)
+    found: dict[str, Any] = describe_blocks(architecture)
     groups: dict[str, list[str]] = {}
     for row in found["groups"]:
         short = "+".join(name.rpartition(".")[2] for name in row["linears"])

@@ -52,8 +52,9 @@ def folder(tmp_path_factory):
 def test_rows_are_those_of_whole_checkpoints(folder, monkeypatch):
     path = write_study(folder, TABLES)
     prunus.run_study(path, out=folder / "out", device="cpu")
-    monkeypatch.setattr(drop_experts, "drop_experts", None)  # what exists is not made again
-    prunus.run_study(path, out=folder / "out", device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(drop_experts, "drop_experts", None)  # what exists is not made again
+        prunus.run_study(path, out=folder / "out", device="cpu")
     page = (folder / "out" / "report.html").read_text()
     assert "REAP 6 of 8 experts" in page and "Random 6 of 8 experts" in page
     study = read_study(path)

@@ -75,7 +75,7 @@ def test_with_vllm_rungs_are_made_before_its_engines_start(scripted, monkeypatch
     plan, done = replace(PLAN, backend="vllm"), list[Job]()
     monkeypatch.setattr(RayRungs, "joined", lambda self: Pretended(self, 0, done))
     search = opened("0.1,0.3,0.4", ["magnitude"], plan=plan)
-    found = carry_out(search, Path("out"), Path("rows.db"), "cpu", Cluster("nowhere"))
+    found: Any = carry_out(search, Path("out"), Path("rows.db"), "cpu", Cluster("nowhere"))
     assert found["found"] == "magnitude-10" and len(found["ladders"]["magnitude"]) == 2
     assert [job.cell is None for job in done] == [True] * 3 + [False] * (len(done) - 3)
 

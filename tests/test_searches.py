@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def add(store: Store, name: str, lost: range | tuple[int, ...] = (), hashed: boo
     store.add_samples(run, [row("a", p, 16, 0, p not in lost, **texts) for p in range(PROBLEMS)])
 
 
-def certify(store: Path, search: dict[str, Any], file: Path) -> dict[str, Any]:
+def certify(store: Path, search: dict[str, Any], file: Path) -> Mapping[str, Any]:
     with Store(store) as opened:
         data = certificate(opened, search, None)
     write_certificate(data, file)
