@@ -90,13 +90,12 @@ class Step(ABC):
     needs_pruned: ClassVar[bool] = False
     examples: ClassVar[tuple[str, ...]]
     options: ClassVar[tuple[str, ...]] = ()
+    tag: ClassVar[str | None] = None
+    relation: ClassVar[str | None] = None
 
     def asked(self, given: Mapping[str, Any]) -> Recipe:
         """The recipe that a user asks for who gives these settings."""
         return self.recipe(**given)
-
-    tag: ClassVar[str | None] = None
-    relation: ClassVar[str | None] = None
 
     @abstractmethod
     def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> dict[str, Any]:
