@@ -12,7 +12,7 @@ from prunus.checkpoint.writer import check_target
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.recipe_base import Recipe
-from prunus.step import Where, check_steps, kind_of, steps_name
+from prunus.step import Where, action_of, check_steps, kind_of, steps_name
 
 
 def apply_steps(
@@ -64,12 +64,9 @@ def carry_out(
     check_target(source.folder, target, where.overwrite)
     if where.dry_run:
         return foresee(model, target, steps, where)
+    check_removal(source, steps)
     for recipe in steps[1:]:  # said before hours of work
         kind_of(recipe).foresee(recipe, model, target, replace(where, dry_run=True))
-    if any(kind_of(recipe).needs_pruned for recipe in steps) and not any(
-        kind_of(recipe).removed(recipe, source) for recipe in steps
-    ):
-        raise PrunusError("a sparsity of 0 leaves nothing to recover")
     checksum = source.checksum() if len(steps) > 1 else ""
     done = next((n for n in range(len(steps) - 1, 0, -1) if is_made(folders[n - 1], checksum, steps[:n])), 0)
     summary: dict[str, object] = {}
@@ -83,11 +80,20 @@ def carry_out(
 def foresee(model: str | Path, target: Path, steps: Sequence[Recipe], where: Where) -> dict[str, Any]:
     """What the steps would do, as far as it can be known while only the model before them is there."""
     first, *others = steps
+    check_removal(Checkpoint(resolve(model)), steps)
     summary = kind_of(first).make(model, target, first, where, None)
     for recipe in others:
         ahead = kind_of(recipe).foresee(recipe, model, target, where)
         summary |= {**ahead, "warnings": list(dict.fromkeys([*summary["warnings"], *ahead["warnings"]]))}
     return summary
+
+
+def check_removal(source: Checkpoint, steps: Sequence[Recipe]) -> None:
+    """Raise PrunusError where a step is only for a pruned model, and the steps before it remove nothing."""
+    for count, recipe in enumerate(steps[1:], 1):
+        earlier = [(kind_of(one), one) for one in steps[:count]]
+        if kind_of(recipe).needs_pruned and not any(k.needs_pruned or k.removed(one, source) for k, one in earlier):
+            raise PrunusError(f"a sparsity of 0 leaves nothing to {action_of(recipe)}")
 
 
 def is_made(folder: Path, checksum: str, steps: Sequence[Recipe]) -> bool:

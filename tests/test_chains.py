@@ -1,0 +1,85 @@
+"""Chains of steps: a study makes what the commands write one after the other, and shares what chains begin with."""
+
+from pathlib import Path
+
+import pytest
+from small_study import write_study
+
+import prunus
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.resolve import resolve
+from prunus.errors import PrunusError
+from prunus.pruning import drop
+from prunus.study.cells import open_model
+from prunus.study.file import read_study
+from prunus.study.variants import read_info
+
+CHAIN = """\
+[[chain]]
+steps = [
+  { drop = { blocks = "1," } },
+  { prune = { sparsity = [0.3, 0.5] } },
+  { recover = [false, { epochs = 1, step_tokens = 16 }] },
+]
+"""
+
+
+def test_a_chain_is_what_the_steps_write_one_after_the_other(tmp_path, monkeypatch):
+    path, out = write_study(tmp_path, CHAIN), tmp_path / "out"
+    model = open_model(read_study(path), str(tmp_path / "model"), resolve(tmp_path / "model"))
+    names = [f"without-1-wanda-{share}{end}" for share in (30, 50) for end in ("", "-recovered")]
+    assert [variant.name for variant in model.variants] == ["dense", *names]
+    dropped, original = [], drop.drop_blocks
+
+    def noted(*given, **how):
+        dropped.append(how.get("dry_run", False))
+        return original(*given, **how)
+
+    monkeypatch.setattr(drop, "drop_blocks", noted)
+    prunus.run_study(path, out=out, device="cpu")
+    assert dropped.count(False) == 1, "all four begin with it"
+    assert not (out / "making").exists()
+    for variant in model.variants[1:]:
+        first, pruning, *recovery = variant.steps
+        assert isinstance(first, prunus.DropRecipe) and isinstance(pruning, prunus.PruneRecipe)
+        there = tmp_path / "alone" / variant.name
+        prunus.drop_blocks(model.name, there / "1", first, device="cpu")
+        prunus.prune(there / "1", there / "2", pruning, device="cpu")
+        for recipe in recovery:
+            assert isinstance(recipe, prunus.RecoverRecipe)
+            prunus.recover(there / "2", there / "3", recipe, dense=model.name, device="cpu")
+        info = read_info(out, variant)
+        last = there / str(len(variant.steps))
+        assert info is not None and info.checksum == Checkpoint(last).checksum() and info.kept == [0, 2]
+        prunus.apply_steps(model.name, there / "once", variant.steps, device="cpu")
+        assert Checkpoint(there / "once").checksum() == info.checksum
+        assert {one.name for one in there.iterdir()} == {"once", *map(str, range(1, len(variant.steps) + 1))}
+
+
+def test_two_steps_of_a_kind_are_two_steps(tmp_path):
+    path = write_study(tmp_path, "[[chain]]\nsteps = [{ drop = { blocks = '0,' } }, { drop = { blocks = '0,' } }]\n")
+    prunus.run_study(path, out=tmp_path / "out", device="cpu")
+    (variant,) = open_model(read_study(path), str(tmp_path / "model"), resolve(tmp_path / "model")).variants[1:]
+    info = read_info(tmp_path / "out", variant)
+    assert info is not None and info.kept == [2] and variant.name == "without-0-without-0"
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ("[]", "write steps ="),
+        ("[{ prune = true, drop = true }]", "one key in each"),
+        ("[{ purne = true }]", "unknown step 'purne'; did you mean 'prune'"),
+        ("[{ prune = { sparsty = 0.5 } }]", "unknown key 'sparsty' of prune; did you mean 'sparsity'"),
+        ("[{ prune = 0.5 }]", "'prune' must be true, false or a table, not 0.5"),
+        ("[{ recover = true }]", "recover comes first, but .*model is not pruned"),
+        ("[{ prune = { sparsity = 0.0 } }, { recover = true }]", "a sparsity of 0 leaves nothing to recover"),
+        ("[{ prune = false }]", "there is no step"),
+    ],
+)
+def test_what_is_not_sensible_is_refused_in_one_line(steps, words, tmp_path):
+    path = write_study(tmp_path, f"[[chain]]\nsteps = {steps}\n")
+    with pytest.raises(PrunusError, match=words) as error:
+        prunus.run_study(path, out=tmp_path / "out", device="cpu")
+    assert "\n" not in str(error.value) and "small.toml, line" in str(error.value)
+    assert not Path(tmp_path / "out").exists()
