@@ -207,7 +207,7 @@ def test_a_ladder_of_a_file_has_the_calibration_of_the_study_where_it_has_no_oth
         ("[[find]]\nname = '../x'\n", 13, "name '../x' is that of a folder"),
         ("[[find]]\n[[find]]\n", 13, r"two \[\[find\]\] tables are called wanda"),
         ("[[find]]\nladder = '0.5:0.1:0.1'\n", 12, "wanda: ladder '0.5:0.1:0.1' has no rung"),
-        ("[[find]]\nanyway = true\n", 13, "'anyway' True is a setting that only earlier versions have"),
+        ("[[find]]\nanyway = true\n", 13, "'anyway' does not exist any more: take more problems"),
         ("[[find]]\nladder = [0.3, 0.2]\n", 12, "order it from gentle to harsh"),
         ("[[find]]\nladder = [0.2, 0.2]\n", 12, "wanda-20 is listed twice"),
         ("[[find]]\nladder = 'none.toml'\n", 12, "the ladder 'none.toml' cannot be read"),
