@@ -44,7 +44,8 @@ def test_commands_and_options_named_in_a_page_exist(page):
 def test_design_has_a_row_for_every_folder():
     table = (ROOT / "docs" / "design.md").read_text().split("## ")[0]
     named = re.findall(r"^\| `(\w+)/` \|", table, re.M)
-    folders = {path.name for path in (ROOT / "src" / "prunus").iterdir() if path.is_dir()} - {"__pycache__"}
+    inside = (path.relative_to(ROOT / "src" / "prunus") for path in (ROOT / "src" / "prunus").rglob("*"))
+    folders = {path.parts[0] for path in inside if len(path.parts) > 1 and "__pycache__" not in path.parts}
     assert set(named) == folders
 
 
