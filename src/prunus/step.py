@@ -14,7 +14,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
-from prunus.errors import PrunusError
 from prunus.recipe_base import Recipe
 from prunus.settings import setting
 
@@ -26,7 +25,6 @@ STEPS: Mapping[str, str] = {
     "recover": "prunus.steps.recover",
 }
 
-MANIFEST = "prunus.json"  # in the folder of a model that steps made
 StepRecord = Mapping[str, Any]  # what a manifest says of a step; it may be of another program, or damaged
 
 NAMES = {
@@ -201,12 +199,3 @@ def spelled(name: object) -> str:
 def steps_name(steps: Sequence[Recipe]) -> str:
     """The short name of all steps: `wanda-owl-20`, `experts-reap-75-wanda-20-recovered`."""
     return "-".join(kind_of(recipe).name(recipe) for recipe in steps)
-
-
-def check_steps(steps: Sequence[Recipe], folder: Path) -> None:
-    """Raise PrunusError for steps that make no sense on the model in folder."""
-    if not steps:
-        raise PrunusError("there is no step: give at least one recipe")
-    if kind_of(steps[0]).needs_pruned and not (folder / MANIFEST).exists():
-        action = action_of(steps[0])
-        raise PrunusError(f"{action} comes first, but {folder} is not pruned: put a step that removes something first")

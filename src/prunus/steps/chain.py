@@ -12,7 +12,7 @@ from prunus.checkpoint.writer import check_target
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.recipe_base import Recipe
-from prunus.step import Where, action_of, check_steps, kind_of, steps_name
+from prunus.step import Where, action_of, kind_of, steps_name
 
 
 def apply_steps(
@@ -32,8 +32,10 @@ def apply_steps(
     resumes any of them.
     device, offload, overwrite: as for prune.
 
-    With dry_run it returns what the first step would do, and `then`: what the others would, as far as it is known
-    before the first is done. Raises PrunusError as the single steps do, and for steps that make no sense in this order.
+    With dry_run it returns what the first step would do, with the warnings of all, and of a recovery `then`: what it
+    would do. The other steps are tried on model, since what they will be done to is not there yet.
+
+    Raises PrunusError as the single steps do, and for steps that make no sense in this order.
     """
     target = Path(out)
     check_steps(steps, resolve(model))
@@ -86,6 +88,15 @@ def foresee(model: str | Path, target: Path, steps: Sequence[Recipe], where: Whe
         ahead = kind_of(recipe).foresee(recipe, model, target, where)
         summary |= {**ahead, "warnings": list(dict.fromkeys([*summary["warnings"], *ahead["warnings"]]))}
     return summary
+
+
+def check_steps(steps: Sequence[Recipe], folder: Path) -> None:
+    """Raise PrunusError for steps that make no sense on the model in folder."""
+    if not steps:
+        raise PrunusError("there is no step: give at least one recipe")
+    if kind_of(steps[0]).needs_pruned and not (folder / MANIFEST).exists():
+        action = action_of(steps[0])
+        raise PrunusError(f"{action} comes first, but {folder} is not pruned: put a step that removes something first")
 
 
 def check_removal(source: Checkpoint, steps: Sequence[Recipe]) -> None:

@@ -23,7 +23,8 @@ from prunus.pruning.calibration.beforehand import HUB_NAMES, TRACES, check_calib
 from prunus.pruning.calibration.data import Calibrating, calibration_name
 from prunus.recipe_base import Recipe
 from prunus.recipes import EvalPlan
-from prunus.step import action_of, check_steps, kind_of, steps_name
+from prunus.step import action_of, kind_of, steps_name
+from prunus.steps.chain import check_steps
 from prunus.study.file import Entry, Study
 
 if TYPE_CHECKING:
