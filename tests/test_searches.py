@@ -152,6 +152,31 @@ def test_a_margin_that_is_widened_after_a_refusal_is_told_at_the_start_and_by_ve
 
 
 @pytest.mark.parametrize(
+    ("margin", "told"),
+    [({"relative": 0.2}, "10 points, now 20 % of the dense model's"), (0.2, "10 points, now 20 points")],
+)
+def test_a_margin_may_become_relative_after_a_refusal(store, margin, told):
+    with Store(store) as opened:
+        declare_in(opened, declared(("r1",)))
+        line = warning(opened, declared(("r1",), margin=margin, stop_margin=margin))
+    assert f"(margin {told}; stop margin {told})" in str(line)
+
+
+def test_rows_that_were_removed_before_a_search_was_declared_are_named(store, tmp_path):
+    with Store(store) as opened:
+        opened.remove_run("r0r0r0r0r0r0")
+        opened.remove_run("r1r1r1r1r1r1")
+        declare_in(opened, declared())
+        add(opened, "r0")
+    data = certify(store, declared(), tmp_path / "c.json")
+    assert data["shown"]["searches"]["had"][1] == {"run": "r0" * 6, "name": "r0", "problems": 120, "rows": 120}
+    checked = verify(tmp_path / "c.json", store)
+    assert checked["differences"] == []
+    (note,) = (one for one in checked["notes"] if "removed" in one)
+    assert note.startswith("a run of r0 (r0r0r0r0r0r0) with rows of 120 problems was removed from the store at 20")
+
+
+@pytest.mark.parametrize(
     ("other", "counts"),
     [
         ({"problems": {"b": [f"b-{p}" for p in range(9)]}}, False),

@@ -179,6 +179,66 @@ def test_a_limit_that_grew_is_known_by_the_store_and_gets_bounds_that_hold_at_an
     assert note in page and "limit or draws changed" in page
 
 
+def test_removed_runs_count_as_those_that_are_there(tmp_path, rows):
+    store = tmp_path / "s.db"
+    for limit in (50, 80):
+        looked = [add(store, name, rows[name], limit) for name in HISTORY]
+        if limit == 50:
+            for run in looked:
+                prunus.runs(store, remove=run)
+    (entry,) = compare(store, looked[0], looked[1:], resamples=200)["others"]
+    assert [(one["limit"], one["complete"]) for one in entry["grown"]] == [(50, [50, 50]), (80, [None, None])]
+    gone = "an earlier run of pruned (50 problems x 1, of which 50 were complete) was removed from the store at 20"
+    assert entry["adaptive"] and any(note.startswith(gone) for note in entry["warnings"])
+    with Store(store) as opened:
+        assert [(one.run.plan["limit"], one.problems, one.samples) for one in opened.removed()] == [(50, 50, 150)] * 2
+
+
+def test_a_run_that_is_evaluated_again_after_it_was_removed_says_so(tmp_path, rows):
+    store = tmp_path / "s.db"
+    base, other = (add(store, name, rows[name]) for name in HISTORY)
+    prunus.runs(store, remove=other)
+    assert add(store, "pruned", rows["pruned"]) == other
+    (entry,) = compare(store, base, [other], resamples=200)["others"]
+    assert entry["verdict"] == "worse" and entry["grown"] is None  # of the same size, so by the same test
+    assert any("pruned (all problems x 1, of which 120 were complete) was removed" in one for one in entry["warnings"])
+
+
+def test_a_removed_run_without_rows_leaves_nothing(tmp_path, rows):
+    store = tmp_path / "s.db"
+    for name in HISTORY:
+        prunus.runs(store, remove=add(store, name, [], 50))
+    base, other = (add(store, name, rows[name]) for name in HISTORY)
+    (entry,) = compare(store, base, [other], resamples=200)["others"]
+    assert entry["grown"] is None and not any("removed" in note for note in entry["warnings"])
+
+
+@pytest.mark.parametrize("order", [(50, 80, None), (None, 50, 80)])
+def test_runs_that_begin_empty_count_from_when_they_got_their_rows(tmp_path, rows, order):
+    """Whoever begins all limits before the first row of any must not hide that one is looked at after the other."""
+    store = tmp_path / "s.db"
+    for limit in order:
+        for name in HISTORY:
+            add(store, name, [], limit)
+    for limit in (50, 80, None):
+        base, other = (add(store, name, rows[name], limit) for name in HISTORY)
+        (entry,) = compare(store, base, [other], resamples=200)["others"]
+        limits = [one["limit"] for one in entry["grown"] or []]
+        assert limits == {50: [], 80: [50, 80], None: [50, 80, None]}[limit]
+
+
+def test_a_run_that_was_evaluated_beside_a_later_one_counts(tmp_path, rows):
+    store = tmp_path / "s.db"
+    first = [add(store, name, [], 50) for name in HISTORY]
+    second = [add(store, name, rows[name]) for name in HISTORY]
+    with Store(store) as opened:  # the first evaluation gets its rows while the second one is under way
+        for run, name in zip(first, HISTORY, strict=True):
+            wanted = {f"a-{p}" for p in range(50)}
+            opened.add_samples(run, [s for s in rows[name] if s.problem_id in wanted and s.draw == 0])
+    (entry,) = compare(store, second[0], second[1:], resamples=200)["others"]
+    assert [one["limit"] for one in entry["grown"]] == [50, None]
+
+
 def test_a_pilot_of_one_model_is_no_comparison(tmp_path, rows):
     store = tmp_path / "s.db"
     add(store, "dense", rows["dense"], 20)

@@ -232,7 +232,8 @@ class Unfinished(Record):
 class Looked(Record):
     """A comparison of the two models that could be seen; limit: None means all problems. Of both, base first:
 
-    begun: UTC time; complete: its complete problems when its next run began; None for what an older store lacks.
+    begun: UTC time at which its last evaluation began; complete: its complete problems when that of its next run began;
+    None for what an older store lacks.
     """
 
     limit: int | None

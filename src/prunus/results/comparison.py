@@ -20,7 +20,7 @@ from prunus.results.cells import Base, Comparison, Ending, Entry, Part, Rounding
 from prunus.results.contrasts import Claims, Grown, Pair, contrast_cells
 from prunus.results.rows import FIRST_PROTOCOL, Run
 from prunus.results.seeds import recipes_over_seeds
-from prunus.results.stages import PARTLY, Growth, growth, in_words, of_both, unfinished
+from prunus.results.stages import PARTLY, Growth, growth, in_words, of_both, removed_before, unfinished
 from prunus.results.stopping import ENDS, at_largest, judged_stopping, stop_cells, tokens_per_draw, without_claims
 from prunus.results.store import Store
 from prunus.results.summary import identity
@@ -157,7 +157,7 @@ def compare_runs(
         state = unfinished(run, run_tables)
         lacking = (state and replace(state, base=False)) or (base_state and replace(base_state, base=True))
         pairs, notes = _pairs(base_tables, run_tables, of_both(base, run) if lacking else {})
-        notes = _plan_notes(base, run) + notes
+        notes = _plan_notes(base, run) + removed_before(base) + removed_before(run) + notes
         pairs, grown, how_taken = _taken(base, run, pairs, seed)
         notes += [how_taken] * bool(how_taken)
         if pairs:

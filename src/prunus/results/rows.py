@@ -30,8 +30,9 @@ class Planned:
 class Stage:
     """A run of a model among those whose plans differ only in the limit, the number of draws and the seed.
 
-    place: of the run in the store, by time. limit: None means all problems. begun: UTC time; None in older stores.
-    complete: how many of its problems were complete when the next stage began; None if that is not known.
+    place: of the run in the store, by time. limit: None means all problems. begun: UTC time at which the last
+    evaluation began that lacked rows of it; None in older stores. complete: how many of its problems were complete when
+    the next stage began; None if that is not known. removed: UTC time at which it was removed from the store.
     """
 
     run_id: str
@@ -40,6 +41,7 @@ class Stage:
     samples: int
     begun: str | None = None
     complete: int | None = None
+    removed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,22 @@ class Run:
     def is_control(self) -> bool:
         """Whether the run repeats another in other batches (EvalPlan.aa_control), and so is no variant."""
         return bool(self.plan.get("aa_control"))
+
+
+@dataclass(frozen=True)
+class Removed:
+    """A run that was removed with its rows.
+
+    begun: as of its Stage. at: when it was removed, in UTC. complete: problems of which it had all rows. problems,
+    samples: numbers of problems with rows, and of rows.
+    """
+
+    run: Run
+    begun: str | None
+    at: str
+    complete: int
+    problems: int
+    samples: int
 
 
 @dataclass(frozen=True)

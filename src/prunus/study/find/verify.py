@@ -23,7 +23,8 @@ def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[st
     """Compute the claims of a certificate again from a store.
 
     Returns {"claims": the claims that hold, "differences": what is not as the certificate says, "searches": the other
-    searches on the same model and tasks in the store, "notes": what could not be checked}, all sentences; without
+    searches on the same model and tasks in the store, "notes": runs of these models that were removed from it, and what
+    could not be checked}, all sentences; without
     differences, all claims hold. The checkpoint beside the certificate is checked, too. Raises PrunusError if a file is
     missing or is none of these.
     """
@@ -35,7 +36,7 @@ def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[st
             f"'{file}' has format {OTHER_BETS}: the prunus that wrote it made other bets, and only that one can compute"
             " the claims again; `prunus find` into another folder makes a new certificate from the same store"
         )
-    found, others = list[str](), list[str]()
+    found, others, gone = list[str](), list[str](), list[str]()
     rest = {name: part for name, part in data.items() if name != "content"}
     if content_hash(rest, 64) != data["content"]:
         found.append("the certificate was changed after it was written: its content hash differs")
@@ -55,6 +56,7 @@ def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[st
                 found += _about_trace(data["shown"]["searches"], now["searches"])
             found += _changed_searches(opened)
             others = _other_searches(opened, declared)
+            gone = _removed_runs(opened, declared)
         except PrunusError as error:
             found.append(str(error))
         except (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
@@ -63,6 +65,7 @@ def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[st
     found += [*beside, *_published(data)]
     if form <= UNTRACED:
         notes = [*about_searches(data), *notes]
+    notes = [*gone, *notes]
     return {"claims": claimed if not found else [], "differences": found, "searches": others, "notes": notes}
 
 
@@ -160,6 +163,22 @@ def _other_searches(store: Store, declared: Data) -> list[str]:
             f" rows that existed, the probability that any of them certifies falsely is at most {sure:g} %"
         )
     return lines
+
+
+def _removed_runs(store: Store, declared: Data) -> list[str]:
+    """A line for every run of the models of a search that was removed from the store with its rows."""
+    named = {declared["dense"]: declared["model"]["name"]} | {
+        rung["run"]: rung["name"] for ladder in declared["ladders"] for rung in ladder["rungs"]
+    }
+    weights = {run.model.get("checksum"): named[run.run_id] for run in store.runs() if run.run_id in named}
+    found = []
+    for one in store.removed():
+        checksum = one.run.model.get("checksum")
+        name = named.get(one.run.run_id) or (checksum and weights.get(checksum))
+        if name:
+            rows = f"rows of {one.problems} problem{'' if one.problems == 1 else 's'}"
+            found.append(f"a run of {name} ({one.run.run_id}) with {rows} was removed from the store at {one.at}")
+    return found
 
 
 def _names(shown: Any) -> Callable[[str], str]:
