@@ -1,9 +1,11 @@
 """Unfinished runs get no word, and neither do words bend when a limit is raised until one comes: stores, simulation."""
 
+import runpy
 import sqlite3
 from io import StringIO
 from itertools import pairwise
 from math import inf
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from prunus.results.summary import summarise
 from prunus.results.verdicts import UNFINISHED, WORDS
 
 pytestmark = pytest.mark.usefixtures("few_simulations")
+bench = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdicts.py"))
 
 PLAN = {"mode": "strict", "temperature": 0.6, "budgets": [0, 16, 64], "tasks": ["a"], "samples": 1, "limit": None}
 STEP = {"action": "prune", "recipe": {"sparsity": 0.5}, "sparsity": {"x": 0.5}, "source": {"name": "dense"}}
@@ -162,9 +165,11 @@ def test_a_limit_that_grew_is_known_by_the_store_and_gets_bounds_that_hold_at_an
     ids = {(name, limit): add(store, name, rows[name], limit) for limit in (50, 100, None) for name in HISTORY}
     (entry,) = compare(store, ids["dense", 50], [ids["pruned", 50]], margin=0.6, resamples=200)["others"]
     assert not entry["adaptive"] and entry["grown"] is None  # the first comparison
+    assert entry["primary"]["mde"] is not None
     first = entry["primary"]["p_margin"]
     (entry,) = compare(store, ids["dense", None], [ids["pruned", None]], margin=0.6, resamples=200)["others"]
     assert entry["adaptive"] and entry["scaling"]["word"] == "cannot tell"
+    assert entry["primary"]["mde"] is None  # it would be that of a test that does not give the word
     note = "its limit grew from 50 to 100 to all after its rows could be seen, so the bounds hold at any time"
     assert any(text.startswith(note) for text in entry["warnings"])
     looks = entry["grown"]
@@ -304,12 +309,15 @@ def test_all_comparisons_of_a_growing_limit_are_one_game():
 def test_raising_the_limit_until_a_word_comes_errs_in_5_percent_at_most(margin, discordant):
     """From 50 to 500 problems in 46 looks, at a loss of the margin; in earlier versions it erred in 30 %."""
     runs = 300
-    d = differences(np.random.default_rng(11), 500, runs, discordant, margin)
-    # The largest wealth of the last look includes those of all looks before it (the test above).
-    assert (grown_p(d, list(range(50, 501, 10)), margin) <= 0.05).mean() < 0.05 + 2 * np.sqrt(0.05 * 0.95 / runs)
-    null, goal = np.full((1, 1), -margin), np.full((1, 1), np.log(20))
-    before = [betting.reaches(d[betting.random_order(n, 0)], null, goal)[0] for n in range(50, 501, 10)]
-    assert np.any(before, axis=0).mean() > 0.25
+    now, before = bench["while_the_limit_grows"](list(range(50, 501, 10)), margin, discordant, runs)
+    assert now < 0.05 + 2 * np.sqrt(0.05 * 0.95 / runs) and before > 0.25
+
+
+def test_the_simulation_makes_the_bets_of_compare():
+    looks, (runs, margin, change) = [50, 90, 160], (40, 0.1, 0.1)
+    d = differences(np.random.default_rng(11), looks[-1], runs, change, margin)
+    share, _ = bench["while_the_limit_grows"](looks, margin, change, runs)
+    assert share == (grown_p(d, looks, margin) <= 0.05).mean()
 
 
 @pytest.mark.slow

@@ -344,6 +344,8 @@ def stores() -> Iterator[Case]:
         ("card", "pruned", "--store", "results.db", "--out", "c.md"),
         (*EVAL[:-1], "results.db"),
         ("regrade", "results.db"),
+        ("runs", "results.db"),
+        ("runs", "results.db", "--remove", "tiny"),
     ]
     changes = {
         **{f"no table {name}": sql(f"DROP TABLE {name}") for name in ("problem", "sample", "run", "meta")},

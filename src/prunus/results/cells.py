@@ -127,8 +127,8 @@ class Cell(Difference):
 
     lower_bound: one-sided 95 %, valid for any number of problems. p_margin: of a loss of the margin or more. mde: the
     true difference that would be detected with 80 % power at the first step of Holm's correction; None where none could
-    be with so few problems. band_low, band_high: cover all budgets of the task simultaneously; only at budgets. q:
-    Benjamini-Hochberg over all budgets and areas of all runs, for exploring.
+    be with so few problems, and where bounds hold at any time. band_low, band_high: cover all budgets of the task
+    simultaneously; only at budgets. q: Benjamini-Hochberg over all budgets and areas of all runs, for exploring.
     """
 
     lower_bound: float

@@ -94,7 +94,8 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: 
     # Where losing everything would be within the margin nothing is claimed.
     covered_A = np.array([margin.covers(share) for share in columns["base_accuracy"]])
     columns["p_margin"] = np.where(covered_A, 1.0, p_of_margin(shares, bases, pairs, margin, seed))
-    columns["mde"] = power.minimum_detectable(shares, bases, claims_A, draws, one_outcome, seed)
+    if pairs[0].adaptive is None:
+        columns["mde"] = power.minimum_detectable(shares, bases, claims_A, draws, one_outcome, seed)
     ends = metrics.simultaneous_bands(tested.centre_C[:B], tested.draws_RC[:, :B])
     # Never narrower than a cell's own interval, which need not be symmetric.
     columns["band_low"] = np.minimum(ends[0], columns["low"][:B])
@@ -103,6 +104,7 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: 
     if pairs[0].adaptive is not None:  # what a verdict rests on, and all intervals, hold whatever ended the collection
         now = any_time_columns(shares, pairs, margin.size, max(1, B))
         columns |= {name: column for name, column in now.items() if name != "p_margin"}
+        columns["mde"] = np.full(A, np.nan)  # it is of the tests for a fixed number of problems
     size = sizes_of(pairs)
     cells = []
     for c in range(A):

@@ -211,7 +211,7 @@ class Store:
             return []
         query = "SELECT run_id, model, plan, begun, at, complete, problems, samples FROM removed ORDER BY number"
         return [
-            Removed(Run(run_id, self._parsed(model, dict), self._parsed(plan, dict), {}), *rest)
+            Removed(self._checked(Run(run_id, self._parsed(model, dict), self._parsed(plan, dict), {})), *rest)
             for run_id, model, plan, *rest in self._read(query)
         ]
 
