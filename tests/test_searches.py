@@ -172,8 +172,23 @@ def test_rows_that_were_removed_before_a_search_was_declared_are_named(store, tm
     assert data["shown"]["searches"]["had"][1] == {"run": "r0" * 6, "name": "r0", "problems": 120, "rows": 120}
     checked = verify(tmp_path / "c.json", store)
     assert checked["differences"] == []
-    (note,) = (one for one in checked["notes"] if "removed" in one)
+    (note,) = checked["notes"]
     assert note.startswith("a run of r0 (r0r0r0r0r0r0) with rows of 120 problems was removed from the store at 20")
+
+
+def test_other_runs_of_a_checkpoint_that_is_certified_are_named(store, tmp_path):
+    """Rows under another plan tell as much of a rung as its own."""
+    with Store(store) as opened:
+        plan = {"budgets": [16], "tasks": ["a"], "limit": 100}
+        for run, checksum in (("e" * 12, hashlib.sha256(b"r0").hexdigest()), ("b" * 12, "c" * 64)):
+            opened.add_run(Run(run, {"name": "again", "checksum": checksum}, plan, {}))
+            opened.add_samples(run, [row("a", p, 16, 0, True, ended="natural") for p in range(100)])
+        declare_in(opened, declared())
+    certify(store, declared(), tmp_path / "c.json")
+    checked = verify(tmp_path / "c.json", store)
+    assert checked["differences"] == []
+    (note,) = checked["notes"]
+    assert note.startswith("the store has another run of the checkpoint of r0 on the same tasks (eeeeeeeeeeee: a")
 
 
 @pytest.mark.parametrize(

@@ -617,7 +617,8 @@ def runs(store: str | Path, remove: str | None = None) -> list[dict[str, Any]]:
     label: what was done to the model. rows: number of stored answers; 0 if the evaluation was stopped before its first
     batch was complete. adaptive: whether `find` decided how many problems the run has.
     remove: first remove the run with this id, start of an id, model name or label, with all its rows; there is no way
-    back. Raises PrunusError, and removes nothing, if that is no run or several, or while a process is evaluating it.
+    back, and only its plan and its times are kept. Raises PrunusError, and removes nothing, if that is no run or
+    several, or while a process is evaluating it.
     """
     with Store(store) as opened:
         if remove is not None:
