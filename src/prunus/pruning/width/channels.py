@@ -127,8 +127,8 @@ class Unit:
 def find_units(source: Checkpoint, of: Of | None = None) -> list[Unit]:
     """All units whose width one field of config.json says, in the order of blocks. Raises Unnarrowable if none can be.
 
-    of: the kind that is wanted; None: routed experts of a mixture, else dense networks. The field may be for units of
-    other kinds, too, which are then narrowed with them.
+    of: the kind that is wanted; None: the first that works of routed experts, dense networks and shared experts. The
+    field may be for units of other kinds, too, which are then narrowed with them.
     """
     _check_readable(source)
     found, failures = _units_by_field(source)
@@ -153,6 +153,20 @@ def find_units(source: Checkpoint, of: Of | None = None) -> list[Unit]:
         if of is not None
         else f"{name_of(source)}: no known field of config.json says the width of its feed-forward networks alone"
     )
+
+
+def widths_in(source: Checkpoint) -> dict[str, list[Unit]]:
+    """The units of each field of config.json that can be narrowed."""
+    _check_readable(source)
+    return _units_by_field(source)[0]
+
+
+def of_blocks(units: Sequence[Unit]) -> dict[int, list[Unit]]:
+    """Units by their block."""
+    found: dict[int, list[Unit]] = {}
+    for unit in units:
+        found.setdefault(unit.index, []).append(unit)
+    return found
 
 
 def base_width(units: Sequence[Unit]) -> int:
@@ -236,15 +250,22 @@ def _units_of_field(source: Checkpoint, name: str) -> list[Unit]:
     if not all(number is None or type(number) is int for number in numbers):
         return []
     before = None if value is None or off else source.architecture.model
+    reasons: list[str] = []
     for step in _STEPS:
         try:
             start = before or _with_field(source, name, 64, 0, off)
             longer = _with_field(source, name, value if before else 64, step, off)
         except Exception as error:  # raised by the model's own code for a size that it does not expect
-            raise Unnarrowable(f"a model with another {name} cannot be made ({one_line(error)[:120]})") from error
-        growth = _growth(start, longer, name)
-        if any(growth.values()):
-            return _units(source, name, step, growth, off)
+            reasons.append(f"a model with another {name} cannot be made ({one_line(error)[:120]})")
+            continue
+        try:
+            growth = _growth(start, longer, name)
+            if any(growth.values()):
+                return _units(source, name, step, growth, off)
+        except Unnarrowable as error:  # or rounding, which a larger step does away with
+            reasons.append(str(error))
+    if reasons:
+        raise Unnarrowable(reasons[0])
     return []
 
 
@@ -341,8 +362,12 @@ def _nets(source: Checkpoint, index: int, field: str, changed: Mapping[str, tupl
     places: dict[str, list[tuple[Place, bool]]] = {down: [] for down in downs}
 
     def refuse(tensor: str) -> NoReturn:
-        dense = source.left_dense(index).get(tensor) or source.left_dense(index).get(tensor.removesuffix(".weight"))
-        why = f" ({dense})" if dense and dense != "not a Linear" else ""
+        dense = source.left_dense(index)
+        reason = dense.get(tensor, dense.get(tensor.removesuffix(".weight"), "not a Linear"))
+        small = "too few outputs or inputs"
+        if any(dense.get(name.removesuffix(".weight")) == small for name in changed):
+            reason = small
+        why = "" if reason == "not a Linear" else f" ({reason})"
         raise Unnarrowable(
             f"{field} is not the width of feed-forward networks of Linears alone: {tensor} of block {index} has it,"
             f" too{why}"
@@ -556,9 +581,7 @@ def planned_tensors(source: Checkpoint, units: Sequence[Unit], width: int) -> di
     """
     stray = left_out(source)
     tensors = {name: stored for name, stored in source.outer_tensors().items() if name not in stray}
-    of_block: dict[int, list[Unit]] = {}
-    for unit in units:
-        of_block.setdefault(unit.index, []).append(unit)
+    of_block = of_blocks(units)
     for index in range(source.blocks):
         stored = source.block_tensors(index)
         tensors |= stored
@@ -585,7 +608,7 @@ TOKENS = 32
 TOLERANCE = 1e-5
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def verify(
     source: Checkpoint,
     new: Checkpoint,
@@ -603,9 +626,7 @@ def verify(
     ids_1T = torch.randint(
         source.vocabulary, (1, min(TOKENS, source.context)), generator=torch.Generator().manual_seed(0)
     )
-    batch, of_block = Batch(ids_1T), dict[int, list[Unit]]()
-    for unit in units:
-        of_block.setdefault(unit.index, []).append(unit)
+    batch, of_block = Batch(ids_1T), of_blocks(units)
     old_run, new_run = (Runner(model.config, model.tensors, dtype, device) for model in (source, new))
     worst = 0.0
     with full_float32(device), plain_experts(old_run.architecture), plain_experts(new_run.architecture):
@@ -619,7 +640,7 @@ def verify(
                 rows_1TW = old_run.run_block(_block(old_run, index, source.read_block(index)), rows_1TW, batch)
                 continue
             tensors = source.read_block(index)
-            chosen = kept[index] if kept is not None else _random(new, own)
+            chosen = kept[index] if kept is not None else random_channels(new, own)
             twin = batch.copy()
             before_1TW = old_run.run_block(_block(old_run, index, zeroed(tensors, own, chosen)), rows_1TW, batch)
             after_1TW = new_run.run_block(_block(new_run, index, narrowed(tensors, own, chosen)), rows_1TW, twin)
@@ -646,9 +667,9 @@ def _block(run: Runner, index: int, tensors: Mapping[str, Tensor]) -> nn.Module:
     return run.make_block(index, tensors)
 
 
-def _random(new: Checkpoint, units: Sequence[Unit]) -> dict[str, list[int]]:
-    """For each unit as many channels as the new model has, at random."""
-    generator, found = torch.Generator().manual_seed(0), dict[str, list[int]]()
+def random_channels(new: Checkpoint, units: Sequence[Unit], seed: int = 0) -> dict[str, list[int]]:
+    """For each unit of a block as many channels as the new model has, at random, in ascending order, by its down."""
+    generator, found = torch.Generator().manual_seed(seed), dict[str, list[int]]()
     shapes = _shapes(new.architecture.layers[units[0].index])
     for unit in units:
         count = shapes[f"{unit.down}.weight"][1]
