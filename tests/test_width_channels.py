@@ -174,7 +174,7 @@ def test_config_json_says_the_width_in_every_spelling_and_in_the_part_of_the_lan
     assert before["n_inner"] is None and after == before | {"n_inner": 128}  # four times the hidden width before
     before, after = config("gemma3", 48)
     text = before["text_config"] | {"intermediate_size": 48}
-    assert after == before | {"text_config": text} and after["vision_config"]["intermediate_size"] == 32
+    assert after == before | {"text_config": text} and before["vision_config"]["intermediate_size"] == 32
     before, after = config("lfm2", 100, layer_types=["conv", "full_attention"])
     assert after == before | {"intermediate_size": 100, "block_auto_adjust_ff_dim": False}
     before, after = config("recurrent_gemma", 30)

@@ -305,6 +305,11 @@ def _shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
+def _kind_of(layer: nn.Module) -> tuple[tuple[str, Any], ...]:
+    """What is equal for blocks that differ in their weights alone."""
+    return tuple(sorted(settings_of(layer).items(), key=lambda setting: setting[0]))
+
+
 def _units(
     source: Checkpoint, name: str, step: int, growth: Mapping[int, Mapping[str, tuple[int, int]]], off: tuple[str, ...]
 ) -> list[Unit]:
@@ -318,7 +323,7 @@ def _units(
     for index, of_block in nets.items():
         layer = source.architecture.layers[index]
         plain = [net for net in of_block if not net.routed]
-        kind = None if source.architecture.carried else tuple(sorted(settings_of(layer).items(), key=lambda i: i[0]))
+        kind = None if source.architecture.carried else _kind_of(layer)
         if kind is None or kind not in known:
             known[kind] = [_try_layouts(source, index, name, net, carried) for net in plain]
             if kind is None and not plain:
@@ -581,20 +586,32 @@ def planned_tensors(source: Checkpoint, units: Sequence[Unit], width: int) -> di
     """
     stray = left_out(source)
     tensors = {name: stored for name, stored in source.outer_tensors().items() if name not in stray}
-    of_block = of_blocks(units)
+    of_block, known = of_blocks(units), dict[Any, tuple[int, dict[str, tuple[int, ...]]]]()
     for index in range(source.blocks):
         stored = source.block_tensors(index)
         tensors |= stored
         if index not in of_block:
             continue
-        whole = source.as_block(index, lambda name, of=stored: _hollow(of.get(name) or source.tensors[name]))
-        kept = {unit.down: range(width * unit.times) for unit in of_block[index]}
-        for name, tensor in source.as_stored(index, narrowed(whole, of_block[index], kept)).items():
-            if name in stored and stored[name].shape != (shape := tuple(tensor.shape)):
-                old = stored[name]
-                size = prod(shape) * ITEMSIZES[old.dtype]
-                tensors[name] = Unwritten(old.file, old.dtype, shape, old.start, old.start + size)
+        kind = _kind_of(source.architecture.layers[index])
+        if kind not in known:
+            known[kind] = index, _shapes_on_disk(source, index, of_block[index], width)
+        first, shapes = known[kind]
+        shapes = {source.renumbered(name, first, index): shape for name, shape in shapes.items()}
+        if not shapes.keys() <= stored.keys():
+            shapes = _shapes_on_disk(source, index, of_block[index], width)
+        for name, shape in shapes.items():
+            file, dtype, _, start, _ = stored[name]
+            tensors[name] = Unwritten(file, dtype, shape, start, start + prod(shape) * ITEMSIZES[dtype])
     return tensors
+
+
+def _shapes_on_disk(source: Checkpoint, index: int, units: Sequence[Unit], width: int) -> dict[str, tuple[int, ...]]:
+    """The new shapes of the stored tensors of a block that lose channels."""
+    stored = source.block_tensors(index)
+    whole = source.as_block(index, lambda name: _hollow(source.tensors[name]))
+    kept = {unit.down: range(width * unit.times) for unit in units}
+    made = {name: tuple(t.shape) for name, t in source.as_stored(index, narrowed(whole, units, kept)).items()}
+    return {name: shape for name, shape in made.items() if name in stored and stored[name].shape != shape}
 
 
 def _hollow(stored: Stored) -> Tensor:
@@ -658,7 +675,7 @@ def _one_of_each_kind(source: Checkpoint, blocks: Collection[int]) -> list[int]:
     """The first of these blocks of each kind."""
     kinds: dict[Any, int] = {}
     for index in sorted(blocks):
-        kinds.setdefault(tuple(sorted(settings_of(source.architecture.layers[index]).items())), index)
+        kinds.setdefault(_kind_of(source.architecture.layers[index]), index)
     return list(kinds.values())
 
 
