@@ -384,7 +384,7 @@ def sentence(data: Mapping[str, Any]) -> str:
     return (
         f"Of the {n['types']} types of causal language models in transformers {data['transformers']},"
         f" {n['decoders']} are decoders that run block by block: {n['prune']} can be pruned, {n['drop']} can have"
-        f" blocks removed and {n['width']} channels of their feed-forward networks"
+        " blocks removed"
     )
 
 
@@ -393,10 +393,11 @@ TEMPLATE = """\
 
 Made by `scripts/models.py` from `docs/models.json`; do not edit.
 
-Any decoder of transformers that can be run block by block works. {sentence}, {pack} can be packed and {sparse} run
-on the sparse kernel. There is no table of architectures in Prunus: it finds a model's blocks by running transformers'
-own code, and refuses the model unless running the blocks one by one computes the same as the whole.
-`prunus inspect MODEL` shows for any model what is pruned, what stays dense, and why.
+Any decoder of transformers that can be run block by block works. {sentence}, {width} fewer channels in their
+feed-forward networks, {pack} can be packed and {sparse} run on the sparse kernel. There is no table of architectures in
+Prunus: it finds a model's blocks by running transformers' own code, and refuses the model unless running the blocks one
+by one computes the same as the whole. `prunus inspect MODEL` shows for any model what is pruned, what stays dense, and
+why.
 
 ## Decoders
 

@@ -188,7 +188,7 @@ def test_config_json_says_the_width_in_every_spelling_and_in_the_part_of_the_lan
 REFUSED = {
     "mamba": "intermediate_size is not the width of feed-forward networks of Linears alone: mixer.A_log of block 0",
     "bitnet": r"mlp.ffn_sub_norm.weight of block 0 has it, too$",  # a norm over the channels
-    "bloom": r"\(bloom\): no known field of config.json says the width of its feed-forward networks alone",
+    "bloom": r"\(bloom\): no known field of config.json says the width of feed-forward networks",
     "llama4_text": r"feed_forward.experts.gate_up_proj of block 0 has it, too \(routed experts\)",
     "gemma3n_text": "channels of mlp.down_proj of block 0 depend on each other",
     "zamba2": "blocks share weights",

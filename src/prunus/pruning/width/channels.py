@@ -147,12 +147,10 @@ def find_units(source: Checkpoint, of: Of | None = None) -> list[Unit]:
                 )
     if failures:
         raise Unnarrowable(f"{name_of(source)}: {next(iter(failures.values()))}")
+    if of is None or not found:
+        raise Unnarrowable(f"{name_of(source)}: no known field of config.json says the width of feed-forward networks")
     has = " or ".join(f"`--of {kind}`" for kind in dict.fromkeys(map(_main, found.values())))
-    raise Unnarrowable(
-        f"{name_of(source)} has no {_NAMES[of]} whose width a field of config.json says; use {has}"
-        if of is not None
-        else f"{name_of(source)}: no known field of config.json says the width of its feed-forward networks alone"
-    )
+    raise Unnarrowable(f"{name_of(source)} has no {_NAMES[of]} whose width a field of config.json says; use {has}")
 
 
 def widths_in(source: Checkpoint) -> dict[str, list[Unit]]:
@@ -174,7 +172,8 @@ def base_width(units: Sequence[Unit]) -> int:
     widths = sorted({unit.width // unit.times for unit in units})
     if len(widths) > 1:
         raise Unnarrowable(
-            f"its blocks have widths from {widths[0]} to {widths[-1]} ({units[0].field.name}), so no one width is next"
+            f"blocks have from {widths[0]} to {widths[-1]} channels ({units[0].field.name}), and only equal widths can be"
+            " changed"
         )
     return widths[0]
 
