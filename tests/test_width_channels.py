@@ -45,14 +45,14 @@ CASES = {
     "gpt_oss": ({}, None, {"experts"}, 16, 96, 60),  # interleaved, transposed, biases
     "qwen3_moe": ({"mlp_only_layers": [1]}, "mlp", DENSE, 1, 96, 60),
     "qwen2_moe": ({}, "shared", {"shared"}, 2, 32, 20),
-    "granitemoehybrid": ({}, "shared", {"shared"}, 4, 32, 20),
+    "granitemoeshared": ({}, "shared", {"shared"}, 2, 32, 20),  # gate and up in one
     "jamba": ({}, "experts", {"experts", "mlp"}, 18, 96, 60),
     "deepseek_v3": ({"n_shared_experts": 2}, "experts", {"experts", "shared"}, 9, 32, 20),
 }
 
 
 def made(name, folder, **changes):
-    longer = ("gemma3", "granitemoehybrid", "jamba", "gpt2", "gpt_neox_japanese", "deepseek_v4", "bitnet", "mamba")
+    longer = ("gemma3", "jamba", "gpt2", "gpt_neox_japanese", "deepseek_v4", "bitnet", "mamba")
     layers = {} if name in longer else {"num_hidden_layers": 2}
     make_random_model(name, folder, **layers | changes)
     return Checkpoint(folder)

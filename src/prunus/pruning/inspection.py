@@ -44,8 +44,8 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
         defaults), blocks_removed, source, warnings; of removed experts, experts (numbers before and after, by block);
         of a recovery, trained_tokens.
     refused: why the blocks cannot be run one by one, else None. If they cannot, only uses follows.
-    uses: a dict for each of prune, drop, pack, sparse kernel and width (fewer channels of feed-forward networks) with
-        use, possible and note (why not); of a mixture of experts also for experts.
+    uses: a dict for each of prune, drop, pack, sparse kernel and width with use, possible and note (why not, or what);
+        of a mixture of experts also for experts.
     number_of_blocks, scope: the number, and the default scope of prune.
     prunable, of_parameters: number of weights in that scope, and their share of all parameters.
     groups: Linears that read the same input: blocks, linears, part, shapes ([O, I]).

@@ -13,7 +13,7 @@ whole block does where they are 0.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
 from typing import Any, Literal, NoReturn
@@ -172,8 +172,8 @@ def base_width(units: Sequence[Unit]) -> int:
     widths = sorted({unit.width // unit.times for unit in units})
     if len(widths) > 1:
         raise Unnarrowable(
-            f"blocks have from {widths[0]} to {widths[-1]} channels ({units[0].field.name}), and only equal widths can be"
-            " changed"
+            f"blocks have from {widths[0]} to {widths[-1]} channels ({units[0].field.name}), and only equal widths can"
+            " be changed"
         )
     return widths[0]
 
@@ -316,7 +316,7 @@ def _units(
     nets = {index: _nets(source, index, name, changed) for index, changed in growth.items()}
     least = min(net.growth for of_block in nets.values() for net in of_block)
     field = Field(name, Fraction(step, least), off)
-    known: dict[Any, Sequence[Sequence[bool]]] = {}
+    known: dict[Any, Sequence[bool]] = {}
     carried: dict[Carried, Any] = {}
     found: list[Unit] = []
     for index, of_block in nets.items():
@@ -324,16 +324,16 @@ def _units(
         plain = [net for net in of_block if not net.routed]
         kind = None if source.architecture.carried else _kind_of(layer)
         if kind is None or kind not in known:
-            known[kind] = [_try_layouts(source, index, name, net, carried) for net in plain]
+            known[kind] = [_is_interleaved(source, index, name, net, carried) for net in plain]
             if kind is None and not plain:
                 run_hollow(source, index, carried)
         layouts = iter(known[kind])
         mixed = any(net.routed for net in of_block) or bool(layouts_in(layer))
         for net in of_block:
-            interleaved = net.interleaved if net.routed else next(layouts)
-            places = tuple(
-                Place(p.name, p.axis, p.parts, how, p.expert) for p, how in zip(net.places, interleaved, strict=True)
-            )
+            places = net.places
+            if not net.routed:
+                interleaved = next(layouts)
+                places = tuple(replace(place, interleaved=interleaved and place.parts > 1) for place in places)
             if net.growth % least:
                 raise Unnarrowable(f"{net.down} of block {index} does not have a whole number of channels for each one")
             of: Of = "experts" if net.routed else "shared" if mixed else "mlp"
@@ -343,14 +343,13 @@ def _units(
 
 @dataclass(frozen=True)
 class _Net:
-    """What will be a Unit. growth: of its channels. interleaved: of its places, where that is known."""
+    """What will be a Unit. growth: of its channels. places: of Linears as if they were not interleaved."""
 
     down: str
     routed: bool
     width: int
     growth: int
     places: tuple[Place, ...]
-    interleaved: tuple[bool, ...]
 
 
 def _nets(source: Checkpoint, index: int, field: str, changed: Mapping[str, tuple[int, int]]) -> list[_Net]:
@@ -363,7 +362,7 @@ def _nets(source: Checkpoint, index: int, field: str, changed: Mapping[str, tupl
     linears = {linear.name: linear for linear in source.linears(index) if linear.kind == "mlp"}
     downs = [n for n in linears if changed.get(f"{n}.weight", (0, 0))[0] == 1]
     owners = {down.rpartition(".")[0]: down for down in downs}
-    places: dict[str, list[tuple[Place, bool]]] = {down: [] for down in downs}
+    places: dict[str, list[Place]] = {down: [] for down in downs}
 
     def refuse(tensor: str) -> NoReturn:
         dense = source.left_dense(index)
@@ -398,30 +397,27 @@ def _nets(source: Checkpoint, index: int, field: str, changed: Mapping[str, tupl
                 if down not in downs:
                     refuse(tensor)
                 parts = _parts(grown, changed[f"{down}.weight"][1]) or refuse(tensor)
-                places[down].append((Place(tensor, 1, parts, False, expert), not fused.concatenated and parts > 1))
+                places[down].append(Place(tensor, 1, parts, parts > 1 and not fused.concatenated, expert))
         elif linear in downs and what == "weight":
-            places[linear].append((Place(tensor, 1), False))
+            places[linear].append(Place(tensor, 1))
         elif linear in linears and axis == 0 and what in ("weight", "bias"):
             down = owner_of(tensor)
             parts = _parts(grown, changed[f"{down}.weight"][1]) or refuse(tensor)
-            places[down].append((Place(tensor, 0, parts), False))
+            places[down].append(Place(tensor, 0, parts))
         else:
             refuse(tensor)
-    nets: list[_Net] = []
-    for down, of_net in places.items():
-        if len(of_net) < 2:
-            refuse(f"{down}.weight")
-        nets.append(
-            _Net(
-                down,
-                place_of(layouts, down) is not None,
-                shapes[f"{down}.weight"][1],
-                changed[f"{down}.weight"][1],
-                tuple(place for place, _ in of_net),
-                tuple(interleaved for _, interleaved in of_net),
-            )
+    if alone := next((down for down, of_net in places.items() if len(of_net) < 2), None):
+        refuse(f"{alone}.weight")
+    return [
+        _Net(
+            down,
+            place_of(layouts, down) is not None,
+            shapes[f"{down}.weight"][1],
+            changed[f"{down}.weight"][1],
+            tuple(of_net),
         )
-    return nets
+        for down, of_net in places.items()
+    ]
 
 
 def _parts(grown: int, channels: int) -> int:
@@ -432,10 +428,8 @@ def _parts(grown: int, channels: int) -> int:
 # How channels depend on the outputs of Linears
 
 
-def _try_layouts(
-    source: Checkpoint, index: int, field: str, net: _Net, carried: dict[Carried, Any]
-) -> tuple[bool, ...]:
-    """Whether each place of a network is interleaved. Unnarrowable if its channels depend on each other.
+def _is_interleaved(source: Checkpoint, index: int, field: str, net: _Net, carried: dict[Carried, Any]) -> bool:
+    """Whether gate and up in one are interleaved. Unnarrowable if channels depend on each other.
 
     The block runs without weights, and with other outputs of the Linears that give the channels; in what the down
     projection reads, exactly the channels of the outputs that were changed must differ.
@@ -443,22 +437,21 @@ def _try_layouts(
     gives = [p for p in net.places if p.axis == 0 and p.name.endswith(".weight")]
     some = sorted({0, net.width // 3, net.width - 1})
 
-    def run(layout: Place | None, interleaved: bool) -> Tensor:
+    def read(changed: Sequence[int], interleaved: bool = False) -> Tensor:
         outputs: dict[str, Tensor] = {}
         for place in gives:
             size = place.parts * net.width
             made_O = torch.rand(size, generator=torch.Generator().manual_seed(size)) + 0.5
-            if layout is not None:
-                made_O[Place("", 0, place.parts, interleaved).entries(net.width, some)] += 0.25
+            made_O[replace(place, interleaved=interleaved).entries(net.width, changed)] += 0.25
             outputs[place.name.removesuffix(".weight")] = made_O
         return _read_by_down(source, index, outputs, net.down, carried)
 
-    before = run(None, False)
+    before = read([])
     fused = any(place.parts > 1 for place in gives)
     for interleaved in (False, True) if fused else (False,):
-        changed_I = (run(gives[0], interleaved) != before).flatten(0, -2).any(0)
+        changed_I = (read(some, interleaved) != before).flatten(0, -2).any(0)
         if changed_I.nonzero()[:, 0].tolist() == some:
-            return tuple(interleaved and place.parts > 1 for place in net.places)
+            return interleaved
     raise Unnarrowable(
         f"{field}: channels of {net.down} of block {index} depend on each other, so none can be removed alone"
     )
