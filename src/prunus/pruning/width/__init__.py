@@ -1,0 +1,1 @@
+"""Remove channels of feed-forward networks."""
