@@ -20,14 +20,17 @@ GAIN_TOLERANCE = 1e-3  # share of a change of down's output up to which the bloc
 
 
 class Sums:
-    """Sums over tokens of the inputs of one down Linear, added up call by call."""
+    """Sums over tokens of the inputs of one down Linear, added up call by call.
 
-    def __init__(self, linear: nn.Linear) -> None:
+    aims: whether what its output lacks is observed, too.
+    """
+
+    def __init__(self, linear: nn.Linear, aims: bool) -> None:
         channels, outputs = linear.in_features, linear.out_features
         dtype, device = precision(channels), linear.weight.device
         self.hessian_II = torch.zeros(channels, channels, dtype=dtype, device=device)
         self.sum_I = torch.zeros(channels, dtype=torch.float64, device=device)
-        self.error_OI = torch.zeros(outputs, channels, dtype=dtype, device=device)
+        self.error_OI = torch.zeros(outputs if aims else 0, channels, dtype=dtype, device=device)
         self.error_O = torch.zeros(outputs, dtype=torch.float64, device=device)
         self.count, self.tokens, self.energy = 0.0, 0, 0.0
 
@@ -73,7 +76,7 @@ def observe(
     output lacks; None: targets are the outputs. name: of the block, for messages.
     """
     linears: dict[str, Any] = {down: block.get_submodule(down) for down in downs}
-    sums = {down: Sums(linear) for down, linear in linears.items()}
+    sums = {down: Sums(linear, gain is not None) for down, linear in linears.items()}
     seen: list[tuple[str, Tensor, Tensor]] = []
 
     def watch(down: str) -> Any:
