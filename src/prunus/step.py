@@ -67,7 +67,9 @@ class Where:
     overwrite: bool = setting(False, "Replace an existing output.")
     offload: bool = setting(False, "Keep hidden states on disk instead of in memory.")
     stats: Path | None = setting(
-        None, "File of `prunus stats`, instead of calibration: with --propagation dense, or with --experts for experts."
+        None,
+        "File of `prunus stats`, instead of calibration: with --propagation dense; with --experts for experts; with"
+        " --hessians for width.",
     )
     dense: str | Path | None = setting(
         None, "The model before all steps; default: the one in the manifest of PRUNED.", metavar="MODEL"

@@ -21,6 +21,7 @@ from prunus.pruning.depth.verification import Droppable, try_drops
 from prunus.pruning.experts.mixture import describe_removal
 from prunus.pruning.masks import count_zeros
 from prunus.pruning.scope import why_unprunable
+from prunus.pruning.width.channels import describe_width
 from prunus.results.labels import settings
 
 # (N, M): at most N nonzero weights in every M consecutive inputs of an output.
@@ -43,8 +44,8 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
         defaults), blocks_removed, source, warnings; of removed experts, experts (numbers before and after, by block);
         of a recovery, trained_tokens.
     refused: why the blocks cannot be run one by one, else None. If they cannot, only uses follows.
-    uses: a dict for each of prune, drop, pack and sparse kernel with use, possible and note (why not); of a mixture of
-        experts also for experts.
+    uses: a dict for each of prune, drop, pack, sparse kernel and width with use, possible and note (why not, or what);
+        of a mixture of experts also for experts.
     number_of_blocks, scope: the number, and the default scope of prune.
     prunable, of_parameters: number of weights in that scope, and their share of all parameters.
     groups: Linears that read the same input: blocks, linears, part, shapes ([O, I]).
@@ -79,7 +80,7 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
         **describe_blocks(source.architecture),
         "uses": [
             *describe_uses(source.architecture, drops, why_unprunable(source)),
-            *([] if packed else describe_removal(source)),
+            *([] if packed else [*describe_removal(source), *describe_width(source)]),
         ],
     }
     return facts | count_weights(source) if weights else facts
@@ -236,9 +237,11 @@ def history_row(step: Mapping[str, Any]) -> dict[str, object]:
         cost = {"trained_tokens": step["cost"]["tokens"]}
     if step["action"] == "experts":
         cost = {"experts": step["experts"]}
+    if step["action"] == "width":
+        cost = {"channels": step["channels"]}
     return {
         "action": step["action"],
-        "recipe": dict(settings(step, ("method", "sparsity", "blocks", "keep", "drop"))),
+        "recipe": dict(settings(step, ("method", "sparsity", "blocks", "keep", "drop", "intermediate_size"))),
         "blocks_removed": step.get("blocks_removed", []),
         "source": step["source"]["name"],
         "warnings": step["warnings"],
