@@ -123,7 +123,7 @@ def _find_in_block(
     handles = [m.register_forward_pre_hook(hook(n), with_kwargs=True) for n, m in modules.items()]
     handles += [layer.get_submodule(n).register_forward_pre_hook(lambda *_, n=n: order.append(n)) for n in routed]
     try:
-        with hollow(layer), _giving_zeros(modules.values()):
+        with hollow(layer), giving_zeros(modules.values()):
             architecture.call_block(index, layer, torch.zeros_like(architecture.probe.first), call, carried)
     finally:
         for handle in handles:
@@ -166,7 +166,7 @@ def _linears_of_experts(layout: Layout, layer: nn.Module, dense: dict[str, str])
 
 
 @contextmanager
-def _giving_zeros(linears: Iterable[nn.Linear]) -> Iterator[None]:
+def giving_zeros(linears: Iterable[nn.Linear]) -> Iterator[None]:
     """Meanwhile, Linears return zeros, as they would with zero weights, without a weight in memory."""
 
     def stand_in(outputs: int) -> Callable[[Tensor], Tensor]:

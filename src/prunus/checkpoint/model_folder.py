@@ -1,6 +1,6 @@
 """A model folder, opened: its configuration, and its tensors from the headers of their files."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,6 +62,20 @@ class ModelFacts(Protocol):
     def checksum(self) -> str:
         """The hash that identifies the model."""
         ...
+
+
+def in_text_part(
+    content: Mapping[str, Any], config: "PreTrainedConfig", change: Callable[[Mapping[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """The content of config.json with a change of the language model's part; models of several parts have one for each.
+
+    config: as transformers reads it.
+    """
+    text = config.get_text_config(decoder=True)
+    part = next((name for name in config.sub_configs if getattr(config, name, None) is text), None)
+    if part is None or not isinstance(content.get(part), dict):
+        return change(content)
+    return {**content, part: change(content[part])}
 
 
 class ModelFolder:

@@ -26,7 +26,7 @@ from transformers import PreTrainedConfig
 from prunus.checkpoint.architecture import Architecture, Call, Carried, leaves
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import settings_of
-from prunus.checkpoint.model_folder import SINGLE_FILE
+from prunus.checkpoint.model_folder import SINGLE_FILE, in_text_part
 from prunus.checkpoint.resolve import one_line
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import Stored
@@ -70,10 +70,7 @@ def shorter_config(
 ) -> dict[str, Any]:
     """The content of config.json without the removed blocks. content: the old one; config: as transformers reads it."""
     text = config.get_text_config(decoder=True)
-    part = next((name for name in config.sub_configs if getattr(config, name, None) is text), None)
-    if part is None or not isinstance(content.get(part), dict):
-        return _shorter(content, text, blocks, removed)
-    return {**content, part: _shorter(content[part], text, blocks, removed)}
+    return in_text_part(content, config, lambda own: _shorter(own, text, blocks, removed))
 
 
 def _shorter(

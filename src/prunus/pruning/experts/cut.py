@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import plain_experts
 from prunus.checkpoint.loader import return_freed_memory
+from prunus.checkpoint.model_folder import in_text_part
 from prunus.checkpoint.names import Origin
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.runner import Batch, Runner
@@ -123,11 +124,7 @@ def fewer_config(source: Checkpoint, kept: Mapping[int, int], left_out: bool) ->
     kept: the number of experts of each block that loses some. left_out: whether extra blocks that predict further
     tokens are not written.
     """
-    content, text = source.config_json, source.text_config
-    part = next((name for name in source.config.sub_configs if getattr(source.config, name, None) is text), None)
-    if part is None or not isinstance(content.get(part), dict):
-        return _fewer(content, source, kept, left_out)
-    return {**content, part: _fewer(content[part], source, kept, left_out)}
+    return in_text_part(source.config_json, source.config, lambda content: _fewer(content, source, kept, left_out))
 
 
 def _fewer(
@@ -191,7 +188,7 @@ def verify(
             after_1TW = new_run.run_block(_block(new_run, new, index), rows_1TW, twin)
             if not seen:
                 raise Unremovable(f"block {index}: its router computes logits in a way that cannot be checked")
-            worst = max(worst, _difference(before_1TW, after_1TW))
+            worst = max(worst, difference(before_1TW, after_1TW))
             if not worst <= TOLERANCE:
                 raise Unremovable(
                     f"block {index} would compute something else without experts {', '.join(map(str, removed))}, even"
@@ -216,7 +213,7 @@ def _without(
         return run.run_block(block, rows_1TW, batch), bool(mode.seen)
 
 
-def _difference(before: Tensor, after: Tensor) -> float:
+def difference(before: Tensor, after: Tensor) -> float:
     """The largest difference as a share of the largest value; infinite for NaN in one of them alone."""
     if not torch.equal(before.isnan(), after.isnan()):
         return float("inf")

@@ -160,7 +160,7 @@ def _mixture(
     axes = {name: axis for name, axis in axes.items() if axis is not None}
     if before.keys() == after.keys() and not axes:
         if source.architecture.carried:
-            _run_hollow(source, index, carried)
+            run_hollow(source, index, carried)
         return None
     modules = experts_in(layer)
     known = len(modules) == 1 and before.keys() == after.keys()
@@ -216,7 +216,7 @@ def _top_k(source: Checkpoint, index: int, name: str, carried: dict[Carried, Any
 
     experts.forward = forward
     try:
-        _run_hollow(source, index, carried)
+        run_hollow(source, index, carried)
     finally:
         del experts.__dict__["forward"]
     if len(seen) != 1:
@@ -224,7 +224,7 @@ def _top_k(source: Checkpoint, index: int, name: str, carried: dict[Carried, Any
     return seen[0]
 
 
-def _run_hollow(source: Checkpoint, index: int, carried: dict[Carried, Any]) -> None:
+def run_hollow(source: Checkpoint, index: int, carried: dict[Carried, Any]) -> None:
     """Run a block without weights on the tokens of the architecture's probe."""
     architecture = source.architecture
     layer, call = architecture.layers[index], deepcopy(architecture.probe.calls[index])

@@ -1,0 +1,656 @@
+"""The channels of a model's feed-forward networks: which tensors have them, those tensors with fewer, and a check.
+
+There is no table of model types. The model is also made, without weights, with a field of config.json a little larger;
+what has become longer has channels along that axis. It must all belong to networks of Linears: one, down, reads the
+channels, and others, such as gate and up, give them. What else changes with the field, such as the state of a mamba
+mixer or a norm over the channels, is none, and the field is refused. A Linear that gives two entries per channel is
+gate and up in one, one after the other or channel by channel. Which of them, and that channels do not depend on each
+other, is seen at the input of down when outputs of the others change.
+
+Only the names of fields are listed here. What is written is checked: a block without some channels computes what the
+whole block does where they are 0.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from fractions import Fraction
+from math import prod
+from typing import Any, Literal, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from prunus.checkpoint.architecture import Carried, find_layers, skeleton
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.experts import layouts_in, place_of, split_tensors
+from prunus.checkpoint.linears import giving_zeros, is_linear, plain_experts, settings_of
+from prunus.checkpoint.loader import return_freed_memory
+from prunus.checkpoint.model_folder import in_text_part
+from prunus.checkpoint.precision import full_float32
+from prunus.checkpoint.resolve import one_line
+from prunus.checkpoint.runner import Batch, Runner
+from prunus.checkpoint.safetensors_file import ITEMSIZES, READABLE, Stored
+from prunus.errors import PrunusError
+from prunus.pruning.depth.verification import PREDICTING, left_out
+from prunus.pruning.experts.cut import difference
+from prunus.pruning.experts.mixture import name_of, run_hollow
+
+Of = Literal["mlp", "experts", "shared"]
+
+# Fields of a configuration with the width of feed-forward networks. Those that a model does not have, or that change
+# nothing, are passed over.
+FIELDS = (
+    "moe_intermediate_size",
+    "expert_ffn_hidden_size",
+    "intermediate_size",
+    "intermediate_size_mlp",
+    "dense_intermediate_size",
+    "n_inner",
+    "ffn_dim",
+    "ffn_hidden_size",
+    "mlp_hidden_size",
+    "dff",
+    "intermediate_multiple_size",
+    "shared_expert_intermediate_size",
+    "shared_intermediate_size",
+    "moe_shared_expert_intermediate_size",
+)
+# Settings by which a model rounds such a field. They are turned off, and the field says the width itself.
+ROUNDING = ("block_auto_adjust_ff_dim",)
+# By how much a field is changed: some types halve it or round it.
+_STEPS = (1, 8, 256)
+_NAMES: dict[Of, str] = {"experts": "routed experts", "mlp": "dense feed-forward networks", "shared": "shared experts"}
+
+
+class Unnarrowable(PrunusError):
+    """Channels of a model cannot be removed; the message says why."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of a block has the channels of a unit.
+
+    name: of the tensor within the block, as Checkpoint.read_block gives it. axis: along which it has them. parts: the
+    number of entries per channel along that axis. interleaved: whether the entries of a channel are adjacent; else the
+    first ones of all channels come first. expert: the entry along axis 0 that belongs to the unit, of a tensor of all
+    experts; None if the tensor is the unit's alone.
+    """
+
+    name: str
+    axis: int
+    parts: int = 1
+    interleaved: bool = False
+    expert: int | None = None
+
+    def entries(self, width: int, channels: Iterable[int]) -> list[int]:
+        """The entries along the axis of these of `width` channels, in the order in which the tensor has them."""
+        chosen = list(channels)
+        if self.interleaved:
+            return [channel * self.parts + part for channel in chosen for part in range(self.parts)]
+        return [part * width + channel for part in range(self.parts) for channel in chosen]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of config.json with the width of units. per: what it counts for each channel, mostly 1. off: settings
+    that round it, to be turned off."""
+
+    name: str
+    per: Fraction
+    off: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A feed-forward network of block `index`: the block's only one (mlp), a routed expert, or one beside those.
+
+    down: name of the Linear within the block (an expert's with its number) whose inputs are the channels. width: their
+    number. places: where they are; down_place is among them. times: how many channels it has for each one of the
+    narrowest units that the same field is for: 2 for two shared experts in one network, beside routed ones.
+    """
+
+    index: int
+    of: Of
+    down: str
+    width: int
+    places: tuple[Place, ...]
+    times: int
+    field: Field
+
+    @property
+    def down_place(self) -> Place:
+        """The Place of the down projection's weight."""
+        return next(place for place in self.places if place.name == f"{self.down}.weight")
+
+
+def find_units(source: Checkpoint, of: Of | None = None) -> list[Unit]:
+    """All units whose width one field of config.json says, in the order of blocks. Raises Unnarrowable if none can be.
+
+    of: the kind that is wanted; None: routed experts of a mixture, else dense networks. The field may be for units of
+    other kinds, too, which are then narrowed with them.
+    """
+    _check_readable(source)
+    found, failures = _units_by_field(source)
+    if of is None:
+        of = next((kind for kind in _NAMES if any(_main(units) == kind for units in found.values())), None)
+    chosen = next((units for units in found.values() if _main(units) == of), None)
+    if chosen is not None:
+        return chosen
+    if of is not None:
+        for units in found.values():
+            if any(unit.of == of for unit in units):
+                other = _main(units)
+                raise Unnarrowable(
+                    f"{name_of(source)}: {units[0].field.name} is the width of its {_NAMES[of]} and of its"
+                    f" {_NAMES[other]}, so they are narrowed together; use `--of {other}`"
+                )
+    if failures:
+        raise Unnarrowable(f"{name_of(source)}: {next(iter(failures.values()))}")
+    has = " or ".join(f"`--of {kind}`" for kind in dict.fromkeys(map(_main, found.values())))
+    raise Unnarrowable(
+        f"{name_of(source)} has no {_NAMES[of]} whose width a field of config.json says; use {has}"
+        if of is not None
+        else f"{name_of(source)}: no known field of config.json says the width of its feed-forward networks alone"
+    )
+
+
+def base_width(units: Sequence[Unit]) -> int:
+    """The width that config.json says of these units: that of those with `times` 1."""
+    widths = sorted({unit.width // unit.times for unit in units})
+    if len(widths) > 1:
+        raise Unnarrowable(
+            f"its blocks have widths from {widths[0]} to {widths[-1]} ({units[0].field.name}), so no one width is next"
+        )
+    return widths[0]
+
+
+def describe_width(source: Checkpoint) -> list[dict[str, object]]:
+    """A row for `prunus inspect`: whether channels can be removed, of what, and how many there are."""
+    try:
+        _check_readable(source)
+        found, failures = _units_by_field(source)
+        if not found:
+            find_units(source)
+    except Unnarrowable as error:
+        return [{"use": "width", "possible": False, "note": str(error)}]
+    notes = [
+        f"{' and '.join(dict.fromkeys(_NAMES[unit.of] for unit in units))} of {len({u.index for u in units})} blocks:"
+        f" {_range(unit.width // unit.times for unit in units)} channels ({field})"
+        for field, units in found.items()
+    ]
+    return [{"use": "width", "possible": True, "note": "; ".join([*notes, *failures.values()])}]
+
+
+def _range(numbers: Iterable[int]) -> str:
+    chosen = sorted(set(numbers))
+    return str(chosen[0]) if len(chosen) == 1 else f"{chosen[0]} to {chosen[-1]}"
+
+
+def _main(units: Sequence[Unit]) -> Of:
+    """The kind of units by which a field's are asked for."""
+    return next(kind for kind in _NAMES if any(unit.of == kind for unit in units))
+
+
+def _check_readable(source: Checkpoint) -> None:
+    if source.quantised is not None:
+        raise Unnarrowable(
+            f"{source.folder} is quantised ({source.quantised}), and channels are removed from plain weights only; run"
+            " `prunus dequantize` on it first"
+        )
+    if source.names.is_shared:
+        raise Unnarrowable(f"{name_of(source)}: blocks share weights, so they cannot be narrowed one by one")
+
+
+def _units_by_field(source: Checkpoint) -> tuple[dict[str, list[Unit]], dict[str, str]]:
+    """The units of each field, and why other fields that change something cannot be used."""
+    text, found, failures = source.text_config, dict[str, list[Unit]](), dict[str, str]()
+    known = {*text.to_dict(), *getattr(text, "attribute_map", {})}
+    seen: set[str] = set()
+    for name in FIELDS:
+        if name not in known or (real := _spellings(text, name)[0]) in seen:
+            continue
+        seen.add(real)
+        try:
+            units = _units_of_field(source, name)
+        except Unnarrowable as error:
+            failures[name] = str(error)
+            continue
+        if units:
+            found[name] = units
+    return found, failures
+
+
+def _spellings(text: Any, name: str) -> list[str]:
+    """All names of a field: that of the configuration's own first, and its aliases."""
+    aliases: dict[str, str] = getattr(text, "attribute_map", {})
+    real = aliases.get(name, name)
+    return list(dict.fromkeys([real, name, *(alias for alias, of in aliases.items() if of == real)]))
+
+
+def _units_of_field(source: Checkpoint, name: str) -> list[Unit]:
+    """The units whose width a field says; empty if it changes nothing. Unnarrowable if it changes anything else."""
+    off = tuple(flag for flag in ROUNDING if getattr(source.text_config, flag, False))
+    value = getattr(source.text_config, name)
+    numbers: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
+    if not all(number is None or type(number) is int for number in numbers):
+        return []
+    before = None if value is None or off else source.architecture.model
+    for step in _STEPS:
+        try:
+            start = before or _with_field(source, name, 64, 0, off)
+            longer = _with_field(source, name, value if before else 64, step, off)
+        except Exception as error:  # raised by the model's own code for a size that it does not expect
+            raise Unnarrowable(f"a model with another {name} cannot be made ({one_line(error)[:120]})") from error
+        growth = _growth(start, longer, name)
+        if any(growth.values()):
+            return _units(source, name, step, growth, off)
+    return []
+
+
+def _with_field(source: Checkpoint, name: str, value: Any, step: int, off: Sequence[str]) -> Any:
+    """The model without weights whose field is larger than `value` by a step."""
+    config = deepcopy(source.config)
+    text = config.get_text_config(decoder=True)
+    setattr(text, name, type(value)(v + step for v in value) if isinstance(value, list | tuple) else value + step)
+    for flag in off:
+        setattr(text, flag, False)
+    return skeleton(config, torch.float32)
+
+
+def _growth(before: Any, after: Any, name: str) -> dict[int, dict[str, tuple[int, int]]]:
+    """For each block, its tensors that differ between two models: (axis, by how much one is longer along it)."""
+    (prefix, layers), (_, longer) = find_layers(before), find_layers(after)
+    olds, news = ({n: t.shape for n, t in model.state_dict().items()} for model in (before, after))
+    for outer in olds:
+        if not outer.startswith(f"{prefix}.") and olds[outer] != news.get(outer):
+            raise Unnarrowable(f"{name} also changes {outer}, which is in no block")
+    found: dict[int, dict[str, tuple[int, int]]] = {}
+    for index, (layer, other) in enumerate(zip(layers, longer, strict=True)):
+        shapes, others = _shapes(layer), _shapes(other)
+        found[index] = {}
+        for local, shape in shapes.items():
+            if shape == (new := others.get(local)):
+                continue
+            axes = [axis for axis, size in enumerate(shape) if new is None or len(new) <= axis or size != new[axis]]
+            if new is None or len(shapes) != len(others) or len(new) != len(shape) or len(axes) != 1:
+                raise Unnarrowable(f"{name} is not only a number of channels: it changes {local} of block {index}")
+            found[index][local] = axes[0], new[axes[0]] - shape[axes[0]]
+    return found
+
+
+def _shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
+    tensors = split_tensors(layouts_in(layer), layer.state_dict())
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _units(
+    source: Checkpoint, name: str, step: int, growth: Mapping[int, Mapping[str, tuple[int, int]]], off: tuple[str, ...]
+) -> list[Unit]:
+    """The units of all blocks. growth: as _growth gives it, for a field `name` that is larger by `step`."""
+    nets = {index: _nets(source, index, name, changed) for index, changed in growth.items()}
+    least = min(net.growth for of_block in nets.values() for net in of_block)
+    field = Field(name, Fraction(step, least), off)
+    known: dict[Any, Sequence[Sequence[bool]]] = {}
+    carried: dict[Carried, Any] = {}
+    found: list[Unit] = []
+    for index, of_block in nets.items():
+        layer = source.architecture.layers[index]
+        plain = [net for net in of_block if not net.routed]
+        kind = None if source.architecture.carried else tuple(sorted(settings_of(layer).items(), key=lambda i: i[0]))
+        if kind is None or kind not in known:
+            known[kind] = [_try_layouts(source, index, name, net, carried) for net in plain]
+            if kind is None and not plain:
+                run_hollow(source, index, carried)
+        layouts = iter(known[kind])
+        mixed = any(net.routed for net in of_block) or bool(layouts_in(layer))
+        for net in of_block:
+            interleaved = net.interleaved if net.routed else next(layouts)
+            places = tuple(
+                Place(p.name, p.axis, p.parts, how, p.expert) for p, how in zip(net.places, interleaved, strict=True)
+            )
+            if net.growth % least:
+                raise Unnarrowable(f"{net.down} of block {index} does not have a whole number of channels for each one")
+            of: Of = "experts" if net.routed else "shared" if mixed else "mlp"
+            found.append(Unit(index, of, net.down, net.width, places, net.growth // least, field))
+    return found
+
+
+@dataclass(frozen=True)
+class _Net:
+    """What will be a Unit. growth: of its channels. interleaved: of its places, where that is known."""
+
+    down: str
+    routed: bool
+    width: int
+    growth: int
+    places: tuple[Place, ...]
+    interleaved: tuple[bool, ...]
+
+
+def _nets(source: Checkpoint, index: int, field: str, changed: Mapping[str, tuple[int, int]]) -> list[_Net]:
+    """The networks of a block that have these tensors. Unnarrowable if others than such networks have some.
+
+    changed: (axis, by how much it is longer) of each one.
+    """
+    layer = source.architecture.layers[index]
+    shapes, layouts = _shapes(layer), layouts_in(layer)
+    linears = {linear.name: linear for linear in source.linears(index) if linear.kind == "mlp"}
+    downs = [n for n in linears if changed.get(f"{n}.weight", (0, 0))[0] == 1]
+    owners = {down.rpartition(".")[0]: down for down in downs}
+    places: dict[str, list[tuple[Place, bool]]] = {down: [] for down in downs}
+
+    def refuse(tensor: str) -> NoReturn:
+        dense = source.left_dense(index).get(tensor) or source.left_dense(index).get(tensor.removesuffix(".weight"))
+        why = f" ({dense})" if dense and dense != "not a Linear" else ""
+        raise Unnarrowable(
+            f"{field} is not the width of feed-forward networks of Linears alone: {tensor} of block {index} has it,"
+            f" too{why}"
+        )
+
+    def owner_of(tensor: str) -> str:
+        at = tensor
+        while at:
+            at = at.rpartition(".")[0]
+            if at in owners:
+                return owners[at]
+        refuse(tensor)
+
+    if len(owners) < len(downs):
+        refuse(f"{downs[-1]}.weight")
+    for tensor, (axis, grown) in changed.items():
+        linear, _, what = tensor.rpartition(".")
+        fused = next(
+            (layout for layout in layouts if tensor in {f"{layout.fused(part)}_bias" for part in layout.parts}), None
+        )
+        if fused is not None and axis == 1:
+            for expert in range(fused.experts):
+                down = fused.linear(expert, "down_proj")
+                if down not in downs:
+                    refuse(tensor)
+                parts = _parts(grown, changed[f"{down}.weight"][1]) or refuse(tensor)
+                places[down].append((Place(tensor, 1, parts, False, expert), not fused.concatenated and parts > 1))
+        elif linear in downs and what == "weight":
+            places[linear].append((Place(tensor, 1), False))
+        elif linear in linears and axis == 0 and what in ("weight", "bias"):
+            down = owner_of(tensor)
+            parts = _parts(grown, changed[f"{down}.weight"][1]) or refuse(tensor)
+            places[down].append((Place(tensor, 0, parts), False))
+        else:
+            refuse(tensor)
+    nets: list[_Net] = []
+    for down, of_net in places.items():
+        if len(of_net) < 2:
+            refuse(f"{down}.weight")
+        nets.append(
+            _Net(
+                down,
+                place_of(layouts, down) is not None,
+                shapes[f"{down}.weight"][1],
+                changed[f"{down}.weight"][1],
+                tuple(place for place, _ in of_net),
+                tuple(interleaved for _, interleaved in of_net),
+            )
+        )
+    return nets
+
+
+def _parts(grown: int, channels: int) -> int:
+    """How many entries a tensor has for each channel; 0 if that is no whole number."""
+    return 0 if grown % channels else grown // channels
+
+
+# How channels depend on the outputs of Linears
+
+
+def _try_layouts(
+    source: Checkpoint, index: int, field: str, net: _Net, carried: dict[Carried, Any]
+) -> tuple[bool, ...]:
+    """Whether each place of a network is interleaved. Unnarrowable if its channels depend on each other.
+
+    The block runs without weights, and with other outputs of the Linears that give the channels; in what the down
+    projection reads, exactly the channels of the outputs that were changed must differ.
+    """
+    gives = [p for p in net.places if p.axis == 0 and p.name.endswith(".weight")]
+    some = sorted({0, net.width // 3, net.width - 1})
+
+    def run(layout: Place | None, interleaved: bool) -> Tensor:
+        outputs: dict[str, Tensor] = {}
+        for place in gives:
+            size = place.parts * net.width
+            made_O = torch.rand(size, generator=torch.Generator().manual_seed(size)) + 0.5
+            if layout is not None:
+                made_O[Place("", 0, place.parts, interleaved).entries(net.width, some)] += 0.25
+            outputs[place.name.removesuffix(".weight")] = made_O
+        return _read_by_down(source, index, outputs, net.down, carried)
+
+    before = run(None, False)
+    fused = any(place.parts > 1 for place in gives)
+    for interleaved in (False, True) if fused else (False,):
+        changed_I = (run(gives[0], interleaved) != before).flatten(0, -2).any(0)
+        if changed_I.nonzero()[:, 0].tolist() == some:
+            return tuple(interleaved and place.parts > 1 for place in net.places)
+    raise Unnarrowable(
+        f"{field}: channels of {net.down} of block {index} depend on each other, so none can be removed alone"
+    )
+
+
+def _read_by_down(
+    source: Checkpoint, index: int, outputs: Mapping[str, Tensor], down: str, carried: dict[Carried, Any]
+) -> Tensor:
+    """What a Linear of a block reads where other Linears give these outputs for every token, without weights."""
+    layer: Any = source.architecture.layers[index]
+    seen: list[Tensor] = []
+    with giving_zeros(module for module in layer.modules() if isinstance(module, nn.Linear) and is_linear(module)):
+        for name, made_O in outputs.items():
+            layer.get_submodule(name).forward = _giving(made_O)
+        handle = layer.get_submodule(down).register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+        try:
+            run_hollow(source, index, carried)
+        finally:
+            handle.remove()
+    if not seen:
+        raise Unnarrowable(f"{down} of block {index} is not called")
+    return seen[0]
+
+
+def _giving(made_O: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda input: made_O.to(input.dtype).expand(*input.shape[:-1], len(made_O))
+
+
+# The tensors and config.json of a narrower model
+
+
+def narrowed(
+    tensors: Mapping[str, Tensor], units: Sequence[Unit], kept: Mapping[str, Sequence[int]]
+) -> dict[str, Tensor]:
+    """The tensors of a block with only some channels of its units, in new memory; the others are the given ones.
+
+    kept: the channels of each unit by its down, in the order in which they will be. Experts of a block keep equally
+    many.
+    """
+    found = dict(tensors)
+    stacked: dict[str, dict[int, list[int]]] = {}
+    axes: dict[str, int] = {}
+    for unit in units:
+        for place in unit.places:
+            entries = place.entries(unit.width, kept[unit.down])
+            if place.expert is not None:
+                stacked.setdefault(place.name, {})[place.expert] = entries
+                axes[place.name] = place.axis
+            else:
+                whole = tensors[place.name]
+                found[place.name] = whole.index_select(place.axis, torch.tensor(entries, device=whole.device))
+    for name, of_expert in stacked.items():
+        whole, axis = tensors[name], axes[name] - 1
+        rows = [
+            whole[expert].index_select(axis, torch.tensor(of_expert[expert], device=whole.device))
+            for expert in range(len(whole))
+        ]
+        found[name] = torch.stack(rows)
+    return found
+
+
+def zeroed(
+    tensors: Mapping[str, Tensor], units: Sequence[Unit], kept: Mapping[str, Sequence[int]]
+) -> dict[str, Tensor]:
+    """The tensors of a block in which the channels that are not kept are 0: what `narrowed` must compute the same as.
+
+    Changed tensors are in new memory. kept: as for narrowed.
+    """
+    found = dict(tensors)
+    for unit in units:
+        gone = sorted(set(range(unit.width)) - set(kept[unit.down]))
+        for place in unit.places:
+            if found[place.name] is tensors[place.name]:
+                found[place.name] = tensors[place.name].clone()
+            whole = found[place.name]
+            own, axis = (whole, place.axis) if place.expert is None else (whole[place.expert], place.axis - 1)
+            own.index_fill_(axis, torch.tensor(place.entries(unit.width, gone), device=whole.device).long(), 0)
+    return found
+
+
+def narrow_config(source: Checkpoint, units: Sequence[Unit], width: int) -> dict[str, object]:
+    """The content of config.json where these units, all of a field, have another width, as base_width counts it.
+
+    Raises Unnarrowable for a width that is not smaller, and for one that the field cannot say.
+    """
+    field, before = units[0].field, base_width(units)
+    if not 1 <= width < before:
+        raise Unnarrowable(f"{width} channels are none that {before} can be narrowed to; choose 1 to {before - 1}")
+    value = width * field.per
+    if value.denominator > 1:
+        raise Unnarrowable(
+            f"{name_of(source)}: {field.name} cannot say a width of {width} channels, as it counts"
+            f" {field.per.denominator} at a time; choose a multiple of them"
+        )
+    text, extra = source.text_config, bool(left_out(source))
+
+    def change(content: Mapping[str, Any]) -> dict[str, Any]:
+        names = _spellings(text, field.name)
+        own = getattr(text, field.name)
+        new = {**content}
+        for name in [name for name in names if name in content] or names[:1]:
+            old = content.get(name, own)
+            new[name] = [int(value)] * len(old) if isinstance(old, list | tuple) else int(value)
+        new |= dict.fromkeys(field.off, False)
+        return new | ({name: 0 for name in PREDICTING if new.get(name)} if extra else {})
+
+    return in_text_part(source.config_json, source.config, change)
+
+
+class Unwritten(Stored):
+    """A tensor that will be written: its dtype and shape. It has no data yet."""
+
+    def read(self) -> Tensor:
+        raise RuntimeError("this tensor is not written yet")
+
+    def chunks(self) -> Iterator[bytes]:
+        raise RuntimeError("this tensor is not written yet")
+
+
+def planned_tensors(source: Checkpoint, units: Sequence[Unit], width: int) -> dict[str, Stored]:
+    """All tensors of the narrower model by their names on disk, for planned_checkpoint, without those of `left_out`.
+
+    Those that lose channels are Unwritten.
+    """
+    stray = left_out(source)
+    tensors = {name: stored for name, stored in source.outer_tensors().items() if name not in stray}
+    of_block: dict[int, list[Unit]] = {}
+    for unit in units:
+        of_block.setdefault(unit.index, []).append(unit)
+    for index in range(source.blocks):
+        stored = source.block_tensors(index)
+        tensors |= stored
+        if index not in of_block:
+            continue
+        whole = source.as_block(index, lambda name, of=stored: _hollow(of.get(name) or source.tensors[name]))
+        kept = {unit.down: range(width * unit.times) for unit in of_block[index]}
+        for name, tensor in source.as_stored(index, narrowed(whole, of_block[index], kept)).items():
+            if name in stored and stored[name].shape != (shape := tuple(tensor.shape)):
+                old = stored[name]
+                size = prod(shape) * ITEMSIZES[old.dtype]
+                tensors[name] = Unwritten(old.file, old.dtype, shape, old.start, old.start + size)
+    return tensors
+
+
+def _hollow(stored: Stored) -> Tensor:
+    return torch.empty(stored.shape, dtype=READABLE[stored.dtype], device="meta")
+
+
+# Check
+
+TOKENS = 32
+# Relative. Both do the same operations; sums over another number of channels may be added in another order.
+TOLERANCE = 1e-5
+
+
+@torch.inference_mode()
+def verify(
+    source: Checkpoint,
+    new: Checkpoint,
+    units: Sequence[Unit],
+    device: torch.device,
+    kept: Mapping[int, Mapping[str, Sequence[int]]] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> float:
+    """The largest relative difference between narrow blocks and those of source where the same channels are 0.
+
+    new: the planned model. kept: the channels of each block's units by their down; None: as many as new has, chosen at
+    random, and of blocks that pass on nothing but hidden states one of each kind is checked. Raises Unnarrowable where
+    a block computes something else.
+    """
+    ids_1T = torch.randint(
+        source.vocabulary, (1, min(TOKENS, source.context)), generator=torch.Generator().manual_seed(0)
+    )
+    batch, of_block = Batch(ids_1T), dict[int, list[Unit]]()
+    for unit in units:
+        of_block.setdefault(unit.index, []).append(unit)
+    old_run, new_run = (Runner(model.config, model.tensors, dtype, device) for model in (source, new))
+    worst = 0.0
+    with full_float32(device), plain_experts(old_run.architecture), plain_experts(new_run.architecture):
+        rows_1TW, also_1TW = old_run.embed(batch), new_run.embed(Batch(ids_1T))
+        if not torch.equal(rows_1TW, also_1TW):
+            raise Unnarrowable("the input of the first block depends on the number of channels")
+        every = kept is not None or old_run.shares_state
+        for index in range(max(of_block) + 1) if every else _one_of_each_kind(source, of_block):
+            own = of_block.get(index, [])
+            if not own:
+                rows_1TW = old_run.run_block(_block(old_run, index, source.read_block(index)), rows_1TW, batch)
+                continue
+            tensors = source.read_block(index)
+            chosen = kept[index] if kept is not None else _random(new, own)
+            twin = batch.copy()
+            before_1TW = old_run.run_block(_block(old_run, index, zeroed(tensors, own, chosen)), rows_1TW, batch)
+            after_1TW = new_run.run_block(_block(new_run, index, narrowed(tensors, own, chosen)), rows_1TW, twin)
+            worst = max(worst, change := difference(before_1TW, after_1TW))
+            if not change <= TOLERANCE:
+                raise Unnarrowable(
+                    f"block {index} would compute something else without some channels than where they are 0 (by"
+                    f" {change:.2g})"
+                )
+            rows_1TW = before_1TW if every else rows_1TW
+    return worst
+
+
+def _one_of_each_kind(source: Checkpoint, blocks: Collection[int]) -> list[int]:
+    """The first of these blocks of each kind."""
+    kinds: dict[Any, int] = {}
+    for index in sorted(blocks):
+        kinds.setdefault(tuple(sorted(settings_of(source.architecture.layers[index]).items())), index)
+    return list(kinds.values())
+
+
+def _block(run: Runner, index: int, tensors: Mapping[str, Tensor]) -> nn.Module:
+    return_freed_memory()
+    return run.make_block(index, tensors)
+
+
+def _random(new: Checkpoint, units: Sequence[Unit]) -> dict[str, list[int]]:
+    """For each unit as many channels as the new model has, at random."""
+    generator, found = torch.Generator().manual_seed(0), dict[str, list[int]]()
+    shapes = _shapes(new.architecture.layers[units[0].index])
+    for unit in units:
+        count = shapes[f"{unit.down}.weight"][1]
+        found[unit.down] = torch.randperm(unit.width, generator=generator)[:count].sort()[0].tolist()
+    return found
