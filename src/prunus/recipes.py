@@ -48,8 +48,8 @@ DEFAULT_SPARSITY = float("0.5")
 WIDEST_PATTERN = 256
 KEEP = 0.75  # share of the experts, or channels, that are kept unless a recipe says otherwise
 MULTIPLE = 128  # of which widths are multiples, or of an eighth of a width where that is less
-# Learning rates of a recovery that was given none. The first is an object of its own, as DEFAULT_SPARSITY is. After least
-# squares there is less to learn.
+# Learning rates of a recovery that was given none. The first is an object of its own, as DEFAULT_SPARSITY is. After
+# least squares there is less to learn.
 DEFAULT_RATE, RATE_AFTER_FIT = float("0.01"), 0.003
 # Methods that rank weights by scores, and the weights that each ranks together unless the recipe says otherwise.
 OWN_GROUP: Mapping[str, Group] = MappingProxyType(

@@ -100,7 +100,7 @@ def width(
     dry_run: bool = False,
     name: str | None = None,
 ) -> dict[str, Any]:
-    """Write a copy of model (folder or hub id) with narrower feed-forward networks to the folder out; returns a summary.
+    """Write model (folder or hub id) with narrower feed-forward networks to the folder out; returns a summary.
 
     All networks keep the same share of their channels, and their last Linears are fitted to these (docs/width.md). That
     the narrow model computes what the whole one does with these channels at 0 is checked before anything is fitted.
