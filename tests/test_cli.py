@@ -13,7 +13,7 @@ import pytest
 
 import prunus
 from prunus.cli import cli, main
-from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe, TraceRecipe
+from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe, TraceRecipe, WidthRecipe
 
 ENGINE_OPTIONS = {"engine_args", "url", "served_model", "tokenizer", "concurrency", "timeout", "sparse"}
 COMMANDS = sorted(cli.commands)
@@ -46,6 +46,7 @@ def options_of(command):
         ("recover", RecoverRecipe, {"dense", "offload", "device", "dry_run", "overwrite"}),
         ("drop", DropRecipe, {"device", "dry_run", "overwrite", "recover"}),
         ("experts", ExpertsRecipe, {"device", "dry_run", "overwrite", "stats", "recover"}),
+        ("width", WidthRecipe, {"device", "dry_run", "offload", "overwrite", "stats", "recover"}),
         ("eval", EvalPlan, {"store", "device", *ENGINE_OPTIONS}),
         ("traces", TraceRecipe, {"device", "overwrite", *ENGINE_OPTIONS}),
     ],
@@ -54,11 +55,11 @@ def test_options_are_the_fields_of_the_recipe(command, recipe, more):
     assert options_of(command) == {field.name for field in fields(recipe)} | more
 
 
-@pytest.mark.parametrize("command", ["prune", "drop", "experts", "recover", "eval", "traces"])
+@pytest.mark.parametrize("command", ["prune", "drop", "experts", "width", "recover", "eval", "traces"])
 def test_defaults_are_those_of_the_recipe(command):
     recipe = {
         "prune": PruneRecipe, "drop": DropRecipe, "experts": ExpertsRecipe, "recover": RecoverRecipe, "eval": EvalPlan,
-        "traces": TraceRecipe,
+        "width": WidthRecipe, "traces": TraceRecipe,
     }[command]  # fmt: skip
     defaults = {field.name: field.default for field in fields(recipe)}
     for parameter in cli.commands[command].params:

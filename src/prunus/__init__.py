@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from prunus.budgets import AS_RUN, OFF
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe, TraceRecipe
+from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe, TraceRecipe, WidthRecipe
 
 if TYPE_CHECKING:
     from prunus import sparse
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from prunus.pruning.drop_experts import drop_experts
     from prunus.pruning.experts.saved import expert_stats
     from prunus.pruning.inspection import inspect
+    from prunus.pruning.narrow import width
     from prunus.pruning.perplexity import perplexity
     from prunus.pruning.pipeline import prune
     from prunus.pruning.recover import recover
@@ -70,6 +71,7 @@ __all__ = [
     "RecoverRecipe",
     "Results",
     "TraceRecipe",
+    "WidthRecipe",
     "allocate",
     "apply_steps",
     "card",
@@ -103,6 +105,7 @@ __all__ = [
     "traces",
     "unpack",
     "verify",
+    "width",
 ]
 
 _HOME = {
@@ -140,6 +143,7 @@ _HOME = {
     "traces": "prunus.evaluation.traces",
     "unpack": "prunus.checkpoint.conversions",
     "verify": "prunus.study.find.verify",
+    "width": "prunus.pruning.narrow",
 }
 
 

@@ -28,12 +28,15 @@ Propagation = Literal["pruned", "dense", "true_sequential", "staged"]
 Rounding = Literal["exact", "reference"]
 UpdateName = Literal["none", "obs"]
 RecoverTarget = Literal["dense", "own"]
+WidthTarget = Literal["dense", "own"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 Mode = Literal["strict", "legacy"]
 Control = Literal["forced", "native"]
 PromptStyle = Literal["bare", "boxed"]
 TraceFilter = Literal["all", "correct"]
 Spread = Literal["uniform", "global"]
+WidthMethod = Literal["obs", "wanda", "flap", "magnitude", "random"]
+WidthOf = Literal["mlp", "experts", "shared"]
 
 DEFAULT_BUDGETS = (512, 1024, 2048, 4096, 8192)
 # The folder in which each built-in profile is one file.
@@ -43,7 +46,11 @@ PROFILE_FILE = "prunus_profile.toml"  # in a model's folder: the profile that it
 # An object of its own, by which a recipe distinguishes a sparsity that was not given from 0.5.
 DEFAULT_SPARSITY = float("0.5")
 WIDEST_PATTERN = 256
-KEEP = 0.75  # share of the experts that are kept unless a recipe says otherwise
+KEEP = 0.75  # share of the experts, or channels, that are kept unless a recipe says otherwise
+MULTIPLE = 128  # of which widths are multiples, or of an eighth of a width where that is less
+# Learning rates of a recovery that was given none. The first is an object of its own, as DEFAULT_SPARSITY is. After
+# least squares there is less to learn.
+DEFAULT_RATE, RATE_AFTER_FIT = float("0.01"), 0.003
 # Methods that rank weights by scores, and the weights that each ranks together unless the recipe says otherwise.
 OWN_GROUP: Mapping[str, Group] = MappingProxyType(
     {name: method.group for name, method in declared(Method).items() if method.ranks}
@@ -263,6 +270,73 @@ class ExpertsRecipe(Weighted):
 
 
 @dataclass(frozen=True)
+class WidthRecipe(Weighted):
+    """Which channels of feed-forward networks to remove (docs/width.md). The seed is also that of method `random`."""
+
+    method: WidthMethod = setting(
+        "obs",
+        "How channels are chosen. obs: by the error once all others are updated; wanda: by the norm of what each adds;"
+        " flap: by how much that varies; magnitude: by weights.",
+    )
+    keep: float | None = setting(
+        None,
+        f"Share of the channels that each network keeps, in (0, 1); default: {KEEP:g}.",
+        above=0,
+        below=1,
+        note="0.75 keeps three channels in four",
+    )
+    intermediate_size: int | None = setting(
+        None,
+        "Number of channels that each network keeps, instead of --keep.",
+        at_least=1,
+        conflicts=(
+            Conflict("keep", None, "keep and intermediate_size both set the number of channels; give one of them"),
+            Conflict("multiple", None, "intermediate_size is the number of channels itself; leave multiple out"),
+        ),
+    )
+    multiple: int | None = setting(
+        None, f"Round --keep to a multiple of it; default: {MULTIPLE}, or an eighth of a smaller width.", at_least=1
+    )
+    of: WidthOf | None = setting(
+        None, "Networks that are narrowed; default: the routed experts of a mixture, else the dense ones (mlp)."
+    )
+    target: WidthTarget = setting(
+        "dense",
+        "What is fitted to. dense: what the dense model's block gives; own: what the network gave before, where a norm"
+        " or gate follows it in any case.",
+    )
+    fit: bool = setting(True, "Fit the last Linear of each network to the channels that it keeps, by least squares.")
+    tensor_parallel: int | None = setting(
+        None, "GPUs among which an engine will divide each network; warn if they cannot.", at_least=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep is None and self.intermediate_size is None:
+            object.__setattr__(self, "keep", KEEP)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it looks at the inputs of the networks' last Linears."""
+        return self.fit or self.method in ("obs", "wanda", "flap")
+
+    def count(self, channels: int) -> int:
+        """How many of `channels` are kept. Raises PrunusError where these are all of them, or none."""
+        if self.intermediate_size is not None:
+            kept, what = self.intermediate_size, f"intermediate_size {self.intermediate_size}"
+        else:
+            multiple = self.multiple or min(MULTIPLE, max(1, channels // 8))
+            kept = int((self.keep or KEEP) * channels / multiple + 0.5) * multiple
+            what = f"keep {self.keep} in multiples of {multiple}"
+        if not 0 < kept < channels:
+            raise PrunusError(
+                f"{what} would keep {kept} of {channels} channels; some must go, and some must stay"
+                + ("" if self.keep is None else ": give another --keep or --multiple")
+            )
+        return kept
+
+
+@dataclass(frozen=True)
 class RecoverRecipe(Weighted):
     """How to train what pruning kept, block by block (docs/recover.md)."""
 
@@ -274,8 +348,9 @@ class RecoverRecipe(Weighted):
     seed: int = setting(0, "Seed of the sample, the held-out tokens and the order of training.")
     epochs: int = setting(4, "Passes over the training tokens.", at_least=1)
     rate: float = setting(
-        0.01,
-        "Peak learning rate, relative to each tensor's root mean square, in (0, 1).",
+        DEFAULT_RATE,
+        "Peak learning rate, relative to each tensor's root mean square, in (0, 1); after a fitted width the default is"
+        f" {RATE_AFTER_FIT:g}.",
         above=0,
         below=1,
         note="it is a share of each tensor's size",

@@ -22,6 +22,7 @@ STEPS: Mapping[str, str] = {
     "prune": "prunus.steps.prune",
     "drop": "prunus.steps.drop",
     "experts": "prunus.steps.experts",
+    "width": "prunus.steps.width",
     "recover": "prunus.steps.recover",
 }
 
@@ -66,7 +67,9 @@ class Where:
     overwrite: bool = setting(False, "Replace an existing output.")
     offload: bool = setting(False, "Keep hidden states on disk instead of in memory.")
     stats: Path | None = setting(
-        None, "File of `prunus stats`, instead of calibration: with --propagation dense, or with --experts for experts."
+        None,
+        "File of `prunus stats`, instead of calibration: with --propagation dense; with --experts for experts; with"
+        " --hessians for width.",
     )
     dense: str | Path | None = setting(
         None, "The model before all steps; default: the one in the manifest of PRUNED.", metavar="MODEL"
@@ -77,14 +80,16 @@ class Where:
 class Step(ABC):
     """A kind of step, and so a command, whose help is the docstring of the class.
 
-    recipe: the class of its settings. reshapes: whether it changes the shapes of tensors. needs_pruned: whether it is
-    only for a model from which something was removed, so that it cannot come first.
+    recipe: the class of its settings. reshapes: whether it changes the shapes of tensors. takes_away: whether what it
+    removes is gone, instead of zero. needs_pruned: whether it is only for a model from which something was removed, so
+    that it cannot come first.
     examples: command lines, which help shows. options: further options of the command: fields of Where, and `recover`.
     tag: for the Hub's search. relation: the Hub's word, if it has one, for a model made by it from another.
     """
 
     recipe: ClassVar[type[Recipe]]
     reshapes: ClassVar[bool] = False
+    takes_away: ClassVar[bool] = False
     needs_pruned: ClassVar[bool] = False
     examples: ClassVar[tuple[str, ...]]
     options: ClassVar[tuple[str, ...]] = ()
@@ -133,6 +138,14 @@ class Step(ABC):
         """
         return {"warnings": self.make(model, out, recipe, where, None)["warnings"]}
 
+    def fits(self, settings: Mapping[str, Any]) -> bool:
+        """Whether what it leaves is fitted in closed form by a recipe with these settings."""
+        return False
+
+    def after(self, recipe: Any, earlier: Sequence["Step"], settings: Sequence[Mapping[str, Any]]) -> Any:
+        """The recipe with the defaults that depend on earlier steps. settings: of the recipe of each of these."""
+        return recipe
+
     def method(self, step: StepRecord) -> str:
         """The method with its options but without its strength; runs of the same name share a colour."""
         return spelled(recipe_of(step).get("method", step.get("action", "?")))
@@ -169,6 +182,12 @@ def action_of(recipe: Recipe) -> str:
 def kind_of(recipe: Recipe) -> Step:
     """The kind of step that a recipe is for."""
     return step_kind(action_of(recipe))
+
+
+def settled(steps: Sequence[Recipe]) -> tuple[Recipe, ...]:
+    """The steps, with the defaults that depend on those before them."""
+    kinds, settings = [kind_of(recipe) for recipe in steps], [vars(recipe) for recipe in steps]
+    return tuple(kind.after(steps[n], kinds[:n], settings[:n]) for n, kind in enumerate(kinds))
 
 
 def recorded_kind(step: StepRecord) -> Step:

@@ -237,9 +237,11 @@ def history_row(step: Mapping[str, Any]) -> dict[str, object]:
         cost = {"trained_tokens": step["cost"]["tokens"]}
     if step["action"] == "experts":
         cost = {"experts": step["experts"]}
+    if step["action"] == "width":
+        cost = {"channels": step["channels"]}
     return {
         "action": step["action"],
-        "recipe": dict(settings(step, ("method", "sparsity", "blocks", "keep", "drop"))),
+        "recipe": dict(settings(step, ("method", "sparsity", "blocks", "keep", "drop", "intermediate_size"))),
         "blocks_removed": step.get("blocks_removed", []),
         "source": step["source"]["name"],
         "warnings": step["warnings"],

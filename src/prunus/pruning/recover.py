@@ -7,7 +7,7 @@ are thus corrected by later ones. Zeros stay zero. Memory holds one block, what 
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -46,6 +46,7 @@ from prunus.pruning.recovery import (
     trainable,
 )
 from prunus.recipes import RecoverRecipe
+from prunus.step import recipe_of, recorded_kind, step_kind
 
 CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by rounding
 
@@ -112,6 +113,7 @@ def recover(
     recipe = recipe or RecoverRecipe()
     check_calibration(recipe, pruned, out)
     source, target = open_pruned(resolve(pruned), dense), Path(out)
+    recipe = with_rate(recipe, source)
     check_target(source.folder, target, overwrite)
     twin = dense_twin(source, dense)
     there = pick_device(device)
@@ -160,6 +162,12 @@ def recover(
         "errors": [(fit.before, fit.after) for fit in fits],
         "warnings": warnings,
     }
+
+
+def with_rate(recipe: RecoverRecipe, source: Checkpoint) -> RecoverRecipe:
+    """The recipe with the default rate for what was done to source."""
+    history = source.manifest.get("history", [])
+    return step_kind("recover").after(recipe, list(map(recorded_kind, history)), list(map(recipe_of, history)))
 
 
 def open_pruned(folder: Path, dense: str | Path | None) -> Checkpoint:
@@ -281,11 +289,21 @@ def spans_of(source: Checkpoint, dense: Checkpoint) -> list[range]:
             kept = [number for index, number in enumerate(kept) if index not in gone]
     if len(kept) != source.blocks:
         raise PrunusError(f"{source.folder} has {source.blocks} blocks, {dense.folder} {dense.blocks}: no twins")
+    narrow = any(recorded_kind(step).reshapes for step in history)
     for index, number in enumerate(kept):
-        if shapes_of(source, index) != shapes_of(dense, number):
+        if not are_twins(shapes_of(source, index), shapes_of(dense, number), narrow):
             raise PrunusError(f"block {index} of {source.folder} and block {number} of {dense.folder} differ in shape")
     starts = [0, *kept[1:], dense.blocks]
     return [range(first, last) for first, last in pairwise(starts)]
+
+
+def are_twins(shapes: Mapping[str, tuple[int, int]], dense: Mapping[str, tuple[int, int]], narrow: bool) -> bool:
+    """Whether these are shapes of the same Linears. narrow: whether the first may have fewer outputs or inputs."""
+    if not narrow:
+        return shapes == dense
+    return shapes.keys() == dense.keys() and all(
+        own <= whole for name, shape in shapes.items() for own, whole in zip(shape, dense[name], strict=True)
+    )
 
 
 def shapes_of(source: Checkpoint, index: int) -> dict[str, tuple[int, int]]:
@@ -305,9 +323,9 @@ def check_trainable(source: Checkpoint, device: torch.device) -> None:
 
 def check_zeros(source: Checkpoint) -> None:
     """Raise PrunusError where nothing was pruned."""
-    dropped = any(step["action"] in ("drop", "experts") for step in source.manifest.get("history", []))
-    if not dropped and not any(has_zeros(source, index) for index in range(source.blocks)):
-        raise PrunusError(f"{source.folder} has no zeros and lacks no block and no expert: there is nothing to recover")
+    smaller = any(recorded_kind(step).takes_away for step in source.manifest.get("history", []))
+    if not smaller and not any(has_zeros(source, index) for index in range(source.blocks)):
+        raise PrunusError(f"{source.folder} has no zeros and lacks no block, expert or channel: nothing to recover")
 
 
 def has_zeros(source: Checkpoint, index: int) -> bool:

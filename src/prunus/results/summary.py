@@ -351,8 +351,8 @@ def with_bands(summary: Summary, by_task: Mapping[str, Table]) -> Summary:
 def identity(run: Run) -> Identity:
     """What summaries and comparisons say of a run; native control of the budget is the last step, for labels."""
     steps = [*((run.model.get("manifest") or {}).get("history") or []), *control_steps(run)]
-    # blocks_removed and experts are kept because recipes may have a share instead of a number.
-    kept = ("action", "recipe", "blocks_removed", "experts", "calibration")
+    # blocks_removed, experts and channels are kept because recipes may have a share instead of a number.
+    kept = ("action", "recipe", "blocks_removed", "experts", "channels", "calibration")
     recipe = [{name: step[name] for name in kept if name in step} for step in steps]
     dtypes = dtypes_of(run)
     return Identity(run=run.run_id, model=run.model.get("name"), recipe=recipe, dtypes=dtypes if any(dtypes) else None)

@@ -12,7 +12,7 @@ from prunus.checkpoint.writer import check_target
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.recipe_base import Recipe
-from prunus.step import Where, action_of, kind_of, steps_name
+from prunus.step import Where, action_of, kind_of, settled, steps_name
 
 
 def apply_steps(
@@ -27,9 +27,9 @@ def apply_steps(
 ) -> dict[str, Any]:
     """Write model (folder or hub id) after all steps to the folder out; returns the summary of the last one.
 
-    steps: PruneRecipe, DropRecipe, ExpertsRecipe and RecoverRecipe in any sensible order; a recovery comes near to
-    model. What single steps leave is in out.after-1, out.after-2 and so on until the last is done; the same call
-    resumes any of them.
+    steps: PruneRecipe, DropRecipe, ExpertsRecipe, WidthRecipe and RecoverRecipe in any sensible order; a recovery comes
+    near to model. What single steps leave is in out.after-1, out.after-2 and so on until the last is done; the same
+    call resumes any of them.
     device, offload, overwrite: as for prune.
 
     With dry_run it returns what the first step would do, with the warnings of all, and of a recovery `then`: what it
@@ -37,7 +37,7 @@ def apply_steps(
 
     Raises PrunusError as the single steps do, and for steps that make no sense in this order.
     """
-    target = Path(out)
+    target, steps = Path(out), settled(steps)
     check_steps(steps, resolve(model))
     where = Where(device=device, offload=offload, overwrite=overwrite, dry_run=dry_run)
 

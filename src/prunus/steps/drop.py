@@ -15,6 +15,7 @@ class Drop(Step):
     """Remove decoder blocks of MODEL and write the result to the folder OUT."""
 
     recipe = DropRecipe
+    takes_away = True
     examples = ("prunus drop tiny out/drop-1 --blocks 1", "prunus drop tiny out/without-4-5 --blocks 4,5")
     options = ("recover",)
     tag = "depth-pruning"

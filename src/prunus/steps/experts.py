@@ -23,6 +23,7 @@ class Experts(Step):
 
     recipe = ExpertsRecipe
     reshapes = True
+    takes_away = True
     examples = (
         "prunus experts MODEL out/reap-75 --keep 0.75",
         "prunus experts MODEL out/reap-50 --keep 0.5 --stats experts.safetensors",

@@ -1,11 +1,12 @@
 """Train what was kept. Its manifest has the `blocks` with their errors, and the `cost` in tokens and steps."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from prunus.recipe_base import TOKEN_WEIGHTS
-from prunus.recipes import RecoverRecipe
+from prunus.recipes import DEFAULT_RATE, RATE_AFTER_FIT, RecoverRecipe
 from prunus.step import Step, StepRecord, Where
 
 
@@ -45,6 +46,14 @@ class Recover(Step):
         source = Checkpoint(resolve(model))
         check_trainable(source, pick_device(where.device))
         return recovery_ahead(recipe, source)
+
+    def after(self, recipe: Any, earlier: Sequence[Step], settings: Sequence[Mapping[str, Any]]) -> Any:
+        """With the rate for what is left by the last step that removed something."""
+        if recipe.rate is not DEFAULT_RATE:
+            return recipe
+        removing = [(kind, given) for kind, given in zip(earlier, settings, strict=True) if not kind.needs_pruned]
+        fitted = bool(removing) and removing[-1][0].fits(removing[-1][1])
+        return replace(recipe, rate=RATE_AFTER_FIT) if fitted else recipe
 
     def name(self, recipe: Any) -> str:
         """`recovered`."""

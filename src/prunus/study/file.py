@@ -17,7 +17,7 @@ from prunus.parse import parse_toml
 from prunus.recipe_base import Recipe, without_removed
 from prunus.recipes import EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.settings import hints_of, misfit
-from prunus.step import STEPS, step_kind, steps_name
+from prunus.step import STEPS, settled, step_kind, steps_name
 from prunus.study.toml_lines import Lines, suggestion
 
 RECIPES: Mapping[str, type[Recipe]] = {action: step_kind(action).recipe for action in STEPS}
@@ -75,6 +75,9 @@ class Entry:
 
     steps: tuple[Recipe, ...]
     line: int | None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", settled(self.steps))
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from prunus.pruning.calibration.text_files import (
     render_chats,
 )
 from prunus.questions import evaluation_set
-from prunus.recipes import ExpertsRecipe, PruneRecipe, RecoverRecipe
+from prunus.recipe_base import Weighted
 
 
 class Calibrating(Protocol):
@@ -88,7 +88,7 @@ class Calibration(NamedTuple):
         """Number of tokens in all."""
         return sum(map(len, self.sequences))
 
-    def token_weights(self, recipe: PruneRecipe | ExpertsRecipe | RecoverRecipe) -> list[list[float]]:
+    def token_weights(self, recipe: Weighted) -> list[list[float]]:
         """For each sequence, how much each token counts.
 
         PrunusError where it is not known which tokens are prompt, and where nothing counts.

@@ -1,0 +1,477 @@
+"""Remove channels of feed-forward networks, block by block, and fit what is left in closed form.
+
+The inputs of each network's last Linear, down, are observed in the blocks that are narrow up to there. Its channels are
+chosen, and down is fitted by least squares to what it gave before, plus what the hidden states after the block lack
+from those of the dense model: so errors of earlier blocks are corrected by later ones. Each block is rounded as it is
+stored before the next one reads it. Memory holds one block, the matrices of its channels, and the hidden states.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.loader import return_freed_memory
+from prunus.checkpoint.precision import full_float32
+from prunus.checkpoint.resolve import resolve, versions
+from prunus.checkpoint.runner import Runner, pick_device
+from prunus.checkpoint.safetensors_file import entry_of
+from prunus.checkpoint.writer import HIDDEN, Partial, check_target, disk_needed
+from prunus.disk import check_space, disk_errors, show_bytes
+from prunus.errors import PrunusError
+from prunus.progress import Steps
+from prunus.pruning.calibration.beforehand import check_calibration
+from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
+from prunus.pruning.calibration.hidden_states import BATCH_TOKENS, check_block_fits
+from prunus.pruning.calibration.saved_statistics import FIELDS, SavedStats
+from prunus.pruning.calibration.statistics import InputStats
+from prunus.pruning.depth.verification import left_out, planned_checkpoint
+from prunus.pruning.drop import warn_of
+from prunus.pruning.made_card import made_card
+from prunus.pruning.recovery import Streams
+from prunus.pruning.scope import weights_of
+from prunus.pruning.width.channels import Unit, base_width, find_units, narrow_config, narrowed, planned_tensors, verify
+from prunus.pruning.width.fit import Fitted, cut, fit, relative_error
+from prunus.pruning.width.observe import gain_of, observe
+from prunus.pruning.width.scores import (
+    Inputs,
+    by_chance,
+    by_contribution,
+    by_fluctuation,
+    by_obs,
+    kept_of,
+    lowest,
+    precision,
+)
+from prunus.recipes import WidthRecipe
+
+HESSIAN_BYTES = 1 << 30  # of experts' matrices that are in memory at once; further experts take further passes
+K_QUANTS = 256  # inputs of a Linear that llama.cpp quantises together
+
+
+class Job(NamedTuple):
+    """A model to be narrowed. units: all networks. width: the new one that config.json will say. saved: statistics that
+    were measured before, which take the place of calibration."""
+
+    source: Checkpoint
+    recipe: WidthRecipe
+    units: Sequence[Unit]
+    width: int
+    device: torch.device
+    offload: bool
+    saved: SavedStats | None
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether blocks are run on calibration tokens."""
+        return self.recipe.needs_data and self.saved is None
+
+    def of_block(self, index: int) -> list[Unit]:
+        """The networks of a block."""
+        return [unit for unit in self.units if unit.index == index]
+
+    def kept(self, unit: Unit) -> int:
+        """How many channels a network keeps."""
+        return self.width * unit.times
+
+    def aims(self, index: int) -> bool:
+        """Whether a block may be fitted to the dense model's hidden states; experts share a sum, so they are not."""
+        return self.recipe.fit and self.recipe.target == "dense" and len(self.of_block(index)) == 1
+
+    def hidden_file(self, partial: Partial) -> Path | None:
+        """Where the streams are kept; None: in memory."""
+        return partial.folder / HIDDEN if self.offload else None
+
+
+def width(
+    model: str | Path,
+    out: str | Path,
+    recipe: WidthRecipe | None = None,
+    *,
+    stats: str | Path | None = None,
+    device: str = "auto",
+    offload: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    name: str | None = None,
+) -> dict[str, Any]:
+    """Write model (folder or hub id) with narrower feed-forward networks to the folder out; returns a summary.
+
+    All networks keep the same share of their channels, and their last Linears are fitted to these (docs/width.md). That
+    the narrow model computes what the whole one does with these channels at 0 is checked before anything is fitted.
+    Unfinished work is in out.partial: the same call resumes it and writes the same bytes.
+
+    recipe: None: the default one, three channels in four by OBS.
+    stats: a file that stats(hessians=True) wrote for this model. Its calibration is used, and the model is not run;
+        networks are then fitted to what they gave in the dense model. Fields of the recipe that ask for another
+        calibration are an error.
+    offload: keep hidden states on disk instead of in memory.
+    overwrite: replace an existing result.
+    dry_run: write nothing, and return what would be done (see below).
+    name: what the manifest calls the model; None: as it is given.
+
+    Returns a dict:
+
+    out, method: the folder, and the recipe's method.
+    channels: how many channels networks keep, as text: `192 of 256`.
+    blocks: number of blocks that were narrowed.
+    parameters: number of weights of the result.
+    error: mean over networks of the squared error of their outputs, as a share of these; None if nothing was measured.
+    difference: largest relative difference from the whole model with channels at 0, on one short sequence.
+    seconds: run time.
+    warnings: one line each.
+
+    With dry_run it has would_write, channels, blocks, parameters, disk, calibration (as text) and warnings.
+
+    Raises PrunusError for wrong input or if the model cannot be narrowed, and then leaves nothing behind.
+    """
+    started = time.monotonic()
+    recipe = recipe or WidthRecipe()
+    check_calibration(recipe, model, out, stats=stats)
+    source, target = Checkpoint(resolve(model)), Path(out)
+    check_target(source.folder, target, overwrite)
+    job = make_job(source, recipe, device, offload, stats)
+    recipe, stray = job.recipe, left_out(source)
+    tensors = planned_tensors(source, job.units, job.width)
+    with planned_checkpoint(narrow_config(source, job.units, job.width), tensors) as new:
+        needed = disk_needed(new.nbytes)
+        if dry_run:
+            return describe(job, target, needed, new.parameters)
+        early = load_early(recipe, source, target) if job.needs_tokens else None
+        difference = verify(source, new, job.units, job.device)
+        origin = source.provenance(name or model)
+        work: dict[str, object] = {"action": "width", "recipe": recipe.to_json(), "source": origin["checksum"]}
+        if job.saved is not None:
+            work["stats"] = job.saved.about
+        entries = {key: entry_of(stored) for key, stored in tensors.items()}
+        with (
+            Partial(source, target, work, source.blocks, needed, overwrite, stray, lambda _: entries) as partial,
+            full_float32(job.device),
+        ):
+            calibration = keep_calibration(recipe, source, partial, early) if job.needs_tokens else None
+            with torch.no_grad():
+                narrow_blocks(job, partial, calibration, new)
+            records = [partial.records[index] for index in range(source.blocks)]
+            warnings = [
+                *(calibration.warnings if calibration else []),
+                *said_before(job),
+                *said_of(job, records),
+                *warn_of(stray),
+            ]
+            step: dict[str, object] = {
+                "action": "width",
+                "recipe": recipe.to_json(),
+                "versions": versions(),
+                "source": origin,
+                "calibration": calibration.summary() if calibration else job.saved and job.saved.summary,
+                "channels": {"before": base_width(job.units), "after": job.width, "field": job.units[0].field.name},
+                "blocks": records,
+                "warnings": warnings,
+            }
+            partial.finish(new.config_json, step, made_card(source, step))
+        errors = [error for record in records for error in record["errors"]]
+        return {
+            "out": str(target),
+            "method": recipe.method,
+            "channels": channels_text(job),
+            "blocks": len({unit.index for unit in job.units}),
+            "parameters": new.parameters,
+            "error": sum(errors) / len(errors) if errors else None,
+            "difference": difference,
+            "seconds": time.monotonic() - started,
+            "warnings": warnings,
+        }
+
+
+def make_job(source: Checkpoint, recipe: WidthRecipe, device: str, offload: bool, stats: str | Path | None) -> Job:
+    """The job of a recipe; raises PrunusError if model, recipe and statistics do not fit each other."""
+    units = find_units(source, recipe.of)
+    width = recipe.count(base_width(units))
+    check_block_fits(source, torch.float32)
+    saved = None
+    if stats is not None:
+        saved, recipe = with_saved(SavedStats(stats, source), recipe)
+    return Job(source, recipe, units, width, pick_device(device), offload, saved)
+
+
+def with_saved(saved: SavedStats, recipe: WidthRecipe) -> tuple[SavedStats, WidthRecipe]:
+    """The statistics, and the recipe with their calibration; raises PrunusError where they are not what it needs."""
+    if not recipe.needs_data:
+        raise PrunusError(f"method {recipe.method} without a fit needs no statistics; leave --stats out")
+    if saved.about.get("experts"):
+        raise PrunusError(f"{saved.path} holds scores of experts alone; write it with `prunus stats --hessians`")
+    if not saved.hessians:
+        raise PrunusError(f"{saved.path} holds no Hessians, which width needs; write it with `prunus stats --hessians`")
+    default = WidthRecipe()
+    given = {name: getattr(recipe, name) for name in FIELDS}
+    saved.check_given({name: value for name, value in given.items() if value != getattr(default, name)})
+    return saved, replace(saved.with_calibration(recipe), target="own")
+
+
+def narrow_blocks(job: Job, partial: Partial, calibration: Calibration | None, new: Checkpoint) -> None:
+    """Narrow block after block. Blocks that partial already has are run for their hidden states alone."""
+    source = job.source
+    if all(map(partial.has, range(source.blocks))):
+        return
+    passes = None if calibration is None else Passes(job, partial, calibration, new)
+    with Steps("narrowing", total=source.blocks, unit="blocks", done=len(partial.records)) as steps:
+        for index in range(source.blocks):
+            return_freed_memory()
+            if partial.has(index):
+                if passes is not None:
+                    passes.advance_dense(index, source.read_block(index))
+                    passes.advance(index, new.read_block(index, partial.read_block(index)))
+                continue
+            tensors = source.read_block(index)
+            observed = Observed(None, unmeasured(job, index)) if passes is None else passes.observe(index, tensors)
+            made, record = narrow_block(job, index, tensors, observed)
+            changed = {name: tensor for name, tensor in made.items() if tensor is not tensors[name]}
+            partial.write_block(index, {**source.block_tensors(index), **source.as_stored(index, changed)}, record)
+            del tensors, changed, observed
+            if passes is not None:
+                passes.advance(index, made)
+            errors = record["errors"]
+            steps.advance(note=f"error {sum(errors) / len(errors):.3g}" if errors else "")
+
+
+class Observed(NamedTuple):
+    """What networks of a block read. gain: by what the output of the only one is multiplied before it is added to the
+    hidden states; None where it is fitted to its own output. groups: the inputs of some down Linears at a time, by
+    name; None for each where nothing is measured."""
+
+    gain: float | None
+    groups: Iterator[Mapping[str, Inputs | None]]
+
+
+def unmeasured(job: Job, index: int) -> Iterator[Mapping[str, Inputs | None]]:
+    """The inputs of a block's networks from statistics that were measured before, or none."""
+    downs = [unit.down for unit in job.of_block(index)]
+    if job.saved is None:
+        yield dict.fromkeys(downs)
+        return
+    for group in job.saved.groups(index, "hessian", job.device):
+        yield {down: inputs_of(group[down]) for down in downs if down in group}
+
+
+def inputs_of(stats: InputStats) -> Inputs:
+    """Statistics of a Linear's inputs as sums."""
+    assert stats.hessian is not None and stats.mean_I is not None and stats.variance_I is not None
+    dtype = precision(len(stats.norm_I))
+    squares = stats.mean_I.double().square() + stats.variance_I.double()
+    count = float(stats.norm_I.double().square().sum() / squares.sum().clamp(min=1e-300))
+    return Inputs(stats.hessian.matrix_II.to(dtype), stats.mean_I.to(dtype) * count, count, stats.tokens)
+
+
+class Passes:
+    """Passes of the calibration tokens through the whole model and the narrow one, block by block."""
+
+    def __init__(self, job: Job, partial: Partial, calibration: Calibration, new: Checkpoint) -> None:
+        self.job, source, recipe = job, job.source, job.recipe
+        self.theirs, self.ours = (
+            Runner(model.config, model.tensors, torch.float32, job.device) for model in (source, new)
+        )
+        sequences = calibration.sequences
+        weights = calibration.token_weights(recipe) if recipe.weighted else [[1.0] * len(ids) for ids in sequences]
+        with disk_errors(partial.folder, partial.needed):
+            file = job.hidden_file(partial)
+            self.streams = Streams(self.theirs, self.ours, sequences, weights, BATCH_TOKENS, file)
+        self.last = source.blocks - 1
+        self.follows_dense = any(map(job.aims, range(source.blocks)))
+
+    def advance_dense(self, index: int, tensors: Mapping[str, Tensor]) -> None:
+        """Move the dense model's hidden states through a block, if anything is fitted to them."""
+        if self.follows_dense:
+            self.streams.advance_dense(self.theirs.make_block(index, tensors))
+
+    def advance(self, index: int, tensors: Mapping[str, Tensor]) -> None:
+        """Move the narrow model's hidden states through a narrow block; nothing reads those after the last one."""
+        if index < self.last:
+            self.streams.advance_pruned(self.ours.make_block(index, tensors))
+
+    def observe(self, index: int, tensors: Mapping[str, Tensor]) -> Observed:
+        """What the networks of a whole block read behind narrow ones."""
+        block = self.theirs.make_block(index, tensors)
+        if self.follows_dense:
+            self.streams.advance_dense(block)
+        rows = next(self.streams.hidden.views(self.streams.input_SW))
+        (first, *_), gain = self.streams.batches, None
+        if self.job.aims(index):
+            (unit,) = self.job.of_block(index)
+            gain = gain_of(self.theirs, block, unit.down, rows, first)
+        return Observed(gain, self._groups(index, block, gain))
+
+    def _groups(self, index: int, block: nn.Module, gain: float | None) -> Iterator[Mapping[str, Inputs | None]]:
+        streams, name = self.streams, f"block {index}"
+        for downs in portions(self.job.of_block(index)):
+            own, wanted = streams.hidden.views(streams.input_SW), streams.hidden.views(streams.hidden.states_SW)
+            batches = zip(streams.batches, own, wanted, strict=True)
+            yield observe(self.theirs, block, downs, batches, gain, name)
+
+
+def portions(units: Sequence[Unit]) -> list[list[str]]:
+    """The down Linears of a block, in portions whose matrices may be in memory at once."""
+    found: list[list[str]] = []
+    room = 0
+    for unit in units:
+        size = precision(unit.width).itemsize * unit.width**2
+        if size > room:
+            found.append([])
+            room = HESSIAN_BYTES
+        found[-1].append(unit.down)
+        room -= size
+    return found
+
+
+def narrow_block(
+    job: Job, index: int, tensors: Mapping[str, Tensor], observed: Observed
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a block with fewer channels, by their names within it, and the record for the manifest.
+
+    The record has errors (of each network's output, see fit.relative_error), target (None: nothing is fitted), and of
+    networks with fewer tokens than channels `few`: their number, the least tokens, and the down Linear that has these.
+    """
+    units = {unit.down: unit for unit in job.of_block(index)}
+    kept: dict[str, list[int]] = {}
+    fitted: dict[str, Fitted] = {}
+    errors: list[float] = []
+    few: list[tuple[int, str]] = []
+    for group in observed.groups:
+        for down, inputs in group.items():
+            unit = units[down]
+            weight_OI = tensors[f"{down}.weight"].to(job.device, precision(unit.width))
+            bias_O = tensors.get(f"{down}.bias")
+            bias_O = None if bias_O is None else bias_O.to(weight_OI)
+            kept[down] = choose(job, unit, tensors, weight_OI, bias_O, inputs)
+            made = (
+                cut(weight_OI, bias_O, kept[down])
+                if inputs is None or not job.recipe.fit
+                else fit(inputs, weight_OI, bias_O, kept[down])
+            )
+            if inputs is not None:
+                errors.append(relative_error(inputs, weight_OI, bias_O, made, kept[down]))
+                few += [(inputs.tokens, down)] if inputs.tokens < unit.width else []
+            fitted[down] = made
+    if missing := next((down for down in units if down not in kept), None):
+        raise PrunusError(f"there are no statistics of {missing} of block {index}: write them again, with this version")
+    found = narrowed(tensors, list(units.values()), kept) if units else dict(tensors)
+    for down, made in fitted.items():
+        for part, tensor in (("weight", made.weight_OK), ("bias", made.bias_O)):
+            if tensor is not None:
+                found[f"{down}.{part}"] = tensor.to("cpu", tensors[f"{down}.{part}"].dtype).contiguous()
+    target = ("own" if observed.gain is None else "dense") if fitted and job.recipe.fit else None
+    record: dict[str, Any] = {"target": target, "errors": errors}
+    return found, record | ({"few": [len(few), *min(few)]} if few else {})
+
+
+def choose(
+    job: Job, unit: Unit, tensors: Mapping[str, Tensor], weight_OI: Tensor, bias_O: Tensor | None, inputs: Inputs | None
+) -> list[int]:
+    """The channels that a network keeps, ascending."""
+    method, gone = job.recipe.method, unit.width - job.kept(unit)
+    if method == "random":
+        return kept_of(unit.width, by_chance(unit.width, gone, f"{job.recipe.seed} {unit.index} {unit.down}"))
+    if method == "magnitude":
+        return kept_of(unit.width, lowest(squares_of(unit, tensors), gone))
+    assert inputs is not None
+    if not inputs.tokens:  # no token was sent to it: its weights are all that is known
+        return kept_of(unit.width, lowest(weight_OI.norm(dim=0), gone))
+    if method == "wanda":
+        return kept_of(unit.width, lowest(by_contribution(inputs.hessian_II, weight_OI), gone))
+    if method == "flap":
+        return kept_of(unit.width, lowest(by_fluctuation(inputs, weight_OI), gone))
+    seen = inputs if bias_O is None or not job.recipe.fit else inputs.centred()
+    return kept_of(unit.width, by_obs(seen.hessian_II, weight_OI, gone))
+
+
+def squares_of(unit: Unit, tensors: Mapping[str, Tensor]) -> Tensor:
+    """(I,) sum of the squares of all weights of each channel."""
+    total_I = torch.zeros(unit.width, dtype=torch.float64)
+    for place in unit.places:
+        whole, axis = tensors[place.name], place.axis
+        if place.expert is not None:
+            whole, axis = whole[place.expert], axis - 1
+        entries = torch.tensor(place.entries(unit.width, range(unit.width)))
+        square = whole.double().square().cpu()
+        square = square.sum([other for other in range(square.dim()) if other != axis]) if square.dim() > 1 else square
+        channel = [c for c in range(unit.width) for _ in range(place.parts)]
+        channel = channel if place.interleaved else [*range(unit.width)] * place.parts
+        total_I.index_add_(0, torch.tensor(channel), square[entries])
+    return total_I
+
+
+def weights_in(source: Checkpoint, units: Sequence[Unit]) -> int:
+    """Number of weights of the Linears of these networks that belong to their channels."""
+    places = {(unit.index, place.name.removesuffix(".weight")) for unit in units for place in unit.places}
+    return sum(
+        weights_of([linear])
+        for index in range(source.blocks)
+        for linear in source.linears(index)
+        if (index, linear.name) in places
+    )
+
+
+def channels_text(job: Job) -> str:
+    """`192 of 256`."""
+    return f"{job.width} of {base_width(job.units)}"
+
+
+def said_before(job: Job) -> list[str]:
+    """Warnings that are known before the model is run."""
+    widths, found = sorted({job.kept(unit) for unit in job.units}), []
+    if odd := [width for width in widths if width % K_QUANTS]:
+        found.append(
+            f"{odd[0]} channels are no multiple of {K_QUANTS}: llama.cpp cannot write K-quants of these networks"
+        )
+    parts = job.recipe.tensor_parallel
+    if parts and (odd := [width for width in widths if width % parts]):
+        found.append(f"{odd[0]} channels cannot be divided among {parts} GPUs: choose a multiple of {parts}")
+    history = job.source.manifest.get("history", [])
+    if job.recipe.fit and any(step.get("sparsity") for step in history):
+        found.append("the fit fills zeros that the last Linears of the networks had: prune after narrowing instead")
+    if job.recipe.fit and job.saved is not None:
+        found.append("networks are fitted to their own outputs, since saved statistics know of no narrow blocks")
+    elif job.recipe.fit and job.recipe.target == "dense" and any(len(job.of_block(u.index)) > 1 for u in job.units):
+        found.append("experts are fitted to their own outputs: a block adds up several, each for other tokens")
+    return found
+
+
+def said_of(job: Job, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Warnings about networks that calibration hardly met, and about blocks that are fitted to their own outputs."""
+    found = []
+    if few := {index: record["few"] for index, record in enumerate(records) if "few" in record}:
+        index, (_, tokens, down) = min(few.items(), key=lambda item: item[1][1])
+        found.append(
+            f"{sum(number for number, *_ in few.values())} of {len(job.units)} networks met fewer calibration tokens"
+            f" than they have channels (the fewest: {down} of block {index}, {tokens}): damping keeps what these do not"
+            " show as it was"
+        )
+    own = [str(i) for i, record in enumerate(records) if job.needs_tokens and job.aims(i) and record["target"] == "own"]
+    if own:
+        found.append(
+            f"blocks {', '.join(own)} are fitted to their networks' own outputs: a norm or a gate follows these"
+        )
+    return found
+
+
+def describe(job: Job, target: Path, needed: int, parameters: int) -> dict[str, object]:
+    """What width would do, as far as it is known without running the model."""
+    check_space(target.absolute(), needed)
+    calibration, warnings = "none needed", list[str]()
+    if job.saved is not None:
+        calibration = f"from {job.saved.about['calibration']['tokens']} tokens that were measured before"
+    elif job.needs_tokens:
+        calibration, warnings = describe_calibration(job.recipe, job.source)
+    return {
+        "would_write": str(target),
+        "channels": channels_text(job),
+        "blocks": len({unit.index for unit in job.units}),
+        "parameters": parameters,
+        "disk": show_bytes(needed),
+        "calibration": calibration,
+        "warnings": [*warnings, *said_before(job), *job.source.reading_notes, *warn_of(left_out(job.source))],
+    }

@@ -1,0 +1,133 @@
+"""Remove channels of feed-forward networks. Its manifest has `channels`: their number in each network.
+
+That is a dict with `before` and `after`, for networks of the width that config.json says.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prunus.recipe_base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS
+from prunus.recipes import WidthRecipe
+from prunus.results.characters import DASH, NBSP
+from prunus.step import Step, StepRecord, Where, recipe_of
+
+# Methods whose names are words, as labels write them.
+METHODS = {"random": "Random", "flap": "FLAP"}
+
+
+class Width(Step):
+    """Remove channels of the feed-forward networks of MODEL, and write the result to the folder OUT.
+
+    All blocks keep the same number. What is left is fitted in closed form, block by block. OUT is an ordinary, smaller
+    model, which every engine loads. An interrupted run resumes when the same command is given again.
+    """
+
+    recipe = WidthRecipe
+    reshapes = True
+    takes_away = True
+    examples = (
+        "prunus width MODEL out/narrow-75 --keep 0.75 --calibration traces:own.jsonl",
+        "prunus width MODEL out/narrow --intermediate-size 3584 --stats hessians.safetensors",
+    )
+    options = ("offload", "stats", "recover")
+    tag = "width-pruning"
+
+    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> dict[str, Any]:
+        """As Step says."""
+        from prunus.pruning.narrow import width
+
+        return width(
+            model, out, recipe, name=name, stats=where.stats, device=where.device, offload=where.offload,
+            overwrite=where.overwrite, dry_run=where.dry_run,
+        )  # fmt: skip
+
+    def name(self, recipe: Any) -> str:
+        """`width-obs-75`, `width-experts-magnitude-unfitted-3584ch`."""
+        words = ["width", *([recipe.of] if recipe.of else []), recipe.method]
+        words += [*(["own"] if recipe.fit and recipe.target == "own" else []), *([] if recipe.fit else ["unfitted"])]
+        return "-".join([*words, f"{100 * recipe.keep:.3g}" if recipe.keep else f"{recipe.intermediate_size}ch"])
+
+    def content(self, recipe: Any, source: Any) -> dict[str, object]:
+        """Stored: as Step says; the number of channels that are kept instead of the settings that give it."""
+        from prunus.pruning.width.channels import base_width, find_units
+
+        units = find_units(source, recipe.of)
+        unused = {"keep", "intermediate_size", "multiple", "tensor_parallel", "of"}
+        unused |= set() if recipe.calibration_tokens is None else {"samples"}
+        if not recipe.needs_data:
+            unused |= {*TOKEN_WEIGHTS, *AMOUNT, *CALIBRATION} - ({"seed"} if recipe.method == "random" else set())
+        unused |= set() if recipe.weighted else {*TOKEN_WEIGHTS}
+        unused |= set() if recipe.fit else {"target"}
+        kept = {key: value for key, value in recipe.to_json().items() if key not in unused}
+        of = sorted({unit.of for unit in units})
+        return kept | {"action": "width", "of": of, "kept": recipe.count(base_width(units))}
+
+    def removed(self, recipe: Any, source: Any) -> float:
+        """The share of the weights of the blocks' Linears."""
+        from prunus.pruning.narrow import weights_in
+        from prunus.pruning.scope import weights_of
+        from prunus.pruning.width.channels import base_width, find_units
+
+        units = find_units(source, recipe.of)
+        width = base_width(units)
+        gone = 1 - recipe.count(width) / width
+        return gone * weights_in(source, units) / sum(weights_of(source.linears(i)) for i in range(source.blocks))
+
+    def nbytes(self, recipe: Any, source: Any) -> int:
+        """Those of the checkpoint."""
+        from prunus.pruning.width.channels import base_width, find_units, planned_tensors
+
+        units = find_units(source, recipe.of)
+        return sum(t.nbytes for t in planned_tensors(source, units, recipe.count(base_width(units))).values())
+
+    def calibrates(self, recipe: Any, stats: bool = False) -> bool:
+        """Whether it fits, or the method looks at activations."""
+        return recipe.needs_data and not stats
+
+    def fits(self, settings: Mapping[str, Any]) -> bool:
+        """Unless it was told not to."""
+        return bool(settings.get("fit", True))
+
+    def method(self, step: StepRecord) -> str:
+        """`OBS width`, `Magnitude width unfitted`."""
+        method, recipe = super().method(step), recipe_of(step)
+        words = [METHODS.get(method, method), "width"]
+        if recipe.get("of") not in (None, "mlp"):
+            words.insert(1, str(recipe["of"]))
+        if recipe.get("fit") is False:
+            words.append("unfitted")
+        elif recipe.get("target") == "own":
+            words.append("own target")
+        return " ".join(words)
+
+    def label(self, step: StepRecord) -> str:
+        """`OBS width 75 %`."""
+        counts, keep = numbers(step), recipe_of(step).get("keep")
+        share = counts[1] / counts[0] if counts else keep if isinstance(keep, int | float) else None
+        return f"{self.method(step)} {DASH if share is None else f'{100 * share:.3g}{NBSP}%'}"
+
+    def outcome(self, step: StepRecord, brief: bool) -> str:
+        """`192 of 256 channels kept`."""
+        counts = numbers(step)
+        return f"{counts[1]} of {counts[0]} channels {'kept' if brief else 'are kept'}" if counts else ""
+
+    def sentence(self, steps: Sequence[StepRecord]) -> str:
+        """`192 of 256 channels of its feed-forward networks are kept`."""
+        found = [counts for step in steps if (counts := numbers(step))]
+        return "; ".join(
+            f"{after} of {before} channels of its feed-forward networks are kept" for before, after in found
+        )
+
+
+def numbers(step: StepRecord) -> tuple[int, int] | None:
+    """The numbers of channels before and after a step; None where it does not say, or is damaged."""
+    counts = step.get("channels")
+    found = [counts.get(key) for key in ("before", "after")] if isinstance(counts, Mapping) else []
+    match found:
+        case [int(before), int(after)] if before > 0:
+            return before, after
+    return None
+
+
+STEP = Width()

@@ -1,0 +1,403 @@
+"""Narrower feed-forward networks: the whole command, against whole models of transformers and torch's least squares."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from random_models import make_random_model
+from safetensors.torch import load_file, save_file
+from tiny_models import make_model
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import prunus
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.resolve import tiny_folder
+from prunus.checkpoint.writer import Partial
+from prunus.cli import main
+from prunus.errors import PrunusError
+from prunus.pruning import narrow as command
+from prunus.pruning.recover import are_twins
+from prunus.pruning.width import scores
+from prunus.recipes import ExpertsRecipe, PruneRecipe, RecoverRecipe, WidthRecipe
+from prunus.results.labels import step_label
+from prunus.step import kind_of, settled, steps_name
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
+SEQUENCES, LENGTH = 8, 24
+ROWS = torch.randint(3, 128, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A folder with calibration sequences and a random model with 96 channels in each of three blocks."""
+    folder = tmp_path_factory.mktemp("width")
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in ROWS))
+    make_random_model("qwen3", folder / "dense", num_hidden_layers=3)
+    return folder
+
+
+def asked(shared, **changes):
+    usual = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
+    return WidthRecipe(**usual | changes)
+
+
+def whole(folder):
+    """A model as transformers loads it, with a place for every tensor and a tensor for every place."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, told = loaded
+    assert not any(told.values()), told
+    return model.eval()
+
+
+def tensors_of(folder):
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@torch.no_grad()
+def seen(model, index):
+    """What down of a block reads, and what the block gives out, for all calibration tokens, from whole passes."""
+    read, given = [], []
+    layer = model.model.layers[index]
+    handles = [
+        layer.mlp.down_proj.register_forward_pre_hook(lambda _m, args: read.append(args[0].flatten(0, 1))),
+        layer.register_forward_hook(
+            lambda _m, _a, out: given.append((out[0] if isinstance(out, tuple) else out).flatten(0, -2))
+        ),
+    ]
+    for ids in ROWS:
+        model(input_ids=torch.tensor([ids]), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return torch.cat(read).double(), torch.cat(given).double()
+
+
+@torch.no_grad()
+def by_hand(folder, kept, target, stream="narrow"):
+    """The tensors of all networks, by whole models and torch's own least squares; fewer than 64 channels go at once."""
+    theirs, ours = whole(folder), whole(folder)
+    found = {}
+    for index, layer in enumerate(ours.model.layers):
+        _, wanted_SO = seen(theirs, index)
+        x_SI, given_SO = seen(theirs if stream == "dense" else ours, index)
+        mlp = layer.mlp
+        weight_OI = mlp.down_proj.weight.double()
+        hessian_II = x_SI.mT @ x_SI
+        damped_II = hessian_II + 0.01 * hessian_II.diagonal().mean() * torch.eye(len(hessian_II))
+        cost_I = weight_OI.square().sum(0) / torch.linalg.inv(damped_II).diagonal()
+        stay = cost_I.argsort(descending=True)[:kept].sort()[0]
+        target_SO = x_SI @ weight_OI.mT + (wanted_SO - given_SO if target == "dense" else 0)
+        x_SK = x_SI[:, stay]
+        root = (0.01 * x_SK.square().sum(0).mean()).sqrt()
+        rows = torch.cat([x_SK, root * torch.eye(kept)])
+        fitted_KO = torch.linalg.lstsq(rows, torch.cat([target_SO, root * weight_OI[:, stay].mT])).solution
+        for name, tensor in (
+            ("gate_proj", mlp.gate_proj.weight[stay]), ("up_proj", mlp.up_proj.weight[stay]),
+            ("down_proj", fitted_KO.mT.float()),
+        ):  # fmt: skip
+            found[f"model.layers.{index}.mlp.{name}.weight"] = tensor
+            mlp.get_submodule(name).weight = nn.Parameter(tensor.clone())
+    return found
+
+
+@pytest.mark.parametrize("target", ["dense", "own"])
+def test_a_narrow_model_is_that_of_whole_passes_and_torchs_least_squares(shared, tmp_path, target):
+    told = prunus.width(shared / "dense", tmp_path / "out", asked(shared, target=target), device="cpu")
+    expected, made = by_hand(shared / "dense", 72, target), tensors_of(tmp_path / "out")
+    assert told["channels"] == "72 of 96" and told["blocks"] == 3 and told["difference"] < 1e-5
+    for name, tensor in expected.items():
+        torch.testing.assert_close(made[name], tensor, rtol=2e-3, atol=2e-5)
+    before = tensors_of(shared / "dense")
+    assert made.keys() == before.keys()
+    assert all(torch.equal(made[name], before[name]) for name in made.keys() - expected.keys())
+    loaded = whole(tmp_path / "out")
+    assert loaded.config.intermediate_size == 72
+    assert told["parameters"] == sum(parameter.numel() for parameter in loaded.parameters())
+    (step,) = Checkpoint(tmp_path / "out").manifest["history"]
+    assert step["channels"] == {"before": 96, "after": 72, "field": "intermediate_size"}
+    assert [block["target"] for block in step["blocks"]] == [target] * 3
+    assert step_label(step) == ("OBS width 75\xa0%" if target == "dense" else "OBS width own target 75\xa0%")
+    assert "72 of 96 channels of its feed-forward networks are kept" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_saved_statistics_give_any_width_as_passes_of_the_dense_model_do(shared, tmp_path):
+    file = tmp_path / "stats.safetensors"
+    calibration = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
+    prunus.stats(shared / "dense", file, hessians=True, dtype="float32", device="cpu", **calibration)
+    for kept in (72, 48):
+        told = prunus.width(
+            shared / "dense", tmp_path / str(kept), WidthRecipe(intermediate_size=kept), stats=file, device="cpu"
+        )
+        assert any("fitted to their own outputs" in text for text in told["warnings"])
+        assert Checkpoint(tmp_path / str(kept)).manifest["history"][0]["recipe"]["target"] == "own"
+        made = tensors_of(tmp_path / str(kept))
+        for name, tensor in by_hand(shared / "dense", kept, "own", stream="dense").items():
+            torch.testing.assert_close(made[name], tensor, rtol=2e-3, atol=2e-5)
+    make_random_model("qwen3", tmp_path / "other", num_hidden_layers=2)
+    with pytest.raises(PrunusError, match="statistics of another model"):
+        prunus.width(tmp_path / "other", tmp_path / "out", WidthRecipe(), stats=file)
+    with pytest.raises(PrunusError, match="was measured with samples 8, not 5"):
+        prunus.width(shared / "dense", tmp_path / "out", WidthRecipe(samples=5), stats=file)
+    with pytest.raises(PrunusError, match="without a fit needs no statistics"):
+        prunus.width(shared / "dense", tmp_path / "out", WidthRecipe(method="random", fit=False), stats=file)
+    prunus.stats(shared / "dense", tmp_path / "norms.safetensors", device="cpu", **calibration)
+    with pytest.raises(PrunusError, match="holds no Hessians"):
+        prunus.width(shared / "dense", tmp_path / "out", WidthRecipe(), stats=tmp_path / "norms.safetensors")
+    assert not list(tmp_path.glob("out*"))
+
+
+# Types, their field, and the blocks that are fitted to the dense model's hidden states.
+TYPES = {
+    "phi3": ("intermediate_size", "dense"),
+    "gpt2": ("n_inner", "dense"),
+    "opt": ("ffn_dim", "dense"),
+    "granite": ("intermediate_size", "dense"),
+    "gemma2": ("intermediate_size", "own"),
+    "mixtral": ("intermediate_size", "own"),
+    "gpt_oss": ("intermediate_size", "own"),
+}
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_every_kind_of_network_is_narrowed_and_fitted(shared, tmp_path, name):
+    field, target = TYPES[name]
+    make_random_model(name, tmp_path / "dense", num_hidden_layers=2)
+    rows = [json.loads(line)["token_ids"] for line in (shared / "rows.jsonl").read_text().splitlines()]
+    errors, ids = {}, torch.tensor(rows)
+    with torch.no_grad():
+        before = whole(tmp_path / "dense")(input_ids=ids, use_cache=False).logits
+    for fit in (True, False):
+        told = prunus.width(tmp_path / "dense", tmp_path / str(fit), asked(shared, fit=fit, keep=0.5), device="cpu")
+        model = whole(tmp_path / str(fit))
+        assert told["difference"] < 1e-5
+        assert getattr(model.config, field) == getattr(whole(tmp_path / "dense").config, field) / 2
+        with torch.no_grad():
+            errors[fit] = float((model(input_ids=ids, use_cache=False).logits - before).square().mean())
+        (step,) = Checkpoint(tmp_path / str(fit)).manifest["history"]
+        assert {block["target"] for block in step["blocks"]} == {target if fit else None}
+        own = [text for text in told["warnings"] if "own outputs" in text]
+        assert len(own) == (fit and target == "own")
+        assert not own or ("experts" if name in ("mixtral", "gpt_oss") else "a norm or a gate follows") in own[0]
+    assert errors[True] < 0.9 * errors[False], errors
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_interrupted_work_resumes_to_the_same_bytes(shared, tmp_path, monkeypatch, offload):
+    prunus.width(shared / "dense", tmp_path / "whole", asked(shared), device="cpu", offload=offload)
+    write_block = Partial.write_block
+
+    def stopping(self, index, *arguments):
+        if index == 2:
+            raise KeyboardInterrupt
+        write_block(self, index, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Partial, "write_block", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            prunus.width(shared / "dense", tmp_path / "out", asked(shared), device="cpu", offload=offload)
+    assert (tmp_path / "out.partial").exists()
+    fitted: list[str] = []
+    narrow_block = command.narrow_block
+    monkeypatch.setattr(command, "narrow_block", lambda *given: fitted.append(given[1]) or narrow_block(*given))
+    prunus.width(shared / "dense", tmp_path / "out", asked(shared), device="cpu", offload=offload)
+    assert fitted == [2] and contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_a_resumed_model_does_not_depend_on_where_streams_are_kept(shared, tmp_path):
+    for offload in (False, True):
+        prunus.width(shared / "dense", tmp_path / str(offload), asked(shared), device="cpu", offload=offload)
+    assert contents(tmp_path / "False") == contents(tmp_path / "True")
+
+
+def test_recovery_of_a_fitted_width_has_a_rate_of_its_own(shared, tmp_path):
+    dense = make_model(tmp_path / "dense", "qwen3")
+    training: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "epochs": 2, "step_tokens": LENGTH}
+    made, trained = {}, 0
+    for name, recipe, rate in (
+        ("fitted", asked(shared), {}),
+        ("given", asked(shared), {"rate": 0.01}),
+        ("unfitted", asked(shared, fit=False), {}),
+    ):
+        settings: dict[str, Any] = training | rate
+        prunus.width(dense, tmp_path / name, recipe, device="cpu")
+        prunus.recover(tmp_path / name, tmp_path / f"{name}-recovered", RecoverRecipe(**settings), device="cpu")
+        step = Checkpoint(tmp_path / f"{name}-recovered").manifest["history"][-1]
+        made[name] = step["recipe"]["rate"]
+        assert all(block["after"] <= block["before"] for block in step["blocks"])
+        trained += sum(block["trained"] for block in step["blocks"])
+        assert whole(tmp_path / f"{name}-recovered").config.intermediate_size == 42
+    assert trained and made == {"fitted": 0.003, "given": 0.01, "unfitted": 0.01}
+    assert settled([WidthRecipe(), PruneRecipe(), RecoverRecipe()])[-1] == RecoverRecipe(rate=0.01)
+    steps = [asked(shared), RecoverRecipe(**training)]
+    prunus.apply_steps(dense, tmp_path / "one", steps, device="cpu")
+    two, one = tensors_of(tmp_path / "fitted-recovered"), tensors_of(tmp_path / "one")
+    assert all(torch.equal(one[name], two[name]) for name in two)
+
+
+def test_twins_of_a_narrow_block_are_not_narrower_than_it():
+    narrow, dense = {"down": (8, 4), "up": (4, 8)}, {"down": (8, 6), "up": (6, 8)}
+    assert are_twins(narrow, dense, True) and not are_twins(narrow, dense, False)
+    assert not are_twins(dense, narrow, True) and not are_twins({"down": (8, 4)}, dense, True)
+
+
+def test_zeros_and_experts_chain_with_width(shared, tmp_path):
+    calibration = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
+    narrow = asked(shared)
+    zeros = PruneRecipe(method="wanda", sparsity=0.5, **calibration)
+    prunus.apply_steps(shared / "dense", tmp_path / "both", [narrow, zeros], device="cpu")
+    made = tensors_of(tmp_path / "both")["model.layers.1.mlp.down_proj.weight"]
+    assert made.shape[1] == 72 and int((made == 0).sum()) == made.numel() // 2
+    told = prunus.apply_steps(shared / "dense", tmp_path / "again", [zeros, narrow], device="cpu")
+    assert any("the fit fills zeros" in text for text in told["warnings"])
+    make_random_model("mixtral", tmp_path / "mixture", num_hidden_layers=2)
+    fewer = ExpertsRecipe(keep=0.5, **calibration)
+    prunus.apply_steps(tmp_path / "mixture", tmp_path / "fewer", [fewer, narrow], device="cpu")
+    model = whole(tmp_path / "fewer")
+    assert (model.config.num_local_experts, model.config.intermediate_size) == (4, 72)
+    assert steps_name([fewer, narrow]) == "experts-reap-50-width-obs-75"
+    prunus.recover(tmp_path / "fewer", tmp_path / "last", RecoverRecipe(epochs=1, step_tokens=48, **calibration))
+
+
+def test_experts_without_tokens_keep_their_weights_and_a_warning_says_so(shared, tmp_path):
+    make_random_model("mixtral", tmp_path / "dense", num_hidden_layers=1)
+    (tmp_path / "short.jsonl").write_text(json.dumps({"token_ids": ROWS[0][:3]}) + "\n")
+    recipe = asked(shared, calibration=str(tmp_path / "short.jsonl"), samples=1, seqlen=3)
+    told = prunus.width(tmp_path / "dense", tmp_path / "out", recipe, device="cpu")
+    warned = [text for text in told["warnings"] if "met fewer calibration tokens than they have channels" in text]
+    assert len(warned) == 1 and "8 of 8 networks" in warned[0] and ", 0)" in warned[0]
+    before, after = (whole(folder).model.layers[0].mlp.experts for folder in (tmp_path / "dense", tmp_path / "out"))
+    unmet = 0
+    for old, new in zip(before.down_proj, after.down_proj, strict=True):
+        stay = old.norm(dim=0).argsort(stable=True)[24:].sort()[0]
+        unmet += torch.equal(old[:, stay], new)
+    assert 0 < unmet < 8  # at most six experts have a token
+
+
+def test_methods_without_data_need_none_and_choose_by_their_rule(shared, tmp_path):
+    for method in ("magnitude", "random"):
+        told = prunus.width(
+            shared / "dense", tmp_path / method, WidthRecipe(method=method, fit=False, calibration="c4"), device="cpu"
+        )
+        assert told["error"] is None
+    before, after = tensors_of(shared / "dense"), tensors_of(tmp_path / "magnitude")
+    for index in range(3):
+        gate, up, down = (f"model.layers.{index}.mlp.{name}_proj.weight" for name in ("gate", "up", "down"))
+        squares = before[gate].square().sum(1) + before[up].square().sum(1) + before[down].square().sum(0)
+        stay = squares.argsort(descending=True)[:72].sort()[0]
+        assert torch.equal(after[down], before[down][:, stay]) and torch.equal(after[up], before[up][stay])
+    last = "model.layers.2.mlp.down_proj.weight"
+    assert not torch.equal(tensors_of(tmp_path / "random")[last], after[last])
+
+
+def test_a_single_precision_run_is_nearly_the_same(shared, tmp_path, monkeypatch):
+    prunus.width(shared / "dense", tmp_path / "double", asked(shared), device="cpu")
+    monkeypatch.setattr(scores, "WIDEST", 8)
+    prunus.width(shared / "dense", tmp_path / "single", asked(shared), device="cpu")
+    double, single = (tensors_of(tmp_path / name) for name in ("double", "single"))
+    close = [torch.allclose(double[name], single[name], rtol=0.01, atol=1e-3) for name in double]
+    assert all(close)
+
+
+BAD = {
+    "keep 1": ({"keep": 1.0}, r"keep must lie in \(0, 1\), not 1.0"),
+    "keep 0": ({"keep": 0.0}, r"keep must lie in \(0, 1\), not 0.0"),
+    "both": ({"keep": 0.5, "intermediate_size": 48}, "both set the number of channels"),
+    "multiple of a number": ({"intermediate_size": 48, "multiple": 8}, "leave multiple out"),
+    "nothing left": ({"keep": 0.1, "multiple": 64}, "would keep 0 of 96 channels"),
+    "everything left": ({"keep": 0.9, "multiple": 96}, "would keep 96 of 96 channels"),
+    "wider": ({"intermediate_size": 96}, "would keep 96 of 96 channels"),
+    "no experts": ({"of": "experts"}, "use `--of mlp`"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_width_that_cannot_be_is_refused_in_one_line(shared, tmp_path, case):
+    settings, words = BAD[case]
+    with pytest.raises(PrunusError, match=words) as refused:
+        prunus.width(shared / "dense", tmp_path / "out", asked(shared, **settings))
+    assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
+
+
+def test_packed_models_and_types_without_a_field_are_refused(shared, tmp_path):
+    prunus.prune(shared / "dense", tmp_path / "half", PruneRecipe(method="magnitude"))
+    prunus.pack(tmp_path / "half", tmp_path / "packed")
+    with pytest.raises(PrunusError, match="pack") as refused:
+        prunus.width(tmp_path / "packed", tmp_path / "out", asked(shared))
+    assert "\n" not in str(refused.value)
+    make_random_model("bloom", tmp_path / "bloom", n_layer=1)
+    with pytest.raises(PrunusError, match="no known field"):
+        prunus.width(tmp_path / "bloom", tmp_path / "out", asked(shared))
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_nan_in_the_inputs_is_named_and_leaves_nothing(shared, tmp_path):
+    make_random_model("qwen3", tmp_path / "dense", num_hidden_layers=2)
+    tensors = load_file(tmp_path / "dense" / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3] = 1e38
+    save_file(tensors, tmp_path / "dense" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(PrunusError, match=r"block 1, mlp.down_proj: its calibration inputs hold NaN") as refused:
+        prunus.width(tmp_path / "dense", tmp_path / "out", asked(shared), device="cpu")
+    assert "\n" not in str(refused.value) and not list(tmp_path.glob("out*"))
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(shared, tmp_path, capsys):
+    recipe = asked(shared, tensor_parallel=16)
+    told = prunus.width(shared / "dense", tmp_path / "out", recipe, dry_run=True)
+    assert (told["channels"], told["blocks"]) == ("72 of 96", 3) and not list(tmp_path.iterdir())
+    assert any("K-quants" in text for text in told["warnings"])
+    assert any("72 channels cannot be divided among 16 GPUs" in text for text in told["warnings"])
+    command_line = ["width", str(shared / "dense"), str(tmp_path / "out"), "--calibration", recipe.calibration]
+    main([*command_line, "--dry-run", "--recover"])
+    said = capsys.readouterr().err
+    assert "channels: 72 of 96" in said and "at a rate of 0.003" in said and not list(tmp_path.iterdir())
+
+
+def test_names_and_shares(shared):
+    source = Checkpoint(shared / "dense")
+    kind = kind_of(WidthRecipe())
+    for settings, name in (
+        ({}, "width-obs-75"), ({"method": "wanda", "fit": False, "keep": 0.625}, "width-wanda-unfitted-62.5"),
+        ({"of": "mlp", "target": "own", "intermediate_size": 48}, "width-mlp-obs-own-48ch"),
+    ):  # fmt: skip
+        assert kind.name(WidthRecipe(**settings)) == name
+    linears = [linear for index in range(3) for linear in source.linears(index)]
+    total = sum(linear.shape_OI[0] * linear.shape_OI[1] for linear in linears)
+    removed = sum(linear.shape_OI[0] * linear.shape_OI[1] for linear in linears if "mlp" in linear.name) / 4
+    assert kind.removed(WidthRecipe(), source) == pytest.approx(removed / total)
+    same = WidthRecipe(intermediate_size=72), WidthRecipe(keep=0.75), WidthRecipe(keep=0.74, multiple=24, of="mlp")
+    assert len({json.dumps(kind.content(recipe, source), sort_keys=True) for recipe in same}) == 1
+    other = WidthRecipe(keep=0.5), WidthRecipe(fit=False), WidthRecipe(target="own"), WidthRecipe(method="flap")
+    assert len({json.dumps(kind.content(recipe, source), sort_keys=True) for recipe in (same[0], *other)}) == 5
+    unfitted = WidthRecipe(method="magnitude", fit=False), WidthRecipe(method="magnitude", fit=False, samples=3, seed=1)
+    assert kind.content(unfitted[0], source) == kind.content(unfitted[1], source)
+
+
+@torch.no_grad()
+def divergence(folder, rows):
+    """Mean over tokens of the KL divergence of a model from tiny."""
+    theirs, ours, total = whole(tiny_folder()), whole(folder), 0.0
+    for ids in rows:
+        p, q = (model(torch.tensor([ids])).logits.log_softmax(-1) for model in (theirs, ours))
+        total += float((p.exp() * (p - q)).sum())
+    return total / sum(map(len, rows))
+
+
+@pytest.mark.slow
+def test_the_tiny_reasoner_is_hardly_changed_by_a_fitted_width(tmp_path):
+    rows = [json.loads(line)["token_ids"] for line in (tiny_folder() / "calibration.jsonl").read_text().splitlines()]
+    held_out = rows[-16:]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in rows[:-16]))
+    calibration: Any = {"calibration": str(tmp_path / "rows.jsonl"), "calibration_tokens": 3_000, "seqlen": 256}
+    found = {}
+    for name, settings in (
+        ("fitted", {}), ("unfitted", {"fit": False}), ("magnitude", {"method": "magnitude", "fit": False}),
+    ):  # fmt: skip
+        prunus.width("tiny", tmp_path / name, WidthRecipe(**calibration | settings), device="cpu")
+        found[name] = divergence(tmp_path / name, held_out)
+    assert found["fitted"] < 0.4 * min(found["unfitted"], found["magnitude"]), found
