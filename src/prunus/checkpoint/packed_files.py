@@ -29,7 +29,6 @@ from prunus.checkpoint.packed_tensor import (
     pack_mask,
     part_shapes,
     part_types,
-    quantise,
     round_up,
 )
 from prunus.checkpoint.resolve import resolve
@@ -64,8 +63,8 @@ class PackedWriter:
         self.entries: dict[str, dict[str, Any]] = {}
         self.table: dict[str, dict[str, Any]] = {}
 
-    def add(self, name: str, weight_OI: Tensor, source_OI: Tensor | None = None, *, int8: bool = False) -> Form:
-        """Write a matrix in the smallest form that restores it bit by bit, or rounded with int8; returns the form.
+    def add(self, name: str, weight_OI: Tensor, source_OI: Tensor | None = None) -> Form:
+        """Write a matrix in the smallest form that restores it bit by bit; returns the form.
 
         source_OI: the same tensor of the source, if the file is a variant.
         """
@@ -77,9 +76,6 @@ class PackedWriter:
             unchanged_OI |= bits_OI == 0
             if unchanged_OI.all():
                 return self._add(name, weight_OI, "mask", (pack_mask(bits_OI),))
-        if int8:
-            values_OI, scale_O = quantise(weight_OI)
-            return self._add(name, weight_OI, "int8", (*pack_bits(bits_OI, values_OI), scale_O))
         return self._add(name, weight_OI, "packed", pack_bits(bits_OI))
 
     def add_dense(self, name: str, stored: Stored) -> None:
@@ -146,7 +142,7 @@ def _largest_tables(tensors: Mapping[str, Stored]) -> tuple[dict[str, Any], dict
     # Every number in the header is at most twice the bytes of all tensors, and so has no more digits than this one.
     largest = 10 ** len(str(2 * sum(stored.nbytes + ALIGNMENT for stored in tensors.values())))
     for name, stored in tensors.items():
-        parts = ("", *PARTS["int8"]) if len(stored.shape) == 2 else ("",)
+        parts = ("", *PARTS["packed"]) if len(stored.shape) == 2 else ("",)
         shape = [largest] * len(stored.shape)
         for part in parts:
             entries[name + part] = {"dtype": "F8_E4M3", "shape": shape, "data_offsets": [largest, largest]}

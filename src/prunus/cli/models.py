@@ -109,7 +109,6 @@ def perplexity_command(model: str, text: Path, as_json: bool, **given: Any) -> N
 @click.option(
     "--masks-only", is_flag=True, help="Store only the masks, one bit per weight; unpacking needs the dense model."
 )
-@click.option("--int8", is_flag=True, help="Round the kept weights of Linears to 8 bits, which is lossy.")
 @click.option("--source", help="For --masks-only: the dense model; default: the one that CHECKPOINT was pruned from.")
 @overwrite_option
 def pack_command(checkpoint: str, out: Path, **given: Any) -> None:
@@ -124,7 +123,6 @@ def pack_command(checkpoint: str, out: Path, **given: Any) -> None:
 @click.argument("packed")
 @out_argument
 @click.option("--source", help="For masks only: the dense model; default: the one named in PACKED.")
-@click.option("--lossy", is_flag=True, help="Allow PACKED to have values rounded to 8 bits (--int8).")
 @overwrite_option
 def unpack_command(packed: str, out: Path, **given: Any) -> None:
     """Write a PACKED checkpoint to the folder OUT as plain dense safetensors, which any program reads."""
