@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from prunus.results import anytime, betting, metrics, paired, power, verdicts
 from prunus.results.betting import direction_p
 from prunus.results.comparison import compare
-from prunus.results.table import Table
+from prunus.results.rows import Table
 from prunus.results.verdicts import BETTER, CLAIMS, SAME, WITHIN, WORSE, word_of
 
 Floats = NDArray[np.float64]

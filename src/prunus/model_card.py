@@ -17,8 +17,7 @@ from prunus.margins import MarginLike
 from prunus.pruning.inspection import inspect
 from prunus.reporting.output_files import write_whole
 from prunus.results.comparison import HARMLESS, compared
-from prunus.results.labels import history
-from prunus.results.plans import listed
+from prunus.results.labels import history, listed
 from prunus.results.rows import Run
 from prunus.results.store import Store
 from prunus.results.summary import summarise

@@ -18,13 +18,12 @@ from prunus.results import paired
 from prunus.results.betting import ALPHA
 from prunus.results.cells import Base, Comparison, Ending, Entry, Part, Rounding, Stopping, Unfinished
 from prunus.results.contrasts import Claims, Grown, Pair, contrast_cells
-from prunus.results.rows import FIRST_PROTOCOL, Run
+from prunus.results.rows import FIRST_PROTOCOL, Run, Table, tables
 from prunus.results.seeds import recipes_over_seeds
 from prunus.results.stages import PARTLY, Growth, growth, in_words, of_both, unfinished
 from prunus.results.stopping import ENDS, at_largest, judged_stopping, stop_cells, tokens_per_draw, without_claims
 from prunus.results.store import Store
 from prunus.results.summary import identity
-from prunus.results.table import Table, tables
 from prunus.results.verdicts import (
     BETTER,
     SAME,

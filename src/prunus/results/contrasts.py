@@ -16,7 +16,7 @@ from prunus.margins import Margin
 from prunus.results import anytime, betting, metrics, paired, power, verdicts
 from prunus.results.betting import direction_p
 from prunus.results.cells import Cell, Needed, Part, Slope, made
-from prunus.results.table import Table
+from prunus.results.rows import Table
 
 Floats = NDArray[np.float64]
 

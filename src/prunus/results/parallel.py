@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from prunus.results import metrics, paired
 from prunus.results.cells import Record, made
-from prunus.results.table import Table
+from prunus.results.rows import Table
 
 Floats = NDArray[np.float64]
 RESAMPLES = paired.EXPLORING_RESAMPLES

@@ -28,8 +28,7 @@ from prunus.results.anytime import scaled
 from prunus.results.cells import RecipeVerdict, made
 from prunus.results.contrasts import Pair
 from prunus.results.labels import history, label_parts, unique_labels
-from prunus.results.rows import Run
-from prunus.results.table import Table
+from prunus.results.rows import Run, Table
 from prunus.results.verdicts import CLAIMS, word_of
 from prunus.step import StepRecord, recipe_of
 
