@@ -1,6 +1,7 @@
 """The commands that run many cells: a study, and the search for how far a model can be compressed."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,14 +91,14 @@ def parse(words: tuple[str, ...]) -> tuple[str, str]:
     return action, files[0]
 
 
-def print_plan(plan: dict[str, Any]) -> None:
+def print_plan(plan: Mapping[str, Any]) -> None:
     """Print what a study would do as a table."""
     from prunus.study.plan_table import plan_table
 
     progress.out_console.print(plan_table(plan))
 
 
-def print_outcomes(done: dict[str, Any]) -> None:
+def print_outcomes(done: Mapping[str, Any]) -> None:
     """Print a table of verdicts for each model and plan, the outcomes of searches, and where the report is."""
     from prunus.study.plan_table import search_lines
 
@@ -194,7 +195,7 @@ def find_command(
         sys.exit(NOTHING_FOUND)
 
 
-def print_found(found: dict[str, Any]) -> None:
+def print_found(found: Mapping[str, Any]) -> None:
     """Print what a search found, and what it took."""
     click.echo("\n".join(found["claims"]) or f"no rung was certified, so {found['model']} stays as it is")
     full = f"; all rungs in full would have taken about {found['full_grid_tokens']:,}"

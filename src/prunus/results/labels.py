@@ -1,4 +1,4 @@
-"""Labels of runs: short names for what was done to a model, as tables and pages print them."""
+"""Labels of runs, short names for what was done to a model, as tables and pages print them; their plans in short."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -12,7 +12,6 @@ from prunus.step import StepRecord, defaults, recipe_of, recorded_kind
 
 if TYPE_CHECKING:
     from prunus.results.cells import Identity, Sized
-    from prunus.results.rows import Run
 
 # Settings that labels name or that go without saying, and nouns of settings that are numbers of something.
 _SHOWN = {"method", "sparsity", "pattern", "blocks", "scope", "allocation", "update", "group", "match_sparsity"}
@@ -20,14 +19,14 @@ _COUNTS = {"samples": "samples", "calibration_tokens": "tokens", "seqlen": "toke
 CONTROL = "control"  # the action of control_steps
 
 
-def history(run: "Run") -> list[StepRecord]:
+def history(run: Run) -> list[StepRecord]:
     """The steps that made the run's model, oldest first; empty for an unpruned model."""
     manifest = run.model.get("manifest")
     steps = manifest.get("history") if isinstance(manifest, dict) else None
     return [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
 
 
-def control_steps(run: "Run") -> list[StepRecord]:
+def control_steps(run: Run) -> list[StepRecord]:
     """What labels add for a run whose budget the engine or the model kept (control native), and for an A/A control."""
     native, again = run.plan.get("control") == "native", run.is_control
     steps: list[StepRecord] = [{"action": CONTROL, "recipe": {"control": "native"}}] if native else []
@@ -68,7 +67,7 @@ def label(steps: Sequence[StepRecord]) -> str:
     return text + "".join(", A/A control" if of.get("aa_control") else ", native control" for of in controls)
 
 
-def label_of(run: "Run") -> str:
+def label_of(run: Run) -> str:
     """The label of a run on its own."""
     return label([*history(run), *control_steps(run)])
 
@@ -92,13 +91,13 @@ class LabelParts(NamedTuple):
         return cls(identity.run, str(identity.model), identity.recipe, identity.dtypes or (None, None))
 
 
-def label_parts(run: "Run") -> LabelParts:
+def label_parts(run: Run) -> LabelParts:
     """What a run's label is made of."""
     steps = [*history(run), *control_steps(run)]
     return LabelParts(run.run_id, str(run.model.get("name", "?")), steps, dtypes_of(run))
 
 
-def dtypes_of(run: "Run") -> list[str | None]:
+def dtypes_of(run: Run) -> list[str | None]:
     """The dtypes of a run's weights, and of its computation; None where one is unknown or the weights are quantised."""
     if any(step.get("action") == "quantise" for step in history(run)):
         return [None, None]
@@ -175,7 +174,7 @@ def _detail(key: str, value: Any, step: StepRecord) -> str:
     return one_line(f"{key.replace('_', ' ')} {number}")
 
 
-def is_called(run: "Run", text: str) -> bool:
+def is_called(run: Run, text: str) -> bool:
     """Whether text is the run's label as tables print it: alone, after the model's name, or before what tells it apart.
 
     Differences of case, kinds of spaces and of dashes are ignored: `wanda 50 %` means `Wanda 50 %`. What tells runs

@@ -1,4 +1,9 @@
-"""The rows of a store: runs, their draws (samples), and problems."""
+"""The rows of a store: runs, their draws (samples), and problems; and the draws of a run as a table.
+
+Axes of tables: P: problems, G: groups of problems, B: budgets, N: draws. Problems that belong together
+(`prunus.questions`) are one observation: what is inferred from problems counts groups, and a group's value is the mean
+over its problems.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
