@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from prunus.results import anytime, betting, metrics, paired, power, verdicts
 from prunus.results.betting import direction_p
 from prunus.results.comparison import compare
-from prunus.results.table import Table
+from prunus.results.rows import Table
 from prunus.results.verdicts import BETTER, CLAIMS, SAME, WITHIN, WORSE, word_of
 
 Floats = NDArray[np.float64]
@@ -296,8 +296,8 @@ def scaling_words(
     share, low, high = verdicts.retention(base, other)
     given = np.isfinite(share)
     return {
-        "kept": float(np.mean(verdicts.p_kept(base, other, reach, 0, draws) <= betting.ALPHA)),
-        "lost": float(np.mean(verdicts.p_lost(base, other, reach, 0, draws) <= betting.ALPHA)),
+        "kept": float(np.mean(verdicts.p_scaling("kept", base, other, reach, 0, draws) <= betting.ALPHA)),
+        "lost": float(np.mean(verdicts.p_scaling("lost", base, other, reach, 0, draws) <= betting.ALPHA)),
         "given": float(np.mean(given)),
         "missed": float(np.mean(given & ~((low <= kept) & (kept <= high)))),
     }

@@ -159,7 +159,6 @@ def packings(folder: Path) -> dict[str, Any]:
     half, wide = folder / "half", folder / WIDE.name
     return {
         "pack": lambda out: prunus.pack(half, out),
-        "pack, int8": lambda out: prunus.pack(half, out, int8=True),
         "pack, masks": lambda out: prunus.pack(half, out, masks_only=True, source=wide),
         "unpack": lambda out: prunus.unpack(folder / "packed", out),
         "unpack, masks": lambda out: prunus.unpack(folder / "masks", out, source=wide),
@@ -322,8 +321,8 @@ def run_packings(folder: Path) -> None:
             assert status == 0, name
             continue
         with tempfile.TemporaryDirectory(dir=folder) as out:  # what is loaded when first used
-            prunus.pack("tiny", f"{out}/packed", int8=True)
-            prunus.unpack(f"{out}/packed", f"{out}/again", lossy=True)
+            prunus.pack("tiny", f"{out}/packed")
+            prunus.unpack(f"{out}/packed", f"{out}/again")
         before = counted_from_here()
         work(folder / "out of packing" / str(os.getpid()))
         print(json.dumps([name, resident("VmHWM") - before]), flush=True)

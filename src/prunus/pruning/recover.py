@@ -87,7 +87,7 @@ def recover(
     Every zero of a pruned Linear stays zero, and everything outside the blocks stays as it is, as does a block whose
     held-out error does not fall. Unfinished work is in out.partial: the same call resumes it and writes the same bytes.
 
-    pruned: may be packed, but not as int8.
+    pruned: may be packed, but not with rounded values.
     dense: the model that it was pruned from; None: the one that its manifest names.
     offload: keep the residual streams on disk instead of in memory.
     overwrite: replace an existing result.
@@ -179,7 +179,7 @@ def open_pruned(folder: Path, dense: str | Path | None) -> Checkpoint:
     if source.lossy:
         raise PrunusError(
             f"{folder} holds values rounded to 8 bits, not the weights that pruning kept: give the folder that it was "
-            "packed from, or run `prunus unpack --lossy` first"
+            "packed from, or run `prunus unpack` first"
         )
     return source
 

@@ -14,8 +14,7 @@ from math import inf
 from prunus.budgets import budget_of
 from prunus.hashing import content_hash
 from prunus.results.cells import Entry, Looked, Unfinished
-from prunus.results.rows import Removed, Run, Stage
-from prunus.results.table import Table
+from prunus.results.rows import Removed, Run, Stage, Table
 
 # Settings of a plan that may differ between the stages of a run.
 SIZES = {"limit", "samples", "problems", "batch_size", "seed"}

@@ -23,9 +23,8 @@ from prunus.errors import PrunusError
 from prunus.hashing import content_hash
 from prunus.parse import parse_json
 from prunus.results import schema
-from prunus.results.labels import is_called, label_of
+from prunus.results.labels import is_called, label_of, listed, plan_in_short
 from prunus.results.looping import loops
-from prunus.results.plans import listed, plan_in_short
 from prunus.results.rows import FIRST_PROTOCOL, IMPORTED, DeclaredSearch, Key, Planned, ProblemRow, Removed, Run, Sample
 from prunus.results.stages import same_but_for_size, stages_of
 from prunus.settings import hints_of

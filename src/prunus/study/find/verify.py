@@ -11,7 +11,7 @@ from prunus.cards.certified import about_searches, search_words
 from prunus.errors import PrunusError
 from prunus.hashing import content_hash
 from prunus.results.anytime import First
-from prunus.results.plans import plan_in_short
+from prunus.results.labels import plan_in_short
 from prunus.results.store import Store, same_groups
 from prunus.study.find.certificate import OTHER_BETS, UNTRACED, caution, computed, files_of, read_certificate
 from prunus.study.find.trace import search_line, searches_like, sum_of_alphas
