@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import warm_processes
 from completions_server import Server, serving
+from scripted_backend import ScriptedBackend
 from test_backend_contract import babble
 from tiny_chains import TOKENIZER, tiny
 
@@ -21,7 +22,6 @@ from prunus.checkpoint.resolve import tiny_folder
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import pipeline, traces
-from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.requests import Backend, Completion, Outstanding, Request, Sampling
 from prunus.evaluation.resolved_plan import problem_row, resolve_plan
 from prunus.evaluation.run import InBackground, missing_batches

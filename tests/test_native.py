@@ -14,6 +14,7 @@ import pytest
 from chat_server import chatting
 from chat_tokenizer import CHATML, byte_tokenizer
 from fake_store import make_store
+from scripted_backend import ScriptedBackend
 from test_backend_contract import babble
 from test_off import SWITCHED
 from test_profile_detection import CASES, HARMONY
@@ -28,7 +29,6 @@ from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened_chat, transport
 from prunus.evaluation.backends.chat import chat_request, drawn, ignored, read_reply
-from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Draw
 from prunus.evaluation.grading import Grade, Grader
 from prunus.evaluation.profiles.control import NativeControl, native_control

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted_backend import ScriptedBackend
 from tiny_chains import TOKENIZER
 from tiny_models import make_model, random_rows
 
-from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.pruning.calibration.data import Calibration
 from prunus.recipes import EvalPlan
 from prunus.study.engine import Engine

@@ -20,7 +20,7 @@ from prunus.results.store import Store
 from prunus.study.cells import Model, plan_names
 from prunus.study.file import Study
 from prunus.study.find.tables import SearchState
-from prunus.study.paths import StudyPaths
+from prunus.study.variants import StudyPaths
 
 # Settings of a plan that may follow from its mode.
 OF_MODE = {"mode", "profile", "strings", "answer_tokens", "context", "end_ids", "temperature", "top_p", "top_k"}

@@ -38,8 +38,7 @@ from prunus.study.cells import (
 from prunus.study.engine import Engine
 from prunus.study.file import Study, read_study
 from prunus.study.find.tables import open_searches, states
-from prunus.study.paths import StudyPaths
-from prunus.study.variants import check_variants, is_made
+from prunus.study.variants import StudyPaths, check_variants, is_made
 
 MEASURED_SECONDS = 1.0
 TEXT_BYTES = 5  # in the store, per token of text

@@ -21,12 +21,23 @@ from prunus.checkpoint.resolve import one_line
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.openai import names_of
-from prunus.evaluation.backends.rolling import Window, files_at_once, replies
 from prunus.evaluation.backends.served import api_of, context_of, find_model, version_of
-from prunus.evaluation.backends.transport import MALFORMED, STAYS, TRIES, in_thread, new_client, pause, reply_of, run
+from prunus.evaluation.backends.transport import (
+    MALFORMED,
+    STAYS,
+    TRIES,
+    Window,
+    files_at_once,
+    in_thread,
+    new_client,
+    pause,
+    replies,
+    reply_of,
+    run,
+)
 from prunus.evaluation.budget import Draw
+from prunus.evaluation.profiles.markers import messages_of
 from prunus.evaluation.profiles.profile import LEGACY_ANSWER_TOKENS
-from prunus.evaluation.profiles.template import messages_of
 from prunus.evaluation.requests import Engine, Sampling
 from prunus.evaluation.resolved_plan import PlannedChain, ResolvedPlan
 from prunus.evaluation.tasks import prompt_text

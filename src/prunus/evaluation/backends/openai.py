@@ -23,9 +23,20 @@ from prunus.checkpoint.model_folder import EngineFolder
 from prunus.checkpoint.resolve import load_tokenizer
 from prunus.engines import BACKENDS, EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.rolling import Window, files_at_once, replies
 from prunus.evaluation.backends.served import api_of, context_of, find_model, meta_of, reached, version_of
-from prunus.evaluation.backends.transport import MALFORMED, STAYS, TRIES, in_thread, new_client, pause, reply_of, run
+from prunus.evaluation.backends.transport import (
+    MALFORMED,
+    STAYS,
+    TRIES,
+    Window,
+    files_at_once,
+    in_thread,
+    new_client,
+    pause,
+    replies,
+    reply_of,
+    run,
+)
 from prunus.evaluation.profiles.markers import decode
 from prunus.evaluation.requests import Backend, Completion, Outstanding, Request, Sampling, Scores
 

@@ -8,9 +8,8 @@ from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles.control import control_of, switch_off
 from prunus.evaluation.profiles.detection import named, resolve_profile
-from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt
+from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt, ends_of_turn
 from prunus.evaluation.profiles.profile import PROFILES, Profile
-from prunus.evaluation.profiles.template import ends_of_turn
 from prunus.recipes import PROFILE_FOLDER
 
 if TYPE_CHECKING:

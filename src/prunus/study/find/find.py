@@ -32,12 +32,11 @@ from prunus.study.find.certificate import (
     write_certificate,
 )
 from prunus.study.find.decisions import Rows
-from prunus.study.find.ladders import ladders_of
-from prunus.study.find.on_ray import on_cluster
 from prunus.study.find.page import NAME as PAGE
 from prunus.study.find.page import write_page
 from prunus.study.find.prospects import prospects, refuse_impossible
-from prunus.study.find.search import Rung, Search, open_search
+from prunus.study.find.rungs import on_cluster
+from prunus.study.find.search import Rung, Search, ladders_of, open_search
 from prunus.study.find.trace import declare_in, warning
 from prunus.study.find.walk import Walk
 from prunus.study.ray.cluster import Cluster, cluster_for
