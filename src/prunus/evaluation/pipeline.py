@@ -58,11 +58,8 @@ def evaluate(
         with Store(path, create=True) as opened:
             renew_groups(opened, work.problems)
         return work.run_id
-    vocabulary = len(work.tokenizer)
-    if work.native is None:
-        loading = backends.opened(plan.backend, folder, device, vocabulary, engine)
-    else:
-        loading = backends.opened_chat(plan.backend, folder, engine)
+    native = work.native is not None
+    loading = backends.opened(plan.backend, folder, device, len(work.tokenizer), engine, native)
     with claim(path, work.run_id), loading as backend:
         check_engine(work, backend)
         with Store(path, create=True) as opened:  # after loading: a model that cannot be loaded leaves no empty store

@@ -19,8 +19,7 @@ from prunus.checkpoint.architecture import Architecture, Carried, find_layers
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends import opened as opened_backend
-from prunus.evaluation.backends import opened_chat
+from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.backends.hf import HFBackend, device_for
 from prunus.evaluation.backends.served import reached
@@ -74,8 +73,9 @@ class Engine:
         if self.backend is None or self.model is not model:
             self.free()
             folder, vocabulary = model.checkpoint.folder, len(model.tokenizer)
-            loading = opened_backend(self.name, folder, self.device, vocabulary, self.options)
-            self.model, self.backend = model, self.stack.enter_context(loading)
+            loading = opened(self.name, folder, self.device, vocabulary, self.options)
+            backend: Backend = self.stack.enter_context(loading)
+            self.model, self.backend = model, backend
         return self.backend
 
     def free(self) -> None:
@@ -87,38 +87,32 @@ class Engine:
             torch.cuda.empty_cache()
 
     @contextmanager
-    def holding(self, model: Model, variant: Variant, folder: Path) -> Iterator[Backend]:
-        """Within the context, a backend with the variant's weights. folder: of the study."""
-        if self.options.serve is not None and self.server is None:
+    def holding(
+        self, model: Model, variant: Variant, folder: Path, native: bool = False
+    ) -> Iterator[Backend | ChatServer]:
+        """Within the context, a backend with the variant's weights. folder: of the study.
+
+        native: the chat completions of the server that has them, for control native.
+        """
+        if native or self.server is not None:
+            where, options = self.server or (model.checkpoint.folder, self.options)
+            with opened(self.name, where, self.device, len(model.tokenizer), options, native) as backend:
+                yield backend
+        elif self.options.serve is not None:
             with self.served(model, variant, folder), self.holding(model, variant, folder) as backend:
                 yield backend
-            return
-        if self.server is not None:
-            where, options = self.server
-            with opened_backend(self.name, where, self.device, len(model.tokenizer), options) as backend:
-                yield backend
-            return
-        if variant.is_whole:
+        elif variant.is_whole:
             self.free()  # first, since memory may hold one model only
             where = whole_checkpoint(self.study, model, variant, folder, self.device)
-            with opened_backend(self.name, where, self.device, len(model.tokenizer), self.options) as backend:
+            with opened(self.name, where, self.device, len(model.tokenizer), self.options) as backend:
                 yield backend
-            return
-        backend = self.of(model)
-        if isinstance(backend, HFBackend):
+        elif isinstance(backend := self.of(model), HFBackend):
             with swapped(backend.model, model.source, folder, variant):
                 yield backend
         else:
             if isinstance(backend, VLLMBackend):
                 backend.hold(*files_of(folder, variant), blocks_removed(model.checkpoint, folder, variant))
             yield backend
-
-    @contextmanager
-    def chatting(self, model: Model) -> Iterator[ChatServer]:
-        """Within the context, the chat completions of the variant that is served, for control native."""
-        where, options = self.server or (model.checkpoint.folder, self.options)
-        with opened_chat(self.name, where, options) as server:
-            yield server
 
     @contextmanager
     def served(self, model: Model, variant: Variant, folder: Path) -> Iterator[None]:
@@ -271,14 +265,10 @@ def run_here(study: Study, models: Sequence[Model], paths: StudyPaths, store: St
                 make_missing(study, model, variant, paths, table, device)
             table.say(f"evaluating {variant.name} of {model.label}")
             with engine.served(model, variant, paths.folder):
-                forced = [(cell, batches) for cell, batches in cells if cell.resolved.native is None]
-                if forced:
-                    with engine.holding(model, variant, paths.folder) as backend:
-                        evaluate_cells(model, forced, paths.folder, store, backend, grader, table)
-                chats = [(cell, batches) for cell, batches in cells if cell.resolved.native is not None]
-                if chats:
-                    with engine.chatting(model) as server:
-                        evaluate_cells(model, chats, paths.folder, store, server, grader, table)
+                for native in (False, True):
+                    if some := [(cell, left) for cell, left in cells if (cell.resolved.native is not None) == native]:
+                        with engine.holding(model, variant, paths.folder, native) as backend:
+                            evaluate_cells(model, some, paths.folder, store, backend, grader, table)
 
 
 def evaluate_cells(

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import httpx2 as httpx
 
+from prunus.checkpoint.resolve import one_line
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.parse import parse_json
@@ -52,6 +53,10 @@ class Busy(Exception):
     def __init__(self, message: str, wait: float, broke_off: bool) -> None:
         super().__init__(message)
         self.wait, self.broke_off = wait, broke_off
+
+
+class Unfit(Exception):
+    """The reply cannot be used; the message continues a sentence about the server."""
 
 
 class Reply(NamedTuple):
@@ -140,6 +145,31 @@ async def reply_of(
             await asyncio.sleep(wait)
     often = f" ({tries} tries)" if tries > 1 else ""
     raise PrunusError(f"{url} {problem}{often}; {STAYS}")
+
+
+async def usable(asking: Callable[[], Coroutine[Any, Any, Any]], read: Callable[[Any], _T], url: str) -> _T:
+    """What `read` makes of a reply; it is asked for again where read raises Unfit, or finds it malformed."""
+    for tries in range(1, TRIES + 1):
+        reply = await asking()
+        try:
+            return read(reply)
+        except (Unfit, *MALFORMED) as error:
+            if tries == TRIES:
+                shown = one_line(ValueError(json.dumps(reply)))[:200]
+                what = error if isinstance(error, Unfit) else f"with an incomplete reply ({shown})"
+                raise PrunusError(f"{url} answers {what}, {TRIES} times; {STAYS}") from error
+            await asyncio.sleep(pause(tries))
+    raise AssertionError
+
+
+def with_client(engine: EngineOptions, work: Callable[[httpx.AsyncClient], Coroutine[Any, Any, _T]]) -> _T:
+    """The result of a coroutine that is given a client."""
+
+    async def begun() -> _T:
+        async with new_client(engine) as client:
+            return await work(client)
+
+    return run(begun())
 
 
 def refusal(url: str, status: int, problem: str) -> str:

@@ -115,8 +115,7 @@ class Rungs:
             of = self.search.model, variant, self.folder
             self.holding.enter_context(self.engine.served(*of))
             native = cell.resolved.native is not None
-            opened = self.engine.chatting(self.search.model) if native else self.engine.holding(*of)
-            self.held = variant, self.holding.enter_context(opened)
+            self.held = variant, self.holding.enter_context(self.engine.holding(*of, native))
         return self.held[1]
 
     def make(self, variant: Variant) -> None:
