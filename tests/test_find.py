@@ -112,7 +112,7 @@ def test_rungs_are_made_when_they_are_needed_unless_vllm_occupies_their_gpu(
         original(model, variant, *arguments, **options)
 
     monkeypatch.setattr(making, "make_variant", noted)
-    monkeypatch.setattr(engines, "pick", lambda _: device)
+    monkeypatch.setattr(engines, "device_for", lambda _: device)
     assert search(plan=replace(PLAN, backend="vllm"))["found"] == "magnitude-20"
     needed = ["magnitude-10", "magnitude-20", "magnitude-30"]
     assert made == (needed if device == "cpu" else [*needed, "magnitude-40"])

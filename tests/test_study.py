@@ -650,7 +650,7 @@ def test_variants_are_made_just_ahead_unless_vllm_occupies_their_gpu(tmp_path, m
     models, paths, told = open_models(study), StudyPaths.of(study, tmp_path / "out", None), list[str]()
     engine = SimpleNamespace(served=lambda *_: nullcontext(), holding=lambda _, one, __: nullcontext(one.name))
     monkeypatch.setattr(engines, "Engine", lambda *_: nullcontext(engine))
-    monkeypatch.setattr(engines, "pick", lambda device: device)
+    monkeypatch.setattr(engines, "device_for", lambda device: device)
     monkeypatch.setattr(engines, "make_missing", lambda _, __, variant, *rest: told.append(f"make {variant.name}"))
     monkeypatch.setattr(engines, "evaluate_cells", lambda _, __, ___, ____, name, *rest: told.append(f"ask {name}"))
     (tmp_path / "out").mkdir()

@@ -60,7 +60,9 @@ def script(patch: pytest.MonkeyPatch) -> Counter[str]:
         return ENDLESS if random.Random(-seed).random() < endless else END + answer
 
     @contextmanager
-    def holding(_engine: Engine, _model: object, variant: Any, _folder: Path) -> Iterator[ScriptedBackend]:
+    def holding(
+        _engine: Engine, _model: object, variant: Any, _folder: Path, _native: bool = False
+    ) -> Iterator[ScriptedBackend]:
         yield ScriptedBackend(partial(replay, variant.name))
 
     patch.setattr(Engine, "holding", holding)

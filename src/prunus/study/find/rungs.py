@@ -6,8 +6,6 @@ Decisions are left to the walk, so a search on a cluster decides as one on a sin
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,8 +27,8 @@ from prunus.study.cells import Cell, Variant
 from prunus.study.engine import Batch, Engine, evaluate_cells, makes_all_first
 from prunus.study.find.search import Search
 from prunus.study.live_table import LiveTable
-from prunus.study.ray.cluster import Cluster, connected
-from prunus.study.ray.driver import Driver, Job
+from prunus.study.ray.cluster import Cluster
+from prunus.study.ray.driver import Driver, Job, driving
 from prunus.study.variants import StudyPaths, is_made, kept_folder, make_variant, unfinished_folder, variant_files
 
 Show = Callable[[float, int], None]  # of chains that were completed, and of tokens sampled for them
@@ -64,8 +62,7 @@ class Rungs:
 
     def __init__(self, search: Search, store: Store, folder: Path, device: str) -> None:
         self.search, self.store, self.folder, self.device = search, store, folder, device
-        self.engine = Engine(search.study, device)
-        self.all_first = makes_all_first(search.plan.backend, device)
+        self.engine, self.all_first = Engine(search.study, device), makes_all_first(search.plan.backend, device)
         self.table = Progress()
         self.grader: Grader | None = None
         self.adaptive = {"by": "find", "seed": search.plan.seed}
@@ -170,16 +167,6 @@ def shared_settings(variant: Variant) -> Mapping[str, Any] | None:
     return fields | {"hessians": method.needs == "hessian"}
 
 
-def on_cluster(search: Search, cluster: Cluster | None) -> "tuple[Search, type[Rungs] | partial[RayRungs]]":
-    """A search as it is carried out on a cluster, and what makes and evaluates its rungs; None: on this machine.
-
-    Checkpoints are kept, since this machine need not be able to make them again.
-    """
-    if cluster is None:
-        return search, Rungs
-    return replace(search, study=replace(search.study, keep_checkpoints=True)), partial(RayRungs, cluster=cluster)
-
-
 class RayRungs(Rungs):
     """Rungs that the workers of a cluster make and evaluate. The cluster is joined when rows are missing."""
 
@@ -215,11 +202,13 @@ class RayRungs(Rungs):
 
     def joined(self) -> Driver:
         """A driver of the cluster, until the rungs are closed."""
-        self.stack.enter_context(connected(self.cluster.address))
-        claims = self.stack.enter_context(ExitStack())
-        gpus, cpus = self.cluster.worker_gpus(), self.cluster.cpus
-        paths, search = StudyPaths(self.folder, Path(self.store.path)), self.search
-        made = Driver([search.model], paths, self.store, self.table, claims, search.study, self.device, gpus, cpus)
-        made.adaptive = self.adaptive
-        made.check_capacity()
-        return made
+        search, of = self.search, (StudyPaths(self.folder, Path(self.store.path)), self.store, self.table)
+        return self.stack.enter_context(
+            driving(self.cluster, [search.model], *of, search.study, self.device, self.adaptive)
+        )
+
+
+def rungs_of(search: Search, store: Store, folder: Path, device: str, cluster: Cluster | None) -> Rungs:
+    """What makes and evaluates the rungs of a search, on a cluster if there is one."""
+    of = search, store, folder, device
+    return Rungs(*of) if cluster is None else RayRungs(*of, cluster)

@@ -8,8 +8,8 @@ the nodes need no common file system.
 """
 
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,11 +135,36 @@ def run_on_ray(
                 check_target(job.model.checkpoint.folder, kept_folder(paths.folder, job.model, job.variant), True)
     if not jobs:
         return
-    with connected(cluster.address), ExitStack() as claims, LiveTable.of(study, models, store) as table:
-        gpus, cpus = cluster.worker_gpus(), cluster.cpus
-        driver = Driver(models, paths, store, table, claims, study, device, gpus, cpus)
-        driver.check_capacity()
+    with (
+        LiveTable.of(study, models, store) as table,
+        driving(cluster, models, paths, store, table, study, device) as driver,
+    ):
         driver.do(jobs)
+
+
+@contextmanager
+def driving(
+    cluster: Cluster,
+    models: Sequence[Model],
+    paths: StudyPaths,
+    store: Store,
+    table: LiveTable,
+    study: Study,
+    device: str,
+    adaptive: Mapping[str, Any] | None = None,
+) -> Iterator["Driver"]:
+    """Within the context, a driver of a cluster. Raises PrunusError if not a single worker fits on the nodes.
+
+    adaptive: of the runs, as Run.adaptive.
+    """
+    with connected(cluster.address), ExitStack() as claims:
+        gpus, cpus = cluster.worker_gpus(), cluster.cpus
+        if not capacity(gpus, cpus):
+            raise PrunusError(
+                f"no node of the cluster has the {gpus:g} GPUs and {cpus:g} CPUs that one worker needs:"
+                " lower --gpus-per-task or --cpus-per-task"
+            )
+        yield Driver(models, paths, store, table, claims, study, device, gpus, cpus, adaptive)
 
 
 class Driver:
@@ -156,18 +181,19 @@ class Driver:
         device: str,
         gpus: float,
         cpus: float,
+        adaptive: Mapping[str, Any] | None = None,
     ) -> None:
         import ray
 
         self.folder, self.store, self.table = paths.folder, store, table
         self.claims, self.gpus, self.cpus, self.keeps = claims, gpus, cpus, study.keep_checkpoints
+        self.adaptive = adaptive
         self.streams = BACKENDS[study.backend].streams
         actor: Any = ray.remote(num_gpus=gpus, num_cpus=cpus, max_restarts=0)(Worker)
         self.new_actor = lambda: actor.remote(str(Path.cwd()), study, device)
         self.models = {model.name: [ray.put(model_ref(model)), model.name] for model in models}
         self.files: dict[str, dict[str, list[Any]]] = {}  # references to a variant's uploaded files, by its key
         self.jobs: list[Job] = []
-        self.adaptive: dict[str, object] | None = None  # of the runs, as Run.adaptive
         self.unmade: set[str] = set()  # keys of variants
         self.claimed: set[str] = set()  # ids of runs, here and below
         self.described: set[str] = set()
@@ -182,14 +208,6 @@ class Driver:
         self.unmade |= {job.variant.key for job in jobs if job.cell is None}
         while self.jobs or any(worker.job for worker in self.workers):
             self.step()
-
-    def check_capacity(self) -> None:
-        """Raise PrunusError if not a single worker fits on the nodes."""
-        if not capacity(self.gpus, self.cpus):
-            raise PrunusError(
-                f"no node of the cluster has the {self.gpus:g} GPUs and {self.cpus:g} CPUs that one worker needs:"
-                " lower --gpus-per-task or --cpus-per-task"
-            )
 
     def step(self) -> None:
         """Give jobs to workers that have none, and handle what comes back within a second."""
