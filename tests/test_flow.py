@@ -182,13 +182,14 @@ def test_a_slow_grader_does_not_hold_the_engine_up():
     assert [one for items in seen for one in items] == list(range(20)) and len(seen) <= 2
 
 
-def test_an_error_in_the_background_is_raised_where_items_are_put():
+def test_an_error_in_the_background_is_raised_where_results_are_taken():
     def broken(items: list[int]) -> None:
         raise PrunusError("the disk is full")
 
     with pytest.raises(PrunusError, match="the disk is full"), InBackground(broken) as background:
         background.put(1)
-        while background.error is None:
+        while not background.calls[0].done():
             time.sleep(0.001)
         background.put(2)
-        raise AssertionError("put must raise")
+        list(background.results())
+        raise AssertionError("results must raise")
