@@ -48,7 +48,10 @@ def load_model(
     wanted = dtype or (torch.bfloat16 if device.startswith("cuda") else None)
     try:
         if runs_sparse(folder, device, sparse):
-            return load_sparse(folder, dtype)
+            few = PackedCheckpoint(folder).parameters <= FLOAT32_PARAMETERS
+            model = load(folder, dtype=torch.float32 if dtype is None and few else dtype)
+            setattr(model, SPARSE, True)
+            return model
         if is_packed(folder):
             model = unpacked(folder, wanted)
         else:
@@ -102,15 +105,6 @@ def runs_sparse(folder: Path, device: str, sparse: bool) -> bool:
 def is_sparse(model: PreTrainedModel) -> bool:
     """Whether a model from load_model runs on the sparse kernel."""
     return getattr(model, SPARSE, False)
-
-
-def load_sparse(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
-    """The model of a packed folder, on the sparse kernel. dtype: None as in load_model."""
-    if dtype is None and PackedCheckpoint(folder).parameters <= FLOAT32_PARAMETERS:
-        dtype = torch.float32
-    model = load(folder, dtype=dtype)
-    setattr(model, SPARSE, True)
-    return model
 
 
 def unpacked(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:

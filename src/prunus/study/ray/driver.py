@@ -191,7 +191,11 @@ class Driver:
         self.streams = BACKENDS[study.backend].streams
         actor: Any = ray.remote(num_gpus=gpus, num_cpus=cpus, max_restarts=0)(Worker)
         self.new_actor = lambda: actor.remote(str(Path.cwd()), study, device)
-        self.models = {model.name: [ray.put(model_ref(model)), model.name] for model in models}
+        self.models: dict[str, list[Any]] = {}  # a reference and the model's name
+        for model in models:
+            works = [cell.resolved for cell in model.cells if not cell.variant.steps]
+            ref = ray.put(ModelRef(model.name, model.checkpoint.checksum(), works))
+            self.models[model.name] = [ref, model.name]
         self.files: dict[str, dict[str, list[Any]]] = {}  # references to a variant's uploaded files, by its key
         self.jobs: list[Job] = []
         self.unmade: set[str] = set()  # keys of variants
@@ -295,7 +299,9 @@ class Driver:
                 return
         except StopIteration:
             assert worker.job is not None
-            self.forget_files(worker.job.variant)
+            key = worker.job.variant.key
+            if all(key != other.variant.key for other in self.jobs):
+                self.files.pop(key, None)  # so that Ray can free them
         except RayTaskError as error:
             where = f"on {worker.info.node}: " if worker.info else ""
             if isinstance(error.cause, PrunusError):
@@ -340,11 +346,6 @@ class Driver:
         self.table.add(run, found.samples, found.tokens, max(1e-9, now - self.added_at))
         self.added_at = now
 
-    def forget_files(self, variant: Variant) -> None:
-        """Let Ray free the variant's files if no other job needs them."""
-        if all(variant.key != other.variant.key for other in self.jobs):
-            self.files.pop(variant.key, None)
-
     def lose(self, worker: WorkerHandle, error: BaseException) -> None:
         """Remove a worker that ended, alone or with its node, and put its job back into the queue.
 
@@ -379,9 +380,3 @@ def check_version(worker: WorkerInfo) -> None:
             f"{worker.node} has prunus {worker.version}, this machine {prunus.__version__}: install the same version"
             " everywhere"
         )
-
-
-def model_ref(model: Model) -> ModelRef:
-    """The description of a model by which a worker opens its own copy."""
-    works = [cell.resolved for cell in model.cells if not cell.variant.steps]
-    return ModelRef(model.name, model.checkpoint.checksum(), works)

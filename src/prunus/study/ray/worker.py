@@ -129,24 +129,28 @@ class Worker:
 
         files: of the variant, fetched only if it is not loaded. plan: index in the study.
         """
-        _, backend = self.load_variant(model, variant, files)
+        backend = self.load_variant(model, variant, files)
         work = self.works[plan]
         check_engine(work, backend)
         for portion in run_chains(work, backend, self.grader, planned_chains(work, backend, [chains])):
             yield BatchResult(portion.samples, portion.tokens, describe_versions(backend))
 
-    def load_variant(self, model: Sequence[Any], variant: Variant, files: FileRefs) -> tuple[Model, Backend]:
-        """The opened model, and a backend with the variant's weights."""
+    def load_variant(self, model: Sequence[Any], variant: Variant, files: FileRefs) -> Backend:
+        """A backend with the variant's weights."""
         opened = self.open_model(model)
         if self.backend is None or self.loaded_key != variant.key:
             self.release()
             for name, pieces in files.items():
-                write_pieces(self.folder / name, pieces)
-            self.backend = self.loaded.enter_context(self.engine.holding(opened, variant, self.folder))
-            self.loaded_key = variant.key
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                with (self.folder / name).open("wb") as file:
+                    for piece in pieces:  # fetched one at a time
+                        file.write(fetch(piece))
+            backend = self.loaded.enter_context(self.engine.holding(opened, variant, self.folder))
+            assert isinstance(backend, Backend), "control native is not for Ray"
+            self.backend, self.loaded_key = backend, variant.key
             for name in files:
                 (self.folder / name).unlink(missing_ok=True)
-        return opened, self.backend
+        return self.backend
 
     def open_model(self, model: Sequence[Any]) -> Model:
         """The model of a reference and a name. Raises PrunusError if this node's copy has other weights."""
@@ -165,14 +169,6 @@ class Worker:
         """Swap the variant out, which leaves the dense model."""
         self.loaded.close()
         self.loaded_key, self.backend = "", None
-
-
-def write_pieces(path: Path, pieces: Sequence[Any]) -> None:
-    """Write a file from references to its pieces, fetched one at a time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        for piece in pieces:
-            file.write(fetch(piece))
 
 
 def fetch(reference: Any) -> Any:
