@@ -16,15 +16,13 @@ from prunus.evaluation.grading import Grader
 from prunus.evaluation.run import fill_store
 from prunus.recipes import EvalPlan
 from prunus.results.store import Store
-from prunus.study import evaluate
+from prunus.study import engine
 from prunus.study.find.find import carry_out
-from prunus.study.find.ladders import ladders_of
-from prunus.study.find.on_ray import RayRungs
-from prunus.study.find.search import Search, open_search
+from prunus.study.find.rungs import RayRungs
+from prunus.study.find.search import Search, ladders_of, open_search
 from prunus.study.ray import cluster as ray_cluster
 from prunus.study.ray.cluster import Cluster
-from prunus.study.ray.driver import Driver
-from prunus.study.ray.jobs import Job
+from prunus.study.ray.driver import Driver, Job
 from prunus.study.variants import add_run, make_variant
 
 pytestmark = pytest.mark.usefixtures("search_folder")
@@ -59,7 +57,7 @@ class Pretended(Driver):
 )
 def test_the_rows_and_decisions_are_those_of_one_machine(scripted, monkeypatch, methods, ladder, tokens, best):
     """Any job of those that a decision needs comes next; no other row is computed."""
-    monkeypatch.setattr(evaluate, "describe_versions", lambda _: {"test": "1"})
+    monkeypatch.setattr(engine, "describe_versions", lambda _: {"test": "1"})
     search, done = opened(ladder, methods, tokens), list[Job]()
     alone = carry_out(search, Path("alone"), Path("alone.db"), "cpu")
     assert alone["found"] == best
@@ -81,7 +79,7 @@ def test_with_vllm_rungs_are_made_before_its_engines_start(scripted, monkeypatch
 
 
 def test_the_command_searches_on_the_cluster_that_it_names(scripted, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "describe_versions", lambda _: {"test": "1"})
+    monkeypatch.setattr(engine, "describe_versions", lambda _: {"test": "1"})
     asked = list[str]()
     monkeypatch.setattr(ray_cluster, "find_cluster", lambda address: asked.append(address) or f"{address}:1")
     main([*COMMAND[:2], "alone", *COMMAND[3:], "--ladder", "0.1", "--store", "alone.db"])

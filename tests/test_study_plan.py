@@ -22,8 +22,7 @@ from prunus.results.store import Store
 from prunus.study import plan as planning
 from prunus.study.cells import open_model, variant_names
 from prunus.study.file import read_study
-from prunus.study.live_table import LiveTable, Row, duration
-from prunus.study.plan_table import plan_table
+from prunus.study.live_table import LiveTable, Row, duration, plan_table
 from prunus.study.variants import make_variant, weights_file
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -144,8 +144,7 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = F
 def search(model: str, wanted: Wanted, plan: EvalPlan, store: Path, target: Path) -> str:
     """Search a ladder, unless target has its result; returns the decisions in a sentence. Dense rows are shared."""
     from prunus.study.find.find import carry_out, is_finished
-    from prunus.study.find.ladders import ladders_of
-    from prunus.study.find.search import open_search
+    from prunus.study.find.search import ladders_of, open_search
 
     asked = open_search(
         model, plan, ladders_of(wanted.ladder, None, {}, None), margin=wanted.margin, stop_margin=wanted.stop_margin,

@@ -208,7 +208,11 @@ def open_model(study: Study, name: str, folder: Path) -> Model:
         study.fail(study.eval_line, f"{name}: {error}")
     if len({plan.run_id for plan in resolved}) < len(resolved):
         study.fail(study.eval_line, f"two plans of [eval] are the same for {name}; take a value out of a list")
-    cells = [Cell(v, number, plan_of_variant(plan, v)) for number, plan in enumerate(resolved) for v in variants]
+    cells = []
+    for number, plan in enumerate(resolved):
+        # The dense model keeps the id that `prunus eval` gives, so that they share rows.
+        ids = [content_hash({"variant": v.key, "plan": plan.plan}) if v.steps else plan.run_id for v in variants]
+        cells += [Cell(v, number, replace(plan, run_id=id)) for v, id in zip(variants, ids, strict=True)]
     return Model(name, checkpoint, tokenizer, variants, [*cells, *controls])
 
 
@@ -220,13 +224,6 @@ def checkpoint_of(study: Study, folder: Path) -> Checkpoint | EngineFolder:
     if BACKENDS[study.backend].loads_itself and not study.entries:
         return EngineFolder(folder)
     return Checkpoint(folder)
-
-
-def plan_of_variant(dense: ResolvedPlan, variant: Variant) -> ResolvedPlan:
-    """The plan for a variant. The dense model keeps the id that `prunus eval` gives, so that they share rows."""
-    if not variant.steps:
-        return dense
-    return replace(dense, run_id=content_hash({"variant": variant.key, "plan": dense.plan}))
 
 
 def variants_of(study: Study, checkpoint: Checkpoint | EngineFolder) -> list[Variant]:
