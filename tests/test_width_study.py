@@ -10,7 +10,7 @@ from prunus.recipes import PruneRecipe, RecoverRecipe, WidthRecipe
 from prunus.results.store import Store
 from prunus.study.cells import open_model
 from prunus.study.file import read_study
-from prunus.study.find.ladders import check_order, ladders_of, removed
+from prunus.study.find.search import check_order, ladders_of, removed
 from prunus.study.variants import unfinished_folder
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("few_resamples")]
