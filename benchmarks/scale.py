@@ -7,7 +7,8 @@ ends with a message where there is less.
 
 `--family qwen3_moe` does the same with the shape of Qwen3-30B-A3B (128 experts of 768, 8 per token; 2.5 GB of disk for
 each block and 2.5 GB more). Its 48 blocks need 123 GB; `--blocks 2` has the same memory and the same seconds per block.
-`--method experts` is `prunus experts` with its defaults: a quarter of the experts is removed, by REAP.
+`--method experts` is `prunus experts` with its defaults: a quarter of the experts is removed, by REAP. `--method width`
+is `prunus width` with its defaults: a quarter of the channels is removed, by OBS.
 """
 
 import argparse
@@ -260,6 +261,9 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
     before, moved, cpu, started = memory("VmRSS"), transferred(), cpu_seconds(), time.monotonic()
     if options["method"] == "experts":
         summary = prunus.drop_experts(folder / "model", folder / "out", prunus.ExpertsRecipe(**on), overwrite=True)
+    elif options["method"] == "width":
+        recipe = prunus.WidthRecipe(**on)
+        summary = prunus.width(folder / "model", folder / "out", recipe, offload=options["offload"], overwrite=True)
     else:
         recipe = prunus.PruneRecipe(
             method=options["method"], propagation=options["propagation"], update=options["update"], **on

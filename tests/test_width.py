@@ -1,10 +1,12 @@
 """Narrower feed-forward networks: the whole command, against whole models of transformers and torch's least squares."""
 
 import json
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from bad_inputs import write_in_fp8
 from random_models import make_random_model
 from safetensors.torch import load_file, save_file
 from tiny_models import make_model
@@ -186,9 +188,8 @@ def test_every_kind_of_network_is_narrowed_and_fitted(shared, tmp_path, name):
     assert errors[True] < 0.9 * errors[False], errors
 
 
-@pytest.mark.parametrize("offload", [False, True])
-def test_interrupted_work_resumes_to_the_same_bytes(shared, tmp_path, monkeypatch, offload):
-    prunus.width(shared / "dense", tmp_path / "whole", asked(shared), device="cpu", offload=offload)
+def test_interrupted_work_resumes_to_the_same_bytes_wherever_streams_are_kept(shared, tmp_path, monkeypatch):
+    prunus.width(shared / "dense", tmp_path / "whole", asked(shared), device="cpu")
     write_block = Partial.write_block
 
     def stopping(self, index, *arguments):
@@ -199,20 +200,14 @@ def test_interrupted_work_resumes_to_the_same_bytes(shared, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(Partial, "write_block", stopping)
         with pytest.raises(KeyboardInterrupt):
-            prunus.width(shared / "dense", tmp_path / "out", asked(shared), device="cpu", offload=offload)
+            prunus.width(shared / "dense", tmp_path / "out", asked(shared), device="cpu", offload=True)
     assert (tmp_path / "out.partial").exists()
     fitted: list[str] = []
     narrow_block = command.narrow_block
     monkeypatch.setattr(command, "narrow_block", lambda *given: fitted.append(given[1]) or narrow_block(*given))
-    prunus.width(shared / "dense", tmp_path / "out", asked(shared), device="cpu", offload=offload)
+    prunus.width(shared / "dense", tmp_path / "out", asked(shared), device="cpu", offload=True)
     assert fitted == [2] and contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
-
-
-def test_a_resumed_model_does_not_depend_on_where_streams_are_kept(shared, tmp_path):
-    for offload in (False, True):
-        prunus.width(shared / "dense", tmp_path / str(offload), asked(shared), device="cpu", offload=offload)
-    assert contents(tmp_path / "False") == contents(tmp_path / "True")
 
 
 def test_recovery_of_a_fitted_width_has_a_rate_of_its_own(shared, tmp_path):
@@ -279,6 +274,19 @@ def test_experts_without_tokens_keep_their_weights_and_a_warning_says_so(shared,
     assert 0 < unmet < 8  # at most six experts have a token
 
 
+def test_experts_that_grouped_products_refuse_are_warned_of(shared, tmp_path):
+    make_random_model("mixtral", tmp_path / "dense", num_hidden_layers=1)
+    for width, refused in ((72, False), (70, True)):
+        recipe = WidthRecipe(method="magnitude", fit=False, intermediate_size=width)
+        told = prunus.width(tmp_path / "dense", tmp_path / str(width), recipe, device="cpu")
+        said = "rows of experts take 280 bytes, no multiple of 16"
+        assert any(said in text and "a multiple of 4 channels" in text for text in told["warnings"]) == refused
+        model = whole(tmp_path / str(width))
+        model.set_experts_implementation("grouped_mm")
+        with pytest.raises(RuntimeError, match="multiple of 16 bytes") if refused else nullcontext():
+            model(input_ids=torch.tensor(ROWS))
+
+
 def test_methods_without_data_need_none_and_choose_by_their_rule(shared, tmp_path):
     for method in ("magnitude", "random"):
         told = prunus.width(
@@ -324,11 +332,15 @@ def test_a_width_that_cannot_be_is_refused_in_one_line(shared, tmp_path, case):
     assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
 
 
-def test_packed_models_and_types_without_a_field_are_refused(shared, tmp_path):
+def test_packed_and_quantised_models_and_types_without_a_field_are_refused(shared, tmp_path):
     prunus.prune(shared / "dense", tmp_path / "half", PruneRecipe(method="magnitude"))
     prunus.pack(tmp_path / "half", tmp_path / "packed")
     with pytest.raises(PrunusError, match="pack") as refused:
         prunus.width(tmp_path / "packed", tmp_path / "out", asked(shared))
+    assert "\n" not in str(refused.value)
+    write_in_fp8(shared / "dense", tmp_path / "quantised")
+    with pytest.raises(PrunusError, match=r"is quantised .fp8., .* run `prunus dequantize` on it first$") as refused:
+        prunus.width(tmp_path / "quantised", tmp_path / "out", asked(shared))
     assert "\n" not in str(refused.value)
     make_random_model("bloom", tmp_path / "bloom", n_layer=1)
     with pytest.raises(PrunusError, match="no known field"):

@@ -52,6 +52,7 @@ from prunus.recipes import WidthRecipe
 
 HESSIAN_BYTES = 1 << 30  # of experts' matrices that are in memory at once; further experts take further passes
 K_QUANTS = 256  # inputs of a Linear that llama.cpp quantises together
+GROUPED = 16  # bytes of which rows of experts must be multiples for torch's grouped products
 
 
 class Job(NamedTuple):
@@ -224,7 +225,7 @@ def narrow_blocks(job: Job, partial: Partial, calibration: Calibration | None, n
             return_freed_memory()
             if partial.has(index):
                 if passes is not None:
-                    passes.advance_dense(index, source.read_block(index))
+                    passes.advance_dense(index)
                     passes.advance(index, new.read_block(index, partial.read_block(index)))
                 continue
             tensors = source.read_block(index)
@@ -283,10 +284,10 @@ class Passes:
         self.last = source.blocks - 1
         self.follows_dense = any(map(job.aims, range(source.blocks)))
 
-    def advance_dense(self, index: int, tensors: Mapping[str, Tensor]) -> None:
+    def advance_dense(self, index: int) -> None:
         """Move the dense model's hidden states through a block, if anything is fitted to them."""
         if self.follows_dense:
-            self.streams.advance_dense(self.theirs.make_block(index, tensors))
+            self.streams.advance_dense(self.theirs.read_block(index))
 
     def advance(self, index: int, tensors: Mapping[str, Tensor]) -> None:
         """Move the narrow model's hidden states through a narrow block; nothing reads those after the last one."""
@@ -426,6 +427,12 @@ def said_before(job: Job) -> list[str]:
     if odd := [width for width in widths if width % K_QUANTS]:
         found.append(
             f"{odd[0]} channels are no multiple of {K_QUANTS}: llama.cpp cannot write K-quants of these networks"
+        )
+    rows = {job.kept(unit) * job.source.dtype.itemsize for unit in job.units if unit.of == "experts"}
+    if odd := [row for row in sorted(rows) if row % GROUPED]:
+        found.append(
+            f"rows of experts take {odd[0]} bytes, no multiple of {GROUPED}: grouped products of transformers refuse"
+            f" them; choose a multiple of {GROUPED // job.source.dtype.itemsize} channels"
         )
     parts = job.recipe.tensor_parallel
     if parts and (odd := [width for width in widths if width % parts]):
