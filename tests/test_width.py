@@ -80,7 +80,7 @@ def seen(model, index, rows=ROWS):
 
 
 @torch.no_grad()
-def by_hand(folder, kept, target, stream="narrow", rows=ROWS, weight_S=1.0, gain=1.0):
+def by_hand(folder, kept, target, stream="narrow", rows=ROWS, weight_S: Any = 1.0, gain=1.0):
     """The tensors of all networks, by whole models and torch's own least squares; fewer than 64 channels go at once.
 
     weight_S: of each token of rows. gain: by what a network's output is multiplied before it is added.
@@ -182,7 +182,7 @@ TYPES = {
 @pytest.mark.parametrize("name", TYPES)
 def test_every_kind_of_network_is_narrowed_and_fitted(shared, tmp_path, name):
     field, target = TYPES[name]
-    make_random_model(name, tmp_path / "dense", num_hidden_layers=2)
+    make_random_model(name, tmp_path / "dense", num_hidden_layers=1)
     rows = [json.loads(line)["token_ids"] for line in (shared / "rows.jsonl").read_text().splitlines()]
     errors, ids = {}, torch.tensor(rows)
     with torch.no_grad():
@@ -266,7 +266,7 @@ def test_zeros_and_experts_chain_with_width(shared, tmp_path):
     prunus.recover(tmp_path / "fewer", tmp_path / "last", RecoverRecipe(epochs=1, step_tokens=48, **calibration))
 
 
-def test_experts_without_tokens_keep_their_weights_and_a_warning_says_so(shared, tmp_path):
+def test_experts_without_tokens_keep_their_weights_and_a_warning_says_so(shared, tmp_path, monkeypatch):
     make_random_model("mixtral", tmp_path / "dense", num_hidden_layers=1)
     (tmp_path / "short.jsonl").write_text(json.dumps({"token_ids": ROWS[0][:3]}) + "\n")
     recipe = asked(shared, calibration=str(tmp_path / "short.jsonl"), samples=1, seqlen=3)
@@ -279,6 +279,9 @@ def test_experts_without_tokens_keep_their_weights_and_a_warning_says_so(shared,
         stay = old.norm(dim=0).argsort(stable=True)[24:].sort()[0]
         unmet += torch.equal(old[:, stay], new)
     assert 0 < unmet < 8  # at most six experts have a token
+    monkeypatch.setattr(command, "HESSIAN_BYTES", 2 * 8 * 96**2)  # two experts at a time
+    prunus.width(tmp_path / "dense", tmp_path / "portions", recipe, device="cpu")
+    assert contents(tmp_path / "portions") == contents(tmp_path / "out")
 
 
 def test_experts_that_grouped_products_refuse_are_warned_of(shared, tmp_path):
@@ -353,6 +356,14 @@ def test_packed_and_quantised_models_and_types_without_a_field_are_refused(share
     with pytest.raises(PrunusError, match="no known field"):
         prunus.width(tmp_path / "bloom", tmp_path / "out", asked(shared))
     assert not list(tmp_path.glob("out*"))
+
+
+def test_too_little_memory_is_said_before_the_work(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "free_on", lambda _device: 300_000)
+    with pytest.raises(PrunusError, match=r"96 channels .* takes .* of memory, and 300.0 kB are free") as refused:
+        prunus.width(shared / "dense", tmp_path / "out", asked(shared))
+    assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
+    prunus.width(shared / "dense", tmp_path / "out", WidthRecipe(method="random", fit=False))
 
 
 def test_nan_in_the_inputs_is_named_and_leaves_nothing(shared, tmp_path):

@@ -181,7 +181,7 @@ def test_what_is_already_narrow_recovers_at_the_rate_after_a_fit(tmp_path):
         variants = open_model(study, "model", tmp_path / "model").variants[1:]
         recoveries = [variant.steps[-1] for variant in variants]
         assert all(isinstance(one, RecoverRecipe) for one in recoveries)
-        return [getattr(one, "rate", None) for one in recoveries], [variant.key for variant in variants]
+        return [vars(one)["rate"] for one in recoveries], [variant.key for variant in variants]
 
     for fit, rate in ((True, 0.003), (False, 0.01)):
         recipe = WidthRecipe(method="magnitude", fit=fit, **calibration)
