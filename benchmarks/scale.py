@@ -107,6 +107,15 @@ def cost(options: dict[str, Any]) -> Cost:
     whole = seen + tokens * 2 * used[-1]
     if options["method"] == "experts":  # a score is of what an expert gives out, in the last block too
         return Cost(blocks * whole)
+    if options["method"] == "width":  # in float32; whole blocks on both streams, narrow ones on the narrow stream
+        last = groups[-1]
+        rows, feed = last.shapes[0]
+        kept = 0.75 * feed
+        narrow = (blocks - 1) * (whole - 0.25 * tokens * 2 * (used[-2] + used[-1]))
+        sums = last.chosen * tokens * (feed**2 + 2 * rows * feed)
+        obs = feed**3 + feed**2 * (feed + rows) / 2  # the inverse, and its updates
+        fit = 4 * rows * feed**2 + kept**3 / 3 + 2 * rows * kept**2  # with its error
+        return Cost(0, blocks * (2 * whole + sums + last.copies * (obs + fit)) + narrow)
     passes = {"pruned": blocks * seen + (blocks - 1) * whole}.get(options["propagation"], (blocks - 1) * whole + seen)
     if options["method"] != "sparsegpt" and options["update"] == "none":
         return Cost(passes)
