@@ -1,5 +1,6 @@
 """A search on a cluster: in whichever order workers do their jobs, the decisions are those of one machine."""
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,13 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from small_search import CALIBRATION, COMMAND, PLAN, content
+from small_search import CALIBRATION, COMMAND, DOES, PLAN, content
 
+import prunus
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.cli import main
 from prunus.engines import EngineOptions
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.run import fill_store
-from prunus.recipes import EvalPlan
+from prunus.recipes import EvalPlan, WidthRecipe
 from prunus.results.store import Store
 from prunus.study import engine
 from prunus.study.find.find import carry_out
@@ -69,6 +72,27 @@ def test_the_rows_and_decisions_are_those_of_one_machine(scripted, monkeypatch, 
     assert shared != sorted(shared) and {*shared} > {"dense"}, "the dense model's batches are not all done first"
 
 
+@pytest.mark.slow
+def test_a_ladder_of_widths_is_walked_to_its_certificate(scripted, monkeypatch):
+    """On one machine and on a cluster; what is written is what the command gives."""
+    monkeypatch.setattr(evaluate, "describe_versions", lambda _: {"test": "1"})
+    monkeypatch.setitem(DOES, "width-obs-25", (1, 0))
+    settings = "".join(f"{key} = {json.dumps(value)}\n" for key, value in CALIBRATION.items())
+    Path("widths.toml").write_text(f"[[width]]\nkeep = [0.75, 0.5, 0.25]\n[calibration]\n{settings}")
+    alone: Any = carry_out(opened("widths.toml", None), Path("alone"), Path("alone.db"), "cpu")
+    words = {name: [rung["word"] for rung in rungs] for name, rungs in alone["ladders"].items()}
+    assert words == {"widths": ["certified", "certified", "refused"]} and alone["found"] == "width-obs-50"
+    checked = prunus.verify("alone/certificate.json", "alone.db")
+    assert checked["claims"] and not checked["differences"] + checked["notes"]
+    prunus.width("model", "narrow", WidthRecipe(keep=0.5, **CALIBRATION), device="cpu")
+    assert Checkpoint("alone").checksum() == Checkpoint("narrow").checksum()
+    done = list[Job]()
+    monkeypatch.setattr(RayRungs, "joined", lambda self: Pretended(self, 0, done))
+    together = carry_out(opened("widths.toml", None), Path("ray"), Path("ray.db"), "cpu", Cluster("nowhere"))
+    assert together == alone | {"out": "ray"} and content("ray") == content("alone") and done
+    assert rows_of("ray.db") == rows_of("alone.db")
+
+
 def test_with_vllm_rungs_are_made_before_its_engines_start(scripted, monkeypatch):
     plan, done = replace(PLAN, backend="vllm"), list[Job]()
     monkeypatch.setattr(RayRungs, "joined", lambda self: Pretended(self, 0, done))
@@ -114,10 +138,10 @@ def rows_of(store: str) -> dict[str, Any]:
 
 def opened(
     ladder: str = "0.1,0.2,0.3",
-    methods: Sequence[str] = ("magnitude", "wanda"),
+    methods: Sequence[str] | None = ("magnitude", "wanda"),
     tokens: int | None = None,
     plan: EvalPlan = PLAN,
 ) -> Search:
-    ladders = ladders_of(ladder, methods, CALIBRATION, None)
+    ladders = ladders_of(ladder, methods, CALIBRATION if methods else {}, None)
     rules: dict[str, Any] = {"margin": 0.1, "stop_margin": 0.1, "alpha": 0.05, "max_tokens": tokens, "look": None}
     return open_search("model", plan, ladders, engine=EngineOptions(), file=None, **rules)

@@ -28,12 +28,13 @@ from prunus.progress import Steps
 from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
 from prunus.pruning.calibration.hidden_states import BATCH_TOKENS, check_block_fits
+from prunus.pruning.calibration.propagation import HESSIAN_BYTES
 from prunus.pruning.calibration.saved_statistics import FIELDS, SavedStats
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.depth.verification import left_out, planned_checkpoint
 from prunus.pruning.drop import warn_of
 from prunus.pruning.made_card import made_card
-from prunus.pruning.recovery import Streams
+from prunus.pruning.recovery import Streams, free_on, largest_block
 from prunus.pruning.scope import weights_of
 from prunus.pruning.width.channels import Unit, base_width, find_units, narrow_config, narrowed, planned_tensors, verify
 from prunus.pruning.width.fit import Fitted, cut, fit, relative_error
@@ -50,8 +51,8 @@ from prunus.pruning.width.scores import (
 )
 from prunus.recipes import WidthRecipe
 
-HESSIAN_BYTES = 1 << 30  # of experts' matrices that are in memory at once; further experts take further passes
 K_QUANTS = 256  # inputs of a Linear that llama.cpp quantises together
+GROUPED = 16  # bytes of which rows of experts must be multiples for torch's grouped products
 
 
 class Job(NamedTuple):
@@ -86,6 +87,12 @@ class Job(NamedTuple):
     def hidden_file(self, partial: Partial) -> Path | None:
         """Where the streams are kept; None: in memory."""
         return partial.folder / HIDDEN if self.offload else None
+
+    @property
+    def stream_bytes(self) -> int:
+        """Of the file with both streams, in float32."""
+        tokens = self.recipe.calibration_tokens or self.recipe.samples * self.recipe.seqlen
+        return 2 * 4 * tokens * self.source.architecture.width if self.offload and self.needs_tokens else 0
 
 
 def width(
@@ -139,7 +146,7 @@ def width(
     recipe, stray = job.recipe, left_out(source)
     tensors = planned_tensors(source, job.units, job.width)
     with planned_checkpoint(narrow_config(source, job.units, job.width), tensors) as new:
-        needed = disk_needed(new.nbytes)
+        needed = disk_needed(new.nbytes) + job.stream_bytes
         if dry_run:
             return describe(job, target, needed, new.parameters)
         early = load_early(recipe, source, target) if job.needs_tokens else None
@@ -193,10 +200,25 @@ def make_job(source: Checkpoint, recipe: WidthRecipe, device: str, offload: bool
     units = find_units(source, recipe.of)
     width = recipe.count(base_width(units))
     check_block_fits(source, torch.float32)
-    saved = None
+    saved, there = None, pick_device(device)
     if stats is not None:
         saved, recipe = with_saved(SavedStats(stats, source), recipe)
-    return Job(source, recipe, units, width, pick_device(device), offload, saved)
+    if recipe.needs_data:
+        check_matrices_fit(source, max(unit.width for unit in units), there)
+    return Job(source, recipe, units, width, there, offload, saved)
+
+
+def check_matrices_fit(source: Checkpoint, channels: int, device: torch.device) -> None:
+    """Raise PrunusError unless a block and what is needed to fit its channels (docs/memory.md) are free in memory."""
+    matrices = precision(channels).itemsize * channels * (3 * channels + 4 * source.architecture.width)
+    needed = 6 * largest_block(source) + matrices
+    if needed > (free := free_on(device)):
+        where = "memory" if device.type == "cpu" else f"memory of {device}"
+        raise PrunusError(
+            f"{source.folder}: to choose among {channels:,} channels and to fit them takes {show_bytes(needed)} of"
+            f" {where}, and {show_bytes(free)} are free; end other programs, take a machine with more, or use"
+            " --method magnitude --no-fit"
+        )
 
 
 def with_saved(saved: SavedStats, recipe: WidthRecipe) -> tuple[SavedStats, WidthRecipe]:
@@ -224,7 +246,7 @@ def narrow_blocks(job: Job, partial: Partial, calibration: Calibration | None, n
             return_freed_memory()
             if partial.has(index):
                 if passes is not None:
-                    passes.advance_dense(index, source.read_block(index))
+                    passes.advance_dense(index)
                     passes.advance(index, new.read_block(index, partial.read_block(index)))
                 continue
             tensors = source.read_block(index)
@@ -283,10 +305,10 @@ class Passes:
         self.last = source.blocks - 1
         self.follows_dense = any(map(job.aims, range(source.blocks)))
 
-    def advance_dense(self, index: int, tensors: Mapping[str, Tensor]) -> None:
+    def advance_dense(self, index: int) -> None:
         """Move the dense model's hidden states through a block, if anything is fitted to them."""
         if self.follows_dense:
-            self.streams.advance_dense(self.theirs.make_block(index, tensors))
+            self.streams.advance_dense(self.theirs.read_block(index))
 
     def advance(self, index: int, tensors: Mapping[str, Tensor]) -> None:
         """Move the narrow model's hidden states through a narrow block; nothing reads those after the last one."""
@@ -426,6 +448,12 @@ def said_before(job: Job) -> list[str]:
     if odd := [width for width in widths if width % K_QUANTS]:
         found.append(
             f"{odd[0]} channels are no multiple of {K_QUANTS}: llama.cpp cannot write K-quants of these networks"
+        )
+    rows = {job.kept(unit) * job.source.dtype.itemsize for unit in job.units if unit.of == "experts"}
+    if odd := [row for row in sorted(rows) if row % GROUPED]:
+        found.append(
+            f"rows of experts take {odd[0]} bytes, no multiple of {GROUPED}: grouped products of transformers refuse"
+            f" them; choose a multiple of {GROUPED // job.source.dtype.itemsize} channels"
         )
     parts = job.recipe.tensor_parallel
     if parts and (odd := [width for width in widths if width % parts]):

@@ -46,7 +46,7 @@ from prunus.pruning.recovery import (
     trainable,
 )
 from prunus.recipes import RecoverRecipe
-from prunus.step import recipe_of, recorded_kind, step_kind
+from prunus.step import recorded_kind, settled
 
 CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by rounding
 
@@ -110,10 +110,10 @@ def recover(
     Raises PrunusError for wrong input, and then leaves nothing behind.
     """
     started = time.monotonic()
-    recipe = recipe or RecoverRecipe()
-    check_calibration(recipe, pruned, out)
+    given = recipe or RecoverRecipe()
+    check_calibration(given, pruned, out)
     source, target = open_pruned(resolve(pruned), dense), Path(out)
-    recipe = with_rate(recipe, source)
+    (recipe,) = settled([given], source.manifest.get("history", []))
     check_target(source.folder, target, overwrite)
     twin = dense_twin(source, dense)
     there = pick_device(device)
@@ -162,12 +162,6 @@ def recover(
         "errors": [(fit.before, fit.after) for fit in fits],
         "warnings": warnings,
     }
-
-
-def with_rate(recipe: RecoverRecipe, source: Checkpoint) -> RecoverRecipe:
-    """The recipe with the default rate for what was done to source."""
-    history = source.manifest.get("history", [])
-    return step_kind("recover").after(recipe, list(map(recorded_kind, history)), list(map(recipe_of, history)))
 
 
 def open_pruned(folder: Path, dense: str | Path | None) -> Checkpoint:

@@ -23,7 +23,7 @@ from prunus.pruning.calibration.beforehand import HUB_NAMES, TRACES, check_calib
 from prunus.pruning.calibration.data import Calibrating, calibration_name
 from prunus.recipe_base import Recipe
 from prunus.recipes import EvalPlan
-from prunus.step import action_of, kind_of, steps_name
+from prunus.step import action_of, kind_of, settled, steps_name
 from prunus.steps.chain import check_steps
 from prunus.study.file import Entry, Study
 
@@ -250,12 +250,13 @@ def variants_of(study: Study, checkpoint: Checkpoint | EngineFolder) -> list[Var
 
 def variant_of(name: str, entry: Entry, source: str, checkpoint: Checkpoint) -> Variant:
     """The variant of some steps. source: checksum of the model."""
-    check_steps(entry.steps, checkpoint.folder)
-    contents = [effective(recipe, checkpoint) for recipe in entry.steps]
+    steps = settled(entry.steps, checkpoint.manifest.get("history", []))
+    check_steps(steps, checkpoint.folder)
+    contents = [effective(recipe, checkpoint) for recipe in steps]
     keys: list[str] = []
     for count in range(1, len(contents) + 1):
-        keys.append(key_of(source, entry.steps[:count], contents[:count], keys))
-    return Variant(name, source, entry.steps, tuple(keys), entry.line)
+        keys.append(key_of(source, steps[:count], contents[:count], keys))
+    return Variant(name, source, steps, tuple(keys), entry.line)
 
 
 def key_of(source: str, steps: Sequence[Recipe], contents: Sequence[dict[str, object]], keys: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from math import prod
 from typing import Any, Literal, NoReturn
 
@@ -215,8 +216,12 @@ def _check_readable(source: Checkpoint) -> None:
         raise Unnarrowable(f"{name_of(source)}: blocks share weights, so they cannot be narrowed one by one")
 
 
+@lru_cache(maxsize=4)
 def _units_by_field(source: Checkpoint) -> tuple[dict[str, list[Unit]], dict[str, str]]:
-    """The units of each field, and why other fields that change something cannot be used."""
+    """The units of each field, and why other fields that change something cannot be used.
+
+    Cached, since it makes several models: seconds of a study's start for each recipe, where there are many experts.
+    """
     text, found, failures = source.text_config, dict[str, list[Unit]](), dict[str, str]()
     known = {*text.to_dict(), *getattr(text, "attribute_map", {})}
     seen: set[str] = set()

@@ -21,7 +21,7 @@ from prunus.hashing import canonical_json
 from prunus.margins import MarginLike
 from prunus.parse import parse_json
 from prunus.pruning.made_card import renew_card
-from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe
+from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, WidthRecipe
 from prunus.results.store import Store, check_folder
 from prunus.study.cells import check_entries
 from prunus.study.find.certificate import (
@@ -50,7 +50,7 @@ def find(
     model: str | Path,
     out: str | Path,
     plan: EvalPlan,
-    ladder: str | Path | Sequence[PruneRecipe | DropRecipe | ExpertsRecipe] = "0.1:0.7:0.05",
+    ladder: str | Path | Sequence[PruneRecipe | DropRecipe | ExpertsRecipe | WidthRecipe] = "0.1:0.7:0.05",
     *,
     methods: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -77,8 +77,7 @@ def find(
     certified that loses as much is at most alpha, for any number of rungs and problems (docs/verdicts.md).
     The search is written into the store before it looks at a row, and the certificate names those before it.
 
-    ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4`), a .toml file with [[prune]] and [[drop]] tables as in a study, or
-    recipes.
+    ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4`), a .toml file with tables of steps as in a study, or recipes.
     margin, stop_margin: shares (0.02: two points), or "5%": relative to what the dense model solves, or to its chains
     that end.
     methods: for sparsities: each has its own ladder, walked at alpha divided by their number; None: wanda.
