@@ -57,6 +57,7 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     assert len(stamps) == len(few) + 1  # and the one found
     monkeypatch.setattr(walkthrough.prunus, "prune", None, raising=False)
     monkeypatch.setattr(walkthrough.prunus, "drop_blocks", None, raising=False)
+    monkeypatch.setattr(walkthrough.prunus, "width", None, raising=False)
     monkeypatch.setattr(walkthrough.prunus, "recover", None, raising=False)
     monkeypatch.setattr(find, "carry_out", None)
     again = walkthrough.demo(tmp_path)
