@@ -78,7 +78,8 @@ def test_a_narrow_model_is_said_to_have_fewer_channels_and_parameters(tmp_path):
     page = Page(report(path, tmp_path / "report.html"))
     (narrow,) = (text for text in page.all("dd") if text.startswith("width: "))
     assert narrow == (
-        "width: method obs, keep 0.75; 192 of 256 channels kept · 910\u202f080 of 1\u202f213\u202f440 parameters (75.0\xa0%)"
+        "width: method obs, keep 0.75; 192 of 256 channels kept"
+        " · 910\u202f080 of 1\u202f213\u202f440 parameters (75.0\xa0%)"
     )
     assert not any("parameters (" in text for text in page.all("dd") if text.startswith("prune: "))
     assert "What became narrower or lost experts" in page.source
