@@ -130,6 +130,8 @@ def test_a_narrow_model_is_that_of_whole_passes_and_torchs_least_squares(shared,
     card = (tmp_path / "out" / "README.md").read_text()
     said = f"are kept, {sizes[1]:,} of {sizes[0]:,} parameters"
     assert f"72 of 96 channels of its feed-forward networks {said}" in card and card.count(said) == 2
+    prunus.card(tmp_path / "out", overwrite=True)  # which counts zeros, and finds none
+    assert "Sparsity, counted" not in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_saved_statistics_give_any_width_as_passes_of_the_dense_model_do(shared, tmp_path):
