@@ -63,7 +63,6 @@ DENSE = Tour(
     "tiny",
     {
         "wanda-20": PruneRecipe(method="wanda", sparsity=0.2, **CALIBRATION),
-        "magnitude-20": PruneRecipe(method="magnitude", sparsity=0.2),
         "wanda-50": PruneRecipe(method="wanda", sparsity=0.5, **CALIBRATION),
         "wanda-50-recovered": Recovered(
             "wanda-50", RecoverRecipe(calibration="tiny", calibration_tokens=16_000, rate=0.02, step_tokens=1024)
