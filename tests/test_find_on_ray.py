@@ -75,7 +75,7 @@ def test_the_rows_and_decisions_are_those_of_one_machine(scripted, monkeypatch, 
 @pytest.mark.slow
 def test_a_ladder_of_widths_is_walked_to_its_certificate(scripted, monkeypatch):
     """On one machine and on a cluster; what is written is what the command gives."""
-    monkeypatch.setattr(evaluate, "describe_versions", lambda _: {"test": "1"})
+    monkeypatch.setattr(engine, "describe_versions", lambda _: {"test": "1"})
     monkeypatch.setitem(DOES, "width-obs-25", (1, 0))
     settings = "".join(f"{key} = {json.dumps(value)}\n" for key, value in CALIBRATION.items())
     Path("widths.toml").write_text(f"[[width]]\nkeep = [0.75, 0.5, 0.25]\n[calibration]\n{settings}")

@@ -126,9 +126,18 @@ def test_a_narrow_model_is_that_of_whole_passes_and_torchs_least_squares(shared,
     assert told["parameters"] == sum(parameter.numel() for parameter in loaded.parameters())
     (step,) = Checkpoint(tmp_path / "out").manifest["history"]
     assert step["channels"] == {"before": 96, "after": 72, "field": "intermediate_size"}
+    sizes = [sum(tensor.numel() for tensor in tensors.values()) for tensors in (before, made)]
+    assert step["parameters"] == dict(zip(("before", "after"), sizes, strict=True))
+    assert told["removed"] == f"{100 - 100 * sizes[1] / sizes[0]:.1f} % of {sizes[0]:,} parameters"
+    about_engines = [text for text in told["warnings"] if "K-quants" in text]
+    assert about_engines and not {*about_engines} & {*step["warnings"]}, "no result depends on them"
     assert [block["target"] for block in step["blocks"]] == [target] * 3
     assert step_label(step) == ("OBS width 75\xa0%" if target == "dense" else "OBS width own target 75\xa0%")
-    assert "72 of 96 channels of its feed-forward networks are kept" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    said = f"are kept, {sizes[1]:,} of {sizes[0]:,} parameters"
+    assert f"72 of 96 channels of its feed-forward networks {said}" in card and card.count(said) == 2
+    prunus.card(tmp_path / "out", overwrite=True)  # which counts zeros, and finds none
+    assert "Sparsity, counted" not in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_saved_statistics_give_any_width_as_passes_of_the_dense_model_do(shared, tmp_path):

@@ -293,8 +293,8 @@ def warnings_text(steps: Sequence[Data]) -> list[str]:
 
 
 def sparsity_text(card: Card) -> list[str]:
-    """A table of the zeros by part of the blocks."""
-    if not card.zeros:
+    """A table of the zeros by part of the blocks; nothing where there are none."""
+    if not any(row.zeros for row in card.zeros):
         return []
     zeros, weights = sum(row.zeros for row in card.zeros), sum(row.weights for row in card.zeros)
     rows = [*card.zeros, Zeros("all of these", zeros, weights)] if len(card.zeros) > 1 else card.zeros

@@ -41,7 +41,9 @@ OF_METHODS = {"method", "pattern", "group", "propagation", "update", *owners_of(
 @model_argument
 @out_argument
 @options(PruneRecipe, (*CALIBRATED, "dtype", "min_expert_tokens"))
-@click.option("--hessians", is_flag=True, help="Also write X^T X, for sparsegpt, alps and --update obs; a large file.")
+@click.option(
+    "--hessians", is_flag=True, help="Also write X^T X, for sparsegpt, alps, --update obs and width; a large file."
+)
 @click.option(
     "--experts", is_flag=True, help="Write what criteria need to know of experts, for prunus experts --stats."
 )

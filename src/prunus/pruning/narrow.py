@@ -50,6 +50,7 @@ from prunus.pruning.width.scores import (
     precision,
 )
 from prunus.recipes import WidthRecipe
+from prunus.results.characters import percent
 
 K_QUANTS = 256  # inputs of a Linear that llama.cpp quantises together
 GROUPED = 16  # bytes of which rows of experts must be multiples for torch's grouped products
@@ -128,12 +129,13 @@ def width(
     channels: how many channels networks keep, as text: `192 of 256`.
     blocks: number of blocks that were narrowed.
     parameters: number of weights of the result.
+    removed: what share of the model's parameters that is less, as text: `24.0 % of 1,229,440 parameters`.
     error: mean over networks of the squared error of their outputs, as a share of these; None if nothing was measured.
     difference: largest relative difference from the whole model with channels at 0, on one short sequence.
     seconds: run time.
     warnings: one line each.
 
-    With dry_run it has would_write, channels, blocks, parameters, disk, calibration (as text) and warnings.
+    With dry_run it has would_write, channels, blocks, parameters, removed, disk, calibration (as text) and warnings.
 
     Raises PrunusError for wrong input or if the model cannot be narrowed, and then leaves nothing behind.
     """
@@ -148,7 +150,7 @@ def width(
     with planned_checkpoint(narrow_config(source, job.units, job.width), tensors) as new:
         needed = disk_needed(new.nbytes) + job.stream_bytes
         if dry_run:
-            return describe(job, target, needed, new.parameters)
+            return describe(job, target, needed, source.parameters, new.parameters)
         early = load_early(recipe, source, target) if job.needs_tokens else None
         difference = verify(source, new, job.units, job.device)
         origin = source.provenance(name or model)
@@ -177,6 +179,7 @@ def width(
                 "source": origin,
                 "calibration": calibration.summary() if calibration else job.saved and job.saved.summary,
                 "channels": {"before": base_width(job.units), "after": job.width, "field": job.units[0].field.name},
+                "parameters": {"before": source.parameters, "after": new.parameters},
                 "blocks": records,
                 "warnings": warnings,
             }
@@ -188,10 +191,11 @@ def width(
             "channels": channels_text(job),
             "blocks": len({unit.index for unit in job.units}),
             "parameters": new.parameters,
+            "removed": removed_text(source.parameters, new.parameters),
             "error": sum(errors) / len(errors) if errors else None,
             "difference": difference,
             "seconds": time.monotonic() - started,
-            "warnings": warnings,
+            "warnings": [*said_of_engines(job), *warnings],
         }
 
 
@@ -442,8 +446,8 @@ def channels_text(job: Job) -> str:
     return f"{job.width} of {base_width(job.units)}"
 
 
-def said_before(job: Job) -> list[str]:
-    """Warnings that are known before the model is run."""
+def said_of_engines(job: Job) -> list[str]:
+    """Warnings about what engines cannot do with the width. No result depends on it, so manifests have none of them."""
     widths, found = sorted({job.kept(unit) for unit in job.units}), []
     if odd := [width for width in widths if width % K_QUANTS]:
         found.append(
@@ -458,6 +462,12 @@ def said_before(job: Job) -> list[str]:
     parts = job.recipe.tensor_parallel
     if parts and (odd := [width for width in widths if width % parts]):
         found.append(f"{odd[0]} channels cannot be divided among {parts} GPUs: choose a multiple of {parts}")
+    return found
+
+
+def said_before(job: Job) -> list[str]:
+    """Warnings about what is fitted that are known before the model is run."""
+    found = list[str]()
     history = job.source.manifest.get("history", [])
     if job.recipe.fit and any(step.get("sparsity") for step in history):
         found.append("the fit fills zeros that the last Linears of the networks had: prune after narrowing instead")
@@ -486,8 +496,13 @@ def said_of(job: Job, records: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def describe(job: Job, target: Path, needed: int, parameters: int) -> dict[str, object]:
-    """What width would do, as far as it is known without running the model."""
+def removed_text(before: int, after: int) -> str:
+    """What share of a number of parameters is removed, as text."""
+    return f"{percent(1 - after / before)} % of {before:,} parameters"
+
+
+def describe(job: Job, target: Path, needed: int, before: int, after: int) -> dict[str, object]:
+    """What width would do, as far as it is known without running the model. before, after: numbers of parameters."""
     check_space(target.absolute(), needed)
     calibration, warnings = "none needed", list[str]()
     if job.saved is not None:
@@ -498,8 +513,15 @@ def describe(job: Job, target: Path, needed: int, parameters: int) -> dict[str, 
         "would_write": str(target),
         "channels": channels_text(job),
         "blocks": len({unit.index for unit in job.units}),
-        "parameters": parameters,
+        "parameters": after,
+        "removed": removed_text(before, after),
         "disk": show_bytes(needed),
         "calibration": calibration,
-        "warnings": [*warnings, *said_before(job), *job.source.reading_notes, *warn_of(left_out(job.source))],
+        "warnings": [
+            *warnings,
+            *said_of_engines(job),
+            *said_before(job),
+            *job.source.reading_notes,
+            *warn_of(left_out(job.source)),
+        ],
     }

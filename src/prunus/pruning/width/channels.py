@@ -189,11 +189,15 @@ def describe_width(source: Checkpoint) -> list[dict[str, object]]:
     except Unnarrowable as error:
         return [{"use": "width", "possible": False, "note": str(error)}]
     notes = [
-        f"{' and '.join(dict.fromkeys(_NAMES[unit.of] for unit in units))} of {len({u.index for u in units})} blocks:"
+        f"{' and '.join(dict.fromkeys(_NAMES[unit.of] for unit in units))} of {_blocks(len({u.index for u in units}))}:"
         f" {_range(unit.width // unit.times for unit in units)} channels ({field})"
         for field, units in found.items()
     ]
     return [{"use": "width", "possible": True, "note": "; ".join([*notes, *failures.values()])}]
+
+
+def _blocks(number: int) -> str:
+    return f"{number} block{'' if number == 1 else 's'}"
 
 
 def _range(numbers: Iterable[int]) -> str:
