@@ -102,7 +102,7 @@ class Step(ABC):
         return self.recipe(**given)
 
     @abstractmethod
-    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> dict[str, Any]:
+    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> Mapping[str, Any]:
         """Write model after this step to the folder out; returns a summary.
 
         name: what the manifest calls model; None: as it is given.

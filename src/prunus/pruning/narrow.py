@@ -390,7 +390,7 @@ def narrow_block(
             if tensor is not None:
                 found[f"{down}.{part}"] = tensor.to("cpu", tensors[f"{down}.{part}"].dtype).contiguous()
     target = ("own" if observed.gain is None else "dense") if fitted and job.recipe.fit else None
-    record: dict[str, Any] = {"target": target, "errors": errors}
+    record: dict[str, object] = {"target": target, "errors": errors}
     return found, record | ({"few": [len(few), *min(few)]} if few else {})
 
 

@@ -1,7 +1,7 @@
 """Carry out several steps, one after the other."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,12 @@ def apply_steps(
     if not dry_run:
         for count in range(1, len(steps)):
             shutil.rmtree(between(count), ignore_errors=True)
-    return summary
+    return dict(summary)
 
 
 def carry_out(
     model: str | Path, target: Path, steps: Sequence[Recipe], where: Where, between: Callable[[int], Path]
-) -> dict[str, object]:
+) -> Mapping[str, Any]:
     """The same, with the results of the first 1, 2, ... steps in folders that `between` names, which stay.
 
     Work starts from the last of these that is complete.
@@ -72,7 +72,7 @@ def carry_out(
         kind_of(recipe).foresee(recipe, model, target, replace(where, dry_run=True))
     checksum = source.checksum() if len(steps) > 1 else ""
     done = next((n for n in range(len(steps) - 1, 0, -1) if is_made(folders[n - 1], checksum, steps[:n])), 0)
-    summary: dict[str, object] = {}
+    summary: Mapping[str, Any] = {}
     for count, recipe in enumerate(steps[done:], done + 1):
         before, name = (folders[count - 2], steps_name(steps[: count - 1])) if count > 1 else (model, None)
         there = replace(where, dense=None if count == 1 else model)
@@ -80,14 +80,15 @@ def carry_out(
     return summary
 
 
-def foresee(model: str | Path, target: Path, steps: Sequence[Recipe], where: Where) -> dict[str, Any]:
+def foresee(model: str | Path, target: Path, steps: Sequence[Recipe], where: Where) -> Mapping[str, Any]:
     """What the steps would do, as far as it can be known while only the model before them is there."""
     first, *others = steps
     check_removal(Checkpoint(resolve(model)), steps)
     summary = kind_of(first).make(model, target, first, where, None)
     for recipe in others:
         ahead = kind_of(recipe).foresee(recipe, model, target, where)
-        summary |= {**ahead, "warnings": list(dict.fromkeys([*summary["warnings"], *ahead["warnings"]]))}
+        warnings = list(dict.fromkeys([*summary["warnings"], *ahead["warnings"]]))
+        summary = {**summary, **ahead, "warnings": warnings}
     return summary
 
 

@@ -1,6 +1,6 @@
 """Remove decoder blocks. Its manifest has `blocks_removed`, and the `scores` of all blocks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ class Drop(Step):
     options = ("recover",)
     tag = "depth-pruning"
 
-    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> dict[str, Any]:
+    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> Mapping[str, Any]:
         """As Step says."""
         from prunus.pruning.drop import drop_blocks
 

@@ -1,6 +1,6 @@
 """Remove routed experts of a mixture. Its manifest has `experts`: their number in each block `before` and `after`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class Experts(Step):
     options = ("stats", "recover")
     tag = "expert-pruning"
 
-    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> dict[str, Any]:
+    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> Mapping[str, Any]:
         """As Step says."""
         from prunus.pruning.drop_experts import drop_experts
 

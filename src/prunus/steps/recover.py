@@ -27,7 +27,7 @@ class Recover(Step):
     tag = "recovered"
     relation = "finetune"
 
-    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> dict[str, Any]:
+    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> Mapping[str, Any]:
         """As Step says. It comes near to the model before all steps, whatever was removed from it."""
         from prunus.pruning.recover import recover
 

@@ -33,7 +33,7 @@ class Width(Step):
     options = ("offload", "stats", "recover")
     tag = "width-pruning"
 
-    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> dict[str, Any]:
+    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> Mapping[str, Any]:
         """As Step says."""
         from prunus.pruning.narrow import width
 
