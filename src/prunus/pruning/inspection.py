@@ -42,7 +42,7 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
     parameters, weight_bytes: number of parameters, and bytes as stored.
     history: a dict for each step that was applied: action, recipe (mostly only fields that differ from their
         defaults), blocks_removed, source, warnings; of removed experts, experts (numbers before and after, by block);
-        of a recovery, trained_tokens.
+        of a recovery, trained_tokens; of quantised weights, format (name, bits, group) and bytes.
     refused: why the blocks cannot be run one by one, else None. If they cannot, only uses follows.
     uses: a dict for each of prune, drop, pack, sparse kernel and width with use, possible and note (why not, or what);
         of a mixture of experts also for experts.
@@ -186,7 +186,9 @@ def linear_facts(source: Checkpoint, index: int, linear: Linear) -> LinearFacts:
 def storage(source: ModelFolder) -> str:
     """The form in which weights are stored, as text."""
     if source.quantised is not None:
-        return f"{source.quantised}, read in bfloat16" if isinstance(source, Checkpoint) else source.quantised
+        if not isinstance(source, Checkpoint):
+            return source.quantised
+        return f"{source.quantised}, read in {str(source.dtype).removeprefix('torch.')}"
     if not isinstance(source, PackedCheckpoint):
         return "dense"
     if source.dense is not None:
@@ -239,9 +241,11 @@ def history_row(step: Mapping[str, Any]) -> dict[str, object]:
         cost = {"experts": step["experts"]}
     if step["action"] == "width":
         cost = {"channels": step["channels"]}
+    if step["action"] == "quantize":
+        cost = {"format": step["format"], "bytes": step["bytes"]}
     return {
         "action": step["action"],
-        "recipe": dict(settings(step, ("method", "sparsity", "blocks", "keep", "drop", "intermediate_size"))),
+        "recipe": dict(settings(step, ("bits", "method", "sparsity", "blocks", "keep", "drop", "intermediate_size"))),
         "blocks_removed": step.get("blocks_removed", []),
         "source": step["source"]["name"],
         "warnings": step["warnings"],

@@ -10,10 +10,14 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.compressed_tensors import METHOD
+from prunus.checkpoint.loader import load_whole
 from prunus.checkpoint.model_folder import is_packed
 from prunus.checkpoint.packed_files import PackedCheckpoint
 from prunus.checkpoint.precision import use_fast_products
-from prunus.checkpoint.resolve import one_line
+from prunus.checkpoint.quantised import quant_method, why_unreadable
+from prunus.checkpoint.resolve import one_line, read_object
 from prunus.errors import PrunusError
 from prunus.native.load import kernel, say_why_dense
 from prunus.sparse import describe, load
@@ -42,6 +46,9 @@ def load_model(
             return load_sparse(folder, dtype)
         if is_packed(folder):
             model = unpacked(folder, wanted)
+        elif has_integers(folder):
+            plain = Checkpoint(folder)
+            model = load_whole(plain, wanted or plain.dtype)
         else:
             with quiet():
                 loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -116,6 +123,12 @@ def unpacked(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
             state_dict=state,
             dtype=dtype or checkpoint.dtype,
         )
+
+
+def has_integers(folder: Path) -> bool:
+    """Whether a folder has weights in integers of compressed-tensors, which are read without that package."""
+    settings = read_object(folder / "config.json").get("quantization_config")
+    return quant_method(settings) == METHOD and why_unreadable(settings) is None
 
 
 @contextmanager
