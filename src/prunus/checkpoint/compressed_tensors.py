@@ -160,7 +160,7 @@ def shape_of(parts: Mapping[str, Stored]) -> tuple[int, int] | None:
     return (outputs, columns) if by_row and ordered and groups and columns % groups == 0 else None
 
 
-def values_of(parts: Mapping[str, Stored], shape_OI: tuple[int, int]) -> Iterator[Tensor]:
+def values_of(parts: Mapping[str, Stored], shape_OI: tuple[int, ...]) -> Iterator[Tensor]:
     """Yield the weights in the dtype of the scales, some rows at a time."""
     read = {kind: stored.read() for kind, stored in parts.items()}
     (kind, numbers), (_, scales), *_ = read.items()
@@ -180,7 +180,7 @@ def values_of(parts: Mapping[str, Stored], shape_OI: tuple[int, int]) -> Iterato
         yield code_OI * scale_OG[rows][:, group_I]
 
 
-def _zero_points(stored: Tensor | None, kind: str, shape_OG: tuple[int, int]) -> Tensor | None:
+def _zero_points(stored: Tensor | None, kind: str, shape_OG: tuple[int, ...]) -> Tensor | None:
     """(O, G) zero points; packed ones are packed along the outputs."""
     if stored is None or kind == "weight":
         return None if stored is None else stored.reshape(-1, shape_OG[1]).expand(shape_OG)

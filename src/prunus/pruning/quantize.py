@@ -42,6 +42,7 @@ from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import PruneRecipe, QuantizeRecipe
 
 ENGINES = "vLLM, SGLang and transformers"
+EXPERTS = ("a routed expert", "routed experts")  # why matrices are left dense
 
 
 class Job(NamedTuple):
@@ -210,6 +211,12 @@ def plan(source: Checkpoint, recipe: QuantizeRecipe) -> tuple[list[dict[str, str
             " that, or run `prunus dequantize` first"
         )
     linears = linears_in_scope(source, PruneRecipe())
+    dense = ((index, name, why) for index in range(source.blocks) for name, why in source.left_dense(index).items())
+    if whole := next(((index, name) for index, name, why in dense if why in EXPERTS), None):
+        raise PrunusError(
+            f"{source.folder} ({source.config.model_type}) has routed experts that cannot be observed one by one"
+            f" ({source.block_name(*whole)}): quantising the rest would leave most weights as they are"
+        )
     on_disk = [{one.name: name_on_disk(source, index, one) for one in of} for index, of in enumerate(linears)]
     group = group_of([linear for of in linears for linear in of], recipe)
     scale = next(source.tensors[f"{name}.weight"].dtype for names in on_disk for name in names.values())
@@ -250,7 +257,8 @@ def group_of(linears: Iterable[Linear], recipe: QuantizeRecipe) -> int | None:
     if found is None:
         odd = next(width for width in widths if width % recipe.sizes[-1])
         raise PrunusError(
-            f"no group of {', '.join(map(str, recipe.sizes))} inputs divides the {odd} of {widths[odd]}: use --group row"
+            f"no group of {' or '.join(map(str, recipe.sizes))} inputs divides the {odd} of {widths[odd]}: use --group"
+            " row"
         )
     return found
 

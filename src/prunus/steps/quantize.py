@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prunus.disk import show_bytes
 from prunus.recipe_base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS
 from prunus.recipes import QuantizeRecipe
 from prunus.step import Step, StepRecord, Where, recipe_of
@@ -76,10 +77,11 @@ class Quantize(Step):
         """`117 MB instead of 269 MB`."""
         sizes = step.get("bytes")
         found = [sizes.get(key) for key in ("after", "before")] if isinstance(sizes, Mapping) else []
-        if not found or not all(isinstance(size, int) and size > 0 for size in found):
-            return ""
-        after, before = (f"{size / 1e6:.3g} MB" if size < 1e9 else f"{size / 1e9:.3g} GB" for size in found)
-        return f"{after} instead of {before}" + ("" if brief else " that an engine loads")
+        match found:
+            case [int(after), int(before)]:
+                shown = f"{show_bytes(after)} instead of {show_bytes(before)}"
+                return shown if brief else f"an engine loads {shown}"
+        return ""
 
     def sentence(self, steps: Sequence[StepRecord]) -> str:
         """`weights of its Linears have 4 bits, with a scale for every 64 inputs`."""
