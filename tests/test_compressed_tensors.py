@@ -127,7 +127,7 @@ def test_every_command_reads_a_folder_of_another_program(others, tmp_path, name)
     }  # fmt: skip
     assert prunus.perplexity(folder, rows, seqlen=24) == prunus.perplexity(plain, rows, seqlen=24)
     facts = prunus.inspect(folder)
-    assert facts["stored"] == "compressed-tensors, read in bfloat16" and not facts["refused"]
+    assert facts["stored"] == f"int{name[1]}, read in bfloat16" and not facts["refused"]
     assert facts["weight_bytes"] == sum(tensor.nbytes for tensor in ModelFolder(folder).stored.values())
     trained = RecoverRecipe.like(recipe, epochs=1, step_tokens=24)
     prunus.recover(tmp_path / f"{name}-pruned", tmp_path / "recovered", trained, device="cpu")
@@ -139,7 +139,7 @@ def test_every_command_reads_a_folder_of_another_program(others, tmp_path, name)
 
 
 def test_transformers_logits_are_ours(others):
-    """Only where the library is installed. Of W8A8, transformers also rounds activations, so its weights are compared."""
+    """Only where the library is installed. With W8A8 transformers rounds activations too, so weights are compared."""
     pytest.importorskip("compressed_tensors")
     load = import_module("transformers").AutoModelForCausalLM.from_pretrained
     ids = torch.tensor(ROWS[:2])

@@ -1,4 +1,4 @@
-"""Rounding of one matrix: GPTQ against updates with exact inverses, scales against all that are tried, by brute force."""
+"""Rounding of one matrix: GPTQ against updates with exact inverses, scales against all that are tried."""
 
 import pytest
 import torch

@@ -14,7 +14,8 @@ from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.packed_files import PackedCheckpoint, open_checkpoint
 from prunus.checkpoint.packed_tensor import bit_patterns, mask_nbytes, packed_nbytes
-from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.quantised import quantisation_of
+from prunus.checkpoint.resolve import read_object, resolve
 from prunus.progress import Steps
 from prunus.pruning.capabilities import describe_blocks, describe_model, describe_uses, refused
 from prunus.pruning.depth.verification import Droppable, try_drops
@@ -188,7 +189,8 @@ def storage(source: ModelFolder) -> str:
     if source.quantised is not None:
         if not isinstance(source, Checkpoint):
             return source.quantised
-        return f"{source.quantised}, read in {str(source.dtype).removeprefix('torch.')}"
+        settings = read_object(source.folder / "config.json").get("quantization_config")
+        return f"{quantisation_of(settings)}, read in {str(source.dtype).removeprefix('torch.')}"
     if not isinstance(source, PackedCheckpoint):
         return "dense"
     if source.dense is not None:

@@ -207,7 +207,7 @@ def plan(source: Checkpoint, recipe: QuantizeRecipe) -> tuple[list[dict[str, str
     """The names on disk of all Linears by block, and how they are stored; PrunusError if no format can hold them."""
     if source.quantised is not None:
         raise PrunusError(
-            f"{source.folder} is quantised already ({source.quantisation or source.quantised}): give the model before"
+            f"{source.folder} is quantised already ({source.quantised}): give the model before"
             " that, or run `prunus dequantize` first"
         )
     linears = linears_in_scope(source, PruneRecipe())
