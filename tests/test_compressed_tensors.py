@@ -131,7 +131,7 @@ def test_every_command_reads_a_folder_of_another_program(others, tmp_path, name)
     assert facts["weight_bytes"] == sum(tensor.nbytes for tensor in ModelFolder(folder).stored.values())
     trained = RecoverRecipe.like(recipe, epochs=1, step_tokens=24)
     prunus.recover(tmp_path / f"{name}-pruned", tmp_path / "recovered", trained, device="cpu")
-    with pytest.raises(PrunusError, match="is quantised already .compressed-tensors.: give the model"):
+    with pytest.raises(PrunusError, match=r"is quantised already .compressed-tensors.: give the model"):
         prunus.quantize(folder, tmp_path / "again", QuantizeRecipe(method="rtn"))
     with pytest.raises(PrunusError, match="only plain weights are packed"):
         prunus.pack(folder, tmp_path / "packed")
