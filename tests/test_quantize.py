@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +42,12 @@ def shared(tmp_path_factory):
 
 
 def asked(shared, **changes):
-    usual = {"bits": 4, "calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
+    usual: dict[str, Any] = {
+        "bits": 4,
+        "calibration": str(shared / "rows.jsonl"),
+        "samples": SEQUENCES,
+        "seqlen": LENGTH,
+    }
     return QuantizeRecipe(**usual | changes)
 
 
@@ -63,6 +70,7 @@ STAGES = (
 )  # fmt: skip
 
 
+@cache
 @torch.no_grad()
 def by_hand(folder, bits, group, dense=False):
     """The weights of all Linears, each quantised on what it reads in whole passes once all earlier Linears are.
@@ -102,7 +110,8 @@ def test_each_linear_is_quantised_on_what_it_reads_behind_quantised_ones(shared,
     told = prunus.quantize(shared / "dense", tmp_path / "out", asked(shared, bits=bits), device="cpu")
     expected, made = by_hand(shared / "dense", bits, group), weights_of(tmp_path / "out")
     assert agreement(made, expected) > 0.999
-    assert agreement(made, by_hand(shared / "dense", bits, group, dense=True)) < 0.99
+    if bits == 4:  # with 8, errors of earlier Linears change little
+        assert agreement(made, by_hand(shared / "dense", bits, group, dense=True)) < 0.99
     before = tensors_of(shared / "dense")
     assert made.keys() == before.keys() and told["linears"] == len(expected) == 21 and told["blocks"] == 3
     assert all(torch.equal(made[name], before[name]) for name in made.keys() - expected.keys())
@@ -123,6 +132,8 @@ def test_what_an_engine_loads_is_counted(shared, tmp_path):
     assert sizes["before"] == sum(tensor.nbytes for tensor in tensors_of(shared / "dense").values())
     assert step["format"] == {"name": "pack-quantized", "bits": 4, "group": 32}
     facts = prunus.inspect(tmp_path / "out")
+    row = {"use": "quantize", "possible": True, "note": "W8A8; W4A16 in groups of 32"}
+    assert row in prunus.inspect(shared / "dense")["uses"] and row not in facts["uses"]
     assert facts["weight_bytes"] == total and facts["stored"] == "int4, read in float32"
     assert facts["history"][0]["bytes"] == sizes and facts["history"][0]["format"] == step["format"]
     assert facts["sparsity"] > 0 and kind_of(asked(shared)).nbytes(asked(shared), Checkpoint(shared / "dense")) == total
@@ -183,7 +194,7 @@ def test_a_large_model_has_several_files(shared, tmp_path, monkeypatch):
 
 def test_saved_statistics_take_the_place_of_calibration(shared, tmp_path):
     file = tmp_path / "hessians.safetensors"
-    common = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
+    common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
     prunus.stats(shared / "dense", file, hessians=True, device="cpu", **common)
     told = prunus.quantize(shared / "dense", tmp_path / "out", QuantizeRecipe(bits=4), stats=file, device="cpu")
     assert agreement(weights_of(tmp_path / "out"), by_hand(shared / "dense", 4, 32, dense=True)) > 0.999
@@ -201,7 +212,7 @@ def test_saved_statistics_take_the_place_of_calibration(shared, tmp_path):
 
 
 def test_zeros_of_a_pruned_model_stay(shared, tmp_path):
-    common = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
+    common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
     prunus.prune(shared / "dense", tmp_path / "pruned", PruneRecipe(pattern="2:4", **common), device="cpu")
     prunus.quantize(tmp_path / "pruned", tmp_path / "out", asked(shared), device="cpu")
     before, made = weights_of(tmp_path / "pruned"), weights_of(tmp_path / "out")
@@ -251,7 +262,7 @@ def test_each_expert_is_quantised_on_the_tokens_that_it_meets(shared, tmp_path):
 
 
 def test_it_comes_after_other_steps_and_nothing_after_it(shared, tmp_path):
-    common = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
+    common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
     narrow, zeros = WidthRecipe(keep=0.67, multiple=32, **common), PruneRecipe(sparsity=0.25, **common)
     trained = RecoverRecipe.like(zeros, epochs=1, step_tokens=24)
     steps = [narrow, zeros, trained, asked(shared)]
@@ -266,10 +277,11 @@ def test_it_comes_after_other_steps_and_nothing_after_it(shared, tmp_path):
         prunus.apply_steps(shared / "dense", tmp_path / "bad", [asked(shared), zeros], device="cpu")
     with pytest.raises(PrunusError, match="nothing comes after quantize"):
         prunus.apply_steps(shared / "dense", tmp_path / "bad", [asked(shared), zeros], dry_run=True)
-    for command, recipe in (
+    commands: tuple[tuple[Any, Any], ...] = (
         (prunus.prune, zeros), (prunus.width, narrow), (prunus.recover, trained), (prunus.quantize, asked(shared)),
         (prunus.drop_blocks, prunus.DropRecipe(blocks="1,")),
-    ):  # fmt: skip
+    )  # fmt: skip
+    for command, recipe in commands:
         with pytest.raises(PrunusError, match="comes from quantize, after which there is nothing") as error:
             command(tmp_path / "two", tmp_path / "bad", recipe)
         assert "\n" not in str(error.value) and not (tmp_path / "bad").exists()
@@ -282,7 +294,7 @@ def test_it_comes_after_other_steps_and_nothing_after_it(shared, tmp_path):
 
 def test_after_removed_experts(shared, tmp_path):
     make_random_model("qwen3_moe", tmp_path / "dense", num_hidden_layers=2)
-    common = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
+    common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
     steps = [ExpertsRecipe(keep=0.5, **common), asked(shared, bits=8)]
     told = prunus.apply_steps(tmp_path / "dense", tmp_path / "out", steps, device="cpu")
     made = tensors_of(tmp_path / "out")
@@ -304,7 +316,7 @@ def test_16_bit_models_have_scales_in_their_dtype(shared, tmp_path):
         assert {tensor.dtype for tensor in weights_of(tmp_path / f"{name}-w4").values()} == {dtype}
 
 
-BAD = {
+BAD: dict[str, tuple[dict[str, Any], str]] = {
     "bits": ({"bits": 3}, "bits must be 8 or 4, not 3"),
     "activations": ({"bits": 4, "activations": 8}, "no format with weights of 4 bits and activations of 8"),
     "wide activations": ({"activations": 16}, "no format with weights of 8 bits and activations of 16"),
@@ -353,10 +365,11 @@ def test_a_dry_run_and_the_command_line(shared, tmp_path, capsys):
 
 def test_names_labels_and_keys(shared):
     kind, source = kind_of(QuantizeRecipe()), Checkpoint(shared / "dense")
-    for settings, name in (
+    named: tuple[tuple[dict[str, Any], str], ...] = (
         ({}, "w8a8"), ({"method": "rtn"}, "w8a8-rtn"), ({"bits": 4}, "w4-g128"),
         ({"bits": 4, "group": "row"}, "w4-row"), ({"bits": 4, "group": "64", "method": "rtn"}, "w4-g64-rtn"),
-    ):  # fmt: skip
+    )  # fmt: skip
+    for settings, name in named:
         assert kind.name(QuantizeRecipe(**settings)) == name
     assert kind.removed(QuantizeRecipe(), source) == 0
     same = QuantizeRecipe(bits=4), QuantizeRecipe(bits=4, group="32"), QuantizeRecipe(bits=4, activations=16)

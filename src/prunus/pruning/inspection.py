@@ -21,6 +21,7 @@ from prunus.pruning.capabilities import describe_blocks, describe_model, describ
 from prunus.pruning.depth.verification import Droppable, try_drops
 from prunus.pruning.experts.mixture import describe_removal
 from prunus.pruning.masks import count_zeros
+from prunus.pruning.quantize import describe_quantising
 from prunus.pruning.scope import why_unprunable
 from prunus.pruning.width.channels import describe_width
 from prunus.results.labels import settings
@@ -45,8 +46,8 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
         defaults), blocks_removed, source, warnings; of removed experts, experts (numbers before and after, by block);
         of a recovery, trained_tokens; of quantised weights, format (name, bits, group) and bytes.
     refused: why the blocks cannot be run one by one, else None. If they cannot, only uses follows.
-    uses: a dict for each of prune, drop, pack, sparse kernel and width with use, possible and note (why not, or what);
-        of a mixture of experts also for experts.
+    uses: a dict for each of prune, drop, pack, sparse kernel, width and quantize with use, possible and note (why not,
+        or what); of a mixture of experts also for experts.
     number_of_blocks, scope: the number, and the default scope of prune.
     prunable, of_parameters: number of weights in that scope, and their share of all parameters.
     groups: Linears that read the same input: blocks, linears, part, shapes ([O, I]).
@@ -81,7 +82,7 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
         **describe_blocks(source.architecture),
         "uses": [
             *describe_uses(source.architecture, drops, why_unprunable(source)),
-            *([] if packed else [*describe_removal(source), *describe_width(source)]),
+            *([] if packed else [*describe_removal(source), *describe_width(source), *describe_quantising(source)]),
         ],
     }
     return facts | count_weights(source) if weights else facts

@@ -223,6 +223,19 @@ def plan(source: Checkpoint, recipe: QuantizeRecipe) -> tuple[list[dict[str, str
     return on_disk, Format(recipe.bits, group, scale)
 
 
+def describe_quantising(source: Checkpoint) -> list[dict[str, Any]]:
+    """The row of `inspect` about this command, as far as it can be known without reading weights."""
+    try:
+        plan(source, QuantizeRecipe(bits=8))
+    except PrunusError as error:
+        return [{"use": "quantize", "possible": False, "note": str(error)}]
+    try:
+        group = f"in groups of {plan(source, QuantizeRecipe(bits=4))[1].group}"
+    except PrunusError:
+        group = "with --group row"
+    return [{"use": "quantize", "possible": True, "note": f"W8A8; W4A16 {group}"}]
+
+
 def planned_entries(source: Checkpoint, recipe: QuantizeRecipe) -> dict[str, Entry]:
     """The headers of the result's tensors, by name."""
     on_disk, form = plan(source, recipe)
