@@ -6,7 +6,7 @@ block, the Hessians of one input, and the hidden states.
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.compressed_tensors import Format, product
-from prunus.checkpoint.linears import Linear, is_linear
+from prunus.checkpoint.compressed_tensors import METHOD, Format, product
+from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.loader import Block, blocks_on, return_freed_memory
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.quantised import plain_tensors
@@ -80,12 +80,12 @@ class Job(NamedTuple):
         source = self.source
         ours = {source.block_name(i, linear.name) for i, linears in enumerate(self.linears) for linear in linears}
         modules = source.architecture.model.named_modules()
-        linears = (name for name, module in modules if isinstance(module, nn.Linear) and is_linear(module))
+        linears = (name for name, module in modules if isinstance(module, nn.Linear))
         return self.format.settings([name for name in linears if name not in ours])
 
     def as_read(self, stored: Mapping[str, Stored]) -> dict[str, Stored]:
         """Tensors of the result as they are read."""
-        return plain_tensors(stored, self.settings, self.source.config_dtype)
+        return plain_tensors(stored, {"quant_method": METHOD}, self.source.config_dtype)
 
     def hidden_file(self, partial: Partial) -> Path | None:
         """Where hidden states are kept; None: in memory."""
@@ -143,7 +143,7 @@ def quantize(
     source, target = Checkpoint(resolve(model)), Path(out)
     check_target(source.folder, target, overwrite)
     job = make_job(source, recipe, device, offload, stats)
-    recipe, entries = job.recipe, planned_entries(source, job.recipe)
+    recipe, entries = job.recipe, planned_entries(source, job.on_disk, job.format)
     sizes = {"after": sum(entry.nbytes for entry in entries.values()), "before": source.nbytes}
     told = {
         "method": recipe.method,
@@ -193,7 +193,8 @@ def quantize(
 
 def make_job(source: Checkpoint, recipe: QuantizeRecipe, device: str, offload: bool, stats: str | Path | None) -> Job:
     """The job of a recipe; raises PrunusError if model, recipe and statistics do not fit each other."""
-    on_disk, form = plan(source, recipe)
+    on_disk = names_on_disk(source)
+    form = format_of(source, on_disk, recipe)
     dtype = source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     check_block_fits(source, dtype)
     saved = None
@@ -203,12 +204,12 @@ def make_job(source: Checkpoint, recipe: QuantizeRecipe, device: str, offload: b
     return Job(source, recipe, linears, on_disk, form, pick_device(device), dtype, offload, saved)
 
 
-def plan(source: Checkpoint, recipe: QuantizeRecipe) -> tuple[list[dict[str, str]], Format]:
-    """The names on disk of all Linears by block, and how they are stored; PrunusError if no format can hold them."""
+def names_on_disk(source: Checkpoint) -> list[dict[str, str]]:
+    """{Linear: the name of its tensors on disk, without the last part}, by block; PrunusError if one has none."""
     if source.quantised is not None:
         raise PrunusError(
-            f"{source.folder} is quantised already ({source.quantised}): give the model before"
-            " that, or run `prunus dequantize` first"
+            f"{source.folder} is quantised already ({source.quantised}): give the model before that, or run `prunus"
+            " dequantize` first"
         )
     linears = linears_in_scope(source, PruneRecipe())
     dense = ((index, name, why) for index in range(source.blocks) for name, why in source.left_dense(index).items())
@@ -217,28 +218,30 @@ def plan(source: Checkpoint, recipe: QuantizeRecipe) -> tuple[list[dict[str, str
             f"{source.folder} ({source.config.model_type}) has routed experts that cannot be observed one by one"
             f" ({source.block_name(*whole)}): quantising the rest would leave most weights as they are"
         )
-    on_disk = [{one.name: name_on_disk(source, index, one) for one in of} for index, of in enumerate(linears)]
-    group = group_of([linear for of in linears for linear in of], recipe)
+    return [{one.name: name_on_disk(source, index, one) for one in of} for index, of in enumerate(linears)]
+
+
+def format_of(source: Checkpoint, on_disk: Sequence[Mapping[str, str]], recipe: QuantizeRecipe) -> Format:
+    """How a recipe stores these Linears; PrunusError if it cannot."""
     scale = next(source.tensors[f"{name}.weight"].dtype for names in on_disk for name in names.values())
-    return on_disk, Format(recipe.bits, group, scale)
+    return Format(recipe.bits, group_of(linears_in_scope(source, PruneRecipe()), recipe), scale)
 
 
 def describe_quantising(source: Checkpoint) -> list[dict[str, Any]]:
     """The row of `inspect` about this command, as far as it can be known without reading weights."""
     try:
-        plan(source, QuantizeRecipe(bits=8))
+        on_disk = names_on_disk(source)
     except PrunusError as error:
         return [{"use": "quantize", "possible": False, "note": str(error)}]
     try:
-        group = f"in groups of {plan(source, QuantizeRecipe(bits=4))[1].group}"
+        group = f"in groups of {format_of(source, on_disk, QuantizeRecipe(bits=4)).group}"
     except PrunusError:
         group = "with --group row"
     return [{"use": "quantize", "possible": True, "note": f"W8A8; W4A16 {group}"}]
 
 
-def planned_entries(source: Checkpoint, recipe: QuantizeRecipe) -> dict[str, Entry]:
+def planned_entries(source: Checkpoint, on_disk: Sequence[Mapping[str, str]], form: Format) -> dict[str, Entry]:
     """The headers of the result's tensors, by name."""
-    on_disk, form = plan(source, recipe)
     found = {name: entry_of(stored) for name, stored in source.tensors.items()}
     for index, names in enumerate(on_disk):
         shapes = source.linear_shapes(index)
@@ -261,11 +264,11 @@ def name_on_disk(source: Checkpoint, index: int, linear: Linear) -> str:
     )
 
 
-def group_of(linears: Iterable[Linear], recipe: QuantizeRecipe) -> int | None:
+def group_of(linears: Iterable[Iterable[Linear]], recipe: QuantizeRecipe) -> int | None:
     """How many inputs share a scale; None: those of a row. PrunusError where no size of a group divides all inputs."""
     if recipe.group == "row":
         return None
-    widths = {linear.shape_OI[1]: linear.summary_name for linear in linears}
+    widths = {linear.shape_OI[1]: linear.summary_name for of in linears for linear in of}
     found = next((size for size in recipe.sizes if not any(width % size for width in widths)), None)
     if found is None:
         odd = next(width for width in widths if width % recipe.sizes[-1])

@@ -47,21 +47,22 @@ class Quantize(Step):
 
     def content(self, recipe: Any, source: Any) -> dict[str, object]:
         """Stored: as Step says; the size of groups that divides all inputs instead of the largest to try."""
-        from prunus.pruning.quantize import plan
+        from prunus.pruning.quantize import format_of, names_on_disk
 
-        _, form = plan(source, recipe)
         unused = {"group"} | (set() if recipe.calibration_tokens is None else {"samples"})
         if not recipe.needs_data:
             unused |= {*TOKEN_WEIGHTS, *AMOUNT, *CALIBRATION, "min_expert_tokens", "dtype"}
         unused |= set() if recipe.weighted else {*TOKEN_WEIGHTS}
         kept = {key: value for key, value in recipe.to_json().items() if key not in unused}
-        return kept | {"action": "quantize", "inputs": form.group}
+        return kept | {"action": "quantize", "inputs": format_of(source, names_on_disk(source), recipe).group}
 
     def nbytes(self, recipe: Any, source: Any) -> int:
         """Those of the checkpoint."""
-        from prunus.pruning.quantize import planned_entries
+        from prunus.pruning.quantize import format_of, names_on_disk, planned_entries
 
-        return sum(entry.nbytes for entry in planned_entries(source, recipe).values())
+        on_disk = names_on_disk(source)
+        entries = planned_entries(source, on_disk, format_of(source, on_disk, recipe))
+        return sum(entry.nbytes for entry in entries.values())
 
     def calibrates(self, recipe: Any, stats: bool = False) -> bool:
         """Unless weights are rounded to nearest."""
