@@ -55,6 +55,15 @@ def test_gptq_is_that_of_updates_with_exact_inverses(bits, width, group):
     assert loss < 0.8 * plain
 
 
+def test_inputs_that_are_always_zero_are_rounded_to_nearest():
+    grid, weight_OI, x_SI = Grid(4, 32), draw(0, 8, 32), inputs(1, 32)
+    x_SI[:, 5:9] = 0
+    made = gptq.quantise(weight_OI, gptq.Ordered(Hessian(x_SI.T @ x_SI)), grid)
+    nearest = (weight_OI / made.scale_OG).round().clamp(-8, 7).to(torch.int8)
+    equal = made.code_OI == nearest
+    assert bool(equal[:, 5:9].all()) and not bool(equal.all())
+
+
 def test_the_columns_importance_is_what_their_error_costs_when_later_ones_make_up_for_it():
     x_SI = inputs(3, 24)
     hessian = Hessian(x_SI.T @ x_SI)

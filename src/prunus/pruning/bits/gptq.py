@@ -25,8 +25,8 @@ class Ordered:
 
     def __init__(self, hessian: Hessian, damping: float = DAMPING) -> None:
         self.of = hessian
-        self.order_I = hessian.damped(damping).diagonal().argsort(descending=True, stable=True)
-        permuted = Hessian(hessian.matrix_II[self.order_I][:, self.order_I], hessian.name)
+        self.order_I = hessian.matrix_II.diagonal().argsort(descending=True, stable=True)
+        permuted = Hessian(hessian.matrix_II[self.order_I[:, None], self.order_I], hessian.name)
         self.factor_II = permuted.inverse_factor(damping)
         self.warning = permuted.warning
         self.back_I = self.order_I.argsort()
