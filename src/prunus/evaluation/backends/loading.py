@@ -127,7 +127,8 @@ def unpacked(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
 
 def has_integers(folder: Path) -> bool:
     """Whether a folder has weights in integers of compressed-tensors, which are read without that package."""
-    settings = read_object(folder / "config.json").get("quantization_config")
+    path = folder / "config.json"
+    settings = read_object(path).get("quantization_config") if path.is_file() else None
     return quant_method(settings) == METHOD and why_unreadable(settings) is None
 
 
