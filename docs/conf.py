@@ -38,7 +38,7 @@ CONTENTS = {
         "docs/recover",
         "docs/experts",
         "docs/width",
-        "docs/width",
+        "docs/quantize",
         "docs/find",
         "docs/evaluating",
         "docs/profiles",

@@ -423,7 +423,8 @@ transformers runs the experts by its common functions. dbrx, jetmoe, llama4, lon
 code for experts, which stay dense ("routed experts" above); everything else of these models is pruned.
 
 Models in FP8 or MXFP4 are read in bfloat16, a block at a time. Their pruned copies are in bfloat16 and take two to four
-times the bytes. The manifest has the original's checksum and quantisation. Other quantised models are refused.
+times the bytes. Those in integers of 4 or 8 bits ([compressed-tensors](quantize.md)) are read in the dtype of the
+model. The manifest has the original's checksum and quantisation. Other quantised models are refused.
 
 axk2, deepseek_v32, glm_moe_dsa and hy_v4 attend to the `index_topk` tokens that an indexer chooses. In transformers
 itself, the logits of longer texts depend on whether they are read token by token with a cache or at once. Up to

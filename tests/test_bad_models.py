@@ -89,7 +89,7 @@ PROBLEMS = {
     "endless rows": (lambda f: edit_config(f, intermediate_size=1 << 70), "asks for blocks that cannot be made"),
     "quantised": (
         lambda f: edit_config(f, quantization_config={"quant_method": "awq"}),
-        "and only fp8 and mxfp4",
+        "and only fp8, mxfp4 and compressed-tensors with integers",
     ),
     "pickled": (to_pickle, "weights only as .bin or .pt, which can run code; convert them to safetensors"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no *.safetensors file"),

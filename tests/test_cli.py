@@ -13,7 +13,16 @@ import pytest
 
 import prunus
 from prunus.cli import cli, main
-from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe, TraceRecipe, WidthRecipe
+from prunus.recipes import (
+    DropRecipe,
+    EvalPlan,
+    ExpertsRecipe,
+    PruneRecipe,
+    QuantizeRecipe,
+    RecoverRecipe,
+    TraceRecipe,
+    WidthRecipe,
+)
 
 ENGINE_OPTIONS = {"engine_args", "url", "served_model", "tokenizer", "concurrency", "timeout", "sparse"}
 COMMANDS = sorted(cli.commands)
@@ -47,6 +56,7 @@ def options_of(command):
         ("drop", DropRecipe, {"device", "dry_run", "overwrite", "recover"}),
         ("experts", ExpertsRecipe, {"device", "dry_run", "overwrite", "stats", "recover"}),
         ("width", WidthRecipe, {"device", "dry_run", "offload", "overwrite", "stats", "recover"}),
+        ("quantize", QuantizeRecipe, {"device", "dry_run", "offload", "overwrite", "stats"}),
         ("eval", EvalPlan, {"store", "device", *ENGINE_OPTIONS}),
         ("traces", TraceRecipe, {"device", "overwrite", *ENGINE_OPTIONS}),
     ],
@@ -55,11 +65,11 @@ def test_options_are_the_fields_of_the_recipe(command, recipe, more):
     assert options_of(command) == {field.name for field in fields(recipe)} | more
 
 
-@pytest.mark.parametrize("command", ["prune", "drop", "experts", "width", "recover", "eval", "traces"])
+@pytest.mark.parametrize("command", ["prune", "drop", "experts", "width", "quantize", "recover", "eval", "traces"])
 def test_defaults_are_those_of_the_recipe(command):
     recipe = {
         "prune": PruneRecipe, "drop": DropRecipe, "experts": ExpertsRecipe, "recover": RecoverRecipe, "eval": EvalPlan,
-        "width": WidthRecipe, "traces": TraceRecipe,
+        "width": WidthRecipe, "quantize": QuantizeRecipe, "traces": TraceRecipe,
     }[command]  # fmt: skip
     defaults = {field.name: field.default for field in fields(recipe)}
     for parameter in cli.commands[command].params:

@@ -83,6 +83,19 @@ def test_a_device_prunes_as_the_cpu_does(name, folder, tmp_path, monkeypatch):
     compare(tmp_path / "there", tmp_path / "cpu")
 
 
+@pytest.mark.parametrize("way", ["w4", "w8", "rtn", "saved"])
+def test_a_device_quantises_as_the_cpu_does(way, folder, saved, tmp_path, monkeypatch):
+    settings: dict[str, Any] = {"w8": {}, "rtn": {"method": "rtn"}}.get(way, {"bits": 4, "group": "row"})
+    recipe = prunus.QuantizeRecipe(**settings, **({} if way == "saved" else on(folder)))
+    stats = saved if way == "saved" else None
+    prunus.quantize(folder / "model", tmp_path / "cpu", recipe, stats=stats, device="cpu")
+    with other_device(monkeypatch):
+        prunus.quantize(folder / "model", tmp_path / "there", recipe, stats=stats, device="cuda")
+    ours, theirs = Checkpoint(tmp_path / "there"), Checkpoint(tmp_path / "cpu")
+    for name, stored in theirs.tensors.items():
+        assert (ours.tensors[name].read() == stored.read()).float().mean() > 0.98, name
+
+
 def test_recovery_on_a_device_is_that_of_the_cpu(folder, tmp_path, monkeypatch):
     prunus.prune(folder / "model", tmp_path / "pruned", prunus.PruneRecipe(**WANDA, **on(folder)), device="cpu")
     recipe = prunus.RecoverRecipe(**on(folder), epochs=1, step_tokens=48)

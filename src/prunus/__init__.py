@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Any
 from prunus.budgets import AS_RUN, OFF
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe, TraceRecipe, WidthRecipe
+from prunus.recipes import (
+    DropRecipe,
+    EvalPlan,
+    ExpertsRecipe,
+    PruneRecipe,
+    QuantizeRecipe,
+    RecoverRecipe,
+    TraceRecipe,
+    WidthRecipe,
+)
 
 if TYPE_CHECKING:
     from prunus import sparse
@@ -40,6 +49,7 @@ if TYPE_CHECKING:
     from prunus.pruning.narrow import width
     from prunus.pruning.perplexity import perplexity
     from prunus.pruning.pipeline import prune
+    from prunus.pruning.quantize import quantize
     from prunus.pruning.recover import recover
     from prunus.reporting.page import report
     from prunus.results.comparison import compare
@@ -68,6 +78,7 @@ __all__ = [
     "ExpertsRecipe",
     "PruneRecipe",
     "PrunusError",
+    "QuantizeRecipe",
     "RecoverRecipe",
     "Results",
     "TraceRecipe",
@@ -92,6 +103,7 @@ __all__ = [
     "plan_study",
     "profiles",
     "prune",
+    "quantize",
     "recover",
     "regrade",
     "report",
@@ -131,6 +143,7 @@ _HOME = {
     "plan_study": "prunus.study.plan",
     "profiles": "prunus.evaluation.profiles.catalogue",
     "prune": "prunus.pruning.pipeline",
+    "quantize": "prunus.pruning.quantize",
     "recover": "prunus.pruning.recover",
     "regrade": "prunus.evaluation.pipeline",
     "report": "prunus.reporting.page",

@@ -37,6 +37,8 @@ TraceFilter = Literal["all", "correct"]
 Spread = Literal["uniform", "global"]
 WidthMethod = Literal["obs", "wanda", "flap", "magnitude", "random"]
 WidthOf = Literal["mlp", "experts", "shared"]
+QuantizeGroup = Literal["128", "64", "32", "row"]
+QuantizeMethod = Literal["gptq", "rtn"]
 
 DEFAULT_BUDGETS = (512, 1024, 2048, 4096, 8192)
 # The folder in which each built-in profile is one file.
@@ -46,6 +48,7 @@ PROFILE_FILE = "prunus_profile.toml"  # in a model's folder: the profile that it
 # An object of its own, by which a recipe distinguishes a sparsity that was not given from 0.5.
 DEFAULT_SPARSITY = float("0.5")
 WIDEST_PATTERN = 256
+GROUPS = (128, 64, 32)  # sizes of groups of weights that share a scale
 KEEP = 0.75  # share of the experts, or channels, that are kept unless a recipe says otherwise
 MULTIPLE = 128  # of which widths are multiples, or of an eighth of a width where that is less
 # Learning rates of a recovery that was given none. The first is an object of its own, as DEFAULT_SPARSITY is. After
@@ -334,6 +337,53 @@ class WidthRecipe(Weighted):
                 + ("" if self.keep is None else ": give another --keep or --multiple")
             )
         return kept
+
+
+@dataclass(frozen=True)
+class QuantizeRecipe(Weighted):
+    """In how many bits the weights of Linears are stored (docs/quantize.md)."""
+
+    bits: int = setting(8, "Bits of a weight: 8, with activations in 8 bits (W8A8), or 4 (W4A16).")
+    activations: int | None = setting(None, "Bits of activations: 8 where weights have 8, 16 where they have 4.")
+    group: QuantizeGroup | None = setting(
+        None,
+        "Most consecutive inputs of an output that share a scale: the largest of 128, 64 and 32 up to it that divides"
+        " all inputs; default: 128, or with 8 bits a whole row.",
+    )
+    method: QuantizeMethod = setting(
+        "gptq", "gptq: each error is made up for by the weights that follow; rtn: rounding to nearest."
+    )
+    min_expert_tokens: int = setting(
+        64,
+        "A routed expert with fewer calibration tokens is rounded by its statistics on all tokens of its layer.",
+        at_least=1,
+    )
+    dtype: DtypeName = setting("auto", "Dtype in which blocks run; auto: the checkpoint's.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bits not in (8, 4):
+            raise PrunusError(f"bits must be 8 or 4, not {self.bits}: engines load no other format that Prunus writes")
+        activations = 8 if self.bits == 8 else 16
+        if self.activations not in (None, activations):
+            raise PrunusError(
+                f"there is no format with weights of {self.bits} bits and activations of {self.activations}: give"
+                " --bits 8 --activations 8, or --bits 4 --activations 16"
+            )
+        if self.bits == 8 and self.group not in (None, "row"):
+            raise PrunusError("with 8 bits each row has one scale: leave group out")
+        object.__setattr__(self, "activations", activations)
+        object.__setattr__(self, "group", self.group or ("row" if self.bits == 8 else "128"))
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it looks at the inputs of Linears."""
+        return self.method == "gptq"
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes of groups to try, the largest first; none where a row has one scale."""
+        return () if self.group == "row" else tuple(size for size in GROUPS if size <= int(str(self.group)))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ STEPS: Mapping[str, str] = {
     "experts": "prunus.steps.experts",
     "width": "prunus.steps.width",
     "recover": "prunus.steps.recover",
+    "quantize": "prunus.steps.quantize",
 }
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
@@ -53,6 +54,8 @@ NAMES = {
     "dlp": "DLP",
     "mlp": "MLP",
     "obs": "OBS",
+    "gptq": "GPTQ",
+    "rtn": "RTN",
 }
 
 
@@ -70,7 +73,7 @@ class Where:
     stats: Path | None = setting(
         None,
         "File of `prunus stats`, instead of calibration: with --propagation dense; with --experts for experts; with"
-        " --hessians for width.",
+        " --hessians for width and quantize.",
     )
     dense: str | Path | None = setting(
         None, "The model before all steps; default: the one in the manifest of PRUNED.", metavar="MODEL"
@@ -83,7 +86,7 @@ class Step(ABC):
 
     recipe: the class of its settings. reshapes: whether it changes the shapes of tensors. takes_away: whether what it
     removes is gone, instead of zero. needs_pruned: whether it is only for a model from which something was removed, so
-    that it cannot come first.
+    that it cannot come first. is_last: whether no other step can follow it.
     examples: command lines, which help shows. options: further options of the command: fields of Where, and `recover`.
     tag: for the Hub's search. relation: the Hub's word, if it has one, for a model made by it from another.
     """
@@ -92,6 +95,7 @@ class Step(ABC):
     reshapes: ClassVar[bool] = False
     takes_away: ClassVar[bool] = False
     needs_pruned: ClassVar[bool] = False
+    is_last: ClassVar[bool] = False
     examples: ClassVar[tuple[str, ...]]
     options: ClassVar[tuple[str, ...]] = ()
     tag: ClassVar[str | None] = None

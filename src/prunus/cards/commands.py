@@ -12,7 +12,7 @@ from prunus.step import STEPS, defaults, recipe_of, step_kind
 
 Data = Mapping[str, Any]
 # Settings that are shown first, with their defaults too.
-FIRST = ("method", "sparsity", "pattern", "blocks", "keep", "drop", "intermediate_size")
+FIRST = ("bits", "method", "sparsity", "pattern", "blocks", "keep", "drop", "intermediate_size")
 RESULT = "result"  # the folder that the last command writes
 
 

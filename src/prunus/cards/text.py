@@ -192,7 +192,7 @@ def metadata(card: Card) -> str:
     actions = {step["action"] for step in card.steps}
     # A pruned model is none of the Hub's kinds (adapter, merge, quantized, finetune), one that was trained on is.
     relations = [step_kind(action).relation for action in STEPS if action in actions]
-    relation = "quantized" if "quantise" in actions else next(filter(None, relations), None)
+    relation = "quantized" if actions & {"quantise", "quantize"} else next(filter(None, relations), None)
     facts: dict[str, Any] = {key: card.source[key] for key in KEPT if key in card.source}
     facts |= {"library_name": "prunus" if card.packed else "transformers", "tags": tags(card)}
     facts.setdefault("pipeline_tag", "text-generation")

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from prunus.checkpoint import compressed_tensors
 from prunus.checkpoint.architecture import Architecture, Unstreamable
 from prunus.checkpoint.experts import Layout, join_tensors, layouts_in, place_of, split_tensors
 from prunus.checkpoint.linears import Linear, check_decoder, find_linears
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.names import Names, Origin
-from prunus.checkpoint.quantised import DEQUANTISED, parts_of, plain_tensors, quant_method
+from prunus.checkpoint.quantised import parts_of, plain_tensors, why_unreadable
 from prunus.checkpoint.resolve import one_line, read_object, version_of
 from prunus.checkpoint.safetensors_file import DTYPES, READABLE, Stored, digest_of, read_checked
 from prunus.disk import prefetch
@@ -41,7 +42,8 @@ class Checkpoint(ModelFolder):
     is made from. Methods name a block's tensors as the block does (`self_attn.q_proj.weight`), in the model's shapes;
     each matrix of each routed expert has a name of its own (`mlp.experts.3.gate_proj.weight`).
 
-    An original in FP8 or MXFP4 is read in bfloat16: config and tensors are those of a model that is not quantised.
+    An original in FP8 or MXFP4 is read in bfloat16, one in integers of compressed-tensors in the dtype of config.json:
+    config and tensors are those of a model that is not quantised.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -61,7 +63,8 @@ class Checkpoint(ModelFolder):
         content = read_object(self.folder / "config.json")
         if self.quantised is not None:
             del content["quantization_config"]
-            content = {n: v for n, v in content.items() if n != "torch_dtype"} | {"dtype": "bfloat16"}
+            if self.quantised != compressed_tensors.METHOD:
+                content = {n: v for n, v in content.items() if n != "torch_dtype"} | {"dtype": "bfloat16"}
         return content
 
     @property
@@ -71,7 +74,8 @@ class Checkpoint(ModelFolder):
             return []
         sizes = (sum(t.nbytes for t in tensors.values()) for tensors in (self.stored, self.tensors))
         now, then = (f"{size / 1e9:.3g} GB" for size in sizes)
-        return [f"the model's {self.quantised} weights are read and written in bfloat16: {then} instead of {now}"]
+        dtype = str(self.dtype).removeprefix("torch.")
+        return [f"the model's {self.quantised} weights are read and written in {dtype}: {then} instead of {now}"]
 
     def provenance(self, name: str | Path) -> dict[str, str]:
         """What a manifest records of this model; `dequantised`: how its weights were quantised."""
@@ -257,11 +261,11 @@ class Checkpoint(ModelFolder):
             raise PrunusError(
                 f"{self.folder}: config.json asks for {blocks} blocks (num_hidden_layers), which no model has"
             )
-        method = quant_method(config.get("quantization_config"))
-        if method not in (None, *DEQUANTISED):
+        if (what := why_unreadable(config.get("quantization_config"))) is not None:
             raise Unstreamable(
-                f"{self.folder} is quantised ({method}), and only {' and '.join(DEQUANTISED)} can be read: give the"
-                " unquantised model (float32, bfloat16 or float16), or load it with what quantised it and save it so"
+                f"{self.folder} is quantised ({what}), and only fp8, mxfp4 and compressed-tensors with integers of 4 or"
+                " 8 bits can be read: give the unquantised model (float32, bfloat16 or float16), or load it with what"
+                " quantised it and save it so"
             )
 
     def _as_read(self, stored: Mapping[str, Stored]) -> Mapping[str, Stored]:
@@ -270,7 +274,13 @@ class Checkpoint(ModelFolder):
         config: Any = self.config
         settings = config.quantization_config
         del config.quantization_config
-        return plain_tensors(stored, settings if isinstance(settings, dict) else settings.to_dict())
+        return plain_tensors(stored, settings if isinstance(settings, dict) else settings.to_dict(), self.config_dtype)
+
+    @property
+    def config_dtype(self) -> torch.dtype | None:
+        """The dtype that config.json names; None where it names none."""
+        found = getattr(self.config, "dtype", None) or getattr(self.text_config, "dtype", None)
+        return found if isinstance(found, torch.dtype) else None
 
     def _check_tensors(self) -> None:
         model = self.architecture.model

@@ -51,7 +51,7 @@ def pack(
         raise PrunusError("--source is only for masks; leave it out or add --masks-only")
     model, target = Checkpoint(resolve(checkpoint)), Path(out)
     if model.quantised is not None:
-        raise PrunusError(f"{model.folder} is in {model.quantised} and was not pruned, so there is nothing to pack")
+        raise PrunusError(f"{model.folder} is in {model.quantised}, and only plain weights are packed")
     check_target(model.folder, target, overwrite)
     work = {"action": "pack", "masks_only": masks_only, "source": model.checksum()}
     needed = sum(mask_nbytes(model.tensors[name].shape) for name in linear_weights(model))
@@ -262,18 +262,19 @@ def check_same_elsewhere(model: Checkpoint, source: Checkpoint) -> None:
 
 
 def dequantize(model: str | Path, out: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """Write a bfloat16 copy of a model in FP8 or MXFP4 (folder or hub id) to the folder out; returns a summary.
+    """Write a plain copy of a model in FP8, MXFP4 or integers (folder or hub id) to the folder out; returns a summary.
 
     The summary has out, from (the quantisation method), blocks, seconds and warnings. The weights are those of
     transformers' from_pretrained with `dequantize`; they take two to four times the disk space of the original.
     Commands such as prune and drop read quantised models directly; this is for those that cannot, such as study.
     Unfinished work is kept in out.partial, where the same call resumes it. Raises PrunusError, and leaves nothing
-    behind, if the model is not in FP8 or MXFP4, or out cannot be written.
+    behind, if the model is not so quantised, or out cannot be written.
     """
     started = time.monotonic()
     source, target = Checkpoint(resolve(model)), Path(out)
     if source.quantised is None:
-        raise PrunusError(f"{source.folder} is not in {' or '.join(DEQUANTISED)}; there is nothing to dequantize")
+        known = f"{', '.join(DEQUANTISED[:-1])} or {DEQUANTISED[-1]}"
+        raise PrunusError(f"{source.folder} is not in {known}; there is nothing to dequantize")
     check_target(source.folder, target, overwrite)
     work = {"action": "dequantize", "source": source.fingerprint()}
     with Partial(source, target, work, source.blocks, disk_needed(source.nbytes), overwrite) as partial:

@@ -1,7 +1,8 @@
-"""Read tensors in FP8 or MXFP4 as bfloat16; each is dequantised when it is read.
+"""Read quantised tensors as plain ones; each is dequantised when it is read.
 
 FP8 (also MXFP8, and the FP4 of DeepSeek-V4): a matrix of 8-bit floats, and a scale for each rectangle of it. MXFP4:
-two 4-bit floats per byte, and a power of two for every 32 of them, as in gpt-oss's experts. The values equal those of
+two 4-bit floats per byte, and a power of two for every 32 of them, as in gpt-oss's experts. Both become bfloat16.
+Integers: of compressed-tensors (compressed_tensors.py), in the dtype of the model. The values equal those of
 transformers' from_pretrained with `dequantize`.
 
 E: experts; O, I: output and input features; r, c: rows and columns of the table of scales.
@@ -14,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.checkpoint.safetensors_file import Stored
+from prunus.checkpoint import compressed_tensors
+from prunus.checkpoint.safetensors_file import DTYPES, ITEMSIZES, READABLE, Stored
 from prunus.errors import PrunusError
 
-DEQUANTISED = ("fp8", "mxfp4")  # values of quant_method that can be read
+DEQUANTISED = ("fp8", "mxfp4", compressed_tensors.METHOD)  # values of quant_method that can be read
 _PACKED_FP4 = "I8"  # two 4-bit floats per byte, in files that also have FP8
 _FP8 = ("F8_E4M3", "F8_E5M2", _PACKED_FP4)
 # Suffixes of the names of scales, and the suffix of the weight's name in place of each.
@@ -30,10 +32,11 @@ _ROWS = 1024  # dequantised at a time, since float32 takes twice the memory of t
 
 
 class Dequantised(Stored):
-    """A quantised tensor, read as bfloat16. file, start, end: of its quantised numbers.
+    """A quantised tensor, read as a plain one. file, start, end: of its quantised numbers. dtype: as it is read.
 
-    parts: its numbers, then its scales, by their names on disk. method: its quantisation. rectangle: (rows, columns)
-    that share a scale, for tables of scales from which that cannot be derived.
+    parts: its numbers, then its scales, by their names on disk; of integers also what else there is. method: its
+    quantisation. rectangle: (rows, columns) that share a scale, for tables of floats' scales from which that cannot be
+    derived.
     """
 
     parts: Mapping[str, Stored]
@@ -42,19 +45,19 @@ class Dequantised(Stored):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor in bfloat16."""
-        return 2 * self.elements
+        """Bytes of the plain tensor."""
+        return ITEMSIZES[self.dtype] * self.elements
 
     def read(self) -> Tensor:
-        """The tensor in bfloat16."""
-        found, filled = torch.empty(self.elements, dtype=torch.bfloat16), 0
+        """The plain tensor."""
+        found, filled = torch.empty(self.elements, dtype=READABLE[self.dtype]), 0
         for piece in self._pieces():
             found[filled : filled + len(piece)] = piece
             filled += len(piece)
         return found.view(self.shape)
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield the bytes of the tensor in bfloat16, one expert or up to 1024 rows at a time."""
+        """Yield the bytes of the plain tensor, one expert or up to 1024 rows at a time."""
         return (piece.view(torch.uint8).numpy().tobytes() for piece in self._pieces())
 
     def read_rows(self, rows: Any) -> Tensor:
@@ -63,8 +66,13 @@ class Dequantised(Stored):
 
     def _pieces(self) -> Iterator[Tensor]:
         """Yield the tensor's values in order, flat and in pieces. Raises PrunusError for NaN or infinity."""
-        numbers, scales = (part.read() for part in self.parts.values())
-        pieces = _from_mxfp4(numbers, scales) if self.method == "mxfp4" else self._from_fp8(numbers, scales)
+        if self.method == compressed_tensors.METHOD:
+            kinds = {name.rpartition(".")[2]: part for name, part in self.parts.items()}
+            of_scales = compressed_tensors.values_of(kinds, self.shape)
+            pieces = (piece.to(READABLE[self.dtype]) for piece in of_scales)
+        else:
+            numbers, scales = (part.read() for part in self.parts.values())
+            pieces = _from_mxfp4(numbers, scales) if self.method == "mxfp4" else self._from_fp8(numbers, scales)
         for piece in pieces:
             if not piece.isfinite().all():
                 name = next(iter(self.parts))
@@ -85,12 +93,17 @@ class Dequantised(Stored):
                 yield (float_OI * scale_OI).bfloat16()
 
 
-def plain_tensors(stored: Mapping[str, Stored], settings: Mapping[str, Any]) -> dict[str, Stored]:
+def plain_tensors(
+    stored: Mapping[str, Stored], settings: Mapping[str, Any], dtype: torch.dtype | None = None
+) -> dict[str, Stored]:
     """The tensors of a quantised model by their names in the unquantised model, without the scales.
 
-    settings: the model's quantization_config. Raises PrunusError if the shape of scales does not match their weight.
+    settings: the model's quantization_config. dtype: of the model, as its config.json says. Raises PrunusError if the
+    shape of scales does not match their weight.
     """
     method = settings["quant_method"]
+    if method == compressed_tensors.METHOD:
+        return _from_integers(stored, dtype)
     found = dict(stored)
     for name in stored:
         pair = _mxfp4_pair(name, stored) if method == "mxfp4" else _fp8_pair(name, stored)
@@ -102,6 +115,37 @@ def plain_tensors(stored: Mapping[str, Stored], settings: Mapping[str, Any]) -> 
         elif method == "fp8" and name.endswith(_OF_ACTIVATIONS):
             del found[name]
     return found
+
+
+def _from_integers(stored: Mapping[str, Stored], dtype: torch.dtype | None) -> dict[str, Stored]:
+    """The same for compressed-tensors, in dtype; None: in that of the scales."""
+    found = dict(stored)
+    names = {of: name for name, of in DTYPES.items()}
+    for plain, own in compressed_tensors.linears_in(stored).items():
+        for name in own.values():
+            found.pop(name, None)
+        kinds = {kind: stored[name] for kind, name in compressed_tensors.needed_of(own).items()}
+        numbers, scales = list(kinds.values())[:2]
+        shape = compressed_tensors.shape_of(kinds)
+        if shape is None or scales.dtype not in DTYPES:
+            raise PrunusError(f"{numbers.file}: the scales or the shape of '{plain}' do not match its numbers")
+        read_as = scales.dtype if dtype is None else names.get(dtype, scales.dtype)
+        one = Dequantised(numbers.file, read_as, shape, numbers.start, numbers.end)
+        one.parts, one.method = {own[kind]: part for kind, part in kinds.items()}, compressed_tensors.METHOD
+        found[plain] = one
+    return found
+
+
+def why_unreadable(settings: Any) -> str | None:
+    """What a quantised model is, if Prunus cannot read it: its method, or more; None if it can, or is not quantised.
+
+    settings: a quantization_config.
+    """
+    method = quant_method(settings)
+    if method not in (None, *DEQUANTISED):
+        return method
+    what = compressed_tensors.why_unreadable(settings) if method == compressed_tensors.METHOD else None
+    return None if what is None else f"{method}, {what}"
 
 
 def parts_of(tensors: Mapping[str, Stored]) -> dict[str, Stored]:

@@ -140,11 +140,11 @@ def unpack_command(packed: str, out: Path, **given: Any) -> None:
 @out_argument
 @overwrite_option
 def dequantize_command(model: str, out: Path, **given: Any) -> None:
-    """Write MODEL, a checkpoint in FP8 or MXFP4, in bfloat16 to the folder OUT.
+    """Write MODEL, a checkpoint in FP8, MXFP4 or integers (W4A16, W8A8), with plain weights to the folder OUT.
 
-    Only a study needs this: prune, drop and the other commands read quantised models directly. The weights equal those
-    that transformers dequantises. OUT takes two to four times the disk space of MODEL. An interrupted run resumes when
-    the same command is given again.
+    A study needs this, and what comes after `prunus quantize`: prune, drop and the other commands read quantised models
+    of others directly. The weights equal those that transformers dequantises. OUT takes two to four times the disk
+    space of MODEL. An interrupted run resumes when the same command is given again.
     """
     show_summary(prunus.dequantize(model, out, **given))
 

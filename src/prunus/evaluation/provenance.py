@@ -10,6 +10,7 @@ from prunus.engines import BACKENDS, EngineOptions
 from prunus.evaluation.budget import PROTOCOL_VERSION
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.requests import Engine
+from prunus.results.labels import is_quantised
 
 
 def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> tuple[ModelFolder, str | None]:
@@ -30,10 +31,11 @@ def describe_model(model: str | Path, checkpoint: ModelFacts, kernel: str | None
     """The description of a model that the store keeps: name, source, checksum, manifest, parameters, blocks and dtype.
 
     name: the last part of a folder's path, else `model`. A kernel is added to the steps in the manifest, so that tables
-    distinguish the packed model from its dense equal; the quantisation of a model that is read quantised is added too.
+    distinguish the packed model from its dense equal; so is the quantisation of a model that is read quantised, unless
+    a step of ours quantised it.
     """
     steps: list[tuple[str, dict[str, object]]] = []
-    if checkpoint.quantisation is not None:
+    if checkpoint.quantisation is not None and not is_quantised(checkpoint.manifest):
         steps.append(("quantise", {"method": checkpoint.quantisation}))
     if kernel is not None:
         steps.append(("pack", {"kernel": kernel}))

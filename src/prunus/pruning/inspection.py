@@ -14,12 +14,14 @@ from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.packed_files import PackedCheckpoint, open_checkpoint
 from prunus.checkpoint.packed_tensor import bit_patterns, mask_nbytes, packed_nbytes
-from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.quantised import quantisation_of
+from prunus.checkpoint.resolve import read_object, resolve
 from prunus.progress import Steps
 from prunus.pruning.capabilities import describe_blocks, describe_model, describe_uses, refused
 from prunus.pruning.depth.verification import Droppable, try_drops
 from prunus.pruning.experts.mixture import describe_removal
 from prunus.pruning.masks import count_zeros
+from prunus.pruning.quantize import describe_quantising
 from prunus.pruning.scope import why_unprunable
 from prunus.pruning.width.channels import describe_width
 from prunus.results.labels import settings
@@ -42,10 +44,10 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
     parameters, weight_bytes: number of parameters, and bytes as stored.
     history: a dict for each step that was applied: action, recipe (mostly only fields that differ from their
         defaults), blocks_removed, source, warnings; of removed experts, experts (numbers before and after, by block);
-        of a recovery, trained_tokens.
+        of a recovery, trained_tokens; of quantised weights, format (name, bits, group) and bytes.
     refused: why the blocks cannot be run one by one, else None. If they cannot, only uses follows.
-    uses: a dict for each of prune, drop, pack, sparse kernel and width with use, possible and note (why not, or what);
-        of a mixture of experts also for experts.
+    uses: a dict for each of prune, drop, pack, sparse kernel, width and quantize with use, possible and note (why not,
+        or what); of a mixture of experts also for experts.
     number_of_blocks, scope: the number, and the default scope of prune.
     prunable, of_parameters: number of weights in that scope, and their share of all parameters.
     groups: Linears that read the same input: blocks, linears, part, shapes ([O, I]).
@@ -80,7 +82,7 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
         **describe_blocks(source.architecture),
         "uses": [
             *describe_uses(source.architecture, drops, why_unprunable(source)),
-            *([] if packed else [*describe_removal(source), *describe_width(source)]),
+            *([] if packed else [*describe_removal(source), *describe_width(source), *describe_quantising(source)]),
         ],
     }
     return facts | count_weights(source) if weights else facts
@@ -186,7 +188,10 @@ def linear_facts(source: Checkpoint, index: int, linear: Linear) -> LinearFacts:
 def storage(source: ModelFolder) -> str:
     """The form in which weights are stored, as text."""
     if source.quantised is not None:
-        return f"{source.quantised}, read in bfloat16" if isinstance(source, Checkpoint) else source.quantised
+        if not isinstance(source, Checkpoint):
+            return source.quantised
+        settings = read_object(source.folder / "config.json").get("quantization_config")
+        return f"{quantisation_of(settings)}, read in {str(source.dtype).removeprefix('torch.')}"
     if not isinstance(source, PackedCheckpoint):
         return "dense"
     if source.dense is not None:
@@ -239,9 +244,11 @@ def history_row(step: Mapping[str, Any]) -> dict[str, object]:
         cost = {"experts": step["experts"]}
     if step["action"] == "width":
         cost = {"channels": step["channels"]}
+    if step["action"] == "quantize":
+        cost = {"format": step["format"], "bytes": step["bytes"]}
     return {
         "action": step["action"],
-        "recipe": dict(settings(step, ("method", "sparsity", "blocks", "keep", "drop", "intermediate_size"))),
+        "recipe": dict(settings(step, ("bits", "method", "sparsity", "blocks", "keep", "drop", "intermediate_size"))),
         "blocks_removed": step.get("blocks_removed", []),
         "source": step["source"]["name"],
         "warnings": step["warnings"],

@@ -78,11 +78,12 @@ def load_model(source: ModelFolder, device: torch.device) -> Any:
     """transformers' model in the checkpoint's dtype, on device; raises PrunusError if it cannot be loaded."""
     disable_progress_bar()  # transformers' own; prunus shows one
     try:
-        network: Any = (
-            load_whole(Checkpoint(source.folder), torch.bfloat16)
-            if source.quantised in DEQUANTISED
-            else AutoModelForCausalLM.from_pretrained(source.folder, dtype=source.dtype)
-        )
+        network: Any
+        if source.quantised in DEQUANTISED:
+            plain = Checkpoint(source.folder)
+            network = load_whole(plain, plain.dtype)
+        else:
+            network = AutoModelForCausalLM.from_pretrained(source.folder, dtype=source.dtype)
         network = network.eval().to(device)
         use_fast_products(network)
         return network

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Settings that labels name or that go without saying, and nouns of settings that are numbers of something.
 _SHOWN = {"method", "sparsity", "pattern", "blocks", "scope", "allocation", "update", "group", "match_sparsity"}
 _COUNTS = {"samples": "samples", "calibration_tokens": "tokens", "seqlen": "tokens each", "epochs": "epochs"}
+QUANTIZE = "quantize"  # the action of our own step; the quantisation of other programs is `quantise`
 CONTROL = "control"  # the action of control_steps
 
 
@@ -24,6 +25,12 @@ def history(run: Run) -> list[StepRecord]:
     manifest = run.model.get("manifest")
     steps = manifest.get("history") if isinstance(manifest, dict) else None
     return [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+
+
+def is_quantised(manifest: Mapping[str, Any]) -> bool:
+    """Whether the last step of a model's manifest quantised it."""
+    steps = manifest.get("history")
+    return isinstance(steps, list) and bool(steps) and steps[-1].get("action") == QUANTIZE
 
 
 def control_steps(run: Run) -> list[StepRecord]:
@@ -99,7 +106,7 @@ def label_parts(run: Run) -> LabelParts:
 
 def dtypes_of(run: Run) -> list[str | None]:
     """The dtypes of a run's weights, and of its computation; None where one is unknown or the weights are quantised."""
-    if any(step.get("action") == "quantise" for step in history(run)):
+    if any(step.get("action") in ("quantise", QUANTIZE) for step in history(run)):
         return [None, None]
     found = [run.model.get("dtype"), run.versions.get("dtype")]
     return [None if dtype is None else one_line(str(dtype)) for dtype in found]

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ def apply_steps(
 ) -> dict[str, Any]:
     """Write model (folder or hub id) after all steps to the folder out; returns the summary of the last one.
 
-    steps: PruneRecipe, DropRecipe, ExpertsRecipe, WidthRecipe and RecoverRecipe in any sensible order; a recovery comes
-    near to model. What single steps leave is in out.after-1, out.after-2 and so on until the last is done; the same
-    call resumes any of them.
+    steps: PruneRecipe, DropRecipe, ExpertsRecipe, WidthRecipe and RecoverRecipe in any sensible order, and at last
+    possibly a QuantizeRecipe; a recovery comes near to model. What single steps leave is in out.after-1, out.after-2
+    and so on until the last is done; the same call resumes any of them.
     device, offload, overwrite: as for prune.
 
     With dry_run it returns what the first step would do, with the warnings of all, and of a recovery `then`: what it
@@ -59,6 +60,7 @@ def carry_out(
 
     Work starts from the last of these that is complete.
     """
+    check_last(steps)
     folders = [*(between(count) for count in range(1, len(steps))), target]
     for recipe, folder in zip(steps, folders, strict=True):
         if folder == target or not (folder / MANIFEST).exists():
@@ -82,6 +84,7 @@ def carry_out(
 
 def foresee(model: str | Path, target: Path, steps: Sequence[Recipe], where: Where) -> Mapping[str, Any]:
     """What the steps would do, as far as it can be known while only the model before them is there."""
+    check_last(steps)
     first, *others = steps
     check_removal(Checkpoint(resolve(model)), steps)
     summary = kind_of(first).make(model, target, first, where, None)
@@ -99,6 +102,13 @@ def check_steps(steps: Sequence[Recipe], folder: Path) -> None:
     if kind_of(steps[0]).needs_pruned and not (folder / MANIFEST).exists():
         action = action_of(steps[0])
         raise PrunusError(f"{action} comes first, but {folder} is not pruned: put a step that removes something first")
+
+
+def check_last(steps: Sequence[Recipe]) -> None:
+    """Raise PrunusError where a step that can only be the last one is not."""
+    for recipe, following in pairwise(steps):
+        if kind_of(recipe).is_last:
+            raise PrunusError(f"nothing comes after {action_of(recipe)}: put {action_of(following)} before it")
 
 
 def check_removal(source: Checkpoint, steps: Sequence[Recipe]) -> None:

@@ -18,10 +18,14 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreT
 from transformers.utils import logging
 
 from prunus import progress
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.compressed_tensors import METHOD
+from prunus.checkpoint.loader import load_whole
 from prunus.checkpoint.model_folder import is_packed
 from prunus.checkpoint.packed_files import PackedCheckpoint
 from prunus.checkpoint.precision import use_fast_products
-from prunus.checkpoint.resolve import one_line
+from prunus.checkpoint.quantised import quant_method, why_unreadable
+from prunus.checkpoint.resolve import one_line, read_object
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.rows import Bans, Decoding, Uniforms, confidence, pick, rows_for
@@ -54,6 +58,9 @@ def load_model(
             return model
         if is_packed(folder):
             model = unpacked(folder, wanted)
+        elif has_integers(folder):
+            plain = Checkpoint(folder)
+            model = load_whole(plain, wanted or plain.dtype)
         else:
             with quiet():
                 loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -119,6 +126,13 @@ def unpacked(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
             state_dict=state,
             dtype=dtype or checkpoint.dtype,
         )
+
+
+def has_integers(folder: Path) -> bool:
+    """Whether a folder has weights in integers of compressed-tensors, which are read without that package."""
+    path = folder / "config.json"
+    settings = read_object(path).get("quantization_config") if path.is_file() else None
+    return quant_method(settings) == METHOD and why_unreadable(settings) is None
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from prunus.disk import partial_folder
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.text_files import check_lines, check_readable, check_text
 from prunus.recipe_base import Recipe
-from prunus.step import kind_of
+from prunus.step import STEPS, kind_of, recorded_kind
 
 HUB_NAMES = ("c4", "wikitext2")
 TRACES = "traces:"
@@ -25,12 +25,18 @@ def check_calibration(
     *,
     stats: str | Path | None = None,
 ) -> None:
-    """Raise PrunusError if the model is missing, or the recipe's calibration cannot be read, if it needs any.
+    """Raise PrunusError if the model is missing, no step can follow its last one, or calibration cannot be read.
 
     out: where the result will be written; unfinished work on it has its calibration already. stats: a file of
     statistics that takes the place of calibration.
     """
     folder = resolve(model)
+    *_, last = [{}, *read_manifest(folder).get("history", [])]
+    if last.get("action") in STEPS and recorded_kind(last).is_last:
+        raise PrunusError(
+            f"{folder} comes from {last['action']}, after which there is nothing but evaluation: do this to the model"
+            f" before it ({last['source']['name']}), or run `prunus dequantize` first"
+        )
     begun = out is not None and (partial_folder(Path(out)) / CALIBRATION).exists()
     if kind_of(recipe).calibrates(recipe, stats is not None) and not begun:
         check_source(vars(recipe)["calibration"], folder)

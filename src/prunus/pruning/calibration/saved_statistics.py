@@ -45,10 +45,10 @@ from prunus.pruning.calibration.propagation import BlockRun, Stats, dense
 from prunus.pruning.calibration.statistics import Hessian, InputStats, few_tokens
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipe_base import TOKEN_WEIGHTS, without_removed
-from prunus.recipes import DtypeName, ExpertsRecipe, PruneRecipe, WidthRecipe
+from prunus.recipes import DtypeName, ExpertsRecipe, PruneRecipe, QuantizeRecipe, WidthRecipe
 
 FORMAT = 2
-AnyRecipe = TypeVar("AnyRecipe", PruneRecipe, ExpertsRecipe, WidthRecipe)
+AnyRecipe = TypeVar("AnyRecipe", PruneRecipe, ExpertsRecipe, WidthRecipe, QuantizeRecipe)
 # Fields of a recipe on which the statistics depend, besides dtype.
 FIELDS = ("calibration", "samples", "seqlen", "calibration_tokens", *TOKEN_WEIGHTS, "seed")
 VECTORS, MATRIX = ("norm", "mean", "variance"), "hessian"

@@ -1,0 +1,211 @@
+"""Matrices of integers and scales in the two formats of compressed-tensors that engines run fast, and their settings.
+
+`pack-quantized`: eight 4-bit (or four 8-bit) integers in an int32, the first in the lowest bits, 8 (or 128) added to
+each. `int-quantized`: 8-bit integers. A Linear `x` has `x.weight_packed` and `x.weight_shape`, or `x.weight`, and
+`x.weight_scale`: of each row, or of each group of consecutive inputs of a row. A weight is its integer times its scale.
+Files of other programs may also have zero points, and the group of each input (g_idx), which are read too.
+
+The values equal those of the library bit for bit: the product is rounded to the dtype of the scales.
+O, I: output and input features; G: groups of a row.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from prunus.checkpoint.safetensors_file import Entry, Stored
+
+METHOD = "compressed-tensors"  # the value of quant_method
+PACKED, INTEGERS = "pack-quantized", "int-quantized"
+_BITS = (4, 8)
+_ROWS = 1024  # dequantised at a time
+# Ends of the names of a Linear's tensors. Those of activations are not needed to read weights.
+_OPTIONAL = ("weight_shape", "weight_zero_point", "weight_g_idx")
+_OF_ACTIVATIONS = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
+
+
+class Format(NamedTuple):
+    """How Linears are stored: 4 bits, or 8 with activations in 8 bits. group: inputs that share a scale; None: a row.
+
+    scale: the format's name of the dtype of scales."""
+
+    bits: int
+    group: int | None
+    scale: str = "BF16"
+
+    @property
+    def name(self) -> str:
+        """What the library calls it."""
+        return PACKED if self.bits == 4 else INTEGERS
+
+    def entries(self, linear: str, shape_OI: tuple[int, int]) -> dict[str, Entry]:
+        """The headers of a Linear's tensors, by their names."""
+        outputs, inputs = shape_OI
+        groups = 1 if self.group is None else inputs // self.group
+        size = 4 if self.scale == "F32" else 2
+        found = {f"{linear}.weight_scale": Entry(self.scale, (outputs, groups), size * outputs * groups)}
+        if self.bits == 8:
+            return found | {f"{linear}.weight": Entry("I8", shape_OI, outputs * inputs)}
+        words = -(-inputs // 8)
+        packed = Entry("I32", (outputs, words), 4 * outputs * words)
+        return found | {f"{linear}.weight_packed": packed, f"{linear}.weight_shape": Entry("I64", (2,), 16)}
+
+    def tensors(self, linear: str, code_OI: Tensor, scale_OG: Tensor) -> dict[str, Tensor]:
+        """A Linear's tensors, by their names. code_OI: int8."""
+        found = {f"{linear}.weight_scale": scale_OG}
+        if self.bits == 8:
+            return found | {f"{linear}.weight": code_OI}
+        shape = torch.tensor(code_OI.shape)
+        return found | {f"{linear}.weight_packed": packed_words(code_OI), f"{linear}.weight_shape": shape}
+
+    def settings(self, ignore: Sequence[str]) -> dict[str, Any]:
+        """The quantization_config of a model whose Linears are stored so, but for those of these names."""
+        group, strategy = (None, "channel") if self.group is None else (self.group, "group")
+        weights = {**_NUMBERS, "num_bits": self.bits, "group_size": group, "strategy": strategy}
+        tokens = {**_NUMBERS, "num_bits": 8, "strategy": "token", "dynamic": True, "observer": None}
+        one = {
+            "targets": ["Linear"],
+            "weights": weights,
+            "input_activations": tokens if self.bits == 8 else None,
+            "output_activations": None,
+            "format": self.name,
+        }
+        return {
+            "config_groups": {"group_0": one},
+            "quant_method": METHOD,
+            "kv_cache_scheme": None,
+            "format": self.name,
+            "quantization_status": "compressed",
+            "global_compression_ratio": None,
+            "ignore": list(ignore),
+        }
+
+
+_NUMBERS: Mapping[str, Any] = {
+    "num_bits": 8,
+    "type": "int",
+    "symmetric": True,
+    "group_size": None,
+    "strategy": "channel",
+    "block_structure": None,
+    "dynamic": False,
+    "actorder": None,
+    "scale_dtype": None,
+    "zp_dtype": None,
+    "observer": "memoryless_minmax",
+    "observer_kwargs": {},
+}
+
+
+def packed_words(code_OI: Tensor) -> Tensor:
+    """(O, I / 8, rounded up) int32 of 4-bit integers, which are in int8; what fills the last word is 0."""
+    half_OI = functional.pad((code_OI + 8).to(torch.uint8), (0, -code_OI.shape[1] % 8))
+    return (half_OI[:, ::2] | half_OI[:, 1::2] << 4).contiguous().view(torch.int32)
+
+
+def unpacked_words(word_OI: Tensor, bits: int, inputs: int) -> Tensor:
+    """(O, inputs) int16 of the integers in words."""
+    byte_OI = word_OI.contiguous().view(torch.uint8).to(torch.int16)
+    if bits == 8:
+        return byte_OI[:, :inputs] - 128
+    return torch.stack([byte_OI & 15, byte_OI >> 4], dim=-1).flatten(1)[:, :inputs] - 8
+
+
+def product(code_OI: Tensor, scale_OG: Tensor) -> Tensor:
+    """(O, I) weights in the dtype of the scales, each rounded once. (O, G) scales: of groups of equal size, or one."""
+    full_OI = scale_OG.repeat_interleave(code_OI.shape[1] // scale_OG.shape[1], 1)
+    return code_OI.to(scale_OG.dtype) * full_OI
+
+
+def linears_in(stored: Mapping[str, Stored]) -> dict[str, dict[str, str]]:
+    """By the name of each quantised weight: {kind of tensor: its name on disk}, its integers and scales first.
+
+    A tensor of activations has its own name as its kind."""
+    found: dict[str, dict[str, str]] = {}
+    for name, tensor in stored.items():
+        linear, _, kind = name.rpartition(".")
+        is_numbers = kind == "weight_packed" or (kind == "weight" and tensor.dtype == "I8")
+        if not is_numbers or f"{linear}.weight_scale" not in stored:
+            continue
+        own = {kind: name, "weight_scale": f"{linear}.weight_scale"}
+        own |= {one: f"{linear}.{one}" for one in (*_OPTIONAL, *_OF_ACTIVATIONS) if f"{linear}.{one}" in stored}
+        found[f"{linear}.weight"] = own
+    return found
+
+
+def needed_of(own: Mapping[str, str]) -> dict[str, str]:
+    """The same without tensors of activations."""
+    return {kind: name for kind, name in own.items() if kind not in _OF_ACTIVATIONS}
+
+
+def shape_of(parts: Mapping[str, Stored]) -> tuple[int, int] | None:
+    """(O, I) of a weight from its tensors by kind; None where they do not match each other."""
+    numbers, scales = list(parts.values())[:2]
+    if len(numbers.shape) != 2:
+        return None
+    outputs, columns = numbers.shape
+    if "weight_packed" in parts:
+        if "weight_shape" not in parts or parts["weight_shape"].elements != 2:
+            return None
+        rows, inputs = parts["weight_shape"].read().tolist()
+        if rows != outputs or inputs < 1 or not any(columns == -(-inputs * bits // 32) for bits in _BITS):
+            return None
+        columns = inputs
+    groups = scales.shape[1] if len(scales.shape) == 2 else 1
+    by_row = scales.shape[0] == outputs if len(scales.shape) == 2 else scales.elements == 1
+    ordered = "weight_g_idx" not in parts or parts["weight_g_idx"].shape == (columns,)
+    return (outputs, columns) if by_row and ordered and groups and columns % groups == 0 else None
+
+
+def values_of(parts: Mapping[str, Stored], shape_OI: tuple[int, ...]) -> Iterator[Tensor]:
+    """Yield the weights in the dtype of the scales, some rows at a time."""
+    read = {kind: stored.read() for kind, stored in parts.items()}
+    (kind, numbers), (_, scales), *_ = read.items()
+    outputs, inputs = shape_OI
+    scale_OG = scales.reshape(-1, scales.shape[1] if scales.ndim == 2 else 1)
+    scale_OG = scale_OG.expand(outputs, -1)
+    group_I = read.get("weight_g_idx")
+    group_I = torch.arange(inputs) // (inputs // scale_OG.shape[1]) if group_I is None else group_I.long()
+    zero_OG = _zero_points(read.get("weight_zero_point"), kind, tuple(scale_OG.shape))
+    bits = 4 if numbers.shape[1] * 8 < inputs + 8 else 8
+    for some in torch.arange(outputs).split(_ROWS):
+        rows = slice(int(some[0]), int(some[-1]) + 1)
+        code_OI = numbers[rows] if kind == "weight" else unpacked_words(numbers[rows], bits, inputs)
+        code_OI = code_OI.to(scale_OG.dtype)
+        if zero_OG is not None:
+            code_OI = code_OI - zero_OG[rows].to(scale_OG.dtype)[:, group_I]
+        yield code_OI * scale_OG[rows][:, group_I]
+
+
+def _zero_points(stored: Tensor | None, kind: str, shape_OG: tuple[int, ...]) -> Tensor | None:
+    """(O, G) zero points; packed ones are packed along the outputs."""
+    if stored is None or kind == "weight":
+        return None if stored is None else stored.reshape(-1, shape_OG[1]).expand(shape_OG)
+    bits = 4 if stored.shape[0] * 8 < shape_OG[0] + 8 else 8
+    return unpacked_words(stored.T, bits, shape_OG[0]).T
+
+
+def why_unreadable(settings: Mapping[str, Any]) -> str | None:
+    """What a model has that is not read: its format, or numbers of another kind; None if it can be read.
+
+    settings: its quantization_config.
+    """
+    groups = settings.get("config_groups")
+    groups = [one for one in groups.values() if isinstance(one, Mapping)] if isinstance(groups, Mapping) else []
+    if not groups:
+        return "no groups of Linears"
+    if settings.get("transform_config"):
+        return "rotated weights (transform_config)"
+    for group in groups:
+        form = group.get("format") or settings.get("format")
+        weights = group.get("weights")
+        if form not in (PACKED, INTEGERS):
+            return f"format {form}"
+        if not isinstance(weights, Mapping) or weights.get("type") != "int" or weights.get("num_bits") not in _BITS:
+            return "weights that are not integers of 4 or 8 bits"
+        if weights.get("strategy") not in ("group", "channel", "tensor"):
+            return f"scales by {weights.get('strategy')}"
+    return None

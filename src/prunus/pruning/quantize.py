@@ -1,0 +1,441 @@
+"""Store the Linears of blocks in 8 or 4 bits, block by block, on the hidden states of the blocks that are so already.
+
+The result is a folder of compressed-tensors. Embeddings, head, norms and routers stay as they are. The inputs of each
+Linear are observed with all earlier Linears quantised; each routed expert has a Hessian of its own. Memory holds one
+block, the Hessians of one input, and the hidden states.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.compressed_tensors import METHOD, Format, product
+from prunus.checkpoint.linears import Linear
+from prunus.checkpoint.loader import Block, blocks_on, return_freed_memory
+from prunus.checkpoint.precision import full_float32
+from prunus.checkpoint.quantised import plain_tensors
+from prunus.checkpoint.resolve import resolve, versions
+from prunus.checkpoint.runner import Runner, pick_device
+from prunus.checkpoint.safetensors_file import DTYPES, Entry, Stored, entry_of
+from prunus.checkpoint.writer import HIDDEN, Partial, check_target, disk_needed
+from prunus.disk import check_space, disk_errors, show_bytes
+from prunus.errors import PrunusError
+from prunus.progress import Steps
+from prunus.pruning.bits.gptq import Ordered, quantise
+from prunus.pruning.bits.grid import Codes, Grid, to_nearest
+from prunus.pruning.calibration.beforehand import check_calibration
+from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
+from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_fits, propagate
+from prunus.pruning.calibration.propagation import BlockRun, true_sequential
+from prunus.pruning.calibration.saved_statistics import FIELDS, LEAST, SavedStats
+from prunus.pruning.calibration.statistics import InputStats, few_tokens
+from prunus.pruning.made_card import made_card
+from prunus.pruning.pipeline import set_weight
+from prunus.pruning.scope import linears_in_scope
+from prunus.recipes import PruneRecipe, QuantizeRecipe
+
+ENGINES = "vLLM, SGLang and transformers"
+EXPERTS = ("a routed expert", "routed experts")  # why matrices are left dense
+
+
+class Job(NamedTuple):
+    """A model to be quantised. linears: the Linears, by block. on_disk: {Linear: the name of its tensors on disk,
+    without the last part}, by block. format: how they are stored. saved: statistics that were measured before, which
+    take the place of calibration."""
+
+    source: Checkpoint
+    recipe: QuantizeRecipe
+    linears: list[list[Linear]]
+    on_disk: list[dict[str, str]]
+    format: Format
+    device: torch.device
+    dtype: torch.dtype
+    offload: bool
+    saved: SavedStats | None
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether blocks are run on calibration tokens."""
+        return self.recipe.needs_data and self.saved is None
+
+    @property
+    def scale_dtype(self) -> torch.dtype:
+        """The dtype of scales."""
+        return DTYPES[self.format.scale]
+
+    def grid(self, inputs: int) -> Grid:
+        """The grid of a Linear with this many inputs."""
+        return Grid(self.format.bits, self.format.group or inputs, self.scale_dtype)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The quantization_config of the result."""
+        source = self.source
+        ours = {source.block_name(i, linear.name) for i, linears in enumerate(self.linears) for linear in linears}
+        modules = source.architecture.model.named_modules()
+        linears = (name for name, module in modules if isinstance(module, nn.Linear))
+        return self.format.settings([name for name in linears if name not in ours])
+
+    def as_read(self, stored: Mapping[str, Stored]) -> dict[str, Stored]:
+        """Tensors of the result as they are read."""
+        return plain_tensors(stored, {"quant_method": METHOD}, self.source.config_dtype)
+
+    def hidden_file(self, partial: Partial) -> Path | None:
+        """Where hidden states are kept; None: in memory."""
+        return partial.folder / HIDDEN if self.offload else None
+
+    @property
+    def room_needed(self) -> int:
+        """Numbers per token that are kept beside hidden states: the widest input of a Linear."""
+        return max(linear.shape_OI[1] for linears in self.linears for linear in linears)
+
+
+def quantize(
+    model: str | Path,
+    out: str | Path,
+    recipe: QuantizeRecipe | None = None,
+    *,
+    stats: str | Path | None = None,
+    device: str = "auto",
+    offload: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    name: str | None = None,
+) -> dict[str, Any]:
+    """Write model (folder, hub id or `tiny`) with Linears in 8 or 4 bits to the folder out; returns a summary.
+
+    The folder is in the format of compressed-tensors, which vLLM, SGLang and transformers load (docs/quantize.md).
+    Unfinished work is in out.partial: the same call resumes it and writes the same bytes.
+
+    recipe: None: the default one, W8A8 by GPTQ.
+    stats: a file that stats(hessians=True) wrote for this model. Its calibration is used, and the model is not run; the
+        inputs of Linears are then those in the dense model. Fields of the recipe that ask for another calibration are
+        an error.
+    offload: keep hidden states on disk instead of in memory.
+    overwrite: replace an existing result.
+    dry_run: write nothing, and return what would be done (see below).
+    name: what the manifest calls the model; None: as it is given.
+
+    Returns a dict:
+
+    out, method: the folder, and the recipe's method.
+    format: `W4A16, groups of 64`.
+    blocks, linears: number of blocks, and of Linears that are quantised.
+    size, before: bytes that an engine loads of the result, and of the model, as text.
+    seconds: run time.
+    warnings: one line each.
+
+    With dry_run it has would_write, method, format, blocks, linears, size, before, disk, calibration (as text) and
+    warnings.
+
+    Raises PrunusError for wrong input or if the model cannot be quantised, and then leaves nothing behind.
+    """
+    started = time.monotonic()
+    recipe = recipe or QuantizeRecipe()
+    check_calibration(recipe, model, out, stats=stats)
+    source, target = Checkpoint(resolve(model)), Path(out)
+    check_target(source.folder, target, overwrite)
+    job = make_job(source, recipe, device, offload, stats)
+    recipe, entries = job.recipe, planned_entries(source, job.on_disk, job.format)
+    sizes = {"after": sum(entry.nbytes for entry in entries.values()), "before": source.nbytes}
+    told = {
+        "method": recipe.method,
+        "format": format_text(job.format),
+        "blocks": source.blocks,
+        "linears": sum(map(len, job.linears)),
+        "size": show_bytes(sizes["after"]),
+        "before": show_bytes(sizes["before"]),
+    }
+    if dry_run:
+        return describe(job, target, sizes["after"], told)
+    early = load_early(recipe, source, target) if job.needs_tokens else None
+    origin = source.provenance(name or model)
+    work: dict[str, object] = {"action": "quantize", "recipe": recipe.to_json(), "source": origin["checksum"]}
+    if job.saved is not None:
+        work["stats"] = job.saved.about
+    needed = disk_for(job, sizes["after"])
+    with (
+        Partial(source, target, work, source.blocks, needed, overwrite, entries=lambda _: entries) as partial,
+        full_float32(job.device),
+    ):
+        calibration = keep_calibration(recipe, source, partial, early) if job.needs_tokens else None
+        if calibration and recipe.weighted:
+            calibration.token_weights(recipe)  # to fail early if the sequences cannot be weighted
+        with torch.no_grad():
+            quantise_blocks(job, partial, calibration)
+        records = [partial.records[index] for index in range(source.blocks)]
+        notes = [
+            *(calibration.warnings if calibration else []),
+            *(one for record in records for one in record["warnings"]),
+        ]
+        warnings = [*said_before(job), *dict.fromkeys(notes), *few_of(job, records)]
+        step: dict[str, object] = {
+            "action": "quantize",
+            "recipe": recipe.to_json(),
+            "versions": versions(),
+            "source": origin,
+            "calibration": calibration.summary() if calibration else job.saved and job.saved.summary,
+            "format": {"name": job.format.name, "bits": job.format.bits, "group": job.format.group},
+            "bytes": sizes | bytes_by_kind(entries),
+            "warnings": warnings,
+        }
+        config = source.config_json | {"quantization_config": job.settings}
+        partial.finish(config, step, made_card(source, step))
+    return {"out": str(target), **told, "seconds": time.monotonic() - started, "warnings": warnings}
+
+
+def make_job(source: Checkpoint, recipe: QuantizeRecipe, device: str, offload: bool, stats: str | Path | None) -> Job:
+    """The job of a recipe; raises PrunusError if model, recipe and statistics do not fit each other."""
+    on_disk = names_on_disk(source)
+    form = format_of(source, on_disk, recipe)
+    dtype = source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
+    check_block_fits(source, dtype)
+    saved = None
+    if stats is not None:
+        saved, recipe = with_saved(SavedStats(stats, source), recipe)
+    linears = linears_in_scope(source, PruneRecipe())
+    return Job(source, recipe, linears, on_disk, form, pick_device(device), dtype, offload, saved)
+
+
+def names_on_disk(source: Checkpoint) -> list[dict[str, str]]:
+    """{Linear: the name of its tensors on disk, without the last part}, by block; PrunusError if one has none."""
+    if source.quantised is not None:
+        raise PrunusError(
+            f"{source.folder} is quantised already ({source.quantised}): give the model before that, or run `prunus"
+            " dequantize` first"
+        )
+    linears = linears_in_scope(source, PruneRecipe())
+    dense = ((index, name, why) for index in range(source.blocks) for name, why in source.left_dense(index).items())
+    if whole := next(((index, name) for index, name, why in dense if why in EXPERTS), None):
+        raise PrunusError(
+            f"{source.folder} ({source.config.model_type}) has routed experts that cannot be observed one by one"
+            f" ({source.block_name(*whole)}): quantising the rest would leave most weights as they are"
+        )
+    return [{one.name: name_on_disk(source, index, one) for one in of} for index, of in enumerate(linears)]
+
+
+def format_of(source: Checkpoint, on_disk: Sequence[Mapping[str, str]], recipe: QuantizeRecipe) -> Format:
+    """How a recipe stores these Linears; PrunusError if it cannot."""
+    scale = next(source.tensors[f"{name}.weight"].dtype for names in on_disk for name in names.values())
+    return Format(recipe.bits, group_of(linears_in_scope(source, PruneRecipe()), recipe), scale)
+
+
+def describe_quantising(source: Checkpoint) -> list[dict[str, Any]]:
+    """The row of `inspect` about this command, as far as it can be known without reading weights."""
+    try:
+        on_disk = names_on_disk(source)
+    except PrunusError as error:
+        return [{"use": "quantize", "possible": False, "note": str(error)}]
+    try:
+        group = f"in groups of {format_of(source, on_disk, QuantizeRecipe(bits=4)).group}"
+    except PrunusError:
+        group = "with --group row"
+    return [{"use": "quantize", "possible": True, "note": f"W8A8; W4A16 {group}"}]
+
+
+def planned_entries(source: Checkpoint, on_disk: Sequence[Mapping[str, str]], form: Format) -> dict[str, Entry]:
+    """The headers of the result's tensors, by name."""
+    found = {name: entry_of(stored) for name, stored in source.tensors.items()}
+    for index, names in enumerate(on_disk):
+        shapes = source.linear_shapes(index)
+        for linear, name in names.items():
+            del found[f"{name}.weight"]
+            found |= form.entries(name, shapes[linear])
+    return found
+
+
+def name_on_disk(source: Checkpoint, index: int, linear: Linear) -> str:
+    """The name of a Linear's tensors on disk, without `.weight`; PrunusError unless its weight is a tensor there."""
+    found = source.weight_sources(index, linear.name)
+    origin = None if linear.experts else source.names.origin(source.block_name(index, f"{linear.name}.weight"))
+    plain = origin is None or (origin.converter is None and not origin.transposed)
+    if len(found) == 1 and found[0].endswith(".weight") and source.tensors[found[0]].shape == linear.shape_OI and plain:
+        return found[0].removesuffix(".weight")
+    raise PrunusError(
+        f"{source.folder} ({source.config.model_type}) stores {source.block_name(index, linear.summary_name)} as a part"
+        f" of another tensor or transposed, for which compressed-tensors has no form that {ENGINES} load"
+    )
+
+
+def group_of(linears: Iterable[Iterable[Linear]], recipe: QuantizeRecipe) -> int | None:
+    """How many inputs share a scale; None: those of a row. PrunusError where no size of a group divides all inputs."""
+    if recipe.group == "row":
+        return None
+    widths = {linear.shape_OI[1]: linear.summary_name for of in linears for linear in of}
+    found = next((size for size in recipe.sizes if not any(width % size for width in widths)), None)
+    if found is None:
+        odd = next(width for width in widths if width % recipe.sizes[-1])
+        raise PrunusError(
+            f"no group of {' or '.join(map(str, recipe.sizes))} inputs divides the {odd} of {widths[odd]}: use --group"
+            " row"
+        )
+    return found
+
+
+def with_saved(saved: SavedStats, recipe: QuantizeRecipe) -> tuple[SavedStats, QuantizeRecipe]:
+    """The statistics, and the recipe with their calibration; raises PrunusError where they are not what it needs."""
+    if not recipe.needs_data:
+        raise PrunusError("method rtn needs no statistics; leave --stats out")
+    if not saved.hessians and not saved.about.get("experts"):
+        raise PrunusError(f"{saved.path} holds no Hessians, which gptq needs; write it with `prunus stats --hessians`")
+    shared = {name: getattr(recipe, name) for name in (*FIELDS, LEAST, "dtype")}
+    like = PruneRecipe(method="sparsegpt", propagation="dense", **shared)
+    saved.check(like, "hessian", "nothing")
+    return saved, replace(saved.with_calibration(recipe), min_expert_tokens=saved.recipe(like).min_expert_tokens)
+
+
+def disk_for(job: Job, size: int) -> int:
+    """Bytes of disk for the result, and for hidden states if they are there."""
+    recipe, width = job.recipe, job.source.architecture.width
+    hidden = recipe.samples * recipe.seqlen * (width + job.room_needed) * job.dtype.itemsize
+    return disk_needed(size) + (hidden if job.offload and job.needs_tokens else 0)
+
+
+def quantise_blocks(job: Job, partial: Partial, calibration: Calibration | None) -> None:
+    """Quantise block after block. Blocks that partial already has are run for their hidden states alone."""
+    source = job.source
+    left = [index for index in range(source.blocks) if not partial.has(index)]
+    runner = hidden = None
+    if calibration is not None and left:
+        runner = Runner(source.config, source.tensors, job.dtype, job.device)
+        with disk_errors(partial.folder, partial.needed):
+            weights = calibration.token_weights(job.recipe) if job.recipe.weighted else None
+            hidden = HiddenStates(runner, calibration.sequences, job.hidden_file(partial), job.room_needed, weights)
+    with (
+        Steps("quantizing", total=source.blocks, unit="blocks", done=len(partial.records)) as steps,
+        closing(blocks_on(source, left, job.device)) as blocks,
+    ):
+        for index in range(source.blocks):
+            if partial.has(index):
+                if runner is not None and hidden is not None and index < source.blocks - 1:
+                    tensors = source.read_block(index, job.as_read(partial.read_block(index)))
+                    propagate(runner, runner.make_block(index, tensors), hidden)
+                continue
+            partial.write_block(index, *quantise_block(job, runner, index, hidden, next(blocks)))
+            steps.advance()
+
+
+def quantise_block(
+    job: Job, runner: Runner | None, index: int, hidden: HiddenStates | None, tensors: Block
+) -> tuple[dict[str, Tensor | Stored], dict[str, Any]]:
+    """Quantise one block; returns its tensors by their names on disk, and the record for the journal.
+
+    hidden: becomes the input of the next block. tensors: the block's; those of the quantised Linears are removed.
+    """
+    linears = {linear.name: linear for linear in job.linears[index]}
+    groups: Iterable[Mapping[str, InputStats | None]] = [dict.fromkeys(linears)]
+    run: BlockRun | None = None
+    if job.saved is not None:
+        groups = job.saved.groups(index, "hessian", job.device)
+    if runner is not None and hidden is not None:
+        run = observed(job, runner, index, hidden, tensors)
+        groups = true_sequential(run)
+    found: dict[str, Tensor | Stored] = dict(job.source.block_tensors(index))
+    warnings: dict[str, None] = {}
+    pooled: dict[str, int] = {}
+    ordered: Ordered | None = None
+    for group in map(dict, groups):
+        for name in [name for name in linears if name in group]:
+            weight_OI, inputs = tensors.pop(f"{name}.weight"), group.pop(name)
+            ordered = order_of(inputs, ordered)
+            made = rounded(weight_OI.to(job.device), ordered, job.grid(weight_OI.shape[1]))
+            scale_OG = made.scale_OG.to(job.scale_dtype)
+            if run is not None:
+                value_OI = product(made.code_OI, scale_OG).to(job.source.config_dtype or job.scale_dtype)
+                set_weight(run.block, linears[name], value_OI.to(job.dtype))
+            on_disk = job.on_disk[index][name]
+            del found[f"{on_disk}.weight"]
+            found |= job.format.tensors(on_disk, made.code_OI.cpu(), scale_OG.cpu())
+            if ordered is not None and ordered.warning is not None:
+                warnings[ordered.warning] = None
+            if inputs is not None and inputs.pooled is not None:
+                pooled[job.source.block_name(index, name.rpartition(".")[0])] = inputs.pooled
+            weight_OI = inputs = None  # a Hessian can be as large as a weight, so free both before the next pass
+        ordered = None
+        return_freed_memory()
+    missing = next((name for name in linears if f"{job.on_disk[index][name]}.weight_scale" not in found), None)
+    if missing is not None:
+        raise PrunusError(f"there are no statistics of {missing} of block {index}: write them again, with this version")
+    return found, {"warnings": [*warnings], **({"pooled": pooled} if pooled else {})}
+
+
+def observed(job: Job, runner: Runner, index: int, hidden: HiddenStates, tensors: Block) -> BlockRun:
+    """The run of a block, whose Linears are observed."""
+    block, last = runner.make_block(index, tensors), index == job.source.blocks - 1
+    least = job.recipe.min_expert_tokens
+    return BlockRun(runner, block, index, hidden, job.linears[index], last, "hessian", least_tokens=least)
+
+
+def order_of(inputs: InputStats | None, before: Ordered | None) -> Ordered | None:
+    """The Hessian of inputs in order; that of the Linear before, if it read the same."""
+    if inputs is None or inputs.hessian is None:
+        return None
+    return before if before is not None and before.of is inputs.hessian else Ordered(inputs.hessian)
+
+
+def rounded(weight_OI: Tensor, ordered: Ordered | None, grid: Grid) -> Codes:
+    """A weight as integers and scales: by GPTQ where there is a Hessian, else to nearest."""
+    return to_nearest(weight_OI, grid) if ordered is None else quantise(weight_OI, ordered, grid)
+
+
+def bytes_by_kind(entries: Mapping[str, Entry]) -> dict[str, int]:
+    """The bytes of integers, of scales, and of all other tensors."""
+    found = {"integers": 0, "scales": 0, "others": 0}
+    for name, entry in entries.items():
+        last = name.rpartition(".")[2]
+        is_scale = last == "weight_scale" and entry.dtype in DTYPES
+        kind = "scales" if is_scale else "integers" if last == "weight_packed" or entry.dtype == "I8" else "others"
+        found[kind] += entry.nbytes
+    return found
+
+
+def format_text(form: Format) -> str:
+    """`W4A16, groups of 64`."""
+    scales = "a scale for each row" if form.group is None else f"groups of {form.group}"
+    return f"W{form.bits}A{8 if form.bits == 8 else 16}, {scales}"
+
+
+def said_before(job: Job) -> list[str]:
+    """Warnings that are known before the model is run."""
+    found, recipe = [], job.recipe
+    if job.format.group is not None and job.format.group != recipe.sizes[0]:
+        odd = next(one for of in job.linears for one in of if one.shape_OI[1] % recipe.sizes[0])
+        found.append(
+            f"groups have {job.format.group} inputs: {recipe.sizes[0]} does not divide the {odd.shape_OI[1]} of"
+            f" {odd.summary_name}"
+        )
+    if job.saved is not None:
+        found.append("errors of earlier blocks are not made up for, since saved statistics know of no quantised blocks")
+    return found
+
+
+def few_of(job: Job, records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A warning if experts were rounded by the statistics of all tokens of their layer."""
+    few = {name: count for record in records for name, count in record.get("pooled", {}).items()}
+    experts = {(index, one.expert) for index, linears in enumerate(job.linears) for one in linears if one.expert}
+    return few_tokens(few, len(experts), job.recipe.min_expert_tokens, "were rounded by their")
+
+
+def describe(job: Job, target: Path, size: int, told: Mapping[str, Any]) -> dict[str, Any]:
+    """What quantize would do, as far as it is known without running the model."""
+    needed = disk_for(job, size)
+    check_space(target.absolute(), needed)
+    calibration, warnings = "none needed", list[str]()
+    if job.saved is not None:
+        calibration = f"from {job.saved.about['calibration']['tokens']} tokens that were measured before"
+    elif job.needs_tokens:
+        calibration, warnings = describe_calibration(job.recipe, job.source)
+    return {
+        "would_write": str(target),
+        **told,
+        "disk": show_bytes(needed),
+        "calibration": calibration,
+        "warnings": [*warnings, *said_before(job)],
+    }

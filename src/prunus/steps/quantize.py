@@ -1,0 +1,103 @@
+"""Store weights in 8 or 4 bits. Its manifest has the `format`, and the `bytes` that an engine loads before and after.
+
+`format` is a dict with name, bits and group (null: a row); `bytes` one with before, after, integers, scales and others.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prunus.disk import show_bytes
+from prunus.recipe_base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS
+from prunus.recipes import QuantizeRecipe
+from prunus.step import Step, StepRecord, Where, recipe_of
+
+
+class Quantize(Step):
+    """Store the Linears of MODEL in 8 or 4 bits, and write the result to the folder OUT.
+
+    OUT is in the format of compressed-tensors, which vLLM, SGLang and transformers load. It comes after all other
+    steps; zeros stay zero. An interrupted run resumes when the same command is given again.
+    """
+
+    recipe = QuantizeRecipe
+    reshapes = True
+    is_last = True
+    examples = (
+        "prunus quantize MODEL out/w8a8 --calibration traces:own.jsonl",
+        "prunus quantize MODEL out/w4 --bits 4 --group 64 --stats hessians.safetensors",
+    )
+    options = ("offload", "stats")
+    tag = "compressed-tensors"
+    relation = "quantized"
+
+    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> dict[str, Any]:
+        """As Step says."""
+        from prunus.pruning.quantize import quantize
+
+        return quantize(
+            model, out, recipe, name=name, stats=where.stats, device=where.device, offload=where.offload,
+            overwrite=where.overwrite, dry_run=where.dry_run,
+        )  # fmt: skip
+
+    def name(self, recipe: Any) -> str:
+        """`w8a8`, `w4-g128`, `w4-row-rtn`."""
+        words = ["w8a8"] if recipe.bits == 8 else ["w4", "row" if recipe.group == "row" else f"g{recipe.group}"]
+        return "-".join([*words, *([recipe.method] if recipe.method != "gptq" else [])])
+
+    def content(self, recipe: Any, source: Any) -> dict[str, object]:
+        """Stored: as Step says; the size of groups that divides all inputs instead of the largest to try."""
+        from prunus.pruning.quantize import format_of, names_on_disk
+
+        unused = {"group"} | (set() if recipe.calibration_tokens is None else {"samples"})
+        if not recipe.needs_data:
+            unused |= {*TOKEN_WEIGHTS, *AMOUNT, *CALIBRATION, "min_expert_tokens", "dtype"}
+        unused |= set() if recipe.weighted else {*TOKEN_WEIGHTS}
+        kept = {key: value for key, value in recipe.to_json().items() if key not in unused}
+        return kept | {"action": "quantize", "inputs": format_of(source, names_on_disk(source), recipe).group}
+
+    def nbytes(self, recipe: Any, source: Any) -> int:
+        """Those of the checkpoint."""
+        from prunus.pruning.quantize import format_of, names_on_disk, planned_entries
+
+        on_disk = names_on_disk(source)
+        entries = planned_entries(source, on_disk, format_of(source, on_disk, recipe))
+        return sum(entry.nbytes for entry in entries.values())
+
+    def calibrates(self, recipe: Any, stats: bool = False) -> bool:
+        """Unless weights are rounded to nearest."""
+        return recipe.needs_data and not stats
+
+    def label(self, step: StepRecord) -> str:
+        """`W8A8`, `W4 g64`, `W4 g64 RTN`."""
+        recipe, (bits, group) = recipe_of(step), stored_as(step)
+        words = ["W8A8" if bits == 8 else f"W{bits}", *([f"g{group}"] if group else ["rows"] if bits == 4 else [])]
+        return " ".join([*words, *([self.method(step)] if recipe.get("method", "gptq") != "gptq" else [])])
+
+    def outcome(self, step: StepRecord, brief: bool) -> str:
+        """`117 MB instead of 269 MB`."""
+        sizes = step.get("bytes")
+        found = [sizes.get(key) for key in ("after", "before")] if isinstance(sizes, Mapping) else []
+        match found:
+            case [int(after), int(before)]:
+                shown = f"{show_bytes(after)} instead of {show_bytes(before)}"
+                return shown if brief else f"an engine loads {shown}"
+        return ""
+
+    def sentence(self, steps: Sequence[StepRecord]) -> str:
+        """`weights of its Linears have 4 bits, with a scale for every 64 inputs`."""
+        bits, group = stored_as(steps[-1])
+        scales = f"every {group} inputs" if group else "each row"
+        return f"the weights of its Linears have {bits} bits, with a scale for {scales}"
+
+
+def stored_as(step: StepRecord) -> tuple[Any, Any]:
+    """Bits and size of groups of a step, from its format, or else from its recipe; None for a group that is a row."""
+    form, recipe = step.get("format"), recipe_of(step)
+    if isinstance(form, Mapping):
+        return form.get("bits", "?"), form.get("group")
+    group = recipe.get("group")
+    return recipe.get("bits", "?"), None if group == "row" else group
+
+
+STEP = Quantize()

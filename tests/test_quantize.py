@@ -1,0 +1,403 @@
+"""prunus quantize: the whole command, against whole models of transformers, by itself and after other steps."""
+
+import json
+import shutil
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from random_models import make_random_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import prunus
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.compressed_tensors import product, unpacked_words
+from prunus.checkpoint.loader import load_whole
+from prunus.checkpoint.model_folder import ModelFolder
+from prunus.checkpoint.writer import Partial
+from prunus.cli import main
+from prunus.errors import PrunusError
+from prunus.pruning.bits.gptq import Ordered, quantise
+from prunus.pruning.bits.grid import Grid, to_nearest
+from prunus.pruning.calibration.statistics import Hessian
+from prunus.recipes import EvalPlan, ExpertsRecipe, PruneRecipe, QuantizeRecipe, RecoverRecipe, WidthRecipe
+from prunus.results.labels import label_of, step_label
+from prunus.results.store import Store
+from prunus.step import kind_of, steps_name
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
+SEQUENCES, LENGTH = 8, 24
+ROWS = torch.randint(3, 128, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A folder with calibration sequences and a random model of three blocks."""
+    folder = tmp_path_factory.mktemp("quantize")
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in ROWS))
+    make_random_model("qwen3", folder / "dense", num_hidden_layers=3)
+    return folder
+
+
+def asked(shared, **changes):
+    usual: dict[str, Any] = {
+        "bits": 4,
+        "calibration": str(shared / "rows.jsonl"),
+        "samples": SEQUENCES,
+        "seqlen": LENGTH,
+    }
+    return QuantizeRecipe(**usual | changes)
+
+
+def tensors_of(folder):
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def weights_of(folder):
+    """The plain weights, as every command reads them."""
+    return {name: stored.read() for name, stored in Checkpoint(folder).tensors.items()}
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+STAGES = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",),
+)  # fmt: skip
+
+
+@cache
+@torch.no_grad()
+def by_hand(folder, bits, group, dense=False):
+    """The weights of all Linears, each quantised on what it reads in whole passes once all earlier Linears are.
+
+    dense: on what it reads in the dense model instead.
+    """
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found = {}
+    for index in range(len(model.model.layers)):
+        for stage in STAGES:
+            read, seen = [], (whole if dense else model).model.layers[index]
+            handle = seen.get_submodule(stage[0]).register_forward_pre_hook(
+                lambda _m, args, read=read: read.append(args[0].flatten(0, 1))
+            )
+            for ids in ROWS:
+                (whole if dense else model)(input_ids=torch.tensor([ids]), use_cache=False)
+            handle.remove()
+            x_SI = torch.cat(read)
+            ordered = Ordered(Hessian(x_SI.T @ x_SI))
+            for name in stage:
+                weight = model.model.layers[index].get_submodule(name).weight
+                made = quantise(weight, ordered, Grid(bits, group or weight.shape[1], torch.float32))
+                weight.copy_(product(made.code_OI, made.scale_OG))
+                found[f"model.layers.{index}.{name}.weight"] = weight.clone()
+    return found
+
+
+def agreement(made, expected):
+    """The share of weights that are equal; a Hessian's last bits turn a few roundings."""
+    equal = [torch.isclose(made[name], expected[name], rtol=1e-6, atol=0) for name in expected]
+    return sum(int(one.sum()) for one in equal) / sum(one.numel() for one in equal)
+
+
+@pytest.mark.parametrize(("bits", "group"), [(4, 32), (8, None)])
+def test_each_linear_is_quantised_on_what_it_reads_behind_quantised_ones(shared, tmp_path, bits, group):
+    told = prunus.quantize(shared / "dense", tmp_path / "out", asked(shared, bits=bits), device="cpu")
+    expected, made = by_hand(shared / "dense", bits, group), weights_of(tmp_path / "out")
+    assert agreement(made, expected) > 0.999
+    if bits == 4:  # with 8, errors of earlier Linears change little
+        assert agreement(made, by_hand(shared / "dense", bits, group, dense=True)) < 0.99
+    before = tensors_of(shared / "dense")
+    assert made.keys() == before.keys() and told["linears"] == len(expected) == 21 and told["blocks"] == 3
+    assert all(torch.equal(made[name], before[name]) for name in made.keys() - expected.keys())
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config.pop("quantization_config")["ignore"] == ["lm_head"]
+    assert config == json.loads((shared / "dense/config.json").read_text())
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_an_engine_loads_is_counted(shared, tmp_path):
+    told = prunus.quantize(shared / "dense", tmp_path / "out", asked(shared), device="cpu")
+    made = tensors_of(tmp_path / "out")
+    (step,) = ModelFolder(tmp_path / "out").manifest["history"]
+    sizes, total = step["bytes"], sum(tensor.nbytes for tensor in made.values())
+    weights = sum(a * b for index in range(3) for a, b in Checkpoint(shared / "dense").linear_shapes(index).values())
+    assert (sizes["integers"], sizes["scales"]) == (weights // 2, weights // 32 * 4)
+    assert sizes["after"] == total == sizes["integers"] + sizes["scales"] + sizes["others"]
+    assert sizes["before"] == sum(tensor.nbytes for tensor in tensors_of(shared / "dense").values())
+    assert step["format"] == {"name": "pack-quantized", "bits": 4, "group": 32}
+    facts = prunus.inspect(tmp_path / "out")
+    row = {"use": "quantize", "possible": True, "note": "W8A8; W4A16 in groups of 32"}
+    assert row in prunus.inspect(shared / "dense")["uses"] and row not in facts["uses"]
+    assert facts["weight_bytes"] == total and facts["stored"] == "int4, read in float32"
+    assert facts["history"][0]["bytes"] == sizes and facts["history"][0]["format"] == step["format"]
+    assert facts["sparsity"] > 0 and kind_of(asked(shared)).nbytes(asked(shared), Checkpoint(shared / "dense")) == total
+    (warning,) = [one for one in told["warnings"] if "groups" in one]
+    assert warning == "groups have 32 inputs: 128 does not divide the 64 of self_attn.q_proj"
+    assert told["format"] == "W4A16, groups of 32" and "W4 g32" in (tmp_path / "out/README.md").read_text()
+    assert "base_model_relation: quantized" not in (tmp_path / "out/README.md").read_text()  # no hub id
+
+
+def test_by_rounding_to_nearest_nothing_is_run(shared, tmp_path):
+    recipe = QuantizeRecipe(bits=4, method="rtn", group="row", calibration="c4")
+    told = prunus.quantize(shared / "dense", tmp_path / "out", recipe, device="cpu")
+    made, before = weights_of(tmp_path / "out"), tensors_of(shared / "dense")
+    for name in [name for name in made if name.endswith("_proj.weight")]:
+        codes = to_nearest(before[name], Grid(4, before[name].shape[1]))
+        assert torch.equal(made[name], product(codes.code_OI, codes.scale_OG))
+    assert told["format"] == "W4A16, a scale for each row" and told["warnings"] == []
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(shared, tmp_path, monkeypatch, offload):
+    prunus.quantize(shared / "dense", tmp_path / "whole", asked(shared), device="cpu", offload=offload)
+    write = Partial.write_block
+
+    def stop(self, index, *given):
+        write(self, index, *given)
+        if index == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Partial, "write_block", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prunus.quantize(shared / "dense", tmp_path / "out", asked(shared), device="cpu", offload=offload)
+    assert (tmp_path / "out.partial").is_dir() and not (tmp_path / "out").exists()
+    with pytest.raises(PrunusError, match="unfinished work of another recipe"):
+        prunus.quantize(shared / "dense", tmp_path / "out", asked(shared, bits=8), device="cpu")
+    done = []
+
+    def note(self, index, *given):
+        done.append(index)
+        write(self, index, *given)
+
+    monkeypatch.setattr(Partial, "write_block", note)
+    prunus.quantize(shared / "dense", tmp_path / "out", asked(shared), device="cpu", offload=offload)
+    assert done == [2] and contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_large_model_has_several_files(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr("prunus.checkpoint.writer.SINGLE_FILE_BYTES", 0)
+    prunus.quantize(shared / "dense", tmp_path / "files", asked(shared, method="rtn"), device="cpu")
+    monkeypatch.undo()
+    prunus.quantize(shared / "dense", tmp_path / "file", asked(shared, method="rtn"), device="cpu")
+    ours, theirs = tensors_of(tmp_path / "files"), tensors_of(tmp_path / "file")
+    assert len(list((tmp_path / "files").glob("*.safetensors"))) == 4 and ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert ModelFolder(tmp_path / "files").checksum() == ModelFolder(tmp_path / "file").checksum()
+
+
+def test_saved_statistics_take_the_place_of_calibration(shared, tmp_path):
+    file = tmp_path / "hessians.safetensors"
+    common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
+    prunus.stats(shared / "dense", file, hessians=True, device="cpu", **common)
+    told = prunus.quantize(shared / "dense", tmp_path / "out", QuantizeRecipe(bits=4), stats=file, device="cpu")
+    assert agreement(weights_of(tmp_path / "out"), by_hand(shared / "dense", 4, 32, dense=True)) > 0.999
+    assert any("saved statistics know of no quantised blocks" in one for one in told["warnings"])
+    prunus.stats(shared / "dense", tmp_path / "norms.safetensors", device="cpu", **common)
+    for recipe, stats, says in (
+        (QuantizeRecipe(samples=5), file, "was measured with samples 8, not 5"),
+        (QuantizeRecipe(method="rtn"), file, "method rtn needs no statistics"),
+        (QuantizeRecipe(dtype="bfloat16"), file, "was measured in F32, not BF16"),
+        (QuantizeRecipe(), tmp_path / "norms.safetensors", "holds no Hessians, which gptq needs"),
+    ):
+        with pytest.raises(PrunusError, match=says):
+            prunus.quantize(shared / "dense", tmp_path / "bad", recipe, stats=stats)
+    assert not (tmp_path / "bad").exists() and not (tmp_path / "bad.partial").exists()
+
+
+def test_zeros_of_a_pruned_model_stay(shared, tmp_path):
+    common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
+    prunus.prune(shared / "dense", tmp_path / "pruned", PruneRecipe(pattern="2:4", **common), device="cpu")
+    prunus.quantize(tmp_path / "pruned", tmp_path / "out", asked(shared), device="cpu")
+    before, made = weights_of(tmp_path / "pruned"), weights_of(tmp_path / "out")
+    for name in [name for name in made if name.endswith("_proj.weight")]:
+        assert bool((made[name][before[name] == 0] == 0).all()) and int((made[name] != 0).sum()) > 0
+    assert prunus.inspect(tmp_path / "out")["patterns"] == ["2:4", "4:8", "8:16"]
+
+
+def test_projections_that_are_stored_in_one_tensor_are_one_linear(shared, tmp_path):
+    make_random_model("phi3", tmp_path / "dense")
+    prunus.quantize(tmp_path / "dense", tmp_path / "out", asked(shared, group="32"), device="cpu")
+    made = tensors_of(tmp_path / "out")
+    assert made["model.layers.0.self_attn.qkv_proj.weight_packed"].shape == (128, 8)
+    network = load_whole(Checkpoint(tmp_path / "out"), torch.float32).eval()
+    prunus.dequantize(tmp_path / "out", tmp_path / "plain")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32).eval()
+    ids = torch.tensor(ROWS[:2])
+    assert torch.equal(network(ids).logits, plain(ids).logits)
+
+
+@torch.no_grad()
+def test_each_expert_is_quantised_on_the_tokens_that_it_meets(shared, tmp_path):
+    make_random_model("qwen3_moe", tmp_path / "dense", num_hidden_layers=2, mlp_only_layers=[])
+    recipe = asked(shared, min_expert_tokens=1)
+    told = prunus.quantize(tmp_path / "dense", tmp_path / "out", recipe, device="cpu")
+    assert told["linears"] == 2 * (4 + 3 * 8)
+    stored = tensors_of(tmp_path / "out")
+    network = load_whole(Checkpoint(tmp_path / "out"), torch.float32).eval()
+    read, mlp = [], network.model.layers[0].mlp
+    mlp.register_forward_pre_hook(lambda _m, args: read.append(args[0].flatten(0, 1)))
+    for ids in ROWS:
+        network(input_ids=torch.tensor([ids]), use_cache=False)
+    x_SI = torch.cat(read)
+    chosen_SK = (x_SI @ mlp.gate.weight.T).topk(2).indices
+    before = tensors_of(tmp_path / "dense")
+    for expert in range(8):
+        own_SI = x_SI[(chosen_SK == expert).any(1)]
+        name = f"model.layers.0.mlp.experts.{expert}.gate_proj"
+        expected = quantise(before[f"{name}.weight"], Ordered(Hessian(own_SI.T @ own_SI)), Grid(4, 32, torch.float32))
+        code_OI = unpacked_words(stored[f"{name}.weight_packed"], 4, 64)
+        assert (code_OI == expected.code_OI).float().mean() > 0.99, expert
+        everywhere = quantise(before[f"{name}.weight"], Ordered(Hessian(x_SI.T @ x_SI)), Grid(4, 32, torch.float32))
+        assert (code_OI == everywhere.code_OI).float().mean() < 0.97, expert
+    assert "model.layers.0.mlp.gate.weight" in stored and "model.layers.0.mlp.gate.weight_packed" not in stored
+
+
+def test_it_comes_after_other_steps_and_nothing_after_it(shared, tmp_path):
+    common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
+    narrow, zeros = WidthRecipe(keep=0.67, multiple=32, **common), PruneRecipe(sparsity=0.25, **common)
+    trained = RecoverRecipe.like(zeros, epochs=1, step_tokens=24)
+    steps = [narrow, zeros, trained, asked(shared)]
+    assert steps_name(steps) == "width-obs-67-wanda-25-recovered-w4-g128"
+    prunus.apply_steps(shared / "dense", tmp_path / "out", steps, device="cpu")
+    prunus.apply_steps(shared / "dense", tmp_path / "before", steps[:-1], device="cpu")
+    prunus.quantize(tmp_path / "before", tmp_path / "two", asked(shared), device="cpu")
+    assert ModelFolder(tmp_path / "out").checksum() == ModelFolder(tmp_path / "two").checksum()
+    history = ModelFolder(tmp_path / "out").manifest["history"]
+    assert [step["action"] for step in history] == ["width", "prune", "recover", "quantize"]
+    with pytest.raises(PrunusError, match="nothing comes after quantize: put prune before it"):
+        prunus.apply_steps(shared / "dense", tmp_path / "bad", [asked(shared), zeros], device="cpu")
+    with pytest.raises(PrunusError, match="nothing comes after quantize"):
+        prunus.apply_steps(shared / "dense", tmp_path / "bad", [asked(shared), zeros], dry_run=True)
+    commands = {
+        "prune": zeros, "width": narrow, "recover": trained, "quantize": asked(shared),
+        "drop_blocks": prunus.DropRecipe(blocks="1,"),
+    }  # fmt: skip
+    for command, recipe in commands.items():
+        with pytest.raises(PrunusError, match="comes from quantize, after which there is nothing") as error:
+            getattr(prunus, command)(tmp_path / "two", tmp_path / "bad", recipe)
+        assert "\n" not in str(error.value) and not (tmp_path / "bad").exists()
+    prunus.dequantize(tmp_path / "two", tmp_path / "plain")
+    prunus.prune(tmp_path / "plain", tmp_path / "again", PruneRecipe(method="magnitude", sparsity=0.5), device="cpu")
+    with pytest.raises(PrunusError, match="is a packed checkpoint; run `prunus unpack"):
+        prunus.pack(tmp_path / "before", tmp_path / "packed")
+        prunus.quantize(tmp_path / "packed", tmp_path / "bad", asked(shared))
+
+
+def test_after_removed_experts(shared, tmp_path):
+    make_random_model("qwen3_moe", tmp_path / "dense", num_hidden_layers=2)
+    common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
+    steps = [ExpertsRecipe(keep=0.5, **common), asked(shared, bits=8, min_expert_tokens=1000)]
+    told = prunus.apply_steps(tmp_path / "dense", tmp_path / "out", steps, device="cpu")
+    made = tensors_of(tmp_path / "out")
+    assert told["format"] == "W8A8, a scale for each row"
+    assert any("routed experts met fewer than 1000" in warning for warning in told["warnings"])
+    assert sum(tensor.dtype == torch.int8 for tensor in made.values()) == told["linears"]
+    assert not any("experts.4." in name for name in made)
+
+
+def test_16_bit_models_have_scales_in_their_dtype(shared, tmp_path):
+    for dtype, name in ((torch.bfloat16, "bfloat16"), (torch.float16, "float16")):
+        shutil.copytree(shared / "dense", tmp_path / name)
+        tensors = {key: tensor.to(dtype) for key, tensor in tensors_of(shared / "dense").items()}
+        save_file(tensors, tmp_path / name / "model.safetensors", {"format": "pt"})
+        config = json.loads((shared / "dense/config.json").read_text()) | {"dtype": name}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        prunus.quantize(tmp_path / name, tmp_path / f"{name}-w4", asked(shared, method="rtn"), device="cpu")
+        made = tensors_of(tmp_path / f"{name}-w4")
+        assert {t.dtype for key, t in made.items() if key.endswith("scale")} == {dtype}
+        assert {tensor.dtype for tensor in weights_of(tmp_path / f"{name}-w4").values()} == {dtype}
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "bits": ({"bits": 3}, "bits must be 8 or 4, not 3"),
+    "activations": ({"bits": 4, "activations": 8}, "no format with weights of 4 bits and activations of 8"),
+    "wide activations": ({"activations": 16}, "no format with weights of 8 bits and activations of 16"),
+    "group": ({"bits": 4, "group": "96"}, "group '96' is not known; choose one of 128, 64, 32, row"),
+    "group of 8 bits": ({"group": "64"}, "with 8 bits each row has one scale"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_settings_that_no_format_has_are_refused(case):
+    settings, says = BAD[case]
+    with pytest.raises(PrunusError, match=says):
+        QuantizeRecipe(**settings)
+
+
+MODELS = {
+    "gpt2": "stores transformer.h.0.attn.c_attn as a part of another tensor or transposed",
+    "gpt_oss": r"stores model.layers.0.mlp.experts.\*.gate_proj as a part of another tensor or transposed",
+    "deepseek_v3": "no group of 128 or 64 or 32 inputs divides the 24 of self_attn.q_b_proj: use --group row",
+}
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_models_that_no_format_holds_are_refused_in_one_line(shared, tmp_path, family):
+    make_random_model(family, tmp_path / "model")
+    for dry_run in (True, False):
+        with pytest.raises(PrunusError, match=MODELS[family]) as error:
+            prunus.quantize(tmp_path / "model", tmp_path / "out", asked(shared), dry_run=dry_run, device="cpu")
+        assert "\n" not in str(error.value) and [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_dry_run_and_the_command_line(shared, tmp_path, capsys):
+    told = prunus.quantize(shared / "dense", tmp_path / "out", asked(shared), dry_run=True)
+    assert told["would_write"] == str(tmp_path / "out") and told["calibration"].endswith("8 sequences, 192 tokens")
+    assert told["format"] == "W4A16, groups of 32" and not any(tmp_path.iterdir())
+    command = ["quantize", str(shared / "dense"), str(tmp_path / "out"), "--bits", "4", "--activations", "16"]
+    calibration = ["--samples", "8", "--seqlen", "24", "--calibration", str(shared / "rows.jsonl")]
+    main([*command, "--group", "32", *calibration])
+    assert "format: W4A16, groups of 32" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command, "--group", "48"])
+    prunus.quantize(shared / "dense", tmp_path / "again", asked(shared, group="32"))
+    assert contents(tmp_path / "out").keys() == contents(tmp_path / "again").keys()
+    assert ModelFolder(tmp_path / "out").checksum() == ModelFolder(tmp_path / "again").checksum()
+
+
+def test_names_labels_and_keys(shared):
+    kind, source = kind_of(QuantizeRecipe()), Checkpoint(shared / "dense")
+    named: tuple[tuple[dict[str, Any], str], ...] = (
+        ({}, "w8a8"), ({"method": "rtn"}, "w8a8-rtn"), ({"bits": 4}, "w4-g128"),
+        ({"bits": 4, "group": "row"}, "w4-row"), ({"bits": 4, "group": "64", "method": "rtn"}, "w4-g64-rtn"),
+    )  # fmt: skip
+    for settings, name in named:
+        assert kind.name(QuantizeRecipe(**settings)) == name
+    assert kind.removed(QuantizeRecipe(), source) == 0
+    same = QuantizeRecipe(bits=4), QuantizeRecipe(bits=4, group="32"), QuantizeRecipe(bits=4, activations=16)
+    assert len({str(kind.content(recipe, source)) for recipe in same}) == 1
+    other = QuantizeRecipe(), QuantizeRecipe(bits=4, group="row"), QuantizeRecipe(bits=4, method="rtn"), same[0]
+    assert len({str(kind.content(recipe, source)) for recipe in other}) == 4
+    plain = QuantizeRecipe(method="rtn"), QuantizeRecipe(method="rtn", samples=3, seed=1)
+    assert len({str(kind.content(recipe, source)) for recipe in plain}) == 1
+    assert QuantizeRecipe.from_json(same[0].to_json()) == same[0]
+    step = {"action": "quantize", "recipe": same[0].to_json(), "format": {"name": "x", "bits": 4, "group": 32}}
+    assert step_label(step) == "W4 g32" and step_label({**step, "format": None}) == "W4 g128"
+    assert step_label({"action": "quantize", "recipe": plain[0].to_json()}) == "W8A8 RTN"
+    assert step_label({"action": "quantize", "recipe": {"bits": 4, "group": "row"}}) == "W4 rows"
+    assert step_label({"action": "quantize"}) == "W?"
+    sizes = {**step, "bytes": {"after": 117_000_000, "before": 269_000_000}}
+    assert kind.outcome(sizes, True) == "117.0 MB instead of 269.0 MB" and kind.outcome(step, True) == ""
+    assert kind.sentence([step]) == "the weights of its Linears have 4 bits, with a scale for every 32 inputs"
+
+
+def test_a_reasoner_in_8_bits_is_evaluated_as_its_plain_weights(tmp_path):
+    """And its runs are called by the step, not by the bits that its folder has."""
+    prunus.quantize("tiny", tmp_path / "w8a8", QuantizeRecipe(method="rtn"), device="cpu")
+    prunus.dequantize(tmp_path / "w8a8", tmp_path / "plain")
+    plan, found = EvalPlan(tasks=("tiny",), budgets=(16,), limit=3), {}
+    for name in ("w8a8", "plain"):
+        prunus.evaluate(tmp_path / name, plan, tmp_path / f"{name}.db", device="cpu")
+        with Store(tmp_path / f"{name}.db") as store:
+            (run,) = store.runs()
+            found[name] = [(one.problem_id, one.correct) for one in store.samples(run.run_id)]
+            if name == "w8a8":
+                assert label_of(run) == "W8A8 RTN"
+    assert found["w8a8"] == found["plain"] and len(found["plain"]) == 3

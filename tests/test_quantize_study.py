@@ -1,0 +1,61 @@
+"""Studies of quantised models: names, keys, labels, a chain, and the rows of whole checkpoints."""
+
+import pytest
+from small_study import write_study
+
+import prunus
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.errors import PrunusError
+from prunus.recipes import QuantizeRecipe
+from prunus.results.store import Store
+from prunus.study.cells import open_model
+from prunus.study.file import read_study
+from prunus.study.plan import variant_bytes
+from prunus.study.variants import unfinished_folder
+
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("few_resamples")]
+TABLES = """\
+[[quantize]]
+bits = 4
+group = "row"
+[[chain]]
+steps = [{ prune = { sparsity = 0.2 } }, { quantize = { method = "rtn" } }]
+"""
+
+
+@pytest.mark.slow
+def test_a_study_of_bits_has_the_rows_of_what_the_commands_write(tmp_path):
+    path = write_study(tmp_path, TABLES)
+    prunus.run_study(path, out=tmp_path / "out", device="cpu")
+    page = (tmp_path / "out" / "report.html").read_text()
+    for label in ("W4 rows", "Wanda 20\xa0% + W8A8 RTN"):
+        assert label in page
+    study = read_study(path)
+    model = open_model(study, "model", tmp_path / "model")
+    assert [variant.name for variant in model.variants] == ["dense", "w4-row", "wanda-20-w8a8-rtn"]
+    assert len({variant.key for variant in model.variants}) == 3
+    quantised, both = model.variants[1:]
+    assert quantised.is_whole and both.is_whole
+    (recipe,) = quantised.steps
+    assert isinstance(recipe, QuantizeRecipe)
+    prunus.quantize(tmp_path / "model", tmp_path / "one", recipe, device="cpu")
+    made = Checkpoint(unfinished_folder(tmp_path / "out", quantised))
+    assert made.checksum() == Checkpoint(tmp_path / "one").checksum()
+    assert variant_bytes(model.source, quantised) == sum(stored.nbytes for stored in made.stored.values())
+    prunus.apply_steps(tmp_path / "model", tmp_path / "two", both.steps, device="cpu")
+    there = Checkpoint(unfinished_folder(tmp_path / "out", both))
+    assert there.checksum() == Checkpoint(tmp_path / "two").checksum()
+    prunus.evaluate(tmp_path / "one", study.plans[0], tmp_path / "one.db", device="cpu")
+    with Store(tmp_path / "out" / "results.db") as theirs, Store(tmp_path / "one.db") as ours:
+        [mine] = ours.runs()
+        run_id = model.cells_of(quantised)[0].run_id
+        assert theirs.samples(run_id, texts=True) == ours.samples(mine.run_id, texts=True)
+        (run,) = [run for run in theirs.runs() if run.run_id == run_id]
+        (step,) = run.model["manifest"]["history"]
+        assert step["bytes"]["after"] == variant_bytes(model.source, quantised)
+
+
+def test_a_chain_that_goes_on_after_bits_is_refused_before_anything_runs(tmp_path):
+    path = write_study(tmp_path, "[[chain]]\nsteps = [{ quantize = { bits = 8 } }, { prune = { sparsity = 0.2 } }]\n")
+    with pytest.raises(PrunusError, match="nothing comes after quantize: put prune before it"):
+        prunus.run_study(path, out=tmp_path / "out", device="cpu")
