@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -126,10 +127,11 @@ def test_the_same_conversations_are_rendered_once_and_others_anew(monkeypatch):
     monkeypatch.setattr(markers, "rendered", lambda *given, **options: calls.append(1) or usual(*given, **options))
     monkeypatch.setattr(markers, "_RENDERED", {})
     monkeypatch.setattr(markers, "CALLS_KEPT", 5)
+    loaded = cycle([load_tokenizer(tiny_folder()), load_tokenizer(tiny_folder())])
     template = "{{ bos_token }} {{ strftime_now('%Y') }} {{ messages[0].content }} {{ option }}"
 
     def render(bos="<a>", date="2026-01-01", option="x", text="2+2?"):
-        tokenizer = load_tokenizer(tiny_folder())
+        tokenizer = next(loaded)
         tokenizer.bos_token, tokenizer.chat_template = bos, template
         return markers.render(tokenizer, [{"role": "user", "content": text}], {"option": option}, date)
 
