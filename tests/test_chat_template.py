@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from prunus.checkpoint.chat_template import TemplateError, rendered
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.cli import main
 from prunus.errors import PrunusError
+from prunus.evaluation.profiles import markers
 
 USER = [{"role": "user", "content": "2+2?"}]
 SLOW, LARGE, LONG = "longer than 1 s", "memory", "more than 16,777,216 characters"
@@ -117,3 +119,26 @@ def test_profiles_say_it_too(tmp_path, monkeypatch):
     model = model_with(tmp_path, HOSTILE["nested loops"][0])
     with pytest.raises(PrunusError, match="chat template cannot be used: it takes longer than 1 s"):
         prunus.show_profile(model=model)
+
+
+def test_the_same_conversations_are_rendered_once_and_others_anew(monkeypatch):
+    """A tokenizer loaded again knows them; another template, date or special token is another text."""
+    usual, calls = markers.rendered, []
+    monkeypatch.setattr(markers, "rendered", lambda *given, **options: calls.append(1) or usual(*given, **options))
+    monkeypatch.setattr(markers, "_RENDERED", {})
+    monkeypatch.setattr(markers, "CALLS_KEPT", 5)
+    loaded = cycle([load_tokenizer(tiny_folder()), load_tokenizer(tiny_folder())])
+    template = "{{ bos_token }} {{ strftime_now('%Y') }} {{ messages[0].content }} {{ option }}"
+
+    def render(bos="<a>", date="2026-01-01", option="x", text="2+2?"):
+        tokenizer = next(loaded)
+        tokenizer.bos_token, tokenizer.chat_template = bos, template
+        return markers.render(tokenizer, [{"role": "user", "content": text}], {"option": option}, date)
+
+    assert [render(), render()] == ["<a> 2026 2+2? x"] * 2 and len(calls) == 1
+    assert render(bos="<b>") == "<b> 2026 2+2? x" and render(date="2027-01-01") == "<a> 2027 2+2? x"
+    assert render(option="y") == "<a> 2026 2+2? y" and render(text="3") == "<a> 2026 3 x" and len(calls) == 5
+    render()
+    render(text="4")  # in place of the one that was needed least lately
+    assert render() == "<a> 2026 2+2? x" and len(calls) == 6 and len(markers._RENDERED) == 5
+    assert render(bos="<b>") == "<b> 2026 2+2? x" and len(calls) == 7

@@ -261,3 +261,12 @@ def test_resolve_finds_tiny_folders_and_hub_models(tmp_path, monkeypatch):
 )
 def test_what_reads_as_a_hub_id(text, hub):
     assert resolve_module.is_hub_id(text) == hub
+
+
+def test_a_model_is_looked_through_once_wherever_its_folder_lies(tmp_path):
+    """The same configuration in three folders; another one is another model."""
+    first, second = (Checkpoint(make_model(tmp_path / name, "qwen3")) for name in ("a", 'b "ü'))
+    shutil.copytree(tmp_path / "a", tmp_path / "c")
+    assert first.architecture is second.architecture is Checkpoint(tmp_path / "c").architecture
+    other = Checkpoint(make_model(tmp_path / "d", "qwen3", blocks=2))
+    assert other.architecture is not first.architecture and (first.blocks, other.blocks) == (3, 2)

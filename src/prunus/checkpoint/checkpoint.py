@@ -1,5 +1,6 @@
 """A checkpoint on disk whose blocks are read, run and changed one by one."""
 
+import json
 import re
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import closing
@@ -361,9 +362,9 @@ class Checkpoint(ModelFolder):
 def architecture_of(folder: Path, config: "PreTrainedConfig") -> Architecture:
     """The model of a configuration without its weights; raises PrunusError where it cannot be run by blocks.
 
-    The last ones are cached, since making one runs the model's own code.
+    The last ones are cached, since making one runs the model's own code; where the folder lies makes no difference.
     """
-    known = config.to_json_string(use_diff=False)
+    known = config.to_json_string(use_diff=False).replace(json.dumps(str(config._name_or_path)), '""')
     if known not in _architectures:
         try:
             found = Architecture(config, torch.float32)

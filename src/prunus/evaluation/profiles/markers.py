@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 QUESTION, ANSWER = "Q7F3A", "A9K2B"  # texts that no template changes, so that they can be found in a prompt
+# Texts of the last calls, since a command probes a template several times, and each call forks a process.
+_RENDERED: dict[str, list[str]] = {}
+CALLS_KEPT, MOST_KEPT = 32, 1 << 20  # calls; characters of one of them
 TODAY = re.compile(r"strftime_now\(\s*(?P<format>'[^']*'|\"[^\"]*\")\s*\)")
 
 
@@ -85,10 +88,19 @@ def render_all(
     stopped by the sandbox in which templates run, or takes too much time or memory.
     """
     source = dated(source_of(tokenizer), date)
-    try:
-        return list(rendered(tokenizer, conversations, chat_template=source, add_generation_prompt=prompt, **options))
-    except TemplateError as error:
-        raise PrunusError(f"the model's chat template cannot be used: {error}") from error
+    key = repr((type(tokenizer), tokenizer.special_tokens_map, source, options, prompt, conversations))
+    if (known := _RENDERED.pop(key, None)) is None:
+        try:
+            known = list(
+                rendered(tokenizer, conversations, chat_template=source, add_generation_prompt=prompt, **options)
+            )
+        except TemplateError as error:
+            raise PrunusError(f"the model's chat template cannot be used: {error}") from error
+    if len(key) + sum(map(len, known)) <= MOST_KEPT:
+        _RENDERED[key] = known
+    if len(_RENDERED) > CALLS_KEPT:
+        _RENDERED.pop(next(iter(_RENDERED)), None)  # the one that was needed least lately
+    return list(known)
 
 
 @cache
