@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/helpers")]  # the tiny ra
 
 DATA, PAGE, README = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md", ROOT / "README.md"
 MARKS = "<!-- scripts/models.py -->", "<!-- end -->"
-USES = ("prune", "drop", "pack", "sparse")
+USES = ("prune", "drop", "width", "pack", "sparse")
 DECODER, AHEAD, HALF = "decoder", "attends to later tokens", "part of an encoder-decoder model"
 Row = dict[str, Any]
 
@@ -73,7 +73,13 @@ def _try(model_type: str, scratch: Path) -> Row:
     except Exception as error:  # refused, or raised by the model's own code
         return {"refused": _reason(error, scratch)}
     row = {"kind": kind_of(folder), **facts(architecture)}
-    tries: dict[str, Callable[[Path], None]] = {"prune": _prune, "drop": _drop, "pack": _pack, "sparse": _sparse}
+    tries: dict[str, Callable[[Path], None]] = {
+        "prune": _prune,
+        "drop": _drop,
+        "width": _width,
+        "pack": _pack,
+        "sparse": _sparse,
+    }
     for use, attempt in tries.items():
         needs = "prune" if use in ("pack", "sparse") else None
         row[use] = row[needs] if needs and row[needs] != "yes" else _outcome(partial(attempt, scratch), scratch)
@@ -151,6 +157,47 @@ def _drop(scratch: Path) -> None:
 
     prunus.drop_blocks(scratch / "dense", scratch / "dropped", DropRecipe(blocks="1,"), device="cpu")
     _loads(scratch / "dropped")
+
+
+def _width(scratch: Path) -> None:
+    """Remove a quarter of the channels of every kind of feed-forward network that can be narrowed, chosen at random.
+
+    Check that blocks compute what they did with these channels at 0, and that transformers loads the results.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    from prunus.checkpoint.checkpoint import Checkpoint
+    from prunus.pruning.depth.verification import planned_checkpoint
+    from prunus.pruning.width.channels import (  # fmt: skip
+        base_width,
+        find_units,
+        narrow_config,
+        narrowed,
+        of_blocks,
+        planned_tensors,
+        random_channels,
+        verify,
+        widths_in,
+    )
+
+    source, folder = Checkpoint(scratch / "dense"), scratch / "narrow"
+    find_units(source)  # raises the reason why nothing can be narrowed
+    for units in widths_in(source).values():
+        width = base_width(units) // 4 * 3
+        content = narrow_config(source, units, width)
+        with planned_checkpoint(content, planned_tensors(source, units, width)) as new:
+            verify(source, new, units, torch.device("cpu"))
+            tensors = {name: stored.read() for name, stored in source.outer_tensors().items()}
+            own = of_blocks(units)
+            for index in range(source.blocks):
+                block = source.read_block(index)
+                block = narrowed(block, own[index], random_channels(new, own[index])) if index in own else block
+                tensors |= new.as_stored(index, block)
+        folder.mkdir(exist_ok=True)
+        save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(content))
+        _loads(folder)
 
 
 def _pack(scratch: Path) -> None:
@@ -258,10 +305,10 @@ def _reason(error: BaseException, scratch: Path) -> str:
 
     lines = str(error).strip().splitlines() or [type(error).__name__]
     text = lines[0] if isinstance(error, (PrunusError, AssertionError)) else f"{type(error).__name__}: {lines[0][:120]}"
-    for name in ("dense", "pruned", "dropped", "packed"):
+    for name in ("dense", "pruned", "dropped", "narrow", "packed"):
         text = text.replace(str(scratch / name), "it")
     head, _, reason = text.partition("cannot be run block by block: ")
-    return re.sub(r"^it \(\S+\):? (?=has no|blocks share)|; `prunus inspect` says why$", "", reason or head)
+    return re.sub(r"^it \(\S+\)(: | (?=has no|blocks share))|; `prunus inspect` says why$", "", reason or head)
 
 
 def _quiet() -> None:
@@ -346,25 +393,27 @@ TEMPLATE = """\
 
 Made by `scripts/models.py` from `docs/models.json`; do not edit.
 
-Any decoder of transformers that can be run block by block works. {sentence}, {pack} can be packed and {sparse} run
-on the sparse kernel. There is no table of architectures in Prunus: it finds a model's blocks by running transformers'
-own code, and refuses the model unless running the blocks one by one computes the same as the whole.
-`prunus inspect MODEL` shows for any model what is pruned, what stays dense, and why.
+Any decoder of transformers that can be run block by block works. {sentence}, {width} fewer channels in their
+feed-forward networks, {pack} can be packed and {sparse} run on the sparse kernel. There is no table of architectures in
+Prunus: it finds a model's blocks by running transformers' own code, and refuses the model unless running the blocks one
+by one computes the same as the whole. `prunus inspect MODEL` shows for any model what is pruned, what stays dense, and
+why.
 
 ## Decoders
 
 {table}
 
-All four uses work with these types, but for what the second table names:
+All five uses work with these types, but for what the second table names:
 
 {failures}
 
 A use works on a tiny random model of the type (two to six blocks, width 64, float32, CPU) if the following holds.
 Every block and the logits equal the whole model's bit for bit, at lengths of 24 and 40 tokens. Pruned by Wanda, every
 Linear has exactly half of its weights; transformers loads the result, which generates text if the dense model does.
-The model without its second block loads, too. Packing and unpacking restores the same bytes, and logits of the sparse
-kernel equal torch's. Features that a type's default configuration turns off were not tried. Embeddings, heads and
-other weights outside the blocks always stay dense.
+The model without its second block loads, too, and so does the one with three quarters of the channels of its
+feed-forward networks (*width*), whose blocks compute what they did with the other channels at 0. Packing and unpacking
+restores the same bytes, and logits of the sparse kernel equal torch's. Features that a type's default configuration
+turns off were not tried. Embeddings, heads and other weights outside the blocks always stay dense.
 
 Blocks of {hands_on} pass more than hidden states to later blocks. Methods that need gradients of the model's loss (such
 as gblm and layerif), and depth methods that run the model without some of its blocks, refuse them.

@@ -27,7 +27,7 @@ def test_counts_are_those_of_the_tables():
     page, n = models.page(DATA), models.counts(ROWS)
     by_dense, failures = (
         [line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("| ")][1:]
-        for part in page.split("## Decoders")[1].split("## ")[0].split("All four uses work")
+        for part in page.split("## Decoders")[1].split("## ")[0].split("All five uses work")
     )
     names = [name for _, types in by_dense for name in types.split(", ")]
     assert len(names) == len(set(names)) == n["decoders"]
@@ -71,7 +71,7 @@ def test_changes_between_two_sweeps_are_told_by_kind():
     refused = {"class": "A", "refused": "no list"}
     old = {"same": works, "left": works, "mended": refused, "broken": works, "other": works}
     new = {"same": works, "fresh": works, "mended": works, "broken": refused, "other": works | {"drop": "shared"}}
-    uses = "prune: yes, drop: yes, pack: yes, sparse: yes"
+    uses = "prune: yes, drop: yes, width: yes, pack: yes, sparse: yes"
     assert models.changes(old, new) == [
         f"new: fresh ({uses})",
         "gone: left",

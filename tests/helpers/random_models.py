@@ -108,6 +108,8 @@ _SIZES: dict[str, Any] = {
     "index_head_dim": 16,
     "index_topk": 8,
     "shared_intermediate_size": 32,
+    "moe_shared_expert_intermediate_size": 32,
+    "dff": 96,
     "dense_intermediate_size": 96,
     "mlp_hidden_size": 96,
     "attention_head_dim": 16,

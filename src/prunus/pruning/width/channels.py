@@ -13,7 +13,7 @@ whole block does where they are 0.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
 from typing import Any, Literal, NoReturn
@@ -127,8 +127,8 @@ class Unit:
 def find_units(source: Checkpoint, of: Of | None = None) -> list[Unit]:
     """All units whose width one field of config.json says, in the order of blocks. Raises Unnarrowable if none can be.
 
-    of: the kind that is wanted; None: routed experts of a mixture, else dense networks. The field may be for units of
-    other kinds, too, which are then narrowed with them.
+    of: the kind that is wanted; None: the first that works of routed experts, dense networks and shared experts. The
+    field may be for units of other kinds, too, which are then narrowed with them.
     """
     _check_readable(source)
     found, failures = _units_by_field(source)
@@ -147,12 +147,24 @@ def find_units(source: Checkpoint, of: Of | None = None) -> list[Unit]:
                 )
     if failures:
         raise Unnarrowable(f"{name_of(source)}: {next(iter(failures.values()))}")
+    if of is None or not found:
+        raise Unnarrowable(f"{name_of(source)}: no known field of config.json says the width of feed-forward networks")
     has = " or ".join(f"`--of {kind}`" for kind in dict.fromkeys(map(_main, found.values())))
-    raise Unnarrowable(
-        f"{name_of(source)} has no {_NAMES[of]} whose width a field of config.json says; use {has}"
-        if of is not None
-        else f"{name_of(source)}: no known field of config.json says the width of its feed-forward networks alone"
-    )
+    raise Unnarrowable(f"{name_of(source)} has no {_NAMES[of]} whose width a field of config.json says; use {has}")
+
+
+def widths_in(source: Checkpoint) -> dict[str, list[Unit]]:
+    """The units of each field of config.json that can be narrowed."""
+    _check_readable(source)
+    return _units_by_field(source)[0]
+
+
+def of_blocks(units: Sequence[Unit]) -> dict[int, list[Unit]]:
+    """Units by their block."""
+    found: dict[int, list[Unit]] = {}
+    for unit in units:
+        found.setdefault(unit.index, []).append(unit)
+    return found
 
 
 def base_width(units: Sequence[Unit]) -> int:
@@ -160,7 +172,8 @@ def base_width(units: Sequence[Unit]) -> int:
     widths = sorted({unit.width // unit.times for unit in units})
     if len(widths) > 1:
         raise Unnarrowable(
-            f"its blocks have widths from {widths[0]} to {widths[-1]} ({units[0].field.name}), so no one width is next"
+            f"blocks have from {widths[0]} to {widths[-1]} channels ({units[0].field.name}), and only equal widths can"
+            " be changed"
         )
     return widths[0]
 
@@ -236,15 +249,22 @@ def _units_of_field(source: Checkpoint, name: str) -> list[Unit]:
     if not all(number is None or type(number) is int for number in numbers):
         return []
     before = None if value is None or off else source.architecture.model
+    reasons: list[str] = []
     for step in _STEPS:
         try:
             start = before or _with_field(source, name, 64, 0, off)
             longer = _with_field(source, name, value if before else 64, step, off)
         except Exception as error:  # raised by the model's own code for a size that it does not expect
-            raise Unnarrowable(f"a model with another {name} cannot be made ({one_line(error)[:120]})") from error
-        growth = _growth(start, longer, name)
-        if any(growth.values()):
-            return _units(source, name, step, growth, off)
+            reasons.append(f"a model with another {name} cannot be made ({one_line(error)[:120]})")
+            continue
+        try:
+            growth = _growth(start, longer, name)
+            if any(growth.values()):
+                return _units(source, name, step, growth, off)
+        except Unnarrowable as error:  # or rounding, which a larger step does away with
+            reasons.append(str(error))
+    if reasons:
+        raise Unnarrowable(reasons[0])
     return []
 
 
@@ -284,6 +304,11 @@ def _shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
+def _kind_of(layer: nn.Module) -> tuple[tuple[str, Any], ...]:
+    """What is equal for blocks that differ in their weights alone."""
+    return tuple(sorted(settings_of(layer).items(), key=lambda setting: setting[0]))
+
+
 def _units(
     source: Checkpoint, name: str, step: int, growth: Mapping[int, Mapping[str, tuple[int, int]]], off: tuple[str, ...]
 ) -> list[Unit]:
@@ -291,24 +316,24 @@ def _units(
     nets = {index: _nets(source, index, name, changed) for index, changed in growth.items()}
     least = min(net.growth for of_block in nets.values() for net in of_block)
     field = Field(name, Fraction(step, least), off)
-    known: dict[Any, Sequence[Sequence[bool]]] = {}
+    known: dict[Any, Sequence[bool]] = {}
     carried: dict[Carried, Any] = {}
     found: list[Unit] = []
     for index, of_block in nets.items():
         layer = source.architecture.layers[index]
         plain = [net for net in of_block if not net.routed]
-        kind = None if source.architecture.carried else tuple(sorted(settings_of(layer).items(), key=lambda i: i[0]))
+        kind = None if source.architecture.carried else _kind_of(layer)
         if kind is None or kind not in known:
-            known[kind] = [_try_layouts(source, index, name, net, carried) for net in plain]
+            known[kind] = [_is_interleaved(source, index, name, net, carried) for net in plain]
             if kind is None and not plain:
                 run_hollow(source, index, carried)
         layouts = iter(known[kind])
         mixed = any(net.routed for net in of_block) or bool(layouts_in(layer))
         for net in of_block:
-            interleaved = net.interleaved if net.routed else next(layouts)
-            places = tuple(
-                Place(p.name, p.axis, p.parts, how, p.expert) for p, how in zip(net.places, interleaved, strict=True)
-            )
+            places = net.places
+            if not net.routed:
+                interleaved = next(layouts)
+                places = tuple(replace(place, interleaved=interleaved and place.parts > 1) for place in places)
             if net.growth % least:
                 raise Unnarrowable(f"{net.down} of block {index} does not have a whole number of channels for each one")
             of: Of = "experts" if net.routed else "shared" if mixed else "mlp"
@@ -318,14 +343,13 @@ def _units(
 
 @dataclass(frozen=True)
 class _Net:
-    """What will be a Unit. growth: of its channels. interleaved: of its places, where that is known."""
+    """What will be a Unit. growth: of its channels. places: of Linears as if they were not interleaved."""
 
     down: str
     routed: bool
     width: int
     growth: int
     places: tuple[Place, ...]
-    interleaved: tuple[bool, ...]
 
 
 def _nets(source: Checkpoint, index: int, field: str, changed: Mapping[str, tuple[int, int]]) -> list[_Net]:
@@ -338,11 +362,15 @@ def _nets(source: Checkpoint, index: int, field: str, changed: Mapping[str, tupl
     linears = {linear.name: linear for linear in source.linears(index) if linear.kind == "mlp"}
     downs = [n for n in linears if changed.get(f"{n}.weight", (0, 0))[0] == 1]
     owners = {down.rpartition(".")[0]: down for down in downs}
-    places: dict[str, list[tuple[Place, bool]]] = {down: [] for down in downs}
+    places: dict[str, list[Place]] = {down: [] for down in downs}
 
     def refuse(tensor: str) -> NoReturn:
-        dense = source.left_dense(index).get(tensor) or source.left_dense(index).get(tensor.removesuffix(".weight"))
-        why = f" ({dense})" if dense and dense != "not a Linear" else ""
+        dense = source.left_dense(index)
+        reason = dense.get(tensor, dense.get(tensor.removesuffix(".weight"), "not a Linear"))
+        small = "too few outputs or inputs"
+        if any(dense.get(name.removesuffix(".weight")) == small for name in changed):
+            reason = small
+        why = "" if reason == "not a Linear" else f" ({reason})"
         raise Unnarrowable(
             f"{field} is not the width of feed-forward networks of Linears alone: {tensor} of block {index} has it,"
             f" too{why}"
@@ -369,30 +397,27 @@ def _nets(source: Checkpoint, index: int, field: str, changed: Mapping[str, tupl
                 if down not in downs:
                     refuse(tensor)
                 parts = _parts(grown, changed[f"{down}.weight"][1]) or refuse(tensor)
-                places[down].append((Place(tensor, 1, parts, False, expert), not fused.concatenated and parts > 1))
+                places[down].append(Place(tensor, 1, parts, parts > 1 and not fused.concatenated, expert))
         elif linear in downs and what == "weight":
-            places[linear].append((Place(tensor, 1), False))
+            places[linear].append(Place(tensor, 1))
         elif linear in linears and axis == 0 and what in ("weight", "bias"):
             down = owner_of(tensor)
             parts = _parts(grown, changed[f"{down}.weight"][1]) or refuse(tensor)
-            places[down].append((Place(tensor, 0, parts), False))
+            places[down].append(Place(tensor, 0, parts))
         else:
             refuse(tensor)
-    nets: list[_Net] = []
-    for down, of_net in places.items():
-        if len(of_net) < 2:
-            refuse(f"{down}.weight")
-        nets.append(
-            _Net(
-                down,
-                place_of(layouts, down) is not None,
-                shapes[f"{down}.weight"][1],
-                changed[f"{down}.weight"][1],
-                tuple(place for place, _ in of_net),
-                tuple(interleaved for _, interleaved in of_net),
-            )
+    if alone := next((down for down, of_net in places.items() if len(of_net) < 2), None):
+        refuse(f"{alone}.weight")
+    return [
+        _Net(
+            down,
+            place_of(layouts, down) is not None,
+            shapes[f"{down}.weight"][1],
+            changed[f"{down}.weight"][1],
+            tuple(of_net),
         )
-    return nets
+        for down, of_net in places.items()
+    ]
 
 
 def _parts(grown: int, channels: int) -> int:
@@ -403,10 +428,8 @@ def _parts(grown: int, channels: int) -> int:
 # How channels depend on the outputs of Linears
 
 
-def _try_layouts(
-    source: Checkpoint, index: int, field: str, net: _Net, carried: dict[Carried, Any]
-) -> tuple[bool, ...]:
-    """Whether each place of a network is interleaved. Unnarrowable if its channels depend on each other.
+def _is_interleaved(source: Checkpoint, index: int, field: str, net: _Net, carried: dict[Carried, Any]) -> bool:
+    """Whether gate and up in one are interleaved. Unnarrowable if channels depend on each other.
 
     The block runs without weights, and with other outputs of the Linears that give the channels; in what the down
     projection reads, exactly the channels of the outputs that were changed must differ.
@@ -414,22 +437,21 @@ def _try_layouts(
     gives = [p for p in net.places if p.axis == 0 and p.name.endswith(".weight")]
     some = sorted({0, net.width // 3, net.width - 1})
 
-    def run(layout: Place | None, interleaved: bool) -> Tensor:
+    def read(changed: Sequence[int], interleaved: bool = False) -> Tensor:
         outputs: dict[str, Tensor] = {}
         for place in gives:
             size = place.parts * net.width
             made_O = torch.rand(size, generator=torch.Generator().manual_seed(size)) + 0.5
-            if layout is not None:
-                made_O[Place("", 0, place.parts, interleaved).entries(net.width, some)] += 0.25
+            made_O[replace(place, interleaved=interleaved).entries(net.width, changed)] += 0.25
             outputs[place.name.removesuffix(".weight")] = made_O
         return _read_by_down(source, index, outputs, net.down, carried)
 
-    before = run(None, False)
+    before = read([])
     fused = any(place.parts > 1 for place in gives)
     for interleaved in (False, True) if fused else (False,):
-        changed_I = (run(gives[0], interleaved) != before).flatten(0, -2).any(0)
+        changed_I = (read(some, interleaved) != before).flatten(0, -2).any(0)
         if changed_I.nonzero()[:, 0].tolist() == some:
-            return tuple(interleaved and place.parts > 1 for place in net.places)
+            return interleaved
     raise Unnarrowable(
         f"{field}: channels of {net.down} of block {index} depend on each other, so none can be removed alone"
     )
@@ -556,22 +578,32 @@ def planned_tensors(source: Checkpoint, units: Sequence[Unit], width: int) -> di
     """
     stray = left_out(source)
     tensors = {name: stored for name, stored in source.outer_tensors().items() if name not in stray}
-    of_block: dict[int, list[Unit]] = {}
-    for unit in units:
-        of_block.setdefault(unit.index, []).append(unit)
+    of_block, known = of_blocks(units), dict[Any, tuple[int, dict[str, tuple[int, ...]]]]()
     for index in range(source.blocks):
         stored = source.block_tensors(index)
         tensors |= stored
         if index not in of_block:
             continue
-        whole = source.as_block(index, lambda name, of=stored: _hollow(of.get(name) or source.tensors[name]))
-        kept = {unit.down: range(width * unit.times) for unit in of_block[index]}
-        for name, tensor in source.as_stored(index, narrowed(whole, of_block[index], kept)).items():
-            if name in stored and stored[name].shape != (shape := tuple(tensor.shape)):
-                old = stored[name]
-                size = prod(shape) * ITEMSIZES[old.dtype]
-                tensors[name] = Unwritten(old.file, old.dtype, shape, old.start, old.start + size)
+        kind = _kind_of(source.architecture.layers[index])
+        if kind not in known:
+            known[kind] = index, _shapes_on_disk(source, index, of_block[index], width)
+        first, shapes = known[kind]
+        shapes = {source.renumbered(name, first, index): shape for name, shape in shapes.items()}
+        if not shapes.keys() <= stored.keys():
+            shapes = _shapes_on_disk(source, index, of_block[index], width)
+        for name, shape in shapes.items():
+            file, dtype, _, start, _ = stored[name]
+            tensors[name] = Unwritten(file, dtype, shape, start, start + prod(shape) * ITEMSIZES[dtype])
     return tensors
+
+
+def _shapes_on_disk(source: Checkpoint, index: int, units: Sequence[Unit], width: int) -> dict[str, tuple[int, ...]]:
+    """The new shapes of the stored tensors of a block that lose channels."""
+    stored = source.block_tensors(index)
+    whole = source.as_block(index, lambda name: _hollow(source.tensors[name]))
+    kept = {unit.down: range(width * unit.times) for unit in units}
+    made = {name: tuple(t.shape) for name, t in source.as_stored(index, narrowed(whole, units, kept)).items()}
+    return {name: shape for name, shape in made.items() if name in stored and stored[name].shape != shape}
 
 
 def _hollow(stored: Stored) -> Tensor:
@@ -585,7 +617,7 @@ TOKENS = 32
 TOLERANCE = 1e-5
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def verify(
     source: Checkpoint,
     new: Checkpoint,
@@ -603,9 +635,7 @@ def verify(
     ids_1T = torch.randint(
         source.vocabulary, (1, min(TOKENS, source.context)), generator=torch.Generator().manual_seed(0)
     )
-    batch, of_block = Batch(ids_1T), dict[int, list[Unit]]()
-    for unit in units:
-        of_block.setdefault(unit.index, []).append(unit)
+    batch, of_block = Batch(ids_1T), of_blocks(units)
     old_run, new_run = (Runner(model.config, model.tensors, dtype, device) for model in (source, new))
     worst = 0.0
     with full_float32(device), plain_experts(old_run.architecture), plain_experts(new_run.architecture):
@@ -619,7 +649,7 @@ def verify(
                 rows_1TW = old_run.run_block(_block(old_run, index, source.read_block(index)), rows_1TW, batch)
                 continue
             tensors = source.read_block(index)
-            chosen = kept[index] if kept is not None else _random(new, own)
+            chosen = kept[index] if kept is not None else random_channels(new, own)
             twin = batch.copy()
             before_1TW = old_run.run_block(_block(old_run, index, zeroed(tensors, own, chosen)), rows_1TW, batch)
             after_1TW = new_run.run_block(_block(new_run, index, narrowed(tensors, own, chosen)), rows_1TW, twin)
@@ -637,7 +667,7 @@ def _one_of_each_kind(source: Checkpoint, blocks: Collection[int]) -> list[int]:
     """The first of these blocks of each kind."""
     kinds: dict[Any, int] = {}
     for index in sorted(blocks):
-        kinds.setdefault(tuple(sorted(settings_of(source.architecture.layers[index]).items())), index)
+        kinds.setdefault(_kind_of(source.architecture.layers[index]), index)
     return list(kinds.values())
 
 
@@ -646,9 +676,9 @@ def _block(run: Runner, index: int, tensors: Mapping[str, Tensor]) -> nn.Module:
     return run.make_block(index, tensors)
 
 
-def _random(new: Checkpoint, units: Sequence[Unit]) -> dict[str, list[int]]:
-    """For each unit as many channels as the new model has, at random."""
-    generator, found = torch.Generator().manual_seed(0), dict[str, list[int]]()
+def random_channels(new: Checkpoint, units: Sequence[Unit], seed: int = 0) -> dict[str, list[int]]:
+    """For each unit of a block as many channels as the new model has, at random, in ascending order, by its down."""
+    generator, found = torch.Generator().manual_seed(seed), dict[str, list[int]]()
     shapes = _shapes(new.architecture.layers[units[0].index])
     for unit in units:
         count = shapes[f"{unit.down}.weight"][1]
