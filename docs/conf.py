@@ -37,6 +37,8 @@ CONTENTS = {
         "docs/pruning",
         "docs/recover",
         "docs/experts",
+        "docs/width",
+        "docs/width",
         "docs/find",
         "docs/evaluating",
         "docs/profiles",

@@ -48,7 +48,7 @@ DEFAULT_SPARSITY = float("0.5")
 WIDEST_PATTERN = 256
 KEEP = 0.75  # share of the experts, or channels, that are kept unless a recipe says otherwise
 MULTIPLE = 128  # of which widths are multiples, or of an eighth of a width where that is less
-# Learning rates of a recovery that was given none. The first is an object of its own, as that of DEFAULT_SPARSITY. After
+# Learning rates of a recovery that was given none. The first is an object of its own, as DEFAULT_SPARSITY is. After
 # least squares there is less to learn.
 DEFAULT_RATE, RATE_AFTER_FIT = float("0.01"), 0.003
 # Methods that rank weights by scores, and the weights that each ranks together unless the recipe says otherwise.
@@ -275,7 +275,7 @@ class WidthRecipe(Weighted):
 
     method: WidthMethod = setting(
         "obs",
-        "How channels are chosen. obs: by the error after an update of all others; wanda: by the norm of what each adds;"
+        "How channels are chosen. obs: by the error once all others are updated; wanda: by the norm of what each adds;"
         " flap: by how much that varies; magnitude: by weights.",
     )
     keep: float | None = setting(

@@ -80,9 +80,9 @@ class Where:
 class Step(ABC):
     """A kind of step, and so a command, whose help is the docstring of the class.
 
-    recipe: the class of its settings. reshapes: whether it changes the shapes of tensors. takes_away: whether it removes
-    what is no zero, so that its result need not have any. needs_pruned: whether it is only for a model from which
-    something was removed, so that it cannot come first.
+    recipe: the class of its settings. reshapes: whether it changes the shapes of tensors. takes_away: whether what it
+    removes is gone, instead of zero. needs_pruned: whether it is only for a model from which something was removed, so
+    that it cannot come first.
     examples: command lines, which help shows. options: further options of the command: fields of Where, and `recover`.
     tag: for the Hub's search. relation: the Hub's word, if it has one, for a model made by it from another.
     """

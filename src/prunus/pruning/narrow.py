@@ -8,6 +8,7 @@ stored before the next one reads it. Memory holds one block, the matrices of its
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from prunus.checkpoint.loader import return_freed_memory
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import resolve, versions
 from prunus.checkpoint.runner import Runner, pick_device
-from prunus.checkpoint.safetensors_file import Stored, entry_of
+from prunus.checkpoint.safetensors_file import entry_of
 from prunus.checkpoint.writer import HIDDEN, Partial, check_target, disk_needed
 from prunus.disk import check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
@@ -99,7 +100,7 @@ def width(
     dry_run: bool = False,
     name: str | None = None,
 ) -> dict[str, Any]:
-    """Write a copy of model (folder or hub id) with narrower feed-forward networks to the folder out; returns a summary.
+    """Write model (folder or hub id) with narrower feed-forward networks to the folder out; returns a summary.
 
     All networks keep the same share of their channels, and their last Linears are fitted to these (docs/width.md). That
     the narrow model computes what the whole one does with these channels at 0 is checked before anything is fitted.
@@ -156,7 +157,12 @@ def width(
             with torch.no_grad():
                 narrow_blocks(job, partial, calibration, new)
             records = [partial.records[index] for index in range(source.blocks)]
-            warnings = [*(calibration.warnings if calibration else []), *said_before(job), *said_of(job, records), *warn_of(stray)]
+            warnings = [
+                *(calibration.warnings if calibration else []),
+                *said_before(job),
+                *said_of(job, records),
+                *warn_of(stray),
+            ]
             step: dict[str, object] = {
                 "action": "width",
                 "recipe": recipe.to_json(),
@@ -182,9 +188,7 @@ def width(
         }
 
 
-def make_job(
-    source: Checkpoint, recipe: WidthRecipe, device: str, offload: bool, stats: str | Path | None
-) -> Job:
+def make_job(source: Checkpoint, recipe: WidthRecipe, device: str, offload: bool, stats: str | Path | None) -> Job:
     """The job of a recipe; raises PrunusError if model, recipe and statistics do not fit each other."""
     units = find_units(source, recipe.of)
     width = recipe.count(base_width(units))
@@ -206,7 +210,7 @@ def with_saved(saved: SavedStats, recipe: WidthRecipe) -> tuple[SavedStats, Widt
     default = WidthRecipe()
     given = {name: getattr(recipe, name) for name in FIELDS}
     saved.check_given({name: value for name, value in given.items() if value != getattr(default, name)})
-    return saved, saved.with_calibration(recipe)
+    return saved, replace(saved.with_calibration(recipe), target="own")
 
 
 def narrow_blocks(job: Job, partial: Partial, calibration: Calibration | None, new: Checkpoint) -> None:
@@ -429,7 +433,7 @@ def said_before(job: Job) -> list[str]:
     history = job.source.manifest.get("history", [])
     if job.recipe.fit and any(step.get("sparsity") for step in history):
         found.append("the fit fills zeros that the last Linears of the networks had: prune after narrowing instead")
-    if job.recipe.fit and job.recipe.target == "dense" and job.saved is not None:
+    if job.recipe.fit and job.saved is not None:
         found.append("networks are fitted to their own outputs, since saved statistics know of no narrow blocks")
     elif job.recipe.fit and job.recipe.target == "dense" and any(len(job.of_block(u.index)) > 1 for u in job.units):
         found.append("experts are fitted to their own outputs: a block adds up several, each for other tokens")

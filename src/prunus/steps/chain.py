@@ -28,8 +28,8 @@ def apply_steps(
     """Write model (folder or hub id) after all steps to the folder out; returns the summary of the last one.
 
     steps: PruneRecipe, DropRecipe, ExpertsRecipe, WidthRecipe and RecoverRecipe in any sensible order; a recovery comes
-    near to model. What single steps leave is in out.after-1, out.after-2 and so on until the last is done; the same call
-    resumes any of them.
+    near to model. What single steps leave is in out.after-1, out.after-2 and so on until the last is done; the same
+    call resumes any of them.
     device, offload, overwrite: as for prune.
 
     With dry_run it returns what the first step would do, with the warnings of all, and of a recovery `then`: what it

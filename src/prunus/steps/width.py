@@ -65,8 +65,8 @@ class Width(Step):
 
     def removed(self, recipe: Any, source: Any) -> float:
         """The share of the weights of the blocks' Linears."""
-        from prunus.pruning.scope import weights_of
         from prunus.pruning.narrow import weights_in
+        from prunus.pruning.scope import weights_of
         from prunus.pruning.width.channels import base_width, find_units
 
         units = find_units(source, recipe.of)
@@ -115,7 +115,9 @@ class Width(Step):
     def sentence(self, steps: Sequence[StepRecord]) -> str:
         """`192 of 256 channels of its feed-forward networks are kept`."""
         found = [counts for step in steps if (counts := numbers(step))]
-        return "; ".join(f"{after} of {before} channels of its feed-forward networks are kept" for before, after in found)
+        return "; ".join(
+            f"{after} of {before} channels of its feed-forward networks are kept" for before, after in found
+        )
 
 
 def numbers(step: StepRecord) -> tuple[int, int] | None:

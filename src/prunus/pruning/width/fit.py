@@ -45,11 +45,11 @@ def intercept(
     inputs: Inputs, weight_OI: Tensor, bias_O: Tensor | None, weight_OK: Tensor, kept_K: Tensor
 ) -> Tensor | None:
     """The bias with which the mean output is that of the target; None where the Linear has none."""
-    if bias_O is None or not inputs.count:
+    if bias_O is None or not inputs.weight:
         return bias_O
-    mean_I = inputs.sum_I / inputs.count
+    mean_I = inputs.sum_I / inputs.weight
     bias_O = bias_O + weight_OI @ mean_I - weight_OK @ mean_I[kept_K]
-    return bias_O if inputs.error_O is None else bias_O + inputs.error_O / inputs.count
+    return bias_O if inputs.error_O is None else bias_O + inputs.error_O / inputs.weight
 
 
 def relative_error(

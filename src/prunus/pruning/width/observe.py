@@ -32,7 +32,7 @@ class Sums:
         self.sum_I = torch.zeros(channels, dtype=torch.float64, device=device)
         self.error_OI = torch.zeros(outputs if aims else 0, channels, dtype=dtype, device=device)
         self.error_O = torch.zeros(outputs, dtype=torch.float64, device=device)
-        self.count, self.tokens, self.energy = 0.0, 0, 0.0
+        self.weight, self.tokens, self.energy = 0.0, 0, 0.0
 
     def add(self, input_SI: Tensor, weight_S: Tensor, error_SO: Tensor | None) -> None:
         """Add the inputs of some tokens, and what the output lacks for them. weight_S: how much each token counts."""
@@ -42,7 +42,7 @@ class Sums:
             root_SI = x_SI * w_S.sqrt()[:, None]
             add_product(self.hessian_II, root_SI)
             self.sum_I += (w_S @ x_SI).double()
-            self.count += float(w_S.sum())
+            self.weight += float(w_S.sum())
             self.tokens += int((w_S > 0).sum())
             if e_SO is not None:
                 e_SO = e_SO.to(x_SI.dtype) * w_S[:, None]
@@ -57,9 +57,9 @@ class Sums:
             raise PrunusError(f"{name}: its calibration inputs hold NaN or infinity; use other calibration text")
         sum_I = self.sum_I.to(self.hessian_II.dtype)
         if not aims:
-            return Inputs(self.hessian_II, sum_I, self.count, self.tokens)
+            return Inputs(self.hessian_II, sum_I, self.weight, self.tokens)
         error_O = self.error_O.to(sum_I.dtype)
-        return Inputs(self.hessian_II, sum_I, self.count, self.tokens, self.error_OI, error_O, self.energy)
+        return Inputs(self.hessian_II, sum_I, self.weight, self.tokens, self.error_OI, error_O, self.energy)
 
 
 def observe(

@@ -22,14 +22,14 @@ BATCH = 64  # channels that are removed between two exact updates, which are thu
 class Inputs(NamedTuple):
     """What calibration tells of the inputs of a down Linear.
 
-    hessian_II: H. sum_I: weighted sum of the inputs. count: sum of the weights of tokens. tokens: their number.
+    hessian_II: H. sum_I: weighted sum of the inputs. weight: sum of the weights of tokens. tokens: their number.
     error_OI: sum of e x^T and error_O: sum of e, where e is what a token's output lacks from its target; None where
     the target is the Linear's own output. energy: sum of |e|^2.
     """
 
     hessian_II: Tensor
     sum_I: Tensor
-    count: float
+    weight: float
     tokens: int
     error_OI: Tensor | None = None
     error_O: Tensor | None = None
@@ -37,7 +37,7 @@ class Inputs(NamedTuple):
 
     def centred(self) -> "Inputs":
         """The same without the means, which an intercept makes up for."""
-        count = max(self.count, 1e-300)
+        count = max(self.weight, 1e-300)
         hessian_II = self.hessian_II - torch.outer(self.sum_I, self.sum_I / count)
         if self.error_OI is None or self.error_O is None:
             return self._replace(hessian_II=hessian_II)
@@ -113,7 +113,7 @@ def by_contribution(hessian_II: Tensor, weight_OI: Tensor) -> Tensor:
 
 def by_fluctuation(inputs: Inputs, weight_OI: Tensor) -> Tensor:
     """(I,) variance of a channel times the square of its weights: FLAP (An et al. 2024, arXiv:2312.11983)."""
-    count = max(inputs.count, 1e-300)
+    count = max(inputs.weight, 1e-300)
     variance_I = inputs.hessian_II.diagonal() / count - (inputs.sum_I / count).square()
     return variance_I.clamp(min=0) * weight_OI.square().sum(0)
 
