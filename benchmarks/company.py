@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from prunus.checkpoint.resolve import load_tokenizer, resolve
-from prunus.evaluation.backends.hf import HFBackend
-from prunus.evaluation.backends.loading import load_model
+from prunus.evaluation.backends.hf import HFBackend, load_model
 from prunus.evaluation.budget import Chain, Draw, Rules, force_budgets
 from prunus.evaluation.profiles.detection import resolve_profile
 from prunus.evaluation.profiles.markers import encode_markers, encode_prompt

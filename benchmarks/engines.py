@@ -34,8 +34,10 @@ for name, value in {
     "TORCHINDUCTOR_COMPILE_THREADS": "1",
 }.items():
     os.environ.setdefault(name, value)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
 
 import torch
+from scripted_backend import ScriptedBackend
 from transformers import StaticCache
 
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
@@ -43,7 +45,6 @@ from prunus.engines import EngineOptions
 from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.hf import load_model
 from prunus.evaluation.backends.rows import PaddedRows
-from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Chain, Draw, Rules, force_budgets
 from prunus.evaluation.profiles.markers import encode_markers, encode_prompt
 from prunus.evaluation.profiles.profile import PROFILES

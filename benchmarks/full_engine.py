@@ -38,7 +38,7 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
-from prunus.evaluation.backends.rolling import POLL_SECONDS, Window
+from prunus.evaluation.backends.transport import POLL_SECONDS, Window
 
 # Quantiles (0, 5, ..., 100 %) of the tiny reasoner's thinking and answers on its 630 problems, greedy, with a budget of
 # 1024: `prunus eval tiny --task tiny --budgets 1024`, then `lengths`.
@@ -313,7 +313,7 @@ def served(count: int, places: int, lot: int) -> None:
     from prunus.checkpoint.resolve import tiny_folder
     from prunus.engines import EngineOptions
     from prunus.evaluation.backends import opened
-    from prunus.evaluation.backends.rolling import queue_of
+    from prunus.evaluation.backends.transport import queue_of
     from prunus.evaluation.budget import force_budgets_as_completed
 
     some, rules, tokenizer = some_chains(count)

@@ -7,7 +7,8 @@ ends with a message where there is less.
 
 `--family qwen3_moe` does the same with the shape of Qwen3-30B-A3B (128 experts of 768, 8 per token; 2.5 GB of disk for
 each block and 2.5 GB more). Its 48 blocks need 123 GB; `--blocks 2` has the same memory and the same seconds per block.
-`--method experts` is `prunus experts` with its defaults: a quarter of the experts is removed, by REAP.
+`--method experts` is `prunus experts` with its defaults: a quarter of the experts is removed, by REAP. `--method width`
+is `prunus width` with its defaults: a quarter of the channels is removed, by OBS.
 """
 
 import argparse
@@ -106,6 +107,15 @@ def cost(options: dict[str, Any]) -> Cost:
     whole = seen + tokens * 2 * used[-1]
     if options["method"] == "experts":  # a score is of what an expert gives out, in the last block too
         return Cost(blocks * whole)
+    if options["method"] == "width":  # in float32; whole blocks on both streams, narrow ones on the narrow stream
+        last = groups[-1]
+        rows, feed = last.shapes[0]
+        kept = 0.75 * feed
+        narrow = (blocks - 1) * (whole - 0.25 * tokens * 2 * (used[-2] + used[-1]))
+        sums = last.chosen * tokens * (feed**2 + 2 * rows * feed)
+        obs = feed**3 + feed**2 * (feed + rows) / 2  # the inverse, and its updates
+        fit = 4 * rows * feed**2 + kept**3 / 3 + 2 * rows * kept**2  # with its error
+        return Cost(0, blocks * (2 * whole + sums + last.copies * (obs + fit)) + narrow)
     passes = {"pruned": blocks * seen + (blocks - 1) * whole}.get(options["propagation"], (blocks - 1) * whole + seen)
     if options["method"] != "sparsegpt" and options["update"] == "none":
         return Cost(passes)
@@ -260,6 +270,9 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
     before, moved, cpu, started = memory("VmRSS"), transferred(), cpu_seconds(), time.monotonic()
     if options["method"] == "experts":
         summary = prunus.drop_experts(folder / "model", folder / "out", prunus.ExpertsRecipe(**on), overwrite=True)
+    elif options["method"] == "width":
+        recipe = prunus.WidthRecipe(**on)
+        summary = prunus.width(folder / "model", folder / "out", recipe, offload=options["offload"], overwrite=True)
     else:
         recipe = prunus.PruneRecipe(
             method=options["method"], propagation=options["propagation"], update=options["update"], **on

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from prunus.results import anytime, betting, metrics, paired, power, verdicts
 from prunus.results.betting import direction_p
 from prunus.results.comparison import compare
-from prunus.results.table import Table
+from prunus.results.rows import Table
 from prunus.results.verdicts import BETTER, CLAIMS, SAME, WITHIN, WORSE, word_of
 
 Floats = NDArray[np.float64]
@@ -133,6 +133,37 @@ def false_on_a_page(
     return found
 
 
+def scaling_on_a_page(variants: int, problems: int, draws: int, pages: int, seed: int = 0) -> dict[str, float]:
+    """Return the shares of pages on which any variant's scaling is called kept, or lost, if all keep exactly 90 %."""
+    rng = np.random.default_rng(seed)
+    base, other = slopes(rng, "few break", problems, draws, 0.9, pages * variants, columns=variants)
+    reach = float(metrics.slope_weights(BUDGETS).clip(0).sum())
+    found = {}
+    for word, p_of in (("kept", verdicts.p_kept), ("lost", verdicts.p_lost)):
+        p = p_of(base, other, reach, 0, draws).reshape(pages, variants)
+        found[f"scaling {word}"] = float(np.mean([(paired.holm(row) <= betting.ALPHA).any() for row in p]))
+    return found
+
+
+def while_the_limit_grows(looks: Sequence[int], margin: float, change: float, runs: int, seed: int = 11) -> list[float]:
+    """Return the shares of comparisons called non-inferior at any of these limits, at a loss of the margin.
+
+    First as `compare` calls them, by bets that go on over all looks; then if each look is judged as the only one. One
+    draw of each problem, of which this share changes.
+    """
+    chance, lost = np.random.default_rng(seed).random((looks[-1], runs)), (change + margin) / 2
+    d = np.where(chance < lost, -1.0, np.where(chance < change, 1.0, 0.0))
+    ids = [f"{number:04d}" for number in range(looks[-1])]
+    rounds, start = anytime.in_plan_order([d], [ids], [ids], looks, 0)
+    null, goal = np.full((1, 1), -margin), np.full((1, 1), log(1 / betting.ALPHA))
+    alone = [betting.reaches(d[betting.random_order(n, 0)], null, goal)[0] for n in looks]
+    # The largest wealth of the last look includes those of all looks before it.
+    later = np.cumsum(anytime.steps(rounds, anytime.bets(rounds, margin), -margin)[start:], axis=0)
+    begun = betting.aimed_wealth(rounds[:start], null, goal)[0]
+    together = begun + later.max(axis=0, initial=0.0) >= goal[0]
+    return [float(together.mean()), float(np.any(alone, axis=0).mean())]
+
+
 def _p_values(values: Floats, draws: int, margin: float, one_budget: bool, pages: int) -> Floats:
     """Return the p-values (pages, variants, claims)."""
     mcnemar = np.full(values.shape[1], one_budget and draws == 1)
@@ -228,24 +259,32 @@ def cluster_errors(problems: int, size: int, runs: int, margin: float = 0.05, se
 
 
 def slopes(
-    rng: np.random.Generator, scenario: str, problems: int, draws: int, kept: float, runs: int, rising: bool = True
+    rng: np.random.Generator,
+    scenario: str,
+    problems: int,
+    draws: int,
+    kept: float,
+    runs: int,
+    rising: bool = True,
+    columns: int = 1,
 ) -> tuple[list[Floats], list[Floats]]:
     """Return slopes of base and other, (problems, runs) each; other truly keeps this share of the base's mean slope.
 
     A problem is solved from one of six budgets on, of which the last is never reached; not rising: always or never.
     homogeneous: other gains less from every budget. few break: some problems gain nothing. near-deterministic: as few
-    break, and all draws of a problem agree.
+    break, and all draws of a problem agree. columns: number of consecutive runs that share the base's answers.
     """
     budgets_B11 = np.arange(len(BUDGETS))[:, None, None]
-    shape = (problems, runs)
-    first = rng.integers(0, 6, shape) if rising else rng.integers(0, 2, shape) * 9
+    shape, narrow = (problems, runs), (problems, runs // columns)
+    first = rng.integers(0, 6, narrow) if rising else rng.integers(0, 2, narrow) * 9
     most, least = (1.0, 0.0) if scenario == "near-deterministic" else (0.9, 0.02)
     base = (budgets_B11 >= first) * most + least
     gain = np.full(shape, kept) if scenario == "homogeneous" else (rng.random(shape) < kept).astype(float)
-    other = base[0] + (base - base[0]) * gain
+    wide = base.repeat(columns, axis=2)
+    other = wide[0] + (wide - wide[0]) * gain
     weights = metrics.slope_weights(BUDGETS)
     ours, theirs = (np.tensordot(weights, rng.binomial(draws, chance) / draws, 1) for chance in (base, other))
-    return [ours], [theirs]
+    return [ours.repeat(columns, axis=1)], [theirs]
 
 
 def scaling_words(
@@ -257,8 +296,8 @@ def scaling_words(
     share, low, high = verdicts.retention(base, other)
     given = np.isfinite(share)
     return {
-        "kept": float(np.mean(verdicts.p_kept(base, other, reach, 0, draws) <= betting.ALPHA)),
-        "lost": float(np.mean(verdicts.p_lost(base, other, reach, 0, draws) <= betting.ALPHA)),
+        "kept": float(np.mean(verdicts.p_scaling("kept", base, other, reach, 0, draws) <= betting.ALPHA)),
+        "lost": float(np.mean(verdicts.p_scaling("lost", base, other, reach, 0, draws) <= betting.ALPHA)),
         "given": float(np.mean(given)),
         "missed": float(np.mean(given & ~((low <= kept) & (kept <= high)))),
     }
@@ -337,9 +376,19 @@ def main() -> None:
     rows = []
     for variants in (1, 4, 14):
         for n, draws in ((30, 16), (200, 1), (200, 4)):
-            wrong = false_on_a_page(variants, n, draws, max(runs // 5, 100))
+            pages = max(runs // 5, 100)
+            wrong = false_on_a_page(variants, n, draws, pages) | scaling_on_a_page(variants, n, draws, pages)
             rows.append([variants, n, draws, *map(percent, wrong.values())])
     table(["variants", "problems", "draws", *wrong], rows)
+
+    print("\nCalled non-inferior at any look in %, true loss at the margin, while the limit grows from 50 to 500")
+    rows = []
+    for margin, change in ((0.05, 0.05), (0.05, 0.2), (0.1, 0.2)):
+        for step in (450, 90, 45, 10):
+            looks = list(range(50, 501, step))
+            shares = while_the_limit_grows(looks, margin, change, runs)
+            rows.append([f"{100 * margin:g}", f"{100 * change:g}", len(looks), *map(percent, shares)])
+    table(["margin", "changes, %", "looks", "by one game", "each alone"], rows)
 
     print(f"\nFalse non-inferior in %, true loss at the margin of 2 points, {runs} runs")
     claims = {key: share for *key_, share in false_claims(runs) for key in [tuple(key_)]}

@@ -6,9 +6,9 @@ from fake_store import make_store
 
 from prunus.results import paired
 from prunus.results.metrics import accuracy_bands, estimate, max_t_quantile
+from prunus.results.rows import tables
 from prunus.results.store import Store
 from prunus.results.summary import summarise, with_bands
-from prunus.results.table import tables
 
 TRUTH = np.array([0.08, 0.2, 0.45, 0.7, 0.85, 0.9])
 

@@ -27,8 +27,7 @@ from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.cli import main
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.hf import HFBackend
-from prunus.evaluation.backends.loading import load_model
+from prunus.evaluation.backends.hf import HFBackend, load_model
 from prunus.evaluation.backends.openai import OpenAIBackend
 from prunus.evaluation.backends.rows import PaddedRows, SeparateRows, rows_for
 from prunus.evaluation.backends.vllm import adds_nothing, dtype_for, weights

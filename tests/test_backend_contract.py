@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from completions_server import Server, serving
+from scripted_backend import ScriptedBackend
 from tiny_chains import MARKERS, TOKENIZER, chains, complete, spelled, tiny
 
 import prunus
@@ -24,7 +25,6 @@ from prunus.checkpoint.resolve import tiny_folder
 from prunus.engines import EngineOptions
 from prunus.evaluation import traces
 from prunus.evaluation.backends import opened
-from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Chain, Rules, contains, force_budgets, force_budgets_as_completed
 from prunus.evaluation.pipeline import fill
 from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt

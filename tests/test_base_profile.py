@@ -6,20 +6,19 @@ from typing import Any
 
 import pytest
 from chat_tokenizer import CHATML, byte_tokenizer
+from scripted_backend import ScriptedBackend
 from tiny_models import make_model
 
 import prunus
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Chain, Rules, answer_text, force_budgets
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.profiles.catalogue import show_profile
 from prunus.evaluation.profiles.control import switch_off
 from prunus.evaluation.profiles.detection import resolve_profile
-from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt
+from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt, ends_of_turn
 from prunus.evaluation.profiles.profile import PROFILES, read_profile
-from prunus.evaluation.profiles.template import ends_of_turn
 from prunus.evaluation.requests import Sampling
 from prunus.evaluation.tasks import Problem
 from prunus.questions import held_out_in

@@ -150,8 +150,7 @@ def test_functions_say_that_tokens_are_too_few_before_weights_are_read(call, fol
 )
 def test_an_evaluation_says_it_before_weights_are_read(change, words, folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    for name in ("opened", "opened_chat"):
-        monkeypatch.setattr(backends, name, fail)
+    monkeypatch.setattr(backends, "opened", fail)
     monkeypatch.setattr(ModelFolder, "checksum", fail)
     plan = {"tasks": ("tiny",), "budgets": (8,)} | change
     with pytest.raises(PrunusError, match=words):

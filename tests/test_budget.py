@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 
 import pytest
+from scripted_backend import ScriptedBackend
 
-from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Chain, Draw, Rules, SeedPhase, contains, force_budgets
 from prunus.evaluation.profiles.markers import Markers
 from prunus.evaluation.requests import Sampling

@@ -23,8 +23,7 @@ from prunus.results.store import Store
 from prunus.study.cells import open_model
 from prunus.study.engine import Engine
 from prunus.study.file import read_study
-from prunus.study.find.ladders import removed
-from prunus.study.ray import transfer
+from prunus.study.find.search import removed
 from prunus.study.ray import worker as ray_worker
 from prunus.study.ray.worker import ModelRef, Worker
 from prunus.study.variants import files_to_load, make_variant, target_folder, unfinished_folder
@@ -155,7 +154,7 @@ def test_a_worker_on_ray_makes_and_loads_a_variant_whole_as_this_machine_does(fo
     ref = ModelRef(model.name, model.checkpoint.checksum(), [work]), model.name
     maker, worker = Worker(str(tmp_path), study, "cpu"), Worker(str(tmp_path), study, "cpu")
     made, there = maker.make(ref, variant, keep=False), tmp_path / "there"
-    sending = transfer.download(made, maker.piece, there, variant, target_folder(there, model, variant, keep=False))
+    sending = ray_worker.download(made, maker.piece, there, variant, target_folder(there, model, variant, keep=False))
     with suppress(StopIteration):
         piece = next(sending)
         while True:
@@ -163,7 +162,7 @@ def test_a_worker_on_ray_makes_and_loads_a_variant_whole_as_this_machine_does(fo
     maker.delete_made()
     assert contents(there / "variants") == contents(tmp_path / "here" / "variants")
     monkeypatch.setattr(drop_experts, "drop_experts", None)  # what was sent is not made again
-    sent = transfer.upload(there, files_to_load(there, model, variant, keep=False))
+    sent = ray_worker.upload(there, files_to_load(there, model, variant, keep=False))
     (found,) = worker.answer(ref, variant, sent, 0, work.batches[0])
     assert not contents(worker.folder / "variants"), "what is loaded is deleted"
     with (

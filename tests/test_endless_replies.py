@@ -86,7 +86,7 @@ def test_an_endless_reply_ends_with_one_line(path, pace, words):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with pytest.raises(PrunusError, match=words):
             if path == "/v1/chat/completions":
-                ChatServer(tiny_folder(), engine).check(REQUEST, Sampling(0.0))
+                ChatServer.load(tiny_folder(), "cpu", 64, engine).check(REQUEST, Sampling(0.0))
             else:
                 OpenAIBackend.load(tiny_folder(), "cpu", 64, engine)
         assert time.monotonic() - began < 20

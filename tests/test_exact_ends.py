@@ -10,13 +10,13 @@ from functools import cache
 import pytest
 import torch
 from completions_server import Server, serving
+from scripted_backend import ScriptedBackend
 from test_flow import Streaming
 from tiny_chains import MARKERS, TOKENIZER, chains, spelled, tiny
 
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.engines import EngineOptions
 from prunus.evaluation.backends import opened
-from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Chain, Rules, force_budgets, force_budgets_as_completed
 from prunus.evaluation.profiles.markers import encode_markers
 from prunus.evaluation.requests import Backend, Sampling

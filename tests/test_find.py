@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from random_models import make_random_model
+from scripted_backend import ScriptedBackend
 from small_search import CALIBRATION, COMMAND, DOES, PLAN, PROBLEMS, Stop
 from tiny_models import VOCABULARY
 
@@ -21,7 +22,6 @@ from prunus.cli import main
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import run as loop
-from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.results.anytime import interleaved, seeded_order
 from prunus.results.rows import Run
@@ -29,7 +29,7 @@ from prunus.results.store import Store
 from prunus.study import engine as engines
 from prunus.study.find import find as finding
 from prunus.study.find import rungs as making
-from prunus.study.find.ladders import ladders_of, sparsities
+from prunus.study.find.search import ladders_of, sparsities
 
 RULE: dict[str, Any] = {"margin": 0.1, "stop_margin": 0.1, "store": "rows.db"}
 
@@ -112,7 +112,7 @@ def test_rungs_are_made_when_they_are_needed_unless_vllm_occupies_their_gpu(
         original(model, variant, *arguments, **options)
 
     monkeypatch.setattr(making, "make_variant", noted)
-    monkeypatch.setattr(engines, "pick", lambda _: device)
+    monkeypatch.setattr(engines, "device_for", lambda _: device)
     assert search(plan=replace(PLAN, backend="vllm"))["found"] == "magnitude-20"
     needed = ["magnitude-10", "magnitude-20", "magnitude-30"]
     assert made == (needed if device == "cpu" else [*needed, "magnitude-40"])

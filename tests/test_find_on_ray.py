@@ -1,5 +1,6 @@
 """A search on a cluster: in whichever order workers do their jobs, the decisions are those of one machine."""
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,23 +9,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from small_search import CALIBRATION, COMMAND, PLAN, content
+from small_search import CALIBRATION, COMMAND, DOES, PLAN, content
 
+import prunus
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.cli import main
 from prunus.engines import EngineOptions
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.run import fill_store
-from prunus.recipes import EvalPlan
+from prunus.recipes import EvalPlan, WidthRecipe
 from prunus.results.store import Store
-from prunus.study import evaluate
+from prunus.study import engine
 from prunus.study.find.find import carry_out
-from prunus.study.find.ladders import ladders_of
-from prunus.study.find.on_ray import RayRungs
-from prunus.study.find.search import Search, open_search
+from prunus.study.find.rungs import RayRungs
+from prunus.study.find.search import Search, ladders_of, open_search
 from prunus.study.ray import cluster as ray_cluster
 from prunus.study.ray.cluster import Cluster
-from prunus.study.ray.driver import Driver
-from prunus.study.ray.jobs import Job
+from prunus.study.ray.driver import Driver, Job
 from prunus.study.variants import add_run, make_variant
 
 pytestmark = pytest.mark.usefixtures("search_folder")
@@ -59,7 +60,7 @@ class Pretended(Driver):
 )
 def test_the_rows_and_decisions_are_those_of_one_machine(scripted, monkeypatch, methods, ladder, tokens, best):
     """Any job of those that a decision needs comes next; no other row is computed."""
-    monkeypatch.setattr(evaluate, "describe_versions", lambda _: {"test": "1"})
+    monkeypatch.setattr(engine, "describe_versions", lambda _: {"test": "1"})
     search, done = opened(ladder, methods, tokens), list[Job]()
     alone = carry_out(search, Path("alone"), Path("alone.db"), "cpu")
     assert alone["found"] == best
@@ -69,6 +70,27 @@ def test_the_rows_and_decisions_are_those_of_one_machine(scripted, monkeypatch, 
     assert rows_of("ray.db") == rows_of("alone.db") and done
     shared = [one.variant.name for one in done if one.cell is not None]
     assert shared != sorted(shared) and {*shared} > {"dense"}, "the dense model's batches are not all done first"
+
+
+@pytest.mark.slow
+def test_a_ladder_of_widths_is_walked_to_its_certificate(scripted, monkeypatch):
+    """On one machine and on a cluster; what is written is what the command gives."""
+    monkeypatch.setattr(engine, "describe_versions", lambda _: {"test": "1"})
+    monkeypatch.setitem(DOES, "width-obs-25", (1, 0))
+    settings = "".join(f"{key} = {json.dumps(value)}\n" for key, value in CALIBRATION.items())
+    Path("widths.toml").write_text(f"[[width]]\nkeep = [0.75, 0.5, 0.25]\n[calibration]\n{settings}")
+    alone: Any = carry_out(opened("widths.toml", None), Path("alone"), Path("alone.db"), "cpu")
+    words = {name: [rung["word"] for rung in rungs] for name, rungs in alone["ladders"].items()}
+    assert words == {"widths": ["certified", "certified", "refused"]} and alone["found"] == "width-obs-50"
+    checked = prunus.verify("alone/certificate.json", "alone.db")
+    assert checked["claims"] and not checked["differences"] + checked["notes"]
+    prunus.width("model", "narrow", WidthRecipe(keep=0.5, **CALIBRATION), device="cpu")
+    assert Checkpoint("alone").checksum() == Checkpoint("narrow").checksum()
+    done = list[Job]()
+    monkeypatch.setattr(RayRungs, "joined", lambda self: Pretended(self, 0, done))
+    together = carry_out(opened("widths.toml", None), Path("ray"), Path("ray.db"), "cpu", Cluster("nowhere"))
+    assert together == alone | {"out": "ray"} and content("ray") == content("alone") and done
+    assert rows_of("ray.db") == rows_of("alone.db")
 
 
 def test_with_vllm_rungs_are_made_before_its_engines_start(scripted, monkeypatch):
@@ -81,7 +103,7 @@ def test_with_vllm_rungs_are_made_before_its_engines_start(scripted, monkeypatch
 
 
 def test_the_command_searches_on_the_cluster_that_it_names(scripted, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "describe_versions", lambda _: {"test": "1"})
+    monkeypatch.setattr(engine, "describe_versions", lambda _: {"test": "1"})
     asked = list[str]()
     monkeypatch.setattr(ray_cluster, "find_cluster", lambda address: asked.append(address) or f"{address}:1")
     main([*COMMAND[:2], "alone", *COMMAND[3:], "--ladder", "0.1", "--store", "alone.db"])
@@ -116,10 +138,10 @@ def rows_of(store: str) -> dict[str, Any]:
 
 def opened(
     ladder: str = "0.1,0.2,0.3",
-    methods: Sequence[str] = ("magnitude", "wanda"),
+    methods: Sequence[str] | None = ("magnitude", "wanda"),
     tokens: int | None = None,
     plan: EvalPlan = PLAN,
 ) -> Search:
-    ladders = ladders_of(ladder, methods, CALIBRATION, None)
+    ladders = ladders_of(ladder, methods, CALIBRATION if methods else {}, None)
     rules: dict[str, Any] = {"margin": 0.1, "stop_margin": 0.1, "alpha": 0.05, "max_tokens": tokens, "look": None}
     return open_search("model", plan, ladders, engine=EngineOptions(), file=None, **rules)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import warm_processes
 from completions_server import Server, serving
+from scripted_backend import ScriptedBackend
 from test_backend_contract import babble
 from tiny_chains import TOKENIZER, tiny
 
@@ -21,7 +22,6 @@ from prunus.checkpoint.resolve import tiny_folder
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import pipeline, traces
-from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.requests import Backend, Completion, Outstanding, Request, Sampling
 from prunus.evaluation.resolved_plan import problem_row, resolve_plan
 from prunus.evaluation.run import InBackground, missing_batches
@@ -182,13 +182,14 @@ def test_a_slow_grader_does_not_hold_the_engine_up():
     assert [one for items in seen for one in items] == list(range(20)) and len(seen) <= 2
 
 
-def test_an_error_in_the_background_is_raised_where_items_are_put():
+def test_an_error_in_the_background_is_raised_where_results_are_taken():
     def broken(items: list[int]) -> None:
         raise PrunusError("the disk is full")
 
     with pytest.raises(PrunusError, match="the disk is full"), InBackground(broken) as background:
         background.put(1)
-        while background.error is None:
+        while not background.calls[0].done():
             time.sleep(0.001)
         background.put(2)
-        raise AssertionError("put must raise")
+        list(background.results())
+        raise AssertionError("results must raise")

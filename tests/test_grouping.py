@@ -29,10 +29,9 @@ from prunus.results.anytime import interleaved, rounds, whole_groups
 from prunus.results.comparison import compare
 from prunus.results.importing.commands import keys_of, problem_rows
 from prunus.results.importing.files import Record
-from prunus.results.rows import ProblemRow
+from prunus.results.rows import ProblemRow, tables
 from prunus.results.store import Store, same_groups
 from prunus.results.summary import summarise
-from prunus.results.table import tables
 
 cluster_errors = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdicts.py"))["cluster_errors"]
 

@@ -14,7 +14,7 @@ from prunus.errors import PrunusError
 from prunus.results import anytime, ladder
 from prunus.results.anytime import interleaved, rounds
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDS, GO_ON, OPEN, REFUSED, Rule
-from prunus.results.table import tables
+from prunus.results.rows import tables
 
 LEVEL = log(20)
 RUNS = 300

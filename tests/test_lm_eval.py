@@ -14,7 +14,7 @@ import torch
 import prunus
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.loading import load_model
+from prunus.evaluation.backends.hf import load_model
 from prunus.evaluation.lm_eval import tasks as harness
 from prunus.evaluation.lm_eval.tasks import rows_of
 from prunus.evaluation.tasks import load_task

@@ -122,6 +122,18 @@ RECOVERIES = {
 }
 
 
+# A width: three channels in four of one block. Their matrices, in float64, are what is large.
+CHANNELS = Shape(256, 2304, 1, 1000)
+
+
+def bound_of_width() -> int:
+    """The formula of docs/memory.md, in bytes, for few tokens."""
+    width, feed, tokens = CHANNELS.width, CHANNELS.feed, FEW * LENGTH
+    block = sum(rows * columns for rows, columns in CHANNELS.linears)
+    fit = 3 * DOUBLE * feed**2 + 4 * DOUBLE * width * feed
+    return 6 * block + 2 * FULL * tokens * width + max(FULL * tokens * (3 * feed + 2 * width), fit) + LIBRARY
+
+
 # A mixture of experts: 8 of 1024 x 512 in each of two blocks, of which a token uses two.
 WIDTH, EXPERT_WIDTH, EXPERTS, MIXTURE_SEQUENCES = 1024, 512, 8, 2
 HESSIANS = 12 << 20  # of experts, at once
@@ -159,7 +171,6 @@ def packings(folder: Path) -> dict[str, Any]:
     half, wide = folder / "half", folder / WIDE.name
     return {
         "pack": lambda out: prunus.pack(half, out),
-        "pack, int8": lambda out: prunus.pack(half, out, int8=True),
         "pack, masks": lambda out: prunus.pack(half, out, masks_only=True, source=wide),
         "unpack": lambda out: prunus.unpack(folder / "packed", out),
         "unpack, masks": lambda out: prunus.unpack(folder / "masks", out, source=wide),
@@ -251,6 +262,7 @@ def run_all(folder: Path) -> None:
     run_mixtures(folder)
     run_packings(folder)
     run_recovery(folder)
+    run_width(folder)
 
 
 def run_mixtures(folder: Path) -> None:
@@ -308,6 +320,25 @@ def run_recovery(folder: Path) -> None:
         os._exit(0)
 
 
+def run_width(folder: Path) -> None:
+    """The same for width."""
+    import prunus
+
+    if child := os.fork():
+        _, status = os.waitpid(child, 0)
+        assert status == 0, "width"
+        return
+    warm, recipe = (
+        prunus.WidthRecipe(calibration=str(folder / f"{kind}.jsonl"), samples=n, seqlen=LENGTH)
+        for kind, n in (("warm", 2), (CHANNELS.name, FEW))
+    )
+    prunus.width("tiny", folder / "warm width", warm)  # what is loaded when first used
+    before = counted_from_here()
+    prunus.width(folder / CHANNELS.name, folder / "out of width", recipe)
+    print(json.dumps(["width", resident("VmHWM") - before]), flush=True)
+    os._exit(0)
+
+
 def run_packings(folder: Path) -> None:
     """The same for every way to pack and unpack."""
     import prunus
@@ -322,8 +353,8 @@ def run_packings(folder: Path) -> None:
             assert status == 0, name
             continue
         with tempfile.TemporaryDirectory(dir=folder) as out:  # what is loaded when first used
-            prunus.pack("tiny", f"{out}/packed", int8=True)
-            prunus.unpack(f"{out}/packed", f"{out}/again", lossy=True)
+            prunus.pack("tiny", f"{out}/packed")
+            prunus.unpack(f"{out}/packed", f"{out}/again")
         before = counted_from_here()
         work(folder / "out of packing" / str(os.getpid()))
         print(json.dumps([name, resident("VmHWM") - before]), flush=True)
@@ -363,11 +394,11 @@ def make_mixture(folder: Path, width: int = WIDTH, expert_width: int = EXPERT_WI
 
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory) -> dict[str, int]:
-    """Growth of every case of pruning, packing and recovery, in a process of its own."""
+    """Growth of every case of pruning, packing, recovery and width, in a process of its own."""
     from tiny_models import VOCABULARY, make_model
 
     folder = tmp_path_factory.mktemp("memory")
-    for shape in {case.shape for case in (*CASES.values(), *RECOVERIES.values())}:
+    for shape in {CHANNELS, *(case.shape for case in (*CASES.values(), *RECOVERIES.values()))}:
         make_model(
             folder / shape.name,
             "qwen3",
@@ -440,6 +471,15 @@ def test_packing_holds_a_linear_at_a_time(grown, name):
     largest = HALF * WIDE.width * WIDE.feed
     assert LINEARS_AT_ONCE * largest + SLACK < HALF * sum(rows * columns for rows, columns in WIDE.linears)
     assert grown[name] <= LINEARS_AT_ONCE * largest + SLACK
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("memory")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+def test_width_holds_three_matrices_of_its_channels(grown):
+    matrix = DOUBLE * CHANNELS.feed**2
+    assert 2.5 * matrix < grown["width"] <= bound_of_width() + SLACK
+    assert matrix > LIBRARY + SLACK, "a fourth one would be noticed"
 
 
 def test_factor_is_right_and_made_in_the_memory_of_the_matrix():

@@ -14,6 +14,7 @@ import pytest
 from chat_server import chatting
 from chat_tokenizer import CHATML, byte_tokenizer
 from fake_store import make_store
+from scripted_backend import ScriptedBackend
 from test_backend_contract import babble
 from test_off import SWITCHED
 from test_profile_detection import CASES, HARMONY
@@ -26,9 +27,8 @@ from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.cli import main
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends import opened_chat, transport
+from prunus.evaluation.backends import opened, transport
 from prunus.evaluation.backends.chat import chat_request, drawn, ignored, read_reply
-from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Draw
 from prunus.evaluation.grading import Grade, Grader
 from prunus.evaluation.profiles.control import NativeControl, native_control
@@ -63,7 +63,7 @@ def resolved(plan: EvalPlan = PLAN) -> ResolvedPlan:
 def draws_of(server: Any, plan: EvalPlan = PLAN) -> tuple[ResolvedPlan, dict[tuple[int, int, int], Draw]]:
     """The draw of every row (problem, draw, budget), without store and grader."""
     work, rows = resolved(plan), [(i, n, b) for i in range(4) for n in range(2) for b in plan.budgets]
-    with opened_chat("openai", tiny_folder(), EngineOptions(url=server.url, concurrency=3)) as chats:
+    with opened("openai", tiny_folder(), "cpu", 0, EngineOptions(url=server.url, concurrency=3), native=True) as chats:
         asked = (chat_request(work, chats, row) for row in rows)
         replies = dict(chats.replies(asked, work.rules.sampling))
     return work, {row: drawn(work, row, replies[number]) for number, row in enumerate(rows)}
@@ -191,7 +191,10 @@ def test_off_beside_native_budgets():
     tokenizer.chat_template = SWITCHED
     plan = replace(PLAN, budgets=(OFF, 16), profile="qwen3")
     work = resolve_plan(ModelFolder(tiny_folder()), tokenizer, plan)
-    with chatting(TOKENIZER) as server, opened_chat("openai", tiny_folder(), EngineOptions(url=server.url)) as chats:
+    with (
+        chatting(TOKENIZER) as server,
+        opened("openai", tiny_folder(), "cpu", 0, EngineOptions(url=server.url), native=True) as chats,
+    ):
         off, on = (chat_request(work, chats, (0, 0, budget)) for budget in (OFF, 16))
     assert off.fields == {"chat_template_kwargs": {"enable_thinking": False}}
     assert on.fields == {"thinking_token_budget": 16, "chat_template_kwargs": {"enable_thinking": True}}

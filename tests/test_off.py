@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from chat_tokenizer import CHATML, byte_tokenizer
 from fake_store import make_store
+from scripted_backend import ScriptedBackend
 from test_backend_contract import babble
 from test_budget import CHAINS, GREEDY, MARKERS, answer_by_hand, noise
 from test_profile_detection import CASES, CHAT, GEMMA, GRANITE, HARMONY, QWEN, STOP, USER, ending
@@ -24,7 +25,6 @@ from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.evaluation import pipeline
 from prunus.evaluation import run as loop
-from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Draw, Rules, force_budgets, force_budgets_as_completed
 from prunus.evaluation.profiles.catalogue import show_profile
 from prunus.evaluation.profiles.control import switch_off

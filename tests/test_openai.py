@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from completions_server import Server, serving
+from scripted_backend import ScriptedBackend
 from test_backend_contract import babble
 from tiny_chains import MARKERS, TOKENIZER, chains, complete, tiny
 
@@ -20,7 +21,6 @@ from prunus.cli import main
 from prunus.engines import EngineOptions, parse_args
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import openai, opened, transport
-from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Rules, force_budgets
 from prunus.evaluation.profiles.markers import decode
 from prunus.evaluation.requests import Sampling

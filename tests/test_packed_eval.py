@@ -12,7 +12,7 @@ import prunus
 from prunus.checkpoint.resolve import load_tokenizer
 from prunus.cli import main
 from prunus.engines import EngineOptions
-from prunus.evaluation.backends.loading import describe, is_sparse, load_model
+from prunus.evaluation.backends.hf import describe, is_sparse, load_model
 from prunus.evaluation.lm_eval import tasks as harness
 from prunus.evaluation.provenance import open_for
 from prunus.evaluation.resolved_plan import resolve_plan
@@ -30,12 +30,11 @@ needs_kernel = pytest.mark.skipif(library.kernel().library is None, reason=libra
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
-    """The tiny reasoner at 40 %: dense, packed, as masks alone, and with values rounded to 8 bits."""
+    """The tiny reasoner at 40 %: dense, packed, and as masks alone."""
     folder = tmp_path_factory.mktemp("models")
     prunus.prune("tiny", folder / "dense", PruneRecipe(method="wanda", sparsity=0.4, samples=8))
     prunus.pack(folder / "dense", folder / "packed")
     prunus.pack(folder / "dense", folder / "masks", masks_only=True)
-    prunus.pack(folder / "dense", folder / "rounded", int8=True)
     return folder
 
 
@@ -143,16 +142,6 @@ def test_sparse_and_dense_logits_are_close(models):
         model = load_model(models / name, "cpu")
         assert is_sparse(model) and model.dtype == torch.float32
         torch.testing.assert_close(logits_of(model), dense, atol=1e-3, rtol=1e-3)
-
-
-@needs_kernel
-def test_rounded_values_are_another_model(models, store):
-    plan = EvalPlan(tasks=("tiny",), budgets=(16,), limit=3)
-    found = prunus.evaluate(models / "rounded", plan, models / "rounded.db")
-    assert found != prunus.evaluate(models / "packed", plan, models / "rounded.db")
-    with Store(models / "rounded.db") as opened:
-        checksums = {run.model["checksum"] for run in opened.runs()}
-    assert len(checksums) == 2
 
 
 @needs_kernel

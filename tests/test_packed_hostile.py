@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from packed_models import refused, variant_weights
+from packed_models import refused, rounded_folder, variant_weights
 from tiny_models import make_model
 
 import prunus
@@ -34,7 +34,7 @@ def victims(tmp_path_factory):
     write_variant(folder / "v.safetensors", source, variant_weights(source).items(), {"n": 1})
     prunus.prune(folder / "dense", folder / "half", PruneRecipe(method="magnitude", sparsity=0.5))
     pack(folder / "half", folder / "packed")
-    pack(folder / "half", folder / "rounded", int8=True)
+    rounded_folder(folder / "rounded")
 
     def variant(path):
         about = json.dumps(variant_about(path)).encode()
@@ -373,7 +373,7 @@ def test_rounded_values_with_a_scale_that_is_no_number_are_not_unpacked(victims,
         body[start : start + 4] = struct.pack("<f", float("nan"))
 
     folder = rewritten(victims[2][0].parent, tmp_path / "packed", change)
-    refused("'model.layers.0.mlp.up_proj.weight' holds NaN or infinity", unpack, folder, tmp_path / "out", lossy=True)
+    refused("'model.layers.0.mlp.up_proj.weight' holds NaN or infinity", unpack, folder, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["packed"]
 
 

@@ -20,6 +20,7 @@ import pytest
 import torch
 from completions_server import Server, serving
 from ray_nodes import everything, two_nodes
+from scripted_backend import ScriptedBackend
 from small_study import write_study
 from test_backend_contract import babble
 from tiny_chains import TOKENIZER
@@ -29,17 +30,14 @@ from prunus.checkpoint.resolve import resolve
 from prunus.cli import main
 from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.resolved_plan import problem_row
 from prunus.results.store import Store
 from prunus.study.cells import Variant, open_model
 from prunus.study.file import read_study
 from prunus.study.ray import cluster as ray_cluster
 from prunus.study.ray import driver as ray_driver
-from prunus.study.ray import transfer
 from prunus.study.ray import worker as ray_worker
-from prunus.study.ray.driver import Driver
-from prunus.study.ray.jobs import Job, WorkerHandle, next_job, take_along
+from prunus.study.ray.driver import Driver, Job, WorkerHandle, next_job, take_along
 from prunus.study.ray.worker import ModelRef, VariantFiles, Worker
 from prunus.study.variants import make_variant
 
@@ -188,7 +186,7 @@ def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
             cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
 
     monkeypatch.setattr(Driver, "store_batch", store_batch)
-    monkeypatch.setattr(transfer, "PIECE", 4096)  # files travel in many pieces
+    monkeypatch.setattr(ray_worker, "PIECE", 4096)  # files travel in many pieces
     file = write_study(tmp_path, RECIPES, top="keep_checkpoints = true")
     done = prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address)
     told = capsys.readouterr().err
@@ -315,7 +313,7 @@ def test_after_a_loss_an_engine_that_streams_gets_only_what_is_missing(tmp_path)
 
 def test_what_a_lost_worker_was_sending_leaves_nothing(tmp_path, monkeypatch):
     """A kept checkpoint appears whole, in place of an older one, and before the variant's own file."""
-    monkeypatch.setattr(transfer, "PIECE", 3)
+    monkeypatch.setattr(ray_worker, "PIECE", 3)
     variant, kept_at = Variant("wanda", "", (), ("key",)), tmp_path / "checkpoints" / "m" / "wanda"
     whole = {"config.json": b"{}", "model.safetensors": b"0123456789", "deep/er.jinja": b""}
     sent = whole | {"key.safetensors": b"abcd"}
@@ -323,7 +321,7 @@ def test_what_a_lost_worker_was_sending_leaves_nothing(tmp_path, monkeypatch):
 
     def pieces(at_most: int) -> None:
         asked: list[tuple[str, str, int, int]] = []
-        sending = transfer.download(made, lambda *where: asked.append(where), tmp_path, variant, kept_at)
+        sending = ray_worker.download(made, lambda *where: asked.append(where), tmp_path, variant, kept_at)
         next(sending)
         for _ in range(at_most):
             _, name, start, size = asked[-1]

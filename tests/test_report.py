@@ -24,9 +24,9 @@ from prunus.reporting.render.text import joined, percent, points, probability
 from prunus.results.cells import Cell, Contradiction, Entry, Slope
 from prunus.results.comparison import compare
 from prunus.results.labels import step_label
+from prunus.results.rows import tables
 from prunus.results.store import Store
 from prunus.results.summary import summarise, with_bands
-from prunus.results.table import tables
 from prunus.results.verdicts import verdict
 
 # Fixtures of the module are made once.

@@ -1,5 +1,8 @@
 """Which blocks a page calls pruned, and which problems it calls flipped."""
 
+import json
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +65,24 @@ def test_recipes_are_spelled_out_with_the_method_first(page):
         text.startswith("drop: method shortgpt, blocks 2, ") and text.endswith("removed blocks 5, 6") for text in texts
     )
     assert not any("None" in text for text in texts)
+
+
+def test_a_narrow_model_is_said_to_have_fewer_channels_and_parameters(tmp_path):
+    path = make_store(tmp_path / "results.db", names=("tiny", "wanda-20", "drop-1"), problems=12)
+    step = {"action": "width", "recipe": {"method": "obs", "keep": 0.75}, "channels": {"before": 256, "after": 192}}
+    with closing(sqlite3.connect(path)) as store, store:
+        for run, model in [(run, json.loads(text)) for run, text in store.execute("SELECT run_id, model FROM run")]:
+            if model["name"] == "drop-1":
+                model |= {"parameters": 910_080, "blocks": 8, "manifest": {"history": [step]}}
+                store.execute("UPDATE run SET model = ? WHERE run_id = ?", (json.dumps(model), run))
+    page = Page(report(path, tmp_path / "report.html"))
+    (narrow,) = (text for text in page.all("dd") if text.startswith("width: "))
+    assert narrow == (
+        "width: method obs, keep 0.75; 192 of 256 channels kept"
+        " · 910\u202f080 of 1\u202f213\u202f440 parameters (75.0\xa0%)"
+    )
+    assert not any("parameters (" in text for text in page.all("dd") if text.startswith("prune: "))
+    assert "What became narrower or lost experts" in page.source
 
 
 def test_flips_are_the_problems_that_only_one_side_solves(store):

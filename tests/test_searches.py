@@ -152,6 +152,46 @@ def test_a_margin_that_is_widened_after_a_refusal_is_told_at_the_start_and_by_ve
 
 
 @pytest.mark.parametrize(
+    ("margin", "told"),
+    [({"relative": 0.2}, "10 points, now 20 % of the dense model's"), (0.2, "10 points, now 20 points")],
+)
+def test_a_margin_may_become_relative_after_a_refusal(store, margin, told):
+    with Store(store) as opened:
+        declare_in(opened, declared(("r1",)))
+        line = warning(opened, declared(("r1",), margin=margin, stop_margin=margin))
+    assert f"(margin {told}; stop margin {told})" in str(line)
+
+
+def test_rows_that_were_removed_before_a_search_was_declared_are_named(store, tmp_path):
+    with Store(store) as opened:
+        opened.remove_run("r0r0r0r0r0r0")
+        opened.remove_run("r1r1r1r1r1r1")
+        declare_in(opened, declared())
+        add(opened, "r0")
+    data = certify(store, declared(), tmp_path / "c.json")
+    assert data["shown"]["searches"]["had"][1] == {"run": "r0" * 6, "name": "r0", "problems": 120, "rows": 120}
+    checked = verify(tmp_path / "c.json", store)
+    assert checked["differences"] == []
+    (note,) = checked["notes"]
+    assert note.startswith("a run of r0 (r0r0r0r0r0r0) with rows of 120 problems was removed from the store at 20")
+
+
+def test_other_runs_of_a_checkpoint_that_is_certified_are_named(store, tmp_path):
+    """Rows under another plan tell as much of a rung as its own."""
+    with Store(store) as opened:
+        plan = {"budgets": [16], "tasks": ["a"], "limit": 100}
+        for run, checksum in (("e" * 12, hashlib.sha256(b"r0").hexdigest()), ("b" * 12, "c" * 64)):
+            opened.add_run(Run(run, {"name": "again", "checksum": checksum}, plan, {}))
+            opened.add_samples(run, [row("a", p, 16, 0, True, ended="natural") for p in range(100)])
+        declare_in(opened, declared())
+    certify(store, declared(), tmp_path / "c.json")
+    checked = verify(tmp_path / "c.json", store)
+    assert checked["differences"] == []
+    (note,) = checked["notes"]
+    assert note.startswith("the store has another run of the checkpoint of r0 on the same tasks (eeeeeeeeeeee: a")
+
+
+@pytest.mark.parametrize(
     ("other", "counts"),
     [
         ({"problems": {"b": [f"b-{p}" for p in range(9)]}}, False),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from completions_server import Server, serving
 from safetensors.torch import save_file
+from scripted_backend import ScriptedBackend
 from test_backend_contract import babble
 from tiny_chains import TOKENIZER
 
@@ -18,7 +19,6 @@ from prunus.checkpoint.model_folder import EngineFolder
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.backends.vllm import dtype_for
 from prunus.evaluation.provenance import open_for
 from prunus.recipes import EvalPlan, TraceRecipe

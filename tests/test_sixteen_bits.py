@@ -8,8 +8,7 @@ from tiny_models import FAMILIES, make_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from prunus.evaluation.backends.hf import HFBackend
-from prunus.evaluation.backends.loading import load_model
+from prunus.evaluation.backends.hf import HFBackend, load_model
 from prunus.evaluation.requests import Request, Sampling
 from prunus.native import load as library
 from prunus.sparse import DenseLinear, sixteen_bits

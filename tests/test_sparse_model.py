@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from packed_models import rounded_folder
 from real_llm import half_of_smollm2
 from tiny_models import FAMILIES, make_model
 from torch import nn
@@ -101,15 +102,14 @@ def test_a_dense_copy_makes_prefill_torchs(models):
 
 
 @needs_kernel
-def test_lossy_and_masked_checkpoints_load_too(models, tmp_path):
+def test_rounded_and_masked_checkpoints_load_too(models, tmp_path):
     half, _ = models["qwen3"]
-    prunus.pack(half, tmp_path / "int8", int8=True)
     prunus.pack(half, tmp_path / "masks", masks_only=True)
-    for name in ("int8", "masks"):
+    prunus.unpack(rounded_folder(tmp_path / "rounded"), tmp_path / "unpacked")
+    for name, dense, linears in (("rounded", tmp_path / "unpacked", 10), ("masks", half, 21)):
         model = prunus.sparse.load(tmp_path / name, dtype=torch.float32, always_sparse=True)
-        assert prunus.sparse.describe(model).sparse == 21
-        close = 0.1 if name == "int8" else 1e-4
-        assert (logits(model) - logits(dense_model(half))).norm() < close * logits(dense_model(half)).norm()
+        assert prunus.sparse.describe(model).sparse == linears
+        assert (logits(model) - logits(dense_model(dense))).norm() < 1e-4 * logits(dense_model(dense)).norm()
 
 
 @needs_kernel

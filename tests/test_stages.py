@@ -1,9 +1,11 @@
 """Unfinished runs get no word, and neither do words bend when a limit is raised until one comes: stores, simulation."""
 
+import runpy
 import sqlite3
 from io import StringIO
 from itertools import pairwise
 from math import inf
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from prunus.results.summary import summarise
 from prunus.results.verdicts import UNFINISHED, WORDS
 
 pytestmark = pytest.mark.usefixtures("few_simulations")
+bench = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdicts.py"))
 
 PLAN = {"mode": "strict", "temperature": 0.6, "budgets": [0, 16, 64], "tasks": ["a"], "samples": 1, "limit": None}
 STEP = {"action": "prune", "recipe": {"sparsity": 0.5}, "sparsity": {"x": 0.5}, "source": {"name": "dense"}}
@@ -162,9 +165,11 @@ def test_a_limit_that_grew_is_known_by_the_store_and_gets_bounds_that_hold_at_an
     ids = {(name, limit): add(store, name, rows[name], limit) for limit in (50, 100, None) for name in HISTORY}
     (entry,) = compare(store, ids["dense", 50], [ids["pruned", 50]], margin=0.6, resamples=200)["others"]
     assert not entry["adaptive"] and entry["grown"] is None  # the first comparison
+    assert entry["primary"]["mde"] is not None
     first = entry["primary"]["p_margin"]
     (entry,) = compare(store, ids["dense", None], [ids["pruned", None]], margin=0.6, resamples=200)["others"]
     assert entry["adaptive"] and entry["scaling"]["word"] == "cannot tell"
+    assert entry["primary"]["mde"] is None  # it would be that of a test that does not give the word
     note = "its limit grew from 50 to 100 to all after its rows could be seen, so the bounds hold at any time"
     assert any(text.startswith(note) for text in entry["warnings"])
     looks = entry["grown"]
@@ -177,6 +182,66 @@ def test_a_limit_that_grew_is_known_by_the_store_and_gets_bounds_that_hold_at_an
     assert note in " ".join(printed(verdict_table(Comparison.of(found))).split())
     page = prunus.report(store, tmp_path / "page.html", base=ids["dense", None]).read_text("utf-8")
     assert note in page and "limit or draws changed" in page
+
+
+def test_removed_runs_count_as_those_that_are_there(tmp_path, rows):
+    store = tmp_path / "s.db"
+    for limit in (50, 80):
+        looked = [add(store, name, rows[name], limit) for name in HISTORY]
+        if limit == 50:
+            for run in looked:
+                prunus.runs(store, remove=run)
+    (entry,) = compare(store, looked[0], looked[1:], resamples=200)["others"]
+    assert [(one["limit"], one["complete"]) for one in entry["grown"]] == [(50, [50, 50]), (80, [None, None])]
+    gone = "an earlier run of pruned (50 problems x 1, of which 50 were complete) was removed from the store at 20"
+    assert entry["adaptive"] and any(note.startswith(gone) for note in entry["warnings"])
+    with Store(store) as opened:
+        assert [(one.run.plan["limit"], one.problems, one.samples) for one in opened.removed()] == [(50, 50, 150)] * 2
+
+
+def test_a_run_that_is_evaluated_again_after_it_was_removed_says_so(tmp_path, rows):
+    store = tmp_path / "s.db"
+    base, other = (add(store, name, rows[name]) for name in HISTORY)
+    prunus.runs(store, remove=other)
+    assert add(store, "pruned", rows["pruned"]) == other
+    (entry,) = compare(store, base, [other], resamples=200)["others"]
+    assert entry["verdict"] == "worse" and entry["grown"] is None  # of the same size, so by the same test
+    assert any("pruned (all problems x 1, of which 120 were complete) was removed" in one for one in entry["warnings"])
+
+
+def test_a_removed_run_without_rows_leaves_nothing(tmp_path, rows):
+    store = tmp_path / "s.db"
+    for name in HISTORY:
+        prunus.runs(store, remove=add(store, name, [], 50))
+    base, other = (add(store, name, rows[name]) for name in HISTORY)
+    (entry,) = compare(store, base, [other], resamples=200)["others"]
+    assert entry["grown"] is None and not any("removed" in note for note in entry["warnings"])
+
+
+@pytest.mark.parametrize("order", [(50, 80, None), (None, 50, 80)])
+def test_runs_that_begin_empty_count_from_when_they_got_their_rows(tmp_path, rows, order):
+    """Whoever begins all limits before the first row of any must not hide that one is looked at after the other."""
+    store = tmp_path / "s.db"
+    for limit in order:
+        for name in HISTORY:
+            add(store, name, [], limit)
+    for limit in (50, 80, None):
+        base, other = (add(store, name, rows[name], limit) for name in HISTORY)
+        (entry,) = compare(store, base, [other], resamples=200)["others"]
+        limits = [one["limit"] for one in entry["grown"] or []]
+        assert limits == {50: [], 80: [50, 80], None: [50, 80, None]}[limit]
+
+
+def test_a_run_that_was_evaluated_beside_a_later_one_counts(tmp_path, rows):
+    store = tmp_path / "s.db"
+    first = [add(store, name, [], 50) for name in HISTORY]
+    second = [add(store, name, rows[name]) for name in HISTORY]
+    with Store(store) as opened:  # the first evaluation gets its rows while the second one is under way
+        for run, name in zip(first, HISTORY, strict=True):
+            wanted = {f"a-{p}" for p in range(50)}
+            opened.add_samples(run, [s for s in rows[name] if s.problem_id in wanted and s.draw == 0])
+    (entry,) = compare(store, second[0], second[1:], resamples=200)["others"]
+    assert [one["limit"] for one in entry["grown"]] == [50, None]
 
 
 def test_a_pilot_of_one_model_is_no_comparison(tmp_path, rows):
@@ -244,12 +309,15 @@ def test_all_comparisons_of_a_growing_limit_are_one_game():
 def test_raising_the_limit_until_a_word_comes_errs_in_5_percent_at_most(margin, discordant):
     """From 50 to 500 problems in 46 looks, at a loss of the margin; in earlier versions it erred in 30 %."""
     runs = 300
-    d = differences(np.random.default_rng(11), 500, runs, discordant, margin)
-    # The largest wealth of the last look includes those of all looks before it (the test above).
-    assert (grown_p(d, list(range(50, 501, 10)), margin) <= 0.05).mean() < 0.05 + 2 * np.sqrt(0.05 * 0.95 / runs)
-    null, goal = np.full((1, 1), -margin), np.full((1, 1), np.log(20))
-    before = [betting.reaches(d[betting.random_order(n, 0)], null, goal)[0] for n in range(50, 501, 10)]
-    assert np.any(before, axis=0).mean() > 0.25
+    now, before = bench["while_the_limit_grows"](list(range(50, 501, 10)), margin, discordant, runs)
+    assert now < 0.05 + 2 * np.sqrt(0.05 * 0.95 / runs) and before > 0.25
+
+
+def test_the_simulation_makes_the_bets_of_compare():
+    looks, (runs, margin, change) = [50, 90, 160], (40, 0.1, 0.1)
+    d = differences(np.random.default_rng(11), looks[-1], runs, change, margin)
+    share, _ = bench["while_the_limit_grows"](looks, margin, change, runs)
+    assert share == (grown_p(d, looks, margin) <= 0.05).mean()
 
 
 @pytest.mark.slow

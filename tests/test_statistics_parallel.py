@@ -8,8 +8,7 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 
 from prunus.results import metrics, paired, parallel
-from prunus.results.rows import Sample
-from prunus.results.table import tables
+from prunus.results.rows import Sample, tables
 
 BUDGETS = (0, 16, 32, 64)
 

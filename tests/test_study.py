@@ -33,12 +33,10 @@ from prunus.results.comparison import compare
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study import engine as engines
-from prunus.study import evaluate as running
 from prunus.study.cells import open_model, open_models
 from prunus.study.engine import swapped
 from prunus.study.file import read_study
-from prunus.study.paths import StudyPaths
-from prunus.study.variants import make_variant, variant_files, vectors_file, weights_file
+from prunus.study.variants import StudyPaths, make_variant, variant_files, vectors_file, weights_file
 
 pytestmark = pytest.mark.usefixtures("few_resamples")
 
@@ -650,14 +648,14 @@ def test_variants_are_made_just_ahead_unless_vllm_occupies_their_gpu(tmp_path, m
         write_study(tmp_path, '[[prune]]\nmethod = ["magnitude", "wanda"]\n', SHORT + '\nbackend = "vllm"')
     )
     models, paths, told = open_models(study), StudyPaths.of(study, tmp_path / "out", None), list[str]()
-    engine = SimpleNamespace(served=lambda *_: nullcontext(), holding=lambda _, one, __: nullcontext(one.name))
-    monkeypatch.setattr(running, "Engine", lambda *_: nullcontext(engine))
-    monkeypatch.setattr(engines, "pick", lambda device: device)
-    monkeypatch.setattr(running, "make_missing", lambda _, __, variant, *rest: told.append(f"make {variant.name}"))
-    monkeypatch.setattr(running, "evaluate_cells", lambda _, __, ___, ____, name, *rest: told.append(f"ask {name}"))
+    engine = SimpleNamespace(served=lambda *_: nullcontext(), holding=lambda _, one, *__: nullcontext(one.name))
+    monkeypatch.setattr(engines, "Engine", lambda *_: nullcontext(engine))
+    monkeypatch.setattr(engines, "device_for", lambda device: device)
+    monkeypatch.setattr(engines, "make_missing", lambda _, __, variant, *rest: told.append(f"make {variant.name}"))
+    monkeypatch.setattr(engines, "evaluate_cells", lambda _, __, ___, ____, name, *rest: told.append(f"ask {name}"))
     (tmp_path / "out").mkdir()
     with Store(paths.store, create=True) as store:
-        running.run_here(study, models, paths, store, device)
+        engines.run_here(study, models, paths, store, device)
     ahead = [f"{what} {name}" for name in ("dense", "magnitude-50", "wanda-50") for what in ("make", "ask")]
     if device == "cpu":
         assert told[: len(ahead)] == ahead

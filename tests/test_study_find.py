@@ -12,7 +12,7 @@ import prunus
 from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.results.store import Store
-from prunus.study import evaluate
+from prunus.study import engine
 from prunus.study.file import FindTable, read_study
 from prunus.study.find import find as finding
 from prunus.study.find import tables
@@ -109,7 +109,7 @@ def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(scripted, mo
     for path in ("out", "small.toml"):
         Path(path).rename(f"whole-{path}")
     run("")  # the grid alone
-    with stopped(evaluate, "fill_store", 4):
+    with stopped(engine, "fill_store", 4):
         run(FIND)
     assert plan(FIND)["searches"][0]["state"] == "not finished" and not FOUND.exists()
     assert "Search magnitude: not finished." in Path(prunus.report_study("small.toml", out="out")["report"]).read_text()

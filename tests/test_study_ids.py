@@ -18,7 +18,7 @@ from prunus.evaluation import run as loop
 from prunus.reporting import report_data
 from prunus.results import comparison
 from prunus.results.store import Store
-from prunus.study import evaluate, pages
+from prunus.study import engine, pages
 from prunus.study.cells import open_model
 from prunus.study.file import read_study
 
@@ -90,7 +90,7 @@ def test_a_study_that_an_earlier_version_began_goes_on(tmp_path, monkeypatch):
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *given: calls.append(given) or original(*given))
 
-    noted(evaluate, "make_variant", made)
+    noted(engine, "make_variant", made)
     noted(loop, "run_batch", batches)
     done = prunus.run_study(tmp_path / "begun.toml", out=tmp_path / "out")
     assert [given[1].name for given in made] == ["without-0-2"] and len(batches) == 1 + 2 + 2

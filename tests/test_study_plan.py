@@ -22,8 +22,7 @@ from prunus.results.store import Store
 from prunus.study import plan as planning
 from prunus.study.cells import open_model, variant_names
 from prunus.study.file import read_study
-from prunus.study.live_table import LiveTable, Row, duration
-from prunus.study.plan_table import plan_table
+from prunus.study.live_table import LiveTable, Row, duration, plan_table
 from prunus.study.variants import make_variant, weights_file
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -163,6 +162,16 @@ def test_the_gsm8k_example_is_planned_without_network(monkeypatch, tmp_path):
     names += ["sparsegpt-50", "sparsegpt-50-recovered", "shortgpt-1", "shortgpt-2"]
     assert {cell["variant"] for cell in plan["cells"]} == {"dense", *names} and len(plan["cells"]) == 15
     assert plan["totals"]["answers"] == 15 * 200 * 4
+
+
+def test_the_width_example_is_planned_without_network(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    plan = prunus.plan_study(EXAMPLES / "width.toml", out=tmp_path / "out")
+    widths = [f"width-obs-{keep}{end}" for keep in ("87.5", "75", "62.5", "50") for end in ("", "-recovered")]
+    names = Counter(cell["variant"] for cell in plan["cells"])
+    assert names == Counter(["dense", *widths, "shortgpt-3", "shortgpt-5"])
+    assert plan["totals"]["answers"] == 11 * 200 * 4
 
 
 def test_a_set_that_cannot_be_read_and_declares_no_number_is_unknown(tmp_path, monkeypatch):

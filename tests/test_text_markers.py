@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 from chat_tokenizer import byte_tokenizer
+from scripted_backend import ScriptedBackend
 from tiny_chains import TOKENIZER, TwoPhases, chains, spelled, tiny
 
-from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Chain, Draw, Rules, answer_text, force_budgets
 from prunus.evaluation.profiles.markers import Markers, encode_markers
 from prunus.evaluation.profiles.profile import PROFILES

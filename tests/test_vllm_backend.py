@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from scripted_backend import ScriptedBackend
 from test_backend_contract import babble
 from tiny_chains import MARKERS, TOKENIZER, chains, complete
 
@@ -21,7 +22,6 @@ from prunus.checkpoint.resolve import tiny_folder
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import vllm as module
-from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.backends.vllm import VLLMBackend, weights
 from prunus.evaluation.budget import Rules, force_budgets
 from prunus.evaluation.requests import Sampling

@@ -9,6 +9,7 @@ import pytest
 import warm_processes
 
 from prunus import walkthrough
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.recipes import PruneRecipe
 from prunus.reporting import report_data
 from prunus.results.comparison import compare_runs, compared
@@ -51,12 +52,15 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     page = (tmp_path / "report.html").read_text()
     assert 'href="found/find.html"' in page and "tiny/wanda-10" not in page and (tmp_path / "found/find.html").exists()
     assert "wanda-10 is certified" in page and "wanda-10 is certified" in " ".join(printed.split())
-    assert page.count("ShortGPT") > 1 and page.count("Wanda 50\xa0% + recovered") > 1
+    assert all(page.count(name) > 1 for name in ("ShortGPT", "Wanda 50\xa0% + recovered", "OBS width 62.5\xa0%"))
+    left = [Checkpoint(tmp_path / "models" / name).parameters for name in ("drop-2", "width-62.5")]
+    assert left[0] == pytest.approx(left[1], rel=0.001), "what the two of them removed is compared at equal size"
 
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert len(stamps) == len(few) + 1  # and the one found
     monkeypatch.setattr(walkthrough.prunus, "prune", None, raising=False)
     monkeypatch.setattr(walkthrough.prunus, "drop_blocks", None, raising=False)
+    monkeypatch.setattr(walkthrough.prunus, "width", None, raising=False)
     monkeypatch.setattr(walkthrough.prunus, "recover", None, raising=False)
     monkeypatch.setattr(find, "carry_out", None)
     again = walkthrough.demo(tmp_path)

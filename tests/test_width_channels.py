@@ -230,6 +230,6 @@ def test_inspect_says_what_can_be_narrowed(tmp_path):
     assert row == {
         "use": "width",
         "possible": True,
-        "note": "routed experts and shared experts of 1 blocks: 32 channels (moe_intermediate_size);"
-        " dense feed-forward networks of 1 blocks: 96 channels (intermediate_size)",
+        "note": "routed experts and shared experts of 1 block: 32 channels (moe_intermediate_size);"
+        " dense feed-forward networks of 1 block: 96 channels (intermediate_size)",
     }

@@ -1,17 +1,31 @@
 """Studies and searches of narrower models: names, keys, labels, chains, and the rows of whole checkpoints."""
 
+import pickle
+import signal
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
 import pytest
+import warm_processes
 from small_study import write_study
 
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
+from prunus.evaluation.grading import Grader
+from prunus.evaluation.run import planned_chains, run_chains
+from prunus.pruning.width import channels
 from prunus.recipes import PruneRecipe, RecoverRecipe, WidthRecipe
 from prunus.results.store import Store
+from prunus.step import kind_of
 from prunus.study.cells import open_model
+from prunus.study.engine import Engine
 from prunus.study.file import read_study
-from prunus.study.find.ladders import check_order, ladders_of, removed
-from prunus.study.variants import unfinished_folder
+from prunus.study.find.search import check_order, ladders_of, removed
+from prunus.study.ray import worker as ray_worker
+from prunus.study.ray.worker import ModelRef, Worker, download
+from prunus.study.variants import files_to_load, make_variant, target_folder, unfinished_folder
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("few_resamples")]
 TABLES = """\
@@ -73,3 +87,119 @@ def test_a_ladder_of_widths_goes_from_wide_to_narrow(tmp_path):
         check_order(again, source)
     (recovering,) = ladders_of([WidthRecipe()], None, {}, {})
     assert recovering.entries[0].steps[1] == RecoverRecipe(rate=0.003)
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_workers_of_a_cluster_make_and_run_a_width_as_this_machine_does(tmp_path, monkeypatch):
+    """One makes the whole checkpoint, which the driver fetches, and another loads what the driver has."""
+    study = read_study(write_study(tmp_path, "[[width]]\nmethod = 'magnitude'\n"))
+    model = open_model(study, study.models[0], tmp_path / "model")
+    here, driver, variant = tmp_path / "here", tmp_path / "driver", model.variants[1]
+    make_variant(model, variant, here, "cpu", keep=False)
+    monkeypatch.setattr(ray_worker, "fetch", lambda reference: reference)
+    (cell,) = model.cells_of(variant)
+    ref = ModelRef(model.name, model.checkpoint.checksum(), [cell.resolved])
+    sent = pickle.loads(pickle.dumps(variant))  # noqa: S301  of our own making
+    maker, other = (Worker(str(tmp_path), study, "cpu") for _ in range(2))
+    coming = download(
+        maker.make((ref, model.name), sent, False), maker.piece, driver, variant,
+        target_folder(driver, model, variant, False),
+    )  # fmt: skip
+    piece = next(coming)
+    with suppress(StopIteration):
+        while True:
+            piece = coming.send(piece)
+    assert files(driver / "variants") == files(here / "variants")
+    assert f"{variant.key}/model.safetensors" in files(driver / "variants")
+    uploaded = {
+        str(path.relative_to(driver)): [np.fromfile(path, np.uint8)]
+        for path in files_to_load(driver, model, variant, False)
+    }
+    chains = [(0, 0), (1, 0)]
+    [found] = other.answer((ref, model.name), sent, uploaded, 0, chains)
+    with Engine(study, "cpu").holding(model, variant, here) as backend, Grader() as grader:
+        [alone] = run_chains(cell.resolved, backend, grader, planned_chains(cell.resolved, backend, [chains]))
+    assert found.samples == alone.samples and found.tokens == alone.tokens
+    for one in (maker, other):
+        one.scratch.cleanup()
+
+
+CHAIN = """\
+[[chain]]
+steps = [{ width = {} }, { prune = { sparsity = 0.3 } }, { recover = { epochs = 1, step_tokens = 32 } }]
+"""
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from prunus.checkpoint import writer
+from prunus.study.cells import open_model
+from prunus.study.file import read_study
+from prunus.study.variants import make_variant
+
+file, folder = map(Path, sys.argv[2:])
+write_block, written = writer.Partial.write_block, 0
+
+def counted(self, *arguments):
+    global written
+    write_block(self, *arguments)
+    written += 1
+    if written == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+writer.JOURNAL_SECONDS = 0
+writer.Partial.write_block = counted
+study = read_study(file)
+model = open_model(study, study.models[0], file.parent / "model")
+make_variant(model, model.variants[1], folder, "cpu", keep=False)
+"""
+
+
+@pytest.mark.slow
+@warm_processes.in_one_worker
+def test_a_chain_that_is_killed_in_each_of_its_steps_ends_with_the_same_bytes(tmp_path):
+    file = write_study(tmp_path, CHAIN)
+    study = read_study(file)
+    model = open_model(study, study.models[0], tmp_path / "model")
+    make_variant(model, model.variants[1], tmp_path / "unbroken", "cpu", keep=False)
+    for blocks, end in ((2, -signal.SIGKILL), (3, -signal.SIGKILL), (3, -signal.SIGKILL), (3, 0)):  # of nine in all
+        assert warm_processes.run(KILLED, blocks, file, tmp_path / "broken") == (end, "")
+    assert files(tmp_path / "broken") == files(tmp_path / "unbroken")
+
+
+def test_what_is_already_narrow_recovers_at_the_rate_after_a_fit(tmp_path):
+    tables = "[[recover]]\nepochs = 1\n{}[[chain]]\nsteps = [{{ prune = {{}} }}, {{ recover = {{ epochs = 1 }} }}]\n"
+    write_study(tmp_path, "")
+    (tmp_path / "model").rename(tmp_path / "dense")
+    calibration: Any = {"calibration": str(tmp_path / "text.jsonl"), "samples": 8, "seqlen": 16}
+
+    def rates_and_keys(given=""):
+        study = read_study(write_study(tmp_path, tables.format(given)))
+        variants = open_model(study, "model", tmp_path / "model").variants[1:]
+        recoveries = [variant.steps[-1] for variant in variants]
+        assert all(isinstance(one, RecoverRecipe) for one in recoveries)
+        return [vars(one)["rate"] for one in recoveries], [variant.key for variant in variants]
+
+    for fit, rate in ((True, 0.003), (False, 0.01)):
+        recipe = WidthRecipe(method="magnitude", fit=fit, **calibration)
+        prunus.width(tmp_path / "dense", tmp_path / "model", recipe, overwrite=True)
+        rates, keys = rates_and_keys()
+        assert sorted(rates) == sorted([rate, 0.01]), "zeros after a width recover as ever"
+        assert rates_and_keys(f"rate = {rate}\n") == (rates, keys)
+    steps = [RecoverRecipe(epochs=1, step_tokens=32, **calibration), PruneRecipe(sparsity=0.3, **calibration)]
+    prunus.width(tmp_path / "dense", tmp_path / "model", WidthRecipe(**calibration), overwrite=True)
+    prunus.apply_steps(tmp_path / "model", tmp_path / "out", steps, device="cpu")
+    assert Checkpoint(tmp_path / "out").manifest["history"][1]["recipe"]["rate"] == 0.003
+
+
+def test_the_networks_of_an_open_model_are_found_once(tmp_path, monkeypatch):
+    write_study(tmp_path, "")
+    source, recipe = Checkpoint(tmp_path / "model"), WidthRecipe()
+    units = channels.find_units(source)
+    monkeypatch.setattr(channels, "skeleton", None)
+    assert channels.find_units(source) is units
+    assert kind_of(recipe).removed(recipe, source) and kind_of(recipe).nbytes(recipe, source)
+    with pytest.raises(PrunusError, match="cannot be made"):  # without the models that were made before
+        channels.find_units(Checkpoint(tmp_path / "model"))

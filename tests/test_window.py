@@ -7,16 +7,15 @@ from statistics import mean
 
 import pytest
 from completions_server import Server, serving
+from scripted_backend import ScriptedBackend
 from test_backend_contract import babble
 from tiny_chains import MARKERS, TOKENIZER, chains
 
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends import openai, opened, rolling, transport
-from prunus.evaluation.backends import rolling as module
-from prunus.evaluation.backends.rolling import MOST, START, Window, queue_of
-from prunus.evaluation.backends.scripted import ScriptedBackend
+from prunus.evaluation.backends import openai, opened, transport
+from prunus.evaluation.backends.transport import MOST, START, Window, queue_of
 from prunus.evaluation.budget import Draw, Rules, force_budgets_as_completed
 from prunus.evaluation.requests import Sampling
 
@@ -114,7 +113,7 @@ def test_the_window_follows_a_queue():
         running = min(100, in_flight)
         window.follow(in_flight - running, running, in_flight, now)
         in_flight = max(int(window.size), in_flight - 50)  # 50 are completed between two looks
-    assert 100 < in_flight <= 100 + 100 / module.RESERVE + 1
+    assert 100 < in_flight <= 100 + 100 / transport.RESERVE + 1
     for _ in range(40):  # now it has 3000 places
         window.follow(0, in_flight, in_flight, now)
         in_flight = int(window.size)
@@ -124,7 +123,7 @@ def test_the_window_follows_a_queue():
 
 
 def test_metrics_of_a_server_are_read(monkeypatch):
-    monkeypatch.setattr(rolling, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(transport, "POLL_SECONDS", 0.01)
     told = list[tuple[float, float]]()
     monkeypatch.setattr(Window, "follow", lambda _self, waiting, running, *_: told.append((waiting, running)))
     drawn(babbling(queue=(50, 20), seconds=0.02))

@@ -22,8 +22,8 @@ class BackendEntry:
     unless the plan sets it; engines with continuous batching need many requests at once.
     settings: the EngineOptions that it uses. needs: those that it requires, with the advice of the error message.
     reads_packed: whether it runs folders that `prunus pack` wrote. loads_itself: whether another program reads the
-    weights, so that any type of model will do. streams: as Backend.streams. chats: "module:class" that takes a model
-    folder and EngineOptions, and returns the server's chat completions, for control native; empty without any.
+    weights, so that any type of model will do. streams: as Backend.streams. chats: as load, of the server's
+    chat completions, for control native; empty without any.
     """
 
     load: str
@@ -49,7 +49,7 @@ BACKENDS: dict[str, BackendEntry] = {
         needs={"url": "the server's address: --url http://localhost:8000/v1"},
         loads_itself=True,
         streams=True,
-        chats="prunus.evaluation.backends.chat:ChatServer",
+        chats="prunus.evaluation.backends.chat:ChatServer.load",
     ),
 }
 

@@ -11,14 +11,13 @@ from prunus.cards.text import README, Card, Results, Zeros, card_text, is_ours, 
 from prunus.checkpoint.model_folder import is_packed
 from prunus.checkpoint.packed_files import open_checkpoint
 from prunus.checkpoint.resolve import MANIFEST, hub_origin, is_built_in, read_manifest, resolve
+from prunus.disk import explained, write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks import TASKS
 from prunus.margins import MarginLike
 from prunus.pruning.inspection import inspect
-from prunus.reporting.output_files import write_whole
 from prunus.results.comparison import HARMLESS, compared
-from prunus.results.labels import history
-from prunus.results.plans import listed
+from prunus.results.labels import history, listed
 from prunus.results.rows import Run
 from prunus.results.store import Store
 from prunus.results.summary import summarise
@@ -74,7 +73,10 @@ def card(
         made = replace(made, zeros=zeros_of(facts), patterns=facts["patterns"])
     if made.base is None:
         warnings.append("the dense model has no known hub id: name it with --base-model before you publish the card")
-    write_whole(target, card_text(made))
+    try:
+        write_text(target, card_text(made))
+    except OSError as error:
+        raise explained(error, target) from error
     contrast = results.contrast if results else None
     return {
         "out": str(target),

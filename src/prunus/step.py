@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from prunus.recipe_base import Recipe
 from prunus.settings import setting
@@ -26,6 +26,7 @@ STEPS: Mapping[str, str] = {
     "recover": "prunus.steps.recover",
 }
 
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 StepRecord = Mapping[str, Any]  # what a manifest says of a step; it may be of another program, or damaged
 
 NAMES = {
@@ -184,10 +185,11 @@ def kind_of(recipe: Recipe) -> Step:
     return step_kind(action_of(recipe))
 
 
-def settled(steps: Sequence[Recipe]) -> tuple[Recipe, ...]:
-    """The steps, with the defaults that depend on those before them."""
-    kinds, settings = [kind_of(recipe) for recipe in steps], [vars(recipe) for recipe in steps]
-    return tuple(kind.after(steps[n], kinds[:n], settings[:n]) for n, kind in enumerate(kinds))
+def settled(steps: Sequence[AnyRecipe], history: Sequence[StepRecord] = ()) -> tuple[AnyRecipe, ...]:
+    """The steps, with the defaults that depend on those before them. history: of the model that they are done to."""
+    kinds = [*map(recorded_kind, history), *map(kind_of, steps)]
+    settings = [*map(recipe_of, history), *map(vars, steps)]
+    return tuple(kinds[n].after(recipe, kinds[:n], settings[:n]) for n, recipe in enumerate(steps, len(history)))
 
 
 def recorded_kind(step: StepRecord) -> Step:

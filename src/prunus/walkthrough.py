@@ -1,4 +1,4 @@
-"""The whole job on a built-in reasoner: prune, drop, recover, evaluate, compare, search, report."""
+"""The whole job on a built-in reasoner: prune, drop, narrow, recover, evaluate, compare, search, report."""
 
 import json
 import multiprocessing
@@ -15,7 +15,7 @@ from prunus.checkpoint.resolve import MANIFEST
 from prunus.engines import EngineOptions
 from prunus.evaluation.resolved_plan import load_problems
 from prunus.progress import Steps, out_console, say, set_quiet
-from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
+from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe, WidthRecipe
 from prunus.reporting.terminal import curve_table, verdict_table
 from prunus.results.comparison import compared
 from prunus.results.store import Store
@@ -52,17 +52,17 @@ class Tour(NamedTuple):
     """What a demonstration shows: a model, its variants by name, and which of them are compared with one another."""
 
     model: str
-    variants: Mapping[str, PruneRecipe | DropRecipe | ExpertsRecipe | Recovered]
+    variants: Mapping[str, PruneRecipe | DropRecipe | ExpertsRecipe | WidthRecipe | Recovered]
     contrasts: tuple[Contrast, ...]
     search: Wanted | None = None
 
 
 CALIBRATION = {"calibration": "tiny", "samples": 128}
+# Keeping 160 of 256 channels leaves as many parameters as removing two of eight blocks: 934,528 and 933,888.
 DENSE = Tour(
     "tiny",
     {
         "wanda-20": PruneRecipe(method="wanda", sparsity=0.2, **CALIBRATION),
-        "magnitude-20": PruneRecipe(method="magnitude", sparsity=0.2),
         "wanda-50": PruneRecipe(method="wanda", sparsity=0.5, **CALIBRATION),
         "wanda-50-recovered": Recovered(
             "wanda-50", RecoverRecipe(calibration="tiny", calibration_tokens=16_000, rate=0.02, step_tokens=1024)
@@ -70,6 +70,7 @@ DENSE = Tour(
         "magnitude-50": PruneRecipe(method="magnitude", sparsity=0.5),
         "drop-1": DropRecipe(blocks="1", **CALIBRATION),
         "drop-2": DropRecipe(blocks="2", **CALIBRATION),
+        "width-62.5": WidthRecipe(keep=0.625, **CALIBRATION),
     },
     (
         Contrast(
@@ -79,6 +80,7 @@ DENSE = Tour(
             "Wanda is not ahead here, unlike on large models: benchmarks/comparison_group.py measures why.",
         ),
         Contrast("Wanda at 50 %, recovered, against the same before recovery", "wanda-50", "wanda-50-recovered"),
+        Contrast("62.5 % of the channels against six of eight blocks, as many parameters", "drop-2", "width-62.5"),
     ),
     Wanted(
         tuple(PruneRecipe(method="wanda", sparsity=share, **CALIBRATION) for share in (0.1, 0.3, 0.5)),
@@ -144,8 +146,7 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = F
 def search(model: str, wanted: Wanted, plan: EvalPlan, store: Path, target: Path) -> str:
     """Search a ladder, unless target has its result; returns the decisions in a sentence. Dense rows are shared."""
     from prunus.study.find.find import carry_out, is_finished
-    from prunus.study.find.ladders import ladders_of
-    from prunus.study.find.search import open_search
+    from prunus.study.find.search import ladders_of, open_search
 
     asked = open_search(
         model, plan, ladders_of(wanted.ladder, None, {}, None), margin=wanted.margin, stop_margin=wanted.stop_margin,
@@ -180,6 +181,8 @@ def make_variant(folder: Path, name: str, tour: Tour) -> Path:
         prunus.drop_blocks(model, target, recipe, overwrite=True)
     elif isinstance(recipe, ExpertsRecipe):
         prunus.drop_experts(model, target, recipe, overwrite=True)
+    elif isinstance(recipe, WidthRecipe):
+        prunus.width(model, target, recipe, overwrite=True)
     else:
         prunus.recover(model, target, recipe, overwrite=True)
     return target

@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
+import torch
 from fake_store import make_store
+from safetensors.torch import load_file, save_file
 from tiny_models import make_model, random_rows
 
 import prunus
@@ -111,6 +113,7 @@ class Outcome(NamedTuple):
 def fill(folder: Path) -> Path:
     """Write one of each kind of file that commands read, by relative names; returns the folder."""
     make_model(folder / "model", blocks=2)
+    write_in_fp8(folder / "model", folder / "quantised")
     (folder / "rows.jsonl").write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in random_rows(8, 24)))
     (folder / "chats.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "2+2?"}]}) + "\n")
     (folder / "task.jsonl").write_text('{"id": "a", "problem": "1+1?", "answer": "2"}\n')
@@ -133,6 +136,22 @@ def fill(folder: Path) -> Path:
     shutil.copy(log, folder / "samples.jsonl")
     (folder / "scores.json").write_text('{"block": [1.0, 2.0]}')
     return folder
+
+
+def write_in_fp8(model: Path, out: Path) -> None:
+    """Write a copy of a model whose matrices are 8-bit floats, each with one scale."""
+    shutil.copytree(model, out)
+    tensors = {}
+    for name, tensor in load_file(model / "model.safetensors").items():
+        if tensor.ndim == 2 and "layers" in name:
+            scale = tensor.abs().max() / 448
+            tensors[name] = (tensor / scale).to(torch.float8_e4m3fn)
+            tensors[f"{name}_scale_inv"] = scale.float().reshape(1, 1)
+        else:
+            tensors[name] = tensor
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    made_by = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    edit("config.json", "quantization_config", made_by)(out)
 
 
 def write(name: str, content: bytes) -> Callable[[Path], None]:
@@ -200,6 +219,8 @@ CALIBRATED = ("--calibration", "rows.jsonl", "--samples", "8", "--seqlen", "24")
 WRITING: dict[str, tuple[str, ...]] = {
     "prune": ("prune", "model", "OUT", *CALIBRATED),
     "drop": ("drop", "model", "OUT", "--blocks", "1,"),
+    "experts": ("experts", "tiny-moe", "OUT", "--method", "random"),
+    "dequantize": ("dequantize", "quantised", "OUT"),
     "recover": ("recover", "pruned", "OUT", *CALIBRATED, "--epochs", "1"),
     "pack": ("pack", "pruned", "OUT"),
     "unpack": ("unpack", "packed", "OUT"),
@@ -344,6 +365,8 @@ def stores() -> Iterator[Case]:
         ("card", "pruned", "--store", "results.db", "--out", "c.md"),
         (*EVAL[:-1], "results.db"),
         ("regrade", "results.db"),
+        ("runs", "results.db"),
+        ("runs", "results.db", "--remove", "tiny"),
     ]
     changes = {
         **{f"no table {name}": sql(f"DROP TABLE {name}") for name in ("problem", "sample", "run", "meta")},

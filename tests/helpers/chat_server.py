@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from completions_server import Server, _Handler, serving  # pyright: ignore[reportPrivateUsage]
+from scripted_backend import ScriptedBackend
 
-from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.profiles.markers import decode
 
 

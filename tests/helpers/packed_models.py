@@ -1,5 +1,8 @@
 """Helpers for tests of packed files: weights of every kind, comparisons, and checks of refusals."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from prunus.errors import PrunusError
 
+STORED = Path(__file__).parents[1] / "data" / "stored" / "0.1.0-2094e08"
 INTEGERS = {4: torch.int32, 2: torch.int16}
 
 
@@ -26,6 +30,14 @@ def change_tensors(folder, change):
 
 def files_of(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def rounded_folder(folder):
+    """The pruned model of STORED, packed by an earlier version with values rounded to 8 bits, copied to folder."""
+    shutil.copytree(STORED / "packed", folder)
+    shutil.copyfile(STORED / "model" / "tokenizer.json", folder / "tokenizer.json")
+    shutil.copyfile(STORED.parents[1] / "rounded" / "packed.safetensors", folder / "packed.safetensors")
+    return folder
 
 
 def refused(words, function, *arguments, **options):

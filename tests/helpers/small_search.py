@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted_backend import ScriptedBackend
 from tiny_chains import TOKENIZER
 from tiny_models import make_model, random_rows
 
-from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.pruning.calibration.data import Calibration
 from prunus.recipes import EvalPlan
 from prunus.study.engine import Engine
@@ -60,7 +60,9 @@ def script(patch: pytest.MonkeyPatch) -> Counter[str]:
         return ENDLESS if random.Random(-seed).random() < endless else END + answer
 
     @contextmanager
-    def holding(_engine: Engine, _model: object, variant: Any, _folder: Path) -> Iterator[ScriptedBackend]:
+    def holding(
+        _engine: Engine, _model: object, variant: Any, _folder: Path, _native: bool = False
+    ) -> Iterator[ScriptedBackend]:
         yield ScriptedBackend(partial(replay, variant.name))
 
     patch.setattr(Engine, "holding", holding)

@@ -25,8 +25,6 @@ def commands(steps: Sequence[Data], origin: str, plan: Data | None) -> list[str]
         if action in STEPS:
             dense = ["--dense", dense_of(step, origin, steps)] if step_kind(action).needs_pruned else []
             lines.append(line(action, model, out, *dense, *options_of(action, recipe)))
-        elif action == "quantise":
-            lines += [line("pack", model, f"{out}-packed", "--int8"), line("unpack", f"{out}-packed", out, "--lossy")]
         elif action == "dequantize":
             lines.append(line("dequantize", model, out))
         else:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from prunus.results.characters import DASH, MINUS, one_line
+from prunus.results.characters import DASH, one_line, percent, points
 
 if TYPE_CHECKING:
     from prunus.results.cells import Cell
@@ -61,19 +61,6 @@ def hub_id(value: Any) -> str | None:
 def number(value: Any) -> str:
     """A whole number with commas between thousands; a dash for None."""
     return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if isinstance(value, float) else DASH
-
-
-def percent(share: float) -> str:
-    """A share as percent with one decimal."""
-    return f"{100 * share:.1f}"
-
-
-def points(value: float | None) -> str:
-    """A difference of shares in percentage points, with its sign."""
-    if value is None:
-        return DASH
-    text = f"{abs(100 * value):.1f}"
-    return text if float(text) == 0 else f"{MINUS if value < 0 else '+'}{text}"
 
 
 def estimate(cell: "BudgetCell | None") -> str:

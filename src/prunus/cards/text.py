@@ -21,9 +21,7 @@ from prunus.cards.markdown import (
     fenced,
     hub_id,
     number,
-    percent,
     plain,
-    points,
     public,
     redacted,
     shown,
@@ -31,7 +29,7 @@ from prunus.cards.markdown import (
 )
 from prunus.hashing import content_hash
 from prunus.results.cells import Entry
-from prunus.results.characters import one_line
+from prunus.results.characters import one_line, percent, points
 from prunus.results.labels import label, observations, settings
 from prunus.results.rows import Run
 from prunus.results.stages import PARTLY, in_words, verdict_in_words
@@ -220,10 +218,10 @@ def eval_results(results: Results) -> list[Any]:
     return [
         EvalResult(
             task_type="text-generation",
-            dataset_type=results.datasets.get(task, (one_line(task), None, None))[0],
+            dataset_type=source,
             dataset_name=one_line(task),
-            dataset_config=results.datasets.get(task, (None, None, None))[1],
-            dataset_split=results.datasets.get(task, (None, None, None))[2],
+            dataset_config=configuration,
+            dataset_split=split,
             metric_type="accuracy",
             metric_name=f"accuracy, thinking budget {budget}",
             metric_value=round(cell.accuracy, 4),
@@ -237,6 +235,7 @@ def eval_results(results: Results) -> list[Any]:
             },
         )
         for task, curve in results.summary.tasks.items()
+        for source, configuration, split in [results.datasets.get(task, (one_line(task), None, None))]
         for budget, cell in curve.budgets.items()
     ]
 
@@ -294,8 +293,8 @@ def warnings_text(steps: Sequence[Data]) -> list[str]:
 
 
 def sparsity_text(card: Card) -> list[str]:
-    """A table of the zeros by part of the blocks."""
-    if not card.zeros:
+    """A table of the zeros by part of the blocks; nothing where there are none."""
+    if not any(row.zeros for row in card.zeros):
         return []
     zeros, weights = sum(row.zeros for row in card.zeros), sum(row.weights for row in card.zeros)
     rows = [*card.zeros, Zeros("all of these", zeros, weights)] if len(card.zeros) > 1 else card.zeros

@@ -26,35 +26,34 @@ from prunus.progress import Steps
 
 # Folders
 
+ROUNDED = "its weights were rounded to 8 bits when an earlier version of prunus packed it"
+
 
 def pack(
     checkpoint: str | Path,
     out: str | Path,
     *,
     masks_only: bool = False,
-    int8: bool = False,
     source: str | Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a packed copy of checkpoint (folder, hub id or `tiny`) to the folder out; returns a summary.
 
     The summary has out, form, dense_bytes, packed_bytes, ratio (packed / dense), seconds and warnings. Unpacking
-    restores every tensor bit by bit, unless int8 is set, which rounds the kept weights of the Linears to 8 bits.
+    restores every tensor bit by bit.
     masks_only: store only a mask for each Linear, for a model that equals its dense source except for zeros. source:
     that dense model, by default the first that the model's prunus.json names. Raises PrunusError, and leaves nothing
     behind, if the options contradict each other, the model cannot be read or packed so, or out exists (without
     overwrite).
     """
     started = time.monotonic()
-    if masks_only and int8:
-        raise PrunusError("--masks-only stores no values that --int8 could round; leave one of them out")
     if source is not None and not masks_only:
         raise PrunusError("--source is only for masks; leave it out or add --masks-only")
     model, target = Checkpoint(resolve(checkpoint)), Path(out)
     if model.quantised is not None:
         raise PrunusError(f"{model.folder} is in {model.quantised} and was not pruned, so there is nothing to pack")
     check_target(model.folder, target, overwrite)
-    work = {"action": "pack", "masks_only": masks_only, "int8": int8, "source": model.checksum()}
+    work = {"action": "pack", "masks_only": masks_only, "source": model.checksum()}
     needed = sum(mask_nbytes(model.tensors[name].shape) for name in linear_weights(model))
     dense_name, dense = find_source(model, source) if masks_only else (str(checkpoint), model)
     if masks_only:
@@ -62,7 +61,7 @@ def pack(
     else:
         needed += sum(stored.nbytes for stored in model.outer_tensors().values())
     with Partial(model, target, work, 0, needed, overwrite) as partial:
-        file, info = partial.folder / PACKED_FILE, header_info(dense_name, dense, int8, {"checksum": model.checksum()})
+        file, info = partial.folder / PACKED_FILE, header_info(dense_name, dense, {"checksum": model.checksum()})
         with disk_errors(partial.folder, needed), Steps("packing", len(linear_weights(model)), "Linears") as steps:
             if masks_only:
                 write_variant_tensors(
@@ -74,7 +73,7 @@ def pack(
     packed_bytes = sum(tensor.packed_nbytes for tensor in read_packed(target / PACKED_FILE).tensors.values())
     return {
         "out": str(target),
-        "form": "masks" if masks_only else "int8 values, lossy" if int8 else "values",
+        "form": "masks" if masks_only else "values",
         "dense_bytes": model.nbytes,
         "packed_bytes": packed_bytes,
         "ratio": packed_bytes / model.nbytes,
@@ -88,24 +87,21 @@ def unpack(
     out: str | Path,
     *,
     source: str | Path | None = None,
-    lossy: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write the dense checkpoint from which a packed one was made to the folder out; returns a summary.
 
     The summary has out, dense_bytes, exact (whether all weights are those that were packed), seconds and warnings.
     source: for a file of masks only, the dense model to which they belong, by default the one that the file names.
-    lossy: also unpack int8 values, which prunus.json then records. The result's checksum must be that of the packed
-    model. Raises PrunusError, and leaves nothing behind, if the file is damaged, holds rounded values (without lossy),
-    or out exists (without overwrite).
+    The result's checksum must be that of the packed model, unless an earlier version of prunus rounded its values to 8
+    bits, which prunus.json then records. Raises PrunusError, and leaves nothing behind, if the file is damaged or out
+    exists (without overwrite).
     """
     started = time.monotonic()
     model, target = PackedCheckpoint(typed_path(packed), source), Path(out)
-    if model.lossy and not lossy:
-        raise PrunusError(f"{packed} holds values rounded to 8 bits, not the original ones; add --lossy to unpack them")
     check_target(model.dense.folder if model.dense else model.folder, target, overwrite)
     provenance = {"name": str(packed), "checksum": model.packed.info["about"].get("checksum")}
-    work = {"action": "unpack", "source": provenance["checksum"], "lossy": model.lossy}
+    work = {"action": "unpack", "source": provenance["checksum"]}
     with Partial(model, target, work, model.blocks, disk_needed(model.nbytes), overwrite) as partial:
         with Steps("unpacking", total=model.blocks, unit="blocks", done=len(partial.records)) as steps:
             for index in range(model.blocks):
@@ -124,7 +120,7 @@ def unpack(
         "dense_bytes": model.nbytes,
         "exact": not model.lossy,
         "seconds": time.monotonic() - started,
-        "warnings": [],
+        "warnings": [ROUNDED] * model.lossy,
     }
 
 
@@ -146,7 +142,7 @@ def write_variant(
     as in source.tensors. about: JSON that variant_about returns. The file is written completely or not at all, and
     replaces an old one. Raises PrunusError if a weight is not that of a Linear of source.
     """
-    info = header_info(str(source.folder), source, False, about) | {"kind": "variant"}
+    info = header_info(str(source.folder), source, about) | {"kind": "variant"}
     with disk_errors(path.parent, 0):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_variant_tensors(path, source, weights, info)
@@ -170,10 +166,10 @@ def variant_about(path: Path) -> dict[str, Any]:
 # Used by both
 
 
-def header_info(name: str, model: Checkpoint, lossy: bool, about: Mapping[str, Any]) -> dict[str, Any]:
+def header_info(name: str, model: Checkpoint, about: Mapping[str, Any]) -> dict[str, Any]:
     """The header's entries other than tensors. model: the packed model, or for a variant its source."""
     provenance = {"name": name, "checksum": model.checksum()}
-    return {"kind": "checkpoint", "model": provenance, "lossy": lossy, "about": dict(about)}
+    return {"kind": "checkpoint", "model": provenance, "lossy": False, "about": dict(about)}
 
 
 def linear_weights(model: Checkpoint) -> list[str]:
@@ -196,8 +192,8 @@ def write_all(file: Path, model: Checkpoint, linears: Iterable[tuple[str, Tensor
     with packed_writer(file, info, model.tensors) as writer:
         for name, weight_OI in linears:
             kept = int(np.count_nonzero(bit_patterns(weight_OI)))
-            if info["lossy"] or packed_nbytes(dense[name].shape, kept, weight_OI.itemsize) < dense[name].nbytes:
-                writer.add(name, weight_OI, int8=info["lossy"])
+            if packed_nbytes(dense[name].shape, kept, weight_OI.itemsize) < dense[name].nbytes:
+                writer.add(name, weight_OI)
                 del dense[name]
         # The widest dtypes first, so that all are aligned without gaps.
         for name in sorted(dense, key=lambda name: (-ITEMSIZES.get(dense[name].dtype, 0), name)):

@@ -29,7 +29,6 @@ from prunus.checkpoint.packed_tensor import (
     pack_mask,
     part_shapes,
     part_types,
-    quantise,
     round_up,
 )
 from prunus.checkpoint.resolve import resolve
@@ -51,6 +50,7 @@ from prunus.errors import PrunusError
 
 VERSION = 1
 INFO, DIGEST = "prunus_packed", "prunus_packed_sha256"
+Header = dict[str, Any]  # JSON of the header, or a part of it
 # Placeholder for the header's digest while that digest is computed.
 NO_DIGEST = "0" * 64
 _LARGEST_CRC = (1 << 32) - 1
@@ -61,11 +61,11 @@ class PackedWriter:
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream, self.offset = stream, 0
-        self.entries: dict[str, dict[str, Any]] = {}
-        self.table: dict[str, dict[str, Any]] = {}
+        self.entries: Header = {}
+        self.table: Header = {}
 
-    def add(self, name: str, weight_OI: Tensor, source_OI: Tensor | None = None, *, int8: bool = False) -> Form:
-        """Write a matrix in the smallest form that restores it bit by bit, or rounded with int8; returns the form.
+    def add(self, name: str, weight_OI: Tensor, source_OI: Tensor | None = None) -> Form:
+        """Write a matrix in the smallest form that restores it bit by bit; returns the form.
 
         source_OI: the same tensor of the source, if the file is a variant.
         """
@@ -77,9 +77,6 @@ class PackedWriter:
             unchanged_OI |= bits_OI == 0
             if unchanged_OI.all():
                 return self._add(name, weight_OI, "mask", (pack_mask(bits_OI),))
-        if int8:
-            values_OI, scale_O = quantise(weight_OI)
-            return self._add(name, weight_OI, "int8", (*pack_bits(bits_OI, values_OI), scale_O))
         return self._add(name, weight_OI, "packed", pack_bits(bits_OI))
 
     def add_dense(self, name: str, stored: Stored) -> None:
@@ -140,13 +137,13 @@ def _header(info: Mapping[str, Any], entries: Mapping[str, Any], table: Mapping[
     return text.replace(NO_DIGEST.encode(), hashlib.sha256(text).hexdigest().encode(), 1)
 
 
-def _largest_tables(tensors: Mapping[str, Stored]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _largest_tables(tensors: Mapping[str, Stored]) -> tuple[Header, Header]:
     """(entries, table) of the longest header that these tensors can have."""
     entries, table = {}, {}
     # Every number in the header is at most twice the bytes of all tensors, and so has no more digits than this one.
     largest = 10 ** len(str(2 * sum(stored.nbytes + ALIGNMENT for stored in tensors.values())))
     for name, stored in tensors.items():
-        parts = ("", *PARTS["int8"]) if len(stored.shape) == 2 else ("",)
+        parts = ("", *PARTS["packed"]) if len(stored.shape) == 2 else ("",)
         shape = [largest] * len(stored.shape)
         for part in parts:
             entries[name + part] = {"dtype": "F8_E4M3", "shape": shape, "data_offsets": [largest, largest]}
@@ -165,7 +162,7 @@ class PackedFile(NamedTuple):
     """An opened packed file. info: the header's entries other than tensors: kind, model, lossy, about."""
 
     path: Path
-    info: dict[str, Any]
+    info: Header
     tensors: dict[str, PackedTensor]
 
 
@@ -186,7 +183,7 @@ def read_packed(path: Path) -> PackedFile:
     return PackedFile(path, info, tensors)
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
+def _read_header(path: Path) -> tuple[Header, int, int]:
     """(header, position of the data, size of the file). Raises Damaged if the header's digest does not match."""
     size = path.stat().st_size
     text, base = header_text(path, size)
@@ -199,7 +196,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     return header, base, size
 
 
-def _read_info(header: dict[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
+def _read_info(header: Header) -> tuple[Header, Mapping[str, Any]]:
     """(info, table of tensors) from the header's metadata, which is removed from header."""
     info = json.loads(header.pop("__metadata__")[INFO])
     if info["version"] != VERSION:

@@ -1,6 +1,7 @@
 """One tensor of a packed file: its form, its parts, and how the dense tensor is restored from them.
 
-Forms: dense: the tensor itself. packed: mask and values. int8: the same, with rounded values and a scale per row.
+Forms: dense: the tensor itself. packed: mask and values. int8: the same, with rounded values and a scale per row,
+which is only read.
 mask: a mask that is applied to the same tensor of another model, the source. source: nothing; the tensor is the
 source's. docs/format.md has the details.
 """
@@ -76,19 +77,18 @@ def packed_nbytes(shape: tuple[int, ...], kept: int, itemsize: int) -> int:
     return 8 * starts_length(shape[0]) + mask_nbytes(shape) + itemsize * values_length(kept, itemsize)
 
 
-def pack_bits(bits_OI: NDArray, values_OI: NDArray | None = None) -> PackedBits:
-    """The packed form of a weight given as bit patterns. values_OI: what to store in place of the nonzero bits_OI."""
-    values_OI = bits_OI if values_OI is None else values_OI
+def pack_bits(bits_OI: NDArray) -> PackedBits:
+    """The packed form of a weight given as bit patterns."""
     rows, columns = bits_OI.shape
     mask = np.zeros(mask_shape(rows, columns), np.uint8)
-    values = np.zeros(values_length(bits_OI.size, values_OI.itemsize), values_OI.dtype)
+    values = np.zeros(values_length(bits_OI.size, bits_OI.itemsize), bits_OI.dtype)
     counts_O, stored = np.zeros(rows, np.int64), 0
     for slab in slabs(rows, columns):
         kept = bits_OI[slab] != 0
         counts_O[slab] = np.count_nonzero(kept, axis=1)
         packed = np.packbits(kept, axis=1, bitorder="little")
         mask[slab.start : slab.start + len(packed), : packed.shape[1]] = packed
-        chosen = values_OI[slab].reshape(-1).compress(kept.reshape(-1))
+        chosen = bits_OI[slab].reshape(-1).compress(kept.reshape(-1))
         values[stored : stored + len(chosen)] = chosen
         stored += len(chosen)
     return PackedBits(_starts(counts_O), mask, values[: values_length(stored, values.itemsize)])
@@ -174,7 +174,6 @@ PARTS: Mapping[Form, tuple[str, ...]] = {
 }
 # numpy's dtypes of starts, masks and scales.
 NUMBERS = {"I64": np.dtype("<i8"), "U8": np.dtype("u1"), "F32": np.dtype("<f4")}
-INT8_LARGEST = 127
 
 
 class Damaged(ValueError):
@@ -297,19 +296,6 @@ def bit_patterns(weight: Tensor) -> NDArray:
     """The bits of a tensor's numbers as unsigned integers of the same width, in the same shape."""
     whole = weight.detach().cpu().contiguous()
     return whole.view(torch.uint8).numpy().view(PATTERNS[whole.element_size()])
-
-
-def quantise(weight_OI: Tensor) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """(values, scales): integers in [-127, 127] (O, I), and one scale per row, padded, by which they are multiplied."""
-    rows, columns = weight_OI.shape
-    values_OI, scale_O = np.empty((rows, columns), np.int8), np.zeros(scale_length(rows), np.float32)
-    for slab in slabs(rows, columns):
-        float_OI = weight_OI[slab].float().numpy()
-        scale_O[slab] = np.abs(float_OI).max(axis=1) / np.float32(INT8_LARGEST)
-        divisor_O1 = np.where(scale_O[slab] > 0, scale_O[slab], np.float32(1))[:, None]
-        # A subnormal scale has few bits, so that a quotient can exceed the range.
-        values_OI[slab] = np.rint(float_OI / divisor_O1).clip(-INT8_LARGEST, INT8_LARGEST)
-    return values_OI, scale_O
 
 
 def dequantise(bits_OI: NDArray, scale_O: NDArray, dtype: str) -> NDArray:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
@@ -179,7 +179,7 @@ def show(data: Any, as_json: bool, shown: str | Callable[[Any], object]) -> None
         shown(data)
 
 
-def show_verdicts(comparison: dict[str, Any]) -> None:
+def show_verdicts(comparison: Mapping[str, Any]) -> None:
     """Print the table of a comparison."""
     from prunus.results.cells import Comparison
 
@@ -222,7 +222,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON o
 store_argument = click.argument("store", type=path)
 
 
-def show_summary(summary: dict[str, Any]) -> None:
+def show_summary(summary: Mapping[str, Any]) -> None:
     """Print the summary of what a command did to stderr, one line per entry."""
     for key, value in summary.items():
         if isinstance(value, str | int | float | bool):

@@ -1,5 +1,7 @@
-"""Commands that describe and measure a model, or write it in another form."""
+"""Commands that describe and measure a model, write it in another form, or carry out a step, one for each of STEPS."""
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from prunus.cli.common import (
     out_argument,
     overwrite_option,
     path,
+    recover_option,
     show,
     show_summary,
 )
@@ -26,8 +29,9 @@ from prunus.errors import PrunusError
 from prunus.pruning.calibration.beforehand import check_calibration, check_source
 from prunus.pruning.calibration.text_files import check_readable
 from prunus.recipe_base import CALIBRATED
-from prunus.recipes import PruneRecipe
+from prunus.recipes import PruneRecipe, RecoverRecipe
 from prunus.settings import settings_of
+from prunus.step import STEPS, Step, Where, step_kind
 
 # Settings of PruneRecipe on which the sparsities of blocks do not depend.
 OF_METHODS = {"method", "pattern", "group", "propagation", "update", *owners_of(declared(Method))}
@@ -37,7 +41,9 @@ OF_METHODS = {"method", "pattern", "group", "propagation", "update", *owners_of(
 @model_argument
 @out_argument
 @options(PruneRecipe, (*CALIBRATED, "dtype", "min_expert_tokens"))
-@click.option("--hessians", is_flag=True, help="Also write X^T X, for sparsegpt, alps and --update obs; a large file.")
+@click.option(
+    "--hessians", is_flag=True, help="Also write X^T X, for sparsegpt, alps, --update obs and width; a large file."
+)
 @click.option(
     "--experts", is_flag=True, help="Write what criteria need to know of experts, for prunus experts --stats."
 )
@@ -109,7 +115,6 @@ def perplexity_command(model: str, text: Path, as_json: bool, **given: Any) -> N
 @click.option(
     "--masks-only", is_flag=True, help="Store only the masks, one bit per weight; unpacking needs the dense model."
 )
-@click.option("--int8", is_flag=True, help="Round the kept weights of Linears to 8 bits, which is lossy.")
 @click.option("--source", help="For --masks-only: the dense model; default: the one that CHECKPOINT was pruned from.")
 @overwrite_option
 def pack_command(checkpoint: str, out: Path, **given: Any) -> None:
@@ -124,7 +129,6 @@ def pack_command(checkpoint: str, out: Path, **given: Any) -> None:
 @click.argument("packed")
 @out_argument
 @click.option("--source", help="For masks only: the dense model; default: the one named in PACKED.")
-@click.option("--lossy", is_flag=True, help="Allow PACKED to have values rounded to 8 bits (--int8).")
 @overwrite_option
 def unpack_command(packed: str, out: Path, **given: Any) -> None:
     """Write a PACKED checkpoint to the folder OUT as plain dense safetensors, which any program reads."""
@@ -143,3 +147,45 @@ def dequantize_command(model: str, out: Path, **given: Any) -> None:
     the same command is given again.
     """
     show_summary(prunus.dequantize(model, out, **given))
+
+
+def add_command(action: str, kind: Step) -> None:
+    """Make the command of a kind of step: its arguments, the settings of its recipe, and how it is carried out."""
+    ways = [name for name in settings_of(Where) if name in (*kind.options, "device", "dry_run", "overwrite")]
+
+    def call(model: str, out: Path, **given: Any) -> None:
+        asked = {name: value for name, value in given.items() if name in settings_of(kind.recipe) and is_given(name)}
+        where = Where(**{name: given[name] for name in ways})
+        carry_out(kind, model, out, asked, where, given.get("recover", False))
+
+    call.__doc__ = inspect.getdoc(kind)
+    parts = [options(kind.recipe), *([recover_option] if "recover" in kind.options else []), options(Where, ways)]
+    for part in reversed(parts):
+        call = part(call)
+    call = out_argument(call)
+    model = click.argument("model", metavar="PRUNED" if kind.needs_pruned else "MODEL")
+    command(action, *kind.examples)(model(call))
+
+
+def carry_out(kind: Step, model: str, out: Path, asked: Mapping[str, Any], where: Where, recovers: bool) -> None:
+    """Make the step that a user asks for with these settings, and possibly a recovery after it."""
+    recipe = kind.asked(asked)
+    if not recovers:
+        check_calibration(recipe, model, out, stats=where.stats)
+        if where.stats is not None:
+            from prunus.pruning.calibration.saved_statistics import FIELDS, LEAST, check_given
+
+            check_given(where.stats, model, {name: asked[name] for name in (*FIELDS, LEAST) if name in asked})
+        show_summary(kind.make(model, out, recipe, where, None))
+        return
+    if where.stats is not None:
+        raise PrunusError("--recover trains on calibration tokens, which --stats does not hold: leave one of them out")
+    steps = [recipe, RecoverRecipe.like(recipe)]
+    for step in steps:
+        check_calibration(step, model, out)
+    ways = {name: getattr(where, name) for name in ("device", "offload", "overwrite", "dry_run")}
+    show_summary(prunus.apply_steps(model, out, steps, **ways))
+
+
+for _action in STEPS:
+    add_command(_action, step_kind(_action))

@@ -70,7 +70,8 @@ def regrade_command(store: Path) -> None:
 def runs_command(store: Path, remove: str | None, as_json: bool) -> None:
     """List the runs of STORE: id, model, what was done to it, plan in short, and number of stored answers.
 
-    With --remove, first remove one; there is no way back. A run that is being evaluated is not removed.
+    With --remove, first remove one; there is no way back. A run that is being evaluated is not removed. The store keeps
+    the plan and the times of a removed run that had answers, since later verdicts depend on them.
     """
     show(prunus.runs(store, remove), as_json, "runs_table")
 
@@ -145,8 +146,9 @@ def report_command(store: Path, out: Path, figures: Path | None, csv: Path | Non
 def verify_command(certificate: Path, store: Path, as_json: bool) -> None:
     """Compute the claims of CERTIFICATE, which `prunus find` wrote, again from the rows of the store.
 
-    Prints a line per claim that holds, and one per other search on the same model and tasks in the store. Exit code 1:
-    something is not as the certificate says; it prints what.
+    Prints a line per claim that holds, one per other search on the same model and tasks in the store, one per other run
+    of a rung's checkpoint, and one per run of these models that was removed. Exit code 1: something is not as the
+    certificate says; it prints what.
     """
     found = prunus.verify(certificate, store)
     claims = found["claims"] or ([] if found["differences"] else ["no rung was certified, so nothing is claimed"])

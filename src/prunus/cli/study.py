@@ -1,5 +1,8 @@
-"""The command that plans, runs and reports a study, which is a grid of models, recipes and plans."""
+"""The commands that run many cells: a study, and the search for how far a model can be compressed."""
 
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +10,30 @@ import click
 
 import prunus
 from prunus import progress
-from prunus.cli.common import command, device_option, is_given, json_option, path, ray_options, show, show_verdicts
+from prunus.cli.common import (
+    command,
+    device_option,
+    dry_run_option,
+    is_given,
+    json_option,
+    margin,
+    model_argument,
+    option,
+    options,
+    out_argument,
+    overwrite_option,
+    path,
+    ray_options,
+    recover_option,
+    show,
+    show_verdicts,
+)
+from prunus.cli.evaluation import plan_options, store_option
+from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
+from prunus.evaluation.beforehand import check_plan
+from prunus.recipes import EvalPlan, PruneRecipe
+from prunus.settings import hints_of, settings_of
 
 ACTIONS = ("run", "plan", "report")
 OPTIONS_OF_ONE_ACTION = {"no_measure": "plan", "ray": "run", "gpus_per_task": "run", "cpus_per_task": "run"}
@@ -60,22 +85,22 @@ def parse(words: tuple[str, ...]) -> tuple[str, str]:
     action, *files = words if words[0] in ACTIONS else ("run", *words)
     if len(files) != 1:
         raise PrunusError(f"give one FILE.toml after {action}: `prunus study {action} FILE.toml`")
-    for option, owner in OPTIONS_OF_ONE_ACTION.items():
-        if action != owner and is_given(option):
-            raise PrunusError(f"--{option.replace('_', '-')} belongs to `prunus study {owner}`")
+    for name, owner in OPTIONS_OF_ONE_ACTION.items():
+        if action != owner and is_given(name):
+            raise PrunusError(f"--{name.replace('_', '-')} belongs to `prunus study {owner}`")
     return action, files[0]
 
 
-def print_plan(plan: dict[str, Any]) -> None:
+def print_plan(plan: Mapping[str, Any]) -> None:
     """Print what a study would do as a table."""
-    from prunus.study.plan_table import plan_table
+    from prunus.study.live_table import plan_table
 
     progress.out_console.print(plan_table(plan))
 
 
-def print_outcomes(done: dict[str, Any]) -> None:
+def print_outcomes(done: Mapping[str, Any]) -> None:
     """Print a table of verdicts for each model and plan, the outcomes of searches, and where the report is."""
-    from prunus.study.plan_table import search_lines
+    from prunus.study.live_table import search_lines
 
     for entry in done["comparisons"]:
         if entry["comparison"] is not None:
@@ -83,3 +108,95 @@ def print_outcomes(done: dict[str, Any]) -> None:
     for search in done["searches"]:
         click.echo("\n".join(search_lines(search, len({one["model"] for one in done["searches"]}) > 1)))
     progress.say(f"report: {done['report']}")
+
+
+NOTHING_FOUND = 3  # exit code
+# Settings of PruneRecipe that are options; `samples` is --calibration-samples, since the plan has it, too.
+OF_PRUNING = ("calibration", "seqlen", "calibration_tokens", "scope", "allocation", "propagation")
+SAMPLES = "calibration_samples"
+
+
+@command(
+    "find",
+    "prunus find tiny out/found --task tiny --budgets 64,256 --ladder 0.05:0.3:0.05 --margin 0.03",
+    "prunus find tiny out/found --task tiny --budgets 64,256 --dry-run",
+)
+@model_argument
+@out_argument
+@click.option(
+    "--ladder",
+    default="0.1:0.7:0.05",
+    show_default=True,
+    metavar="FROM:TO:STEP|FILE.toml",
+    help="Sparsities to try, from gentle to harsh (or a list: 0.2,0.4), or a file with [[prune]] and [[drop]] tables.",
+)
+@click.option(
+    "--method",
+    help="One method or several, each with a ladder of its own: wanda,sparsegpt. Default: wanda.",
+    metavar="NAME,...",
+)
+@margin("--margin", "0.02", "Loss of accuracy to rule out (0.02: two points; 5%: 5 % of what MODEL solves).")
+@margin("--stop-margin", "0.05", "The same of the chains that end by themselves.")
+@click.option("--alpha", default=0.05, show_default=True, help="Probability of any false certificate.")
+@click.option("--max-tokens", type=int, help="End when the rows looked at took N tokens.", metavar="N")
+@click.option(
+    "--look", type=int, help="Problems evaluated between two decisions; default: a batch of the engine.", metavar="N"
+)
+@plan_options
+@option(PruneRecipe, "calibration", help=f"For pruning: {settings_of(PruneRecipe)['calibration'].help}")
+@option(PruneRecipe, "samples", flag="--calibration-samples")
+@options(PruneRecipe, OF_PRUNING[1:])
+@recover_option
+@store_option
+@option(EngineOptions, "serve", help=f"openai: {settings_of(EngineOptions)['serve'].help}")
+@device_option
+@ray_options
+@dry_run_option
+@overwrite_option
+@json_option
+def find_command(
+    model: str,
+    out: Path,
+    ladder: str,
+    method: str | None,
+    recover: bool,
+    serve: str | None,
+    engine: EngineOptions,
+    dry_run: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Write the most compressed version of MODEL that provably still solves and still stops to the folder OUT.
+
+    Rung after rung of a ladder is pruned and compared with MODEL, problem by problem, only as far as it takes to
+    certify or refuse it; the walk ends at the first rung that is not certified. Exit code 3: none was, and OUT is not
+    written. After an interruption the same command goes on.
+    """
+    pruning = {name: given.pop(name) for name in (*OF_PRUNING, SAMPLES)}
+    settings = {"samples" if name == SAMPLES else name: pruning[name] for name in pruning if is_given(name)}
+    plan = EvalPlan(**{name: given.pop(name) for name in list(given) if name in hints_of(EvalPlan)})
+    if not ladder.endswith(".toml"):
+        settings["seed"] = plan.seed
+    check_plan(model, plan, engine, given["store"])
+    found = prunus.find(
+        model,
+        out,
+        plan,
+        ladder,
+        methods=method.split(",") if method else None,
+        settings=settings,
+        recovery={} if recover else None,
+        engine=replace(engine, serve=serve),
+        dry_run=dry_run,
+        **given,
+    )
+    show(found, as_json, (lambda ahead: click.echo("\n".join(ahead["lines"]))) if dry_run else print_found)
+    if not dry_run and found["out"] is None:
+        sys.exit(NOTHING_FOUND)
+
+
+def print_found(found: Mapping[str, Any]) -> None:
+    """Print what a search found, and what it took."""
+    click.echo("\n".join(found["claims"]) or f"no rung was certified, so {found['model']} stays as it is")
+    full = f"; all rungs in full would have taken about {found['full_grid_tokens']:,}"
+    progress.say(f"{found['tokens']:,} tokens{full}" + (f"; written: {found['out']}" if found["out"] else ""))

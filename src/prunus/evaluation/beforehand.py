@@ -11,7 +11,7 @@ from prunus.checkpoint.resolve import lacks_chat_template, read_manifest, resolv
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles.detection import named
-from prunus.evaluation.profiles.template import no_template
+from prunus.evaluation.profiles.markers import no_template
 from prunus.evaluation.tasks import check_task
 from prunus.recipes import EvalPlan, TraceRecipe
 from prunus.results.store import check_folder

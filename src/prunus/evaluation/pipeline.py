@@ -54,15 +54,14 @@ def evaluate(
     checkpoint, kernel, engine = opened_model(model, plan.backend, device, engine)
     folder, path = checkpoint.folder, Path(store)
     work = resolve_plan(checkpoint, load_tokenizer(folder), plan, kernel)
-    if holds_all(path, work):
+    check_folder(path)
+    if path.exists():
         with Store(path, create=True) as opened:
-            renew_groups(opened, work.problems)
-        return work.run_id
-    vocabulary = len(work.tokenizer)
-    if work.native is None:
-        loading = backends.opened(plan.backend, folder, device, vocabulary, engine)
-    else:
-        loading = backends.opened_chat(plan.backend, folder, engine)
+            if not missing_batches(opened, work):
+                renew_groups(opened, work.problems)
+                return work.run_id
+    native = work.native is not None
+    loading = backends.opened(plan.backend, folder, device, len(work.tokenizer), engine, native)
     with claim(path, work.run_id), loading as backend:
         check_engine(work, backend)
         with Store(path, create=True) as opened:  # after loading: a model that cannot be loaded leaves no empty store
@@ -87,15 +86,6 @@ def opened_model(
     from prunus.evaluation.backends.served import ServedModel
 
     return ServedModel(str(model), engine), None, replace(engine, served_model=engine.served_model or str(model))
-
-
-def holds_all(path: Path, work: ResolvedPlan) -> bool:
-    """Whether the store at path has every row of the plan."""
-    check_folder(path)
-    if not path.exists():
-        return False
-    with Store(path, create=True) as opened:
-        return not missing_batches(opened, work)
 
 
 def fill(
@@ -129,7 +119,7 @@ def regrade(store: str | Path) -> dict[str, int]:
             if run.imported:
                 counts["kept"] += len(samples)
                 continue
-            with_texts = [sample for sample in samples if not _is_kept(problems[sample.problem_id])]
+            with_texts = [sample for sample in samples if has_texts(problems[sample.problem_id])]
             counts["kept"] += len(samples) - len(with_texts)
             grades = grader.grade([(problems[sample.problem_id], sample.text) for sample in with_texts])
             changed = [
@@ -144,5 +134,6 @@ def regrade(store: str | Path) -> dict[str, int]:
     return counts
 
 
-def _is_kept(problem: ProblemRow) -> bool:
-    return (bool(problem.choices) and not any(problem.choices)) or is_harness_task(problem.task)
+def has_texts(problem: ProblemRow) -> bool:
+    """Whether the store has what Prunus graded: not of gated sets, nor of the harness."""
+    return (not problem.choices or any(problem.choices)) and not is_harness_task(problem.task)

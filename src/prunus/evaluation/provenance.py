@@ -21,7 +21,7 @@ def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> 
         return EngineFolder(folder), None
     if not BACKENDS[backend].reads_packed or not is_packed(folder):
         return ModelFolder(folder), None
-    from prunus.evaluation.backends.loading import runs_sparse
+    from prunus.evaluation.backends.hf import runs_sparse
 
     return PackedCheckpoint(folder), "sparse" if runs_sparse(folder, device, engine.sparse) else None
 

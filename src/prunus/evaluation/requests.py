@@ -14,6 +14,10 @@ class Sampling(NamedTuple):
     top_k: int = 0
 
 
+# Further settings of servers and of vLLM, at values that change nothing; a model's own files may have others.
+NEUTRAL = {"min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
+
+
 class Scores(NamedTuple):
     """The model's confidence in each token id: two float32 numbers per id, NaN for an id that it did not sample.
 

@@ -1,7 +1,7 @@
 """A plan made concrete for one model: prompts, caps, rules and batches, checked before anything is generated."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,15 +12,14 @@ from prunus.errors import PrunusError
 from prunus.evaluation.budget import Chain, Rules
 from prunus.evaluation.profiles.control import NativeControl, Switch, native_control, switch_off
 from prunus.evaluation.profiles.detection import resolve_profile
-from prunus.evaluation.profiles.markers import Markers, encode_markers, encode_opened, render_prompts
+from prunus.evaluation.profiles.markers import Markers, encode_markers, encode_opened, ends_of_turn, render_prompts
 from prunus.evaluation.profiles.profile import Profile
-from prunus.evaluation.profiles.template import ends_of_turn
 from prunus.evaluation.requests import Sampling
 from prunus.evaluation.tasks import Problem, load_task, prompt_text
 from prunus.hashing import content_hash
 from prunus.questions import question_key
 from prunus.recipes import EvalPlan
-from prunus.results.rows import Planned, ProblemRow
+from prunus.results.rows import Key, Planned, ProblemRow
 from prunus.results.store import Store, same_groups
 
 if TYPE_CHECKING:
@@ -59,14 +58,9 @@ class ResolvedPlan:
     switch: Switch | None = None
     native: NativeControl | None = None
 
-    def keys(self, batch: Sequence[tuple[int, int]]) -> set[tuple[str, int, int]]:
-        """The store's keys (problem id, budget, draw) of a batch's rows."""
-        return {(self.problems[index].id, budget, draw) for index, draw in batch for budget in self.budgets}
-
-    def keys_of(self, chain: PlannedChain) -> set[tuple[str, int, int]]:
-        """The store's keys of one chain's rows."""
-        index, draw = chain.key
-        return {(self.problems[index].id, budget, draw) for budget in chain.budgets}
+    def keys(self, chains: Iterable[tuple[int, int]], budgets: Sequence[int] | None = None) -> set[Key]:
+        """The store's keys of the rows of some chains. budgets: None for all of the plan."""
+        return {(self.problems[index].id, b, draw) for index, draw in chains for b in budgets or self.budgets}
 
     def chain(self, index: int, draw: int) -> Chain:
         """A draw of the problem at this index."""
@@ -121,9 +115,9 @@ def resolve_plan(
     largest = max(0, *plan.budgets)
     needed = [tokens_needed(largest, markers, prompt, cap) for prompt, cap in zip(prompts, caps, strict=True)]
     least = caps if plan.mode == "strict" else [1] * len(caps)
-    check_context(context, "model", largest, markers, problems, prompts, least)
     switch = switch_off(profile, tokenizer) if OFF in plan.budgets else None
-    off_prompts: list[list[int]] = []
+    off_prompts = [switch.encode(tokenizer, one) for one in switch.render(tokenizer, texts)] if switch else []
+    check_context(context, "model", largest, markers, problems, prompts, off_prompts, least)
     native = native_control(profile, tokenizer, plan.budgets) if plan.control == "native" else None
     if native is not None:
         if switch is not None and switch.block:
@@ -134,8 +128,7 @@ def resolve_plan(
         progress.say(f"control native: {native}")
     if switch is not None:
         progress.say(f"budget off: {switch}")
-        off_prompts = [switch.encode(tokenizer, prompt) for prompt in switch.render(tokenizer, texts)]
-        check_off_context(context, "model", problems, off_prompts, least)
+    appended = len(tokenizer.encode(switch.block, add_special_tokens=False)) if switch and switch.block else 0
     resolved = plan.to_json() | {
         # The names of the problems' tasks, since a path can be typed in several ways.
         "tasks": list(dict.fromkeys(problem.task for problem in problems)),
@@ -145,7 +138,9 @@ def resolve_plan(
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
         "batch_size": rows,
-        "answer_tokens": caps[0] if len(set(caps)) == 1 else caps_by_kind(problems, caps),
+        "answer_tokens": caps[0]
+        if len(set(caps)) == 1
+        else {p.kind: cap for p, cap in zip(problems, caps, strict=True)},
         "problems": digest_of(problems),
     }
     # Keys that older versions did not have are left out at their default, which keeps the ids of stored runs.
@@ -167,7 +162,7 @@ def resolve_plan(
         problems=problems,
         prompts=prompts,
         caps=caps,
-        rules=Rules(markers, sampling, plan.wait, plan.seed, context, appended_to_off(switch, tokenizer)),
+        rules=Rules(markers, sampling, plan.wait, plan.seed, context, appended),
         budgets=plan.budgets,
         reuse=plan.reuse,
         batches=cut_into_batches([len(prompt) for prompt in prompts], plan.samples, rows),
@@ -186,11 +181,6 @@ def profile_of(plan: EvalPlan, tokenizer: "PreTrainedTokenizerBase", checkpoint:
 def other_rows(rows: int, chains: int) -> int:
     """A batch size with which this number of chains is decoded in other batches than with `rows`."""
     return max(1, min(rows, chains) // 2) if rows > 1 else 2
-
-
-def appended_to_off(switch: Switch | None, tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Number of ids that are appended to a prompt to switch the thinking off."""
-    return len(tokenizer.encode(switch.block, add_special_tokens=False)) if switch and switch.block else 0
 
 
 def encode_problems(profile: Profile, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
@@ -226,11 +216,6 @@ def effective_sampling(profile: Profile, plan: EvalPlan) -> Sampling:
     )
 
 
-def caps_by_kind(problems: Sequence[Problem], caps: Sequence[int]) -> dict[str, int]:
-    """{kind of problem: cap on its answers in tokens}."""
-    return {problem.kind: cap for problem, cap in zip(problems, caps, strict=True)}
-
-
 def tokens_needed(budget: int, markers: Markers, prompt: Sequence[int], cap: int) -> int:
     """The maximum number of tokens of a chain: prompt (with the opening marker), thinking, closing and answer."""
     return len(prompt) - len(markers.start) + markers.longest + budget + cap
@@ -243,11 +228,13 @@ def check_context(
     markers: Markers,
     problems: Sequence[Problem],
     prompts: Sequence[list[int]],
+    off_prompts: Sequence[list[int]],
     caps: Sequence[int],
 ) -> None:
     """Raise PrunusError unless every problem's prompt, thinking, markers and answer fit into the context.
 
-    owner: `model` or `engine`, whose context it is, for the message.
+    owner: `model` or `engine`, whose context it is, for the message. off_prompts: without thinking; empty without
+    budget OFF.
     """
     for problem, prompt, cap in zip(problems, prompts, caps, strict=True):
         needed = tokens_needed(budget, markers, prompt, cap)
@@ -258,13 +245,7 @@ def check_context(
                 f" {markers.longest} of markers, {cap} to answer), but the {owner}'s context is {context}:"
                 " lower --budgets or --answer-tokens"
             )
-
-
-def check_off_context(
-    context: int, owner: str, problems: Sequence[Problem], prompts: Sequence[list[int]], caps: Sequence[int]
-) -> None:
-    """Raise PrunusError unless every problem's prompt without thinking and its answer fit into the context."""
-    for problem, prompt, cap in zip(problems, prompts, caps, strict=True):
+    for problem, prompt, cap in zip(problems, off_prompts, caps, strict=False):
         if len(prompt) + cap > context:
             raise PrunusError(
                 f"problem '{problem.id}' needs {len(prompt) + cap} tokens at budget off ({len(prompt)} of prompt, {cap}"

@@ -6,12 +6,11 @@ thread of their own, so that grading does not hold the engine up. Any other engi
 follow from the keys of their chains, so the order in which chains end changes none of them.
 """
 
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Generic, NamedTuple, Self, TypeVar
 
 from prunus import progress
@@ -20,7 +19,7 @@ from prunus.evaluation.budget import Draw, answer_text, force_budgets, force_bud
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.profiles.markers import decode
 from prunus.evaluation.requests import Backend, no_progress
-from prunus.evaluation.resolved_plan import PlannedChain, ResolvedPlan, check_context, check_off_context, tokens_needed
+from prunus.evaluation.resolved_plan import PlannedChain, ResolvedPlan, check_context, tokens_needed
 from prunus.evaluation.side_by_side import side_by_side
 from prunus.results.looping import loops, repetition_rate
 from prunus.results.rows import Key, Sample
@@ -83,7 +82,7 @@ def planned_chains(
     chains = [chain for lot in lots for chain in lot]
     if isinstance(engine, ChatServer):  # each budget is a conversation of its own
         chains = [chain._replace(budgets=(budget,)) for chain in chains for budget in chain.budgets]
-    return [[chain for chain in chains if not work.keys_of(chain) <= stored]]
+    return [[chain for chain in chains if not work.keys([chain.key], chain.budgets) <= stored]]
 
 
 def run_chains(
@@ -131,9 +130,15 @@ def _portions(
         return portion
 
     if isinstance(engine, ChatServer) or engine.streams:
+        chains = [chain for lot in planned for chain in lot]
+        if isinstance(engine, ChatServer):
+            drawn = drawn_by_server(work, engine, chains)
+        else:
+            asked = [work.chain(*chain.key) for chain in chains]
+            drawn = force_budgets_as_completed(engine, asked, work.budgets, work.rules, work.reuse)
         with InBackground(kept) as background:
-            for one in drawn_as_completed(work, engine, [chain for lot in planned for chain in lot]):
-                background.put(one)
+            for place, draws in drawn:
+                background.put((chains[place], draws))
                 yield from background.results()
         yield from background.results()
         return
@@ -142,18 +147,6 @@ def _portions(
         with pace.shown(engine, len(lot), len(lot) * len(work.budgets), show):
             draws = run_batch(work, engine, [chain.key for chain in lot])
         yield kept(list(zip(lot, draws, strict=True)))
-
-
-def drawn_as_completed(
-    work: ResolvedPlan, engine: Backend | ChatServer, chains: Sequence[PlannedChain]
-) -> Iterator[Finished]:
-    """Yield chains with their draws as soon as they are complete, from an engine that streams."""
-    if isinstance(engine, ChatServer):
-        found = drawn_by_server(work, engine, chains)
-    else:
-        asked = [work.chain(*chain.key) for chain in chains]
-        found = force_budgets_as_completed(engine, asked, work.budgets, work.rules, work.reuse)
-    return ((chains[number], draws) for number, draws in found)
 
 
 def run_batch(work: ResolvedPlan, backend: Backend, batch: Sequence[tuple[int, int]]) -> list[list[Draw]]:
@@ -238,18 +231,23 @@ def check_engine(work: ResolvedPlan, engine: Backend | ChatServer) -> None:
             min(cap + markers.answer_slack, cap + (rules.context or 0) - tokens_needed(budget, markers, prompt, cap))
             for prompt, cap in zip(work.prompts, work.caps, strict=True)
         ]
-        check_context(engine.context, "engine", budget, markers, work.problems, work.prompts, caps)
-        if work.off_prompts:
-            check_off_context(engine.context, "engine", work.problems, work.off_prompts, caps)
+        of = work.problems, work.prompts, work.off_prompts, caps
+        check_context(engine.context, "engine", budget, markers, *of)
     if isinstance(engine, ChatServer):
         check_server(work, engine)
 
 
 def warning_about(work: ResolvedPlan, draws: Sequence[Sequence[Draw]], of_profile: bool) -> str | None:
-    """What these chains show of a server that ignores the budget, or of a profile that does not fit the model."""
+    """What these chains show of a server that ignores the budget, or of a profile that does not fit the model.
+
+    It does not if no chain ended its thinking with the profile's marker, and most ended their turn in it.
+    """
     if work.native is not None:
         return ignored(work, [draw for of_chain in draws for draw in of_chain])
-    if not of_profile or not never_closed(work, draws):
+    last = [of_chain[-1] for of_chain in draws]
+    turns = sum(draw.ended_turn for draw in last)
+    closed = any(not draw.ended_turn and draw.ended == "natural" for draw in last)
+    if not of_profile or work.profile.answer_in_chain or closed or turns < len(last) / 2:
         return None
     return (
         f"the model ends its turn without ending its thinking ({work.profile.think_stops[0]}); if it is not a thinking"
@@ -257,64 +255,37 @@ def warning_about(work: ResolvedPlan, draws: Sequence[Sequence[Draw]], of_profil
     )
 
 
-def never_closed(work: ResolvedPlan, draws: Sequence[Sequence[Draw]]) -> bool:
-    """Whether no chain ended its thinking with the profile's marker, and most ended their turn in it."""
-    if work.profile.answer_in_chain:
-        return False
-    last = [of_chain[-1] for of_chain in draws]
-    turns = sum(draw.ended_turn for draw in last)
-    return turns >= len(last) / 2 and all(draw.ended_turn or draw.ended == "forced" for draw in last)
-
-
 class InBackground(Generic[_T, _R]):
     """Calls a function with the items put so far, in another thread; leaving the context waits for all of them.
 
-    An error of the function is raised by the next `put`, or when the context is left.
+    An error of the function is raised by `results`.
     """
 
     def __init__(self, function: Callable[[list[_T]], _R]) -> None:
-        self.function = function
-        self.items: queue.SimpleQueue[_T | None] = queue.SimpleQueue()
-        self.returned: queue.SimpleQueue[_R] = queue.SimpleQueue()
-        self.error: BaseException | None = None
-        self.thread = threading.Thread(target=self._work, daemon=True)
+        self.function, self.items = function, deque[_T]()
+        self.calls: deque[Future[_R | None]] = deque()
+        self.thread = ThreadPoolExecutor(1)
 
     def __enter__(self) -> Self:
-        self.thread.start()
         return self
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.shutdown()
 
     def put(self, item: _T) -> None:
         """Hand over an item."""
-        if self.error is not None:
-            raise self.error
-        self.items.put(item)
+        self.items.append(item)
+        self.calls.append(self.thread.submit(self._call))
 
     def results(self) -> Iterator[_R]:
         """Yield what the function has returned since the last time."""
-        while not self.returned.empty():
-            yield self.returned.get()
+        while self.calls and self.calls[0].done():
+            if (found := self.calls.popleft().result()) is not None:
+                yield found
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.items.put(None)
-        self.thread.join()
-        if self.error is not None and error is None:
-            raise self.error
-
-    def _work(self) -> None:
-        while (item := self.items.get()) is not None:
-            some = [item]
-            while len(some) < MOST_AT_ONCE and item is not None and not self.items.empty():
-                item = self.items.get()
-                some += [] if item is None else [item]
-            try:
-                if self.error is None:
-                    self.returned.put(self.function(some))
-            except BaseException as error:  # it is raised in the thread that puts
-                self.error = error
-            if item is None:
-                return
+    def _call(self) -> _R | None:
+        some = [self.items.popleft() for _ in range(min(MOST_AT_ONCE, len(self.items)))]
+        return self.function(some) if some else None
 
 
 class Pace:

@@ -28,12 +28,13 @@ from prunus.progress import Steps
 from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
 from prunus.pruning.calibration.hidden_states import BATCH_TOKENS, check_block_fits
+from prunus.pruning.calibration.propagation import HESSIAN_BYTES
 from prunus.pruning.calibration.saved_statistics import FIELDS, SavedStats
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.depth.verification import left_out, planned_checkpoint
 from prunus.pruning.drop import warn_of
 from prunus.pruning.made_card import made_card
-from prunus.pruning.recovery import Streams
+from prunus.pruning.recovery import Streams, free_on, largest_block
 from prunus.pruning.scope import weights_of
 from prunus.pruning.width.channels import Unit, base_width, find_units, narrow_config, narrowed, planned_tensors, verify
 from prunus.pruning.width.fit import Fitted, cut, fit, relative_error
@@ -49,9 +50,10 @@ from prunus.pruning.width.scores import (
     precision,
 )
 from prunus.recipes import WidthRecipe
+from prunus.results.characters import percent
 
-HESSIAN_BYTES = 1 << 30  # of experts' matrices that are in memory at once; further experts take further passes
 K_QUANTS = 256  # inputs of a Linear that llama.cpp quantises together
+GROUPED = 16  # bytes of which rows of experts must be multiples for torch's grouped products
 
 
 class Job(NamedTuple):
@@ -87,6 +89,12 @@ class Job(NamedTuple):
         """Where the streams are kept; None: in memory."""
         return partial.folder / HIDDEN if self.offload else None
 
+    @property
+    def stream_bytes(self) -> int:
+        """Of the file with both streams, in float32."""
+        tokens = self.recipe.calibration_tokens or self.recipe.samples * self.recipe.seqlen
+        return 2 * 4 * tokens * self.source.architecture.width if self.offload and self.needs_tokens else 0
+
 
 def width(
     model: str | Path,
@@ -121,12 +129,13 @@ def width(
     channels: how many channels networks keep, as text: `192 of 256`.
     blocks: number of blocks that were narrowed.
     parameters: number of weights of the result.
+    removed: what share of the model's parameters that is less, as text: `24.0 % of 1,229,440 parameters`.
     error: mean over networks of the squared error of their outputs, as a share of these; None if nothing was measured.
     difference: largest relative difference from the whole model with channels at 0, on one short sequence.
     seconds: run time.
     warnings: one line each.
 
-    With dry_run it has would_write, channels, blocks, parameters, disk, calibration (as text) and warnings.
+    With dry_run it has would_write, channels, blocks, parameters, removed, disk, calibration (as text) and warnings.
 
     Raises PrunusError for wrong input or if the model cannot be narrowed, and then leaves nothing behind.
     """
@@ -139,9 +148,9 @@ def width(
     recipe, stray = job.recipe, left_out(source)
     tensors = planned_tensors(source, job.units, job.width)
     with planned_checkpoint(narrow_config(source, job.units, job.width), tensors) as new:
-        needed = disk_needed(new.nbytes)
+        needed = disk_needed(new.nbytes) + job.stream_bytes
         if dry_run:
-            return describe(job, target, needed, new.parameters)
+            return describe(job, target, needed, source.parameters, new.parameters)
         early = load_early(recipe, source, target) if job.needs_tokens else None
         difference = verify(source, new, job.units, job.device)
         origin = source.provenance(name or model)
@@ -170,6 +179,7 @@ def width(
                 "source": origin,
                 "calibration": calibration.summary() if calibration else job.saved and job.saved.summary,
                 "channels": {"before": base_width(job.units), "after": job.width, "field": job.units[0].field.name},
+                "parameters": {"before": source.parameters, "after": new.parameters},
                 "blocks": records,
                 "warnings": warnings,
             }
@@ -181,10 +191,11 @@ def width(
             "channels": channels_text(job),
             "blocks": len({unit.index for unit in job.units}),
             "parameters": new.parameters,
+            "removed": removed_text(source.parameters, new.parameters),
             "error": sum(errors) / len(errors) if errors else None,
             "difference": difference,
             "seconds": time.monotonic() - started,
-            "warnings": warnings,
+            "warnings": [*said_of_engines(job), *warnings],
         }
 
 
@@ -193,10 +204,25 @@ def make_job(source: Checkpoint, recipe: WidthRecipe, device: str, offload: bool
     units = find_units(source, recipe.of)
     width = recipe.count(base_width(units))
     check_block_fits(source, torch.float32)
-    saved = None
+    saved, there = None, pick_device(device)
     if stats is not None:
         saved, recipe = with_saved(SavedStats(stats, source), recipe)
-    return Job(source, recipe, units, width, pick_device(device), offload, saved)
+    if recipe.needs_data:
+        check_matrices_fit(source, max(unit.width for unit in units), there)
+    return Job(source, recipe, units, width, there, offload, saved)
+
+
+def check_matrices_fit(source: Checkpoint, channels: int, device: torch.device) -> None:
+    """Raise PrunusError unless a block and what is needed to fit its channels (docs/memory.md) are free in memory."""
+    matrices = precision(channels).itemsize * channels * (3 * channels + 4 * source.architecture.width)
+    needed = 6 * largest_block(source) + matrices
+    if needed > (free := free_on(device)):
+        where = "memory" if device.type == "cpu" else f"memory of {device}"
+        raise PrunusError(
+            f"{source.folder}: to choose among {channels:,} channels and to fit them takes {show_bytes(needed)} of"
+            f" {where}, and {show_bytes(free)} are free; end other programs, take a machine with more, or use"
+            " --method magnitude --no-fit"
+        )
 
 
 def with_saved(saved: SavedStats, recipe: WidthRecipe) -> tuple[SavedStats, WidthRecipe]:
@@ -224,7 +250,7 @@ def narrow_blocks(job: Job, partial: Partial, calibration: Calibration | None, n
             return_freed_memory()
             if partial.has(index):
                 if passes is not None:
-                    passes.advance_dense(index, source.read_block(index))
+                    passes.advance_dense(index)
                     passes.advance(index, new.read_block(index, partial.read_block(index)))
                 continue
             tensors = source.read_block(index)
@@ -283,10 +309,10 @@ class Passes:
         self.last = source.blocks - 1
         self.follows_dense = any(map(job.aims, range(source.blocks)))
 
-    def advance_dense(self, index: int, tensors: Mapping[str, Tensor]) -> None:
+    def advance_dense(self, index: int) -> None:
         """Move the dense model's hidden states through a block, if anything is fitted to them."""
         if self.follows_dense:
-            self.streams.advance_dense(self.theirs.make_block(index, tensors))
+            self.streams.advance_dense(self.theirs.read_block(index))
 
     def advance(self, index: int, tensors: Mapping[str, Tensor]) -> None:
         """Move the narrow model's hidden states through a narrow block; nothing reads those after the last one."""
@@ -420,16 +446,28 @@ def channels_text(job: Job) -> str:
     return f"{job.width} of {base_width(job.units)}"
 
 
-def said_before(job: Job) -> list[str]:
-    """Warnings that are known before the model is run."""
+def said_of_engines(job: Job) -> list[str]:
+    """Warnings about what engines cannot do with the width. No result depends on it, so manifests have none of them."""
     widths, found = sorted({job.kept(unit) for unit in job.units}), []
     if odd := [width for width in widths if width % K_QUANTS]:
         found.append(
             f"{odd[0]} channels are no multiple of {K_QUANTS}: llama.cpp cannot write K-quants of these networks"
         )
+    rows = {job.kept(unit) * job.source.dtype.itemsize for unit in job.units if unit.of == "experts"}
+    if odd := [row for row in sorted(rows) if row % GROUPED]:
+        found.append(
+            f"rows of experts take {odd[0]} bytes, no multiple of {GROUPED}: grouped products of transformers refuse"
+            f" them; choose a multiple of {GROUPED // job.source.dtype.itemsize} channels"
+        )
     parts = job.recipe.tensor_parallel
     if parts and (odd := [width for width in widths if width % parts]):
         found.append(f"{odd[0]} channels cannot be divided among {parts} GPUs: choose a multiple of {parts}")
+    return found
+
+
+def said_before(job: Job) -> list[str]:
+    """Warnings about what is fitted that are known before the model is run."""
+    found = list[str]()
     history = job.source.manifest.get("history", [])
     if job.recipe.fit and any(step.get("sparsity") for step in history):
         found.append("the fit fills zeros that the last Linears of the networks had: prune after narrowing instead")
@@ -458,8 +496,13 @@ def said_of(job: Job, records: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def describe(job: Job, target: Path, needed: int, parameters: int) -> dict[str, object]:
-    """What width would do, as far as it is known without running the model."""
+def removed_text(before: int, after: int) -> str:
+    """What share of a number of parameters is removed, as text."""
+    return f"{percent(1 - after / before)} % of {before:,} parameters"
+
+
+def describe(job: Job, target: Path, needed: int, before: int, after: int) -> dict[str, object]:
+    """What width would do, as far as it is known without running the model. before, after: numbers of parameters."""
     check_space(target.absolute(), needed)
     calibration, warnings = "none needed", list[str]()
     if job.saved is not None:
@@ -470,8 +513,15 @@ def describe(job: Job, target: Path, needed: int, parameters: int) -> dict[str, 
         "would_write": str(target),
         "channels": channels_text(job),
         "blocks": len({unit.index for unit in job.units}),
-        "parameters": parameters,
+        "parameters": after,
+        "removed": removed_text(before, after),
         "disk": show_bytes(needed),
         "calibration": calibration,
-        "warnings": [*warnings, *said_before(job), *job.source.reading_notes, *warn_of(left_out(job.source))],
+        "warnings": [
+            *warnings,
+            *said_of_engines(job),
+            *said_before(job),
+            *job.source.reading_notes,
+            *warn_of(left_out(job.source)),
+        ],
     }

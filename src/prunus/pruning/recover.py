@@ -46,7 +46,7 @@ from prunus.pruning.recovery import (
     trainable,
 )
 from prunus.recipes import RecoverRecipe
-from prunus.step import recipe_of, recorded_kind, step_kind
+from prunus.step import recorded_kind, settled
 
 CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by rounding
 
@@ -87,7 +87,7 @@ def recover(
     Every zero of a pruned Linear stays zero, and everything outside the blocks stays as it is, as does a block whose
     held-out error does not fall. Unfinished work is in out.partial: the same call resumes it and writes the same bytes.
 
-    pruned: may be packed, but not as int8.
+    pruned: may be packed, but not with rounded values.
     dense: the model that it was pruned from; None: the one that its manifest names.
     offload: keep the residual streams on disk instead of in memory.
     overwrite: replace an existing result.
@@ -110,10 +110,10 @@ def recover(
     Raises PrunusError for wrong input, and then leaves nothing behind.
     """
     started = time.monotonic()
-    recipe = recipe or RecoverRecipe()
-    check_calibration(recipe, pruned, out)
+    given = recipe or RecoverRecipe()
+    check_calibration(given, pruned, out)
     source, target = open_pruned(resolve(pruned), dense), Path(out)
-    recipe = with_rate(recipe, source)
+    (recipe,) = settled([given], source.manifest.get("history", []))
     check_target(source.folder, target, overwrite)
     twin = dense_twin(source, dense)
     there = pick_device(device)
@@ -164,12 +164,6 @@ def recover(
     }
 
 
-def with_rate(recipe: RecoverRecipe, source: Checkpoint) -> RecoverRecipe:
-    """The recipe with the default rate for what was done to source."""
-    history = source.manifest.get("history", [])
-    return step_kind("recover").after(recipe, list(map(recorded_kind, history)), list(map(recipe_of, history)))
-
-
 def open_pruned(folder: Path, dense: str | Path | None) -> Checkpoint:
     """A model folder, packed or not; PrunusError if packing rounded its weights. dense: what masks alone belong to."""
     if not is_packed(folder):
@@ -179,7 +173,7 @@ def open_pruned(folder: Path, dense: str | Path | None) -> Checkpoint:
     if source.lossy:
         raise PrunusError(
             f"{folder} holds values rounded to 8 bits, not the weights that pruning kept: give the folder that it was "
-            "packed from, or run `prunus unpack --lossy` first"
+            "packed from, or run `prunus unpack` first"
         )
     return source
 

@@ -3,14 +3,13 @@
 `--figures` and `--csv` write every figure as .svg and .pdf, and every table as .csv and .tex, into folders.
 """
 
-import os
 import re
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from types import TracebackType
 from typing import Self
 
@@ -32,15 +31,12 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise PrunusError(f"the folder of '{path}' does not exist: create it or name another file")
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file completely or not at all. Raises PrunusError, with the reason, if it cannot be written."""
-    with _explained(path), atomic_file(path) as stream:
-        stream.write(content.encode() if isinstance(content, str) else content)
-
-
 @contextmanager
 def written_last(path: Path, content: str) -> Iterator[None]:
-    """Write a file as write_whole does, but rename it after the block, so that no error of its own comes later."""
+    """Write a file completely or not at all, but rename it after the block, so that no error of its own comes later.
+
+    Raises PrunusError, with the reason, if it cannot be written.
+    """
     with _explained(path), atomic_file(path) as stream:
         stream.write(content.encode())
         stream.flush()
@@ -71,11 +67,9 @@ class Folder:
         if self.temporary is None:
             self._refuse()
             with _explained(self.path):
-                name_of = tempfile.mkdtemp(
-                    prefix=f".{self.path.name}.", suffix=".partial", dir=self.path.absolute().parent
-                )
-            self.temporary = Path(name_of)
-            self.temporary.chmod(0o777 & ~_umask())
+                temporary = self.path.with_name(f".{self.path.name}.{token_hex(8)}.partial")
+                temporary.mkdir()
+            self.temporary = temporary
         with _explained(self.path):
             (self.temporary / name).write_text(text, "utf-8", newline="\n")
 
@@ -98,12 +92,6 @@ class Folder:
         return self.path.is_dir() and all(OURS.fullmatch(one.name) for one in self.path.iterdir())
 
 
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
-
-
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
     try:
@@ -112,29 +100,25 @@ def _explained(path: Path) -> Iterator[None]:
         raise explained(error, path) from error
 
 
-def figure_files(sections: Iterable[Section], folder: Path) -> dict[Path, Content]:
-    """{path: function that returns the content} of the files of all figures."""
-    found, names = {}, Counter()
-    for figure in (figure for section in sections for figure in section.figures):
-        name = _unique(figure.name, names)
-        found |= {folder / f"{name}.svg": figure.svg, folder / f"{name}.pdf": figure.pdf}
+def files_of(sections: Sequence[Section], figures: Path | None, tables: Path | None) -> dict[Path, Content]:
+    """{path: function that returns the content} of the files of all figures and of all tables that have rows.
+
+    figures, tables: folders; None for neither. A number is appended to a name that occurs again.
+    """
+    found: dict[Path, Content] = {}
+    for folder, made in (
+        (figures, [(one.name, {"svg": one.svg, "pdf": one.pdf}) for of in sections for one in of.figures]),
+        (tables, [(one.name, {"csv": one.csv, "tex": one.latex}) for of in sections for one in of.tables if one.rows]),
+    ):
+        seen: Counter[str] = Counter()
+        if folder is None:
+            continue
+        for name, contents in made:
+            short = slug(name)
+            seen[short] += 1
+            stem = short if seen[short] == 1 else f"{short}-{seen[short]}"
+            found |= {folder / f"{stem}.{kind}": content for kind, content in contents.items()}
     return found
-
-
-def table_files(sections: Iterable[Section], folder: Path) -> dict[Path, Content]:
-    """{path: function that returns the content} of the files of all tables that have rows."""
-    found, names = {}, Counter()
-    for table in (table for section in sections for table in section.tables if table.rows):
-        name = _unique(table.name, names)
-        found |= {folder / f"{name}.csv": table.csv, folder / f"{name}.tex": table.latex}
-    return found
-
-
-def _unique(name: str, seen: Counter[str]) -> str:
-    """The file name for a figure or table; a number is appended where it occurs again."""
-    short = slug(name)
-    seen[short] += 1
-    return short if seen[short] == 1 else f"{short}-{seen[short]}"
 
 
 def check_export(files: Iterable[Path], overwrite: bool) -> None:

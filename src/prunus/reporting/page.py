@@ -14,8 +14,15 @@ from pathlib import Path
 from prunus import __version__
 from prunus.errors import PrunusError
 from prunus.margins import MarginLike
-from prunus.reporting import output_files, prose
-from prunus.reporting.output_files import Folder, refuse_existing, written_last
+from prunus.reporting import prose
+from prunus.reporting.output_files import (
+    Folder,
+    check_export,
+    files_of,
+    refuse_existing,
+    write_export,
+    written_last,
+)
 from prunus.reporting.render.figure import pdf_converter
 from prunus.reporting.render.text import document, esc, linked, resource
 from prunus.reporting.report_data import ReportData, missing_notes
@@ -98,11 +105,11 @@ def write_report(
         text = page(data, sections, name, notes, links)
         for file, content in (file for section in sections for file in section.files):
             folder.write(file, content)
-        exported = output_files.figure_files(sections, Path(figures)) if figures is not None else {}
-        exported |= output_files.table_files(sections, Path(csv)) if csv is not None else {}
-        output_files.check_export(exported, overwrite)
+        folders = (None if one is None else Path(one) for one in (figures, csv))
+        exported = files_of(sections, *folders)
+        check_export(exported, overwrite)
         with written_last(out, text):
-            output_files.write_export(exported)
+            write_export(exported)
             folder.keep()
 
 

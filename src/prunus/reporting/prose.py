@@ -161,7 +161,7 @@ def _amount(entry: Entry) -> str:
         loss, low, high = map(_loss, (cell.difference, cell.high, cell.low))
         remarks = ["still within the margin"] * (word == WITHIN) + remarks
         return f"by {loss} points ({'; '.join([f'{low} to {high}', *remarks])})"
-    if word == OPEN:
+    if word == OPEN and not entry.adaptive:
         unseen = f"a difference below {percent(cell.mde)} may go undetected"
         remarks = [unseen if cell.mde is not None else "no loss would be detected", *remarks]
     middle = f"{points(cell.difference)} points, {points(cell.low)} to {points(cell.high)}"

@@ -14,11 +14,21 @@ from prunus.reporting.published import Match, matches
 from prunus.reporting.render.text import esc, percent
 from prunus.results.cells import Cell, Comparison, Entry, Part
 from prunus.results.comparison import compare_runs
-from prunus.results.plans import listed
-from prunus.results.rows import IMPORTED, UNKNOWN, Key, ProblemRow, Run, Sample, chains_of, sampled_tokens
+from prunus.results.labels import listed
+from prunus.results.rows import (
+    IMPORTED,
+    UNKNOWN,
+    Key,
+    ProblemRow,
+    Run,
+    Sample,
+    Table,
+    chains_of,
+    sampled_tokens,
+    tables,
+)
 from prunus.results.store import Store
 from prunus.results.summary import BudgetCell, Summary, describe, with_bands
-from prunus.results.table import Table, tables
 
 
 @dataclass(frozen=True)

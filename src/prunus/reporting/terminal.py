@@ -16,7 +16,7 @@ from prunus.results.cells import Cell, Comparison, Ending, Entry, Identity, Reci
 from prunus.results.labels import LabelParts, observations, unique_labels
 from prunus.results.stages import PARTLY, in_words, verdict_in_words
 from prunus.results.stopping import ENDINGS, ENDS
-from prunus.results.summary import Area, BudgetCell, Summary
+from prunus.results.summary import BudgetCell, Summary
 from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE, verdict
 
 Data = Mapping[str, Any]
@@ -36,11 +36,7 @@ def curve_table(summaries: Iterable[Summary]) -> RenderableType:
     tables: list[RenderableType] = []
     for task in tasks_of(summaries):
         budgets = sorted({budget for summary in summaries for budget in summary.cells(task)})
-        table = _table("run")
-        for budget in budgets:
-            table.add_column(str(budget), justify="right")
-        table.add_column("area", justify="right")
-        table.add_column("tokens", justify="right")
+        table = _table("run", *budgets, "area", "tokens", wraps=True)
         shown: list[BudgetCell] = []
         for name, summary in zip(names, summaries, strict=True):
             cells = summary.cells(task)
@@ -49,8 +45,10 @@ def curve_table(summaries: Iterable[Summary]) -> RenderableType:
             shown += cells.values()
             area = summary.tasks[task].auc
             last = cells[max(cells)].tokens.total.mean
-            values = [f"{percent(c.accuracy)}\n{_half(c)}" if (c := cells.get(b)) else "" for b in budgets]
-            table.add_row(Text(name), *values, f"{percent(area.value)}\n{_half(area)}" if area else "", count(last))
+            ends = [(c.accuracy, c.low, c.high) if (c := cells.get(budget)) else None for budget in budgets]
+            ends.append((area.value, area.low, area.high) if area else None)
+            halves = [f"{percent(one[0])}\n±{50 * (one[2] - one[1]):.1f}" if one else "" for one in ends]
+            table.add_row(Text(name), *halves, count(last))
         note = "area: under accuracy over log2 budget; tokens: mean used (thinking and answer) at the largest budget"
         note += "; as run: logs of other tools, without thinking budget" if AS_RUN in budgets else ""
         note += "; off: thinking switched off, not part of the area" if OFF in budgets else ""
@@ -82,9 +80,7 @@ def runs_table(runs: Sequence[Data]) -> RenderableType:
 
 def _adherence(task: str, natives: Sequence[tuple[str, Summary]], budgets: Sequence[int]) -> Table:
     """How the runs under native control kept to their budgets."""
-    table = _table("run")
-    for budget in budgets:
-        table.add_column(str(budget), justify="right")
+    table = _table("run", *budgets, wraps=True)
     for name, summary in natives:
         cells = summary.cells(task)
         kept = [cells[budget].adherence if budget in cells else None for budget in budgets]
@@ -101,20 +97,12 @@ def verdict_table(comparison: Comparison) -> RenderableType:
     base, entries = comparison.base, comparison.others
     names = _names([base, *entries])
     several = any(entry.macro for entry in entries)
-    as_run = bool(entries) and all(_budgets(entry) == {AS_RUN} for entry in entries)
+    as_run = {budget for one in entries for part in one.tasks.values() for budget in part.budgets} == {AS_RUN}
     what = "mean area of all tasks" if several else "area under accuracy over log2 budget"
     what = "accuracy as run" + several * ", mean of all tasks" if as_run else what
-    table = _table("run")
-    for column in (
-        "verdict",
-        "difference [95 %]",
-        "p adjusted",
-        "MDE",
-        "accuracy in %" if as_run else "area in %",
-        "base",
-        "problems",
-    ):
-        table.add_column(column, justify="left" if column == "verdict" else "right", no_wrap=True)
+    share = "accuracy in %" if as_run else "area in %"
+    columns = ("verdict", "difference [95 %]", "p adjusted", "MDE", share, "base", "problems")
+    table = _table("run", *columns, left="verdict")
     for name, entry in zip(names[1:], entries, strict=True):
         cell = entry.primary
         shares = [percent(share) for share in (cell.mde, cell.accuracy, cell.base_accuracy)]
@@ -160,9 +148,8 @@ def verdict_table(comparison: Comparison) -> RenderableType:
 
 
 def _recipes(recipes: Sequence[RecipeVerdict]) -> Table:
-    table = _table("recipe")
-    for column in ("verdict", "difference [95 %]", "se", "of seeds", "of problems", "df", "seeds"):
-        table.add_column(column, justify="left" if column == "verdict" else "right", no_wrap=True)
+    columns = ("verdict", "difference [95 %]", "se", "of seeds", "of problems", "df", "seeds")
+    table = _table("recipe", *columns, left="verdict")
     for one in recipes:
         errors = [percent(error) for error in (one.se, one.se_seeds, one.se_problems)]
         word = Text(one.verdict, style=STYLES[one.verdict])
@@ -175,10 +162,8 @@ def _interval(cell: Cell | RecipeVerdict) -> str:
 
 
 def _stopping(names: Sequence[str], entries: Sequence[Entry]) -> Table:
-    table = _table("run")
     shown = (ENDS, "loops", "lost")
-    for column in ("stops", *(ENDINGS[name].words for name in shown), "tokens"):
-        table.add_column(column, justify="left" if column == "stops" else "right", no_wrap=column == "stops")
+    table = _table("run", "stops", *(ENDINGS[name].words for name in shown), "tokens", left="stops", wraps=True)
     for name, entry in zip(names[1:], entries, strict=True):
         if entry.stops:
             cells = entry.stopping.endings
@@ -197,14 +182,9 @@ def _ending(cell: Ending | None) -> Text:
     return Text(shown, style=STYLES[cell.verdict])
 
 
-def _budgets(entry: Entry) -> set[int]:
-    return {budget for part in entry.tasks.values() for budget in part.budgets}
-
-
 def _scaling(names: Sequence[str], entries: Sequence[Entry]) -> Table:
-    table = _table("run")
-    for column in ("scaling", "kept in % [95 %]", "points", "base", "p of kept", "p of lost"):
-        table.add_column(column, justify="left" if column == "scaling" else "right", no_wrap=True)
+    columns = ("scaling", "kept in % [95 %]", "points", "base", "p of kept", "p of lost")
+    table = _table("run", *columns, left="scaling")
     for name, entry in zip(names[1:], entries, strict=True):
         if (slope := entry.scaling) and slope.word:
             kept = [percent(share) for share in (slope.retention, slope.retention_low, slope.retention_high)]
@@ -218,9 +198,7 @@ def _scaling(names: Sequence[str], entries: Sequence[Entry]) -> Table:
 
 def _budget_differences(task: str, names: Sequence[str], entries: Sequence[Entry]) -> Table:
     budgets = sorted({budget for entry in entries if task in entry.tasks for budget in entry.tasks[task].budgets})
-    table = _table("run")
-    for budget in budgets:
-        table.add_column(str(budget), justify="right", no_wrap=True)
+    table = _table("run", *budgets)
     for name, entry in zip(names[1:], entries, strict=True):
         if task in entry.tasks:
             cells = entry.tasks[task].budgets
@@ -235,11 +213,9 @@ def allocation_table(data: Data) -> RenderableType:
     if all(abs(row[part] - row["sparsity"]) < 1e-9 for row in blocks for part in parts):
         parts = []
     scores = list(blocks[0]["scores"])
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("block", justify="right")
-    for column in ("sparsity", *parts, *(data["score"] + _of_part(part) for part in scores)):
-        table.add_column(visible(column), justify="right")
-    table.add_column("")
+    measured = [data["score"] + _of_part(part) for part in scores]
+    table = _table("block", *map(visible, ("sparsity", *parts, *measured)), "", left="", wraps=True)
+    table.columns[0].justify = "right"
     for row in blocks:
         shares = [percent(row[key]) for key in ("sparsity", *parts)]
         numbers = [f"{row['scores'][part]:.4g}" for part in scores]
@@ -330,14 +306,13 @@ def _title(text: str) -> Text:
     return Text(visible(text), style="bold")
 
 
-def _table(first: str) -> Table:
+def _table(first: str, *columns: object, left: str = "", wraps: bool = False) -> Table:
+    """An empty table. Columns after the first are aligned right, but for `left`, and wrap only where `wraps` is set."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(first)
+    for name in map(str, columns):
+        table.add_column(name, justify="left" if name == left else "right", no_wrap=not wraps or name == left)
     return table
-
-
-def _half(cell: BudgetCell | Area) -> str:
-    return f"±{50 * (cell.high - cell.low):.1f}"
 
 
 def _difference(cell: Cell | None) -> Text:

@@ -93,19 +93,27 @@ def reaches(differences_TC: Floats, nulls: Floats, goals: Floats) -> NDArray[np.
 
     nulls, goals: arrays that broadcast to (G, C).
     """
+    if nulls.shape[1] == goals.shape[1] == 1:  # equal contrasts, of which stopping has many, are computed once
+        differences_TC, column_C = np.unique(differences_TC, axis=1, return_inverse=True)
+        return (aimed_wealth(differences_TC, nulls, goals) >= goals)[:, column_C]
     return aimed_wealth(differences_TC, nulls, goals) >= goals
 
 
 def aimed_wealth(differences_TC: Floats, nulls: Floats, goals: Floats) -> Floats:
     """(G, C) the logarithm of that gambler's wealth at the end, which stays where the goal was reached."""
     T, shape = len(differences_TC), np.broadcast_shapes(nulls.shape, goals.shape, differences_TC[:1].shape)
-    logs_GC, squares_GC = np.zeros(shape), np.full(shape, UNSURE)
+    logs_GC, squares_GC, bets_GC = np.zeros(shape), np.full(shape, UNSURE), np.empty(shape)
     most = AIMED / (1 + nulls)
     for t, difference_C in enumerate(differences_TC):
         above = difference_C - nulls
-        missing_GC = np.maximum(goals - logs_GC, 0.0)
-        bets_GC = np.minimum(np.sqrt(missing_GC / squares_GC * (2 * (t + 1) / (T - t))), most)
-        logs_GC += np.log1p(bets_GC * above)
+        np.subtract(goals, logs_GC, out=bets_GC)
+        np.maximum(bets_GC, 0.0, out=bets_GC)
+        bets_GC /= squares_GC
+        bets_GC *= 2 * (t + 1) / (T - t)
+        np.sqrt(bets_GC, out=bets_GC)
+        np.minimum(bets_GC, most, out=bets_GC)
+        bets_GC *= above
+        logs_GC += np.log1p(bets_GC, out=bets_GC)
         squares_GC += above**2
     return logs_GC
 

@@ -127,8 +127,8 @@ class Cell(Difference):
 
     lower_bound: one-sided 95 %, valid for any number of problems. p_margin: of a loss of the margin or more. mde: the
     true difference that would be detected with 80 % power at the first step of Holm's correction; None where none could
-    be with so few problems. band_low, band_high: cover all budgets of the task simultaneously; only at budgets. q:
-    Benjamini-Hochberg over all budgets and areas of all runs, for exploring.
+    be with so few problems, and where bounds hold at any time. band_low, band_high: cover all budgets of the task
+    simultaneously; only at budgets. q: Benjamini-Hochberg over all budgets and areas of all runs, for exploring.
     """
 
     lower_bound: float
@@ -232,7 +232,8 @@ class Unfinished(Record):
 class Looked(Record):
     """A comparison of the two models that could be seen; limit: None means all problems. Of both, base first:
 
-    begun: UTC time; complete: its complete problems when its next run began; None for what an older store lacks.
+    begun: UTC time at which its last evaluation began; complete: its complete problems when that of its next run began;
+    None for what an older store lacks.
     """
 
     limit: int | None

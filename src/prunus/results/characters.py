@@ -1,5 +1,6 @@
-"""Make control characters in untrusted text visible, such as model names and model output."""
+"""Make control characters in untrusted text visible, such as model names and model output; shares as text."""
 
+import math
 import re
 
 # Characters that are invisible, reorder a line or break a parser: C0 and C1 (except tab and line feed), soft line ends,
@@ -26,3 +27,21 @@ def one_line(text: str, limit: int = LABEL_LIMIT) -> str:
     """text made visible on one line, cut to limit characters."""
     text = re.sub(r"[ \t\n]+", " ", visible(text)).strip()
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def percent(share: float | None) -> str:
+    """A share as percent with one decimal, signed only below zero: 0.9321 -> 93.2, -0.0312 -> −3.1."""
+    return points(share).removeprefix("+")
+
+
+def points(difference: float | None) -> str:
+    """A difference of two shares in percentage points, signed: -0.0312 -> −3.1."""
+    if difference is None or not math.isfinite(difference):
+        return DASH
+    return signed(100 * difference)
+
+
+def signed(value: float) -> str:
+    """A number with one decimal and a typographic sign; no sign if it rounds to zero."""
+    text = f"{abs(value):.1f}"
+    return text if float(text) == 0 else f"{MINUS if value < 0 else '+'}{text}"

@@ -17,14 +17,13 @@ from prunus.margins import Margin, MarginLike
 from prunus.results import paired
 from prunus.results.betting import ALPHA
 from prunus.results.cells import Base, Comparison, Ending, Entry, Part, Rounding, Stopping, Unfinished
-from prunus.results.contrasts import Claims, Grown, Pair, contrast_cells
-from prunus.results.rows import FIRST_PROTOCOL, Run
+from prunus.results.contrasts import Grown, Pair, contrast_cells
+from prunus.results.rows import FIRST_PROTOCOL, Run, Table, tables
 from prunus.results.seeds import recipes_over_seeds
-from prunus.results.stages import PARTLY, Growth, growth, in_words, of_both, unfinished
+from prunus.results.stages import PARTLY, Growth, growth, in_words, of_both, removed_before, unfinished
 from prunus.results.stopping import ENDS, at_largest, judged_stopping, stop_cells, tokens_per_draw, without_claims
 from prunus.results.store import Store
 from prunus.results.summary import identity
-from prunus.results.table import Table, tables
 from prunus.results.verdicts import (
     BETTER,
     SAME,
@@ -61,7 +60,7 @@ ESTIMATED = (
     " from its limit and the problems that the store has of its tasks"
 )
 # Settings that may differ between two plans that measure the same. Of the first four, what both runs have is compared.
-HARMLESS = {"tasks", "budgets", "samples", "limit", "seed", "batch_size", "reuse", "kernel"}
+HARMLESS = {"aa_control", "tasks", "budgets", "samples", "limit", "seed", "batch_size", "reuse", "kernel"}
 
 
 def compare(
@@ -157,16 +156,15 @@ def compare_runs(
         state = unfinished(run, run_tables)
         lacking = (state and replace(state, base=False)) or (base_state and replace(base_state, base=True))
         pairs, notes = _pairs(base_tables, run_tables, of_both(base, run) if lacking else {})
-        notes = _plan_notes(base, run) + notes
+        notes = _plan_notes(base, run) + removed_before(base) + removed_before(run) + notes
         pairs, grown, how_taken = _taken(base, run, pairs, seed)
         notes += [how_taken] * bool(how_taken)
         if pairs:
             if lacking:
                 notes.insert(0, f"{in_words(lacking)}: no verdict is given, since {PARTLY}")
                 notes += [ESTIMATED] * any(one.planned and one.planned.order is None for one in (base, run))
-            parts = _parts(pairs, margin, seed, resamples, len(chosen))
             same_chains = all(one.plan.get("reuse", True) for one in (base, run))
-            parts = _with_endings(parts, pairs, stop_margin, seed, resamples, same_chains)
+            parts = _parts(pairs, (margin, stop_margin), seed, resamples, len(chosen), same_chains)
             parts = [_without_claims(part) for part in parts] if lacking else parts
             found.append(_Found(run, pairs, notes, parts, bool(how_taken), lacking, grown))
         elif may_leave_out:
@@ -294,9 +292,8 @@ def _choose(base: Run, runs: Iterable[Run], may_leave_out: bool) -> tuple[list[R
 
 def _repeats(run: Run, base: Run) -> bool:
     """Whether a run is an A/A control of base: the same model and plan in other batches."""
-    plan = {key: value for key, value in run.plan.items() if key != "aa_control"}
     same = run.model.get("checksum") == base.model.get("checksum")
-    return run.is_control and same and not _plan_differences(base, replace(run, plan=plan))
+    return run.is_control and same and not _plan_differences(base, run)
 
 
 def _against_itself(
@@ -306,7 +303,7 @@ def _against_itself(
     pairs = list(_pairs(base, other, {})[0].values())
     if not pairs:
         return None
-    cell = contrast_cells(pairs, Margin(0.0), seed, resamples, Claims(1, 1)).auc
+    cell = contrast_cells(pairs, Margin(0.0), seed, resamples, (1, 1)).auc
     counts = {"answers": 0, "differ": 0, "grades": 0}
     for pair in pairs:
         answers = [table.values("answer").ravel().tolist() for table in (pair.base, pair.other)]
@@ -412,31 +409,21 @@ def _as_run(
     return found
 
 
-def _parts(pairs: Mapping[str, Pair], margin: Margin, seed: int, resamples: int, runs: int) -> list[Part]:
-    """The parts of one run, without how chains end. runs: how many are compared."""
+def _parts(
+    pairs: Mapping[str, Pair], margins: tuple[Margin, Margin], seed: int, resamples: int, runs: int, same_chains: bool
+) -> list[Part]:
+    """The parts of one run: of each task, and last of all of them. runs: how many are compared."""
     columns = sum(len(pair.base.budgets) for pair in pairs.values())
     several = len(pairs) > 1
     details = runs * (columns + several * (len(pairs) + columns // len(pairs)))  # as `verdicts.judged`
-    alone = Claims(details, details if several else runs)
-    done = [contrast_cells([pair], margin, seed, resamples, alone) for pair in pairs.values()]
-    if several:
-        done.append(contrast_cells(list(pairs.values()), margin, seed, resamples, Claims(details, runs)))
-    return done
-
-
-def _with_endings(
-    parts: Sequence[Part],
-    pairs: Mapping[str, Pair],
-    stop_margin: Margin,
-    seed: int,
-    resamples: int,
-    same_chains: bool,
-) -> list[Part]:
-    """The parts with how chains end in each task (and on average)."""
-    of_parts = [[pair] for pair in pairs.values()] + [list(pairs.values())] * (len(parts) > 1)
+    tested = [([pair], (details, details if several else runs)) for pair in pairs.values()]
+    tested += [(list(pairs.values()), (details, runs))] * several
     return [
-        replace(part, stopping=stop_cells(of, stop_margin, seed, resamples, same_chains))
-        for part, of in zip(parts, of_parts, strict=True)
+        replace(
+            contrast_cells(of, margins[0], seed, resamples, claims),
+            stopping=stop_cells(of, margins[1], seed, resamples, same_chains),
+        )
+        for of, claims in tested
     ]
 
 

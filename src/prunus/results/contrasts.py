@@ -16,7 +16,7 @@ from prunus.margins import Margin
 from prunus.results import anytime, betting, metrics, paired, power, verdicts
 from prunus.results.betting import direction_p
 from prunus.results.cells import Cell, Needed, Part, Slope, made
-from prunus.results.table import Table
+from prunus.results.rows import Table
 
 Floats = NDArray[np.float64]
 
@@ -53,18 +53,11 @@ class Pair:
         return Pair(base, other, self.adaptive)
 
 
-@dataclass(frozen=True)
-class Claims:
-    """The numbers of tests for which the p-values of budgets, and of the area, are corrected."""
-
-    budgets: int
-    areas: int
-
-
-def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: int, claims: Claims) -> Part:
+def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: int, claims: tuple[int, int]) -> Part:
     """The cells of one task, or of several with equal weights, without what depends on others: adjusted p and q.
 
-    The cell of budget OFF is computed apart, so that it changes no other cell.
+    claims: the numbers of tests for which the p-values of budgets, and of the area, are corrected. The cell of
+    budget OFF is computed apart, so that it changes no other cell.
     """
     budgets = pairs[0].base.budgets
     if OFF in budgets and len(budgets) > 1:
@@ -74,13 +67,16 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: 
         )
         return replace(curve, budgets={**off.budgets, **curve.budgets})
     weights_BC, several = _weights(budgets)
-    base, other = ([table.by_group(_per_draw(table, weights_BC)) for table in side] for side in _sides(pairs))
-    differences = [theirs - ours for ours, theirs in zip(base, other, strict=True)]  # (G, N, C) of each task
+    base, other = (  # (G, N, C) of each task: contrasts of each draw, which are weighted sums over its budgets
+        [table.by_group(table.correct.astype(float).transpose(0, 2, 1) @ weights_BC) for table in side]
+        for side in zip(*((pair.base, pair.other) for pair in pairs), strict=True)
+    )
+    differences = [theirs - ours for ours, theirs in zip(base, other, strict=True)]
     strata, base_means, other_means = ([d.mean(axis=1) for d in side] for side in (differences, base, other))
     tested, draws = paired.infer(strata, resamples, seed), len(pairs[0].base.draws)
     B, A = len(budgets), len(budgets) + 1  # contrasts of budgets, and with the area; a slope would be the last
     shares = [d[:, :A] for d in strata]  # differences of accuracies, which lie in [-1, 1]; no slopes
-    claims_A = np.array([claims.budgets] * B + [claims.areas])
+    claims_A = np.array([claims[0]] * B + [claims[1]])
     common = {
         "accuracy": paired.estimate(other_means),
         "base_accuracy": paired.estimate(base_means),
@@ -94,7 +90,8 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: 
     # Where losing everything would be within the margin nothing is claimed.
     covered_A = np.array([margin.covers(share) for share in columns["base_accuracy"]])
     columns["p_margin"] = np.where(covered_A, 1.0, p_of_margin(shares, bases, pairs, margin, seed))
-    columns["mde"] = power.minimum_detectable(shares, bases, claims_A, draws, one_outcome, seed)
+    if pairs[0].adaptive is None:
+        columns["mde"] = power.minimum_detectable(shares, bases, claims_A, draws, one_outcome, seed)
     ends = metrics.simultaneous_bands(tested.centre_C[:B], tested.draws_RC[:, :B])
     # Never narrower than a cell's own interval, which need not be symmetric.
     columns["band_low"] = np.minimum(ends[0], columns["low"][:B])
@@ -103,6 +100,7 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: 
     if pairs[0].adaptive is not None:  # what a verdict rests on, and all intervals, hold whatever ended the collection
         now = any_time_columns(shares, pairs, margin.size, max(1, B))
         columns |= {name: column for name, column in now.items() if name != "p_margin"}
+        columns["mde"] = np.full(A, np.nan)  # it is of the tests for a fixed number of problems
     size = sizes_of(pairs)
     cells = []
     for c in range(A):
@@ -113,7 +111,9 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: 
         reach = float(weights_BC[:, -1].clip(0).sum())
         own = {name: column[-1:] for name, column in common.items()}
         own |= direction_p([d[:, -1:] / (2 * reach) for d in strata], seed, draws)
-        own |= _scaling([d[:, -1:] for d in base_means], [d[:, -1:] for d in other_means], reach, seed, draws)
+        slopes = [d[:, -1:] for d in base_means], [d[:, -1:] for d in other_means]
+        own |= dict(zip(("retention", "retention_low", "retention_high"), verdicts.retention(*slopes), strict=True))
+        own |= {f"p_{word}": verdicts.p_scaling(word, *slopes, reach, seed, draws) for word in ("kept", "lost")}
         slope = made(Slope, size, {name: float(column[0]) for name, column in own.items()})
         if pairs[0].adaptive is not None:  # none holds at any time
             slope = replace(slope, p_kept=1.0, p_lost=1.0, p_better=1.0, p_worse=1.0, p=1.0)
@@ -153,26 +153,10 @@ def p_of_margin(
     return betting.p_value(values, null, seed, len(pairs[0].base.draws))
 
 
-def _scaling(base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: int, draws: int) -> dict[str, Floats]:
-    """The share of the base's scaling that the other run retains, from slopes per problem (`retention`)."""
-    share, low, high = verdicts.retention(base, other)
-    return {
-        "retention": share,
-        "retention_low": low,
-        "retention_high": high,
-        "p_kept": verdicts.p_kept(base, other, reach, seed, draws),
-        "p_lost": verdicts.p_lost(base, other, reach, seed, draws),
-    }
-
-
 def sizes_of(pairs: Sequence[Pair]) -> dict[str, int]:
     """n and samples of the cells of these tasks together, with `problems` where that is more than n."""
     problems, n = (sum(map(len, of)) for of in zip(*((p.base.problems, p.base.groups) for p in pairs), strict=True))
     return {"n": n} | ({"problems": problems} if problems > n else {}) | {"samples": len(pairs[0].base.draws)}
-
-
-def _sides(pairs: Sequence[Pair]) -> tuple[list[Table], list[Table]]:
-    return [pair.base for pair in pairs], [pair.other for pair in pairs]
 
 
 def _weights(budgets: Sequence[int]) -> tuple[Floats, bool]:
@@ -181,11 +165,6 @@ def _weights(budgets: Sequence[int]) -> tuple[Floats, bool]:
     several = bool(np.isfinite(slope).all())
     columns = [np.eye(len(budgets)), metrics.auc_weights(budgets)[:, None], slope[:, None]]
     return np.concatenate(columns[: 2 + several], axis=1), several
-
-
-def _per_draw(table: Table, weights_BC: Floats) -> Floats:
-    """(P, N, C) contrasts of each draw, which are weighted sums over its budgets."""
-    return table.correct.astype(float).transpose(0, 2, 1) @ weights_BC
 
 
 def _needed(

@@ -1,16 +1,17 @@
-"""Labels of runs: short names for what was done to a model, as tables and pages print them."""
+"""Labels of runs, short names for what was done to a model, as tables and pages print them; their plans in short."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from prunus.hashing import content_hash
 from prunus.results.characters import DASH, MINUS, NBSP, THIN, one_line
+from prunus.results.rows import Run
 from prunus.step import StepRecord, defaults, recipe_of, recorded_kind
 
 if TYPE_CHECKING:
     from prunus.results.cells import Identity, Sized
-    from prunus.results.rows import Run
 
 # Settings that labels name or that go without saying, and nouns of settings that are numbers of something.
 _SHOWN = {"method", "sparsity", "pattern", "blocks", "scope", "allocation", "update", "group", "match_sparsity"}
@@ -18,14 +19,14 @@ _COUNTS = {"samples": "samples", "calibration_tokens": "tokens", "seqlen": "toke
 CONTROL = "control"  # the action of control_steps
 
 
-def history(run: "Run") -> list[StepRecord]:
+def history(run: Run) -> list[StepRecord]:
     """The steps that made the run's model, oldest first; empty for an unpruned model."""
     manifest = run.model.get("manifest")
     steps = manifest.get("history") if isinstance(manifest, dict) else None
     return [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
 
 
-def control_steps(run: "Run") -> list[StepRecord]:
+def control_steps(run: Run) -> list[StepRecord]:
     """What labels add for a run whose budget the engine or the model kept (control native), and for an A/A control."""
     native, again = run.plan.get("control") == "native", run.is_control
     steps: list[StepRecord] = [{"action": CONTROL, "recipe": {"control": "native"}}] if native else []
@@ -66,7 +67,7 @@ def label(steps: Sequence[StepRecord]) -> str:
     return text + "".join(", A/A control" if of.get("aa_control") else ", native control" for of in controls)
 
 
-def label_of(run: "Run") -> str:
+def label_of(run: Run) -> str:
     """The label of a run on its own."""
     return label([*history(run), *control_steps(run)])
 
@@ -90,13 +91,13 @@ class LabelParts(NamedTuple):
         return cls(identity.run, str(identity.model), identity.recipe, identity.dtypes or (None, None))
 
 
-def label_parts(run: "Run") -> LabelParts:
+def label_parts(run: Run) -> LabelParts:
     """What a run's label is made of."""
     steps = [*history(run), *control_steps(run)]
     return LabelParts(run.run_id, str(run.model.get("name", "?")), steps, dtypes_of(run))
 
 
-def dtypes_of(run: "Run") -> list[str | None]:
+def dtypes_of(run: Run) -> list[str | None]:
     """The dtypes of a run's weights, and of its computation; None where one is unknown or the weights are quantised."""
     if any(step.get("action") == "quantise" for step in history(run)):
         return [None, None]
@@ -173,7 +174,7 @@ def _detail(key: str, value: Any, step: StepRecord) -> str:
     return one_line(f"{key.replace('_', ' ')} {number}")
 
 
-def is_called(run: "Run", text: str) -> bool:
+def is_called(run: Run, text: str) -> bool:
     """Whether text is the run's label as tables print it: alone, after the model's name, or before what tells it apart.
 
     Differences of case, kinds of spaces and of dashes are ignored: `wanda 50 %` means `Wanda 50 %`. What tells runs
@@ -204,3 +205,66 @@ def _typed(text: str) -> str:
 def observations(cell: "Sized", unit: str = " problems") -> str:
     """`120 problems`, or `120 problems in 30 groups` where some belong together."""
     return f"{cell.n}{unit}" if cell.problems is None else f"{cell.problems}{unit} in {cell.n} groups"
+
+
+# Settings that follow from others and the model: they are only named where no other setting differs.
+FOLLOWS = {"problems", "strings", "end_ids", "context", "kernel", "off", "native"}
+LONGEST = 40  # characters of a value; a longer one is named by its hash
+LONGEST_LINE = 300
+
+
+def plan_in_short(plan: Mapping[str, Any]) -> str:
+    """`tiny, first 30 problems; budgets 16, 64; 3 draws; strict; profile tiny; temperature 0.0; seed 0`."""
+    if "tool" in plan:  # an imported log
+        return _joined([f"log of {plan['tool']}", *plan.get("tasks", [])], ", ")
+    tasks = _joined(plan.get("tasks", []), ", ")
+    limit, draws = plan.get("limit"), plan.get("samples", 1)
+    parts = [
+        f"{tasks}, first {limit} problems" if limit is not None else tasks,
+        f"budgets {_joined(plan.get('budgets', []), ', ')}",
+        f"{draws} draw{'' if draws == 1 else 's'}",
+        plan.get("mode"),
+        *(f"{key} {plan[key]}" for key in ("profile", "temperature", "seed") if plan.get(key) is not None),
+    ]
+    if plan.get("control", "forced") != "forced":
+        parts.append(f"{plan['control']} control")
+    return _joined([part for part in parts if part], "; ")
+
+
+def listed(runs: Sequence[Run]) -> str:
+    """The runs for a message: `ID (model; settings in which they differ), ...`."""
+    return ", ".join(
+        f"{run.run_id} ({_joined([run.model.get('name'), *apart], '; ')})"
+        for run, apart in zip(runs, told_apart(runs), strict=True)
+    )
+
+
+def told_apart(runs: Sequence[Run]) -> list[list[str]]:
+    """For each run its values of the settings in which the runs differ; a setting that a run lacks is `no ...`."""
+    settings = [_settings(run) for run in runs]
+    keys = list(dict.fromkeys(key for of in settings for key in of))
+    differing = [key for key in keys if len({content_hash(of.get(key)) for of in settings}) > 1]
+    chosen = [key for key in differing if key not in FOLLOWS] or differing
+    return [[_told(key, of.get(key)) for key in chosen] for of in settings]
+
+
+def _settings(run: Run) -> dict[str, object]:
+    """What can tell runs of one name apart: what was done to the model, its weights and dtype, and the plan."""
+    model = {"made": label_of(run), "weights": run.model.get("checksum"), "dtype": run.model.get("dtype")}
+    return {key: value for key, value in {**model, **run.plan}.items() if value is not None}
+
+
+def _told(key: str, value: Any) -> str:
+    name = key.replace("_", " ")
+    if value is None:
+        return f"no {name}"
+    if key == "made":
+        return str(value)
+    if key == "weights":
+        return f"{name} {str(value)[:8]}"
+    text = _joined(value, ", ") if isinstance(value, list | tuple) else str(value)
+    return f"{name} {text if len(text) <= LONGEST else content_hash(value)[:8]}"
+
+
+def _joined(parts: Sequence[Any], between: str) -> str:
+    return one_line(between.join(map(str, parts)), LONGEST_LINE)

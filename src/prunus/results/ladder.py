@@ -33,7 +33,7 @@ from prunus.errors import PrunusError
 from prunus.margins import Margin, MarginLike
 from prunus.results import anytime, betting, metrics, stopping
 from prunus.results.anytime import Round, bets, evidence, largest_wealth
-from prunus.results.table import Table
+from prunus.results.rows import Table
 
 Floats = NDArray[np.float64]
 

@@ -11,7 +11,7 @@ budgets; it is None outside their range. The interpolated accuracy is an estimat
 a sum of per-problem terms, which are added to the differences, so that the same interval and test apply.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from prunus.results import metrics, paired
 from prunus.results.cells import Record, made
-from prunus.results.table import Table
+from prunus.results.rows import Table
 
 Floats = NDArray[np.float64]
 RESAMPLES = paired.EXPLORING_RESAMPLES
@@ -30,16 +30,14 @@ RESAMPLES = paired.EXPLORING_RESAMPLES
 class Contrast(NamedTuple):
     """k chains against one chain: per-problem values, whose means are the estimates.
 
-    used_P: parallel minus sequential at equal tokens, with the terms for the interpolation; None outside its range.
+    named: the fields of Chains that say what is compared. used_P: parallel minus sequential at equal tokens, with the
+    terms for the interpolation; None outside its range.
     """
 
-    budget: int
-    chains: int
-    method: str
+    named: Mapping[str, object]
     parallel_P: Floats
     sequential_P: Floats
     used_P: Floats | None
-    tokens: tuple[float, float]  # mean used by one chain of `budget` tokens, and by the k chains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +83,7 @@ class Chains(Record):
 
 def compare_parallel(table: Table, seed: int = 0, resamples: int = RESAMPLES) -> list[Chains]:
     """Each contrast of a complete table; none if no budget is a multiple of another, or N is 1."""
-    found = contrasts(table)
+    found, sizes = contrasts(table), {**table.sizes(), "samples": len(table.draws)}
     at_budget = _cells([c.parallel_P - c.sequential_P for c in found], seed, resamples)
     at_use = iter(_cells([c.used_P for c in found if c.used_P is not None], seed, resamples))
     rows = []
@@ -94,23 +92,8 @@ def compare_parallel(table: Table, seed: int = 0, resamples: int = RESAMPLES) ->
         if c.used_P is not None:
             equal = next(at_use)
             used = made(AtEqualTokens, equal, sequential=parallel - equal["difference"])
-        rows.append(
-            made(
-                Chains,
-                table.sizes(),
-                cell,
-                budget=c.budget,
-                chains=c.chains,
-                chain_budget=c.budget // c.chains,
-                method=c.method,
-                samples=len(table.draws),
-                sequential=float(c.sequential_P.mean()),
-                parallel=parallel,
-                tokens_sequential=c.tokens[0],
-                tokens_parallel=c.tokens[1],
-                used=used,
-            )
-        )
+        values = {"sequential": float(c.sequential_P.mean()), "parallel": parallel, "used": used}
+        rows.append(made(Chains, sizes, cell, c.named, values))
     return rows
 
 
@@ -125,7 +108,13 @@ def contrasts(table: Table) -> list[Contrast]:
         ways = [(long, k) for long, k in ways if 2 <= k <= len(table.draws)]
         ballots = metrics.ballots(table.answers(small), correct[:, short]) if ways else []
         for long, k in ways:
-            tokens = (float(used_PB[:, long].mean()), k * float(used_PB[:, short].mean()))
+            named = {
+                "budget": table.budgets[long],
+                "chains": k,
+                "chain_budget": small,
+                "tokens_sequential": float(used_PB[:, long].mean()),
+                "tokens_parallel": k * float(used_PB[:, short].mean()),
+            }
             line_P = at_equal_use(shares_PB, used_PB, k * used_PB[:, short])
             values = {"majority": metrics.vote(ballots, k)}
             for name, score in scores.items():
@@ -134,7 +123,7 @@ def contrasts(table: Table) -> list[Contrast]:
             for name, of_problems in values.items():
                 values_P = table.by_group(of_problems)
                 used_P = None if line_P is None else values_P - line_P
-                found.append(Contrast(table.budgets[long], k, name, values_P, shares_PB[:, long], used_P, tokens))
+                found.append(Contrast({**named, "method": name}, values_P, shares_PB[:, long], used_P))
     return found
 
 

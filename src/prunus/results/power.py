@@ -52,20 +52,22 @@ def minimum_detectable(
     drops = np.concatenate([base[0], np.repeat(base[0].mean(axis=0)[None], 2, axis=0)]).clip(0)
     rng, R = np.random.default_rng(seed), int(np.clip(SIMULATED // T, 200, 4000))
     chosen_TR, break_TR = rng.integers(0, len(pool), (T, R)), rng.random((T, R))
-    change_TRC = pool[chosen_TR] * rng.choice((-1.0, 1.0), (T, R, 1))
-    drop_TRC = drops[chosen_TR]
+    sign_TR = rng.choice((-1.0, 1.0), (T, R, 1))[:, :, 0]
+    aimed_C = ~mcnemar_C
+    goals = np.tile(-np.log(level_C[aimed_C]), R)[None]
+    drop_TRC = drops[:, aimed_C][chosen_TR]
+    change_TRC = pool[:, aimed_C][chosen_TR] * sign_TR[:, :, None]
+    counted = _Counted(drops[:, mcnemar_C], pool[:, mcnemar_C], chosen_TR, sign_TR, break_TR)
 
     def power(share_C: Floats) -> Floats:
-        gain_TRC = np.where(break_TR[:, :, None] < share_C, drop_TRC, change_TRC)  # of "worse": losses count as gains
         found_C = np.empty(C)
         if mcnemar_C.any():
-            of_them = gain_TRC[:, :, mcnemar_C]
-            p = paired.mcnemar_p((of_them < 0).sum(axis=0), (of_them > 0).sum(axis=0))
-            found_C[mcnemar_C] = (p <= level_C[mcnemar_C]).mean(axis=0)
-        if not mcnemar_C.all():
-            goals = np.tile(-np.log(level_C[~mcnemar_C]), R)[None]
-            reached = betting.reaches(gain_TRC[:, :, ~mcnemar_C].reshape(T, -1), np.zeros((1, 1)), goals)
-            found_C[~mcnemar_C] = reached.reshape(R, -1).mean(axis=0)
+            won_RC, lost_RC = counted.changes(share_C[mcnemar_C])
+            found_C[mcnemar_C] = (paired.mcnemar_p(won_RC, lost_RC) <= level_C[mcnemar_C]).mean(axis=0)
+        if aimed_C.any():
+            gain_TRC = np.where(break_TR[:, :, None] < share_C[aimed_C], drop_TRC, change_TRC)  # losses count as gains
+            reached = betting.reaches(gain_TRC.reshape(T, -1), np.zeros((1, 1)), goals)
+            found_C[aimed_C] = reached.reshape(R, -1).mean(axis=0)
         return found_C
 
     low_C, high_C = np.zeros(C), np.ones(C)
@@ -75,6 +77,36 @@ def minimum_detectable(
         enough_C = power(middle_C) >= paired.POWER
         low_C, high_C = np.where(enough_C, low_C, middle_C), np.where(enough_C, middle_C, high_C)
     return np.where(possible_C, (low_C + high_C) / 2 * drops.mean(axis=0), nan)
+
+
+class _Counted:
+    """Numbers of problems that are lost or won in simulated runs, for any share that breaks, from sums made once.
+
+    As in `minimum_detectable`: of T problems in R runs, those below the share in break_TR lose what `drops` says, and
+    the others change as the pool does.
+    """
+
+    def __init__(
+        self, drops: Floats, pool: Floats, chosen_TR: NDArray[np.int_], sign_TR: Floats, break_TR: Floats
+    ) -> None:
+        order_TR = break_TR.argsort(axis=0)
+        chosen_TR, sign_TR = (np.take_along_axis(one, order_TR, axis=0) for one in (chosen_TR, sign_TR))
+        self.break_TR = np.take_along_axis(break_TR, order_TR, axis=0)
+        change_TRC = pool[chosen_TR] * sign_TR[:, :, None]
+        self.broken = _sums_before(drops[chosen_TR] > 0)
+        self.lost, self.won = _sums_before(change_TRC > 0), _sums_before(change_TRC < 0)
+
+    def changes(self, share_C: Floats) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
+        """(R, C) problems won, and lost."""
+        broken_RC = (self.break_TR[:, :, None] < share_C).sum(axis=0)[None]  # of a run; they are its first ones
+        sums = (np.take_along_axis(one, broken_RC, axis=0)[0] for one in (self.broken, self.lost, self.won))
+        of_broken, lost, won = sums
+        return self.won[-1] - won, of_broken + self.lost[-1] - lost
+
+
+def _sums_before(marked_TRC: NDArray[np.bool_]) -> NDArray[np.int_]:
+    """(T + 1, R, C) how many of the first 0, 1, ... T are marked."""
+    return np.concatenate([np.zeros((1, *marked_TRC.shape[1:]), dtype=int), marked_TRC.cumsum(axis=0)])
 
 
 def _by_approximation(strata: Sequence[Floats], base: Sequence[Floats], quantile_C: Floats) -> Floats:

@@ -50,13 +50,26 @@ PLANNED_DDL = """
         problems TEXT NOT NULL  -- JSON: {task: [problem ids]}
     ) WITHOUT ROWID"""
 
-# When runs began, and what could be seen of the earlier runs of the same model then.
+# When the last evaluation of each run began that lacked rows of it, and what could be seen of other runs of the same
+# model then.
 BEGUN_DDL = """
     CREATE TABLE IF NOT EXISTS begun (
         run_id TEXT PRIMARY KEY REFERENCES run,
         at TEXT NOT NULL,      -- UTC
         earlier TEXT NOT NULL  -- JSON: {run id: complete problems} of plans with another limit or number of draws
     ) WITHOUT ROWID"""
+
+# Runs that were removed with their rows, which somebody may have seen (rows.Removed).
+REMOVED_DDL = """
+    CREATE TABLE IF NOT EXISTS removed (
+        number INTEGER PRIMARY KEY,
+        run_id TEXT NOT NULL,
+        model TEXT NOT NULL, plan TEXT NOT NULL,  -- JSON, as of the run
+        begun TEXT,                               -- as of the run; NULL in runs of older stores
+        at TEXT NOT NULL,                         -- UTC: when it was removed
+        complete INTEGER NOT NULL,                -- problems with all of their rows
+        problems INTEGER NOT NULL, samples INTEGER NOT NULL  -- problems with rows, and rows
+    )"""
 
 # Problems that count as one observation with others (rows.ProblemRow.group).
 BELONGS_DDL = """

@@ -28,8 +28,7 @@ from prunus.results.anytime import scaled
 from prunus.results.cells import RecipeVerdict, made
 from prunus.results.contrasts import Pair
 from prunus.results.labels import history, label_parts, unique_labels
-from prunus.results.rows import Run
-from prunus.results.table import Table
+from prunus.results.rows import Run, Table
 from prunus.results.verdicts import CLAIMS, word_of
 from prunus.step import StepRecord, recipe_of
 
@@ -127,13 +126,10 @@ def recipes_over_seeds(
         of._replace(steps=[_seedless(step) for step in of.steps], dtypes=(None, None)) for of in firsts
     )
     adjusted = {name: paired.holm([getattr(one, name) for one in found]) for name in CLAIMS}
-    words = [_verdict(*(float(adjusted[name][place]) for name in CLAIMS)) for place in range(len(found))]
+    # The first two of the adjusted p-values are two-sided.
+    columns = zip(*(adjusted[name] for name in CLAIMS), strict=True)
+    words = [word_of(better / 2, worse / 2, within) for better, worse, within in columns]
     return [replace(one, verdict=word, label=text) for one, word, text in zip(found, words, labels, strict=True)]
-
-
-def _verdict(better: float, worse: float, within: float) -> str:
-    """The verdict from adjusted p-values, of which the first two are two-sided."""
-    return word_of(better / 2, worse / 2, within)
 
 
 def _seedless(step: StepRecord) -> StepRecord:

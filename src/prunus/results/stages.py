@@ -2,10 +2,11 @@
 
 Another limit is another run, but of the same problems in the same order: who evaluates 50 problems, compares, and then
 evaluates 60, and so on until a word comes, decides by rows how many problems there are. The store knows the runs of
-each model in their order, so the comparisons that could be seen before the present one are known, too.
+each model, also removed ones, in the order in which they got their last rows, so the comparisons that could be seen
+before the present one are known, too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
@@ -13,8 +14,7 @@ from math import inf
 from prunus.budgets import budget_of
 from prunus.hashing import content_hash
 from prunus.results.cells import Entry, Looked, Unfinished
-from prunus.results.rows import Run, Stage
-from prunus.results.table import Table
+from prunus.results.rows import Removed, Run, Stage, Table
 
 # Settings of a plan that may differ between the stages of a run.
 SIZES = {"limit", "samples", "problems", "batch_size", "seed"}
@@ -88,25 +88,49 @@ def _key(run: Run) -> str:
     return content_hash([model, {name: value for name, value in run.plan.items() if name not in SIZES}])
 
 
-def stages_of(runs: Sequence[Run], begun: Mapping[str, tuple[str, Mapping[str, int]]]) -> dict[str, tuple[Stage, ...]]:
+def stages_of(
+    runs: Sequence[Run],
+    begun: Mapping[str, tuple[str, Mapping[str, int]]],
+    with_rows: Container[str] = (),
+    removed: Sequence[Removed] = (),
+) -> dict[str, tuple[Stage, ...]]:
     """The stages of every run, itself last. runs: all of a store, oldest first.
 
-    begun: the time at which a run began, and the number of complete problems of each of its earlier stages then.
+    begun: when the last evaluation of a run began that lacked rows, and the number of complete problems of each of its
+    other stages then. with_rows: ids of runs that have rows now.
     """
+    times = {run_id: at for run_id, (at, _) in begun.items()}
+    there: list[tuple[Run, Removed | None]] = [*((one.run, one) for one in removed), *((run, None) for run in runs)]
+    # Runs of older stores have no time, and are older than those that have one.
+    there.sort(key=lambda one: (one[1].begun if one[1] else times.get(one[0].run_id)) or "")
+    groups: dict[str, list[tuple[int, Run, Removed | None]]] = {}
+    for place, (run, gone) in enumerate(there):
+        groups.setdefault(_key(run), []).append((place, run, gone))
     found: dict[str, tuple[Stage, ...]] = {}
-    groups: dict[str, list[tuple[int, Run]]] = {}
-    for place, run in enumerate(runs):
-        group = groups.setdefault(_key(run), [])
-        group.append((place, run))
-        stages = []
-        for (at, one), after in zip(group, [*(r for _, r in group[1:]), None], strict=True):
-            told = begun.get(after.run_id) if after else None
-            complete = told[1].get(one.run_id) if told else None
-            when = begun[one.run_id][0] if one.run_id in begun else None
-            limit, samples = one.plan.get("limit"), int(one.plan.get("samples", 1))
-            stages.append(Stage(one.run_id, at, limit, samples, when, complete))
-        found[run.run_id] = tuple(stages)
+    for group in groups.values():
+        stages: list[Stage] = []
+        for (place, run, gone), after in zip(group, [*group[1:], None], strict=True):
+            size = run.plan.get("limit"), int(run.plan.get("samples", 1))
+            if gone:
+                stages.append(Stage(run.run_id, place, *size, gone.begun, gone.complete, gone.at))
+                continue
+            told = begun.get(after[1].run_id) if after and not after[2] else None
+            complete = told[1].get(run.run_id) if told else None
+            if complete == 0 and run.run_id in with_rows:  # it was evaluated at the same time as the next one
+                complete = None
+            stages.append(Stage(run.run_id, place, *size, times.get(run.run_id), complete))
+            found[run.run_id] = tuple(stages)
     return found
+
+
+def removed_before(run: Run) -> list[str]:
+    """A sentence for each removed run of the same model, whose plan differed in SIZES at most."""
+    return [
+        f"an earlier run of {run.model.get('name')} ({_limit(one.limit or inf)} problems x {one.samples}, of which"
+        f" {one.complete} were complete) was removed from the store at {one.removed}, after its rows could be seen"
+        for one in run.stages
+        if one.removed is not None and one.complete != 0
+    ]
 
 
 def growth(base: Run, other: Run) -> Growth | None:

@@ -16,7 +16,7 @@ from prunus.results import betting, metrics, paired
 from prunus.results.betting import direction_p
 from prunus.results.cells import Ending, Endings, Part, made
 from prunus.results.contrasts import Pair, any_time_columns, p_of_margin, sizes_of
-from prunus.results.table import Table
+from prunus.results.rows import Table
 from prunus.results.verdicts import adjusted, verdict, without_claim
 
 Floats = NDArray[np.float64]

@@ -23,10 +23,9 @@ from prunus.errors import PrunusError
 from prunus.hashing import content_hash
 from prunus.parse import parse_json
 from prunus.results import schema
-from prunus.results.labels import is_called, label_of
+from prunus.results.labels import is_called, label_of, listed, plan_in_short
 from prunus.results.looping import loops
-from prunus.results.plans import listed, plan_in_short
-from prunus.results.rows import FIRST_PROTOCOL, IMPORTED, DeclaredSearch, Key, Planned, ProblemRow, Run, Sample
+from prunus.results.rows import FIRST_PROTOCOL, IMPORTED, DeclaredSearch, Key, Planned, ProblemRow, Removed, Run, Sample
 from prunus.results.stages import same_but_for_size, stages_of
 from prunus.settings import hints_of
 
@@ -154,13 +153,19 @@ class Store:
             self._connection.execute("INSERT OR IGNORE INTO adaptive VALUES (?, ?)", (run_id, _json(dict(how))))
 
     def add_search(self, declared: Mapping[str, Any], runs: Sequence[str]) -> None:
-        """Store that a search is declared now, and which rows its runs have; an earlier declaration of it stays."""
-        at, had = datetime.now(UTC).isoformat(timespec="seconds"), dict[str, tuple[int, int]]()
+        """Store that a search is declared now, and which rows its runs have, or had before they were removed.
+
+        An earlier declaration of it stays.
+        """
+        at, had = _now("seconds"), dict[str, tuple[int, int]]()
         query = "SELECT count(DISTINCT problem_id), count(*) FROM sample WHERE run_id = ?"
         with self._transaction():
             self._connection.execute(schema.SEARCH_DDL)
+            removed = self.removed()
             for run in runs:
-                problems, rows = self._connection.execute(query, (run,)).fetchone()
+                stored = self._connection.execute(query, (run,)).fetchone()
+                gone = [(one.problems, one.samples) for one in removed if one.run.run_id == run]
+                problems, rows = max([stored, *gone])
                 if rows:
                     had[run] = problems, rows
             self._connection.execute(
@@ -193,12 +198,28 @@ class Store:
             self._checked(Run(run_id, model, plan, versions, adaptive.get(run_id)))
             for run_id, model, plan, versions in parsed
         ]
-        begun: dict[str, tuple[str, dict[str, int]]] = {}
-        if self._has_table("begun"):
-            rows = self._read("SELECT run_id, at, earlier FROM begun")
-            begun = {run_id: (at, self._parsed(earlier, dict)) for run_id, at, earlier in rows}
-        planned, stages = self._planned(runs), stages_of(runs, begun)
+        begun = self._begun()
+        unseen = {one for _, earlier in begun.values() for one, complete in earlier.items() if complete == 0}
+        with_rows = {run.run_id for run in self.begun([run for run in runs if run.run_id in unseen])}
+        planned, stages = self._planned(runs), stages_of(runs, begun, with_rows, self.removed())
         return [replace(run, planned=planned[run.run_id], stages=stages[run.run_id]) for run in runs]
+
+    def removed(self) -> list[Removed]:
+        """The runs that had rows and were removed, oldest removal first."""
+        if not self._has_table("removed"):
+            return []
+        query = "SELECT run_id, model, plan, begun, at, complete, problems, samples FROM removed ORDER BY number"
+        return [
+            Removed(self._checked(Run(run_id, self._parsed(model, dict), self._parsed(plan, dict), {})), *rest)
+            for run_id, model, plan, *rest in self._read(query)
+        ]
+
+    def _begun(self) -> dict[str, tuple[str, dict[str, int]]]:
+        """The table `begun`, by run id."""
+        if not self._has_table("begun"):
+            return {}
+        rows = self._read("SELECT run_id, at, earlier FROM begun")
+        return {run_id: (at, self._parsed(earlier, dict)) for run_id, at, earlier in rows}
 
     def begun(self, runs: Sequence[Run] | None = None) -> list[Run]:
         """Those of some runs, or of all, that have rows; an evaluation that was stopped early leaves one without."""
@@ -246,15 +267,29 @@ class Store:
     def remove_run(self, text: str) -> None:
         """Remove the run that text names, with its rows and everything else that is stored about it.
 
-        Text is as for find_runs. Problems of tasks that no other run has are removed, too. Raises PrunusError, and
-        removes nothing, unless text fits one run, with or without rows, or while a process is evaluating the run.
+        If it has rows, which somebody may have seen, its plan and its times stay (`removed`). Text is as for
+        find_runs. Problems of tasks that no other run has are removed, too. Raises PrunusError, and removes nothing,
+        unless text fits one run, with or without rows, or while a process is evaluating the run.
         """
         run = self._the_only(text, self.find_runs(text))
         with self.claim(run.run_id), self._transaction():
+            self._note_removal(run)
             self._delete("run", [run.run_id])
             kept = {task for other in self.runs() for task in other.plan.get("tasks", [])}
             unused = "SELECT problem_id, task FROM problem WHERE problem_id NOT IN (SELECT problem_id FROM sample)"
             self._delete("problem", [key for key, task in self._read(unused) if task not in kept])
+
+    def _note_removal(self, run: Run) -> None:
+        """Keep what verdicts need to know of a run that is removed, if it has rows."""
+        query = "SELECT count(DISTINCT problem_id), count(*) FROM sample WHERE run_id = ?"
+        ((problems, rows),) = self._read(query, (run.run_id,))
+        if not rows:
+            return
+        self._connection.execute(schema.REMOVED_DDL)
+        begun, _ = self._begun().get(run.run_id, (None, {}))
+        values = (run.run_id, _json(run.model), _json(run.plan), begun, _now(), self._complete(run), problems, rows)
+        columns = "run_id, model, plan, begun, at, complete, problems, samples"
+        self._connection.execute(f"INSERT INTO removed ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)  # noqa: S608
 
     def _delete(self, table: str, keys: Sequence[str]) -> None:
         """Delete runs or problems by id, and before them the rows of other tables that refer to them."""
@@ -371,11 +406,11 @@ class Store:
         values = (run.run_id, _json(run.model), _json(run.plan), _json(run.versions))
         earlier = [one for one in self.runs() if one.run_id != run.run_id and same_but_for_size(one, run)]
         new = self._connection.execute("INSERT INTO run VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", values).rowcount
-        if new:
+        lacking = run.planned is not None and self._complete(run) < run.planned.count
+        if new or lacking:  # its last rows come after what can be seen of other runs now
             seen = {one.run_id: self._complete(one) for one in earlier}
             self._connection.execute(schema.BEGUN_DDL)
-            at = datetime.now(UTC).isoformat(timespec="seconds")
-            self._connection.execute("INSERT OR IGNORE INTO begun VALUES (?, ?, ?)", (run.run_id, at, _json(seen)))
+            self._connection.execute("INSERT OR REPLACE INTO begun VALUES (?, ?, ?)", (run.run_id, _now(), _json(seen)))
         if run.planned is not None and run.planned.order is not None:
             self._connection.execute(schema.PLANNED_DDL)
             order = json.dumps({task: list(ids) for task, ids in run.planned.order.items()}, ensure_ascii=False)
@@ -566,6 +601,11 @@ def _estimated(run: Run, sizes: Mapping[str, int]) -> Planned | None:
     return Planned(sum(min(sizes[task], limit or sizes[task]) for task in tasks), None)
 
 
+def _now(precision: str = "microseconds") -> str:
+    """The time, in UTC. Runs are put in order by it, for which seconds are too coarse."""
+    return datetime.now(UTC).isoformat(timespec=precision)
+
+
 def _json(data: Any) -> str:
     return json.dumps(data, sort_keys=True, ensure_ascii=False)
 
@@ -576,7 +616,8 @@ def runs(store: str | Path, remove: str | None = None) -> list[dict[str, Any]]:
     label: what was done to the model. rows: number of stored answers; 0 if the evaluation was stopped before its first
     batch was complete. adaptive: whether `find` decided how many problems the run has.
     remove: first remove the run with this id, start of an id, model name or label, with all its rows; there is no way
-    back. Raises PrunusError, and removes nothing, if that is no run or several, or while a process is evaluating it.
+    back, and only its plan and its times are kept. Raises PrunusError, and removes nothing, if that is no run or
+    several, or while a process is evaluating it.
     """
     with Store(store) as opened:
         if remove is not None:

@@ -14,10 +14,9 @@ from prunus.results.cells import Identity, Record, Sized, Unfinished, made
 from prunus.results.labels import control_steps, dtypes_of
 from prunus.results.metrics import Adherence, Tokens, accuracy_bands
 from prunus.results.parallel import Chains, compare_parallel
-from prunus.results.rows import Run
+from prunus.results.rows import Run, Table, tables
 from prunus.results.stages import unfinished
 from prunus.results.store import Store
-from prunus.results.table import Table, tables
 
 Floats = NDArray[np.float64]
 SCORES = ("logprob", "self_certainty", "shortest")

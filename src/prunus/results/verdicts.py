@@ -131,16 +131,13 @@ def judged(runs: Sequence[Sequence[Part]]) -> list[list[Part]]:
 
 def _judged_slopes(slopes: Sequence[Slope | None]) -> list[Slope | None]:
     """The slopes with adjusted p-values and a word."""
-    kept, lost = (holm([getattr(one, name) for one in slopes if one is not None]) for name in ("p_kept", "p_lost"))
-    corrected = iter(zip(map(float, kept), map(float, lost), strict=True))
-    found: list[Slope | None] = []
-    for one in slopes:
-        if one is not None:
-            p_kept, p_lost = next(corrected)
-            word = UNFINISHED if one.unfinished else scaling_word(p_kept, p_lost)
-            one = replace(one, p_kept_adjusted=p_kept, p_lost_adjusted=p_lost, word=word)
-        found.append(one)
-    return found
+    kept, lost = (iter(holm([getattr(one, name) for one in slopes if one])) for name in ("p_kept", "p_lost"))
+    return [one and _judged_slope(one, float(next(kept)), float(next(lost))) for one in slopes]
+
+
+def _judged_slope(one: Slope, p_kept: float, p_lost: float) -> Slope:
+    word = UNFINISHED if one.unfinished else scaling_word(p_kept, p_lost)
+    return replace(one, p_kept_adjusted=p_kept, p_lost_adjusted=p_lost, word=word)
 
 
 def contradictions(verdict_of_run: str, budgets: Mapping[int, Cell]) -> list[Contradiction]:
@@ -187,21 +184,15 @@ def retention(base: Sequence[Floats], other: Sequence[Floats]) -> tuple[Floats, 
     return y / np.where(clear, x, np.nan), (b - root) / a, (b + root) / a
 
 
-def p_lost(base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: int = 0, draws: int = 1) -> Floats:
-    """(C,) p-values of "other has at least 0.9 of base's slope, or base's is not above 0", by betting."""
-    return _p(base, other, reach, seed, draws, -1)
+def p_scaling(
+    word: str, base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: int = 0, draws: int = 1
+) -> Floats:
+    """(C,) p-values, by betting, of what `kept` or `lost` (the word) would rule out.
 
-
-def p_kept(base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: int = 0, draws: int = 1) -> Floats:
-    """(C,) p-values of "other has at most 0.9 of base's slope, or base's is not above 0", by betting.
-
-    reach: the largest absolute slope that a problem can have. draws: of each problem.
+    kept: other has at most 0.9 of base's slope, or base's is not above 0. lost: other has at least 0.9 of it, or base's
+    is not above 0. reach: the largest absolute slope that a problem can have. draws: of each problem.
     """
-    return _p(base, other, reach, seed, draws, 1)
-
-
-def _p(base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: int, draws: int, sign: int) -> Floats:
-    scale = reach * (1 + ENOUGH)
+    scale, sign = reach * (1 + ENOUGH), 1 if word == "kept" else -1
     apart = [sign * (theirs - ENOUGH * ours) / scale for ours, theirs in zip(base, other, strict=True)]
     rising = [ours / reach for ours in base]
     return np.maximum(*(betting.p_value(strata, 0.0, seed, draws) for strata in (apart, rising)))
@@ -209,7 +200,7 @@ def _p(base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: int,
 
 def scaling_word(p_kept: float, p_lost: float) -> str:
     """kept, lost or cannot tell, from the adjusted p-values."""
-    return "kept" if p_kept <= betting.ALPHA else "lost" if p_lost <= betting.ALPHA else "cannot tell"
+    return "kept" if p_kept <= ALPHA else "lost" if p_lost <= ALPHA else OPEN
 
 
 def _moments(base: Sequence[Floats], other: Sequence[Floats]) -> tuple[Floats, ...]:

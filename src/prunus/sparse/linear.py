@@ -5,6 +5,9 @@ panels of the weight that are unpacked one at a time. It multiplies a plain weig
 O: outputs, I: inputs, P: rows of a panel, R: rows of x.
 """
 
+from collections.abc import Iterator
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,6 +16,7 @@ from prunus.errors import PrunusError
 from prunus.native.load import needed, threads
 from prunus.sparse.weight import GROUP, KINDS, SparseWeight, checked
 
+M = TypeVar("M", bound=nn.Module)
 # Rows of x that the kernel multiplies in one pass over a plain weight; it reads the weight again for every 8 more.
 MOST_ROWS = 8
 ANY_ROWS = 1 << 40
@@ -108,6 +112,14 @@ def _by_panels(x: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None) 
             panel_PI = weight[rows]
         y_RO[:, rows] = functional.linear(x_RI, panel_PI.to(x.dtype), None if bias_O is None else bias_O[rows])
     return y_RO.view(*x.shape[:-1], outputs)
+
+
+def found_in(model: nn.Module, kind: type[M]) -> Iterator[tuple[nn.Module, str, M]]:
+    """(parent module, attribute name, module) for every module of exactly this class: subclasses may differ."""
+    for owner in model.modules():
+        for name, child in owner.named_children():
+            if type(child) is kind:
+                yield owner, name, child
 
 
 class _KernelLinear(nn.Module):

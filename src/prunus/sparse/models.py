@@ -1,6 +1,5 @@
 """Load a model whose Linears use the kernel from a checkpoint, or convert a loaded model in place."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from prunus.errors import PrunusError
 from prunus.native.load import kernel, say_why_dense
 from prunus.progress import Steps
 from prunus.sparse.choose import kernel_rows, stock_linear
-from prunus.sparse.linear import ANY_ROWS, MOST_ROWS, DenseLinear, SparseLinear
+from prunus.sparse.linear import ANY_ROWS, MOST_ROWS, DenseLinear, SparseLinear, found_in
 from prunus.sparse.weight import KINDS, SparseWeight, from_packed, pack, packed_bytes
 
 
@@ -49,14 +48,6 @@ class Summary:
         )
 
 
-@dataclass(frozen=True)
-class _Rules:
-    """The options of sparsify. always: use the kernel without timing it. keep_dense: keep dense copies for prefill."""
-
-    always: bool
-    keep_dense: bool
-
-
 def load(
     model: str | Path,
     *,
@@ -80,7 +71,7 @@ def load(
     dtype = dtype or checkpoint.dtype
     if dtype not in KINDS:
         raise PrunusError(f"dtype {dtype} is not one of {', '.join(map(str, KINDS))}")
-    rules = _ready(always_sparse, keep_dense)
+    _say_if_no_kernel()
     loaded = whole_skeleton(checkpoint, dtype)
     linears = _stored_linears(checkpoint, loaded)
     names = checkpoint.names
@@ -90,10 +81,10 @@ def load(
             bias = names.read([f"{name}.bias"], checkpoint.read).get(f"{name}.bias")
             bias_O = None if bias is None else bias.to(dtype)
             owner, inner = owner_of(loaded, name)
-            setattr(owner, inner, _linear(_read_weight(stored), bias_O, dtype, rules))
+            setattr(owner, inner, _linear(_read_weight(stored), bias_O, dtype, always_sparse, keep_dense))
             steps.advance()
     give_values(loaded, checkpoint, others, dtype)
-    _swap_others(loaded, rules)
+    _swap_others(loaded, always_sparse)
     left = [name for name, tensor in (*loaded.named_parameters(), *loaded.named_buffers()) if tensor.is_meta]
     assert not left, f"{left} have no values"
     return loaded.eval()
@@ -110,12 +101,12 @@ def sparsify(model: nn.Module, *, always_sparse: bool = False, keep_dense: bool 
     """
     if odd := next((name for name, weight in model.named_parameters() if weight.device.type != "cpu"), None):
         raise PrunusError(f"'{odd}' is not on the CPU, where the sparse kernel works; move the model there first")
-    rules = _ready(always_sparse, keep_dense)
-    for owner, name, linear in list(_linears(model)):
+    _say_if_no_kernel()
+    for owner, name, linear in list(found_in(model, nn.Linear)):
         if linear.weight.dtype in KINDS and not _is_shared(model, linear):
-            bias_O = None if linear.bias is None else linear.bias.detach()
-            setattr(owner, name, _linear(_maybe_pack(linear.weight.detach()), bias_O, linear.weight.dtype, rules))
-    _swap_others(model, rules)
+            weight, bias_O = _maybe_pack(linear.weight.detach()), None if linear.bias is None else linear.bias.detach()
+            setattr(owner, name, _linear(weight, bias_O, linear.weight.dtype, always_sparse, keep_dense))
+    _swap_others(model, always_sparse)
     model.requires_grad_(False)
     return describe(model)
 
@@ -138,11 +129,10 @@ def describe(model: nn.Module) -> Summary:
     )
 
 
-def _ready(always_sparse: bool, keep_dense: bool) -> _Rules:
-    """The rules for a model. Says once on stderr if the kernel cannot be used."""
+def _say_if_no_kernel() -> None:
+    """Say once on stderr if the kernel cannot be used."""
     if kernel().library is None:
         say_why_dense(kernel().reason)
-    return _Rules(always_sparse, keep_dense)
 
 
 def _stored_linears(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, Stored]:
@@ -155,14 +145,6 @@ def _stored_linears(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str,
             if origin is not None and origin.converter is None and type(model.get_submodule(name)) is nn.Linear:
                 found[name] = checkpoint.tensors[origin.stored[0]]
     return found
-
-
-def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """(parent module, attribute name, Linear) for every nn.Linear; not for subclasses, which may compute otherwise."""
-    for owner in model.modules():
-        for name, child in owner.named_children():
-            if type(child) is nn.Linear:
-                yield owner, name, child
 
 
 def _is_shared(model: nn.Module, linear: nn.Linear) -> bool:
@@ -193,28 +175,30 @@ def _maybe_pack(weight_OI: Tensor) -> SparseWeight | Tensor:
     return pack(weight_OI)
 
 
-def _linear(weight: SparseWeight | Tensor, bias_O: Tensor | None, dtype: torch.dtype, rules: _Rules) -> nn.Module:
-    """The fastest Linear for this weight and x of this dtype."""
+def _linear(
+    weight: SparseWeight | Tensor, bias_O: Tensor | None, dtype: torch.dtype, always: bool, keep_dense: bool
+) -> nn.Module:
+    """The fastest Linear for this weight and x of this dtype. always, keep_dense: as in sparsify."""
     rows = 0
     if kernel().library is not None:
-        kept = rules.keep_dense and isinstance(weight, SparseWeight)
-        always = ANY_ROWS if isinstance(weight, SparseWeight) and not kept else MOST_ROWS
-        rows = always if rules.always else kernel_rows(weight, dtype, kept)
+        kept = keep_dense and isinstance(weight, SparseWeight)
+        most = ANY_ROWS if isinstance(weight, SparseWeight) and not kept else MOST_ROWS
+        rows = most if always else kernel_rows(weight, dtype, kept)
     if rows and isinstance(weight, SparseWeight):
-        return SparseLinear(weight, bias_O, rows, weight.unpack().to(dtype) if rules.keep_dense else None)
+        return SparseLinear(weight, bias_O, rows, weight.unpack().to(dtype) if keep_dense else None)
     weight_OI = weight.unpack() if isinstance(weight, SparseWeight) else weight
     if rows:
         return DenseLinear(nn.Parameter(weight_OI, requires_grad=False), bias_O, rows)
     return stock_linear(weight_OI.to(dtype), bias_O)
 
 
-def _swap_others(model: nn.Module, rules: _Rules) -> None:
+def _swap_others(model: nn.Module, always: bool) -> None:
     """Replace the remaining nn.Linears (shared weights, or outside the blocks) by DenseLinear where that is faster."""
     if kernel().library is None:
         return
-    for owner, name, linear in list(_linears(model)):
+    for owner, name, linear in list(found_in(model, nn.Linear)):
         if linear.weight.dtype not in KINDS or not linear.weight.is_contiguous():
             continue
-        rows = MOST_ROWS if rules.always else kernel_rows(linear.weight.detach(), linear.weight.dtype)
+        rows = MOST_ROWS if always else kernel_rows(linear.weight.detach(), linear.weight.dtype)
         if rows:
             setattr(owner, name, DenseLinear(linear.get_parameter("weight"), linear.bias, rows))

@@ -4,9 +4,7 @@ A weight is widened in registers just before it is multiplied, so that products 
 order of sums, and decoding reads half of the bytes.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +13,12 @@ from transformers import PreTrainedModel
 from prunus.native.load import kernel
 from prunus.progress import Steps
 from prunus.sparse.choose import kernel_rows, stock_linear
-from prunus.sparse.linear import ANY_ROWS, DenseLinear
+from prunus.sparse.linear import ANY_ROWS, DenseLinear, found_in
 
 HALVES = torch.bfloat16, torch.float16
 LEAST_PARAMETERS = 20_000_000  # in smaller models calls take longer than products
 ATTRIBUTE = "prunus_sixteen_bits"
 _TRIED_TOKENS, _TOLERANCE = 8, 0.05
-_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def to_float32(model: PreTrainedModel) -> PreTrainedModel:
         fits = False
     if fits:
         return model
-    for owner, name, linear in list(_found(model, DenseLinear)):
+    for owner, name, linear in list(found_in(model, DenseLinear)):
         bias_O = None if linear.bias is None else linear.bias.data
         setattr(owner, name, stock_linear(linear.weight.data.float(), bias_O))
     for module in model.modules():
@@ -99,7 +96,7 @@ def _chosen(model: PreTrainedModel) -> dict[int, int]:
             users.setdefault(id(parameter), []).append(module)
     weights = {
         id(linear.weight): linear.weight.detach()
-        for _, _, linear in _found(model, nn.Linear)
+        for _, _, linear in found_in(model, nn.Linear)
         if linear.weight.dtype in HALVES
         and linear.weight.is_contiguous()
         and all(type(user) in (nn.Linear, nn.Embedding) for user in users[id(linear.weight)])
@@ -113,7 +110,7 @@ def _chosen(model: PreTrainedModel) -> dict[int, int]:
     chosen = {key: rows[weight.shape, weight.dtype] for key, weight in weights.items()}
     chosen = {key: most for key, most in chosen.items() if most}
     if chosen:
-        for _, _, embedding in _found(model, nn.Embedding):
+        for _, _, embedding in found_in(model, nn.Embedding):
             alone = all(type(user) is nn.Embedding for user in users[id(embedding.weight)])
             if embedding.weight.dtype in HALVES and alone:
                 chosen[id(embedding.weight)] = ANY_ROWS
@@ -135,7 +132,7 @@ def _keep(model: PreTrainedModel, chosen: dict[int, int]) -> None:
                 module._buffers[name] = buffer.float()
     linears = nbytes = count = 0
     dtype = torch.bfloat16
-    for owner, name, linear in list(_found(model, nn.Linear)):
+    for owner, name, linear in list(found_in(model, nn.Linear)):
         count += 1
         if rows := chosen.get(id(linear.weight)):
             linears, nbytes, dtype = linears + 1, nbytes + linear.weight.nbytes, linear.weight.dtype
@@ -151,7 +148,7 @@ def _computes_in_float32(model: PreTrainedModel, ids: Tensor) -> bool:
     seen: set[torch.dtype] = set()
     hooks = [
         linear.register_forward_pre_hook(lambda _, given: seen.add(given[0].dtype))
-        for _, _, linear in _found(model, DenseLinear)
+        for _, _, linear in found_in(model, DenseLinear)
     ]
     try:
         model(input_ids=ids, use_cache=False)
@@ -159,11 +156,3 @@ def _computes_in_float32(model: PreTrainedModel, ids: Tensor) -> bool:
         for hook in hooks:
             hook.remove()
     return seen == {torch.float32}
-
-
-def _found(model: nn.Module, kind: type[_Module]) -> Iterator[tuple[nn.Module, str, _Module]]:
-    """(parent module, attribute name, module) for every module of exactly this class."""
-    for owner in model.modules():
-        for name, child in owner.named_children():
-            if type(child) is kind:
-                yield owner, name, child

@@ -37,8 +37,9 @@ def apply_steps(
 
     Raises PrunusError as the single steps do, and for steps that make no sense in this order.
     """
-    target, steps = Path(out), settled(steps)
-    check_steps(steps, resolve(model))
+    target, folder = Path(out), resolve(model)
+    steps = settled(steps, read_manifest(folder).get("history", []))
+    check_steps(steps, folder)
     where = Where(device=device, offload=offload, overwrite=overwrite, dry_run=dry_run)
 
     def between(count: int) -> Path:

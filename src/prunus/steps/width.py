@@ -1,6 +1,6 @@
-"""Remove channels of feed-forward networks. Its manifest has `channels`: their number in each network.
+"""Remove channels of feed-forward networks. Its manifest has `channels` and `parameters`: their numbers.
 
-That is a dict with `before` and `after`, for networks of the width that config.json says.
+Each is a dict with `before` and `after`; channels are those of networks of the width that config.json says.
 """
 
 from collections.abc import Mapping, Sequence
@@ -108,21 +108,28 @@ class Width(Step):
         return f"{self.method(step)} {DASH if share is None else f'{100 * share:.3g}{NBSP}%'}"
 
     def outcome(self, step: StepRecord, brief: bool) -> str:
-        """`192 of 256 channels kept`."""
-        counts = numbers(step)
-        return f"{counts[1]} of {counts[0]} channels {'kept' if brief else 'are kept'}" if counts else ""
+        """`192 of 256 channels are kept, 1,032,832 of 1,229,440 parameters`."""
+        if not (counts := numbers(step)):
+            return ""
+        return f"{counts[1]} of {counts[0]} channels " + ("kept" if brief else f"are kept{left(step)}")
 
     def sentence(self, steps: Sequence[StepRecord]) -> str:
-        """`192 of 256 channels of its feed-forward networks are kept`."""
-        found = [counts for step in steps if (counts := numbers(step))]
+        """`192 of 256 channels of its feed-forward networks are kept, 1,032,832 of 1,229,440 parameters`."""
+        found = [(*counts, left(step)) for step in steps if (counts := numbers(step))]
         return "; ".join(
-            f"{after} of {before} channels of its feed-forward networks are kept" for before, after in found
+            f"{after} of {before} channels of its feed-forward networks are kept{size}" for before, after, size in found
         )
 
 
-def numbers(step: StepRecord) -> tuple[int, int] | None:
-    """The numbers of channels before and after a step; None where it does not say, or is damaged."""
-    counts = step.get("channels")
+def left(step: StepRecord) -> str:
+    """`, 1,032,832 of 1,229,440 parameters`; empty where the manifest does not say."""
+    counts = numbers(step, "parameters")
+    return f", {counts[1]:,} of {counts[0]:,} parameters" if counts else ""
+
+
+def numbers(step: StepRecord, of: str = "channels") -> tuple[int, int] | None:
+    """The numbers of channels, or parameters, before and after a step; None where it does not say, or is damaged."""
+    counts = step.get(of)
     found = [counts.get(key) for key in ("before", "after")] if isinstance(counts, Mapping) else []
     match found:
         case [int(before), int(after)] if before > 0:

@@ -23,7 +23,7 @@ from prunus.pruning.calibration.beforehand import HUB_NAMES, TRACES, check_calib
 from prunus.pruning.calibration.data import Calibrating, calibration_name
 from prunus.recipe_base import Recipe
 from prunus.recipes import EvalPlan
-from prunus.step import action_of, kind_of, steps_name
+from prunus.step import action_of, kind_of, settled, steps_name
 from prunus.steps.chain import check_steps
 from prunus.study.file import Entry, Study
 
@@ -208,7 +208,11 @@ def open_model(study: Study, name: str, folder: Path) -> Model:
         study.fail(study.eval_line, f"{name}: {error}")
     if len({plan.run_id for plan in resolved}) < len(resolved):
         study.fail(study.eval_line, f"two plans of [eval] are the same for {name}; take a value out of a list")
-    cells = [Cell(v, number, plan_of_variant(plan, v)) for number, plan in enumerate(resolved) for v in variants]
+    cells = []
+    for number, plan in enumerate(resolved):
+        # The dense model keeps the id that `prunus eval` gives, so that they share rows.
+        ids = [content_hash({"variant": v.key, "plan": plan.plan}) if v.steps else plan.run_id for v in variants]
+        cells += [Cell(v, number, replace(plan, run_id=id)) for v, id in zip(variants, ids, strict=True)]
     return Model(name, checkpoint, tokenizer, variants, [*cells, *controls])
 
 
@@ -220,13 +224,6 @@ def checkpoint_of(study: Study, folder: Path) -> Checkpoint | EngineFolder:
     if BACKENDS[study.backend].loads_itself and not study.entries:
         return EngineFolder(folder)
     return Checkpoint(folder)
-
-
-def plan_of_variant(dense: ResolvedPlan, variant: Variant) -> ResolvedPlan:
-    """The plan for a variant. The dense model keeps the id that `prunus eval` gives, so that they share rows."""
-    if not variant.steps:
-        return dense
-    return replace(dense, run_id=content_hash({"variant": variant.key, "plan": dense.plan}))
 
 
 def variants_of(study: Study, checkpoint: Checkpoint | EngineFolder) -> list[Variant]:
@@ -253,12 +250,13 @@ def variants_of(study: Study, checkpoint: Checkpoint | EngineFolder) -> list[Var
 
 def variant_of(name: str, entry: Entry, source: str, checkpoint: Checkpoint) -> Variant:
     """The variant of some steps. source: checksum of the model."""
-    check_steps(entry.steps, checkpoint.folder)
-    contents = [effective(recipe, checkpoint) for recipe in entry.steps]
+    steps = settled(entry.steps, checkpoint.manifest.get("history", []))
+    check_steps(steps, checkpoint.folder)
+    contents = [effective(recipe, checkpoint) for recipe in steps]
     keys: list[str] = []
     for count in range(1, len(contents) + 1):
-        keys.append(key_of(source, entry.steps[:count], contents[:count], keys))
-    return Variant(name, source, entry.steps, tuple(keys), entry.line)
+        keys.append(key_of(source, steps[:count], contents[:count], keys))
+    return Variant(name, source, steps, tuple(keys), entry.line)
 
 
 def key_of(source: str, steps: Sequence[Recipe], contents: Sequence[dict[str, object]], keys: Sequence[str]) -> str:

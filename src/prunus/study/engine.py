@@ -1,8 +1,11 @@
-"""The backend of a study: one dense model stays loaded, and variants are swapped into it and out again."""
+"""The backend of a study, and the evaluation of its cells on this machine: a first batch of every variant early.
+
+One dense model stays loaded, and variants are swapped into it and out again.
+"""
 
 import gc
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -16,24 +19,37 @@ from prunus.checkpoint.architecture import Architecture, Carried, find_layers
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends import opened as opened_backend
-from prunus.evaluation.backends import opened_chat
+from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.chat import ChatServer
-from prunus.evaluation.backends.hf import HFBackend
-from prunus.evaluation.backends.loading import pick
+from prunus.evaluation.backends.hf import HFBackend, device_for
 from prunus.evaluation.backends.served import reached
 from prunus.evaluation.backends.vllm import VLLMBackend
+from prunus.evaluation.grading import Grader
+from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
-from prunus.study.cells import Model, Variant
+from prunus.evaluation.run import check_engine, fill_store, missing_batches
+from prunus.results.store import Store
+from prunus.study.cells import Cell, Model, Variant
 from prunus.study.file import Study
-from prunus.study.variants import blocks_removed, files_of, read_info, read_tensors, whole_checkpoint
+from prunus.study.live_table import LiveTable
+from prunus.study.variants import (
+    StudyPaths,
+    add_run,
+    blocks_removed,
+    files_of,
+    is_made,
+    make_variant,
+    read_info,
+    read_tensors,
+    whole_checkpoint,
+)
 
 PROBE_TOKENS = 16
 
 
 def makes_all_first(backend: str, device: str) -> bool:
     """Whether all variants are made before the engine starts: from then on vLLM occupies the whole GPU."""
-    return backend == "vllm" and pick(device) != "cpu"
+    return backend == "vllm" and device_for(device) != "cpu"
 
 
 class Engine:
@@ -57,8 +73,9 @@ class Engine:
         if self.backend is None or self.model is not model:
             self.free()
             folder, vocabulary = model.checkpoint.folder, len(model.tokenizer)
-            loading = opened_backend(self.name, folder, self.device, vocabulary, self.options)
-            self.model, self.backend = model, self.stack.enter_context(loading)
+            loading = opened(self.name, folder, self.device, vocabulary, self.options)
+            backend: Backend = self.stack.enter_context(loading)
+            self.model, self.backend = model, backend
         return self.backend
 
     def free(self) -> None:
@@ -70,38 +87,32 @@ class Engine:
             torch.cuda.empty_cache()
 
     @contextmanager
-    def holding(self, model: Model, variant: Variant, folder: Path) -> Iterator[Backend]:
-        """Within the context, a backend with the variant's weights. folder: of the study."""
-        if self.options.serve is not None and self.server is None:
+    def holding(
+        self, model: Model, variant: Variant, folder: Path, native: bool = False
+    ) -> Iterator[Backend | ChatServer]:
+        """Within the context, a backend with the variant's weights. folder: of the study.
+
+        native: the chat completions of the server that has them, for control native.
+        """
+        if native or self.server is not None:
+            where, options = self.server or (model.checkpoint.folder, self.options)
+            with opened(self.name, where, self.device, len(model.tokenizer), options, native) as backend:
+                yield backend
+        elif self.options.serve is not None:
             with self.served(model, variant, folder), self.holding(model, variant, folder) as backend:
                 yield backend
-            return
-        if self.server is not None:
-            where, options = self.server
-            with opened_backend(self.name, where, self.device, len(model.tokenizer), options) as backend:
-                yield backend
-            return
-        if variant.is_whole:
+        elif variant.is_whole:
             self.free()  # first, since memory may hold one model only
             where = whole_checkpoint(self.study, model, variant, folder, self.device)
-            with opened_backend(self.name, where, self.device, len(model.tokenizer), self.options) as backend:
+            with opened(self.name, where, self.device, len(model.tokenizer), self.options) as backend:
                 yield backend
-            return
-        backend = self.of(model)
-        if isinstance(backend, HFBackend):
+        elif isinstance(backend := self.of(model), HFBackend):
             with swapped(backend.model, model.source, folder, variant):
                 yield backend
         else:
             if isinstance(backend, VLLMBackend):
                 backend.hold(*files_of(folder, variant), blocks_removed(model.checkpoint, folder, variant))
             yield backend
-
-    @contextmanager
-    def chatting(self, model: Model) -> Iterator[ChatServer]:
-        """Within the context, the chat completions of the variant that is served, for control native."""
-        where, options = self.server or (model.checkpoint.folder, self.options)
-        with opened_chat(self.name, where, options) as server:
-            yield server
 
     @contextmanager
     def served(self, model: Model, variant: Variant, folder: Path) -> Iterator[None]:
@@ -237,3 +248,83 @@ def set_blocks(model: PreTrainedModel, layers: list[Any], kinds: list[str] | Non
     if kinds is not None:
         with suppress(AttributeError):  # raised where transformers computes layer_types from other settings
             config.layer_types = kinds
+
+
+Batch = list[tuple[int, int]]  # (index of the problem, draw)
+
+
+def run_here(study: Study, models: Sequence[Model], paths: StudyPaths, store: Store, device: str) -> None:
+    """Evaluate every missing cell in this process, beginning with the dense models and one batch of every variant."""
+    table = LiveTable.of(study, models, store)
+    with table, Grader() as grader, Engine(study, device) as engine:
+        if makes_all_first(study.backend, device):
+            for model, variant, _ in missing_work(models, store):
+                make_missing(study, model, variant, paths, table, device)
+        for model, variant, cells in missing_work(models, store, in_rounds=study.engine.serve is None):
+            if study.engine.serve is None:  # else the checkpoint is made whole when its server is started
+                make_missing(study, model, variant, paths, table, device)
+            table.say(f"evaluating {variant.name} of {model.label}")
+            with engine.served(model, variant, paths.folder):
+                for native in (False, True):
+                    if some := [(cell, left) for cell, left in cells if (cell.resolved.native is not None) == native]:
+                        with engine.holding(model, variant, paths.folder, native) as backend:
+                            evaluate_cells(model, some, paths.folder, store, backend, grader, table)
+
+
+def evaluate_cells(
+    model: Model,
+    cells: Sequence[tuple[Cell, Sequence[Batch]]],
+    folder: Path,
+    store: Store,
+    backend: Backend | ChatServer,
+    grader: Grader,
+    table: LiveTable,
+    adaptive: Mapping[str, Any] | None = None,
+) -> None:
+    """Evaluate batches of some cells of a variant, which the backend has loaded.
+
+    folder: of the study. adaptive: as Run.adaptive, of runs whose rows decide how many problems they have.
+    """
+    for cell, batches in cells:
+        work = cell.resolved
+        check_engine(work, backend)
+        with store.claim(cell.run_id):
+            add_run(store, model, cell, folder, describe_versions(backend))
+            if adaptive is not None:
+                store.mark_adaptive(cell.run_id, adaptive)
+            for portion in fill_store(store, work, backend, grader, batches, table.within):
+                table.add(cell.run_id, portion.samples, portion.tokens, portion.seconds)
+
+
+def missing_work(
+    models: Sequence[Model], store: Store, in_rounds: bool = True
+) -> Iterator[tuple[Model, Variant, list[tuple[Cell, list[Batch]]]]]:
+    """Yield each variant with its cells and their missing batches, in two rounds.
+
+    The first round yields all batches of the dense models and the first batch of every variant, the second all others.
+    in_rounds: whether there are two; a variant that is started anew each time is evaluated in one go.
+    """
+    for first_round in (True, False) if in_rounds else (False,):
+        for model in models:
+            for variant in model.variants:
+                missing = [(cell, missing_batches(store, cell.resolved)) for cell in model.cells_of(variant)]
+                if first_round and variant.steps:
+                    missing = [
+                        (cell, [b for b in batches if b == cell.resolved.batches[0]]) for cell, batches in missing
+                    ]
+                if cells := [(cell, batches) for cell, batches in missing if batches]:
+                    yield model, variant, cells
+
+
+def make_missing(
+    study: Study, model: Model, variant: Variant, paths: StudyPaths, table: LiveTable, device: str
+) -> None:
+    """Make a variant unless its files exist, and the others that begin with the same step, whose result they share."""
+    if is_made(paths.folder, variant):
+        return
+    alike = [one for one in model.variants if one.keys[:1] == variant.keys[:1]]
+    for one in sorted(alike, key=lambda one: len(one.steps)):
+        if not is_made(paths.folder, one):
+            table.say(f"making {one.name} of {model.label}", log=True)
+            with table.hidden():
+                make_variant(model, one, paths.folder, device, study.keep_checkpoints)

@@ -1,6 +1,6 @@
 """The results of a study: verdicts for each model and plan, and the pages of its report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from prunus.results.store import Store
 from prunus.study.cells import Model, plan_names
 from prunus.study.file import Study
 from prunus.study.find.tables import SearchState
-from prunus.study.paths import StudyPaths
+from prunus.study.variants import StudyPaths
 
 # Settings of a plan that may follow from its mode.
 OF_MODE = {"mode", "profile", "strings", "answer_tokens", "context", "end_ids", "temperature", "top_p", "top_k"}
@@ -106,17 +106,12 @@ def contrasts_of(study: Study, models: Sequence[Model], store: Store) -> list[Co
 
 
 def by_page(contrasts: Sequence[Contrast], store: Store) -> list[list[Contrast]]:
-    """The contrasts in groups that share a page: those of one model whose plans differ only in the mode."""
+    """The contrasts in groups that share a page: those of one model whose plans differ only by OF_MODE."""
     groups: dict[str, list[Contrast]] = {}
     for one in contrasts:
-        plan = with_mode_left_out(store.run(one.base).plan)
+        plan = {key: value for key, value in store.run(one.base).plan.items() if key not in OF_MODE}
         groups.setdefault(content_hash([one.model, plan]), []).append(one)
     return list(groups.values())
-
-
-def with_mode_left_out(plan: Mapping[str, object]) -> dict[str, object]:
-    """A stored plan without its mode and the settings that may follow from it: one page shows both modes."""
-    return {key: value for key, value in plan.items() if key not in OF_MODE}
 
 
 def links_of(searches: Sequence[SearchState], folder: Path) -> list[tuple[str, str]]:

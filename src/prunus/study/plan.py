@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import HUB_PATTERNS, is_hub_id
 from prunus.checkpoint.writer import disk_needed
 from prunus.errors import PrunusError
@@ -38,8 +37,7 @@ from prunus.study.cells import (
 from prunus.study.engine import Engine
 from prunus.study.file import Study, read_study
 from prunus.study.find.tables import open_searches, states
-from prunus.study.paths import StudyPaths
-from prunus.study.variants import check_variants, is_made
+from prunus.study.variants import StudyPaths, check_variants, is_made
 
 MEASURED_SECONDS = 1.0
 TEXT_BYTES = 5  # in the store, per token of text
@@ -142,7 +140,9 @@ def plan_cells(
         sizes = {v.name: variant_bytes(model.source, v) for v in model.variants[1:]}
         variants += [{"model": name, "variant": n, "made": made[n], "bytes": sizes[n]} for n in sizes]
         if disk is not None:
-            disk += disk_bytes(study, model.checkpoint, [sizes[name] for name in sizes if not made[name]])
+            missing, whole = [sizes[name] for name in sizes if not made[name]], model.checkpoint.nbytes
+            if missing:  # the variants, and the checkpoints that they are made from
+                disk += sum(missing) + (len(missing) * whole if study.keep_checkpoints else disk_needed(whole))
             # What is made on the way to a variant stays until no other variant needs it.
             disk += model.checkpoint.nbytes * max(
                 (len(v.steps) - 1 for v in model.variants[1:] if not made[v.name]), default=0
@@ -292,17 +292,6 @@ def variant_bytes(source: Checkpoint, variant: Variant) -> int:
     """The most bytes of a variant's file, or of its checkpoint if it is loaded whole."""
     sizes = [(kind_of(recipe).reshapes, kind_of(recipe).nbytes(recipe, source)) for recipe in variant.steps]
     return min(size for reshapes, size in sizes if reshapes) if variant.is_whole else max(size for _, size in sizes)
-
-
-def disk_bytes(study: Study, source: ModelFolder, missing: Sequence[int]) -> int:
-    """The bytes for the variants that are to be made, and for the checkpoints that they are made from.
-
-    missing: bytes of each of these variants.
-    """
-    if not missing:
-        return 0
-    whole = len(missing) * source.nbytes if study.keep_checkpoints else disk_needed(source.nbytes)
-    return sum(missing) + whole
 
 
 def missing_packages(study: Study, model: Model, paths: StudyPaths, device: str) -> list[str]:

@@ -11,14 +11,13 @@ from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import renew_groups
 from prunus.results.store import Store, is_begun
 from prunus.study.cells import Model, check_beforehand, open_models
-from prunus.study.evaluate import run_here
+from prunus.study.engine import run_here
 from prunus.study.file import Study, read_study
 from prunus.study.find.tables import check_searches, open_searches, run_searches, states
 from prunus.study.pages import write_results
-from prunus.study.paths import StudyPaths
 from prunus.study.ray.cluster import Cluster, cluster_for
 from prunus.study.ray.driver import run_on_ray
-from prunus.study.variants import MAKING, check_variants
+from prunus.study.variants import MAKING, StudyPaths, check_variants
 
 
 def run_study(

@@ -1,4 +1,4 @@
-"""Variants stored as small files in a study's folder: the tensors in which a pruned model differs from its source.
+"""The folder of a study, and variants stored in it as small files: the tensors in which one differs from its source.
 
 The checkpoint that the steps write is compared with the source and then deleted, unless the study keeps checkpoints. A
 variant with tensors of other shapes, which cannot be swapped into the source, is kept as a whole checkpoint in the
@@ -7,6 +7,7 @@ study's folder.
 
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from prunus.checkpoint.conversions import read_variant, variant_about, write_var
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import MANIFEST
 from prunus.checkpoint.safetensors_file import Stored, read_header, write_file
+from prunus.disk import disk_errors, locked
 from prunus.errors import PrunusError
 from prunus.evaluation.provenance import describe_model
 from prunus.evaluation.resolved_plan import store_problems
@@ -31,6 +33,51 @@ from prunus.step import Where, action_of, kind_of
 from prunus.steps.chain import carry_out, foresee
 from prunus.study.cells import Cell, Model, Variant
 from prunus.study.file import Study
+
+
+@dataclass(frozen=True)
+class StudyPaths:
+    """Paths of a study. folder: of all its files. store: of its results, by default `results.db` in the folder."""
+
+    folder: Path
+    store: Path
+
+    @classmethod
+    def of(cls, study: Study, out: str | Path | None, store: str | Path | None) -> "StudyPaths":
+        """The paths that the user names; by default the folder `study-NAME` in the current one, NAME as of the file."""
+        folder = Path(out) if out is not None else Path(f"study-{study.path.stem}")
+        if folder.exists() and not folder.is_dir():
+            raise PrunusError(f"'{folder}' is a file: name a folder with --out")
+        return cls(folder, Path(store) if store is not None else folder / "results.db")
+
+    @property
+    def page(self) -> Path:
+        """Path of the report."""
+        return self.folder / "report.html"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within the context this process holds the locks of the folder, which is created if missing, and of the store.
+
+        Raises PrunusError where another process holds one of them. A folder that is still empty is deleted at the end.
+        """
+        locks = [self.folder / "lock"]
+        if self.store.absolute().parent != self.folder.absolute():
+            if not self.store.absolute().parent.is_dir():
+                raise PrunusError(f"the folder of '{self.store}' does not exist: create it or name another store")
+            locks.append(self.store.with_name(f"{self.store.name}.lock"))
+        with disk_errors(self.folder, 0):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with ExitStack() as stack:
+                for lock in locks:
+                    why = f"works on {lock.parent} (it holds {lock}): wait for it, or name another --out"
+                    stack.enter_context(locked(lock, why))
+                yield
+        finally:
+            with suppress(OSError):
+                self.folder.rmdir()
+
 
 # Folders of a study.
 VARIANTS, MAKING, CHECKPOINTS = "variants", "making", "checkpoints"

@@ -1,47 +1,31 @@
 """Backends, which complete prompts of token ids; one file each. `prunus.engines.BACKENDS` is the table of them."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING
+from typing import Any
 
 from prunus.engines import BACKENDS, EngineOptions
-from prunus.evaluation.backends.served import reached
-from prunus.evaluation.requests import Backend
-
-if TYPE_CHECKING:
-    from prunus.evaluation.backends.chat import ChatServer
-
-
-@contextmanager
-def opened_chat(name: str, folder: Path, engine: EngineOptions) -> Iterator["ChatServer"]:
-    """The chat completions of the backend of this name; closed on leaving the context.
-
-    Raises PrunusError as opened does.
-    """
-    engine.check(name)
-    with reached(engine, folder) as options:
-        server: ChatServer = resolve_name(BACKENDS[name].chats)(folder, options)
-        try:
-            yield server
-        finally:
-            server.close()
+from prunus.evaluation.requests import Engine
 
 
 @contextmanager
 def opened(
-    name: str, folder: Path, device: str, vocabulary: int, engine: EngineOptions | None = None
-) -> Iterator[Backend]:
-    """The backend of this name, with the model of a folder loaded; it is closed on leaving the context.
+    name: str,
+    folder: Path,
+    device: str,
+    vocabulary: int,
+    engine: EngineOptions | None = None,
+    native: bool = False,
+) -> Iterator[Any]:
+    """The backend of this name with the model of a folder, a Backend; with native a ChatServer, for control native.
 
-    vocabulary: number of ids of the tokenizer. Raises PrunusError if engine has a setting that this backend lacks, or
-    the model cannot be loaded.
+    vocabulary: number of ids of the tokenizer. Leaving the context closes it. Raises PrunusError if engine has a
+    setting that this backend lacks, or the model cannot be loaded.
     """
-    engine = engine or EngineOptions()
+    engine, entry = engine or EngineOptions(), BACKENDS[name]
     engine.check(name)
-    backend: Backend = resolve_name(BACKENDS[name].load)(folder, device, vocabulary, engine)
-    try:
+    backend: Engine = resolve_name(entry.chats if native else entry.load)(folder, device, vocabulary, engine)
+    with closing(backend):
         yield backend
-    finally:
-        backend.close()

@@ -6,28 +6,19 @@ own. Rows keep the thinking tokens that were used, which may be more than the bu
 adhere to it.
 """
 
-import asyncio
-import json
 import statistics
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing
-from pathlib import Path
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import httpx2 as httpx
 
 from prunus.budgets import OFF
-from prunus.checkpoint.resolve import one_line
-from prunus.engines import EngineOptions
-from prunus.errors import PrunusError
-from prunus.evaluation.backends.openai import names_of
-from prunus.evaluation.backends.rolling import Window, files_at_once, replies
-from prunus.evaluation.backends.served import api_of, context_of, find_model, version_of
-from prunus.evaluation.backends.transport import MALFORMED, STAYS, TRIES, in_thread, new_client, pause, reply_of, run
+from prunus.evaluation.backends.served import Server
+from prunus.evaluation.backends.transport import in_thread, reply_of, usable, with_client
 from prunus.evaluation.budget import Draw
+from prunus.evaluation.profiles.markers import messages_of
 from prunus.evaluation.profiles.profile import LEGACY_ANSWER_TOKENS
-from prunus.evaluation.profiles.template import messages_of
-from prunus.evaluation.requests import Engine, Sampling
+from prunus.evaluation.requests import NEUTRAL, Sampling
 from prunus.evaluation.resolved_plan import PlannedChain, ResolvedPlan
 from prunus.evaluation.tasks import prompt_text
 
@@ -57,20 +48,8 @@ class ChatReply(NamedTuple):
     truncated: bool
 
 
-class ChatServer(Engine):
-    """A model on a server, asked by chat completions.
-
-    folder: of the model, for its names. Making it raises PrunusError if the server is not reached or has another model.
-    """
-
-    streams = True
-
-    def __init__(self, folder: Path, engine: EngineOptions) -> None:
-        assert engine.url is not None
-        self.engine, self.url = engine, api_of(engine.url)
-        self.name, self.server = "", ""
-        self.places: int | None = None  # requests that the server runs at once
-        run(self._connect(names_of(folder)))
+class ChatServer(Server):
+    """A model on a server, asked by chat completions."""
 
     @property
     def description(self) -> dict[str, object]:
@@ -79,25 +58,7 @@ class ChatServer(Engine):
 
     def replies(self, requests: Iterable[ChatRequest], sampling: Sampling) -> Iterator[tuple[int, ChatReply]]:
         """Yield the number of each request and its reply as soon as it comes; as many at once as the server takes."""
-        return in_thread(self._flow(iter(requests), sampling))
-
-    def check(self, request: ChatRequest, sampling: Sampling) -> None:
-        """Raise PrunusError if the server refuses a request with these fields; it generates one token."""
-        run(self._check(request._replace(max_new_tokens=1), sampling))
-
-    async def _connect(self, names: set[str]) -> None:
-        async with new_client(self.engine) as client:
-            entry = await find_model(client, self.url, names, self.engine.served_model)
-            self.name, self.context, self.server = entry["id"], context_of(entry), str(entry.get("owned_by"))
-            _, self.places = await version_of(client, self.url, self.server)
-
-    async def _check(self, request: ChatRequest, sampling: Sampling) -> None:
-        async with new_client(self.engine) as client:
-            await self._ask(client, request, sampling)
-
-    async def _flow(self, requests: Iterator[ChatRequest], sampling: Sampling) -> AsyncIterator[tuple[int, ChatReply]]:
         numbered, asked = enumerate(requests), dict[int, ChatRequest]()
-        window = Window(self.engine.concurrency, files_at_once(), self.places)
 
         def pick() -> int | None:
             number, request = next(numbered, (None, None))
@@ -105,44 +66,32 @@ class ChatServer(Engine):
                 asked[number] = request
             return number
 
-        async with new_client(self.engine) as client:
+        async def send(client: httpx.AsyncClient, number: int) -> ChatReply:
+            return await self._ask(client, asked[number], sampling, waits=False)
 
-            async def send(number: int) -> ChatReply:
-                return await self._ask(client, asked[number], sampling, waits=False)
+        for number, reply in in_thread(self.flow(pick, send)):
+            del asked[number]
+            yield number, reply
 
-            async with aclosing(replies(client, self.url, window, pick, send)) as found:
-                async for number, reply in found:
-                    del asked[number]
-                    yield number, reply
+    def check(self, request: ChatRequest, sampling: Sampling) -> None:
+        """Raise PrunusError if the server refuses a request with these fields; it generates one token."""
+        with_client(
+            self.engine, lambda client: self._ask(client, request._replace(max_new_tokens=1), sampling, waits=True)
+        )
 
-    async def _ask(
-        self, client: httpx.AsyncClient, request: ChatRequest, sampling: Sampling, waits: bool = True
-    ) -> ChatReply:
+    async def _ask(self, client: httpx.AsyncClient, request: ChatRequest, sampling: Sampling, waits: bool) -> ChatReply:
         body, address, most = self._body(request, sampling), f"{self.url}/chat/completions", request.max_new_tokens
-        for tries in range(1, TRIES + 1):
-            reply = await reply_of(client, self.url, "POST", address, body, waits=waits, tokens=most)
-            try:
-                return read_reply(reply)
-            except MALFORMED as error:
-                if tries == TRIES:
-                    shown = one_line(ValueError(json.dumps(reply)))[:200]
-                    raise PrunusError(f"{self.url} answers with an incomplete reply ({shown}); {STAYS}") from error
-                await asyncio.sleep(pause(tries))
-        raise AssertionError
+
+        def asking() -> Coroutine[Any, Any, Any]:
+            return reply_of(client, self.url, "POST", address, body, waits=waits, tokens=most)
+
+        return await usable(asking, read_reply, self.url)
 
     def _body(self, request: ChatRequest, sampling: Sampling) -> dict[str, object]:
         """The body of a request; for vLLM it sets every parameter for which a model's own files have defaults."""
-        body: dict[str, object] = {
-            "model": self.name,
-            "messages": request.messages,
-            "stream": False,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "seed": request.seed if self.server == "vllm" else request.seed & 0x7FFFFFFF,  # others take 32 bits
-        }
+        body = self.payload(request.seed, sampling) | {"messages": request.messages}
         if self.server == "vllm":
-            penalties = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
-            body |= {"max_tokens": request.max_new_tokens, "top_k": sampling.top_k or -1, "min_p": 0.0, **penalties}
+            body |= {"max_tokens": request.max_new_tokens, "top_k": sampling.top_k or -1, **NEUTRAL}
             body |= {"return_token_ids": True, "skip_special_tokens": False}
         else:
             body["max_completion_tokens"] = request.max_new_tokens

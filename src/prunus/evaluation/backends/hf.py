@@ -1,26 +1,137 @@
-"""Decode with transformers' models in our own loop, because `generate` has no seed per row and cannot fork a chain.
+"""Load transformers' models, and decode in our own loop: `generate` has no seed per row and cannot fork a chain.
 
 All requests of a call are rows of one batch. A finished row leaves the batch; a follow-up request continues from the
 cache, in the same row or in a copy of it.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from prunus import progress
+from prunus.checkpoint.model_folder import is_packed
+from prunus.checkpoint.packed_files import PackedCheckpoint
+from prunus.checkpoint.precision import use_fast_products
+from prunus.checkpoint.resolve import one_line
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.loading import compute_dtype, describe, is_sparse, kept_of, load_model
 from prunus.evaluation.backends.rows import Bans, Decoding, Uniforms, confidence, pick, rows_for
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores
-from prunus.sparse.sixteen_bits import LEAST_PARAMETERS
+from prunus.native.load import kernel, say_why_dense
+from prunus.sparse import describe, load
+from prunus.sparse.sixteen_bits import LEAST_PARAMETERS, compute_dtype, kept_of, to_float32
+
+FLOAT32_PARAMETERS = 1_000_000_000  # up to this size a model runs in float32 on a CPU
+SPARSE = "prunus_sparse"  # attribute of a model that runs on the sparse kernel
+
+
+def load_model(
+    folder: Path, device: str = "auto", dtype: torch.dtype | None = None, sparse: bool = True
+) -> PreTrainedModel:
+    """A causal language model for inference, on its device; PrunusError if transformers cannot load it.
+
+    device: `auto` is cuda if torch finds a GPU, else cpu. dtype: None means bfloat16 on cuda; on a cpu, float32 for up
+    to a billion parameters and the checkpoint's dtype for more. sparse: use the project's kernel where the cpu supports
+    it. A packed folder then stays packed, otherwise it is unpacked in memory. A dense model that computes in float32
+    keeps 16-bit weights in 16 bits where that is faster (sparse/sixteen_bits.py).
+    """
+    device = device_for(device)
+    wanted = dtype or (torch.bfloat16 if device.startswith("cuda") else None)
+    try:
+        if runs_sparse(folder, device, sparse):
+            few = PackedCheckpoint(folder).parameters <= FLOAT32_PARAMETERS
+            model = load(folder, dtype=torch.float32 if dtype is None and few else dtype)
+            setattr(model, SPARSE, True)
+            return model
+        if is_packed(folder):
+            model = unpacked(folder, wanted)
+        else:
+            with quiet():
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    folder,
+                    dtype=wanted or "auto",
+                    use_safetensors=True,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                )
+            model, info = loaded
+            if missing := sorted(info["missing_keys"]):  # transformers initialises them at random
+                raise PrunusError(f"{folder} lacks the tensor '{missing[0]}' that its config.json asks for")
+        nn.Module.to(model, torch.device(device))
+    except PrunusError:
+        raise
+    except Exception as error:  # damaged files cause errors of many kinds
+        reason = one_line(error)
+        raise PrunusError(f"the model in {folder} cannot be loaded on {device}: {reason}") from error
+    small = model.device.type == "cpu" and model.num_parameters() <= FLOAT32_PARAMETERS
+    if dtype is None and small and not getattr(model, "is_quantized", False):
+        model = to_float32(model) if sparse else model.float()
+    use_fast_products(model)
+    return model.eval()
+
+
+def device_for(device: str) -> str:
+    """The device of a name: `auto` becomes cuda or cpu. Raises PrunusError for a GPU that torch does not find."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise PrunusError(f"device '{device}' cannot be used: torch finds no CUDA GPU; use --device cpu")
+    return device
+
+
+def runs_sparse(folder: Path, device: str, sparse: bool) -> bool:
+    """Whether load_model uses the sparse kernel: `sparse` is set, the folder is packed, and the CPU supports it.
+
+    If only the last condition fails, one line on stderr says so.
+    """
+    if not sparse or not is_packed(folder) or device_for(device) != "cpu":
+        return False
+    if kernel().library is None:
+        say_why_dense(kernel().reason)
+        return False
+    return True
+
+
+def is_sparse(model: PreTrainedModel) -> bool:
+    """Whether a model from load_model runs on the sparse kernel."""
+    return getattr(model, SPARSE, False)
+
+
+def unpacked(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
+    """The model of a packed folder, unpacked in memory. dtype: None means the checkpoint's."""
+    checkpoint = PackedCheckpoint(folder)
+    state = {name: stored.read() for name, stored in checkpoint.tensors.items()}
+    family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(checkpoint.config)]
+    with quiet():
+        return family.from_pretrained(
+            None,
+            config=checkpoint.config,
+            state_dict=state,
+            dtype=dtype or checkpoint.dtype,
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Meanwhile, transformers shows no progress bars."""
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
 
 COMPACT_SHARE = 0.25  # finished rows leave the batch once they are this share of it, since leaving copies the cache
 

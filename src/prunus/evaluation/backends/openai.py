@@ -5,14 +5,12 @@ model's tokenizer must encode and decode unchanged. A probe at the start refuses
 seeds. llama.cpp returns ids only at its own endpoint `/completion`, so that one is used.
 """
 
-import asyncio
 import contextlib
 import math
 from array import array
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from functools import cached_property
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,12 @@ import httpx2 as httpx
 from prunus import progress
 from prunus.checkpoint.model_folder import EngineFolder
 from prunus.checkpoint.resolve import load_tokenizer
-from prunus.engines import BACKENDS, EngineOptions
+from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.rolling import Window, files_at_once, replies
-from prunus.evaluation.backends.served import api_of, context_of, find_model, meta_of, reached, version_of
-from prunus.evaluation.backends.transport import MALFORMED, STAYS, TRIES, in_thread, new_client, pause, reply_of, run
+from prunus.evaluation.backends.served import Server, meta_of
+from prunus.evaluation.backends.transport import MALFORMED, Unfit, in_thread, reply_of, usable, with_client
 from prunus.evaluation.profiles.markers import decode
-from prunus.evaluation.requests import Backend, Completion, Outstanding, Request, Sampling, Scores
+from prunus.evaluation.requests import NEUTRAL, Backend, Completion, Outstanding, Request, Sampling, Scores
 
 NEVER, ALWAYS = -100, 100  # logit biases that ban an id, and that force one
 PROBE_TEXT, PROBE_TOKENS, PROBE_SAMPLING = "The answer is", 12, Sampling(2.0)
@@ -36,48 +33,21 @@ MOST_IDS = 1 << 24  # of a vocabulary; each that the tokenizer lacks is banned i
 PROBED_IDS = 6  # by which a server's tokenizer is told from another one
 
 
-class Unfit(Exception):
-    """The reply cannot be used; the request is sent again."""
-
-
-class OpenAIBackend(Backend):
+class OpenAIBackend(Server, Backend):
     """A Backend over a server; `load` makes one and probes it.
 
-    folder: the model, for its tokenizer. vocabulary: ids of this size and above are never sampled. name: of the model
-    on the server.
+    folder: also for the tokenizer. vocabulary: ids of this size and above are never sampled.
     """
 
-    streams = BACKENDS["openai"].streams
-
     def __init__(self, folder: Path, engine: EngineOptions, vocabulary: int) -> None:
-        assert engine.url is not None
-        self.folder, self.engine, self.owned = folder, engine, ExitStack()
-        self.url = api_of(engine.url)
+        super().__init__(folder, engine, vocabulary)
         # Without the model's configuration its vocabulary is that of the tokenizer, unless the server tells it.
         size = vocabulary if engine.tokenizer else EngineFolder(folder).vocabulary
         self.unknown = range(vocabulary, size)
         self.completions = self.url + "/completions"
-        self.name, self.server, self.context = "", "", None
-        self.places: int | None = None  # requests that the server runs at once
         self.stop_texts, self.token_ids, self.warned = False, "ids", False
         self.tokenizer = load_tokenizer(folder)
         self.probed = set[int]()  # stops at which the server was seen to stop
-
-    @classmethod
-    def load(cls, folder: Path, device: str, vocabulary: int, engine: EngineOptions) -> "OpenAIBackend":
-        """A backend whose server has the model and passed the probe; PrunusError says what it lacks.
-
-        device: not used, since the server has its own.
-        """
-        with ExitStack() as stack:
-            backend = cls(folder, stack.enter_context(reached(engine, folder)), vocabulary)
-            run(backend._connect())
-            backend.owned = stack.pop_all()
-        return backend
-
-    def close(self) -> None:
-        """Stop the server if `load` started it."""
-        self.owned.close()
 
     @property
     def description(self) -> dict[str, object]:
@@ -87,27 +57,24 @@ class OpenAIBackend(Backend):
 
     def completed(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[int]:
         """As Backend.completed, with as many requests at once as the server takes."""
-        return in_thread(self._flow(Outstanding(requests), sampling))
+        return in_thread(self._chains(Outstanding(requests), sampling))
 
-    async def _flow(self, waiting: Outstanding, sampling: Sampling) -> AsyncIterator[int]:
+    async def _chains(self, waiting: Outstanding, sampling: Sampling) -> AsyncIterator[int]:
         """Yield chains as they are completed. Follow-up requests are sent before new chains."""
         following: deque[int] = deque()  # requests that go before new chains
-        window = Window(self.engine.concurrency, files_at_once(), self.places)
 
         def pick() -> int | None:
             return following.popleft() if following else waiting.take()
 
-        async with new_client(self.engine) as client:
+        async def send(client: httpx.AsyncClient, number: int) -> Completion:
+            return await self._complete(client, waiting.requests[number], sampling)
 
-            async def send(number: int) -> Completion:
-                return await self._complete(client, waiting.requests[number], sampling)
-
-            async with contextlib.aclosing(replies(client, self.url, window, pick, send)) as found:
-                async for number, completion in found:
-                    more, chain = waiting.complete(number, completion)
-                    following.extend(more)
-                    if chain is not None:
-                        yield chain
+        async with contextlib.aclosing(self.flow(pick, send)) as found:
+            async for number, completion in found:
+                more, chain = waiting.complete(number, completion)
+                following.extend(more)
+                if chain is not None:
+                    yield chain
 
     async def _complete(self, client: httpx.AsyncClient, request: Request, sampling: Sampling) -> Completion:
         if not self.is_llama_cpp:
@@ -141,18 +108,12 @@ class OpenAIBackend(Backend):
         payload = self._payload(request, sampling)
         if bias is not None:
             payload["logit_bias"] = bias
-        for tries in range(1, TRIES + 1):
-            reply = await reply_of(
-                client, self.url, "POST", self.completions, payload, waits=waits, tokens=request.max_new_tokens
-            )
-            try:
-                return self._completion(request, reply)
-            except (Unfit, *MALFORMED) as error:
-                if tries == TRIES:
-                    what = error if isinstance(error, Unfit) else "with an incomplete reply"
-                    raise PrunusError(f"{self.url} answers {what}, {TRIES} times; {STAYS}") from error
-                await asyncio.sleep(pause(tries))
-        raise AssertionError
+        tokens = request.max_new_tokens
+
+        def asking() -> Coroutine[Any, Any, Any]:
+            return reply_of(client, self.url, "POST", self.completions, payload, waits=waits, tokens=tokens)
+
+        return await usable(asking, partial(self._completion, request), self.url)
 
     @property
     def is_llama_cpp(self) -> bool:
@@ -170,20 +131,12 @@ class OpenAIBackend(Backend):
         if self.is_llama_cpp:
             return self._llama_cpp_payload(request, sampling)
         is_vllm = self.server.startswith("vllm")
-        payload: dict[str, Any] = {
-            "model": self.name,
+        payload = self.payload(request.seed, sampling) | {
             "prompt": request.prompt,
             "max_tokens": request.max_new_tokens,
             "n": 1,
-            "stream": False,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
             "top_k": sampling.top_k or -1,
-            "min_p": 0.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
-            "repetition_penalty": 1.0,
-            "seed": request.seed if is_vllm else request.seed & 0x7FFFFFFF,  # others take 32 bits
+            **NEUTRAL,
             "ignore_eos": True,
             "skip_special_tokens": False,
             "spaces_between_special_tokens": False,
@@ -210,18 +163,13 @@ class OpenAIBackend(Backend):
     def _llama_cpp_payload(self, request: Request, sampling: Sampling) -> dict[str, object]:
         """A request under the names of llama.cpp."""
         stops = self._texts(request.stops)
-        return {
-            "model": self.name,
+        return self.payload(request.seed, sampling) | {
             "prompt": request.prompt,
             "n_predict": request.max_new_tokens,
-            "stream": False,
             "samplers": ["temperature", "top_k", "top_p"],  # the other servers' order; by default temperature is last
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
             "top_k": sampling.top_k,
             "dynatemp_range": 0.0,
             "mirostat": 0,
-            "seed": request.seed & 0x7FFFFFFF,
             "stop": stops,
             "preserved_tokens": stops,  # without this, special tokens have no text and cannot be stops
             "ignore_eos": False,  # True would ban the tokens that end an answer
@@ -302,18 +250,10 @@ class OpenAIBackend(Backend):
             seen[text] = token
         return {text: token for text, token in seen.items() if text not in twice}
 
-    async def _connect(self) -> None:
+    async def connect(self, client: httpx.AsyncClient) -> None:
         """Find the model on the server and probe it; PrunusError says what the server lacks."""
-        async with new_client(self.engine) as client:
-            await self._find_model(client)
-            await self._probe(client)
-
-    async def _find_model(self, client: httpx.AsyncClient) -> None:
-        """Set the name of our model on the server, the kind of server and its context length."""
-        entry = await find_model(client, self.url, names_of(self.folder), self.engine.served_model)
-        self.name, self.context = entry["id"], context_of(entry)
-        self.server = str(entry.get("owned_by") or "unknown")
-        rows = meta_of(entry).get("n_vocab")
+        await super().connect(client)
+        rows = meta_of(self.entry).get("n_vocab")
         if isinstance(rows, int) and rows <= MOST_IDS and self.engine.tokenizer:
             self.unknown = range(self.unknown.start, max(self.unknown.start, rows))
         if self.server == "me":
@@ -321,11 +261,10 @@ class OpenAIBackend(Backend):
                 f"{self.url} is llama-cpp-python's server, which takes texts and no token ids: llama.cpp's own,"
                 " llama-server, takes token ids"
             )
-        root = self.url.removesuffix("/v1")
         if self.is_llama_cpp:
-            self.completions = root + "/completion"
-        version, self.places = await version_of(client, self.url, self.server)
-        self.server += f" {version}" if version else ""
+            self.completions = self.url.removesuffix("/v1") + "/completion"
+        self.server += f" {self.version}" if self.version else ""
+        await self._probe(client)
 
     async def _probe(self, client: httpx.AsyncClient) -> None:
         """Raise PrunusError unless a few short completions show that stops, bans and seeds work."""
@@ -383,21 +322,20 @@ class OpenAIBackend(Backend):
     def check_stops(self, stops: frozenset[int]) -> None:
         """As Backend.check_stops. Special tokens may be treated differently, so the server is made to sample each."""
 
-        async def check() -> None:
+        async def check(client: httpx.AsyncClient) -> None:
             prompt = self.tokenizer.encode(PROBE_TEXT, add_special_tokens=False)
-            async with new_client(self.engine) as client:
-                for stop in sorted(stops - self.probed):
-                    request = Request(prompt, PROBE_TOKENS, frozenset({stop}), frozenset(), 0)
-                    found = await self._once(client, request, GREEDY, {str(stop): ALWAYS})
-                    if found != Completion([], stop):
-                        [text] = self._texts([stop])
-                        raise PrunusError(
-                            f"{self.url} does not stop at {text}: thinking and answers could not be told apart"
-                        )
-                    self.probed.add(stop)
+            for stop in sorted(stops - self.probed):
+                request = Request(prompt, PROBE_TOKENS, frozenset({stop}), frozenset(), 0)
+                found = await self._once(client, request, GREEDY, {str(stop): ALWAYS})
+                if found != Completion([], stop):
+                    [text] = self._texts([stop])
+                    raise PrunusError(
+                        f"{self.url} does not stop at {text}: thinking and answers could not be told apart"
+                    )
+                self.probed.add(stop)
 
         if stops - self.probed:
-            run(check())
+            with_client(self.engine, check)
 
 
 def after(request: Request, ids: list[int]) -> Request:
@@ -431,11 +369,3 @@ def told_apart_by(tokenizer: Any, vocabulary: int) -> list[int]:
                 found.append(token)
                 break
     return found
-
-
-def names_of(folder: Path) -> set[str]:
-    """The names a server may give a folder's model: its path, its name, its hub id if in the hub's cache."""
-    names = {str(folder), str(folder.resolve()), folder.name}
-    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
-        names.add(folder.parents[1].name.removeprefix("models--").replace("--", "/"))
-    return names

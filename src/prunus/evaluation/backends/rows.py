@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -181,24 +181,6 @@ _PROMPT, _STEPS, _COLUMNS = 5, 4, 4
 _FLOAT32, _SIXTEEN_BITS = 1e-3, 0.05
 
 
-class Decoding(Protocol):
-    """The interface of PaddedRows and SeparateRows: sequences that decode together."""
-
-    def __len__(self) -> int: ...
-
-    def prefill(self) -> Tensor:
-        """Read the prompts; returns (R, V) logits of the next tokens."""
-        ...
-
-    def step(self, tokens: Sequence[int | None]) -> Tensor:
-        """Append one id to every row; returns (R, V) logits of the next tokens. None: for a row that is finished."""
-        ...
-
-    def select(self, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order; a row that occurs twice is copied."""
-        ...
-
-
 class SeparateRows:
     """Sequences that a model reads one after the other, without padding. on_tokens: as in Backend."""
 
@@ -263,6 +245,9 @@ class SeparateRows:
         if self._caches[row] is None:
             raise PrunusError(f"{self.model.config.model_type} returns no cache, so it cannot decode")
         return found.logits[0, -1]
+
+
+Decoding = PaddedRows | SeparateRows  # sequences that decode together
 
 
 def rows_for(model: PreTrainedModel) -> Callable[..., Decoding]:

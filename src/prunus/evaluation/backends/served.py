@@ -1,4 +1,4 @@
-"""What a server says of a model: by which name, in which context; and a model of which only the tokenizer is here."""
+"""A server that has a model: how it is reached or started, and what it says of the model."""
 
 import os
 import shlex
@@ -7,12 +7,12 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterator, Mapping
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
 import httpx2 as httpx
 
@@ -20,13 +20,25 @@ from prunus.checkpoint.model_folder import UNLIMITED
 from prunus.checkpoint.resolve import load_tokenizer, resolve_tokenizer
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.transport import MALFORMED, new_client, received, reply_of, run
+from prunus.evaluation.backends.transport import (
+    MALFORMED,
+    Window,
+    files_at_once,
+    new_client,
+    received,
+    replies,
+    reply_of,
+    run,
+    with_client,
+)
+from prunus.evaluation.requests import Engine, Sampling
 from prunus.hashing import content_hash
 from prunus.parse import parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_T = TypeVar("_T")
 # What llama.cpp tells of a model, and does not change with the server's options.
 OF_MODEL = ("n_params", "size", "n_vocab", "n_embd", "n_ctx_train")
 
@@ -98,6 +110,75 @@ def meta_of(entry: Mapping[str, Any]) -> Mapping[str, Any]:
     return meta if isinstance(meta, dict) else {}
 
 
+class Server(Engine):
+    """A model on a server. Making one raises PrunusError if the server is not reached or has another model.
+
+    folder: of the model, for its names. name: of the model on the server. places: requests that the server runs at
+    once, None if unknown.
+    """
+
+    streams = True
+
+    def __init__(self, folder: Path, engine: EngineOptions, vocabulary: int) -> None:
+        """vocabulary: number of ids of the tokenizer."""
+        assert engine.url is not None
+        self.folder, self.engine, self.url, self.vocabulary = folder, engine, api_of(engine.url), vocabulary
+        self.name, self.version = "", ""
+        self.server: str = ""  # its owner, by which kinds of servers are told apart
+        self.places: int | None = None
+        self.owned = ExitStack()
+
+    @classmethod
+    def load(cls, folder: Path, device: str, vocabulary: int, engine: EngineOptions) -> Self:
+        """A server that was reached, or started if the options have a command. Only the server has a device."""
+        with ExitStack() as stack:
+            made = cls(folder, stack.enter_context(reached(engine, folder)), vocabulary)
+            with_client(made.engine, made.connect)
+            made.owned = stack.pop_all()
+        return made
+
+    def close(self) -> None:
+        """Stop the server if `load` started it."""
+        self.owned.close()
+
+    async def connect(self, client: httpx.AsyncClient) -> None:
+        """Find the model on the server."""
+        self.entry = await find_model(client, self.url, names_of(self.folder), self.engine.served_model)
+        self.name, self.context = self.entry["id"], context_of(self.entry)
+        self.server = str(self.entry.get("owned_by") or "unknown")
+        self.version, self.places = await version_of(client, self.url, self.server)
+
+    def payload(self, seed: int, sampling: Sampling) -> dict[str, Any]:
+        """The part of a request that all servers understand."""
+        return {
+            "model": self.name,
+            "stream": False,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": seed if self.server.startswith("vllm") else seed & 0x7FFFFFFF,  # others take 32 bits
+        }
+
+    async def flow(
+        self, pick: Callable[[], int | None], send: Callable[[httpx.AsyncClient, int], Coroutine[Any, Any, _T]]
+    ) -> AsyncGenerator[tuple[int, _T], None]:
+        """Yield (number, reply) of each request as it comes; pick and send as those of `replies`."""
+        window = Window(self.engine.concurrency, files_at_once(), self.places)
+        async with (
+            new_client(self.engine) as client,
+            aclosing(replies(client, self.url, window, pick, partial(send, client))) as found,
+        ):
+            async for pair in found:
+                yield pair
+
+
+def names_of(folder: Path) -> set[str]:
+    """The names a server may give a folder's model: its path, its name, its hub id if in the hub's cache."""
+    names = {str(folder), str(folder.resolve()), folder.name}
+    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
+        names.add(folder.parents[1].name.removeprefix("models--").replace("--", "/"))
+    return names
+
+
 class ServedModel:
     """A model behind a server, of which only the tokenizer is on this machine.
 
@@ -114,7 +195,9 @@ class ServedModel:
         self.name, self.folder = name, resolve_tokenizer(engine.tokenizer)
         self.manifest: dict[str, Any] = {}
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.folder)
-        self.entry = run(_ask(engine, name))
+        self.entry = with_client(
+            engine, lambda client: find_model(client, api_of(engine.url or ""), {name}, engine.served_model)
+        )
 
     @property
     def context(self) -> int:
@@ -160,11 +243,6 @@ class ServedModel:
             },
             64,
         )
-
-
-async def _ask(engine: EngineOptions, name: str) -> dict[str, Any]:
-    async with new_client(engine) as client:
-        return await find_model(client, api_of(engine.url or ""), {name}, engine.served_model)
 
 
 # A server that Prunus starts for one model folder by the user's command, and stops again.

@@ -27,7 +27,7 @@ from prunus.checkpoint.model_folder import EngineFolder
 from prunus.checkpoint.safetensors_file import read_header
 from prunus.engines import BACKENDS, EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.requests import Backend, Completion, Outstanding, Request, Sampling, Scores
+from prunus.evaluation.requests import NEUTRAL, Backend, Completion, Outstanding, Request, Sampling, Scores
 
 OLDEST = (0, 32)  # the oldest version tested; earlier ones lack `weights_iterator` of reload_weights and more
 NEVER = -100.0  # logit bias of a banned id: the largest that vLLM accepts
@@ -163,10 +163,7 @@ class VLLMBackend(Backend):
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            min_p=0.0,
-            presence_penalty=0.0,
-            frequency_penalty=0.0,
-            repetition_penalty=1.0,
+            **NEUTRAL,
             seed=request.seed,
             max_tokens=request.max_new_tokens,
             min_tokens=request.min_new_tokens,

@@ -18,11 +18,9 @@ import torch
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.hf import HFBackend
-from prunus.evaluation.backends.loading import load_model
+from prunus.evaluation.backends.hf import HFBackend, load_model
 from prunus.evaluation.budget import Chain, Rules, answer_text, force_budgets
-from prunus.evaluation.profiles.markers import encode_markers, encode_opened, render_prompts
-from prunus.evaluation.profiles.template import ends_of_turn
+from prunus.evaluation.profiles.markers import encode_markers, encode_opened, ends_of_turn, render_prompts
 from prunus.evaluation.resolved_plan import effective_sampling, profile_of, tokens_needed
 from prunus.recipes import EvalPlan
 

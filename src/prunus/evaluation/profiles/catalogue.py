@@ -8,9 +8,8 @@ from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles.control import control_of, switch_off
 from prunus.evaluation.profiles.detection import named, resolve_profile
-from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt
+from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt, ends_of_turn
 from prunus.evaluation.profiles.profile import PROFILES, Profile
-from prunus.evaluation.profiles.template import ends_of_turn
 from prunus.recipes import PROFILE_FOLDER
 
 if TYPE_CHECKING:
@@ -21,7 +20,9 @@ EXAMPLE = "2+2?"
 
 def profiles() -> list[dict[str, str]]:
     """The built-in profiles, each with `name` and `description`, the model families to which it applies."""
-    return [{"name": name, "description": _description(PROFILE_FOLDER / f"{name}.toml")} for name in PROFILES]
+    texts = {name: (PROFILE_FOLDER / f"{name}.toml").read_text("utf-8") for name in PROFILES}
+    first = {name: text.partition("\n")[0] for name, text in texts.items()}  # a comment
+    return [{"name": name, "description": line.removeprefix("#").strip()} for name, line in first.items()]
 
 
 def show_profile(name: str = "auto", model: str | Path | None = None) -> dict[str, Any]:
@@ -78,9 +79,3 @@ def _under(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder: Path)
         "forced_closing": pair(profile.forced_break + profile.forced_closing),
         **off,
     }
-
-
-def _description(path: Path) -> str:
-    """The comment in the first line of a profile's file."""
-    first = path.read_text("utf-8").partition("\n")[0]
-    return first.removeprefix("#").strip() if first.startswith("#") else ""

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from prunus import progress
 from prunus.errors import PrunusError
-from prunus.evaluation.profiles.markers import find_token
+from prunus.evaluation.profiles.markers import Probe, find_token, probe, sampling_of, source_of, template_of
 from prunus.evaluation.profiles.profile import DATE, PROFILES, Profile, read_profile, read_system
-from prunus.evaluation.profiles.template import Probe, probe, sampling_of, source_of, template_of
 from prunus.recipes import PROFILE_FILE, Mode
 
 if TYPE_CHECKING:

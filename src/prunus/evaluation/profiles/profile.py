@@ -66,7 +66,7 @@ class Profile:
 
     thinking_start: appended to the chat template's generation prompt, unless the template opens the thinking itself.
     think_stops, answer_stops: markers that end a phase. Tokens that end the model's turn are added to both: those of
-        generation_config.json; if answer_stops is empty, those of all files of the model (`end_ids` in template.py).
+        generation_config.json; if answer_stops is empty, those of all files of the model (`end_ids` in markers.py).
     match: `token`: markers must be single tokens; `text`: they are searched in the text; `auto`: single tokens are
         matched by id, other markers in the text.
     template_opens: whether the rendered prompt ends in an opened thinking; after a profile is fitted to a model

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from math import prod
 from typing import Any, Literal, NoReturn
 
@@ -188,11 +189,15 @@ def describe_width(source: Checkpoint) -> list[dict[str, object]]:
     except Unnarrowable as error:
         return [{"use": "width", "possible": False, "note": str(error)}]
     notes = [
-        f"{' and '.join(dict.fromkeys(_NAMES[unit.of] for unit in units))} of {len({u.index for u in units})} blocks:"
+        f"{' and '.join(dict.fromkeys(_NAMES[unit.of] for unit in units))} of {_blocks(len({u.index for u in units}))}:"
         f" {_range(unit.width // unit.times for unit in units)} channels ({field})"
         for field, units in found.items()
     ]
     return [{"use": "width", "possible": True, "note": "; ".join([*notes, *failures.values()])}]
+
+
+def _blocks(number: int) -> str:
+    return f"{number} block{'' if number == 1 else 's'}"
 
 
 def _range(numbers: Iterable[int]) -> str:
@@ -215,8 +220,12 @@ def _check_readable(source: Checkpoint) -> None:
         raise Unnarrowable(f"{name_of(source)}: blocks share weights, so they cannot be narrowed one by one")
 
 
+@lru_cache(maxsize=4)
 def _units_by_field(source: Checkpoint) -> tuple[dict[str, list[Unit]], dict[str, str]]:
-    """The units of each field, and why other fields that change something cannot be used."""
+    """The units of each field, and why other fields that change something cannot be used.
+
+    Cached, since it makes several models: seconds of a study's start for each recipe, where there are many experts.
+    """
     text, found, failures = source.text_config, dict[str, list[Unit]](), dict[str, str]()
     known = {*text.to_dict(), *getattr(text, "attribute_map", {})}
     seen: set[str] = set()

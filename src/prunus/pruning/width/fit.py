@@ -27,12 +27,13 @@ def fit(inputs: Inputs, weight_OI: Tensor, bias_O: Tensor | None, kept: Sequence
     """
     seen = inputs if bias_O is None else inputs.centred()
     kept_K = torch.tensor(kept, device=weight_OI.device)
-    old_OK, rows_KI = weight_OI[:, kept_K], seen.hessian_II[kept_K]
     # What the output would lack with the old weights, times the kept inputs.
-    lacks_OK = weight_OI @ rows_KI.mT - old_OK @ rows_KI[:, kept_K]
+    gone_OI = weight_OI.index_fill(1, kept_K, 0)
+    lacks_OK = (gone_OI @ seen.hessian_II)[:, kept_K]
     if seen.error_OI is not None:
         lacks_OK += seen.error_OI[:, kept_K]
-    weight_OK = old_OK + torch.cholesky_solve(lacks_OK.mT, factor(rows_KI[:, kept_K])).mT
+    lower_KK = factor(seen.hessian_II[kept_K[:, None], kept_K])
+    weight_OK = weight_OI[:, kept_K] + torch.cholesky_solve(lacks_OK.mT, lower_KK).mT
     return Fitted(weight_OK, intercept(inputs, weight_OI, bias_O, weight_OK, kept_K))
 
 

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from prunus.errors import PrunusError
 
-WIDEST = 16_384  # channels up to which matrices are float64; wider ones take float32, half of the memory
+# Channels up to which matrices are float64; wider ones take float32: half of the memory and time. The damped H has a
+# condition number of at most 100 I, with which float32 chooses the same channels (docs/measurements/width.md).
+WIDEST = 8_192
 DAMPING = 0.01  # share of the mean diagonal of H that is added to its diagonal
 RETRIES = 3  # how many times damping is multiplied by 10 where H stays singular
-BATCH = 64  # channels that are removed between two exact updates, which are thus products of matrices
+BATCHES = 256  # between exact updates, one channel in so many is removed; more at a time choose worse (docs/width.md)
 
 
 class Inputs(NamedTuple):
@@ -76,14 +78,15 @@ def factor(hessian_II: Tensor) -> Tensor:
     )
 
 
-def by_obs(hessian_II: Tensor, weight_OI: Tensor, count: int, batch: int = BATCH) -> Tensor:
+def by_obs(hessian_II: Tensor, weight_OI: Tensor, count: int, batch: int | None = None) -> Tensor:
     """The first `count` channels to remove, each the one whose removal costs least once all others are updated.
 
     This is Optimal Brain Surgeon (Hassibi & Stork 1992) for columns, as in ZipLM (Kurtic et al. 2023,
     arXiv:2302.04089): without channel j the output changes by |w_j|^2 / (H^-1)_jj, if the weights of all other channels
     are updated. The order is nested: that of a smaller count is the beginning of that of a larger one. Between two
-    updates the `batch` channels with the least cost are removed.
+    updates the `batch` channels with the least cost are removed; None: one in BATCHES.
     """
+    batch = batch or max(1, len(hessian_II) // BATCHES)
     inverse_II = torch.cholesky_inverse(factor(hessian_II))
     weight_OI = weight_OI.to(inverse_II.dtype, copy=True)
     alive_I = torch.ones(len(inverse_II), dtype=torch.bool, device=inverse_II.device)

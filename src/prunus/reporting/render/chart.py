@@ -10,7 +10,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from prunus.budgets import OFF
-from prunus.reporting.render.text import MINUS, esc
+from prunus.reporting.render.text import esc
+from prunus.results.characters import MINUS
 
 # Pictures made of shapes. The role of a shape decides its style.
 # On the page, CSS sets the style (`Picture.html`); figures for papers have styles of their own (`render/figure.py`).
@@ -126,9 +127,9 @@ class Point(NamedTuple):
 
     x: float
     y: float
-    low: float
-    high: float
-    note: str
+    low: float = math.nan
+    high: float = math.nan
+    note: str = ""
 
 
 class Line(NamedTuple):

@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 
 from prunus.reporting.labels import Look
 from prunus.reporting.render.chart import Picture, swatch
-from prunus.reporting.render.text import DASH, MINUS, NBSP, THIN, esc, visible
+from prunus.reporting.render.text import DASH, NBSP, THIN, esc, visible
+from prunus.results.cells import Cell, Ending, RecipeVerdict
+from prunus.results.characters import MINUS
+from prunus.results.parallel import AtEqualTokens, Chains
 
 _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
@@ -26,6 +29,11 @@ class Interval(NamedTuple):
     low: float | None
     high: float | None
     word: str = ""
+
+
+def difference(cell: Cell | Ending | RecipeVerdict | Chains | AtEqualTokens) -> Interval:
+    """The difference of a cell with its interval."""
+    return Interval(cell.difference, cell.low, cell.high)
 
 
 class Word(NamedTuple):

@@ -12,9 +12,12 @@ from typing import Any
 from prunus import __version__
 from prunus.budgets import Named
 from prunus.results.cells import Sized
-from prunus.results.characters import DASH, MINUS, THIN, visible
+from prunus.results.characters import DASH, THIN, visible
 from prunus.results.characters import NBSP as NBSP
 from prunus.results.characters import one_line as one_line
+from prunus.results.characters import percent as percent
+from prunus.results.characters import points as points
+from prunus.results.characters import signed as signed
 from prunus.results.labels import observations
 
 
@@ -57,24 +60,6 @@ def _finite(data: Any) -> Any:
 def known(value: float | None) -> bool:
     """Whether a value is a finite number."""
     return value is not None and math.isfinite(value)
-
-
-def percent(share: float | None) -> str:
-    """A share as percent with one decimal, signed only below zero: 0.9321 -> 93.2, -0.0312 -> −3.1."""
-    return points(share).removeprefix("+")
-
-
-def points(difference: float | None) -> str:
-    """A difference of two shares in percentage points, signed: -0.0312 -> −3.1."""
-    if difference is None or not math.isfinite(difference):
-        return DASH
-    return signed(100 * difference)
-
-
-def signed(value: float) -> str:
-    """A number with one decimal and a typographic sign; no sign if it rounds to zero."""
-    text = f"{abs(value):.1f}"
-    return text if float(text) == 0 else f"{MINUS if value < 0 else '+'}{text}"
 
 
 def probability(p: float | None) -> str:

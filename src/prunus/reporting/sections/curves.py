@@ -141,7 +141,7 @@ def _published_lines(matches: Sequence[Match]) -> list[Line]:
         cell = match.theirs
         name = f"{match.look.label}, {about()['sources'][cell.source]['name']}"
         note = f"Budget {cell.budget}\n{name}\n{percent(cell.accuracy)} %"
-        point = Point(float(cell.budget), 100 * cell.accuracy, math.nan, math.nan, note)
+        point = Point(float(cell.budget), 100 * cell.accuracy, note=note)
         groups.setdefault((match.look, cell.source), []).append(point)
     sources = list(about()["sources"])
     return [Line(f"{look.css} pub", spots, sources.index(source)) for (look, source), spots in groups.items()]

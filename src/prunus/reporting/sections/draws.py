@@ -7,11 +7,10 @@ from typing import Any
 from prunus.budgets import without_off
 from prunus.reporting.render.chart import PANEL, Axis, Line, Picture, Point, accuracy_axis, chart, log_axis
 from prunus.reporting.render.figure import Figure, Key
-from prunus.reporting.render.table import RUN, Column, Interval, Table
+from prunus.reporting.render.table import RUN, Column, Table, difference
 from prunus.reporting.render.text import count, percent, points, probability
 from prunus.reporting.report_data import ReportData, ReportedRun, float_of
 from prunus.reporting.section import Section, details, figure, run_figure, run_key, soft
-from prunus.results.parallel import AtEqualTokens, Chains
 from prunus.results.summary import BudgetCell
 
 # Key in a cell: (title, explanation).
@@ -69,8 +68,8 @@ def ways_chart(data: ReportData, task: str, way: str) -> Picture | None:
         cells = one.cells(task)
         values = by_draws(cells[max(cells)], way) if cells else {}
         spots = [
-            Point(float(k), 100 * value, math.nan, math.nan,
-                  f"{k} draw{'s' * (k > 1)}\n{one.look.label}\n{percent(value)} %")
+            Point(float(k), 100 * value,
+                  note=f"{k} draw{'s' * (k > 1)}\n{one.look.label}\n{percent(value)} %")
             for k, value in sorted(values.items())
         ]  # fmt: skip
         if len(spots) > 1:
@@ -90,14 +89,14 @@ def fan(task: str, one: ReportedRun) -> Picture:
     lines = []
     for budget, cell in cells.items():
         spots = [
-            Point(k * used[budget], 100 * value, math.nan, math.nan,
-                  f"{count(k * used[budget])} tokens\n{k} × {budget}\n{percent(value)} %")
+            Point(k * used[budget], 100 * value,
+                  note=f"{count(k * used[budget])} tokens\n{k} × {budget}\n{percent(value)} %")
             for k, value in sorted(by_draws(cell, "maj_at").items())
         ]  # fmt: skip
         lines.append(Line("branch", spots, 3))
     single = [
-        Point(used[budget], 100 * cell.accuracy, math.nan, math.nan,
-              f"{count(used[budget])} tokens\n1 × {budget}\n{percent(cell.accuracy)} %")
+        Point(used[budget], 100 * cell.accuracy,
+              note=f"{count(used[budget])} tokens\n1 × {budget}\n{percent(cell.accuracy)} %")
         for budget, cell in cells.items()
     ]  # fmt: skip
     lines.append(Line(one.look.line, single, one.look.marker))
@@ -112,10 +111,10 @@ def parallel_table(data: ReportData, task: str) -> Table:
     for one in data.runs:
         for row in one.summary.tasks[task].parallel if task in one.summary.tasks else ():
             values: list[Any] = [row.budget, f"{row.chains} × {row.chain_budget}"]
-            values += [METHODS.get(row.method, row.method), row.sequential, row.parallel, *_contrast(row)]
+            values += [METHODS.get(row.method, row.method), row.sequential, row.parallel, difference(row), row.q]
             values += [row.tokens_sequential, row.tokens_parallel]
             used = row.used
-            values += [used.sequential, *_contrast(used)] if used else [None] * 3
+            values += [used.sequential, difference(used), used.q] if used else [None] * 3
             rows.append((one.look, values))
     columns = [
         RUN, Column("budget", "Budget"), Column("chains", "Chains"), Column("method", "By"),
@@ -126,10 +125,6 @@ def parallel_table(data: ReportData, task: str) -> Table:
         Column("used_difference", "Difference,|points", points), Column("used_q", "q", probability),
     ]  # fmt: skip
     return Table(f"parallel-{task}", f"One chain or several on {task}", "data parallel sortable", columns, rows)
-
-
-def _contrast(cell: Chains | AtEqualTokens) -> tuple[Interval, float]:
-    return Interval(cell.difference, cell.low, cell.high), cell.q
 
 
 def draw_table(data: ReportData, task: str) -> Table:

@@ -14,7 +14,7 @@ from prunus.results.metrics import LEAK_RULE
 from prunus.results.rows import Run
 
 RECORD_LIMIT = 20_000  # maximum number of characters of a run's settings
-SHOWN = ("action", "recipe", "versions", "source", "blocks_removed", "experts_removed", "scores")
+SHOWN = ("action", "recipe", "versions", "source", "blocks_removed", "experts_removed", "channels", "scores")
 
 
 def section(data: ReportData) -> Section:

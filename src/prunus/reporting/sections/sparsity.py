@@ -1,4 +1,4 @@
-"""How each model was pruned: sparsity by block and by Linear, removed blocks, and recipes."""
+"""How each model was pruned: sparsity by block and by Linear, removed blocks, recipes, and sizes."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -7,11 +7,11 @@ from prunus.reporting.labels import Look, history, recipe_text
 from prunus.reporting.render.chart import Box, Group, Label, Picture, Shape
 from prunus.reporting.render.figure import Figure
 from prunus.reporting.render.table import RUN, Column, Table, named, row_name
-from prunus.reporting.render.text import esc, one_line, percent
+from prunus.reporting.render.text import NBSP, count, esc, one_line, percent
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, run_figure, soft
 from prunus.results.rows import Run
-from prunus.step import StepRecord
+from prunus.step import StepRecord, recorded_kind
 
 WIDTH, LEFT, TOP, HEIGHT = 640, 150, 22, 20
 STYLES = "".join(f".h{step}{{--h:{step / 20 * 0.9:g}}}" for step in range(1, 21))  # the classes that _step counts
@@ -27,13 +27,16 @@ def section(data: ReportData) -> Section:
         cells = "".join(map(_block, strip)) + "<td></td>" * (blocks - len(strip))
         rows.append(f'<tr class="{one.look.css}">{row_name(one.look)}{cells}</tr>')
     recipes = "".join(
-        f'<div class="{one.look.css}"><dt>{named(one.look)}</dt><dd><bdi>{esc(recipe_text(one.run))}</bdi></dd></div>'
+        f'<div class="{one.look.css}"><dt>{named(one.look)}</dt><dd><bdi>{esc(recipe_text(one.run))}</bdi>'
+        f"{esc(_size(one.run, data.base.run))}</dd></div>"
         for one in data.others
     )
     note = (
         "Zeros in the Linears of each decoder block in percent. Blocks are numbered as in the unpruned model; × marks "
         "a removed block."
     )
+    if any(recorded_kind(step).reshapes for one in data.runs for step in history(one.run)):
+        note += " What became narrower or lost experts is in the list below, with the parameters that are left."
     maps = [(one.look, picture) for one in data.runs if (picture := linear_map(one.look, one.run)) is not None]
     every = soft("Zeros in percent by kind of Linear and block.")
     every += f'<div class="pair">{"".join(run_figure(*one) for one in maps)}</div>'
@@ -46,6 +49,14 @@ def section(data: ReportData) -> Section:
     )
     figures = [Figure(f"linears-{look.label}", picture) for look, picture in maps]
     return Section("pruned", html, figures, [linear_table(data)], styles=STYLES)
+
+
+def _size(run: Run, base: Run) -> str:
+    """The number of its parameters, zeros included, if that is not the base's; else empty."""
+    own, whole = run.model.get("parameters"), base.model.get("parameters")
+    if not isinstance(own, int) or not isinstance(whole, int) or own == whole or whole <= 0:
+        return ""
+    return f" · {count(own)} of {count(whole)} parameters ({percent(own / whole)}{NBSP}%)"
 
 
 def _block(share: float | None) -> str:

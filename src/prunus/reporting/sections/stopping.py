@@ -5,11 +5,10 @@ from typing import Any
 
 from prunus.reporting.render.chart import Line, Picture, Point, budget_axis, chart, linear_axis
 from prunus.reporting.render.figure import Figure
-from prunus.reporting.render.table import RUN, Column, Interval, Table, Word
-from prunus.reporting.render.text import esc, percent, points, probability, times
+from prunus.reporting.render.table import RUN, Column, Table, Word, difference
+from prunus.reporting.render.text import percent, points, probability, times
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, figure, run_key, soft
-from prunus.results.cells import Ending, Entry
 from prunus.results.stopping import ENDINGS, ENDS, STOPS
 from prunus.results.verdicts import verdict
 
@@ -35,18 +34,14 @@ def section(data: ReportData) -> Section:
         "called better or worse on at most 2.5 % of such pages each, and wrongly non-inferior on 5 % (Holm)."
     )
     charts = "".join(
-        figure(picture, f"Chains that end by themselves{_on(data, task)}") for task, picture in pictures.items()
+        figure(picture, data.title("Chains that end by themselves", task)) for task, picture in pictures.items()
     )
-    numbers = "".join(details(f"Every ending{_on(data, task)}", table.html()) for task, table in every.items())
+    numbers = "".join(details(data.title("Every ending", task), table.html()) for task, table in every.items())
     shown = f'<div class="pair">{charts}</div>{numbers}'
     keys = [run_key(one.look) for one in data.runs]
     figures = [Figure(f"ends-{task}", picture, keys) for task, picture in pictures.items()]
     html = f'<section id="stopping"><h2>Does it still stop?</h2>{verdicts.html()}{soft(note)}{shown}</section>'
     return Section("stopping", html, figures, [verdicts, *every.values()])
-
-
-def _on(data: ReportData, task: str) -> str:
-    return f" on <bdi>{esc(task)}</bdi>" if len(data.tasks) > 1 else ""
 
 
 def stopping_table(data: ReportData) -> Table:
@@ -61,7 +56,8 @@ def stopping_table(data: ReportData) -> Table:
         base_shares = [cells[name].base_share if name in cells else None for name in ENDINGS]
         values: list[Any] = [None, None]
         if one.contrast.stops:
-            values = [Word(one.contrast.stops, _remark(one.contrast)), _difference(cells[ENDS])]
+            remark = "accuracy relies on cutting" * one.contrast.relies_on_cutting
+            values = [Word(one.contrast.stops, remark), difference(cells[ENDS])]
         values += [cells[name].share if name in cells else None for name in ENDINGS]
         rows.append((one.look, [*values, stopping.tokens_ratio, stopping.per_correct_ratio]))
     rows.insert(0, (data.base.look, [None, None, *base_shares, None, None]))
@@ -75,14 +71,6 @@ def stopping_table(data: ReportData) -> Table:
     return Table("stopping", "Does it still stop?", "stopping sortable", columns, rows, keep=True)
 
 
-def _remark(entry: Entry) -> str:
-    return "accuracy relies on cutting" if entry.relies_on_cutting else ""
-
-
-def _difference(cell: Ending) -> Interval:
-    return Interval(cell.difference, cell.low, cell.high)
-
-
 def ending_table(data: ReportData, task: str) -> Table:
     """Every ending of a task at every budget where either run has it: shares, difference with interval, verdict."""
     rows = []
@@ -92,7 +80,7 @@ def ending_table(data: ReportData, task: str) -> Table:
             for name, cell in cells.items():
                 if not (cell.share or cell.base_share):
                     continue
-                values = [budget, ENDINGS[name].words, cell.share, cell.base_share, _difference(cell)]
+                values = [budget, ENDINGS[name].words, cell.share, cell.base_share, difference(cell)]
                 rows.append((one.look, [*values, cell.bound, cell.p_adjusted, Word(verdict(cell))]))
     columns = [
         RUN, Column("budget", "Budget"), Column("ending", "Ending"), Column("share", "Share,|%", percent),
@@ -112,7 +100,7 @@ def ends_by_itself(data: ReportData, task: str) -> Picture:
             if budget > 0:
                 share = math.nan if cell.forced is None else 1 - cell.forced
                 note = f"Budget {budget}\n{one.look.label}\n{percent(share)} % end by themselves"
-                spots.append(Point(float(budget), 100 * share, math.nan, math.nan, note))
+                spots.append(Point(float(budget), 100 * share, note=note))
         lines.append(Line(one.look.css, spots, one.look.marker))
     budgets = sorted({int(point.x) for line in lines for point in line.points})
     axis = linear_axis(0, 100, "Percent of draws", wanted=4)

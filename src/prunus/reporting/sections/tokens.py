@@ -1,7 +1,5 @@
 """The number of tokens that draws used, and how the draws ended."""
 
-import math
-
 from prunus.budgets import AS_RUN
 from prunus.reporting.render.chart import PANEL, Line, Picture, Point, budget_axis, chart, linear_axis, swatch
 from prunus.reporting.render.figure import Figure, Key
@@ -52,7 +50,7 @@ def endings(task: str, one: ReportedRun) -> Picture:
         if any(share > 0 for _, share in found):
             notes = [f"Budget {budget}\n{words.split(':')[0]}\n{percent(share)} %" for budget, share in found]
             values = zip(found, notes, strict=True)
-            spots = [Point(float(b), 100 * share, math.nan, math.nan, note) for (b, share), note in values]
+            spots = [Point(float(b), 100 * share, note=note) for (b, share), note in values]
             lines.append(Line(f"e{index}", spots, index))
     axis = linear_axis(0, 100, "Percent of draws", wanted=4)
     label = f"{one.look.label}: how draws on {task} ended"

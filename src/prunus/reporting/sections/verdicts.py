@@ -5,11 +5,11 @@ from typing import Any
 
 from prunus.reporting.prose import rounding
 from prunus.reporting.render.chart import forest
-from prunus.reporting.render.table import Column, Interval, Table, Word
+from prunus.reporting.render.table import Column, Interval, Table, Word, difference
 from prunus.reporting.render.text import count, esc, percent, points, probability
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, soft
-from prunus.results.cells import Cell, Entry, RecipeVerdict
+from prunus.results.cells import Entry, RecipeVerdict
 from prunus.results.stages import in_words
 from prunus.results.stopping import ENDS, STOPS
 from prunus.results.verdicts import ENOUGH, OPEN, UNFINISHED
@@ -63,7 +63,7 @@ def recipe_table(recipes: Sequence[RecipeVerdict]) -> Table:
     rows = [
         (
             f"{one.label}, over {len(one.seeds)} calibration seeds",
-            [Word(one.verdict), _difference(one), one.se, one.se_seeds, one.se_problems, one.freedom, one.n],
+            [Word(one.verdict), difference(one), one.se, one.se_seeds, one.se_problems, one.freedom, one.n],
         )
         for one in recipes
     ]  # fmt: skip
@@ -86,7 +86,7 @@ def verdict_table(data: ReportData) -> Table:
         entry, values = one.contrast, [None] * 7
         if entry is not None:
             cell = entry.primary
-            values: list[Any] = [Word(entry.verdict, _remark(entry)), _difference(cell), picture]
+            values: list[Any] = [Word(entry.verdict, _remark(entry)), difference(cell), picture]
             p = None if entry.verdict == UNFINISHED else cell.p_adjusted
             values += [p, cell.mde, _scaling_word(entry), _stops_word(entry)]
         last = one.cells(task).get(budget)
@@ -103,10 +103,6 @@ def verdict_table(data: ReportData) -> Table:
         Column("tokens", f"Tokens used|at budget {budget}", count),
     ]  # fmt: skip
     return Table("verdicts", "Verdicts", "verdicts sortable", columns, rows, keep=True)
-
-
-def _difference(cell: Cell | RecipeVerdict) -> Interval:
-    return Interval(cell.difference, cell.low, cell.high)
 
 
 def _remark(entry: Entry) -> str:

@@ -37,20 +37,16 @@ FORMATS = {
 }
 
 
-def _read(tool: str, entry: Format, path: Path) -> Log:
-    """The log; values of other types than the tool writes are the file's fault, not an internal error."""
-    try:
-        return entry.read(path)
-    except (TypeError, AttributeError, LookupError, ValueError, NotImplementedError) as error:
-        raise PrunusError(f"'{path}' is not a log of {tool} that this prunus can read ({error})") from error
-
-
 def read_log(path: Path) -> Log:
     """The log in a file. Raises PrunusError if it is of no known format, or has no outputs."""
     head = first_line(path)
     for tool, entry in FORMATS.items():
         if entry.detect(path, head):
-            log = _read(tool, entry, path)
+            try:
+                log = entry.read(path)
+            except (TypeError, AttributeError, LookupError, ValueError, NotImplementedError) as error:
+                # Values of other types than the tool writes are the file's fault, not an internal error.
+                raise PrunusError(f"'{path}' is not a log of {tool} that this prunus can read ({error})") from error
             if not log.records:
                 raise PrunusError(f"'{path}' is a log of {tool} without any output")
             return log
@@ -158,7 +154,8 @@ def import_rows(
         _check_free(opened, label, run_id)
         stored = {row.question: row for row in opened.problems().values() if row.question is not None}
         problems = problem_rows(graded, keys, stored)
-        run = Run(run_id, _model(label, log, digests), plan, _versions(log))
+        versions = {"prunus": __version__, log.tool: log.version}
+        run = Run(run_id, _model(label, log, digests), plan, versions)
         samples = [_sample(record, problems[record.task, record.place], chosen, threshold) for record in graded]
         _check_draws(samples)
         done = bool(opened.keys(run_id))
@@ -282,10 +279,6 @@ def _model(name: str, log: Log, digests: Sequence[str]) -> dict[str, object]:
         "name": name, "source": log.model, "checksum": checksum, "manifest": {"history": [step]},
         "parameters": None, "blocks": None,
     }  # fmt: skip
-
-
-def _versions(log: Log) -> dict[str, object]:
-    return {"prunus": __version__, log.tool: log.version}
 
 
 def _told(graded: Sequence[Record]) -> str:

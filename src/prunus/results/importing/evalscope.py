@@ -11,10 +11,9 @@ from typing import Any
 
 from prunus.errors import PrunusError
 from prunus.results.importing import files
-from prunus.results.importing.files import Data, Grade, Log, Record, count, json_lines, need, part, score, text_of
+from prunus.results.importing.files import Data, Grade, Log, Record, json_lines, need, part, score, text_of
 
 TOOL, READS = "evalscope", "1."
-STOPPED = {"stop": True, "tool_calls": True, "max_tokens": False, "model_length": False}
 
 
 def detect(path: Path, head: bytes) -> bool:
@@ -26,9 +25,7 @@ def read(path: Path) -> Log:
     """The log with one record per review."""
     outputs = path.absolute().parent.parent.parent  # OUTPUTS/reviews/MODEL/FILE
     config = _config(outputs / "configs" / "task_config.yaml")
-    version = config.get("evalscope_version")
-    if version is not None and not str(version).startswith(READS):
-        raise PrunusError(f"'{path}' is from evalscope {version}; this prunus reads logs of evalscope {READS}x")
+    version = files.check_version(path, TOOL, config.get("evalscope_version"), READS)
     predictions = _predictions(outputs / "predictions" / path.parent.name / path.name)
     name = path.stem
     benchmarks = part(config, "resolved_benchmarks")
@@ -40,7 +37,7 @@ def read(path: Path) -> Log:
     records = [_record(task, template, line, where, predictions, draws) for where, line in json_lines(path)]
     return Log(
         TOOL,
-        None if version is None else str(version),
+        version,
         text_of(config.get("model_id")) or path.parent.name,
         records,
         {
@@ -64,14 +61,8 @@ def _record(
     messages = line.get("messages") or line.get("input")
     said = [one for one in messages if isinstance(one, dict) and one.get("role") == "assistant"] if messages else []
     thinking, text = files.message_texts(said[-1].get("content")) if said else ("", text_of(graded.get("prediction")))
-    answer = graded.get("extracted_prediction")
-    answer = answer if isinstance(answer, str) and answer else None
-    output = part(predictions.get(index, {}), "model_output")
-    choices = output.get("choices")
-    reason = (
-        choices[0].get("stop_reason") if isinstance(choices, list) and choices and isinstance(choices[0], dict) else ""
-    )
-    usage = part(output, "usage")
+    answer = files.answer_of(graded.get("extracted_prediction"))
+    _, told = files.outcome(part(predictions.get(index, {}), "model_output"))
     return Record(
         task=task,
         question=_asked(files.question_of(messages), template),
@@ -81,9 +72,7 @@ def _record(
         target=text_of(line.get("target")),
         text=text,
         thinking=thinking,
-        output_tokens=count(usage.get("output_tokens")) if usage else None,
-        reasoning_tokens=count(usage.get("reasoning_tokens")),
-        stopped=STOPPED.get(text_of(reason)),
+        **told,
     )
 
 
@@ -97,9 +86,7 @@ def _asked(prompt: str, template: str) -> str:
 
 def _predictions(path: Path) -> dict[int, Data]:
     """The predictions by index; empty if the file is not there."""
-    if not path.is_file():
-        return {}
-    return {need(line, "index", int, where): line for where, line in json_lines(path)}
+    return {need(line, "index", int, where): line for where, line in (json_lines(path) if path.is_file() else ())}
 
 
 def _config(path: Path) -> Data:

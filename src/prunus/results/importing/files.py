@@ -172,6 +172,33 @@ def part(data: Data, *keys: str) -> Data:
     return data
 
 
+def check_version(path: Path, tool: str, version: Any, reads: str) -> str | None:
+    """The version of the tool that wrote a log, as text. Raises PrunusError unless it begins with `reads`."""
+    if version is not None and not str(version).startswith(reads):
+        raise PrunusError(f"'{path}' is from {tool} {version}; this prunus reads logs of {tool} {reads}x")
+    return None if version is None else str(version)
+
+
+# Why outputs of inspect_ai and evalscope end: whether by themselves.
+STOPPED = {"stop": True, "tool_calls": True, "max_tokens": False, "model_length": False}
+
+
+def outcome(output: Data) -> tuple[Data, Data]:
+    """The first choice of an output as inspect_ai and evalscope write it, and what a Record says of tokens and end."""
+    choices, usage = output.get("choices"), part(output, "usage")
+    first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    return first, {
+        "output_tokens": count(usage.get("output_tokens")) if usage else None,
+        "reasoning_tokens": count(usage.get("reasoning_tokens")),
+        "stopped": STOPPED.get(text_of(first.get("stop_reason"))),
+    }
+
+
+def answer_of(value: Any) -> str | None:
+    """An extracted answer, if it is a text that is not empty."""
+    return value if isinstance(value, str) and value else None
+
+
 def sampling(*settings: Data) -> Data:
     """Generation settings that are set and matter; later ones win."""
     found = {key: value for one in settings for key, value in one.items() if value is not None}

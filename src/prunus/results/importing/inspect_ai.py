@@ -14,12 +14,11 @@ from typing import Any
 
 from prunus.errors import PrunusError
 from prunus.results.importing import files
-from prunus.results.importing.files import Data, Grade, Log, Record, count, need, part, text_of
+from prunus.results.importing.files import Data, Grade, Log, Record, need, part, text_of
 
 TOOL, READS = "inspect_ai", 2
 ZSTANDARD = 93  # the number of the compression in a zip
 HEADER = "header.json"
-STOPPED = {"stop": True, "tool_calls": True, "max_tokens": False, "model_length": False}
 WORDS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}  # inspect_ai's own
 MOST_MEMBERS = 1_000_000
 
@@ -80,11 +79,9 @@ def _record(task: str, sample: Data, path: Path) -> Record:
     place = str(need(sample, "id", (int, str), f"a sample of '{path}'"))
     where = f"sample {place} of '{path}'"
     attachments = part(sample, "attachments")
-    output = part(sample, "output")
-    choices = output.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    output, offered = part(sample, "output"), sample.get("choices")
+    choice, told = files.outcome(output)
     thinking, text = files.message_texts(part(choice, "message").get("content"))
-    usage, offered = part(output, "usage"), sample.get("choices")
     return Record(
         task=task,
         question=_resolved(files.question_of(sample.get("input")), attachments),
@@ -95,9 +92,7 @@ def _record(task: str, sample: Data, path: Path) -> Record:
         text=_resolved(text or text_of(output.get("completion")), attachments),
         thinking=_resolved(thinking, attachments),
         choices=tuple(map(text_of, offered)) if isinstance(offered, list) else (),
-        output_tokens=count(usage.get("output_tokens")) if usage else None,
-        reasoning_tokens=count(usage.get("reasoning_tokens")),
-        stopped=STOPPED.get(text_of(choice.get("stop_reason"))),
+        **told,
     )
 
 
@@ -105,14 +100,10 @@ def _grades(scores: Data) -> Iterator[tuple[str, Grade]]:
     for scorer, found in scores.items():
         if not isinstance(found, dict):
             continue
-        answer = found.get("answer")
-        answer = answer if isinstance(answer, str) and answer else None
-        value = found.get("value")
-        if isinstance(value, dict):
-            for key, one in value.items():
-                yield f"{scorer}/{key}", Grade(_number(one), answer)
-        else:
-            yield scorer, Grade(_number(value), answer)
+        answer, value = files.answer_of(found.get("answer")), found.get("value")
+        named = {f"{scorer}/{key}": one for key, one in value.items()} if isinstance(value, dict) else {scorer: value}
+        for name, one in named.items():
+            yield name, Grade(_number(one), answer)
 
 
 def _number(value: Any) -> float | None:
@@ -168,16 +159,9 @@ def _zstandard(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> b
     except ImportError as error:
         raise PrunusError(f"'.eval' files need pyarrow, to unpack {where}: pip install 'prunus[frames]'") from error
     packed = zipfile.ZipInfo(info.filename)  # the same place in the file, read as if it were not compressed
-    packed.header_offset, packed.flag_bits, packed.orig_filename = (
-        info.header_offset,
-        info.flag_bits,
-        info.orig_filename,
-    )
-    packed.compress_type, packed.compress_size, packed.file_size = (
-        zipfile.ZIP_STORED,
-        info.compress_size,
-        info.compress_size,
-    )
+    for name in ("header_offset", "flag_bits", "orig_filename", "compress_size"):
+        setattr(packed, name, getattr(info, name))
+    packed.compress_type, packed.file_size = zipfile.ZIP_STORED, info.compress_size
     found = io.BytesIO()
     with pyarrow.CompressedInputStream(pyarrow.BufferReader(archive.read(packed)), "zstd") as unpacked:
         while found.tell() <= info.file_size and (chunk := unpacked.read(1 << 20)):

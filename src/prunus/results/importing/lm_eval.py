@@ -15,6 +15,7 @@ from prunus.results.importing.files import (
     Log,
     Record,
     beginning,
+    check_version,
     json_file,
     json_lines,
     need,
@@ -39,16 +40,14 @@ def read(path: Path) -> Log:
     if _is_results(path):
         raise PrunusError(f"'{path}' has averages only: name the samples_*.jsonl beside it (from --log_samples)")
     task, results = _task_of(path), _results(path)
-    version = results.get("lm_eval_version")
-    if version is not None and not str(version).startswith(READS):
-        raise PrunusError(f"'{path}' is from lm-eval {version}; this prunus reads logs of lm-eval {READS}x")
+    version = check_version(path, TOOL, results.get("lm_eval_version"), READS)
     found: dict[str, Data] = {}
     for where, line in json_lines(path):
         _add(found, line, where)
     config = part(results, "configs", task)
     return Log(
         TOOL,
-        None if version is None else str(version),
+        version,
         text_of(results.get("model_name")),
         [_record(task, one) for one in found.values()],
         {

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from prunus.hashing import canonical_json
 from prunus.margins import MarginLike
 from prunus.parse import parse_json
 from prunus.pruning.made_card import renew_card
-from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe
+from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, WidthRecipe
 from prunus.results.store import Store, check_folder
 from prunus.study.cells import check_entries
 from prunus.study.find.certificate import (
@@ -32,12 +33,11 @@ from prunus.study.find.certificate import (
     write_certificate,
 )
 from prunus.study.find.decisions import Rows
-from prunus.study.find.ladders import ladders_of
-from prunus.study.find.on_ray import on_cluster
 from prunus.study.find.page import NAME as PAGE
 from prunus.study.find.page import write_page
 from prunus.study.find.prospects import prospects, refuse_impossible
-from prunus.study.find.search import Rung, Search, open_search
+from prunus.study.find.rungs import rungs_of
+from prunus.study.find.search import Rung, Search, ladders_of, open_search
 from prunus.study.find.trace import declare_in, warning
 from prunus.study.find.walk import Walk
 from prunus.study.ray.cluster import Cluster, cluster_for
@@ -50,7 +50,7 @@ def find(
     model: str | Path,
     out: str | Path,
     plan: EvalPlan,
-    ladder: str | Path | Sequence[PruneRecipe | DropRecipe | ExpertsRecipe] = "0.1:0.7:0.05",
+    ladder: str | Path | Sequence[PruneRecipe | DropRecipe | ExpertsRecipe | WidthRecipe] = "0.1:0.7:0.05",
     *,
     methods: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -77,8 +77,7 @@ def find(
     certified that loses as much is at most alpha, for any number of rungs and problems (docs/verdicts.md).
     The search is written into the store before it looks at a row, and the certificate names those before it.
 
-    ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4`), a .toml file with [[prune]] and [[drop]] tables as in a study, or
-    recipes.
+    ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4`), a .toml file with tables of steps as in a study, or recipes.
     margin, stop_margin: shares (0.02: two points), or "5%": relative to what the dense model solves, or to its chains
     that end.
     methods: for sparsities: each has its own ladder, walked at alpha divided by their number; None: wanda.
@@ -145,35 +144,24 @@ def carry_out(
     if is_published(target, folder, search):
         certified = read_certificate(target / CERTIFICATE)
     else:
-        certified = search_and_publish(search, target, store, device, cluster, overwrite, always)
+        open_work(folder, search)
+        if cluster is not None:  # checkpoints are kept, since this machine need not be able to make them again
+            search = replace(search, study=replace(search.study, keep_checkpoints=True))
+        declared = search.declared()
+        with locked(folder / "lock", f"is working on {folder}; wait for it"), Store(store, create=True) as opened:
+            renew_groups(opened, search.dense.resolved.problems)
+            declare_in(opened, declared)
+            if (line := warning(opened, declared)) is not None:
+                progress.say(f"warning: {line}")
+            with rungs_of(search, opened, folder, device, cluster) as rungs:
+                best = Walk(search, Rows(opened, declared), rungs).run()
+            certified, made = publish(search, best, opened, folder, device)
+            if best is not None or always:
+                write_folder(certified, made, target, overwrite)
     shutil.rmtree(folder)
     if (wide := caution(certified["declared"], certified["shown"])) is not None:
         progress.say(f"warning: {wide}")
     return summary(certified, target)
-
-
-def search_and_publish(
-    search: Search,
-    target: Path,
-    store: Path,
-    device: str,
-    cluster: Cluster | None,
-    overwrite: bool,
-    always: bool,
-) -> Mapping[str, Any]:
-    """Declare a search, walk its ladders and write its result to target; returns the certificate."""
-    folder = work_folder(target)
-    open_work(folder, search)
-    search, rungs = on_cluster(search, cluster)
-    with locked(folder / "lock", f"is working on {folder}; wait for it"), Store(store, create=True) as opened:
-        declared = search.declared()
-        renew_groups(opened, search.dense.resolved.problems)
-        declare_in(opened, declared)
-        if (line := warning(opened, declared)) is not None:
-            progress.say(f"warning: {line}")
-        with rungs(search, opened, folder, device) as makes:
-            best = Walk(search, Rows(opened, declared), makes).run()
-        return publish(search, best, opened, folder, target, device, overwrite, always)
 
 
 def work_folder(target: Path) -> Path:
@@ -182,26 +170,15 @@ def work_folder(target: Path) -> Path:
 
 
 def publish(
-    search: Search,
-    best: Rung | None,
-    store: Store,
-    folder: Path,
-    target: Path,
-    device: str,
-    overwrite: bool,
-    always: bool,
-) -> Mapping[str, Any]:
-    """Write the checkpoint of the best rung, with certificate and page, to target; returns the certificate.
+    search: Search, best: Rung | None, store: Store, folder: Path, device: str
+) -> tuple[Mapping[str, Any], Path]:
+    """The certificate, and the folder of the best rung's checkpoint, to which it belongs; without one, an empty folder.
 
-    The certificate is computed from rows alone, apart from the walk. Without a certified rung nothing is written, or
-    with `always` the two files alone.
+    The certificate is computed from rows alone, apart from the walk.
     """
     declared = search.declared()
     if best is None:
-        data = certificate(store, declared, None)
-        if always:
-            write_folder(data, folder / "nothing", target, overwrite)
-        return data
+        return certificate(store, declared, None), folder / "nothing"
     made = whole_checkpoint(search.study, search.model, best.variant, folder, device)
     checksum = Checkpoint(made).checksum()
     if checksum != store.run(best.cell.run_id).model["checksum"]:
@@ -211,8 +188,7 @@ def publish(
         )
     data = certificate(store, declared, checksum, files_of(made))
     assert data["shown"]["found"]["name"] == best.variant.name, "the walk and the certificate differ"
-    write_folder(data, made, target, overwrite)
-    return data
+    return data, made
 
 
 def write_folder(data: Mapping[str, Any], made: Path, target: Path, overwrite: bool) -> None:
@@ -227,9 +203,13 @@ def write_folder(data: Mapping[str, Any], made: Path, target: Path, overwrite: b
 
 def is_published(target: Path, folder: Path, search: Search) -> bool:
     """Whether this search was stopped after its result was written, before its unfinished work was deleted."""
+    return is_work_of(folder, search) and is_finished(search, target)
+
+
+def is_work_of(folder: Path, search: Search) -> bool:
+    """Whether a folder has unfinished work of this very search."""
     file = folder / WORK
-    same = file.exists() and file.read_text("utf-8") == canonical_json(search.identity())
-    return same and is_finished(search, target)
+    return file.exists() and file.read_text("utf-8") == canonical_json(search.identity())
 
 
 def is_finished(search: Search, target: Path) -> bool:
@@ -257,16 +237,15 @@ def check_work(folder: Path, search: Search, overwrite: bool) -> None:
 
 def open_work(folder: Path, search: Search) -> None:
     """Create the folder of unfinished work, or continue it; work of another search is deleted."""
-    file, text = folder / WORK, canonical_json(search.identity())
-    if folder.exists() and not (file.exists() and file.read_text("utf-8") == text):
+    if folder.exists() and not is_work_of(folder, search):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(file, text)
+    write_text(folder / WORK, canonical_json(search.identity()))
 
 
 def summary(certified: Mapping[str, Any], target: Path) -> dict[str, object]:
     """What `find` returns of a search with this certificate."""
-    shown = certified["shown"]
+    shown, keys = certified["shown"], ("name", "run", "word", "why", "problems", "tokens")
     best = shown["found"]
     return {
         "out": str(target) if best else None,
@@ -274,11 +253,7 @@ def summary(certified: Mapping[str, Any], target: Path) -> dict[str, object]:
         "found": best["name"] if best else None,
         "removed": best["removed"] if best else 0.0,
         "ladders": {
-            ladder["name"]: [
-                {key: rung[key] for key in ("name", "run", "word", "why", "problems", "tokens")}
-                for rung in ladder["rungs"]
-            ]
-            for ladder in shown["ladders"]
+            one["name"]: [{key: rung[key] for key in keys} for rung in one["rungs"]] for one in shown["ladders"]
         },
         "tokens": shown["tokens"],
         "dense_tokens": shown["dense"]["tokens"],

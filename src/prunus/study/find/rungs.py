@@ -1,7 +1,10 @@
-"""Make rungs and evaluate them, problem by problem, on one loaded model."""
+"""Make rungs and evaluate them, problem by problem, on one loaded model or on a Ray cluster.
+
+Decisions are left to the walk, so a search on a cluster decides as one on a single machine does.
+"""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -21,11 +24,12 @@ from prunus.results.anytime import Round
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study.cells import Cell, Variant
-from prunus.study.engine import Engine, makes_all_first
-from prunus.study.evaluate import Batch, evaluate_cells
+from prunus.study.engine import Batch, Engine, evaluate_cells, makes_all_first
 from prunus.study.find.search import Search
 from prunus.study.live_table import LiveTable
-from prunus.study.variants import is_made, kept_folder, make_variant, unfinished_folder, variant_files
+from prunus.study.ray.cluster import Cluster
+from prunus.study.ray.driver import Driver, Job, driving
+from prunus.study.variants import StudyPaths, is_made, kept_folder, make_variant, unfinished_folder, variant_files
 
 Show = Callable[[float, int], None]  # of chains that were completed, and of tokens sampled for them
 
@@ -58,8 +62,7 @@ class Rungs:
 
     def __init__(self, search: Search, store: Store, folder: Path, device: str) -> None:
         self.search, self.store, self.folder, self.device = search, store, folder, device
-        self.engine = Engine(search.study, device)
-        self.all_first = makes_all_first(search.plan.backend, device)
+        self.engine, self.all_first = Engine(search.study, device), makes_all_first(search.plan.backend, device)
         self.table = Progress()
         self.grader: Grader | None = None
         self.adaptive = {"by": "find", "seed": search.plan.seed}
@@ -109,8 +112,7 @@ class Rungs:
             of = self.search.model, variant, self.folder
             self.holding.enter_context(self.engine.served(*of))
             native = cell.resolved.native is not None
-            opened = self.engine.chatting(self.search.model) if native else self.engine.holding(*of)
-            self.held = variant, self.holding.enter_context(opened)
+            self.held = variant, self.holding.enter_context(self.engine.holding(*of, native))
         return self.held[1]
 
     def make(self, variant: Variant) -> None:
@@ -163,3 +165,50 @@ def shared_settings(variant: Variant) -> Mapping[str, Any] | None:
         return None
     fields = {name: getattr(recipe, name) for name in (*FIELDS, "dtype")}
     return fields | {"hessians": method.needs == "hessian"}
+
+
+class RayRungs(Rungs):
+    """Rungs that the workers of a cluster make and evaluate. The cluster is joined when rows are missing."""
+
+    def __init__(self, search: Search, store: Store, folder: Path, device: str, cluster: Cluster) -> None:
+        super().__init__(search, store, folder, device)
+        self.cluster = cluster
+        self.driver: Driver | None = None
+
+    def evaluate(self, parts: Sequence[tuple[Cell, Sequence[Round]]], show: Show) -> bool:
+        """Have the rows of cells that are missing, each in its rounds, computed; returns whether there were any."""
+        missing = [(cell, batch) for cell, rounds in parts for batch in self.missing(cell, rounds)]
+        if not missing:
+            return False
+        self.table.tell = show
+        if self.driver is None:
+            self.driver = self.joined()
+            if self.search.plan.backend == "vllm":  # it will occupy whole GPUs, so all are made now
+                self.driver.do(self.to_make(rung.variant for rung in self.search.rungs))
+        batches = [Job(self.search.model, cell.variant, cell, batch, True) for cell, batch in missing]
+        self.driver.do([*self.to_make(cell.variant for cell, _ in missing), *batches])
+        return True
+
+    def to_make(self, variants: Iterable[Variant]) -> list[Job]:
+        """The jobs of making the variants that are missing and were not deleted."""
+        missing = {one.key: one for one in variants if one.key not in self.deleted and not is_made(self.folder, one)}
+        return [Job(self.search.model, one, None, [], True) for one in missing.values()]
+
+    def delete(self, variant: Variant) -> None:
+        """Delete the files of a rung that is not needed any more."""
+        super().delete(variant)
+        if self.driver is not None:
+            self.driver.files.pop(variant.key, None)
+
+    def joined(self) -> Driver:
+        """A driver of the cluster, until the rungs are closed."""
+        search, of = self.search, (StudyPaths(self.folder, Path(self.store.path)), self.store, self.table)
+        return self.stack.enter_context(
+            driving(self.cluster, [search.model], *of, search.study, self.device, self.adaptive)
+        )
+
+
+def rungs_of(search: Search, store: Store, folder: Path, device: str, cluster: Cluster | None) -> Rungs:
+    """What makes and evaluates the rungs of a search, on a cluster if there is one."""
+    of = search, store, folder, device
+    return Rungs(*of) if cluster is None else RayRungs(*of, cluster)

@@ -15,10 +15,9 @@ from prunus.study.cells import model_label, plan_names
 from prunus.study.file import FindTable, Study
 from prunus.study.find.certificate import read_certificate
 from prunus.study.find.find import carry_out, is_finished, work_folder
-from prunus.study.find.ladders import Ladder, ladders_of
 from prunus.study.find.page import NAME as PAGE
 from prunus.study.find.prospects import prospects, refuse_impossible
-from prunus.study.find.search import Search, open_search
+from prunus.study.find.search import Ladder, Search, ladders_of, open_search
 from prunus.study.ray.cluster import Cluster
 from prunus.study.variants import check_variants
 

@@ -11,6 +11,7 @@ from typing import Any
 from prunus.cards.certified import search_words
 from prunus.errors import PrunusError
 from prunus.hashing import content_hash
+from prunus.margins import Margin
 from prunus.results.ladder import CERTIFIED
 from prunus.results.rows import DeclaredSearch
 from prunus.results.store import Store
@@ -145,10 +146,12 @@ def failed_before(store: Store, before: Data, now: Data) -> tuple[str, str] | No
 def changes(before: Data, now: Data) -> list[str]:
     """What differs between two declarations: `margin 2 points, now 5 points`, `another ladder`."""
     found = []
-    for name, unit in (("margin", "points"), ("stop_margin", "points"), ("alpha", "%")):
+    for name in ("margin", "stop_margin"):
         if before[name] != now[name]:
-            old, new = (f"{100 * one[name]:g} {unit}" for one in (before, now))
+            old, new = (Margin.of(one[name]).words("the dense model's") for one in (before, now))
             found.append(f"{name.replace('_', ' ')} {old}, now {new}")
+    if before["alpha"] != now["alpha"]:
+        found.append(f"alpha {100 * before['alpha']:g} %, now {100 * now['alpha']:g} %")
     for name in ("seed", "budgets", "samples", "look", "max_tokens"):
         if before[name] != now[name]:
             found.append(f"{name.replace('_', ' ')} {before[name]}, now {now[name]}")

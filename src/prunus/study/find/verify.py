@@ -11,6 +11,7 @@ from prunus.cards.certified import about_searches, search_words
 from prunus.errors import PrunusError
 from prunus.hashing import content_hash
 from prunus.results.anytime import First
+from prunus.results.labels import plan_in_short
 from prunus.results.store import Store, same_groups
 from prunus.study.find.certificate import OTHER_BETS, UNTRACED, caution, computed, files_of, read_certificate
 from prunus.study.find.trace import search_line, searches_like, sum_of_alphas
@@ -23,9 +24,9 @@ def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[st
     """Compute the claims of a certificate again from a store.
 
     Returns {"claims": the claims that hold, "differences": what is not as the certificate says, "searches": the other
-    searches on the same model and tasks in the store, "notes": what could not be checked}, all sentences; without
-    differences, all claims hold. The checkpoint beside the certificate is checked, too. Raises PrunusError if a file is
-    missing or is none of these.
+    searches on the same model and tasks in the store, "notes": other runs of its checkpoints, runs that were removed,
+    and what could not be checked}, all sentences; without differences, all claims hold. The checkpoint beside the
+    certificate is checked, too. Raises PrunusError if a file is missing or is none of these.
     """
     file = Path(certificate)
     data = read_certificate(file)
@@ -35,7 +36,7 @@ def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[st
             f"'{file}' has format {OTHER_BETS}: the prunus that wrote it made other bets, and only that one can compute"
             " the claims again; `prunus find` into another folder makes a new certificate from the same store"
         )
-    found, others = list[str](), list[str]()
+    found, others, aside = list[str](), list[str](), list[str]()
     rest = {name: part for name, part in data.items() if name != "content"}
     if content_hash(rest, 64) != data["content"]:
         found.append("the certificate was changed after it was written: its content hash differs")
@@ -55,6 +56,7 @@ def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[st
                 found += _about_trace(data["shown"]["searches"], now["searches"])
             found += _changed_searches(opened)
             others = _other_searches(opened, declared)
+            aside = _other_rows(opened, declared)
         except PrunusError as error:
             found.append(str(error))
         except (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
@@ -63,6 +65,7 @@ def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[st
     found += [*beside, *_published(data)]
     if form <= UNTRACED:
         notes = [*about_searches(data), *notes]
+    notes = [*aside, *notes]
     return {"claims": claimed if not found else [], "differences": found, "searches": others, "notes": notes}
 
 
@@ -160,6 +163,31 @@ def _other_searches(store: Store, declared: Data) -> list[str]:
             f" rows that existed, the probability that any of them certifies falsely is at most {sure:g} %"
         )
     return lines
+
+
+def _other_rows(store: Store, declared: Data) -> list[str]:
+    """A line for every other run of a rung's checkpoint, and for every removed run of the models of a search.
+
+    Whoever saw their rows may have declared the search by them.
+    """
+    rungs = {rung["run"]: rung["name"] for ladder in declared["ladders"] for rung in ladder["rungs"]}
+    runs, found = store.runs(), list[str]()
+    weights = {run.model.get("checksum"): rungs[run.run_id] for run in runs if run.run_id in rungs}
+    weights.pop(None, None)
+    for run in store.begun([run for run in runs if run.run_id not in rungs and run.model.get("checksum") in weights]):
+        if not declared["problems"].keys().isdisjoint(run.plan.get("tasks", [])):
+            since = run.stages[-1].begun or "an unknown time"
+            found.append(
+                f"the store has another run of the checkpoint of {weights[run.model['checksum']]} on the same tasks"
+                f" ({run.run_id}: {plan_in_short(run.plan)}), last evaluated from {since} on"
+            )
+    named = rungs | {declared["dense"]: declared["model"]["name"]}
+    weights[declared["model"]["checksum"]] = declared["model"]["name"]
+    for one in store.removed():
+        if name := named.get(one.run.run_id) or weights.get(one.run.model.get("checksum")):
+            rows = f"rows of {one.problems} problem{'' if one.problems == 1 else 's'}"
+            found.append(f"a run of {name} ({one.run.run_id}) with {rows} was removed from the store at {one.at}")
+    return found
 
 
 def _names(shown: Any) -> Callable[[str], str]:

@@ -8,8 +8,9 @@ the nodes need no common file system.
 """
 
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,100 @@ from prunus import progress
 from prunus.checkpoint.writer import check_target
 from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
-from prunus.evaluation.run import missing_chains
+from prunus.evaluation.run import missing_batches, missing_chains
 from prunus.results.store import Store
-from prunus.study.cells import Model, Variant
+from prunus.study.cells import Cell, Model, Variant
 from prunus.study.file import Study
 from prunus.study.live_table import LiveTable
-from prunus.study.paths import StudyPaths
 from prunus.study.ray.cluster import Cluster, capacity, connected, first_line
-from prunus.study.ray.jobs import Job, WorkerHandle, missing_jobs, next_job, take_along
-from prunus.study.ray.transfer import download, upload
-from prunus.study.ray.worker import BatchResult, ModelRef, VariantFiles, Worker, WorkerInfo
-from prunus.study.variants import add_run, files_to_load, kept_folder, target_folder
+from prunus.study.ray.worker import BatchResult, Download, ModelRef, VariantFiles, Worker, WorkerInfo, download, upload
+from prunus.study.variants import StudyPaths, add_run, files_to_load, is_made, kept_folder, target_folder
+
+
+@dataclass(eq=False)
+class Job:
+    """One unit of work: make a variant (cell is None), or answer chains of a cell.
+
+    early: comes before all jobs that are not early. attempts: number of workers that were lost at this job.
+    """
+
+    model: Model
+    variant: Variant
+    cell: Cell | None
+    batch: list[tuple[int, int]]
+    early: bool
+    attempts: int = 0
+
+    @property
+    def description(self) -> str:
+        """`evaluating wanda-20 of tiny`."""
+        activity = "making" if self.cell is None else "evaluating"
+        return f"{activity} {self.variant.name} of {self.model.label}"
+
+
+@dataclass(eq=False)
+class WorkerHandle:
+    """The driver's record of a worker: Ray's actor, its current job and its last one.
+
+    info: None until the worker has started. download: in progress, of the files that the worker made.
+    """
+
+    actor: Any
+    info: WorkerInfo | None = None
+    job: Job | None = None
+    last: Job | None = None
+    download: Download | None = None
+
+
+def missing_jobs(models: Sequence[Model], folder: Path, store: Store) -> Iterator[Job]:
+    """Yield a job for every missing variant and batch, by model and variant. folder: of the study.
+
+    As in a local run, all batches of the dense models and the first batch of each variant are early.
+    """
+    for model in models:
+        for variant in model.variants:
+            missing = [
+                (cell, batch) for cell in model.cells_of(variant) for batch in missing_batches(store, cell.resolved)
+            ]
+            if missing and not is_made(folder, variant):
+                yield Job(model, variant, None, [], True)
+            for cell, batch in missing:
+                yield Job(model, variant, cell, batch, not variant.steps or batch == cell.resolved.batches[0])
+
+
+def take_along(job: Job, jobs: list[Job], workers: int) -> None:
+    """Add other batches of a job's cell to it, and remove them from jobs, for an engine that schedules requests itself.
+
+    Such an engine is emptied at the end of a job, so a job should be long. But workers should end together, so it is
+    at most half of a worker's part of what is left.
+    """
+    left = [other for other in jobs if other.cell is not None and other.early == job.early]
+    alike = [other for other in left if other.cell is job.cell and other is not job]
+    for other in alike[: len(left) // (2 * workers)]:
+        job.batch = job.batch + other.batch
+        job.attempts = max(job.attempts, other.attempts)
+        jobs.remove(other)
+
+
+def next_job(
+    jobs: Sequence[Job], unmade: Collection[str], worker: WorkerHandle, workers: Sequence[WorkerHandle]
+) -> Job | None:
+    """The next job for a worker; None if no job is ready. unmade: keys of variants that are not made yet.
+
+    Early jobs come first; among these, jobs of the model that the worker has loaded; then of
+    the variant that it has loaded; then of the variant that the fewest workers are busy with.
+    """
+    ready = [job for job in jobs if job.cell is None or job.variant.key not in unmade]
+    busy_with = [other.job.variant.key for other in workers if other.job]
+
+    def cost(job: Job) -> tuple[bool, bool, bool, int]:
+        last, key = worker.last, job.variant.key
+        needs_loading = job.cell is None or last is None or last.variant.key != key
+        other_model = last is not None and last.model is not job.model
+        return not job.early, other_model, needs_loading, busy_with.count(key)
+
+    return min(ready, key=cost, default=None)
+
 
 ATTEMPTS = 3  # the study fails once this many workers were lost at one job, or while they started
 WAIT_SECONDS = 1.0  # interval at which the cluster's size is checked
@@ -51,11 +135,36 @@ def run_on_ray(
                 check_target(job.model.checkpoint.folder, kept_folder(paths.folder, job.model, job.variant), True)
     if not jobs:
         return
-    with connected(cluster.address), ExitStack() as claims, LiveTable.of(study, models, store) as table:
-        gpus, cpus = cluster.worker_gpus(), cluster.cpus
-        driver = Driver(models, paths, store, table, claims, study, device, gpus, cpus)
-        driver.check_capacity()
+    with (
+        LiveTable.of(study, models, store) as table,
+        driving(cluster, models, paths, store, table, study, device) as driver,
+    ):
         driver.do(jobs)
+
+
+@contextmanager
+def driving(
+    cluster: Cluster,
+    models: Sequence[Model],
+    paths: StudyPaths,
+    store: Store,
+    table: LiveTable,
+    study: Study,
+    device: str,
+    adaptive: Mapping[str, Any] | None = None,
+) -> Iterator["Driver"]:
+    """Within the context, a driver of a cluster. Raises PrunusError if not a single worker fits on the nodes.
+
+    adaptive: of the runs, as Run.adaptive.
+    """
+    with connected(cluster.address), ExitStack() as claims:
+        gpus, cpus = cluster.worker_gpus(), cluster.cpus
+        if not capacity(gpus, cpus):
+            raise PrunusError(
+                f"no node of the cluster has the {gpus:g} GPUs and {cpus:g} CPUs that one worker needs:"
+                " lower --gpus-per-task or --cpus-per-task"
+            )
+        yield Driver(models, paths, store, table, claims, study, device, gpus, cpus, adaptive)
 
 
 class Driver:
@@ -72,18 +181,23 @@ class Driver:
         device: str,
         gpus: float,
         cpus: float,
+        adaptive: Mapping[str, Any] | None = None,
     ) -> None:
         import ray
 
         self.folder, self.store, self.table = paths.folder, store, table
         self.claims, self.gpus, self.cpus, self.keeps = claims, gpus, cpus, study.keep_checkpoints
+        self.adaptive = adaptive
         self.streams = BACKENDS[study.backend].streams
         actor: Any = ray.remote(num_gpus=gpus, num_cpus=cpus, max_restarts=0)(Worker)
         self.new_actor = lambda: actor.remote(str(Path.cwd()), study, device)
-        self.models = {model.name: [ray.put(model_ref(model)), model.name] for model in models}
+        self.models: dict[str, list[Any]] = {}  # a reference and the model's name
+        for model in models:
+            works = [cell.resolved for cell in model.cells if not cell.variant.steps]
+            ref = ray.put(ModelRef(model.name, model.checkpoint.checksum(), works))
+            self.models[model.name] = [ref, model.name]
         self.files: dict[str, dict[str, list[Any]]] = {}  # references to a variant's uploaded files, by its key
         self.jobs: list[Job] = []
-        self.adaptive: dict[str, object] | None = None  # of the runs, as Run.adaptive
         self.unmade: set[str] = set()  # keys of variants
         self.claimed: set[str] = set()  # ids of runs, here and below
         self.described: set[str] = set()
@@ -98,14 +212,6 @@ class Driver:
         self.unmade |= {job.variant.key for job in jobs if job.cell is None}
         while self.jobs or any(worker.job for worker in self.workers):
             self.step()
-
-    def check_capacity(self) -> None:
-        """Raise PrunusError if not a single worker fits on the nodes."""
-        if not capacity(self.gpus, self.cpus):
-            raise PrunusError(
-                f"no node of the cluster has the {self.gpus:g} GPUs and {self.cpus:g} CPUs that one worker needs:"
-                " lower --gpus-per-task or --cpus-per-task"
-            )
 
     def step(self) -> None:
         """Give jobs to workers that have none, and handle what comes back within a second."""
@@ -193,7 +299,9 @@ class Driver:
                 return
         except StopIteration:
             assert worker.job is not None
-            self.forget_files(worker.job.variant)
+            key = worker.job.variant.key
+            if all(key != other.variant.key for other in self.jobs):
+                self.files.pop(key, None)  # so that Ray can free them
         except RayTaskError as error:
             where = f"on {worker.info.node}: " if worker.info else ""
             if isinstance(error.cause, PrunusError):
@@ -238,11 +346,6 @@ class Driver:
         self.table.add(run, found.samples, found.tokens, max(1e-9, now - self.added_at))
         self.added_at = now
 
-    def forget_files(self, variant: Variant) -> None:
-        """Let Ray free the variant's files if no other job needs them."""
-        if all(variant.key != other.variant.key for other in self.jobs):
-            self.files.pop(variant.key, None)
-
     def lose(self, worker: WorkerHandle, error: BaseException) -> None:
         """Remove a worker that ended, alone or with its node, and put its job back into the queue.
 
@@ -277,9 +380,3 @@ def check_version(worker: WorkerInfo) -> None:
             f"{worker.node} has prunus {worker.version}, this machine {prunus.__version__}: install the same version"
             " everywhere"
         )
-
-
-def model_ref(model: Model) -> ModelRef:
-    """The description of a model by which a worker opens its own copy."""
-    works = [cell.resolved for cell in model.cells if not cell.variant.steps]
-    return ModelRef(model.name, model.checkpoint.checksum(), works)

@@ -1,13 +1,14 @@
 """A worker of a study on a Ray cluster: a process with one dense model loaded, into which variants are swapped.
 
-It never opens the store or the study's folder: every call carries its input, and returns its result.
+It never opens the store or the study's folder: every call carries its input, and returns its result. Files of variants
+are sent through Ray, to the workers that answer and back from the one that made the variant.
 """
 
 import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 import prunus
 from prunus import progress
 from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.writer import sync_tree
+from prunus.disk import disk_errors, replace_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.provenance import describe_versions
@@ -126,24 +129,28 @@ class Worker:
 
         files: of the variant, fetched only if it is not loaded. plan: index in the study.
         """
-        _, backend = self.load_variant(model, variant, files)
+        backend = self.load_variant(model, variant, files)
         work = self.works[plan]
         check_engine(work, backend)
         for portion in run_chains(work, backend, self.grader, planned_chains(work, backend, [chains])):
             yield BatchResult(portion.samples, portion.tokens, describe_versions(backend))
 
-    def load_variant(self, model: Sequence[Any], variant: Variant, files: FileRefs) -> tuple[Model, Backend]:
-        """The opened model, and a backend with the variant's weights."""
+    def load_variant(self, model: Sequence[Any], variant: Variant, files: FileRefs) -> Backend:
+        """A backend with the variant's weights."""
         opened = self.open_model(model)
         if self.backend is None or self.loaded_key != variant.key:
             self.release()
             for name, pieces in files.items():
-                write_pieces(self.folder / name, pieces)
-            self.backend = self.loaded.enter_context(self.engine.holding(opened, variant, self.folder))
-            self.loaded_key = variant.key
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                with (self.folder / name).open("wb") as file:
+                    for piece in pieces:  # fetched one at a time
+                        file.write(fetch(piece))
+            backend = self.loaded.enter_context(self.engine.holding(opened, variant, self.folder))
+            assert isinstance(backend, Backend), "control native is not for Ray"
+            self.backend, self.loaded_key = backend, variant.key
             for name in files:
                 (self.folder / name).unlink(missing_ok=True)
-        return opened, self.backend
+        return self.backend
 
     def open_model(self, model: Sequence[Any]) -> Model:
         """The model of a reference and a name. Raises PrunusError if this node's copy has other weights."""
@@ -164,16 +171,65 @@ class Worker:
         self.loaded_key, self.backend = "", None
 
 
-def write_pieces(path: Path, pieces: Sequence[Any]) -> None:
-    """Write a file from references to its pieces, fetched one at a time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        for piece in pieces:
-            file.write(fetch(piece))
-
-
 def fetch(reference: Any) -> Any:
     """The object to which a Ray reference refers."""
     import ray
 
     return ray.get(reference)
+
+
+PIECE = 64 << 20  # bytes sent at a time
+
+# (`checkpoint` or `variants`, a file of it, first byte, number of bytes) -> Ray reference to that piece
+Request = Callable[[str, str, int, int], Any]
+Download = Generator[Any, Piece | None, None]
+
+
+def upload(folder: Path, files: Sequence[Path]) -> dict[str, list[Any]]:
+    """Put a variant's files into Ray's object store; {path in the study's folder: references to its pieces}."""
+    import ray
+
+    return {
+        str(path.relative_to(folder)): [
+            ray.put(np.fromfile(path, np.uint8, PIECE, offset=start)) for start in range(0, path.stat().st_size, PIECE)
+        ]
+        for path in files
+    }
+
+
+def download(files: VariantFiles, request: Request, folder: Path, variant: Variant, kept_at: Path) -> Download:
+    """Write the files that a worker made to the study's folder, as a generator that the driver advances.
+
+    It yields the reference to the next piece and expects that piece to be sent to it, so that the driver can do other
+    work meanwhile. A checkpoint that stays appears at kept_at once it is complete, before the variant's files; the file
+    that marks the variant as complete comes last.
+    """
+    needed = sum(files.checkpoint.values()) + sum(files.variant.values())
+    with disk_errors(folder, needed):
+        if files.checkpoint:
+            copy = folder / MAKING / f"{variant.key}.copy"
+            shutil.rmtree(copy, ignore_errors=True)
+            try:
+                yield from write_files(files.checkpoint, lambda *where: request("checkpoint", *where), copy)
+                sync_tree(copy)
+                kept_at.parent.mkdir(parents=True, exist_ok=True)
+                replace_folder(copy, kept_at, overwrite=True)
+            finally:
+                shutil.rmtree(copy, ignore_errors=True)
+        for name, size in files.variant.items():
+            part = f"{name}.part"
+            yield from write_files(
+                {part: size}, lambda _, *where, name=name: request("variants", name, *where), folder / VARIANTS
+            )
+            (folder / VARIANTS / part).rename(folder / VARIANTS / name)
+
+
+def write_files(sizes: Mapping[str, int], request: Callable[[str, int, int], Any], folder: Path) -> Download:
+    """Write files of these sizes in bytes to folder, piece by piece; a generator as download()."""
+    for name, size in sizes.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with (folder / name).open("wb") as file:
+            for start in range(0, size, PIECE):
+                piece = yield request(name, start, PIECE)
+                assert piece is not None
+                file.write(piece.data)
