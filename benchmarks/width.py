@@ -33,7 +33,7 @@ from recover_page import SECOND, SHIPPED, Line, area, dense_of, gain, markdown, 
 import prunus
 from prunus.disk import partial_folder
 from prunus.recipe_base import Recipe
-from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe, WidthRecipe
+from prunus.recipes import RATE_AFTER_FIT, DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe, WidthRecipe
 from prunus.step import steps_name
 
 RESULTS = Path(__file__).with_name("width.jsonl")
@@ -79,12 +79,15 @@ def tiny_models(chains: str) -> Iterator[Model]:
     def recovery(seed: int, **how: Any) -> RecoverRecipe:
         return RecoverRecipe(calibration=chains, seed=seed, **RECOVERY, **how)
 
-    for seed in range(SEEDS):
-        for kept in WIDTHS:
-            removed = f"{100 * (256 - kept) / 256:g} % of the channels"
-            yield Model("tiny", removed, (narrow(kept, seed),), seed)
-            if kept <= 160:
-                yield Model("tiny", removed, (narrow(kept, seed), recovery(seed)), seed)
+    def seeds(first: int, last: int) -> Iterator[Model]:
+        for seed in range(first, last):
+            for kept in WIDTHS:
+                removed = f"{100 * (256 - kept) / 256:g} % of the channels"
+                yield Model("tiny", removed, (narrow(kept, seed),), seed)
+                if kept <= 160:
+                    yield Model("tiny", removed, (narrow(kept, seed), recovery(seed)), seed)
+
+    yield from seeds(0, 1)
     for method in ("obs", "wanda", "flap", "magnitude", "random"):
         for how in ({"fit": False}, {"target": "own"}, {}):
             if method != "obs" or how:
@@ -99,6 +102,7 @@ def tiny_models(chains: str) -> Iterator[Model]:
         for method in ("wanda", "alps"):
             recipe = PruneRecipe(method=method, sparsity=blocks / 8, **fewer)
             yield Model("others", f"zeros, as many as {blocks} of 8 blocks have weights", (recipe,))
+    yield from seeds(1, SEEDS)
 
 
 def moe_models(chains: str) -> Iterator[Model]:
@@ -140,6 +144,7 @@ def parameters(folder: Path) -> int:
 
 def smollm2_models() -> Iterator[Model]:
     """All models of SmolLM2."""
+    recovered = []
     for kept in SMOLLM2_WIDTHS:
         removed = f"{100 * (1536 - kept) / 1536:g} %"
         for seed in range(SEEDS if kept == SMOLLM2_WIDTHS[0] else 1):
@@ -150,8 +155,9 @@ def smollm2_models() -> Iterator[Model]:
                 for how in ({"target": "own"}, {"method": "wanda"}, {"method": "magnitude"}, {"fit": False}):
                     yield Model("smollm2", removed, (WidthRecipe(**at, **how),), seed)
             more: dict[str, Any] = {"samples": quality.MORE_SAMPLES, "seqlen": quality.SEQLEN, "seed": seed}
-            recovery = RecoverRecipe(calibration=str(quality.text(f"more-{seed}")), **more)
-            yield Model("smollm2", removed, (narrow, recovery), seed)
+            recovery = RecoverRecipe(calibration=str(quality.text(f"more-{seed}")), rate=RATE_AFTER_FIT, **more)
+            recovered.append(Model("smollm2", removed, (narrow, recovery), seed))
+    yield from recovered
 
 
 class Perplexity:
