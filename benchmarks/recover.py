@@ -106,22 +106,26 @@ def variants(seeds: int) -> Iterator[Variant]:
 
 
 class Bench:
-    """A folder with chains, models and answers, and the lines of what is finished."""
+    """A folder with chains, models and answers, and the lines of what is finished, which are in the file `results`."""
 
-    def __init__(self, folder: Path, problems: int, second: Path | None) -> None:
+    results = RESULTS
+
+    def __init__(
+        self, folder: Path, problems: int, second: Path | None, shipped: str = "tiny", reasoner: int = SHIPPED
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.store = folder, folder / "results.db"
-        self.dense, self.reasoner = (resolve("tiny"), SHIPPED) if second is None else (second, SECOND)
+        self.dense, self.reasoner = (resolve(shipped), reasoner) if second is None else (second, SECOND)
         self.plan = EvalPlan(tasks=("tiny",), budgets=BUDGETS, limit=problems, profile="tiny")
         self.sources = write_sources(self.dense, folder)
         self.apart = read_sequences(folder / "apart.jsonl")
-        self.finished = {line["name"]: line for line in of_reasoner(self.reasoner, read_lines())}
+        self.finished = {line["name"]: line for line in of_reasoner(self.reasoner, read_lines(self.results))}
         if "dense" not in self.finished:
             self.append({"name": "dense", **self.answers(self.dense, self.evaluate(self.dense))})
 
     def append(self, line: dict[str, Any]) -> None:
         """Add a finished line."""
-        with RESULTS.open("a") as file:
+        with self.results.open("a") as file:
             file.write(json.dumps({**line, "reasoner": self.reasoner}) + "\n")
         self.finished[line["name"]] = line
 
@@ -192,9 +196,9 @@ class Bench:
         }
 
 
-def read_lines() -> list[dict[str, Any]]:
+def read_lines(results: Path) -> list[dict[str, Any]]:
     """The finished lines."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
 def write_sources(dense: Path, folder: Path) -> dict[str, str]:
@@ -250,7 +254,7 @@ def main() -> None:
             wanted = variant.part in (asked.only or [variant.part]) and variant.cell in asked.cells.split(",")
             if wanted and time.monotonic() - began < 60 * asked.minutes:
                 bench.measure(variant)
-    print(write_page(ROOT / "docs", read_lines()))
+    print(write_page(ROOT / "docs", read_lines(RESULTS)))
 
 
 if __name__ == "__main__":
