@@ -139,8 +139,8 @@ def scaling_on_a_page(variants: int, problems: int, draws: int, pages: int, seed
     base, other = slopes(rng, "few break", problems, draws, 0.9, pages * variants, columns=variants)
     reach = float(metrics.slope_weights(BUDGETS).clip(0).sum())
     found = {}
-    for word, p_of in (("kept", verdicts.p_kept), ("lost", verdicts.p_lost)):
-        p = p_of(base, other, reach, 0, draws).reshape(pages, variants)
+    for word in ("kept", "lost"):
+        p = verdicts.p_scaling(word, base, other, reach, 0, draws).reshape(pages, variants)
         found[f"scaling {word}"] = float(np.mean([(paired.holm(row) <= betting.ALPHA).any() for row in p]))
     return found
 

@@ -152,8 +152,9 @@ def smollm2_models() -> Iterator[Model]:
             narrow = WidthRecipe(**at)
             yield Model("smollm2", removed, (narrow,), seed)
             if kept == SMOLLM2_WIDTHS[0] and not seed:
-                for how in ({"target": "own"}, {"method": "wanda"}, {"method": "magnitude"}, {"fit": False}):
-                    yield Model("smollm2", removed, (WidthRecipe(**at, **how),), seed)
+                others: list[dict[str, Any]] = [{"target": "own"}, {"method": "wanda"}, {"fit": False}]
+                for how in others:
+                    yield Model("smollm2", removed, (WidthRecipe(**at | how),), seed)
             more: dict[str, Any] = {"samples": quality.MORE_SAMPLES, "seqlen": quality.SEQLEN, "seed": seed}
             recovery = RecoverRecipe(calibration=str(quality.text(f"more-{seed}")), rate=RATE_AFTER_FIT, **more)
             recovered.append(Model("smollm2", removed, (narrow, recovery), seed))

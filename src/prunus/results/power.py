@@ -90,9 +90,9 @@ class _Counted:
         self, drops: Floats, pool: Floats, chosen_TR: NDArray[np.int_], sign_TR: Floats, break_TR: Floats
     ) -> None:
         order_TR = break_TR.argsort(axis=0)
-        chosen_TR, sign_TR = (np.take_along_axis(one, order_TR, axis=0) for one in (chosen_TR, sign_TR))
+        chosen_TR = np.take_along_axis(chosen_TR, order_TR, axis=0)
         self.break_TR = np.take_along_axis(break_TR, order_TR, axis=0)
-        change_TRC = pool[chosen_TR] * sign_TR[:, :, None]
+        change_TRC = pool[chosen_TR] * np.take_along_axis(sign_TR, order_TR, axis=0)[:, :, None]
         self.broken = _sums_before(drops[chosen_TR] > 0)
         self.lost, self.won = _sums_before(change_TRC > 0), _sums_before(change_TRC < 0)
 
