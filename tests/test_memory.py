@@ -19,7 +19,7 @@ from prunus.pruning.calibration.statistics import inverse_factor
 
 HALF, FULL, DOUBLE = 2, 4, 8  # bytes of bfloat16, float32 and float64
 BATCH = 2048  # tokens that run through a block at a time
-FEW, MANY, LENGTH = 5, 144, 128
+FEWEST, FEW, MANY, LENGTH = 2, 5, 144, 128
 # What is allowed beyond: pieces of files (also those of threads), the tokenizer, buffers of matrix products.
 SLACK = 12_000_000
 
@@ -52,7 +52,7 @@ class Shape(NamedTuple):
         ]
 
 
-WIDE, NARROW = Shape(2048, 2048, 2, 1000), Shape(1024, 1024, 2, 16_000)
+WIDE, NARROW = Shape(1600, 1600, 2, 1000), Shape(1024, 1024, 2, 16_000)
 # For methods that take long; what they need is measured by the largest Linear, so the others may be small.
 WIDE_FEW, FACTORED = Shape(2048, 256, 2, 1000), Shape(1792, 256, 2, 1000)
 NARROW_FEW, SINGLE = Shape(1024, 256, 2, 1000), Shape(1024, 128, 1, 1000)
@@ -67,7 +67,7 @@ class Case(NamedTuple):
     shape: Shape
     recipe: dict[str, Any]
     offload: bool = False
-    sequences: int = FEW
+    sequences: int = FEWEST
 
 
 # Few tokens, beside which blocks and the methods' own needs are the larger ones; or many, whose states are.
@@ -76,19 +76,16 @@ CASES = {
     "wanda": Case(WIDE, {"method": "wanda"}),
     "wanda, staged": Case(THIN, {"method": "wanda", "propagation": "staged"}, sequences=MANY),
     "wanda, offload": Case(THIN, {"method": "wanda"}, offload=True, sequences=MANY),
-    "ria": Case(WIDE_FEW, {"method": "ria"}),
+    "ria": Case(WIDE_FEW, {"method": "ria"}, sequences=FEW),
     "dsnot": Case(WIDE_FEW, {"method": "dsnot", "swap_cycles": 2}),  # memory does not depend on the number
     "sparsegpt": Case(FACTORED, {"method": "sparsegpt"}),
     "wanda, obs": Case(NARROW_FEW, {"method": "wanda", "update": "obs"}),
-    "wanda, large vocabulary": Case(NARROW, {"method": "wanda"}),
+    "wanda, large vocabulary": Case(NARROW, {"method": "wanda"}, sequences=FEW),
     "alps": Case(SINGLE, {"method": "alps", "admm_iterations": 2}),
-    "gblm": Case(SMALL_FEW, {"method": "gblm"}),
-    "wanda, row budgets": Case(SMALL_FEW, {"method": "wanda", "row_power": 1.0}),
-    "wanda++": Case(SMALL_FEW, {"method": "wanda++", "repair_rounds": 1}),
+    "gblm": Case(SMALL_FEW, {"method": "gblm"}, sequences=FEW),
+    "wanda, row budgets": Case(SMALL_FEW, {"method": "wanda", "row_power": 1.0}, sequences=FEW),
+    "wanda++": Case(SMALL_FEW, {"method": "wanda++", "repair_rounds": 1}, sequences=FEW),
 }
-
-
-STEP_TOKENS = 512
 
 
 class RecoveryCase(NamedTuple):
@@ -96,6 +93,7 @@ class RecoveryCase(NamedTuple):
 
     shape: Shape
     sequences: int
+    step_tokens: int
     offload: bool = False
 
     @property
@@ -112,13 +110,13 @@ class RecoveryCase(NamedTuple):
     def bound(self) -> int:
         """The formula of docs/memory.md, in bytes."""
         in_memory = 2 * FULL * self.shape.width * BATCH if self.offload else self.streams
-        return 21 * self.trained + in_memory + STEP_TOKENS * (54 * self.shape.width + 24 * self.shape.feed)
+        return 21 * self.trained + in_memory + self.step_tokens * (54 * self.shape.width + 24 * self.shape.feed)
 
 
 RECOVERIES = {
-    "few tokens": RecoveryCase(SMALLEST, FEW),
-    "many tokens": RecoveryCase(THINNEST, MANY),
-    "many tokens, offload": RecoveryCase(THINNEST, MANY, offload=True),
+    "few tokens": RecoveryCase(SMALLEST, FEW, 256),
+    "many tokens": RecoveryCase(THINNEST, MANY, 512),
+    "many tokens, offload": RecoveryCase(THINNEST, MANY, 512, offload=True),
 }
 
 
@@ -308,7 +306,7 @@ def run_recovery(folder: Path) -> None:
             continue
         warm, recipe = (
             prunus.RecoverRecipe(
-                calibration=str(folder / f"{kind}.jsonl"), samples=n, epochs=1, step_tokens=STEP_TOKENS
+                calibration=str(folder / f"{kind}.jsonl"), samples=n, epochs=1, step_tokens=case.step_tokens
             )
             for kind, n in (("warm", 2), (case.shape.name, case.sequences))
         )

@@ -58,7 +58,7 @@ def test_chains_are_those_of_an_evaluation_of_the_same_problems(tmp_path):
 @pytest.mark.slow
 def test_chains_without_markers_end_with_their_turn(tmp_path):
     path = tmp_path / "t.jsonl"
-    prunus.traces("tiny", path, recipe(profile="plain", limit=8, max_tokens=80))
+    prunus.traces("tiny", path, recipe(profile="plain", limit=8, max_tokens=80, batch_size=8))
     found = lines(path)
     ended = [trace["ended"] == "natural" for trace in found]
     assert 0 < sum(ended) < len(found)
