@@ -263,7 +263,10 @@ def test_inspect_tells_the_size_before_and_after(tmp_path, pruned, form):
     assert before["stored"] == "dense" and after["stored"].startswith("masks of" if form == "masks" else "packed")
     assert after["packed_bytes"] == summary["packed_bytes"]
     assert before["mask_bytes"] == after["mask_bytes"] < before["packed_bytes"] < before["weight_bytes"]
-    changed = {"folder", "stored"}
+    changed = {"folder", "stored", "uses"}
+    uses = after["uses"]
+    assert uses == before["uses"][: len(uses)]
+    assert [use["use"] for use in before["uses"][len(uses) :]] == ["width", "quantize"]  # not of packed models
     if form == "masks":
         assert after["packed_bytes"] == after["packed_prunable_bytes"] == before["mask_bytes"]
         changed |= {"packed_bytes", "packed_prunable_bytes"}
