@@ -81,7 +81,7 @@ def seen(model, index, rows=ROWS):
 
 @torch.no_grad()
 def by_hand(folder, kept, target, stream="narrow", rows=ROWS, weight_S: Any = 1.0, gain=1.0):
-    """The tensors of all networks, by whole models and torch's own least squares; fewer than 64 channels go at once.
+    """The tensors of all networks, by whole models and torch's own least squares; channels go one by one.
 
     weight_S: of each token of rows. gain: by what a network's output is multiplied before it is added.
     """
@@ -95,8 +95,12 @@ def by_hand(folder, kept, target, stream="narrow", rows=ROWS, weight_S: Any = 1.
         root_S1 = torch.as_tensor(weight_S, dtype=torch.float64).sqrt().expand(len(x_SI))[:, None]
         hessian_II = (root_S1 * x_SI).mT @ (root_S1 * x_SI)
         damped_II = hessian_II + 0.01 * hessian_II.diagonal().mean() * torch.eye(len(hessian_II))
-        cost_I = weight_OI.square().sum(0) / torch.linalg.inv(damped_II).diagonal()
-        stay = cost_I.argsort(descending=True)[:kept].sort()[0]
+        stay = torch.arange(len(hessian_II))
+        while len(stay) > kept:  # all others are fitted anew without each
+            inverse_RR = torch.linalg.inv(damped_II[stay][:, stay])
+            weight_OR = weight_OI @ damped_II[:, stay] @ inverse_RR
+            least = (weight_OR.square().sum(0) / inverse_RR.diagonal()).argmin()
+            stay = torch.cat([stay[:least], stay[least + 1 :]])
         target_SO = root_S1 * (x_SI @ weight_OI.mT + ((wanted_SO - given_SO) / gain if target == "dense" else 0))
         x_SK = root_S1 * x_SI[:, stay]
         root = (0.01 * x_SK.square().sum(0).mean()).sqrt()
