@@ -175,7 +175,7 @@ def describe(recipe: DropRecipe, count: int, source: Checkpoint, target: Path, n
         removed = f"blocks {', '.join(map(str, recipe.indices))}"
     else:
         removed = f"the {count} of {source.blocks} blocks that {recipe.method} chooses"
-    calibration, warnings = describe_calibration(recipe, source) if needs_data(recipe) else ("none needed", [])
+    calibration, warnings = describe_calibration(recipe, source, needed=needs_data(recipe))
     return {
         "would_write": str(target),
         "blocks": source.blocks - count,

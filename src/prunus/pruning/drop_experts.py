@@ -242,11 +242,8 @@ def describe(
     """What drop_experts would do, as a dict, as far as it is known without running the model."""
     check_space(target.absolute(), needed)
     experts = experts_text(mixtures, {m.index: recipe.count(m.count) for m in mixtures})
-    calibration, warnings = "none needed", list[str]()
-    if saved is not None:
-        calibration = f"from {saved.about['calibration']['tokens']} tokens that were measured before"
-    elif CRITERIA[recipe.method].needs != "nothing":
-        calibration, warnings = describe_calibration(recipe, source)
+    about, needs_data = None if saved is None else saved.about, CRITERIA[recipe.method].needs != "nothing"
+    calibration, warnings = describe_calibration(recipe, source, about, needs_data)
     return {
         "would_write": str(target),
         "experts": f"on average {experts}" if recipe.spread == "global" else experts,

@@ -504,11 +504,8 @@ def removed_text(before: int, after: int) -> str:
 def describe(job: Job, target: Path, needed: int, before: int, after: int) -> dict[str, object]:
     """What width would do, as far as it is known without running the model. before, after: numbers of parameters."""
     check_space(target.absolute(), needed)
-    calibration, warnings = "none needed", list[str]()
-    if job.saved is not None:
-        calibration = f"from {job.saved.about['calibration']['tokens']} tokens that were measured before"
-    elif job.needs_tokens:
-        calibration, warnings = describe_calibration(job.recipe, job.source)
+    about = None if job.saved is None else job.saved.about
+    calibration, warnings = describe_calibration(job.recipe, job.source, about, job.needs_tokens)
     return {
         "would_write": str(target),
         "channels": channels_text(job),

@@ -427,11 +427,8 @@ def describe(job: Job, target: Path, size: int, told: Mapping[str, Any]) -> dict
     """What quantize would do, as far as it is known without running the model."""
     needed = disk_for(job, size)
     check_space(target.absolute(), needed)
-    calibration, warnings = "none needed", list[str]()
-    if job.saved is not None:
-        calibration = f"from {job.saved.about['calibration']['tokens']} tokens that were measured before"
-    elif job.needs_tokens:
-        calibration, warnings = describe_calibration(job.recipe, job.source)
+    about = None if job.saved is None else job.saved.about
+    calibration, warnings = describe_calibration(job.recipe, job.source, about, job.needs_tokens)
     return {
         "would_write": str(target),
         **told,

@@ -14,11 +14,12 @@ from torch import Tensor
 from prunus.errors import PrunusError
 
 # Channels up to which matrices are float64; wider ones take float32: half of the memory and time. The damped H has a
-# condition number of at most 100 I, with which float32 chooses the same channels (docs/measurements/width.md).
+# condition number of at most 100 I. Up to 4,864 channels both choose the same (docs/measurements/width.md).
 WIDEST = 8_192
 DAMPING = 0.01  # share of the mean diagonal of H that is added to its diagonal
 RETRIES = 3  # how many times damping is multiplied by 10 where H stays singular
-BATCHES = 256  # between exact updates, one channel in so many is removed; more at a time choose worse (docs/width.md)
+# Updates are exact after every 256th part of the channels; after more, choices are worse (docs/measurements/width.md).
+BATCHES = 256
 
 
 class Inputs(NamedTuple):
@@ -49,7 +50,7 @@ class Inputs(NamedTuple):
 
 
 def precision(channels: int) -> torch.dtype:
-    """The dtype of matrices of so many channels."""
+    """The dtype in which matrices with this number of channels are computed."""
     return torch.float64 if channels <= WIDEST else torch.float32
 
 
