@@ -3,12 +3,12 @@
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from prunus.errors import PrunusError
 from prunus.parse import parse_json
-from prunus.settings import Conflict, about, check_settings, setting
+from prunus.settings import ENGINE, Conflict, about, check_settings, setting
 
 EXAMPLE = '{"tensor_parallel_size": 2}'
 
@@ -62,6 +62,8 @@ def users_of(setting: str) -> str:
 @dataclass(frozen=True)
 class EngineOptions:
     """The options to start or reach a backend; BACKENDS says which backend uses which."""
+
+    GROUP: ClassVar[str] = ENGINE
 
     args: Mapping[str, Any] = field(default_factory=dict, metadata=about("arguments of vllm.LLM.", metavar="JSON"))
     url: str | None = setting(None, "the server's address, such as http://localhost:8000/v1.")

@@ -7,9 +7,9 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar
 
 from prunus.declarations import Allocation, Criterion, DepthMethod, Method, owners_of
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, nearest
 from prunus.hashing import canonical_json, content_hash
-from prunus.settings import check_conflicts, check_settings, setting, settings_of
+from prunus.settings import ADVANCED, CALIBRATING, check_conflicts, check_settings, setting, settings_of
 
 # Values of fields that JSON stores under an older name, so that stored recipes and their hashes stay as they were.
 STORED_WORDS: Mapping[str, Mapping[str, str]] = MappingProxyType({"propagation": {"true_sequential": "staged"}})
@@ -39,7 +39,7 @@ def with_options(*tables: Mapping[str, Any]) -> Callable[[Class], Class]:
                 one = owners[0][1]
                 own = ", ".join(f"{each.own_default:g} for {owner}" for owner, each in owners if each.own_default)
                 help = f"{', '.join(owner for owner, _ in owners)}: {one.help}{own and f' Default: {own}.'}"
-                setattr(cls, name, setting(one.default, help, choices=one.choices, late=late))
+                setattr(cls, name, setting(one.default, help, choices=one.choices, late=late, group=ADVANCED))
         return cls
 
     return extended
@@ -89,7 +89,9 @@ class Recipe:
         known = {field.name for field in fields(cls)}
         data = without_removed(data, cls.REMOVED)
         if unknown := sorted(set(data) - known):
-            raise PrunusError(f"{cls.__name__}: unknown key '{unknown[0]}'; known keys are {', '.join(sorted(known))}")
+            raise PrunusError(
+                f"{cls.__name__}: unknown key '{unknown[0]}'; {nearest(unknown[0], sorted(known), 'known keys are')}"
+            )
         return cls(**data)
 
     @classmethod
@@ -133,10 +135,12 @@ class Recipe:
 class Calibrated(Recipe):
     """A recipe whose method looks at the tokens of some texts."""
 
+    GROUP: ClassVar[str] = CALIBRATING
+
     calibration: str = setting(
         "auto", "c4, wikitext2, tiny, traces:FILE, or a .txt/.jsonl file; auto: tiny for tiny, else c4."
     )
-    samples: int = setting(128, "Calibration sequences.", at_least=1)
+    samples: int = setting(128, "Calibration sequences.", at_least=1, flag="calibration_samples")
     seqlen: int = setting(2048, "Tokens per calibration sequence.", at_least=1)
     calibration_tokens: int | None = setting(
         None, "Exactly N calibration tokens, instead of samples, which makes sources comparable.", at_least=1
@@ -147,6 +151,8 @@ class Calibrated(Recipe):
 @dataclass(frozen=True, kw_only=True)
 class Weighted(Calibrated):
     """A recipe in which tokens of a trace's prompt and of its chain of thought may count differently."""
+
+    GROUP: ClassVar[str] = ADVANCED
 
     prompt_weight: float = setting(1.0, "Weight of a token of a trace's prompt in statistics.", at_least=0)
     chain_weight: float = setting(1.0, "Weight of a token of a trace's chain in statistics.", at_least=0)

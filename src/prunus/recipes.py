@@ -17,9 +17,9 @@ from prunus.declarations import (
     declared,
 )
 from prunus.engines import BACKENDS
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, nearest
 from prunus.recipe_base import DECLARED, DECLARED_LATE, Calibrated, Recipe, Weighted, with_options
-from prunus.settings import Conflict, setting, settings_of
+from prunus.settings import ENGINE, OPTIONS, SAMPLING, Conflict, advanced, setting, settings_of
 
 Window = Literal["fixed", "reference"]
 Statistic = Literal["mean", "median"]
@@ -92,7 +92,7 @@ class PruneRecipe(Weighted):
         "all",
         "Which Linears of a block are pruned; mlp includes experts, of which shared are those for every token.",
     )
-    group: Group | None = setting(
+    group: Group | None = advanced(
         None,
         "Weights that are ranked together: each row or the whole tensor; default: the method's own.",
         late=True,
@@ -100,12 +100,12 @@ class PruneRecipe(Weighted):
             Conflict("pattern", None, "pattern {pattern} says which weights are ranked together; leave group out"),
         ),
     )
-    propagation: Propagation = setting(
+    propagation: Propagation = advanced(
         "pruned",
         "Inputs on which a Linear is calibrated. pruned: those from pruned earlier blocks; dense: those of the dense"
         " model; true_sequential (or staged): those from all pruned earlier Linears, as in SparseGPT's code.",
     )
-    update: UpdateName = setting("none", "obs: SparseGPT's update of the weights that are kept.")
+    update: UpdateName = advanced("none", "obs: SparseGPT's update of the weights that are kept.")
     row_power: float = DECLARED
     gradient_scale: float = DECLARED
     repair_rounds: int = DECLARED
@@ -122,19 +122,19 @@ class PruneRecipe(Weighted):
     statistic: Statistic = DECLARED
     influence_train: int = DECLARED
     influence_validation: int = DECLARED
-    scores: str | None = setting(
+    scores: str | None = advanced(
         None, "FILE of importance scores from `prunus allocate --save`, or your own, used instead of measuring."
     )
-    rounding: Rounding = setting(
+    rounding: Rounding = advanced(
         "exact", "How counts of zeros are rounded: exactly with ties by index, or as in the authors' code."
     )
-    min_expert_tokens: int = setting(
+    min_expert_tokens: int = advanced(
         64,
         "A routed expert with fewer calibration tokens is pruned by its statistics on all tokens of its layer.",
         at_least=1,
         late=True,
     )
-    dtype: DtypeName = setting("auto", "Dtype in which blocks run; auto: the checkpoint's.")
+    dtype: DtypeName = advanced("auto", "Dtype in which blocks run; auto: the checkpoint's.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -253,7 +253,7 @@ class ExpertsRecipe(Weighted):
         "uniform",
         "uniform: all blocks keep the same number; global: the best of all, refused where config.json has one number.",
     )
-    dtype: DtypeName = setting("auto", "Dtype in which blocks run; auto: the checkpoint's.")
+    dtype: DtypeName = advanced("auto", "Dtype in which blocks run; auto: the checkpoint's.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -297,7 +297,7 @@ class WidthRecipe(Weighted):
             Conflict("multiple", None, "intermediate_size is the number of channels itself; leave multiple out"),
         ),
     )
-    multiple: int | None = setting(
+    multiple: int | None = advanced(
         None, f"Round --keep to a multiple of it; default: {MULTIPLE}, or an eighth of a smaller width.", at_least=1
     )
     of: WidthOf | None = setting(
@@ -309,7 +309,7 @@ class WidthRecipe(Weighted):
         " or gate follows it in any case.",
     )
     fit: bool = setting(True, "Fit the last Linear of each network to the channels that it keeps, by least squares.")
-    tensor_parallel: int | None = setting(
+    tensor_parallel: int | None = advanced(
         None, "GPUs among which an engine will divide each network; warn if they cannot.", at_least=1
     )
 
@@ -344,7 +344,7 @@ class QuantizeRecipe(Weighted):
     """In how many bits the weights of Linears are stored (docs/quantize.md)."""
 
     bits: int = setting(8, "Bits of a weight: 8, with activations in 8 bits (W8A8), or 4 (W4A16).")
-    activations: int | None = setting(None, "Bits of activations: 8 where weights have 8, 16 where they have 4.")
+    activations: int | None = advanced(None, "Bits of activations: 8 where weights have 8, 16 where they have 4.")
     group: QuantizeGroup | None = setting(
         None,
         "Most consecutive inputs of an output that share a scale: the largest of 128, 64 and 32 up to it that divides"
@@ -353,12 +353,12 @@ class QuantizeRecipe(Weighted):
     method: QuantizeMethod = setting(
         "gptq", "gptq: each error is made up for by the weights that follow; rtn: rounding to nearest."
     )
-    min_expert_tokens: int = setting(
+    min_expert_tokens: int = advanced(
         64,
         "A routed expert with fewer calibration tokens is rounded by its statistics on all tokens of its layer.",
         at_least=1,
     )
-    dtype: DtypeName = setting("auto", "Dtype in which blocks run; auto: the checkpoint's.")
+    dtype: DtypeName = advanced("auto", "Dtype in which blocks run; auto: the checkpoint's.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -405,8 +405,8 @@ class RecoverRecipe(Weighted):
         below=1,
         note="it is a share of each tensor's size",
     )
-    step_tokens: int = setting(512, "Tokens per step of Adam; at least one sequence.", at_least=1)
-    norms: bool = setting(True, "Also train norms and biases.")
+    step_tokens: int = advanced(512, "Tokens per step of Adam; at least one sequence.", at_least=1)
+    norms: bool = advanced(True, "Also train norms and biases.")
     target: RecoverTarget = setting(
         "dense",
         "What a block learns to output. dense: the dense model's hidden states; own: what the dense block outputs for"
@@ -418,6 +418,8 @@ class RecoverRecipe(Weighted):
 class Drawing(Recipe):
     """How chains of thought are drawn."""
 
+    GROUP: ClassVar[str] = SAMPLING
+
     profile: str = setting(
         "auto",
         "Strings that open, cut and close the model's thinking: a name of `prunus profiles`, a FILE.toml, or auto, the"
@@ -428,7 +430,7 @@ class Drawing(Recipe):
         None, "0 is greedy; the default is the profile's.", at_least=0, note="0 is greedy"
     )
     prompt: PromptStyle = setting("bare", "bare: only the problem; boxed: also asks for a \\boxed{} answer.")
-    limit: int | None = setting(None, "Use the first N problems of each task.", at_least=1)
+    limit: int | None = setting(None, "Use the first N problems of each task.", at_least=1, group=OPTIONS)
     seed: int = setting(0, "Seed of all sampling.")
     batch_size: int | None = setting(
         None,
@@ -436,8 +438,9 @@ class Drawing(Recipe):
         + ", ".join(f"{entry.batch_size} on {name}" for name, entry in BACKENDS.items())
         + ".",
         at_least=1,
+        group=ENGINE,
     )
-    backend: str = setting("hf", "Engine: see docs/engines.md.", choices=tuple(BACKENDS))
+    backend: str = setting("hf", "Engine: see docs/engines.md.", choices=tuple(BACKENDS), group=ENGINE)
 
 
 NATIVE = "control native leaves the end of thinking to the engine: leave --wait and --closing out"
@@ -455,26 +458,30 @@ class EvalPlan(Drawing):
         DEFAULT_BUDGETS, "Thinking budgets, in tokens; off, which comes first, switches the thinking off."
     )
     samples: int = setting(1, "Draws per problem and budget.", at_least=1)
-    mode: Mode = setting(
+    mode: Mode = advanced(
         "strict", "strict caps the answer and bans thinking markers in it; legacy follows the papers' scripts."
     )
-    answer_tokens: int | None = setting(
+    answer_tokens: int | None = advanced(
         None, "Most tokens of an answer; the default depends on mode and task.", at_least=1
     )
-    wait: int = setting(0, "Times to suppress the end of thinking and append 'Wait'.", at_least=0)
-    closing: str | None = setting(None, "Text that ends thinking at the budget, instead of the profile's.", late=True)
-    top_p: float | None = setting(None, "The default is the profile's.", above=0, at_most=1, note="1 is off")
-    top_k: int | None = setting(None, "0 is off; the default is the profile's.", at_least=0, note="0 is off")
-    control: Control = setting(
+    wait: int = advanced(0, "Times to suppress the end of thinking and append 'Wait'.", at_least=0)
+    closing: str | None = advanced(None, "Text that ends thinking at the budget, instead of the profile's.", late=True)
+    top_p: float | None = setting(
+        None, "The default is the profile's.", above=0, at_most=1, note="1 is off", group=SAMPLING
+    )
+    top_k: int | None = setting(
+        None, "0 is off; the default is the profile's.", at_least=0, note="0 is off", group=SAMPLING
+    )
+    control: Control = advanced(
         "forced",
         "forced: prunus ends the thinking; native: the engine or the model keeps the budget (docs/protocol.md).",
         late=True,
         conflicts=(Conflict("wait", None, NATIVE), Conflict("closing", None, NATIVE)),
     )
-    reuse: bool = setting(
+    reuse: bool = advanced(
         True, "Sample one chain at the largest budget and cut it for the others, or one chain per budget."
     )
-    aa_control: bool = setting(
+    aa_control: bool = advanced(
         False,
         "Evaluate MODEL once more, in batches of another size: a run that shows how much rounding alone moves.",
         late=True,
@@ -487,9 +494,8 @@ class EvalPlan(Drawing):
         if not self.tasks:
             raise PrunusError("name at least one task; `prunus tasks` lists them")
         if self.profile not in PROFILE_NAMES and not self.profile.endswith(".toml"):
-            raise PrunusError(
-                f"profile '{self.profile}' is not known; choose one of {', '.join(PROFILE_NAMES)}, or a FILE.toml"
-            )
+            names = [*PROFILE_NAMES, "FILE.toml"]
+            raise PrunusError(f"profile '{self.profile}' is not known; {nearest(self.profile, names)}")
         self._check_native()
         if self.aa_control and BACKENDS[self.backend].streams:
             raise PrunusError(f"aa_control needs other batches, and {self.backend} makes its own: leave it out")
@@ -525,7 +531,7 @@ class TraceRecipe(Drawing):
     tasks: tuple[str, ...]
     samples: int = setting(1, "Chains per problem.", at_least=1)
     max_tokens: int = setting(8192, "Thinking tokens allowed per chain.", at_least=1)
-    answer_tokens: int | None = setting(
+    answer_tokens: int | None = advanced(
         None, "Most tokens of an answer; the default depends on the task.", at_least=1, late=True
     )
     only: TraceFilter = setting("all", "Keep all chains, or only those with a correct answer.")

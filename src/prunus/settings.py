@@ -4,12 +4,12 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields
-from functools import cache
+from functools import cache, partial
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from prunus.budgets import Off
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, nearest
 
 _KINDS = {
     int: "a whole number",
@@ -20,6 +20,9 @@ _KINDS = {
     Mapping: "a table",
 }
 _LONGEST = 100  # maximum number of characters shown of a value
+# Headings of the options of a command; help shows the options of ADVANCED only if it is asked for all.
+GROUPS = ("Options", "Calibration", "Sampling", "Engine", "Where and how", "Advanced", "General")
+OPTIONS, CALIBRATING, SAMPLING, ENGINE, WHERE, ADVANCED, GENERAL = GROUPS
 
 
 class Conflict(NamedTuple):
@@ -41,7 +44,8 @@ class Setting(NamedTuple):
     only valid values. at_least, above, at_most, below: the range. note: appended to the message of a range error.
     conflicts: of every value but the default. metavar: what help shows instead of the type. late: whether the field was
     added after recipes were first stored; JSON leaves it out where it has its default, so that the hashes of stored
-    recipes stay as they were.
+    recipes stay as they were. group: one of GROUPS; by default GROUP of the most general class that has the field.
+    flag: the name on the command line, where that is another.
 
     A method, allocation or depth method (its owner) may declare settings, which become fields of the recipe. Several
     owners may declare the same one; types and defaults must agree, while the range may differ, and own_default, which
@@ -62,6 +66,13 @@ class Setting(NamedTuple):
     conflicts: tuple[Conflict, ...] = ()
     metavar: str | None = None
     late: bool = False
+    group: str = OPTIONS
+    flag: str = ""
+
+    @property
+    def option(self) -> str:
+        """The name of the command line's option, such as `--row-power`."""
+        return "--" + (self.flag or self.name).replace("_", "-")
 
     @property
     def hint(self) -> Any:
@@ -79,7 +90,7 @@ class Setting(NamedTuple):
         if value is None:
             return
         if self.choices and value not in self.choices:
-            raise PrunusError(f"{self.name} '{value}' is not known; choose one of {', '.join(self.choices)}")
+            raise PrunusError(f"{self.name} '{value}' is not known; {nearest(value, self.choices)}")
         if not (
             (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
@@ -110,14 +121,20 @@ def setting(default: Any, help: str, **more: Any) -> Any:
     return field(default=default, metadata=about(help, **more))
 
 
+advanced = partial(setting, group=ADVANCED)  # of a single method, or for special cases
+
+
 @cache
 def settings_of(cls: type) -> Mapping[str, Setting]:
     """{field: its setting} of a dataclass: its own fields in their order, then those of its base classes."""
     own, hints, found = {one.name: one for one in fields(cls)}, hints_of(cls), {}
     classes = (cls, *reversed(cls.__mro__[1:]))
+    group = {
+        name: vars(each).get("GROUP", OPTIONS) for each in cls.__mro__ for name in vars(each).get("__annotations__", ())
+    }
     for name in (name for each in classes for name in vars(each).get("__annotations__", ())):
         if name in own and name not in found and Setting in own[name].metadata:
-            more = dict(own[name].metadata[Setting])
+            more = {"group": group[name], **own[name].metadata[Setting]}
             choices = more.pop("choices", None) or choices_of(hints[name])
             found[name] = Setting(name, hints[name], own[name].default, choices=choices, **more)
     return MappingProxyType(found)

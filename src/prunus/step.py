@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from prunus.recipe_base import Recipe
-from prunus.settings import setting
+from prunus.settings import CALIBRATING, WHERE, setting
 
 # The action of each kind, which is its command, its table in a study and its name in manifests, and its module.
 STEPS: Mapping[str, str] = {
@@ -66,6 +66,8 @@ class Where:
     The others are options of commands.
     """
 
+    GROUP: ClassVar[str] = WHERE
+
     device: str = setting("auto", "cpu, cuda, ...; auto: a GPU if there is one.")
     dry_run: bool = setting(False, "Say what would be done; write nothing.")
     overwrite: bool = setting(False, "Replace an existing output.")
@@ -74,6 +76,7 @@ class Where:
         None,
         "File of `prunus stats`, instead of calibration: with --propagation dense; with --experts for experts; with"
         " --hessians for width and quantize.",
+        group=CALIBRATING,
     )
     dense: str | Path | None = setting(
         None, "The model before all steps; default: the one in the manifest of PRUNED.", metavar="MODEL"

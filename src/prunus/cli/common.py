@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -14,9 +14,14 @@ import prunus
 from prunus import progress
 from prunus.budgets import OFF, Off, with_names
 from prunus.engines import EngineOptions, parse_args, users_of
-from prunus.settings import settings_of
+from prunus.errors import nearest
+from prunus.settings import ADVANCED, GENERAL, GROUPS, OPTIONS, WHERE, settings_of
 from prunus.step import Where
 
+# Headings of commands in help.
+BEGIN, MAKE, EVALUATE, DECIDE, SHOW, LOOK = HEADINGS = ("Begin here", "Make", "Evaluate", "Decide", "Show", "Look")
+WIDEST = 26  # columns of the names of options in help; a longer one has a line of its own
+ALL = "prunus.help_all"  # of a context, where help shows the options of ADVANCED, too
 _verbose = False
 
 
@@ -34,7 +39,22 @@ def _set_verbose(_context: click.Context, _parameter: click.Parameter, value: bo
     _verbose = _verbose or value
 
 
+def _help_all(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        context.meta[ALL] = True
+        click.echo(context.get_help(), color=context.color)
+        context.exit()
+
+
 class _Group(click.Group):
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands under their headings."""
+        width = max(map(len, self.commands))
+        for heading in HEADINGS:
+            ours = [name for name, one in sorted(self.commands.items()) if getattr(one, "heading", "") == heading]
+            with formatter.section(heading):
+                formatter.write_dl((f"{name:<{width}}", self.commands[name].get_short_help_str(200)) for name in ours)
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write which models are supported; the version is looked up only when help is shown."""
         formatter.write_paragraph()
@@ -44,7 +64,61 @@ class _Group(click.Group):
         )
 
 
+class _Option(click.Option):
+    """An option under a heading of help, one of GROUPS. former: its name in version 0.1, which is still read."""
+
+    def __init__(self, *words: Any, group: str = OPTIONS, former: str | None = None, **settings: Any) -> None:
+        super().__init__(*words, **settings)
+        self.group, self.former = group, former
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        super().add_to_parser(parser, ctx)
+        if self.former is not None:
+            parser.add_option(self, [self.former], self.name)
+
+
+class Choice(click.Choice[str]):
+    """The type of an option with these values."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """Name the nearest of the choices."""
+        return f"'{value}' is not known; {nearest(value, self.choices)}"
+
+
+own_option = partial(click.option, cls=_Option)
+_switch = partial(own_option, is_flag=True, expose_value=False, group=GENERAL)
+_help_all_option = _switch("--help-all", is_eager=True, callback=_help_all, help="Show all options and exit.")
+
+
+def group_of(option: click.Parameter) -> str:
+    """The heading under which help lists an option; click's own one is that for help."""
+    return getattr(option, "group", GENERAL if "--help" in option.opts else OPTIONS)
+
+
 class _Command(click.Command):
+    def __init__(self, *given: Any, heading: str, **settings: Any) -> None:
+        super().__init__(*given, **settings)
+        self.heading = heading
+        if any(group_of(one) == ADVANCED for one in self.params):
+            _help_all_option(self)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under their headings; those of ADVANCED only if all were asked for."""
+        options = [one for one in self.get_params(ctx) if isinstance(one, click.Option)]
+        rows = [(group_of(one), *record) for one in options if (record := one.get_help_record(ctx))]
+        width = max(len(words) for _, words, _ in rows if len(words) <= WIDEST)
+        left_out = [] if ALL in ctx.meta else [row for row in rows if row[0] == ADVANCED]
+        for heading in GROUPS:
+            ours = [(f"{words:<{width}}", help) for group, words, help in rows if group == heading]
+            if ours and not (left_out and heading == ADVANCED):
+                with formatter.section(heading):
+                    formatter.write_dl(ours, col_max=width)
+        if left_out:
+            formatter.write_paragraph()
+            formatter.write_text(
+                f"{len(left_out)} more, for single methods and special cases: {ctx.command_path} --help-all"
+            )
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, unless an option is NaN, which would pass every check of a range, or infinite."""
         for option in self.params:
@@ -60,24 +134,12 @@ def cli() -> None:
     """Prune a reasoning LLM, measure accuracy against thinking budget, and say whether it still thinks."""
 
 
-def common_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of every command."""
-    quiet = click.option(
-        "-q", "--quiet", is_flag=True, expose_value=False, callback=_set_quiet, help="Print errors only."
-    )
-    verbose = click.option(
-        "-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbose,
-        help="Show the traceback of internal errors.",
-    )  # fmt: skip
-    return quiet(verbose(function))
-
-
-def command(name: str, *examples: str) -> Callable[[Callable[..., None]], click.Command]:
+def command(heading: str, name: str, *examples: str) -> Callable[[Callable[..., None]], click.Command]:
     """A decorator for a command with the common options and examples at the end of its help."""
 
     def register(function: Callable[..., None]) -> click.Command:
         epilog = "\n  ".join(("\b\nExample:", *examples))
-        return cli.command(name, cls=_Command, epilog=epilog)(common_options(function))
+        return cli.command(name, cls=_Command, epilog=epilog, heading=heading)(general_options(function))
 
     return register
 
@@ -85,15 +147,16 @@ def command(name: str, *examples: str) -> Callable[[Callable[..., None]], click.
 def option(cls: type, name: str, *, flag: str | None = None, **settings: Any) -> Callable[[Any], Any]:
     """An option with name, type, default, choices and help of a setting. flag: another name on the command line."""
     one = settings_of(cls)[name]
-    words = flag or "--" + name.replace("_", "-")
+    words = flag or one.option
     kinds = {one.type, *get_args(one.type)}
-    settings = {"help": one.help, "metavar": one.metavar, "default": one.default} | settings
+    settings = {"help": one.help, "metavar": one.metavar, "default": one.default, "group": one.group} | settings
+    settings["former"] = f"--{name}" if one.flag and not flag else None
     settings["show_default"] = settings["default"] is not None and settings["default"] is not False
     if bool in kinds:
         settings["is_flag"] = True
         words = f"{words}/--no-{words[2:]}" if one.default else words
     elif one.choices:
-        settings["type"] = click.Choice(one.choices)
+        settings["type"] = Choice(one.choices)
     else:
         types = {
             int: int,
@@ -103,7 +166,9 @@ def option(cls: type, name: str, *, flag: str | None = None, **settings: Any) ->
             tuple[int | Off, ...]: BudgetList(),
         }
         settings["type"] = next((kind for of, kind in types.items() if of in kinds), str)
-    return click.option(words, flag[2:].replace("-", "_") if flag else name, **settings)
+        if settings["metavar"] is None:
+            settings["metavar"] = {int: "N", float: "X"}.get(settings["type"])
+    return own_option(words, flag[2:].replace("-", "_") if flag else name, **settings)
 
 
 def options(cls: type, names: Iterable[str] | None = None) -> Callable[[Any], Any]:
@@ -120,6 +185,14 @@ def all_of(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
         return function
 
     return decorate
+
+
+general_options = all_of(
+    [
+        _switch("-q", "--quiet", callback=_set_quiet, help="Print errors only."),
+        _switch("-v", "--verbose", callback=_set_verbose, help="Show the traceback of internal errors."),
+    ]
+)
 
 
 class BudgetList(click.ParamType):
@@ -194,20 +267,23 @@ dry_run_option = option(Where, "dry_run")
 overwrite_option = option(Where, "overwrite")
 ray_options = all_of(
     [
-        click.option(
+        own_option(
             "--ray",
+            group=WHERE,
             is_flag=False,
             flag_value="auto",
             metavar="[HOST:PORT]",
             help="Run on a Ray cluster: at this address, else at $RAY_ADDRESS, else one started on this machine.",
         ),
-        click.option(
+        own_option(
             "--gpus-per-task",
+            group=WHERE,
             type=click.FloatRange(0),
             help="With --ray: GPUs of each worker; default: 1, or 0 without GPUs.",
         ),
-        click.option(
+        own_option(
             "--cpus-per-task",
+            group=WHERE,
             type=click.FloatRange(0, min_open=True),
             default=1,
             show_default=True,
@@ -218,7 +294,10 @@ ray_options = all_of(
 recover_option = click.option(
     "--recover", is_flag=True, help="Then train what is kept, as `prunus recover` does without options of its own."
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+json_option = own_option("--json", "as_json", is_flag=True, group=GENERAL, help="Print JSON on stdout.")
+store_option = own_option(
+    "--store", type=path, default=Path("results.db"), show_default=True, group=WHERE, help="File of the results."
+)
 store_argument = click.argument("store", type=path)
 
 

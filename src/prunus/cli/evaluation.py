@@ -9,6 +9,10 @@ import click
 import prunus
 from prunus import progress
 from prunus.cli.common import (
+    BEGIN,
+    EVALUATE,
+    LOOK,
+    MAKE,
     all_of,
     command,
     device_option,
@@ -22,6 +26,7 @@ from prunus.cli.common import (
     path,
     show,
     show_summary,
+    store_option,
 )
 from prunus.engines import EngineOptions
 from prunus.evaluation.beforehand import check_plan
@@ -42,10 +47,9 @@ plan_options = all_of(
         engine_options,
     ]
 )
-store_option = click.option("--store", type=path, default=Path("results.db"), show_default=True)
 
 
-@command("eval", "prunus eval tiny --task tiny --budgets 16,64,256 --store results.db")
+@command(EVALUATE, "eval", "prunus eval tiny --task tiny --budgets 16,64,256 --store results.db")
 @model_argument
 @plan_options
 @store_option
@@ -66,7 +70,9 @@ def eval_command(model: str, store: Path, device: str, engine: EngineOptions, **
         progress.out_console.print(curve_table([summarise(opened, run_id)]))
 
 
-@command("traces", "prunus traces tiny traces.jsonl --task tiny-train --limit 200 --max-tokens 256 --only correct")
+@command(
+    MAKE, "traces", "prunus traces tiny traces.jsonl --task tiny-train --limit 200 --max-tokens 256 --only correct"
+)
 @model_argument
 @out_argument
 @click.option("--task", "tasks", multiple=True, required=True, help="Name or FILE.jsonl; repeatable.")
@@ -75,39 +81,41 @@ def eval_command(model: str, store: Path, device: str, engine: EngineOptions, **
 @device_option
 @overwrite_option
 def traces_command(model: str, out: Path, device: str, engine: EngineOptions, overwrite: bool, **recipe: Any) -> None:
-    """Write MODEL's own chains of thought as token ids to OUT (.jsonl), for `--calibration traces:OUT`.
+    """Write MODEL's own chains of thought to OUT, for calibration.
 
-    Evaluation sets are refused. An interrupted run resumes when the same command is given again.
+    OUT (.jsonl) has their token ids, and is used as `--calibration traces:OUT`. Evaluation sets are refused. An
+    interrupted run resumes when the same command is given again.
     """
     check_plan(model, asked := TraceRecipe(**recipe), engine)
     made = prunus.traces(model, out, asked, device=device, engine=engine, overwrite=overwrite)
     show_summary(made)
 
 
-@command("demo", "prunus demo --out prunus-demo", "prunus demo --experts")
-@click.option("--out", type=path, default=Path("prunus-demo"), show_default=True)
+@command(BEGIN, "demo", "prunus demo --out prunus-demo", "prunus demo --experts")
+@click.option("--out", type=path, default=Path("prunus-demo"), show_default=True, help="Folder of what it makes.")
 @click.option("--quick", is_flag=True, help="Use a fifth of the problems: takes a minute, with wider intervals.")
 @click.option("--experts", is_flag=True, help="Remove experts of the built-in mixture of experts instead.")
 def demo_command(out: Path, quick: bool, experts: bool) -> None:
-    """Run everything on the built-in reasoner: prune, drop, recover, evaluate, compare, report."""
+    """Prune, evaluate, compare and report on the built-in reasoner."""
     prunus.demo(out, quick=quick, experts=experts)
 
 
-@command("tasks", "prunus tasks")
+@command(LOOK, "tasks", "prunus tasks")
 @json_option
 def tasks_command(as_json: bool) -> None:
     """List the built-in problem sets."""
     print_list(prunus.tasks(), as_json)
 
 
-@command("methods", "prunus methods")
+@command(LOOK, "methods", "prunus methods")
 @json_option
 def methods_command(as_json: bool) -> None:
-    """List the pruning methods, allocations and depth methods."""
+    """List the methods of prune, drop and experts, and allocations."""
     print_list(prunus.methods(), as_json)
 
 
 @command(
+    LOOK,
     "profiles",
     "prunus profiles",
     "prunus profiles --model Qwen/Qwen3-0.6B",
@@ -117,9 +125,9 @@ def methods_command(as_json: bool) -> None:
 @click.option("--model", help="Show the profile for this model: a prompt, and every marker with its token ids.")
 @json_option
 def profiles_command(name: str | None, model: str | None, as_json: bool) -> None:
-    """List the built-in profiles, or show the profile NAME (also a FILE.toml).
+    """List the built-in profiles, or show one.
 
-    With --model and without NAME, show the profile that the model's own files indicate.
+    NAME may also be a FILE.toml. With --model and without NAME, show the profile that the model's own files indicate.
     """
     if name is None and model is None:
         print_list(prunus.profiles(), as_json)

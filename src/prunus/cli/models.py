@@ -11,6 +11,9 @@ import click
 import prunus
 from prunus.checkpoint.resolve import resolve
 from prunus.cli.common import (
+    EVALUATE,
+    LOOK,
+    MAKE,
     command,
     device_option,
     is_given,
@@ -37,7 +40,9 @@ from prunus.step import STEPS, Step, Where, step_kind
 OF_METHODS = {"method", "pattern", "group", "propagation", "update", *owners_of(declared(Method))}
 
 
-@command("stats", "prunus stats tiny tiny.stats.safetensors", "prunus stats tiny tiny.hessians.safetensors --hessians")
+@command(
+    MAKE, "stats", "prunus stats tiny tiny.stats.safetensors", "prunus stats tiny tiny.hessians.safetensors --hessians"
+)
 @model_argument
 @out_argument
 @options(PruneRecipe, (*CALIBRATED, "dtype", "min_expert_tokens"))
@@ -50,9 +55,10 @@ OF_METHODS = {"method", "pattern", "group", "propagation", "update", *owners_of(
 @device_option
 @overwrite_option
 def stats_command(model: str, out: Path, hessians: bool, experts: bool, **given: Any) -> None:
-    """Calibrate once: write input statistics of MODEL to the file OUT, for `prunus prune --stats OUT`.
+    """Calibrate once: write statistics of MODEL to the file OUT.
 
-    It takes one pass of the dense model. Pruning from the file then only reads, ranks and writes weights.
+    `prunus prune --stats OUT` reads them. It takes one pass of the dense model. Pruning from the file then only reads,
+    ranks and writes weights.
     """
     if experts and hessians:
         raise PrunusError("--experts and --hessians are two files: give one of them")
@@ -66,46 +72,47 @@ def stats_command(model: str, out: Path, hessians: bool, experts: bool, **given:
         show_summary(prunus.stats(model, out, hessians=hessians, **given))
 
 
-@command("allocate", "prunus allocate tiny --allocation owl --sparsity 0.5 --save owl.json")
+@command(LOOK, "allocate", "prunus allocate tiny --allocation owl --sparsity 0.5 --save owl.json")
 @model_argument
 @options(PruneRecipe, [name for name in settings_of(PruneRecipe) if name not in OF_METHODS])
 @click.option("--save", type=path, help="File for the measured importance scores, for --scores.")
 @device_option
 @json_option
 def allocate_command(model: str, save: Path | None, device: str, as_json: bool, **recipe: Any) -> None:
-    """Print and plot the sparsity of each block of MODEL; nothing is pruned."""
+    """Plot the sparsity of each block of MODEL; nothing is pruned."""
     asked = PruneRecipe(**recipe)
     check_calibration(replace(asked, method="magnitude"), model)  # what only the allocation needs
     show(prunus.allocate(model, asked, save=save, device=device), as_json, "allocation_table")
 
 
-@command("inspect", "prunus inspect tiny", "prunus inspect out/wanda-20")
+@command(LOOK, "inspect", "prunus inspect tiny", "prunus inspect out/wanda-20")
 @model_argument
 @click.option("--weights/--no-weights", default=None, help="Also read the weights; default: if prunus wrote them.")
 @json_option
 def inspect_command(model: str, weights: bool | None, as_json: bool) -> None:
-    """Print the structure of MODEL: what can be pruned, what stays dense and why, and which commands refuse it.
+    """Print the structure of MODEL, and what can be done with it.
 
-    MODEL is a folder, a hub id, or `tiny`. With its weights: also sparsity per block and kind of Linear, N:M patterns
-    and packed sizes.
+    It says what can be pruned, what stays dense and why, and which commands refuse it. With its weights: also sparsity
+    per block and kind of Linear, N:M patterns and packed sizes.
     """
     show(prunus.inspect(model, weights=weights), as_json, "inspection_tables")
 
 
-@command("perplexity", "prunus perplexity out/wanda-20 --text heldout.txt")
+@command(EVALUATE, "perplexity", "prunus perplexity out/wanda-20 --text heldout.txt")
 @model_argument
 @click.option("--text", required=True, type=path, help="A .txt or .jsonl file.")
-@click.option("--seqlen", default=2048, show_default=True, help="Tokens per window.")
+@click.option("--seqlen", default=2048, show_default=True, help="Tokens per window; windows do not overlap.")
 @click.option("--max-tokens", type=int, help="Use only the first N tokens.")
 @device_option
 @json_option
 def perplexity_command(model: str, text: Path, as_json: bool, **given: Any) -> None:
-    """Print the perplexity of MODEL on a text, in windows that do not overlap."""
+    """Print the perplexity of MODEL on a text."""
     check_readable(text.expanduser(), resolve(model))
     show(prunus.perplexity(model, text, **given), as_json, lambda data: click.echo(f"{data['perplexity']:.4f}"))
 
 
 @command(
+    MAKE,
     "pack",
     "prunus pack out/wanda-50 out/wanda-50-packed",
     "prunus pack out/wanda-50 out/wanda-50-masks --masks-only",
@@ -118,33 +125,35 @@ def perplexity_command(model: str, text: Path, as_json: bool, **given: Any) -> N
 @click.option("--source", help="For --masks-only: the dense model; default: the one that CHECKPOINT was pruned from.")
 @overwrite_option
 def pack_command(checkpoint: str, out: Path, **given: Any) -> None:
-    """Write the pruned CHECKPOINT to the folder OUT as one bit per weight and the values that are not zero.
+    """Write a pruned CHECKPOINT to the folder OUT without its zeros.
 
-    `prunus unpack` restores the dense checkpoint, which other programs need, bit by bit.
+    OUT has one bit per weight, and the values that are not zero. `prunus unpack` restores the dense checkpoint, which
+    other programs need, bit by bit.
     """
     show_summary(prunus.pack(checkpoint, out, **given))
 
 
-@command("unpack", "prunus unpack out/wanda-50-packed out/wanda-50")
+@command(MAKE, "unpack", "prunus unpack out/wanda-50-packed out/wanda-50")
 @click.argument("packed")
 @out_argument
 @click.option("--source", help="For masks only: the dense model; default: the one named in PACKED.")
 @overwrite_option
 def unpack_command(packed: str, out: Path, **given: Any) -> None:
-    """Write a PACKED checkpoint to the folder OUT as plain dense safetensors, which any program reads."""
+    """Write a PACKED checkpoint to OUT as plain dense safetensors."""
     show_summary(prunus.unpack(packed, out, **given))
 
 
-@command("dequantize", "prunus dequantize openai/gpt-oss-20b gpt-oss-bf16")
+@command(MAKE, "dequantize", "prunus dequantize openai/gpt-oss-20b gpt-oss-bf16")
 @click.argument("model")
 @out_argument
 @overwrite_option
 def dequantize_command(model: str, out: Path, **given: Any) -> None:
-    """Write MODEL, a checkpoint in FP8, MXFP4 or integers (W4A16, W8A8), with plain weights to the folder OUT.
+    """Write a quantised MODEL to the folder OUT with plain weights.
 
-    A study needs this, and what comes after `prunus quantize`: prune, drop and the other commands read quantised models
-    of others directly. The weights equal those that transformers dequantises. OUT takes two to four times the disk
-    space of MODEL. An interrupted run resumes when the same command is given again.
+    MODEL is in FP8, MXFP4 or integers (W4A16, W8A8). A study needs this, and what comes after `prunus quantize`: prune,
+    drop and the other commands read quantised models of others directly. The weights equal those that transformers
+    dequantises. OUT takes two to four times the disk space of MODEL. An interrupted run resumes when the same command
+    is given again.
     """
     show_summary(prunus.dequantize(model, out, **given))
 
@@ -164,7 +173,7 @@ def add_command(action: str, kind: Step) -> None:
         call = part(call)
     call = out_argument(call)
     model = click.argument("model", metavar="PRUNED" if kind.needs_pruned else "MODEL")
-    command(action, *kind.examples)(model(call))
+    command(MAKE, action, *kind.examples)(model(call))
 
 
 def carry_out(kind: Step, model: str, out: Path, asked: Mapping[str, Any], where: Where, recovers: bool) -> None:

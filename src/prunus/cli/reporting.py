@@ -9,6 +9,11 @@ import click
 import prunus
 from prunus import progress
 from prunus.cli.common import (
+    DECIDE,
+    EVALUATE,
+    LOOK,
+    SHOW,
+    Choice,
     command,
     json_option,
     margin,
@@ -19,6 +24,7 @@ from prunus.cli.common import (
     show_summary,
     show_verdicts,
     store_argument,
+    store_option,
 )
 from prunus.results.frames import Format
 
@@ -35,7 +41,7 @@ folder = click.Path(path_type=Path, file_okay=False)
 DIFFERS = 1  # exit code of verify
 
 
-@command("import", "prunus import results.db samples_gsm8k_2026-11-26T18-24-02.644730.jsonl --as my-model")
+@command(EVALUATE, "import", "prunus import results.db samples_gsm8k_2026-11-26T18-24-02.644730.jsonl --as my-model")
 @store_argument
 @click.argument("files", nargs=-1, required=True, type=path, metavar="FILE...")
 @click.option("--as", "name", required=True, metavar="NAME", help="Name of the run in tables and for compare.")
@@ -44,22 +50,23 @@ DIFFERS = 1  # exit code of verify
     "--threshold", type=float, help="Least score that counts as correct; needed if there are others than 0 and 1."
 )
 def import_command(store: Path, files: tuple[Path, ...], **given: Any) -> None:
-    """Add a log of lm-eval, inspect_ai, lighteval or evalscope to STORE as a run without thinking budget ("as run").
+    """Add a log of another evaluation tool to STORE.
 
+    FILE is of lm-eval, inspect_ai, lighteval or evalscope, and becomes a run without thinking budget ("as run").
     Several FILEs are logs of one model, such as one for each task.
     """
     show_summary(prunus.import_rows(store, files, **given))
 
 
-@command("regrade", "prunus regrade results.db")
+@command(EVALUATE, "regrade", "prunus regrade results.db")
 @store_argument
 def regrade_command(store: Path) -> None:
-    """Grade all stored texts again with the grader of this version; nothing is generated."""
+    """Grade all stored texts again, with the grader of this version."""
     for key, value in prunus.regrade(store).items():
         progress.say(f"{key}: {value}")
 
 
-@command("runs", "prunus runs results.db", "prunus runs results.db --remove 3f2a9b1c04de")
+@command(LOOK, "runs", "prunus runs results.db", "prunus runs results.db --remove 3f2a9b1c04de")
 @store_argument
 @click.option(
     "--remove",
@@ -68,15 +75,16 @@ def regrade_command(store: Path) -> None:
 )
 @json_option
 def runs_command(store: Path, remove: str | None, as_json: bool) -> None:
-    """List the runs of STORE: id, model, what was done to it, plan in short, and number of stored answers.
+    """List the runs of STORE, or remove one.
 
-    With --remove, first remove one; there is no way back. A run that is being evaluated is not removed. The store keeps
-    the plan and the times of a removed run that had answers, since later verdicts depend on them.
+    A row has id, model, what was done to it, plan in short, and number of stored answers. With --remove, first remove
+    one; there is no way back. A run that is being evaluated is not removed. The store keeps the plan and the times of a
+    removed run that had answers, since later verdicts depend on them.
     """
     show(prunus.runs(store, remove), as_json, "runs_table")
 
 
-@command("compare", "prunus compare results.db --base tiny --other wanda-20")
+@command(DECIDE, "compare", "prunus compare results.db --base tiny --other wanda-20")
 @store_argument
 @click.option("--base", required=True, help=base_option_help)
 @click.option(
@@ -90,9 +98,9 @@ def compare_command(store: Path, base: str, others: tuple[str, ...], as_json: bo
     show(prunus.compare(store, base, others or None, **margins), as_json, show_verdicts)
 
 
-@command("card", "prunus card out/wanda-50 --store results.db --base-model Qwen/Qwen3-0.6B")
+@command(SHOW, "card", "prunus card out/wanda-50 --store results.db --base-model Qwen/Qwen3-0.6B")
 @click.argument("checkpoint")
-@click.option("--store", type=path, help="Store with a run of CHECKPOINT; default: no results.")
+@click.option("--store", type=path, help="File of the results, with a run of CHECKPOINT; default: no results.")
 @click.option("--run", metavar="RUN", help="Which run of CHECKPOINT, where the store has several.")
 @click.option("--base", metavar="RUN", help=base_option_help + " Default: the dense model, with the same plan.")
 @click.option("--base-model", metavar="ORG/NAME", help="Hub id of the dense model, if prunus.json does not have it.")
@@ -100,25 +108,27 @@ def compare_command(store: Path, base: str, others: tuple[str, ...], as_json: bo
 @click.option("--out", type=path, help="File, or folder for README.md; default: CHECKPOINT.")
 @click.option("--overwrite", is_flag=True, help="Replace a README.md that prunus did not write, or that was edited.")
 def card_command(checkpoint: str, **options: Any) -> None:
-    """Write the model card of CHECKPOINT, README.md, with the Hub's metadata.
+    """Write the model card of CHECKPOINT, for the Hub.
 
-    It has the steps that made the model, its zeros, its accuracy at each budget, its verdict against the dense model,
-    and the commands that repeat them. Paths of this machine are cut to their last part.
+    README.md has the Hub's metadata, the steps that made the model, its zeros, its accuracy at each budget, its verdict
+    against the dense model, and the commands that repeat them. Paths of this machine are cut to their last part.
     """
     show_summary(prunus.card(checkpoint, **options))
 
 
-@command("export", "prunus export results.db frames --format parquet")
+@command(SHOW, "export", "prunus export results.db frames --format parquet")
 @store_argument
 @click.argument("out", type=folder)
-@click.option("--format", type=click.Choice(get_args(Format)), default="csv", show_default=True)
+@click.option(
+    "--format", type=Choice(get_args(Format)), default="csv", show_default=True, help="Needs the extra frames."
+)
 @overwrite_option
 def export_command(store: Path, out: Path, format: Format, overwrite: bool) -> None:
-    """Write the runs, draws and curves of STORE as files to the folder OUT (needs the extra frames)."""
+    """Write runs, draws and curves of STORE as files to the folder OUT."""
     show_summary(prunus.export(store, out, format, overwrite))
 
 
-@command("report", "prunus report results.db report.html")
+@command(SHOW, "report", "prunus report results.db report.html")
 @store_argument
 @out_argument
 @click.option("--base", help=base_option_help + " Default: the unpruned model.")
@@ -131,7 +141,7 @@ def export_command(store: Path, out: Path, format: Format, overwrite: bool) -> N
 @click.option("--csv", type=folder, metavar="DIR", help="Also write every table as .csv and .tex (booktabs).")
 @overwrite_option
 def report_command(store: Path, out: Path, figures: Path | None, csv: Path | None, **given: Any) -> None:
-    """Write a self-contained page: verdicts, curves, token counts, what was pruned, answers that changed."""
+    """Write a self-contained page: verdicts, curves, costs, changes."""
     page = prunus.report(store, out, figures=figures, csv=csv, **given)
     for folder, what in ((figures, "figures"), (csv, "tables")):
         if folder is not None:
@@ -139,16 +149,16 @@ def report_command(store: Path, out: Path, figures: Path | None, csv: Path | Non
     progress.say(f"wrote {page}")
 
 
-@command("verify", "prunus verify out/found/certificate.json --store results.db")
+@command(DECIDE, "verify", "prunus verify out/found/certificate.json --store results.db")
 @click.argument("certificate", type=path)
-@click.option("--store", type=path, default=Path("results.db"), show_default=True)
+@store_option
 @json_option
 def verify_command(certificate: Path, store: Path, as_json: bool) -> None:
-    """Compute the claims of CERTIFICATE, which `prunus find` wrote, again from the rows of the store.
+    """Compute the claims of a CERTIFICATE of `prunus find` again.
 
-    Prints a line per claim that holds, one per other search on the same model and tasks in the store, one per other run
-    of a rung's checkpoint, and one per run of these models that was removed. Exit code 1: something is not as the
-    certificate says; it prints what.
+    It reads the rows of the store, and prints a line per claim that holds, one per other search on the same model and
+    tasks in the store, one per other run of a rung's checkpoint, and one per run of these models that was removed. Exit
+    code 1: something is not as the certificate says; it prints what.
     """
     found = prunus.verify(certificate, store)
     claims = found["claims"] or ([] if found["differences"] else ["no rung was certified, so nothing is claimed"])

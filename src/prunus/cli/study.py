@@ -11,6 +11,8 @@ import click
 import prunus
 from prunus import progress
 from prunus.cli.common import (
+    DECIDE,
+    EVALUATE,
     command,
     device_option,
     dry_run_option,
@@ -22,32 +24,35 @@ from prunus.cli.common import (
     options,
     out_argument,
     overwrite_option,
+    own_option,
     path,
     ray_options,
     recover_option,
     show,
     show_verdicts,
+    store_option,
 )
-from prunus.cli.evaluation import plan_options, store_option
+from prunus.cli.evaluation import plan_options
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
 from prunus.recipes import EvalPlan, PruneRecipe
-from prunus.settings import hints_of, settings_of
+from prunus.settings import WHERE, hints_of, settings_of
 
 ACTIONS = ("run", "plan", "report")
 OPTIONS_OF_ONE_ACTION = {"no_measure": "plan", "ray": "run", "gpus_per_task": "run", "cpus_per_task": "run"}
 
 
 @command(
+    EVALUATE,
     "study",
     "prunus study plan examples/tiny.toml",
     "prunus study examples/tiny.toml",
     "prunus study examples/paper.toml --ray",
 )
 @click.argument("words", nargs=-1, required=True, metavar="[run|plan|report] FILE.toml")
-@click.option("--out", type=path, help="Folder of the study; default: study-FILE.")
-@click.option("--store", type=path, help="Store of the results; default: results.db in the study's folder.")
+@own_option("--out", type=path, group=WHERE, help="Folder of the study; default: study-FILE.")
+@own_option("--store", type=path, group=WHERE, help="File of the results; default: results.db in the study's folder.")
 @device_option
 @ray_options
 @click.option("--no-measure", is_flag=True, help="plan: load no model, so that no time is estimated.")
@@ -61,11 +66,12 @@ def study_command(
     as_json: bool,
     **workers: Any,
 ) -> None:
-    """Run a study, the grid of models, recipes and plans of a TOML file: do what is missing, compare, report.
+    """Run a study: a grid of models, recipes and plans.
 
-    Then it carries out the searches of the file's [[find]] tables, as `prunus find` does. You can stop it at any time;
-    the same command resumes it. `plan` runs nothing: it prints the cells, which of them are done, and how long the rest
-    would take. `report` writes the page from the finished cells, also during a run.
+    It does what is missing of the TOML file, compares and reports. Then it carries out the searches of the file's
+    [[find]] tables, as `prunus find` does. You can stop it at any time; the same command resumes it. `plan` runs
+    nothing: it prints the cells, which of them are done, and how long the rest would take. `report` writes the page
+    from the finished cells, also during a run.
     """
     action, file = parse(words)
     if action == "plan":
@@ -117,6 +123,7 @@ SAMPLES = "calibration_samples"
 
 
 @command(
+    DECIDE,
     "find",
     "prunus find tiny out/found --task tiny --budgets 64,256 --ladder 0.05:0.3:0.05 --margin 0.03",
     "prunus find tiny out/found --task tiny --budgets 64,256 --dry-run",
@@ -166,11 +173,11 @@ def find_command(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Write the most compressed version of MODEL that provably still solves and still stops to the folder OUT.
+    """Find the most compressed MODEL that provably still solves.
 
-    Rung after rung of a ladder is pruned and compared with MODEL, problem by problem, only as far as it takes to
-    certify or refuse it; the walk ends at the first rung that is not certified. Exit code 3: none was, and OUT is not
-    written. After an interruption the same command goes on.
+    It also still stops, and is written to the folder OUT. Rung after rung of a ladder is pruned and compared with
+    MODEL, problem by problem, only as far as it takes to certify or refuse it; the walk ends at the first rung that is
+    not certified. Exit code 3: none was, and OUT is not written. After an interruption the same command goes on.
     """
     pruning = {name: given.pop(name) for name in (*OF_PRUNING, SAMPLES)}
     settings = {"samples" if name == SAMPLES else name: pruning[name] for name in pruning if is_given(name)}

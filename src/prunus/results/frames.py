@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from prunus.budgets import NAMED
 from prunus.disk import disk_errors, write_together
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, nearest
 from prunus.margins import MarginLike
 from prunus.results.cells import Cell, Ending, Identity, Sized
 from prunus.results.comparison import compared
@@ -153,7 +153,7 @@ def export(store: str | Path, out: str | Path, format: Format = "csv", overwrite
     PrunusError if one exists (unless overwrite), or pandas (for parquet also pyarrow) is missing.
     """
     if format not in get_args(Format):
-        raise PrunusError(f"format '{format}' is not known; choose one of {', '.join(get_args(Format))}")
+        raise PrunusError(f"format '{format}' is not known; {nearest(format, get_args(Format))}")
     results, folder = Results(store), Path(out)
     targets = {name: folder / f"{name}.{format}" for name in ("runs", "samples", "curve")}
     if not overwrite and (there := [path for path in targets.values() if path.exists()]):

@@ -12,7 +12,7 @@ from prunus.step import Step, StepRecord, Where, recipe_of
 
 
 class Drop(Step):
-    """Remove decoder blocks of MODEL and write the result to the folder OUT."""
+    """Remove decoder blocks of MODEL, and write the rest to OUT."""
 
     recipe = DropRecipe
     takes_away = True

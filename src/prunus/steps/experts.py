@@ -16,9 +16,10 @@ CRITERIA = {"frequency": "Frequency", "router": "Router", "output": "Output", "r
 
 
 class Experts(Step):
-    """Remove routed experts of MODEL, a mixture of experts, and write the result to the folder OUT.
+    """Remove routed experts of MODEL, a mixture of experts.
 
-    Routers lose the rows of these experts. An interrupted run resumes when the same command is given again.
+    The result is written to the folder OUT. Routers lose the rows of these experts. An interrupted run resumes when the
+    same command is given again.
     """
 
     recipe = ExpertsRecipe

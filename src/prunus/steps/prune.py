@@ -15,7 +15,7 @@ IN_NAMES = ("allocation", "scope", "update", "propagation")  # settings that nam
 
 
 class Prune(Step):
-    """Zero weights of MODEL (a folder, a hub id, or `tiny`) and write the result to the folder OUT.
+    """Zero weights of MODEL and write the result to the folder OUT.
 
     An interrupted run resumes when the same command is given again.
     """

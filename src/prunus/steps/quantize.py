@@ -14,7 +14,7 @@ from prunus.step import Step, StepRecord, Where, recipe_of
 
 
 class Quantize(Step):
-    """Store the Linears of MODEL in 8 or 4 bits, and write the result to the folder OUT.
+    """Store the Linears of MODEL in 8 or 4 bits in the folder OUT.
 
     OUT is in the format of compressed-tensors, which vLLM, SGLang and transformers load. It comes after all other
     steps; zeros stay zero. An interrupted run resumes when the same command is given again.

@@ -11,10 +11,11 @@ from prunus.step import Step, StepRecord, Where
 
 
 class Recover(Step):
-    """Train the weights that pruning kept in PRUNED, block by block, and write the result to the folder OUT.
+    """Train the weights that were kept in PRUNED, block by block.
 
-    Every zero stays zero. A block learns to output what the dense model outputs at its depth, on calibration tokens. An
-    eighth of them is held out; a block whose held-out error does not fall is left as it was.
+    The result is written to the folder OUT. Every zero stays zero. A block learns to output what the dense model
+    outputs at its depth, on calibration tokens. An eighth of them is held out; a block whose held-out error does not
+    fall is left as it was.
     """
 
     recipe = RecoverRecipe

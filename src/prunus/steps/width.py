@@ -17,10 +17,11 @@ METHODS = {"random": "Random", "flap": "FLAP"}
 
 
 class Width(Step):
-    """Remove channels of the feed-forward networks of MODEL, and write the result to the folder OUT.
+    """Remove channels of the feed-forward networks of MODEL.
 
-    All blocks keep the same number. What is left is fitted in closed form, block by block. OUT is an ordinary, smaller
-    model, which every engine loads. An interrupted run resumes when the same command is given again.
+    The result is written to the folder OUT. All blocks keep the same number. What is left is fitted in closed form,
+    block by block. OUT is an ordinary, smaller model, which every engine loads. An interrupted run resumes when the
+    same command is given again.
     """
 
     recipe = WidthRecipe

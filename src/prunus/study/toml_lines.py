@@ -1,8 +1,9 @@
 """Line numbers of the keys in a TOML text, for error messages: tomllib does not report them."""
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
+
+from prunus.errors import nearest
 
 _HEADER = re.compile(r"\s*\[\[?\s*([\w.\-\"']+)\s*\]\]?\s*(?:#.*)?$")
 _KEY = re.compile(r"\s*([\w.\-\"']+)\s*=")
@@ -46,6 +47,4 @@ def suggestion(word: str, known: Iterable[str], elsewhere: Mapping[str, Iterable
     for table, keys in elsewhere.items():
         if word in keys:
             return f"it belongs under {table}"
-    if near := difflib.get_close_matches(word, known, n=1):
-        return f"did you mean '{near[0]}'?"
-    return f"known keys are {', '.join(known)}"
+    return nearest(word, known, "known keys are")

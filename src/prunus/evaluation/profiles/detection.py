@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from prunus import progress
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, nearest
 from prunus.evaluation.profiles.markers import Probe, find_token, probe, sampling_of, source_of, template_of
 from prunus.evaluation.profiles.profile import DATE, PROFILES, Profile, read_profile, read_system
 from prunus.recipes import PROFILE_FILE, Mode
@@ -76,7 +76,7 @@ def named(name: str) -> Profile:
     if name.endswith(".toml"):
         return read_profile(Path(name))
     if name not in PROFILES:
-        raise PrunusError(f"profile '{name}' is not known; choose one of {', '.join(PROFILES)}, or a FILE.toml")
+        raise PrunusError(f"profile '{name}' is not known; {nearest(name, [*PROFILES, 'FILE.toml'])}")
     return PROFILES[name]
 
 

@@ -1,13 +1,12 @@
 """A profile, the exact strings that open, cut and close the thinking of one model family, and its TOML file."""
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, nearest
 from prunus.parse import parse_toml
 from prunus.recipes import PROFILE_FOLDER, PROFILE_NAMES, Mode
 from prunus.settings import check_settings, hints_of, misfit
@@ -311,9 +310,7 @@ def read_system(path: Path) -> str:
 
 def _unknown(text: str, table: str, key: str) -> str:
     """The message about an unknown key: its line, and the most similar key."""
-    near = difflib.get_close_matches(key, KEYS[table], 1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known keys are {', '.join(KEYS[table])}"
-    return f"{_line_of(text, key)}'{key}' is not known in [{table}]; {hint}"
+    return f"{_line_of(text, key)}'{key}' is not known in [{table}]; {nearest(key, KEYS[table], 'known keys are')}"
 
 
 def _line_of(text: str, key: str) -> str:

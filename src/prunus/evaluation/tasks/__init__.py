@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from string import ascii_uppercase
 
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, nearest
 from prunus.evaluation.tasks.problem import AnswerKind, Problem, Task, check_package, load_file
 from prunus.questions import leaders
 from prunus.recipes import PromptStyle
@@ -45,7 +45,7 @@ def load_task(name_or_path: str | Path, limit: int | None = None) -> list[Proble
     elif (path := Path(name_or_path)).suffix == ".jsonl" or path.exists():
         problems = load_file(path)
     else:
-        raise PrunusError(f"no task '{name_or_path}'; there are {', '.join(TASKS)}, or a FILE.jsonl")
+        raise PrunusError(f"no task '{name_or_path}'; {nearest(name_or_path, [*TASKS, 'FILE.jsonl'])}")
     return grouped(problems)[:limit]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal, NamedTuple, get_args
 
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, nearest
 from prunus.evaluation.grading.matching import wishes
 
 AnswerKind = Literal["integer", "math", "choice", "exact"]
@@ -212,7 +212,7 @@ def parse_line(line: bytes) -> Line:
     id, problem, answer = (_text(key, row[key]) for key in ("id", "problem", "answer"))
     kind = row.get("kind")
     if kind is not None and kind not in get_args(AnswerKind):
-        raise PrunusError(f"kind {kind!r} is not known; choose one of {', '.join(get_args(AnswerKind))}")
+        raise PrunusError(f"kind {kind!r} is not known; {nearest(kind, get_args(AnswerKind))}")
     choices = _choices(row.get("choices") or [])
     if bool(choices) != (kind == "choice") and kind is not None:
         raise PrunusError(
