@@ -9,7 +9,7 @@ from test_comparison import fill, random_run
 from test_ladder import loop_bets, loop_wealth, some
 
 import prunus
-from prunus.reporting.terminal import verdict_table
+from prunus.reporting.terminal import detail_tables
 from prunus.results import anytime, paired
 from prunus.results.anytime import interleaved, rounds
 from prunus.results.comparison import ADAPTIVE, compare, compared
@@ -106,7 +106,7 @@ def test_table_and_page_say_that_a_run_was_collected_adaptively(tmp_path):
 
     store, _ = make(tmp_path, ("a",), "1")
     console = Console(width=300, record=True, file=StringIO())
-    console.print(verdict_table(compared(store, "dense")))
+    console.print(detail_tables(compared(store, "dense")))
     assert "collected adaptively by `prunus find`" in console.export_text()
     text = prunus.report(store, tmp_path / "r.html", base="dense").read_text()
     assert "<small>collected adaptively</small>" in text and "collected adaptively by `prunus find`" in text

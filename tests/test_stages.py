@@ -17,7 +17,7 @@ from prunus.cards.text import Card, Results, results_text, verdict_text
 from prunus.evaluation.tasks import load_task
 from prunus.hashing import content_hash
 from prunus.recipes import EvalPlan
-from prunus.reporting.terminal import curve_table, verdict_table
+from prunus.reporting.terminal import curve_table, detail_tables
 from prunus.results import anytime, betting, paired
 from prunus.results.cells import Comparison, Entry
 from prunus.results.comparison import compare
@@ -93,7 +93,7 @@ def test_a_run_that_was_stopped_gets_no_word_anywhere(tmp_path, rows, which):
     assert entry["warnings"][0].startswith(state)
     assert any("the first 40 problems of the plan" in note for note in entry["warnings"])
 
-    text = printed(verdict_table(Comparison.of(found)))
+    text = printed(detail_tables(Comparison.of(found)))
     assert state in text and not any(word in text.split("^ better")[0] for word in WORDS)
     with Store(store) as opened:
         summaries = [summarise(opened, one) for one in ids.values()]
@@ -179,7 +179,7 @@ def test_a_limit_that_grew_is_known_by_the_store_and_gets_bounds_that_hold_at_an
     assert looks[0]["runs"] == [ids["dense", 50], ids["pruned", 50]]
     assert entry["primary"]["p_margin"] <= first  # one game, which the first comparison began
     found = compare(store, ids["dense", None], [ids["pruned", None]], resamples=200)
-    assert note in " ".join(printed(verdict_table(Comparison.of(found))).split())
+    assert note in " ".join(printed(detail_tables(Comparison.of(found))).split())
     page = prunus.report(store, tmp_path / "page.html", base=ids["dense", None]).read_text("utf-8")
     assert note in page and "limit or draws changed" in page
 

@@ -8,7 +8,7 @@ import pytest
 from fake_store import BUDGETS, make_store
 from rich.console import Console
 
-from prunus.reporting.terminal import curve_table, inspection_tables, verdict_table
+from prunus.reporting.terminal import curve_table, detail_tables, inspection_tables
 from prunus.results.cells import Comparison
 from prunus.results.comparison import compared
 from prunus.results.store import Store
@@ -61,7 +61,7 @@ NAMES = [
 
 
 def test_seven_runs_and_eight_budgets_fit_in_110_columns(summaries, comparison):
-    for text in (printed(curve_table(summaries)), printed(verdict_table(comparison))):
+    for text in (printed(curve_table(summaries)), printed(detail_tables(comparison))):
         lines = text.replace("\xa0", " ").splitlines()
         assert max(map(len, lines)) <= 110
         assert "…" not in text  # nothing was cut
@@ -70,7 +70,7 @@ def test_seven_runs_and_eight_budgets_fit_in_110_columns(summaries, comparison):
 
 
 def test_no_colour_codes_outside_a_terminal(summaries, comparison):
-    assert "\x1b" not in printed(curve_table(summaries), verdict_table(comparison))
+    assert "\x1b" not in printed(curve_table(summaries), detail_tables(comparison))
 
 
 def test_curve_table_has_the_accuracies(summaries):
@@ -90,8 +90,8 @@ def test_curve_table_has_the_accuracies(summaries):
     assert "126 problems x 1 draw" in text
 
 
-def test_verdict_table_has_the_words_and_differences(comparison):
-    text = printed(verdict_table(comparison))
+def test_detail_tables_has_the_words_and_differences(comparison):
+    text = printed(detail_tables(comparison))
     for name, entry in zip(NAMES[1:], comparison.others, strict=True):
         cell = entry.primary
         rest = " ".join(row_of(text, name)).removeprefix(entry.verdict)
@@ -111,7 +111,7 @@ def test_several_tasks_have_a_table_each_and_one_verdict(tmp_path):
         tmp_path / "a.db", names=("tiny", "wanda-50"), problems=12, tasks=("one", "two"), budgets=(16, 64)
     )
     data = compared(path, "tiny")
-    text = printed(verdict_table(data))
+    text = printed(detail_tables(data))
     assert text.count("by thinking budget") == 2 and "mean area of all tasks" in text
     assert row_of(text, "Wanda 50 %")[0] == data.others[0].verdict.split()[0]
     with Store(path) as store:
@@ -127,7 +127,7 @@ def test_foreign_text_is_no_markup_and_no_control_sequence(tmp_path):
     with Store(path) as store:
         runs = store.runs()
         text = printed(curve_table([summarise(store, run.run_id) for run in runs]), width=300)
-    text += printed(verdict_table(compared(path, runs[0].run_id, [run.run_id for run in runs[1:]])), width=300)
+    text += printed(detail_tables(compared(path, runs[0].run_id, [run.run_id for run in runs[1:]])), width=300)
     assert "\x1b" not in text and "\u202e" not in text
     assert "[bold red]x[/] [/nothing] ␛[31m ⟦U+202E⟧: dense" in text.replace("\xa0", " ")
     assert "warning: " in text

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from prunus.errors import PrunusError
 from prunus.parse import parse_json
-from prunus.settings import ENGINE, Conflict, about, check_settings, setting
+from prunus.settings import ADVANCED, ENGINE, Conflict, about, check_settings, setting
 
 EXAMPLE = '{"tensor_parallel_size": 2}'
 
@@ -63,10 +63,10 @@ def users_of(setting: str) -> str:
 class EngineOptions:
     """The options to start or reach a backend; BACKENDS says which backend uses which."""
 
-    GROUP: ClassVar[str] = ENGINE
+    GROUP: ClassVar[str] = ADVANCED
 
     args: Mapping[str, Any] = field(default_factory=dict, metadata=about("arguments of vllm.LLM.", metavar="JSON"))
-    url: str | None = setting(None, "the server's address, such as http://localhost:8000/v1.")
+    url: str | None = setting(None, "the server's address, such as http://localhost:8000/v1.", group=ENGINE)
     serve: str | None = setting(
         None,
         "command that starts a server, such as 'vllm serve {model} --port {port}'.",

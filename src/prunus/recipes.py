@@ -466,12 +466,8 @@ class EvalPlan(Drawing):
     )
     wait: int = advanced(0, "Times to suppress the end of thinking and append 'Wait'.", at_least=0)
     closing: str | None = advanced(None, "Text that ends thinking at the budget, instead of the profile's.", late=True)
-    top_p: float | None = setting(
-        None, "The default is the profile's.", above=0, at_most=1, note="1 is off", group=SAMPLING
-    )
-    top_k: int | None = setting(
-        None, "0 is off; the default is the profile's.", at_least=0, note="0 is off", group=SAMPLING
-    )
+    top_p: float | None = advanced(None, "The default is the profile's.", above=0, at_most=1, note="1 is off")
+    top_k: int | None = advanced(None, "0 is off; the default is the profile's.", at_least=0, note="0 is off")
     control: Control = advanced(
         "forced",
         "forced: prunus ends the thinking; native: the engine or the model keeps the budget (docs/protocol.md).",

@@ -122,13 +122,14 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = F
     store = folder / f"{prefix}{'quick' if quick else 'results'}.db"
     runs = evaluate_all({tour.model: tour.model} | made, plan, store)
     with Store(store) as opened:
+        stored = opened.runs()
         out_console.print(curve_table([summarise(opened, run) for run in runs.values()]))
     comparison = compared(store, runs[tour.model], [run for name, run in runs.items() if name != tour.model])
-    out_console.print(verdict_table(comparison))
+    out_console.print(verdict_table(comparison, stored))
     for contrast in tour.contrasts:
         out_console.print(f"{contrast.title}:")
         found = compared(store, runs[contrast.base], [runs[contrast.other]])
-        out_console.print(verdict_table(found))
+        out_console.print(verdict_table(found, stored))
         if contrast.note and found.others[0].verdict != "better":
             out_console.print(contrast.note)
     links = []

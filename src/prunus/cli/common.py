@@ -252,11 +252,15 @@ def show(data: Any, as_json: bool, shown: str | Callable[[Any], object]) -> None
         shown(data)
 
 
-def show_verdicts(comparison: Mapping[str, Any]) -> None:
-    """Print the table of a comparison."""
+def show_verdicts(comparison: Mapping[str, Any], store: Path | str, details: bool = False) -> None:
+    """Print the table of a comparison of runs of a store, or with details all its tables."""
+    from prunus.reporting.terminal import detail_tables, verdict_table
     from prunus.results.cells import Comparison
+    from prunus.results.store import Store
 
-    show(Comparison.of(comparison), False, "verdict_table")
+    found = Comparison.of(comparison)
+    with Store(store) as opened:
+        progress.out_console.print(detail_tables(found) if details else verdict_table(found, opened.runs()))
 
 
 path = click.Path(path_type=Path)
@@ -279,12 +283,14 @@ ray_options = all_of(
             "--gpus-per-task",
             group=WHERE,
             type=click.FloatRange(0),
+            metavar="N",
             help="With --ray: GPUs of each worker; default: 1, or 0 without GPUs.",
         ),
         own_option(
             "--cpus-per-task",
             group=WHERE,
             type=click.FloatRange(0, min_open=True),
+            metavar="N",
             default=1,
             show_default=True,
             help="With --ray: CPUs of each worker.",

@@ -101,8 +101,8 @@ def inspect_command(model: str, weights: bool | None, as_json: bool) -> None:
 @command(EVALUATE, "perplexity", "prunus perplexity out/wanda-20 --text heldout.txt")
 @model_argument
 @click.option("--text", required=True, type=path, help="A .txt or .jsonl file.")
-@click.option("--seqlen", default=2048, show_default=True, help="Tokens per window; windows do not overlap.")
-@click.option("--max-tokens", type=int, help="Use only the first N tokens.")
+@click.option("--seqlen", default=2048, show_default=True, metavar="N", help="Tokens per window; none overlap.")
+@click.option("--max-tokens", type=int, metavar="N", help="Use only the first N tokens.")
 @device_option
 @json_option
 def perplexity_command(model: str, text: Path, as_json: bool, **given: Any) -> None:

@@ -28,7 +28,12 @@ from prunus.cli.common import (
 )
 from prunus.results.frames import Format
 
-base_option_help = "Run to compare with: its id (or the start of it), model name, or label in the tables."
+base_option = click.option(
+    "--base",
+    metavar="RUN",
+    help="Run to compare with: its id (or the start of it), model name, or label in the tables; default: the dense"
+    " (unpruned) model.",
+)
 margin_option = margin(
     "--margin", "0.02", "Largest acceptable loss of accuracy (0.02: two points; 5%: 5 % of what the base solves)."
 )
@@ -47,7 +52,10 @@ DIFFERS = 1  # exit code of verify
 @click.option("--as", "name", required=True, metavar="NAME", help="Name of the run in tables and for compare.")
 @click.option("--metric", help="Metric that says whether an output is correct; needed if the log has several.")
 @click.option(
-    "--threshold", type=float, help="Least score that counts as correct; needed if there are others than 0 and 1."
+    "--threshold",
+    type=float,
+    metavar="X",
+    help="Least score that counts as correct; needed if there are others than 0 and 1.",
 )
 def import_command(store: Path, files: tuple[Path, ...], **given: Any) -> None:
     """Add a log of another evaluation tool to STORE.
@@ -84,25 +92,36 @@ def runs_command(store: Path, remove: str | None, as_json: bool) -> None:
     show(prunus.runs(store, remove), as_json, "runs_table")
 
 
-@command(DECIDE, "compare", "prunus compare results.db --base tiny --other wanda-20")
+@command(DECIDE, "compare", "prunus compare results.db", "prunus compare results.db --other wanda-20 --details")
 @store_argument
-@click.option("--base", required=True, help=base_option_help)
+@base_option
 @click.option(
-    "--other", "others", multiple=True, help="Run to compare, named like --base; repeatable; default: all others."
+    "--other",
+    "others",
+    multiple=True,
+    metavar="RUN",
+    help="Run to compare, named like --base; repeatable; default: all others.",
 )
 @margin_option
 @stop_margin_option
+@click.option("--details", is_flag=True, help="Print also what the verdicts rest on, and every budget.")
 @json_option
-def compare_command(store: Path, base: str, others: tuple[str, ...], as_json: bool, **margins: Any) -> None:
-    """Print paired differences to a base run, each with a verdict: better, worse, non-inferior, cannot tell."""
-    show(prunus.compare(store, base, others or None, **margins), as_json, show_verdicts)
+def compare_command(
+    store: Path, base: str | None, others: tuple[str, ...], details: bool, as_json: bool, **margins: Any
+) -> None:
+    """Print the difference of each run to a base, with a verdict.
+
+    The verdict is better, worse, non-inferior, or cannot tell. Differences are paired by problem.
+    """
+    found = prunus.compare(store, base, others or None, **margins)
+    show(found, as_json, lambda _: show_verdicts(found, store, details))
 
 
 @command(SHOW, "card", "prunus card out/wanda-50 --store results.db --base-model Qwen/Qwen3-0.6B")
 @click.argument("checkpoint")
 @click.option("--store", type=path, help="File of the results, with a run of CHECKPOINT; default: no results.")
 @click.option("--run", metavar="RUN", help="Which run of CHECKPOINT, where the store has several.")
-@click.option("--base", metavar="RUN", help=base_option_help + " Default: the dense model, with the same plan.")
+@base_option
 @click.option("--base-model", metavar="ORG/NAME", help="Hub id of the dense model, if prunus.json does not have it.")
 @margin_option
 @click.option("--out", type=path, help="File, or folder for README.md; default: CHECKPOINT.")
@@ -120,7 +139,7 @@ def card_command(checkpoint: str, **options: Any) -> None:
 @store_argument
 @click.argument("out", type=folder)
 @click.option(
-    "--format", type=Choice(get_args(Format)), default="csv", show_default=True, help="Needs the extra frames."
+    "--format", type=Choice(get_args(Format)), default="csv", show_default=True, help="Needs the extra `frames`."
 )
 @overwrite_option
 def export_command(store: Path, out: Path, format: Format, overwrite: bool) -> None:
@@ -131,7 +150,7 @@ def export_command(store: Path, out: Path, format: Format, overwrite: bool) -> N
 @command(SHOW, "report", "prunus report results.db report.html")
 @store_argument
 @out_argument
-@click.option("--base", help=base_option_help + " Default: the unpruned model.")
+@base_option
 @margin_option
 @stop_margin_option
 @click.option("--published", is_flag=True, help="Show published accuracies of the same models and tasks.")

@@ -110,7 +110,7 @@ def print_outcomes(done: Mapping[str, Any]) -> None:
 
     for entry in done["comparisons"]:
         if entry["comparison"] is not None:
-            show_verdicts(entry["comparison"])
+            show_verdicts(entry["comparison"], done["store"])
     for search in done["searches"]:
         click.echo("\n".join(search_lines(search, len({one["model"] for one in done["searches"]}) > 1)))
     progress.say(f"report: {done['report']}")
@@ -144,7 +144,7 @@ SAMPLES = "calibration_samples"
 )
 @margin("--margin", "0.02", "Loss of accuracy to rule out (0.02: two points; 5%: 5 % of what MODEL solves).")
 @margin("--stop-margin", "0.05", "The same of the chains that end by themselves.")
-@click.option("--alpha", default=0.05, show_default=True, help="Probability of any false certificate.")
+@click.option("--alpha", default=0.05, show_default=True, metavar="X", help="Probability of any false certificate.")
 @click.option("--max-tokens", type=int, help="End when the rows looked at took N tokens.", metavar="N")
 @click.option(
     "--look", type=int, help="Problems evaluated between two decisions; default: a batch of the engine.", metavar="N"
@@ -175,9 +175,10 @@ def find_command(
 ) -> None:
     """Find the most compressed MODEL that provably still solves.
 
-    It also still stops, and is written to the folder OUT. Rung after rung of a ladder is pruned and compared with
-    MODEL, problem by problem, only as far as it takes to certify or refuse it; the walk ends at the first rung that is
-    not certified. Exit code 3: none was, and OUT is not written. After an interruption the same command goes on.
+    It provably still stops, too, and is written to the folder OUT. Rung after rung of a ladder is pruned and compared
+    with MODEL, problem by problem, only as far as it takes to certify or refuse it; the walk ends at the first rung
+    that is not certified. Exit code 3: none was, and OUT is not written. After an interruption the same command goes
+    on.
     """
     pruning = {name: given.pop(name) for name in (*OF_PRUNING, SAMPLES)}
     settings = {"samples" if name == SAMPLES else name: pruning[name] for name in pruning if is_given(name)}

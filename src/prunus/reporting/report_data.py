@@ -4,17 +4,15 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, Self
 
 from prunus.errors import PrunusError
 from prunus.margins import Margin, MarginLike
-from prunus.reporting.labels import Look, history, looks
+from prunus.reporting.labels import Look, looks
 from prunus.reporting.published import Match, matches
 from prunus.reporting.render.text import esc, percent
 from prunus.results.cells import Cell, Comparison, Entry, Part
-from prunus.results.comparison import compare_runs
-from prunus.results.labels import listed
+from prunus.results.comparison import compare_runs, dense_run
 from prunus.results.rows import (
     IMPORTED,
     UNKNOWN,
@@ -272,27 +270,6 @@ class ReportData:
     def title(self, text: str, task: str) -> str:
         """A heading about one task as HTML; it names the task if the report has several."""
         return text if len(self.tasks) == 1 else f"{text} on <bdi>{esc(task)}</bdi>"
-
-
-def dense_run(runs: Sequence[Run], store: Path) -> Run:
-    """The run of the unpruned model, in strict mode if both modes were run, and not under native control if it can be.
-
-    Raises PrunusError if it is ambiguous.
-    """
-    if not runs:
-        raise PrunusError(f"the store '{store}' has no runs yet: run `prunus eval` first")
-    dense = [run for run in runs if not history(run) and not run.is_control]
-    usual = [run for run in dense if run.plan.get("control", "forced") == "forced"]
-    dense = usual if len({run.model.get("checksum") for run in dense}) == 1 and usual else dense
-    strict = [run for run in dense if run.plan.get("mode") == "strict"]
-    if len({run.model.get("checksum") for run in dense}) == 1 and len(strict) == 1:
-        dense = strict  # one model in both modes
-    if len(dense) == 1:
-        return dense[0]
-    what = "several runs of unpruned models" if dense else "no run of an unpruned model"
-    raise PrunusError(
-        f"the store '{store}' has {what}: choose the run to compare with by --base: {listed(dense or runs)}"
-    )
 
 
 def in_other_mode(run: Run, runs: Iterable[Run]) -> Run | None:

@@ -1,6 +1,6 @@
 """Tables that commands print. Eight budgets fit into 110 columns; output that is not a terminal is plain text."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +13,9 @@ from prunus.reporting.prose import grouped_problems, rounding
 from prunus.reporting.render.text import count, percent, points, probability, sizes, times, visible
 from prunus.reporting.report_data import tasks_of
 from prunus.results.cells import Cell, Comparison, Ending, Entry, Identity, RecipeVerdict
+from prunus.results.characters import DASH
 from prunus.results.labels import LabelParts, observations, unique_labels
+from prunus.results.rows import Run
 from prunus.results.stages import PARTLY, in_words, verdict_in_words
 from prunus.results.stopping import ENDINGS, ENDS
 from prunus.results.summary import BudgetCell, Summary
@@ -88,7 +90,66 @@ def _adherence(task: str, natives: Sequence[tuple[str, Summary]], budgets: Seque
     return table
 
 
-def verdict_table(comparison: Comparison) -> RenderableType:
+def verdict_table(comparison: Comparison, runs: Iterable[Run]) -> RenderableType:
+    """A row for each run: its size, its verdict with the difference that decides it, whether it stops, and scaling.
+
+    runs: those of the store, whose models have the sizes.
+    """
+    everything = [comparison.base, *comparison.others]
+    names, models = _names(everything), {run.run_id: run.model for run in runs}
+    sizes = [models.get(one.run, {}) for one in everything]
+    loaded = ["MB"] if any(size.get("bytes") for size in sizes) else []
+    columns = ("verdict", "difference [95 %]", "still stops", "scaling")
+    table = _table("run", "parameters", *loaded, *columns, left=columns)
+    for name, one, size in zip(names, everything, sizes, strict=True):
+        megabytes = f"{sum((size.get('bytes') or {}).values()) / 1e6:,.1f}" if size.get("bytes") else DASH
+        judged = _judged(one) if isinstance(one, Entry) else ("base",)
+        table.add_row(Text(name), count(size.get("parameters")), *([megabytes] if loaded else []), *judged)
+    legend = (
+        f"non-inferior, within margin: a loss of {comparison.margin.words()} or more is ruled out at 95 %, of chains that"
+        f" stop one of {comparison.stop_margin.words('what the base has')}",
+        "`prunus compare STORE --details` has the rest: p, MDE, how chains end, slopes, every budget, what is assumed",
+    )
+    return Group(_compared(comparison, names[0]), table, *map(Text, legend), *_notes(comparison, names))
+
+
+def _judged(entry: Entry) -> list[Text | str]:
+    """The cells of a run in verdict_table, after its size."""
+    ends, slope = entry.stopping.endings.get(ENDS), entry.scaling
+    change = f" ({points(ends.difference)})" if ends else ""
+    stops = Text(_brief(entry.stops) + change, style=STYLES[entry.stops]) if entry.stops else ""
+    kept = Text(slope.word, style=STYLES[slope.word]) if slope and slope.word else ""
+    return [Text(_brief(verdict_in_words(entry)), style=STYLES[entry.verdict]), _interval(entry.primary), stops, kept]
+
+
+def _brief(word: str) -> str:
+    return word.replace(", within the margin", " (within margin)")
+
+
+def _compared(comparison: Comparison, base: str) -> Text:
+    """The title of a table of verdicts."""
+    several = any(entry.macro for entry in comparison.others)
+    what = "mean area of all tasks" if several else "area under accuracy over log2 budget"
+    what = "accuracy as run" + several * ", mean of all tasks" if _is_as_run(comparison) else what
+    return _title(f"Compared with {base}: {what}, difference in points")
+
+
+def _is_as_run(comparison: Comparison) -> bool:
+    """Whether only logs of other tools are compared, which have no thinking budget."""
+    return {budget for one in comparison.others for part in one.tasks.values() for budget in part.budgets} == {AS_RUN}
+
+
+def _notes(comparison: Comparison, names: Sequence[str]) -> list[Text]:
+    """The warnings of a comparison, a line each. names: of all runs, the base first."""
+    notes = [*comparison.warnings, *grouped_problems(comparison.others)]
+    for name, entry in zip(names[1:], comparison.others, strict=True):
+        notes += [f"{name}: {warning}" for warning in entry.warnings]
+        if entry.relies_on_cutting:
+            notes.append(f"{name}: its accuracy holds only because chains are cut; fewer end by themselves than base's")
+    return [Text(f"warning: {visible(note)}") for note in notes]
+
+
+def detail_tables(comparison: Comparison) -> RenderableType:
     """Tables of each run's verdict with the difference in area that decides it, stopping, scaling, and every budget.
 
     Differences are in points. The sign after a difference at a budget is its verdict: better ^, worse v, worse but
@@ -96,22 +157,16 @@ def verdict_table(comparison: Comparison) -> RenderableType:
     """
     base, entries = comparison.base, comparison.others
     names = _names([base, *entries])
-    several = any(entry.macro for entry in entries)
-    as_run = {budget for one in entries for part in one.tasks.values() for budget in part.budgets} == {AS_RUN}
-    what = "mean area of all tasks" if several else "area under accuracy over log2 budget"
-    what = "accuracy as run" + several * ", mean of all tasks" if as_run else what
-    share = "accuracy in %" if as_run else "area in %"
+    share = "accuracy in %" if _is_as_run(comparison) else "area in %"
     columns = ("verdict", "difference [95 %]", "p adjusted", "MDE", share, "base", "problems")
-    table = _table("run", *columns, left="verdict")
+    table = _table("run", *columns, left=("verdict",))
     for name, entry in zip(names[1:], entries, strict=True):
         cell = entry.primary
         shares = [percent(share) for share in (cell.mde, cell.accuracy, cell.base_accuracy)]
         p = "" if entry.verdict == UNFINISHED else probability(cell.p_adjusted)
         numbers = [_interval(cell), p, *shares, observations(cell, "")]
-        word = verdict_in_words(entry).replace(", within the margin", " (within margin)")
-        table.add_row(Text(name), Text(word, style=STYLES[entry.verdict]), *numbers)
-    title = _title(f"Compared with {names[0]}: {what}, difference in points")
-    tables: list[RenderableType] = [title, table]
+        table.add_row(Text(name), Text(_brief(verdict_in_words(entry)), style=STYLES[entry.verdict]), *numbers)
+    tables: list[RenderableType] = [_compared(comparison, names[0]), table]
     if said := rounding(comparison):
         tables += [Text(""), Text(f"{said}.")]
     if any(entry.stops for entry in entries):
@@ -138,18 +193,12 @@ def verdict_table(comparison: Comparison) -> RenderableType:
         "assumed: problems, or groups of problems that belong together, are independent of each other",
     )
     tables += map(Text, lines)
-    notes = [*comparison.warnings, *grouped_problems(entries)]
-    for name, entry in zip(names[1:], entries, strict=True):
-        notes += [f"{name}: {warning}" for warning in entry.warnings]
-        if entry.relies_on_cutting:
-            notes.append(f"{name}: its accuracy holds only because chains are cut; fewer end by themselves than base's")
-    tables += [Text(f"warning: {visible(note)}") for note in notes]
-    return Group(*tables)
+    return Group(*tables, *_notes(comparison, names))
 
 
 def _recipes(recipes: Sequence[RecipeVerdict]) -> Table:
     columns = ("verdict", "difference [95 %]", "se", "of seeds", "of problems", "df", "seeds")
-    table = _table("recipe", *columns, left="verdict")
+    table = _table("recipe", *columns, left=("verdict",))
     for one in recipes:
         errors = [percent(error) for error in (one.se, one.se_seeds, one.se_problems)]
         word = Text(one.verdict, style=STYLES[one.verdict])
@@ -163,14 +212,13 @@ def _interval(cell: Cell | RecipeVerdict) -> str:
 
 def _stopping(names: Sequence[str], entries: Sequence[Entry]) -> Table:
     shown = (ENDS, "loops", "lost")
-    table = _table("run", "stops", *(ENDINGS[name].words for name in shown), "tokens", left="stops", wraps=True)
+    table = _table("run", "stops", *(ENDINGS[name].words for name in shown), "tokens", left=("stops",), wraps=True)
     for name, entry in zip(names[1:], entries, strict=True):
         if entry.stops:
             cells = entry.stopping.endings
-            word = entry.stops.replace(", within the margin", " (within margin)")
             values = [_ending(cells.get(ending)) for ending in shown]
             ratio = Text(f"x{times(entry.stopping.tokens_ratio)}")
-            table.add_row(Text(name), Text(word, style=STYLES[entry.stops]), *values, ratio)
+            table.add_row(Text(name), Text(_brief(entry.stops), style=STYLES[entry.stops]), *values, ratio)
     return table
 
 
@@ -184,7 +232,7 @@ def _ending(cell: Ending | None) -> Text:
 
 def _scaling(names: Sequence[str], entries: Sequence[Entry]) -> Table:
     columns = ("scaling", "kept in % [95 %]", "points", "base", "p of kept", "p of lost")
-    table = _table("run", *columns, left="scaling")
+    table = _table("run", *columns, left=("scaling",))
     for name, entry in zip(names[1:], entries, strict=True):
         if (slope := entry.scaling) and slope.word:
             kept = [percent(share) for share in (slope.retention, slope.retention_low, slope.retention_high)]
@@ -214,7 +262,7 @@ def allocation_table(data: Data) -> RenderableType:
         parts = []
     scores = list(blocks[0]["scores"])
     measured = [data["score"] + _of_part(part) for part in scores]
-    table = _table("block", *map(visible, ("sparsity", *parts, *measured)), "", left="", wraps=True)
+    table = _table("block", *map(visible, ("sparsity", *parts, *measured)), "", wraps=True)
     table.columns[0].justify = "right"
     for row in blocks:
         shares = [percent(row[key]) for key in ("sparsity", *parts)]
@@ -306,12 +354,12 @@ def _title(text: str) -> Text:
     return Text(visible(text), style="bold")
 
 
-def _table(first: str, *columns: object, left: str = "", wraps: bool = False) -> Table:
+def _table(first: str, *columns: object, left: Collection[str] = ("",), wraps: bool = False) -> Table:
     """An empty table. Columns after the first are aligned right, but for `left`, and wrap only where `wraps` is set."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(first)
     for name in map(str, columns):
-        table.add_column(name, justify="left" if name == left else "right", no_wrap=not wraps or name == left)
+        table.add_column(name, justify="left" if name in left else "right", no_wrap=not wraps or name in left)
     return table
 
 

@@ -18,6 +18,7 @@ from prunus.results import paired
 from prunus.results.betting import ALPHA
 from prunus.results.cells import Base, Comparison, Ending, Entry, Part, Rounding, Stopping, Unfinished
 from prunus.results.contrasts import Grown, Pair, contrast_cells
+from prunus.results.labels import history, listed
 from prunus.results.rows import FIRST_PROTOCOL, Run, Table, tables
 from prunus.results.seeds import recipes_over_seeds
 from prunus.results.stages import PARTLY, Growth, growth, in_words, of_both, removed_before, unfinished
@@ -65,7 +66,7 @@ HARMLESS = {"aa_control", "tasks", "budgets", "samples", "limit", "seed", "batch
 
 def compare(
     store: Path | str,
-    base: str,
+    base: str | None = None,
     others: Sequence[str] | None = None,
     margin: MarginLike = 0.02,
     seed: int = 0,
@@ -74,14 +75,14 @@ def compare(
 ) -> dict[str, Any]:
     """Paired differences between other runs of a store and a base run, and a verdict on each other run.
 
-    base, others: run id or its start, model name or printed label. margin, stop_margin: the largest acceptable loss of
-    accuracy, and the largest acceptable change for the worse in how chains end, as shares of all problems or draws
-    (0.02: two points), or relative to the base ("5%": of what it solves, or of its draws that end well). Without
-    others, every run is compared whose plan differs from that of the base in tasks, budgets, samples, limit, seed,
-    batches and kernel only; the other runs are listed under `warnings`. Runs that are named are compared in any case,
-    with a warning. Only problems that are complete in both runs count, over the budgets and draws that both have. A run
-    from an imported log has one budget, AS_RUN, so the area is the accuracy there; the largest budget of another run is
-    compared with it.
+    base, others: run id or its start, model name or printed label; base is by default the run of the unpruned model.
+    margin, stop_margin: the largest acceptable loss of accuracy, and the largest acceptable change for the worse in how
+    chains end, as shares of all problems or draws (0.02: two points), or relative to the base ("5%": of what it solves,
+    or of its draws that end well). Without others, every run is compared whose plan differs from that of the base in
+    tasks, budgets, samples, limit, seed, batches and kernel only; the other runs are listed under `warnings`. Runs that
+    are named are compared in any case, with a warning. Only problems that are complete in both runs count, over the
+    budgets and draws that both have. A run from an imported log has one budget, AS_RUN, so the area is the accuracy
+    there; the largest budget of another run is compared with it.
 
     Returns plain data, whose keys the classes of `prunus.results.cells` explain: `Comparison` as a whole, and `Entry`
     for each of `others`, whose `tasks` -> task -> `budgets` -> budget, `auc` and `slope` are cells.
@@ -98,7 +99,7 @@ def compare(
 
 def compared(
     store: Path | str,
-    base: str,
+    base: str | None = None,
     others: Sequence[str] | None = None,
     margin: MarginLike = 0.02,
     seed: int = 0,
@@ -108,7 +109,8 @@ def compared(
     """The result of `compare`, not yet as plain data."""
     margin, stop_margin = _checked(margin, stop_margin, resamples)
     with Store(store) as opened:
-        base_run = opened.find_run(base)
+        runs = opened.begun() or opened.runs()
+        base_run = opened.find_run(base) if base is not None else dense_run(runs, opened.path)
         named = None if others is None else [opened.find_run(other) for other in others]
         result = compare_runs(
             base_run,
@@ -125,6 +127,27 @@ def compared(
             why = "; ".join(result.warnings) or "no other run"
             raise PrunusError(f"{opened.path} has nothing to compare with {_name(base_run)}: {why}")
     return result
+
+
+def dense_run(runs: Sequence[Run], store: Path) -> Run:
+    """The run of the unpruned model, in strict mode if both modes were run, and not under native control if it can be.
+
+    Raises PrunusError if it is ambiguous.
+    """
+    if not runs:
+        raise PrunusError(f"the store '{store}' has no runs yet: run `prunus eval` first")
+    dense = [run for run in runs if not history(run) and not run.is_control]
+    usual = [run for run in dense if run.plan.get("control", "forced") == "forced"]
+    dense = usual if len({run.model.get("checksum") for run in dense}) == 1 and usual else dense
+    strict = [run for run in dense if run.plan.get("mode") == "strict"]
+    if len({run.model.get("checksum") for run in dense}) == 1 and len(strict) == 1:
+        dense = strict  # one model in both modes
+    if len(dense) == 1:
+        return dense[0]
+    what = "several runs of unpruned models" if dense else "no run of an unpruned model"
+    raise PrunusError(
+        f"the store '{store}' has {what}: choose the run to compare with by --base: {listed(dense or runs)}"
+    )
 
 
 def compare_runs(
