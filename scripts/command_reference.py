@@ -9,15 +9,15 @@ from pathlib import Path
 
 import click
 
-from prunus.cli import cli
+from prunus.cli.common import ALL, cli
 
 TARGET = Path(__file__).parents[1] / "docs" / "commands.md"
 INTRODUCTION = """\
 # Commands
 
-Made from `prunus COMMAND --help` by `make docs`; do not edit. Exit codes: 0 done; 1 an internal error (`-v` shows the
-traceback), for `verify` a claim that does not hold; 2 wrong input or environment, one line that says what to do; 130
-interrupted; the same command continues.
+Made from `prunus COMMAND --help` with all options by `make docs`; do not edit. Exit codes: 0 done; 1 an internal error
+(`-v` shows the traceback), for `verify` a claim that does not hold; 2 wrong input or environment, one line that says
+what to do; 130 interrupted; the same command continues.
 """
 
 
@@ -26,6 +26,7 @@ def reference() -> str:
     parts = [INTRODUCTION]
     for name, command in sorted(cli.commands.items()):
         context = click.Context(command, info_name=f"prunus {name}", max_content_width=100, terminal_width=100)
+        context.meta[ALL] = True
         parts.append(f"## prunus {name}\n\n```\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
 

@@ -42,7 +42,7 @@ WAYS = {
     "problem": ("evaluate", {"problem", "problems", "prompt", "prompts", "chain", "chains", "draw", "draws"}),
     "row": ("report", {"row", "rows", "table", "Table", "Run"}),
 }
-COMMON_OPTIONS = {"--quiet", "--verbose", "--help"}
+COMMON_OPTIONS = {"--quiet", "--verbose", "--help", "--help-all"}
 Name = tuple[str, str]  # module, name defined there
 SKIPPED_TOKENS = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
 

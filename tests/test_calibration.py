@@ -89,7 +89,7 @@ def test_windows_that_overlap_are_said_with_the_share_of_distinct_tokens(model, 
     assert share < 0.9 and len({document for document, _ in seen}) == 2
     assert got.warnings == [
         f"{path}: 9 windows of 2 documents overlap, and only {share:.0%} of their tokens are distinct; "
-        "give more text, or lower --samples"
+        "give more text, or lower --calibration-samples"
     ]
     (tmp_path / "a.txt").write_text(texts[0])
     (warning,) = load_calibration(recipe(tmp_path / "a.txt", samples=5), model).warnings
@@ -108,7 +108,7 @@ def test_short_documents_that_are_left_out_are_said(model, tmp_path):
     assert all(any(w == ids[i : i + 20] for ids in documents for i in range(len(ids))) for w in got.sequences)
     (warning,) = got.warnings
     assert "a.jsonl: only 2 of 40 documents are longer than 20 tokens, and only these are used; 9 windows" in warning
-    assert "lower --seqlen or --samples, or give longer documents" in warning
+    assert "lower --seqlen or --calibration-samples, or give longer documents" in warning
     (warning,) = load_calibration(recipe(long, samples=9), model).warnings
     assert "9 windows of 2 documents overlap" in warning
 

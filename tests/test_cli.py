@@ -240,12 +240,12 @@ def test_recover_prunes_and_recovers(words, tmp_path, monkeypatch, capsys):
     command, *given = words
     calls = []
     monkeypatch.setattr(prunus, "apply_steps", lambda *a, **k: calls.append((a, k)) or {})
-    main([command, "tiny", str(tmp_path / "out"), *given, "--samples", "4", "--recover"])
+    main([command, "tiny", str(tmp_path / "out"), *given, "--calibration-samples", "4", "--recover"])
     recipe = PruneRecipe(sparsity=0.5, samples=4) if command == "prune" else DropRecipe(blocks="1,", samples=4)
     (((model, _, asked), named),) = calls
     assert (model, asked, named["dry_run"]) == ("tiny", [recipe, RecoverRecipe(samples=4)], False)
     monkeypatch.undo()
-    main([command, "tiny", str(tmp_path / "out"), *given, "--samples", "4", "--recover", "--dry-run"])
+    main([command, "tiny", str(tmp_path / "out"), *given, "--calibration-samples", "4", "--recover", "--dry-run"])
     told = capsys.readouterr().err
     assert f"would write: {tmp_path / 'out'}\n" in told and "then: recover, 4 epochs" in told
     assert "recovery calibration: " in told and not list(tmp_path.iterdir())

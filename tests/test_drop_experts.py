@@ -353,12 +353,12 @@ def test_statistics_in_a_file_give_the_same_models_at_any_share(made, tmp_path):
 
 def test_the_commands_take_statistics_and_refuse_another_calibration(made, tmp_path, capsys):
     model, stats, out = (str(path) for path in (made / "mixtral", tmp_path / "stats", tmp_path / "out"))
-    main(["stats", model, stats, "--experts", "--calibration", str(made / "rows.jsonl"), "--samples", "4"])
-    main(["experts", model, out, "--keep", "0.5", "--stats", stats, "--samples", "4"])
+    main(["stats", model, stats, "--experts", "--calibration", str(made / "rows.jsonl"), "--calibration-samples", "4"])
+    main(["experts", model, out, "--keep", "0.5", "--stats", stats, "--calibration-samples", "4"])
     assert Checkpoint(tmp_path / "out").manifest["history"][0]["experts"]["after"] == {"0": 4, "1": 4}
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        main(["experts", model, f"{out}2", "--keep", "0.5", "--stats", stats, "--samples", "128"])
+        main(["experts", model, f"{out}2", "--keep", "0.5", "--stats", stats, "--calibration-samples", "128"])
     said = capsys.readouterr().err
     assert ended.value.code == 2 and "samples 4, not 128" in said and len(said.strip().splitlines()) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"stats", "out"}
@@ -370,7 +370,7 @@ def test_what_is_left_is_trained_to_give_what_the_whole_mixture_gives(made, tmp_
     generator = torch.Generator().manual_seed(0)
     sequences = [torch.randint(3, 128, (16,), generator=generator).tolist() for _ in range(128)]
     (tmp_path / "many.jsonl").write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in sequences))
-    settings = ["--calibration", str(tmp_path / "many.jsonl"), "--samples", "128", "--seqlen", "16"]
+    settings = ["--calibration", str(tmp_path / "many.jsonl"), "--calibration-samples", "128", "--seqlen", "16"]
     steps = ["--step-tokens", "128"]  # eight sequences
     commands = [
         ["experts", str(made / "mixtral"), str(tmp_path / "fewer"), "--keep", "0.5"],

@@ -107,7 +107,7 @@ def command(*words):
         assert not ended.code, words
 
 on = dict(calibration="rows.jsonl", samples=4)
-flags = ("--calibration", "rows.jsonl", "--samples", "4")
+flags = ("--calibration", "rows.jsonl", "--calibration-samples", "4")
 prunus.prune("model", "api", prunus.PruneRecipe(method="toy", toy_scale=3, allocation="toy-sizes", toy_power=2, **on))
 command("prune", "model", "cli", "--method", "toy", "--toy-scale", "3", "--allocation", "toy-sizes", "--toy-power", "2",
         *flags)

@@ -352,7 +352,7 @@ def test_a_dry_run_and_the_command_line(shared, tmp_path, capsys):
     assert told["would_write"] == str(tmp_path / "out") and told["calibration"].endswith("8 sequences, 192 tokens")
     assert told["format"] == "W4A16, groups of 32" and not any(tmp_path.iterdir())
     command = ["quantize", str(shared / "dense"), str(tmp_path / "out"), "--bits", "4", "--activations", "16"]
-    calibration = ["--samples", "8", "--seqlen", "24", "--calibration", str(shared / "rows.jsonl")]
+    calibration = ["--calibration-samples", "8", "--seqlen", "24", "--calibration", str(shared / "rows.jsonl")]
     main([*command, "--group", "32", *calibration])
     assert "format: W4A16, groups of 32" in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -218,23 +218,23 @@ def test_given_options_must_be_those_of_the_file_even_at_their_default(tmp_path,
     prunus.stats(folder, tmp_path / "stats", **calibrated(rows))
     common = ["prune", str(folder), str(tmp_path / "out"), "--stats", str(tmp_path / "stats"), "--propagation", "dense"]
     for options, said in (
-        (("--samples", "128"), "samples 6, not 128"),
+        (("--calibration-samples", "128"), "samples 6, not 128"),
         (("--calibration", "auto"), "rows.jsonl, not c4"),
         (("--seqlen", "512"), "seqlen 2048, not 512"),
     ):
         result = CliRunner().invoke(cli, [*common, *options])
         assert isinstance(result.exception, PrunusError) and said in str(result.exception)
-    for options in ((), ("--samples", "6", "--seed", "0", "--calibration", str(rows), "--overwrite")):
+    for options in ((), ("--calibration-samples", "6", "--seed", "0", "--calibration", str(rows), "--overwrite")):
         assert CliRunner().invoke(cli, [*common, *options]).exit_code == 0
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    main(["stats", "tiny", "norms", "--samples", "4"])
+    main(["stats", "tiny", "norms", "--calibration-samples", "4"])
     vary = ["prune", "tiny", "out", "--stats", "norms", "--propagation", "dense", "--sparsity", "0.3"]
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        main([*vary, "--samples", "128"])
+        main([*vary, "--calibration-samples", "128"])
     said = capsys.readouterr().err
     assert ended.value.code == 2 and "samples 4, not 128" in said and len(said.strip().splitlines()) == 1
     main([*vary, "--calibration", "tiny"])

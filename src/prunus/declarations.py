@@ -429,14 +429,19 @@ def _with_code(entry: Declaration, folder: str) -> Declaration:
 def methods() -> list[dict[str, str]]:
     """What there is to prune with: pruning methods, then allocations, depth methods, and criteria for experts.
 
-    Each is a dictionary with name, source (the paper), description (one line) and needs: what it measures of the model,
-    such as `norms` or `hidden states`, or `nothing`.
+    Each is a dictionary with kind (the option that takes it), name, source (the paper), description (one line) and
+    needs: what it measures of the model, such as `norms` or `hidden states`, or `nothing`.
     """
-    kinds: tuple[Any, ...] = (Method, Allocation, DepthMethod, Criterion)
+    kinds: dict[str, Any] = {
+        "prune --method": Method,
+        "prune --allocation": Allocation,
+        "drop --method": DepthMethod,
+        "experts --method": Criterion,
+    }
     return [
-        {key: getattr(one, key) for key in ("name", "source", "description", "needs")}
-        for kind in kinds
-        for one in declared(kind).values()
+        {"kind": kind, **{key: getattr(one, key) for key in ("name", "source", "description", "needs")}}
+        for kind, of in kinds.items()
+        for one in declared(of).values()
     ]
 
 

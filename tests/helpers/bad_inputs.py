@@ -215,7 +215,7 @@ def edit(name: str, key: str, value: object) -> Callable[[Path], None]:
     return change
 
 
-CALIBRATED = ("--calibration", "rows.jsonl", "--samples", "8", "--seqlen", "24")
+CALIBRATED = ("--calibration", "rows.jsonl", "--calibration-samples", "8", "--seqlen", "24")
 WRITING: dict[str, tuple[str, ...]] = {
     "prune": ("prune", "model", "OUT", *CALIBRATED),
     "drop": ("drop", "model", "OUT", "--blocks", "1,"),
@@ -252,7 +252,10 @@ def files() -> Iterator[Case]:
     readers: dict[str, list[tuple[str, ...]]] = {
         "model/config.json": [("inspect", "model"), ("prune", "model", "out", *CALIBRATED), ("drop", "model", "out")],
         "model/generation_config.json": [EVAL],
-        "model/tokenizer.json": [EVAL, ("prune", "model", "out", "--calibration", "chats.jsonl", "--samples", "1")],
+        "model/tokenizer.json": [
+            EVAL,
+            ("prune", "model", "out", "--calibration", "chats.jsonl", "--calibration-samples", "1"),
+        ],
         "model/tokenizer_config.json": [EVAL],
         "pruned/prunus.json": [("inspect", "pruned"), ("recover", "pruned", "out"), ("card", "pruned", "--out", "c")],
         "pruned/config.json": [("pack", "pruned", "out"), ("card", "pruned", "--out", "c.md")],

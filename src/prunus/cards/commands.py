@@ -8,6 +8,7 @@ from typing import Any
 from prunus.cards.markdown import LIMIT, hub_id, public, shown
 from prunus.recipes import EvalPlan
 from prunus.results.characters import one_line
+from prunus.settings import settings_of
 from prunus.step import STEPS, defaults, recipe_of, step_kind
 
 Data = Mapping[str, Any]
@@ -51,31 +52,32 @@ def options_of(action: str, recipe: Data) -> list[str]:
     if given.get("pattern"):
         given.pop("sparsity", None)  # the pattern says it
     shown_always = {key: given[key] for key in FIRST if given.get(key) is not None}
-    return flags(given, {k: v for k, v in defaults(action).items() if k not in shown_always})
+    known = {k: v for k, v in defaults(action).items() if k not in shown_always}
+    return flags(given, known, step_kind(action).recipe)
 
 
 def plan_options(plan: Data) -> list[str]:
     """The options of `prunus eval` that make this plan."""
     known = {field.name: field.default for field in fields(EvalPlan)}
     given = {key: value for key, value in plan.items() if key in known and not isinstance(value, Mapping)}
-    return flags(given, known)
+    return flags(given, known, EvalPlan)
 
 
-def flags(given: Data, default: Data) -> list[str]:
-    """Options for the values that are not the default ones."""
-    found: list[str] = []
+def flags(given: Data, default: Data, of: type) -> list[str]:
+    """Options for the values that are not the default ones. of: the class of the settings."""
+    settings, found = settings_of(of), list[str]()
     for key, value in given.items():
         if value is None or (key in default and value == default[key]):
             continue
-        name = key.replace("_", "-")
+        option = settings[key].option if key in settings else "--" + key.replace("_", "-")
         if isinstance(value, bool):
-            found.append(f"--{name}" if value else f"--no-{name}")
+            found.append(option if value else f"--no-{option[2:]}")
         elif key == "tasks":
             found += [part for task in value for part in ("--task", public(str(task)))]
         elif isinstance(value, list | tuple):
-            found += [f"--{name}", ",".join(map(str, value))]
+            found += [option, ",".join(map(str, value))]
         else:
-            found += [f"--{name}", shown(key, value)]
+            found += [option, shown(key, value)]
     return found
 
 

@@ -1,6 +1,7 @@
 """Commands that run a model (evaluate it, draw its chains of thought), list what there is to run it on; the demo."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +139,12 @@ def profiles_command(name: str | None, model: str | None, as_json: bool) -> None
 
 
 def print_list(rows: Sequence[dict[str, str]], as_json: bool) -> None:
-    """Print rows as JSON, or one line each: name, description, source, and what it needs, if anything."""
-    width, lines = max(len(row["name"]) for row in rows), []
-    for row in rows:
-        needs = f"; needs {row['needs']}" if row.get("needs", "nothing") != "nothing" else ""
-        source = f" ({row['source']}{needs})" if "source" in row else ""
-        lines.append(f"{row['name']:<{width}}  {row['description']}{source}")
-    show(rows, as_json, lambda _: click.echo("\n".join(lines)))
+    """Print rows as JSON, or one line each: name, description, source, and what it needs, if anything; by kind."""
+    width, lines = max(len(row["name"]) for row in rows), list[str]()
+    for kind, of_kind in groupby(rows, lambda row: row.get("kind")):
+        lines += ["", f"{kind}:"] if kind else []
+        for row in of_kind:
+            needs = f"; needs {row['needs']}" if row.get("needs", "nothing") != "nothing" else ""
+            source = f" ({row['source']}{needs})" if "source" in row else ""
+            lines.append(f"{row['name']:<{width}}  {row['description']}{source}")
+    show(rows, as_json, lambda _: click.echo("\n".join(lines).lstrip()))

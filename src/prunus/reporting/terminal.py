@@ -97,20 +97,24 @@ def verdict_table(comparison: Comparison, runs: Iterable[Run]) -> RenderableType
     """
     everything = [comparison.base, *comparison.others]
     names, models = _names(everything), {run.run_id: run.model for run in runs}
-    sizes = [models.get(one.run, {}) for one in everything]
-    loaded = ["MB"] if any(size.get("bytes") for size in sizes) else []
     columns = ("verdict", "difference [95 %]", "still stops", "scaling")
-    table = _table("run", "parameters", *loaded, *columns, left=columns)
-    for name, one, size in zip(names, everything, sizes, strict=True):
-        megabytes = f"{sum((size.get('bytes') or {}).values()) / 1e6:,.1f}" if size.get("bytes") else DASH
-        judged = _judged(one) if isinstance(one, Entry) else ("base",)
-        table.add_row(Text(name), count(size.get("parameters")), *([megabytes] if loaded else []), *judged)
+    table = _table("run", "parameters", *columns, left=columns)
+    for name, one in zip(names, everything, strict=True):
+        judged = _judged(one) if isinstance(one, Entry) else ["base"]
+        table.add_row(Text(name), _size(models.get(one.run, {})), *judged)
     legend = (
-        f"non-inferior, within margin: a loss of {comparison.margin.words()} or more is ruled out at 95 %, of chains that"
-        f" stop one of {comparison.stop_margin.words('what the base has')}",
+        f"non-inferior, within margin: a loss of {comparison.margin.words()} or more is ruled out at 95 %; where chains"
+        f" stop, of {comparison.stop_margin.words('what the base has')}",
         "`prunus compare STORE --details` has the rest: p, MDE, how chains end, slopes, every budget, what is assumed",
     )
     return Group(_compared(comparison, names[0]), table, *map(Text, legend), *_notes(comparison, names))
+
+
+def _size(model: Data) -> str:
+    """`1,229,440 (4.9 MB)`: parameters, and the bytes that an engine loads where the store has them."""
+    number, kinds = model.get("parameters"), model.get("bytes")
+    loaded = f" ({sum(kinds.values()) / 1e6:,.1f} MB)" if isinstance(kinds, Mapping) else ""
+    return f"{number:,}{loaded}" if isinstance(number, int) else DASH
 
 
 def _judged(entry: Entry) -> list[Text | str]:

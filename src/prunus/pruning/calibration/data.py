@@ -299,7 +299,7 @@ def check_enough(tokens: int, request: Request) -> None:
     if tokens < samples * seqlen:
         raise PrunusError(
             f"{request.name} holds {tokens} tokens, too few for {samples} samples of {seqlen} ({samples * seqlen}); "
-            "lower --samples or --seqlen, or give more text"
+            "lower --calibration-samples or --seqlen, or give more text"
         )
 
 
@@ -416,11 +416,11 @@ def overlap_warnings(name: str, windows: Sequence[Window], short: tuple[int, int
         return [
             f"{name}: only {long} of {count} documents are longer than {size} tokens, and only these are used; "
             f"{len(windows)} windows of them overlap, and only {share:.0%} of their tokens are distinct; lower "
-            "--seqlen or --samples, or give longer documents"
+            "--seqlen or --calibration-samples, or give longer documents"
         ]
     documents = len({window.document for window in windows})
     source = "one document" if documents == 1 else f"{documents} documents"
     return [
         f"{name}: {len(windows)} windows of {source} overlap, and only {share:.0%} of their tokens are distinct; "
-        "give more text, or lower --samples"
+        "give more text, or lower --calibration-samples"
     ]
