@@ -3,6 +3,7 @@
 import builtins
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -100,6 +101,87 @@ def test_help_has_an_example_that_parses(command, capsys):
         if line.strip().startswith("prunus "):
             arguments = line.split()[2:]
             cli.commands[command].make_context(command, arguments)
+
+
+def help_of(capsys, *words):
+    main([*words])
+    return capsys.readouterr().out
+
+
+def test_help_has_a_whole_line_of_every_command(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = help_of(capsys, "--help").splitlines()
+    assert max(map(len, lines)) <= 80
+    found = {line.split()[0]: line for line in lines if line.startswith("  ") and line.split()[0] in COMMANDS}
+    assert set(found) == set(COMMANDS)
+    for command, line in found.items():
+        sentence = line.split(maxsplit=1)[1]
+        assert sentence.endswith(".") and "..." not in sentence  # neither cut nor wrapped
+        assert (cli.commands[command].help or "").replace("\n", " ").startswith(sentence)
+    headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Options:", "Begin here:", "Make:", "Evaluate:", "Decide:", "Show:", "Look:"]
+    assert lines[lines.index("Begin here:") + 1].startswith("  demo ")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_lists_every_option_once_if_asked_for_all(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    options = [p for p in cli.commands[command].params if isinstance(p, click.Option)]
+    short = re.findall(r"^  (?:-\w, )?(--[\w-]+)", help_of(capsys, command, "--help"), re.M)
+    if "--help-all" not in short:
+        assert sorted(short) == sorted([*(p.opts[-1] for p in options), "--help"])
+        return
+    listed = re.findall(r"^  (?:-\w, )?(--[\w-]+)", help_of(capsys, command, "--help-all"), re.M)
+    assert sorted(listed) == sorted([*(p.opts[-1] for p in options), "--help"]) and set(short) < set(listed)
+
+
+def test_help_of_prune_fits_one_screen_and_says_how_many_options_it_leaves_out(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    text, everything = help_of(capsys, "prune", "--help"), help_of(capsys, "prune", "--help-all")
+    assert len(text.splitlines()) <= 60 and max(map(len, text.splitlines())) <= 80
+    (count,) = re.findall(r"^(\d+) more, .*: prunus prune --help-all$", text, re.M)
+    listed = [re.findall(r"^  (?:-\w, )?(--[\w-]+)", one, re.M) for one in (text, everything)]
+    assert len(listed[1]) - len(listed[0]) == int(count) > 0
+    assert "--admm-rho" in everything and "--admm-rho" not in text
+    headings = re.findall(r"^(\w[\w ]+):$", everything, re.M)
+    assert headings == ["Options", "Calibration", "Where and how", "Advanced", "General"]
+
+
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [
+        ("prune tiny out --method wonda", "did you mean 'wanda'?"),
+        ("prune tiny out --allocation owls", "did you mean 'owl'?"),
+        ("eval tiny --task tinny", "did you mean 'tiny'?"),
+        ("eval tiny --task tiny --profile qwn3", "did you mean 'qwen3'?"),
+        ("export a.db out --format parket", "did you mean 'parquet'?"),
+        ("prune tiny out --sparsty 0.5", "'--sparsity'"),
+        ("quantise tiny out", "'quantize'"),
+        ("prune tiny out --method zzzz", "choose one of magnitude, wanda, sparsegpt"),
+    ],
+)
+def test_a_typo_names_the_nearest(words, nearest, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    assert ended.value.code == 2 and nearest in capsys.readouterr().err
+
+
+def test_a_typo_in_toml_names_the_nearest(tmp_path, capsys):
+    (tmp_path / "grid.toml").write_text(
+        'models = ["tiny"]\n[eval]\ntasks = ["tiny"]\n[[prune]]\nmethod = "wonda"\nsparsity = 0.5\n'
+    )
+    with pytest.raises(SystemExit):
+        main(["study", "plan", str(tmp_path / "grid.toml"), "--no-measure"])
+    assert "did you mean 'wanda'?" in capsys.readouterr().err
+
+
+def test_the_former_name_of_an_option_is_read_but_not_shown(monkeypatch, tmp_path, capsys):
+    calls = []
+    monkeypatch.setattr(prunus, "apply_steps", lambda *_, **__: calls.append(_) or {})
+    for option in ("--samples", "--calibration-samples"):
+        main(["drop", "tiny", str(tmp_path / "out"), "--blocks", "1,", option, "4", "--recover"])
+    assert calls[0] == calls[1] and calls[0][2][0].samples == 4
+    assert " --samples" not in help_of(capsys, "drop", "--help-all")
 
 
 BAD = {
@@ -209,8 +291,10 @@ def test_the_lists_are_those_of_the_api(capsys):
         main([command, "--json"])
         assert json.loads(capsys.readouterr().out) == rows
         main([command])
-        names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-        assert names == [row["name"] for row in rows]
+        lines = [line for line in capsys.readouterr().out.splitlines() if line]
+        assert [line.split()[0] for line in lines if not line.endswith(":")] == [row["name"] for row in rows]
+        kinds = [f"{row['kind']}:" for row in rows if "kind" in row]
+        assert [line for line in lines if line.endswith(":")] == list(dict.fromkeys(kinds))
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,17 @@
 """Terminal tables fit, hold the numbers of summarise and compare, and show foreign text literally."""
 
 import io
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_store import BUDGETS, make_store
 from rich.console import Console
 
-from prunus.reporting.terminal import curve_table, detail_tables, inspection_tables
+from prunus.cli import main
+from prunus.reporting.terminal import curve_table, detail_tables, inspection_tables, verdict_table
 from prunus.results.cells import Comparison
 from prunus.results.comparison import compared
 from prunus.results.store import Store
@@ -90,7 +93,7 @@ def test_curve_table_has_the_accuracies(summaries):
     assert "126 problems x 1 draw" in text
 
 
-def test_detail_tables_has_the_words_and_differences(comparison):
+def test_detail_tables_have_the_words_and_differences(comparison):
     text = printed(detail_tables(comparison))
     for name, entry in zip(NAMES[1:], comparison.others, strict=True):
         cell = entry.primary
@@ -104,6 +107,41 @@ def test_detail_tables_has_the_words_and_differences(comparison):
             detail = entry.tasks["tiny"].budgets[budget]
             assert SIGNS[word[-1]] == verdict(detail)
             assert float(word[:-1].replace("−", "-")) == pytest.approx(100 * detail.difference, abs=0.051)
+
+
+def test_verdict_table_has_sizes_words_and_the_differences_that_decide(store, comparison):
+    with Store(store) as opened:
+        runs = opened.runs()
+    one = runs[1]
+    runs[1] = replace(one, model={**one.model, "bytes": {"weights": 2_400_000, "scales": 26_880}})
+    text = printed(verdict_table(comparison, runs))
+    assert max(map(len, text.splitlines())) <= 110
+    assert row_of(text, "dense") == ["1,213,440", "base"]
+    for name, run, entry in zip(NAMES[1:], runs[1:], comparison.others, strict=True):
+        assert run.run_id == entry.run
+        row = " ".join(row_of(text, name))
+        size = "1,213,440 (2.4 MB)" if run is runs[1] else "1,213,440"
+        ends = entry.stopping.endings["ends"]
+        assert row.startswith(f"{size} {brief(entry.verdict)} ")
+        numbers = [float(n.replace("−", "-")) for n in re.findall(r"[−+]?\d+\.\d+(?! MB)", row)]
+        wanted = (entry.primary.difference, entry.primary.low, entry.primary.high, ends.difference)
+        assert numbers == pytest.approx([100 * share for share in wanted], abs=0.051)
+        assert f" {brief(entry.stops)} (" in row and row.endswith(entry.scaling.word)
+
+
+def brief(word: str) -> str:
+    return word.replace(", within the margin", " (within margin)")
+
+
+def test_compare_prints_one_table_against_the_dense_model_and_all_with_details(store, comparison, capsys):
+    assert len(printed(verdict_table(comparison, ())).splitlines()) < 15
+    main(["compare", str(store)])
+    assert "MDE" not in capsys.readouterr().out.partition("\n")[2].partition("`prunus compare")[0]
+    main(["compare", str(store), "--details"])
+    assert capsys.readouterr().out.split() == printed(detail_tables(comparison)).split()
+    main(["compare", str(store), "--json", "--other", "wanda-20"])
+    plain = json.loads(capsys.readouterr().out)
+    assert plain == json.loads(json.dumps(compared(store, "tiny", ["wanda-20"]).to_json()))
 
 
 def test_several_tasks_have_a_table_each_and_one_verdict(tmp_path):

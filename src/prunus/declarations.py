@@ -432,16 +432,11 @@ def methods() -> list[dict[str, str]]:
     Each is a dictionary with kind (the option that takes it), name, source (the paper), description (one line) and
     needs: what it measures of the model, such as `norms` or `hidden states`, or `nothing`.
     """
-    kinds: dict[str, Any] = {
-        "prune --method": Method,
-        "prune --allocation": Allocation,
-        "drop --method": DepthMethod,
-        "experts --method": Criterion,
-    }
+    kinds = ("prune --method", "prune --allocation", "drop --method", "experts --method")
     return [
         {"kind": kind, **{key: getattr(one, key) for key in ("name", "source", "description", "needs")}}
-        for kind, of in kinds.items()
-        for one in declared(of).values()
+        for kind, (_, entries) in zip(kinds, _TABLES.values(), strict=True)
+        for one in entries
     ]
 
 

@@ -18,8 +18,7 @@ from prunus.errors import nearest
 from prunus.settings import ADVANCED, GENERAL, GROUPS, OPTIONS, WHERE, settings_of
 from prunus.step import Where
 
-# Headings of commands in help.
-BEGIN, MAKE, EVALUATE, DECIDE, SHOW, LOOK = HEADINGS = ("Begin here", "Make", "Evaluate", "Decide", "Show", "Look")
+HEADINGS = ("Begin here", "Make", "Evaluate", "Decide", "Show", "Look")  # of commands in help
 WIDEST = 26  # columns of the names of options in help; a longer one has a line of its own
 ALL = "prunus.help_all"  # of a context, where help shows the options of ADVANCED, too
 _verbose = False
@@ -78,15 +77,18 @@ class _Option(click.Option):
 
 
 class Choice(click.Choice[str]):
-    """The type of an option with these values."""
+    """The type of an option with these values; an error names the nearest."""
 
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
-        """Name the nearest of the choices."""
         return f"'{value}' is not known; {nearest(value, self.choices)}"
 
 
+path = click.Path(path_type=Path)
 own_option = partial(click.option, cls=_Option)
+where_option = partial(own_option, group=WHERE)
 _switch = partial(own_option, is_flag=True, expose_value=False, group=GENERAL)
+_quiet = _switch("-q", "--quiet", callback=_set_quiet, help="Print errors only.")
+_loud = _switch("-v", "--verbose", callback=_set_verbose, help="Show the traceback of internal errors.")
 _help_all_option = _switch("--help-all", is_eager=True, callback=_help_all, help="Show all options and exit.")
 
 
@@ -104,20 +106,18 @@ class _Command(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under their headings; those of ADVANCED only if all were asked for."""
-        options = [one for one in self.get_params(ctx) if isinstance(one, click.Option)]
-        rows = [(group_of(one), *record) for one in options if (record := one.get_help_record(ctx))]
-        width = max(len(words) for _, words, _ in rows if len(words) <= WIDEST)
-        left_out = [] if ALL in ctx.meta else [row for row in rows if row[0] == ADVANCED]
-        for heading in GROUPS:
-            ours = [(f"{words:<{width}}", help) for group, words, help in rows if group == heading]
-            if ours and not (left_out and heading == ADVANCED):
+        rows: dict[str, list[tuple[str, str]]] = {heading: [] for heading in GROUPS}
+        for one in self.get_params(ctx):
+            if isinstance(one, click.Option) and (record := one.get_help_record(ctx)):
+                rows[group_of(one)].append(record)
+        left_out = [] if ALL in ctx.meta else rows.pop(ADVANCED)
+        width = max(len(words) for ours in rows.values() for words, _ in ours if len(words) <= WIDEST)
+        for heading, ours in rows.items():
+            if ours:
                 with formatter.section(heading):
-                    formatter.write_dl(ours, col_max=width)
+                    formatter.write_dl([(f"{words:<{width}}", help) for words, help in ours], col_max=width)
         if left_out:
-            formatter.write_paragraph()
-            formatter.write_text(
-                f"{len(left_out)} more, for single methods and special cases: {ctx.command_path} --help-all"
-            )
+            formatter.write(f"\n{len(left_out)} more, of single methods and the like: {ctx.command_path} --help-all\n")
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, unless an option is NaN, which would pass every check of a range, or infinite."""
@@ -135,11 +135,11 @@ def cli() -> None:
 
 
 def command(heading: str, name: str, *examples: str) -> Callable[[Callable[..., None]], click.Command]:
-    """A decorator for a command with the common options and examples at the end of its help."""
+    """A decorator for a command, under one of HEADINGS, with the common options and examples at the end of its help."""
 
     def register(function: Callable[..., None]) -> click.Command:
         epilog = "\n  ".join(("\b\nExample:", *examples))
-        return cli.command(name, cls=_Command, epilog=epilog, heading=heading)(general_options(function))
+        return cli.command(name, cls=_Command, epilog=epilog, heading=heading)(_quiet(_loud(function)))
 
     return register
 
@@ -158,16 +158,9 @@ def option(cls: type, name: str, *, flag: str | None = None, **settings: Any) ->
     elif one.choices:
         settings["type"] = Choice(one.choices)
     else:
-        types = {
-            int: int,
-            float: float,
-            str: str,
-            Path: click.Path(path_type=Path),
-            tuple[int | Off, ...]: BudgetList(),
-        }
+        types = {int: int, float: float, str: str, Path: path, tuple[int | Off, ...]: BudgetList()}
         settings["type"] = next((kind for of, kind in types.items() if of in kinds), str)
-        if settings["metavar"] is None:
-            settings["metavar"] = {int: "N", float: "X"}.get(settings["type"])
+        settings["metavar"] = settings["metavar"] or {int: "N", float: "X"}.get(settings["type"])
     return own_option(words, flag[2:].replace("-", "_") if flag else name, **settings)
 
 
@@ -185,14 +178,6 @@ def all_of(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
         return function
 
     return decorate
-
-
-general_options = all_of(
-    [
-        _switch("-q", "--quiet", callback=_set_quiet, help="Print errors only."),
-        _switch("-v", "--verbose", callback=_set_verbose, help="Show the traceback of internal errors."),
-    ]
-)
 
 
 class BudgetList(click.ParamType):
@@ -263,7 +248,6 @@ def show_verdicts(comparison: Mapping[str, Any], store: Path | str, details: boo
         progress.out_console.print(detail_tables(found) if details else verdict_table(found, opened.runs()))
 
 
-path = click.Path(path_type=Path)
 model_argument = click.argument("model")
 out_argument = click.argument("out", type=path)
 device_option = option(Where, "device")
@@ -271,39 +255,25 @@ dry_run_option = option(Where, "dry_run")
 overwrite_option = option(Where, "overwrite")
 ray_options = all_of(
     [
-        own_option(
-            "--ray",
-            group=WHERE,
-            is_flag=False,
-            flag_value="auto",
-            metavar="[HOST:PORT]",
+        where_option(
+            "--ray", is_flag=False, flag_value="auto", metavar="[HOST:PORT]",
             help="Run on a Ray cluster: at this address, else at $RAY_ADDRESS, else one started on this machine.",
         ),
-        own_option(
-            "--gpus-per-task",
-            group=WHERE,
-            type=click.FloatRange(0),
-            metavar="N",
+        where_option(
+            "--gpus-per-task", type=click.FloatRange(0), metavar="N",
             help="With --ray: GPUs of each worker; default: 1, or 0 without GPUs.",
         ),
-        own_option(
-            "--cpus-per-task",
-            group=WHERE,
-            type=click.FloatRange(0, min_open=True),
-            metavar="N",
-            default=1,
-            show_default=True,
+        where_option(
+            "--cpus-per-task", type=click.FloatRange(0, min_open=True), metavar="N", default=1, show_default=True,
             help="With --ray: CPUs of each worker.",
         ),
     ]
-)
+)  # fmt: skip
 recover_option = click.option(
     "--recover", is_flag=True, help="Then train what is kept, as `prunus recover` does without options of its own."
 )
 json_option = own_option("--json", "as_json", is_flag=True, group=GENERAL, help="Print JSON on stdout.")
-store_option = own_option(
-    "--store", type=path, default=Path("results.db"), show_default=True, group=WHERE, help="File of the results."
-)
+store_option = where_option("--store", type=path, default="results.db", show_default=True, help="File of the results.")
 store_argument = click.argument("store", type=path)
 
 

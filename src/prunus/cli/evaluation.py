@@ -10,10 +10,6 @@ import click
 import prunus
 from prunus import progress
 from prunus.cli.common import (
-    BEGIN,
-    EVALUATE,
-    LOOK,
-    MAKE,
     all_of,
     command,
     device_option,
@@ -50,7 +46,7 @@ plan_options = all_of(
 )
 
 
-@command(EVALUATE, "eval", "prunus eval tiny --task tiny --budgets 16,64,256 --store results.db")
+@command("Evaluate", "eval", "prunus eval tiny --task tiny --budgets 16,64,256 --store results.db")
 @model_argument
 @plan_options
 @store_option
@@ -71,9 +67,7 @@ def eval_command(model: str, store: Path, device: str, engine: EngineOptions, **
         progress.out_console.print(curve_table([summarise(opened, run_id)]))
 
 
-@command(
-    MAKE, "traces", "prunus traces tiny traces.jsonl --task tiny-train --limit 200 --max-tokens 256 --only correct"
-)
+@command("Make", "traces", "prunus traces tiny own.jsonl --task tiny-train --limit 200 --max-tokens 256 --only correct")
 @model_argument
 @out_argument
 @click.option("--task", "tasks", multiple=True, required=True, help="Name or FILE.jsonl; repeatable.")
@@ -92,7 +86,7 @@ def traces_command(model: str, out: Path, device: str, engine: EngineOptions, ov
     show_summary(made)
 
 
-@command(BEGIN, "demo", "prunus demo --out prunus-demo", "prunus demo --experts")
+@command("Begin here", "demo", "prunus demo --out prunus-demo", "prunus demo --experts")
 @click.option("--out", type=path, default=Path("prunus-demo"), show_default=True, help="Folder of what it makes.")
 @click.option("--quick", is_flag=True, help="Use a fifth of the problems: takes a minute, with wider intervals.")
 @click.option("--experts", is_flag=True, help="Remove experts of the built-in mixture of experts instead.")
@@ -101,14 +95,14 @@ def demo_command(out: Path, quick: bool, experts: bool) -> None:
     prunus.demo(out, quick=quick, experts=experts)
 
 
-@command(LOOK, "tasks", "prunus tasks")
+@command("Look", "tasks", "prunus tasks")
 @json_option
 def tasks_command(as_json: bool) -> None:
     """List the built-in problem sets."""
     print_list(prunus.tasks(), as_json)
 
 
-@command(LOOK, "methods", "prunus methods")
+@command("Look", "methods", "prunus methods")
 @json_option
 def methods_command(as_json: bool) -> None:
     """List the methods of prune, drop and experts, and allocations."""
@@ -116,7 +110,7 @@ def methods_command(as_json: bool) -> None:
 
 
 @command(
-    LOOK,
+    "Look",
     "profiles",
     "prunus profiles",
     "prunus profiles --model Qwen/Qwen3-0.6B",

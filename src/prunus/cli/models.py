@@ -11,9 +11,6 @@ import click
 import prunus
 from prunus.checkpoint.resolve import resolve
 from prunus.cli.common import (
-    EVALUATE,
-    LOOK,
-    MAKE,
     command,
     device_option,
     is_given,
@@ -40,9 +37,7 @@ from prunus.step import STEPS, Step, Where, step_kind
 OF_METHODS = {"method", "pattern", "group", "propagation", "update", *owners_of(declared(Method))}
 
 
-@command(
-    MAKE, "stats", "prunus stats tiny tiny.stats.safetensors", "prunus stats tiny tiny.hessians.safetensors --hessians"
-)
+@command("Make", "stats", "prunus stats tiny norms.safetensors", "prunus stats tiny hessians.safetensors --hessians")
 @model_argument
 @out_argument
 @options(PruneRecipe, (*CALIBRATED, "dtype", "min_expert_tokens"))
@@ -57,8 +52,7 @@ OF_METHODS = {"method", "pattern", "group", "propagation", "update", *owners_of(
 def stats_command(model: str, out: Path, hessians: bool, experts: bool, **given: Any) -> None:
     """Calibrate once: write statistics of MODEL to the file OUT.
 
-    `prunus prune --stats OUT` reads them. It takes one pass of the dense model. Pruning from the file then only reads,
-    ranks and writes weights.
+    It takes one pass of the dense model. `prunus prune --stats OUT` then only reads, ranks and writes weights.
     """
     if experts and hessians:
         raise PrunusError("--experts and --hessians are two files: give one of them")
@@ -72,7 +66,7 @@ def stats_command(model: str, out: Path, hessians: bool, experts: bool, **given:
         show_summary(prunus.stats(model, out, hessians=hessians, **given))
 
 
-@command(LOOK, "allocate", "prunus allocate tiny --allocation owl --sparsity 0.5 --save owl.json")
+@command("Look", "allocate", "prunus allocate tiny --allocation owl --sparsity 0.5 --save owl.json")
 @model_argument
 @options(PruneRecipe, [name for name in settings_of(PruneRecipe) if name not in OF_METHODS])
 @click.option("--save", type=path, help="File for the measured importance scores, for --scores.")
@@ -85,7 +79,7 @@ def allocate_command(model: str, save: Path | None, device: str, as_json: bool, 
     show(prunus.allocate(model, asked, save=save, device=device), as_json, "allocation_table")
 
 
-@command(LOOK, "inspect", "prunus inspect tiny", "prunus inspect out/wanda-20")
+@command("Look", "inspect", "prunus inspect tiny", "prunus inspect out/wanda-20")
 @model_argument
 @click.option("--weights/--no-weights", default=None, help="Also read the weights; default: if prunus wrote them.")
 @json_option
@@ -98,7 +92,7 @@ def inspect_command(model: str, weights: bool | None, as_json: bool) -> None:
     show(prunus.inspect(model, weights=weights), as_json, "inspection_tables")
 
 
-@command(EVALUATE, "perplexity", "prunus perplexity out/wanda-20 --text heldout.txt")
+@command("Evaluate", "perplexity", "prunus perplexity out/wanda-20 --text heldout.txt")
 @model_argument
 @click.option("--text", required=True, type=path, help="A .txt or .jsonl file.")
 @click.option("--seqlen", default=2048, show_default=True, metavar="N", help="Tokens per window; none overlap.")
@@ -112,7 +106,7 @@ def perplexity_command(model: str, text: Path, as_json: bool, **given: Any) -> N
 
 
 @command(
-    MAKE,
+    "Make",
     "pack",
     "prunus pack out/wanda-50 out/wanda-50-packed",
     "prunus pack out/wanda-50 out/wanda-50-masks --masks-only",
@@ -133,7 +127,7 @@ def pack_command(checkpoint: str, out: Path, **given: Any) -> None:
     show_summary(prunus.pack(checkpoint, out, **given))
 
 
-@command(MAKE, "unpack", "prunus unpack out/wanda-50-packed out/wanda-50")
+@command("Make", "unpack", "prunus unpack out/wanda-50-packed out/wanda-50")
 @click.argument("packed")
 @out_argument
 @click.option("--source", help="For masks only: the dense model; default: the one named in PACKED.")
@@ -143,17 +137,16 @@ def unpack_command(packed: str, out: Path, **given: Any) -> None:
     show_summary(prunus.unpack(packed, out, **given))
 
 
-@command(MAKE, "dequantize", "prunus dequantize openai/gpt-oss-20b gpt-oss-bf16")
+@command("Make", "dequantize", "prunus dequantize openai/gpt-oss-20b gpt-oss-bf16")
 @click.argument("model")
 @out_argument
 @overwrite_option
 def dequantize_command(model: str, out: Path, **given: Any) -> None:
     """Write a quantised MODEL to the folder OUT with plain weights.
 
-    MODEL is in FP8, MXFP4 or integers (W4A16, W8A8). A study needs this, and what comes after `prunus quantize`: prune,
-    drop and the other commands read quantised models of others directly. The weights equal those that transformers
-    dequantises. OUT takes two to four times the disk space of MODEL. An interrupted run resumes when the same command
-    is given again.
+    MODEL is in FP8, MXFP4 or integers (W4A16, W8A8). A study needs this, and what comes after `prunus quantize`; other
+    commands read MODEL directly. The weights equal those that transformers dequantises. OUT takes two to four times the
+    disk space of MODEL. An interrupted run resumes when the same command is given again.
     """
     show_summary(prunus.dequantize(model, out, **given))
 
@@ -173,7 +166,7 @@ def add_command(action: str, kind: Step) -> None:
         call = part(call)
     call = out_argument(call)
     model = click.argument("model", metavar="PRUNED" if kind.needs_pruned else "MODEL")
-    command(MAKE, action, *kind.examples)(model(call))
+    command("Make", action, *kind.examples)(model(call))
 
 
 def carry_out(kind: Step, model: str, out: Path, asked: Mapping[str, Any], where: Where, recovers: bool) -> None:

@@ -9,10 +9,6 @@ import click
 import prunus
 from prunus import progress
 from prunus.cli.common import (
-    DECIDE,
-    EVALUATE,
-    LOOK,
-    SHOW,
     Choice,
     command,
     json_option,
@@ -28,34 +24,27 @@ from prunus.cli.common import (
 )
 from prunus.results.frames import Format
 
+NAMES = "its id (or the start of it), model name, or label in the tables"
 base_option = click.option(
-    "--base",
-    metavar="RUN",
-    help="Run to compare with: its id (or the start of it), model name, or label in the tables; default: the dense"
-    " (unpruned) model.",
+    "--base", metavar="RUN", help=f"Run to compare with: {NAMES}; default: the dense (unpruned) model."
 )
 margin_option = margin(
     "--margin", "0.02", "Largest acceptable loss of accuracy (0.02: two points; 5%: 5 % of what the base solves)."
 )
 stop_margin_option = margin(
-    "--stop-margin",
-    "0.05",
-    "Largest acceptable loss of chains that end by themselves, and change of the other endings.",
+    "--stop-margin", "0.05", "Largest acceptable loss of chains that end by themselves, and change of other endings."
 )
 folder = click.Path(path_type=Path, file_okay=False)
 DIFFERS = 1  # exit code of verify
 
 
-@command(EVALUATE, "import", "prunus import results.db samples_gsm8k_2026-11-26T18-24-02.644730.jsonl --as my-model")
+@command("Evaluate", "import", "prunus import results.db samples_gsm8k_2026-11-26T18-24-02.644730.jsonl --as my-model")
 @store_argument
 @click.argument("files", nargs=-1, required=True, type=path, metavar="FILE...")
 @click.option("--as", "name", required=True, metavar="NAME", help="Name of the run in tables and for compare.")
 @click.option("--metric", help="Metric that says whether an output is correct; needed if the log has several.")
 @click.option(
-    "--threshold",
-    type=float,
-    metavar="X",
-    help="Least score that counts as correct; needed if there are others than 0 and 1.",
+    "--threshold", type=float, help="Least score that counts as correct; needed if there are others than 0 and 1."
 )
 def import_command(store: Path, files: tuple[Path, ...], **given: Any) -> None:
     """Add a log of another evaluation tool to STORE.
@@ -66,7 +55,7 @@ def import_command(store: Path, files: tuple[Path, ...], **given: Any) -> None:
     show_summary(prunus.import_rows(store, files, **given))
 
 
-@command(EVALUATE, "regrade", "prunus regrade results.db")
+@command("Evaluate", "regrade", "prunus regrade results.db")
 @store_argument
 def regrade_command(store: Path) -> None:
     """Grade all stored texts again, with the grader of this version."""
@@ -74,33 +63,24 @@ def regrade_command(store: Path) -> None:
         progress.say(f"{key}: {value}")
 
 
-@command(LOOK, "runs", "prunus runs results.db", "prunus runs results.db --remove 3f2a9b1c04de")
+@command("Look", "runs", "prunus runs results.db", "prunus runs results.db --remove 3f2a9b1c04de")
 @store_argument
-@click.option(
-    "--remove",
-    metavar="RUN",
-    help="Remove this run with all its answers: its id (or the start of it), model name, or label.",
-)
+@click.option("--remove", metavar="RUN", help=f"Remove this run with all its answers: {NAMES}.")
 @json_option
 def runs_command(store: Path, remove: str | None, as_json: bool) -> None:
     """List the runs of STORE, or remove one.
 
-    A row has id, model, what was done to it, plan in short, and number of stored answers. With --remove, first remove
-    one; there is no way back. A run that is being evaluated is not removed. The store keeps the plan and the times of a
-    removed run that had answers, since later verdicts depend on them.
+    With --remove, first remove one; there is no way back. A run that is being evaluated is not removed. The store keeps
+    the plan and the times of a removed run that had answers, since later verdicts depend on them.
     """
     show(prunus.runs(store, remove), as_json, "runs_table")
 
 
-@command(DECIDE, "compare", "prunus compare results.db", "prunus compare results.db --other wanda-20 --details")
+@command("Decide", "compare", "prunus compare results.db", "prunus compare results.db --other wanda-20 --details")
 @store_argument
 @base_option
 @click.option(
-    "--other",
-    "others",
-    multiple=True,
-    metavar="RUN",
-    help="Run to compare, named like --base; repeatable; default: all others.",
+    "--other", "others", multiple=True, help="Run to compare, named like --base; repeatable; default: all others."
 )
 @margin_option
 @stop_margin_option
@@ -109,15 +89,12 @@ def runs_command(store: Path, remove: str | None, as_json: bool) -> None:
 def compare_command(
     store: Path, base: str | None, others: tuple[str, ...], details: bool, as_json: bool, **margins: Any
 ) -> None:
-    """Print the difference of each run to a base, with a verdict.
-
-    The verdict is better, worse, non-inferior, or cannot tell. Differences are paired by problem.
-    """
+    """Print paired differences to a base run, each with a verdict."""
     found = prunus.compare(store, base, others or None, **margins)
     show(found, as_json, lambda _: show_verdicts(found, store, details))
 
 
-@command(SHOW, "card", "prunus card out/wanda-50 --store results.db --base-model Qwen/Qwen3-0.6B")
+@command("Show", "card", "prunus card out/wanda-50 --store results.db --base-model Qwen/Qwen3-0.6B")
 @click.argument("checkpoint")
 @click.option("--store", type=path, help="File of the results, with a run of CHECKPOINT; default: no results.")
 @click.option("--run", metavar="RUN", help="Which run of CHECKPOINT, where the store has several.")
@@ -135,7 +112,7 @@ def card_command(checkpoint: str, **options: Any) -> None:
     show_summary(prunus.card(checkpoint, **options))
 
 
-@command(SHOW, "export", "prunus export results.db frames --format parquet")
+@command("Show", "export", "prunus export results.db frames --format parquet")
 @store_argument
 @click.argument("out", type=folder)
 @click.option(
@@ -143,11 +120,11 @@ def card_command(checkpoint: str, **options: Any) -> None:
 )
 @overwrite_option
 def export_command(store: Path, out: Path, format: Format, overwrite: bool) -> None:
-    """Write runs, draws and curves of STORE as files to the folder OUT."""
+    """Write runs, draws and curves of STORE as files to OUT."""
     show_summary(prunus.export(store, out, format, overwrite))
 
 
-@command(SHOW, "report", "prunus report results.db report.html")
+@command("Show", "report", "prunus report results.db report.html")
 @store_argument
 @out_argument
 @base_option
@@ -168,16 +145,16 @@ def report_command(store: Path, out: Path, figures: Path | None, csv: Path | Non
     progress.say(f"wrote {page}")
 
 
-@command(DECIDE, "verify", "prunus verify out/found/certificate.json --store results.db")
+@command("Decide", "verify", "prunus verify out/found/certificate.json --store results.db")
 @click.argument("certificate", type=path)
 @store_option
 @json_option
 def verify_command(certificate: Path, store: Path, as_json: bool) -> None:
     """Compute the claims of a CERTIFICATE of `prunus find` again.
 
-    It reads the rows of the store, and prints a line per claim that holds, one per other search on the same model and
-    tasks in the store, one per other run of a rung's checkpoint, and one per run of these models that was removed. Exit
-    code 1: something is not as the certificate says; it prints what.
+    Prints a line per claim that holds, one per other search on the same model and tasks in the store, one per other run
+    of a rung's checkpoint, and one per run of these models that was removed. Exit code 1: something is not as the
+    certificate says; it prints what.
     """
     found = prunus.verify(certificate, store)
     claims = found["claims"] or ([] if found["differences"] else ["no rung was certified, so nothing is claimed"])

@@ -11,8 +11,6 @@ import click
 import prunus
 from prunus import progress
 from prunus.cli.common import (
-    DECIDE,
-    EVALUATE,
     command,
     device_option,
     dry_run_option,
@@ -24,35 +22,35 @@ from prunus.cli.common import (
     options,
     out_argument,
     overwrite_option,
-    own_option,
     path,
     ray_options,
     recover_option,
     show,
     show_verdicts,
     store_option,
+    where_option,
 )
 from prunus.cli.evaluation import plan_options
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
 from prunus.recipes import EvalPlan, PruneRecipe
-from prunus.settings import WHERE, hints_of, settings_of
+from prunus.settings import hints_of, settings_of
 
 ACTIONS = ("run", "plan", "report")
 OPTIONS_OF_ONE_ACTION = {"no_measure": "plan", "ray": "run", "gpus_per_task": "run", "cpus_per_task": "run"}
 
 
 @command(
-    EVALUATE,
+    "Evaluate",
     "study",
     "prunus study plan examples/tiny.toml",
     "prunus study examples/tiny.toml",
     "prunus study examples/paper.toml --ray",
 )
 @click.argument("words", nargs=-1, required=True, metavar="[run|plan|report] FILE.toml")
-@own_option("--out", type=path, group=WHERE, help="Folder of the study; default: study-FILE.")
-@own_option("--store", type=path, group=WHERE, help="File of the results; default: results.db in the study's folder.")
+@where_option("--out", type=path, help="Folder of the study; default: study-FILE.")
+@where_option("--store", type=path, help="File of the results; default: results.db in the study's folder.")
 @device_option
 @ray_options
 @click.option("--no-measure", is_flag=True, help="plan: load no model, so that no time is estimated.")
@@ -68,10 +66,9 @@ def study_command(
 ) -> None:
     """Run a study: a grid of models, recipes and plans.
 
-    It does what is missing of the TOML file, compares and reports. Then it carries out the searches of the file's
-    [[find]] tables, as `prunus find` does. You can stop it at any time; the same command resumes it. `plan` runs
-    nothing: it prints the cells, which of them are done, and how long the rest would take. `report` writes the page
-    from the finished cells, also during a run.
+    It does what is missing of the file, also the searches of its [[find]] tables, compares and reports. You can stop it
+    at any time; the same command resumes it. `plan` runs nothing: it prints the cells, which of them are done, and how
+    long the rest would take. `report` writes the page from the finished cells, also during a run.
     """
     action, file = parse(words)
     if action == "plan":
@@ -123,7 +120,7 @@ SAMPLES = "calibration_samples"
 
 
 @command(
-    DECIDE,
+    "Decide",
     "find",
     "prunus find tiny out/found --task tiny --budgets 64,256 --ladder 0.05:0.3:0.05 --margin 0.03",
     "prunus find tiny out/found --task tiny --budgets 64,256 --dry-run",
@@ -150,9 +147,8 @@ SAMPLES = "calibration_samples"
     "--look", type=int, help="Problems evaluated between two decisions; default: a batch of the engine.", metavar="N"
 )
 @plan_options
-@option(PruneRecipe, "calibration", help=f"For pruning: {settings_of(PruneRecipe)['calibration'].help}")
+@options(PruneRecipe, OF_PRUNING)
 @option(PruneRecipe, "samples", flag="--calibration-samples")
-@options(PruneRecipe, OF_PRUNING[1:])
 @recover_option
 @store_option
 @option(EngineOptions, "serve", help=f"openai: {settings_of(EngineOptions)['serve'].help}")
@@ -175,10 +171,9 @@ def find_command(
 ) -> None:
     """Find the most compressed MODEL that provably still solves.
 
-    It provably still stops, too, and is written to the folder OUT. Rung after rung of a ladder is pruned and compared
-    with MODEL, problem by problem, only as far as it takes to certify or refuse it; the walk ends at the first rung
-    that is not certified. Exit code 3: none was, and OUT is not written. After an interruption the same command goes
-    on.
+    It still stops, too. Rung after rung of a ladder is pruned and compared with MODEL, problem by problem, only as far
+    as it takes to certify or refuse it; the last before the first that is refused is written to the folder OUT. Exit
+    code 3: none was certified, and OUT is not written. After an interruption the same command goes on.
     """
     pruning = {name: given.pop(name) for name in (*OF_PRUNING, SAMPLES)}
     settings = {"samples" if name == SAMPLES else name: pruning[name] for name in pruning if is_given(name)}

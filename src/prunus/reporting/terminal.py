@@ -102,12 +102,9 @@ def verdict_table(comparison: Comparison, runs: Iterable[Run]) -> RenderableType
     for name, one in zip(names, everything, strict=True):
         judged = _judged(one) if isinstance(one, Entry) else ["base"]
         table.add_row(Text(name), _size(models.get(one.run, {})), *judged)
-    legend = (
-        f"non-inferior, within margin: a loss of {comparison.margin.words()} or more is ruled out at 95 %; where chains"
-        f" stop, of {comparison.stop_margin.words('what the base has')}",
-        "`prunus compare STORE --details` has the rest: p, MDE, how chains end, slopes, every budget, what is assumed",
-    )
-    return Group(_compared(comparison, names[0]), table, *map(Text, legend), *_notes(comparison, names))
+    rule = Text(f"non-inferior, within margin: a loss of {comparison.margin.words()} or more is ruled out at 95 %")
+    more = Text("`prunus compare STORE --details` says what this rests on: p, MDE, endings, slopes, every budget")
+    return Group(_compared(comparison, names[0]), table, rule, more, *_notes(comparison, names))
 
 
 def _size(model: Data) -> str:
@@ -131,7 +128,6 @@ def _brief(word: str) -> str:
 
 
 def _compared(comparison: Comparison, base: str) -> Text:
-    """The title of a table of verdicts."""
     several = any(entry.macro for entry in comparison.others)
     what = "mean area of all tasks" if several else "area under accuracy over log2 budget"
     what = "accuracy as run" + several * ", mean of all tasks" if _is_as_run(comparison) else what
@@ -139,7 +135,6 @@ def _compared(comparison: Comparison, base: str) -> Text:
 
 
 def _is_as_run(comparison: Comparison) -> bool:
-    """Whether only logs of other tools are compared, which have no thinking budget."""
     return {budget for one in comparison.others for part in one.tasks.values() for budget in part.budgets} == {AS_RUN}
 
 
