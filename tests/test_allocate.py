@@ -197,7 +197,7 @@ def test_evidence_of_something_else_is_refused(place, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"allocation": "owls"}, "choose one of uniform"),
+        ({"allocation": "owls"}, "allocation 'owls' is not known; did you mean 'owl'?"),
         ({"allocation": "uniform", "spread": 0.1}, "spread belongs to allocation owl"),
         ({"allocation": "owl", "step": 0.1}, "step belongs to allocation atp"),
         ({"allocation": "dlp", "outlier_threshold": 3}, "outlier_threshold belongs to allocation owl"),

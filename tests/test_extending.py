@@ -115,7 +115,7 @@ prunus.drop_blocks("model", "api-drop", prunus.DropRecipe(method="toy", toy_firs
 command("drop", "model", "cli-drop", "--method", "toy", "--toy-first", "1")
 command("allocate", "model", "--allocation", "toy-sizes", "--save", "toy.json")
 command("methods")
-command("prune", "--help")
+command("prune", "--help-all")
 said = {
     "other": refused(lambda: prunus.PruneRecipe(toy_scale=3)),
     "range": refused(lambda: prunus.PruneRecipe(method="toy", toy_scale=10)),
@@ -189,7 +189,7 @@ def test_a_new_depth_method_drops_with_its_option(extended, way):
 def test_recipes_lists_and_help_know_what_was_added(extended):
     _, printed, said = extended
     assert "zero the largest weights (a test; needs norms)" in printed
-    assert "--toy-scale FLOAT" in printed and "toy: factor of what is kept." in " ".join(printed.split())
+    assert "--toy-scale X" in printed and "toy: factor of what is kept." in " ".join(printed.split())
     assert said["other"] == "toy_scale belongs to method toy, not to wanda"
     assert said["range"] == "toy_scale must lie in (0, 10) for toy, not 10.0"
     assert said["type"] == "'toy_scale' must be a number, not '3'"
@@ -327,7 +327,7 @@ def test_a_new_kind_of_step_is_a_command(with_toy_step):
     assert factors(folder / "cli", folder / "model") == {True: {0.5}, False: {1.0}}
     text = " ".join(printed.split())
     assert "Usage: prunus toy [OPTIONS] MODEL OUT Scale the MLPs of MODEL" in text
-    assert "--factor FLOAT Factor of the weights of MLPs. [default: 0.5]" in text
+    assert "--factor X Factor of the weights of MLPs. [default: 0.5]" in text
     assert said["wrong"] == ["error: factor must lie in (0, 1), not 2.0"] and not (folder / "wrong").exists()
 
 

@@ -315,7 +315,7 @@ def test_off_is_shown_by_its_name_everywhere(stores, tmp_path, capsys):
     main(["compare", str(stores[0]), "--base", "tiny", "--json"])
     data = json.loads(capsys.readouterr().out)
     assert list(data["others"][0]["tasks"]["tiny"]["budgets"]) == ["off", "0", "64", "256"]
-    main(["compare", str(stores[0]), "--base", "tiny"])
+    main(["compare", str(stores[0]), "--details"])
     printed = capsys.readouterr().out
     assert " off " in printed and "-1 " not in printed.replace("(-1", "")
     page = prunus.report(stores[0], tmp_path / "report.html", csv=tmp_path / "tables").read_text("utf-8")

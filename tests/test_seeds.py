@@ -106,7 +106,7 @@ def test_a_recipe_is_judged_over_its_seeds(tmp_path, capsys):
     assert harmless["recipes"][0]["verdict"] == "non-inferior"
     prunus.report(lossy, tmp_path / "r.html")
     assert "Wanda 50\u00a0%, over 5 calibration seeds" in (tmp_path / "r.html").read_text()
-    main(["compare", str(lossy), "--base", "dense"])
+    main(["compare", str(lossy), "--details"])
     assert "Recipes over calibration seeds" in capsys.readouterr().out
 
 

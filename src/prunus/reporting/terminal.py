@@ -139,13 +139,14 @@ def _is_as_run(comparison: Comparison) -> bool:
 
 
 def _notes(comparison: Comparison, names: Sequence[str]) -> list[Text]:
-    """The warnings of a comparison, a line each. names: of all runs, the base first."""
+    """What rounding alone does, if that was measured, and the warnings. names: of all runs, the base first."""
     notes = [*comparison.warnings, *grouped_problems(comparison.others)]
     for name, entry in zip(names[1:], comparison.others, strict=True):
         notes += [f"{name}: {warning}" for warning in entry.warnings]
         if entry.relies_on_cutting:
             notes.append(f"{name}: its accuracy holds only because chains are cut; fewer end by themselves than base's")
-    return [Text(f"warning: {visible(note)}") for note in notes]
+    measured = [Text(f"{said}.")] if (said := rounding(comparison)) else []
+    return [*measured, *(Text(f"warning: {visible(note)}") for note in notes)]
 
 
 def detail_tables(comparison: Comparison) -> RenderableType:
@@ -166,8 +167,6 @@ def detail_tables(comparison: Comparison) -> RenderableType:
         numbers = [_interval(cell), p, *shares, observations(cell, "")]
         table.add_row(Text(name), Text(_brief(verdict_in_words(entry)), style=STYLES[entry.verdict]), *numbers)
     tables: list[RenderableType] = [_compared(comparison, names[0]), table]
-    if said := rounding(comparison):
-        tables += [Text(""), Text(f"{said}.")]
     if any(entry.stops for entry in entries):
         title = _title("Stopping: share of chains in % at the largest budget, and change in points")
         tables += [Text(""), title, _stopping(names, entries)]
