@@ -117,7 +117,7 @@ class _Command(click.Command):
                 with formatter.section(heading):
                     formatter.write_dl([(f"{words:<{width}}", help) for words, help in ours], col_max=width)
         if left_out:
-            formatter.write(f"\n{len(left_out)} more, of single methods and the like: {ctx.command_path} --help-all\n")
+            formatter.write(f"\n{len(left_out)} more, for special cases: {ctx.command_path} --help-all\n")
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, unless an option is NaN, which would pass every check of a range, or infinite."""

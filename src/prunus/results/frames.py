@@ -79,7 +79,7 @@ class Results:
 
     def compare(
         self,
-        base: str,
+        base: str | None = None,
         others: Sequence[str] | None = None,
         margin: MarginLike = 0.02,
         stop_margin: MarginLike = 0.05,
