@@ -172,8 +172,8 @@ def find_command(
     """Find the most compressed MODEL that provably still solves.
 
     It still stops, too. Rung after rung of a ladder is pruned and compared with MODEL, problem by problem, only as far
-    as it takes to certify or refuse it, until one is not certified; the last that was is written to the folder OUT. Exit
-    code 3: none was, and OUT is not written. After an interruption the same command goes on.
+    as it takes to certify or refuse it, until one is not certified; the last that was is written to the folder OUT.
+    Exit code 3: none was, and OUT is not written. After an interruption the same command goes on.
     """
     pruning = {name: given.pop(name) for name in (*OF_PRUNING, SAMPLES)}
     settings = {"samples" if name == SAMPLES else name: pruning[name] for name in pruning if is_given(name)}
