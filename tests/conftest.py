@@ -68,18 +68,20 @@ def pytest_collection() -> Generator[None, Any, Any]:
         gc.enable()
 
 
-@pytest.fixture(scope="module")
-def few_simulations() -> Generator[None]:
-    """For tests of comparisons and pages: detectable effects are tested elsewhere, and take a third of the time."""
+@pytest.fixture(scope="module", autouse=True)
+def few_simulations(request: pytest.FixtureRequest) -> Generator[None]:
+    """Effects that a comparison can detect are checked in two files, and take a third of its time elsewhere."""
     from prunus.results import power
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(power, "SIMULATED", 0)  # the least number of comparisons
+        if request.module.__name__ not in ("test_betting", "test_tutorial"):
+            patch.setattr(power, "SIMULATED", 0)  # the least number of comparisons
+            patch.setattr(power, "HALVINGS", 1)
         yield
 
 
 @pytest.fixture(scope="module")
-def few_resamples(few_simulations: None) -> Generator[None]:
+def few_resamples() -> Generator[None]:
     """For tests of studies: intervals are tested elsewhere, and cost more than all else there."""
     from prunus.reporting import report_data
     from prunus.results.comparison import compare_runs, compared

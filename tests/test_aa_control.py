@@ -18,8 +18,6 @@ from prunus.results.comparison import compare
 from prunus.results.rows import Run
 from prunus.results.store import Store
 
-pytestmark = pytest.mark.usefixtures("few_simulations")
-
 SMALL = EvalPlan(tasks=("tiny",), budgets=(16, 64), limit=6, temperature=0.0)
 
 

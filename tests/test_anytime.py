@@ -15,8 +15,6 @@ from prunus.results.anytime import interleaved, rounds
 from prunus.results.comparison import ADAPTIVE, compare, compared
 from prunus.results.store import Store
 
-pytestmark = pytest.mark.usefixtures("few_simulations")
-
 NAMES = ("p", "p_margin", "lower_bound", "low", "high")
 
 

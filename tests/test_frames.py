@@ -17,8 +17,6 @@ from prunus.errors import PrunusError
 from prunus.results.store import Store
 from prunus.results.summary import summarise
 
-pytestmark = pytest.mark.usefixtures("few_simulations")
-
 NAMES = ("tiny", "wanda-20", "wanda-50")
 
 

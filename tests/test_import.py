@@ -25,8 +25,6 @@ from prunus.results.rows import ProblemRow, Run, Sample
 from prunus.results.store import Store
 from prunus.results.summary import summarise
 
-pytestmark = pytest.mark.usefixtures("few_simulations")
-
 LOGS = Path(__file__).parent / "data" / "imported"
 
 

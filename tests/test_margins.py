@@ -30,8 +30,6 @@ from prunus.study.find.page import page
 from prunus.study.find.trace import declare_in
 from prunus.study.find.verify import verify
 
-pytestmark = pytest.mark.usefixtures("few_simulations")
-
 FIVE = Margin(0.05, relative=True)
 FIXED = [
     SimpleNamespace(adaptive=None, base=SimpleNamespace(draws=(0,)))

@@ -132,8 +132,8 @@ def bound_of_width() -> int:
     return 6 * block + 2 * FULL * tokens * width + max(FULL * tokens * (3 * feed + 2 * width), fit) + LIBRARY
 
 
-# A mixture of experts: 8 of 1024 x 512 in each of two blocks, of which a token uses two.
-WIDTH, EXPERT_WIDTH, EXPERTS, MIXTURE_SEQUENCES = 1024, 512, 8, 2
+# A mixture of experts: 8 of 768 x 512 in each of two blocks, of which a token uses two.
+WIDTH, EXPERT_WIDTH, EXPERTS, MIXTURE_SEQUENCES = 768, 512, 8, 2
 HESSIANS = 12 << 20  # of experts, at once
 CODE = 600_000  # that oneDNN compiles for a product of new shapes
 SIZES = 14  # different numbers of tokens with which products are made: four between 2^n and 2^(n + 1)
@@ -252,7 +252,7 @@ def run_all(folder: Path) -> None:
             for kind, n in (("warm", 2), (case.shape.name, case.sequences))
         )
         with tempfile.TemporaryDirectory(dir=folder) as out:
-            prunus.prune("tiny", Path(out) / "warm", warm)  # what is loaded when first used
+            prunus.prune(folder / "warm", Path(out) / "warm", warm)  # what is loaded when first used
             before = counted_from_here()
             prunus.prune(folder / case.shape.name, Path(out) / "out", recipe, offload=case.offload)
         print(json.dumps([name, resident("VmHWM") - before]), flush=True)
@@ -296,9 +296,8 @@ def run_recovery(folder: Path) -> None:
     import prunus
 
     half = prunus.PruneRecipe(method="magnitude", sparsity=0.5)
-    for name in (SMALLEST.name, THINNEST.name):
+    for name in ("warm", SMALLEST.name, THINNEST.name):
         prunus.prune(folder / name, folder / f"half of {name}", half)
-    prunus.prune("tiny", folder / "half of tiny", half)
     for name, case in RECOVERIES.items():
         if child := os.fork():  # so that the peak is that of recover alone
             _, status = os.waitpid(child, 0)
@@ -310,7 +309,7 @@ def run_recovery(folder: Path) -> None:
             )
             for kind, n in (("warm", 2), (case.shape.name, case.sequences))
         )
-        prunus.recover(folder / "half of tiny", folder / f"warm {name}", warm)  # what is loaded when first used
+        prunus.recover(folder / "half of warm", folder / f"warm {name}", warm)  # what is loaded when first used
         before = counted_from_here()
         pruned = folder / f"half of {case.shape.name}"
         prunus.recover(pruned, folder / f"out {name}", recipe, offload=case.offload)
@@ -330,7 +329,7 @@ def run_width(folder: Path) -> None:
         prunus.WidthRecipe(calibration=str(folder / f"{kind}.jsonl"), samples=n, seqlen=LENGTH)
         for kind, n in (("warm", 2), (CHANNELS.name, FEW))
     )
-    prunus.width("tiny", folder / "warm width", warm)  # what is loaded when first used
+    prunus.width(folder / "warm", folder / "warm width", warm)  # what is loaded when first used
     before = counted_from_here()
     prunus.width(folder / CHANNELS.name, folder / "out of width", recipe)
     print(json.dumps(["width", resident("VmHWM") - before]), flush=True)
@@ -351,7 +350,7 @@ def run_packings(folder: Path) -> None:
             assert status == 0, name
             continue
         with tempfile.TemporaryDirectory(dir=folder) as out:  # what is loaded when first used
-            prunus.pack("tiny", f"{out}/packed")
+            prunus.pack(folder / "warm", f"{out}/packed")
             prunus.unpack(f"{out}/packed", f"{out}/again")
         before = counted_from_here()
         work(folder / "out of packing" / str(os.getpid()))
@@ -410,6 +409,7 @@ def grown(tmp_path_factory) -> dict[str, int]:
             head_dim=shape.width // 16,
         )
         write_rows(folder / f"{shape.name}.jsonl", MANY, shape.vocabulary)
+    make_model(folder / "warm", "qwen3", blocks=1, dtype=torch.bfloat16)
     make_mixture(folder / "warm mixture", 64, 32)
     write_rows(folder / "warm.jsonl", 2, VOCABULARY)
     make_mixture(folder / "mixture")

@@ -15,8 +15,6 @@ from prunus.pruning.calibration import hidden_states as hidden
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.recovery import TRAINING_BYTES, activation_bytes, largest_block
 
-pytestmark = pytest.mark.usefixtures("few_simulations")
-
 WANDA: dict[str, Any] = {"method": "wanda"}
 ALPS: dict[str, Any] = {"method": "alps", "admm_iterations": 8}
 RUNS: dict[str, dict[str, Any]] = {

@@ -30,7 +30,7 @@ from prunus.results.summary import summarise, with_bands
 from prunus.results.verdicts import verdict
 
 # Fixtures of the module are made once.
-pytestmark = [pytest.mark.xdist_group("report"), pytest.mark.usefixtures("few_simulations")]
+pytestmark = pytest.mark.xdist_group("report")
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from prunus.reporting.sections import flips
 from prunus.study.find.page import write_page
 
 # One browser for all.
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser"), pytest.mark.usefixtures("few_simulations")]
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
 
 @pytest.fixture(scope="module")

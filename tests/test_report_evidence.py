@@ -18,7 +18,7 @@ from prunus.results.rows import Run, Sample
 from prunus.results.store import Store
 
 # Fixtures of the module are made once.
-pytestmark = [pytest.mark.xdist_group("report evidence"), pytest.mark.usefixtures("few_simulations")]
+pytestmark = pytest.mark.xdist_group("report evidence")
 
 
 @pytest.fixture(scope="module")

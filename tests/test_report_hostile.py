@@ -19,7 +19,7 @@ from prunus.results.store import Store
 from prunus.results.summary import summarise
 
 # Fixtures of the module are made once.
-pytestmark = [pytest.mark.xdist_group("report hostile"), pytest.mark.usefixtures("few_simulations")]
+pytestmark = pytest.mark.xdist_group("report hostile")
 
 TAGS = """
     html head meta title style body header main footer section h1 h2 h3 h4 p strong b small span sub br ul li div bdi

@@ -22,7 +22,7 @@ from prunus.results.store import Store
 from prunus.results.summary import summarise
 
 # Fixtures of the module are made once.
-pytestmark = [pytest.mark.xdist_group("report sections"), pytest.mark.usefixtures("few_simulations")]
+pytestmark = pytest.mark.xdist_group("report sections")
 
 
 @pytest.fixture(scope="module")

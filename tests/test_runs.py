@@ -16,8 +16,6 @@ from prunus.recipes import EvalPlan
 from prunus.results.rows import ProblemRow, Run
 from prunus.results.store import Store, claim
 
-pytestmark = pytest.mark.usefixtures("few_simulations")
-
 
 @pytest.fixture
 def interrupted(tmp_path, monkeypatch) -> Path:

@@ -17,8 +17,6 @@ from prunus.results.rows import ProblemRow, Run
 from prunus.results.seeds import over_seeds, p_values
 from prunus.results.store import Store
 
-pytestmark = pytest.mark.usefixtures("few_simulations")
-
 
 def made(rng, seeds=5, problems=60, of_seeds=0.03, of_problems=0.2, rest=0.3):
     return (

@@ -27,7 +27,6 @@ from prunus.results.store import Store
 from prunus.results.summary import summarise
 from prunus.results.verdicts import UNFINISHED, WORDS
 
-pytestmark = pytest.mark.usefixtures("few_simulations")
 bench = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdicts.py"))
 
 PLAN = {"mode": "strict", "temperature": 0.6, "budgets": [0, 16, 64], "tasks": ["a"], "samples": 1, "limit": None}
