@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from made_once import FOLDER
 from unflushed import flush_nothing
 
@@ -68,13 +69,31 @@ def pytest_collection() -> Generator[None, Any, Any]:
         gc.enable()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_probe_for_a_configuration() -> Generator[None]:
+    """How a model's rows decode is found out once for each configuration, as it takes as long as a dozen tokens."""
+    from prunus.evaluation.backends import hf
+
+    find, found = hf.rows_for, dict[tuple[str, torch.dtype], partial[Any]]()
+
+    def rows_for(model: Any) -> partial[Any]:
+        config = model.config
+        key = config.to_json_string(use_diff=False).replace(str(config._name_or_path), ""), model.dtype
+        kind = found[key] if key in found else found.setdefault(key, find(model))
+        return partial(kind.func, model, **kind.keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hf, "rows_for", rows_for)
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_simulations(request: pytest.FixtureRequest) -> Generator[None]:
-    """Effects that a comparison can detect are checked in two files, and take a third of its time elsewhere."""
+    """Effects that a comparison can detect are checked in these files, and take a third of its time elsewhere."""
     from prunus.results import power
 
     with pytest.MonkeyPatch.context() as patch:
-        if request.module.__name__ not in ("test_betting", "test_tutorial"):
+        if request.module.__name__ not in ("test_betting", "test_comparison", "test_tutorial"):
             patch.setattr(power, "SIMULATED", 0)  # the least number of comparisons
             patch.setattr(power, "HALVINGS", 1)
         yield

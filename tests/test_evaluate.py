@@ -32,7 +32,7 @@ from prunus.results.looping import repetition_rate
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 
-PLAN = EvalPlan(tasks=("tiny",), limit=6, budgets=(0, 8, 24), batch_size=4)
+PLAN = EvalPlan(tasks=("tiny",), limit=6, budgets=(0, 4, 10), batch_size=4)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_the_stored_plan_holds_the_values_that_took_effect(store):
     with Store(store) as opened:
         plan = opened.run(run_id).plan
     assert (plan["profile"], plan["temperature"], plan["top_p"], plan["top_k"]) == ("tiny", 0.0, 1.0, 0)
-    assert plan["answer_tokens"] == 64 and plan["budgets"] == [0, 8, 24] and plan["mode"] == "strict"
+    assert plan["answer_tokens"] == 64 and plan["budgets"] == [0, 4, 10] and plan["mode"] == "strict"
     assert plan["strings"]["forced_break"] == "\n" and plan["strings"]["forced_closing"] == "</think>\n\n"
     spelled_out = replace(PLAN, limit=1, profile="tiny", temperature=0.0, top_p=1.0, top_k=0, answer_tokens=64)
     assert prunus.evaluate("tiny", spelled_out, store) == run_id, "the same work has the same id"
@@ -100,7 +100,7 @@ def test_only_missing_batches_are_done(store, monkeypatch):
     run_id = prunus.evaluate("tiny", PLAN, store)
     expected = rows(store)
     with sqlite3.connect(store) as connection:
-        connection.execute("DELETE FROM sample WHERE problem_id = ? AND budget = 8", (expected[0][2],))
+        connection.execute("DELETE FROM sample WHERE problem_id = ? AND budget = 4", (expected[0][2],))
     connection.close()
     asked = []
     original = loop.run_batch
@@ -167,18 +167,18 @@ print(prunus.evaluate("tiny", plan, sys.argv[2]), flush=True)
 @warm_processes.in_one_worker
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_the_same(store, tmp_path):
-    plan = replace(PLAN, limit=8, temperature=1.0, samples=2, budgets=(0, 8, 24))
+    plan = replace(PLAN, temperature=1.0, samples=2)
     with warm_processes.running(RUNNER, json.dumps(plan.to_json()), store) as process:
         for _ in range(3):  # two batches are stored, the third is under way
             assert process.stdout.readline() == "batch\n"
         time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
     stored = len(rows(store))
-    assert 2 * 4 * 3 <= stored < 16 * 3 and stored % (4 * 3) == 0, "whole batches only"
+    assert 2 * 4 * 3 <= stored < 12 * 3 and stored % (4 * 3) == 0, "whole batches only"
     run_id = prunus.evaluate("tiny", plan, store)
     unbroken = tmp_path / "unbroken.db"
     assert prunus.evaluate("tiny", plan, unbroken) == run_id
-    assert rows(store) == rows(unbroken) and len(rows(store)) == 16 * 3
+    assert rows(store) == rows(unbroken) and len(rows(store)) == 12 * 3
 
 
 @contextmanager
@@ -411,7 +411,7 @@ def test_regrade_repairs_grades_and_generates_nothing(store, monkeypatch):
     run_id = prunus.evaluate("tiny", PLAN, store)
     expected = rows(store)
     with sqlite3.connect(store) as connection:
-        connection.execute("UPDATE sample SET answer = 'nonsense', correct = 1 - correct WHERE budget = 24")
+        connection.execute("UPDATE sample SET answer = 'nonsense', correct = 1 - correct WHERE budget = 10")
         connection.execute("UPDATE run SET versions = '{}'")
     connection.close()
     assert rows(store) != expected

@@ -54,8 +54,8 @@ DROPS: dict[str, dict[str, Any]] = {
 def folder(tmp_path_factory) -> Path:
     """Models of two blocks and of three, and token ids, some of them the prompt's."""
     folder = tmp_path_factory.mktemp("mixing")
-    make_model(folder / "model", "qwen3", blocks=2)
-    make_model(folder / "three", "qwen3", blocks=3)
+    for name, blocks in (("model", 2), ("three", 3)):
+        make_model(folder / name, "qwen3", blocks=blocks, hidden_size=16, intermediate_size=24, head_dim=4)
     (folder / "text.jsonl").write_text(Calibration(random_rows(6, 24), "random", [], [4] * 6).to_jsonl())
     return folder
 
@@ -158,7 +158,7 @@ def test_streams_are_those_of_the_chosen_device(folder, tmp_path, monkeypatch):
             device.pins = pins
             prunus.prune(folder / "model", tmp_path / str(pins), recipe, device="cuda:1")
         assert device.streams == {torch.device("cuda:1")}
-    assert len(told) == 1 and told[0].startswith("18.4 kB of hidden states cannot be pinned (CUDA error: out of memory")
+    assert len(told) == 1 and told[0].startswith("9.2 kB of hidden states cannot be pinned (CUDA error: out of memory")
     assert "\n" not in told[0]
     compare(tmp_path / "True", tmp_path / "False")
 

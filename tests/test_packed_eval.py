@@ -24,7 +24,7 @@ from prunus.results.store import Store
 
 pytestmark = pytest.mark.xdist_group("packed eval")  # fixtures of the module are made once
 
-PLAN = EvalPlan(tasks=("tiny",), budgets=(16, 48), limit=12, batch_size=12)
+PLAN = EvalPlan(tasks=("tiny",), budgets=(8, 24), limit=12, batch_size=12)
 needs_kernel = pytest.mark.skipif(library.kernel().library is None, reason=library.kernel().reason)
 
 

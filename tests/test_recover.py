@@ -70,7 +70,7 @@ def pruned_from(dense, rows, **changes):
 
 
 def asked(rows, **changes):
-    usual = {"calibration": str(rows), "samples": SEQUENCES, "epochs": 2, "step_tokens": LENGTH}
+    usual = {"calibration": str(rows), "samples": SEQUENCES, "epochs": 1, "step_tokens": LENGTH}
     return RecoverRecipe(**usual | changes)
 
 
@@ -143,7 +143,7 @@ def recovered_by_hand(pruned, dense, rows, epochs, rate):
 
 def test_recovery_equals_training_blocks_within_the_whole_model(dense, rows, tmp_path):
     pruned = pruned_from(dense, rows)
-    summary = prunus.recover(pruned, tmp_path / "out", asked(rows))
+    summary = prunus.recover(pruned, tmp_path / "out", asked(rows, epochs=2))
     expected = recovered_by_hand(pruned, dense, random_rows(SEQUENCES, LENGTH), epochs=2, rate=0.01)
     found, before = tensors_of(tmp_path / "out"), tensors_of(pruned)
     moved = 0
@@ -253,7 +253,7 @@ def counted(self, *arguments):
 
 writer.JOURNAL_SECONDS = 0
 writer.Partial.write_block = counted
-recipe = prunus.RecoverRecipe(calibration=rows, samples=8, epochs=2, step_tokens=24)
+recipe = prunus.RecoverRecipe(calibration=rows, samples=8, epochs=1, step_tokens=24)
 prunus.recover(model, out, recipe)
 """
 
@@ -448,8 +448,8 @@ def test_what_was_done_is_in_the_manifest(tmp_path, dense, rows):
     assert second["source"]["checksum"] == Checkpoint(pruned).checksum()
     assert RecoverRecipe.from_json(second["recipe"]) == asked(rows)
     assert second["calibration"]["tokens"] == SEQUENCES * LENGTH
-    assert [block["steps"] for block in second["blocks"]] == [2 * 7] * 3
-    assert second["cost"] == {"tokens": 3 * 2 * 7 * LENGTH, "steps": 3 * 2 * 7}
+    assert [block["steps"] for block in second["blocks"]] == [7] * 3
+    assert second["cost"] == {"tokens": 3 * 7 * LENGTH, "steps": 3 * 7}
     shown = prunus.inspect(tmp_path / "out")["history"][1]
     assert shown["action"] == "recover" and shown["trained_tokens"] == second["cost"]["tokens"]
     assert RecoverRecipe.from_json(shown["recipe"]) == asked(rows)
