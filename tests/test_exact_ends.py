@@ -24,7 +24,7 @@ from prunus.evaluation.requests import Backend, Sampling
 pytestmark = pytest.mark.xdist_group("exact ends")  # what the model writes by hand is computed once
 
 GREEDY = Sampling(0.0)
-PROBLEMS = 2
+PROBLEMS = 3
 
 
 @cache
@@ -84,9 +84,10 @@ def test_a_phase_that_stops_right_after_its_limit_is_complete(name):
             length = len(phase(chain.prompt, MARKERS.think_stops, frozenset(), 200)[0])
             size = len(by_hand(chain._replace(answer_tokens=200), length)[2])
             budgets = (length - 1, length, length + 1)
-            for cap in (size - 1, size, size + 1):
-                one = chain._replace(answer_tokens=cap)
-                [(_, draws)] = force_budgets_as_completed(backend, [one], budgets, Rules(MARKERS, GREEDY))
+            some = [chain._replace(answer_tokens=cap) for cap in (size - 1, size, size + 1)]
+            of_chain = dict(force_budgets_as_completed(backend, some, budgets, Rules(MARKERS, GREEDY)))
+            for place, one in enumerate(some):
+                draws, cap = of_chain[place], one.answer_tokens
                 found = [(draw.thinking, draw.ended, draw.answer, draw.answer_truncated) for draw in draws]
                 assert found == [by_hand(one, budget) for budget in budgets]
                 assert [draw.ended for draw in draws] == ["forced", "natural", "natural"]
@@ -106,7 +107,8 @@ def test_so_is_an_answer_that_ends_in_a_marker_of_several_tokens(name):
             if free.answer_truncated or len(free.answer) < 2:
                 continue
             ended += 1
-            for cap in (len(free.answer) - 1, len(free.answer), len(free.answer) + 1):
-                [[draw]] = force_budgets(backend, [chain._replace(answer_tokens=cap)], [5], rules)
+            caps = [len(free.answer) + more for more in (-1, 0, 1)]
+            some = [chain._replace(answer_tokens=cap) for cap in caps]
+            for cap, [draw] in zip(caps, force_budgets(backend, some, [5], rules), strict=True):
                 assert (draw.answer, draw.answer_truncated) == (free.answer[:cap], cap < len(free.answer))
     assert ended

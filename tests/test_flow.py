@@ -28,7 +28,7 @@ from prunus.evaluation.run import InBackground, missing_batches
 from prunus.recipes import EvalPlan, TraceRecipe
 from prunus.results.store import Store
 
-PLAN = EvalPlan(tasks=("tiny",), budgets=(0, 4, 10), limit=4, samples=2, batch_size=4)
+PLAN = EvalPlan(tasks=("tiny",), budgets=(0, 2, 6), answer_tokens=6, limit=4, samples=2, batch_size=4)
 
 
 class Streaming(Backend):

@@ -38,8 +38,7 @@ RUNS: dict[str, dict[str, Any]] = {
     },
 }
 SAVED: dict[str, dict[str, Any]] = {
-    name: RUNS[name] | {"propagation": "dense"}
-    for name in ("wanda", "sparsegpt", "ria", "dsnot", "alps", "update", "magnitude, update", "owl", "dlp, median")
+    name: RUNS[name] | {"propagation": "dense"} for name in ("wanda", "sparsegpt", "dsnot", "owl", "dlp, median")
 }
 DROPS: dict[str, dict[str, Any]] = {
     "shortgpt": {},
