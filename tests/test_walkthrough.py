@@ -22,7 +22,7 @@ from prunus.walkthrough import Recovered, Wanted
 @warm_processes.in_one_worker
 @pytest.mark.slow
 def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
-    plan = replace(walkthrough.PLAN, budgets=(8, 16), limit=8, answer_tokens=16, batch_size=8)
+    plan = replace(walkthrough.PLAN, budgets=(64, 128), limit=8, answer_tokens=16, batch_size=8)
     monkeypatch.setattr(walkthrough, "PLAN", plan)
     few: dict[str, Any] = dict(walkthrough.DENSE.variants)
     for name, recipe in few.items():
