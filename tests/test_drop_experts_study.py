@@ -79,7 +79,7 @@ def test_rows_are_those_of_whole_checkpoints(folder, monkeypatch):
     ids=["experts", "prune"],
 )
 def test_what_is_recovered_is_what_the_commands_write_one_after_the_other(folder, tmp_path, table, names):
-    path = write_study(folder, table.replace("RECOVER", "[false, { rate = 0.01, step_tokens = 64, epochs = 1 }]"))
+    path = write_study(folder, table.replace("RECOVER", "[false, { rate = 0.01, step_tokens = 64, epochs = 4 }]"))
     prunus.run_study(path, out=tmp_path / "out", device="cpu")
     model = open_model(read_study(path), "model", folder / "model")
     assert [variant.name for variant in model.variants] == ["dense", *names, f"{names[0]}-recovered"]
