@@ -24,7 +24,7 @@ from prunus.evaluation.requests import Backend, Sampling
 pytestmark = pytest.mark.xdist_group("exact ends")  # what the model writes by hand is computed once
 
 GREEDY = Sampling(0.0)
-PROBLEMS = 3
+PROBLEMS = 2
 
 
 @cache
