@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from made_once import FOLDER
 from unflushed import flush_nothing
 
@@ -74,7 +73,7 @@ def _one_probe_for_a_configuration() -> Generator[None]:
     """How a model's rows decode is found out once for each configuration, as it takes as long as a dozen tokens."""
     from prunus.evaluation.backends import hf
 
-    find, found = hf.rows_for, dict[tuple[str, torch.dtype], partial[Any]]()
+    find, found = hf.rows_for, dict[object, partial[Any]]()
 
     def rows_for(model: Any) -> partial[Any]:
         config = model.config
@@ -89,7 +88,7 @@ def _one_probe_for_a_configuration() -> Generator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def few_simulations(request: pytest.FixtureRequest) -> Generator[None]:
-    """Effects that a comparison can detect are checked in these files, and take a third of its time elsewhere."""
+    """Only three files check the effects that a comparison can detect; elsewhere they take a third of its time."""
     from prunus.results import power
 
     with pytest.MonkeyPatch.context() as patch:
