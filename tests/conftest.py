@@ -73,7 +73,8 @@ def _one_probe_for_a_configuration() -> Generator[None]:
     """How a model's rows decode is found out once for each configuration, as it takes as long as a dozen tokens."""
     from prunus.evaluation.backends import hf
 
-    find, found = hf.rows_for, dict[object, partial[Any]]()
+    find: Any = hf.rows_for
+    found = dict[object, Any]()
 
     def rows_for(model: Any) -> partial[Any]:
         config = model.config
