@@ -49,6 +49,7 @@ CONTENTS = {
         "docs/import",
         "docs/grading",
         "docs/reports",
+        "docs/view",
         "docs/sparse",
         "docs/memory",
     ],

@@ -139,6 +139,7 @@ def test_the_published_study_is_planned_without_network(monkeypatch, tmp_path):
     text = text_of(plan_table(plan))
     assert text.count("not known yet:") == len(plan["unknown"]) <= 2
     assert "Qwen3-8B wanda-layerif-dense-tensor-20" in text
+    assert plan["gated"] == ["gpqa_diamond"] and "gpqa_diamond is gated" in text
     study = read_study(EXAMPLES / "paper.toml")
     recipes = dict(zip(variant_names(study.entries), [e.steps[0] for e in study.entries], strict=True))
     for name in methods:

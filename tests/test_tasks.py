@@ -15,7 +15,7 @@ from prunus.evaluation.grading import Grader
 from prunus.evaluation.tasks import TASKS, Problem, load_task, prompt_text
 from prunus.evaluation.tasks.options import option_order
 from prunus.evaluation.traces import check_problems
-from prunus.questions import FILE, file_text, question_digest
+from prunus.questions import FILE, file_text, is_gated, question_digest
 
 DATA = Path(__file__).parent / "data"
 
@@ -347,7 +347,7 @@ def test_gpqa_shuffles_by_record_and_keeps_its_texts_private(hub):
     problems = load_task("gpqa_diamond")
     for problem in problems:
         assert problem.choices["ABCD".index(problem.answer)] == "secret right"
-        assert len(set(problem.choices)) == 4 and problem.private
+        assert len(set(problem.choices)) == 4 and problem.private and is_gated(problem.task)
         assert "secret" not in repr(problem)
     places = Counter(p.answer for p in problems)
     assert set(places) == set("ABCD") and min(places.values()) > 30

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from prunus.study.find.verify import verify
     from prunus.study.plan import plan_study
     from prunus.study.run import report_study, run_study
+    from prunus.viewer.server import view
     from prunus.walkthrough import demo
 
 # On some processors the last bit of MKL's products otherwise depends on where in memory a matrix lies, and what was
@@ -117,6 +118,7 @@ __all__ = [
     "traces",
     "unpack",
     "verify",
+    "view",
     "width",
 ]
 
@@ -156,6 +158,7 @@ _HOME = {
     "traces": "prunus.evaluation.traces",
     "unpack": "prunus.checkpoint.conversions",
     "verify": "prunus.study.find.verify",
+    "view": "prunus.viewer.server",
     "width": "prunus.pruning.narrow",
 }
 

@@ -47,6 +47,11 @@ def evaluation_set(digest: str) -> str | None:
     return held_out().get(digest)
 
 
+def is_gated(name: str) -> bool:
+    """Whether the texts of the evaluation set, or of another tool's task, with this name must not be published."""
+    return "gpqa" in name.casefold()
+
+
 def held_out_in(text: str) -> str | None:
     """The name of an evaluation set, one of whose questions is the whole text, a paragraph or a line of it; else None.
 

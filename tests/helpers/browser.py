@@ -52,7 +52,8 @@ class Browser:
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-c", LAUNCHER, str(commands_read), str(answers_write), executable, *FLAGS),
-                *(f"--user-data-dir={folder / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND", "about:blank"),
+                *(f"--user-data-dir={folder / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"),
+                "about:blank",
             ],
             pass_fds=(commands_read, answers_write),
             stdin=subprocess.DEVNULL,
@@ -120,14 +121,15 @@ class Browser:
         elif method == "Network.loadingFailed" and params.get("blockedReason"):
             self.requests.pop(params["requestId"], None)
 
-    def open(self, page: Path, width: int = 1400, height: int = 900, dark: bool = False) -> None:
-        """Open a file with a window size and colour scheme, and wait until it is laid out."""
+    def open(self, page: Path | str, width: int = 1400, height: int = 900, dark: bool = False) -> None:
+        """Open a file or an address with a window size and colour scheme, and wait until it is laid out."""
+        url = page if isinstance(page, str) else page.resolve().as_uri()
         self.call("Page.navigate", url="about:blank")  # else the last page would be laid out once more
         self.resize(width, height)
         self._set_scheme(dark)
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url=url)
         deadline = time.monotonic() + self.seconds
-        while self.evaluate("document.readyState + location.protocol") != "completefile:":
+        while self.evaluate("document.readyState + location.protocol") != f"complete{url.partition(':')[0]}:":
             assert time.monotonic() < deadline, "the page did not load"
             time.sleep(0.02)
         self.settle()

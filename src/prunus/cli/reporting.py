@@ -1,4 +1,4 @@
-"""Commands on a store: import, regrade, runs, compare, card, export, report and verify."""
+"""Commands on a store: import, regrade, runs, compare, card, export, report, view and verify."""
 
 import sys
 from pathlib import Path
@@ -143,6 +143,20 @@ def report_command(store: Path, out: Path, figures: Path | None, csv: Path | Non
         if folder is not None:
             progress.say(f"wrote {what} into {folder}")
     progress.say(f"wrote {page}")
+
+
+@command("Show", "view", "prunus view results.db", "prunus view results.db --export chains")
+@store_argument
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the page; default: a free one.")
+@click.option("--export", type=folder, metavar="DIR", help="Write the page as files for a few problems, and end.")
+@overwrite_option
+def view_command(store: Path, **given: Any) -> None:
+    """Read any chain of STORE beside those of other runs, in a browser.
+
+    Needs the extra view. The page is at the address that is printed, for this machine only, until Ctrl-C. With --export
+    it is written as files, for at most 40 problems that exactly one of the first run and another solved.
+    """
+    prunus.view(store, **given)
 
 
 @command("Decide", "verify", "prunus verify out/found/certificate.json --store results.db")

@@ -267,12 +267,14 @@ def digest_of(problems: Sequence[Problem]) -> str:
 
 
 def problem_row(problem: Problem) -> ProblemRow:
-    """The stored form of a problem; for a private one without the texts of its choices."""
+    """The stored form of a problem; for a private one without its texts."""
     choices = tuple("" for _ in problem.choices) if problem.private else problem.choices
-    asks = None if problem.private else problem.asks
+    asks, text = (None, None) if problem.private else (problem.asks, problem.question)
     key = question_key(problem.question, problem.choices)
     group = problem.group or problem.id
-    return ProblemRow(problem.task, problem.id, problem.gold, problem.kind, choices, problem.digest, asks, key, group)
+    return ProblemRow(
+        problem.task, problem.id, problem.gold, problem.kind, choices, problem.digest, asks, key, group, text
+    )
 
 
 def store_problems(store: Store, problems: Sequence[Problem]) -> None:

@@ -26,9 +26,25 @@ def ends_in_loop(text: str) -> bool:
     The copies must be equal to the letter and have 60 characters or more together: lines that count upwards, or lists
     of different equations, are not loops. The last copy may be incomplete, since a budget cuts anywhere.
     """
-    tail = text.rstrip("\ufffd")[-COPIES * LONGEST :]  # a cut within a character leaves a replacement character
+    return _period(text.rstrip("\ufffd")) > 0  # a cut within a character leaves a replacement character
+
+
+def loop_start(text: str) -> int | None:
+    """Where in a text that ends in a loop (ends_in_loop) the first of the equal copies begins; None without a loop."""
+    kept = text.rstrip("\ufffd")
+    if not (period := _period(kept)):
+        return None
+    start = len(kept) - period
+    while start and kept[start - 1] == kept[start - 1 + period]:
+        start -= 1
+    return start
+
+
+def _period(text: str) -> int:
+    """The number of characters of one of the copies at the end of a text; 0 if it does not end in a loop."""
+    tail = text[-COPIES * LONGEST :]
     if len(tail) < SHORTEST:
-        return False
+        return 0
     key, start = tail[-KEY:], len(tail) - KEY
     place = start
     # A string that repeats with a period recurs one period earlier, so only the places of the key need be tried.
@@ -36,8 +52,8 @@ def ends_in_loop(text: str) -> bool:
         period = start - place
         copied = max(COPIES * period, SHORTEST)
         if copied <= len(tail) and tail[-copied:-period] == tail[period - copied :]:
-            return True
-    return False
+            return period
+    return 0
 
 
 def loops(thinking: str, text: str, repetition: float | None) -> bool:

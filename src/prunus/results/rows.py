@@ -162,12 +162,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class ProblemRow:
-    """A problem without its question, with everything that regrading needs.
+    """A problem with everything that regrading needs.
 
     digest: of question, correct answer and choices, equal in two runs only if they had the same problem. asks: the form
     of answer that the question asks for; None if the problem is private or was stored by an older prunus. group: id of
     the first of the problems that count as one observation with it (`prunus.questions`), its own if it is alone; None
-    if nothing is known of it, which leaves what the store has.
+    if nothing is known of it, which leaves what the store has. question: hash of the question and its choices
+    (`prunus.questions.question_key`). text: the question, which `Store.question` reads; None in rows that were read,
+    and for private problems.
     """
 
     task: str
@@ -179,6 +181,7 @@ class ProblemRow:
     asks: tuple[str, ...] | None = None
     question: str | None = None
     group: str | None = None
+    text: str | None = field(default=None, repr=False, compare=False)
 
 
 Chain = Sequence[tuple[int, int, int, str]]  # (budget, thinking tokens, answer tokens, ended) of a draw, per budget

@@ -12,7 +12,7 @@ APPLICATION_ID = 0x5072756E  # "Prun", in the header of the file: other programs
 # Tables since format 4 that older versions ignore, and that older stores get when they are first needed, so that they
 # need no new version. Older stores may have another, `timing`, which nothing reads.
 
-# The form of answer that a question asks for, since questions are not stored.
+# The form of answer that a question asks for.
 ASKS_DDL = """
     CREATE TABLE IF NOT EXISTS asks (
         problem_id TEXT PRIMARY KEY REFERENCES problem,
@@ -24,6 +24,14 @@ QUESTION_DDL = """
     CREATE TABLE IF NOT EXISTS question (
         problem_id TEXT PRIMARY KEY REFERENCES problem,
         digest TEXT NOT NULL  -- see prunus.questions.question_key
+    ) WITHOUT ROWID"""
+
+# The questions themselves, but for those of gated sets, by the digest in `question`. With a foreign key, older
+# versions, which do not know the table, could not remove problems.
+ASKED_DDL = """
+    CREATE TABLE IF NOT EXISTS asked (
+        digest TEXT PRIMARY KEY,
+        text TEXT NOT NULL
     ) WITHOUT ROWID"""
 
 # Runs whose number of problems depended on their rows (rows.Run.adaptive).
@@ -90,7 +98,7 @@ DDL = (
     CREATE TABLE problem (
         problem_id TEXT PRIMARY KEY, task TEXT NOT NULL, gold TEXT NOT NULL, kind TEXT NOT NULL,
         choices TEXT NOT NULL,  -- JSON list
-        digest TEXT NOT NULL    -- of question, gold and choices; the question itself is not kept
+        digest TEXT NOT NULL    -- of question, gold and choices
     ) WITHOUT ROWID""",
     """
     CREATE TABLE sample (

@@ -8,7 +8,7 @@ transaction, and everything before it is there.
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import fields, replace
 from datetime import UTC, datetime
@@ -77,16 +77,20 @@ class Store:
     """An open store: `with Store(path) as store: ...`. One process may write while others read.
 
     create: make the file if it is missing, or empty after an interruption. timeout: seconds to wait for another writer.
+    read_only: every attempt to write is an error.
     Raises PrunusError if the file is missing, is not a store, or has a newer format.
     """
 
-    def __init__(self, path: str | Path, create: bool = False, timeout: float = BUSY_SECONDS) -> None:
+    def __init__(
+        self, path: str | Path, create: bool = False, timeout: float = BUSY_SECONDS, read_only: bool = False
+    ) -> None:
         self.path, self.timeout = Path(path), timeout
         if not create and not self.path.is_file():
             raise PrunusError(f"no store at '{self.path}': run `prunus eval` with --store {self.path} first")
         if create:
             check_folder(self.path)
-        mode = "rwc" if create else "rw"  # rw falls back to reading only where the file is write-protected
+        # rw falls back to reading only where the file is write-protected.
+        mode = "rwc" if create else "ro" if read_only else "rw"
         with self._errors():
             self._connection = sqlite3.connect(
                 f"{self.path.absolute().as_uri()}?mode={mode}", uri=True, timeout=timeout, isolation_level=None
@@ -278,6 +282,8 @@ class Store:
             kept = {task for other in self.runs() for task in other.plan.get("tasks", [])}
             unused = "SELECT problem_id, task FROM problem WHERE problem_id NOT IN (SELECT problem_id FROM sample)"
             self._delete("problem", [key for key, task in self._read(unused) if task not in kept])
+            if self._has_table("asked"):
+                self._connection.execute("DELETE FROM asked WHERE digest NOT IN (SELECT digest FROM question)")
 
     def _note_removal(self, run: Run) -> None:
         """Keep what verdicts need to know of a run that is removed, if it has rows."""
@@ -328,18 +334,19 @@ class Store:
             return {}
         return dict(self._read("SELECT problem_id, first FROM belongs"))
 
-    def problems(self) -> dict[str, ProblemRow]:
-        """All problems by id."""
-        rows = self._read("SELECT task, problem_id, gold, kind, choices, digest FROM problem")
+    def problems(self, ids: Collection[str] | None = None) -> dict[str, ProblemRow]:
+        """All problems by id, or those of some ids."""
+        which, values = ("", ()) if ids is None else (f" WHERE problem_id IN ({', '.join('?' * len(ids))})", tuple(ids))
+        rows = self._read(f"SELECT task, problem_id, gold, kind, choices, digest FROM problem{which}", values)  # noqa: S608
         asks: dict[str, tuple[str, ...]] = {}
         if self._has_table("asks"):
             asks = {
                 key: tuple(self._parsed(wishes, list))
-                for key, wishes in self._read("SELECT problem_id, wishes FROM asks")
+                for key, wishes in self._read(f"SELECT problem_id, wishes FROM asks{which}", values)  # noqa: S608
             }
         questions: dict[str, str] = {}
         if self._has_table("question"):
-            questions = dict(self._read("SELECT problem_id, digest FROM question"))
+            questions = dict(self._read(f"SELECT problem_id, digest FROM question{which}", values))  # noqa: S608
         groups = self.groups()
         return {
             problem_id: ProblemRow(
@@ -356,6 +363,18 @@ class Store:
             for task, problem_id, gold, kind, choices, digest in rows
         }
 
+    def question(self, problem_id: str) -> str | None:
+        """The question of a problem; None where it is not kept: of gated sets, and in stores of older versions."""
+        if not self._has_table("asked"):
+            return None
+        query = "SELECT text FROM asked JOIN question USING (digest) WHERE problem_id = ?"
+        return next((text for (text,) in self._read(query, (problem_id,))), None)
+
+    def version(self) -> int:
+        """A number that changes when somebody else has written to the store."""
+        ((version,),) = self._read("PRAGMA data_version")
+        return version
+
     def add_samples(self, run_id: str, samples: Iterable[Sample]) -> int:
         """Add draws in one transaction, all or none, and return the number of new ones; stored draws stay as they are.
 
@@ -368,24 +387,36 @@ class Store:
         """(problem_id, budget, draw) of every draw of the run."""
         return set(self._read("SELECT problem_id, budget, draw FROM sample WHERE run_id = ?", (run_id,)))
 
-    def samples(self, run_id: str, texts: bool = False) -> list[Sample]:
-        """The run's draws by problem_id, budget, draw; without texts `thinking` and `text` are empty."""
+    def samples(self, run_id: str, texts: bool = False, chain: tuple[str, int] | None = None) -> list[Sample]:
+        """The run's draws by problem_id, budget, draw; without texts `thinking` and `text` are empty.
+
+        chain: only those of this problem and number of the draw.
+        """
         columns = COLUMNS if texts else tuple(name for name in COLUMNS if name not in TEXT_COLUMNS)
+        return [_sample(columns, row) for row in zip(*self.columns(run_id, columns, chain), strict=True)]
+
+    def columns(self, run_id: str, names: Sequence[str], chain: tuple[str, int] | None = None) -> list[tuple[Any, ...]]:
+        """The values of each of these fields in the draws of `samples`, as SQLite returns them."""
         there = {name for _, name, *_ in self._read("PRAGMA table_info(sample)")}
         stored = {name: name if name in there else "NULL" for name in COLUMNS}
         # Rows of older formats lack it.
         stored["loops"] = f"COALESCE({stored['loops']}, prunus_loops(thinking, text, {stored['repetition']}))"
-        shown = ", ".join(f"{stored[name]} AS {name}" for name in columns)
-        query = f"SELECT {shown} FROM sample WHERE run_id = ? ORDER BY problem_id, budget, draw"  # noqa: S608
-        rows = self._read(query, (run_id,))
-        for name, values in zip(columns, zip(*rows, strict=True), strict=False):
-            if not set(map(type, values)) <= KINDS[name]:  # SQLite stores any type in any column
+        shown = ", ".join(f"{stored[name]} AS {name}" for name in names)
+        which, values = "run_id = ?", (run_id, *(chain or ()))
+        which += " AND problem_id = ? AND draw = ?" if chain else ""
+        query = f"SELECT {shown} FROM sample WHERE {which} ORDER BY problem_id, budget, draw"  # noqa: S608
+        columns = list(zip(*self._read(query, values), strict=True)) or [() for _ in names]
+        for name, found in zip(names, columns, strict=True):
+            if not set(map(type, found)) <= KINDS[name]:  # SQLite stores any type in any column
                 raise schema.damaged(self.path, f"{name} of a draw is of a wrong type")
-        found = [_sample(columns, row) for row in rows]
-        known = {name for (name,) in self._read("SELECT problem_id FROM problem")}
-        if unknown := {sample.problem_id for sample in found} - known:
-            raise schema.damaged(self.path, f"it lacks the problem {min(unknown)[:80]!r} of a draw")
-        return found
+            if name == "problem_id" and (unknown := set(found) - self.problem_ids()):
+                raise schema.damaged(self.path, f"it lacks the problem {min(unknown)[:80]!r} of a draw")
+        return columns
+
+    def answers(self, run_id: str, keys: Iterable[Key]) -> dict[Key, str | None]:
+        """The answers of these draws only, as far as they are there."""
+        query = "SELECT answer FROM sample WHERE run_id = ? AND problem_id = ? AND budget = ? AND draw = ?"
+        return {key: answer for key in keys for (answer,) in self._read(query, (run_id, *key))}
 
     def texts(self, run_id: str, keys: Iterable[Key]) -> dict[Key, tuple[str, str]]:
         """(thinking, text) of these draws only, so that a few texts can be shown from a store of any size."""
@@ -455,6 +486,9 @@ class Store:
             self._connection.execute(schema.QUESTION_DDL)
             self._connection.executemany("INSERT OR REPLACE INTO question VALUES (?, ?)", keys)
             self._adopt([row for row in rows if row.question is not None and row.kind != IMPORTED])
+        if texts := [(row.question, row.text) for row in rows if row.question is not None and row.text is not None]:
+            self._connection.execute(schema.ASKED_DDL)
+            self._connection.executemany("INSERT OR REPLACE INTO asked VALUES (?, ?)", texts)
         self._insert_groups({row.problem_id: row.group for row in rows if row.group is not None})
 
     def _insert_groups(self, first_of: Mapping[str, str]) -> None:
@@ -563,20 +597,21 @@ class Store:
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.ProgrammingError):  # of prunus itself
                 raise
-            raise self._explanation(str(error)) from error
+            raise self._explanation(error) from error
 
-    def _explanation(self, error: str) -> PrunusError:
-        path = f"the store '{self.path}'"
+    def _explanation(self, error: sqlite3.DatabaseError) -> PrunusError:
+        path, signs = f"the store '{self.path}'", f"{error} {getattr(error, 'sqlite_errorname', '')}"
         known = {
             "is locked": f"{path} is locked by another process (waited {self.timeout:g} s): try again when it is done",
+            "READONLY_ROLLBACK": f"{path} was being written when a process was killed: repair it by `prunus runs`",
             "is full": f"the disk is full: {path} kept all finished batches; free some space and run the same command",
             "readonly": f"{path} is write-protected: change its permissions or name another --store",
             "unable to open": f"{path} cannot be opened: check that it is a file you may read and write",
             "disk I/O error": f"{path} cannot be read or written (disk error): check the disk and its free space",
             "not a database": f"'{self.path}' is not a store (not an SQLite file): name another --store",
         }
-        message = next((message for sign, message in known.items() if sign in error), None)
-        return schema.damaged(self.path, error) if message is None else PrunusError(message)
+        message = next((message for sign, message in known.items() if sign in signs), None)
+        return schema.damaged(self.path, str(error)) if message is None else PrunusError(message)
 
 
 def same_groups(one: Mapping[str, str], other: Mapping[str, str]) -> bool:

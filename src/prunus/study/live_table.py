@@ -251,4 +251,5 @@ def summary(plan: Mapping[str, Any]) -> list[str]:
             f"time to evaluate: {duration(plan['seconds_at_most'])} at that speed if all run to their caps{guess}; "
             "making the variants takes additional time"
         )
+    lines += [f"{task} is gated: the store keeps its ids, and no questions or chains" for task in plan["gated"]]
     return lines + [f"not known yet: {line}" for line in plan["unknown"]]

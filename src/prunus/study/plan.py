@@ -15,6 +15,7 @@ from prunus.evaluation.requests import Backend, Request
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.evaluation.run import missing_batches
 from prunus.evaluation.tasks import TASKS, load_task
+from prunus.questions import is_gated
 from prunus.recipes import EvalPlan
 from prunus.results.rows import Sample, chains_of, sampled_tokens
 from prunus.results.store import Store, is_begun
@@ -85,6 +86,7 @@ def plan_study(
     - `tokens_per_second` by model, `seconds_at_most` and `seconds_expected` to evaluate the rest, None where unknown;
     - `searches`, one for each model, plan and [[find]] table, as run_study returns them, with `lines` that say what to
       expect of those that are not finished; the totals do not count them;
+    - `gated`: the problem sets of which the store keeps ids and no texts;
     - `unknown`: a line for each thing that cannot be known yet.
 
     Raises PrunusError, with the line of the file, where the file, a model or a recipe is wrong.
@@ -169,6 +171,7 @@ def plan_cells(
         "tokens_per_second": speeds,
         "seconds_at_most": seconds(left, speeds, lambda line: line.tokens),
         "seconds_expected": seconds(left, speeds, lambda line: line.tokens_expected),
+        "gated": [task for task in dict.fromkeys(task for one in study.plans for task in one.tasks) if is_gated(task)],
         "unknown": unknown,
     }
 

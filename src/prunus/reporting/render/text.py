@@ -101,21 +101,27 @@ def joined(names: list[str], most: int = 4) -> str:
 # HTML files with a content security policy that allows only our own style sheet and script, by their hashes.
 
 
-def resource(name: str) -> str:
-    """The text of a file in this folder."""
-    return files("prunus.reporting.render").joinpath(name).read_text("utf-8")
+def resource(name: str, package: str = __package__) -> str:
+    """The text of a file in the folder of a package, by default this one."""
+    return files(package).joinpath(name).read_text("utf-8")
 
 
-def document(title: str, body: str, data: Mapping[str, Any], styles: str) -> str:
-    """The text of the report's HTML file. It allows only this style sheet and script, and no loading or sending.
+# Frames may show files beside the page, which cannot run scripts (`small_page`). `file:` is allowed because a page
+# opened from disk has no origin for 'self'.
+FRAMES = "frame-src 'self' file:"
 
-    Frames may show files beside the page, which cannot run scripts (`small_page`). `file:` is allowed because a page
-    opened from disk has no origin for 'self'.
+
+def document(
+    title: str, body: str, data: Mapping[str, Any], styles: str, script: str = "", allowed: str = FRAMES
+) -> str:
+    """The text of an HTML file with a script, by default the report's.
+
+    Its policy allows only this style sheet and script, and no loading or sending but what `allowed` says.
     """
-    script = resource("page.js")
+    script = script or resource("page.js")
     policy = (
         f"default-src 'none'; style-src {_hash(styles)}; script-src {_hash(script)}; img-src 'none'; "
-        "frame-src 'self' file:; base-uri 'none'; form-action 'none'"
+        f"{allowed}; base-uri 'none'; form-action 'none'"
     )
     end = f'<script type="application/json" id="data">{script_json(data)}</script>\n<script>{script}</script>\n'
     return _html(title, policy, styles, f"{body}\n{end}")

@@ -137,8 +137,7 @@ def section(data: ReportData) -> Section:
         "Problems that one model answers correctly and the other does not, in draws of the same number at the largest "
         "budget that both have. Where the wrong one had the right answer under a smaller budget, the page says between "
         "which budgets it was lost, and shows what the chain says there. The texts are the models' own, with control "
-        "characters made visible. The store does "
-        "not keep the questions."
+        "characters made visible. <code>prunus view</code> shows whole chains and the questions."
     )
     if outside := sum(map(len, linked)):
         note += (

@@ -12,7 +12,7 @@ from prunus import __version__
 from prunus.budgets import AS_RUN
 from prunus.errors import PrunusError
 from prunus.hashing import content_hash
-from prunus.questions import leaders, question_key
+from prunus.questions import held_out_in, is_gated, leaders, question_key
 from prunus.results.characters import one_line
 from prunus.results.importing import evalscope, inspect_ai, lighteval, lm_eval
 from prunus.results.importing.files import Grade, Log, Record, first_line
@@ -92,8 +92,16 @@ def problem_rows(
             found[place] = known[place]
         elif place not in found:
             task, key = max(names[record.task], key=names[record.task].__getitem__, default=record.task), keys[place]
-            found[place] = ProblemRow(task, f"{task}/{key}", record.target, IMPORTED, (), key, question=key)
+            found[place] = ProblemRow(
+                task, f"{task}/{key}", record.target, IMPORTED, (), key, question=key, text=_kept(record)
+            )
     return _grouped(found, {(one.task, one.place): "\n".join([one.question, *sorted(one.choices)]) for one in records})
+
+
+def _kept(record: Record) -> str | None:
+    """The question with its choices as the store keeps it: not of gated sets."""
+    gated = is_gated(record.task) or is_gated(held_out_in(record.question) or "")
+    return None if gated else "\n".join([record.question, *record.choices])
 
 
 def _grouped(rows: Mapping[Place, ProblemRow], texts: Mapping[Place, str]) -> dict[Place, ProblemRow]:
