@@ -213,7 +213,8 @@ def test_chains_are_parted_at_the_first_word_that_differs():
     assert [piece["stop"]["first"] for piece in first["after"] if "stop" in piece] == [True, False]
     (alone,) = side_by_side([left])
     assert alone["before"] == [] and texts(alone["after"]) == whole
-    assert side_by_side([None, left])[0] is None
+    absent, there = side_by_side([chain_of([], {}, 9), left])
+    assert absent["after"] == absent["apart"] == [] and texts(there["after"]) == whole
 
 
 def test_a_chain_that_ends_where_the_other_goes_on_ends_after_the_shared_part():

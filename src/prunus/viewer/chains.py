@@ -68,8 +68,9 @@ class Chain:
         """The pieces before the place where the chains differ, and those after it. A piece is a text or a stop."""
         differs = _WORD.match(self.thinking, at)
         loop = loop_start(self.thinking)
-        ends = [at, len(self.thinking) if loop is None else loop, *(stop.at for stop in self.stops)]
-        ends = sorted({0, len(self.thinking), *ends, *([differs.end()] if differs else [])})
+        found = {0, at, len(self.thinking), *(stop.at for stop in self.stops)}
+        found |= {loop} if loop is not None else set()
+        ends: list[int] = sorted(found | ({differs.end()} if differs else set()))
         before, after = list[Json](), list[Json]()
         for start, end in zip(ends, [*ends[1:], None], strict=True):
             for stop in self.stops:
@@ -90,13 +91,11 @@ def shown(text: str) -> str:
     return visible(clip(text, LONGEST))
 
 
-def chain_of(samples: Sequence[Sample], states: Mapping[int, int], budget: int) -> Chain | None:
-    """The chain that contains what was drawn for a budget, or else the longest; None without samples.
+def chain_of(samples: Sequence[Sample], states: Mapping[int, int], budget: int) -> Chain:
+    """The chain that contains what was drawn for a budget, or else the longest; an empty one without samples.
 
     samples: of one draw of one problem, with texts, by budget. states: indices of STATES, by budget.
     """
-    if not samples:
-        return None
     # Where nothing was thought, or not apart from the answer, the answer is the chain.
     bare = not any(sample.thinking for sample in samples)
     samples = [
@@ -152,18 +151,15 @@ def first_difference(texts: Sequence[str]) -> int:
     return start if start == 0 or texts[0][start - 1].isspace() else at
 
 
-def side_by_side(chains: Sequence[Chain | None]) -> list[Json | None]:
-    """For each run the pieces of its chain before and after the place where the chains differ; None without a chain.
+def side_by_side(chains: Sequence[Chain]) -> list[Json]:
+    """For each run the pieces of its chain before and after the place where the chains differ.
 
     A single chain, and one whose text the store does not keep, has all its pieces after it.
     """
-    texts = [chain.thinking for chain in chains if chain is not None and chain.thinking]
+    texts = [chain.thinking for chain in chains if chain.thinking]
     at = first_difference(texts) if len(texts) > 1 else 0
-    found: list[Json | None] = []
+    found = []
     for chain in chains:
-        if chain is None:
-            found.append(None)
-            continue
         before, after = chain.parted(at if chain.thinking else 0)
         apart = [stop.to_json() | {"thinking": shown(stop.sample.thinking)} for stop in chain.apart]
         kept = any(one.sample.thinking or one.sample.text for one in (*chain.stops, *chain.apart))

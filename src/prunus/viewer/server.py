@@ -28,7 +28,7 @@ from prunus.results.labels import plan_in_short
 from prunus.results.rows import ProblemRow
 from prunus.results.store import Store
 from prunus.viewer.chains import Json, chain_of, shown, side_by_side
-from prunus.viewer.lines import FILTERS, MISSING, STATES, Lines, View
+from prunus.viewer.lines import FILTERS, MISSING, STATES, Filter, Lines, View
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -244,7 +244,7 @@ def _view(query: Mapping[str, str], lines: Lines) -> View:
     first = lines.first_view
     wanted = {name: {*query.get(name, "").split(",")} - {""} for name in ("runs", "filters")}
     runs = tuple(at for at, run in enumerate(lines.runs) if run.run_id in wanted["runs"])
-    filters = frozenset(name for name in FILTERS if name in wanted["filters"])
+    filters: frozenset[Filter] = frozenset(name for name in FILTERS if name in wanted["filters"])
     budget = int(query.get("budget", lines.budgets[first.budget]))
     task = query.get("task", "")
     known = len(runs) == len(wanted["runs"]) and len(filters) == len(wanted["filters"]) and budget in lines.budgets

@@ -164,7 +164,8 @@ function chainOf(chain, run, now) {
   const head = make("h2", ""), strip = make("div", "budgets");
   head.append(nameOf(run));
   section.append(head, strip);
-  if (!chain) {
+  const stops = [...chain.before, ...chain.after].flatMap((piece) => piece.stop || []).concat(chain.apart);
+  if (!stops.length) {
     strip.append(make("span", "soft", "This run has no answer to it."));
     return section;
   }
@@ -172,7 +173,6 @@ function chainOf(chain, run, now) {
   const before = piecesOf(chain.before, "before", now), after = piecesOf(chain.after, "after", now);
   before.tabIndex = 0;
   after.append(...chain.apart.map((stop) => stopOf(stop, now)));
-  const stops = [...chain.before, ...chain.after].flatMap((piece) => piece.stop || []).concat(chain.apart);
   const shown = [...before.querySelectorAll(".stop"), ...after.querySelectorAll(".stop")];
   const cells = stops.flatMap((stop, at) => stop.budgets.map((budget) => {
     const cell = make("button", `cell ${cssOf(stop.state)}${budget === now ? " now" : ""}`, budget);
