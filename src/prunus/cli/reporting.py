@@ -147,11 +147,11 @@ def report_command(store: Path, out: Path, figures: Path | None, csv: Path | Non
 
 @command("Show", "view", "prunus view results.db", "prunus view results.db --export chains")
 @store_argument
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the page; default: a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="Port; default: a free one.")
 @click.option("--export", type=folder, metavar="DIR", help="Write the page as files for a few problems, and end.")
 @overwrite_option
 def view_command(store: Path, **given: Any) -> None:
-    """Read any chain of STORE beside those of other runs, in a browser.
+    """Read the chains of STORE side by side, on a local page.
 
     Needs the extra view. The page is at the address that is printed, for this machine only, until Ctrl-C. With --export
     it is written as files, for at most 40 problems that exactly one of the first run and another solved.

@@ -171,7 +171,7 @@ def plan_cells(
         "tokens_per_second": speeds,
         "seconds_at_most": seconds(left, speeds, lambda line: line.tokens),
         "seconds_expected": seconds(left, speeds, lambda line: line.tokens_expected),
-        "gated": [task for task in dict.fromkeys(task for one in study.plans for task in one.tasks) if is_gated(task)],
+        "gated": [task for task in TASKS if is_gated(task) and any(task in one.tasks for one in study.plans)],
         "unknown": unknown,
     }
 

@@ -41,12 +41,10 @@ class Stop:
     def to_json(self) -> Json:
         """What the page shows of it."""
         sample = self.sample
-        known = sample.answer_tokens != UNKNOWN
         return {
             "budgets": [str(budget) for budget in self.budgets],
             "ended": sample.ended if sample.forced_tokens != UNKNOWN else "unknown",
-            "tokens": sample.thinking_tokens if known else None,
-            "answer_tokens": sample.answer_tokens if known else None,
+            "tokens": None if sample.thinking_tokens == UNKNOWN else sample.thinking_tokens,
             "truncated": sample.answer_truncated,
             "state": self.state,
             "first": self.first,

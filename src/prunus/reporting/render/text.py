@@ -101,7 +101,7 @@ def joined(names: list[str], most: int = 4) -> str:
 # HTML files with a content security policy that allows only our own style sheet and script, by their hashes.
 
 
-def resource(name: str, package: str = __package__) -> str:
+def resource(name: str, package: str = "prunus.reporting.render") -> str:
     """The text of a file in the folder of a package, by default this one."""
     return files(package).joinpath(name).read_text("utf-8")
 
