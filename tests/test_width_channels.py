@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM
 
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.pruning.depth.verification import planned_checkpoint
 from prunus.pruning.width.channels import (
     Place,
     Unnarrowable,
@@ -20,9 +19,9 @@ from prunus.pruning.width.channels import (
     describe_width,
     find_units,
     narrow_config,
+    narrow_model,
     narrowed,
     of_blocks,
-    planned_tensors,
     random_channels,
     verify,
 )
@@ -94,10 +93,10 @@ def test_the_narrow_model_is_the_whole_model_whose_down_projections_ignore_the_r
     source = made(name, tmp_path / "m", **changes)
     units = find_units(source, of)
     assert ({unit.of for unit in units}, len(units), base_width(units)) == (kinds, count, before)
-    with planned_checkpoint(narrow_config(source, units, after), planned_tensors(source, units, after)) as new:
-        kept = {index: random_channels(new, own, seed=index) for index, own in of_blocks(units).items()}
-        assert verify(source, new, units, CPU, kept, dtype=torch.float64) <= 1e-12
-        write(tmp_path / "narrow", source, new, of_blocks(units), kept)
+    new = narrow_model(source, units, after)
+    kept = {index: random_channels(new, own, seed=index) for index, own in of_blocks(units).items()}
+    assert verify(source, new, units, CPU, kept, dtype=torch.float64) <= 1e-12
+    write(tmp_path / "narrow", source, new, of_blocks(units), kept)
     dense = whole(tmp_path / "m")
     for unit in units:
         assert len(kept[unit.index][unit.down]) == after * unit.times
@@ -114,10 +113,6 @@ def test_the_narrow_model_is_the_whole_model_whose_down_projections_ignore_the_r
     assert (before_NTV - after_NTV).abs().max() <= 1e-12 * before_NTV.abs().max()
 
 
-def planned(source, units, width):
-    return planned_checkpoint(narrow_config(source, units, width), planned_tensors(source, units, width))
-
-
 def relaid(units):
     """The units with the other layout of their fused tensors."""
     return [
@@ -132,10 +127,10 @@ def test_the_layout_of_fused_tensors_is_found_and_a_wrong_one_fails_the_check(tm
     source = made(name, tmp_path / "m")
     units = find_units(source)
     assert {p.interleaved for u in units for p in u.places if p.parts > 1} == {interleaved}
-    with planned(source, units, 48) as new:
-        assert verify(source, new, units, CPU) <= 1e-6
-        with pytest.raises(Unnarrowable, match="block 0 would compute something else without some channels"):
-            verify(source, new, relaid(units), CPU)
+    new = narrow_model(source, units, 48)
+    assert verify(source, new, units, CPU) <= 1e-6
+    with pytest.raises(Unnarrowable, match="block 0 would compute something else without some channels"):
+        verify(source, new, relaid(units), CPU)
 
 
 def test_a_tensor_that_loses_other_channels_fails_the_check(tmp_path):
@@ -147,8 +142,8 @@ def test_a_tensor_that_loses_other_channels_fails_the_check(tmp_path):
         return _Shifted(place.name, place.axis) if place.name == "mlp.up_proj.weight" else place
 
     wrong = [replace(unit, places=tuple(map(shifted, unit.places))) for unit in units]
-    with planned(source, units, 48) as new, pytest.raises(Unnarrowable, match="block 0 would compute something else"):
-        verify(source, new, wrong, CPU)
+    with pytest.raises(Unnarrowable, match="block 0 would compute something else"):
+        verify(source, narrow_model(source, units, 48), wrong, CPU)
 
 
 class _Shifted(Place):

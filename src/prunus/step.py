@@ -87,14 +87,16 @@ class Where:
 class Step(ABC):
     """A kind of step, and so a command, whose help is the docstring of the class.
 
-    recipe: the class of its settings. reshapes: whether it changes the shapes of tensors. takes_away: whether what it
-    removes is gone, instead of zero. needs_pruned: whether it is only for a model from which something was removed, so
-    that it cannot come first. is_last: whether no other step can follow it.
+    recipe: the class of its settings. function: which makes it, as `module:name`. reshapes: whether it changes the
+    shapes of tensors. takes_away: whether what it removes is gone, instead of zero. needs_pruned: whether it is only
+    for a model from which something was removed, so that it cannot come first. is_last: whether no other step can
+    follow it.
     examples: command lines, which help shows. options: further options of the command: fields of Where, and `recover`.
     tag: for the Hub's search. relation: the Hub's word, if it has one, for a model made by it from another.
     """
 
     recipe: ClassVar[type[Recipe]]
+    function: ClassVar[str]
     reshapes: ClassVar[bool] = False
     takes_away: ClassVar[bool] = False
     needs_pruned: ClassVar[bool] = False
@@ -108,12 +110,21 @@ class Step(ABC):
         """The recipe that a user asks for who gives these settings."""
         return self.recipe(**given)
 
-    @abstractmethod
-    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> Mapping[str, Any]:
-        """Write model after this step to the folder out; returns a summary.
+    def make(self, model: Any, out: Path, recipe: Any, where: Where, name: str | None) -> Mapping[str, Any]:
+        """Write model (a folder or hub id) after this step to the folder out; returns a summary.
 
-        name: what the manifest calls model; None: as it is given.
+        model: in a dry run it may be a Checkpoint that is not there yet (see leaves). name: what the manifest calls
+        model; None: as it is given.
         """
+        module, _, function = self.function.partition(":")
+        ways = {one.name for one in fields(Where)} & {"device", "dry_run", "overwrite", *self.options}
+        return getattr(import_module(module), function)(
+            model, out, recipe, name=name, **{way: getattr(where, way) for way in ways}
+        )
+
+    def leaves(self, recipe: Any, source: Any) -> Any:
+        """The Checkpoint that it will leave of the Checkpoint source, with shapes alone, as far as they are known."""
+        return source
 
     @abstractmethod
     def name(self, recipe: Any) -> str:
@@ -138,13 +149,12 @@ class Step(ABC):
     def calibrates(self, recipe: Any, stats: bool = False) -> bool:
         """Whether it reads the calibration that the recipe names. stats: whether saved statistics take its place."""
 
-    def foresee(self, recipe: Any, model: str | Path, out: Path, where: Where) -> Mapping[str, Any]:
-        """What a dry run says of it where it follows other steps on a model, with `warnings`.
+    def foresee(self, recipe: Any, source: Any, out: Path, where: Where) -> Mapping[str, Any]:
+        """What a dry run says of it where it follows other steps, with `warnings`.
 
-        It is tried on the model before all steps, since the one that it will be done to is not there yet. Raises
-        PrunusError where it cannot be done.
+        source: the Checkpoint that these will leave. Raises PrunusError where it cannot be done.
         """
-        return {"warnings": self.make(model, out, recipe, where, None)["warnings"]}
+        return {"warnings": self.make(source, out, recipe, where, None)["warnings"]}
 
     def fits(self, settings: Mapping[str, Any]) -> bool:
         """Whether what it leaves is fitted in closed form by a recipe with these settings."""

@@ -19,7 +19,7 @@ from prunus.checkpoint.packed_tensor import bit_patterns, damaged, mask_nbytes, 
 from prunus.checkpoint.quantised import DEQUANTISED
 from prunus.checkpoint.resolve import resolve, typed_path, versions
 from prunus.checkpoint.safetensors_file import DTYPES, ITEMSIZES, checksum_of
-from prunus.checkpoint.writer import Partial, check_target, disk_needed
+from prunus.checkpoint.writer import Partial, check_target
 from prunus.disk import disk_errors
 from prunus.errors import PrunusError
 from prunus.progress import Steps
@@ -102,7 +102,7 @@ def unpack(
     check_target(model.dense.folder if model.dense else model.folder, target, overwrite)
     provenance = {"name": str(packed), "checksum": model.packed.info["about"].get("checksum")}
     work = {"action": "unpack", "source": provenance["checksum"]}
-    with Partial(model, target, work, model.blocks, disk_needed(model.nbytes), overwrite) as partial:
+    with Partial(model, target, work, model.blocks, model.nbytes, overwrite) as partial:
         with Steps("unpacking", total=model.blocks, unit="blocks", done=len(partial.records)) as steps:
             for index in range(model.blocks):
                 if not partial.has(index):
@@ -277,7 +277,7 @@ def dequantize(model: str | Path, out: str | Path, *, overwrite: bool = False) -
         raise PrunusError(f"{source.folder} is not in {known}; there is nothing to dequantize")
     check_target(source.folder, target, overwrite)
     work = {"action": "dequantize", "source": source.fingerprint()}
-    with Partial(source, target, work, source.blocks, disk_needed(source.nbytes), overwrite) as partial:
+    with Partial(source, target, work, source.blocks, source.nbytes, overwrite) as partial:
         with Steps("dequantizing", total=source.blocks, unit="blocks", done=len(partial.records)) as steps:
             for index in range(source.blocks):
                 if not partial.has(index):

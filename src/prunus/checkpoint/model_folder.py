@@ -147,6 +147,10 @@ class ModelFolder:
             sizes[stored.dtype] = sizes.get(stored.dtype, 0) + stored.elements
         return DTYPES.get(max(sizes, key=lambda dtype: sizes[dtype]), torch.bfloat16)
 
+    def dtype_for(self, name: str) -> torch.dtype:
+        """The dtype of this name; that of the weights for `auto`."""
+        return self.dtype if name == "auto" else getattr(torch, name)
+
     @property
     def manifest(self) -> dict[str, Any]:
         """The manifest of this checkpoint (prunus.json); {} if nothing was done to it."""

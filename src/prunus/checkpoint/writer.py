@@ -378,11 +378,6 @@ def sync_tree(folder: Path) -> None:
     sync_folder(folder)
 
 
-def disk_needed(nbytes: int) -> int:
-    """The bytes of disk needed while a result with nbytes of weights is written: nothing is stored twice."""
-    return nbytes
-
-
 def copy_companions(source: Path, target: Path) -> None:
     """Copy tokenizer, generation configuration, chat templates and licence."""
     for path in sorted(source.iterdir()):

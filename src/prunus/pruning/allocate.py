@@ -23,26 +23,11 @@ from prunus.pruning.calibration.data import Calibration, load_calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.shared_measurements import once, scores_key
-from prunus.pruning.job import Job
 from prunus.pruning.masks import zeros_wanted
+from prunus.pruning.passes import PruneJob
 from prunus.pruning.scope import linears_in_scope, weights_of
 from prunus.recipe_base import TOKEN_WEIGHTS
 from prunus.recipes import PruneRecipe
-
-# Recipes whose result has changed between versions of prunus.
-# Identifiers of work include the revision, so that results of an earlier version are not mistaken for today's.
-
-
-def revisions(recipe: PruneRecipe) -> dict[str, int]:
-    """Revision numbers by the change that affects the recipe; empty if its result has never changed."""
-    measured = ALLOCATIONS[recipe.allocation].needs if recipe.scores is None else "nothing"
-    changed = {
-        "layerif_revision": recipe.allocation == "layerif",  # its direction was reversed
-        "influence_revision": measured == "gradients",  # token ids and traces were not truncated
-        "reference_revision": recipe.rounding == "reference" and recipe.allocation != "uniform",  # counts have changed
-    }
-    return {name: 2 for name, applies in changed.items() if applies}
-
 
 # A mean sparsity may differ from its target by this much through floating point alone.
 REACHED = 1e-6
@@ -136,10 +121,8 @@ def find_scores(
                 raise PrunusError(f"{path} was measured with {flag} {found}, not {value}; measure again")
         return scores
     checksum = source.checksum()
-    if recipe.dtype == "auto":
-        dtype = torch.float32 if allocation.needs == "gradients" else source.dtype
-    else:
-        dtype = getattr(torch, recipe.dtype)
+    exact = recipe.dtype == "auto" and allocation.needs == "gradients"
+    dtype = torch.float32 if exact else source.dtype_for(recipe.dtype)
     check_block_fits(source, dtype)
     linears = linears_in_scope(source, recipe)
     if not all(linears):
@@ -164,7 +147,7 @@ def find_scores(
     return ImportanceScores(recipe.allocation, checksum, settings, measured.scores, measured.details, measured.warnings)
 
 
-def keep_scores(job: Job, partial: Partial, calibration: Calibration | None) -> ImportanceScores:
+def keep_scores(job: PruneJob, partial: Partial, calibration: Calibration | None) -> ImportanceScores:
     """Importance scores for a job, measured once and written beside the result, where --scores can read them again."""
     if ALLOCATIONS[job.recipe.allocation].needs == "nothing":
         return ImportanceScores.none(job.recipe.allocation)
@@ -175,15 +158,15 @@ def keep_scores(job: Job, partial: Partial, calibration: Calibration | None) -> 
     return ImportanceScores.from_json(partial.notes["evidence"])
 
 
-def _measured_or_shared(job: Job, partial: Partial, calibration: Calibration | None) -> ImportanceScores:
+def _measured_or_shared(job: PruneJob, partial: Partial, calibration: Calibration | None) -> ImportanceScores:
     """Importance scores measured now, or read from the folder that the variants of a study share."""
 
     def find() -> ImportanceScores:
-        return find_scores(job.source, job.recipe, job.device, calibration, job.stats, job.hidden_file(partial))
+        return find_scores(job.source, job.recipe, job.device, calibration, job.saved, job.hidden_file(partial))
 
-    if job.shared is None or job.stats is not None or job.measured == "nothing":
+    if job.where.shared is None or job.saved is not None or job.measured == "nothing":
         return find()
-    with once(job.shared, scores_key(job.source, job.recipe, job.device)) as place:
+    with once(job.where.shared, scores_key(job.source, job.recipe, job.device)) as place:
         if not place.exists():
             write_text(place, scores_text(find()))
         return ImportanceScores.from_json(read_json(place))

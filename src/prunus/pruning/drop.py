@@ -1,6 +1,5 @@
 """Remove whole decoder blocks: a depth method chooses the blocks to keep, which are written one by one."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,19 +8,16 @@ import torch
 from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.resolve import resolve, versions
-from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.safetensors_file import Stored
-from prunus.checkpoint.writer import Partial, check_target, disk_needed
-from prunus.disk import check_space, show_bytes
+from prunus.checkpoint.writer import Partial
 from prunus.errors import PrunusError
-from prunus.pruning.calibration.beforehand import check_calibration
-from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
+from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.depth.choice import Calibrated, Choice
-from prunus.pruning.depth.verification import check_removable, left_out, new_config, verify
-from prunus.pruning.made_card import made_card
+from prunus.pruning.depth.verification import new_config, planned, verify
+from prunus.pruning.job import open_job
+from prunus.pruning.planned import left_out, warn_of
 from prunus.recipes import DropRecipe
 
 
@@ -59,55 +55,39 @@ def drop_blocks(
 
     Raises PrunusError for wrong input or if the blocks cannot be removed, and then leaves nothing behind.
     """
-    started = time.monotonic()
-    check_calibration(recipe, model, out)
-    source, target = Checkpoint(resolve(model)), Path(out)
-    check_target(source.folder, target, overwrite)
+    job = open_job(model, out, recipe, name, device=device, overwrite=overwrite, dry_run=dry_run)
+    source, stray = job.source, left_out(job.source)
     count = check_blocks(recipe, source)
     check_block_fits(source, source.dtype)
-    stray = left_out(source)
-    needed = disk_needed(bytes_left(recipe, count, source, stray))
-    chosen_device = pick_device(device)
+    needed = bytes_left(recipe, count, source, stray)
     if dry_run:
-        return describe(recipe, count, source, target, needed)
-    early = load_early(recipe, source, target) if needs_data(recipe) else None
-    origin = source.provenance(name or model)
-    work = {"action": "drop", "recipe": recipe.to_json(), "source": origin["checksum"]}
-    with Partial(source, target, work, source.blocks - count, needed, overwrite, stray) as partial:
-        calibration = keep_calibration(recipe, source, partial, early) if needs_data(recipe) else None
+        removed = f"the {count} of {source.blocks} blocks that {recipe.method} chooses"
+        if recipe.indices:
+            planned(source, Choice.without(recipe.indices, source.blocks, []))
+            removed = f"blocks {', '.join(map(str, recipe.indices))}"
+        told = {"blocks": source.blocks - count, "would_remove": removed}
+        return job.ahead(needed, told, [*source.reading_notes, *warn_of(stray)])
+    with job.begun(needed, stray) as (partial, calibration):
         if "choice" not in partial.notes:
-            choice = choose(recipe, count, source, calibration, chosen_device)
-            verify(source, choice, chosen_device)
+            choice = choose(recipe, count, source, calibration, job.device)
+            verify(source, choice, job.device)
             partial.resize(len(choice.kept))
             partial.note("choice", choice.to_json(), {})
         choice = Choice.from_json(partial.notes["choice"])
         write_kept(source, partial, choice)
         removed = choice.removed(source.blocks)
-        warnings = [
-            *(calibration.warnings if calibration else []),
-            *choice.warnings,
-            *source.reading_notes,
-            *warn_of(stray),
-        ]
-        step = {
-            "action": "drop",
-            "recipe": recipe.to_json(),
-            "versions": versions(),
-            "source": origin,
-            "calibration": calibration.summary() if calibration else None,
-            "blocks_removed": removed,
-            "scores": choice.scores,
-            "warnings": warnings,
-        }
+        notes = calibration.warnings if calibration else []
+        warnings = [*notes, *choice.warnings, *source.reading_notes, *warn_of(stray)]
+        record: dict[str, object] = {"blocks_removed": removed, "scores": choice.scores, "warnings": warnings}
         if merged := {str(new): mix.parts for new, mix in enumerate(choice.kept) if not mix.is_copy}:
-            step["blocks_merged"] = merged
-        partial.finish(new_config(source, choice), step, made_card(source, step))
+            record["blocks_merged"] = merged
+        job.finish(partial, calibration, record, new_config(source, choice))
     return {
-        "out": str(target),
+        "out": str(job.target),
         "method": "by index" if recipe.indices else recipe.method,
         "removed": ", ".join(map(str, removed)),
         "blocks": len(choice.kept),
-        "seconds": time.monotonic() - started,
+        "seconds": job.seconds,
         "blocks_removed": removed,
         "scores": choice.scores,
         "warnings": warnings,
@@ -123,11 +103,6 @@ def check_blocks(recipe: DropRecipe, source: Checkpoint) -> int:
     if count >= blocks:
         raise PrunusError(f"{count} of {blocks} blocks cannot all be removed; at least one must stay")
     return count
-
-
-def needs_data(recipe: DropRecipe) -> bool:
-    """Whether the recipe uses calibration tokens."""
-    return recipe.indices is None and DEPTH_METHODS[recipe.method].needs_data
 
 
 @torch.inference_mode()
@@ -157,30 +132,3 @@ def bytes_left(recipe: DropRecipe, count: int, source: Checkpoint, stray: Sequen
     sizes = [sum(stored.nbytes for stored in source.block_tensors(i).values()) for i in range(source.blocks)]
     removed = [sizes[index] for index in recipe.indices] if recipe.indices else sorted(sizes)[:count]
     return source.nbytes - sum(removed) - sum(source.tensors[name].nbytes for name in stray)
-
-
-def warn_of(stray: Sequence[str]) -> list[str]:
-    """A warning if tensors are left out, as they belong to no block and to no module."""
-    if not stray:
-        return []
-    shown = stray[0] + (f" and {len(stray) - 1} more" if len(stray) > 1 else "")
-    return [f"left out, as they belong to no module (such as layers for multi-token prediction): {shown}"]
-
-
-def describe(recipe: DropRecipe, count: int, source: Checkpoint, target: Path, needed: int) -> dict[str, object]:
-    """What drop_blocks would do, as a dict, as far as it is known without running the model or using the network."""
-    check_space(target.absolute(), needed)
-    if recipe.indices:
-        check_removable(source, recipe.indices)
-        removed = f"blocks {', '.join(map(str, recipe.indices))}"
-    else:
-        removed = f"the {count} of {source.blocks} blocks that {recipe.method} chooses"
-    calibration, warnings = describe_calibration(recipe, source, needed=needs_data(recipe))
-    return {
-        "would_write": str(target),
-        "blocks": source.blocks - count,
-        "disk": show_bytes(needed),
-        "calibration": calibration,
-        "warnings": [*warnings, *source.reading_notes, *warn_of(left_out(source))],
-        "would_remove": removed,
-    }

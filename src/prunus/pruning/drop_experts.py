@@ -1,6 +1,5 @@
 """Remove routed experts of a mixture of experts: a criterion chooses, and blocks are written one by one."""
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,24 +7,19 @@ from typing import Any
 import torch
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.resolve import resolve, versions
-from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.safetensors_file import Entry, Stored, entry_of
-from prunus.checkpoint.writer import Partial, check_target, disk_needed
-from prunus.disk import check_space, show_bytes
+from prunus.checkpoint.writer import Partial
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.calibration.beforehand import check_calibration
-from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
+from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
-from prunus.pruning.depth.verification import left_out, planned_checkpoint
-from prunus.pruning.drop import warn_of
 from prunus.pruning.experts.criteria import CRITERIA, Choice, Seen, choose
-from prunus.pruning.experts.cut import cut_tensors, fewer_config, verify
+from prunus.pruning.experts.cut import cut_tensors, smaller_model, verify
 from prunus.pruning.experts.measure import observe
 from prunus.pruning.experts.mixture import Mixture, Unremovable, find_mixtures, name_of
-from prunus.pruning.experts.saved import SavedExperts
-from prunus.pruning.made_card import made_card
+from prunus.pruning.experts.saved import fitting, seen_in
+from prunus.pruning.job import open_job
+from prunus.pruning.planned import left_out, planned_checkpoint, warn_of
 from prunus.recipes import ExpertsRecipe
 
 
@@ -69,93 +63,59 @@ def drop_experts(
 
     Raises PrunusError for wrong input or if experts cannot be removed, and then leaves nothing behind.
     """
-    started = time.monotonic()
-    recipe = recipe or ExpertsRecipe()
-    check_calibration(recipe, model, out, stats=stats)
-    source, target = Checkpoint(resolve(model)), Path(out)
-    check_target(source.folder, target, overwrite)
+    job = open_job(
+        model, out, recipe or ExpertsRecipe(), name, stats=stats, device=device, overwrite=overwrite, dry_run=dry_run
+    )
+    source, stray = job.source, left_out(job.source)
     mixtures = find_mixtures(source)
-    saved, recipe = with_saved(stats, source, recipe)
+    job = job.with_saved(fitting)
+    recipe, saved = job.recipe, job.saved
     if recipe.spread == "uniform":
         for mixture in mixtures:
             mixture.check(recipe.count(mixture.count))
     else:
         check_unequal(source, mixtures)
     check_block_fits(source, source.dtype)
-    stray = left_out(source)
-    needed = disk_needed(bytes_left(recipe, source, mixtures, stray))
-    there = pick_device(device)
+    needed = bytes_left(recipe, source, mixtures, stray)
     if dry_run:
-        return describe(recipe, source, mixtures, target, needed, saved)
-    needs_data = CRITERIA[recipe.method].needs != "nothing" and saved is None
-    early = load_early(recipe, source, target) if needs_data else None
-    origin = source.provenance(name or model)
-    work: dict[str, object] = {"action": "experts", "recipe": recipe.to_json(), "source": origin["checksum"]}
-    if saved is not None:
-        work["stats"] = saved.about
+        experts = experts_text(mixtures, {m.index: recipe.count(m.count) for m in mixtures})
+        experts = f"on average {experts}" if recipe.spread == "global" else experts
+        told = {"experts": experts, "blocks": len(mixtures)}
+        return job.ahead(needed, told, [*source.reading_notes, *warn_of(stray)])
 
     def entries(notes: Mapping[str, Any]) -> dict[str, Entry]:
         kept = Choice.from_json(notes["choice"]).kept
         return {name: entry_of(stored) for name, stored in cut_tensors(source, mixtures, kept, stray).items()}
 
-    with Partial(source, target, work, source.blocks, needed, overwrite, stray, entries) as partial:
-        calibration = keep_calibration(recipe, source, partial, early) if needs_data else None
+    with job.begun(needed, stray, entries) as (partial, calibration):
         if "choice" not in partial.notes:
-            seen = saved.seen(mixtures) if saved else measure(source, mixtures, recipe, calibration, there)
-            choice = choose(recipe, mixtures, seen)
-            partial.note("choice", choice.to_json(), {})
+            seen = seen_in(saved, mixtures) if saved else measure(source, mixtures, recipe, calibration, job.device)
+            partial.note("choice", choose(recipe, mixtures, seen).to_json(), {})
         choice = Choice.from_json(partial.notes["choice"])
-        content = fewer_config(source, {index: len(kept) for index, kept in choice.kept.items()}, bool(stray))
-        tensors = cut_tensors(source, mixtures, choice.kept, stray)
-        with planned_checkpoint(content, tensors) as new:
-            write_blocks(new, partial)
+        new = smaller_model(source, mixtures, choice.kept)
+        write_blocks(new, partial)
         written = dict(source.outer_tensors())
         for index in range(source.blocks):
             written |= partial.read_block(index)
-        with planned_checkpoint(content, {n: t for n, t in written.items() if n not in stray}) as new:
-            difference = verify(source, new, mixtures, choice.kept, there)
-            parameters = new.parameters
-        warnings = [
-            *(calibration.warnings if calibration else []),
-            *choice.warnings,
-            *source.reading_notes,
-            *warn_of(stray),
-        ]
-        step: dict[str, object] = {
-            "action": "experts",
-            "recipe": recipe.to_json(),
-            "versions": versions(),
-            "source": origin,
-            "calibration": calibration.summary() if calibration else saved and saved.summary,
-            **choice_record(choice, mixtures),
-            "warnings": warnings,
-        }
-        partial.finish(content, step, made_card(source, step))
+        made = planned_checkpoint(source, new.config_json, {n: t for n, t in written.items() if n not in stray})
+        difference = verify(source, made, mixtures, choice.kept, job.device)
+        notes = calibration.warnings if calibration else []
+        warnings = [*notes, *choice.warnings, *source.reading_notes, *warn_of(stray)]
+        record = {**choice_record(choice, mixtures), "warnings": warnings}
+        job.finish(partial, calibration, record, new.config_json)
     return {
-        "out": str(target),
+        "out": str(job.target),
         "method": recipe.method,
         "experts": experts_text(mixtures, {index: len(kept) for index, kept in choice.kept.items()}),
         "blocks": len(mixtures),
-        "parameters": parameters,
-        "seconds": time.monotonic() - started,
+        "parameters": made.parameters,
+        "seconds": job.seconds,
         "experts_removed": choice.removed(mixtures),
         "scores": choice.scores,
         "tokens": choice.tokens,
         "difference": difference,
         "warnings": warnings,
     }
-
-
-def with_saved(
-    stats: str | Path | None, source: Checkpoint, recipe: ExpertsRecipe
-) -> tuple[SavedExperts | None, ExpertsRecipe]:
-    """A file of expert_stats, opened, and the recipe with its calibration; (None, recipe) without a file."""
-    if stats is None:
-        return None, recipe
-    saved = SavedExperts(stats, source, recipe)
-    if CRITERIA[recipe.method].needs == "nothing":
-        raise PrunusError(f"method {recipe.method} needs no statistics; leave --stats out")
-    return saved, saved.recipe
 
 
 def choice_record(choice: Choice, mixtures: Sequence[Mixture]) -> dict[str, object]:
@@ -171,11 +131,8 @@ def choice_record(choice: Choice, mixtures: Sequence[Mixture]) -> dict[str, obje
 def check_unequal(source: Checkpoint, mixtures: Sequence[Mixture]) -> None:
     """Raise Unremovable where config.json cannot say that blocks have different numbers of experts, found by trial."""
     kept = {m.index: list(range(m.count - (m is mixtures[0]))) for m in mixtures}
-    stray = left_out(source)
-    content = fewer_config(source, {index: len(experts) for index, experts in kept.items()}, bool(stray))
     try:
-        with planned_checkpoint(content, cut_tensors(source, mixtures, kept, stray)):
-            pass
+        smaller_model(source, mixtures, kept)
     except PrunusError as error:
         raise Unremovable(
             f"{name_of(source)}: config.json has one number of experts for all blocks, so spread global cannot be"
@@ -229,26 +186,3 @@ def experts_text(mixtures: Sequence[Mixture], kept: Mapping[int, int]) -> str:
     before, after = sorted({m.count for m in mixtures}), sorted(set(kept.values()))
     left = str(after[0]) if len(after) == 1 else f"{after[0]} to {after[-1]}"
     return f"{left} of {before[0] if len(before) == 1 else f'{before[0]} to {before[-1]}'}"
-
-
-def describe(
-    recipe: ExpertsRecipe,
-    source: Checkpoint,
-    mixtures: Sequence[Mixture],
-    target: Path,
-    needed: int,
-    saved: SavedExperts | None,
-) -> dict[str, object]:
-    """What drop_experts would do, as a dict, as far as it is known without running the model."""
-    check_space(target.absolute(), needed)
-    experts = experts_text(mixtures, {m.index: recipe.count(m.count) for m in mixtures})
-    about, needs_data = None if saved is None else saved.about, CRITERIA[recipe.method].needs != "nothing"
-    calibration, warnings = describe_calibration(recipe, source, about, needs_data)
-    return {
-        "would_write": str(target),
-        "experts": f"on average {experts}" if recipe.spread == "global" else experts,
-        "blocks": len(mixtures),
-        "disk": show_bytes(needed),
-        "calibration": calibration,
-        "warnings": [*warnings, *source.reading_notes, *warn_of(left_out(source))],
-    }

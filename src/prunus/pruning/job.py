@@ -1,144 +1,152 @@
-"""A job, which is a recipe applied to a checkpoint, and its passes: hooks for methods that need more from the model.
+"""A job, which is a recipe applied to a model, and what all steps do around their own algorithms.
 
-Most methods need only the input statistics of one Linear after the other.
+What is wrong is said first. A dry run says what would be done. Calibration is read before weights are, and kept; so is
+unfinished work. At last the manifest and the card say what was done.
 """
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import ClassVar, NamedTuple
+from typing import Any, Generic, Self, TypeVar
 
 import torch
-from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.linears import Linear
-from prunus.checkpoint.writer import HIDDEN, Partial, disk_needed
-from prunus.declarations import Allocation, Method, declared
-from prunus.pruning.calibration.data import Calibration
-from prunus.pruning.calibration.hidden_states import BATCH_TOKENS
-from prunus.pruning.calibration.propagation import BlockRun, Stats
+from prunus.checkpoint.resolve import resolve, versions
+from prunus.checkpoint.runner import pick_device
+from prunus.checkpoint.safetensors_file import Entry
+from prunus.checkpoint.writer import HIDDEN, Partial, check_target
+from prunus.disk import check_space, show_bytes
+from prunus.pruning.calibration.beforehand import check_calibration
+from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
 from prunus.pruning.calibration.saved_statistics import SavedStats
-from prunus.pruning.masks import Target
-from prunus.pruning.scope import weights_of
-from prunus.recipes import PruneRecipe
+from prunus.pruning.made_card import made_card
+from prunus.recipe_base import Calibrated
+from prunus.step import Where, action_of, kind_of
+
+AnyRecipe = TypeVar("AnyRecipe", bound=Calibrated)
+Entries = Callable[[Mapping[str, Any]], Mapping[str, Entry]]
 
 
-class Pass:
-    """Base class of passes: the hooks in the order in which the pipeline calls them. These do nothing.
+@dataclass(frozen=True)
+class Job(Generic[AnyRecipe]):
+    """A recipe to be applied to source, with the result in the folder target; steps add fields of their own.
 
-    Each run creates one object per pass. A resumed run creates new ones and calls `prepare` again, so `prepare` must
-    store its results in files of the unfinished output and record with partial.note that they are complete.
-    needs: what the pass needs that saved input statistics do not hold. whole_model: `prepare` runs the whole model
-    forwards and backwards.
-    """
-
-    needs: ClassVar[str] = "hidden states"
-    whole_model: ClassVar[bool] = False
-
-    def disk(self, job: "Job") -> int:
-        """Bytes of the files that `prepare` keeps until the run ends."""
-        return 0
-
-    def prepare(self, job: "Job", partial: Partial, calibration: Calibration | None) -> None:
-        """Called once, before the first block."""
-
-    def statistics(
-        self, job: "Job", run: BlockRun, tensors: dict[str, Tensor], groups: Iterable[Stats]
-    ) -> Iterable[Stats]:
-        """The input statistics that a block's Linears are pruned by, one group of Linears after the other.
-
-        groups: the statistics without this pass. tensors: the block's, by their names within the block; a pass may
-        replace weights in it before it yields.
-        """
-        return groups
-
-    def after_block(self, job: "Job", run: BlockRun | None, index: int, weights: Mapping[str, Tensor]) -> None:
-        """Called once all Linears of a block are pruned, before its output becomes the input of the next block.
-
-        run: the block in memory and its hidden states; None if no tokens are run. weights: the pruned weights, by
-        Linear. A pass may change their nonzero entries in place, and must then change run.block in the same way. Only
-        with propagation `pruned` do hidden states follow such a change; with others the block has run already.
-        """
-
-    def written(self, job: "Job", index: int) -> None:
-        """Called once a block is on disk."""
-
-
-class Job(NamedTuple):
-    """A recipe applied to a checkpoint.
-
-    linears: the Linears in scope, by block. stats: input statistics saved beforehand. offload: whether hidden states
-    are in a file. shared: folder of measurements that the variants of a study share. sparsities: (sparsity, extra
-    zeros) that the method gets, by block and Linear; filled in once the allocation has its scores.
+    name: what the manifest calls source. saved: statistics that were measured before, which take the place of
+    calibration. started: the time at which it was opened.
     """
 
     source: Checkpoint
-    recipe: PruneRecipe
-    method: Method
-    passes: tuple[Pass, ...]
-    linears: list[list[Linear]]
+    target: Path
+    recipe: AnyRecipe
+    where: Where
     device: torch.device
-    dtype: torch.dtype
-    stats: SavedStats | None = None
-    offload: bool = False
-    shared: Path | None = None
-    sparsities: Mapping[tuple[int, str], tuple[float, int]] = MappingProxyType({})
+    name: str
+    started: float
+    saved: SavedStats | None = None
 
-    def hidden_file(self, partial: Partial) -> Path | None:
-        """The file for hidden states; None keeps them in memory."""
-        return partial.folder / HIDDEN if self.offload else None
-
-    def target(self, index: int, linear: str) -> Target:
-        """The zeros that one Linear of block `index` gets."""
-        return target_of(self.recipe, *self.sparsities[index, linear])
+    def with_saved(self, fitting: Callable[[SavedStats, AnyRecipe], AnyRecipe]) -> Self:
+        """The job with the statistics that it is given, if any. fitting: checks them; the recipe with their tokens."""
+        if self.where.stats is None:
+            return self
+        saved = SavedStats(self.where.stats, self.source)
+        return replace(self, saved=saved, recipe=fitting(saved, self.recipe))
 
     @property
     def needs_tokens(self) -> bool:
-        """Whether calibration tokens run through the blocks while they are pruned."""
-        return bool(self.passes) or (self.method.needs != "nothing" and self.stats is None)
+        """Whether the model is run on calibration tokens."""
+        return kind_of(self.recipe).calibrates(self.recipe, self.saved is not None)
 
     @property
-    def weights(self) -> int:
-        """Number of weights in scope, of which the recipe's sparsity is a share."""
-        return sum(map(weights_of, self.linears))
+    def seconds(self) -> float:
+        """The time since it was opened."""
+        return time.monotonic() - self.started
 
-    @property
-    def room_needed(self) -> int:
-        """Numbers per token kept in addition to hidden states: with true_sequential, the widest input of a Linear."""
-        if self.recipe.propagation != "true_sequential":
-            return 0
-        linears = (linear for index in range(self.source.blocks) for linear in self.source.linears(index))
-        return max(linear.shape_OI[1] for linear in linears)
+    def hidden_file(self, partial: Partial) -> Path | None:
+        """The file for hidden states; None keeps them in memory."""
+        return partial.folder / HIDDEN if self.where.offload else None
 
-    @property
-    def measured(self) -> str:
-        """What this run measures the allocation's scores from; `nothing` if the recipe holds the scores."""
-        return declared(Allocation)[self.recipe.allocation].needs if self.recipe.scores is None else "nothing"
+    def origins(self) -> dict[str, Mapping[str, str]]:
+        """What the manifest says of the models that the result is made from."""
+        return {"source": self.source.provenance(self.name)}
 
-    @property
-    def disk(self) -> int:
-        """Bytes of disk for the result and for temporary files.
+    def identity(self) -> dict[str, object]:
+        """What unfinished work must have been begun with to be continued, besides the recipe."""
+        return {key: origin["checksum"] for key, origin in self.origins().items()}
 
-        Gradients need space for the block inputs of one batch; more is used only if it is free.
+    def calibration_ahead(self) -> tuple[str, list[str]]:
+        """What calibration would be, as text, and warnings."""
+        about = None if self.saved is None else self.saved.about
+        return describe_calibration(self.recipe, self.source, about, self.needs_tokens)
+
+    def ahead(self, needed: int, told: Mapping[str, object], warnings: Sequence[str]) -> dict[str, Any]:
+        """What a dry run returns. needed: bytes of disk. told: what the step would do."""
+        check_space(self.target.absolute(), needed)
+        calibration, found = self.calibration_ahead()
+        said = {"would_write": str(self.target), **told, "disk": show_bytes(needed), "calibration": calibration}
+        return {**said, "warnings": [*found, *warnings]}
+
+    @contextmanager
+    def begun(
+        self, needed: int, left_out: Sequence[str] = (), entries: Entries | None = None
+    ) -> Iterator[tuple[Partial, Calibration | None]]:
+        """Meanwhile, unfinished work is open. Yields it, and the calibration that it needs.
+
+        needed, left_out, entries: as for Partial.
         """
-        recipe, hidden, width = self.recipe, 0, self.source.architecture.width
-        measured = self.measured if self.stats is None else "nothing"
-        if self.offload and (self.needs_tokens or measured == "norms"):
-            hidden = recipe.samples * recipe.seqlen * (width + self.room_needed) * self.dtype.itemsize
-        if self.offload and (measured == "gradients" or any(one.whole_model for one in self.passes)):
-            hidden = max(hidden, 4 * max(BATCH_TOKENS, recipe.seqlen) * (self.source.blocks + 2) * width)
-        return disk_needed(self.source.nbytes) + hidden + sum(one.disk(self) for one in self.passes)
+        source, recipe = self.source, self.recipe
+        early = load_early(recipe, source, self.target) if self.needs_tokens else None
+        work = {"action": action_of(recipe), "recipe": recipe.to_json(), **self.identity()}
+        if self.saved is not None:
+            work["stats"] = self.saved.about
+        overwrite = self.where.overwrite
+        with Partial(source, self.target, work, source.blocks, needed, overwrite, left_out, entries) as partial:
+            calibration = keep_calibration(recipe, source, partial, early) if self.needs_tokens else None
+            if calibration and recipe.weighted:
+                calibration.token_weights(recipe)  # to fail early if the sequences cannot be weighted
+            yield partial, calibration
+
+    def finish(
+        self,
+        partial: Partial,
+        calibration: Calibration | None,
+        record: Mapping[str, object],
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Publish the result. record: what the manifest says of the step. config: config.json; None: that of source."""
+        step: dict[str, object] = {
+            "action": action_of(self.recipe),
+            "recipe": self.recipe.to_json(),
+            "versions": versions(),
+            **self.origins(),
+            "calibration": calibration.summary() if calibration else self.saved and self.saved.summary,
+            **record,
+        }
+        partial.finish(config, step, made_card(self.source, step))
 
 
-def target_of(recipe: PruneRecipe, sparsity: float, extra_zeros: int = 0) -> Target:
-    """The target of a Linear. Ties are removed if rounding is `reference` and the method's own code removes them."""
-    ties = declared(Method)[recipe.method].group == "tensor" and recipe.allocation == "uniform"
-    return Target(sparsity, recipe.rounding, recipe.groups, recipe.group, ties, extra_zeros)
+def open_job(
+    model: str | Path | Checkpoint,
+    out: str | Path,
+    recipe: AnyRecipe,
+    name: str | None,
+    *,
+    stats: str | Path | None = None,
+    shared: str | Path | None = None,
+    opened: Callable[[Path], Checkpoint] = Checkpoint,
+    **ways: Any,
+) -> Job[AnyRecipe]:
+    """The job of a recipe, with the model opened. PrunusError where calibration or the folder out will not do.
 
-
-def name_of(recipe: PruneRecipe) -> str:
-    """The method and the options set for it, for messages."""
-    names = [option.name for option in declared(Method)[recipe.method].options]
-    chosen = [name for name in names if getattr(recipe, name) != getattr(PruneRecipe, name)]
-    return f"{recipe.method} with {', '.join(chosen)}" if chosen else recipe.method
+    model: in a dry run of several steps also what earlier ones will leave. opened: opens a model's folder. The others
+    are fields of Where.
+    """
+    started, known = time.monotonic(), isinstance(model, Checkpoint)
+    files = {name: Path(path) for name, path in (("stats", stats), ("shared", shared)) if path is not None}
+    where = Where(**files, **ways)
+    check_calibration(recipe, model.folder if known else model, out, stats=where.stats)
+    source, target = model if known else opened(resolve(model)), Path(out)
+    check_target(source.folder, target, where.overwrite)
+    return Job(source, target, recipe, where, pick_device(where.device), str(name or model), started)

@@ -6,9 +6,8 @@ from those of the dense model: so errors of earlier blocks are corrected by late
 stored before the next one reads it. Memory holds one block, the matrices of its channels, and the hidden states.
 """
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,25 +17,22 @@ from torch import Tensor, nn
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.loader import return_freed_memory
 from prunus.checkpoint.precision import full_float32
-from prunus.checkpoint.resolve import resolve, versions
-from prunus.checkpoint.runner import Runner, pick_device
+from prunus.checkpoint.runner import Runner
 from prunus.checkpoint.safetensors_file import entry_of
-from prunus.checkpoint.writer import HIDDEN, Partial, check_target, disk_needed
-from prunus.disk import check_space, disk_errors, show_bytes
+from prunus.checkpoint.writer import Partial
+from prunus.disk import disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.calibration.beforehand import check_calibration
-from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
+from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import BATCH_TOKENS, check_block_fits
 from prunus.pruning.calibration.propagation import HESSIAN_BYTES
-from prunus.pruning.calibration.saved_statistics import FIELDS, SavedStats
+from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats
-from prunus.pruning.depth.verification import left_out, planned_checkpoint
-from prunus.pruning.drop import warn_of
-from prunus.pruning.made_card import made_card
+from prunus.pruning.job import Job, open_job
+from prunus.pruning.planned import left_out, warn_of
 from prunus.pruning.recovery import Streams, free_on, largest_block
 from prunus.pruning.scope import weights_of
-from prunus.pruning.width.channels import Unit, base_width, find_units, narrow_config, narrowed, planned_tensors, verify
+from prunus.pruning.width.channels import Unit, base_width, find_units, narrow_model, narrowed, verify
 from prunus.pruning.width.fit import Fitted, cut, fit, relative_error
 from prunus.pruning.width.observe import gain_of, observe
 from prunus.pruning.width.scores import (
@@ -56,22 +52,12 @@ K_QUANTS = 256  # inputs of a Linear that llama.cpp quantises together
 GROUPED = 16  # bytes of which rows of experts must be multiples for torch's grouped products
 
 
-class Job(NamedTuple):
-    """A model to be narrowed. units: all networks. width: the new one that config.json will say. saved: statistics that
-    were measured before, which take the place of calibration."""
+@dataclass(frozen=True, kw_only=True)
+class Narrowing(Job[WidthRecipe]):
+    """A model to be narrowed. units: all networks. width: the new one that config.json will say."""
 
-    source: Checkpoint
-    recipe: WidthRecipe
     units: Sequence[Unit]
     width: int
-    device: torch.device
-    offload: bool
-    saved: SavedStats | None
-
-    @property
-    def needs_tokens(self) -> bool:
-        """Whether blocks are run on calibration tokens."""
-        return self.recipe.needs_data and self.saved is None
 
     def of_block(self, index: int) -> list[Unit]:
         """The networks of a block."""
@@ -85,15 +71,11 @@ class Job(NamedTuple):
         """Whether a block may be fitted to the dense model's hidden states; experts share a sum, so they are not."""
         return self.recipe.fit and self.recipe.target == "dense" and len(self.of_block(index)) == 1
 
-    def hidden_file(self, partial: Partial) -> Path | None:
-        """Where the streams are kept; None: in memory."""
-        return partial.folder / HIDDEN if self.offload else None
-
     @property
     def stream_bytes(self) -> int:
         """Of the file with both streams, in float32."""
         tokens = self.recipe.calibration_tokens or self.recipe.samples * self.recipe.seqlen
-        return 2 * 4 * tokens * self.source.architecture.width if self.offload and self.needs_tokens else 0
+        return 2 * 4 * tokens * self.source.architecture.width if self.where.offload and self.needs_tokens else 0
 
 
 def width(
@@ -139,77 +121,61 @@ def width(
 
     Raises PrunusError for wrong input or if the model cannot be narrowed, and then leaves nothing behind.
     """
-    started = time.monotonic()
-    recipe = recipe or WidthRecipe()
-    check_calibration(recipe, model, out, stats=stats)
-    source, target = Checkpoint(resolve(model)), Path(out)
-    check_target(source.folder, target, overwrite)
-    job = make_job(source, recipe, device, offload, stats)
-    recipe, stray = job.recipe, left_out(source)
-    tensors = planned_tensors(source, job.units, job.width)
-    with planned_checkpoint(narrow_config(source, job.units, job.width), tensors) as new:
-        needed = disk_needed(new.nbytes) + job.stream_bytes
-        if dry_run:
-            return describe(job, target, needed, source.parameters, new.parameters)
-        early = load_early(recipe, source, target) if job.needs_tokens else None
+    job = make_job(open_job(
+        model, out, recipe or WidthRecipe(), name, stats=stats, device=device, offload=offload, overwrite=overwrite,
+        dry_run=dry_run,
+    ))  # fmt: skip
+    source, stray = job.source, left_out(job.source)
+    new = narrow_model(source, job.units, job.width)
+    told = {
+        "channels": f"{job.width} of {base_width(job.units)}",
+        "blocks": len({unit.index for unit in job.units}),
+        "parameters": new.parameters,
+        "removed": f"{percent(1 - new.parameters / source.parameters)} % of {source.parameters:,} parameters",
+    }
+    needed = new.nbytes + job.stream_bytes
+    if dry_run:
+        return job.ahead(needed, told, [*said_of_engines(job), *said_before(job), *warn_of(stray)])
+    entries = {key: entry_of(stored) for key, stored in new.tensors.items()}
+    with job.begun(needed, stray, lambda _: entries) as (partial, calibration), full_float32(job.device):
         difference = verify(source, new, job.units, job.device)
-        origin = source.provenance(name or model)
-        work: dict[str, object] = {"action": "width", "recipe": recipe.to_json(), "source": origin["checksum"]}
-        if job.saved is not None:
-            work["stats"] = job.saved.about
-        entries = {key: entry_of(stored) for key, stored in tensors.items()}
-        with (
-            Partial(source, target, work, source.blocks, needed, overwrite, stray, lambda _: entries) as partial,
-            full_float32(job.device),
-        ):
-            calibration = keep_calibration(recipe, source, partial, early) if job.needs_tokens else None
-            with torch.no_grad():
-                narrow_blocks(job, partial, calibration, new)
-            records = [partial.records[index] for index in range(source.blocks)]
-            warnings = [
-                *(calibration.warnings if calibration else []),
-                *said_before(job),
-                *said_of(job, records),
-                *warn_of(stray),
-            ]
-            step: dict[str, object] = {
-                "action": "width",
-                "recipe": recipe.to_json(),
-                "versions": versions(),
-                "source": origin,
-                "calibration": calibration.summary() if calibration else job.saved and job.saved.summary,
-                "channels": {"before": base_width(job.units), "after": job.width, "field": job.units[0].field.name},
-                "parameters": {"before": source.parameters, "after": new.parameters},
-                "blocks": records,
-                "warnings": warnings,
-            }
-            partial.finish(new.config_json, step, made_card(source, step))
-        errors = [error for record in records for error in record["errors"]]
-        return {
-            "out": str(target),
-            "method": recipe.method,
-            "channels": channels_text(job),
-            "blocks": len({unit.index for unit in job.units}),
-            "parameters": new.parameters,
-            "removed": removed_text(source.parameters, new.parameters),
-            "error": sum(errors) / len(errors) if errors else None,
-            "difference": difference,
-            "seconds": time.monotonic() - started,
-            "warnings": [*said_of_engines(job), *warnings],
+        with torch.no_grad():
+            narrow_blocks(job, partial, calibration, new)
+        records = [partial.records[index] for index in range(source.blocks)]
+        warnings = [
+            *(calibration.warnings if calibration else []),
+            *said_before(job),
+            *said_of(job, records),
+            *warn_of(stray),
+        ]
+        record = {
+            "channels": {"before": base_width(job.units), "after": job.width, "field": job.units[0].field.name},
+            "parameters": {"before": source.parameters, "after": new.parameters},
+            "blocks": records,
+            "warnings": warnings,
         }
+        job.finish(partial, calibration, record, new.config_json)
+    errors = [error for record in records for error in record["errors"]]
+    return {
+        "out": str(job.target),
+        "method": job.recipe.method,
+        **told,
+        "error": sum(errors) / len(errors) if errors else None,
+        "difference": difference,
+        "seconds": job.seconds,
+        "warnings": [*said_of_engines(job), *warnings],
+    }
 
 
-def make_job(source: Checkpoint, recipe: WidthRecipe, device: str, offload: bool, stats: str | Path | None) -> Job:
-    """The job of a recipe; raises PrunusError if model, recipe and statistics do not fit each other."""
-    units = find_units(source, recipe.of)
-    width = recipe.count(base_width(units))
-    check_block_fits(source, torch.float32)
-    saved, there = None, pick_device(device)
-    if stats is not None:
-        saved, recipe = with_saved(SavedStats(stats, source), recipe)
-    if recipe.needs_data:
-        check_matrices_fit(source, max(unit.width for unit in units), there)
-    return Job(source, recipe, units, width, there, offload, saved)
+def make_job(job: Job[WidthRecipe]) -> Narrowing:
+    """The job with its networks; raises PrunusError if model, recipe and statistics do not fit each other."""
+    units = find_units(job.source, job.recipe.of)
+    width = job.recipe.count(base_width(units))
+    check_block_fits(job.source, torch.float32)
+    job = job.with_saved(fitting)
+    if job.recipe.needs_data:
+        check_matrices_fit(job.source, max(unit.width for unit in units), job.device)
+    return Narrowing(**vars(job), units=units, width=width)
 
 
 def check_matrices_fit(source: Checkpoint, channels: int, device: torch.device) -> None:
@@ -225,21 +191,15 @@ def check_matrices_fit(source: Checkpoint, channels: int, device: torch.device) 
         )
 
 
-def with_saved(saved: SavedStats, recipe: WidthRecipe) -> tuple[SavedStats, WidthRecipe]:
-    """The statistics, and the recipe with their calibration; raises PrunusError where they are not what it needs."""
+def fitting(saved: SavedStats, recipe: WidthRecipe) -> WidthRecipe:
+    """The recipe with the calibration of statistics; raises PrunusError where they are not what it needs."""
     if not recipe.needs_data:
         raise PrunusError(f"method {recipe.method} without a fit needs no statistics; leave --stats out")
-    if saved.about.get("experts"):
-        raise PrunusError(f"{saved.path} holds scores of experts alone; write it with `prunus stats --hessians`")
-    if not saved.hessians:
-        raise PrunusError(f"{saved.path} holds no Hessians, which width needs; write it with `prunus stats --hessians`")
-    default = WidthRecipe()
-    given = {name: getattr(recipe, name) for name in FIELDS}
-    saved.check_given({name: value for name, value in given.items() if value != getattr(default, name)})
-    return saved, replace(saved.with_calibration(recipe), target="own")
+    saved.check_hessians("width")
+    return replace(saved.with_calibration(recipe), target="own")
 
 
-def narrow_blocks(job: Job, partial: Partial, calibration: Calibration | None, new: Checkpoint) -> None:
+def narrow_blocks(job: Narrowing, partial: Partial, calibration: Calibration | None, new: Checkpoint) -> None:
     """Narrow block after block. Blocks that partial already has are run for their hidden states alone."""
     source = job.source
     if all(map(partial.has, range(source.blocks))):
@@ -274,7 +234,7 @@ class Observed(NamedTuple):
     groups: Iterator[Mapping[str, Inputs | None]]
 
 
-def unmeasured(job: Job, index: int) -> Iterator[Mapping[str, Inputs | None]]:
+def unmeasured(job: Narrowing, index: int) -> Iterator[Mapping[str, Inputs | None]]:
     """The inputs of a block's networks from statistics that were measured before, or none."""
     downs = [unit.down for unit in job.of_block(index)]
     if job.saved is None:
@@ -296,7 +256,7 @@ def inputs_of(stats: InputStats) -> Inputs:
 class Passes:
     """Passes of the calibration tokens through the whole model and the narrow one, block by block."""
 
-    def __init__(self, job: Job, partial: Partial, calibration: Calibration, new: Checkpoint) -> None:
+    def __init__(self, job: Narrowing, partial: Partial, calibration: Calibration, new: Checkpoint) -> None:
         self.job, source, recipe = job, job.source, job.recipe
         self.theirs, self.ours = (
             Runner(model.config, model.tensors, torch.float32, job.device) for model in (source, new)
@@ -354,7 +314,7 @@ def portions(units: Sequence[Unit]) -> list[list[str]]:
 
 
 def narrow_block(
-    job: Job, index: int, tensors: Mapping[str, Tensor], observed: Observed
+    job: Narrowing, index: int, tensors: Mapping[str, Tensor], observed: Observed
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a block with fewer channels, by their names within it, and the record for the manifest.
 
@@ -395,7 +355,12 @@ def narrow_block(
 
 
 def choose(
-    job: Job, unit: Unit, tensors: Mapping[str, Tensor], weight_OI: Tensor, bias_O: Tensor | None, inputs: Inputs | None
+    job: Narrowing,
+    unit: Unit,
+    tensors: Mapping[str, Tensor],
+    weight_OI: Tensor,
+    bias_O: Tensor | None,
+    inputs: Inputs | None,
 ) -> list[int]:
     """The channels that a network keeps, ascending."""
     method, gone = job.recipe.method, unit.width - job.kept(unit)
@@ -441,12 +406,7 @@ def weights_in(source: Checkpoint, units: Sequence[Unit]) -> int:
     )
 
 
-def channels_text(job: Job) -> str:
-    """`192 of 256`."""
-    return f"{job.width} of {base_width(job.units)}"
-
-
-def said_of_engines(job: Job) -> list[str]:
+def said_of_engines(job: Narrowing) -> list[str]:
     """Warnings about what engines cannot do with the width. No result depends on it, so manifests have none of them."""
     widths, found = sorted({job.kept(unit) for unit in job.units}), []
     if odd := [width for width in widths if width % K_QUANTS]:
@@ -465,7 +425,7 @@ def said_of_engines(job: Job) -> list[str]:
     return found
 
 
-def said_before(job: Job) -> list[str]:
+def said_before(job: Narrowing) -> list[str]:
     """Warnings about what is fitted that are known before the model is run."""
     found = list[str]()
     history = job.source.manifest.get("history", [])
@@ -478,7 +438,7 @@ def said_before(job: Job) -> list[str]:
     return found
 
 
-def said_of(job: Job, records: Sequence[Mapping[str, Any]]) -> list[str]:
+def said_of(job: Narrowing, records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Warnings about networks that calibration hardly met, and about blocks that are fitted to their own outputs."""
     found = []
     if few := {index: record["few"] for index, record in enumerate(records) if "few" in record}:
@@ -494,31 +454,3 @@ def said_of(job: Job, records: Sequence[Mapping[str, Any]]) -> list[str]:
             f"blocks {', '.join(own)} are fitted to their networks' own outputs: a norm or a gate follows these"
         )
     return found
-
-
-def removed_text(before: int, after: int) -> str:
-    """What share of a number of parameters is removed, as text."""
-    return f"{percent(1 - after / before)} % of {before:,} parameters"
-
-
-def describe(job: Job, target: Path, needed: int, before: int, after: int) -> dict[str, object]:
-    """What width would do, as far as it is known without running the model. before, after: numbers of parameters."""
-    check_space(target.absolute(), needed)
-    about = None if job.saved is None else job.saved.about
-    calibration, warnings = describe_calibration(job.recipe, job.source, about, job.needs_tokens)
-    return {
-        "would_write": str(target),
-        "channels": channels_text(job),
-        "blocks": len({unit.index for unit in job.units}),
-        "parameters": after,
-        "removed": removed_text(before, after),
-        "disk": show_bytes(needed),
-        "calibration": calibration,
-        "warnings": [
-            *warnings,
-            *said_of_engines(job),
-            *said_before(job),
-            *job.source.reading_notes,
-            *warn_of(left_out(job.source)),
-        ],
-    }

@@ -1,8 +1,8 @@
 """Prune a checkpoint block by block, with one block and the calibration tokens' hidden states in memory."""
 
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,30 +10,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.experts import StorageCopies
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.loader import Block, blocks_on, return_freed_memory
 from prunus.checkpoint.precision import full_float32
-from prunus.checkpoint.resolve import resolve, versions
-from prunus.checkpoint.runner import Runner, pick_device
+from prunus.checkpoint.runner import Runner
 from prunus.checkpoint.safetensors_file import Stored
-from prunus.checkpoint.writer import Partial, check_target
-from prunus.disk import check_space, disk_errors, show_bytes
+from prunus.checkpoint.writer import Partial
+from prunus.disk import disk_errors
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.allocate import allocate_groups, find_scores, keep_scores, linear_sparsities, revisions
+from prunus.pruning.allocate import allocate_groups, find_scores, keep_scores, linear_sparsities
 from prunus.pruning.allocation import ALLOCATIONS
-from prunus.pruning.calibration.beforehand import check_calibration
-from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
+from prunus.pruning.calibration.data import Calibration, describe_calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_fits, propagate
 from prunus.pruning.calibration.propagation import PROPAGATIONS, BlockRun
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats, few_tokens
-from prunus.pruning.job import Job, name_of, target_of
-from prunus.pruning.made_card import made_card
+from prunus.pruning.job import Job, open_job
 from prunus.pruning.masks import count_zeros, zeros_of, zeros_wanted
 from prunus.pruning.methods import find_method
+from prunus.pruning.passes import PruneJob, name_of, target_of
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import PruneRecipe
 
@@ -80,82 +77,63 @@ def prune(
 
     Raises PrunusError for wrong input, and then leaves nothing behind.
     """
-    started = time.monotonic()
-    check_calibration(recipe, model, out, stats=stats)
-    source, target = Checkpoint(resolve(model)), Path(out)
-    check_target(source.folder, target, overwrite)
-    job = make_job(source, recipe, device, offload, stats, None if shared is None else Path(shared))
-    recipe = job.recipe
+    job = make_job(open_job(
+        model, out, recipe, name, stats=stats, shared=shared, device=device, offload=offload, overwrite=overwrite,
+        dry_run=dry_run,
+    ))  # fmt: skip
+    source, recipe = job.source, job.recipe
     if dry_run:
-        return describe(job, target)
-    early = load_early(recipe, source, target) if job.needs_tokens else None
-    if ALLOCATIONS[recipe.allocation].needs != "nothing" or any(one.whole_model for one in job.passes):
-        source.checksum()  # measurements of all blocks come before pruning, so the blocks are checked before
-    work = {"action": "prune", "recipe": recipe.to_json(), "source": source.fingerprint(), **revisions(recipe)}
-    if any(linear.experts for linears in job.linears for linear in linears):
-        work["experts_revision"] = 2  # they were left dense
-    if job.stats is not None:
-        work["stats"] = job.stats.about
-    with Partial(source, target, work, source.blocks, job.disk, overwrite) as partial, full_float32(job.device):
-        calibration = keep_calibration(recipe, source, partial, early) if job.needs_tokens else None
-        if calibration and recipe.weighted:
-            calibration.token_weights(recipe)  # to fail early if the sequences cannot be weighted
+        return describe(job)
+    with job.begun(job.disk) as (partial, calibration), full_float32(job.device):
+        if ALLOCATIONS[recipe.allocation].needs != "nothing" or any(one.whole_model for one in job.passes):
+            source.checksum()  # measurements of all blocks come before pruning, so the blocks are checked before
         scores = keep_scores(job, partial, calibration)
         sparsities = allocate_groups(source, recipe, scores)
-        job = job._replace(sparsities=linear_sparsities(source, recipe, sparsities, job.method.group))
+        job = replace(job, sparsities=linear_sparsities(source, recipe, sparsities, job.method.group))
         for one in job.passes:
             one.prepare(job, partial, calibration)
         with torch.no_grad():
             prune_blocks(job, partial, calibration)
-        sparsity = {name: share for i in range(source.blocks) for name, share in partial.records[i]["sparsity"].items()}
+        records = [partial.records[index] for index in range(source.blocks)]
+        sparsity = {name: share for record in records for name, share in record["sparsity"].items()}
         notes = [*(calibration.warnings if calibration else []), *scores.warnings, *sparsities.warnings]
-        notes += [warning for index in range(source.blocks) for warning in partial.records[index]["warnings"]]
-        notes += few_of(job, partial)
-        warnings = [*source.reading_notes, *dict.fromkeys(notes), *dead_inputs(partial), *ragged_tails(job)]
-        step = {
-            "action": "prune",
-            "recipe": recipe.to_json(),
-            "versions": versions(),
-            "source": source.provenance(name or model),
-            "calibration": calibration.summary() if calibration else job.stats and job.stats.summary,
-            "sparsity": sparsity,
-            "allocation": scores.to_json() if recipe.allocation != "uniform" else None,
-            "warnings": warnings,
-        }
-        partial.finish(None, step, made_card(source, step))
-    zeros = sum(record["zeros"] for record in partial.records.values())
+        notes += [warning for record in records for warning in record["warnings"]]
+        notes += few_of(job.linears, records, recipe.min_expert_tokens, "were pruned by their")
+        warnings = [*source.reading_notes, *dict.fromkeys(notes), *dead_inputs(records), *ragged_tails(job)]
+        allocation = scores.to_json() if recipe.allocation != "uniform" else None
+        job.finish(partial, calibration, {"sparsity": sparsity, "allocation": allocation, "warnings": warnings})
     return {
-        "out": str(target),
+        "out": str(job.target),
         "method": recipe.method,
         "blocks": source.blocks,
         "linears": sum(map(len, job.linears)),
-        "sparsity": zeros / job.weights,
-        "seconds": time.monotonic() - started,
+        "sparsity": sum(record["zeros"] for record in records) / job.weights,
+        "seconds": job.seconds,
         "linear_sparsity": sparsity,
         "warnings": warnings,
     }
 
 
-def make_job(
-    source: Checkpoint, recipe: PruneRecipe, device: str, offload: bool, stats: str | Path | None, shared: Path | None
-) -> Job:
-    """The job of a recipe; raises PrunusError if model, recipe and statistics do not fit each other."""
-    linears = linears_in_scope(source, recipe)
-    dtype = source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
-    check_block_fits(source, dtype)
-    method = find_method(recipe)
+def make_job(job: Job[PruneRecipe]) -> PruneJob:
+    """The job with what pruning needs; raises PrunusError if model, recipe and statistics do not fit each other."""
+    linears = linears_in_scope(job.source, job.recipe)
+    dtype = job.source.dtype_for(job.recipe.dtype)
+    check_block_fits(job.source, dtype)
+    method = find_method(job.recipe)
     passes = tuple(make() for make in method.passes or ())
-    saved = None
-    if stats is not None:
-        if passes:
-            raise PrunusError(f"{stats} holds no {passes[0].needs}, which {name_of(recipe)} needs; leave --stats out")
-        saved = SavedStats(stats, source)
+    if passes and job.where.stats is not None:
+        what = f"holds no {passes[0].needs}, which {name_of(job.recipe)} needs"
+        raise PrunusError(f"{job.where.stats} {what}; leave --stats out")
+
+    def fitting(saved: SavedStats, recipe: PruneRecipe) -> PruneRecipe:
         saved.check(recipe, method.needs, ALLOCATIONS[recipe.allocation].needs)
-        recipe = saved.recipe(recipe)
-    return Job(source, recipe, method, passes, linears, pick_device(device), dtype, saved, offload, shared)
+        return saved.recipe(recipe)
+
+    job = job.with_saved(fitting)
+    return PruneJob(**vars(job), method=method, passes=passes, linears=linears, dtype=dtype)
 
 
-def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None) -> None:
+def prune_blocks(job: PruneJob, partial: Partial, calibration: Calibration | None) -> None:
     """Prune block after block. Blocks that `partial` already has are run for their hidden states, not pruned again."""
     source, recipe = job.source, job.recipe
     runner = Runner(source.config, source.tensors, job.dtype, job.device)
@@ -186,14 +164,19 @@ def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None) ->
                     propagate(runner, runner.make_block(index, source.read_block(index, stored)), hidden)
                 continue
             tensors = next(blocks) if tensors is None else tensors
-            partial.write_block(index, *prune_block(job, partial, runner, index, hidden, tensors, digest))
+            partial.write_block(index, *prune_block(job, runner, index, hidden, tensors, digest))
             for one in job.passes:
                 one.written(job, index)
             steps.advance()
 
 
 def prune_block(
-    job: Job, partial: Partial, runner: Runner, index: int, hidden: HiddenStates | None, tensors: Block, digest: str
+    job: PruneJob,
+    runner: Runner,
+    index: int,
+    hidden: HiddenStates | None,
+    tensors: Block,
+    digest: str,
 ) -> tuple[dict[str, Tensor | Stored], dict[str, object]]:
     """Prune one block; returns its tensors by their names on disk, and the record for the journal.
 
@@ -209,8 +192,8 @@ def prune_block(
         for one in job.passes:
             one.after_block(job, run, index, pruned)
 
-    if job.stats is not None:
-        groups = job.stats.groups(index, job.method.needs, job.device)
+    if job.saved is not None:
+        groups = job.saved.groups(index, job.method.needs, job.device)
     if hidden is not None:
         block, last = runner.make_block(index, tensors), index == job.source.blocks - 1
         least = job.recipe.min_expert_tokens
@@ -231,7 +214,7 @@ def prune_block(
     for group in map(dict, groups):
         for name in [name for name in names if name in group]:
             weight_OI, inputs = tensors.pop(f"{name}.weight"), group.pop(name)
-            new_OI = job.method.prune(weight_OI.to(job.device), inputs, job.target(index, name))
+            new_OI = job.method.prune(weight_OI.to(job.device), inputs, job.zeros(index, name))
             if run is not None and not keeps_dense:
                 set_weight(run.block, by_name[name], new_OI.to(job.dtype))
             # In place for experts, of which there would be a second copy otherwise.
@@ -278,9 +261,9 @@ def set_weight(block: nn.Module, linear: Linear, weight_OI: Tensor) -> None:
         parameter.data = weight_OI
 
 
-def dead_inputs(partial: Partial) -> list[str]:
+def dead_inputs(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """A warning if some input features were zero on every calibration token."""
-    dead = {name: count for record in partial.records.values() for name, count in record["dead"].items()}
+    dead = {name: count for record in records for name, count in record["dead"].items()}
     if not dead:
         return []
     worst = max(dead, key=lambda name: dead[name])
@@ -288,56 +271,36 @@ def dead_inputs(partial: Partial) -> list[str]:
     return [f"{len(dead)} Linears have {zero}, most of all {worst} ({dead[worst]})"]
 
 
-def few_of(job: Job, partial: Partial) -> list[str]:
-    """A warning if experts were pruned by the statistics of all tokens of their layer."""
-    few = {name: count for record in partial.records.values() for name, count in record.get("pooled", {}).items()}
-    experts = {
-        (index, linear.expert) for index, linears in enumerate(job.linears) for linear in linears if linear.expert
-    }
-    return few_tokens(few, len(experts), job.recipe.min_expert_tokens, "were pruned by their")
+def few_of(
+    linears: Sequence[Sequence[Linear]], records: Sequence[Mapping[str, Any]], least: int, then: str
+) -> list[str]:
+    """A warning if the statistics of experts are those of all tokens of their layer. The rest is as for few_tokens."""
+    few = {name: count for record in records for name, count in record.get("pooled", {}).items()}
+    experts = {(index, linear.expert) for index, block in enumerate(linears) for linear in block if linear.expert}
+    return few_tokens(few, len(experts), least, then)
 
 
-def describe(job: Job, target: Path) -> dict[str, object]:
-    """What `prune` would do, as a dict, as far as it is known without reading weights or using the network.
-
-    would_write: folder of the result. weights, zeros: numbers over all Linears in scope. disk: space needed, as text.
-    calibration, influences: descriptions of the calibration sequences, and of the allocation's own if it has any.
-    Raises PrunusError as prune does.
-    """
-    recipe, source, needed = job.recipe, job.source, job.disk
-    check_space(target.absolute(), needed)
+def describe(job: PruneJob) -> dict[str, Any]:
+    """What `prune` would do, as far as it is known without reading weights or using the network."""
+    recipe, source = job.recipe, job.source
     uniform = target_of(recipe, recipe.sparsity)
     shapes = [linear.shape_OI for linears in job.linears for linear in linears]
     zeros = sum(zeros_of(uniform, shape_OI, job.method.group) for shape_OI in shapes)
     if recipe.allocation != "uniform":  # then the count holds for all Linears together
         zeros = zeros_wanted(job.weights, recipe.sparsity, recipe.rounding)
-    allocation = ALLOCATIONS[recipe.allocation]
-    if allocation.needs == "nothing":
+    if job.measured == "nothing":
         allocate_groups(source, recipe, find_scores(source, recipe, job.device, None))  # so that a wrong step fails
-    calibration, influences, warnings = "none needed", None, [*source.reading_notes, *ragged_tails(job)]
-    if job.stats is not None:
-        calibration = f"statistics of {job.stats.path}: {job.stats.summary['source']}"
-    elif job.needs_tokens or (allocation.needs == "norms" and recipe.scores is None):
-        calibration, more = describe_calibration(recipe, source)
-        warnings += more
+    told = {"method": recipe.method, "blocks": source.blocks, "linears": len(shapes), "weights": job.weights}
+    warnings, influences = [*source.reading_notes, *ragged_tails(job)], {}
+    allocation = ALLOCATIONS[recipe.allocation]
     if allocation.calibration is not None and recipe.scores is None:
-        influences, more = describe_calibration(allocation.calibration(recipe)[0], source)
-        warnings += [warning for warning in more if warning not in warnings]
-    return {
-        "would_write": str(target),
-        "method": recipe.method,
-        "blocks": source.blocks,
-        "linears": len(shapes),
-        "weights": job.weights,
-        "zeros": zeros,
-        "disk": show_bytes(needed),
-        "calibration": calibration,
-        "warnings": warnings,
-        **({} if influences is None else {"influences": influences}),
-    }
+        influences["influences"], more = describe_calibration(allocation.calibration(recipe)[0], source)
+        warnings += more
+    said = job.ahead(job.disk, told | {"zeros": zeros}, warnings)
+    return {**said, **influences, "warnings": list(dict.fromkeys(said["warnings"]))}
 
 
-def ragged_tails(job: Job) -> list[str]:
+def ragged_tails(job: PruneJob) -> list[str]:
     """A warning if the pattern's width does not divide the inputs of some Linears: their last columns stay dense."""
     if job.recipe.groups is None:
         return []

@@ -5,12 +5,11 @@ Linear are observed with all earlier Linears quantised; each routed expert has a
 block, the Hessians of one input, and the hidden states.
 """
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,23 +20,21 @@ from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.loader import Block, blocks_on, return_freed_memory
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.quantised import plain_tensors
-from prunus.checkpoint.resolve import resolve, versions
-from prunus.checkpoint.runner import Runner, pick_device
+from prunus.checkpoint.runner import Runner
 from prunus.checkpoint.safetensors_file import DTYPES, Entry, Stored, entry_of
-from prunus.checkpoint.writer import HIDDEN, Partial, check_target, disk_needed
-from prunus.disk import check_space, disk_errors, show_bytes
+from prunus.checkpoint.writer import Partial
+from prunus.disk import disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.bits.gptq import Ordered, quantise
 from prunus.pruning.bits.grid import Codes, Grid, to_nearest
-from prunus.pruning.calibration.beforehand import check_calibration
-from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
+from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_fits, propagate
 from prunus.pruning.calibration.propagation import BlockRun, true_sequential
 from prunus.pruning.calibration.saved_statistics import FIELDS, LEAST, SavedStats
-from prunus.pruning.calibration.statistics import InputStats, few_tokens
-from prunus.pruning.made_card import made_card
-from prunus.pruning.pipeline import set_weight
+from prunus.pruning.calibration.statistics import InputStats
+from prunus.pruning.job import Job, open_job
+from prunus.pruning.pipeline import few_of, set_weight
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import PruneRecipe, QuantizeRecipe
 
@@ -45,25 +42,15 @@ ENGINES = "vLLM, SGLang and transformers"
 EXPERTS = ("a routed expert", "routed experts")  # why matrices are left dense
 
 
-class Job(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Quantising(Job[QuantizeRecipe]):
     """A model to be quantised. linears: the Linears, by block. on_disk: {Linear: the name of its tensors on disk,
-    without the last part}, by block. format: how they are stored. saved: statistics that were measured before, which
-    take the place of calibration."""
+    without the last part}, by block. format: how they are stored."""
 
-    source: Checkpoint
-    recipe: QuantizeRecipe
     linears: list[list[Linear]]
     on_disk: list[dict[str, str]]
     format: Format
-    device: torch.device
     dtype: torch.dtype
-    offload: bool
-    saved: SavedStats | None
-
-    @property
-    def needs_tokens(self) -> bool:
-        """Whether blocks are run on calibration tokens."""
-        return self.recipe.needs_data and self.saved is None
 
     @property
     def scale_dtype(self) -> torch.dtype:
@@ -87,14 +74,16 @@ class Job(NamedTuple):
         """Tensors of the result as they are read."""
         return plain_tensors(stored, {"quant_method": METHOD}, self.source.config_dtype)
 
-    def hidden_file(self, partial: Partial) -> Path | None:
-        """Where hidden states are kept; None: in memory."""
-        return partial.folder / HIDDEN if self.offload else None
-
     @property
     def room_needed(self) -> int:
         """Numbers per token that are kept beside hidden states: the widest input of a Linear."""
         return max(linear.shape_OI[1] for linears in self.linears for linear in linears)
+
+    @property
+    def hidden_bytes(self) -> int:
+        """Of the file with hidden states."""
+        tokens, width = self.recipe.samples * self.recipe.seqlen, self.source.architecture.width + self.room_needed
+        return tokens * width * self.dtype.itemsize if self.where.offload and self.needs_tokens else 0
 
 
 def quantize(
@@ -137,71 +126,48 @@ def quantize(
 
     Raises PrunusError for wrong input or if the model cannot be quantised, and then leaves nothing behind.
     """
-    started = time.monotonic()
-    recipe = recipe or QuantizeRecipe()
-    check_calibration(recipe, model, out, stats=stats)
-    source, target = Checkpoint(resolve(model)), Path(out)
-    check_target(source.folder, target, overwrite)
-    job = make_job(source, recipe, device, offload, stats)
-    recipe, entries = job.recipe, planned_entries(source, job.on_disk, job.format)
+    job = make_job(open_job(
+        model, out, recipe or QuantizeRecipe(), name, stats=stats, device=device, offload=offload, overwrite=overwrite,
+        dry_run=dry_run,
+    ))  # fmt: skip
+    source, entries = job.source, planned_entries(job.source, job.on_disk, job.format)
     sizes = {"after": sum(entry.nbytes for entry in entries.values()), "before": source.nbytes}
     told = {
-        "method": recipe.method,
+        "method": job.recipe.method,
         "format": format_text(job.format),
         "blocks": source.blocks,
         "linears": sum(map(len, job.linears)),
         "size": show_bytes(sizes["after"]),
         "before": show_bytes(sizes["before"]),
     }
+    needed = sizes["after"] + job.hidden_bytes
     if dry_run:
-        return describe(job, target, sizes["after"], told)
-    early = load_early(recipe, source, target) if job.needs_tokens else None
-    origin = source.provenance(name or model)
-    work: dict[str, object] = {"action": "quantize", "recipe": recipe.to_json(), "source": origin["checksum"]}
-    if job.saved is not None:
-        work["stats"] = job.saved.about
-    needed = disk_for(job, sizes["after"])
-    with (
-        Partial(source, target, work, source.blocks, needed, overwrite, entries=lambda _: entries) as partial,
-        full_float32(job.device),
-    ):
-        calibration = keep_calibration(recipe, source, partial, early) if job.needs_tokens else None
-        if calibration and recipe.weighted:
-            calibration.token_weights(recipe)  # to fail early if the sequences cannot be weighted
+        return job.ahead(needed, told, said_before(job))
+    with job.begun(needed, entries=lambda _: entries) as (partial, calibration), full_float32(job.device):
         with torch.no_grad():
             quantise_blocks(job, partial, calibration)
         records = [partial.records[index] for index in range(source.blocks)]
-        notes = [
-            *(calibration.warnings if calibration else []),
-            *(one for record in records for one in record["warnings"]),
-        ]
-        warnings = [*said_before(job), *dict.fromkeys(notes), *few_of(job, records)]
-        step: dict[str, object] = {
-            "action": "quantize",
-            "recipe": recipe.to_json(),
-            "versions": versions(),
-            "source": origin,
-            "calibration": calibration.summary() if calibration else job.saved and job.saved.summary,
+        notes = [*(calibration.warnings if calibration else []), *(one for r in records for one in r["warnings"])]
+        few = few_of(job.linears, records, job.recipe.min_expert_tokens, "were rounded by their")
+        warnings = [*said_before(job), *dict.fromkeys(notes), *few]
+        record = {
             "format": {"name": job.format.name, "bits": job.format.bits, "group": job.format.group},
             "bytes": sizes | bytes_by_kind(entries),
             "warnings": warnings,
         }
         config = source.config_json | {"quantization_config": job.settings}
-        partial.finish(config, step, made_card(source, step))
-    return {"out": str(target), **told, "seconds": time.monotonic() - started, "warnings": warnings}
+        job.finish(partial, calibration, record, config)
+    return {"out": str(job.target), **told, "seconds": job.seconds, "warnings": warnings}
 
 
-def make_job(source: Checkpoint, recipe: QuantizeRecipe, device: str, offload: bool, stats: str | Path | None) -> Job:
-    """The job of a recipe; raises PrunusError if model, recipe and statistics do not fit each other."""
-    on_disk = names_on_disk(source)
-    form = format_of(source, on_disk, recipe)
-    dtype = source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
-    check_block_fits(source, dtype)
-    saved = None
-    if stats is not None:
-        saved, recipe = with_saved(SavedStats(stats, source), recipe)
-    linears = linears_in_scope(source, PruneRecipe())
-    return Job(source, recipe, linears, on_disk, form, pick_device(device), dtype, offload, saved)
+def make_job(job: Job[QuantizeRecipe]) -> Quantising:
+    """The job with its format; raises PrunusError if model, recipe and statistics do not fit each other."""
+    on_disk = names_on_disk(job.source)
+    form = format_of(job.source, on_disk, job.recipe)
+    dtype = job.source.dtype_for(job.recipe.dtype)
+    check_block_fits(job.source, dtype)
+    linears = linears_in_scope(job.source, PruneRecipe())
+    return Quantising(**vars(job.with_saved(fitting)), linears=linears, on_disk=on_disk, format=form, dtype=dtype)
 
 
 def names_on_disk(source: Checkpoint) -> list[dict[str, str]]:
@@ -222,9 +188,17 @@ def names_on_disk(source: Checkpoint) -> list[dict[str, str]]:
 
 
 def format_of(source: Checkpoint, on_disk: Sequence[Mapping[str, str]], recipe: QuantizeRecipe) -> Format:
-    """How a recipe stores these Linears; PrunusError if it cannot."""
+    """How a recipe stores these Linears. PrunusError where no size of a group divides all inputs."""
     scale = next(source.tensors[f"{name}.weight"].dtype for names in on_disk for name in names.values())
-    return Format(recipe.bits, group_of(linears_in_scope(source, PruneRecipe()), recipe), scale)
+    group = group_of(source, recipe)
+    if recipe.sizes and group is None:
+        linears = (linear for block in linears_in_scope(source, PruneRecipe()) for linear in block)
+        odd = next(linear for linear in linears if linear.shape_OI[1] % recipe.sizes[-1])
+        raise PrunusError(
+            f"no group of {' or '.join(map(str, recipe.sizes))} inputs divides the {odd.shape_OI[1]} of"
+            f" {odd.summary_name}: use --group row"
+        )
+    return Format(recipe.bits, group, scale)
 
 
 def describe_quantising(source: Checkpoint) -> list[dict[str, Any]]:
@@ -264,41 +238,25 @@ def name_on_disk(source: Checkpoint, index: int, linear: Linear) -> str:
     )
 
 
-def group_of(linears: Iterable[Iterable[Linear]], recipe: QuantizeRecipe) -> int | None:
-    """How many inputs share a scale; None: those of a row. PrunusError where no size of a group divides all inputs."""
-    if recipe.group == "row":
-        return None
-    widths = {linear.shape_OI[1]: linear.summary_name for of in linears for linear in of}
-    found = next((size for size in recipe.sizes if not any(width % size for width in widths)), None)
-    if found is None:
-        odd = next(width for width in widths if width % recipe.sizes[-1])
-        raise PrunusError(
-            f"no group of {' or '.join(map(str, recipe.sizes))} inputs divides the {odd} of {widths[odd]}: use --group"
-            " row"
-        )
-    return found
+def group_of(source: Checkpoint, recipe: QuantizeRecipe) -> int | None:
+    """How many inputs share a scale: the largest size that divides all inputs. None: those of a row, or none does."""
+    widths = {linear.shape_OI[1] for linears in linears_in_scope(source, PruneRecipe()) for linear in linears}
+    return next((size for size in recipe.sizes if not any(width % size for width in widths)), None)
 
 
-def with_saved(saved: SavedStats, recipe: QuantizeRecipe) -> tuple[SavedStats, QuantizeRecipe]:
-    """The statistics, and the recipe with their calibration; raises PrunusError where they are not what it needs."""
+def fitting(saved: SavedStats, recipe: QuantizeRecipe) -> QuantizeRecipe:
+    """The recipe with the calibration of statistics; raises PrunusError where they are not what it needs."""
     if not recipe.needs_data:
         raise PrunusError("method rtn needs no statistics; leave --stats out")
-    if not saved.hessians and not saved.about.get("experts"):
-        raise PrunusError(f"{saved.path} holds no Hessians, which gptq needs; write it with `prunus stats --hessians`")
+    if not saved.about.get("experts"):
+        saved.check_hessians("gptq")
     shared = {name: getattr(recipe, name) for name in (*FIELDS, LEAST, "dtype")}
     like = PruneRecipe(method="sparsegpt", propagation="dense", **shared)
     saved.check(like, "hessian", "nothing")
-    return saved, replace(saved.with_calibration(recipe), min_expert_tokens=saved.recipe(like).min_expert_tokens)
+    return replace(saved.with_calibration(recipe), min_expert_tokens=saved.recipe(like).min_expert_tokens)
 
 
-def disk_for(job: Job, size: int) -> int:
-    """Bytes of disk for the result, and for hidden states if they are there."""
-    recipe, width = job.recipe, job.source.architecture.width
-    hidden = recipe.samples * recipe.seqlen * (width + job.room_needed) * job.dtype.itemsize
-    return disk_needed(size) + (hidden if job.offload and job.needs_tokens else 0)
-
-
-def quantise_blocks(job: Job, partial: Partial, calibration: Calibration | None) -> None:
+def quantise_blocks(job: Quantising, partial: Partial, calibration: Calibration | None) -> None:
     """Quantise block after block. Blocks that partial already has are run for their hidden states alone."""
     source = job.source
     left = [index for index in range(source.blocks) if not partial.has(index)]
@@ -323,7 +281,7 @@ def quantise_blocks(job: Job, partial: Partial, calibration: Calibration | None)
 
 
 def quantise_block(
-    job: Job, runner: Runner | None, index: int, hidden: HiddenStates | None, tensors: Block
+    job: Quantising, runner: Runner | None, index: int, hidden: HiddenStates | None, tensors: Block
 ) -> tuple[dict[str, Tensor | Stored], dict[str, Any]]:
     """Quantise one block; returns its tensors by their names on disk, and the record for the journal.
 
@@ -366,7 +324,7 @@ def quantise_block(
     return found, {"warnings": [*warnings], **({"pooled": pooled} if pooled else {})}
 
 
-def observed(job: Job, runner: Runner, index: int, hidden: HiddenStates, tensors: Block) -> BlockRun:
+def observed(job: Quantising, runner: Runner, index: int, hidden: HiddenStates, tensors: Block) -> BlockRun:
     """The run of a block, whose Linears are observed."""
     block, last = runner.make_block(index, tensors), index == job.source.blocks - 1
     least = job.recipe.min_expert_tokens
@@ -402,7 +360,7 @@ def format_text(form: Format) -> str:
     return f"W{form.bits}A{8 if form.bits == 8 else 16}, {scales}"
 
 
-def said_before(job: Job) -> list[str]:
+def said_before(job: Quantising) -> list[str]:
     """Warnings that are known before the model is run."""
     found, recipe = [], job.recipe
     if job.format.group is not None and job.format.group != recipe.sizes[0]:
@@ -414,25 +372,3 @@ def said_before(job: Job) -> list[str]:
     if job.saved is not None:
         found.append("errors of earlier blocks are not made up for, since saved statistics know of no quantised blocks")
     return found
-
-
-def few_of(job: Job, records: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A warning if experts were rounded by the statistics of all tokens of their layer."""
-    few = {name: count for record in records for name, count in record.get("pooled", {}).items()}
-    experts = {(index, one.expert) for index, linears in enumerate(job.linears) for one in linears if one.expert}
-    return few_tokens(few, len(experts), job.recipe.min_expert_tokens, "were rounded by their")
-
-
-def describe(job: Job, target: Path, size: int, told: Mapping[str, Any]) -> dict[str, Any]:
-    """What quantize would do, as far as it is known without running the model."""
-    needed = disk_for(job, size)
-    check_space(target.absolute(), needed)
-    about = None if job.saved is None else job.saved.about
-    calibration, warnings = describe_calibration(job.recipe, job.source, about, job.needs_tokens)
-    return {
-        "would_write": str(target),
-        **told,
-        "disk": show_bytes(needed),
-        "calibration": calibration,
-        "warnings": [*warnings, *said_before(job)],
-    }

@@ -6,12 +6,12 @@ are thus corrected by later ones. Zeros stay zero. Memory holds one block, what 
 """
 
 import random
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,16 +21,15 @@ from prunus.checkpoint.linears import is_stateful
 from prunus.checkpoint.model_folder import PACKED_FILE, is_packed
 from prunus.checkpoint.packed_files import PackedCheckpoint, read_packed
 from prunus.checkpoint.precision import full_float32
-from prunus.checkpoint.resolve import resolve, versions
-from prunus.checkpoint.runner import Runner, pick_device
+from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.runner import Runner
 from prunus.checkpoint.safetensors_file import Stored
-from prunus.checkpoint.writer import HIDDEN, Partial, check_target, disk_needed
-from prunus.disk import check_space, disk_errors, show_bytes
+from prunus.checkpoint.writer import Partial
+from prunus.disk import disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.calibration.beforehand import check_calibration
-from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
-from prunus.pruning.made_card import made_card
+from prunus.pruning.calibration.data import Calibration, describe_calibration
+from prunus.pruning.job import Job, open_job
 from prunus.pruning.recovery import (
     TRAINING_BYTES,
     Fit,
@@ -51,23 +50,26 @@ from prunus.step import recorded_kind, settled
 CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by rounding
 
 
-class Recovery(NamedTuple):
-    """A pruned model and the dense one that it was made from.
+@dataclass(frozen=True, kw_only=True)
+class Recovery(Job[RecoverRecipe]):
+    """A pruned model (source) and the dense one that it was made from.
 
     spans: for each block of the pruned model, those of the dense one that it stands for: itself, and removed ones up to
-    the next that was kept.
+    the next that was kept. dense_name: what the manifest calls the dense one.
     """
 
-    pruned: Checkpoint
     dense: Checkpoint
+    dense_name: str
     spans: list[range]
-    recipe: RecoverRecipe
-    device: torch.device
-    offload: bool
 
-    def hidden_file(self, partial: Partial) -> Path | None:
-        """Where the streams are kept; None: in memory."""
-        return partial.folder / HIDDEN if self.offload else None
+    def origins(self) -> dict[str, Mapping[str, str]]:
+        """As Job says, and the dense model."""
+        return {**super().origins(), "dense": self.dense.provenance(self.dense_name)}
+
+    @property
+    def stream_bytes(self) -> int:
+        """Of both residual streams, in float32."""
+        return 2 * 4 * self.recipe.samples * self.recipe.seqlen * self.source.architecture.width
 
 
 def recover(
@@ -109,25 +111,18 @@ def recover(
 
     Raises PrunusError for wrong input, and then leaves nothing behind.
     """
-    started = time.monotonic()
-    given = recipe or RecoverRecipe()
-    check_calibration(given, pruned, out)
-    source, target = open_pruned(resolve(pruned), dense), Path(out)
-    (recipe,) = settled([given], source.manifest.get("history", []))
-    check_target(source.folder, target, overwrite)
-    twin = dense_twin(source, dense)
-    there = pick_device(device)
-    check_trainable(source, there)
-    early = None if dry_run else load_early(recipe, source, target)
-    check_zeros(source)
-    job = Recovery(source, twin, spans_of(source, twin), recipe, there, offload)
-    needed = disk_needed(source.nbytes) + (stream_bytes(job, recipe.samples * recipe.seqlen) if offload else 0)
+    opened = open_job(
+        pruned, out, recipe or RecoverRecipe(), name, device=device, offload=offload, overwrite=overwrite,
+        dry_run=dry_run, opened=lambda folder: open_pruned(folder, dense),
+    )  # fmt: skip
+    job = make_job(opened, dense)
+    source, recipe = job.source, job.recipe
+    needed = source.nbytes + (job.stream_bytes if offload else 0)
     if dry_run:
-        return describe(job, target, needed)
-    checksums = {"source": source.checksum(), "dense": twin.checksum()}
-    work = {"action": "recover", "recipe": recipe.to_json(), **checksums}
-    with Partial(source, target, work, source.blocks, needed, overwrite) as partial, full_float32(job.device):
-        calibration = keep_calibration(recipe, source, partial, early)
+        told = {"dense": str(job.dense.folder), "blocks": source.blocks, "streams": show_bytes(job.stream_bytes)}
+        return job.ahead(needed, told, [])
+    with job.begun(needed) as (partial, calibration), full_float32(job.device):
+        assert calibration is not None
         step_tokens = tokens_of_step(recipe.step_tokens, calibration.sequences)
         plan = kept_plan(job, partial, max(map(len, calibration.sequences)))
         with torch.no_grad():
@@ -137,31 +132,30 @@ def recover(
         fits = [Fit(**record) for record in records]
         warnings = [*calibration.warnings, *warnings_of(fits)]
         cost = {"tokens": sum(fit.tokens for fit in fits), "steps": sum(fit.steps for fit in fits)}
-        step = {
-            "action": "recover",
-            "recipe": recipe.to_json(),
-            "versions": versions(),
-            "source": source.provenance(name or str(pruned)),
-            "dense": twin.provenance(dense or twin.folder),
-            "calibration": calibration.summary(),
-            "blocks": records,
-            "cost": cost,
-            "arithmetic": plan._asdict(),
-            "warnings": warnings,
-        }
-        partial.finish(None, step, made_card(source, step))
+        record = {"blocks": records, "cost": cost, "arithmetic": plan._asdict(), "warnings": warnings}
+        job.finish(partial, calibration, record)
     return {
-        "out": str(target),
+        "out": str(job.target),
         "blocks": source.blocks,
         "recovered": sum(fit.trained for fit in fits),
         "tokens": calibration.tokens,
         "trained_tokens": cost["tokens"],
         "error_before": sum(fit.before for fit in fits) / len(fits),
         "error_after": sum(fit.after for fit in fits) / len(fits),
-        "seconds": time.monotonic() - started,
+        "seconds": job.seconds,
         "errors": [(fit.before, fit.after) for fit in fits],
         "warnings": warnings,
     }
+
+
+def make_job(job: Job[RecoverRecipe], dense: str | Path | None) -> Recovery:
+    """The job with the dense model; raises PrunusError where the two do not belong together or cannot be trained."""
+    (recipe,) = settled([job.recipe], job.source.manifest.get("history", []))
+    twin = dense_twin(job.source, dense)
+    check_trainable(job.source, job.device)
+    check_zeros(job.source)
+    spans = spans_of(job.source, twin)
+    return Recovery(**vars(replace(job, recipe=recipe)), dense=twin, dense_name=str(dense or twin.folder), spans=spans)
 
 
 def open_pruned(folder: Path, dense: str | Path | None) -> Checkpoint:
@@ -191,7 +185,7 @@ def recovery_ahead(recipe: RecoverRecipe, dense: Checkpoint) -> dict[str, object
 
 def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration, plan: StepPlan, step_tokens: int) -> None:
     """Fit block after block. Blocks that partial already has are run, not trained again."""
-    source, dense, recipe = job.pruned, job.dense, job.recipe
+    source, dense, recipe = job.source, job.dense, job.recipe
     if all(map(partial.has, range(source.blocks))):
         return
     theirs, ours = (Runner(model.config, model.tensors, torch.float32, job.device) for model in (dense, source))
@@ -233,7 +227,7 @@ def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration, pl
 def kept_plan(job: Recovery, partial: Partial, longest: int) -> StepPlan:
     """How steps are computed: as when the work began, else as memory and processor allow now."""
     if "steps" not in partial.notes:
-        plan = plan_steps(job.pruned, job.device, job.recipe.step_tokens, longest)
+        plan = plan_steps(job.source, job.device, job.recipe.step_tokens, longest)
         partial.note("steps", plan._asdict(), {})
     return StepPlan(**partial.notes["steps"])
 
@@ -331,11 +325,6 @@ def has_zeros(source: Checkpoint, index: int) -> bool:
     return False
 
 
-def stream_bytes(job: Recovery, tokens: int) -> int:
-    """Bytes of both residual streams, in float32."""
-    return 2 * 4 * tokens * job.pruned.architecture.width
-
-
 def warnings_of(fits: Sequence[Fit]) -> list[str]:
     """Which blocks were left as they were, and why."""
     broken = [str(index) for index, fit in enumerate(fits) if not fit.finite]
@@ -346,18 +335,3 @@ def warnings_of(fits: Sequence[Fit]) -> list[str]:
     if worse:
         found.append(f"blocks {', '.join(worse)} are as they were: their error on held-out sequences did not fall")
     return found
-
-
-def describe(job: Recovery, target: Path, needed: int) -> dict[str, object]:
-    """What recover would do, as far as it can be known without running the models or asking the network."""
-    check_space(target.absolute(), needed)
-    calibration, warnings = describe_calibration(job.recipe, job.pruned)
-    return {
-        "would_write": str(target),
-        "dense": str(job.dense.folder),
-        "blocks": job.pruned.blocks,
-        "calibration": calibration,
-        "disk": show_bytes(needed),
-        "streams": show_bytes(stream_bytes(job, job.recipe.samples * job.recipe.seqlen)),
-        "warnings": warnings,
-    }

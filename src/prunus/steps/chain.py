@@ -1,9 +1,9 @@
 """Carry out several steps, one after the other."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def apply_steps(
     device, offload, overwrite: as for prune.
 
     With dry_run it returns what the first step would do, with the warnings of all, and of a recovery `then`: what it
-    would do. The other steps are tried on model, since what they will be done to is not there yet.
+    would do. The other steps are tried on what the steps before them will leave, as far as shapes tell it.
 
     Raises PrunusError as the single steps do, and for steps that make no sense in this order.
     """
@@ -70,8 +70,8 @@ def carry_out(
     if where.dry_run:
         return foresee(model, target, steps, where)
     check_removal(source, steps)
-    for recipe in steps[1:]:  # said before hours of work
-        kind_of(recipe).foresee(recipe, model, target, replace(where, dry_run=True))
+    for recipe, before in islice(with_sources(source, steps), 1, None):  # said before hours of work
+        kind_of(recipe).foresee(recipe, before, target, replace(where, dry_run=True))
     checksum = source.checksum() if len(steps) > 1 else ""
     done = next((n for n in range(len(steps) - 1, 0, -1) if is_made(folders[n - 1], checksum, steps[:n])), 0)
     summary: Mapping[str, Any] = {}
@@ -85,14 +85,22 @@ def carry_out(
 def foresee(model: str | Path, target: Path, steps: Sequence[Recipe], where: Where) -> Mapping[str, Any]:
     """What the steps would do, as far as it can be known while only the model before them is there."""
     check_last(steps)
-    first, *others = steps
-    check_removal(Checkpoint(resolve(model)), steps)
-    summary = kind_of(first).make(model, target, first, where, None)
-    for recipe in others:
-        ahead = kind_of(recipe).foresee(recipe, model, target, where)
+    source = Checkpoint(resolve(model))
+    check_removal(source, steps)
+    summary = kind_of(steps[0]).make(model, target, steps[0], where, None)
+    for recipe, before in islice(with_sources(source, steps), 1, None):
+        ahead = kind_of(recipe).foresee(recipe, before, target, where)
         warnings = list(dict.fromkeys([*summary["warnings"], *ahead["warnings"]]))
         summary = {**summary, **ahead, "warnings": warnings}
     return summary
+
+
+def with_sources(source: Checkpoint, steps: Sequence[Recipe]) -> Iterator[tuple[Recipe, Checkpoint]]:
+    """Yield every step with what the steps before it will leave of source (Step.leaves)."""
+    yield steps[0], source
+    for before, recipe in pairwise(steps):
+        source = kind_of(before).leaves(before, source)
+        yield recipe, source
 
 
 def check_steps(steps: Sequence[Recipe], folder: Path) -> None:

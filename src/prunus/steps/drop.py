@@ -1,32 +1,24 @@
 """Remove decoder blocks. Its manifest has `blocks_removed`, and the `scores` of all blocks."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from prunus.declarations import DepthMethod, declared
 from prunus.recipe_base import AMOUNT, CALIBRATION
 from prunus.recipes import DropRecipe
 from prunus.results.characters import MINUS, NBSP
-from prunus.step import Step, StepRecord, Where, recipe_of
+from prunus.step import Step, StepRecord, recipe_of
 
 
 class Drop(Step):
     """Remove decoder blocks of MODEL, and write the rest to OUT."""
 
     recipe = DropRecipe
+    function = "prunus.pruning.drop:drop_blocks"
     takes_away = True
     examples = ("prunus drop tiny out/drop-1 --blocks 1", "prunus drop tiny out/without-4-5 --blocks 4,5")
     options = ("recover",)
     tag = "depth-pruning"
-
-    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> Mapping[str, Any]:
-        """As Step says."""
-        from prunus.pruning.drop import drop_blocks
-
-        return drop_blocks(
-            model, out, recipe, name=name, device=where.device, overwrite=where.overwrite, dry_run=where.dry_run
-        )
 
     def name(self, recipe: Any) -> str:
         """`shortgpt-2`, `without-16-17`."""
@@ -44,6 +36,14 @@ class Drop(Step):
             unused |= {*CALIBRATION, *AMOUNT}
         kept = {key: value for key, value in recipe.to_json().items() if key not in unused}
         return {"action": "drop", **kept, "blocks": recipe.count(source.blocks)}
+
+    def leaves(self, recipe: Any, source: Any) -> Any:
+        """As Step says; of blocks that a method chooses it is not known beforehand which they are."""
+        from prunus.pruning.depth.choice import Choice
+        from prunus.pruning.depth.verification import planned
+
+        blocks = recipe.indices
+        return planned(source, Choice.without(blocks, source.blocks, [])) if blocks else source
 
     def removed(self, recipe: Any, source: Any) -> float:
         """The share of the blocks."""

@@ -1,14 +1,13 @@
 """Remove routed experts of a mixture. Its manifest has `experts`: their number in each block `before` and `after`."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from prunus.declarations import Criterion, declared
 from prunus.recipe_base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS
 from prunus.recipes import ExpertsRecipe
 from prunus.results.characters import MINUS, NBSP
-from prunus.step import Step, StepRecord, Where, recipe_of
+from prunus.step import Step, StepRecord, recipe_of
 
 WEIGHTS = (*TOKEN_WEIGHTS, "closing_weight")  # the last is of earlier versions, and still in the JSON of this recipe
 # Criteria whose names are words, as labels write them.
@@ -23,6 +22,7 @@ class Experts(Step):
     """
 
     recipe = ExpertsRecipe
+    function = "prunus.pruning.drop_experts:drop_experts"
     reshapes = True
     takes_away = True
     examples = (
@@ -31,15 +31,6 @@ class Experts(Step):
     )
     options = ("stats", "recover")
     tag = "expert-pruning"
-
-    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> Mapping[str, Any]:
-        """As Step says."""
-        from prunus.pruning.drop_experts import drop_experts
-
-        return drop_experts(
-            model, out, recipe, name=name, stats=where.stats, device=where.device, overwrite=where.overwrite,
-            dry_run=where.dry_run,
-        )  # fmt: skip
 
     def name(self, recipe: Any) -> str:
         """`experts-reap-75`, `experts-ean-global-drop2`."""
@@ -57,6 +48,14 @@ class Experts(Step):
         kept = {key: value for key, value in recipe.to_json().items() if key not in unused}
         return kept | {"action": "experts", "kept": sorted({recipe.count(n) for n in expert_counts(source)})}
 
+    def leaves(self, recipe: Any, source: Any) -> Any:
+        """As Step says; which experts stay, and how many of each block with spread global, is not known beforehand."""
+        from prunus.pruning.experts.cut import smaller_model
+        from prunus.pruning.experts.mixture import find_mixtures
+
+        mixtures = find_mixtures(source)
+        return smaller_model(source, mixtures, {m.index: range(recipe.count(m.count)) for m in mixtures})
+
     def removed(self, recipe: Any, source: Any) -> float:
         """The share of the experts."""
         from prunus.pruning.experts.mixture import expert_counts
@@ -66,9 +65,9 @@ class Experts(Step):
 
     def nbytes(self, recipe: Any, source: Any) -> int:
         """Those of the checkpoint."""
-        from prunus.pruning.depth.verification import left_out
         from prunus.pruning.drop_experts import bytes_left
         from prunus.pruning.experts.mixture import find_mixtures
+        from prunus.pruning.planned import left_out
 
         return bytes_left(recipe, source, find_mixtures(source), left_out(source))
 

@@ -1,7 +1,6 @@
 """Zero weights. Its manifest has the `sparsity` of each Linear, and the `allocation` unless that is uniform."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from prunus.declarations import Allocation, Method, declared
@@ -9,7 +8,7 @@ from prunus.errors import PrunusError
 from prunus.recipe_base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS
 from prunus.recipes import OWN_GROUP, PruneRecipe
 from prunus.results.characters import DASH, NBSP
-from prunus.step import Step, StepRecord, Where, recipe_of, spelled
+from prunus.step import Step, StepRecord, recipe_of, spelled
 
 IN_NAMES = ("allocation", "scope", "update", "propagation")  # settings that names of variants say
 
@@ -21,8 +20,9 @@ class Prune(Step):
     """
 
     recipe = PruneRecipe
+    function = "prunus.pruning.pipeline:prune"
     examples = ("prunus prune tiny out/wanda-20 --method wanda --sparsity 0.2",)
-    options = ("offload", "stats", "recover")
+    options = ("offload", "stats", "recover", "shared")
     tag = "sparse"
 
     def asked(self, given: Mapping[str, Any]) -> PruneRecipe:
@@ -30,22 +30,6 @@ class Prune(Step):
         if given.keys() >= {"pattern", "sparsity"}:
             raise PrunusError("--pattern and --sparsity both set the number of zeros; give one of them")
         return PruneRecipe(**given)
-
-    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> Mapping[str, Any]:
-        """As Step says."""
-        import torch
-
-        from prunus.checkpoint.checkpoint import Checkpoint
-        from prunus.checkpoint.resolve import resolve
-        from prunus.pruning.allocate import find_scores
-        from prunus.pruning.pipeline import prune
-
-        if where.dry_run and recipe.scores is not None:  # a dry run does not open this file otherwise
-            find_scores(Checkpoint(resolve(model)), recipe, torch.device("cpu"), None)
-        return prune(
-            model, out, recipe, name=name, shared=where.shared, stats=where.stats, device=where.device,
-            offload=where.offload, overwrite=where.overwrite, dry_run=where.dry_run,
-        )  # fmt: skip
 
     def name(self, recipe: Any) -> str:
         """`wanda-owl-20`, `magnitude-mlp-2of4`."""
@@ -58,8 +42,8 @@ class Prune(Step):
 
     def content(self, recipe: Any, source: Any) -> dict[str, object]:
         """Stored: as Step says."""
-        from prunus.pruning.allocate import revisions
         from prunus.pruning.methods import find_method
+        from prunus.pruning.passes import revisions
 
         allocations = declared(Allocation)
         allocation, method = allocations[recipe.allocation], find_method(recipe)

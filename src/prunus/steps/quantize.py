@@ -4,13 +4,12 @@
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from prunus.disk import show_bytes
 from prunus.recipe_base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS
 from prunus.recipes import QuantizeRecipe
-from prunus.step import Step, StepRecord, Where, recipe_of
+from prunus.step import Step, StepRecord, recipe_of
 
 
 class Quantize(Step):
@@ -21,6 +20,7 @@ class Quantize(Step):
     """
 
     recipe = QuantizeRecipe
+    function = "prunus.pruning.quantize:quantize"
     reshapes = True
     is_last = True
     examples = (
@@ -31,30 +31,26 @@ class Quantize(Step):
     tag = "compressed-tensors"
     relation = "quantized"
 
-    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> dict[str, Any]:
-        """As Step says."""
-        from prunus.pruning.quantize import quantize
-
-        return quantize(
-            model, out, recipe, name=name, stats=where.stats, device=where.device, offload=where.offload,
-            overwrite=where.overwrite, dry_run=where.dry_run,
-        )  # fmt: skip
-
     def name(self, recipe: Any) -> str:
         """`w8a8`, `w4-g128`, `w4-row-rtn`."""
         words = ["w8a8"] if recipe.bits == 8 else ["w4", "row" if recipe.group == "row" else f"g{recipe.group}"]
         return "-".join([*words, *([recipe.method] if recipe.method != "gptq" else [])])
 
     def content(self, recipe: Any, source: Any) -> dict[str, object]:
-        """Stored: as Step says; the size of groups that divides all inputs instead of the largest to try."""
-        from prunus.pruning.quantize import format_of, names_on_disk
+        """Stored: as Step says; the size of groups that divides all inputs instead of the largest to try, if one does.
+
+        None may divide those of source where steps before this one change them.
+        """
+        from prunus.pruning.quantize import group_of, names_on_disk
+
+        names_on_disk(source)  # to refuse what no format holds
 
         unused = {"group"} | (set() if recipe.calibration_tokens is None else {"samples"})
         if not recipe.needs_data:
             unused |= {*TOKEN_WEIGHTS, *AMOUNT, *CALIBRATION, "min_expert_tokens", "dtype"}
         unused |= set() if recipe.weighted else {*TOKEN_WEIGHTS}
         kept = {key: value for key, value in recipe.to_json().items() if key not in unused}
-        return kept | {"action": "quantize", "inputs": format_of(source, names_on_disk(source), recipe).group}
+        return kept | {"action": "quantize", "inputs": group_of(source, recipe) or next(iter(recipe.sizes), None)}
 
     def nbytes(self, recipe: Any, source: Any) -> int:
         """Those of the checkpoint."""

@@ -19,6 +19,7 @@ class Recover(Step):
     """
 
     recipe = RecoverRecipe
+    function = "prunus.pruning.recover:recover"
     needs_pruned = True
     examples = (
         "prunus recover out/wanda-50 out/wanda-50-recovered --calibration traces:own.jsonl",
@@ -28,23 +29,11 @@ class Recover(Step):
     tag = "recovered"
     relation = "finetune"
 
-    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> Mapping[str, Any]:
-        """As Step says. It comes near to the model before all steps, whatever was removed from it."""
-        from prunus.pruning.recover import recover
-
-        return recover(
-            model, out, recipe, dense=where.dense, name=name, device=where.device, offload=where.offload,
-            overwrite=where.overwrite, dry_run=where.dry_run,
-        )  # fmt: skip
-
-    def foresee(self, recipe: Any, model: str | Path, out: Path, where: Where) -> Mapping[str, Any]:
+    def foresee(self, recipe: Any, source: Any, out: Path, where: Where) -> Mapping[str, Any]:
         """What it would do and need, as text; the model must be one that can be trained block by block."""
-        from prunus.checkpoint.checkpoint import Checkpoint
-        from prunus.checkpoint.resolve import resolve
         from prunus.checkpoint.runner import pick_device
         from prunus.pruning.recover import check_trainable, recovery_ahead
 
-        source = Checkpoint(resolve(model))
         check_trainable(source, pick_device(where.device))
         return recovery_ahead(recipe, source)
 

@@ -4,13 +4,12 @@ Each is a dict with `before` and `after`; channels are those of networks of the 
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from prunus.recipe_base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS
 from prunus.recipes import WidthRecipe
 from prunus.results.characters import DASH, NBSP
-from prunus.step import Step, StepRecord, Where, recipe_of
+from prunus.step import Step, StepRecord, recipe_of
 
 # Methods whose names are words, as labels write them.
 METHODS = {"random": "Random", "flap": "FLAP"}
@@ -25,6 +24,7 @@ class Width(Step):
     """
 
     recipe = WidthRecipe
+    function = "prunus.pruning.narrow:width"
     reshapes = True
     takes_away = True
     examples = (
@@ -33,15 +33,6 @@ class Width(Step):
     )
     options = ("offload", "stats", "recover")
     tag = "width-pruning"
-
-    def make(self, model: str | Path, out: Path, recipe: Any, where: Where, name: str | None) -> Mapping[str, Any]:
-        """As Step says."""
-        from prunus.pruning.narrow import width
-
-        return width(
-            model, out, recipe, name=name, stats=where.stats, device=where.device, offload=where.offload,
-            overwrite=where.overwrite, dry_run=where.dry_run,
-        )  # fmt: skip
 
     def name(self, recipe: Any) -> str:
         """`width-obs-75`, `width-experts-magnitude-unfitted-3584ch`."""
@@ -63,6 +54,13 @@ class Width(Step):
         kept = {key: value for key, value in recipe.to_json().items() if key not in unused}
         of = sorted({unit.of for unit in units})
         return kept | {"action": "width", "of": of, "kept": recipe.count(base_width(units))}
+
+    def leaves(self, recipe: Any, source: Any) -> Any:
+        """As Step says."""
+        from prunus.pruning.width.channels import base_width, find_units, narrow_model
+
+        units = find_units(source, recipe.of)
+        return narrow_model(source, units, recipe.count(base_width(units)))
 
     def removed(self, recipe: Any, source: Any) -> float:
         """The share of the weights of the blocks' Linears."""

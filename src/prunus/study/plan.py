@@ -8,7 +8,6 @@ from typing import Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import HUB_PATTERNS, is_hub_id
-from prunus.checkpoint.writer import disk_needed
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles.profile import PROFILES
 from prunus.evaluation.requests import Backend, Request
@@ -20,6 +19,7 @@ from prunus.recipes import EvalPlan
 from prunus.results.rows import Sample, chains_of, sampled_tokens
 from prunus.results.store import Store, is_begun
 from prunus.step import kind_of
+from prunus.steps.chain import with_sources
 from prunus.study.cells import (
     AGAIN,
     DENSE,
@@ -139,17 +139,17 @@ def plan_cells(
         check_distinct(study, opened)
         made = {v.name: is_made(paths.folder, v) for v in model.variants[1:]}
         cells += planned_cells(study, model, paths)
+        unknown += missing_packages(study, model, paths, device)
         sizes = {v.name: variant_bytes(model.source, v) for v in model.variants[1:]}
         variants += [{"model": name, "variant": n, "made": made[n], "bytes": sizes[n]} for n in sizes]
         if disk is not None:
             missing, whole = [sizes[name] for name in sizes if not made[name]], model.checkpoint.nbytes
             if missing:  # the variants, and the checkpoints that they are made from
-                disk += sum(missing) + (len(missing) * whole if study.keep_checkpoints else disk_needed(whole))
+                disk += sum(missing) + (len(missing) * whole if study.keep_checkpoints else whole)
             # What is made on the way to a variant stays until no other variant needs it.
             disk += model.checkpoint.nbytes * max(
                 (len(v.steps) - 1 for v in model.variants[1:] if not made[v.name]), default=0
             )
-        unknown += missing_packages(study, model, paths, device)
         if measure and study.backend == "hf" and any(line.tokens for line in cells if line.model == name):
             speeds[name] = tokens_per_second(study, model, device)
     left = {name: [line for line in cells if line.model == name] for name in study.models}
@@ -293,7 +293,8 @@ def tokens_per_chain(runs: Sequence[Sequence[Sample]]) -> float | None:
 
 def variant_bytes(source: Checkpoint, variant: Variant) -> int:
     """The most bytes of a variant's file, or of its checkpoint if it is loaded whole."""
-    sizes = [(kind_of(recipe).reshapes, kind_of(recipe).nbytes(recipe, source)) for recipe in variant.steps]
+    steps = [(kind_of(recipe), recipe, before) for recipe, before in with_sources(source, variant.steps)]
+    sizes = [(kind.reshapes, kind.nbytes(recipe, before)) for kind, recipe, before in steps]
     return min(size for reshapes, size in sizes if reshapes) if variant.is_whole else max(size for _, size in sizes)
 
 

@@ -9,7 +9,7 @@ the number that its router sent to it. The name is that of the first Linear that
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -239,7 +239,7 @@ def widths(source: Checkpoint, index: int) -> dict[str, int]:
 
 def run_dtype(recipe: PruneRecipe, source: Checkpoint) -> str:
     """The dtype in which blocks run, by its safetensors name."""
-    dtype = source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
+    dtype = source.dtype_for(recipe.dtype)
     return dtype_name(torch.empty(0, dtype=dtype))
 
 
@@ -288,10 +288,14 @@ class SavedStats:
                 "write it for this one with `prunus stats`"
             )
 
-    @property
-    def hessians(self) -> bool:
-        """Whether the file holds X^T X."""
-        return any(name.endswith(f".{MATRIX}") for name in self.tensors)
+    def check_hessians(self, what: str) -> None:
+        """Raise PrunusError unless the file holds X^T X. what: that needs them."""
+        if self.about.get("experts"):
+            raise PrunusError(f"{self.path} holds scores of experts alone; write it with `prunus stats --hessians`")
+        if not any(name.endswith(f".{MATRIX}") for name in self.tensors):
+            raise PrunusError(
+                f"{self.path} holds no Hessians, which {what} needs; write it with `prunus stats --hessians`"
+            )
 
     def check(self, recipe: PruneRecipe, needs: str, allocation_needs: str) -> None:
         """Raise PrunusError if these statistics are not those that the recipe would measure.
@@ -304,11 +308,8 @@ class SavedStats:
             raise PrunusError(
                 f"{self.path} holds scores of experts alone; write it with `prunus stats` without --experts"
             )
-        if needs == "hessian" and not self.hessians:
-            what = recipe.method if recipe.update == "none" else f"--update {recipe.update}"
-            raise PrunusError(
-                f"{self.path} holds no Hessians, which {what} needs; write it with `prunus stats --hessians`"
-            )
+        if needs == "hessian":
+            self.check_hessians(recipe.method if recipe.update == "none" else f"--update {recipe.update}")
         if recipe.propagation != "dense":
             raise PrunusError(
                 f"{self.path} holds statistics of the dense model, but propagation is '{recipe.propagation}'; "
@@ -323,9 +324,8 @@ class SavedStats:
         stored = self.about["recipe"]["dtype"]
         if (asked := run_dtype(recipe, self.source)) != stored:
             raise PrunusError(f"{self.path} was measured in {stored}, not {asked}; write it again with that --dtype")
-        defaults = {field.name: field.default for field in fields(PruneRecipe)}
-        asked_for = {name: getattr(recipe, name) for name in (*FIELDS, LEAST)}
-        self.check_given({name: value for name, value in asked_for.items() if value != defaults[name]})
+        if recipe.min_expert_tokens != PruneRecipe.min_expert_tokens:
+            self.check_given({LEAST: recipe.min_expert_tokens})
 
     def check_given(self, given: Mapping[str, Any]) -> None:
         """Raise PrunusError if a given field of the recipe differs from the one that was measured."""
@@ -345,7 +345,9 @@ class SavedStats:
         return replace(self.with_calibration(recipe), min_expert_tokens=self._least)
 
     def with_calibration(self, recipe: AnyRecipe) -> AnyRecipe:
-        """The same for any recipe that has a calibration."""
+        """The same for any recipe that has a calibration. Raises PrunusError where it asks for another one."""
+        asked = {name: getattr(recipe, name) for name in FIELDS}
+        self.check_given({name: value for name, value in asked.items() if value != getattr(type(recipe), name)})
         return replace(recipe, **{name: self.about["recipe"].get(name) for name in FIELDS})
 
     @cached_property

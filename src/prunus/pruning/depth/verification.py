@@ -13,10 +13,7 @@ Shapes: N sequences, T tokens, W numbers per token between two blocks.
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -26,12 +23,13 @@ from transformers import PreTrainedConfig
 from prunus.checkpoint.architecture import Architecture, Call, Carried, leaves
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import settings_of
-from prunus.checkpoint.model_folder import SINGLE_FILE, in_text_part
+from prunus.checkpoint.model_folder import in_text_part
 from prunus.checkpoint.resolve import one_line
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError
 from prunus.pruning.depth.choice import Choice, Mix
+from prunus.pruning.planned import PREDICTING, TOLERANCE, left_out, planned_checkpoint, short_sequence
 
 # config.json of a model without some of its blocks, by rules that hold for all families.
 # Fields that count blocks are reduced; lists with one entry per block lose the entries of removed blocks; lists of
@@ -59,8 +57,6 @@ INDICES = (
     "hybrid_layer_ids",
     "cross_attention_layers",
 )
-# Fields with the number of extra blocks for multi-token prediction; these are removed when blocks are dropped.
-PREDICTING = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers", "n_predict_layers")
 # Parts of the names of other lists, whose length may equal the number of blocks by coincidence.
 _OTHER_LISTS = ("architectures", "token_id", "time_step", "labels", "_grid", "auto_map")
 
@@ -120,9 +116,6 @@ def _shorter_value(name: str, value: Any, blocks: int, kept: Sequence[int], ahea
     return value
 
 
-TOKENS = 32
-# Relative. Both models do the same operations on the same numbers, so only alignment in memory may change rounding.
-TOLERANCE = 1e-5
 # Shorter than the probe of an architecture, so that blocks with a sliding window get a different mask from others.
 _PROBE_WINDOW = 8
 # Settings of blocks that only store state for other blocks. check_outputs shows whether those still find it.
@@ -153,10 +146,8 @@ def try_drops(source: Checkpoint, *, read_weights: bool) -> Droppable:
 def why_not(source: Checkpoint, removed: Sequence[int], *, read_weights: bool = True) -> str | None:
     """Why these blocks cannot be removed, in one line; None if they can. read_weights: as in try_drops."""
     try:
-        if read_weights:
-            verify(source, Choice.without(removed, source.blocks, []), torch.device("cpu"))
-        else:
-            check_removable(source, removed)
+        choice = Choice.without(removed, source.blocks, [])
+        verify(source, choice, torch.device("cpu")) if read_weights else planned(source, choice)
     except Undroppable as error:
         return str(error)
     return None
@@ -164,28 +155,22 @@ def why_not(source: Checkpoint, removed: Sequence[int], *, read_weights: bool = 
 
 def verify(source: Checkpoint, choice: Choice, device: torch.device) -> None:
     """Raise Undroppable unless the kept blocks compute the same in the new model as in the source."""
-    with planned(source, choice) as new:
-        check_plan(source, choice, new)
-        check_outputs(source, choice, new, device)
+    check_outputs(source, choice, planned(source, choice), device)
 
 
-def check_removable(source: Checkpoint, removed: Sequence[int]) -> None:
-    """Raise Undroppable if the configuration alone shows that these blocks cannot be removed; reads no weights."""
-    choice = Choice.without(removed, source.blocks, [])
-    with planned(source, choice) as new:
-        check_plan(source, choice, new)
+def planned(source: Checkpoint, choice: Choice) -> Checkpoint:
+    """The model to be written, before it is there.
 
-
-@contextmanager
-def planned(source: Checkpoint, choice: Choice) -> Iterator[Checkpoint]:
-    """The model to be written, opened as a checkpoint, which checks the names and shapes of all tensors."""
+    Raises Undroppable where its configuration alone shows that the kept blocks would not be what they were; that needs
+    no weights.
+    """
     check_needs(source, [mix.base for mix in choice.kept])
-    with ExitStack() as stack:
-        try:
-            new = stack.enter_context(planned_checkpoint(new_config(source, choice), new_tensors(source, choice)))
-        except PrunusError as error:
-            raise Undroppable(f"config.json has no way to say which blocks stay: {error}") from error
-        yield new
+    try:
+        new = planned_checkpoint(source, new_config(source, choice), new_tensors(source, choice))
+    except PrunusError as error:
+        raise Undroppable(f"config.json has no way to say which blocks stay: {error}") from error
+    check_plan(source, choice, new)
+    return new
 
 
 def new_config(source: Checkpoint, choice: Choice) -> dict[str, object]:
@@ -202,12 +187,6 @@ def new_tensors(source: Checkpoint, choice: Choice) -> dict[str, Stored]:
         block = source.block_tensors(mix.base)
         tensors |= {source.renumbered(name, mix.base, new): stored for name, stored in block.items()}
     return tensors
-
-
-def left_out(source: Checkpoint) -> list[str]:
-    """Names of tensors that belong to no block and to no module, such as layers for multi-token prediction."""
-    outer = source.outer_tensors()
-    return [name for name in source.names.unknown if name in outer]
 
 
 def check_needs(source: Checkpoint, kept: Sequence[int]) -> None:
@@ -245,9 +224,7 @@ def check_plan(source: Checkpoint, choice: Choice, new: Checkpoint) -> None:
 @torch.inference_mode()
 def check_outputs(source: Checkpoint, choice: Choice, new: Checkpoint, device: torch.device) -> None:
     """Raise Undroppable if hidden states of one short sequence differ between the new model and the kept blocks."""
-    generator = torch.Generator().manual_seed(0)
-    length = min(TOKENS, source.context)
-    ids_1T = torch.randint(source.vocabulary, (1, length), generator=generator)
+    ids_1T = short_sequence(source)
     olds, places = [mix.base for mix in choice.kept], range(len(choice.kept))
     old_outputs = _outputs(source, olds, choice.kept, source, ids_1T, device)
     new_outputs = _outputs(new, places, choice.kept, source, ids_1T, device)
@@ -339,31 +316,3 @@ def _equal(a: Any, b: Any, numbers: Mapping[int, int]) -> bool:
     if isinstance(a, Carried):
         return isinstance(b, Carried) and (numbers[a.block], a.place) == b
     return type(a) is type(b)
-
-
-class _Planned(Checkpoint):
-    """The checkpoint of a folder that has only a configuration."""
-
-    def __init__(self, folder: Path, tensors: Mapping[str, Stored]) -> None:
-        self._given = tensors
-        super().__init__(folder)
-
-    def _find_tensors(self) -> Mapping[str, Stored]:
-        return self._given
-
-
-@contextmanager
-def planned_checkpoint(content: Mapping[str, Any], tensors: Mapping[str, Stored]) -> Iterator[Checkpoint]:
-    """A checkpoint with this content of config.json and these tensors, by their names on disk; nothing is written.
-
-    Raises PrunusError unless the tensors have exactly the names and shapes that the configuration asks for.
-    """
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "config.json").write_text(json.dumps(content))
-        (folder / SINGLE_FILE).touch()
-        try:
-            new = _Planned(folder, tensors)
-        except PrunusError as error:
-            raise PrunusError(str(error).replace(f"{folder}: ", "").replace(str(folder), "it")) from error
-        yield new

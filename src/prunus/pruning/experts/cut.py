@@ -22,8 +22,8 @@ from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import CHUNK, ITEMSIZES, Stored
 from prunus.errors import PrunusError
-from prunus.pruning.depth.verification import PREDICTING
 from prunus.pruning.experts.mixture import Mixture, Unremovable, expert_counts, masked, number_fields
+from prunus.pruning.planned import PREDICTING, TOLERANCE, left_out, planned_checkpoint, short_sequence
 
 
 class Cut(Stored):
@@ -127,6 +127,13 @@ def fewer_config(source: Checkpoint, kept: Mapping[int, int], left_out: bool) ->
     return in_text_part(source.config_json, source.config, lambda content: _fewer(content, source, kept, left_out))
 
 
+def smaller_model(source: Checkpoint, mixtures: Sequence[Mixture], kept: Mapping[int, Sequence[int]]) -> Checkpoint:
+    """The model with only these experts of each block, before it is written, without the tensors of `left_out`."""
+    stray = left_out(source)
+    content = fewer_config(source, {index: len(experts) for index, experts in kept.items()}, bool(stray))
+    return planned_checkpoint(source, content, cut_tensors(source, mixtures, kept, stray))
+
+
 def _fewer(
     content: Mapping[str, Any], source: Checkpoint, kept: Mapping[int, int], left_out: bool
 ) -> dict[str, object]:
@@ -152,10 +159,6 @@ def _number(after: Sequence[int], kept: Mapping[int, int]) -> int | list[int]:
 # that lost experts must give the same as the source's block whose router cannot choose them (logits at minus infinity),
 # for one short sequence, in float32. Both read the same hidden states, so rounding cannot add up over blocks.
 
-TOKENS = 32
-# Relative. Both do the same operations; products and sums of another number of experts may be added in another order.
-TOLERANCE = 1e-5
-
 
 @torch.inference_mode()
 def verify(
@@ -169,7 +172,7 @@ def verify(
 
     Raises Unremovable where a block computes something else.
     """
-    ids_1T = torch.randint(source.vocabulary, (1, min(TOKENS, source.context)), generator=_generator())
+    ids_1T = short_sequence(source)
     of_block, worst = {mixture.index: mixture for mixture in mixtures}, 0.0
     old_run, new_run = (Runner(model.config, model.tensors, torch.float32, device) for model in (source, new))
     batch = Batch(ids_1T)
@@ -219,7 +222,3 @@ def difference(before: Tensor, after: Tensor) -> float:
         return float("inf")
     before, after = before.double().nan_to_num(), after.double().nan_to_num()
     return float((before - after).abs().max() / before.abs().max().clamp(min=1e-30))
-
-
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)

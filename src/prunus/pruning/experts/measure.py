@@ -155,7 +155,7 @@ def observe(
 
     Raises PrunusError for hidden states that are not finite.
     """
-    dtype = source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
+    dtype = source.dtype_for(recipe.dtype)
     of_block = {mixture.index: mixture for mixture in mixtures}
     last = max(of_block)
     weights = chosen.token_weights(recipe) if recipe.weighted else None

@@ -18,6 +18,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import resolve, versions
 from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.safetensors_file import READABLE, Entry, layout, put
+from prunus.declarations import Criterion, declared
 from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.beforehand import check_source
@@ -101,7 +102,7 @@ def possible_counts(mixture: Mixture) -> list[int]:
 
 def run_dtype(recipe: ExpertsRecipe, source: Checkpoint) -> str:
     """The dtype in which blocks run, by its safetensors name."""
-    return NAMES[source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)]
+    return NAMES[source.dtype_for(recipe.dtype)]
 
 
 def stored(source: Checkpoint, mixture: Mixture, seen: Seen) -> dict[str, Tensor]:
@@ -128,43 +129,28 @@ def _write(target: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
                 put(stream, places[name], tensor)
 
 
-class SavedExperts:
-    """A file of expert_stats, opened for a model and a recipe; PrunusError if it does not fit one of them.
+def fitting(saved: SavedStats, recipe: ExpertsRecipe) -> ExpertsRecipe:
+    """The recipe with the calibration of a file of expert_stats; raises PrunusError where it is not what it needs."""
+    if not saved.about.get("experts"):
+        raise PrunusError(f"{saved.path} holds no scores of experts; write it with `prunus stats --experts`")
+    measured = saved.about["recipe"]["dtype"]
+    if recipe.dtype != "auto" and (asked := run_dtype(recipe, saved.source)) != measured:
+        raise PrunusError(f"{saved.path} was measured in {measured}, not {asked}; leave --dtype out, or measure again")
+    if declared(Criterion)[recipe.method].needs == "nothing":
+        raise PrunusError(f"method {recipe.method} needs no statistics; leave --stats out")
+    return saved.with_calibration(recipe)
 
-    recipe: the recipe with the calibration of the file.
-    """
 
-    def __init__(self, path: str | Path, source: Checkpoint, recipe: ExpertsRecipe) -> None:
-        self._file, self._source = SavedStats(path, source), source
-        if not self._file.about.get("experts"):
-            raise PrunusError(f"{path} holds no scores of experts; write it with `prunus stats --experts`")
-        measured = self._file.about["recipe"]["dtype"]
-        if recipe.dtype != "auto" and (asked := run_dtype(recipe, source)) != measured:
-            raise PrunusError(f"{path} was measured in {measured}, not {asked}; leave --dtype out, or measure again")
-        default = ExpertsRecipe()
-        given = {name: getattr(recipe, name) for name in FIELDS}
-        self._file.check_given({name: value for name, value in given.items() if value != getattr(default, name)})
-        self.recipe = self._file.with_calibration(recipe)
+def seen_in(saved: SavedStats, mixtures: Sequence[Mixture]) -> list[Seen]:
+    """What calibration showed of each block's experts."""
+    return [_seen(saved, mixture) for mixture in mixtures]
 
-    @property
-    def about(self) -> dict[str, Any]:
-        """The file's metadata."""
-        return self._file.about
 
-    @property
-    def summary(self) -> dict[str, object]:
-        """The summary of the calibration for the manifest."""
-        return self._file.summary
-
-    def seen(self, mixtures: Sequence[Mixture]) -> list[Seen]:
-        """What calibration showed of each block's experts."""
-        return [self._seen(mixture) for mixture in mixtures]
-
-    def _seen(self, mixture: Mixture) -> Seen:
-        start = self._source.block_name(mixture.index, mixture.experts)
-        token_E, sums_4E, order_E, kept_NE = (
-            self._file.tensors[f"{start}.{part}"].read() for part in ("tokens", "sums", "order", "kept")
-        )
-        kept = {count: row.nonzero()[:, 0].tolist() for count, row in enumerate(kept_NE) if row.any()}
-        reconstruction = Reconstruction(order_E, kept)
-        return Seen(mixture.index, token_E, *sums_4E, seed=self.recipe.seed, reconstruction=reconstruction)
+def _seen(saved: SavedStats, mixture: Mixture) -> Seen:
+    start = saved.source.block_name(mixture.index, mixture.experts)
+    parts = ("tokens", "sums", "order", "kept")
+    token_E, sums_4E, order_E, kept_NE = (saved.tensors[f"{start}.{part}"].read() for part in parts)
+    kept = {count: row.nonzero()[:, 0].tolist() for count, row in enumerate(kept_NE) if row.any()}
+    reconstruction = Reconstruction(order_E, kept)
+    seed = saved.about["recipe"]["seed"]
+    return Seen(mixture.index, token_E, *sums_4E, seed=seed, reconstruction=reconstruction)

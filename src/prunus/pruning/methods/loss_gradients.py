@@ -18,7 +18,7 @@ from prunus.pruning.calibration.gradients import Model, save_square_sums
 from prunus.pruning.calibration.propagation import BlockRun, Stats
 from prunus.pruning.calibration.shared_measurements import gradients_key, once
 from prunus.pruning.calibration.statistics import InputStats
-from prunus.pruning.job import Job, Pass
+from prunus.pruning.passes import Pass, PruneJob
 from prunus.pruning.scope import weights_of
 
 
@@ -31,11 +31,11 @@ class LossGradients(Pass):
 
     folder = Path()
 
-    def disk(self, job: Job) -> int:
+    def disk(self, job: PruneJob) -> int:
         """Bytes of one float32 number per weight in scope."""
         return 4 * sum(map(weights_of, job.linears))
 
-    def prepare(self, job: Job, partial: Partial, calibration: Calibration | None) -> None:
+    def prepare(self, job: PruneJob, partial: Partial, calibration: Calibration | None) -> None:
         """Write the sums to files in the unfinished output, or in the folder shared by the variants of a study."""
         assert calibration is not None
         dtype = torch.float32 if job.recipe.dtype == "auto" else job.dtype
@@ -48,14 +48,14 @@ class LossGradients(Pass):
             with disk_errors(partial.folder, partial.needed):
                 save_square_sums(model, calibration.sequences, weights, lambda index: file_in(folder, index), self.rows)
 
-        if job.shared is None:
+        if job.where.shared is None:
             if "gradients" not in partial.notes:
                 save(partial.folder)
                 partial.note("gradients", True, {})
             self.folder = partial.folder
             return
         about: dict[str, object] = {"rows": self.rows, "linears": names, "dtype": str(dtype)}
-        with once(job.shared, gradients_key(job.source, job.recipe, calibration, about, job.device)) as place:
+        with once(job.where.shared, gradients_key(job.source, job.recipe, calibration, about, job.device)) as place:
             if not place.exists():
                 unfinished = place.with_suffix(".partial")
                 shutil.rmtree(unfinished, ignore_errors=True)
@@ -65,7 +65,7 @@ class LossGradients(Pass):
         self.folder = place
 
     def statistics(
-        self, job: Job, run: BlockRun, tensors: dict[str, Tensor], groups: Iterable[Stats]
+        self, job: PruneJob, run: BlockRun, tensors: dict[str, Tensor], groups: Iterable[Stats]
     ) -> Iterator[Stats]:
         """The groups' statistics, with the gradients of each Linear added."""
         count = len(run.hidden.sequences())
@@ -73,13 +73,13 @@ class LossGradients(Pass):
             sums = {name: row for name, row in read_header(file_in(self.folder, run.number)).items() if name in group}
             yield {name: self.with_sum(job, group[name], sums[name].read().to(job.device), count) for name in sums}
 
-    def with_sum(self, job: Job, inputs: InputStats, sum_OI: Tensor, count: int) -> InputStats:
+    def with_sum(self, job: PruneJob, inputs: InputStats, sum_OI: Tensor, count: int) -> InputStats:
         """Statistics of one Linear with its gradients. sum_OI: squared gradients summed over `count` sequences."""
         return replace(inputs, sequences=count, gradient_OI=sum_OI.sqrt_().mul_(job.recipe.gradient_scale))
 
-    def written(self, job: Job, index: int) -> None:
+    def written(self, job: PruneJob, index: int) -> None:
         """Delete the file of a finished block, unless other variants share it."""
-        if job.shared is None:
+        if job.where.shared is None:
             file_in(self.folder, index).unlink(missing_ok=True)
 
 
@@ -88,11 +88,11 @@ class OutputGradients(LossGradients):
 
     rows = True
 
-    def disk(self, job: Job) -> int:
+    def disk(self, job: PruneJob) -> int:
         """0: one number per output is negligible."""
         return 0
 
-    def with_sum(self, job: Job, inputs: InputStats, sum_OI: Tensor, count: int) -> InputStats:
+    def with_sum(self, job: PruneJob, inputs: InputStats, sum_OI: Tensor, count: int) -> InputStats:
         """Statistics of one Linear with its Fisher information. sum_OI: (O,) here, one sum per output."""
         return replace(inputs, fisher_O=sum_OI)
 

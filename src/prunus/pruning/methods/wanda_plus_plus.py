@@ -19,8 +19,8 @@ from prunus.pruning.calibration.gradients import SquareSums, backward
 from prunus.pruning.calibration.hidden_states import HiddenStates, propagate
 from prunus.pruning.calibration.propagation import BlockRun, Stats, observe
 from prunus.pruning.calibration.statistics import InputStats
-from prunus.pruning.job import Job, Pass
 from prunus.pruning.methods import gblm
+from prunus.pruning.passes import Pass, PruneJob
 
 SAMPLED = 32  # sequences of one round of repair
 # prune(name of a Linear, its weight, its statistics) -> the pruned weight
@@ -100,7 +100,7 @@ class RegionalRepair(Pass):
     needs = "gradients"
 
     def statistics(
-        self, job: Job, run: BlockRun, tensors: dict[str, Tensor], groups: Iterable[Stats]
+        self, job: PruneJob, run: BlockRun, tensors: dict[str, Tensor], groups: Iterable[Stats]
     ) -> Iterator[Stats]:
         """Statistics of the dense block with its gradients. Weights in tensors are repaired before the first yield."""
         recipe, block, hidden = job.recipe, run.block, run.hidden
@@ -109,7 +109,7 @@ class RegionalRepair(Pass):
         stats = with_regional_gradients(runner, repaired, hidden, observe(run, run.linears), recipe.gradient_scale)
 
         def prune(name: str, weight_OI: Tensor, inputs: InputStats) -> Tensor:
-            return job.method.prune(weight_OI, inputs, job.target(run.number, name))
+            return job.method.prune(weight_OI, inputs, job.zeros(run.number, name))
 
         if recipe.repair_rounds and stats:  # none where no Linear of the block is in scope
             settings = Repair(recipe.repair_rounds, recipe.repair_rate, f"{recipe.seed} {run.number}")

@@ -33,9 +33,9 @@ from prunus.checkpoint.resolve import one_line
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import ITEMSIZES, READABLE, Stored
 from prunus.errors import PrunusError
-from prunus.pruning.depth.verification import PREDICTING, left_out
 from prunus.pruning.experts.cut import difference
 from prunus.pruning.experts.mixture import name_of, run_hollow
+from prunus.pruning.planned import PREDICTING, TOLERANCE, left_out, planned_checkpoint, short_sequence
 
 Of = Literal["mlp", "experts", "shared"]
 
@@ -570,6 +570,11 @@ def narrow_config(source: Checkpoint, units: Sequence[Unit], width: int) -> dict
     return in_text_part(source.config_json, source.config, change)
 
 
+def narrow_model(source: Checkpoint, units: Sequence[Unit], width: int) -> Checkpoint:
+    """The narrower model, before it is written, without the tensors of `left_out`."""
+    return planned_checkpoint(source, narrow_config(source, units, width), planned_tensors(source, units, width))
+
+
 class Unwritten(Stored):
     """A tensor that will be written: its dtype and shape. It has no data yet."""
 
@@ -621,10 +626,6 @@ def _hollow(stored: Stored) -> Tensor:
 
 # Check
 
-TOKENS = 32
-# Relative. Both do the same operations; sums over another number of channels may be added in another order.
-TOLERANCE = 1e-5
-
 
 @torch.no_grad()
 def verify(
@@ -641,9 +642,7 @@ def verify(
     random, and of blocks that pass on nothing but hidden states one of each kind is checked. Raises Unnarrowable where
     a block computes something else.
     """
-    ids_1T = torch.randint(
-        source.vocabulary, (1, min(TOKENS, source.context)), generator=torch.Generator().manual_seed(0)
-    )
+    ids_1T = short_sequence(source)
     batch, of_block = Batch(ids_1T), of_blocks(units)
     old_run, new_run = (Runner(model.config, model.tensors, dtype, device) for model in (source, new))
     worst = 0.0

@@ -1,0 +1,155 @@
+"""The job of pruning, and its passes: hooks for methods that need more than the inputs of single Linears."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from prunus.checkpoint.linears import Linear
+from prunus.checkpoint.writer import Partial
+from prunus.declarations import Allocation, Method, declared
+from prunus.pruning.calibration.data import Calibration, describe_calibration
+from prunus.pruning.calibration.hidden_states import BATCH_TOKENS
+from prunus.pruning.calibration.propagation import BlockRun, Stats
+from prunus.pruning.job import Job
+from prunus.pruning.masks import Target
+from prunus.pruning.scope import weights_of
+from prunus.recipes import PruneRecipe
+
+
+class Pass:
+    """Base class of passes: the hooks in the order in which the pipeline calls them. These do nothing.
+
+    Each run creates one object per pass. A resumed run creates new ones and calls `prepare` again, so `prepare` must
+    store its results in files of the unfinished output and record with partial.note that they are complete.
+    needs: what the pass needs that saved input statistics do not hold. whole_model: `prepare` runs the whole model
+    forwards and backwards.
+    """
+
+    needs: ClassVar[str] = "hidden states"
+    whole_model: ClassVar[bool] = False
+
+    def disk(self, job: "PruneJob") -> int:
+        """Bytes of the files that `prepare` keeps until the run ends."""
+        return 0
+
+    def prepare(self, job: "PruneJob", partial: Partial, calibration: Calibration | None) -> None:
+        """Called once, before the first block."""
+
+    def statistics(
+        self, job: "PruneJob", run: BlockRun, tensors: dict[str, Tensor], groups: Iterable[Stats]
+    ) -> Iterable[Stats]:
+        """The input statistics that a block's Linears are pruned by, one group of Linears after the other.
+
+        groups: the statistics without this pass. tensors: the block's, by their names within the block; a pass may
+        replace weights in it before it yields.
+        """
+        return groups
+
+    def after_block(self, job: "PruneJob", run: BlockRun | None, index: int, weights: Mapping[str, Tensor]) -> None:
+        """Called once all Linears of a block are pruned, before its output becomes the input of the next block.
+
+        run: the block in memory and its hidden states; None if no tokens are run. weights: the pruned weights, by
+        Linear. A pass may change their nonzero entries in place, and must then change run.block in the same way. Only
+        with propagation `pruned` do hidden states follow such a change; with others the block has run already.
+        """
+
+    def written(self, job: "PruneJob", index: int) -> None:
+        """Called once a block is on disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneJob(Job[PruneRecipe]):
+    """A recipe that zeroes weights.
+
+    linears: the Linears in scope, by block. sparsities: (sparsity, extra zeros) that the method gets, by block and
+    Linear; filled in once the allocation has its scores.
+    """
+
+    method: Method
+    passes: tuple[Pass, ...]
+    linears: list[list[Linear]]
+    dtype: torch.dtype
+    sparsities: Mapping[tuple[int, str], tuple[float, int]] = field(default_factory=dict)
+
+    def zeros(self, index: int, linear: str) -> Target:
+        """The zeros that one Linear of block `index` gets."""
+        return target_of(self.recipe, *self.sparsities[index, linear])
+
+    def identity(self) -> dict[str, object]:
+        """As Job says; the fingerprint is enough, since each block is checked when it is read."""
+        experts = any(linear.experts for linears in self.linears for linear in linears)
+        revised = revisions(self.recipe) | ({"experts_revision": 2} if experts else {})  # they were left dense
+        return {"source": self.source.fingerprint(), **revised}
+
+    def calibration_ahead(self) -> tuple[str, list[str]]:
+        """As Job says; an allocation may need it where the method does not."""
+        if self.saved is not None:
+            return f"statistics of {self.saved.path}: {self.saved.summary['source']}", []
+        return describe_calibration(self.recipe, self.source, needed=self.needs_tokens or self.measured == "norms")
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether calibration tokens run through the blocks while they are pruned."""
+        return bool(self.passes) or (self.method.needs != "nothing" and self.saved is None)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights in scope, of which the recipe's sparsity is a share."""
+        return sum(map(weights_of, self.linears))
+
+    @property
+    def room_needed(self) -> int:
+        """Numbers per token kept in addition to hidden states: with true_sequential, the widest input of a Linear."""
+        if self.recipe.propagation != "true_sequential":
+            return 0
+        linears = (linear for index in range(self.source.blocks) for linear in self.source.linears(index))
+        return max(linear.shape_OI[1] for linear in linears)
+
+    @property
+    def measured(self) -> str:
+        """What this run measures the allocation's scores from; `nothing` if the recipe holds the scores."""
+        return declared(Allocation)[self.recipe.allocation].needs if self.recipe.scores is None else "nothing"
+
+    @property
+    def disk(self) -> int:
+        """Bytes of disk for the result and for temporary files.
+
+        Gradients need space for the block inputs of one batch; more is used only if it is free.
+        """
+        recipe, hidden, width = self.recipe, 0, self.source.architecture.width
+        measured = self.measured if self.saved is None else "nothing"
+        if self.where.offload and (self.needs_tokens or measured == "norms"):
+            hidden = recipe.samples * recipe.seqlen * (width + self.room_needed) * self.dtype.itemsize
+        if self.where.offload and (measured == "gradients" or any(one.whole_model for one in self.passes)):
+            hidden = max(hidden, 4 * max(BATCH_TOKENS, recipe.seqlen) * (self.source.blocks + 2) * width)
+        return self.source.nbytes + hidden + sum(one.disk(self) for one in self.passes)
+
+
+def revisions(recipe: PruneRecipe) -> dict[str, int]:
+    """Revision numbers by the change that affects the recipe; empty if its result has never changed.
+
+    They are in keys, so that results of an earlier version are not mistaken for today's.
+    """
+    measured = declared(Allocation)[recipe.allocation].needs if recipe.scores is None else "nothing"
+    changed = {
+        "layerif_revision": recipe.allocation == "layerif",  # its direction was reversed
+        "influence_revision": measured == "gradients",  # token ids and traces were not truncated
+        "reference_revision": recipe.rounding == "reference" and recipe.allocation != "uniform",  # counts have changed
+    }
+    return {name: 2 for name, applies in changed.items() if applies}
+
+
+def target_of(recipe: PruneRecipe, sparsity: float, extra_zeros: int = 0) -> Target:
+    """The target of a Linear. Ties are removed if rounding is `reference` and the method's own code removes them."""
+    ties = declared(Method)[recipe.method].group == "tensor" and recipe.allocation == "uniform"
+    return Target(sparsity, recipe.rounding, recipe.groups, recipe.group, ties, extra_zeros)
+
+
+def name_of(recipe: PruneRecipe) -> str:
+    """The method and the options set for it, for messages."""
+    names = [option.name for option in declared(Method)[recipe.method].options]
+    chosen = [name for name in names if getattr(recipe, name) != getattr(PruneRecipe, name)]
+    return f"{recipe.method} with {', '.join(chosen)}" if chosen else recipe.method
