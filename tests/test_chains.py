@@ -75,6 +75,7 @@ def test_two_steps_of_a_kind_are_two_steps(tmp_path):
         ("[{ recover = true }]", "recover comes first, but .*model is not pruned"),
         ("[{ prune = { sparsity = 0.0 } }, { recover = true }]", "a sparsity of 0 leaves nothing to recover"),
         ("[{ prune = false }]", "there is no step"),
+        ("[{ drop = { blocks = '2,' } }, { drop = { blocks = '2,' } }]", "block 2 does not exist; .* blocks 0 to 1"),
     ],
 )
 def test_what_is_not_sensible_is_refused_in_one_line(steps, words, tmp_path):

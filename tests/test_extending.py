@@ -19,7 +19,7 @@ METHOD = '''
 import torch
 
 from prunus.pruning.masks import zero_lowest
-from prunus.pruning.job import Pass
+from prunus.pruning.passes import Pass
 
 
 def prune(weight_OI, inputs, target):
@@ -215,33 +215,29 @@ class ToyRecipe(Recipe):
     factor: float = setting(0.5, "Factor of the weights of MLPs.", above=0, below=1)
 
 
+def toy(model, out, recipe, *, name, **ways):
+    from prunus.pruning.job import open_job
+
+    job = open_job(model, out, recipe, name, **ways)
+    source = job.source
+    if job.where.dry_run:
+        return job.ahead(source.nbytes, {"factor": recipe.factor}, [])
+    with job.begun(source.nbytes) as (partial, calibration):
+        for index in range(source.blocks):
+            names = [f"{one.name}.weight" for one in source.linears(index) if one.name.startswith("mlp")]
+            scaled = {name: source.read_weight(index, name) * recipe.factor for name in names}
+            tensors = dict(source.block_tensors(index)) | source.as_stored(index, scaled)
+            partial.write_block(index, tensors, {})
+        job.finish(partial, calibration, {"warnings": []})
+    return {"out": str(out), "factor": recipe.factor, "warnings": []}
+
+
 class Toy(Step):
     """Scale the MLPs of MODEL and write the result to the folder OUT."""
 
     recipe = ToyRecipe
+    function = "prunus.steps.toy:toy"
     examples = ("prunus toy tiny out/toy --factor 0.5",)
-
-    def make(self, model, out, recipe, where, name):
-        from prunus.checkpoint.checkpoint import Checkpoint
-        from prunus.checkpoint.resolve import resolve
-        from prunus.checkpoint.writer import Partial, check_target
-        from prunus.pruning.made_card import made_card
-
-        source = Checkpoint(resolve(model))
-        check_target(source.folder, out, where.overwrite)
-        if where.dry_run:
-            return {"would_write": str(out), "warnings": []}
-        origin = source.provenance(name or model)
-        step = {"action": "toy", "recipe": recipe.to_json(), "source": origin, "warnings": []}
-        work = {"action": "toy", "recipe": recipe.to_json(), "source": origin["checksum"]}
-        with Partial(source, out, work, source.blocks, source.nbytes, where.overwrite) as partial:
-            for index in range(source.blocks):
-                names = [f"{one.name}.weight" for one in source.linears(index) if one.name.startswith("mlp")]
-                scaled = {name: source.read_weight(index, name) * recipe.factor for name in names}
-                tensors = dict(source.block_tensors(index)) | source.as_stored(index, scaled)
-                partial.write_block(index, tensors, {})
-            partial.finish(None, step, made_card(source, step))
-        return {"out": str(out), "factor": recipe.factor, "warnings": []}
 
     def name(self, recipe):
         return f"toy-{100 * recipe.factor:.3g}"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -288,6 +289,24 @@ def test_it_comes_after_other_steps_and_nothing_after_it(shared, tmp_path):
     with pytest.raises(PrunusError, match="is a packed checkpoint; run `prunus unpack"):
         prunus.pack(tmp_path / "before", tmp_path / "packed")
         prunus.quantize(tmp_path / "packed", tmp_path / "bad", asked(shared))
+
+
+def test_groups_divide_what_earlier_steps_leave(shared, tmp_path):
+    """Of 104 channels 96 stay, which groups of 32 divide; of 96 channels 90 stay, which no group divides."""
+    make_random_model("qwen3", tmp_path / "wide", num_hidden_layers=2, intermediate_size=104)
+    narrow, rounded = WidthRecipe(intermediate_size=96, method="magnitude", fit=False), asked(shared, method="rtn")
+    with pytest.raises(PrunusError, match=r"no group of 128 or 64 or 32 inputs divides the 104 of mlp\.down_proj"):
+        prunus.quantize(tmp_path / "wide", tmp_path / "bad", rounded, device="cpu")
+    ahead = prunus.apply_steps(tmp_path / "wide", tmp_path / "out", [narrow, rounded], dry_run=True)
+    assert any("groups have 32 inputs" in warning for warning in ahead["warnings"])
+    told = prunus.apply_steps(tmp_path / "wide", tmp_path / "out", [narrow, rounded], device="cpu")
+    assert told["format"] == "W4A16, groups of 32"
+    steps = [replace(narrow, intermediate_size=90), rounded]
+    for dry_run in (True, False):
+        with pytest.raises(PrunusError, match=r"inputs divides the 90 of mlp\.down_proj: use --group row") as error:
+            prunus.apply_steps(shared / "dense", tmp_path / "bad", steps, dry_run=dry_run, device="cpu")
+        assert "\n" not in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "wide"], "nothing was begun"
 
 
 def test_after_removed_experts(shared, tmp_path):

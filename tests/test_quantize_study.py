@@ -55,6 +55,20 @@ def test_a_study_of_bits_has_the_rows_of_what_the_commands_write(tmp_path):
         assert step["bytes"]["after"] == variant_bytes(model.source, quantised)
 
 
+def test_a_chain_is_planned_with_the_groups_that_a_narrower_model_has(tmp_path):
+    """No group divides the 104 inputs of the model before all steps, of which keys are made."""
+    narrow, rounded = "intermediate_size = 96, method = 'magnitude', fit = false", "bits = 4, method = 'rtn'"
+    chain = f"[[chain]]\nsteps = [{{ width = {{ {narrow} }} }}, {{ quantize = {{ {rounded} }} }}]\n"
+    path = write_study(tmp_path, chain, hidden_size=64, intermediate_size=104)
+    (planned,) = prunus.plan_study(path, out=tmp_path / "out")["variants"]
+    (variant,) = open_model(read_study(path), "model", tmp_path / "model").variants[1:]
+    prunus.apply_steps(tmp_path / "model", tmp_path / "both", variant.steps, device="cpu")
+    assert planned["bytes"] == sum(stored.nbytes for stored in Checkpoint(tmp_path / "both").stored.values())
+    path.write_text(path.read_text().replace("96", "90"))
+    with pytest.raises(PrunusError, match=r"small\.toml, line .* divides the 90 of mlp\.down_proj: use --group row"):
+        prunus.plan_study(path, out=tmp_path / "out")
+
+
 def test_a_chain_that_goes_on_after_bits_is_refused_before_anything_runs(tmp_path):
     path = write_study(tmp_path, "[[chain]]\nsteps = [{ quantize = { bits = 8 } }, { prune = { sparsity = 0.2 } }]\n")
     with pytest.raises(PrunusError, match="nothing comes after quantize: put prune before it"):
