@@ -3,16 +3,18 @@
 import pytest
 import torch
 
-from prunus.pruning.width.fit import cut, fit, relative_error
-from prunus.pruning.width.scores import (
+from prunus.pruning.width.algebra import (
     Inputs,
     by_chance,
     by_contribution,
     by_fluctuation,
     by_obs,
+    cut,
     damped,
+    fit,
     kept_of,
     lowest,
+    relative_error,
 )
 
 TOKENS, CHANNELS, OUTPUTS = 60, 10, 4

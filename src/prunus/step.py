@@ -7,14 +7,14 @@ within its functions, so that reading results needs no torch.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from prunus.recipe_base import Recipe
+from prunus.recipe_base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS, Recipe
 from prunus.settings import CALIBRATING, WHERE, setting
 
 # The action of each kind, which is its command, its table in a study and its name in manifests, and its module.
@@ -27,35 +27,29 @@ STEPS: Mapping[str, str] = {
     "quantize": "prunus.steps.quantize",
 }
 
+WEIGHTS = (*TOKEN_WEIGHTS, "closing_weight")  # the last is of earlier versions, and still in the JSON of ExpertsRecipe
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 StepRecord = Mapping[str, Any]  # what a manifest says of a step; it may be of another program, or damaged
 
+ACRONYMS = ("ria", "alps", "reap", "ean", "sleb", "gblm", "owl", "atp", "dlp", "mlp", "obs", "gptq", "rtn", "flap")
 NAMES = {
+    **{name: name.upper() for name in ACRONYMS},
     "wanda": "Wanda",
     "magnitude": "Magnitude",
     "sparsegpt": "SparseGPT",
-    "ria": "RIA",
     "dsnot": "DSnoT",
-    "alps": "ALPS",
-    "reap": "REAP",
-    "ean": "EAN",
     "shortgpt": "ShortGPT",
     "laco": "LaCo",
-    "sleb": "SLEB",
     "wanda++": "Wanda++",
-    "gblm": "GBLM",
     "angular": "Angular",
     "tail": "Tail",
-    "owl": "OWL",
     "layerif": "LayerIF",
     "layerif-sketch": "LayerIF-sketch",
     "alphapruning": "AlphaPruning",
-    "atp": "ATP",
-    "dlp": "DLP",
-    "mlp": "MLP",
-    "obs": "OBS",
-    "gptq": "GPTQ",
-    "rtn": "RTN",
+    "frequency": "Frequency",
+    "router": "Router",
+    "output": "Output",
+    "random": "Random",
 }
 
 
@@ -113,7 +107,7 @@ class Step(ABC):
     def make(self, model: Any, out: Path, recipe: Any, where: Where, name: str | None) -> Mapping[str, Any]:
         """Write model (a folder or hub id) after this step to the folder out; returns a summary.
 
-        model: in a dry run it may be a Checkpoint that is not there yet (see leaves). name: what the manifest calls
+        model: in a dry run it may be a Checkpoint that is not there yet (see planned). name: what the manifest calls
         model; None: as it is given.
         """
         module, _, function = self.function.partition(":")
@@ -122,13 +116,21 @@ class Step(ABC):
             model, out, recipe, name=name, **{way: getattr(where, way) for way in ways}
         )
 
-    def leaves(self, recipe: Any, source: Any) -> Any:
-        """The Checkpoint that it will leave of the Checkpoint source, with shapes alone, as far as they are known."""
-        return source
-
     @abstractmethod
     def name(self, recipe: Any) -> str:
         """A short name for variants: `wanda-owl-20`."""
+
+    def with_effect(
+        self, recipe: Any, unused: Collection[str], of_data: Collection[str] = (), kept: Collection[str] = ()
+    ) -> dict[str, object]:
+        """Stored: the settings of a recipe but the unused ones, for content.
+
+        of_data: those that, besides the calibration's, have an effect only if there is one; kept have it in any case.
+        """
+        gone = {*unused} | (set() if recipe.calibration_tokens is None else {"samples"})
+        gone |= set() if recipe.weighted else {*WEIGHTS}
+        gone |= set() if self.calibrates(recipe) else {*CALIBRATION, *AMOUNT, *WEIGHTS, *of_data} - {*kept}
+        return {key: value for key, value in recipe.to_json().items() if key not in gone}
 
     @abstractmethod
     def content(self, recipe: Any, source: Any) -> dict[str, object]:
@@ -141,13 +143,17 @@ class Step(ABC):
         """The share of the weights of the blocks' Linears, or of experts, that it removes."""
         return 0.0
 
+    def planned(self, recipe: Any, source: Any) -> Any:
+        """The Checkpoint that it will make of source, as far as shapes tell it; source itself where none changes."""
+        return source
+
     @abstractmethod
     def nbytes(self, recipe: Any, source: Any) -> int:
         """The most bytes that a study stores of a variant made by it; of the whole checkpoint if it reshapes."""
 
-    @abstractmethod
     def calibrates(self, recipe: Any, stats: bool = False) -> bool:
         """Whether it reads the calibration that the recipe names. stats: whether saved statistics take its place."""
+        return recipe.needs_data and not stats
 
     def foresee(self, recipe: Any, source: Any, out: Path, where: Where) -> Mapping[str, Any]:
         """What a dry run says of it where it follows other steps, with `warnings`.

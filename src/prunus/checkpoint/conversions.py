@@ -103,11 +103,7 @@ def unpack(
     provenance = {"name": str(packed), "checksum": model.packed.info["about"].get("checksum")}
     work = {"action": "unpack", "source": provenance["checksum"]}
     with Partial(model, target, work, model.blocks, model.nbytes, overwrite) as partial:
-        with Steps("unpacking", total=model.blocks, unit="blocks", done=len(partial.records)) as steps:
-            for index in range(model.blocks):
-                if not partial.has(index):
-                    partial.write_block(index, model.block_tensors(index), {})
-                    steps.advance()
+        partial.copy_blocks(model, "unpacking")
         tensors = model.outer_tensors()
         for index in range(model.blocks):
             tensors |= partial.read_block(index)
@@ -275,14 +271,9 @@ def dequantize(model: str | Path, out: str | Path, *, overwrite: bool = False) -
     if source.quantised is None:
         known = f"{', '.join(DEQUANTISED[:-1])} or {DEQUANTISED[-1]}"
         raise PrunusError(f"{source.folder} is not in {known}; there is nothing to dequantize")
-    check_target(source.folder, target, overwrite)
     work = {"action": "dequantize", "source": source.fingerprint()}
     with Partial(source, target, work, source.blocks, source.nbytes, overwrite) as partial:
-        with Steps("dequantizing", total=source.blocks, unit="blocks", done=len(partial.records)) as steps:
-            for index in range(source.blocks):
-                if not partial.has(index):
-                    partial.write_block(index, source.block_tensors(index), {})
-                    steps.advance()
+        partial.copy_blocks(source, "dequantizing")
         step = {
             "action": "dequantize",
             "recipe": {"method": source.quantised},

@@ -37,6 +37,7 @@ from prunus.disk import (
 from prunus.errors import PrunusError
 from prunus.hashing import content_hash
 from prunus.parse import parse_json
+from prunus.progress import Steps
 
 JOURNAL, LOCK, HIDDEN = "journal.json", "lock", "hidden.bin"
 EVIDENCE = "evidence.json"
@@ -171,6 +172,14 @@ class Partial:
             self._start_flush()
             if flush or time.monotonic() - self.noted_at >= JOURNAL_SECONDS:
                 self._write_journal(flush)
+
+    def copy_blocks(self, made: Checkpoint, title: str) -> None:
+        """Write the blocks of a checkpoint that are not finished yet, with their bytes. title: says what is done."""
+        with Steps(title, total=made.blocks, unit="blocks", done=len(self.records)) as steps:
+            for index in range(made.blocks):
+                if not self.has(index):
+                    self.write_block(index, made.block_tensors(index), {})
+                    steps.advance()
 
     def note(self, key: str, value: Any, files: Mapping[str, str]) -> None:
         """Store JSON in notes, which a resumed run finds again, and text files that belong to the result."""

@@ -22,9 +22,8 @@ from prunus.pruning.allocation.measurement import Measured, Subject
 from prunus.pruning.calibration.data import Calibration, load_calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.calibration.saved_statistics import SavedStats
-from prunus.pruning.calibration.shared_measurements import once, scores_key
 from prunus.pruning.masks import zeros_wanted
-from prunus.pruning.passes import PruneJob
+from prunus.pruning.passes import PruneJob, once, scores_key
 from prunus.pruning.scope import linears_in_scope, weights_of
 from prunus.recipe_base import TOKEN_WEIGHTS
 from prunus.recipes import PruneRecipe

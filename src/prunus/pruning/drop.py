@@ -1,6 +1,6 @@
 """Remove whole decoder blocks: a depth method chooses the blocks to keep, which are written one by one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,14 @@ def drop_blocks(
     overwrite: bool = False,
     dry_run: bool = False,
     name: str | None = None,
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """Write a copy of model (folder, hub id or `tiny`) without some of its blocks to the folder out; returns a summary.
 
     Removes the blocks that the recipe lists by index, else those that its method chooses. Before anything is written,
     the shortened model is checked to compute the same with the kept blocks (depth/verification.py). Unfinished work is
     in out.partial, and the same call resumes it.
 
-    overwrite: replace an existing result.
-    dry_run: write nothing, and return what would be done (see below).
-    name: what the manifest calls the model; None: as it is given.
+    overwrite, dry_run, name: as for prune.
 
     Returns a dict:
 

@@ -7,10 +7,8 @@ from typing import Any
 import torch
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.safetensors_file import Entry, Stored, entry_of
-from prunus.checkpoint.writer import Partial
+from prunus.checkpoint.safetensors_file import Entry, entry_of
 from prunus.errors import PrunusError
-from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.experts.criteria import CRITERIA, Choice, Seen, choose
@@ -33,7 +31,7 @@ def drop_experts(
     dry_run: bool = False,
     stats: str | Path | None = None,
     name: str | None = None,
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """Write a copy of model (folder or hub id) without some of its routed experts to the folder out; returns a summary.
 
     Routers lose the removed experts' rows, biases and corrections; shared experts and blocks without a router stay as
@@ -41,11 +39,9 @@ def drop_experts(
     before it is published. Unfinished work is in out.partial, and the same call resumes it.
 
     recipe: None: the default one, REAP with three experts in four.
-    overwrite: replace an existing result.
-    dry_run: write nothing, and return what would be done (see below).
     stats: a file that expert_stats() wrote for this model. Its calibration is used and the model is not run for it;
         fields of the recipe that ask for another calibration are an error.
-    name: what the manifest calls the model; None: as it is given.
+    overwrite, dry_run, name: as for prune.
 
     Returns a dict:
 
@@ -76,7 +72,7 @@ def drop_experts(
     else:
         check_unequal(source, mixtures)
     check_block_fits(source, source.dtype)
-    needed = bytes_left(recipe, source, mixtures, stray)
+    needed = smaller_model(source, mixtures, {m.index: range(recipe.count(m.count)) for m in mixtures}).nbytes
     if dry_run:
         experts = experts_text(mixtures, {m.index: recipe.count(m.count) for m in mixtures})
         experts = f"on average {experts}" if recipe.spread == "global" else experts
@@ -93,7 +89,7 @@ def drop_experts(
             partial.note("choice", choose(recipe, mixtures, seen).to_json(), {})
         choice = Choice.from_json(partial.notes["choice"])
         new = smaller_model(source, mixtures, choice.kept)
-        write_blocks(new, partial)
+        partial.copy_blocks(new, "writing")
         written = dict(source.outer_tensors())
         for index in range(source.blocks):
             written |= partial.read_block(index)
@@ -121,7 +117,10 @@ def drop_experts(
 def choice_record(choice: Choice, mixtures: Sequence[Mixture]) -> dict[str, object]:
     """What the manifest says of the experts that were chosen."""
     return {
-        "experts": {"before": counts_of(mixtures), "after": {m.index: len(choice.kept[m.index]) for m in mixtures}},
+        "experts": {
+            "before": {m.index: m.count for m in mixtures},
+            "after": {m.index: len(choice.kept[m.index]) for m in mixtures},
+        },
         "experts_removed": {str(index): experts for index, experts in choice.removed(mixtures).items()},
         "scores": {str(index): row for index, row in choice.scores.items()},
         "tokens": {str(index): row for index, row in choice.tokens.items()},
@@ -158,27 +157,6 @@ def measure(
 
     searched = counts if CRITERIA[recipe.method].needs == "reconstruction" else None
     return list(observe(source, mixtures, recipe, calibration, device, searched))
-
-
-def write_blocks(new: Checkpoint, partial: Partial) -> None:
-    """Write the blocks of the planned model; all tensors keep their bytes."""
-    with Steps("writing", total=new.blocks, unit="blocks", done=len(partial.records)) as steps:
-        for index in range(new.blocks):
-            if not partial.has(index):
-                tensors: dict[str, Stored] = new.block_tensors(index)
-                partial.write_block(index, tensors, {})
-                steps.advance()
-
-
-def bytes_left(recipe: ExpertsRecipe, source: Checkpoint, mixtures: Sequence[Mixture], stray: Sequence[str]) -> int:
-    """Bytes of weights in the result, with the same number of experts in every block."""
-    kept = {m.index: list(range(recipe.count(m.count))) for m in mixtures}
-    return sum(stored.nbytes for stored in cut_tensors(source, mixtures, kept, stray).values())
-
-
-def counts_of(mixtures: Sequence[Mixture]) -> dict[int, int]:
-    """The number of experts by block."""
-    return {mixture.index: mixture.count for mixture in mixtures}
 
 
 def experts_text(mixtures: Sequence[Mixture], kept: Mapping[int, int]) -> str:

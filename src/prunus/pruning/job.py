@@ -81,7 +81,7 @@ class Job(Generic[AnyRecipe]):
         about = None if self.saved is None else self.saved.about
         return describe_calibration(self.recipe, self.source, about, self.needs_tokens)
 
-    def ahead(self, needed: int, told: Mapping[str, object], warnings: Sequence[str]) -> dict[str, Any]:
+    def ahead(self, needed: int, told: Mapping[str, object], warnings: Sequence[str]) -> Mapping[str, Any]:
         """What a dry run returns. needed: bytes of disk. told: what the step would do."""
         check_space(self.target.absolute(), needed)
         calibration, found = self.calibration_ahead()

@@ -17,34 +17,36 @@ from torch import Tensor, nn
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.loader import return_freed_memory
 from prunus.checkpoint.precision import full_float32
-from prunus.checkpoint.runner import Runner
 from prunus.checkpoint.safetensors_file import entry_of
 from prunus.checkpoint.writer import Partial
-from prunus.disk import disk_errors, show_bytes
+from prunus.disk import show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration
-from prunus.pruning.calibration.hidden_states import BATCH_TOKENS, check_block_fits
+from prunus.pruning.calibration.hidden_states import BATCH_TOKENS, check_block_fits, largest_block
 from prunus.pruning.calibration.propagation import HESSIAN_BYTES
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.planned import left_out, warn_of
-from prunus.pruning.recovery import Streams, free_on, largest_block
+from prunus.pruning.recovery import free_on, open_streams
 from prunus.pruning.scope import weights_of
-from prunus.pruning.width.channels import Unit, base_width, find_units, narrow_model, narrowed, verify
-from prunus.pruning.width.fit import Fitted, cut, fit, relative_error
-from prunus.pruning.width.observe import gain_of, observe
-from prunus.pruning.width.scores import (
+from prunus.pruning.width.algebra import (
+    Fitted,
     Inputs,
     by_chance,
     by_contribution,
     by_fluctuation,
     by_obs,
+    cut,
+    fit,
     kept_of,
     lowest,
     precision,
+    relative_error,
 )
+from prunus.pruning.width.channels import Unit, base_width, find_units, narrow_model, narrowed, verify
+from prunus.pruning.width.observe import gain_of, observe
 from prunus.recipes import WidthRecipe
 from prunus.results.characters import percent
 
@@ -89,7 +91,7 @@ def width(
     overwrite: bool = False,
     dry_run: bool = False,
     name: str | None = None,
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """Write model (folder or hub id) with narrower feed-forward networks to the folder out; returns a summary.
 
     All networks keep the same share of their channels, and their last Linears are fitted to these (docs/width.md). That
@@ -100,10 +102,7 @@ def width(
     stats: a file that stats(hessians=True) wrote for this model. Its calibration is used, and the model is not run;
         networks are then fitted to what they gave in the dense model. Fields of the recipe that ask for another
         calibration are an error.
-    offload: keep hidden states on disk instead of in memory.
-    overwrite: replace an existing result.
-    dry_run: write nothing, and return what would be done (see below).
-    name: what the manifest calls the model; None: as it is given.
+    offload, overwrite, dry_run, name: as for prune.
 
     Returns a dict:
 
@@ -257,17 +256,10 @@ class Passes:
     """Passes of the calibration tokens through the whole model and the narrow one, block by block."""
 
     def __init__(self, job: Narrowing, partial: Partial, calibration: Calibration, new: Checkpoint) -> None:
-        self.job, source, recipe = job, job.source, job.recipe
-        self.theirs, self.ours = (
-            Runner(model.config, model.tensors, torch.float32, job.device) for model in (source, new)
-        )
-        sequences = calibration.sequences
-        weights = calibration.token_weights(recipe) if recipe.weighted else [[1.0] * len(ids) for ids in sequences]
-        with disk_errors(partial.folder, partial.needed):
-            file = job.hidden_file(partial)
-            self.streams = Streams(self.theirs, self.ours, sequences, weights, BATCH_TOKENS, file)
-        self.last = source.blocks - 1
-        self.follows_dense = any(map(job.aims, range(source.blocks)))
+        self.job, self.last = job, job.source.blocks - 1
+        self.streams = open_streams(job, partial, calibration, job.source, new, BATCH_TOKENS)
+        self.theirs, self.ours = self.streams.dense, self.streams.pruned
+        self.follows_dense = any(map(job.aims, range(job.source.blocks)))
 
     def advance_dense(self, index: int) -> None:
         """Move the dense model's hidden states through a block, if anything is fitted to them."""
@@ -315,10 +307,10 @@ def portions(units: Sequence[Unit]) -> list[list[str]]:
 
 def narrow_block(
     job: Narrowing, index: int, tensors: Mapping[str, Tensor], observed: Observed
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     """The tensors of a block with fewer channels, by their names within it, and the record for the manifest.
 
-    The record has errors (of each network's output, see fit.relative_error), target (None: nothing is fitted), and of
+    The record has errors (of each network's output, see relative_error), target (None: nothing is fitted), and of
     networks with fewer tokens than channels `few`: their number, the least tokens, and the down Linear that has these.
     """
     units = {unit.down: unit for unit in job.of_block(index)}

@@ -1,21 +1,30 @@
 """The job of pruning, and its passes: hooks for methods that need more than the inputs of single Linears."""
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import Linear
+from prunus.checkpoint.resolve import versions
 from prunus.checkpoint.writer import Partial
 from prunus.declarations import Allocation, Method, declared
-from prunus.pruning.calibration.data import Calibration, describe_calibration
+from prunus.disk import locked
+from prunus.hashing import content_hash
+from prunus.pruning.calibration.beforehand import TRACES
+from prunus.pruning.calibration.data import Calibration, calibration_name, describe_calibration
 from prunus.pruning.calibration.hidden_states import BATCH_TOKENS
 from prunus.pruning.calibration.propagation import BlockRun, Stats
 from prunus.pruning.job import Job
 from prunus.pruning.masks import Target
 from prunus.pruning.scope import weights_of
+from prunus.recipe_base import TOKEN_WEIGHTS
 from prunus.recipes import PruneRecipe
 
 
@@ -153,3 +162,53 @@ def name_of(recipe: PruneRecipe) -> str:
     names = [option.name for option in declared(Method)[recipe.method].options]
     chosen = [name for name in names if getattr(recipe, name) != getattr(PruneRecipe, name)]
     return f"{recipe.method} with {', '.join(chosen)}" if chosen else recipe.method
+
+
+# Measurements that several variants of a model share: stored in a folder under a hash of all they depend on.
+
+# Fields of a recipe on which importance scores may depend, besides options of the allocation.
+SCORED = ("scope", "samples", "seqlen", "calibration_tokens", *TOKEN_WEIGHTS, "seed", "dtype")
+
+
+@contextmanager
+def once(folder: Path, key: str) -> Iterator[Path]:
+    """The path of one measurement, locked: if it does not exist, the caller creates it while other processes wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / f"{key}.lock"):
+        yield folder / key
+
+
+def scores_key(source: Checkpoint, recipe: PruneRecipe, device: torch.device) -> str:
+    """The key of an allocation's importance scores. Method, sparsity and other later settings are not part of it."""
+    name = calibration_name(recipe, source)
+    file = Path(name.removeprefix(TRACES)).expanduser()
+    allocation = declared(Allocation)[recipe.allocation]
+    fields = (*SCORED, *allocation.settings, *allocation.sampling)
+    return "evidence-" + content_hash(
+        {
+            "source": source.checksum(),
+            "allocation": recipe.allocation,
+            "calibration": hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else name,
+            "recipe": {field: getattr(recipe, field) for field in fields},
+            "device": device.type,
+            "versions": versions(),
+        }
+    )
+
+
+def gradients_key(
+    source: Checkpoint, recipe: PruneRecipe, calibration: Calibration, about: dict[str, object], device: torch.device
+) -> str:
+    """The key of sums of squared gradients. about: whether they are per output, of which Linears, in which dtype."""
+    counted = [getattr(recipe, name) for name in TOKEN_WEIGHTS]
+    weights = [*counted, list(calibration.prompts)] if recipe.weighted else None
+    return "gradients-" + content_hash(
+        {
+            "source": source.checksum(),
+            "calibration": calibration.summary()["sha256"],
+            "weights": weights,
+            "about": about,
+            "device": device.type,
+            "versions": versions(),
+        }
+    )

@@ -47,7 +47,7 @@ def prune(
     stats: str | Path | None = None,
     shared: str | Path | None = None,
     name: str | None = None,
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """Write a pruned copy of model (folder, hub id or `tiny`) to the folder out; returns a summary.
 
     Unfinished work is in out.partial: the same call resumes it and writes the same bytes as an uninterrupted run.
@@ -280,7 +280,7 @@ def few_of(
     return few_tokens(few, len(experts), least, then)
 
 
-def describe(job: PruneJob) -> dict[str, Any]:
+def describe(job: PruneJob) -> Mapping[str, Any]:
     """What `prune` would do, as far as it is known without reading weights or using the network."""
     recipe, source = job.recipe, job.source
     uniform = target_of(recipe, recipe.sparsity)

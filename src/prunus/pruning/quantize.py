@@ -27,7 +27,7 @@ from prunus.disk import disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.bits.gptq import Ordered, quantise
-from prunus.pruning.bits.grid import Codes, Grid, to_nearest
+from prunus.pruning.bits.grid import Grid, to_nearest
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_fits, propagate
 from prunus.pruning.calibration.propagation import BlockRun, true_sequential
@@ -97,7 +97,7 @@ def quantize(
     overwrite: bool = False,
     dry_run: bool = False,
     name: str | None = None,
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """Write model (folder, hub id or `tiny`) with Linears in 8 or 4 bits to the folder out; returns a summary.
 
     The folder is in the format of compressed-tensors, which vLLM, SGLang and transformers load (docs/quantize.md).
@@ -107,10 +107,7 @@ def quantize(
     stats: a file that stats(hessians=True) wrote for this model. Its calibration is used, and the model is not run; the
         inputs of Linears are then those in the dense model. Fields of the recipe that ask for another calibration are
         an error.
-    offload: keep hidden states on disk instead of in memory.
-    overwrite: replace an existing result.
-    dry_run: write nothing, and return what would be done (see below).
-    name: what the manifest calls the model; None: as it is given.
+    offload, overwrite, dry_run, name: as for prune.
 
     Returns a dict:
 
@@ -201,7 +198,7 @@ def format_of(source: Checkpoint, on_disk: Sequence[Mapping[str, str]], recipe: 
     return Format(recipe.bits, group, scale)
 
 
-def describe_quantising(source: Checkpoint) -> list[dict[str, Any]]:
+def describe_quantising(source: Checkpoint) -> list[dict[str, object]]:
     """The row of `inspect` about this command, as far as it can be known without reading weights."""
     try:
         on_disk = names_on_disk(source)
@@ -282,7 +279,7 @@ def quantise_blocks(job: Quantising, partial: Partial, calibration: Calibration 
 
 def quantise_block(
     job: Quantising, runner: Runner | None, index: int, hidden: HiddenStates | None, tensors: Block
-) -> tuple[dict[str, Tensor | Stored], dict[str, Any]]:
+) -> tuple[dict[str, Tensor | Stored], dict[str, object]]:
     """Quantise one block; returns its tensors by their names on disk, and the record for the journal.
 
     hidden: becomes the input of the next block. tensors: the block's; those of the quantised Linears are removed.
@@ -293,7 +290,9 @@ def quantise_block(
     if job.saved is not None:
         groups = job.saved.groups(index, "hessian", job.device)
     if runner is not None and hidden is not None:
-        run = observed(job, runner, index, hidden, tensors)
+        block, last = runner.make_block(index, tensors), index == job.source.blocks - 1
+        least = job.recipe.min_expert_tokens
+        run = BlockRun(runner, block, index, hidden, job.linears[index], last, "hessian", least_tokens=least)
         groups = true_sequential(run)
     found: dict[str, Tensor | Stored] = dict(job.source.block_tensors(index))
     warnings: dict[str, None] = {}
@@ -301,9 +300,9 @@ def quantise_block(
     ordered: Ordered | None = None
     for group in map(dict, groups):
         for name in [name for name in linears if name in group]:
-            weight_OI, inputs = tensors.pop(f"{name}.weight"), group.pop(name)
-            ordered = order_of(inputs, ordered)
-            made = rounded(weight_OI.to(job.device), ordered, job.grid(weight_OI.shape[1]))
+            weight_OI, inputs = tensors.pop(f"{name}.weight").to(job.device), group.pop(name)
+            ordered, grid = order_of(inputs, ordered), job.grid(weight_OI.shape[1])
+            made = to_nearest(weight_OI, grid) if ordered is None else quantise(weight_OI, ordered, grid)
             scale_OG = made.scale_OG.to(job.scale_dtype)
             if run is not None:
                 value_OI = product(made.code_OI, scale_OG).to(job.source.config_dtype or job.scale_dtype)
@@ -324,23 +323,11 @@ def quantise_block(
     return found, {"warnings": [*warnings], **({"pooled": pooled} if pooled else {})}
 
 
-def observed(job: Quantising, runner: Runner, index: int, hidden: HiddenStates, tensors: Block) -> BlockRun:
-    """The run of a block, whose Linears are observed."""
-    block, last = runner.make_block(index, tensors), index == job.source.blocks - 1
-    least = job.recipe.min_expert_tokens
-    return BlockRun(runner, block, index, hidden, job.linears[index], last, "hessian", least_tokens=least)
-
-
 def order_of(inputs: InputStats | None, before: Ordered | None) -> Ordered | None:
     """The Hessian of inputs in order; that of the Linear before, if it read the same."""
     if inputs is None or inputs.hessian is None:
         return None
     return before if before is not None and before.of is inputs.hessian else Ordered(inputs.hessian)
-
-
-def rounded(weight_OI: Tensor, ordered: Ordered | None, grid: Grid) -> Codes:
-    """A weight as integers and scales: by GPTQ where there is a Hessian, else to nearest."""
-    return to_nearest(weight_OI, grid) if ordered is None else quantise(weight_OI, ordered, grid)
 
 
 def bytes_by_kind(entries: Mapping[str, Entry]) -> dict[str, int]:

@@ -22,23 +22,22 @@ from prunus.checkpoint.model_folder import PACKED_FILE, is_packed
 from prunus.checkpoint.packed_files import PackedCheckpoint, read_packed
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import resolve
-from prunus.checkpoint.runner import Runner
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.writer import Partial
-from prunus.disk import disk_errors, show_bytes
+from prunus.disk import show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration, describe_calibration
+from prunus.pruning.calibration.hidden_states import largest_block
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.recovery import (
     TRAINING_BYTES,
     Fit,
     StepPlan,
-    Streams,
     activations_computed_again,
     check_memory,
     fit,
-    largest_block,
+    open_streams,
     plan_steps,
     split,
     tokens_of_step,
@@ -83,7 +82,7 @@ def recover(
     overwrite: bool = False,
     dry_run: bool = False,
     name: str | None = None,
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """Write pruned (a folder or hub id) with its kept weights trained to the folder out; returns a summary.
 
     Every zero of a pruned Linear stays zero, and everything outside the blocks stays as it is, as does a block whose
@@ -91,10 +90,7 @@ def recover(
 
     pruned: may be packed, but not with rounded values.
     dense: the model that it was pruned from; None: the one that its manifest names.
-    offload: keep the residual streams on disk instead of in memory.
-    overwrite: replace an existing result.
-    dry_run: write nothing, and return what would be done (see below).
-    name: what the manifest calls pruned; None: as it is given.
+    offload, overwrite, dry_run, name: as for prune.
 
     Returns a dict:
 
@@ -185,13 +181,11 @@ def recovery_ahead(recipe: RecoverRecipe, dense: Checkpoint) -> dict[str, object
 
 def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration, plan: StepPlan, step_tokens: int) -> None:
     """Fit block after block. Blocks that partial already has are run, not trained again."""
-    source, dense, recipe = job.source, job.dense, job.recipe
+    source, recipe = job.source, job.recipe
     if all(map(partial.has, range(source.blocks))):
         return
-    theirs, ours = (Runner(model.config, model.tensors, torch.float32, job.device) for model in (dense, source))
-    weights = calibration.token_weights(recipe) if recipe.weighted else [[1.0] * len(s) for s in calibration.sequences]
-    with disk_errors(partial.folder, partial.needed):
-        streams = Streams(theirs, ours, calibration.sequences, weights, step_tokens, job.hidden_file(partial))
+    streams = open_streams(job, partial, calibration, job.dense, source, step_tokens)
+    theirs, ours = streams.dense, streams.pruned
     training, held_out = split(len(streams.batches), random.Random(f"{recipe.seed} held out"))
     with Steps("recovering", total=source.blocks, unit="blocks", done=len(partial.records)) as steps:
         for index in range(source.blocks):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,12 @@ from torch.utils.checkpoint import checkpoint
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.runner import Batch, Runner
-from prunus.disk import show_bytes
+from prunus.checkpoint.writer import Partial
+from prunus.disk import disk_errors, show_bytes
 from prunus.errors import PrunusError
-from prunus.pruning.calibration.hidden_states import HiddenStates, free_memory
+from prunus.pruning.calibration.data import Calibration
+from prunus.pruning.calibration.hidden_states import HiddenStates, free_memory, largest_block
+from prunus.pruning.job import Job
 
 # How the steps of recovery are computed within the memory and on the processor that there are.
 # All choices give the same result up to rounding. They are made once, when the work begins, and kept with it, so that
@@ -108,11 +111,6 @@ def check_memory(source: Checkpoint, device: torch.device) -> None:
             f"training the largest block of {source.folder} takes {show_bytes(needed)} of {where}, "
             f"and {show_bytes(free)} are free; end other programs, or take a machine with more"
         )
-
-
-def largest_block(source: Checkpoint) -> int:
-    """Elements of the tensors of the largest block."""
-    return max(sum(s.elements for s in source.block_tensors(index).values()) for index in range(source.blocks))
 
 
 def free_on(device: torch.device) -> int:
@@ -327,6 +325,17 @@ def restore(parameters: Sequence[Trained], state: Sequence[Tensor]) -> None:
 
 HELD_OUT = 8  # one of every 8 batches is held out
 PADDING = 0  # any token id does
+
+
+def open_streams(
+    job: Job[Any], partial: Partial, calibration: Calibration, dense: Checkpoint, smaller: Checkpoint, batch_tokens: int
+) -> "Streams":
+    """The streams of a job's calibration tokens through two models, where the job keeps them."""
+    runners = [Runner(model.config, model.tensors, torch.float32, job.device) for model in (dense, smaller)]
+    sequences, recipe = calibration.sequences, job.recipe
+    weights = calibration.token_weights(recipe) if recipe.weighted else [[1.0] * len(ids) for ids in sequences]
+    with disk_errors(partial.folder, partial.needed):
+        return Streams(*runners, sequences, weights, batch_tokens, job.hidden_file(partial))
 
 
 class Streams:

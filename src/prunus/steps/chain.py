@@ -25,7 +25,7 @@ def apply_steps(
     offload: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """Write model (folder or hub id) after all steps to the folder out; returns the summary of the last one.
 
     steps: PruneRecipe, DropRecipe, ExpertsRecipe, WidthRecipe and RecoverRecipe in any sensible order, and at last
@@ -50,7 +50,7 @@ def apply_steps(
     if not dry_run:
         for count in range(1, len(steps)):
             shutil.rmtree(between(count), ignore_errors=True)
-    return dict(summary)
+    return summary
 
 
 def carry_out(
@@ -96,10 +96,10 @@ def foresee(model: str | Path, target: Path, steps: Sequence[Recipe], where: Whe
 
 
 def with_sources(source: Checkpoint, steps: Sequence[Recipe]) -> Iterator[tuple[Recipe, Checkpoint]]:
-    """Yield every step with what the steps before it will leave of source (Step.leaves)."""
+    """Yield every step with what the steps before it will make of source (Step.planned)."""
     yield steps[0], source
     for before, recipe in pairwise(steps):
-        source = kind_of(before).leaves(before, source)
+        source = kind_of(before).planned(before, source)
         yield recipe, source
 
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from prunus.declarations import DepthMethod, declared
-from prunus.recipe_base import AMOUNT, CALIBRATION
 from prunus.recipes import DropRecipe
 from prunus.results.characters import MINUS, NBSP
 from prunus.step import Step, StepRecord, recipe_of
@@ -31,19 +30,16 @@ class Drop(Step):
         """Stored: as Step says; of blocks that the recipe names, only these."""
         if recipe.indices:
             return {"action": "drop", "blocks": list(recipe.indices)}
-        unused = {"match_sparsity"} if recipe.calibration_tokens is None else {"match_sparsity", "samples"}
-        if not declared(DepthMethod)[recipe.method].needs_data:
-            unused |= {*CALIBRATION, *AMOUNT}
-        kept = {key: value for key, value in recipe.to_json().items() if key not in unused}
-        return {"action": "drop", **kept, "blocks": recipe.count(source.blocks)}
+        kept = self.with_effect(recipe, {"match_sparsity"})
+        return kept | {"action": "drop", "blocks": recipe.count(source.blocks)}
 
-    def leaves(self, recipe: Any, source: Any) -> Any:
-        """As Step says; of blocks that a method chooses it is not known beforehand which they are."""
+    def planned(self, recipe: Any, source: Any) -> Any:
+        """As Step says, without the last blocks where the method has not chosen them yet."""
         from prunus.pruning.depth.choice import Choice
         from prunus.pruning.depth.verification import planned
 
-        blocks = recipe.indices
-        return planned(source, Choice.without(blocks, source.blocks, [])) if blocks else source
+        removed = recipe.indices or range(source.blocks - recipe.count(source.blocks), source.blocks)
+        return planned(source, Choice.without(removed, source.blocks, []))
 
     def removed(self, recipe: Any, source: Any) -> float:
         """The share of the blocks."""

@@ -4,14 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from prunus.declarations import Criterion, declared
-from prunus.recipe_base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS
 from prunus.recipes import ExpertsRecipe
 from prunus.results.characters import MINUS, NBSP
 from prunus.step import Step, StepRecord, recipe_of
-
-WEIGHTS = (*TOKEN_WEIGHTS, "closing_weight")  # the last is of earlier versions, and still in the JSON of this recipe
-# Criteria whose names are words, as labels write them.
-CRITERIA = {"frequency": "Frequency", "router": "Router", "output": "Output", "random": "Random"}
 
 
 class Experts(Step):
@@ -41,15 +36,11 @@ class Experts(Step):
         """Stored: as Step says; instead of keep and drop, the numbers of experts that are kept."""
         from prunus.pruning.experts.mixture import expert_counts
 
-        unused = {"keep", "drop"} if recipe.calibration_tokens is None else {"keep", "drop", "samples"}
-        if declared(Criterion)[recipe.method].needs == "nothing":
-            unused |= {*WEIGHTS, *AMOUNT, *CALIBRATION, "dtype"} - {"seed"}
-        unused |= set() if recipe.weighted else {*WEIGHTS}
-        kept = {key: value for key, value in recipe.to_json().items() if key not in unused}
+        kept = self.with_effect(recipe, {"keep", "drop"}, {"dtype"}, kept={"seed"})
         return kept | {"action": "experts", "kept": sorted({recipe.count(n) for n in expert_counts(source)})}
 
-    def leaves(self, recipe: Any, source: Any) -> Any:
-        """As Step says; which experts stay, and how many of each block with spread global, is not known beforehand."""
+    def planned(self, recipe: Any, source: Any) -> Any:
+        """As Step says, with the first experts of every block, and with the same number of them."""
         from prunus.pruning.experts.cut import smaller_model
         from prunus.pruning.experts.mixture import find_mixtures
 
@@ -65,11 +56,7 @@ class Experts(Step):
 
     def nbytes(self, recipe: Any, source: Any) -> int:
         """Those of the checkpoint."""
-        from prunus.pruning.drop_experts import bytes_left
-        from prunus.pruning.experts.mixture import find_mixtures
-        from prunus.pruning.planned import left_out
-
-        return bytes_left(recipe, source, find_mixtures(source), left_out(source))
+        return self.planned(recipe, source).nbytes
 
     def calibrates(self, recipe: Any, stats: bool = False) -> bool:
         """Whether the criterion needs data."""
@@ -77,9 +64,8 @@ class Experts(Step):
 
     def method(self, step: StepRecord) -> str:
         """`REAP`, `EAN global`."""
-        method = super().method(step)
         uniform = recipe_of(step).get("spread", "uniform") == "uniform"
-        return CRITERIA.get(method, method) + ("" if uniform else " global")
+        return super().method(step) + ("" if uniform else " global")
 
     def label(self, step: StepRecord) -> str:
         """`REAP 6 of 8 experts`."""

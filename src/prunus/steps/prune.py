@@ -5,7 +5,7 @@ from typing import Any
 
 from prunus.declarations import Allocation, Method, declared
 from prunus.errors import PrunusError
-from prunus.recipe_base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS
+from prunus.recipe_base import CALIBRATION
 from prunus.recipes import OWN_GROUP, PruneRecipe
 from prunus.results.characters import DASH, NBSP
 from prunus.step import Step, StepRecord, recipe_of, spelled
@@ -52,14 +52,8 @@ class Prune(Step):
         unused = {name for one in allocations.values() for name in one.sampling}
         unused -= set(allocation.sampling if recipe.scores is None else ())
         unused |= set() if runs_blocks else {"propagation"}
-        if not runs_blocks and measured != "norms":
-            unused |= {*AMOUNT, *TOKEN_WEIGHTS}
-            if measured != "gradients":
-                unused |= {*CALIBRATION, "dtype"}
-        unused |= set() if recipe.weighted else {*TOKEN_WEIGHTS}
         unused |= {"group"} if recipe.group == OWN_GROUP.get(recipe.method) else set()
-        unused |= set() if recipe.calibration_tokens is None else {"samples"}
-        kept = {key: value for key, value in recipe.to_json().items() if key not in unused}
+        kept = self.with_effect(recipe, unused, {"dtype"}, (*CALIBRATION, "dtype") if measured == "gradients" else ())
         return {**kept, **revisions(recipe), "action": "prune"}
 
     def removed(self, recipe: Any, source: Any) -> float:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunus.disk import show_bytes
-from prunus.recipe_base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS
 from prunus.recipes import QuantizeRecipe
 from prunus.step import Step, StepRecord, recipe_of
 
@@ -45,11 +44,7 @@ class Quantize(Step):
 
         names_on_disk(source)  # to refuse what no format holds
 
-        unused = {"group"} | (set() if recipe.calibration_tokens is None else {"samples"})
-        if not recipe.needs_data:
-            unused |= {*TOKEN_WEIGHTS, *AMOUNT, *CALIBRATION, "min_expert_tokens", "dtype"}
-        unused |= set() if recipe.weighted else {*TOKEN_WEIGHTS}
-        kept = {key: value for key, value in recipe.to_json().items() if key not in unused}
+        kept = self.with_effect(recipe, {"group"}, {"min_expert_tokens", "dtype"})
         return kept | {"action": "quantize", "inputs": group_of(source, recipe) or next(iter(recipe.sizes), None)}
 
     def nbytes(self, recipe: Any, source: Any) -> int:
@@ -59,10 +54,6 @@ class Quantize(Step):
         on_disk = names_on_disk(source)
         entries = planned_entries(source, on_disk, format_of(source, on_disk, recipe))
         return sum(entry.nbytes for entry in entries.values())
-
-    def calibrates(self, recipe: Any, stats: bool = False) -> bool:
-        """Unless weights are rounded to nearest."""
-        return recipe.needs_data and not stats
 
     def label(self, step: StepRecord) -> str:
         """`W8A8`, `W4 g64`, `W4 g64 RTN`."""

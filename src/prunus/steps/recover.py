@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prunus.recipe_base import TOKEN_WEIGHTS
 from prunus.recipes import DEFAULT_RATE, RATE_AFTER_FIT, RecoverRecipe
 from prunus.step import Step, StepRecord, Where
 
@@ -51,10 +50,7 @@ class Recover(Step):
 
     def content(self, recipe: Any, source: Any) -> dict[str, object]:
         """Stored: as Step says."""
-        unused = set() if recipe.calibration_tokens is None else {"samples"}
-        if not recipe.weighted:
-            unused |= set(TOKEN_WEIGHTS)
-        return {key: value for key, value in recipe.to_json().items() if key not in unused}
+        return self.with_effect(recipe, ())
 
     def nbytes(self, recipe: Any, source: Any) -> int:
         """All blocks with their tensors, and masks of their matrices."""

@@ -6,13 +6,9 @@ Each is a dict with `before` and `after`; channels are those of networks of the 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prunus.recipe_base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS
 from prunus.recipes import WidthRecipe
 from prunus.results.characters import DASH, NBSP
 from prunus.step import Step, StepRecord, recipe_of
-
-# Methods whose names are words, as labels write them.
-METHODS = {"random": "Random", "flap": "FLAP"}
 
 
 class Width(Step):
@@ -42,47 +38,31 @@ class Width(Step):
 
     def content(self, recipe: Any, source: Any) -> dict[str, object]:
         """Stored: as Step says; the number of channels that are kept instead of the settings that give it."""
-        from prunus.pruning.width.channels import base_width, find_units
-
-        units = find_units(source, recipe.of)
         unused = {"keep", "intermediate_size", "multiple", "tensor_parallel", "of"}
-        unused |= set() if recipe.calibration_tokens is None else {"samples"}
-        if not recipe.needs_data:
-            unused |= {*TOKEN_WEIGHTS, *AMOUNT, *CALIBRATION} - ({"seed"} if recipe.method == "random" else set())
-        unused |= set() if recipe.weighted else {*TOKEN_WEIGHTS}
         unused |= set() if recipe.fit else {"target"}
-        kept = {key: value for key, value in recipe.to_json().items() if key not in unused}
-        of = sorted({unit.of for unit in units})
-        return kept | {"action": "width", "of": of, "kept": recipe.count(base_width(units))}
-
-    def leaves(self, recipe: Any, source: Any) -> Any:
-        """As Step says."""
-        from prunus.pruning.width.channels import base_width, find_units, narrow_model
-
-        units = find_units(source, recipe.of)
-        return narrow_model(source, units, recipe.count(base_width(units)))
+        kept = self.with_effect(recipe, unused, kept={"seed"} if recipe.method == "random" else ())
+        units, width, _ = narrowing(recipe, source)
+        return kept | {"action": "width", "of": sorted({unit.of for unit in units}), "kept": width}
 
     def removed(self, recipe: Any, source: Any) -> float:
         """The share of the weights of the blocks' Linears."""
         from prunus.pruning.narrow import weights_in
         from prunus.pruning.scope import weights_of
-        from prunus.pruning.width.channels import base_width, find_units
 
-        units = find_units(source, recipe.of)
-        width = base_width(units)
-        gone = 1 - recipe.count(width) / width
-        return gone * weights_in(source, units) / sum(weights_of(source.linears(i)) for i in range(source.blocks))
+        units, width, before = narrowing(recipe, source)
+        every = sum(weights_of(source.linears(index)) for index in range(source.blocks))
+        return (1 - width / before) * weights_in(source, units) / every
+
+    def planned(self, recipe: Any, source: Any) -> Any:
+        """As Step says."""
+        from prunus.pruning.width.channels import narrow_model
+
+        units, width, _ = narrowing(recipe, source)
+        return narrow_model(source, units, width)
 
     def nbytes(self, recipe: Any, source: Any) -> int:
         """Those of the checkpoint."""
-        from prunus.pruning.width.channels import base_width, find_units, planned_tensors
-
-        units = find_units(source, recipe.of)
-        return sum(t.nbytes for t in planned_tensors(source, units, recipe.count(base_width(units))).values())
-
-    def calibrates(self, recipe: Any, stats: bool = False) -> bool:
-        """Whether it fits, or the method looks at activations."""
-        return recipe.needs_data and not stats
+        return self.planned(recipe, source).nbytes
 
     def fits(self, settings: Mapping[str, Any]) -> bool:
         """Unless it was told not to."""
@@ -90,8 +70,7 @@ class Width(Step):
 
     def method(self, step: StepRecord) -> str:
         """`OBS width`, `Magnitude width unfitted`."""
-        method, recipe = super().method(step), recipe_of(step)
-        words = [METHODS.get(method, method), "width"]
+        recipe, words = recipe_of(step), [super().method(step), "width"]
         if recipe.get("of") not in (None, "mlp"):
             words.insert(1, str(recipe["of"]))
         if recipe.get("fit") is False:
@@ -118,6 +97,14 @@ class Width(Step):
         return "; ".join(
             f"{after} of {before} channels of its feed-forward networks are kept{size}" for before, after, size in found
         )
+
+
+def narrowing(recipe: WidthRecipe, source: Any) -> tuple[Sequence[Any], int, int]:
+    """The networks of the Checkpoint source that are narrowed, and their numbers of channels after and before."""
+    from prunus.pruning.width.channels import base_width, find_units
+
+    units = find_units(source, recipe.of)
+    return units, recipe.count(base_width(units)), base_width(units)
 
 
 def left(step: StepRecord) -> str:

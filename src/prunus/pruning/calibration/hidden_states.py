@@ -247,10 +247,14 @@ def free_memory() -> int:
     return min(found, default=1 << 30)
 
 
+def largest_block(source: Checkpoint) -> int:
+    """Elements of the tensors of the largest block."""
+    return max(sum(s.elements for s in source.block_tensors(index).values()) for index in range(source.blocks))
+
+
 def check_block_fits(source: Checkpoint, dtype: torch.dtype) -> None:
     """Raise PrunusError if the largest block, in the dtype it runs in, takes more memory than is free."""
-    blocks = (source.block_tensors(index).values() for index in range(source.blocks))
-    largest = max(sum(stored.elements for stored in block) for block in blocks) * dtype.itemsize
+    largest = largest_block(source) * dtype.itemsize
     if largest > (free := free_memory()):
         raise PrunusError(
             f"{source.folder}: its largest block takes {largest / 1e9:.3g} GB of memory in"

@@ -44,7 +44,7 @@ from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_f
 from prunus.pruning.calibration.propagation import BlockRun, Stats, dense
 from prunus.pruning.calibration.statistics import Hessian, InputStats, few_tokens
 from prunus.pruning.scope import linears_in_scope
-from prunus.recipe_base import TOKEN_WEIGHTS, without_removed
+from prunus.recipe_base import TOKEN_WEIGHTS, Calibrated, without_removed
 from prunus.recipes import DtypeName, ExpertsRecipe, PruneRecipe, QuantizeRecipe, WidthRecipe
 
 FORMAT = 2
@@ -89,7 +89,7 @@ def stats(
     device: str = "auto",
     overwrite: bool = False,
     **options: Unpack[CalibrationOptions],
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """Write input statistics of all Linears of model to the file out, for prune(stats=out); returns a summary.
 
     The statistics are norms, means and variances of every input feature over all calibration tokens, from one pass of
@@ -113,23 +113,14 @@ def stats(
     Raises PrunusError for wrong input.
     """
     recipe = PruneRecipe(**options, min_expert_tokens=min_expert_tokens, propagation="dense")
-    check_source(recipe.calibration, resolve(model))
-    source, target = Checkpoint(resolve(model)), Path(out)
-    if target.exists() and not (overwrite and target.is_file()):
-        raise PrunusError(f"{target} exists; choose another file or add --overwrite")
+    source, target = open_for_stats(model, out, recipe, overwrite)
     inputs = [width for index in range(source.blocks) for width in widths(source, index).values()]
     needed = sum(width * 4 * (len(VECTORS) + hessians * width) for width in inputs)
     check_space(target.absolute(), needed)
     check_block_fits(source, DTYPES[run_dtype(recipe, source)])
     runner_device = pick_device(device)
     chosen = load_calibration(recipe, source)
-    about = {
-        "format": FORMAT,
-        "model": {**source.provenance(model), "tokenizer": tokenizer_checksum(source.folder)},
-        "calibration": chosen.summary(),
-        "recipe": {name: getattr(recipe, name) for name in (*FIELDS, LEAST)} | {"dtype": run_dtype(recipe, source)},
-        "versions": versions(),
-    }
+    about = about_stats(source, model, recipe, chosen, LEAST)
     say(f"{target} will take {show_bytes(needed)}")
     blocks = measure(source, recipe, chosen, runner_device, "hessian" if hessians else "means")
     with disk_errors(target.parent, needed):
@@ -143,6 +134,28 @@ def stats(
         "sequences": len(chosen.sequences),
         "tokens": chosen.tokens,
         "warnings": [*chosen.warnings, *few_tokens(few, len(met), min_expert_tokens, "have the")],
+    }
+
+
+def open_for_stats(model: str | Path, out: str | Path, recipe: Calibrated, overwrite: bool) -> tuple[Checkpoint, Path]:
+    """The model, opened, and the file to write. PrunusError where calibration cannot be read, or the file exists."""
+    check_source(recipe.calibration, resolve(model))
+    source, target = Checkpoint(resolve(model)), Path(out)
+    if target.exists() and not (overwrite and target.is_file()):
+        raise PrunusError(f"{target} exists; choose another file or add --overwrite")
+    return source, target
+
+
+def about_stats(
+    source: Checkpoint, model: str | Path, recipe: Any, chosen: Calibration, *fields: str
+) -> dict[str, object]:
+    """The metadata of a file: what was measured, and how. fields: of the recipe, besides FIELDS and dtype."""
+    return {
+        "format": FORMAT,
+        "model": {**source.provenance(model), "tokenizer": tokenizer_checksum(source.folder)},
+        "calibration": chosen.summary(),
+        "recipe": {name: getattr(recipe, name) for name in (*FIELDS, *fields)} | {"dtype": run_dtype(recipe, source)},
+        "versions": versions(),
     }
 
 
@@ -237,7 +250,7 @@ def widths(source: Checkpoint, index: int) -> dict[str, int]:
     return {linear.leader: linear.shape_OI[1] for linear in source.linears(index)}
 
 
-def run_dtype(recipe: PruneRecipe, source: Checkpoint) -> str:
+def run_dtype(recipe: PruneRecipe | ExpertsRecipe, source: Checkpoint) -> str:
     """The dtype in which blocks run, by its safetensors name."""
     dtype = source.dtype_for(recipe.dtype)
     return dtype_name(torch.empty(0, dtype=dtype))

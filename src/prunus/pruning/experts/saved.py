@@ -15,28 +15,24 @@ import torch
 from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.resolve import resolve, versions
 from prunus.checkpoint.runner import pick_device
-from prunus.checkpoint.safetensors_file import READABLE, Entry, layout, put
+from prunus.checkpoint.safetensors_file import write_file
 from prunus.declarations import Criterion, declared
-from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
+from prunus.disk import check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
-from prunus.pruning.calibration.beforehand import check_source
 from prunus.pruning.calibration.data import load_calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.calibration.saved_statistics import (
-    FIELDS,
-    FORMAT,
     CalibrationOptions,
     SavedStats,
-    tokenizer_checksum,
+    about_stats,
+    open_for_stats,
+    run_dtype,
 )
 from prunus.pruning.experts.criteria import Reconstruction, Seen, unmet
 from prunus.pruning.experts.measure import observe
 from prunus.pruning.experts.mixture import Mixture, Unremovable, find_mixtures
 from prunus.recipes import ExpertsRecipe
-
-NAMES = {dtype: name for name, dtype in READABLE.items()}
 
 
 def expert_stats(
@@ -46,7 +42,7 @@ def expert_stats(
     device: str = "auto",
     overwrite: bool = False,
     **options: Unpack[CalibrationOptions],
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """Write what every criterion needs to know of model's experts to the file out, for drop_experts(stats=out).
 
     One pass of the dense model. options: as for `stats`. Returns a dict:
@@ -60,24 +56,17 @@ def expert_stats(
     Raises PrunusError for wrong input.
     """
     recipe = ExpertsRecipe(**options)
-    check_source(recipe.calibration, resolve(model))
-    source, target = Checkpoint(resolve(model)), Path(out)
-    if target.exists() and not (overwrite and target.is_file()):
-        raise PrunusError(f"{target} exists; choose another file or add --overwrite")
+    source, target = open_for_stats(model, out, recipe, overwrite)
     mixtures = find_mixtures(source)
     check_block_fits(source, source.dtype)
     chosen = load_calibration(recipe, source)
-    about = {
-        "format": FORMAT,
-        "experts": True,
-        "model": {**source.provenance(model), "tokenizer": tokenizer_checksum(source.folder)},
-        "calibration": chosen.summary(),
-        "recipe": {name: getattr(recipe, name) for name in FIELDS} | {"dtype": run_dtype(recipe, source)},
-        "versions": versions(),
-    }
+    about = about_stats(source, model, recipe, chosen) | {"experts": True}
     seen = list(observe(source, mixtures, recipe, chosen, pick_device(device), possible_counts))
     tensors = {name: t for m, one in zip(mixtures, seen, strict=True) for name, t in stored(source, m, one).items()}
-    _write(target, tensors, about)
+    check_space(target.absolute(), needed := sum(tensor.nbytes for tensor in tensors.values()))
+    with disk_errors(target.parent, needed):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_file(target, tensors, {"prunus": json.dumps(about, sort_keys=True)})
     return {
         "out": str(target),
         "experts": sum(mixture.count for mixture in mixtures),
@@ -100,11 +89,6 @@ def possible_counts(mixture: Mixture) -> list[int]:
     return found or [mixture.top_k]
 
 
-def run_dtype(recipe: ExpertsRecipe, source: Checkpoint) -> str:
-    """The dtype in which blocks run, by its safetensors name."""
-    return NAMES[source.dtype_for(recipe.dtype)]
-
-
 def stored(source: Checkpoint, mixture: Mixture, seen: Seen) -> dict[str, Tensor]:
     """The tensors of one block, by their names in the file."""
     assert seen.reconstruction is not None
@@ -114,19 +98,6 @@ def stored(source: Checkpoint, mixture: Mixture, seen: Seen) -> dict[str, Tensor
     sums = torch.stack([seen.weight_E, seen.gate_E, seen.norm_E, seen.product_E])
     parts = {"tokens": seen.token_E, "sums": sums, "order": seen.reconstruction.score_E, "kept": kept}
     return {source.block_name(mixture.index, f"{mixture.experts}.{part}"): t for part, t in parts.items()}
-
-
-def _write(target: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    entries = {name: Entry(NAMES[t.dtype], tuple(t.shape), t.nbytes) for name, t in tensors.items()}
-    needed = sum(entry.nbytes for entry in entries.values())
-    check_space(target.absolute(), needed)
-    head, places = layout(target, entries, {"prunus": json.dumps(about, sort_keys=True)})
-    with disk_errors(target.parent, needed):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(target) as stream:
-            stream.write(head)
-            for name, tensor in tensors.items():
-                put(stream, places[name], tensor)
 
 
 def fitting(saved: SavedStats, recipe: ExpertsRecipe) -> ExpertsRecipe:

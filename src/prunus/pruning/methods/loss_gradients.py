@@ -16,9 +16,8 @@ from prunus.disk import disk_errors
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.gradients import Model, save_square_sums
 from prunus.pruning.calibration.propagation import BlockRun, Stats
-from prunus.pruning.calibration.shared_measurements import gradients_key, once
 from prunus.pruning.calibration.statistics import InputStats
-from prunus.pruning.passes import Pass, PruneJob
+from prunus.pruning.passes import Pass, PruneJob, gradients_key, once
 from prunus.pruning.scope import weights_of
 
 

@@ -13,7 +13,7 @@ from prunus.checkpoint.experts import tokens_read
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.statistics import add_product, mirror
-from prunus.pruning.width.scores import Inputs, precision
+from prunus.pruning.width.algebra import Inputs, precision
 
 AT_ONCE = 512  # tokens that are converted to float64 at once
 GAIN_TOLERANCE = 1e-3  # share of a change of down's output up to which the block's change counts as the same
