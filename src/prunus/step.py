@@ -147,9 +147,9 @@ class Step(ABC):
         """The Checkpoint that it will make of source, as far as shapes tell it; source itself where none changes."""
         return source
 
-    @abstractmethod
     def nbytes(self, recipe: Any, source: Any) -> int:
         """The most bytes that a study stores of a variant made by it; of the whole checkpoint if it reshapes."""
+        return self.planned(recipe, source).nbytes
 
     def calibrates(self, recipe: Any, stats: bool = False) -> bool:
         """Whether it reads the calibration that the recipe names. stats: whether saved statistics take its place."""

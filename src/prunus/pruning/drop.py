@@ -16,7 +16,7 @@ from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.depth.choice import Calibrated, Choice
 from prunus.pruning.depth.verification import new_config, planned, verify
-from prunus.pruning.job import open_job
+from prunus.pruning.job import Job, open_job
 from prunus.pruning.planned import left_out, warn_of
 from prunus.recipes import DropRecipe
 
@@ -67,7 +67,7 @@ def drop_blocks(
         return job.ahead(needed, told, [*source.reading_notes, *warn_of(stray)])
     with job.begun(needed, stray) as (partial, calibration):
         if "choice" not in partial.notes:
-            choice = choose(recipe, count, source, calibration, job.device)
+            choice = choose(job, count, calibration)
             verify(source, choice, job.device)
             partial.resize(len(choice.kept))
             partial.note("choice", choice.to_json(), {})
@@ -104,14 +104,12 @@ def check_blocks(recipe: DropRecipe, source: Checkpoint) -> int:
 
 
 @torch.inference_mode()
-def choose(
-    recipe: DropRecipe, count: int, source: Checkpoint, calibration: Calibration | None, device: torch.device
-) -> Choice:
+def choose(job: Job[DropRecipe], count: int, calibration: Calibration | None) -> Choice:
     """The blocks to keep, by the recipe's indices or by its method."""
-    if recipe.indices:
-        return Choice.without(recipe.indices, source.blocks, [])
+    if job.recipe.indices:
+        return Choice.without(job.recipe.indices, job.source.blocks, [])
     sequences = calibration.sequences if calibration else []
-    return DEPTH_METHODS[recipe.method].choose(Calibrated(source, recipe, sequences, device), count)
+    return DEPTH_METHODS[job.recipe.method].choose(Calibrated(job.source, job.recipe, sequences, job.device), count)
 
 
 def write_kept(source: Checkpoint, partial: Partial, choice: Choice) -> None:

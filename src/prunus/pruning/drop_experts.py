@@ -16,8 +16,8 @@ from prunus.pruning.experts.cut import cut_tensors, smaller_model, verify
 from prunus.pruning.experts.measure import observe
 from prunus.pruning.experts.mixture import Mixture, Unremovable, find_mixtures, name_of
 from prunus.pruning.experts.saved import fitting, seen_in
-from prunus.pruning.job import open_job
-from prunus.pruning.planned import left_out, planned_checkpoint, warn_of
+from prunus.pruning.job import Job, open_job
+from prunus.pruning.planned import left_out, outside, planned_checkpoint, warn_of
 from prunus.recipes import ExpertsRecipe
 
 
@@ -65,7 +65,7 @@ def drop_experts(
     source, stray = job.source, left_out(job.source)
     mixtures = find_mixtures(source)
     job = job.with_saved(fitting)
-    recipe, saved = job.recipe, job.saved
+    recipe = job.recipe
     if recipe.spread == "uniform":
         for mixture in mixtures:
             mixture.check(recipe.count(mixture.count))
@@ -81,19 +81,19 @@ def drop_experts(
 
     def entries(notes: Mapping[str, Any]) -> dict[str, Entry]:
         kept = Choice.from_json(notes["choice"]).kept
-        return {name: entry_of(stored) for name, stored in cut_tensors(source, mixtures, kept, stray).items()}
+        return {name: entry_of(stored) for name, stored in cut_tensors(source, mixtures, kept).items()}
 
     with job.begun(needed, stray, entries) as (partial, calibration):
         if "choice" not in partial.notes:
-            seen = seen_in(saved, mixtures) if saved else measure(source, mixtures, recipe, calibration, job.device)
+            seen = measure(job, mixtures, calibration)
             partial.note("choice", choose(recipe, mixtures, seen).to_json(), {})
         choice = Choice.from_json(partial.notes["choice"])
         new = smaller_model(source, mixtures, choice.kept)
         partial.copy_blocks(new, "writing")
-        written = dict(source.outer_tensors())
+        written = outside(source)
         for index in range(source.blocks):
             written |= partial.read_block(index)
-        made = planned_checkpoint(source, new.config_json, {n: t for n, t in written.items() if n not in stray})
+        made = planned_checkpoint(source, new.config_json, written)
         difference = verify(source, made, mixtures, choice.kept, job.device)
         notes = calibration.warnings if calibration else []
         warnings = [*notes, *choice.warnings, *source.reading_notes, *warn_of(stray)]
@@ -139,14 +139,11 @@ def check_unequal(source: Checkpoint, mixtures: Sequence[Mixture]) -> None:
         ) from error
 
 
-def measure(
-    source: Checkpoint,
-    mixtures: Sequence[Mixture],
-    recipe: ExpertsRecipe,
-    calibration: Calibration | None,
-    device: torch.device,
-) -> list[Seen]:
+def measure(job: Job[ExpertsRecipe], mixtures: Sequence[Mixture], calibration: Calibration | None) -> list[Seen]:
     """What the recipe's criterion needs to know of each block's experts."""
+    source, recipe = job.source, job.recipe
+    if job.saved is not None:
+        return [seen_in(job.saved, mixture) for mixture in mixtures]
     if calibration is None:
         nothing = [torch.zeros(m.count, dtype=torch.float64) for m in mixtures]
         zeros = zip(mixtures, nothing, strict=True)
@@ -156,7 +153,7 @@ def measure(
         return [recipe.count(mixture.count) if recipe.spread == "uniform" else mixture.top_k]
 
     searched = counts if CRITERIA[recipe.method].needs == "reconstruction" else None
-    return list(observe(source, mixtures, recipe, calibration, device, searched))
+    return list(observe(source, mixtures, recipe, calibration, job.device, searched))
 
 
 def experts_text(mixtures: Sequence[Mixture], kept: Mapping[int, int]) -> str:

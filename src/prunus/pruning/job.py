@@ -23,11 +23,11 @@ from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.made_card import made_card
-from prunus.recipe_base import Calibrated
+from prunus.recipe_base import Calibrated, Weighted
 from prunus.step import Where, action_of, kind_of
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Calibrated)
-Entries = Callable[[Mapping[str, Any]], Mapping[str, Entry]]
+Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,9 @@ class Job(Generic[AnyRecipe]):
 
     def calibration_ahead(self) -> tuple[str, list[str]]:
         """What calibration would be, as text, and warnings."""
-        about = None if self.saved is None else self.saved.about
-        return describe_calibration(self.recipe, self.source, about, self.needs_tokens)
+        return describe_calibration(self.recipe, self.source, self.saved and self.saved.about, self.needs_tokens)
 
-    def ahead(self, needed: int, told: Mapping[str, object], warnings: Sequence[str]) -> Mapping[str, Any]:
+    def ahead(self, needed: int, told: Mapping[str, object], warnings: Sequence[str]) -> Json:
         """What a dry run returns. needed: bytes of disk. told: what the step would do."""
         check_space(self.target.absolute(), needed)
         calibration, found = self.calibration_ahead()
@@ -90,7 +89,7 @@ class Job(Generic[AnyRecipe]):
 
     @contextmanager
     def begun(
-        self, needed: int, left_out: Sequence[str] = (), entries: Entries | None = None
+        self, needed: int, left_out: Sequence[str] = (), entries: Callable[[Json], Mapping[str, Entry]] | None = None
     ) -> Iterator[tuple[Partial, Calibration | None]]:
         """Meanwhile, unfinished work is open. Yields it, and the calibration that it needs.
 
@@ -104,16 +103,12 @@ class Job(Generic[AnyRecipe]):
         overwrite = self.where.overwrite
         with Partial(source, self.target, work, source.blocks, needed, overwrite, left_out, entries) as partial:
             calibration = keep_calibration(recipe, source, partial, early) if self.needs_tokens else None
-            if calibration and recipe.weighted:
+            if calibration and isinstance(recipe, Weighted) and recipe.weighted:
                 calibration.token_weights(recipe)  # to fail early if the sequences cannot be weighted
             yield partial, calibration
 
     def finish(
-        self,
-        partial: Partial,
-        calibration: Calibration | None,
-        record: Mapping[str, object],
-        config: Mapping[str, Any] | None = None,
+        self, partial: Partial, calibration: Calibration | None, record: Json, config: Json | None = None
     ) -> None:
         """Publish the result. record: what the manifest says of the step. config: config.json; None: that of source."""
         step: dict[str, object] = {
@@ -140,13 +135,16 @@ def open_job(
 ) -> Job[AnyRecipe]:
     """The job of a recipe, with the model opened. PrunusError where calibration or the folder out will not do.
 
-    model: in a dry run of several steps also what earlier ones will leave. opened: opens a model's folder. The others
-    are fields of Where.
+    model: in a dry run of several steps, whose calibration was checked, also what earlier ones will leave.
+    opened: how a folder is opened. The others are fields of Where.
     """
-    started, known = time.monotonic(), isinstance(model, Checkpoint)
-    files = {name: Path(path) for name, path in (("stats", stats), ("shared", shared)) if path is not None}
-    where = Where(**files, **ways)
-    check_calibration(recipe, model.folder if known else model, out, stats=where.stats)
-    source, target = model if known else opened(resolve(model)), Path(out)
+    started = time.monotonic()
+    files = {way: Path(path) for way, path in (("stats", stats), ("shared", shared)) if path is not None}
+    where, target = Where(**files, **ways), Path(out)
+    if isinstance(model, Checkpoint):
+        source = model
+    else:
+        check_calibration(recipe, model, target, stats=where.stats)
+        source = opened(resolve(model))
     check_target(source.folder, target, where.overwrite)
     return Job(source, target, recipe, where, pick_device(where.device), str(name or model), started)

@@ -171,12 +171,7 @@ def prune_blocks(job: PruneJob, partial: Partial, calibration: Calibration | Non
 
 
 def prune_block(
-    job: PruneJob,
-    runner: Runner,
-    index: int,
-    hidden: HiddenStates | None,
-    tensors: Block,
-    digest: str,
+    job: PruneJob, runner: Runner, index: int, hidden: HiddenStates | None, tensors: Block, digest: str
 ) -> tuple[dict[str, Tensor | Stored], dict[str, object]]:
     """Prune one block; returns its tensors by their names on disk, and the record for the journal.
 

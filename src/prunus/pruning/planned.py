@@ -65,6 +65,12 @@ def left_out(source: Checkpoint) -> list[str]:
     return [name for name in source.names.unknown if name in outer]
 
 
+def outside(source: Checkpoint) -> dict[str, Stored]:
+    """The tensors outside blocks that a step writes: all but those of `left_out`."""
+    stray = left_out(source)
+    return {name: stored for name, stored in source.outer_tensors().items() if name not in stray}
+
+
 def warn_of(stray: Sequence[str]) -> list[str]:
     """A warning if tensors are left out, as they belong to no block and to no module."""
     if not stray:

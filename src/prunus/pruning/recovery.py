@@ -331,11 +331,11 @@ def open_streams(
     job: Job[Any], partial: Partial, calibration: Calibration, dense: Checkpoint, smaller: Checkpoint, batch_tokens: int
 ) -> "Streams":
     """The streams of a job's calibration tokens through two models, where the job keeps them."""
-    runners = [Runner(model.config, model.tensors, torch.float32, job.device) for model in (dense, smaller)]
+    theirs, ours = (Runner(model.config, model.tensors, torch.float32, job.device) for model in (dense, smaller))
     sequences, recipe = calibration.sequences, job.recipe
     weights = calibration.token_weights(recipe) if recipe.weighted else [[1.0] * len(ids) for ids in sequences]
     with disk_errors(partial.folder, partial.needed):
-        return Streams(*runners, sequences, weights, batch_tokens, job.hidden_file(partial))
+        return Streams(theirs, ours, sequences, weights, batch_tokens, job.hidden_file(partial))
 
 
 class Streams:

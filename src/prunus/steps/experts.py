@@ -54,10 +54,6 @@ class Experts(Step):
         counts = expert_counts(source)
         return 1 - sum(map(recipe.count, counts)) / sum(counts)
 
-    def nbytes(self, recipe: Any, source: Any) -> int:
-        """Those of the checkpoint."""
-        return self.planned(recipe, source).nbytes
-
     def calibrates(self, recipe: Any, stats: bool = False) -> bool:
         """Whether the criterion needs data."""
         return declared(Criterion)[recipe.method].needs != "nothing" and not stats

@@ -60,10 +60,6 @@ class Width(Step):
         units, width, _ = narrowing(recipe, source)
         return narrow_model(source, units, width)
 
-    def nbytes(self, recipe: Any, source: Any) -> int:
-        """Those of the checkpoint."""
-        return self.planned(recipe, source).nbytes
-
     def fits(self, settings: Mapping[str, Any]) -> bool:
         """Unless it was told not to."""
         return bool(settings.get("fit", True))

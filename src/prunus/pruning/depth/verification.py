@@ -29,7 +29,7 @@ from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError
 from prunus.pruning.depth.choice import Choice, Mix
-from prunus.pruning.planned import PREDICTING, TOLERANCE, left_out, planned_checkpoint, short_sequence
+from prunus.pruning.planned import PREDICTING, TOLERANCE, outside, planned_checkpoint, short_sequence
 
 # config.json of a model without some of its blocks, by rules that hold for all families.
 # Fields that count blocks are reduced; lists with one entry per block lose the entries of removed blocks; lists of
@@ -180,9 +180,7 @@ def new_config(source: Checkpoint, choice: Choice) -> dict[str, object]:
 
 def new_tensors(source: Checkpoint, choice: Choice) -> dict[str, Stored]:
     """The source's tensors that will be written, by their new names on disk."""
-    tensors = source.outer_tensors()
-    for name in left_out(source):
-        del tensors[name]
+    tensors = outside(source)
     for new, mix in enumerate(choice.kept):
         block = source.block_tensors(mix.base)
         tensors |= {source.renumbered(name, mix.base, new): stored for name, stored in block.items()}

@@ -23,7 +23,7 @@ from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import CHUNK, ITEMSIZES, Stored
 from prunus.errors import PrunusError
 from prunus.pruning.experts.mixture import Mixture, Unremovable, expert_counts, masked, number_fields
-from prunus.pruning.planned import PREDICTING, TOLERANCE, left_out, planned_checkpoint, short_sequence
+from prunus.pruning.planned import PREDICTING, TOLERANCE, left_out, outside, planned_checkpoint, short_sequence
 
 
 class Cut(Stored):
@@ -107,45 +107,35 @@ def axis_on_disk(origin: Origin, stored: Stored, axis: int, count: int) -> int:
 
 
 def cut_tensors(
-    source: Checkpoint, mixtures: Sequence[Mixture], kept: Mapping[int, Sequence[int]], left_out: Sequence[str]
+    source: Checkpoint, mixtures: Sequence[Mixture], kept: Mapping[int, Sequence[int]]
 ) -> dict[str, Stored]:
-    """All tensors of the model with only these experts, by their names on disk, without those to leave out."""
-    tensors = {name: stored for name, stored in source.outer_tensors().items() if name not in left_out}
-    of_block = {mixture.index: mixture for mixture in mixtures}
+    """All tensors of the model with only these experts, by their names on disk."""
+    tensors, of_block = outside(source), {mixture.index: mixture for mixture in mixtures}
     for index in range(source.blocks):
         mixture = of_block.get(index)
         tensors |= source.block_tensors(index) if mixture is None else cut_block(source, mixture, kept[index])
     return tensors
 
 
-def fewer_config(source: Checkpoint, kept: Mapping[int, int], left_out: bool) -> dict[str, object]:
-    """The content of config.json with other numbers of experts.
-
-    kept: the number of experts of each block that loses some. left_out: whether extra blocks that predict further
-    tokens are not written.
-    """
-    return in_text_part(source.config_json, source.config, lambda content: _fewer(content, source, kept, left_out))
-
-
 def smaller_model(source: Checkpoint, mixtures: Sequence[Mixture], kept: Mapping[int, Sequence[int]]) -> Checkpoint:
-    """The model with only these experts of each block, before it is written, without the tensors of `left_out`."""
-    stray = left_out(source)
-    content = fewer_config(source, {index: len(experts) for index, experts in kept.items()}, bool(stray))
-    return planned_checkpoint(source, content, cut_tensors(source, mixtures, kept, stray))
+    """The model with only these experts of each block, before it is written."""
+    content = fewer_config(source, {index: len(experts) for index, experts in kept.items()})
+    return planned_checkpoint(source, content, cut_tensors(source, mixtures, kept))
 
 
-def _fewer(
-    content: Mapping[str, Any], source: Checkpoint, kept: Mapping[int, int], left_out: bool
-) -> dict[str, object]:
-    text, before = source.text_config, expert_counts(source)
+def fewer_config(source: Checkpoint, kept: Mapping[int, int]) -> dict[str, object]:
+    """The content of config.json with other numbers of experts. kept: that of each block that loses some."""
+    text, before, stray = source.text_config, expert_counts(source), left_out(source)
     after = [kept.get(index, count) for index, count in enumerate(before)]
     # All spellings of the field, since transformers writes one and reads another; else shapes would not match.
     names = number_fields(text)
-    present = [name for name in names if name in content and content[name] in (before[0], before, tuple(before))]
-    fewer = {**content, **dict.fromkeys(present or names[:1], _number(after, kept))}
-    if left_out:
-        fewer |= {name: 0 for name in PREDICTING if fewer.get(name)}
-    return fewer
+
+    def change(content: Mapping[str, Any]) -> dict[str, Any]:
+        present = [name for name in names if name in content and content[name] in (before[0], before, tuple(before))]
+        fewer = {**content, **dict.fromkeys(present or names[:1], _number(after, kept))}
+        return fewer | ({name: 0 for name in PREDICTING if fewer.get(name)} if stray else {})
+
+    return in_text_part(source.config_json, source.config, change)
 
 
 def _number(after: Sequence[int], kept: Mapping[int, int]) -> int | list[int]:

@@ -7,7 +7,7 @@ metadata entry `prunus` is that of `prunus stats`, with `experts`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -112,12 +112,8 @@ def fitting(saved: SavedStats, recipe: ExpertsRecipe) -> ExpertsRecipe:
     return saved.with_calibration(recipe)
 
 
-def seen_in(saved: SavedStats, mixtures: Sequence[Mixture]) -> list[Seen]:
-    """What calibration showed of each block's experts."""
-    return [_seen(saved, mixture) for mixture in mixtures]
-
-
-def _seen(saved: SavedStats, mixture: Mixture) -> Seen:
+def seen_in(saved: SavedStats, mixture: Mixture) -> Seen:
+    """What calibration showed of a block's experts."""
     start = saved.source.block_name(mixture.index, mixture.experts)
     parts = ("tokens", "sums", "order", "kept")
     token_E, sums_4E, order_E, kept_NE = (saved.tensors[f"{start}.{part}"].read() for part in parts)

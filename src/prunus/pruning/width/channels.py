@@ -35,7 +35,7 @@ from prunus.checkpoint.safetensors_file import ITEMSIZES, READABLE, Stored
 from prunus.errors import PrunusError
 from prunus.pruning.experts.cut import difference
 from prunus.pruning.experts.mixture import name_of, run_hollow
-from prunus.pruning.planned import PREDICTING, TOLERANCE, left_out, planned_checkpoint, short_sequence
+from prunus.pruning.planned import PREDICTING, TOLERANCE, left_out, outside, planned_checkpoint, short_sequence
 
 Of = Literal["mlp", "experts", "shared"]
 
@@ -571,7 +571,7 @@ def narrow_config(source: Checkpoint, units: Sequence[Unit], width: int) -> dict
 
 
 def narrow_model(source: Checkpoint, units: Sequence[Unit], width: int) -> Checkpoint:
-    """The narrower model, before it is written, without the tensors of `left_out`."""
+    """The narrower model, before it is written."""
     return planned_checkpoint(source, narrow_config(source, units, width), planned_tensors(source, units, width))
 
 
@@ -586,13 +586,9 @@ class Unwritten(Stored):
 
 
 def planned_tensors(source: Checkpoint, units: Sequence[Unit], width: int) -> dict[str, Stored]:
-    """All tensors of the narrower model by their names on disk, for planned_checkpoint, without those of `left_out`.
-
-    Those that lose channels are Unwritten.
-    """
-    stray = left_out(source)
-    tensors = {name: stored for name, stored in source.outer_tensors().items() if name not in stray}
-    of_block, known = of_blocks(units), dict[Any, tuple[int, dict[str, tuple[int, ...]]]]()
+    """All tensors of the narrower model, by their names on disk; those that lose channels are Unwritten."""
+    tensors, of_block = outside(source), of_blocks(units)
+    known: dict[Any, tuple[int, dict[str, tuple[int, ...]]]] = {}
     for index in range(source.blocks):
         stored = source.block_tensors(index)
         tensors |= stored
