@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.writer import Partial
 from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.pruning import drop_experts as command
@@ -275,12 +276,12 @@ def test_interrupted_work_resumes_to_the_same_bytes(made, tmp_path, monkeypatch)
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    write = command.Partial.write_block
+    write = Partial.write_block
 
     def write_one(self, index, *rest):
         return stop() if index else write(self, index, *rest)
 
-    for owner, name, stopping in ((command.Partial, "write_block", write_one), (command, "verify", stop)):
+    for owner, name, stopping in ((Partial, "write_block", write_one), (command, "verify", stop)):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(owner, name, stopping)
             prunus.drop_experts(made / "olmoe", tmp_path / "out", asked, device="cpu")
