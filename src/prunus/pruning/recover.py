@@ -115,10 +115,12 @@ def recover(
     source, recipe = job.source, job.recipe
     needed = source.nbytes + (job.stream_bytes if offload else 0)
     if dry_run:
+        check_zeros(source)
         told = {"dense": str(job.dense.folder), "blocks": source.blocks, "streams": show_bytes(job.stream_bytes)}
         return job.ahead(needed, told, [])
     with job.begun(needed) as (partial, calibration), full_float32(job.device):
         assert calibration is not None
+        check_zeros(source)  # not before, since it reads weights
         step_tokens = tokens_of_step(recipe.step_tokens, calibration.sequences)
         plan = kept_plan(job, partial, max(map(len, calibration.sequences)))
         with torch.no_grad():
@@ -149,7 +151,6 @@ def make_job(job: Job[RecoverRecipe], dense: str | Path | None) -> Recovery:
     (recipe,) = settled([job.recipe], job.source.manifest.get("history", []))
     twin = dense_twin(job.source, dense)
     check_trainable(job.source, job.device)
-    check_zeros(job.source)
     spans = spans_of(job.source, twin)
     return Recovery(**vars(replace(job, recipe=recipe)), dense=twin, dense_name=str(dense or twin.folder), spans=spans)
 
