@@ -1,5 +1,5 @@
 # Every target sets up what it needs in .venv; the second time that costs nothing.
-.PHONY: demo test quick test-vllm test-vllm-engine test-vllm-ray test-lm-eval check lint sanitize format docs site train-tiny train-tiny-moe clean
+.PHONY: demo test quick test-vllm test-vllm-engine test-vllm-ray test-lm-eval test-llama-cpp check lint sanitize format docs site train-tiny train-tiny-moe clean
 PYTHON ?= python3
 # Modules are compiled when they are first imported, once for all processes, whatever the environment says. pip would
 # compile all 17,600 of .venv, which takes a minute, and most are never imported.
@@ -40,10 +40,17 @@ quick: .venv/.ready
 
 # What needs lm-evaluation-harness, in an environment that has it.
 .venv-lm-eval/.ready: | .venv/.ready
-	scripts/lm_eval_venv.sh
+	scripts/venv_with.sh .venv-lm-eval 'lm_eval>=0.4.13,<0.5'
 
 test-lm-eval: .venv-lm-eval/.ready
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false .venv-lm-eval/bin/python -m pytest tests/test_lm_eval.py
+
+# What needs llama.cpp, whose server is in the package xllamacpp.
+.venv-llama-cpp/.ready: | .venv/.ready
+	scripts/venv_with.sh .venv-llama-cpp 'xllamacpp>=2026.10'
+
+test-llama-cpp: .venv-llama-cpp/.ready $(SMOLLM2)/config.json
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false .venv-llama-cpp/bin/python -m pytest tests/llama_cpp_engine.py
 
 # vLLM's build for CPUs, in an environment of its own, and the tests that need it; -: what is not there need not go.
 .venv-vllm/.ready: pyproject.toml Makefile
@@ -99,4 +106,4 @@ train-tiny-moe: .venv/.ready
 	$(BIN)/python training/train.py --experts 8 --steps 5000 --seed 0 --out runs/moe-seed0
 
 clean:
-	rm -rf .venv .venv-vllm .venv-lm-eval .cache demo runs dist site
+	rm -rf .venv .venv-vllm .venv-lm-eval .venv-llama-cpp .cache demo runs dist site

@@ -39,6 +39,7 @@ CONTENTS = {
         "docs/experts",
         "docs/width",
         "docs/quantize",
+        "docs/gguf",
         "docs/find",
         "docs/evaluating",
         "docs/profiles",

@@ -24,6 +24,7 @@ from prunus.recipes import (
     DropRecipe,
     EvalPlan,
     ExpertsRecipe,
+    GgufRecipe,
     PruneRecipe,
     QuantizeRecipe,
     RecoverRecipe,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from prunus.pruning.drop import drop_blocks
     from prunus.pruning.drop_experts import drop_experts
     from prunus.pruning.experts.saved import expert_stats
+    from prunus.pruning.gguf import gguf
     from prunus.pruning.inspection import inspect
     from prunus.pruning.narrow import width
     from prunus.pruning.perplexity import perplexity
@@ -77,6 +79,7 @@ __all__ = [
     "EngineOptions",
     "EvalPlan",
     "ExpertsRecipe",
+    "GgufRecipe",
     "PruneRecipe",
     "PrunusError",
     "QuantizeRecipe",
@@ -96,6 +99,7 @@ __all__ = [
     "expert_stats",
     "export",
     "find",
+    "gguf",
     "import_rows",
     "inspect",
     "methods",
@@ -136,6 +140,7 @@ _HOME = {
     "expert_stats": "prunus.pruning.experts.saved",
     "export": "prunus.results.frames",
     "find": "prunus.study.find.find",
+    "gguf": "prunus.pruning.gguf",
     "import_rows": "prunus.results.importing.commands",
     "inspect": "prunus.pruning.inspection",
     "methods": "prunus.declarations",

@@ -10,6 +10,7 @@ from prunus.errors import PrunusError
 from prunus.parse import parse_json
 from prunus.settings import ADVANCED, ENGINE, Conflict, about, check_settings, setting
 
+GGUF = "{gguf}"  # stands in a command for the model's GGUF file
 EXAMPLE = '{"tensor_parallel_size": 2}'
 
 
@@ -101,9 +102,9 @@ class EngineOptions:
             words = shlex.split(serve)
         except ValueError as error:
             raise PrunusError(f"serve is not a command: {error}") from error
-        for part in ("{model}", "{port}"):
-            if not any(part in word for word in words):
-                raise PrunusError(f'serve lacks {part}; write "vllm serve {{model}} --port {{port}}"')
+        for parts in (("{model}", GGUF), ("{port}",)):
+            if not any(part in word for word in words for part in parts):
+                raise PrunusError(f'serve lacks {parts[0]}; write "vllm serve {{model}} --port {{port}}"')
 
     def check(self, backend: str) -> None:
         """Raise PrunusError for a given setting that the backend does not use, or a missing one that it requires."""

@@ -39,6 +39,7 @@ WidthMethod = Literal["obs", "wanda", "flap", "magnitude", "random"]
 WidthOf = Literal["mlp", "experts", "shared"]
 QuantizeGroup = Literal["128", "64", "32", "row"]
 QuantizeMethod = Literal["gptq", "rtn"]
+GgufType = Literal["f16", "q8_0", "q4_0"]
 
 DEFAULT_BUDGETS = (512, 1024, 2048, 4096, 8192)
 # The folder in which each built-in profile is one file.
@@ -384,6 +385,20 @@ class QuantizeRecipe(Weighted):
     def sizes(self) -> tuple[int, ...]:
         """The sizes of groups to try, the largest first; none where a row has one scale."""
         return () if self.group == "row" else tuple(size for size in GROUPS if size <= int(str(self.group)))
+
+
+@dataclass(frozen=True)
+class GgufRecipe(Recipe):
+    """The form of a model in a GGUF file (docs/gguf.md)."""
+
+    type: GgufType = setting(
+        "f16", "Form of the blocks' Linears; embeddings and head have 8 bits with q4_0, and the others float32."
+    )
+    like: str | None = setting(
+        None,
+        "A GGUF FILE of the dense model, whose metadata and tokenizer are copied, after its weights were compared.",
+        metavar="FILE",
+    )
 
 
 @dataclass(frozen=True)

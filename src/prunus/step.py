@@ -25,6 +25,7 @@ STEPS: Mapping[str, str] = {
     "width": "prunus.steps.width",
     "recover": "prunus.steps.recover",
     "quantize": "prunus.steps.quantize",
+    "gguf": "prunus.steps.gguf",
 }
 
 WEIGHTS = (*TOKEN_WEIGHTS, "closing_weight")  # the last is of earlier versions, and still in the JSON of ExpertsRecipe
@@ -83,8 +84,8 @@ class Step(ABC):
 
     recipe: the class of its settings. function: which makes it, as `module:name`. reshapes: whether it changes the
     shapes of tensors. takes_away: whether what it removes is gone, instead of zero. needs_pruned: whether it is only
-    for a model from which something was removed, so that it cannot come first. is_last: whether no other step can
-    follow it.
+    for a model from which something was removed, so that it cannot come first. is_last: whether no step can follow it,
+    but one that only changes_form.
     examples: command lines, which help shows. options: further options of the command: fields of Where, and `recover`.
     tag: for the Hub's search. relation: the Hub's word, if it has one, for a model made by it from another.
     """
@@ -95,6 +96,7 @@ class Step(ABC):
     takes_away: ClassVar[bool] = False
     needs_pruned: ClassVar[bool] = False
     is_last: ClassVar[bool] = False
+    changes_form: ClassVar[bool] = False
     examples: ClassVar[tuple[str, ...]]
     options: ClassVar[tuple[str, ...]] = ()
     tag: ClassVar[str | None] = None

@@ -180,6 +180,24 @@ def values_of(parts: Mapping[str, Stored], shape_OI: tuple[int, ...]) -> Iterato
         yield code_OI * scale_OG[rows][:, group_I]
 
 
+def bits_and_group(parts: Mapping[str, Stored], shape_OI: tuple[int, ...]) -> tuple[int, int] | None:
+    """Bits of the integers, and how many inputs share a scale; None where there are zero points or g_idx.
+
+    Here and below, parts and shape are those of values_of.
+    """
+    if "weight_zero_point" in parts or "weight_g_idx" in parts:
+        return None
+    (kind, numbers), (_, scales), *_ = parts.items()
+    bits = 8 if kind == "weight" or numbers.shape[1] * 8 >= shape_OI[1] + 8 else 4
+    return bits, shape_OI[1] // (scales.shape[1] if len(scales.shape) == 2 else 1)
+
+
+def integers_of(parts: Mapping[str, Stored], shape_OI: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """(integers (O, I), scales (O, G)) of packed numbers of 4 bits."""
+    numbers, scales, *_ = (stored.read() for stored in parts.values())
+    return unpacked_words(numbers, 4, shape_OI[1]), scales
+
+
 def _zero_points(stored: Tensor | None, kind: str, shape_OG: tuple[int, ...]) -> Tensor | None:
     """(O, G) zero points; packed ones are packed along the outputs."""
     if stored is None or kind == "weight":

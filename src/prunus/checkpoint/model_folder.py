@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from prunus.checkpoint.gguf_file import read_gguf
 from prunus.checkpoint.quantised import quant_method, quantisation_of
-from prunus.checkpoint.resolve import check_folder, hub_origin, load_config, read_json, read_manifest, read_object
+from prunus.checkpoint.resolve import (
+    GGUF_FILE,
+    check_folder,
+    hub_origin,
+    load_config,
+    read_json,
+    read_manifest,
+    read_object,
+)
 from prunus.checkpoint.safetensors_file import DTYPES, Stored, checksum_of, fingerprint_of, read_header
 from prunus.errors import PrunusError
 
@@ -242,9 +251,16 @@ def is_packed(folder: Path) -> bool:
     return (folder / PACKED_FILE).is_file() and not any((folder / name).exists() for name in (INDEX, SINGLE_FILE))
 
 
+def is_gguf(folder: Path) -> bool:
+    """Whether a folder has its weights only in a GGUF file."""
+    return (folder / GGUF_FILE).is_file() and not any(folder.glob("*.safetensors"))
+
+
 def find_tensors(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a folder: those of its index, else those of its only safetensors file."""
+    """Every tensor of a folder: those of its index, else those of its only safetensors file, else of its GGUF file."""
     if not (folder / INDEX).exists():
+        if is_gguf(folder):
+            return read_gguf(folder / GGUF_FILE).tensors
         return read_header(_only_file(folder))
     index = read_json(folder / INDEX)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None

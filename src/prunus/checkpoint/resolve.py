@@ -25,6 +25,7 @@ TEMPLATES = "additional_chat_templates"  # a folder
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 # Texts whose ids change if transformers replaces a tokenizer's own way of splitting words.
 TOKENIZER_PROBES = ("<think>\nOkay", "\n\nhello", " 12345", "</think>\n\n**", "it's 3.5\u00a0km")
+GGUF_FILE = "model.gguf"  # weights in the form of llama.cpp
 CALIBRATION = "calibration.jsonl"  # the tokens by which a model was pruned, beside it
 UNSAFE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
 
@@ -123,7 +124,7 @@ def check_folder(folder: Path) -> None:
         raise PrunusError(f"{folder} is a file; give the folder that holds config.json")
     if not (folder / "config.json").is_file():
         raise PrunusError(f"{folder} has no config.json; give the folder of a Hugging Face model")
-    if any(folder.glob("*.safetensors")) or any(folder.glob("*.safetensors.index.json")):
+    if any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.safetensors.index.json", GGUF_FILE)):
         return
     if any(path.suffix in UNSAFE_SUFFIXES for path in folder.iterdir()):
         raise PrunusError(f"{folder} has weights only as .bin or .pt, which can run code; convert them to safetensors")
@@ -259,9 +260,11 @@ MANIFEST_FORMAT = 1
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of the checkpoint in a folder; {} if there is none, since nothing was done to it."""
     path = folder / MANIFEST
-    if not path.exists():
-        return {}
-    manifest = read_json(path)
+    return checked_manifest(read_json(path), path) if path.exists() else {}
+
+
+def checked_manifest(manifest: Any, path: Path) -> dict[str, Any]:
+    """A manifest that stands in a file; PrunusError if it is damaged, or of another version of Prunus."""
     if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
         raise PrunusError(f"{path} is not of format {MANIFEST_FORMAT}: it is from another version of prunus")
     history = manifest.get("history", [])

@@ -4,9 +4,10 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from prunus.checkpoint.model_folder import EngineFolder, ModelFacts, ModelFolder, is_packed
+from prunus.checkpoint.model_folder import EngineFolder, ModelFacts, ModelFolder, is_gguf, is_packed
 from prunus.checkpoint.packed_files import PackedCheckpoint
 from prunus.engines import BACKENDS, EngineOptions
+from prunus.errors import PrunusError
 from prunus.evaluation.budget import PROTOCOL_VERSION
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.requests import Engine
@@ -18,6 +19,8 @@ def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> 
 
     Raises PrunusError for a packed folder and a backend that cannot read it.
     """
+    if is_gguf(folder) and backend != "openai":
+        raise PrunusError(f"{folder} has a GGUF file, which only llama.cpp reads: take the backend openai")
     if BACKENDS[backend].loads_itself:
         return EngineFolder(folder), None
     if not BACKENDS[backend].reads_packed or not is_packed(folder):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prunus.checkpoint.architecture import Unstreamable
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.gguf_file import read_gguf
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.packed_files import PackedCheckpoint, open_checkpoint
@@ -24,7 +25,7 @@ from prunus.pruning.masks import count_zeros
 from prunus.pruning.quantize import describe_quantising
 from prunus.pruning.scope import why_unprunable
 from prunus.pruning.width.channels import describe_width
-from prunus.results.labels import settings
+from prunus.results.labels import STORED_AS, settings
 
 # (N, M): at most N nonzero weights in every M consecutive inputs of an output.
 PATTERNS = ((1, 2), (1, 4), (2, 4), (1, 8), (2, 8), (4, 8), (8, 16))
@@ -40,7 +41,7 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
     folder, dtype: where the checkpoint is, and the dtype of its weights.
     family, language_model, class, transformers: model_type, that of the language model, its class in transformers, and
         transformers' version.
-    stored: the form of the weights: dense, packed, masks of another checkpoint, or quantised.
+    stored: the form of the weights: dense, packed, masks of another checkpoint, quantised, or GGUF.
     parameters, weight_bytes: number of parameters, and bytes as stored.
     history: a dict for each step that was applied: action, recipe (mostly only fields that differ from their
         defaults), blocks_removed, source, warnings; of removed experts, experts (numbers before and after, by block);
@@ -65,8 +66,13 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
         without the file's header.
     mask_bytes: size of the masks alone.
 
+    Of a GGUF file (FILE.gguf) it has file, family (llama.cpp's name of the architecture), stored, parameters,
+    weight_bytes, history, and types: a dict for each type of numbers, with type and bytes.
+
     Raises PrunusError if it is not a checkpoint.
     """
+    if Path(checkpoint).suffix == ".gguf":
+        return gguf_facts(Path(checkpoint))
     folder = resolve(checkpoint)
     try:
         source = open_checkpoint(folder)
@@ -98,6 +104,23 @@ def stored_facts(model: ModelFolder) -> dict[str, object]:
         "parameters": model.parameters,
         "weight_bytes": sum(stored.nbytes for stored in model.stored.values()),
         "history": [history_row(step) for step in model.manifest.get("history", [])],
+    }
+
+
+def gguf_facts(path: Path) -> dict[str, object]:
+    """Facts from the header of a GGUF file."""
+    found = read_gguf(path)
+    kinds: dict[str, int] = {}
+    for tensor in found.tensors.values():
+        kinds[tensor.dtype] = kinds.get(tensor.dtype, 0) + tensor.nbytes
+    return {
+        "file": str(path),
+        "family": found.architecture,
+        "stored": "GGUF",
+        "parameters": sum(tensor.elements for tensor in found.tensors.values()),
+        "weight_bytes": sum(kinds.values()),
+        "types": [{"type": kind, "bytes": nbytes} for kind, nbytes in kinds.items()],
+        "history": [history_row(step) for step in found.manifest.get("history", [])],
     }
 
 
@@ -244,11 +267,13 @@ def history_row(step: Mapping[str, Any]) -> dict[str, object]:
         cost = {"experts": step["experts"]}
     if step["action"] == "width":
         cost = {"channels": step["channels"]}
-    if step["action"] == "quantize":
+    if step["action"] in STORED_AS:
         cost = {"format": step["format"], "bytes": step["bytes"]}
     return {
         "action": step["action"],
-        "recipe": dict(settings(step, ("bits", "method", "sparsity", "blocks", "keep", "drop", "intermediate_size"))),
+        "recipe": dict(
+            settings(step, ("bits", "type", "method", "sparsity", "blocks", "keep", "drop", "intermediate_size"))
+        ),
         "blocks_removed": step.get("blocks_removed", []),
         "source": step["source"]["name"],
         "warnings": step["warnings"],

@@ -7,6 +7,7 @@ from typing import Any
 from prunus.cards.certified import read_claims
 from prunus.cards.text import README, Card, Zeros, card_text, read_metadata
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.model_folder import ModelFolder, is_gguf
 from prunus.checkpoint.resolve import read_manifest
 from prunus.disk import write_text
 
@@ -20,17 +21,19 @@ def made_card(source: Checkpoint, step: Mapping[str, Any]) -> dict[str, str]:
 
 def renew_card(folder: Path) -> None:
     """Write the card of a checkpoint again, after its manifest was changed or a certificate was added."""
-    made = Checkpoint(folder)
+    made = (ModelFolder if is_gguf(folder) else Checkpoint)(folder)
     steps = read_manifest(folder)["history"]
     card = Card(steps, read_metadata(folder / README), counted(made, steps), certified=read_claims(folder))
     write_text(folder / README, card_text(card))
 
 
-def counted(source: Checkpoint, steps: list[Mapping[str, Any]]) -> list[Zeros]:
+def counted(source: ModelFolder, steps: list[Mapping[str, Any]]) -> list[Zeros]:
     """The zeros by part of the blocks, from the last step, or from the one before if that only trained weights.
 
     source has the Linears of the result. Empty where these steps did not count, such as after blocks were removed.
     """
+    if not isinstance(source, Checkpoint):
+        return []
     last = steps[-2] if steps[-1]["action"] == "recover" and len(steps) > 1 else steps[-1]
     shares = last.get("sparsity", {})
     found: dict[str, Zeros] = {}

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 # Settings that labels name or that go without saying, and nouns of settings that are numbers of something.
 _SHOWN = {"method", "sparsity", "pattern", "blocks", "scope", "allocation", "update", "group", "match_sparsity"}
 _COUNTS = {"samples": "samples", "calibration_tokens": "tokens", "seqlen": "tokens each", "epochs": "epochs"}
-QUANTIZE = "quantize"  # the action of our own step; the quantisation of other programs is `quantise`
+# Actions of our own steps that store weights in another form; the quantisation of other programs is `quantise`.
+STORED_AS = ("quantize", "gguf")
 CONTROL = "control"  # the action of control_steps
 
 
@@ -28,9 +29,9 @@ def history(run: Run) -> list[StepRecord]:
 
 
 def is_quantised(manifest: Mapping[str, Any]) -> bool:
-    """Whether the last step of a model's manifest quantised it."""
+    """Whether the last step of a model's manifest says how its weights are stored."""
     steps = manifest.get("history")
-    return isinstance(steps, list) and bool(steps) and steps[-1].get("action") == QUANTIZE
+    return isinstance(steps, list) and bool(steps) and steps[-1].get("action") in STORED_AS
 
 
 def control_steps(run: Run) -> list[StepRecord]:
@@ -106,7 +107,7 @@ def label_parts(run: Run) -> LabelParts:
 
 def dtypes_of(run: Run) -> list[str | None]:
     """The dtypes of a run's weights, and of its computation; None where one is unknown or the weights are quantised."""
-    if any(step.get("action") in ("quantise", QUANTIZE) for step in history(run)):
+    if any(step.get("action") in ("quantise", *STORED_AS) for step in history(run)):
         return [None, None]
     found = [run.model.get("dtype"), run.versions.get("dtype")]
     return [None if dtype is None else one_line(str(dtype)) for dtype in found]

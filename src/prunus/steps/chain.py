@@ -29,8 +29,8 @@ def apply_steps(
     """Write model (folder or hub id) after all steps to the folder out; returns the summary of the last one.
 
     steps: PruneRecipe, DropRecipe, ExpertsRecipe, WidthRecipe and RecoverRecipe in any sensible order, and at last
-    possibly a QuantizeRecipe; a recovery comes near to model. What single steps leave is in out.after-1, out.after-2
-    and so on until the last is done; the same call resumes any of them.
+    possibly a QuantizeRecipe, a GgufRecipe or both; a recovery comes near to model. What single steps leave is in
+    out.after-1, out.after-2 and so on until the last is done; the same call resumes any of them.
     device, offload, overwrite: as for prune.
 
     With dry_run it returns what the first step would do, with the warnings of all, and of a recovery `then`: what it
@@ -115,7 +115,7 @@ def check_steps(steps: Sequence[Recipe], folder: Path) -> None:
 def check_last(steps: Sequence[Recipe]) -> None:
     """Raise PrunusError where a step that can only be the last one is not."""
     for recipe, following in pairwise(steps):
-        if kind_of(recipe).is_last:
+        if kind_of(recipe).is_last and (kind_of(recipe).changes_form or not kind_of(following).changes_form):
             raise PrunusError(f"nothing comes after {action_of(recipe)}: put {action_of(following)} before it")
 
 

@@ -63,19 +63,24 @@ class Quantize(Step):
 
     def outcome(self, step: StepRecord, brief: bool) -> str:
         """`117 MB instead of 269 MB`."""
-        sizes = step.get("bytes")
-        found = [sizes.get(key) for key in ("after", "before")] if isinstance(sizes, Mapping) else []
-        match found:
-            case [int(after), int(before)]:
-                shown = f"{show_bytes(after)} instead of {show_bytes(before)}"
-                return shown if brief else f"an engine loads {shown}"
-        return ""
+        return loaded_bytes(step, brief)
 
     def sentence(self, steps: Sequence[StepRecord]) -> str:
         """`weights of its Linears have 4 bits, with a scale for every 64 inputs`."""
         bits, group = stored_as(steps[-1])
         scales = f"every {group} inputs" if group else "each row"
         return f"the weights of its Linears have {bits} bits, with a scale for {scales}"
+
+
+def loaded_bytes(step: StepRecord, brief: bool) -> str:
+    """The bytes that an engine loads after and before a step; empty where it does not say."""
+    sizes = step.get("bytes")
+    found = [sizes.get(key) for key in ("after", "before")] if isinstance(sizes, Mapping) else []
+    match found:
+        case [int(after), int(before)]:
+            shown = f"{show_bytes(after)} instead of {show_bytes(before)}"
+            return shown if brief else f"an engine loads {shown}"
+    return ""
 
 
 def stored_as(step: StepRecord) -> tuple[Any, Any]:

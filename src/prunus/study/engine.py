@@ -17,7 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 from prunus.checkpoint.architecture import Architecture, Carried, find_layers
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.engines import EngineOptions
+from prunus.checkpoint.model_folder import is_gguf
+from prunus.engines import GGUF, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.chat import ChatServer
@@ -28,11 +29,14 @@ from prunus.evaluation.grading import Grader
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
 from prunus.evaluation.run import check_engine, fill_store, missing_batches
+from prunus.pruning.gguf import gguf
+from prunus.recipes import GgufRecipe
 from prunus.results.store import Store
 from prunus.study.cells import Cell, Model, Variant
 from prunus.study.file import Study
 from prunus.study.live_table import LiveTable
 from prunus.study.variants import (
+    MAKING,
     StudyPaths,
     add_run,
     blocks_removed,
@@ -124,14 +128,32 @@ class Engine:
             yield
             return
         where = whole_checkpoint(self.study, model, variant, folder, self.device)
-        with reached(self.options, where) as options:
-            self.server = where, options
+        with self.as_gguf(model, where, folder) as there, reached(self.options, there) as options:
+            self.server = there, options
             try:
                 yield
             finally:
                 self.server = None
         if variant.steps and not self.study.keep_checkpoints and not variant.is_whole:
             shutil.rmtree(where, ignore_errors=True)
+
+    @contextmanager
+    def as_gguf(self, model: Model, where: Path, folder: Path) -> Iterator[Path]:
+        """Within the context, a folder of a checkpoint's GGUF file if the command asks for one, else the checkpoint's.
+
+        A checkpoint that is no GGUF file itself is written as one in float16 for as long as it is served.
+        """
+        if GGUF not in (self.options.serve or "") or is_gguf(where):
+            yield where
+            return
+        steps = (recipe for variant in model.variants for recipe in variant.steps)
+        like = next((recipe.like for recipe in steps if isinstance(recipe, GgufRecipe)), None)
+        made = folder / MAKING / "served" / where.name
+        gguf(where, made, GgufRecipe(like=like), overwrite=True)
+        try:
+            yield made
+        finally:
+            shutil.rmtree(made)
 
 
 @contextmanager

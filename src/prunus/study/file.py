@@ -17,7 +17,7 @@ from prunus.parse import parse_toml
 from prunus.recipe_base import Recipe, without_removed
 from prunus.recipes import EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.settings import hints_of, misfit
-from prunus.step import STEPS, settled, step_kind, steps_name
+from prunus.step import STEPS, kind_of, settled, step_kind, steps_name
 from prunus.study.toml_lines import Lines, suggestion
 
 RECIPES: Mapping[str, type[Recipe]] = {action: step_kind(action).recipe for action in STEPS}
@@ -255,6 +255,9 @@ class _Reader:
         if backend == "openai" and entries and "serve" not in table:
             message = "openai evaluates the dense model only, since a server's weights cannot be swapped; with"
             message += ' serve = "vllm serve {model} --port {port}" in [engine] a server is started for every variant'
+            self.fail("eval", "backend", 0, message)
+        if backend != "openai" and any(kind_of(one).changes_form for entry in entries for one in entry.steps):
+            message = "only llama.cpp reads GGUF files: take the backend openai, with serve in [engine]"
             self.fail("eval", "backend", 0, message)
         for key, value in table.items():
             self.check_type("engine", key, 0, value, hints[key])
@@ -500,8 +503,9 @@ class _Reader:
         found = dict(values)
         if "calibration" in found:
             found["calibration"] = self.calibration(found["calibration"])
-        if "scores" in found:
-            found["scores"] = self.path_or_text(found["scores"])
+        for name in ("scores", "like"):
+            if name in found:
+                found[name] = self.path_or_text(found[name])
         return found
 
     def calibration(self, text: str) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from prunus import progress
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.conversions import read_variant, variant_about, write_variant
-from prunus.checkpoint.model_folder import ModelFolder
+from prunus.checkpoint.model_folder import ModelFolder, is_gguf
 from prunus.checkpoint.resolve import MANIFEST
 from prunus.checkpoint.safetensors_file import Stored, read_header, write_file
 from prunus.disk import disk_errors, locked
@@ -238,11 +238,11 @@ def make_variant(
     # A checkpoint that exists is complete. A kept one is made again, since its name may have meant another recipe.
     if keep or not (target / MANIFEST).exists():
         write_checkpoint(folder, model, variant, device, keep, stats)
-    made = Checkpoint(target)
+    made = (ModelFolder if is_gguf(target) else Checkpoint)(target)
     kept = blocks_left(source, made)
     info = VariantInfo(kept, made.checksum(), made.manifest, made.parameters, made.blocks)
     weights_file(folder, variant).parent.mkdir(parents=True, exist_ok=True)
-    changed = {} if variant.is_whole else dict(changed_tensors(source, made, kept))
+    changed = dict(changed_tensors(source, made, kept)) if isinstance(made, Checkpoint) and not variant.is_whole else {}
     vectors = {name: stored for name, stored in changed.items() if len(stored.shape) != 2}
     if vectors:
         write_file(vectors_file(folder, variant), vectors)
@@ -281,7 +281,7 @@ def whole_checkpoint(study: Study, model: Model, variant: Variant, folder: Path,
     return target
 
 
-def blocks_left(source: Checkpoint, made: Checkpoint) -> list[int]:
+def blocks_left(source: Checkpoint, made: ModelFolder) -> list[int]:
     """Indices of the source's blocks that a checkpoint made from it still has, after all steps of its history."""
     kept = list(range(source.blocks))
     for step in made.manifest["history"][len(source.manifest.get("history", [])) :]:

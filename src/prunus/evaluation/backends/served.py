@@ -17,8 +17,8 @@ from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 import httpx2 as httpx
 
 from prunus.checkpoint.model_folder import UNLIMITED
-from prunus.checkpoint.resolve import load_tokenizer, resolve_tokenizer
-from prunus.engines import EngineOptions
+from prunus.checkpoint.resolve import GGUF_FILE, load_tokenizer, resolve_tokenizer
+from prunus.engines import GGUF, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.transport import (
     MALFORMED,
@@ -267,12 +267,13 @@ def reached(engine: EngineOptions, folder: Path) -> Iterator[EngineOptions]:
 def started(template: str, folder: Path, seconds: float) -> Iterator[str]:
     """Within the context, a server for a model folder runs; its address. On leaving, its process group is stopped.
 
-    template: the command with {model} (the folder), {port} and, if wanted, {name} (the folder's last part). No shell
-    reads it. seconds: after which the server must answer. Raises PrunusError with the server's last lines if it cannot
-    be started, ends, or does not answer in time.
+    template: the command with {model} (the folder) or {gguf} (its GGUF file), {port} and, if wanted, {name} (the
+    folder's last part). No shell reads it. seconds: after which the server must answer. Raises PrunusError with the
+    server's last lines if it cannot be started, ends, or does not answer in time.
     """
     port = free_port()
-    values = {"{model}": str(folder.resolve()), "{port}": str(port), "{name}": folder.name}
+    whole = folder.resolve()
+    values = {"{model}": str(whole), GGUF: str(whole / GGUF_FILE), "{port}": str(port), "{name}": folder.name}
     command = [filled(part, values) for part in shlex.split(template)]
     url = f"http://127.0.0.1:{port}/v1"
     with tempfile.TemporaryFile() as log:
@@ -325,10 +326,11 @@ async def _answers(url: str) -> bool:
 
 
 def last_lines(log: IO[bytes]) -> str:
-    """The last lines of the server's output, as one."""
+    """The last lines of the server's output, as one: of those that tell of an error, if there are any."""
     log.seek(max(0, log.seek(0, os.SEEK_END) - 10_000))
     lines = [" ".join(line.split()) for line in log.read().decode("utf-8", "replace").splitlines()]
-    return " | ".join([line for line in lines if line][-LINES:])[-CHARACTERS:] or "it printed nothing"
+    chosen = [line for line in lines if "error" in line.casefold()] or [line for line in lines if line]
+    return " | ".join(chosen[-LINES:])[-CHARACTERS:] or "it printed nothing"
 
 
 def stop(process: "subprocess.Popen[Any]") -> None:

@@ -32,7 +32,7 @@ def check_calibration(
     """
     folder = resolve(model)
     *_, last = [{}, *read_manifest(folder).get("history", [])]
-    if last.get("action") in STEPS and recorded_kind(last).is_last:
+    if last.get("action") in STEPS and recorded_kind(last).is_last and not kind_of(recipe).changes_form:
         raise PrunusError(
             f"{folder} comes from {last['action']}, after which there is nothing but evaluation: do this to the model"
             f" before it ({last['source']['name']}), or run `prunus dequantize` first"

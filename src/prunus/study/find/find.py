@@ -9,7 +9,7 @@ from typing import Any
 
 from prunus import progress
 from prunus.cards.certified import CERTIFICATE
-from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import MANIFEST, resolve
 from prunus.checkpoint.writer import check_target
 from prunus.disk import locked, replace_folder, write_text
@@ -180,7 +180,7 @@ def publish(
     if best is None:
         return certificate(store, declared, None), folder / "nothing"
     made = whole_checkpoint(search.study, search.model, best.variant, folder, device)
-    checksum = Checkpoint(made).checksum()
+    checksum = ModelFolder(made).checksum()
     if checksum != store.run(best.cell.run_id).model["checksum"]:
         raise PrunusError(
             f"{made} has other weights than those that {store.path} has rows of (run {best.cell.run_id}): name"

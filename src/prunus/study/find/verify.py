@@ -253,10 +253,10 @@ def _beside(data: Data, folder: Path, store: Path) -> tuple[list[str], list[str]
             if files.get(name) != value and not (at and name.startswith(at))
         ]
     if (folder / "config.json").exists():
-        from prunus.checkpoint.checkpoint import Checkpoint  # it imports torch
+        from prunus.checkpoint.model_folder import ModelFolder  # it imports torch
 
         try:
-            if Checkpoint(folder).checksum() != checksum:
+            if ModelFolder(folder).checksum() != checksum:
                 found.append("the checkpoint beside the certificate has other weights than the one made")
         except PrunusError as error:
             found.append(f"the checkpoint beside the certificate cannot be read: {error}")

@@ -1,0 +1,41 @@
+"""Serve a GGUF file with the llama.cpp inside the package xllamacpp, as llama-server does, until it is stopped.
+
+    python scripts/llama_cpp_server.py model.gguf --port 8080 --name model
+
+The package has no command of its own. Slots share the context.
+"""
+
+import argparse
+import threading
+from importlib import import_module
+from pathlib import Path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--name", help="of the model; default: the file's name without .gguf")
+    parser.add_argument("--context", type=int, default=0, help="tokens of all slots together; default: the model's")
+    parser.add_argument("--slots", type=int, default=4, help="requests at once")
+    parser.add_argument("--threads", type=int, default=0, help="default: llama.cpp's choice")
+    options = parser.parse_args()
+
+    xllamacpp = import_module("xllamacpp")
+    params = xllamacpp.CommonParams()
+    params.model.path = str(options.file)
+    params.model_alias = {options.name or options.file.stem}
+    params.port, params.n_ctx, params.n_parallel = options.port, options.context, options.slots
+    params.endpoint_metrics = True
+    if options.threads:
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads
+    try:
+        server = xllamacpp.Server(params)
+    except RuntimeError:  # llama.cpp has said why
+        raise SystemExit(1) from None
+    print(f"{server.listening_address} serves {options.file}", flush=True)
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Read what stands in the header of a GGUF file, the format of llama.cpp: its tensors, and Prunus's manifest."""
+
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prunus.checkpoint.resolve import checked_manifest, one_line
+from prunus.checkpoint.safetensors_file import Stored
+from prunus.errors import PrunusError
+from prunus.parse import parse_json
+
+MANIFEST_KEY = "prunus.manifest"  # of the text with the content of prunus.json
+_BLOCK = re.compile(r"blk\.(\d+)\.")
+
+
+class GgufFile(NamedTuple):
+    """A GGUF file, opened. architecture: llama.cpp's name. tensors: by llama.cpp's names, with its names of types."""
+
+    architecture: str
+    tensors: dict[str, Stored]
+    manifest: dict[str, Any]
+
+
+def library() -> Any:
+    """The package gguf; PrunusError if it is missing."""
+    try:
+        import gguf
+    except ImportError as error:
+        raise PrunusError("GGUF files need the package gguf: pip install 'prunus[gguf]'") from error
+    return gguf
+
+
+def open_reader(path: Path) -> Any:
+    """A gguf.GGUFReader; PrunusError if the file is missing, damaged or not a GGUF file."""
+    if not path.is_file():
+        raise PrunusError(f"{path} is not there, or not a file")
+    try:
+        return library().GGUFReader(path)
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        raise PrunusError(f"{path} is damaged or not a GGUF file ({one_line(error)}); fetch it again") from error
+
+
+def read_gguf(path: Path) -> GgufFile:
+    """The content of a file's header; PrunusError as open_reader."""
+    if not path.is_file():
+        raise PrunusError(f"{path} is not there, or not a file")
+    found = path.stat()
+    return _read(path, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(4)  # reading a large vocabulary takes seconds
+def _read(path: Path, size: int, changed: int) -> GgufFile:
+    reader = open_reader(path)
+    tensors = {
+        one.name: Stored(
+            path, one.tensor_type.name, tuple(map(int, reversed(one.shape))), one.data_offset,
+            one.data_offset + int(one.n_bytes),
+        )
+        for one in reader.tensors
+    }  # fmt: skip
+    if any(stored.end > size for stored in tensors.values()):
+        raise PrunusError(f"{path} is truncated; fetch it again")
+    text = field_of(reader, MANIFEST_KEY)
+    try:
+        manifest = {} if text is None else checked_manifest(parse_json(str(text)), path)
+    except ValueError as error:
+        raise PrunusError(f"{path} is damaged: its {MANIFEST_KEY} is not JSON") from error
+    return GgufFile(str(field_of(reader, "general.architecture")), tensors, manifest)
+
+
+def field_of(reader: Any, key: str) -> Any:
+    """The value of a key in the metadata; None if it has none."""
+    field = reader.get_field(key)
+    return None if field is None else field.contents()
+
+
+def kind_of(name: str) -> str:
+    """The name of a tensor without the number of its block, and without `.weight` or `.bias`."""
+    return _BLOCK.sub("blk.", name).removesuffix(".weight").removesuffix(".bias")

@@ -1,0 +1,225 @@
+"""Write a model as a GGUF file, or as a folder with one and all that an evaluation of it needs.
+
+One tensor of the model is in memory at a time. The manifest stands in the file's metadata, too.
+"""
+
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.gguf_file import MANIFEST_KEY, kind_of, library
+from prunus.checkpoint.resolve import GGUF_FILE, MANIFEST, next_manifest, resolve, version_of, versions
+from prunus.checkpoint.writer import check_target, copy_companions, sync_tree
+from prunus.disk import atomic_file, check_space, disk_errors, replace_folder, show_bytes, write_text
+from prunus.errors import PrunusError
+from prunus.progress import Steps
+from prunus.pruning.bits.gguf_like import form_like
+from prunus.pruning.bits.gguf_metadata import Form, form_of
+from prunus.pruning.bits.gguf_tensors import AS_IS, GROUP, OUTPUT, Piece, check, codes_of, encoded, names_for, pieces_of
+from prunus.pruning.calibration.beforehand import check_calibration
+from prunus.pruning.made_card import made_card
+from prunus.pruning.recover import dense_twin
+from prunus.recipes import GgufRecipe
+
+OUTER = {"token_embd.weight": "embeddings", OUTPUT: "head"}
+BITS = {"f16": 16, "q8_0": 8, "q4_0": 4}
+
+
+def gguf(
+    model: str | Path | Checkpoint,
+    out: str | Path,
+    recipe: GgufRecipe | None = None,
+    *,
+    dense: str | Path | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    name: str | None = None,
+) -> dict[str, Any]:
+    """Write model (folder or hub id) in the format of llama.cpp, and return a summary.
+
+    model: in a dry run of several steps also what earlier ones will leave.
+    out: FILE.gguf; or another path, which becomes a folder with model.gguf, configuration, tokenizer and manifest, so
+    that it can be evaluated behind llama.cpp's server (docs/gguf.md). Either appears only when it is complete.
+    recipe: None: the default one, float16.
+    dense: for recipe.like: the model before all steps; None: the one that the manifest of model names.
+    overwrite: replace an existing result.
+    dry_run: write nothing; the summary has would_write instead of out.
+    name: what the manifest calls the model; None: as it is given.
+
+    Returns a dict:
+
+    out, type: the file or folder, and the recipe's type.
+    architecture: llama.cpp's name of it.
+    tensors, exact: number of tensors, and of those that hold the integers of `prunus quantize` unchanged.
+    size, before: bytes that an engine loads of the result, and of the model, as text.
+    seconds: run time.
+    warnings: one line each.
+
+    Raises PrunusError for wrong input or if GGUF cannot express the model, and then leaves nothing behind.
+    """
+    started = time.monotonic()
+    recipe, target = recipe or GgufRecipe(), Path(out)
+    library()
+    if isinstance(model, Checkpoint):
+        source, name = model, name or str(model.folder)
+    else:
+        check_calibration(recipe, model, out)
+        source, name = Checkpoint(resolve(model)), name or str(model)
+    is_file = target.suffix == ".gguf"
+    if not is_file:
+        check_target(source.folder, target, overwrite)
+    elif target.is_dir() or (target.exists() and not overwrite):
+        raise PrunusError(f"{target} exists; choose another output or add --overwrite")
+    form = form_for(source, recipe, dense, name)
+    pieces = list(pieces_of(source, names_for(source, form.architecture)))
+    for piece in pieces:
+        check(source, piece, piece.form(recipe.type))
+    sizes = sizes_of(source, form, pieces, recipe.type)
+    exact = sum(piece.form(recipe.type) == "Q4_0" and codes_of(source, piece, 0) is not None for piece in pieces)
+    told: dict[str, Any] = {
+        "type": recipe.type,
+        "architecture": form.architecture,
+        "tensors": len(pieces) + len(form.constants),
+        "exact": exact,
+        "size": show_bytes(sizes["after"]),
+        "before": show_bytes(sizes["before"]),
+    }
+    warnings = warnings_of(source, pieces, exact, recipe.type)
+    if dry_run:
+        check_space(target.absolute(), sizes["after"])
+        return {"would_write": str(target), **told, "warnings": warnings}
+    step: dict[str, object] = {
+        "action": "gguf",
+        "recipe": recipe.to_json(),
+        "versions": {**versions(), "gguf": version_of("gguf")},
+        "source": source.provenance(name),
+        "format": {"name": "gguf", "bits": BITS[recipe.type], "group": None if recipe.type == "f16" else GROUP},
+        "bytes": sizes,
+        "warnings": warnings,
+    }
+    manifest = next_manifest(source.folder, step)
+    finish_metadata(form, recipe, manifest)
+    check_space(target.absolute(), sizes["after"])
+    with disk_errors(target, sizes["after"]):
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+        if is_file:
+            write_file(target, source, form, pieces, recipe.type)
+        else:
+            write_folder(target, source, form, pieces, recipe.type, manifest, overwrite)
+    return {"out": str(target), **told, "seconds": time.monotonic() - started, "warnings": warnings}
+
+
+def form_for(source: Checkpoint, recipe: GgufRecipe, dense: str | Path | None, name: str) -> Form:
+    """What the file has besides weights: like another file, or from the model's own files."""
+    if recipe.like is None:
+        if dense is not None:
+            raise PrunusError("--dense is for --like, whose file is compared with it: leave it out")
+        return form_of(source, Path(name).name)
+    there = Checkpoint(source.folder)  # of a model that is planned, the one that it will be made from
+    whole = there if dense is None and not there.manifest.get("history") else dense_twin(there, dense)
+    return form_like(Path(recipe.like).expanduser(), source, whole)
+
+
+def sizes_of(source: Checkpoint, form: Form, pieces: Sequence[Piece], type: str) -> dict[str, int]:
+    """Bytes of all tensors before and after; and after, by kind: integers, their scales, embeddings, head, others."""
+    found: dict[str, int] = dict.fromkeys(("quantised", "scales", "embeddings", "head"), 0)
+    found["others"] = sum(constant.nbytes for constant in form.constants.values())
+    for piece in pieces:
+        own = piece.form(type)
+        size, scales = piece.nbytes(own), piece.elements // GROUP * 2
+        if piece.name in OUTER:
+            found[OUTER[piece.name]] += size
+        elif own.startswith("Q"):
+            found["quantised"] += size - scales
+            found["scales"] += scales
+        else:
+            found["others"] += size
+    before = sum(stored.nbytes for stored in source.stored.values())
+    return {"before": before, "after": sum(found.values()), **found}
+
+
+def nbytes_of(source: Checkpoint, recipe: GgufRecipe) -> int:
+    """Bytes of all tensors of the file."""
+    return sum(piece.nbytes(piece.form(recipe.type)) for piece in pieces_of(source))
+
+
+def warnings_of(source: Checkpoint, pieces: Sequence[Piece], exact: int, type: str) -> list[str]:
+    """What a user should know of the weights."""
+    rounded = sum(piece.form(type) == "Q4_0" for piece in pieces) - exact
+    found = list(source.reading_notes) if exact == 0 else []
+    if rounded:
+        found.append(
+            f"{rounded} tensors are rounded to nearest in 4 bits, each group on the best of several scales: `prunus"
+            " quantize --bits 4 --group 32` before this loses less"
+        )
+    return found
+
+
+def finish_metadata(form: Form, recipe: GgufRecipe, manifest: Mapping[str, Any]) -> None:
+    """Add the types of numbers, and the manifest."""
+    package = library()
+    form.writer.add_file_type(getattr(package.LlamaFileType, f"MOSTLY_{recipe.type.upper()}"))
+    form.writer.add_quantization_version(package.GGML_QUANT_VERSION)
+    form.writer.add_string(MANIFEST_KEY, json.dumps(manifest, ensure_ascii=False))
+
+
+def write_file(path: Path, source: Checkpoint, form: Form, pieces: Sequence[Piece], type: str) -> None:
+    """Write the file, completely or not at all."""
+    kinds = library().GGMLQuantizationType
+    writer = form.writer
+    for name, constant in form.constants.items():
+        writer.add_tensor_info(name, constant.shape, constant.dtype, constant.nbytes)
+    for piece in pieces:
+        own = piece.form(type)
+        writer.add_tensor_info(piece.name, piece.whole_shape, np.dtype(np.float32), piece.nbytes(own), kinds[own])
+    with atomic_file(path) as stream, Steps("writing", total=len(pieces), unit="tensors") as steps:
+        writer.write_header_to_file(Path(stream.name))
+        try:
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for constant in form.constants.values():
+                writer.write_tensor_data(constant)
+            for piece in pieces:
+                change = form.changes.get(kind_of(piece.name), AS_IS)
+                writer.write_tensor_data(encoded(source, piece, piece.form(type), change))
+                steps.advance()
+        finally:
+            writer.close()
+
+
+def write_folder(
+    target: Path,
+    source: Checkpoint,
+    form: Form,
+    pieces: Sequence[Piece],
+    type: str,
+    manifest: Mapping[str, Any],
+    overwrite: bool,
+) -> None:
+    """Write a folder with the file and what describes the model, completely or not at all."""
+    whole = target.resolve()
+    folder = whole.with_name(f"{whole.name}.{secrets.token_hex(4)}.writing")
+    folder.mkdir()
+    try:
+        write_file(folder / GGUF_FILE, source, form, pieces, type)
+        copy_companions(source.folder, folder)
+        config = source.config_json | {"quantization_config": {"quant_method": "gguf", "bits": BITS[type]}}
+        texts = {
+            "config.json": json.dumps(config, indent=2) + "\n",
+            MANIFEST: json.dumps(manifest, indent=1, ensure_ascii=False) + "\n",
+            **made_card(source, manifest["history"][-1]),
+        }
+        for name, text in texts.items():
+            write_text(folder / name, text, sync=False)
+        sync_tree(folder)
+        replace_folder(folder, whole, overwrite)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

@@ -1,0 +1,75 @@
+"""Write a model in the format of llama.cpp. Its manifest has `format` and `bytes`, as that of quantize."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prunus.recipes import GgufRecipe
+from prunus.step import Step, StepRecord, Where, recipe_of
+from prunus.steps.quantize import loaded_bytes
+
+
+class Gguf(Step):
+    """Write MODEL as OUT.gguf for llama.cpp, Ollama and the like, or for an evaluation as the folder OUT with the file.
+
+    It comes after all other steps. With q4_0, what `prunus quantize --bits 4 --group 32` wrote is kept exactly. Llama,
+    Mistral, Qwen2, Qwen3, Qwen3-MoE and Gemma 3 need nothing else; other families need --like.
+    """
+
+    recipe = GgufRecipe
+    function = "prunus.pruning.gguf:gguf"
+    reshapes = True
+    is_last = True
+    changes_form = True
+    examples = (
+        "prunus gguf out/narrow narrow.gguf --type q8_0",
+        "prunus gguf out/w4-g32 small.gguf --type q4_0 --like Original-Q8_0.gguf",
+    )
+    options = ("dense",)
+    tag = "gguf"
+    relation = "quantized"
+
+    def make(self, model: Any, out: Path, recipe: Any, where: Where, name: str | None) -> dict[str, Any]:
+        """As Step says."""
+        from prunus.pruning.gguf import gguf
+
+        dense = where.dense if recipe.like is not None else None
+        return gguf(model, out, recipe, dense=dense, overwrite=where.overwrite, dry_run=where.dry_run, name=name)
+
+    def foresee(self, recipe: Any, source: Any, out: Path, where: Where) -> dict[str, Any]:
+        """As Step says; whether weights will be rounded depends on the steps before it."""
+        self.make(source, out, recipe, where, None)
+        return {"warnings": []}
+
+    def name(self, recipe: Any) -> str:
+        """`gguf-q4_0`."""
+        return f"gguf-{recipe.type}"
+
+    def content(self, recipe: Any, source: Any) -> dict[str, object]:
+        """Stored: as Step says. The file of `like` has the same weights."""
+        return {"action": "gguf", "type": recipe.type}
+
+    def nbytes(self, recipe: Any, source: Any) -> int:
+        """Those of the file's tensors."""
+        from prunus.pruning.gguf import nbytes_of
+
+        return nbytes_of(source, recipe)
+
+    def calibrates(self, recipe: Any, stats: bool = False) -> bool:
+        """Never."""
+        return False
+
+    def label(self, step: StepRecord) -> str:
+        """`GGUF Q4_0`."""
+        return f"GGUF {str(recipe_of(step).get('type', '?')).upper()}"
+
+    def outcome(self, step: StepRecord, brief: bool) -> str:
+        """`92 MB instead of 269 MB`."""
+        return loaded_bytes(step, brief)
+
+    def sentence(self, steps: Sequence[StepRecord]) -> str:
+        """`it is in the format of llama.cpp (Q4_0)`."""
+        return f"it is in the format of llama.cpp ({str(recipe_of(steps[-1]).get('type', '?')).upper()})"
+
+
+STEP = Gguf()

@@ -1,0 +1,224 @@
+"""llama.cpp itself, on a CPU: it loads what `prunus gguf` writes, computes what transformers does, and is evaluated.
+
+Run by `make test-llama-cpp` in an environment of its own (not collected elsewhere).
+"""
+
+import http.client
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gguf_models import SPLITS, make_gguf_model, texts
+from real_llm import ROOT, smollm2
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import prunus
+from prunus.engines import EngineOptions
+from prunus.errors import PrunusError
+from prunus.recipes import DropRecipe, ExpertsRecipe, GgufRecipe, QuantizeRecipe, WidthRecipe
+from prunus.results.store import Store
+
+xllamacpp = pytest.importorskip("xllamacpp")
+pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
+SERVE = f"{sys.executable} {ROOT}/scripts/llama_cpp_server.py {{gguf}} --port {{port}} --name {{name}}"
+SERVE += " --context 1024 --slots 2 --threads 1"
+TOKENS = 20
+
+
+class Client:
+    """The server's own endpoints."""
+
+    def __init__(self, address: str) -> None:
+        self.connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+
+    def post(self, path: str, **content: Any) -> Any:
+        self.connection.request("POST", path, json.dumps(content), {"Content-Type": "application/json"})
+        return json.loads(self.connection.getresponse().read())
+
+    def ids(self, text: str) -> list[int]:
+        return self.post("/tokenize", content=text, add_special=True, parse_special=True)["tokens"]
+
+
+@contextmanager
+def llama_cpp(path: Path) -> Iterator[Client]:
+    """llama.cpp's server with a file, in this process, with one thread."""
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel, params.warmup = str(path), 512, 1, False
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    server = xllamacpp.Server(params)
+    yield Client(server.listening_address)
+    del server
+
+
+def differences(folder: Path, path: Path, prompt: list[int]) -> tuple[int, float]:
+    """(greedy tokens in which llama.cpp differs from transformers in float32, mean difference of log-probabilities)."""
+    theirs, steps = list[int](), dict[int, Any]()
+    with llama_cpp(path) as client:
+        for n in range(TOKENS):
+            asked = {"n_predict": 1, "temperature": 0, "n_probs": 5, "return_tokens": True}
+            found = client.post("/completion", prompt=prompt + theirs, **asked)
+            theirs += found["tokens"]
+            if "completion_probabilities" in found:  # not for a token with a part of a character
+                (steps[n],) = found["completion_probabilities"]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():  # of llama.cpp's own tokens, so that every position can be compared
+        logits = model(torch.tensor([prompt + theirs])).logits[0, len(prompt) - 1 : -1]
+    ours = logits.log_softmax(-1)
+    off = [abs(top["logprob"] - float(ours[n, top["id"]])) for n, step in steps.items() for top in step["top_logprobs"]]
+    wrong = sum(one != two for one, two in zip(ours.argmax(-1).tolist(), theirs, strict=True))
+    assert len(theirs) == TOKENS and len(steps) > TOKENS // 2
+    return wrong, sum(off) / len(off)
+
+
+CASES = {
+    "llama": ("llama", "llama-bpe"),
+    "mistral": ("mistral", "llama"),
+    "qwen2": ("qwen2", "qwen2"),
+    "qwen3": ("qwen3", "qwen2"),
+    "gemma3": ("gemma3_text", "gemma"),
+    "narrowed": ("qwen3", "qwen2"),
+    "dropped": ("llama", "smollm"),
+    "experts": ("qwen3_moe", "qwen2"),
+    "experts cut": ("qwen3_moe", "qwen2"),
+}
+
+
+@pytest.mark.parametrize("way", ["alone", "like"])
+@pytest.mark.parametrize("case", CASES)
+def test_f16_computes_what_transformers_computes(case, way, tmp_path):
+    kind, split = CASES[case]
+    make_gguf_model(kind, tmp_path / "dense", split, initializer_range=0.1)
+    made = tmp_path / "made"
+    match case:
+        case "narrowed":
+            prunus.width(tmp_path / "dense", made, WidthRecipe(method="random", fit=False, keep=0.5))
+        case "dropped":
+            prunus.drop_blocks(tmp_path / "dense", made, DropRecipe(blocks="1,"))
+        case "experts cut":
+            prunus.drop_experts(tmp_path / "dense", made, ExpertsRecipe(method="random", keep=0.5))
+        case _:
+            made = tmp_path / "dense"
+    recipe = GgufRecipe()
+    if way == "like":
+        prunus.gguf(tmp_path / "dense", tmp_path / "dense.gguf", GgufRecipe(type="q8_0"))
+        recipe = GgufRecipe(like=str(tmp_path / "dense.gguf"))
+    prunus.gguf(made, tmp_path / "made.gguf", recipe)
+    wrong, mean = differences(made, tmp_path / "made.gguf", list(range(20, 60)))
+    print(case, way, wrong, mean)
+    assert wrong == 0 and mean <= 0.005
+
+
+def test_q4_0_of_codes_is_close_to_the_plain_folder(tmp_path):
+    make_gguf_model("llama", tmp_path / "dense", "llama-bpe", initializer_range=0.1)
+    prunus.quantize(tmp_path / "dense", tmp_path / "w4", QuantizeRecipe(bits=4, group="32", method="rtn"))
+    prunus.gguf(tmp_path / "w4", tmp_path / "w4.gguf", GgufRecipe(type="q4_0"))
+    prunus.dequantize(tmp_path / "w4", tmp_path / "plain")
+    prompt = list(range(20, 60))
+    _, same = differences(tmp_path / "plain", tmp_path / "w4.gguf", prompt)
+    _, other = differences(tmp_path / "dense", tmp_path / "w4.gguf", prompt)
+    print(same, other)
+    assert same < 0.5 * other  # the engine rounds activations to 8 bits
+
+
+@pytest.mark.parametrize("split", [*SPLITS, "llama", "gemma"])
+def test_token_ids_are_the_tokenizers(split, tmp_path):
+    make_gguf_model("llama", tmp_path / "m", split, num_hidden_layers=1)
+    prunus.gguf(tmp_path / "m", tmp_path / "m.gguf")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "m")
+    specials = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    with llama_cpp(tmp_path / "m.gguf") as client:
+        for number, text in enumerate(texts(2000)):
+            if number % 10 == 0:
+                text = f"{specials[number // 10 % len(specials)]}{text}"
+            assert client.ids(text) == tokenizer(text)["input_ids"], repr(text)
+        messages = [{"role": "user", "content": "What is 1 + 1?"}]
+        said = client.post("/apply-template", messages=messages)["prompt"]
+    assert said == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def test_smollm2(tmp_path):
+    folder = smollm2()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prunus.gguf(folder, tmp_path / "m.gguf")
+    prompt = tokenizer("Gravity is the force that pulls objects toward each other. The first person who")["input_ids"]
+    wrong, mean = differences(folder, tmp_path / "m.gguf", prompt)
+    print(wrong, mean)
+    assert wrong == 0 and mean <= 0.005
+    with llama_cpp(tmp_path / "m.gguf") as client:
+        for text in texts(10_000, seed=2):
+            assert client.ids(text) == tokenizer(text)["input_ids"], repr(text)
+
+
+def test_an_evaluation_behind_its_server(tmp_path):
+    """Budgets, stops and grading, as with any engine: greedy rows are those of hf."""
+    make_gguf_model("qwen3", tmp_path / "dense", initializer_range=0.1)
+    prunus.gguf(tmp_path / "dense", tmp_path / "made")
+    plan: dict[str, Any] = {"tasks": ("tiny",), "limit": 4, "budgets": (0, 8, 24), "temperature": 0.0, "profile": "s1"}
+    rows = {}
+    for backend, folder in (("hf", "dense"), ("openai", "made")):
+        engine = EngineOptions(serve=SERVE, timeout=120) if backend == "openai" else EngineOptions()
+        asked = prunus.EvalPlan(**plan, answer_tokens=8, backend=backend)
+        run = prunus.evaluate(tmp_path / folder, asked, tmp_path / "results.db", engine=engine, device="cpu")
+        with Store(tmp_path / "results.db") as store:
+            rows[backend] = [
+                (row.problem_id, row.budget, row.ended, row.thinking, row.text, row.correct)
+                for row in store.samples(run, texts=True)
+            ]
+            (found,) = [one for one in store.runs() if one.run_id == run]
+    assert rows["hf"] == rows["openai"] and len(rows["hf"]) == 12
+    (step,) = found.model["manifest"]["history"]
+    assert step["action"] == "gguf" and found.versions["server"].startswith("llamacpp")
+
+
+def test_a_study_of_gguf_files(tmp_path):
+    """The dense model is served in float16; a step, and a chain whose Q4_0 are the integers of quantize."""
+    make_gguf_model("qwen3", tmp_path / "model", initializer_range=0.1)
+    (tmp_path / "study.toml").write_text(f"""
+models = ["model"]
+[eval]
+tasks = ["tiny"]
+limit = 3
+budgets = [0, 8]
+answer_tokens = 8
+temperature = 0
+profile = "s1"
+backend = "openai"
+[engine]
+serve = "{SERVE}"
+[[gguf]]
+type = "q8_0"
+[[chain]]
+steps = [{{ quantize = {{ bits = 4, group = "32", method = "rtn" }} }}, {{ gguf = {{ type = "q4_0" }} }}]
+""")
+    prunus.run_study(tmp_path / "study.toml", out=tmp_path / "out", device="cpu")
+    with Store(tmp_path / "out" / "results.db") as store:
+        runs = {run.model["name"]: run for run in store.runs()}
+        assert all(len(store.samples(run.run_id)) == 6 for run in runs.values())
+    assert [*runs] == ["model", "model/gguf-q8_0", "model/w4-g32-rtn-gguf-q4_0"]
+    assert len({run.model["checksum"] for run in runs.values()}) == 3
+    assert not list((tmp_path / "out").rglob("served/*"))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "GGUF Q8_0" in page and "W4 g32 RTN + GGUF Q4_0" in page
+    broken = (tmp_path / "study.toml").read_text().replace('"openai"', '"hf"').partition("[engine]")
+    (tmp_path / "hf.toml").write_text(f"{broken[0]}[[gguf]]\ntype = 'f16'\n")
+    with pytest.raises(PrunusError, match=r"only llama\.cpp reads GGUF files: take the backend openai"):
+        prunus.run_study(tmp_path / "hf.toml", out=tmp_path / "no", device="cpu")
+
+
+def test_an_engine_that_refuses_the_file_says_why_in_a_line(tmp_path):
+    make_gguf_model("qwen3", tmp_path / "dense")
+    prunus.gguf(tmp_path / "dense", tmp_path / "made", GgufRecipe(type="q8_0"))
+    data = (tmp_path / "made" / "model.gguf").read_bytes()
+    (tmp_path / "made" / "model.gguf").write_bytes(data.replace(b"blk.1.attn_q.weight", b"blk.1.attn_x.weight"))
+    plan = prunus.EvalPlan(
+        tasks=("tiny",), limit=1, budgets=(8,), answer_tokens=8, backend="openai", profile="s1"
+    )  # fmt: skip
+    with pytest.raises(PrunusError, match=r"the server ended .*") as error:
+        prunus.evaluate(tmp_path / "made", plan, tmp_path / "no.db", engine=EngineOptions(serve=SERVE, timeout=120))
+    print(error.value)
+    assert "attn_q.weight" in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 800
