@@ -7,6 +7,7 @@ The package has no command of its own. Slots share the context.
 
 import argparse
 import threading
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def main() -> None:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads
     try:
         server = xllamacpp.Server(params)
-    except RuntimeError:  # llama.cpp has said why
+    except RuntimeError:
+        time.sleep(1)  # until llama.cpp, whose log has a thread of its own, has said why
         raise SystemExit(1) from None
     print(f"{server.listening_address} serves {options.file}", flush=True)
     threading.Event().wait()

@@ -10,10 +10,11 @@ from prunus.steps.quantize import loaded_bytes
 
 
 class Gguf(Step):
-    """Write MODEL as OUT.gguf for llama.cpp, Ollama and the like, or for an evaluation as the folder OUT with the file.
+    """Write MODEL as OUT.gguf, a file for llama.cpp and Ollama.
 
-    It comes after all other steps. With q4_0, what `prunus quantize --bits 4 --group 32` wrote is kept exactly. Llama,
-    Mistral, Qwen2, Qwen3, Qwen3-MoE and Gemma 3 need nothing else; other families need --like.
+    If OUT has another name it becomes a folder with the file and all that an evaluation needs. The step comes after all
+    others; with q4_0, the 4-bit integers that `prunus quantize` wrote in groups of 32 are kept exactly. Llama, Mistral,
+    Qwen2, Qwen3, Qwen3-MoE and Gemma 3 need nothing else, other families a GGUF file of the dense model.
     """
 
     recipe = GgufRecipe
