@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-WIDTH, HEIGHT = 1280, 2050
+WIDTH, HEIGHT = 1280, 800
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 

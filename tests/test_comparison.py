@@ -11,7 +11,7 @@ from statsmodels.stats.multitest import multipletests
 
 from prunus.errors import PrunusError
 from prunus.margins import Margin
-from prunus.reporting import prose
+from prunus.reporting.sections.verdicts import remark
 from prunus.results import betting, paired
 from prunus.results.betting import direction_p
 from prunus.results.cells import Comparison, Entry
@@ -285,7 +285,7 @@ def test_claims_of_many_variants_are_corrected(tmp_path):
 
 
 def test_the_curve_decides_what_is_said_of_it(tmp_path):
-    """+21 points at 512 and -33 at 4096 are not `worse over the whole curve`."""
+    """+21 points at 512 and -33 at 4096 are not `worse at every budget`."""
     budgets, problems = (512, 1024, 2048, 4096), 200
     dense = {512: 0.3, 1024: 0.5, 2048: 0.7, 4096: 0.9}
     crossing = {512: 0.51, 1024: 0.45, 2048: 0.45, 4096: 0.57}
@@ -301,11 +301,8 @@ def test_the_curve_decides_what_is_said_of_it(tmp_path):
     (against,) = found["crossing"]["contradicted_at"]
     assert (against["budget"], against["verdict"]) == (512, "better") and against["difference"] == pytest.approx(0.21)
     assert found["below"]["contradicted_at"] == found["noisy"]["contradicted_at"] == []
-    sentence = prose.headline([Entry.of(found["crossing"]), Entry.of(found["below"])], ["X", "B"], "dense", 0.02, 0.05)[
-        0
-    ]
-    assert "over the whole curve: B by" in sentence and "on average over the curve: X by" in sentence
-    assert "but better at 512, +21.0)" in sentence
+    remarks = [remark(Entry.of(found[name])).remark for name in ("crossing", "below")]
+    assert remarks == ["but better at 512, +21.0", "at every budget"]
 
 
 def test_same_seed_same_numbers(tmp_path):

@@ -3,9 +3,10 @@
 import json
 import re
 
+import pytest
 from test_certificate import make
 
-from prunus.study.find.page import page, write_page
+from prunus.study.find.page import beside, page, write_page
 
 HOSTILE = "</script><img src=x onerror='window.pwned=1'>&lt;b&gt;"
 
@@ -25,10 +26,10 @@ def test_the_page_shows_ladder_decisions_bounds_and_cost(tmp_path):
         (False, False, True),
     ]
     assert text.count('class="chart panel path"') == 4  # two endpoints of two rungs
-    assert len(re.findall(r'class="chart"', text)) == 2
+    assert len(re.findall(r'class="chart (broad|narrow)"', text)) == 2  # one curve in two sizes
     share = 100 * data["shown"]["tokens"] / data["shown"]["full_grid_tokens"]
     assert f"{share:.1f} % of the 42" in plain
-    assert not re.findall(r"(?:src|href)=", text)
+    assert not re.findall(r'(?:src|href)="(?!#)', text)
     assert not re.findall(r"https?:", text.replace("http://www.w3.org/2000/svg", ""))
     write_page(data, tmp_path / "find.html")
     assert (tmp_path / "find.html").read_text() == text
@@ -38,6 +39,16 @@ def test_without_a_certified_rung_it_says_so(tmp_path):
     _, file = make(tmp_path, max_tokens=100)
     text = page(json.loads(file.read_text()))
     assert "No rung was certified: dense stays as it is" in text and "the tokens are used up" in text
+
+
+@pytest.mark.parametrize(
+    ("margin", "value", "text"),
+    [(0.06, -0.0597, "−5.97"), (0.06, -0.05998, "−5.998"), (0.06, -0.0604, "−6.04"), (0.06, -0.052, "−5.2"),
+     (0.06, -0.06, "−6.0"), (0.06, 0.06, "+6.0"),
+     ("5%", 0.0004, "+0.04"), ("5%", -0.0004, "−0.04"), ("5%", 0.0, "0.0")],
+)  # fmt: skip
+def test_a_bound_has_the_digits_that_tell_it_from_the_margin(margin, value, text):
+    assert beside(margin)(value) == text
 
 
 def test_names_are_escaped(tmp_path):

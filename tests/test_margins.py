@@ -112,10 +112,10 @@ def test_compare_takes_a_margin_relative_to_the_base(tmp_path):
         assert found["margin"] == found["stop_margin"] == entry["margin"] == {"relative": 0.05}
         assert entry["within_margin"] == (word == "non-inferior")
     (entry,) = compare(path, "dense", margin="30%", resamples=200)["others"]
-    said = prose.headline(
-        [replace(Entry.of(entry), verdict="non-inferior")], ["pruned"], "dense", Margin(0.3, True), 0.05
+    said = prose.lead(
+        [replace(Entry.of(entry), verdict="non-inferior")], ["W"], "dense", Margin(0.3, True), 0, ["Small"]
     )
-    assert "Within 30 % of what dense solves on average" in said[0]
+    assert "a loss of 30 % of what dense solves or more is ruled out" in said
 
 
 def test_commands_take_percent(tmp_path, capsys):
@@ -189,22 +189,18 @@ def test_a_base_that_solves_nothing_gets_no_word(tmp_path):
         (entry,), (warning,) = found["others"], found["warnings"]
         assert (entry["verdict"], entry["within_margin"], entry["nothing_to_lose"]) == ("cannot tell", False, True)
         assert warning.startswith("the base solves nothing, so there is nothing to lose")
-        assert prose.title([Entry.of(entry)], "dense") == "1 variant against dense: 1 undecided; dense solves nothing"
-        assert (
-            "annot tell, since dense solves nothing"
-            in prose.headline([Entry.of(entry)], ["W"], "dense", margin, 0.05)[0]
-        )
+        what = ([Entry.of(entry)], ["W"], "dense")
+        assert prose.title(*what, None) == "No variant can be non-inferior: dense solves nothing"
     prunus.report(path, tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text()
-    assert (
-        "<title>1 variant against dense: 1 undecided; dense solves nothing</title>" in text
-        and "nothing to lose" in text
-    )
+    assert "<title>No variant can be non-inferior: dense solves nothing</title>" in text and "nothing to lose" in text
     few = grid(lambda _, problem, *__: problem < 6, problems=400)  # 1.5 points: all of it is within the margin
     path = fill(tmp_path / "few.db", {"dense": few, "pruned": few})
     found = compare(path, "dense", resamples=200)
     assert found["others"][0]["verdict"] == "cannot tell" and "would be all of it" in found["warnings"][0]
-    assert "losing everything would be within the margin" in prose.title([Entry.of(found["others"][0])], "dense")
+    assert "losing everything would be within the margin" in prose.title(
+        [Entry.of(found["others"][0])], ["W"], "dense", None
+    )
     (entry,) = compare(path, "dense", margin=0.0149, resamples=200)["others"]
     assert not entry["nothing_to_lose"]
 

@@ -65,7 +65,7 @@ def test_the_strict_dense_run_is_the_base_and_legacy_stands_beside_it(page, stor
 
 
 def test_runs_that_the_section_shows_are_not_said_to_be_left_out(page):
-    (warning,) = page.all("div", "warnings")
+    (warning,) = page.all("details", "warnings")
     assert "left out: mode" not in warning and "legacy" not in warning
 
 
@@ -73,7 +73,7 @@ def test_a_legacy_base_is_said_to_bound_the_thinking_only(store, tmp_path):
     with Store(store) as opened:
         (base,) = [r.run_id for r in opened.runs() if (r.model["name"], r.plan["mode"]) == ("tiny", "legacy")]
     page = Page(report(store, tmp_path / "a.html", base=base))
-    (warning,) = page.all("div", "warnings")
+    (warning,) = page.all("details", "warnings")
     assert "the budget bounds the thinking only, and an answer may have up to 32\u202f768 tokens" in warning
     assert "does not bound the tokens of dense and Wanda 20\xa0%" in warning
     assert len(page.rows("modes")) == 1 + 2 * len(BUDGETS)
@@ -90,8 +90,8 @@ def test_a_dense_model_in_both_modes_is_a_page_before_anything_else_is_run(store
                 kept = samples if run.plan["mode"] == "strict" else [s for s in samples if s.problem_id in half]
                 new.add_samples(run.run_id, kept)
     page = Page(report(tmp_path / "a.db", tmp_path / "a.html"))
-    assert "There is nothing to compare with dense yet" in " ".join(page.all("p", "lead"))
-    (warning,) = page.all("div", "warnings")
+    assert "There is nothing to compare with dense yet" in page.all("p", "lead")[0]
+    (warning,) = page.all("details", "warnings")
     assert "Not finished: dense in legacy mode has 50.0 % of the answers of the plan" in warning
     assert "legacy" in section(page, "modes") and page.all("table", "verdicts sortable") == []
 
@@ -184,8 +184,8 @@ def test_scaling_is_summarises(page, store):
     wanted = [slope[key] for key in ("retention", "retention_low", "retention_high")]
     assert shown == pytest.approx([100 * value for value in wanted], abs=0.051)
     (row,) = [row for row in page.rows("verdicts") if row[0].strip().startswith("Wanda 50")]
-    shown = [float(number) for number in re.findall(r"\d+\.\d", row[6])]
-    assert row[6].startswith(slope["word"]) and shown == pytest.approx([100 * value for value in wanted], abs=0.051)
+    shown = [float(number) for number in re.findall(r"\d+\.\d", row[5])]
+    assert row[5].startswith(slope["word"]) and shown == pytest.approx([100 * value for value in wanted], abs=0.051)
 
 
 def summary_base(store: Path) -> str:
@@ -201,7 +201,7 @@ def totals(store: Store, run: Run) -> RunTotals:
 
 
 def test_a_run_that_is_not_finished_is_named_with_its_share(page, store):
-    (warning,) = page.all("div", "warnings")
+    (warning,) = page.all("details", "warnings")
     assert "Not finished: ShortGPT −1\xa0block has 50.0 % of the answers of the plan" in warning
     with Store(store) as opened:
         runs = {(run.model["name"], run.plan["mode"]): run for run in opened.runs()}
@@ -215,7 +215,7 @@ def test_a_run_that_is_not_finished_is_named_with_its_share(page, store):
 def test_a_name_and_notes_stand_above_all_else_as_text(store, page, tmp_path):
     named = Page(report(store, tmp_path / "r.html", name="<b>My study</b>", notes=["Not begun: <i>x</i>."]))
     assert named.all("p", "kicker")[0].startswith("<b>My study</b> · base: dense")
-    assert named.all("div", "warnings")[0].removeprefix("Read with care").startswith("Not begun: <i>x</i>.")
+    assert re.match(r"Read with care \(\d notes\): Not begun: <i>x</i>\.", named.all("details", "warnings")[0])
     assert "Prunus report · base" in page.all("p", "kicker")[0]
 
 
@@ -268,6 +268,11 @@ def test_every_linear_in_the_numbering_of_the_original():
 # All that flipped
 
 
+def beside(page: Page) -> list[str]:
+    """The files to which rows of the page lead."""
+    return [a["href"] or "" for tag, a in page.elements if tag == "a" and a.get("class") == "beside"]
+
+
 def test_every_flip_is_listed_and_its_texts_are_in_the_page_or_beside_it(page, store):
     with Store(store) as opened:
         ids = [run.run_id for run in opened.runs()][:4]
@@ -276,7 +281,7 @@ def test_every_flip_is_listed_and_its_texts_are_in_the_page_or_beside_it(page, s
         whole = {s.text for run in ids for s in opened.samples(run, texts=True) if s.budget == 1024}
     items = [k for k, (tag, a) in enumerate(page.elements) if (tag, a.get("class")) == ("details", "flip")]
     assert len(items) == sum(map(len, found))
-    frames = [a["href"] or "" for tag, a in page.elements if tag == "a"]
+    frames = beside(page)
     inside = page.all("pre", "answer")
     assert len(items) == len(inside) // 2 + len(frames) and frames
     for frame in frames:
@@ -309,9 +314,8 @@ def test_runs_whose_texts_fit_stand_in_the_page_the_shortest_first(store, tmp_pa
             (tmp_path / "part.html").write_text(flips.section(data).html, "utf-8")
             pages.append(Page(tmp_path / "part.html"))
     for fitting, page in enumerate(pages):
-        links = [a["href"] or "" for tag, a in page.elements if tag == "a"]
-        beside = {int(link.split("flip-")[1].split("-")[0]) - 1 for link in links}
-        assert beside == {place for place in order[fitting:] if sizes[place]}
+        outside = {int(link.split("flip-")[1].split("-")[0]) - 1 for link in beside(page)}
+        assert outside == {place for place in order[fitting:] if sizes[place]}
 
 
 def test_a_small_store_needs_no_folder(tmp_path):
@@ -330,7 +334,7 @@ def test_the_folder_is_replaced_with_the_page_and_never_with_other_things(tmp_pa
     report(store, out)
     names = sorted(path.name for path in folder.iterdir())
     page = Page(out)
-    assert all((a["href"] or "").startswith("my%20report_files/") for tag, a in page.elements if tag == "a")
+    assert beside(page) and all(link.startswith("my%20report_files/") for link in beside(page))
     (folder / "flip-1-9999.html").write_text("old")
     out.unlink()
     with pytest.raises(PrunusError, match="my report_files' exists"):

@@ -105,10 +105,10 @@ def test_a_run_that_was_stopped_gets_no_word_anywhere(tmp_path, rows, which):
     card = "\n".join(results_text(Card([STEP], {}), results))
     assert ("Unfinished, 114 of 120 problems" in card) == (which == "dense")
     page = prunus.report(store, tmp_path / "page.html").read_text("utf-8")
-    verdicts = page.split('<section id="verdicts">')[1].split("</section>")[0].split("<tbody>")[1].split("</table>")[0]
+    verdicts = page.split('<section id="verdicts"')[1].split("</section>")[0].split("<tbody>")[1].split("</table>")[0]
     assert 'class="word unfinished"' in verdicts and "114 of 120" in verdicts
     assert not any(f">{word}<" in verdicts for word in WORDS)
-    assert "Without a verdict" in page and "1 unfinished" in page
+    assert "Without a verdict" in page and "is unfinished beside dense</title>" in page
 
 
 def test_the_rest_of_the_rows_brings_the_word(tmp_path, rows):

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from test_comparison import fill, random_run
 
+from prunus.margins import Margin
 from prunus.reporting import prose
+from prunus.reporting.sections.verdicts import remark
 from prunus.results.cells import Entry
 from prunus.results.comparison import compare
 from prunus.results.rows import Sample
@@ -93,10 +95,11 @@ def test_accuracy_that_holds_only_because_chains_are_cut_is_called_that(tmp_path
     cut = [replace(s, ended="forced", thinking_tokens=s.budget) for s in base]
     found = entry(tmp_path, base, cut, margin=0.05)
     assert (found["verdict"], found["stops"], found["relies_on_cutting"]) == ("non-inferior", "worse", True)
-    sentences = prose.headline([Entry.of(found)], ["W"], "dense", 0.05, 0.05)
-    assert "only because chains are cut: 100.0 points fewer end by themselves" in sentences[0]
-    assert sentences[1].startswith("Chains that end by themselves at budget 64: fewer than dense's in W (0.0 %, −100.0")
-    assert prose.title([Entry.of(found)], "dense").endswith("1 non-inferior; in 1, fewer chains end by themselves")
+    what = ([Entry.of(found)], ["W"], "dense")
+    assert "relies on cutting" in remark(what[0][0]).remark
+    assert "; a loss of 5 points or more is ruled out" in (said := prose.lead(*what, Margin(0.05), 0, ["Small"]))
+    assert said.endswith("Small, and 0.0 % of its chains end by themselves (−100.0 points).")
+    assert prose.title(*what, 0) == "W is non-inferior to dense but stops less often"
 
 
 def test_several_tasks_weigh_alike_and_runs_correct_each_other(tmp_path):
@@ -129,6 +132,4 @@ def test_without_a_positive_budget_there_is_no_verdict_on_stopping(tmp_path):
     base, other = ([s for s in run(seed, 0.9) if s.budget == 0] for seed in (0, 1))
     found = entry(tmp_path, base, other)
     assert found["stops"] is None and found["stopping"]["endings"] == {} and not found["relies_on_cutting"]
-    assert not any(
-        "end by themselves" in text for text in prose.headline([Entry.of(found)], ["W"], "dense", 0.02, 0.05)
-    )
+    assert prose.lead([Entry.of(found)], ["W"], "dense", Margin(0.05), None, ["Small"]).endswith(" Small.")

@@ -121,9 +121,14 @@ class Browser:
         elif method == "Network.loadingFailed" and params.get("blockedReason"):
             self.requests.pop(params["requestId"], None)
 
-    def open(self, page: Path | str, width: int = 1400, height: int = 900, dark: bool = False) -> None:
-        """Open a file or an address with a window size and colour scheme, and wait until it is laid out."""
-        url = page if isinstance(page, str) else page.resolve().as_uri()
+    def open(
+        self, page: Path | str, width: int = 1400, height: int = 900, dark: bool = False, fragment: str = ""
+    ) -> None:
+        """Open a file or an address with a window size and colour scheme, and wait until it is laid out.
+
+        fragment: what follows the address, such as `#part`.
+        """
+        url = (page if isinstance(page, str) else page.resolve().as_uri()) + fragment
         self.call("Page.navigate", url="about:blank")  # else the last page would be laid out once more
         self.resize(width, height)
         self._set_scheme(dark)

@@ -16,7 +16,10 @@ ALWAYS = {"calibration", "samples", "seqlen", "seed"}  # settings that are shown
 
 @dataclass(frozen=True)
 class Look:
-    """The look of one run in the report. index: 0 is the base. hue: 0 is the base's black, 1 to HUES are colours."""
+    """The look of one run in the report. index: 0 is the base. hue: 0 is the base's black, 1 to HUES are colours.
+
+    family: the methods of its steps, which runs of one colour share.
+    """
 
     index: int
     run_id: str
@@ -24,6 +27,7 @@ class Look:
     hue: int
     dash: int
     marker: int
+    family: str = ""
 
     @property
     def css(self) -> str:
@@ -60,9 +64,7 @@ def looks(base: Run, others: Sequence[Run]) -> list[Look]:
     for index, (run, text) in enumerate(zip(others, labels[1:], strict=True), start=1):
         group = " + ".join(method_name(step) for step in history(run))
         hues.setdefault(group, len(hues))
-        wraps = hues[group] // HUES
-        result.append(
-            Look(index, run.run_id, text, 1 + hues[group] % HUES, seen[group] % 4, 1 + (seen[group] + wraps) % 4)
-        )
+        hue, marker = 1 + hues[group] % HUES, 1 + (seen[group] + hues[group] // HUES) % 4
+        result.append(Look(index, run.run_id, text, hue, seen[group] % 4, marker, group))
         seen[group] += 1
     return result

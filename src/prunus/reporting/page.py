@@ -11,10 +11,11 @@ hashes of our style and our script, so that no other could run even if an escape
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from prunus import __version__
 from prunus.errors import PrunusError
 from prunus.margins import MarginLike
 from prunus.reporting import prose
+from prunus.reporting.bar import bar
+from prunus.reporting.bar import styles as bar_styles
 from prunus.reporting.output_files import (
     Folder,
     check_export,
@@ -24,8 +25,8 @@ from prunus.reporting.output_files import (
     written_last,
 )
 from prunus.reporting.render.figure import pdf_converter
-from prunus.reporting.render.text import document, esc, linked, resource
-from prunus.reporting.report_data import ReportData, missing_notes
+from prunus.reporting.render.text import esc, linked, short, top, whole_page
+from prunus.reporting.report_data import ReportData, ReportedRun, missing_notes
 from prunus.reporting.section import Section
 from prunus.reporting.sections import SECTIONS
 from prunus.results.cells import plain
@@ -121,26 +122,23 @@ def page(
     links: Sequence[tuple[str, str]] = (),
 ) -> str:
     """The HTML of the page: a headline, then every section."""
-    body = [
-        _top(data, name, notes, links),
-        f"<main>{''.join(section.html for section in sections)}</main>",
-        f"<footer>Made by Prunus {esc(__version__)}. This page loads nothing from the network.</footer>",
-    ]
+    title = prose.title(*data.compared, data.chosen)
+    first, *parts = (section.html for section in sections)
+    elsewhere = "".join(f'<p class="says">{linked(*link)}</p>' for link in links)
+    body = f"{_top(data, title, name, notes)}{bar(data, sections)}<main>{first}{elsewhere}{''.join(parts)}</main>"
     embedded = {"comparison": plain(data.comparison), "summaries": [plain(one.summary) for one in data.runs]}
-    title = prose.title(data.comparison.others, data.base.look.label)
-    styles = "".join([resource("page.css"), *(section.styles for section in sections)])
-    return document(title, "".join(body), embedded, styles)
+    return whole_page(title, body, embedded, "".join([bar_styles(data), *(section.styles for section in sections)]))
 
 
-def _top(data: ReportData, name: str, first: Sequence[str], links: Sequence[tuple[str, str]]) -> str:
+def _top(data: ReportData, title: str, name: str, first: Sequence[str]) -> str:
     labels, summaries = [one.look.label for one in data.runs], [one.summary for one in data.runs]
-    base, others = data.base.run, data.comparison.others
-    sentences = prose.headline(others, labels[1:], labels[0], data.margin, data.stop_margin)
+    base = data.base.run
+    sizes = [size_in_words(one, data.base) for one in data.others]
+    sentences = prose.lead(*data.compared, data.margin, data.chosen, sizes)
     totals = [(one.look.label, one.totals) for one in data.runs] + [(one.name, one.totals) for one in data.both_modes]
     notes = [*first, *missing_notes(totals)]
     elsewhere = [one.counterpart.run_id for one in data.both_modes]
     notes += prose.warnings(data.comparison, [one.run for one in data.runs], summaries, labels, elsewhere)
-    care = "".join(f"<li><bdi>{esc(note)}</bdi></li>" for note in notes)
     tasks = summaries[0].tasks.values()
     problems = sum(curve.problems for curve in tasks)
     groups = sum(curve.problems if curve.groups is None else curve.groups for curve in tasks)
@@ -151,9 +149,15 @@ def _top(data: ReportData, name: str, first: Sequence[str], links: Sequence[tupl
         f"<bdi>{esc(base.model.get('name'))}</bdi> · <bdi>{esc(', '.join(summaries[0].tasks))}</bdi>, "
         f"{problems} × {esc(draws)} draw{'' if draws == 1 else 's'}"
     )
-    return (
-        f'<header><p class="kicker">{facts}</p><h1>{esc(prose.title(others, labels[0]))}</h1>'
-        + "".join(f'<p class="lead">{linked(*one)}</p>' for one in [*((text, "") for text in sentences), *links])
-        + (f'<div class="warnings"><strong>Read with care</strong><ul>{care}</ul></div>' if care else "")
-        + "</header>"
-    )
+    return top(facts, title, sentences, notes)
+
+
+def size_in_words(one: ReportedRun, base: ReportedRun) -> str:
+    """`It has 1.2 MB of dense's 2.4 MB`, or the parameters where bytes are unknown."""
+    name, unit, sizes = base.look.label, "", [short(side.nbytes, ("kB", "MB", "GB")) for side in (one, base)]
+    if one.nbytes is None or base.nbytes is None:
+        unit, sizes = " parameters", [short(side.parameters, ("k", "M", "B")) for side in (one, base)]
+    if one.parameters is None:
+        return "Its size is not known"
+    same = f"It is as large as {name} ({sizes[0]}{unit})"
+    return same if sizes[0] == sizes[1] else f"It has {sizes[0]} of {name}'s {sizes[1]}{unit}"

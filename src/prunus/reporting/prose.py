@@ -1,11 +1,12 @@
-"""The sentences at the top of the page: verdicts, scaling and caveats."""
+"""The sentences of the page: which variant to choose, whether variants stop, and caveats."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from prunus.budgets import AS_RUN
-from prunus.margins import Margin, MarginLike
+from prunus.margins import Margin
 from prunus.reporting.labels import history
-from prunus.reporting.render.text import DASH, count, joined, percent, points
+from prunus.reporting.render.text import count, joined, percent, points
 from prunus.results.cells import Comparison, Entry
 from prunus.results.labels import observations
 from prunus.results.metrics import answer_allowance
@@ -13,27 +14,70 @@ from prunus.results.rows import Run
 from prunus.results.stages import PARTLY, in_words
 from prunus.results.stopping import ENDS
 from prunus.results.summary import Summary
-from prunus.results.verdicts import BETTER, ENOUGH, OPEN, SAME, UNFINISHED, WITHIN, WORSE
+from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE
 
 # Shares of draws above which an ending gets a warning.
 LEAKED, TRUNCATED, SILENT, BEYOND = 0.01, 0.05, 0.2, 0.1
-MORE = 0.05  # change of the tokens used that is mentioned
+WORDS = 15  # of the title, at most
+FIT = (BETTER, SAME, WITHIN)  # verdicts with which a loss of the margin is ruled out
+
+Sized = tuple[float, float]
 
 
-def title(entries: Sequence[Entry], base: str) -> str:
-    """One line that counts the verdicts."""
-    verdicts = [entry.verdict for entry in entries]
-    if not verdicts:
+def best(entries: Sequence[Entry], sizes: Sequence[Sized]) -> int | None:
+    """The place of the variant to choose: of those that lose less than the margin, the smallest that still stops.
+
+    If none is shown to stop, the smallest with the least doubt. sizes: as ReportedRun.size. None if no variant is shown
+    to lose less than the margin.
+    """
+    fit = [place for place, entry in enumerate(entries) if entry.verdict in FIT]
+    return min(fit, key=lambda p: (_doubt(entries[p]), sizes[p], -entries[p].primary.difference), default=None)
+
+
+def _doubt(entry: Entry) -> int:
+    """0 for a variant that still stops, 1 if that cannot be told, 2 if not, 3 if it is worse at single budgets."""
+    if any(at.verdict in (WORSE, WITHIN) for at in entry.contradicted_at):
+        return 3
+    if entry.stops == WORSE or entry.relies_on_cutting:
+        return 2
+    return 0 if entry.stops in (None, *FIT) else 1
+
+
+def title(entries: Sequence[Entry], labels: Sequence[str], base: str, chosen: int | None) -> str:
+    """One line of at most WORDS words: the variant to choose, at its place in entries, or that there is none."""
+    if not entries:
         return f"{base}: accuracy against thinking budget"
-    words = {
-        WORSE: "worse", WITHIN: "worse within the margin", BETTER: "better", SAME: "non-inferior", OPEN: "undecided",
-        UNFINISHED: "unfinished",
-    }  # fmt: skip
-    parts = [f"{verdicts.count(verdict)} {word}" for verdict, word in words.items() if verdict in verdicts]
-    fewer = sum(entry.stops in (WORSE, WITHIN) for entry in entries)
-    ends = f"; in {fewer}, fewer chains end by themselves" if fewer else ""
-    nothing = f"; {lost}" if (lost := _nothing_to_lose(entries, base)) else ""
-    return f"{len(verdicts)} variant{'s' * (len(verdicts) > 1)} against {base}: {joined(parts, most=9)}{ends}{nothing}"
+    if chosen is not None:
+        entry = entries[chosen]
+        verbs = {SAME: "is non-inferior to", BETTER: "is better than", WITHIN: "stays within the margin of"}
+        ends = ["and still stops" if entry.stops else "", "but may not stop as often", "but stops less often"]
+        return _fitted(labels[chosen], verbs[entry.verdict], base, [*ends, "but worse at some budgets"][_doubt(entry)])
+    if lost := _nothing_to_lose(entries, base):
+        return f"No variant can be non-inferior: {lost}"
+    if len(entries) == 1:
+        verb = {WORSE: "is worse than", OPEN: "may or may not be as good as"}
+        return _fitted(labels[0], verb.get(entries[0].verdict, "is unfinished beside"), base, "")
+    return _fitted("No variant", "is shown as good as", f"{base}:", counts(entries))
+
+
+def counts(entries: Sequence[Entry]) -> str:
+    """`1 non-inferior, 4 worse and 2 undecided`."""
+    verdicts = ["undecided" if entry.verdict == OPEN else entry.verdict for entry in entries]
+    return joined([f"{number} {verdict}" for verdict, number in Counter(verdicts).most_common()], most=9)
+
+
+def _fitted(name: str, verb: str, base: str, end: str) -> str:
+    """The words as one line, with the names cut so that there are at most WORDS."""
+    room = WORDS - len(f"{verb} {end}".split())
+    if len(f"{name} {base}".split()) > room:
+        base = _cut(base, max(1, room // 3))
+        name = _cut(name, room - len(base.split()))
+    return f"{name} {verb} {base} {end}".strip()
+
+
+def _cut(text: str, most: int) -> str:
+    words = text.split()
+    return text if len(words) <= most else f"{' '.join(words[:most])}…"
 
 
 def _nothing_to_lose(entries: Sequence[Entry], base: str) -> str:
@@ -44,90 +88,33 @@ def _nothing_to_lose(entries: Sequence[Entry], base: str) -> str:
     return "losing everything would be within the margin" if max(covered) else f"{base} solves nothing"
 
 
-def headline(
-    entries: Sequence[Entry], labels: Sequence[str], base: str, margin: MarginLike, stop_margin: MarginLike
-) -> list[str]:
-    """Sentences on runs that are worse or better, non-inferior or undecided, or unfinished; stopping; and scaling.
+def lead(
+    entries: Sequence[Entry], labels: Sequence[str], base: str, margin: Margin, chosen: int | None, sizes: Sequence[str]
+) -> str:
+    """At most two sentences on the chosen variant, or on the closest: its loss; its size, and whether it stops.
 
-    The verdict concerns the area, an average over budgets. "Over the whole curve" appears only if all budgets agree;
-    budgets that contradict the verdict are named.
+    sizes: of each variant, in words.
     """
-    margin, stop_margin = Margin.of(margin), Margin.of(stop_margin)
-    size = margin.words(f"what {base} solves")
-    ruled_out = f"not worse by {size} or more on average over the curve, with 95 % confidence"
-    if margin.relative:
-        ruled_out = f"within {size} on average over the curve, with 95 % confidence"
-    starts = {
-        (WORSE, True): f"worse than {base} over the whole curve",
-        (WORSE, False): f"worse than {base} on average over the curve",
-        (BETTER, True): f"better than {base} over the whole curve",
-        (BETTER, False): f"better than {base} on average over the curve",
-        (SAME, False): ruled_out,
-        (OPEN, False): f"cannot tell, since {lost}" if (lost := _nothing_to_lose(entries, base)) else "cannot tell",
-        (UNFINISHED, False): "without a verdict",
-    }
-    parts = [part for entry in entries for part in entry.tasks.values()]
-    if {budget for part in parts for budget in part.budgets} == {AS_RUN}:  # logs without a curve
-        ends = (" over the whole curve", " on average over the curve")
-        starts = {key: text.replace(ends[0], "").replace(ends[1], "") for key, text in starts.items()}
-    groups: dict[tuple[str, bool], list[str]] = {key: [] for key in starts}
-    for entry, label in sorted(zip(entries, labels, strict=True), key=lambda pair: pair[0].primary.difference):
-        word = WORSE if entry.verdict == WITHIN else entry.verdict
-        groups[word, entry.whole_curve and word in (WORSE, BETTER)].append(f"{label} {_amount(entry)}")
-    sentences = []
-    for words in ((WORSE, BETTER), (SAME, OPEN), (UNFINISHED,)):
-        parts = [f"{starts[key]}: {joined(groups[key])}" for key in starts if key[0] in words and groups[key]]
-        sentences += [_sentence("; ".join(parts))] if parts else []
-    sentences += _stopping(entries, labels, base, stop_margin)
-    sentences += _scaling(entries, labels, base)
-    return sentences or [f"There is nothing to compare with {base} yet: evaluate a pruned model into the same store."]
-
-
-def _stopping(entries: Sequence[Entry], labels: Sequence[str], base: str, margin: Margin) -> list[str]:
-    """A sentence about the chains that end by themselves at the largest budget; none without positive budgets."""
-    judged = [
-        (entry, label) for entry, label in zip(entries, labels, strict=True) if entry.stops not in (None, UNFINISHED)
-    ]
+    if not entries:
+        return f"There is nothing to compare with {base} yet: evaluate a pruned model into the same store."
+    judged = [place for place, entry in enumerate(entries) if entry.verdict != UNFINISHED]
     if not judged:
-        return []
-    groups: dict[str, list[str]] = {}
-    for entry, label in judged:
-        word = WORSE if entry.stops == WITHIN else str(entry.stops)
-        groups.setdefault(word, []).append(f"{label} {_ends(entry)}")
-    starts = {
-        WORSE: f"fewer than {base}'s in",
-        BETTER: f"more than {base}'s in",
-        SAME: f"not fewer by {margin.words('them')} or more, with 95 % confidence, in",
-        OPEN: "cannot tell for",
-    }
-    parts = [f"{start} {joined(groups[word])}" for word, start in starts.items() if word in groups]
-    budgets = sorted({entry.stopping.budget for entry, _ in judged if entry.stopping.budget is not None})
-    return [f"Chains that end by themselves at budget {joined(list(map(str, budgets)))}: {'; '.join(parts)}."]
-
-
-def _ends(entry: Entry) -> str:
-    """The share of chains that end by themselves, its difference, and the tokens used where they differ by 5 %."""
-    cell, ratio = entry.stopping.endings[ENDS], entry.stopping.tokens_ratio
-    remarks = [f"{percent(cell.share)} %, {points(cell.difference)} points"]
-    remarks += ["still within the margin"] * (entry.stops == WITHIN)
-    remarks += [f"{ratio:.1f} times the tokens"] if ratio is not None and abs(ratio - 1) >= MORE else []
-    return f"({'; '.join(remarks)})"
-
-
-def _scaling(entries: Sequence[Entry], labels: Sequence[str], base: str) -> list[str]:
-    """A sentence about the accuracy gained per doubling of the budget; none without a verdict on it."""
-    groups: dict[str, list[str]] = {"kept": [], "lost": [], OPEN: []}
-    for entry, label in zip(entries, labels, strict=True):
-        if (slope := entry.scaling) and slope.word in groups:
-            share, low, high = map(percent, (slope.retention, slope.retention_low, slope.retention_high))
-            groups[slope.word].append(label if slope.retention is None else f"{label} ({share} %, {low} to {high})")
-    starts = {
-        "kept": f"at least {100 * ENOUGH:g} % of {base}'s is kept by",
-        "lost": f"less than {100 * ENOUGH:g} % of {base}'s is left in",
-        OPEN: "undecided for",
-    }
-    parts = [f"{starts[word]} {joined(names)}" for word, names in groups.items() if names]
-    return [f"Accuracy gained per doubling of the budget: {'; '.join(parts)}."] if parts else []
+        return f"Without a verdict: {joined(list(labels))}."
+    nearest = max(judged, key=lambda place: (entries[place].verdict == OPEN, entries[place].primary.difference))
+    shown = nearest if chosen is None else chosen
+    entry, cell, ends = entries[shown], entries[shown].primary, entries[shown].stopping.endings.get(ENDS)
+    curve = {budget for part in entry.tasks.values() for budget in part.budgets} != {AS_RUN}
+    change = f"{points(cell.difference)} points ({points(cell.low)} to {points(cell.high)}){' over the curve' * curve}"
+    loss = f"a loss of {margin.words(f'what {base} solves')} or more"
+    against = [f"but {at.verdict} at {at.budget} ({points(at.difference)})" for at in entry.contradicted_at[:2]]
+    sure = f"{loss} is ruled out with 95 % confidence"
+    if chosen is None:
+        sure = f"{loss} cannot be ruled out" if entry.verdict == OPEN else "it is worse"
+    start = f"Closest is {labels[shown]}, with" if chosen is None and len(entries) > 1 else "It changes accuracy by"
+    stops = ""
+    if ends is not None:
+        stops = f", and {percent(ends.share)} % of its chains end by themselves ({points(ends.difference)} points)"
+    return f"{start} {', '.join([change, *against])}; {sure}. {sizes[shown]}{stops}."
 
 
 def rounding(comparison: Comparison) -> str:
@@ -140,36 +127,6 @@ def rounding(comparison: Comparison) -> str:
         f"Rounding alone, the base against itself in other batches: {interval}, {count(control.differ)} of"
         f" {count(control.answers)} answers differ"
     )
-
-
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
-
-
-def _amount(entry: Entry) -> str:
-    """The difference with its interval (a loss without sign if worse), and the budgets that contradict it."""
-    cell, word = entry.primary, entry.verdict
-    if entry.unfinished:
-        return f"({in_words(entry.unfinished)} problems)"
-    remarks = [f"but {at.verdict} at {at.budget}, {points(at.difference)}" for at in entry.contradicted_at]
-    if len(remarks) > 3:
-        remarks = [*remarks[:2], f"and {len(remarks) - 2} more budgets"]
-    if entry.relies_on_cutting:
-        fewer = _loss(entry.stopping.endings[ENDS].difference)
-        remarks.append(f"only because chains are cut: {fewer} points fewer end by themselves")
-    if word in (WORSE, WITHIN):
-        loss, low, high = map(_loss, (cell.difference, cell.high, cell.low))
-        remarks = ["still within the margin"] * (word == WITHIN) + remarks
-        return f"by {loss} points ({'; '.join([f'{low} to {high}', *remarks])})"
-    if word == OPEN and not entry.adaptive:
-        unseen = f"a difference below {percent(cell.mde)} may go undetected"
-        remarks = [unseen if cell.mde is not None else "no loss would be detected", *remarks]
-    middle = f"{points(cell.difference)} points, {points(cell.low)} to {points(cell.high)}"
-    return f"({'; '.join([middle, *remarks])})"
-
-
-def _loss(difference: float | None) -> str:
-    return DASH if difference is None else points(-difference).removeprefix("+")
 
 
 def warnings(

@@ -4,11 +4,14 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from statistics import fmean
 from typing import Any, Self
 
+from prunus.budgets import AS_RUN
 from prunus.errors import PrunusError
 from prunus.margins import Margin, MarginLike
-from prunus.reporting.labels import Look, looks
+from prunus.reporting import prose
+from prunus.reporting.labels import Look, history, looks
 from prunus.reporting.published import Match, matches
 from prunus.reporting.render.text import esc, percent
 from prunus.results.cells import Cell, Comparison, Entry, Part
@@ -127,6 +130,26 @@ class ReportedRun:
         """{budget: cell of the summary} for one task, in order of budgets; empty if no problem is finished."""
         return self.summary.cells(task)
 
+    @property
+    def nbytes(self) -> int | None:
+        """The bytes that an engine loads of the model; None where they are unknown."""
+        kinds = self.run.model.get("bytes")
+        counts = kinds.values() if isinstance(kinds, dict) else [kinds]
+        return sum(number for number in counts if isinstance(number, int)) or None
+
+    @property
+    def parameters(self) -> int | None:
+        """The number of parameters, zeros included; None where it is unknown."""
+        number = self.run.model.get("parameters")
+        return number if isinstance(number, int) else None
+
+    @property
+    def size(self) -> prose.Sized:
+        """What sorts models by size: bytes or else parameters, and then the share of weights that are not zero."""
+        zeros = [step["sparsity"].values() for step in history(self.run) if isinstance(step.get("sparsity"), dict)]
+        shares = [share for share in (zeros[-1] if zeros else ()) if isinstance(share, float)]
+        return float(self.nbytes or self.parameters or math.inf), 1 - fmean(shares or [0.0])
+
     def part(self, task: str) -> Part | None:
         """The differences from the base in one task; None for the base."""
         return self.contrast.tasks.get(task) if self.contrast else None
@@ -237,6 +260,16 @@ class ReportData:
         return self.runs[1:]
 
     @property
+    def chosen(self) -> int | None:
+        """The place in others of the variant to choose; None if none loses less than the margin."""
+        return prose.best(self.comparison.others, [one.size for one in self.others])
+
+    @property
+    def compared(self) -> tuple[Sequence[Entry], list[str], str]:
+        """The entries of the comparison, the labels of their runs, and that of the base."""
+        return self.comparison.others, [one.look.label for one in self.others], self.base.look.label
+
+    @property
     def drawn(self) -> Sequence[ReportedRun]:
         """All runs in the order in which charts draw them; the base comes last, so that its line is on top."""
         return [*self.others, self.base]
@@ -263,9 +296,17 @@ class ReportData:
         """The runs that have finished problems of a task."""
         return [one for one in self.runs if one.cells(task)]
 
+    def has_curve(self, task: str) -> bool:
+        """Whether there are thinking budgets, which logs of other tools do not have."""
+        return any(one.cells(task).keys() - {AS_RUN} for one in self.runs)
+
     def published_on(self, task: str) -> list[Match]:
         """The published figures for a task."""
         return [match for match in self.matches or () if match.task == task]
+
+    def css(self, task: str) -> str:
+        """The classes of what is about one task."""
+        return f"task task{self.tasks.index(task) + 1}"
 
     def title(self, text: str, task: str) -> str:
         """A heading about one task as HTML; it names the task if the report has several."""

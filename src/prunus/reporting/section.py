@@ -1,12 +1,13 @@
 """A section of a report, and pieces of HTML that several sections share."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from prunus.reporting.labels import Look
-from prunus.reporting.render.chart import Picture
+from prunus.reporting.render.chart import BOTH, Frame, Picture
 from prunus.reporting.render.figure import Figure, Key
 from prunus.reporting.render.table import Table, named
+from prunus.reporting.report_data import ReportData
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Section:
 
     html: its part of the page, with foreign text escaped. figures, tables: written by `--figures` and `--csv`, even if
     the page does not show them; tables without rows are not written. files: (name, content) of files for the folder
-    beside the page. styles: additional CSS.
+    beside the page. styles: additional CSS. name: of the link to the element `id` at the top of the page.
     """
 
     id: str
@@ -24,6 +25,29 @@ class Section:
     tables: Sequence[Table] = ()
     files: Iterable[tuple[str, str]] = ()
     styles: str = ""
+    name: str = ""
+
+
+def part(id: str, title: str, says: str, html: str, hint: str = "", css: str = "") -> str:
+    """A part of the page below its title, which links to itself. All arguments are HTML.
+
+    says: a sentence on what the data show. hint: explains the terms, shown by a question mark. A figure at the
+    beginning of html stands beside the sentence if there is room.
+    """
+    more = f'<details class="hint"><summary aria-label="What the terms mean">?</summary><p>{hint}</p></details>'
+    says = f'<p class="says">{says}</p>' if says else ""
+    css = f"{css} side" if says and html.startswith("<figure") else css
+    return (
+        f'<section id="{id}" class="{css}"><div class="head"><h2><a href="#{id}">{title}</a></h2>'
+        f"{more if hint else ''}</div>{says}{html}</section>"
+    )
+
+
+def part_of(data: ReportData, task: str, name: str, title: str, says: str, html: str, hint: str = "") -> str:
+    """A part about one task; arguments as of part. The id of those after the first ends with the task's number."""
+    number = data.tasks.index(task) + 1
+    id = name if number == 1 else f"{name}-{number}"
+    return part(id, data.title(title, task), says, html, hint, data.css(task))
 
 
 def soft(text: str) -> str:
@@ -36,11 +60,16 @@ def details(summary: str, html: str) -> str:
     return f"<details><summary>{summary}</summary>{html}</details>"
 
 
-def figure(picture: Picture, caption: str, small: str = "", css: str = "") -> str:
-    """A picture below its caption. caption, small: first and second line, as HTML. css: classes of the figure."""
-    small = f"<small>{small}</small>" if small else ""
+def figure(drawn: Picture | str, caption: str, small: str = "", css: str = "") -> str:
+    """A picture below its caption. drawn: also as HTML. caption, small: two lines, as HTML. css: classes."""
+    small, html = f"<small>{small}</small>" if small else "", drawn if isinstance(drawn, str) else drawn.html()
     css = f' class="{css}"' if css else ""
-    return f"<figure{css}><figcaption>{caption}{small}</figcaption>{picture.html()}</figure>"
+    return f"<figure{css}><figcaption>{caption}{small}</figcaption>{html}</figure>"
+
+
+def adapted(draw: Callable[[Frame], Picture], caption: str, small: str = "", css: str = "") -> str:
+    """A picture that is drawn for wide and for narrow screens; arguments as of figure."""
+    return figure("".join(draw(frame).html() for frame in BOTH), caption, small, css)
 
 
 def run_figure(look: Look, picture: Picture, small: str = "") -> str:

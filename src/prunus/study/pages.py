@@ -11,7 +11,8 @@ from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.hashing import content_hash
 from prunus.reporting.page import check_target, files_folder, write_report
-from prunus.reporting.render.text import esc, joined, linked, points
+from prunus.reporting.render.table import word
+from prunus.reporting.render.text import esc, joined, linked, points, top, whole_page
 from prunus.reporting.report_data import ReportData
 from prunus.results.cells import Comparison
 from prunus.results.comparison import compared
@@ -24,9 +25,6 @@ from prunus.study.variants import StudyPaths
 
 # Settings of a plan that may follow from its mode.
 OF_MODE = {"mode", "profile", "strings", "answer_tokens", "context", "end_ids", "temperature", "top_p", "top_k"}
-STYLE = (
-    "body{max-width:44rem;margin:2rem auto;padding:0 1rem;font:1rem/1.5 system-ui,sans-serif;color-scheme:light dark}"
-)
 
 
 def write_results(
@@ -60,7 +58,7 @@ def write_results(
             for number, group in enumerate(groups, 1)
         ]
         waiting = [one for one in contrasts if not one.begun]
-        write_text(paths.page, contents(study, pages, waiting, links_of(searches, paths.folder)))
+        write_text(paths.page, contents(study.name, pages, waiting, links_of(searches, paths.folder)))
     return {
         "name": study.name,
         "out": str(paths.folder),
@@ -189,31 +187,29 @@ def not_begun(plan: str, names: Sequence[str]) -> str:
 
 
 def contents(
-    study: Study,
+    name: str,
     pages: Sequence[tuple[str, Sequence[tuple[Contrast, Comparison | None]]]],
     waiting: Sequence[Contrast],
     searches: Sequence[tuple[str, str]] = (),
 ) -> str:
     """The HTML of the page that links to the others and lists every verdict.
 
-    pages: their files, and what they show. waiting: contrasts without a page. searches: as links_of returns them.
+    name: of the study. pages: their files, and what they show. waiting: contrasts without a page. searches: as
+    links_of returns them.
     """
     parts = []
     for file, shown in pages:
         title = ", ".join(dict.fromkeys(title_of(one) for one, _ in shown))
-        lines = "".join(f"<li><bdi>{esc(line)}</bdi></li>" for pair in shown for line in verdict_lines(*pair))
-        parts.append(f'<h2><a href="{esc(file)}"><bdi>{esc(title)}</bdi></a></h2><ul>{lines}</ul>')
+        rows = "".join(f"<li>{line}</li>" for pair in shown for line in verdict_lines(*pair))
+        parts.append(f'<h2><a href="{esc(file)}"><bdi>{esc(title)}</bdi></a></h2><ul class="notes">{rows}</ul>')
     if waiting:
         names = ", ".join(dict.fromkeys(title_of(one) for one in waiting))
         parts.append(f"<p>Not begun: <bdi>{esc(names)}</bdi>.</p>")
     if searches:
         parts.append("<h2>Searches</h2>" + "".join(f"<p>{linked(*one)}</p>" for one in searches))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{esc(study.name)}</title><style>{STYLE}</style></head>"
-        f"<body><h1><bdi>{esc(study.name)}</bdi></h1>{''.join(parts)}</body></html>\n"
-    )
+    sections = "".join(f"<section>{one}</section>" for one in parts)
+    facts = f"{len(pages)} page{'s' * (len(pages) != 1)}, each about one model"
+    return whole_page(name, f"{top(facts, name)}<main>{sections}</main>", {})
 
 
 def title_of(one: Contrast | SearchState) -> str:
@@ -222,10 +218,11 @@ def title_of(one: Contrast | SearchState) -> str:
 
 
 def verdict_lines(contrast: Contrast, comparison: Comparison | None) -> list[str]:
-    """A line for each variant, such as `tiny/wanda-20: cannot tell (-1.2 points)`."""
+    """A line of HTML for each variant, such as `tiny/wanda-20: cannot tell (-1.2 points)`."""
     if comparison is None:
         return ["nothing to compare with yet" if contrast.waiting else "nothing to compare with"]
     return [
-        f"{other.model}: {verdict_in_words(other)} ({points(other.primary.difference)} points)"
+        f"<bdi>{esc(other.model)}</bdi>: {word(other.verdict, verdict_in_words(other))} "
+        f"({points(other.primary.difference)} points)"
         for other in comparison.others
     ]

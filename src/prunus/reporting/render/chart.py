@@ -5,13 +5,15 @@ A picture is complete without scripts, so it can be printed, scaled and read by 
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
+from scipy.optimize import isotonic_regression
+
 from prunus.budgets import OFF
 from prunus.reporting.render.text import esc
-from prunus.results.characters import MINUS
+from prunus.results.characters import MINUS, one_line
 
 # Pictures made of shapes. The role of a shape decides its style.
 # On the page, CSS sets the style (`Picture.html`); figures for papers have styles of their own (`render/figure.py`).
@@ -133,18 +135,21 @@ class Point(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One series. css: its classes (`run r3`). marker: index of its marker."""
+    """One series. css: its classes (`run r3`). marker: index of its marker. name: shown at its end by some frames."""
 
     css: str
     points: Sequence[Point]
     marker: int = 0
+    name: str = ""
 
 
-def lines_of(points: Mapping[int, Point], css: str, marker: int) -> list[Line]:
+def lines_of(points: Mapping[int, Point], css: str, marker: int, name: str = "") -> list[Line]:
     """A run's points by budget as one line, and that of budget OFF, which is not on the curve, as another."""
     apart = [point for budget, point in points.items() if budget == OFF]
     joined = [point for budget, point in points.items() if budget != OFF]
-    return [Line(css, spots, marker) for spots in (apart, joined) if spots]
+    return [
+        Line(css, spots, marker, text) for spots, text in ((apart, "" if joined else name), (joined, name)) if spots
+    ]
 
 
 @dataclass(frozen=True)
@@ -221,7 +226,11 @@ def _tick(value: float, sign: bool) -> str:
 
 @dataclass(frozen=True)
 class Frame:
-    """The position of the plot within the picture, in view-box units."""
+    """The position of the plot within the picture, in view-box units.
+
+    inset: horizontal distance of the first and last point from the frame. names: the number of letters at most of the
+    names at the ends of lines, 0 for none. css: classes of the picture.
+    """
 
     width: int = 640
     height: int = 390
@@ -229,7 +238,9 @@ class Frame:
     right: int = 14
     top: int = 34
     bottom: int = 56
-    inset: int = 12  # horizontal distance of the first and last point from the frame
+    inset: int = 12
+    names: int = 0
+    css: str = ""
 
     def x(self, share: float) -> float:
         return self.left + self.inset + share * (self.width - self.left - self.right - 2 * self.inset)
@@ -238,7 +249,13 @@ class Frame:
         return self.height - self.bottom - share * (self.height - self.top - self.bottom)
 
 
-PANEL = Frame(width=330, height=230, left=42, right=8, top=26, bottom=46, inset=9)
+PANEL = Frame(width=330, height=230, left=52, right=8, top=32, bottom=46, inset=9, css="panel")
+# One picture in two sizes, of which the page shows the one that its width has room for.
+BOTH = (
+    Frame(width=500, height=330, left=42, right=10, top=30, bottom=46, names=26, css="broad"),
+    Frame(width=350, height=270, left=40, right=8, top=32, bottom=46, inset=8, names=18, css="narrow"),
+)
+LETTER, APART = 7.6, 16.0  # largest width of a letter, and smallest distance of names, in view-box units
 
 
 def chart(
@@ -259,6 +276,10 @@ def chart(
     zero_line: draw a line at y = 0. css: further classes of the picture.
     """
     frame = frame or Frame()
+    shown = [line for line in lines if line.points]
+    names = [one_line(line.name, frame.names) for line in shown if line.name and frame.names]
+    if names:
+        frame = replace(frame, right=frame.right + int(6 + LETTER * max(map(len, names))))
     back = _grid(x_axis, y_axis, frame)
     if zone is not None:
         low, high = (min(1.0, max(0.0, y_axis.place(value))) for value in zone)
@@ -267,13 +288,31 @@ def chart(
     if zero_line:
         y = frame.y(y_axis.place(0.0))
         back.append(Path("zero", f"M{frame.left},{y:.1f}H{frame.width - frame.right}"))
-    shown = [line for line in lines if line.points]
     groups = [
         Group("", back),
         *(Group(line.css, _interval(line, x_axis, y_axis, frame, whiskers)) for line in shown),
+        *(_names(shown, x_axis, y_axis, frame) if names else ()),
         *(Group(line.css, _curve(line, x_axis, y_axis, frame)) for line in shown),
     ]
-    return Picture(f"chart {css}".strip(), frame.width, frame.height, groups, label)
+    css = " ".join(filter(None, ("chart", frame.css, css)))
+    return Picture(css, frame.width, frame.height, groups, label)
+
+
+def _names(lines: Sequence[Line], x_axis: Axis, y_axis: Axis, frame: Frame) -> list[Group]:
+    """The names of lines beside their ends, moved apart as little as possible; the last lines, if there is no room."""
+    room = int((frame.height - frame.bottom - frame.top) // APART) + 1
+    named = [line for line in lines if line.name and math.isfinite(line.points[-1].y)][-room:]
+    named.sort(key=lambda line: -line.points[-1].y)
+    ends = [(frame.x(x_axis.place(p.x)), frame.y(y_axis.place(p.y))) for p in (line.points[-1] for line in named)]
+    # Distances of at least APART, with the least squares of moves, are isotonic regression after subtracting them.
+    moved = isotonic_regression([y - APART * k for k, (_, y) in enumerate(ends)]).x if ends else ()
+    lowest, x = frame.height - frame.bottom - APART * (len(named) - 1), frame.width - frame.right + 8
+    groups = []
+    for k, (line, (end, y), free) in enumerate(zip(named, ends, moved, strict=True)):
+        place = max(float(frame.top), min(lowest, float(free))) + APART * k
+        leader = Path("leader", f"M{end:.1f},{y:.1f}L{frame.width - frame.right},{y:.1f}L{x - 2},{place:.1f}")
+        groups.append(Group(line.css, [leader, Label("name", x, place, one_line(line.name, frame.names), 0.35)]))
+    return groups
 
 
 def _grid(x_axis: Axis, y_axis: Axis, frame: Frame) -> list[Shape]:
@@ -284,7 +323,8 @@ def _grid(x_axis: Axis, y_axis: Axis, frame: Frame) -> list[Shape]:
         shapes.append(Path("grid", f"M{frame.left},{y:.1f}H{right}"))
         shapes.append(Label("tick", frame.left - 7, y, text, 0.35, "end"))
     shapes.append(Path("base-line", f"M{frame.left},{bottom}H{right}"))
-    every = max(1, math.ceil(len(x_axis.ticks) / 9))
+    wide = (LETTER + 1) * max((len(text) for _, text in x_axis.ticks), default=0) + 6
+    every = max(1, math.ceil(len(x_axis.ticks) * wide / (right - frame.left)))
     for index, (value, text) in enumerate(x_axis.ticks):
         x = frame.x(x_axis.place(value))
         shapes.append(Path("tick-mark", f"M{x:.1f},{bottom}v5"))
@@ -342,28 +382,33 @@ def _curve(line: Line, x_axis: Axis, y_axis: Axis, frame: Frame) -> list[Shape]:
 
 def swatch(css: str, marker: int) -> Picture:
     """The line and marker of a series, for the legend."""
-    shapes = [Path("line", "M1,7H33"), Path("mark", MARKERS[marker % len(MARKERS)], (17, 7))]
-    return Picture(f"swatch {css}", 34, 14, [Group("", shapes)])
+    shapes = [Path("line", "M1,7H27"), Path("mark", MARKERS[marker % len(MARKERS)], (14, 7))]
+    return Picture(f"swatch {css}", 28, 14, [Group("", shapes)])
 
 
 def forest(rows: Sequence[tuple[float, float, float]], margin: float) -> list[Picture]:
-    """A small picture for each (difference, low, high), all on the same axis, with lines at 0 and -margin."""
-    ends = [abs(value) for row in rows for value in row if math.isfinite(value)]
-    reach = max([*ends, 2 * margin]) * 1.05
-    width, height = 92, 22
+    """A small picture for each (difference, low, high), all on the same axis, with a line at 0 and the margin shaded.
+
+    The axis has room for the intervals that reach into the margin; an arrow stands for one that is beyond its end.
+    """
+    near = [abs(end) for row in rows for end in row if row[2] > -margin and math.isfinite(end)]
+    reach = max([*near, 3 * margin, 0.001]) * 1.05
+    width, height = 116, 18
 
     def at(value: float) -> float:
-        return width / 2 + value / reach * (width / 2 - 3)
+        return width / 2 + max(-1.0, min(1.0, value / reach)) * (width / 2 - 3)
 
     pictures = []
     for difference, low, high in rows:
         shapes = [
+            Box("zone", at(-margin), 0, at(0) - at(-margin), height),
             Path("grid", f"M2,{height / 2}H{width - 2}"),
             Path("zero", f"M{at(0):.1f},0V{height}"),
-            Path("margin", f"M{at(-margin):.1f},0V{height}"),
         ]
         if all(math.isfinite(value) for value in (difference, low, high)):
+            outside = abs(difference) > reach
             shapes.append(Path("whisker", f"M{at(low):.1f},{height / 2}H{at(high):.1f}"))
-            shapes.append(Path("mark", MARKERS[0], (at(difference), height / 2)))
+            turned = "M-2,0l7,-5v10z" if difference < 0 else "M2,0l-7,-5v10z"
+            shapes.append(Path("mark", turned if outside else MARKERS[0], (at(difference), height / 2)))
         pictures.append(Picture("forest", width, height, [Group("", shapes)]))
     return pictures

@@ -142,13 +142,39 @@ function addButtons(before, actions) {
   return row;
 }
 
-function setAll(shown) {
-  for (const box of document.querySelectorAll(".legend input:not(:disabled)")) box.checked = shown;
+// The address is `#part&t3,w1`: where the reader is, and the boxes that are not as they were at first.
+const boxes = [...document.querySelectorAll("input[id]")];
+function remember() {
+  const [place] = location.hash.slice(1).split("&");
+  const changed = boxes.filter((box) => box.checked !== box.defaultChecked).map((box) => box.id).join(",");
+  if (place || changed || location.hash) history.replaceState(null, "", `#${place}${changed && "&"}${changed}`);
 }
+function recall() {
+  const [place, changed] = location.hash.slice(1).split("&");
+  if (!changed) return;
+  for (const box of boxes) if (changed.split(",").includes(box.id)) box.checked = !box.defaultChecked;
+  addEventListener("load", () => (location.hash = place)); // the browser goes there; then the address is completed
+}
+addEventListener("hashchange", remember);
+addEventListener("change", remember);
+recall();
+function closeAll(except) {
+  for (const one of document.querySelectorAll(".hint[open], .filter[open]")) if (!one.contains(except)) one.open = false;
+}
+addEventListener("click", (event) => {
+  closeAll(event.target);
+  const link = event.target.closest("th a[href]"); // a second click on a variant's name lets it stand out no longer
+  if (link?.closest("tr").matches(":target")) {
+    location.hash = "glance";
+    event.preventDefault();
+  }
+});
+addEventListener("keydown", (event) => event.key === "Escape" && closeAll());
 
 document.querySelectorAll("svg.chart").forEach(addReadout);
 document.querySelectorAll("table.sortable").forEach((table) => {
   addSorting(table);
+  if (!table.dataset.name) return;
   const name = `prunus-${table.dataset.name}`;
   addButtons(table.parentElement, [
     ["CSV", () => download(`${name}.csv`, "text/csv", csvOf(table))],
@@ -168,12 +194,12 @@ for (const link of document.querySelectorAll("details.flip > p > a.beside")) {
     link.parentElement.before(frame);
   });
 }
-const legend = document.querySelector(".legend");
-if (legend && legend.querySelectorAll("input:not(:disabled)").length > 3) {
-  const row = addButtons(legend.firstElementChild, [["All", () => setAll(true)], ["None", () => setAll(false)]]);
-  legend.append(row);
-}
-const methods = document.querySelector("#methods dl"); // the page of a search has none
+const filter = document.querySelector(".filter > div");
+if (filter) addButtons(filter.firstElementChild, [["Show all", () => {
+  for (const box of boxes) box.checked = box.defaultChecked;
+  remember();
+}]]);
+const methods = document.querySelector("#methods > details"); // the page of a search has none
 if (methods) addButtons(methods, [["All numbers (JSON)", () =>
   download("prunus-report.json", "application/json", document.getElementById("data").textContent)]]);
 addEventListener("beforeprint", () => document.querySelectorAll("details:has(table)").forEach((one) => (one.open = true)));

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from prunus.reporting.labels import Look
-from prunus.reporting.render.chart import Picture, swatch
+from prunus.reporting.render.chart import swatch
 from prunus.reporting.render.text import DASH, NBSP, THIN, esc, visible
 from prunus.results.cells import Cell, Ending, RecipeVerdict
 from prunus.results.characters import MINUS
@@ -74,52 +74,53 @@ class Table:
         titles = f'<th scope="col" class="text">{first}</th>' + "".join(f'<th scope="col">{text}</th>' for text in rest)
         label = f' aria-label="{esc(self.caption)}"'
         attributes = f'class="{self.css}" data-name="{slug(self.name)}"{label}'
+        befores = [None, *(head for head, _ in self.rows)]
+        rows = "".join(self._row(*row, row[0] is before) for row, before in zip(self.rows, befores, strict=False))
         return (
             f'<div class="wide" tabindex="0" role="region"{label}><table {attributes}>'
-            f"<thead><tr>{titles}</tr></thead><tbody>{''.join(map(self._row, self.rows))}</tbody></table></div>"
+            f"<thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table></div>"
         )
 
-    def _row(self, row: tuple[Look | str, Sequence[Any]]) -> str:
-        head, values = row
+    def _row(self, head: Look | str, values: Sequence[Any], again: bool) -> str:
+        """The HTML of a row. again: whether the row before it has the same head, whose line is then not drawn again."""
         cells = "".join(_cell(column, value) for column, value in zip(self.columns[1:], values, strict=True))
+        if "cards" in self.css.split():
+            titles = iter(self.columns[1:])
+            cells = re.sub("<td", lambda _: f'<td data-title="{esc(next(titles).title.replace("|", " "))}"', cells)
         css = f' class="{head.css}{" keep" if self.keep else ""}"' if isinstance(head, Look) else ""
-        return f"<tr{css}>{row_name(head)}{cells}</tr>"
+        name = row_name(head.label if again and isinstance(head, Look) else head)
+        return f"<tr{css}>{name}{cells}</tr>"
 
     def csv(self) -> str:
-        """The CSV of the table: all digits, one line per row, three columns per interval; pictures are left out."""
+        """The CSV of the table: all digits, one line per row, three columns per interval."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\r\n")
         wide = [any(isinstance(values[k], Interval) for _, values in self.rows) for k in range(len(self.columns) - 1)]
-        drawn = [any(isinstance(values[k], Picture) for _, values in self.rows) for k in range(len(self.columns) - 1)]
         names = [self.columns[0].key]
-        for column, three, picture in zip(self.columns[1:], wide, drawn, strict=True):
-            names += [] if picture else [column.key, *([f"{column.key}_low", f"{column.key}_high"] if three else [])]
+        for column, three in zip(self.columns[1:], wide, strict=True):
+            names += [column.key, *([f"{column.key}_low", f"{column.key}_high"] if three else [])]
         writer.writerow(names)
         for head, values in self.rows:
             fields = [_safe(head.label if isinstance(head, Look) else head)]
-            for value, three, picture in zip(values, wide, drawn, strict=True):
-                if three:
-                    fields += [_field(part) for part in (value or Interval(None, None, None))[:3]]
-                elif not picture:
-                    fields.append(_field(value))
+            for value, three in zip(values, wide, strict=True):
+                parts = (value or Interval(None, None, None))[:3] if three else [value]
+                fields += map(_field, parts)
             writer.writerow(fields)
         return stream.getvalue()
 
     def latex(self) -> str:
         r"""The LaTeX of the table for \input: a tabular with booktabs, its numbers rounded as on the page."""
-        drawn = {k for _, values in self.rows for k, value in enumerate(values, 1) if isinstance(value, Picture)}
-        kept = [k for k in range(len(self.columns)) if k not in drawn]
         lines = [
             "% needs \\usepackage{booktabs}",
             f"% {_one_line(self.caption)}",
-            f"\\begin{{tabular}}{{l{'r' * (len(kept) - 1)}}}",
+            f"\\begin{{tabular}}{{l{'r' * (len(self.columns) - 1)}}}",
             "\\toprule",
-            " & ".join(tex(self.columns[k].title.replace("|", " ")) for k in kept) + r" \\",
+            " & ".join(tex(column.title.replace("|", " ")) for column in self.columns) + r" \\",
             "\\midrule",
         ]
         for head, values in self.rows:
             texts = [tex(head.label if isinstance(head, Look) else head)]
-            texts += [tex(shown(self.columns[k], values[k - 1])) for k in kept[1:]]
+            texts += [tex(shown(*pair)) for pair in zip(self.columns[1:], values, strict=True)]
             lines.append(" & ".join(texts) + r" \\")
         return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
@@ -139,9 +140,9 @@ def row_name(head: Look | str) -> str:
     return f'<th scope="row">{named(head) if isinstance(head, Look) else f"<bdi>{esc(head)}</bdi>"}</th>'
 
 
-def word(text: str) -> str:
-    """The HTML of a verdict with its sign and colour."""
-    return f'<span class="word {_class(text)}">{esc(text)}</span>'
+def word(verdict: str, text: str = "") -> str:
+    """The HTML of a verdict with its sign and colour. text: shown instead of it."""
+    return f'<span class="word {_class(verdict)}">{esc(text or verdict)}</span>'
 
 
 def sign(text: str) -> str:
@@ -155,7 +156,7 @@ def _class(text: str) -> str:
 
 def shown(column: Column, value: Any) -> str:
     """A value of a column as plain text."""
-    if value is None or isinstance(value, Picture):
+    if value is None:
         return ""
     if isinstance(value, Word):
         return f"{value.text} ({value.remark})" if value.remark else value.text
@@ -165,8 +166,6 @@ def shown(column: Column, value: Any) -> str:
 
 
 def _cell(column: Column, value: Any) -> str:
-    if isinstance(value, Picture):
-        return f"<td>{value.html()}</td>"
     if isinstance(value, Word):
         return f"<td>{word(value.text)}{f'<small>{esc(value.remark)}</small>' if value.remark else ''}</td>"
     if isinstance(value, Interval):

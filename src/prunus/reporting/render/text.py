@@ -5,7 +5,7 @@ import hashlib
 import html
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -76,6 +76,15 @@ def count(number: float | None) -> str:
     return f"{number:,.0f}".replace(",", THIN) if number >= 10 or number == int(number) else f"{number:.1f}"
 
 
+def short(number: int | None, units: tuple[str, str, str]) -> str:
+    """A large number with three digits: 1_213_440 -> 1.21 M. units: for thousands, millions and thousand millions."""
+    for power, unit in zip((1e9, 1e6, 1e3), reversed(units), strict=True):
+        if number is not None and number >= 0.9995 * power:
+            value = number / power
+            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}{NBSP}{unit}"
+    return DASH if number is None else str(number)
+
+
 def times(ratio: float | None) -> str:
     """A ratio with two decimals: 1.4 -> 1.40."""
     return DASH if ratio is None or not math.isfinite(ratio) else f"{ratio:.2f}"
@@ -109,6 +118,24 @@ def resource(name: str, package: str = "prunus.reporting.render") -> str:
 # Frames may show files beside the page, which cannot run scripts (`small_page`). `file:` is allowed because a page
 # opened from disk has no origin for 'self'.
 FRAMES = "frame-src 'self' file:"
+FOOTER = f"<footer>Made by Prunus {esc(__version__)}. This page loads nothing from the network.</footer>"
+
+
+def top(facts: str, title: str, said: str = "", notes: Sequence[str] = ()) -> str:
+    """The header of a page. facts: HTML. said: two sentences. notes: caveats; one is shown until they are opened."""
+    said = f'<p class="lead"><bdi>{esc(said)}</bdi></p>' if said else ""
+    care = ""
+    if notes:
+        more = f" ({len(notes)} notes)" if len(notes) > 1 else ""
+        first = f"<strong>Read with care{more}:</strong> <bdi>{esc(notes[0])}</bdi>"
+        others = "".join(f"<li><bdi>{esc(note)}</bdi></li>" for note in notes[1:])
+        care = f'<details class="warnings"><summary>{first}</summary>{f"<ul>{others}</ul>" if others else ""}</details>'
+    return f'<header><p class="kicker">{facts}</p><h1><bdi>{esc(title)}</bdi></h1>{said}{care}</header>'
+
+
+def whole_page(title: str, body: str, data: Mapping[str, Any], styles: str = "") -> str:
+    """The text of the HTML file of a page with our style sheet, script and footer. styles: further CSS."""
+    return document(title, body + FOOTER, data, resource("page.css") + styles)
 
 
 def document(

@@ -8,7 +8,7 @@ from prunus.reporting.sections import (
     curves,
     draws,
     flips,
-    legend,
+    glance,
     modes,
     published,
     settings,
@@ -19,11 +19,11 @@ from prunus.reporting.sections import (
 )
 
 SECTIONS: tuple[Callable[[ReportData], Section], ...] = (
+    glance.section,
     verdicts.section,
-    legend.section,
     curves.section,
-    stopping.section,
     tokens.section,
+    stopping.section,
     modes.section,
     draws.section,
     published.section,

@@ -4,12 +4,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from prunus.budgets import AS_RUN, OFF, budget_of
+from prunus.budgets import AS_RUN, budget_of
 from prunus.reporting.labels import Look
 from prunus.reporting.published import Match, about
 from prunus.reporting.render.chart import (
     PANEL,
     Axis,
+    Frame,
     Line,
     Picture,
     Point,
@@ -22,66 +23,63 @@ from prunus.reporting.render.chart import (
 )
 from prunus.reporting.render.figure import Figure, Key
 from prunus.reporting.render.table import RUN, Column, Interval, Table, Word, sign
-from prunus.reporting.render.text import count, esc, percent, points, probability, sizes
+from prunus.reporting.render.text import count, esc, joined, percent, points, probability, sizes
 from prunus.reporting.report_data import ReportData, ReportedRun, band_of, float_of
-from prunus.reporting.section import Section, details, figure, run_figure, run_key, soft
+from prunus.reporting.section import Section, details, part_of, run_figure, run_key, soft
 from prunus.results.cells import Cell
 from prunus.results.metrics import LEAK_RULE
 from prunus.results.summary import Area, AreaOverTokens, BudgetCell, Value
-from prunus.results.verdicts import UNFINISHED, WORDS, verdict
+from prunus.results.verdicts import UNFINISHED, WITHIN, WORDS, WORSE, verdict
 
 MANY = 5  # with more curves than this in a chart, all bands except the base's are faint
 
 
 def section(data: ReportData) -> Section:
-    """For each task the two curves, a panel of differences for each run, and the tables."""
+    """For each task a panel of differences for each run, and how accuracy scales, with their tables."""
     parts = [_of_task(data, task) for task in data.tasks]
     return Section(
-        "curves",
+        "differences",
         "".join(part.html for part in parts),
         [one for part in parts for one in part.figures],
         [one for part in parts for one in part.tables],
+        name="Differences",
     )
 
 
 def _of_task(data: ReportData, task: str) -> Section:
-    against_budget, against_tokens = accuracy_against_budget(data, task), accuracy_against_tokens(data, task)
     compared = [one for one in data.others if one.contrasts(task).keys() - {AS_RUN}]
     panels = [(one.look, differences(data, task, one)) for one in compared]
     by_budget, every, scaling = accuracy_table(data, task), number_table(data, task), scaling_table(data, task)
     keys = [run_key(one.look) for one in data.runs]
-    against = {
-        "accuracy-budget": (against_budget, [*keys, *_published_keys(data, task)]),
-        "accuracy-tokens": (against_tokens, keys),
-        "difference": (all_differences(data, task, compared) if compared else None, keys[1:]),
-    }
-    figures = [
-        *(Figure(f"{name}-{task}", picture, shown) for name, (picture, shown) in against.items() if picture),
-        *(Figure(f"difference-{task}-{look.label}", picture) for look, picture in panels),
-    ]
-    bands = bands_text(cell for one in data.runs for cell in one.cells(task).values())
-    bands += "; budget 0 is left of the break" if any(0 in one.cells(task) for one in data.runs) else ""
-    bands += "; off: thinking switched off" if any(OFF in one.cells(task) for one in data.runs) else ""
-    bands += "; hover over a name above to see its band" if len(data.runs) > MANY else ""
-    bands += "; published figures are hollow and dotted" if data.published_on(task) else ""
-    pair = figure(against_budget, "Against the thinking budget", f"95 % bands, {bands}") if against_budget else ""
-    pair += figure(against_tokens, "Against tokens used", "95 % bars; one point per budget") if against_tokens else ""
-    contrasts = [cell for one in compared for cell in one.contrasts(task).values()]
-    difference = (
-        f"<h3>Difference from <bdi>{esc(data.base.look.label)}</bdi></h3>"
-        + soft(
-            f"Accuracy minus the base's on the same problems, in points. Bands: 95 %, {bands_text(contrasts)}. The "
-            "shaded strip is the margin; each panel has its own scale."
-        )
-        + f'<div class="panels three">{"".join(run_figure(*panel) for panel in panels)}</div>'
+    figures = [Figure(f"difference-{task}-{look.label}", picture) for look, picture in panels]
+    if compared:
+        figures.insert(0, Figure(f"difference-{task}", all_differences(data, task, compared), keys[1:]))
+    if data.has_curve(task):
+        published = _published_keys(data, task)
+        figures.insert(0, Figure(f"accuracy-budget-{task}", accuracy_against_budget(data, task), [*keys, *published]))
+    shown = f'<div class="panels">{"".join(run_figure(*panel) for panel in panels)}</div>' if panels else ""
+    shown += details("Accuracy at every budget", by_budget.html() + soft(_by_budget_note(data, task)))
+    shown += details("Every number", every.html() + _largest(data, task))
+    shown += details("Scaling in numbers", scaling.html() + soft(SCALING_NOTE))
+    hint = (
+        "Accuracy minus the base's on the same problems, in points. Bands: 95 %, "
+        f"{bands_text(cell for one in compared for cell in one.contrasts(task).values())}. The shaded strip is the "
+        "margin; each panel has its own scale."
     )
-    html = (
-        f'<section><h2>{data.title("Accuracy", task)}</h2><div class="pair">{pair}</div>{difference if panels else ""}'
-        f"<h3>By budget</h3>{soft(_by_budget_note(data, task))}{by_budget.html()}"
-        f"{details('Every number', every.html() + _largest(data, task))}"
-        f"<h3>Scaling</h3>{scaling.html()}{soft(SCALING_NOTE)}</section>"
-    )
+    title = f"Difference from <bdi>{esc(data.base.look.label)}</bdi> by budget" if panels else "Accuracy"
+    html = part_of(data, task, "differences", title, esc(_worse_at(data, task)), shown, hint if panels else "")
     return Section(task, html, figures, [by_budget, every, scaling])
+
+
+def _worse_at(data: ReportData, task: str) -> str:
+    """A sentence on the single budgets at which runs are shown to be worse; empty without other runs."""
+    found = {
+        one.look.label: [str(b) for b, cell in one.contrasts(task).items() if verdict(cell) in (WORSE, WITHIN)]
+        for one in data.others
+    }
+    parts = [f"{name} at {joined(worse, most=3)}" for name, worse in found.items() if worse]
+    none = "No variant is shown to be worse at a single budget." if found and data.has_curve(task) else ""
+    return f"Worse at single budgets: {joined(parts)}." if parts else none
 
 
 def bands_text(cells: Iterable[Cell | BudgetCell]) -> str:
@@ -93,30 +91,19 @@ def bands_text(cells: Iterable[Cell | BudgetCell]) -> str:
     )
 
 
-def accuracy_against_budget(data: ReportData, task: str) -> Picture | None:
-    """Accuracy in percent with 95 % bands over log2 of the budget; published figures are hollow and dotted.
-
-    None for logs of other tools, which have no budget.
-    """
-    drawn = [
-        (one, {budget: cell for budget, cell in one.cells(task).items() if budget != AS_RUN}) for one in data.drawn
-    ]
-    if any(one.cells(task) for one, _ in drawn) and not any(cells for _, cells in drawn):
-        return None
-    lines = [
-        *_published_lines(data.published_on(task)),
-        *(Line(one.look.css, _accuracies(one.look, cells), one.look.marker) for one, cells in drawn),
-    ]
+def accuracy_against_budget(data: ReportData, task: str, frame: Frame | None = None) -> Picture:
+    """Accuracy in percent with 95 % bands over log2 of the budget; published figures are hollow and dotted."""
+    lines = _published_lines(data.published_on(task))
+    for one in data.drawn:
+        cells = {budget: cell for budget, cell in one.cells(task).items() if budget != AS_RUN}
+        lines.append(Line(one.look.css, _accuracies(one.look, cells), one.look.marker, one.look.label))
     budgets = sorted({budget_of(point.x) for line in lines for point in line.points})
-    label = f"Accuracy on {task} against thinking budget"
-    return chart(lines, budget_axis(budgets), accuracy_axis(lines), label, css="many" if len(lines) > MANY else "")
+    label, css = f"Accuracy on {task} against thinking budget", "many" if len(lines) > MANY else ""
+    return chart(lines, budget_axis(budgets), accuracy_axis(lines), label, frame=frame, css=css)
 
 
-def accuracy_against_tokens(data: ReportData, task: str) -> Picture | None:
-    """Accuracy in percent with 95 % bars over the mean number of tokens used for thinking and answer.
-
-    None if no run knows its tokens.
-    """
+def accuracy_against_tokens(data: ReportData, task: str, frame: Frame | None = None) -> Picture:
+    """Accuracy in percent with 95 % bars over the mean number of tokens used for thinking and answer."""
     lines = []
     for one in data.drawn:
         used = {budget: cell.tokens.total.mean for budget, cell in one.cells(task).items()}
@@ -125,13 +112,10 @@ def accuracy_against_tokens(data: ReportData, task: str) -> Picture | None:
             budget: point._replace(x=used[budget], note=f"{point.note}, {count(used[budget])} tokens")
             for budget, point in zip(cells, _accuracies(one.look, cells, together=False), strict=True)
         }
-        lines += lines_of(moved, one.look.css, one.look.marker)
-    if not lines and any(one.cells(task) for one in data.drawn):
-        return None
-    axis = log_axis(
-        [point.x for line in lines for point in line.points], "Mean tokens used per draw (thinking + answer)"
-    )
-    return chart(lines, axis, accuracy_axis(lines), f"Accuracy on {task} against tokens used", whiskers=True)
+        lines += lines_of(moved, one.look.css, one.look.marker, one.look.label)
+    axis = log_axis([point.x for line in lines for point in line.points], "Mean tokens per draw")
+    label = f"Accuracy on {task} against tokens used"
+    return chart(lines, axis, accuracy_axis(lines), label, frame=frame, whiskers=True)
 
 
 def _published_lines(matches: Sequence[Match]) -> list[Line]:
@@ -160,7 +144,7 @@ def differences(data: ReportData, task: str, one: ReportedRun) -> Picture:
     label = f"{one.look.label}: difference on {task} against thinking budget"
     x_axis, y_axis = _difference_axes(data, [line], "Points")
     zone = (-100 * data.margin_points, 0.0)
-    return chart([line], x_axis, y_axis, label, frame=PANEL, zone=zone, zero_line=True, css="panel")
+    return chart([line], x_axis, y_axis, label, frame=PANEL, zone=zone, zero_line=True)
 
 
 def all_differences(data: ReportData, task: str, compared: Sequence[ReportedRun]) -> Picture:

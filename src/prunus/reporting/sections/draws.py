@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunus.budgets import without_off
-from prunus.reporting.render.chart import PANEL, Axis, Line, Picture, Point, accuracy_axis, chart, log_axis
+from prunus.reporting.labels import Look
+from prunus.reporting.render.chart import PANEL, Axis, Frame, Line, Picture, Point, accuracy_axis, chart, log_axis
 from prunus.reporting.render.figure import Figure, Key
 from prunus.reporting.render.table import RUN, Column, Table, difference
-from prunus.reporting.render.text import count, percent, points, probability
+from prunus.reporting.render.text import count, esc, joined, percent, points, probability
 from prunus.reporting.report_data import ReportData, ReportedRun, float_of
-from prunus.reporting.section import Section, details, figure, run_figure, run_key, soft
+from prunus.reporting.section import Section, details, figure, part_of, run_figure, run_key, soft
 from prunus.results.summary import BudgetCell
 
 # Key in a cell: (title, explanation).
@@ -36,24 +37,36 @@ def section(data: ReportData) -> Section:
     for task in data.tasks:
         if not any(cell.samples > 1 for one in data.runs for cell in one.cells(task).values()):
             continue
-        curves = [(way, picture) for way in WAYS if (picture := ways_chart(data, task, way)) is not None]
+        ways = [way for way in WAYS if any(len(by_draws(last, way)) > 1 for last in last_cells(data, task).values())]
         fans = [(one.look, fan(task, one)) for one in data.with_cells(task)]
         draws, parallel = draw_table(data, task), parallel_table(data, task)
         keys = [run_key(one.look) for one in data.runs]
-        figures += [Figure(f"draws-{way}-{task}", picture, keys) for way, picture in curves]
+        figures += [Figure(f"draws-{way}-{task}", ways_chart(data, task, way), keys) for way in ways]
         for look, picture in fans:
             chains = [Key(look.line, look.marker, "one chain"), Key("branch", 3, "majority of k chains")]
             figures.append(Figure(f"fan-{task}-{look.label}", picture, chains))
         tables += [draws, parallel]
-        html += (
-            f"<section><h2>{data.title('Several draws', task)}</h2>{soft(NOTE)}"
-            f'<div class="panels three">{"".join(figure(picture, *WAYS[way]) for way, picture in curves)}</div>'
+        curves = "".join(figure(ways_chart(data, task, way, PANEL), *WAYS[way]) for way in ways)
+        shown = (
+            f'<div class="panels">{curves}</div>'
             f"<h3>One long chain or several short ones</h3>{soft(EQUAL)}"
             f'<div class="panels">{"".join(run_figure(*one) for one in fans)}</div>'
             f"{details('At equal tokens, in numbers', parallel.html()) if parallel.rows else ''}"
-            f"{details('Several draws in numbers', draws.html())}</section>"
+            f"{details('Several draws in numbers', draws.html())}"
         )
-    return Section("draws", html, figures, tables)
+        html += part_of(data, task, "draws", "Several draws", esc(_majority(data, task)), shown, NOTE)
+    return Section("draws", html, figures, tables, name="Draws")
+
+
+def _majority(data: ReportData, task: str) -> str:
+    """A sentence on what the majority of all draws gains over one draw, at each run's largest budget."""
+    gains = {}
+    for look, cell in last_cells(data, task).items():
+        votes = by_draws(cell, "maj_at")
+        if len(votes) > 1:
+            gains[look.label] = (max(votes), votes[max(votes)] - votes[min(votes)])
+    parts = [f"{label} {points(gain)} points (of {k} draws)" for label, (k, gain) in gains.items()]
+    return f"The majority changes the accuracy of one draw by: {joined(parts)}." if parts else ""
 
 
 def by_draws(cell: BudgetCell, way: str) -> Mapping[int, float]:
@@ -61,25 +74,24 @@ def by_draws(cell: BudgetCell, way: str) -> Mapping[int, float]:
     return {"pass_at": cell.pass_at, "maj_at": cell.maj_at, **cell.best_of}[way] or {}
 
 
-def ways_chart(data: ReportData, task: str, way: str) -> Picture | None:
-    """Accuracy over k at each run's largest budget, one line per run; None if no run has the score."""
+def last_cells(data: ReportData, task: str) -> dict[Look, BudgetCell]:
+    """The cell at the largest budget of each run, in the order in which charts draw them."""
+    return {one.look: one.cells(task)[max(one.cells(task))] for one in data.drawn if one.cells(task)}
+
+
+def ways_chart(data: ReportData, task: str, way: str, frame: Frame | None = None) -> Picture:
+    """Accuracy over k at each run's largest budget, one line per run that has the score."""
     lines = []
-    for one in data.drawn:
-        cells = one.cells(task)
-        values = by_draws(cells[max(cells)], way) if cells else {}
+    for look, cell in last_cells(data, task).items():
         spots = [
-            Point(float(k), 100 * value,
-                  note=f"{k} draw{'s' * (k > 1)}\n{one.look.label}\n{percent(value)} %")
-            for k, value in sorted(values.items())
-        ]  # fmt: skip
-        if len(spots) > 1:
-            lines.append(Line(one.look.css, spots, one.look.marker))
-    if not lines:
-        return None
+            Point(float(k), 100 * value, note=f"{k} draw{'s' * (k > 1)}\n{look.label}\n{percent(value)} %")
+            for k, value in sorted(by_draws(cell, way).items())
+        ]
+        lines += [Line(look.css, spots, look.marker)] if len(spots) > 1 else []
     sizes = sorted({point.x for line in lines for point in line.points})
     low, high = math.log2(sizes[0]), math.log2(sizes[-1])
     axis = Axis("Draws k", tuple((k, f"{k:g}") for k in sizes), low, high, log=True)
-    return chart(lines, axis, accuracy_axis(lines), f"{WAYS[way][0]} on {task}")
+    return chart(lines, axis, accuracy_axis(lines), f"{WAYS[way][0]} on {task}", frame=frame)
 
 
 def fan(task: str, one: ReportedRun) -> Picture:
@@ -102,7 +114,7 @@ def fan(task: str, one: ReportedRun) -> Picture:
     lines.append(Line(one.look.line, single, one.look.marker))
     x_axis = log_axis([point.x for line in lines for point in line.points], "Tokens used")
     label = f"{one.look.label}: one chain or several on {task}, over tokens used"
-    return chart(lines, x_axis, accuracy_axis(lines, wanted=4), label, frame=PANEL, css="panel")
+    return chart(lines, x_axis, accuracy_axis(lines, wanted=4), label, frame=PANEL)
 
 
 def parallel_table(data: ReportData, task: str) -> Table:

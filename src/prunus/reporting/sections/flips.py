@@ -17,14 +17,14 @@ from prunus.reporting.labels import Look
 from prunus.reporting.render.table import named
 from prunus.reporting.render.text import clip, count, esc, small_page
 from prunus.reporting.report_data import ReportData, Texts
-from prunus.reporting.section import Section, soft
+from prunus.reporting.section import Section, part
 from prunus.results.rows import UNKNOWN, Key, Run, Sample
 
-FLIPS_PER_RUN, FLIPS_IN_ALL = 6, 48  # maximum numbers of flips whose texts are in the page, whatever their size
+FLIPS_PER_RUN, FLIPS_IN_ALL = 6, 32  # maximum numbers of flips whose texts are in the page, whatever their size
 LINES_IN_ALL = 1_500  # maximum number of flips that are listed
 TEXT_LIMIT = 6_000  # maximum number of characters of a thinking or answer text in the page
 FILE_LIMIT = 1_000_000  # the same in a file of the folder
-REST_LIMIT = 800_000  # characters in the page for texts of further flips; runs with the shortest texts come first
+REST_LIMIT = 100_000  # characters in the page for texts of further flips; runs with the shortest texts come first
 CUT = 4  # characters at the end of a cut text that may differ from the whole chain's, if it ends within a character
 MISSING = "[not kept in the store]"
 NO_TEXTS = ("", "")
@@ -144,9 +144,10 @@ def section(data: ReportData) -> Section:
             f" {count(outside)} pairs of texts are in the folder <code>{esc(data.folder)}</code> beside this page and "
             "are loaded when they are opened, so keep page and folder together."
         )
-    html = f'<section id="flips"><h2>Problems that flipped</h2>{soft(note)}{"".join(groups)}</section>'
-
-    return Section("flips", html, files=files())
+    lost, gained = (sum(flip.gained == won for of_run in found for flip in of_run) for won in (False, True))
+    says = f"Over all variants, {lost} problems that the base solves are lost, and {gained} others are gained."
+    html = part("flips", "Problems that flipped", says, "".join(groups), note)
+    return Section("flips", html, files=files(), name="Texts")
 
 
 def find_flips(base: Iterable[Sample], other: Iterable[Sample]) -> list[Flip]:

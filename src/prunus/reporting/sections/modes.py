@@ -8,7 +8,7 @@ from prunus.reporting.render.figure import Figure, Key
 from prunus.reporting.render.table import RUN, Column, Table
 from prunus.reporting.render.text import count, esc, percent, points
 from prunus.reporting.report_data import MODES, BothModes, ReportData
-from prunus.reporting.section import Section, details, run_figure, soft
+from prunus.reporting.section import Section, details, part, run_figure
 
 
 def section(data: ReportData) -> Section:
@@ -26,12 +26,13 @@ def section(data: ReportData) -> Section:
     pictures = [(task, one, mode_chart(task, one)) for task, one in both]
     panels = "".join(run_figure(one.look, picture, f"<bdi>{esc(task)}</bdi>") for task, one, picture in pictures)
     table = mode_table(data)
-    html = (
-        f'<section id="modes"><h2>Strict and legacy</h2>{soft(note)}<ul class="endings">{legend}</ul>'
-        f'<div class="panels">{panels}</div>{details("Strict and legacy in numbers", table.html())}</section>'
-    )
+    _, (task, budget, _, _, gap, *_) = max(table.rows, key=lambda row: row[1][4])
+    says = f"Legacy is furthest ahead of strict on {task} at budget {budget}, by {points(gap)} points."
+    shown = f'<ul class="endings">{legend}</ul><div class="panels">{panels}</div>'
+    shown += details("Strict and legacy in numbers", table.html())
+    html = part("modes", "Strict and legacy", f"<bdi>{esc(says)}</bdi>", shown, note)
     figures = [Figure(f"modes-{task}-{one.look.label}", picture, keys) for task, one, picture in pictures]
-    return Section("modes", html, figures, [table])
+    return Section("modes", html, figures, [table], name="Modes")
 
 
 def mode_chart(task: str, one: BothModes) -> Picture:
@@ -46,7 +47,7 @@ def mode_chart(task: str, one: BothModes) -> Picture:
         lines.append(Line(f"m{index}", spots, index))
     budgets = sorted({budget_of(point.x) for line in lines for point in line.points})
     label = f"{one.look.label}: accuracy on {task} in strict and legacy mode"
-    return chart(lines, budget_axis(budgets), accuracy_axis(lines, wanted=4), label, frame=PANEL, css="panel")
+    return chart(lines, budget_axis(budgets), accuracy_axis(lines, wanted=4), label, frame=PANEL)
 
 
 def mode_table(data: ReportData) -> Table:

@@ -4,7 +4,7 @@ from prunus.reporting.published import about, notes, nothing_matches, standard_e
 from prunus.reporting.render.table import RUN, Column, Table
 from prunus.reporting.render.text import count, esc, percent, points, signed
 from prunus.reporting.report_data import ReportData
-from prunus.reporting.section import Section, soft
+from prunus.reporting.section import Section, details, part
 
 
 def section(data: ReportData) -> Section:
@@ -14,30 +14,30 @@ def section(data: ReportData) -> Section:
     """
     if data.matches is None:
         return Section("published")
-    title = '<section id="published"><h2>Published figures beside ours</h2>'
+    title = "Published figures beside ours"
     if not data.matches:
         text = nothing_matches([one.run for one in data.runs], data.tasks)
-        return Section("published", f"{title}<p><bdi>{esc(text)}</bdi></p></section>")
-    sources = about()["sources"]
+        return Section("published", part("published", title, f"<bdi>{esc(text)}</bdi>", ""), name="Published")
     used = dict.fromkeys(match.theirs.source for match in data.matches)
     far = sum(abs(match.z) > 2 for match in data.matches)
+    says = (
+        f"{far} of {len(data.matches)} are further apart than two standard errors "
+        f"({signed(0.05 * len(data.matches)).lstrip('+')} expected by chance)."
+    )
     note = (
-        f"z: our accuracy minus theirs, divided by its standard error; {far} of {len(data.matches)} are beyond ±2 "
-        f"({signed(0.05 * len(data.matches)).lstrip('+')} expected by chance). Our error is over problems, which both "
+        "z: our accuracy minus theirs, divided by its standard error. Our error is over problems, which both "
         "sides share, so |z| is rather too small. Mark A: from a printed table; B: read from a figure."
     )
     facts = "".join(
         f"<dt>{esc(source['name'])}</dt><dd>{esc(source['paper'])}; {esc(source['draws'])}, answers of up to "
         f"{count(source['answer_tokens'])} tokens; {esc(source['read'])}; code {esc(source['code'])}</dd>"
-        for source in (sources[name] for name in used)
+        for source in (about()["sources"][name] for name in used)
     )
     odd = "".join(f"<li>{esc(text)}</li>" for text in notes(data.matches))
     table = published_table(data)
-    html = (
-        f"{title}{soft(note)}{table.html()}<dl>{facts}</dl>"
-        f'<h3>Notes on the sources</h3><ul class="notes">{odd}</ul></section>'
-    )
-    return Section("published", html, tables=[table])
+    sources = details("Sources, and notes on them", f'<dl>{facts}</dl><ul class="notes">{odd}</ul>')
+    html = part("published", title, says, table.html() + sources, note)
+    return Section("published", html, tables=[table], name="Published")
 
 
 def published_table(data: ReportData) -> Table:

@@ -9,7 +9,7 @@ from prunus.reporting.labels import Look, history
 from prunus.reporting.render.table import RUN, Column, Table, named
 from prunus.reporting.render.text import THIN, clip, count, esc
 from prunus.reporting.report_data import ReportData
-from prunus.reporting.section import Section
+from prunus.reporting.section import Section, details, part
 from prunus.results.metrics import LEAK_RULE
 from prunus.results.rows import Run
 
@@ -45,11 +45,14 @@ def section(data: ReportData) -> Section:
     }
     facts = "".join(f"<dt>{esc(name)}</dt><dd><bdi>{esc(value)}</bdi></dd>" for name, value in rows.items())
     runs, totals = "".join(_run_details(one.look, one.run) for one in data.runs), totals_table(data)
-    html = (
-        f'<section id="methods"><h2>Methods, versions, seeds</h2><p>{" ".join(map(esc, sentences))}</p>'
-        f"<dl>{facts}</dl><h3>Answers and tokens sampled</h3>{totals.html()}<h3>Runs</h3>{runs}</section>"
-    )
-    return Section("methods", html, tables=[totals])
+    tokens = [(one.totals.thinking_tokens or 0) + (one.totals.answer_tokens or 0) for one in data.runs]
+    answers = sum(one.totals.answers for one in data.runs)
+    says = f"{len(data.runs)} runs have {count(answers)} answers"
+    says += f", for which {count(sum(tokens))} tokens were sampled." if sum(tokens) else "."
+    whole = details("Methods and settings", f"<p>{' '.join(map(esc, sentences))}</p><dl>{facts}</dl>")
+    whole += details("Every run with its versions and seeds", runs)
+    html = part("costs", "Costs", says, totals.html()) + part("methods", "Methods, versions, seeds", "", whole)
+    return Section("costs", html, tables=[totals], name="Costs and methods")
 
 
 def _procedure(run: Run) -> list[str]:
@@ -127,5 +130,5 @@ def _run_details(look: Look, run: Run) -> str:
     )
     return (
         f'<details><summary>{named(look)} <span class="soft"><bdi>{esc(clip(facts, 600))}</bdi></span></summary>'
-        f"<pre>{esc(text)}</pre></details>"
+        f'<pre tabindex="0">{esc(text)}</pre></details>'
     )

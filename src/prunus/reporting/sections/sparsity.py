@@ -7,9 +7,9 @@ from prunus.reporting.labels import Look, history, recipe_text
 from prunus.reporting.render.chart import Box, Group, Label, Picture, Shape
 from prunus.reporting.render.figure import Figure
 from prunus.reporting.render.table import RUN, Column, Table, named, row_name
-from prunus.reporting.render.text import NBSP, count, esc, one_line, percent
+from prunus.reporting.render.text import NBSP, count, esc, joined, one_line, percent
 from prunus.reporting.report_data import ReportData
-from prunus.reporting.section import Section, details, run_figure, soft
+from prunus.reporting.section import Section, details, part, run_figure, soft
 from prunus.results.rows import Run
 from prunus.step import StepRecord, recorded_kind
 
@@ -40,15 +40,28 @@ def section(data: ReportData) -> Section:
     maps = [(one.look, picture) for one in data.runs if (picture := linear_map(one.look, one.run)) is not None]
     every = soft("Zeros in percent by kind of Linear and block.")
     every += f'<div class="pair">{"".join(run_figure(*one) for one in maps)}</div>'
-    html = (
-        f'<section id="pruned"><h2>What was pruned</h2>{soft(note)}'
+    steps = details("Every step with its settings", f'<dl class="recipes">{recipes}</dl>')
+    shown = (
         '<div class="wide" tabindex="0" role="region" aria-label="What was pruned">'
         f'<table class="strip{" many" if blocks > 20 else ""}"><thead><tr><th scope="row">Block</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>{details('Every Linear', every) if maps else ''}"
-        f'<dl class="recipes">{recipes}</dl></section>'
+        f"{steps if recipes else ''}"
     )
+    html = part("pruned", "What was pruned", esc(_pruned(data, strips)), shown, note)
     figures = [Figure(f"linears-{look.label}", picture) for look, picture in maps]
-    return Section("pruned", html, figures, [linear_table(data)], styles=STYLES)
+    return Section("pruned", html, figures, [linear_table(data)], styles=STYLES, name="Pruned")
+
+
+def _pruned(data: ReportData, strips: Sequence[Sequence[float | None]]) -> str:
+    """A sentence on how many variants have zeros, lack blocks, or have other shapes."""
+    zeros = sum(any(share for share in strip) for strip in strips[1:])
+    blocks = sum(None in strip for strip in strips[1:])
+    others = [
+        one for one in data.others if one.parameters != data.base.parameters and None not in strips[one.look.index]
+    ]
+    found = {"with zeros": zeros, "without some blocks": blocks, "smaller inside their blocks": len(others)}
+    parts = [f"{number} {words}" for words, number in found.items() if number]
+    return f"Of {len(data.others)} variants: {joined(parts)}." if parts else ""
 
 
 def _size(run: Run, base: Run) -> str:

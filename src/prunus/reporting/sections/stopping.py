@@ -1,29 +1,31 @@
 """Whether the runs still stop: how their chains end, beside the base's, and the verdict on it."""
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from prunus.reporting.render.chart import Line, Picture, Point, budget_axis, chart, linear_axis
+from prunus.reporting.render.chart import Frame, Line, Picture, Point, budget_axis, chart, linear_axis
 from prunus.reporting.render.figure import Figure
 from prunus.reporting.render.table import RUN, Column, Table, Word, difference
-from prunus.reporting.render.text import percent, points, probability, times
+from prunus.reporting.render.text import esc, percent, points, probability, times
 from prunus.reporting.report_data import ReportData
-from prunus.reporting.section import Section, details, figure, run_key, soft
+from prunus.reporting.section import Section, adapted, details, part, run_key
+from prunus.results.cells import Entry
 from prunus.results.stopping import ENDINGS, ENDS, STOPS
 from prunus.results.verdicts import verdict
 
 TITLES = ("Ends|by itself", "Loops", "Found,|then lost", "No|answer", "Answer|cut", "Leaked", "Budget|used")
+TITLE = "Chains that end by themselves"
 
 
 def section(data: ReportData) -> Section:
     """The verdicts on stopping with the shares of each ending, and for each task a curve and a table of all numbers."""
-    judged = [one for one in data.others if one.contrast and one.contrast.stopping.endings]
+    judged = [entry for entry in data.comparison.others if entry.stopping.endings]
     if not judged:
         return Section("stopping")
-    verdicts = stopping_table(data)
+    verdicts, every = stopping_table(data), {task: ending_table(data, task) for task in data.tasks}
     curves = [task for task in data.tasks if any(budget > 0 for one in data.runs for budget in one.cells(task))]
-    pictures = {task: ends_by_itself(data, task) for task in curves}
-    every = {task: ending_table(data, task) for task in data.tasks}
     margin = data.stop_margin.words(STOPS)
     note = (
         "At the largest budget, on the same problems as the base; of several tasks, the mean. Verdict: whether the "
@@ -33,15 +35,29 @@ def section(data: ReportData) -> Section:
         "Budget used: mean thinking tokens in % of the budget. Over all variants together, each ending is wrongly "
         "called better or worse on at most 2.5 % of such pages each, and wrongly non-inferior on 5 % (Holm)."
     )
-    charts = "".join(
-        figure(picture, data.title("Chains that end by themselves", task)) for task, picture in pictures.items()
-    )
-    numbers = "".join(details(data.title("Every ending", task), table.html()) for task, table in every.items())
-    shown = f'<div class="pair">{charts}</div>{numbers}'
     keys = [run_key(one.look) for one in data.runs]
-    figures = [Figure(f"ends-{task}", picture, keys) for task, picture in pictures.items()]
-    html = f'<section id="stopping"><h2>Does it still stop?</h2>{verdicts.html()}{soft(note)}{shown}</section>'
-    return Section("stopping", html, figures, [verdicts, *every.values()])
+    figures = [Figure(f"ends-{task}", ends_by_itself(data, task), keys) for task in curves]
+    charts = "".join(
+        adapted(partial(ends_by_itself, data, task), data.title(TITLE, task), css=data.css(task)) for task in curves
+    )
+    numbers = details("Verdicts and endings in numbers", verdicts.html())
+    numbers += "".join(details(data.title("Every ending", task), table.html()) for task, table in every.items())
+    shown = f'<div class="pair">{charts}</div>' if len(curves) > 1 else charts
+    html = part("stopping", "Does it still stop?", esc(_ends(data, judged)), shown + numbers, note)
+    return Section("stopping", html, figures, [verdicts, *every.values()], name="Stopping")
+
+
+def _ends(data: ReportData, judged: Sequence[Entry]) -> str:
+    """A sentence on the chains that end by themselves at the largest budget; empty where none can."""
+    names = {one.run.run_id: one.look.label for one in data.runs}
+    cells = [(entry.stopping.endings[ENDS], names[entry.run]) for entry in judged if ENDS in entry.stopping.endings]
+    if not cells:
+        return ""
+    cell, name = min(cells, key=lambda pair: pair[0].difference)
+    return (
+        f"At the largest budget {percent(cell.base_share)} % of {data.base.look.label}'s chains end by themselves; of "
+        f"the variants, fewest do in {name}: {percent(cell.share)} % ({points(cell.difference)} points)."
+    )
 
 
 def stopping_table(data: ReportData) -> Table:
@@ -91,7 +107,7 @@ def ending_table(data: ReportData, task: str) -> Table:
     return Table(f"endings-{task}", f"Endings on {task}, compared with the base", "data sortable", columns, rows)
 
 
-def ends_by_itself(data: ReportData, task: str) -> Picture:
+def ends_by_itself(data: ReportData, task: str, frame: Frame | None = None) -> Picture:
     """The share of draws that end by themselves over the budget, one line per run."""
     lines = []
     for one in data.drawn:
@@ -101,7 +117,8 @@ def ends_by_itself(data: ReportData, task: str) -> Picture:
                 share = math.nan if cell.forced is None else 1 - cell.forced
                 note = f"Budget {budget}\n{one.look.label}\n{percent(share)} % end by themselves"
                 spots.append(Point(float(budget), 100 * share, note=note))
-        lines.append(Line(one.look.css, spots, one.look.marker))
+        lines.append(Line(one.look.css, spots, one.look.marker, one.look.label))
     budgets = sorted({int(point.x) for line in lines for point in line.points})
     axis = linear_axis(0, 100, "Percent of draws", wanted=4)
-    return chart(lines, budget_axis(budgets), axis, f"Chains on {task} that end by themselves, against thinking budget")
+    label = f"Chains on {task} that end by themselves, against thinking budget"
+    return chart(lines, budget_axis(budgets), axis, label, frame=frame)

@@ -1,12 +1,15 @@
 """The number of tokens that draws used, and how the draws ended."""
 
+from functools import partial
+
 from prunus.budgets import AS_RUN
 from prunus.reporting.render.chart import PANEL, Line, Picture, Point, budget_axis, chart, linear_axis, swatch
 from prunus.reporting.render.figure import Figure, Key
 from prunus.reporting.render.table import RUN, Column, Table
 from prunus.reporting.render.text import count, esc, percent
 from prunus.reporting.report_data import ReportData, ReportedRun
-from prunus.reporting.section import Section, details, run_figure, soft
+from prunus.reporting.section import Section, adapted, details, part_of, run_figure, run_key, soft
+from prunus.reporting.sections.curves import accuracy_against_tokens
 from prunus.results.metrics import LEAK_RULE
 
 ENDINGS = {
@@ -22,23 +25,36 @@ ADHERENCE = [("used_per_budget", "Thinking over|budget, median %"), ("over", "Ov
 
 
 def section(data: ReportData) -> Section:
-    """For each task panels of how the draws ended, and a table of the tokens that they used."""
+    """For each task accuracy over the tokens used; folded, how the draws ended, and a table of both."""
     keys = [Key(f"e{index}", index, words) for index, words in enumerate(ENDINGS.values())]
     legend = "".join(f"<li>{swatch(key.css, key.marker).html()}{esc(key.name)}</li>" for key in keys)
     note = "Mean tokens per draw, without the markers and closings that the protocol inserts."
     html, figures, tables = "", [], []
     for task in data.tasks:
+        shown = ""
+        if any(cell.tokens.total.mean is not None for one in data.runs for cell in one.cells(task).values()):
+            runs = [run_key(one.look) for one in data.runs]
+            figures.append(Figure(f"accuracy-tokens-{task}", accuracy_against_tokens(data, task), runs))
+            shown = adapted(partial(accuracy_against_tokens, data, task), "One point per budget", "95 % bars")
+        tables.append(token_table(data, task))
+        shown += details("Tokens and endings in numbers", tables[-1].html() + soft(note))
         panels = [(one.look, endings(task, one)) for one in data.with_cells(task) if one.cells(task).keys() - {AS_RUN}]
         figures += [Figure(f"endings-{task}-{look.label}", picture, keys) for look, picture in panels]
-        tables.append(token_table(data, task))
-        pictures = (
-            f'<ul class="endings">{legend}</ul><div class="panels">{"".join(run_figure(*p) for p in panels)}</div>'
-        )
-        html += (
-            f"<section><h2>{data.title('Tokens and endings', task)}</h2>{pictures if panels else ''}"
-            f"{details('Tokens and endings in numbers', tables[-1].html() + soft(note))}</section>"
-        )
-    return Section("tokens", html, figures, tables)
+        pictures = f'<div class="panels">{"".join(run_figure(*panel) for panel in panels)}</div>'
+        shown += details("How draws ended, by budget", f'<ul class="endings">{legend}</ul>{pictures}') if panels else ""
+        html += part_of(data, task, "tokens", "Accuracy against tokens used", esc(_used(data, task)), shown)
+    return Section("tokens", html, figures, tables, name="Tokens")
+
+
+def _used(data: ReportData, task: str) -> str:
+    """A sentence on the tokens used at the largest budget; empty where they are unknown."""
+    cells = [(one.look.label, one.cells(task)[max(one.cells(task))]) for one in data.with_cells(task)]
+    used = {label: cell.tokens.total.mean for label, cell in cells if cell.tokens.total.mean}
+    if not used:
+        return ""
+    most, least = max(used, key=used.__getitem__), min(used, key=used.__getitem__)
+    text = f"At its largest budget, {least} uses {count(used[least])} tokens per draw"
+    return f"{text}, the fewest, and {most} {count(used[most])}, the most." if len(used) > 1 else f"{text}."
 
 
 def endings(task: str, one: ReportedRun) -> Picture:
@@ -54,7 +70,7 @@ def endings(task: str, one: ReportedRun) -> Picture:
             lines.append(Line(f"e{index}", spots, index))
     axis = linear_axis(0, 100, "Percent of draws", wanted=4)
     label = f"{one.look.label}: how draws on {task} ended"
-    return chart(lines, budget_axis(list(cells)), axis, label, frame=PANEL, css="panel")
+    return chart(lines, budget_axis(list(cells)), axis, label, frame=PANEL)
 
 
 def token_table(data: ReportData, task: str) -> Table:

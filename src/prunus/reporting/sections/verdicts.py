@@ -3,24 +3,24 @@
 from collections.abc import Sequence
 from typing import Any
 
+from prunus.reporting import prose
 from prunus.reporting.prose import rounding
-from prunus.reporting.render.chart import forest
 from prunus.reporting.render.table import Column, Interval, Table, Word, difference
 from prunus.reporting.render.text import count, esc, percent, points, probability
 from prunus.reporting.report_data import ReportData
-from prunus.reporting.section import Section, soft
+from prunus.reporting.section import Section, details, part, soft
 from prunus.results.cells import Entry, RecipeVerdict
 from prunus.results.stages import in_words
 from prunus.results.stopping import ENDS, STOPS
-from prunus.results.verdicts import ENOUGH, OPEN, UNFINISHED
+from prunus.results.verdicts import BETTER, ENOUGH, OPEN, UNFINISHED, WITHIN, WORSE
 
 
 def section(data: ReportData) -> Section:
-    """The table of verdicts; empty if there is only the base."""
+    """The table of verdicts with what they rest on, and those on recipes; empty if there is only the base."""
     said = rounding(data.comparison)
     alone = soft(f"{said}.") if said else ""
     if not data.others:
-        return Section("verdicts", f'<section id="verdicts"><h2>Verdicts</h2>{alone}</section>' if alone else "")
+        return Section("verdicts", part("verdicts", "Verdicts", "", alone) if alone else "")
     several = any(entry.macro for entry in data.comparison.others)
     over = " averaged over tasks" if several else ""
     where = f" The last two columns are for task <bdi>{esc(data.tasks[0])}</bdi>." if several else ""
@@ -36,7 +36,7 @@ def section(data: ReportData) -> Section:
         f"problem, with a 95 % interval. All verdicts, p and MDE are {corrected}: on at most 2.5 % of such pages is "
         "any variant wrongly better, on 2.5 % wrongly worse, and on 5 % wrongly non-inferior, if the problems (or the "
         "groups of those that belong together) are independent of each other. Non-inferior, within the margin: a "
-        f"loss of {data.margin.words()} (dashed) or more is ruled out, by a bound that is valid for any number "
+        f"loss of {data.margin.words()} or more is ruled out, by a bound that is valid for any number "
         "of problems. MDE, minimum detectable effect: the true difference that is detected with 80 % power. Scaling: "
         f"accuracy gained per doubling of the budget, in % of the base's. It is kept if this is at least "
         f"{100 * ENOUGH:g} %, and lost if it is less, each with 95 % confidence. Chains "
@@ -46,8 +46,17 @@ def section(data: ReportData) -> Section:
     table = verdict_table(data)
     seeds = recipe_table(data.comparison.recipes) if data.comparison.recipes else None
     more = "" if seeds is None else f"<h3>Recipes, over calibration seeds</h3>{seeds.html()}{soft(SEEDS)}"
-    html = f'<section id="verdicts"><h2>Verdicts</h2>{table.html()}{soft(note)}{alone}{more}</section>'
-    return Section("verdicts", html, tables=[table] if seeds is None else [table, seeds])
+    numbers = details("Verdicts in numbers", table.html() + soft(note))
+    says = f"Of {runs} variants: {prose.counts(data.comparison.others)}." if runs > 1 else ""
+    html = part("verdicts", "Verdicts", says, f"{alone}{numbers}{more}", TERMS)
+    return Section("verdicts", html, tables=[table] if seeds is None else [table, seeds], name="Verdicts")
+
+
+TERMS = (
+    "<b>Non-inferior</b>: a loss of the margin or more is ruled out with 95 % confidence. <b>Worse</b>, <b>better</b>: "
+    "accuracy is shown to be lower or higher. <b>Worse, within the margin</b>: lower, by less than the margin. "
+    "<b>Cannot tell</b>: there are too few problems or draws to show any of these, no sign that there is no loss."
+)
 
 
 SEEDS = (
@@ -77,18 +86,16 @@ def recipe_table(recipes: Sequence[RecipeVerdict]) -> Table:
 
 def verdict_table(data: ReportData) -> Table:
     """Verdict, area, adjusted p, MDE, scaling, stopping, accuracy and tokens at the largest budget, one row per run."""
-    primaries = [entry.primary for entry in data.comparison.others]
-    ends = [(cell.difference, cell.low, cell.high) for cell in primaries]
     task = data.tasks[0]
     budget = max((budget for one in data.runs for budget in one.cells(task)), default=0)
     rows = []
-    for one, picture in zip(data.runs, [None, *forest(ends, data.margin_points)], strict=True):
-        entry, values = one.contrast, [None] * 7
+    for one in data.runs:
+        entry, values = one.contrast, [None] * 6
         if entry is not None:
             cell = entry.primary
-            values: list[Any] = [Word(entry.verdict, _remark(entry)), difference(cell), picture]
+            values: list[Any] = [remark(entry), difference(cell)]
             p = None if entry.verdict == UNFINISHED else cell.p_adjusted
-            values += [p, cell.mde, _scaling_word(entry), _stops_word(entry)]
+            values += [p, cell.mde, scaling_word(entry), stops_word(entry)]
         last = one.cells(task).get(budget)
         values += (
             [None, None] if last is None else [Interval(last.accuracy, last.low, last.high), last.tokens.total.mean]
@@ -96,7 +103,7 @@ def verdict_table(data: ReportData) -> Table:
         rows.append((one.look, values))
     columns = [
         Column("run", "Model"), Column("verdict", "Verdict"),
-        Column("difference", "Difference over|the curve, points", points), Column("", "0 and margin|(dashed)"),
+        Column("difference", "Difference over|the curve, points", points),
         Column("p_adjusted", "p|adjusted", probability), Column("mde", "MDE,|points", percent),
         Column("scaling", "Scaling,|% kept"), Column("stops", "Chains end|by themselves, %"),
         Column("accuracy", f"Accuracy, %|at budget {budget}", percent),
@@ -105,25 +112,28 @@ def verdict_table(data: ReportData) -> Table:
     return Table("verdicts", "Verdicts", "verdicts sortable", columns, rows, keep=True)
 
 
-def _remark(entry: Entry) -> str:
-    """For an undecided run, the draws or problems needed for a decision; whether its problems were chosen by rows.
+def remark(entry: Entry) -> Word:
+    """The verdict, with what is needed to decide an undecided run, how much of an unfinished run is there, or a caveat.
 
-    For an unfinished one, how many problems are complete.
+    Caveats: rows decided how many problems there are, chains are cut, and what single budgets say.
     """
-    if entry.unfinished:
-        return f"{in_words(entry.unfinished).removeprefix('unfinished, ')} problems"
-    if entry.grown:
-        return "limit or draws changed"
-    if entry.adaptive:
-        return "collected adaptively"
+    caveats = ["relies on cutting"] * entry.relies_on_cutting
+    caveats += ["at every budget"] * (entry.whole_curve and entry.verdict in (BETTER, WITHIN, WORSE))
+    caveats += [f"but {at.verdict} at {at.budget}, {points(at.difference)}" for at in entry.contradicted_at[:2]]
     needed = entry.primary.settle
     wanted = [
         f"{count(number)} {what}" for number, what in ((needed.draws, "draws"), (needed.problems, "problems")) if number
     ]
-    return f"{' or '.join(wanted)} needed" if entry.verdict == OPEN and wanted else ""
+    if entry.unfinished:
+        caveats = [f"{in_words(entry.unfinished).removeprefix('unfinished, ')} problems"]
+    elif entry.grown or entry.adaptive:
+        caveats.insert(0, "limit or draws changed" if entry.grown else "collected adaptively")
+    elif entry.verdict == OPEN and wanted:
+        caveats.insert(0, f"{' or '.join(wanted)} needed")
+    return Word(entry.verdict, "; ".join(caveats))
 
 
-def _scaling_word(entry: Entry) -> Word | None:
+def scaling_word(entry: Entry) -> Word | None:
     """The verdict on scaling (kept, lost or cannot tell), with the kept share of the base's slope."""
     slope = entry.scaling
     if slope is None or slope.word is None:
@@ -132,7 +142,7 @@ def _scaling_word(entry: Entry) -> Word | None:
     return Word(slope.word, "" if slope.retention is None else f"{share}, {low} to {high}")
 
 
-def _stops_word(entry: Entry) -> Word | None:
+def stops_word(entry: Entry) -> Word | None:
     """The verdict on the share of chains that end by themselves, with that share and its change."""
     if entry.stops is None:
         return None

@@ -4,11 +4,10 @@ It is made from the certificate alone, in the style of the report (reporting/pag
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from prunus import __version__
 from prunus.cards.certified import about_searches, claims_of_found
 from prunus.disk import write_text
 from prunus.margins import Margin
@@ -16,9 +15,6 @@ from prunus.reporting.labels import HUES, Look
 from prunus.reporting.prose import sentence
 from prunus.reporting.render.chart import (
     PANEL,
-    Box,
-    Group,
-    Label,
     Line,
     Picture,
     Point,
@@ -29,8 +25,9 @@ from prunus.reporting.render.chart import (
     lines_of,
 )
 from prunus.reporting.render.table import Column, Interval, Table, Word
-from prunus.reporting.render.text import count, document, esc, percent, points, resource
-from prunus.reporting.section import figure, run_figure, soft
+from prunus.reporting.render.text import count, esc, one_line, percent, points, top, whole_page
+from prunus.reporting.section import adapted, part, run_figure, soft
+from prunus.results.characters import MINUS
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, OPEN, REFUSED
 from prunus.results.stopping import ENDINGS
 from prunus.study.find.certificate import caution, number_of_groups
@@ -44,7 +41,6 @@ STYLES = (
     ".not-looked-at{color:var(--soft);font-weight:400}"
     ".path .mark{fill-opacity:0;stroke-opacity:0}"
     ".ladder td:nth-child(3),.ladder th:nth-child(3){text-align:left}"
-    ".spent{fill:var(--calm)}.rest{fill:var(--rule)}"
 )
 
 Data = Mapping[str, Any]
@@ -59,24 +55,19 @@ def page(data: Data) -> str:
     """The HTML of the page of a certificate."""
     declared, shown = data["declared"], data["shown"]
     title = _title(declared, shown)
-    body = [
-        _top(declared, shown, title),
-        f"<main>{_ladders(declared, shown)}{_paths(declared, shown)}"
-        f'<section id="cost"><h2>Accuracy and cost</h2><div class="pair">{_curves(declared, shown)}'
-        f"{_cost(declared, shown)}</div></section>{_meaning(data)}</main>",
-        f"<footer>Made by Prunus {esc(__version__)}. This page loads nothing from the network.</footer>",
-    ]
-    return document(title, "".join(body), {"certificate": dict(data)}, resource("page.css") + STYLES)
+    body = f"{_top(data, title)}<main>{_glance(declared, shown)}{_paths(declared, shown)}{_meaning(data)}</main>"
+    return whole_page(title, body, {"certificate": dict(data)}, STYLES)
 
 
 def _title(declared: Data, shown: Data) -> str:
     found = shown["found"]
     if found is None:
-        return f"No rung was certified: {declared['model']['name']} stays as it is"
-    return f"The checkpoint made by {found['name']} still solves and still stops"
+        return f"No rung was certified: {one_line(declared['model']['name'])} stays as it is"
+    return f"{one_line(found['name'])} still solves and still stops"
 
 
-def _top(declared: Data, shown: Data, title: str) -> str:
+def _top(data: Data, title: str) -> str:
+    declared, shown = data["declared"], data["shown"]
     draws, sizes = declared["samples"], {task: len(names) for task, names in declared["problems"].items()}
     groups = f" in {number_of_groups(declared)} groups" if declared.get("groups") else ""
     facts = (
@@ -84,14 +75,23 @@ def _top(declared: Data, shown: Data, title: str) -> str:
         f"<bdi>{esc(', '.join(f'{task}, {number} problems' for task, number in sizes.items()) + groups)}</bdi> × "
         f"{draws} draw{'' if draws == 1 else 's'} · budgets {esc(', '.join(map(str, declared['budgets'])))}"
     )
+    sure = f"{100 - 100 * declared['alpha']:g} % confidence"
+    certified = f"Losses of {_losses(declared)} are ruled out with {sure}."
     share = shown["tokens"] / max(1, shown["full_grid_tokens"])
-    lines = claims_of_found(shown)
-    lines.append(
+    cost = (
         f"The search took {count(shown['tokens'])} tokens, {percent(share)} % of the {count(shown['full_grid_tokens'])}"
         " that all rungs and the dense model in full would have taken (estimated from the rows)."
     )
-    text = "".join(f'<p class="lead"><bdi>{esc(line.removesuffix("."))}.</bdi></p>' for line in lines)
-    return f'<header><p class="kicker">{facts}</p><h1><bdi>{esc(title)}</bdi></h1>{text}</header>'
+    warning = caution(declared, shown)
+    notes = [sentence(warning[0].upper() + warning[1:])] if warning is not None else []
+    return top(facts, title, f"{certified} {cost}" if shown["found"] else cost, notes)
+
+
+def _losses(declared: Data) -> str:
+    """The two losses that are ruled out of a certified rung."""
+    accuracy = amount(declared["margin"], "accuracy", "what the dense model solves")
+    ends = amount(declared["stop_margin"], "chains that end by themselves", "its chains that end by themselves")
+    return f"{accuracy} or more, and of {ends} or more"
 
 
 def amount(margin: Any, of: str, base: str) -> str:
@@ -116,21 +116,25 @@ def _dense(declared: Data) -> Look:
     return Look(0, declared["dense"], declared["model"]["name"], 0, 0, 0)
 
 
-def _ladders(declared: Data, shown: Data) -> str:
+def _glance(declared: Data, shown: Data) -> str:
+    """The curves, and the ladders with what was decided."""
     tables = []
     for ladder, seen in zip(declared["ladders"], shown["ladders"], strict=True):
-        heading = f"<h3><bdi>{esc(ladder['name'])}</bdi></h3>" if len(declared["ladders"]) > 1 else ""
+        heading = f"<h2><bdi>{esc(ladder['name'])}</bdi></h2>" if len(declared["ladders"]) > 1 else ""
         tables.append(heading + ladder_table(declared, ladder, seen, shown["dense"]["tokens"]).html())
     alpha = declared["alpha"] / len(declared["ladders"])
+    rungs = sum(len(ladder["rungs"]) for ladder in declared["ladders"])
+    seen = sum(len(ladder["rungs"]) for ladder in shown["ladders"])
     note = (
-        f"Rungs are tried in this order, until one is not certified. Certified: a loss of "
-        f"{amount(declared['margin'], 'accuracy', 'what the dense model solves')} or more, and of "
-        f"{amount(declared['stop_margin'], 'chains that end by themselves', 'its chains that end by themselves')} or "
-        f"more, are both ruled out. Refused: one of these losses is shown to be larger. Each "
+        f"Rungs are tried in this order, until one is not certified: {seen} of {rungs} were looked at. Certified: "
+        f"losses of {_losses(declared)} are both ruled out. Refused: one of these losses is shown to be larger. Each "
         f"difference has bounds that hold after any number of problems, each with {100 * (1 - alpha):g} % confidence; "
         "it is over the problems that were needed to decide."
     )
-    return f'<section id="ladder"><h2>The ladder</h2>{"".join(tables)}{soft(note)}</section>'
+    return (
+        f'<section id="ladder" class="glance" aria-label="The ladder">{_curves(declared, shown)}'
+        f'<div class="rows">{"".join(tables)}{soft(note)}</div></section>'
+    )
 
 
 def ladder_table(declared: Data, ladder: Data, seen: Data, dense_tokens: int) -> Table:
@@ -151,14 +155,29 @@ def ladder_table(declared: Data, ladder: Data, seen: Data, dense_tokens: int) ->
         rows.append((look, [rung["removed"], decision, *ends, one["problems"], one["tokens"]]))
     columns = [
         Column("rung", "Rung"),
-        Column("removed", "Weights|removed, %", percent),
+        Column("removed", "Asked to|remove, %", lambda share: f"{100 * share:.3g}"),
         Column("decision", "Decision"),
-        Column("accuracy", f"Accuracy{_kept(declared['margin'])},|points", points),
-        Column("ends", f"Ends by itself{_kept(declared['stop_margin'])},|points", points),
+        Column("accuracy", f"Accuracy{_kept(declared['margin'])},|points", beside(declared["margin"])),
+        Column("ends", f"Ends by itself{_kept(declared['stop_margin'])},|points", beside(declared["stop_margin"])),
         Column("problems", "Problems|needed", count),
         Column("tokens", "Tokens", count),
     ]
-    return Table(f"ladder-{ladder['name']}", f"Decisions of {ladder['name']}", "data ladder", columns, rows, keep=True)
+    return Table(
+        f"ladder-{ladder['name']}", f"Decisions of {ladder['name']}", "data ladder cards", columns, rows, keep=True
+    )
+
+
+def beside(margin: Any) -> Callable[[float], str]:
+    """A function that writes a bound in points, with as many digits as tell on which side of the margin it lies."""
+    asked = Margin.of(margin)
+    edge = 0.0 if asked.relative else -100 * asked.size
+
+    def text(value: float) -> str:
+        number = 100 * value
+        digits = next((k for k in range(1, 7) if round(number, k) != round(edge, k) or number == edge), 6)
+        return points(value) if digits == 1 else f"{number:+.{digits}f}".replace("-", MINUS)
+
+    return text
 
 
 def _kept(margin: Any) -> str:
@@ -201,8 +220,7 @@ def _paths(declared: Data, shown: Data) -> str:
             _words(end) if len(least) == 1 else f"{text} ({_words(end)})" for end, text in least.items()
         )
         note += f" With a margin relative to the dense model, the difference is from what is to be kept of it: {which}."
-    shown_panels = f'<div class="panels">{"".join(panels)}</div>'
-    return f'<section id="paths"><h2>How it was decided</h2>{soft(note)}{shown_panels}</section>'
+    return part("paths", "How it was decided", "", f'<div class="panels">{"".join(panels)}</div>', note)
 
 
 def path(rung: Data, end: str, margin: float, styles: Mapping[str, Look]) -> Picture:
@@ -227,7 +245,7 @@ def path(rung: Data, end: str, margin: float, styles: Mapping[str, Look]) -> Pic
         frame=PANEL,
         zone=(-100 * margin, 0.0),
         zero_line=True,
-        css="panel path",
+        css="path",
     )
 
 
@@ -248,36 +266,10 @@ def _curves(declared: Data, shown: Data) -> str:
             )
             for budget, value in zip(declared["budgets"], values, strict=True)
         }
-        lines += lines_of(spots, look.css, look.marker)
-    picture = chart(lines, budget_axis(declared["budgets"]), accuracy_axis(lines), "Accuracy against thinking budget")
+        lines += lines_of(spots, look.css, look.marker, look.label)
+    axes = (budget_axis(declared["budgets"]), accuracy_axis(lines), "Accuracy against thinking budget")
     note = "Each over the problems that it was evaluated on; the differences in the table are paired."
-    return figure(picture, "Accuracy against the thinking budget", note)
-
-
-def _cost(declared: Data, shown: Data) -> str:
-    """The tokens of the search beside those of the whole grid."""
-    grid, spent = max(1, shown["full_grid_tokens"]), shown["tokens"]
-    dense = shown["dense"]["tokens"]
-    width, left = 640, 150
-    bars = []
-    for place, (name, tokens, role) in enumerate(
-        (
-            ("this search", spent, "spent"),
-            ("its dense model", dense, "spent"),
-            ("all rungs in full", grid, "rest"),
-        )
-    ):
-        y, long = 8 + 28 * place, (width - left - 90) * tokens / max(grid, spent)
-        bars += [
-            Label("tick", left - 8, y + 8, name, 0.35, "end"),
-            Box(role, left, y, max(1.0, long), 16),
-            Label("tick", left + max(1.0, long) + 6, y + 8, count(tokens), 0.35),
-        ]
-    picture = Picture("chart", width, 96, [Group("", bars)], "Tokens of the search and of all rungs in full")
-    rungs = sum(len(ladder["rungs"]) for ladder in declared["ladders"])
-    seen = sum(len(ladder["rungs"]) for ladder in shown["ladders"])
-    note = f"{seen} of {rungs} rungs were looked at; the others are taken to cost as much as the dense model."
-    return figure(picture, "Tokens sampled", note)
+    return adapted(lambda frame: chart(lines, *axes, frame=frame), "Accuracy against the thinking budget", note)
 
 
 def _meaning(data: Data) -> str:
@@ -286,6 +278,7 @@ def _meaning(data: Data) -> str:
     certified = sum(rung["word"] == CERTIFIED for ladder in shown["ladders"] for rung in ladder["rungs"])
     refused = sum(rung["word"] == REFUSED for ladder in shown["ladders"] for rung in ladder["rungs"])
     lines = [
+        *(f"{claim.removesuffix('.')}." for claim in claims_of_found(shown)),
         f"The probability that any of the certified rungs ({certified}) loses a margin or more is at most "
         f"{100 * declared['alpha']:g} %, for any number of rungs, and although it was looked at after every problem; "
         "with other searches the probabilities add up.",
@@ -300,8 +293,5 @@ def _meaning(data: Data) -> str:
         f"({refused}) is shown to lose more; one that cannot be told may be harmless, with too few problems for it.",
         "prunus verify certificate.json --store STORE computes all of this again from the rows of the store.",
     ]
-    if (warning := caution(declared, shown)) is not None:
-        lines.insert(0, sentence(warning[0].upper() + warning[1:]))
-    return '<section id="meaning"><h2>What this means</h2><ul class="notes">' + (
-        "".join(f"<li>{esc(line)}</li>" for line in lines) + "</ul></section>"
-    )
+    notes = "".join(f"<li><bdi>{esc(line)}</bdi></li>" for line in lines)
+    return part("meaning", "What this means", "", f'<ul class="notes">{notes}</ul>')
