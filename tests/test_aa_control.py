@@ -94,7 +94,7 @@ def test_what_rounding_moves_is_counted(tmp_path):
         assert said["difference"] == pytest.approx(-1 / 40) and said["low"] < said["difference"] < said["high"]
     prunus.report(path, tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text()
-    assert "2 of 40 answers differ" in text and "left out" not in text and "1 variant against dense" in text
+    assert "2 of 40 answers differ" in text and "left out" not in text and "run r1 " in text and "run r2 " not in text
 
 
 def test_a_study_repeats_its_dense_model(tmp_path, monkeypatch):
