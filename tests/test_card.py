@@ -14,6 +14,7 @@ from fake_store import HOSTILE, make_store, manifest
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from markdown_it import MarkdownIt
+from safetensors.torch import load_file
 from tiny_models import make_model, random_rows
 
 import prunus
@@ -24,6 +25,7 @@ from prunus.cards.text import Card, card_text, is_ours, read_metadata, step_text
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import hub_origin
 from prunus.cli import cli, main
+from prunus.disk import show_bytes
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe
 from prunus.reporting.labels import recipe_text
@@ -192,6 +194,8 @@ def test_a_card_with_results_says_what_the_store_says(store, dense, copied):
         assert f"| {100 * (1 - cell['forced']):.1f} | {cell['tokens']['total']['mean']:.0f} |" in row
     assert f"**{contrast['verdict'].capitalize()}**: " in text and "margin 5 points" in text
     assert "Every one of these Linears follows the pattern 2:4" in text
+    size = sum(tensor.nbytes for tensor in load_file(copied / "model.safetensors").values())
+    assert f"An engine loads {show_bytes(size)}." in text
     assert prunus.card(copied, store=store)["verdict"]  # our own card may be replaced
     main(["card", str(copied), "--store", str(store), "--out", str(copied.parent / "by_command.md"), "-q"])
     assert (copied.parent / "by_command.md").read_text() == (copied / "README.md").read_text()

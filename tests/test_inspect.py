@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import make_model
 
 import prunus
+from prunus.checkpoint.model_folder import EngineFolder
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.cli import cli
 from prunus.errors import PrunusError
@@ -196,3 +197,35 @@ def test_drop_is_said_to_be_impossible_where_blocks_know_their_place(tmp_path):
     assert not possible and "lambda_init" in note
     with pytest.raises(PrunusError, match="lambda_init"):
         prunus.drop_blocks(tmp_path / "model", tmp_path / "out", DropRecipe(blocks="1,"))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_bytes_that_an_engine_loads_are_counted_by_kind(tmp_path, tied):
+    """A head that is tied to the embedding is loaded once, also where a file has it twice."""
+    make_random_model("qwen3", tmp_path, tie_word_embeddings=tied, vocab_size=128, intermediate_size=128)
+    tensors = load_file(tmp_path / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    save_file({**tensors, "lm_head.weight": embedding.clone()}, tmp_path / "model.safetensors", {"format": "pt"})
+    own = sum(tensor.nbytes for name, tensor in tensors.items() if "embed" not in name and "head" not in name)
+    found = prunus.inspect(tmp_path)["bytes"]
+    assert found == {
+        "quantised": 0, "scales": 0, "embeddings": embedding.nbytes, "head": 0 if tied else embedding.nbytes,
+        "others": own,
+    }  # fmt: skip
+    shown = CliRunner().invoke(cli, ["inspect", str(tmp_path)]).output
+    assert f"embeddings {embedding.nbytes / 1e6:,.1f} MB" in shown
+
+
+def test_eight_bit_floats_and_their_scales_are_bytes_of_their_own(tmp_path):
+    make_random_model("qwen3", tmp_path)
+    tensors, numbers = load_file(tmp_path / "model.safetensors"), 0
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale_inv"], numbers = torch.ones(1, 1), numbers + tensors[name].numel()
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    settings = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
+    found = EngineFolder(tmp_path).engine_bytes
+    assert (found["quantised"], found["scales"]) == (numbers, 4 * sum("scale" in name for name in tensors))
+    assert sum(found.values()) == sum(tensor.nbytes for tensor in tensors.values())

@@ -128,14 +128,16 @@ def test_what_an_engine_loads_is_counted(shared, tmp_path):
     (step,) = ModelFolder(tmp_path / "out").manifest["history"]
     sizes, total = step["bytes"], sum(tensor.nbytes for tensor in made.values())
     weights = sum(a * b for index in range(3) for a, b in Checkpoint(shared / "dense").linear_shapes(index).values())
-    assert (sizes["integers"], sizes["scales"]) == (weights // 2, weights // 32 * 4)
-    assert sizes["after"] == total == sizes["integers"] + sizes["scales"] + sizes["others"]
+    assert (sizes["quantised"], sizes["scales"]) == (weights // 2, weights // 32 * 4)
+    kinds = {name: size for name, size in sizes.items() if name not in ("before", "after")}
+    assert sizes["after"] == total == sum(kinds.values())
+    assert sizes["embeddings"] == made["model.embed_tokens.weight"].nbytes
     assert sizes["before"] == sum(tensor.nbytes for tensor in tensors_of(shared / "dense").values())
     assert step["format"] == {"name": "pack-quantized", "bits": 4, "group": 32}
     facts = prunus.inspect(tmp_path / "out")
     row = {"use": "quantize", "possible": True, "note": "W8A8; W4A16 in groups of 32"}
     assert row in prunus.inspect(shared / "dense")["uses"] and row not in facts["uses"]
-    assert facts["weight_bytes"] == total and facts["stored"] == "int4, read in float32"
+    assert facts["weight_bytes"] == total and facts["bytes"] == kinds and facts["stored"] == "int4, read in float32"
     assert facts["history"][0]["bytes"] == sizes and facts["history"][0]["format"] == step["format"]
     assert facts["sparsity"] > 0 and kind_of(asked(shared)).nbytes(asked(shared), Checkpoint(shared / "dense")) == total
     (warning,) = [one for one in told["warnings"] if "groups" in one]

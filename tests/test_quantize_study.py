@@ -52,7 +52,10 @@ def test_a_study_of_bits_has_the_rows_of_what_the_commands_write(tmp_path):
         assert theirs.samples(run_id, texts=True) == ours.samples(mine.run_id, texts=True)
         (run,) = [run for run in theirs.runs() if run.run_id == run_id]
         (step,) = run.model["manifest"]["history"]
-        assert step["bytes"]["after"] == variant_bytes(model.source, quantised)
+        assert step["bytes"]["after"] == variant_bytes(model.source, quantised) == run.nbytes
+        assert run.model["bytes"] == mine.model["bytes"]
+        dense = next(run for run in theirs.runs() if run.run_id == model.cells[0].run_id)
+        assert dense.model["bytes"] == model.source.engine_bytes and dense.nbytes == step["bytes"]["before"]
 
 
 def test_a_chain_is_planned_with_the_groups_that_a_narrower_model_has(tmp_path):

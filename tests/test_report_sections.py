@@ -1,13 +1,16 @@
 """The sections beyond curves: both modes, several draws, scaling, every Linear, what is missing, all that flipped."""
 
+import csv
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_store import make_store, run_of
 from html_page import Page
 from many_runs import BUDGETS, DRAWS, NAMES, rich_store
 
+import prunus
 from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan
 from prunus.reporting.labels import Look
@@ -347,3 +350,46 @@ def test_the_folder_is_replaced_with_the_page_and_never_with_other_things(tmp_pa
         report(store, out, overwrite=True)
     assert (folder / "mine.txt").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my report.html", "my report_files"]
+
+
+# Accuracy against bytes
+
+KINDS: tuple[str, ...] = ("quantised", "scales", "embeddings", "head", "others")
+
+
+def test_the_front_is_of_models_that_none_beats_in_bytes_and_accuracy(tmp_path):
+    """drop-2 stands for a run of an older store, whose bytes are not known."""
+    sizes = {"tiny": 269, "wanda-20": 269, "magnitude-20": 150, "wanda-50": 140, "magnitude-50": 160, "drop-1": 100}
+    kinds = {
+        name: dict.fromkeys(KINDS, 0) | {"head": 50 * 10**6, "others": (n - 50) * 10**6} for name, n in sizes.items()
+    }
+    store = make_store(tmp_path / "results.db", problems=24, budgets=(16, 64, 256), texts=(), kinds=kinds)
+    page = Page(report(store, tmp_path / "report.html", csv=tmp_path / "csv"))
+    with (tmp_path / "csv" / "bytes-tiny.csv").open() as lines:
+        rows = {row["run"].replace("\xa0", " "): row for row in csv.DictReader(lines)}
+    with Store(store) as opened:
+        areas = {run.model["name"]: summarise(opened, run.run_id).tasks["tiny"].auc for run in opened.runs()}
+    shown = [(row["run"], float(row["area"]), float(row["bytes"] or "inf"), row["front"]) for row in rows.values()]
+    assert [row[1] for row in shown] == [area.value for area in areas.values() if area]
+    assert [row[2] for row in shown] == [10**6 * sizes.get(name, float("inf")) for name in areas]
+    assert {row["head"] for row in rows.values()} == {str(50 * 10**6), ""}
+    for name, area, size, on_front in shown:
+        beaten = [one for one in shown if one[1] >= area and one[2] <= size and one[1:3] != (area, size)]
+        assert (on_front == "yes") == (not beaten and size < float("inf")), name
+    assert 1 < sum(row[3] == "yes" for row in shown) < 6
+    (picture,) = [text for text in re.findall("(?s)<svg.*?</svg>", page.source) if "against bytes" in text]
+    assert picture.count('class="mark"') == picture.count('class="whisker"') == 6
+    found = compare(store, "dense")
+    assert [sum(one.get("bytes", {}).values()) for one in found["others"]] == [
+        10**6 * n for n in list(sizes.values())[1:]
+    ] + [0]
+    assert found["base"]["bytes"] == kinds["tiny"]
+    frame: Any = prunus.open(store).runs()
+    assert frame["model_bytes"].isna().tolist() == [False] * 6 + [True]
+    assert frame["model_bytes"].dropna().tolist() == [10**6 * n for n in sizes.values()]
+
+
+def test_zeros_take_bytes_so_a_page_of_them_has_no_such_chart(tmp_path):
+    kinds = {name: dict.fromkeys(KINDS, 10**6) for name in ("tiny", "wanda-20")}
+    store = make_store(tmp_path / "results.db", names=tuple(kinds), problems=12, texts=(), kinds=kinds)
+    assert "against bytes" not in report(store, tmp_path / "report.html").read_text()

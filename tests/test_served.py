@@ -147,6 +147,7 @@ def test_a_gguf_behind_llama_cpp_is_labelled_by_its_bits(tmp_path):
     with Store(tmp_path / "results.db") as opened:
         run = opened.run(run_id)
     assert label(history(run)) == "4.8 bits per weight" and run.model["parameters"] == 8_000_000
+    assert run.nbytes == 4_800_000
     banned = {int(token) for body in server.seen for token in body.get("logit_bias", {})}
     assert 367 in banned, "ids that only the model has"
 

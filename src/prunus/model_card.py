@@ -69,7 +69,9 @@ def card(
         certified = NOTHING
         warnings.append(f"{CERTIFICATE} is about other weights than those beside it, so the card does not mention it")
     made = Card(steps, source, packed=is_packed(folder), base_model=base_model, results=results, certified=certified)
-    if "linears" in (facts := inspect(folder, weights=True)):
+    facts = inspect(folder, weights=True)
+    made = replace(made, nbytes=sum(facts["bytes"].values()))
+    if "linears" in facts:
         made = replace(made, zeros=zeros_of(facts), patterns=facts["patterns"])
     if made.base is None:
         warnings.append("the dense model has no known hub id: name it with --base-model before you publish the card")

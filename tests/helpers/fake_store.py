@@ -1,7 +1,7 @@
 """A made-up store like that of the demo: a dense model, Wanda and Magnitude, and one and two blocks removed."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,12 @@ def make_store(
     tasks: Sequence[str] = ("tiny",),
     texts: Sequence[str] = HOSTILE,
     rename: dict[str, str] | None = None,
+    kinds: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Path:
-    """Write a store and return its path. rename: other display names, such as hostile ones."""
+    """Write a store and return its path. rename: other display names, such as hostile ones.
+
+    kinds: the bytes that an engine loads, for those of the names that have them.
+    """
     plan = EvalPlan(tasks=tuple(tasks), budgets=tuple(budgets), samples=draws)
     rows = [
         ProblemRow(
@@ -129,6 +133,7 @@ def make_store(
         for number, name in enumerate(names):
             run = run_of(name, plan, number)
             run.model["name"] = (rename or {}).get(name, name)
+            run.model.update({"bytes": dict(kinds[name])} if kinds and name in kinds else {})
             store.add_run(run)
             store.add_samples(run.run_id, draw_samples(name, rows, budgets, draws, texts))
     return path

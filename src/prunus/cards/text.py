@@ -27,6 +27,7 @@ from prunus.cards.markdown import (
     shown,
     table,
 )
+from prunus.disk import show_bytes
 from prunus.hashing import content_hash
 from prunus.results.cells import Entry
 from prunus.results.characters import one_line, percent, points
@@ -79,8 +80,8 @@ class Card:
 
     steps: the history in the manifest. source: metadata of the source's card. zeros: by part of the blocks, counted;
     empty if they were not. patterns: the N:M patterns that all Linears follow. packed: whether only Prunus can load the
-    weights. base_model: hub id of the dense model, for steps that do not have it. certified: what the
-    certificate beside it says.
+    weights. nbytes: that an engine loads; None where they were not counted. base_model: hub id of the dense model, for
+    steps that do not have it. certified: what the certificate beside it says.
     """
 
     steps: Sequence[Data]
@@ -88,6 +89,7 @@ class Card:
     zeros: Sequence[Zeros] = ()
     patterns: Sequence[str] = ()
     packed: bool = False
+    nbytes: int | None = None
     base_model: str | None = None
     results: Results | None = None
     certified: Certified = NOTHING
@@ -241,7 +243,7 @@ def eval_results(results: Results) -> list[Any]:
 
 
 def introduction(card: Card) -> str:
-    """One sentence: what the model is, and what it was made from."""
+    """What the model is, what it was made from, and its bytes."""
     origin = card.origin
     name = plain(origin) if card.origin_id is None else f"[{plain(origin)}](https://huggingface.co/{origin})"
     done = []
@@ -254,7 +256,8 @@ def introduction(card: Card) -> str:
         if steps and (sentence := step_kind(action).sentence(steps)):
             done.append(plain(sentence, LIMIT))
     what = "; ".join(done) or "see below"
-    return f"Made from {name} with Prunus {plain(str(version_of(card.steps[-1])))}: {what}."
+    size = "" if card.nbytes is None else f" An engine loads {show_bytes(card.nbytes)}."
+    return f"Made from {name} with Prunus {plain(str(version_of(card.steps[-1])))}: {what}.{size}"
 
 
 def version_of(step: Data) -> Any:

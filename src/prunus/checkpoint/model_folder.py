@@ -1,5 +1,6 @@
 """A model folder, opened: its configuration, and its tensors from the headers of their files."""
 
+import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from prunus.checkpoint.resolve import (
     read_manifest,
     read_object,
 )
-from prunus.checkpoint.safetensors_file import DTYPES, Stored, checksum_of, fingerprint_of, read_header
+from prunus.checkpoint.safetensors_file import DTYPES, Entry, Stored, checksum_of, fingerprint_of, read_header
 from prunus.errors import PrunusError
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ class ModelFacts(Protocol):
         ...
 
     @property
+    def engine_bytes(self) -> Mapping[str, int] | None:
+        """The bytes that an engine loads, by kind (loaded_bytes); None if they are unknown."""
+        ...
+
+    @property
     def blocks(self) -> int:
         """Number of decoder blocks; 0 if it is unknown."""
         ...
@@ -71,6 +77,27 @@ class ModelFacts(Protocol):
     def checksum(self) -> str:
         """The hash that identifies the model."""
         ...
+
+
+def loaded_bytes(tensors: Mapping[str, Entry | Stored], config: "PreTrainedConfig", quantised: bool) -> dict[str, int]:
+    """The bytes of tensors that an engine loads: quantised numbers, their scales, embeddings, the head, and all others.
+
+    A zero takes what any weight takes. A head that is stored although config ties it to the embedding is not loaded.
+    """
+    found: dict[str, int] = dict.fromkeys(("quantised", "scales", "embeddings", "head", "others"), 0)
+    text = config.get_text_config(decoder=True)
+    for name, tensor in tensors.items():
+        last, kind = name.rpartition(".")[2], "others"
+        if quantised and "scale" in last:
+            kind = "scales"
+        elif quantised and tensor.dtype not in DTYPES and last != "weight_shape":
+            kind = "quantised"
+        elif getattr(text, "vocab_size", None) in tensor.shape and not re.search(r"\.\d+\.", name):
+            kind = "head" if re.search("head|out", name) else "embeddings"
+        found[kind] += tensor.nbytes
+    if found["embeddings"] and getattr(text, "tie_word_embeddings", False):
+        found["head"] = 0
+    return found
 
 
 def in_text_part(
@@ -141,6 +168,11 @@ class ModelFolder:
     def nbytes(self) -> int:
         """Bytes of all weights."""
         return sum(stored.nbytes for stored in self.tensors.values())
+
+    @property
+    def engine_bytes(self) -> Mapping[str, int]:
+        """The bytes that an engine loads, by kind; of a packed folder those of the model that it unpacks to."""
+        return loaded_bytes(self.stored, self.config, self.quantised is not None)
 
     @property
     def quantisation(self) -> str | None:

@@ -31,7 +31,7 @@ def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> 
 
 
 def describe_model(model: str | Path, checkpoint: ModelFacts, kernel: str | None = None) -> dict[str, object]:
-    """The description of a model that the store keeps: name, source, checksum, manifest, parameters, blocks and dtype.
+    """The description of a model that the store keeps: name, source, checksum, manifest, parameters, bytes and more.
 
     name: the last part of a folder's path, else `model`. A kernel is added to the steps in the manifest, so that tables
     distinguish the packed model from its dense equal; so is the quantisation of a model that is read quantised, unless
@@ -52,6 +52,7 @@ def describe_model(model: str | Path, checkpoint: ModelFacts, kernel: str | None
         "checksum": checkpoint.checksum(),
         "manifest": manifest,
         "parameters": checkpoint.parameters,
+        "bytes": checkpoint.engine_bytes,
         "blocks": checkpoint.blocks,
     }
     if checkpoint.quantisation is None and checkpoint.dtype is not None:

@@ -43,6 +43,7 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
         transformers' version.
     stored: the form of the weights: dense, packed, masks of another checkpoint, quantised, or GGUF.
     parameters, weight_bytes: number of parameters, and bytes as stored.
+    bytes: those that an engine loads, by kind: quantised, scales, embeddings, head, others.
     history: a dict for each step that was applied: action, recipe (mostly only fields that differ from their
         defaults), blocks_removed, source, warnings; of removed experts, experts (numbers before and after, by block);
         of a recovery, trained_tokens; of quantised weights, format (name, bits, group) and bytes.
@@ -103,6 +104,7 @@ def stored_facts(model: ModelFolder) -> dict[str, object]:
         "stored": storage(model),
         "parameters": model.parameters,
         "weight_bytes": sum(stored.nbytes for stored in model.stored.values()),
+        "bytes": model.engine_bytes,
         "history": [history_row(step) for step in model.manifest.get("history", [])],
     }
 

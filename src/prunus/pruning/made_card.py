@@ -23,7 +23,8 @@ def renew_card(folder: Path) -> None:
     """Write the card of a checkpoint again, after its manifest was changed or a certificate was added."""
     made = (ModelFolder if is_gguf(folder) else Checkpoint)(folder)
     steps = read_manifest(folder)["history"]
-    card = Card(steps, read_metadata(folder / README), counted(made, steps), certified=read_claims(folder))
+    size, claims = sum(made.engine_bytes.values()), read_claims(folder)
+    card = Card(steps, read_metadata(folder / README), counted(made, steps), nbytes=size, certified=claims)
     write_text(folder / README, card_text(card))
 
 

@@ -18,6 +18,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.compressed_tensors import METHOD, Format, product
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.loader import Block, blocks_on, return_freed_memory
+from prunus.checkpoint.model_folder import loaded_bytes
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.quantised import plain_tensors
 from prunus.checkpoint.runner import Runner
@@ -128,7 +129,8 @@ def quantize(
         dry_run=dry_run,
     ))  # fmt: skip
     source, entries = job.source, planned_entries(job.source, job.on_disk, job.format)
-    sizes = {"after": sum(entry.nbytes for entry in entries.values()), "before": source.nbytes}
+    kinds = loaded_bytes(entries, source.config, quantised=True)
+    sizes = {"before": sum(source.engine_bytes.values()), "after": sum(kinds.values()), **kinds}
     told = {
         "method": job.recipe.method,
         "format": format_text(job.format),
@@ -149,7 +151,7 @@ def quantize(
         warnings = [*said_before(job), *dict.fromkeys(notes), *few]
         record = {
             "format": {"name": job.format.name, "bits": job.format.bits, "group": job.format.group},
-            "bytes": sizes | bytes_by_kind(entries),
+            "bytes": sizes,
             "warnings": warnings,
         }
         config = source.config_json | {"quantization_config": job.settings}
@@ -328,17 +330,6 @@ def order_of(inputs: InputStats | None, before: Ordered | None) -> Ordered | Non
     if inputs is None or inputs.hessian is None:
         return None
     return before if before is not None and before.of is inputs.hessian else Ordered(inputs.hessian)
-
-
-def bytes_by_kind(entries: Mapping[str, Entry]) -> dict[str, int]:
-    """The bytes of integers, of scales, and of all other tensors."""
-    found = {"integers": 0, "scales": 0, "others": 0}
-    for name, entry in entries.items():
-        last = name.rpartition(".")[2]
-        is_scale = last == "weight_scale" and entry.dtype in DTYPES
-        kind = "scales" if is_scale else "integers" if last == "weight_packed" or entry.dtype == "I8" else "others"
-        found[kind] += entry.nbytes
-    return found
 
 
 def format_text(form: Format) -> str:

@@ -311,7 +311,7 @@ def _is_number(value: Any) -> bool:
 
 def _plain(key: str, value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_plain(name, item)}" for name, item in value.items())
+        return ", ".join(f"{name} {_plain(key if key == 'bytes' else name, item)}" for name, item in value.items())
     if key == "shapes":
         return ", ".join("x".join(map(str, shape)) for shape in value)
     if key == "blocks" and isinstance(value, list):

@@ -210,13 +210,20 @@ class Part(Record):
 class Identity(Record):
     """A run: its id, its model, the steps that made it; an empty recipe means a dense model.
 
-    dtypes: of the weights, and of the computation; None where one is unknown, and where both are.
+    dtypes: of the weights, and of the computation; None where one is unknown, and where both are. bytes: that an engine
+    loads of the model, by kind; None where they are unknown.
     """
 
     run: str
     model: str | None
     recipe: Sequence[StepRecord]
     dtypes: Sequence[str | None] | None = None
+    bytes: Mapping[str, int] | None = None
+
+    @property
+    def nbytes(self) -> int | None:
+        """The sum of bytes."""
+        return None if self.bytes is None else sum(self.bytes.values())
 
 
 @dataclass(frozen=True, kw_only=True)

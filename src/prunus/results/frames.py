@@ -138,6 +138,7 @@ class Results:
             "budgets_tokens": ", ".join(map(str, plan.get("budgets", []))),
             **{name: plan.get(name) for name in ("mode", "profile", "seed", "backend")},
             "control": plan.get("control", "forced"),
+            "model_bytes": run.nbytes,
         }
 
 

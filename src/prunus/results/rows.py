@@ -58,7 +58,8 @@ class Stage:
 class Run:
     """One model under one plan.
 
-    model: {"name": shown to people, "source", "checksum", "manifest": prunus.json or {}, "parameters", "blocks"}.
+    model: {"name": shown to people, "source", "checksum", "manifest": prunus.json or {}, "parameters", "bytes": that an
+    engine loads, by kind, None or missing where they are unknown, "blocks"}.
     plan: EvalPlan.to_json() as resolved, with the values that took effect. versions: library name to version.
     adaptive: {"by": "find", "seed": of prunus.results.anytime} if rows decided how many problems were taken, in that
     order; None if that was fixed beforehand. planned: None where it is not known, and for an imported log, which is
@@ -77,6 +78,12 @@ class Run:
     def imported(self) -> bool:
         """Whether the run is an imported log of another tool, whose plan says how that was read."""
         return self.plan.get("mode") == str(AS_RUN)
+
+    @property
+    def nbytes(self) -> int | None:
+        """The bytes that an engine loads of the model; None where they are unknown."""
+        kinds = self.model.get("bytes")
+        return sum(kinds.values()) if kinds else None
 
     @property
     def is_control(self) -> bool:

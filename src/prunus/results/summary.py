@@ -353,5 +353,5 @@ def identity(run: Run) -> Identity:
     # blocks_removed, experts and channels are kept because recipes may have a share instead of a number.
     kept = ("action", "recipe", "blocks_removed", "experts", "channels", "calibration")
     recipe = [{name: step[name] for name in kept if name in step} for step in steps]
-    dtypes = dtypes_of(run)
-    return Identity(run=run.run_id, model=run.model.get("name"), recipe=recipe, dtypes=dtypes if any(dtypes) else None)
+    dtypes, name, sizes = dtypes_of(run), run.model.get("name"), run.model.get("bytes")
+    return Identity(run=run.run_id, model=name, recipe=recipe, dtypes=dtypes if any(dtypes) else None, bytes=sizes)

@@ -6,7 +6,7 @@ study's folder.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -89,7 +89,7 @@ class VariantInfo:
     """A variant without its weights. kept: indices of the source's blocks that it has.
 
     Stored: in the variant's file, by the names of the fields. The others describe the variant as a whole checkpoint, as
-    the evaluation describes a model.
+    the evaluation describes a model; earlier versions stored no bytes.
     """
 
     kept: list[int]
@@ -97,6 +97,7 @@ class VariantInfo:
     manifest: dict[str, object]
     parameters: int
     blocks: int
+    bytes: Mapping[str, int] | None = None
 
 
 def weights_file(folder: Path, variant: Variant) -> Path:
@@ -240,7 +241,7 @@ def make_variant(
         write_checkpoint(folder, model, variant, device, keep, stats)
     made = (ModelFolder if is_gguf(target) else Checkpoint)(target)
     kept = blocks_left(source, made)
-    info = VariantInfo(kept, made.checksum(), made.manifest, made.parameters, made.blocks)
+    info = VariantInfo(kept, made.checksum(), made.manifest, made.parameters, made.blocks, made.engine_bytes)
     weights_file(folder, variant).parent.mkdir(parents=True, exist_ok=True)
     changed = dict(changed_tensors(source, made, kept)) if isinstance(made, Checkpoint) and not variant.is_whole else {}
     vectors = {name: stored for name, stored in changed.items() if len(stored.shape) != 2}
@@ -330,6 +331,7 @@ def add_run(store: Store, model: Model, cell: Cell, folder: Path, versions: dict
             "checksum": info.checksum,
             "manifest": info.manifest,
             "parameters": info.parameters,
+            "bytes": info.bytes,
             "blocks": info.blocks,
         }
     store_problems(store, cell.resolved.problems)

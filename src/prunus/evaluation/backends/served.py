@@ -211,6 +211,12 @@ class ServedModel:
         return found if isinstance(found, int) else None
 
     @property
+    def engine_bytes(self) -> dict[str, int] | None:
+        """The size of the file, which only llama.cpp tells."""
+        found = meta_of(self.entry).get("size")
+        return {"file": found} if isinstance(found, int) else None
+
+    @property
     def dtype(self) -> None:
         """Dtype of the weights, which a server does not tell."""
         return None
