@@ -9,27 +9,33 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from random_models import make_random_model
 from scripted_backend import ScriptedBackend
 from small_search import CALIBRATION, COMMAND, DOES, PLAN, PROBLEMS, Stop
-from tiny_models import VOCABULARY
+from tiny_models import VOCABULARY, make_model
 
 import prunus
 from prunus.cards.markdown import plain
 from prunus.cards.text import is_ours
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.model_folder import ModelFolder
 from prunus.cli import main
+from prunus.disk import show_bytes
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import run as loop
-from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
+from prunus.evaluation.backends import vllm as backend
+from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, QuantizeRecipe, RecoverRecipe, WidthRecipe
 from prunus.results.anytime import interleaved, seeded_order
 from prunus.results.rows import Run
 from prunus.results.store import Store
+from prunus.step import steps_name
+from prunus.steps.chain import bytes_after
 from prunus.study import engine as engines
 from prunus.study.find import find as finding
 from prunus.study.find import rungs as making
-from prunus.study.find.search import ladders_of, sparsities
+from prunus.study.find.search import ladder_by_bytes, ladders_of, sparsities
 
 RULE: dict[str, Any] = {"margin": 0.1, "stop_margin": 0.1, "store": "rows.db"}
 
@@ -313,6 +319,115 @@ def test_without_a_certified_rung_the_exit_code_is_3_and_no_folder_is_written(se
         main([*COMMAND, "--ladder", "0.3"])
     assert "no rung was certified, so model stays as it is" in capsys.readouterr().out
     assert there(search_folder) == {"rows.db"}
+
+
+# Ladders by bytes
+
+
+@pytest.fixture
+def bits(search_folder, scripted, monkeypatch) -> dict[str, Any]:
+    """Arguments of a search in a model whose widths groups of 32 divide; with fewer channels it is wrong."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: True)
+    make_model(search_folder / "wide", "qwen2", blocks=2, hidden_size=64, intermediate_size=512)
+    shutil.rmtree(search_folder / "model")
+    (search_folder / "wide").rename(search_folder / "model")
+    monkeypatch.setitem(DOES, "width-obs-87.5-recovered-w4-g128", (1, 0))
+    return {"plan": replace(PLAN, backend="vllm"), "settings": CALIBRATION, "smallest": "vllm"}
+
+
+@pytest.mark.slow
+def test_the_ladder_of_an_engine_goes_by_the_bytes_that_it_loads(search_folder, bits, scripted, capsys):
+    ahead = prunus.find("model", "out", dry_run=True, **RULE, **bits)
+    (search_folder / "same.toml").write_text(ahead["ladder"])
+    options = ["--smallest", "vllm", "--backend", "vllm", "--calibration", "text.jsonl", "--dry-run"]
+    main([*(word for word in COMMAND if word not in ("--method", "magnitude")), *options])
+    printed = capsys.readouterr().out
+    assert printed.count("[[chain]]") == 6 and 'calibration = "text.jsonl"\n' in printed
+    assert "vllm loads: dense 1.1 MB, w8a8 422.1 kB, w4-g32 " in printed and not scripted
+    found = search(None, methods=None, **bits)
+    names = ["w8a8", "w4-g32", "w4-g128", "width-obs-87.5-recovered-w4-g128"]
+    assert words(found) == {"vllm": ["certified"] * 3 + ["refused"]} and found["found"] == names[2]
+    assert [rung["name"] for rung in found["ladders"]["vllm"]] == names and scripted.keys() == {"dense", *names}
+    data = json.loads(Path("out/certificate.json").read_text())
+    declared, shown = data["declared"], data["shown"]
+    (planned,), (seen,) = declared["ladders"], shown["ladders"]
+    sizes = [rung["bytes"] for rung in planned["rungs"]]
+    assert len(sizes) == 6 and sizes == sorted(set(sizes), reverse=True)
+    dense, small = (sum(t.nbytes for t in ModelFolder(name).stored.values()) for name in ("model", "out"))
+    assert (declared["model"]["bytes"], declared["model"]["engine"]) == (dense, "vllm")
+    assert small == found["bytes"] == shown["found"]["bytes"] == sizes[2] < dense
+    assert [rung["bytes"] for rung in seen["rungs"]] == sizes[:4], "those of the stored runs are as planned"
+    claim = f": vllm loads {show_bytes(small)} of it, and {show_bytes(dense)} of model"
+    assert sum(line.endswith(claim) for line in found["claims"]) == 1
+    assert all(claim in Path("out", name).read_text() for name in ("find.html", "README.md")) and verified("out")
+    done = scripted.total()
+    again = search("same.toml", "again", plan=bits["plan"], smallest="vllm")
+    assert scripted.total() == done, "the rows are those of the same rungs"
+    assert again["found"] == found["found"] and again["ladders"]["same"] == found["ladders"]["vllm"]
+
+
+def test_rungs_that_a_model_or_a_machine_cannot_have_are_left_out_with_a_line(search_folder, monkeypatch, capsys):
+    sizes = {"vocab_size": VOCABULARY, "num_hidden_layers": 2, "max_position_embeddings": 256, "num_local_experts": 4}
+    make_random_model("qwen3_moe", search_folder / "mixture", hidden_size=64, moe_intermediate_size=32, **sizes)
+
+    def names(avx512: bool) -> list[str]:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512)
+        monkeypatch.setattr(backend, "machine", lambda: "x86_64")
+        ladder, text = ladder_by_bytes("vllm", Checkpoint("mixture"), None, {"samples": 8}, None, "cpu")
+        assert text.startswith("[calibration]\nsamples = 8\n\n[[chain]]\nsteps = [{ quantize = { bits = 8 } }]\n")
+        assert text.count("[[chain]]") == len(ladder.entries)
+        return [steps_name(entry.steps) for entry in ladder.entries]
+
+    keep = [f"experts-reap-{share}-recovered" for share in ("75", "62.5")]
+    assert names(True) == ["w8a8", "w4-g32", f"{keep[0]}-w4-g32"]
+    told = capsys.readouterr().err
+    assert "w4-g128 is left out: it takes no fewer bytes than the rung before\n" in told
+    assert "experts-reap-87.5-recovered-w4-g32 is left out: keep 0.875 would keep 4 of 4 experts" in told
+    assert names(False) == ["w8a8", f"{keep[0]}-w8a8"], "the last form that the machine has goes on"
+    told = capsys.readouterr().err
+    assert "w4-g32 is left out: vLLM multiplies weights of 4 bits only on CPUs with AVX-512, which this one" in told
+    with pytest.raises(
+        PrunusError, match="the default ladder sets the recipes of its rungs: write scope, recover into"
+    ):
+        ladder_by_bytes("vllm", Checkpoint("mixture"), None, {"scope": "mlp"}, {}, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("ladder", "settings", "told"),
+    [
+        (None, {"smallest": "ollama"}, "smallest 'ollama' is not known; choose one of vllm"),
+        (None, {"plan": PLAN}, "rungs for vllm are evaluated in it: add --backend vllm"),
+        ("0.2", {}, "ladder magnitude does not shrink: magnitude-20 takes "),
+        ([QuantizeRecipe(bits=4, method="rtn"), QuantizeRecipe(method="rtn")], {},
+         "ladder recipes does not shrink: w8a8-rtn takes 422,144 bytes, w4-g128-rtn before it 315,360"),
+    ],
+)  # fmt: skip
+def test_a_ladder_by_bytes_must_shrink_in_its_engine(search_folder, bits, ladder, settings, told):
+    before = there(search_folder)
+    with pytest.raises(PrunusError) as error:
+        search(ladder, **{**bits, "settings": {}, **settings})
+    assert told in str(error.value) and "\n" not in str(error.value) and there(search_folder) == before
+
+
+@pytest.mark.parametrize("kind", ["drop", "width", "experts"])
+def test_planned_bytes_are_those_of_what_is_made(tmp_path, kind):
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 64, "max_position_embeddings": 256}
+    if kind == "experts":
+        make_random_model("qwen3_moe", tmp_path / "model", moe_intermediate_size=64, mlp_only_layers=[1], **sizes)
+    else:
+        make_model(tmp_path / "model", "qwen3", intermediate_size=256)
+    first = {
+        "drop": DropRecipe(blocks="1,"),
+        "width": WidthRecipe(method="magnitude", fit=False, keep=0.75),
+        "experts": ExpertsRecipe(method="random", keep=0.5),
+    }[kind]
+    source = Checkpoint(tmp_path / "model")
+    for steps in ([first], [first, QuantizeRecipe(method="rtn")]):
+        out = tmp_path / f"out-{len(steps)}"
+        prunus.apply_steps(tmp_path / "model", out, steps, device="cpu")
+        made = sum(tensor.nbytes for tensor in ModelFolder(out).stored.values())
+        assert bytes_after(steps, source) == made < source.nbytes
+    assert bytes_after([PruneRecipe(sparsity=0.5)], source) == source.nbytes
 
 
 LADDER = """\

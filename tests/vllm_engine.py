@@ -23,7 +23,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.openai import OpenAIBackend
-from prunus.evaluation.backends.vllm import VLLMBackend
+from prunus.evaluation.backends.vllm import VLLMBackend, why_not_4_bits
 from prunus.evaluation.budget import Chain, Draw, Rules, force_budgets
 from prunus.evaluation.profiles.markers import encode_markers, encode_prompt
 from prunus.evaluation.profiles.profile import PROFILES
@@ -217,3 +217,27 @@ def test_the_native_budget_of_a_server(tmp_path, capsys):
             assert (native.thinking, native.thinking_tokens) == (row.thinking, row.thinking_tokens)
             if row.budget == 399:
                 assert row.ended == native.ended == "natural" and native.correct == row.correct
+
+
+def test_a_search_by_bytes_loads_every_rung_in_a_new_engine_and_says_by_which_kernels(tmp_path):
+    """Without AVX-512, vLLM cannot multiply 4-bit weights, and a line says so."""
+    plan = EvalPlan(tasks=("tiny",), budgets=(256,), limit=30, temperature=0.0, backend="vllm")
+    rungs = [prunus.QuantizeRecipe(method="rtn"), prunus.QuantizeRecipe(method="rtn", bits=4, group="32")]
+    store, has_4_bits = tmp_path / "rows.db", why_not_4_bits("cpu") is None
+    asked: dict[str, Any] = {"smallest": "vllm", "margin": 0.4, "stop_margin": 0.4, "store": store, "engine": EAGER}
+    if not has_4_bits:
+        with pytest.raises(PrunusError, match="vLLM multiplies weights of 4 bits only on CPUs with AVX-512"):
+            prunus.find("tiny", tmp_path / "out", plan, rungs[1:], **asked)
+        shutil.rmtree(tmp_path / "out.finding")
+    rungs = rungs[: 1 + has_4_bits]
+    found = prunus.find("tiny", tmp_path / "out", plan, rungs, **asked)
+    names = ["w8a8-rtn", "w4-g32-rtn"][: len(rungs)]
+    assert found["found"] == names[-1] and not prunus.verify(tmp_path / "out/certificate.json", store)["differences"]
+    with Store(store) as opened:
+        runs = {run.model["name"].rpartition("/")[2]: run for run in opened.runs()}
+    sizes = [runs[name].nbytes for name in ("tiny", *names)]
+    assert sizes == sorted(sizes, key=lambda size: -(size or 0)) and found["bytes"] == sizes[-1]
+    assert "kernels" not in runs["tiny"].versions and len(runs["w8a8-rtn"].versions["kernels"]) == 1
+    assert all(runs[name].versions["flags"]["VLLM_CPU_INT4_W4A8"] == "1" for name in names)
+    if has_4_bits:
+        assert runs["w4-g32-rtn"].versions["kernels"] == ["CPUWNA16LinearKernel"]

@@ -55,6 +55,10 @@ BACKENDS: dict[str, BackendEntry] = {
 }
 
 
+# Engines for which `find` has a ladder by bytes, and the backends that evaluate its rungs in them.
+SMALLEST: Mapping[str, str] = {"vllm": "vllm"}
+
+
 def users_of(setting: str) -> str:
     """The names of the backends that use a setting, separated by commas."""
     return ", ".join(name for name, entry in BACKENDS.items() if setting in entry.settings)

@@ -56,7 +56,7 @@ class ModelFacts(Protocol):
 
     @property
     def engine_bytes(self) -> Mapping[str, int] | None:
-        """The bytes that an engine loads, by kind (loaded_bytes); None if they are unknown."""
+        """The bytes that an engine loads, by kind (bytes_by_kind); None if they are unknown."""
         ...
 
     @property
@@ -79,21 +79,22 @@ class ModelFacts(Protocol):
         ...
 
 
-def loaded_bytes(tensors: Mapping[str, Entry | Stored], config: "PreTrainedConfig", quantised: bool) -> dict[str, int]:
-    """The bytes of tensors that an engine loads: quantised numbers, their scales, embeddings, the head, and all others.
+def bytes_by_kind(tensors: Mapping[str, Entry | Stored], config: "PreTrainedConfig", quantised: bool) -> dict[str, int]:
+    """The bytes that an engine loads: embeddings, the head, quantised numbers, their scales, and all others.
 
     A zero takes what any weight takes. A head that is stored although config ties it to the embedding is not loaded.
+    quantised: whether some weights are.
     """
     found: dict[str, int] = dict.fromkeys(("quantised", "scales", "embeddings", "head", "others"), 0)
     text = config.get_text_config(decoder=True)
     for name, tensor in tensors.items():
         last, kind = name.rpartition(".")[2], "others"
-        if quantised and "scale" in last:
+        if getattr(text, "vocab_size", None) in tensor.shape and not re.search(r"\.\d+\.", name):
+            kind = "head" if re.search("head|out", name) else "embeddings"
+        elif quantised and "scale" in last:
             kind = "scales"
         elif quantised and tensor.dtype not in DTYPES and last != "weight_shape":
             kind = "quantised"
-        elif getattr(text, "vocab_size", None) in tensor.shape and not re.search(r"\.\d+\.", name):
-            kind = "head" if re.search("head|out", name) else "embeddings"
         found[kind] += tensor.nbytes
     if found["embeddings"] and getattr(text, "tie_word_embeddings", False):
         found["head"] = 0
@@ -172,7 +173,7 @@ class ModelFolder:
     @property
     def engine_bytes(self) -> Mapping[str, int]:
         """The bytes that an engine loads, by kind; of a packed folder those of the model that it unpacks to."""
-        return loaded_bytes(self.stored, self.config, self.quantised is not None)
+        return bytes_by_kind(self.stored, self.config, self.quantised is not None)
 
     @property
     def quantisation(self) -> str | None:

@@ -31,7 +31,7 @@ from prunus.cli.common import (
     where_option,
 )
 from prunus.cli.evaluation import plan_options
-from prunus.engines import EngineOptions
+from prunus.engines import SMALLEST, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
 from prunus.recipes import EvalPlan, PruneRecipe
@@ -135,6 +135,12 @@ SAMPLES = "calibration_samples"
     help="Sparsities to try, from gentle to harsh (or a list: 0.2,0.4), or a file with [[prune]] and [[drop]] tables.",
 )
 @click.option(
+    "--smallest",
+    type=click.Choice(list(SMALLEST)),
+    help="Order rungs by the bytes that this engine loads, which evaluates them; default ladder: fewer bits, then also"
+    " fewer channels or experts.",
+)
+@click.option(
     "--method",
     help="One method or several, each with a ladder of its own: wanda,sparsegpt. Default: wanda.",
     metavar="NAME,...",
@@ -178,14 +184,15 @@ def find_command(
     pruning = {name: given.pop(name) for name in (*OF_PRUNING, SAMPLES)}
     settings = {"samples" if name == SAMPLES else name: pruning[name] for name in pruning if is_given(name)}
     plan = EvalPlan(**{name: given.pop(name) for name in list(given) if name in hints_of(EvalPlan)})
-    if not ladder.endswith(".toml"):
+    rungs = ladder if is_given("ladder") or given["smallest"] is None else None
+    if rungs is None or not rungs.endswith(".toml"):
         settings["seed"] = plan.seed
     check_plan(model, plan, engine, given["store"])
     found = prunus.find(
         model,
         out,
         plan,
-        ladder,
+        rungs,
         methods=method.split(",") if method else None,
         settings=settings,
         recovery={} if recover else None,
@@ -193,9 +200,16 @@ def find_command(
         dry_run=dry_run,
         **given,
     )
-    show(found, as_json, (lambda ahead: click.echo("\n".join(ahead["lines"]))) if dry_run else print_found)
+    show(found, as_json, print_ahead if dry_run else print_found)
     if not dry_run and found["out"] is None:
         sys.exit(NOTHING_FOUND)
+
+
+def print_ahead(ahead: Mapping[str, Any]) -> None:
+    """Print what to expect of a search, and its ladder if that is one by bytes."""
+    click.echo("\n".join(ahead["lines"]))
+    if "ladder" in ahead:
+        click.echo(f"the ladder, of which an edited copy may be given as --ladder FILE.toml:\n\n{ahead['ladder']}")
 
 
 def print_found(found: Mapping[str, Any]) -> None:

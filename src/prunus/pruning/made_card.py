@@ -23,8 +23,7 @@ def renew_card(folder: Path) -> None:
     """Write the card of a checkpoint again, after its manifest was changed or a certificate was added."""
     made = (ModelFolder if is_gguf(folder) else Checkpoint)(folder)
     steps = read_manifest(folder)["history"]
-    size, claims = sum(made.engine_bytes.values()), read_claims(folder)
-    card = Card(steps, read_metadata(folder / README), counted(made, steps), nbytes=size, certified=claims)
+    card = Card(steps, read_metadata(folder / README), counted(made, steps), certified=read_claims(folder))
     write_text(folder / README, card_text(card))
 
 

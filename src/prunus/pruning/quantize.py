@@ -18,7 +18,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.compressed_tensors import METHOD, Format, product
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.loader import Block, blocks_on, return_freed_memory
-from prunus.checkpoint.model_folder import loaded_bytes
+from prunus.checkpoint.model_folder import bytes_by_kind
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.quantised import plain_tensors
 from prunus.checkpoint.runner import Runner
@@ -129,7 +129,7 @@ def quantize(
         dry_run=dry_run,
     ))  # fmt: skip
     source, entries = job.source, planned_entries(job.source, job.on_disk, job.format)
-    kinds = loaded_bytes(entries, source.config, quantised=True)
+    kinds = bytes_by_kind(entries, source.config, quantised=True)
     sizes = {"before": sum(source.engine_bytes.values()), "after": sum(kinds.values()), **kinds}
     told = {
         "method": job.recipe.method,

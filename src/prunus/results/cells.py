@@ -220,11 +220,6 @@ class Identity(Record):
     dtypes: Sequence[str | None] | None = None
     bytes: Mapping[str, int] | None = None
 
-    @property
-    def nbytes(self) -> int | None:
-        """The sum of bytes."""
-        return None if self.bytes is None else sum(self.bytes.values())
-
 
 @dataclass(frozen=True, kw_only=True)
 class Unfinished(Record):

@@ -103,6 +103,13 @@ def with_sources(source: Checkpoint, steps: Sequence[Recipe]) -> Iterator[tuple[
         yield recipe, source
 
 
+def bytes_after(steps: Sequence[Recipe], source: Checkpoint) -> int:
+    """The bytes that an engine loads of source after these steps, as far as shapes tell them."""
+    *_, (last, before) = with_sources(source, steps)
+    kind = kind_of(last)
+    return kind.nbytes(last, before) if kind.is_last else sum(kind.planned(last, before).engine_bytes.values())
+
+
 def check_steps(steps: Sequence[Recipe], folder: Path) -> None:
     """Raise PrunusError for steps that make no sense on the model in folder."""
     if not steps:

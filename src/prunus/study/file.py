@@ -145,13 +145,13 @@ def read_study(path: str | Path) -> Study:
     return _Reader(path, *_parsed(path, "study")).study()
 
 
-def read_entries(path: str | Path, shared: Mapping[str, Any] | None = None) -> list[Entry]:
+def read_entries(path: str | Path, shared: Mapping[str, Any] | None = None, text: str | None = None) -> list[Entry]:
     """The entries of a TOML file that has only tables of steps and [calibration], in the file's order.
 
-    shared: settings of calibration that hold where the file has no others.
+    shared: settings of calibration that hold where the file has no others. text: of the file, if it is not there.
     """
     path = Path(path)
-    text, data = _parsed(path, "ladder")
+    text, data = _parsed(path, "ladder") if text is None else (text, parse_toml(text))
     reader = _Reader(path, text, data)
     reader.check_keys("", 0, data, (*RECIPES, CHAIN, "calibration"))
     entries = reader.entries({**(shared or {}), **reader.shared()})

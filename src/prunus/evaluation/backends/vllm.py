@@ -13,6 +13,7 @@ from copy import deepcopy
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from platform import machine
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ OURS = {
     "enable_prefix_caching": "without it every answer would read its chain again",
 }
 FLAGS = ("VLLM_BATCH_INVARIANT", "VLLM_USE_V2_MODEL_RUNNER", "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_ATTENTION_BACKEND")
+INT4 = "VLLM_CPU_INT4_W4A8"
 
 
 class VLLMBackend(Backend):
@@ -100,8 +102,16 @@ class VLLMBackend(Backend):
 
     @property
     def description(self) -> dict[str, object]:
-        """Engine, version and settings that results may depend on, stored with the run."""
+        """Engine, version and settings that results may depend on, stored with the run.
+
+        Of quantised weights also the kernels, and whether a CPU with AMX rounds the activations of 4-bit Linears.
+        """
         model = self.config.model_config
+        flags = {name: os.environ[name] for name in FLAGS if name in os.environ}
+        more = {}
+        if getattr(model, "quantization", None) is not None:
+            more["kernels"] = sorted({name for of in self.llm.collective_rpc("prunus_kernels") for name in of})
+            flags[INT4] = str(int(getattr(import_module("vllm.envs"), INT4, 0)))
         return {
             "engine": f"vllm {vllm().__version__}",
             "device": platform(),
@@ -109,7 +119,8 @@ class VLLMBackend(Backend):
             "engine_args": self.args,
             "eager": bool(model.enforce_eager),
             "max_num_seqs": self.config.scheduler_config.max_num_seqs,
-            "flags": {name: os.environ[name] for name in FLAGS if name in os.environ},
+            "flags": flags,
+            **more,
         }
 
     def completed(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[int]:
@@ -237,6 +248,11 @@ class Swapping:
             changed |= {name: stored.read() for name, stored in read_header(Path(vectors)).items()}
         self.model_runner.reload_weights(weights_iterator=weights(source, changed, removed))
 
+    def prunus_kernels(self) -> list[str]:
+        """The classes of the kernels of quantised Linears."""
+        schemes: list[Any] = [getattr(one, "scheme", None) for one in self.model_runner.get_model().modules()]
+        return sorted({type(one.kernel).__name__ for one in schemes if hasattr(one, "kernel")})
+
 
 def weights(source: Checkpoint, changed: Mapping[str, Tensor], removed: Sequence[int]) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) of a variant. Removed blocks get weights of zero, which make them bit-exact identities."""
@@ -317,6 +333,12 @@ def platform() -> str:
     return import_module("vllm.platforms").current_platform.device_type
 
 
+def why_not_4_bits(device: str) -> str | None:
+    """Why vLLM cannot multiply 4-bit weights on a device (cpu, cuda, ...) of this machine; None if it can."""
+    lacks = device == "cpu" and machine() == "x86_64" and not torch.cpu._is_avx512_supported()
+    return "vLLM multiplies weights of 4 bits only on CPUs with AVX-512, which this one lacks" if lacks else None
+
+
 def dtype_for(folder: Path, kind: str) -> str:
     """The dtype by the rule of the backend hf: bfloat16 on a GPU; on a CPU float32 for small models."""
     if kind != "cpu":
@@ -328,6 +350,8 @@ def dtype_for(folder: Path, kind: str) -> str:
 def explained(error: BaseException) -> str:
     """An error of vLLM as one line, with advice if it ran out of memory."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if "cpu_gemm_wna16" in text and (why := why_not_4_bits("cpu")) is not None:
+        return why
     if "out of memory" in text.lower() or "No available memory for the cache" in text or "KV cache" in text:
         text += '; free memory or use less: --engine-args \'{"gpu_memory_utilization": 0.8,'
         text += ' "max_model_len": 8192}\''

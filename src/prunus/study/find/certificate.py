@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from prunus import __version__
 from prunus.cards.certified import CERTIFICATE, checkpoint_of, problems_had
-from prunus.disk import write_text
+from prunus.disk import show_bytes, write_text
 from prunus.errors import PrunusError
 from prunus.hashing import canonical_json, content_hash
 from prunus.margins import Margin
@@ -30,7 +30,7 @@ from prunus.results.metrics import auc_weights
 from prunus.results.rows import ProblemRow
 from prunus.results.store import COLUMNS, TEXT_COLUMNS, Store
 from prunus.results.verdicts import wide_margin
-from prunus.study.find.decisions import Rows, decided, rule_of
+from prunus.study.find.decisions import Rows, decided, rank, rule_of
 from prunus.study.find.trace import trace
 
 # Format 1 rests on other bets, and can only be shown. Formats 1 and 2 know nothing of other searches, texts and files.
@@ -77,15 +77,16 @@ def computed(store: Store, declared: Data, form: int = FORMAT) -> Data:
             "versions": run.versions,
             "same_plan": run.plan == runs[dense].plan,
             "rows": digest(rows, run_id, looked, form),
+            **({"bytes": run.nbytes or rung["bytes"]} if "bytes" in rung else {}),
         }
         rungs[one.ladder].append(shown)
-        if decision.word == CERTIFIED and (best is None or rung["removed"] > best["removed"]):
-            best = {**shown, "removed": rung["removed"]}
+        if decision.word == CERTIFIED and (best is None or rank(rung) > rank(best[0])):
+            best = rung, {**rung, **shown}
     ladders = [{"name": one["name"], "rungs": found} for one, found in zip(declared["ladders"], rungs, strict=True)]
-    problems = store.problems()
+    problems, of_found = store.problems(), ("name", "run", "removed", "checksum", "problems", "bytes")
     shown_all = {
         "ladders": ladders,
-        "found": best and {key: best[key] for key in ("name", "run", "removed", "checksum", "problems")},
+        "found": best and {key: best[1][key] for key in of_found if key in best[1]},
         "dense": {
             "run": dense,
             "looked": dense_looked,
@@ -160,6 +161,8 @@ def _grid_tokens(declared: Data, ladders: Sequence[Data], dense: int, dense_look
 def claims(declared: Data, shown: Data) -> list[str]:
     """What is claimed, in sentences: two about the checkpoint of each certified rung, and one about their errors.
 
+    With a ladder by bytes there is a third about each checkpoint.
+
     Before format 3, of which `shown` has no part `searches`, they named the rung.
     """
     dense, tasks = declared["model"]["name"], " and ".join(sorted(declared["problems"]))
@@ -180,6 +183,10 @@ def claims(declared: Data, shown: Data) -> list[str]:
                     f"{about}: {measure} on {tasks} is {accuracy}",
                     f"{about}: {share} is {ends}",
                 ]
+                if "bytes" in rung:
+                    sizes = [show_bytes(of["bytes"]) for of in (rung, declared["model"])]
+                    engine = declared["model"]["engine"]
+                    found.append(f"{about}: {engine} loads {sizes[0]} of it, and {sizes[1]} of {dense}")
     return [*found, _error(declared, shown)] if found else []
 
 
@@ -247,10 +254,11 @@ def declare(
 ) -> dict[str, object]:
     """The declared part of a certificate.
 
-    model: name, source and checksum. dense: the run of the dense model. problems: ids by task, in the plan's order, so
-    that they can be compared with its hash of them. groups: of those that count as one observation with others, the
-    first problem of their group. ladders: each with name and rungs, all that were declared, each with name, run and
-    removed (the share of the weights). rule: its margins count. alpha: of the whole search, which the ladders share.
+    model: name, source and checksum; with a ladder by bytes, engine and bytes. dense: the run of the dense model.
+    problems: ids by task, in the plan's order, so that they can be compared with its hash of them. groups: of those
+    that count as one observation with others, the first problem of their group. ladders: each with name and rungs, all
+    that were declared, each with name, run, removed (the share of the weights) and, in a ladder by bytes, bytes (at
+    most those that will be loaded). rule: its margins count. alpha: of the whole search, which the ladders share.
     """
     return {
         "model": dict(model),

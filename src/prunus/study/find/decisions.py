@@ -106,6 +106,11 @@ class Decided:
 Provide = Callable[[Data, int, int, int], None]
 
 
+def rank(rung: Data) -> float:
+    """How far a declared rung goes, by which the best of those that are certified is chosen."""
+    return -rung["bytes"] if "bytes" in rung else rung["removed"]
+
+
 def rule_of(declared: Data) -> Rule:
     """The rule by which each ladder of a declared search is walked."""
     return Rule(declared["margin"], declared["stop_margin"], declared["alpha"] / len(declared["ladders"]))

@@ -9,6 +9,7 @@ from typing import Any
 
 from prunus import progress
 from prunus.cards.certified import CERTIFICATE
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import MANIFEST, resolve
 from prunus.checkpoint.writer import check_target
@@ -21,9 +22,11 @@ from prunus.hashing import canonical_json
 from prunus.margins import MarginLike
 from prunus.parse import parse_json
 from prunus.pruning.made_card import renew_card
-from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, WidthRecipe
+from prunus.recipe_base import Recipe
+from prunus.recipes import EvalPlan
 from prunus.results.store import Store, check_folder
 from prunus.study.cells import check_entries
+from prunus.study.file import DEFAULT_LADDER
 from prunus.study.find.certificate import (
     caution,
     certificate,
@@ -37,7 +40,7 @@ from prunus.study.find.page import NAME as PAGE
 from prunus.study.find.page import write_page
 from prunus.study.find.prospects import prospects, refuse_impossible
 from prunus.study.find.rungs import rungs_of
-from prunus.study.find.search import Rung, Search, ladders_of, open_search
+from prunus.study.find.search import Rung, Search, check_smallest, ladder_by_bytes, ladders_of, open_search
 from prunus.study.find.trace import declare_in, warning
 from prunus.study.find.walk import Walk
 from prunus.study.ray.cluster import Cluster, cluster_for
@@ -50,8 +53,9 @@ def find(
     model: str | Path,
     out: str | Path,
     plan: EvalPlan,
-    ladder: str | Path | Sequence[PruneRecipe | DropRecipe | ExpertsRecipe | WidthRecipe] = "0.1:0.7:0.05",
+    ladder: str | Path | Sequence[Recipe | Sequence[Recipe]] | None = None,
     *,
+    smallest: str | None = None,
     methods: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     recovery: Mapping[str, Any] | None = None,
@@ -77,7 +81,9 @@ def find(
     certified that loses as much is at most alpha, for any number of rungs and problems (docs/verdicts.md).
     The search is written into the store before it looks at a row, and the certificate names those before it.
 
-    ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4`), a .toml file with tables of steps as in a study, or recipes.
+    ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4`), a .toml file with tables of steps as in a study, or recipes, or
+    several for each rung. None: 0.1:0.7:0.05, or with `smallest` a ladder by the bytes that this engine loads.
+    smallest: an engine (vllm): each rung must load fewer bytes than the one before in it, where it is evaluated.
     margin, stop_margin: shares (0.02: two points), or "5%": relative to what the dense model solves, or to its chains
     that end.
     methods: for sparsities: each has its own ladder, walked at alpha divided by their number; None: wanda.
@@ -88,26 +94,36 @@ def find(
     store: SQLite file of the results, created if missing; rows that it has are not computed again.
     engine: options to start or reach the plan's backend (docs/engines.md).
     ray, gpus_per_task, cpus_per_task: as for run_study, which share the batches of a rung (docs/scale.md).
-    dry_run: write nothing, and return what to expect, as `lines` and numbers (see find.prospects.Prospects).
+    dry_run: write nothing, and return what to expect, as `lines` and numbers (see find.prospects.Prospects), and as
+    `ladder` the TOML of one by bytes.
     overwrite: replace an existing result.
 
     Returns a dict of plain data: out (the folder; None if no rung is certified, and then it is not written), model,
-    found (name of the rung, None), removed (share of the weights), ladders (by name a list of rungs, each with name,
-    run, word, why, problems, tokens), tokens, dense_tokens, full_grid_tokens (what all rungs in full would have taken)
-    and claims (sentences). Unfinished work is in out.finding: the same call goes on, and takes the same decisions.
-    Raises PrunusError for wrong input, before anything is computed.
+    found (name of the rung, None), removed (share of the weights), bytes (with `smallest`, if a rung is certified),
+    ladders (by name a list of rungs, each with name, run, word, why, problems, tokens), tokens, dense_tokens,
+    full_grid_tokens (what all rungs in full would have taken) and claims (sentences). Unfinished work is in
+    out.finding: the same call goes on, and takes the same decisions. Raises PrunusError for wrong input, before
+    anything is computed.
 
     The folder also has certificate.json, which `verify` checks against the rows, and find.html, which shows the search.
     """
     target, path, engine = Path(out), Path(store), engine or EngineOptions()
-    ladders = ladders_of(ladder, methods, settings or {}, recovery)
+    text = ""
+    if smallest is not None:
+        check_smallest(smallest, plan)
+    if smallest is not None and ladder is None:
+        source, there = Checkpoint(resolve(model)), device if ray is None else None
+        one, text = ladder_by_bytes(smallest, source, methods, settings or {}, recovery, there)
+        ladders = [one]
+    else:
+        ladders = ladders_of(DEFAULT_LADDER if ladder is None else ladder, methods, settings or {}, recovery)
     file = Path(ladder) if isinstance(ladder, str | Path) and str(ladder).endswith(".toml") else None
     check_plan(model, plan, engine, path)
     if not target.exists() and not work_folder(target).exists():  # else rungs may be made that need none any more
         check_entries([entry for one in ladders for entry in one.entries], resolve(model))
     search = open_search(
         model, plan, ladders, margin=margin, stop_margin=stop_margin, alpha=alpha, max_tokens=max_tokens, look=look,
-        engine=engine, file=file,
+        engine=engine, file=file, smallest=smallest,
     )  # fmt: skip
     cluster = None if dry_run else cluster_for(search.study, ray, gpus_per_task, cpus_per_task)
     folder = work_folder(target)
@@ -118,7 +134,7 @@ def find(
     check_variants(search.study, [search.model], folder, device)
     ahead = prospects(search, path)
     if dry_run:
-        return ahead.to_json()
+        return ahead.to_json() | ({"ladder": text} if text else {})
     for line in ahead.lines:
         progress.say(line)
     refuse_impossible(ahead)
@@ -252,6 +268,7 @@ def summary(certified: Mapping[str, Any], target: Path) -> dict[str, object]:
         "model": certified["declared"]["model"]["source"],
         "found": best["name"] if best else None,
         "removed": best["removed"] if best else 0.0,
+        **({"bytes": best["bytes"]} if best and "bytes" in best else {}),
         "ladders": {
             one["name"]: [{key: rung[key] for key in keys} for rung in one["rungs"]] for one in shown["ladders"]
         },

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.cards.certified import about_searches, claims_of_found
-from prunus.disk import write_text
+from prunus.disk import show_bytes, write_text
 from prunus.margins import Margin
 from prunus.reporting.labels import HUES, Look
 from prunus.reporting.prose import sentence
@@ -138,23 +138,27 @@ def _glance(declared: Data, shown: Data) -> str:
 
 
 def ladder_table(declared: Data, ladder: Data, seen: Data, dense_tokens: int) -> Table:
-    """One row per declared rung: what it removes, the decision, the bounds, problems and tokens.
+    """One row per declared rung: its bytes if the ladder is by bytes, what it removes, decision, bounds, tokens.
 
     dense_tokens: tokens of the dense model, which is the first row.
     """
     every, styles = {rung["run"]: rung for rung in seen["rungs"]}, styles_of(declared)
-    rows: list[tuple[Look | str, list[Any]]] = [(_dense(declared), [0.0, None, None, None, None, dense_tokens])]
+    whole = declared["model"].get("bytes")
+    first = [*([] if whole is None else [whole]), 0.0, None, None, None, None, dense_tokens]
+    rows: list[tuple[Look | str, list[Any]]] = [(_dense(declared), first)]
     for rung in ladder["rungs"]:
         look, one = styles[rung["run"]], every.get(rung["run"])
+        size = [] if whole is None else [(one or rung)["bytes"]]
         if one is None:
-            rows.append((look, [rung["removed"], Word(UNREACHED), None, None, None, None]))
+            rows.append((look, [*size, rung["removed"], Word(UNREACHED), None, None, None, None]))
             continue
         why = one["why"] or ", ".join(_words(end) for end in one["failed"])
         ends = [Interval(*one["path"][end][-1]) if one["rounds"] else None for end in ENDPOINTS]
         decision = Word(one["word"] if one["word"] in WORDS else OPEN, why)
-        rows.append((look, [rung["removed"], decision, *ends, one["problems"], one["tokens"]]))
+        rows.append((look, [*size, rung["removed"], decision, *ends, one["problems"], one["tokens"]]))
     columns = [
         Column("rung", "Rung"),
+        *([] if whole is None else [Column("bytes", "Bytes|loaded", show_bytes)]),
         Column("removed", "Asked to|remove, %", lambda share: f"{100 * share:.3g}"),
         Column("decision", "Decision"),
         Column("accuracy", f"Accuracy{_kept(declared['margin'])},|points", beside(declared["margin"])),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from prunus.disk import show_bytes
 from prunus.errors import PrunusError
 from prunus.results.ladder import ACCURACY, CHANGED, DENSE, ENDPOINTS, FEW_CHANGED, Forecast
 from prunus.results.rows import chains_of, sampled_tokens
@@ -132,6 +133,11 @@ def lines_of(search: Search, found: Prospects, dense: Mapping[str, float]) -> li
     grouped = f" in {found.problems - len(search.groups)} groups" if search.groups else ""
     each = f"{found.problems} problems{grouped} with {draws} draw{'s' * (draws > 1)} each"
     lines = [f"{each}; {found.rungs} rungs ({ladders})"]
+    if search.smallest is not None:
+        named = [(rung.variant.name, rung.nbytes or 0) for rung in search.rungs]
+        whole = sum(search.model.checkpoint.engine_bytes.values())
+        sizes = ", ".join(f"{name} {show_bytes(size)}" for name, size in [("dense", whole), *named])
+        lines.append(f"{search.smallest} loads: {sizes}")
     for end, one in found.forecasts.items():
         margin, least = search.rule.margins[end], points(ceil(1000 * one.smallest) / 1000)
         asked = size(search, end)

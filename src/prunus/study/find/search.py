@@ -1,27 +1,33 @@
 """A search, opened and checked: its model, ladders, plan, rules and order of problems, before anything is computed."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from functools import cached_property
 from itertools import pairwise
-from math import ceil, prod
+from math import ceil, inf, prod
 from pathlib import Path
 from typing import Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.engines import BACKENDS, EngineOptions
+from prunus.engines import BACKENDS, SMALLEST, EngineOptions
 from prunus.errors import PrunusError
+from prunus.evaluation.backends.hf import device_for
+from prunus.evaluation.backends.vllm import why_not_4_bits
 from prunus.evaluation.lm_eval.tasks import is_harness_task
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.margins import MarginLike
+from prunus.progress import say
+from prunus.pruning.experts.mixture import expert_counts
 from prunus.recipe_base import Recipe
-from prunus.recipes import EvalPlan, PruneRecipe, RecoverRecipe
+from prunus.recipes import EvalPlan, PruneRecipe, QuantizeRecipe, RecoverRecipe
 from prunus.results.anytime import Round, whole_groups
 from prunus.results.ladder import ACCURACY, ENDS, Forecast, Rule, forecast
-from prunus.step import kind_of
-from prunus.study.cells import Cell, Model, Variant, folder_of, open_model
-from prunus.study.file import Entry, Study, read_entries
+from prunus.step import kind_of, steps_name
+from prunus.steps.chain import bytes_after
+from prunus.study.cells import Cell, Model, Variant, folder_of, open_model, variant_names
+from prunus.study.file import SHARED, Entry, Study, read_entries
 from prunus.study.find.certificate import declare
 
 MOST_RUNGS = 1000
@@ -49,11 +55,7 @@ def ladders_of(
     shared: settings of calibration that hold where neither settings nor the file has others.
     """
     if isinstance(ladder, str | Path) and str(ladder).endswith(".toml"):
-        given = ", ".join(
-            [*(["the method"] if methods else []), *settings, *(["recover"] if recovery is not None else [])]
-        )
-        if given:
-            raise PrunusError(f"{ladder} sets the recipes of its rungs: write {given} into it instead")
+        refuse_settings(str(ladder), methods, settings, recovery)
         return [Ladder(Path(ladder).stem, tuple(read_entries(ladder, shared)))]
     if isinstance(ladder, str | Path):
         names = list(methods or ["wanda"])
@@ -70,6 +72,86 @@ def ladders_of(
         by_method = {"recipes": list(ladder)}
     entries = {name: tuple(Entry(steps_of(one, recovery), None) for one in rungs) for name, rungs in by_method.items()}
     return [Ladder(name, rungs) for name, rungs in entries.items()]
+
+
+def refuse_settings(
+    ladder: str, methods: Sequence[str] | None, settings: Mapping[str, Any], recovery: Mapping[str, Any] | None
+) -> None:
+    """Raise PrunusError if settings of recipes are given beside a ladder that has its own."""
+    given = [*(["the method"] if methods else []), *settings, *(["recover"] if recovery is not None else [])]
+    if given:
+        raise PrunusError(f"{ladder} sets the recipes of its rungs: write {', '.join(given)} into it instead")
+
+
+# Tables of steps that store a model for an engine, from more bytes to fewer.
+FORMS: Mapping[str, Sequence[str]] = {
+    "vllm": (
+        "{ quantize = { bits = 8 } }",
+        '{ quantize = { bits = 4, group = "32" } }',
+        '{ quantize = { bits = 4, group = "128" } }',
+    ),
+}
+KEPT = (0.875, 0.75, 0.625)  # shares of the channels, or experts, with which the last form is then tried
+
+
+def check_smallest(smallest: str, plan: EvalPlan) -> None:
+    """Raise PrunusError for an engine that is not known, or a plan that evaluates rungs elsewhere."""
+    if smallest not in SMALLEST:
+        raise PrunusError(f"smallest '{smallest}' is not known; choose one of {', '.join(SMALLEST)}")
+    if plan.backend != SMALLEST[smallest]:
+        raise PrunusError(f"rungs for {smallest} are evaluated in it: add --backend {SMALLEST[smallest]}")
+
+
+def ladder_by_bytes(
+    engine: str,
+    source: Checkpoint,
+    methods: Sequence[str] | None,
+    settings: Mapping[str, Any],
+    recovery: Mapping[str, Any] | None,
+    device: str | None,
+) -> tuple[Ladder, str]:
+    """The default ladder of an engine, and the same as a file; a line says which rungs are left out, and why.
+
+    settings: of calibration; others are refused, as are methods and recovery. device: on which the engine will run;
+    None: on that of another machine. Raises PrunusError if the model can have no form.
+    """
+    refuse_settings("the default ladder", methods, {k: v for k, v in settings.items() if k not in SHARED}, recovery)
+    less = "experts" if is_mixture(source) else "width"
+    head = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
+    text, form, entries, least = f"[calibration]\n{head}" if head else "", "", list[Entry](), inf
+    for rung in (*FORMS[engine], *KEPT):
+        steps = rung if isinstance(rung, str) else f"{{ {less} = {{ keep = {rung} }} }}, {{ recover = true }}, {form}"
+        table = f"\n[[chain]]\nsteps = [{steps}]\n"
+        (read,) = read_entries(f"{engine}.toml", settings, table)
+        try:
+            check_bits(engine, read.steps[-1], device)
+            if (size := bytes_after(read.steps, source)) >= least:
+                raise PrunusError("it takes no fewer bytes than the rung before")
+        except PrunusError as error:
+            if rung == FORMS[engine][-1] and not entries:
+                raise
+            say(f"{steps_name(read.steps)} is left out: {error}")
+            continue
+        form = rung if isinstance(rung, str) else form
+        text, least = text + table, size
+        entries.append(replace(read, line=None))
+    return Ladder(engine, tuple(entries)), text.lstrip()
+
+
+def check_bits(engine: str, recipe: Recipe, device: str | None) -> None:
+    """Raise PrunusError if the engine cannot multiply what a recipe stores. device: as of ladder_by_bytes."""
+    has_4_bits = engine == "vllm" and isinstance(recipe, QuantizeRecipe) and recipe.bits == 4
+    why = why_not_4_bits(device_for(device)) if has_4_bits and device is not None else None
+    if why is not None:
+        raise PrunusError(why)
+
+
+def is_mixture(source: Checkpoint) -> bool:
+    """Whether a model has routed experts."""
+    try:
+        return bool(expert_counts(source))
+    except PrunusError:
+        return False
 
 
 def steps_of(rung: Recipe | Sequence[Recipe], recovery: Mapping[str, Any] | None) -> tuple[Recipe, ...]:
@@ -111,6 +193,19 @@ def removed(entry: Entry, source: Checkpoint) -> float:
     return shares[0] if len(shares) == 1 else 1 - prod(1 - share for share in shares)
 
 
+def shrinking(ladder: Ladder, source: Checkpoint) -> list[int]:
+    """The bytes that an engine loads of each rung. Raises PrunusError unless each takes fewer than the one before."""
+    sizes = [bytes_after(entry.steps, source) for entry in ladder.entries]
+    whole = "the dense model", sum(source.engine_bytes.values())
+    named = [whole, *zip(variant_names(ladder.entries), sizes, strict=True)]
+    for (before, most), (name, size) in pairwise(named):
+        if size >= most:
+            raise PrunusError(
+                f"ladder {ladder.name} does not shrink: {name} takes {size:,} bytes, {before} before it {most:,}"
+            )
+    return sizes
+
+
 def check_order(ladder: Ladder, source: Checkpoint) -> None:
     """Raise PrunusError for a ladder with a rung that removes less than the one before."""
     shares = [removed(entry, source) for entry in ladder.entries]
@@ -127,15 +222,24 @@ MOST_CHAINS = 128  # of one look, with engines that take more at once
 
 @dataclass(frozen=True)
 class Rung:
-    """One rung of a ladder. removed: share of the weights of the blocks' Linears that its recipe removes."""
+    """One rung of a ladder. removed: share of the weights of the blocks' Linears that its recipe removes.
+
+    nbytes: that the engine loads, for a ladder by bytes; at most those where they are not known before it is made.
+    """
 
     cell: Cell
     removed: float
+    nbytes: int | None = None
 
     @property
     def variant(self) -> Variant:
         """The variant that the recipe makes."""
         return self.cell.variant
+
+    def declared(self) -> dict[str, object]:
+        """What the certificate says of it beforehand."""
+        size = {} if self.nbytes is None else {"bytes": self.nbytes}
+        return {"name": self.variant.name, "run": self.cell.run_id, "removed": self.removed, **size}
 
 
 @dataclass(frozen=True)
@@ -144,7 +248,8 @@ class Search:
 
     name: of the model, as given. ladders: name and rungs of each; each is walked under `rule`, whose alpha is its part
     of alpha. order: in which problems are taken. look: rounds that are evaluated between two decisions. max_tokens: the
-    search ends when the rows that it has looked at took as many; None: never.
+    search ends when the rows that it has looked at took as many; None: never. smallest: the engine by whose bytes the
+    ladder is ordered; None: it is ordered by the share that rungs remove.
     """
 
     study: Study
@@ -155,6 +260,7 @@ class Search:
     order: tuple[Round, ...]
     look: int
     max_tokens: int | None
+    smallest: str | None = None
 
     @property
     def plan(self) -> EvalPlan:
@@ -197,8 +303,9 @@ class Search:
     def declared(self) -> dict[str, object]:
         """What the certificate says was fixed beforehand."""
         checkpoint = self.model.checkpoint
+        whole = {"engine": self.smallest, "bytes": sum(checkpoint.engine_bytes.values())} if self.smallest else {}
         return declare(
-            model={"name": self.model.label, "source": self.model.name, "checksum": checkpoint.checksum()},
+            model={"name": self.model.label, "source": self.model.name, "checksum": checkpoint.checksum(), **whole},
             dense=self.dense.run_id,
             problems=ids_by_task(self.dense.resolved),
             groups=self.groups,
@@ -206,15 +313,7 @@ class Search:
             budgets=self.plan.budgets,
             samples=self.plan.samples,
             reuse=self.dense.resolved.reuse,
-            ladders=[
-                {
-                    "name": name,
-                    "rungs": [
-                        {"name": rung.variant.name, "run": rung.cell.run_id, "removed": rung.removed} for rung in rungs
-                    ],
-                }
-                for name, rungs in self.ladders
-            ],
+            ladders=[{"name": name, "rungs": [rung.declared() for rung in rungs]} for name, rungs in self.ladders],
             rule=self.rule,
             alpha=self.alpha,
             look=self.look,
@@ -235,6 +334,7 @@ class Search:
             "look": self.look,
             "max-tokens": self.max_tokens,
             **({"groups": self.groups} if self.groups else {}),
+            **({"smallest": self.smallest} if self.smallest else {}),
         }
 
 
@@ -251,6 +351,7 @@ def open_search(
     engine: EngineOptions,
     file: Path | None,
     folder: Path | None = None,
+    smallest: str | None = None,
 ) -> Search:
     """The search that these arguments ask for. Raises PrunusError, and writes nothing, where one of them is wrong.
 
@@ -274,18 +375,20 @@ def open_search(
             f"control native tells the model its budget ({native}) and does not end the thinking there, so no row says"
             " whether a chain ended by itself: leave control out"
         )
-    for ladder in ladders:
-        check_order(ladder, source)
     cells = iter(opened.cells[1:])  # one plan, so one cell for each variant, in the order of the entries
-    found = tuple(
-        (ladder.name, tuple(Rung(next(cells), removed(entry, source)) for entry in ladder.entries))
-        for ladder in ladders
-    )
+    found = list[tuple[str, tuple[Rung, ...]]]()
+    for ladder in ladders:
+        if smallest is None:
+            check_order(ladder, source)
+        sizes = [None] * len(ladder.entries) if smallest is None else shrinking(ladder, source)
+        sized = zip(ladder.entries, sizes, strict=True)
+        rungs = tuple(Rung(next(cells), removed(entry, source), size) for entry, size in sized)
+        found.append((ladder.name, rungs))
     resolved = opened.cells[0].resolved
     groups = {problem.id: problem.group for problem in resolved.problems if problem.group}
     order = tuple(whole_groups(ids_by_task(resolved), plan.seed, groups))
     batch = ceil(min(plan.rows, MOST_CHAINS) / (plan.samples * max(1, len(order[0]))))
-    return Search(study, opened, found, rule, alpha, order, look or batch, max_tokens)
+    return Search(study, opened, tuple(found), rule, alpha, order, look or batch, max_tokens, smallest)
 
 
 def check_plan(plan: EvalPlan, engine: EngineOptions) -> None:

@@ -7,7 +7,7 @@ from math import ceil
 from prunus.progress import Steps, say
 from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, paths, rounds_like
 from prunus.results.verdicts import wide_margin
-from prunus.study.find.decisions import OUT_OF_TOKENS, Data, Decided, Floats, Rows, decided, up_to
+from prunus.study.find.decisions import OUT_OF_TOKENS, Data, Decided, Floats, Rows, decided, rank, up_to
 from prunus.study.find.rungs import Rungs
 from prunus.study.find.search import Rung, Search
 
@@ -33,7 +33,7 @@ class Walk:
                 self.last, self.steps, rung = one, None, self.by_run[one.rung["run"]]
                 say(f"{rung.variant.name}: {self.sentence(one)}; {one.spent:,} tokens so far")
                 certified = one.decision.word == CERTIFIED
-                if certified and (best is None or rung.removed > best.removed):
+                if certified and (best is None or rank(one.rung) > rank(best.declared())):
                     rung, best = best, rung
                 if rung is not None:
                     self.rungs.delete(rung.variant)
@@ -87,9 +87,11 @@ class Walk:
     def dense_until(self, until: int) -> int:
         """How far the dense model is evaluated when a rung needs it up to `until`.
 
-        With a server, which is started anew for every model, it is at least as far as a harmless rung needs.
+        Where an engine is started anew for every model, it is at least as far as a harmless rung needs.
         """
-        return until if self.search.study.engine.serve is None else max(until, self.expected)
+        study = self.search.study
+        anew = study.engine.serve is not None or (study.backend == "vllm" and self.search.smallest is not None)
+        return max(until, self.expected) if anew else until
 
     def bounds(self, found: Mapping[str, Floats]) -> str:
         """`accuracy -0.3 [-2.4, +1.9], ends -0.1 [-4.0, +3.1]` in points: differences so far and their bounds.
