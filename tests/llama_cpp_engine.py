@@ -205,6 +205,20 @@ steps = [{{ quantize = {{ bits = 4, group = "32", method = "rtn" }} }}, {{ gguf 
     assert not list((tmp_path / "out").rglob("served/*"))
     page = (tmp_path / "out" / "report.html").read_text()
     assert "GGUF Q8_0" in page and "W4 g32 RTN + GGUF Q4_0" in page
+    plan = prunus.EvalPlan(
+        tasks=("tiny",), limit=20, budgets=(8,), answer_tokens=8, temperature=0.0, profile="s1", backend="openai"
+    )
+    rungs = [GgufRecipe(type="q8_0"), (QuantizeRecipe(bits=4, group="32", method="rtn"), GgufRecipe(type="q4_0"))]
+    asked: dict[str, Any] = {"margin": 0.5, "stop_margin": 0.5, "engine": EngineOptions(serve=SERVE, timeout=120)}
+    store = tmp_path / "found.db"
+    found = prunus.find(tmp_path / "model", tmp_path / "small", plan, rungs, smallest="llama.cpp", store=store, **asked)
+    (rung,) = found["ladders"]["recipes"]
+    assert rung["why"] == "losing all that the dense model has would be within the margin", "it solves nothing"
+    with Store(store) as opened:
+        (declared,) = (one.declared for one in opened.searches())
+        whole, large = opened.runs()
+    assert declared["model"]["bytes"] == whole.nbytes and declared["model"]["engine"] == "llama.cpp"
+    assert declared["ladders"][0]["rungs"][0]["bytes"] == large.nbytes < (whole.nbytes or 0)
     broken = (tmp_path / "study.toml").read_text().replace('"openai"', '"hf"').partition("[engine]")
     (tmp_path / "hf.toml").write_text(f"{broken[0]}[[gguf]]\ntype = 'f16'\n")
     with pytest.raises(PrunusError, match=r"only llama\.cpp reads GGUF files: take the backend openai"):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf_models import make_gguf_model
 from random_models import make_random_model
 from scripted_backend import ScriptedBackend
 from small_search import CALIBRATION, COMMAND, DOES, PLAN, PROBLEMS, Stop
@@ -26,7 +27,16 @@ from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import run as loop
 from prunus.evaluation.backends import vllm as backend
-from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, QuantizeRecipe, RecoverRecipe, WidthRecipe
+from prunus.recipes import (
+    DropRecipe,
+    EvalPlan,
+    ExpertsRecipe,
+    GgufRecipe,
+    PruneRecipe,
+    QuantizeRecipe,
+    RecoverRecipe,
+    WidthRecipe,
+)
 from prunus.results.anytime import interleaved, seeded_order
 from prunus.results.rows import Run
 from prunus.results.store import Store
@@ -395,7 +405,7 @@ def test_rungs_that_a_model_or_a_machine_cannot_have_are_left_out_with_a_line(se
 @pytest.mark.parametrize(
     ("ladder", "settings", "told"),
     [
-        (None, {"smallest": "ollama"}, "smallest 'ollama' is not known; choose one of vllm"),
+        (None, {"smallest": "ollama"}, "smallest 'ollama' is not known; choose one of vllm, llama.cpp"),
         (None, {"plan": PLAN}, "rungs for vllm are evaluated in it: add --backend vllm"),
         ("0.2", {}, "ladder magnitude does not shrink: magnitude-20 takes "),
         ([QuantizeRecipe(bits=4, method="rtn"), QuantizeRecipe(method="rtn")], {},
@@ -407,6 +417,37 @@ def test_a_ladder_by_bytes_must_shrink_in_its_engine(search_folder, bits, ladder
     with pytest.raises(PrunusError) as error:
         search(ladder, **{**bits, "settings": {}, **settings})
     assert told in str(error.value) and "\n" not in str(error.value) and there(search_folder) == before
+
+
+def test_the_ladder_of_llama_cpp_is_of_gguf_files(tmp_path, monkeypatch):
+    make_gguf_model("qwen3", tmp_path / "model", intermediate_size=512)
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("What is 1 + 1? " * 999)
+    plan = EvalPlan(("tiny",), (16,), answer_tokens=16, limit=40, profile="s1", backend="openai")
+    asked: dict[str, Any] = {
+        "smallest": "llama.cpp",
+        "settings": {"calibration": "text.txt", "seqlen": 32},
+        "dry_run": True,
+    }
+    asked |= {"margin": 0.3, "stop_margin": 0.3}
+
+    def ahead(serve: str, ladder: Any = None) -> dict[str, Any]:
+        return prunus.find("model", "out", plan, ladder, engine=EngineOptions(serve=f"s {serve} {{port}}"), **asked)
+
+    found = ahead("{gguf}")
+    (Path("out.toml")).write_text(found["ladder"])
+    (ladder,) = ladders_of("out.toml", None, {}, None)
+    names = [steps_name(entry.steps) for entry in ladder.entries]
+    assert names[:3] == ["gguf-q8_0", "w4-g32-gguf-q4_0", "width-obs-87.5-recovered-w4-g32-gguf-q4_0"]
+    assert found["rungs"] == len(names) == 5
+    prunus.gguf("model", "q8", GgufRecipe(type="q8_0"))
+    size = sum(tensor.nbytes for tensor in ModelFolder("q8").stored.values())
+    assert f"gguf-q8_0 {show_bytes(size)}, " in found["lines"][1]
+    with pytest.raises(PrunusError, match=r"rungs for llama.cpp are GGUF files: add --serve 'llama-server -m {gguf} "):
+        ahead("{model}")
+    asked["settings"] = {}
+    with pytest.raises(PrunusError, match="ladder recipes has a rung that is no GGUF file: end each with a step gguf"):
+        ahead("{gguf}", [QuantizeRecipe(method="rtn")])
 
 
 @pytest.mark.parametrize("kind", ["drop", "width", "experts"])

@@ -56,7 +56,7 @@ BACKENDS: dict[str, BackendEntry] = {
 
 
 # Engines for which `find` has a ladder by bytes, and the backends that evaluate its rungs in them.
-SMALLEST: Mapping[str, str] = {"vllm": "vllm"}
+SMALLEST: Mapping[str, str] = {"vllm": "vllm", "llama.cpp": "openai"}
 
 
 def users_of(setting: str) -> str:

@@ -83,7 +83,7 @@ def find(
 
     ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4`), a .toml file with tables of steps as in a study, or recipes, or
     several for each rung. None: 0.1:0.7:0.05, or with `smallest` a ladder by the bytes that this engine loads.
-    smallest: an engine (vllm): each rung must load fewer bytes than the one before in it, where it is evaluated.
+    smallest: vllm or llama.cpp: each rung must load fewer bytes than the one before in this engine, which evaluates it.
     margin, stop_margin: shares (0.02: two points), or "5%": relative to what the dense model solves, or to its chains
     that end.
     methods: for sparsities: each has its own ladder, walked at alpha divided by their number; None: wanda.
@@ -110,7 +110,7 @@ def find(
     target, path, engine = Path(out), Path(store), engine or EngineOptions()
     text = ""
     if smallest is not None:
-        check_smallest(smallest, plan)
+        check_smallest(smallest, plan, engine.serve)
     if smallest is not None and ladder is None:
         source, there = Checkpoint(resolve(model)), device if ray is None else None
         one, text = ladder_by_bytes(smallest, source, methods, settings or {}, recovery, there)

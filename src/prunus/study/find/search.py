@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.engines import BACKENDS, SMALLEST, EngineOptions
+from prunus.engines import BACKENDS, GGUF, SMALLEST, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import device_for
 from prunus.evaluation.backends.vllm import why_not_4_bits
@@ -90,16 +90,24 @@ FORMS: Mapping[str, Sequence[str]] = {
         '{ quantize = { bits = 4, group = "32" } }',
         '{ quantize = { bits = 4, group = "128" } }',
     ),
+    "llama.cpp": (
+        '{ gguf = { type = "q8_0" } }',
+        '{ quantize = { bits = 4, group = "32" } }, { gguf = { type = "q4_0" } }',
+    ),
 }
 KEPT = (0.875, 0.75, 0.625)  # shares of the channels, or experts, with which the last form is then tried
 
 
-def check_smallest(smallest: str, plan: EvalPlan) -> None:
-    """Raise PrunusError for an engine that is not known, or a plan that evaluates rungs elsewhere."""
+def check_smallest(smallest: str, plan: EvalPlan, serve: str | None) -> None:
+    """Raise PrunusError for an engine that is not known, or rungs that would be evaluated elsewhere."""
     if smallest not in SMALLEST:
         raise PrunusError(f"smallest '{smallest}' is not known; choose one of {', '.join(SMALLEST)}")
     if plan.backend != SMALLEST[smallest]:
         raise PrunusError(f"rungs for {smallest} are evaluated in it: add --backend {SMALLEST[smallest]}")
+    if smallest == "llama.cpp" and GGUF not in (serve or ""):
+        raise PrunusError(
+            f"rungs for llama.cpp are GGUF files: add --serve 'llama-server -m {GGUF} --alias {{name}} --port {{port}}'"
+        )
 
 
 def ladder_by_bytes(
@@ -380,6 +388,8 @@ def open_search(
     for ladder in ladders:
         if smallest is None:
             check_order(ladder, source)
+        if smallest == "llama.cpp" and any(not kind_of(entry.steps[-1]).changes_form for entry in ladder.entries):
+            raise PrunusError(f"ladder {ladder.name} has a rung that is no GGUF file: end each with a step gguf")
         sizes = [None] * len(ladder.entries) if smallest is None else shrinking(ladder, source)
         sized = zip(ladder.entries, sizes, strict=True)
         rungs = tuple(Rung(next(cells), removed(entry, source), size) for entry, size in sized)
