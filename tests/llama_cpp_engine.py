@@ -218,7 +218,7 @@ steps = [{{ quantize = {{ bits = 4, group = "32", method = "rtn" }} }}, {{ gguf 
         (declared,) = (one.declared for one in opened.searches())
         whole, large = opened.runs()
     assert declared["model"]["bytes"] == whole.nbytes and declared["model"]["engine"] == "llama.cpp"
-    assert declared["ladders"][0]["rungs"][0]["bytes"] == large.nbytes < (whole.nbytes or 0)
+    assert declared["ladders"][0]["rungs"][0]["bytes"] == large.nbytes and (large.nbytes or 0) < (whole.nbytes or 0)
     broken = (tmp_path / "study.toml").read_text().replace('"openai"', '"hf"').partition("[engine]")
     (tmp_path / "hf.toml").write_text(f"{broken[0]}[[gguf]]\ntype = 'f16'\n")
     with pytest.raises(PrunusError, match=r"only llama\.cpp reads GGUF files: take the backend openai"):
