@@ -138,33 +138,33 @@ def _glance(declared: Data, shown: Data) -> str:
 
 
 def ladder_table(declared: Data, ladder: Data, seen: Data, dense_tokens: int) -> Table:
-    """One row per declared rung: its bytes if the ladder is by bytes, what it removes, decision, bounds, tokens.
+    """One row per declared rung: what it removes, decision, bounds, tokens; its bytes if the ladder is by bytes.
 
     dense_tokens: tokens of the dense model, which is the first row.
     """
     every, styles = {rung["run"]: rung for rung in seen["rungs"]}, styles_of(declared)
     whole = declared["model"].get("bytes")
-    first = [*([] if whole is None else [whole]), 0.0, None, None, None, None, dense_tokens]
+    first = [0.0, None, None, None, None, dense_tokens, *([] if whole is None else [whole])]
     rows: list[tuple[Look | str, list[Any]]] = [(_dense(declared), first)]
     for rung in ladder["rungs"]:
         look, one = styles[rung["run"]], every.get(rung["run"])
         size = [] if whole is None else [(one or rung)["bytes"]]
         if one is None:
-            rows.append((look, [*size, rung["removed"], Word(UNREACHED), None, None, None, None]))
+            rows.append((look, [rung["removed"], Word(UNREACHED), None, None, None, None, *size]))
             continue
         why = one["why"] or ", ".join(_words(end) for end in one["failed"])
         ends = [Interval(*one["path"][end][-1]) if one["rounds"] else None for end in ENDPOINTS]
         decision = Word(one["word"] if one["word"] in WORDS else OPEN, why)
-        rows.append((look, [*size, rung["removed"], decision, *ends, one["problems"], one["tokens"]]))
+        rows.append((look, [rung["removed"], decision, *ends, one["problems"], one["tokens"], *size]))
     columns = [
         Column("rung", "Rung"),
-        *([] if whole is None else [Column("bytes", "Bytes|loaded", show_bytes)]),
         Column("removed", "Asked to|remove, %", lambda share: f"{100 * share:.3g}"),
         Column("decision", "Decision"),
         Column("accuracy", f"Accuracy{_kept(declared['margin'])},|points", beside(declared["margin"])),
         Column("ends", f"Ends by itself{_kept(declared['stop_margin'])},|points", beside(declared["stop_margin"])),
         Column("problems", "Problems|needed", count),
         Column("tokens", "Tokens", count),
+        *([] if whole is None else [Column("bytes", "Bytes|loaded", show_bytes)]),
     ]
     return Table(
         f"ladder-{ladder['name']}", f"Decisions of {ladder['name']}", "data ladder cards", columns, rows, keep=True
