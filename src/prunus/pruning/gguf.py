@@ -41,7 +41,7 @@ def gguf(
     overwrite: bool = False,
     dry_run: bool = False,
     name: str | None = None,
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """Write model (folder or hub id) in the format of llama.cpp, and return a summary.
 
     model: in a dry run of several steps also what earlier ones will leave.
@@ -83,7 +83,7 @@ def gguf(
         check(source, piece, piece.form(recipe.type))
     sizes = sizes_of(source, form, pieces, recipe.type)
     exact = sum(piece.form(recipe.type) == "Q4_0" and codes_of(source, piece, 0) is not None for piece in pieces)
-    told: dict[str, Any] = {
+    told: dict[str, object] = {
         "type": recipe.type,
         "architecture": form.architecture,
         "tensors": len(pieces) + len(form.constants),

@@ -1,6 +1,6 @@
 """Write a model in the format of llama.cpp. Its manifest has `format` and `bytes`, as that of quantize."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,14 @@ class Gguf(Step):
     tag = "gguf"
     relation = "quantized"
 
-    def make(self, model: Any, out: Path, recipe: Any, where: Where, name: str | None) -> dict[str, Any]:
+    def make(self, model: Any, out: Path, recipe: Any, where: Where, name: str | None) -> Mapping[str, Any]:
         """As Step says."""
         from prunus.pruning.gguf import gguf
 
         dense = where.dense if recipe.like is not None else None
         return gguf(model, out, recipe, dense=dense, overwrite=where.overwrite, dry_run=where.dry_run, name=name)
 
-    def foresee(self, recipe: Any, source: Any, out: Path, where: Where) -> dict[str, Any]:
+    def foresee(self, recipe: Any, source: Any, out: Path, where: Where) -> Mapping[str, Any]:
         """As Step says; whether weights will be rounded depends on the steps before it."""
         self.make(source, out, recipe, where, None)
         return {"warnings": []}
