@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 # interrupted would not resume to the same bytes. MKL reads this at its first product.
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "AS_RUN",
     "OFF",

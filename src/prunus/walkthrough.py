@@ -49,12 +49,20 @@ class Wanted(NamedTuple):
 
 
 class Tour(NamedTuple):
-    """What a demonstration shows: a model, its variants by name, and which of them are compared with one another."""
+    """What a demonstration shows: a model, its variants by name, and which of them are compared with one another.
+
+    quick: the variants that `--quick` makes, without contrasts and search.
+    """
 
     model: str
     variants: Mapping[str, PruneRecipe | DropRecipe | ExpertsRecipe | WidthRecipe | Recovered]
+    quick: tuple[str, ...]
     contrasts: tuple[Contrast, ...]
     search: Wanted | None = None
+
+    def short(self) -> "Tour":
+        """What `--quick` shows."""
+        return Tour(self.model, {name: self.variants[name] for name in self.quick}, self.quick, ())
 
 
 CALIBRATION = {"calibration": "tiny", "samples": 128}
@@ -72,6 +80,7 @@ DENSE = Tour(
         "drop-2": DropRecipe(blocks="2", **CALIBRATION),
         "width-62.5": WidthRecipe(keep=0.625, **CALIBRATION),
     },
+    ("wanda-20", "drop-1"),
     (
         Contrast(
             "Wanda against Magnitude, both at 50 %",
@@ -99,24 +108,27 @@ EXPERTS = Tour(
         "random-6-of-8": ExpertsRecipe(method="random", drop=2, **CALIBRATION),
         "wanda-31-experts": PruneRecipe(method="wanda", sparsity=0.3125, scope="experts", **CALIBRATION),
     },
+    ("reap-7-of-8", "random-6-of-8"),
     (
         Contrast("REAP against random experts, six of eight kept", "random-6-of-8", "reap-6-of-8"),
         Contrast("31 % of the experts' weights against a quarter of the experts", "reap-6-of-8", "wanda-31-experts"),
     ),
 )
 PLAN = EvalPlan(tasks=("tiny",), budgets=(0, 16, 32, 64, 128, 256, 512, 1024), limit=630, batch_size=210)
-QUICK_PROBLEMS = 126
+# What fits into a minute, and the loss that so few problems can rule out.
+QUICK_PLAN, QUICK_MARGIN = replace(PLAN, budgets=(0, 16, 32, 64, 128, 256, 512), limit=84), 0.05
 
 
 def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = False) -> dict[str, Any]:
     """Run the demonstration in the folder out; returns the comparison with the dense model, as `compare` does.
 
     It writes out/models/NAME, out/results.db, out/report.html, and in out/found what a search for the most compressed
-    certified version finds; a second call reuses them. quick: use fewer problems. experts: remove experts of the
-    built-in mixture instead, without a search. Raises PrunusError if out cannot be written.
+    certified version finds; a second call reuses them. quick: two variants on fewer problems, without a search. experts:
+    remove experts of the built-in mixture instead, without a search. Raises PrunusError if out cannot be written.
     """
-    folder, tour = Path(out), EXPERTS if experts else DENSE
-    plan = PLAN if not quick else replace(PLAN, limit=QUICK_PROBLEMS)
+    folder, tour, plan, margin = Path(out), EXPERTS if experts else DENSE, PLAN, 0.02
+    if quick:
+        tour, plan, margin = tour.short(), QUICK_PLAN, QUICK_MARGIN
     made = {name: str(make_variant(folder / "models", name, tour)) for name in tour.variants}
     prefix = "experts-" if experts else ""
     store = folder / f"{prefix}{'quick' if quick else 'results'}.db"
@@ -124,7 +136,7 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = F
     with Store(store) as opened:
         stored = opened.runs()
         out_console.print(curve_table([summarise(opened, run) for run in runs.values()]))
-    comparison = compared(store, runs[tour.model], [run for name, run in runs.items() if name != tour.model])
+    comparison = compared(store, runs[tour.model], [runs[name] for name in made], margin)
     out_console.print(verdict_table(comparison, stored))
     for contrast in tour.contrasts:
         out_console.print(f"{contrast.title}:")
@@ -134,12 +146,14 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = F
             out_console.print(contrast.note)
     links = []
     if tour.search is not None:
-        found = folder / ("quick-found" if quick else "found")
+        found = folder / "found"
         outcome = search(tour.model, tour.search, plan, store, found)
         out_console.print(outcome)
         links.append((outcome, f"{found.name}/{PAGE}"))
     page = folder / f"{prefix}report.html"
-    prunus.report(store, page, base=runs[tour.model], overwrite=True, runs=set(runs.values()), links=links)
+    prunus.report(
+        store, page, base=runs[tour.model], margin=margin, overwrite=True, runs=set(runs.values()), links=links
+    )
     say(f"The page with curves, intervals and texts: {page}")
     return comparison.to_json()
 

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunus import progress
+from prunus import __version__, progress
 from prunus.errors import PrunusError
 from prunus.parse import parse_json
 
@@ -283,7 +283,7 @@ def _is_step(step: Any) -> bool:
 
 def versions() -> dict[str, str]:
     """The versions of the packages on which a result may depend, by name."""
-    return {package: version_of(package) for package in ("prunus", "torch", "transformers")}
+    return {"prunus": __version__} | {package: version_of(package) for package in ("torch", "transformers")}
 
 
 @cache
@@ -297,4 +297,4 @@ def next_manifest(folder: Path, step: Mapping[str, Any]) -> dict[str, Any]:
     before = read_manifest(folder)
     kept = {"profile": before["profile"]} if "profile" in before else {}
     history: Iterable[Any] = before.get("history", [])
-    return {"prunus": version_of("prunus"), "format": MANIFEST_FORMAT, **kept, "history": [*history, dict(step)]}
+    return {"prunus": __version__, "format": MANIFEST_FORMAT, **kept, "history": [*history, dict(step)]}

@@ -1,11 +1,11 @@
 """The provenance of a run, as stored: the model, the steps that made it, and the software that computed the rows."""
 
 import platform
-from importlib.metadata import version
 from pathlib import Path
 
 from prunus.checkpoint.model_folder import EngineFolder, ModelFacts, ModelFolder, is_gguf, is_packed
 from prunus.checkpoint.packed_files import PackedCheckpoint
+from prunus.checkpoint.resolve import versions
 from prunus.engines import BACKENDS, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.budget import PROTOCOL_VERSION
@@ -62,6 +62,5 @@ def describe_model(model: str | Path, checkpoint: ModelFacts, kernel: str | None
 
 def describe_versions(backend: Engine) -> dict[str, object]:
     """Versions, device and settings on which results may depend besides model and plan."""
-    packages = {package: version(package) for package in ("prunus", "torch", "transformers")}
     ours = {"grader": GRADER_VERSION, "protocol": PROTOCOL_VERSION}
-    return packages | {"python": platform.python_version()} | ours | backend.description
+    return versions() | {"python": platform.python_version()} | ours | backend.description

@@ -7,10 +7,10 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prunus import __version__
 from prunus.checkpoint.resolve import read_json
 from prunus.errors import PrunusError
 
@@ -36,7 +36,7 @@ class ImportanceScores(NamedTuple):
     def to_json(self) -> dict[str, object]:
         """The scores as JSON data."""
         fields = json.loads(json.dumps(self._asdict()))
-        return {"prunus": version("prunus"), "evidence": FORMAT, **fields}
+        return {"prunus": __version__, "evidence": FORMAT, **fields}
 
     @classmethod
     def none(cls, allocation: str) -> "ImportanceScores":
