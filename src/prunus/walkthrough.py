@@ -123,8 +123,9 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = F
     """Run the demonstration in the folder out; returns the comparison with the dense model, as `compare` does.
 
     It writes out/models/NAME, out/results.db, out/report.html, and in out/found what a search for the most compressed
-    certified version finds; a second call reuses them. quick: two variants on fewer problems, without a search. experts:
-    remove experts of the built-in mixture instead, without a search. Raises PrunusError if out cannot be written.
+    certified version finds; a second call reuses them. quick: only two variants, on fewer problems, without a search.
+    experts: remove experts of the built-in mixture instead, without a search. Raises PrunusError if out cannot be
+    written.
     """
     folder, tour, plan, margin = Path(out), EXPERTS if experts else DENSE, PLAN, 0.02
     if quick:
