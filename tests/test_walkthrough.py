@@ -67,6 +67,13 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     assert again == comparison
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
 
+    monkeypatch.setattr(walkthrough, "QUICK_PLAN", replace(plan, limit=4))
+    quick = walkthrough.demo(tmp_path, quick=True)
+    with Store(tmp_path / "quick.db") as store:
+        assert {run.model["name"] for run in store.runs()} == {"tiny", "wanda-20", "drop-1"}
+    assert quick["margin"] == walkthrough.QUICK_MARGIN and len(quick["others"]) == 2
+    assert "found/find.html" not in (tmp_path / "report.html").read_text()
+
 
 @pytest.mark.slow
 def test_models_are_evaluated_by_processes_that_start_from_nothing(tmp_path):
