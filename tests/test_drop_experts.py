@@ -142,7 +142,7 @@ def by_hand(model, sequences=SEQUENCES, weights=None):
 def test_fewer_experts_are_the_model_with_their_logits_at_minus_infinity(made, name, tmp_path):
     told = prunus.drop_experts(made / name, tmp_path / "out", recipe(made), device="cpu")
     before, after = whole(made / name), whole(tmp_path / "out")
-    assert told["experts"] == "4 of 8" and told["difference"] < 1e-6  # rounding, on CPUs without AVX-512
+    assert told["experts"] == "4 of 8" and told["difference"] < 1e-6  # without AVX-512, sums are rounded differently
     assert told["parameters"] == sum(p.numel() for p in after.parameters()) + sum(
         b.numel() for n, b in after.named_buffers() if n in after.state_dict()
     )
@@ -157,7 +157,8 @@ def test_fewer_experts_are_the_model_with_their_logits_at_minus_infinity(made, n
         router.forward = forward
     ids_NT = torch.tensor(SEQUENCES)
     with torch.no_grad():
-        assert torch.equal(*(model(input_ids=ids_NT, use_cache=False).logits for model in (before, after)))
+        logits = [model(input_ids=ids_NT, use_cache=False).logits for model in (before, after)]
+    torch.testing.assert_close(*logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ("qwen3_moe", "unnormalised", "gpt_oss", "deepseek_v3"))
