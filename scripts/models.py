@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/helpers")]  # the tiny ra
 
 DATA, PAGE, README = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md", ROOT / "README.md"
 MARKS = "<!-- scripts/models.py -->", "<!-- end -->"
-USES = ("prune", "drop", "width", "pack", "sparse")
+USES = ("prune", "drop", "width", "quantize", "pack", "sparse")
 DECODER, AHEAD, HALF = "decoder", "attends to later tokens", "part of an encoder-decoder model"
 Row = dict[str, Any]
 
@@ -77,6 +77,7 @@ def _try(model_type: str, scratch: Path) -> Row:
         "prune": _prune,
         "drop": _drop,
         "width": _width,
+        "quantize": _quantize,
         "pack": _pack,
         "sparse": _sparse,
     }
@@ -200,6 +201,16 @@ def _width(scratch: Path) -> None:
         _loads(folder)
 
 
+def _quantize(scratch: Path) -> None:
+    """Round all Linears to 8 bits; check that transformers loads the model that is turned back into plain weights."""
+    import prunus
+    from prunus.recipes import QuantizeRecipe
+
+    prunus.quantize(scratch / "dense", scratch / "quantised", QuantizeRecipe(method="rtn"), device="cpu")
+    prunus.dequantize(scratch / "quantised", scratch / "plain")
+    _loads(scratch / "plain")
+
+
 def _pack(scratch: Path) -> None:
     """Pack and unpack; check that the packed file is smaller (unpack itself checks that bytes are the same)."""
     import prunus
@@ -305,7 +316,7 @@ def _reason(error: BaseException, scratch: Path) -> str:
 
     lines = str(error).strip().splitlines() or [type(error).__name__]
     text = lines[0] if isinstance(error, (PrunusError, AssertionError)) else f"{type(error).__name__}: {lines[0][:120]}"
-    for name in ("dense", "pruned", "dropped", "narrow", "packed"):
+    for name in ("dense", "pruned", "dropped", "narrow", "quantised", "plain", "packed"):
         text = text.replace(str(scratch / name), "it")
     head, _, reason = text.partition("cannot be run block by block: ")
     return re.sub(r"^it \(\S+\)(: | (?=has no|blocks share))|; `prunus inspect` says why$", "", reason or head)
@@ -394,7 +405,7 @@ TEMPLATE = """\
 Made by `scripts/models.py` from `docs/models.json`; do not edit.
 
 Any decoder of transformers that can be run block by block works. {sentence}, {width} fewer channels in their
-feed-forward networks, {pack} can be packed and {sparse} run on the sparse kernel. There is no table of architectures in
+feed-forward networks, {quantize} Linears in fewer bits, {pack} can be packed and {sparse} run on the sparse kernel. There is no table of architectures in
 Prunus: it finds a model's blocks by running transformers' own code, and refuses the model unless running the blocks one
 by one computes the same as the whole. `prunus inspect MODEL` shows for any model what is pruned, what stays dense, and
 why.
@@ -403,7 +414,7 @@ why.
 
 {table}
 
-All five uses work with these types, but for what the second table names:
+All six uses work with these types, but for what the second table names:
 
 {failures}
 
@@ -411,8 +422,9 @@ A use works on a tiny random model of the type (two to six blocks, width 64, flo
 Every block and the logits equal the whole model's bit for bit, at lengths of 24 and 40 tokens. Pruned by Wanda, every
 Linear has exactly half of its weights; transformers loads the result, which generates text if the dense model does.
 The model without its second block loads, too, and so does the one with three quarters of the channels of its
-feed-forward networks (*width*), whose blocks compute what they did with the other channels at 0. Packing and unpacking
-restores the same bytes, and logits of the sparse kernel equal torch's. Features that a type's default configuration
+feed-forward networks (*width*), whose blocks compute what they did with the other channels at 0. With its Linears
+rounded to 8 bits and turned back into plain weights (*quantize*), the model loads; engines and 4 bits were not tried.
+Packing and unpacking restores the same bytes, and logits of the sparse kernel equal torch's. Features that a type's default configuration
 turns off were not tried. Embeddings, heads and other weights outside the blocks always stay dense.
 
 Blocks of {hands_on} pass more than hidden states to later blocks. Methods that need gradients of the model's loss (such

@@ -71,7 +71,7 @@ def test_changes_between_two_sweeps_are_told_by_kind():
     refused = {"class": "A", "refused": "no list"}
     old = {"same": works, "left": works, "mended": refused, "broken": works, "other": works}
     new = {"same": works, "fresh": works, "mended": works, "broken": refused, "other": works | {"drop": "shared"}}
-    uses = "prune: yes, drop: yes, width: yes, pack: yes, sparse: yes"
+    uses = "prune: yes, drop: yes, width: yes, quantize: yes, pack: yes, sparse: yes"
     assert models.changes(old, new) == [
         f"new: fresh ({uses})",
         "gone: left",
