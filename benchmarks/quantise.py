@@ -2,10 +2,10 @@
 
 All calibrate on the same 16 x 512 tokens; perplexity is on the held-out text of benchmarks/quality.py, by the same code
 for every folder. Each cell is a process with one thread: CPU seconds cover loading, calibrating, quantising and saving,
-without imports; the peak of its memory includes them. Programs alternate within a seed. SparseGPT is there for its time.
-auto-round at its defaults takes hours, so it runs only with `--only`, in an environment that $AUTO_ROUND names.
+without imports; the peak of memory includes them. SparseGPT is there for its time.
 
-FOLDER keeps the models. Each finished cell is one line of benchmarks/quantise.jsonl; delete a line to measure it again. --table prints the table.
+FOLDER keeps the models. Each finished cell is one line of benchmarks/quantise.jsonl; delete a line to measure it again.
+--table prints the table. Several such processes may run at a time, with other --only or --seed.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from statistics import mean
@@ -35,10 +36,6 @@ OURS = GPTQ | {
 THEIRS: dict[str, dict[str, Any]] = {
     "llm-compressor GPTQ W4 g64": {},
     "llm-compressor GPTQ W4 g64, observer mse": {"observer": "memoryless_mse"},
-}
-AUTO_ROUND: dict[str, dict[str, Any]] = {
-    "auto-round W4 g64": {},
-    "auto-round W4 g64, 20 iterations": {"iters": 20},
 }
 ORDER = (
     "GPTQ W4 g64", "llm-compressor GPTQ W4 g64", "SparseGPT 50 %", "GPTQ W8A8", "GPTQ W4 g32",
@@ -139,6 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--only", action="append", choices=("dense", *ORDER))
+    parser.add_argument("--seed", action="append", type=int, choices=range(SEEDS), help="default: all")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="Begin no cell after this time.")
     parser.add_argument("--table", action="store_true", help="Only print the table.")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
@@ -150,7 +148,8 @@ def main() -> None:
     if not asked.table:
         if asked.folder is None:
             parser.error("give FOLDER or --table")
-        run(asked.folder, asked.only or ("dense", *ORDER), time.monotonic() + 60 * asked.minutes)
+        until = time.monotonic() + 60 * asked.minutes
+        run(asked.folder, asked.only or ("dense", *ORDER), asked.seed or range(SEEDS), until)
     print(table(read_lines()))
 
 
@@ -159,7 +158,7 @@ def read_lines() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
-def run(folder: Path, names: tuple[str, ...], until: float) -> None:
+def run(folder: Path, names: Sequence[str], seeds: Sequence[int], until: float) -> None:
     """Measure the cells of these names that have no line yet."""
     import quality
     import torch
@@ -171,7 +170,7 @@ def run(folder: Path, names: tuple[str, ...], until: float) -> None:
     quality.prepare()
     folder.mkdir(parents=True, exist_ok=True)
     finished = {(line["name"], line["seed"]) for line in read_lines()}
-    for seed in range(SEEDS):
+    for seed in seeds:
         for name in names:
             once = name == "dense" or name.startswith("RTN")
             if (name, seed) in finished or (once and seed) or time.monotonic() > until:

@@ -405,10 +405,10 @@ TEMPLATE = """\
 Made by `scripts/models.py` from `docs/models.json`; do not edit.
 
 Any decoder of transformers that can be run block by block works. {sentence}, {width} fewer channels in their
-feed-forward networks, {quantize} Linears in fewer bits, {pack} can be packed and {sparse} run on the sparse kernel. There is no table of architectures in
-Prunus: it finds a model's blocks by running transformers' own code, and refuses the model unless running the blocks one
-by one computes the same as the whole. `prunus inspect MODEL` shows for any model what is pruned, what stays dense, and
-why.
+feed-forward networks, {quantize} Linears in fewer bits, {pack} can be packed and {sparse} run on the sparse kernel.
+There is no table of architectures in Prunus: it finds a model's blocks by running transformers' own code, and refuses
+the model unless running the blocks one by one computes the same as the whole. `prunus inspect MODEL` shows for any
+model what is pruned, what stays dense, and why.
 
 ## Decoders
 
@@ -418,14 +418,14 @@ All six uses work with these types, but for what the second table names:
 
 {failures}
 
-A use works on a tiny random model of the type (two to six blocks, width 64, float32, CPU) if the following holds.
-Every block and the logits equal the whole model's bit for bit, at lengths of 24 and 40 tokens. Pruned by Wanda, every
-Linear has exactly half of its weights; transformers loads the result, which generates text if the dense model does.
-The model without its second block loads, too, and so does the one with three quarters of the channels of its
-feed-forward networks (*width*), whose blocks compute what they did with the other channels at 0. With its Linears
-rounded to 8 bits and turned back into plain weights (*quantize*), the model loads; engines and 4 bits were not tried.
-Packing and unpacking restores the same bytes, and logits of the sparse kernel equal torch's. Features that a type's default configuration
-turns off were not tried. Embeddings, heads and other weights outside the blocks always stay dense.
+A use works on a tiny random model of the type (two to six blocks, width 64, float32, CPU) if the following holds. Every
+block and the logits equal the whole model's bit for bit, at lengths of 24 and 40 tokens. Pruned by Wanda, every Linear
+has exactly half of its weights; transformers loads the result, which generates text if the dense model does. The model
+without its second block loads, too, and so does the one with three quarters of the channels of its feed-forward
+networks (*width*), whose blocks compute what they did with the other channels at 0. With its Linears rounded to 8 bits
+and turned back into plain weights (*quantize*), the model loads; engines and 4 bits were not tried. Packing and
+unpacking restores the same bytes, and logits of the sparse kernel equal torch's. Features that a type's default
+configuration turns off were not tried. Embeddings, heads and other weights outside the blocks always stay dense.
 
 Blocks of {hands_on} pass more than hidden states to later blocks. Methods that need gradients of the model's loss (such
 as gblm and layerif), and depth methods that run the model without some of its blocks, refuse them.
