@@ -27,7 +27,7 @@ def test_counts_are_those_of_the_tables():
     page, n = models.page(DATA), models.counts(ROWS)
     by_dense, failures = (
         [line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("| ")][1:]
-        for part in page.split("## Decoders")[1].split("## ")[0].split("All five uses work")
+        for part in page.split("## Decoders")[1].split("## ")[0].split("All six uses work")
     )
     names = [name for _, types in by_dense for name in types.split(", ")]
     assert len(names) == len(set(names)) == n["decoders"]
