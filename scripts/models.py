@@ -319,7 +319,9 @@ def _reason(error: BaseException, scratch: Path) -> str:
     for name in ("dense", "pruned", "dropped", "narrow", "quantised", "plain", "packed"):
         text = text.replace(str(scratch / name), "it")
     head, _, reason = text.partition("cannot be run block by block: ")
-    return re.sub(r"^it \(\S+\)(: | (?=has no|has routed|blocks share|stores))|; `prunus inspect` says why$", "", reason or head)
+    return re.sub(
+        r"^it \(\S+\)(: | (?=has no|has routed|blocks share|stores))|; `prunus inspect` says why$", "", reason or head
+    )
 
 
 def _quiet() -> None:
