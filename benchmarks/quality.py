@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -248,7 +248,7 @@ def sleb_text(seed: int) -> Path:
     return path
 
 
-def make(cell: Cell, out: Path) -> dict[str, Any]:
+def make(cell: Cell, out: Path) -> Mapping[str, Any]:
     """Write the cell's model; return the summary of prune or drop_blocks."""
     if cell.random_mask:
         return random_mask(out, cell.seed)

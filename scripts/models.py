@@ -169,7 +169,7 @@ def _width(scratch: Path) -> None:
     from safetensors.torch import save_file
 
     from prunus.checkpoint.checkpoint import Checkpoint
-    from prunus.pruning.depth.verification import planned_checkpoint
+    from prunus.pruning.planned import planned_checkpoint
     from prunus.pruning.width.channels import (  # fmt: skip
         base_width,
         find_units,
@@ -187,14 +187,14 @@ def _width(scratch: Path) -> None:
     for units in widths_in(source).values():
         width = base_width(units) // 4 * 3
         content = narrow_config(source, units, width)
-        with planned_checkpoint(content, planned_tensors(source, units, width)) as new:
-            verify(source, new, units, torch.device("cpu"))
-            tensors = {name: stored.read() for name, stored in source.outer_tensors().items()}
-            own = of_blocks(units)
-            for index in range(source.blocks):
-                block = source.read_block(index)
-                block = narrowed(block, own[index], random_channels(new, own[index])) if index in own else block
-                tensors |= new.as_stored(index, block)
+        new = planned_checkpoint(source, content, planned_tensors(source, units, width))
+        verify(source, new, units, torch.device("cpu"))
+        tensors = {name: stored.read() for name, stored in source.outer_tensors().items()}
+        own = of_blocks(units)
+        for index in range(source.blocks):
+            block = source.read_block(index)
+            block = narrowed(block, own[index], random_channels(new, own[index])) if index in own else block
+            tensors |= new.as_stored(index, block)
         folder.mkdir(exist_ok=True)
         save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
         (folder / "config.json").write_text(json.dumps(content))

@@ -277,7 +277,7 @@ def test_claims_name_the_checkpoint_and_its_checksum(store, tmp_path):
     data = certify(store, declared(), tmp_path / "certificate.json")
     name = f"The checkpoint made by r0 (blake3 {hashlib.sha256(b'r0').hexdigest()[:16]}): "
     assert [claim.startswith(name) for claim in data["shown"]["claims"]] == [True, True, False]
-    assert name in page(data) and "<h1><bdi>The checkpoint made by r0 still solves" in page(data)
+    assert name in page(data) and "<h1><bdi>r0 still solves and still stops</bdi></h1>" in page(data)
     assert read_claims(tmp_path).claims == tuple(data["shown"]["claims"])
     assert read_claims(tmp_path / "none") is NOTHING and certified_text(NOTHING) == []
 

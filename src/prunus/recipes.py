@@ -394,7 +394,7 @@ class GgufRecipe(Recipe):
     type: GgufType = setting(
         "f16", "Form of the blocks' Linears; embeddings and head have 8 bits with q4_0, and the others float32."
     )
-    like: str | None = setting(
+    like: str | None = setting(  # pyright: ignore[reportIncompatibleMethodOverride]  # it has no calibration to copy
         None,
         "A GGUF FILE of the dense model, whose metadata and tokenizer are copied, after its weights were compared.",
         metavar="FILE",
