@@ -122,3 +122,31 @@ def test_removing_is_refused_where_it_is_not_clear_or_the_run_is_being_evaluated
         prunus.runs(interrupted, remove=full)
     assert [one["run"] for one in prunus.runs(interrupted)] == [full, empty]
     assert [one["run"] for one in prunus.runs(interrupted, remove=empty)] == [full]
+
+
+def test_a_renamed_run_keeps_its_id_and_rows(interrupted):
+    full, empty = prunus.runs(interrupted)
+    told = prunus.runs(interrupted, rename=(full["run"], "reasoner é"))
+    assert told == [full | {"model": "reasoner é"}, empty]
+    prunus.evaluate("tiny", EvalPlan(tasks=("tiny",), budgets=(16,), limit=3), interrupted)  # goes on in the same run
+    with Store(interrupted) as store:
+        assert store.find_run("reasoner é").run_id == full["run"] and len(store.runs()) == 2
+    for name, message in (("tiny", "'tiny' names another run"), (" ", "the new name of the run is empty")):
+        with pytest.raises(PrunusError, match=message):
+            prunus.runs(interrupted, rename=(full["run"], name))
+    assert prunus.runs(interrupted) == told
+
+
+def test_the_command_asks_before_it_removes(interrupted, capsys, monkeypatch):
+    runs = prunus.runs(interrupted)
+    command = ["runs", str(interrupted), "--remove", runs[1]["run"]]
+    with pytest.raises(SystemExit) as failed:
+        main(command)
+    assert failed.value.code == 2 and "add --yes" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    for answer, left in ((False, 2), (True, 1)):
+        monkeypatch.setattr("click.confirm", lambda *_, answer=answer, **__: answer)
+        main(command)
+        assert len(prunus.runs(interrupted)) == left
+    main([*command[:3], runs[0]["run"], "--yes"])
+    assert prunus.runs(interrupted) == []

@@ -369,7 +369,7 @@ def stores() -> Iterator[Case]:
         (*EVAL[:-1], "results.db"),
         ("regrade", "results.db"),
         ("runs", "results.db"),
-        ("runs", "results.db", "--remove", "tiny"),
+        ("runs", "results.db", "--remove", "tiny", "--yes"),
     ]
     changes = {
         **{f"no table {name}": sql(f"DROP TABLE {name}") for name in ("problem", "sample", "run", "meta")},

@@ -22,6 +22,7 @@ from prunus.cli.common import (
     store_argument,
     store_option,
 )
+from prunus.errors import PrunusError
 from prunus.results.frames import Format
 
 NAMES = "its id (or the start of it), model name, or label in the tables"
@@ -63,17 +64,24 @@ def regrade_command(store: Path) -> None:
         progress.say(f"{key}: {value}")
 
 
-@command("Look", "runs", "prunus runs results.db", "prunus runs results.db --remove 3f2a9b1c04de")
+@command("Look", "runs", "prunus runs results.db", "prunus runs results.db --remove 3f2a9b1c04de --yes")
 @store_argument
 @click.option("--remove", metavar="RUN", help=f"Remove this run with all its answers: {NAMES}.")
+@click.option("--yes", is_flag=True, help="Remove it without asking.")
+@click.option("--rename", nargs=2, metavar="RUN NAME", help="Show the model of this run under another name.")
 @json_option
-def runs_command(store: Path, remove: str | None, as_json: bool) -> None:
-    """List the runs of STORE, or remove one.
+def runs_command(store: Path, remove: str | None, yes: bool, rename: tuple[str, str] | None, as_json: bool) -> None:
+    """List the runs of STORE, or first remove or rename one.
 
-    With --remove, first remove one; there is no way back. A run that is being evaluated is not removed. The store keeps
-    the plan and the times of a removed run that had answers, since later verdicts depend on them.
+    There is no way back from --remove. A run that is being evaluated is not removed. The store keeps the plan and the
+    times of a removed run that had answers, since later verdicts depend on them.
     """
-    show(prunus.runs(store, remove), as_json, "runs_table")
+    if remove is not None and not yes:
+        if not sys.stdin.isatty():
+            raise PrunusError("--remove asks before it removes: add --yes where nobody can answer")
+        if not click.confirm(f"Remove {remove} with all its answers from {store}?", err=True):
+            return
+    show(prunus.runs(store, remove, rename), as_json, "runs_table")
 
 
 @command("Decide", "compare", "prunus compare results.db", "prunus compare results.db --other wanda-20 --details")

@@ -285,6 +285,21 @@ class Store:
             if self._has_table("asked"):
                 self._connection.execute("DELETE FROM asked WHERE digest NOT IN (SELECT digest FROM question)")
 
+    def rename_run(self, text: str, name: str) -> None:
+        """Give the model of the run that text names, as for find_runs, another name, which pages and tables show.
+
+        Its id and its rows stay. Raises PrunusError, and changes nothing, unless text fits one run, or for a name that
+        is empty or already that of another run's model.
+        """
+        run = self._the_only(text, self.find_runs(text))
+        if not name.strip():
+            raise PrunusError("the new name of the run is empty")
+        if any(run.run_id != one.run_id for one in self.find_runs(name)):
+            raise PrunusError(f"'{name}' names another run of {self.path}: choose another name")
+        with self._transaction():
+            values = _json({**run.model, "name": name}), run.run_id
+            self._connection.execute("UPDATE run SET model = ? WHERE run_id = ?", values)
+
     def _note_removal(self, run: Run) -> None:
         """Keep what verdicts need to know of a run that is removed, if it has rows."""
         query = "SELECT count(DISTINCT problem_id), count(*) FROM sample WHERE run_id = ?"
@@ -645,7 +660,7 @@ def _json(data: Any) -> str:
     return json.dumps(data, sort_keys=True, ensure_ascii=False)
 
 
-def runs(store: str | Path, remove: str | None = None) -> list[dict[str, Any]]:
+def runs(store: str | Path, remove: str | None = None, rename: tuple[str, str] | None = None) -> list[dict[str, Any]]:
     """The runs of a store, oldest first, as dicts with run (its id), model, label, plan (in short), rows and adaptive.
 
     label: what was done to the model. rows: number of stored answers; 0 if the evaluation was stopped before its first
@@ -653,10 +668,13 @@ def runs(store: str | Path, remove: str | None = None) -> list[dict[str, Any]]:
     remove: first remove the run with this id, start of an id, model name or label, with all its rows; there is no way
     back, and only its plan and its times are kept. Raises PrunusError, and removes nothing, if that is no run or
     several, or while a process is evaluating it.
+    rename: (run, name): first give the model of this run, named likewise, a name that no other run has.
     """
     with Store(store) as opened:
         if remove is not None:
             opened.remove_run(remove)
+        if rename is not None:
+            opened.rename_run(*rename)
         counts = opened.counts()
         return [
             {
