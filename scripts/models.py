@@ -32,6 +32,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/helpers")]  # the tiny ra
 DATA, PAGE, README = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md", ROOT / "README.md"
 MARKS = "<!-- scripts/models.py -->", "<!-- end -->"
 USES = ("prune", "drop", "width", "quantize", "pack", "sparse")
+CONSEQUENCES = r", for which |: quantising |, so they cannot "
 DECODER, AHEAD, HALF = "decoder", "attends to later tokens", "part of an encoder-decoder model"
 Row = dict[str, Any]
 
@@ -517,8 +518,14 @@ def _by_dense(rows: Mapping[str, Row]) -> str:
 
 
 def _by_failure(rows: Mapping[str, Row]) -> str:
-    """Return a table with a line for each type with which something does not work; `drop: why` for each use."""
-    why = {name: [f"{use}: {row[use]}" for use in USES if row[use] != "yes"] for name, row in rows.items()}
+    """Return a table with a line for each type with which something does not work; `drop: why` for each use.
+
+    What follows from a reason, which messages add, is left out.
+    """
+    why = {
+        name: [f"{use}: {re.split(CONSEQUENCES, row[use])[0]}" for use in USES if row[use] != "yes"]
+        for name, row in rows.items()
+    }
     return _reasons({name: "; ".join(failures) for name, failures in why.items() if failures})
 
 
