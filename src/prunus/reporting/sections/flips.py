@@ -21,10 +21,10 @@ from prunus.reporting.section import Section, part
 from prunus.results.rows import UNKNOWN, Key, Run, Sample
 
 FLIPS_PER_RUN, FLIPS_IN_ALL = 6, 32  # maximum numbers of flips whose texts are in the page, whatever their size
-LINES_IN_ALL = 1_500  # maximum number of flips that are listed
+LINES_IN_ALL = 500  # maximum number of flips that are listed
 TEXT_LIMIT = 6_000  # maximum number of characters of a thinking or answer text in the page
 FILE_LIMIT = 1_000_000  # the same in a file of the folder
-REST_LIMIT = 100_000  # characters in the page for texts of further flips; runs with the shortest texts come first
+REST_LIMIT = 40_000  # characters in the page for texts of further flips; runs with the shortest texts come first
 CUT = 4  # characters at the end of a cut text that may differ from the whole chain's, if it ends within a character
 MISSING = "[not kept in the store]"
 NO_TEXTS = ("", "")
