@@ -374,6 +374,8 @@ def stores() -> Iterator[Case]:
     changes = {
         **{f"no table {name}": sql(f"DROP TABLE {name}") for name in ("problem", "sample", "run", "meta")},
         "no column": sql("ALTER TABLE sample DROP COLUMN correct"),
+        "bytes that are no numbers": sql("UPDATE run SET model = json_set(model, '$.bytes.head', 'x')"),
+        "bytes that are a text": sql("UPDATE run SET model = json_set(model, '$.bytes', 'x')"),
         "a text for a budget": sql("UPDATE sample SET budget = 'x' WHERE budget = 16"),
         "bytes for an answer": sql("UPDATE sample SET answer = x'ff00'"),
         "a text for correct": sql("UPDATE sample SET correct = 'yes'"),

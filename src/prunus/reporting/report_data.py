@@ -131,13 +131,6 @@ class ReportedRun:
         return self.summary.cells(task)
 
     @property
-    def nbytes(self) -> int | None:
-        """The bytes that an engine loads of the model; None where they are unknown."""
-        kinds = self.run.model.get("bytes")
-        counts = kinds.values() if isinstance(kinds, dict) else [kinds]
-        return sum(number for number in counts if isinstance(number, int)) or None
-
-    @property
     def parameters(self) -> int | None:
         """The number of parameters, zeros included; None where it is unknown."""
         number = self.run.model.get("parameters")
@@ -148,7 +141,7 @@ class ReportedRun:
         """What sorts models by size: bytes or else parameters, and then the share of weights that are not zero."""
         zeros = [step["sparsity"].values() for step in history(self.run) if isinstance(step.get("sparsity"), dict)]
         shares = [share for share in (zeros[-1] if zeros else ()) if isinstance(share, float)]
-        return float(self.nbytes or self.parameters or math.inf), 1 - fmean(shares or [0.0])
+        return float(self.run.nbytes or self.parameters or math.inf), 1 - fmean(shares or [0.0])
 
     def part(self, task: str) -> Part | None:
         """The differences from the base in one task; None for the base."""

@@ -36,7 +36,7 @@ TEXT_COLUMNS = ("thinking", "text")
 FLAGS = ("answer_truncated", "reopened_think", "correct", "loops")  # SQLite has no Booleans
 # The types of what tables and pages read of a run.
 OF_RUN: Mapping[str, Mapping[str, type]] = {
-    "model": {"name": str, "source": str, "checksum": str, "manifest": dict},
+    "model": {"name": str, "source": str, "checksum": str, "manifest": dict, "bytes": dict},
     "plan": {"tasks": list, "budgets": list, "samples": int, "mode": str, "profile": str, "seed": int, "strings": dict},
     "manifest": {"history": list},
 }
@@ -572,6 +572,8 @@ class Store:
             for name, kind in kinds.items():
                 if not isinstance(parts[part], dict) or not isinstance(parts[part].get(name), kind | None):
                     raise schema.damaged(self.path, f"{name} in the {part} of run {run.run_id} is of a wrong type")
+        if not all(isinstance(number, int) for number in (run.model.get("bytes") or {}).values()):
+            raise schema.damaged(self.path, f"the bytes of the model of run {run.run_id} are no numbers")
         steps = parts["manifest"].get("history") or []
         if not all(isinstance(step, dict) and isinstance(step.get("recipe"), dict | None) for step in steps):
             raise schema.damaged(self.path, f"the history of run {run.run_id} has a step of a wrong type")

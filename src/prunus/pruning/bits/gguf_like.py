@@ -69,7 +69,10 @@ def form_like(path: Path, source: Checkpoint, dense: Checkpoint) -> Form:
 
 
 def for_blocks(path: Path, key: str, values: Any, blocks: int) -> list[Any]:
-    """What the metadata says of each block, for so many blocks; PrunusError if that depends on which are left."""
+    """The values of a key with one for each block, for a model with this number of blocks.
+
+    Raises PrunusError if blocks are gone and the values differ, since nothing says which blocks they are of.
+    """
     if len(set(values)) > 1 and len(values) != blocks:
         raise PrunusError(f"{path}: {key} differs by block, so it cannot be told of a model with fewer blocks")
     return list(values)[:blocks]

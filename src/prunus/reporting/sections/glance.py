@@ -42,7 +42,7 @@ def _table(data: ReportData) -> str:
     """The base, the variant to choose, and then the others by verdict and size."""
     entries = data.comparison.others
     ends = [(cell.difference, cell.low, cell.high) for cell in (entry.primary for entry in entries)]
-    size = "Bytes, parameters" if any(one.nbytes for one in data.runs) else "Parameters"
+    size = "Bytes, parameters" if any(one.run.nbytes for one in data.runs) else "Parameters"
     titles = [size, "Verdict", "Difference, points", "Still stops", "Scaling kept"]
     heads = "".join(f'<th scope="col">{title}</th>' for title in ["Variant", *titles])
     rows = enumerate(zip(data.others, entries, forest(ends, data.margin_points), strict=True))
@@ -93,7 +93,7 @@ def _said(text: str, small: str, value: float) -> Cell:
 def _size(one: ReportedRun) -> Cell:
     """The bytes and the parameters, as far as they are known."""
     parameters = short(one.parameters, ("k", "M", "B"))
-    nbytes = "" if one.nbytes is None else short(one.nbytes, ("kB", "MB", "GB"))
+    nbytes = "" if one.run.nbytes is None else short(one.run.nbytes, ("kB", "MB", "GB"))
     return f"{nbytes}<small>{parameters}</small>" if nbytes else parameters, one.size[0]
 
 
