@@ -15,6 +15,7 @@ import pytest
 import torch
 from gguf_models import SPLITS, make_gguf_model, texts
 from real_llm import ROOT, smollm2
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prunus
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its 
 SERVE = f"{sys.executable} {ROOT}/scripts/llama_cpp_server.py {{gguf}} --port {{port}} --name {{name}}"
 SERVE += " --context 1024 --slots 1 --threads 1"
 TOKENS = 20
+NEARLY_TIED = 0.02  # nats: which of two such tokens float16 prefers depends on the CPU
 
 
 class Client:
@@ -56,7 +58,7 @@ def llama_cpp(path: Path) -> Iterator[Client]:
 
 
 def differences(folder: Path, path: Path, prompt: list[int]) -> tuple[int, float]:
-    """(greedy tokens in which llama.cpp differs from transformers in float32, mean difference of log-probabilities)."""
+    """(greedy tokens that transformers in float32 finds worse than another, mean difference of log-probabilities)."""
     theirs, steps = list[int](), dict[int, Any]()
     with llama_cpp(path) as client:
         for n in range(TOKENS):
@@ -70,9 +72,9 @@ def differences(folder: Path, path: Path, prompt: list[int]) -> tuple[int, float
         logits = model(torch.tensor([prompt + theirs])).logits[0, len(prompt) - 1 : -1]
     ours = logits.log_softmax(-1)
     off = [abs(top["logprob"] - float(ours[n, top["id"]])) for n, step in steps.items() for top in step["top_logprobs"]]
-    wrong = sum(one != two for one, two in zip(ours.argmax(-1).tolist(), theirs, strict=True))
-    assert len(theirs) == TOKENS and len(steps) > TOKENS // 2
-    return wrong, sum(off) / len(off)
+    behind = ours.max(-1).values - ours[range(TOKENS), theirs]
+    assert len(theirs) == TOKENS and len(steps) > TOKENS // 4
+    return int((behind > NEARLY_TIED).sum()), sum(off) / len(off)
 
 
 CASES = {
@@ -155,8 +157,18 @@ def test_smollm2(tmp_path):
 
 
 def test_an_evaluation_behind_its_server(tmp_path):
-    """Budgets, stops and grading, as with any engine: greedy rows are those of hf, as far as float16 can tell."""
-    make_gguf_model("qwen3", tmp_path / "dense", initializer_range=0.1)
+    """Budgets, stops and grading, as with any engine: greedy rows are those of hf.
+
+    The next token's row of the head is the embedding of the token before it, so that no two tokens are nearly tied and
+    float16 on another CPU gives the same chain.
+    """
+    make_gguf_model("qwen3", tmp_path / "dense", initializer_range=0.05, tie_word_embeddings=False)
+    weights = load_file(tmp_path / "dense" / "model.safetensors")
+    embeddings = weights["model.embed_tokens.weight"]
+    embeddings.normal_(generator=torch.Generator().manual_seed(0))
+    following = torch.randperm(len(embeddings), generator=torch.Generator().manual_seed(1))
+    weights["lm_head.weight"] = 0.06 * embeddings[following]  # a margin of 5, and other tokens when it samples
+    save_file(weights, tmp_path / "dense" / "model.safetensors", {"format": "pt"})
     prunus.gguf(tmp_path / "dense", tmp_path / "made")
     plan: dict[str, Any] = {"tasks": ("tiny",), "limit": 4, "budgets": (0, 8, 24), "temperature": 0.0, "profile": "s1"}
     rows = {}
@@ -170,8 +182,8 @@ def test_an_evaluation_behind_its_server(tmp_path):
                 for row in store.samples(run, texts=True)
             ]
             (found,) = [one for one in store.runs() if one.run_id == run]
-    equal = sum(one == two for one, two in zip(rows["hf"], rows["openai"], strict=True))
-    assert len(rows["hf"]) == 12 and equal >= 11  # a near tie may fall otherwise in float16
+    assert len(rows["hf"]) == 12 and rows["openai"] == rows["hf"]
+    assert len({thinking for *_, thinking, _, _ in rows["hf"]}) == len(plan["budgets"])
     (step,) = found.model["manifest"]["history"]
     assert step["action"] == "gguf" and found.versions["server"].startswith("llamacpp")
 
