@@ -232,7 +232,7 @@ def decode_seconds(model: Any, ids_1T: torch.Tensor) -> float:
 
 def cost(folder: Path) -> str:
     """CPU seconds and peak memory of commands, each in a process of its own."""
-    at = ["--calibration", str(quality.text("calibration-0")), "--samples", "16", "--seqlen", "512"]
+    at = ["--calibration", str(quality.text("calibration-0")), "--calibration-samples", "16", "--seqlen", "512"]
     commands = {
         "Wanda 50 %": ["prune", "--method", "wanda", "--sparsity", "0.5"],
         "SparseGPT 50 %": ["prune", "--method", "sparsegpt", "--sparsity", "0.5"],
@@ -245,7 +245,8 @@ def cost(folder: Path) -> str:
         script = (
             "import resource, sys, torch; from prunus.cli import main; torch.set_num_threads(1)\n"
             "try: main(sys.argv[1:])\n"
-            "except SystemExit: pass\n"
+            "except SystemExit as end:\n"
+            "    if end.code: raise\n"
             "used = resource.getrusage(resource.RUSAGE_SELF); print(used.ru_utime + used.ru_stime, used.ru_maxrss)"
         )
         out = folder / "cost"
