@@ -46,8 +46,8 @@ from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.hf import load_model
 from prunus.evaluation.backends.rows import PaddedRows
 from prunus.evaluation.budget import Chain, Draw, Rules, force_budgets
+from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.profiles.markers import encode_markers, encode_prompt
-from prunus.evaluation.profiles.profile import PROFILES
 from prunus.evaluation.requests import Sampling
 from prunus.evaluation.run import sampled_tokens
 from prunus.evaluation.tasks import load_task

@@ -220,8 +220,8 @@ def some_chains(count: int) -> tuple[list[Any], Any, Any]:
     """(chains of the tiny reasoner's problems, rules, tokenizer)."""
     from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
     from prunus.evaluation.budget import Chain, Rules
+    from prunus.evaluation.profiles import PROFILES
     from prunus.evaluation.profiles.markers import encode_markers, encode_prompt
-    from prunus.evaluation.profiles.profile import PROFILES
     from prunus.evaluation.requests import Sampling
     from prunus.evaluation.tasks import load_task
 

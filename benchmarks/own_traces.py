@@ -15,8 +15,8 @@ import torch
 
 import prunus
 from prunus.checkpoint.resolve import load_tokenizer, resolve
+from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.profiles.markers import render_prompts
-from prunus.evaluation.profiles.profile import PROFILES
 from prunus.evaluation.tasks import load_task
 from prunus.recipes import EvalPlan, PruneRecipe, TraceRecipe
 

@@ -32,7 +32,7 @@ from tokenizers import Tokenizer
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.disk import partial_folder
-from prunus.hashing import content_hash
+from prunus.plain_data import content_hash
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration.saved_statistics import FORMAT
 from prunus.pruning.depth import DEPTH_METHODS

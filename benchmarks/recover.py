@@ -29,8 +29,8 @@ from recover_page import SECOND, SHIPPED, of_reasoner, write_page
 import prunus
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.disk import partial_folder
+from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.profiles.markers import render_prompts
-from prunus.evaluation.profiles.profile import PROFILES
 from prunus.evaluation.tasks import load_task
 from prunus.questions import question_digest
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe, TraceRecipe

@@ -95,7 +95,7 @@ def facts(architecture: "Architecture") -> Row:
     dense. hands_on: whether blocks pass more than hidden states to later ones.
     """
     from prunus.checkpoint.linears import is_stateful
-    from prunus.pruning.capabilities import describe_blocks
+    from prunus.pruning.inspection import describe_blocks
 
     found: dict[str, Any] = describe_blocks(architecture)
     groups: dict[str, list[str]] = {}

@@ -27,8 +27,8 @@ from prunus.evaluation import traces
 from prunus.evaluation.backends import opened
 from prunus.evaluation.budget import Chain, Rules, contains, force_budgets, force_budgets_as_completed
 from prunus.evaluation.pipeline import fill
+from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt
-from prunus.evaluation.profiles.profile import PROFILES
 from prunus.evaluation.requests import Backend, Sampling
 from prunus.evaluation.resolved_plan import problem_row, resolve_plan
 from prunus.evaluation.run import missing_batches

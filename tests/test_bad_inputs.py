@@ -89,7 +89,7 @@ def option_of(case):
 def test_a_threshold_that_is_no_number_is_refused(tmp_path):
     log = tmp_path / "log.jsonl"
     log.write_text("")
-    from prunus.results.importing.commands import _check_scores
+    from prunus.results.importing import _check_scores
 
     for threshold in (math.nan, math.inf):
         with pytest.raises(PrunusError, match="--threshold must be a finite number"):

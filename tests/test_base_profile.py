@@ -14,11 +14,11 @@ from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.budget import Chain, Rules, answer_text, force_budgets
 from prunus.evaluation.grading import Grader
+from prunus.evaluation.profiles import PROFILES, read_profile
 from prunus.evaluation.profiles.catalogue import show_profile
 from prunus.evaluation.profiles.control import switch_off
 from prunus.evaluation.profiles.detection import resolve_profile
 from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt, ends_of_turn
-from prunus.evaluation.profiles.profile import PROFILES, read_profile
 from prunus.evaluation.requests import Sampling
 from prunus.evaluation.tasks import Problem
 from prunus.questions import held_out_in

@@ -14,7 +14,7 @@ from tiny_models import make_model, random_rows
 import prunus
 from prunus.cli import cli
 from prunus.errors import PrunusError
-from prunus.hashing import content_hash
+from prunus.plain_data import content_hash
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import METHODS
 from prunus.recipes import OWN_GROUP, Group, PruneRecipe

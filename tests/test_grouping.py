@@ -27,7 +27,7 @@ from prunus.recipes import EvalPlan
 from prunus.results import ladder
 from prunus.results.anytime import interleaved, rounds, whole_groups
 from prunus.results.comparison import compare
-from prunus.results.importing.commands import keys_of, problem_rows
+from prunus.results.importing import keys_of, problem_rows
 from prunus.results.importing.files import Record
 from prunus.results.rows import ProblemRow, tables
 from prunus.results.store import Store, same_groups

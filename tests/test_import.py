@@ -19,8 +19,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import problem_row
 from prunus.evaluation.tasks.problem import Problem
 from prunus.questions import question_key
-from prunus.results.importing import files
-from prunus.results.importing.commands import read_log
+from prunus.results.importing import files, read_log
 from prunus.results.rows import ProblemRow, Run, Sample
 from prunus.results.store import Store
 from prunus.results.summary import summarise

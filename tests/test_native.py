@@ -31,10 +31,10 @@ from prunus.evaluation.backends import opened, transport
 from prunus.evaluation.backends.chat import chat_request, drawn, ignored, read_reply
 from prunus.evaluation.budget import Draw
 from prunus.evaluation.grading import Grade, Grader
+from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.profiles.control import NativeControl, native_control
 from prunus.evaluation.profiles.detection import resolve_profile
 from prunus.evaluation.profiles.markers import decode
-from prunus.evaluation.profiles.profile import PROFILES
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.recipes import EvalPlan
 from prunus.results.comparison import compare

@@ -26,10 +26,10 @@ from prunus.errors import PrunusError
 from prunus.evaluation import pipeline
 from prunus.evaluation import run as loop
 from prunus.evaluation.budget import Draw, Rules, force_budgets, force_budgets_as_completed
+from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.profiles.catalogue import show_profile
 from prunus.evaluation.profiles.control import switch_off
 from prunus.evaluation.profiles.detection import resolve_profile
-from prunus.evaluation.profiles.profile import PROFILES
 from prunus.evaluation.resolved_plan import problem_row, resolve_plan
 from prunus.recipes import EvalPlan, TraceRecipe
 from prunus.reporting.report_data import ReportData

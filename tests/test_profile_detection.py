@@ -9,10 +9,10 @@ import pytest
 from chat_tokenizer import CHATML, byte_tokenizer
 
 from prunus.errors import PrunusError
+from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.profiles.catalogue import show_profile
 from prunus.evaluation.profiles.detection import resolve_profile
 from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt, end_ids, probe
-from prunus.evaluation.profiles.profile import PROFILES
 
 CHAT = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 QWEN = ("<think>", "</think>", *CHAT)

@@ -5,10 +5,10 @@ from chat_tokenizer import CHATML, byte_tokenizer
 
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.errors import PrunusError
+from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.profiles.detection import resolve_profile
 from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt, find_token
-from prunus.evaluation.profiles.profile import PROFILES
-from prunus.hashing import content_hash
+from prunus.plain_data import content_hash
 from prunus.recipes import PROFILE_NAMES
 
 THINKING = ("<think>", "</think>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")

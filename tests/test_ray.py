@@ -32,9 +32,9 @@ from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import problem_row
 from prunus.results.store import Store
+from prunus.study import ray as ray_cluster
 from prunus.study.cells import Variant, open_model
 from prunus.study.file import read_study
-from prunus.study.ray import cluster as ray_cluster
 from prunus.study.ray import driver as ray_driver
 from prunus.study.ray import worker as ray_worker
 from prunus.study.ray.driver import Driver, Job, WorkerHandle, next_job, take_along

@@ -16,11 +16,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import prunus
+import prunus.sparse as models_module
 from prunus.errors import PrunusError
 from prunus.native import load as library
 from prunus.recipes import PruneRecipe
 from prunus.sparse import DenseLinear, SparseLinear, choose, pack
-from prunus.sparse import models as models_module
 from prunus.sparse.choose import kernel_rows, race
 from prunus.sparse.linear import ANY_ROWS
 

@@ -15,7 +15,7 @@ from test_comparison import random_run
 import prunus
 from prunus.cards.text import Card, Results, results_text, verdict_text
 from prunus.evaluation.tasks import load_task
-from prunus.hashing import content_hash
+from prunus.plain_data import content_hash
 from prunus.recipes import EvalPlan
 from prunus.reporting.terminal import curve_table, detail_tables
 from prunus.results import anytime, betting, paired

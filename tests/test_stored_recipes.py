@@ -8,7 +8,7 @@ import pytest
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import resolve
 from prunus.errors import PrunusError
-from prunus.hashing import content_hash
+from prunus.plain_data import content_hash
 from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.study.cells import effective
 

@@ -12,8 +12,8 @@ from scripted_backend import ScriptedBackend
 from tiny_chains import TOKENIZER, TwoPhases, chains, spelled, tiny
 
 from prunus.evaluation.budget import Chain, Draw, Rules, answer_text, force_budgets
+from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.profiles.markers import Markers, encode_markers
-from prunus.evaluation.profiles.profile import PROFILES
 from prunus.evaluation.requests import Sampling, TextStops
 
 WORDS = ["a", "b", "\n", "</", "t", ">", ">\n", ".</t", "</t>", "<", "/t", "<t>", "END", "Z"]

@@ -18,7 +18,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import problem_row
 from prunus.evaluation.tasks.problem import Problem
 from prunus.recipes import EvalPlan
-from prunus.results.importing.commands import keys_of, problem_rows
+from prunus.results.importing import keys_of, problem_rows
 from prunus.results.importing.files import Record
 from prunus.results.looping import loop_start
 from prunus.results.rows import Sample

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from prunus.pruning.calibration.saved_statistics import stats
     from prunus.pruning.drop import drop_blocks
     from prunus.pruning.drop_experts import drop_experts
-    from prunus.pruning.experts.saved import expert_stats
+    from prunus.pruning.experts.measure import expert_stats
     from prunus.pruning.gguf import gguf
     from prunus.pruning.inspection import inspect
     from prunus.pruning.narrow import width
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from prunus.results.comparison import compare
     from prunus.results.frames import Results, export
     from prunus.results.frames import open as open  # not in __all__: import * would replace the builtin
-    from prunus.results.importing.commands import import_rows
+    from prunus.results.importing import import_rows
     from prunus.results.store import runs
     from prunus.steps.chain import apply_steps
     from prunus.study.find.find import find
@@ -137,11 +137,11 @@ _HOME = {
     "drop_blocks": "prunus.pruning.drop",
     "drop_experts": "prunus.pruning.drop_experts",
     "evaluate": "prunus.evaluation.pipeline",
-    "expert_stats": "prunus.pruning.experts.saved",
+    "expert_stats": "prunus.pruning.experts.measure",
     "export": "prunus.results.frames",
     "find": "prunus.study.find.find",
     "gguf": "prunus.pruning.gguf",
-    "import_rows": "prunus.results.importing.commands",
+    "import_rows": "prunus.results.importing",
     "inspect": "prunus.pruning.inspection",
     "methods": "prunus.declarations",
     "open": "prunus.results.frames",

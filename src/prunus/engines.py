@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from prunus.errors import PrunusError
-from prunus.parse import parse_json
+from prunus.plain_data import parse_json
 from prunus.settings import ADVANCED, ENGINE, Conflict, about, check_settings, setting
 
 GGUF = "{gguf}"  # stands in a command for the model's GGUF file

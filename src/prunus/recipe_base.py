@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from prunus.declarations import Allocation, Criterion, DepthMethod, Method, owners_of
 from prunus.errors import PrunusError, nearest
-from prunus.hashing import canonical_json, content_hash
+from prunus.plain_data import canonical_json, content_hash
 from prunus.settings import ADVANCED, CALIBRATING, check_conflicts, check_settings, setting, settings_of
 
 # Values of fields that JSON stores under an older name, so that stored recipes and their hashes stay as they were.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.budgets import OFF
-from prunus.hashing import content_hash
+from prunus.plain_data import content_hash
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
 from prunus.results.rows import ProblemRow, Run, Sample
 from prunus.results.store import Store

@@ -10,7 +10,7 @@ import pytest
 
 from prunus.results.rows import Sample
 from prunus.results.store import Store
-from prunus.study.ray import cluster as ray_cluster
+from prunus.study import ray as ray_cluster
 
 
 @contextmanager

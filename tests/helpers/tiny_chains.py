@@ -6,8 +6,8 @@ from functools import cache
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.budget import Chain
+from prunus.evaluation.profiles import PROFILES, Profile
 from prunus.evaluation.profiles.markers import encode_markers, encode_prompt
-from prunus.evaluation.profiles.profile import PROFILES, Profile
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, follow_ups
 from prunus.evaluation.tasks import load_task
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from prunus.cards.markdown import LIMIT, plain, redacted
 from prunus.margins import Margin
-from prunus.parse import parse_json
+from prunus.plain_data import parse_json
 
 CERTIFICATE = "certificate.json"
 TRACED = 3  # the first format of certificates that know of other searches

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from prunus.checkpoint.resolve import checked_manifest, one_line
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError
-from prunus.parse import parse_json
+from prunus.plain_data import parse_json
 
 MANIFEST_KEY = "prunus.manifest"  # of the text with the content of prunus.json
 _BLOCK = re.compile(r"blk\.(\d+)\.")

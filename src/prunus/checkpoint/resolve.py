@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunus import __version__, progress
 from prunus.errors import PrunusError
-from prunus.parse import parse_json
+from prunus.plain_data import parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

@@ -35,8 +35,7 @@ from prunus.disk import (
     write_text,
 )
 from prunus.errors import PrunusError
-from prunus.hashing import content_hash
-from prunus.parse import parse_json
+from prunus.plain_data import content_hash, parse_json
 from prunus.progress import Steps
 
 JOURNAL, LOCK, HIDDEN = "journal.json", "lock", "hidden.bin"

@@ -28,10 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.budgets import OFF, without_off
+from prunus.evaluation.profiles import Profile
 from prunus.evaluation.profiles.markers import Markers, decode
-from prunus.evaluation.profiles.profile import Profile
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores
-from prunus.hashing import canonical_json
+from prunus.plain_data import canonical_json
 
 # Stored with every run: 2 since an answer of exactly its cap is complete if its stop follows; it counted as truncated.
 PROTOCOL_VERSION = "2"

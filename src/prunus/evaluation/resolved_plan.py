@@ -10,13 +10,13 @@ from prunus.budgets import OFF, without_off
 from prunus.checkpoint.model_folder import ModelFacts
 from prunus.errors import PrunusError
 from prunus.evaluation.budget import Chain, Rules
+from prunus.evaluation.profiles import Profile
 from prunus.evaluation.profiles.control import NativeControl, Switch, native_control, switch_off
 from prunus.evaluation.profiles.detection import resolve_profile
 from prunus.evaluation.profiles.markers import Markers, encode_markers, encode_opened, ends_of_turn, render_prompts
-from prunus.evaluation.profiles.profile import Profile
 from prunus.evaluation.requests import Sampling
 from prunus.evaluation.tasks import Problem, load_task, prompt_text
-from prunus.hashing import content_hash
+from prunus.plain_data import content_hash
 from prunus.questions import question_key
 from prunus.recipes import EvalPlan
 from prunus.results.rows import Key, Planned, ProblemRow

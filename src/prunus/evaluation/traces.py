@@ -27,7 +27,7 @@ from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.evaluation.run import Portion, check_engine, planned_chains, run_chains
 from prunus.evaluation.tasks import TASKS, Problem
-from prunus.parse import parse_json
+from prunus.plain_data import parse_json
 from prunus.progress import Steps
 from prunus.questions import evaluation_set, question_digest
 from prunus.recipes import TraceRecipe

@@ -16,7 +16,7 @@ from prunus.checkpoint.resolve import versions
 from prunus.checkpoint.writer import Partial
 from prunus.declarations import Allocation, Method, declared
 from prunus.disk import locked
-from prunus.hashing import content_hash
+from prunus.plain_data import content_hash
 from prunus.pruning.calibration.beforehand import TRACES
 from prunus.pruning.calibration.data import Calibration, calibration_name, describe_calibration
 from prunus.pruning.calibration.hidden_states import BATCH_TOKENS

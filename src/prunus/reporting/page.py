@@ -2,20 +2,19 @@
 
 Python writes the charts as SVG. Compared with Plotly, the page has some hundred kilobytes instead of 5 MB, is complete
 without scripts, looks the same on paper and in a test, and its security policy can forbid every script but our own. CSS
-(`:has`) shows and hides runs; the script adds a readout, sorting and downloads.
+(`:has`) shows and hides runs; the script adds a readout, sorting and downloads, and keeps in the address what is
+filtered, so that a link shows the same.
 
 Model text is untrusted. It is always escaped, with control characters made visible. A content security policy names the
 hashes of our style and our script, so that no other could run even if an escape were missing.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from prunus.errors import PrunusError
 from prunus.margins import MarginLike
 from prunus.reporting import prose
-from prunus.reporting.bar import bar
-from prunus.reporting.bar import styles as bar_styles
 from prunus.reporting.output_files import (
     Folder,
     check_export,
@@ -31,6 +30,8 @@ from prunus.reporting.section import Section
 from prunus.reporting.sections import SECTIONS
 from prunus.results.cells import plain
 from prunus.results.store import Store
+
+Choice = tuple[str, str, str]  # the id of a box, its label, and the CSS of what it shows or hides
 
 
 def report(
@@ -127,7 +128,7 @@ def page(
     elsewhere = "".join(f'<p class="says">{linked(*link)}</p>' for link in links)
     body = f"{_top(data, title, name, notes)}{bar(data, sections)}<main>{first}{elsewhere}{''.join(parts)}</main>"
     embedded = {"comparison": plain(data.comparison), "summaries": [plain(one.summary) for one in data.runs]}
-    return whole_page(title, body, embedded, "".join([bar_styles(data), *(section.styles for section in sections)]))
+    return whole_page(title, body, embedded, "".join([filter_styles(data), *(section.styles for section in sections)]))
 
 
 def _top(data: ReportData, title: str, name: str, first: Sequence[str]) -> str:
@@ -161,3 +162,61 @@ def size_in_words(one: ReportedRun, base: ReportedRun) -> str:
         return "Its size is not known"
     same = f"It is as large as {name} ({sizes[0]}{unit})"
     return same if sizes[0] == sizes[1] else f"It has {sizes[0]} of {name}'s {sizes[1]}{unit}"
+
+
+def bar(data: ReportData, sections: Sequence[Section]) -> str:
+    """The HTML of the bar below the headline: links to the parts of the page, and filters."""
+    links = "".join(f'<a href="#{one.id}">{one.name}</a>' for one in sections if one.name and one.html)
+    fields = "".join(_field(title, choices) for title, choices in _filters(data).items())
+    more = f'<details class="filter"><summary>Filter</summary><div>{fields}</div></details>' if fields else ""
+    return f'<nav aria-label="Parts of the page"><div class="links">{links}</div>{more}</nav>'
+
+
+def filter_styles(data: ReportData) -> str:
+    """CSS that hides what is not chosen, and lets the variant stand out that is pointed at or named in the address."""
+    rules = ["body:has(#k0:checked) .glance .task:not(.task1){display:none}"]
+    rules += [rule for choices in _filters(data).values() for _, _, rule in choices]
+    for one in data.others:
+        row = f".r{one.look.index}"
+        pointed = f"body:has(tr{row}.keep:is(:hover,:focus-within,:target))"
+        rules.append(f"body:has(#t{one.look.index}:not(:checked)) {row}:not(.keep){{display:none}}")
+        rules.append(f"{pointed} .chart:not(.panel)>.run:not({row},.r0){{opacity:.12}}")
+        rules.append(f"{pointed} .many>{row}>.band{{fill-opacity:.2}}")
+    return "".join(rules)
+
+
+def _filters(data: ReportData) -> dict[str, list[Choice]]:
+    """{title: boxes} of every filter that has a choice."""
+    found = {
+        "Variants": _groups("f", ((one.look.family, one.look.index) for one in data.others)),
+        "Verdict": _groups("w", ((one.contrast.verdict, one.look.index) for one in data.others if one.contrast)),
+    }
+    found = {title: choices for title, choices in found.items() if len(choices) > 1}
+    if len(data.tasks) > 1:
+        tasks = [(f"k{k}", task, f".task:not(.task{k})") for k, task in enumerate(data.tasks, 1)]
+        rules = [(id, task, f"body:has(#{id}:checked) {others}{{display:none}}") for id, task, others in tasks]
+        found["Task"] = [("k0", "all", ""), *rules]
+    if data.matches:
+        found["Figures"] = [("tp", "published", "body:has(#tp:not(:checked)) .chart .pub{display:none}")]
+    return found
+
+
+def _groups(letter: str, runs: Iterable[tuple[str, int]]) -> list[Choice]:
+    """A box for all runs of one name."""
+    groups: dict[str, list[str]] = {}
+    for name, index in runs:
+        groups.setdefault(name, []).append(f".r{index}")
+    return [
+        (f"{letter}{k}", name, f"body:has(#{letter}{k}:not(:checked)) :is({','.join(of)}){{display:none}}")
+        for k, (name, of) in enumerate(groups.items())
+    ]
+
+
+def _field(title: str, choices: Sequence[Choice]) -> str:
+    """A radio button for each task, or a box for each other choice."""
+    boxes = ""
+    for id, label, _ in choices:
+        kind = f'type="{"radio" if title == "Task" else "checkbox"}" name="{title}" id="{id}" autocomplete="off"'
+        checked = "" if title == "Task" and id != "k0" else " checked"
+        boxes += f"<label><input {kind}{checked}><bdi>{esc(label)}</bdi></label>"
+    return f"<fieldset><legend>{title}</legend>{boxes}</fieldset>"

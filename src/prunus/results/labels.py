@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from prunus.hashing import content_hash
+from prunus.plain_data import content_hash
 from prunus.results.characters import DASH, MINUS, NBSP, THIN, one_line
 from prunus.results.rows import Run
 from prunus.step import StepRecord, defaults, recipe_of, recorded_kind

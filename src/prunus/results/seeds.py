@@ -21,8 +21,8 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from prunus.hashing import canonical_json
 from prunus.margins import Margin
+from prunus.plain_data import canonical_json
 from prunus.results import betting, metrics, paired
 from prunus.results.anytime import scaled
 from prunus.results.cells import RecipeVerdict, made

@@ -12,7 +12,7 @@ from itertools import pairwise
 from math import inf
 
 from prunus.budgets import budget_of
-from prunus.hashing import content_hash
+from prunus.plain_data import content_hash
 from prunus.results.cells import Entry, Looked, Unfinished
 from prunus.results.rows import Removed, Run, Stage, Table
 

@@ -20,8 +20,7 @@ from typing import Any, Literal, Self, get_args, get_origin
 from prunus.budgets import budget_of
 from prunus.disk import locked
 from prunus.errors import PrunusError
-from prunus.hashing import content_hash
-from prunus.parse import parse_json
+from prunus.plain_data import content_hash, parse_json
 from prunus.results import schema
 from prunus.results.labels import is_called, label_of, listed, plan_in_short
 from prunus.results.looping import loops

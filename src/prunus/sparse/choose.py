@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from prunus.disk import write_text
 from prunus.native.build import KERNEL
 from prunus.native.load import cache_folder, kernel, threads
-from prunus.parse import parse_json
+from prunus.plain_data import parse_json
 from prunus.sparse.linear import ANY_ROWS, MOST_ROWS, DenseLinear, SparseLinear
 from prunus.sparse.weight import SparseWeight
 

@@ -13,12 +13,11 @@ from prunus.budgets import OFF
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.margins import Margin, MarginLike
-from prunus.parse import parse_toml
+from prunus.plain_data import Lines, parse_toml, suggestion
 from prunus.recipe_base import Recipe, without_removed
 from prunus.recipes import EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.settings import hints_of, misfit
 from prunus.step import STEPS, kind_of, settled, step_kind, steps_name
-from prunus.study.toml_lines import Lines, suggestion
 
 RECIPES: Mapping[str, type[Recipe]] = {action: step_kind(action).recipe for action in STEPS}
 # Keys of [calibration]: defaults of every step.

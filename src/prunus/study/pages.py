@@ -9,7 +9,7 @@ from urllib.parse import quote
 from prunus import progress
 from prunus.disk import write_text
 from prunus.errors import PrunusError
-from prunus.hashing import content_hash
+from prunus.plain_data import content_hash
 from prunus.reporting.page import check_target, files_folder, write_report
 from prunus.reporting.render.table import word
 from prunus.reporting.render.text import esc, joined, linked, points, top, whole_page

@@ -9,7 +9,7 @@ from typing import Any
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import HUB_PATTERNS, is_hub_id
 from prunus.errors import PrunusError
-from prunus.evaluation.profiles.profile import PROFILES
+from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.requests import Backend, Request
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.evaluation.run import missing_batches

@@ -15,7 +15,7 @@ from prunus.study.engine import run_here
 from prunus.study.file import Study, read_study
 from prunus.study.find.tables import check_searches, open_searches, run_searches, states
 from prunus.study.pages import write_results
-from prunus.study.ray.cluster import Cluster, cluster_for
+from prunus.study.ray import Cluster, cluster_for
 from prunus.study.ray.driver import run_on_ray
 from prunus.study.variants import MAKING, StudyPaths, check_variants
 

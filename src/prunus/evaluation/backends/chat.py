@@ -16,8 +16,8 @@ from prunus.budgets import OFF
 from prunus.evaluation.backends.served import Server
 from prunus.evaluation.backends.transport import in_thread, reply_of, usable, with_client
 from prunus.evaluation.budget import Draw
+from prunus.evaluation.profiles import LEGACY_ANSWER_TOKENS
 from prunus.evaluation.profiles.markers import messages_of
-from prunus.evaluation.profiles.profile import LEGACY_ANSWER_TOKENS
 from prunus.evaluation.requests import NEUTRAL, Sampling
 from prunus.evaluation.resolved_plan import PlannedChain, ResolvedPlan
 from prunus.evaluation.tasks import prompt_text

@@ -32,8 +32,7 @@ from prunus.evaluation.backends.transport import (
     with_client,
 )
 from prunus.evaluation.requests import Engine, Sampling
-from prunus.hashing import content_hash
-from prunus.parse import parse_json
+from prunus.plain_data import content_hash, parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

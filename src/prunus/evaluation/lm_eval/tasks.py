@@ -21,7 +21,7 @@ from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.evaluation.provenance import describe_model, describe_versions, open_for
-from prunus.hashing import content_hash
+from prunus.plain_data import content_hash
 from prunus.recipes import EvalPlan
 from prunus.results.rows import ProblemRow, Run, Sample
 from prunus.results.store import Store, check_folder, claim

@@ -1,6 +1,330 @@
-"""Profiles: the exact strings that open, cut and close the thinking of a model family.
+"""A profile, the exact strings that open, cut and close the thinking of one model family, and its TOML file.
 
-A profile is one TOML file in this folder. profile.py reads them all, detection.py chooses one for a model by its chat
-template, and markers.py renders that and encodes the profile's strings with the model's tokenizer. control.py switches
-the thinking off, or lets the engine or the model keep the budget. catalogue.py is the content of `prunus profiles`.
+The TOML files in this folder are the built-in profiles. detection.py chooses one for a model by its chat template, and
+markers.py renders that and encodes the profile's strings with the model's tokenizer. control.py switches the thinking
+off, or lets the engine or the model keep the budget. catalogue.py is the content of `prunus profiles`.
 """
+
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from prunus.errors import PrunusError, nearest
+from prunus.plain_data import parse_toml
+from prunus.recipes import PROFILE_FOLDER, PROFILE_NAMES, Mode
+from prunus.settings import check_settings, hints_of, misfit
+
+FORMAT = 1
+LEGACY_ANSWER_TOKENS = 32_768
+MOST_BYTES = 64 * 1024  # maximum size of a profile's file, and of a file with a system prompt
+DATE = "2026-01-01"  # replaces today's date in templates, so that the prompts of a plan are the same on every day
+Match = Literal["auto", "token", "text"]
+Opens = Literal["auto", "yes", "no"]
+# Arguments of apply_chat_template that are not passed to the template.
+NOT_TEMPLATE_OPTIONS = (
+    "add_generation_prompt", "chat_template", "continue_final_message", "messages", "tokenize", "tools",
+)  # fmt: skip
+# table of the file -> key in it -> field of Profile
+KEYS = {
+    "think": {
+        "start": "thinking_start",
+        "stops": "think_stops",
+        "match": "match",
+        "template_opens": "template_opens",
+        "wait": "wait",
+        "wait_break": "wait_break",
+    },
+    "close": {
+        "natural": "natural_closing",
+        "forced": "forced_closing",
+        "forced_break": "forced_break",
+        "answer_lead": "answer_lead",
+        "answer_in_chain": "answer_in_chain",
+    },
+    "answer": {
+        "stops": "answer_stops",
+        "banned": "answer_banned",
+        "strip": "strip",
+        "tokens": "answer_tokens",
+        "choice_tokens": "choice_answer_tokens",
+    },
+    "prompt": {"text": "prompt"},
+    "off": {"template": "off_template", "block": "off_block"},
+    "native": {"parameter": "native_parameter", "template": "native_template", "efforts": "native_efforts"},
+    "sampling": {
+        "temperature": "temperature",
+        "top_p": "top_p",
+        "top_k": "top_k",
+        "from_model": "sampling_from_model",
+    },
+}
+PROBLEM = "{problem}"  # stands for the problem in the text of a prompt
+TEMPLATE = ("system", "system_file", "model_system_file", "date")  # keys of [template] that are no template options
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The strings and defaults of one model family.
+
+    thinking_start: appended to the chat template's generation prompt, unless the template opens the thinking itself.
+    think_stops, answer_stops: markers that end a phase. Tokens that end the model's turn are added to both: those of
+        generation_config.json; if answer_stops is empty, those of all files of the model (`end_ids` in markers.py).
+    match: `token`: markers must be single tokens; `text`: they are searched in the text; `auto`: single tokens are
+        matched by id, other markers in the text.
+    template_opens: whether the rendered prompt ends in an opened thinking; after a profile is fitted to a model
+        (detection.py), `yes` means that thinking_start is not appended.
+    natural_closing: follows the thinking text if the model ended it. forced_closing: follows it if the budget ended it.
+    answer_in_chain: for models without thinking markers: a chain that the model ended is the answer, and nothing is
+        appended. think_stops then end the chain, and are texts only.
+    forced_break, wait_break: inserted before forced_closing and wait unless the thinking text ends in a newline (an
+        empty text does not). answer_lead: the end of forced_closing that is part of the answer's text.
+    answer_banned: markers that must not occur in an answer in mode strict. strip: strings that are removed from both
+        ends of an answer before it is graded. wait: replaces a suppressed stop.
+    answer_tokens, choice_answer_tokens: caps on the answer in mode strict; the second is for multiple choice.
+    temperature, top_p, top_k: default sampling settings; temperature 0 is greedy, top_k 0 is off. sampling_from_model:
+        whether those of the model's generation_config.json take precedence.
+    enable_thinking, template: options of the chat template; None is not passed. system: the system prompt, if any.
+    model_system_file: a file in the model's folder with the system prompt. date: the date for the chat template.
+    prompt: the text of the whole prompt with PROBLEM in it, for models without a chat template; empty: the template's.
+    off_template: options of the chat template that switch the thinking off; those that a template does not mention are
+        not passed. off_block: an empty block of thinking, which is appended if no option does so (control.py).
+    native_parameter, native_template, native_efforts: one of the ways in which engine or model keep a budget
+        themselves (control.py): the field of a chat request, or the option of the chat template, that takes a number of
+        tokens; or the numbers of tokens that stand for the levels of `reasoning_effort`.
+    """
+
+    name: str
+    thinking_start: str
+    think_stops: tuple[str, ...]
+    natural_closing: str
+    forced_closing: str
+    answer_stops: tuple[str, ...]
+    answer_banned: tuple[str, ...]
+    forced_break: str = ""
+    wait: str = "Wait"
+    wait_break: str = ""
+    answer_lead: str = ""
+    answer_tokens: int = 1024
+    choice_answer_tokens: int = 512
+    temperature: float = 0.6
+    top_p: float = 0.95
+    top_k: int = 0
+    enable_thinking: bool | None = None
+    match: Match = "auto"
+    template_opens: Opens = "auto"
+    answer_in_chain: bool = False
+    strip: tuple[str, ...] = ()
+    sampling_from_model: bool = False
+    template: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    system: str = ""
+    model_system_file: str = ""
+    date: str = DATE
+    off_template: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    off_block: str = ""
+    native_parameter: str = ""
+    native_template: str = ""
+    native_efforts: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    prompt: str = ""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.match not in get_args(Match):
+            raise PrunusError(f"match must be {' or '.join(get_args(Match))}, not '{self.match}'")
+        if self.template_opens not in get_args(Opens):
+            raise PrunusError(f"template_opens must be {' or '.join(get_args(Opens))}, not '{self.template_opens}'")
+        for text in (*self.think_stops, *self.answer_stops, *self.answer_banned, *self.strip):
+            if not text.strip():
+                raise PrunusError("a marker is empty or has only blanks")
+        for stop in self.think_stops:
+            if stop in self.thinking_start and self.match != "token":
+                raise PrunusError(f"the stop '{stop}' is a part of the start '{self.thinking_start}'")
+        if self.answer_in_chain and self.think_stops and self.match != "text":
+            raise PrunusError(
+                "answer_in_chain needs `stops = []`, since after an end of thinking the answer is separate, or texts"
+                ' at which the chain ends (`match = "text"`)'
+            )
+        if self.prompt:
+            self._check_prompt()
+        if self.answer_in_chain and (self.off_template or self.off_block):
+            raise PrunusError("[off] needs a profile whose thinking has markers, not `answer_in_chain = true`")
+        if not self.answer_in_chain and not self.think_stops:
+            raise PrunusError("`stops` of [think] is empty, which needs `answer_in_chain = true`")
+        if not self.forced_closing.endswith(self.answer_lead):
+            raise PrunusError(f"answer_lead '{self.answer_lead}' is not the end of forced '{self.forced_closing}'")
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise PrunusError("temperature must be 0 or more, top_p in (0, 1], and top_k 0 or more")
+        if self.answer_tokens < 1 or self.choice_answer_tokens < 1:
+            raise PrunusError("tokens and choice_tokens of [answer] must be 1 or more")
+        for table, options in (("template", self.template), ("off", self.off_template)):
+            for key in options:
+                if key in NOT_TEMPLATE_OPTIONS:
+                    raise PrunusError(f"'{key}' of [{table}] is set by prunus")
+        if sum(map(bool, (self.native_parameter, self.native_template, self.native_efforts))) > 1:
+            raise PrunusError("[native] takes one of parameter, template and efforts")
+        if any(type(tokens) is not int or tokens < 0 for tokens in self.native_efforts.values()):
+            raise PrunusError("efforts of [native] must be numbers of tokens, such as { low = 1024, high = 16384 }")
+        if self.off_block and not any(stop in self.off_block for stop in self.think_stops):
+            raise PrunusError(f"the block {self.off_block!r} of [off] does not end the thinking")
+
+    def _check_prompt(self) -> None:
+        if self.prompt.count(PROBLEM) != 1:
+            raise PrunusError(f"text of [prompt] needs {PROBLEM} once, where the problem is to stand")
+        if self.thinking_start or self.template or self.system or self.model_system_file:
+            raise PrunusError("[prompt] has the whole text, so `start` of [think] must be empty, and [template], too")
+        if self.off_template or self.off_block or self.native_parameter or self.native_template or self.native_efforts:
+            raise PrunusError("[prompt] is for models without a chat template, so there is no [off] and no [native]")
+
+    def strings(self) -> dict[str, object]:
+        """All settings that affect the text, for the stored plan.
+
+        Fields that older versions did not have are left out at their default, which keeps the ids of stored runs.
+        """
+        numbers = {"name", "answer_tokens", "choice_answer_tokens", "temperature", "top_p", "top_k"}
+        # Their effects are stored instead.
+        of_the_model = {"match", "sampling_from_model", "model_system_file", "off_template", "off_block"}
+        of_the_model |= {"native_parameter", "native_template", "native_efforts"}
+        default: dict[str, object] = {
+            "template_opens": "auto", "answer_in_chain": False, "strip": (), "template": {}, "system": "", "date": DATE,
+            "prompt": "",
+        }  # fmt: skip
+        found = {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in numbers | of_the_model and not (name in default and value == default[name])
+        }
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+
+    def closed_by(self, closing: str) -> "Profile":
+        """This profile with another forced closing. Raises PrunusError if the text has no marker that ends thinking."""
+        if self.think_stops and not any(stop in closing for stop in self.think_stops):
+            raise PrunusError(
+                f"the closing {closing!r} does not end the thinking: it needs {' or '.join(self.think_stops)}"
+            )
+        lead = self.answer_lead if closing.endswith(self.answer_lead) else ""
+        return replace(self, forced_closing=closing, answer_lead=lead)
+
+    def template_options(self) -> dict[str, Any]:
+        """Keyword arguments for the chat template."""
+        thinking = {} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}
+        return thinking | dict(self.template)
+
+    def answer_cap(self, kind: str, mode: Mode) -> int:
+        """Cap in tokens on an answer of this kind (`choice` is multiple choice)."""
+        if mode == "legacy":
+            return LEGACY_ANSWER_TOKENS
+        return self.choice_answer_tokens if kind == "choice" else self.answer_tokens
+
+    def sampling(self, mode: Mode) -> tuple[float, float, int]:
+        """Default temperature, top_p and top_k; in mode legacy those of the papers: 1, 1 and 0 (off)."""
+        return (1.0, 1.0, 0) if mode == "legacy" else (self.temperature, self.top_p, self.top_k)
+
+
+def read_profile(path: Path) -> Profile:
+    """The profile in a TOML file. Raises PrunusError, with the file's name and the line, where the file is wrong.
+
+    `extends` names a built-in profile, whose values apply where the file has none. A table [template], even an empty
+    one, replaces that of the built-in profile.
+    """
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise PrunusError(f"the file is larger than {MOST_BYTES // 1024} KiB")
+        text = path.read_text("utf-8")
+        values = _values(path, text)
+        required = {one.name for one in fields(Profile) if one.default is one.default_factory is MISSING}.difference(
+            values
+        )
+        for table, keys in KEYS.items():
+            for key in (key for key, name in keys.items() if name in required):
+                raise PrunusError(f"'{key}' is missing in [{table}]")
+        return Profile(**values)
+    except OSError as error:
+        raise PrunusError(f"the profile {path} cannot be read: {error.strerror}") from error
+    except (PrunusError, ValueError) as error:  # ValueError: not TOML, or not UTF-8
+        raise PrunusError(f"profile {path}: {error}") from error
+
+
+def _values(path: Path, text: str) -> dict[str, Any]:
+    """{field of Profile: value} of a profile file, with the values of the profile that it extends."""
+    data = parse_toml(text)
+    if data.pop("format", None) != FORMAT:
+        raise PrunusError(f"the first line must be `format = {FORMAT}`")
+    base = data.pop("extends", None)
+    if base is not None and base not in PROFILE_NAMES[1:]:
+        raise PrunusError(f"extends '{base}', which is no built-in profile; there are {', '.join(PROFILE_NAMES[1:])}")
+    found: dict[str, Any] = {}
+    if base is not None:
+        built_in = PROFILE_FOLDER / f"{base}.toml"
+        found = _values(built_in, built_in.read_text("utf-8"))
+    found["name"] = data.pop("name", path.stem)
+    for table, values in data.items():
+        if table not in (*KEYS, "template") or not isinstance(values, Mapping):
+            known = [f"[{name}]" for name in (*KEYS, "template")]
+            raise PrunusError(
+                f"{_line_of(text, table)}'{table}' is none of the tables of a profile: {', '.join(known)}"
+            )
+        if table == "template":
+            found |= _template_values(path, values)
+            continue
+        for key, value in values.items():
+            if key not in KEYS[table]:
+                raise PrunusError(_unknown(text, table, key))
+            if key == "stops" and value == "auto":
+                value = []
+            if wrong := misfit(key, value, hints_of(Profile)[KEYS[table][key]]):
+                raise PrunusError(f"{_line_of(text, key)}{wrong}")
+            found[KEYS[table][key]] = value
+    if "off" not in data:  # what the base says applies only as far as it fits this profile's own markers
+        if not any(stop in found.get("off_block", "") for stop in found.get("think_stops", ())):
+            found.pop("off_block", None)
+        if found.get("answer_in_chain"):
+            found.pop("off_template", None)
+    return found
+
+
+def _template_values(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """{field of Profile: value} of a table [template]."""
+    options = {key: value for key, value in values.items() if key not in (*TEMPLATE, "enable_thinking")}
+    if sum(key in values for key in ("system", "system_file", "model_system_file")) > 1:
+        raise PrunusError("[template] takes one of system, system_file and model_system_file")
+    system = values.get("system", "")
+    if "system_file" in values:
+        name = str(values["system_file"])
+        if Path(name).name != name:
+            raise PrunusError(f"system_file '{name}' must be a file beside the profile")
+        system = read_system(path.parent / name)
+    return {
+        "enable_thinking": values.get("enable_thinking"),
+        "template": options,
+        "system": system,
+        "model_system_file": values.get("model_system_file", ""),
+        "date": str(values.get("date", DATE)),
+    }
+
+
+def read_system(path: Path) -> str:
+    """The system prompt in a file."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise PrunusError(f"{path} is larger than {MOST_BYTES // 1024} KiB")
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise PrunusError(f"{path} cannot be read: {error}") from error
+
+
+def _unknown(text: str, table: str, key: str) -> str:
+    """The message about an unknown key: its line, and the most similar key."""
+    return f"{_line_of(text, key)}'{key}' is not known in [{table}]; {nearest(key, KEYS[table], 'known keys are')}"
+
+
+def _line_of(text: str, key: str) -> str:
+    """`line N: ` of the first line that sets a key or opens a table of that name; empty if there is none."""
+    pattern = re.compile(rf"\s*\[?{re.escape(key)}\s*[\]=]")
+    found = (number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line))
+    number = next(found, None)
+    return "" if number is None else f"line {number}: "
+
+
+# The built-in profiles by name.
+PROFILES: dict[str, Profile] = {path.stem: read_profile(path) for path in sorted(PROFILE_FOLDER.glob("*.toml"))}

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.errors import PrunusError
+from prunus.evaluation.profiles import PROFILES, Profile
 from prunus.evaluation.profiles.control import control_of, switch_off
 from prunus.evaluation.profiles.detection import named, resolve_profile
 from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt, ends_of_turn
-from prunus.evaluation.profiles.profile import PROFILES, Profile
 from prunus.recipes import PROFILE_FOLDER
 
 if TYPE_CHECKING:

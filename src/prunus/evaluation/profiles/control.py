@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from prunus.budgets import without_off
 from prunus.errors import PrunusError
+from prunus.evaluation.profiles import Profile
 from prunus.evaluation.profiles.detection import state_of
 from prunus.evaluation.profiles.markers import QUESTION, decode, messages_of, render, render_all, source_of
-from prunus.evaluation.profiles.profile import Profile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from prunus import progress
 from prunus.errors import PrunusError, nearest
+from prunus.evaluation.profiles import DATE, PROFILES, Profile, read_profile, read_system
 from prunus.evaluation.profiles.markers import Probe, find_token, probe, sampling_of, source_of, template_of
-from prunus.evaluation.profiles.profile import DATE, PROFILES, Profile, read_profile, read_system
 from prunus.recipes import PROFILE_FILE, Mode
 
 if TYPE_CHECKING:

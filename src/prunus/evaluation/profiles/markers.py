@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from prunus.checkpoint.chat_template import TemplateError, rendered
 from prunus.checkpoint.resolve import load_end_ids, read_object
 from prunus.errors import PrunusError
-from prunus.evaluation.profiles.profile import PROBLEM, Profile
+from prunus.evaluation.profiles import PROBLEM, Profile
 from prunus.evaluation.requests import TextStops
 from prunus.recipes import Mode
 

@@ -15,7 +15,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.gguf_file import library
 from prunus.checkpoint.resolve import load_tokenizer
 from prunus.errors import PrunusError
-from prunus.parse import parse_json
+from prunus.plain_data import parse_json
 from prunus.pruning.bits.gguf_tensors import PLUS_ONE
 
 # llama.cpp's architecture of each type of model.

@@ -36,7 +36,7 @@ from prunus.checkpoint.safetensors_file import (
 from prunus.declarations import Needs
 from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
-from prunus.parse import parse_json
+from prunus.plain_data import parse_json
 from prunus.progress import Steps, say
 from prunus.pruning.calibration.beforehand import check_source
 from prunus.pruning.calibration.data import Calibration, calibration_name, load_calibration

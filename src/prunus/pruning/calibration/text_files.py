@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prunus.checkpoint.chat_template import TemplateError, rendered
 from prunus.checkpoint.resolve import lacks_chat_template, load_tokenizer, one_line
 from prunus.errors import PrunusError
-from prunus.parse import parse_json
+from prunus.plain_data import parse_json
 from prunus.questions import held_out_in
 
 if TYPE_CHECKING:

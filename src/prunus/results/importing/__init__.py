@@ -1,0 +1,327 @@
+"""Import logs of other evaluation tools: each becomes a run of the store, at the budget AS_RUN."""
+
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prunus import __version__
+from prunus.budgets import AS_RUN
+from prunus.errors import PrunusError
+from prunus.plain_data import content_hash
+from prunus.questions import held_out_in, is_gated, leaders, question_key
+from prunus.results.characters import one_line
+from prunus.results.importing import evalscope, inspect_ai, lighteval, lm_eval
+from prunus.results.importing.files import Grade, Log, Record, first_line
+from prunus.results.looping import loops
+from prunus.results.rows import IMPORTED, UNKNOWN, ProblemRow, Run, Sample
+from prunus.results.store import Store, check_folder, claim
+
+
+class Format(NamedTuple):
+    """A tool's format. files: the files that it reads, for messages."""
+
+    files: str
+    detect: Callable[[Path, bytes], bool]
+    read: Callable[[Path], Log]
+
+
+FORMATS = {
+    lm_eval.TOOL: Format("samples_*.jsonl", lm_eval.detect, lm_eval.read),
+    inspect_ai.TOOL: Format(".eval or .json", inspect_ai.detect, inspect_ai.read),
+    lighteval.TOOL: Format("details_*.parquet", lighteval.detect, lighteval.read),
+    evalscope.TOOL: Format("reviews/*/*.jsonl", evalscope.detect, evalscope.read),
+}
+
+
+def read_log(path: Path) -> Log:
+    """The log in a file. Raises PrunusError if it is of no known format, or has no outputs."""
+    head = first_line(path)
+    for tool, entry in FORMATS.items():
+        if entry.detect(path, head):
+            try:
+                log = entry.read(path)
+            except (TypeError, AttributeError, LookupError, ValueError, NotImplementedError) as error:
+                # Values of other types than the tool writes are the file's fault, not an internal error.
+                raise PrunusError(f"'{path}' is not a log of {tool} that this prunus can read ({error})") from error
+            if not log.records:
+                raise PrunusError(f"'{path}' is a log of {tool} without any output")
+            return log
+    known = ", ".join(f"{tool} ({entry.files})" for tool, entry in FORMATS.items())
+    raise PrunusError(f"'{path}' is not recognised as a log; formats that can be imported: {known}")
+
+
+Place = tuple[str, str]  # task and place of a record
+
+
+def keys_of(records: Sequence[Record]) -> dict[Place, str]:
+    """{(task, place): hash of the question and its choices}.
+
+    Questions that a task has twice are numbered in the order of their places, so that they stay two problems.
+    """
+    found = {(one.task, one.place): question_key(one.question, one.choices) for one in records}
+    places: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for (task, place), key in found.items():
+        places[task, key].append(place)
+    numbered = {}
+    for (task, key), same in places.items():
+        for number, place in enumerate(sorted(same, key=lambda one: (len(one), one))):
+            numbered[task, place] = f"{key}#{number + 1}" if number else key
+    return numbered
+
+
+def problem_rows(
+    records: Sequence[Record], keys: Mapping[Place, str], stored: Mapping[str, ProblemRow]
+) -> dict[Place, ProblemRow]:
+    """The problem of each (task, place). stored: the problems of the store by key.
+
+    A problem that the store has keeps its id. The new ones of a log's task get the task's name in the store, if that
+    has any problem of it.
+    """
+    known = {place: stored[key] for place, key in keys.items() if key in stored}
+    names: dict[str, Counter[str]] = defaultdict(Counter)
+    for (task, _), row in known.items():
+        names[task][row.task] += 1
+    found: dict[Place, ProblemRow] = {}
+    for record in records:
+        place = record.task, record.place
+        if place in known:
+            found[place] = known[place]
+        elif place not in found:
+            task, key = max(names[record.task], key=names[record.task].__getitem__, default=record.task), keys[place]
+            found[place] = ProblemRow(
+                task, f"{task}/{key}", record.target, IMPORTED, (), key, question=key, text=_kept(record)
+            )
+    return _grouped(found, {(one.task, one.place): "\n".join([one.question, *sorted(one.choices)]) for one in records})
+
+
+def _kept(record: Record) -> str | None:
+    """The question with its choices as the store keeps it: not of gated sets."""
+    gated = is_gated(record.task) or is_gated(held_out_in(record.question) or "")
+    return None if gated else "\n".join([record.question, *record.choices])
+
+
+def _grouped(rows: Mapping[Place, ProblemRow], texts: Mapping[Place, str]) -> dict[Place, ProblemRow]:
+    """The rows with their groups, by the questions of each task; what the store knows of its own stays."""
+    found = dict(rows)
+    for task in dict.fromkeys(row.task for row in rows.values()):
+        places = [place for place, row in rows.items() if row.task == task]
+        keys = [rows[place].group or "" for place in places]
+        for place, first in zip(places, leaders([texts[place] for place in places], keys), strict=True):
+            row, of = rows[place], rows[places[first]]
+            if row.kind == IMPORTED and row.group is None:
+                found[place] = replace(row, group=of.group or of.problem_id)
+    return found
+
+
+LONGEST_NAME = 80
+
+
+def import_rows(
+    store: str | Path,
+    files: str | Path | Sequence[str | Path],
+    name: str,
+    metric: str | None = None,
+    threshold: float | None = None,
+) -> dict[str, Any]:
+    """Add the outputs in logs of another evaluation tool to a store, as one run under a name, in one transaction.
+
+    files: a log, or several of one model by one tool, such as one of each task: of lm-eval (samples_*.jsonl),
+    inspect_ai (.eval, .json), lighteval (details, .parquet) or evalscope (reviews, .jsonl); docs/import.md says what is
+    read of each. store: SQLite file, created if missing. metric: which of a log's metrics says whether an output is
+    correct; needed if it has several. threshold: least score that counts as correct; needed if scores lie between 0
+    and 1.
+
+    An output is stored at the budget AS_RUN ("as run"), without thinking budget. Problems with equal questions are the
+    same problem in every run of the store, so imported runs can be compared with each other and with runs of
+    `evaluate`. Returns `run` (the id), `tool`, `metric`, `tasks`, `problems`, `rows` (new in the store), `ungraded`
+    (outputs that the tool did not grade, which are left out) and `has` (what the log tells besides: tokens, ends). An
+    import that the store already has adds nothing. Raises PrunusError, and leaves the store as it is, if a log is not
+    recognised, damaged, incomplete or of an unknown version, if several metrics or scores leave a choice, and if the
+    name is taken.
+    """
+    paths = [Path(one) for one in ([files] if isinstance(files, str | Path) else files)]
+    label = _name(name)
+    logs = [read_log(path) for path in paths]
+    log = _together(logs, paths)
+    chosen = _metric(log.records, metric)
+    graded = [record for record in log.records if _grade(record, chosen).score is not None]
+    if not graded:
+        raise PrunusError(f"no output in '{paths[0]}' has a score by {chosen}: choose another --metric")
+    _check_scores(graded, chosen, threshold)
+    keys = keys_of(graded)
+    plan = _plan(log, graded, keys, chosen, threshold)
+    digests = sorted(_digest(path) for path in paths)
+    run_id = content_hash({"import": label, "files": digests, "metric": chosen, "threshold": threshold})
+    path = Path(store)
+    check_folder(path)
+    with claim(path, run_id), Store(path, create=True) as opened:
+        _check_free(opened, label, run_id)
+        stored = {row.question: row for row in opened.problems().values() if row.question is not None}
+        problems = problem_rows(graded, keys, stored)
+        versions = {"prunus": __version__, log.tool: log.version}
+        run = Run(run_id, _model(label, log, digests), plan, versions)
+        samples = [_sample(record, problems[record.task, record.place], chosen, threshold) for record in graded]
+        _check_draws(samples)
+        done = bool(opened.keys(run_id))
+        added = 0 if done else opened.add_complete_run(run, list(problems.values()), samples)
+    return {
+        "run": run_id,
+        "tool": log.tool if log.version is None else f"{log.tool} {log.version}",
+        "metric": chosen,
+        "tasks": ", ".join(sorted({row.task for row in problems.values()})),
+        "problems": len({row.problem_id for row in problems.values()}),
+        "rows": added,
+        "ungraded": len(log.records) - len(graded),
+        "has": _told(graded),
+    }
+
+
+def _name(name: str) -> str:
+    label = one_line(name, LONGEST_NAME)
+    if not label or label != name.strip():
+        raise PrunusError(f"a name is one line of at most {LONGEST_NAME} characters, not '{label}'")
+    return label
+
+
+def _together(logs: Sequence[Log], paths: Sequence[Path]) -> Log:
+    """Several logs as one. Raises PrunusError if they are of several tools or models, or if two have the same task."""
+    first = logs[0]
+    for path, log in zip(paths[1:], logs[1:], strict=True):
+        for what, ours, theirs in (
+            ("tool", first.tool, log.tool), ("version", first.version, log.version), ("model", first.model, log.model),
+        ):  # fmt: skip
+            if ours != theirs:
+                raise PrunusError(
+                    f"'{paths[0]}' and '{path}' differ in {what} ({ours}, {theirs}): import each --as its own"
+                )
+    tasks: dict[str, Path] = {}
+    for path, log in zip(paths, logs, strict=True):
+        for task in dict.fromkeys(record.task for record in log.records):
+            if task in tasks:
+                raise PrunusError(f"'{tasks[task]}' and '{path}' both have task '{task}': import each --as its own")
+            tasks[task] = path
+    settings = first.settings if len(logs) == 1 else {"of each file": [dict(log.settings) for log in logs]}
+    return Log(first.tool, first.version, first.model, [record for log in logs for record in log.records], settings)
+
+
+def _metric(records: Iterable[Record], wanted: str | None) -> str:
+    """The metric that grades. Raises PrunusError with the choices if it has to be named, or is not there."""
+    by_task: dict[str, set[str]] = {}
+    for record in records:
+        by_task.setdefault(record.task, set()).update(record.grades)
+    shared = sorted(set.intersection(*by_task.values()))
+    listed = ", ".join(shared) or "none"
+    if wanted is not None:
+        if wanted not in shared:
+            raise PrunusError(f"the log has no metric '{wanted}' (for every task): choose --metric of {listed}")
+        return wanted
+    if not shared:
+        raise PrunusError("the log has no metric that all its tasks share: import the tasks --as runs of their own")
+    if len(shared) > 1:
+        raise PrunusError(f"the log has several metrics: choose --metric of {listed}")
+    return shared[0]
+
+
+def _grade(record: Record, metric: str) -> Grade:
+    return record.grades.get(metric, Grade(None))
+
+
+def _check_scores(graded: Iterable[Record], metric: str, threshold: float | None) -> None:
+    """Raise PrunusError if a score is neither 0 nor 1 and no finite threshold says what that means."""
+    if threshold is not None:
+        if not math.isfinite(threshold):
+            raise PrunusError(f"--threshold must be a finite number, not {threshold}")
+        return
+    for record in graded:
+        if (score := _grade(record, metric).score) not in (0, 1):
+            raise PrunusError(
+                f"{metric} has scores besides 0 and 1, such as {score:g}, but verdicts need right or wrong: choose"
+                " another --metric, or the least score that counts as correct with --threshold"
+            )
+
+
+def _check_free(store: Store, name: str, run_id: str) -> None:
+    """Raise PrunusError if another run of the store has the name."""
+    for run in store.runs():
+        if run.model.get("name") == name and run.run_id != run_id:
+            raise PrunusError(f"{store.path} already has a run named '{name}' ({run.run_id}): choose another --as")
+
+
+def _check_draws(samples: Iterable[Sample]) -> None:
+    seen: set[tuple[str, int]] = set()
+    for sample in samples:
+        if (key := (sample.problem_id, sample.draw)) in seen:
+            raise PrunusError(
+                f"the log has two outputs of number {sample.draw} for problem {sample.problem_id}: it is of two runs"
+            )
+        seen.add(key)
+
+
+def _plan(
+    log: Log, graded: Sequence[Record], keys: dict[Place, str], metric: str, threshold: float | None
+) -> dict[str, Any]:
+    """The settings by which runs are compared: an import differs from one with other settings, tool or metric."""
+    told = {key: value for key, value in log.settings.items() if value not in (None, {}, [])}
+    return {
+        "tasks": sorted({record.task for record in graded}),
+        "budgets": [str(AS_RUN)],
+        "samples": max(record.draw for record in graded) + 1,
+        "mode": str(AS_RUN),
+        "tool": log.tool,
+        "metric": metric,
+        "problems": content_hash(sorted(keys.values()), 16),
+        **told,
+    } | ({} if threshold is None else {"threshold": threshold})
+
+
+def _model(name: str, log: Log, digests: Sequence[str]) -> dict[str, object]:
+    """The description of the model, whose weights are not known; the manifest says where it comes from."""
+    recipe = {"as": name, "tool": log.tool, "model": one_line(log.model)}
+    step = {"action": "import", "recipe": recipe, "versions": {}, "warnings": []}
+    checksum = hashlib.sha256("".join(digests).encode()).hexdigest()
+    return {
+        "name": name, "source": log.model, "checksum": checksum, "manifest": {"history": [step]},
+        "parameters": None, "blocks": None,
+    }  # fmt: skip
+
+
+def _told(graded: Sequence[Record]) -> str:
+    told = {
+        "tokens": any(record.output_tokens is not None for record in graded),
+        "ends": any(record.stopped is not None for record in graded),
+    }
+    return " and ".join(name for name, there in told.items() if there) or "neither tokens nor ends"
+
+
+def _sample(record: Record, problem: ProblemRow, metric: str, threshold: float | None) -> Sample:
+    """The row of a graded output. Its answer tokens are all tokens that the log does not call reasoning."""
+    grade = _grade(record, metric)
+    tokens, reasoning = record.output_tokens, record.reasoning_tokens or 0
+    thinking, text = record.thinking, record.text
+    return Sample(
+        task=problem.task,
+        problem_id=problem.problem_id,
+        budget=AS_RUN,
+        draw=record.draw,
+        thinking_tokens=UNKNOWN if tokens is None else min(reasoning, tokens),
+        answer_tokens=UNKNOWN if tokens is None else max(0, tokens - reasoning),
+        forced_tokens=UNKNOWN if record.stopped is None else 0,
+        ended="forced" if record.stopped is False else "natural",
+        answer_truncated=False,
+        reopened_think=False,
+        answer=grade.answer,
+        status="ok",
+        correct=(grade.score or 0) >= (1 if threshold is None else threshold),
+        thinking=thinking,
+        text=text,
+        loops=loops(thinking, text, None),
+    )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

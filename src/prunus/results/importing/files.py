@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.errors import PrunusError
-from prunus.parse import parse_json
+from prunus.plain_data import parse_json
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,8 @@ from prunus import __version__
 from prunus.cards.certified import CERTIFICATE, checkpoint_of, problems_had
 from prunus.disk import show_bytes, write_text
 from prunus.errors import PrunusError
-from prunus.hashing import canonical_json, content_hash
 from prunus.margins import Margin
-from prunus.parse import parse_json
+from prunus.plain_data import canonical_json, content_hash, parse_json
 from prunus.results.anytime import First
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, ENDS, Rule, paths
 from prunus.results.metrics import auc_weights

@@ -18,10 +18,9 @@ from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
 from prunus.evaluation.resolved_plan import renew_groups
-from prunus.hashing import canonical_json
 from prunus.margins import MarginLike
-from prunus.parse import parse_json
-from prunus.pruning.made_card import renew_card
+from prunus.plain_data import canonical_json, parse_json
+from prunus.pruning.job import renew_card
 from prunus.recipe_base import Recipe
 from prunus.recipes import EvalPlan
 from prunus.results.store import Store, check_folder
@@ -43,7 +42,7 @@ from prunus.study.find.rungs import rungs_of
 from prunus.study.find.search import Rung, Search, check_smallest, ladder_by_bytes, ladders_of, open_search
 from prunus.study.find.trace import declare_in, warning
 from prunus.study.find.walk import Walk
-from prunus.study.ray.cluster import Cluster, cluster_for
+from prunus.study.ray import Cluster, cluster_for
 from prunus.study.variants import check_variants, whole_checkpoint
 
 WORK = "find.json"  # identifies the search of a folder of unfinished work

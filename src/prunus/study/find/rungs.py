@@ -15,7 +15,7 @@ from prunus.evaluation.grading import Grader
 from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import cut_into_batches
 from prunus.evaluation.run import missing_chains
-from prunus.hashing import content_hash
+from prunus.plain_data import content_hash
 from prunus.progress import say
 from prunus.pruning.calibration.saved_statistics import FIELDS, stats
 from prunus.pruning.methods import find_method
@@ -27,7 +27,7 @@ from prunus.study.cells import Cell, Variant
 from prunus.study.engine import Batch, Engine, evaluate_cells, makes_all_first
 from prunus.study.find.search import Search
 from prunus.study.live_table import LiveTable
-from prunus.study.ray.cluster import Cluster
+from prunus.study.ray import Cluster
 from prunus.study.ray.driver import Driver, Job, driving
 from prunus.study.variants import StudyPaths, is_made, kept_folder, make_variant, unfinished_folder, variant_files
 

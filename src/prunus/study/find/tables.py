@@ -18,7 +18,7 @@ from prunus.study.find.find import carry_out, is_finished, work_folder
 from prunus.study.find.page import NAME as PAGE
 from prunus.study.find.prospects import prospects, refuse_impossible
 from prunus.study.find.search import Ladder, Search, ladders_of, open_search
-from prunus.study.ray.cluster import Cluster
+from prunus.study.ray import Cluster
 from prunus.study.variants import check_variants
 
 FOUND = "found"  # folder of a study

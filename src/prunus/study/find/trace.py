@@ -10,8 +10,8 @@ from typing import Any
 
 from prunus.cards.certified import search_words
 from prunus.errors import PrunusError
-from prunus.hashing import content_hash
 from prunus.margins import Margin
+from prunus.plain_data import content_hash
 from prunus.results.ladder import CERTIFIED
 from prunus.results.rows import DeclaredSearch
 from prunus.results.store import Store

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 from prunus.cards.certified import about_searches, search_words
 from prunus.errors import PrunusError
-from prunus.hashing import content_hash
+from prunus.plain_data import content_hash
 from prunus.results.anytime import First
 from prunus.results.labels import plan_in_short
 from prunus.results.store import Store, same_groups

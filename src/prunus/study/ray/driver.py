@@ -24,7 +24,7 @@ from prunus.results.store import Store
 from prunus.study.cells import Cell, Model, Variant
 from prunus.study.file import Study
 from prunus.study.live_table import LiveTable
-from prunus.study.ray.cluster import Cluster, capacity, connected, first_line
+from prunus.study.ray import Cluster, capacity, connected, first_line
 from prunus.study.ray.worker import BatchResult, Download, ModelRef, VariantFiles, Worker, WorkerInfo, download, upload
 from prunus.study.variants import StudyPaths, add_run, files_to_load, is_made, kept_folder, target_folder
 

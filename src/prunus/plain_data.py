@@ -1,12 +1,39 @@
-"""Line numbers of the keys in a TOML text, for error messages: tomllib does not report them."""
+"""Plain data: read from JSON and TOML, where whatever is wrong with the text is a ValueError, and hashed.
 
+The line numbers of keys in a TOML text are for error messages: tomllib does not report them.
+"""
+
+import hashlib
+import json
 import re
+import tomllib
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from prunus.errors import nearest
 
+MOST_DOTS = 1000  # in a line of TOML: tomllib takes minutes for a key of very many parts
+DEEP = "it is nested too deeply"
 _HEADER = re.compile(r"\s*\[\[?\s*([\w.\-\"']+)\s*\]\]?\s*(?:#.*)?$")
 _KEY = re.compile(r"\s*([\w.\-\"']+)\s*=")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError if it is none, or is nested so deeply that it cannot be read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(DEEP) from error
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The content of a TOML text. Raises ValueError as parse_json does."""
+    if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+        raise ValueError(f"a line has more than {MOST_DOTS} dots")
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError(DEEP) from error
 
 
 class Lines:
@@ -48,3 +75,13 @@ def suggestion(word: str, known: Iterable[str], elsewhere: Mapping[str, Iterable
         if word in keys:
             return f"it belongs under {table}"
     return nearest(word, known, "known keys are")
+
+
+def canonical_json(data: Any) -> str:
+    """The JSON text that is hashed; equal data give the same text."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def content_hash(data: Any, length: int = 12) -> str:
+    """The first `length` hex digits of the SHA-256 of the data's canonical JSON."""
+    return hashlib.sha256(canonical_json(data).encode()).hexdigest()[:length]
