@@ -15,7 +15,7 @@ from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.pruning import pipeline
-from prunus.pruning.calibration.beforehand import check_calibration
+from prunus.pruning.calibration import check_calibration
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.step import kind_of
 

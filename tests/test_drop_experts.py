@@ -20,9 +20,9 @@ from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.pruning import drop_experts as command
 from prunus.pruning.calibration.data import Calibration, load_calibration
+from prunus.pruning.experts import find_mixtures
 from prunus.pruning.experts.criteria import choose
 from prunus.pruning.experts.measure import observe
-from prunus.pruning.experts.mixture import find_mixtures
 from prunus.recipes import ExpertsRecipe, PruneRecipe, RecoverRecipe
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models

@@ -22,8 +22,8 @@ from prunus.results.store import Store
 from prunus.study import engine
 from prunus.study import ray as ray_cluster
 from prunus.study.find.find import carry_out
-from prunus.study.find.rungs import RayRungs
 from prunus.study.find.search import Search, ladders_of, open_search
+from prunus.study.find.walk import RayRungs
 from prunus.study.ray import Cluster
 from prunus.study.ray.driver import Driver, Job
 from prunus.study.variants import add_run, make_variant

@@ -14,9 +14,9 @@ import torch
 import prunus
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.errors import PrunusError
+from prunus.evaluation import lm_eval as harness
 from prunus.evaluation.backends.hf import load_model
-from prunus.evaluation.lm_eval import tasks as harness
-from prunus.evaluation.lm_eval.tasks import rows_of
+from prunus.evaluation.lm_eval import rows_of
 from prunus.evaluation.tasks import load_task
 from prunus.recipes import EvalPlan
 from prunus.results.store import Store

@@ -12,8 +12,8 @@ import prunus
 from prunus.checkpoint.resolve import load_tokenizer
 from prunus.cli import main
 from prunus.engines import EngineOptions
+from prunus.evaluation import lm_eval as harness
 from prunus.evaluation.backends.hf import describe, is_sparse, load_model
-from prunus.evaluation.lm_eval import tasks as harness
 from prunus.evaluation.provenance import open_for
 from prunus.evaluation.resolved_plan import resolve_plan
 from prunus.native import load as library

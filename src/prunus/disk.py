@@ -19,6 +19,7 @@ from prunus.errors import PrunusError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Content = Callable[[], str | bytes]  # called when the file is written
 RESERVE_BYTES = 1 << 24  # left free for other processes
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.writing$")  # the end of the name that atomic_file writes under
@@ -83,6 +84,45 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
             with suppress(OSError):  # it was not created, or another process has put something there
                 folder.rmdir()
         raise
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raise PrunusError if path exists (unless overwrite) or its folder does not."""
+    if path.exists() and not overwrite:
+        raise PrunusError(f"'{path}' exists: name another file, or add --overwrite")
+    if not path.absolute().parent.is_dir():
+        raise PrunusError(f"the folder of '{path}' does not exist: create it or name another file")
+
+
+@contextmanager
+def written_last(path: Path, content: str) -> Iterator[None]:
+    """Write a file completely or not at all, but rename it after the block, so that no error of its own comes later.
+
+    Raises PrunusError, with the reason, if it cannot be written.
+    """
+    with write_errors(path), atomic_file(path) as stream:
+        stream.write(content.encode())
+        stream.flush()
+        yield
+
+
+def check_export(files: Iterable[Path], overwrite: bool) -> None:
+    """Raise PrunusError if any file exists (unless overwrite) or its folder cannot be created."""
+    files = list(files)
+    for folder in {path.parent for path in files}:
+        if folder.exists() and not folder.is_dir():
+            raise PrunusError(f"'{folder}' is a file: name a folder")
+        if not folder.absolute().parent.is_dir():
+            raise PrunusError(f"the folder of '{folder}' does not exist: create it or name another folder")
+    existing = [path for path in files if path.exists()]
+    if existing and not overwrite:
+        raise PrunusError(f"'{existing[0]}' exists: name another folder, or add --overwrite")
+
+
+def write_export(files: Mapping[Path, Content]) -> None:
+    """Write the files: after an error, none of them."""
+    made = ((path, content()) for path, content in files.items())
+    write_together({path: text.encode() if isinstance(text, str) else text for path, text in made})
 
 
 def replace_folder(new: Path, target: Path, overwrite: bool) -> None:
@@ -176,6 +216,15 @@ def disk_errors(folder: Path, needed: int) -> Iterator[None]:
                 f"the disk of {folder} is full: {show_bytes(needed)} are needed in all; free some space and run again"
             ) from error
         raise explained(error, folder) from error
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Within the context, turn errors of writing into the PrunusError of `explained`."""
+    try:
+        yield
+    except OSError as error:
+        raise explained(error, path) from error
 
 
 def explained(error: OSError, path: Path | None = None) -> PrunusError:

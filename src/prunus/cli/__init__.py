@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import click
 
 # Importing them is what adds the commands.
-from prunus.cli import evaluation, models, reporting, study  # noqa: F401
+from prunus.cli import evaluation, models, reporting  # noqa: F401
 from prunus.cli.common import cli, verbose
 from prunus.disk import explained
 from prunus.errors import PrunusError

@@ -1,6 +1,8 @@
-"""Commands that run a model (evaluate it, draw its chains of thought), list what there is to run it on; the demo."""
+"""Commands that evaluate: one model, its chains of thought, a study, a search; lists of what there is; the demo."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,22 +15,30 @@ from prunus.cli.common import (
     all_of,
     command,
     device_option,
+    dry_run_option,
     engine_options,
+    is_given,
     json_option,
+    margin,
     model_argument,
     option,
     options,
     out_argument,
     overwrite_option,
     path,
+    ray_options,
+    recover_option,
     show,
     show_summary,
+    show_verdicts,
     store_option,
+    where_option,
 )
-from prunus.engines import EngineOptions
+from prunus.engines import SMALLEST, EngineOptions
+from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
-from prunus.recipes import EvalPlan, TraceRecipe
-from prunus.settings import settings_of
+from prunus.recipes import EvalPlan, PruneRecipe, TraceRecipe
+from prunus.settings import hints_of, settings_of
 
 # Options of every command that evaluates models under thinking budgets.
 plan_options = all_of(
@@ -142,3 +152,185 @@ def print_list(rows: Sequence[dict[str, str]], as_json: bool) -> None:
             source = f" ({row['source']}{needs})" if "source" in row else ""
             lines.append(f"{row['name']:<{width}}  {row['description']}{source}")
     show(rows, as_json, lambda _: click.echo("\n".join(lines).lstrip()))
+
+
+ACTIONS = ("run", "plan", "report")
+OPTIONS_OF_ONE_ACTION = {"no_measure": "plan", "ray": "run", "gpus_per_task": "run", "cpus_per_task": "run"}
+
+
+@command(
+    "Evaluate",
+    "study",
+    "prunus study plan examples/tiny.toml",
+    "prunus study examples/tiny.toml",
+    "prunus study examples/paper.toml --ray",
+)
+@click.argument("words", nargs=-1, required=True, metavar="[run|plan|report] FILE.toml")
+@where_option("--out", type=path, help="Folder of the study; default: study-FILE.")
+@where_option("--store", type=path, help="File of the results; default: results.db in the study's folder.")
+@device_option
+@ray_options
+@click.option("--no-measure", is_flag=True, help="plan: load no model, so that no time is estimated.")
+@json_option
+def study_command(
+    words: tuple[str, ...],
+    out: Path | None,
+    store: Path | None,
+    device: str,
+    no_measure: bool,
+    as_json: bool,
+    **workers: Any,
+) -> None:
+    """Run a study: a grid of models, recipes and plans.
+
+    It does what is missing of the file, also the searches of its [[find]] tables, compares and reports. You can stop it
+    at any time; the same command resumes it. `plan` runs nothing: it prints the cells, which of them are done, and how
+    long the rest would take. `report` writes the page from the finished cells, also during a run.
+    """
+    action, file = parse(words)
+    if action == "plan":
+        plan = prunus.plan_study(file, out=out, store=store, device=device, measure=not no_measure)
+        show(plan, as_json, print_plan)
+    elif action == "report":
+        show(prunus.report_study(file, out=out, store=store), as_json, print_outcomes)
+    else:
+        show(prunus.run_study(file, out=out, store=store, device=device, **workers), as_json, print_outcomes)
+
+
+def parse(words: tuple[str, ...]) -> tuple[str, str]:
+    """(action, file); the action is `run` where none is given.
+
+    Raises PrunusError unless there is exactly one file, and where an option was given that the action does not have.
+    """
+    action, *files = words if words[0] in ACTIONS else ("run", *words)
+    if len(files) != 1:
+        raise PrunusError(f"give one FILE.toml after {action}: `prunus study {action} FILE.toml`")
+    for name, owner in OPTIONS_OF_ONE_ACTION.items():
+        if action != owner and is_given(name):
+            raise PrunusError(f"--{name.replace('_', '-')} belongs to `prunus study {owner}`")
+    return action, files[0]
+
+
+def print_plan(plan: Mapping[str, Any]) -> None:
+    """Print what a study would do as a table."""
+    from prunus.study.live_table import plan_table
+
+    progress.out_console.print(plan_table(plan))
+
+
+def print_outcomes(done: Mapping[str, Any]) -> None:
+    """Print a table of verdicts for each model and plan, the outcomes of searches, and where the report is."""
+    from prunus.study.live_table import search_lines
+
+    for entry in done["comparisons"]:
+        if entry["comparison"] is not None:
+            show_verdicts(entry["comparison"], done["store"])
+    for search in done["searches"]:
+        click.echo("\n".join(search_lines(search, len({one["model"] for one in done["searches"]}) > 1)))
+    progress.say(f"report: {done['report']}")
+
+
+NOTHING_FOUND = 3  # exit code
+# Settings of PruneRecipe that are options; `samples` is --calibration-samples, since the plan has it, too.
+OF_PRUNING = ("calibration", "seqlen", "calibration_tokens", "scope", "allocation", "propagation")
+SAMPLES = "calibration_samples"
+
+
+@command(
+    "Decide",
+    "find",
+    "prunus find tiny out/found --task tiny --budgets 64,256 --ladder 0.05:0.3:0.05 --margin 0.03",
+    "prunus find tiny out/found --task tiny --budgets 64,256 --dry-run",
+)
+@model_argument
+@out_argument
+@click.option(
+    "--ladder",
+    default="0.1:0.7:0.05",
+    show_default=True,
+    metavar="FROM:TO:STEP|FILE.toml",
+    help="Sparsities to try, from gentle to harsh (or a list: 0.2,0.4), or a file with [[prune]] and [[drop]] tables.",
+)
+@click.option(
+    "--smallest",
+    type=click.Choice(list(SMALLEST)),
+    help="Order rungs by the bytes that this engine loads, which evaluates them; default ladder: fewer bits, then also"
+    " fewer channels or experts.",
+)
+@click.option(
+    "--method",
+    help="One method or several, each with a ladder of its own: wanda,sparsegpt. Default: wanda.",
+    metavar="NAME,...",
+)
+@margin("--margin", "0.02", "Loss of accuracy to rule out (0.02: two points; 5%: 5 % of what MODEL solves).")
+@margin("--stop-margin", "0.05", "The same of the chains that end by themselves.")
+@click.option("--alpha", default=0.05, show_default=True, metavar="X", help="Probability of any false certificate.")
+@click.option("--max-tokens", type=int, help="End when the rows looked at took N tokens.", metavar="N")
+@click.option(
+    "--look", type=int, help="Problems evaluated between two decisions; default: a batch of the engine.", metavar="N"
+)
+@plan_options
+@options(PruneRecipe, OF_PRUNING)
+@option(PruneRecipe, "samples", flag="--calibration-samples")
+@recover_option
+@store_option
+@option(EngineOptions, "serve", help=f"openai: {settings_of(EngineOptions)['serve'].help}")
+@device_option
+@ray_options
+@dry_run_option
+@overwrite_option
+@json_option
+def find_command(
+    model: str,
+    out: Path,
+    ladder: str,
+    method: str | None,
+    recover: bool,
+    serve: str | None,
+    engine: EngineOptions,
+    dry_run: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Find the most compressed MODEL that provably still solves.
+
+    It still stops, too. Rung after rung of a ladder is pruned and compared with MODEL, problem by problem, only as far
+    as it takes to certify or refuse it, until one is not certified; the last that was is written to the folder OUT.
+    Exit code 3: none was, and OUT is not written. After an interruption the same command goes on.
+    """
+    pruning = {name: given.pop(name) for name in (*OF_PRUNING, SAMPLES)}
+    settings = {"samples" if name == SAMPLES else name: pruning[name] for name in pruning if is_given(name)}
+    plan = EvalPlan(**{name: given.pop(name) for name in list(given) if name in hints_of(EvalPlan)})
+    rungs = ladder if is_given("ladder") or given["smallest"] is None else None
+    if rungs is None or not rungs.endswith(".toml"):
+        settings["seed"] = plan.seed
+    check_plan(model, plan, engine, given["store"])
+    found = prunus.find(
+        model,
+        out,
+        plan,
+        rungs,
+        methods=method.split(",") if method else None,
+        settings=settings,
+        recovery={} if recover else None,
+        engine=replace(engine, serve=serve),
+        dry_run=dry_run,
+        **given,
+    )
+    show(found, as_json, print_ahead if dry_run else print_found)
+    if not dry_run and found["out"] is None:
+        sys.exit(NOTHING_FOUND)
+
+
+def print_ahead(ahead: Mapping[str, Any]) -> None:
+    """Print what to expect of a search, and its ladder if that is one by bytes."""
+    click.echo("\n".join(ahead["lines"]))
+    if "ladder" in ahead:
+        click.echo(f"the ladder, of which an edited copy may be given as --ladder FILE.toml:\n\n{ahead['ladder']}")
+
+
+def print_found(found: Mapping[str, Any]) -> None:
+    """Print what a search found, and what it took."""
+    click.echo("\n".join(found["claims"]) or f"no rung was certified, so {found['model']} stays as it is")
+    full = f"; all rungs in full would have taken about {found['full_grid_tokens']:,}"
+    progress.say(f"{found['tokens']:,} tokens{full}" + (f"; written: {found['out']}" if found["out"] else ""))

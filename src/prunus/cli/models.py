@@ -26,7 +26,7 @@ from prunus.cli.common import (
 )
 from prunus.declarations import Method, declared, owners_of
 from prunus.errors import PrunusError
-from prunus.pruning.calibration.beforehand import check_calibration, check_source
+from prunus.pruning.calibration import check_calibration, check_source
 from prunus.pruning.calibration.text_files import check_readable
 from prunus.recipe_base import CALIBRATED
 from prunus.recipes import PruneRecipe, RecoverRecipe

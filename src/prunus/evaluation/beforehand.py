@@ -54,6 +54,6 @@ def check_tasks(tasks: Iterable[str]) -> None:
         if not task.startswith(HARNESS):
             check_task(task)
         elif find_spec("lm_eval") is None:
-            from prunus.evaluation.lm_eval.tasks import check_installed
+            from prunus.evaluation.lm_eval import check_installed
 
             check_installed()

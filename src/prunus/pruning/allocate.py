@@ -17,8 +17,7 @@ from prunus.disk import disk_errors, write_text
 from prunus.errors import PrunusError
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.allocation.arithmetic import HIGHEST, row_counts, tensor_counts, weighted_mean
-from prunus.pruning.allocation.importance_scores import PARTS, WHOLE, ImportanceScores, read_scores
-from prunus.pruning.allocation.measurement import Measured, Subject
+from prunus.pruning.allocation.measurement import PARTS, WHOLE, ImportanceScores, Measured, Subject, read_scores
 from prunus.pruning.calibration.data import Calibration, load_calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.calibration.saved_statistics import SavedStats

@@ -11,10 +11,10 @@ from prunus.checkpoint.safetensors_file import Entry, entry_of
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
+from prunus.pruning.experts import Mixture, Unremovable, find_mixtures, name_of
 from prunus.pruning.experts.criteria import CRITERIA, Choice, Seen, choose
 from prunus.pruning.experts.cut import cut_tensors, smaller_model, verify
 from prunus.pruning.experts.measure import fitting, observe, seen_in
-from prunus.pruning.experts.mixture import Mixture, Unremovable, find_mixtures, name_of
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.planned import left_out, outside, planned_checkpoint, warn_of
 from prunus.recipes import ExpertsRecipe

@@ -23,7 +23,7 @@ from prunus.progress import Steps
 from prunus.pruning.bits.gguf_like import form_like
 from prunus.pruning.bits.gguf_metadata import Form, form_of
 from prunus.pruning.bits.gguf_tensors import AS_IS, GROUP, OUTPUT, Piece, check, codes_of, encoded, names_for, pieces_of
-from prunus.pruning.calibration.beforehand import check_calibration
+from prunus.pruning.calibration import check_calibration
 from prunus.pruning.job import made_card
 from prunus.pruning.recover import dense_twin
 from prunus.recipes import GgufRecipe

@@ -25,7 +25,7 @@ from prunus.checkpoint.quantised import quantisation_of
 from prunus.checkpoint.resolve import read_object, resolve
 from prunus.progress import Steps
 from prunus.pruning.depth.verification import Droppable, try_drops
-from prunus.pruning.experts.mixture import describe_removal
+from prunus.pruning.experts import describe_removal
 from prunus.pruning.masks import count_zeros
 from prunus.pruning.quantize import describe_quantising
 from prunus.pruning.scope import is_in, weights_of, why_unprunable

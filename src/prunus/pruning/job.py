@@ -22,7 +22,7 @@ from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.safetensors_file import Entry
 from prunus.checkpoint.writer import HIDDEN, Partial, check_target
 from prunus.disk import check_space, show_bytes, write_text
-from prunus.pruning.calibration.beforehand import check_calibration
+from prunus.pruning.calibration import check_calibration
 from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.recipe_base import Calibrated, Weighted

@@ -17,7 +17,7 @@ from prunus.checkpoint.writer import Partial
 from prunus.declarations import Allocation, Method, declared
 from prunus.disk import locked
 from prunus.plain_data import content_hash
-from prunus.pruning.calibration.beforehand import TRACES
+from prunus.pruning.calibration import TRACES
 from prunus.pruning.calibration.data import Calibration, calibration_name, describe_calibration
 from prunus.pruning.calibration.hidden_states import BATCH_TOKENS
 from prunus.pruning.calibration.propagation import BlockRun, Stats

@@ -9,21 +9,21 @@ Model text is untrusted. It is always escaped, with control characters made visi
 hashes of our style and our script, so that no other could run even if an escape were missing.
 """
 
+import re
+import shutil
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from secrets import token_hex
+from types import TracebackType
+from typing import Self
 
+from prunus.disk import Content, check_export, refuse_existing, replace_folder, write_errors, write_export, written_last
 from prunus.errors import PrunusError
 from prunus.margins import MarginLike
 from prunus.reporting import prose
-from prunus.reporting.output_files import (
-    Folder,
-    check_export,
-    files_of,
-    refuse_existing,
-    write_export,
-    written_last,
-)
 from prunus.reporting.render.figure import pdf_converter
+from prunus.reporting.render.table import slug
 from prunus.reporting.render.text import esc, linked, short, top, whole_page
 from prunus.reporting.report_data import ReportData, ReportedRun, missing_notes
 from prunus.reporting.section import Section
@@ -32,6 +32,7 @@ from prunus.results.cells import plain
 from prunus.results.store import Store
 
 Choice = tuple[str, str, str]  # the id of a box, its label, and the CSS of what it shows or hides
+OURS = re.compile(r"flip-\d+-\d+\.html")  # a folder is replaced only if all its files have such names
 
 
 def report(
@@ -162,6 +163,76 @@ def size_in_words(one: ReportedRun, base: ReportedRun) -> str:
         return "Its size is not known"
     same = f"It is as large as {name} ({sizes[0]}{unit})"
     return same if sizes[0] == sizes[1] else f"It has {sizes[0]} of {name}'s {sizes[1]}{unit}"
+
+
+class Folder:
+    """A folder filled under a temporary name: `with Folder(path, overwrite) as f: f.write(name, text); f.keep()`.
+
+    It is created by the first write. Without keep() it is deleted, and an older folder stays.
+    """
+
+    def __init__(self, path: Path, overwrite: bool) -> None:
+        self.path, self.overwrite = path, overwrite
+        self.temporary: Path | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.temporary is not None:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def write(self, name: str, text: str) -> None:
+        """Add a file."""
+        if self.temporary is None:
+            self._refuse()
+            with write_errors(self.path):
+                temporary = self.path.with_name(f".{self.path.name}.{token_hex(8)}.partial")
+                temporary.mkdir()
+            self.temporary = temporary
+        with write_errors(self.path):
+            (self.temporary / name).write_text(text, "utf-8", newline="\n")
+
+    def keep(self) -> None:
+        """Rename the folder to its path, replacing an older one; if nothing was written, only delete the older one."""
+        with write_errors(self.path):
+            if self.temporary is not None:
+                replace_folder(self.temporary, self.path, self.overwrite)
+                self.temporary = None
+            elif self.overwrite and self.path.is_dir() and self._is_ours():
+                shutil.rmtree(self.path)
+
+    def _refuse(self) -> None:
+        if self.path.exists() and not self.overwrite:
+            raise PrunusError(f"'{self.path}' exists: move it, name another page, or add --overwrite")
+        if self.path.exists() and not self._is_ours():
+            raise PrunusError(f"'{self.path}' has files that are not of a report: move it, or name another page")
+
+    def _is_ours(self) -> bool:
+        return self.path.is_dir() and all(OURS.fullmatch(one.name) for one in self.path.iterdir())
+
+
+def files_of(sections: Sequence[Section], figures: Path | None, tables: Path | None) -> dict[Path, Content]:
+    """{path: function that returns the content} of the files of all figures and of all tables that have rows.
+
+    figures, tables: folders; None for neither. A number is appended to a name that occurs again.
+    """
+    found: dict[Path, Content] = {}
+    for folder, made in (
+        (figures, [(one.name, {"svg": one.svg, "pdf": one.pdf}) for of in sections for one in of.figures]),
+        (tables, [(one.name, {"csv": one.csv, "tex": one.latex}) for of in sections for one in of.tables if one.rows]),
+    ):
+        seen: Counter[str] = Counter()
+        if folder is None:
+            continue
+        for name, contents in made:
+            short = slug(name)
+            seen[short] += 1
+            stem = short if seen[short] == 1 else f"{short}-{seen[short]}"
+            found |= {folder / f"{stem}.{kind}": content for kind, content in contents.items()}
+    return found
 
 
 def bar(data: ReportData, sections: Sequence[Section]) -> str:

@@ -11,7 +11,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import MANIFEST, read_manifest, resolve
 from prunus.checkpoint.writer import check_target
 from prunus.errors import PrunusError
-from prunus.pruning.calibration.beforehand import check_calibration
+from prunus.pruning.calibration import check_calibration
 from prunus.recipe_base import Recipe
 from prunus.step import Where, action_of, kind_of, settled, steps_name
 

@@ -19,7 +19,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.plain_data import content_hash
-from prunus.pruning.calibration.beforehand import HUB_NAMES, TRACES, check_calibration
+from prunus.pruning.calibration import HUB_NAMES, TRACES, check_calibration
 from prunus.pruning.calibration.data import Calibrating, calibration_name
 from prunus.recipe_base import Recipe
 from prunus.recipes import EvalPlan

@@ -25,7 +25,7 @@ from prunus.disk import disk_errors, locked
 from prunus.errors import PrunusError
 from prunus.evaluation.provenance import describe_model
 from prunus.evaluation.resolved_plan import store_problems
-from prunus.pruning.calibration.beforehand import check_package
+from prunus.pruning.calibration import check_package
 from prunus.pruning.calibration.data import Calibrating, calibration_name
 from prunus.results.rows import Run
 from prunus.results.store import Store

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus import progress
+from prunus.disk import Content, check_export, write_export
 from prunus.errors import PrunusError
-from prunus.reporting.output_files import Content, check_export, write_export
 from prunus.reporting.render.table import named
 from prunus.reporting.render.text import clip, document, esc, resource
 from prunus.results.characters import visible

@@ -15,8 +15,7 @@ from prunus.checkpoint.loader import blocks_on
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.allocation.arithmetic import normalised, scaled, spread_of
-from prunus.pruning.allocation.importance_scores import WHOLE
-from prunus.pruning.allocation.measurement import Measured, Subject
+from prunus.pruning.allocation.measurement import WHOLE, Measured, Subject
 from prunus.pruning.calibration.data import Calibration
 from prunus.recipes import PruneRecipe, Window
 

@@ -7,8 +7,7 @@ sparsity uses their mean, which is the default here.
 from collections.abc import Sequence
 
 from prunus.pruning.allocation.arithmetic import decreasing_sparsities, spread_of
-from prunus.pruning.allocation.importance_scores import WHOLE
-from prunus.pruning.allocation.measurement import Measured, Subject, wanda_scores
+from prunus.pruning.allocation.measurement import WHOLE, Measured, Subject, wanda_scores
 from prunus.pruning.calibration.data import Calibration
 from prunus.recipes import PruneRecipe
 

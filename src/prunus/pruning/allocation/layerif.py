@@ -18,8 +18,7 @@ from torch import Tensor
 
 from prunus.errors import PrunusError
 from prunus.pruning.allocation.arithmetic import normalised, scaled
-from prunus.pruning.allocation.importance_scores import PARTS, WHOLE
-from prunus.pruning.allocation.measurement import Measured, Subject
+from prunus.pruning.allocation.measurement import PARTS, WHOLE, Measured, Subject
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.gradients import Model, signs, sketches
 from prunus.recipes import PruneRecipe

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 from prunus.pruning.allocation.alphapruning import ratios
 from prunus.pruning.allocation.arithmetic import normalised, scaled, spread_of
-from prunus.pruning.allocation.importance_scores import WHOLE
 from prunus.pruning.allocation.layerif import datainf, influences, own_calibration, smoothed
-from prunus.pruning.allocation.measurement import Measured, Subject
+from prunus.pruning.allocation.measurement import WHOLE, Measured, Subject
 from prunus.pruning.calibration.data import Calibration
 from prunus.recipes import PruneRecipe
 

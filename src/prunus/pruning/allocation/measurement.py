@@ -1,5 +1,11 @@
-"""Measuring a model for an allocation: the model and settings, the result, and one dense pass over all blocks."""
+"""Importance scores: the numbers per block that an allocation measures, and the JSON file from which to reuse them.
 
+In the file, and in the results of the API, they are called `evidence`.
+"""
+
+import json
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,19 +13,167 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from prunus import __version__
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.loader import blocks_on
+from prunus.checkpoint.resolve import read_json
 from prunus.checkpoint.runner import Runner
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.allocation.importance_scores import WHOLE
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates
 from prunus.pruning.calibration.propagation import BlockRun, dense
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.methods import wanda
 from prunus.recipes import PruneRecipe
+
+FORMAT = 1
+_KEY = re.compile(r"layer_(0|[1-9]\d*)_(attention|mlp)")
+WHOLE, PARTS = "block", ("attention", "mlp")
+
+
+class ImportanceScores(NamedTuple):
+    """The scores of an allocation, and how they were measured.
+
+    scores: one number per block under `block`, or under `attention` and `mlp`. model: checksum of the weights they were
+    measured on; None if they come from a user's file. settings: the options and the calibration that they depend on.
+    details: further measurements, for information only.
+    """
+
+    allocation: str
+    model: str | None
+    settings: Mapping[str, Any]
+    scores: Mapping[str, Sequence[float]]
+    details: Mapping[str, Any]
+    warnings: Sequence[str]
+
+    def to_json(self) -> dict[str, object]:
+        """The scores as JSON data."""
+        fields = json.loads(json.dumps(self._asdict()))
+        return {"prunus": __version__, "evidence": FORMAT, **fields}
+
+    @classmethod
+    def none(cls, allocation: str) -> "ImportanceScores":
+        """Those of an allocation that needs none."""
+        return cls(allocation, None, {}, {}, {}, [])
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ImportanceScores":
+        """The inverse of to_json."""
+        return cls(**{name: data[name] for name in cls._fields})
+
+
+def read_scores(path: Path, allocation: str, groups: Sequence[str], blocks: int) -> ImportanceScores:
+    """Importance scores from a JSON file written by prunus or by a user.
+
+    A user's file holds a list with one number per block (used for every group), an object with such lists under
+    `attention` and `mlp`, or influences by sample (see sample_scores). Raises PrunusError for other content, or if it
+    does not fit the model or the allocation.
+    """
+    data = read_json(path)
+    if isinstance(data, Mapping) and "evidence" in data:
+        if data["evidence"] != FORMAT or not set(ImportanceScores._fields) <= set(data):
+            raise PrunusError(f"{path} holds no scores of format {FORMAT}: it is from another version of prunus")
+        found = ImportanceScores.from_json(data)
+        if found.allocation != allocation:
+            raise PrunusError(f"{path} holds scores of {found.allocation}, not of {allocation}; measure again")
+    elif is_by_sample(data):
+        if WHOLE in groups:
+            raise PrunusError(
+                f"{path} holds scores of attention and mlp, which allocation layerif uses, not {allocation}"
+            )
+        sums, count = sums_of_samples(path, data, groups, blocks)
+        found = ImportanceScores(allocation, None, {"file": path.name, "samples": count}, sums, {}, [])
+    else:
+        scores = dict.fromkeys(groups, data) if isinstance(data, list) else data
+        found = ImportanceScores(allocation, None, {"file": path.name}, scores, {}, [])
+    check_scores(path, found.scores, groups, blocks)
+    return found
+
+
+def check_scores(path: Path, scores: Any, groups: Sequence[str], blocks: int) -> None:
+    """Raise PrunusError unless scores hold a list with one finite number per block for every group."""
+    for group in groups:
+        values = scores.get(group) if isinstance(scores, Mapping) else None
+        if not isinstance(values, Sequence) or isinstance(values, str):
+            raise PrunusError(f"{path} has no list '{group}'; write one score per block, as a list or under that name")
+        if len(values) != blocks:
+            raise PrunusError(f"{path} has {len(values)} scores for '{group}', but the model has {blocks} blocks")
+        for index, value in enumerate(values):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise PrunusError(f"{path}: score {index} of '{group}' is {value!r}, which is not a finite number")
+
+
+# Influences in the file format of the study arXiv:2604.25098: scores of every block's attention and MLP, by sample.
+# As in its code, the positive ones are summed over samples (wanda/lib/influence_helper.py,
+# positive_influence_aggregation).
+
+
+def is_by_sample(data: Any) -> bool:
+    """Whether a file's content has this format: samples in a list or an object, or one object with sums of samples."""
+    if isinstance(data, Sequence) and not isinstance(data, str):
+        return any(isinstance(row, Mapping) for row in data)
+    return isinstance(data, Mapping) and any(isinstance(v, Mapping) or _KEY.fullmatch(k) for k, v in data.items())
+
+
+def sums_of_samples(path: Path, data: Any, groups: Sequence[str], blocks: int) -> tuple[dict[str, list[float]], int]:
+    """Scores summed over samples, as one list with a sum per block for each of groups; and the number of samples.
+
+    data: a list of samples, or an object of samples by name. A sample is an object with `layer_0_attention`,
+    `layer_0_mlp` and so on for every block, or has that object under `scores`; only its positive scores are summed. A
+    single such object is taken as the sums themselves. Raises PrunusError for content that does not fit.
+    """
+    alone = isinstance(data, Mapping) and any(_KEY.fullmatch(key) for key in data)
+    sums = {group: [0.0] * blocks for group in groups}
+    count = 0
+    for name, scores in [("the object", data)] if alone else _samples(path, data):
+        _check_keys(path, name, scores, blocks)
+        for group, totals in sums.items():
+            for index in range(blocks):
+                value = _number(path, name, scores, f"layer_{index}_{group}")
+                totals[index] += value if alone else max(0.0, value)
+        count += 1
+    for group, totals in sums.items():
+        if not all(map(math.isfinite, totals)):
+            raise PrunusError(f"{path}: the scores of '{group}' are too large to be summed")
+    return sums, count
+
+
+def _samples(path: Path, data: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield (name for messages, scores) of every sample."""
+    rows = data.items() if isinstance(data, Mapping) else enumerate(data)
+    seen: set[Any] = set()
+    for place, row in rows:
+        name, scores = f"sample {place}", row
+        if isinstance(row, Mapping) and set(row) == {"sample_id", "scores"}:
+            name, scores = f"sample {row['sample_id']}", row["scores"]
+            if name in seen:
+                raise PrunusError(f"{path}: {name} occurs twice; remove one")
+            seen.add(name)
+        if not isinstance(scores, Mapping):
+            raise PrunusError(f"{path}: {name} is not an object with scores such as layer_0_attention and layer_0_mlp")
+        yield name, scores
+
+
+def _check_keys(path: Path, name: str, scores: Mapping[str, Any], blocks: int) -> None:
+    for key in scores:
+        found = _KEY.fullmatch(key)
+        if found is None:
+            raise PrunusError(
+                f"{path}: {name} has the unknown key '{key}'; keys are layer_0_attention, layer_0_mlp, ..."
+            )
+        if int(found[1]) >= blocks:
+            raise PrunusError(f"{path}: {name} has '{key}', but the model has blocks layer_0 to layer_{blocks - 1}")
+
+
+def _number(path: Path, name: str, scores: Mapping[str, Any], key: str) -> float:
+    if key not in scores:
+        raise PrunusError(f"{path}: {name} has no '{key}'; every sample needs a score for every block")
+    value = scores[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise PrunusError(f"{path}: '{key}' of {name} is {value!r}, which is not a finite number")
+    return float(value)
 
 
 class Measured(NamedTuple):

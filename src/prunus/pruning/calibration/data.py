@@ -20,7 +20,7 @@ from prunus.checkpoint.resolve import load_tokenizer, one_line, tiny_folder
 from prunus.checkpoint.writer import CALIBRATION, Partial
 from prunus.disk import partial_folder
 from prunus.errors import PrunusError
-from prunus.pruning.calibration.beforehand import HUB_NAMES, TRACES, check_package
+from prunus.pruning.calibration import HUB_NAMES, TRACES, check_package
 from prunus.pruning.calibration.text_files import (
     KINDS,
     Line,

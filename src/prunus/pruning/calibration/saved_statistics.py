@@ -38,7 +38,7 @@ from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.plain_data import parse_json
 from prunus.progress import Steps, say
-from prunus.pruning.calibration.beforehand import check_source
+from prunus.pruning.calibration import check_source
 from prunus.pruning.calibration.data import Calibration, calibration_name, load_calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_fits
 from prunus.pruning.calibration.propagation import BlockRun, Stats, dense

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prunus.declarations import Criterion, declared
-from prunus.pruning.experts.mixture import Mixture
+from prunus.pruning.experts import Mixture
 from prunus.recipes import ExpertsRecipe
 
 

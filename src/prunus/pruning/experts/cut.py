@@ -22,7 +22,7 @@ from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import CHUNK, ITEMSIZES, Stored
 from prunus.errors import PrunusError
-from prunus.pruning.experts.mixture import Mixture, Unremovable, expert_counts, masked, number_fields
+from prunus.pruning.experts import Mixture, Unremovable, expert_counts, masked, number_fields
 from prunus.pruning.planned import PREDICTING, TOLERANCE, left_out, outside, planned_checkpoint, short_sequence
 
 

@@ -42,8 +42,8 @@ from prunus.pruning.calibration.saved_statistics import (
     run_dtype,
 )
 from prunus.pruning.depth.choice import check_finite
+from prunus.pruning.experts import Mixture, Unremovable, find_mixtures, masked
 from prunus.pruning.experts.criteria import Reconstruction, Seen, unmet
-from prunus.pruning.experts.mixture import Mixture, Unremovable, find_mixtures, masked
 from prunus.recipes import ExpertsRecipe
 
 # How much the output of an expert layer changes without some experts, and the sets of experts that change it least.

@@ -33,8 +33,8 @@ from prunus.checkpoint.resolve import one_line
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import ITEMSIZES, READABLE, Stored
 from prunus.errors import PrunusError
+from prunus.pruning.experts import name_of, run_hollow
 from prunus.pruning.experts.cut import difference
-from prunus.pruning.experts.mixture import name_of, run_hollow
 from prunus.pruning.planned import PREDICTING, TOLERANCE, left_out, outside, planned_checkpoint, short_sequence
 
 Of = Literal["mlp", "experts", "shared"]

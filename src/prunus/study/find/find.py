@@ -38,10 +38,9 @@ from prunus.study.find.decisions import Rows
 from prunus.study.find.page import NAME as PAGE
 from prunus.study.find.page import write_page
 from prunus.study.find.prospects import prospects, refuse_impossible
-from prunus.study.find.rungs import rungs_of
 from prunus.study.find.search import Rung, Search, check_smallest, ladder_by_bytes, ladders_of, open_search
 from prunus.study.find.trace import declare_in, warning
-from prunus.study.find.walk import Walk
+from prunus.study.find.walk import Walk, rungs_of
 from prunus.study.ray import Cluster, cluster_for
 from prunus.study.variants import check_variants, whole_checkpoint
 

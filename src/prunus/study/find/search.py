@@ -15,11 +15,11 @@ from prunus.engines import BACKENDS, GGUF, SMALLEST, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import device_for
 from prunus.evaluation.backends.vllm import why_not_4_bits
-from prunus.evaluation.lm_eval.tasks import is_harness_task
+from prunus.evaluation.lm_eval import is_harness_task
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.margins import MarginLike
 from prunus.progress import say
-from prunus.pruning.experts.mixture import expert_counts
+from prunus.pruning.experts import expert_counts
 from prunus.recipe_base import Recipe
 from prunus.recipes import EvalPlan, PruneRecipe, QuantizeRecipe, RecoverRecipe
 from prunus.results.anytime import Round, whole_groups

@@ -1,15 +1,222 @@
-"""Carry out a declared search: evaluate rung after rung, only as far as it takes to decide, and say how it goes."""
+"""Carry out a declared search: evaluate rung after rung, only as far as it takes to decide, and say how it goes.
 
-from collections.abc import Mapping
+Rungs are made and evaluated on one loaded model or on a Ray cluster. Decisions are left to the walk, so a search on a
+cluster decides as one on a single machine does.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from math import ceil
+from pathlib import Path
+from typing import Any, Self
 
+from prunus.checkpoint.resolve import MANIFEST
+from prunus.evaluation.backends.chat import ChatServer
+from prunus.evaluation.grading import Grader
+from prunus.evaluation.requests import Backend
+from prunus.evaluation.resolved_plan import cut_into_batches
+from prunus.evaluation.run import missing_chains
+from prunus.plain_data import content_hash
 from prunus.progress import Steps, say
+from prunus.pruning.calibration.saved_statistics import FIELDS, stats
+from prunus.pruning.methods import find_method
+from prunus.recipes import PruneRecipe
+from prunus.results.anytime import Round
 from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, paths, rounds_like
+from prunus.results.rows import Sample
+from prunus.results.store import Store
 from prunus.results.verdicts import wide_margin
+from prunus.study.cells import Cell, Variant
+from prunus.study.engine import Batch, Engine, evaluate_cells, makes_all_first
 from prunus.study.find.decisions import OUT_OF_TOKENS, Data, Decided, Floats, Rows, decided, rank, up_to
-from prunus.study.find.rungs import Rungs
 from prunus.study.find.search import Rung, Search
+from prunus.study.live_table import LiveTable
+from prunus.study.ray import Cluster
+from prunus.study.ray.driver import Driver, Job, driving
+from prunus.study.variants import StudyPaths, is_made, kept_folder, make_variant, unfinished_folder, variant_files
+
+Show = Callable[[float, int], None]  # of chains that were completed, and of tokens sampled for them
+
+
+class Progress(LiveTable):
+    """Stands in for a study's table: `tell` is told of rows that were added, since the walk shows its own progress."""
+
+    def __init__(self) -> None:
+        super().__init__("", {}, {})
+        self.tell: Show = lambda *_: None
+
+    def say(self, activity: str, log: bool = False) -> None:
+        """Print what is worth a line."""
+        if log:
+            say(activity)
+
+    def within(self, _: float, note: str) -> None:
+        """Show nothing of the batch in progress."""
+
+    def add(self, run_id: str, samples: Sequence[Sample], tokens: int, seconds: float) -> None:
+        """Tell of rows that were added."""
+        self.tell(len(samples) / len({sample.budget for sample in samples}), tokens)
+
+
+class Rungs:
+    """`with Rungs(search, store, folder, device) as rungs: rungs.evaluate([(cell, rounds)], show)`.
+
+    The model is loaded when it is first needed. folder: of unfinished work.
+    """
+
+    def __init__(self, search: Search, store: Store, folder: Path, device: str) -> None:
+        self.search, self.store, self.folder, self.device = search, store, folder, device
+        self.engine, self.all_first = Engine(search.study, device), makes_all_first(search.plan.backend, device)
+        self.table = Progress()
+        self.grader: Grader | None = None
+        self.adaptive = {"by": "find", "seed": search.plan.seed}
+        self.held: tuple[Variant, Backend | ChatServer] | None = None
+        self.deleted: set[str] = set()
+        self.holding, self.stack = ExitStack(), ExitStack()
+
+    def __enter__(self) -> Self:
+        self.stack.enter_context(self.engine)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self.stack:
+            self.holding.close()
+
+    def missing(self, cell: Cell, rounds: Sequence[Round]) -> list[Batch]:
+        """The chains of a cell in these rounds of which rows are missing, in batches."""
+        work, places = cell.resolved, [self.search.places[problem] for one in rounds for _, problem in one]
+        lengths = [len(work.prompts[place]) for place in places]
+        local = cut_into_batches(lengths, self.search.plan.samples, self.search.plan.rows)
+        batches = [[(places[index], draw) for index, draw in batch] for batch in local]
+        # Looks of another search may have cut the problems otherwise.
+        return [left for batch in batches if (left := missing_chains(self.store, work, [batch]))]
+
+    def evaluate(self, parts: Sequence[tuple[Cell, Sequence[Round]]], show: Show) -> bool:
+        """Compute and store the rows of cells that are missing, each in its rounds; returns whether there were any."""
+        work = [(cell, missing) for cell, rounds in parts if (missing := self.missing(cell, rounds))]
+        self.table.tell = show
+        for part in work:
+            backend = self.backend_of(part[0])
+            if self.grader is None:
+                self.grader = self.stack.enter_context(Grader())
+            of = self.search.model, [part], self.folder, self.store
+            evaluate_cells(*of, backend, self.grader, self.table, self.adaptive)
+        return bool(work)
+
+    def backend_of(self, cell: Cell) -> Backend | ChatServer:
+        """A backend with the weights of a cell's variant, which is made if it is missing."""
+        variant = cell.variant
+        if self.held is None or self.held[0] is not variant:
+            self.release()
+            if self.all_first:
+                for rung in self.search.rungs:
+                    if rung.variant.key not in self.deleted:
+                        self.make(rung.variant)
+            self.make(variant)
+            of = self.search.model, variant, self.folder
+            self.holding.enter_context(self.engine.served(*of))
+            native = cell.resolved.native is not None
+            self.held = variant, self.holding.enter_context(self.engine.holding(*of, native))
+        return self.held[1]
+
+    def make(self, variant: Variant) -> None:
+        """Make a rung unless its files exist. Its checkpoint stays, except where all rungs are made beforehand."""
+        if self.engine.options.serve is not None or is_made(self.folder, variant):
+            return  # for a server the checkpoint is made when it is started
+        say(f"making {variant.name}")
+        leave, stats = not self.all_first, self.statistics_for(variant)
+        make_variant(self.search.model, variant, self.folder, self.device, keep=False, leave=leave, stats=stats)
+
+    def statistics_for(self, variant: Variant) -> Path | None:
+        """A file of statistics that this rung shares with others, measured if it is missing; None where there are none.
+
+        Only with propagation dense is a rung calibrated on inputs that other rungs have, too.
+        """
+        shares = [one for rung in self.search.rungs if (one := shared_settings(rung.variant)) is not None]
+        mine = shared_settings(variant)
+        if mine is None or shares.count(mine) < 2:
+            return None
+        file = self.folder / f"{content_hash(mine)}.stats.safetensors"
+        if not file.exists():
+            stats(self.search.model.name, file, device=self.device, **mine)
+        return file
+
+    def release(self) -> None:
+        """Take the variant's weights out of the model again."""
+        self.held = None
+        self.holding.close()
+
+    def delete(self, variant: Variant) -> None:
+        """Delete the files of a rung that is not needed any more."""
+        self.deleted.add(variant.key)
+        if self.held is not None and self.held[0] is variant:
+            self.release()
+        for path in reversed(variant_files(self.folder, variant)):
+            path.unlink()
+        for folder in (unfinished_folder(self.folder, variant), kept_folder(self.folder, self.search.model, variant)):
+            if folder.exists():
+                (folder / MANIFEST).unlink(missing_ok=True)  # first, so that what is left is not taken for complete
+                shutil.rmtree(folder)
+
+
+def shared_settings(variant: Variant) -> Mapping[str, Any] | None:
+    """The arguments of `stats` for the statistics from which a variant is pruned; None if there is no such file."""
+    recipe = variant.steps[0]
+    if not isinstance(recipe, PruneRecipe) or recipe.propagation != "dense" or len(variant.steps) > 1:
+        return None
+    method = find_method(recipe)
+    if method.passes or method.needs == "nothing":
+        return None
+    fields = {name: getattr(recipe, name) for name in (*FIELDS, "dtype")}
+    return fields | {"hessians": method.needs == "hessian"}
+
+
+class RayRungs(Rungs):
+    """Rungs that the workers of a cluster make and evaluate. The cluster is joined when rows are missing."""
+
+    def __init__(self, search: Search, store: Store, folder: Path, device: str, cluster: Cluster) -> None:
+        super().__init__(search, store, folder, device)
+        self.cluster = cluster
+        self.driver: Driver | None = None
+
+    def evaluate(self, parts: Sequence[tuple[Cell, Sequence[Round]]], show: Show) -> bool:
+        """Have the rows of cells that are missing, each in its rounds, computed; returns whether there were any."""
+        missing = [(cell, batch) for cell, rounds in parts for batch in self.missing(cell, rounds)]
+        if not missing:
+            return False
+        self.table.tell = show
+        if self.driver is None:
+            self.driver = self.joined()
+            if self.search.plan.backend == "vllm":  # it will occupy whole GPUs, so all are made now
+                self.driver.do(self.to_make(rung.variant for rung in self.search.rungs))
+        batches = [Job(self.search.model, cell.variant, cell, batch, True) for cell, batch in missing]
+        self.driver.do([*self.to_make(cell.variant for cell, _ in missing), *batches])
+        return True
+
+    def to_make(self, variants: Iterable[Variant]) -> list[Job]:
+        """The jobs of making the variants that are missing and were not deleted."""
+        missing = {one.key: one for one in variants if one.key not in self.deleted and not is_made(self.folder, one)}
+        return [Job(self.search.model, one, None, [], True) for one in missing.values()]
+
+    def delete(self, variant: Variant) -> None:
+        """Delete the files of a rung that is not needed any more."""
+        super().delete(variant)
+        if self.driver is not None:
+            self.driver.files.pop(variant.key, None)
+
+    def joined(self) -> Driver:
+        """A driver of the cluster, until the rungs are closed."""
+        search, of = self.search, (StudyPaths(self.folder, Path(self.store.path)), self.store, self.table)
+        return self.stack.enter_context(
+            driving(self.cluster, [search.model], *of, search.study, self.device, self.adaptive)
+        )
+
+
+def rungs_of(search: Search, store: Store, folder: Path, device: str, cluster: Cluster | None) -> Rungs:
+    """What makes and evaluates the rungs of a search, on a cluster if there is one."""
+    of = search, store, folder, device
+    return Rungs(*of) if cluster is None else RayRungs(*of, cluster)
 
 
 class Walk:
