@@ -19,7 +19,7 @@ from tiny_models import make_model, random_rows
 
 import prunus
 from prunus.budgets import OFF
-from prunus.cards.markdown import public, redacted
+from prunus.cards import public, redacted
 from prunus.cards.text import Card, card_text, commands, is_ours, read_metadata, step_text
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import hub_origin

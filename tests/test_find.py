@@ -17,7 +17,7 @@ from small_search import CALIBRATION, COMMAND, DOES, PLAN, PROBLEMS, Stop
 from tiny_models import VOCABULARY, make_model
 
 import prunus
-from prunus.cards.markdown import plain
+from prunus.cards import plain
 from prunus.cards.text import is_ours
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import ModelFolder

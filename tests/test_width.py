@@ -21,7 +21,7 @@ from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.pruning import narrow as command
 from prunus.pruning.recover import are_twins
-from prunus.pruning.width import algebra
+from prunus.pruning.width import fit as width_fit
 from prunus.recipes import ExpertsRecipe, PruneRecipe, RecoverRecipe, WidthRecipe
 from prunus.results.labels import step_label
 from prunus.step import kind_of, settled, steps_name
@@ -328,7 +328,7 @@ def test_methods_without_data_need_none_and_choose_by_their_rule(shared, tmp_pat
 
 def test_a_single_precision_run_is_nearly_the_same(shared, tmp_path, monkeypatch):
     prunus.width(shared / "dense", tmp_path / "double", asked(shared), device="cpu")
-    monkeypatch.setattr(algebra, "WIDEST", 8)
+    monkeypatch.setattr(width_fit, "WIDEST", 8)
     prunus.width(shared / "dense", tmp_path / "single", asked(shared), device="cpu")
     double, single = (tensors_of(tmp_path / name) for name in ("double", "single"))
     close = [torch.allclose(double[name], single[name], rtol=0.01, atol=1e-3) for name in double]

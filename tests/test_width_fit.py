@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prunus.pruning.width.algebra import (
+from prunus.pruning.width.fit import (
     Inputs,
     by_chance,
     by_contribution,

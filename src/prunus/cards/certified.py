@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunus.cards.markdown import LIMIT, plain, redacted
+from prunus.cards import LIMIT, plain, redacted
 from prunus.margins import Margin
 from prunus.plain_data import parse_json
 

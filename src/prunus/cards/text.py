@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prunus.budgets import NAMED
-from prunus.cards.certified import NOTHING, Certified, certified_text
-from prunus.cards.markdown import (
+from prunus.cards import (
     LIMIT,
     difference,
     estimate,
@@ -26,6 +25,7 @@ from prunus.cards.markdown import (
     shown,
     table,
 )
+from prunus.cards.certified import NOTHING, Certified, certified_text
 from prunus.disk import show_bytes
 from prunus.plain_data import content_hash
 from prunus.results.cells import Entry

@@ -31,7 +31,8 @@ from prunus.pruning.job import Job, open_job
 from prunus.pruning.planned import left_out, warn_of
 from prunus.pruning.recovery import free_on, open_streams
 from prunus.pruning.scope import weights_of
-from prunus.pruning.width.algebra import (
+from prunus.pruning.width.channels import Unit, base_width, find_units, narrow_model, narrowed, verify
+from prunus.pruning.width.fit import (
     Fitted,
     Inputs,
     by_chance,
@@ -40,13 +41,13 @@ from prunus.pruning.width.algebra import (
     by_obs,
     cut,
     fit,
+    gain_of,
     kept_of,
     lowest,
+    observe,
     precision,
     relative_error,
 )
-from prunus.pruning.width.channels import Unit, base_width, find_units, narrow_model, narrowed, verify
-from prunus.pruning.width.observe import gain_of, observe
 from prunus.recipes import WidthRecipe
 from prunus.results.characters import percent
 
