@@ -183,7 +183,7 @@ def test_a_real_llm_has_the_same_logits_packed(tmp_path):
 @needs_kernel
 def test_a_run_of_the_harness_on_the_kernel_is_not_the_dense_run(models, tmp_path, monkeypatch):
     stored = {"tasks": ["lm_eval:x"], "lm_eval": "0", "batch_size": 1, "seed": 0, "limit": None}
-    monkeypatch.setattr(harness, "check_installed", lambda: None)
+    monkeypatch.setattr("prunus.evaluation.beforehand.find_spec", lambda _: True)
     monkeypatch.setattr(harness, "harness_plan", lambda _plan: stored)
     monkeypatch.setattr(harness, "ask", lambda *_: ([], []))
     plan = EvalPlan(tasks=("lm_eval:x",), budgets=(0,))

@@ -440,10 +440,10 @@ def methods() -> list[dict[str, str]]:
     ]
 
 
-def owners_of(table: Mapping[str, Declaration]) -> dict[str, list[tuple[str, Setting]]]:
+def owners_of(declarations: Mapping[str, Declaration]) -> dict[str, list[tuple[str, Setting]]]:
     """{name of an option: [(owner, the owner's declaration of the option)]}."""
     found: dict[str, list[tuple[str, Setting]]] = {}
-    for owner, declaration in table.items():
+    for owner, declaration in declarations.items():
         for option in declaration.options:
             found.setdefault(option.name, []).append((owner, option))
             first = found[option.name][0][1]

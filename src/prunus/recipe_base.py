@@ -24,7 +24,7 @@ Declaration = TypeVar("Declaration", Method, Allocation, DepthMethod, Criterion)
 Class = TypeVar("Class", bound=type)
 
 
-def with_options(*tables: Mapping[str, Any]) -> Callable[[Class], Class]:
+def with_options(*kinds: Mapping[str, Any]) -> Callable[[Class], Class]:
     """A decorator that makes each option that methods declare a field of a recipe, whose help names the methods.
 
     The class may name the field, so that editors know it; else the field is added at the end, and is late. The range
@@ -32,8 +32,8 @@ def with_options(*tables: Mapping[str, Any]) -> Callable[[Class], Class]:
     """
 
     def extended(cls: Class) -> Class:
-        for table in tables:
-            for name, owners in owners_of(table).items():
+        for declarations in kinds:
+            for name, owners in owners_of(declarations).items():
                 late = name not in cls.__annotations__ or vars(cls)[name] is DECLARED_LATE
                 cls.__annotations__.setdefault(name, owners[0][1].hint)
                 one = owners[0][1]
@@ -112,13 +112,13 @@ class Recipe:
         """12 hex digits of the SHA-256 of the recipe's JSON."""
         return content_hash(self.to_json())
 
-    def check_options(self, what: str, table: Mapping[str, Declaration]) -> None:
+    def check_options(self, what: str, declarations: Mapping[str, Declaration]) -> None:
         """Raise PrunusError where an option is out of range, or is set and does not belong to the recipe's choice.
 
-        what: the field with that choice (`method`, `allocation`). table: the declarations to choose from.
+        what: the field with that choice (`method`, `allocation`). declarations: those to choose from.
         """
         chosen = getattr(self, what)
-        for name, owners in owners_of(table).items():
+        for name, owners in owners_of(declarations).items():
             value, usual = getattr(self, name), getattr(type(self), name)
             mine = next((option for owner, option in owners if owner == chosen), None)
             if mine is None and value != usual:
@@ -128,7 +128,7 @@ class Recipe:
                 mine.check(value, chosen)
             if mine is not None and value != usual:
                 check_conflicts(self, mine.conflicts)
-        check_conflicts(self, table[chosen].conflicts)
+        check_conflicts(self, declarations[chosen].conflicts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,9 +44,9 @@ def rendered(
     """
     if not CAN_FORK:
         for conversation in conversations:
-            text, problem = _one(tokenizer, conversation, options)
-            if problem:
-                raise TemplateError(problem)
+            text, fault = _one(tokenizer, conversation, options)
+            if fault:
+                raise TemplateError(fault)
             yield text
         return
     ours, theirs = Pipe(duplex=False)
@@ -61,12 +61,12 @@ def rendered(
     try:
         for _ in conversations:
             try:
-                text, problem = ours.recv()
+                text, fault = ours.recv()
             except EOFError:
                 status = os.waitpid(child, 0)[1]
                 raise TemplateError(_how_ended(status)) from None
-            if problem:
-                raise TemplateError(problem)
+            if fault:
+                raise TemplateError(fault)
             yield text
     finally:
         ours.close()

@@ -16,7 +16,8 @@ from prunus.evaluation.tasks import check_task
 from prunus.recipes import EvalPlan, TraceRecipe
 from prunus.results.store import check_folder
 
-HARNESS = ("lm_eval:", "lm_eval/")  # begin the names of tasks of lm-evaluation-harness
+PREFIX = "lm_eval:"  # of tasks of lm-evaluation-harness, as typed
+FAMILY = "lm_eval/"  # the same in the store
 
 
 def check_plan(
@@ -31,7 +32,7 @@ def check_plan(
     """
     if store is not None:
         check_folder(Path(store))
-    if isinstance(plan, EvalPlan) and plan.aa_control and any(task.startswith(HARNESS) for task in plan.tasks):
+    if isinstance(plan, EvalPlan) and plan.aa_control and any(map(is_harness_task, plan.tasks)):
         raise PrunusError("aa_control needs other batches, which lm-evaluation-harness makes itself: leave it out")
     check_tasks(plan.tasks)
     if isinstance(plan, EvalPlan) and plan.mode == "legacy":
@@ -48,12 +49,15 @@ def check_plan(
             raise no_template()
 
 
+def is_harness_task(task: str) -> bool:
+    """Whether a task, as typed or as stored, is one of lm-evaluation-harness."""
+    return task.startswith((PREFIX, FAMILY))
+
+
 def check_tasks(tasks: Iterable[str]) -> None:
     """Raise PrunusError if a task is unknown, a file of problems is wrong, or a package for a task is missing."""
     for task in tasks:
-        if not task.startswith(HARNESS):
+        if not is_harness_task(task):
             check_task(task)
         elif find_spec("lm_eval") is None:
-            from prunus.evaluation.lm_eval import check_installed
-
-            check_installed()
+            raise PrunusError("tasks of lm-evaluation-harness need its package: pip install 'prunus[lm-eval]'")

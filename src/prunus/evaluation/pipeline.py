@@ -14,9 +14,9 @@ from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.engines import EngineOptions
 from prunus.evaluation import backends
 from prunus.evaluation.backends.chat import ChatServer
-from prunus.evaluation.beforehand import check_plan
+from prunus.evaluation.beforehand import check_plan, is_harness_task
 from prunus.evaluation.grading import GRADER_VERSION, Grader
-from prunus.evaluation.lm_eval import evaluate_harness, is_harness_task
+from prunus.evaluation.lm_eval import evaluate_harness
 from prunus.evaluation.provenance import describe_model, describe_versions, open_for
 from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import ResolvedPlan, renew_groups, resolve_plan, store_problems

@@ -117,7 +117,7 @@ async def reply_of(
     tokens: the most that the reply may hold. waits: whether to wait for a server that is busy or cannot be reached;
     otherwise Busy is raised.
     """
-    problem = ""
+    fault = ""
     most = LEAST_BYTES + BYTES_PER_BYTE * len(json.dumps(payload)) + BYTES_PER_TOKEN * tokens
     for attempt in range(1, tries + 1):
         wait = pause(attempt)
@@ -125,26 +125,26 @@ async def reply_of(
             response = await received(client, method, address, payload, most)
             if response.status == httpx.codes.OK:
                 return parse_json(response.body)
-            problem = f"answers {response.status}: {first_words(response)}"
+            fault = f"answers {response.status}: {first_words(response)}"
             if response.status not in TEMPORARY:
-                raise PrunusError(refusal(url, response.status, problem))
+                raise PrunusError(refusal(url, response.status, fault))
             if not waits and response.status in BUSY:
-                raise Busy(problem, seconds_to_wait(response), broke_off=False)
+                raise Busy(fault, seconds_to_wait(response), broke_off=False)
             wait = max(wait, seconds_to_wait(response))
         except ValueError:
-            problem = "answers with something that is not JSON"
+            fault = "answers with something that is not JSON"
         except (httpx.ConnectError, httpx.ConnectTimeout):
-            problem = "cannot be reached; is it running there?"
+            fault = "cannot be reached; is it running there?"
         except httpx.TimeoutException:
-            problem = f"did not answer in full within {client.timeout.read:g} s (--timeout)"
+            fault = f"did not answer in full within {client.timeout.read:g} s (--timeout)"
         except httpx.TransportError as error:
-            problem = f"broke off: {' '.join(str(error).split()) or type(error).__name__}"
-        if not waits and not problem.startswith("answers"):
-            raise Busy(problem, 0.0, broke_off=True)
+            fault = f"broke off: {' '.join(str(error).split()) or type(error).__name__}"
+        if not waits and not fault.startswith("answers"):
+            raise Busy(fault, 0.0, broke_off=True)
         if attempt < tries:
             await asyncio.sleep(wait)
     often = f" ({tries} tries)" if tries > 1 else ""
-    raise PrunusError(f"{url} {problem}{often}; {STAYS}")
+    raise PrunusError(f"{url} {fault}{often}; {STAYS}")
 
 
 async def usable(asking: Callable[[], Coroutine[Any, Any, Any]], read: Callable[[Any], _T], url: str) -> _T:
@@ -172,13 +172,13 @@ def with_client(engine: EngineOptions, work: Callable[[httpx.AsyncClient], Corou
     return run(begun())
 
 
-def refusal(url: str, status: int, problem: str) -> str:
+def refusal(url: str, status: int, fault: str) -> str:
     """One line for a reply that a retry would not change."""
     if status in (401, 403):
         return f"{url} needs another key ({status}): set {KEYS[0]} (or {KEYS[1]})"
     if status == httpx.codes.NOT_FOUND:
-        return f"{url} {problem}; the address must be that of the API, such as http://localhost:8000/v1"
-    return f"{url} {problem}; {STAYS} once that is fixed"
+        return f"{url} {fault}; the address must be that of the API, such as http://localhost:8000/v1"
+    return f"{url} {fault}; {STAYS} once that is fixed"
 
 
 def first_words(response: Reply) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,6 +19,7 @@ from prunus.checkpoint.resolve import load_tokenizer, one_line, resolve
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
+from prunus.evaluation.beforehand import FAMILY, PREFIX
 from prunus.evaluation.provenance import describe_model, describe_versions, open_for
 from prunus.plain_data import content_hash
 from prunus.recipes import EvalPlan
@@ -31,23 +31,10 @@ if TYPE_CHECKING:
 
     from prunus.evaluation.backends.hf import HFBackend
 
-PREFIX = "lm_eval:"
-FAMILY = "lm_eval/"  # prefix of these tasks in the store
 HEEDED = {"tasks", "limit", "seed", "batch_size"}  # fields of a plan that apply; the others concern thinking
 LONGEST_ANSWER = 200
 
 Data = dict[str, Any]
-
-
-def is_harness_task(task: str) -> bool:
-    """Whether a task, as typed or as stored, is one of the harness."""
-    return task.startswith((PREFIX, FAMILY))
-
-
-def check_installed() -> None:
-    """Raise PrunusError where the harness is not installed."""
-    if find_spec("lm_eval") is None:
-        raise PrunusError("tasks of lm-evaluation-harness need its package: pip install 'prunus[lm-eval]'")
 
 
 def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str) -> str:
@@ -76,7 +63,6 @@ def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str
 
 def harness_plan(plan: EvalPlan) -> Data:
     """The plan as stored, for one task of the harness; PrunusError for fields that have no effect on it."""
-    check_installed()
     if len(plan.tasks) > 1:
         raise PrunusError(f"evaluate {PREFIX} tasks one by one, each with its own command")
     idle = [

@@ -15,7 +15,7 @@ from prunus.engines import BACKENDS, GGUF, SMALLEST, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import device_for
 from prunus.evaluation.backends.vllm import why_not_4_bits
-from prunus.evaluation.lm_eval import is_harness_task
+from prunus.evaluation.beforehand import is_harness_task
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.margins import MarginLike
 from prunus.progress import say
