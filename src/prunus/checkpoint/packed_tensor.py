@@ -199,14 +199,9 @@ def part_shapes(form: Form, shape: tuple[int, ...]) -> tuple[tuple[int, ...] | N
         ".starts": (starts_length(shape[0]),),
         ".mask": mask_shape(*shape),
         ".values": None,
-        ".scale": (scale_length(shape[0]),),
+        ".scale": (round_up(shape[0], ALIGNMENT // 4),),
     }
     return tuple(shapes[part] for part in PARTS[form])
-
-
-def scale_length(rows: int) -> int:
-    """The length of the scales, including the padding, which is zero."""
-    return round_up(rows, ALIGNMENT // 4)
 
 
 class PackedTensor(Stored):

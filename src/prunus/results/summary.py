@@ -138,10 +138,6 @@ class Curve(Record):
     monotonicity: Monotonicity | None
     parallel: Sequence[Chains]
 
-    def sorted_cells(self) -> dict[int, BudgetCell]:
-        """The cells in the order of their budgets."""
-        return {budget_of(budget): self.budgets[budget] for budget in sorted(self.budgets, key=budget_of)}
-
 
 @dataclass(frozen=True, kw_only=True)
 class MacroCell(Record):
@@ -171,7 +167,8 @@ class Summary(Identity):
 
     def cells(self, task: str) -> dict[int, BudgetCell]:
         """{budget: cell} of one task, in order of budgets; empty if no problem of it is finished."""
-        return self.tasks[task].sorted_cells() if task in self.tasks else {}
+        cells = self.tasks[task].budgets if task in self.tasks else {}
+        return {budget_of(budget): cells[budget] for budget in sorted(cells, key=budget_of)}
 
 
 def summarise(store: Store, run_id: str) -> Summary:

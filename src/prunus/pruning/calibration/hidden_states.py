@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
 from itertools import chain, groupby
-from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -272,24 +271,3 @@ def portions(ordered: Sequence[list[int]], tokens: int) -> Iterator[list[list[in
             part = []
         part += batch
     yield part
-
-
-class Traffic(NamedTuple):
-    """passes: how often all blocks are read. read, written: bytes of disk traffic while gradients are computed."""
-
-    passes: int
-    read: int
-    written: int
-
-
-def traffic(tokens: int, per_token: int, blocks: int, sums: int, room: Room, on_disk: bool) -> Traffic:
-    """The disk traffic of gradients, for sequences of equal length that fill the portions.
-
-    blocks: bytes of all blocks in the checkpoint. Every portion reads all blocks twice, forwards and backwards. With
-    on_disk, the inputs of blocks are written and read once. Sums are written once if they stay in memory or there is
-    one portion; else every further portion reads and writes them again.
-    """
-    parts = ceil(tokens / room.tokens)
-    again = 0 if room.sums else parts - 1
-    kept = tokens * per_token if on_disk else 0
-    return Traffic(2 * parts, 2 * parts * blocks + again * sums + kept, (1 + again) * sums + kept)

@@ -29,7 +29,7 @@ from prunus.results.metrics import auc_weights
 from prunus.results.rows import ProblemRow
 from prunus.results.store import COLUMNS, TEXT_COLUMNS, Store
 from prunus.results.verdicts import wide_margin
-from prunus.study.find.decisions import Rows, decided, rank, rule_of
+from prunus.study.find.decisions import Rows, decided, rank, rule_of, rungs_in
 from prunus.study.find.trace import trace
 
 # Format 1 rests on other bets, and can only be shown. Formats 1 and 2 know nothing of other searches, texts and files.
@@ -153,8 +153,7 @@ def _grid_tokens(declared: Data, ladders: Sequence[Data], dense: int, dense_look
     """What all rungs and the dense model in full would take, if the rest of each were like what was looked at."""
     per_round = dense / max(1, dense_looked)
     seen = [rung["tokens"] / rung["looked"] for ladder in ladders for rung in ladder["rungs"] if rung["looked"]]
-    declared_rungs = sum(len(ladder["rungs"]) for ladder in declared["ladders"])
-    return round(total * (per_round * (1 + declared_rungs - len(seen)) + sum(seen)))
+    return round(total * (per_round * (1 + len(rungs_in(declared)) - len(seen)) + sum(seen)))
 
 
 def claims(declared: Data, shown: Data) -> list[str]:
@@ -172,20 +171,19 @@ def claims(declared: Data, shown: Data) -> list[str]:
         else f"its accuracy at {positive[-1]} thinking tokens"
     )
     found = []
-    for ladder in shown["ladders"]:
-        for rung in ladder["rungs"]:
-            if rung["word"] == CERTIFIED:
-                accuracy, ends = (below(declared[name], dense) for name in ("margin", "stop_margin"))
-                share = f"the share of its chains that end by themselves within {positive[-1]} tokens"
-                about = checkpoint_of(rung["name"], rung["checksum"]) if "searches" in shown else rung["name"]
-                found += [
-                    f"{about}: {measure} on {tasks} is {accuracy}",
-                    f"{about}: {share} is {ends}",
-                ]
-                if "bytes" in rung:
-                    sizes = [show_bytes(of["bytes"]) for of in (rung, declared["model"])]
-                    engine = declared["model"]["engine"]
-                    found.append(f"{about}: {engine} loads {sizes[0]} of it, and {sizes[1]} of {dense}")
+    for rung in rungs_in(shown):
+        if rung["word"] == CERTIFIED:
+            accuracy, ends = (below(declared[name], dense) for name in ("margin", "stop_margin"))
+            share = f"the share of its chains that end by themselves within {positive[-1]} tokens"
+            about = checkpoint_of(rung["name"], rung["checksum"]) if "searches" in shown else rung["name"]
+            found += [
+                f"{about}: {measure} on {tasks} is {accuracy}",
+                f"{about}: {share} is {ends}",
+            ]
+            if "bytes" in rung:
+                sizes = [show_bytes(of["bytes"]) for of in (rung, declared["model"])]
+                engine = declared["model"]["engine"]
+                found.append(f"{about}: {engine} loads {sizes[0]} of it, and {sizes[1]} of {dense}")
     return [*found, _error(declared, shown)] if found else []
 
 
@@ -227,7 +225,7 @@ def below(margin: Any, dense: str) -> str:
 
 def caution(declared: Data, shown: Data) -> str | None:
     """A warning where the dense model solves so little that the margin says little; None where it solves enough."""
-    looked = [rung for ladder in shown["ladders"] for rung in ladder["rungs"] if rung["looked"]]
+    looked = [rung for rung in rungs_in(shown) if rung["looked"]]
     if not looked:
         return None
     longest = max(looked, key=lambda rung: rung["looked"])

@@ -106,6 +106,11 @@ class Decided:
 Provide = Callable[[Data, int, int, int], None]
 
 
+def rungs_in(part: Data) -> list[Data]:
+    """The rungs of all ladders of a declaration, or of what a certificate shows."""
+    return [rung for ladder in part["ladders"] for rung in ladder["rungs"]]
+
+
 def rank(rung: Data) -> float:
     """How far a declared rung goes, by which the best of those that are certified is chosen."""
     return -rung["bytes"] if "bytes" in rung else rung["removed"]

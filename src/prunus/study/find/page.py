@@ -31,6 +31,7 @@ from prunus.results.characters import MINUS
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, OPEN, REFUSED
 from prunus.results.stopping import ENDINGS
 from prunus.study.find.certificate import caution, number_of_groups
+from prunus.study.find.decisions import rungs_in
 
 NAME = "find.html"
 UNREACHED = "not looked at"
@@ -255,7 +256,7 @@ def path(rung: Data, end: str, margin: float, styles: Mapping[str, Look]) -> Pic
 
 def _curves(declared: Data, shown: Data) -> str:
     """Accuracy over budget of the dense model and of the rungs that were looked at."""
-    rungs = [rung for ladder in shown["ladders"] for rung in ladder["rungs"] if rung["accuracy"]]
+    rungs = [rung for rung in rungs_in(shown) if rung["accuracy"]]
     if not rungs:
         return ""
     styles, longest = styles_of(declared), max(rungs, key=lambda rung: rung["looked"])
@@ -279,8 +280,7 @@ def _curves(declared: Data, shown: Data) -> str:
 def _meaning(data: Data) -> str:
     """What is claimed and what is not, which searches came before, and how to check it."""
     declared, shown = data["declared"], data["shown"]
-    certified = sum(rung["word"] == CERTIFIED for ladder in shown["ladders"] for rung in ladder["rungs"])
-    refused = sum(rung["word"] == REFUSED for ladder in shown["ladders"] for rung in ladder["rungs"])
+    certified, refused = (sum(one["word"] == word for one in rungs_in(shown)) for word in (CERTIFIED, REFUSED))
     lines = [
         *(f"{claim.removesuffix('.')}." for claim in claims_of_found(shown)),
         f"The probability that any of the certified rungs ({certified}) loses a margin or more is at most "

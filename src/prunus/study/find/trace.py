@@ -15,7 +15,7 @@ from prunus.plain_data import content_hash
 from prunus.results.ladder import CERTIFIED
 from prunus.results.rows import DeclaredSearch
 from prunus.results.store import Store
-from prunus.study.find.decisions import Rows, decided
+from prunus.study.find.decisions import Rows, decided, rungs_in
 
 Data = Mapping[str, Any]
 
@@ -24,8 +24,7 @@ UNFINISHED = "not finished"
 
 def declare_in(store: Store, declared: Data) -> None:
     """Store that a search is declared, unless it was before."""
-    rungs = [rung["run"] for ladder in declared["ladders"] for rung in ladder["rungs"]]
-    store.add_search(declared, [declared["dense"], *rungs])
+    store.add_search(declared, [declared["dense"], *(rung["run"] for rung in rungs_in(declared))])
 
 
 def searches_like(store: Store, declared: Data) -> tuple[DeclaredSearch | None, list[DeclaredSearch]]:
@@ -62,9 +61,7 @@ def trace(store: Store, declared: Data) -> dict[str, object] | None:
     if ours is None:
         return None
     before = [one for one in others if one.number < ours.number]
-    names = {declared["dense"]: declared["model"]["name"]} | {
-        rung["run"]: rung["name"] for ladder in declared["ladders"] for rung in ladder["rungs"]
-    }
+    names = {declared["dense"]: declared["model"]["name"]} | {rung["run"]: rung["name"] for rung in rungs_in(declared)}
     return {
         "id": ours.search_id,
         "before": [described(one) for one in before],
@@ -82,7 +79,7 @@ def described(one: DeclaredSearch) -> dict[str, object]:
     declared = one.declared
     return {
         "id": one.search_id,
-        "rungs": [rung["name"] for ladder in declared["ladders"] for rung in ladder["rungs"]],
+        "rungs": [rung["name"] for rung in rungs_in(declared)],
         "problems": {task: len(names) for task, names in declared["problems"].items()},
         **{name: declared[name] for name in ("margin", "stop_margin", "alpha", "seed", "budgets", "samples")},
     }
@@ -101,8 +98,7 @@ def outcomes(store: Store, declared: Data) -> Iterator[tuple[Data, str]]:
             done += 1
             yield one.rung, one.decision.word
     except PrunusError:  # a run or rows that it needs next are missing
-        left = [rung for ladder in declared["ladders"] for rung in ladder["rungs"]][done:]
-        yield from ((rung, UNFINISHED) for rung in left[:1])
+        yield from ((rung, UNFINISHED) for rung in rungs_in(declared)[done : done + 1])
 
 
 def search_line(store: Store, one: DeclaredSearch) -> str:
@@ -132,10 +128,8 @@ def warning(store: Store, declared: Data) -> str | None:
 
 def failed_before(store: Store, before: Data, now: Data) -> tuple[str, str] | None:
     """(name, word) of a rung that is tried now and that an earlier search looked at and did not certify."""
-    tried = [rung for ladder in now["ladders"] for rung in ladder["rungs"]]
-    keys = {rung["run"] for rung in tried} | {rung["name"] for rung in tried}
-    declared = [rung for ladder in before["ladders"] for rung in ladder["rungs"]]
-    if not any({rung["run"], rung["name"]} & keys for rung in declared):
+    keys = {rung[key] for rung in rungs_in(now) for key in ("run", "name")}
+    if not any({rung["run"], rung["name"]} & keys for rung in rungs_in(before)):
         return None
     for rung, word in outcomes(store, before):
         if word not in (CERTIFIED, UNFINISHED) and {rung["run"], rung["name"]} & keys:

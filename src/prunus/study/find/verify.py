@@ -14,6 +14,7 @@ from prunus.results.anytime import First
 from prunus.results.labels import plan_in_short
 from prunus.results.store import Store, same_groups
 from prunus.study.find.certificate import OTHER_BETS, UNTRACED, caution, computed, files_of, read_certificate
+from prunus.study.find.decisions import rungs_in
 from prunus.study.find.trace import search_line, searches_like, sum_of_alphas
 
 Data = Mapping[str, Any]
@@ -170,7 +171,7 @@ def _other_rows(store: Store, declared: Data) -> list[str]:
 
     Whoever saw their rows may have declared the search by them.
     """
-    rungs = {rung["run"]: rung["name"] for ladder in declared["ladders"] for rung in ladder["rungs"]}
+    rungs = {rung["run"]: rung["name"] for rung in rungs_in(declared)}
     runs, found = store.runs(), list[str]()
     weights = {run.model.get("checksum"): rungs[run.run_id] for run in runs if run.run_id in rungs}
     weights.pop(None, None)
