@@ -44,7 +44,7 @@ from prunus.step import steps_name
 from prunus.steps.chain import bytes_after
 from prunus.study import engine as engines
 from prunus.study.find import find as finding
-from prunus.study.find import rungs as making
+from prunus.study.find import walk as making
 from prunus.study.find.search import ladder_by_bytes, ladders_of, sparsities
 
 RULE: dict[str, Any] = {"margin": 0.1, "stop_margin": 0.1, "store": "rows.db"}

@@ -84,7 +84,7 @@ def test_rows_are_right_where_the_likeliest_choice_is(tmp_path):
         assert {row.budget for row in rows} == {0} and opened.run(run).plan["tasks"] == ["lm_eval/sums"]
     assert prunus.regrade(store) == {"runs": 1, "graded": 0, "changed": 0, "kept": 4}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("prunus.evaluation.lm_eval.tasks.ask", None)
+        patch.setattr("prunus.evaluation.lm_eval.ask", None)
         assert prunus.evaluate("tiny", EvalPlan(tasks=(task,)), store) == run
 
 
