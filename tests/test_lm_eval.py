@@ -14,7 +14,6 @@ import torch
 import prunus
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.errors import PrunusError
-from prunus.evaluation import lm_eval as harness
 from prunus.evaluation.backends.hf import load_model
 from prunus.evaluation.lm_eval import rows_of
 from prunus.evaluation.tasks import load_task
@@ -150,7 +149,7 @@ def test_a_task_that_is_not_there(tmp_path):
 
 
 def test_what_has_no_effect_there_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(harness, "find_spec", lambda _: True)
+    monkeypatch.setattr("prunus.evaluation.beforehand.find_spec", lambda _: True)
     for plan, message in (
         (EvalPlan(tasks=("lm_eval:arc_easy",), budgets=(512,), wait=1), "budgets, wait has no effect"),
         (EvalPlan(tasks=("lm_eval:arc_easy", "tiny")), "one by one"),
@@ -161,7 +160,7 @@ def test_what_has_no_effect_there_is_refused(tmp_path, monkeypatch):
 
 
 def test_without_the_harness_the_message_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(harness, "find_spec", lambda _: None)
+    monkeypatch.setattr("prunus.evaluation.beforehand.find_spec", lambda _: None)
     with pytest.raises(PrunusError, match=r"pip install 'prunus\[lm-eval\]'"):
         prunus.evaluate("tiny", EvalPlan(tasks=("lm_eval:arc_easy",)), tmp_path / "s.db")
 
