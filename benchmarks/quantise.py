@@ -30,6 +30,7 @@ GPTQ: dict[str, dict[str, Any]] = {
     "GPTQ W8A8": {"bits": 8},
 }
 OURS = GPTQ | {
+    "GPTQ W4 g64, recovered": {"bits": 4, "group": "64", "recover": True},
     "SparseGPT 50 %": {"method": "sparsegpt", "sparsity": 0.5, "propagation": "true_sequential"},
     **{name.replace("GPTQ", "RTN"): settings | {"method": "rtn"} for name, settings in GPTQ.items()},
 }
@@ -38,7 +39,7 @@ THEIRS: dict[str, dict[str, Any]] = {
     "llm-compressor GPTQ W4 g64, observer mse": {"observer": "memoryless_mse"},
 }
 ORDER = (
-    "GPTQ W4 g64", "llm-compressor GPTQ W4 g64", "SparseGPT 50 %", "GPTQ W8A8", "GPTQ W4 g32",
+    "GPTQ W4 g64", "GPTQ W4 g64, recovered", "llm-compressor GPTQ W4 g64", "SparseGPT 50 %", "GPTQ W8A8", "GPTQ W4 g32",
     "llm-compressor GPTQ W4 g64, observer mse", *(name for name in OURS if name.startswith("RTN")),
 )  # fmt: skip
 

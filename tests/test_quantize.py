@@ -23,6 +23,7 @@ from prunus.errors import PrunusError
 from prunus.pruning.bits.gptq import Ordered, quantise
 from prunus.pruning.bits.grid import Grid, to_nearest
 from prunus.pruning.calibration.statistics import Hessian
+from prunus.pruning.recovery import fit
 from prunus.recipes import EvalPlan, ExpertsRecipe, PruneRecipe, QuantizeRecipe, RecoverRecipe, WidthRecipe
 from prunus.results.labels import label_of, step_label
 from prunus.results.store import Store
@@ -50,6 +51,12 @@ def asked(shared, **changes):
         "seqlen": LENGTH,
     }
     return QuantizeRecipe(**usual | changes)
+
+
+@pytest.fixture
+def short_steps(monkeypatch):
+    """A step of training for each sequence, so that there are enough of them."""
+    monkeypatch.setattr("prunus.pruning.quantize.STEP_TOKENS", LENGTH)
 
 
 def tensors_of(folder):
@@ -156,9 +163,12 @@ def test_by_rounding_to_nearest_nothing_is_run(shared, tmp_path):
     assert told["format"] == "W4A16, a scale for each row" and told["warnings"] == []
 
 
+@pytest.mark.parametrize("recover", [False, True])
 @pytest.mark.parametrize("offload", [False, True])
-def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(shared, tmp_path, monkeypatch, offload):
-    prunus.quantize(shared / "dense", tmp_path / "whole", asked(shared), device="cpu", offload=offload)
+@pytest.mark.usefixtures("short_steps")
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(shared, tmp_path, monkeypatch, offload, recover):
+    recipe = asked(shared, recover=recover)
+    prunus.quantize(shared / "dense", tmp_path / "whole", recipe, device="cpu", offload=offload)
     write = Partial.write_block
 
     def stop(self, index, *given):
@@ -169,7 +179,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(shared, tmp_pat
     with monkeypatch.context() as patched:
         patched.setattr(Partial, "write_block", stop)
         with pytest.raises(KeyboardInterrupt):
-            prunus.quantize(shared / "dense", tmp_path / "out", asked(shared), device="cpu", offload=offload)
+            prunus.quantize(shared / "dense", tmp_path / "out", recipe, device="cpu", offload=offload)
     assert (tmp_path / "out.partial").is_dir() and not (tmp_path / "out").exists()
     with pytest.raises(PrunusError, match="unfinished work of another recipe"):
         prunus.quantize(shared / "dense", tmp_path / "out", asked(shared, bits=8), device="cpu")
@@ -180,8 +190,70 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(shared, tmp_pat
         write(self, index, *given)
 
     monkeypatch.setattr(Partial, "write_block", note)
-    prunus.quantize(shared / "dense", tmp_path / "out", asked(shared), device="cpu", offload=offload)
+    prunus.quantize(shared / "dense", tmp_path / "out", recipe, device="cpu", offload=offload)
     assert done == [2] and contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@torch.no_grad()
+def outputs_of(folder):
+    """The output of every block of a folder's plain weights, by transformers, for each token of the calibration."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found: list[list[torch.Tensor]] = [[] for _ in model.model.layers]
+    for seen, layer in zip(found, model.model.layers, strict=True):
+        layer.register_forward_hook(lambda _m, _args, out, seen=seen: seen.append(out.flatten(0, 1)))
+    for ids in ROWS:
+        model(input_ids=torch.tensor([ids]), use_cache=False)
+    return [torch.cat(rows) for rows in found]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.usefixtures("short_steps")
+def test_trained_scales_and_norms_bring_every_block_nearer_to_the_dense_one(shared, tmp_path, monkeypatch, bits):
+    def noting(parameters, *given, **settings):
+        fitted = fit(parameters, *given, **settings)
+        trained.update({one.name: one.parameter.detach().clone() for one in parameters})
+        return fitted
+
+    trained: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr("prunus.pruning.quantize.fit", noting)
+    for name, recover in (("plain", False), ("trained", True)):
+        recipe = asked(shared, bits=bits, recover=recover)
+        told = prunus.quantize(shared / "dense", tmp_path / name, recipe, device="cpu")
+        prunus.dequantize(tmp_path / name, tmp_path / f"{name}-16")
+    before, made = tensors_of(tmp_path / "plain"), tensors_of(tmp_path / "trained")
+    first = {name for name in made if name.startswith("model.layers.0.")}
+    scales = {name for name in first if name.endswith("scale")}
+    norms = {name for name in first if "norm" in name}
+    assert len(scales) == 7 and len(norms) == 4
+    assert not any(torch.equal(before[name], made[name]) for name in scales | norms)
+    assert all(torch.equal(before[name], made[name]) for name in first - scales - norms), "integers stay"
+    assert all(torch.equal(made[name], trained[name]) for name in scales)
+    shapes = [{name: (t.shape, t.dtype) for name, t in tensors.items()} for tensors in (before, made)]
+    assert shapes[0] == shapes[1]
+    errors = {}
+    for name in ("plain", "trained"):
+        pairs = zip(outputs_of(tmp_path / f"{name}-16"), outputs_of(shared / "dense"), strict=True)
+        errors[name] = [float(((out - y).square().sum(1) / y.square().sum(1)).mean()) for out, y in pairs]
+    assert all(0.98 * plain > ours for plain, ours in zip(errors["plain"], errors["trained"], strict=True)), errors
+    (step,) = ModelFolder(tmp_path / "trained").manifest["history"]
+    assert all(fitted["after"] < fitted["before"] for fitted in step["blocks"])
+    assert told["error_after"] == pytest.approx(sum(fitted["after"] for fitted in step["blocks"]) / 3)
+    assert 0.3 < told["error_after"] / (sum(errors["trained"]) / 3) < 3  # that one is of held-out tokens
+
+
+@pytest.mark.usefixtures("short_steps")
+def test_scales_of_experts_are_trained_and_zeros_stay(shared, tmp_path):
+    make_random_model("qwen3_moe", tmp_path / "dense", num_hidden_layers=1, mlp_only_layers=[])
+    common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
+    prunus.prune(tmp_path / "dense", tmp_path / "pruned", PruneRecipe(**common), device="cpu")
+    for name, recover in (("plain", False), ("trained", True)):
+        recipe = asked(shared, recover=recover, min_expert_tokens=1)
+        prunus.quantize(tmp_path / "pruned", tmp_path / name, recipe, device="cpu")
+    before, made = tensors_of(tmp_path / "plain"), tensors_of(tmp_path / "trained")
+    scales = [name for name in made if ".experts." in name and name.endswith("scale")]
+    assert len(scales) == 24 and not any(torch.equal(before[name], made[name]) for name in scales)
+    pruned, weights = weights_of(tmp_path / "pruned"), weights_of(tmp_path / "trained")
+    assert all(bool((weights[n][pruned[n] == 0] == 0).all()) for n in weights if n.endswith("_proj.weight"))
 
 
 def test_a_large_model_has_several_files(shared, tmp_path, monkeypatch):
@@ -206,6 +278,7 @@ def test_saved_statistics_take_the_place_of_calibration(shared, tmp_path):
     for recipe, stats, says in (
         (QuantizeRecipe(samples=5), file, "was measured with samples 8, not 5"),
         (QuantizeRecipe(method="rtn"), file, "method rtn needs no statistics"),
+        (QuantizeRecipe(recover=True), file, "--recover trains on calibration tokens, which --stats does not hold"),
         (QuantizeRecipe(dtype="bfloat16"), file, "was measured in F32, not BF16"),
         (QuantizeRecipe(), tmp_path / "norms.safetensors", "holds no Hessians, which gptq needs"),
     ):
@@ -342,6 +415,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "wide activations": ({"activations": 16}, "no format with weights of 8 bits and activations of 16"),
     "group": ({"bits": 4, "group": "96"}, "group '96' is not known; choose one of 128, 64, 32, row"),
     "group of 8 bits": ({"group": "64"}, "with 8 bits each row has one scale"),
+    "nothing to train on": ({"method": "rtn", "recover": True}, "rtn looks at no tokens, on which recover trains"),
 }
 
 
@@ -388,6 +462,7 @@ def test_names_labels_and_keys(shared):
     named: tuple[tuple[dict[str, Any], str], ...] = (
         ({}, "w8a8"), ({"method": "rtn"}, "w8a8-rtn"), ({"bits": 4}, "w4-g128"),
         ({"bits": 4, "group": "row"}, "w4-row"), ({"bits": 4, "group": "64", "method": "rtn"}, "w4-g64-rtn"),
+        ({"bits": 4, "recover": True}, "w4-g128-recovered"),
     )  # fmt: skip
     for settings, name in named:
         assert kind.name(QuantizeRecipe(**settings)) == name
@@ -395,7 +470,9 @@ def test_names_labels_and_keys(shared):
     same = QuantizeRecipe(bits=4), QuantizeRecipe(bits=4, group="32"), QuantizeRecipe(bits=4, activations=16)
     assert len({str(kind.content(recipe, source)) for recipe in same}) == 1
     other = QuantizeRecipe(), QuantizeRecipe(bits=4, group="row"), QuantizeRecipe(bits=4, method="rtn"), same[0]
-    assert len({str(kind.content(recipe, source)) for recipe in other}) == 4
+    other += (replace(same[0], recover=True),)
+    assert len({str(kind.content(recipe, source)) for recipe in other}) == 5
+    assert "recover" not in same[0].to_json()
     plain = QuantizeRecipe(method="rtn"), QuantizeRecipe(method="rtn", samples=3, seed=1)
     assert len({str(kind.content(recipe, source)) for recipe in plain}) == 1
     assert QuantizeRecipe.from_json(same[0].to_json()) == same[0]
@@ -404,6 +481,7 @@ def test_names_labels_and_keys(shared):
     assert step_label({"action": "quantize", "recipe": plain[0].to_json()}) == "W8A8 RTN"
     assert step_label({"action": "quantize", "recipe": {"bits": 4, "group": "row"}}) == "W4 rows"
     assert step_label({"action": "quantize"}) == "W?"
+    assert step_label({**step, "recipe": other[-1].to_json()}) == "W4 g32 recovered"
     sizes = {**step, "bytes": {"after": 117_000_000, "before": 269_000_000}}
     assert kind.outcome(sizes, True) == "117.0 MB instead of 269.0 MB" and kind.outcome(step, True) == ""
     assert kind.sentence([step]) == "the weights of its Linears have 4 bits, with a scale for every 32 inputs"

@@ -360,6 +360,14 @@ class QuantizeRecipe(Weighted):
         at_least=1,
     )
     dtype: DtypeName = advanced("auto", "Dtype in which blocks run; auto: the checkpoint's.")
+    recover: bool = setting(
+        False,
+        "Then train the scales and norms of each block, so that it outputs what the block of MODEL does.",
+        late=True,
+        conflicts=(
+            Conflict("method", "rtn", "method rtn looks at no tokens, on which recover trains: leave one of them out"),
+        ),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

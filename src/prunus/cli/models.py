@@ -158,7 +158,7 @@ def add_command(action: str, kind: Step) -> None:
     def call(model: str, out: Path, **given: Any) -> None:
         asked = {name: value for name, value in given.items() if name in settings_of(kind.recipe) and is_given(name)}
         where = Where(**{name: given[name] for name in ways})
-        carry_out(kind, model, out, asked, where, given.get("recover", False))
+        carry_out(kind, model, out, asked, where, "recover" in kind.options and given["recover"])
 
     call.__doc__ = inspect.getdoc(kind)
     parts = [options(kind.recipe), *([recover_option] if "recover" in kind.options else []), options(Where, ways)]

@@ -3,10 +3,14 @@
 The result is a folder of compressed-tensors. Embeddings, head, norms and routers stay as they are. The inputs of each
 Linear are observed with all earlier Linears quantised; each routed expert has a Hessian of its own. Memory holds one
 block, the Hessians of one input, and the hidden states.
+
+With `recover`, the scales and norms of each block are trained once its integers are chosen, as recover.py trains what
+pruning kept; the next block then reads what the trained one gives.
 """
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,11 +40,25 @@ from prunus.pruning.calibration.saved_statistics import FIELDS, LEAST, SavedStat
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.pipeline import few_of, set_weight
+from prunus.pruning.recover import check_trainable, kept_plan, warnings_of
+from prunus.pruning.recovery import (
+    Fit,
+    StepPlan,
+    Streams,
+    activations_computed_again,
+    fit,
+    open_streams,
+    split,
+    tokens_of_step,
+    trainable,
+    trained_scales,
+)
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import PruneRecipe, QuantizeRecipe
 
 ENGINES = "vLLM, SGLang and transformers"
 EXPERTS = ("a routed expert", "routed experts")  # why matrices are left dense
+EPOCHS, RATE, STEP_TOKENS = 2, 0.008, 512  # of training scales and norms, as RecoverRecipe has them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +101,9 @@ class Quantising(Job[QuantizeRecipe]):
     @property
     def hidden_bytes(self) -> int:
         """Of the file with hidden states."""
-        tokens, width = self.recipe.samples * self.recipe.seqlen, self.source.architecture.width + self.room_needed
-        return tokens * width * self.dtype.itemsize if self.where.offload and self.needs_tokens else 0
+        tokens, width = self.recipe.samples * self.recipe.seqlen, self.source.architecture.width
+        each = 2 * 4 * width if self.recipe.recover else (width + self.room_needed) * self.dtype.itemsize
+        return tokens * each if self.where.offload and self.needs_tokens else 0
 
 
 def quantize(
@@ -118,6 +137,7 @@ def quantize(
     size, before: bytes that an engine loads of the result, and of the model, as text.
     seconds: run time.
     warnings: one line each.
+    error_before, error_after: with recover, the held-out error before and after training, as recover returns them.
 
     With dry_run it has would_write, method, format, blocks, linears, size, before, disk, calibration (as text) and
     warnings.
@@ -148,14 +168,19 @@ def quantize(
         records = [partial.records[index] for index in range(source.blocks)]
         notes = [*(calibration.warnings if calibration else []), *(one for r in records for one in r["warnings"])]
         few = few_of(job.linears, records, job.recipe.min_expert_tokens, "were rounded by their")
-        warnings = [*said_before(job), *dict.fromkeys(notes), *few]
+        fits = [Fit(**one["recovery"]) for one in records] if job.recipe.recover else []
+        warnings = [*said_before(job), *dict.fromkeys(notes), *few, *warnings_of(fits)]
         record = {
             "format": {"name": job.format.name, "bits": job.format.bits, "group": job.format.group},
             "bytes": sizes,
+            **({"blocks": [one._asdict() for one in fits]} if fits else {}),
             "warnings": warnings,
         }
         config = source.config_json | {"quantization_config": job.settings}
         job.finish(partial, calibration, record, config)
+    if fits:
+        told["error_before"] = sum(one.before for one in fits) / len(fits)
+        told["error_after"] = sum(one.after for one in fits) / len(fits)
     return {"out": str(job.target), **told, "seconds": job.seconds, "warnings": warnings}
 
 
@@ -165,6 +190,8 @@ def make_job(job: Job[QuantizeRecipe]) -> Quantising:
     form = format_of(job.source, on_disk, job.recipe)
     dtype = job.source.dtype_for(job.recipe.dtype)
     check_block_fits(job.source, dtype)
+    if job.recipe.recover:
+        check_trainable(job.source, job.device)
     linears = linears_in_scope(job.source, PruneRecipe())
     return Quantising(**vars(job.with_saved(fitting)), linears=linears, on_disk=on_disk, format=form, dtype=dtype)
 
@@ -247,6 +274,8 @@ def fitting(saved: SavedStats, recipe: QuantizeRecipe) -> QuantizeRecipe:
     """The recipe with the calibration of statistics; raises PrunusError where they are not what it needs."""
     if not recipe.needs_data:
         raise PrunusError("method rtn needs no statistics; leave --stats out")
+    if recipe.recover:
+        raise PrunusError("--recover trains on calibration tokens, which --stats does not hold: leave one of them out")
     if not saved.about.get("experts"):
         saved.check_hessians("gptq")
     shared = {name: getattr(recipe, name) for name in (*FIELDS, LEAST, "dtype")}
@@ -259,8 +288,11 @@ def quantise_blocks(job: Quantising, partial: Partial, calibration: Calibration 
     """Quantise block after block. Blocks that partial already has are run for their hidden states alone."""
     source = job.source
     left = [index for index in range(source.blocks) if not partial.has(index)]
-    runner = hidden = None
-    if calibration is not None and left:
+    runner = hidden = training = None
+    if calibration is not None and left and job.recipe.recover:
+        training = begin_training(job, partial, calibration)
+        runner = training.streams.pruned
+    elif calibration is not None and left:
         runner = Runner(source.config, source.tensors, job.dtype, job.device)
         with disk_errors(partial.folder, partial.needed):
             weights = calibration.token_weights(job.recipe) if job.recipe.weighted else None
@@ -270,21 +302,83 @@ def quantise_blocks(job: Quantising, partial: Partial, calibration: Calibration 
         closing(blocks_on(source, left, job.device)) as blocks,
     ):
         for index in range(source.blocks):
-            if partial.has(index):
-                if runner is not None and hidden is not None and index < source.blocks - 1:
-                    tensors = source.read_block(index, job.as_read(partial.read_block(index)))
-                    propagate(runner, runner.make_block(index, tensors), hidden)
-                continue
-            partial.write_block(index, *quantise_block(job, runner, index, hidden, next(blocks)))
-            steps.advance()
+            new, last = not partial.has(index), index == source.blocks - 1
+            if training is not None:
+                training.streams.advance_dense(training.streams.dense.read_block(index))
+                hidden = training.streams.pruned_states(job.room_needed) if new else None
+            if new:
+                found, record = quantise_block(job, runner, index, hidden, next(blocks), training is not None or last)
+                if training is not None:
+                    trained, fitted = train_block(job, training, index, found)
+                    found, record = found | trained, record | {"recovery": fitted._asdict()}
+                partial.write_block(index, found, record)
+                steps.advance()
+            if runner is not None and not last and (training is not None or not new):
+                block = runner.make_block(index, source.read_block(index, job.as_read(partial.read_block(index))))
+                if training is not None:
+                    training.streams.advance_pruned(block)
+                elif hidden is not None:
+                    propagate(runner, block, hidden)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What blocks are trained on. streams: of MODEL, and of its quantised blocks. batches: the numbers of those of the
+    streams that are trained on, and of those held out."""
+
+    streams: Streams
+    batches: tuple[list[int], list[int]]
+    plan: StepPlan
+
+
+def begin_training(job: Quantising, partial: Partial, calibration: Calibration) -> Training:
+    """Both streams before the first block."""
+    step_tokens = tokens_of_step(STEP_TOKENS, calibration.sequences)
+    plan = kept_plan(job, partial, STEP_TOKENS, max(map(len, calibration.sequences)))
+    streams = open_streams(job, partial, calibration, job.source, job.source, step_tokens)
+    return Training(streams, split(len(streams.batches), random.Random(f"{job.recipe.seed} held out")), plan)
+
+
+def train_block(
+    job: Quantising, training: Training, index: int, found: Mapping[str, Tensor | Stored]
+) -> tuple[dict[str, Tensor], Fit]:
+    """The trained scales and norms of a quantised block, by their names on disk. found: the block's tensors."""
+    source, streams = job.source, training.streams
+    tensors = source.read_block(index)
+    block = streams.pruned.make_block(index, tensors)
+    vectors = trainable(block, {name: tensor.dtype for name, tensor in tensors.items()}, (), norms=True)
+    scales = []
+    made = {name: tensor.to(job.device) for name, tensor in found.items() if isinstance(tensor, Tensor)}
+    for linear in job.linears[index]:
+        on_disk = job.on_disk[index][linear.name]
+        code_OI = job.format.integers(on_disk, made, linear.shape_OI[1])
+        name = f"{on_disk}.weight_scale"
+        scales.append(trained_scales(block.get_submodule(linear.name), code_OI, made[name], name))
+    del tensors, made
+    with activations_computed_again(block) if training.plan.checkpointed else nullcontext():
+        fitted = fit(
+            [*vectors, *scales],
+            *(streams.examples(block, numbers) for numbers in training.batches),
+            rate=RATE,
+            epochs=EPOCHS,
+            rng=random.Random(f"{job.recipe.seed} {index}"),
+            plan=training.plan,
+        )
+    if not fitted.trained:
+        return {}, fitted
+    changed = {one.name: one.parameter.detach().to(one.dtype).cpu() for one in vectors}
+    grid = job.grid(1)
+    stored = {one.name: grid.stored(one.parameter.detach()).to(job.scale_dtype).cpu() for one in scales}
+    return source.as_stored(index, changed) | stored, fitted
 
 
 def quantise_block(
-    job: Quantising, runner: Runner | None, index: int, hidden: HiddenStates | None, tensors: Block
+    job: Quantising, runner: Runner | None, index: int, hidden: HiddenStates | None, tensors: Block, last: bool
 ) -> tuple[dict[str, Tensor | Stored], dict[str, object]]:
     """Quantise one block; returns its tensors by their names on disk, and the record for the journal.
 
-    hidden: becomes the input of the next block. tensors: the block's; those of the quantised Linears are removed.
+    hidden: becomes the input of the next block, unless this is the last. tensors: the block's; those of the quantised
+    Linears are removed.
     """
     linears = {linear.name: linear for linear in job.linears[index]}
     groups: Iterable[Mapping[str, InputStats | None]] = [dict.fromkeys(linears)]
@@ -292,7 +386,7 @@ def quantise_block(
     if job.saved is not None:
         groups = job.saved.groups(index, "hessian", job.device)
     if runner is not None and hidden is not None:
-        block, last = runner.make_block(index, tensors), index == job.source.blocks - 1
+        block = runner.make_block(index, tensors)
         least = job.recipe.min_expert_tokens
         run = BlockRun(runner, block, index, hidden, job.linears[index], last, "hessian", least_tokens=least)
         groups = true_sequential(run)
@@ -308,7 +402,7 @@ def quantise_block(
             scale_OG = made.scale_OG.to(job.scale_dtype)
             if run is not None:
                 value_OI = product(made.code_OI, scale_OG).to(job.source.config_dtype or job.scale_dtype)
-                set_weight(run.block, linears[name], value_OI.to(job.dtype))
+                set_weight(run.block, linears[name], value_OI.to(run.runner.dtype))
             on_disk = job.on_disk[index][name]
             del found[f"{on_disk}.weight"]
             found |= job.format.tensors(on_disk, made.code_OI.cpu(), scale_OG.cpu())

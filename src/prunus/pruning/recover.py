@@ -122,13 +122,13 @@ def recover(
         assert calibration is not None
         check_zeros(source)  # not before, since it reads weights
         step_tokens = tokens_of_step(recipe.step_tokens, calibration.sequences)
-        plan = kept_plan(job, partial, max(map(len, calibration.sequences)))
+        plan = kept_plan(job, partial, recipe.step_tokens, max(map(len, calibration.sequences)))
         with torch.no_grad():
             recover_blocks(job, partial, calibration, plan, step_tokens)
         # Records of unfinished work of earlier versions have seconds.
         records = [{k: v for k, v in partial.records[i].items() if k != "seconds"} for i in range(source.blocks)]
         fits = [Fit(**record) for record in records]
-        warnings = [*calibration.warnings, *warnings_of(fits)]
+        warnings = [*calibration.warnings, *warnings_of(fits, ": lower --rate")]
         cost = {"tokens": sum(fit.tokens for fit in fits), "steps": sum(fit.steps for fit in fits)}
         record = {"blocks": records, "cost": cost, "arithmetic": plan._asdict(), "warnings": warnings}
         job.finish(partial, calibration, record)
@@ -219,10 +219,10 @@ def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration, pl
             steps.advance(note=f"error {fitted.before:.3g} -> {fitted.after:.3g}")
 
 
-def kept_plan(job: Recovery, partial: Partial, longest: int) -> StepPlan:
+def kept_plan(job: Job[Any], partial: Partial, step_tokens: int, longest: int) -> StepPlan:
     """How steps are computed: as when the work began, else as memory and processor allow now."""
     if "steps" not in partial.notes:
-        plan = plan_steps(job.source, job.device, job.recipe.step_tokens, longest)
+        plan = plan_steps(job.source, job.device, step_tokens, longest)
         partial.note("steps", plan._asdict(), {})
     return StepPlan(**partial.notes["steps"])
 
@@ -320,13 +320,13 @@ def has_zeros(source: Checkpoint, index: int) -> bool:
     return False
 
 
-def warnings_of(fits: Sequence[Fit]) -> list[str]:
-    """Which blocks were left as they were, and why."""
+def warnings_of(fits: Sequence[Fit], advice: str = "") -> list[str]:
+    """Which blocks were left as they were, and why. advice: for those whose training diverged."""
     broken = [str(index) for index, fit in enumerate(fits) if not fit.finite]
     worse = [str(index) for index, fit in enumerate(fits) if fit.finite and not fit.trained]
     found = []
     if broken:
-        found.append(f"training gave NaN or infinity in blocks {', '.join(broken)}, left as they were: lower --rate")
+        found.append(f"training gave NaN or infinity in blocks {', '.join(broken)}, left as they were{advice}")
     if worse:
         found.append(f"blocks {', '.join(worse)} are as they were: their error on held-out sequences did not fall")
     return found

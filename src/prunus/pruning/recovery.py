@@ -17,9 +17,11 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 from torch.utils.checkpoint import checkpoint
 
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.compressed_tensors import product
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.writer import Partial
 from prunus.disk import disk_errors, show_bytes
@@ -204,6 +206,29 @@ def trainable(block: nn.Module, dtypes: dict[str, torch.dtype], linears: Collect
     return found
 
 
+class Scaled(nn.Module):
+    """The weight of a Linear as integers, which stay, times scales, which are trained."""
+
+    def __init__(self, code_OI: Tensor, scale_OG: Tensor) -> None:
+        super().__init__()
+        self.code_OI, self.scale_OG = code_OI, scale_OG
+
+    def forward(self, scale_OG: Tensor) -> Tensor:
+        """The weight."""
+        return product(self.code_OI, scale_OG)
+
+    def right_inverse(self, _weight_OI: Tensor) -> Tensor:
+        """The scales at the start."""
+        return self.scale_OG
+
+
+def trained_scales(linear: nn.Module, code_OI: Tensor, scale_OG: Tensor, name: str) -> Trained:
+    """The scales of a Linear, whose weight follows from them from now on; they are rounded to bfloat16."""
+    register_parametrization(linear, "weight", Scaled(code_OI, scale_OG.float()), unsafe=True)
+    parameter = linear.get_parameter("parametrizations.weight.original")
+    return Trained(name, parameter, None, float(scale_OG.double().square().mean().sqrt()), torch.bfloat16)
+
+
 def fit(
     parameters: Sequence[Trained],
     training: Examples,
@@ -378,6 +403,12 @@ class Streams:
         """Move the pruned model's stream through one of its blocks."""
         for batch, rows_NTW in zip(self.batches, self.hidden.views(self.input_SW), strict=True):
             rows_NTW.copy_(self.pruned.run_block(block, rows_NTW.to(self.pruned.device), batch))
+
+    def pruned_states(self, room: int) -> HiddenStates:
+        """A copy of the pruned model's stream as hidden states in memory. room: as for HiddenStates."""
+        found = self.hidden.copy(room)
+        found.states_SW.copy_(self.input_SW)
+        return found
 
     def examples(self, block: nn.Module, numbers: Sequence[int]) -> "StreamExamples":
         """For each of these batches what the block reads and should give out: the pruned stream and the dense one."""

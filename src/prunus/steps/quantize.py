@@ -31,9 +31,10 @@ class Quantize(Step):
     relation = "quantized"
 
     def name(self, recipe: Any) -> str:
-        """`w8a8`, `w4-g128`, `w4-row-rtn`."""
+        """`w8a8`, `w4-g128`, `w4-row-rtn`, `w4-g64-recovered`."""
         words = ["w8a8"] if recipe.bits == 8 else ["w4", "row" if recipe.group == "row" else f"g{recipe.group}"]
-        return "-".join([*words, *([recipe.method] if recipe.method != "gptq" else [])])
+        words += [recipe.method] if recipe.method != "gptq" else []
+        return "-".join([*words, *(["recovered"] if recipe.recover else [])])
 
     def content(self, recipe: Any, source: Any) -> dict[str, object]:
         """Stored: as Step says; the size of groups that divides all inputs instead of the largest to try, if one does.
@@ -56,10 +57,11 @@ class Quantize(Step):
         return sum(entry.nbytes for entry in entries.values())
 
     def label(self, step: StepRecord) -> str:
-        """`W8A8`, `W4 g64`, `W4 g64 RTN`."""
+        """`W8A8`, `W4 g64`, `W4 g64 RTN`, `W4 g64 recovered`."""
         recipe, (bits, group) = recipe_of(step), stored_as(step)
         words = ["W8A8" if bits == 8 else f"W{bits}", *([f"g{group}"] if group else ["rows"] if bits == 4 else [])]
-        return " ".join([*words, *([self.method(step)] if recipe.get("method", "gptq") != "gptq" else [])])
+        words += [self.method(step)] if recipe.get("method", "gptq") != "gptq" else []
+        return " ".join([*words, *(["recovered"] if recipe.get("recover") else [])])
 
     def outcome(self, step: StepRecord, brief: bool) -> str:
         """`117 MB instead of 269 MB`."""
@@ -69,7 +71,8 @@ class Quantize(Step):
         """`weights of its Linears have 4 bits, with a scale for every 64 inputs`."""
         bits, group = stored_as(steps[-1])
         scales = f"every {group} inputs" if group else "each row"
-        return f"the weights of its Linears have {bits} bits, with a scale for {scales}"
+        trained = ", which is trained, as are norms" if recipe_of(steps[-1]).get("recover") else ""
+        return f"the weights of its Linears have {bits} bits, with a scale for {scales}{trained}"
 
 
 def loaded_bytes(step: StepRecord, brief: bool) -> str:

@@ -62,7 +62,7 @@ _TABLES = {
 _TABLES |= {kind: f"[[{kind}]]" for kind in (*RECIPES, CHAIN, "find")}
 _KEYS: dict[str, Sequence[str]] = {"[eval]": [field.name for field in fields(EvalPlan)], "[calibration]": SHARED}
 _KEYS |= {f"{AFTER} = {{...}}": [field.name for field in fields(RecoverRecipe)]}
-_KEYS |= {f"[[{kind}]]": [*(field.name for field in fields(cls)), AFTER] for kind, cls in RECIPES.items()}
+_KEYS |= {f"[[{kind}]]": [*hints_of(cls) | {AFTER: None}] for kind, cls in RECIPES.items()}
 _KEYS["[[prune]]"] = [*_KEYS["[[prune]]"], BEFORE]
 _KEYS |= {"[report]": REPORT, "[engine]": ENGINE, "the top of the file": TOP, "[[chain]]": ["steps"]}
 _KEYS |= {"[[find]]": [*FIND_KEYS, AFTER]}
@@ -289,10 +289,12 @@ class _Reader:
     def single_steps(self, kind: str, shared: Mapping[str, Any]) -> Iterator[Entry]:
         cls = RECIPES[kind]
         for number, table in self.tables(kind):
+            further = [key for key in (AFTER, BEFORE) if key not in hints_of(cls)]
             after, before = (
-                self.settings(kind, number, key, table.get(key, False), RECIPES[key]) for key in (AFTER, BEFORE)
+                self.settings(kind, number, key, key in further and table.get(key, False), RECIPES[key])
+                for key in (AFTER, BEFORE)
             )
-            table = {key: value for key, value in table.items() if key not in (AFTER, BEFORE)}
+            table = {key: value for key, value in table.items() if key not in further}
             shared_here = {key: value for key, value in shared.items() if key in hints_of(cls)}
             for values in self.grid(kind, number, shared_here | _with_blocks_as_text(kind, table), cls):
                 recipe = self.make(kind, number, cls, self.with_paths(values))

@@ -111,10 +111,12 @@ class HiddenStates:
         """(N, T, 1) float32 weights of the tokens of every batch; None if all have the same."""
         return None if self._weight_S1 is None else self.views(self._weight_S1)
 
-    def copy(self) -> "HiddenStates":
-        """A copy of the hidden states in memory."""
+    def copy(self, room: int = 0) -> "HiddenStates":
+        """A copy of the hidden states in memory. room: as for the class; 0: the second table is shared."""
         twin = copy(self)
         twin.states_SW, twin._batches = self.states_SW.clone(), [batch.copy() for batch in self._batches]
+        if room:
+            twin._room = torch.empty(self.tokens * room, dtype=self.states_SW.dtype)
         return twin
 
     def release_pages(self) -> None:
