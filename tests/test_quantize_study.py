@@ -72,6 +72,16 @@ def test_a_chain_is_planned_with_the_groups_that_a_narrower_model_has(tmp_path):
         prunus.plan_study(path, out=tmp_path / "out")
 
 
+def test_recover_is_a_setting_of_this_step_not_a_step_after_it(tmp_path):
+    path = write_study(tmp_path, "[[quantize]]\nbits = 4\ngroup = 'row'\nrecover = [false, true]\n")
+    model = open_model(read_study(path), "model", tmp_path / "model")
+    assert [variant.name for variant in model.variants] == ["dense", "w4-row", "w4-row-recovered"]
+    assert len({variant.key for variant in model.variants}) == 3
+    path.write_text(path.read_text().replace("[false, true]", "{ epochs = 2 }"))
+    with pytest.raises(PrunusError, match=r"small\.toml, line .*'recover' must be"):
+        read_study(path)
+
+
 def test_a_chain_that_goes_on_after_bits_is_refused_before_anything_runs(tmp_path):
     path = write_study(tmp_path, "[[chain]]\nsteps = [{ quantize = { bits = 8 } }, { prune = { sparsity = 0.2 } }]\n")
     with pytest.raises(PrunusError, match="nothing comes after quantize: put prune before it"):

@@ -362,9 +362,10 @@ class QuantizeRecipe(Weighted):
     dtype: DtypeName = advanced("auto", "Dtype in which blocks run; auto: the checkpoint's.")
     recover: bool = setting(
         False,
-        "Then train the scales and norms of each block, so that it outputs what the block of MODEL does.",
+        "With 4 bits: then train the scales and norms of each block, so that it outputs what the block of MODEL does.",
         late=True,
         conflicts=(
+            Conflict("bits", 8, "8 bits cost nothing that training would mend: leave recover out"),
             Conflict("method", "rtn", "method rtn looks at no tokens, on which recover trains: leave one of them out"),
         ),
     )

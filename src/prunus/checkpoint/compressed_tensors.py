@@ -61,12 +61,6 @@ class Format(NamedTuple):
         shape = torch.tensor(code_OI.shape)
         return found | {f"{linear}.weight_packed": packed_words(code_OI), f"{linear}.weight_shape": shape}
 
-    def integers(self, linear: str, tensors: Mapping[str, Tensor], inputs: int) -> Tensor:
-        """(O, I) integers of a Linear among such tensors."""
-        if self.bits == 8:
-            return tensors[f"{linear}.weight"]
-        return unpacked_words(tensors[f"{linear}.weight_packed"], 4, inputs)
-
     def settings(self, ignore: Sequence[str]) -> dict[str, Any]:
         """The quantization_config of a model whose Linears are stored so, but for those of these names."""
         group, strategy = (None, "channel") if self.group is None else (self.group, "group")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.compressed_tensors import METHOD, Format, product
+from prunus.checkpoint.compressed_tensors import METHOD, Format, product, unpacked_words
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.loader import Block, blocks_on, return_freed_memory
 from prunus.checkpoint.model_folder import bytes_by_kind
@@ -351,7 +351,7 @@ def train_block(
     made = {name: tensor.to(job.device) for name, tensor in found.items() if isinstance(tensor, Tensor)}
     for linear in job.linears[index]:
         on_disk = job.on_disk[index][linear.name]
-        code_OI = job.format.integers(on_disk, made, linear.shape_OI[1])
+        code_OI = unpacked_words(made[f"{on_disk}.weight_packed"], 4, linear.shape_OI[1])
         name = f"{on_disk}.weight_scale"
         scales.append(trained_scales(block.get_submodule(linear.name), code_OI, made[name], name))
     del tensors, made
