@@ -497,6 +497,9 @@ def test_names_labels_and_keys(shared):
     sizes = {**step, "bytes": {"after": 117_000_000, "before": 269_000_000}}
     assert kind.outcome(sizes, True) == "117.0 MB instead of 269.0 MB" and kind.outcome(step, True) == ""
     assert kind.sentence([step]) == "the weights of its Linears have 4 bits, with a scale for every 32 inputs"
+    assert kind.sentence([{**step, "recipe": other[-1].to_json()}]).endswith(
+        "inputs, which is trained, as are the norms"
+    )
 
 
 def test_a_reasoner_in_8_bits_is_evaluated_as_its_plain_weights(tmp_path):

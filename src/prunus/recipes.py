@@ -365,7 +365,7 @@ class QuantizeRecipe(Weighted):
         "With 4 bits: then train the scales and norms of each block, so that it outputs what the block of MODEL does.",
         late=True,
         conflicts=(
-            Conflict("bits", 8, "8 bits cost nothing that training would mend: leave recover out"),
+            Conflict("bits", 8, "8 bits cost nothing that training would mend: give bits 4, or leave recover out"),
             Conflict("method", "rtn", "method rtn looks at no tokens, on which recover trains: leave one of them out"),
         ),
     )

@@ -1,6 +1,7 @@
 """Store weights in 8 or 4 bits. Its manifest has the `format`, and the `bytes` that an engine loads before and after.
 
 `format` is a dict with name, bits and group (null: a row); `bytes` one with before, after, integers, scales and others.
+With recover it also has the `blocks` with their errors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -71,7 +72,7 @@ class Quantize(Step):
         """`weights of its Linears have 4 bits, with a scale for every 64 inputs`."""
         bits, group = stored_as(steps[-1])
         scales = f"every {group} inputs" if group else "each row"
-        trained = ", which is trained, as are norms" if recipe_of(steps[-1]).get("recover") else ""
+        trained = ", which is trained, as are the norms" if recipe_of(steps[-1]).get("recover") else ""
         return f"the weights of its Linears have {bits} bits, with a scale for {scales}{trained}"
 
 

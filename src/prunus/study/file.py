@@ -62,7 +62,7 @@ _TABLES = {
 _TABLES |= {kind: f"[[{kind}]]" for kind in (*RECIPES, CHAIN, "find")}
 _KEYS: dict[str, Sequence[str]] = {"[eval]": [field.name for field in fields(EvalPlan)], "[calibration]": SHARED}
 _KEYS |= {f"{AFTER} = {{...}}": [field.name for field in fields(RecoverRecipe)]}
-_KEYS |= {f"[[{kind}]]": [*hints_of(cls) | {AFTER: None}] for kind, cls in RECIPES.items()}
+_KEYS |= {f"[[{kind}]]": [*{**hints_of(cls), AFTER: None}] for kind, cls in RECIPES.items()}
 _KEYS["[[prune]]"] = [*_KEYS["[[prune]]"], BEFORE]
 _KEYS |= {"[report]": REPORT, "[engine]": ENGINE, "the top of the file": TOP, "[[chain]]": ["steps"]}
 _KEYS |= {"[[find]]": [*FIND_KEYS, AFTER]}
