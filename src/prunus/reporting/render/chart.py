@@ -268,12 +268,13 @@ def chart(
     whiskers: bool = False,
     zone: tuple[float, float] | None = None,
     zero_line: bool = False,
+    steps: Sequence[tuple[float, float]] = (),
     css: str = "",
 ) -> Picture:
     """A picture of lines over two axes.
 
     label: for screen readers. whiskers: intervals as bars instead of bands. zone: y range that is shaded (a margin).
-    zero_line: draw a line at y = 0. css: further classes of the picture.
+    zero_line: draw a line at y = 0. steps: points joined by a thin line in steps. css: further classes of the picture.
     """
     frame = frame or Frame()
     shown = [line for line in lines if line.points]
@@ -288,6 +289,9 @@ def chart(
     if zero_line:
         y = frame.y(y_axis.place(0.0))
         back.append(Path("zero", f"M{frame.left},{y:.1f}H{frame.width - frame.right}"))
+    if steps:
+        (x, y), *rest = ((frame.x(x_axis.place(x)), frame.y(y_axis.place(y))) for x, y in steps)
+        back.append(Path("margin", f"M{x:.1f},{y:.1f}" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in rest)))
     groups = [
         Group("", back),
         *(Group(line.css, _interval(line, x_axis, y_axis, frame, whiskers)) for line in shown),

@@ -202,4 +202,13 @@ if (filter) addButtons(filter.firstElementChild, [["Show all", () => {
 const methods = document.querySelector("#methods > details"); // the page of a search has none
 if (methods) addButtons(methods, [["All numbers (JSON)", () =>
   download("prunus-report.json", "application/json", document.getElementById("data").textContent)]]);
-addEventListener("beforeprint", () => document.querySelectorAll("details:has(table)").forEach((one) => (one.open = true)));
+// On paper nothing can be opened: all is that takes few pages, and is closed again afterwards.
+const longest = 30, opened = []; // rows of a table
+addEventListener("beforeprint", () => {
+  for (const one of document.querySelectorAll("main details:not([open], :has(pre)), header details:not([open])"))
+    if ([...one.querySelectorAll("table")].every((table) => table.rows.length <= longest)) opened.push(one);
+  for (const one of opened) one.open = true;
+});
+addEventListener("afterprint", () => {
+  for (const one of opened.splice(0)) one.open = false;
+});

@@ -145,7 +145,7 @@ def section(data: ReportData) -> Section:
             "are loaded when they are opened, so keep page and folder together."
         )
     lost, gained = (sum(flip.gained == won for of_run in found for flip in of_run) for won in (False, True))
-    says = f"Over all variants, {lost} problems that the base solves are lost, and {gained} others are gained."
+    says = f"Over all variants: {lost} lost of the problems that the base solves, {gained} gained of the others."
     html = part("flips", "Problems that flipped", says, "".join(groups), note)
     return Section("flips", html, files=files(), name="Texts")
 

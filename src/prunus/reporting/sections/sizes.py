@@ -1,21 +1,21 @@
 """Accuracy against the bytes that an engine loads of each model, with the Pareto front."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 
-from prunus.reporting.render.chart import Frame, Group, Line, Path, Picture, Point, accuracy_axis, chart, linear_axis
+from prunus.reporting.render.chart import Frame, Line, Picture, Point, accuracy_axis, chart, linear_axis
 from prunus.reporting.render.figure import Figure
 from prunus.reporting.render.table import RUN, Column, Interval, Table
-from prunus.reporting.render.text import percent
+from prunus.reporting.render.text import esc, joined, percent
 from prunus.reporting.report_data import ReportData, ReportedRun
-from prunus.reporting.section import Section, details, figure, run_key, soft
+from prunus.reporting.section import Section, adapted, details, part_of, run_key
 from prunus.results.summary import Area
 
 KINDS = ("quantised", "scales", "embeddings", "head", "others")
 NOTE = (
     "An engine loads these bytes, counted from the tensors of each model: a zero takes what any weight takes. Accuracy "
-    "is the area under accuracy over log<sub>2</sub> of the budget, with its 95 % interval. The thin line is the "
-    "front: the models than which, by the estimates, none is both smaller and at least as accurate."
+    "is the area under accuracy over log<sub>2</sub> of the budget, with its 95 % interval. On the front are the models "
+    "than which, by the estimates, none is both smaller and at least as accurate."
 )
 
 
@@ -26,12 +26,12 @@ def section(data: ReportData) -> Section:
         known = [(one, area) for one in data.drawn if one.run.nbytes and (area := area_of(one, task)) is not None]
         if len({one.run.nbytes for one, _ in known}) < 2:
             continue
-        picture, table = scatter(known, task), size_table(data, task, front(known))
-        figures.append(Figure(f"bytes-{task}", picture, [run_key(one.look) for one, _ in known]))
-        tables.append(table)
-        html += f"<section><h2>{data.title('Accuracy against bytes', task)}</h2>{figure(picture, 'All budgets')}"
-        html += f"{soft(NOTE)}{details('Bytes in numbers', table.html())}</section>"
-    return Section("bytes", html, figures, tables)
+        tables.append(size_table(data, task, front(known)))
+        figures.append(Figure(f"bytes-{task}", scatter(known, task), [run_key(one.look) for one, _ in known]))
+        shown = adapted(partial(scatter, known, task), "All budgets", "95 % bars; the thin line is the front")
+        shown += details("Bytes in numbers", tables[-1].html())
+        html += part_of(data, task, "bytes", "Accuracy against bytes", esc(_best(known)), shown, NOTE)
+    return Section("bytes", html, figures, tables, name="Bytes")
 
 
 Known = Sequence[tuple[ReportedRun, Area]]
@@ -51,21 +51,26 @@ def front(known: Known) -> list[tuple[int, float, str]]:
     return found
 
 
-def scatter(known: Known, task: str) -> Picture:
+def _best(known: Known) -> str:
+    """A sentence that names the models on the front."""
+    labels = {one.run.run_id: one.look.label for one, _ in known}
+    named = [f"{labels[run]} ({megabytes(size)} MB, {percent(area)} %)" for size, area, run in front(known)]
+    return f"On the front, from small to large: {joined(named)}."
+
+
+def scatter(known: Known, task: str, frame: Frame | None = None) -> Picture:
     """Each run's area over its bytes with its interval, and the front as steps."""
     lines = []
     for one, area in known:
         size, interval = (one.run.nbytes or 0) / 1e6, f"{percent(area.low)} to {percent(area.high)}"
         note = f"{size:,.1f} MB\n{one.look.label}\n{percent(area.value)} % ({interval})"
         spot = Point(size, 100 * area.value, 100 * area.low, 100 * area.high, note)
-        lines.append(Line(one.look.css, [spot], one.look.marker))
+        lines.append(Line(one.look.css, [spot], one.look.marker, one.look.label))
     largest = max(line.points[0].x for line in lines)
     x_axis, y_axis = linear_axis(0, largest, "Megabytes that an engine loads"), accuracy_axis(lines)
-    picture, frame = chart(lines, x_axis, y_axis, f"Accuracy on {task} against bytes", whiskers=True), Frame()
-    ends = [(frame.x(x_axis.place(size / 1e6)), frame.y(y_axis.place(100 * area))) for size, area, _ in front(known)]
-    (x, y), *rest = ends
-    steps = Path("margin", f"M{x:.1f},{y:.1f}" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in rest))
-    return replace(picture, groups=[picture.groups[0], Group("", [steps]), *picture.groups[1:]])
+    steps = [(size / 1e6, 100 * area) for size, area, _ in front(known)]
+    label = f"Accuracy on {task} against bytes"
+    return chart(lines, x_axis, y_axis, label, frame=frame, whiskers=True, steps=steps)
 
 
 def size_table(data: ReportData, task: str, best: Sequence[tuple[int, float, str]]) -> Table:
