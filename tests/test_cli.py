@@ -157,6 +157,7 @@ def test_help_of_prune_fits_one_screen_and_says_how_many_options_it_leaves_out(m
         ("export a.db out --format parket", "did you mean 'parquet'?"),
         ("prune tiny out --sparsty 0.5", "'--sparsity'"),
         ("quantise tiny out", "'quantize'"),
+        ("find tiny out --smallest vlm", "did you mean 'vllm'?"),
         ("prune tiny out --method zzzz", "choose one of magnitude, wanda, sparsegpt"),
     ],
 )
@@ -198,6 +199,10 @@ BAD = {
     "task": (("eval", "tiny", "--task", "tinny", "--budgets", "16"), "tinny"),
     "store": (("compare", "none.db", "--base", "tiny"), "none.db"),
     "report store": (("report", "none.db", "page.html"), "none.db"),
+    "nothing to say yes to": (("runs", "none.db", "--yes"), "--yes is for --remove: leave it out or add --remove"),
+    "margin of no results": (("card", "tiny", "--margin", "0.1"), "--margin is for --store"),
+    "nothing to replace": (("view", "none.db", "--overwrite"), "--overwrite is for --export"),
+    "port of files": (("view", "none.db", "--export", "out", "--port", "8000"), "serves nothing: leave out --port"),
     "missing argument": (("prune", "tiny"), "OUT"),
     "unknown command": (("prunne",), "prunne"),
 }

@@ -14,7 +14,7 @@ import prunus
 from prunus import progress
 from prunus.budgets import OFF, Off, with_names
 from prunus.engines import EngineOptions, parse_args, users_of
-from prunus.errors import nearest
+from prunus.errors import PrunusError, nearest
 from prunus.settings import ADVANCED, GENERAL, GROUPS, OPTIONS, WHERE, settings_of
 from prunus.step import Where
 
@@ -213,6 +213,13 @@ def engine_options(function: Callable[..., None]) -> Callable[..., None]:
 def is_given(name: str) -> bool:
     """Whether the user gave this option of the running command."""
     return click.get_current_context().get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+
+
+def check_together(**owners: str) -> None:
+    """Raise PrunusError if an option was given without the one that it needs to have an effect. owners: {it: that}."""
+    for name, owner in owners.items():
+        if is_given(name) and not is_given(owner):
+            raise PrunusError(f"--{name.replace('_', '-')} is for --{owner}: leave it out or add --{owner}")
 
 
 def margin(flag: str, default: str, help: str) -> Callable[[Any], Any]:

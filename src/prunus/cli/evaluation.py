@@ -12,6 +12,7 @@ import click
 import prunus
 from prunus import progress
 from prunus.cli.common import (
+    Choice,
     all_of,
     command,
     device_option,
@@ -253,7 +254,7 @@ SAMPLES = "calibration_samples"
 )
 @click.option(
     "--smallest",
-    type=click.Choice(list(SMALLEST)),
+    type=Choice(SMALLEST),
     help="Order rungs by the bytes that this engine loads, which evaluates them; default ladder: fewer bits, then also"
     " fewer channels or experts.",
 )

@@ -10,7 +10,9 @@ import prunus
 from prunus import progress
 from prunus.cli.common import (
     Choice,
+    check_together,
     command,
+    is_given,
     json_option,
     margin,
     out_argument,
@@ -76,6 +78,7 @@ def runs_command(store: Path, remove: str | None, yes: bool, rename: tuple[str, 
     There is no way back from --remove. A run that is being evaluated is not removed. The store keeps the plan and the
     times of a removed run that had answers, since later verdicts depend on them.
     """
+    check_together(yes="remove")
     if remove is not None and not yes:
         if not sys.stdin.isatty():
             raise PrunusError("--remove asks before it removes: add --yes where nobody can answer")
@@ -117,6 +120,7 @@ def card_command(checkpoint: str, **options: Any) -> None:
     README.md has the Hub's metadata, the steps that made the model, its zeros, its accuracy at each budget, its verdict
     against the dense model, and the commands that repeat them. Paths of this machine are cut to their last part.
     """
+    check_together(margin="store")
     show_summary(prunus.card(checkpoint, **options))
 
 
@@ -164,6 +168,9 @@ def view_command(store: Path, **given: Any) -> None:
     Needs the extra view. The page is at the address that is printed, for this machine only, until Ctrl-C. With --export
     it is written as files, for at most 40 problems that exactly one of the first run and another solved.
     """
+    check_together(overwrite="export")
+    if is_given("export") and is_given("port"):
+        raise PrunusError("--export writes files and serves nothing: leave out --port")
     prunus.view(store, **given)
 
 

@@ -14,8 +14,8 @@ from prunus.results.summary import Area
 KINDS = ("quantised", "scales", "embeddings", "head", "others")
 NOTE = (
     "An engine loads these bytes, counted from the tensors of each model: a zero takes what any weight takes. Accuracy "
-    "is the area under accuracy over log<sub>2</sub> of the budget, with its 95 % interval. On the front are the models "
-    "than which, by the estimates, none is both smaller and at least as accurate."
+    "is the area under accuracy over log<sub>2</sub> of the budget, with its 95 % interval. On the front are the "
+    "models than which, by the estimates, none is both smaller and at least as accurate."
 )
 
 
