@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import sqlite3
+import time
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -319,6 +320,20 @@ def test_files_are_written_for_flipped_problems_and_not_over_others(store, tmp_p
     with pytest.raises(PrunusError, match="exists"):
         view(store.path, export=tmp_path / "out")
     view(store.path, export=tmp_path / "out", overwrite=True)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_rows_open_in_under_two_seconds(tmp_path):
+    """Of the CPU: what the command does between its start and the answer to the page's first requests."""
+    names = ("tiny", "wanda-20")
+    make_store(tmp_path / "s.db", names=names, problems=12_500, budgets=(256, 1024), draws=2, texts=("so " * 100,))
+    began = time.process_time()
+    with Store(tmp_path / "s.db", read_only=True) as store:
+        pages = Pages(store)
+        chosen = pages.lines.chosen(pages.lines.first_view)
+        shown = pages.page({}, live=True), pages.listed(pages.lines.first_view, chosen[: server.LINES].tolist())
+    assert time.process_time() - began < 2
+    assert len(chosen) * 2 * 2 == 100_000 and len(shown[1]["rows"]) == server.LINES
 
 
 def test_what_cannot_be_viewed_is_one_line(tmp_path, monkeypatch):

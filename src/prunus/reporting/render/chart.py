@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
-from scipy.optimize import isotonic_regression
+import scipy
 
 from prunus.budgets import OFF
 from prunus.reporting.render.text import esc
@@ -309,7 +309,7 @@ def _names(lines: Sequence[Line], x_axis: Axis, y_axis: Axis, frame: Frame) -> l
     named.sort(key=lambda line: -line.points[-1].y)
     ends = [(frame.x(x_axis.place(p.x)), frame.y(y_axis.place(p.y))) for p in (line.points[-1] for line in named)]
     # Distances of at least APART, with the least squares of moves, are isotonic regression after subtracting them.
-    moved = isotonic_regression([y - APART * k for k, (_, y) in enumerate(ends)]).x if ends else ()
+    moved = scipy.optimize.isotonic_regression([y - APART * k for k, (_, y) in enumerate(ends)]).x if ends else ()
     lowest, x = frame.height - frame.bottom - APART * (len(named) - 1), frame.width - frame.right + 8
     groups = []
     for k, (line, (end, y), free) in enumerate(zip(named, ends, moved, strict=True)):
