@@ -14,6 +14,8 @@ from gguf_models import make_gguf_model
 from random_models import make_random_model
 from scripted_backend import ScriptedBackend
 from small_search import CALIBRATION, COMMAND, DOES, PLAN, PROBLEMS, Stop
+from test_study_find import RULE as MARGINS
+from test_study_find import STUDY
 from tiny_models import VOCABULARY, make_model
 
 import prunus
@@ -374,6 +376,12 @@ def test_the_ladder_of_an_engine_goes_by_the_bytes_that_it_loads(search_folder, 
     again = search("same.toml", "again", plan=bits["plan"], smallest="vllm")
     assert scripted.total() == done, "the rows are those of the same rungs"
     assert again["found"] == found["found"] and again["ladders"]["same"] == found["ladders"]["vllm"]
+    study = STUDY.replace("[calibration]", 'backend = "vllm"\n[calibration]')
+    Path("study.toml").write_text(f'{study}[[find]]\nladder = "same.toml"\nsmallest = "vllm"\n{MARGINS}')
+    (told,) = prunus.run_study("study.toml", out="study")["searches"]
+    data = json.loads(Path(told["out"], "certificate.json").read_text())["declared"]
+    assert told["found"] == found["found"] and data["ladders"][0]["rungs"] == planned["rungs"]
+    assert data["model"] == declared["model"]
 
 
 def test_rungs_that_a_model_or_a_machine_cannot_have_are_left_out_with_a_line(search_folder, monkeypatch, capsys):
@@ -405,7 +413,7 @@ def test_rungs_that_a_model_or_a_machine_cannot_have_are_left_out_with_a_line(se
 @pytest.mark.parametrize(
     ("ladder", "settings", "told"),
     [
-        (None, {"smallest": "ollama"}, "smallest 'ollama' is not known; choose one of vllm, llama.cpp"),
+        (None, {"smallest": "ollama"}, "smallest 'ollama' is not known; did you mean 'llama.cpp'?"),
         (None, {"plan": PLAN}, "rungs for vllm are evaluated in it: add --backend vllm"),
         ("0.2", {}, "ladder magnitude does not shrink: magnitude-20 takes "),
         ([QuantizeRecipe(bits=4, method="rtn"), QuantizeRecipe(method="rtn")], {},

@@ -49,6 +49,7 @@ FIND_KEYS: Mapping[str, Any] = {
     "alpha": float,
     "max_tokens": int,
     "look": int,
+    "smallest": str,
     **OF_RECIPE,
 }
 # Name of each table in messages, and its valid keys.
@@ -99,6 +100,7 @@ class FindTable:
     alpha: float = 0.05
     max_tokens: int | None = None
     look: int | None = None
+    smallest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -352,6 +354,9 @@ class _Reader:
                         Margin.of(value, key, zero=False)
                     except PrunusError as error:
                         self.fail("find", key, number, str(error))
+            if "smallest" in table and "ladder" not in table:
+                why = "the default ladder depends on model and machine: `prunus find --smallest --dry-run` prints one"
+                self.fail("find", "smallest", number, f"'smallest' needs a ladder, since {why}")
             (recovery, *more) = self.settings("find", number, AFTER, table.get(AFTER, False), RecoverRecipe)
             if more:
                 self.fail("find", AFTER, number, f"'{AFTER}' takes one value here, since a ladder has one recovery")

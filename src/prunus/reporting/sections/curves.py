@@ -32,6 +32,7 @@ from prunus.results.summary import Area, AreaOverTokens, BudgetCell, Value
 from prunus.results.verdicts import UNFINISHED, WITHIN, WORDS, WORSE, verdict
 
 MANY = 5  # with more curves than this in a chart, all bands except the base's are faint
+NAMED = 4  # largest number of variants in a sentence
 
 
 def section(data: ReportData) -> Section:
@@ -78,8 +79,9 @@ def _worse_at(data: ReportData, task: str) -> str:
         for one in data.others
     }
     parts = [f"{name} at {joined(worse, most=3)}" for name, worse in found.items() if worse]
+    parts = parts if len(parts) <= NAMED else [*parts[: NAMED - 1], f"{len(parts) - NAMED + 1} more variants"]
     none = "No variant is shown to be worse at a single budget." if found and data.has_curve(task) else ""
-    return f"Worse at single budgets: {joined(parts)}." if parts else none
+    return f"Worse at single budgets: {'; '.join(parts)}." if parts else none
 
 
 def bands_text(cells: Iterable[Cell | BudgetCell]) -> str:

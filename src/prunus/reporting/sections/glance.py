@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from prunus.budgets import OFF
+from prunus.reporting.prose import FIT
 from prunus.reporting.render.chart import Picture, forest, swatch
 from prunus.reporting.render.table import slug, word
 from prunus.reporting.render.text import esc, percent, points, short
@@ -39,16 +40,21 @@ def _figure(data: ReportData, task: str) -> str:
 
 
 def _table(data: ReportData) -> str:
-    """The base, the variant to choose, and then the others by verdict and size."""
+    """The base, the variant to choose, and the others by verdict; of one, by size if little is lost, else by loss."""
     entries = data.comparison.others
     ends = [(cell.difference, cell.low, cell.high) for cell in (entry.primary for entry in entries)]
     size = "Bytes, parameters" if any(one.run.nbytes for one in data.runs) else "Parameters"
     titles = [size, "Verdict", "Difference, points", "Still stops", "Scaling kept"]
     heads = "".join(f'<th scope="col">{title}</th>' for title in ["Variant", *titles])
     rows = enumerate(zip(data.others, entries, forest(ends, data.margin_points), strict=True))
-    ordered = sorted(rows, key=lambda row: (row[0] != data.chosen, ORDER.index(row[1][1].verdict), row[1][0].size))
+
+    def rank(row: tuple[int, tuple[ReportedRun, Entry, Picture]]) -> tuple[float, ...]:
+        place, (one, entry, _) = row
+        by = one.size if entry.verdict in FIT else (-entry.primary.difference,)
+        return place != data.chosen, ORDER.index(entry.verdict), *by
+
     body = _row(data.base, [size, "", "Accuracy", "Stops", "Scaling"], _base_cells(data))
-    for place, (one, entry, picture) in ordered:
+    for place, (one, entry, picture) in sorted(rows, key=rank):
         body += _row(one, titles, _cells(one, entry, picture), "chosen" if place == data.chosen else "")
     curve = ", over log<sub>2</sub> budget" if any(map(data.has_curve, data.tasks)) else ""
     terms = (

@@ -54,10 +54,11 @@ def _ends(data: ReportData, judged: Sequence[Entry]) -> str:
     if not cells:
         return ""
     cell, name = min(cells, key=lambda pair: pair[0].difference)
-    return (
-        f"At the largest budget {percent(cell.base_share)} % of {data.base.look.label}'s chains end by themselves; of "
-        f"the variants, fewest do in {name}: {percent(cell.share)} % ({points(cell.difference)} points)."
-    )
+    base = f"At the largest budget {percent(cell.base_share)} % of {data.base.look.label}'s chains end by themselves"
+    if cell.difference >= 0:
+        return f"{base}, and at least as many of every variant's."
+    loss = f"{percent(cell.share)} % ({points(cell.difference)} points)"
+    return f"{base}; of the variants, fewest do in {name}: {loss}."
 
 
 def stopping_table(data: ReportData) -> Table:

@@ -12,7 +12,7 @@ from typing import Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.engines import BACKENDS, GGUF, SMALLEST, EngineOptions
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, nearest
 from prunus.evaluation.backends.hf import device_for
 from prunus.evaluation.backends.vllm import why_not_4_bits
 from prunus.evaluation.beforehand import is_harness_task
@@ -101,7 +101,7 @@ KEPT = (0.875, 0.75, 0.625)  # shares of the channels, or experts, with which th
 def check_smallest(smallest: str, plan: EvalPlan, serve: str | None) -> None:
     """Raise PrunusError for an engine that is not known, or rungs that would be evaluated elsewhere."""
     if smallest not in SMALLEST:
-        raise PrunusError(f"smallest '{smallest}' is not known; choose one of {', '.join(SMALLEST)}")
+        raise PrunusError(f"smallest '{smallest}' is not known; {nearest(smallest, SMALLEST)}")
     if plan.backend != SMALLEST[smallest]:
         raise PrunusError(f"rungs for {smallest} are evaluated in it: add --backend {SMALLEST[smallest]}")
     if smallest == "llama.cpp" and GGUF not in (serve or ""):
