@@ -211,8 +211,8 @@ def test_masks_alone_are_a_bit_per_weight_and_need_their_source(tmp_path, pruned
     refused("overlaps", unpack, tmp_path / "masks", dense / "x")
     dense.rename(tmp_path / "moved")
     try:
-        refused("(--source)", unpack, tmp_path / "masks", tmp_path / "x")
-        refused("(--source)", pack, half, tmp_path / "x", masks_only=True)
+        refused("(--dense)", unpack, tmp_path / "masks", tmp_path / "x")
+        refused("(--dense)", pack, half, tmp_path / "x", masks_only=True)
         unpack(tmp_path / "masks", tmp_path / "again", source=tmp_path / "moved", overwrite=True)
         pack(half, tmp_path / "masks", masks_only=True, source=tmp_path / "moved", overwrite=True)
     finally:
@@ -330,7 +330,7 @@ def test_commands_do_what_the_functions_do(tmp_path, pruned, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     pack(pruned[1], tmp_path / "packed")
     main(["pack", str(pruned[1]), "p"])
-    main(["pack", str(pruned[1]), "m", "--masks-only", "--source", str(pruned[0])])
+    main(["pack", str(pruned[1]), "m", "--masks-only", "--dense", str(pruned[0])])
     rounded_folder(tmp_path / "q")
     assert files_of(tmp_path / "p")["packed.safetensors"] == files_of(tmp_path / "packed")["packed.safetensors"]
     main(["unpack", "p", "again"])

@@ -48,7 +48,7 @@ def pack(
     """
     started = time.monotonic()
     if source is not None and not masks_only:
-        raise PrunusError("--source is only for masks; leave it out or add --masks-only")
+        raise PrunusError("--dense is only for masks; leave it out or add --masks-only")
     model, target = Checkpoint(resolve(checkpoint)), Path(out)
     if model.quantised is not None:
         raise PrunusError(f"{model.folder} is in {model.quantised}, and only plain weights are packed")
@@ -230,14 +230,14 @@ def find_source(model: Checkpoint, given: str | Path | None) -> tuple[str, Check
         return str(given), Checkpoint(resolve(given))
     history = model.manifest.get("history", [])
     if not history:
-        raise PrunusError(f"{model.folder} does not say what it was pruned from; name the dense model with --source")
+        raise PrunusError(f"{model.folder} does not say what it was pruned from; name the dense model with --dense")
     name, checksum = history[0]["source"]["name"], history[0]["source"]["checksum"]
     try:
         source = Checkpoint(resolve(name))
     except PrunusError as error:
-        raise PrunusError(f"masks need the dense model '{name}': {error} (--source)") from error
+        raise PrunusError(f"masks need the dense model '{name}': {error} (--dense)") from error
     if source.checksum() != checksum:
-        raise PrunusError(f"'{name}' is not the model from which {model.folder} was pruned; name that with --source")
+        raise PrunusError(f"'{name}' is not the model from which {model.folder} was pruned; name that with --dense")
     return name, source
 
 

@@ -318,6 +318,6 @@ def open_source(packed: PackedFile, given: str | Path | None) -> Checkpoint:
     except PrunusError as error:
         if given is not None:
             raise
-        raise PrunusError(f"{packed.path} holds only masks and needs the model '{name}': {error} (--source)") from error
+        raise PrunusError(f"{packed.path} holds only masks and needs the model '{name}': {error} (--dense)") from error
     check_source(packed, source)
     return source

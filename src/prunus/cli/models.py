@@ -1,7 +1,7 @@
 """Commands that describe and measure a model, write it in another form, or carry out a step, one for each of STEPS."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from prunus.cli.common import (
     options,
     out_argument,
     overwrite_option,
+    own_option,
     path,
     recover_option,
     show,
@@ -35,6 +36,11 @@ from prunus.step import STEPS, Step, Where, step_kind
 
 # Settings of PruneRecipe on which the sparsities of blocks do not depend.
 OF_METHODS = {"method", "pattern", "group", "propagation", "update", *owners_of(declared(Method))}
+
+
+def dense_option(help: str) -> Callable[[Any], Any]:
+    """The option for the model from which a checkpoint was pruned, as gguf and recover name it."""
+    return own_option("--dense", "source", former="--source", metavar="MODEL", help=help)
 
 
 @command("Make", "stats", "prunus stats tiny norms.safetensors", "prunus stats tiny hessians.safetensors --hessians")
@@ -116,7 +122,7 @@ def perplexity_command(model: str, text: Path, as_json: bool, **given: Any) -> N
 @click.option(
     "--masks-only", is_flag=True, help="Store only the masks, one bit per weight; unpacking needs the dense model."
 )
-@click.option("--source", help="For --masks-only: the dense model; default: the one that CHECKPOINT was pruned from.")
+@dense_option("For --masks-only: the dense model; default: the one that CHECKPOINT was pruned from.")
 @overwrite_option
 def pack_command(checkpoint: str, out: Path, **given: Any) -> None:
     """Write a pruned CHECKPOINT to the folder OUT without its zeros.
@@ -130,7 +136,7 @@ def pack_command(checkpoint: str, out: Path, **given: Any) -> None:
 @command("Make", "unpack", "prunus unpack out/wanda-50-packed out/wanda-50")
 @click.argument("packed")
 @out_argument
-@click.option("--source", help="For masks only: the dense model; default: the one named in PACKED.")
+@dense_option("For masks only: the dense model; default: the one named in PACKED.")
 @overwrite_option
 def unpack_command(packed: str, out: Path, **given: Any) -> None:
     """Write a PACKED checkpoint to OUT as plain dense safetensors."""
