@@ -4,6 +4,7 @@ python scripts/command_reference.py [--check]
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -18,7 +19,11 @@ INTRODUCTION = """\
 Made from `prunus COMMAND --help` with all options by `make docs`; do not edit. Exit codes: 0 done; 1 an internal error
 (`-v` shows the traceback), for `verify` a claim that does not hold; 2 wrong input or environment, one line that says
 what to do; 130 interrupted; the same command continues.
+
+Every command also has `--help`, `-q` (`--quiet`: print errors only) and `-v` (`--verbose`: show the traceback of
+internal errors); those with a group *Advanced* have `--help-all`.
 """
+OF_ALL = re.compile(r"^  (-q, --quiet|-v, --verbose|--help|--help-all)  .*\n", re.MULTILINE)
 
 
 def reference() -> str:
@@ -27,7 +32,8 @@ def reference() -> str:
     for name, command in sorted(cli.commands.items()):
         context = click.Context(command, info_name=f"prunus {name}", max_content_width=100, terminal_width=100)
         context.meta[ALL] = True
-        parts.append(f"## prunus {name}\n\n```\n{command.get_help(context)}\n```\n")
+        text = OF_ALL.sub("", command.get_help(context) + "\n").replace("\nGeneral:\n\n", "\n")
+        parts.append(f"## prunus {name}\n\n```\n{text.strip()}\n```\n")
     return "\n".join(parts)
 
 
