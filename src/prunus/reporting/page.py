@@ -1,9 +1,9 @@
 """Write the report: one self-contained page from a store, with verdicts, curves, tokens, sparsities, texts and methods.
 
 Python writes the charts as SVG. Compared with Plotly, the page has some hundred kilobytes instead of 5 MB, is complete
-without scripts, looks the same on paper and in a test, and its security policy can forbid every script but our own. CSS
-(`:has`) shows and hides runs; the script adds a readout, sorting and downloads, and keeps in the address what is
-filtered, so that a link shows the same.
+without scripts, looks the same on paper and in a test, and its security policy can forbid every script but our own. The
+script adds filters, a readout, sorting and downloads, and keeps in the address what is filtered, so that a link shows
+the same.
 
 Model text is untrusted. It is always escaped, with control characters made visible. A content security policy names the
 hashes of our style and our script, so that no other could run even if an escape were missing.
@@ -244,13 +244,15 @@ def bar(data: ReportData, sections: Sequence[Section]) -> str:
 
 
 def filter_styles(data: ReportData) -> str:
-    """CSS that hides what is not chosen, and lets the variant stand out that is pointed at or named in the address."""
+    """CSS that hides what is not chosen, and lets the variant stand out that is pointed at or named in the address.
+
+    The script keeps the classes of body: with a rule of body:has() for each, Chromium prints large pages in minutes.
+    """
     rules = ["body:has(#k0:checked) .glance .task:not(.task1){display:none}"]
     rules += [rule for choices in _filters(data).values() for _, _, rule in choices]
     for one in data.others:
-        row = f".r{one.look.index}"
-        pointed = f"body:has(tr{row}.keep:is(:hover,:focus-within,:target))"
-        rules.append(f"body:has(#t{one.look.index}:not(:checked)) {row}:not(.keep){{display:none}}")
+        row, pointed = f".r{one.look.index}", f"body.at-r{one.look.index}"
+        rules.append(f"body.without-t{one.look.index} {row}:not(.keep){{display:none}}")
         rules.append(f"{pointed} .chart:not(.panel)>.run:not({row},.r0){{opacity:.12}}")
         rules.append(f"{pointed} .many>{row}>.band{{fill-opacity:.2}}")
     return "".join(rules)
@@ -265,10 +267,10 @@ def _filters(data: ReportData) -> dict[str, list[Choice]]:
     found = {title: choices for title, choices in found.items() if len(choices) > 1}
     if len(data.tasks) > 1:
         tasks = [(f"k{k}", task, f".task:not(.task{k})") for k, task in enumerate(data.tasks, 1)]
-        rules = [(id, task, f"body:has(#{id}:checked) {others}{{display:none}}") for id, task, others in tasks]
+        rules = [(id, task, f"body.with-{id} {others}{{display:none}}") for id, task, others in tasks]
         found["Task"] = [("k0", "all", ""), *rules]
     if data.matches:
-        found["Figures"] = [("tp", "published", "body:has(#tp:not(:checked)) .chart .pub{display:none}")]
+        found["Figures"] = [("tp", "published", "body.without-tp .chart .pub{display:none}")]
     return found
 
 
@@ -278,7 +280,7 @@ def _groups(letter: str, runs: Iterable[tuple[str, int]]) -> list[Choice]:
     for name, index in runs:
         groups.setdefault(name, []).append(f".r{index}")
     return [
-        (f"{letter}{k}", name, f"body:has(#{letter}{k}:not(:checked)) :is({','.join(of)}){{display:none}}")
+        (f"{letter}{k}", name, f"body.without-{letter}{k} :is({','.join(of)}){{display:none}}")
         for k, (name, of) in enumerate(groups.items())
     ]
 

@@ -1,5 +1,5 @@
 "use strict";
-// The page is complete without this script, which adds a readout to charts, sorting to tables, and downloads.
+// The page is complete without this script, which adds filters, a readout to charts, sorting to tables, and downloads.
 const SVG = "http://www.w3.org/2000/svg";
 
 function placeOf(mark) {
@@ -144,7 +144,14 @@ function addButtons(before, actions) {
 
 // The address is `#part&t3,w1`: where the reader is, and the boxes that are not as they were at first.
 const boxes = [...document.querySelectorAll("input[id]")];
+function choose() {
+  for (const box of boxes) {
+    document.body.classList.toggle(`with-${box.id}`, box.checked);
+    document.body.classList.toggle(`without-${box.id}`, !box.checked);
+  }
+}
 function remember() {
+  choose();
   const [place] = location.hash.slice(1).split("&");
   const changed = boxes.filter((box) => box.checked !== box.defaultChecked).map((box) => box.id).join(",");
   if (place || changed || location.hash) history.replaceState(null, "", `#${place}${changed && "&"}${changed}`);
@@ -158,6 +165,14 @@ function recall() {
 addEventListener("hashchange", remember);
 addEventListener("change", remember);
 recall();
+choose();
+const kept = [...document.querySelectorAll("tr.keep")];
+function point() {
+  const name = (row) => row.className.match(/\br\d+\b/)?.[0];
+  const pointed = new Set(kept.filter((row) => row.matches(":hover, :focus-within, :target")).map(name));
+  for (const row of kept) document.body.classList.toggle(`at-${name(row)}`, pointed.has(name(row)));
+}
+for (const event of ["load", "hashchange", "mouseover", "mouseout", "focusin", "focusout"]) addEventListener(event, point);
 function closeAll(except) {
   for (const one of document.querySelectorAll(".hint[open], .filter[open]")) if (!one.contains(except)) one.open = false;
 }
