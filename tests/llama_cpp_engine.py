@@ -156,19 +156,21 @@ def test_smollm2(tmp_path):
             assert client.ids(text) == tokenizer(text)["input_ids"], repr(text)
 
 
-def test_an_evaluation_behind_its_server(tmp_path):
-    """Budgets, stops and grading, as with any engine: greedy rows are those of hf.
+@pytest.mark.parametrize(("tied", "equal"), [(False, 12), (True, 6)])
+def test_an_evaluation_behind_its_server(tied, equal, tmp_path):
+    """Budgets, stops and grading, as with any engine: at least so many of 12 greedy rows are those of hf.
 
-    The next token's row of the head is the embedding of the token before it, so that no two tokens are nearly tied and
-    float16 on another CPU gives the same chain.
+    A random model's chains depend on the prompt, but have near ties, which float16 breaks otherwise on another CPU. The
+    other model has none: the next token's row of the head is the embedding of the token before it.
     """
-    make_gguf_model("qwen3", tmp_path / "dense", initializer_range=0.05, tie_word_embeddings=False)
-    weights = load_file(tmp_path / "dense" / "model.safetensors")
-    embeddings = weights["model.embed_tokens.weight"]
-    embeddings.normal_(generator=torch.Generator().manual_seed(0))
-    following = torch.randperm(len(embeddings), generator=torch.Generator().manual_seed(1))
-    weights["lm_head.weight"] = 0.06 * embeddings[following]  # a margin of 5, and other tokens when it samples
-    save_file(weights, tmp_path / "dense" / "model.safetensors", {"format": "pt"})
+    make_gguf_model("qwen3", tmp_path / "dense", initializer_range=0.1 if tied else 0.05, tie_word_embeddings=tied)
+    if not tied:
+        weights = load_file(tmp_path / "dense" / "model.safetensors")
+        embeddings = weights["model.embed_tokens.weight"]
+        embeddings.normal_(generator=torch.Generator().manual_seed(0))
+        following = torch.randperm(len(embeddings), generator=torch.Generator().manual_seed(1))
+        weights["lm_head.weight"] = 0.06 * embeddings[following]  # a margin of 5, and other tokens when it samples
+        save_file(weights, tmp_path / "dense" / "model.safetensors", {"format": "pt"})
     prunus.gguf(tmp_path / "dense", tmp_path / "made")
     plan: dict[str, Any] = {"tasks": ("tiny",), "limit": 4, "budgets": (0, 8, 24), "temperature": 0.0, "profile": "s1"}
     rows = {}
@@ -182,8 +184,8 @@ def test_an_evaluation_behind_its_server(tmp_path):
                 for row in store.samples(run, texts=True)
             ]
             (found,) = [one for one in store.runs() if one.run_id == run]
-    assert len(rows["hf"]) == 12 and rows["openai"] == rows["hf"]
-    assert len({thinking for *_, thinking, _, _ in rows["hf"]}) == len(plan["budgets"])
+    assert len(rows["hf"]) == 12 and sum(a == b for a, b in zip(rows["hf"], rows["openai"], strict=True)) >= equal
+    assert len({thinking for *_, thinking, _, _ in rows["hf"]}) >= (8 if tied else len(plan["budgets"]))
     (step,) = found.model["manifest"]["history"]
     assert step["action"] == "gguf" and found.versions["server"].startswith("llamacpp")
 
