@@ -1,25 +1,34 @@
-"""Comparisons of engines: hf and vllm on one cell, prefix reuse by count, and three ways to decode with transformers.
+"""Comparisons of engines: hf and vllm on one cell, prefix reuse by count, three ways to decode with transformers, and
+the speed of models in other forms.
 
     python benchmarks/engines.py reuse              tokens of budgets 512 to 8192 with and without prefix reuse
     python benchmarks/engines.py decode [--compile] a step with our cache, a static one, with --compile compiled
     python benchmarks/engines.py whole              the same three over a whole cell, compiling included
     .venv-vllm/bin/python benchmarks/engines.py cell    hf and vllm in turn (the environment of `make test-vllm`)
+    PYTHON benchmarks/engines.py formats MODEL...       prompts and decoding of each MODEL, relative to the first one
 
-All but `reuse` use the tiny reasoner and, where `make test` has fetched it, SmolLM2. They run on one thread, measured
-in CPU seconds of one process (`whole`: also of the compilers that it starts).
+All but `reuse` and `formats` use the tiny reasoner and, where `make test` has fetched it, SmolLM2. They run on one
+thread, measured in CPU seconds of one process (`whole`: also of the compilers that it starts). `formats` takes files
+for llama.cpp (in the environment of `make test-llama-cpp`) and model folders, which run in vLLM where PYTHON has it,
+and else in transformers; each is a process of its own, in turn with the others, in every round.
 """
 
 # ruff: noqa: E402  the settings come before the libraries that read them
 import argparse
 import gc
+import http.client
+import importlib.util
 import inspect
+import json
 import os
 import random
 import resource
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -55,6 +64,8 @@ from prunus.evaluation.tasks import load_task
 SMOLLM2 = Path(__file__).resolve().parents[1] / ".cache" / "smollm2"
 PAPER_BUDGETS = (512, 1024, 2048, 4096, 8192)
 ROUNDS = 3
+PROMPT, DECODED, BATCH = 512, 64, 32  # formats: tokens of a prompt and of a continuation, and rows decoded together
+Run = Callable[[list[list[int]], int], object]  # prompts, tokens to decode after each
 TOKENIZER = load_tokenizer(tiny_folder())
 
 
@@ -297,16 +308,123 @@ def cell(chains: int) -> None:
             )
 
 
+def formats(models: Sequence[str], threads: int, dtype: str) -> None:
+    """Print tokens per second of prompts and of decoding, medians of rounds, and the peak of resident memory."""
+    found: dict[str, list[dict[str, float]]] = {model: [] for model in models}
+    for _ in range(ROUNDS):
+        for model, measured in found.items():
+            command = [sys.executable, __file__, "one", model, "--threads", str(threads), "--dtype", dtype]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            measured.append(json.loads(done.stdout.splitlines()[-1]))
+    kinds = ("prompt", "decode", f"decode {BATCH}")
+    print(f"| model | MB | {' | '.join(f'{kind}, tokens/s | ratio' for kind in kinds)} | peak MB |")
+    print("|---" * (3 + 2 * len(kinds)) + "|")
+    for model, measured in found.items():
+        cells = [Path(model).name, f"{size(Path(model)) / 1e6:.0f}"]
+        for kind in kinds:
+            ratios = [own[kind] / first[kind] for own, first in zip(measured, found[models[0]], strict=True)]
+            cells += [f"{median(own[kind] for own in measured):.1f}", f"{median(ratios):.2f}"]
+        print(f"| {' | '.join(cells)} | {median(own['peak'] for own in measured):.0f} |")
+
+
+def size(model: Path) -> int:
+    """The bytes of a file, or of the weights in a folder."""
+    return model.stat().st_size if model.is_file() else sum(f.stat().st_size for f in model.glob("*.safetensors"))
+
+
+def one(model: Path, threads: int, dtype: str) -> None:
+    """Print the speeds of one model as JSON: tokens per CPU second, or per second of wall time with more threads."""
+    torch.set_num_threads(threads)
+    if model.suffix == ".gguf":
+        run = llama_cpp(model, threads)
+    else:
+        run = (vllm if importlib.util.find_spec("vllm") else transformers)(model, dtype)
+    clock = time.process_time if threads == 1 else time.monotonic
+    ids = [[random.Random(row).randrange(1000, 40_000) for _ in range(PROMPT)] for row in range(BATCH)]
+
+    def speed(prompts: list[list[int]], tokens: int, counted: int) -> float:
+        run([[7 + token for token in prompt] for prompt in prompts], min(tokens, 2))  # warm up, with other prompts
+        begin = clock()
+        run(prompts, tokens)
+        return counted / (clock() - begin)
+
+    short = [row[:16] for row in ids]
+    found = {
+        "prompt": speed(ids[:1], 1, PROMPT),
+        "decode": speed(short[:1], DECODED, DECODED),
+        f"decode {BATCH}": speed(short, DECODED, BATCH * DECODED),
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+    }
+    print(json.dumps(found), flush=True)
+    os._exit(0)  # without waiting for an engine's threads
+
+
+def llama_cpp(model: Path, threads: int) -> Run:
+    """llama.cpp's server in this process."""
+    import xllamacpp  # pyright: ignore[reportMissingImports]
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_parallel, params.n_ctx = str(model), BATCH, 2 * BATCH * PROMPT
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    server = xllamacpp.Server(params)
+    address = server.listening_address.removeprefix("http://")
+
+    def complete(prompt: list[int], tokens: int) -> None:
+        asked = {"prompt": prompt, "n_predict": tokens, "ignore_eos": True, "cache_prompt": False, "temperature": 0}
+        connection = http.client.HTTPConnection(address)
+        connection.request("POST", "/completion", json.dumps(asked), {"Content-Type": "application/json"})
+        assert json.loads(connection.getresponse().read())["tokens_predicted"] == tokens, server
+
+    def run(prompts: list[list[int]], tokens: int) -> None:
+        with ThreadPoolExecutor(BATCH) as pool:
+            list(pool.map(complete, prompts, [tokens] * len(prompts)))
+
+    return run
+
+
+def vllm(model: Path, dtype: str) -> Run:
+    """vLLM in this process, without its prefix cache."""
+    from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
+
+    limits = {"max_model_len": 2 * PROMPT, "max_num_seqs": BATCH, "enable_prefix_caching": False}
+    engine = LLM(str(model), dtype=dtype, enforce_eager=True, **limits)
+
+    def run(prompts: list[list[int]], tokens: int) -> None:
+        how = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+        engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], how, use_tqdm=False)
+
+    return run
+
+
+def transformers(model: Path, dtype: str) -> Run:
+    """Plain transformers."""
+    from transformers import AutoModelForCausalLM
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+
+    def run(prompts: list[list[int]], tokens: int) -> None:
+        loaded.generate(torch.tensor(prompts), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+
+    return run
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("reuse", "decode", "whole", "cell"))
+    parser.add_argument("what", choices=("reuse", "decode", "whole", "cell", "formats", "one"))
+    parser.add_argument("models", nargs="*", help="formats: model folders, or files for llama.cpp")
     parser.add_argument("--rows", type=int, default=16, help="decode, whole: rows side by side")
     parser.add_argument("--tokens", type=int, default=64, help="decode: steps")
     parser.add_argument("--compile", action="store_true", help="decode: also torch.compile; needs a C++ compiler")
     parser.add_argument("--chains", type=int, default=64, help="cell: chains of the tiny reasoner")
+    parser.add_argument("--threads", type=int, default=1, help="formats: with more than 1, wall time is measured")
+    parser.add_argument("--dtype", default="bfloat16", help="formats: what folders compute in")
     asked = parser.parse_args()
     if asked.what == "reuse":
         reuse()
+    elif asked.what == "formats":
+        formats(asked.models, asked.threads, asked.dtype)
+    elif asked.what == "one":
+        one(Path(asked.models[0]), asked.threads, asked.dtype)
     elif asked.what == "whole":
         whole(asked.rows)
     elif asked.what == "decode":

@@ -4,12 +4,11 @@
     second    the same, fewer cells, with the reasoner of `training/train.py --seed 1`: --second CHECKPOINT
     moe       the small mixture: channels of its experts beside whole experts
     smollm2   perplexity of SmolLM2 on the texts of benchmarks/quality.py
-    speed     SmolLM2 with fewer channels or blocks in transformers: prompts and decoding, in turn with the dense model
     cost      CPU seconds and peak memory of `prunus width` on SmolLM2, beside those of Wanda
 
 FOLDER keeps chains, models and answers. Each finished model is one line of benchmarks/width.jsonl, so that a stopped
 run goes on where it was; delete a line to measure it again. --table prints the tables from these lines. It runs on one
-thread, one model at a time.
+thread, one model at a time. How fast models are is measured by benchmarks/engines.py.
 """
 
 import argparse
@@ -21,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 import quality
@@ -42,7 +41,6 @@ MIXTURE = 2  # beside the seeds of the two reasoners, in `reasoner`
 WIDTHS = (224, 192, 160, 128, 96)  # of 256: 12.5 to 62.5 % are removed
 RECOVERY = {"calibration_tokens": TOKENS, "seqlen": 256, "step_tokens": 1024}
 SMOLLM2_WIDTHS = (1152, 960, 768)  # of 1536: 25, 37.5 and 50 % are removed
-PROMPT, DECODED, ROUNDS = 512, 64, 5
 
 
 @dataclass(frozen=True)
@@ -189,47 +187,6 @@ class Perplexity:
             file.write(json.dumps({**line, "prunus": prunus.__version__}) + "\n")
 
 
-def speed(folder: Path) -> str:
-    """Tokens per CPU second of prompts and of decoding, as multiples of the dense model's, measured in turn."""
-    from transformers import AutoModelForCausalLM
-
-    names = {"dense": quality.MODEL}
-    names |= {f"{kept} of 1536": folder / f"smollm2-width-obs-{kept}ch-0" for kept in SMOLLM2_WIDTHS}
-    shorter = folder / "shorter"
-    if not shorter.exists():
-        prunus.drop_blocks(quality.MODEL, shorter, DropRecipe(method="tail", blocks="7"))
-    names["23 of 30 blocks"] = shorter
-    models = {n: AutoModelForCausalLM.from_pretrained(p, dtype=torch.bfloat16).eval() for n, p in names.items()}
-    ids_1T = torch.randint(1000, 40_000, (1, PROMPT), generator=torch.Generator().manual_seed(0))
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
-    for _ in range(ROUNDS):
-        for name, model in models.items():
-            found[name].append((prompt_seconds(model, ids_1T), decode_seconds(model, ids_1T[:, :16])))
-    rows = []
-    for name, model in models.items():
-        ratios = [[d[i] / o[i] for d, o in zip(found["dense"], found[name], strict=True)] for i in (0, 1)]
-        count = sum(parameter.numel() for parameter in model.parameters())
-        blocks = sum(parameter.numel() for parameter in model.model.layers.parameters())
-        rows.append([name, f"{count / 1e6:.1f}", f"{blocks / 1e6:.1f}", *(f"{median(r):.2f}" for r in ratios)])
-    return markdown(["model", "M weights", "of the blocks", f"prompt of {PROMPT}", f"decoding {DECODED}"], rows)
-
-
-@torch.inference_mode()
-def prompt_seconds(model: Any, ids_1T: torch.Tensor) -> float:
-    """CPU seconds of one prompt."""
-    begin = time.process_time()
-    model(input_ids=ids_1T, logits_to_keep=1)
-    return time.process_time() - begin
-
-
-@torch.inference_mode()
-def decode_seconds(model: Any, ids_1T: torch.Tensor) -> float:
-    """CPU seconds of decoding after a short prompt."""
-    begin = time.process_time()
-    model.generate(ids_1T, max_new_tokens=DECODED, min_new_tokens=DECODED, do_sample=False)
-    return time.process_time() - begin
-
-
 def cost(folder: Path) -> str:
     """CPU seconds and peak memory of commands, each in a process of its own."""
     at = ["--calibration", str(quality.text("calibration-0")), "--calibration-samples", "16", "--seqlen", "512"]
@@ -325,7 +282,7 @@ def by_row(lines: Sequence[Line]) -> dict[str, list[Line]]:
 
 def main() -> None:
     """Measure what is missing, and print the tables."""
-    parts = ("tiny", "methods", "others", "moe", "smollm2", "speed", "cost")
+    parts = ("tiny", "methods", "others", "moe", "smollm2", "cost")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--second", type=Path, metavar="CHECKPOINT")
@@ -357,8 +314,6 @@ def measure(folder: Path, parts: Sequence[str], problems: int, second: Path | No
     for bench, model in work:
         if time.monotonic() < until:
             bench.measure(model)
-    if "speed" in parts:
-        print(speed(folder))
     if "cost" in parts:
         print(cost(folder))
 
