@@ -57,14 +57,6 @@ class Pass:
         """
         return groups
 
-    def after_block(self, job: "PruneJob", run: BlockRun | None, index: int, weights: Mapping[str, Tensor]) -> None:
-        """Called once all Linears of a block are pruned, before its output becomes the input of the next block.
-
-        run: the block in memory and its hidden states; None if no tokens are run. weights: the pruned weights, by
-        Linear. A pass may change their nonzero entries in place, and must then change run.block in the same way. Only
-        with propagation `pruned` do hidden states follow such a change; with others the block has run already.
-        """
-
     def written(self, job: "PruneJob", index: int) -> None:
         """Called once a block is on disk."""
 

@@ -182,17 +182,12 @@ def prune_block(
     groups: Iterable[Mapping[str, InputStats | None]] = [dict.fromkeys(names)]
     pruned: dict[str, Tensor] = {}
     run: BlockRun | None = None
-
-    def finish_block() -> None:
-        for one in job.passes:
-            one.after_block(job, run, index, pruned)
-
     if job.saved is not None:
         groups = job.saved.groups(index, job.method.needs, job.device)
     if hidden is not None:
         block, last = runner.make_block(index, tensors), index == job.source.blocks - 1
         least = job.recipe.min_expert_tokens
-        run = BlockRun(runner, block, index, hidden, job.linears[index], last, job.method.needs, finish_block, least)
+        run = BlockRun(runner, block, index, hidden, job.linears[index], last, job.method.needs, least)
         passed = PROPAGATIONS[job.recipe.propagation](run)
         for one in job.passes:
             passed = one.statistics(job, run, tensors, passed)
@@ -230,11 +225,6 @@ def prune_block(
             weight_OI = inputs = None  # a Hessian can be as large as a weight, so free both before the next pass
         if has_experts:
             return_freed_memory()
-    if run is None:
-        finish_block()
-    run = None  # breaks the reference cycle of run and finish_block, which would keep the block in memory
-    if has_experts:
-        return_freed_memory()
     weights = {f"{name}.weight": weight_OI for name, weight_OI in pruned.items()}
     record = {
         "source": digest,

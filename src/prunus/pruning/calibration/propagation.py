@@ -31,9 +31,8 @@ class BlockRun(NamedTuple):
     """One block during calibration, with the hidden states that are its input.
 
     number: its index. linears: those to prune, in the order of a forward pass. last: whether it is the last block, so
-    that its output is not needed. needs: the statistics to take of their inputs. when_pruned: called when all of them
-    are pruned, before hidden becomes the block's output. least_tokens: a routed expert with fewer is observed on all
-    tokens of its layer.
+    that its output is not needed. needs: the statistics to take of their inputs. least_tokens: a routed expert with
+    fewer is observed on all tokens of its layer.
     """
 
     runner: Runner
@@ -43,7 +42,6 @@ class BlockRun(NamedTuple):
     linears: Sequence[Linear]
     last: bool
     needs: Needs = "norms"
-    when_pruned: Callable[[], None] = lambda: None
     least_tokens: int = 1
 
     def watch(
@@ -94,7 +92,6 @@ def pruned(run: BlockRun) -> Iterator[Stats]:
     This is the default, as in the reference implementations of Wanda and SparseGPT.
     """
     yield from _in_portions(run)
-    run.when_pruned()
     if not run.last:
         propagate(run.runner, run.block, run.hidden)
 
@@ -126,10 +123,8 @@ def dense(run: BlockRun) -> Iterator[Stats]:
         yield from _in_portions(run)
         if not run.last:
             propagate(run.runner, run.block, run.hidden)
-        run.when_pruned()
         return
     yield observe(run, run.linears, advance=not run.last)
-    run.when_pruned()
 
 
 def true_sequential(run: BlockRun) -> Iterator[Stats]:
@@ -140,13 +135,11 @@ def true_sequential(run: BlockRun) -> Iterator[Stats]:
     """
     if _is_two_halves(run):
         yield from _in_pieces(run)
-        run.when_pruned()
         return
     for group in run.groups():
         for portion in run.portions(group):
             if portion:
                 yield observe(run, portion)
-    run.when_pruned()
     if not run.last:
         propagate(run.runner, run.block, run.hidden)
 

@@ -121,7 +121,6 @@ class RegionalRepair(Pass):
         if recipe.propagation == "dense" and not run.last:
             propagate(run.runner, block, hidden)
         yield stats
-        run.when_pruned()
         if recipe.propagation == "pruned" and not run.last:
             propagate(run.runner, block, hidden)
 
