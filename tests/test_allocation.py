@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from prunus.errors import PrunusError
-from prunus.pruning.allocation import ALLOCATIONS, alphapruning, atp, dlp, owl
+from prunus.pruning.allocation import ALLOCATIONS, alphapruning
 from prunus.pruning.allocation.arithmetic import HIGHEST, row_counts, scaled, shifted, tensor_counts
 from prunus.recipes import PruneRecipe, Window
 
@@ -24,13 +24,18 @@ def weighted(sparsities, sizes):
     return sum(Fraction(s) * n for s, n in zip(sparsities, sizes, strict=True)) / sum(sizes)
 
 
+def allocated(name, scores, sizes, target, **options):
+    """The sparsities of an allocation."""
+    return ALLOCATIONS[name].allocate(scores, sizes, PruneRecipe(allocation=name, sparsity=target, **options))
+
+
 @pytest.mark.parametrize(
     ("found", "golden"),
     [
-        (owl.sparsities([2, 1, 0.5, 0.5], EQUAL, 0.5, 0.08), [0.393333, 0.5, 0.553333, 0.553333]),
-        (alphapruning.sparsities([2, 3, 4, 3], EQUAL, 0.5, 0.3), [0.35, 0.5, 0.65, 0.5]),
-        (atp.sparsities(EQUAL, 0.5, 0.04), [0.44, 0.48, 0.52, 0.56]),
-        (dlp.sparsities([1, 2, 3, 4], EQUAL, 0.5, 0.15), [0.35, 0.45, 0.55, 0.65]),
+        (allocated("owl", [2, 1, 0.5, 0.5], EQUAL, 0.5, spread=0.08), [0.393333, 0.5, 0.553333, 0.553333]),
+        (allocated("alphapruning", [2, 3, 4, 3], EQUAL, 0.5, spread=0.3), [0.35, 0.5, 0.65, 0.5]),
+        (allocated("atp", [], EQUAL, 0.5, step=0.04), [0.44, 0.48, 0.52, 0.56]),
+        (allocated("dlp", [1, 2, 3, 4], EQUAL, 0.5, spread=0.15), [0.35, 0.45, 0.55, 0.65]),
     ],
 )
 def test_golden_values(found, golden):
@@ -40,16 +45,14 @@ def test_golden_values(found, golden):
 @pytest.mark.parametrize("target", [0.0, 0.03, 0.2, 0.5, 0.7, 0.95, 0.99])
 @pytest.mark.parametrize("name", ALLOCATIONS)
 def test_weighted_mean_is_the_target_even_where_limits_bind(name, target):
-    recipe = PruneRecipe(allocation=name, sparsity=target)
-    found = ALLOCATIONS[name].allocate(SCORES, SIZES, recipe)
+    found = allocated(name, SCORES, SIZES, target)
     assert float(weighted(found, SIZES)) == pytest.approx(target, abs=1e-12)
     assert all(0 <= s <= HIGHEST for s in found)
 
 
 @pytest.mark.parametrize("name", sorted(set(ALLOCATIONS) - {"atp"}))
 def test_blocks_that_look_alike_lose_the_same(name):
-    recipe = PruneRecipe(allocation=name, sparsity=0.37)
-    assert ALLOCATIONS[name].allocate([2.5] * 6, SIZES, recipe) == pytest.approx([0.37] * 6, abs=1e-12)
+    assert allocated(name, [2.5] * 6, SIZES, 0.37) == pytest.approx([0.37] * 6, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", sorted(set(ALLOCATIONS) - {"atp", "uniform"}))
@@ -84,14 +87,14 @@ def test_what_is_clipped_is_made_up_by_the_rest():
 
 def test_targets_beyond_the_limit_are_refused():
     with pytest.raises(PrunusError, match=r"0\.995 cannot be reached"):
-        owl.sparsities(SCORES, SIZES, 0.995)
+        allocated("owl", SCORES, SIZES, 0.995)
 
 
 def test_atp_step_has_a_limit():
-    assert atp.sparsities(EQUAL, 0.5, 1 / 3) == pytest.approx([0, 1 / 3, 2 / 3, HIGHEST], abs=0.01)
+    assert allocated("atp", [], EQUAL, 0.5, step=1 / 3) == pytest.approx([0, 1 / 3, 2 / 3, HIGHEST], abs=0.01)
     with pytest.raises(PrunusError, match=r"step 0\.4 is outside \[0, 0\.3333\] for sparsity 0\.5 and 4 blocks"):
-        atp.sparsities(EQUAL, 0.5, 0.4)
-    assert atp.sparsities([7], 0.5) == pytest.approx([0.5])
+        allocated("atp", [], EQUAL, 0.5, step=0.4)
+    assert allocated("atp", [], [7], 0.5) == pytest.approx([0.5])
 
 
 @pytest.mark.parametrize("target", ["0.01", "0.29", "0.5", "0.77"])
@@ -107,7 +110,7 @@ def test_row_counts_sum_to_the_budget_and_stay_within_one_weight_a_row():
     shapes = [(8, 10), (3, 17), (5, 9), (2, 31)]
     for target in (0.1, 0.35, 0.5, 0.81):
         sizes = [o * i for o, i in shapes]
-        sparsities = owl.sparsities([1, 2, 3, 5], sizes, target, 0.1)
+        sparsities = allocated("owl", [1, 2, 3, 5], sizes, target, spread=0.1)
         counts = row_counts(sparsities, shapes, round(target * sum(sizes)))
         rows = [[c + (r < more) for r in range(o)] for (c, more), (o, _) in zip(counts, shapes, strict=True)]
         assert sum(map(sum, rows)) == round(target * sum(sizes))

@@ -198,9 +198,10 @@ def test_the_studys_map_as_its_code_runs_it(blocks, target):
     rng = np.random.default_rng(blocks)
     scores, sizes = rng.lognormal(size=blocks).tolist(), rng.integers(100, 900, blocks).tolist()
     expected = study_by_hand(scores, sizes, target)
-    found = layerif.reference_sparsities(scores, sizes, target)
+    recipe = PruneRecipe(allocation="layerif", sparsity=target)
+    found = layerif.allocate_reference(scores, sizes, recipe)
     assert found == pytest.approx(expected, rel=1e-9)
-    kept = layerif.sparsities(scores, sizes, target)  # the same, where nothing is clipped
+    kept = layerif.allocate(scores, sizes, recipe)  # the same, where nothing is clipped
     assert np.average(kept, weights=sizes) == pytest.approx(target)
     if max(expected) < 0.99:
         assert kept == pytest.approx(expected, rel=1e-6)
@@ -209,11 +210,13 @@ def test_the_studys_map_as_its_code_runs_it(blocks, target):
 
 
 def test_more_influence_less_sparsity_in_the_study_and_more_in_the_paper():
-    found = layerif.sparsities([-1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [100] * 6, 0.2)
+    recipe = PruneRecipe(allocation="layerif", sparsity=0.2)
+    found = layerif.allocate([-1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [100] * 6, recipe)
     assert max(found) / min(found) == pytest.approx(0.40 / 0.05, rel=1e-6)
     assert all(a > b for a, b in pairwise(found))
     assert sum(found) / 6 == pytest.approx(0.2)
-    found = layerif_sketch.sparsities([-1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [100] * 6, 0.2)
+    recipe = PruneRecipe(allocation="layerif-sketch", sparsity=0.2)
+    found = layerif_sketch.allocate([-1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [100] * 6, recipe)
     assert all(a < b for a, b in pairwise(found))
 
 

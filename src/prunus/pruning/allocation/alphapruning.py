@@ -61,14 +61,14 @@ def tail_exponent(eigenvalues_N: np.ndarray, window: Window = "fixed") -> float:
     return float(_middle_exponent(logs) if math.isnan(exponent) else exponent)
 
 
-def sparsities(exponents: Sequence[float], sizes: Sequence[int], target: float, spread: float = 0.3) -> list[float]:
+def allocate(exponents: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
     """Sparsity of each block from the mean exponent of its Linears.
 
     Sparsities are proportional to factors from 1 - spread (lowest exponent) to 1 + spread (highest), so their range
-    shrinks with the target. spread: the paper's epsilon. The authors' code does not clip and can ask for more than all
-    weights; here sparsities are clipped and other blocks compensate.
+    shrinks with the target. The spread is the paper's epsilon. The authors' code does not clip and can ask for more
+    than all weights; here sparsities are clipped and other blocks compensate.
     """
-    return scaled(ratios(normalised(exponents), spread), sizes, target)
+    return scaled(ratios(normalised(exponents), spread_of("alphapruning", recipe)), sizes, recipe.sparsity)
 
 
 def ratios(shares: Sequence[float], spread: float) -> list[float]:
@@ -94,8 +94,3 @@ def measure(subject: Subject, _calibration: Calibration | None) -> Measured:
             steps.advance()
     scores = [sum(row.values()) / len(row) for row in exponents]
     return Measured({WHOLE: scores}, {"exponents": exponents}, [])
-
-
-def allocate(scores: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
-    """`sparsities` for a recipe."""
-    return sparsities(scores, sizes, recipe.sparsity, spread_of("alphapruning", recipe))

@@ -19,21 +19,17 @@ def highest_step(blocks: int, target: float) -> float:
     return 2 * min(target, 1 - target) / max(1, blocks - 1)
 
 
-def sparsities(sizes: Sequence[int], target: float, step: float | None = None) -> list[float]:
+def allocate(_scores: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
     """Sparsity target + step * (i - (L - 1) / 2) for each block i of L.
 
-    step: None increases by 2 * HALF_RANGE over all blocks, or by less if sparsities would leave [0, 1]. The authors
+    Without a step they increase by 2 * HALF_RANGE over all blocks, or by less if they would leave [0, 1]. The authors
     choose the step by the perplexity that they report; choose it on other text. Raises PrunusError if sparsities would
     leave [0, 1].
     """
-    blocks, limit = len(sizes), highest_step(len(sizes), target)
+    target, step, blocks = recipe.sparsity, recipe.step, len(sizes)
+    limit = highest_step(blocks, target)
     if step is None:
         step = min(limit, 2 * HALF_RANGE / max(1, blocks - 1))
     if not 0 <= step <= limit + 1e-12:
         raise PrunusError(f"step {step} is outside [0, {limit:.4g}] for sparsity {target} and {blocks} blocks")
     return shifted([target + step * (i - (blocks - 1) / 2) for i in range(blocks)], sizes, target)
-
-
-def allocate(_scores: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
-    """`sparsities` for a recipe."""
-    return sparsities(sizes, recipe.sparsity, recipe.step)

@@ -12,18 +12,14 @@ from prunus.pruning.calibration.data import Calibration
 from prunus.recipes import PruneRecipe
 
 
-def sparsities(centres: Sequence[float], sizes: Sequence[int], target: float, spread: float = 0.15) -> list[float]:
-    """Sparsity of each block from the mean or median of its Wanda scores. spread: the paper's alpha, half the range."""
+def allocate(centres: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
+    """Sparsity of each block from the mean or median of its Wanda scores. The spread is the paper's alpha."""
     total = sum(centres)
-    return decreasing_sparsities([1 - centre / total if total else 0.0 for centre in centres], sizes, target, spread)
+    scores = [1 - centre / total if total else 0.0 for centre in centres]
+    return decreasing_sparsities(scores, sizes, recipe.sparsity, spread_of("dlp", recipe))
 
 
 def measure(subject: Subject, calibration: Calibration | None) -> Measured:
     """The mean or the median of every block's Wanda scores."""
     measured = wanda_scores(subject, calibration)
     return measured._replace(scores={WHOLE: measured.details[subject.recipe.statistic]})
-
-
-def allocate(scores: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
-    """`sparsities` for a recipe."""
-    return sparsities(scores, sizes, recipe.sparsity, spread_of("dlp", recipe))

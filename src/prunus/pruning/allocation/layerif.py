@@ -179,19 +179,21 @@ def study_ratios(influences: Sequence[float]) -> list[float]:
     ]
 
 
-def sparsities(influences: Sequence[float], sizes: Sequence[int], target: float) -> list[float]:
+def allocate(influences: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
     """Sparsity of each group of one kind (attention or MLP of each block): lower for more influence.
 
     These are study_ratios, scaled so that the weighted mean is the target even if some sparsities are clipped. The
-    study's code clips after scaling, so its mean can differ from the target; see `reference_sparsities`.
+    study's code clips after scaling, so its mean can differ from the target; see `allocate_reference`.
     """
-    return scaled(study_ratios(influences), sizes, target)
+    return scaled(study_ratios(influences), sizes, recipe.sparsity)
 
 
-def reference_sparsities(influences: Sequence[float], sizes: Sequence[int], target: float) -> list[float]:
+def allocate_reference(influences: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
     """Sparsity of each group as in the study's code: scaled, then clipped to [0, 1]; the mean may miss the target."""
     ratios = study_ratios(influences)
-    factor = target * sum(sizes) / (sum(ratio * size for ratio, size in zip(ratios, sizes, strict=True)) + TINY)
+    factor = (
+        recipe.sparsity * sum(sizes) / (sum(ratio * size for ratio, size in zip(ratios, sizes, strict=True)) + TINY)
+    )
     return [min(max(factor * ratio, 0.0), 1.0) for ratio in ratios]
 
 
@@ -200,16 +202,6 @@ def measure(subject: Subject, calibration: Calibration | None) -> Measured:
     assert calibration is not None
     kinds = {linear.kind for linears in subject.linears for linear in linears}
     return influences(subject, calibration, [part for part in PARTS if part in kinds], identity)
-
-
-def allocate(scores: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
-    """`sparsities` for a recipe."""
-    return sparsities(scores, sizes, recipe.sparsity)
-
-
-def allocate_reference(scores: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
-    """`reference_sparsities` for a recipe."""
-    return reference_sparsities(scores, sizes, recipe.sparsity)
 
 
 calibration = own_calibration

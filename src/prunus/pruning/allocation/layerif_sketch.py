@@ -14,21 +14,16 @@ from prunus.pruning.calibration.data import Calibration
 from prunus.recipes import PruneRecipe
 
 
-def sparsities(influences: Sequence[float], sizes: Sequence[int], target: float, spread: float = 0.3) -> list[float]:
-    """Sparsity of each block from its summed positive influence. spread: the paper's epsilon, there 0.1 to 0.5."""
+def allocate(influences: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
+    """Sparsity of each block from its summed positive influence. The spread is the paper's epsilon."""
     shares = smoothed(normalised([abs(value) for value in influences]), window=7, order=3)
-    return scaled(ratios(normalised(shares), spread), sizes, target)
+    return scaled(ratios(normalised(shares), spread_of("layerif-sketch", recipe)), sizes, recipe.sparsity)
 
 
 def measure(subject: Subject, calibration: Calibration | None) -> Measured:
     """Influences of every block, with DataInf's Hessian."""
     assert calibration is not None
     return influences(subject, calibration, [WHOLE], datainf)
-
-
-def allocate(scores: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
-    """`sparsities` for a recipe."""
-    return sparsities(scores, sizes, recipe.sparsity, spread_of("layerif-sketch", recipe))
 
 
 calibration = own_calibration

@@ -17,45 +17,30 @@ from prunus.recipes import PruneRecipe
 LEAST = 0.01
 
 
-def sparsities(
-    outlier_shares: Sequence[float], sizes: Sequence[int], target: float, spread: float = 0.08
-) -> list[float]:
-    """Sparsity of each block from its share of outliers (in any unit). spread: the paper's lambda, half of the range.
+def allocate(outlier_shares: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
+    """Sparsity of each block from its share of outliers (in any unit). The spread is the paper's lambda.
 
     The authors' code raises sparsities of 0 or less to LEAST, which changes the mean; here other blocks compensate.
     """
-    return decreasing_sparsities(outlier_shares, sizes, target, spread)
+    return decreasing_sparsities(outlier_shares, sizes, recipe.sparsity, spread_of("owl", recipe))
 
 
-def reference_sparsities(
-    outlier_shares: Sequence[float], target: float, spread: float = 0.08, least: float = LEAST
-) -> list[float]:
-    """Sparsity of each block as in the authors' code, to the bit: sparsities of 0 or less are replaced by `least`.
+def allocate_reference(outlier_shares: Sequence[float], _sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
+    """Sparsity of each block as in the authors' code, to the bit: sparsities of 0 or less are replaced by LEAST.
 
-    If there are any, the mean exceeds the target. If all shares are equal, every block gets the target; the authors'
-    code divides by zero.
+    If there are any, the mean exceeds the target. They are 0 for Magnitude, as in the study's code. If all shares are
+    equal, every block gets the target; the authors' code divides by zero.
     """
-    share = np.asarray(outlier_shares, float)
+    share, target, spread = np.asarray(outlier_shares, float), recipe.sparsity, spread_of("owl", recipe)
     low, high = share.min(), share.max()
     if low == high:
         return [target] * len(share)
     extra = (share - low) * (1 / (high - low) * spread * 2)
     found = 1 - (extra - extra.mean() + (1 - target))
-    return np.where(found <= 0, least, found).tolist()
+    return np.where(found <= 0, 0.0 if recipe.method == "magnitude" else LEAST, found).tolist()
 
 
 def measure(subject: Subject, calibration: Calibration | None) -> Measured:
     """The share of outliers in every block, in percent."""
     measured = wanda_scores(subject, calibration)
     return measured._replace(scores={WHOLE: measured.details["outliers"]})
-
-
-def allocate_reference(outlier_shares: Sequence[float], _sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
-    """`reference_sparsities` for a recipe. As in the study's code, `least` is 0 for Magnitude."""
-    least = 0.0 if recipe.method == "magnitude" else LEAST
-    return reference_sparsities(outlier_shares, recipe.sparsity, spread_of("owl", recipe), least)
-
-
-def allocate(scores: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
-    """`sparsities` for a recipe."""
-    return sparsities(scores, sizes, recipe.sparsity, spread_of("owl", recipe))
