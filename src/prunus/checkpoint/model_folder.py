@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -32,51 +32,6 @@ INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 MODELOPT = "hf_quant_config.json"  # where ModelOpt describes its quantisation
 TEXT_PARTS = ("text_config", "llm_config", "language_config")  # of the language model in a config.json of several parts
 PACKED_FILE = "packed.safetensors"  # the only weights of a packed checkpoint
-
-
-class ModelFacts(Protocol):
-    """What evaluation needs to know of a model that another program may run. folder: of its tokenizer."""
-
-    folder: Path
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """What was done to the model; {} for nothing."""
-        ...
-
-    @property
-    def context(self) -> int:
-        """Most tokens of a sequence."""
-        ...
-
-    @property
-    def parameters(self) -> int | None:
-        """Number of stored weights; None if it is unknown."""
-        ...
-
-    @property
-    def engine_bytes(self) -> Mapping[str, int] | None:
-        """The bytes that an engine loads, by kind (bytes_by_kind); None if they are unknown."""
-        ...
-
-    @property
-    def blocks(self) -> int:
-        """Number of decoder blocks; 0 if it is unknown."""
-        ...
-
-    @property
-    def quantisation(self) -> str | None:
-        """How the weights are quantised; None if they are not, or it is unknown."""
-        ...
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """Dtype of most weights; None if it is unknown."""
-        ...
-
-    def checksum(self) -> str:
-        """The hash that identifies the model."""
-        ...
 
 
 def bytes_by_kind(tensors: Mapping[str, Entry | Stored], config: "PreTrainedConfig", quantised: bool) -> dict[str, int]:

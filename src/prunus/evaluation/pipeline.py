@@ -8,8 +8,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from prunus.checkpoint.model_folder import ModelFacts
+from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.engines import EngineOptions
 from prunus.evaluation import backends
@@ -25,6 +26,9 @@ from prunus.progress import Steps
 from prunus.recipes import EvalPlan
 from prunus.results.rows import ProblemRow, Run
 from prunus.results.store import Store, check_folder, claim
+
+if TYPE_CHECKING:
+    from prunus.evaluation.backends.served import ServedModel
 
 
 def evaluate(
@@ -76,7 +80,7 @@ def evaluate(
 
 def opened_model(
     model: str | Path, backend: str, device: str, engine: EngineOptions
-) -> tuple[ModelFacts, str | None, EngineOptions]:
+) -> tuple["ModelFolder | ServedModel", str | None, EngineOptions]:
     """The model for a backend, the kernel as open_for returns it, and the engine's options.
 
     With engine.tokenizer the model is only what a server tells of it, under the name `model`.

@@ -2,8 +2,9 @@
 
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from prunus.checkpoint.model_folder import EngineFolder, ModelFacts, ModelFolder, is_gguf, is_packed
+from prunus.checkpoint.model_folder import EngineFolder, ModelFolder, is_gguf, is_packed
 from prunus.checkpoint.packed_files import PackedCheckpoint
 from prunus.checkpoint.resolve import versions
 from prunus.engines import BACKENDS, EngineOptions
@@ -12,6 +13,9 @@ from prunus.evaluation.budget import PROTOCOL_VERSION
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.requests import Engine
 from prunus.results.labels import is_quantised
+
+if TYPE_CHECKING:
+    from prunus.evaluation.backends.served import ServedModel
 
 
 def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> tuple[ModelFolder, str | None]:
@@ -30,7 +34,9 @@ def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> 
     return PackedCheckpoint(folder), "sparse" if runs_sparse(folder, device, engine.sparse) else None
 
 
-def describe_model(model: str | Path, checkpoint: ModelFacts, kernel: str | None = None) -> dict[str, object]:
+def describe_model(
+    model: str | Path, checkpoint: "ModelFolder | ServedModel", kernel: str | None = None
+) -> dict[str, object]:
     """The description of a model that the store keeps: name, source, checksum, manifest, parameters, bytes and more.
 
     name: the last part of a folder's path, else `model`. A kernel is added to the steps in the manifest, so that tables

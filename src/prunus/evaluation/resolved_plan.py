@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prunus import progress
 from prunus.budgets import OFF, without_off
-from prunus.checkpoint.model_folder import ModelFacts
+from prunus.checkpoint.model_folder import ModelFolder
 from prunus.errors import PrunusError
 from prunus.evaluation.budget import Chain, Rules
 from prunus.evaluation.profiles import Profile
@@ -24,6 +24,8 @@ from prunus.results.store import Store, same_groups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from prunus.evaluation.backends.served import ServedModel
 
 
 class PlannedChain(NamedTuple):
@@ -92,7 +94,10 @@ class ResolvedPlan:
 
 
 def resolve_plan(
-    checkpoint: ModelFacts, tokenizer: "PreTrainedTokenizerBase", plan: EvalPlan, kernel: str | None = None
+    checkpoint: "ModelFolder | ServedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    plan: EvalPlan,
+    kernel: str | None = None,
 ) -> ResolvedPlan:
     """The plan with problems, profile, sampling and caps for one model. kernel: as open_for returns it.
 
@@ -172,7 +177,9 @@ def resolve_plan(
     )
 
 
-def profile_of(plan: EvalPlan, tokenizer: "PreTrainedTokenizerBase", checkpoint: ModelFacts) -> Profile:
+def profile_of(
+    plan: EvalPlan, tokenizer: "PreTrainedTokenizerBase", checkpoint: "ModelFolder | ServedModel"
+) -> Profile:
     """The plan's profile, fitted to the model."""
     given = {name: getattr(plan, name) for name in ("temperature", "top_p", "top_k")}
     return resolve_profile(plan.profile, tokenizer, checkpoint.manifest, plan.mode, checkpoint.folder, given)
