@@ -13,11 +13,12 @@ from transformers import AutoTokenizer
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.errors import PrunusError
+from prunus.pruning.calibration import calibration_name
 from prunus.pruning.calibration import data as calibration_module
-from prunus.pruning.calibration.data import calibration_name, load_calibration
+from prunus.pruning.calibration.data import load_calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates
 from prunus.pruning.calibration.statistics import InputsSeen, Observer
-from prunus.recipes import DropRecipe, PruneRecipe
+from prunus.recipes import PruneRecipe
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +191,8 @@ def test_kept_ids_read_back_to_the_same_sequences(model, tmp_path):
 
 def test_auto_is_tiny_for_the_tiny_reasoner_only(model):
     tiny = Checkpoint(tiny_folder())
-    assert calibration_name(PruneRecipe(), tiny) == "tiny"
-    assert calibration_name(DropRecipe(), model) == "c4"
+    assert calibration_name("auto", tiny.manifest) == "tiny"
+    assert calibration_name("auto", model.manifest) == "c4"
     got = load_calibration(PruneRecipe(samples=16), tiny)
     assert len(got.sequences) == 16 and got.warnings == []
     tokenizer = load_tokenizer(tiny.folder)

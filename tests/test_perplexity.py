@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prunus
 from prunus.errors import PrunusError
-from prunus.pruning import perplexity as perplexity_module
+from prunus.pruning.calibration import hidden_states
 
 
 def by_hand(folder, windows):
@@ -36,7 +36,7 @@ def write_rows(path, rows):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_a_loop_over_tokens(tmp_path, family, tied, monkeypatch):
     folder = make_model(tmp_path / "m", family, tied=tied)
-    monkeypatch.setattr(perplexity_module, "LOGIT_TOKENS", 7)  # chunks that divide nothing
+    monkeypatch.setattr(hidden_states, "LOGIT_TOKENS", 7)  # chunks that divide nothing
     long, short, tiny = random_rows(1, 50)[0], random_rows(1, 9, 1)[0], [5]
     path = write_rows(tmp_path / "rows.jsonl", [long, short, tiny])
     got = prunus.perplexity(folder, path, seqlen=20)

@@ -66,7 +66,7 @@ def inputs_by_hand(folder, sequences):
 @pytest.mark.parametrize(("prompt", "chain"), [(0.0, 1.0), (1.0, 0.0), (0.25, 2.0), (1.0, 1.0)])
 def test_statistics_are_weighted_sums_over_tokens(folder, sequences, prompt, chain):
     recipe = PruneRecipe(prompt_weight=prompt, chain_weight=chain)
-    weights = calibration(sequences).token_weights(recipe)
+    weights = calibration(sequences).token_weights(recipe) or [[1.0] * length for length in LENGTHS]
     assert [len(w) for w in weights] == list(LENGTHS)
     stats = seen(folder, sequences, weights)
     for name, inputs in inputs_by_hand(folder, sequences).items():
@@ -104,7 +104,8 @@ def test_recovery_weighs_its_error_so(folder, tmp_path, prompt, chain):
 
 
 def test_equal_weights_change_no_bit(folder, sequences):
-    weights = calibration(sequences).token_weights(PruneRecipe())
+    assert calibration(sequences).token_weights(PruneRecipe()) is None
+    weights = [[1.0] * length for length in LENGTHS]
     plain, weighted = seen(folder, sequences, None), seen(folder, sequences, weights)
     assert all(torch.equal(plain[name].norm_I, weighted[name].norm_I) for name in LINEARS)
 

@@ -27,7 +27,7 @@ from prunus.cli.common import (
 )
 from prunus.declarations import Method, declared, owners_of
 from prunus.errors import PrunusError
-from prunus.pruning.calibration import check_calibration, check_source
+from prunus.pruning.calibration import check_calibration, read_source
 from prunus.pruning.calibration.text_files import check_readable
 from prunus.recipe_base import CALIBRATED
 from prunus.recipes import PruneRecipe, RecoverRecipe
@@ -62,7 +62,7 @@ def stats_command(model: str, out: Path, hessians: bool, experts: bool, **given:
     """
     if experts and hessians:
         raise PrunusError("--experts and --hessians are two files: give one of them")
-    check_source(given["calibration"], resolve(model))
+    read_source(given["calibration"], resolve(model))
     if experts:
         if is_given("min_expert_tokens"):
             raise PrunusError("--min-expert-tokens is for statistics of Linears; scores of experts have no threshold")

@@ -1,6 +1,7 @@
 """The sparsity of each Linear: scores are measured or read, an allocation computes sparsities, which become counts."""
 
 import json
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,7 +136,7 @@ def find_scores(
         )
     subject = Subject(source, recipe, linears, Runner(source.config, source.tensors, dtype, device), file=file)
     if saved is not None and allocation.needs == "norms":
-        subject = subject._replace(saved=lambda index: saved.block(index, device))
+        subject = subject._replace(saved=lambda index: ChainMap(*map(dict, saved.groups(index, "norms", device))))
     with full_float32(device):
         measured, calibration = measure(subject, calibration)
     if calibration is not None or subject.saved is not None:

@@ -25,7 +25,7 @@ from prunus.disk import check_space, show_bytes, write_text
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
 from prunus.pruning.calibration.saved_statistics import SavedStats
-from prunus.recipe_base import Calibrated, Weighted
+from prunus.recipe_base import Calibrated
 from prunus.step import Where, action_of, kind_of
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Calibrated)
@@ -105,7 +105,7 @@ class Job(Generic[AnyRecipe]):
         overwrite = self.where.overwrite
         with Partial(source, self.target, work, source.blocks, needed, overwrite, left_out, entries) as partial:
             calibration = keep_calibration(recipe, source, partial, early) if self.needs_tokens else None
-            if calibration and isinstance(recipe, Weighted) and recipe.weighted:
+            if calibration is not None:
                 calibration.token_weights(recipe)  # to fail early if the sequences cannot be weighted
             yield partial, calibration
 

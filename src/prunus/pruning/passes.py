@@ -17,8 +17,8 @@ from prunus.checkpoint.writer import Partial
 from prunus.declarations import Allocation, Method, declared
 from prunus.disk import locked
 from prunus.plain_data import content_hash
-from prunus.pruning.calibration import TRACES
-from prunus.pruning.calibration.data import Calibration, calibration_name, describe_calibration
+from prunus.pruning.calibration import TRACES, calibration_name
+from prunus.pruning.calibration.data import Calibration, describe_calibration
 from prunus.pruning.calibration.hidden_states import BATCH_TOKENS
 from prunus.pruning.calibration.propagation import BlockRun, Stats
 from prunus.pruning.job import Job
@@ -172,7 +172,7 @@ def once(folder: Path, key: str) -> Iterator[Path]:
 
 def scores_key(source: Checkpoint, recipe: PruneRecipe, device: torch.device) -> str:
     """The key of an allocation's importance scores. Method, sparsity and other later settings are not part of it."""
-    name = calibration_name(recipe, source)
+    name = calibration_name(recipe.calibration, source.manifest)
     file = Path(name.removeprefix(TRACES)).expanduser()
     allocation = declared(Allocation)[recipe.allocation]
     fields = (*SCORED, *allocation.settings, *allocation.sampling)

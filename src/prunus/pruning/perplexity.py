@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,9 @@ from prunus.checkpoint.resolve import one_line, resolve
 from prunus.checkpoint.runner import pick_device
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.calibration.hidden_states import BATCH_TOKENS
+from prunus.pruning.calibration.hidden_states import batches as batches_of
+from prunus.pruning.calibration.hidden_states import summed_loss
 from prunus.pruning.calibration.text_files import check_ids, encoder, read_jsonl, read_text, render_chats
-
-# Logits are computed for this many tokens at a time; with a vocabulary of 150,000 they take 150 MB.
-LOGIT_TOKENS = 256
 
 
 def perplexity(
@@ -61,7 +58,7 @@ def perplexity(
     network = load_model(source, pick_device(device))
     head = find_head(network)
     total, predicted = 0.0, 0
-    batches = list(batches_of(chosen))
+    batches = list(batches_of(sorted(chosen, key=len)))
     with torch.inference_mode(), Steps("perplexity", total=len(batches), unit="batches") as steps:
         for batch in batches:
             ids_NT = torch.tensor(batch, device=network.device)
@@ -102,7 +99,7 @@ def read_documents(path: Path, source: ModelFolder) -> list[list[int]]:
         return [encoder(source)("\n\n".join(line.value for line in lines))]
     if lines[0].kind == "messages":
         return render_chats(path, lines, source)[0]
-    check_ids(path, lines, source.vocabulary)
+    check_ids(lines, source.vocabulary)
     return [line.value for line in lines]
 
 
@@ -126,14 +123,6 @@ def first_windows(windows: Iterator[list[int]], max_tokens: int | None) -> list[
     return chosen
 
 
-def batches_of(windows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
-    """Yield batches of windows of equal length, which need no padding, of about BATCH_TOKENS tokens."""
-    for length, group in groupby(sorted(windows, key=len), key=len):
-        same, most = list(group), max(1, BATCH_TOKENS // length)
-        for begin in range(0, len(same), most):
-            yield same[begin : begin + most]
-
-
 def find_head(network: Any) -> Architecture | None:
     """The architecture, which can compute logits for a few tokens at a time; None if the model does not allow that."""
     try:
@@ -149,8 +138,4 @@ def negative_log_likelihood(network: Any, head: Architecture | None, ids_NT: Ten
         logits_NV = network(input_ids=ids_NT, use_cache=False).logits[:, :-1].flatten(0, 1).float()
         return functional.cross_entropy(logits_NV, targets_N, reduction="none").double().sum().item()
     hidden_NX = head.whole_states(ids_NT)[:, :-1].flatten(0, 1)
-    total = 0.0
-    for states_NX, wanted_N in zip(hidden_NX.split(LOGIT_TOKENS), targets_N.split(LOGIT_TOKENS), strict=True):
-        logits_NV = head.logits(states_NX[None])[0].float()
-        total += functional.cross_entropy(logits_NV, wanted_N, reduction="none").double().sum().item()
-    return total
+    return summed_loss(head.logits, hidden_NX, targets_N)

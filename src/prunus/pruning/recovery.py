@@ -358,7 +358,7 @@ def open_streams(
     """The streams of a job's calibration tokens through two models, where the job keeps them."""
     theirs, ours = (Runner(model.config, model.tensors, torch.float32, job.device) for model in (dense, smaller))
     sequences, recipe = calibration.sequences, job.recipe
-    weights = calibration.token_weights(recipe) if recipe.weighted else [[1.0] * len(ids) for ids in sequences]
+    weights = calibration.token_weights(recipe) or [[1.0] * len(ids) for ids in sequences]
     with disk_errors(partial.folder, partial.needed):
         return Streams(theirs, ours, sequences, weights, batch_tokens, job.hidden_file(partial))
 

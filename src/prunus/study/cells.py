@@ -8,19 +8,18 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from prunus.budgets import without_off
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import EngineFolder, ModelFolder
-from prunus.checkpoint.resolve import load_tokenizer, resolve, tiny_folder
+from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.plain_data import content_hash
-from prunus.pruning.calibration import HUB_NAMES, TRACES, check_calibration
-from prunus.pruning.calibration.data import Calibrating, calibration_name
+from prunus.pruning.calibration import HUB_NAMES, calibration_name, check_calibration, source_file
 from prunus.recipe_base import Recipe
 from prunus.recipes import EvalPlan
 from prunus.step import action_of, kind_of, settled, steps_name
@@ -289,7 +288,7 @@ def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, object]:
     """Stored: the settings of a recipe that have an effect, with files replaced by digests of their content."""
     kept = kind_of(recipe).content(recipe, checkpoint)
     if "calibration" in kept:
-        kept["calibration"] = content_of(calibration_name(cast("Calibrating", recipe), checkpoint))
+        kept["calibration"] = content_of(calibration_name(str(kept["calibration"]), checkpoint.manifest))
     if kept.get("scores") is not None:
         kept["scores"] = digest(Path(str(kept["scores"])))
     return kept
@@ -301,9 +300,7 @@ def content_of(calibration: str) -> str:
         return "wikitext2, joined by blanks"  # by blank lines in earlier versions
     if calibration in HUB_NAMES:
         return calibration
-    if calibration == "tiny":
-        return digest(tiny_folder() / "calibration.jsonl")
-    return digest(Path(calibration.removeprefix(TRACES)))
+    return digest(source_file(calibration))
 
 
 def digest(path: Path) -> str:

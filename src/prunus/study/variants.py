@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 from torch import Tensor
 
@@ -25,8 +24,7 @@ from prunus.disk import disk_errors, locked
 from prunus.errors import PrunusError
 from prunus.evaluation.provenance import describe_model
 from prunus.evaluation.resolved_plan import store_problems
-from prunus.pruning.calibration import check_package
-from prunus.pruning.calibration.data import Calibrating, calibration_name
+from prunus.pruning.calibration import calibration_name, check_package
 from prunus.results.rows import Run
 from prunus.results.store import Store
 from prunus.step import Where, action_of, kind_of
@@ -205,7 +203,7 @@ def dry_run(model: Model, variant: Variant, folder: Path, device: str) -> list[s
     """The warnings of a dry run. Raises PrunusError where it fails or a package is missing."""
     for recipe in variant.steps:
         if kind_of(recipe).calibrates(recipe):
-            check_package(calibration_name(cast("Calibrating", recipe), model.source))
+            check_package(calibration_name(vars(recipe)["calibration"], model.source.manifest))
     where = Where(device=device, overwrite=True, dry_run=True)
     return foresee(model.name, unfinished_folder(folder, variant), variant.steps, where)["warnings"]
 

@@ -220,8 +220,7 @@ def dense_pass(
     subject: Subject, calibration: Calibration
 ) -> Iterator[tuple[int, dict[str, Tensor], Mapping[str, InputStats]]]:
     """Yield (index, weights, input statistics) of every block, both by Linear, from one pass of the dense model."""
-    weights = calibration.token_weights(subject.recipe) if subject.recipe.weighted else None
-    source, runner = subject.source, subject.runner
+    source, runner, weights = subject.source, subject.runner, calibration.token_weights(subject.recipe)
     hidden = HiddenStates(runner, calibration.sequences, subject.file, token_weights=weights)
     with Steps("measuring", total=source.blocks, unit="blocks") as steps:
         blocks = blocks_on(source, range(source.blocks), runner.device)

@@ -5,13 +5,15 @@ this first, and so does every function that calibrates.
 """
 
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from prunus.checkpoint.resolve import CALIBRATION, read_manifest, resolve
+from prunus.checkpoint.resolve import CALIBRATION, read_manifest, resolve, tiny_folder
 from prunus.disk import partial_folder
 from prunus.errors import PrunusError
-from prunus.pruning.calibration.text_files import check_lines, check_readable, check_text
+from prunus.pruning.calibration.text_files import KINDS, Line, check_readable, check_text
 from prunus.recipe_base import Recipe
 from prunus.step import STEPS, kind_of, recorded_kind
 
@@ -40,27 +42,43 @@ def check_calibration(
         )
     begun = out is not None and (partial_folder(Path(out)) / CALIBRATION).exists()
     if kind_of(recipe).calibrates(recipe, stats is not None) and not begun:
-        check_source(vars(recipe)["calibration"], folder)
+        read_source(vars(recipe)["calibration"], folder)
 
 
-def check_source(name: str, folder: Path) -> None:
-    """Raise PrunusError if the calibration of this name cannot be read, holds a question of an evaluation set, or a
-    package is missing. folder: of the model."""
-    if name == "auto":
-        name = "tiny" if read_manifest(folder).get("profile") == "tiny" else "c4"
+def calibration_name(name: str, manifest: Mapping[str, Any]) -> str:
+    """The name of a calibration with `auto` replaced: tiny for the tiny reasoner, else c4. manifest: of the model."""
+    if name != "auto":
+        return name
+    return "tiny" if manifest.get("profile") == "tiny" else "c4"
+
+
+def source_file(name: str) -> Path:
+    """The file that the name of a calibration stands for, unless that is a corpus of the hub."""
+    return tiny_folder() / CALIBRATION if name == "tiny" else Path(name.removeprefix(TRACES)).expanduser()
+
+
+def read_source(name: str, folder: Path) -> list[Line] | str | None:
+    """The lines or the text of the calibration of this name; None for a corpus of the hub, which is not read here.
+
+    folder: of the model. Raises PrunusError if it cannot be read, holds a question of an evaluation set, or a package
+    is missing.
+    """
+    name = calibration_name(name, read_manifest(folder))
     if name in HUB_NAMES:
         check_package(name)
-    elif name.startswith(TRACES):
-        check_readable(Path(name.removeprefix(TRACES)).expanduser(), folder, ("token_ids",))
-    elif name.endswith((".jsonl", ".txt")):
-        path = Path(name).expanduser()
-        found = check_readable(path, folder)
-        if isinstance(found, str):
-            check_text(name, found)
-        elif found[0].kind != "token_ids":
-            check_lines(path, found)
-    elif name != "tiny":
+        return None
+    ids_alone = name == "tiny" or name.startswith(TRACES)
+    if not ids_alone and not name.endswith((".jsonl", ".txt")):
         raise PrunusError(f"calibration '{name}' is neither c4, wikitext2, tiny, traces:FILE nor a .txt or .jsonl file")
+    found = check_readable(source_file(name), folder, ("token_ids",) if ids_alone else KINDS)
+    if isinstance(found, str):
+        check_text(name, found)
+        return found
+    for line in found:
+        if line.kind != "token_ids":
+            for text in [line.value] if line.kind == "text" else [str(one["content"]) for one in line.value]:
+                check_text(line.place, text)
+    return found
 
 
 def check_package(name: str) -> None:

@@ -13,44 +13,25 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.resolve import load_tokenizer, one_line, tiny_folder
+from prunus.checkpoint.resolve import load_tokenizer, one_line
 from prunus.checkpoint.writer import CALIBRATION, Partial
 from prunus.disk import partial_folder
 from prunus.errors import PrunusError
-from prunus.pruning.calibration import HUB_NAMES, TRACES, check_package
+from prunus.pruning.calibration import HUB_NAMES, calibration_name, read_source, source_file
 from prunus.pruning.calibration.text_files import (
-    KINDS,
     Line,
     check_ids,
-    check_lines,
     check_text,
     encoder,
     held_out_error,
     read_jsonl,
-    read_text,
     render_chats,
 )
 from prunus.questions import evaluation_set
-from prunus.recipe_base import Weighted
-
-
-class Calibrating(Protocol):
-    """What a recipe says of its calibration."""
-
-    @property
-    def calibration(self) -> str: ...
-    @property
-    def samples(self) -> int: ...
-    @property
-    def seqlen(self) -> int: ...
-    @property
-    def calibration_tokens(self) -> int | None: ...
-    @property
-    def seed(self) -> int: ...
-
+from prunus.recipe_base import Calibrated, Weighted
 
 # Corpora up to this many documents are tokenised whole, to see whether enough of them are long.
 SMALL_CORPUS = 10_000
@@ -88,11 +69,13 @@ class Calibration(NamedTuple):
         """Number of tokens in all."""
         return sum(map(len, self.sequences))
 
-    def token_weights(self, recipe: Weighted) -> list[list[float]]:
-        """For each sequence, how much each token counts.
+    def token_weights(self, recipe: Calibrated) -> list[list[float]] | None:
+        """For each sequence, how much each token counts; None where all count alike.
 
         PrunusError where it is not known which tokens are prompt, and where nothing counts.
         """
+        if not isinstance(recipe, Weighted) or not recipe.weighted:
+            return None
         if not self.prompts:
             raise PrunusError(
                 f"{self.source} does not say where prompts end (prompt_tokens); use traces:FILE of `prunus traces`, "
@@ -133,41 +116,21 @@ class Request(NamedTuple):
     tokens: int | None = None
 
 
-def calibration_name(recipe: Calibrating, model: Checkpoint) -> str:
-    """recipe.calibration with `auto` replaced: tiny for the tiny reasoner, else c4."""
-    if recipe.calibration != "auto":
-        return recipe.calibration
-    return "tiny" if model.manifest.get("profile") == "tiny" else "c4"
-
-
-def load_calibration(recipe: Calibrating, model: Checkpoint) -> Calibration:
+def load_calibration(recipe: Calibrated, model: Checkpoint) -> Calibration:
     """The calibration sequences of a recipe for a model; everything wrong with them raises PrunusError.
 
     Among what is wrong: a question of a built-in evaluation set, as far as prunus.questions can tell.
     """
-    name, tokens = calibration_name(recipe, model), recipe.calibration_tokens
+    name, tokens = calibration_name(recipe.calibration, model.manifest), recipe.calibration_tokens
     samples = recipe.samples if tokens is None else -(-tokens // recipe.seqlen)
-    chosen = _load(Request(name, samples, recipe.seqlen, recipe.seed, model, tokens))
+    request, found = Request(name, samples, recipe.seqlen, recipe.seed, model, tokens), read_source(name, model.folder)
+    if found is None:
+        chosen = _from_hub(request)
+    else:
+        chosen = _from_text(found, request) if isinstance(found, str) else _from_lines(found, request)
     if tokens is not None:
         chosen = cut_to(chosen, tokens)
     return chosen._replace(warnings=chosen.warnings + check_sequences(chosen, model))
-
-
-def _load(request: Request) -> Calibration:
-    name = request.name
-    if name in HUB_NAMES:
-        return _from_hub(request)
-    if name == "tiny":
-        return _from_jsonl(tiny_folder() / CALIBRATION, ("token_ids",), request)
-    if name.startswith(TRACES):
-        return _from_jsonl(Path(name.removeprefix(TRACES)).expanduser(), ("token_ids",), request)
-    if name.endswith(".jsonl"):
-        return _from_jsonl(Path(name).expanduser(), KINDS, request)
-    if name.endswith(".txt"):
-        text = read_text(Path(name).expanduser())
-        check_text(name, text)
-        return _from_text(text, request)
-    raise PrunusError(f"calibration '{name}' is neither c4, wikitext2, tiny, traces:FILE nor a .txt or .jsonl file")
 
 
 def cut_to(chosen: Calibration, tokens: int) -> Calibration:
@@ -183,13 +146,13 @@ def cut_to(chosen: Calibration, tokens: int) -> Calibration:
     return chosen.cut(sequences)
 
 
-def load_early(recipe: Calibrating, model: Checkpoint, target: Path) -> Calibration | None:
+def load_early(recipe: Calibrated, model: Checkpoint, target: Path) -> Calibration | None:
     """The sequences, loaded before weights are read; None where unfinished work on target has them already."""
     return None if (partial_folder(target) / CALIBRATION).exists() else load_calibration(recipe, model)
 
 
 def keep_calibration(
-    recipe: Calibrating, model: Checkpoint, partial: Partial, early: Calibration | None = None
+    recipe: Calibrated, model: Checkpoint, partial: Partial, early: Calibration | None = None
 ) -> Calibration:
     """The sequences, chosen once and kept beside the result: a resumed run sees the very same tokens.
 
@@ -212,7 +175,7 @@ def of_lines(lines: Sequence[Line], source: str, warnings: list[str]) -> Calibra
 
 
 def describe_calibration(
-    recipe: Calibrating, model: Checkpoint, about: Mapping[str, Any] | None = None, needed: bool = True
+    recipe: Calibrated, model: Checkpoint, about: Mapping[str, Any] | None = None, needed: bool = True
 ) -> tuple[str, list[str]]:
     """What calibration would be, and warnings; read already unless it comes from the hub.
 
@@ -222,7 +185,7 @@ def describe_calibration(
         return f"from {about['calibration']['tokens']} tokens that were measured before", []
     if not needed:
         return "none needed", []
-    name = calibration_name(recipe, model)
+    name = calibration_name(recipe.calibration, model.manifest)
     if name in HUB_NAMES:
         tokens = recipe.calibration_tokens or recipe.samples * recipe.seqlen
         return f"{name}: {tokens} tokens in sequences of {recipe.seqlen}, from the hub", []
@@ -231,29 +194,27 @@ def describe_calibration(
     return text, calibration.warnings
 
 
-def _from_jsonl(path: Path, kinds: Sequence[str], request: Request) -> Calibration:
-    lines = read_jsonl(path, kinds)
+def _from_lines(lines: Sequence[Line], request: Request) -> Calibration:
     if lines[0].kind == "token_ids":
-        return _as_they_are(path, lines, request)
-    check_lines(path, lines)
+        return _as_they_are(lines, request)
     if lines[0].kind == "text":
         encode = encoder(request.model)
         return _from_documents(len(lines), lambda i: encode(lines[i].value), request)
-    documents, warnings = render_chats(path, lines, request.model)
+    documents, warnings = render_chats(source_file(request.name), lines, request.model)
     calibration = _from_documents(len(documents), documents.__getitem__, request)
     return calibration._replace(warnings=warnings + calibration.warnings)
 
 
-def _as_they_are(path: Path, lines: Sequence[Line], request: Request) -> Calibration:
+def _as_they_are(lines: Sequence[Line], request: Request) -> Calibration:
     """Whole sequences, whatever seqlen is; of more than asked for a random choice, in the file's order."""
     for line in lines:
         if name := evaluation_set(str(line.row.get("problem_digest"))):
-            raise held_out_error(f"{path}, line {line.number}", name)
+            raise held_out_error(line.place, name)
     context = request.model.context
-    check_ids(path, lines, request.model.vocabulary)
+    check_ids(lines, request.model.vocabulary)
     for line in lines:
         if len(line.value) > context:
-            raise PrunusError(f"{path}, line {line.number}: {len(line.value)} tokens; the model's context is {context}")
+            raise PrunusError(f"{line.place}: {len(line.value)} tokens; the model's context is {context}")
     if request.tokens is not None:  # as many as it takes, in random order; they are cut to measure later
         lines = random.Random(request.seed).sample(lines, len(lines))
         return of_lines(lines, request.name, [])
@@ -353,7 +314,6 @@ def _from_hub(request: Request) -> Calibration:
 
     Both as the Wanda family has it for calibration; perplexity is measured on text joined by blank lines.
     """
-    check_package(request.name)
     load_dataset = import_module("datasets").load_dataset
     try:
         if request.name == "c4":

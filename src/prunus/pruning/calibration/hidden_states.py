@@ -7,7 +7,7 @@ hidden width in nearly all families).
 import mmap
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
 from itertools import chain, groupby
@@ -192,12 +192,16 @@ LOGIT_TOKENS = 256
 def negative_log_likelihood(runner: Runner, rows_NTW: Tensor, batch: Batch) -> float:
     """Sum in nats over all tokens but the first of each sequence. rows_NTW: output of the last block."""
     states_SX = runner.states(rows_NTW, batch)[:, :-1].flatten(0, 1)
-    targets_S = batch.ids_NT[:, 1:].flatten().to(runner.device)
-    total = torch.zeros((), dtype=torch.float64)
+    return summed_loss(runner.logits, states_SX, batch.ids_NT[:, 1:].flatten().to(runner.device))
+
+
+def summed_loss(logits: Callable[[Tensor], Tensor], states_SX: Tensor, targets_S: Tensor) -> float:
+    """Sum in nats over tokens. logits: those of (1, S, X) states, which are computed for LOGIT_TOKENS at a time."""
+    total = 0.0
     for part_SX, target_S in zip(states_SX.split(LOGIT_TOKENS), targets_S.split(LOGIT_TOKENS), strict=True):
-        logits_SV = runner.logits(part_SX[None])[0].float()
-        total += functional.cross_entropy(logits_SV, target_S, reduction="none").double().sum().cpu()
-    return total.item()
+        logits_SV = logits(part_SX[None])[0].float()
+        total += functional.cross_entropy(logits_SV, target_S, reduction="none").double().sum().item()
+    return total
 
 
 # Checks against free memory and disk: whether a block fits, and the portions in which sequences are measured.

@@ -38,8 +38,8 @@ from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.plain_data import parse_json
 from prunus.progress import Steps, say
-from prunus.pruning.calibration import check_source
-from prunus.pruning.calibration.data import Calibration, calibration_name, load_calibration
+from prunus.pruning.calibration import calibration_name, read_source
+from prunus.pruning.calibration.data import Calibration, load_calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_fits
 from prunus.pruning.calibration.propagation import BlockRun, Stats, dense
 from prunus.pruning.calibration.statistics import Hessian, InputStats, few_tokens
@@ -139,7 +139,7 @@ def stats(
 
 def open_for_stats(model: str | Path, out: str | Path, recipe: Calibrated, overwrite: bool) -> tuple[Checkpoint, Path]:
     """The model, opened, and the file to write. PrunusError where calibration cannot be read, or the file exists."""
-    check_source(recipe.calibration, resolve(model))
+    read_source(recipe.calibration, resolve(model))
     source, target = Checkpoint(resolve(model)), Path(out)
     if target.exists() and not (overwrite and target.is_file()):
         raise PrunusError(f"{target} exists; choose another file or add --overwrite")
@@ -203,9 +203,8 @@ def measure(
     Those of routed experts with Hessians come in portions.
     """
     runner = Runner(source.config, source.tensors, DTYPES[run_dtype(recipe, source)], device)
-    weights = chosen.token_weights(recipe) if recipe.weighted else None
     with torch.inference_mode(), full_float32(device), Steps("observing", total=source.blocks, unit="blocks") as steps:
-        hidden = HiddenStates(runner, chosen.sequences, None, token_weights=weights)
+        hidden = HiddenStates(runner, chosen.sequences, None, token_weights=chosen.token_weights(recipe))
         blocks = blocks_on(source, range(source.blocks), device)
         for index in range(source.blocks):
             block = runner.make_block(index, next(blocks))
@@ -345,9 +344,7 @@ class SavedStats:
         for name, value in given.items():
             stored = self.about["recipe"].get(name, getattr(PruneRecipe, name))
             if name == "calibration":
-                stored, value = (
-                    calibration_name(PruneRecipe(calibration=text), self.source) for text in (stored, value)
-                )
+                stored, value = (calibration_name(text, self.source.manifest) for text in (stored, value))
             if value != stored:
                 raise PrunusError(
                     f"{self.path} was measured with {name} {stored}, not {value}; leave {name} out, or measure again"
@@ -367,13 +364,6 @@ class SavedStats:
     def summary(self) -> dict[str, object]:
         """The summary of the calibration for the manifest."""
         return {**self.about["calibration"], "measured_with": self.about["versions"]}
-
-    def block(self, index: int, device: torch.device) -> Stats:
-        """Input norms of all Linears of a block, by Linear."""
-        leaders = [leader for leader in widths(self.source, index) if self._has(index, leader)]
-        norms = {leader: self._read(index, leader, "norm").to(device) for leader in leaders}
-        linears = self.source.linears(index)
-        return {linear.name: InputStats(norms[linear.leader]) for linear in linears if linear.leader in norms}
 
     def groups(self, index: int, needs: str, device: torch.device) -> Iterator[Stats]:
         """Yield, for each distinct input of a block, its statistics on device by the Linears that read it.

@@ -17,9 +17,9 @@ KINDS = ("text", "messages", "token_ids")
 
 
 class Line(NamedTuple):
-    """One line of a JSONL file: its number (from 1), its kind (one of KINDS), the value of that key, and the object."""
+    """One line of a JSONL file: its place for messages, kind (one of KINDS), value of that key, and all keys."""
 
-    number: int
+    place: str
     kind: str
     value: Any
     row: Mapping[str, Any]
@@ -41,23 +41,24 @@ def read_jsonl(path: Path, kinds: Sequence[str] = KINDS) -> list[Line]:
     for number, text in enumerate(read_text(path).split("\n"), 1):
         if not text.strip():
             continue
+        place = f"{path}, line {number}"
         try:
             row = parse_json(text)
         except ValueError as error:
-            raise PrunusError(f"{path}, line {number}: not JSON ({error})") from error
+            raise PrunusError(f"{place}: not JSON ({error})") from error
         kind = next((kind for kind in kinds if isinstance(row, dict) and kind in row), None)
         if kind is None or not _well_formed(kind, row[kind]):
             wanted = " or ".join(f'{{"{kind}": ...}}' for kind in kinds)
-            raise PrunusError(f"{path}, line {number}: expected {wanted}, with text, messages or integers in it")
+            raise PrunusError(f"{place}: expected {wanted}, with text, messages or integers in it")
         if lines and kind != lines[0].kind:
-            raise PrunusError(f"{path}, line {number}: '{kind}' after '{lines[0].kind}'; keep one kind per file")
+            raise PrunusError(f"{place}: '{kind}' after '{lines[0].kind}'; keep one kind per file")
         left = len(row[kind])
         for name in ("prompt_tokens", "thinking_tokens") if kind == "token_ids" else ():
             count = row.get(name, 0)
             if not (type(count) is int and 0 <= count <= left):
-                raise PrunusError(f"{path}, line {number}: {name} {count} is not between 0 and {left}")
+                raise PrunusError(f"{place}: {name} {count} is not between 0 and {left}")
             left -= count
-        lines.append(Line(number, kind, row[kind], row))
+        lines.append(Line(place, kind, row[kind], row))
     if not lines:
         raise PrunusError(f"{path} is empty; give at least one line")
     return lines
@@ -73,12 +74,12 @@ def _well_formed(kind: str, value: Any) -> bool:
     return all(isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in value)
 
 
-def check_ids(path: Path, lines: Sequence[Line], vocabulary: int) -> None:
+def check_ids(lines: Sequence[Line], vocabulary: int) -> None:
     """Raise PrunusError if a token id is not in the vocabulary."""
     for line in lines:
         if min(line.value) < 0 or max(line.value) >= vocabulary:
             wrong = next(token for token in line.value if not 0 <= token < vocabulary)
-            raise PrunusError(f"{path}, line {line.number}: token id {wrong} is not in the vocabulary of {vocabulary}")
+            raise PrunusError(f"{line.place}: token id {wrong} is not in the vocabulary of {vocabulary}")
 
 
 def check_text(where: str, text: str) -> None:
@@ -93,13 +94,6 @@ def held_out_error(where: str, name: str) -> PrunusError:
         f"{where}: holds a question of the evaluation set {name}; a model must not be calibrated on what measures it, "
         "so take it out"
     )
-
-
-def check_lines(path: Path, lines: Sequence[Line]) -> None:
-    """check_text for lines of text or messages."""
-    for line in lines:
-        for text in [line.value] if line.kind == "text" else [str(message["content"]) for message in line.value]:
-            check_text(f"{path}, line {line.number}", text)
 
 
 def check_readable(path: Path, folder: Path, kinds: Sequence[str] = KINDS) -> list[Line] | str:
@@ -138,8 +132,7 @@ def render_chats(path: Path, lines: Sequence[Line], source: "ModelFolder") -> tu
     try:
         texts.extend(rendered(tokenizer, [line.value for line in lines]))
     except TemplateError as error:
-        number = lines[len(texts)].number
-        raise PrunusError(f"{path}, line {number}: the chat template rejects it: {error}") from error
+        raise PrunusError(f"{lines[len(texts)].place}: the chat template rejects it: {error}") from error
     documents = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
     pairs = zip(texts, lines, strict=True)
     dropped = sum(any(thought not in text for thought in map(_thinking, line.value)) for text, line in pairs)

@@ -177,10 +177,9 @@ def observe(
     dtype = source.dtype_for(recipe.dtype)
     of_block = {mixture.index: mixture for mixture in mixtures}
     last = max(of_block)
-    weights = chosen.token_weights(recipe) if recipe.weighted else None
     runner = Runner(source.config, source.tensors, dtype, device)
     with torch.inference_mode(), full_float32(device), Steps("observing", total=last + 1, unit="blocks") as steps:
-        hidden = HiddenStates(runner, chosen.sequences, None, token_weights=weights)
+        hidden = HiddenStates(runner, chosen.sequences, None, token_weights=chosen.token_weights(recipe))
         blocks = blocks_on(source, range(last + 1), device)
         for index in range(last + 1):
             block = runner.make_block(index, next(blocks))

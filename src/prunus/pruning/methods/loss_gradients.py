@@ -41,7 +41,7 @@ class LossGradients(Pass):
         runner = Runner(job.source.config, job.source.tensors, dtype, job.device)
         names = [[linear.name for linear in linears] for linears in job.linears]
         model = Model(job.source, runner, names, job.hidden_file(partial))
-        weights = calibration.token_weights(job.recipe) if job.recipe.weighted else None
+        weights = calibration.token_weights(job.recipe)
 
         def save(folder: Path) -> None:
             with disk_errors(partial.folder, partial.needed):
