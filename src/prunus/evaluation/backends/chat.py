@@ -7,14 +7,14 @@ adhere to it.
 """
 
 import statistics
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import httpx2 as httpx
 
 from prunus.budgets import OFF
 from prunus.evaluation.backends.served import Server
-from prunus.evaluation.backends.transport import in_thread, reply_of, usable, with_client
+from prunus.evaluation.backends.transport import in_thread, reply_of, with_client
 from prunus.evaluation.budget import Draw
 from prunus.evaluation.profiles import LEGACY_ANSWER_TOKENS
 from prunus.evaluation.profiles.markers import messages_of
@@ -81,11 +81,7 @@ class ChatServer(Server):
 
     async def _ask(self, client: httpx.AsyncClient, request: ChatRequest, sampling: Sampling, waits: bool) -> ChatReply:
         body, address, most = self._body(request, sampling), f"{self.url}/chat/completions", request.max_new_tokens
-
-        def asking() -> Coroutine[Any, Any, Any]:
-            return reply_of(client, self.url, "POST", address, body, waits=waits, tokens=most)
-
-        return await usable(asking, read_reply, self.url)
+        return await reply_of(client, self.url, "POST", address, body, read=read_reply, waits=waits, tokens=most)
 
     def _body(self, request: ChatRequest, sampling: Sampling) -> dict[str, object]:
         """The body of a request; for vLLM it sets every parameter for which a model's own files have defaults."""

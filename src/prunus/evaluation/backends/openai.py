@@ -9,7 +9,7 @@ import contextlib
 import math
 from array import array
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from prunus.checkpoint.resolve import load_tokenizer
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.served import Server, meta_of
-from prunus.evaluation.backends.transport import MALFORMED, Unfit, in_thread, reply_of, usable, with_client
+from prunus.evaluation.backends.transport import Unfit, in_thread, reply_of, with_client
 from prunus.evaluation.profiles.markers import decode
 from prunus.evaluation.requests import NEUTRAL, Backend, Completion, Outstanding, Request, Sampling, Scores
 
@@ -108,12 +108,10 @@ class OpenAIBackend(Server, Backend):
         payload = self._payload(request, sampling)
         if bias is not None:
             payload["logit_bias"] = bias
-        tokens = request.max_new_tokens
-
-        def asking() -> Coroutine[Any, Any, Any]:
-            return reply_of(client, self.url, "POST", self.completions, payload, waits=waits, tokens=tokens)
-
-        return await usable(asking, partial(self._completion, request), self.url)
+        read, tokens = partial(self._completion, request), request.max_new_tokens
+        return await reply_of(
+            client, self.url, "POST", self.completions, payload, read=read, waits=waits, tokens=tokens
+        )
 
     @property
     def is_llama_cpp(self) -> bool:
@@ -178,8 +176,14 @@ class OpenAIBackend(Server, Backend):
             "cache_prompt": False,  # with a cached prompt, logits differ in their last bits
         }
 
+    def _choice(self, reply: Any) -> Mapping[str, Any]:
+        return llama_cpp_choice(reply) if self.is_llama_cpp else reply["choices"][0]
+
+    def _text(self, reply: Any) -> str:
+        return str(self._choice(reply)["text"])
+
     def _completion(self, request: Request, reply: Any) -> Completion:
-        choice = llama_cpp_choice(reply) if self.is_llama_cpp else reply["choices"][0]
+        choice = self._choice(reply)
         finish = choice["finish_reason"]
         ids, logprobs = self._ids(choice, reply)
         if not all(0 <= token < max(self.unknown.start, self.unknown.stop) for token in ids):
@@ -303,12 +307,8 @@ class OpenAIBackend(Server, Backend):
         for token in told_apart_by(self.tokenizer, self.unknown.start):
             payload = self._payload(Request(prompt, 1, nothing, nothing, 0), GREEDY)
             payload["logit_bias"] = {str(token): ALWAYS}
-            reply = await reply_of(client, self.url, "POST", self.completions, payload)
-            try:
-                theirs = (llama_cpp_choice(reply) if self.is_llama_cpp else reply["choices"][0])["text"]
-            except MALFORMED as error:
-                raise PrunusError(f"{self.url} answers a probe with an incomplete reply") from error
-            texts[token] = str(theirs).strip()
+            theirs = await reply_of(client, self.url, "POST", self.completions, payload, read=self._text)
+            texts[token] = theirs.strip()
         if len(set(texts.values())) == 1:
             return  # the server ignores the bias, which is said later
         for token, theirs in texts.items():

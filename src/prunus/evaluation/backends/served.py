@@ -57,7 +57,7 @@ async def find_model(client: httpx.AsyncClient, url: str, names: Collection[str]
 
     asked: the name that the user gave with --served-model, if any. Raises PrunusError if the server has no such model.
     """
-    reply = await reply_of(client, url, "GET", url + "/models", tries=1)
+    reply = await reply_of(client, url, "GET", url + "/models", read=lambda reply: reply, tries=1)
     models = reply.get("data") if isinstance(reply, dict) else None
     if not isinstance(models, list) or not all(map(_is_entry, models)):
         raise PrunusError(f"{url} does not list its models; is this an OpenAI-compatible server?")
@@ -181,9 +181,9 @@ def names_of(folder: Path) -> set[str]:
 class ServedModel:
     """A model behind a server, of which only the tokenizer is on this machine.
 
-    It is a ModelFacts. folder: of the tokenizer. Its checksum is a hash of the model's name,
-    of what the server tells of it (not its address, context or version) and of the tokenizer. A server does not tell
-    its weights, so another model under the same name would continue the run.
+    folder: of the tokenizer. Its checksum is a hash of the model's name, of what the server tells of it (not its
+    address, context or version) and of the tokenizer. A server does not tell its weights, so another model under the
+    same name would continue the run.
     """
 
     blocks = 0

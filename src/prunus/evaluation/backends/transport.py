@@ -108,14 +108,17 @@ async def reply_of(
     method: str,
     address: str,
     payload: Any = None,
+    *,
+    read: Callable[[Any], _T],
     tries: int = TRIES,
     waits: bool = True,
     tokens: int = 0,
-) -> Any:
-    """The server's reply as data, with retries for temporary failures; PrunusError names the url.
+) -> _T:
+    """What `read` makes of the server's reply, with retries for temporary failures; PrunusError names the url.
 
-    tokens: the most that the reply may hold. waits: whether to wait for a server that is busy or cannot be reached;
-    otherwise Busy is raised.
+    read: raises Unfit, or an error of MALFORMED, for data that are none; they are asked for again. tokens: the most
+    that the reply may hold. waits: whether to wait for a server that is busy or cannot be reached; otherwise Busy is
+    raised.
     """
     fault = ""
     most = LEAST_BYTES + BYTES_PER_BYTE * len(json.dumps(payload)) + BYTES_PER_TOKEN * tokens
@@ -124,15 +127,15 @@ async def reply_of(
         try:
             response = await received(client, method, address, payload, most)
             if response.status == httpx.codes.OK:
-                return parse_json(response.body)
+                return as_read(response, read)
             fault = f"answers {response.status}: {first_words(response)}"
             if response.status not in TEMPORARY:
                 raise PrunusError(refusal(url, response.status, fault))
             if not waits and response.status in BUSY:
                 raise Busy(fault, seconds_to_wait(response), broke_off=False)
             wait = max(wait, seconds_to_wait(response))
-        except ValueError:
-            fault = "answers with something that is not JSON"
+        except Unfit as error:
+            fault = f"answers {error}"
         except (httpx.ConnectError, httpx.ConnectTimeout):
             fault = "cannot be reached; is it running there?"
         except httpx.TimeoutException:
@@ -147,19 +150,16 @@ async def reply_of(
     raise PrunusError(f"{url} {fault}{often}; {STAYS}")
 
 
-async def usable(asking: Callable[[], Coroutine[Any, Any, Any]], read: Callable[[Any], _T], url: str) -> _T:
-    """What `read` makes of a reply; it is asked for again where read raises Unfit, or finds it malformed."""
-    for tries in range(1, TRIES + 1):
-        reply = await asking()
-        try:
-            return read(reply)
-        except (Unfit, *MALFORMED) as error:
-            if tries == TRIES:
-                shown = one_line(ValueError(json.dumps(reply)))[:200]
-                what = error if isinstance(error, Unfit) else f"with an incomplete reply ({shown})"
-                raise PrunusError(f"{url} answers {what}, {TRIES} times; {STAYS}") from error
-            await asyncio.sleep(pause(tries))
-    raise AssertionError
+def as_read(response: Reply, read: Callable[[Any], _T]) -> _T:
+    """What `read` makes of a reply; Unfit where it is not JSON, or malformed."""
+    try:
+        reply = parse_json(response.body)
+    except ValueError as error:
+        raise Unfit("with something that is not JSON") from error
+    try:
+        return read(reply)
+    except MALFORMED as error:
+        raise Unfit(f"with an incomplete reply ({one_line(ValueError(json.dumps(reply)))[:200]})") from error
 
 
 def with_client(engine: EngineOptions, work: Callable[[httpx.AsyncClient], Coroutine[Any, Any, _T]]) -> _T:
