@@ -80,13 +80,21 @@ def find_linears(architecture: Architecture) -> list[BlockLinears]:
     carried: dict[Carried, Any] = {}
     with torch.inference_mode(False), torch.no_grad(), plain_experts(architecture):
         for index, (layer, call) in enumerate(zip(architecture.layers, architecture.probe.calls, strict=True)):
-            kind = None if is_stateful(call) or architecture.carried else _signature(layer)
+            kind = None if is_stateful(call) or architecture.carried else signature(layer)
             if kind is None or kind not in known:
                 found.append(_find_in_block(architecture, index, layer, call, carried))
                 known[kind] = found[-1]
             else:
                 found.append(known[kind])
     return found
+
+
+def shares_state(architecture: Architecture) -> bool:
+    """Whether blocks pass on more than hidden states, such as keys and values.
+
+    Each block must then run once, in order, and gradients cannot be computed one block at a time.
+    """
+    return bool(architecture.carried) or any(map(is_stateful, architecture.probe.calls))
 
 
 def is_stateful(call: Call) -> bool:
@@ -234,7 +242,7 @@ def _identity(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tuple(rows.shape), rows.stride(), tensor._version
 
 
-def _signature(layer: nn.Module) -> tuple[Any, ...]:
+def signature(layer: nn.Module) -> tuple[Any, ...]:
     """A key that is equal for blocks of one kind."""
     return tuple(sorted(settings_of(layer).items(), key=lambda item: item[0]))
 

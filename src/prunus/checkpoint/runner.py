@@ -20,7 +20,7 @@ from transformers.core_model_loading import build_glob_alternation
 
 from prunus.checkpoint.architecture import Architecture, Call, Carried, Recording, Unstreamable, leaves
 from prunus.checkpoint.experts import layouts_in, split_experts, split_tensors
-from prunus.checkpoint.linears import is_state, is_stateful
+from prunus.checkpoint.linears import is_state, shares_state
 from prunus.checkpoint.names import Names
 from prunus.checkpoint.precision import attention_for, use_fast_products
 from prunus.checkpoint.safetensors_file import Stored
@@ -93,11 +93,8 @@ class Runner:
 
     @property
     def shares_state(self) -> bool:
-        """Whether blocks pass on more than hidden states, such as keys and values.
-
-        Each block must then run once, in order, and gradients cannot be computed one block at a time.
-        """
-        return bool(self.architecture.carried) or any(map(is_stateful, self.architecture.probe.calls))
+        """Whether blocks pass on more than hidden states."""
+        return shares_state(self.architecture)
 
     def embed(self, batch: Batch) -> Tensor:
         """(N, T, W) input of block 0."""

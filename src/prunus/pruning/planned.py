@@ -4,7 +4,7 @@ It has the folder of the model that it is made from, and so the tokenizer, the m
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +13,11 @@ import torch
 from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.model_folder import SINGLE_FILE
+from prunus.checkpoint.linears import plain_experts
+from prunus.checkpoint.loader import return_freed_memory
+from prunus.checkpoint.model_folder import SINGLE_FILE, in_text_part
+from prunus.checkpoint.precision import full_float32
+from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError
 
@@ -77,6 +81,63 @@ def warn_of(stray: Sequence[str]) -> list[str]:
         return []
     shown = stray[0] + (f" and {len(stray) - 1} more" if len(stray) > 1 else "")
     return [f"left out, as they belong to no module (such as layers for multi-token prediction): {shown}"]
+
+
+def changed_config(source: Checkpoint, change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> dict[str, object]:
+    """The content of config.json after a change of its language model's part; tensors of `left_out` are in none."""
+    stray = left_out(source)
+
+    def changed(content: Mapping[str, Any]) -> dict[str, Any]:
+        new = change(content)
+        return new | ({name: 0 for name in PREDICTING if new.get(name)} if stray else {})
+
+    return in_text_part(source.config_json, source.config, changed)
+
+
+# (the source's runner, that of the new model, a block's number, what both read, its batch) -> the outputs of both
+Outputs = Callable[[Runner, Runner, int, Tensor, Batch], tuple[Tensor, Tensor]]
+
+
+@torch.no_grad()
+def compare_blocks(
+    source: Checkpoint,
+    new: Checkpoint,
+    device: torch.device,
+    changed: Collection[int],
+    outputs: Outputs,
+    failure: Callable[[str, float], PrunusError],
+    alone: bool = False,
+) -> float:
+    """The largest relative difference between changed blocks of new and what they must compute, in float32.
+
+    One short sequence goes through source as it must be, so rounding cannot add up over blocks; with `alone`, each
+    block reads embeddings, and only changed ones run. failure: the error for a difference, and of what.
+    """
+    old_run, new_run = (Runner(model.config, model.tensors, torch.float32, device) for model in (source, new))
+    batch, worst = Batch(short_sequence(source)), 0.0
+    with full_float32(device), plain_experts(old_run.architecture), plain_experts(new_run.architecture):
+        rows_1TW, also_1TW = old_run.embed(batch), new_run.embed(Batch(batch.ids_NT))
+        if not torch.equal(rows_1TW, also_1TW):
+            raise failure("the embedding", float("inf"))
+        for index in sorted(changed) if alone else range(max(changed) + 1):
+            return_freed_memory()  # of a mixture, a block is large
+            if index not in changed:
+                rows_1TW = old_run.run_block(old_run.read_block(index), rows_1TW, batch)
+                continue
+            before_1TW, after_1TW = outputs(old_run, new_run, index, rows_1TW, batch)
+            worst = max(worst, change := difference(before_1TW, after_1TW))
+            if not change <= TOLERANCE:
+                raise failure(f"block {index}", change)
+            rows_1TW = rows_1TW if alone else before_1TW
+    return worst
+
+
+def difference(before: Tensor, after: Tensor) -> float:
+    """The largest difference as a share of the largest value; infinite for NaN in one of them alone."""
+    if not torch.equal(before.isnan(), after.isnan()):
+        return float("inf")
+    before, after = before.double().nan_to_num(), after.double().nan_to_num()
+    return float((before - after).abs().max() / before.abs().max().clamp(min=1e-30))
 
 
 def short_sequence(source: Checkpoint) -> Tensor:

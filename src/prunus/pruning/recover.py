@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.linears import is_stateful
+from prunus.checkpoint.linears import shares_state
 from prunus.checkpoint.model_folder import PACKED_FILE, is_packed
 from prunus.checkpoint.packed_files import PackedCheckpoint, read_packed
 from prunus.checkpoint.precision import full_float32
@@ -296,7 +296,7 @@ def shapes_of(source: Checkpoint, index: int) -> dict[str, tuple[int, int]]:
 
 def check_trainable(source: Checkpoint, device: torch.device) -> None:
     """Raise PrunusError where no gradient can be taken of single blocks, or memory is too small for one."""
-    if source.names.is_shared or source.architecture.carried or any(map(is_stateful, source.architecture.probe.calls)):
+    if source.names.is_shared or shares_state(source.architecture):
         raise PrunusError(
             f"{source.folder} ({source.config.model_type}) cannot be recovered block by block: its blocks share "
             "weights or hand on more than hidden states"

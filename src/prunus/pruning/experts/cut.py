@@ -11,19 +11,21 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.linears import plain_experts
 from prunus.checkpoint.loader import return_freed_memory
-from prunus.checkpoint.model_folder import in_text_part
 from prunus.checkpoint.names import Origin
-from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import CHUNK, ITEMSIZES, Stored
 from prunus.errors import PrunusError
 from prunus.pruning.experts import Mixture, Unremovable, expert_counts, masked, number_fields
-from prunus.pruning.planned import PREDICTING, TOLERANCE, left_out, outside, planned_checkpoint, short_sequence
+from prunus.pruning.planned import (
+    changed_config,
+    compare_blocks,
+    outside,
+    planned_checkpoint,
+)
 
 
 class Cut(Stored):
@@ -125,17 +127,16 @@ def smaller_model(source: Checkpoint, mixtures: Sequence[Mixture], kept: Mapping
 
 def fewer_config(source: Checkpoint, kept: Mapping[int, int]) -> dict[str, object]:
     """The content of config.json with other numbers of experts. kept: that of each block that loses some."""
-    text, before, stray = source.text_config, expert_counts(source), left_out(source)
+    text, before = source.text_config, expert_counts(source)
     after = [kept.get(index, count) for index, count in enumerate(before)]
     # All spellings of the field, since transformers writes one and reads another; else shapes would not match.
     names = number_fields(text)
 
     def change(content: Mapping[str, Any]) -> dict[str, Any]:
         present = [name for name in names if name in content and content[name] in (before[0], before, tuple(before))]
-        fewer = {**content, **dict.fromkeys(present or names[:1], _number(after, kept))}
-        return fewer | ({name: 0 for name in PREDICTING if fewer.get(name)} if stray else {})
+        return {**content, **dict.fromkeys(present or names[:1], _number(after, kept))}
 
-    return in_text_part(source.config_json, source.config, change)
+    return changed_config(source, change)
 
 
 def _number(after: Sequence[int], kept: Mapping[int, int]) -> int | list[int]:
@@ -150,7 +151,6 @@ def _number(after: Sequence[int], kept: Mapping[int, int]) -> int | list[int]:
 # for one short sequence, in float32. Both read the same hidden states, so rounding cannot add up over blocks.
 
 
-@torch.inference_mode()
 def verify(
     source: Checkpoint,
     new: Checkpoint,
@@ -162,53 +162,28 @@ def verify(
 
     Raises Unremovable where a block computes something else.
     """
-    ids_1T = short_sequence(source)
-    of_block, worst = {mixture.index: mixture for mixture in mixtures}, 0.0
-    old_run, new_run = (Runner(model.config, model.tensors, torch.float32, device) for model in (source, new))
-    batch = Batch(ids_1T)
-    with full_float32(device), plain_experts(old_run.architecture), plain_experts(new_run.architecture):
-        rows_1TW, also_1TW = old_run.embed(batch), new_run.embed(Batch(ids_1T))
-        if not torch.equal(rows_1TW, also_1TW):
-            raise Unremovable("the input of the first block depends on the number of experts")
-        for index in range(max(of_block) + 1):
-            mixture = of_block.get(index)
-            if mixture is None:
-                rows_1TW = old_run.run_block(_block(old_run, source, index), rows_1TW, batch)
-                continue
-            twin = batch.copy()
-            removed = sorted(set(range(mixture.count)) - set(kept[index]))
-            before_1TW, seen = _without(removed, old_run, source, mixture, rows_1TW, batch)
-            after_1TW = new_run.run_block(_block(new_run, new, index), rows_1TW, twin)
-            if not seen:
-                raise Unremovable(f"block {index}: its router computes logits in a way that cannot be checked")
-            worst = max(worst, difference(before_1TW, after_1TW))
-            if not worst <= TOLERANCE:
-                raise Unremovable(
-                    f"block {index} would compute something else without experts {', '.join(map(str, removed))}, even"
-                    f" if its router could not choose them (by {worst:.2g})"
-                )
-            rows_1TW = before_1TW
-    return worst
+    of_block = {mixture.index: mixture for mixture in mixtures}
+
+    def outputs(old: Runner, made: Runner, index: int, rows_1TW: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        mixture, twin = of_block[index], batch.copy()
+        before_1TW = _without(old, mixture, sorted(set(range(mixture.count)) - set(kept[index])), rows_1TW, batch)
+        return_freed_memory()
+        return before_1TW, made.run_block(made.make_block(index, new.read_block(index)), rows_1TW, twin)
+
+    def failure(what: str, change: float) -> Unremovable:
+        return Unremovable(
+            f"{what} would compute something else without the experts that are removed, even if its router could not"
+            f" choose them (by {change:.2g})"
+        )
+
+    return compare_blocks(source, new, device, of_block, outputs, failure)
 
 
-def _block(run: Runner, model: Checkpoint, index: int) -> nn.Module:
-    """A block in float32. Of a mixture it is large, so no caller keeps it: one is in memory at a time."""
-    return_freed_memory()
-    return run.make_block(index, model.read_block(index))
-
-
-def _without(
-    removed: Sequence[int], run: Runner, source: Checkpoint, mixture: Mixture, rows_1TW: Tensor, batch: Batch
-) -> tuple[Tensor, bool]:
-    """What the source's block gives if its router cannot choose these experts, and whether its logits were seen."""
-    block = _block(run, source, mixture.index)
+def _without(run: Runner, mixture: Mixture, removed: Sequence[int], rows_1TW: Tensor, batch: Batch) -> Tensor:
+    """What the source's block gives if its router cannot choose these experts."""
+    block = run.read_block(mixture.index)
     with masked(block, mixture, removed) as mode:
-        return run.run_block(block, rows_1TW, batch), bool(mode.seen)
-
-
-def difference(before: Tensor, after: Tensor) -> float:
-    """The largest difference as a share of the largest value; infinite for NaN in one of them alone."""
-    if not torch.equal(before.isnan(), after.isnan()):
-        return float("inf")
-    before, after = before.double().nan_to_num(), after.double().nan_to_num()
-    return float((before - after).abs().max() / before.abs().max().clamp(min=1e-30))
+        output_1TW = run.run_block(block, rows_1TW, batch)
+    if not mode.seen:
+        raise Unremovable(f"block {mixture.index}: its router computes logits in a way that cannot be checked")
+    return output_1TW

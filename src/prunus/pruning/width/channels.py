@@ -25,17 +25,19 @@ from torch import Tensor, nn
 from prunus.checkpoint.architecture import Carried, find_layers, skeleton
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.experts import layouts_in, place_of, split_tensors
-from prunus.checkpoint.linears import giving_zeros, is_linear, plain_experts, settings_of
+from prunus.checkpoint.linears import giving_zeros, is_linear, shares_state, signature
 from prunus.checkpoint.loader import return_freed_memory
-from prunus.checkpoint.model_folder import in_text_part
-from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import one_line
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import ITEMSIZES, READABLE, Stored
 from prunus.errors import PrunusError
 from prunus.pruning.experts import name_of, run_hollow
-from prunus.pruning.experts.cut import difference
-from prunus.pruning.planned import PREDICTING, TOLERANCE, left_out, outside, planned_checkpoint, short_sequence
+from prunus.pruning.planned import (
+    changed_config,
+    compare_blocks,
+    outside,
+    planned_checkpoint,
+)
 
 Of = Literal["mlp", "experts", "shared"]
 
@@ -107,7 +109,7 @@ class Unit:
     """A feed-forward network of block `index`: the block's only one (mlp), a routed expert, or one beside those.
 
     down: name of the Linear within the block (an expert's with its number) whose inputs are the channels. width: their
-    number. places: where they are; down_place is among them. times: how many channels it has for each one of the
+    number. places: where they are. times: how many channels it has for each one of the
     narrowest units that the same field is for: 2 for two shared experts in one network, beside routed ones.
     """
 
@@ -118,11 +120,6 @@ class Unit:
     places: tuple[Place, ...]
     times: int
     field: Field
-
-    @property
-    def down_place(self) -> Place:
-        """The Place of the down projection's weight."""
-        return next(place for place in self.places if place.name == f"{self.down}.weight")
 
 
 def find_units(source: Checkpoint, of: Of | None = None) -> list[Unit]:
@@ -152,12 +149,6 @@ def find_units(source: Checkpoint, of: Of | None = None) -> list[Unit]:
         raise Unnarrowable(f"{name_of(source)}: no known field of config.json says the width of feed-forward networks")
     has = " or ".join(f"`--of {kind}`" for kind in dict.fromkeys(map(_main, found.values())))
     raise Unnarrowable(f"{name_of(source)} has no {_NAMES[of]} whose width a field of config.json says; use {has}")
-
-
-def widths_in(source: Checkpoint) -> dict[str, list[Unit]]:
-    """The units of each field of config.json that can be narrowed."""
-    _check_readable(source)
-    return _units_by_field(source)[0]
 
 
 def of_blocks(units: Sequence[Unit]) -> dict[int, list[Unit]]:
@@ -313,11 +304,6 @@ def _shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _kind_of(layer: nn.Module) -> tuple[tuple[str, Any], ...]:
-    """What is equal for blocks that differ in their weights alone."""
-    return tuple(sorted(settings_of(layer).items(), key=lambda setting: setting[0]))
-
-
 def _units(
     source: Checkpoint, name: str, step: int, growth: Mapping[int, Mapping[str, tuple[int, int]]], off: tuple[str, ...]
 ) -> list[Unit]:
@@ -331,7 +317,7 @@ def _units(
     for index, of_block in nets.items():
         layer = source.architecture.layers[index]
         plain = [net for net in of_block if not net.routed]
-        kind = None if source.architecture.carried else _kind_of(layer)
+        kind = None if source.architecture.carried else signature(layer)
         if kind is None or kind not in known:
             known[kind] = [_is_interleaved(source, index, name, net, carried) for net in plain]
             if kind is None and not plain:
@@ -555,7 +541,7 @@ def narrow_config(source: Checkpoint, units: Sequence[Unit], width: int) -> dict
             f"{name_of(source)}: {field.name} cannot say a width of {width} channels, as it counts"
             f" {field.per.denominator} at a time; choose a multiple of them"
         )
-    text, extra = source.text_config, bool(left_out(source))
+    text = source.text_config
 
     def change(content: Mapping[str, Any]) -> dict[str, Any]:
         names = _spellings(text, field.name)
@@ -564,10 +550,9 @@ def narrow_config(source: Checkpoint, units: Sequence[Unit], width: int) -> dict
         for name in [name for name in names if name in content] or names[:1]:
             old = content.get(name, own)
             new[name] = [int(value)] * len(old) if isinstance(old, list | tuple) else int(value)
-        new |= dict.fromkeys(field.off, False)
-        return new | ({name: 0 for name in PREDICTING if new.get(name)} if extra else {})
+        return new | dict.fromkeys(field.off, False)
 
-    return in_text_part(source.config_json, source.config, change)
+    return changed_config(source, change)
 
 
 def narrow_model(source: Checkpoint, units: Sequence[Unit], width: int) -> Checkpoint:
@@ -594,7 +579,7 @@ def planned_tensors(source: Checkpoint, units: Sequence[Unit], width: int) -> di
         tensors |= stored
         if index not in of_block:
             continue
-        kind = _kind_of(source.architecture.layers[index])
+        kind = signature(source.architecture.layers[index])
         if kind not in known:
             known[kind] = index, _shapes_on_disk(source, index, of_block[index], width)
         first, shapes = known[kind]
@@ -623,61 +608,37 @@ def _hollow(stored: Stored) -> Tensor:
 # Check
 
 
-@torch.no_grad()
-def verify(
-    source: Checkpoint,
-    new: Checkpoint,
-    units: Sequence[Unit],
-    device: torch.device,
-    kept: Mapping[int, Mapping[str, Sequence[int]]] | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> float:
+def verify(source: Checkpoint, new: Checkpoint, units: Sequence[Unit], device: torch.device) -> float:
     """The largest relative difference between narrow blocks and those of source where the same channels are 0.
 
-    new: the planned model. kept: the channels of each block's units by their down; None: as many as new has, chosen at
-    random, and of blocks that pass on nothing but hidden states one of each kind is checked. Raises Unnarrowable where
-    a block computes something else.
+    new: the planned model. As many channels as it has are chosen at random, and of blocks that pass on nothing but
+    hidden states one of each kind is checked. Raises Unnarrowable where a block computes something else.
     """
-    ids_1T = short_sequence(source)
-    batch, of_block = Batch(ids_1T), of_blocks(units)
-    old_run, new_run = (Runner(model.config, model.tensors, dtype, device) for model in (source, new))
-    worst = 0.0
-    with full_float32(device), plain_experts(old_run.architecture), plain_experts(new_run.architecture):
-        rows_1TW, also_1TW = old_run.embed(batch), new_run.embed(Batch(ids_1T))
-        if not torch.equal(rows_1TW, also_1TW):
-            raise Unnarrowable("the input of the first block depends on the number of channels")
-        every = kept is not None or old_run.shares_state
-        for index in range(max(of_block) + 1) if every else _one_of_each_kind(source, of_block):
-            own = of_block.get(index, [])
-            if not own:
-                rows_1TW = old_run.run_block(_block(old_run, index, source.read_block(index)), rows_1TW, batch)
-                continue
-            tensors = source.read_block(index)
-            chosen = kept[index] if kept is not None else random_channels(new, own)
-            twin = batch.copy()
-            before_1TW = old_run.run_block(_block(old_run, index, zeroed(tensors, own, chosen)), rows_1TW, batch)
-            after_1TW = new_run.run_block(_block(new_run, index, narrowed(tensors, own, chosen)), rows_1TW, twin)
-            worst = max(worst, change := difference(before_1TW, after_1TW))
-            if not change <= TOLERANCE:
-                raise Unnarrowable(
-                    f"block {index} would compute something else without some channels than where they are 0 (by"
-                    f" {change:.2g})"
-                )
-            rows_1TW = before_1TW if every else rows_1TW
-    return worst
+    of_block = of_blocks(units)
+
+    def outputs(old: Runner, made: Runner, index: int, rows_1TW: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        own, tensors, twin = of_block[index], source.read_block(index), batch.copy()
+        chosen = random_channels(new, own)
+        before_1TW = old.run_block(old.make_block(index, zeroed(tensors, own, chosen)), rows_1TW, batch)
+        return_freed_memory()
+        return before_1TW, made.run_block(made.make_block(index, narrowed(tensors, own, chosen)), rows_1TW, twin)
+
+    def failure(what: str, change: float) -> Unnarrowable:
+        return Unnarrowable(
+            f"{what} would compute something else without some channels than where they are 0 (by {change:.2g})"
+        )
+
+    alone = not shares_state(source.architecture)
+    checked = _one_of_each_kind(source, of_block) if alone else of_block
+    return compare_blocks(source, new, device, checked, outputs, failure, alone)
 
 
 def _one_of_each_kind(source: Checkpoint, blocks: Collection[int]) -> list[int]:
     """The first of these blocks of each kind."""
     kinds: dict[Any, int] = {}
     for index in sorted(blocks):
-        kinds.setdefault(_kind_of(source.architecture.layers[index]), index)
+        kinds.setdefault(signature(source.architecture.layers[index]), index)
     return list(kinds.values())
-
-
-def _block(run: Runner, index: int, tensors: Mapping[str, Tensor]) -> nn.Module:
-    return_freed_memory()
-    return run.make_block(index, tensors)
 
 
 def random_channels(new: Checkpoint, units: Sequence[Unit], seed: int = 0) -> dict[str, list[int]]:
