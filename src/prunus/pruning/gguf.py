@@ -4,8 +4,6 @@ One tensor of the model is in memory at a time. The manifest stands in the file'
 """
 
 import json
-import secrets
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +13,9 @@ import numpy as np
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.gguf_file import MANIFEST_KEY, kind_of, library
-from prunus.checkpoint.resolve import GGUF_FILE, MANIFEST, next_manifest, resolve, version_of, versions
-from prunus.checkpoint.writer import check_target, copy_companions, sync_tree
-from prunus.disk import atomic_file, check_space, disk_errors, replace_folder, show_bytes, write_text
+from prunus.checkpoint.resolve import GGUF_FILE, next_manifest, resolve, version_of, versions
+from prunus.checkpoint.writer import Partial, check_target
+from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.bits.gguf_like import form_like
@@ -104,15 +102,18 @@ def gguf(
         "bytes": sizes,
         "warnings": warnings,
     }
-    manifest = next_manifest(source.folder, step)
-    finish_metadata(form, recipe, manifest)
+    finish_metadata(form, recipe, next_manifest(source.folder, step))
     check_space(target.absolute(), sizes["after"])
     with disk_errors(target, sizes["after"]):
-        target.absolute().parent.mkdir(parents=True, exist_ok=True)
         if is_file:
+            target.absolute().parent.mkdir(parents=True, exist_ok=True)
             write_file(target, source, form, pieces, recipe.type)
         else:
-            write_folder(target, source, form, pieces, recipe.type, manifest, overwrite)
+            work = {"action": "gguf", "recipe": recipe.to_json(), "source": source.checksum()}
+            with Partial(source, target, work, 0, sizes["after"], overwrite) as partial:
+                write_file(partial.folder / GGUF_FILE, source, form, pieces, recipe.type)
+                quantised = {"quantization_config": {"quant_method": "gguf", "bits": BITS[recipe.type]}}
+                partial.publish(source.config_json | quantised, step, made_card(source, step))
     return {"out": str(target), **told, "seconds": time.monotonic() - started, "warnings": warnings}
 
 
@@ -192,34 +193,3 @@ def write_file(path: Path, source: Checkpoint, form: Form, pieces: Sequence[Piec
                 steps.advance()
         finally:
             writer.close()
-
-
-def write_folder(
-    target: Path,
-    source: Checkpoint,
-    form: Form,
-    pieces: Sequence[Piece],
-    type: str,
-    manifest: Mapping[str, Any],
-    overwrite: bool,
-) -> None:
-    """Write a folder with the file and what describes the model, completely or not at all."""
-    whole = target.resolve()
-    folder = whole.with_name(f"{whole.name}.{secrets.token_hex(4)}.writing")
-    folder.mkdir()
-    try:
-        write_file(folder / GGUF_FILE, source, form, pieces, type)
-        copy_companions(source.folder, folder)
-        config = source.config_json | {"quantization_config": {"quant_method": "gguf", "bits": BITS[type]}}
-        texts = {
-            "config.json": json.dumps(config, indent=2) + "\n",
-            MANIFEST: json.dumps(manifest, indent=1, ensure_ascii=False) + "\n",
-            **made_card(source, manifest["history"][-1]),
-        }
-        for name, text in texts.items():
-            write_text(folder / name, text, sync=False)
-        sync_tree(folder)
-        replace_folder(folder, whole, overwrite)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
