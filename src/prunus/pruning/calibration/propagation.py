@@ -9,6 +9,7 @@ o_proj, F input width of down_proj.
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -150,48 +151,30 @@ def _in_pieces(run: BlockRun) -> Iterator[Stats]:
     These are the same statistics as by running the block again for each group, in about one pass, with a table
     (S, max(A, F)) for the widest input.
     """
-    runner, block, hidden = run.runner, run.block, run.hidden
-    o_name, down_name = OUTPUTS
-    output, down = ([linear for linear in run.linears if linear.name == name] for name in OUTPUTS)
-    query, gate = (
-        [linear for linear in run.linears if linear.kind == kind and linear.name not in OUTPUTS]
-        for kind in ("attention", "mlp")
-    )
-    if query:
-        with run.watch(query, stop_early=True) as seen:
-            for batch, rows_NTW in hidden.batches():
-                _until_seen(lambda rows, of=batch: attend(runner, block, rows, of), rows_NTW.to(runner.device))
-        yield seen.stats(run.number)
-    if run.last and not (output or gate or down):
-        return
-    o_proj = _linear(block, o_name)
-    kept_SA = hidden.room(o_proj.in_features)
-    with bypass(block, o_name), run.watch(output) as seen:
-        for batch, rows_NTW, kept_NTA in hidden.batches_with(kept_SA):
-            kept_NTA.copy_(attend(runner, block, rows_NTW.to(runner.device), batch))
-    if output:
-        yield seen.stats(run.number)
-    if run.last and not (gate or down):
-        return
-    with run.watch(gate, stop_early=True) as seen:
-        for batch, rows_NTW, kept_NTA in hidden.batches_with(kept_SA):
-            rows_NTW.add_(o_proj(kept_NTA.to(runner.device)).to(rows_NTW.device))
-            if gate:
-                _until_seen(lambda rows, of=batch: feed(runner, block, rows, of), rows_NTW.to(runner.device))
-    if gate:
-        yield seen.stats(run.number)
-    if run.last and not down:
-        return
-    down_proj = _linear(block, down_name)
-    kept_SF = hidden.room(down_proj.in_features)
-    with bypass(block, down_name), run.watch(down) as seen:
-        for batch, rows_NTW, kept_NTF in hidden.batches_with(kept_SF):
-            kept_NTF.copy_(feed(runner, block, rows_NTW.to(runner.device), batch))
-    if down:
-        yield seen.stats(run.number)
-    if not run.last:
-        for _, rows_NTW, kept_NTF in hidden.batches_with(kept_SF):
-            rows_NTW.add_(down_proj(kept_NTF.to(runner.device)).to(rows_NTW.device))
+    runner, block, hidden, left = run.runner, run.block, run.hidden, len(run.linears)
+    for half, kind, name in zip((attend, feed), ("attention", "mlp"), OUTPUTS, strict=True):
+        inner = [linear for linear in run.linears if linear.kind == kind and linear.name != name]
+        outer = [linear for linear in run.linears if linear.name == name]
+        if inner:
+            with run.watch(inner, stop_early=True) as seen:
+                for batch, rows_NTW in hidden.batches():
+                    _until_seen(partial(half, runner, block, batch=batch), rows_NTW.to(runner.device))
+            yield seen.stats(run.number)
+            left -= len(inner)
+        if run.last and not left:
+            return
+        output = _linear(block, name)
+        kept_SX = hidden.room(output.in_features)
+        with bypass(block, name), run.watch(outer) as seen:
+            for batch, rows_NTW, kept_NTX in hidden.batches_with(kept_SX):
+                kept_NTX.copy_(half(runner, block, rows_NTW.to(runner.device), batch))
+        if outer:
+            yield seen.stats(run.number)
+            left -= len(outer)
+        if run.last and not left:
+            return
+        for _, rows_NTW, kept_NTX in hidden.batches_with(kept_SX):
+            rows_NTW.add_(output(kept_NTX.to(runner.device)).to(rows_NTW.device))
 
 
 PROPAGATIONS: Mapping[Propagation, Callable[[BlockRun], Iterator[Stats]]] = MappingProxyType(
