@@ -9,10 +9,10 @@ stored before the next one reads it. Memory holds one block, the matrices of its
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.loader import return_freed_memory
@@ -29,7 +29,7 @@ from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.planned import left_out, warn_of
-from prunus.pruning.recovery import free_on, open_streams
+from prunus.pruning.recovery import Streams, free_on, open_streams
 from prunus.pruning.scope import weights_of
 from prunus.pruning.width.channels import Unit, base_width, find_units, narrow_model, narrowed, verify
 from prunus.pruning.width.fit import (
@@ -73,6 +73,11 @@ class Narrowing(Job[WidthRecipe]):
     def aims(self, index: int) -> bool:
         """Whether a block may be fitted to the dense model's hidden states; experts share a sum, so they are not."""
         return self.recipe.fit and self.recipe.target == "dense" and len(self.of_block(index)) == 1
+
+    @property
+    def follows_dense(self) -> bool:
+        """Whether anything is fitted to the dense model's hidden states."""
+        return any(map(self.aims, range(self.source.blocks)))
 
     @property
     def stream_bytes(self) -> int:
@@ -201,40 +206,40 @@ def fitting(saved: SavedStats, recipe: WidthRecipe) -> WidthRecipe:
 
 def narrow_blocks(job: Narrowing, partial: Partial, calibration: Calibration | None, new: Checkpoint) -> None:
     """Narrow block after block. Blocks that partial already has are run for their hidden states alone."""
-    source = job.source
+    source, streams = job.source, None
     if all(map(partial.has, range(source.blocks))):
         return
-    passes = None if calibration is None else Passes(job, partial, calibration, new)
+    if calibration is not None:
+        streams = open_streams(job, partial, calibration, source, new, BATCH_TOKENS)
     with Steps("narrowing", total=source.blocks, unit="blocks", done=len(partial.records)) as steps:
         for index in range(source.blocks):
             return_freed_memory()
             if partial.has(index):
-                if passes is not None:
-                    passes.advance_dense(index)
-                    passes.advance(index, new.read_block(index, partial.read_block(index)))
-                continue
-            tensors = source.read_block(index)
-            observed = Observed(None, unmeasured(job, index)) if passes is None else passes.observe(index, tensors)
-            made, record = narrow_block(job, index, tensors, observed)
-            changed = {name: tensor for name, tensor in made.items() if tensor is not tensors[name]}
-            partial.write_block(index, {**source.block_tensors(index), **source.as_stored(index, changed)}, record)
-            del tensors, changed, observed
-            if passes is not None:
-                passes.advance(index, made)
-            errors = record["errors"]
-            steps.advance(note=f"error {sum(errors) / len(errors):.3g}" if errors else "")
+                if streams is None:
+                    continue
+                made = new.read_block(index, partial.read_block(index))
+                if job.follows_dense:
+                    streams.advance_dense(streams.dense.read_block(index))
+            else:
+                tensors = source.read_block(index)
+                gain, groups = None, unmeasured(job, index)
+                if streams is not None:
+                    gain, groups = observed(job, streams, index, tensors)
+                made, record = narrow_block(job, index, tensors, gain, groups)
+                changed = {name: tensor for name, tensor in made.items() if tensor is not tensors[name]}
+                partial.write_block(index, {**source.block_tensors(index), **source.as_stored(index, changed)}, record)
+                del tensors, changed, groups
+                errors = record["errors"]
+                steps.advance(note=f"error {sum(errors) / len(errors):.3g}" if errors else "")
+            if streams is not None and index < source.blocks - 1:
+                streams.advance_pruned(streams.pruned.make_block(index, made))
 
 
-class Observed(NamedTuple):
-    """What networks of a block read. gain: by what the output of the only one is multiplied before it is added to the
-    hidden states; None where it is fitted to its own output. groups: the inputs of some down Linears at a time, by
-    name; None for each where nothing is measured."""
-
-    gain: float | None
-    groups: Iterator[Mapping[str, Inputs | None]]
+# The inputs of some down Linears at a time, by name; None for each where nothing is measured.
+Groups = Iterator[Mapping[str, Inputs | None]]
 
 
-def unmeasured(job: Narrowing, index: int) -> Iterator[Mapping[str, Inputs | None]]:
+def unmeasured(job: Narrowing, index: int) -> Groups:
     """The inputs of a block's networks from statistics that were measured before, or none."""
     downs = [unit.down for unit in job.of_block(index)]
     if job.saved is None:
@@ -253,43 +258,28 @@ def inputs_of(stats: InputStats) -> Inputs:
     return Inputs(stats.hessian.matrix_II.to(dtype), stats.mean_I.to(dtype) * count, count, stats.tokens)
 
 
-class Passes:
-    """Passes of the calibration tokens through the whole model and the narrow one, block by block."""
+def observed(
+    job: Narrowing, streams: Streams, index: int, tensors: Mapping[str, Tensor]
+) -> tuple[float | None, Groups]:
+    """What the networks of a whole block read behind narrow ones.
 
-    def __init__(self, job: Narrowing, partial: Partial, calibration: Calibration, new: Checkpoint) -> None:
-        self.job, self.last = job, job.source.blocks - 1
-        self.streams = open_streams(job, partial, calibration, job.source, new, BATCH_TOKENS)
-        self.theirs, self.ours = self.streams.dense, self.streams.pruned
-        self.follows_dense = any(map(job.aims, range(job.source.blocks)))
+    With it, by what the output of the only one is multiplied before it is added to the hidden states; None where it is
+    fitted to its own output.
+    """
+    runner, units = streams.dense, job.of_block(index)
+    block, gain = runner.make_block(index, tensors), None
+    if job.follows_dense:
+        streams.advance_dense(block)
+    if job.aims(index):
+        rows_NTW = next(streams.hidden.views(streams.input_SW))
+        gain = gain_of(runner, block, units[0].down, rows_NTW, streams.batches[0])
 
-    def advance_dense(self, index: int) -> None:
-        """Move the dense model's hidden states through a block, if anything is fitted to them."""
-        if self.follows_dense:
-            self.streams.advance_dense(self.theirs.read_block(index))
-
-    def advance(self, index: int, tensors: Mapping[str, Tensor]) -> None:
-        """Move the narrow model's hidden states through a narrow block; nothing reads those after the last one."""
-        if index < self.last:
-            self.streams.advance_pruned(self.ours.make_block(index, tensors))
-
-    def observe(self, index: int, tensors: Mapping[str, Tensor]) -> Observed:
-        """What the networks of a whole block read behind narrow ones."""
-        block = self.theirs.make_block(index, tensors)
-        if self.follows_dense:
-            self.streams.advance_dense(block)
-        rows = next(self.streams.hidden.views(self.streams.input_SW))
-        (first, *_), gain = self.streams.batches, None
-        if self.job.aims(index):
-            (unit,) = self.job.of_block(index)
-            gain = gain_of(self.theirs, block, unit.down, rows, first)
-        return Observed(gain, self._groups(index, block, gain))
-
-    def _groups(self, index: int, block: nn.Module, gain: float | None) -> Iterator[Mapping[str, Inputs | None]]:
-        streams, name = self.streams, f"block {index}"
-        for downs in portions(self.job.of_block(index)):
+    def groups() -> Groups:
+        for downs in portions(units):
             own, wanted = streams.hidden.views(streams.input_SW), streams.hidden.views(streams.hidden.states_SW)
-            batches = zip(streams.batches, own, wanted, strict=True)
-            yield observe(self.theirs, block, downs, batches, gain, name)
+            yield observe(runner, block, downs, zip(streams.batches, own, wanted, strict=True), gain, f"block {index}")
+
+    return gain, groups()
 
 
 def portions(units: Sequence[Unit]) -> list[list[str]]:
@@ -307,19 +297,20 @@ def portions(units: Sequence[Unit]) -> list[list[str]]:
 
 
 def narrow_block(
-    job: Narrowing, index: int, tensors: Mapping[str, Tensor], observed: Observed
+    job: Narrowing, index: int, tensors: Mapping[str, Tensor], gain: float | None, groups: Groups
 ) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     """The tensors of a block with fewer channels, by their names within it, and the record for the manifest.
 
-    The record has errors (of each network's output, see relative_error), target (None: nothing is fitted), and of
-    networks with fewer tokens than channels `few`: their number, the least tokens, and the down Linear that has these.
+    gain, groups: of `observed`. The record has errors (of each network's output, see relative_error), target (None:
+    nothing is fitted), and of networks with fewer tokens than channels `few`: their number, the least tokens, and the
+    down Linear that has these.
     """
     units = {unit.down: unit for unit in job.of_block(index)}
     kept: dict[str, list[int]] = {}
     fitted: dict[str, Fitted] = {}
     errors: list[float] = []
     few: list[tuple[int, str]] = []
-    for group in observed.groups:
+    for group in groups:
         for down, inputs in group.items():
             unit = units[down]
             weight_OI = tensors[f"{down}.weight"].to(job.device, precision(unit.width))
@@ -342,7 +333,7 @@ def narrow_block(
         for part, tensor in (("weight", made.weight_OK), ("bias", made.bias_O)):
             if tensor is not None:
                 found[f"{down}.{part}"] = tensor.to("cpu", tensors[f"{down}.{part}"].dtype).contiguous()
-    target = ("own" if observed.gain is None else "dense") if fitted and job.recipe.fit else None
+    target = ("own" if gain is None else "dense") if fitted and job.recipe.fit else None
     record: dict[str, object] = {"target": target, "errors": errors}
     return found, record | ({"few": [len(few), *min(few)]} if few else {})
 
