@@ -205,7 +205,10 @@ def allocate_groups(source: Checkpoint, recipe: PruneRecipe, scores: ImportanceS
     groups: dict[Group, float] = {}
     warnings = []
     for part in groups_of(source, recipe):
-        sizes = group_sizes(source, recipe, part)
+        sizes = [
+            weights_of([linear for linear in linears if part in (WHOLE, linear.kind)])
+            for linears in linears_in_scope(source, recipe)
+        ]
         allocation = ALLOCATIONS[recipe.allocation]
         reference = allocation.allocate_reference if recipe.rounding == "reference" else None
         found = (reference or allocation.allocate)(scores.scores.get(part, []), sizes, recipe)
@@ -226,14 +229,6 @@ def allocate_groups(source: Checkpoint, recipe: PruneRecipe, scores: ImportanceS
                     f"{limit:g}; the others compensate"
                 )
     return Sparsities(groups, warnings)
-
-
-def group_sizes(source: Checkpoint, recipe: PruneRecipe, part: str) -> list[int]:
-    """Number of weights in scope of one part of every block."""
-    return [
-        weights_of([linear for linear in linears if part in (WHOLE, linear.kind)])
-        for linears in linears_in_scope(source, recipe)
-    ]
 
 
 def linear_sparsities(

@@ -207,23 +207,17 @@ def blocks_with_inputs(
     subject: Subject, calibration: Calibration | None
 ) -> Iterator[tuple[int, dict[str, Tensor], Mapping[str, InputStats]]]:
     """Yield (index, weights, input statistics) of every block, both by Linear; saved, or from one dense pass."""
-    source, saved, device = subject.source, subject.saved, subject.runner.device
-    if saved is None:
-        assert calibration is not None
-        yield from dense_pass(subject, calibration)
+    source, saved, runner = subject.source, subject.saved, subject.runner
+    blocks = blocks_on(source, range(source.blocks), runner.device)
+    if saved is not None:
+        for index, tensors in enumerate(blocks):
+            weights = {name: tensors[f"{name}.weight"].to(runner.device) for name in subject.names(index)}
+            yield index, weights, saved(index)
         return
-    for index, tensors in enumerate(blocks_on(source, range(source.blocks), device)):
-        yield index, {name: tensors[f"{name}.weight"].to(device) for name in subject.names(index)}, saved(index)
-
-
-def dense_pass(
-    subject: Subject, calibration: Calibration
-) -> Iterator[tuple[int, dict[str, Tensor], Mapping[str, InputStats]]]:
-    """Yield (index, weights, input statistics) of every block, both by Linear, from one pass of the dense model."""
-    source, runner, weights = subject.source, subject.runner, calibration.token_weights(subject.recipe)
-    hidden = HiddenStates(runner, calibration.sequences, subject.file, token_weights=weights)
+    assert calibration is not None
+    counted = calibration.token_weights(subject.recipe)
+    hidden = HiddenStates(runner, calibration.sequences, subject.file, token_weights=counted)
     with Steps("measuring", total=source.blocks, unit="blocks") as steps:
-        blocks = blocks_on(source, range(source.blocks), runner.device)
         for index in range(source.blocks):
             block = runner.make_block(index, next(blocks))
             least = subject.recipe.min_expert_tokens
