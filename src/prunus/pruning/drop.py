@@ -79,17 +79,14 @@ def drop_blocks(
         record: dict[str, object] = {"blocks_removed": removed, "scores": choice.scores, "warnings": warnings}
         if merged := {str(new): mix.parts for new, mix in enumerate(choice.kept) if not mix.is_copy}:
             record["blocks_merged"] = merged
-        job.finish(partial, calibration, record, new_config(source, choice))
-    return {
-        "out": str(job.target),
-        "method": "by index" if recipe.indices else recipe.method,
-        "removed": ", ".join(map(str, removed)),
-        "blocks": len(choice.kept),
-        "seconds": job.seconds,
-        "blocks_removed": removed,
-        "scores": choice.scores,
-        "warnings": warnings,
-    }
+        told = {
+            "method": "by index" if recipe.indices else recipe.method,
+            "removed": ", ".join(map(str, removed)),
+            "blocks": len(choice.kept),
+            "blocks_removed": removed,
+            "scores": choice.scores,
+        }
+        return job.finish(partial, calibration, told, record, new_config(source, choice))
 
 
 def check_blocks(recipe: DropRecipe, source: Checkpoint) -> int:

@@ -97,20 +97,17 @@ def drop_experts(
         notes = calibration.warnings if calibration else []
         warnings = [*notes, *choice.warnings, *source.reading_notes, *warn_of(stray)]
         record = {**choice_record(choice, mixtures), "warnings": warnings}
-        job.finish(partial, calibration, record, new.config_json)
-    return {
-        "out": str(job.target),
-        "method": recipe.method,
-        "experts": experts_text(mixtures, {index: len(kept) for index, kept in choice.kept.items()}),
-        "blocks": len(mixtures),
-        "parameters": made.parameters,
-        "seconds": job.seconds,
-        "experts_removed": choice.removed(mixtures),
-        "scores": choice.scores,
-        "tokens": choice.tokens,
-        "difference": difference,
-        "warnings": warnings,
-    }
+        told = {
+            "method": recipe.method,
+            "experts": experts_text(mixtures, {index: len(kept) for index, kept in choice.kept.items()}),
+            "blocks": len(mixtures),
+            "parameters": made.parameters,
+            "experts_removed": choice.removed(mixtures),
+            "scores": choice.scores,
+            "tokens": choice.tokens,
+            "difference": difference,
+        }
+        return job.finish(partial, calibration, told, record, new.config_json)
 
 
 def choice_record(choice: Choice, mixtures: Sequence[Mixture]) -> dict[str, object]:

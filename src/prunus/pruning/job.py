@@ -110,9 +110,13 @@ class Job(Generic[AnyRecipe]):
             yield partial, calibration
 
     def finish(
-        self, partial: Partial, calibration: Calibration | None, record: Json, config: Json | None = None
-    ) -> None:
-        """Publish the result. record: what the manifest says of the step. config: config.json; None: that of source."""
+        self, partial: Partial, calibration: Calibration | None, told: Json, record: Json, config: Json | None = None
+    ) -> dict[str, Any]:
+        """Publish the result, and return the step's summary.
+
+        told: what that has beside the folder, the time and the record's warnings. record: what the manifest says of the
+        step. config: config.json; None: that of source.
+        """
         step: dict[str, object] = {
             "action": action_of(self.recipe),
             "recipe": self.recipe.to_json(),
@@ -122,6 +126,7 @@ class Job(Generic[AnyRecipe]):
             **record,
         }
         partial.finish(config, step, made_card(self.source, step))
+        return {"out": str(self.target), **told, "seconds": self.seconds, "warnings": record["warnings"]}
 
 
 def open_job(

@@ -159,17 +159,11 @@ def width(
             "blocks": records,
             "warnings": warnings,
         }
-        job.finish(partial, calibration, record, new.config_json)
-    errors = [error for record in records for error in record["errors"]]
-    return {
-        "out": str(job.target),
-        "method": job.recipe.method,
-        **told,
-        "error": sum(errors) / len(errors) if errors else None,
-        "difference": difference,
-        "seconds": job.seconds,
-        "warnings": [*said_of_engines(job), *warnings],
-    }
+        errors = [error for one in records for error in one["errors"]]
+        error = sum(errors) / len(errors) if errors else None
+        told = {"method": job.recipe.method, **told, "error": error, "difference": difference}
+        summary = job.finish(partial, calibration, told, record, new.config_json)
+    return summary | {"warnings": [*said_of_engines(job), *warnings]}
 
 
 def make_job(job: Job[WidthRecipe]) -> Narrowing:

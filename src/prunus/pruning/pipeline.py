@@ -101,17 +101,15 @@ def prune(
         notes += few_of(job.linears, records, recipe.min_expert_tokens, "were pruned by their")
         warnings = [*source.reading_notes, *dict.fromkeys(notes), *dead_inputs(records), *ragged_tails(job)]
         allocation = scores.to_json() if recipe.allocation != "uniform" else None
-        job.finish(partial, calibration, {"sparsity": sparsity, "allocation": allocation, "warnings": warnings})
-    return {
-        "out": str(job.target),
-        "method": recipe.method,
-        "blocks": source.blocks,
-        "linears": sum(map(len, job.linears)),
-        "sparsity": sum(record["zeros"] for record in records) / job.weights,
-        "seconds": job.seconds,
-        "linear_sparsity": sparsity,
-        "warnings": warnings,
-    }
+        record = {"sparsity": sparsity, "allocation": allocation, "warnings": warnings}
+        told = {
+            "method": recipe.method,
+            "blocks": source.blocks,
+            "linears": sum(map(len, job.linears)),
+            "sparsity": sum(record["zeros"] for record in records) / job.weights,
+            "linear_sparsity": sparsity,
+        }
+        return job.finish(partial, calibration, told, record)
 
 
 def make_job(job: Job[PruneRecipe]) -> PruneJob:

@@ -177,11 +177,10 @@ def quantize(
             "warnings": warnings,
         }
         config = source.config_json | {"quantization_config": job.settings}
-        job.finish(partial, calibration, record, config)
-    if fits:
-        told["error_before"] = sum(one.before for one in fits) / len(fits)
-        told["error_after"] = sum(one.after for one in fits) / len(fits)
-    return {"out": str(job.target), **told, "seconds": job.seconds, "warnings": warnings}
+        if fits:
+            told["error_before"] = sum(one.before for one in fits) / len(fits)
+            told["error_after"] = sum(one.after for one in fits) / len(fits)
+        return job.finish(partial, calibration, told, record, config)
 
 
 def make_job(job: Job[QuantizeRecipe]) -> Quantising:

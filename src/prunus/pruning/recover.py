@@ -131,19 +131,16 @@ def recover(
         warnings = [*calibration.warnings, *warnings_of(fits, ": lower --rate")]
         cost = {"tokens": sum(fit.tokens for fit in fits), "steps": sum(fit.steps for fit in fits)}
         record = {"blocks": records, "cost": cost, "arithmetic": plan._asdict(), "warnings": warnings}
-        job.finish(partial, calibration, record)
-    return {
-        "out": str(job.target),
-        "blocks": source.blocks,
-        "recovered": sum(fit.trained for fit in fits),
-        "tokens": calibration.tokens,
-        "trained_tokens": cost["tokens"],
-        "error_before": sum(fit.before for fit in fits) / len(fits),
-        "error_after": sum(fit.after for fit in fits) / len(fits),
-        "seconds": job.seconds,
-        "errors": [(fit.before, fit.after) for fit in fits],
-        "warnings": warnings,
-    }
+        told = {
+            "blocks": source.blocks,
+            "recovered": sum(fit.trained for fit in fits),
+            "tokens": calibration.tokens,
+            "trained_tokens": cost["tokens"],
+            "error_before": sum(fit.before for fit in fits) / len(fits),
+            "error_after": sum(fit.after for fit in fits) / len(fits),
+            "errors": [(fit.before, fit.after) for fit in fits],
+        }
+        return job.finish(partial, calibration, told, record)
 
 
 def make_job(job: Job[RecoverRecipe], dense: str | Path | None) -> Recovery:
