@@ -25,7 +25,7 @@ import prunus
 from prunus.checkpoint.resolve import resolve
 from prunus.pruning import recover as recovering
 from prunus.pruning import recovery as fitting
-from prunus.pruning.recovery import Examples, Fit, Trained, each, mean_error
+from prunus.pruning.recovery import Examples, Fit, Trained, mean_error
 from prunus.recipes import RecoverRecipe
 
 WAYS = ("plain", "stochastic", "error-fed")
@@ -93,7 +93,7 @@ def hessians_of(block: nn.Module, training: Examples) -> dict[str, Tensor]:
     linears = [(name, module) for name, module in block.named_modules() if isinstance(module, nn.Linear)]
     handles = [module.register_forward_pre_hook(add(name)) for name, module in linears]
     with torch.no_grad():
-        for example in each(training):
+        for example in training:
             example.run(example.input_NTW, 0)
     for handle in handles:
         handle.remove()
@@ -110,7 +110,7 @@ class Bench:
     def __init__(self, way: str, blocks: int | None) -> None:
         self.way, self.blocks, self.errors = way, blocks, []
         self.block: nn.Module | None = None
-        self.fit, self.trainable = recovering.fit, recovering.trainable
+        self.fit, self.trainable = fitting.fit, recovering.trainable
         self.generator = torch.Generator().manual_seed(0)
 
     def find(self, block: nn.Module, *arguments: Any) -> list[Trained]:
@@ -162,13 +162,13 @@ class Bench:
         snapshot = fitting.snapshot
         try:
             fitting.snapshot = lambda parameters: [p.parameter.detach().clone() for p in parameters]
-            recovering.fit, recovering.trainable = self.trained, self.find  # pyright: ignore
+            fitting.fit, recovering.trainable = self.trained, self.find  # pyright: ignore
             prunus.recover(asked.pruned, out, recipe, dense=asked.dense, overwrite=True)
         except Stop:
             shutil.rmtree(out.with_name(f"{out.name}.partial"))
         finally:
             fitting.snapshot = snapshot
-            recovering.fit, recovering.trainable = self.fit, self.trainable
+            fitting.fit, recovering.trainable = self.fit, self.trainable
 
 
 def main() -> None:

@@ -219,7 +219,7 @@ def test_trained_scales_and_norms_bring_every_block_nearer_to_the_dense_one(shar
         return fitted
 
     trained: dict[str, torch.Tensor] = {}
-    monkeypatch.setattr("prunus.pruning.quantize.fit", noting)
+    monkeypatch.setattr("prunus.pruning.recovery.fit", noting)
     for name, recover in (("plain", False), ("trained", True)):
         recipe = asked(shared, **training | {"recover": recover})
         told = prunus.quantize(shared / "dense", tmp_path / name, recipe, device="cpu")

@@ -25,7 +25,6 @@ from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.writer import Partial
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks import load_task
-from prunus.pruning import recover as recovering
 from prunus.pruning import recovery as fitting
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.recovery import (
@@ -323,7 +322,7 @@ def test_micro_batches_and_computing_again_change_nothing_but_rounding(tmp_path,
     recipe = asked(path, step_tokens=96, prompt_weight=0.5)
     pruned, found = pruned_from(dense, rows), []
     for made in (StepPlan(96), plan):
-        monkeypatch.setattr("prunus.pruning.recover.plan_steps", lambda *_, made=made: made)
+        monkeypatch.setattr("prunus.pruning.recovery.plan_steps", lambda *_, made=made: made)
         summary = prunus.recover(pruned, tmp_path / str(made.micro_batch) / str(made.checkpointed), recipe)
         found.append((summary, tensors_of(tmp_path / str(made.micro_batch) / str(made.checkpointed))))
     (first, whole), (second, parts) = found
@@ -361,7 +360,7 @@ def test_memory_that_is_free_decides_how_steps_are_computed_and_the_work_keeps_i
 
 def test_interrupted_work_goes_on_with_the_micro_batches_that_it_began_with(tmp_path, dense, rows, monkeypatch):
     pruned, recipe = pruned_from(dense, rows), asked(rows, step_tokens=4 * LENGTH)
-    monkeypatch.setattr("prunus.pruning.recover.plan_steps", lambda *_: StepPlan(LENGTH, checkpointed=True))
+    monkeypatch.setattr("prunus.pruning.recovery.plan_steps", lambda *_: StepPlan(LENGTH, checkpointed=True))
     prunus.recover(pruned, tmp_path / "unbroken", recipe)
     write_block = Partial.write_block
 
@@ -372,7 +371,7 @@ def test_interrupted_work_goes_on_with_the_micro_batches_that_it_began_with(tmp_
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Partial, "write_block", stop_after_one)
         prunus.recover(pruned, tmp_path / "out", recipe)
-    monkeypatch.setattr("prunus.pruning.recover.plan_steps", lambda *_: StepPlan(4 * LENGTH))
+    monkeypatch.setattr("prunus.pruning.recovery.plan_steps", lambda *_: StepPlan(4 * LENGTH))
     prunus.recover(pruned, tmp_path / "out", recipe)
     assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
 
@@ -517,14 +516,14 @@ def test_wrong_input_is_one_line(tmp_path, dense, rows):
 
 def test_only_the_block_whose_loss_is_nan_is_left_as_it_was(tmp_path, dense, rows, monkeypatch):
     pruned, fits = pruned_from(dense, rows), itertools.count()
-    fit_block = recovering.fit
+    fit_block = fitting.fit
 
     def fit_with_nan_in_block_1(parameters, training, held_out, **settings):
         if next(fits) == 1:
-            training = [e._replace(weight_NT=e.weight_NT * math.nan) for e in fitting.each(training)]
+            training = [e._replace(weight_NT=e.weight_NT * math.nan) for e in training]
         return fit_block(parameters, training, held_out, **settings)
 
-    monkeypatch.setattr(recovering, "fit", fit_with_nan_in_block_1)
+    monkeypatch.setattr(fitting, "fit", fit_with_nan_in_block_1)
     summary = prunus.recover(pruned, tmp_path / "out", asked(rows))
     assert summary["warnings"] == ["training gave NaN or infinity in blocks 1, left as they were: lower --rate"]
     before, after = tensors_of(pruned), tensors_of(tmp_path / "out")
@@ -534,16 +533,14 @@ def test_only_the_block_whose_loss_is_nan_is_left_as_it_was(tmp_path, dense, row
 
 def test_what_is_held_out_was_not_trained_on_though_all_fits_into_one_step(tmp_path, dense, rows, monkeypatch):
     """Four sequences of which one step could take all: one is held out. A single one is refused."""
-    pruned, seen, fit_block = pruned_from(dense, rows), [], recovering.fit
+    pruned, seen, fit_block = pruned_from(dense, rows), [], fitting.fit
 
     def noted(parameters, training, held_out, **settings):
-        trained, kept = (
-            [row.numpy().tobytes() for e in fitting.each(part) for row in e.input_NTW] for part in (training, held_out)
-        )
+        trained, kept = ([row.numpy().tobytes() for e in part for row in e.input_NTW] for part in (training, held_out))
         seen.append((trained, kept))
         return fit_block(parameters, training, held_out, **settings)
 
-    monkeypatch.setattr(recovering, "fit", noted)
+    monkeypatch.setattr(fitting, "fit", noted)
     prunus.recover(pruned, tmp_path / "out", asked(rows, samples=4, step_tokens=100_000, epochs=1))
     assert seen
     for trained, kept in seen:

@@ -8,14 +8,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from prunus.budgets import OFF, Off, with_names, without_off
-from prunus.declarations import (
-    Allocation,
-    Criterion,
-    DepthMethod,
-    Group,
-    Method,
-    declared,
-)
+from prunus.declarations import Allocation, Criterion, DepthMethod, Group, Method, declared
 from prunus.engines import BACKENDS
 from prunus.errors import PrunusError, nearest
 from prunus.recipe_base import DECLARED, DECLARED_LATE, Calibrated, Recipe, Weighted, with_options

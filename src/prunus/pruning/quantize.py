@@ -8,9 +8,8 @@ With `recover`, the scales and norms of each block are trained once its integers
 pruning kept; the next block then reads what the trained one gives.
 """
 
-import random
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,19 +39,8 @@ from prunus.pruning.calibration.saved_statistics import FIELDS, LEAST, SavedStat
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.pipeline import few_of, set_weight
-from prunus.pruning.recover import check_trainable, kept_plan, warnings_of
-from prunus.pruning.recovery import (
-    Fit,
-    StepPlan,
-    Streams,
-    activations_computed_again,
-    fit,
-    open_streams,
-    split,
-    tokens_of_step,
-    trainable,
-    trained_scales,
-)
+from prunus.pruning.recover import check_trainable, warnings_of
+from prunus.pruning.recovery import Fit, Training, begin_training, trainable, trained_scales
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import PruneRecipe, QuantizeRecipe
 
@@ -289,7 +277,7 @@ def quantise_blocks(job: Quantising, partial: Partial, calibration: Calibration 
     left = [index for index in range(source.blocks) if not partial.has(index)]
     runner = hidden = training = None
     if calibration is not None and left and job.recipe.recover:
-        training = begin_training(job, partial, calibration)
+        training = begin_training(job, partial, calibration, source, source, STEP_TOKENS)
         runner = training.streams.pruned
     elif calibration is not None and left:
         runner = Runner(source.config, source.tensors, job.dtype, job.device)
@@ -320,24 +308,6 @@ def quantise_blocks(job: Quantising, partial: Partial, calibration: Calibration 
                     propagate(runner, block, hidden)
 
 
-@dataclass(frozen=True)
-class Training:
-    """What blocks are trained on. streams: of MODEL, and of its quantised blocks. batches: the numbers of those of the
-    streams that are trained on, and of those held out."""
-
-    streams: Streams
-    batches: tuple[list[int], list[int]]
-    plan: StepPlan
-
-
-def begin_training(job: Quantising, partial: Partial, calibration: Calibration) -> Training:
-    """Both streams before the first block."""
-    step_tokens = tokens_of_step(STEP_TOKENS, calibration.sequences)
-    plan = kept_plan(job, partial, STEP_TOKENS, max(map(len, calibration.sequences)))
-    streams = open_streams(job, partial, calibration, job.source, job.source, step_tokens)
-    return Training(streams, split(len(streams.batches), random.Random(f"{job.recipe.seed} held out")), plan)
-
-
 def train_block(
     job: Quantising, training: Training, index: int, found: Mapping[str, Tensor | Stored]
 ) -> tuple[dict[str, Tensor], Fit]:
@@ -354,15 +324,7 @@ def train_block(
         name = f"{on_disk}.weight_scale"
         scales.append(trained_scales(block.get_submodule(linear.name), code_OI, made[name], name))
     del tensors, made
-    with activations_computed_again(block) if training.plan.checkpointed else nullcontext():
-        fitted = fit(
-            [*vectors, *scales],
-            *(streams.examples(block, numbers) for numbers in training.batches),
-            rate=RATE,
-            epochs=EPOCHS,
-            rng=random.Random(f"{job.recipe.seed} {index}"),
-            plan=training.plan,
-        )
+    fitted = training.fit(block, [*vectors, *scales], rate=RATE, epochs=EPOCHS, seed=f"{job.recipe.seed} {index}")
     if not fitted.trained:
         return {}, fitted
     changed = {one.name: one.parameter.detach().to(one.dtype).cpu() for one in vectors}

@@ -5,9 +5,7 @@ the recovered blocks before it give, and is fitted to what the dense model gives
 are thus corrected by later ones. Zeros stay zero. Memory holds one block, what Adam keeps of it, and the two streams.
 """
 
-import random
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -30,19 +28,7 @@ from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration, describe_calibration
 from prunus.pruning.calibration.hidden_states import largest_block
 from prunus.pruning.job import Job, open_job
-from prunus.pruning.recovery import (
-    TRAINING_BYTES,
-    Fit,
-    StepPlan,
-    activations_computed_again,
-    check_memory,
-    fit,
-    open_streams,
-    plan_steps,
-    split,
-    tokens_of_step,
-    trainable,
-)
+from prunus.pruning.recovery import TRAINING_BYTES, Fit, begin_training, check_memory, trainable
 from prunus.recipes import RecoverRecipe
 from prunus.step import recorded_kind, settled
 
@@ -121,16 +107,14 @@ def recover(
     with job.begun(needed) as (partial, calibration), full_float32(job.device):
         assert calibration is not None
         check_zeros(source)  # not before, since it reads weights
-        step_tokens = tokens_of_step(recipe.step_tokens, calibration.sequences)
-        plan = kept_plan(job, partial, recipe.step_tokens, max(map(len, calibration.sequences)))
         with torch.no_grad():
-            recover_blocks(job, partial, calibration, plan, step_tokens)
+            recover_blocks(job, partial, calibration)
         # Records of unfinished work of earlier versions have seconds.
         records = [{k: v for k, v in partial.records[i].items() if k != "seconds"} for i in range(source.blocks)]
         fits = [Fit(**record) for record in records]
         warnings = [*calibration.warnings, *warnings_of(fits, ": lower --rate")]
         cost = {"tokens": sum(fit.tokens for fit in fits), "steps": sum(fit.steps for fit in fits)}
-        record = {"blocks": records, "cost": cost, "arithmetic": plan._asdict(), "warnings": warnings}
+        record = {"blocks": records, "cost": cost, "arithmetic": partial.notes["steps"], "warnings": warnings}
         told = {
             "blocks": source.blocks,
             "recovered": sum(fit.trained for fit in fits),
@@ -177,14 +161,14 @@ def recovery_ahead(recipe: RecoverRecipe, dense: Checkpoint) -> dict[str, object
     }
 
 
-def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration, plan: StepPlan, step_tokens: int) -> None:
+def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration) -> None:
     """Fit block after block. Blocks that partial already has are run, not trained again."""
     source, recipe = job.source, job.recipe
     if all(map(partial.has, range(source.blocks))):
         return
-    streams = open_streams(job, partial, calibration, job.dense, source, step_tokens)
+    training = begin_training(job, partial, calibration, job.dense, source, recipe.step_tokens)
+    streams = training.streams
     theirs, ours = streams.dense, streams.pruned
-    training, held_out = split(len(streams.batches), random.Random(f"{recipe.seed} held out"))
     with Steps("recovering", total=source.blocks, unit="blocks", done=len(partial.records)) as steps:
         for index in range(source.blocks):
             if recipe.target == "own":
@@ -200,28 +184,12 @@ def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration, pl
             dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
             del tensors  # the block has them in float32
             parameters = trainable(block, dtypes, [linear.name for linear in source.linears(index)], recipe.norms)
-            with activations_computed_again(block) if plan.checkpointed else nullcontext():
-                fitted = fit(
-                    parameters,
-                    streams.examples(block, training),
-                    streams.examples(block, held_out),
-                    rate=recipe.rate,
-                    epochs=recipe.epochs,
-                    rng=random.Random(f"{recipe.seed} {index}"),
-                    plan=plan,
-                )
+            seed = f"{recipe.seed} {index}"
+            fitted = training.fit(block, parameters, rate=recipe.rate, epochs=recipe.epochs, seed=seed)
             changed = {p.name: p.parameter.detach().to(p.dtype).cpu() for p in parameters} if fitted.trained else {}
             partial.write_block(index, block_of(source, index, changed), fitted._asdict())
             streams.advance_pruned(block)
             steps.advance(note=f"error {fitted.before:.3g} -> {fitted.after:.3g}")
-
-
-def kept_plan(job: Job[Any], partial: Partial, step_tokens: int, longest: int) -> StepPlan:
-    """How steps are computed: as when the work began, else as memory and processor allow now."""
-    if "steps" not in partial.notes:
-        plan = plan_steps(job.source, job.device, step_tokens, longest)
-        partial.note("steps", plan._asdict(), {})
-    return StepPlan(**partial.notes["steps"])
 
 
 def block_of(source: Checkpoint, index: int, changed: dict[str, Tensor]) -> dict[str, Tensor | Stored]:

@@ -11,9 +11,10 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from dataclasses import dataclass
+from functools import partial as with_arguments
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +128,7 @@ def activations_computed_again(block: nn.Module) -> Iterator[None]:
     """Within it, parts of a block that hold Linears (attention, MLP) keep only their input for the way back."""
     parts = [part for part in block.children() if any(isinstance(module, nn.Linear) for module in part.modules())]
     for part in parts:
-        part.forward = partial(checkpoint, part.forward, use_reentrant=False, preserve_rng_state=False)
+        part.forward = with_arguments(checkpoint, part.forward, use_reentrant=False, preserve_rng_state=False)
     try:
         yield
     finally:
@@ -150,12 +151,8 @@ class Example(NamedTuple):
     weight_NT: Tensor
 
 
-class Examples(Protocol):
-    """Examples that are read one at a time: the one before may be gone from memory by then."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Example: ...
+# They are read one at a time: the one before may be gone from memory by then.
+Examples = Sequence[Example]
 
 
 class Trained(NamedTuple):
@@ -248,7 +245,7 @@ def fit(
     start = snapshot(parameters)
     before = mean_error(held_out)
     best, best_state, step, steps = math.inf, start, 0, epochs * len(training)
-    counts, tokens = [int((example.weight_NT > 0).sum()) for example in each(training)], 0
+    counts, tokens = [int((example.weight_NT > 0).sum()) for example in training], 0
     finite = math.isfinite(before)
     optimizer = torch.optim.Adam(
         [{"params": [p.parameter.requires_grad_()], "rms": p.rms} for p in parameters],
@@ -313,13 +310,8 @@ def relative_error(output_NTW: Tensor, target_NTW: Tensor, weight_NT: Tensor) ->
 @torch.no_grad()
 def mean_error(examples: Examples) -> float:
     """relative_error of all examples, per token."""
-    total = sum(float(relative_error(e.run(e.input_NTW, 0), e.target_NTW, e.weight_NT)) for e in each(examples))
-    return total / sum(float(e.weight_NT.sum()) for e in each(examples))
-
-
-def each(examples: Examples) -> Iterator[Example]:
-    """The examples, one after the other."""
-    return (examples[index] for index in range(len(examples)))
+    total = sum(float(relative_error(e.run(e.input_NTW, 0), e.target_NTW, e.weight_NT)) for e in examples)
+    return total / sum(float(e.weight_NT.sum()) for e in examples)
 
 
 def share_of_rate(step: int, steps: int) -> float:
@@ -415,7 +407,7 @@ class Streams:
         return StreamExamples(self, block, numbers)
 
 
-class StreamExamples:
+class StreamExamples(Examples):
     """Batches of streams as examples for a block. Of streams in a file, only one batch is in memory at a time."""
 
     def __init__(self, streams: Streams, block: nn.Module, numbers: Sequence[int]) -> None:
@@ -428,7 +420,7 @@ class StreamExamples:
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Example:  # pyright: ignore[reportIncompatibleMethodOverride]  # no slices
         """The example at an index; those given before can still be read, but are on the disk only."""
         self._streams.hidden.release_pages()
         batch, read_NTW, wanted_NTW = self._views[self._numbers[index]]
@@ -439,6 +431,35 @@ class StreamExamples:
             return pruned.run_block(block, rows_NTW.to(pruned.device), part)
 
         return Example(run, read_NTW, wanted_NTW, weight_of(batch))
+
+
+@dataclass(frozen=True)
+class Training:
+    """What blocks are trained on. batches: the numbers of those of the streams that are trained on, and of those held
+    out. plan: how steps are computed."""
+
+    streams: Streams
+    batches: tuple[list[int], list[int]]
+    plan: StepPlan
+
+    def fit(self, block: nn.Module, parameters: Sequence[Trained], *, rate: float, epochs: int, seed: str) -> Fit:
+        """Train some parameters of the block that the streams have reached."""
+        training, held_out = (self.streams.examples(block, numbers) for numbers in self.batches)
+        with activations_computed_again(block) if self.plan.checkpointed else nullcontext():
+            rng = random.Random(seed)
+            return fit(parameters, training, held_out, rate=rate, epochs=epochs, rng=rng, plan=self.plan)
+
+
+def begin_training(
+    job: Job[Any], partial: Partial, calibration: Calibration, dense: Checkpoint, smaller: Checkpoint, step_tokens: int
+) -> Training:
+    """Both streams before the first block. Steps are computed as when the work began, else as memory allows now."""
+    batch_tokens, longest = tokens_of_step(step_tokens, calibration.sequences), max(map(len, calibration.sequences))
+    if "steps" not in partial.notes:
+        partial.note("steps", plan_steps(job.source, job.device, step_tokens, longest)._asdict(), {})
+    streams = open_streams(job, partial, calibration, dense, smaller, batch_tokens)
+    batches = split(len(streams.batches), random.Random(f"{job.recipe.seed} held out"))
+    return Training(streams, batches, StepPlan(**partial.notes["steps"]))
 
 
 def weight_of(batch: Batch) -> Tensor:

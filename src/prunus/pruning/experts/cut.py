@@ -20,12 +20,7 @@ from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import CHUNK, ITEMSIZES, Stored
 from prunus.errors import PrunusError
 from prunus.pruning.experts import Mixture, Unremovable, expert_counts, masked, number_fields
-from prunus.pruning.planned import (
-    changed_config,
-    compare_blocks,
-    outside,
-    planned_checkpoint,
-)
+from prunus.pruning.planned import changed_config, compare_blocks, outside, planned_checkpoint
 
 
 class Cut(Stored):

@@ -32,12 +32,7 @@ from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import ITEMSIZES, READABLE, Stored
 from prunus.errors import PrunusError
 from prunus.pruning.experts import name_of, run_hollow
-from prunus.pruning.planned import (
-    changed_config,
-    compare_blocks,
-    outside,
-    planned_checkpoint,
-)
+from prunus.pruning.planned import changed_config, compare_blocks, outside, planned_checkpoint
 
 Of = Literal["mlp", "experts", "shared"]
 
