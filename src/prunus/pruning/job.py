@@ -78,14 +78,19 @@ class Job(Generic[AnyRecipe]):
         """What unfinished work must have been begun with to be continued, besides the recipe."""
         return {key: origin["checksum"] for key, origin in self.origins().items()}
 
-    def calibration_ahead(self) -> tuple[str, list[str]]:
-        """What calibration would be, as text, and warnings."""
-        return describe_calibration(self.recipe, self.source, self.saved and self.saved.about, self.needs_tokens)
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether anything is measured on the calibration tokens."""
+        return self.needs_tokens
 
     def ahead(self, needed: int, told: Mapping[str, object], warnings: Sequence[str]) -> Json:
         """What a dry run returns. needed: bytes of disk. told: what the step would do."""
         check_space(self.target.absolute(), needed)
-        calibration, found = self.calibration_ahead()
+        calibration, found = "none needed", list[str]()
+        if self.saved is not None:
+            calibration = f"statistics of {self.saved.path}: {self.saved.summary['source']}"
+        elif self.is_calibrated:
+            calibration, found = describe_calibration(self.recipe, self.source)
         said = {"would_write": str(self.target), **told, "disk": show_bytes(needed), "calibration": calibration}
         return {**said, "warnings": [*found, *warnings]}
 
@@ -111,7 +116,7 @@ class Job(Generic[AnyRecipe]):
 
     def finish(
         self, partial: Partial, calibration: Calibration | None, told: Json, record: Json, config: Json | None = None
-    ) -> dict[str, Any]:
+    ) -> Json:
         """Publish the result, and return the step's summary.
 
         told: what that has beside the folder, the time and the record's warnings. record: what the manifest says of the

@@ -163,7 +163,7 @@ def width(
         error = sum(errors) / len(errors) if errors else None
         told = {"method": job.recipe.method, **told, "error": error, "difference": difference}
         summary = job.finish(partial, calibration, told, record, new.config_json)
-    return summary | {"warnings": [*said_of_engines(job), *warnings]}
+    return {**summary, "warnings": [*said_of_engines(job), *warnings]}
 
 
 def make_job(job: Job[WidthRecipe]) -> Narrowing:

@@ -18,7 +18,7 @@ from prunus.declarations import Allocation, Method, declared
 from prunus.disk import locked
 from prunus.plain_data import content_hash
 from prunus.pruning.calibration import TRACES, calibration_name
-from prunus.pruning.calibration.data import Calibration, describe_calibration
+from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import BATCH_TOKENS
 from prunus.pruning.calibration.propagation import BlockRun, Stats
 from prunus.pruning.job import Job
@@ -85,11 +85,10 @@ class PruneJob(Job[PruneRecipe]):
         revised = revisions(self.recipe) | ({"experts_revision": 2} if experts else {})  # they were left dense
         return {"source": self.source.fingerprint(), **revised}
 
-    def calibration_ahead(self) -> tuple[str, list[str]]:
+    @property
+    def is_calibrated(self) -> bool:
         """As Job says; an allocation may need it where the method does not."""
-        if self.saved is not None:
-            return f"statistics of {self.saved.path}: {self.saved.summary['source']}", []
-        return describe_calibration(self.recipe, self.source, needed=self.needs_tokens or self.measured == "norms")
+        return self.needs_tokens or self.measured == "norms"
 
     @property
     def needs_tokens(self) -> bool:

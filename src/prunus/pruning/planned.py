@@ -26,6 +26,7 @@ PREDICTING = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_laye
 TOKENS = 32  # of the sequence on which the new model is compared with the old one
 # Relative. Both do the same operations; sums over another number of terms may be added in another order.
 TOLERANCE = 1e-5
+Json = Mapping[str, Any]
 
 
 class _Planned(Checkpoint):
@@ -83,13 +84,13 @@ def warn_of(stray: Sequence[str]) -> list[str]:
     return [f"left out, as they belong to no module (such as layers for multi-token prediction): {shown}"]
 
 
-def changed_config(source: Checkpoint, change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> dict[str, object]:
+def changed_config(source: Checkpoint, change: Callable[[Json], Json]) -> dict[str, object]:
     """The content of config.json after a change of its language model's part; tensors of `left_out` are in none."""
     stray = left_out(source)
 
-    def changed(content: Mapping[str, Any]) -> dict[str, Any]:
+    def changed(content: Json) -> dict[str, Any]:
         new = change(content)
-        return new | ({name: 0 for name in PREDICTING if new.get(name)} if stray else {})
+        return {**new, **({name: 0 for name in PREDICTING if new.get(name)} if stray else {})}
 
     return in_text_part(source.config_json, source.config, changed)
 

@@ -9,11 +9,11 @@ import hashlib
 import json
 import random
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import load_tokenizer, one_line
@@ -174,17 +174,8 @@ def of_lines(lines: Sequence[Line], source: str, warnings: list[str]) -> Calibra
     return Calibration([line.value for line in lines], source, warnings, prompts)
 
 
-def describe_calibration(
-    recipe: Calibrated, model: Checkpoint, about: Mapping[str, Any] | None = None, needed: bool = True
-) -> tuple[str, list[str]]:
-    """What calibration would be, and warnings; read already unless it comes from the hub.
-
-    about: what a file of statistics that takes its place says of itself. needed: whether there is any, else.
-    """
-    if about is not None:
-        return f"from {about['calibration']['tokens']} tokens that were measured before", []
-    if not needed:
-        return "none needed", []
+def describe_calibration(recipe: Calibrated, model: Checkpoint) -> tuple[str, list[str]]:
+    """What calibration would be, and warnings; read already unless it comes from the hub."""
     name = calibration_name(recipe.calibration, model.manifest)
     if name in HUB_NAMES:
         tokens = recipe.calibration_tokens or recipe.samples * recipe.seqlen

@@ -44,13 +44,12 @@ from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_f
 from prunus.pruning.calibration.propagation import BlockRun, Stats, dense
 from prunus.pruning.calibration.statistics import Hessian, InputStats, few_tokens
 from prunus.pruning.scope import linears_in_scope
-from prunus.recipe_base import TOKEN_WEIGHTS, Calibrated, without_removed
+from prunus.recipe_base import CALIBRATED, Calibrated, without_removed
 from prunus.recipes import DtypeName, ExpertsRecipe, PruneRecipe, QuantizeRecipe, WidthRecipe
 
 FORMAT = 2
 AnyRecipe = TypeVar("AnyRecipe", PruneRecipe, ExpertsRecipe, WidthRecipe, QuantizeRecipe)
-# Fields of a recipe on which the statistics depend, besides dtype.
-FIELDS = ("calibration", "samples", "seqlen", "calibration_tokens", *TOKEN_WEIGHTS, "seed")
+FIELDS = CALIBRATED  # of a recipe, on which the statistics depend besides dtype
 VECTORS, MATRIX = ("norm", "mean", "variance"), "hessian"
 TOKENS = "tokens"  # number of tokens that its router sent to a routed expert
 LEAST = "min_expert_tokens"  # a field of PruneRecipe alone

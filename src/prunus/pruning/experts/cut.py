@@ -127,7 +127,7 @@ def fewer_config(source: Checkpoint, kept: Mapping[int, int]) -> dict[str, objec
     # All spellings of the field, since transformers writes one and reads another; else shapes would not match.
     names = number_fields(text)
 
-    def change(content: Mapping[str, Any]) -> dict[str, Any]:
+    def change(content: Mapping[str, Any]) -> Mapping[str, Any]:
         present = [name for name in names if name in content and content[name] in (before[0], before, tuple(before))]
         return {**content, **dict.fromkeys(present or names[:1], _number(after, kept))}
 

@@ -538,7 +538,7 @@ def narrow_config(source: Checkpoint, units: Sequence[Unit], width: int) -> dict
         )
     text = source.text_config
 
-    def change(content: Mapping[str, Any]) -> dict[str, Any]:
+    def change(content: Mapping[str, Any]) -> Mapping[str, Any]:
         names = _spellings(text, field.name)
         own = getattr(text, field.name)
         new = {**content}
