@@ -162,7 +162,7 @@ def test_saved_statistics_give_any_width_as_passes_of_the_dense_model_do(shared,
         prunus.width(tmp_path / "other", tmp_path / "out", WidthRecipe(), stats=file)
     with pytest.raises(PrunusError, match="was measured with samples 8, not 5"):
         prunus.width(shared / "dense", tmp_path / "out", WidthRecipe(samples=5), stats=file)
-    with pytest.raises(PrunusError, match="without a fit needs no statistics"):
+    with pytest.raises(PrunusError, match="method random needs no statistics"):
         prunus.width(shared / "dense", tmp_path / "out", WidthRecipe(method="random", fit=False), stats=file)
     prunus.stats(shared / "dense", tmp_path / "norms.safetensors", device="cpu", **calibration)
     with pytest.raises(PrunusError, match="holds no Hessians"):

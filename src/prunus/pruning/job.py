@@ -22,6 +22,7 @@ from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.safetensors_file import Entry
 from prunus.checkpoint.writer import HIDDEN, Partial, check_target
 from prunus.disk import check_space, show_bytes, write_text
+from prunus.errors import PrunusError
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
 from prunus.pruning.calibration.saved_statistics import SavedStats
@@ -53,6 +54,8 @@ class Job(Generic[AnyRecipe]):
         """The job with the statistics that it is given, if any. fitting: checks them; the recipe with their tokens."""
         if self.where.stats is None:
             return self
+        if not kind_of(self.recipe).calibrates(self.recipe):
+            raise PrunusError(f"method {vars(self.recipe)['method']} needs no statistics; leave --stats out")
         saved = SavedStats(self.where.stats, self.source)
         return replace(self, saved=saved, recipe=fitting(saved, self.recipe))
 

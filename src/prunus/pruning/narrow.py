@@ -192,8 +192,6 @@ def check_matrices_fit(source: Checkpoint, channels: int, device: torch.device) 
 
 def fitting(saved: SavedStats, recipe: WidthRecipe) -> WidthRecipe:
     """The recipe with the calibration of statistics; raises PrunusError where they are not what it needs."""
-    if not recipe.needs_data:
-        raise PrunusError(f"method {recipe.method} without a fit needs no statistics; leave --stats out")
     saved.check_hessians("width")
     return replace(saved.with_calibration(recipe), target="own")
 

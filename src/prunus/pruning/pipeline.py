@@ -124,7 +124,7 @@ def make_job(job: Job[PruneRecipe]) -> PruneJob:
         raise PrunusError(f"{job.where.stats} {what}; leave --stats out")
 
     def fitting(saved: SavedStats, recipe: PruneRecipe) -> PruneRecipe:
-        saved.check(recipe, method.needs, ALLOCATIONS[recipe.allocation].needs)
+        saved.check(recipe, method.needs)
         return saved.recipe(recipe)
 
     job = job.with_saved(fitting)

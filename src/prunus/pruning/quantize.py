@@ -259,15 +259,13 @@ def group_of(source: Checkpoint, recipe: QuantizeRecipe) -> int | None:
 
 def fitting(saved: SavedStats, recipe: QuantizeRecipe) -> QuantizeRecipe:
     """The recipe with the calibration of statistics; raises PrunusError where they are not what it needs."""
-    if not recipe.needs_data:
-        raise PrunusError("method rtn needs no statistics; leave --stats out")
     if recipe.recover:
         raise PrunusError("--recover trains on calibration tokens, which --stats does not hold: leave one of them out")
     if not saved.about.get("experts"):
         saved.check_hessians("gptq")
     shared = {name: getattr(recipe, name) for name in (*FIELDS, LEAST, "dtype")}
     like = PruneRecipe(method="sparsegpt", propagation="dense", **shared)
-    saved.check(like, "hessian", "nothing")
+    saved.check(like, "hessian")
     return replace(saved.with_calibration(recipe), min_expert_tokens=saved.recipe(like).min_expert_tokens)
 
 

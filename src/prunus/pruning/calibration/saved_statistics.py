@@ -308,13 +308,8 @@ class SavedStats:
                 f"{self.path} holds no Hessians, which {what} needs; write it with `prunus stats --hessians`"
             )
 
-    def check(self, recipe: PruneRecipe, needs: str, allocation_needs: str) -> None:
-        """Raise PrunusError if these statistics are not those that the recipe would measure.
-
-        needs, allocation_needs: the statistics that the recipe's method and allocation use.
-        """
-        if needs == "nothing" and not (allocation_needs == "norms" and recipe.scores is None):
-            raise PrunusError(f"method {recipe.method} needs no statistics; leave --stats out")
+    def check(self, recipe: PruneRecipe, needs: str) -> None:
+        """Raise PrunusError if these statistics are not those that the recipe's method, with these needs, measures."""
         if self.about.get("experts"):
             raise PrunusError(
                 f"{self.path} holds scores of experts alone; write it with `prunus stats` without --experts"

@@ -28,7 +28,6 @@ from prunus.checkpoint.loader import blocks_on, return_freed_memory
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.safetensors_file import write_file
-from prunus.declarations import Criterion, declared
 from prunus.disk import check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps
@@ -335,8 +334,6 @@ def fitting(saved: SavedStats, recipe: ExpertsRecipe) -> ExpertsRecipe:
     measured = saved.about["recipe"]["dtype"]
     if recipe.dtype != "auto" and (asked := run_dtype(recipe, saved.source)) != measured:
         raise PrunusError(f"{saved.path} was measured in {measured}, not {asked}; leave --dtype out, or measure again")
-    if declared(Criterion)[recipe.method].needs == "nothing":
-        raise PrunusError(f"method {recipe.method} needs no statistics; leave --stats out")
     return saved.with_calibration(recipe)
 
 
