@@ -261,8 +261,7 @@ def fitting(saved: SavedStats, recipe: QuantizeRecipe) -> QuantizeRecipe:
     """The recipe with the calibration of statistics; raises PrunusError where they are not what it needs."""
     if recipe.recover:
         raise PrunusError("--recover trains on calibration tokens, which --stats does not hold: leave one of them out")
-    if not saved.about.get("experts"):
-        saved.check_hessians("gptq")
+    saved.check_hessians("gptq")
     shared = {name: getattr(recipe, name) for name in (*FIELDS, LEAST, "dtype")}
     like = PruneRecipe(method="sparsegpt", propagation="dense", **shared)
     saved.check(like, "hessian")

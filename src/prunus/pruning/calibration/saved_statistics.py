@@ -301,8 +301,6 @@ class SavedStats:
 
     def check_hessians(self, what: str) -> None:
         """Raise PrunusError unless the file holds X^T X. what: that needs them."""
-        if self.about.get("experts"):
-            raise PrunusError(f"{self.path} holds scores of experts alone; write it with `prunus stats --hessians`")
         if not any(name.endswith(f".{MATRIX}") for name in self.tensors):
             raise PrunusError(
                 f"{self.path} holds no Hessians, which {what} needs; write it with `prunus stats --hessians`"
