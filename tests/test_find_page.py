@@ -44,7 +44,7 @@ def test_without_a_certified_rung_it_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("margin", "value", "text"),
     [(0.06, -0.0597, "−5.97"), (0.06, -0.05998, "−5.998"), (0.06, -0.0604, "−6.04"), (0.06, -0.052, "−5.2"),
-     (0.06, -0.06, "−6.0"), (0.06, 0.06, "+6.0"),
+     (0.06, -0.06, "−6.0"), (0.06, -0.06000000000000005, "−6.0"), (0.06, 0.06, "+6.0"),
      ("5%", 0.0004, "+0.04"), ("5%", -0.0004, "−0.04"), ("5%", 0.0, "0.0")],
 )  # fmt: skip
 def test_a_bound_has_the_digits_that_tell_it_from_the_margin(margin, value, text):

@@ -466,7 +466,7 @@ def test_a_smaller_model_is_said_to_be_smaller(tmp_path):
     assert (
         "It has 1.08\xa0M of dense's 1.21\xa0M parameters" in page.all("p", "lead")[0]
     )  # the base's bytes are unknown
-    assert [row[1] for row in page.rows("glance")] == ["Bytes, parameters", "1.21\xa0M", "2.16\xa0MB1.08\xa0M"]
+    assert [row[1] for row in page.rows("glance")] == ["Size", "1.21\xa0M", "2.16\xa0MB1.08\xa0M"]
 
 
 @pytest.mark.parametrize(

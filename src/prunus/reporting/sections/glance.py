@@ -7,7 +7,7 @@ from prunus.budgets import OFF
 from prunus.reporting.prose import FIT
 from prunus.reporting.render.chart import Picture, forest, swatch
 from prunus.reporting.render.table import slug, word
-from prunus.reporting.render.text import esc, percent, points, short
+from prunus.reporting.render.text import NBSP, esc, percent, points, short
 from prunus.reporting.report_data import ReportData, ReportedRun
 from prunus.reporting.section import Section, adapted
 from prunus.reporting.sections.curves import MANY, accuracy_against_budget, bands_text
@@ -43,7 +43,7 @@ def _table(data: ReportData) -> str:
     """The base, the variant to choose, and the others by verdict; of one, by size if little is lost, else by loss."""
     entries = data.comparison.others
     ends = [(cell.difference, cell.low, cell.high) for cell in (entry.primary for entry in entries)]
-    size = "Bytes, parameters" if any(one.run.nbytes for one in data.runs) else "Parameters"
+    size = "Size" if any(one.run.nbytes for one in data.runs) else "Parameters"
     titles = [size, "Verdict", "Difference, points", "Still stops", "Scaling kept"]
     heads = "".join(f'<th scope="col">{title}</th>' for title in ["Variant", *titles])
     rows = enumerate(zip(data.others, entries, forest(ends, data.margin_points), strict=True))
@@ -58,10 +58,10 @@ def _table(data: ReportData) -> str:
         body += _row(one, titles, _cells(one, entry, picture), "chosen" if place == data.chosen else "")
     curve = ", over log<sub>2</sub> budget" if any(map(data.has_curve, data.tasks)) else ""
     terms = (
-        f"{size.replace('Bytes,', 'Bytes that an engine loads, and')}, zeros included. Difference in accuracy{curve}, "
-        f"with its 95 % interval; shaded: a loss within the margin of {data.margin.words()}. Still stops: chains that "
-        f"end by themselves, with a margin of {data.stop_margin.words(STOPS)}. Scaling: accuracy gained per doubling "
-        f"of the budget, kept if at least {100 * ENOUGH:g} % of the base's."
+        f"{size.replace('Size', 'Size: bytes that an engine loads, and parameters')}, zeros included. Difference in "
+        f"accuracy{curve}, with its 95{NBSP}% interval; shaded: a loss within the margin of {data.margin.words()}. "
+        f"Still stops: chains that end by themselves, with a margin of {data.stop_margin.words(STOPS)}. Scaling: "
+        f"accuracy gained per doubling of the budget, kept if at least {100 * ENOUGH:g} % of the base's."
     )
     return (
         f'<div class="rows"><table class="glance cards sortable" aria-label="Variants"><thead><tr>{heads}</tr></thead>'

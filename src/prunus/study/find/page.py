@@ -4,7 +4,7 @@ It is made from the certificate alone, in the style of the report (reporting/pag
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from prunus.reporting.render.chart import (
     lines_of,
 )
 from prunus.reporting.render.table import Column, Interval, Table, Word
-from prunus.reporting.render.text import count, esc, one_line, percent, points, top, whole_page
-from prunus.reporting.section import adapted, part, run_figure, soft
+from prunus.reporting.render.text import NBSP, count, esc, one_line, percent, points, top, whole_page
+from prunus.reporting.section import adapted, details, part, run_figure, soft
 from prunus.results.characters import MINUS
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, OPEN, REFUSED
 from prunus.results.stopping import ENDINGS
@@ -42,6 +42,7 @@ STYLES = (
     ".not-looked-at{color:var(--soft);font-weight:400}"
     ".path .mark{fill-opacity:0;stroke-opacity:0}"
     ".ladder td:nth-child(3),.ladder th:nth-child(3){text-align:left}"
+    "@media screen and (max-width:1199px){#ladder{display:flex;flex-direction:column}#ladder .rows{order:-1}}"
 )
 
 Data = Mapping[str, Any]
@@ -76,20 +77,25 @@ def _top(data: Data, title: str) -> str:
         f"<bdi>{esc(', '.join(f'{task}, {number} problems' for task, number in sizes.items()) + groups)}</bdi> × "
         f"{draws} draw{'' if draws == 1 else 's'} · budgets {esc(', '.join(map(str, declared['budgets'])))}"
     )
-    sure = f"{100 - 100 * declared['alpha']:g} % confidence"
-    certified = f"Losses of {_losses(declared)} are ruled out with {sure}."
-    share = shown["tokens"] / max(1, shown["full_grid_tokens"])
-    cost = (
-        f"The search took {count(shown['tokens'])} tokens, {percent(share)} % of the {count(shown['full_grid_tokens'])}"
-        " that all rungs and the dense model in full would have taken (estimated from the rows)."
-    )
+    found, whole = shown["found"], declared["model"].get("bytes")
+    said = f"Losses of {_losses(declared)}, were not ruled out for any rung."
+    if found:
+        size = f"{_share(found['removed'])}{NBSP}% was to be removed"
+        if whole is not None:
+            size = f"It has {show_bytes(found['bytes'])} of the dense model's {show_bytes(whole)}"
+        sure = f"{100 - 100 * declared['alpha']:g}{NBSP}% confidence"
+        said = f"{size}. Losses of {_losses(declared)}, are ruled out with {sure}."
     warning = caution(declared, shown)
     notes = [sentence(warning[0].upper() + warning[1:])] if warning is not None else []
-    return top(facts, title, f"{certified} {cost}" if shown["found"] else cost, notes)
+    return top(facts, title, said, notes)
+
+
+def _share(removed: float) -> str:
+    return f"{100 * removed:.3g}"
 
 
 def _losses(declared: Data) -> str:
-    """The two losses that are ruled out of a certified rung."""
+    """The two losses that are ruled out for a certified rung."""
     accuracy = amount(declared["margin"], "accuracy", "what the dense model solves")
     ends = amount(declared["stop_margin"], "chains that end by themselves", "its chains that end by themselves")
     return f"{accuracy} or more, and of {ends} or more"
@@ -118,7 +124,7 @@ def _dense(declared: Data) -> Look:
 
 
 def _glance(declared: Data, shown: Data) -> str:
-    """The curves, and the ladders with what was decided."""
+    """The ladders with what was decided, and the curves."""
     tables = []
     for ladder, seen in zip(declared["ladders"], shown["ladders"], strict=True):
         heading = f"<h2><bdi>{esc(ladder['name'])}</bdi></h2>" if len(declared["ladders"]) > 1 else ""
@@ -127,10 +133,9 @@ def _glance(declared: Data, shown: Data) -> str:
     rungs = sum(len(ladder["rungs"]) for ladder in declared["ladders"])
     seen = sum(len(ladder["rungs"]) for ladder in shown["ladders"])
     note = (
-        f"Rungs are tried in this order, until one is not certified: {seen} of {rungs} were looked at. Certified: "
-        f"losses of {_losses(declared)} are both ruled out. Refused: one of these losses is shown to be larger. Each "
-        f"difference has bounds that hold after any number of problems, each with {100 * (1 - alpha):g} % confidence; "
-        "it is over the problems that were needed to decide."
+        f"Rungs are tried in this order, until one is not certified: {seen} of {rungs} were looked at. Differences, "
+        f"in points, have bounds that hold after any number of problems, each with {100 * (1 - alpha):g}{NBSP}% "
+        "confidence."
     )
     return (
         f'<section id="ladder" class="glance" aria-label="The ladder">{_curves(declared, shown)}'
@@ -159,10 +164,10 @@ def ladder_table(declared: Data, ladder: Data, seen: Data, dense_tokens: int) ->
         rows.append((look, [rung["removed"], decision, *ends, one["problems"], one["tokens"], *size]))
     columns = [
         Column("rung", "Rung"),
-        Column("removed", "Asked to|remove, %", lambda share: f"{100 * share:.3g}"),
+        Column("removed", "To remove, %", _share),
         Column("decision", "Decision"),
-        Column("accuracy", f"Accuracy{_kept(declared['margin'])},|points", beside(declared["margin"])),
-        Column("ends", f"Ends by itself{_kept(declared['stop_margin'])},|points", beside(declared["stop_margin"])),
+        Column("accuracy", f"Accuracy{_kept(declared['margin'])}", beside(declared["margin"])),
+        Column("ends", f"Ends by itself{_kept(declared['stop_margin'])}", beside(declared["stop_margin"])),
         Column("problems", "Problems|needed", count),
         Column("tokens", "Tokens", count),
         *([] if whole is None else [Column("bytes", "Bytes|loaded", show_bytes)]),
@@ -175,10 +180,10 @@ def ladder_table(declared: Data, ladder: Data, seen: Data, dense_tokens: int) ->
 def beside(margin: Any) -> Callable[[float], str]:
     """A function that writes a bound in points, with as many digits as tell on which side of the margin it lies."""
     asked = Margin.of(margin)
-    edge = 0.0 if asked.relative else -100 * asked.size
+    edge = 0.0 if asked.relative else round(-100 * asked.size, 9)
 
     def text(value: float) -> str:
-        number = 100 * value
+        number = round(100 * value, 9)
         digits = next((k for k in range(1, 7) if round(number, k) != round(edge, k) or number == edge), 6)
         return points(value) if digits == 1 else f"{number:+.{digits}f}".replace("-", MINUS)
 
@@ -281,8 +286,9 @@ def _meaning(data: Data) -> str:
     """What is claimed and what is not, which searches came before, and how to check it."""
     declared, shown = data["declared"], data["shown"]
     certified, refused = (sum(one["word"] == word for one in rungs_in(shown)) for word in (CERTIFIED, REFUSED))
+    share = shown["tokens"] / max(1, shown["full_grid_tokens"])
+    claims = [f"{claim.removesuffix('.')}." for claim in claims_of_found(shown)]
     lines = [
-        *(f"{claim.removesuffix('.')}." for claim in claims_of_found(shown)),
         f"The probability that any of the certified rungs ({certified}) loses a margin or more is at most "
         f"{100 * declared['alpha']:g} %, for any number of rungs, and although it was looked at after every problem; "
         "with other searches the probabilities add up.",
@@ -295,7 +301,13 @@ def _meaning(data: Data) -> str:
         else "It assumes that problems are independent of each other.",
         "It says nothing about other tasks, larger budgets, speed or safety. A refused rung "
         f"({refused}) is shown to lose more; one that cannot be told may be harmless, with too few problems for it.",
+        f"The search took {count(shown['tokens'])} tokens, {percent(share)} % of the {count(shown['full_grid_tokens'])}"
+        " that all rungs and the dense model in full would have taken (estimated from the rows).",
         "prunus verify certificate.json --store STORE computes all of this again from the rows of the store.",
     ]
-    notes = "".join(f"<li><bdi>{esc(line)}</bdi></li>" for line in lines)
-    return part("meaning", "What this means", "", f'<ul class="notes">{notes}</ul>')
+    more = details("What this rests on, and what it does not say", _list(lines))
+    return part("meaning", "What is claimed", "", (_list(claims) if claims else soft("Nothing.")) + more)
+
+
+def _list(lines: Sequence[str]) -> str:
+    return f'<ul class="notes">{"".join(f"<li><bdi>{esc(line)}</bdi></li>" for line in lines)}</ul>'
