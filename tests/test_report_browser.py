@@ -86,6 +86,8 @@ OVERLAPS = """[...document.querySelectorAll("svg.chart")].flatMap(svg => {
         Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
         Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3)
         .map(([t]) => s + " / " + t)); })"""  # of texts in charts
+OUTSIDE = """[...document.querySelectorAll("table.glance th div")].filter(e =>
+    e.scrollWidth > e.clientWidth + 1).length"""  # names of variants that lie on the next cell
 
 
 @pytest.mark.parametrize(("width", "dark"), [(320, False), (400, True), (900, False), (1400, True)])
@@ -158,6 +160,9 @@ def test_the_page_of_a_search_draws_fits_and_runs_its_script(browser, tmp_path, 
     assert browser.problems == [] and browser.evaluate(OVERLAPS) == []
     assert visible_count(browser, "svg.chart") == 5
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    table, chart = (f"document.querySelector('#ladder {one}').getBoundingClientRect()" for one in ("table", "figure"))
+    assert browser.evaluate(f"{table}.top < Math.min({chart}.bottom, 300)")  # on a phone before the chart
+    assert browser.evaluate("(e => e.scrollWidth - e.clientWidth)(document.querySelector('#ladder .wide'))") <= 1
 
 
 def test_a_click_on_a_box_hides_a_variant_everywhere_but_in_its_row(opened):
@@ -395,7 +400,7 @@ def test_the_page_prints(opened, tmp_path):
     opened.resize(1030)
     opened.settle()
     assert opened.evaluate("document.documentElement.scrollWidth") <= 1030
-    assert visible_count(opened, ".actions") == 0
+    assert visible_count(opened, ".actions") == 0 and opened.evaluate(OUTSIDE) == 0
     opened.call("Emulation.setEmulatedMedia", media="")
 
 
@@ -405,6 +410,7 @@ def test_the_page_is_whole_without_scripts(browser, page):
         browser.open(page)
         assert visible_count(browser, "svg.chart") == 3 + 6 + 7 and visible_count(browser, "table.glance tr") == 8
         assert visible_count(browser, ".box input, .filter") == 0  # which would do nothing
+        assert browser.evaluate(OUTSIDE) == 0
     finally:
         browser.let_scripts_run(True)
 
