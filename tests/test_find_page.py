@@ -27,6 +27,7 @@ def test_the_page_shows_ladder_decisions_bounds_and_cost(tmp_path):
     ]
     assert text.count('class="chart panel path"') == 4  # two endpoints of two rungs
     assert len(re.findall(r'class="chart (broad|narrow)"', text)) == 2  # one curve in two sizes
+    assert "10\xa0% was to be removed. Losses of 10 points of accuracy or more" in plain
     share = 100 * data["shown"]["tokens"] / data["shown"]["full_grid_tokens"]
     assert f"{share:.1f} % of the 42" in plain
     assert not re.findall(r'(?:src|href)="(?!#)', text)
@@ -39,6 +40,7 @@ def test_without_a_certified_rung_it_says_so(tmp_path):
     _, file = make(tmp_path, max_tokens=100)
     text = page(json.loads(file.read_text()))
     assert "No rung was certified: dense stays as it is" in text and "the tokens are used up" in text
+    assert "are ruled out" not in text and text.count("were not ruled out for any rung") == 1
 
 
 @pytest.mark.parametrize(

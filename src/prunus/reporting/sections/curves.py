@@ -43,7 +43,7 @@ def section(data: ReportData) -> Section:
         "".join(part.html for part in parts),
         [one for part in parts for one in part.figures],
         [one for part in parts for one in part.tables],
-        name="Differences",
+        name="Differences" if data.others else "Accuracy",
     )
 
 

@@ -25,7 +25,7 @@ from prunus.reporting.render.chart import (
     lines_of,
 )
 from prunus.reporting.render.table import Column, Interval, Table, Word
-from prunus.reporting.render.text import NBSP, count, esc, one_line, percent, points, top, whole_page
+from prunus.reporting.render.text import NBSP, count, esc, one_line, percent, points, short, top, whole_page
 from prunus.reporting.section import adapted, details, part, run_figure, soft
 from prunus.results.characters import MINUS
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, OPEN, REFUSED
@@ -34,6 +34,7 @@ from prunus.study.find.certificate import caution, number_of_groups
 from prunus.study.find.decisions import rungs_in
 
 NAME = "find.html"
+UNITS = ("kB", "MB", "GB")
 UNREACHED = "not looked at"
 WORDS = (CERTIFIED, REFUSED, OPEN)  # each is also a class of the style sheet
 STYLES = (
@@ -42,7 +43,7 @@ STYLES = (
     ".not-looked-at{color:var(--soft);font-weight:400}"
     ".path .mark{fill-opacity:0;stroke-opacity:0}"
     ".ladder td:nth-child(3),.ladder th:nth-child(3){text-align:left}"
-    "@media screen and (max-width:1199px){#ladder{display:flex;flex-direction:column}#ladder .rows{order:-1}}"
+    "@media screen and (max-width:1199px){#ladder{display:flex;flex-direction:column;gap:.8rem}#ladder .rows{order:-1}}"
 )
 
 Data = Mapping[str, Any]
@@ -82,7 +83,7 @@ def _top(data: Data, title: str) -> str:
     if found:
         size = f"{_share(found['removed'])}{NBSP}% was to be removed"
         if whole is not None:
-            size = f"It has {show_bytes(found['bytes'])} of the dense model's {show_bytes(whole)}"
+            size = "It has {} of the dense model's {}".format(*(short(n, UNITS) for n in (found["bytes"], whole)))
         sure = f"{100 - 100 * declared['alpha']:g}{NBSP}% confidence"
         said = f"{size}. Losses of {_losses(declared)}, are ruled out with {sure}."
     warning = caution(declared, shown)
