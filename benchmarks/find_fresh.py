@@ -14,7 +14,7 @@ from typing import Any
 import prunus
 from prunus.evaluation.tasks.tiny import held_out, problem_id, problem_set, question_hash
 from prunus.recipes import EvalPlan
-from prunus.results.stopping import ENDS
+from prunus.results.contrasts import ENDS
 from prunus.results.store import Store
 
 SEED, PER_CELL = 5040, 120

@@ -14,10 +14,10 @@ from prunus.reporting.render.text import count, percent, points, probability, si
 from prunus.reporting.report_data import tasks_of
 from prunus.results.cells import Cell, Comparison, Ending, Entry, Identity, RecipeVerdict
 from prunus.results.characters import DASH
+from prunus.results.contrasts import ENDINGS, ENDS
 from prunus.results.labels import LabelParts, observations, unique_labels
 from prunus.results.rows import Run
 from prunus.results.stages import PARTLY, in_words, verdict_in_words
-from prunus.results.stopping import ENDINGS, ENDS
 from prunus.results.summary import BudgetCell, Summary
 from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE, verdict
 

@@ -5,7 +5,7 @@ number of tests. What the numbers mean is in docs/verdicts.md, and how they are 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import isfinite, nan
 from types import UnionType
 from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
@@ -194,6 +194,8 @@ class Ending(Sized):
 
 
 Endings = Mapping[int, Mapping[str, Ending]]  # by budget and way of ending
+AREA = "area"
+Place = tuple[str, int]  # of a cell in a part: a way of ending, AREA, or an empty text for the accuracy; its budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +206,23 @@ class Part(Record):
     auc: Cell
     slope: Slope | None
     stopping: Endings
+
+    def tests(self) -> dict[Place, Cell | Ending]:
+        """All of its cells but the slope."""
+        return {
+            **{("", budget): cell for budget, cell in self.budgets.items()},
+            (AREA, 0): self.auc,
+            **{(name, budget): cell for budget, cells in self.stopping.items() for name, cell in cells.items()},
+        }
+
+    def with_tests(self, tests: Mapping[Place, Any]) -> "Part":
+        """The same part with these cells."""
+        return replace(
+            self,
+            budgets={budget: tests["", budget] for budget in self.budgets},
+            auc=tests[AREA, 0],
+            stopping={b: {name: tests[name, b] for name in cells} for b, cells in self.stopping.items()},
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

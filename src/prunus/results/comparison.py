@@ -17,12 +17,11 @@ from prunus.margins import Margin, MarginLike
 from prunus.results import paired
 from prunus.results.betting import ALPHA
 from prunus.results.cells import Base, Comparison, Ending, Entry, Part, Rounding, Stopping, Unfinished
-from prunus.results.contrasts import Grown, Pair, contrast_cells
+from prunus.results.contrasts import ENDS, Grown, Pair, contrast_cells, stop_cells, tokens_per_draw, without_claims
 from prunus.results.labels import history, listed
 from prunus.results.rows import FIRST_PROTOCOL, Run, Table, tables
 from prunus.results.seeds import recipes_over_seeds
 from prunus.results.stages import PARTLY, Growth, growth, in_words, of_both, removed_before, unfinished
-from prunus.results.stopping import ENDS, at_largest, judged_stopping, stop_cells, tokens_per_draw, without_claims
 from prunus.results.store import Store
 from prunus.results.summary import identity
 from prunus.results.verdicts import (
@@ -31,12 +30,12 @@ from prunus.results.verdicts import (
     UNFINISHED,
     WITHIN,
     WORSE,
+    at_largest,
     contradictions,
     judged,
     largest,
     verdict,
     wide_margin,
-    without_claim,
 )
 
 METHOD = {
@@ -188,7 +187,7 @@ def compare_runs(
                 notes += [ESTIMATED] * any(one.planned and one.planned.order is None for one in (base, run))
             same_chains = all(one.plan.get("reuse", True) for one in (base, run))
             parts = _parts(pairs, (margin, stop_margin), seed, resamples, len(chosen), same_chains)
-            parts = [_without_claims(part) for part in parts] if lacking else parts
+            parts = [without_claims(part) for part in parts] if lacking else parts
             found.append(_Found(run, pairs, notes, parts, bool(how_taken), lacking, grown))
         elif may_leave_out:
             warnings.append(f"{_name(run)} is left out: it shares no finished problem with {_name(base)}")
@@ -227,7 +226,7 @@ def _entries(found: Sequence[_Found], margin: Margin) -> list[Entry]:
     """The entry of each run, with what depends on which runs are compared together."""
     if not found:
         return []
-    runs = judged_stopping(judged([one.parts for one in found]))
+    runs = judged([one.parts for one in found])
     endings = at_largest([parts[-1] for parts in runs])
     return [_entry(one, parts, last, margin) for one, parts, last in zip(found, runs, endings, strict=True)]
 
@@ -276,16 +275,6 @@ def _taken(base: Run, other: Run, pairs: dict[str, Pair], seed: int) -> tuple[di
         for task, pair in pairs.items()
     }
     return {task: replace(pair, adaptive=taken[task]) for task, pair in pairs.items()}, grown, str(grown)
-
-
-def _without_claims(part: Part) -> Part:
-    """The part of an unfinished run."""
-    return Part(
-        budgets={budget: without_claim(cell) for budget, cell in part.budgets.items()},
-        auc=without_claim(part.auc),
-        slope=part.slope and without_claim(part.slope),
-        stopping=without_claims(part.stopping),
-    )
 
 
 def _checked(margin: MarginLike, stop_margin: MarginLike, resamples: int) -> tuple[Margin, Margin]:

@@ -4,18 +4,19 @@
 of these where rows decided how many problems were taken; they explain why these methods are used.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite, isnan
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.budgets import OFF, without_off
+from prunus.budgets import AS_RUN, OFF, without_off
 from prunus.margins import Margin
 from prunus.results import anytime, betting, metrics, paired, power, verdicts
 from prunus.results.betting import direction_p
-from prunus.results.cells import Cell, Needed, Part, Slope, made
+from prunus.results.cells import Cell, Ending, Needed, Part, Slope, made
 from prunus.results.rows import Table
 
 Floats = NDArray[np.float64]
@@ -85,22 +86,23 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: 
     one_outcome = np.full(A, draws == 1 and len(pairs) == 1 and not pairs[0].base.grouped)
     one_outcome[-1] &= np.count_nonzero(weights_BC[:, B]) == 1
     bases = [d[:, :A] for d in base_means]
-    columns = {name: column[:A] for name, column in common.items()} | direction_p(shares, seed, draws, one_outcome)
-    columns["lower_bound"] = betting.lower_bound(shares, seed=seed, draws=draws, nulls=[-margin.size])
+    columns, claimed = (
+        {name: column[:A] for name, column in common.items()},
+        _claimed(shares, bases, pairs, margin, seed, one_outcome, B),
+    )
     # Where losing everything would be within the margin nothing is claimed.
     covered_A = np.array([margin.covers(share) for share in columns["base_accuracy"]])
-    columns["p_margin"] = np.where(covered_A, 1.0, p_of_margin(shares, bases, pairs, margin, seed))
+    claimed["p_margin"] = np.where(covered_A, 1.0, claimed["p_margin"])
     if pairs[0].adaptive is None:
         columns["mde"] = power.minimum_detectable(shares, bases, claims_A, draws, one_outcome, seed)
+    else:
+        columns["mde"] = np.full(A, np.nan)  # it is of the tests for a fixed number of problems
     ends = metrics.simultaneous_bands(tested.centre_C[:B], tested.draws_RC[:, :B])
     # Never narrower than a cell's own interval, which need not be symmetric.
     columns["band_low"] = np.minimum(ends[0], columns["low"][:B])
     columns["band_high"] = np.maximum(ends[1], columns["high"][:B])
     needed = _needed([d[:, :, :A] for d in differences], columns, margin, claims_A)
-    if pairs[0].adaptive is not None:  # what a verdict rests on, and all intervals, hold whatever ended the collection
-        now = any_time_columns(shares, pairs, margin.size, max(1, B))
-        columns |= {name: column for name, column in now.items() if name != "p_margin"}
-        columns["mde"] = np.full(A, np.nan)  # it is of the tests for a fixed number of problems
+    columns |= claimed
     size = sizes_of(pairs)
     cells = []
     for c in range(A):
@@ -118,6 +120,31 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: 
         if pairs[0].adaptive is not None:  # none holds at any time
             slope = replace(slope, p_kept=1.0, p_lost=1.0, p_better=1.0, p_worse=1.0, p=1.0)
     return Part(budgets=dict(zip(budgets, cells[:B], strict=True)), auc=cells[B], slope=slope, stopping={})
+
+
+def _claimed(
+    gains: Sequence[Floats],
+    base: Sequence[Floats],
+    pairs: Sequence[Pair],
+    margin: Margin,
+    seed: int,
+    one_outcome: NDArray[np.bool_],
+    bands: int = 0,
+) -> dict[str, Floats]:
+    """What is claimed of gains, (G, C) of each task in [-1, 1]: p-values, and the lower bound.
+
+    base: as of p_of_margin. one_outcome: as of direction_p. Where rows decided how many problems were taken, all of it
+    holds whatever ended the collection, and so do the intervals, which are then part of it: low and high, and those
+    that hold for so many bands together.
+    """
+    draws = len(pairs[0].base.draws)
+    if pairs[0].adaptive is None:
+        found = direction_p(gains, seed, draws, one_outcome)
+        found["lower_bound"] = betting.lower_bound(gains, seed=seed, draws=draws, nulls=[-margin.size])
+    else:
+        found = any_time_columns(gains, pairs, margin.size, max(1, bands))
+        found = {name: column for name, column in found.items() if bands or not name.startswith("band_")}
+    return found | {"p_margin": p_of_margin(gains, base, pairs, margin, seed)}
 
 
 def any_time_columns(
@@ -186,3 +213,124 @@ def _needed(
         whole = {name: int(number) if isfinite(number) else None for name, number in numbers.items()}
         found.append(Needed(effect=float(effect), **whole, note=note))
     return found
+
+
+# Whether a run still stops: how its chains end under each budget, compared with those of a base by problem. Every
+# ending is a share in [0, 1] of each problem's draws, so the tests and bounds of accuracies apply to it.
+
+
+@dataclass(frozen=True)
+class Kind:
+    """words: what a draw does, in a table's heading. values: (P, B, N) shares of a table's draws, over its budgets.
+
+    sign: 1 if more of it is better, -1 if less is. `values` is given a table of budgets that count, smallest first.
+    """
+
+    words: str
+    sign: int
+    values: Callable[[Table], NDArray[Any]]
+
+
+def _lost(table: Table) -> NDArray[np.bool_]:
+    """Whether the chain's answer was right under a smaller budget and is wrong now."""
+    found = np.logical_or.accumulate(table.correct, axis=1)
+    before = np.concatenate([np.zeros_like(found[:, :1]), found[:, :-1]], axis=1)
+    return before & ~table.correct
+
+
+def _budget_used(table: Table) -> Floats:
+    """Thinking tokens as a share of the budget, at most 1: under native control an engine may exceed it."""
+    return np.minimum(1.0, table.values("thinking_tokens") / _budgets(table))
+
+
+def _budgets(table: Table) -> NDArray[np.int_]:
+    return np.array(table.budgets)[:, None]
+
+
+ENDS, USED = "ends", "budget_used"
+STOPS = "the base's chains that end by themselves"
+ENDINGS = {
+    ENDS: Kind("ends by itself", 1, lambda table: table.values("ended") == "natural"),
+    "loops": Kind("loops", -1, lambda table: table.values("loops")),
+    "lost": Kind("found, then lost", -1, _lost),
+    "unanswered": Kind("no answer", -1, lambda table: table.values("status") == "no_answer"),
+    "truncated": Kind("answer cut", -1, lambda table: table.values("answer_truncated")),
+    "leaked": Kind("leaked", -1, lambda table: metrics.leaked(table.values("answer_tokens"), _budgets(table))),
+    USED: Kind("budget used", -1, _budget_used),
+}
+
+
+def stop_cells(
+    pairs: Sequence[Pair], margin: Margin, seed: int, resamples: int, same_chains: bool
+) -> dict[int, dict[str, Ending]]:
+    """{budget: {ending: cell}} for the positive budgets of one task, or of several with equal weights.
+
+    Logs of other tools have ENDS and loops at AS_RUN if both say how every draw ended.
+    A margin that is a share of the base is one of the draws that do well in it: that end by themselves, do not loop.
+    same_chains: the budgets share their chains; without it there is no `lost`.
+    """
+    told = not any(np.isnan(table.forced.astype(float)).any() for pair in pairs for table in (pair.base, pair.other))
+    budgets = [budget for budget in pairs[0].base.budgets if budget > 0 or (budget == AS_RUN and told)]
+    if not budgets:
+        return {}
+    endings = {name: ending for name, ending in ENDINGS.items() if same_chains or name != "lost"}
+    if AS_RUN in budgets:
+        endings = {name: ENDINGS[name] for name in (ENDS, "loops")}
+    base, other = (
+        [_columns(table, budgets, list(endings.values())) for table in tables]
+        for tables in ([pair.base for pair in pairs], [pair.other for pair in pairs])
+    )
+    signs = np.repeat([ending.sign for ending in endings.values()], len(budgets))
+    strata = [theirs - ours for ours, theirs in zip(base, other, strict=True)]
+    gains = [difference * signs for difference in strata]
+    good = [np.where(signs > 0, share, 1 - share) for share in base]
+    tested, draws = paired.infer(strata, resamples, seed), len(pairs[0].base.draws)
+    single = draws == 1 and len(pairs) == 1 and not pairs[0].base.grouped
+    one_outcome = np.repeat([single and name != USED for name in endings], len(budgets))
+    claimed = _claimed(gains, good, pairs, margin, seed, one_outcome)
+    claimed["bound"] = signs * claimed.pop("lower_bound")
+    if pairs[0].adaptive is not None:
+        claimed["low"], claimed["high"] = np.sort([signs * claimed["low"], signs * claimed["high"]], axis=0)
+    shares = {"share": other, "base_share": base, "gain": gains}
+    cells = tested.cells(**{name: paired.estimate(values) for name, values in shares.items()}, **claimed)
+    size = sizes_of(pairs)
+    by_ending = {
+        name: [made(Ending, size, cell) for cell in cells[place * len(budgets) : (place + 1) * len(budgets)]]
+        for place, name in enumerate(endings)
+    }
+    return {budget: {name: by_ending[name][place] for name in endings} for place, budget in enumerate(budgets)}
+
+
+def _columns(table: Table, budgets: Sequence[int], endings: Sequence[Kind]) -> Floats:
+    """(G, C) mean over draws of every ending at every budget; the budgets of an ending are adjacent."""
+    positive = table.select(table.problems, budgets, table.draws)
+    values = [ending.values(positive).mean(axis=2, dtype=float) for ending in endings]
+    return table.by_group(np.concatenate(values, axis=1))
+
+
+def without_claims(part: Part) -> Part:
+    """The part of an unfinished run. The bounds of its endings are the worst change that there can be."""
+    tests = {place: verdicts.without_claim(cell) for place, cell in part.tests().items()}
+    tests |= {
+        place: replace(cell, bound=-float(ENDINGS[place[0]].sign))
+        for place, cell in tests.items()
+        if isinstance(cell, Ending)
+    }
+    return replace(part.with_tests(tests), slope=part.slope and verdicts.without_claim(part.slope))
+
+
+def tokens_per_draw(pairs: Sequence[Pair]) -> dict[str, float | None]:
+    """How many times the base's tokens the other run uses at the largest budget; all tasks have the same weight.
+
+    tokens_ratio: per draw; per_correct_ratio: per correct draw, None if a run has none or base used no tokens.
+    """
+    (base, base_correct), (other, other_correct) = (
+        np.mean([[t.by_group(values[:, -1]).mean() for values in (t.used, t.correct)] for t in tables], axis=0)
+        for tables in ([pair.base for pair in pairs], [pair.other for pair in pairs])
+    )
+    ratio = float(other / base) if base else None
+    defined = ratio is not None and base_correct and other_correct
+    return {
+        "tokens_ratio": ratio,
+        "per_correct_ratio": float(ratio * base_correct / other_correct) if defined else None,
+    }

@@ -31,13 +31,13 @@ from numpy.typing import NDArray
 
 from prunus.errors import PrunusError
 from prunus.margins import Margin, MarginLike
-from prunus.results import anytime, betting, metrics, stopping
+from prunus.results import anytime, betting, contrasts, metrics
 from prunus.results.anytime import Round, bets, evidence, largest_wealth
 from prunus.results.rows import Table
 
 Floats = NDArray[np.float64]
 
-ACCURACY, ENDS = "accuracy", stopping.ENDS
+ACCURACY, ENDS = "accuracy", contrasts.ENDS
 ENDPOINTS = (ACCURACY, ENDS)
 DENSE = {ACCURACY: "accuracy of the dense model", ENDS: "ends of the dense model"}  # its own outcomes, beside these
 CERTIFIED, REFUSED, OPEN, GO_ON = "certified", "refused", "cannot tell", "go on"
@@ -181,7 +181,7 @@ def _outcomes(
         return {}
     area_P = weights_B @ table.correct.mean(axis=2).T
     last = table.select(table.problems, budgets[-1:], draws)
-    ends_P = stopping.ENDINGS[ENDS].values(last).mean(axis=(1, 2), dtype=float)
+    ends_P = contrasts.ENDINGS[ENDS].values(last).mean(axis=(1, 2), dtype=float)
     return dict(zip(table.problems, np.stack([area_P, ends_P], axis=1), strict=True))
 
 

@@ -7,7 +7,7 @@ all models, with the areas of single tasks where there are several, are further 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy
@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from prunus.margins import Margin
 from prunus.results import betting, paired
 from prunus.results.betting import ALPHA, two_sided
-from prunus.results.cells import Cell, Contradiction, Ending, Largest, Part, Slope
-from prunus.results.metrics import AUC
+from prunus.results.cells import AREA, Cell, Contradiction, Ending, Largest, Part, Slope
 from prunus.results.paired import holm
 
 Floats = NDArray[np.float64]
@@ -98,35 +97,31 @@ def judged(runs: Sequence[Sequence[Part]]) -> list[list[Part]]:
     """The parts of several runs with what depends on which runs are compared together: adjusted p, q, and scaling.
 
     Parts are those of a run's tasks, and last that of all of them if there are several. Its area is the primary
-    contrast; areas of single tasks, and all single budgets, are details.
+    contrast; areas of single tasks, and all single budgets, are details. The tests of each ending are a family, over
+    all runs, tasks and budgets.
     """
-    cells = {
-        (r, p, budget): cell
+    tests: dict[tuple[int, int, str, int], Any] = {
+        (r, p, *place): cell
         for r, parts in enumerate(runs)
         for p, part in enumerate(parts)
-        for budget, cell in [*part.budgets.items(), (AUC, part.auc)]
+        for place, cell in part.tests().items()
     }
-    primary = [(r, len(parts) - 1, AUC) for r, parts in enumerate(runs)]
-    details = [place for place in cells if place not in set(primary)]
-    for family in (details, primary):
-        cells |= zip(family, adjusted([cells[place] for place in family]), strict=True)
+    families: dict[object, list[tuple[int, int, str, int]]] = {}
+    for r, p, kind, budget in tests:
+        of = kind == AREA and p == len(runs[r]) - 1 if kind in ("", AREA) else kind
+        families.setdefault(of, []).append((r, p, kind, budget))
+    for family in families.values():
+        tests |= zip(family, adjusted([tests[place] for place in family]), strict=True)
     for over_tasks in (False, True):
-        family = [(r, p, b) for r, p, b in cells if (p > 0 and p == len(runs[r]) - 1) == over_tasks]
-        q = scipy.stats.false_discovery_control([cells[place].p for place in family]) if family else ()
-        cells |= {place: replace(cells[place], q=float(value)) for place, value in zip(family, q, strict=True)}
-    slopes = _judged_slopes([parts[-1].slope for parts in runs])
-    return [
-        [
-            replace(
-                part,
-                budgets={budget: cells[r, p, budget] for budget in part.budgets},
-                auc=cells[r, p, AUC],
-                slope=slopes[r] if p == len(parts) - 1 else part.slope,
-            )
-            for p, part in enumerate(parts)
-        ]
+        family = [at for at in tests if at[2] in ("", AREA) and (0 < at[1] == len(runs[at[0]]) - 1) == over_tasks]
+        q = scipy.stats.false_discovery_control([tests[place].p for place in family]) if family else ()
+        tests |= {place: replace(tests[place], q=float(value)) for place, value in zip(family, q, strict=True)}
+    found = [
+        [part.with_tests({place: tests[r, p, *place] for place in part.tests()}) for p, part in enumerate(parts)]
         for r, parts in enumerate(runs)
     ]
+    slopes = _judged_slopes([parts[-1].slope for parts in runs])
+    return [[*parts, replace(last, slope=slope)] for (*parts, last), slope in zip(found, slopes, strict=True)]
 
 
 def _judged_slopes(slopes: Sequence[Slope | None]) -> list[Slope | None]:
@@ -138,6 +133,16 @@ def _judged_slopes(slopes: Sequence[Slope | None]) -> list[Slope | None]:
 def _judged_slope(one: Slope, p_kept: float, p_lost: float) -> Slope:
     word = UNFINISHED if one.unfinished else scaling_word(p_kept, p_lost)
     return replace(one, p_kept_adjusted=p_kept, p_lost_adjusted=p_lost, word=word)
+
+
+def at_largest(runs: Sequence[Part]) -> list[dict[str, Ending]]:
+    """The endings of each run at its largest budget, with verdicts corrected over the runs for each ending."""
+    found = [dict(part.stopping[max(part.stopping)]) if part.stopping else {} for part in runs]
+    for ending in {name for cells in found for name in cells}:
+        having = [cells for cells in found if ending in cells]
+        for cells, cell in zip(having, adjusted([cells[ending] for cells in having]), strict=True):
+            cells[ending] = replace(cell, verdict=verdict(cell))
+    return found
 
 
 def contradictions(verdict_of_run: str, budgets: Mapping[int, Cell]) -> list[Contradiction]:

@@ -13,7 +13,7 @@ from prunus.reporting.section import Section, adapted
 from prunus.reporting.sections.curves import MANY, accuracy_against_budget, bands_text
 from prunus.reporting.sections.verdicts import remark
 from prunus.results.cells import Entry
-from prunus.results.stopping import ENDS, STOPS
+from prunus.results.contrasts import ENDS, STOPS
 from prunus.results.verdicts import BETTER, ENOUGH, OPEN, SAME, UNFINISHED, WITHIN, WORSE
 
 ORDER = (BETTER, SAME, WITHIN, OPEN, UNFINISHED, WORSE)

@@ -12,7 +12,7 @@ from prunus.reporting.render.text import esc, percent, points, probability, time
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, adapted, details, part, run_key
 from prunus.results.cells import Entry
-from prunus.results.stopping import ENDINGS, ENDS, STOPS
+from prunus.results.contrasts import ENDINGS, ENDS, STOPS
 from prunus.results.verdicts import verdict
 
 TITLES = ("Ends|by itself", "Loops", "Found,|then lost", "No|answer", "Answer|cut", "Leaked", "Budget|used")

@@ -10,8 +10,8 @@ from prunus.reporting.render.text import count, esc, percent, points, probabilit
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, part, soft
 from prunus.results.cells import Entry, RecipeVerdict
+from prunus.results.contrasts import ENDS, STOPS
 from prunus.results.stages import in_words
-from prunus.results.stopping import ENDS, STOPS
 from prunus.results.verdicts import BETTER, ENOUGH, OPEN, UNFINISHED, WITHIN, WORSE
 
 

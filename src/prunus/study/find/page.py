@@ -28,8 +28,8 @@ from prunus.reporting.render.table import Column, Interval, Table, Word
 from prunus.reporting.render.text import NBSP, count, esc, one_line, percent, points, short, top, whole_page
 from prunus.reporting.section import adapted, details, part, run_figure, soft
 from prunus.results.characters import MINUS
+from prunus.results.contrasts import ENDINGS
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, OPEN, REFUSED
-from prunus.results.stopping import ENDINGS
 from prunus.study.find.certificate import caution, number_of_groups
 from prunus.study.find.decisions import rungs_in
 
