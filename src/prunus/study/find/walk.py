@@ -32,8 +32,8 @@ from prunus.study.engine import Batch, Engine, evaluate_cells, makes_all_first
 from prunus.study.find.decisions import OUT_OF_TOKENS, Data, Decided, Floats, Rows, decided, rank, up_to
 from prunus.study.find.search import Rung, Search
 from prunus.study.live_table import LiveTable
-from prunus.study.ray import Cluster
-from prunus.study.ray.driver import Driver, Job, driving
+from prunus.study.ray import Cluster, connected
+from prunus.study.ray.driver import Driver, Job
 from prunus.study.variants import StudyPaths, is_made, kept_folder, make_variant, unfinished_folder, variant_files
 
 Show = Callable[[float, int], None]  # of chains that were completed, and of tokens sampled for them
@@ -207,10 +207,10 @@ class RayRungs(Rungs):
 
     def joined(self) -> Driver:
         """A driver of the cluster, until the rungs are closed."""
-        search, of = self.search, (StudyPaths(self.folder, Path(self.store.path)), self.store, self.table)
-        return self.stack.enter_context(
-            driving(self.cluster, [search.model], *of, search.study, self.device, self.adaptive)
-        )
+        search, paths = self.search, StudyPaths(self.folder, Path(self.store.path))
+        self.stack.enter_context(connected(self.cluster.address))
+        of = self.cluster, search.study, [search.model], paths, self.store, self.table, self.device
+        return Driver(*of, self.stack, self.adaptive)
 
 
 def rungs_of(search: Search, store: Store, folder: Path, device: str, cluster: Cluster | None) -> Rungs:

@@ -9,7 +9,7 @@ the nodes need no common file system.
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,60 +135,39 @@ def run_on_ray(
                 check_target(job.model.checkpoint.folder, kept_folder(paths.folder, job.model, job.variant), True)
     if not jobs:
         return
-    with (
-        LiveTable.of(study, models, store) as table,
-        driving(cluster, models, paths, store, table, study, device) as driver,
-    ):
-        driver.do(jobs)
+    with LiveTable.of(study, models, store) as table, connected(cluster.address), ExitStack() as claims:
+        Driver(cluster, study, models, paths, store, table, device, claims).do(jobs)
 
 
-@contextmanager
-def driving(
-    cluster: Cluster,
-    models: Sequence[Model],
-    paths: StudyPaths,
-    store: Store,
-    table: LiveTable,
-    study: Study,
-    device: str,
-    adaptive: Mapping[str, Any] | None = None,
-) -> Iterator["Driver"]:
-    """Within the context, a driver of a cluster. Raises PrunusError if not a single worker fits on the nodes.
+class Driver:
+    """Assigns jobs to workers of a connected cluster and stores their results until no job is left.
 
-    adaptive: of the runs, as Run.adaptive.
+    claims: closed when the driver's runs may be evaluated elsewhere. adaptive: of the runs, as Run.adaptive. Raises
+    PrunusError if not a single worker fits on the nodes.
     """
-    with connected(cluster.address), ExitStack() as claims:
-        gpus, cpus = cluster.worker_gpus(), cluster.cpus
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        study: Study,
+        models: Sequence[Model],
+        paths: StudyPaths,
+        store: Store,
+        table: LiveTable,
+        device: str,
+        claims: ExitStack,
+        adaptive: Mapping[str, Any] | None = None,
+    ) -> None:
+        import ray
+
+        gpus, cpus = self.needs = cluster.worker_gpus(), cluster.cpus
         if not capacity(gpus, cpus):
             raise PrunusError(
                 f"no node of the cluster has the {gpus:g} GPUs and {cpus:g} CPUs that one worker needs:"
                 " lower --gpus-per-task or --cpus-per-task"
             )
-        yield Driver(models, paths, store, table, claims, study, device, gpus, cpus, adaptive)
-
-
-class Driver:
-    """Assigns jobs to workers and stores their results until no job is left."""
-
-    def __init__(
-        self,
-        models: Sequence[Model],
-        paths: StudyPaths,
-        store: Store,
-        table: LiveTable,
-        claims: ExitStack,
-        study: Study,
-        device: str,
-        gpus: float,
-        cpus: float,
-        adaptive: Mapping[str, Any] | None = None,
-    ) -> None:
-        import ray
-
-        self.folder, self.store, self.table = paths.folder, store, table
-        self.claims, self.gpus, self.cpus, self.keeps = claims, gpus, cpus, study.keep_checkpoints
-        self.adaptive = adaptive
-        self.streams = BACKENDS[study.backend].streams
+        self.folder, self.store, self.table, self.claims, self.adaptive = paths.folder, store, table, claims, adaptive
+        self.keeps, self.streams = study.keep_checkpoints, BACKENDS[study.backend].streams
         actor: Any = ray.remote(num_gpus=gpus, num_cpus=cpus, max_restarts=0)(Worker)
         self.new_actor = lambda: actor.remote(str(Path.cwd()), study, device)
         self.models: dict[str, list[Any]] = {}  # a reference and the model's name
@@ -248,7 +227,7 @@ class Driver:
         elif time.monotonic() - self.seen_at > IDLE_SECONDS:
             self.seen_at = time.monotonic()
             progress.say("no worker has started yet: other jobs may occupy the cluster (`ray status` shows it)")
-        for _ in range(min(wanted, capacity(self.gpus, self.cpus)) - len(self.workers)):
+        for _ in range(min(wanted, capacity(*self.needs)) - len(self.workers)):
             worker = WorkerHandle(self.new_actor())
             self.workers.append(worker)
             self.calls[worker.actor.info.remote()] = worker
