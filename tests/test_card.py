@@ -27,7 +27,7 @@ from prunus.cli import cli, main
 from prunus.disk import show_bytes
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe
-from prunus.reporting.labels import recipe_text
+from prunus.reporting.sections.sparsity import recipe_text
 from prunus.results.comparison import compare
 from prunus.results.rows import Run
 from prunus.results.store import Store

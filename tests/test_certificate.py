@@ -15,6 +15,7 @@ from test_comparison import fill, row
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.cli import main
 from prunus.errors import PrunusError
+from prunus.margins import Margin
 from prunus.results.anytime import interleaved
 from prunus.results.ladder import CERTIFIED, REFUSED, Rule
 from prunus.results.rows import ProblemRow
@@ -59,6 +60,17 @@ def make(folder: Path, max_tokens=None):
     return tuple(Path(shutil.copy(made / name, folder / name)) for name in ("results.db", "certificate.json"))
 
 
+def declaration(rungs, rule: Rule, max_tokens=None):
+    """What is declared of a search for these rungs."""
+    model = {"name": "dense", "source": "dense", "checksum": None}
+    margins = {name: Margin.of(getattr(rule, name)).to_json() for name in ("margin", "stop_margin")}
+    return {
+        "model": model, "dense": run_of(0), "problems": IDS, "seed": SEED, "budgets": list(BUDGETS), "samples": 1,
+        "reuse": True, "ladders": [{"name": "made", "rungs": rungs}], **margins, "alpha": 0.05,
+        "endpoints": ["accuracy", "ends"], "look": 8, "max_tokens": max_tokens,
+    }  # fmt: skip
+
+
 @cache
 def made_once(max_tokens) -> Path:
     folder = Path(tempfile.mkdtemp())
@@ -67,17 +79,13 @@ def made_once(max_tokens) -> Path:
     runs = {name: rows_of(name, taken) for name in RUNGS}
     rungs = [{"name": RUNGS[k], "run": run_of(k), "removed": 0.1 * k} for k in (1, 2)]
     rungs.append({"name": "harsher", "run": "e" * 12, "removed": 0.3})
-    declared = certificates.declare(
-        model={"name": "dense", "source": "dense", "checksum": None}, dense=run_of(0), problems=IDS, seed=SEED,
-        budgets=BUDGETS, samples=1, reuse=True, ladders=[{"name": "made", "rungs": rungs}], rule=Rule(0.1, 0.1),
-        alpha=0.05, look=8, max_tokens=max_tokens,
-    )  # fmt: skip
+    search = declaration(rungs, Rule(0.1, 0.1), max_tokens)
     store = folder / "results.db"
     with Store(store, create=True) as opened:
-        declare_in(opened, declared)
+        declare_in(opened, search)
     fill(store, runs, {name: {"budgets": list(BUDGETS), "seed": SEED} for name in RUNGS})
     with Store(store) as opened:
-        data = certificates.certificate(opened, declared, None)
+        data = certificates.certificate(opened, search, None)
     certificates.write_certificate(data, folder / "certificate.json")
     return folder
 

@@ -9,7 +9,8 @@ import pytest
 import prunus.step
 from prunus.cards.text import Card, card_text
 from prunus.recipes import PruneRecipe, RecoverRecipe
-from prunus.reporting.labels import looks, recipe_text
+from prunus.reporting.render.table import looks
+from prunus.reporting.sections.sparsity import recipe_text
 from prunus.results.labels import LabelParts, is_called, label_of, unique_labels
 from prunus.results.rows import Run
 from prunus.results.summary import identity

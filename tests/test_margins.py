@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from small_search import DOES, PLAN, PROBLEMS
-from test_certificate import BUDGETS, IDS, RUNGS, SEED, rows_of, run_of
+from test_certificate import BUDGETS, RUNGS, SEED, declaration, rows_of, run_of
 from test_comparison import fill, grid
 
 import prunus
@@ -149,11 +149,7 @@ def searched(folder: Path, rule: Rule, rows=rows_of):
     runs = {name: rows(name) for name in RUNGS}
     store = fill(folder / "results.db", runs, {name: {"budgets": list(BUDGETS), "seed": SEED} for name in RUNGS})
     rungs = [{"name": RUNGS[k], "run": run_of(k), "removed": 0.1 * k} for k in (1, 2)]
-    declared = certificates.declare(
-        model={"name": "dense", "source": "dense", "checksum": None}, dense=run_of(0), problems=IDS, seed=SEED,
-        budgets=BUDGETS, samples=1, reuse=True, ladders=[{"name": "made", "rungs": rungs}], rule=rule, alpha=0.05,
-        look=8, max_tokens=None,
-    )  # fmt: skip
+    declared = declaration(rungs, rule)
     with Store(store) as opened:
         declare_in(opened, declared)
         data = certificates.certificate(opened, declared, None)

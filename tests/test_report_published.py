@@ -243,7 +243,7 @@ def test_notes_are_those_of_the_cells_that_matched(page, store):
     with Store(store) as opened:
         runs = opened.runs()[:1]
         summaries = [summarise(opened, run.run_id) for run in runs]
-    from prunus.reporting.labels import looks
+    from prunus.reporting.render.table import looks
 
     found = matches(list(zip(looks(runs[0], []), runs, summaries, strict=True)))
     assert len(found) == 2 and not any("17.75" in text or "divisor" in text for text in notes(found))

@@ -13,8 +13,8 @@ from many_runs import BUDGETS, DRAWS, NAMES, rich_store
 import prunus
 from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan
-from prunus.reporting.labels import Look
 from prunus.reporting.page import report
+from prunus.reporting.render.table import Look
 from prunus.reporting.report_data import ReportData, RunTotals, planned_answers, run_totals
 from prunus.reporting.sections import flips
 from prunus.reporting.sections.flips import find_flips, spread_out

@@ -58,10 +58,7 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
 
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert len(stamps) == len(few) + 1  # and the one found
-    monkeypatch.setattr(walkthrough.prunus, "prune", None, raising=False)
-    monkeypatch.setattr(walkthrough.prunus, "drop_blocks", None, raising=False)
-    monkeypatch.setattr(walkthrough.prunus, "width", None, raising=False)
-    monkeypatch.setattr(walkthrough.prunus, "recover", None, raising=False)
+    monkeypatch.setattr(walkthrough, "kind_of", None)
     monkeypatch.setattr(find, "carry_out", None)
     again = walkthrough.demo(tmp_path)
     assert again == comparison

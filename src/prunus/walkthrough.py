@@ -15,11 +15,13 @@ from prunus.checkpoint.resolve import MANIFEST
 from prunus.engines import EngineOptions
 from prunus.evaluation.resolved_plan import load_problems
 from prunus.progress import Steps, out_console, say, set_quiet
+from prunus.recipe_base import Recipe
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe, WidthRecipe
 from prunus.reporting.terminal import curve_table, verdict_table
 from prunus.results.comparison import compared
 from prunus.results.store import Store
 from prunus.results.summary import summarise
+from prunus.step import Where, kind_of
 from prunus.study.find.certificate import read_certificate
 from prunus.study.find.page import NAME as PAGE
 
@@ -55,7 +57,7 @@ class Tour(NamedTuple):
     """
 
     model: str
-    variants: Mapping[str, PruneRecipe | DropRecipe | ExpertsRecipe | WidthRecipe | Recovered]
+    variants: Mapping[str, Recipe | Recovered]
     quick: tuple[str, ...]
     contrasts: tuple[Contrast, ...]
     search: Wanted | None = None
@@ -191,16 +193,7 @@ def make_variant(folder: Path, name: str, tour: Tour) -> Path:
             return target
     say(f"making {target.name}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(recipe, PruneRecipe):
-        prunus.prune(model, target, recipe, overwrite=True)
-    elif isinstance(recipe, DropRecipe):
-        prunus.drop_blocks(model, target, recipe, overwrite=True)
-    elif isinstance(recipe, ExpertsRecipe):
-        prunus.drop_experts(model, target, recipe, overwrite=True)
-    elif isinstance(recipe, WidthRecipe):
-        prunus.width(model, target, recipe, overwrite=True)
-    else:
-        prunus.recover(model, target, recipe, overwrite=True)
+    kind_of(recipe).make(model, target, recipe, Where(overwrite=True), None)
     return target
 
 

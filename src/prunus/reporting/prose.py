@@ -5,11 +5,10 @@ from collections.abc import Sequence
 
 from prunus.budgets import AS_RUN
 from prunus.margins import Margin
-from prunus.reporting.labels import history
 from prunus.reporting.render.text import count, joined, percent, points
 from prunus.results.cells import Comparison, Entry
 from prunus.results.contrasts import ENDS
-from prunus.results.labels import observations
+from prunus.results.labels import history, observations
 from prunus.results.metrics import answer_allowance
 from prunus.results.rows import Run
 from prunus.results.stages import PARTLY, in_words

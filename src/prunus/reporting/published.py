@@ -10,7 +10,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from prunus.reporting.labels import Look, history
+from prunus.reporting.render.table import Look
+from prunus.results.labels import history
 from prunus.results.rows import Run
 from prunus.results.summary import BudgetCell, Summary
 

@@ -11,11 +11,12 @@ from prunus.budgets import AS_RUN
 from prunus.errors import PrunusError
 from prunus.margins import Margin, MarginLike
 from prunus.reporting import prose
-from prunus.reporting.labels import Look, history, looks
 from prunus.reporting.published import Match, matches
+from prunus.reporting.render.table import Look, looks
 from prunus.reporting.render.text import esc, percent
 from prunus.results.cells import Cell, Comparison, Entry, Part
 from prunus.results.comparison import compare_runs, dense_run
+from prunus.results.labels import history
 from prunus.results.rows import (
     IMPORTED,
     UNKNOWN,

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from prunus.reporting.labels import Look
 from prunus.reporting.render.chart import BOTH, Frame, Picture
 from prunus.reporting.render.figure import Figure, Key
-from prunus.reporting.render.table import Table, named
+from prunus.reporting.render.table import Look, Table, named
 from prunus.reporting.report_data import ReportData
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from prunus.budgets import budget_of, without_off
 from prunus.errors import PrunusError
-from prunus.reporting.labels import Look, looks
+from prunus.reporting.render.table import Look, looks
 from prunus.reporting.report_data import dense_run
 from prunus.results.rows import Run
 from prunus.results.store import Store

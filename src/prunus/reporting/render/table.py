@@ -1,25 +1,71 @@
-"""Tables, written as HTML for the page, as CSV with all digits, and as LaTeX with booktabs."""
+"""Tables, written as HTML for the page, as CSV with all digits, and as LaTeX with booktabs; and how they show runs."""
 
 import csv
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from prunus.reporting.labels import Look
 from prunus.reporting.render.chart import swatch
 from prunus.reporting.render.text import DASH, NBSP, THIN, esc, visible
 from prunus.results.cells import Cell, Ending, RecipeVerdict
 from prunus.results.characters import MINUS
+from prunus.results.labels import history, label_parts, method_name, unique_labels
 from prunus.results.parallel import AtEqualTokens, Chains
+from prunus.results.rows import Run
+
+HUES = 6  # colours of runs, one for each method; a dash and a marker for each strength
 
 _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
     MINUS: "$-$", "±": r"$\pm$", "×": r"$\times$", DASH: "--", NBSP: "~", THIN: r"\,",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Look:
+    """The look of one run in the report. index: 0 is the base. hue: 0 is the base's black, 1 to HUES are colours.
+
+    family: the methods of its steps, which runs of one colour share.
+    """
+
+    index: int
+    run_id: str
+    label: str
+    hue: int
+    dash: int
+    marker: int
+    family: str = ""
+
+    @property
+    def css(self) -> str:
+        """CSS classes for colour and dash, and those by which the legend hides the run."""
+        return f"run r{self.index} {self.line}"
+
+    @property
+    def line(self) -> str:
+        """CSS classes for colour and dash only, for elements that stay when the run is hidden."""
+        return f"c{self.hue} d{self.dash}"
+
+
+def looks(base: Run, others: Sequence[Run]) -> list[Look]:
+    """The look of the base, then those of the others in order; runs of the same method have the same colour."""
+    runs = [base, *others]
+    labels = unique_labels([label_parts(run) for run in runs])
+    hues: dict[str, int] = {}
+    seen: Counter[str] = Counter()
+    result = [Look(0, base.run_id, labels[0], 0, 0, 0)]
+    for index, (run, text) in enumerate(zip(others, labels[1:], strict=True), start=1):
+        group = " + ".join(method_name(step) for step in history(run))
+        hues.setdefault(group, len(hues))
+        hue, marker = 1 + hues[group] % HUES, 1 + (seen[group] + hues[group] // HUES) % 4
+        result.append(Look(index, run.run_id, text, hue, seen[group] % 4, marker, group))
+        seen[group] += 1
+    return result
 
 
 class Interval(NamedTuple):

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from prunus.budgets import AS_RUN, budget_of
-from prunus.reporting.labels import Look
 from prunus.reporting.published import Match, about
 from prunus.reporting.render.chart import (
     PANEL,
@@ -22,7 +21,7 @@ from prunus.reporting.render.chart import (
     log_axis,
 )
 from prunus.reporting.render.figure import Figure, Key
-from prunus.reporting.render.table import RUN, Column, Interval, Table, Word, sign
+from prunus.reporting.render.table import RUN, Column, Interval, Look, Table, Word, sign
 from prunus.reporting.render.text import count, esc, joined, percent, points, probability, sizes
 from prunus.reporting.report_data import ReportData, ReportedRun, band_of, float_of
 from prunus.reporting.section import Section, details, part_of, run_figure, run_key, soft

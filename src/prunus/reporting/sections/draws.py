@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunus.budgets import without_off
-from prunus.reporting.labels import Look
 from prunus.reporting.render.chart import PANEL, Axis, Frame, Line, Picture, Point, accuracy_axis, chart, log_axis
 from prunus.reporting.render.figure import Figure, Key
-from prunus.reporting.render.table import RUN, Column, Table, difference
+from prunus.reporting.render.table import RUN, Column, Look, Table, difference
 from prunus.reporting.render.text import count, esc, joined, percent, points, probability
 from prunus.reporting.report_data import ReportData, ReportedRun, float_of
 from prunus.reporting.section import Section, details, figure, part_of, run_figure, run_key, soft

@@ -13,8 +13,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from prunus.budgets import AS_RUN
-from prunus.reporting.labels import Look
-from prunus.reporting.render.table import named
+from prunus.reporting.render.table import Look, named
 from prunus.reporting.render.text import clip, count, esc, small_page
 from prunus.reporting.report_data import ReportData, Texts
 from prunus.reporting.section import Section, part

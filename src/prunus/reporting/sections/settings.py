@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunus.budgets import OFF
-from prunus.reporting.labels import Look, history
-from prunus.reporting.render.table import RUN, Column, Table, named
+from prunus.reporting.render.table import RUN, Column, Look, Table, named
 from prunus.reporting.render.text import THIN, clip, count, esc
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, part
+from prunus.results.labels import history
 from prunus.results.metrics import LEAK_RULE
 from prunus.results.rows import Run
 

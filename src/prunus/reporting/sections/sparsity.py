@@ -3,16 +3,19 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from prunus.reporting.labels import Look, history, recipe_text
 from prunus.reporting.render.chart import Box, Group, Label, Picture, Shape
 from prunus.reporting.render.figure import Figure
-from prunus.reporting.render.table import RUN, Column, Table, named, row_name
+from prunus.reporting.render.table import RUN, Column, Look, Table, named, row_name
 from prunus.reporting.render.text import NBSP, count, esc, joined, one_line, percent
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, part, run_figure, soft
+from prunus.results.labels import history, settings
 from prunus.results.rows import Run
 from prunus.step import StepRecord, recorded_kind
 
+# Settings that are shown first, and those that are shown even with default values.
+FIRST = ("method", "sparsity", "pattern", "blocks", "keep", "drop", "allocation", "scope")
+ALWAYS = {"calibration", "samples", "seqlen", "seed"}
 WIDTH, LEFT, TOP, HEIGHT = 640, 150, 22, 20
 STYLES = "".join(f".h{step}{{--h:{step / 20 * 0.9:g}}}" for step in range(1, 21))  # the classes that _step counts
 
@@ -62,6 +65,20 @@ def _pruned(data: ReportData, strips: Sequence[Sequence[float | None]]) -> str:
     found = {"with zeros": zeros, "without some blocks": blocks, "smaller inside their blocks": len(others)}
     parts = [f"{number} {words}" for words, number in found.items() if number]
     return f"Of {len(data.others)} variants: {joined(parts)}." if parts else ""
+
+
+def recipe_text(run: Run) -> str:
+    """The recipe of each step without most default values: `prune: method wanda, sparsity 0.5, ...`."""
+    steps = []
+    for step in history(run):
+        values = ", ".join(f"{name} {value}" for name, value in settings(step, FIRST, ALWAYS))
+        outcome = recorded_kind(step).outcome(step, brief=True)
+        removed = f"; {outcome}" if outcome else ""
+        cost = step.get("cost")
+        trained = cost.get("tokens") if isinstance(cost, dict) else None
+        passes = f"; trained on {trained:,} tokens, repeats counted" if isinstance(trained, int) else ""
+        steps.append(f"{step.get('action')}: {values}{removed}{passes}")
+    return " · then ".join(steps) or "nothing"
 
 
 def _size(run: Run, base: Run) -> str:

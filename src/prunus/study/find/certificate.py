@@ -1,10 +1,10 @@
 """The certificate of a search: what is claimed, and on which rows it rests. `verification` checks it.
 
-A certificate has three parts. `declared` is what was fixed beforehand: the model, plan, ladders, margins, alpha,
-problems and their order. `shown` is everything that follows from it and the store: `computed` walks the ladders again
-over the rows, and reads which searches were declared before this one, and before which rows. `made` is the checkpoint
-that was written. A certificate is no signature: whoever changes store and certificate together can make it say
-anything.
+A certificate has three parts. `declared` is what was fixed beforehand (`Search.declared`): the model, plan, ladders,
+margins, alpha, problems and their order. `shown` is everything that follows from it and the store: `computed` walks the
+ladders again over the rows, and reads which searches were declared before this one, and before which rows. `made` is
+the checkpoint that was written. A certificate is no signature: whoever changes store and certificate together can make
+it say anything.
 """
 
 import hashlib
@@ -23,8 +23,7 @@ from prunus.disk import show_bytes, write_text
 from prunus.errors import PrunusError
 from prunus.margins import Margin
 from prunus.plain_data import canonical_json, content_hash, parse_json
-from prunus.results.anytime import First
-from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, ENDS, Rule, paths
+from prunus.results.ladder import CERTIFIED, Rule, paths
 from prunus.results.metrics import auc_weights
 from prunus.results.rows import ProblemRow
 from prunus.results.store import COLUMNS, TEXT_COLUMNS, Store
@@ -231,49 +230,6 @@ def caution(declared: Data, shown: Data) -> str | None:
     longest = max(looked, key=lambda rung: rung["looked"])
     area = float(auc_weights(declared["budgets"]) @ longest["dense_accuracy"])
     return wide_margin(Margin.of(declared["margin"]), area, "the dense model")
-
-
-def declare(
-    *,
-    model: Data,
-    dense: str,
-    problems: Mapping[str, Sequence[str]],
-    groups: First | None = None,
-    seed: int,
-    budgets: Sequence[int],
-    samples: int,
-    reuse: bool,
-    ladders: Sequence[Data],
-    rule: Rule,
-    alpha: float,
-    look: int,
-    max_tokens: int | None,
-) -> dict[str, object]:
-    """The declared part of a certificate.
-
-    model: name, source and checksum; with a ladder by bytes, engine and bytes. dense: the run of the dense model.
-    problems: ids by task, in the plan's order, so that they can be compared with its hash of them. groups: of those
-    that count as one observation with others, the first problem of their group. ladders: each with name and rungs, all
-    that were declared, each with name, run, removed (the share of the weights) and, in a ladder by bytes, bytes (at
-    most those that will be loaded). rule: its margins count. alpha: of the whole search, which the ladders share.
-    """
-    return {
-        "model": dict(model),
-        "dense": dense,
-        "problems": {task: list(names) for task, names in problems.items()},
-        **({"groups": {problem: groups[problem] for problem in sorted(groups)}} if groups else {}),
-        "seed": seed,
-        "budgets": sorted(budgets),
-        "samples": samples,
-        "reuse": reuse,
-        "ladders": [{"name": one["name"], "rungs": [dict(rung) for rung in one["rungs"]]} for one in ladders],
-        "margin": rule.margins[ACCURACY].to_json(),
-        "stop_margin": rule.margins[ENDS].to_json(),
-        "alpha": alpha,
-        "endpoints": list(ENDPOINTS),
-        "look": look,
-        "max_tokens": max_tokens,
-    }
 
 
 def certificate(store: Store, declared: Data, checksum: str | None, files: Mapping[str, str] | None = None) -> Data:

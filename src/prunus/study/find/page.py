@@ -11,7 +11,6 @@ from typing import Any
 from prunus.cards.certified import about_searches, claims_of_found
 from prunus.disk import show_bytes, write_text
 from prunus.margins import Margin
-from prunus.reporting.labels import HUES, Look
 from prunus.reporting.prose import sentence
 from prunus.reporting.render.chart import (
     PANEL,
@@ -24,7 +23,7 @@ from prunus.reporting.render.chart import (
     linear_axis,
     lines_of,
 )
-from prunus.reporting.render.table import Column, Interval, Table, Word
+from prunus.reporting.render.table import HUES, Column, Interval, Look, Table, Word
 from prunus.reporting.render.text import NBSP, count, esc, one_line, percent, points, short, top, whole_page
 from prunus.reporting.section import adapted, details, part, run_figure, soft
 from prunus.results.characters import MINUS

@@ -23,12 +23,11 @@ from prunus.pruning.experts import expert_counts
 from prunus.recipe_base import Recipe
 from prunus.recipes import EvalPlan, PruneRecipe, QuantizeRecipe, RecoverRecipe
 from prunus.results.anytime import Round, whole_groups
-from prunus.results.ladder import ACCURACY, ENDS, Forecast, Rule, forecast
+from prunus.results.ladder import ACCURACY, ENDPOINTS, ENDS, Forecast, Rule, forecast
 from prunus.step import kind_of, steps_name
 from prunus.steps.chain import bytes_after
 from prunus.study.cells import Cell, Model, Variant, folder_of, open_model, variant_names
 from prunus.study.file import SHARED, Entry, Study, read_entries
-from prunus.study.find.certificate import declare
 
 MOST_RUNGS = 1000
 
@@ -309,24 +308,30 @@ class Search:
         return min(len(self.order), ceil(min(1e9, max(one.rounds for one in self.forecasts.values()))))
 
     def declared(self) -> dict[str, object]:
-        """What the certificate says was fixed beforehand."""
+        """Stored: the part `declared` of the certificate, what was fixed beforehand.
+
+        Problems are ids by task, in the plan's order, so that they can be compared with its hash of them; groups has,
+        of those that count as one observation with others, the first problem of their group.
+        """
         checkpoint = self.model.checkpoint
         whole = {"engine": self.smallest, "bytes": sum(checkpoint.engine_bytes.values())} if self.smallest else {}
-        return declare(
-            model={"name": self.model.label, "source": self.model.name, "checksum": checkpoint.checksum(), **whole},
-            dense=self.dense.run_id,
-            problems=ids_by_task(self.dense.resolved),
-            groups=self.groups,
-            seed=self.plan.seed,
-            budgets=self.plan.budgets,
-            samples=self.plan.samples,
-            reuse=self.dense.resolved.reuse,
-            ladders=[{"name": name, "rungs": [rung.declared() for rung in rungs]} for name, rungs in self.ladders],
-            rule=self.rule,
-            alpha=self.alpha,
-            look=self.look,
-            max_tokens=self.max_tokens,
-        )
+        return {
+            "model": {"name": self.model.label, "source": self.model.name, "checksum": checkpoint.checksum(), **whole},
+            "dense": self.dense.run_id,
+            "problems": ids_by_task(self.dense.resolved),
+            **({"groups": dict(sorted(self.groups.items()))} if self.groups else {}),
+            "seed": self.plan.seed,
+            "budgets": sorted(self.plan.budgets),
+            "samples": self.plan.samples,
+            "reuse": self.dense.resolved.reuse,
+            "ladders": [{"name": name, "rungs": [rung.declared() for rung in rungs]} for name, rungs in self.ladders],
+            "margin": self.rule.margins[ACCURACY].to_json(),
+            "stop_margin": self.rule.margins[ENDS].to_json(),
+            "alpha": self.alpha,
+            "endpoints": list(ENDPOINTS),
+            "look": self.look,
+            "max_tokens": self.max_tokens,
+        }
 
     def identity(self) -> dict[str, object]:
         """What decides the result, as plain data by the name under which a user gave it."""
