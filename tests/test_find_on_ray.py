@@ -23,7 +23,7 @@ from prunus.study import engine
 from prunus.study import ray as ray_cluster
 from prunus.study.find.find import carry_out
 from prunus.study.find.search import Search, ladders_of, open_search
-from prunus.study.find.walk import RayRungs
+from prunus.study.find.walk import Rungs
 from prunus.study.ray import Cluster
 from prunus.study.ray.driver import Driver, Job
 from prunus.study.variants import add_run, make_variant
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("search_folder")
 class Pretended(Driver):
     """A cluster in this process, which does any of the jobs next."""
 
-    def __init__(self, rungs: RayRungs, seed: int, done: list[Job]) -> None:
+    def __init__(self, rungs: Rungs, seed: int, done: list[Job]) -> None:
         self.rungs, self.store, self.folder = rungs, rungs.store, rungs.folder
         self.random, self.done, self.grader = random.Random(seed), done, rungs.stack.enter_context(Grader())
         self.jobs, self.workers, self.files, self.unmade = [], [], {}, set()
@@ -64,7 +64,7 @@ def test_the_rows_and_decisions_are_those_of_one_machine(scripted, monkeypatch, 
     search, done = opened(ladder, methods, tokens), list[Job]()
     alone = carry_out(search, Path("alone"), Path("alone.db"), "cpu")
     assert alone["found"] == best
-    monkeypatch.setattr(RayRungs, "joined", lambda self: Pretended(self, 0, done))
+    monkeypatch.setattr(Rungs, "joined", lambda self: Pretended(self, 0, done))
     together = carry_out(search, Path("ray"), Path("ray.db"), "cpu", Cluster("nowhere"))
     assert together == alone | {"out": "ray"} and content("ray") == content("alone")
     assert rows_of("ray.db") == rows_of("alone.db") and done
@@ -87,7 +87,7 @@ def test_a_ladder_of_widths_is_walked_to_its_certificate(scripted, monkeypatch):
     prunus.width("model", "narrow", WidthRecipe(keep=0.5, **CALIBRATION), device="cpu")
     assert Checkpoint("alone").checksum() == Checkpoint("narrow").checksum()
     done = list[Job]()
-    monkeypatch.setattr(RayRungs, "joined", lambda self: Pretended(self, 0, done))
+    monkeypatch.setattr(Rungs, "joined", lambda self: Pretended(self, 0, done))
     together = carry_out(opened("widths.toml", None), Path("ray"), Path("ray.db"), "cpu", Cluster("nowhere"))
     assert together == alone | {"out": "ray"} and content("ray") == content("alone") and done
     assert rows_of("ray.db") == rows_of("alone.db")
@@ -95,7 +95,7 @@ def test_a_ladder_of_widths_is_walked_to_its_certificate(scripted, monkeypatch):
 
 def test_with_vllm_rungs_are_made_before_its_engines_start(scripted, monkeypatch):
     plan, done = replace(PLAN, backend="vllm"), list[Job]()
-    monkeypatch.setattr(RayRungs, "joined", lambda self: Pretended(self, 0, done))
+    monkeypatch.setattr(Rungs, "joined", lambda self: Pretended(self, 0, done))
     search = opened("0.1,0.3,0.4", ["magnitude"], plan=plan)
     found: Any = carry_out(search, Path("out"), Path("rows.db"), "cpu", Cluster("nowhere"))
     assert found["found"] == "magnitude-10" and len(found["ladders"]["magnitude"]) == 2
@@ -109,7 +109,7 @@ def test_the_command_searches_on_the_cluster_that_it_names(scripted, monkeypatch
     main([*COMMAND[:2], "alone", *COMMAND[3:], "--ladder", "0.1", "--store", "alone.db"])
     clusters = []
 
-    def joined(rungs: RayRungs) -> Pretended:
+    def joined(rungs: Rungs) -> Pretended:
         """A cluster that does the last job first, so that the rung's rows are there before the dense model's."""
         clusters.append(rungs.cluster)
         cluster = Pretended(rungs, 0, [])
@@ -117,7 +117,7 @@ def test_the_command_searches_on_the_cluster_that_it_names(scripted, monkeypatch
         cluster.random = chosen
         return cluster
 
-    monkeypatch.setattr(RayRungs, "joined", joined)
+    monkeypatch.setattr(Rungs, "joined", joined)
     main([*COMMAND, "--ladder", "0.1", "--ray", "head", "--cpus-per-task", "2"])
     assert clusters == [Cluster("head:1", None, 2)]
     assert content("out") == content("alone")

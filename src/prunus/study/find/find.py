@@ -40,7 +40,7 @@ from prunus.study.find.page import write_page
 from prunus.study.find.prospects import prospects, refuse_impossible
 from prunus.study.find.search import Rung, Search, check_smallest, ladder_by_bytes, ladders_of, open_search
 from prunus.study.find.trace import declare_in, warning
-from prunus.study.find.walk import Walk, rungs_of
+from prunus.study.find.walk import Rungs, Walk
 from prunus.study.ray import Cluster, cluster_for
 from prunus.study.variants import check_variants, whole_checkpoint
 
@@ -167,7 +167,7 @@ def carry_out(
             declare_in(opened, declared)
             if (line := warning(opened, declared)) is not None:
                 progress.say(f"warning: {line}")
-            with rungs_of(search, opened, folder, device, cluster) as rungs:
+            with Rungs(search, opened, folder, device, cluster) as rungs:
                 best = Walk(search, Rows(opened, declared), rungs).run()
             certified, made = publish(search, best, opened, folder, device)
             if best is not None or always:

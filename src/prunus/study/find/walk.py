@@ -60,13 +60,15 @@ class Progress(LiveTable):
 
 
 class Rungs:
-    """`with Rungs(search, store, folder, device) as rungs: rungs.evaluate([(cell, rounds)], show)`.
+    """`with Rungs(search, store, folder, device, cluster) as rungs: rungs.evaluate([(cell, rounds)], show)`.
 
-    The model is loaded when it is first needed. folder: of unfinished work.
+    When rows are missing for the first time, the model is loaded, or the cluster is joined, whose workers then make and
+    evaluate rungs. folder: of unfinished work. cluster: None for this process.
     """
 
-    def __init__(self, search: Search, store: Store, folder: Path, device: str) -> None:
-        self.search, self.store, self.folder, self.device = search, store, folder, device
+    def __init__(self, search: Search, store: Store, folder: Path, device: str, cluster: Cluster | None) -> None:
+        self.search, self.store, self.folder, self.device, self.cluster = search, store, folder, device, cluster
+        self.driver: Driver | None = None
         self.engine, self.all_first = Engine(search.study, device), makes_all_first(search.plan.backend, device)
         self.table = Progress()
         self.grader: Grader | None = None
@@ -96,6 +98,9 @@ class Rungs:
         """Compute and store the rows of cells that are missing, each in its rounds; returns whether there were any."""
         work = [(cell, missing) for cell, rounds in parts if (missing := self.missing(cell, rounds))]
         self.table.tell = show
+        if self.cluster is not None and work:
+            self.hand_out(work)
+            return True
         for part in work:
             backend = self.backend_of(part[0])
             if self.grader is None:
@@ -142,6 +147,29 @@ class Rungs:
             stats(self.search.model.name, file, device=self.device, **mine)
         return file
 
+    def hand_out(self, work: Sequence[tuple[Cell, Sequence[Batch]]]) -> None:
+        """Have batches of cells, and the variants that they need, done on the cluster."""
+        model = self.search.model
+        if self.driver is None:
+            self.driver = self.joined()
+            if self.search.plan.backend == "vllm":  # it will occupy whole GPUs, so all are made now
+                self.driver.do(self.to_make(rung.variant for rung in self.search.rungs))
+        batches = [Job(model, cell.variant, cell, batch, True) for cell, missing in work for batch in missing]
+        self.driver.do([*self.to_make(cell.variant for cell, _ in work), *batches])
+
+    def to_make(self, variants: Iterable[Variant]) -> list[Job]:
+        """The jobs of making the variants that are missing and were not deleted."""
+        missing = {one.key: one for one in variants if one.key not in self.deleted and not is_made(self.folder, one)}
+        return [Job(self.search.model, one, None, [], True) for one in missing.values()]
+
+    def joined(self) -> Driver:
+        """A driver of the cluster, until the rungs are closed."""
+        assert self.cluster is not None
+        search, paths = self.search, StudyPaths(self.folder, Path(self.store.path))
+        self.stack.enter_context(connected(self.cluster.address))
+        of = self.cluster, search.study, [search.model], paths, self.store, self.table, self.device
+        return Driver(*of, self.stack, self.adaptive)
+
     def release(self) -> None:
         """Take the variant's weights out of the model again."""
         self.held = None
@@ -150,6 +178,8 @@ class Rungs:
     def delete(self, variant: Variant) -> None:
         """Delete the files of a rung that is not needed any more."""
         self.deleted.add(variant.key)
+        if self.driver is not None:
+            self.driver.files.pop(variant.key, None)
         if self.held is not None and self.held[0] is variant:
             self.release()
         for path in reversed(variant_files(self.folder, variant)):
@@ -170,53 +200,6 @@ def shared_settings(variant: Variant) -> Mapping[str, Any] | None:
         return None
     fields = {name: getattr(recipe, name) for name in (*FIELDS, "dtype")}
     return fields | {"hessians": method.needs == "hessian"}
-
-
-class RayRungs(Rungs):
-    """Rungs that the workers of a cluster make and evaluate. The cluster is joined when rows are missing."""
-
-    def __init__(self, search: Search, store: Store, folder: Path, device: str, cluster: Cluster) -> None:
-        super().__init__(search, store, folder, device)
-        self.cluster = cluster
-        self.driver: Driver | None = None
-
-    def evaluate(self, parts: Sequence[tuple[Cell, Sequence[Round]]], show: Show) -> bool:
-        """Have the rows of cells that are missing, each in its rounds, computed; returns whether there were any."""
-        missing = [(cell, batch) for cell, rounds in parts for batch in self.missing(cell, rounds)]
-        if not missing:
-            return False
-        self.table.tell = show
-        if self.driver is None:
-            self.driver = self.joined()
-            if self.search.plan.backend == "vllm":  # it will occupy whole GPUs, so all are made now
-                self.driver.do(self.to_make(rung.variant for rung in self.search.rungs))
-        batches = [Job(self.search.model, cell.variant, cell, batch, True) for cell, batch in missing]
-        self.driver.do([*self.to_make(cell.variant for cell, _ in missing), *batches])
-        return True
-
-    def to_make(self, variants: Iterable[Variant]) -> list[Job]:
-        """The jobs of making the variants that are missing and were not deleted."""
-        missing = {one.key: one for one in variants if one.key not in self.deleted and not is_made(self.folder, one)}
-        return [Job(self.search.model, one, None, [], True) for one in missing.values()]
-
-    def delete(self, variant: Variant) -> None:
-        """Delete the files of a rung that is not needed any more."""
-        super().delete(variant)
-        if self.driver is not None:
-            self.driver.files.pop(variant.key, None)
-
-    def joined(self) -> Driver:
-        """A driver of the cluster, until the rungs are closed."""
-        search, paths = self.search, StudyPaths(self.folder, Path(self.store.path))
-        self.stack.enter_context(connected(self.cluster.address))
-        of = self.cluster, search.study, [search.model], paths, self.store, self.table, self.device
-        return Driver(*of, self.stack, self.adaptive)
-
-
-def rungs_of(search: Search, store: Store, folder: Path, device: str, cluster: Cluster | None) -> Rungs:
-    """What makes and evaluates the rungs of a search, on a cluster if there is one."""
-    of = search, store, folder, device
-    return Rungs(*of) if cluster is None else RayRungs(*of, cluster)
 
 
 class Walk:
