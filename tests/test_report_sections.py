@@ -2,6 +2,8 @@
 
 import csv
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan
 from prunus.reporting.page import report
 from prunus.reporting.render.table import Look
-from prunus.reporting.report_data import ReportData, RunTotals, planned_answers, run_totals
+from prunus.reporting.report_data import ReportData, RunTotals, run_totals
 from prunus.reporting.sections import flips
 from prunus.reporting.sections.flips import find_flips, spread_out
 from prunus.reporting.sections.sparsity import linear_map, linear_sparsities
@@ -200,7 +202,7 @@ def summary_base(store: Path) -> str:
 
 
 def totals(store: Store, run: Run) -> RunTotals:
-    return run_totals(run, store.samples(run.run_id), store.problems().values())
+    return run_totals(run, store.samples(run.run_id))
 
 
 def test_a_run_that_is_not_finished_is_named_with_its_share(page, store):
@@ -240,11 +242,14 @@ def test_tokens_that_budgets_share_are_counted_once(store):
     assert one.answer_tokens == answers
 
 
-def test_a_plan_with_a_limit_or_without_sense(store):
-    with Store(store) as opened:
-        run, problems = opened.runs()[0], list(opened.problems().values())
-        assert planned_answers(Run("r", run.model, run.plan | {"limit": 7}, {}), problems) == 7 * 6 * DRAWS
-        assert planned_answers(Run("r", run.model, run.plan | {"tasks": None}, {}), problems) is None
+def test_a_plan_with_a_limit_or_of_unknown_problems(store, tmp_path):
+    copy = shutil.copy(store, tmp_path / "copy.db")
+    with Store(copy) as opened:
+        run = opened.runs()[0]
+        opened.add_run(replace(run, run_id="limited", plan=run.plan | {"limit": 7}))
+        opened.add_run(replace(run, run_id="elsewhere", plan=run.plan | {"tasks": ["other"]}))
+        assert totals(opened, opened.run("limited")).planned == 7 * 6 * DRAWS
+        assert totals(opened, opened.run("elsewhere")).planned is None
 
 
 # Every Linear

@@ -15,8 +15,9 @@ from prunus.reporting import report_data
 from prunus.results.comparison import compare_runs, compared
 from prunus.results.store import Store
 from prunus.results.verdicts import WORDS
+from prunus.steps import chain
 from prunus.study.find import find
-from prunus.walkthrough import Recovered, Wanted
+from prunus.walkthrough import Wanted
 
 
 @warm_processes.in_one_worker
@@ -25,11 +26,9 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     plan = replace(walkthrough.PLAN, budgets=(64, 128), limit=8, answer_tokens=16, batch_size=8)
     monkeypatch.setattr(walkthrough, "PLAN", plan)
     few: dict[str, Any] = dict(walkthrough.DENSE.variants)
-    for name, recipe in few.items():
-        if isinstance(recipe, Recovered):
-            few[name] = recipe._replace(recipe=replace(recipe.recipe, calibration_tokens=300, epochs=1))
-        elif recipe.calibration == "tiny":
-            few[name] = replace(recipe, samples=4)
+    for name, (first, *more) in few.items():
+        first = replace(first, samples=4) if first.calibration == "tiny" else first
+        few[name] = [first, *(replace(recipe, calibration_tokens=300, epochs=1) for recipe in more)]
     rungs = tuple(PruneRecipe(method="wanda", sparsity=s, calibration="tiny", samples=4) for s in (0.1, 0.9))
     wanted = Wanted(rungs, 0.5, 0.5)  # less than the dense model solves, and eight problems can show
     monkeypatch.setattr(walkthrough, "DENSE", walkthrough.DENSE._replace(variants=few, search=wanted))
@@ -58,7 +57,7 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
 
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert len(stamps) == len(few) + 1  # and the one found
-    monkeypatch.setattr(walkthrough, "kind_of", None)
+    monkeypatch.setattr(chain, "carry_out", None)
     monkeypatch.setattr(find, "carry_out", None)
     again = walkthrough.demo(tmp_path)
     assert again == comparison

@@ -1,9 +1,8 @@
 """The whole job on a built-in reasoner: prune, drop, narrow, recover, evaluate, compare, search, report."""
 
-import json
 import multiprocessing
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any, NamedTuple
 
 import prunus
 from prunus.cards.certified import CERTIFICATE
-from prunus.checkpoint.resolve import MANIFEST
 from prunus.engines import EngineOptions
 from prunus.evaluation.resolved_plan import load_problems
 from prunus.progress import Steps, out_console, say, set_quiet
@@ -21,16 +19,9 @@ from prunus.reporting.terminal import curve_table, verdict_table
 from prunus.results.comparison import compared
 from prunus.results.store import Store
 from prunus.results.summary import summarise
-from prunus.step import Where, kind_of
+from prunus.step import Where
 from prunus.study.find.certificate import read_certificate
 from prunus.study.find.page import NAME as PAGE
-
-
-class Recovered(NamedTuple):
-    """Another variant, by name, and how it is recovered."""
-
-    variant: str
-    recipe: RecoverRecipe
 
 
 class Contrast(NamedTuple):
@@ -51,13 +42,14 @@ class Wanted(NamedTuple):
 
 
 class Tour(NamedTuple):
-    """What a demonstration shows: a model, its variants by name, and which of them are compared with one another.
+    """What a demonstration shows: a model, the steps of its variants, and which of these are compared with one another.
 
-    quick: the variants that `--quick` makes, without contrasts and search.
+    Where a variant has several steps, the first of them make another one. quick: the variants that `--quick` makes,
+    without contrasts and search.
     """
 
     model: str
-    variants: Mapping[str, Recipe | Recovered]
+    variants: Mapping[str, Sequence[Recipe]]
     quick: tuple[str, ...]
     contrasts: tuple[Contrast, ...]
     search: Wanted | None = None
@@ -68,19 +60,21 @@ class Tour(NamedTuple):
 
 
 CALIBRATION = {"calibration": "tiny", "samples": 128}
+WANDA_50 = PruneRecipe(method="wanda", sparsity=0.5, **CALIBRATION)
 # Keeping 160 of 256 channels leaves as many parameters as removing two of eight blocks: 934,528 and 933,888.
 DENSE = Tour(
     "tiny",
     {
-        "wanda-20": PruneRecipe(method="wanda", sparsity=0.2, **CALIBRATION),
-        "wanda-50": PruneRecipe(method="wanda", sparsity=0.5, **CALIBRATION),
-        "wanda-50-recovered": Recovered(
-            "wanda-50", RecoverRecipe(calibration="tiny", calibration_tokens=16_000, rate=0.02, step_tokens=1024)
-        ),
-        "magnitude-50": PruneRecipe(method="magnitude", sparsity=0.5),
-        "drop-1": DropRecipe(blocks="1", **CALIBRATION),
-        "drop-2": DropRecipe(blocks="2", **CALIBRATION),
-        "width-62.5": WidthRecipe(keep=0.625, **CALIBRATION),
+        "wanda-20": [PruneRecipe(method="wanda", sparsity=0.2, **CALIBRATION)],
+        "wanda-50": [WANDA_50],
+        "wanda-50-recovered": [
+            WANDA_50,
+            RecoverRecipe(calibration="tiny", calibration_tokens=16_000, rate=0.02, step_tokens=1024),
+        ],
+        "magnitude-50": [PruneRecipe(method="magnitude", sparsity=0.5)],
+        "drop-1": [DropRecipe(blocks="1", **CALIBRATION)],
+        "drop-2": [DropRecipe(blocks="2", **CALIBRATION)],
+        "width-62.5": [WidthRecipe(keep=0.625, **CALIBRATION)],
     },
     ("wanda-20", "drop-1"),
     (
@@ -104,11 +98,11 @@ DENSE = Tour(
 EXPERTS = Tour(
     "tiny-moe",
     {
-        "reap-7-of-8": ExpertsRecipe(method="reap", drop=1, **CALIBRATION),
-        "reap-6-of-8": ExpertsRecipe(method="reap", drop=2, **CALIBRATION),
-        "frequency-6-of-8": ExpertsRecipe(method="frequency", drop=2, **CALIBRATION),
-        "random-6-of-8": ExpertsRecipe(method="random", drop=2, **CALIBRATION),
-        "wanda-31-experts": PruneRecipe(method="wanda", sparsity=0.3125, scope="experts", **CALIBRATION),
+        "reap-7-of-8": [ExpertsRecipe(method="reap", drop=1, **CALIBRATION)],
+        "reap-6-of-8": [ExpertsRecipe(method="reap", drop=2, **CALIBRATION)],
+        "frequency-6-of-8": [ExpertsRecipe(method="frequency", drop=2, **CALIBRATION)],
+        "random-6-of-8": [ExpertsRecipe(method="random", drop=2, **CALIBRATION)],
+        "wanda-31-experts": [PruneRecipe(method="wanda", sparsity=0.3125, scope="experts", **CALIBRATION)],
     },
     ("reap-7-of-8", "random-6-of-8"),
     (
@@ -179,21 +173,20 @@ def search(model: str, wanted: Wanted, plan: EvalPlan, store: Path, target: Path
 
 
 def make_variant(folder: Path, name: str, tour: Tour) -> Path:
-    """The checkpoint of a variant in a folder; made unless the folder has it from the same source and recipe."""
+    """The checkpoint of a variant in a folder; made unless the folder has it from the same source and recipes."""
     from prunus.checkpoint.checkpoint import Checkpoint
     from prunus.checkpoint.resolve import resolve
+    from prunus.steps.chain import carry_out, is_made
 
-    recipe, target, model = tour.variants[name], folder / name, tour.model
-    if isinstance(recipe, Recovered):
-        model, recipe = str(folder / recipe.variant), recipe.recipe
-    source = Checkpoint(resolve(model)).checksum()
-    if (target / MANIFEST).exists():
-        step = json.loads((target / MANIFEST).read_text())["history"][-1]
-        if step["recipe"] == recipe.to_json() and step["source"]["checksum"] == source:
-            return target
-    say(f"making {target.name}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    kind_of(recipe).make(model, target, recipe, Where(overwrite=True), None)
+    steps, target = tour.variants[name], folder / name
+
+    def between(count: int) -> Path:
+        return folder / next(other for other, made in tour.variants.items() if made == steps[:count])
+
+    if not is_made(target, Checkpoint(resolve(tour.model)).checksum(), steps):
+        say(f"making {name}")
+        folder.mkdir(parents=True, exist_ok=True)
+        carry_out(tour.model, target, steps, Where(overwrite=True), between)
     return target
 
 

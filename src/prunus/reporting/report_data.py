@@ -18,10 +18,8 @@ from prunus.results.cells import Cell, Comparison, Entry, Part
 from prunus.results.comparison import compare_runs, dense_run
 from prunus.results.labels import history
 from prunus.results.rows import (
-    IMPORTED,
     UNKNOWN,
     Key,
-    ProblemRow,
     Run,
     Sample,
     Table,
@@ -51,31 +49,13 @@ class RunTotals:
         return max(0, (self.planned or 0) - self.answers)
 
 
-def run_totals(run: Run, samples: Sequence[Sample], problems: Iterable[ProblemRow]) -> RunTotals:
-    """The totals of one run. problems: all problems of the store."""
+def run_totals(run: Run, samples: Sequence[Sample]) -> RunTotals:
+    """The totals of one run."""
+    budgets, draws = run.plan.get("budgets", ()), run.plan.get("samples", 1)
+    planned = run.planned.count * len(budgets) * draws if run.planned else None
     if any(sample.answer_tokens == UNKNOWN for sample in samples):
-        return RunTotals(len(samples), planned_answers(run, problems), None, None)
-    thinking, answer = sampled_tokens(chains_of(samples), bool(run.plan.get("reuse")))
-    return RunTotals(len(samples), planned_answers(run, problems), thinking, answer)
-
-
-def planned_answers(run: Run, problems: Iterable[ProblemRow]) -> int | None:
-    """Number of answers of a run's plan: problems of its tasks, times budgets, times draws; None if unknown.
-
-    An imported log is complete, and problems that only such logs have are in no plan.
-    """
-    if run.imported:
-        return None
-    tasks, budgets, draws = (run.plan.get(key) for key in ("tasks", "budgets", "samples"))
-    if not isinstance(tasks, list) or not isinstance(budgets, list) or not isinstance(draws, int):
-        return None
-    limit = run.plan.get("limit")
-    sizes = dict.fromkeys(map(str, tasks), 0)
-    for problem in problems:
-        if problem.task in sizes and problem.kind != IMPORTED:
-            sizes[problem.task] += 1
-    planned = sum(min(size, limit) if isinstance(limit, int) else size for size in sizes.values())
-    return planned * len(budgets) * draws or None
+        return RunTotals(len(samples), planned, None, None)
+    return RunTotals(len(samples), planned, *sampled_tokens(chains_of(samples), bool(run.plan.get("reuse"))))
 
 
 def missing_notes(totals: Iterable[tuple[str, RunTotals]]) -> list[str]:
@@ -211,15 +191,12 @@ class ReportData:
         available = [run for run in store.runs() if runs is None or run.run_id in runs]
         begun = store.begun(available)
         base_run = store.find_run(base) if base is not None else dense_run(begun or available, store.path)
-        problems, groups = store.problems(), store.groups()
+        groups = store.groups()
 
         @cache
         def rows(run_id: str) -> tuple[list[Sample], dict[str, Table]]:
             samples = store.samples(run_id)
             return samples, tables(samples, groups)
-
-        def totals(run: Run) -> RunTotals:
-            return run_totals(run, rows(run.run_id)[0], problems.values())
 
         comparison = compare_runs(
             base_run, available, lambda run_id: rows(run_id)[1], margin=margin, stop_margin=stop_margin
@@ -230,7 +207,7 @@ class ReportData:
         for look, run, contrast in zip(looks(base_run, chosen[1:]), chosen, [None, *comparison.others], strict=True):
             samples, by_task = rows(run.run_id)
             summary = with_bands(describe(run, by_task), by_task)
-            reported.append(ReportedRun(run, look, samples, by_task, summary, contrast, totals(run)))
+            reported.append(ReportedRun(run, look, samples, by_task, summary, contrast, run_totals(run, samples)))
         if not tasks_of(one.summary for one in reported):
             raise PrunusError(
                 f"no problem of run {base_run.run_id} is finished in '{store.path}': run the same `prunus eval` again"
@@ -239,9 +216,9 @@ class ReportData:
         for one in reported:
             if (other := in_other_mode(one.run, begun)) is not None:
                 summaries = {str(run.plan.get("mode")): describe(run, rows(run.run_id)[1]) for run in (one.run, other)}
-                both.append(BothModes(one.look, summaries, other, totals(other)))
+                both.append(BothModes(one.look, summaries, other, run_totals(other, rows(other.run_id)[0])))
         found = matches([(one.look, one.run, one.summary) for one in reported]) if published else None
-        gold = {problem_id: problem.gold for problem_id, problem in problems.items()}
+        gold = {problem_id: problem.gold for problem_id, problem in store.problems().items()}
         return cls(reported, comparison, both, found, gold, store.texts, folder)
 
     @property
