@@ -12,11 +12,10 @@ hashes of our style and our script, so that no other could run even if an escape
 import re
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
-from types import TracebackType
-from typing import Self
 
 from prunus.disk import Content, check_export, refuse_existing, replace_folder, write_errors, write_export, written_last
 from prunus.errors import PrunusError
@@ -103,17 +102,14 @@ def write_report(
     links: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Write the page and all files that belong to it; arguments as in report(). The store of data must be open."""
-    with Folder(files_folder(out), overwrite) as folder:
-        sections = [section(data) for section in SECTIONS]
-        text = page(data, sections, name, notes, links)
-        for file, content in (file for section in sections for file in section.files):
-            folder.write(file, content)
-        folders = (None if one is None else Path(one) for one in (figures, csv))
-        exported = files_of(sections, *folders)
-        check_export(exported, overwrite)
-        with written_last(out, text):
-            write_export(exported)
-            folder.keep()
+    sections = [section(data) for section in SECTIONS]
+    exported = files_of(sections, *(None if one is None else Path(one) for one in (figures, csv)))
+    check_export(exported, overwrite)
+    text = page(data, sections, name, notes, links)
+    with written_last(out, text), filled(files_folder(out), overwrite) as write:
+        for file in (file for section in sections for file in section.files):
+            write(*file)
+        write_export(exported)
 
 
 def page(
@@ -165,53 +161,37 @@ def size_in_words(one: ReportedRun, base: ReportedRun) -> str:
     return same if sizes[0] == sizes[1] else f"It has {sizes[0]} of {name}'s {sizes[1]}{unit}"
 
 
-class Folder:
-    """A folder filled under a temporary name: `with Folder(path, overwrite) as f: f.write(name, text); f.keep()`.
+@contextmanager
+def filled(path: Path, overwrite: bool) -> Iterator[Callable[[str, str], None]]:
+    """Within the context, a function that adds a file (its name and text) to a folder with a temporary name.
 
-    It is created by the first write. Without keep() it is deleted, and an older folder stays.
+    At the end the folder is renamed to its path, replacing an older one; if nothing was written, the older one is only
+    deleted. After an error the older one stays.
     """
+    temporary = path.with_name(f".{path.name}.{token_hex(8)}.partial")
 
-    def __init__(self, path: Path, overwrite: bool) -> None:
-        self.path, self.overwrite = path, overwrite
-        self.temporary: Path | None = None
+    def is_ours() -> bool:
+        return path.is_dir() and all(OURS.fullmatch(one.name) for one in path.iterdir())
 
-    def __enter__(self) -> Self:
-        return self
+    def write(name: str, text: str) -> None:
+        first = not temporary.exists()
+        if first and path.exists() and not overwrite:
+            raise PrunusError(f"'{path}' exists: move it, name another page, or add --overwrite")
+        if first and path.exists() and not is_ours():
+            raise PrunusError(f"'{path}' has files that are not of a report: move it, or name another page")
+        with write_errors(path):
+            temporary.mkdir(exist_ok=True)
+            (temporary / name).write_text(text, "utf-8", newline="\n")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.temporary is not None:
-            shutil.rmtree(self.temporary, ignore_errors=True)
-
-    def write(self, name: str, text: str) -> None:
-        """Add a file."""
-        if self.temporary is None:
-            self._refuse()
-            with write_errors(self.path):
-                temporary = self.path.with_name(f".{self.path.name}.{token_hex(8)}.partial")
-                temporary.mkdir()
-            self.temporary = temporary
-        with write_errors(self.path):
-            (self.temporary / name).write_text(text, "utf-8", newline="\n")
-
-    def keep(self) -> None:
-        """Rename the folder to its path, replacing an older one; if nothing was written, only delete the older one."""
-        with write_errors(self.path):
-            if self.temporary is not None:
-                replace_folder(self.temporary, self.path, self.overwrite)
-                self.temporary = None
-            elif self.overwrite and self.path.is_dir() and self._is_ours():
-                shutil.rmtree(self.path)
-
-    def _refuse(self) -> None:
-        if self.path.exists() and not self.overwrite:
-            raise PrunusError(f"'{self.path}' exists: move it, name another page, or add --overwrite")
-        if self.path.exists() and not self._is_ours():
-            raise PrunusError(f"'{self.path}' has files that are not of a report: move it, or name another page")
-
-    def _is_ours(self) -> bool:
-        return self.path.is_dir() and all(OURS.fullmatch(one.name) for one in self.path.iterdir())
+    try:
+        yield write
+        with write_errors(path):
+            if temporary.exists():
+                replace_folder(temporary, path, overwrite)
+            elif overwrite and is_ours():
+                shutil.rmtree(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def files_of(sections: Sequence[Section], figures: Path | None, tables: Path | None) -> dict[Path, Content]:

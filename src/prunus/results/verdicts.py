@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from prunus.margins import Margin
 from prunus.results import betting, paired
 from prunus.results.betting import ALPHA, two_sided
-from prunus.results.cells import AREA, Cell, Contradiction, Ending, Largest, Part, Slope
+from prunus.results.cells import AREA, Cell, Contradiction, Ending, Largest, Part, Record, Slope
 from prunus.results.paired import holm
 
 Floats = NDArray[np.float64]
@@ -30,7 +30,7 @@ NO_CLAIM = {
 }
 CLAIMS = ("p_better", "p_worse", "p_margin")
 C = TypeVar("C", Cell, Ending)
-S = TypeVar("S", Cell, Ending, Slope)
+S = TypeVar("S", bound=Record)
 # Verdicts of single budgets that contradict the model's own verdict.
 CONTRADICTED_BY = {
     WORSE: {BETTER},
