@@ -279,19 +279,6 @@ def smallest_margin(number: int, alpha: float = betting.ALPHA) -> float:
 
 
 @dataclass(frozen=True)
-class Noise:
-    """Variance of differences: between + within / draws per problem. source: where the numbers come from, in words."""
-
-    between: float = 0.0
-    within: float = CHANGED
-    source: str = f"assumed: {CHANGED:.0%} of draws change"
-
-    def variance(self, draws: int) -> float:
-        """The variance of a problem's difference with this number of draws."""
-        return self.between + self.within / draws
-
-
-@dataclass(frozen=True)
 class Forecast:
     """Of one endpoint, before it starts. rounds: typical number to certify a harmless rung (inf: more than 200,000).
 
@@ -307,23 +294,15 @@ class Forecast:
     draws: int | None
 
 
-def forecast(
-    rule: Rule,
-    available: int,
-    draws: int,
-    noise: Mapping[str, Noise] | None = None,
-    dense: Mapping[str, float] | None = None,
-) -> dict[str, Forecast]:
-    """{endpoint: what to expect} of a harmless rung; noise: of each endpoint, assumed where it is not given.
+def forecast(rule: Rule, available: int, draws: int, dense: Mapping[str, float] | None = None) -> dict[str, Forecast]:
+    """{endpoint: what to expect} of a harmless rung of which CHANGED of the draws differ, which is assumed.
 
     dense: what the dense model has at each endpoint, for margins that are a share of it; else all, the best case.
     """
     found = {}
     for name, asked in rule.margins.items():
         margin = max(asked.points((dense or {}).get(name, 1.0)), LEAST)
-        of_it = (noise or {}).get(name, Noise())
-        needed = rounds_needed(of_it.variance(draws), margin, rule.alpha)
-        enough = (n for n in DRAWS if rounds_needed(of_it.variance(n), margin, rule.alpha) <= available)
-        fewer = rounds_needed(Noise(within=FEW_CHANGED).variance(draws), margin, rule.alpha)
+        needed, fewer = (rounds_needed(share / draws, margin, rule.alpha) for share in (CHANGED, FEW_CHANGED))
+        enough = (n for n in DRAWS if rounds_needed(CHANGED / n, margin, rule.alpha) <= available)
         found[name] = Forecast(needed, fewer, available, smallest_margin(available, rule.alpha), next(enough, None))
     return found
