@@ -133,8 +133,8 @@ def _top(data: ReportData, title: str, name: str, first: Sequence[str]) -> str:
     base = data.base.run
     sizes = [size_in_words(one, data.base) for one in data.others]
     sentences = prose.lead(*data.compared, data.margin, data.chosen, sizes)
-    totals = [(one.look.label, one.totals) for one in data.runs] + [(one.name, one.totals) for one in data.both_modes]
-    notes = [*first, *missing_notes(totals)]
+    states = [(one.look.label, one.summary.unfinished) for one in data.runs] + [one.state for one in data.both_modes]
+    notes = [*first, *missing_notes(states)]
     elsewhere = [one.counterpart.run_id for one in data.both_modes]
     notes += prose.warnings(data.comparison, [one.run for one in data.runs], summaries, labels, elsewhere)
     tasks = summaries[0].tasks.values()

@@ -13,8 +13,8 @@ from prunus.margins import Margin, MarginLike
 from prunus.reporting import prose
 from prunus.reporting.published import Match, matches
 from prunus.reporting.render.table import Look, looks
-from prunus.reporting.render.text import esc, percent
-from prunus.results.cells import Cell, Comparison, Entry, Part
+from prunus.reporting.render.text import esc, joined
+from prunus.results.cells import Cell, Comparison, Entry, Part, Unfinished
 from prunus.results.comparison import compare_runs, dense_run
 from prunus.results.labels import history
 from prunus.results.rows import (
@@ -43,11 +43,6 @@ class RunTotals:
     thinking_tokens: int | None
     answer_tokens: int | None
 
-    @property
-    def missing(self) -> int:
-        """Number of planned answers that the run does not have yet."""
-        return max(0, (self.planned or 0) - self.answers)
-
 
 def run_totals(run: Run, samples: Sequence[Sample]) -> RunTotals:
     """The totals of one run."""
@@ -58,16 +53,14 @@ def run_totals(run: Run, samples: Sequence[Sample]) -> RunTotals:
     return RunTotals(len(samples), planned, *sampled_tokens(chains_of(samples), bool(run.plan.get("reuse"))))
 
 
-def missing_notes(totals: Iterable[tuple[str, RunTotals]]) -> list[str]:
-    """A sentence about all runs that are not finished; none if all are. totals: (name, totals) of each run."""
-    lacking = [(name, one) for name, one in totals if one.missing and one.planned]
+def missing_notes(states: Iterable[tuple[str, Unfinished | None]]) -> list[str]:
+    """A sentence about all runs that are not finished; none if all are. states: (name, state) of each run."""
+    lacking = [f"{name} has {state.complete} of {state.planned} problems" for name, state in states if state]
     if not lacking:
         return []
-    parts = [f"{name} has {percent(one.answers / (one.planned or 1))} %" for name, one in lacking[:6]]
-    rest = f", and {len(lacking) - 6} more" if len(lacking) > 6 else ""
     return [
-        f"Not finished: {', '.join(parts)}{rest} of the answers of the plan. All numbers are for complete problems "
-        "only; the same command resumes the run."
+        f"Not finished: {joined(lacking, most=7)}. All numbers are for complete problems only; the same command resumes"
+        " the run."
     ]
 
 
@@ -141,12 +134,12 @@ class BothModes:
     look: Look
     summaries: Mapping[str, Summary]  # by mode
     counterpart: Run
-    totals: RunTotals  # of the counterpart
 
     @property
-    def name(self) -> str:
-        """The name of the counterpart in sentences."""
-        return f"{self.look.label} in {self.counterpart.plan.get('mode')} mode"
+    def state(self) -> tuple[str, Unfinished | None]:
+        """The name of the counterpart in sentences, and how much it has if it is not finished."""
+        mode = str(self.counterpart.plan.get("mode"))
+        return f"{self.look.label} in {mode} mode", self.summaries[mode].unfinished
 
     def cells(self, task: str) -> list[dict[int, BudgetCell]]:
         """{budget: cell} of the strict run and of the legacy run, for one task."""
@@ -216,7 +209,7 @@ class ReportData:
         for one in reported:
             if (other := in_other_mode(one.run, begun)) is not None:
                 summaries = {str(run.plan.get("mode")): describe(run, rows(run.run_id)[1]) for run in (one.run, other)}
-                both.append(BothModes(one.look, summaries, other, run_totals(other, rows(other.run_id)[0])))
+                both.append(BothModes(one.look, summaries, other))
         found = matches([(one.look, one.run, one.summary) for one in reported]) if published else None
         gold = {problem_id: problem.gold for problem_id, problem in store.problems().items()}
         return cls(reported, comparison, both, found, gold, store.texts, folder)
