@@ -179,13 +179,13 @@ def _width(scratch: Path) -> None:
         of_blocks,
         planned_tensors,
         random_channels,
+        units_by_field,
         verify,
-        widths_in,
     )
 
     source, folder = Checkpoint(scratch / "dense"), scratch / "narrow"
     find_units(source)  # raises the reason why nothing can be narrowed
-    for units in widths_in(source).values():
+    for units in units_by_field(source)[0].values():
         width = base_width(units) // 4 * 3
         content = narrow_config(source, units, width)
         new = planned_checkpoint(source, content, planned_tensors(source, units, width))

@@ -124,7 +124,7 @@ def find_units(source: Checkpoint, of: Of | None = None) -> list[Unit]:
     field may be for units of other kinds, too, which are then narrowed with them.
     """
     _check_readable(source)
-    found, failures = _units_by_field(source)
+    found, failures = units_by_field(source)
     if of is None:
         of = next((kind for kind in _NAMES if any(_main(units) == kind for units in found.values())), None)
     chosen = next((units for units in found.values() if _main(units) == of), None)
@@ -169,7 +169,7 @@ def describe_width(source: Checkpoint) -> list[dict[str, object]]:
     """A row for `prunus inspect`: whether channels can be removed, of what, and how many there are."""
     try:
         _check_readable(source)
-        found, failures = _units_by_field(source)
+        found, failures = units_by_field(source)
         if not found:
             find_units(source)
     except Unnarrowable as error:
@@ -207,7 +207,7 @@ def _check_readable(source: Checkpoint) -> None:
 
 
 @lru_cache(maxsize=4)
-def _units_by_field(source: Checkpoint) -> tuple[dict[str, list[Unit]], dict[str, str]]:
+def units_by_field(source: Checkpoint) -> tuple[dict[str, list[Unit]], dict[str, str]]:
     """The units of each field, and why other fields that change something cannot be used.
 
     Cached, since it makes several models: seconds of a study's start for each recipe, where there are many experts.
