@@ -1,16 +1,13 @@
-"""Comparisons of engines: hf and vllm on one cell, prefix reuse by count, three ways to decode with transformers, and
-the speed of models in other forms.
+"""Comparisons of engines: hf and vllm on one cell, prefix reuse by count, and the speed of models in other forms.
 
     python benchmarks/engines.py reuse              tokens of budgets 512 to 8192 with and without prefix reuse
-    python benchmarks/engines.py decode [--compile] a step with our cache, a static one, with --compile compiled
-    python benchmarks/engines.py whole              the same three over a whole cell, compiling included
     .venv-vllm/bin/python benchmarks/engines.py cell    hf and vllm in turn (the environment of `make test-vllm`)
     PYTHON benchmarks/engines.py formats MODEL...       prompts and decoding of each MODEL, relative to the first one
 
-All but `reuse` and `formats` use the tiny reasoner and, where `make test` has fetched it, SmolLM2. They run on one
-thread, measured in CPU seconds of one process (`whole`: also of the compilers that it starts). `formats` takes files
-for llama.cpp (in the environment of `make test-llama-cpp`) and model folders, which run in vLLM where PYTHON has it,
-and else in transformers; each is a process of its own, in turn with the others, in every round.
+`reuse` and `cell` use the tiny reasoner, `cell` also SmolLM2, where `make test` has fetched it. They run on one thread,
+measured in CPU seconds. `formats` takes files for llama.cpp (in the environment of `make test-llama-cpp`) and model
+folders, which run in vLLM where PYTHON has it, and else in transformers; each is a process of its own, in turn with the
+others, in every round.
 """
 
 # ruff: noqa: E402  the settings come before the libraries that read them
@@ -18,14 +15,12 @@ import argparse
 import gc
 import http.client
 import importlib.util
-import inspect
 import json
 import os
 import random
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,22 +33,17 @@ for name, value in {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # so that its CPU seconds count for this process
     "VLLM_CPU_KVCACHE_SPACE": "1",
-    "TORCH_COMPILE_DISABLE": "0" if {"decode", "whole"} & {*sys.argv} else "1",
-    "TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(prefix="prunus-engines-"),
-    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    "TORCH_COMPILE_DISABLE": "1",
 }.items():
     os.environ.setdefault(name, value)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
 
 import torch
 from scripted_backend import ScriptedBackend
-from transformers import StaticCache
 
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.engines import EngineOptions
 from prunus.evaluation.backends import opened
-from prunus.evaluation.backends.hf import load_model
-from prunus.evaluation.backends.rows import PaddedRows
 from prunus.evaluation.budget import Chain, Draw, Rules, force_budgets
 from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.profiles.markers import encode_markers, encode_prompt
@@ -114,162 +104,6 @@ def counted(draws: list[list[Draw]], cut: bool) -> tuple[int, int]:
 def models() -> list[tuple[str, Path]]:
     """Return the tiny reasoner, and SmolLM2 if it has been fetched."""
     return [("tiny", tiny_folder()), *([("SmolLM2", SMOLLM2)] if (SMOLLM2 / "config.json").exists() else [])]
-
-
-def decode(rows: int, tokens: int, compiled: bool) -> None:
-    """Print CPU milliseconds per step with all rows in one batch: medians of alternating rounds."""
-    torch.set_num_threads(1)
-    print(f"| model | cache | ms a step of {rows} rows | of ours |\n|---|---|---|---|")
-    for name, folder in models():
-        model = load_model(folder, "cpu")
-        prompts = [[3 + (7 * row + 3 * at) % 300 for at in range(48)] for row in range(rows)]
-        ways: dict[str, Callable[[], float]] = {
-            "ours (growing)": lambda model=model, prompts=prompts: ours(model, prompts, tokens),
-        }
-        for way, is_compiled in (("static", False), ("static, torch.compile", True)):
-            if compiled or not is_compiled:
-                decoding = Static(model, len(prompts[0]), tokens, is_compiled)
-                ways[way] = lambda decoding=decoding, prompts=prompts: static(decoding, prompts, tokens)
-        for way in ways.values():  # compile, warm up
-            way()
-        spent = {way: [] for way in ways}
-        for _ in range(ROUNDS):
-            for way, run in ways.items():
-                spent[way].append(run())
-        first = median(spent["ours (growing)"])
-        for way, times in spent.items():
-            print(f"| {name} | {way} | {1000 * median(times) / tokens:.2f} | {median(times) / first:.2f} |", flush=True)
-
-
-@torch.inference_mode()
-def ours(model: Any, prompts: list[list[int]], tokens: int) -> float:
-    rows = PaddedRows(model, prompts)
-    chosen = rows.prefill().argmax(-1).tolist()
-    begin = time.process_time()
-    for _ in range(tokens):
-        chosen = rows.step(chosen).argmax(-1).tolist()
-    return time.process_time() - begin
-
-
-class Static:
-    """Rows in a static cache of transformers, with or without torch.compile.
-
-    It serves one shape of batch: for another cache, even of the same shape, torch would compile again.
-    """
-
-    def __init__(self, model: Any, width: int, tokens: int, compiled: bool) -> None:
-        self.model, self.cache = model, StaticCache(config=model.config, max_cache_len=width + tokens + 1)
-        names = inspect.signature(type(model).forward).parameters
-        self.cached = {"cache" if "cache" in names else "past_key_values": self.cache}
-        self.run = torch.compile(model.forward, dynamic=False) if compiled else model
-        self.length = 0
-
-    def read(self, prompts: list[list[int]]) -> torch.Tensor:
-        """Run the prompts of a new batch; return the likeliest next ids."""
-        if self.length:
-            self.go_back_to(0)
-        logits = self.model(torch.tensor(prompts), use_cache=True, logits_to_keep=1, **self.cached).logits
-        self.length = len(prompts[0])
-        return logits[:, -1].argmax(-1, keepdim=True)
-
-    def step(self, chosen: torch.Tensor) -> torch.Tensor:
-        """Append an id to every row; return the likeliest next ids."""
-        position = torch.full((len(chosen), 1), self.length)
-        logits = self.run(chosen, position_ids=position, use_cache=True, logits_to_keep=1, **self.cached).logits
-        self.length += 1
-        found = logits[:, -1].argmax(-1, keepdim=True)
-        found.tolist()
-        return found
-
-    def go_back_to(self, length: int) -> None:
-        """Discard all columns from this one on."""
-        layers: Any = self.cache.layers
-        for layer in layers:
-            layer.cumulative_length.fill_(length)
-        self.length = length
-
-
-@torch.inference_mode()
-def static(decoding: Static, prompts: list[list[int]], tokens: int) -> float:
-    chosen = decoding.read(prompts)
-    begin = time.process_time()
-    for _ in range(tokens):
-        chosen = decoding.step(chosen)
-    return time.process_time() - begin
-
-
-def whole(rows: int) -> None:
-    """Print CPU seconds of a cell: thinking, then an answer per budget. All chains fill every cap.
-
-    This favours a static cache, since no row ends early. Our cache decodes answers during the thinking, in one batch
-    that grows and shrinks. A static cache keeps its rows, so that its answers come after the thinking, the last budget
-    first, each from the columns of the thinking.
-    """
-    torch.set_num_threads(1)
-    print("| model | cache | CPU s | wall s | of ours |\n|---|---|---|---|---|")
-    for name, folder in models():
-        model, first = load_model(folder, "cpu"), 0.0
-        budgets, answer = ((0, 16, 64, 256), 64) if name == "tiny" else ((0, 16, 48), 16)
-        prompts = [[3 + (7 * row + 3 * at) % 300 for at in range(48)] for row in range(rows)]
-
-        def fresh(compiled: bool) -> Static:
-            torch._dynamo.reset()
-            return Static(model, len(prompts[0]), budgets[-1] + answer, compiled)  # noqa: B023
-
-        ours(model, prompts, 2)  # warm up
-        decoding = fresh(False)
-        for way in (
-            "ours (growing)",
-            "static",
-            "compiled: the first batch of a machine",
-            "compiled: the first batch of a later process",
-            "compiled: a later batch",
-        ):
-            begin, before = time.monotonic(), cpu_seconds()
-            if way.startswith("ours"):
-                whole_ours(model, prompts, budgets, answer)
-            else:
-                decoding = fresh(True) if "first" in way else decoding
-                whole_static(decoding, prompts, budgets, answer)
-            spent, took = cpu_seconds() - before, time.monotonic() - begin
-            first = first or spent
-            print(f"| {name} | {way} | {spent:.1f} | {took:.1f} | {spent / first:.2f} |", flush=True)
-
-
-def cpu_seconds() -> float:
-    """Return the CPU seconds of this process and of its ended children, such as compilers."""
-    parts = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(part.ru_utime + part.ru_stime for part in parts)
-
-
-@torch.inference_mode()
-def whole_ours(model: Any, prompts: list[list[int]], budgets: Sequence[int], answer: int) -> None:
-    rows = PaddedRows(model, prompts)
-    left: list[int | None] = [None] * len(prompts)  # answer tokens that a row still has; None: it is thinking
-    chosen = rows.prefill().argmax(-1).tolist()
-    for step in range(budgets[-1] + answer):
-        kept = [row for row, tokens in enumerate(left) if tokens != 0 and not (tokens is None and step > budgets[-1])]
-        forked = [row for row in kept if left[row] is None] if step in budgets else []
-        if step == budgets[-1]:
-            kept = [row for row in kept if left[row] is not None]
-        if forked or len(kept) < len(left):
-            rows.select([*kept, *forked])
-            chosen = [chosen[row] for row in (*kept, *forked)]
-            left = [*(left[row] for row in kept), *[answer] * len(forked)]
-        chosen = rows.step(chosen).argmax(-1).tolist()
-        left = [None if tokens is None else tokens - 1 for tokens in left]
-
-
-@torch.inference_mode()
-def whole_static(decoding: Static, prompts: list[list[int]], budgets: Sequence[int], answer: int) -> None:
-    thought = [decoding.read(prompts)]
-    for _ in range(budgets[-1]):
-        thought.append(decoding.step(thought[-1]))
-    for budget in reversed(budgets):
-        decoding.go_back_to(len(prompts[0]) + budget)
-        chosen = thought[budget]
-        for _ in range(answer):
-            chosen = decoding.step(chosen)
 
 
 def cell(chains: int) -> None:
@@ -410,11 +244,8 @@ def transformers(model: Path, dtype: str) -> Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("reuse", "decode", "whole", "cell", "formats", "one"))
+    parser.add_argument("what", choices=("reuse", "cell", "formats", "one"))
     parser.add_argument("models", nargs="*", help="formats: model folders, or files for llama.cpp")
-    parser.add_argument("--rows", type=int, default=16, help="decode, whole: rows side by side")
-    parser.add_argument("--tokens", type=int, default=64, help="decode: steps")
-    parser.add_argument("--compile", action="store_true", help="decode: also torch.compile; needs a C++ compiler")
     parser.add_argument("--chains", type=int, default=64, help="cell: chains of the tiny reasoner")
     parser.add_argument("--threads", type=int, default=1, help="formats: with more than 1, wall time is measured")
     parser.add_argument("--dtype", default="bfloat16", help="formats: what folders compute in")
@@ -425,10 +256,6 @@ def main() -> None:
         formats(asked.models, asked.threads, asked.dtype)
     elif asked.what == "one":
         one(Path(asked.models[0]), asked.threads, asked.dtype)
-    elif asked.what == "whole":
-        whole(asked.rows)
-    elif asked.what == "decode":
-        decode(asked.rows, asked.tokens, asked.compile)
     else:
         cell(asked.chains)
 
