@@ -225,8 +225,7 @@ def toy(model, out, recipe, *, name, **ways):
             scaled = {name: source.read_weight(index, name) * recipe.factor for name in names}
             tensors = dict(source.block_tensors(index)) | source.as_stored(index, scaled)
             partial.write_block(index, tensors, {})
-        job.finish(partial, calibration, {"warnings": []})
-    return {"out": str(out), "factor": recipe.factor, "warnings": []}
+        return job.finish(partial, calibration, {"factor": recipe.factor}, {"warnings": []})
 
 
 class Toy(Step):

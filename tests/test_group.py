@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -30,7 +31,7 @@ SCORES = {
     "wanda++": lambda w, inputs: w.abs() * (inputs.norm_I / inputs.sequences**0.5 + inputs.gradient_OI),
 }
 
-NO_MODEL: Any = None  # it is only asked where a recipe leaves something open
+NO_MODEL: Any = SimpleNamespace(manifest={})  # more is only asked where a recipe leaves something open
 
 
 @pytest.fixture(scope="module")
