@@ -149,10 +149,11 @@ def smollm2_models() -> Iterator[Model]:
             at: dict[str, Any] = {"intermediate_size": kept, **quality.calibrated(seed)}
             narrow = WidthRecipe(**at)
             yield Model("smollm2", removed, (narrow,), seed)
+            others: list[dict[str, Any]] = [{"damping": 1.0}]
             if kept == SMOLLM2_WIDTHS[0] and not seed:
-                others: list[dict[str, Any]] = [{"target": "own"}, {"method": "wanda"}, {"fit": False}]
-                for how in others:
-                    yield Model("smollm2", removed, (WidthRecipe(**at | how),), seed)
+                others += [{"damping": 0.1}, {"target": "own"}, {"method": "wanda"}, {"fit": False}]
+            for how in others:
+                yield Model("smollm2", removed, (WidthRecipe(**at | how),), seed)
             more: dict[str, Any] = {"samples": quality.MORE_SAMPLES, "seqlen": quality.SEQLEN, "seed": seed}
             recovery = RecoverRecipe(calibration=str(quality.text(f"more-{seed}")), rate=RATE_AFTER_FIT, **more)
             recovered.append(Model("smollm2", removed, (narrow, recovery), seed))

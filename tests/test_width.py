@@ -344,6 +344,8 @@ BAD = {
     "everything left": ({"keep": 0.9, "multiple": 96}, "would keep 96 of 96 channels"),
     "wider": ({"intermediate_size": 96}, "would keep 96 of 96 channels"),
     "no experts": ({"of": "experts"}, "use `--of mlp`"),
+    "damping of no fit": ({"fit": False, "damping": 1.0}, "leave it out with fit off"),
+    "no damping": ({"damping": 0.0}, "damping must be above 0"),
 }
 
 
@@ -409,6 +411,9 @@ def test_names_and_shares(shared):
         ({"of": "mlp", "target": "own", "intermediate_size": 48}, "width-mlp-obs-own-48ch"),
     ):  # fmt: skip
         assert kind.name(WidthRecipe(**settings)) == name
+    more = WidthRecipe(damping=1.0)
+    assert kind.name(more) == "width-obs-damped1-75"
+    assert kind.method({"action": "width", "recipe": more.to_json()}) == "OBS width damped 1"
     linears = [linear for index in range(3) for linear in source.linears(index)]
     total = sum(linear.shape_OI[0] * linear.shape_OI[1] for linear in linears)
     removed = sum(linear.shape_OI[0] * linear.shape_OI[1] for linear in linears if "mlp" in linear.name) / 4
@@ -416,9 +421,22 @@ def test_names_and_shares(shared):
     same = WidthRecipe(intermediate_size=72), WidthRecipe(keep=0.75), WidthRecipe(keep=0.74, multiple=24, of="mlp")
     assert len({json.dumps(kind.content(recipe, source), sort_keys=True) for recipe in same}) == 1
     other = WidthRecipe(keep=0.5), WidthRecipe(fit=False), WidthRecipe(target="own"), WidthRecipe(method="flap")
-    assert len({json.dumps(kind.content(recipe, source), sort_keys=True) for recipe in (same[0], *other)}) == 5
+    other = *other, WidthRecipe(damping=1.0)
+    assert len({json.dumps(kind.content(recipe, source), sort_keys=True) for recipe in (same[0], *other)}) == 6
+    assert "damping" not in WidthRecipe().to_json()  # the keys of variants are those from before it
     unfitted = WidthRecipe(method="magnitude", fit=False), WidthRecipe(method="magnitude", fit=False, samples=3, seed=1)
     assert kind.content(unfitted[0], source) == kind.content(unfitted[1], source)
+
+
+def test_more_damping_keeps_weights_nearer_to_the_old_ones(shared, tmp_path):
+    prunus.width(shared / "dense", tmp_path / "cut", asked(shared, fit=False), device="cpu")
+    old, moved = load_file(tmp_path / "cut" / "model.safetensors"), []
+    for damping in (0.01, 1.0, 100.0):
+        prunus.width(shared / "dense", tmp_path / f"{damping}", asked(shared, damping=damping), device="cpu")
+        new = load_file(tmp_path / f"{damping}" / "model.safetensors")
+        names = [name for name in old if name.endswith("layers.0.mlp.down_proj.weight")]
+        moved += [float((new[name].double() - old[name].double()).norm()) for name in names]
+    assert moved[0] > moved[1] > moved[2] > 0
 
 
 @torch.no_grad()

@@ -32,15 +32,15 @@ def example(seed=0, tokens=TOKENS, channels=CHANNELS):
     return x_SI, weight_OI, bias_O, e_SO, own, towards
 
 
-def ridge(own, kept):
+def ridge(own, kept, damping=0.01):
     """The square root of the damping of a fit on these channels."""
-    return (0.01 * own.hessian_II[kept][:, kept].diagonal().mean()).sqrt()
+    return (damping * own.hessian_II[kept][:, kept].diagonal().mean()).sqrt()
 
 
 def cheapest_set(own, weight_OI, removed):
     """The cost of removing these channels if all others are refitted from scratch, by torch's own least squares."""
     kept = kept_of(CHANNELS, removed)
-    root_II = torch.linalg.cholesky(damped(own.hessian_II)).mT  # |W root^T|^2 = W H W^T
+    root_II = torch.linalg.cholesky(damped(own.hessian_II, 0.01)).mT  # |W root^T|^2 = W H W^T
     solution_KO = torch.linalg.lstsq(root_II[:, kept], root_II @ weight_OI.mT).solution
     return float((root_II[:, kept] @ solution_KO - root_II @ weight_OI.mT).square().sum())
 
@@ -92,18 +92,18 @@ def test_channels_that_are_never_active_go_first_and_their_weights_stay():
 
 @pytest.mark.parametrize("aims", [False, True], ids=["own", "dense"])
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("tokens", [60, 5])  # with 5, damping decides
-def test_the_fit_is_that_of_torchs_least_squares_with_rows_for_the_damping(aims, biased, tokens):
+@pytest.mark.parametrize(("tokens", "damping"), [(60, 0.01), (5, 0.01), (60, 2.0)])  # with 5 tokens, damping decides
+def test_the_fit_is_that_of_torchs_least_squares_with_rows_for_the_damping(aims, biased, tokens, damping):
     x_SI, weight_OI, bias_O, e_SO, own, towards = example(tokens=tokens)
     kept = [0, 2, 3, 6, 9]
-    fitted = fit(towards if aims else own, weight_OI, bias_O if biased else None, kept)
+    fitted = fit(towards if aims else own, weight_OI, bias_O if biased else None, kept, damping)
     target_SO = x_SI @ weight_OI.mT + (bias_O if biased else 0) + (e_SO if aims else 0)
     x_SK = x_SI[:, kept]
     if biased:  # the damping is that of inputs without their means; a column of ones is the intercept
-        root = (0.01 * (x_SK - x_SK.mean(0)).square().sum(0).mean()).sqrt()
+        root = (damping * (x_SK - x_SK.mean(0)).square().sum(0).mean()).sqrt()
         x_SK = torch.cat([x_SK, torch.ones(tokens, 1, dtype=torch.float64)], 1)
     else:
-        root = ridge(own, kept)
+        root = ridge(own, kept, damping)
     rows_KK = root * torch.eye(len(kept), x_SK.shape[1], dtype=torch.float64)
     wanted = torch.cat([target_SO, root * weight_OI[:, kept].mT])
     solution = torch.linalg.lstsq(torch.cat([x_SK, rows_KK]), wanted).solution

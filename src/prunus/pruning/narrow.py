@@ -312,7 +312,7 @@ def narrow_block(
             made = (
                 cut(weight_OI, bias_O, kept[down])
                 if inputs is None or not job.recipe.fit
-                else fit(inputs, weight_OI, bias_O, kept[down])
+                else fit(inputs, weight_OI, bias_O, kept[down], job.recipe.damping)
             )
             if inputs is not None:
                 errors.append(relative_error(inputs, weight_OI, bias_O, made, kept[down]))

@@ -34,12 +34,13 @@ class Width(Step):
         """`width-obs-75`, `width-experts-magnitude-unfitted-3584ch`."""
         words = ["width", *([recipe.of] if recipe.of else []), recipe.method]
         words += [*(["own"] if recipe.fit and recipe.target == "own" else []), *([] if recipe.fit else ["unfitted"])]
+        words += [] if recipe.damping == WidthRecipe.damping else [f"damped{recipe.damping:g}"]
         return "-".join([*words, f"{100 * recipe.keep:.3g}" if recipe.keep else f"{recipe.intermediate_size}ch"])
 
     def content(self, recipe: Any, source: Any) -> dict[str, object]:
         """Stored: as Step says; the number of channels that are kept instead of the settings that give it."""
         unused = {"keep", "intermediate_size", "multiple", "tensor_parallel", "of"}
-        unused |= set() if recipe.fit else {"target"}
+        unused |= set() if recipe.fit else {"target", "damping"}
         kept = self.with_effect(recipe, unused, kept={"seed"} if recipe.method == "random" else ())
         units, width, _ = narrowing(recipe, source)
         return kept | {"action": "width", "of": sorted({unit.of for unit in units}), "kept": width}
@@ -73,6 +74,8 @@ class Width(Step):
             words.append("unfitted")
         elif recipe.get("target") == "own":
             words.append("own target")
+        if "damping" in recipe:
+            words.append(f"damped {recipe['damping']:g}")
         return " ".join(words)
 
     def label(self, step: StepRecord) -> str:

@@ -20,7 +20,9 @@ from prunus.pruning.calibration.statistics import add_product, mirror
 # Channels up to which matrices are float64; wider ones take float32: half of the memory and time. The damped H has a
 # condition number of at most 100 I. Up to 4,864 channels both choose the same (docs/measurements/width.md).
 WIDEST = 8_192
-DAMPING = 0.01  # share of the mean diagonal of H that is added to its diagonal
+DAMPING = (
+    0.01  # share of the mean diagonal of H that is added to its diagonal to choose channels, and to fit by default
+)
 RETRIES = 3  # how many times damping is multiplied by 10 where H stays singular
 # Updates are exact after every 256th part of the channels; after more, choices are worse (docs/measurements/width.md).
 BATCHES = 256
@@ -60,7 +62,7 @@ def precision(channels: int) -> torch.dtype:
     return torch.float64 if channels <= WIDEST else torch.float32
 
 
-def damped(hessian_II: Tensor, damping: float = DAMPING) -> Tensor:
+def damped(hessian_II: Tensor, damping: float) -> Tensor:
     """A copy of H with a share of its mean diagonal added to the diagonal; the identity where H is all 0.
 
     A channel that is 0 on every token thus costs least of all.
@@ -73,14 +75,14 @@ def damped(hessian_II: Tensor, damping: float = DAMPING) -> Tensor:
     return hessian_II
 
 
-def factor(hessian_II: Tensor) -> Tensor:
+def factor(hessian_II: Tensor, damping: float = DAMPING) -> Tensor:
     """The lower Cholesky factor of the damped H, with up to 1000 times the damping where H is singular."""
     for attempt in range(RETRIES + 1):
-        lower_II, failed = torch.linalg.cholesky_ex(damped(hessian_II, DAMPING * 10**attempt))
+        lower_II, failed = torch.linalg.cholesky_ex(damped(hessian_II, damping * 10**attempt))
         if not int(failed):
             return lower_II
     raise PrunusError(
-        f"the Hessian of {len(hessian_II)} channels stays singular even with damping {DAMPING * 10**RETRIES:g}; use"
+        f"the Hessian of {len(hessian_II)} channels stays singular even with damping {damping * 10**RETRIES:g}; use"
         " more or other calibration text, or --method wanda --no-fit"
     )
 
@@ -151,11 +153,14 @@ class Fitted(NamedTuple):
     bias_O: Tensor | None
 
 
-def fit(inputs: Inputs, weight_OI: Tensor, bias_O: Tensor | None, kept: Sequence[int]) -> Fitted:
+def fit(
+    inputs: Inputs, weight_OI: Tensor, bias_O: Tensor | None, kept: Sequence[int], damping: float = DAMPING
+) -> Fitted:
     """The down Linear of the kept channels whose output is nearest to its target, damped towards its old weights.
 
     It minimises the sum over tokens of |W' x_K + b' - target|^2 + damping * |W' - W_K|^2, where the target is
-    W x + b + e, and e what the output lacks (see Inputs). The intercept, where there is one, is not damped.
+    W x + b + e, and e what the output lacks (see Inputs). The intercept, where there is one, is not damped. damping: a
+    share of the mean diagonal of H.
     """
     seen = inputs if bias_O is None else inputs.centred()
     kept_K = torch.tensor(kept, device=weight_OI.device)
@@ -164,7 +169,7 @@ def fit(inputs: Inputs, weight_OI: Tensor, bias_O: Tensor | None, kept: Sequence
     lacks_OK = (gone_OI @ seen.hessian_II)[:, kept_K]
     if seen.error_OI is not None:
         lacks_OK += seen.error_OI[:, kept_K]
-    lower_KK = factor(seen.hessian_II[kept_K[:, None], kept_K])
+    lower_KK = factor(seen.hessian_II[kept_K[:, None], kept_K], damping)
     weight_OK = weight_OI[:, kept_K] + torch.cholesky_solve(lacks_OK.mT, lower_KK).mT
     return Fitted(weight_OK, intercept(inputs, weight_OI, bias_O, weight_OK, kept_K))
 
