@@ -158,7 +158,7 @@ def test_smollm2(tmp_path):
 
 @pytest.mark.parametrize(("tied", "equal"), [(False, 12), (True, 6)])
 def test_an_evaluation_behind_its_server(tied, equal, tmp_path):
-    """Budgets, stops and grading, as with any engine: at least so many of 12 greedy rows are those of hf.
+    """Budgets, stops and grades are those of any engine: at least `equal` of 12 greedy rows equal those of hf.
 
     A random model's chains depend on the prompt, but have near ties, which float16 breaks otherwise on another CPU. The
     other model has none: the next token's row of the head is the embedding of the token before it.

@@ -32,7 +32,6 @@ from prunus.recipes import (
     WidthRecipe,
 )
 
-# ruff: noqa: F401  # these are for type checkers
 if TYPE_CHECKING:
     from prunus import sparse
     from prunus.checkpoint.conversions import dequantize, pack, unpack
@@ -56,7 +55,8 @@ if TYPE_CHECKING:
     from prunus.pruning.recover import recover
     from prunus.reporting.page import report
     from prunus.results.comparison import compare
-    from prunus.results.frames import Results, export, open
+    from prunus.results.frames import Results, export
+    from prunus.results.frames import open as open  # not in __all__: import * would replace the builtin
     from prunus.results.importing import import_rows
     from prunus.results.store import runs
     from prunus.steps.chain import apply_steps
@@ -72,6 +72,60 @@ if TYPE_CHECKING:
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
 __version__ = "0.2.0"
+__all__ = [
+    "AS_RUN",
+    "OFF",
+    "DropRecipe",
+    "EngineOptions",
+    "EvalPlan",
+    "ExpertsRecipe",
+    "GgufRecipe",
+    "PruneRecipe",
+    "PrunusError",
+    "QuantizeRecipe",
+    "RecoverRecipe",
+    "Results",
+    "TraceRecipe",
+    "WidthRecipe",
+    "allocate",
+    "apply_steps",
+    "card",
+    "compare",
+    "demo",
+    "dequantize",
+    "drop_blocks",
+    "drop_experts",
+    "evaluate",
+    "expert_stats",
+    "export",
+    "find",
+    "gguf",
+    "import_rows",
+    "inspect",
+    "methods",
+    "pack",
+    "perplexity",
+    "plan_study",
+    "profiles",
+    "prune",
+    "quantize",
+    "recover",
+    "regrade",
+    "report",
+    "report_study",
+    "run_study",
+    "runs",
+    "show_profile",
+    "sparse",
+    "stats",
+    "tasks",
+    "traces",
+    "unpack",
+    "verify",
+    "view",
+    "width",
+]
+
 _HOME = {
     "Results": "prunus.results.frames",
     "allocate": "prunus.pruning.allocate",
@@ -112,24 +166,6 @@ _HOME = {
     "view": "prunus.viewer.server",
     "width": "prunus.pruning.narrow",
 }
-__all__ = [
-    "AS_RUN",
-    "OFF",
-    "DropRecipe",
-    "EngineOptions",
-    "EvalPlan",
-    "ExpertsRecipe",
-    "GgufRecipe",
-    "PruneRecipe",
-    "PrunusError",
-    "QuantizeRecipe",
-    "RecoverRecipe",
-    "TraceRecipe",
-    "WidthRecipe",
-    "sparse",
-]
-# `import *` would replace the builtin `open`.
-__all__ += [name for name in _HOME if name != "open"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -305,8 +305,8 @@ class WidthRecipe(Weighted):
     fit: bool = setting(True, "Fit the last Linear of each network to the channels that it keeps, by least squares.")
     damping: float = advanced(
         0.01,
-        "How strongly the fit is held to the old weights, as a share of the mean squared input; 1 was better with 7"
-        " tokens for each channel.",
+        "How strongly the fit is held to the old weights, as a share of the mean squared input; raise it to 1 where"
+        " there are few tokens for each channel.",
         above=0,
         conflicts=(Conflict("fit", False, "damping is that of the fit; leave it out with fit off"),),
         late=True,

@@ -86,10 +86,8 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: 
     one_outcome = np.full(A, draws == 1 and len(pairs) == 1 and not pairs[0].base.grouped)
     one_outcome[-1] &= np.count_nonzero(weights_BC[:, B]) == 1
     bases = [d[:, :A] for d in base_means]
-    columns, claimed = (
-        {name: column[:A] for name, column in common.items()},
-        _claimed(shares, bases, pairs, margin, seed, one_outcome, B),
-    )
+    columns = {name: column[:A] for name, column in common.items()}
+    claimed = _claimed(shares, bases, pairs, margin, seed, one_outcome, B)
     # Where losing everything would be within the margin nothing is claimed.
     covered_A = np.array([margin.covers(share) for share in columns["base_accuracy"]])
     claimed["p_margin"] = np.where(covered_A, 1.0, claimed["p_margin"])

@@ -80,7 +80,7 @@ def _top(data: Data, title: str) -> str:
     found, whole = shown["found"], declared["model"].get("bytes")
     said = f"Losses of {_losses(declared)}, were not ruled out for any rung."
     if found:
-        size = f"{_share(found['removed'])}{NBSP}% was to be removed"
+        size = f"{_share(found['removed'])}{NBSP}% of the weights are removed"
         if whole is not None:
             size = "It has {} of the dense model's {}".format(*(short(n, UNITS) for n in (found["bytes"], whole)))
         sure = f"{100 - 100 * declared['alpha']:g}{NBSP}% confidence"
