@@ -147,9 +147,9 @@ def smollm2_models() -> Iterator[Model]:
         removed = f"{100 * (1536 - kept) / 1536:g} %"
         for seed in range(SEEDS if kept == SMOLLM2_WIDTHS[0] else 1):
             at: dict[str, Any] = {"intermediate_size": kept, **quality.calibrated(seed)}
-            narrow = WidthRecipe(damping=1.0, **at)
+            narrow = WidthRecipe(**at)
             yield Model("smollm2", removed, (narrow,), seed)
-            others: list[dict[str, Any]] = [{}]
+            others: list[dict[str, Any]] = [] if seed else [{"damping": 0.01}, {"damping": 1.0}]
             if kept == SMOLLM2_WIDTHS[0] and not seed:
                 others += [{"damping": 0.1}, {"target": "own"}, {"method": "wanda"}, {"fit": False}]
             for how in others:

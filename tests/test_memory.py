@@ -128,7 +128,7 @@ def bound_of_width() -> int:
     """The formula of docs/memory.md, in bytes, for few tokens."""
     width, feed, tokens = CHANNELS.width, CHANNELS.feed, FEW * LENGTH
     block = sum(rows * columns for rows, columns in CHANNELS.linears)
-    fit = 3 * DOUBLE * feed**2 + 4 * DOUBLE * width * feed
+    fit = 3 * DOUBLE * feed**2 + 4 * DOUBLE * width * feed + 2 * DOUBLE * tokens // 8 * (feed + width)
     return 6 * block + 2 * FULL * tokens * width + max(FULL * tokens * (3 * feed + 2 * width), fit) + LIBRARY
 
 

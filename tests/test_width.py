@@ -117,7 +117,7 @@ def by_hand(folder, kept, target, stream="narrow", rows=ROWS, weight_S: Any = 1.
 
 @pytest.mark.parametrize("target", ["dense", "own"])
 def test_a_narrow_model_is_that_of_whole_passes_and_torchs_least_squares(shared, tmp_path, target):
-    told = prunus.width(shared / "dense", tmp_path / "out", asked(shared, target=target), device="cpu")
+    told = prunus.width(shared / "dense", tmp_path / "out", asked(shared, target=target, damping=0.01), device="cpu")
     expected, made = by_hand(shared / "dense", 72, target), tensors_of(tmp_path / "out")
     assert told["channels"] == "72 of 96" and told["blocks"] == 3 and told["difference"] < 1e-5
     for name, tensor in expected.items():
@@ -136,7 +136,9 @@ def test_a_narrow_model_is_that_of_whole_passes_and_torchs_least_squares(shared,
     about_engines = [text for text in told["warnings"] if "K-quants" in text]
     assert about_engines and not {*about_engines} & {*step["warnings"]}, "no result depends on them"
     assert [block["target"] for block in step["blocks"]] == [target] * 3
-    assert step_label(step) == ("OBS width 75\xa0%" if target == "dense" else "OBS width own target 75\xa0%")
+    assert [block["dampings"] for block in step["blocks"]] == [[0.01]] * 3
+    said = "OBS width damped 0.01 75\xa0%"
+    assert step_label(step) == (said if target == "dense" else said.replace("width", "width own target"))
     card = (tmp_path / "out" / "README.md").read_text()
     said = f"are kept, {sizes[1]:,} of {sizes[0]:,} parameters"
     assert f"72 of 96 channels of its feed-forward networks {said}" in card and card.count(said) == 2
@@ -176,7 +178,7 @@ def test_tokens_count_as_they_should_padding_not_at_all_and_multiplied_outputs_a
     rows = [ids[: 9 + 2 * number] for number, ids in enumerate(ROWS)]
     lines = ({"token_ids": ids, "prompt_tokens": 4 + number} for number, ids in enumerate(rows))
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    recipe = asked(shared, calibration=str(tmp_path / "rows.jsonl"), prompt_weight=0.25)
+    recipe = asked(shared, calibration=str(tmp_path / "rows.jsonl"), prompt_weight=0.25, damping=0.01)
     prunus.width(tmp_path / "dense", tmp_path / "out", recipe, device="cpu")
     weights = [0.25 if place < 4 + number else 1.0 for number, ids in enumerate(rows) for place in range(len(ids))]
     made = tensors_of(tmp_path / "out")
@@ -200,8 +202,8 @@ def test_every_kind_of_network_is_narrowed_and_fitted(shared, tmp_path, name):
     errors, ids = {}, torch.tensor(rows)
     with torch.no_grad():
         before = whole(tmp_path / "dense")(input_ids=ids, use_cache=False).logits
-    for fit in (True, False):
-        told = prunus.width(tmp_path / "dense", tmp_path / str(fit), asked(shared, fit=fit, keep=0.5), device="cpu")
+    for fit, how in ((True, {"damping": 0.01}), (False, {"fit": False})):
+        told = prunus.width(tmp_path / "dense", tmp_path / str(fit), asked(shared, keep=0.5, **how), device="cpu")
         model = whole(tmp_path / str(fit))
         assert told["difference"] < 1e-5
         assert getattr(model.config, field) == getattr(whole(tmp_path / "dense").config, field) / 2
@@ -245,14 +247,28 @@ def test_recovery_of_a_fitted_width_has_a_rate_of_its_own(shared, tmp_path):
         prunus.width(dense, tmp_path / name, recipe, device="cpu")
         prunus.recover(tmp_path / name, tmp_path / f"{name}-recovered", RecoverRecipe(**training), device="cpu")
         step = Checkpoint(tmp_path / f"{name}-recovered").manifest["history"][-1]
-        made[name] = step["recipe"]["rate"]
+        made[name] = step["recipe"]["rate"], step["recipe"]["seed"]
         assert all(block["after"] <= block["before"] for block in step["blocks"])
         trained += sum(block["trained"] for block in step["blocks"])
         assert whole(tmp_path / f"{name}-recovered").config.intermediate_size == 42
-    assert trained and made == {"fitted": 0.003, "unfitted": 0.01}
-    given = WidthRecipe(), RecoverRecipe(rate=0.01)
+    assert trained and made == {"fitted": (0.003, 1), "unfitted": (0.01, 0)}
+    given = WidthRecipe(), RecoverRecipe(rate=0.01, seed=3)
     assert settled(given) == given
+    same = settled([WidthRecipe(seed=2), RecoverRecipe(seed=2)])
+    assert same[1].seed == 3 and settled(same) == same
     assert settled([WidthRecipe(), PruneRecipe(), RecoverRecipe()])[-1] == RecoverRecipe(rate=0.01)
+
+
+def test_a_recovery_on_the_sequences_of_the_fit_says_so(shared, tmp_path):
+    """A text of just as many sequences as are asked for gives the same ones with every seed, and others not at all."""
+    prunus.width(shared / "dense", tmp_path / "narrow", asked(shared), device="cpu")
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps({"token_ids": [*ids[::-1]]}) + "\n" for ids in ROWS))
+    for text, warned in ((shared / "rows.jsonl", True), (tmp_path / "other.jsonl", False)):
+        recipe = RecoverRecipe(calibration=str(text), samples=SEQUENCES, seqlen=LENGTH, epochs=1)
+        told = prunus.recover(tmp_path / "narrow", tmp_path / "out", recipe, device="cpu", overwrite=True)
+        assert (
+            any(f"fitted to {SEQUENCES} of these {SEQUENCES} sequences" in text for text in told["warnings"]) == warned
+        )
 
 
 def test_twins_of_a_narrow_block_are_not_narrower_than_it():
@@ -423,7 +439,10 @@ def test_names_and_shares(shared):
     other = WidthRecipe(keep=0.5), WidthRecipe(fit=False), WidthRecipe(target="own"), WidthRecipe(method="flap")
     other = *other, WidthRecipe(damping=1.0)
     assert len({json.dumps(kind.content(recipe, source), sort_keys=True) for recipe in (same[0], *other)}) == 6
-    assert "damping" not in WidthRecipe().to_json()  # the keys of variants are those from before it
+    stored = {key: value for key, value in WidthRecipe().to_json().items() if key != "damping"}
+    assert WidthRecipe.from_json(stored) == WidthRecipe(damping=0.01)  # which it was before one could set it
+    assert WidthRecipe.from_json(stored | {"fit": False}) == WidthRecipe(fit=False)
+    assert kind.method({"action": "width", "recipe": WidthRecipe().to_json()}) == "OBS width"
     unfitted = WidthRecipe(method="magnitude", fit=False), WidthRecipe(method="magnitude", fit=False, samples=3, seed=1)
     assert kind.content(unfitted[0], source) == kind.content(unfitted[1], source)
 

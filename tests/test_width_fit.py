@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+from prunus.checkpoint.runner import Batch
 from prunus.pruning.width.fit import (
+    DAMPINGS,
+    Held,
     Inputs,
     by_chance,
     by_contribution,
@@ -12,6 +15,7 @@ from prunus.pruning.width.fit import (
     cut,
     damped,
     fit,
+    held_out,
     kept_of,
     lowest,
     relative_error,
@@ -112,6 +116,44 @@ def test_the_fit_is_that_of_torchs_least_squares_with_rows_for_the_damping(aims,
         torch.testing.assert_close(fitted.bias_O, solution[-1], rtol=1e-8, atol=1e-8)
     else:
         assert fitted.bias_O is None
+
+
+@pytest.mark.parametrize("aims", [False, True], ids=["own", "dense"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_damping_is_the_one_with_the_least_error_on_tokens_that_the_fit_left_out(aims, biased):
+    kept, chosen = [0, 2, 3, 6, 9], set()
+    for seed in range(12):
+        x_SI, weight_OI, bias_O, e_SO, own, towards = example(seed, tokens=10)
+        lacks_SO = e_SO if aims else torch.zeros(10, 1, dtype=torch.float64)
+        held = Held(x_SI[::3], lacks_SO[::3], torch.ones(4))
+        made = fit((towards if aims else own)._replace(held=held), weight_OI, bias_O if biased else None, kept, None)
+        target_SO = x_SI @ weight_OI.mT + lacks_SO
+        if biased:  # what the intercept makes up for is taken off all tokens first
+            x_SI, target_SO = x_SI - x_SI.mean(0), target_SO - target_SO.mean(0)
+        x_SK, left = x_SI[:, kept], [token for token in range(10) if token % 3]
+        errors = {}
+        for damping in DAMPINGS:
+            root = (damping * x_SK[left].square().sum(0).mean()).sqrt()
+            rows_SK = torch.cat([x_SK[left], root * torch.eye(5, dtype=torch.float64)])
+            wanted = torch.cat([target_SO[left], root * weight_OI[:, kept].mT])
+            solution_KO = torch.linalg.lstsq(rows_SK, wanted).solution
+            errors[damping] = float((x_SK[::3] @ solution_KO - target_SO[::3]).square().sum())
+        assert made.damping == min(errors, key=errors.__getitem__)
+        again = fit(towards if aims else own, weight_OI, bias_O if biased else None, kept, made.damping)
+        torch.testing.assert_close(made.weight_OK, again.weight_OK)  # the fit itself has all tokens
+        chosen.add(made.damping)
+    assert len(chosen) > 2
+
+
+def test_held_out_sequences_are_spread_over_the_batches_and_take_little_memory():
+    def held(shapes, channels=256):
+        found = held_out([Batch(torch.zeros(shape, dtype=torch.long)) for shape in shapes], channels)
+        assert [tuple(mask.shape) for mask in found] == shapes
+        assert all(bool((mask == mask[:, :1]).all()) for mask in found)  # whole sequences
+        return [int(mask[:, 0].sum()) for mask in found]
+
+    assert held([(16, 32), (8, 64)]) == [2, 1] and held([(1, 9)]) == [0] and held([(1, 9), (1, 9)]) == [0, 1]
+    assert held([(4, 512)] * 16) == [0, 0, 1, 0] * 4 and held([(4, 512)] * 16, 16_384) == [0, 1] * 8
 
 
 @pytest.mark.parametrize("aims", [False, True], ids=["own", "dense"])

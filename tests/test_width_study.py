@@ -51,7 +51,7 @@ def test_a_study_of_widths_has_the_rows_of_what_the_commands_write(tmp_path):
     assert all(variant.is_whole for variant in (narrow, recovered, zeros))
     (recipe,) = narrow.steps
     assert isinstance(recipe, WidthRecipe) and recovered.steps[1] == RecoverRecipe.like(
-        recipe, step_tokens=64, epochs=1, rate=0.003
+        recipe, step_tokens=64, epochs=1, rate=0.003, seed=1
     )
     prunus.width(tmp_path / "model", tmp_path / "one", recipe, device="cpu")
     made = unfinished_folder(tmp_path / "out", narrow)
@@ -87,7 +87,7 @@ def test_a_ladder_of_widths_goes_from_wide_to_narrow(tmp_path):
     with pytest.raises(PrunusError, match="not in order"):
         check_order(again, source)
     (recovering,) = ladders_of([WidthRecipe()], None, {}, {})
-    assert recovering.entries[0].steps[1] == RecoverRecipe(rate=0.003)
+    assert recovering.entries[0].steps[1] == RecoverRecipe(rate=0.003, seed=1)
 
 
 def files(folder):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from prunus.budgets import OFF, Off, with_names, without_off
 from prunus.declarations import Allocation, Criterion, DepthMethod, Group, Method, declared
@@ -303,13 +303,12 @@ class WidthRecipe(Weighted):
         " or gate follows it in any case.",
     )
     fit: bool = setting(True, "Fit the last Linear of each network to the channels that it keeps, by least squares.")
-    damping: float = advanced(
-        0.01,
-        "How strongly the fit is held to the old weights, as a share of the mean squared input; raise it to 1 where"
-        " there are few tokens for each channel.",
+    damping: float | None = advanced(
+        None,
+        "How strongly the fit is held to the old weights, as a share of the mean squared input; default: for each"
+        " network what errs least on held-out sequences.",
         above=0,
         conflicts=(Conflict("fit", False, "damping is that of the fit; leave it out with fit off"),),
-        late=True,
     )
     tensor_parallel: int | None = advanced(
         None, "GPUs among which an engine will divide each network; warn if they cannot.", at_least=1
@@ -319,6 +318,11 @@ class WidthRecipe(Weighted):
         super().__post_init__()
         if self.keep is None and self.intermediate_size is None:
             object.__setattr__(self, "keep", KEEP)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """As Recipe says; recipes that were stored before damping was a setting had one of 0.01."""
+        return super().from_json({"damping": 0.01 if data.get("fit", True) else None} | data)
 
     @property
     def needs_data(self) -> bool:
@@ -420,7 +424,11 @@ class RecoverRecipe(Weighted):
     calibration: str = setting("auto", "As for prune; the model's own chains (traces:FILE) are best.")
     prompt_weight: float = setting(1.0, "Weight of a prompt's tokens in the loss (traces only).", at_least=0)
     chain_weight: float = setting(1.0, "Weight of a chain's tokens in the loss (traces only).", at_least=0)
-    seed: int = setting(0, "Seed of the sample, the held-out tokens and the order of training.")
+    seed: int = setting(
+        0,
+        "Seed of the sample, the held-out tokens and the order of training; the next one where a fitted width had the"
+        " same text and seed.",
+    )
     epochs: int = setting(4, "Passes over the training tokens.", at_least=1)
     rate: float = setting(
         DEFAULT_RATE,

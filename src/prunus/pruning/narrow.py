@@ -42,8 +42,10 @@ from prunus.pruning.width.fit import (
     cut,
     fit,
     gain_of,
+    held_out,
     kept_of,
     lowest,
+    most_held,
     observe,
     precision,
     relative_error,
@@ -179,8 +181,9 @@ def make_job(job: Job[WidthRecipe]) -> Narrowing:
 
 def check_matrices_fit(source: Checkpoint, channels: int, device: torch.device) -> None:
     """Raise PrunusError unless a block and what is needed to fit its channels (docs/memory.md) are free in memory."""
-    matrices = precision(channels).itemsize * channels * (3 * channels + 4 * source.architecture.width)
-    needed = 6 * largest_block(source) + matrices
+    outputs = source.architecture.width
+    values = 3 * channels**2 + 4 * channels * outputs + 2 * most_held(channels) * (channels + outputs)
+    needed = 6 * largest_block(source) + precision(channels).itemsize * values
     if needed > (free := free_on(device)):
         where = "memory" if device.type == "cpu" else f"memory of {device}"
         raise PrunusError(
@@ -259,6 +262,7 @@ def observed(
     fitted to its own output.
     """
     runner, units = streams.dense, job.of_block(index)
+    held = held_out(streams.batches, max((unit.width for unit in units), default=0))
     block, gain = runner.make_block(index, tensors), None
     if job.follows_dense:
         streams.advance_dense(block)
@@ -269,7 +273,8 @@ def observed(
     def groups() -> Groups:
         for downs in portions(units):
             own, wanted = streams.hidden.views(streams.input_SW), streams.hidden.views(streams.hidden.states_SW)
-            yield observe(runner, block, downs, zip(streams.batches, own, wanted, strict=True), gain, f"block {index}")
+            batches = zip(streams.batches, own, wanted, held, strict=True)
+            yield observe(runner, block, downs, batches, gain, f"block {index}")
 
     return gain, groups()
 
@@ -294,13 +299,14 @@ def narrow_block(
     """The tensors of a block with fewer channels, by their names within it, and the record for the manifest.
 
     gain, groups: of `observed`. The record has errors (of each network's output, see relative_error), target (None:
-    nothing is fitted), and of networks with fewer tokens than channels `few`: their number, the least tokens, and the
-    down Linear that has these.
+    nothing is fitted), dampings (of each fit), and of networks with fewer tokens than channels `few`: their number, the
+    least tokens, and the down Linear that has these.
     """
     units = {unit.down: unit for unit in job.of_block(index)}
     kept: dict[str, list[int]] = {}
     fitted: dict[str, Fitted] = {}
     errors: list[float] = []
+    dampings: list[float] = []
     few: list[tuple[int, str]] = []
     for group in groups:
         for down, inputs in group.items():
@@ -317,6 +323,7 @@ def narrow_block(
             if inputs is not None:
                 errors.append(relative_error(inputs, weight_OI, bias_O, made, kept[down]))
                 few += [(inputs.tokens, down)] if inputs.tokens < unit.width else []
+            dampings += [] if made.damping is None else [made.damping]
             fitted[down] = made
     if missing := next((down for down in units if down not in kept), None):
         raise PrunusError(f"there are no statistics of {missing} of block {index}: write them again, with this version")
@@ -326,7 +333,7 @@ def narrow_block(
             if tensor is not None:
                 found[f"{down}.{part}"] = tensor.to("cpu", tensors[f"{down}.{part}"].dtype).contiguous()
     target = ("own" if gain is None else "dense") if fitted and job.recipe.fit else None
-    record: dict[str, object] = {"target": target, "errors": errors}
+    record: dict[str, object] = {"target": target, "errors": errors, "dampings": dampings}
     return found, record | ({"few": [len(few), *min(few)]} if few else {})
 
 

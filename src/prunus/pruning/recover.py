@@ -5,6 +5,7 @@ the recovered blocks before it give, and is fitted to what the dense model gives
 are thus corrected by later ones. Zeros stay zero. Memory holds one block, what Adam keeps of it, and the two streams.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -19,7 +20,7 @@ from prunus.checkpoint.linears import shares_state
 from prunus.checkpoint.model_folder import PACKED_FILE, is_packed
 from prunus.checkpoint.packed_files import PackedCheckpoint, read_packed
 from prunus.checkpoint.precision import full_float32
-from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.resolve import CALIBRATION, resolve
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.writer import Partial
 from prunus.disk import show_bytes
@@ -30,7 +31,7 @@ from prunus.pruning.calibration.hidden_states import largest_block
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.recovery import TRAINING_BYTES, Fit, begin_training, check_memory, trainable
 from prunus.recipes import RecoverRecipe
-from prunus.step import recorded_kind, settled
+from prunus.step import recipe_of, recorded_kind, settled
 
 CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by rounding
 
@@ -112,7 +113,7 @@ def recover(
         # Records of unfinished work of earlier versions have seconds.
         records = [{k: v for k, v in partial.records[i].items() if k != "seconds"} for i in range(source.blocks)]
         fits = [Fit(**record) for record in records]
-        warnings = [*calibration.warnings, *warnings_of(fits, ": lower --rate")]
+        warnings = [*calibration.warnings, *seen_before(source, calibration), *warnings_of(fits, ": lower --rate")]
         cost = {"tokens": sum(fit.tokens for fit in fits), "steps": sum(fit.steps for fit in fits)}
         record = {"blocks": records, "cost": cost, "arithmetic": partial.notes["steps"], "warnings": warnings}
         told = {
@@ -283,6 +284,21 @@ def has_zeros(source: Checkpoint, index: int) -> bool:
         if int((weight_OI == 0).sum()) > CHANCE_ZEROS * weight_OI.numel():
             return True
     return False
+
+
+def seen_before(source: Checkpoint, calibration: Calibration) -> list[str]:
+    """A warning where most of the sequences are those to which the pruned model was fitted."""
+    made, path = source.manifest.get("history", []), source.folder / CALIBRATION
+    if not made or not recorded_kind(made[-1]).fits(recipe_of(made[-1])) or not path.exists():
+        return []
+    fitted = {tuple(json.loads(line)["token_ids"]) for line in path.read_text().splitlines()}
+    count = sum(tuple(ids) in fitted for ids in calibration.sequences)
+    if 2 * count <= len(calibration.sequences):
+        return []
+    return [
+        f"{source.folder.name} was fitted to {count} of these {len(calibration.sequences)} sequences, so that held-out"
+        " errors say little of other text: calibrate the fit and the recovery on different sequences"
+    ]
 
 
 def warnings_of(fits: Sequence[Fit], advice: str = "") -> list[str]:

@@ -37,12 +37,16 @@ class Recover(Step):
         return recovery_ahead(recipe, source)
 
     def after(self, recipe: Any, earlier: Sequence[Step], settings: Sequence[Mapping[str, Any]]) -> Any:
-        """With the rate for what is left by the last step that removed something."""
-        if recipe.rate is not DEFAULT_RATE:
-            return recipe
+        """With the rate for what is left by the last step that removed something, and other tokens if that was fitted.
+
+        On tokens that a fit has seen, the error is so small that held-out ones say nothing of others.
+        """
         removing = [(kind, given) for kind, given in zip(earlier, settings, strict=True) if not kind.needs_pruned]
-        fitted = bool(removing) and removing[-1][0].fits(removing[-1][1])
-        return replace(recipe, rate=RATE_AFTER_FIT) if fitted else recipe
+        if not removing or not removing[-1][0].fits(removing[-1][1]):
+            return recipe
+        rate = RATE_AFTER_FIT if recipe.rate is DEFAULT_RATE else recipe.rate
+        same = all(removing[-1][1].get(key) == getattr(recipe, key) for key in ("calibration", "seed"))
+        return replace(recipe, rate=rate, seed=recipe.seed + same)
 
     def name(self, recipe: Any) -> str:
         """`recovered`."""

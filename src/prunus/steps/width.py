@@ -34,7 +34,7 @@ class Width(Step):
         """`width-obs-75`, `width-experts-magnitude-unfitted-3584ch`."""
         words = ["width", *([recipe.of] if recipe.of else []), recipe.method]
         words += [*(["own"] if recipe.fit and recipe.target == "own" else []), *([] if recipe.fit else ["unfitted"])]
-        words += [] if recipe.damping == WidthRecipe.damping else [f"damped{recipe.damping:g}"]
+        words += [] if recipe.damping is None else [f"damped{recipe.damping:g}"]
         return "-".join([*words, f"{100 * recipe.keep:.3g}" if recipe.keep else f"{recipe.intermediate_size}ch"])
 
     def content(self, recipe: Any, source: Any) -> dict[str, object]:
@@ -74,7 +74,7 @@ class Width(Step):
             words.append("unfitted")
         elif recipe.get("target") == "own":
             words.append("own target")
-        if "damping" in recipe:
+        if recipe.get("damping") is not None:
             words.append(f"damped {recipe['damping']:g}")
         return " ".join(words)
 

@@ -20,9 +20,10 @@ from prunus.pruning.calibration.statistics import add_product, mirror
 # Channels up to which matrices are float64; wider ones take float32: half of the memory and time. The damped H has a
 # condition number of at most 100 I. Up to 4,864 channels both choose the same (docs/measurements/width.md).
 WIDEST = 8_192
-DAMPING = (
-    0.01  # share of the mean diagonal of H that is added to its diagonal to choose channels, and to fit by default
-)
+# Share of the mean diagonal of H that is added to its diagonal: to choose channels, and to fit if nothing is held out.
+DAMPING = 0.01
+# Of these a fit takes the one with the least error on held-out tokens, which are those of every 8th sequence.
+DAMPINGS, HELD_OUT = (0.01, 0.1, 1.0, 10.0), 8
 RETRIES = 3  # how many times damping is multiplied by 10 where H stays singular
 # Updates are exact after every 256th part of the channels; after more, choices are worse (docs/measurements/width.md).
 BATCHES = 256
@@ -30,12 +31,27 @@ AT_ONCE = 512  # tokens that are converted to float64 at once
 GAIN_TOLERANCE = 1e-3  # share of a change of down's output up to which the block's change counts as the same
 
 
+class Held(NamedTuple):
+    """Tokens that a fit may leave out to see what its damping should be.
+
+    input_SI: inputs. error_SO: what the output lacks, 0 where it lacks nothing. weight_S: how much each token counts.
+    """
+
+    input_SI: Tensor
+    error_SO: Tensor
+    weight_S: Tensor
+
+    def centred(self, mean_I: Tensor, mean_O: Tensor) -> "Held":
+        """The same without these means."""
+        return self._replace(input_SI=self.input_SI - mean_I, error_SO=self.error_SO - mean_O)
+
+
 class Inputs(NamedTuple):
     """What calibration tells of the inputs of a down Linear.
 
     hessian_II: H. sum_I: weighted sum of the inputs. weight: sum of the weights of tokens. tokens: their number.
     error_OI: sum of e x^T and error_O: sum of e, where e is what a token's output lacks from its target; None where
-    the target is the Linear's own output. energy: sum of |e|^2.
+    the target is the Linear's own output. energy: sum of |e|^2. held: some of the tokens; None where none are known.
     """
 
     hessian_II: Tensor
@@ -45,16 +61,20 @@ class Inputs(NamedTuple):
     error_OI: Tensor | None = None
     error_O: Tensor | None = None
     energy: float = 0.0
+    held: Held | None = None
 
     def centred(self) -> "Inputs":
         """The same without the means, which an intercept makes up for."""
         count = max(self.weight, 1e-300)
-        hessian_II = self.hessian_II - torch.outer(self.sum_I, self.sum_I / count)
+        mean_I = self.sum_I / count
+        hessian_II = self.hessian_II - torch.outer(self.sum_I, mean_I)
+        mean_O = self.error_O / count if self.error_O is not None else torch.zeros(1).to(mean_I)
+        held = None if self.held is None else self.held.centred(mean_I, mean_O)
         if self.error_OI is None or self.error_O is None:
-            return self._replace(hessian_II=hessian_II)
-        error_OI = self.error_OI - torch.outer(self.error_O, self.sum_I / count)
+            return self._replace(hessian_II=hessian_II, held=held)
+        error_OI = self.error_OI - torch.outer(self.error_O, mean_I)
         energy = self.energy - float(self.error_O.square().sum()) / count
-        return self._replace(hessian_II=hessian_II, error_OI=error_OI, energy=energy)
+        return self._replace(hessian_II=hessian_II, error_OI=error_OI, energy=energy, held=held)
 
 
 def precision(channels: int) -> torch.dtype:
@@ -147,20 +167,22 @@ def kept_of(channels: int, removed: Sequence[int] | Tensor) -> list[int]:
 
 
 class Fitted(NamedTuple):
-    """weight_OK, bias_O: of the down Linear; bias_O is None where it has none."""
+    """weight_OK, bias_O: of the down Linear; bias_O is None where it has none. damping: of the fit, if there is one."""
 
     weight_OK: Tensor
     bias_O: Tensor | None
+    damping: float | None = None
 
 
 def fit(
-    inputs: Inputs, weight_OI: Tensor, bias_O: Tensor | None, kept: Sequence[int], damping: float = DAMPING
+    inputs: Inputs, weight_OI: Tensor, bias_O: Tensor | None, kept: Sequence[int], damping: float | None = None
 ) -> Fitted:
     """The down Linear of the kept channels whose output is nearest to its target, damped towards its old weights.
 
     It minimises the sum over tokens of |W' x_K + b' - target|^2 + damping * |W' - W_K|^2, where the target is
     W x + b + e, and e what the output lacks (see Inputs). The intercept, where there is one, is not damped. damping: a
-    share of the mean diagonal of H.
+    share of the mean diagonal of H; None: the one of DAMPINGS with which a fit to the tokens that are not held out errs
+    least on those that are.
     """
     seen = inputs if bias_O is None else inputs.centred()
     kept_K = torch.tensor(kept, device=weight_OI.device)
@@ -169,9 +191,37 @@ def fit(
     lacks_OK = (gone_OI @ seen.hessian_II)[:, kept_K]
     if seen.error_OI is not None:
         lacks_OK += seen.error_OI[:, kept_K]
-    lower_KK = factor(seen.hessian_II[kept_K[:, None], kept_K], damping)
-    weight_OK = weight_OI[:, kept_K] + torch.cholesky_solve(lacks_OK.mT, lower_KK).mT
-    return Fitted(weight_OK, intercept(inputs, weight_OI, bias_O, weight_OK, kept_K))
+    if damping is None:
+        damping = damping_for(seen, gone_OI, kept_K, lacks_OK)
+    weight_OK = weight_OI[:, kept_K] + solved(seen.hessian_II[kept_K[:, None], kept_K], lacks_OK, damping)
+    return Fitted(weight_OK, intercept(inputs, weight_OI, bias_O, weight_OK, kept_K), damping)
+
+
+def solved(hessian_KK: Tensor, lacks_OK: Tensor, damping: float) -> Tensor:
+    """(O, K) the change of the weights."""
+    return torch.cholesky_solve(lacks_OK.mT, factor(hessian_KK, damping)).mT
+
+
+def damping_for(seen: Inputs, gone_OI: Tensor, kept_K: Tensor, lacks_OK: Tensor) -> float:
+    """The one of DAMPINGS with the least error on held-out tokens; DAMPING where there are none.
+
+    gone_OI: the weights, 0 where channels stay. lacks_OK: as in fit, of all tokens.
+    """
+    if seen.held is None or not len(seen.held.weight_S):
+        return DAMPING
+    input_SI, error_SO, weight_S = (table.to(lacks_OK.dtype) for table in seen.held)
+    root_S1 = weight_S.sqrt()[:, None]
+    input_SI *= root_S1
+    lacks_SO = torch.addmm(error_SO * root_S1, input_SI, gone_OI.mT)
+    input_SK = input_SI[:, kept_K]
+    del input_SI
+    hessian_KK = seen.hessian_II[kept_K[:, None], kept_K].addmm_(input_SK.mT, input_SK, alpha=-1)
+    lacks_OK = torch.addmm(lacks_OK, lacks_SO.mT, input_SK, alpha=-1)
+
+    def error(damping: float) -> float:
+        return float((lacks_SO - input_SK @ solved(hessian_KK, lacks_OK, damping).mT).square().sum())
+
+    return min(DAMPINGS, key=error)
 
 
 def cut(weight_OI: Tensor, bias_O: Tensor | None, kept: Sequence[int]) -> Fitted:
@@ -222,9 +272,16 @@ class Sums:
         self.error_OI = torch.zeros(outputs if aims else 0, channels, dtype=dtype, device=device)
         self.error_O = torch.zeros(outputs, dtype=torch.float64, device=device)
         self.weight, self.tokens, self.energy = 0.0, 0, 0.0
+        self.held: list[Held] = []
 
-    def add(self, input_SI: Tensor, weight_S: Tensor, error_SO: Tensor | None) -> None:
-        """Add the inputs of some tokens, and what the output lacks for them. weight_S: how much each token counts."""
+    def add(self, input_SI: Tensor, weight_S: Tensor, error_SO: Tensor | None, held_S: Tensor) -> None:
+        """Add the inputs of some tokens, and what the output lacks for them.
+
+        weight_S: how much each token counts. held_S: whether it is held out.
+        """
+        held_S = held_S & (weight_S > 0)
+        errors_SO = input_SI.new_zeros(1, 1).expand(len(input_SI), 1) if error_SO is None else error_SO
+        self.held.append(Held(input_SI[held_S], errors_SO[held_S], weight_S[held_S]))
         errors = [None] * len(input_SI) if error_SO is None else error_SO.split(AT_ONCE)
         for x_SI, w_S, e_SO in zip(input_SI.split(AT_ONCE), weight_S.split(AT_ONCE), errors, strict=False):
             x_SI, w_S = x_SI.to(self.hessian_II.dtype), w_S.to(self.hessian_II.dtype)
@@ -245,28 +302,48 @@ class Sums:
         if not bool(self.hessian_II.diagonal().isfinite().all() and self.error_O.isfinite().all()):
             raise PrunusError(f"{name}: its calibration inputs hold NaN or infinity; use other calibration text")
         sum_I = self.sum_I.to(self.hessian_II.dtype)
+        held = Held(*map(torch.cat, zip(*self.held, strict=True))) if self.held else None
+        found = Inputs(self.hessian_II, sum_I, self.weight, self.tokens, held=held)
         if not aims:
-            return Inputs(self.hessian_II, sum_I, self.weight, self.tokens)
-        error_O = self.error_O.to(sum_I.dtype)
-        return Inputs(self.hessian_II, sum_I, self.weight, self.tokens, self.error_OI, error_O, self.energy)
+            return found
+        return found._replace(error_OI=self.error_OI, error_O=self.error_O.to(sum_I.dtype), energy=self.energy)
+
+
+def most_held(channels: int) -> int:
+    """How many tokens are held out at most: so many that they take little memory beside H."""
+    return max(2_048, channels // 4)
+
+
+def held_out(batches: Sequence[Batch], channels: int) -> list[Tensor]:
+    """(N, T) of each batch: whether its tokens are held out, with all of their sequence; none of a single sequence."""
+    tokens, sequences = sum(batch.ids_NT.numel() for batch in batches), sum(len(batch.ids_NT) for batch in batches)
+    every = max(min(HELD_OUT, sequences), -(-tokens // most_held(channels)))
+    found, first = list[Tensor](), 0
+    for batch in batches:
+        number_N = torch.arange(first, first + len(batch.ids_NT))
+        is_held_N = (number_N % every == every // 2) & (sequences > 1)
+        found.append(is_held_N[:, None].expand(batch.ids_NT.shape))
+        first += len(number_N)
+    return found
 
 
 def observe(
     runner: Runner,
     block: nn.Module,
     downs: Sequence[str],
-    batches: Iterable[tuple[Batch, Tensor, Tensor]],
+    batches: Iterable[tuple[Batch, Tensor, Tensor, Tensor]],
     gain: float | None,
     name: str,
 ) -> dict[str, Inputs]:
     """What each of these down Linears reads while the block runs on all batches; routed experts on their own tokens.
 
-    batches: each with what the block reads and what it should give. gain: of the only one of downs, to observe what its
-    output lacks; None: targets are the outputs. name: of the block, for messages.
+    batches: each with what the block reads, what it should give, and whether tokens are held out. gain: of the only one
+    of downs, to observe what its output lacks; None: targets are the outputs. name: of the block, for messages.
     """
     linears: dict[str, Any] = {down: block.get_submodule(down) for down in downs}
     sums = {down: Sums(linear, gain is not None) for down, linear in linears.items()}
     seen: list[tuple[str, Tensor, Tensor]] = []
+    held_NT = torch.zeros(0, dtype=torch.bool)
 
     def watch(down: str) -> Any:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -277,7 +354,8 @@ def observe(
             if len(weight_S) != len(input_SI):
                 raise PrunusError(f"{name}, {down}: it does not read one input per token, so its channels stay")
             if gain is None:
-                sums[down].add(input_SI, weight_S, None)
+                held_S = held_NT.flatten().to(input_SI.device)
+                sums[down].add(input_SI, weight_S, None, held_S if token_S is None else held_S[token_S])
             else:
                 seen.append((down, input_SI, weight_S))
 
@@ -285,13 +363,13 @@ def observe(
 
     handles = [linear.register_forward_pre_hook(watch(down)) for down, linear in linears.items()]
     try:
-        for batch, rows_NTW, wanted_NTW in batches:
+        for batch, rows_NTW, wanted_NTW, held_NT in batches:
             given_NTW = rows_NTW.to(runner.device)
             output_NTW = runner.run_block(block, given_NTW, batch)
             for down, input_SI, weight_S in seen:
                 assert gain is not None
                 error_NTW = (wanted_NTW.to(runner.device) - output_NTW) / gain
-                sums[down].add(input_SI, weight_S, error_NTW.flatten(0, 1))
+                sums[down].add(input_SI, weight_S, error_NTW.flatten(0, 1), held_NT.flatten().to(weight_S.device))
             seen.clear()
     finally:
         for handle in handles:
