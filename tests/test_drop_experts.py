@@ -300,7 +300,6 @@ def test_what_cannot_be_done_is_one_line(made, tmp_path, monkeypatch):
         "llama) has no routed experts": (tmp_path / "llama", {}),
         "5 of 8 experts do not give; keep a multiple of 2": ("deepseek_v3", {"keep": None, "drop": 3}),
         "2 of 8 experts leave 1 in each of 2 groups": ("deepseek_v3", {"keep": 0.25}),
-        "config.json has one number of experts for all blocks": ("mixtral", {"spread": "global"}),
         "drop 8 would keep 0 of 8 experts": ("mixtral", {"keep": None, "drop": 8}),
         "keep 0.99 would keep 8 of 8 experts": ("mixtral", {"keep": 0.99}),
         "keep and drop both set": ("mixtral", {"drop": 1}),

@@ -35,7 +35,11 @@ def test_hashes_and_result_ids_are_those_of_earlier_versions(tiny):
 REMOVED = [
     (PruneRecipe, "cdb9ddacc9a8", {"closing_weight": (None, 4.0), "expert_spread": (0.0, 0.1)}),
     (DropRecipe, "cb529e5d2273", {"telescoping": (False, True)}),
-    (ExpertsRecipe, "94e908a5ed32", {"closing_weight": (None, 4.0), "distill_router": (False, True)}),
+    (
+        ExpertsRecipe,
+        "94e908a5ed32",
+        {"closing_weight": (None, 4.0), "distill_router": (False, True), "spread": ("uniform", "global")},
+    ),
     (RecoverRecipe, "6bc5b1fe772e", {"closing_weight": (None, 4.0)}),
 ]
 
@@ -45,5 +49,7 @@ def test_a_removed_setting_is_ignored_at_its_default_and_refused_elsewhere(kind,
     assert kind().hash == hash_before
     assert kind.from_json({name: usual for name, (usual, _) in removed.items()} | {"seed": 3}) == kind(seed=3)
     for name, (_, other) in removed.items():
-        with pytest.raises(PrunusError, match=f"'{name}' {other} is a setting that only earlier versions have: leave"):
+        with pytest.raises(
+            PrunusError, match=f"'{name}' {other!r} is a setting that only earlier versions have: leave"
+        ):
             kind.from_json({name: other})

@@ -27,7 +27,6 @@ Mode = Literal["strict", "legacy"]
 Control = Literal["forced", "native"]
 PromptStyle = Literal["bare", "boxed"]
 TraceFilter = Literal["all", "correct"]
-Spread = Literal["uniform", "global"]
 WidthMethod = Literal["obs", "wanda", "flap", "magnitude", "random"]
 WidthOf = Literal["mlp", "experts", "shared"]
 QuantizeGroup = Literal["128", "64", "32", "row"]
@@ -226,8 +225,10 @@ class DropRecipe(Calibrated):
 class ExpertsRecipe(Weighted):
     """Which routed experts of a mixture of experts to remove. The seed is also that of method `random`."""
 
-    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({"closing_weight": None, "distill_router": False})
-    STORED: ClassVar[tuple[str, ...]] = ("closing_weight",)
+    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"closing_weight": None, "distill_router": False, "spread": "uniform"}
+    )
+    STORED: ClassVar[tuple[str, ...]] = ("closing_weight", "spread")
 
     method: str = setting("reap", "How the experts to keep are chosen.", choices=tuple(declared(Criterion)))
     keep: float | None = setting(
@@ -242,10 +243,6 @@ class ExpertsRecipe(Weighted):
         "Number of experts that each block loses, instead of --keep.",
         at_least=1,
         conflicts=(Conflict("keep", None, "keep and drop both set the number of experts; give one of them"),),
-    )
-    spread: Spread = setting(
-        "uniform",
-        "uniform: all blocks keep the same number; global: the best of all, refused where config.json has one number.",
     )
     dtype: DtypeName = advanced("auto", "Dtype in which blocks run; auto: the checkpoint's.")
 

@@ -6,12 +6,10 @@ from typing import Any
 
 import torch
 
-from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.safetensors_file import Entry, entry_of
-from prunus.errors import PrunusError
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
-from prunus.pruning.experts import Mixture, Unremovable, find_mixtures, name_of
+from prunus.pruning.experts import Mixture, find_mixtures
 from prunus.pruning.experts.criteria import CRITERIA, Choice, Seen, choose
 from prunus.pruning.experts.cut import cut_tensors, smaller_model, verify
 from prunus.pruning.experts.measure import fitting, observe, seen_in
@@ -65,16 +63,12 @@ def drop_experts(
     mixtures = find_mixtures(source)
     job = job.with_saved(fitting)
     recipe = job.recipe
-    if recipe.spread == "uniform":
-        for mixture in mixtures:
-            mixture.check(recipe.count(mixture.count))
-    else:
-        check_unequal(source, mixtures)
+    for mixture in mixtures:
+        mixture.check(recipe.count(mixture.count))
     check_block_fits(source, source.dtype)
     needed = smaller_model(source, mixtures, {m.index: range(recipe.count(m.count)) for m in mixtures}).nbytes
     if dry_run:
         experts = experts_text(mixtures, {m.index: recipe.count(m.count) for m in mixtures})
-        experts = f"on average {experts}" if recipe.spread == "global" else experts
         told = {"experts": experts, "blocks": len(mixtures)}
         return job.ahead(needed, told, [*source.reading_notes, *warn_of(stray)])
 
@@ -123,18 +117,6 @@ def choice_record(choice: Choice, mixtures: Sequence[Mixture]) -> dict[str, obje
     }
 
 
-def check_unequal(source: Checkpoint, mixtures: Sequence[Mixture]) -> None:
-    """Raise Unremovable where config.json cannot say that blocks have different numbers of experts, found by trial."""
-    kept = {m.index: list(range(m.count - (m is mixtures[0]))) for m in mixtures}
-    try:
-        smaller_model(source, mixtures, kept)
-    except PrunusError as error:
-        raise Unremovable(
-            f"{name_of(source)}: config.json has one number of experts for all blocks, so spread global cannot be"
-            " written; use uniform"
-        ) from error
-
-
 def measure(job: Job[ExpertsRecipe], mixtures: Sequence[Mixture], calibration: Calibration | None) -> list[Seen]:
     """What the recipe's criterion needs to know of each block's experts."""
     source, recipe = job.source, job.recipe
@@ -146,7 +128,7 @@ def measure(job: Job[ExpertsRecipe], mixtures: Sequence[Mixture], calibration: C
         return [Seen(m.index, z.long(), z, z, z, z, seed=recipe.seed) for m, z in zeros]
 
     def counts(mixture: Mixture) -> list[int]:
-        return [recipe.count(mixture.count) if recipe.spread == "uniform" else mixture.top_k]
+        return [recipe.count(mixture.count)]
 
     searched = counts if CRITERIA[recipe.method].needs == "reconstruction" else None
     return list(observe(source, mixtures, recipe, calibration, job.device, searched))

@@ -28,9 +28,9 @@ class Experts(Step):
     tag = "expert-pruning"
 
     def name(self, recipe: Any) -> str:
-        """`experts-reap-75`, `experts-ean-global-drop2`."""
-        words = ["experts", recipe.method, *([] if recipe.spread == "uniform" else [recipe.spread])]
-        return "-".join([*words, f"{100 * recipe.keep:.3g}" if recipe.keep is not None else f"drop{recipe.drop}"])
+        """`experts-reap-75`, `experts-ean-drop2`."""
+        how_many = f"{100 * recipe.keep:.3g}" if recipe.keep is not None else f"drop{recipe.drop}"
+        return f"experts-{recipe.method}-{how_many}"
 
     def content(self, recipe: Any, source: Any) -> dict[str, object]:
         """Stored: as Step says; instead of keep and drop, the numbers of experts that are kept."""
@@ -57,11 +57,6 @@ class Experts(Step):
     def calibrates(self, recipe: Any, stats: bool = False) -> bool:
         """Whether the criterion needs data."""
         return declared(Criterion)[recipe.method].needs != "nothing" and not stats
-
-    def method(self, step: StepRecord) -> str:
-        """`REAP`, `EAN global`."""
-        uniform = recipe_of(step).get("spread", "uniform") == "uniform"
-        return super().method(step) + ("" if uniform else " global")
 
     def label(self, step: StepRecord) -> str:
         """`REAP 6 of 8 experts`."""

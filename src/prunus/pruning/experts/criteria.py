@@ -1,7 +1,7 @@
 """Criteria for experts: from what calibration showed of a block's experts, a score for each, and which are kept.
 
-Each block keeps the same number of experts, or the best of all blocks are kept. With the same scores, the experts that
-a smaller share keeps are among those that a larger one keeps. E: experts.
+Each block keeps the same share of its experts. With the same scores, the experts that a smaller share keeps are among
+those that a larger one keeps. E: experts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -134,35 +134,18 @@ def choose(recipe: ExpertsRecipe, mixtures: Sequence[Mixture], seen: Sequence[Se
     """The experts that a recipe keeps. Raises Unremovable where too few would be left in a block."""
     criterion = CRITERIA[recipe.method]
     scores = [criterion.score(one) for one in seen]
-    counts = kept_counts(recipe, mixtures, scores)
     kept: dict[int, list[int]] = {}
-    for mixture, one, score_E, count in zip(mixtures, seen, scores, counts, strict=True):
+    for mixture, one, score_E in zip(mixtures, seen, scores, strict=True):
+        count = recipe.count(mixture.count)
         mixture.check(count)
-        by_set = criterion.keep is not None and recipe.spread == "uniform"
-        kept[mixture.index] = (
-            criterion.keep(one, count) if by_set and criterion.keep else best(score_E, count, mixture.groups)
-        )
+        keep = criterion.keep
+        kept[mixture.index] = keep(one, count) if keep else best(score_E, count, mixture.groups)
     return Choice(
         kept,
         {one.index: row.tolist() for one, row in zip(seen, scores, strict=True)},
         {one.index: one.token_E.tolist() for one in seen},
         unmet(seen) if criterion.needs != "nothing" else [],
     )
-
-
-def kept_counts(recipe: ExpertsRecipe, mixtures: Sequence[Mixture], scores: Sequence[Tensor]) -> list[int]:
-    """How many experts each block keeps."""
-    if recipe.spread == "uniform":
-        return [recipe.count(mixture.count) for mixture in mixtures]
-    total = sum(recipe.count(mixture.count) for mixture in mixtures)
-    # The best ones of each block are kept first, which makes the floor; then the best of the others of all blocks.
-    places = [
-        (rank >= mixture.top_k, -float(scores[number][expert]), number, expert)
-        for number, mixture in enumerate(mixtures)
-        for rank, expert in enumerate(scores[number].argsort(descending=True, stable=True).tolist())
-    ]
-    chosen = sorted(places)[:total]
-    return [sum(place[2] == number for place in chosen) for number in range(len(mixtures))]
 
 
 def best(score_E: Tensor, count: int, groups: int) -> list[int]:
