@@ -18,7 +18,6 @@ from pypdf import PdfReader
 from test_certificate import make
 
 from prunus.reporting.page import report
-from prunus.reporting.sections import flips
 from prunus.study.find.page import write_page
 from prunus.study.pages import Contrast, contents
 
@@ -45,9 +44,7 @@ def page(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def rich(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("rich")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flips, "REST_LIMIT", 100_000)
-        return report(rich_store(folder / "results.db"), folder / "report.html", published=True)
+    return report(rich_store(folder / "results.db"), folder / "report.html", published=True)
 
 
 @pytest.fixture
@@ -145,7 +142,7 @@ def test_the_first_screen_says_which_variant_how_sure_how_big_and_whether_it_sto
 @pytest.mark.parametrize("width", [1280, 1400])
 def test_no_table_is_cut_off(browser, rich, width):
     browser.open(rich, width)
-    browser.evaluate("document.querySelectorAll('details:not(.flip)').forEach(one => one.open = true)")
+    browser.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     cut = """[...document.querySelectorAll(".wide")].filter(e => e.scrollWidth > e.clientWidth + 1)
         .map(e => e.getAttribute("aria-label"))"""
     assert browser.evaluate(cut) == []
@@ -319,38 +316,11 @@ def test_values_with_an_interval_sort_by_the_value(opened):
     assert len(numbers) == 6 and numbers == sorted(numbers) and numbers[0] < -30
 
 
-def test_texts_beside_the_page_are_read_when_they_are_opened(browser, rich):
-    browser.problems.clear()
-    browser.requests.clear()
-    browser.open(rich)
-    browser.evaluate("document.querySelectorAll('details.flips').forEach(one => one.open = true)")
-    browser.settle()
-    assert list(browser.requests.values()) == [rich.resolve().as_uri()] and visible_count(browser, "iframe") == 0
-    assert browser.evaluate("document.querySelectorAll('a.beside').length") > 20
-    row = "document.querySelector('a.beside').closest('details.flip')"
-    centre(browser, f"{row}.firstElementChild")
-    browser.settle()  # rows above it get their true height once they are in sight
-    browser.click(*centre(browser, f"{row}.firstElementChild"))
-    deadline = time.monotonic() + 20
-    while len(browser.requests) < 2:
-        assert time.monotonic() < deadline, "the frame was not loaded"
-        browser.settle()
-        time.sleep(0.05)
-    source = browser.evaluate("document.querySelector('iframe').src")
-    assert list(browser.requests.values())[1:] == [source] and source.startswith("file:")
-    assert browser.evaluate("document.querySelector('iframe').getAttribute('sandbox')") == ""
-    text = browser.frame_text(source)
-    assert text.count("thinking tokens") == 2 and "so so so" in text
-    browser.click(*centre(browser, f"{row}.firstElementChild"))
-    assert browser.evaluate("document.querySelectorAll('iframe').length") == 0
-    assert browser.problems == [] and browser.evaluate("window.pwned") is None
-
-
 @pytest.mark.parametrize(("width", "dark"), [(390, True), (900, False), (1440, True)])
 def test_a_page_with_everything_fits(browser, rich, tmp_path, width, dark):
     browser.problems.clear()
     browser.open(rich, width, dark=dark)
-    browser.evaluate("document.querySelectorAll('details:not(.flip)').forEach(one => one.open = true)")
+    browser.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     browser.settle()
     assert browser.problems == []
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
@@ -360,16 +330,6 @@ def test_a_page_with_everything_fits(browser, rich, tmp_path, width, dark):
     browser.choose_scheme(not dark)
     assert browser.problems == [] and browser.evaluate("document.documentElement.scrollWidth") <= width
     assert browser.screenshot(tmp_path / "page.png").stat().st_size > 20_000
-
-
-def test_texts_open_side_by_side_and_do_nothing(opened):
-    opened.evaluate("document.querySelectorAll('#flips details').forEach(one => one.open = true)")
-    opened.settle()
-    assert visible_count(opened, "pre.answer") > 20
-    boxes = "[...document.querySelectorAll('.sides > div')].slice(0, 2).map(e => e.getBoundingClientRect())"
-    assert opened.evaluate(f"(([a, b]) => a.top === b.top && a.right < b.left)({boxes})") is True
-    assert opened.evaluate("document.querySelectorAll('pre *').length") == 0
-    assert opened.evaluate("window.pwned") is None and opened.problems == []
 
 
 def test_the_policy_stops_what_an_escape_would_have_missed(opened):
@@ -439,7 +399,7 @@ def test_axe_finds_nothing(browser, rich, axe, tmp_path, which, dark):
         path.write_text(contents("A study", [("report-1.html", shown)], [], [("Found.", "find.html")]), "utf-8")
     for width in (1280, 390):
         browser.open(path, width, dark=dark)
-        browser.evaluate("document.querySelectorAll('details:not(.flip)').forEach(one => one.open = true)")
+        browser.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
         browser.evaluate(f"{axe}; 0")
         found = "done.violations.map(one => [one.id, one.nodes.slice(0, 3).map(node => node.html.slice(0, 200))])"
         assert browser.evaluate(f"axe.run().then(done => {found})") == []

@@ -17,9 +17,10 @@ from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan
 from prunus.reporting.page import report
 from prunus.reporting.render.table import Look
-from prunus.reporting.report_data import ReportData, RunTotals, run_totals
+from prunus.reporting.render.text import one_line
+from prunus.reporting.report_data import RunTotals, run_totals
 from prunus.reporting.sections import flips
-from prunus.reporting.sections.flips import find_flips, spread_out
+from prunus.reporting.sections.flips import find_flips
 from prunus.reporting.sections.sparsity import linear_map, linear_sparsities
 from prunus.results.comparison import compare
 from prunus.results.rows import Run
@@ -37,9 +38,7 @@ def store(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(store) -> Page:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flips, "REST_LIMIT", 100_000)
-        return Page(report(store, store.parent / "report.html"))
+    return Page(report(store, store.parent / "report.html"))
 
 
 def section(page: Page, name: str) -> str:
@@ -277,85 +276,38 @@ def test_every_linear_in_the_numbering_of_the_original():
 # All that flipped
 
 
-def beside(page: Page) -> list[str]:
-    """The files to which rows of the page lead."""
-    return [a["href"] or "" for tag, a in page.elements if tag == "a" and a.get("class") == "beside"]
-
-
-def test_every_flip_is_listed_and_its_texts_are_in_the_page_or_beside_it(page, store):
+def test_every_flip_is_counted_and_listed_with_both_answers(page, store):
     with Store(store) as opened:
         ids = [run.run_id for run in opened.runs()][:4]
-        base = opened.samples(ids[0])
-        found = [find_flips(base, opened.samples(run)) for run in ids[1:]]
-        whole = {s.text for run in ids for s in opened.samples(run, texts=True) if s.budget == 1024}
-    items = [k for k, (tag, a) in enumerate(page.elements) if (tag, a.get("class")) == ("details", "flip")]
-    assert len(items) == sum(map(len, found))
-    frames = beside(page)
-    inside = page.all("pre", "answer")
-    assert len(items) == len(inside) // 2 + len(frames) and frames
-    for frame in frames:
-        small = Page(store.parent / frame)
-        assert len(small.all("pre", "answer")) == 2 and len(small.all("pre", "thinking")) == 2
-    shown = inside + [text for frame in frames for text in Page(store.parent / frame).all("pre", "answer")]
-    from prunus.reporting.render.text import visible
-
-    assert set(shown) <= {visible(text) for text in whole}
-    assert f"{len(frames)} pairs of texts are in the folder report_files" in section(page, "flips")
-
-
-def test_runs_whose_texts_fit_stand_in_the_page_the_shortest_first(store, tmp_path, monkeypatch):
-    with Store(store) as opened:
-        ids = [run.run_id for run in opened.runs()][:4]
-        base = opened.samples(ids[0])
-        sizes = []
-        for run in ids[1:]:
-            found = find_flips(base, opened.samples(run))
-            few = {flip.key for flip in spread_out(found, flips.FLIPS_PER_RUN)}
-            texts = [opened.texts(one, [flip.key for flip in found if flip.key not in few]) for one in (ids[0], run)]
-            sizes.append(sum(len(text) for side in texts for pair in side.values() for text in pair))
-    order = sorted(range(3), key=sizes.__getitem__)
-    assert len(set(sizes)) == 3
-    with Store(store) as opened:
-        data = ReportData.read(opened)
-        pages = []
-        for fitting in range(4):
-            monkeypatch.setattr(flips, "REST_LIMIT", sum(sizes[place] for place in order[:fitting]))
-            (tmp_path / "part.html").write_text(flips.section(data).html, "utf-8")
-            pages.append(Page(tmp_path / "part.html"))
-    for fitting, page in enumerate(pages):
-        outside = {int(link.split("flip-")[1].split("-")[0]) - 1 for link in beside(page)}
-        assert outside == {place for place in order[fitting:] if sizes[place]}
+        base, *others = (opened.samples(run) for run in ids)
+        gold = {key: problem.gold for key, problem in opened.problems().items()}
+    found = [find_flips(base, other) for other in others]
+    wanted = [
+        [name, "gained" if flip.other.correct else "lost", gold[name], flip.base.answer or "", flip.other.answer or ""]
+        for flips in found
+        for flip in flips
+        for name in [flip.base.problem_id]
+    ]
+    assert [row[1:] for row in page.rows("flipped")[1:]] == [list(map(one_line, row)) for row in wanted]
+    counts = [[sum(flip.gained == won for flip in of_run) for won in (False, True)] for of_run in found]
+    assert [list(map(int, row[1:])) for row in page.rows("flips")[1:]] == counts
+    lost, gained = (sum(column) for column in zip(*counts, strict=True))
+    assert lost > 0 and f"{lost} lost of the problems that the base solves, {gained} gained" in section(page, "flips")
+    assert "prunus view" in section(page, "flips")
 
 
-def test_a_small_store_needs_no_folder(tmp_path):
-    path = make_store(tmp_path / "a.db", names=("tiny", "wanda-50"), problems=40, texts=())
-    page = Page(report(path, tmp_path / "a.html"))
-    with Store(path) as opened:
-        found = find_flips(*(opened.samples(run.run_id) for run in opened.runs()))
-    assert len(page.all("pre", "answer")) == 2 * len(found) > 2 * flips.FLIPS_PER_RUN
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.db", "a.html"]
-
-
-def test_the_folder_is_replaced_with_the_page_and_never_with_other_things(tmp_path_factory, tmp_path):
-    store = make_store(tmp_path_factory.mktemp("long") / "a.db", names=("tiny", "wanda-50"), problems=40, budgets=(64,),
-                       texts=["so " * 4000])  # fmt: skip
-    out, folder = tmp_path / "my report.html", tmp_path / "my report_files"
-    report(store, out)
-    names = sorted(path.name for path in folder.iterdir())
-    page = Page(out)
-    assert beside(page) and all(link.startswith("my%20report_files/") for link in beside(page))
-    (folder / "flip-1-9999.html").write_text("old")
-    out.unlink()
-    with pytest.raises(PrunusError, match="my report_files' exists"):
-        report(store, out)
-    assert not out.exists() and (folder / "flip-1-9999.html").exists()
-    report(store, out, overwrite=True)
-    assert sorted(path.name for path in folder.iterdir()) == names
-    (folder / "mine.txt").write_text("mine")
-    with pytest.raises(PrunusError, match="has files that are not of a report"):
-        report(store, out, overwrite=True)
-    assert (folder / "mine.txt").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["my report.html", "my report_files"]
+def test_a_page_lists_no_more_flips_than_it_can_show_and_files_have_all(store, tmp_path, monkeypatch):
+    report(store, tmp_path / "a.html", csv=tmp_path / "csv")
+    with (tmp_path / "csv" / "flipped-problems.csv").open() as lines:
+        every = list(csv.DictReader(lines))
+    monkeypatch.setattr(flips, "LISTED", 10)
+    page = Page(report(store, tmp_path / "b.html", csv=tmp_path / "csv", overwrite=True))
+    with (tmp_path / "csv" / "flipped-problems.csv").open() as lines:
+        assert list(csv.DictReader(lines)) == every
+    rows = page.rows("flipped")[1:]
+    assert 5 < len(rows) <= 10 < len(every) and len({row[0].strip() for row in rows}) == 3
+    assert f"{len(rows)} of {len(every)} are here." in section(page, "flips")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "b.html", "csv"]
 
 
 # Accuracy against bytes

@@ -43,8 +43,6 @@ def find_chromium() -> str | None:
 class Browser:
     """A browser: `with Browser(chromium, scratch folder) as browser: browser.open(page); browser.evaluate("1 + 1")`."""
 
-    LOADED_TEXT = "document.readyState === 'complete' ? document.body.innerText : null"
-
     def __init__(self, executable: str, folder: Path, seconds: float = 60.0) -> None:
         self.seconds = seconds
         commands_read, self.commands = os.pipe()
@@ -163,32 +161,6 @@ class Browser:
         result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, json.dumps(result["exceptionDetails"])
         return result["result"].get("value")
-
-    def frame_text(self, url: str) -> str:
-        """The text of the frame that shows url, which may have its own process; waits until it is loaded."""
-        deadline = time.monotonic() + self.seconds
-        while (text := self._frame_text(url)) is None:
-            assert time.monotonic() < deadline, f"no frame shows {url}"
-            time.sleep(0.02)
-        return text
-
-    def _frame_text(self, url: str) -> str | None:
-        targets = self.call("Target.getTargets")["targetInfos"]
-        frame = next((one["targetId"] for one in targets if one["url"] == url), None)
-        if frame is None:  # in the page's own process
-            tree = self.call("Page.getFrameTree")["frameTree"].get("childFrames", [])
-            name = next((one["frame"]["id"] for one in tree if one["frame"]["url"] == url), None)
-            if name is None:
-                return None
-            world = self.call("Page.createIsolatedWorld", frameId=name)["executionContextId"]
-            found = self.call("Runtime.evaluate", expression=self.LOADED_TEXT, contextId=world)
-            return found["result"].get("value")
-        page = self.session
-        self.session = self.call("Target.attachToTarget", targetId=frame, flatten=True)["sessionId"]
-        try:
-            return self.evaluate(self.LOADED_TEXT)
-        finally:
-            self.session = page
 
     def let_scripts_run(self, allowed: bool) -> None:
         """Allow or forbid scripts of pages that are opened from now on; evaluate works in both cases."""

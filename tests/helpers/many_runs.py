@@ -13,16 +13,15 @@ NAMES = ("tiny", "wanda-20", "wanda-50", "drop-1")
 DRAWS = 4
 
 
-def rich_store(path: Path, problems: int = 60, words: int = 600) -> Path:
+def rich_store(path: Path, problems: int = 60) -> Path:
     """Write strict runs of four models, of which drop-1 has half of its rows, and legacy runs of two, which leak."""
-    texts = [text + " so" * words for text in HOSTILE]
-    make_store(path, names=NAMES[:3], problems=problems, budgets=BUDGETS, draws=DRAWS, texts=texts)
+    make_store(path, names=NAMES[:3], problems=problems, budgets=BUDGETS, draws=DRAWS)
     plan = EvalPlan(tasks=("tiny",), budgets=BUDGETS, samples=DRAWS)
     with Store(path) as store:
         rows = list(store.problems().values())
         half = run_of("drop-1", plan, 3)
         store.add_run(half)
-        store.add_samples(half.run_id, draw_samples("drop-1", rows[: problems // 2], BUDGETS, DRAWS, texts))
+        store.add_samples(half.run_id, draw_samples("drop-1", rows[: problems // 2], BUDGETS, DRAWS, HOSTILE))
         for number, name in enumerate(NAMES[:2]):
             run = run_of(name, replace(plan, mode="legacy"), number)
             run.plan["answer_tokens"] = 32768

@@ -1,4 +1,4 @@
-"""Write the report: one self-contained page from a store, with verdicts, curves, tokens, sparsities, texts and methods.
+"""Write the report: one self-contained page from a store, with verdicts, curves, tokens, sparsities and methods.
 
 Python writes the charts as SVG. Compared with Plotly, the page has some hundred kilobytes instead of 5 MB, is complete
 without scripts, looks the same on paper and in a test, and its security policy can forbid every script but our own. The
@@ -9,15 +9,11 @@ Model text is untrusted. It is always escaped, with control characters made visi
 hashes of our style and our script, so that no other could run even if an escape were missing.
 """
 
-import re
-import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from secrets import token_hex
 
-from prunus.disk import Content, check_export, refuse_existing, replace_folder, write_errors, write_export, written_last
+from prunus.disk import Content, check_export, refuse_existing, write_export, written_last
 from prunus.errors import PrunusError
 from prunus.margins import MarginLike
 from prunus.reporting import prose
@@ -31,7 +27,6 @@ from prunus.results.cells import plain
 from prunus.results.store import Store
 
 Choice = tuple[str, str, str]  # the id of a box, its label, and the CSS of what it shows or hides
-OURS = re.compile(r"flip-\d+-\d+\.html")  # a folder is replaced only if all its files have such names
 
 
 def report(
@@ -61,20 +56,16 @@ def report(
     caveats. runs: ids of the runs to report, by default all. links: sentences below the headline, each with the
     address to which it leads, or an empty one.
 
-    Texts that are too large for the page are written to a folder beside it (report_files beside report.html). Every
-    file is written completely or not at all, the page last. Raises PrunusError if a file exists (unless overwrite), the
-    base is ambiguous or missing, or no problem is finished.
+    Every file is written completely or not at all, the page last. Raises PrunusError if a file exists (unless
+    overwrite), the base is ambiguous or missing, or no problem is finished.
     """
     out = Path(out)
     check_target(out, overwrite)
     if figures is not None:
         pdf_converter()  # raises PrunusError immediately if the extra is not installed
     with Store(store) as opened:
-        folder = files_folder(out).name
-        data = ReportData.read(
-            opened, runs, base=base, margin=margin, stop_margin=stop_margin, published=published, folder=folder
-        )
-        write_report(data, out, figures=figures, csv=csv, overwrite=overwrite, name=name, notes=notes, links=links)
+        data = ReportData.read(opened, runs, base=base, margin=margin, stop_margin=stop_margin, published=published)
+    write_report(data, out, figures=figures, csv=csv, overwrite=overwrite, name=name, notes=notes, links=links)
     return out
 
 
@@ -83,11 +74,6 @@ def check_target(out: Path, overwrite: bool) -> None:
     if out.is_dir():
         raise PrunusError(f"'{out}' is a folder: name a file, such as {out / 'report.html'}")
     refuse_existing(out, overwrite)
-
-
-def files_folder(out: Path) -> Path:
-    """The folder beside a page for texts that are too large for it: `report_files` beside `report.html`."""
-    return out.with_name(f"{out.stem}_files")
 
 
 def write_report(
@@ -101,14 +87,12 @@ def write_report(
     notes: Sequence[str] = (),
     links: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Write the page and all files that belong to it; arguments as in report(). The store of data must be open."""
+    """Write the page and all files that belong to it; arguments as in report()."""
     sections = [section(data) for section in SECTIONS]
     exported = files_of(sections, *(None if one is None else Path(one) for one in (figures, csv)))
     check_export(exported, overwrite)
     text = page(data, sections, name, notes, links)
-    with written_last(out, text), filled(files_folder(out), overwrite) as write:
-        for file in (file for section in sections for file in section.files):
-            write(*file)
+    with written_last(out, text):
         write_export(exported)
 
 
@@ -159,39 +143,6 @@ def size_in_words(one: ReportedRun, base: ReportedRun) -> str:
         return "Its size is not known"
     same = f"It is as large as {name} ({sizes[0]}{unit})"
     return same if sizes[0] == sizes[1] else f"It has {sizes[0]} of {name}'s {sizes[1]}{unit}"
-
-
-@contextmanager
-def filled(path: Path, overwrite: bool) -> Iterator[Callable[[str, str], None]]:
-    """Within the context, a function that adds a file (its name and text) to a folder with a temporary name.
-
-    At the end the folder is renamed to its path, replacing an older one; if nothing was written, the older one is only
-    deleted. After an error the older one stays.
-    """
-    temporary = path.with_name(f".{path.name}.{token_hex(8)}.partial")
-
-    def is_ours() -> bool:
-        return path.is_dir() and all(OURS.fullmatch(one.name) for one in path.iterdir())
-
-    def write(name: str, text: str) -> None:
-        first = not temporary.exists()
-        if first and path.exists() and not overwrite:
-            raise PrunusError(f"'{path}' exists: move it, name another page, or add --overwrite")
-        if first and path.exists() and not is_ours():
-            raise PrunusError(f"'{path}' has files that are not of a report: move it, or name another page")
-        with write_errors(path):
-            temporary.mkdir(exist_ok=True)
-            (temporary / name).write_text(text, "utf-8", newline="\n")
-
-    try:
-        yield write
-        with write_errors(path):
-            if temporary.exists():
-                replace_folder(temporary, path, overwrite)
-            elif overwrite and is_ours():
-                shutil.rmtree(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def files_of(sections: Sequence[Section], figures: Path | None, tables: Path | None) -> dict[Path, Content]:

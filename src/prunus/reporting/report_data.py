@@ -1,7 +1,7 @@
 """The data of a report: every run with its rows, read from the store once, and the statistics computed from them."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import fmean
@@ -19,7 +19,6 @@ from prunus.results.comparison import compare_runs, dense_run
 from prunus.results.labels import history
 from prunus.results.rows import (
     UNKNOWN,
-    Key,
     Run,
     Sample,
     Table,
@@ -64,7 +63,6 @@ def missing_notes(states: Iterable[tuple[str, Unfinished | None]]) -> list[str]:
     ]
 
 
-Texts = tuple[str, str]  # thinking and answer of a draw
 MODES = ("strict", "legacy")
 
 
@@ -152,8 +150,7 @@ class ReportData:
 
     runs: the base first, then the runs that can be compared with it. comparison: of `compare`. both_modes:
     the runs that the store also has in the other mode. matches: published figures of the same models, recipes, tasks
-    and budgets; None if they were not requested. gold: {problem id: right answer}. texts: reads the texts of some draws
-    of a run, since the texts of all draws may be large. folder: name of the folder beside the page for large texts.
+    and budgets; None if they were not requested. gold: {problem id: right answer}.
     """
 
     runs: Sequence[ReportedRun]
@@ -161,8 +158,6 @@ class ReportData:
     both_modes: Sequence[BothModes]
     matches: Sequence[Match] | None
     gold: Mapping[str, str]
-    texts: Callable[[str, Iterable[Key]], dict[Key, Texts]]
-    folder: str = "report_files"
 
     @classmethod
     def read(
@@ -174,7 +169,6 @@ class ReportData:
         margin: MarginLike = 0.02,
         stop_margin: MarginLike = 0.05,
         published: bool = False,
-        folder: str = "report_files",
     ) -> Self:
         """The data of these runs (ids; None means all runs of the store). The rows of each run are read once.
 
@@ -212,7 +206,7 @@ class ReportData:
                 both.append(BothModes(one.look, summaries, other))
         found = matches([(one.look, one.run, one.summary) for one in reported]) if published else None
         gold = {problem_id: problem.gold for problem_id, problem in store.problems().items()}
-        return cls(reported, comparison, both, found, gold, store.texts, folder)
+        return cls(reported, comparison, both, found, gold)
 
     @property
     def base(self) -> ReportedRun:

@@ -1,6 +1,6 @@
 """A section of a report, and pieces of HTML that several sections share."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prunus.reporting.render.chart import BOTH, Frame, Picture
@@ -14,15 +14,14 @@ class Section:
     """One section of a report. If it has nothing to show, all fields but the id are empty.
 
     html: its part of the page, with foreign text escaped. figures, tables: written by `--figures` and `--csv`, even if
-    the page does not show them; tables without rows are not written. files: (name, content) of files for the folder
-    beside the page. styles: additional CSS. name: of the link to the element `id` at the top of the page.
+    the page does not show them; tables without rows are not written. styles: additional CSS. name: of the link to the
+    element `id` at the top of the page.
     """
 
     id: str
     html: str = ""
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
-    files: Iterable[tuple[str, str]] = ()
     styles: str = ""
     name: str = ""
 

@@ -10,7 +10,7 @@ from prunus import progress
 from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.plain_data import content_hash
-from prunus.reporting.page import check_target, files_folder, write_report
+from prunus.reporting.page import check_target, write_report
 from prunus.reporting.render.table import word
 from prunus.reporting.render.text import esc, joined, linked, points, top, whole_page
 from prunus.reporting.report_data import ReportData
@@ -144,7 +144,6 @@ def write_page(
         margin=study.margin,
         stop_margin=study.stop_margin,
         published=study.published,
-        folder=files_folder(target).name,
     )
     links = links_of(searches, target.parent)
     write_report(data, target, overwrite=True, name=study.name, notes=notes, links=links)

@@ -196,19 +196,6 @@ document.querySelectorAll("table.sortable").forEach((table) => {
     ["LaTeX", () => download(`${name}.tex`, "text/plain", latexOf(table))],
   ]);
 });
-for (const link of document.querySelectorAll("details.flip > p > a.beside")) {
-  const row = link.closest("details.flip");
-  row.addEventListener("toggle", () => {
-    row.querySelector(":scope > iframe")?.remove();
-    if (!row.open) return;
-    const frame = document.createElement("iframe");
-    frame.setAttribute("sandbox", ""); // before the source is set
-    frame.className = "trace";
-    frame.title = "Both texts";
-    frame.src = link.href;
-    link.parentElement.before(frame);
-  });
-}
 const filter = document.querySelector(".filter > div");
 if (filter) addButtons(filter.firstElementChild, [["Show all", () => {
   for (const box of boxes) box.checked = box.defaultChecked;

@@ -115,9 +115,6 @@ def resource(name: str, package: str = "prunus.reporting.render") -> str:
     return files(package).joinpath(name).read_text("utf-8")
 
 
-# Frames may show files beside the page, which cannot run scripts (`small_page`). `file:` is allowed because a page
-# opened from disk has no origin for 'self'.
-FRAMES = "frame-src 'self' file:"
 FOOTER = f"<footer>Made by Prunus {esc(__version__)}. This page loads nothing from the network.</footer>"
 
 
@@ -138,36 +135,23 @@ def whole_page(title: str, body: str, data: Mapping[str, Any], styles: str = "")
     return document(title, body + FOOTER, data, resource("page.css") + styles)
 
 
-def document(
-    title: str, body: str, data: Mapping[str, Any], styles: str, script: str = "", allowed: str = FRAMES
-) -> str:
+def document(title: str, body: str, data: Mapping[str, Any], styles: str, script: str = "", allowed: str = "") -> str:
     """The text of an HTML file with a script, by default the report's.
 
     Its policy allows only this style sheet and script, and no loading or sending but what `allowed` says.
     """
     script = script or resource("page.js")
     policy = (
-        f"default-src 'none'; style-src {_hash(styles)}; script-src {_hash(script)}; img-src 'none'; "
-        f"{allowed}; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; style-src {_hash(styles)}; script-src {_hash(script)}; img-src 'none'"
+        f"{allowed and f'; {allowed}'}; base-uri 'none'; form-action 'none'"
     )
     end = f'<script type="application/json" id="data">{script_json(data)}</script>\n<script>{script}</script>\n'
-    return _html(title, policy, styles, f"{body}\n{end}")
-
-
-def small_page(title: str, body: str) -> str:
-    """The text of an HTML file for a frame, with a style sheet and without scripts."""
-    styles = resource("flip.css")
-    policy = f"default-src 'none'; style-src {_hash(styles)}; base-uri 'none'; form-action 'none'"
-    return _html(title, policy, styles, body)
-
-
-def _html(title: str, policy: str, styles: str, body: str) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="referrer" content="no-referrer">\n<meta name="generator" content="Prunus {esc(__version__)}">\n'
-        f"<title>{esc(title)}</title>\n<style>{styles}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
+        f"<title>{esc(title)}</title>\n<style>{styles}</style>\n</head>\n<body>\n{body}\n{end}</body>\n</html>\n"
     )
 
 
