@@ -8,12 +8,11 @@ import pytest
 
 import prunus.step
 from prunus.cards.text import Card, card_text
-from prunus.recipes import PruneRecipe, RecoverRecipe
+from prunus.recipes import PruneRecipe, QuantizeRecipe, RecoverRecipe
 from prunus.reporting.render.table import looks
 from prunus.reporting.sections.sparsity import recipe_text
-from prunus.results.labels import LabelParts, is_called, label_of, unique_labels
+from prunus.results.labels import identity, is_called, label_of, unique_labels
 from prunus.results.rows import Run
-from prunus.results.summary import identity
 from prunus.steps.prune import Prune
 
 FIFTY = "Wanda 50\N{NO-BREAK SPACE}%"
@@ -30,11 +29,18 @@ def run(run_id: str, *recipes: PruneRecipe | RecoverRecipe, dtype: str = "", com
 
 
 def labels(*runs: Run) -> list[str]:
-    return unique_labels([LabelParts.of(identity(one)) for one in runs])
+    return unique_labels(map(identity, runs))
 
 
 def wanda(**settings: Any) -> PruneRecipe:
     return PruneRecipe(sparsity=0.5, **settings)
+
+
+def test_labels_name_the_groups_that_were_stored_where_the_recipe_leaves_them_open():
+    made = run("a")
+    step = {"action": "quantize", "recipe": QuantizeRecipe(bits=4).to_json(), "format": {"bits": 4, "group": 64}}
+    made.model["manifest"]["history"].append(step)
+    assert labels(made) == [label_of(made)] == ["W4 g64"]
 
 
 def test_calibrations_are_named_where_labels_are_equal():

@@ -13,11 +13,10 @@ import warm_processes
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, PruneRecipe
 from prunus.results import schema
-from prunus.results.labels import LabelParts, unique_labels
+from prunus.results.labels import identity, unique_labels
 from prunus.results.rows import ProblemRow, Run, Sample
 from prunus.results.schema import SCHEMA_VERSION
 from prunus.results.store import Store
-from prunus.results.summary import identity
 
 RUN = Run("0123456789ab", {"name": "tiny", "source": "tiny"}, {"tasks": ["tiny"], "budgets": [16, 64]}, {"torch": "2"})
 PROBLEM = ProblemRow("tiny", "chain-0", "7", "exact", ("a", "é"), "d1")
@@ -122,8 +121,7 @@ def test_runs_are_found_by_the_labels_that_tables_print(path):
     with Store(path) as store:
         for run in runs:
             store.add_run(run)
-        identities = [identity(run) for run in (RUN, *runs)]
-        printed = unique_labels(map(LabelParts.of, identities))
+        printed = unique_labels(map(identity, (RUN, *runs)))
         assert printed == [
             "dense",
             "Wanda 20\u00a0%",

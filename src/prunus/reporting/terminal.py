@@ -15,7 +15,7 @@ from prunus.reporting.report_data import tasks_of
 from prunus.results.cells import Cell, Comparison, Ending, Entry, Identity, RecipeVerdict
 from prunus.results.characters import DASH
 from prunus.results.contrasts import ENDINGS, ENDS
-from prunus.results.labels import LabelParts, observations, unique_labels
+from prunus.results.labels import observations, unique_labels
 from prunus.results.rows import Run
 from prunus.results.stages import PARTLY, in_words, verdict_in_words
 from prunus.results.summary import BudgetCell, Summary
@@ -344,7 +344,7 @@ def _ranges(indices: Sequence[int]) -> str:
 
 
 def _names(identities: Sequence[Identity]) -> list[str]:
-    return [visible(name) for name in unique_labels(map(LabelParts.of, identities))]
+    return [visible(name) for name in unique_labels(identities)]
 
 
 def _title(text: str) -> Text:

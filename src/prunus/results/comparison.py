@@ -18,12 +18,11 @@ from prunus.results import paired
 from prunus.results.betting import ALPHA
 from prunus.results.cells import Base, Comparison, Ending, Entry, Part, Rounding, Stopping, Unfinished
 from prunus.results.contrasts import ENDS, Grown, Pair, contrast_cells, stop_cells, tokens_per_draw, without_claims
-from prunus.results.labels import history, listed
+from prunus.results.labels import history, identity, listed
 from prunus.results.rows import FIRST_PROTOCOL, Run, Table, tables
 from prunus.results.seeds import recipes_over_seeds
 from prunus.results.stages import PARTLY, Growth, growth, in_words, of_both, removed_before, unfinished
 from prunus.results.store import Store
-from prunus.results.summary import identity
 from prunus.results.verdicts import (
     BETTER,
     SAME,

@@ -17,10 +17,10 @@ from prunus.margins import MarginLike
 from prunus.results.cells import Cell, Ending, Identity, Sized
 from prunus.results.comparison import compared
 from prunus.results.contrasts import ENDS
-from prunus.results.labels import label
+from prunus.results.labels import identity, label
 from prunus.results.rows import UNKNOWN, Run
 from prunus.results.store import Store
-from prunus.results.summary import BudgetCell, identity, summarise
+from prunus.results.summary import BudgetCell, summarise
 from prunus.results.verdicts import verdict
 
 if TYPE_CHECKING:

@@ -3,15 +3,13 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any
 
 from prunus.plain_data import content_hash
+from prunus.results.cells import Identity, Sized
 from prunus.results.characters import DASH, MINUS, NBSP, THIN, one_line
 from prunus.results.rows import Run
 from prunus.step import StepRecord, defaults, recipe_of, recorded_kind
-
-if TYPE_CHECKING:
-    from prunus.results.cells import Identity, Sized
 
 # Settings that labels name or that go without saying, and nouns of settings that are numbers of something.
 _SHOWN = {"method", "sparsity", "pattern", "blocks", "scope", "allocation", "update", "group", "match_sparsity"}
@@ -85,24 +83,14 @@ def model_steps(steps: Sequence[StepRecord]) -> list[StepRecord]:
     return [step for step in steps if step.get("action") != CONTROL]
 
 
-class LabelParts(NamedTuple):
-    """What a run's label is made of. steps: those that made its model, and control_steps. dtypes: as of dtypes_of."""
-
-    run_id: str
-    model: str
-    steps: Sequence[StepRecord]
-    dtypes: Sequence[str | None]
-
-    @classmethod
-    def of(cls, identity: "Identity") -> Self:
-        """From a run's identity, as summaries and comparisons have it."""
-        return cls(identity.run, str(identity.model), identity.recipe, identity.dtypes or (None, None))
-
-
-def label_parts(run: Run) -> LabelParts:
-    """What a run's label is made of."""
+def identity(run: Run) -> Identity:
+    """What summaries and comparisons say of a run, and its label is made of; control_steps are the last steps."""
+    # What labels name besides the recipe, since that may have a share instead of a number.
+    kept = ("action", "recipe", "blocks_removed", "experts", "channels", "format", "calibration")
     steps = [*history(run), *control_steps(run)]
-    return LabelParts(run.run_id, str(run.model.get("name", "?")), steps, dtypes_of(run))
+    recipe = [{name: step[name] for name in kept if name in step} for step in steps]
+    dtypes, name, sizes = dtypes_of(run), run.model.get("name"), run.model.get("bytes")
+    return Identity(run=run.run_id, model=name, recipe=recipe, dtypes=dtypes if any(dtypes) else None, bytes=sizes)
 
 
 def dtypes_of(run: Run) -> list[str | None]:
@@ -113,15 +101,15 @@ def dtypes_of(run: Run) -> list[str | None]:
     return [None if dtype is None else one_line(str(dtype)) for dtype in found]
 
 
-def unique_labels(runs: Iterable[LabelParts]) -> list[str]:
+def unique_labels(runs: Iterable[Identity]) -> list[str]:
     """A label for each run; the model's name tells base models apart.
 
     Where the dtypes of runs differ, labels name them. Equal labels are told apart by the settings in which the recipes
     differ (`Wanda 50 % (on c4, 64 samples)`), or else by the run's id.
     """
     runs = list(runs)
-    one_model = len({one.model for one in runs if not model_steps(one.steps)}) <= 1
-    texts = [label(one.steps) if one_model else f"{one_line(one.model)}: {label(one.steps)}" for one in runs]
+    one_model = len({one.model for one in runs if not model_steps(one.recipe)}) <= 1
+    texts = [label(one.recipe) if one_model else f"{one_line(str(one.model))}: {label(one.recipe)}" for one in runs]
     texts = [f"{text}{dtype}" for text, dtype in zip(texts, _dtypes(runs), strict=True)]
     for text in [text for text, times in Counter(texts).items() if times > 1]:
         alike = [place for place, other in enumerate(texts) if other == text]
@@ -130,23 +118,22 @@ def unique_labels(runs: Iterable[LabelParts]) -> list[str]:
     return texts
 
 
-def _dtypes(runs: Sequence[LabelParts]) -> list[str]:
+def _dtypes(runs: Sequence[Identity]) -> list[str]:
     """`, bfloat16` for each run, where dtypes differ: those of the weights if they do, else of the computation."""
-    for kind in (0, 1):
-        known = {one.dtypes[kind] for one in runs if one.dtypes[kind]}
-        if len(known) > 1:
-            return [f", {one.dtypes[kind]}" if one.dtypes[kind] else "" for one in runs]
+    for dtypes in zip(*(one.dtypes or (None, None) for one in runs), strict=True):
+        if len({*dtypes} - {None}) > 1:
+            return [f", {dtype}" if dtype else "" for dtype in dtypes]
     return ["" for _ in runs]
 
 
-def _differences(runs: Sequence[LabelParts]) -> list[str]:
+def _differences(runs: Sequence[Identity]) -> list[str]:
     """What tells runs of one label apart: settings in which they differ, or the beginnings of their ids."""
-    settings = [details(one.steps) for one in runs]
+    settings = [details(one.recipe) for one in runs]
     differing = [key for key in dict.fromkeys(chain(*settings)) if len({of.get(key) for of in settings}) > 1]
     texts = [", ".join(dict.fromkeys(of[key] for key in differing if key in of)) for of in settings]
     times = Counter(texts)
     return [
-        text if times[text] == 1 else ", ".join([text] * bool(text) + [one.run_id[:8]])
+        text if times[text] == 1 else ", ".join([text] * bool(text) + [one.run[:8]])
         for text, one in zip(texts, runs, strict=True)
     ]
 
@@ -188,20 +175,17 @@ def is_called(run: Run, text: str) -> bool:
     Differences of case, kinds of spaces and of dashes are ignored: `wanda 50 %` means `Wanda 50 %`. What tells runs
     apart is the dtype, settings of the recipe, and the beginning of the run's id.
     """
-    of = label_parts(run)
-    short = label(of.steps)
-    names = [name + end for name in (short, f"{one_line(of.model)}: {short}") for end in ("", *_ends(of))]
+    of = identity(run)
+    short = label(of.recipe)
+    ends = ["", *(f", {dtype}" for dtype in of.dtypes or () if dtype)]
+    names = [name + end for name in (short, f"{one_line(str(of.model))}: {short}") for end in ends]
     begin, bracket, inside = text.removesuffix(")").rpartition(" (")
     if not text.endswith(")") or not bracket:
         return _typed(text) in map(_typed, names)
-    known = {_typed(part) for part in (*details(of.steps).values(), run.run_id[:8])}
+    known = {_typed(part) for part in (*details(of.recipe).values(), run.run_id[:8])}
     # A setting's text may have commas itself, as in `4,096 tokens`.
     all_known = {_typed(part) for part in inside.split(", ")} <= known
     return _typed(text) in map(_typed, names) or (_typed(begin) in map(_typed, names) and all_known)
-
-
-def _ends(of: LabelParts) -> list[str]:
-    return [f", {dtype}" for dtype in of.dtypes if dtype]
 
 
 def _typed(text: str) -> str:
@@ -210,7 +194,7 @@ def _typed(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def observations(cell: "Sized", unit: str = " problems") -> str:
+def observations(cell: Sized, unit: str = " problems") -> str:
     """`120 problems`, or `120 problems in 30 groups` where some belong together."""
     return f"{cell.n}{unit}" if cell.problems is None else f"{cell.problems}{unit} in {cell.n} groups"
 

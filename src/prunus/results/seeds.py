@@ -27,7 +27,7 @@ from prunus.results import betting, metrics, paired
 from prunus.results.anytime import scaled
 from prunus.results.cells import RecipeVerdict, made
 from prunus.results.contrasts import Pair
-from prunus.results.labels import history, label_parts, unique_labels
+from prunus.results.labels import history, identity, unique_labels
 from prunus.results.rows import Run, Table
 from prunus.results.verdicts import CLAIMS, word_of
 from prunus.step import StepRecord, recipe_of
@@ -121,10 +121,8 @@ def recipes_over_seeds(
         )
         if len(chosen) >= LEAST and (numbers := _numbers(chosen, margin, seed)) is not None:
             found.append(numbers)
-            firsts.append(label_parts(chosen[0][0]))
-    labels = unique_labels(
-        of._replace(steps=[_seedless(step) for step in of.steps], dtypes=(None, None)) for of in firsts
-    )
+            firsts.append(identity(chosen[0][0]))
+    labels = unique_labels(replace(of, recipe=[_seedless(step) for step in of.recipe], dtypes=None) for of in firsts)
     adjusted = {name: paired.holm([getattr(one, name) for one in found]) for name in CLAIMS}
     # The first two of the adjusted p-values are two-sided.
     columns = zip(*(adjusted[name] for name in CLAIMS), strict=True)

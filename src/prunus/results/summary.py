@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from prunus.budgets import AS_RUN, budget_of
 from prunus.results import metrics, paired
 from prunus.results.cells import Identity, Record, Sized, Unfinished, made
-from prunus.results.labels import control_steps, dtypes_of
+from prunus.results.labels import identity
 from prunus.results.metrics import Adherence, Tokens, accuracy_bands
 from prunus.results.parallel import Chains, compare_parallel
 from prunus.results.rows import Run, Table, tables
@@ -342,13 +342,3 @@ def with_bands(summary: Summary, by_task: Mapping[str, Table]) -> Summary:
                 cells[budget] = replace(cells[budget], band_low=low, band_high=high)
         tasks[task] = replace(tasks[task], budgets=cells)
     return replace(summary, tasks=tasks)
-
-
-def identity(run: Run) -> Identity:
-    """What summaries and comparisons say of a run; native control of the budget is the last step, for labels."""
-    steps = [*((run.model.get("manifest") or {}).get("history") or []), *control_steps(run)]
-    # blocks_removed, experts and channels are kept because recipes may have a share instead of a number.
-    kept = ("action", "recipe", "blocks_removed", "experts", "channels", "calibration")
-    recipe = [{name: step[name] for name in kept if name in step} for step in steps]
-    dtypes, name, sizes = dtypes_of(run), run.model.get("name"), run.model.get("bytes")
-    return Identity(run=run.run_id, model=name, recipe=recipe, dtypes=dtypes if any(dtypes) else None, bytes=sizes)

@@ -13,7 +13,7 @@ from prunus.reporting.render.chart import swatch
 from prunus.reporting.render.text import DASH, NBSP, THIN, esc, visible
 from prunus.results.cells import Cell, Ending, RecipeVerdict
 from prunus.results.characters import MINUS
-from prunus.results.labels import history, label_parts, method_name, unique_labels
+from prunus.results.labels import history, identity, method_name, unique_labels
 from prunus.results.parallel import AtEqualTokens, Chains
 from prunus.results.rows import Run
 
@@ -55,7 +55,7 @@ class Look:
 def looks(base: Run, others: Sequence[Run]) -> list[Look]:
     """The look of the base, then those of the others in order; runs of the same method have the same colour."""
     runs = [base, *others]
-    labels = unique_labels([label_parts(run) for run in runs])
+    labels = unique_labels(map(identity, runs))
     hues: dict[str, int] = {}
     seen: Counter[str] = Counter()
     result = [Look(0, base.run_id, labels[0], 0, 0, 0)]
