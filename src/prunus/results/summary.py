@@ -140,30 +140,13 @@ class Curve(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MacroCell(Record):
-    """The mean accuracy of several tasks."""
-
-    accuracy: float
-    se: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Macro(Record):
-    """Means over tasks with equal weights, at the budgets that all of them have."""
-
-    budgets: Mapping[int, MacroCell]
-    auc: Value | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Summary(Identity):
-    """The statistics of one run. macro: of several tasks."""
+    """The statistics of one run."""
 
     plan: Mapping[str, Any]
     versions: Mapping[str, Any]
     tasks: Mapping[str, Curve]
     unfinished: Unfinished | None = None
-    macro: Macro | None = None
 
     def cells(self, task: str) -> dict[int, BudgetCell]:
         """{budget: cell} of one task, in order of budgets; empty if no problem of it is finished."""
@@ -178,14 +161,12 @@ def summarise(store: Store, run_id: str) -> Summary:
 
 def describe(run: Run, by_task: Mapping[str, Table]) -> Summary:
     """The result of `summarise`, for rows that have been read."""
-    tasks = {task: _curve(table) for task, table in by_task.items()}
     return Summary(
         **vars(identity(run)),
         plan=run.plan,
         versions=run.versions,
-        tasks=tasks,
+        tasks={task: _curve(table) for task, table in by_task.items()},
         unfinished=unfinished(run, by_task),
-        macro=_macro(list(tasks.values())) if len(tasks) > 1 else None,
     )
 
 
@@ -307,22 +288,6 @@ def _describe(table: Table, budget: int) -> BudgetCell:
 def _draws(table: Table) -> float:
     """The mean number of draws of a group of problems."""
     return len(table.draws) * len(table.problems) / len(table.groups)
-
-
-def _macro(curves: Sequence[Curve]) -> Macro:
-    """Means over tasks with equal weights, at the budgets that all of them have."""
-    budgets = sorted(set.intersection(*(set(curve.budgets) for curve in curves)))
-    cells = {b: _mean([(c.budgets[b].accuracy, c.budgets[b].se) for c in curves]) for b in budgets}
-    areas = [(c.auc.value, c.auc.se) for c in curves if c.auc]
-    return Macro(
-        budgets={b: MacroCell(accuracy=one.value, se=one.se) for b, one in cells.items()},
-        auc=_mean(areas) if len(areas) == len(curves) else None,
-    )
-
-
-def _mean(estimates: Sequence[tuple[float, float | None]]) -> Value:
-    values, errors = zip(*estimates, strict=True)
-    return Value(value=float(np.mean(values)), se=float(np.linalg.norm(np.array(errors, float)) / len(errors)))
 
 
 def with_bands(summary: Summary, by_task: Mapping[str, Table]) -> Summary:
