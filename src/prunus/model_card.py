@@ -16,7 +16,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.tasks import TASKS
 from prunus.margins import MarginLike
 from prunus.pruning.inspection import inspect
-from prunus.results.comparison import HARMLESS, compared
+from prunus.results.comparison import compared, plan_differences
 from prunus.results.labels import history, listed
 from prunus.results.rows import Run
 from prunus.results.store import Store
@@ -167,14 +167,8 @@ def find_ours(store: Store, checksum: str, run: str | None, folder: Path) -> Run
 
 def find_dense(store: Store, checksum: str, ours: Run) -> Run | None:
     """The run of the dense model whose plan can be compared with that of ours; None if there is none."""
-    plan = {key: value for key, value in ours.plan.items() if key not in HARMLESS}
-    found = [
-        one
-        for one in store.begun()
-        if not history(one)
-        and one.model.get("checksum") == checksum
-        and {key: value for key, value in one.plan.items() if key not in HARMLESS} == plan
-    ]
+    dense = [one for one in store.begun() if one.model.get("checksum") == checksum and not history(one)]
+    found = [one for one in dense if not one.is_control and not plan_differences(ours, one)]
     if len(found) > 1:
         raise PrunusError(f"{store.path} has several runs of the dense model: choose one with --base: {listed(found)}")
     return found[0] if found else None

@@ -294,7 +294,7 @@ def _choose(base: Run, runs: Iterable[Run], may_leave_out: bool) -> tuple[list[R
             raise PrunusError(f"{_name(base)} is the base and cannot be compared with itself: name another run")
         return list(by_id.values()), []
     others = [run for run in by_id.values() if run.run_id != base.run_id and not run.is_control]
-    notes = {run.run_id: _plan_differences(base, run) for run in others}
+    notes = {run.run_id: plan_differences(base, run) for run in others}
     left_out = [
         f"{_name(run)} is left out: {notes[run.run_id]}; name it to compare" for run in others if notes[run.run_id]
     ]
@@ -304,7 +304,7 @@ def _choose(base: Run, runs: Iterable[Run], may_leave_out: bool) -> tuple[list[R
 def _repeats(run: Run, base: Run) -> bool:
     """Whether a run is an A/A control of base: the same model and plan in other batches."""
     same = run.model.get("checksum") == base.model.get("checksum")
-    return run.is_control and same and not _plan_differences(base, run)
+    return run.is_control and same and not plan_differences(base, run)
 
 
 def _against_itself(
@@ -325,7 +325,7 @@ def _against_itself(
     return Rounding(run=again.run_id, **kept, **counts)
 
 
-def _plan_differences(base: Run, other: Run) -> str:
+def plan_differences(base: Run, other: Run) -> str:
     """The settings that differ between two plans and matter, such as `mode is legacy, not strict`; empty if none do."""
     if base.imported != other.imported:
         tool = (base if base.imported else other).plan.get("tool")
@@ -349,7 +349,7 @@ def _plan_differences(base: Run, other: Run) -> str:
 
 def _plan_notes(base: Run, other: Run) -> list[str]:
     notes = []
-    if differences := _plan_differences(base, other):
+    if differences := plan_differences(base, other):
         notes.append(f"plans differ, so the difference is not the model's alone: {differences}")
     if base.imported or other.imported:
         return notes  # the plans say which tool graded
