@@ -120,7 +120,7 @@ def test_files_hold_the_frames(store, tmp_path, format, read):
 
 def test_nothing_is_overwritten_unasked(store, tmp_path):
     (tmp_path / "curve.csv").write_text("mine")
-    with pytest.raises(PrunusError, match=r"curve.csv exists; choose another folder or add --overwrite"):
+    with pytest.raises(PrunusError, match=r"curve.csv' exists: name another folder, or add --overwrite"):
         prunus.export(store, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["curve.csv"]
     prunus.export(store, tmp_path, overwrite=True)

@@ -30,7 +30,7 @@ from prunus.disk import show_bytes
 from prunus.plain_data import content_hash
 from prunus.results.cells import Entry
 from prunus.results.characters import one_line, percent, points
-from prunus.results.labels import label, observations, settings
+from prunus.results.labels import FIRST, label, observations, settings
 from prunus.results.rows import Run
 from prunus.results.stages import PARTLY, in_words, verdict_in_words
 from prunus.step import STEPS, recipe_of, recorded_kind, step_kind
@@ -50,8 +50,6 @@ README = "README.md"
 # What is kept of the source's metadata; the rest describes the source only.
 KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
 VERSIONS = ("prunus", "torch", "transformers", "vllm", "grader", "device")  # of a run; others may name a server
-# Settings that are shown first, with their defaults too.
-FIRST = ("bits", "method", "sparsity", "pattern", "blocks", "keep", "drop", "intermediate_size")
 RESULT = "result"  # the folder that the last command writes
 
 _HEADER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
@@ -278,7 +276,7 @@ def version_of(step: Data) -> Any:
 def step_text(step: Data) -> str:
     """What a step did: settings that differ from the defaults, recipe hash, calibration, cost and versions."""
     recipe, action = recipe_of(step), str(step["action"])
-    chosen = ", ".join(f"{plain(key)} {plain(shown(key, value))}" for key, value in settings(step, FIRST))
+    chosen = ", ".join(f"{plain(key)} {plain(shown(key, value))}" for key, value in settings(step))
     parts = [f"**{plain(action)}**: {chosen or 'default settings'}"]
     if outcome := recorded_kind(step).outcome(step, brief=False):
         parts.append(plain(outcome, LIMIT))

@@ -280,9 +280,7 @@ def history_row(step: Mapping[str, Any]) -> dict[str, object]:
         cost = {"format": step["format"], "bytes": step["bytes"]}
     return {
         "action": step["action"],
-        "recipe": dict(
-            settings(step, ("bits", "type", "method", "sparsity", "blocks", "keep", "drop", "intermediate_size"))
-        ),
+        "recipe": dict(settings(step)),
         "blocks_removed": step.get("blocks_removed", []),
         "source": step["source"]["name"],
         "warnings": step["warnings"],

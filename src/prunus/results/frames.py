@@ -6,12 +6,13 @@ is the budget as a text, with which `off` (thinking switched off) has a name; it
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from prunus.budgets import NAMED
-from prunus.disk import disk_errors, write_together
+from prunus.disk import check_export, write_errors, write_export
 from prunus.errors import PrunusError, nearest
 from prunus.margins import MarginLike
 from prunus.results.cells import Cell, Ending, Identity, Sized
@@ -157,13 +158,10 @@ def export(store: str | Path, out: str | Path, format: Format = "csv", overwrite
         raise PrunusError(f"format '{format}' is not known; {nearest(format, get_args(Format))}")
     results, folder = Results(store), Path(out)
     targets = {name: folder / f"{name}.{format}" for name in ("runs", "samples", "curve")}
-    if not overwrite and (there := [path for path in targets.values() if path.exists()]):
-        raise PrunusError(f"{there[0]} exists; choose another folder or add --overwrite")
+    check_export(targets.values(), overwrite)
     frames = {path: getattr(results, name)() for name, path in targets.items()}
-    encoded = {path: _encoded(frame, format) for path, frame in frames.items()}
-    with disk_errors(folder, sum(map(len, encoded.values()))):
-        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        write_together(encoded)
+    with write_errors(folder):
+        write_export({path: partial(_encoded, frame, format) for path, frame in frames.items()})
     return {str(path): len(frame) for path, frame in frames.items()}
 
 

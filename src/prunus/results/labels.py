@@ -16,6 +16,8 @@ _SHOWN = {"method", "sparsity", "pattern", "blocks", "scope", "allocation", "upd
 _COUNTS = {"samples": "samples", "calibration_tokens": "tokens", "seqlen": "tokens each", "epochs": "epochs"}
 # Actions of our own steps that store weights in another form; the quantisation of other programs is `quantise`.
 STORED_AS = ("quantize", "gguf")
+# Settings that say how much a step does, which lists of settings begin with.
+FIRST = ("bits", "type", "method", "sparsity", "pattern", "blocks", "keep", "drop", "intermediate_size")
 CONTROL = "control"  # the action of control_steps
 
 
@@ -56,12 +58,12 @@ def step_label(step: StepRecord) -> str:
     return recorded_kind(step).label(step)
 
 
-def settings(step: StepRecord, first: Sequence[str], always: Collection[str] = ()) -> list[tuple[str, Any]]:
-    """(name, value) of a step's settings that are not the defaults; those in first, at the beginning, and in always."""
-    default, shown = defaults(str(step.get("action"))), {*first, *always}
+def settings(step: StepRecord, always: Collection[str] = ()) -> list[tuple[str, Any]]:
+    """(name, value) of a step's settings: those of FIRST, then those in always or that are not the defaults."""
+    default, shown = defaults(str(step.get("action"))), {*FIRST, *always}
     recipe = recipe_of(step)
     names = [k for k, v in recipe.items() if v is not None and (k in shown or k not in default or v != default[k])]
-    names.sort(key=lambda name: (first.index(name) if name in first else len(first), name))
+    names.sort(key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
     return [(name, recipe[name]) for name in names]
 
 

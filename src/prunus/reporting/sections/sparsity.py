@@ -13,9 +13,8 @@ from prunus.results.labels import history, settings
 from prunus.results.rows import Run
 from prunus.step import StepRecord, recorded_kind
 
-# Settings that are shown first, and those that are shown even with default values.
-FIRST = ("method", "sparsity", "pattern", "blocks", "keep", "drop", "allocation", "scope")
-ALWAYS = {"calibration", "samples", "seqlen", "seed"}
+# Settings that are shown even with default values.
+ALWAYS = {"allocation", "scope", "calibration", "samples", "seqlen", "seed"}
 WIDTH, LEFT, TOP, HEIGHT = 640, 150, 22, 20
 STYLES = "".join(f".h{step}{{--h:{step / 20 * 0.9:g}}}" for step in range(1, 21))  # the classes that _step counts
 
@@ -71,7 +70,7 @@ def recipe_text(run: Run) -> str:
     """The recipe of each step without most default values: `prune: method wanda, sparsity 0.5, ...`."""
     steps = []
     for step in history(run):
-        values = ", ".join(f"{name} {value}" for name, value in settings(step, FIRST, ALWAYS))
+        values = ", ".join(f"{name} {value}" for name, value in settings(step, ALWAYS))
         outcome = recorded_kind(step).outcome(step, brief=True)
         removed = f"; {outcome}" if outcome else ""
         cost = step.get("cost")
