@@ -183,9 +183,13 @@ def words(definition: ast.AST) -> set[str]:
 
 
 def uses(modules: Mapping[str, Module], module: Module, nodes: list[ast.AST]) -> Iterator[Name]:
-    """Yield the definitions whose names these nodes use: `name`, or `module.name` of an imported module."""
-    for node in (inner for outer in nodes for inner in ast.walk(outer)):
-        if isinstance(node, ast.Name):
+    """Yield the definitions whose names these nodes use: `name`, or `module.name` of an imported module.
+
+    A variable of a function is no use of the definition of the same name.
+    """
+    functions = [function for node in nodes for function in (node.body if isinstance(node, ast.ClassDef) else [node])]
+    for node, variables in ((inner, bound(outer)) for outer in functions for inner in ast.walk(outer)):
+        if isinstance(node, ast.Name) and node.id not in variables:
             if node.id in module.definitions:
                 yield module.name, node.id
             elif node.id in module.imported:
@@ -194,6 +198,13 @@ def uses(modules: Mapping[str, Module], module: Module, nodes: list[ast.AST]) ->
             target = module.imported.get(node.value.id)
             if target is not None and target[1] == "":
                 yield from defined(modules, (target[0], node.attr))
+
+
+def bound(function: ast.AST) -> set[str]:
+    """Return the names of the parameters and variables of a function."""
+    inner = list(ast.walk(function))
+    names = {node.id for node in inner if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return names | {node.arg for node in inner if isinstance(node, ast.arg)}
 
 
 def defined(modules: Mapping[str, Module], name: Name) -> Iterator[Name]:

@@ -25,7 +25,8 @@ def prune(weight):
 ''',
     "helpers.py": """\
 def used(weight):
-    return _deeper(weight)
+    unused = weight
+    return _deeper(unused)
 
 
 def _deeper(weight):
@@ -43,7 +44,7 @@ def unused():
     "classes.py": "class Thing:\n    def run(self, x):\n        return x\n",
     "tables.py": "from prunus.method import magnitude\nMETHODS = {'magnitude': magnitude}\n",
     "method.py": "def magnitude(x):\n    return x\n",
-    "never.py": "from prunus import round_a\ndef reached():\n    return 1\n",
+    "never.py": "from prunus import round_a\ndef reached(weight=1):\n    return weight\n",
     "round_a.py": "import prunus.round_b\n",
     "round_b.py": "def late():\n    from prunus.round_c import x\n",
     "round_c.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from prunus.round_a import y\nx = 1\n",
@@ -71,7 +72,7 @@ def test_code_lines_are_those_without_comments_docstrings_and_blank_lines(source
     modules = structure.read_package(source)
     assert modules["prunus.loop"].code_lines == 4 + 1 + 3 + 1
     assert modules["prunus.deep"].code_lines == 0
-    assert modules["prunus.helpers"].code_lines == 2 + 3 + 3
+    assert modules["prunus.helpers"].code_lines == 3 + 3 + 3
 
 
 def test_the_way_follows_names_and_neither_tables_nor_what_is_not_called(source):
