@@ -187,8 +187,12 @@ def uses(modules: Mapping[str, Module], module: Module, nodes: list[ast.AST]) ->
 
     A variable of a function is no use of the definition of the same name.
     """
-    functions = [function for node in nodes for function in (node.body if isinstance(node, ast.ClassDef) else [node])]
-    for node, variables in ((inner, bound(outer)) for outer in functions for inner in ast.walk(outer)):
+    parts = [
+        part
+        for node in nodes
+        for part in ([*node.decorator_list, *node.bases, *node.body] if isinstance(node, ast.ClassDef) else [node])
+    ]
+    for node, variables in ((inner, bound(part)) for part in parts for inner in ast.walk(part)):
         if isinstance(node, ast.Name) and node.id not in variables:
             if node.id in module.definitions:
                 yield module.name, node.id
@@ -200,9 +204,9 @@ def uses(modules: Mapping[str, Module], module: Module, nodes: list[ast.AST]) ->
                 yield from defined(modules, (target[0], node.attr))
 
 
-def bound(function: ast.AST) -> set[str]:
-    """Return the names of the parameters and variables of a function."""
-    inner = list(ast.walk(function))
+def bound(part: ast.AST) -> set[str]:
+    """Return the names of the parameters and variables of a function, or of another part of a class."""
+    inner = list(ast.walk(part))
     names = {node.id for node in inner if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     return names | {node.arg for node in inner if isinstance(node, ast.arg)}
 

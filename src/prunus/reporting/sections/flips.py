@@ -37,7 +37,7 @@ def section(data: ReportData) -> Section:
     note = (
         "Problems that one model answers correctly and the other does not, in draws of the same number at the largest "
         "budget that both have. <code>prunus view STORE</code> shows their questions, and the chains side by side with "
-        "the place where a right answer was lost; with <code>--export FOLDER</code> it writes them as files."
+        "the place where a right answer was lost; with <code>--export FOLDER</code> it writes some of them as files."
     )
     said = soft(f"{len(listed.rows)} of {len(problems.rows)} are here.") if step > 1 else ""
     lost, gained = (sum(row[1][place] for row in counts.rows) for place in (0, 1))
