@@ -151,7 +151,7 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = F
     prunus.report(
         store, page, base=runs[tour.model], margin=margin, overwrite=True, runs=set(runs.values()), links=links
     )
-    say(f"The page with curves, intervals and texts: {page}")
+    say(f"The page with curves and verdicts: {page}")
     return comparison.to_json()
 
 
