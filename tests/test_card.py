@@ -5,7 +5,7 @@ import re
 import shlex
 import shutil
 import sqlite3
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +241,14 @@ def test_an_edited_card_is_replaced_only_if_asked(copied, tmp_path):
     assert "A note." in (copied / "README.md").read_text()
     prunus.card(copied, overwrite=True)
     assert is_ours((copied / "README.md").read_text())
+
+
+def test_a_control_of_the_dense_run_is_not_taken_for_a_second_one(store, copied):
+    with Store(store) as opened:
+        dense = opened.find_run("tiny")
+        opened.add_run(replace(dense, run_id="again", plan=dense.plan | {"aa_control": True}))
+        opened.add_samples("again", opened.samples(dense.run_id))
+    assert prunus.card(copied, store=store)["base"] == dense.run_id
 
 
 def test_without_a_dense_run_there_is_a_curve_but_no_verdict(store, copied):
