@@ -134,8 +134,16 @@ def test_the_first_screen_says_which_variant_how_sure_how_big_and_whether_it_sto
     assert all(word in said for word in ("dense", "points (", "parameters", "end by themselves"))
     if width > 1000:
         assert browser.evaluate(f"{bottom}(document.querySelector('table.glance'))") < height
-    cut = """[...document.querySelectorAll(".rows, .rows td")].filter(e =>
+    cut = """[...document.querySelectorAll(".rows, .rows td, .glance .hint > p")].filter(e =>
         e.scrollWidth > e.clientWidth + 1 || e.getBoundingClientRect().right > innerWidth).length"""
+    assert browser.evaluate(cut) == 0
+    prose = "[...document.querySelectorAll('p')].filter(e => e.checkVisibility()).map(e => e.className)"
+    first = ["kicker", "lead", "says"]  # the last belongs to the next section
+    assert browser.evaluate(prose)[:3] == first
+    x, y = centre(browser, "document.querySelector('.rows > .hint > summary')")
+    browser.click(x, y)
+    assert browser.evaluate(prose)[:3] == ["kicker", "lead", ""]
+    assert "margin of 2 points" in browser.evaluate("document.querySelector('.rows > .hint > p').innerText")
     assert browser.evaluate(cut) == 0
 
 

@@ -26,26 +26,31 @@ class Section:
     name: str = ""
 
 
-def part(id: str, title: str, says: str, html: str, hint: str = "", css: str = "") -> str:
+def hint(terms: str) -> str:
+    """An explanation of terms, which is HTML, behind a question mark; nothing if there are none."""
+    mark = '<summary aria-label="What the terms mean">?</summary>'
+    return terms and f'<details class="hint">{mark}<p>{terms}</p></details>'
+
+
+def part(id: str, title: str, says: str, html: str, terms: str = "", css: str = "") -> str:
     """A part of the page below its title, which links to itself. All arguments are HTML.
 
-    says: a sentence on what the data show. hint: explains the terms, shown by a question mark. A figure at the
+    says: a sentence on what the data show. terms: their explanation, shown by a question mark. A figure at the
     beginning of html stands beside the sentence if there is room.
     """
-    more = f'<details class="hint"><summary aria-label="What the terms mean">?</summary><p>{hint}</p></details>'
     says = f'<p class="says">{says}</p>' if says else ""
     css = f"{css} side" if says and html.startswith("<figure") else css
     return (
         f'<section id="{id}" class="{css}"><div class="head"><h2><a href="#{id}">{title}</a></h2>'
-        f"{more if hint else ''}</div>{says}{html}</section>"
+        f"{hint(terms)}</div>{says}{html}</section>"
     )
 
 
-def part_of(data: ReportData, task: str, name: str, title: str, says: str, html: str, hint: str = "") -> str:
+def part_of(data: ReportData, task: str, name: str, title: str, says: str, html: str, terms: str = "") -> str:
     """A part about one task; arguments as of part. The id of those after the first ends with the task's number."""
     number = data.tasks.index(task) + 1
     id = name if number == 1 else f"{name}-{number}"
-    return part(id, data.title(title, task), says, html, hint, data.css(task))
+    return part(id, data.title(title, task), says, html, terms, data.css(task))
 
 
 def soft(text: str) -> str:

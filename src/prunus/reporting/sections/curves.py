@@ -61,13 +61,13 @@ def _of_task(data: ReportData, task: str) -> Section:
     shown += details("Accuracy at every budget", by_budget.html() + soft(_by_budget_note(data, task)))
     shown += details("Every number", every.html() + _largest(data, task))
     shown += details("Scaling in numbers", scaling.html() + soft(SCALING_NOTE))
-    hint = (
+    terms = (
         "Accuracy minus the base's on the same problems, in points. Bands: 95 %, "
         f"{bands_text(cell for one in compared for cell in one.contrasts(task).values())}. The shaded strip is the "
         "margin; each panel has its own scale."
     )
     title = f"Difference from <bdi>{esc(data.base.look.label)}</bdi> by budget" if panels else "Accuracy"
-    html = part_of(data, task, "differences", title, esc(_worse_at(data, task)), shown, hint if panels else "")
+    html = part_of(data, task, "differences", title, esc(_worse_at(data, task)), shown, terms if panels else "")
     return Section(task, html, figures, [by_budget, every, scaling])
 
 

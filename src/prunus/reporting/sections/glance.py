@@ -9,7 +9,7 @@ from prunus.reporting.render.chart import Picture, forest, swatch
 from prunus.reporting.render.table import slug, word
 from prunus.reporting.render.text import NBSP, esc, percent, points, short
 from prunus.reporting.report_data import ReportData, ReportedRun
-from prunus.reporting.section import Section, adapted
+from prunus.reporting.section import Section, adapted, hint
 from prunus.reporting.sections.curves import MANY, accuracy_against_budget, bands_text
 from prunus.reporting.sections.verdicts import remark
 from prunus.results.cells import Entry
@@ -30,12 +30,16 @@ def section(data: ReportData) -> Section:
 
 
 def _figure(data: ReportData, task: str) -> str:
-    bands = f"95 % bands, {bands_text(cell for one in data.runs for cell in one.cells(task).values())}"
-    bands += "; 0 is left of the break" if any(0 in one.cells(task) for one in data.runs) else ""
-    bands += "; off: thinking switched off" if any(OFF in one.cells(task) for one in data.runs) else ""
-    bands += "; point at a row to see its band" if len(data.runs) > MANY else ""
-    bands += "; published figures are hollow and dotted" if data.published_on(task) else ""
-    title = data.title("Accuracy against the thinking budget", task)
+    cells = [cell for one in data.runs for cell in one.cells(task).items()]
+    budgets = {budget for budget, _ in cells}
+    terms = [
+        "0 is left of the break." * (0 in budgets),
+        "Off: thinking switched off." * (OFF in budgets),
+        "Point at a row to see its band." * (len(data.runs) > MANY),
+        "Published figures are hollow and dotted." * bool(data.published_on(task)),
+    ]
+    title = data.title("Accuracy against the thinking budget", task) + hint(" ".join(filter(None, terms)))
+    bands = f"95 % bands, {bands_text(cell for _, cell in cells)}"
     return adapted(partial(accuracy_against_budget, data, task), title, bands, data.css(task))
 
 
@@ -64,8 +68,8 @@ def _table(data: ReportData) -> str:
         f"accuracy gained per doubling of the budget, kept if at least {100 * ENOUGH:g} % of the base's."
     )
     return (
-        f'<div class="rows"><table class="glance cards sortable" aria-label="Variants"><thead><tr>{heads}</tr></thead>'
-        f'<tbody>{body}</tbody></table><p class="soft">{terms}</p></div>'
+        f'<div class="rows">{hint(terms)}<table class="glance cards sortable" aria-label="Variants">'
+        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
