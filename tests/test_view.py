@@ -218,6 +218,14 @@ def test_chains_are_parted_at_the_first_word_that_differs():
     assert absent["after"] == absent["apart"] == [] and texts(there["after"]) == whole
 
 
+@pytest.mark.parametrize("shared", ["", "so "])
+def test_the_whole_word_is_marked_although_a_budget_cuts_it_and_if_it_is_the_first(shared):
+    wholes = [f"{shared}12+30=42 end", f"{shared}12+30=52 end"]
+    chains = [chain(sample(1, whole[: len(shared) + 4]), sample(9, whole, "natural")) for whole in wholes]
+    for found, number in zip(side_by_side(chains), ("12+30=42", "12+30=52"), strict=True):
+        assert texts(piece for piece in found["after"] if piece.get("differs")) == number
+
+
 def test_a_chain_that_ends_where_the_other_goes_on_ends_after_the_shared_part():
     short, long = side_by_side([chain(sample(9, "a b ", "natural")), chain(sample(9, "a b c", "natural"))])
     assert texts(short["before"]) == texts(long["before"]) == "a b " and stops(short["after"]) == [("", ["9"])]

@@ -208,7 +208,7 @@ def contents(
         parts.append("<h2>Searches</h2>" + "".join(f"<p>{linked(*one)}</p>" for one in searches))
     sections = "".join(f"<section>{one}</section>" for one in parts)
     facts = f"{len(pages)} page{'s' * (len(pages) != 1)}, each about one model"
-    return whole_page(name, f"{top(facts, name)}<main>{sections}</main>", {})
+    return whole_page(name, f'{top(facts, name)}<main><div class="pair">{sections}</div></main>', {})
 
 
 def title_of(one: Contrast | SearchState) -> str:

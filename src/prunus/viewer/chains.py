@@ -62,9 +62,13 @@ class Chain:
     apart: Sequence[Stop]
     loops: bool
 
-    def parted(self, at: int) -> tuple[list[Json], list[Json]]:
-        """The pieces before the place where the chains differ, and those after it. A piece is a text or a stop."""
-        differs = _WORD.match(self.thinking, at)
+    def parted(self, apart: int | None) -> tuple[list[Json], list[Json]]:
+        """The pieces before the place where the chains differ, and those after it. A piece is a text or a stop.
+
+        apart: that place; None if this chain is not compared with others.
+        """
+        at = apart or 0
+        differs = None if apart is None else _WORD.match(self.thinking, at)
         loop = loop_start(self.thinking)
         found = {0, at, len(self.thinking), *(stop.at for stop in self.stops)}
         found |= {loop} if loop is not None else set()
@@ -78,7 +82,7 @@ class Chain:
                     (before if early else after).append({"stop": stop.to_json()})
             if end is not None:
                 piece = {"text": shown(self.thinking[start:end])}
-                piece |= {"differs": True} if at and start == at else {}
+                piece |= {"differs": True} if differs and at <= start < differs.end() else {}
                 piece |= {"loop": True} if loop is not None and start >= loop else {}
                 (before if start < at else after).append(piece)
         return before, after
@@ -155,10 +159,10 @@ def side_by_side(chains: Sequence[Chain]) -> list[Json]:
     A single chain, and one whose text the store does not keep, has all its pieces after it.
     """
     texts = [chain.thinking for chain in chains if chain.thinking]
-    at = first_difference(texts) if len(texts) > 1 else 0
+    at = first_difference(texts) if len(texts) > 1 else None
     found = []
     for chain in chains:
-        before, after = chain.parted(at if chain.thinking else 0)
+        before, after = chain.parted(at if chain.thinking else None)
         apart = [stop.to_json() | {"thinking": shown(stop.sample.thinking)} for stop in chain.apart]
         kept = any(one.sample.thinking or one.sample.text for one in (*chain.stops, *chain.apart))
         found.append({"before": before, "after": after, "apart": apart, "loops": chain.loops, "kept": kept})
