@@ -1,4 +1,4 @@
-"""The README's picture and those of docs/: the top of the demo's report, of its search's page, and of a problem in view.
+"""The pictures of the README and of docs/: the tops of the demo's report, of find.html, and of a problem in view.
 
 `make demo && python scripts/pictures.py demo` writes docs/images/report.png, find.png and view.png. It needs Chromium.
 """
