@@ -25,7 +25,7 @@ from prunus.reporting.render.chart import (
 )
 from prunus.reporting.render.table import HUES, Column, Interval, Look, Table, Word
 from prunus.reporting.render.text import NBSP, count, esc, one_line, percent, points, short, top, whole_page
-from prunus.reporting.section import adapted, details, part, run_figure, soft
+from prunus.reporting.section import adapted, details, hint, part, run_figure, soft
 from prunus.results.characters import MINUS
 from prunus.results.contrasts import ENDINGS
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, OPEN, REFUSED
@@ -125,21 +125,22 @@ def _dense(declared: Data) -> Look:
 
 def _glance(declared: Data, shown: Data) -> str:
     """The ladders with what was decided, and the curves."""
-    tables = []
-    for ladder, seen in zip(declared["ladders"], shown["ladders"], strict=True):
-        heading = f"<h2><bdi>{esc(ladder['name'])}</bdi></h2>" if len(declared["ladders"]) > 1 else ""
-        tables.append(heading + ladder_table(declared, ladder, seen, shown["dense"]["tokens"]).html())
     alpha = declared["alpha"] / len(declared["ladders"])
     rungs = sum(len(ladder["rungs"]) for ladder in declared["ladders"])
     seen = sum(len(ladder["rungs"]) for ladder in shown["ladders"])
-    note = (
+    terms = (
         f"Rungs are tried in this order, until one is not certified: {seen} of {rungs} were looked at. Differences, "
         f"in points, have bounds that hold after any number of problems, each with {100 * (1 - alpha):g}{NBSP}% "
         "confidence."
     )
+    tables = []
+    for ladder, seen in zip(declared["ladders"], shown["ladders"], strict=True):
+        title = f"<bdi>{esc(ladder['name'])}</bdi>" if len(declared["ladders"]) > 1 else "The ladder"
+        tables.append(f'<div class="head"><h2>{title}</h2>{hint(terms) if not tables else ""}</div>')
+        tables.append(ladder_table(declared, ladder, seen, shown["dense"]["tokens"]).html())
     return (
         f'<section id="ladder" class="glance" aria-label="The ladder">{_curves(declared, shown)}'
-        f'<div class="rows">{"".join(tables)}{soft(note)}</div></section>'
+        f'<div class="rows">{"".join(tables)}</div></section>'
     )
 
 
@@ -278,8 +279,9 @@ def _curves(declared: Data, shown: Data) -> str:
         }
         lines += lines_of(spots, look.css, look.marker, look.label)
     axes = (budget_axis(declared["budgets"]), accuracy_axis(lines), "Accuracy against thinking budget")
-    note = "Each over the problems that it was evaluated on; the differences in the table are paired."
-    return adapted(lambda frame: chart(lines, *axes, frame=frame), "Accuracy against the thinking budget", note)
+    terms = "Each over the problems that it was evaluated on; the differences in the table are paired."
+    title = f"Accuracy against the thinking budget{hint(terms)}"
+    return adapted(lambda frame: chart(lines, *axes, frame=frame), title)
 
 
 def _meaning(data: Data) -> str:
