@@ -62,13 +62,13 @@ class Chain:
     apart: Sequence[Stop]
     loops: bool
 
-    def parted(self, apart: int | None) -> tuple[list[Json], list[Json]]:
+    def parted(self, place: int | None) -> tuple[list[Json], list[Json]]:
         """The pieces before the place where the chains differ, and those after it. A piece is a text or a stop.
 
-        apart: that place; None if this chain is not compared with others.
+        place: number of characters before it; None if this chain is not compared with others.
         """
-        at = apart or 0
-        differs = None if apart is None else _WORD.match(self.thinking, at)
+        at = place or 0
+        differs = None if place is None else _WORD.match(self.thinking, at)
         loop = loop_start(self.thinking)
         found = {0, at, len(self.thinking), *(stop.at for stop in self.stops)}
         found |= {loop} if loop is not None else set()
