@@ -53,8 +53,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 # A cell of these takes minutes, so they come last, in this order. Depth methods among them have one seed, and SLEB gets
 # fewer tokens.
-SLOW = ("dsnot", "layerif", "layerif-sketch", "gblm", "alps", "laco", "laco, `--threshold 0.9`", "sleb", "wanda++")
+SLOW = ("dsnot", "layerif", "layerif-sketch", "alps", "laco", "laco, `--threshold 0.9`", "sleb")
 SLOW_DEPTH = ("sleb", "laco")
+GONE = ("ria", "gblm", "wanda++", "dlp")  # rows of what the package no longer has; commit bea8f3f measured them
 
 
 @dataclass(frozen=True)
@@ -155,10 +156,9 @@ def propagation_cells() -> Iterator[Cell]:
 
 
 def method_recipe(method: str, seed: int, setting: dict[str, Any], data: bool = False) -> prunus.PruneRecipe:
-    """Return a recipe, staged except for wanda++. data: calibrate even if the method needs no data."""
+    """Return a recipe, staged. data: calibrate even if the method needs no data."""
     on = calibrated(seed) if data or METHODS[method].needs != "nothing" else {}
-    propagation = "pruned" if method == "wanda++" else "staged"  # it repairs whole blocks, so staged does not apply
-    return prunus.PruneRecipe(method=method, propagation=propagation, **on, **setting)
+    return prunus.PruneRecipe(method=method, propagation="staged", **on, **setting)
 
 
 def allocation_cells() -> Iterator[Cell]:
@@ -430,9 +430,10 @@ def main() -> None:
         print(json.dumps(line), file=sys.stderr, flush=True)
     done = finished()
     rows = [done[cell.key] | {"table": cell.table, "row": cell.row} for cell in cells if cell.key in done]
-    rows += [line for line in done.values() if line["table"] == "dense"]
+    gone = [line for line in done.values() if line.get("row") in GONE]
+    rows += [*gone, *(line for line in done.values() if line["table"] == "dense")]
     blocks = Checkpoint(MODEL).blocks
-    print(write_page(ROOT / "docs", dense, rows, blocks, len(cells)))
+    print(write_page(ROOT / "docs", dense, rows, blocks, len(cells) + len(gone)))
 
 
 if __name__ == "__main__":

@@ -430,8 +430,8 @@ and turned back into plain weights (*quantize*), the model loads; engines and 4 
 unpacking restores the same bytes, and logits of the sparse kernel equal torch's. Features that a type's default
 configuration turns off were not tried. Embeddings, heads and other weights outside the blocks always stay dense.
 
-Blocks of {hands_on} pass more than hidden states to later blocks. Methods that need gradients of the model's loss (such
-as gblm and layerif), and depth methods that run the model without some of its blocks, refuse them.
+Blocks of {hands_on} pass more than hidden states to later blocks. What needs gradients of the model's loss
+(layerif, layerif-sketch, `--row-power`), and depth methods that run the model without some of its blocks, refuse them.
 
 Each matrix of each routed expert is pruned as a Linear ([mixtures of experts](pruning.md#mixtures-of-experts)) where
 transformers runs the experts by its common functions. dbrx, jetmoe, llama4, longcat_flash and step3p7 have their own

@@ -62,29 +62,25 @@ def whole_model_scores(folder, prompt=0):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_owl_and_dlp_evidence_equals_that_of_the_whole_model(tmp_path, family):
+def test_owl_evidence_equals_that_of_the_whole_model(tmp_path, family):
     make_model(tmp_path / "m", family)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in SEQUENCES))
     scores = whole_model_scores(tmp_path / "m")
     asked = recipe(tmp_path, allocation="owl", outlier_threshold=3.0)
-    found = prunus.allocate(tmp_path / "m", asked)["evidence"]["scores"]["block"]
+    found = prunus.allocate(tmp_path / "m", asked)["evidence"]
     expected = [100 * (s > 3 * s.mean()).double().mean().item() for s in scores]
-    assert found == pytest.approx(expected, abs=100 * 1.5 / len(scores[0]))
-    found = prunus.allocate(tmp_path / "m", recipe(tmp_path, allocation="dlp"))["evidence"]["scores"]["block"]
-    assert found == pytest.approx([s.mean().item() for s in scores], rel=1e-5)
-    asked = recipe(tmp_path, allocation="dlp", statistic="median")
-    found = prunus.allocate(tmp_path / "m", asked)["evidence"]["scores"]["block"]
-    assert found == pytest.approx([s.median().item() for s in scores], rel=1e-5)
+    assert found["scores"]["block"] == pytest.approx(expected, abs=100 * 1.5 / len(scores[0]))
+    assert found["details"]["mean"] == pytest.approx([s.mean().item() for s in scores], rel=1e-5)
 
 
 def test_tokens_that_do_not_count_leave_no_evidence(tmp_path):
     make_model(tmp_path / "m", "qwen3")
     lines = [json.dumps({"token_ids": ids, "prompt_tokens": 25}) + "\n" for ids in SEQUENCES]
     (tmp_path / "rows.jsonl").write_text("".join(lines))
-    asked = recipe(tmp_path, allocation="dlp", prompt_weight=0.0)
+    asked = recipe(tmp_path, allocation="owl", prompt_weight=0.0)
     found = prunus.allocate(tmp_path / "m", asked)["evidence"]
     expected = [s.mean().item() for s in whole_model_scores(tmp_path / "m", prompt=25)]
-    assert found["scores"]["block"] == pytest.approx(expected, rel=1e-5)
+    assert found["details"]["mean"] == pytest.approx(expected, rel=1e-5)
     assert found["settings"]["prompt_weight"] == 0
 
 
@@ -155,9 +151,9 @@ def test_a_resumed_run_does_not_measure_again(place, tmp_path, monkeypatch):
 
 def test_a_list_of_the_users_own_scores(place, tmp_path):
     (tmp_path / "mine.json").write_text("[1, 2, 3, 4]")
-    asked = recipe(place, allocation="dlp", scores=str(tmp_path / "mine.json"))
+    asked = recipe(place, allocation="owl", spread=0.15, scores=str(tmp_path / "mine.json"))
     rows = prunus.allocate(place / "m", asked)["blocks"]
-    assert [row["sparsity"] for row in rows] == pytest.approx([0.35, 0.45, 0.55, 0.65])
+    assert [row["sparsity"] for row in rows] == pytest.approx([0.65, 0.55, 0.45, 0.35])
 
 
 BAD = {
@@ -187,7 +183,7 @@ def test_evidence_of_something_else_is_refused(place, tmp_path):
         (tmp_path / "other", {}, "measured on another model"),
         (place / "m", {"outlier_threshold": 5.0}, "measured with --outlier-threshold 7.0, not 5.0"),
         (place / "m", {"scope": "mlp"}, "measured with --scope all, not mlp"),
-        (place / "m", {"allocation": "dlp"}, "holds scores of owl, not of dlp"),
+        (place / "m", {"allocation": "alphapruning"}, "holds scores of owl, not of alphapruning"),
     ):
         asked = recipe(place, **{"allocation": "owl", "scores": str(tmp_path / "owl.json")} | changes)
         with pytest.raises(PrunusError, match=words):
@@ -200,7 +196,7 @@ def test_evidence_of_something_else_is_refused(place, tmp_path):
         ({"allocation": "owls"}, "allocation 'owls' is not known; did you mean 'owl'?"),
         ({"allocation": "uniform", "spread": 0.1}, "spread belongs to allocation owl"),
         ({"allocation": "owl", "step": 0.1}, "step belongs to allocation atp"),
-        ({"allocation": "dlp", "outlier_threshold": 3}, "outlier_threshold belongs to allocation owl"),
+        ({"allocation": "atp", "outlier_threshold": 3}, "outlier_threshold belongs to allocation owl"),
         ({"allocation": "owl", "window": "reference"}, "window belongs to allocation alphapruning"),
         ({"influence_train": 3}, "influence_train belongs to allocation layerif or layerif-sketch, not to uniform"),
         ({"allocation": "owl", "spread": 0.7}, r"spread must lie in \[0, 0.5\)"),

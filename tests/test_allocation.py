@@ -35,7 +35,6 @@ def allocated(name, scores, sizes, target, **options):
         (allocated("owl", [2, 1, 0.5, 0.5], EQUAL, 0.5, spread=0.08), [0.393333, 0.5, 0.553333, 0.553333]),
         (allocated("alphapruning", [2, 3, 4, 3], EQUAL, 0.5, spread=0.3), [0.35, 0.5, 0.65, 0.5]),
         (allocated("atp", [], EQUAL, 0.5, step=0.04), [0.44, 0.48, 0.52, 0.56]),
-        (allocated("dlp", [1, 2, 3, 4], EQUAL, 0.5, spread=0.15), [0.35, 0.45, 0.55, 0.65]),
     ],
 )
 def test_golden_values(found, golden):
@@ -68,7 +67,6 @@ def test_direction_of_each():
     signs: dict[str, int] = {
         "owl": -1,
         "alphapruning": 1,
-        "dlp": 1,
         "atp": 1,
         "layerif": -1,
         "layerif-sketch": 1,

@@ -118,7 +118,7 @@ def test_a_block_that_cannot_be_read_is_told_where_its_turn_is(tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
-@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", "ria", "dsnot", "alps", "gblm", "wanda++"])
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", "dsnot", "alps"])
 def test_a_gpu_prunes_as_the_cpu_does(method, tmp_path):
     """Exactly as many zeros; where sums differ in their last bits a few weights may be others."""
     make_model(tmp_path / "model", family="qwen3", dtype=torch.float32)

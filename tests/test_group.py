@@ -26,9 +26,6 @@ from prunus.study.cells import effective
 SCORES = {
     "magnitude": lambda w, _: w.abs(),
     "wanda": lambda w, inputs: w.abs() * inputs.norm_I,
-    "ria": lambda w, inputs: (w.abs() / w.abs().sum(0) + w.abs() / w.abs().sum(1, keepdim=True)) * inputs.norm_I.sqrt(),
-    "gblm": lambda w, inputs: w.abs() * (inputs.norm_I / inputs.sequences**0.5 + inputs.gradient_OI),
-    "wanda++": lambda w, inputs: w.abs() * (inputs.norm_I / inputs.sequences**0.5 + inputs.gradient_OI),
 }
 
 NO_MODEL: Any = SimpleNamespace(manifest={})  # more is only asked where a recipe leaves something open

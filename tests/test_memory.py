@@ -76,15 +76,13 @@ CASES = {
     "wanda": Case(WIDE, {"method": "wanda"}),
     "wanda, staged": Case(THIN, {"method": "wanda", "propagation": "staged"}, sequences=MANY),
     "wanda, offload": Case(THIN, {"method": "wanda"}, offload=True, sequences=MANY),
-    "ria": Case(WIDE_FEW, {"method": "ria"}, sequences=FEW),
+    "wanda, by tensor": Case(WIDE_FEW, {"method": "wanda", "group": "tensor"}, sequences=FEW),
     "dsnot": Case(WIDE_FEW, {"method": "dsnot", "swap_cycles": 2}),  # memory does not depend on the number
     "sparsegpt": Case(WIDE_FEW, {"method": "sparsegpt"}),
     "wanda, obs": Case(NARROW_FEW, {"method": "wanda", "update": "obs"}),
     "wanda, large vocabulary": Case(NARROW, {"method": "wanda"}, sequences=FEW),
     "alps": Case(SINGLE, {"method": "alps", "admm_iterations": 2}),
-    "gblm": Case(SMALL_FEW, {"method": "gblm"}, sequences=FEW),
     "wanda, row budgets": Case(SMALL_FEW, {"method": "wanda", "row_power": 1.0}, sequences=FEW),
-    "wanda++": Case(SMALL_FEW, {"method": "wanda++", "repair_rounds": 1}, sequences=FEW),
 }
 
 
@@ -189,12 +187,11 @@ def bound(case: Case) -> int:
     widest = max(columns for _, columns in linears)
     block = HALF * weights
     tokens = case.sequences * LENGTH
-    if (gradients := with_gradients(case, weights, largest, tokens)) is not None:
+    if (gradients := with_gradients(case, weights, tokens)) is not None:
         return gradients + LIBRARY
     own = {
         "magnitude": 6 * largest,
-        "wanda": 8 * largest,
-        "ria": 12 * largest,
+        "wanda": (12 if case.recipe.get("group") == "tensor" else 8) * largest,
         "dsnot": 10 * largest,
         "sparsegpt": 10 * largest,
         "alps": 5 * DOUBLE * largest + 8 * DOUBLE * widest**2,
@@ -214,21 +211,14 @@ def bound(case: Case) -> int:
     return block + hidden + hessians + max(batch, own)
 
 
-def with_gradients(case: Case, weights: int, largest: int, tokens: int) -> int | None:
-    """The bound of methods that take gradients, which run in float32; None for others."""
-    shape, recipe = case.shape, case.recipe
+def with_gradients(case: Case, weights: int, tokens: int) -> int | None:
+    """The bound of Wanda with row budgets, which takes gradients in float32; None for others."""
+    if "row_power" not in case.recipe:
+        return None
+    shape = case.shape
     states, block = FULL * tokens * shape.width, FULL * weights
     rows = FULL * (10 * shape.width + 5 * shape.feed)  # of one token: what goes back through a block
-    whole = rows + FULL * (3 * shape.width + shape.feed)  # and the inputs of its Linears
-    batch = min(BATCH, tokens)
-    if recipe["method"] == "wanda++":
-        repair = 5 * block + 4 * FULL * largest + LENGTH * whole
-        return block + states // 2 + max(2 * block + batch * whole, repair)
-    if recipe["method"] == "gblm":
-        return (shape.blocks + 2) * states + 2 * block + FULL * largest + batch * whole
-    if "row_power" in recipe:
-        return (shape.blocks + 2) * states + block + batch * rows
-    return None
+    return (shape.blocks + 2) * states + block + min(BATCH, tokens) * rows
 
 
 def run_all(folder: Path) -> None:

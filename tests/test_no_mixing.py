@@ -18,9 +18,9 @@ from prunus.pruning.recovery import TRAINING_BYTES, activation_bytes, largest_bl
 WANDA: dict[str, Any] = {"method": "wanda"}
 ALPS: dict[str, Any] = {"method": "alps", "admm_iterations": 8}
 RUNS: dict[str, dict[str, Any]] = {
-    **{method: {"method": method} for method in ("magnitude", "wanda", "sparsegpt", "ria", "dsnot", "gblm")},
+    **{method: {"method": method} for method in ("magnitude", "wanda", "sparsegpt", "dsnot")},
     "alps": ALPS,
-    "wanda++": {"method": "wanda++", "repair_rounds": 1, "repair_rate": 1e-3},
+    "by tensor": WANDA | {"group": "tensor"},
     "row budgets": WANDA | {"row_power": 1.0},
     "update": WANDA | {"update": "obs"},
     "magnitude, update": {"method": "magnitude", "update": "obs"},
@@ -30,15 +30,14 @@ RUNS: dict[str, dict[str, Any]] = {
     "magnitude, rounding": {"method": "magnitude", "rounding": "reference"},
     **{way: WANDA | {"propagation": way} for way in ("dense", "staged")},
     "weighted": WANDA | {"prompt_weight": 0.5},
-    **{name: WANDA | {"allocation": name} for name in ("atp", "owl", "alphapruning", "dlp")},
-    "dlp, median": WANDA | {"allocation": "dlp", "statistic": "median"},
+    **{name: WANDA | {"allocation": name} for name in ("atp", "owl", "alphapruning")},
     **{
         name: WANDA | {"allocation": name, "influence_train": 4, "influence_validation": 2}
         for name in ("layerif", "layerif-sketch")
     },
 }
 SAVED: dict[str, dict[str, Any]] = {
-    name: RUNS[name] | {"propagation": "dense"} for name in ("wanda", "sparsegpt", "dsnot", "owl", "dlp, median")
+    name: RUNS[name] | {"propagation": "dense"} for name in ("wanda", "sparsegpt", "dsnot", "owl")
 }
 DROPS: dict[str, dict[str, Any]] = {
     "shortgpt": {},

@@ -89,7 +89,6 @@ def test_statistics_are_those_of_the_inputs(tmp_path, rows, hessians):
     ("method", "update", "hessians"),
     [
         ("wanda", "none", False),
-        ("ria", "none", False),
         ("dsnot", "none", False),
         ("wanda", "none", True),
         ("sparsegpt", "none", True),
@@ -242,13 +241,12 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert step["recipe"]["samples"] == 4 and step["recipe"]["sparsity"] == 0.3
 
 
-@pytest.mark.parametrize("allocation", ["owl", "dlp"])
 @pytest.mark.parametrize("method", ["wanda", "magnitude"])
-def test_allocations_by_scores_need_no_run_of_their_own(tmp_path, rows, monkeypatch, method, allocation):
+def test_allocations_by_scores_need_no_run_of_their_own(tmp_path, rows, monkeypatch, method):
     folder = make_model(tmp_path / "m")
     prunus.stats(folder, tmp_path / "norms", **calibrated(rows))
-    setting = {"outlier_threshold": 3.0} if allocation == "owl" else {}
-    asked = PruneRecipe(method=method, allocation=allocation, propagation="dense", **setting, **calibrated(rows))
+    owl: dict[str, Any] = {"allocation": "owl", "outlier_threshold": 3.0}
+    asked = PruneRecipe(method=method, propagation="dense", **owl, **calibrated(rows))
     prunus.prune(folder, tmp_path / "run", asked)
     monkeypatch.setattr("prunus.checkpoint.runner.Runner.run_block", None)
     prunus.prune(folder, tmp_path / "saved", asked, stats=tmp_path / "norms")

@@ -4,12 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from prunus.cards.text import options_of
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import resolve
+from prunus.cli import cli
 from prunus.errors import PrunusError
 from prunus.plain_data import content_hash
 from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe
+from prunus.results import labels
 from prunus.study.cells import effective
 
 RECIPES = {"prune": PruneRecipe, "drop": DropRecipe}
@@ -23,7 +27,7 @@ def tiny():
 
 
 def test_hashes_and_result_ids_are_those_of_earlier_versions(tiny):
-    assert len(STORED) == 92
+    assert len(STORED) == 63
     for kind, settings, hash_before, id_before in STORED:
         recipe = RECIPES[kind](**settings)
         assert recipe.hash == hash_before, settings
@@ -33,7 +37,18 @@ def test_hashes_and_result_ids_are_those_of_earlier_versions(tiny):
 
 # [kind, hash of its default before the settings were removed, {setting: (its default, another value)}].
 REMOVED = [
-    (PruneRecipe, "cdb9ddacc9a8", {"closing_weight": (None, 4.0), "expert_spread": (0.0, 0.1)}),
+    (
+        PruneRecipe,
+        "cdb9ddacc9a8",
+        {
+            "closing_weight": (None, 4.0),
+            "expert_spread": (0.0, 0.1),
+            "gradient_scale": (100.0, 50.0),
+            "repair_rounds": (5, 1),
+            "repair_rate": (3e-7, 1e-3),
+            "statistic": ("mean", "median"),
+        },
+    ),
     (DropRecipe, "cb529e5d2273", {"telescoping": (False, True)}),
     (
         ExpertsRecipe,
@@ -53,3 +68,36 @@ def test_a_removed_setting_is_ignored_at_its_default_and_refused_elsewhere(kind,
             PrunusError, match=f"'{name}' {other!r} is a setting that only earlier versions have: leave"
         ):
             kind.from_json({name: other})
+
+
+# [settings, label, options on a card], as the code of bea8f3f, the last with these methods, wrote them.
+GONE = [
+    ({"method": "ria"}, "RIA 50\xa0%", "--method ria --sparsity 0.5"),
+    ({"method": "ria", "group": "tensor"}, "RIA 50\xa0%", "--group tensor --method ria --sparsity 0.5"),
+    ({"method": "gblm", "group": "tensor"}, "GBLM by tensor 50\xa0%", "--group tensor --method gblm --sparsity 0.5"),
+    (
+        {"method": "wanda++", "repair_rounds": 1, "pattern": "2:4"},
+        "Wanda++ 2:4",
+        "--method wanda++ --pattern 2:4 --repair-rounds 1",
+    ),
+    (
+        {"allocation": "dlp", "statistic": "median"},
+        "Wanda DLP 50\xa0%",
+        "--allocation dlp --method wanda --sparsity 0.5 --statistic median",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "label", "options"), GONE)
+def test_methods_of_earlier_versions_are_read_and_not_made(changes, label, options, tmp_path):
+    stored = dict(sorted((PruneRecipe().to_json() | changes).items()))
+    step = {"action": "prune", "recipe": stored}
+    assert labels.step_label(step) == label and " ".join(options_of("prune", stored)) == options
+    assert {name: value for name, value in labels.settings(step) if name in changes} == changes
+    (name,) = [name for name in ("method", "allocation") if name in changes]
+    said = f"'{changes[name]}' is one that only earlier versions have; use {'wanda' if name == 'method' else 'atp'}"
+    with pytest.raises(PrunusError) as refused:
+        PruneRecipe(**{name: changes[name]})
+    assert str(refused.value) == f"{name} {said}"
+    told = CliRunner().invoke(cli, ["prune", "tiny", str(tmp_path / "out"), f"--{name}", changes[name]])
+    assert told.exit_code == 2 and said in told.output and not (tmp_path / "out").exists()

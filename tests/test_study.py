@@ -337,21 +337,21 @@ def test_what_cannot_work_is_refused_before_anything_runs(tmp_path, recipes, eva
 def test_scores_that_an_allocation_cannot_use_are_refused_before_anything_runs(tmp_path):
     """Of another allocation, of another model, and of another scope."""
     file = write_study(tmp_path, "")
-    recipe = prunus.PruneRecipe(allocation="dlp", calibration=str(tmp_path / "text.jsonl"), samples=2, seqlen=16)
-    prunus.allocate(tmp_path / "model", recipe, save=tmp_path / "dlp.json")
-    other = json.loads((tmp_path / "dlp.json").read_text()) | {"model": "0" * 64}
+    recipe = prunus.PruneRecipe(allocation="owl", calibration=str(tmp_path / "text.jsonl"), samples=2, seqlen=16)
+    prunus.allocate(tmp_path / "model", recipe, save=tmp_path / "owl.json")
+    other = json.loads((tmp_path / "owl.json").read_text()) | {"model": "0" * 64}
     (tmp_path / "other.json").write_text(json.dumps(other))
     for settings, message in (
-        ("allocation = 'owl'\nscores = 'dlp.json'", "line 14: wanda-owl-50 of .*dlp"),
-        ("allocation = 'dlp'\nscores = 'other.json'", "line 14: wanda-dlp-50 of .*measured on another model"),
-        ("allocation = 'dlp'\nscope = 'mlp'\nscores = 'dlp.json'", "line 14: wanda-mlp-dlp-50|wanda-dlp-mlp-50"),
+        ("allocation = 'alphapruning'\nscores = 'owl.json'", "line 14: wanda-alphapruning-50 of .*owl"),
+        ("allocation = 'owl'\nscores = 'other.json'", "line 14: wanda-owl-50 of .*measured on another model"),
+        ("allocation = 'owl'\nscope = 'mlp'\nscores = 'owl.json'", "line 14: wanda-mlp-owl-50|wanda-owl-mlp-50"),
     ):
         write_study(tmp_path, f"[[prune]]\n{settings}\n")
         for action in (partial(prunus.plan_study, measure=False), prunus.run_study):
             with pytest.raises(PrunusError, match=message):
                 action(file, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    write_study(tmp_path, "[[prune]]\nallocation = 'dlp'\nscores = 'dlp.json'\n")
+    write_study(tmp_path, "[[prune]]\nallocation = 'owl'\nscores = 'owl.json'\n")
     assert prunus.run_study(file, out=tmp_path / "out")["cells"] == 2
 
 

@@ -66,8 +66,7 @@ def test_pruned_checkpoints_of_every_method_load_and_answer_as_in_hf(kind, tmp_p
     folders = [tmp_path / method for method in (METHODS if kind == "weights" else DEPTH_METHODS)]
     for folder in folders:
         if kind == "weights":
-            rounds: dict[str, Any] = {"repair_rounds": 1} if folder.name == "wanda++" else {}
-            recipe = prunus.PruneRecipe(method=cast(Any, folder.name), sparsity=0.3, **few, **rounds)
+            recipe = prunus.PruneRecipe(method=cast(Any, folder.name), sparsity=0.3, **few)
             prunus.prune("tiny", folder, recipe)
         else:
             more: dict[str, Any] = {"threshold": -1.0} if folder.name == "laco" else {"blocks": "1"}

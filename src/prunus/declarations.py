@@ -3,7 +3,7 @@
 Recipes, checks and `--help` need names, options and descriptions, but not torch, which takes seconds to import. So an
 entry is plain data here, and its functions are those of its file that have the names of the fields that it leaves out:
 `load` imports the file. To add one, write its file and add its entry to a table below. `layerif-sketch` is in
-pruning/allocation/layerif_sketch.py, `wanda++` in pruning/methods/wanda_plus_plus.py.
+pruning/allocation/layerif_sketch.py.
 """
 
 from collections.abc import Callable, Mapping
@@ -118,10 +118,6 @@ class Criterion(NamedTuple):
 
 Declaration = TypeVar("Declaration", Method, Allocation, DepthMethod, Criterion)
 
-GRADIENT_SCALE = Setting(
-    "gradient_scale", float, 100.0, "weight of the gradients relative to the input norms.", at_least=0
-)
-
 
 def spread(below: float, own_default: float) -> Setting:
     """The option of the allocations that limit the range of the blocks' sparsities."""
@@ -173,13 +169,6 @@ _METHODS = (
         updates=True,
     ),
     Method(
-        "ria",
-        "Zhang et al. 2024, ICLR, Plug-and-Play",
-        "zero the weights with the least (share of their row + share of their column) x root of the input norm",
-        needs="norms",
-        group="tensor",
-    ),
-    Method(
         "dsnot",
         "Zhang et al. 2023, arXiv:2310.08915",
         "start from Wanda's zeros and swap them within rows until the expected error is small",
@@ -203,34 +192,6 @@ _METHODS = (
         options=(
             Setting("admm_iterations", int, 300, "largest number of ADMM iterations.", at_least=1),
             Setting("admm_rho", float, 0.1, "initial penalty of ADMM.", above=0),
-        ),
-    ),
-    Method(
-        "gblm",
-        "Das et al. 2023, arXiv:2311.04902",
-        "zero, in each row, the weights with the least |weight| x (input norm + loss gradient)",
-        needs="norms",
-        group="row",
-        options=(GRADIENT_SCALE,),
-    ),
-    Method(
-        "wanda++",
-        "Yang et al. 2025, arXiv:2503.04992",
-        "gblm's score with gradients of the block's own output, after a repair of the block's weights",
-        needs="norms",
-        group="row",
-        updates=True,
-        options=(
-            GRADIENT_SCALE,
-            Setting("repair_rounds", int, 5, "number of times that a block is pruned and repaired.", at_least=0),
-            Setting("repair_rate", float, 3e-7, "learning rate of a repair.", at_least=0),
-        ),
-        conflicts=(
-            Conflict(
-                "propagation",
-                "true_sequential",
-                "wanda++ repairs whole blocks; propagation must be pruned or dense",
-            ),
         ),
     ),
 )
@@ -282,18 +243,6 @@ _ALLOCATIONS = (
             ),
         ),
         settings=("window",),
-    ),
-    Allocation(
-        "dlp",
-        "Chen et al. 2025, arXiv:2505.23807",
-        "blocks with a larger mean (or median) Wanda score lose more",
-        needs="norms",
-        score="mean or median Wanda score",
-        options=(
-            spread(below=0.5, own_default=0.15),
-            Setting("statistic", str, "mean", "statistic of a block's Wanda scores.", choices=("mean", "median")),
-        ),
-        settings=("statistic",),
     ),
     Allocation(
         "layerif",
@@ -420,8 +369,7 @@ def load(kind: type[Declaration]) -> Mapping[str, Declaration]:
 
 
 def _with_code(entry: Declaration, folder: str) -> Declaration:
-    file = entry.name.replace("-", "_").replace("+", "_plus")
-    module = import_module(f"prunus.pruning.{folder}.{file}")
+    module = import_module(f"prunus.pruning.{folder}.{entry.name.replace('-', '_')}")
     functions = {field: getattr(module, field, None) for field, value in entry._asdict().items() if value is CODE}
     return entry._replace(**functions)
 

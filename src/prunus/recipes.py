@@ -15,7 +15,6 @@ from prunus.recipe_base import DECLARED, DECLARED_LATE, Calibrated, Recipe, Weig
 from prunus.settings import ENGINE, OPTIONS, SAMPLING, Conflict, advanced, setting, settings_of
 
 Window = Literal["fixed", "reference"]
-Statistic = Literal["mean", "median"]
 Scope = Literal["all", "attention", "mlp", "experts", "shared"]
 Propagation = Literal["pruned", "dense", "true_sequential", "staged"]
 Rounding = Literal["exact", "reference"]
@@ -59,9 +58,24 @@ OWN_GROUP: Mapping[str, Group] = MappingProxyType(
 class PruneRecipe(Weighted):
     """How to zero weights."""
 
-    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({"closing_weight": None, "expert_spread": 0.0})
+    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {
+            "closing_weight": None,
+            "expert_spread": 0.0,
+            "gradient_scale": 100.0,
+            "repair_rounds": 5,
+            "repair_rate": 3e-7,
+            "statistic": "mean",
+        }
+    )
+    STORED: ClassVar[tuple[str, ...]] = ("gradient_scale", "repair_rounds", "repair_rate", "statistic")
 
-    method: str = setting("wanda", "How weights are chosen.", choices=tuple(declared(Method)))
+    method: str = setting(
+        "wanda",
+        "How weights are chosen.",
+        choices=tuple(declared(Method)),
+        instead={"ria": "wanda", "gblm": "wanda", "wanda++": "wanda"},
+    )
     sparsity: float = setting(
         DEFAULT_SPARSITY,
         "Share of zeros in the Linears in scope, in [0, 1).",
@@ -100,19 +114,20 @@ class PruneRecipe(Weighted):
     )
     update: UpdateName = advanced("none", "obs: SparseGPT's update of the weights that are kept.")
     row_power: float = DECLARED
-    gradient_scale: float = DECLARED
-    repair_rounds: int = DECLARED
-    repair_rate: float = DECLARED
     swap_cycles: int = DECLARED_LATE
     swap_threshold: float = DECLARED_LATE
     admm_iterations: int = DECLARED_LATE
     admm_rho: float = DECLARED_LATE
-    allocation: str = setting("uniform", "How blocks share the sparsity.", choices=tuple(declared(Allocation)))
+    allocation: str = setting(
+        "uniform",
+        "How blocks share the sparsity.",
+        choices=tuple(declared(Allocation)),
+        instead={"dlp": "atp"},
+    )
     step: float | None = DECLARED
     spread: float | None = DECLARED
     outlier_threshold: float = DECLARED
     window: Window = DECLARED
-    statistic: Statistic = DECLARED
     influence_train: int = DECLARED
     influence_validation: int = DECLARED
     scores: str | None = advanced(

@@ -45,7 +45,8 @@ class Setting(NamedTuple):
     conflicts: of every value but the default. metavar: what help shows instead of the type. late: whether the field was
     added after recipes were first stored; JSON leaves it out where it has its default, so that the hashes of stored
     recipes stay as they were. group: one of GROUPS; by default GROUP of the most general class that has the field.
-    flag: the name on the command line, where that is another.
+    flag: the name on the command line, where that is another. instead: {choice that only earlier versions
+    have: the one to use now}.
 
     A method, allocation or depth method (its owner) may declare settings, which become fields of the recipe. Several
     owners may declare the same one; types and defaults must agree, while the range may differ, and own_default, which
@@ -68,6 +69,7 @@ class Setting(NamedTuple):
     late: bool = False
     group: str = OPTIONS
     flag: str = ""
+    instead: Mapping[str, str] = MappingProxyType({})
 
     @property
     def option(self) -> str:
@@ -90,7 +92,7 @@ class Setting(NamedTuple):
         if value is None:
             return
         if self.choices and value not in self.choices:
-            raise PrunusError(f"{self.name} '{value}' is not known; {nearest(value, self.choices)}")
+            raise PrunusError(f"{self.name} {self.unknown(value)}")
         if not (
             (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
@@ -99,6 +101,12 @@ class Setting(NamedTuple):
         ):
             where = f"{self._range()} for {owner}" if owner else self._range()
             raise PrunusError(f"{self.name} must {where}, not {value}{self.note and '; ' + self.note}")
+
+    def unknown(self, value: object) -> str:
+        """What is said of a value that is none of the choices."""
+        if value in self.instead:
+            return f"'{value}' is one that only earlier versions have; use {self.instead[str(value)]}"
+        return f"'{value}' is not known; {nearest(value, self.choices)}"
 
     def _range(self) -> str:
         low = self.above if self.at_least is None else self.at_least

@@ -77,10 +77,14 @@ class _Option(click.Option):
 
 
 class Choice(click.Choice[str]):
-    """The type of an option with these values; an error names the nearest."""
+    """The type of an option with these values; an error names the nearest, or says it in the words of `unknown`."""
+
+    def __init__(self, choices: Iterable[str], unknown: Callable[[object], str] | None = None) -> None:
+        super().__init__([*choices])
+        self.unknown = unknown or (lambda value: f"'{value}' is not known; {nearest(value, self.choices)}")
 
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
-        return f"'{value}' is not known; {nearest(value, self.choices)}"
+        return self.unknown(value)
 
 
 path = click.Path(path_type=Path)
@@ -156,7 +160,7 @@ def option(cls: type, name: str, *, flag: str | None = None, **settings: Any) ->
         settings["is_flag"] = True
         words = f"{words}/--no-{words[2:]}" if one.default else words
     elif one.choices:
-        settings["type"] = Choice(one.choices)
+        settings["type"] = Choice(one.choices, one.unknown)
     else:
         types = {int: int, float: float, str: str, Path: path, tuple[int | Off, ...]: BudgetList()}
         settings["type"] = next((kind for of, kind in types.items() if of in kinds), str)

@@ -40,10 +40,6 @@ class Pass:
     needs: ClassVar[str] = "hidden states"
     whole_model: ClassVar[bool] = False
 
-    def disk(self, job: "PruneJob") -> int:
-        """Bytes of the files that `prepare` keeps until the run ends."""
-        return 0
-
     def prepare(self, job: "PruneJob", partial: Partial, calibration: Calibration | None) -> None:
         """Called once, before the first block."""
 
@@ -125,7 +121,7 @@ class PruneJob(Job[PruneRecipe]):
             hidden = recipe.samples * recipe.seqlen * (width + self.room_needed) * self.dtype.itemsize
         if self.where.offload and (measured == "gradients" or any(one.whole_model for one in self.passes)):
             hidden = max(hidden, 4 * max(BATCH_TOKENS, recipe.seqlen) * (self.source.blocks + 2) * width)
-        return self.source.nbytes + hidden + sum(one.disk(self) for one in self.passes)
+        return self.source.nbytes + hidden
 
 
 def revisions(recipe: PruneRecipe) -> dict[str, int]:
@@ -190,7 +186,7 @@ def scores_key(source: Checkpoint, recipe: PruneRecipe, device: torch.device) ->
 def gradients_key(
     source: Checkpoint, recipe: PruneRecipe, calibration: Calibration, about: dict[str, object], device: torch.device
 ) -> str:
-    """The key of sums of squared gradients. about: whether they are per output, of which Linears, in which dtype."""
+    """The key of sums of squared gradients. about: of which Linears, and in which dtype."""
     counted = [getattr(recipe, name) for name in TOKEN_WEIGHTS]
     weights = [*counted, list(calibration.prompts)] if recipe.weighted else None
     return "gradients-" + content_hash(

@@ -11,6 +11,8 @@ from prunus.results.characters import DASH, NBSP
 from prunus.step import Step, StepRecord, recipe_of, spelled
 
 IN_NAMES = ("allocation", "scope", "update", "propagation")  # settings that names of variants say
+# The group of each method, and of those that only stored recipes name.
+GROUPS = {**OWN_GROUP, "ria": "tensor", "gblm": "row", "wanda++": "row"}
 
 
 class Prune(Step):
@@ -90,7 +92,7 @@ class Prune(Step):
             for key, default in (("scope", "all"), ("allocation", "uniform"), ("update", "none"))
             if recipe.get(key, default) != default
         ]
-        if recipe.get("group") not in (None, OWN_GROUP.get(str(recipe.get("method", step.get("action", "?"))))):
+        if recipe.get("group") not in (None, GROUPS.get(str(recipe.get("method", step.get("action", "?"))))):
             words.append(f"by {recipe['group']}")
         return " ".join([super().method(step), *words])
 

@@ -44,7 +44,7 @@ def scaled(ratios: Sequence[float], sizes: Sequence[int], target: float) -> list
 def decreasing_sparsities(
     scores: Sequence[float], sizes: Sequence[int], target: float, half_range: float
 ) -> list[float]:
-    """Sparsities that decrease linearly with the scores, over a range of 2 * half_range, as in OWL and DLP.
+    """Sparsities that decrease linearly with the scores, over a range of 2 * half_range, as in OWL.
 
     They are target + mean(extra) - extra, with extra = 2 * half_range * (score - lowest) / (highest - lowest). The
     weighted mean is target; the range is not centred on it.

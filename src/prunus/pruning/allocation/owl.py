@@ -4,17 +4,23 @@ Yin et al. 2023, arXiv:2310.05175; authors' code lib/prune_all.py, prune_wanda_o
 score above M times the mean score of its block.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from prunus.errors import PrunusError
 from prunus.pruning.allocation.arithmetic import decreasing_sparsities, spread_of
-from prunus.pruning.allocation.measurement import WHOLE, Measured, Subject, wanda_scores
+from prunus.pruning.allocation.measurement import WHOLE, Measured, Subject, blocks_with_inputs
 from prunus.pruning.calibration.data import Calibration
+from prunus.pruning.methods import wanda
 from prunus.recipes import PruneRecipe
 
 # The authors' code replaces sparsities of 0 or less by this.
 LEAST = 0.01
+# Scores are computed for about this many weights at a time.
+SLICE = 1 << 24
 
 
 def allocate(outlier_shares: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
@@ -41,6 +47,26 @@ def allocate_reference(outlier_shares: Sequence[float], _sizes: Sequence[int], r
 
 
 def measure(subject: Subject, calibration: Calibration | None) -> Measured:
-    """The share of outliers in every block, in percent."""
-    measured = wanda_scores(subject, calibration)
-    return measured._replace(scores={WHOLE: measured.details["outliers"]})
+    """The share of outliers in every block, in percent; details have the mean of each block's scores.
+
+    This takes one dense pass over the calibration tokens, or none with saved statistics. The scores of a block are
+    computed twice and never stored together. Raises PrunusError if all scores of a block are 0.
+    """
+    means, shares = [], []
+    for index, weights, inputs in blocks_with_inputs(subject, calibration):
+        scored = [(weights[name], inputs[name].norm_I) for name in subject.names(index)]
+        size = sum(weight_OI.numel() for weight_OI, _ in scored)
+        mean = sum(part.sum(dtype=torch.float64).item() for part in slices(scored)) / size
+        if not mean > 0:
+            raise PrunusError(f"block {index}: all Wanda scores are 0 on this calibration text; try another")
+        above = sum(int((part > subject.recipe.outlier_threshold * mean).sum()) for part in slices(scored))
+        means.append(mean)
+        shares.append(100 * above / size)
+    return Measured({WHOLE: shares}, {"mean": means}, calibration.warnings if calibration else [])
+
+
+def slices(scored: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+    """Yield the Wanda scores of (weight_OI, norm_I) pairs, some rows (R, I) at a time."""
+    for weight_OI, norm_I in scored:
+        for part_RI in weight_OI.split(max(1, SLICE // weight_OI.shape[1])):
+            yield wanda.score(part_RI, norm_I)

@@ -21,10 +21,9 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.experts import tokens_read
 from prunus.checkpoint.loader import blocks_on
 from prunus.checkpoint.runner import Batch, Runner
-from prunus.checkpoint.safetensors_file import OpenFile, entry_of, read_header
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.calibration.hidden_states import LOGIT_TOKENS, HiddenStates, portions, room_for
+from prunus.pruning.calibration.hidden_states import LOGIT_TOKENS, HiddenStates, portion_tokens, portions
 from prunus.pruning.calibration.statistics import by_sequence
 
 RANK = 32
@@ -48,19 +47,6 @@ class Model(NamedTuple):
         """Bytes stored per token: the input of each block, the output of the last one, and one gradient."""
         return (self.source.blocks + 2) * self.runner.width * self.runner.dtype.itemsize
 
-    @property
-    def outputs(self) -> int:
-        """Number of output features of the Linears of all blocks."""
-        return sum(outputs for outputs, _ in self._shapes())
-
-    @property
-    def weights(self) -> int:
-        """Number of weights of the Linears of all blocks."""
-        return sum(outputs * inputs for outputs, inputs in self._shapes())
-
-    def _shapes(self) -> list[tuple[int, int]]:
-        return [self.source.linear_shapes(index)[name] for index, names in enumerate(self.linears) for name in names]
-
 
 class GradientHook(NamedTuple):
     """Callbacks of a backward pass.
@@ -77,7 +63,7 @@ class BackwardBlock(NamedTuple):
     """One block of the backward pass over one portion of the sequences.
 
     inputs: its inputs. up_SW: gradients with respect to its outputs, which `run` replaces by those with respect to its
-    inputs. last: whether this is the last portion.
+    inputs.
     """
 
     model: Model
@@ -85,14 +71,12 @@ class BackwardBlock(NamedTuple):
     block: nn.Module
     inputs: HiddenStates
     up_SW: Tensor
-    last: bool
 
     def run(self, hook: GradientHook) -> None:
         """Run all sequences forwards and backwards through the block; must be called once."""
         runner, linears = self.model.runner, self.model.linears[self.number]
         for batch, inputs_NTW, up_NTW in self.inputs.batches_with(self.up_SW):
-            given_NTW = up_NTW.to(runner.device)
-            up_NTW.copy_(backward(runner, self.block, batch, inputs_NTW, lambda _, up=given_NTW: up, linears, hook))
+            up_NTW.copy_(backward(runner, self.block, batch, inputs_NTW, up_NTW.to(runner.device), linears, hook))
 
 
 def backward_blocks(
@@ -122,7 +106,7 @@ def backward_blocks(
             tables = (model.source.blocks + 1) * model.runner.width
             numbers = max(sum(map(len, part)) for part in parts) * tables
             memory = torch.empty(numbers, dtype=model.runner.dtype)
-        for number, part in enumerate(parts, 1):
+        for part in parts:
             of_part = None if counted is None else counted[begin : begin + len(part)]
             begin += len(part)
             tables_BSW, last = forward(model, part, of_part, steps, memory)
@@ -133,7 +117,7 @@ def backward_blocks(
             for index in backwards:
                 block = model.runner.make_block(index, next(blocks))
                 last.states_SW = tables_BSW[index]
-                yield BackwardBlock(model, index, block, last, up_SW, number == len(parts))
+                yield BackwardBlock(model, index, block, last, up_SW)
                 steps.advance()
 
 
@@ -208,13 +192,13 @@ def backward(
     block: nn.Module,
     batch: Batch,
     inputs_NTW: Tensor,
-    up_of: Callable[[Tensor], Tensor],
+    up_NTW: Tensor,
     linears: Sequence[str],
     hook: GradientHook,
 ) -> Tensor:
     """(N, T, W) gradient with respect to a block's input, after one forward and backward pass of a batch.
 
-    up_of(output) returns the gradient with respect to the block's output. hook: called for each of the linears.
+    up_NTW: gradient with respect to the block's output. hook: called for each of the linears.
     """
 
     def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
@@ -234,8 +218,7 @@ def backward(
         for name in linears:
             handles.append(block.get_submodule(name).register_forward_hook(hook_of(name)))
         leaf_NTW = inputs_NTW.to(runner.device, runner.dtype, copy=True).requires_grad_()
-        output_NTW = runner.run_block(block, leaf_NTW, batch)
-        output_NTW.backward(up_of(output_NTW.detach()))
+        runner.run_block(block, leaf_NTW, batch).backward(up_NTW)
     finally:
         for handle in handles:
             handle.remove()
@@ -284,8 +267,7 @@ def sketches(
     tokens or more. weights: as in backward_blocks. NaN or infinity raises PrunusError.
     """
     found: list[dict[str, list[Tensor]]] = [{name: [] for name in names} for names in model.linears]
-    room = room_for(sum(map(len, sequences)), model.per_token, 0, model.file)
-    for step in backward_blocks(model, sequences, weights, room.tokens):
+    for step in backward_blocks(model, sequences, weights, portion_tokens(model.per_token, model.file)):
         names = model.linears[step.number]
         shapes = {name: step.block.get_submodule(name).get_parameter("weight").shape for name in names}
         drawn = {name: projections(step.number, name, *shape) for name, shape in shapes.items()}
@@ -328,74 +310,29 @@ def check_finite(index: int, name: str, table: Tensor) -> None:
         raise PrunusError(f"block {index}, {name}: gradients hold NaN or infinity; try --dtype float32 or other text")
 
 
-class SquareSums:
-    """Sums of squared gradients by Linear, filled by its GradientHook `hook`.
+def square_sums(
+    model: Model, sequences: Sequence[list[int]], weights: Sequence[Sequence[float]] | None = None
+) -> list[dict[str, Tensor]]:
+    """For each block and Linear, (O,) float32 sums over all tokens of the squared gradients by its outputs.
 
-    rows: squares of Delta, summed over tokens, (O,); else of each sequence's weight gradient, summed over them, (O, I).
-    """
-
-    def __init__(self, rows: bool) -> None:
-        self.rows = rows
-        self.sums: dict[str, Tensor] = {}
-        self.hook = GradientHook(lambda _name, input_NTI: None if rows else input_NTI, self._backward)
-
-    def _backward(self, name: str, input_NTI: Tensor | None, delta_NTO: Tensor) -> None:
-        if input_NTI is None:
-            self._add(name, delta_NTO.float().square().sum((0, 1)))
-            return
-        for delta_TO, input_TI in zip(delta_NTO, input_NTI, strict=True):
-            self._add(name, (delta_TO.float().T @ input_TI.float()).square_())
-
-    def _add(self, name: str, squares: Tensor) -> None:
-        if name in self.sums:
-            self.sums[name] += squares
-        else:
-            self.sums[name] = squares
-
-
-def save_square_sums(
-    model: Model,
-    sequences: Sequence[list[int]],
-    weights: Sequence[Sequence[float]] | None,
-    file_of: Callable[[int], Path],
-    rows: bool,
-) -> None:
-    """Write SquareSums over all sequences to one file per block, file_of(block).
-
-    With several portions of sequences, sums stay in memory between portions if there is room (hidden_states.py). Else
-    each block's sums are read from its file, updated and written back. Raises PrunusError without a sequence of two
-    tokens, or if gradients hold NaN or infinity.
+    weights: as in backward_blocks. Raises PrunusError without a sequence of two tokens, or if gradients hold NaN or
+    infinity.
     """
     usable = [i for i, ids in enumerate(sequences) if len(ids) > 1]
     if not usable:
         raise PrunusError("calibration has no sequence of two tokens or more; gradients need one")
     chosen = [sequences[i] for i in usable]
     counted = None if weights is None else [weights[i] for i in usable]
-    size = 4 * (model.outputs if rows else model.weights)
-    room = room_for(sum(map(len, chosen)), model.per_token, size, model.file)
-    held: dict[int, dict[str, Tensor]] = {}
-    files: dict[int, OpenFile] = {}
-    for step in backward_blocks(model, chosen, counted, room.tokens):
-        number, found = step.number, SquareSums(rows)
-        if number in files:
-            held[number] = {name: stored.read() for name, stored in read_header(files[number].path).items()}
-        found.sums = {name: table.to(model.runner.device) for name, table in held.pop(number, {}).items()}
-        step.run(found.hook)
-        for name in model.linears[number]:  # of an expert that no token was sent to
-            found.sums.setdefault(name, zero_sum(model, number, name, rows))
-        for name, table in found.sums.items():
-            check_finite(number, name, table)
-        sums, found.sums = {name: table.cpu() for name, table in found.sums.items()}, {}
-        if room.sums and not step.last:
-            held[number] = sums
-        else:
-            if number not in files:
-                files[number] = OpenFile(file_of(number), {name: entry_of(table) for name, table in sums.items()})
-            files[number].write(sums)
-        del sums  # these are as large as two blocks, so they are freed before the next block runs
+    shapes = [model.source.linear_shapes(index) for index in range(model.source.blocks)]
+    found = [{name: torch.zeros(shapes[i][name][0]) for name in names} for i, names in enumerate(model.linears)]
+    for step in backward_blocks(model, chosen, counted, portion_tokens(model.per_token, model.file)):
+        sums = {name: sum_O.to(model.runner.device) for name, sum_O in found[step.number].items()}
 
+        def add(name: str, _: None, delta_NTO: Tensor, sums: Mapping[str, Tensor] = sums) -> None:
+            sums[name].add_(delta_NTO.float().square().sum((0, 1)))
 
-def zero_sum(model: Model, index: int, name: str, rows: bool) -> Tensor:
-    """The SquareSums of a Linear that no gradient reached."""
-    shape_OI = model.source.linear_shapes(index)[name]
-    return torch.zeros(shape_OI[:1] if rows else shape_OI, device=model.runner.device)
+        step.run(GradientHook(lambda _name, _input: None, add))
+        for name, sum_O in sums.items():
+            check_finite(step.number, name, sum_O)
+        found[step.number] = {name: sum_O.cpu() for name, sum_O in sums.items()}
+    return found

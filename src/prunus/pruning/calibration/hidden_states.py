@@ -12,7 +12,7 @@ from contextlib import suppress
 from copy import copy
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,11 +96,6 @@ class HiddenStates:
                 yield table_SX[begin : begin + count * length].view(count, length, -1)
                 begin += count * length
                 self.release_pages()
-
-    def sequences(self) -> list[tuple[Batch, Tensor]]:
-        """Every sequence as a batch of its own with its (1, T, W) view, shortest first."""
-        pairs = ((batch.ids_NT.split(1), rows_NTW.split(1)) for batch, rows_NTW in self.batches())
-        return [(Batch(ids_1T), rows_1TW) for ids, rows in pairs for ids_1T, rows_1TW in zip(ids, rows, strict=True)]
 
     def ids(self) -> Iterator[Tensor]:
         """(N, T) token ids of every batch."""
@@ -214,27 +209,14 @@ MEMORY_SHARE, DISK_SHARE = 0.5, 0.5
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-class Room(NamedTuple):
-    """tokens: most tokens of one portion. sums: whether the sums of all blocks stay in memory between portions."""
+def portion_tokens(per_token: int, file: Path | None) -> int:
+    """The most tokens of a portion.
 
-    tokens: int
-    sums: bool
-
-
-def room_for(tokens: int, per_token: int, sums: int, file: Path | None) -> Room:
-    """The size of a portion, and whether sums stay in memory.
-
-    tokens: of all sequences. per_token: bytes stored per token. sums: bytes of the sums. file: where per-token data are
-    stored; None is memory. If all tokens fit, there is one portion, and sums are written as they are finished. Else
-    sums stay in memory if they take at most half of the memory budget.
+    per_token: bytes stored per token. file: where these are stored; None is memory.
     """
-    memory = int(MEMORY_SHARE * free_memory())
-    room = memory if file is None else int(DISK_SHARE * shutil.disk_usage(file.parent).free)
-    if tokens * per_token <= room:
-        return Room(tokens, False)
-    held = 0 < sums <= memory // 2
-    left = room - sums if held and file is None else room
-    return Room(max(1, left // per_token), held)
+    memory = MEMORY_SHARE * free_memory()
+    room = memory if file is None else DISK_SHARE * shutil.disk_usage(file.parent).free
+    return max(1, int(room) // per_token)
 
 
 def free_memory() -> int:

@@ -1,38 +1,30 @@
-"""Passes that measure the dense model's squared loss gradients before pruning, in one file per block."""
+"""A pass that measures the dense model's squared loss gradients before pruning, in one file per block."""
 
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from prunus.checkpoint.runner import Runner
-from prunus.checkpoint.safetensors_file import read_header
+from prunus.checkpoint.safetensors_file import read_header, write_file
 from prunus.checkpoint.writer import Partial
 from prunus.disk import disk_errors
 from prunus.pruning.calibration.data import Calibration
-from prunus.pruning.calibration.gradients import Model, save_square_sums
+from prunus.pruning.calibration.gradients import Model, square_sums
 from prunus.pruning.calibration.propagation import BlockRun, Stats
-from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.passes import Pass, PruneJob, gradients_key, once
-from prunus.pruning.scope import weights_of
 
 
-class LossGradients(Pass):
-    """Adds gradient_OI to the statistics: gradient_scale * sqrt(sum over sequences of squared gradients) per weight."""
+class OutputGradients(Pass):
+    """Adds fisher_O to the statistics: per output, the sum over tokens of squared gradients (Fisher information)."""
 
     needs = "gradients"
     whole_model = True
-    rows: ClassVar[bool] = False  # whether squares are summed per output instead of per weight
 
     folder = Path()
-
-    def disk(self, job: PruneJob) -> int:
-        """Bytes of one float32 number per weight in scope."""
-        return 4 * sum(map(weights_of, job.linears))
 
     def prepare(self, job: PruneJob, partial: Partial, calibration: Calibration | None) -> None:
         """Write the sums to files in the unfinished output, or in the folder shared by the variants of a study."""
@@ -45,7 +37,8 @@ class LossGradients(Pass):
 
         def save(folder: Path) -> None:
             with disk_errors(partial.folder, partial.needed):
-                save_square_sums(model, calibration.sequences, weights, lambda index: file_in(folder, index), self.rows)
+                for index, sums in enumerate(square_sums(model, calibration.sequences, weights)):
+                    write_file(file_in(folder, index), sums, sync=False)
 
         if job.where.shared is None:
             if "gradients" not in partial.notes:
@@ -53,7 +46,7 @@ class LossGradients(Pass):
                 partial.note("gradients", True, {})
             self.folder = partial.folder
             return
-        about: dict[str, object] = {"rows": self.rows, "linears": names, "dtype": str(dtype)}
+        about: dict[str, object] = {"linears": names, "dtype": str(dtype)}
         with once(job.where.shared, gradients_key(job.source, job.recipe, calibration, about, job.device)) as place:
             if not place.exists():
                 unfinished = place.with_suffix(".partial")
@@ -66,34 +59,15 @@ class LossGradients(Pass):
     def statistics(
         self, job: PruneJob, run: BlockRun, tensors: dict[str, Tensor], groups: Iterable[Stats]
     ) -> Iterator[Stats]:
-        """The groups' statistics, with the gradients of each Linear added."""
-        count = len(run.hidden.sequences())
+        """The groups' statistics, with the Fisher information of the outputs of each Linear added."""
         for group in groups:
             sums = {name: row for name, row in read_header(file_in(self.folder, run.number)).items() if name in group}
-            yield {name: self.with_sum(job, group[name], sums[name].read().to(job.device), count) for name in sums}
-
-    def with_sum(self, job: PruneJob, inputs: InputStats, sum_OI: Tensor, count: int) -> InputStats:
-        """Statistics of one Linear with its gradients. sum_OI: squared gradients summed over `count` sequences."""
-        return replace(inputs, sequences=count, gradient_OI=sum_OI.sqrt_().mul_(job.recipe.gradient_scale))
+            yield {name: replace(group[name], fisher_O=sums[name].read().to(job.device)) for name in sums}
 
     def written(self, job: PruneJob, index: int) -> None:
         """Delete the file of a finished block, unless other variants share it."""
         if job.where.shared is None:
             file_in(self.folder, index).unlink(missing_ok=True)
-
-
-class OutputGradients(LossGradients):
-    """Adds fisher_O to the statistics: per output, the sum over tokens of squared gradients (Fisher information)."""
-
-    rows = True
-
-    def disk(self, job: PruneJob) -> int:
-        """0: one number per output is negligible."""
-        return 0
-
-    def with_sum(self, job: PruneJob, inputs: InputStats, sum_OI: Tensor, count: int) -> InputStats:
-        """Statistics of one Linear with its Fisher information. sum_OI: (O,) here, one sum per output."""
-        return replace(inputs, fisher_O=sum_OI)
 
 
 def file_in(folder: Path, index: int) -> Path:

@@ -1,4 +1,4 @@
-"""RIA, DSnoT and ALPS: golden values, plain loops, and exhaustive search where it is small enough."""
+"""DSnoT and ALPS: golden values, plain loops, and exhaustive search where it is small enough."""
 
 from dataclasses import replace
 from itertools import combinations
@@ -8,28 +8,11 @@ import pytest
 import torch
 from test_methods import case, stats
 from test_sparsegpt import least_squares
-from test_wanda import TOKENS, WEIGHT
 
 from prunus.errors import PrunusError
 from prunus.pruning.masks import Target
-from prunus.pruning.methods import METHODS, alps, dsnot, find_method, ria, wanda
+from prunus.pruning.methods import METHODS, alps, dsnot, find_method, wanda
 from prunus.recipes import PruneRecipe
-
-
-def test_ria_golden_case():
-    expected = [[0.797519, 1.758168, 0.372592, 1.766602], [1.337018, 0.194582, 2.570286, 0.207399]]
-    got = ria.score(WEIGHT, TOKENS.norm(dim=0))
-    torch.testing.assert_close(got, torch.tensor(expected), atol=1e-6, rtol=0)
-    pruned = ria.prune(WEIGHT, stats(TOKENS), Target(0.5))
-    torch.testing.assert_close(pruned, torch.tensor([[0, -1, 0, 2], [-0.75, 0, 1.5, 0]]))
-
-
-def test_ria_takes_rows_and_columns_of_zeros_for_what_they_are():
-    weight, tokens = case((6, 10))
-    weight[2] = 0
-    weight[:, 5] = 0
-    score = ria.score(weight, tokens.norm(dim=0))
-    assert score.isfinite().all() and not score[2].any() and not score[:, 5].any()
 
 
 def dsnot_by_hand(weight, tokens, count):
