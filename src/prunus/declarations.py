@@ -30,9 +30,9 @@ class Method(NamedTuple):
 
     needs: statistics of a Linear's inputs that it uses (inputs is None if it needs nothing). group: the weights among
     which the lowest scores are chosen, each row or the whole tensor. ranks: whether weights are ranked by scores, so
-    that a recipe may choose another group. updates: whether weights that are kept change too. conflicts: settings that
-    a recipe cannot combine with it. configure(method, recipe): returns the method with a recipe's options applied.
-    passes: classes of further passes over the model (job.Pass), of which each run makes one object.
+    that a recipe may choose another group. updates: whether weights that are kept change too. configure(method,
+    recipe): returns the method with a recipe's options applied. passes: classes of further passes over the model
+    (passes.Pass), of which each run makes one object.
     """
 
     name: str
@@ -43,7 +43,6 @@ class Method(NamedTuple):
     ranks: bool = True
     updates: bool = False
     options: tuple[Setting, ...] = ()
-    conflicts: tuple[Conflict, ...] = ()
     prune: Callable[..., Any] = CODE
     configure: Callable[..., "Method"] | None = CODE
     passes: tuple[Callable[[], Any], ...] | None = CODE
@@ -71,7 +70,6 @@ class Allocation(NamedTuple):
     options: tuple[Setting, ...] = ()
     settings: tuple[str, ...] = ()
     sampling: tuple[str, ...] = ()
-    conflicts: tuple[Conflict, ...] = ()
     allocate: Callable[..., list[float]] = CODE
     allocate_reference: Callable[..., list[float]] | None = CODE
     measure: Callable[..., Any] | None = CODE
@@ -89,7 +87,6 @@ class DepthMethod(NamedTuple):
     description: str
     needs_data: bool = True
     options: tuple[Setting, ...] = ()
-    conflicts: tuple[Conflict, ...] = ()
     choose: Callable[..., Any] = CODE
 
     @property
@@ -111,7 +108,6 @@ class Criterion(NamedTuple):
     description: str
     needs: ExpertNeeds = "routing"
     options: tuple[Setting, ...] = ()
-    conflicts: tuple[Conflict, ...] = ()
     score: Callable[..., Any] = CODE
     keep: Callable[..., list[int]] | None = CODE
 

@@ -128,7 +128,6 @@ class Recipe:
                 mine.check(value, chosen)
             if mine is not None and value != usual:
                 check_conflicts(self, mine.conflicts)
-        check_conflicts(self, declarations[chosen].conflicts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ OPTIONS, CALIBRATING, SAMPLING, ENGINE, WHERE, ADVANCED, GENERAL = GROUPS
 
 
 class Conflict(NamedTuple):
-    """A value that a field of the recipe cannot have together with a setting or a method.
+    """A value that a field of the recipe cannot have together with a setting.
 
     value: None stands for every value except the field's default. message: of the error; names in braces stand for the
     recipe's fields.

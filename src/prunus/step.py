@@ -32,6 +32,7 @@ WEIGHTS = (*TOKEN_WEIGHTS, "closing_weight")  # the last is of earlier versions,
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 StepRecord = Mapping[str, Any]  # what a manifest says of a step; it may be of another program, or damaged
 
+# Also names that only stored recipes have, of methods of earlier versions.
 ACRONYMS = ("ria", "alps", "reap", "ean", "sleb", "gblm", "owl", "atp", "dlp", "mlp", "obs", "gptq", "rtn", "flap")
 NAMES = {
     **{name: name.upper() for name in ACRONYMS},

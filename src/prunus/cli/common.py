@@ -77,7 +77,7 @@ class _Option(click.Option):
 
 
 class Choice(click.Choice[str]):
-    """The type of an option with these values; an error names the nearest, or says it in the words of `unknown`."""
+    """The type of an option with these values. unknown: what an error says of another; by default the nearest."""
 
     def __init__(self, choices: Iterable[str], unknown: Callable[[object], str] | None = None) -> None:
         super().__init__([*choices])

@@ -11,7 +11,7 @@ from prunus.results.characters import DASH, NBSP
 from prunus.step import Step, StepRecord, recipe_of, spelled
 
 IN_NAMES = ("allocation", "scope", "update", "propagation")  # settings that names of variants say
-# The group of each method, and of those that only stored recipes name.
+# The own group of each method, also of those that only stored recipes name.
 GROUPS = {**OWN_GROUP, "ria": "tensor", "gblm": "row", "wanda++": "row"}
 
 
