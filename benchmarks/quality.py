@@ -55,7 +55,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 # fewer tokens.
 SLOW = ("dsnot", "layerif", "layerif-sketch", "alps", "laco", "laco, `--threshold 0.9`", "sleb")
 SLOW_DEPTH = ("sleb", "laco")
-GONE = ("ria", "gblm", "wanda++", "dlp")  # rows of what the package no longer has; commit bea8f3f measured them
+GONE = ("ria", "gblm", "wanda++", "dlp")  # rows of what the package no longer has; commit 0ec12a0 measured them
 
 
 @dataclass(frozen=True)

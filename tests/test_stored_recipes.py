@@ -70,7 +70,7 @@ def test_a_removed_setting_is_ignored_at_its_default_and_refused_elsewhere(kind,
             kind.from_json({name: other})
 
 
-# [settings, label, options on a card], as the code of bea8f3f, the last with these methods, wrote them.
+# [settings, label, options on a card], as the code of 0ec12a0, the last with these methods, wrote them.
 GONE = [
     ({"method": "ria"}, "RIA 50\xa0%", "--method ria --sparsity 0.5"),
     ({"method": "ria", "group": "tensor"}, "RIA 50\xa0%", "--group tensor --method ria --sparsity 0.5"),
