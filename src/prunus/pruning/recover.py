@@ -5,7 +5,6 @@ the recovered blocks before it give, and is fitted to what the dense model gives
 are thus corrected by later ones. Zeros stay zero. Memory holds one block, what Adam keeps of it, and the two streams.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -28,6 +27,7 @@ from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration, describe_calibration
 from prunus.pruning.calibration.hidden_states import largest_block
+from prunus.pruning.calibration.text_files import read_jsonl
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.recovery import TRAINING_BYTES, Fit, begin_training, check_memory, trainable
 from prunus.recipes import RecoverRecipe
@@ -291,7 +291,7 @@ def seen_before(source: Checkpoint, calibration: Calibration) -> list[str]:
     made, path = source.manifest.get("history", []), source.folder / CALIBRATION
     if not made or not recorded_kind(made[-1]).fits(recipe_of(made[-1])) or not path.exists():
         return []
-    fitted = {tuple(json.loads(line)["token_ids"]) for line in path.read_text().splitlines()}
+    fitted = {tuple(line.value) for line in read_jsonl(path)}
     count = sum(tuple(ids) in fitted for ids in calibration.sequences)
     if 2 * count <= len(calibration.sequences):
         return []

@@ -211,7 +211,7 @@ def damping_for(seen: Inputs, gone_OI: Tensor, kept_K: Tensor, lacks_OK: Tensor)
         return DAMPING
     input_SI, error_SO, weight_S = (table.to(lacks_OK.dtype) for table in seen.held)
     root_S1 = weight_S.sqrt()[:, None]
-    input_SI *= root_S1
+    input_SI = input_SI * root_S1
     lacks_SO = torch.addmm(error_SO * root_S1, input_SI, gone_OI.mT)
     input_SK = input_SI[:, kept_K]
     del input_SI
