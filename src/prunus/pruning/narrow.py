@@ -262,7 +262,8 @@ def observed(
     fitted to its own output.
     """
     runner, units = streams.dense, job.of_block(index)
-    held = held_out(streams.batches, max((unit.width for unit in units), default=0))
+    chooses = job.recipe.fit and job.recipe.damping is None
+    held = [each & chooses for each in held_out(streams.batches, max((unit.width for unit in units), default=0))]
     block, gain = runner.make_block(index, tensors), None
     if job.follows_dense:
         streams.advance_dense(block)

@@ -22,7 +22,7 @@ from prunus.pruning.calibration.statistics import add_product, mirror
 WIDEST = 8_192
 # Share of the mean diagonal of H that is added to its diagonal: to choose channels, and to fit if nothing is held out.
 DAMPING = 0.01
-# Of these a fit takes the one with the least error on held-out tokens, which are those of every 8th sequence.
+# Of these a fit takes the one with the least error on held-out tokens, those of every 8th sequence, or of fewer.
 DAMPINGS, HELD_OUT = (0.01, 0.1, 1.0, 10.0), 8
 RETRIES = 3  # how many times damping is multiplied by 10 where H stays singular
 # Updates are exact after every 256th part of the channels; after more, choices are worse (docs/measurements/width.md).
@@ -310,7 +310,7 @@ class Sums:
 
 
 def most_held(channels: int) -> int:
-    """How many tokens are held out at most: so many that they take little memory beside H."""
+    """About the most tokens that are held out: their inputs take a quarter of the memory of a wide H, or less."""
     return max(2_048, channels // 4)
 
 

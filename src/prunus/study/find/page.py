@@ -127,11 +127,11 @@ def _glance(declared: Data, shown: Data) -> str:
     """The ladders with what was decided, and the curves."""
     alpha = declared["alpha"] / len(declared["ladders"])
     rungs = sum(len(ladder["rungs"]) for ladder in declared["ladders"])
-    seen = sum(len(ladder["rungs"]) for ladder in shown["ladders"])
+    looked_at = sum(len(ladder["rungs"]) for ladder in shown["ladders"])
     terms = (
-        f"Rungs are tried in this order, until one is not certified: {seen} of {rungs} were looked at. Differences, "
-        f"in points, have bounds that hold after any number of problems, each with {100 * (1 - alpha):g}{NBSP}% "
-        "confidence."
+        f"Rungs are tried in this order, until one is not certified: {looked_at} of {rungs} were looked at. "
+        f"Differences, in points, have bounds that hold after any number of problems, each with "
+        f"{100 * (1 - alpha):g}{NBSP}% confidence."
     )
     tables = []
     for ladder, seen in zip(declared["ladders"], shown["ladders"], strict=True):
