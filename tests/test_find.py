@@ -448,9 +448,11 @@ def test_the_ladder_of_llama_cpp_is_of_gguf_files(tmp_path, monkeypatch):
     names = [steps_name(entry.steps) for entry in ladder.entries]
     assert names[:3] == ["gguf-q8_0", "w4-g32-gguf-q4_0", "width-obs-87.5-recovered-w4-g32-gguf-q4_0"]
     assert found["rungs"] == len(names) == 5
-    prunus.gguf("model", "q8", GgufRecipe(type="q8_0"))
-    size = sum(tensor.nbytes for tensor in ModelFolder("q8").stored.values())
-    assert f"gguf-q8_0 {show_bytes(size)}, " in found["lines"][1]
+    sizes = []
+    for type in ("f16", "q8_0"):
+        prunus.gguf("model", type, GgufRecipe(type=type))
+        sizes.append(show_bytes(sum(tensor.nbytes for tensor in ModelFolder(type).stored.values())))
+    assert found["lines"][1].startswith("llama.cpp loads: dense {}, gguf-q8_0 {}, ".format(*sizes))
     with pytest.raises(PrunusError, match=r"rungs for llama.cpp are GGUF files: add --serve 'llama-server -m {gguf} "):
         ahead("{model}")
     asked["settings"] = {}

@@ -5,8 +5,9 @@ and are escaped for Markdown. The text depends on nothing but its input (no cloc
 """
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,22 +29,17 @@ from prunus.cards import (
 from prunus.cards.certified import NOTHING, Certified, certified_text
 from prunus.disk import show_bytes
 from prunus.plain_data import content_hash
+from prunus.recipes import EvalPlan
 from prunus.results.cells import Entry
 from prunus.results.characters import one_line, percent, points
 from prunus.results.labels import FIRST, label, observations, settings
 from prunus.results.rows import Run
 from prunus.results.stages import PARTLY, in_words, verdict_in_words
-from prunus.step import STEPS, recipe_of, recorded_kind, step_kind
+from prunus.settings import settings_of
+from prunus.step import STEPS, defaults, recipe_of, recorded_kind, step_kind
 
 if TYPE_CHECKING:
     from prunus.results.summary import Summary  # imports scipy
-
-import shlex
-from dataclasses import fields
-
-from prunus.recipes import EvalPlan
-from prunus.settings import settings_of
-from prunus.step import defaults
 
 Data = Mapping[str, Any]
 README = "README.md"

@@ -35,7 +35,7 @@ def _figure(data: ReportData, task: str) -> str:
     terms = [
         "0 is left of the break." * (0 in budgets),
         "Off: thinking switched off." * (OFF in budgets),
-        "Point at a row to see its band." * (len(data.runs) > MANY),
+        '<span class="screen">Point at a row to see its band.</span>' * (len(data.runs) > MANY),
         "Published figures are hollow and dotted." * bool(data.published_on(task)),
     ]
     title = data.title("Accuracy against the thinking budget", task) + hint(" ".join(filter(None, terms)))

@@ -15,7 +15,7 @@ from prunus.results.store import Store, is_begun
 from prunus.results.verdicts import wide_margin
 from prunus.study.cells import chain_tokens
 from prunus.study.find.decisions import Rows
-from prunus.study.find.search import Search
+from prunus.study.find.search import Search, dense_bytes
 
 WORDS = {ACCURACY: "accuracy"}  # of the endpoints, in sentences
 
@@ -135,7 +135,7 @@ def lines_of(search: Search, found: Prospects, dense: Mapping[str, float]) -> li
     lines = [f"{each}; {found.rungs} rungs ({ladders})"]
     if search.smallest is not None:
         named = [(rung.variant.name, rung.nbytes or 0) for rung in search.rungs]
-        whole = sum(search.model.checkpoint.engine_bytes.values())
+        whole = dense_bytes(search.model.source, search.smallest)
         sizes = ", ".join(f"{name} {show_bytes(size)}" for name, size in [("dense", whole), *named])
         lines.append(f"{search.smallest} loads: {sizes}")
     for end, one in found.forecasts.items():

@@ -21,7 +21,7 @@ from prunus.margins import MarginLike
 from prunus.progress import say
 from prunus.pruning.experts import expert_counts
 from prunus.recipe_base import Recipe
-from prunus.recipes import EvalPlan, PruneRecipe, QuantizeRecipe, RecoverRecipe
+from prunus.recipes import EvalPlan, GgufRecipe, PruneRecipe, QuantizeRecipe, RecoverRecipe
 from prunus.results.anytime import Round, whole_groups
 from prunus.results.ladder import ACCURACY, ENDPOINTS, ENDS, Forecast, Rule, forecast
 from prunus.step import kind_of, steps_name
@@ -200,10 +200,15 @@ def removed(entry: Entry, source: Checkpoint) -> float:
     return shares[0] if len(shares) == 1 else 1 - prod(1 - share for share in shares)
 
 
-def shrinking(ladder: Ladder, source: Checkpoint) -> list[int]:
+def dense_bytes(source: Checkpoint, engine: str) -> int:
+    """The bytes that an engine loads of the dense model, which llama.cpp has in float16 whatever its folder has."""
+    return bytes_after([GgufRecipe()], source) if engine == "llama.cpp" else sum(source.engine_bytes.values())
+
+
+def shrinking(ladder: Ladder, source: Checkpoint, engine: str) -> list[int]:
     """The bytes that an engine loads of each rung. Raises PrunusError unless each takes fewer than the one before."""
     sizes = [bytes_after(entry.steps, source) for entry in ladder.entries]
-    whole = "the dense model", sum(source.engine_bytes.values())
+    whole = "the dense model", dense_bytes(source, engine)
     named = [whole, *zip(variant_names(ladder.entries), sizes, strict=True)]
     for (before, most), (name, size) in pairwise(named):
         if size >= most:
@@ -314,7 +319,8 @@ class Search:
         of those that count as one observation with others, the first problem of their group.
         """
         checkpoint = self.model.checkpoint
-        whole = {"engine": self.smallest, "bytes": sum(checkpoint.engine_bytes.values())} if self.smallest else {}
+        engine = self.smallest
+        whole = {"engine": engine, "bytes": dense_bytes(self.model.source, engine)} if engine else {}
         return {
             "model": {"name": self.model.label, "source": self.model.name, "checksum": checkpoint.checksum(), **whole},
             "dense": self.dense.run_id,
@@ -395,7 +401,7 @@ def open_search(
             check_order(ladder, source)
         if smallest == "llama.cpp" and any(not kind_of(entry.steps[-1]).changes_form for entry in ladder.entries):
             raise PrunusError(f"ladder {ladder.name} has a rung that is no GGUF file: end each with a step gguf")
-        sizes = [None] * len(ladder.entries) if smallest is None else shrinking(ladder, source)
+        sizes = [None] * len(ladder.entries) if smallest is None else shrinking(ladder, source, smallest)
         sized = zip(ladder.entries, sizes, strict=True)
         rungs = tuple(Rung(next(cells), removed(entry, source), size) for entry, size in sized)
         found.append((ladder.name, rungs))
