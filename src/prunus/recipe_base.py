@@ -13,8 +13,8 @@ from prunus.settings import ADVANCED, CALIBRATING, check_conflicts, check_settin
 
 # Values of fields that JSON stores under an older name, so that stored recipes and their hashes stay as they were.
 STORED_WORDS: Mapping[str, Mapping[str, str]] = MappingProxyType({"propagation": {"true_sequential": "staged"}})
-# Fields of a recipe that say how much a token of a trace counts.
-TOKEN_WEIGHTS = ("prompt_weight", "chain_weight")
+# Settings of earlier versions that said how much a token of a trace counts.
+TOKEN_WEIGHTS: Mapping[str, Any] = MappingProxyType({"prompt_weight": 1.0, "chain_weight": 1.0, "closing_weight": None})
 # Fields that say which tokens calibrate, and how many.
 CALIBRATION, AMOUNT = ("calibration", "seqlen", "seed"), ("samples", "calibration_tokens")
 # Stand in the class body of a recipe for what the methods with this option declare; the second for a late setting.
@@ -103,11 +103,6 @@ class Recipe:
         return cls(**values | changes)
 
     @property
-    def weighted(self) -> bool:
-        """Whether tokens of prompt and chain count differently."""
-        return len({getattr(self, name, 1.0) for name in TOKEN_WEIGHTS}) > 1
-
-    @property
     def hash(self) -> str:
         """12 hex digits of the SHA-256 of the recipe's JSON."""
         return content_hash(self.to_json())
@@ -135,6 +130,8 @@ class Calibrated(Recipe):
     """A recipe whose method looks at the tokens of some texts."""
 
     GROUP: ClassVar[str] = CALIBRATING
+    REMOVED: ClassVar[Mapping[str, Any]] = TOKEN_WEIGHTS
+    STORED: ClassVar[tuple[str, ...]] = ("prompt_weight", "chain_weight")
 
     calibration: str = setting(
         "auto", "c4, wikitext2, tiny, traces:FILE, or a .txt/.jsonl file; auto: tiny for tiny, else c4."
@@ -147,20 +144,5 @@ class Calibrated(Recipe):
     seed: int = setting(0, "Seed of the calibration sample.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Weighted(Calibrated):
-    """A recipe in which tokens of a trace's prompt and of its chain of thought may count differently."""
-
-    GROUP: ClassVar[str] = ADVANCED
-
-    prompt_weight: float = setting(1.0, "Weight of a token of a trace's prompt in statistics.", at_least=0)
-    chain_weight: float = setting(1.0, "Weight of a token of a trace's chain in statistics.", at_least=0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.prompt_weight and not self.chain_weight:
-            raise PrunusError("prompt_weight and chain_weight are both 0, so that no token would count")
-
-
 # Fields of a recipe that say on what it is calibrated.
-CALIBRATED = tuple(settings_of(Weighted))
+CALIBRATED = tuple(settings_of(Calibrated))

@@ -11,7 +11,7 @@ from prunus.budgets import OFF, Off, with_names, without_off
 from prunus.declarations import Allocation, Criterion, DepthMethod, Group, Method, declared
 from prunus.engines import BACKENDS
 from prunus.errors import PrunusError, nearest
-from prunus.recipe_base import DECLARED, DECLARED_LATE, Calibrated, Recipe, Weighted, with_options
+from prunus.recipe_base import DECLARED, DECLARED_LATE, TOKEN_WEIGHTS, Calibrated, Recipe, with_options
 from prunus.settings import ENGINE, OPTIONS, SAMPLING, Conflict, advanced, setting, settings_of
 
 Window = Literal["fixed", "reference"]
@@ -55,12 +55,12 @@ OWN_GROUP: Mapping[str, Group] = MappingProxyType(
 @dataclass(frozen=True)
 # pyright checks files in an order of its own, and in some orders takes the decorator to refer to itself.
 @with_options(declared(Method), declared(Allocation))  # pyright: ignore[reportGeneralTypeIssues]
-class PruneRecipe(Weighted):
+class PruneRecipe(Calibrated):
     """How to zero weights."""
 
     REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {
-            "closing_weight": None,
+            **TOKEN_WEIGHTS,
             "expert_spread": 0.0,
             "gradient_scale": 100.0,
             "repair_rounds": 5,
@@ -68,7 +68,13 @@ class PruneRecipe(Weighted):
             "statistic": "mean",
         }
     )
-    STORED: ClassVar[tuple[str, ...]] = ("gradient_scale", "repair_rounds", "repair_rate", "statistic")
+    STORED: ClassVar[tuple[str, ...]] = (
+        *Calibrated.STORED,
+        "gradient_scale",
+        "repair_rounds",
+        "repair_rate",
+        "statistic",
+    )
 
     method: str = setting(
         "wanda",
@@ -237,13 +243,13 @@ class DropRecipe(Calibrated):
 
 @dataclass(frozen=True)
 @with_options(declared(Criterion))
-class ExpertsRecipe(Weighted):
+class ExpertsRecipe(Calibrated):
     """Which routed experts of a mixture of experts to remove. The seed is also that of method `random`."""
 
     REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {"closing_weight": None, "distill_router": False, "spread": "uniform"}
+        {**TOKEN_WEIGHTS, "distill_router": False, "spread": "uniform"}
     )
-    STORED: ClassVar[tuple[str, ...]] = ("closing_weight", "spread")
+    STORED: ClassVar[tuple[str, ...]] = (*TOKEN_WEIGHTS, "spread")
 
     method: str = setting("reap", "How the experts to keep are chosen.", choices=tuple(declared(Criterion)))
     keep: float | None = setting(
@@ -279,7 +285,7 @@ class ExpertsRecipe(Weighted):
 
 
 @dataclass(frozen=True)
-class WidthRecipe(Weighted):
+class WidthRecipe(Calibrated):
     """Which channels of feed-forward networks to remove (docs/width.md). The seed is also that of method `random`."""
 
     method: WidthMethod = setting(
@@ -358,7 +364,7 @@ class WidthRecipe(Weighted):
 
 
 @dataclass(frozen=True)
-class QuantizeRecipe(Weighted):
+class QuantizeRecipe(Calibrated):
     """In how many bits the weights of Linears are stored (docs/quantize.md)."""
 
     bits: int = setting(8, "Bits of a weight: 8, with activations in 8 bits (W8A8), or 4 (W4A16).")
@@ -428,14 +434,10 @@ class GgufRecipe(Recipe):
 
 
 @dataclass(frozen=True)
-class RecoverRecipe(Weighted):
+class RecoverRecipe(Calibrated):
     """How to train what pruning kept, block by block (docs/recover.md)."""
 
-    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({"closing_weight": None})
-
     calibration: str = setting("auto", "As for prune; the model's own chains (traces:FILE) are best.")
-    prompt_weight: float = setting(1.0, "Weight of a prompt's tokens in the loss (traces only).", at_least=0)
-    chain_weight: float = setting(1.0, "Weight of a chain's tokens in the loss (traces only).", at_least=0)
     seed: int = setting(
         0,
         "Seed of the sample, the held-out tokens and the order of training; the next one where a fitted width had the"

@@ -28,7 +28,6 @@ STEPS: Mapping[str, str] = {
     "gguf": "prunus.steps.gguf",
 }
 
-WEIGHTS = (*TOKEN_WEIGHTS, "closing_weight")  # the last is of earlier versions, and still in the JSON of ExpertsRecipe
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 StepRecord = Mapping[str, Any]  # what a manifest says of a step; it may be of another program, or damaged
 
@@ -130,9 +129,8 @@ class Step(ABC):
 
         of_data: those that, besides the calibration's, have an effect only if there is one; kept have it in any case.
         """
-        gone = {*unused} | (set() if recipe.calibration_tokens is None else {"samples"})
-        gone |= set() if recipe.weighted else {*WEIGHTS}
-        gone |= set() if self.calibrates(recipe) else {*CALIBRATION, *AMOUNT, *WEIGHTS, *of_data} - {*kept}
+        gone = {*unused, *TOKEN_WEIGHTS} | (set() if recipe.calibration_tokens is None else {"samples"})
+        gone |= set() if self.calibrates(recipe) else {*CALIBRATION, *AMOUNT, *of_data} - {*kept}
         return {key: value for key, value in recipe.to_json().items() if key not in gone}
 
     @abstractmethod

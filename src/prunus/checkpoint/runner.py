@@ -36,17 +36,17 @@ class Batch:
     """Token ids of sequences of equal length, and the values that blocks computed from them for later blocks.
 
     carried: values other than hidden states that blocks returned. state: objects in which blocks store values.
-    weight_NT1: weight of each token in activation statistics; None: all tokens have the same.
+    counted_NT1: whether each token counts in what is measured on them; None: all do.
     """
 
-    def __init__(self, ids_NT: Tensor, weight_NT1: Tensor | None = None) -> None:
-        self.ids_NT, self.weight_NT1 = ids_NT, weight_NT1
+    def __init__(self, ids_NT: Tensor, counted_NT1: Tensor | None = None) -> None:
+        self.ids_NT, self.counted_NT1 = ids_NT, counted_NT1
         self.carried: dict[Carried, Any] = {}
         self.state: list[Any] = []
 
     def copy(self) -> "Batch":
         """A copy of the batch and its state, so that later blocks can be run twice from here."""
-        twin = Batch(self.ids_NT, self.weight_NT1)
+        twin = Batch(self.ids_NT, self.counted_NT1)
         twin.carried, twin.state = dict(self.carried), deepcopy(self.state)
         return twin
 

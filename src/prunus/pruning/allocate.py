@@ -25,7 +25,6 @@ from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.masks import zeros_wanted
 from prunus.pruning.passes import PruneJob, once, scores_key
 from prunus.pruning.scope import linears_in_scope, weights_of
-from prunus.recipe_base import TOKEN_WEIGHTS
 from prunus.recipes import PruneRecipe
 
 # A mean sparsity may differ from its target by this much through floating point alone.
@@ -141,8 +140,6 @@ def find_scores(
         measured, calibration = measure(subject, calibration)
     if calibration is not None or subject.saved is not None:
         settings["calibration"] = calibration.summary() if calibration else saved and saved.summary
-        if recipe.weighted and allocation.needs == "norms":
-            settings |= {name: getattr(recipe, name) for name in TOKEN_WEIGHTS}
     return ImportanceScores(recipe.allocation, checksum, settings, measured.scores, measured.details, measured.warnings)
 
 

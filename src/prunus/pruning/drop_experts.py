@@ -125,7 +125,7 @@ def measure(job: Job[ExpertsRecipe], mixtures: Sequence[Mixture], calibration: C
     if calibration is None:
         nothing = [torch.zeros(m.count, dtype=torch.float64) for m in mixtures]
         zeros = zip(mixtures, nothing, strict=True)
-        return [Seen(m.index, z.long(), z, z, z, z, seed=recipe.seed) for m, z in zeros]
+        return [Seen(m.index, z.long(), z, z, z, seed=recipe.seed) for m, z in zeros]
 
     def counts(mixture: Mixture) -> list[int]:
         return [recipe.count(mixture.count)]

@@ -113,8 +113,6 @@ class Job(Generic[AnyRecipe]):
         overwrite = self.where.overwrite
         with Partial(source, self.target, work, source.blocks, needed, overwrite, left_out, entries) as partial:
             calibration = keep_calibration(recipe, source, partial, early) if self.needs_tokens else None
-            if calibration is not None:
-                calibration.token_weights(recipe)  # to fail early if the sequences cannot be weighted
             yield partial, calibration
 
     def finish(

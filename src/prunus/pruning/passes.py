@@ -24,7 +24,7 @@ from prunus.pruning.calibration.propagation import BlockRun, Stats
 from prunus.pruning.job import Job
 from prunus.pruning.masks import Target
 from prunus.pruning.scope import weights_of
-from prunus.recipe_base import TOKEN_WEIGHTS
+from prunus.recipe_base import Calibrated
 from prunus.recipes import PruneRecipe
 
 
@@ -154,7 +154,7 @@ def name_of(recipe: PruneRecipe) -> str:
 # Measurements that several variants of a model share: stored in a folder under a hash of all they depend on.
 
 # Fields of a recipe on which importance scores may depend, besides options of the allocation.
-SCORED = ("scope", "samples", "seqlen", "calibration_tokens", *TOKEN_WEIGHTS, "seed", "dtype")
+SCORED = ("scope", "samples", "seqlen", "calibration_tokens", *Calibrated.STORED, "seed", "dtype")
 
 
 @contextmanager
@@ -176,24 +176,20 @@ def scores_key(source: Checkpoint, recipe: PruneRecipe, device: torch.device) ->
             "source": source.checksum(),
             "allocation": recipe.allocation,
             "calibration": hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else name,
-            "recipe": {field: getattr(recipe, field) for field in fields},
+            "recipe": {field: value for field, value in recipe.to_json().items() if field in fields},
             "device": device.type,
             "versions": versions(),
         }
     )
 
 
-def gradients_key(
-    source: Checkpoint, recipe: PruneRecipe, calibration: Calibration, about: dict[str, object], device: torch.device
-) -> str:
+def gradients_key(source: Checkpoint, calibration: Calibration, about: dict[str, object], device: torch.device) -> str:
     """The key of sums of squared gradients. about: of which Linears, and in which dtype."""
-    counted = [getattr(recipe, name) for name in TOKEN_WEIGHTS]
-    weights = [*counted, list(calibration.prompts)] if recipe.weighted else None
     return "gradients-" + content_hash(
         {
             "source": source.checksum(),
             "calibration": calibration.summary()["sha256"],
-            "weights": weights,
+            "weights": None,  # of tokens, which only earlier versions have
             "about": about,
             "device": device.type,
             "versions": versions(),

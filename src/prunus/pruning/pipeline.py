@@ -138,8 +138,7 @@ def prune_blocks(job: PruneJob, partial: Partial, calibration: Calibration | Non
     hidden = None
     if calibration is not None and not all(map(partial.has, range(source.blocks))):
         with disk_errors(partial.folder, partial.needed):
-            weights = calibration.token_weights(recipe)
-            hidden = HiddenStates(runner, calibration.sequences, job.hidden_file(partial), job.room_needed, weights)
+            hidden = HiddenStates(runner, calibration.sequences, job.hidden_file(partial), job.room_needed)
     left = [index for index in range(source.blocks) if not partial.has(index)]
     kept = left if source.has_small_blocks and job.device.type == "cpu" else []
     # Allocated and freed at once, so that glibc raises its threshold and reuses freed memory for every block.

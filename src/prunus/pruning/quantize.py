@@ -279,8 +279,7 @@ def quantise_blocks(job: Quantising, partial: Partial, calibration: Calibration 
     elif calibration is not None and left:
         runner = Runner(source.config, source.tensors, job.dtype, job.device)
         with disk_errors(partial.folder, partial.needed):
-            weights = calibration.token_weights(job.recipe)
-            hidden = HiddenStates(runner, calibration.sequences, job.hidden_file(partial), job.room_needed, weights)
+            hidden = HiddenStates(runner, calibration.sequences, job.hidden_file(partial), job.room_needed)
     with (
         Steps("quantizing", total=source.blocks, unit="blocks", done=len(partial.records)) as steps,
         closing(blocks_on(source, left, job.device)) as blocks,

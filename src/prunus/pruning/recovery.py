@@ -143,12 +143,12 @@ LEAST_ENERGY = 1e-6  # of a token's target: below it, the loss is no longer rela
 
 
 class Example(NamedTuple):
-    """Some sequences: what a block reads, what it should give out, and how much each token counts (padding: 0)."""
+    """Some sequences: what a block reads, what it should give out, and whether each token counts, or is padding."""
 
     run: Callable[[Tensor, int], Tensor]  # the block on such an input, of which the first sequence has this number
     input_NTW: Tensor
     target_NTW: Tensor
-    weight_NT: Tensor
+    counted_NT: Tensor
 
 
 # They are read one at a time: the one before may be gone from memory by then.
@@ -245,7 +245,7 @@ def fit(
     start = snapshot(parameters)
     before = mean_error(held_out)
     best, best_state, step, steps = math.inf, start, 0, epochs * len(training)
-    counts, tokens = [int((example.weight_NT > 0).sum()) for example in training], 0
+    counts, tokens = [int(example.counted_NT.sum()) for example in training], 0
     finite = math.isfinite(before)
     optimizer = torch.optim.Adam(
         [{"params": [p.parameter.requires_grad_()], "rms": p.rms} for p in parameters],
@@ -282,12 +282,12 @@ def take_step(
 
     The gradients of its micro-batches are added up.
     """
-    device, total, tokens = parameters[0].parameter.device, example.weight_NT.sum(), example.input_NTW.shape[1]
+    device, total, tokens = parameters[0].parameter.device, example.counted_NT.sum(), example.input_NTW.shape[1]
     most, loss = max(1, plan.micro_batch // tokens), 0.0
     for first in range(0, len(example.input_NTW), most):
-        input_NTW, target_NTW, weight_NT = (table[first : first + most] for table in example[1:])
+        input_NTW, target_NTW, counted_NT = (table[first : first + most] for table in example[1:])
         with torch.enable_grad(), plan.products(device):
-            part = relative_error(example.run(input_NTW, first), target_NTW, weight_NT) / total
+            part = relative_error(example.run(input_NTW, first), target_NTW, counted_NT) / total
         part.backward()
         loss += float(part.detach())
     for _, parameter, zero, *_ in parameters:
@@ -298,20 +298,20 @@ def take_step(
     return loss
 
 
-def relative_error(output_NTW: Tensor, target_NTW: Tensor, weight_NT: Tensor) -> Tensor:
-    """Sum over tokens of weight * |output - target|^2 / |target|^2."""
+def relative_error(output_NTW: Tensor, target_NTW: Tensor, counted_NT: Tensor) -> Tensor:
+    """Sum over the counted tokens of |output - target|^2 / |target|^2."""
     device = output_NTW.device
-    wanted_NTW, weight_NT = target_NTW.to(device, torch.float32), weight_NT.to(device)
+    wanted_NTW = target_NTW.to(device, torch.float32)
     error_NT = (output_NTW.float() - wanted_NTW).square().sum(-1)
     energy_NT = wanted_NTW.square().sum(-1).clamp(min=LEAST_ENERGY)
-    return (weight_NT * error_NT / energy_NT).sum()
+    return (counted_NT.to(device) * error_NT / energy_NT).sum()
 
 
 @torch.no_grad()
 def mean_error(examples: Examples) -> float:
     """relative_error of all examples, per token."""
-    total = sum(float(relative_error(e.run(e.input_NTW, 0), e.target_NTW, e.weight_NT)) for e in examples)
-    return total / sum(float(e.weight_NT.sum()) for e in examples)
+    total = sum(float(relative_error(e.run(e.input_NTW, 0), e.target_NTW, e.counted_NT)) for e in examples)
+    return total / sum(int(e.counted_NT.sum()) for e in examples)
 
 
 def share_of_rate(step: int, steps: int) -> float:
@@ -349,17 +349,14 @@ def open_streams(
 ) -> "Streams":
     """The streams of a job's calibration tokens through two models, where the job keeps them."""
     theirs, ours = (Runner(model.config, model.tensors, torch.float32, job.device) for model in (dense, smaller))
-    sequences, recipe = calibration.sequences, job.recipe
-    weights = calibration.token_weights(recipe) or [[1.0] * len(ids) for ids in sequences]
     with disk_errors(partial.folder, partial.needed):
-        return Streams(theirs, ours, sequences, weights, batch_tokens, job.hidden_file(partial))
+        return Streams(theirs, ours, calibration.sequences, batch_tokens, job.hidden_file(partial))
 
 
 class Streams:
     """Both start as embeddings and are moved on block by block: hidden is the dense model's, input_SW the other's.
 
     batch_tokens: most tokens of a batch, unless one sequence has more. file: where to keep them; None: in memory.
-    token_weights: how much each token of each sequence counts.
     """
 
     def __init__(
@@ -367,12 +364,11 @@ class Streams:
         dense: Runner,
         pruned: Runner,
         sequences: Sequence[list[int]],
-        token_weights: Sequence[Sequence[float]],
         batch_tokens: int,
         file: Path | None,
     ) -> None:
-        padded, weights = pad(sequences, token_weights, batch_tokens)
-        self.hidden = HiddenStates(dense, padded, file, pruned.width, weights, batch_tokens)
+        padded, counted = pad(sequences, batch_tokens)
+        self.hidden = HiddenStates(dense, padded, file, pruned.width, counted, batch_tokens)
         self.dense, self.pruned = dense, pruned
         self.input_SW = self.hidden.room(pruned.width)
         self.batches = [batch.copy() for batch, _ in self.hidden.batches()]
@@ -430,7 +426,8 @@ class StreamExamples(Examples):
             part = Batch(batch.ids_NT[first : first + len(rows_NTW)])
             return pruned.run_block(block, rows_NTW.to(pruned.device), part)
 
-        return Example(run, read_NTW, wanted_NTW, weight_of(batch))
+        assert batch.counted_NT1 is not None
+        return Example(run, read_NTW, wanted_NTW, batch.counted_NT1[..., 0])
 
 
 @dataclass(frozen=True)
@@ -462,31 +459,17 @@ def begin_training(
     return Training(streams, batches, StepPlan(**partial.notes["steps"]))
 
 
-def weight_of(batch: Batch) -> Tensor:
-    """(N, T): how much each token counts."""
-    assert batch.weight_NT1 is not None
-    return batch.weight_NT1[..., 0]
-
-
-def pad(
-    sequences: Sequence[list[int]], token_weights: Sequence[Sequence[float]], batch_tokens: int
-) -> tuple[list[list[int]], list[list[float]]]:
-    """The sequences, shortest first, each padded to the longest of those that share a batch; weights are 0 there."""
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    groups: list[list[int]] = []
-    for i in order:
-        if groups and (len(groups[-1]) + 1) * len(sequences[i]) <= batch_tokens:
-            groups[-1].append(i)
+def pad(sequences: Sequence[list[int]], batch_tokens: int) -> tuple[list[list[int]], list[list[bool]]]:
+    """The sequences, shortest first, each padded to the longest of those that share a batch; and where tokens are."""
+    groups: list[list[list[int]]] = []
+    for ids in sorted(sequences, key=len):
+        if groups and (len(groups[-1]) + 1) * len(ids) <= batch_tokens:
+            groups[-1].append(ids)
         else:
-            groups.append([i])
-    padded, weights = [], []
-    for group in groups:
-        longest = len(sequences[group[-1]])
-        for i in group:
-            missing = longest - len(sequences[i])
-            padded.append([*sequences[i], *[PADDING] * missing])
-            weights.append([*token_weights[i], *[0.0] * missing])
-    return padded, weights
+            groups.append([ids])
+    pairs = [(ids, len(group[-1]) - len(ids)) for group in groups for ids in group]
+    padded = [[*ids, *[PADDING] * missing] for ids, missing in pairs]
+    return padded, [[True] * len(ids) + [False] * missing for ids, missing in pairs]
 
 
 def tokens_of_step(step_tokens: int, sequences: Sequence[Sequence[int]]) -> int:

@@ -96,19 +96,19 @@ def influences(subject: Subject, calibration: Calibration, parts: Sequence[str],
     PrunusError with fewer than 4 usable sequences.
     """
     recipe = subject.recipe
-    weights = chain_only(calibration)
+    counted = chain_only(calibration)
     usable = [
-        i for i, ids in enumerate(calibration.sequences) if len(ids) > 1 and (weights is None or any(weights[i][1:]))
+        i for i, ids in enumerate(calibration.sequences) if len(ids) > 1 and (counted is None or any(counted[i][1:]))
     ]
     if len(usable) < 4:
-        which = "of two tokens or more" if weights is None else f"whose chain begins within {INFLUENCE_TOKENS} tokens"
+        which = "of two tokens or more" if counted is None else f"whose chain begins within {INFLUENCE_TOKENS} tokens"
         raise PrunusError(f"{calibration.source} has {len(usable)} sequences {which}; influences need 4")
     names = [subject.names(index) for index in range(subject.source.blocks)]
     gradients = sketches(
         Model(subject.source, subject.runner, names, subject.file),
         [calibration.sequences[i] for i in usable],
         signs(recipe.seed, subject.source),
-        None if weights is None else [weights[i] for i in usable],
+        None if counted is None else [counted[i] for i in usable],
     )
     drawn = random.Random(recipe.seed).sample(range(len(usable)), len(usable))
     share = recipe.influence_validation / (recipe.influence_train + recipe.influence_validation)
@@ -130,12 +130,12 @@ def influences(subject: Subject, calibration: Calibration, parts: Sequence[str],
     return Measured(scores, details, [*calibration.warnings, *warnings])
 
 
-def chain_only(calibration: Calibration) -> list[list[float]] | None:
-    """Token weights of each sequence, 0 for the prompt and 1 for the chain of thought; None if prompts are unknown."""
+def chain_only(calibration: Calibration) -> list[list[bool]] | None:
+    """For each sequence, whether a token belongs to the chain of thought; None if prompts are unknown."""
     if not calibration.prompts:
         return None
     lengths = zip(map(len, calibration.sequences), calibration.prompts, strict=True)
-    return [[0.0] * prompt + [1.0] * (length - prompt) for length, prompt in lengths]
+    return [[False] * prompt + [True] * (length - prompt) for length, prompt in lengths]
 
 
 def own_calibration(recipe: PruneRecipe) -> tuple[PruneRecipe, int]:

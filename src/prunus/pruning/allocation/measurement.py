@@ -213,8 +213,7 @@ def blocks_with_inputs(
             yield index, weights, saved(index)
         return
     assert calibration is not None
-    counted = calibration.token_weights(subject.recipe)
-    hidden = HiddenStates(runner, calibration.sequences, subject.file, token_weights=counted)
+    hidden = HiddenStates(runner, calibration.sequences, subject.file)
     with Steps("measuring", total=source.blocks, unit="blocks") as steps:
         for index in range(source.blocks):
             block = runner.make_block(index, next(blocks))

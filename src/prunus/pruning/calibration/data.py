@@ -31,7 +31,7 @@ from prunus.pruning.calibration.text_files import (
     render_chats,
 )
 from prunus.questions import evaluation_set
-from prunus.recipe_base import Calibrated, Weighted
+from prunus.recipe_base import Calibrated
 
 # Corpora up to this many documents are tokenised whole, to see whether enough of them are long.
 SMALL_CORPUS = 10_000
@@ -68,26 +68,6 @@ class Calibration(NamedTuple):
     def tokens(self) -> int:
         """Number of tokens in all."""
         return sum(map(len, self.sequences))
-
-    def token_weights(self, recipe: Calibrated) -> list[list[float]] | None:
-        """For each sequence, how much each token counts; None where all count alike.
-
-        PrunusError where it is not known which tokens are prompt, and where nothing counts.
-        """
-        if not isinstance(recipe, Weighted) or not recipe.weighted:
-            return None
-        if not self.prompts:
-            raise PrunusError(
-                f"{self.source} does not say where prompts end (prompt_tokens); use traces:FILE of `prunus traces`, "
-                "or leave prompt_weight and chain_weight out"
-            )
-        weights = [
-            [recipe.prompt_weight] * prompt + [recipe.chain_weight] * (len(ids) - prompt)
-            for ids, prompt in zip(self.sequences, self.prompts, strict=True)
-        ]
-        if not any(map(any, weights)):
-            raise PrunusError(f"{self.source}: no token counts with these prompt_weight and chain_weight")
-        return weights
 
     def to_jsonl(self) -> str:
         """A file that `--calibration` reads back to the very same sequences."""

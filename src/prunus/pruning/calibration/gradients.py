@@ -82,14 +82,14 @@ class BackwardBlock(NamedTuple):
 def backward_blocks(
     model: Model,
     sequences: Sequence[list[int]],
-    weights: Sequence[Sequence[float]] | None = None,
+    counted: Sequence[Sequence[bool]] | None = None,
     max_tokens: int = 1 << 62,
 ) -> Iterator[BackwardBlock]:
     """Yield the blocks from last to first, once for every portion of the sequences, shortest sequences first.
 
-    The loss of a sequence is the mean over its tokens but the first. weights: weight of each token in that mean, per
-    sequence; None weighs all alike. max_tokens: most tokens of a portion. The caller must run every BackwardBlock.
-    Raises PrunusError if blocks pass more than hidden states to each other.
+    The loss of a sequence is the mean over its tokens but the first. counted: which tokens that mean is over, per
+    sequence; None: all. max_tokens: most tokens of a portion. The caller must run every BackwardBlock. Raises
+    PrunusError if blocks pass more than hidden states to each other.
     """
     if model.runner.shares_state:
         raise PrunusError(
@@ -97,7 +97,7 @@ def backward_blocks(
         )
     order = shortest_first(sequences)
     parts = list(portions([sequences[i] for i in order], max_tokens))
-    counted = None if weights is None else [weights[i] for i in order]
+    counted = None if counted is None else [counted[i] for i in order]
     begin = 0
     total = 2 * model.source.blocks * len(parts)
     with torch.inference_mode(False), torch.enable_grad(), Steps("gradients", total, unit="blocks") as steps:
@@ -129,7 +129,7 @@ def shortest_first(sequences: Sequence[list[int]]) -> list[int]:
 def forward(
     model: Model,
     sequences: Sequence[list[int]],
-    weights: Sequence[Sequence[float]] | None,
+    counted: Sequence[Sequence[bool]] | None,
     steps: Steps,
     memory: Tensor | None,
 ) -> tuple[Tensor, HiddenStates]:
@@ -140,7 +140,7 @@ def forward(
     source, runner, count = model.source, model.runner, model.source.blocks + 1
     width = runner.width
     room = count * width if memory is None else 0
-    hidden = HiddenStates(runner, sequences, model.file, room, weights)
+    hidden = HiddenStates(runner, sequences, model.file, room, counted)
     kept_SX = hidden.room(room) if memory is None else memory[: count * hidden.tokens * width]
     tables_BSW = kept_SX.view(count, hidden.tokens, width)
     with torch.no_grad():
@@ -158,23 +158,23 @@ def forward(
 def loss_gradients(runner: Runner, last: HiddenStates, up_SW: Tensor) -> None:
     """Fill up_SW with the gradient of each sequence's loss with respect to the output of the last block."""
     for batch, rows_NTW, up_NTW in last.batches_with(up_SW):
-        weight_NT = torch.ones(batch.ids_NT.shape) if batch.weight_NT1 is None else batch.weight_NT1[..., 0]
+        counted_NT = torch.ones_like(batch.ids_NT) if batch.counted_NT1 is None else batch.counted_NT1[..., 0]
         leaf_NTW = rows_NTW.to(runner.device).clone().requires_grad_()
         states_NTX = runner.states(leaf_NTW, batch)[:, :-1]
-        target_NT, counted_NT = (table_NT[:, 1:].to(runner.device) for table_NT in (batch.ids_NT, weight_NT))
+        target_NT, counted_NT = (table_NT[:, 1:].to(runner.device) for table_NT in (batch.ids_NT, counted_NT))
         states_NTX.backward(head_gradients(runner, states_NTX.detach(), target_NT, counted_NT))
         assert leaf_NTW.grad is not None
         up_NTW.copy_(leaf_NTW.grad)
 
 
-def head_gradients(runner: Runner, states_NTX: Tensor, target_NT: Tensor, weight_NT: Tensor) -> Tensor:
-    """(N, T, X) gradient of each sequence's weighted mean loss with respect to the input of the output head.
+def head_gradients(runner: Runner, states_NTX: Tensor, target_NT: Tensor, counted_NT: Tensor) -> Tensor:
+    """(N, T, X) gradient of each sequence's mean loss over the counted tokens by the input of the output head.
 
-    Logits are computed for a few tokens at a time. A sequence whose weights are all 0 has gradient 0.
+    Logits are computed for a few tokens at a time. A sequence of which no token counts has gradient 0.
     """
     result_NTX = torch.empty_like(states_NTX)
     tokens = states_NTX.shape[1]
-    share_NT = weight_NT / weight_NT.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    share_NT = counted_NT / counted_NT.sum(1, keepdim=True).clamp(min=1)
     most = max(1, LOGIT_TOKENS // len(states_NTX))
     for begin in range(0, tokens, most):
         part_NTX = states_NTX[:, begin : begin + most].clone().requires_grad_()
@@ -259,15 +259,15 @@ def sketches(
     model: Model,
     sequences: Sequence[list[int]],
     projections: Projections,
-    weights: Sequence[Sequence[float]] | None = None,
+    counted: Sequence[Sequence[bool]] | None = None,
 ) -> list[dict[str, Tensor]]:
     """For each block and Linear a (K, R * R) float32 table with the sketched loss gradient of every sequence.
 
     The sketch (Delta Q)^T (X P), with random signs Q and P, preserves inner products in expectation. Sequences need two
-    tokens or more. weights: as in backward_blocks. NaN or infinity raises PrunusError.
+    tokens or more. counted: as in backward_blocks. NaN or infinity raises PrunusError.
     """
     found: list[dict[str, list[Tensor]]] = [{name: [] for name in names} for names in model.linears]
-    for step in backward_blocks(model, sequences, weights, portion_tokens(model.per_token, model.file)):
+    for step in backward_blocks(model, sequences, counted, portion_tokens(model.per_token, model.file)):
         names = model.linears[step.number]
         shapes = {name: step.block.get_submodule(name).get_parameter("weight").shape for name in names}
         drawn = {name: projections(step.number, name, *shape) for name, shape in shapes.items()}
@@ -310,22 +310,17 @@ def check_finite(index: int, name: str, table: Tensor) -> None:
         raise PrunusError(f"block {index}, {name}: gradients hold NaN or infinity; try --dtype float32 or other text")
 
 
-def square_sums(
-    model: Model, sequences: Sequence[list[int]], weights: Sequence[Sequence[float]] | None = None
-) -> list[dict[str, Tensor]]:
+def square_sums(model: Model, sequences: Sequence[list[int]]) -> list[dict[str, Tensor]]:
     """For each block and Linear, (O,) float32 sums over all tokens of the squared gradients by its outputs.
 
-    weights: as in backward_blocks. Raises PrunusError without a sequence of two tokens, or if gradients hold NaN or
-    infinity.
+    Raises PrunusError without a sequence of two tokens, or if gradients hold NaN or infinity.
     """
-    usable = [i for i, ids in enumerate(sequences) if len(ids) > 1]
+    usable = [ids for ids in sequences if len(ids) > 1]
     if not usable:
         raise PrunusError("calibration has no sequence of two tokens or more; gradients need one")
-    chosen = [sequences[i] for i in usable]
-    counted = None if weights is None else [weights[i] for i in usable]
     shapes = [model.source.linear_shapes(index) for index in range(model.source.blocks)]
     found = [{name: torch.zeros(shapes[i][name][0]) for name in names} for i, names in enumerate(model.linears)]
-    for step in backward_blocks(model, chosen, counted, portion_tokens(model.per_token, model.file)):
+    for step in backward_blocks(model, usable, max_tokens=portion_tokens(model.per_token, model.file)):
         sums = {name: sum_O.to(model.runner.device) for name, sum_O in found[step.number].items()}
 
         def add(name: str, _: None, delta_NTO: Tensor, sums: Mapping[str, Tensor] = sums) -> None:

@@ -35,8 +35,8 @@ class HiddenStates:
 
     Sequences are grouped by length, so batches need neither padding nor a mask. file: where to store them instead of
     memory; its space is allocated at once, so a full disk is noticed here. room: largest width of the second table
-    (`room`). token_weights: weight of each token, per sequence; None weighs all alike. batch_tokens: most tokens of a
-    batch, unless one sequence has more.
+    (`room`). counted: whether each token counts, per sequence; None: all do. batch_tokens: most tokens of a batch,
+    unless one sequence has more.
     """
 
     def __init__(
@@ -45,22 +45,21 @@ class HiddenStates:
         sequences: Sequence[list[int]],
         file: Path | None,
         room: int = 0,
-        token_weights: Sequence[Sequence[float]] | None = None,
+        counted: Sequence[Sequence[bool]] | None = None,
         batch_tokens: int = BATCH_TOKENS,
     ) -> None:
         self.batch_tokens = batch_tokens
         ordered = sorted(sequences, key=len)
-        self._weight_S1 = None
-        if token_weights is not None:  # sorted is stable, so both are in the same order
-            self._weight_S1 = torch.tensor([w for weights in sorted(token_weights, key=len) for w in weights])[:, None]
         self.groups = [(length, list(group)) for length, group in groupby(ordered, key=len)]
         self.tokens = sum(map(len, sequences))
         width = runner.width
         both, self._mapped = _allocate(self.tokens * (width + room), runner.dtype, file, runner.device)
         self.states_SW = both[: self.tokens * width].view(self.tokens, width)
         self._room = both[self.tokens * width :]
-        weights = self._weights()
-        self._batches = [Batch(ids_NT, None if weights is None else next(weights)) for ids_NT in self.ids()]
+        self._batches = list(map(Batch, self.ids()))
+        if counted is not None:  # sorted is stable, so both are in the same order
+            counted_S1 = torch.tensor([*chain(*sorted(counted, key=len))])[:, None]
+            self._batches = list(map(Batch, self.ids(), self.views(counted_S1)))
         for batch, rows_NTW in self.batches():
             rows_NTW.copy_(runner.embed(batch))
 
@@ -101,10 +100,6 @@ class HiddenStates:
         """(N, T) token ids of every batch."""
         for length, group in self.groups:
             yield from torch.tensor(group).split(max(1, self.batch_tokens // length))
-
-    def _weights(self) -> Iterator[Tensor] | None:
-        """(N, T, 1) float32 weights of the tokens of every batch; None if all have the same."""
-        return None if self._weight_S1 is None else self.views(self._weight_S1)
 
     def copy(self, room: int = 0) -> "HiddenStates":
         """A copy of the hidden states in memory. room: as for the class; 0: the second table is shared."""

@@ -67,14 +67,12 @@ TOKENIZER_FILES = (
 
 
 class CalibrationOptions(TypedDict, total=False):
-    """The fields of recipes on which saved statistics depend: calibration tokens, their weights, and the dtype."""
+    """The fields of recipes on which saved statistics depend: calibration tokens and the dtype."""
 
     calibration: str
     samples: int
     seqlen: int
     calibration_tokens: int | None
-    prompt_weight: float
-    chain_weight: float
     seed: int
     dtype: DtypeName
 
@@ -98,8 +96,7 @@ def stats(
     hessians: also X^T X of every input, which takes 4 bytes times the square of the input's width.
     min_expert_tokens: as in PruneRecipe.
     overwrite: replace an existing file.
-    options: fields of PruneRecipe: calibration, samples, seqlen, calibration_tokens, prompt_weight, chain_weight,
-        seed, dtype.
+    options: fields of PruneRecipe: calibration, samples, seqlen, calibration_tokens, seed, dtype.
 
     Returns a dict:
 
@@ -203,7 +200,7 @@ def measure(
     """
     runner = Runner(source.config, source.tensors, DTYPES[run_dtype(recipe, source)], device)
     with torch.inference_mode(), full_float32(device), Steps("observing", total=source.blocks, unit="blocks") as steps:
-        hidden = HiddenStates(runner, chosen.sequences, None, token_weights=chosen.token_weights(recipe))
+        hidden = HiddenStates(runner, chosen.sequences, None)
         blocks = blocks_on(source, range(source.blocks), device)
         for index in range(source.blocks):
             block = runner.make_block(index, next(blocks))

@@ -155,7 +155,7 @@ class Observer:
 
     Linears that read the same tensor (q, k, v; gate, up) are observed once. Sums and sums of squares are taken per
     sequence in float32 and added in float64, so they do not depend on the batches; the Hessian is a plain sum in
-    float32. Tokens are weighted by their batch's weights. stop_early: raise InputsSeen after the last input of each
+    float32. Tokens that do not count add nothing to them. stop_early: raise InputsSeen after the last input of each
     batch (the caller catches it), if the block's output is not needed. Linears of a routed expert are observed on the
     tokens that its router sends to it; everywhere: (module, expert) of those that are observed on all tokens instead.
     """
@@ -183,7 +183,7 @@ class Observer:
         self.sums: dict[str, Tensor] = {}
         self.products: dict[str, Tensor] = {}
         self.tokens = dict.fromkeys(self.leaders, 0)
-        self.counted = dict.fromkeys(self.leaders, 0.0)
+        self.counted = dict.fromkeys(self.leaders, 0)
         self.calls_left = self.calls = self.linears[-1].calls if self.linears else 1
         self.handles: list[RemovableHandle] = []
         self.watching = ExitStack()
@@ -236,7 +236,7 @@ class Observer:
     def _hook(self, name: str) -> Any:
         def hook(_module: nn.Module, inputs: Sequence[Tensor]) -> None:
             batch = self.runner.batch
-            self._take(name, by_sequence(inputs[0].detach(), batch), batch.weight_NT1)
+            self._take(name, by_sequence(inputs[0].detach(), batch), batch.counted_NT1)
             if name == self.leaders[-1]:
                 self.calls_left = self.calls_left - 1 or self.calls
                 if self.stop_early and self.calls_left == self.calls:
@@ -246,25 +246,30 @@ class Observer:
 
     def _see(self, routed: Routed) -> None:
         """Take the statistics of one expert's inputs."""
-        weight_NT1 = self.runner.batch.weight_NT1
-        if weight_NT1 is not None:
-            weight_NT1 = weight_NT1.flatten(0, 1)[routed.token_S.to(weight_NT1.device)][None]
+        counted_NT1 = self.runner.batch.counted_NT1
+        if counted_NT1 is not None:
+            counted_NT1 = counted_NT1.flatten(0, 1)[routed.token_S.to(counted_NT1.device)][None]
         for is_down, input_SI in enumerate((routed.input_SD, routed.middle_SF)):
             leader = self.of_experts.get((routed.experts, routed.expert, bool(is_down)))
             if leader is not None:
-                self._take(leader, input_SI.detach()[None], weight_NT1)
+                self._take(leader, input_SI.detach()[None], counted_NT1)
 
-    def _take(self, name: str, given_NTI: Tensor, weight_NT1: Tensor | None) -> None:
+    def _take(self, name: str, given_NTI: Tensor, counted_NT1: Tensor | None) -> None:
         """Add the inputs of one call of a Linear to its statistics."""
         input_NTI = given_NTI.float()
-        self.tokens[name] += input_NTI.shape[0] * input_NTI.shape[1]
-        root_NT1 = self._roots(name, input_NTI, weight_NT1)
-        if root_NT1 is not None:
-            input_NTI = input_NTI * root_NT1
+        rows = input_NTI.shape[0] * input_NTI.shape[1]
+        self.tokens[name] += rows
+        if counted_NT1 is not None:
+            if counted_NT1.shape[:2] != input_NTI.shape[:2]:
+                raise PrunusError(
+                    f"{name} does not read one input per token, so padding cannot be told from tokens; leave --recover"
+                    " out"
+                )
+            input_NTI, rows = input_NTI * counted_NT1.to(input_NTI.device), int(counted_NT1.sum())
+        self.counted[name] += rows
         _add(self.squares, name, input_NTI.square().sum(1).double().sum(0))
         if self.needs in ("means", "hessian"):
-            counted_NTI = input_NTI if root_NT1 is None else input_NTI * root_NT1
-            _add(self.sums, name, counted_NTI.sum(1).double().sum(0))
+            _add(self.sums, name, input_NTI.sum(1).double().sum(0))
         if self.needs == "hessian":
             input_SI = input_NTI.flatten(0, 1)
             if name in self.routed:
@@ -273,20 +278,6 @@ class Observer:
                 width = input_SI.shape[1]
                 self.products[name] = torch.zeros(width, width, device=input_SI.device)
             add_product(self.products[name], input_SI)
-
-    def _roots(self, name: str, input_NTI: Tensor, weight_NT1: Tensor | None) -> Tensor | None:
-        """Square roots of the weights of tokens, None if unweighted; adds the weights to `counted`."""
-        if weight_NT1 is None:
-            self.counted[name] += input_NTI.shape[0] * input_NTI.shape[1]
-            return None
-        weight_NT1 = weight_NT1.to(input_NTI.device)
-        if weight_NT1.shape[:2] != input_NTI.shape[:2]:
-            raise PrunusError(
-                f"{name} does not read one input per token, so tokens cannot be weighted; leave --prompt-weight and "
-                "--chain-weight out"
-            )
-        self.counted[name] += weight_NT1.double().sum().item()
-        return weight_NT1.sqrt()
 
 
 def few_tokens(few: Mapping[str, int], experts: int, least: int, then: str) -> list[str]:

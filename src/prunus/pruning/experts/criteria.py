@@ -30,14 +30,12 @@ class Reconstruction(NamedTuple):
 class Seen:
     """What calibration shows of the experts of block `index`; sums are float64, over the tokens routed to each expert.
 
-    token_E: number of tokens. weight_E: sum of the tokens' weights, which is that number unless tokens count
-    differently. gate_E: sum of the gate values with which the expert's output is multiplied. norm_E: sum of the L2
-    norms of its output before that. product_E: sum of gate value times norm. All but token_E weigh tokens.
+    token_E: number of tokens. gate_E: sum of the gate values with which the expert's output is multiplied. norm_E: sum
+    of the L2 norms of its output before that. product_E: sum of gate value times norm.
     """
 
     index: int
     token_E: Tensor
-    weight_E: Tensor
     gate_E: Tensor
     norm_E: Tensor
     product_E: Tensor
@@ -59,8 +57,8 @@ def ean(seen: Seen) -> Tensor:
 
 
 def frequency(seen: Seen) -> Tensor:
-    """(E,) number of tokens for which the router chooses the expert, weighted as the recipe says."""
-    return seen.weight_E
+    """(E,) number of tokens for which the router chooses the expert."""
+    return seen.token_E.double()
 
 
 def router(seen: Seen) -> Tensor:
@@ -81,7 +79,7 @@ def reap(seen: Seen) -> Tensor:
     the output is multiplied, whatever the router does before: renormalised where the model does so. (The authors' code
     took the softmax over all experts, until it was corrected in March 2026.)
     """
-    return seen.product_E / seen.weight_E.where(seen.weight_E > 0, 1)
+    return seen.product_E / seen.token_E.clamp(min=1)
 
 
 def output(seen: Seen) -> Tensor:

@@ -1,10 +1,10 @@
 """Observe the experts of a model while calibration tokens run through it, with one block in memory at a time.
 
 What is observed can be kept in a safetensors file, from which any number of experts can be removed without a pass. For
-the experts module of every block (`model.layers.0.mlp.experts`) it holds `.tokens` (E), `.sums` (4, E: weights of
-tokens, gate values, norms, products of the two; criteria.py), `.order` (E), the scores of the criterion `output`, and
-`.kept` (E + 1, E), of which row n has a 1 for each expert of the n that `output` keeps. The metadata entry `prunus` is
-that of `prunus stats`, with `experts`.
+the experts module of every block (`model.layers.0.mlp.experts`) it holds `.tokens` (E), `.sums` (3, E: gate values,
+norms, products of the two; criteria.py), `.order` (E), the scores of the criterion `output`, and `.kept` (E + 1, E), of
+which row n has a 1 for each expert of the n that `output` keeps. The metadata entry `prunus` is that of `prunus stats`,
+with `experts`.
 
 Experts are those of the dense model, as in REAP's own code: no block sees that experts of earlier ones will be removed.
 Sums are taken per call of a block in the blocks' dtype and added in float64.
@@ -55,16 +55,14 @@ MOST_SETS = 1000  # of one size, that are all tried
 TOKENS = 256  # on which outputs are compared
 
 
-def reconstruct(
-    block: nn.Module, mixture: Mixture, input_SD: Tensor, weight_S: Tensor, counts: Iterable[int]
-) -> Reconstruction:
+def reconstruct(block: nn.Module, mixture: Mixture, input_SD: Tensor, counts: Iterable[int]) -> Reconstruction:
     """The best sets of these numbers of experts, and the greedy order, of which scores are the errors after removal.
 
     Experts that the smallest of these numbers leaves have a higher score than all others.
 
-    input_SD: what the layer reads. weight_S: how much each token counts.
+    input_SD: what the layer reads.
     """
-    error = error_of(block, mixture, input_SD, weight_S)
+    error = error_of(block, mixture, input_SD)
     counts = sorted(set(counts))
     order, errors = greedy(mixture, error, min(counts))
     rising = torch.tensor(errors, dtype=torch.float64).cummax(0).values
@@ -113,9 +111,7 @@ def sets_of(mixture: Mixture, count: int) -> int:
     return comb(mixture.count // mixture.groups, count // mixture.groups) ** mixture.groups
 
 
-def error_of(
-    block: nn.Module, mixture: Mixture, input_SD: Tensor, weight_S: Tensor
-) -> Callable[[Sequence[int]], float]:
+def error_of(block: nn.Module, mixture: Mixture, input_SD: Tensor) -> Callable[[Sequence[int]], float]:
     """The relative error of the layer's output as a function of the experts that are kept."""
     layer, experts = block.get_submodule(mixture.layer), block.get_submodule(mixture.experts)
     with _routing_only(experts) as seen:
@@ -127,8 +123,8 @@ def error_of(
     def output(index_SK: Tensor, gate_SK: Tensor) -> Tensor:
         return (table_ESD[index_SK, token_S1] * gate_SK.float()[..., None]).sum(1).double()
 
-    dense_SD, weight_S = output(index_SK, gate_SK), weight_S.double().to(hidden_SD.device)
-    energy = float((dense_SD.square().sum(1) * weight_S).sum())
+    dense_SD = output(index_SK, gate_SK)
+    energy = float(dense_SD.square().sum(1).sum())
 
     def error(kept: Sequence[int]) -> float:
         removed = sorted(set(range(mixture.count)) - set(kept))
@@ -137,7 +133,7 @@ def error_of(
         if not mode.seen:
             raise Unremovable(f"block {mixture.index}: its router's logits cannot be observed; use another method")
         difference_SD = output(*seen[0][1:]) - dense_SD
-        return float((difference_SD.square().sum(1) * weight_S).sum()) / max(energy, 1e-30)
+        return float(difference_SD.square().sum(1).sum()) / max(energy, 1e-30)
 
     return error
 
@@ -178,7 +174,7 @@ def observe(
     last = max(of_block)
     runner = Runner(source.config, source.tensors, dtype, device)
     with torch.inference_mode(), full_float32(device), Steps("observing", total=last + 1, unit="blocks") as steps:
-        hidden = HiddenStates(runner, chosen.sequences, None, token_weights=chosen.token_weights(recipe))
+        hidden = HiddenStates(runner, chosen.sequences, None)
         blocks = blocks_on(source, range(last + 1), device)
         for index in range(last + 1):
             block = runner.make_block(index, next(blocks))
@@ -187,12 +183,12 @@ def observe(
             with nullcontext() if watch is None else watch:
                 for batch, rows_NTW, input_NTW in hidden.batches_on(device):
                     if watch is not None:
-                        watch.begin(batch.ids_NT, batch.weight_NT1)
+                        watch.begin(batch.ids_NT.numel())
                     output_NTW = runner.run_block(block, input_NTW, batch)
                     check_finite(index, output_NTW)
                     rows_NTW.copy_(output_NTW)
             if watch is not None and mixture is not None:
-                found = None if counts is None else reconstruct(block, mixture, *watch.sample(), counts(mixture))
+                found = None if counts is None else reconstruct(block, mixture, watch.sample(), counts(mixture))
                 yield watch.seen(recipe.seed, found)
             del block, watch  # before the next block is read
             return_freed_memory()
@@ -208,21 +204,15 @@ class Watch:
     def __init__(self, block: nn.Module, mixture: Mixture, tokens: int, sample: bool) -> None:
         self._block, self._mixture = block, mixture
         self._token_E = torch.zeros(mixture.count, dtype=torch.int64)
-        self._sums_4E = torch.zeros(4, mixture.count, dtype=torch.float64)
-        self._weight_N: Tensor | None = None
-        self._done, self._tokens = 0, tokens
+        self._sums_3E = torch.zeros(3, mixture.count, dtype=torch.float64)
+        self._count = self._done = 0
         self._wanted = torch.linspace(0, tokens - 1, min(TOKENS, tokens)).long() if sample else torch.zeros(0).long()
         self._inputs: list[Tensor] = []
-        self._weights: list[Tensor] = []
 
-    def begin(self, ids_NT: Tensor, weight_NT1: Tensor | None) -> None:
-        """Tell that a batch with these weights of tokens is next."""
-        count = ids_NT.numel()
-        mine = self._wanted[(self._wanted >= self._done) & (self._wanted < self._done + count)] - self._done
-        weight_N = torch.ones(count) if weight_NT1 is None else weight_NT1.flatten()
-        self._mine, self._done = mine, self._done + count
-        self._weight_N = weight_N
-        self._weights.append(weight_N[mine])
+    def begin(self, count: int) -> None:
+        """Tell that a batch with this number of tokens is next."""
+        self._mine = self._wanted[(self._wanted >= self._done) & (self._wanted < self._done + count)] - self._done
+        self._count, self._done = count, self._done + count
 
     def __enter__(self) -> "Watch":
         self._observing = observe_experts(self._block, self._see)
@@ -236,26 +226,22 @@ class Watch:
         if self._handle is not None:
             self._handle.remove()
 
-    def sample(self) -> tuple[Tensor, Tensor]:
-        """(S, D) what the layer read for the sampled tokens, and their weights."""
-        return torch.cat(self._inputs), torch.cat(self._weights)
+    def sample(self) -> Tensor:
+        """(S, D) what the layer read for the sampled tokens."""
+        return torch.cat(self._inputs)
 
     def seen(self, seed: int, reconstruction: Reconstruction | None) -> Seen:
         """What was observed."""
-        return Seen(self._mixture.index, self._token_E, *self._sums_4E, seed=seed, reconstruction=reconstruction)
+        return Seen(self._mixture.index, self._token_E, *self._sums_3E, seed=seed, reconstruction=reconstruction)
 
     def _see(self, routed: Routed) -> None:
         norm_S, gate_S = routed.output_SD.float().norm(dim=-1).double(), routed.weight_S.double()
-        assert self._weight_N is not None
-        weight_S = self._weight_N.to(gate_S.device)[routed.token_S].double()
-        sums = torch.stack([weight_S, weight_S * gate_S, weight_S * norm_S, weight_S * gate_S * norm_S]).sum(1)
         self._token_E[routed.expert] += len(gate_S)
-        self._sums_4E[:, routed.expert] += sums.cpu()
+        self._sums_3E[:, routed.expert] += torch.stack([gate_S, norm_S, gate_S * norm_S]).sum(1).cpu()
 
     def _keep(self, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         values = [*args, *kwargs.values()]
-        assert self._weight_N is not None
-        if len(values) != 1 or values[0].shape[-1] * self._weight_N.numel() != values[0].numel():
+        if len(values) != 1 or values[0].shape[-1] * self._count != values[0].numel():
             raise Unremovable(
                 f"block {self._mixture.index}: its expert layer reads more than hidden states; use another method"
             )
@@ -322,7 +308,7 @@ def stored(source: Checkpoint, mixture: Mixture, seen: Seen) -> dict[str, Tensor
     kept = torch.zeros(mixture.count + 1, mixture.count, dtype=torch.uint8)
     for count, experts in seen.reconstruction.kept.items():
         kept[count, experts] = 1
-    sums = torch.stack([seen.weight_E, seen.gate_E, seen.norm_E, seen.product_E])
+    sums = torch.stack([seen.gate_E, seen.norm_E, seen.product_E])
     parts = {"tokens": seen.token_E, "sums": sums, "order": seen.reconstruction.score_E, "kept": kept}
     return {source.block_name(mixture.index, f"{mixture.experts}.{part}"): t for part, t in parts.items()}
 
@@ -341,8 +327,9 @@ def seen_in(saved: SavedStats, mixture: Mixture) -> Seen:
     """What calibration showed of a block's experts."""
     start = saved.source.block_name(mixture.index, mixture.experts)
     parts = ("tokens", "sums", "order", "kept")
-    token_E, sums_4E, order_E, kept_NE = (saved.tensors[f"{start}.{part}"].read() for part in parts)
+    token_E, sums, order_E, kept_NE = (saved.tensors[f"{start}.{part}"].read() for part in parts)
     kept = {count: row.nonzero()[:, 0].tolist() for count, row in enumerate(kept_NE) if row.any()}
     reconstruction = Reconstruction(order_E, kept)
     seed = saved.about["recipe"]["seed"]
-    return Seen(mixture.index, token_E, *sums_4E, seed=seed, reconstruction=reconstruction)
+    # In files of earlier versions a row of the tokens' weights, all 1, comes first.
+    return Seen(mixture.index, token_E, *sums[-3:], seed=seed, reconstruction=reconstruction)

@@ -33,11 +33,10 @@ class OutputGradients(Pass):
         runner = Runner(job.source.config, job.source.tensors, dtype, job.device)
         names = [[linear.name for linear in linears] for linears in job.linears]
         model = Model(job.source, runner, names, job.hidden_file(partial))
-        weights = calibration.token_weights(job.recipe)
 
         def save(folder: Path) -> None:
             with disk_errors(partial.folder, partial.needed):
-                for index, sums in enumerate(square_sums(model, calibration.sequences, weights)):
+                for index, sums in enumerate(square_sums(model, calibration.sequences)):
                     write_file(file_in(folder, index), sums, sync=False)
 
         if job.where.shared is None:
@@ -47,7 +46,7 @@ class OutputGradients(Pass):
             self.folder = partial.folder
             return
         about: dict[str, object] = {"linears": names, "dtype": str(dtype)}
-        with once(job.where.shared, gradients_key(job.source, job.recipe, calibration, about, job.device)) as place:
+        with once(job.where.shared, gradients_key(job.source, calibration, about, job.device)) as place:
             if not place.exists():
                 unfinished = place.with_suffix(".partial")
                 shutil.rmtree(unfinished, ignore_errors=True)

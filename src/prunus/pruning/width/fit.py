@@ -1,8 +1,8 @@
 """Which channels of a feed-forward network are removed, the fit of what is left, and what is observed for both.
 
-A channel is one input of the network's last Linear, down. What its removal costs is measured by H, the weighted sum
-over tokens of x x^T of that input, and W, the Linear's weight. Shapes: I channels, K kept ones, B of a batch; O
-outputs; N sequences, T tokens, S tokens of one call, W numbers per token between two blocks.
+A channel is one input of the network's last Linear, down. What its removal costs is measured by H, the sum over
+tokens of x x^T of that input, and W, the Linear's weight. Shapes: I channels, K kept ones, B of a batch; O outputs; N
+sequences, T tokens, S tokens of one call, W numbers per token between two blocks.
 """
 
 import random
@@ -34,29 +34,29 @@ GAIN_TOLERANCE = 1e-3  # share of a change of down's output up to which the bloc
 class Held(NamedTuple):
     """Tokens that a fit may leave out to see what its damping should be.
 
-    input_SI: inputs. error_SO: what the output lacks, 0 where it lacks nothing. weight_S: how much each token counts.
+    input_SI: inputs. error_SO: what the output lacks, 0 where it lacks nothing.
     """
 
     input_SI: Tensor
     error_SO: Tensor
-    weight_S: Tensor
 
     def centred(self, mean_I: Tensor, mean_O: Tensor) -> "Held":
         """The same without these means."""
-        return self._replace(input_SI=self.input_SI - mean_I, error_SO=self.error_SO - mean_O)
+        return Held(self.input_SI - mean_I, self.error_SO - mean_O)
 
 
 class Inputs(NamedTuple):
     """What calibration tells of the inputs of a down Linear.
 
-    hessian_II: H. sum_I: weighted sum of the inputs. weight: sum of the weights of tokens. tokens: their number.
-    error_OI: sum of e x^T and error_O: sum of e, where e is what a token's output lacks from its target; None where
-    the target is the Linear's own output. energy: sum of |e|^2. held: some of the tokens; None where none are known.
+    hessian_II: H. sum_I: sum of the inputs. count: number of tokens, of saved statistics up to rounding; tokens: the
+    exact one. error_OI: sum of e x^T and error_O: sum of e, where e is what a token's output lacks from its target;
+    None where the target is the Linear's own output. energy: sum of |e|^2. held: some of the tokens; None where none
+    are known.
     """
 
     hessian_II: Tensor
     sum_I: Tensor
-    weight: float
+    count: float
     tokens: int
     error_OI: Tensor | None = None
     error_O: Tensor | None = None
@@ -65,7 +65,7 @@ class Inputs(NamedTuple):
 
     def centred(self) -> "Inputs":
         """The same without the means, which an intercept makes up for."""
-        count = max(self.weight, 1e-300)
+        count = max(self.count, 1e-300)
         mean_I = self.sum_I / count
         hessian_II = self.hessian_II - torch.outer(self.sum_I, mean_I)
         mean_O = self.error_O / count if self.error_O is not None else torch.zeros(1).to(mean_I)
@@ -145,7 +145,7 @@ def by_contribution(hessian_II: Tensor, weight_OI: Tensor) -> Tensor:
 
 def by_fluctuation(inputs: Inputs, weight_OI: Tensor) -> Tensor:
     """(I,) variance of a channel times the square of its weights: FLAP (An et al. 2024, arXiv:2312.11983)."""
-    count = max(inputs.weight, 1e-300)
+    count = max(inputs.count, 1e-300)
     variance_I = inputs.hessian_II.diagonal() / count - (inputs.sum_I / count).square()
     return variance_I.clamp(min=0) * weight_OI.square().sum(0)
 
@@ -207,12 +207,10 @@ def damping_for(seen: Inputs, gone_OI: Tensor, kept_K: Tensor, lacks_OK: Tensor)
 
     gone_OI: the weights, 0 where channels stay. lacks_OK: as in fit, of all tokens.
     """
-    if seen.held is None or not len(seen.held.weight_S):
+    if seen.held is None or not len(seen.held.input_SI):
         return DAMPING
-    input_SI, error_SO, weight_S = (table.to(lacks_OK.dtype) for table in seen.held)
-    root_S1 = weight_S.sqrt()[:, None]
-    input_SI = input_SI * root_S1
-    lacks_SO = torch.addmm(error_SO * root_S1, input_SI, gone_OI.mT)
+    input_SI, error_SO = (table.to(lacks_OK.dtype) for table in seen.held)
+    lacks_SO = torch.addmm(error_SO, input_SI, gone_OI.mT)
     input_SK = input_SI[:, kept_K]
     del input_SI
     hessian_KK = seen.hessian_II[kept_K[:, None], kept_K].addmm_(input_SK.mT, input_SK, alpha=-1)
@@ -233,11 +231,11 @@ def intercept(
     inputs: Inputs, weight_OI: Tensor, bias_O: Tensor | None, weight_OK: Tensor, kept_K: Tensor
 ) -> Tensor | None:
     """The bias with which the mean output is that of the target; None where the Linear has none."""
-    if bias_O is None or not inputs.weight:
+    if bias_O is None or not inputs.count:
         return bias_O
-    mean_I = inputs.sum_I / inputs.weight
+    mean_I = inputs.sum_I / inputs.count
     bias_O = bias_O + weight_OI @ mean_I - weight_OK @ mean_I[kept_K]
-    return bias_O if inputs.error_O is None else bias_O + inputs.error_O / inputs.weight
+    return bias_O if inputs.error_O is None else bias_O + inputs.error_O / inputs.count
 
 
 def relative_error(
@@ -271,30 +269,28 @@ class Sums:
         self.sum_I = torch.zeros(channels, dtype=torch.float64, device=device)
         self.error_OI = torch.zeros(outputs if aims else 0, channels, dtype=dtype, device=device)
         self.error_O = torch.zeros(outputs, dtype=torch.float64, device=device)
-        self.weight, self.tokens, self.energy = 0.0, 0, 0.0
+        self.tokens, self.energy = 0, 0.0
         self.held: list[Held] = []
 
-    def add(self, input_SI: Tensor, weight_S: Tensor, error_SO: Tensor | None, held_S: Tensor) -> None:
+    def add(self, input_SI: Tensor, counted_S: Tensor, error_SO: Tensor | None, held_S: Tensor) -> None:
         """Add the inputs of some tokens, and what the output lacks for them.
 
-        weight_S: how much each token counts. held_S: whether it is held out.
+        counted_S: whether each token counts. held_S: whether it is held out.
         """
-        held_S = held_S & (weight_S > 0)
+        held_S = held_S & counted_S
         errors_SO = input_SI.new_zeros(1, 1).expand(len(input_SI), 1) if error_SO is None else error_SO
-        self.held.append(Held(input_SI[held_S], errors_SO[held_S], weight_S[held_S]))
+        self.held.append(Held(input_SI[held_S], errors_SO[held_S]))
         errors = [None] * len(input_SI) if error_SO is None else error_SO.split(AT_ONCE)
-        for x_SI, w_S, e_SO in zip(input_SI.split(AT_ONCE), weight_S.split(AT_ONCE), errors, strict=False):
-            x_SI, w_S = x_SI.to(self.hessian_II.dtype), w_S.to(self.hessian_II.dtype)
-            root_SI = x_SI * w_S.sqrt()[:, None]
-            add_product(self.hessian_II, root_SI)
-            self.sum_I += (w_S @ x_SI).double()
-            self.weight += float(w_S.sum())
-            self.tokens += int((w_S > 0).sum())
+        self.tokens += int(counted_S.sum())
+        for x_SI, one_S, e_SO in zip(input_SI.split(AT_ONCE), counted_S.split(AT_ONCE), errors, strict=False):
+            x_SI, one_S = x_SI.to(self.hessian_II.dtype), one_S.to(self.hessian_II.dtype)
+            add_product(self.hessian_II, x_SI * one_S[:, None])
+            self.sum_I += (one_S @ x_SI).double()
             if e_SO is not None:
-                e_SO = e_SO.to(x_SI.dtype) * w_S[:, None]
+                e_SO = e_SO.to(x_SI.dtype) * one_S[:, None]
                 self.error_OI.addmm_(e_SO.mT, x_SI)
                 self.error_O += e_SO.sum(0).double()
-                self.energy += float((e_SO.square() / w_S.clamp(min=1e-30)[:, None]).sum())
+                self.energy += float(e_SO.square().sum())
 
     def inputs(self, name: str, aims: bool) -> Inputs:
         """The sums. aims: whether the output lacks anything. PrunusError names the Linear if there is a NaN."""
@@ -303,7 +299,7 @@ class Sums:
             raise PrunusError(f"{name}: its calibration inputs hold NaN or infinity; use other calibration text")
         sum_I = self.sum_I.to(self.hessian_II.dtype)
         held = Held(*map(torch.cat, zip(*self.held, strict=True))) if self.held else None
-        found = Inputs(self.hessian_II, sum_I, self.weight, self.tokens, held=held)
+        found = Inputs(self.hessian_II, sum_I, self.tokens, self.tokens, held=held)
         if not aims:
             return found
         return found._replace(error_OI=self.error_OI, error_O=self.error_O.to(sum_I.dtype), energy=self.energy)
@@ -348,16 +344,16 @@ def observe(
     def watch(down: str) -> Any:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             input_SI, token_S = args[0].flatten(0, -2), tokens_read(block, down)
-            assert runner.batch.weight_NT1 is not None
-            weight_S = runner.batch.weight_NT1.flatten().to(input_SI.device)
-            weight_S = weight_S if token_S is None else weight_S[token_S]
-            if len(weight_S) != len(input_SI):
+            assert runner.batch.counted_NT1 is not None
+            counted_S = runner.batch.counted_NT1.flatten().to(input_SI.device)
+            counted_S = counted_S if token_S is None else counted_S[token_S]
+            if len(counted_S) != len(input_SI):
                 raise PrunusError(f"{name}, {down}: it does not read one input per token, so its channels stay")
             if gain is None:
                 held_S = held_NT.flatten().to(input_SI.device)
-                sums[down].add(input_SI, weight_S, None, held_S if token_S is None else held_S[token_S])
+                sums[down].add(input_SI, counted_S, None, held_S if token_S is None else held_S[token_S])
             else:
-                seen.append((down, input_SI, weight_S))
+                seen.append((down, input_SI, counted_S))
 
         return hook
 
@@ -366,10 +362,10 @@ def observe(
         for batch, rows_NTW, wanted_NTW, held_NT in batches:
             given_NTW = rows_NTW.to(runner.device)
             output_NTW = runner.run_block(block, given_NTW, batch)
-            for down, input_SI, weight_S in seen:
+            for down, input_SI, counted_S in seen:
                 assert gain is not None
                 error_NTW = (wanted_NTW.to(runner.device) - output_NTW) / gain
-                sums[down].add(input_SI, weight_S, error_NTW.flatten(0, 1), held_NT.flatten().to(weight_S.device))
+                sums[down].add(input_SI, counted_S, error_NTW.flatten(0, 1), held_NT.flatten().to(counted_S.device))
             seen.clear()
     finally:
         for handle in handles:
