@@ -42,14 +42,14 @@ def zeros_of(folder, scope="all"):
     return zeros, weights
 
 
-def whole_model_scores(folder, prompt=0):
-    """Wanda scores of every block by hooks on transformers' own model; tokens of a prompt do not count."""
+def whole_model_scores(folder):
+    """Wanda scores of every block by hooks on transformers' own model."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     squares, linears = {}, {n: m for n, m in model.named_modules() if n.endswith("_proj")}
     for name, module in linears.items():
 
         def hook(_module, inputs, name=name):
-            squares[name] = squares.get(name, 0) + inputs[0][:, prompt:].double().pow(2).flatten(0, -2).sum(0)
+            squares[name] = squares.get(name, 0) + inputs[0].double().pow(2).flatten(0, -2).sum(0)
 
         module.register_forward_pre_hook(hook)
     with torch.inference_mode():
@@ -71,17 +71,6 @@ def test_owl_evidence_equals_that_of_the_whole_model(tmp_path, family):
     expected = [100 * (s > 3 * s.mean()).double().mean().item() for s in scores]
     assert found["scores"]["block"] == pytest.approx(expected, abs=100 * 1.5 / len(scores[0]))
     assert found["details"]["mean"] == pytest.approx([s.mean().item() for s in scores], rel=1e-5)
-
-
-def test_tokens_that_do_not_count_leave_no_evidence(tmp_path):
-    make_model(tmp_path / "m", "qwen3")
-    lines = [json.dumps({"token_ids": ids, "prompt_tokens": 25}) + "\n" for ids in SEQUENCES]
-    (tmp_path / "rows.jsonl").write_text("".join(lines))
-    asked = recipe(tmp_path, allocation="owl", prompt_weight=0.0)
-    found = prunus.allocate(tmp_path / "m", asked)["evidence"]
-    expected = [s.mean().item() for s in whole_model_scores(tmp_path / "m", prompt=25)]
-    assert found["details"]["mean"] == pytest.approx(expected, rel=1e-5)
-    assert found["settings"]["prompt_weight"] == 0
 
 
 @pytest.mark.parametrize(("scope", "sparsity"), [("all", 0.29), ("mlp", 0.6)])

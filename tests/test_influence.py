@@ -363,11 +363,12 @@ def test_influences_see_the_first_tokens_only(tmp_path, monkeypatch, prompts):
 
 def test_only_the_chain_counts_in_the_loss_where_prompts_are_known(tmp_path):
     folder = make_model(tmp_path / "m", "llama", blocks=2)
-    sequences, prompts = random_rows(4, 20), [0, 5, 19, 12]
-    weights = [[0.0] * prompt + [1.0] * (20 - prompt) for prompt in prompts]
-    assert chain_only(Calibration(sequences, "", [], prompts)) == weights
+    lengths, prompts = [20, 15, 20, 8], [0, 5, 19, 3]
+    sequences = [ids[:length] for ids, length in zip(random_rows(4, 20), lengths, strict=True)]
+    counted = [[token >= prompt for token in range(length)] for prompt, length in zip(prompts, lengths, strict=True)]
+    assert chain_only(Calibration(sequences, "", [], prompts)) == counted
     assert chain_only(Calibration(sequences, "", [])) is None
-    found = sketches(model_of(folder), sequences, exact, weights)
+    found = sketches(model_of(folder), sequences, exact, counted)
     network: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     for row, (ids, prompt) in enumerate(zip(sequences, prompts, strict=True)):
         network.zero_grad()

@@ -61,10 +61,11 @@ def test_the_source_that_auto_stands_for_is_named():
     assert labels(auto, run("b", wanda(calibration="wikitext2"))) == [f"{FIFTY} (on c4)", f"{FIFTY} (on wikitext2)"]
 
 
-def test_weights_of_tokens_and_other_settings_are_named():
+def test_settings_are_named_also_those_of_earlier_versions():
     plain = wanda(calibration="traces:own.jsonl")
-    heavy = wanda(calibration="traces:own.jsonl", chain_weight=8.0)
-    assert labels(run("a", plain), run("b", heavy)) == [f"{FIFTY} (chain weight 1)", f"{FIFTY} (chain weight 8)"]
+    heavy = run("b", plain)
+    heavy.model["manifest"]["history"][0]["recipe"]["chain_weight"] = 8.0  # by an earlier version
+    assert labels(run("a", plain), heavy) == [f"{FIFTY} (chain weight 1)", f"{FIFTY} (chain weight 8)"]
     exact = wanda(calibration="c4", calibration_tokens=4096)
     assert labels(run("a", wanda(calibration="c4")), run("b", exact)) == [
         f"{FIFTY} (128 samples)",

@@ -29,7 +29,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "rounding": WANDA | {"rounding": "reference"},
     "magnitude, rounding": {"method": "magnitude", "rounding": "reference"},
     **{way: WANDA | {"propagation": way} for way in ("dense", "staged")},
-    "weighted": WANDA | {"prompt_weight": 0.5},
     **{name: WANDA | {"allocation": name} for name in ("atp", "owl", "alphapruning")},
     **{
         name: WANDA | {"allocation": name, "influence_train": 4, "influence_validation": 2}
@@ -79,14 +78,15 @@ def test_a_device_prunes_as_the_cpu_does(name, folder, tmp_path, monkeypatch):
     compare(tmp_path / "there", tmp_path / "cpu")
 
 
-@pytest.mark.parametrize("way", ["w4", "w8", "rtn", "saved"])
+@pytest.mark.parametrize("way", ["w4", "w4, trained", "w8", "rtn", "saved"])
 def test_a_device_quantises_as_the_cpu_does(way, folder, saved, tmp_path, monkeypatch):
-    settings: dict[str, Any] = {"w8": {}, "rtn": {"method": "rtn"}}.get(way, {"bits": 4, "group": "row"})
+    four = {"bits": 4, "group": "row", "recover": way == "w4, trained"}
+    settings: dict[str, Any] = {"w8": {}, "rtn": {"method": "rtn"}}.get(way, four)
     recipe = prunus.QuantizeRecipe(**settings, **({} if way == "saved" else on(folder)))
     stats = saved if way == "saved" else None
     prunus.quantize(folder / "model", tmp_path / "cpu", recipe, stats=stats, device="cpu")
-    with other_device(monkeypatch):
-        prunus.quantize(folder / "model", tmp_path / "there", recipe, stats=stats, device="cuda")
+    with other_device(monkeypatch, "cuda:0"):
+        prunus.quantize(folder / "model", tmp_path / "there", recipe, stats=stats, device="cuda:0")
     ours, theirs = Checkpoint(tmp_path / "there"), Checkpoint(tmp_path / "cpu")
     for name, stored in theirs.tensors.items():
         assert (ours.tensors[name].read() == stored.read()).float().mean() > 0.98, name

@@ -31,13 +31,13 @@ def batches(dtype=torch.float32):
     return [(torch.randn(*shape, 6, generator=generator) + 0.5).to(dtype) for shape in SHAPES]
 
 
-def observe(needs: Needs, weights=None, dtype=torch.float32) -> InputStats:
+def observe(needs: Needs, counted=None, dtype=torch.float32) -> InputStats:
     block, runner = Block().to(dtype), SimpleNamespace()
     q, k = (Linear(f"self_attn.{name}_proj", "attention", (4, 6), "self_attn.q_proj") for name in "qk")
     runner_like: Any = runner
     with Observer(runner_like, block, [q, k], needs=needs) as seen, torch.no_grad():
-        for states, weight in zip(batches(dtype), weights or [None] * len(SHAPES), strict=True):
-            runner.batch = Batch(torch.zeros(states.shape[:2]), weight)
+        for states, counted_NT1 in zip(batches(dtype), counted or [None] * len(SHAPES), strict=True):
+            runner.batch = Batch(torch.zeros(states.shape[:2]), counted_NT1)
             block(states)
     found = seen.stats(3)
     assert found["self_attn.q_proj"].tokens == 31
@@ -58,12 +58,11 @@ def test_all_of_it_equals_that_of_all_tokens_at_once(dtype):
     assert got.hessian.name == "block 3, self_attn.q_proj"
 
 
-def test_a_token_that_counts_twice_is_as_if_it_were_there_twice():
-    weights = [torch.ones(*shape, 1) for shape in SHAPES]
-    weights[0][:, :2], weights[2][1] = 2, 0
-    counts = torch.cat([weight.flatten() for weight in weights]).long()
-    tokens = torch.cat([batch.flatten(0, 1) for batch in batches()]).double().repeat_interleave(counts, dim=0)
-    got = observe("hessian", weights)
+def test_a_token_that_does_not_count_is_as_if_it_were_not_there():
+    counted = [torch.ones(*shape, 1, dtype=torch.bool) for shape in SHAPES]
+    counted[0][:, :2], counted[2][1] = False, False
+    tokens = torch.cat([batch[part[..., 0]] for batch, part in zip(batches(), counted, strict=True)]).double()
+    got = observe("hessian", counted)
     assert got.hessian is not None and got.mean_I is not None and got.variance_I is not None
     torch.testing.assert_close(got.norm_I.double(), tokens.norm(dim=0), rtol=1e-6, atol=0)
     torch.testing.assert_close(got.mean_I.double(), tokens.mean(0), rtol=1e-6, atol=1e-7)

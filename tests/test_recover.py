@@ -224,11 +224,12 @@ def test_any_decoder_is_recovered(tmp_path, model_type):
 def test_padding_counts_nothing(tmp_path, dense):
     """Sequences of unlike lengths in one step are trained on as if each had run alone."""
     ids = [row[: 5 + 3 * i] for i, row in enumerate(random_rows(6, LENGTH))]
-    padded, weights = pad(ids, [[1.0] * len(row) for row in ids], 48)
-    assert [row[: len(row) - weight.count(0.0)] for row, weight in zip(padded, weights, strict=True)] == ids
+    padded, counted = pad([*reversed(ids)], 48)
+    assert [list(itertools.compress(row, mask)) for row, mask in zip(padded, counted, strict=True)] == ids
+    assert all(mask == sorted(mask, reverse=True) for mask in counted), "padding is on the right"
     assert max(map(len, padded)) == len(ids[-1])
     layer, target = nn.Linear(4, 4), torch.randn(2, 5, 4)
-    whole, cut = torch.randn(2, 5, 4), torch.tensor([[1.0] * 5, [1.0] * 3 + [0.0] * 2])
+    whole, cut = torch.randn(2, 5, 4), torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     alone = relative_error(layer(whole[:1]), target[:1], cut[:1]) + relative_error(
         layer(whole[1:, :3]), target[1:, :3], cut[1:, :3]
     )
@@ -315,11 +316,11 @@ def test_a_block_whose_held_out_error_rises_is_put_back():
     ids=lambda plan: str(tuple(plan)),
 )
 def test_micro_batches_and_computing_again_change_nothing_but_rounding(tmp_path, dense, rows, monkeypatch, plan):
-    """Steps of four sequences, in which tokens of the first half count less."""
+    """Steps of four sequences."""
     ids = [row[: 12 + i] for i, row in enumerate(random_rows(SEQUENCES, LENGTH + 4))]  # so that there is padding
     path = tmp_path / "unlike.jsonl"
-    path.write_text(Calibration(ids, "random", [], [6] * len(ids)).to_jsonl())
-    recipe = asked(path, step_tokens=96, prompt_weight=0.5)
+    path.write_text(Calibration(ids, "random", []).to_jsonl())
+    recipe = asked(path, step_tokens=96)
     pruned, found = pruned_from(dense, rows), []
     for made in (StepPlan(96), plan):
         monkeypatch.setattr("prunus.pruning.recovery.plan_steps", lambda *_, made=made: made)
@@ -520,7 +521,7 @@ def test_only_the_block_whose_loss_is_nan_is_left_as_it_was(tmp_path, dense, row
 
     def fit_with_nan_in_block_1(parameters, training, held_out, **settings):
         if next(fits) == 1:
-            training = [e._replace(weight_NT=e.weight_NT * math.nan) for e in training]
+            training = [e._replace(target_NTW=e.target_NTW * math.nan) for e in training]
         return fit_block(parameters, training, held_out, **settings)
 
     monkeypatch.setattr(fitting, "fit", fit_with_nan_in_block_1)

@@ -116,32 +116,21 @@ def test_tiny_reasoner_the_same_bytes(tmp_path, monkeypatch):
         shutil.rmtree(tmp_path / "quick")
 
 
-def test_tokens_and_weights_of_segments_are_the_files(tmp_path, monkeypatch):
+def test_how_many_tokens_is_in_the_file(tmp_path, monkeypatch):
     folder = make_model(tmp_path / "m")
     lines = [{"token_ids": ids, "prompt_tokens": 10 + i} for i, ids in enumerate(random_rows(8, 40))]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    own: dict[str, Any] = {
-        "calibration": f"traces:{tmp_path / 'rows.jsonl'}",
-        "calibration_tokens": 131,
-        "prompt_weight": 0.0,
-    }
+    own: dict[str, Any] = {"calibration": f"traces:{tmp_path / 'rows.jsonl'}", "calibration_tokens": 131}
     said = prunus.stats(folder, tmp_path / "stats", **own)
     assert said["tokens"] == 131
     full, quick = compared(folder, PruneRecipe(propagation="dense", **own), tmp_path, monkeypatch)
     assert full == quick
-    own["prompt_weight"] = 1.0
-    prunus.stats(folder, tmp_path / "unweighted", **own)
-    assert norms(tmp_path / "unweighted") != norms(tmp_path / "stats")
-
-
-def norms(file):
-    return {name: tensor.tolist() for name, tensor in load_file(file).items() if name.endswith(".norm")}
 
 
 def compared(model, asked, folder, monkeypatch):
     """Checksum of the weights and recipe in the manifest, of a dense run and of one from the statistics."""
     prunus.prune(model, folder / "full", asked)
-    fields = ("calibration", "samples", "calibration_tokens", "prompt_weight", "chain_weight")
+    fields = ("calibration", "samples", "calibration_tokens")
     bare = replace(asked, **{name: getattr(PruneRecipe, name) for name in fields})
     with monkeypatch.context() as patch:
         patch.setattr(pipeline_module, "HiddenStates", None)  # nothing may be run
@@ -157,6 +146,8 @@ def test_other_models_recipes_and_files_are_refused_and_leave_nothing(tmp_path, 
     prunus.stats(folder, norms, **calibrated(rows))
     (tmp_path / "text").write_text("no statistics")
     save_file({"a": torch.ones(1)}, tmp_path / "weights")
+    about = json.dumps({"format": 2, "recipe": {"chain_weight": 1.0, "prompt_weight": 0.0}})
+    save_file({"a": torch.ones(1)}, tmp_path / "weighted", {"prunus": about})
     save_file({"a": torch.ones(1)}, tmp_path / "old", {"prunus": json.dumps({"format": 1})})
     retokenised = shutil.copytree(folder, tmp_path / "retokenised")
     (retokenised / "chat_template.jinja").write_text("{{ messages }}")
@@ -172,8 +163,8 @@ def test_other_models_recipes_and_files_are_refused_and_leave_nothing(tmp_path, 
         (folder, PruneRecipe(seed=1, propagation="dense"), "norms", "with seed 0, not 1"),
         (folder, PruneRecipe(calibration="c4", propagation="dense"), "norms", "with calibration .*rows.jsonl, not c4"),
         (folder, PruneRecipe(calibration_tokens=9, propagation="dense"), "norms", "calibration_tokens None, not 9"),
-        (folder, PruneRecipe(prompt_weight=0.5, propagation="dense"), "norms", "prompt_weight 1.0, not 0.5"),
         (retokenised, dense, "norms", "another tokenizer"),
+        (folder, dense, "weighted", "weighted: 'prompt_weight' 0.0 is a setting that only earlier versions have"),
         (folder, dense, "old", "from another version"),
         (folder, dense, "text", "not a safetensors file"),
         (folder, dense, "weights", "holds no statistics"),
@@ -186,9 +177,7 @@ def test_other_models_recipes_and_files_are_refused_and_leave_nothing(tmp_path, 
         prunus.stats(folder, norms, **calibrated(rows))
     with pytest.raises(PrunusError):
         prunus.stats(folder, tmp_path / "more", calibration=str(tmp_path / "gone.jsonl"))
-    with pytest.raises(PrunusError, match="does not say where prompts end"):
-        prunus.stats(folder, tmp_path / "deep" / "more", prompt_weight=0.0, **calibrated(rows))
-    names = {"m", "other", "norms", "text", "weights", "old", "retokenised", "rows.jsonl"}
+    names = {"m", "other", "norms", "text", "weights", "weighted", "old", "retokenised", "rows.jsonl"}
     assert {path.name for path in tmp_path.iterdir()} == names
 
 

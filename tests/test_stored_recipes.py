@@ -12,7 +12,7 @@ from prunus.checkpoint.resolve import resolve
 from prunus.cli import cli
 from prunus.errors import PrunusError
 from prunus.plain_data import content_hash
-from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe
+from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, QuantizeRecipe, RecoverRecipe, WidthRecipe
 from prunus.results import labels
 from prunus.study.cells import effective
 
@@ -27,7 +27,7 @@ def tiny():
 
 
 def test_hashes_and_result_ids_are_those_of_earlier_versions(tiny):
-    assert len(STORED) == 63
+    assert len(STORED) == 62
     for kind, settings, hash_before, id_before in STORED:
         recipe = RECIPES[kind](**settings)
         assert recipe.hash == hash_before, settings
@@ -35,13 +35,14 @@ def test_hashes_and_result_ids_are_those_of_earlier_versions(tiny):
         assert RECIPES[kind].from_json(recipe.to_json()) == recipe
 
 
+TOKEN_WEIGHTS = {"closing_weight": (None, 4.0), "prompt_weight": (1.0, 0.0), "chain_weight": (1.0, 8.0)}
 # [kind, hash of its default before the settings were removed, {setting: (its default, another value)}].
 REMOVED = [
     (
         PruneRecipe,
         "cdb9ddacc9a8",
         {
-            "closing_weight": (None, 4.0),
+            **TOKEN_WEIGHTS,
             "expert_spread": (0.0, 0.1),
             "gradient_scale": (100.0, 50.0),
             "repair_rounds": (5, 1),
@@ -53,16 +54,18 @@ REMOVED = [
     (
         ExpertsRecipe,
         "94e908a5ed32",
-        {"closing_weight": (None, 4.0), "distill_router": (False, True), "spread": ("uniform", "global")},
+        {**TOKEN_WEIGHTS, "distill_router": (False, True), "spread": ("uniform", "global")},
     ),
-    (RecoverRecipe, "6bc5b1fe772e", {"closing_weight": (None, 4.0)}),
+    *((kind, of, TOKEN_WEIGHTS) for kind, of in ((RecoverRecipe, "6bc5b1fe772e"), (WidthRecipe, "eea5f2e0f1f6"))),
+    (QuantizeRecipe, "3221131589a0", TOKEN_WEIGHTS),
 ]
 
 
 @pytest.mark.parametrize(("kind", "hash_before", "removed"), REMOVED)
 def test_a_removed_setting_is_ignored_at_its_default_and_refused_elsewhere(kind, hash_before, removed):
     assert kind().hash == hash_before
-    assert kind.from_json({name: usual for name, (usual, _) in removed.items()} | {"seed": 3}) == kind(seed=3)
+    usual = {name: value for name, (value, _) in removed.items()}
+    assert kind.from_json(kind(seed=3).to_json() | usual) == kind(seed=3)
     for name, (_, other) in removed.items():
         with pytest.raises(
             PrunusError, match=f"'{name}' {other!r} is a setting that only earlier versions have: leave"

@@ -298,7 +298,7 @@ def test_a_knob_reruns_only_what_depends_on_it(tmp_path, batches, capsys):
 
 @uses_finished
 def test_the_same_recipe_is_the_same_cell_in_any_study(finished, tmp_path):
-    other = write_study(tmp_path, "[[prune]]\nseed = 0\nmethod = 'wanda'\nprompt_weight = 2\nchain_weight = 2\n")
+    other = write_study(tmp_path, "[[prune]]\nseed = 0\nmethod = 'wanda'\nprompt_weight = 1\nchain_weight = 1.0\n")
     plan = prunus.plan_study(other, out=tmp_path / "out", measure=False)
     run = by_name(finished / "out" / "results.db")["wanda-50"]
     assert [cell["run"] for cell in plan["cells"]][1] == run

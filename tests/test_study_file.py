@@ -54,15 +54,13 @@ def test_lists_make_a_grid(tmp_path):
 def test_pruning_after_experts_were_removed_is_an_axis_and_calibrates_as_its_table(tmp_path):
     entries = study(
         tmp_path,
-        GOOD + "[calibration]\nsamples = 16\n[[prune]]\nsparsity = [0.2, 0.5]\nchain_weight = 4.0\n"
+        GOOD + "[calibration]\nsamples = 16\n[[prune]]\nsparsity = [0.2, 0.5]\n"
         'experts = [false, true, { method = "random", drop = 1, seed = 5, calibration_tokens = 99 }]\n',
     ).entries
-    reap = ExpertsRecipe(samples=16, chain_weight=4.0)
-    own = ExpertsRecipe(method="random", drop=1, seed=5, samples=16, calibration_tokens=99, chain_weight=4.0)
+    reap = ExpertsRecipe(samples=16)
+    own = ExpertsRecipe(method="random", drop=1, seed=5, samples=16, calibration_tokens=99)
     assert [entry.steps for entry in entries] == [
-        (*experts, PruneRecipe(sparsity=share, samples=16, chain_weight=4.0))
-        for share in (0.2, 0.5)
-        for experts in ((), (reap,), (own,))
+        (*experts, PruneRecipe(sparsity=share, samples=16)) for share in (0.2, 0.5) for experts in ((), (reap,), (own,))
     ]
     words = ["wanda-20", "experts-reap-75-wanda-20", "experts-random-drop1-wanda-20"]
     assert variant_names(entries) == [*words, *(word.replace("20", "50") for word in words)]
@@ -183,6 +181,11 @@ def test_files_are_looked_for_beside_the_study(tmp_path, monkeypatch):
             GOOD + "[[prune]]\nexpert_spread = 0.1",
             6,
             "'expert_spread' 0.1 is a setting that only earlier versions have",
+        ),
+        (
+            GOOD + "[[width]]\nchain_weight = [1, 4]",
+            6,
+            r"'chain_weight' \[1, 4\] is a setting that only earlier versions have",
         ),
         (
             GOOD + "[[prune]]\nrecover = {closing_weight = 2.0}",

@@ -80,10 +80,10 @@ def seen(model, index, rows=ROWS):
 
 
 @torch.no_grad()
-def by_hand(folder, kept, target, stream="narrow", rows=ROWS, weight_S: Any = 1.0, gain=1.0):
+def by_hand(folder, kept, target, stream="narrow", rows=ROWS, gain=1.0):
     """The tensors of all networks, by whole models and torch's own least squares; channels go one by one.
 
-    weight_S: of each token of rows. gain: by what a network's output is multiplied before it is added.
+    gain: by what a network's output is multiplied before it is added.
     """
     theirs, ours = whole(folder), whole(folder)
     found = {}
@@ -92,8 +92,7 @@ def by_hand(folder, kept, target, stream="narrow", rows=ROWS, weight_S: Any = 1.
         x_SI, given_SO = seen(theirs if stream == "dense" else ours, index, rows)
         mlp = layer.mlp
         weight_OI = mlp.down_proj.weight.double()
-        root_S1 = torch.as_tensor(weight_S, dtype=torch.float64).sqrt().expand(len(x_SI))[:, None]
-        hessian_II = (root_S1 * x_SI).mT @ (root_S1 * x_SI)
+        hessian_II = x_SI.mT @ x_SI
         damped_II = hessian_II + 0.01 * hessian_II.diagonal().mean() * torch.eye(len(hessian_II))
         stay = torch.arange(len(hessian_II))
         while len(stay) > kept:  # all others are fitted anew without each
@@ -101,8 +100,8 @@ def by_hand(folder, kept, target, stream="narrow", rows=ROWS, weight_S: Any = 1.
             weight_OR = weight_OI @ damped_II[:, stay] @ inverse_RR
             least = (weight_OR.square().sum(0) / inverse_RR.diagonal()).argmin()
             stay = torch.cat([stay[:least], stay[least + 1 :]])
-        target_SO = root_S1 * (x_SI @ weight_OI.mT + ((wanted_SO - given_SO) / gain if target == "dense" else 0))
-        x_SK = root_S1 * x_SI[:, stay]
+        target_SO = x_SI @ weight_OI.mT + ((wanted_SO - given_SO) / gain if target == "dense" else 0)
+        x_SK = x_SI[:, stay]
         root = (0.01 * x_SK.square().sum(0).mean()).sqrt()
         damped_SK = torch.cat([x_SK, root * torch.eye(kept)])
         fitted_KO = torch.linalg.lstsq(damped_SK, torch.cat([target_SO, root * weight_OI[:, stay].mT])).solution
@@ -172,17 +171,15 @@ def test_saved_statistics_give_any_width_as_passes_of_the_dense_model_do(shared,
     assert not list(tmp_path.glob("out*"))
 
 
-def test_tokens_count_as_they_should_padding_not_at_all_and_multiplied_outputs_are_divided(shared, tmp_path):
-    """Chains of unlike lengths, whose prompts count a quarter, and a type that multiplies what its networks give."""
+def test_padding_does_not_count_and_multiplied_outputs_are_divided(shared, tmp_path):
+    """Sequences of unlike lengths, and a type that multiplies what its networks give."""
     make_random_model("granite", tmp_path / "dense", num_hidden_layers=2, residual_multiplier=0.4)
     rows = [ids[: 9 + 2 * number] for number, ids in enumerate(ROWS)]
-    lines = ({"token_ids": ids, "prompt_tokens": 4 + number} for number, ids in enumerate(rows))
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    recipe = asked(shared, calibration=str(tmp_path / "rows.jsonl"), prompt_weight=0.25, damping=0.01)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in rows))
+    recipe = asked(shared, calibration=str(tmp_path / "rows.jsonl"), damping=0.01)
     prunus.width(tmp_path / "dense", tmp_path / "out", recipe, device="cpu")
-    weights = [0.25 if place < 4 + number else 1.0 for number, ids in enumerate(rows) for place in range(len(ids))]
     made = tensors_of(tmp_path / "out")
-    for name, tensor in by_hand(tmp_path / "dense", 72, "dense", rows=rows, weight_S=weights, gain=0.4).items():
+    for name, tensor in by_hand(tmp_path / "dense", 72, "dense", rows=rows, gain=0.4).items():
         torch.testing.assert_close(made[name], tensor, rtol=2e-3, atol=2e-5)
 
 

@@ -123,19 +123,13 @@ def test_the_fit_is_that_of_torchs_least_squares_with_rows_for_the_damping(aims,
 def test_damping_is_the_one_with_the_least_error_on_tokens_that_the_fit_left_out(aims, biased):
     kept, chosen = [0, 2, 3, 6, 9], set()
     for seed in range(12):
-        x_SI, weight_OI, bias_O, e_SO, *_ = example(seed, tokens=10)
+        x_SI, weight_OI, bias_O, e_SO, own, towards = example(seed, tokens=10)
         lacks_SO = e_SO if aims else torch.zeros(10, 1, dtype=torch.float64)
-        w_S1 = torch.rand(10, 1, dtype=torch.float64) + 0.5
-        inputs = Inputs((w_S1 * x_SI).mT @ x_SI, (w_S1 * x_SI).sum(0), float(w_S1.sum()), 10)
-        if aims:
-            inputs = inputs._replace(error_OI=(w_S1 * e_SO).mT @ x_SI, error_O=(w_S1 * e_SO).sum(0))
-        held = Held(x_SI[::3], lacks_SO[::3], w_S1[::3, 0])
+        inputs, held = towards if aims else own, Held(x_SI[::3], lacks_SO[::3])
         made = fit(inputs._replace(held=held), weight_OI, bias_O if biased else None, kept, None)
         target_SO = x_SI @ weight_OI.mT + lacks_SO
         if biased:  # what the intercept makes up for is taken off all tokens first
-            share_S1 = w_S1 / w_S1.sum()
-            x_SI, target_SO = x_SI - (share_S1 * x_SI).sum(0), target_SO - (share_S1 * target_SO).sum(0)
-        x_SI, target_SO = w_S1.sqrt() * x_SI, w_S1.sqrt() * target_SO
+            x_SI, target_SO = x_SI - x_SI.mean(0), target_SO - target_SO.mean(0)
         x_SK, left = x_SI[:, kept], [token for token in range(10) if token % 3]
         errors = {}
         for damping in DAMPINGS:

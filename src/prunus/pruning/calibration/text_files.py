@@ -52,12 +52,9 @@ def read_jsonl(path: Path, kinds: Sequence[str] = KINDS) -> list[Line]:
             raise PrunusError(f"{place}: expected {wanted}, with text, messages or integers in it")
         if lines and kind != lines[0].kind:
             raise PrunusError(f"{place}: '{kind}' after '{lines[0].kind}'; keep one kind per file")
-        left = len(row[kind])
-        for name in ("prompt_tokens", "thinking_tokens") if kind == "token_ids" else ():
-            count = row.get(name, 0)
-            if not (type(count) is int and 0 <= count <= left):
-                raise PrunusError(f"{place}: {name} {count} is not between 0 and {left}")
-            left -= count
+        prompt = row.get("prompt_tokens", 0)
+        if kind == "token_ids" and not (type(prompt) is int and 0 <= prompt <= len(row[kind])):
+            raise PrunusError(f"{place}: prompt_tokens {prompt} is not between 0 and {len(row[kind])}")
         lines.append(Line(place, kind, row[kind], row))
     if not lines:
         raise PrunusError(f"{path} is empty; give at least one line")
