@@ -21,6 +21,8 @@ from prunus.pruning.calibration import propagation
 from prunus.pruning.calibration.gradients import Model, square_sums
 from prunus.pruning.calibration.hidden_states import HiddenStates
 from prunus.pruning.calibration.propagation import BlockRun
+from prunus.pruning.calibration.statistics import Observer
+from prunus.pruning.recovery import pad
 from prunus.recipes import PruneRecipe
 from prunus.study.engine import as_in_model, overwrite
 from prunus.study.variants import changed_tensors
@@ -144,6 +146,28 @@ def recipe_of(tmp_path, sequences=None, **changes):
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"token_ids": row}) for row in sequences))
     common = {"calibration": str(tmp_path / "rows.jsonl"), "samples": len(sequences), "seqlen": 24, "sparsity": 0.5}
     return PruneRecipe(**(common | changes))
+
+
+@torch.no_grad()
+def test_padding_adds_nothing_to_what_is_observed(tmp_path):
+    make_random_model("qwen3_moe", tmp_path / "m")
+    source, runner = opened(tmp_path / "m")
+    sequences, found = [ids[: 8 + 3 * number] for number, ids in enumerate(rows())], []
+    padded, counted = pad(sequences, 48)
+    assert {*map(len, padded)} == {14, 20}
+    beside = HiddenStates(runner, padded[::-1], None, counted=counted[::-1])
+    for hidden in (HiddenStates(runner, sequences, None), beside):
+        block = runner.make_block(0, source.read_block(0))
+        with Observer(runner, block, source.linears(0), needs="hessian") as seen:
+            for batch, rows_NTW in hidden.batches():
+                runner.run_block(block, rows_NTW, batch)
+        found.append(seen.stats(0))
+    alone, beside = found
+    for name in alone:
+        for part in ("norm_I", "mean_I", "variance_I"):
+            torch.testing.assert_close(getattr(beside[name], part), getattr(alone[name], part), rtol=1e-5, atol=1e-5)
+        matrices = (one[name].hessian.matrix_II for one in (beside, alone))
+        torch.testing.assert_close(*matrices, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "granitemoe", "kimi_linear"])
