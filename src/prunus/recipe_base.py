@@ -13,7 +13,7 @@ from prunus.settings import ADVANCED, CALIBRATING, check_conflicts, check_settin
 
 # Values of fields that JSON stores under an older name, so that stored recipes and their hashes stay as they were.
 STORED_WORDS: Mapping[str, Mapping[str, str]] = MappingProxyType({"propagation": {"true_sequential": "staged"}})
-# Settings of earlier versions that said how much a token of a trace counts.
+# Settings of earlier versions that said how much a token of a trace counted, with their defaults.
 TOKEN_WEIGHTS: Mapping[str, Any] = MappingProxyType({"prompt_weight": 1.0, "chain_weight": 1.0, "closing_weight": None})
 # Fields that say which tokens calibrate, and how many.
 CALIBRATION, AMOUNT = ("calibration", "seqlen", "seed"), ("samples", "calibration_tokens")

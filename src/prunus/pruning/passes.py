@@ -153,7 +153,7 @@ def name_of(recipe: PruneRecipe) -> str:
 
 # Measurements that several variants of a model share: stored in a folder under a hash of all they depend on.
 
-# Fields of a recipe on which importance scores may depend, besides options of the allocation.
+# What a recipe stores on which importance scores may depend, besides options of the allocation.
 SCORED = ("scope", "samples", "seqlen", "calibration_tokens", *Calibrated.STORED, "seed", "dtype")
 
 

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
-from itertools import chain, groupby
+from itertools import chain, groupby, repeat
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,10 @@ class HiddenStates:
         both, self._mapped = _allocate(self.tokens * (width + room), runner.dtype, file, runner.device)
         self.states_SW = both[: self.tokens * width].view(self.tokens, width)
         self._room = both[self.tokens * width :]
-        self._batches = list(map(Batch, self.ids()))
-        if counted is not None:  # sorted is stable, so both are in the same order
-            counted_S1 = torch.tensor([*chain(*sorted(counted, key=len))])[:, None]
-            self._batches = list(map(Batch, self.ids(), self.views(counted_S1)))
+        masks = repeat(None)
+        if counted is not None:  # sorted is stable, so they are in the order of the sequences
+            masks = self.views(torch.tensor([*chain(*sorted(counted, key=len))])[:, None])
+        self._batches = [*map(Batch, self.ids(), masks)]
         for batch, rows_NTW in self.batches():
             rows_NTW.copy_(runner.embed(batch))
 

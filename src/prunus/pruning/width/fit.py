@@ -48,15 +48,14 @@ class Held(NamedTuple):
 class Inputs(NamedTuple):
     """What calibration tells of the inputs of a down Linear.
 
-    hessian_II: H. sum_I: sum of the inputs. count: number of tokens, of saved statistics up to rounding; tokens: the
-    exact one. error_OI: sum of e x^T and error_O: sum of e, where e is what a token's output lacks from its target;
-    None where the target is the Linear's own output. energy: sum of |e|^2. held: some of the tokens; None where none
-    are known.
+    hessian_II: H. sum_I: sum of the inputs. number: of tokens, of saved statistics up to rounding; tokens: exactly.
+    error_OI: sum of e x^T and error_O: sum of e, where e is what a token's output lacks from its target; None where
+    the target is the Linear's own output. energy: sum of |e|^2. held: some of the tokens; None where none are known.
     """
 
     hessian_II: Tensor
     sum_I: Tensor
-    count: float
+    number: float
     tokens: int
     error_OI: Tensor | None = None
     error_O: Tensor | None = None
@@ -65,7 +64,7 @@ class Inputs(NamedTuple):
 
     def centred(self) -> "Inputs":
         """The same without the means, which an intercept makes up for."""
-        count = max(self.count, 1e-300)
+        count = max(self.number, 1e-300)
         mean_I = self.sum_I / count
         hessian_II = self.hessian_II - torch.outer(self.sum_I, mean_I)
         mean_O = self.error_O / count if self.error_O is not None else torch.zeros(1).to(mean_I)
@@ -145,7 +144,7 @@ def by_contribution(hessian_II: Tensor, weight_OI: Tensor) -> Tensor:
 
 def by_fluctuation(inputs: Inputs, weight_OI: Tensor) -> Tensor:
     """(I,) variance of a channel times the square of its weights: FLAP (An et al. 2024, arXiv:2312.11983)."""
-    count = max(inputs.count, 1e-300)
+    count = max(inputs.number, 1e-300)
     variance_I = inputs.hessian_II.diagonal() / count - (inputs.sum_I / count).square()
     return variance_I.clamp(min=0) * weight_OI.square().sum(0)
 
@@ -231,11 +230,11 @@ def intercept(
     inputs: Inputs, weight_OI: Tensor, bias_O: Tensor | None, weight_OK: Tensor, kept_K: Tensor
 ) -> Tensor | None:
     """The bias with which the mean output is that of the target; None where the Linear has none."""
-    if bias_O is None or not inputs.count:
+    if bias_O is None or not inputs.number:
         return bias_O
-    mean_I = inputs.sum_I / inputs.count
+    mean_I = inputs.sum_I / inputs.number
     bias_O = bias_O + weight_OI @ mean_I - weight_OK @ mean_I[kept_K]
-    return bias_O if inputs.error_O is None else bias_O + inputs.error_O / inputs.count
+    return bias_O if inputs.error_O is None else bias_O + inputs.error_O / inputs.number
 
 
 def relative_error(
