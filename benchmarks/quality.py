@@ -46,6 +46,7 @@ INFLUENCES, INFLUENCE_TOKENS = 80, 128
 OTHER_TOKENS = 8192  # of each text unlike the calibration
 MORE_SAMPLES = 64  # of recovery on more text: those of the calibration, and 48 more
 SLEB_SAMPLES, SLEB_SEQLEN = 4, 256
+ROW_POWER = 0.25  # of Wanda's row budgets
 SETTINGS: dict[str, dict[str, Any]] = {
     **{f"{share} %": {"sparsity": share / 100} for share in (20, 50, 60, 70)},
     "4:8": {"pattern": "4:8"},
@@ -134,7 +135,7 @@ def calibrated(seed: int) -> dict[str, Any]:
 
 
 def method_cells() -> Iterator[Cell]:
-    """Yield cells of every method at every setting, and of two methods with SparseGPT's update of kept weights."""
+    """Yield cells of every method at every setting, of two with SparseGPT's update, and of Wanda with row budgets."""
     for method, about in METHODS.items():
         for column, setting in SETTINGS.items():
             for seed in range(1 if about.needs == "nothing" else SEEDS):
@@ -145,6 +146,13 @@ def method_cells() -> Iterator[Cell]:
             for seed in range(SEEDS):
                 recipe = replace(method_recipe(method, seed, SETTINGS[column], data=True), update="obs")
                 yield Cell("methods", f"{method}, `--update obs`", column, seed, recipe)
+    for column in ("20 %", "50 %", "60 %", "70 %"):
+        for seed in range(SEEDS if column == "50 %" else 1):
+            recipe = replace(method_recipe("wanda", seed, SETTINGS[column]), row_power=ROW_POWER)
+            yield Cell("methods", f"wanda, `--row-power {ROW_POWER:g}`", column, seed, recipe)
+            if column in ("50 %", "60 %") and not seed:
+                row = f"wanda, `--row-power {ROW_POWER:g} --update obs`"
+                yield Cell("methods", row, column, seed, replace(recipe, update="obs"))
 
 
 def propagation_cells() -> Iterator[Cell]:

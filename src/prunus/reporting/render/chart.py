@@ -252,7 +252,7 @@ class Frame:
 PANEL = Frame(width=330, height=230, left=52, right=8, top=32, bottom=46, inset=9, css="panel")
 # One picture in two sizes, of which the page shows the one that its width has room for.
 BOTH = (
-    Frame(width=500, height=330, left=42, right=10, top=30, bottom=46, names=26, css="broad"),
+    Frame(width=500, height=330, left=42, right=10, top=30, bottom=46, names=28, css="broad"),
     Frame(width=350, height=270, left=40, right=8, top=32, bottom=46, inset=8, names=18, css="narrow"),
 )
 LETTER, APART = 7.6, 16.0  # largest width of a letter, and smallest distance of names, in view-box units
