@@ -352,6 +352,14 @@ def test_other_plans_are_left_out_unless_named(tmp_path):
         compare(path, "legacy")
 
 
+@pytest.mark.parametrize(("limit", "said"), [(9, "limit is 9, not 5"), (5, "problems differ")])
+def test_other_problems_are_told_without_their_hashes(tmp_path, limit, said):
+    plans = {"dense": {"limit": 5, "problems": "59ecef95"}, "pruned": {"limit": limit, "problems": "21a514d9"}}
+    runs = {"dense": random_run(0, 0.6), "pruned": random_run(1, 0.6)}
+    (entry,) = compare(fill(tmp_path / "s.db", runs, plans), "dense", ["pruned"])["others"]
+    assert said in entry["warnings"][0] and "21a514d9" not in str(entry["warnings"])
+
+
 def test_a_context_that_cut_no_answer_is_no_difference_and_another_one_is(tmp_path):
     runs = {name: random_run(number, 0.6) for number, name in enumerate(("dense", "short", "same", "longer"))}
     plans = {name: {"context": size} for name, size in (("dense", 4096), ("same", 4096), ("longer", 8192))}

@@ -341,6 +341,9 @@ def plan_differences(base: Run, other: Run) -> str:
             continue  # the key `control` says so
         if key == "control" and ours != theirs:
             ours, theirs = ours or "forced", theirs or "forced"
+        if key == "problems" and ours != theirs:  # hashes; what made them differ is in no key but, perhaps, the limit
+            key, ours, theirs = "limit", other.plan.get("limit"), base.plan.get("limit")
+            found += ["problems differ"] if ours == theirs else []
         if ours != theirs:
             short = len(f"{ours}{theirs}") <= 60
             found.append(f"{key} is {ours}, not {theirs}" if short else f"{key} differs")
