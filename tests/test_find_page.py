@@ -43,6 +43,28 @@ def test_without_a_certified_rung_it_says_so(tmp_path):
     assert "are ruled out" not in text and text.count("were not ruled out for any rung") == 1
 
 
+def test_a_title_claims_nothing_where_the_margin_is_all_that_the_dense_model_solves(tmp_path):
+    _, file = make(tmp_path)
+    data = json.loads(file.read_text())
+    for rung in data["shown"]["ladders"][0]["rungs"]:
+        rung["dense_accuracy"] = [0.1] * len(rung["dense_accuracy"])  # the margin
+    title = re.findall("<h1>.*?</h1>", page(data))[0]
+    assert "is certified for a margin of all that the dense model solves" in title and "still" not in title
+
+
+def test_a_ladder_by_bytes_shows_them_instead_of_what_is_removed(tmp_path):
+    _, file = make(tmp_path)
+    data = json.loads(file.read_text())
+    declared, shown = data["declared"], data["shown"]
+    declared["model"]["bytes"] = 4_000_000
+    rungs = declared["ladders"][0]["rungs"]
+    for rung, size in [*zip(rungs, (3, 2, 1), strict=True), *zip(shown["ladders"][0]["rungs"], (3, 2), strict=True)]:
+        rung["bytes"] = 1_000_000 * size
+    shown["found"]["bytes"] = 3_000_000
+    plain = re.sub(r"<[^>]*>", " ", page(data))
+    assert [plain.count(f"{size}.0 MB") for size in (4, 3, 2, 1)] == [1, 1, 1, 1] and "To remove" not in plain
+
+
 @pytest.mark.parametrize(
     ("margin", "value", "text"),
     [(0.06, -0.0597, "−5.97"), (0.06, -0.05998, "−5.998"), (0.06, -0.0604, "−6.04"), (0.06, -0.052, "−5.2"),

@@ -222,14 +222,19 @@ def below(margin: Any, dense: str) -> str:
     return f"less than {asked.words()} below {dense}'s"
 
 
-def caution(declared: Data, shown: Data) -> str | None:
-    """A warning where the dense model solves so little that the margin says little; None where it solves enough."""
+def dense_area(declared: Data, shown: Data) -> float | None:
+    """What the dense model solves on average over the budgets, on all problems looked at; None if there are none."""
     looked = [rung for rung in rungs_in(shown) if rung["looked"]]
     if not looked:
         return None
     longest = max(looked, key=lambda rung: rung["looked"])
-    area = float(auc_weights(declared["budgets"]) @ longest["dense_accuracy"])
-    return wide_margin(Margin.of(declared["margin"]), area, "the dense model")
+    return float(auc_weights(declared["budgets"]) @ longest["dense_accuracy"])
+
+
+def caution(declared: Data, shown: Data) -> str | None:
+    """A warning where the dense model solves so little that the margin says little; None where it solves enough."""
+    area = dense_area(declared, shown)
+    return None if area is None else wide_margin(Margin.of(declared["margin"]), area, "the dense model")
 
 
 def certificate(store: Store, declared: Data, checksum: str | None, files: Mapping[str, str] | None = None) -> Data:

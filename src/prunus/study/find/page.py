@@ -29,7 +29,7 @@ from prunus.reporting.section import adapted, details, hint, part, run_figure, s
 from prunus.results.characters import MINUS
 from prunus.results.contrasts import ENDINGS
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, OPEN, REFUSED
-from prunus.study.find.certificate import caution, number_of_groups
+from prunus.study.find.certificate import caution, dense_area, number_of_groups
 from prunus.study.find.decisions import rungs_in
 
 NAME = "find.html"
@@ -41,7 +41,7 @@ STYLES = (
     ".refused{color:var(--bad)}.refused::before{content:'\\2717'}"
     ".not-looked-at{color:var(--soft);font-weight:400}"
     ".path .mark{fill-opacity:0;stroke-opacity:0}"
-    ".ladder td:nth-child(3),.ladder th:nth-child(3){text-align:left}"
+    ".ladder td:nth-child(3),.ladder th:nth-child(3){text-align:left}.ladder td:nth-child(3) small{white-space:normal}"
     "@media screen and (max-width:1199px){#ladder{display:flex;flex-direction:column;gap:.8rem}#ladder .rows{order:-1}}"
 )
 
@@ -65,6 +65,9 @@ def _title(declared: Data, shown: Data) -> str:
     found = shown["found"]
     if found is None:
         return f"No rung was certified: {one_line(declared['model']['name'])} stays as it is"
+    area = dense_area(declared, shown)
+    if area is not None and Margin.of(declared["margin"]).covers(area):
+        return f"{one_line(found['name'])} is certified for a margin of all that the dense model solves"
     return f"{one_line(found['name'])} still solves and still stops"
 
 
@@ -145,33 +148,32 @@ def _glance(declared: Data, shown: Data) -> str:
 
 
 def ladder_table(declared: Data, ladder: Data, seen: Data, dense_tokens: int) -> Table:
-    """One row per declared rung: what it removes, decision, bounds, tokens; its bytes if the ladder is by bytes.
+    """One row per declared rung: what it removes (its bytes, if the ladder is by bytes), decision, bounds, tokens.
 
     dense_tokens: tokens of the dense model, which is the first row.
     """
     every, styles = {rung["run"]: rung for rung in seen["rungs"]}, styles_of(declared)
     whole = declared["model"].get("bytes")
-    first = [0.0, None, None, None, None, dense_tokens, *([] if whole is None else [whole])]
+    first = [whole or 0.0, None, None, None, None, dense_tokens]
     rows: list[tuple[Look | str, list[Any]]] = [(_dense(declared), first)]
     for rung in ladder["rungs"]:
         look, one = styles[rung["run"]], every.get(rung["run"])
-        size = [] if whole is None else [(one or rung)["bytes"]]
+        size = rung["removed"] if whole is None else (one or rung)["bytes"]
         if one is None:
-            rows.append((look, [rung["removed"], Word(UNREACHED), None, None, None, None, *size]))
+            rows.append((look, [size, Word(UNREACHED), None, None, None, None]))
             continue
         why = one["why"] or ", ".join(_words(end) for end in one["failed"])
         ends = [Interval(*one["path"][end][-1]) if one["rounds"] else None for end in ENDPOINTS]
         decision = Word(one["word"] if one["word"] in WORDS else OPEN, why)
-        rows.append((look, [rung["removed"], decision, *ends, one["problems"], one["tokens"], *size]))
+        rows.append((look, [size, decision, *ends, one["problems"], one["tokens"]]))
     columns = [
         Column("rung", "Rung"),
-        Column("removed", "To remove, %", _share),
+        Column("removed", "To remove, %", _share) if whole is None else Column("bytes", "Bytes|loaded", show_bytes),
         Column("decision", "Decision"),
         Column("accuracy", f"Accuracy|change{_kept(declared['margin'])}", beside(declared["margin"])),
         Column("ends", f"Ends by itself|change{_kept(declared['stop_margin'])}", beside(declared["stop_margin"])),
         Column("problems", "Problems|needed", count),
         Column("tokens", "Tokens", count),
-        *([] if whole is None else [Column("bytes", "Bytes|loaded", show_bytes)]),
     ]
     return Table(
         f"ladder-{ladder['name']}", f"Decisions of {ladder['name']}", "data ladder cards", columns, rows, keep=True
