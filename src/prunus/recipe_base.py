@@ -139,7 +139,7 @@ class Calibrated(Recipe):
     samples: int = setting(128, "Calibration sequences.", at_least=1, flag="calibration_samples")
     seqlen: int = setting(2048, "Tokens per calibration sequence.", at_least=1)
     calibration_tokens: int | None = setting(
-        None, "Exactly N calibration tokens, instead of samples, which makes sources comparable.", at_least=1
+        None, "Exactly N calibration tokens, instead of a number of sequences.", at_least=1
     )
     seed: int = setting(0, "Seed of the calibration sample.")
 

@@ -63,7 +63,7 @@ class Where:
 
     GROUP: ClassVar[str] = WHERE
 
-    device: str = setting("auto", "cpu, cuda, ...; auto: a GPU if there is one.")
+    device: str = setting("auto", "cpu, cuda, ...; auto: a GPU, if any.")
     dry_run: bool = setting(False, "Say what would be done; write nothing.")
     overwrite: bool = setting(False, "Replace an existing output.")
     offload: bool = setting(False, "Keep hidden states on disk instead of in memory.")
