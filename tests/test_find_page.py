@@ -65,6 +65,13 @@ def test_a_ladder_by_bytes_shows_them_instead_of_what_is_removed(tmp_path):
     assert [plain.count(f"{size}.0 MB") for size in (4, 3, 2, 1)] == [1, 1, 1, 1] and "To remove" not in plain
 
 
+def test_bounds_that_the_estimate_has_left_are_shown_around_it(tmp_path):
+    _, file = make(tmp_path)
+    data = json.loads(file.read_text())
+    data["shown"]["ladders"][0]["rungs"][0]["path"]["ends"][-1] = [0.05, -0.046, 0.044]
+    assert "−4.6 to +5.0" in re.sub(r"<[^>]*>", " ", page(data))
+
+
 @pytest.mark.parametrize(
     ("margin", "value", "text"),
     [(0.06, -0.0597, "−5.97"), (0.06, -0.05998, "−5.998"), (0.06, -0.0604, "−6.04"), (0.06, -0.052, "−5.2"),

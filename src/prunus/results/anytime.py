@@ -58,6 +58,11 @@ class Path:
     refuse: Floats
 
 
+def with_estimate(estimate: float, low: float, high: float) -> tuple[float, float, float]:
+    """An estimate and its bounds for readers: wider where it has left them, which can only become narrower."""
+    return estimate, min(low, estimate), max(high, estimate)
+
+
 def path(differences_T: Floats, margin: float, alpha: float = betting.ALPHA, base_T: Floats | None = None) -> Path:
     """Estimate, bounds and e-values of one endpoint after every round. base_T: as for evidence."""
     d, null, stakes = _claimed(np.asarray(differences_T, dtype=float), margin, base_T)

@@ -26,6 +26,7 @@ from prunus.reporting.render.chart import (
 from prunus.reporting.render.table import HUES, Column, Interval, Look, Table, Word
 from prunus.reporting.render.text import NBSP, count, esc, one_line, percent, points, short, top, whole_page
 from prunus.reporting.section import adapted, details, hint, part, run_figure, soft
+from prunus.results.anytime import with_estimate
 from prunus.results.characters import MINUS
 from prunus.results.contrasts import ENDINGS
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, OPEN, REFUSED
@@ -163,7 +164,7 @@ def ladder_table(declared: Data, ladder: Data, seen: Data, dense_tokens: int) ->
             rows.append((look, [size, Word(UNREACHED), None, None, None, None]))
             continue
         why = one["why"] or ", ".join(_words(end) for end in one["failed"])
-        ends = [Interval(*one["path"][end][-1]) if one["rounds"] else None for end in ENDPOINTS]
+        ends = [Interval(*with_estimate(*one["path"][end][-1])) if one["rounds"] else None for end in ENDPOINTS]
         decision = Word(one["word"] if one["word"] in WORDS else OPEN, why)
         rows.append((look, [size, decision, *ends, one["problems"], one["tokens"]]))
     columns = [
@@ -238,7 +239,7 @@ def _paths(declared: Data, shown: Data) -> str:
 
 def path(rung: Data, end: str, margin: float, styles: Mapping[str, Look]) -> Picture:
     """The bounds of one endpoint of a rung over the rounds; the margin is shaded."""
-    numbers = [[100 * value for value in row] for row in rung["path"][end]]
+    numbers = [[100 * value for value in with_estimate(*row)] for row in rung["path"][end]]
     reach = max([300 * margin, 1.0, *(1.2 * abs(value) for value in numbers[-1])])
     look = styles[rung["run"]]
 

@@ -22,7 +22,7 @@ from prunus.progress import Steps, say
 from prunus.pruning.calibration.saved_statistics import FIELDS, stats
 from prunus.pruning.methods import find_method
 from prunus.recipes import PruneRecipe
-from prunus.results.anytime import Round
+from prunus.results.anytime import Round, with_estimate
 from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, paths, rounds_like
 from prunus.results.rows import Sample
 from prunus.results.store import Store
@@ -294,7 +294,7 @@ class Walk:
         for end, seen in paths(found, self.search.rule).items():
             margin = self.search.rule.margins[end]
             over = f" over {100 - 100 * margin.size:g} % of dense's" if margin.relative else ""
-            numbers = (seen.estimate[-1], seen.lower[-1], seen.upper[-1])
+            numbers = with_estimate(seen.estimate[-1], seen.lower[-1], seen.upper[-1])
             difference, low, high = (f"{100 * number:+.1f}" for number in numbers)
             parts.append(f"{end}{over} {difference} [{low}, {high}]")
         return ", ".join(parts)
