@@ -193,7 +193,7 @@ def panel(lines: Sequence[tuple[str, Line]], title: str, y_title: str, place: tu
     for index, (name, line) in enumerate(lines):
         left, top = x + 8 + (width - 16) // 3 * (index % 3), 34 + 22 * (index // 3)
         mark = swatch(line.css, line.marker).html().replace("<svg ", f'<svg x="{left}" y="{top}" ', 1)
-        label = esc(name.replace(", `--update obs`", " + obs"))
+        label = esc(name.replace(", `--update obs`", " + obs").replace(", `--row-power 0.25`", " + row budgets"))
         parts.append(f'{mark}<text class="name" x="{left + 40}" y="{top + 11}">{label}</text>')
     size = f'x="{x}" y="{high}" width="{width}" height="{HEIGHT - high}"'
     return "".join([*parts, inner.replace("<svg ", f"<svg {size} ", 1)])
