@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prunus
+from prunus.checkpoint.model_folder import ModelFolder
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, ExpertsRecipe, GgufRecipe, QuantizeRecipe, WidthRecipe
@@ -231,8 +232,10 @@ steps = [{{ quantize = {{ bits = 4, group = "32", method = "rtn" }} }}, {{ gguf 
     with Store(store) as opened:
         (declared,) = (one.declared for one in opened.searches())
         whole, large = opened.runs()
-    assert declared["model"]["bytes"] == whole.nbytes and declared["model"]["engine"] == "llama.cpp"
-    assert declared["ladders"][0]["rungs"][0]["bytes"] == large.nbytes and (large.nbytes or 0) < (whole.nbytes or 0)
+    prunus.gguf(tmp_path / "model", tmp_path / "f16")
+    served = sum(tensor.nbytes for tensor in ModelFolder(tmp_path / "f16").stored.values())
+    assert declared["model"]["bytes"] == served < (whole.nbytes or 0) and declared["model"]["engine"] == "llama.cpp"
+    assert declared["ladders"][0]["rungs"][0]["bytes"] == large.nbytes and (large.nbytes or 0) < served
     broken = (tmp_path / "study.toml").read_text().replace('"openai"', '"hf"').partition("[engine]")
     (tmp_path / "hf.toml").write_text(f"{broken[0]}[[gguf]]\ntype = 'f16'\n")
     with pytest.raises(PrunusError, match=r"only llama\.cpp reads GGUF files: take the backend openai"):
