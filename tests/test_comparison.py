@@ -352,7 +352,9 @@ def test_other_plans_are_left_out_unless_named(tmp_path):
         compare(path, "legacy")
 
 
-@pytest.mark.parametrize(("limit", "said"), [(9, "limit is 9, not 5"), (5, "problems differ")])
+@pytest.mark.parametrize(
+    ("limit", "said"), [(9, "limit is 9, not 5"), (None, "limit is all, not 5"), (5, "problems differ")]
+)
 def test_other_problems_are_told_without_their_hashes(tmp_path, limit, said):
     plans = {"dense": {"limit": 5, "problems": "59ecef95"}, "pruned": {"limit": limit, "problems": "21a514d9"}}
     runs = {"dense": random_run(0, 0.6), "pruned": random_run(1, 0.6)}

@@ -342,7 +342,7 @@ def plan_differences(base: Run, other: Run) -> str:
         if key == "control" and ours != theirs:
             ours, theirs = ours or "forced", theirs or "forced"
         if key == "problems" and ours != theirs:  # hashes; what made them differ is in no key but, perhaps, the limit
-            key, ours, theirs = "limit", other.plan.get("limit"), base.plan.get("limit")
+            key, (ours, theirs) = "limit", (run.plan.get("limit") or "all" for run in (other, base))
             found += ["problems differ"] if ours == theirs else []
         if ours != theirs:
             short = len(f"{ours}{theirs}") <= 60

@@ -134,7 +134,7 @@ def _glance(declared: Data, shown: Data) -> str:
     looked_at = sum(len(ladder["rungs"]) for ladder in shown["ladders"])
     terms = (
         f"Rungs are tried in this order, until one is not certified: {looked_at} of {rungs} were looked at. "
-        f"Differences, in points, have bounds that hold after any number of problems, each with "
+        "Differences, in points, have bounds that hold after any number of problems, each with "
         f"{100 * (1 - alpha):g}{NBSP}% confidence."
     )
     tables = []
