@@ -1,7 +1,7 @@
 """Narrower feed-forward networks: the whole command, against whole models of transformers and torch's least squares."""
 
 import json
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -22,7 +22,7 @@ from prunus.errors import PrunusError
 from prunus.pruning import narrow as command
 from prunus.pruning.recover import are_twins
 from prunus.pruning.width import fit as width_fit
-from prunus.recipes import ExpertsRecipe, PruneRecipe, RecoverRecipe, WidthRecipe
+from prunus.recipes import RATES_AFTER_FIT, ExpertsRecipe, PruneRecipe, RecoverRecipe, WidthRecipe
 from prunus.results.labels import step_label
 from prunus.step import kind_of, settled, steps_name
 
@@ -214,19 +214,25 @@ def test_every_kind_of_network_is_narrowed_and_fitted(shared, tmp_path, name):
     assert errors[True] < 0.9 * errors[False], errors
 
 
-def test_interrupted_work_resumes_to_the_same_bytes_wherever_streams_are_kept(shared, tmp_path, monkeypatch):
-    prunus.width(shared / "dense", tmp_path / "whole", asked(shared), device="cpu")
+@contextmanager
+def stopped_at_block(number, monkeypatch):
+    """Where work is interrupted when it would write this block."""
     write_block = Partial.write_block
 
     def stopping(self, index, *arguments):
-        if index == 2:
+        if index == number:
             raise KeyboardInterrupt
         write_block(self, index, *arguments)
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Partial, "write_block", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            prunus.width(shared / "dense", tmp_path / "out", asked(shared), device="cpu", offload=True)
+        yield
+
+
+def test_interrupted_work_resumes_to_the_same_bytes_wherever_streams_are_kept(shared, tmp_path, monkeypatch):
+    prunus.width(shared / "dense", tmp_path / "whole", asked(shared), device="cpu")
+    with stopped_at_block(2, monkeypatch):
+        prunus.width(shared / "dense", tmp_path / "out", asked(shared), device="cpu", offload=True)
     assert (tmp_path / "out.partial").exists()
     fitted: list[str] = []
     narrow_block = command.narrow_block
@@ -248,12 +254,32 @@ def test_recovery_of_a_fitted_width_has_a_rate_of_its_own(shared, tmp_path):
         assert all(block["after"] <= block["before"] for block in step["blocks"])
         trained += sum(block["trained"] for block in step["blocks"])
         assert whole(tmp_path / f"{name}-recovered").config.intermediate_size == 42
-    assert trained and made == {"fitted": (0.003, 1), "unfitted": (0.01, 0)}
+    assert trained and made == {"fitted": (None, 1), "unfitted": (0.01, 0)}
     given = WidthRecipe(), RecoverRecipe(rate=0.01, seed=3)
     assert settled(given) == given
     same = settled([WidthRecipe(seed=2), RecoverRecipe(seed=2)])
     assert same[1].seed == 3 and settled(same) == same
     assert settled([WidthRecipe(), PruneRecipe(), RecoverRecipe()])[-1] == RecoverRecipe(rate=0.01)
+
+
+def test_the_rate_after_a_fit_is_the_best_for_the_first_block(shared, tmp_path, monkeypatch):
+    """The result is that of the recovery which is given this rate, also where it was stopped after the first block."""
+    training: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "epochs": 2, "step_tokens": LENGTH}
+    poor = asked(shared, method="random", damping=1e6)  # else there is nothing to gain
+    prunus.width(shared / "dense", tmp_path / "narrow", poor, device="cpu")
+    errors = {}
+    for rate in RATES_AFTER_FIT:
+        recipe = RecoverRecipe(rate=rate, seed=1, **training)
+        prunus.recover(tmp_path / "narrow", tmp_path / f"{rate}", recipe, device="cpu")
+        errors[rate] = Checkpoint(tmp_path / f"{rate}").manifest["history"][-1]["blocks"][0]["after"]
+    best = min(errors, key=lambda rate: errors[rate])
+    with stopped_at_block(1, monkeypatch):
+        prunus.recover(tmp_path / "narrow", tmp_path / "out", RecoverRecipe(**training), device="cpu")
+    prunus.recover(tmp_path / "narrow", tmp_path / "out", RecoverRecipe(**training), device="cpu")
+    blocks = Checkpoint(tmp_path / "out").manifest["history"][-1]["blocks"]
+    assert [block.get("rate") for block in blocks] == [best, *[None] * (len(blocks) - 1)]
+    assert len(set(errors.values())) > 1 and blocks[0]["after"] == errors[best]
+    assert Checkpoint(tmp_path / "out").checksum() == Checkpoint(tmp_path / f"{best}").checksum()
 
 
 def test_a_recovery_on_the_sequences_of_the_fit_says_so(shared, tmp_path):
@@ -413,7 +439,11 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(shared, tmp_path, 
     command_line = ["width", str(shared / "dense"), str(tmp_path / "out"), "--calibration", recipe.calibration]
     main([*command_line, "--dry-run", "--recover"])
     said = capsys.readouterr().err
-    assert "channels: 72 of 96" in said and "at a rate of 0.003" in said and not list(tmp_path.iterdir())
+    assert (
+        "channels: 72 of 96" in said
+        and "at the best of the rates 0.003, 0.01, 0.02" in said
+        and not list(tmp_path.iterdir())
+    )
 
 
 def test_names_and_shares(shared):

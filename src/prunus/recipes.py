@@ -43,9 +43,10 @@ WIDEST_PATTERN = 256
 GROUPS = (128, 64, 32)  # sizes of groups of weights that share a scale
 KEEP = 0.75  # share of the experts, or channels, that are kept unless a recipe says otherwise
 MULTIPLE = 128  # of which widths are multiples, or of an eighth of a width where that is less
-# Learning rates of a recovery that was given none. The first is an object of its own, as DEFAULT_SPARSITY is. After
-# least squares there is less to learn.
-DEFAULT_RATE, RATE_AFTER_FIT = float("0.01"), 0.003
+# The learning rate of a recovery that was given none: an object of its own, as DEFAULT_SPARSITY is. After least squares
+# the best depends on the tokens, and is chosen of these.
+DEFAULT_RATE = float("0.01")
+RATES_AFTER_FIT = (0.003, 0.01, 0.02)
 # Methods that rank weights by scores, and the weights that each ranks together unless the recipe says otherwise.
 OWN_GROUP: Mapping[str, Group] = MappingProxyType(
     {name: method.group for name, method in declared(Method).items() if method.ranks}
@@ -444,10 +445,10 @@ class RecoverRecipe(Calibrated):
         " same text and seed.",
     )
     epochs: int = setting(4, "Passes over the training tokens.", at_least=1)
-    rate: float = setting(
+    rate: float | None = setting(
         DEFAULT_RATE,
         "Peak learning rate, relative to each tensor's root mean square, in (0, 1); after a fitted width the default is"
-        f" {RATE_AFTER_FIT:g}.",
+        f" that of {', '.join(map(str, RATES_AFTER_FIT))} which leaves the least held-out error in the first block.",
         above=0,
         below=1,
         note="it is a share of each tensor's size",

@@ -30,7 +30,7 @@ from prunus.pruning.calibration.hidden_states import largest_block
 from prunus.pruning.calibration.text_files import read_jsonl
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.recovery import TRAINING_BYTES, Fit, begin_training, check_memory, trainable
-from prunus.recipes import RecoverRecipe
+from prunus.recipes import RATES_AFTER_FIT, RecoverRecipe
 from prunus.step import recipe_of, recorded_kind, settled
 
 CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by rounding
@@ -112,7 +112,7 @@ def recover(
             recover_blocks(job, partial, calibration)
         # Records of unfinished work of earlier versions have seconds.
         records = [{k: v for k, v in partial.records[i].items() if k != "seconds"} for i in range(source.blocks)]
-        fits = [Fit(**record) for record in records]
+        fits = [Fit(**{k: v for k, v in record.items() if k != "rate"}) for record in records]
         warnings = [*calibration.warnings, *seen_before(source, calibration), *warnings_of(fits, ": lower --rate")]
         cost = {"tokens": sum(fit.tokens for fit in fits), "steps": sum(fit.steps for fit in fits)}
         record = {"blocks": records, "cost": cost, "arithmetic": partial.notes["steps"], "warnings": warnings}
@@ -154,8 +154,9 @@ def open_pruned(folder: Path, dense: str | Path | None) -> Checkpoint:
 def recovery_ahead(recipe: RecoverRecipe, dense: Checkpoint) -> dict[str, object]:
     """What a dry run tells of a recovery of what is not pruned yet."""
     calibration, found = describe_calibration(recipe, dense)
+    rates = f"the best of the rates {', '.join(map(str, RATES_AFTER_FIT))}"
     return {
-        "then": f"recover, {recipe.epochs} epochs at a rate of {recipe.rate:g}",
+        "then": f"recover, {recipe.epochs} epochs at {f'a rate of {recipe.rate:g}' if recipe.rate else rates}",
         "recovery_calibration": calibration,
         "recovery_memory": show_bytes(TRAINING_BYTES * largest_block(dense)),
         "warnings": found,
@@ -185,12 +186,21 @@ def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration) ->
             dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
             del tensors  # the block has them in float32
             parameters = trainable(block, dtypes, [linear.name for linear in source.linears(index)], recipe.norms)
-            seed = f"{recipe.seed} {index}"
-            fitted = training.fit(block, parameters, rate=recipe.rate, epochs=recipe.epochs, seed=seed)
+            how: dict[str, Any] = {"epochs": recipe.epochs, "seed": f"{recipe.seed} {index}"}
+            chosen: dict[str, float] = {}
+            if (rate := recipe.rate or rate_of(partial)) is None:
+                fitted, chosen["rate"] = training.fit_at_best(block, parameters, rates=RATES_AFTER_FIT, **how)
+            else:
+                fitted = training.fit(block, parameters, rate=rate, **how)
             changed = {p.name: p.parameter.detach().to(p.dtype).cpu() for p in parameters} if fitted.trained else {}
-            partial.write_block(index, block_of(source, index, changed), fitted._asdict())
+            partial.write_block(index, block_of(source, index, changed), fitted._asdict() | chosen)
             streams.advance_pruned(block)
             steps.advance(note=f"error {fitted.before:.3g} -> {fitted.after:.3g}")
+
+
+def rate_of(partial: Partial) -> float | None:
+    """The rate that was chosen on the first block, if it was."""
+    return partial.records.get(0, {}).get("rate")
 
 
 def block_of(source: Checkpoint, index: int, changed: dict[str, Tensor]) -> dict[str, Tensor | Stored]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prunus.recipes import DEFAULT_RATE, RATE_AFTER_FIT, RecoverRecipe
+from prunus.recipes import DEFAULT_RATE, RecoverRecipe
 from prunus.step import Step, StepRecord, Where
 
 
@@ -37,14 +37,14 @@ class Recover(Step):
         return recovery_ahead(recipe, source)
 
     def after(self, recipe: Any, earlier: Sequence[Step], settings: Sequence[Mapping[str, Any]]) -> Any:
-        """With the rate for what is left by the last step that removed something, and other tokens if that was fitted.
+        """After a fit, with a rate that is chosen on the first block, and with other tokens.
 
         On tokens that a fit has seen, the error is so small that held-out ones say nothing of others.
         """
         removing = [(kind, given) for kind, given in zip(earlier, settings, strict=True) if not kind.needs_pruned]
         if not removing or not removing[-1][0].fits(removing[-1][1]):
             return recipe
-        rate = RATE_AFTER_FIT if recipe.rate is DEFAULT_RATE else recipe.rate
+        rate = None if recipe.rate is DEFAULT_RATE else recipe.rate
         same = all(removing[-1][1].get(key) == getattr(recipe, key) for key in ("calibration", "seed"))
         return replace(recipe, rate=rate, seed=recipe.seed + same)
 
