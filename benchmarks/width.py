@@ -32,14 +32,14 @@ from recover_page import SECOND, SHIPPED, Line, area, dense_of, gain, markdown, 
 import prunus
 from prunus.disk import partial_folder
 from prunus.recipe_base import Recipe
-from prunus.recipes import RATE_AFTER_FIT, DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe, WidthRecipe
+from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe, WidthRecipe
 from prunus.step import steps_name
 
 RESULTS = Path(__file__).with_name("width.jsonl")
 TOKENS, SEEDS = 16_000, 3
 MIXTURE = 2  # beside the seeds of the two reasoners, in `reasoner`
 WIDTHS = (224, 192, 160, 128, 96)  # of 256: 12.5 to 62.5 % are removed
-RECOVERY = {"calibration_tokens": TOKENS, "seqlen": 256, "step_tokens": 1024}
+RECOVERY = {"calibration_tokens": 4 * TOKENS, "seqlen": 256, "step_tokens": 1024}
 SMOLLM2_WIDTHS = (1152, 960, 768)  # of 1536: 25, 37.5 and 50 % are removed
 
 
@@ -155,7 +155,7 @@ def smollm2_models() -> Iterator[Model]:
             for how in others:
                 yield Model("smollm2", removed, (WidthRecipe(**at | how),), seed)
             more: dict[str, Any] = {"samples": quality.MORE_SAMPLES, "seqlen": quality.SEQLEN, "seed": seed}
-            recovery = RecoverRecipe(calibration=str(quality.text(f"more-{seed}")), rate=RATE_AFTER_FIT, **more)
+            recovery = RecoverRecipe(calibration=str(quality.text(f"more-{seed}")), rate=None, **more)
             recovered.append(Model("smollm2", removed, (narrow, recovery), seed))
     yield from recovered
 
