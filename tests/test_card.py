@@ -335,7 +335,7 @@ def made(kind: type, values: dict[str, Any]) -> Any:
 
 
 RECIPES = [
-    PruneRecipe(method="alps", sparsity=0.6, admm_iterations=7, calibration="tiny", propagation="true_sequential"),
+    PruneRecipe(method="alps", sparsity=0.6, calibration="tiny", propagation="true_sequential"),
     PruneRecipe(pattern="2:4", calibration_tokens=64, method="dsnot"),
     PruneRecipe(
         allocation="owl",

@@ -142,7 +142,7 @@ def test_help_of_prune_fits_one_screen_and_says_how_many_options_it_leaves_out(m
     (count,) = re.findall(r"^(\d+) more, .*: prunus prune --help-all$", text, re.M)
     listed = [re.findall(r"^  (?:-\w, )?(--[\w-]+)", one, re.M) for one in (text, everything)]
     assert len(listed[1]) - len(listed[0]) == int(count) > 0
-    assert "--admm-rho" in everything and "--admm-rho" not in text
+    assert "--row-power" in everything and "--row-power" not in text
     headings = re.findall(r"^(\w[\w ]+):$", everything, re.M)
     assert headings == ["Options", "Calibration", "Where and how", "Advanced", "General"]
 

@@ -1,18 +1,14 @@
 """DSnoT and ALPS: golden values, plain loops, and exhaustive search where it is small enough."""
 
-from dataclasses import replace
 from itertools import combinations
-from typing import Any
 
 import pytest
 import torch
 from test_methods import case, stats
 from test_sparsegpt import least_squares
 
-from prunus.errors import PrunusError
 from prunus.pruning.masks import Target
-from prunus.pruning.methods import METHODS, alps, dsnot, find_method, wanda
-from prunus.recipes import PruneRecipe
+from prunus.pruning.methods import METHODS, alps, dsnot, wanda
 
 
 def dsnot_by_hand(weight, tokens, count):
@@ -53,55 +49,37 @@ def test_dsnot_equals_plain_loops_and_lowers_the_expected_error(sparsity, seed):
     assert errors[0] < errors[1]
 
 
-def test_dsnot_ends_where_nothing_gets_better_so_one_more_cycle_changes_nothing():
+def test_dsnot_ends_where_nothing_gets_better_so_one_more_cycle_changes_nothing(monkeypatch):
     """With every swap made, an error that two weights overshoot changes its sign for ever."""
     weight, tokens = case((64, 40), seed=5)
-    results = [dsnot.prune(weight, stats(tokens), Target(0.5), cycles) for cycles in (50, 51)]
+    results = []
+    for cycles in (50, 51):
+        monkeypatch.setattr(dsnot, "CYCLES", cycles)
+        results.append(dsnot.prune(weight, stats(tokens), Target(0.5)))
     assert torch.equal(*results)
     start = wanda.prune(weight, stats(tokens), Target(0.5))
     ours, before = (((weight - pruned) @ tokens.mean(0)).abs() for pruned in (results[0], start))
     assert (ours <= before * 1.0001).all() and (ours < before).float().mean() > 0.5
 
 
-def find_pruned(weight, tokens, **options):
-    return find_method(PruneRecipe(**options)).prune(weight, stats(tokens), Target(0.5))
-
-
-def test_options_of_dsnot_limit_its_swaps():
+def test_dsnot_makes_a_limited_number_of_swaps_and_none_where_errors_are_small(monkeypatch):
     weight, tokens = case((64, 40), seed=5)
     start = wanda.prune(weight, stats(tokens), Target(0.5))
-    assert torch.equal(find_pruned(weight, tokens, method="dsnot", swap_cycles=0), start)
-    assert torch.equal(find_pruned(weight, tokens, method="dsnot", swap_threshold=1e9), start)
-    moved = {
-        n: ((find_pruned(weight, tokens, method="dsnot", swap_cycles=n) == 0) ^ (start == 0)).sum(1) for n in (1, 50)
-    }
-    assert moved[1].max() == 2 < moved[50].max()
+    moved = {}
+    for cycles in (0, 1, 50):
+        monkeypatch.setattr(dsnot, "CYCLES", cycles)
+        moved[cycles] = ((dsnot.prune(weight, stats(tokens), Target(0.5)) == 0) ^ (start == 0)).sum(1)
+    assert moved[0].max() == 0 and moved[1].max() == 2 < moved[50].max()
+    monkeypatch.setattr(dsnot, "THRESHOLD", 1e6)
+    assert torch.equal(dsnot.prune(weight, stats(tokens), Target(0.5)), start)
 
 
-def test_options_of_alps_reach_admm_and_more_iterations_lose_less():
+def test_more_iterations_of_alps_lose_less(monkeypatch):
     weight, tokens = case((24, 160), seed=7)
     matrix = least_squares(weight, tokens, weight != 0)[1]
-    once, usual, other = (
-        find_pruned(weight, tokens, method="alps", **options)
-        for options in ({"admm_iterations": 1}, {}, {"admm_rho": 1e3})
-    )
-    assert loss(weight, usual, matrix) < loss(weight, once, matrix)
-    assert torch.equal(usual, alps.prune(weight, stats(tokens), Target(0.5), 300, 0.1))
-    assert not torch.equal(usual, other)
-
-
-def test_options_at_their_defaults_are_left_out_of_json_and_hash():
-    settings: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("dsnot", {"swap_cycles": 1, "swap_threshold": 0.0}),
-        ("alps", {"admm_iterations": 1, "admm_rho": 1.0}),
-    )
-    for method, options in settings:
-        recipe = PruneRecipe(method=method)
-        for name, value in options.items():
-            assert name not in recipe.to_json()
-            assert replace(recipe, **{name: value}).hash != recipe.hash
-            with pytest.raises(PrunusError, match=f"{name} belongs to method {method}, not to wanda"):
-                PruneRecipe(**{name: value})
+    usual = alps.prune(weight, stats(tokens), Target(0.5))
+    monkeypatch.setattr(alps, "ITERATIONS", 1)
+    assert loss(weight, usual, matrix) < loss(weight, alps.prune(weight, stats(tokens), Target(0.5)), matrix)
 
 
 def test_dsnot_with_a_pattern_lowers_the_expected_error_too():

@@ -178,10 +178,11 @@ def check_loads(folder):
 
 @torch.no_grad()
 @pytest.mark.parametrize("model_type", TYPES)
-def test_wanda_equals_a_brute_force_on_the_whole_model(tmp_path, recipe, model_type):
+def test_wanda_equals_a_brute_force_on_the_whole_model(tmp_path, recipe, model_type, monkeypatch):
+    monkeypatch.setattr("prunus.pruning.calibration.statistics.LEAST_TOKENS", 1)
     folder = tmp_path / "model"
     make_random_model(model_type, folder)
-    told = prunus.prune(folder, tmp_path / "out", recipe(min_expert_tokens=1))
+    told = prunus.prune(folder, tmp_path / "out", recipe())
     source, made = Checkpoint(folder), Checkpoint(tmp_path / "out")
     expected = on_the_whole_model(folder, source, rows_of(tmp_path), by_wanda)
     model = check_loads(tmp_path / "out")
@@ -201,11 +202,12 @@ UPDATED = ("llama", "falcon", "gemma3_text", "phi3", "qwen3_moe", "bamba", "gpt2
 
 @torch.no_grad()
 @pytest.mark.parametrize("model_type", UPDATED)
-def test_sparsegpt_equals_a_brute_force_on_the_whole_model(tmp_path, recipe, model_type):
+def test_sparsegpt_equals_a_brute_force_on_the_whole_model(tmp_path, recipe, model_type, monkeypatch):
     """But for rounding: of a thousand zeros one may lie elsewhere, which moves its row."""
+    monkeypatch.setattr("prunus.pruning.calibration.statistics.LEAST_TOKENS", 1)
     folder = tmp_path / "model"
     make_random_model(model_type, folder, **({"attn_layer_indices": [1, 3]} if model_type == "bamba" else {}))
-    prunus.prune(folder, tmp_path / "out", recipe(method="sparsegpt", min_expert_tokens=1))
+    prunus.prune(folder, tmp_path / "out", recipe(method="sparsegpt"))
     source = Checkpoint(folder)
     model, dense = check_loads(tmp_path / "out"), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     expected = on_the_whole_model(folder, source, rows_of(tmp_path), by_sparsegpt, model)

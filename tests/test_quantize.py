@@ -246,12 +246,13 @@ def test_trained_scales_and_norms_bring_every_block_nearer_to_the_dense_one(shar
 
 
 @pytest.mark.slow
-def test_scales_of_experts_are_trained_and_zeros_stay(shared, tmp_path, training):
+def test_scales_of_experts_are_trained_and_zeros_stay(shared, tmp_path, training, monkeypatch):
+    monkeypatch.setattr("prunus.pruning.calibration.statistics.LEAST_TOKENS", 1)
     make_random_model("qwen3_moe", tmp_path / "dense", num_hidden_layers=1, mlp_only_layers=[])
     common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
     prunus.prune(tmp_path / "dense", tmp_path / "pruned", PruneRecipe(**common), device="cpu")
     for name, recover in (("plain", False), ("trained", True)):
-        recipe = asked(shared, **training | {"recover": recover}, min_expert_tokens=1)
+        recipe = asked(shared, **training | {"recover": recover})
         prunus.quantize(tmp_path / "pruned", tmp_path / name, recipe, device="cpu")
     before, made = tensors_of(tmp_path / "plain"), tensors_of(tmp_path / "trained")
     scales = [name for name in made if ".experts." in name and name.endswith("scale")]
@@ -318,9 +319,10 @@ def test_projections_that_are_stored_in_one_tensor_are_one_linear(shared, tmp_pa
 
 
 @torch.no_grad()
-def test_each_expert_is_quantised_on_the_tokens_that_it_meets(shared, tmp_path):
+def test_each_expert_is_quantised_on_the_tokens_that_it_meets(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr("prunus.pruning.calibration.statistics.LEAST_TOKENS", 1)
     make_random_model("qwen3_moe", tmp_path / "dense", num_hidden_layers=2, mlp_only_layers=[])
-    recipe = asked(shared, min_expert_tokens=1)
+    recipe = asked(shared)
     told = prunus.quantize(tmp_path / "dense", tmp_path / "out", recipe, device="cpu")
     assert told["linears"] == 2 * (4 + 3 * 8)
     stored = tensors_of(tmp_path / "out")
@@ -392,10 +394,11 @@ def test_groups_divide_what_earlier_steps_leave(shared, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "wide"], "nothing was begun"
 
 
-def test_after_removed_experts(shared, tmp_path):
+def test_after_removed_experts(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr("prunus.pruning.calibration.statistics.LEAST_TOKENS", 1000)
     make_random_model("qwen3_moe", tmp_path / "dense", num_hidden_layers=2)
     common: dict[str, Any] = {"calibration": str(shared / "rows.jsonl"), "samples": SEQUENCES, "seqlen": LENGTH}
-    steps = [ExpertsRecipe(keep=0.5, **common), asked(shared, bits=8, min_expert_tokens=1000)]
+    steps = [ExpertsRecipe(keep=0.5, **common), asked(shared, bits=8)]
     told = prunus.apply_steps(tmp_path / "dense", tmp_path / "out", steps, device="cpu")
     made = tensors_of(tmp_path / "out")
     assert told["format"] == "W8A8, a scale for each row"

@@ -48,6 +48,11 @@ REMOVED = [
             "repair_rounds": (5, 1),
             "repair_rate": (3e-7, 1e-3),
             "statistic": ("mean", "median"),
+            "swap_cycles": (50, 1),
+            "swap_threshold": (0.1, 0.0),
+            "admm_iterations": (300, 1),
+            "admm_rho": (0.1, 1.0),
+            "min_expert_tokens": (64, 1),
         },
     ),
     (DropRecipe, "cb529e5d2273", {"telescoping": (False, True)}),
@@ -56,8 +61,9 @@ REMOVED = [
         "94e908a5ed32",
         {**TOKEN_WEIGHTS, "distill_router": (False, True), "spread": ("uniform", "global")},
     ),
-    *((kind, of, TOKEN_WEIGHTS) for kind, of in ((RecoverRecipe, "6bc5b1fe772e"), (WidthRecipe, "eea5f2e0f1f6"))),
-    (QuantizeRecipe, "3221131589a0", TOKEN_WEIGHTS),
+    (RecoverRecipe, "6bc5b1fe772e", TOKEN_WEIGHTS),
+    (WidthRecipe, "eea5f2e0f1f6", TOKEN_WEIGHTS | {"tensor_parallel": (None, 8)}),
+    (QuantizeRecipe, "3221131589a0", TOKEN_WEIGHTS | {"min_expert_tokens": (64, 1)}),
 ]
 
 

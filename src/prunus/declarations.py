@@ -170,12 +170,6 @@ _METHODS = (
         "start from Wanda's zeros and swap them within rows until the expected error is small",
         needs="means",
         group="row",
-        options=(
-            Setting("swap_cycles", int, 50, "largest number of swaps per row.", at_least=0),
-            Setting(
-                "swap_threshold", float, 0.1, "error of a row, over 2048 tokens, below which it is done.", at_least=0
-            ),
-        ),
     ),
     Method(
         "alps",
@@ -185,10 +179,6 @@ _METHODS = (
         group="tensor",
         ranks=False,
         updates=True,
-        options=(
-            Setting("admm_iterations", int, 300, "largest number of ADMM iterations.", at_least=1),
-            Setting("admm_rho", float, 0.1, "initial penalty of ADMM.", above=0),
-        ),
     ),
 )
 

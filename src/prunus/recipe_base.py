@@ -17,9 +17,8 @@ STORED_WORDS: Mapping[str, Mapping[str, str]] = MappingProxyType({"propagation":
 TOKEN_WEIGHTS: Mapping[str, Any] = MappingProxyType({"prompt_weight": 1.0, "chain_weight": 1.0, "closing_weight": None})
 # Fields that say which tokens calibrate, and how many.
 CALIBRATION, AMOUNT = ("calibration", "seqlen", "seed"), ("samples", "calibration_tokens")
-# Stand in the class body of a recipe for what the methods with this option declare; the second for a late setting.
+# Stands in the class body of a recipe for what the methods with this option declare.
 DECLARED: Any = None
-DECLARED_LATE: Any = object()
 Declaration = TypeVar("Declaration", Method, Allocation, DepthMethod, Criterion)
 Class = TypeVar("Class", bound=type)
 
@@ -34,7 +33,7 @@ def with_options(*kinds: Mapping[str, Any]) -> Callable[[Class], Class]:
     def extended(cls: Class) -> Class:
         for declarations in kinds:
             for name, owners in owners_of(declarations).items():
-                late = name not in cls.__annotations__ or vars(cls)[name] is DECLARED_LATE
+                late = name not in cls.__annotations__
                 cls.__annotations__.setdefault(name, owners[0][1].hint)
                 one = owners[0][1]
                 own = ", ".join(f"{each.own_default:g} for {owner}" for owner, each in owners if each.own_default)

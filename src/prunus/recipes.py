@@ -11,7 +11,7 @@ from prunus.budgets import OFF, Off, with_names, without_off
 from prunus.declarations import Allocation, Criterion, DepthMethod, Group, Method, declared
 from prunus.engines import BACKENDS
 from prunus.errors import PrunusError, nearest
-from prunus.recipe_base import DECLARED, DECLARED_LATE, TOKEN_WEIGHTS, Calibrated, Recipe, with_options
+from prunus.recipe_base import DECLARED, TOKEN_WEIGHTS, Calibrated, Recipe, with_options
 from prunus.settings import ENGINE, OPTIONS, SAMPLING, Conflict, advanced, setting, settings_of
 
 Window = Literal["fixed", "reference"]
@@ -67,6 +67,11 @@ class PruneRecipe(Calibrated):
             "repair_rounds": 5,
             "repair_rate": 3e-7,
             "statistic": "mean",
+            "swap_cycles": 50,
+            "swap_threshold": 0.1,
+            "admm_iterations": 300,
+            "admm_rho": 0.1,
+            "min_expert_tokens": 64,
         }
     )
     STORED: ClassVar[tuple[str, ...]] = (
@@ -121,10 +126,6 @@ class PruneRecipe(Calibrated):
     )
     update: UpdateName = advanced("none", "obs: SparseGPT's update of the weights that are kept.")
     row_power: float = DECLARED
-    swap_cycles: int = DECLARED_LATE
-    swap_threshold: float = DECLARED_LATE
-    admm_iterations: int = DECLARED_LATE
-    admm_rho: float = DECLARED_LATE
     allocation: str = setting(
         "uniform",
         "How blocks share the sparsity.",
@@ -142,12 +143,6 @@ class PruneRecipe(Calibrated):
     )
     rounding: Rounding = advanced(
         "exact", "How counts of zeros are rounded: exactly with ties by index, or as in the authors' code."
-    )
-    min_expert_tokens: int = advanced(
-        64,
-        "A routed expert with fewer calibration tokens is pruned by its statistics on all tokens of its layer.",
-        at_least=1,
-        late=True,
     )
     dtype: DtypeName = advanced("auto", "Dtype in which blocks run; auto: the checkpoint's.")
 
@@ -289,6 +284,9 @@ class ExpertsRecipe(Calibrated):
 class WidthRecipe(Calibrated):
     """Which channels of feed-forward networks to remove (docs/width.md). The seed is also that of method `random`."""
 
+    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({**TOKEN_WEIGHTS, "tensor_parallel": None})
+    STORED: ClassVar[tuple[str, ...]] = (*Calibrated.STORED, "tensor_parallel")
+
     method: WidthMethod = setting(
         "obs",
         "How channels are chosen. obs: by the error once all others are updated; wanda: by the norm of what each adds;"
@@ -329,9 +327,6 @@ class WidthRecipe(Calibrated):
         above=0,
         conflicts=(Conflict("fit", False, "damping is that of the fit; leave it out with fit off"),),
     )
-    tensor_parallel: int | None = advanced(
-        None, "GPUs among which an engine will divide each network; warn if they cannot.", at_least=1
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -368,6 +363,9 @@ class WidthRecipe(Calibrated):
 class QuantizeRecipe(Calibrated):
     """In how many bits the weights of Linears are stored (docs/quantize.md)."""
 
+    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({**TOKEN_WEIGHTS, "min_expert_tokens": 64})
+    STORED: ClassVar[tuple[str, ...]] = (*Calibrated.STORED, "min_expert_tokens")
+
     bits: int = setting(8, "Bits of a weight: 8, with activations in 8 bits (W8A8), or 4 (W4A16).")
     activations: int | None = advanced(None, "Bits of activations: 8 where weights have 8, 16 where they have 4.")
     group: QuantizeGroup | None = setting(
@@ -377,11 +375,6 @@ class QuantizeRecipe(Calibrated):
     )
     method: QuantizeMethod = setting(
         "gptq", "gptq: each error is made up for by the weights that follow; rtn: rounding to nearest."
-    )
-    min_expert_tokens: int = advanced(
-        64,
-        "A routed expert with fewer calibration tokens is rounded by its statistics on all tokens of its layer.",
-        at_least=1,
     )
     dtype: DtypeName = advanced("auto", "Dtype in which blocks run; auto: the checkpoint's.")
     recover: bool = setting(

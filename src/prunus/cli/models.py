@@ -46,7 +46,7 @@ def dense_option(help: str) -> Callable[[Any], Any]:
 @command("Make", "stats", "prunus stats tiny norms.safetensors", "prunus stats tiny hessians.safetensors --hessians")
 @model_argument
 @out_argument
-@options(PruneRecipe, (*CALIBRATED, "dtype", "min_expert_tokens"))
+@options(PruneRecipe, (*CALIBRATED, "dtype"))
 @click.option(
     "--hessians", is_flag=True, help="Also write X^T X, for sparsegpt, alps, --update obs and width; a large file."
 )
@@ -64,9 +64,6 @@ def stats_command(model: str, out: Path, hessians: bool, experts: bool, **given:
         raise PrunusError("--experts and --hessians are two files: give one of them")
     read_source(given["calibration"], resolve(model))
     if experts:
-        if is_given("min_expert_tokens"):
-            raise PrunusError("--min-expert-tokens is for statistics of Linears; scores of experts have no threshold")
-        del given["min_expert_tokens"]
         show_summary(prunus.expert_stats(model, out, **given))
     else:
         show_summary(prunus.stats(model, out, hessians=hessians, **given))
@@ -181,9 +178,9 @@ def carry_out(kind: Step, model: str, out: Path, asked: Mapping[str, Any], where
     if not recovers:
         check_calibration(recipe, model, out, stats=where.stats)
         if where.stats is not None:
-            from prunus.pruning.calibration.saved_statistics import FIELDS, LEAST, check_given
+            from prunus.pruning.calibration.saved_statistics import FIELDS, check_given
 
-            check_given(where.stats, model, {name: asked[name] for name in (*FIELDS, LEAST) if name in asked})
+            check_given(where.stats, model, {name: asked[name] for name in FIELDS if name in asked})
         show_summary(kind.make(model, out, recipe, where, None))
         return
     if where.stats is not None:

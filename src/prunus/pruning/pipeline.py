@@ -98,7 +98,7 @@ def prune(
         sparsity = {name: share for record in records for name, share in record["sparsity"].items()}
         notes = [*(calibration.warnings if calibration else []), *scores.warnings, *sparsities.warnings]
         notes += [warning for record in records for warning in record["warnings"]]
-        notes += few_of(job.linears, records, recipe.min_expert_tokens, "were pruned by their")
+        notes += few_of(job.linears, records, "were pruned by their")
         warnings = [*source.reading_notes, *dict.fromkeys(notes), *dead_inputs(records), *ragged_tails(job)]
         allocation = scores.to_json() if recipe.allocation != "uniform" else None
         record = {"sparsity": sparsity, "allocation": allocation, "warnings": warnings}
@@ -125,7 +125,7 @@ def make_job(job: Job[PruneRecipe]) -> PruneJob:
 
     def fitting(saved: SavedStats, recipe: PruneRecipe) -> PruneRecipe:
         saved.check(recipe, method.needs)
-        return saved.recipe(recipe)
+        return saved.with_calibration(recipe)
 
     job = job.with_saved(fitting)
     return PruneJob(**vars(job), method=method, passes=passes, linears=linears, dtype=dtype)
@@ -183,8 +183,7 @@ def prune_block(
         groups = job.saved.groups(index, job.method.needs, job.device)
     if hidden is not None:
         block, last = runner.make_block(index, tensors), index == job.source.blocks - 1
-        least = job.recipe.min_expert_tokens
-        run = BlockRun(runner, block, index, hidden, job.linears[index], last, job.method.needs, least)
+        run = BlockRun(runner, block, index, hidden, job.linears[index], last, job.method.needs)
         passed = PROPAGATIONS[job.recipe.propagation](run)
         for one in job.passes:
             passed = one.statistics(job, run, tensors, passed)
@@ -253,13 +252,11 @@ def dead_inputs(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{len(dead)} Linears have {zero}, most of all {worst} ({dead[worst]})"]
 
 
-def few_of(
-    linears: Sequence[Sequence[Linear]], records: Sequence[Mapping[str, Any]], least: int, then: str
-) -> list[str]:
+def few_of(linears: Sequence[Sequence[Linear]], records: Sequence[Mapping[str, Any]], then: str) -> list[str]:
     """A warning if the statistics of experts are those of all tokens of their layer. The rest is as for few_tokens."""
     few = {name: count for record in records for name, count in record.get("pooled", {}).items()}
     experts = {(index, linear.expert) for index, block in enumerate(linears) for linear in block if linear.expert}
-    return few_tokens(few, len(experts), least, then)
+    return few_tokens(few, len(experts), then)
 
 
 def describe(job: PruneJob) -> Mapping[str, Any]:

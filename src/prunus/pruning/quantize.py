@@ -10,7 +10,7 @@ pruning kept; the next block then reads what the trained one gives.
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from prunus.pruning.bits.grid import Grid, to_nearest
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_fits, propagate
 from prunus.pruning.calibration.propagation import BlockRun, true_sequential
-from prunus.pruning.calibration.saved_statistics import FIELDS, LEAST, SavedStats
+from prunus.pruning.calibration.saved_statistics import FIELDS, SavedStats
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.pipeline import few_of, set_weight
@@ -155,7 +155,7 @@ def quantize(
             quantise_blocks(job, partial, calibration)
         records = [partial.records[index] for index in range(source.blocks)]
         notes = [*(calibration.warnings if calibration else []), *(one for r in records for one in r["warnings"])]
-        few = few_of(job.linears, records, job.recipe.min_expert_tokens, "were rounded by their")
+        few = few_of(job.linears, records, "were rounded by their")
         fits = [Fit(**one["recovery"]) for one in records] if job.recipe.recover else []
         warnings = [*said_before(job), *dict.fromkeys(notes), *few, *warnings_of(fits)]
         record = {
@@ -262,10 +262,9 @@ def fitting(saved: SavedStats, recipe: QuantizeRecipe) -> QuantizeRecipe:
     if recipe.recover:
         raise PrunusError("--recover trains on calibration tokens, which --stats does not hold: leave one of them out")
     saved.check_hessians("gptq")
-    shared = {name: getattr(recipe, name) for name in (*FIELDS, LEAST, "dtype")}
-    like = PruneRecipe(method="sparsegpt", propagation="dense", **shared)
-    saved.check(like, "hessian")
-    return replace(saved.with_calibration(recipe), min_expert_tokens=saved.recipe(like).min_expert_tokens)
+    shared = {name: getattr(recipe, name) for name in (*FIELDS, "dtype")}
+    saved.check(PruneRecipe(method="sparsegpt", propagation="dense", **shared), "hessian")
+    return saved.with_calibration(recipe)
 
 
 def quantise_blocks(job: Quantising, partial: Partial, calibration: Calibration | None) -> None:
@@ -344,8 +343,7 @@ def quantise_block(
         groups = job.saved.groups(index, "hessian", job.device)
     if runner is not None and hidden is not None:
         block = runner.make_block(index, tensors)
-        least = job.recipe.min_expert_tokens
-        run = BlockRun(runner, block, index, hidden, job.linears[index], last, "hessian", least_tokens=least)
+        run = BlockRun(runner, block, index, hidden, job.linears[index], last, "hessian")
         groups = true_sequential(run)
     found: dict[str, Tensor | Stored] = dict(job.source.block_tensors(index))
     warnings: dict[str, None] = {}

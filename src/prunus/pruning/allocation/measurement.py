@@ -217,8 +217,7 @@ def blocks_with_inputs(
     with Steps("measuring", total=source.blocks, unit="blocks") as steps:
         for index in range(source.blocks):
             block = runner.make_block(index, next(blocks))
-            least = subject.recipe.min_expert_tokens
-            run = BlockRun(runner, block, index, hidden, subject.linears[index], last=False, least_tokens=least)
+            run = BlockRun(runner, block, index, hidden, subject.linears[index], last=False)
             for stats in dense(run):  # one, since no Hessians are asked for
                 names = subject.names(index)
                 found: dict[str, Tensor] = {n: block.get_submodule(n).get_parameter("weight") for n in names}

@@ -20,7 +20,7 @@ from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.declarations import Needs
 from prunus.pruning.calibration.hidden_states import HiddenStates, propagate
-from prunus.pruning.calibration.statistics import InputsSeen, InputStats, Observer
+from prunus.pruning.calibration.statistics import InputsSeen, InputStats, Observer, is_few
 from prunus.recipes import Propagation
 
 Stats = Mapping[str, InputStats]
@@ -32,8 +32,7 @@ class BlockRun(NamedTuple):
     """One block during calibration, with the hidden states that are its input.
 
     number: its index. linears: those to prune, in the order of a forward pass. last: whether it is the last block, so
-    that its output is not needed. needs: the statistics to take of their inputs. least_tokens: a routed expert with
-    fewer is observed on all tokens of its layer.
+    that its output is not needed. needs: the statistics to take of their inputs.
     """
 
     runner: Runner
@@ -43,7 +42,6 @@ class BlockRun(NamedTuple):
     linears: Sequence[Linear]
     last: bool
     needs: Needs = "norms"
-    least_tokens: int = 1
 
     def watch(
         self, linears: Sequence[Linear], stop_early: bool = False, everywhere: Collection[tuple[str, int]] = ()
@@ -253,7 +251,7 @@ def observe(run: BlockRun, linears: Sequence[Linear], advance: bool = False) -> 
     few = {
         expert: seen.tokens[linear.leader]
         for linear in linears
-        if (expert := linear.expert) is not None and seen.tokens[linear.leader] < run.least_tokens
+        if (expert := linear.expert) is not None and is_few(seen.tokens[linear.leader])
     }
     if not few:
         return found

@@ -42,7 +42,7 @@ from prunus.pruning.calibration import calibration_name, read_source
 from prunus.pruning.calibration.data import Calibration, load_calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_fits
 from prunus.pruning.calibration.propagation import BlockRun, Stats, dense
-from prunus.pruning.calibration.statistics import Hessian, InputStats, few_tokens
+from prunus.pruning.calibration.statistics import Hessian, InputStats, few_tokens, is_few
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipe_base import CALIBRATED, Calibrated, without_removed
 from prunus.recipes import DtypeName, ExpertsRecipe, PruneRecipe, QuantizeRecipe, WidthRecipe
@@ -52,7 +52,6 @@ AnyRecipe = TypeVar("AnyRecipe", PruneRecipe, ExpertsRecipe, WidthRecipe, Quanti
 FIELDS = CALIBRATED  # of a recipe, on which the statistics depend besides dtype
 VECTORS, MATRIX = ("norm", "mean", "variance"), "hessian"
 TOKENS = "tokens"  # number of tokens that its router sent to a routed expert
-LEAST = "min_expert_tokens"  # a field of PruneRecipe alone
 # Files of a tokenizer, of which a model has some.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -82,7 +81,6 @@ def stats(
     out: str | Path,
     *,
     hessians: bool = False,
-    min_expert_tokens: int = PruneRecipe.min_expert_tokens,
     device: str = "auto",
     overwrite: bool = False,
     **options: Unpack[CalibrationOptions],
@@ -94,7 +92,6 @@ def stats(
 
     model: folder, hub id or `tiny`.
     hessians: also X^T X of every input, which takes 4 bytes times the square of the input's width.
-    min_expert_tokens: as in PruneRecipe.
     overwrite: replace an existing file.
     options: fields of PruneRecipe: calibration, samples, seqlen, calibration_tokens, seed, dtype.
 
@@ -108,7 +105,7 @@ def stats(
 
     Raises PrunusError for wrong input.
     """
-    recipe = PruneRecipe(**options, min_expert_tokens=min_expert_tokens, propagation="dense")
+    recipe = PruneRecipe(**options, propagation="dense")
     source, target = open_for_stats(model, out, recipe, overwrite)
     inputs = [width for index in range(source.blocks) for width in widths(source, index).values()]
     needed = sum(width * 4 * (len(VECTORS) + hessians * width) for width in inputs)
@@ -116,12 +113,12 @@ def stats(
     check_block_fits(source, DTYPES[run_dtype(recipe, source)])
     runner_device = pick_device(device)
     chosen = load_calibration(recipe, source)
-    about = about_stats(source, model, recipe, chosen, LEAST)
+    about = about_stats(source, model, recipe, chosen)
     say(f"{target} will take {show_bytes(needed)}")
     blocks = measure(source, recipe, chosen, runner_device, "hessian" if hessians else "means")
     with disk_errors(target.parent, needed):
         met = write_stats(target, source, hessians, about, blocks)
-    few = {expert: count for expert, count in met.items() if count < min_expert_tokens}
+    few = {expert: count for expert, count in met.items() if is_few(count)}
     return {
         "out": str(target),
         "inputs": len(inputs),
@@ -129,7 +126,7 @@ def stats(
         "size": show_bytes(target.stat().st_size),
         "sequences": len(chosen.sequences),
         "tokens": chosen.tokens,
-        "warnings": [*chosen.warnings, *few_tokens(few, len(met), min_expert_tokens, "have the")],
+        "warnings": [*chosen.warnings, *few_tokens(few, len(met), "have the")],
     }
 
 
@@ -142,15 +139,13 @@ def open_for_stats(model: str | Path, out: str | Path, recipe: Calibrated, overw
     return source, target
 
 
-def about_stats(
-    source: Checkpoint, model: str | Path, recipe: Any, chosen: Calibration, *fields: str
-) -> dict[str, object]:
-    """The metadata of a file: what was measured, and how. fields: of the recipe, besides FIELDS and dtype."""
+def about_stats(source: Checkpoint, model: str | Path, recipe: Any, chosen: Calibration) -> dict[str, object]:
+    """The metadata of a file: what was measured, and how."""
     return {
         "format": FORMAT,
         "model": {**source.provenance(model), "tokenizer": tokenizer_checksum(source.folder)},
         "calibration": chosen.summary(),
-        "recipe": {name: getattr(recipe, name) for name in (*FIELDS, *fields)} | {"dtype": run_dtype(recipe, source)},
+        "recipe": {name: getattr(recipe, name) for name in FIELDS} | {"dtype": run_dtype(recipe, source)},
         "versions": versions(),
     }
 
@@ -206,7 +201,7 @@ def measure(
             block = runner.make_block(index, next(blocks))
             last = index == source.blocks - 1
             run = BlockRun(runner, block, index, hidden, source.linears(index), last, needs)
-            for group in dense(run._replace(least_tokens=recipe.min_expert_tokens)):
+            for group in dense(run):
                 leaders, experts = [one for one in widths(source, index) if one in group], routed(source, index)
                 yield {
                     name: tensor
@@ -325,8 +320,6 @@ class SavedStats:
         stored = self.about["recipe"]["dtype"]
         if (asked := run_dtype(recipe, self.source)) != stored:
             raise PrunusError(f"{self.path} was measured in {stored}, not {asked}; write it again with that --dtype")
-        if recipe.min_expert_tokens != PruneRecipe.min_expert_tokens:
-            self.check_given({LEAST: recipe.min_expert_tokens})
 
     def check_given(self, given: Mapping[str, Any]) -> None:
         """Raise PrunusError if a given field of the recipe differs from the one that was measured."""
@@ -339,12 +332,8 @@ class SavedStats:
                     f"{self.path} was measured with {name} {stored}, not {value}; leave {name} out, or measure again"
                 )
 
-    def recipe(self, recipe: PruneRecipe) -> PruneRecipe:
-        """The recipe with the calibration of these statistics."""
-        return replace(self.with_calibration(recipe), min_expert_tokens=self._least)
-
     def with_calibration(self, recipe: AnyRecipe) -> AnyRecipe:
-        """The same for any recipe that has a calibration. Raises PrunusError where it asks for another one."""
+        """The recipe with the calibration of these statistics. Raises PrunusError where it asks for another one."""
         asked = {name: getattr(recipe, name) for name in FIELDS}
         self.check_given({name: value for name, value in asked.items() if value != getattr(type(recipe), name)})
         return replace(recipe, **{name: self.about["recipe"].get(name) for name in FIELDS})
@@ -359,7 +348,7 @@ class SavedStats:
 
         Hessians are read only if `needs` asks for them.
         """
-        every, least = self.about["calibration"]["tokens"], self._least
+        every = self.about["calibration"]["tokens"]
         for leader in widths(self.source, index):
             if not self._has(index, leader):  # of a routed expert, in a file of an earlier version
                 continue
@@ -368,14 +357,10 @@ class SavedStats:
             hessian = Hessian(found[MATRIX], f"block {index}, {leader}") if MATRIX in found else None
             norm_I, mean_I, variance_I = (found[kind] for kind in VECTORS)
             met = self._met(index, leader)
-            pooled = met if met is not None and met < least else None
+            pooled = met if met is not None and is_few(met) else None
             tokens = every if met is None or pooled is not None else met
             inputs = InputStats(norm_I, tokens, mean_I, variance_I, hessian, pooled=pooled)
             yield {linear.name: inputs for linear in self.source.linears(index) if linear.leader == leader}
-
-    @property
-    def _least(self) -> int:
-        return self.about["recipe"].get(LEAST, PruneRecipe.min_expert_tokens)
 
     def _met(self, index: int, leader: str) -> int | None:
         """The number of tokens that its router sent to a routed expert; None for others, and in earlier files."""

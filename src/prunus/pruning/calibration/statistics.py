@@ -124,6 +124,8 @@ def _reverse(matrix_II: Tensor) -> None:
 # Rows of X^T X computed at once on a CPU. Leaving out the lower triangle saves a fifth (width 576) to a third (4096) of
 # the time of the whole product.
 PANEL = 256
+# A routed expert to which calibration sends fewer tokens has the statistics of all tokens of its layer.
+LEAST_TOKENS = 64
 NAMED = 5  # experts that a warning names
 
 
@@ -280,7 +282,12 @@ class Observer:
             add_product(self.products[name], input_SI)
 
 
-def few_tokens(few: Mapping[str, int], experts: int, least: int, then: str) -> list[str]:
+def is_few(tokens: int) -> bool:
+    """Whether a routed expert met too few tokens for statistics of its own."""
+    return tokens < LEAST_TOKENS
+
+
+def few_tokens(few: Mapping[str, int], experts: int, then: str) -> list[str]:
     """A warning about routed experts that calibration hardly met, with those never met by name; [] if there are none.
 
     few: their numbers of tokens by name. experts: the number of all. then: what became of them, before `statistics`.
@@ -292,8 +299,8 @@ def few_tokens(few: Mapping[str, int], experts: int, least: int, then: str) -> l
     more = f" and {len(never) - NAMED} more" if len(never) > NAMED else ""
     fewest = min(few, key=lambda name: few[name])
     return [
-        f"{len(few)} of {experts} routed experts met fewer than {least} calibration tokens (the fewest: {fewest}, "
-        f"{few[fewest]}) and {then} statistics on all tokens of their layer{named}{more}"
+        f"{len(few)} of {experts} routed experts met fewer than {LEAST_TOKENS} calibration tokens (the fewest: "
+        f"{fewest}, {few[fewest]}) and {then} statistics on all tokens of their layer{named}{more}"
     ]
 
 

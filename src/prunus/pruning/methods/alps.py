@@ -10,24 +10,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from prunus.declarations import Method
 from prunus.pruning.calibration.statistics import DAMPING, InputStats
 from prunus.pruning.masks import Target, lowest_in_tensor, lowest_per_pattern, zeros_of
-from prunus.recipes import PruneRecipe
 
-MAX_RHO = 1e6
+ITERATIONS = 300  # at most
+RHO, MAX_RHO = 0.1, 1e6  # at first, and at most
 CHECK_EVERY = 3  # iterations between updates of rho
 SETTLED_AFTER, SETTLED = 30, 3e-4  # from this iteration on, stop if this share of the support changes, or less
 CG_STEPS, CG_TOLERANCE = 10, 1e-4  # conjugate gradients: steps at most, and the relative residual at which they stop
 
 
-def prune(
-    weight_OI: Tensor, inputs: InputStats | None, target: Target, iterations: int = 300, rho: float = 0.1
-) -> Tensor:
+def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
     """New weight with round(O * I * sparsity) zeros that approximately minimises the squared output error.
 
-    Weights of dead inputs are zeroed first, up to that count. Rounding `reference` rounds the count down. iterations,
-    rho: the most iterations of ADMM, and the initial penalty.
+    Weights of dead inputs are zeroed first, up to that count. Rounding `reference` rounds the count down.
     """
     if inputs is None or inputs.hessian is None:
         raise ValueError("ALPS needs the Hessian of the inputs")
@@ -52,27 +48,13 @@ def prune(
         return kept_IO
 
     target_IO = hessian_II @ dense_IO
-    kept_IO, start_IO = _admm(hessian_II, dense_IO, target_IO, support, iterations, rho)
+    kept_IO, start_IO = _admm(hessian_II, dense_IO, target_IO, support)
     best_IO = _conjugate_gradients(hessian_II, target_IO, start_IO.double() * kept_IO, kept_IO)
     return (best_IO / size_I[:, None]).T.contiguous().to(weight_OI.dtype)
 
 
-def configure(method: Method, recipe: PruneRecipe) -> Method:
-    """The method with the recipe's number of iterations and initial penalty."""
-
-    def prune_with(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
-        return prune(weight_OI, inputs, target, recipe.admm_iterations, recipe.admm_rho)
-
-    return method._replace(prune=prune_with)
-
-
 def _admm(
-    hessian_II: Tensor,
-    dense_IO: Tensor,
-    target_IO: Tensor,
-    support: Callable[[Tensor], Tensor],
-    iterations: int,
-    rho: float,
+    hessian_II: Tensor, dense_IO: Tensor, target_IO: Tensor, support: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """The support (I, O; true: kept) and the dense solution (I, O) that it was chosen from.
 
@@ -82,12 +64,12 @@ def _admm(
     """
     values_I, vectors_II = (part.float() for part in torch.linalg.eigh(hessian_II))
     dense_IO, target_IO = dense_IO.float(), target_IO.float()
-    raised = False
+    raised, rho = False, RHO
     free_IO, dual_IO = dense_IO, torch.zeros_like(dense_IO)
     kept_IO = before_IO = support(dense_IO)
     count = max(1, int(kept_IO.count_nonzero()))
     sparse_IO = dense_IO * kept_IO
-    for iteration in range(1, iterations + 1):
+    for iteration in range(1, ITERATIONS + 1):
         right_IO = target_IO - dual_IO + rho * sparse_IO
         free_IO = vectors_II @ ((vectors_II.T @ right_IO) / (values_I + rho)[:, None])
         pulled_IO = free_IO + dual_IO / rho

@@ -13,23 +13,16 @@ input features. The values of kept weights do not change. Deviations from the au
 import torch
 from torch import Tensor
 
-from prunus.declarations import Method
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import SLICE, Target
 from prunus.pruning.methods import wanda
-from prunus.recipes import PruneRecipe
 
-# Tokens over which the threshold of an error counts, as in the authors' code.
-TOKENS = 2048
+CYCLES = 50  # swaps per row, at most
+THRESHOLD = 0.1 / 2048  # error of a row per token, up to which it is done; the authors' is over 2048 tokens
 
 
-def prune(
-    weight_OI: Tensor, inputs: InputStats | None, target: Target, cycles: int = 50, threshold: float = 0.1
-) -> Tensor:
-    """New weight with as many zeros per row (or group of the pattern) as Wanda's.
-
-    cycles, threshold: the most swaps per row, and the error of a row, summed over 2048 tokens, below which it is done.
-    """
+def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
+    """New weight with as many zeros per row (or group of the pattern) as Wanda's."""
     if inputs is None or inputs.mean_I is None or inputs.variance_I is None:
         raise ValueError("DSnoT needs the means of the inputs")
     start_OI = wanda.prune(weight_OI, inputs, target)
@@ -41,18 +34,8 @@ def prune(
     for begin in range(0, len(weight_OI), rows):
         weight_RI, pruned_RI, kept_RI = (table[begin : begin + rows] for table in (weight_OI, pruned_OI, kept_OI))
         score_RI = wanda.score(weight_RI, inputs.norm_I)
-        means = inputs.mean_I, inputs.variance_I
-        pruned_RI.copy_(refine(weight_RI, pruned_RI, kept_RI, score_RI, *means, width, cycles, threshold / TOKENS))
+        pruned_RI.copy_(refine(weight_RI, pruned_RI, kept_RI, score_RI, inputs.mean_I, inputs.variance_I, width))
     return weight_OI.masked_fill(pruned_OI, 0)
-
-
-def configure(method: Method, recipe: PruneRecipe) -> Method:
-    """The method with the recipe's number of swaps and threshold."""
-
-    def prune_with(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
-        return prune(weight_OI, inputs, target, recipe.swap_cycles, recipe.swap_threshold)
-
-    return method._replace(prune=prune_with)
 
 
 def refine(
@@ -63,8 +46,6 @@ def refine(
     mean_I: Tensor,
     variance_I: Tensor,
     width: int | None,
-    cycles: int,
-    threshold: float,
 ) -> Tensor:
     """(O, I) true at pruned weights, with as many per row as in pruned_OI and, if width is given, per `width` columns.
 
@@ -72,8 +53,8 @@ def refine(
     W * mean has the sign of the error, the one with the largest W * mean / variance, and prunes one kept weight: the
     one of lowest score among those of the opposite sign, so that both changes move the error towards 0. With a width it
     is the one of lowest score among all kept weights of the same group, provided the error keeps its sign. A row is
-    done after `cycles` swaps, if the swap would not reduce the size of its error, if the error is at most `threshold`
-    (per token), or if no swap is left.
+    done after CYCLES swaps, if the swap would not reduce the size of its error, if the error is at most THRESHOLD, or
+    if no swap is left.
     """
     result_OI = pruned_OI.clone()
     effect_OI = weight_OI.float() * mean_I.float()
@@ -82,7 +63,7 @@ def refine(
     rows_R = torch.arange(len(weight_OI), device=weight_OI.device)  # rows that are not done
     kept_RI, pruned_RI, score_RI, effect_RI, gain_RI = kept_OI.clone(), result_OI, score_OI, effect_OI, gain_OI
     error_R = (effect_OI * pruned_OI).sum(1)
-    for _ in range(cycles):
+    for _ in range(CYCLES):
         sign_R1 = error_R.sign()[:, None]
         restored_RI = (gain_RI * sign_R1).masked_fill(~pruned_RI | (effect_RI * sign_R1 <= 0), -torch.inf)
         restored_R1 = restored_RI.argmax(1, keepdim=True)
@@ -91,7 +72,7 @@ def refine(
         removed_R1 = score_RI.masked_fill(~allowed_RI, torch.inf).argmin(1, keepdim=True)
         after_R = error_R + (effect_RI.gather(1, removed_R1) - effect_RI.gather(1, restored_R1))[:, 0]
         possible_R = (restored_RI.gather(1, restored_R1) > -torch.inf)[:, 0] & allowed_RI.gather(1, removed_R1)[:, 0]
-        active_R = possible_R & (error_R.abs() > threshold) & (after_R.abs() < error_R.abs())
+        active_R = possible_R & (error_R.abs() > THRESHOLD) & (after_R.abs() < error_R.abs())
         if group_I is not None:
             active_R &= after_R.sign() == error_R.sign()
         # A row without a swap in this cycle would have none in the next: only the others continue.
