@@ -14,10 +14,9 @@ import prunus
 pytestmark = warm_processes.in_one_worker  # fixtures of the module are made once
 
 METHOD = '''
-"""A toy: zeroes the largest weights, and says how many blocks its pass saw before and after."""
+"""A toy: zeroes the largest weights, and scales what is kept by an option."""
 
 from prunus.pruning.masks import zero_lowest
-from prunus.pruning.passes import Pass
 
 
 def prune(weight_OI, inputs, target):
@@ -25,24 +24,8 @@ def prune(weight_OI, inputs, target):
     return zero_lowest(weight_OI, 1 / (weight_OI.abs().float() + 1e-9), target, "row")
 
 
-class Scale(Pass):
-    """Multiplies what is kept by an option."""
-
-    def prepare(self, job, partial, calibration):
-        self.seen = []
-
-    def statistics(self, job, run, tensors, groups):
-        for group in groups:
-            self.seen.append(run.number)
-            for name in group:
-                tensors[f"{name}.weight"] = tensors[f"{name}.weight"] * job.recipe.toy_scale
-            yield group
-
-    def written(self, job, index):
-        assert self.seen == [*range(index + 1)]
-
-
-passes = (Scale,)
+def configure(method, recipe):
+    return method._replace(prune=lambda *given: prune(*given) * recipe.toy_scale)
 '''
 ALLOCATION = '''
 """A toy: the larger a block's weights, the more it keeps."""
@@ -157,7 +140,7 @@ def extended(tmp_path_factory):
 
 
 @pytest.mark.parametrize("way", ["api", "cli"])
-def test_a_new_method_and_allocation_prune_with_their_options_pass_and_measure(extended, way):
+def test_a_new_method_and_allocation_prune_with_their_options_and_measure(extended, way):
     from prunus.checkpoint.checkpoint import Checkpoint
 
     folder = extended[0]
@@ -168,7 +151,7 @@ def test_a_new_method_and_allocation_prune_with_their_options_pass_and_measure(e
         for linear in old.linears(index):
             before, after = (each.read_weight(index, f"{linear.name}.weight").float() for each in (old, new))
             gone = after == 0
-            assert (after[~gone] == (3 * before[~gone]).to(old.dtype).float()).all(), "the pass scales by its option"
+            assert (after[~gone] == (3 * before[~gone]).to(old.dtype).float()).all(), "it scales by its option"
             assert before[gone].abs().min() >= before[~gone].abs().min()
             zeros, total = zeros + int(gone.sum()), total + gone.numel()
         shares.append(zeros / total)

@@ -310,8 +310,14 @@ def test_influences_by_sample_as_the_study_stores_them(place, tmp_path, data, ex
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ([SAMPLES[0], {k: v for k, v in SAMPLES[1].items() if k != "layer_2_mlp"}], "sample 1 has no 'layer_2_mlp'"),
-        ([SAMPLES[0] | {"layer_4_mlp": 1}], "sample 0 has 'layer_4_mlp', but the model has blocks layer_0 to layer_3"),
+        (
+            [SAMPLES[0], {k: v for k, v in SAMPLES[1].items() if k != "layer_2_mlp"}],
+            "'layer_2_mlp' of sample 1 is missing",
+        ),
+        (
+            [SAMPLES[0] | {"layer_4_mlp": 1}],
+            "unknown key 'layer_4_mlp'; keys of this model are layer_0_attention to layer_3_mlp",
+        ),
         ([SAMPLES[0] | {"layer_1_mpl": 1}], "sample 0 has the unknown key 'layer_1_mpl'"),
         ({"a": SAMPLES[0], "b": SAMPLES[1] | {"layer_1_mlp": float("nan")}}, "'layer_1_mlp' of sample b is nan"),
         ([SAMPLES[0] | {"layer_1_mlp": "2"}], "'layer_1_mlp' of sample 0 is '2'"),

@@ -12,10 +12,8 @@ from tiny_models import LINEARS as ALL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prunus
-from prunus.checkpoint import checkpoint as checkpoint_module
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
-from prunus.pruning import pipeline as pipeline_module
 from prunus.pruning.calibration import hidden_states as hidden_module
 from prunus.pruning.calibration import statistics as hessian_module
 from prunus.pruning.calibration.statistics import Hessian, InputStats
@@ -227,24 +225,6 @@ def test_large_models_stay_in_one_file_per_block(tmp_path, rows, monkeypatch):
     assert Checkpoint(tmp_path / "one").checksum() == Checkpoint(tmp_path / "many").checksum()
     states = [AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("one", "many")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-
-
-@pytest.mark.parametrize("method", ["magnitude", "wanda"])
-def test_blocks_that_are_read_again_give_the_same_bytes_as_those_kept_when_checked(tmp_path, rows, monkeypatch, method):
-    model = make_model(tmp_path / "model", "qwen3", dtype=torch.bfloat16)
-    read_again, blocks_on = [], pipeline_module.blocks_on
-
-    def watched(source, indices, device):
-        read_again.append(list(indices))
-        return blocks_on(source, indices, device)
-
-    monkeypatch.setattr(pipeline_module, "blocks_on", watched)
-    for name, limit in (("kept", checkpoint_module.SMALL_BLOCK), ("again", 0)):
-        monkeypatch.setattr(checkpoint_module, "SMALL_BLOCK", limit)
-        prunus.prune(model, tmp_path / name, recipe(rows, method=method))
-    assert read_again == [[], list(range(Checkpoint(model).blocks))]
-    kept, again = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("kept", "again"))
-    assert kept == again
 
 
 def test_calibration_is_kept_and_replays_to_the_same_masks(tmp_path):

@@ -7,7 +7,6 @@ pruning/allocation/layerif_sketch.py.
 """
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -31,8 +30,8 @@ class Method(NamedTuple):
     needs: statistics of a Linear's inputs that it uses (inputs is None if it needs nothing). group: the weights among
     which the lowest scores are chosen, each row or the whole tensor. ranks: whether weights are ranked by scores, so
     that a recipe may choose another group. updates: whether weights that are kept change too. configure(method,
-    recipe): returns the method with a recipe's options applied. passes: classes of further passes over the model
-    (passes.Pass), of which each run makes one object.
+    recipe): returns the method with a recipe's options applied. fisher: whether it also uses, per output of a Linear,
+    the sum of a loss's squared gradients, which takes a pass of the whole model, forwards and backwards.
     """
 
     name: str
@@ -42,10 +41,10 @@ class Method(NamedTuple):
     group: Group
     ranks: bool = True
     updates: bool = False
+    fisher: bool = False
     options: tuple[Setting, ...] = ()
     prune: Callable[..., Any] = CODE
     configure: Callable[..., "Method"] | None = CODE
-    passes: tuple[Callable[[], Any], ...] | None = CODE
 
 
 class Allocation(NamedTuple):
@@ -331,22 +330,21 @@ _CRITERIA = (
     ),
 )
 
-_TABLES: Mapping[type, tuple[str, tuple[Any, ...]]] = {
-    Method: ("methods", _METHODS),
-    Allocation: ("allocation", _ALLOCATIONS),
-    DepthMethod: ("depth", _DEPTH_METHODS),
-    Criterion: ("experts", _CRITERIA),
+# {kind: (folder of its files, {name: entry})}
+_TABLES: Mapping[Any, tuple[str, Mapping[str, Any]]] = {
+    kind: (folder, MappingProxyType({entry.name: entry for entry in entries}))
+    for kind, folder, entries in (
+        (Method, "methods", _METHODS),
+        (Allocation, "allocation", _ALLOCATIONS),
+        (DepthMethod, "depth", _DEPTH_METHODS),
+        (Criterion, "experts", _CRITERIA),
+    )
 }
-
-
-@cache
-def _declared(kind: Any) -> Mapping[str, Any]:
-    return MappingProxyType({entry.name: entry for entry in _TABLES[kind][1]})
 
 
 def declared(kind: type[Declaration]) -> Mapping[str, Declaration]:
     """{name: entry} of all entries of a kind, without their functions; imports nothing."""
-    return _declared(kind)
+    return _TABLES[kind][1]
 
 
 def load(kind: type[Declaration]) -> Mapping[str, Declaration]:
@@ -370,7 +368,7 @@ def methods() -> list[dict[str, str]]:
     return [
         {"kind": kind, **{key: getattr(one, key) for key in ("name", "source", "description", "needs")}}
         for kind, (_, entries) in zip(kinds, _TABLES.values(), strict=True)
-        for one in entries
+        for one in entries.values()
     ]
 
 

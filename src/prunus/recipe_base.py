@@ -66,8 +66,8 @@ class Recipe:
     stored recipes stay as they were.
     """
 
-    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-    STORED: ClassVar[tuple[str, ...]] = ()
+    REMOVED: ClassVar[Mapping[str, Any]] = {}
+    STORED: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -75,7 +75,7 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """The settings as plain data; tuples become lists."""
         late = {name: one.default for name, one in settings_of(type(self)).items() if one.late}
-        data = {name: self.REMOVED[name] for name in self.STORED}
+        data = {**self.STORED}
         data |= {name: value for name, value in asdict(self).items() if name not in late or value != late[name]}
         for name, words in STORED_WORDS.items():
             if name in data:
@@ -130,7 +130,7 @@ class Calibrated(Recipe):
 
     GROUP: ClassVar[str] = CALIBRATING
     REMOVED: ClassVar[Mapping[str, Any]] = TOKEN_WEIGHTS
-    STORED: ClassVar[tuple[str, ...]] = ("prompt_weight", "chain_weight")
+    STORED: ClassVar[Mapping[str, Any]] = {"prompt_weight": 1.0, "chain_weight": 1.0}
 
     calibration: str = setting(
         "auto", "c4, wikitext2, tiny, traces:FILE, or a .txt/.jsonl file; auto: tiny for tiny, else c4."

@@ -59,28 +59,23 @@ OWN_GROUP: Mapping[str, Group] = MappingProxyType(
 class PruneRecipe(Calibrated):
     """How to zero weights."""
 
-    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {
-            **TOKEN_WEIGHTS,
-            "expert_spread": 0.0,
-            "gradient_scale": 100.0,
-            "repair_rounds": 5,
-            "repair_rate": 3e-7,
-            "statistic": "mean",
-            "swap_cycles": 50,
-            "swap_threshold": 0.1,
-            "admm_iterations": 300,
-            "admm_rho": 0.1,
-            "min_expert_tokens": 64,
-        }
-    )
-    STORED: ClassVar[tuple[str, ...]] = (
-        *Calibrated.STORED,
-        "gradient_scale",
-        "repair_rounds",
-        "repair_rate",
-        "statistic",
-    )
+    STORED: ClassVar[Mapping[str, Any]] = {
+        **Calibrated.STORED,
+        "gradient_scale": 100.0,
+        "repair_rounds": 5,
+        "repair_rate": 3e-7,
+        "statistic": "mean",
+    }
+    REMOVED: ClassVar[Mapping[str, Any]] = {
+        **TOKEN_WEIGHTS,
+        **STORED,
+        "expert_spread": 0.0,
+        "swap_cycles": 50,
+        "swap_threshold": 0.1,
+        "admm_iterations": 300,
+        "admm_rho": 0.1,
+        "min_expert_tokens": 64,
+    }
 
     method: str = setting(
         "wanda",
@@ -185,8 +180,8 @@ class PruneRecipe(Calibrated):
 class DropRecipe(Calibrated):
     """Which decoder blocks to remove. Where `blocks` names their indices, method and calibration are ignored."""
 
-    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({"telescoping": False})
-    STORED: ClassVar[tuple[str, ...]] = ("telescoping",)
+    STORED: ClassVar[Mapping[str, Any]] = {"telescoping": False}
+    REMOVED: ClassVar[Mapping[str, Any]] = STORED
 
     method: str = setting("shortgpt", "How blocks are chosen.", choices=tuple(declared(DepthMethod)))
     blocks: str | None = setting(None, "Number of blocks (2; default 1), or their indices from 0 (16,17 or 16,).")
@@ -242,10 +237,8 @@ class DropRecipe(Calibrated):
 class ExpertsRecipe(Calibrated):
     """Which routed experts of a mixture of experts to remove. The seed is also that of method `random`."""
 
-    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {**TOKEN_WEIGHTS, "distill_router": False, "spread": "uniform"}
-    )
-    STORED: ClassVar[tuple[str, ...]] = (*TOKEN_WEIGHTS, "spread")
+    STORED: ClassVar[Mapping[str, Any]] = {**TOKEN_WEIGHTS, "spread": "uniform"}
+    REMOVED: ClassVar[Mapping[str, Any]] = {**STORED, "distill_router": False}
 
     method: str = setting("reap", "How the experts to keep are chosen.", choices=tuple(declared(Criterion)))
     keep: float | None = setting(
@@ -284,8 +277,8 @@ class ExpertsRecipe(Calibrated):
 class WidthRecipe(Calibrated):
     """Which channels of feed-forward networks to remove (docs/width.md). The seed is also that of method `random`."""
 
-    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({**TOKEN_WEIGHTS, "tensor_parallel": None})
-    STORED: ClassVar[tuple[str, ...]] = (*Calibrated.STORED, "tensor_parallel")
+    STORED: ClassVar[Mapping[str, Any]] = {**Calibrated.STORED, "tensor_parallel": None}
+    REMOVED: ClassVar[Mapping[str, Any]] = {**TOKEN_WEIGHTS, **STORED}
 
     method: WidthMethod = setting(
         "obs",
@@ -363,8 +356,8 @@ class WidthRecipe(Calibrated):
 class QuantizeRecipe(Calibrated):
     """In how many bits the weights of Linears are stored (docs/quantize.md)."""
 
-    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({**TOKEN_WEIGHTS, "min_expert_tokens": 64})
-    STORED: ClassVar[tuple[str, ...]] = (*Calibrated.STORED, "min_expert_tokens")
+    STORED: ClassVar[Mapping[str, Any]] = {**Calibrated.STORED, "min_expert_tokens": 64}
+    REMOVED: ClassVar[Mapping[str, Any]] = {**TOKEN_WEIGHTS, **STORED}
 
     bits: int = setting(8, "Bits of a weight: 8, with activations in 8 bits (W8A8), or 4 (W4A16).")
     activations: int | None = advanced(None, "Bits of activations: 8 where weights have 8, 16 where they have 4.")

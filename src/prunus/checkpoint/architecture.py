@@ -92,8 +92,8 @@ class Architecture:
     tokens, without weights. The constructor runs all checks, and raises Unstreamable if one fails.
     """
 
-    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype, attention: str | None = None) -> None:
-        self._open(skeleton(config, dtype, attention))
+    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype) -> None:
+        self._open(skeleton(config, dtype))
 
     @classmethod
     def around(cls, model: PreTrainedModel) -> "Architecture":
@@ -146,12 +146,8 @@ class Architecture:
             read.append(args[0])
             raise _StopForward
 
-        handle = self.head.register_forward_pre_hook(capture)
-        try:
-            with suppress(_StopForward):
-                run()
-        finally:
-            handle.remove()
+        with self.head.register_forward_pre_hook(capture), suppress(_StopForward):
+            run()
         if len(read) != 1:
             raise Unstreamable("its output head is not called")
         return read[0]
@@ -162,14 +158,12 @@ class Architecture:
         A long text may be passed in parts.
         """
         assert self.head is not None
-        handle = self.head.register_forward_pre_hook(lambda _module, _args: (states_NTX,))
-        device = states_NTX.device
-        try:
-            with self._replacing_blocks(lambda _index, hidden, _call: self._pack(hidden, len(self.layers))):
-                ids_11 = torch.zeros(1, 1, dtype=torch.long, device=device)
-                return self.model(input_ids=ids_11, use_cache=False).logits
-        finally:
-            handle.remove()
+        ids_11 = torch.zeros(1, 1, dtype=torch.long, device=states_NTX.device)
+        with (
+            self.head.register_forward_pre_hook(lambda _module, _args: (states_NTX,)),
+            self._replacing_blocks(lambda _index, hidden, _call: self._pack(hidden, len(self.layers))),
+        ):
+            return self.model(input_ids=ids_11, use_cache=False).logits
 
     def call_block(
         self, index: int, block: Callable[..., Any], hidden: Tensor, call: Call, carried: dict[Carried, Any]
@@ -374,13 +368,10 @@ def hollow(module: nn.Module, which: Callable[[nn.Parameter], bool] = lambda _: 
             owner._parameters.update(parameters)
 
 
-def skeleton(config: PreTrainedConfig, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
-    """The transformers model of a configuration, without the values of its parameters, as it would run in dtype.
-
-    attention: transformers' name of an attention implementation; None: its default.
-    """
+def skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The transformers model of a configuration, without the values of its parameters, as it would run in dtype."""
     with parameters_on_meta():
-        model: Any = AutoModelForCausalLM.from_config(deepcopy(config), dtype=dtype, attn_implementation=attention)
+        model: Any = AutoModelForCausalLM.from_config(deepcopy(config), dtype=dtype)
     replace_conv1d(model)
     model.tie_weights()
     return model.eval().requires_grad_(False)

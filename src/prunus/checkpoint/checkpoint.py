@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
@@ -19,17 +19,14 @@ from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.names import Names, Origin
 from prunus.checkpoint.quantised import parts_of, plain_tensors, why_unreadable
 from prunus.checkpoint.resolve import one_line, read_object, version_of
-from prunus.checkpoint.safetensors_file import DTYPES, READABLE, Stored, digest_of, read_checked
+from prunus.checkpoint.safetensors_file import DTYPES, READABLE, Stored, digest_of
 from prunus.disk import prefetch
 from prunus.errors import PrunusError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-# Bytes of blocks that are checked before they are needed; of blocks that stay in memory, only the next one is.
-PREFETCH_BYTES = 1 << 28
-# Blocks up to this size stay in memory when they are checked, instead of being read twice.
-SMALL_BLOCK = 1 << 23
+PREFETCH_BYTES = 1 << 28  # of blocks that are checked before they are needed
 _MOST_BLOCKS = 10_000  # ten times more than any model has; a damaged config.json may ask for billions
 _KEPT_ARCHITECTURES = 8
 _architectures: dict[str, Architecture] = {}
@@ -90,17 +87,6 @@ class Checkpoint(ModelFolder):
             for linear in self.linears(index)[:1]:
                 return DTYPES[self.tensors[self.weight_sources(index, linear.name)[0]].dtype]
         return super().dtype
-
-    @cached_property
-    def _block_bytes(self) -> int:
-        """Bytes of the largest block."""
-        blocks = map(self.block_tensors, range(self.blocks))
-        return max(sum(stored.nbytes for stored in block.values()) for block in blocks)
-
-    @property
-    def has_small_blocks(self) -> bool:
-        """Whether checked_blocks may keep blocks in memory."""
-        return self._block_bytes <= SMALL_BLOCK and self.quantised is None
 
     def linears(self, index: int) -> tuple[Linear, ...]:
         """The prunable Linears of a block, in the order in which a forward pass calls them."""
@@ -195,27 +181,16 @@ class Checkpoint(ModelFolder):
         """The BLAKE3 of one block, or for None of the tensors outside the blocks; checksum() uses it again."""
         return digest_of(parts_of(self._tensors_by_block.get(index, {})))
 
-    def checked_blocks(
-        self, outside_first: bool, keep: Collection[int]
-    ) -> Generator[tuple[int | None, str, dict[str, Tensor] | None], None, None]:
-        """Yield (block, digest, tensors) for every block, checksummed by a prefetch thread; block None is all the rest.
+    def digests(self, outside_first: bool) -> Generator[tuple[int | None, str], None, None]:
+        """Yield (block, digest) for every block, computed by a prefetch thread; block None is all the rest.
 
         The thread also brings the next blocks into the system's cache, so that neither the disk nor BLAKE3 is waited
-        for, and without memory of the process. tensors: by their names within the block for the blocks that `keep`
-        contains, which should be small; else None. outside_first: yield the rest, which has the embeddings, first.
+        for, and without memory of the process. outside_first: yield the rest, which has the embeddings, first.
         """
         order = [None, *range(self.blocks)] if outside_first else [*range(self.blocks), None]
-        most = 1 if keep else max(1, PREFETCH_BYTES // self._block_bytes)
-
-        def check(index: int | None) -> tuple[str, dict[str, Tensor] | None]:
-            if index is None or index not in keep:
-                return self.digest(index), None
-            read, digest = read_checked(self.block_tensors(index))
-            return digest, self.as_block(index, lambda name: read[name] if name in read else self.read(name))
-
-        with closing(prefetch(check, order, most)) as results:
-            for index, (digest, tensors) in zip(order, results, strict=True):
-                yield index, digest, tensors
+        largest = max(sum(t.nbytes for t in self.block_tensors(index).values()) for index in range(self.blocks))
+        with closing(prefetch(self.digest, order, max(1, PREFETCH_BYTES // largest))) as results:
+            yield from zip(order, results, strict=True)
 
     @cached_property
     def _layouts(self) -> list[list[Layout]]:

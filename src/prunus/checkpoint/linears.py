@@ -8,7 +8,7 @@ weight in another way. `check_decoder` refuses models that are no decoders. Shap
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -128,14 +128,12 @@ def _find_in_block(
         return record
 
     routed = {n: Layout.of(n, m) for n, m in experts_in(layer).items()}
-    handles = [m.register_forward_pre_hook(hook(n), with_kwargs=True) for n, m in modules.items()]
-    handles += [layer.get_submodule(n).register_forward_pre_hook(lambda *_, n=n: order.append(n)) for n in routed]
-    try:
-        with hollow(layer), giving_zeros(modules.values()):
-            architecture.call_block(index, layer, torch.zeros_like(architecture.probe.first), call, carried)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hollow(layer), giving_zeros(modules.values()), ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.enter_context(module.register_forward_pre_hook(hook(name), with_kwargs=True))
+        for name in routed:
+            hooks.enter_context(layer.get_submodule(name).register_forward_pre_hook(lambda *_, n=name: order.append(n)))
+        architecture.call_block(index, layer, torch.zeros_like(architecture.probe.first), call, carried)
     leaders: dict[tuple[Any, ...], str] = {}
     linears: list[Linear] = []
     called = {layout.fused(part) for n, layout in routed.items() if n in order for part in layout.parts}

@@ -148,13 +148,9 @@ class ModelFolder:
         """The dtype of this name; that of the weights for `auto`."""
         return self.dtype if name == "auto" else getattr(torch, name)
 
-    @property
+    @cached_property
     def manifest(self) -> dict[str, Any]:
         """The manifest of this checkpoint (prunus.json); {} if nothing was done to it."""
-        return self._manifest
-
-    @cached_property
-    def _manifest(self) -> dict[str, Any]:
         return read_manifest(self.folder)
 
     def provenance(self, name: str | Path) -> dict[str, str]:

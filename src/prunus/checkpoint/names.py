@@ -74,13 +74,13 @@ class Origin(NamedTuple):
 
     def lacking(self) -> str | None:
         """Name on disk of a numbered tensor (an expert's) that is missing though others with its number exist."""
-        numbered: dict[str, dict[str, str]] = {}  # pattern -> number -> the name with * in place of the number
+        names: dict[str, dict[str, str]] = {}  # pattern -> number -> the name with * in place of the number
         for pattern, name in self.sources:
-            found = re.search(_numbered(pattern), name)
+            found = re.search(numbered(pattern), name)
             if found is not None and found.groups():
-                numbered.setdefault(pattern, {})[found[1]] = f"{name[: found.start(1)]}*{name[found.end(1) :]}"
-        every = sorted({number for of_pattern in numbered.values() for number in of_pattern}, key=int)
-        absent = [(of, number) for of in numbered.values() for number in every if number not in of]
+                names.setdefault(pattern, {})[found[1]] = f"{name[: found.start(1)]}*{name[found.end(1) :]}"
+        every = sorted({number for of_pattern in names.values() for number in of_pattern}, key=int)
+        absent = [(of, number) for of in names.values() for number in every if number not in of]
         return next((next(iter(of.values())).replace("*", number) for of, number in absent), None)
 
 
@@ -145,7 +145,7 @@ class Names:
                 tensor = read(origin.sources[0][1])
                 found[origin.targets[0]] = tensor.T.contiguous() if origin.transposed else tensor
             else:
-                found |= self._convert(origin, origin.converter, read)
+                found |= self.convert(origin, read)
         return found | {name: found[self._alias[name]] for name in names if name in self._alias}
 
     def as_stored(self, changed: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> dict[str, Tensor]:
@@ -163,7 +163,7 @@ class Names:
                 continue
             whole = {name: changed[name] for name in origin.targets if name in changed}
             if len(whole) < len(origin.targets):
-                whole = self._convert(origin, origin.converter, read) | whole
+                whole = self.convert(origin, read) | whole
             found |= self._reverted(origin, whole)
         return found
 
@@ -196,13 +196,11 @@ class Names:
         return list({origin.targets[0]: origin for origin in found}.values())
 
     def convert(self, origin: Origin, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
-        """The tensors that transformers' conversion makes of an Origin's sources."""
-        assert origin.converter is not None
-        return self._convert(origin, origin.converter, read)
+        """The tensors that transformers' conversion makes of an Origin's sources.
 
-    def _convert(self, origin: Origin, shared: WeightConverter, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
-        """The tensors that a conversion makes. Slices are filled one by one: there is never a second copy."""
-        converter: Any = deepcopy(shared)
+        Slices are filled one by one: there is never a second copy.
+        """
+        converter: Any = deepcopy(origin.converter)
 
         def made(some: Origin) -> dict[str, Tensor]:
             for pattern, name in some.sources:
@@ -226,11 +224,11 @@ class Names:
 
 def _number_in(pattern: str, name: str) -> str | None:
     """The number that stands for the * of a pattern in a name; None if the pattern has no *."""
-    found = re.search(_numbered(pattern), name)
+    found = re.search(numbered(pattern), name)
     return found[1] if found is not None and found.groups() else None
 
 
-def _numbered(pattern: str) -> str:
+def numbered(pattern: str) -> str:
     """A regular expression for a pattern of transformers, with a group for the number that stands for its *."""
     return re.escape(pattern.replace(r"\.", ".")).replace(r"\*", r"(\d+)")
 

@@ -28,8 +28,6 @@ from prunus.errors import PrunusError
 
 # Arguments are cached for the latest shapes of batches, up to this many bytes.
 CACHED_BYTES = 1 << 26
-# A change of earlier tokens by later ones counts as rounding up to this share of the largest output (16 bits, float32).
-CAUSAL_TOLERANCE = (5e-3, 1e-4)
 
 
 class Batch:
@@ -55,8 +53,8 @@ class Runner:
     """Runs blocks of one checkpoint on one device in one dtype; parameters that transformers keeps in float32 stay so.
 
     tensors: the checkpoint's stored tensors by name. Sequences of a batch have equal length and no padding.
-    batch: the batch on which a block runs, or last ran. any_direction: accept blocks that are not causal. Raises
-    Unstreamable for a model that cannot be run block by block, and for one that is not causal.
+    batch: the batch on which a block runs, or last ran. Raises Unstreamable for a model that cannot be run block by
+    block.
     """
 
     def __init__(
@@ -65,7 +63,6 @@ class Runner:
         tensors: Mapping[str, Stored],
         dtype: torch.dtype,
         device: torch.device,
-        any_direction: bool = False,
     ) -> None:
         self.dtype, self.device, self._tensors = dtype, device, tensors
         self.architecture = Architecture(config, dtype)
@@ -75,7 +72,6 @@ class Runner:
         self.batch = Batch(torch.zeros(0, 0, dtype=torch.long))
         self._lookups: dict[str, nn.Embedding] = {}
         self._head_is_read = False
-        self._is_causal = any_direction
         self._index_of: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
         self._cached_calls: dict[tuple[int, ...], list[Call]] = {}
         self._depends_on_ids: bool | None = None
@@ -107,8 +103,7 @@ class Runner:
     def make_block(self, index: int, tensors: Mapping[str, Tensor]) -> nn.Module:
         """A copy of block `index` with these weights, on the device; matrices of experts are Linears (experts.py).
 
-        tensors: by names within the block; others are ignored. Raises Unstreamable if a weight is missing, or if the
-        block is not causal.
+        tensors: by names within the block; others are ignored. Raises Unstreamable if a weight is missing.
         """
         block = self._copy_of(self.architecture.layers[index])
         tensors = split_tensors(layouts_in(block), tensors)
@@ -125,22 +120,7 @@ class Runner:
         _send_buffers(block, self.device)
         use_fast_products(block)
         self._index_of[block] = index
-        block.eval().requires_grad_(False)
-        if not self._is_causal and not self.shares_state:
-            self._check_causal(block)
-        return block
-
-    def _check_causal(self, block: nn.Module) -> None:
-        """Raise Unstreamable if a block's output for a token depends on a later token."""
-        rows_2TW = torch.randn(1, 8, self.width, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1)
-        rows_2TW[1, -1] *= -3
-        with torch.inference_mode(False), torch.no_grad():
-            input_2TW = rows_2TW.to(self.device, self.dtype)
-            output_2TW = self.run_block(block, input_2TW, Batch(torch.zeros(2, 8, dtype=torch.long)))[:, :-1].float()
-        change, size = (output_2TW[0] - output_2TW[1]).abs().max(), output_2TW[0].abs().max()
-        if bool(change > CAUSAL_TOLERANCE[self.dtype == torch.float32] * size):
-            raise Unstreamable("it is not a decoder: its output for a token depends on later tokens")
-        self._is_causal = True
+        return block.eval().requires_grad_(False)
 
     def read_block(self, index: int) -> nn.Module:
         """A copy of block `index` with the checkpoint's weights, on the device."""

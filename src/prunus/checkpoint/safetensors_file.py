@@ -307,16 +307,8 @@ def fingerprint_of(tensors: Mapping[str, Stored]) -> str:
     return _over(tensors, begins)
 
 
-def read_checked(tensors: Mapping[str, Stored]) -> tuple[dict[str, Tensor], str]:
-    """(tensors in memory, their digest_of), reading each tensor once. Raises PrunusError for NaN or infinity."""
-    read = {name: stored.read() for name, stored in tensors.items()}
-    for name, tensor in read.items():
-        digest(name, tensors[name], _pieces(tensor))
-    return read, digest_of(tensors)
-
-
-def digest(name: str, stored: Stored, pieces: Iterable[bytes | memoryview] | None = None) -> bytes:
-    """BLAKE3 (32 bytes) of a tensor's data, which is read from its file unless given as pieces.
+def digest(name: str, stored: Stored) -> bytes:
+    """BLAKE3 (32 bytes) of a tensor's data.
 
     It is cached until the file changes, so that tensors can be read in any order before checksum_of. Raises PrunusError
     if a number is NaN or infinite.
@@ -325,7 +317,7 @@ def digest(name: str, stored: Stored, pieces: Iterable[bytes | memoryview] | Non
     if (known := _digests.get(key)) is not None:
         return known
     found = blake3()
-    for piece in stored.chunks() if pieces is None else pieces:
+    for piece in stored.chunks():
         found.update(piece)
         if stored.dtype in _INFINITY and not _finite(piece, stored.dtype):
             raise PrunusError(f"{stored.file}: '{name}' holds NaN or infinity; this model cannot be used")
@@ -372,13 +364,7 @@ def _over(tensors: Mapping[str, Stored], contents: Mapping[str, bytes]) -> str:
     return total.hexdigest()
 
 
-def _pieces(tensor: Tensor) -> Iterator[memoryview]:
-    """The bytes of a tensor, in pieces like those of Stored.chunks."""
-    data = tensor.view(-1).view(torch.uint8).numpy().data
-    return (data[start : start + CHUNK] for start in range(0, len(data), CHUNK))
-
-
-def _finite(piece: bytes | memoryview, dtype: str) -> bool:
+def _finite(piece: bytes, dtype: str) -> bool:
     integer, infinity = _INFINITY[dtype]
     numbers = np.frombuffer(piece, integer)
     negative = infinity - int(np.iinfo(integer).min)

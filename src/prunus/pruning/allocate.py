@@ -23,25 +23,23 @@ from prunus.pruning.calibration.data import Calibration, load_calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.masks import zeros_wanted
-from prunus.pruning.passes import PruneJob, once, scores_key
+from prunus.pruning.prune_job import PruneJob
 from prunus.pruning.scope import linears_in_scope, weights_of
+from prunus.pruning.shared import once, scores_key
 from prunus.recipes import PruneRecipe
 
 # A mean sparsity may differ from its target by this much through floating point alone.
 REACHED = 1e-6
-Group = tuple[int, str]  # index of a block, and `block`, `attention` or `mlp`
 
 
 class Sparsities(NamedTuple):
-    """groups: the sparsity of each group. warnings: one for each limit that sparsities reached."""
+    """linears: the sparsity of each Linear by block and name, before rounding to a number of weights.
 
-    groups: Mapping[Group, float]
+    warnings: one for each limit that sparsities reached.
+    """
+
+    linears: Mapping[tuple[int, str], float]
     warnings: list[str]
-
-    def of(self, index: int, linear: Linear) -> float:
-        """Sparsity of one Linear of block `index`, before rounding to a number of weights."""
-        whole = self.groups.get((index, WHOLE))
-        return self.groups[index, linear.kind] if whole is None else whole
 
 
 def allocate(
@@ -110,7 +108,7 @@ def find_scores(
         return ImportanceScores.none(recipe.allocation)
     if recipe.scores is not None:
         path = Path(recipe.scores).expanduser()
-        scores = read_scores(path, recipe.allocation, groups_of(source, recipe), source.blocks)
+        scores = read_scores(path, recipe.allocation, list(groups_of(source, recipe)), source.blocks)
         if scores.model is not None and scores.model != source.checksum():
             raise PrunusError(f"{path} was measured on another model (its weights differ); measure again")
         for name, value in settings.items():
@@ -144,28 +142,28 @@ def find_scores(
 
 
 def keep_scores(job: PruneJob, partial: Partial, calibration: Calibration | None) -> ImportanceScores:
-    """Importance scores for a job, measured once and written beside the result, where --scores can read them again."""
-    if ALLOCATIONS[job.recipe.allocation].needs == "nothing":
-        return ImportanceScores.none(job.recipe.allocation)
-    if "evidence" not in partial.notes:
-        with disk_errors(partial.folder, partial.needed):
-            found = _measured_or_shared(job, partial, calibration)
-        partial.note("evidence", found.to_json(), {EVIDENCE: scores_text(found)} if found.scores else {})
-    return ImportanceScores.from_json(partial.notes["evidence"])
+    """Importance scores for a job, measured once and written beside the result, where --scores can read them again.
 
-
-def _measured_or_shared(job: PruneJob, partial: Partial, calibration: Calibration | None) -> ImportanceScores:
-    """Importance scores measured now, or read from the folder that the variants of a study share."""
+    The variants of a study share them in a folder.
+    """
+    source, recipe, shared = job.source, job.recipe, job.where.shared
+    if ALLOCATIONS[recipe.allocation].needs == "nothing":
+        return ImportanceScores.none(recipe.allocation)
 
     def find() -> ImportanceScores:
-        return find_scores(job.source, job.recipe, job.device, calibration, job.saved, job.hidden_file(partial))
+        return find_scores(source, recipe, job.device, calibration, job.saved, job.hidden_file(partial))
 
-    if job.where.shared is None or job.saved is not None or job.measured == "nothing":
-        return find()
-    with once(job.where.shared, scores_key(job.source, job.recipe, job.device)) as place:
-        if not place.exists():
-            write_text(place, scores_text(find()))
-        return ImportanceScores.from_json(read_json(place))
+    if "evidence" not in partial.notes:
+        with disk_errors(partial.folder, partial.needed):
+            if shared is None or job.saved is not None or job.measured == "nothing":
+                found = find()
+            else:
+                with once(shared, scores_key(source, recipe, job.device)) as place:
+                    if not place.exists():
+                        write_text(place, scores_text(find()))
+                    found = ImportanceScores.from_json(read_json(place))
+        partial.note("evidence", found.to_json(), {EVIDENCE: scores_text(found)} if found.scores else {})
+    return ImportanceScores.from_json(partial.notes["evidence"])
 
 
 def measure(subject: Subject, calibration: Calibration | None) -> tuple[Measured, Calibration | None]:
@@ -182,34 +180,32 @@ def measure(subject: Subject, calibration: Calibration | None) -> tuple[Measured
         return allocation.measure(subject, chosen), chosen
 
 
-def groups_of(source: Checkpoint, recipe: PruneRecipe) -> list[str]:
-    """The parts of a block that get a sparsity of their own: `block`, or `attention` and `mlp`."""
-    return parts_of(source, recipe) if ALLOCATIONS[recipe.allocation].splits_blocks else [WHOLE]
+def parts_of(linears: Sequence[Sequence[Linear]]) -> dict[str, list[list[Linear]]]:
+    """The Linears of `attention` and `mlp`, by block; only of parts that have some."""
+    found = {part: [[one for one in block if one.kind == part] for block in linears] for part in PARTS}
+    return {part: blocks for part, blocks in found.items() if any(blocks)}
 
 
-def parts_of(source: Checkpoint, recipe: PruneRecipe) -> list[str]:
-    """The parts (`attention`, `mlp`) that have Linears in scope."""
-    kinds = {linear.kind for linears in linears_in_scope(source, recipe) for linear in linears}
-    return [part for part in PARTS if part in kinds]
+def groups_of(source: Checkpoint, recipe: PruneRecipe) -> dict[str, Sequence[Sequence[Linear]]]:
+    """The Linears in scope by block: those of `block`, or of `attention` and `mlp`, whose blocks get one sparsity."""
+    linears = linears_in_scope(source, recipe)
+    return {**parts_of(linears)} if ALLOCATIONS[recipe.allocation].splits_blocks else {WHOLE: linears}
 
 
 def allocate_groups(source: Checkpoint, recipe: PruneRecipe, scores: ImportanceScores) -> Sparsities:
-    """The sparsity of every group. For each kind of group the mean, weighted by size, is the target.
+    """The sparsity of every Linear. For each kind of group the mean, weighted by size, is the target.
 
     With rounding `reference`, an allocation does what the study's code does: if a sparsity reaches a limit, the mean
     differs from the target, and a warning says so.
     """
-    groups: dict[Group, float] = {}
+    exact: dict[tuple[int, str], float] = {}
     warnings = []
-    for part in groups_of(source, recipe):
-        sizes = [
-            weights_of([linear for linear in linears if part in (WHOLE, linear.kind)])
-            for linears in linears_in_scope(source, recipe)
-        ]
-        allocation = ALLOCATIONS[recipe.allocation]
-        reference = allocation.allocate_reference if recipe.rounding == "reference" else None
+    allocation = ALLOCATIONS[recipe.allocation]
+    reference = allocation.allocate_reference if recipe.rounding == "reference" else None
+    for part, blocks in groups_of(source, recipe).items():
+        sizes = list(map(weights_of, blocks))
         found = (reference or allocation.allocate)(scores.scores.get(part, []), sizes, recipe)
-        groups |= {(index, part): value for index, value in enumerate(found)}
+        exact |= {(index, linear.name): found[index] for index, block in enumerate(blocks) for linear in block}
         if reference is not None:
             mean = weighted_mean(found, sizes)
             if abs(mean - recipe.sparsity) > REACHED:
@@ -225,7 +221,7 @@ def allocate_groups(source: Checkpoint, recipe: PruneRecipe, scores: ImportanceS
                     f"{count} of {len(found)} blocks{'' if part == WHOLE else f' ({part})'} were limited to sparsity "
                     f"{limit:g}; the others compensate"
                 )
-    return Sparsities(groups, warnings)
+    return Sparsities(exact, warnings)
 
 
 def linear_sparsities(
@@ -239,7 +235,7 @@ def linear_sparsities(
     """
     places = [(index, linear) for index, linears in enumerate(linears_in_scope(source, recipe)) for linear in linears]
     names = [(index, linear.name) for index, linear in places]
-    exact = [sparsities.of(index, linear) for index, linear in places]
+    exact = [sparsities.linears[name] for name in names]
     if recipe.allocation == "uniform" or recipe.rounding == "reference":
         return {name: (sparsity, 0) for name, sparsity in zip(names, exact, strict=True)}
     shapes = [linear.shape_OI for _, linear in places]
@@ -257,14 +253,12 @@ def block_rows(
     source: Checkpoint, recipe: PruneRecipe, scores: ImportanceScores, sparsities: Sparsities
 ) -> list[dict[str, object]]:
     """One row per block for display: its sparsity, that of its attention and MLP, and its scores."""
-    rows = []
-    for index, linears in enumerate(linears_in_scope(source, recipe)):
-        row: dict[str, object] = {"block": index}
-        for part in (WHOLE, *parts_of(source, recipe)):
-            chosen = [linear for linear in linears if part in (WHOLE, linear.kind)]
-            sizes = [weights_of([linear]) for linear in chosen]
-            mean = weighted_mean([sparsities.of(index, linear) for linear in chosen], sizes) if chosen else None
-            row["sparsity" if part == WHOLE else part] = mean
+    linears = linears_in_scope(source, recipe)
+    rows: list[dict[str, object]] = [{"block": index} for index in range(len(linears))]
+    for name, blocks in {"sparsity": linears, **parts_of(linears)}.items():
+        for index, (row, block) in enumerate(zip(rows, blocks, strict=True)):
+            exact = [sparsities.linears[index, linear.name] for linear in block]
+            row[name] = weighted_mean(exact, [weights_of([linear]) for linear in block]) if block else None
+    for index, row in enumerate(rows):
         row["scores"] = {part: values[index] for part, values in scores.scores.items() if values}
-        rows.append(row)
     return rows

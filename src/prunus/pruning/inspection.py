@@ -5,7 +5,7 @@ What can be done with a model is known from its configuration alone.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
     packed = isinstance(source, PackedCheckpoint)  # its tensors must be unpacked first, so none is tried
     if weights is None:
         weights = bool(facts["history"]) or packed
-    drops = Droppable(True, None) if packed else try_drops(source, read_weights=False)
+    drops = Droppable(True, None) if packed else try_drops(source)
     facts |= {
         "refused": None,
         **describe_blocks(source.architecture),
@@ -138,7 +138,10 @@ def count_weights(source: Checkpoint) -> dict[str, object]:
     linears: list[LinearFacts] = []
     with Steps("reading", total=source.blocks, unit="blocks") as steps:
         for index in range(source.blocks):
-            linears += together([linear_facts(source, index, linear) for linear in source.linears(index)])
+            named: dict[str, list[Linear]] = {}
+            for linear in source.linears(index):
+                named.setdefault(linear.summary_name, []).append(linear)
+            linears += [linear_facts(source, index, alike) for alike in named.values()]
             steps.advance()
     zeros, all_weights = sum(row.zeros for row in linears), sum(row.weights for row in linears)
     return {
@@ -176,44 +179,30 @@ class LinearFacts:
     patterns: list[str]
     packed_bytes: int
 
-    def __add__(self, other: "LinearFacts") -> "LinearFacts":
-        zeros, weights = self.zeros + other.zeros, self.weights + other.weights
-        return replace(
-            self,
-            experts=self.experts + other.experts,
-            sparsity=zeros / weights,
-            zeros=zeros,
-            weights=weights,
-            patterns=[pattern for pattern in self.patterns if pattern in other.patterns],
-            packed_bytes=self.packed_bytes + other.packed_bytes,
-        )
 
-
-def together(rows: Sequence[LinearFacts]) -> list[LinearFacts]:
-    """The rows of a block's Linears, with one row for the same matrix of all its routed experts."""
-    found: dict[str, LinearFacts] = {}
-    for row in rows:
-        found[row.linear] = found[row.linear] + row if row.linear in found else row
-    return list(found.values())
-
-
-def linear_facts(source: Checkpoint, index: int, linear: Linear) -> LinearFacts:
-    """Zeros, patterns and packed size of one Linear."""
-    weight_OI = source.read_weight(index, f"{linear.name}.weight")
-    zeros = count_zeros(weight_OI)
-    sparsity = zeros / weight_OI.numel()
+def linear_facts(source: Checkpoint, index: int, alike: Sequence[Linear]) -> LinearFacts:
+    """Zeros, patterns and packed size of a Linear, or of the same matrix of several experts."""
+    zeros = packed_bytes = 0
+    patterns = [f"{n}:{m}" for n, m in PATTERNS]
+    for linear in alike:
+        weight_OI = source.read_weight(index, f"{linear.name}.weight")
+        zeros += (own := count_zeros(weight_OI))
+        packed_bytes += packed_linear_size(source, index, linear, weight_OI)
+        followed = find_patterns(weight_OI) if 2 * own >= weight_OI.numel() else []
+        patterns = [pattern for pattern in patterns if pattern in followed]
+    first, weights = alike[0], weights_of(alike)
     return LinearFacts(
-        linear=source.block_name(index, linear.summary_name),
+        linear=source.block_name(index, first.summary_name),
         block=index,
-        kind=linear.summary_name,
-        experts=1,
-        part=linear.kind,
-        shape=linear.shape_OI,
-        sparsity=sparsity,
+        kind=first.summary_name,
+        experts=len(alike),
+        part=first.kind,
+        shape=first.shape_OI,
+        sparsity=zeros / weights,
         zeros=zeros,
-        weights=weight_OI.numel(),
-        patterns=find_patterns(weight_OI) if sparsity >= 0.5 else [],
-        packed_bytes=packed_linear_size(source, index, linear, weight_OI),
+        weights=weights,
+        patterns=patterns,
+        packed_bytes=packed_bytes,
     )
 
 

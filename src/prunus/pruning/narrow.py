@@ -23,7 +23,7 @@ from prunus.disk import show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration
-from prunus.pruning.calibration.hidden_states import BATCH_TOKENS, check_block_fits, largest_block
+from prunus.pruning.calibration.hidden_states import BATCH_TOKENS, check_block_fits, largest_block, portions
 from prunus.pruning.calibration.propagation import HESSIAN_BYTES
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats
@@ -272,26 +272,13 @@ def observed(
         gain = gain_of(runner, block, units[0].down, rows_NTW, streams.batches[0])
 
     def groups() -> Groups:
-        for downs in portions(units):
+        for some in portions(units, lambda unit: precision(unit.width).itemsize * unit.width**2, HESSIAN_BYTES):
+            downs = [unit.down for unit in some]
             own, wanted = streams.hidden.views(streams.input_SW), streams.hidden.views(streams.hidden.states_SW)
             batches = zip(streams.batches, own, wanted, held, strict=True)
             yield observe(runner, block, downs, batches, gain, f"block {index}")
 
     return gain, groups()
-
-
-def portions(units: Sequence[Unit]) -> list[list[str]]:
-    """The down Linears of a block, in portions whose matrices may be in memory at once."""
-    found: list[list[str]] = []
-    room = 0
-    for unit in units:
-        size = precision(unit.width).itemsize * unit.width**2
-        if size > room:
-            found.append([])
-            room = HESSIAN_BYTES
-        found[-1].append(unit.down)
-        room -= size
-    return found
 
 
 def narrow_block(
@@ -367,11 +354,9 @@ def squares_of(unit: Unit, tensors: Mapping[str, Tensor]) -> Tensor:
     """(I,) sum of the squares of all weights of each channel."""
     total_I = torch.zeros(unit.width, dtype=torch.float64)
     for place in unit.places:
-        whole, axis = tensors[place.name], place.axis
-        if place.expert is not None:
-            whole, axis = whole[place.expert], axis - 1
+        own, axis = place.own(tensors[place.name])
         entries = torch.tensor(place.entries(unit.width, range(unit.width)))
-        square = whole.double().square().cpu()
+        square = own.double().square().cpu()
         square = square.sum([other for other in range(square.dim()) if other != axis]) if square.dim() > 1 else square
         channel = [c for c in range(unit.width) for _ in range(place.parts)]
         channel = channel if place.interleaved else [*range(unit.width)] * place.parts

@@ -30,8 +30,9 @@ from prunus.pruning.calibration.statistics import InputStats, few_tokens
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.masks import count_zeros, zeros_of, zeros_wanted
 from prunus.pruning.methods import find_method
-from prunus.pruning.passes import PruneJob, name_of, target_of
+from prunus.pruning.prune_job import PruneJob, target_of
 from prunus.pruning.scope import linears_in_scope
+from prunus.pruning.shared import file_in, measure_gradients, with_gradients
 from prunus.recipes import PruneRecipe
 
 
@@ -85,13 +86,13 @@ def prune(
     if dry_run:
         return describe(job)
     with job.begun(job.disk) as (partial, calibration), full_float32(job.device):
-        if ALLOCATIONS[recipe.allocation].needs != "nothing" or any(one.whole_model for one in job.passes):
+        if ALLOCATIONS[recipe.allocation].needs != "nothing" or job.method.fisher:
             source.checksum()  # measurements of all blocks come before pruning, so the blocks are checked before
         scores = keep_scores(job, partial, calibration)
         sparsities = allocate_groups(source, recipe, scores)
         job = replace(job, sparsities=linear_sparsities(source, recipe, sparsities, job.method.group))
-        for one in job.passes:
-            one.prepare(job, partial, calibration)
+        if job.method.fisher and calibration is not None:
+            job = replace(job, gradients=measure_gradients(job, partial, calibration))
         with torch.no_grad():
             prune_blocks(job, partial, calibration)
         records = [partial.records[index] for index in range(source.blocks)]
@@ -118,17 +119,17 @@ def make_job(job: Job[PruneRecipe]) -> PruneJob:
     dtype = job.source.dtype_for(job.recipe.dtype)
     check_block_fits(job.source, dtype)
     method = find_method(job.recipe)
-    passes = tuple(make() for make in method.passes or ())
-    if passes and job.where.stats is not None:
-        what = f"holds no {passes[0].needs}, which {name_of(job.recipe)} needs"
-        raise PrunusError(f"{job.where.stats} {what}; leave --stats out")
+    if method.fisher and job.where.stats is not None:
+        raise PrunusError(
+            f"{job.where.stats} holds no gradients, which {job.recipe.method} with row_power needs; leave --stats out"
+        )
 
     def fitting(saved: SavedStats, recipe: PruneRecipe) -> PruneRecipe:
         saved.check(recipe, method.needs)
         return saved.with_calibration(recipe)
 
     job = job.with_saved(fitting)
-    return PruneJob(**vars(job), method=method, passes=passes, linears=linears, dtype=dtype)
+    return PruneJob(**vars(job), method=method, linears=linears, dtype=dtype)
 
 
 def prune_blocks(job: PruneJob, partial: Partial, calibration: Calibration | None) -> None:
@@ -140,15 +141,14 @@ def prune_blocks(job: PruneJob, partial: Partial, calibration: Calibration | Non
         with disk_errors(partial.folder, partial.needed):
             hidden = HiddenStates(runner, calibration.sequences, job.hidden_file(partial), job.room_needed)
     left = [index for index in range(source.blocks) if not partial.has(index)]
-    kept = left if source.has_small_blocks and job.device.type == "cpu" else []
     # Allocated and freed at once, so that glibc raises its threshold and reuses freed memory for every block.
     np.empty(31 << 20, np.uint8)
     with (
         Steps("pruning", total=source.blocks, unit="blocks", done=len(partial.records)) as steps,
-        closing(source.checked_blocks(outside_first=hidden is not None, keep=kept)) as checked,
-        closing(blocks_on(source, [] if kept else left, job.device)) as blocks,
+        closing(source.digests(outside_first=hidden is not None)) as digests,
+        closing(blocks_on(source, left, job.device)) as blocks,
     ):
-        for index, digest, tensors in checked:
+        for index, digest in digests:
             if index is None:
                 continue
             if partial.has(index):
@@ -160,10 +160,9 @@ def prune_blocks(job: PruneJob, partial: Partial, calibration: Calibration | Non
                     stored = source.block_tensors(index) if recipe.propagation == "dense" else partial.read_block(index)
                     propagate(runner, runner.make_block(index, source.read_block(index, stored)), hidden)
                 continue
-            tensors = next(blocks) if tensors is None else tensors
-            partial.write_block(index, *prune_block(job, runner, index, hidden, tensors, digest))
-            for one in job.passes:
-                one.written(job, index)
+            partial.write_block(index, *prune_block(job, runner, index, hidden, next(blocks), digest))
+            if job.gradients is not None and job.where.shared is None:
+                file_in(job.gradients, index).unlink(missing_ok=True)
             steps.advance()
 
 
@@ -184,10 +183,9 @@ def prune_block(
     if hidden is not None:
         block, last = runner.make_block(index, tensors), index == job.source.blocks - 1
         run = BlockRun(runner, block, index, hidden, job.linears[index], last, job.method.needs)
-        passed = PROPAGATIONS[job.recipe.propagation](run)
-        for one in job.passes:
-            passed = one.statistics(job, run, tensors, passed)
-        groups = passed
+        measured = PROPAGATIONS[job.recipe.propagation](run)
+        file = None if job.gradients is None else file_in(job.gradients, index)
+        groups = measured if file is None else with_gradients(measured, file, job.device)
     zeros: dict[str, int] = {}
     sizes: dict[str, int] = {}
     dead: dict[str, int] = {}

@@ -4,6 +4,7 @@ A weight is widened in registers just before it is multiplied, so that products 
 order of sums, and decoding reads half of the bytes.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -146,13 +147,8 @@ def _keep(model: PreTrainedModel, chosen: dict[int, int]) -> None:
 def _computes_in_float32(model: PreTrainedModel, ids: Tensor) -> bool:
     """Whether every x of a kept Linear is float32: some models convert it to the dtype of a weight."""
     seen: set[torch.dtype] = set()
-    hooks = [
-        linear.register_forward_pre_hook(lambda _, given: seen.add(given[0].dtype))
-        for _, _, linear in found_in(model, DenseLinear)
-    ]
-    try:
+    with ExitStack() as hooks:
+        for _, _, linear in found_in(model, DenseLinear):
+            hooks.enter_context(linear.register_forward_pre_hook(lambda _, given: seen.add(given[0].dtype)))
         model(input_ids=ids, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return seen == {torch.float32}

@@ -45,15 +45,14 @@ class Prune(Step):
     def content(self, recipe: Any, source: Any) -> dict[str, object]:
         """Stored: as Step says."""
         from prunus.pruning.methods import find_method
-        from prunus.pruning.passes import revisions
+        from prunus.pruning.prune_job import revisions
 
         allocations = declared(Allocation)
         allocation, method = allocations[recipe.allocation], find_method(recipe)
         measured = allocation.needs if recipe.scores is None else "nothing"
-        runs_blocks = method.needs != "nothing" or bool(method.passes)
         unused = {name for one in allocations.values() for name in one.sampling}
         unused -= set(allocation.sampling if recipe.scores is None else ())
-        unused |= set() if runs_blocks else {"propagation"}
+        unused |= {"propagation"} if method.needs == "nothing" else set()
         unused |= {"group"} if recipe.group == OWN_GROUP.get(recipe.method) else set()
         kept = self.with_effect(recipe, unused, {"dtype"}, (*CALIBRATION, "dtype") if measured == "gradients" else ())
         return {**kept, **revisions(recipe), "action": "prune"}

@@ -27,7 +27,7 @@ from prunus.pruning.calibration.statistics import InputStats
 from prunus.recipes import PruneRecipe
 
 FORMAT = 1
-_KEY = re.compile(r"layer_(0|[1-9]\d*)_(attention|mlp)")
+_KEY = re.compile(r"layer_\d+_(attention|mlp)")
 WHOLE, PARTS = "block", ("attention", "mlp")
 
 
@@ -99,7 +99,7 @@ def check_scores(path: Path, scores: Any, groups: Sequence[str], blocks: int) ->
         if len(values) != blocks:
             raise PrunusError(f"{path} has {len(values)} scores for '{group}', but the model has {blocks} blocks")
         for index, value in enumerate(values):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if not is_finite(value):
                 raise PrunusError(f"{path}: score {index} of '{group}' is {value!r}, which is not a finite number")
 
 
@@ -123,55 +123,33 @@ def sums_of_samples(path: Path, data: Any, groups: Sequence[str], blocks: int) -
     single such object is taken as the sums themselves. Raises PrunusError for content that does not fit.
     """
     alone = isinstance(data, Mapping) and any(_KEY.fullmatch(key) for key in data)
+    samples: dict[str, Any] = {"the object": data} if alone else {}
+    for place, row in () if alone else data.items() if isinstance(data, Mapping) else enumerate(data):
+        has_id = isinstance(row, Mapping) and set(row) == {"sample_id", "scores"}
+        name, scores = (f"sample {row['sample_id']}", row["scores"]) if has_id else (f"sample {place}", row)
+        if name in samples:
+            raise PrunusError(f"{path}: {name} occurs twice; remove one")
+        samples[name] = scores
+    known = {f"layer_{index}_{part}" for index in range(blocks) for part in PARTS}
     sums = {group: [0.0] * blocks for group in groups}
-    count = 0
-    for name, scores in [("the object", data)] if alone else _samples(path, data):
-        _check_keys(path, name, scores, blocks)
-        for group, totals in sums.items():
-            for index in range(blocks):
-                value = _number(path, name, scores, f"layer_{index}_{group}")
-                totals[index] += value if alone else max(0.0, value)
-        count += 1
-    for group, totals in sums.items():
-        if not all(map(math.isfinite, totals)):
-            raise PrunusError(f"{path}: the scores of '{group}' are too large to be summed")
-    return sums, count
-
-
-def _samples(path: Path, data: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield (name for messages, scores) of every sample."""
-    rows = data.items() if isinstance(data, Mapping) else enumerate(data)
-    seen: set[Any] = set()
-    for place, row in rows:
-        name, scores = f"sample {place}", row
-        if isinstance(row, Mapping) and set(row) == {"sample_id", "scores"}:
-            name, scores = f"sample {row['sample_id']}", row["scores"]
-            if name in seen:
-                raise PrunusError(f"{path}: {name} occurs twice; remove one")
-            seen.add(name)
+    for name, scores in samples.items():
         if not isinstance(scores, Mapping):
             raise PrunusError(f"{path}: {name} is not an object with scores such as layer_0_attention and layer_0_mlp")
-        yield name, scores
+        if unknown := next((key for key in scores if key not in known), None):
+            keys = f"layer_0_attention to layer_{blocks - 1}_mlp"
+            raise PrunusError(f"{path}: {name} has the unknown key '{unknown}'; keys of this model are {keys}")
+        for group, totals in sums.items():
+            for index in range(blocks):
+                if not is_finite(value := scores.get(key := f"layer_{index}_{group}")):
+                    found = repr(value) if key in scores else "missing"
+                    raise PrunusError(f"{path}: '{key}' of {name} is {found}; every block needs a finite number")
+                totals[index] += value if alone else max(0.0, value)
+    return sums, len(samples)
 
 
-def _check_keys(path: Path, name: str, scores: Mapping[str, Any], blocks: int) -> None:
-    for key in scores:
-        found = _KEY.fullmatch(key)
-        if found is None:
-            raise PrunusError(
-                f"{path}: {name} has the unknown key '{key}'; keys are layer_0_attention, layer_0_mlp, ..."
-            )
-        if int(found[1]) >= blocks:
-            raise PrunusError(f"{path}: {name} has '{key}', but the model has blocks layer_0 to layer_{blocks - 1}")
-
-
-def _number(path: Path, name: str, scores: Mapping[str, Any], key: str) -> float:
-    if key not in scores:
-        raise PrunusError(f"{path}: {name} has no '{key}'; every sample needs a score for every block")
-    value = scores[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise PrunusError(f"{path}: '{key}' of {name} is {value!r}, which is not a finite number")
-    return float(value)
+def is_finite(value: Any) -> bool:
+    """Whether a value is a number other than NaN and infinity."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class Measured(NamedTuple):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prunus.pruning.bits.grid import Codes, Grid, scales_of
-from prunus.pruning.calibration.statistics import DAMPING, Hessian
+from prunus.pruning.calibration.statistics import Hessian
 
 BLOCK = 128
 
@@ -23,11 +23,11 @@ class Ordered:
     order_I: the inputs. factor_II: upper U with U^T U = H^-1 of the damped Hessian in this order. warning: Hessian's.
     """
 
-    def __init__(self, hessian: Hessian, damping: float = DAMPING) -> None:
+    def __init__(self, hessian: Hessian) -> None:
         self.of = hessian
         self.order_I = hessian.matrix_II.diagonal().argsort(descending=True, stable=True)
         permuted = Hessian(hessian.matrix_II[self.order_I[:, None], self.order_I], hessian.name)
-        self.factor_II = permuted.inverse_factor(damping)
+        self.factor_II = permuted.inverse_factor
         self.warning = permuted.warning
         self.back_I = self.order_I.argsort()
 

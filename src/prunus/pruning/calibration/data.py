@@ -10,6 +10,7 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
@@ -82,20 +83,6 @@ class Calibration(NamedTuple):
         return {"source": self.source, "sequences": len(self.sequences), "tokens": self.tokens, "sha256": digest}
 
 
-class Request(NamedTuple):
-    """What is asked for: samples sequences of seqlen tokens from the named source, for one model.
-
-    tokens: how many tokens in all, exactly; samples is then as many as that takes. None: whatever samples hold.
-    """
-
-    name: str
-    samples: int
-    seqlen: int
-    seed: int
-    model: Checkpoint
-    tokens: int | None = None
-
-
 def load_calibration(recipe: Calibrated, model: Checkpoint) -> Calibration:
     """The calibration sequences of a recipe for a model; everything wrong with them raises PrunusError.
 
@@ -103,11 +90,11 @@ def load_calibration(recipe: Calibrated, model: Checkpoint) -> Calibration:
     """
     name, tokens = calibration_name(recipe.calibration, model.manifest), recipe.calibration_tokens
     samples = recipe.samples if tokens is None else -(-tokens // recipe.seqlen)
-    request, found = Request(name, samples, recipe.seqlen, recipe.seed, model, tokens), read_source(name, model.folder)
+    asked, found = replace(recipe, calibration=name, samples=samples), read_source(name, model.folder)
     if found is None:
-        chosen = _from_hub(request)
+        chosen = _from_hub(asked, model)
     else:
-        chosen = _from_text(found, request) if isinstance(found, str) else _from_lines(found, request)
+        chosen = _from_text(found, asked, model) if isinstance(found, str) else _from_lines(found, asked, model)
     if tokens is not None:
         chosen = cut_to(chosen, tokens)
     return chosen._replace(warnings=chosen.warnings + check_sequences(chosen, model))
@@ -165,36 +152,37 @@ def describe_calibration(recipe: Calibrated, model: Checkpoint) -> tuple[str, li
     return text, calibration.warnings
 
 
-def _from_lines(lines: Sequence[Line], request: Request) -> Calibration:
+# Below, a recipe has the name of its calibration, and as many samples as its number of tokens takes.
+
+
+def _from_lines(lines: Sequence[Line], recipe: Calibrated, model: Checkpoint) -> Calibration:
     if lines[0].kind == "token_ids":
-        return _as_they_are(lines, request)
+        return _as_they_are(lines, recipe, model)
     if lines[0].kind == "text":
-        encode = encoder(request.model)
-        return _from_documents(len(lines), lambda i: encode(lines[i].value), request)
-    documents, warnings = render_chats(source_file(request.name), lines, request.model)
-    calibration = _from_documents(len(documents), documents.__getitem__, request)
+        encode = encoder(model)
+        return _from_documents(len(lines), lambda i: encode(lines[i].value), recipe, model)
+    documents, warnings = render_chats(source_file(recipe.calibration), lines, model)
+    calibration = _from_documents(len(documents), documents.__getitem__, recipe, model)
     return calibration._replace(warnings=warnings + calibration.warnings)
 
 
-def _as_they_are(lines: Sequence[Line], request: Request) -> Calibration:
+def _as_they_are(lines: Sequence[Line], recipe: Calibrated, model: Checkpoint) -> Calibration:
     """Whole sequences, whatever seqlen is; of more than asked for a random choice, in the file's order."""
     for line in lines:
         if name := evaluation_set(str(line.row.get("problem_digest"))):
             raise held_out_error(line.place, name)
-    context = request.model.context
-    check_ids(lines, request.model.vocabulary)
+    check_ids(lines, model.vocabulary)
     for line in lines:
-        if len(line.value) > context:
-            raise PrunusError(f"{line.place}: {len(line.value)} tokens; the model's context is {context}")
-    if request.tokens is not None:  # as many as it takes, in random order; they are cut to measure later
-        lines = random.Random(request.seed).sample(lines, len(lines))
-        return of_lines(lines, request.name, [])
-    warnings = []
-    if len(lines) > request.samples:
-        lines = [lines[i] for i in sorted(random.Random(request.seed).sample(range(len(lines)), request.samples))]
-    elif len(lines) < request.samples:
-        warnings.append(f"{request.name} holds {len(lines)} sequences, fewer than the {request.samples} asked for")
-    return of_lines(lines, request.name, warnings)
+        if len(line.value) > model.context:
+            raise PrunusError(f"{line.place}: {len(line.value)} tokens; the model's context is {model.context}")
+    name, rng, warnings = recipe.calibration, random.Random(recipe.seed), []
+    if recipe.calibration_tokens is not None:  # as many as it takes, in random order; they are cut later
+        lines = rng.sample(lines, len(lines))
+    elif len(lines) > recipe.samples:
+        lines = [lines[i] for i in sorted(rng.sample(range(len(lines)), recipe.samples))]
+    elif len(lines) < recipe.samples:
+        warnings.append(f"{name} holds {len(lines)} sequences, fewer than the {recipe.samples} asked for")
+    return of_lines(lines, name, warnings)
 
 
 def check_sequences(chosen: Calibration, model: Checkpoint) -> list[str]:
@@ -213,93 +201,92 @@ def check_sequences(chosen: Calibration, model: Checkpoint) -> list[str]:
     return []
 
 
-def _from_text(text: str, request: Request) -> Calibration:
+def _from_text(text: str, recipe: Calibrated, model: Checkpoint) -> Calibration:
     """Random windows of one long text."""
-    ids = encoder(request.model)(text)
-    check_enough(len(ids), request)
-    rng = random.Random(request.seed)
-    windows = [random_window(0, ids, request.seqlen, rng) for _ in range(request.samples)]
-    return Calibration([window.ids for window in windows], request.name, overlap_warnings(request.name, windows))
+    name, ids, rng = recipe.calibration, encoder(model)(text), random.Random(recipe.seed)
+    check_enough(len(ids), recipe, model)
+    windows = [random_window(0, ids, recipe.seqlen, rng) for _ in range(recipe.samples)]
+    return Calibration([window.ids for window in windows], name, overlap_warnings(name, windows))
 
 
-def check_enough(tokens: int, request: Request) -> None:
+def check_enough(tokens: int, recipe: Calibrated, model: Checkpoint) -> None:
     """Raise PrunusError where a text is too short for the windows asked for, or the model's context for one window."""
-    samples, seqlen, model = request.samples, request.seqlen, request.model
-    context = model.context
+    samples, seqlen, context = recipe.samples, recipe.seqlen, model.context
     if seqlen > context:
         raise PrunusError(f"seqlen {seqlen} is longer than the model's context; use --seqlen {context} or less")
     if tokens < samples * seqlen:
         raise PrunusError(
-            f"{request.name} holds {tokens} tokens, too few for {samples} samples of {seqlen} ({samples * seqlen}); "
-            "lower --calibration-samples or --seqlen, or give more text"
+            f"{recipe.calibration} holds {tokens} tokens, too few for {samples} samples of {seqlen} "
+            f"({samples * seqlen}); lower --calibration-samples or --seqlen, or give more text"
         )
 
 
-def _from_documents(count: int, ids_of: Callable[[int], list[int]], request: Request) -> Calibration:
+def _from_documents(
+    count: int, ids_of: Callable[[int], list[int]], recipe: Calibrated, model: Checkpoint
+) -> Calibration:
     """Random windows of random long documents; of all of them joined, where the long ones hold too few tokens.
 
     ids_of: the token ids of document 0 to count - 1; a large corpus is only tokenised as far as needed.
     """
-    wanted, rng = request.samples * request.seqlen, random.Random(request.seed)
+    name, seqlen, rng = recipe.calibration, recipe.seqlen, random.Random(recipe.seed)
+    wanted = recipe.samples * seqlen
     documents: dict[int, list[int]] = {}
     if count <= SMALL_CORPUS:
         documents = {index: ids_of(index) for index in range(count)}
-        check_enough(sum(map(len, documents.values())), request)
-        long = [ids for ids in documents.values() if len(ids) > request.seqlen]
+        check_enough(sum(map(len, documents.values())), recipe, model)
+        long = [ids for ids in documents.values() if len(ids) > seqlen]
         if sum(map(len, long)) < wanted:
-            note = f"{request.name}: only {len(long)} of {count} documents are longer than {request.seqlen} tokens; "
-            joined = joined_windows(list(documents.values()), request, rng)
-            return Calibration(joined, request.name, [note + "all were joined and cut"])
-    check_enough(wanted, request)
+            note = f"{name}: only {len(long)} of {count} documents are longer than {seqlen} tokens; "
+            joined = joined_windows(list(documents.values()), recipe, model, rng)
+            return Calibration(joined, name, [note + "all were joined and cut"])
+    check_enough(wanted, recipe, model)
     windows: list[Window] = []
     misses = 0
-    while len(windows) < request.samples:
+    while len(windows) < recipe.samples:
         index = rng.randint(0, count - 1)
         ids = documents[index] if index in documents else documents.setdefault(index, ids_of(index))
-        if len(ids) > request.seqlen:
-            windows.append(random_window(index, ids, request.seqlen, rng))
+        if len(ids) > seqlen:
+            windows.append(random_window(index, ids, seqlen, rng))
         else:
             misses += 1
         if misses > 20 * SMALL_CORPUS:
-            raise PrunusError(
-                f"{request.name}: hardly a document has more than {request.seqlen} tokens; lower --seqlen"
-            )
-    long = sum(len(ids) > request.seqlen for ids in documents.values())
-    short = (long, count, request.seqlen) if long < len(documents) == count else None
-    warnings = overlap_warnings(request.name, windows, short)
-    return Calibration([window.ids for window in windows], request.name, warnings)
+            raise PrunusError(f"{name}: hardly a document has more than {seqlen} tokens; lower --seqlen")
+    long = sum(len(ids) > seqlen for ids in documents.values())
+    short = (long, count, seqlen) if long < len(documents) == count else None
+    return Calibration([window.ids for window in windows], name, overlap_warnings(name, windows, short))
 
 
-def joined_windows(documents: Sequence[list[int]], request: Request, rng: random.Random) -> list[list[int]]:
+def joined_windows(
+    documents: Sequence[list[int]], recipe: Calibrated, model: Checkpoint, rng: random.Random
+) -> list[list[int]]:
     """Documents in order, each followed by the end-of-text id, cut into windows; a random choice of these, in order."""
-    end = request.model.text_config.eos_token_id
+    end, size = model.text_config.eos_token_id, recipe.seqlen
     closing = [] if end is None else [end[0] if isinstance(end, list) else end]
     stream = [token for ids in documents for token in (*ids, *closing)]
-    size = request.seqlen
-    chosen = sorted(rng.sample(range(len(stream) // size), request.samples))
+    chosen = sorted(rng.sample(range(len(stream) // size), recipe.samples))
     return [stream[index * size : (index + 1) * size] for index in chosen]
 
 
-def _from_hub(request: Request) -> Calibration:
+def _from_hub(recipe: Calibrated, model: Checkpoint) -> Calibration:
     """C4: shard 0 of the English training files. WikiText-2: the raw training split, its lines joined by blanks.
 
     Both as the Wanda family has it for calibration; perplexity is measured on text joined by blank lines.
     """
-    load_dataset = import_module("datasets").load_dataset
+    name, load_dataset = recipe.calibration, import_module("datasets").load_dataset
     try:
-        if request.name == "c4":
+        if name == "c4":
             shard = {"train": "en/c4-train.00000-of-01024.json.gz"}
             rows = load_dataset("allenai/c4", data_files=shard, split="train")
         else:
             rows = load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split="train")
     except Exception as error:  # network, proxies, hub: each with errors of its own
         raise PrunusError(
-            f"calibration '{request.name}' could not be had from the hub ({one_line(error)}); give a .txt or .jsonl"
+            f"calibration '{name}' could not be had from the hub ({one_line(error)}); give a .txt or .jsonl"
         ) from error
-    if request.name == "wikitext2":
-        return _from_text(" ".join(rows["text"]), request)
-    encode = encoder(request.model)
-    return _from_documents(len(rows), lambda index: encode(rows[index]["text"]), request)
+    if name == "wikitext2":
+        return _from_text(" ".join(rows["text"]), recipe, model)
+    encode = encoder(model)
+    return _from_documents(len(rows), lambda index: encode(rows[index]["text"]), recipe, model)
 
 
 class Window(NamedTuple):

@@ -9,13 +9,14 @@ sequences in total.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.hooks import RemovableHandle
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.experts import tokens_read
@@ -23,7 +24,7 @@ from prunus.checkpoint.loader import blocks_on
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.calibration.hidden_states import LOGIT_TOKENS, HiddenStates, portion_tokens, portions
+from prunus.pruning.calibration.hidden_states import LOGIT_TOKENS, HiddenStates, batches, portion_tokens, portions
 from prunus.pruning.calibration.statistics import by_sequence
 
 RANK = 32
@@ -96,7 +97,8 @@ def backward_blocks(
             f"gradients of {model.source.folder} cannot be computed: its blocks pass more than hidden states on"
         )
     order = shortest_first(sequences)
-    parts = list(portions([sequences[i] for i in order], max_tokens))
+    whole = portions(batches([sequences[i] for i in order]), lambda batch: sum(map(len, batch)), max_tokens)
+    parts = [[*chain.from_iterable(some)] for some in whole]
     counted = None if counted is None else [counted[i] for i in order]
     begin = 0
     total = 2 * model.source.blocks * len(parts)
@@ -213,15 +215,11 @@ def backward(
 
         return forward_hook
 
-    handles: list[RemovableHandle] = []
-    try:
+    leaf_NTW = inputs_NTW.to(runner.device, runner.dtype, copy=True).requires_grad_()
+    with ExitStack() as hooks:
         for name in linears:
-            handles.append(block.get_submodule(name).register_forward_hook(hook_of(name)))
-        leaf_NTW = inputs_NTW.to(runner.device, runner.dtype, copy=True).requires_grad_()
+            hooks.enter_context(block.get_submodule(name).register_forward_hook(hook_of(name)))
         runner.run_block(block, leaf_NTW, batch).backward(up_NTW)
-    finally:
-        for handle in handles:
-            handle.remove()
     assert leaf_NTW.grad is not None
     return leaf_NTW.grad
 

@@ -10,9 +10,9 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
-from itertools import chain, groupby, repeat
+from itertools import chain, groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from prunus.disk import show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import say
 
+Item = TypeVar("Item")
 # Tokens of a batch: enough to use the processor fully. A longer sequence is a batch of its own.
 BATCH_TOKENS = 2048
 
@@ -48,18 +49,16 @@ class HiddenStates:
         counted: Sequence[Sequence[bool]] | None = None,
         batch_tokens: int = BATCH_TOKENS,
     ) -> None:
-        self.batch_tokens = batch_tokens
-        ordered = sorted(sequences, key=len)
-        self.groups = [(length, list(group)) for length, group in groupby(ordered, key=len)]
+        self._batches = [Batch(torch.tensor(part)) for part in batches(sorted(sequences, key=len), batch_tokens)]
         self.tokens = sum(map(len, sequences))
         width = runner.width
         both, self._mapped = _allocate(self.tokens * (width + room), runner.dtype, file, runner.device)
         self.states_SW = both[: self.tokens * width].view(self.tokens, width)
         self._room = both[self.tokens * width :]
-        masks = repeat(None)
         if counted is not None:  # sorted is stable, so they are in the order of the sequences
-            masks = self.views(torch.tensor([*chain(*sorted(counted, key=len))])[:, None])
-        self._batches = [*map(Batch, self.ids(), masks)]
+            table_S1 = torch.tensor([*chain(*sorted(counted, key=len))])[:, None]
+            for batch, counted_NT1 in zip(self._batches, self.views(table_S1), strict=True):
+                batch.counted_NT1 = counted_NT1
         for batch, rows_NTW in self.batches():
             rows_NTW.copy_(runner.embed(batch))
 
@@ -88,18 +87,11 @@ class HiddenStates:
     def views(self, table_SX: Tensor) -> Iterator[Tensor]:
         """(N, T, X) views of the batches in a table (S, X) of the same tokens."""
         begin = 0
-        for length, group in self.groups:
-            most = max(1, self.batch_tokens // length)
-            for first in range(0, len(group), most):
-                count = min(most, len(group) - first)
-                yield table_SX[begin : begin + count * length].view(count, length, -1)
-                begin += count * length
-                self.release_pages()
-
-    def ids(self) -> Iterator[Tensor]:
-        """(N, T) token ids of every batch."""
-        for length, group in self.groups:
-            yield from torch.tensor(group).split(max(1, self.batch_tokens // length))
+        for batch in self._batches:
+            end = begin + batch.ids_NT.numel()
+            yield table_SX[begin:end].view(*batch.ids_NT.shape, -1)
+            begin = end
+            self.release_pages()
 
     def copy(self, room: int = 0) -> "HiddenStates":
         """A copy of the hidden states in memory. room: as for the class; 0: the second table is shared."""
@@ -115,10 +107,13 @@ class HiddenStates:
             self._mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def batches(ordered: Sequence[list[int]]) -> Iterator[list[list[int]]]:
-    """The batches that HiddenStates makes of sequences sorted by length."""
+def batches(ordered: Sequence[list[int]], tokens: int | None = None) -> Iterator[list[list[int]]]:
+    """Sequences sorted by length, in batches of one length and of at most `tokens` tokens but at least one sequence.
+
+    tokens: None: BATCH_TOKENS.
+    """
     for length, group in groupby(ordered, key=len):
-        alike, most = list(group), max(1, BATCH_TOKENS // length)
+        alike, most = list(group), max(1, (tokens or BATCH_TOKENS) // length)
         yield from (alike[begin : begin + most] for begin in range(0, len(alike), most))
 
 
@@ -245,12 +240,14 @@ def check_block_fits(source: Checkpoint, dtype: torch.dtype) -> None:
         )
 
 
-def portions(ordered: Sequence[list[int]], tokens: int) -> Iterator[list[list[int]]]:
-    """Sequences sorted by length, in portions of at most `tokens` tokens but at least one batch of HiddenStates."""
-    part: list[list[int]] = []
-    for batch in batches(ordered):
-        if part and sum(map(len, part)) + sum(map(len, batch)) > tokens:
-            yield part
-            part = []
-        part += batch
-    yield part
+def portions(items: Iterable[Item], size: Callable[[Item], int], room: int) -> list[list[Item]]:
+    """The items in order, in portions whose sizes add up to at most `room`, but of at least one item."""
+    found: list[list[Item]] = []
+    left = -1
+    for item in items:
+        if size(item) > left:
+            found.append([])
+            left = room
+        found[-1].append(item)
+        left -= size(item)
+    return found

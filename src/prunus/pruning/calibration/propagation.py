@@ -7,9 +7,9 @@ o_proj, F input width of down_proj.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.declarations import Needs
-from prunus.pruning.calibration.hidden_states import HiddenStates, propagate
+from prunus.pruning.calibration.hidden_states import HiddenStates, portions, propagate
 from prunus.pruning.calibration.statistics import InputsSeen, InputStats, Observer, is_few
 from prunus.recipes import Propagation
 
@@ -69,20 +69,16 @@ class BlockRun(NamedTuple):
         """
         if self.needs != "hessian" or not self.has_experts:
             return [list(linears)]
-        portions: list[list[Linear]] = [[linear for linear in linears if not linear.experts]]
         experts: dict[Any, list[Linear]] = {}
         for linear in linears:
             if linear.expert is not None:
                 experts.setdefault(linear.expert, []).append(linear)
-        room = HESSIAN_BYTES
-        for own in experts.values():
-            size = 4 * sum(linear.shape_OI[1] ** 2 for linear in own if linear.name == linear.leader)
-            if room < size and room < HESSIAN_BYTES:
-                portions.append([])
-                room = HESSIAN_BYTES
-            portions[-1] += own
-            room -= size
-        return portions
+
+        def size(own: list[Linear]) -> int:
+            return 4 * sum(linear.shape_OI[1] ** 2 for linear in own if linear.name == linear.leader)
+
+        found = [[*chain.from_iterable(some)] for some in portions(experts.values(), size, HESSIAN_BYTES)] or [[]]
+        return [[linear for linear in linears if not linear.experts] + found[0], *found[1:]]
 
 
 def pruned(run: BlockRun) -> Iterator[Stats]:
@@ -156,7 +152,8 @@ def _in_pieces(run: BlockRun) -> Iterator[Stats]:
         if inner:
             with run.watch(inner, stop_early=True) as seen:
                 for batch, rows_NTW in hidden.batches():
-                    _until_seen(partial(half, runner, block, batch=batch), rows_NTW.to(runner.device))
+                    with suppress(InputsSeen):
+                        half(runner, block, rows_NTW.to(runner.device), batch)
             yield seen.stats(run.number)
             left -= len(inner)
         if run.last and not left:
@@ -246,7 +243,8 @@ def observe(run: BlockRun, linears: Sequence[Linear], advance: bool = False) -> 
             if advance:
                 rows_NTW.copy_(runner.run_block(block, input_NTW, batch))
             elif linears:
-                _until_seen(lambda rows, of=batch: runner.run_block(block, rows, of), input_NTW)
+                with suppress(InputsSeen):
+                    runner.run_block(block, input_NTW, batch)
     found = seen.stats(run.number)
     few = {
         expert: seen.tokens[linear.leader]
@@ -263,10 +261,3 @@ def observe(run: BlockRun, linears: Sequence[Linear], advance: bool = False) -> 
             runner.run_block(block, input_NTW, batch)
     pooled = again.stats(run.number)
     return {**found, **{name: replace(pooled[name], pooled=count) for name, count in poor.items()}}
-
-
-def _until_seen(run: Callable[[Tensor], Tensor], rows_NTW: Tensor) -> None:
-    try:
-        run(rows_NTW)
-    except InputsSeen:
-        return

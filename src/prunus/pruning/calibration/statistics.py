@@ -6,12 +6,11 @@ Shapes: N sequences, T tokens, S tokens of all sequences, I input features.
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
+from functools import cached_property
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from prunus.checkpoint.experts import Routed, observe_experts
 from prunus.checkpoint.linears import Linear
@@ -41,18 +40,30 @@ class Hessian:
         self.matrix_II, self.name = matrix_II, name
         self.dead_I = matrix_II.diagonal() == 0
         self.warning: str | None = None
-        self._factors: dict[float, Tensor] = {}
 
-    def inverse_factor(self, damping: float = DAMPING) -> Tensor:
-        """(I, I) float32: upper U with U^T U = (H + damping * mean(diag H))^-1.
+    @cached_property
+    def inverse_factor(self) -> Tensor:
+        """(I, I) float32: upper U with U^T U = (H + DAMPING * mean(diag H))^-1.
 
         Dead inputs (zero on every token) are treated as independent inputs of average size. If H is still singular,
         damping is multiplied by 10 up to three times, first in float32, then in float64, and `warning` says so. If all
         fail, PrunusError is raised: the identity as a substitute would be magnitude pruning.
         """
-        if damping not in self._factors:
-            self._factors[damping] = self._factor(damping)
-        return self._factors[damping]
+        for dtype in (torch.float32, torch.float64):
+            for share in (DAMPING * 10**n for n in range(RETRIES + 1)):
+                factor_II = inverse_factor(self.damped(share, dtype))
+                if factor_II is None:
+                    continue
+                if share != DAMPING or dtype != torch.float32:
+                    precision = " in float64" if dtype == torch.float64 else ""
+                    self.warning = (
+                        f"{self.name}: the Hessian needed damping {share:g}{precision} instead of {DAMPING:g}"
+                    )
+                return factor_II.float()
+        raise PrunusError(
+            f"{self.name}: the Hessian of its {len(self.matrix_II)} inputs stays singular even with damping "
+            f"{DAMPING * 10**RETRIES:g}; use more or other calibration text, or --method wanda"
+        )
 
     def damped(self, damping: float, dtype: torch.dtype = torch.float32) -> Tensor:
         """A copy with damping added to the diagonal, and with the mean diagonal for dead inputs."""
@@ -62,23 +73,6 @@ class Hessian:
         matrix_II.diagonal()[self.dead_I] = mean
         matrix_II.diagonal().add_(damping * mean)
         return matrix_II
-
-    def _factor(self, damping: float) -> Tensor:
-        for dtype in (torch.float32, torch.float64):
-            for share in (damping * 10**n for n in range(RETRIES + 1)):
-                factor_II = inverse_factor(self.damped(share, dtype))
-                if factor_II is None:
-                    continue
-                if share != damping or dtype != torch.float32:
-                    precision = " in float64" if dtype == torch.float64 else ""
-                    self.warning = (
-                        f"{self.name}: the Hessian needed damping {share:g}{precision} instead of {damping:g}"
-                    )
-                return factor_II.float()
-        raise PrunusError(
-            f"{self.name}: the Hessian of its {len(self.matrix_II)} inputs stays singular even with damping "
-            f"{damping * 10**RETRIES:g}; use more or other calibration text, or --method wanda"
-        )
 
 
 def inverse_factor(matrix_II: Tensor) -> Tensor | None:
@@ -187,25 +181,19 @@ class Observer:
         self.tokens = dict.fromkeys(self.leaders, 0)
         self.counted = dict.fromkeys(self.leaders, 0)
         self.calls_left = self.calls = self.linears[-1].calls if self.linears else 1
-        self.handles: list[RemovableHandle] = []
         self.watching = ExitStack()
 
     def __enter__(self) -> Self:
         for name in self.leaders:
             if name not in self.routed:
                 module = self.block.get_submodule(name)
-                self.handles.append(module.register_forward_pre_hook(self._hook(name)))
+                self.watching.enter_context(module.register_forward_pre_hook(self._hook(name)))
         if self.routed:
-            seen = observe_experts(self.block, self._see, all_tokens=self.everywhere)
-            self.watching.enter_context(seen)
+            self.watching.enter_context(observe_experts(self.block, self._see, all_tokens=self.everywhere))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.watching.close()
-        for handle in self.handles:
-            handle.remove()
 
     def stats(self, block_index: int) -> Mapping[str, InputStats]:
         """InputStats by Linear, without experts that no token was sent to.

@@ -133,21 +133,17 @@ class Droppable(NamedTuple):
     note: str | None
 
 
-def try_drops(source: Checkpoint, *, read_weights: bool) -> Droppable:
-    """Whether the second block of a model, or its first and third, can be removed. Nothing is written.
-
-    read_weights: also run one short sequence; False checks the configuration alone.
-    """
+def try_drops(source: Checkpoint) -> Droppable:
+    """Whether the configuration lets the second block of a model, or its first and third, be removed."""
     attempts = [(1,), (0, 2)] if source.blocks > 3 else [(index,) for index in range(min(2, source.blocks - 1))]
-    notes = [why_not(source, removed, read_weights=read_weights) for removed in attempts]
+    notes = [why_not(source, removed) for removed in attempts]
     return Droppable(None in notes, next((note for note in notes if note), None))
 
 
-def why_not(source: Checkpoint, removed: Sequence[int], *, read_weights: bool = True) -> str | None:
-    """Why these blocks cannot be removed, in one line; None if they can. read_weights: as in try_drops."""
+def why_not(source: Checkpoint, removed: Sequence[int]) -> str | None:
+    """Why these blocks cannot be removed, in one line, as far as the configuration shows; None if they can."""
     try:
-        choice = Choice.without(removed, source.blocks, [])
-        verify(source, choice, torch.device("cpu")) if read_weights else planned(source, choice)
+        planned(source, Choice.without(removed, source.blocks, []))
     except Undroppable as error:
         return str(error)
     return None

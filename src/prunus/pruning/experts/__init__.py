@@ -207,21 +207,27 @@ def _common(paths: Sequence[str]) -> str:
 
 def _top_k(source: Checkpoint, index: int, name: str, carried: dict[Carried, Any]) -> int:
     """How many experts the router of a block chooses for each token, seen in a forward pass without weights."""
-    experts: Any = source.architecture.layers[index].get_submodule(name)
-    seen: list[int] = []
+    with routing_only(source.architecture.layers[index].get_submodule(name)) as seen:
+        run_hollow(source, index, carried)
+    if len(seen) != 1:
+        raise Unremovable(f"{name_of(source)}, block {index}: its experts are called {len(seen)} times, not once")
+    return seen[0][1].shape[-1]
 
-    def forward(hidden_ND: Tensor, index_NK: Tensor, weight_NK: Tensor) -> Tensor:
-        seen.append(index_NK.shape[-1])
-        return torch.zeros_like(hidden_ND)
+
+@contextmanager
+def routing_only(experts: Any) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
+    """Meanwhile, the experts compute nothing, and the arguments of each call are collected."""
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def forward(hidden_SD: Tensor, index_SK: Tensor, gate_SK: Tensor) -> Tensor:
+        seen.append((hidden_SD, index_SK, gate_SK))
+        return torch.zeros_like(hidden_SD)
 
     experts.forward = forward
     try:
-        run_hollow(source, index, carried)
+        yield seen
     finally:
         del experts.__dict__["forward"]
-    if len(seen) != 1:
-        raise Unremovable(f"{name_of(source)}, block {index}: its experts are called {len(seen)} times, not once")
-    return seen[0]
 
 
 def run_hollow(source: Checkpoint, index: int, carried: dict[Carried, Any]) -> None:

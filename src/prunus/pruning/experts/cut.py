@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.loader import return_freed_memory
-from prunus.checkpoint.names import Origin
+from prunus.checkpoint.names import Origin, numbered
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import CHUNK, ITEMSIZES, Stored
 from prunus.errors import PrunusError
@@ -39,29 +39,17 @@ class Cut(Stored):
         return cut
 
     def read(self) -> Tensor:
-        """The tensor, in new memory."""
-        if type(self.whole) is Stored and self.axis == 0:
-            rows = (self._row(number).read() for number in self.kept)
-            return torch.stack(list(rows))
+        """The tensor, in new memory; all of the whole one is read."""
         return self.whole.read().index_select(self.axis, torch.tensor(self.kept))
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield the data in pieces; PrunusError if the file ends early."""
-        if type(self.whole) is Stored and self.axis == 0:
-            for number in self.kept:
-                yield from self._row(number).chunks()
-            return
+        """Yield the data in pieces."""
         data = self.read().contiguous().flatten().view(torch.uint8).numpy().data
         yield from (bytes(data[begin : begin + CHUNK]) for begin in range(0, len(data), CHUNK))
 
     def read_rows(self, rows: "Sequence[int]") -> Tensor:  # type: ignore[override]
         """Some rows of a matrix, for which all of it is read."""
         return self.read()[torch.as_tensor(list(rows))]
-
-    def _row(self, number: int) -> Stored:
-        size = self.whole.nbytes // self.whole.shape[0]
-        start = self.whole.start + number * size
-        return Stored(self.whole.file, self.whole.dtype, self.whole.shape[1:], start, start + size)
 
 
 def cut_block(source: Checkpoint, mixture: Mixture, kept: Sequence[int]) -> dict[str, Stored]:
@@ -76,21 +64,13 @@ def cut_block(source: Checkpoint, mixture: Mixture, kept: Sequence[int]) -> dict
                 continue
             done.add(name)
             stored = tensors.pop(name)
-            number = number_in(pattern, name)
+            number = re.search(numbered(pattern), name) if "*" in pattern else None
             if number is None:
                 tensors[name] = Cut.of(stored, axis_on_disk(origin, stored, axis, mixture.count), kept)
             elif int(number[1]) in kept:
                 new = kept.index(int(number[1]))
                 tensors[f"{name[: number.start(1)]}{new}{name[number.end(1) :]}"] = stored
     return tensors
-
-
-def number_in(pattern: str, name: str) -> re.Match[str] | None:
-    """The number of the expert in a name on disk, as group 1; None if the tensor is not of one expert alone."""
-    if "*" not in pattern:
-        return None
-    plain = pattern.replace("\\.", ".")  # some patterns are regular expressions
-    return re.search(re.escape(plain).replace(r"\*", r"(\d+)"), name)
 
 
 def axis_on_disk(origin: Origin, stored: Stored, axis: int, count: int) -> int:

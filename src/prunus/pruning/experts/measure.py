@@ -41,7 +41,7 @@ from prunus.pruning.calibration.saved_statistics import (
     run_dtype,
 )
 from prunus.pruning.depth.choice import check_finite
-from prunus.pruning.experts import Mixture, Unremovable, find_mixtures, masked
+from prunus.pruning.experts import Mixture, Unremovable, find_mixtures, masked, routing_only
 from prunus.pruning.experts.criteria import Reconstruction, Seen, unmet
 from prunus.recipes import ExpertsRecipe
 
@@ -114,7 +114,7 @@ def sets_of(mixture: Mixture, count: int) -> int:
 def error_of(block: nn.Module, mixture: Mixture, input_SD: Tensor) -> Callable[[Sequence[int]], float]:
     """The relative error of the layer's output as a function of the experts that are kept."""
     layer, experts = block.get_submodule(mixture.layer), block.get_submodule(mixture.experts)
-    with _routing_only(experts) as seen:
+    with routing_only(experts) as seen:
         layer(input_SD[None])
     hidden_SD, index_SK, gate_SK = seen.pop()
     table_ESD = torch.stack([run_expert(experts, e, hidden_SD)[1].float() for e in range(mixture.count)])
@@ -128,7 +128,7 @@ def error_of(block: nn.Module, mixture: Mixture, input_SD: Tensor) -> Callable[[
 
     def error(kept: Sequence[int]) -> float:
         removed = sorted(set(range(mixture.count)) - set(kept))
-        with _routing_only(experts) as seen, masked(block, mixture, removed) as mode:
+        with routing_only(experts) as seen, masked(block, mixture, removed) as mode:
             layer(input_SD[None])
         if not mode.seen:
             raise Unremovable(f"block {mixture.index}: its router's logits cannot be observed; use another method")
@@ -136,22 +136,6 @@ def error_of(block: nn.Module, mixture: Mixture, input_SD: Tensor) -> Callable[[
         return float(difference_SD.square().sum(1).sum()) / max(energy, 1e-30)
 
     return error
-
-
-@contextmanager
-def _routing_only(experts: Any) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
-    """Meanwhile, the experts compute nothing, and the arguments of each call are collected."""
-    seen: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def forward(hidden_SD: Tensor, index_SK: Tensor, gate_SK: Tensor) -> Tensor:
-        seen.append((hidden_SD, index_SK, gate_SK))
-        return torch.zeros_like(hidden_SD)
-
-    experts.forward = forward
-    try:
-        yield seen
-    finally:
-        del experts.__dict__["forward"]
 
 
 Counts = Callable[[Mixture], Sequence[int]]
@@ -175,77 +159,59 @@ def observe(
     runner = Runner(source.config, source.tensors, dtype, device)
     with torch.inference_mode(), full_float32(device), Steps("observing", total=last + 1, unit="blocks") as steps:
         hidden = HiddenStates(runner, chosen.sequences, None)
+        sampled = 0 if counts is None else min(TOKENS, hidden.tokens)
+        wanted = torch.linspace(0, hidden.tokens - 1, sampled).long()
         blocks = blocks_on(source, range(last + 1), device)
         for index in range(last + 1):
             block = runner.make_block(index, next(blocks))
             mixture = of_block.get(index)
-            watch = None if mixture is None else Watch(block, mixture, hidden.tokens, sample=counts is not None)
-            with nullcontext() if watch is None else watch:
+            with nullcontext() if mixture is None else watched(runner, block, mixture, wanted) as seen:
                 for batch, rows_NTW, input_NTW in hidden.batches_on(device):
-                    if watch is not None:
-                        watch.begin(batch.ids_NT.numel())
                     output_NTW = runner.run_block(block, input_NTW, batch)
                     check_finite(index, output_NTW)
                     rows_NTW.copy_(output_NTW)
-            if watch is not None and mixture is not None:
-                found = None if counts is None else reconstruct(block, mixture, watch.sample(), counts(mixture))
-                yield watch.seen(recipe.seed, found)
-            del block, watch  # before the next block is read
+            if mixture is not None and seen is not None:
+                token_E, sums_3E, read = seen
+                best = None if counts is None else reconstruct(block, mixture, torch.cat(read), counts(mixture))
+                yield Seen(index, token_E, *sums_3E, seed=recipe.seed, reconstruction=best)
+            del block, seen  # before the next block is read
             return_freed_memory()
             steps.advance()
 
 
-class Watch:
-    """Adds up what Seen has while a block runs: `with Watch(...) as watch`, and watch.begin(...) before each batch.
+@contextmanager
+def watched(
+    runner: Runner, block: nn.Module, mixture: Mixture, wanted: Tensor
+) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
+    """Meanwhile, what Seen has is added up: (E,) tokens, (3, E) sums, and what the layer reads for some tokens.
 
-    tokens: number of all of them. sample: whether to keep what the layer reads for TOKENS of them, evenly spaced.
+    wanted: the numbers of these among all tokens, ascending; may be empty.
     """
+    token_E = torch.zeros(mixture.count, dtype=torch.int64)
+    sums_3E = torch.zeros(3, mixture.count, dtype=torch.float64)
+    read: list[Tensor] = []
+    done = 0
 
-    def __init__(self, block: nn.Module, mixture: Mixture, tokens: int, sample: bool) -> None:
-        self._block, self._mixture = block, mixture
-        self._token_E = torch.zeros(mixture.count, dtype=torch.int64)
-        self._sums_3E = torch.zeros(3, mixture.count, dtype=torch.float64)
-        self._count = self._done = 0
-        self._wanted = torch.linspace(0, tokens - 1, min(TOKENS, tokens)).long() if sample else torch.zeros(0).long()
-        self._inputs: list[Tensor] = []
-
-    def begin(self, count: int) -> None:
-        """Tell that a batch with this number of tokens is next."""
-        self._mine = self._wanted[(self._wanted >= self._done) & (self._wanted < self._done + count)] - self._done
-        self._count, self._done = count, self._done + count
-
-    def __enter__(self) -> "Watch":
-        self._observing = observe_experts(self._block, self._see)
-        self._observing.__enter__()
-        layer = self._block.get_submodule(self._mixture.layer)
-        self._handle = layer.register_forward_pre_hook(self._keep, with_kwargs=True) if len(self._wanted) else None
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._observing.__exit__(*error)
-        if self._handle is not None:
-            self._handle.remove()
-
-    def sample(self) -> Tensor:
-        """(S, D) what the layer read for the sampled tokens."""
-        return torch.cat(self._inputs)
-
-    def seen(self, seed: int, reconstruction: Reconstruction | None) -> Seen:
-        """What was observed."""
-        return Seen(self._mixture.index, self._token_E, *self._sums_3E, seed=seed, reconstruction=reconstruction)
-
-    def _see(self, routed: Routed) -> None:
+    def see(routed: Routed) -> None:
         norm_S, gate_S = routed.output_SD.float().norm(dim=-1).double(), routed.weight_S.double()
-        self._token_E[routed.expert] += len(gate_S)
-        self._sums_3E[:, routed.expert] += torch.stack([gate_S, norm_S, gate_S * norm_S]).sum(1).cpu()
+        token_E[routed.expert] += len(gate_S)
+        sums_3E[:, routed.expert] += torch.stack([gate_S, norm_S, gate_S * norm_S]).sum(1).cpu()
 
-    def _keep(self, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        values = [*args, *kwargs.values()]
-        if len(values) != 1 or values[0].shape[-1] * self._count != values[0].numel():
+    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        nonlocal done
+        values, count = [*args, *kwargs.values()], runner.batch.ids_NT.numel()
+        if len(values) != 1 or values[0].shape[-1] * count != values[0].numel():
             raise Unremovable(
-                f"block {self._mixture.index}: its expert layer reads more than hidden states; use another method"
+                f"block {mixture.index}: its expert layer reads more than hidden states; use another method"
             )
-        self._inputs.append(values[0].flatten(0, -2)[self._mine.to(values[0].device)])
+        mine = wanted[(wanted >= done) & (wanted < done + count)] - done
+        read.append(values[0].flatten(0, -2)[mine.to(values[0].device)])
+        done += count
+
+    layer = block.get_submodule(mixture.layer)
+    hook = layer.register_forward_pre_hook(keep, with_kwargs=True) if len(wanted) else nullcontext()
+    with hook, observe_experts(block, see):
+        yield token_E, sums_3E, read
 
 
 def expert_stats(

@@ -5,22 +5,14 @@ features, B: columns of a block. Weights are stored transposed, so that a column
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from prunus.pruning.calibration.statistics import DAMPING, Hessian, InputStats
+from prunus.pruning.calibration.statistics import Hessian, InputStats
 from prunus.pruning.masks import Target, kth_lowest, lowest_in_tensor, lowest_per_pattern, zeros_wanted
 
 BLOCK = 128
-
-
-class Update(NamedTuple):
-    """A new weight and its loss 1/2 tr(D H D^T), for the change D of the weight and the damped Hessian H."""
-
-    weight_OI: Tensor
-    loss: float
 
 
 # choose(scores (O, B) of some columns, index of the first of them) -> (O, B) true at weights to zero.
@@ -36,7 +28,7 @@ def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tenso
     """
     width = None if target.pattern is None else target.pattern[1]
     block = BLOCK if width is None else max(width, BLOCK // width * width)
-    return reconstruct(weight_OI, _hessian(inputs), _adaptive(target, len(weight_OI)), width, block=block).weight_OI
+    return reconstruct(weight_OI, _hessian(inputs), _adaptive(target, len(weight_OI)), width, block=block)
 
 
 def updated(weight_OI: Tensor, masked_OI: Tensor, inputs: InputStats | None) -> Tensor:
@@ -48,34 +40,26 @@ def updated(weight_OI: Tensor, masked_OI: Tensor, inputs: InputStats | None) -> 
     def fixed(score_OB: Tensor, start: int) -> Tensor:
         return masked_OI[:, start : start + score_OB.shape[1]] == 0
 
-    return reconstruct(weight_OI, _hessian(inputs), fixed).weight_OI
+    return reconstruct(weight_OI, _hessian(inputs), fixed)
 
 
 def reconstruct(
-    weight_OI: Tensor,
-    hessian: Hessian,
-    choose: Choice,
-    width: int | None = None,
-    *,
-    block: int = BLOCK,
-    damping: float = DAMPING,
-) -> Update:
+    weight_OI: Tensor, hessian: Hessian, choose: Choice, width: int | None = None, *, block: int = BLOCK
+) -> Tensor:
     """Zero the weights chosen by `choose`, block by block from the left, and update the columns after each of them.
 
     width: number of columns for which `choose` is called at a time, with weights updated up to there; None: a block.
     """
-    upper_II = hessian.inverse_factor(damping)
+    upper_II = hessian.inverse_factor
     weight_IO = weight_OI.T.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    loss = 0.0
     for start in range(0, len(weight_IO), block):
         part_BO, upper_BB = weight_IO[start : start + block], upper_II[start : start + block, start : start + block]
         dead_B = hessian.dead_I[start : start + block]
         error_BO = _prune_block(part_BO, upper_BB, dead_B, choose, start, width or len(part_BO))
-        loss += 0.5 * error_BO.square().sum().item()
         end = start + len(part_BO)
         if bool(error_BO.any()):  # adding zeros would still turn a -0.0 into 0.0
             weight_IO[end:].addmm_(upper_II[start:end, end:].T, error_BO, alpha=-1)
-    return Update(weight_IO.to(weight_OI.dtype).T.contiguous(), loss)
+    return weight_IO.to(weight_OI.dtype).T.contiguous()
 
 
 def _prune_block(part_BO: Tensor, upper_BB: Tensor, dead_B: Tensor, choose: Choice, start: int, width: int) -> Tensor:

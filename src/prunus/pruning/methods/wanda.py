@@ -9,7 +9,6 @@ from torch import Tensor
 from prunus.declarations import Method
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target, zero_lowest, zero_lowest_of_rows, zeros_wanted
-from prunus.pruning.methods.loss_gradients import OutputGradients
 from prunus.recipes import PruneRecipe
 
 
@@ -39,7 +38,7 @@ def configure(method: Method, recipe: PruneRecipe) -> Method:
             raise ValueError("F-Wanda needs norms and the Fisher information of the outputs")
         return zero_by_budgets(weight_OI, score(weight_OI, inputs.norm_I), inputs.fisher_O, target, recipe.row_power)
 
-    return method._replace(prune=prune_by_budgets, group="tensor", passes=(OutputGradients,))
+    return method._replace(prune=prune_by_budgets, group="tensor", fisher=True)
 
 
 # F-Wanda: rows whose outputs matter more to the loss keep more weights.

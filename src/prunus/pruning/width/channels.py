@@ -81,6 +81,10 @@ class Place:
     interleaved: bool = False
     expert: int | None = None
 
+    def own(self, whole: Tensor) -> tuple[Tensor, int]:
+        """(the part of the tensor that belongs to the unit, the axis of its channels)."""
+        return (whole, self.axis) if self.expert is None else (whole[self.expert], self.axis - 1)
+
     def entries(self, width: int, channels: Iterable[int]) -> list[int]:
         """The entries along the axis of these of `width` channels, in the order in which the tensor has them."""
         chosen = list(channels)
@@ -456,11 +460,8 @@ def _read_by_down(
     with giving_zeros(module for module in layer.modules() if isinstance(module, nn.Linear) and is_linear(module)):
         for name, made_O in outputs.items():
             layer.get_submodule(name).forward = _giving(made_O)
-        handle = layer.get_submodule(down).register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
-        try:
+        with layer.get_submodule(down).register_forward_pre_hook(lambda _module, args: seen.append(args[0])):
             run_hollow(source, index, carried)
-        finally:
-            handle.remove()
     if not seen:
         raise Unnarrowable(f"{down} of block {index} is not called")
     return seen[0]
@@ -482,25 +483,16 @@ def narrowed(
     many.
     """
     found = dict(tensors)
-    stacked: dict[str, dict[int, list[int]]] = {}
-    axes: dict[str, int] = {}
+    of_experts: dict[str, dict[int, Tensor]] = {}
     for unit in units:
         for place in unit.places:
-            entries = place.entries(unit.width, kept[unit.down])
-            if place.expert is not None:
-                stacked.setdefault(place.name, {})[place.expert] = entries
-                axes[place.name] = place.axis
+            own, axis = place.own(tensors[place.name])
+            some = own.index_select(axis, torch.tensor(place.entries(unit.width, kept[unit.down]), device=own.device))
+            if place.expert is None:
+                found[place.name] = some
             else:
-                whole = tensors[place.name]
-                found[place.name] = whole.index_select(place.axis, torch.tensor(entries, device=whole.device))
-    for name, of_expert in stacked.items():
-        whole, axis = tensors[name], axes[name] - 1
-        rows = [
-            whole[expert].index_select(axis, torch.tensor(of_expert[expert], device=whole.device))
-            for expert in range(len(whole))
-        ]
-        found[name] = torch.stack(rows)
-    return found
+                of_experts.setdefault(place.name, {})[place.expert] = some
+    return found | {name: torch.stack([of[n] for n in range(len(of))]) for name, of in of_experts.items()}
 
 
 def zeroed(
@@ -516,9 +508,8 @@ def zeroed(
         for place in unit.places:
             if found[place.name] is tensors[place.name]:
                 found[place.name] = tensors[place.name].clone()
-            whole = found[place.name]
-            own, axis = (whole, place.axis) if place.expert is None else (whole[place.expert], place.axis - 1)
-            own.index_fill_(axis, torch.tensor(place.entries(unit.width, gone), device=whole.device).long(), 0)
+            own, axis = place.own(found[place.name])
+            own.index_fill_(axis, torch.tensor(place.entries(unit.width, gone), device=own.device).long(), 0)
     return found
 
 

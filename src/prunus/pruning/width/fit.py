@@ -7,6 +7,7 @@ sequences, T tokens, S tokens of one call, W numbers per token between two block
 
 import random
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -356,8 +357,9 @@ def observe(
 
         return hook
 
-    handles = [linear.register_forward_pre_hook(watch(down)) for down, linear in linears.items()]
-    try:
+    with ExitStack() as hooks:
+        for down, linear in linears.items():
+            hooks.enter_context(linear.register_forward_pre_hook(watch(down)))
         for batch, rows_NTW, wanted_NTW, held_NT in batches:
             given_NTW = rows_NTW.to(runner.device)
             output_NTW = runner.run_block(block, given_NTW, batch)
@@ -366,9 +368,6 @@ def observe(
                 error_NTW = (wanted_NTW.to(runner.device) - output_NTW) / gain
                 sums[down].add(input_SI, counted_S, error_NTW.flatten(0, 1), held_NT.flatten().to(counted_S.device))
             seen.clear()
-    finally:
-        for handle in handles:
-            handle.remove()
     return {down: of.inputs(f"{name}, {down}", gain is not None) for down, of in sums.items()}
 
 
@@ -385,11 +384,8 @@ def gain_of(runner: Runner, block: nn.Module, down: str, rows_NTW: Tensor, batch
     generator = torch.Generator().manual_seed(0)
     more_W = torch.randn(runner.width, generator=generator).to(before_NTW.device, torch.float64)
     more_W *= before_NTW.square().mean().sqrt()
-    handle = linear.register_forward_hook(lambda _module, _args, output: output + more_W.to(output.dtype))
-    try:
+    with linear.register_forward_hook(lambda _module, _args, output: output + more_W.to(output.dtype)):
         change_NTW = runner.run_block(block, given_NTW, batch.copy()).double() - before_NTW
-    finally:
-        handle.remove()
     gain = float((change_NTW * more_W).sum() / (more_W.square().sum() * change_NTW[..., 0].numel()).clamp(min=1e-300))
     off = (change_NTW - gain * more_W).abs().max()
     return gain if gain and bool(off <= GAIN_TOLERANCE * abs(gain) * more_W.abs().max()) else None
