@@ -274,10 +274,16 @@ def test_interrupted_work_resumes_to_the_same_bytes(made, tmp_path, monkeypatch)
 def test_what_cannot_be_done_is_one_line(made, tmp_path, monkeypatch):
     make_random_model("llama", tmp_path / "llama")
     cases = {
-        "1 of 8 experts are fewer than the 2 that the router chooses": ("mixtral", {"keep": 0.125}),
+        "1 of 8 experts do not fit the router, which chooses 2 for each token: keep at least 2": (
+            "mixtral",
+            {"keep": 0.125},
+        ),
         "llama) has no routed experts": (tmp_path / "llama", {}),
-        "5 of 8 experts do not give; keep a multiple of 2": ("deepseek_v3", {"keep": None, "drop": 3}),
-        "2 of 8 experts leave 1 in each of 2 groups": ("deepseek_v3", {"keep": 0.25}),
+        "2 for each token, from 1 of 2 groups of equal size (n_group): keep a multiple of 2, at least 4": (
+            "deepseek_v3",
+            {"keep": None, "drop": 3},
+        ),
+        "2 of 8 experts do not fit the router": ("deepseek_v3", {"keep": 0.25}),
         "drop 8 would keep 0 of 8 experts": ("mixtral", {"keep": None, "drop": 8}),
         "keep 0.99 would keep 8 of 8 experts": ("mixtral", {"keep": 0.99}),
         "keep and drop both set": ("mixtral", {"drop": 1}),

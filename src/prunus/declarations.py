@@ -114,10 +114,14 @@ class Criterion(NamedTuple):
 Declaration = TypeVar("Declaration", Method, Allocation, DepthMethod, Criterion)
 
 
-def spread(below: float, own_default: float) -> Setting:
+SPREADS = {"owl": 0.08, "alphapruning": 0.3, "layerif-sketch": 0.3}  # of recipes that do not say it
+
+
+def spread(below: float) -> Setting:
     """The option of the allocations that limit the range of the blocks' sparsities."""
     help = "how far apart sparsities may get: half their range (alphapruning, layerif-sketch: as a share of sparsity)."
-    return Setting("spread", float, None, help, at_least=0, below=below, own_default=own_default)
+    usual = ", ".join(f"{value:g} for {allocation}" for allocation, value in SPREADS.items())
+    return Setting("spread", float, None, f"{help} Default: {usual}.", at_least=0, below=below)
 
 
 INFLUENCE = (
@@ -200,7 +204,7 @@ _ALLOCATIONS = (
         needs="norms",
         score="outliers in %",
         options=(
-            spread(below=0.5, own_default=0.08),
+            spread(below=0.5),
             Setting(
                 "outlier_threshold",
                 float,
@@ -218,7 +222,7 @@ _ALLOCATIONS = (
         needs="weights",
         score="tail exponent",
         options=(
-            spread(below=1, own_default=0.3),
+            spread(below=1),
             Setting(
                 "window",
                 str,
@@ -246,7 +250,7 @@ _ALLOCATIONS = (
         needs="gradients",
         score="influence",
         options=(
-            spread(below=1, own_default=0.3),
+            spread(below=1),
             *INFLUENCE,
         ),
         sampling=tuple(option.name for option in INFLUENCE),

@@ -100,7 +100,7 @@ def written_last(path: Path, content: str) -> Iterator[None]:
 
     Raises PrunusError, with the reason, if it cannot be written.
     """
-    with write_errors(path), atomic_file(path) as stream:
+    with disk_errors(path), atomic_file(path) as stream:
         stream.write(content.encode())
         stream.flush()
         yield
@@ -206,24 +206,15 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 @contextmanager
-def disk_errors(folder: Path, needed: int) -> Iterator[None]:
-    """Within the context, turn errors of writing into a PrunusError that names the folder and the space needed."""
+def disk_errors(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Within the context, turn errors of writing to path into a PrunusError. needed: bytes in all, where known."""
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if needed is not None and error.errno in _FULL:
             raise DiskFull(
-                f"the disk of {folder} is full: {show_bytes(needed)} are needed in all; free some space and run again"
+                f"the disk of {path} is full: {show_bytes(needed)} are needed in all; free some space and run again"
             ) from error
-        raise explained(error, folder) from error
-
-
-@contextmanager
-def write_errors(path: Path) -> Iterator[None]:
-    """Within the context, turn errors of writing into the PrunusError of `explained`."""
-    try:
-        yield
-    except OSError as error:
         raise explained(error, path) from error
 
 

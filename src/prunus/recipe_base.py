@@ -36,8 +36,7 @@ def with_options(*kinds: Mapping[str, Any]) -> Callable[[Class], Class]:
                 late = name not in cls.__annotations__
                 cls.__annotations__.setdefault(name, owners[0][1].hint)
                 one = owners[0][1]
-                own = ", ".join(f"{each.own_default:g} for {owner}" for owner, each in owners if each.own_default)
-                help = f"{', '.join(owner for owner, _ in owners)}: {one.help}{own and f' Default: {own}.'}"
+                help = f"{', '.join(owner for owner, _ in owners)}: {one.help}"
                 setattr(cls, name, setting(one.default, help, choices=one.choices, late=late, group=ADVANCED))
         return cls
 

@@ -49,8 +49,7 @@ class Setting(NamedTuple):
     have: the one to use now}.
 
     A method, allocation or depth method (its owner) may declare settings, which become fields of the recipe. Several
-    owners may declare the same one; types and defaults must agree, while the range may differ, and own_default, which
-    the owner uses where the default is None.
+    owners may declare the same one; types and defaults must agree, while the range may differ.
     """
 
     name: str
@@ -62,7 +61,6 @@ class Setting(NamedTuple):
     above: float | None = None
     at_most: float | None = None
     below: float | None = None
-    own_default: Any = None
     note: str = ""
     conflicts: tuple[Conflict, ...] = ()
     metavar: str | None = None
@@ -81,11 +79,6 @@ class Setting(NamedTuple):
         """The type of the recipe's field."""
         plain: Any = Literal[self.choices] if self.choices else self.type
         return plain if self.default is not None else plain | None
-
-    def of(self, recipe: Any) -> Any:
-        """The value that takes effect: the recipe's, or own_default where it is None."""
-        value = getattr(recipe, self.name)
-        return self.own_default if value is None else value
 
     def check(self, value: Any, owner: str = "") -> None:
         """Raise PrunusError if a value of the right type is not one of the choices or is outside the range."""

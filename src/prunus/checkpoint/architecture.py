@@ -111,7 +111,8 @@ class Architecture:
         self.outputs, self._axis = 0, 0
         self.carried: set[Carried] = set()
         self.probe: Recording
-        with torch.inference_mode(False), torch.no_grad(), self._zeros_outside_blocks():
+        of_blocks = set(self.layers.parameters())
+        with torch.inference_mode(False), torch.no_grad(), hollow(model, lambda one: one not in of_blocks):
             self._find_structure()
 
     def block_prefix(self, index: int) -> str:
@@ -310,13 +311,6 @@ class Architecture:
             raise Unstreamable(f"its hidden states, {shape}, are not laid out by sequence and token")
         self._axis = pairs[0]
         self._others = (*shape[: self._axis], *shape[self._axis + 2 :])
-
-    @contextmanager
-    def _zeros_outside_blocks(self) -> Iterator[None]:
-        """Meanwhile, parameters outside the blocks are zeros, which take no memory."""
-        inside = set(self.layers.parameters())
-        with hollow(self.model, lambda parameter: parameter not in inside):
-            yield
 
 
 @contextmanager

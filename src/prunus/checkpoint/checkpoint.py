@@ -272,18 +272,15 @@ class Checkpoint(ModelFolder):
             elif name in parameters:
                 raise PrunusError(f"{self.folder} lacks the tensor '{name}' that its config.json asks for")
         assert self._tensors_by_block
-        foreign = [name for name in self.names.unknown if re.match(self._numbered, name) and not self._may_ignore(name)]
+        # Names on disk of tensors of blocks, also of more blocks than the model has.
+        of_blocks = "|".join(rf"{re.escape(stem)}\d+\." for stem in self._stems)
+        foreign = [name for name in self.names.unknown if re.match(of_blocks, name) and not self._may_ignore(name)]
         if foreign:
             more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
             raise PrunusError(
                 f"{self.folder} holds '{foreign[0]}'{more}, for which {self.config.model_type} as config.json describes"
                 f" it has no place in transformers {version_of('transformers')}: its blocks would not be what they were"
             )
-
-    @property
-    def _numbered(self) -> str:
-        """A pattern for the names on disk of tensors of blocks, also of more blocks than the model has."""
-        return "|".join(rf"{re.escape(stem)}\d+\." for stem in self._stems)
 
     def _may_ignore(self, name: str) -> bool:
         """Whether transformers ignores a tensor: blocks that predict further tokens, old buffers."""

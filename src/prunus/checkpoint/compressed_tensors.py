@@ -24,7 +24,7 @@ _BITS = (4, 8)
 _ROWS = 1024  # dequantised at a time
 # Ends of the names of a Linear's tensors. Those of activations are not needed to read weights.
 _OPTIONAL = ("weight_shape", "weight_zero_point", "weight_g_idx")
-_OF_ACTIVATIONS = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
+OF_ACTIVATIONS = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
 
 
 class Format(NamedTuple):
@@ -120,25 +120,16 @@ def product(code_OI: Tensor, scale_OG: Tensor) -> Tensor:
     return code_OI.to(scale_OG.dtype) * full_OI
 
 
-def linears_in(stored: Mapping[str, Stored]) -> dict[str, dict[str, str]]:
-    """By the name of each quantised weight: {kind of tensor: its name on disk}, its integers and scales first.
-
-    A tensor of activations has its own name as its kind."""
-    found: dict[str, dict[str, str]] = {}
+def linears_in(stored: Mapping[str, Stored]) -> dict[str, dict[str, Stored]]:
+    """{Linear: {kind of tensor: where it is}} of quantised Linears, integers and scales first; none of activations."""
+    found: dict[str, dict[str, Stored]] = {}
     for name, tensor in stored.items():
         linear, _, kind = name.rpartition(".")
         is_numbers = kind == "weight_packed" or (kind == "weight" and tensor.dtype == "I8")
-        if not is_numbers or f"{linear}.weight_scale" not in stored:
-            continue
-        own = {kind: name, "weight_scale": f"{linear}.weight_scale"}
-        own |= {one: f"{linear}.{one}" for one in (*_OPTIONAL, *_OF_ACTIVATIONS) if f"{linear}.{one}" in stored}
-        found[f"{linear}.weight"] = own
+        if is_numbers and f"{linear}.weight_scale" in stored:
+            names = {one: f"{linear}.{one}" for one in (kind, "weight_scale", *_OPTIONAL)}
+            found[linear] = {one: stored[name] for one, name in names.items() if name in stored}
     return found
-
-
-def needed_of(own: Mapping[str, str]) -> dict[str, str]:
-    """The same without tensors of activations."""
-    return {kind: name for kind, name in own.items() if kind not in _OF_ACTIVATIONS}
 
 
 def shape_of(parts: Mapping[str, Stored]) -> tuple[int, int] | None:

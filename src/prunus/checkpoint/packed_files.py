@@ -275,14 +275,9 @@ class PackedCheckpoint(Checkpoint):
         self.dense = open_source(self.packed, source) if self.masks_only else None
         super().__init__(folder)
 
-    @property
-    def packed_tensors(self) -> Mapping[str, PackedTensor]:
-        """The tensors in the packed file, without those that only the source has."""
-        return self.packed.tensors
-
     def _find_tensors(self) -> Mapping[str, Stored]:
         if self.dense is None:
-            return self.packed_tensors
+            return self.packed.tensors
         return {**self.dense.tensors, **attach_source(self.packed, self.dense)}
 
 

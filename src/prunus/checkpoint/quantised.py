@@ -121,18 +121,17 @@ def _from_integers(stored: Mapping[str, Stored], dtype: torch.dtype | None) -> d
     """The same for compressed-tensors, in dtype; None: in that of the scales."""
     found = dict(stored)
     names = {of: name for name, of in DTYPES.items()}
-    for plain, own in compressed_tensors.linears_in(stored).items():
-        for name in own.values():
-            found.pop(name, None)
-        kinds = {kind: stored[name] for kind, name in compressed_tensors.needed_of(own).items()}
+    for linear, kinds in compressed_tensors.linears_in(stored).items():
+        for kind in (*kinds, *compressed_tensors.OF_ACTIVATIONS):
+            found.pop(f"{linear}.{kind}", None)
         numbers, scales = list(kinds.values())[:2]
         shape = compressed_tensors.shape_of(kinds)
         if shape is None or scales.dtype not in DTYPES:
-            raise PrunusError(f"{numbers.file}: the scales or the shape of '{plain}' do not match its numbers")
+            raise PrunusError(f"{numbers.file}: the scales or the shape of '{linear}.weight' do not match its numbers")
         read_as = scales.dtype if dtype is None else names.get(dtype, scales.dtype)
         one = Dequantised(numbers.file, read_as, shape, numbers.start, numbers.end)
-        one.parts, one.method = {own[kind]: part for kind, part in kinds.items()}, compressed_tensors.METHOD
-        found[plain] = one
+        one.parts, one.method = {f"{linear}.{kind}": p for kind, p in kinds.items()}, compressed_tensors.METHOD
+        found[f"{linear}.weight"] = one
     return found
 
 

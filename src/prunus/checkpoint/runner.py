@@ -269,13 +269,11 @@ class Runner:
         def after(*_: Any) -> None:
             module.weight, module.padding_idx = meta, padding
 
-        handles = [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-        try:
-            yield
-        finally:
-            after()
-            for handle in handles:
-                handle.remove()
+        with module.register_forward_pre_hook(before), module.register_forward_hook(after):
+            try:
+                yield
+            finally:
+                after()
 
     def _cast(self, name: str, tensor: Tensor) -> Tensor:
         """A stored tensor in the dtype of the model's tensor with this name."""

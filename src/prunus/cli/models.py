@@ -178,9 +178,11 @@ def carry_out(kind: Step, model: str, out: Path, asked: Mapping[str, Any], where
     if not recovers:
         check_calibration(recipe, model, out, stats=where.stats)
         if where.stats is not None:
-            from prunus.pruning.calibration.saved_statistics import FIELDS, check_given
+            from prunus.checkpoint.checkpoint import Checkpoint
+            from prunus.pruning.calibration.saved_statistics import FIELDS, SavedStats
 
-            check_given(where.stats, model, {name: asked[name] for name in FIELDS if name in asked})
+            saved = SavedStats(where.stats, Checkpoint(resolve(model)))
+            saved.check_given({name: asked[name] for name in FIELDS if name in asked})
         show_summary(kind.make(model, out, recipe, where, None))
         return
     if where.stats is not None:

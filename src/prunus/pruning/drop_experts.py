@@ -9,7 +9,7 @@ import torch
 from prunus.checkpoint.safetensors_file import Entry, entry_of
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
-from prunus.pruning.experts import Mixture, find_mixtures
+from prunus.pruning.experts import Mixture, find_mixtures, span
 from prunus.pruning.experts.criteria import CRITERIA, Choice, Seen, choose
 from prunus.pruning.experts.cut import cut_tensors, smaller_model, verify
 from prunus.pruning.experts.measure import fitting, observe, seen_in
@@ -136,6 +136,4 @@ def measure(job: Job[ExpertsRecipe], mixtures: Sequence[Mixture], calibration: C
 
 def experts_text(mixtures: Sequence[Mixture], kept: Mapping[int, int]) -> str:
     """How many experts blocks keep: `6 of 8`, or `4 to 7 of 8`."""
-    before, after = sorted({m.count for m in mixtures}), sorted(set(kept.values()))
-    left = str(after[0]) if len(after) == 1 else f"{after[0]} to {after[-1]}"
-    return f"{left} of {before[0] if len(before) == 1 else f'{before[0]} to {before[-1]}'}"
+    return f"{span(kept.values())} of {span(mixture.count for mixture in mixtures)}"

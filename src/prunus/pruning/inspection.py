@@ -225,7 +225,7 @@ def packed_linear_size(source: Checkpoint, index: int, linear: Linear, weight_OI
     if linear.experts and len(source.tensors[source.weight_sources(index, linear.name)[0]].shape) != 2:
         return weight_OI.nbytes  # one tensor holds all experts, and stays dense
     if isinstance(source, PackedCheckpoint):
-        return sum(source.packed_tensors[name].packed_nbytes for name in source.weight_sources(index, linear.name))
+        return sum(source.packed.tensors[name].packed_nbytes for name in source.weight_sources(index, linear.name))
     kept = int(np.count_nonzero(bit_patterns(weight_OI)))
     return min(weight_OI.nbytes, packed_nbytes(tuple(weight_OI.shape), kept, weight_OI.itemsize))
 
@@ -233,7 +233,7 @@ def packed_linear_size(source: Checkpoint, index: int, linear: Linear, weight_OI
 def packed_size(source: Checkpoint, linears: Sequence[LinearFacts]) -> int:
     """Bytes of all tensors in the packed file, or in the file that pack would write."""
     if isinstance(source, PackedCheckpoint):
-        return sum(tensor.packed_nbytes for tensor in source.packed_tensors.values())
+        return sum(tensor.packed_nbytes for tensor in source.packed.tensors.values())
     dense = sum(row.weights for row in linears) * source.dtype.itemsize
     return source.nbytes - dense + sum(row.packed_bytes for row in linears)
 

@@ -1,5 +1,6 @@
 """Prune a checkpoint block by block, with one block and the calibration tokens' hidden states in memory."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -174,8 +175,8 @@ def prune_block(
     hidden: becomes the input of the next block. tensors: the block's; those of the pruned Linears are removed from it.
     digest: of the block in the source, for the record.
     """
-    names = [linear.name for linear in job.linears[index]]
-    groups: Iterable[Mapping[str, InputStats | None]] = [dict.fromkeys(names)]
+    linears = {linear.name: linear for linear in job.linears[index]}
+    groups: Iterable[Mapping[str, InputStats | None]] = [dict.fromkeys(linears)]
     pruned: dict[str, Tensor] = {}
     run: BlockRun | None = None
     if job.saved is not None:
@@ -186,31 +187,27 @@ def prune_block(
         measured = PROPAGATIONS[job.recipe.propagation](run)
         file = None if job.gradients is None else file_in(job.gradients, index)
         groups = measured if file is None else with_gradients(measured, file, job.device)
-    zeros: dict[str, int] = {}
-    sizes: dict[str, int] = {}
-    dead: dict[str, int] = {}
-    pooled: dict[str, int] = {}
+    zeros, sizes, dead, pooled = Counter[str](), Counter[str](), Counter[str](), dict[str, int]()
     warnings: list[str] = []
     has_experts = run is not None and run.has_experts
     keeps_dense = has_experts and job.recipe.propagation == "dense"
-    by_name = {linear.name: linear for linear in job.linears[index]}
     copies = StorageCopies()
     for group in map(dict, groups):
-        for name in [name for name in names if name in group]:
+        for name, linear in [(name, linear) for name, linear in linears.items() if name in group]:
             weight_OI, inputs = tensors.pop(f"{name}.weight"), group.pop(name)
             new_OI = job.method.prune(weight_OI.to(job.device), inputs, job.zeros(index, name))
             if run is not None and not keeps_dense:
-                set_weight(run.block, by_name[name], new_OI.to(job.dtype))
+                set_weight(run.block, linear, new_OI.to(job.dtype))
             # In place for experts, of which there would be a second copy otherwise.
-            if by_name[name].experts and weight_OI.device.type == "cpu":
+            if linear.experts and weight_OI.device.type == "cpu":
                 pruned[name] = (copies.of(weight_OI) if keeps_dense else weight_OI).copy_(new_OI)
             else:
                 pruned[name] = new_OI.cpu()
-            summary = job.source.block_name(index, by_name[name].summary_name)
-            zeros[summary] = zeros.get(summary, 0) + count_zeros(new_OI)
-            sizes[summary] = sizes.get(summary, 0) + new_OI.numel()
+            summary = job.source.block_name(index, linear.summary_name)
+            zeros[summary] += count_zeros(new_OI)
+            sizes[summary] += new_OI.numel()
             if inputs is not None and (unused := int((inputs.norm_I == 0).sum())):
-                dead[summary] = max(unused, dead.get(summary, 0))
+                dead[summary] = max(unused, dead[summary])
             if inputs is not None and inputs.hessian is not None and inputs.hessian.warning is not None:
                 warnings.append(inputs.hessian.warning)
             if inputs is not None and inputs.pooled is not None:

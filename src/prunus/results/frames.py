@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from prunus.budgets import NAMED
-from prunus.disk import check_export, write_errors, write_export
+from prunus.disk import check_export, disk_errors, write_export
 from prunus.errors import PrunusError, nearest
 from prunus.margins import MarginLike
 from prunus.results.cells import Cell, Ending, Identity, Sized
@@ -160,7 +160,7 @@ def export(store: str | Path, out: str | Path, format: Format = "csv", overwrite
     targets = {name: folder / f"{name}.{format}" for name in ("runs", "samples", "curve")}
     check_export(targets.values(), overwrite)
     frames = {path: getattr(results, name)() for name, path in targets.items()}
-    with write_errors(folder):
+    with disk_errors(folder):
         write_export({path: partial(_encoded, frame, format) for path, frame in frames.items()})
     return {str(path): len(frame) for path, frame in frames.items()}
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from math import floor
 
-from prunus.declarations import Allocation, declared
+from prunus.declarations import SPREADS
 from prunus.errors import PrunusError
 from prunus.recipes import PruneRecipe
 
@@ -56,8 +56,7 @@ def decreasing_sparsities(
 
 def spread_of(allocation: str, recipe: PruneRecipe) -> float:
     """The recipe's spread, or the allocation's own if the recipe has none."""
-    options = declared(Allocation)[allocation].options
-    return next(option for option in options if option.name == "spread").of(recipe)
+    return SPREADS[allocation] if recipe.spread is None else recipe.spread
 
 
 def check_target(target: float) -> None:

@@ -140,7 +140,9 @@ def sums_of_samples(path: Path, data: Any, groups: Sequence[str], blocks: int) -
             raise PrunusError(f"{path}: {name} has the unknown key '{unknown}'; keys of this model are {keys}")
         for group, totals in sums.items():
             for index in range(blocks):
-                if not is_finite(value := scores.get(key := f"layer_{index}_{group}")):
+                key = f"layer_{index}_{group}"
+                value: Any = scores.get(key)
+                if not is_finite(value):
                     found = repr(value) if key in scores else "missing"
                     raise PrunusError(f"{path}: '{key}' of {name} is {found}; every block needs a finite number")
                 totals[index] += value if alone else max(0.0, value)

@@ -75,9 +75,35 @@ class BackwardBlock(NamedTuple):
 
     def run(self, hook: GradientHook) -> None:
         """Run all sequences forwards and backwards through the block; must be called once."""
-        runner, linears = self.model.runner, self.model.linears[self.number]
         for batch, inputs_NTW, up_NTW in self.inputs.batches_with(self.up_SW):
-            up_NTW.copy_(backward(runner, self.block, batch, inputs_NTW, up_NTW.to(runner.device), linears, hook))
+            up_NTW.copy_(self._backward(batch, inputs_NTW, up_NTW.to(self.model.runner.device), hook))
+
+    def _backward(self, batch: Batch, inputs_NTW: Tensor, up_NTW: Tensor, hook: GradientHook) -> Tensor:
+        """(N, T, W) gradient with respect to the block's input, after one forward and backward pass of a batch.
+
+        up_NTW: gradient with respect to the block's output. hook: called for each of the linears.
+        """
+        runner, block = self.model.runner, self.block
+
+        def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+            def forward_hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+                token_S = tokens_read(block, name)
+
+                def rows_of(table: Tensor) -> Tensor:
+                    return by_sequence(table, batch) if token_S is None else padded(table, token_S, batch)
+
+                kept = [hook.forward(name, rows_of(inputs[0].detach()))]
+                output.register_hook(lambda delta: hook.backward(name, kept.pop(), rows_of(delta)))
+
+            return forward_hook
+
+        leaf_NTW = inputs_NTW.to(runner.device, runner.dtype, copy=True).requires_grad_()
+        with ExitStack() as hooks:
+            for name in self.model.linears[self.number]:
+                hooks.enter_context(block.get_submodule(name).register_forward_hook(hook_of(name)))
+            runner.run_block(block, leaf_NTW, batch).backward(up_NTW)
+        assert leaf_NTW.grad is not None
+        return leaf_NTW.grad
 
 
 def backward_blocks(
@@ -187,41 +213,6 @@ def head_gradients(runner: Runner, states_NTX: Tensor, target_NT: Tensor, counte
         assert part_NTX.grad is not None
         result_NTX[:, begin : begin + most] = part_NTX.grad
     return result_NTX
-
-
-def backward(
-    runner: Runner,
-    block: nn.Module,
-    batch: Batch,
-    inputs_NTW: Tensor,
-    up_NTW: Tensor,
-    linears: Sequence[str],
-    hook: GradientHook,
-) -> Tensor:
-    """(N, T, W) gradient with respect to a block's input, after one forward and backward pass of a batch.
-
-    up_NTW: gradient with respect to the block's output. hook: called for each of the linears.
-    """
-
-    def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def forward_hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            token_S = tokens_read(block, name)
-
-            def rows_of(table: Tensor) -> Tensor:
-                return by_sequence(table, batch) if token_S is None else padded(table, token_S, batch)
-
-            kept = [hook.forward(name, rows_of(inputs[0].detach()))]
-            output.register_hook(lambda delta: hook.backward(name, kept.pop(), rows_of(delta)))
-
-        return forward_hook
-
-    leaf_NTW = inputs_NTW.to(runner.device, runner.dtype, copy=True).requires_grad_()
-    with ExitStack() as hooks:
-        for name in linears:
-            hooks.enter_context(block.get_submodule(name).register_forward_hook(hook_of(name)))
-        runner.run_block(block, leaf_NTW, batch).backward(up_NTW)
-    assert leaf_NTW.grad is not None
-    return leaf_NTW.grad
 
 
 def padded(rows_SI: Tensor, token_S: Tensor, batch: Batch) -> Tensor:

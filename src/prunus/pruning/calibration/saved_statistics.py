@@ -255,11 +255,6 @@ def tokenizer_checksum(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def check_given(path: str | Path, model: str | Path, given: Mapping[str, Any]) -> None:
-    """Raise PrunusError if a file of statistics is not of model, or if given fields of a recipe differ from its own."""
-    SavedStats(path, Checkpoint(resolve(model))).check_given(given)
-
-
 class SavedStats:
     """A file of statistics, opened for one model; raises PrunusError if it is of another model or not such a file."""
 
@@ -279,16 +274,12 @@ class SavedStats:
             raise PrunusError(f"{path}: {error}") from None
         if not readable:
             raise PrunusError(f"{path} is from another version of prunus; write it again with `prunus stats`")
-        model = self.about["model"]
-        if model["checksum"] != source.checksum():
+        model, ours = self.about["model"], (source.checksum(), tokenizer_checksum(source.folder))
+        if (model["checksum"], model["tokenizer"]) != ours:
+            what = "another model" if model["checksum"] != ours[0] else "another tokenizer"
             raise PrunusError(
-                f"{path} holds statistics of another model ({model['name']}), not of {source.folder}; "
+                f"{path} holds statistics of {what} ({model['name']}), not of {source.folder}; "
                 "write them for this one with `prunus stats`"
-            )
-        if model["tokenizer"] != tokenizer_checksum(source.folder):
-            raise PrunusError(
-                f"{path} was made with another tokenizer ({model['name']}) than that of {source.folder}; "
-                "write it for this one with `prunus stats`"
             )
 
     def check_hessians(self, what: str) -> None:

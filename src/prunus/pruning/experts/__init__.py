@@ -7,7 +7,7 @@ or a correction of its scores. Only the names of the field in config.json that c
 The router of a model that still has all experts can be kept from choosing some: their logits become minus infinity.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -55,30 +55,23 @@ class Mixture:
         """The tensors with one entry per expert outside the experts: the router's weight, biases, corrections."""
         return [name for name in self.axes if not name.startswith(f"{self.experts}.")]
 
+    def works_with(self, kept: int) -> bool:
+        """Whether the router can choose among `kept` experts. It ranks groups by the sum of their best two."""
+        size = kept // self.groups
+        in_groups = kept % self.groups == 0 and size >= 2 and self.group_limit * size >= self.top_k
+        return kept >= self.top_k and (self.groups == 1 or in_groups)
+
     def check(self, kept: int) -> None:
         """Raise Unremovable unless the block works with `kept` experts."""
-        if kept < self.top_k:
-            raise Unremovable(
-                f"{kept} of {self.count} experts are fewer than the {self.top_k} that the router chooses for each token"
-            )
-        if self.groups == 1:
+        if self.works_with(kept):
             return
-        if kept % self.groups:
-            raise Unremovable(
-                f"the router takes experts by {self.groups} groups of equal size (n_group), which {kept} of"
-                f" {self.count} experts do not give; keep a multiple of {self.groups}"
-            )
-        size = kept // self.groups
-        if size < 2:
-            raise Unremovable(
-                f"{kept} of {self.count} experts leave {size} in each of {self.groups} groups (n_group), and the router"
-                f" ranks groups by their best 2; keep at least {2 * self.groups}"
-            )
-        if self.group_limit * size < self.top_k:
-            raise Unremovable(
-                f"{kept} of {self.count} experts leave {size} in each of the {self.group_limit} groups that a token may"
-                f" use (topk_group), fewer than the {self.top_k} that the router chooses for it"
-            )
+        groups = f", from {self.group_limit} of {self.groups} groups of equal size (n_group)" if self.groups > 1 else ""
+        least = next(filter(self.works_with, range(1, self.count)), self.count)
+        numbers = f"a multiple of {self.groups}, at least {least}" if self.groups > 1 else f"at least {least}"
+        raise Unremovable(
+            f"{kept} of {self.count} experts do not fit the router, which chooses {self.top_k} for each token{groups}:"
+            f" keep {numbers}"
+        )
 
 
 def find_mixtures(source: Checkpoint) -> list[Mixture]:
@@ -134,11 +127,16 @@ def describe_removal(source: Checkpoint) -> list[dict[str, object]]:
         found = find_mixtures(source)
     except Unremovable as error:
         return [{"use": "experts", "possible": False, "note": str(error)}]
-    first, counts = found[0], sorted({mixture.count for mixture in found})
-    number = " to ".join(dict.fromkeys(map(str, (counts[0], counts[-1]))))
+    first, number = found[0], span(mixture.count for mixture in found)
     groups = f", in {first.groups} groups" if first.groups > 1 else ""
     note = f"{number} experts in each of {len(found)} blocks, of which a token uses {first.top_k}{groups}"
     return [{"use": "experts", "possible": True, "note": note}]
+
+
+def span(numbers: Iterable[int]) -> str:
+    """`6` where all numbers are that, else `4 to 7`."""
+    chosen = sorted(set(numbers))
+    return str(chosen[0]) if len(chosen) == 1 else f"{chosen[0]} to {chosen[-1]}"
 
 
 def _with_counts(source: Checkpoint, counts: Sequence[int]) -> nn.ModuleList:

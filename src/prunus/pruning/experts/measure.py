@@ -258,14 +258,7 @@ def expert_stats(
 
 def possible_counts(mixture: Mixture) -> list[int]:
     """The numbers of experts that a block can keep."""
-    found = []
-    for count in range(1, mixture.count):
-        try:
-            mixture.check(count)
-        except Unremovable:
-            continue
-        found.append(count)
-    return found or [mixture.top_k]
+    return list(filter(mixture.works_with, range(1, mixture.count))) or [mixture.top_k]
 
 
 def stored(source: Checkpoint, mixture: Mixture, seen: Seen) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ from prunus.checkpoint.resolve import one_line
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import ITEMSIZES, READABLE, Stored
 from prunus.errors import PrunusError
-from prunus.pruning.experts import name_of, run_hollow
+from prunus.pruning.experts import name_of, run_hollow, span
 from prunus.pruning.planned import changed_config, compare_blocks, outside, planned_checkpoint
 
 Of = Literal["mlp", "experts", "shared"]
@@ -180,7 +180,7 @@ def describe_width(source: Checkpoint) -> list[dict[str, object]]:
         return [{"use": "width", "possible": False, "note": str(error)}]
     notes = [
         f"{' and '.join(dict.fromkeys(_NAMES[unit.of] for unit in units))} of {_blocks(len({u.index for u in units}))}:"
-        f" {_range(unit.width // unit.times for unit in units)} channels ({field})"
+        f" {span(unit.width // unit.times for unit in units)} channels ({field})"
         for field, units in found.items()
     ]
     return [{"use": "width", "possible": True, "note": "; ".join([*notes, *failures.values()])}]
@@ -188,11 +188,6 @@ def describe_width(source: Checkpoint) -> list[dict[str, object]]:
 
 def _blocks(number: int) -> str:
     return f"{number} block{'' if number == 1 else 's'}"
-
-
-def _range(numbers: Iterable[int]) -> str:
-    chosen = sorted(set(numbers))
-    return str(chosen[0]) if len(chosen) == 1 else f"{chosen[0]} to {chosen[-1]}"
 
 
 def _main(units: Sequence[Unit]) -> Of:
