@@ -62,7 +62,7 @@ REMOVED = [
         {**TOKEN_WEIGHTS, "distill_router": (False, True), "spread": ("uniform", "global")},
     ),
     (RecoverRecipe, "6bc5b1fe772e", TOKEN_WEIGHTS),
-    (WidthRecipe, "eea5f2e0f1f6", TOKEN_WEIGHTS | {"tensor_parallel": (None, 8)}),
+    (WidthRecipe, "eea5f2e0f1f6", TOKEN_WEIGHTS),
     (QuantizeRecipe, "3221131589a0", TOKEN_WEIGHTS | {"min_expert_tokens": (64, 1)}),
 ]
 

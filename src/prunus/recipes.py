@@ -277,9 +277,6 @@ class ExpertsRecipe(Calibrated):
 class WidthRecipe(Calibrated):
     """Which channels of feed-forward networks to remove (docs/width.md). The seed is also that of method `random`."""
 
-    STORED: ClassVar[Mapping[str, Any]] = {**Calibrated.STORED, "tensor_parallel": None}
-    REMOVED: ClassVar[Mapping[str, Any]] = {**TOKEN_WEIGHTS, **STORED}
-
     method: WidthMethod = setting(
         "obs",
         "How channels are chosen. obs: by the error once all others are updated; wanda: by the norm of what each adds;"
@@ -319,6 +316,9 @@ class WidthRecipe(Calibrated):
         " network what errs least on held-out sequences.",
         above=0,
         conflicts=(Conflict("fit", False, "damping is that of the fit; leave it out with fit off"),),
+    )
+    tensor_parallel: int | None = advanced(
+        None, "GPUs among which an engine will divide each network; warn if they cannot.", at_least=1
     )
 
     def __post_init__(self) -> None:

@@ -388,6 +388,9 @@ def said_of_engines(job: Narrowing) -> list[str]:
             f"rows of experts take {odd[0]} bytes, no multiple of {GROUPED}: grouped products of transformers refuse"
             f" them; choose a multiple of {GROUPED // job.source.dtype.itemsize} channels"
         )
+    parts = job.recipe.tensor_parallel
+    if parts and (odd := [width for width in widths if width % parts]):
+        found.append(f"{odd[0]} channels cannot be divided among {parts} GPUs: choose a multiple of {parts}")
     return found
 
 
