@@ -2,20 +2,19 @@
 
 import shutil
 import sys
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from random_models import make_random_model
+from ray_nodes import receive
 from small_study import write_study
 from tiny_models import VOCABULARY, random_rows
 
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import tiny_folder
-from prunus.evaluation.grading import Grader
 from prunus.evaluation.run import planned_chains, run_chains
 from prunus.pruning import drop_experts, pipeline
 from prunus.pruning.calibration.data import Calibration
@@ -26,7 +25,7 @@ from prunus.study.file import read_study
 from prunus.study.find.search import removed
 from prunus.study.ray import worker as ray_worker
 from prunus.study.ray.worker import ModelRef, Worker
-from prunus.study.variants import files_to_load, make_variant, target_folder, unfinished_folder
+from prunus.study.variants import files_to_load, make_variant, unfinished_folder
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("few_resamples")]
 TABLES = """\
@@ -153,27 +152,20 @@ def test_a_worker_on_ray_makes_and_loads_a_variant_whole_as_this_machine_does(fo
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(put=lambda piece: piece))
     ref = ModelRef(model.name, model.checkpoint.checksum(), [work]), model.name
     maker, worker = Worker(str(tmp_path), study, "cpu"), Worker(str(tmp_path), study, "cpu")
-    made, there = maker.make(ref, variant, keep=False), tmp_path / "there"
-    sending = ray_worker.download(made, maker.piece, there, variant, target_folder(there, model, variant, keep=False))
-    with suppress(StopIteration):
-        piece = next(sending)
-        while True:
-            piece = sending.send(piece)
-    maker.delete_made()
+    there = tmp_path / "there"
+    receive(maker.make(ref, variant, keep=False), model, variant, there)
+    assert not contents(maker.folder), "what was sent is deleted"
     assert contents(there / "variants") == contents(tmp_path / "here" / "variants")
     monkeypatch.setattr(drop_experts, "drop_experts", None)  # what was sent is not made again
     sent = ray_worker.upload(there, files_to_load(there, model, variant, keep=False))
     (found,) = worker.answer(ref, variant, sent, 0, work.batches[0])
     assert not contents(worker.folder / "variants"), "what is loaded is deleted"
-    with (
-        Engine(study, "cpu") as engine,
-        engine.holding(model, variant, tmp_path / "here") as backend,
-        Grader() as grader,
-    ):
-        (here,) = run_chains(work, backend, grader, planned_chains(work, backend, work.batches[:1]))
+    with Engine(study, tmp_path / "here", "cpu") as engine:
+        backend: Any = engine.hold(model, variant)
+        (here,) = run_chains(work, backend, engine.grader, planned_chains(work, backend, work.batches[:1]))
         assert found.samples == here.samples
     for one in (maker, worker):
-        one.release()
+        one.engine.release()
         one.scratch.cleanup()
 
 

@@ -15,12 +15,12 @@ import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.cli import main
 from prunus.engines import EngineOptions
-from prunus.evaluation.grading import Grader
 from prunus.evaluation.run import fill_store
 from prunus.recipes import EvalPlan, WidthRecipe
 from prunus.results.store import Store
 from prunus.study import engine
 from prunus.study import ray as ray_cluster
+from prunus.study.file import FindRules
 from prunus.study.find.find import carry_out
 from prunus.study.find.search import Search, ladders_of, open_search
 from prunus.study.find.walk import Rungs
@@ -36,7 +36,7 @@ class Pretended(Driver):
 
     def __init__(self, rungs: Rungs, seed: int, done: list[Job]) -> None:
         self.rungs, self.store, self.folder = rungs, rungs.store, rungs.folder
-        self.random, self.done, self.grader = random.Random(seed), done, rungs.stack.enter_context(Grader())
+        self.random, self.done = random.Random(seed), done
         self.jobs, self.workers, self.files, self.unmade = [], [], {}, set()
 
     def step(self) -> None:
@@ -49,9 +49,10 @@ class Pretended(Driver):
             return
         add_run(self.store, job.model, job.cell, self.folder, {"test": "1"})
         self.store.mark_adaptive(job.cell.run_id, {"by": "find", "seed": 0})
-        with self.rungs.engine.holding(job.model, job.variant, self.folder) as backend:
-            for portion in fill_store(self.store, job.cell.resolved, backend, self.grader, [job.batch]):
-                self.rungs.table.add(job.cell.run_id, portion.samples, portion.tokens, 1.0)
+        engine = self.rungs.engine
+        backend = engine.hold(job.model, job.variant)
+        for portion in fill_store(self.store, job.cell.resolved, backend, engine.grader, [job.batch]):
+            self.rungs.table.add(job.cell.run_id, portion.samples, portion.tokens, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -143,5 +144,6 @@ def opened(
     plan: EvalPlan = PLAN,
 ) -> Search:
     ladders = ladders_of(ladder, methods, CALIBRATION if methods else {}, None)
-    rules: dict[str, Any] = {"margin": 0.1, "stop_margin": 0.1, "alpha": 0.05, "max_tokens": tokens, "look": None}
-    return open_search("model", plan, ladders, engine=EngineOptions(), file=None, **rules)
+    return open_search(
+        "model", plan, ladders, FindRules(0.1, 0.1, max_tokens=tokens), engine=EngineOptions(), file=None
+    )

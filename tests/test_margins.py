@@ -137,8 +137,8 @@ def test_a_study_takes_percent(tmp_path):
     file.write_text(text)
     study = read_study(file)
     (table,) = study.finds
-    assert Margin.of(study.margin) == Margin.of(table.margin) == FIVE and study.stop_margin == 0.05
-    assert Margin.of(table.stop_margin) == Margin(0.1, relative=True)
+    assert Margin.of(study.margin) == Margin.of(table.rules.margin) == FIVE and study.stop_margin == 0.05
+    assert Margin.of(table.rules.stop_margin) == Margin(0.1, relative=True)
     file.write_text(text.replace("5%", "5 points"))
     with pytest.raises(PrunusError, match=r"s.toml, line 5: margin '5 points' is no margin"):
         read_study(file)

@@ -314,8 +314,8 @@ def test_find_decides_under_native_control_where_the_engine_ends_the_thinking(tm
     with chatting(TOKENIZER, with_ids=True, backend=ScriptedBackend(babble)) as server:
 
         @contextmanager
-        def served(self: Engine, model: Any, variant: Any, folder: Path) -> Iterator[None]:
-            where = whole_checkpoint(self.study, model, variant, folder, self.device)
+        def served(self: Engine, model: Any, variant: Any) -> Iterator[None]:
+            where = whole_checkpoint(self.study, model, variant, self.folder, self.device)
             self.server = where, EngineOptions(url=server.url, served_model="tiny")
             server.lengths = (30,) if variant.name == "magnitude-20" else (3, 9)
             yield

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import torch
 from completions_server import Server, serving
-from ray_nodes import everything, two_nodes
+from ray_nodes import everything, receive, two_nodes
 from scripted_backend import ScriptedBackend
 from small_study import write_study
 from test_backend_contract import babble
@@ -38,7 +38,7 @@ from prunus.study.file import read_study
 from prunus.study.ray import driver as ray_driver
 from prunus.study.ray import worker as ray_worker
 from prunus.study.ray.driver import Driver, Job, WorkerHandle, next_job, take_along
-from prunus.study.ray.worker import ModelRef, VariantFiles, Worker
+from prunus.study.ray.worker import FilePiece, ModelRef, Worker
 from prunus.study.variants import make_variant
 
 RECIPES = """\
@@ -225,9 +225,11 @@ def test_a_worker_makes_a_recovered_variant_as_this_machine_does(tmp_path, monke
     ref = ModelRef(model.name, model.checkpoint.checksum(), [cell.resolved for cell in model.cells[:1]])
     sent_study, sent_variant = pickle.loads(pickle.dumps((study, variant)))  # noqa: S301  of our own making
     worker = Worker(str(tmp_path), sent_study, "cpu")
-    made = worker.make((ref, model.name), sent_variant, keep=False)
-    assert set(made.variant) == {f"{variant.key}.vectors.safetensors", f"{variant.key}.safetensors"}
-    assert files(worker.folder / "variants") == files(tmp_path / "here" / "variants")
+    made = [*worker.make((ref, model.name), sent_variant, keep=False)]
+    names = [f"variants/{variant.key}{part}.safetensors" for part in (".vectors", "")]
+    assert [str(piece.name) for piece in made] == names and files(worker.folder) == {}
+    receive(made, model, variant, tmp_path / "there")
+    assert files(tmp_path / "there" / "variants") == files(tmp_path / "here" / "variants")
     worker.scratch.cleanup()
 
 
@@ -253,7 +255,7 @@ def test_a_worker_sends_the_rows_of_an_engine_that_streams_as_they_come(tmp_path
         worker = Worker(str(tmp_path), study, "cpu")
         chains = [chain for batch in work.batches for chain in batch]
         found = list(worker.answer((ref, model.name), model.variants[0], {}, 0, chains))
-        worker.release()
+        worker.engine.release()
         worker.scratch.cleanup()
         prunus.evaluate(study.models[0], study.plans[0], tmp_path / "here.db", engine=study.engine)
     with Store(tmp_path / "here.db") as store:
@@ -311,33 +313,27 @@ def test_after_a_loss_an_engine_that_streams_gets_only_what_is_missing(tmp_path)
     assert len(batch) == 2 and asked == [batch[1:], batch]
 
 
-def test_what_a_lost_worker_was_sending_leaves_nothing(tmp_path, monkeypatch):
+def test_what_a_lost_worker_was_sending_is_not_taken_for_complete(tmp_path):
     """A kept checkpoint appears whole, in place of an older one, and before the variant's own file."""
-    monkeypatch.setattr(ray_worker, "PIECE", 3)
-    variant, kept_at = Variant("wanda", "", (), ("key",)), tmp_path / "checkpoints" / "m" / "wanda"
-    whole = {"config.json": b"{}", "model.safetensors": b"0123456789", "deep/er.jinja": b""}
-    sent = whole | {"key.safetensors": b"abcd"}
-    made = VariantFiles({"key.safetensors": 4}, {name: len(content) for name, content in whole.items()})
-
-    def pieces(at_most: int) -> None:
-        asked: list[tuple[str, str, int, int]] = []
-        sending = ray_worker.download(made, lambda *where: asked.append(where), tmp_path, variant, kept_at)
-        next(sending)
-        for _ in range(at_most):
-            _, name, start, size = asked[-1]
-            sending.send(np.frombuffer(sent[name][start : start + size], np.uint8))
-        sending.close()
-
-    pieces(4)
-    assert files(tmp_path) == {}
+    model, variant = SimpleNamespace(name="m", label="m"), Variant("wanda", "", (), ("key",))
+    kept_at, whole = tmp_path / "checkpoints" / "m" / "wanda", {"config.json": b"{}", "deep/er.jinja": b"0123456789"}
+    sent = {f"checkpoint/{name}": content for name, content in whole.items()} | {"variants/key.safetensors": b"abcd"}
+    cut = [(name, content[at : at + 3]) for name, content in sent.items() for at in range(0, len(content), 3)]
+    pieces = [FilePiece(Path(name), np.frombuffer(content, np.uint8), 16) for name, content in cut]
     kept_at.mkdir(parents=True)
     (kept_at / "config.json").write_text("older")
-    pieces(4)
-    assert files(kept_at) == {"config.json": b"older"}
-    pieces(6)
-    assert files(kept_at) == whole and not (tmp_path / "variants" / "key.safetensors").exists()
-    with pytest.raises(StopIteration):
-        pieces(7)
+
+    remote = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: object()))
+    made = driver(worker := WorkerHandle(SimpleNamespace(make=remote)))
+    made.folder, made.keeps, made.models, made.calls = tmp_path, True, {"m": []}, {}
+    made.table = SimpleNamespace(say=lambda *_, **__: None)
+    for _ in range(2):
+        made.assign(worker, Job(model, variant, None, [], True))
+        for piece in pieces[:-1]:
+            made.store_piece(variant, piece)
+        assert files(kept_at) == {"config.json": b"older"} and not (tmp_path / "variants").exists()
+    made.assign(worker, Job(model, variant, None, [], True))
+    receive(pieces, model, variant, tmp_path, keep=True)
     assert files(kept_at) == whole and files(tmp_path / "variants") == {"key.safetensors": b"abcd"}
     assert not list((tmp_path / "making").iterdir())
 

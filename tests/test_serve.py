@@ -30,10 +30,10 @@ def test_every_variant_is_served_from_its_own_folder(tmp_path, monkeypatch):
     file = write_study(tmp_path, '[[prune]]\nmethod = "magnitude"\n', settings)
     original = Engine.served
 
-    def stopping(self, model, variant, folder):
+    def stopping(self, model, variant):
         if variant.steps:
             raise PrunusError("stopped")
-        return original(self, model, variant, folder)
+        return original(self, model, variant)
 
     with monkeypatch.context() as patched:
         patched.setattr(Engine, "served", stopping)

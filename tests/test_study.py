@@ -304,11 +304,21 @@ def test_the_same_recipe_is_the_same_cell_in_any_study(finished, tmp_path):
     assert [cell["run"] for cell in plan["cells"]][1] == run
 
 
-def test_two_recipes_that_come_to_the_same_are_refused(tmp_path):
-    file = write_study(tmp_path, "[[prune]]\nmethod = 'magnitude'\npropagation = ['pruned', 'dense']\n")
-    message = r"line 14: magnitude-50 is listed twice: propagation has no effect on magnitude"
-    with pytest.raises(PrunusError, match=message):
-        prunus.run_study(file, out=tmp_path / "out")
+@pytest.mark.parametrize(
+    ("recipes", "message"),
+    [
+        (
+            "[[prune]]\nmethod = 'magnitude'\npropagation = ['pruned', 'dense']",
+            "14: magnitude-50 is listed twice: propagation has no effect on magnitude",
+        ),
+        ("[[prune]]\nsparsity = [0.5, 0.2, 0.5]", r"14: wanda-50 is listed twice \(first in line 14\)"),
+        ("[[prune]]\nrecover = [true, true]", r"14: wanda-50-recovered is listed twice \(first in line 14\)"),
+        ("[[drop]]\n[[prune]]\n[[prune]]", r"16: wanda-50 is listed twice \(first in line 15\)"),
+    ],
+)
+def test_two_recipes_that_come_to_the_same_are_refused(tmp_path, recipes, message):
+    with pytest.raises(PrunusError, match=f"line {message}"):
+        prunus.run_study(write_study(tmp_path, recipes + "\n"), out=tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -648,11 +658,10 @@ def test_variants_are_made_just_ahead_unless_vllm_occupies_their_gpu(tmp_path, m
         write_study(tmp_path, '[[prune]]\nmethod = ["magnitude", "wanda"]\n', SHORT + '\nbackend = "vllm"')
     )
     models, paths, told = open_models(study), StudyPaths.of(study, tmp_path / "out", None), list[str]()
-    engine = SimpleNamespace(served=lambda *_: nullcontext(), holding=lambda _, one, *__: nullcontext(one.name))
+    engine = SimpleNamespace(evaluate=lambda _, cell, *__: told.append(f"ask {cell.name}"))
     monkeypatch.setattr(engines, "Engine", lambda *_: nullcontext(engine))
     monkeypatch.setattr(engines, "device_for", lambda device: device)
     monkeypatch.setattr(engines, "make_missing", lambda _, __, variant, *rest: told.append(f"make {variant.name}"))
-    monkeypatch.setattr(engines, "evaluate_cells", lambda _, __, ___, ____, name, *rest: told.append(f"ask {name}"))
     (tmp_path / "out").mkdir()
     with Store(paths.store, create=True) as store:
         engines.run_here(study, models, paths, store, device)

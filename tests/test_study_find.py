@@ -13,7 +13,7 @@ from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.results.store import Store
 from prunus.study import engine
-from prunus.study.file import FindTable, read_study
+from prunus.study.file import FindRules, FindTable, read_study
 from prunus.study.find import find as finding
 from prunus.study.find import tables
 
@@ -161,13 +161,14 @@ def table(text: str) -> FindTable:
 def test_a_table_has_the_settings_of_find_and_of_prune():
     found = table("[[find]]\n[report]\nmargin = 0.03\n")
     assert (found.name, found.ladder, found.methods, found.recovery) == ("wanda", "0.1:0.7:0.05", None, None)
-    assert (found.margin, found.stop_margin, found.alpha, found.shared) == (0.03, 0.05, 0.05, CALIBRATION)
+    assert found.rules == FindRules(0.03, 0.05, 0.05) and found.shared == CALIBRATION
     found = table(
         '[[find]]\nmethod = ["wanda", "magnitude"]\nladder = [0.1, 0.2]\npropagation = "dense"\nsamples = 4\n'
         "recover = {epochs = 2}\nmax_tokens = 9\nalpha = 0.1\nanyway = false\nas_given = false\n"
     )
     assert (found.name, found.ladder, found.methods) == ("wanda-magnitude", "0.1,0.2", ("wanda", "magnitude"))
     assert found.settings == {"propagation": "dense", "samples": 4} and found.recovery == {"epochs": 2}
+    assert (found.rules.max_tokens, found.rules.alpha) == (9, 0.1)
     rungs = [one for ladder in tables.ladders(read_study("small.toml"), found) for one in ladder.entries]
     assert [(one.steps[0].to_json()["samples"], one.steps[0].to_json()["seqlen"]) for one in rungs] == [(4, 16)] * 4
     assert all((recovery := one.steps[1].to_json())["epochs"] == 2 and recovery["samples"] == 4 for one in rungs)

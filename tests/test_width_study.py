@@ -2,18 +2,17 @@
 
 import pickle
 import signal
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pytest
 import warm_processes
+from ray_nodes import receive
 from small_study import write_study
 
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
-from prunus.evaluation.grading import Grader
 from prunus.evaluation.run import planned_chains, run_chains
 from prunus.pruning.width import channels
 from prunus.recipes import PruneRecipe, RecoverRecipe, WidthRecipe
@@ -24,8 +23,8 @@ from prunus.study.engine import Engine
 from prunus.study.file import read_study
 from prunus.study.find.search import check_order, ladders_of, removed
 from prunus.study.ray import worker as ray_worker
-from prunus.study.ray.worker import ModelRef, Worker, download
-from prunus.study.variants import files_to_load, make_variant, target_folder, unfinished_folder
+from prunus.study.ray.worker import ModelRef, Worker
+from prunus.study.variants import files_to_load, make_variant, unfinished_folder
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("few_resamples")]
 TABLES = """\
@@ -105,14 +104,7 @@ def test_workers_of_a_cluster_make_and_run_a_width_as_this_machine_does(tmp_path
     ref = ModelRef(model.name, model.checkpoint.checksum(), [cell.resolved])
     sent = pickle.loads(pickle.dumps(variant))  # noqa: S301  of our own making
     maker, other = (Worker(str(tmp_path), study, "cpu") for _ in range(2))
-    coming = download(
-        maker.make((ref, model.name), sent, False), maker.piece, driver, variant,
-        target_folder(driver, model, variant, False),
-    )  # fmt: skip
-    piece = next(coming)
-    with suppress(StopIteration):
-        while True:
-            piece = coming.send(piece)
+    receive(maker.make((ref, model.name), sent, False), model, variant, driver)
     assert files(driver / "variants") == files(here / "variants")
     assert f"{variant.key}/model.safetensors" in files(driver / "variants")
     uploaded = {
@@ -121,8 +113,9 @@ def test_workers_of_a_cluster_make_and_run_a_width_as_this_machine_does(tmp_path
     }
     chains = [(0, 0), (1, 0)]
     [found] = other.answer((ref, model.name), sent, uploaded, 0, chains)
-    with Engine(study, "cpu").holding(model, variant, here) as backend, Grader() as grader:
-        [alone] = run_chains(cell.resolved, backend, grader, planned_chains(cell.resolved, backend, [chains]))
+    with Engine(study, here, "cpu") as engine:
+        backend: Any = engine.hold(model, variant)
+        [alone] = run_chains(cell.resolved, backend, engine.grader, planned_chains(cell.resolved, backend, [chains]))
     assert found.samples == alone.samples and found.tokens == alone.tokens
     for one in (maker, other):
         one.scratch.cleanup()

@@ -12,6 +12,7 @@ import prunus
 from prunus.cards.certified import CERTIFICATE
 from prunus.engines import EngineOptions
 from prunus.evaluation.resolved_plan import load_problems
+from prunus.margins import Margin
 from prunus.progress import Steps, out_console, say, set_quiet
 from prunus.recipe_base import Recipe
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe, WidthRecipe
@@ -20,6 +21,7 @@ from prunus.results.comparison import compared
 from prunus.results.store import Store
 from prunus.results.summary import summarise
 from prunus.step import Where
+from prunus.study.file import FindRules
 from prunus.study.find.certificate import read_certificate
 from prunus.study.find.page import NAME as PAGE
 
@@ -37,8 +39,7 @@ class Wanted(NamedTuple):
     """A ladder to search, by `find`, and the losses to rule out."""
 
     ladder: tuple[PruneRecipe, ...]
-    margin: float
-    stop_margin: float
+    rules: FindRules
 
 
 class Tour(NamedTuple):
@@ -89,8 +90,7 @@ DENSE = Tour(
     ),
     Wanted(
         tuple(PruneRecipe(method="wanda", sparsity=share, **CALIBRATION) for share in (0.1, 0.3, 0.5)),
-        margin=0.06,
-        stop_margin=0.1,
+        FindRules(margin=0.06, stop_margin=0.1),
     ),
 )
 # 31.25 % zeros in the experts take as many bytes as six of eight experts: packed, a weight of 16 bits that is not zero
@@ -160,15 +160,14 @@ def search(model: str, wanted: Wanted, plan: EvalPlan, store: Path, target: Path
     from prunus.study.find.find import carry_out, is_finished
     from prunus.study.find.search import ladders_of, open_search
 
-    asked = open_search(
-        model, plan, ladders_of(wanted.ladder, None, {}, None), margin=wanted.margin, stop_margin=wanted.stop_margin,
-        alpha=0.05, max_tokens=None, look=None, engine=EngineOptions(), file=None,
-    )  # fmt: skip
+    ladders, rules = ladders_of(wanted.ladder, None, {}, None), wanted.rules
+    asked = open_search(model, plan, ladders, rules, engine=EngineOptions(), file=None)
     if not is_finished(asked, target):
         carry_out(asked, target, store, "auto", overwrite=True, always=True)
     (ladder,) = read_certificate(target / CERTIFICATE)["shown"]["ladders"]
     words = ", ".join(f"{rung['name']} is {rung['word']}" for rung in ladder["rungs"]).replace("is cannot", "cannot")
-    margins = f"{100 * wanted.margin:g} points of accuracy, {100 * wanted.stop_margin:g} of ending by itself"
+    margin, stop_margin = (Margin.of(one).words() for one in (rules.margin, rules.stop_margin))
+    margins = f"{margin} of accuracy, {stop_margin.removesuffix(' points')} of ending by itself"
     return f"Searched for the most that can be removed (losses ruled out: {margins}): {words}."
 
 

@@ -1,6 +1,6 @@
 """A Ray cluster of two nodes on loopback, and the content of a study's store for comparison with a local study."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,9 @@ import pytest
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study import ray as ray_cluster
+from prunus.study.cells import Model, Variant
+from prunus.study.ray.driver import Driver, Job
+from prunus.study.ray.worker import FilePiece
 
 
 @contextmanager
@@ -28,6 +31,16 @@ def two_nodes() -> Iterator[Any]:
         started.add_node(**node)
         yield started
         started.shutdown()
+
+
+def receive(pieces: Iterable[FilePiece], model: Model, variant: Variant, folder: Path, keep: bool = False) -> None:
+    """What the driver of a study in folder does with the files of a variant that a worker sends."""
+    driver = Driver.__new__(Driver)
+    driver.folder, driver.keeps, driver.unmade = folder, keep, {variant.key}
+    for piece in pieces:
+        driver.store_piece(variant, piece)
+    driver.finish(Job(model, variant, None, [], True))
+    assert not driver.unmade
 
 
 def everything(store: Path) -> dict[str, Any]:

@@ -59,13 +59,7 @@ def script(patch: pytest.MonkeyPatch) -> Counter[str]:
         asked[name] += 1
         return ENDLESS if random.Random(-seed).random() < endless else END + answer
 
-    @contextmanager
-    def holding(
-        _engine: Engine, _model: object, variant: Any, _folder: Path, _native: bool = False
-    ) -> Iterator[ScriptedBackend]:
-        yield ScriptedBackend(partial(replay, variant.name))
-
-    patch.setattr(Engine, "holding", holding)
+    patch.setattr(Engine, "load", lambda _, __, variant, ___: ScriptedBackend(partial(replay, variant.name)))
     return asked
 
 

@@ -162,7 +162,7 @@ def option(cls: type, name: str, *, flag: str | None = None, **settings: Any) ->
     elif one.choices:
         settings["type"] = Choice(one.choices, one.unknown)
     else:
-        types = {int: int, float: float, str: str, Path: path, tuple[int | Off, ...]: BudgetList()}
+        types = {str: str, int: int, float: float, Path: path, tuple[int | Off, ...]: BudgetList()}
         settings["type"] = next((kind for of, kind in types.items() if of in kinds), str)
         settings["metavar"] = settings["metavar"] or {int: "N", float: "X"}.get(settings["type"])
     return own_option(words, flag[2:].replace("-", "_") if flag else name, **settings)

@@ -12,7 +12,6 @@ import click
 import prunus
 from prunus import progress
 from prunus.cli.common import (
-    Choice,
     all_of,
     command,
     device_option,
@@ -20,7 +19,6 @@ from prunus.cli.common import (
     engine_options,
     is_given,
     json_option,
-    margin,
     model_argument,
     option,
     options,
@@ -35,11 +33,12 @@ from prunus.cli.common import (
     store_option,
     where_option,
 )
-from prunus.engines import SMALLEST, EngineOptions
+from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
 from prunus.recipes import EvalPlan, PruneRecipe, TraceRecipe
 from prunus.settings import hints_of, settings_of
+from prunus.study.file import DEFAULT_LADDER, FindRules
 
 # Options of every command that evaluates models under thinking budgets.
 plan_options = all_of(
@@ -247,29 +246,18 @@ SAMPLES = "calibration_samples"
 @out_argument
 @click.option(
     "--ladder",
-    default="0.1:0.7:0.05",
+    default=DEFAULT_LADDER,
     show_default=True,
     metavar="FROM:TO:STEP|FILE.toml",
     help="Sparsities to try, from gentle to harsh (or a list: 0.2,0.4), or a file with [[prune]] and [[drop]] tables.",
 )
-@click.option(
-    "--smallest",
-    type=Choice(SMALLEST),
-    help="Order rungs by the bytes that this engine loads, which evaluates them; default ladder: fewer bits, then also"
-    " fewer channels or experts.",
-)
+@option(FindRules, "smallest")
 @click.option(
     "--method",
     help="One method or several, each with a ladder of its own: wanda,sparsegpt. Default: wanda.",
     metavar="NAME,...",
 )
-@margin("--margin", "0.02", "Loss of accuracy to rule out (0.02: two points; 5%: 5 % of what MODEL solves).")
-@margin("--stop-margin", "0.05", "The same of the chains that end by themselves.")
-@click.option("--alpha", default=0.05, show_default=True, metavar="X", help="Probability of any false certificate.")
-@click.option("--max-tokens", type=int, help="End when the rows looked at took N tokens.", metavar="N")
-@click.option(
-    "--look", type=int, help="Problems evaluated between two decisions; default: a batch of the engine.", metavar="N"
-)
+@options(FindRules, ("margin", "stop_margin", "alpha", "max_tokens", "look"))
 @plan_options
 @options(PruneRecipe, OF_PRUNING)
 @option(PruneRecipe, "samples", flag="--calibration-samples")

@@ -278,7 +278,8 @@ def same_effect(first: Entry, second: Entry) -> str:
     differing = [key for key in one | other if one.get(key) != other.get(key)]
     name = steps_name(first.steps)
     if not differing:
-        return f"{name} is listed twice"
+        where = "" if first.line is None else f" (first in line {first.line})"
+        return f"{name} is listed twice{where}"
     what, have = ", ".join(differing), "has" if len(differing) == 1 else "have"
     methods = " and ".join(str(getattr(one, "method", action_of(one))) for one in first.steps)
     return f"{name} is listed twice: {what} {have} no effect on {methods}"

@@ -49,6 +49,7 @@ from prunus.study.variants import (
 )
 
 PROBE_TOKENS = 16
+Batch = list[tuple[int, int]]  # (index of the problem, draw)
 
 
 def makes_all_first(backend: str, device: str) -> bool:
@@ -57,78 +58,88 @@ def makes_all_first(backend: str, device: str) -> bool:
 
 
 class Engine:
-    """Holds one dense model at a time: `with Engine(study, device) as engine: ...`."""
+    """Holds one variant at a time: `with Engine(study, folder, device) as engine: engine.hold(model, variant)`.
 
-    def __init__(self, study: Study, device: str) -> None:
-        self.study, self.name, self.options, self.device = study, study.backend, study.engine, device
-        self.model: Model | None = None
-        self.backend: Backend | None = None
+    folder: of the study, which has the variants' files. The dense model stays loaded below the variants of it.
+    """
+
+    def __init__(self, study: Study, folder: Path, device: str) -> None:
+        self.study, self.name, self.options = study, study.backend, study.engine
+        self.folder, self.device = folder, device
+        self.loaded: tuple[Model, Backend] | None = None  # a model with its dense weights
+        self.variant: Variant | None = None
+        self.held: dict[bool, Backend | ChatServer] = {}  # of the variant: by whether it is for control native
         self.server: tuple[Path, EngineOptions] | None = None  # that was started: its model folder, and how to reach it
-        self.stack = ExitStack()
+        self.of_model, self.of_variant, self.grader = ExitStack(), ExitStack(), Grader()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.stack.close()
+    def __exit__(self, *error: Any) -> None:
+        with self.grader, self.of_model:
+            self.of_variant.__exit__(*error)
 
-    def of(self, model: Model) -> Backend:
+    def hold(self, model: Model, variant: Variant, native: bool = False) -> Backend | ChatServer:
+        """A backend with the weights of a variant that was made, until another one is held or released.
+
+        native: the chat completions of the server that has them, for control native.
+        """
+        if self.variant != variant:
+            self.release()
+            self.variant = variant
+        if native not in self.held:
+            self.held[native] = self.load(model, variant, native)
+        return self.held[native]
+
+    def release(self) -> None:
+        """Take the variant out again, which leaves the dense model."""
+        self.variant, self.held = None, {}
+        self.of_variant.close()
+
+    def load(self, model: Model, variant: Variant, native: bool) -> Backend | ChatServer:
+        """The same for a variant that is not held yet."""
+        enter, where, options = self.of_variant.enter_context, model.checkpoint.folder, self.options
+        if options.serve is not None and self.server is None:
+            enter(self.served(model, variant))
+        if self.server is not None:
+            where, options = self.server
+        elif not native and not variant.is_whole:
+            backend = self.dense(model)
+            if isinstance(backend, HFBackend):
+                enter(swapped(backend.model, model.source, self.folder, variant))
+            elif isinstance(backend, VLLMBackend):
+                removed = blocks_removed(model.checkpoint, self.folder, variant)
+                backend.hold(*files_of(self.folder, variant), removed)
+            return backend
+        elif not native:
+            self.free()  # first, since memory may hold one model only
+            where = whole_checkpoint(self.study, model, variant, self.folder, self.device)
+        return enter(opened(self.name, where, self.device, len(model.tokenizer), options, native))
+
+    def dense(self, model: Model) -> Backend:
         """A backend with the model's dense weights; any other model is freed first."""
-        if self.backend is None or self.model is not model:
+        if self.loaded is None or self.loaded[0] is not model:
             self.free()
-            folder, vocabulary = model.checkpoint.folder, len(model.tokenizer)
-            loading = opened(self.name, folder, self.device, vocabulary, self.options)
-            backend: Backend = self.stack.enter_context(loading)
-            self.model, self.backend = model, backend
-        return self.backend
+            loading = opened(self.name, model.checkpoint.folder, self.device, len(model.tokenizer), self.options)
+            self.loaded = model, self.of_model.enter_context(loading)
+        return self.loaded[1]
 
     def free(self) -> None:
         """Free the model that is loaded, if there is one."""
-        self.model = self.backend = None
-        self.stack.close()
+        self.loaded = None
+        self.of_model.close()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     @contextmanager
-    def holding(
-        self, model: Model, variant: Variant, folder: Path, native: bool = False
-    ) -> Iterator[Backend | ChatServer]:
-        """Within the context, a backend with the variant's weights. folder: of the study.
-
-        native: the chat completions of the server that has them, for control native.
-        """
-        if native or self.server is not None:
-            where, options = self.server or (model.checkpoint.folder, self.options)
-            with opened(self.name, where, self.device, len(model.tokenizer), options, native) as backend:
-                yield backend
-        elif self.options.serve is not None:
-            with self.served(model, variant, folder), self.holding(model, variant, folder) as backend:
-                yield backend
-        elif variant.is_whole:
-            self.free()  # first, since memory may hold one model only
-            where = whole_checkpoint(self.study, model, variant, folder, self.device)
-            with opened(self.name, where, self.device, len(model.tokenizer), self.options) as backend:
-                yield backend
-        elif isinstance(backend := self.of(model), HFBackend):
-            with swapped(backend.model, model.source, folder, variant):
-                yield backend
-        else:
-            if isinstance(backend, VLLMBackend):
-                backend.hold(*files_of(folder, variant), blocks_removed(model.checkpoint, folder, variant))
-            yield backend
-
-    @contextmanager
-    def served(self, model: Model, variant: Variant, folder: Path) -> Iterator[None]:
-        """Within the context, a server for the variant's checkpoint runs if the study has a command that starts one.
+    def served(self, model: Model, variant: Variant) -> Iterator[None]:
+        """Within the context, a server for the variant's checkpoint runs, which the study's command starts.
 
         The checkpoint is deleted afterwards unless the study keeps it; after an error it stays for the next run.
         """
-        if self.options.serve is None:
-            yield
-            return
-        where = whole_checkpoint(self.study, model, variant, folder, self.device)
-        with self.as_gguf(model, where, folder) as there, reached(self.options, there) as options:
+        where = whole_checkpoint(self.study, model, variant, self.folder, self.device)
+        with self.as_gguf(model, where) as there, reached(self.options, there) as options:
             self.server = there, options
             try:
                 yield
@@ -138,7 +149,7 @@ class Engine:
             shutil.rmtree(where, ignore_errors=True)
 
     @contextmanager
-    def as_gguf(self, model: Model, where: Path, folder: Path) -> Iterator[Path]:
+    def as_gguf(self, model: Model, where: Path) -> Iterator[Path]:
         """Within the context, a folder of a checkpoint's GGUF file if the command asks for one, else the checkpoint's.
 
         A checkpoint that is no GGUF file itself is written as one in float16 for as long as it is served.
@@ -148,12 +159,32 @@ class Engine:
             return
         steps = (recipe for variant in model.variants for recipe in variant.steps)
         like = next((recipe.like for recipe in steps if isinstance(recipe, GgufRecipe)), None)
-        made = folder / MAKING / "served" / where.name
+        made = self.folder / MAKING / "served" / where.name
         gguf(where, made, GgufRecipe(like=like), overwrite=True)
         try:
             yield made
         finally:
             shutil.rmtree(made)
+
+    def evaluate(
+        self,
+        model: Model,
+        cell: Cell,
+        batches: Sequence[Batch],
+        store: Store,
+        table: LiveTable,
+        adaptive: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Evaluate batches of a cell. adaptive: as Run.adaptive, if its rows decide how many problems it has."""
+        work = cell.resolved
+        backend = self.hold(model, cell.variant, work.native is not None)
+        check_engine(work, backend)
+        with store.claim(cell.run_id):
+            add_run(store, model, cell, self.folder, describe_versions(backend))
+            if adaptive is not None:
+                store.mark_adaptive(cell.run_id, adaptive)
+            for portion in fill_store(store, work, backend, self.grader, batches, table.within):
+                table.add(cell.run_id, portion.samples, portion.tokens, portion.seconds)
 
 
 @contextmanager
@@ -272,50 +303,19 @@ def set_blocks(model: PreTrainedModel, layers: list[Any], kinds: list[str] | Non
             config.layer_types = kinds
 
 
-Batch = list[tuple[int, int]]  # (index of the problem, draw)
-
-
 def run_here(study: Study, models: Sequence[Model], paths: StudyPaths, store: Store, device: str) -> None:
     """Evaluate every missing cell in this process, beginning with the dense models and one batch of every variant."""
     table = LiveTable.of(study, models, store)
-    with table, Grader() as grader, Engine(study, device) as engine:
+    with table, Engine(study, paths.folder, device) as engine:
         if makes_all_first(study.backend, device):
             for model, variant, _ in missing_work(models, store):
-                make_missing(study, model, variant, paths, table, device)
+                make_missing(engine, model, variant, table)
         for model, variant, cells in missing_work(models, store, in_rounds=study.engine.serve is None):
             if study.engine.serve is None:  # else the checkpoint is made whole when its server is started
-                make_missing(study, model, variant, paths, table, device)
+                make_missing(engine, model, variant, table)
             table.say(f"evaluating {variant.name} of {model.label}")
-            with engine.served(model, variant, paths.folder):
-                for native in (False, True):
-                    if some := [(cell, left) for cell, left in cells if (cell.resolved.native is not None) == native]:
-                        with engine.holding(model, variant, paths.folder, native) as backend:
-                            evaluate_cells(model, some, paths.folder, store, backend, grader, table)
-
-
-def evaluate_cells(
-    model: Model,
-    cells: Sequence[tuple[Cell, Sequence[Batch]]],
-    folder: Path,
-    store: Store,
-    backend: Backend | ChatServer,
-    grader: Grader,
-    table: LiveTable,
-    adaptive: Mapping[str, Any] | None = None,
-) -> None:
-    """Evaluate batches of some cells of a variant, which the backend has loaded.
-
-    folder: of the study. adaptive: as Run.adaptive, of runs whose rows decide how many problems they have.
-    """
-    for cell, batches in cells:
-        work = cell.resolved
-        check_engine(work, backend)
-        with store.claim(cell.run_id):
-            add_run(store, model, cell, folder, describe_versions(backend))
-            if adaptive is not None:
-                store.mark_adaptive(cell.run_id, adaptive)
-            for portion in fill_store(store, work, backend, grader, batches, table.within):
-                table.add(cell.run_id, portion.samples, portion.tokens, portion.seconds)
+            for cell, batches in cells:
+                engine.evaluate(model, cell, batches, store, table)
 
 
 def missing_work(
@@ -338,15 +338,14 @@ def missing_work(
                     yield model, variant, cells
 
 
-def make_missing(
-    study: Study, model: Model, variant: Variant, paths: StudyPaths, table: LiveTable, device: str
-) -> None:
+def make_missing(engine: Engine, model: Model, variant: Variant, table: LiveTable) -> None:
     """Make a variant unless its files exist, and the others that begin with the same step, whose result they share."""
-    if is_made(paths.folder, variant):
+    if is_made(engine.folder, variant):
         return
+    engine.release()
     alike = [one for one in model.variants if one.keys[:1] == variant.keys[:1]]
     for one in sorted(alike, key=lambda one: len(one.steps)):
-        if not is_made(paths.folder, one):
+        if not is_made(engine.folder, one):
             table.say(f"making {one.name} of {model.label}", log=True)
             with table.hidden():
-                make_variant(model, one, paths.folder, device, study.keep_checkpoints)
+                make_variant(model, one, engine.folder, engine.device, engine.study.keep_checkpoints)

@@ -3,53 +3,79 @@
 Where a recipe takes one value, a list of values makes a grid. Paths are relative to the folder of the file.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NoReturn, get_origin
+from typing import Any, NoReturn, TypeVar, get_origin
 
 from prunus.budgets import OFF
-from prunus.engines import EngineOptions
+from prunus.engines import SMALLEST, EngineOptions
 from prunus.errors import PrunusError
 from prunus.margins import Margin, MarginLike
 from prunus.plain_data import Lines, parse_toml, suggestion
 from prunus.recipe_base import Recipe, without_removed
-from prunus.recipes import EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
-from prunus.settings import hints_of, misfit
-from prunus.step import STEPS, kind_of, settled, step_kind, steps_name
+from prunus.recipes import EvalPlan, PruneRecipe, RecoverRecipe
+from prunus.settings import check_settings, hints_of, misfit, setting
+from prunus.step import STEPS, kind_of, settled, step_kind
 
 RECIPES: Mapping[str, type[Recipe]] = {action: step_kind(action).recipe for action in STEPS}
-# Keys of [calibration]: defaults of every step.
-SHARED = ("calibration", "samples", "seqlen", "calibration_tokens", "seed")
+# Keys of [calibration], which has defaults of every step, and their types.
+SHARED = {key: hints_of(PruneRecipe)[key] for key in ("calibration", "samples", "seqlen", "calibration_tokens", "seed")}
 # (table, key) of options that no longer exist: ignored at the value that they had by default, and what to do else.
 DELETED: Mapping[tuple[str, str], tuple[Any, str]] = {
     ("", "measure_seconds"): (False, "benchmarks/latency.py measures the time per token"),
     ("find", "as_given"): (False, "order the ladder from gentle to harsh"),
     ("find", "anyway"): (False, "take more problems or a larger margin"),
 }
+Made = TypeVar("Made")
+Build = Callable[[type[Made], dict[str, Any]], Made]  # makes an object of a class with these settings
 CHAIN = "chain"  # the tables of several steps, each of which is {action = settings}
 AFTER = "recover"  # key of the tables of single steps, for one more step after it: true, false or a table of settings
 BEFORE = "experts"  # key of [[prune]], for one more step before it
 TOP = ("name", "models", "keep_checkpoints", "eval", "engine", "calibration", *RECIPES, CHAIN, "find", "report")
-REPORT = ("base", "margin", "stop_margin", "published")
-ENGINE = tuple(field.name for field in fields(EngineOptions))
+REPORT: Mapping[str, Any] = {"base": str, "margin": float | str, "stop_margin": float | str, "published": bool}
+MARGINS = ("margin", "stop_margin")  # keys of [report] and [[find]]
 DEFAULT_LADDER = "0.1:0.7:0.05"
 # Fields of PruneRecipe that a [[find]] table may set for every rung of its ladder; these three follow from method and
 # ladder.
 OF_LADDER = ("method", "sparsity", "pattern")
 OF_RECIPE = {name: hint for name, hint in hints_of(PruneRecipe).items() if name not in OF_LADDER}
+
+
+@dataclass(frozen=True)
+class FindRules:
+    """By what a search decides, and in what order."""
+
+    margin: MarginLike = setting(
+        0.02, "Loss of accuracy to rule out (0.02: two points; 5%: 5 % of what MODEL solves).", metavar="SHARE|N%"
+    )
+    stop_margin: MarginLike = setting(0.05, "The same of the chains that end by themselves.", metavar="SHARE|N%")
+    alpha: float = setting(0.05, "Probability of any false certificate.")
+    max_tokens: int | None = setting(None, "End when the rows looked at took N tokens.", at_least=1)
+    look: int | None = setting(
+        None, "Problems evaluated between two decisions; default: a batch of the engine.", at_least=1
+    )
+    smallest: str | None = setting(
+        None,
+        "Order rungs by the bytes that this engine loads, which evaluates them; default ladder: fewer bits, then also"
+        " fewer channels or experts.",
+        choices=tuple(SMALLEST),
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
 # The keys of a [[find]] table but `recover`, and their types.
 FIND_KEYS: Mapping[str, Any] = {
     "name": str,
     "method": str | tuple[str, ...],
     "ladder": str | tuple[float, ...],
-    "margin": float | str,
-    "stop_margin": float | str,
-    "alpha": float,
-    "max_tokens": int,
-    "look": int,
-    "smallest": str,
+    **hints_of(FindRules),
+    **dict.fromkeys(MARGINS, float | str),
     **OF_RECIPE,
 }
 # Name of each table in messages, and its valid keys.
@@ -61,11 +87,16 @@ _TABLES = {
     "calibration": "[calibration]",
 }
 _TABLES |= {kind: f"[[{kind}]]" for kind in (*RECIPES, CHAIN, "find")}
-_KEYS: dict[str, Sequence[str]] = {"[eval]": [field.name for field in fields(EvalPlan)], "[calibration]": SHARED}
+_KEYS: dict[str, Sequence[str]] = {"[eval]": [field.name for field in fields(EvalPlan)], "[calibration]": [*SHARED]}
 _KEYS |= {f"{AFTER} = {{...}}": [field.name for field in fields(RecoverRecipe)]}
 _KEYS |= {f"[[{kind}]]": [*{**hints_of(cls), AFTER: None}] for kind, cls in RECIPES.items()}
 _KEYS["[[prune]]"] = [*_KEYS["[[prune]]"], BEFORE]
-_KEYS |= {"[report]": REPORT, "[engine]": ENGINE, "the top of the file": TOP, "[[chain]]": ["steps"]}
+_KEYS |= {
+    "[report]": [*REPORT],
+    "[engine]": [*hints_of(EngineOptions)],
+    "the top of the file": TOP,
+    "[[chain]]": ["steps"],
+}
 _KEYS |= {"[[find]]": [*FIND_KEYS, AFTER]}
 
 
@@ -95,12 +126,7 @@ class FindTable:
     settings: Mapping[str, Any]
     shared: Mapping[str, Any]
     recovery: Mapping[str, Any] | None
-    margin: MarginLike
-    stop_margin: MarginLike
-    alpha: float = 0.05
-    max_tokens: int | None = None
-    look: int | None = None
-    smallest: str | None = None
+    rules: FindRules
 
 
 @dataclass(frozen=True)
@@ -155,8 +181,7 @@ def read_entries(path: str | Path, shared: Mapping[str, Any] | None = None, text
     text, data = _parsed(path, "ladder") if text is None else (text, parse_toml(text))
     reader = _Reader(path, text, data)
     reader.check_keys("", 0, data, (*RECIPES, CHAIN, "calibration"))
-    entries = reader.entries({**(shared or {}), **reader.shared()})
-    reader.check_twice(entries)
+    entries = reader.entries({**(shared or {}), **reader.table("calibration", SHARED)})
     if not entries:
         raise PrunusError(f"{path} has no recipe: write [[prune]] or [[drop]] tables")
     return sorted(entries, key=lambda entry: entry.line or 0)
@@ -181,20 +206,14 @@ class _Reader:
 
     def study(self) -> Study:
         self.check_keys("", 0, self.data, TOP)
-        report, shared = self.table("report", REPORT), self.shared()
-        self.check_type("", "keep_checkpoints", 0, self.data.get("keep_checkpoints", False), bool)
-        self.check_type("", "name", 0, self.data.get("name", ""), str)
-        self.check_type("report", "base", 0, report.get("base", ""), str)
-        self.check_type("report", "published", 0, report.get("published", False), bool)
-        margins = {key: report.get(key, default) for key, default in (("margin", 0.02), ("stop_margin", 0.05))}
-        for key, margin in margins.items():
-            self.check_type("report", key, 0, margin, float | str)
-            try:
-                margins[key] = Margin.of(margin, key).to_json()
-            except PrunusError as error:
-                self.fail("report", key, 0, str(error))
+        report, shared = self.table("report", REPORT), self.table("calibration", SHARED)
+        for key, hint in (("keep_checkpoints", bool), ("name", str)):
+            self.check_type("", key, 0, self.data.get(key, hint()), hint)
+        margins = {key: report.get(key, getattr(Study, key)) for key in MARGINS}
+        for key, value in margins.items():
+            with self.located("report", key):
+                margins[key] = Margin.of(value, key).to_json()
         entries = self.entries(shared)
-        self.check_twice(entries)
         models, plans = tuple(self.models()), tuple(self.plans())
         return Study(
             path=self.path,
@@ -204,8 +223,7 @@ class _Reader:
             engine=self.engine(plans, entries),
             entries=tuple(entries),
             base=report.get("base", "dense"),
-            margin=margins["margin"],
-            stop_margin=margins["stop_margin"],
+            **margins,
             published=report.get("published", False),
             keep_checkpoints=self.data.get("keep_checkpoints", False),
             text=self.text,
@@ -213,14 +231,6 @@ class _Reader:
             models_line=self.lines.of("", "models"),
             finds=tuple(self.finds(shared, margins)),
         )
-
-    def shared(self) -> Mapping[str, Any]:
-        """The settings of [calibration]."""
-        shared = self.table("calibration", SHARED)
-        for key, value in shared.items():
-            if isinstance(value, list):
-                self.fail("calibration", key, 0, f"'{key}' takes one value here; a list of values belongs in [[prune]]")
-        return shared
 
     def models(self) -> Iterator[str]:
         models = self.data.get("models")
@@ -237,20 +247,23 @@ class _Reader:
     def plans(self) -> Iterator[EvalPlan]:
         if "eval" not in self.data:
             self.fail("", "eval", 0, 'there is no [eval] table; it needs at least tasks = ["tiny"]')
-        table = self.table("eval", [field.name for field in fields(EvalPlan)])
+        table = self.table("eval", dict.fromkeys(hints_of(EvalPlan)))
         if "tasks" not in table:
             self.fail("eval", "", 0, "name at least one task: `prunus tasks` lists them")
         if isinstance(table.get("budgets"), list):
             table = table | {"budgets": [OFF if one == str(OFF) else one for one in table["budgets"]]}
-        for values in self.grid("eval", 0, table, EvalPlan):
-            values["tasks"] = tuple(self.path_or_text(t) if t.endswith(".jsonl") else t for t in values["tasks"])
-            if values.get("profile", "").endswith(".toml"):
-                values["profile"] = self.path_or_text(values["profile"])
-            yield self.make("eval", 0, EvalPlan, values)
+        yield from self.grid("eval", 0, table, EvalPlan, self.plan)
+
+    def plan(self, _: type[EvalPlan], values: dict[str, Any]) -> EvalPlan:
+        """The plan with these settings, whose files are relative to the study's folder."""
+        values["tasks"] = tuple(self.path_or_text(t) if t.endswith(".jsonl") else t for t in values["tasks"])
+        if values.get("profile", "").endswith(".toml"):
+            values["profile"] = self.path_or_text(values["profile"])
+        return EvalPlan(**values)
 
     def engine(self, plans: Sequence[EvalPlan], entries: Sequence[Entry]) -> EngineOptions:
         """Options by which the backend, which all plans share, is started or reached."""
-        table, backend, hints = self.table("engine", ENGINE), plans[0].backend, hints_of(EngineOptions)
+        table, backend = self.table("engine", hints_of(EngineOptions)), plans[0].backend
         if any(plan.backend != backend for plan in plans):
             self.fail("eval", "backend", 0, "a study compares its cells, so they need the same backend; make two files")
         if backend == "openai" and entries and "serve" not in table:
@@ -260,16 +273,12 @@ class _Reader:
         if backend != "openai" and any(kind_of(one).changes_form for entry in entries for one in entry.steps):
             message = "only llama.cpp reads GGUF files: take the backend openai, with serve in [engine]"
             self.fail("eval", "backend", 0, message)
-        for key, value in table.items():
-            self.check_type("engine", key, 0, value, hints[key])
         if "tokenizer" in table:
             message = "'tokenizer' is for `prunus eval`: a study reads its models' folders, which have theirs"
             self.fail("engine", "tokenizer", 0, message)
-        try:
+        with self.located("engine" if table else "eval"):
             options = EngineOptions(**table)
             options.check(backend)
-        except PrunusError as error:
-            self.fail("engine" if table else "eval", "", 0, str(error))
         return options
 
     def tables(self, kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -285,62 +294,63 @@ class _Reader:
 
     def entries(self, shared: Mapping[str, Any]) -> list[Entry]:
         """What all tables of steps define. shared: of [calibration]."""
-        single = (entry for kind in RECIPES for entry in self.single_steps(kind, shared))
-        return [*single, *self.chains(shared)]
+        return [
+            Entry(steps, self.lines.of(kind, "", number))
+            for kind in (*RECIPES, CHAIN)
+            for number, table in self.tables(kind)
+            for steps in (self.chain if kind == CHAIN else self.single)(
+                kind, number, table, partial(self.recipe, shared)
+            )
+        ]
 
-    def single_steps(self, kind: str, shared: Mapping[str, Any]) -> Iterator[Entry]:
-        cls = RECIPES[kind]
-        for number, table in self.tables(kind):
-            further = [key for key in (AFTER, BEFORE) if key not in hints_of(cls)]
-            after, before = (
-                self.settings(kind, number, key, key in further and table.get(key, False), RECIPES[key])
+    def single(
+        self, kind: str, number: int, table: dict[str, Any], build: Build[Recipe]
+    ) -> Iterator[tuple[Recipe, ...]]:
+        """What a table of one kind of step defines, with those of its keys BEFORE and AFTER, calibrated as its own."""
+        further = [key for key in (AFTER, BEFORE) if key not in hints_of(RECIPES[kind])]
+        own = {key: value for key, value in table.items() if key not in further}
+        for recipe in self.grid(kind, number, _with_blocks_as_text(kind, own), RECIPES[kind], build):
+            last, first = (
+                list(
+                    self.choices(
+                        kind, number, key, key in further and table.get(key, False), partial(self.alike, recipe)
+                    )
+                )
                 for key in (AFTER, BEFORE)
             )
-            table = {key: value for key, value in table.items() if key not in further}
-            shared_here = {key: value for key, value in shared.items() if key in hints_of(cls)}
-            for values in self.grid(kind, number, shared_here | _with_blocks_as_text(kind, table), cls):
-                recipe = self.make(kind, number, cls, self.with_paths(values))
-                for last, first in product(after, before):
-                    steps = (
-                        *self.further(kind, number, BEFORE, recipe, first, ExpertsRecipe),
-                        recipe,
-                        *self.further(kind, number, AFTER, recipe, last, RecoverRecipe),
-                    )
-                    yield Entry(steps, self.lines.of(kind, "", number))
+            yield from ((*before, recipe, *after) for after, before in product(last, first))
 
-    def chains(self, shared: Mapping[str, Any]) -> Iterator[Entry]:
-        """What [[chain]] tables define: every combination of the settings of their steps."""
-        for number, table in self.tables(CHAIN):
-            steps = table.get("steps")
-            if not isinstance(steps, list) or not steps or not all(isinstance(s, dict) and len(s) == 1 for s in steps):
-                self.fail(
-                    CHAIN, "", number, "write steps = [{prune = {sparsity = 0.2}}, {recover = true}], one key in each"
-                )
-            choices = [
-                list(self.choices(number, action, value, shared)) for step in steps for action, value in step.items()
-            ]
-            for combination in product(*choices):
-                yield Entry(tuple(one for part in combination for one in part), self.lines.of(CHAIN, "", number))
+    def chain(
+        self, kind: str, number: int, table: dict[str, Any], build: Build[Recipe]
+    ) -> Iterator[tuple[Recipe, ...]]:
+        """What a [[chain]] table defines: every combination of the settings of its steps."""
+        steps = table.get("steps")
+        if not isinstance(steps, list) or not steps or not all(isinstance(s, dict) and len(s) == 1 for s in steps):
+            message = "write steps = [{prune = {sparsity = 0.2}}, {recover = true}], one key in each"
+            self.fail(kind, "", number, message)
+        parts = [list(self.choices(kind, number, *one, build)) for step in steps for one in step.items()]
+        yield from (sum(combination, ()) for combination in product(*parts))
 
-    def choices(self, number: int, action: str, value: Any, shared: Mapping[str, Any]) -> Iterator[tuple[Recipe, ...]]:
-        """What a step of a chain may be: one recipe, or none for false."""
+    def recipe(self, shared: Mapping[str, Any], cls: type[Recipe], own: Mapping[str, Any]) -> Recipe:
+        """A recipe with its own settings, and those of the shared ones that it has."""
+        return cls(**self.with_paths({key: shared[key] for key in shared if key in hints_of(cls)} | own))
+
+    def alike(self, recipe: Recipe, cls: type[Recipe], own: Mapping[str, Any]) -> Recipe:
+        """A recipe with its own settings, and else the calibration of another one."""
+        return cls.like(recipe, **self.with_paths(own))
+
+    def choices(
+        self, kind: str, number: int, action: str, value: Any, build: Build[Recipe]
+    ) -> Iterator[tuple[Recipe, ...]]:
+        """What a further step may be: one recipe, or none for false. value: as for options."""
         if action not in RECIPES:
-            self.fail(CHAIN, "", number, f"unknown step '{action}'; {suggestion(action, tuple(RECIPES), {})}")
-        cls = RECIPES[action]
-        for given in value if isinstance(value, list) else [value]:
-            if given is False:
+            self.fail(kind, "", number, f"unknown step '{action}'; {suggestion(action, tuple(RECIPES), {})}")
+        for given in self.options(kind, number, action, value):
+            if given is None:
                 yield ()
-                continue
-            if given is not True and not isinstance(given, dict):
-                self.fail(CHAIN, "", number, f"'{action}' must be true, false or a table, not {given!r}")
-            own = {} if given is True else _with_blocks_as_text(action, given)
-            hints = hints_of(cls)
-            for key in own:
-                if key not in hints:
-                    self.fail(CHAIN, "", number, f"unknown key '{key}' of {action}; {suggestion(key, hints, {})}")
-            shared_here = {key: one for key, one in shared.items() if key in hints}
-            for values in self.grid(CHAIN, number, shared_here | own, cls):
-                yield (self.make(CHAIN, number, cls, self.with_paths(values)),)
+            else:
+                own = _with_blocks_as_text(action, given)
+                yield from ((one,) for one in self.grid(kind, number, own, RECIPES[action], build, action))
 
     def finds(self, shared: Mapping[str, Any], margins: Mapping[str, MarginLike]) -> Iterator[FindTable]:
         """The searches. shared: of [calibration]. margins: of [report], which hold where a table has no others."""
@@ -349,123 +359,91 @@ class _Reader:
             for key, value in table.items():
                 if key != AFTER:
                     self.check_type("find", key, number, value, FIND_KEYS[key])
-                if key in margins:
-                    try:
+                if key in MARGINS:
+                    with self.located("find", key, number):
                         Margin.of(value, key, zero=False)
-                    except PrunusError as error:
-                        self.fail("find", key, number, str(error))
             if "smallest" in table and "ladder" not in table:
                 why = "the default ladder depends on model and machine: `prunus find --smallest --dry-run` prints one"
                 self.fail("find", "smallest", number, f"'smallest' needs a ladder, since {why}")
-            (recovery, *more) = self.settings("find", number, AFTER, table.get(AFTER, False), RecoverRecipe)
+            (recovery, *more) = self.options("find", number, AFTER, table.get(AFTER, False))
             if more:
                 self.fail("find", AFTER, number, f"'{AFTER}' takes one value here, since a ladder has one recovery")
-            given = dict(table) | {"ladder": _ladder_text(table)}
-            if given["ladder"].endswith(".toml"):
-                given["ladder"] = self.path_or_text(given["ladder"])
-            name = given.setdefault("name", _default_name(given))
+            ladder, method = table.get("ladder", DEFAULT_LADDER), table.get("method")
+            ladder = ladder if isinstance(ladder, str) else ",".join(map(str, ladder))
+            in_file = ladder.endswith(".toml")
+            methods = (method,) if isinstance(method, str) else method and tuple(method)
+            name = table.get("name", Path(ladder).stem if in_file else "-".join(methods or ("wanda",)))
             if not all(character.isalnum() or character in "-_+" for character in name) or not name:
                 self.fail("find", "name", number, f"name '{name}' is that of a folder: use letters, digits, -, _ and +")
             if name in seen:
                 self.fail("find", "", number, f"two [[find]] tables are called {name}: give one another name")
             seen.add(name)
-            settings = self.with_paths({key: value for key, value in table.items() if key in OF_RECIPE})
-            rules = {key: value for key, value in given.items() if key not in (*OF_RECIPE, AFTER, "method")}
-            method = table.get("method")
+            with self.located("find", "", number):
+                rules = FindRules(**{**margins, **{key: table[key] for key in hints_of(FindRules) if key in table}})
             yield FindTable(
-                **{**margins, **rules},
-                methods=(method,) if isinstance(method, str) else None if method is None else tuple(method),
-                settings=settings,
+                name,
+                self.lines.of("find", "", number),
+                self.path_or_text(ladder) if in_file else ladder,
+                methods,
+                settings=self.with_paths({key: value for key, value in table.items() if key in OF_RECIPE}),
                 shared=self.with_paths(shared),
                 recovery=None if recovery is None else self.with_paths(recovery),
-                line=self.lines.of("find", "", number),
+                rules=rules,
             )
 
-    def settings(
-        self, kind: str, number: int, name: str, value: Any, cls: type[Recipe]
-    ) -> list[dict[str, object] | None]:
+    def options(self, kind: str, number: int, name: str, value: Any) -> list[dict[str, Any] | None]:
         """The settings of each further step along this axis of the grid; None stands for no such step.
 
-        value: of the key of this name: true, false, a table of settings, or a list of these. cls: the step's recipe.
+        name: the step's action, which is the key, or that in an entry of a chain. value: true, false, a table of
+        settings, or a list of these.
         """
-        choices = value if isinstance(value, list) else [value]
+        choices, hints = value if isinstance(value, list) else [value], hints_of(RECIPES[name])
         if not choices:
             self.fail(kind, name, number, f"'{name}' is an empty list; leave it out or give a value")
-        hints, steps = hints_of(cls), []
+        found: list[dict[str, Any] | None] = []
         for choice in choices:
             if not isinstance(choice, bool | dict):
                 self.fail(kind, name, number, f"'{name}' must be true, false or a table, not {choice!r}")
-            kept = self.without_removed(kind, number, choice, cls.REMOVED, name) if isinstance(choice, dict) else {}
-            steps.append(None if choice is False else kept)
-            for key, setting in kept.items():
-                if key not in hints:
-                    self.fail(kind, name, number, f"unknown key '{key}' of {name}; {suggestion(key, hints, {})}")
-                self.check_type(kind, name, number, setting, hints[key], name=key)
-        return steps
+            own = choice if isinstance(choice, dict) else {}
+            kept = self.without_removed(kind, number, own, RECIPES[name].REMOVED, name)
+            for key in kept.keys() - hints.keys():
+                self.fail(kind, name, number, f"unknown key '{key}' of {name}; {suggestion(key, hints, {})}")
+            found.append(None if choice is False else kept)
+        return found
 
-    def further(
-        self, kind: str, number: int, name: str, like: Recipe, settings: Mapping[str, Any] | None, cls: type[Recipe]
-    ) -> tuple[Recipe, ...]:
-        """The recipe of a further step, of the key of this name; none where settings is None.
+    def grid(
+        self, table: str, number: int, values: Mapping[str, Any], cls: type[Made], build: Build[Made], step: str = ""
+    ) -> Iterator[Made]:
+        """Yield what `build` makes of cls and every combination of the values that are lists where cls takes one value.
 
-        It takes the calibration of the recipe `like` unless the settings name another.
+        step: a further step that the values are of. Values that are refused raise a PrunusError with the line, and with
+        the combination if there are several.
         """
-        if settings is None:
-            return ()
-        try:
-            return (cls.like(like, **self.with_paths(settings)),)
-        except PrunusError as error:
-            self.fail(kind, name, number, f"{name}: {error}")
-
-    def check_twice(self, entries: Sequence[Entry]) -> None:
-        lines: dict[tuple[Recipe, ...], int | None] = {}
-        for entry in entries:
-            if entry.steps in lines:
-                at = "" if entry.line is None else f", line {entry.line}"
-                first = lines[entry.steps]
-                where = "in this table" if first == entry.line else f"first in line {first}"
-                raise PrunusError(f"{self.path}{at}: a recipe is listed twice ({where}): {steps_name(entry.steps)}")
-            lines[entry.steps] = entry.line
-
-    def grid(self, table: str, number: int, values: Mapping[str, Any], cls: type) -> Iterator[dict[str, Any]]:
-        """Yield every combination of the values that the table gives as lists."""
-        hints = hints_of(cls)
-        axes: dict[str, list[Any]] = {}
+        hints, axes, several = hints_of(cls), dict[str, list[Any]](), False
         for key, value in values.items():
-            axes[key] = list(value) if self.is_axis(cls, key, value) else [value]
+            is_axis = isinstance(value, list) and get_origin(hints[key]) is not tuple
+            axes[key], several = value if is_axis else [value], several or is_axis
             if not axes[key]:
-                self.fail(table, key, number, f"'{key}' is an empty list; leave it out or give a value")
+                self.fail(table, step or key, number, f"'{key}' is an empty list; leave it out or give a value")
             for one in axes[key]:
-                self.check_type(table, key, number, one, hints[key])
+                self.check_type(table, step or key, number, one, hints[key], key)
         for combination in product(*axes.values()):
-            yield dict(zip(axes, combination, strict=True))
+            chosen = dict(zip(axes, combination, strict=True))
+            listed = ", ".join(f"{key} {value}" for key, value in chosen.items() if key not in SHARED)
+            where = f" (in the combination {listed})" if several else ""
+            with self.located(table, step, number, f"{step}: " if step else "", where):
+                made = build(cls, chosen)
+            yield made
 
-    def make(self, table: str, number: int, cls: type, values: Mapping[str, Any]) -> Any:
-        """A recipe with these values.
-
-        Values that the recipe refuses raise a PrunusError with the table's line, and with the combination where the
-        table is a grid.
-        """
-        try:
-            return cls(**values)
-        except PrunusError as error:
-            listed = ", ".join(f"{key} {value}" for key, value in values.items() if key not in SHARED)
-            several = any(self.is_axis(cls, key, value) for key, value in self.raw(table, number).items())
-            self.fail(table, "", number, f"{error}{f' (in the combination {listed})' if several else ''}")
-
-    def is_axis(self, cls: type, key: str, value: Any) -> bool:
-        """Whether a value is a list although the recipe takes one value, so that it is an axis of the grid."""
-        return isinstance(value, list) and (key == AFTER or get_origin(hints_of(cls).get(key)) is not tuple)
-
-    def raw(self, table: str, number: int) -> Mapping[str, Any]:
-        found = self.data[table]
-        return found[number] if isinstance(found, list) else found
-
-    def table(self, name: str, known: Sequence[str]) -> dict[str, Any]:
+    def table(self, name: str, hints: Mapping[str, Any]) -> dict[str, Any]:
+        """The table of this name, whose values have the types of these hints, or any where the hint is None."""
         table = self.data.get(name, {})
         if not isinstance(table, dict):
             self.fail("", name, 0, f"write [{name}] with single brackets, once")
-        self.check_keys(name, 0, table, known)
+        self.check_keys(name, 0, table, [*hints])
+        for key, value in table.items():
+            if hints[key] is not None:
+                self.check_type(name, key, 0, value, hints[key])
         return table
 
     def check_keys(self, table: str, number: int, values: dict[str, object], known: Sequence[str]) -> None:
@@ -485,15 +463,21 @@ class _Reader:
     ) -> dict[str, object]:
         """values without settings of earlier versions. key: of the table, if values are of one of its keys."""
         for name, value in values.items():
-            try:
+            with self.located(table, key or name, number):
                 without_removed({name: value}, removed)
-            except PrunusError as error:
-                self.fail(table, key or name, number, str(error))
         return without_removed(values, removed)
 
     def check_type(self, table: str, key: str, number: int, value: Any, hint: Any, name: str | None = None) -> None:
         if wrong := misfit(name or key, value, hint):
             self.fail(table, key, number, wrong)
+
+    @contextmanager
+    def located(self, table: str, key: str = "", number: int = 0, before: str = "", after: str = "") -> Iterator[None]:
+        """Within the context, a PrunusError gets the line of a key, and these words around it."""
+        try:
+            yield
+        except PrunusError as error:
+            self.fail(table, key, number, f"{before}{error}{after}")
 
     def fail(self, table: str, key: str, number: int, message: str) -> NoReturn:
         line = self.lines.of(table, key, number)
@@ -528,17 +512,3 @@ def _with_blocks_as_text(kind: str, table: Mapping[str, Any]) -> dict[str, objec
     value = table["blocks"]
     texts = [str(one) if type(one) is int else one for one in (value if isinstance(value, list) else [value])]
     return {**table, "blocks": texts if isinstance(value, list) else texts[0]}
-
-
-def _ladder_text(table: Mapping[str, Any]) -> str:
-    """The ladder of a [[find]] table as `prunus find --ladder` takes it; in a study it may be a list of sparsities."""
-    ladder = table.get("ladder", DEFAULT_LADDER)
-    return ladder if isinstance(ladder, str) else ",".join(map(str, ladder))
-
-
-def _default_name(table: Mapping[str, Any]) -> str:
-    """The name of a [[find]] table that has none: that of its ladder's file, or of its methods."""
-    if table["ladder"].endswith(".toml"):
-        return Path(table["ladder"]).stem
-    methods = table.get("method", "wanda")
-    return methods if isinstance(methods, str) else "-".join(methods)

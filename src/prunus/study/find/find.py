@@ -25,7 +25,7 @@ from prunus.recipe_base import Recipe
 from prunus.recipes import EvalPlan
 from prunus.results.store import Store, check_folder
 from prunus.study.cells import check_entries
-from prunus.study.file import DEFAULT_LADDER
+from prunus.study.file import DEFAULT_LADDER, FindRules
 from prunus.study.find.certificate import (
     caution,
     certificate,
@@ -107,8 +107,8 @@ def find(
     """
     target, path, engine = Path(out), Path(store), engine or EngineOptions()
     text = ""
-    if smallest is not None:
-        check_smallest(smallest, plan, engine.serve)
+    rules = FindRules(margin, stop_margin, alpha, max_tokens, look, smallest)
+    check_smallest(smallest, plan, engine.serve)
     if smallest is not None and ladder is None:
         source, there = Checkpoint(resolve(model)), device if ray is None else None
         one, text = ladder_by_bytes(smallest, source, methods, settings or {}, recovery, there)
@@ -119,10 +119,7 @@ def find(
     check_plan(model, plan, engine, path)
     if not target.exists() and not work_folder(target).exists():  # else rungs may be made that need none any more
         check_entries([entry for one in ladders for entry in one.entries], resolve(model))
-    search = open_search(
-        model, plan, ladders, margin=margin, stop_margin=stop_margin, alpha=alpha, max_tokens=max_tokens, look=look,
-        engine=engine, file=file, smallest=smallest,
-    )  # fmt: skip
+    search = open_search(model, plan, ladders, rules, engine=engine, file=file)
     cluster = None if dry_run else cluster_for(search.study, ray, gpus_per_task, cpus_per_task)
     folder = work_folder(target)
     if not is_published(target, folder, search):

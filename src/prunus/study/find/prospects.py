@@ -133,11 +133,11 @@ def lines_of(search: Search, found: Prospects, dense: Mapping[str, float]) -> li
     grouped = f" in {found.problems - len(search.groups)} groups" if search.groups else ""
     each = f"{found.problems} problems{grouped} with {draws} draw{'s' * (draws > 1)} each"
     lines = [f"{each}; {found.rungs} rungs ({ladders})"]
-    if search.smallest is not None:
+    if (engine := search.rules.smallest) is not None:
         named = [(rung.variant.name, rung.nbytes or 0) for rung in search.rungs]
-        whole = dense_bytes(search.model.source, search.smallest)
+        whole = dense_bytes(search.model.source, engine)
         sizes = ", ".join(f"{name} {show_bytes(size)}" for name, size in [("dense", whole), *named])
-        lines.append(f"{search.smallest} loads: {sizes}")
+        lines.append(f"{engine} loads: {sizes}")
     for end, one in found.forecasts.items():
         margin, least = search.rule.margins[end], points(ceil(1000 * one.smallest) / 1000)
         asked = size(search, end)

@@ -12,12 +12,11 @@ from typing import Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.engines import BACKENDS, GGUF, SMALLEST, EngineOptions
-from prunus.errors import PrunusError, nearest
+from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import device_for
 from prunus.evaluation.backends.vllm import why_not_4_bits
 from prunus.evaluation.beforehand import is_harness_task
 from prunus.evaluation.resolved_plan import ResolvedPlan
-from prunus.margins import MarginLike
 from prunus.progress import say
 from prunus.pruning.experts import expert_counts
 from prunus.recipe_base import Recipe
@@ -27,7 +26,7 @@ from prunus.results.ladder import ACCURACY, ENDPOINTS, ENDS, Forecast, Rule, for
 from prunus.step import kind_of, steps_name
 from prunus.steps.chain import bytes_after
 from prunus.study.cells import Cell, Model, Variant, folder_of, open_model, variant_names
-from prunus.study.file import SHARED, Entry, Study, read_entries
+from prunus.study.file import SHARED, Entry, FindRules, Study, read_entries
 
 MOST_RUNGS = 1000
 
@@ -97,11 +96,9 @@ FORMS: Mapping[str, Sequence[str]] = {
 KEPT = (0.875, 0.75, 0.625)  # shares of the channels, or experts, with which the last form is then tried
 
 
-def check_smallest(smallest: str, plan: EvalPlan, serve: str | None) -> None:
-    """Raise PrunusError for an engine that is not known, or rungs that would be evaluated elsewhere."""
-    if smallest not in SMALLEST:
-        raise PrunusError(f"smallest '{smallest}' is not known; {nearest(smallest, SMALLEST)}")
-    if plan.backend != SMALLEST[smallest]:
+def check_smallest(smallest: str | None, plan: EvalPlan, serve: str | None) -> None:
+    """Raise PrunusError for rungs that would be evaluated in another engine than the one by whose bytes they go."""
+    if smallest is not None and plan.backend != SMALLEST[smallest]:
         raise PrunusError(f"rungs for {smallest} are evaluated in it: add --backend {SMALLEST[smallest]}")
     if smallest == "llama.cpp" and GGUF not in (serve or ""):
         raise PrunusError(
@@ -259,20 +256,16 @@ class Search:
     """What is searched, and by which rules.
 
     name: of the model, as given. ladders: name and rungs of each; each is walked under `rule`, whose alpha is its part
-    of alpha. order: in which problems are taken. look: rounds that are evaluated between two decisions. max_tokens: the
-    search ends when the rows that it has looked at took as many; None: never. smallest: the engine by whose bytes the
-    ladder is ordered; None: it is ordered by the share that rungs remove.
+    of alpha. rules: as asked for, and `look`, the rounds that are evaluated between two decisions. order: in which
+    problems are taken.
     """
 
     study: Study
     model: Model
     ladders: tuple[tuple[str, tuple[Rung, ...]], ...]
     rule: Rule
-    alpha: float
+    rules: FindRules
     order: tuple[Round, ...]
-    look: int
-    max_tokens: int | None
-    smallest: str | None = None
 
     @property
     def plan(self) -> EvalPlan:
@@ -319,7 +312,7 @@ class Search:
         of those that count as one observation with others, the first problem of their group.
         """
         checkpoint = self.model.checkpoint
-        engine = self.smallest
+        engine = self.rules.smallest
         whole = {"engine": engine, "bytes": dense_bytes(self.model.source, engine)} if engine else {}
         return {
             "model": {"name": self.model.label, "source": self.model.name, "checksum": checkpoint.checksum(), **whole},
@@ -333,10 +326,10 @@ class Search:
             "ladders": [{"name": name, "rungs": [rung.declared() for rung in rungs]} for name, rungs in self.ladders],
             "margin": self.rule.margins[ACCURACY].to_json(),
             "stop_margin": self.rule.margins[ENDS].to_json(),
-            "alpha": self.alpha,
+            "alpha": self.rules.alpha,
             "endpoints": list(ENDPOINTS),
-            "look": self.look,
-            "max_tokens": self.max_tokens,
+            "look": self.rules.look,
+            "max_tokens": self.rules.max_tokens,
         }
 
     def identity(self) -> dict[str, object]:
@@ -349,11 +342,11 @@ class Search:
             ],
             "margin": self.rule.margins[ACCURACY].to_json(),
             "stop-margin": self.rule.margins[ENDS].to_json(),
-            "alpha": self.alpha,
-            "look": self.look,
-            "max-tokens": self.max_tokens,
+            "alpha": self.rules.alpha,
+            "look": self.rules.look,
+            "max-tokens": self.rules.max_tokens,
             **({"groups": self.groups} if self.groups else {}),
-            **({"smallest": self.smallest} if self.smallest else {}),
+            **({"smallest": self.rules.smallest} if self.rules.smallest else {}),
         }
 
 
@@ -361,30 +354,25 @@ def open_search(
     model: str | Path,
     plan: EvalPlan,
     ladders: Sequence[Ladder],
+    rules: FindRules,
     *,
-    margin: MarginLike,
-    stop_margin: MarginLike,
-    alpha: float,
-    max_tokens: int | None,
-    look: int | None,
     engine: EngineOptions,
     file: Path | None,
     folder: Path | None = None,
-    smallest: str | None = None,
 ) -> Search:
     """The search that these arguments ask for. Raises PrunusError, and writes nothing, where one of them is wrong.
 
     file: of the ladder, if it is in one. folder: of the model, if it was looked for before. The other arguments are
     those of `find`.
     """
-    rule = Rule(margin, stop_margin, alpha / len(ladders) if 0 < alpha < 1 else alpha)
-    for name, value in (("max_tokens", max_tokens), ("look", look)):
-        if value is not None and value < 1:
-            raise PrunusError(f"{name} must be at least 1, not {value}")
+    smallest = rules.smallest
+    check_smallest(smallest, plan, engine.serve)
+    alpha = rules.alpha / len(ladders) if 0 < rules.alpha < 1 else rules.alpha
+    rule = Rule(rules.margin, rules.stop_margin, alpha)
     check_plan(plan, engine)
     study = Study(
         file or Path("find"), "find", (str(model),), (plan,), engine, tuple(e for one in ladders for e in one.entries),
-        margin=margin, stop_margin=stop_margin,
+        margin=rules.margin, stop_margin=rules.stop_margin,
         keep_checkpoints=engine.serve is not None,  # else a server's folder would be made anew for every look
     )  # fmt: skip
     opened = open_model(study, study.models[0], folder or folder_of(study, study.models[0]))
@@ -409,7 +397,7 @@ def open_search(
     groups = {problem.id: problem.group for problem in resolved.problems if problem.group}
     order = tuple(whole_groups(ids_by_task(resolved), plan.seed, groups))
     batch = ceil(min(plan.rows, MOST_CHAINS) / (plan.samples * max(1, len(order[0]))))
-    return Search(study, opened, tuple(found), rule, alpha, order, look or batch, max_tokens, smallest)
+    return Search(study, opened, tuple(found), rule, replace(rules, look=rules.look or batch), order)
 
 
 def check_plan(plan: EvalPlan, engine: EngineOptions) -> None:

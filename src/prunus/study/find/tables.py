@@ -17,7 +17,7 @@ from prunus.study.find.certificate import read_certificate
 from prunus.study.find.find import carry_out, is_finished, work_folder
 from prunus.study.find.page import NAME as PAGE
 from prunus.study.find.prospects import prospects, refuse_impossible
-from prunus.study.find.search import Ladder, Search, check_smallest, ladders_of, open_search
+from prunus.study.find.search import Ladder, Search, ladders_of, open_search
 from prunus.study.ray import Cluster
 from prunus.study.variants import check_variants
 
@@ -106,14 +106,9 @@ def opened(
 ) -> StudySearch:
     """The search of a table for a model (its name and folder), under the plan of this number."""
     try:
-        if table.smallest is not None:
-            check_smallest(table.smallest, study.plans[number], study.engine.serve)
-        search = open_search(
-            model[0], study.plans[number], rungs, margin=table.margin, stop_margin=table.stop_margin, alpha=table.alpha,
-            max_tokens=table.max_tokens, look=table.look, engine=study.engine,
-            file=Path(table.ladder) if table.ladder.endswith(".toml") else None, folder=model[1],
-            smallest=table.smallest,
-        )  # fmt: skip
+        file = Path(table.ladder) if table.ladder.endswith(".toml") else None
+        of = model[0], study.plans[number], rungs, table.rules
+        search = open_search(*of, engine=study.engine, file=file, folder=model[1])
     except PrunusError as error:
         study.fail(table.line, f"{table.name}: {error}")
     plan = plan_names(study.plans)[number]

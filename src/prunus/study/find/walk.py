@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from prunus.checkpoint.resolve import MANIFEST
-from prunus.evaluation.backends.chat import ChatServer
-from prunus.evaluation.grading import Grader
-from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import cut_into_batches
 from prunus.evaluation.run import missing_chains
 from prunus.plain_data import content_hash
@@ -28,7 +25,7 @@ from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.results.verdicts import wide_margin
 from prunus.study.cells import Cell, Variant
-from prunus.study.engine import Batch, Engine, evaluate_cells, makes_all_first
+from prunus.study.engine import Batch, Engine, makes_all_first
 from prunus.study.find.decisions import OUT_OF_TOKENS, Data, Decided, Floats, Rows, decided, rank, up_to
 from prunus.study.find.search import Rung, Search
 from prunus.study.live_table import LiveTable
@@ -69,21 +66,19 @@ class Rungs:
     def __init__(self, search: Search, store: Store, folder: Path, device: str, cluster: Cluster | None) -> None:
         self.search, self.store, self.folder, self.device, self.cluster = search, store, folder, device, cluster
         self.driver: Driver | None = None
-        self.engine, self.all_first = Engine(search.study, device), makes_all_first(search.plan.backend, device)
+        self.engine = Engine(search.study, folder, device)
+        self.all_first = makes_all_first(search.plan.backend, device)
         self.table = Progress()
-        self.grader: Grader | None = None
         self.adaptive = {"by": "find", "seed": search.plan.seed}
-        self.held: tuple[Variant, Backend | ChatServer] | None = None
         self.deleted: set[str] = set()
-        self.holding, self.stack = ExitStack(), ExitStack()
+        self.stack = ExitStack()
 
     def __enter__(self) -> Self:
         self.stack.enter_context(self.engine)
         return self
 
     def __exit__(self, *error: object) -> None:
-        with self.stack:
-            self.holding.close()
+        self.stack.close()
 
     def missing(self, cell: Cell, rounds: Sequence[Round]) -> list[Batch]:
         """The chains of a cell in these rounds of which rows are missing, in batches."""
@@ -101,34 +96,22 @@ class Rungs:
         if self.cluster is not None and work:
             self.hand_out(work)
             return True
-        for part in work:
-            backend = self.backend_of(part[0])
-            if self.grader is None:
-                self.grader = self.stack.enter_context(Grader())
-            of = self.search.model, [part], self.folder, self.store
-            evaluate_cells(*of, backend, self.grader, self.table, self.adaptive)
+        for cell, batches in work:
+            for variant in self.variants if self.all_first else [cell.variant]:
+                self.make(variant)
+            self.engine.evaluate(self.search.model, cell, batches, self.store, self.table, self.adaptive)
         return bool(work)
 
-    def backend_of(self, cell: Cell) -> Backend | ChatServer:
-        """A backend with the weights of a cell's variant, which is made if it is missing."""
-        variant = cell.variant
-        if self.held is None or self.held[0] is not variant:
-            self.release()
-            if self.all_first:
-                for rung in self.search.rungs:
-                    if rung.variant.key not in self.deleted:
-                        self.make(rung.variant)
-            self.make(variant)
-            of = self.search.model, variant, self.folder
-            self.holding.enter_context(self.engine.served(*of))
-            native = cell.resolved.native is not None
-            self.held = variant, self.holding.enter_context(self.engine.holding(*of, native))
-        return self.held[1]
+    @property
+    def variants(self) -> list[Variant]:
+        """Those of all rungs."""
+        return [rung.variant for rung in self.search.rungs]
 
     def make(self, variant: Variant) -> None:
         """Make a rung unless its files exist. Its checkpoint stays, except where all rungs are made beforehand."""
-        if self.engine.options.serve is not None or is_made(self.folder, variant):
+        if self.engine.options.serve is not None or variant.key in self.deleted or is_made(self.folder, variant):
             return  # for a server the checkpoint is made when it is started
+        self.engine.release()
         say(f"making {variant.name}")
         leave, stats = not self.all_first, self.statistics_for(variant)
         make_variant(self.search.model, variant, self.folder, self.device, keep=False, leave=leave, stats=stats)
@@ -138,9 +121,8 @@ class Rungs:
 
         Only with propagation dense is a rung calibrated on inputs that other rungs have, too.
         """
-        shares = [one for rung in self.search.rungs if (one := shared_settings(rung.variant)) is not None]
         mine = shared_settings(variant)
-        if mine is None or shares.count(mine) < 2:
+        if mine is None or [shared_settings(one) for one in self.variants].count(mine) < 2:
             return None
         file = self.folder / f"{content_hash(mine)}.stats.safetensors"
         if not file.exists():
@@ -153,7 +135,7 @@ class Rungs:
         if self.driver is None:
             self.driver = self.joined()
             if self.search.plan.backend == "vllm":  # it will occupy whole GPUs, so all are made now
-                self.driver.do(self.to_make(rung.variant for rung in self.search.rungs))
+                self.driver.do(self.to_make(self.variants))
         batches = [Job(model, cell.variant, cell, batch, True) for cell, missing in work for batch in missing]
         self.driver.do([*self.to_make(cell.variant for cell, _ in work), *batches])
 
@@ -170,18 +152,12 @@ class Rungs:
         of = self.cluster, search.study, [search.model], paths, self.store, self.table, self.device
         return Driver(*of, self.stack, self.adaptive)
 
-    def release(self) -> None:
-        """Take the variant's weights out of the model again."""
-        self.held = None
-        self.holding.close()
-
     def delete(self, variant: Variant) -> None:
         """Delete the files of a rung that is not needed any more."""
         self.deleted.add(variant.key)
         if self.driver is not None:
             self.driver.files.pop(variant.key, None)
-        if self.held is not None and self.held[0] is variant:
-            self.release()
+        self.engine.release()
         for path in reversed(variant_files(self.folder, variant)):
             path.unlink()
         for folder in (unfinished_folder(self.folder, variant), kept_folder(self.folder, self.search.model, variant)):
@@ -227,7 +203,11 @@ class Walk:
                     rung, best = best, rung
                 if rung is not None:
                     self.rungs.delete(rung.variant)
-        if self.last is not None and self.search.max_tokens is not None and self.last.spent >= self.search.max_tokens:
+        if (
+            self.last is not None
+            and self.search.rules.max_tokens is not None
+            and self.last.spent >= self.search.rules.max_tokens
+        ):
             say(f"no other rung is looked at: {OUT_OF_TOKENS}")
         return best
 
@@ -280,7 +260,7 @@ class Walk:
         Where an engine is started anew for every model, it is at least as far as a harmless rung needs.
         """
         study = self.search.study
-        anew = study.engine.serve is not None or (study.backend == "vllm" and self.search.smallest is not None)
+        anew = study.engine.serve is not None or (study.backend == "vllm" and self.search.rules.smallest is not None)
         return max(until, self.expected) if anew else until
 
     def bounds(self, found: Mapping[str, Floats]) -> str:

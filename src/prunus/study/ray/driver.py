@@ -7,6 +7,7 @@ batches are fixed, so the rows do not depend on which worker computed them. File
 the nodes need no common file system.
 """
 
+import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,7 +17,8 @@ from typing import Any
 
 import prunus
 from prunus import progress
-from prunus.checkpoint.writer import check_target
+from prunus.checkpoint.writer import check_target, sync_tree
+from prunus.disk import disk_errors, replace_folder
 from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
 from prunus.evaluation.run import missing_batches, missing_chains
@@ -25,8 +27,18 @@ from prunus.study.cells import Cell, Model, Variant
 from prunus.study.file import Study
 from prunus.study.live_table import LiveTable
 from prunus.study.ray import Cluster, capacity, connected, first_line
-from prunus.study.ray.worker import BatchResult, Download, ModelRef, VariantFiles, Worker, WorkerInfo, download, upload
-from prunus.study.variants import StudyPaths, add_run, files_to_load, is_made, kept_folder, target_folder
+from prunus.study.ray.worker import CHECKPOINT, BatchResult, FilePiece, ModelRef, Worker, WorkerInfo, upload
+from prunus.study.variants import (
+    MAKING,
+    VARIANTS,
+    StudyPaths,
+    add_run,
+    files_to_load,
+    is_made,
+    kept_folder,
+    target_folder,
+    variant_files,
+)
 
 
 @dataclass(eq=False)
@@ -54,14 +66,13 @@ class Job:
 class WorkerHandle:
     """The driver's record of a worker: Ray's actor, its current job and its last one.
 
-    info: None until the worker has started. download: in progress, of the files that the worker made.
+    info: None until the worker has started.
     """
 
     actor: Any
     info: WorkerInfo | None = None
     job: Job | None = None
     last: Job | None = None
-    download: Download | None = None
 
 
 def missing_jobs(models: Sequence[Model], folder: Path, store: Store) -> Iterator[Job]:
@@ -238,7 +249,10 @@ class Driver:
         model, variant = self.models[job.model.name], job.variant
         if job.cell is None:
             self.table.say(job.description, log=True)
-            call = worker.actor.make.remote(model, variant, self.keeps)
+            shutil.rmtree(self.copy_of(variant), ignore_errors=True)  # of a worker that was lost
+            # At most two pieces of the files wait in Ray's memory.
+            make = worker.actor.make.options(num_returns="streaming", _generator_backpressure_num_objects=2)
+            call = make.remote(model, variant, self.keeps)
         else:
             run = job.cell.run_id
             if run not in self.claimed:
@@ -269,18 +283,16 @@ class Driver:
                 check_version(found)
                 worker.info, self.failed_starts = found, 0
                 return
-            if isinstance(found, BatchResult):
-                assert worker.job is not None
+            assert worker.job is not None
+            if isinstance(found, FilePiece):
+                self.store_piece(worker.job.variant, found)
+            else:
                 self.store_batch(worker.job, found)
-                self.calls[call] = worker  # more may come
-                return
-            if self.take(worker, found):
-                return
+            self.calls[call] = worker  # more may come
+            return
         except StopIteration:
             assert worker.job is not None
-            key = worker.job.variant.key
-            if all(key != other.variant.key for other in self.jobs):
-                self.files.pop(key, None)  # so that Ray can free them
+            self.finish(worker.job)
         except RayTaskError as error:
             where = f"on {worker.info.node}: " if worker.info else ""
             if isinstance(error.cause, PrunusError):
@@ -291,25 +303,35 @@ class Driver:
             return
         worker.last, worker.job = worker.job, None
 
-    def take(self, worker: WorkerHandle, found: Any) -> bool:
-        """Store a worker's result. Returns whether the job continues with another piece of a file."""
-        job = worker.job
-        assert job is not None
-        try:
-            if isinstance(found, VariantFiles):
-                kept_at = target_folder(self.folder, job.model, job.variant, self.keeps)
-                worker.download = download(found, worker.actor.piece.remote, self.folder, job.variant, kept_at)
-                call = next(worker.download)
-            else:
-                assert worker.download is not None
-                call = worker.download.send(found)
-        except StopIteration:
-            worker.download = None
-            worker.actor.delete_made.remote()
-            self.unmade.discard(job.variant.key)
-            return False
-        self.calls[call] = worker
-        return True
+    def copy_of(self, variant: Variant) -> Path:
+        """The folder of what has come so far of a variant's files, under the names of FilePiece."""
+        return self.folder / MAKING / f"{variant.key}.copy"
+
+    def store_piece(self, variant: Variant, piece: FilePiece) -> None:
+        """Add bytes to the copy of a file of a variant."""
+        path = self.copy_of(variant) / piece.name
+        with disk_errors(self.folder, piece.size):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as file:
+                file.write(piece.content.data)
+
+    def finish(self, job: Job) -> None:
+        """Move the files of a variant that was made into the study's folder; the one that marks it complete is last."""
+        if job.cell is not None:
+            if all(job.variant.key != other.variant.key for other in self.jobs):
+                self.files.pop(job.variant.key, None)  # so that Ray can free them
+            return
+        copy, target = self.copy_of(job.variant), target_folder(self.folder, job.model, job.variant, self.keeps)
+        with disk_errors(self.folder, 0):
+            if (copy / CHECKPOINT).exists():
+                sync_tree(copy / CHECKPOINT)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                replace_folder(copy / CHECKPOINT, target, overwrite=True)
+            (self.folder / VARIANTS).mkdir(parents=True, exist_ok=True)
+            for path in variant_files(copy, job.variant):
+                path.rename(self.folder / VARIANTS / path.name)
+        shutil.rmtree(copy)
+        self.unmade.discard(job.variant.key)
 
     def store_batch(self, job: Job, found: BatchResult) -> None:
         """Add rows of a job to the store."""
@@ -331,8 +353,6 @@ class Driver:
         Raises PrunusError if ATTEMPTS workers were lost at the same job, or while they started.
         """
         self.workers.remove(worker)
-        if worker.download is not None:
-            worker.download.close()
         job, reason = worker.job, first_line(error)
         if "No module named" in str(error):
             raise PrunusError("a node of the cluster lacks prunus: pip install 'prunus[ray]' on every node") from error

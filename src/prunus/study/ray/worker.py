@@ -8,8 +8,8 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +20,7 @@ from numpy.typing import NDArray
 import prunus
 from prunus import progress
 from prunus.checkpoint.resolve import resolve
-from prunus.checkpoint.writer import sync_tree
-from prunus.disk import disk_errors, replace_folder
 from prunus.errors import PrunusError
-from prunus.evaluation.grading import Grader
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import ResolvedPlan
@@ -32,7 +29,7 @@ from prunus.results.rows import Sample
 from prunus.study.cells import Model, Variant, checkpoint_of
 from prunus.study.engine import Engine
 from prunus.study.file import Study
-from prunus.study.variants import MAKING, VARIANTS, make_variant, target_folder, variant_files
+from prunus.study.variants import VARIANTS, make_variant, target_folder, variant_files
 
 Piece = NDArray[np.uint8]  # bytes of a file; Ray shares arrays between processes without copying them
 FileRefs = Mapping[str, Sequence[Any]]  # path in a study's folder -> Ray references to its pieces, in order
@@ -58,11 +55,15 @@ class WorkerInfo(NamedTuple):
     version: str
 
 
-class VariantFiles(NamedTuple):
-    """{file name: size in bytes} of a variant's files, and of its checkpoint's files if the checkpoint stays."""
+class FilePiece(NamedTuple):
+    """Bytes of a file of a variant. name: its path in the study's folder; of one of its checkpoint's, in CHECKPOINT.
 
-    variant: dict[str, int]
-    checkpoint: dict[str, int]
+    size: bytes of all these files.
+    """
+
+    name: Path
+    content: Piece
+    size: int
 
 
 class BatchResult(NamedTuple):
@@ -84,43 +85,39 @@ class Worker:
         with suppress(OSError):  # if the node lacks the folder, a relative path is reported as not found later
             os.chdir(folder)
         progress.set_quiet(True)
-        self.device, self.engine, self.grader = device, Engine(study, device), Grader()
         self.scratch = tempfile.TemporaryDirectory(prefix="prunus-")
+        self.engine = Engine(study, Path(self.scratch.name), device)
         self.model: Model | None = None
         self.works: list[ResolvedPlan] = []
-        self.loaded, self.loaded_key = ExitStack(), ""
-        self.backend: Backend | None = None
-        self.made = self.folder / MAKING
 
     @property
     def folder(self) -> Path:
         """This worker's own folder, which has the layout of a study's folder."""
-        return Path(self.scratch.name)
+        return self.engine.folder
 
     def info(self) -> WorkerInfo:
         """The worker's host, process and version. The driver calls this first, to know that it has started."""
         return WorkerInfo(socket.gethostname(), os.getpid(), prunus.__version__)
 
-    def make(self, model: Sequence[Any], variant: Variant, keep: bool) -> VariantFiles:
-        """Make a variant and return the sizes of its files. They stay until delete_made(). keep: its checkpoint too."""
+    def make(self, model: Sequence[Any], variant: Variant, keep: bool) -> Iterator[FilePiece]:
+        """Make a variant and yield its files piece by piece, after those of its checkpoint if it stays. keep: it does.
+
+        The files are deleted at the end.
+        """
         opened = self.open_model(model)
-        make_variant(opened, variant, self.folder, self.device, keep)
-        self.made = target_folder(self.folder, opened, variant, keep)
-        checkpoint = sorted(path for path in self.made.rglob("*") if path.is_file())
-        return VariantFiles(
-            {path.name: path.stat().st_size for path in variant_files(self.folder, variant)},
-            {str(path.relative_to(self.made)): path.stat().st_size for path in checkpoint},
-        )
-
-    def piece(self, of: str, name: str, start: int, size: int) -> Piece:
-        """Up to `size` bytes of a file that make() wrote, from byte `start` on. of: `checkpoint` or `variants`."""
-        folder = self.made if of == "checkpoint" else self.folder / VARIANTS
-        return np.fromfile(folder / name, np.uint8, size, offset=start)
-
-    def delete_made(self) -> None:
-        """Delete the files that make() wrote; the driver calls it once it has them."""
-        shutil.rmtree(self.made, ignore_errors=True)
-        shutil.rmtree(self.folder / VARIANTS, ignore_errors=True)
+        self.engine.release()
+        make_variant(opened, variant, self.folder, self.engine.device, keep)
+        checkpoint = target_folder(self.folder, opened, variant, keep)
+        files = {
+            CHECKPOINT / path.relative_to(checkpoint): path for path in sorted(checkpoint.rglob("*")) if path.is_file()
+        }
+        files |= {path.relative_to(self.folder): path for path in variant_files(self.folder, variant)}
+        size = sum(path.stat().st_size for path in files.values())
+        for name, path in files.items():
+            for piece in pieces_of(path):
+                yield FilePiece(name, piece, size)
+        for folder in (checkpoint, self.folder / VARIANTS):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def answer(
         self, model: Sequence[Any], variant: Variant, files: FileRefs, plan: int, chains: list[tuple[int, int]]
@@ -129,34 +126,28 @@ class Worker:
 
         files: of the variant, fetched only if it is not loaded. plan: index in the study.
         """
-        backend = self.load_variant(model, variant, files)
-        work = self.works[plan]
-        check_engine(work, backend)
-        for portion in run_chains(work, backend, self.grader, planned_chains(work, backend, [chains])):
-            yield BatchResult(portion.samples, portion.tokens, describe_versions(backend))
-
-    def load_variant(self, model: Sequence[Any], variant: Variant, files: FileRefs) -> Backend:
-        """A backend with the variant's weights."""
         opened = self.open_model(model)
-        if self.backend is None or self.loaded_key != variant.key:
-            self.release()
+        if self.engine.variant != variant:
+            self.engine.release()
             for name, pieces in files.items():
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 with (self.folder / name).open("wb") as file:
                     for piece in pieces:  # fetched one at a time
                         file.write(fetch(piece))
-            backend = self.loaded.enter_context(self.engine.holding(opened, variant, self.folder))
-            assert isinstance(backend, Backend), "control native is not for Ray"
-            self.backend, self.loaded_key = backend, variant.key
-            for name in files:
-                (self.folder / name).unlink(missing_ok=True)
-        return self.backend
+        backend = self.engine.hold(opened, variant)
+        for name in files:
+            (self.folder / name).unlink(missing_ok=True)
+        assert isinstance(backend, Backend), "control native is not for Ray"
+        work = self.works[plan]
+        check_engine(work, backend)
+        for portion in run_chains(work, backend, self.engine.grader, planned_chains(work, backend, [chains])):
+            yield BatchResult(portion.samples, portion.tokens, describe_versions(backend))
 
     def open_model(self, model: Sequence[Any]) -> Model:
         """The model of a reference and a name. Raises PrunusError if this node's copy has other weights."""
         reference, name = model
         if self.model is None or self.model.name != name:
-            self.release()
+            self.engine.release()
             wanted: ModelRef = fetch(reference)
             checkpoint = checkpoint_of(self.engine.study, resolve(wanted.name))
             if checkpoint.checksum() != wanted.checksum:
@@ -164,11 +155,6 @@ class Worker:
             self.works = wanted.works
             self.model = Model(name, checkpoint, wanted.works[0].tokenizer, [], [])
         return self.model
-
-    def release(self) -> None:
-        """Swap the variant out, which leaves the dense model."""
-        self.loaded.close()
-        self.loaded_key, self.backend = "", None
 
 
 def fetch(reference: Any) -> Any:
@@ -179,57 +165,17 @@ def fetch(reference: Any) -> Any:
 
 
 PIECE = 64 << 20  # bytes sent at a time
+CHECKPOINT = Path("checkpoint")  # stands for the folder of a variant's checkpoint
 
-# (`checkpoint` or `variants`, a file of it, first byte, number of bytes) -> Ray reference to that piece
-Request = Callable[[str, str, int, int], Any]
-Download = Generator[Any, Piece | None, None]
+
+def pieces_of(path: Path) -> Iterator[Piece]:
+    """A file's bytes, in pieces; one of an empty file."""
+    for start in range(0, max(1, path.stat().st_size), PIECE):
+        yield np.fromfile(path, np.uint8, PIECE, offset=start)
 
 
 def upload(folder: Path, files: Sequence[Path]) -> dict[str, list[Any]]:
     """Put a variant's files into Ray's object store; {path in the study's folder: references to its pieces}."""
     import ray
 
-    return {
-        str(path.relative_to(folder)): [
-            ray.put(np.fromfile(path, np.uint8, PIECE, offset=start)) for start in range(0, path.stat().st_size, PIECE)
-        ]
-        for path in files
-    }
-
-
-def download(files: VariantFiles, request: Request, folder: Path, variant: Variant, kept_at: Path) -> Download:
-    """Write the files that a worker made to the study's folder, as a generator that the driver advances.
-
-    It yields the reference to the next piece and expects that piece to be sent to it, so that the driver can do other
-    work meanwhile. A checkpoint that stays appears at kept_at once it is complete, before the variant's files; the file
-    that marks the variant as complete comes last.
-    """
-    needed = sum(files.checkpoint.values()) + sum(files.variant.values())
-    with disk_errors(folder, needed):
-        if files.checkpoint:
-            copy = folder / MAKING / f"{variant.key}.copy"
-            shutil.rmtree(copy, ignore_errors=True)
-            try:
-                yield from write_files(files.checkpoint, lambda *where: request("checkpoint", *where), copy)
-                sync_tree(copy)
-                kept_at.parent.mkdir(parents=True, exist_ok=True)
-                replace_folder(copy, kept_at, overwrite=True)
-            finally:
-                shutil.rmtree(copy, ignore_errors=True)
-        for name, size in files.variant.items():
-            part = f"{name}.part"
-            yield from write_files(
-                {part: size}, lambda _, *where, name=name: request("variants", name, *where), folder / VARIANTS
-            )
-            (folder / VARIANTS / part).rename(folder / VARIANTS / name)
-
-
-def write_files(sizes: Mapping[str, int], request: Callable[[str, int, int], Any], folder: Path) -> Download:
-    """Write files of these sizes in bytes to folder, piece by piece; a generator as download()."""
-    for name, size in sizes.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        with (folder / name).open("wb") as file:
-            for start in range(0, size, PIECE):
-                piece = yield request(name, start, PIECE)
-                assert piece is not None
-                file.write(piece.data)
+    return {str(path.relative_to(folder)): [ray.put(piece) for piece in pieces_of(path)] for path in files}
