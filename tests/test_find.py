@@ -230,7 +230,10 @@ def test_another_search_does_not_go_on_with_unfinished_work(search_folder, scrip
     monkeypatch.setattr(loop, "run_batch", lambda *_: (_ for _ in ()).throw(Stop()))
     with pytest.raises(Stop):
         search()
-    for ladder, margin, told in (("0.1:0.4:0.1", 0.2, "margin 0.1, now 0.2"), ("0.1,0.2", 0.1, "another ladder")):
+    for ladder, margin, told in (
+        ("0.1:0.4:0.1", 0.2, "margin 10 points, now 20 points"),
+        ("0.1,0.2", 0.1, "another ladder"),
+    ):
         with pytest.raises(PrunusError, match=told):
             search(ladder, margin=margin)
 

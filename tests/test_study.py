@@ -10,7 +10,6 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -215,7 +214,7 @@ def counted(monkeypatch):
 def test_recovered_variants_are_those_of_their_checkpoints_and_leave_the_dense_model(tmp_path, monkeypatch):
     """In a study, as by apply_steps; norms and biases too; with a block dropped before the last step."""
     file = write_study(tmp_path, RECOVERED)
-    sizes = {v["variant"]: v["bytes"] for v in prunus.plan_study(file, out=tmp_path / "out", measure=False)["variants"]}
+    sizes = {v["variant"]: v["bytes"] for v in prunus.plan_study(file, out=tmp_path / "out")["variants"]}
     pruned = counted(monkeypatch)
     done = prunus.run_study(file, out=tmp_path / "out")
     assert pruned == [True, True, False]  # the dry runs of both, and once for both
@@ -299,7 +298,7 @@ def test_a_knob_reruns_only_what_depends_on_it(tmp_path, batches, capsys):
 @uses_finished
 def test_the_same_recipe_is_the_same_cell_in_any_study(finished, tmp_path):
     other = write_study(tmp_path, "[[prune]]\nseed = 0\nmethod = 'wanda'\nprompt_weight = 1\nchain_weight = 1.0\n")
-    plan = prunus.plan_study(other, out=tmp_path / "out", measure=False)
+    plan = prunus.plan_study(other, out=tmp_path / "out")
     run = by_name(finished / "out" / "results.db")["wanda-50"]
     assert [cell["run"] for cell in plan["cells"]][1] == run
 
@@ -357,7 +356,7 @@ def test_scores_that_an_allocation_cannot_use_are_refused_before_anything_runs(t
         ("allocation = 'owl'\nscope = 'mlp'\nscores = 'owl.json'", "line 14: wanda-mlp-owl-50|wanda-owl-mlp-50"),
     ):
         write_study(tmp_path, f"[[prune]]\n{settings}\n")
-        for action in (partial(prunus.plan_study, measure=False), prunus.run_study):
+        for action in (prunus.plan_study, prunus.run_study):
             with pytest.raises(PrunusError, match=message):
                 action(file, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -385,14 +384,14 @@ def test_models_that_are_one_or_would_share_a_folder_are_refused(tmp_path):
     shutil.copytree(tmp_path / "model", tmp_path / "copy")
     text = file.read_text()
     file.write_text(text.replace('["model"]', '["model", "copy"]'))
-    for action in (partial(prunus.plan_study, measure=False), prunus.run_study):
+    for action in (prunus.plan_study, prunus.run_study):
         with pytest.raises(PrunusError, match=r"line 1: '\S*model' and '\S*copy' have the same weights: leave one out"):
             action(file, out=tmp_path / "out")
     both = text.replace('["model"]', '["a/model", "b/model"]')
     kept = both.replace("\n", "\nkeep_checkpoints = true\n", 1)
     for asked, name in ((kept, "keep_checkpoints"), (f"{both}[[find]]\n", r"\[\[find\]\]")):
         file.write_text(asked)
-        for action in (partial(prunus.plan_study, measure=False), prunus.run_study):
+        for action in (prunus.plan_study, prunus.run_study):
             with pytest.raises(PrunusError, match=f"line 1: .*are both called model, .*leave out {name}"):
                 action(file, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -405,7 +404,7 @@ def test_a_store_of_a_newer_prunus_is_left_alone(tmp_path, capsys):
         connection.execute("PRAGMA user_version = 99")
     connection.close()
     before = store.read_bytes()
-    for words in (["run"], ["plan", "--no-measure"]):
+    for words in (["run"], ["plan"]):
         with pytest.raises(SystemExit) as stopped:
             main(["study", *words, str(file), "--out", str(tmp_path / "out"), "--store", str(store)])
         told = capsys.readouterr().err

@@ -50,7 +50,7 @@ def run(text: str) -> dict[str, Any]:
 
 
 def plan(text: str, study: str = STUDY) -> dict[str, Any]:
-    return prunus.plan_study(write(text, study), out="out", measure=False)
+    return prunus.plan_study(write(text, study), out="out")
 
 
 @pytest.mark.slow
@@ -242,7 +242,7 @@ def test_a_wrong_table_is_told_although_a_model_is_not_here(monkeypatch, tmp_pat
 
 
 def test_the_example_is_planned(tmp_path, capsys):
-    main(["study", "plan", str(EXAMPLES / "find.toml"), "--out", str(tmp_path / "out"), "--no-measure", "--json"])
+    main(["study", "plan", str(EXAMPLES / "find.toml"), "--out", str(tmp_path / "out"), "--json"])
     found = json.loads(capsys.readouterr().out)["searches"]
     assert [(one["name"], one["state"]) for one in found] == [
         ("magnitude-wanda", "not begun"),

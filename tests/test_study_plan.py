@@ -19,7 +19,6 @@ from prunus.evaluation import run as loop
 from prunus.evaluation.tasks import TASKS, Problem, Task
 from prunus.results.rows import Sample
 from prunus.results.store import Store
-from prunus.study import plan as planning
 from prunus.study.cells import open_model, variant_names
 from prunus.study.file import read_study
 from prunus.study.live_table import LiveTable, Row, duration, plan_table
@@ -46,12 +45,13 @@ def test_a_plan_counts_what_is_left(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         return original(*arguments)
 
-    plan = prunus.plan_study(file, out=out, measure=False)
+    plan = prunus.plan_study(file, out=out)
     assert [cell["variant"] for cell in plan["cells"]] == NAMES and not out.exists(), "nothing is written"
     # 20 to think, three answers of 8; six chains.
     assert {(c["problems"], c["answers"], c["done"], c["tokens"]) for c in plan["cells"]} == {(6, 18, 0, 6 * 44)}
     assert plan["totals"]["tokens"] == 8 * 6 * 44 and plan["totals"]["done"] == 0
-    assert plan["seconds_at_most"] is None and plan["unknown"] == [] and not plan["tokens_per_second"]
+    assert plan["unknown"] == [] and {cell["tokens_expected"] for cell in plan["cells"]} == {None}
+    assert "2,112 tokens to generate at most\n" in text_of(plan_table(plan))
     monkeypatch.setattr(loop, "run_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prunus.run_study(file, out=out)
@@ -68,15 +68,14 @@ def test_a_plan_counts_what_is_left(tmp_path, monkeypatch, capsys):
     spent = [max(s.thinking_tokens for s in c) + sum(s.answer_tokens for s in c if s.ended == "forced") for c in chains]
     if all(s.ended == "forced" for s in samples):
         assert plan["cells"][1]["tokens_expected"] == pytest.approx(4 * sum(spent) / len(spent))
-    [speed] = plan["tokens_per_second"].values()
-    assert plan["seconds_at_most"] == pytest.approx(plan["totals"]["tokens"] / speed)
-    assert plan["seconds_expected"] <= plan["seconds_at_most"]
+    expected = sum(cell["tokens_expected"] for cell in plan["cells"][1:])
+    assert f"at most, about {expected:,.0f} if chains stay as long" in text_of(plan_table(plan))
 
 
 def test_a_plan_of_legacy_answers_counts_to_the_end_of_the_context(tmp_path):
     file = write_study(tmp_path, "", "mode = 'legacy'\n")
     file.write_text(file.read_text().replace("answer_tokens = 8\n", ""))
-    [cell] = prunus.plan_study(file, out=tmp_path / "out", measure=False)["cells"]
+    [cell] = prunus.plan_study(file, out=tmp_path / "out")["cells"]
     study = read_study(file)
     [dense] = open_model(study, study.models[0], Path(study.models[0])).cells
     lengths = [len(prompt) for prompt in dense.resolved.prompts]
@@ -86,29 +85,9 @@ def test_a_plan_of_legacy_answers_counts_to_the_end_of_the_context(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("reading", "step", "steps"), [(0.4, 0.08, 16), (5.0, 0.01, 20), (0.0, 2.0, 2), (1.0, 0.0, 20)]
-)
-def test_speed_is_of_a_run_that_takes_long_enough_to_tell(tmp_path, monkeypatch, reading, step, steps):
-    """A second at least, but no more steps than the largest budget (20); of the batch's two prompts, once read."""
-    study = read_study(write_study(tmp_path, ""))
-    model = open_model(study, study.models[0], Path(study.models[0]))
-    asked = []
-
-    def fake(_backend, _work, prompts, count):
-        asked.append(count)
-        assert len(prompts) == 2
-        return reading + step * count
-
-    monkeypatch.setattr(planning, "seconds_for", fake)
-    speed = planning.tokens_per_second(study, model, "cpu")
-    assert speed == pytest.approx(2 / step if step else 2 * steps / reading)
-    assert asked[:2] == [1, 1] and asked[-1] == steps
-
-
 def test_the_bound_on_disk_holds_for_every_kind_of_variant(tmp_path):
     file = write_study(tmp_path, hidden_size=64, intermediate_size=512)
-    plan = prunus.plan_study(file, out=tmp_path / "out", measure=False)
+    plan = prunus.plan_study(file, out=tmp_path / "out")
     study = read_study(file)
     bounds = {variant["variant"]: variant["bytes"] for variant in plan["variants"]}
     model = open_model(study, study.models[0], Path(study.models[0]))
@@ -186,14 +165,14 @@ def test_a_set_that_cannot_be_read_and_declares_no_number_is_unknown(tmp_path, m
     file = write_study(tmp_path, "")
     text = re.sub(r"tasks = .*", "tasks = ['sized', 'unsized']", file.read_text())
     file.write_text(re.sub(r"limit = .*", "", text))
-    plan = prunus.plan_study(file, out=tmp_path / "out", measure=False)
+    plan = prunus.plan_study(file, out=tmp_path / "out")
     (cell,) = plan["cells"]
     assert (cell["problems"], cell["answers"], cell["tokens"], cell["done"]) == (None, None, None, 0)
     assert plan["totals"] == {"cells": 1, "complete": 0, "answers": 0, "done": 0, "tokens": 0, "disk": None}
     shown = text_of(plan_table(plan))
     assert "nothing is left" not in shown and "not known yet: how many problems unsized has" in shown and "?" in shown
     file.write_text(file.read_text().replace(", 'unsized'", ""))
-    (cell,) = prunus.plan_study(file, out=tmp_path / "out", measure=False)["cells"]
+    (cell,) = prunus.plan_study(file, out=tmp_path / "out")["cells"]
     assert (cell["problems"], cell["answers"], cell["tokens"]) == (30, 30 * 3, 30 * (20 + 3 * 8))
 
 

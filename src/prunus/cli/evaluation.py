@@ -155,7 +155,7 @@ def print_list(rows: Sequence[dict[str, str]], as_json: bool) -> None:
 
 
 ACTIONS = ("run", "plan", "report")
-OPTIONS_OF_ONE_ACTION = {"no_measure": "plan", "ray": "run", "gpus_per_task": "run", "cpus_per_task": "run"}
+OF_RUN = ("ray", "gpus_per_task")  # options of one action only
 
 
 @command(
@@ -170,27 +170,24 @@ OPTIONS_OF_ONE_ACTION = {"no_measure": "plan", "ray": "run", "gpus_per_task": "r
 @where_option("--store", type=path, help="File of the results; default: results.db in the study's folder.")
 @device_option
 @ray_options
-@click.option("--no-measure", is_flag=True, help="plan: load no model, so that no time is estimated.")
 @json_option
 def study_command(
     words: tuple[str, ...],
     out: Path | None,
     store: Path | None,
     device: str,
-    no_measure: bool,
     as_json: bool,
     **workers: Any,
 ) -> None:
     """Run a study: a grid of models, recipes and plans.
 
     It does what is missing of the file, also the searches of its [[find]] tables, compares and reports. You can stop it
-    at any time; the same command resumes it. `plan` runs nothing: it prints the cells, which of them are done, and how
-    long the rest would take. `report` writes the page from the finished cells, also during a run.
+    at any time; the same command resumes it. `plan` runs nothing: it prints the cells, which of them are done, and what
+    the rest takes. `report` writes the page from the finished cells, also during a run.
     """
     action, file = parse(words)
     if action == "plan":
-        plan = prunus.plan_study(file, out=out, store=store, device=device, measure=not no_measure)
-        show(plan, as_json, print_plan)
+        show(prunus.plan_study(file, out=out, store=store, device=device), as_json, print_plan)
     elif action == "report":
         show(prunus.report_study(file, out=out, store=store), as_json, print_outcomes)
     else:
@@ -205,9 +202,9 @@ def parse(words: tuple[str, ...]) -> tuple[str, str]:
     action, *files = words if words[0] in ACTIONS else ("run", *words)
     if len(files) != 1:
         raise PrunusError(f"give one FILE.toml after {action}: `prunus study {action} FILE.toml`")
-    for name, owner in OPTIONS_OF_ONE_ACTION.items():
-        if action != owner and is_given(name):
-            raise PrunusError(f"--{name.replace('_', '-')} belongs to `prunus study {owner}`")
+    for name in OF_RUN:
+        if action != "run" and is_given(name):
+            raise PrunusError(f"--{name.replace('_', '-')} belongs to `prunus study run`")
     return action, files[0]
 
 

@@ -230,26 +230,20 @@ def search_lines(search: Mapping[str, Any], several: bool) -> list[str]:
 
 
 def summary(plan: Mapping[str, Any]) -> list[str]:
-    """Lines that sum up the remaining work: answers, tokens, disk and time."""
+    """Lines that sum up the remaining work: answers, tokens and disk."""
     totals, left = plan["totals"], any(search["page"] is None for search in plan["searches"])
     to_make = [variant for variant in plan["variants"] if not variant["made"]]
     cells = (
         f"{totals['complete']} of {totals['cells']} cells are done, {totals['done']:,} of {totals['answers']:,} answers"
     )
-    lines = [f"{cells}; {totals['tokens']:,} tokens to generate at most"]
+    expected = [cell["tokens_expected"] for cell in plan["cells"] if cell["done"] != cell["answers"]]
+    known = expected and None not in expected
+    guess = f", about {sum(expected):,.0f} if chains stay as long as those so far" if known else ""
+    lines = [f"{cells}; {totals['tokens']:,} tokens to generate at most{guess}"]
     if totals["disk"] is not None:
         made = f"{len(to_make)} of {len(plan['variants'])} variants are to be made"
         lines.append(f"{made}; disk: {show_bytes(totals['disk'])} at most")
-    for model, speed in plan["tokens_per_second"].items():
-        lines.append(f"{model} decodes {speed:,.0f} tokens/s here")
     if totals["complete"] == totals["cells"]:
         return [*lines, "nothing is left to evaluate" + (" but searches" if left else "")]
-    if plan["seconds_at_most"] is not None:
-        expected = plan["seconds_expected"]
-        guess = "" if expected is None else f", about {duration(expected)} if chains stay as long as those so far"
-        lines.append(
-            f"time to evaluate: {duration(plan['seconds_at_most'])} at that speed if all run to their caps{guess}; "
-            "making the variants takes additional time"
-        )
     lines += [f"{task} is gated: the store keeps its ids, and no questions or chains" for task in plan["gated"]]
     return lines + [f"not known yet: {line}" for line in plan["unknown"]]

@@ -1,7 +1,6 @@
-"""The plan of a study: its cells, how much of them is done, and the tokens, disk and time that the rest takes."""
+"""The plan of a study: its cells, how much of them is done, and the tokens and disk that the rest takes."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,6 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import HUB_PATTERNS, is_hub_id
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles import PROFILES
-from prunus.evaluation.requests import Backend, Request
-from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.evaluation.run import missing_batches
 from prunus.evaluation.tasks import TASKS, load_task
 from prunus.questions import is_gated
@@ -35,12 +32,10 @@ from prunus.study.cells import (
     variant_names,
     variants_of,
 )
-from prunus.study.engine import Engine
 from prunus.study.file import Study, read_study
 from prunus.study.find.tables import open_searches, states
 from prunus.study.variants import StudyPaths, check_variants, is_made
 
-MEASURED_SECONDS = 1.0
 TEXT_BYTES = 5  # in the store, per token of text
 
 
@@ -70,11 +65,10 @@ def plan_study(
     out: str | Path | None = None,
     store: str | Path | None = None,
     device: str = "auto",
-    measure: bool = True,
 ) -> dict[str, Any]:
-    """What run_study would do with the same arguments, as plain data; nothing is written or downloaded.
+    """What run_study would do with the same arguments, as plain data; nothing is run, written or downloaded.
 
-    measure: load each dense model and measure its speed in a few steps. The result has
+    It has
 
     - `name`, `out`, `store`: the study, its folder, its store;
     - `cells`, one for each model, variant and plan: `model`, `variant`, `plan`, `run` (id in the store), `problems`,
@@ -83,7 +77,6 @@ def plan_study(
     - `variants`: `model`, `variant`, `made` (whether its files exist), `bytes` (the most that they take);
     - `totals`: `cells`, `complete`, `answers`, `done`, `tokens`, and `disk`, the most bytes that the study adds, which
       include a whole checkpoint while variants are made; None where a model or a task is not on this machine;
-    - `tokens_per_second` by model, `seconds_at_most` and `seconds_expected` to evaluate the rest, None where unknown;
     - `searches`, one for each model, plan and [[find]] table, as run_study returns them, with `lines` that say what to
       expect of those that are not finished; the totals do not count them;
     - `gated`: the problem sets of which the store keeps ids and no texts;
@@ -96,7 +89,7 @@ def plan_study(
     unread = unread_tasks(study)
     folders = {name: local_folder(study, name) for name in study.models}
     here = {name: folder for name, folder in folders.items() if folder is not None and not unread}
-    plan = plan_cells(study, paths, device, measure, folders, unread)
+    plan = plan_cells(study, paths, device, folders, unread)
     searches = open_searches(study, here if study.finds else {}, paths.folder)
     absent = [name for name in study.models if study.finds and name not in here]
     return {
@@ -110,7 +103,6 @@ def plan_cells(
     study: Study,
     paths: StudyPaths,
     device: str,
-    measure: bool,
     folders: Mapping[str, Path | None],
     unread: Mapping[str, str],
 ) -> Mapping[str, Any]:
@@ -120,12 +112,9 @@ def plan_cells(
     """
     absent = [name for name, folder in folders.items() if folder is None]
     unknown = unknown_lines(unread, absent)
-    if measure and study.backend != "hf":
-        unknown.append(f"the speed of {study.backend}, which is not started for a plan")
     cells: list[PlannedCell] = []
     variants: list[dict[str, object]] = []
     disk: int | None = 0
-    speeds: dict[str, float] = {}
     opened: list[Model] = []
     for name, folder in folders.items():
         if folder is None or unread:
@@ -150,9 +139,6 @@ def plan_cells(
             disk += model.checkpoint.nbytes * max(
                 (len(v.steps) - 1 for v in model.variants[1:] if not made[v.name]), default=0
             )
-        if measure and study.backend == "hf" and any(line.tokens for line in cells if line.model == name):
-            speeds[name] = tokens_per_second(study, model, device)
-    left = {name: [line for line in cells if line.model == name] for name in study.models}
     tokens = sum(line.tokens or 0 for line in cells)
     return {
         "name": study.name,
@@ -168,9 +154,6 @@ def plan_cells(
             "tokens": tokens,
             "disk": None if disk is None else disk + TEXT_BYTES * tokens,
         },
-        "tokens_per_second": speeds,
-        "seconds_at_most": seconds(left, speeds, lambda line: line.tokens),
-        "seconds_expected": seconds(left, speeds, lambda line: line.tokens_expected),
         "gated": [task for task in TASKS if is_gated(task) and any(task in one.tasks for one in study.plans)],
         "unknown": unknown,
     }
@@ -307,48 +290,3 @@ def missing_packages(study: Study, model: Model, paths: StudyPaths, device: str)
             raise
         return [str(error)]
     return []
-
-
-def tokens_per_second(study: Study, model: Model, device: str) -> float:
-    """The tokens per second with which the dense model decodes the first batch, without reading its prompts.
-
-    The number of steps is doubled until they take long enough to be measured: on a busy machine a few steps may seem to
-    take a negative time.
-    """
-    work: ResolvedPlan = model.cells[0].resolved
-    prompts = [work.prompts[index] for index, _ in work.batches[0]]
-    steps, most = 2, max(2, work.largest_budget)
-    with Engine(study, device) as engine:
-        backend = engine.of(model)
-        seconds_for(backend, work, prompts, 1)  # warm-up
-        first = seconds_for(backend, work, prompts, 1)
-        while (spent := seconds_for(backend, work, prompts, steps)) < first + MEASURED_SECONDS and steps < most:
-            steps = min(2 * steps, most)
-    if spent <= first:  # still noise: count the time to read the prompts, too, so that the speed is not overestimated
-        return len(prompts) * steps / spent
-    return len(prompts) * (steps - 1) / (spent - first)
-
-
-def seconds_for(backend: Backend, work: ResolvedPlan, prompts: Sequence[list[int]], steps: int) -> float:
-    """The seconds to read the prompts and sample `steps` tokens for each."""
-    started = time.monotonic()
-    none = frozenset[int]()
-    requests = [Request(prompt, steps, none, none, seed) for seed, prompt in enumerate(prompts)]
-    backend.generate(requests, work.rules.sampling)
-    return time.monotonic() - started
-
-
-def seconds(
-    lines: Mapping[str, Sequence[PlannedCell]],
-    speeds: Mapping[str, float],
-    tokens: Callable[[PlannedCell], float | None],
-) -> float | None:
-    """The seconds for the cells of all models; None where a speed or a number of tokens is unknown."""
-    total = 0.0
-    for name, of_model in lines.items():
-        counts = [tokens(line) for line in of_model if line.done != line.answers]
-        known = [count for count in counts if count is not None]
-        if len(known) < len(counts) or (counts and name not in speeds):
-            return None
-        total += sum(known) / speeds[name] if counts else 0.0
-    return total

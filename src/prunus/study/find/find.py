@@ -1,6 +1,5 @@
 """Find the most compressed rung of a ladder that is certified to still solve and still stop."""
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -39,12 +38,12 @@ from prunus.study.find.page import NAME as PAGE
 from prunus.study.find.page import write_page
 from prunus.study.find.prospects import prospects, refuse_impossible
 from prunus.study.find.search import Rung, Search, check_smallest, ladder_by_bytes, ladders_of, open_search
-from prunus.study.find.trace import declare_in, warning
+from prunus.study.find.trace import changes, declare_in, warning
 from prunus.study.find.walk import Rungs, Walk
 from prunus.study.ray import Cluster, cluster_for
 from prunus.study.variants import check_variants, whole_checkpoint
 
-WORK = "find.json"  # identifies the search of a folder of unfinished work
+WORK = "find.json"  # declares the search of a folder of unfinished work
 
 
 def find(
@@ -67,7 +66,6 @@ def find(
     engine: EngineOptions | None = None,
     ray: str | None = None,
     gpus_per_task: float | None = None,
-    cpus_per_task: float = 1,
     dry_run: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -91,7 +89,7 @@ def find(
     look: problems of the smallest task that are evaluated between two decisions; None: a batch of the engine.
     store: SQLite file of the results, created if missing; rows that it has are not computed again.
     engine: options to start or reach the plan's backend (docs/engines.md).
-    ray, gpus_per_task, cpus_per_task: as for run_study, which share the batches of a rung (docs/scale.md).
+    ray, gpus_per_task: as for run_study; workers share the batches of a rung (docs/scale.md).
     dry_run: write nothing, and return what to expect, as `lines` and numbers (see find.prospects.Prospects), and as
     `ladder` the TOML of one by bytes.
     overwrite: replace an existing result.
@@ -120,7 +118,7 @@ def find(
     if not target.exists() and not work_folder(target).exists():  # else rungs may be made that need none any more
         check_entries([entry for one in ladders for entry in one.entries], resolve(model))
     search = open_search(model, plan, ladders, rules, engine=engine, file=file)
-    cluster = None if dry_run else cluster_for(search.study, ray, gpus_per_task, cpus_per_task)
+    cluster = None if dry_run else cluster_for(search.study, ray, gpus_per_task)
     folder = work_folder(target)
     if not is_published(target, folder, search):
         check_target(resolve(model), target, overwrite)
@@ -214,13 +212,7 @@ def write_folder(data: Mapping[str, Any], made: Path, target: Path, overwrite: b
 
 def is_published(target: Path, folder: Path, search: Search) -> bool:
     """Whether this search was stopped after its result was written, before its unfinished work was deleted."""
-    return is_work_of(folder, search) and is_finished(search, target)
-
-
-def is_work_of(folder: Path, search: Search) -> bool:
-    """Whether a folder has unfinished work of this very search."""
-    file = folder / WORK
-    return file.exists() and file.read_text("utf-8") == canonical_json(search.identity())
+    return is_of(folder / WORK, search) and is_finished(search, target)
 
 
 def is_finished(search: Search, target: Path) -> bool:
@@ -229,29 +221,30 @@ def is_finished(search: Search, target: Path) -> bool:
     return file.exists() and same_declaration(read_certificate(file)["declared"], search.declared())
 
 
+def is_of(file: Path, search: Search) -> bool:
+    """Whether a file declares this very search."""
+    return file.exists() and file.read_text("utf-8") == canonical_json(search.declared())
+
+
 def check_work(folder: Path, search: Search, overwrite: bool) -> None:
     """Raise PrunusError if the folder has unfinished work of another search (unless overwrite)."""
     file = folder / WORK
-    if overwrite or not folder.exists() or not [path for path in folder.iterdir() if path.suffix != ".writing"]:
+    unfinished = folder.exists() and [path for path in folder.iterdir() if path.suffix != ".writing"]
+    if overwrite or not unfinished or is_of(file, search):
         return
     try:
-        found = parse_json(file.read_text("utf-8"))
-    except (OSError, ValueError):
+        differences = "; ".join(changes(parse_json(file.read_text("utf-8")), search.declared()))
+    except (OSError, ValueError, LookupError, TypeError):
         raise PrunusError(f"{folder} exists and is no unfinished search: delete it, or name another output") from None
-    asked = json.loads(canonical_json(search.identity()))
-    if changed := [name for name in asked if found.get(name) != asked[name]]:
-        name = changed[0]
-        short = all(isinstance(side.get(name), int | float | None) for side in (found, asked))
-        difference = f"{name} {found.get(name)}, now {asked[name]}" if short else f"another {name}"
-        raise PrunusError(f"{folder} holds an unfinished search with {difference}: delete it, or add --overwrite")
+    raise PrunusError(f"{folder} holds an unfinished search ({differences}): delete it, or add --overwrite")
 
 
 def open_work(folder: Path, search: Search) -> None:
     """Create the folder of unfinished work, or continue it; work of another search is deleted."""
-    if folder.exists() and not is_work_of(folder, search):
+    if folder.exists() and not is_of(folder / WORK, search):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / WORK, canonical_json(search.identity()))
+    write_text(folder / WORK, canonical_json(search.declared()))
 
 
 def summary(certified: Mapping[str, Any], target: Path) -> dict[str, object]:

@@ -332,23 +332,6 @@ class Search:
             "max_tokens": self.rules.max_tokens,
         }
 
-    def identity(self) -> dict[str, object]:
-        """What decides the result, as plain data by the name under which a user gave it."""
-        return {
-            "model": self.model.checkpoint.checksum(),
-            "plan": self.dense.resolved.plan,
-            "ladder": [
-                [name, [[rung.variant.name, rung.variant.key] for rung in rungs]] for name, rungs in self.ladders
-            ],
-            "margin": self.rule.margins[ACCURACY].to_json(),
-            "stop-margin": self.rule.margins[ENDS].to_json(),
-            "alpha": self.rules.alpha,
-            "look": self.rules.look,
-            "max-tokens": self.rules.max_tokens,
-            **({"groups": self.groups} if self.groups else {}),
-            **({"smallest": self.rules.smallest} if self.rules.smallest else {}),
-        }
-
 
 def open_search(
     model: str | Path,
