@@ -170,7 +170,7 @@ def test_files_are_looked_for_beside_the_study(tmp_path, monkeypatch):
         (GOOD + "[[prune]]\nepochs = 2", 6, r"'epochs' in \[\[prune\]\]; it belongs under recover = \{"),
         (GOOD + "[[drop]]\nblocks = 0", 5, "blocks must be at least 1"),
         (GOOD + "[prune]\nsparsity = 0.5", 5, r"write \[\[prune\]\] with double brackets"),
-        (GOOD + "[calibration]\nsamples = [1, 2]", 6, "'samples' must be a whole number, not "),
+        (GOOD + "[calibration]\nsamples = [1, 2]", 6, "'samples' takes one value here"),
         (GOOD + "[calibration]\ndtype = 'float16'", 6, r"'dtype' in \[calibration\]; it belongs under \[\[prune\]\]"),
         (GOOD + "[report]\nmargin = 2", 6, "margin must be a share"),
         (GOOD + "[report]\nbase = 2", 6, "'base' must be a text"),

@@ -5,7 +5,7 @@ Where a recipe takes one value, a list of values makes a grid. Paths are relativ
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -78,26 +78,19 @@ FIND_KEYS: Mapping[str, Any] = {
     **dict.fromkeys(MARGINS, float | str),
     **OF_RECIPE,
 }
-# Name of each table in messages, and its valid keys.
-_TABLES = {
-    "": "the top of the file",
-    "eval": "[eval]",
-    "report": "[report]",
-    "engine": "[engine]",
-    "calibration": "[calibration]",
-}
-_TABLES |= {kind: f"[[{kind}]]" for kind in (*RECIPES, CHAIN, "find")}
-_KEYS: dict[str, Sequence[str]] = {"[eval]": [field.name for field in fields(EvalPlan)], "[calibration]": [*SHARED]}
-_KEYS |= {f"{AFTER} = {{...}}": [field.name for field in fields(RecoverRecipe)]}
-_KEYS |= {f"[[{kind}]]": [*{**hints_of(cls), AFTER: None}] for kind, cls in RECIPES.items()}
-_KEYS["[[prune]]"] = [*_KEYS["[[prune]]"], BEFORE]
-_KEYS |= {
+# The valid keys of each table, by its name in messages.
+KEYS: Mapping[str, Sequence[str]] = {
+    "[eval]": [*hints_of(EvalPlan)],
+    "[calibration]": [*SHARED],
+    f"{AFTER} = {{...}}": [*hints_of(RecoverRecipe)],
+    **{f"[[{kind}]]": [*{**hints_of(cls), AFTER: None}] for kind, cls in RECIPES.items()},
+    "[[prune]]": [*hints_of(PruneRecipe), AFTER, BEFORE],
     "[report]": [*REPORT],
     "[engine]": [*hints_of(EngineOptions)],
     "the top of the file": TOP,
     "[[chain]]": ["steps"],
+    "[[find]]": [*FIND_KEYS, AFTER],
 }
-_KEYS |= {"[[find]]": [*FIND_KEYS, AFTER]}
 
 
 @dataclass(frozen=True)
@@ -289,7 +282,7 @@ class _Reader:
         for number, table in enumerate(tables):
             removed = RECIPES[kind].REMOVED if kind in RECIPES else PruneRecipe.REMOVED
             kept = self.without_removed(kind, number, table, removed)
-            self.check_keys(kind, number, kept, _KEYS[_TABLES[kind]])
+            self.check_keys(kind, number, kept, KEYS[f"[[{kind}]]"])
             yield number, kept
 
     def entries(self, shared: Mapping[str, Any]) -> list[Entry]:
@@ -307,17 +300,11 @@ class _Reader:
         self, kind: str, number: int, table: dict[str, Any], build: Build[Recipe]
     ) -> Iterator[tuple[Recipe, ...]]:
         """What a table of one kind of step defines, with those of its keys BEFORE and AFTER, calibrated as its own."""
-        further = [key for key in (AFTER, BEFORE) if key not in hints_of(RECIPES[kind])]
-        own = {key: value for key, value in table.items() if key not in further}
-        for recipe in self.grid(kind, number, _with_blocks_as_text(kind, own), RECIPES[kind], build):
-            last, first = (
-                list(
-                    self.choices(
-                        kind, number, key, key in further and table.get(key, False), partial(self.alike, recipe)
-                    )
-                )
-                for key in (AFTER, BEFORE)
-            )
+        further = {key: table[key] for key in (AFTER, BEFORE) if key in table and key not in hints_of(RECIPES[kind])}
+        own = _with_blocks_as_text(kind, {key: value for key, value in table.items() if key not in further})
+        for recipe in self.grid(kind, number, own, RECIPES[kind], build):
+            like = partial(self.alike, recipe)
+            last, first = ([*self.choices(kind, number, key, further.get(key, False), like)] for key in (AFTER, BEFORE))
             yield from ((*before, recipe, *after) for after, before in product(last, first))
 
     def chain(
@@ -328,12 +315,15 @@ class _Reader:
         if not isinstance(steps, list) or not steps or not all(isinstance(s, dict) and len(s) == 1 for s in steps):
             message = "write steps = [{prune = {sparsity = 0.2}}, {recover = true}], one key in each"
             self.fail(kind, "", number, message)
-        parts = [list(self.choices(kind, number, *one, build)) for step in steps for one in step.items()]
+        parts = [
+            [*self.choices(kind, number, action, value, build)] for step in steps for action, value in step.items()
+        ]
         yield from (sum(combination, ()) for combination in product(*parts))
 
     def recipe(self, shared: Mapping[str, Any], cls: type[Recipe], own: Mapping[str, Any]) -> Recipe:
         """A recipe with its own settings, and those of the shared ones that it has."""
-        return cls(**self.with_paths({key: shared[key] for key in shared if key in hints_of(cls)} | own))
+        kept = {key: value for key, value in shared.items() if key in hints_of(cls)}
+        return cls(**self.with_paths({**kept, **own}))
 
     def alike(self, recipe: Recipe, cls: type[Recipe], own: Mapping[str, Any]) -> Recipe:
         """A recipe with its own settings, and else the calibration of another one."""
@@ -406,8 +396,9 @@ class _Reader:
                 self.fail(kind, name, number, f"'{name}' must be true, false or a table, not {choice!r}")
             own = choice if isinstance(choice, dict) else {}
             kept = self.without_removed(kind, number, own, RECIPES[name].REMOVED, name)
-            for key in kept.keys() - hints.keys():
-                self.fail(kind, name, number, f"unknown key '{key}' of {name}; {suggestion(key, hints, {})}")
+            if unknown := [key for key in kept if key not in hints]:
+                message = f"unknown key '{unknown[0]}' of {name}; {suggestion(unknown[0], hints, {})}"
+                self.fail(kind, name, number, message)
             found.append(None if choice is False else kept)
         return found
 
@@ -442,6 +433,8 @@ class _Reader:
             self.fail("", name, 0, f"write [{name}] with single brackets, once")
         self.check_keys(name, 0, table, [*hints])
         for key, value in table.items():
+            if name == "calibration" and isinstance(value, list):
+                self.fail(name, key, 0, f"'{key}' takes one value here; a list of values belongs in [[prune]]")
             if hints[key] is not None:
                 self.check_type(name, key, 0, value, hints[key])
         return table
@@ -454,8 +447,9 @@ class _Reader:
                 if values.pop(key) != default:
                     self.fail(table, key, number, f"'{key}' does not exist any more: {instead}")
             elif key not in known:
-                where = f" in {_TABLES[table]}" if table else ""
-                elsewhere = {shown: keys for shown, keys in _KEYS.items() if shown != _TABLES[table]}
+                title = next((one for one in KEYS if one.strip("[]") == table), "the top of the file")
+                elsewhere = {other: keys for other, keys in KEYS.items() if other != title}
+                where = f" in {title}" if table else ""
                 self.fail(table, key, number, f"unknown key '{key}'{where}; {suggestion(key, known, elsewhere)}")
 
     def without_removed(

@@ -1,7 +1,7 @@
 """What a study shows on a terminal: while it runs, the answers of each cell and the time left; before, its plan."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -36,16 +36,15 @@ class Row:
         """Number of answers so far."""
         return len(self.right)
 
-    def accuracy(self, keys: Iterable[Key] | None = None) -> float | None:
-        """Share of right answers among these keys (by default all); None where there are no answers."""
-        values = list(self.right.values()) if keys is None else [self.right[key] for key in keys]
-        return sum(values) / len(values) if values else None
+    @property
+    def accuracy(self) -> float | None:
+        """Share of right answers; None where there are no answers."""
+        return sum(self.right.values()) / self.done if self.right else None
 
     def difference(self, base: "Row") -> float | None:
         """Accuracy minus that of base, on the answers that both have; None without any, and for the base itself."""
-        shared = self.right.keys() & base.right.keys()
-        ours, theirs = self.accuracy(shared), base.accuracy(shared)
-        return None if ours is None or theirs is None or self is base else ours - theirs
+        shared = () if self is base else self.right.keys() & base.right.keys()
+        return sum(self.right[key] - base.right[key] for key in shared) / len(shared) if shared else None
 
 
 class LiveTable:
@@ -148,7 +147,7 @@ class LiveTable:
 
     def accuracy(self, row: Row) -> str:
         """`61.2 % right (-8.9)`: accuracy, and its difference from the base in points."""
-        accuracy = row.accuracy()
+        accuracy = row.accuracy
         difference = row.difference(self.bases[row.group])
         text = "" if accuracy is None else f"{100 * accuracy:.1f} % right"
         return text if difference is None else f"{text} ({100 * difference:+.1f})"
@@ -160,7 +159,7 @@ class LiveTable:
             table.add_column(column, justify="left" if column == "cell" else "right")
         shown, hidden = self.visible_rows()
         for row in shown:
-            accuracy, difference = row.accuracy(), row.difference(self.bases[row.group])
+            accuracy, difference = row.accuracy, row.difference(self.bases[row.group])
             table.add_row(
                 Text(("> " if row is self.current else "  ") + row.label),
                 f"{row.done}/{row.total}",

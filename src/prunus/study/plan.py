@@ -1,6 +1,7 @@
 """The plan of a study: its cells, how much of them is done, and the tokens and disk that the rest takes."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from prunus.steps.chain import with_sources
 from prunus.study.cells import (
     AGAIN,
     DENSE,
-    Cell,
     Model,
     Variant,
     chain_tokens,
@@ -89,56 +89,31 @@ def plan_study(
     unread = unread_tasks(study)
     folders = {name: local_folder(study, name) for name in study.models}
     here = {name: folder for name, folder in folders.items() if folder is not None and not unread}
-    plan = plan_cells(study, paths, device, folders, unread)
-    searches = open_searches(study, here if study.finds else {}, paths.folder)
-    absent = [name for name in study.models if study.finds and name not in here]
-    return {
-        **plan,
-        "searches": [one.to_json() for one in states(searches, paths.store)],
-        "unknown": [*plan["unknown"], *(f"what the searches of {name} take, for the same reason" for name in absent)],
-    }
-
-
-def plan_cells(
-    study: Study,
-    paths: StudyPaths,
-    device: str,
-    folders: Mapping[str, Path | None],
-    unread: Mapping[str, str],
-) -> Mapping[str, Any]:
-    """The result of plan_study without its searches.
-
-    folders: of the models; None for one that is not here. unread: as unread_tasks.
-    """
-    absent = [name for name, folder in folders.items() if folder is None]
-    unknown = unknown_lines(unread, absent)
+    unknown = unknown_lines(unread, [name for name, folder in folders.items() if folder is None])
     cells: list[PlannedCell] = []
     variants: list[dict[str, object]] = []
-    disk: int | None = 0
     opened: list[Model] = []
+    disk = 0
     for name, folder in folders.items():
-        if folder is None or unread:
+        if name in here:
+            opened.append(model := open_model(study, name, here[name]))
+            check_distinct(study, opened)
+            cells += planned_cells(study, model, paths)
+            unknown += missing_packages(study, model, paths, device)
+            missing: list[tuple[Variant, int]] = []
+            for variant in model.variants[1:]:
+                made, size = is_made(paths.folder, variant), variant_bytes(model.source, variant)
+                variants.append({"model": name, "variant": variant.name, "made": made, "bytes": size})
+                missing += [] if made else [(variant, size)]
+            disk += disk_of(study, model, missing)
+        else:
             if folder is not None:
                 variants_of(study, checkpoint_of(study, folder))
             cells += cells_not_here(study, name)
-            disk = None
-            continue
-        model = open_model(study, name, folder)
-        opened.append(model)
-        check_distinct(study, opened)
-        made = {v.name: is_made(paths.folder, v) for v in model.variants[1:]}
-        cells += planned_cells(study, model, paths)
-        unknown += missing_packages(study, model, paths, device)
-        sizes = {v.name: variant_bytes(model.source, v) for v in model.variants[1:]}
-        variants += [{"model": name, "variant": n, "made": made[n], "bytes": sizes[n]} for n in sizes]
-        if disk is not None:
-            missing, whole = [sizes[name] for name in sizes if not made[name]], model.checkpoint.nbytes
-            if missing:  # the variants, and the checkpoints that they are made from
-                disk += sum(missing) + (len(missing) * whole if study.keep_checkpoints else whole)
-            # What is made on the way to a variant stays until no other variant needs it.
-            disk += model.checkpoint.nbytes * max(
-                (len(v.steps) - 1 for v in model.variants[1:] if not made[v.name]), default=0
-            )
+    searches = open_searches(study, here if study.finds else {}, paths.folder)
+    unknown += [
+        f"what the searches of {name} take, for the same reason" for name in folders.keys() - here if study.finds
+    ]
     tokens = sum(line.tokens or 0 for line in cells)
     return {
         "name": study.name,
@@ -152,11 +127,25 @@ def plan_cells(
             "answers": sum(line.answers or 0 for line in cells),
             "done": sum(line.done for line in cells),
             "tokens": tokens,
-            "disk": None if disk is None else disk + TEXT_BYTES * tokens,
+            "disk": disk + TEXT_BYTES * tokens if len(here) == len(folders) else None,
         },
         "gated": [task for task in TASKS if is_gated(task) and any(task in one.tasks for one in study.plans)],
         "unknown": unknown,
+        "searches": [one.to_json() for one in states(searches, paths.store)],
     }
+
+
+def disk_of(study: Study, model: Model, missing: Sequence[tuple[Variant, int]]) -> int:
+    """The most bytes that making these variants adds, which are given with their own.
+
+    Besides them, there is the checkpoint that they are made from, and what is made on the way to one of them stays
+    until no other needs it.
+    """
+    if not missing:
+        return 0
+    between = max(len(variant.steps) - 1 for variant, _ in missing)
+    checkpoints = between + (len(missing) if study.keep_checkpoints else 1)
+    return sum(size for _, size in missing) + checkpoints * model.checkpoint.nbytes
 
 
 def unknown_lines(unread: Mapping[str, str], absent: Sequence[str]) -> list[str]:
@@ -231,38 +220,27 @@ def total(numbers: Iterable[int | None]) -> int | None:
     return None if None in known else sum(number for number in known if number is not None)
 
 
-def planned_cells(study: Study, model: Model, paths: StudyPaths) -> list[PlannedCell]:
+def planned_cells(study: Study, model: Model, paths: StudyPaths) -> Iterator[PlannedCell]:
     """The cells of a model that is on this machine, with the number of answers that the store has of each."""
-    if not is_begun(paths.store):
-        return [planned_cell(study, model, cell, cell.resolved.batches, 0, None) for cell in model.cells]
-    with Store(paths.store) as store:
-        stored = {cell.run_id: store.samples(cell.run_id) for cell in model.cells}
-        lines = []
+    with Store(paths.store) if is_begun(paths.store) else nullcontext() as store:
+        stored = {cell.run_id: store.samples(cell.run_id) if store else [] for cell in model.cells}
         for cell in model.cells:
+            work, plan = cell.resolved, study.plans[cell.plan]
+            missing = missing_batches(store, work) if store else work.batches
+            chains = [index for batch in missing for index, _ in batch]
             alike = [stored[other.run_id] for other in model.cells if other.plan == cell.plan]
             mean = tokens_per_chain([stored[cell.run_id]]) or tokens_per_chain(alike)
-            missing = missing_batches(store, cell.resolved)
-            lines.append(planned_cell(study, model, cell, missing, len(stored[cell.run_id]), mean))
-        return lines
-
-
-def planned_cell(
-    study: Study, model: Model, cell: Cell, missing: Sequence[Sequence[tuple[int, int]]], done: int, mean: float | None
-) -> PlannedCell:
-    """One planned cell. missing: its batches. done: its stored answers. mean: tokens per chain so far."""
-    work, plan = cell.resolved, study.plans[cell.plan]
-    chains = [index for batch in missing for index, _ in batch]
-    return PlannedCell(
-        model.name,
-        cell.name,
-        plan_names(study.plans)[cell.plan],
-        work.run_id,
-        len(work.problems),
-        sum(map(len, work.batches)) * len(work.budgets),
-        done,
-        sum(chain_tokens(plan, work.answers_at_most(index)) for index in chains),
-        None if mean is None else mean * len(chains),
-    )
+            yield PlannedCell(
+                model.name,
+                cell.name,
+                plan_names(study.plans)[cell.plan],
+                work.run_id,
+                len(work.problems),
+                sum(map(len, work.batches)) * len(work.budgets),
+                len(stored[cell.run_id]),
+                sum(chain_tokens(plan, work.answers_at_most(index)) for index in chains),
+                None if mean is None else mean * len(chains),
+            )
 
 
 def tokens_per_chain(runs: Sequence[Sequence[Sample]]) -> float | None:

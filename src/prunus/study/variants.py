@@ -323,14 +323,8 @@ def add_run(store: Store, model: Model, cell: Cell, folder: Path, versions: dict
     if cell.variant.steps:
         info = read_info(folder, cell.variant)
         assert info is not None
-        described |= {
-            "name": f"{model.label}/{cell.variant.name}",
-            "source": str(weights_file(folder, cell.variant)),
-            "checksum": info.checksum,
-            "manifest": info.manifest,
-            "parameters": info.parameters,
-            "bytes": info.bytes,
-            "blocks": info.blocks,
-        }
+        described |= {key: value for key, value in vars(info).items() if key != "kept"}
+        described["name"] = f"{model.label}/{cell.variant.name}"
+        described["source"] = str(weights_file(folder, cell.variant))
     store_problems(store, cell.resolved.problems)
     store.add_run(Run(cell.run_id, described, cell.resolved.plan, versions, planned=cell.resolved.planned))

@@ -28,7 +28,7 @@ from prunus.results.metrics import auc_weights
 from prunus.results.rows import ProblemRow
 from prunus.results.store import COLUMNS, TEXT_COLUMNS, Store
 from prunus.results.verdicts import wide_margin
-from prunus.study.find.decisions import Rows, decided, rank, rule_of, rungs_in
+from prunus.study.find.decisions import Data, Rows, decided, rank, rule_of, rungs_in
 from prunus.study.find.trace import trace
 
 # Format 1 rests on other bets, and can only be shown. Formats 1 and 2 know nothing of other searches, texts and files.
@@ -39,8 +39,6 @@ SCORES = ("logprob", "self_certainty")  # their last bits depend on the number o
 KEY = ("task", "problem_id", "budget", "draw")
 ALL = tuple(name for name in COLUMNS if name not in (*SCORES, *TEXT_COLUMNS))
 ASIDE = (CERTIFICATE, "find.html", "README.md")  # files that are written after the certificate, or again later
-
-Data = Mapping[str, Any]
 
 
 def computed(store: Store, declared: Data, form: int = FORMAT) -> Data:

@@ -31,7 +31,7 @@ from prunus.results.characters import MINUS
 from prunus.results.contrasts import ENDINGS
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, OPEN, REFUSED
 from prunus.study.find.certificate import caution, dense_area, number_of_groups
-from prunus.study.find.decisions import rungs_in
+from prunus.study.find.decisions import Data, rungs_in
 
 NAME = "find.html"
 UNITS = ("kB", "MB", "GB")
@@ -45,8 +45,6 @@ STYLES = (
     ".ladder td:nth-child(3),.ladder th:nth-child(3){text-align:left}.ladder td:nth-child(3) small{white-space:normal}"
     "@media screen and (max-width:1199px){#ladder{display:flex;flex-direction:column;gap:.8rem}#ladder .rows{order:-1}}"
 )
-
-Data = Mapping[str, Any]
 
 
 def write_page(data: Data, file: Path) -> None:

@@ -1,6 +1,6 @@
 """What a search will take, before it starts: problems and tokens of each rung, and the margin it can certify at all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil, isfinite
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 
 from prunus.disk import show_bytes
 from prunus.errors import PrunusError
-from prunus.results.ladder import ACCURACY, CHANGED, DENSE, ENDPOINTS, FEW_CHANGED, Forecast
+from prunus.results.ladder import ACCURACY, CHANGED, DENSE, ENDPOINTS, ENDS, FEW_CHANGED, Forecast
 from prunus.results.rows import chains_of, sampled_tokens
 from prunus.results.store import Store, is_begun
 from prunus.results.verdicts import wide_margin
@@ -17,7 +17,7 @@ from prunus.study.cells import chain_tokens
 from prunus.study.find.decisions import Rows
 from prunus.study.find.search import Search, dense_bytes
 
-WORDS = {ACCURACY: "accuracy"}  # of the endpoints, in sentences
+WORDS = {ACCURACY: "accuracy", ENDS: "ending by itself"}  # of the endpoints, in sentences
 
 
 @dataclass(frozen=True)
@@ -51,23 +51,14 @@ class Prospects:
         return {**vars(self), "forecasts": forecasts, "lines": list(self.lines), "impossible": list(self.impossible)}
 
 
-@dataclass(frozen=True)
-class DenseSoFar:
-    """What the dense model's rows in a store show.
+def dense_so_far(search: Search, store: Path) -> tuple[dict[str, float], bool, float | None]:
+    """What a store has of the dense model. store: its path, which need not exist.
 
-    means: by endpoint, over the rounds that are complete; empty without any. whole: whether these are all.
-    chain_tokens: mean of its chains; None without any.
+    Returns the mean of each endpoint over the rounds that are complete, empty without any; whether these are all; and
+    the mean number of tokens of its chains, None without any.
     """
-
-    means: dict[str, float]
-    whole: bool
-    chain_tokens: float | None
-
-
-def dense_so_far(search: Search, store: Path) -> DenseSoFar:
-    """What a store has of the dense model. store: its path, which need not exist."""
     if not is_begun(store):
-        return DenseSoFar({}, False, None)
+        return {}, False, None
     run_id = search.dense.run_id
     with Store(store) as opened:
         found = Rows(opened, search.declared()).differences(run_id)
@@ -75,32 +66,32 @@ def dense_so_far(search: Search, store: Path) -> DenseSoFar:
     rounds = len(found[ACCURACY])
     means = {end: float(found[DENSE[end]].mean()) for end in ENDPOINTS} if rounds else {}
     tokens = sum(sampled_tokens(chains, search.plan.reuse)) / len(chains) if chains else None
-    return DenseSoFar(means, rounds == len(search.order), tokens)
+    return means, rounds == len(search.order), tokens
 
 
 def prospects(search: Search, store: Path) -> Prospects:
     """What a search will take; nothing is loaded or written. store: path of the store, which need not exist."""
-    dense, margins = dense_so_far(search, store), search.rule.margins
-    forecasts = search.forecasts_at(dense.means)
+    (means, whole, mean_tokens), margins = dense_so_far(search, store), search.rule.margins
     problems, draws, rungs = sum(map(len, search.order)), search.plan.samples, len(search.rungs)
-    per_chain = dense.chain_tokens or most_tokens(search)
-    expected = ceil(problems * search.expected_rounds() / len(search.order))
-    covered = [end for end, mean in dense.means.items() if dense.whole and margins[end].covers(mean)]
-    nothing = [f"losing all of the dense model's {words(end)} would be within the margin" for end in covered]
-    warning = wide_margin(margins[ACCURACY], dense.means[ACCURACY], "the dense model") if dense.means else None
+    per_chain = mean_tokens or most_tokens(search)
+    expected = counted(search.expected_rounds(), search)
+    forecasts = search.forecasts_at(means)
+    covered = [end for end, mean in means.items() if whole and margins[end].covers(mean)]
+    nothing = [f"losing all of the dense model's {WORDS[end]} would be within the margin" for end in covered]
+    warning = wide_margin(margins[ACCURACY], means[ACCURACY], "the dense model") if means else None
     made = Prospects(
         problems=problems,
         rungs=rungs,
         forecasts=forecasts,
         chain_tokens=per_chain,
-        measured=dense.chain_tokens is not None,
+        measured=mean_tokens is not None,
         expected=expected,
         rung_tokens=round(expected * draws * per_chain),
         grid_tokens=round((rungs + 1) * problems * draws * per_chain),
-        impossible=(*nothing, *impossible_lines(search, forecasts, dense.means)),
+        impossible=(*nothing, *impossible_lines(search, forecasts, means)),
         warning=warning or "",
     )
-    return replace(made, lines=tuple(lines_of(search, made, dense.means)))
+    return replace(made, lines=tuple(lines_of(search, made, means)))
 
 
 def most_tokens(search: Search) -> float:
@@ -111,9 +102,8 @@ def most_tokens(search: Search) -> float:
 
 def impossible_lines(search: Search, forecasts: dict[str, Forecast], dense: Mapping[str, float]) -> list[str]:
     """A line for each margin that this number of problems cannot certify, whatever they show."""
-    count = counted(len(search.order), search)
     return [
-        f"{count} cannot certify a margin of {size(search, end)} in {words(end)};"
+        f"{counted(len(search.order), search)} problems cannot certify a margin of {size(search, end)} in {WORDS[end]};"
         f" {points(ceil(1000 * found.smallest) / 1000)} would be possible"
         for end, found in forecasts.items()
         if found.smallest > search.rule.margins[end].points(dense.get(end, 1.0))
@@ -129,7 +119,8 @@ def size(search: Search, end: str) -> str:
 def lines_of(search: Search, found: Prospects, dense: Mapping[str, float]) -> list[str]:
     """The prospects in sentences."""
     draws = search.plan.samples
-    ladders = "; ".join(f"{name}: {span([rung.variant.name for rung in rungs])}" for name, rungs in search.ladders)
+    spans = {name: dict.fromkeys(rung.variant.name for rung in (rungs[0], rungs[-1])) for name, rungs in search.ladders}
+    ladders = "; ".join(f"{name}: {' to '.join(span)}" for name, span in spans.items())
     grouped = f" in {found.problems - len(search.groups)} groups" if search.groups else ""
     each = f"{found.problems} problems{grouped} with {draws} draw{'s' * (draws > 1)} each"
     lines = [f"{each}; {found.rungs} rungs ({ladders})"]
@@ -144,15 +135,14 @@ def lines_of(search: Search, found: Prospects, dense: Mapping[str, float]) -> li
         if margin.relative:
             asked += f", {points(margin.points(dense[end]))}," if end in dense else ", if that is everything,"
         takes = (
-            f"about {ceil_problems(one.fewer, search)} to {counted(one.rounds, search)}"
+            f"about {counted(one.fewer, search)} to {counted(one.rounds, search)} problems"
             if isfinite(one.rounds)
             else "more problems than anybody has"
         )
         line = (
-            f"{words(end)}: a margin of {asked} takes {takes} if {100 * FEW_CHANGED:g} to {100 * CHANGED:g} %"
-            " of a rung's draws change (an assumption)"
+            f"{WORDS[end]}: a margin of {asked} takes {takes} if {100 * FEW_CHANGED:g} to {100 * CHANGED:g} %"
+            f" of a rung's draws change (an assumption); {least} at best"
         )
-        line += f"; {least} at best"
         if one.rounds > one.available:
             line += f"; {advice(one, draws)}"
         lines.append(line)
@@ -177,26 +167,11 @@ def refuse_impossible(found: Prospects) -> None:
         raise PrunusError(f"{found.impossible[0]}: take more problems or a larger margin")
 
 
-def counted(rounds: float, search: Search) -> str:
-    """A number of rounds as a number of problems."""
-    return f"{ceil_problems(rounds, search)} problems"
-
-
-def ceil_problems(rounds: float, search: Search) -> int:
+def counted(rounds: float, search: Search) -> int:
     """How many problems a number of rounds holds, rounded up."""
     return ceil(rounds * sum(map(len, search.order)) / len(search.order))
-
-
-def words(end: str) -> str:
-    """An endpoint in a sentence."""
-    return WORDS.get(end, "ending by itself")
 
 
 def points(share: float) -> str:
     """`2 points`, `0.3 points`."""
     return f"{100 * share:.3g} point{'' if share == 0.01 else 's'}"
-
-
-def span(names: Sequence[str]) -> str:
-    """The first and the last of several names."""
-    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"

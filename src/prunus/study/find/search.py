@@ -256,8 +256,7 @@ class Search:
     """What is searched, and by which rules.
 
     name: of the model, as given. ladders: name and rungs of each; each is walked under `rule`, whose alpha is its part
-    of alpha. rules: as asked for, and `look`, the rounds that are evaluated between two decisions. order: in which
-    problems are taken.
+    of alpha. rules: as asked for.
     """
 
     study: Study
@@ -265,7 +264,6 @@ class Search:
     ladders: tuple[tuple[str, tuple[Rung, ...]], ...]
     rule: Rule
     rules: FindRules
-    order: tuple[Round, ...]
 
     @property
     def plan(self) -> EvalPlan:
@@ -291,6 +289,17 @@ class Search:
     def groups(self) -> dict[str, str]:
         """The first problem of the group of each problem that is neither first nor alone."""
         return {problem.id: problem.group for problem in self.dense.resolved.problems if problem.group}
+
+    @cached_property
+    def order(self) -> tuple[Round, ...]:
+        """In which problems are taken."""
+        return tuple(whole_groups(ids_by_task(self.dense.resolved), self.plan.seed, self.groups))
+
+    @property
+    def look(self) -> int:
+        """The rounds that are evaluated between two decisions."""
+        batch = min(self.plan.rows, MOST_CHAINS) / (self.plan.samples * max(1, len(self.order[0])))
+        return self.rules.look or ceil(batch)
 
     @cached_property
     def forecasts(self) -> dict[str, Forecast]:
@@ -328,7 +337,7 @@ class Search:
             "stop_margin": self.rule.margins[ENDS].to_json(),
             "alpha": self.rules.alpha,
             "endpoints": list(ENDPOINTS),
-            "look": self.rules.look,
+            "look": self.look,
             "max_tokens": self.rules.max_tokens,
         }
 
@@ -376,11 +385,7 @@ def open_search(
         sized = zip(ladder.entries, sizes, strict=True)
         rungs = tuple(Rung(next(cells), removed(entry, source), size) for entry, size in sized)
         found.append((ladder.name, rungs))
-    resolved = opened.cells[0].resolved
-    groups = {problem.id: problem.group for problem in resolved.problems if problem.group}
-    order = tuple(whole_groups(ids_by_task(resolved), plan.seed, groups))
-    batch = ceil(min(plan.rows, MOST_CHAINS) / (plan.samples * max(1, len(order[0]))))
-    return Search(study, opened, tuple(found), rule, replace(rules, look=rules.look or batch), order)
+    return Search(study, opened, tuple(found), rule, rules)
 
 
 def check_plan(plan: EvalPlan, engine: EngineOptions) -> None:

@@ -5,8 +5,7 @@ before it, and `verify` can check that. The probability that any of several sear
 sum of their alphas if no declaration depended on rows that existed; the store shows which there were.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from prunus.cards.certified import search_words
 from prunus.errors import PrunusError
@@ -15,9 +14,7 @@ from prunus.plain_data import content_hash
 from prunus.results.ladder import CERTIFIED
 from prunus.results.rows import DeclaredSearch
 from prunus.results.store import Store
-from prunus.study.find.decisions import Rows, decided, rungs_in
-
-Data = Mapping[str, Any]
+from prunus.study.find.decisions import Data, Rows, decided, rungs_in
 
 UNFINISHED = "not finished"
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from math import isclose
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -14,10 +14,9 @@ from prunus.results.anytime import First
 from prunus.results.labels import plan_in_short
 from prunus.results.store import Store, same_groups
 from prunus.study.find.certificate import OTHER_BETS, UNTRACED, caution, computed, files_of, read_certificate
-from prunus.study.find.decisions import rungs_in
+from prunus.study.find.decisions import Data, rungs_in
 from prunus.study.find.trace import search_line, searches_like, sum_of_alphas
 
-Data = Mapping[str, Any]
 MOST_LISTED = 30  # other searches that are listed one by one
 
 

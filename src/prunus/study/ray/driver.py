@@ -278,7 +278,7 @@ class Driver:
         from ray.exceptions import RayError, RayTaskError
 
         try:
-            found = ray.get(next(call) if isinstance(call, ray.ObjectRefGenerator) else call)
+            found: Any = ray.get(next(call) if isinstance(call, ray.ObjectRefGenerator) else call)
             if isinstance(found, WorkerInfo):
                 check_version(found)
                 worker.info, self.failed_starts = found, 0
