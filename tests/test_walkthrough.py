@@ -18,7 +18,6 @@ from prunus.results.verdicts import WORDS
 from prunus.steps import chain
 from prunus.study.file import FindRules
 from prunus.study.find import find
-from prunus.walkthrough import Wanted
 
 
 @warm_processes.in_one_worker
@@ -31,8 +30,8 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
         first = replace(first, samples=4) if first.calibration == "tiny" else first
         few[name] = [first, *(replace(recipe, calibration_tokens=300, epochs=1) for recipe in more)]
     rungs = tuple(PruneRecipe(method="wanda", sparsity=s, calibration="tiny", samples=4) for s in (0.1, 0.9))
-    wanted = Wanted(rungs, FindRules(0.5, 0.5))  # less than the dense model solves, and eight problems can show
-    monkeypatch.setattr(walkthrough, "DENSE", walkthrough.DENSE._replace(variants=few, search=wanted))
+    rules = FindRules(0.5, 0.5)  # less than the dense model solves, and eight problems can show
+    monkeypatch.setattr(walkthrough, "DENSE", walkthrough.DENSE._replace(variants=few, ladder=rungs, rules=rules))
     monkeypatch.setattr(walkthrough.multiprocessing, "get_context", lambda _: warm_processes.FORKS)
     monkeypatch.setattr(walkthrough, "compared", partial(compared, resamples=100))  # intervals are tested elsewhere
     monkeypatch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))

@@ -35,25 +35,19 @@ class Contrast(NamedTuple):
     note: str = ""
 
 
-class Wanted(NamedTuple):
-    """A ladder to search, by `find`, and the losses to rule out."""
-
-    ladder: tuple[PruneRecipe, ...]
-    rules: FindRules
-
-
 class Tour(NamedTuple):
     """What a demonstration shows: a model, the steps of its variants, and which of these are compared with one another.
 
     Where a variant has several steps, the first of them make another one. quick: the variants that `--quick` makes,
-    without contrasts and search.
+    without contrasts and search. ladder: to search, by `find` with these rules; empty for no search.
     """
 
     model: str
     variants: Mapping[str, Sequence[Recipe]]
     quick: tuple[str, ...]
     contrasts: tuple[Contrast, ...]
-    search: Wanted | None = None
+    ladder: tuple[PruneRecipe, ...] = ()
+    rules: FindRules = FindRules()
 
     def short(self) -> "Tour":
         """What `--quick` shows."""
@@ -88,10 +82,8 @@ DENSE = Tour(
         Contrast("Wanda at 50 %, recovered, against the same before recovery", "wanda-50", "wanda-50-recovered"),
         Contrast("62.5 % of the channels against six of eight blocks, as many parameters", "drop-2", "width-62.5"),
     ),
-    Wanted(
-        tuple(PruneRecipe(method="wanda", sparsity=share, **CALIBRATION) for share in (0.1, 0.3, 0.5)),
-        FindRules(margin=0.06, stop_margin=0.1),
-    ),
+    tuple(PruneRecipe(method="wanda", sparsity=share, **CALIBRATION) for share in (0.1, 0.3, 0.5)),
+    FindRules(margin=0.06, stop_margin=0.1),
 )
 # 31.25 % zeros in the experts take as many bytes as six of eight experts: packed, a weight of 16 bits that is not zero
 # takes 17 bits, and one that is zero takes 1.
@@ -142,9 +134,9 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = F
         if contrast.note and found.others[0].verdict != "better":
             out_console.print(contrast.note)
     links = []
-    if tour.search is not None:
+    if tour.ladder:
         found = folder / "found"
-        outcome = search(tour.model, tour.search, plan, store, found)
+        outcome = search(tour, plan, store, found)
         out_console.print(outcome)
         links.append((outcome, f"{found.name}/{PAGE}"))
     page = folder / f"{prefix}report.html"
@@ -155,18 +147,18 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = F
     return comparison.to_json()
 
 
-def search(model: str, wanted: Wanted, plan: EvalPlan, store: Path, target: Path) -> str:
+def search(tour: Tour, plan: EvalPlan, store: Path, target: Path) -> str:
     """Search a ladder, unless target has its result; returns the decisions in a sentence. Dense rows are shared."""
     from prunus.study.find.find import carry_out, is_finished
     from prunus.study.find.search import ladders_of, open_search
 
-    ladders, rules = ladders_of(wanted.ladder, None, {}, None), wanted.rules
-    asked = open_search(model, plan, ladders, rules, engine=EngineOptions(), file=None)
+    ladders = ladders_of(tour.ladder, None, {}, None)
+    asked = open_search(tour.model, plan, ladders, tour.rules, engine=EngineOptions(), file=None)
     if not is_finished(asked, target):
         carry_out(asked, target, store, "auto", overwrite=True, always=True)
     (ladder,) = read_certificate(target / CERTIFICATE)["shown"]["ladders"]
     words = ", ".join(f"{rung['name']} is {rung['word']}" for rung in ladder["rungs"]).replace("is cannot", "cannot")
-    margin, stop_margin = (Margin.of(one).words() for one in (rules.margin, rules.stop_margin))
+    margin, stop_margin = (Margin.of(one).words() for one in (tour.rules.margin, tour.rules.stop_margin))
     margins = f"{margin} of accuracy, {stop_margin.removesuffix(' points')} of ending by itself"
     return f"Searched for the most that can be removed (losses ruled out: {margins}): {words}."
 

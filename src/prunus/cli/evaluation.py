@@ -290,6 +290,7 @@ def find_command(
     rungs = ladder if is_given("ladder") or given["smallest"] is None else None
     if rungs is None or not rungs.endswith(".toml"):
         settings["seed"] = plan.seed
+    check_plan(model, plan, engine, given["store"])
     found = prunus.find(
         model,
         out,

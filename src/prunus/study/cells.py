@@ -147,17 +147,13 @@ def check_beforehand(study: Study, begun: bool) -> None:
     """
     for name in study.models:
         folder = folder_of(study, name)
-        try:
+        with study.located(study.eval_line, name):
             for plan in study.plans:
                 check_plan(folder, plan)
-        except PrunusError as error:
-            study.fail(study.eval_line, f"{name}: {error}")
         if not begun:
             for variant, entry in zip(variant_names(study.entries), study.entries, strict=True):
-                try:
+                with study.located(entry.line, variant):
                     check_entries([entry], folder)
-                except PrunusError as error:
-                    study.fail(entry.line, f"{variant}: {error}")
 
 
 def check_entries(entries: Iterable[Entry], folder: Path) -> None:
@@ -182,10 +178,8 @@ def check_distinct(study: Study, models: Sequence[Model]) -> None:
 
 def folder_of(study: Study, name: str) -> Path:
     """A model's folder; a model of the hub is downloaded. PrunusError names the line of the study's file."""
-    try:
+    with study.located(study.models_line):
         return resolve(name)
-    except PrunusError as error:
-        study.fail(study.models_line, str(error))
 
 
 def open_model(study: Study, name: str, folder: Path) -> Model:
@@ -196,15 +190,13 @@ def open_model(study: Study, name: str, folder: Path) -> Model:
         study.fail(study.models_line, f"'{name}' is in {checkpoint.quantised}, whose weights cannot be swapped: {way}")
     tokenizer = load_tokenizer(folder)
     variants = variants_of(study, checkpoint)
-    try:
+    with study.located(study.eval_line, name):
         resolved = [resolve_plan(checkpoint, tokenizer, replace(plan, aa_control=False)) for plan in study.plans]
         controls = [
             Cell(variants[0], number, resolve_plan(checkpoint, tokenizer, plan))
             for number, plan in enumerate(study.plans)
             if plan.aa_control
         ]
-    except PrunusError as error:
-        study.fail(study.eval_line, f"{name}: {error}")
     if len({plan.run_id for plan in resolved}) < len(resolved):
         study.fail(study.eval_line, f"two plans of [eval] are the same for {name}; take a value out of a list")
     cells = []
@@ -237,10 +229,8 @@ def variants_of(study: Study, checkpoint: Checkpoint | EngineFolder) -> list[Var
         return [dense]
     found: dict[str, tuple[Variant, Entry]] = {}
     for name, entry in zip(names, study.entries, strict=True):
-        try:
+        with study.located(entry.line, name):
             variant = variant_of(name, entry, source, checkpoint)
-        except PrunusError as error:
-            study.fail(entry.line, f"{name}: {error}")
         if variant.key in found:
             study.fail(entry.line, same_effect(found[variant.key][1], entry))
         found[variant.key] = variant, entry

@@ -158,6 +158,14 @@ class Study:
         where = f"{self.path}, line {line}: " if line is not None else f"{self.path}: " if self.text else ""
         raise PrunusError(f"{where}{message}")
 
+    @contextmanager
+    def located(self, line: int | None, what: str = "") -> Iterator[None]:
+        """Within the context, a PrunusError gets the file, the line, and the name of what it is about."""
+        try:
+            yield
+        except PrunusError as error:
+            self.fail(line, f"{what}: {error}" if what else str(error))
+
 
 def read_study(path: str | Path) -> Study:
     """The study that a TOML file defines. Raises PrunusError, with the line, where the file is wrong."""

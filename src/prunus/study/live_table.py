@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Group, RenderableType
@@ -15,7 +14,7 @@ from prunus import progress
 from prunus.disk import show_bytes
 from prunus.results.rows import Key, Sample
 from prunus.results.store import Store
-from prunus.study.cells import Cell, Model, model_label, plan_names
+from prunus.study.cells import Model, model_label, plan_names
 from prunus.study.file import Study
 
 LINES_AROUND = 6  # lines of the screen that are not rows of the table
@@ -67,7 +66,11 @@ class LiveTable:
         rows, bases = dict[str, Row](), dict[tuple[str, int], Row]()
         for model in models:
             for cell in model.cells:
-                row = rows[cell.run_id] = row_of(store, model, cell, study)
+                label = cell.name if len(study.models) == 1 else f"{model.label} {cell.name}"
+                label += f" ({plan_names(study.plans)[cell.plan]})" if len(study.plans) > 1 else ""
+                total = sum(map(len, cell.resolved.batches)) * len(cell.resolved.budgets)
+                right = {(s.problem_id, s.budget, s.draw): s.correct for s in store.samples(cell.run_id)}
+                row = rows[cell.run_id] = Row(label, (model.name, cell.plan), total, right)
                 if cell.variant.name == study.base and not cell.is_control:
                     bases[model.name, cell.plan] = row
         return cls(f"study {study.name}", rows, bases)
@@ -76,9 +79,7 @@ class LiveTable:
         self.show()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.hide(leave=True)
 
     def show(self) -> None:
@@ -177,16 +178,6 @@ class LiveTable:
         start = max(0, min(position - height // 2, len(rows) - height))
         shown = rows[start : start + height]
         return shown, len(rows) - len(shown)
-
-
-def row_of(store: Store, model: Model, cell: Cell, study: Study) -> Row:
-    """The row of a cell, with the answers that the store already has."""
-    label = cell.name if len(study.models) == 1 else f"{model.label} {cell.name}"
-    if len(study.plans) > 1:
-        label += f" ({plan_names(study.plans)[cell.plan]})"
-    total = sum(map(len, cell.resolved.batches)) * len(cell.resolved.budgets)
-    right = {(s.problem_id, s.budget, s.draw): s.correct for s in store.samples(cell.run_id)}
-    return Row(label, (model.name, cell.plan), total, right)
 
 
 def duration(seconds: float) -> str:

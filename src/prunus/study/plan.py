@@ -33,7 +33,7 @@ from prunus.study.cells import (
     variants_of,
 )
 from prunus.study.file import Study, read_study
-from prunus.study.find.tables import open_searches, states
+from prunus.study.find.tables import open_searches, state
 from prunus.study.variants import StudyPaths, check_variants, is_made
 
 TEXT_BYTES = 5  # in the store, per token of text
@@ -131,7 +131,7 @@ def plan_study(
         },
         "gated": [task for task in TASKS if is_gated(task) and any(task in one.tasks for one in study.plans)],
         "unknown": unknown,
-        "searches": [one.to_json() for one in states(searches, paths.store)],
+        "searches": [state(one, paths.store).to_json() for one in searches],
     }
 
 

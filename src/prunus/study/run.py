@@ -13,7 +13,7 @@ from prunus.results.store import Store, is_begun
 from prunus.study.cells import Model, check_beforehand, open_models
 from prunus.study.engine import run_here
 from prunus.study.file import Study, read_study
-from prunus.study.find.tables import check_searches, open_searches, run_searches, states
+from prunus.study.find.tables import check_searches, open_searches, run_searches, state
 from prunus.study.pages import write_results
 from prunus.study.ray import Cluster, cluster_for
 from prunus.study.ray.driver import run_on_ray
@@ -70,7 +70,7 @@ def run_study(
                 " run the same command again"
             )
         with Store(paths.store) as opened:
-            return write_results(study, models, paths, opened, states(searches))
+            return write_results(study, models, paths, opened, [*map(state, searches)])
 
 
 def report_study(file: str | Path, *, out: str | Path | None = None, store: str | Path | None = None) -> dict[str, Any]:
@@ -86,8 +86,8 @@ def report_study(file: str | Path, *, out: str | Path | None = None, store: str 
     paths.folder.mkdir(parents=True, exist_ok=True)
     models = open_models(study)
     with Store(paths.store) as opened:
-        found = states(open_searches(study, folders_of(models), paths.folder))
-        return write_results(study, models, paths, opened, found)
+        searches = open_searches(study, folders_of(models), paths.folder)
+        return write_results(study, models, paths, opened, [*map(state, searches)])
 
 
 def folders_of(models: Sequence[Model]) -> dict[str, Path]:

@@ -191,10 +191,8 @@ def check_variants(study: Study, models: Sequence[Model], folder: Path, device: 
         for variant in model.variants[1:]:
             if is_made(folder, variant) or (unfinished_folder(folder, variant) / MANIFEST).exists():
                 continue
-            try:
+            with study.located(variant.line, f"{variant.name} of {model.name}"):
                 warnings |= dict.fromkeys(dry_run(model, variant, folder, device))
-            except PrunusError as error:
-                study.fail(variant.line, f"{variant.name} of {model.name}: {error}")
     for warning in warnings:
         progress.say(f"warning: {warning}")
 

@@ -25,7 +25,7 @@ Data = Mapping[str, Any]
 
 
 class Rows:
-    """What a store has of the runs of a declared search, each read once, and again after `forget`.
+    """What a store has of the runs of a declared search, each read once until `forget`.
 
     order: the rounds of problems. Rows of other budgets, and of more draws, are left out.
     """
@@ -40,12 +40,10 @@ class Rows:
         self._tokens: dict[str, NDArray[np.int_]] = {}
         self._differences: dict[str, dict[str, Floats]] = {}
 
-    def forget(self, run_id: str) -> None:
-        """Read a run again when it is needed next, since rows were added."""
+    def forget(self) -> None:
+        """Read runs again when they are needed next, since rows were added."""
         for kept in (self._samples, self._tables, self._tokens, self._differences):
-            kept.pop(run_id, None)
-        if run_id == self.dense:
-            self._differences.clear()
+            kept.clear()
 
     def samples(self, run_id: str) -> dict[str, list[Sample]]:
         """The rows of a run by problem."""

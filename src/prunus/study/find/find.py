@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,7 @@ def carry_out(
             declare_in(opened, declared)
             if (line := warning(opened, declared)) is not None:
                 progress.say(f"warning: {line}")
-            with Rungs(search, opened, folder, device, cluster) as rungs:
+            with closing(Rungs(search, opened, folder, device, cluster)) as rungs:
                 best = Walk(search, Rows(opened, declared), rungs).run()
             certified, made = publish(search, best, opened, folder, device)
             if best is not None or always:

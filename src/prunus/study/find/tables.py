@@ -10,7 +10,6 @@ from prunus import progress
 from prunus.cards.certified import CERTIFICATE
 from prunus.checkpoint.writer import check_target
 from prunus.disk import disk_errors
-from prunus.errors import PrunusError
 from prunus.study.cells import model_label, plan_names
 from prunus.study.file import FindTable, Study
 from prunus.study.find.certificate import read_certificate
@@ -95,22 +94,18 @@ def open_searches(study: Study, models: Mapping[str, Path], folder: Path) -> lis
 
 def ladders(study: Study, table: FindTable) -> list[Ladder]:
     """The ladders of a table."""
-    try:
+    with study.located(table.line, table.name):
         return ladders_of(table.ladder, table.methods, table.settings, table.recovery, table.shared)
-    except PrunusError as error:
-        study.fail(table.line, f"{table.name}: {error}")
 
 
 def opened(
     study: Study, table: FindTable, rungs: Sequence[Ladder], model: tuple[str, Path], number: int, folder: Path
 ) -> StudySearch:
     """The search of a table for a model (its name and folder), under the plan of this number."""
-    try:
+    with study.located(table.line, table.name):
         file = Path(table.ladder) if table.ladder.endswith(".toml") else None
         of = model[0], study.plans[number], rungs, table.rules
         search = open_search(*of, engine=study.engine, file=file, folder=model[1])
-    except PrunusError as error:
-        study.fail(table.line, f"{table.name}: {error}")
     plan = plan_names(study.plans)[number]
     name = "-".join([table.name, *re.findall(r"[\w.+]+", plan)])
     target = folder / FOUND / model_label(model[0]).replace("/", "--") / name
@@ -122,13 +117,11 @@ def check_searches(study: Study, searches: Sequence[StudySearch], store: Path, d
     for one in searches:
         if is_finished(one.search, one.target):
             continue
-        try:
+        with study.located(one.table.line, one.table.name):
             if not (one.target / CERTIFICATE).exists():
                 check_target(one.search.model.checkpoint.folder, one.target, True)
             check_variants(one.search.study, [one.search.model], work_folder(one.target), device)
             refuse_impossible(prospects(one.search, store))
-        except PrunusError as error:
-            study.fail(one.table.line, f"{one.table.name}: {error}")
 
 
 def run_searches(searches: Sequence[StudySearch], store: Path, device: str, cluster: Cluster | None = None) -> None:
@@ -146,13 +139,8 @@ def run_searches(searches: Sequence[StudySearch], store: Path, device: str, clus
         carry_out(one.search, one.target, store, device, cluster, overwrite=True, always=True)
 
 
-def states(searches: Sequence[StudySearch], store: Path | None = None) -> list[SearchState]:
-    """How far each search has come. store: for what to expect of those that are not finished; None: leave that out."""
-    return [state(one, store) for one in searches]
-
-
-def state(one: StudySearch, store: Path | None) -> SearchState:
-    """How far a search has come."""
+def state(one: StudySearch, store: Path | None = None) -> SearchState:
+    """How far a search has come. store: for what to expect of one that is not finished; None: leave that out."""
     of = one.search.model.name, one.plan, one.table.name, str(one.target)
     runs = frozenset(rung.cell.run_id for rung in one.search.rungs)
     if is_finished(one.search, one.target):

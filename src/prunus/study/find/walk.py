@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from math import ceil
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from prunus.checkpoint.resolve import MANIFEST
 from prunus.evaluation.resolved_plan import cut_into_batches
@@ -33,7 +33,7 @@ from prunus.study.ray import Cluster, connected
 from prunus.study.ray.driver import Driver, Job
 from prunus.study.variants import StudyPaths, is_made, kept_folder, make_variant, unfinished_folder, variant_files
 
-Show = Callable[[float, int], None]  # of chains that were completed, and of tokens sampled for them
+Show = Callable[[float], None]  # of chains that were completed
 
 
 class Progress(LiveTable):
@@ -53,11 +53,11 @@ class Progress(LiveTable):
 
     def add(self, run_id: str, samples: Sequence[Sample], tokens: int, seconds: float) -> None:
         """Tell of rows that were added."""
-        self.tell(len(samples) / len({sample.budget for sample in samples}), tokens)
+        self.tell(len(samples) / len({sample.budget for sample in samples}))
 
 
 class Rungs:
-    """`with Rungs(search, store, folder, device, cluster) as rungs: rungs.evaluate([(cell, rounds)], show)`.
+    """`with closing(Rungs(search, store, folder, device, cluster)) as rungs: rungs.evaluate([(cell, rounds)], show)`.
 
     When rows are missing for the first time, the model is loaded, or the cluster is joined, whose workers then make and
     evaluate rungs. folder: of unfinished work. cluster: None for this process.
@@ -72,12 +72,10 @@ class Rungs:
         self.adaptive = {"by": "find", "seed": search.plan.seed}
         self.deleted: set[str] = set()
         self.stack = ExitStack()
-
-    def __enter__(self) -> Self:
         self.stack.enter_context(self.engine)
-        return self
 
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
+        """Free the model, and leave the cluster."""
         self.stack.close()
 
     def missing(self, cell: Cell, rounds: Sequence[Round]) -> list[Batch]:
@@ -203,11 +201,8 @@ class Walk:
                     rung, best = best, rung
                 if rung is not None:
                     self.rungs.delete(rung.variant)
-        if (
-            self.last is not None
-            and self.search.rules.max_tokens is not None
-            and self.last.spent >= self.search.rules.max_tokens
-        ):
+        most = self.search.rules.max_tokens
+        if self.last is not None and most is not None and self.last.spent >= most:
             say(f"no other rung is looked at: {OUT_OF_TOKENS}")
         return best
 
@@ -224,15 +219,14 @@ class Walk:
         if len(found[ACCURACY]) < until:
             chains, done = 2 * search.plan.samples * sum(map(len, search.order[looked:until])), 0.0
 
-            def show(finished: float, tokens: int) -> None:
+            def show(finished: float) -> None:
                 nonlocal done
                 done += finished
                 steps.within((until - looked) * min(done / chains, 1), note)
 
             parts = [(search.dense, search.order[looked : self.dense_until(until)])]
             if self.rungs.evaluate([*parts, (this.cell, search.order[looked:until])], show):
-                for cell in (search.dense, this.cell):
-                    self.rows.forget(cell.run_id)
+                self.rows.forget()
         steps.advance(until - looked, note=note)
         self.warn(self.rows.differences(this.cell.run_id)[DENSE[ACCURACY]][:until])
 

@@ -28,10 +28,6 @@ class Cluster:
     address: str
     gpus: float | None = None
 
-    def worker_gpus(self) -> float:
-        """GPUs of each worker, once the cluster is connected."""
-        return float(has_gpus()) if self.gpus is None else self.gpus
-
 
 def cluster_for(study: Study, ray: str | None, gpus_per_task: float | None) -> Cluster | None:
     """The cluster that ray names, which is found; None without ray.

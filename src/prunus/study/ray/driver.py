@@ -26,7 +26,7 @@ from prunus.results.store import Store
 from prunus.study.cells import Cell, Model, Variant
 from prunus.study.file import Study
 from prunus.study.live_table import LiveTable
-from prunus.study.ray import Cluster, capacity, connected, first_line
+from prunus.study.ray import Cluster, capacity, connected, first_line, has_gpus
 from prunus.study.ray.worker import CHECKPOINT, BatchResult, FilePiece, ModelRef, Worker, WorkerInfo, upload
 from prunus.study.variants import (
     MAKING,
@@ -171,7 +171,7 @@ class Driver:
     ) -> None:
         import ray
 
-        self.gpus = cluster.worker_gpus()
+        self.gpus = float(has_gpus()) if cluster.gpus is None else cluster.gpus
         if not capacity(self.gpus):
             raise PrunusError(
                 f"no node of the cluster has the {self.gpus:g} GPUs and the CPU that one worker needs:"

@@ -86,14 +86,10 @@ class Worker:
             os.chdir(folder)
         progress.set_quiet(True)
         self.scratch = tempfile.TemporaryDirectory(prefix="prunus-")
-        self.engine = Engine(study, Path(self.scratch.name), device)
+        self.folder = Path(self.scratch.name)  # which has the layout of a study's folder
+        self.engine = Engine(study, self.folder, device)
         self.model: Model | None = None
         self.works: list[ResolvedPlan] = []
-
-    @property
-    def folder(self) -> Path:
-        """This worker's own folder, which has the layout of a study's folder."""
-        return self.engine.folder
 
     def info(self) -> WorkerInfo:
         """The worker's host, process and version. The driver calls this first, to know that it has started."""
@@ -105,7 +101,6 @@ class Worker:
         The files are deleted at the end.
         """
         opened = self.open_model(model)
-        self.engine.release()
         make_variant(opened, variant, self.folder, self.engine.device, keep)
         checkpoint = target_folder(self.folder, opened, variant, keep)
         files = {
