@@ -111,9 +111,8 @@ def plan_study(
                 variants_of(study, checkpoint_of(study, folder))
             cells += cells_not_here(study, name)
     searches = open_searches(study, here if study.finds else {}, paths.folder)
-    unknown += [
-        f"what the searches of {name} take, for the same reason" for name in folders.keys() - here if study.finds
-    ]
+    absent = [name for name in folders if study.finds and name not in here]
+    unknown += [f"what the searches of {name} take, for the same reason" for name in absent]
     tokens = sum(line.tokens or 0 for line in cells)
     return {
         "name": study.name,
