@@ -68,7 +68,7 @@ def plan_study(
 ) -> dict[str, Any]:
     """What run_study would do with the same arguments, as plain data; nothing is run, written or downloaded.
 
-    It has
+    The result has
 
     - `name`, `out`, `store`: the study, its folder, its store;
     - `cells`, one for each model, variant and plan: `model`, `variant`, `plan`, `run` (id in the store), `problems`,
