@@ -227,9 +227,9 @@ def summary(plan: Mapping[str, Any]) -> list[str]:
         f"{totals['complete']} of {totals['cells']} cells are done, {totals['done']:,} of {totals['answers']:,} answers"
     )
     expected = [cell["tokens_expected"] for cell in plan["cells"] if cell["done"] != cell["answers"]]
-    known = expected and None not in expected
-    guess = f", about {sum(expected):,.0f} if chains stay as long as those so far" if known else ""
-    lines = [f"{cells}; {totals['tokens']:,} tokens to generate at most{guess}"]
+    lines = [f"{cells}; {totals['tokens']:,} tokens to generate at most"]
+    if expected and None not in expected:
+        lines.append(f"about {sum(expected):,.0f} tokens if chains stay as long as those so far")
     if totals["disk"] is not None:
         made = f"{len(to_make)} of {len(plan['variants'])} variants are to be made"
         lines.append(f"{made}; disk: {show_bytes(totals['disk'])} at most")
