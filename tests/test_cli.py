@@ -306,7 +306,7 @@ def test_the_lists_are_those_of_the_api(capsys):
     "given",
     [
         ["plan", "--ray", "auto"],
-        ["report", "--gpus-per-task", "1"],
+        ["report", "--cpus-per-task", "1"],
     ],
 )
 def test_a_study_refuses_options_of_another_action(given, capsys):

@@ -119,13 +119,13 @@ def test_the_command_searches_on_the_cluster_that_it_names(scripted, monkeypatch
         return cluster
 
     monkeypatch.setattr(Rungs, "joined", joined)
-    main([*COMMAND, "--ladder", "0.1", "--ray", "head", "--gpus-per-task", "2"])
-    assert clusters == [Cluster("head:1", 2)]
+    main([*COMMAND, "--ladder", "0.1", "--ray", "head", "--cpus-per-task", "2"])
+    assert clusters == [Cluster("head:1", None, 2)]
     assert content("out") == content("alone")
     main(["find", "model", "planned", *COMMAND[3:], "--ladder", "0.1", "--ray", "head", "--dry-run"])
     assert len(clusters) == 1 and asked == ["head"], "a dry run needs no cluster"
     serving = ["--backend", "openai", "--serve", "server {model} {port}"]
-    refused = {"belongs to --ray": ["--gpus-per-task", "1"], "leave --ray out": ["--ray", *serving]}
+    refused = {"belong to --ray": ["--gpus-per-task", "1"], "leave --ray out": ["--ray", *serving]}
     for told, options in refused.items():
         with pytest.raises(SystemExit, match="2"):
             main([*COMMAND, *options, "--overwrite"])

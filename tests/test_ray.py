@@ -347,7 +347,7 @@ def test_errors_of_a_node_and_too_large_a_wish_are_one_line(cluster, tmp_path, c
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, "--gpus-per-task", "1"])
     assert stopped.value.code == 2
-    assert "no node of the cluster has the 1 GPUs and the CPU" in capsys.readouterr().err
+    assert "no node of the cluster has the 1 GPUs and 1 CPUs" in capsys.readouterr().err
 
     def fails():
         raise PrunusError("the model has other weights here")
@@ -409,7 +409,7 @@ def test_without_ray_the_message_says_what_to_install(tmp_path, monkeypatch):
 def test_workers_wished_for_without_ray(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["study", str(write_study(tmp_path, "")), "--out", str(tmp_path / "out"), "--gpus-per-task", "1"])
-    assert stopped.value.code == 2 and "belongs to --ray" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "belong to --ray" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -418,7 +418,8 @@ def test_capacity_counts_node_by_node(monkeypatch):
     ray = pytest.importorskip("ray")
     nodes = [{"Alive": alive, "Resources": {"GPU": gpus, "CPU": 8.0}} for alive, gpus in ((1, 3.0), (1, 1.0), (0, 8.0))]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    assert [ray_cluster.capacity(gpus) for gpus in (0, 0.5, 1, 2, 4)] == [16, 8, 4, 1, 0] and ray_cluster.has_gpus()
+    assert [ray_cluster.capacity(gpus, 1) for gpus in (0.5, 1, 2, 4)] == [8, 4, 1, 0]
+    assert ray_cluster.capacity(0, 3) == 4 and ray_cluster.has_gpus()
 
 
 def job(model: Any, name: str, cell: Any = None, early: bool = False) -> Job:

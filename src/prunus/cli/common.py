@@ -274,6 +274,10 @@ ray_options = all_of(
             "--gpus-per-task", type=click.FloatRange(0), metavar="N",
             help="With --ray: GPUs of each worker; default: 1, or 0 without GPUs.",
         ),
+        where_option(
+            "--cpus-per-task", type=click.FloatRange(0, min_open=True), metavar="N", default=1, show_default=True,
+            help="With --ray: CPUs of each worker.",
+        ),
     ]
 )  # fmt: skip
 recover_option = click.option(

@@ -155,7 +155,7 @@ def print_list(rows: Sequence[dict[str, str]], as_json: bool) -> None:
 
 
 ACTIONS = ("run", "plan", "report")
-OF_RUN = ("ray", "gpus_per_task")  # options of one action only
+OF_RUN = ("ray", "gpus_per_task", "cpus_per_task")  # options of one action only
 
 
 @command(

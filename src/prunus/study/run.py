@@ -28,6 +28,7 @@ def run_study(
     device: str = "auto",
     ray: str | None = None,
     gpus_per_task: float | None = None,
+    cpus_per_task: float = 1,
 ) -> dict[str, Any]:
     """Run the study of a TOML file: evaluate what is missing, write the page OUT/report.html, and return the verdicts.
 
@@ -36,7 +37,8 @@ def run_study(
     file: TOML (docs/study.md). out: folder for everything that the study writes, by default `study-NAME` in the current
     folder. store: SQLite file of the results, by default `results.db` in that folder. device: `cpu`, `cuda`, ...;
     `auto` takes a GPU if there is one. ray: HOST:PORT of a Ray cluster to run on, or `auto` (docs/scale.md); the rows
-    are the same as those of a local run. gpus_per_task: GPUs of each Ray worker; None: 1 where the cluster has any.
+    are the same as those of a local run. gpus_per_task, cpus_per_task: GPUs (by default 1 where the cluster has any)
+    and CPUs of each Ray worker.
 
     Returns a dict of plain data: name, out, store, report (path of the page), cells (their number), unreported (ids of
     runs in the store that the file does not ask for) and comparisons, a list with one dict for each model and plan:
@@ -53,7 +55,7 @@ def run_study(
     """
     study = read_study(file)
     paths = StudyPaths.of(study, out, store)
-    cluster = cluster_for(study, ray, gpus_per_task)
+    cluster = cluster_for(study, ray, gpus_per_task, cpus_per_task)
     check_beforehand(study, paths.folder.exists())
     with paths.locked():
         models = open_models(study)

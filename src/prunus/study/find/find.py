@@ -67,6 +67,7 @@ def find(
     engine: EngineOptions | None = None,
     ray: str | None = None,
     gpus_per_task: float | None = None,
+    cpus_per_task: float = 1,
     dry_run: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -90,7 +91,7 @@ def find(
     look: problems of the smallest task that are evaluated between two decisions; None: a batch of the engine.
     store: SQLite file of the results, created if missing; rows that it has are not computed again.
     engine: options to start or reach the plan's backend (docs/engines.md).
-    ray, gpus_per_task: as for run_study; workers share the batches of a rung (docs/scale.md).
+    ray, gpus_per_task, cpus_per_task: as for run_study; workers share the batches of a rung (docs/scale.md).
     dry_run: write nothing, and return what to expect, as `lines` and numbers (see find.prospects.Prospects), and as
     `ladder` the TOML of one by bytes.
     overwrite: replace an existing result.
@@ -119,7 +120,7 @@ def find(
     if not target.exists() and not work_folder(target).exists():  # else rungs may be made that need none any more
         check_entries([entry for one in ladders for entry in one.entries], resolve(model))
     search = open_search(model, plan, ladders, rules, engine=engine, file=file)
-    cluster = None if dry_run else cluster_for(search.study, ray, gpus_per_task)
+    cluster = None if dry_run else cluster_for(search.study, ray, gpus_per_task, cpus_per_task)
     folder = work_folder(target)
     if not is_published(target, folder, search):
         check_target(resolve(model), target, overwrite)

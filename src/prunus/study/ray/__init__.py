@@ -23,27 +23,28 @@ ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTE
 
 @dataclass(frozen=True)
 class Cluster:
-    """address: as find_cluster returns it. gpus: of each worker, which also has one CPU; None: 1 if there are any."""
+    """address: as find_cluster returns it. gpus, cpus: of each worker; gpus None: 1 if the cluster has any."""
 
     address: str
     gpus: float | None = None
+    cpus: float = 1
 
 
-def cluster_for(study: Study, ray: str | None, gpus_per_task: float | None) -> Cluster | None:
+def cluster_for(study: Study, ray: str | None, gpus_per_task: float | None, cpus_per_task: float) -> Cluster | None:
     """The cluster that ray names, which is found; None without ray.
 
     Raises PrunusError where it cannot be reached or the study cannot run on Ray, and for workers that are described
     without a cluster.
     """
     if ray is None:
-        if gpus_per_task is not None:
-            raise PrunusError("--gpus-per-task belongs to --ray: give it too, or leave this out")
+        if gpus_per_task is not None or cpus_per_task != 1:
+            raise PrunusError("--gpus-per-task and --cpus-per-task belong to --ray: give it too, or leave them out")
         return None
     if study.engine.serve is not None:
         raise PrunusError(f"{study.path}: 'serve' starts one server here; leave --ray out, or use backend = \"vllm\"")
     if any(plan.control == "native" for plan in study.plans):
         raise PrunusError(f"{study.path}: control native asks one server from here; leave --ray out")
-    return Cluster(find_cluster(ray), gpus_per_task)
+    return Cluster(find_cluster(ray), gpus_per_task, cpus_per_task)
 
 
 def find_cluster(address: str) -> str:
@@ -122,10 +123,10 @@ def has_gpus() -> bool:
     return any(node["Resources"].get("GPU", 0) > 0 for node in ray.nodes() if node["Alive"])
 
 
-def capacity(gpus: float) -> int:
-    """Number of workers with one CPU and these GPUs that fit on the nodes when nothing else runs on them."""
+def capacity(gpus: float, cpus: float) -> int:
+    """Number of workers with these resources that fit on the nodes when nothing else runs on them."""
     import ray
 
-    needs = {"CPU": 1.0, **({"GPU": gpus} if gpus > 0 else {})}
+    needs = {"CPU": cpus, **({"GPU": gpus} if gpus > 0 else {})}
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sum(min(int(has.get(kind, 0) / share) for kind, share in needs.items()) for has in alive)

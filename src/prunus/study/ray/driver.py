@@ -171,15 +171,15 @@ class Driver:
     ) -> None:
         import ray
 
-        self.gpus = float(has_gpus()) if cluster.gpus is None else cluster.gpus
-        if not capacity(self.gpus):
+        gpus, cpus = self.needs = float(has_gpus()) if cluster.gpus is None else cluster.gpus, cluster.cpus
+        if not capacity(gpus, cpus):
             raise PrunusError(
-                f"no node of the cluster has the {self.gpus:g} GPUs and the CPU that one worker needs:"
-                " lower --gpus-per-task"
+                f"no node of the cluster has the {gpus:g} GPUs and {cpus:g} CPUs that one worker needs:"
+                " lower --gpus-per-task or --cpus-per-task"
             )
         self.folder, self.store, self.table, self.claims, self.adaptive = paths.folder, store, table, claims, adaptive
         self.keeps, self.streams = study.keep_checkpoints, BACKENDS[study.backend].streams
-        actor: Any = ray.remote(num_gpus=self.gpus, num_cpus=1, max_restarts=0)(Worker)
+        actor: Any = ray.remote(num_gpus=gpus, num_cpus=cpus, max_restarts=0)(Worker)
         self.new_actor = lambda: actor.remote(str(Path.cwd()), study, device)
         self.models: dict[str, list[Any]] = {}  # a reference and the model's name
         for model in models:
@@ -238,7 +238,7 @@ class Driver:
         elif time.monotonic() - self.seen_at > IDLE_SECONDS:
             self.seen_at = time.monotonic()
             progress.say("no worker has started yet: other jobs may occupy the cluster (`ray status` shows it)")
-        for _ in range(min(wanted, capacity(self.gpus)) - len(self.workers)):
+        for _ in range(min(wanted, capacity(*self.needs)) - len(self.workers)):
             worker = WorkerHandle(self.new_actor())
             self.workers.append(worker)
             self.calls[worker.actor.info.remote()] = worker
