@@ -57,12 +57,15 @@ def minimum_detectable(
     goals = np.tile(-np.log(level_C[aimed_C]), R)[None]
     drop_TRC = drops[:, aimed_C][chosen_TR]
     change_TRC = pool[:, aimed_C][chosen_TR] * sign_TR[:, :, None]
-    counted = _Counted(drops[:, mcnemar_C], pool[:, mcnemar_C], chosen_TR, sign_TR, break_TR)
+    counted_TRC = pool[:, mcnemar_C][chosen_TR] * sign_TR[:, :, None]
+    drops_TRC, lost_TRC, won_TRC = (drops[:, mcnemar_C] > 0)[chosen_TR], counted_TRC > 0, counted_TRC < 0
 
     def power(share_C: Floats) -> Floats:
         found_C = np.empty(C)
         if mcnemar_C.any():
-            won_RC, lost_RC = counted.changes(share_C[mcnemar_C])
+            broken_TRC = break_TR[:, :, None] < share_C[mcnemar_C]
+            won_RC = (won_TRC & ~broken_TRC).sum(axis=0)
+            lost_RC = np.where(broken_TRC, drops_TRC, lost_TRC).sum(axis=0)
             found_C[mcnemar_C] = (paired.mcnemar_p(won_RC, lost_RC) <= level_C[mcnemar_C]).mean(axis=0)
         if aimed_C.any():
             gain_TRC = np.where(break_TR[:, :, None] < share_C[aimed_C], drop_TRC, change_TRC)  # losses count as gains
@@ -77,36 +80,6 @@ def minimum_detectable(
         enough_C = power(middle_C) >= paired.POWER
         low_C, high_C = np.where(enough_C, low_C, middle_C), np.where(enough_C, middle_C, high_C)
     return np.where(possible_C, (low_C + high_C) / 2 * drops.mean(axis=0), nan)
-
-
-class _Counted:
-    """Numbers of problems that are lost or won in simulated runs, for any share that breaks, from sums made once.
-
-    As in `minimum_detectable`: of T problems in R runs, those below the share in break_TR lose what `drops` says, and
-    the others change as the pool does.
-    """
-
-    def __init__(
-        self, drops: Floats, pool: Floats, chosen_TR: NDArray[np.int_], sign_TR: Floats, break_TR: Floats
-    ) -> None:
-        order_TR = break_TR.argsort(axis=0)
-        chosen_TR = np.take_along_axis(chosen_TR, order_TR, axis=0)
-        self.break_TR = np.take_along_axis(break_TR, order_TR, axis=0)
-        change_TRC = pool[chosen_TR] * np.take_along_axis(sign_TR, order_TR, axis=0)[:, :, None]
-        self.broken = _sums_before(drops[chosen_TR] > 0)
-        self.lost, self.won = _sums_before(change_TRC > 0), _sums_before(change_TRC < 0)
-
-    def changes(self, share_C: Floats) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
-        """(R, C) problems won, and lost."""
-        broken_RC = (self.break_TR[:, :, None] < share_C).sum(axis=0)[None]  # of a run; they are its first ones
-        sums = (np.take_along_axis(one, broken_RC, axis=0)[0] for one in (self.broken, self.lost, self.won))
-        of_broken, lost, won = sums
-        return self.won[-1] - won, of_broken + self.lost[-1] - lost
-
-
-def _sums_before(marked_TRC: NDArray[np.bool_]) -> NDArray[np.int_]:
-    """(T + 1, R, C) how many of the first 0, 1, ... T are marked."""
-    return np.concatenate([np.zeros((1, *marked_TRC.shape[1:]), dtype=int), marked_TRC.cumsum(axis=0)])
 
 
 def _by_approximation(strata: Sequence[Floats], base: Sequence[Floats], quantile_C: Floats) -> Floats:
