@@ -236,6 +236,18 @@ def test_the_first_write_brings_a_store_of_format_1_up_to_date(old):
         assert [sample.correct for sample in store.samples(RUN.run_id)] == [True, False]
 
 
+def test_tables_that_an_old_store_lacks_are_empty_until_the_first_write_makes_them(old):
+    grouped = replace(PROBLEM, problem_id="chain-1", group=PROBLEM.problem_id, question="q", text="1 + 1", asks=())
+    with Store(old) as store, Store(old) as other:
+        assert (other.searches(), other.removed(), other.groups(), other.question("chain-1")) == ([], [], {}, None)
+        store.mark_adaptive(RUN.run_id, {"by": "find", "seed": 3})
+        other.add_problems([replace(PROBLEM, group="chain-0"), grouped])  # into the tables that the file has by now
+        for opened in (store, other):
+            assert opened.run(RUN.run_id).adaptive == {"by": "find", "seed": 3}
+            assert opened.problems()["chain-1"] == grouped and opened.question("chain-1") == "1 + 1"
+            assert opened.groups() == {"chain-1": "chain-0"}
+
+
 # What format 2 had more.
 FORMAT_2 = (
     *FORMAT_1[:-1],

@@ -9,99 +9,20 @@ from prunus.errors import PrunusError
 SCHEMA_VERSION = 4
 APPLICATION_ID = 0x5072756E  # "Prun", in the header of the file: other programs' SQLite files have another
 
-# Tables since format 4 that older versions ignore, and that older stores get when they are first needed, so that they
-# need no new version. Older stores may have another, `timing`, which nothing reads.
-
-# The form of answer that a question asks for.
-ASKS_DDL = """
-    CREATE TABLE IF NOT EXISTS asks (
-        problem_id TEXT PRIMARY KEY REFERENCES problem,
-        wishes TEXT NOT NULL  -- JSON list, see prunus.evaluation.grading
-    ) WITHOUT ROWID"""
-
-# A hash of each problem's question, by which imported logs find problems.
-QUESTION_DDL = """
-    CREATE TABLE IF NOT EXISTS question (
-        problem_id TEXT PRIMARY KEY REFERENCES problem,
-        digest TEXT NOT NULL  -- see prunus.questions.question_key
-    ) WITHOUT ROWID"""
-
-# The questions themselves, but for those of gated sets, by the digest in `question`. With a foreign key, older
-# versions, which do not know the table, could not remove problems.
-ASKED_DDL = """
-    CREATE TABLE IF NOT EXISTS asked (
-        digest TEXT PRIMARY KEY,
-        text TEXT NOT NULL
-    ) WITHOUT ROWID"""
-
-# Runs whose number of problems depended on their rows (rows.Run.adaptive).
-ADAPTIVE_DDL = """
-    CREATE TABLE IF NOT EXISTS adaptive (
-        run_id TEXT PRIMARY KEY REFERENCES run,
-        how TEXT NOT NULL  -- JSON: {"by": "find", "seed": of the order of problems}
-    ) WITHOUT ROWID"""
-
-# Searches by `find`, in the order in which they were declared (rows.DeclaredSearch).
-SEARCH_DDL = """
-    CREATE TABLE IF NOT EXISTS search (
-        number INTEGER PRIMARY KEY,
-        search_id TEXT NOT NULL UNIQUE,  -- hash of `declared`
-        declared TEXT NOT NULL,          -- JSON, the part `declared` of its certificate
-        at TEXT NOT NULL,                -- UTC
-        had TEXT NOT NULL                -- JSON: {run: [problems, rows]} that its runs had then
-    )"""
-
-# The problems of a plan in their order, by the digest that the plan has of them.
-PLANNED_DDL = """
-    CREATE TABLE IF NOT EXISTS planned (
-        digest TEXT PRIMARY KEY,
-        problems TEXT NOT NULL  -- JSON: {task: [problem ids]}
-    ) WITHOUT ROWID"""
-
-# When the last evaluation of each run began that lacked rows of it, and what could be seen of other runs of the same
-# model then.
-BEGUN_DDL = """
-    CREATE TABLE IF NOT EXISTS begun (
-        run_id TEXT PRIMARY KEY REFERENCES run,
-        at TEXT NOT NULL,      -- UTC
-        earlier TEXT NOT NULL  -- JSON: {run id: complete problems} of plans with another limit or number of draws
-    ) WITHOUT ROWID"""
-
-# Runs that were removed with their rows, which somebody may have seen (rows.Removed).
-REMOVED_DDL = """
-    CREATE TABLE IF NOT EXISTS removed (
-        number INTEGER PRIMARY KEY,
-        run_id TEXT NOT NULL,
-        model TEXT NOT NULL, plan TEXT NOT NULL,  -- JSON, as of the run
-        begun TEXT,                               -- as of the run; NULL in runs of older stores
-        at TEXT NOT NULL,                         -- UTC: when it was removed
-        complete INTEGER NOT NULL,                -- problems with all of their rows
-        problems INTEGER NOT NULL, samples INTEGER NOT NULL  -- problems with rows, and rows
-    )"""
-
-# Problems that count as one observation with others (rows.ProblemRow.group).
-BELONGS_DDL = """
-    CREATE TABLE IF NOT EXISTS belongs (
-        problem_id TEXT PRIMARY KEY REFERENCES problem,
-        first TEXT NOT NULL  -- id of the first problem of its group; problems that are first or alone are not listed
-    ) WITHOUT ROWID"""
-
-# The long texts come last, so that reading the columns before them does not touch their overflow pages.
-DDL = (
-    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    """
-    CREATE TABLE run (
+# The tables of every format. The long texts come last, so that reading the columns before them does not touch their
+# overflow pages.
+TABLES = {
+    "meta": "(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    "run": """(
         run_id TEXT PRIMARY KEY,  -- hash of model files and plan: same work, same id
         model TEXT NOT NULL, plan TEXT NOT NULL, versions TEXT NOT NULL  -- JSON
     )""",
-    """
-    CREATE TABLE problem (
+    "problem": """(
         problem_id TEXT PRIMARY KEY, task TEXT NOT NULL, gold TEXT NOT NULL, kind TEXT NOT NULL,
         choices TEXT NOT NULL,  -- JSON list
         digest TEXT NOT NULL    -- of question, gold and choices
     ) WITHOUT ROWID""",
-    """
-    CREATE TABLE sample (
+    "sample": """(
         run_id TEXT NOT NULL REFERENCES run,
         task TEXT NOT NULL,
         problem_id TEXT NOT NULL REFERENCES problem,  -- pairs models
@@ -119,9 +40,68 @@ DDL = (
         thinking TEXT NOT NULL, text TEXT NOT NULL,   -- text: the answer phase
         PRIMARY KEY (run_id, problem_id, budget, draw)
     ) WITHOUT ROWID""",
-)
+}
 
-TABLES = ("meta", "run", "problem", "sample")  # of every format
+# Tables since format 4 that older versions ignore, so that they need no new version. Older stores get them at the first
+# write, and may have another, `timing`, which nothing reads.
+LATER = {
+    # The form of answer that a question asks for.
+    "asks": """(
+        problem_id TEXT PRIMARY KEY REFERENCES problem,
+        wishes TEXT NOT NULL  -- JSON list, see prunus.evaluation.grading
+    ) WITHOUT ROWID""",
+    # A hash of each problem's question, by which imported logs find problems.
+    "question": """(
+        problem_id TEXT PRIMARY KEY REFERENCES problem,
+        digest TEXT NOT NULL  -- see prunus.questions.question_key
+    ) WITHOUT ROWID""",
+    # The questions themselves, but for those of gated sets, by the digest in `question`. With a foreign key, older
+    # versions, which do not know the table, could not remove problems.
+    "asked": """(
+        digest TEXT PRIMARY KEY,
+        text TEXT NOT NULL
+    ) WITHOUT ROWID""",
+    # Runs whose number of problems depended on their rows (rows.Run.adaptive).
+    "adaptive": """(
+        run_id TEXT PRIMARY KEY REFERENCES run,
+        how TEXT NOT NULL  -- JSON: {"by": "find", "seed": of the order of problems}
+    ) WITHOUT ROWID""",
+    # Searches by `find`, in the order in which they were declared (rows.DeclaredSearch).
+    "search": """(
+        number INTEGER PRIMARY KEY,
+        search_id TEXT NOT NULL UNIQUE,  -- hash of `declared`
+        declared TEXT NOT NULL,          -- JSON, the part `declared` of its certificate
+        at TEXT NOT NULL,                -- UTC
+        had TEXT NOT NULL                -- JSON: {run: [problems, rows]} that its runs had then
+    )""",
+    # The problems of a plan in their order, by the digest that the plan has of them.
+    "planned": """(
+        digest TEXT PRIMARY KEY,
+        problems TEXT NOT NULL  -- JSON: {task: [problem ids]}
+    ) WITHOUT ROWID""",
+    # When the last evaluation of each run began that lacked rows of it, and what could be seen of other runs of the
+    # same model then.
+    "begun": """(
+        run_id TEXT PRIMARY KEY REFERENCES run,
+        at TEXT NOT NULL,      -- UTC
+        earlier TEXT NOT NULL  -- JSON: {run id: complete problems} of plans with another limit or number of draws
+    ) WITHOUT ROWID""",
+    # Runs that were removed with their rows, which somebody may have seen (rows.Removed).
+    "removed": """(
+        number INTEGER PRIMARY KEY,
+        run_id TEXT NOT NULL,
+        model TEXT NOT NULL, plan TEXT NOT NULL,  -- JSON, as of the run
+        begun TEXT,                               -- as of the run; NULL in runs of older stores
+        at TEXT NOT NULL,                         -- UTC: when it was removed
+        complete INTEGER NOT NULL,                -- problems with all of their rows
+        problems INTEGER NOT NULL, samples INTEGER NOT NULL  -- problems with rows, and rows
+    )""",
+    # Problems that count as one observation with others (rows.ProblemRow.group).
+    "belongs": """(
+        problem_id TEXT PRIMARY KEY REFERENCES problem,
+        first TEXT NOT NULL  -- id of the first problem of its group; problems that are first or alone are not listed
+    ) WITHOUT ROWID""",
+}
 
 ADDED = {  # columns of `sample` that older formats lack: the first format that has them, and their type
     "logprob": (2, "REAL"),
@@ -149,15 +129,18 @@ def make_tables(connection: sqlite3.Connection) -> None:
     Statements are executed one by one: executescript would commit first, and the file must turn from empty to complete
     in one step.
     """
-    for statement in DDL:
-        connection.execute(statement)
+    for name, columns in (TABLES | LATER).items():
+        connection.execute(f"CREATE TABLE {name} {columns}")
     connection.execute("INSERT INTO meta VALUES ('prunus', ?)", (__version__,))
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def check_format(connection: sqlite3.Connection, path: Path) -> None:
-    """Raise PrunusError unless the file at path is a store whose format this version reads."""
+    """Raise PrunusError unless the file at path is a store whose format this version reads.
+
+    Later tables that it lacks are empty in this connection until they are made (`upgrade`).
+    """
     if _number(connection, "PRAGMA application_id") != APPLICATION_ID:
         raise PrunusError(f"'{path}' is an SQLite file but not a store of Prunus: name another --store")
     if not 1 <= (version := _version(connection)) <= SCHEMA_VERSION:
@@ -168,12 +151,19 @@ def check_format(connection: sqlite3.Connection, path: Path) -> None:
     there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if lacking := [name for name in TABLES if name not in there]:
         raise damaged(path, f"it lacks the table {lacking[0]}")
+    for name in LATER.keys() - there:
+        connection.execute(f"CREATE TEMP TABLE {name} {LATER[name]}")
 
 
 def upgrade(connection: sqlite3.Connection) -> None:
-    """Upgrade a store of an older format, inside a transaction; new columns of existing rows are NULL."""
-    version = _version(connection)
-    if version in (0, SCHEMA_VERSION):  # a file whose tables are just being made, or the present format
+    """Upgrade an older store, inside a transaction; new columns of existing rows are NULL."""
+    if (version := _version(connection)) == 0:  # a file whose tables are just being made
+        return
+    for (name,) in connection.execute("SELECT name FROM sqlite_temp_master WHERE type = 'table'").fetchall():
+        connection.execute(f"DROP TABLE temp.{name}")
+    for name, columns in LATER.items():
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {name} {columns}")
+    if version == SCHEMA_VERSION:
         return
     for name, (since, kind) in ADDED.items():
         if version < since:

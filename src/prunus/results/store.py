@@ -152,7 +152,6 @@ class Store:
     def mark_adaptive(self, run_id: str, how: Mapping[str, Any]) -> None:
         """Store that the number of a run's problems depends on its rows; `how` is Run.adaptive. An older mark stays."""
         with self._transaction():
-            self._connection.execute(schema.ADAPTIVE_DDL)
             self._connection.execute("INSERT OR IGNORE INTO adaptive VALUES (?, ?)", (run_id, _json(dict(how))))
 
     def add_search(self, declared: Mapping[str, Any], runs: Sequence[str]) -> None:
@@ -163,7 +162,6 @@ class Store:
         at, had = _now("seconds"), dict[str, tuple[int, int]]()
         query = "SELECT count(DISTINCT problem_id), count(*) FROM sample WHERE run_id = ?"
         with self._transaction():
-            self._connection.execute(schema.SEARCH_DDL)
             removed = self.removed()
             for run in runs:
                 stored = self._connection.execute(query, (run,)).fetchone()
@@ -178,8 +176,6 @@ class Store:
 
     def searches(self) -> list[DeclaredSearch]:
         """All searches that were declared, oldest first."""
-        if not self._has_table("search"):
-            return []
         rows = self._read("SELECT number, search_id, declared, at, had FROM search ORDER BY number")
         return [
             DeclaredSearch(number, name, self._parsed(declared, dict), at, self._counts(had))
@@ -191,15 +187,18 @@ class Store:
 
     def runs(self) -> list[Run]:
         """All runs, oldest first."""
-        rows = self._read("SELECT run_id, model, plan, versions FROM run ORDER BY rowid")
-        marks: dict[str, str] = {}
-        if self._has_table("adaptive"):
-            marks = dict(self._read("SELECT run_id, how FROM adaptive"))
-        adaptive = {run_id: self._parsed(text, dict) for run_id, text in marks.items()}
-        parsed = ((run_id, *(self._parsed(text, dict) for text in texts)) for run_id, *texts in rows)
+        query = (
+            "SELECT run_id, how, model, plan, versions FROM run LEFT JOIN adaptive USING (run_id) ORDER BY run.rowid"
+        )
         runs = [
-            self._checked(Run(run_id, model, plan, versions, adaptive.get(run_id)))
-            for run_id, model, plan, versions in parsed
+            self._checked(
+                Run(
+                    run_id,
+                    *(self._parsed(text, dict) for text in texts),
+                    None if how is None else self._parsed(how, dict),
+                )
+            )
+            for run_id, how, *texts in self._read(query)
         ]
         begun = self._begun()
         unseen = {one for _, earlier in begun.values() for one, complete in earlier.items() if complete == 0}
@@ -209,8 +208,6 @@ class Store:
 
     def removed(self) -> list[Removed]:
         """The runs that had rows and were removed, oldest removal first."""
-        if not self._has_table("removed"):
-            return []
         query = "SELECT run_id, model, plan, begun, at, complete, problems, samples FROM removed ORDER BY number"
         return [
             Removed(self._checked(Run(run_id, self._parsed(model, dict), self._parsed(plan, dict), {})), *rest)
@@ -219,8 +216,6 @@ class Store:
 
     def _begun(self) -> dict[str, tuple[str, dict[str, int]]]:
         """The table `begun`, by run id."""
-        if not self._has_table("begun"):
-            return {}
         rows = self._read("SELECT run_id, at, earlier FROM begun")
         return {run_id: (at, self._parsed(earlier, dict)) for run_id, at, earlier in rows}
 
@@ -281,8 +276,7 @@ class Store:
             kept = {task for other in self.runs() for task in other.plan.get("tasks", [])}
             unused = "SELECT problem_id, task FROM problem WHERE problem_id NOT IN (SELECT problem_id FROM sample)"
             self._delete("problem", [key for key, task in self._read(unused) if task not in kept])
-            if self._has_table("asked"):
-                self._connection.execute("DELETE FROM asked WHERE digest NOT IN (SELECT digest FROM question)")
+            self._connection.execute("DELETE FROM asked WHERE digest NOT IN (SELECT digest FROM question)")
 
     def rename_run(self, text: str, name: str) -> None:
         """Give the model of the run that text names, as for find_runs, another name, which pages and tables show.
@@ -305,7 +299,6 @@ class Store:
         ((problems, rows),) = self._read(query, (run.run_id,))
         if not rows:
             return
-        self._connection.execute(schema.REMOVED_DDL)
         begun, _ = self._begun().get(run.run_id, (None, {}))
         values = (run.run_id, _json(run.model), _json(run.plan), begun, _now(), self._complete(run), problems, rows)
         columns = "run_id, model, plan, begun, at, complete, problems, samples"
@@ -344,43 +337,27 @@ class Store:
 
     def groups(self) -> dict[str, str]:
         """{problem id: id of the first problem of its group}, without problems that are first or alone."""
-        if not self._has_table("belongs"):
-            return {}
         return dict(self._read("SELECT problem_id, first FROM belongs"))
 
     def problems(self, ids: Collection[str] | None = None) -> dict[str, ProblemRow]:
         """All problems by id, or those of some ids."""
-        which, values = ("", ()) if ids is None else (f" WHERE problem_id IN ({', '.join('?' * len(ids))})", tuple(ids))
-        rows = self._read(f"SELECT task, problem_id, gold, kind, choices, digest FROM problem{which}", values)  # noqa: S608
-        asks: dict[str, tuple[str, ...]] = {}
-        if self._has_table("asks"):
-            asks = {
-                key: tuple(self._parsed(wishes, list))
-                for key, wishes in self._read(f"SELECT problem_id, wishes FROM asks{which}", values)  # noqa: S608
-            }
-        questions: dict[str, str] = {}
-        if self._has_table("question"):
-            questions = dict(self._read(f"SELECT problem_id, digest FROM question{which}", values))  # noqa: S608
-        groups = self.groups()
+        which = "" if ids is None else f" WHERE problem_id IN ({', '.join('?' * len(ids))})"
+        later = " ".join(f"LEFT JOIN {table} USING (problem_id)" for table in ("asks", "question", "belongs"))
+        columns = "task, problem_id, gold, kind, choices, problem.digest, wishes, question.digest, first"
+        rows = self._read(f"SELECT {columns} FROM problem {later}{which}", tuple(ids or ()))  # noqa: S608
+
+        def texts(column: str) -> tuple[str, ...]:
+            return tuple(self._parsed(column, list))
+
         return {
-            problem_id: ProblemRow(
-                task,
-                problem_id,
-                gold,
-                kind,
-                tuple(self._parsed(choices, list)),
-                digest,
-                asks.get(problem_id),
-                questions.get(problem_id),
-                groups.get(problem_id),
+            key: ProblemRow(
+                task, key, gold, kind, texts(choices), digest, None if asks is None else texts(asks), question, group
             )
-            for task, problem_id, gold, kind, choices, digest in rows
+            for task, key, gold, kind, choices, digest, asks, question, group in rows
         }
 
     def question(self, problem_id: str) -> str | None:
         """The question of a problem; None where it is not kept: of gated sets, and in stores of older versions."""
-        if not self._has_table("asked"):
-            return None
         query = "SELECT text FROM asked JOIN question USING (digest) WHERE problem_id = ?"
         return next((text for (text,) in self._read(query, (problem_id,))), None)
 
@@ -454,10 +431,8 @@ class Store:
         lacking = run.planned is not None and self._complete(run) < run.planned.count
         if new or lacking:  # its last rows come after what can be seen of other runs now
             seen = {one.run_id: self._complete(one) for one in earlier}
-            self._connection.execute(schema.BEGUN_DDL)
             self._connection.execute("INSERT OR REPLACE INTO begun VALUES (?, ?, ?)", (run.run_id, _now(), _json(seen)))
         if run.planned is not None and run.planned.order is not None:
-            self._connection.execute(schema.PLANNED_DDL)
             order = json.dumps({task: list(ids) for task, ids in run.planned.order.items()}, ensure_ascii=False)
             self._connection.execute("INSERT OR IGNORE INTO planned VALUES (?, ?)", (run.plan["problems"], order))
 
@@ -470,10 +445,9 @@ class Store:
     def _planned(self, runs: Sequence[Run]) -> dict[str, Planned | None]:
         """What is known of the problems of each run's plan, by run id."""
         orders: dict[str, Planned] = {}
-        if self._has_table("planned"):
-            for digest, problems in self._read("SELECT digest, problems FROM planned"):
-                order = self._parsed(problems, dict)
-                orders[digest] = Planned(sum(map(len, order.values())), order)
+        for digest, problems in self._read("SELECT digest, problems FROM planned"):
+            order = self._parsed(problems, dict)
+            orders[digest] = Planned(sum(map(len, order.values())), order)
         query = "SELECT task, count(*) FROM problem WHERE kind != ? GROUP BY task"
         sizes: dict[str, int] = dict(self._read(query, (IMPORTED,)))
         found: dict[str, Planned | None] = {}
@@ -494,14 +468,11 @@ class Store:
                     " for (its text or answer changed): name another --store"
                 )
         if asks := [(row.problem_id, _json(list(row.asks))) for row in rows if row.asks is not None]:
-            self._connection.execute(schema.ASKS_DDL)
             self._connection.executemany("INSERT OR REPLACE INTO asks VALUES (?, ?)", asks)
         if keys := [(row.problem_id, row.question) for row in rows if row.question is not None]:
-            self._connection.execute(schema.QUESTION_DDL)
             self._connection.executemany("INSERT OR REPLACE INTO question VALUES (?, ?)", keys)
             self._adopt([row for row in rows if row.question is not None and row.kind != IMPORTED])
         if texts := [(row.question, row.text) for row in rows if row.question is not None and row.text is not None]:
-            self._connection.execute(schema.ASKED_DDL)
             self._connection.executemany("INSERT OR REPLACE INTO asked VALUES (?, ?)", texts)
         self._insert_groups({row.problem_id: row.group for row in rows if row.group is not None})
 
@@ -510,7 +481,6 @@ class Store:
         stored = self.groups()
         if same_groups(first_of, {problem: stored.get(problem, problem) for problem in first_of}):
             return
-        self._connection.execute(schema.BELONGS_DDL)
         self._connection.executemany("DELETE FROM belongs WHERE problem_id = ?", [(one,) for one in first_of])
         apart = [(problem, first) for problem, first in first_of.items() if problem != first]
         self._connection.executemany("INSERT INTO belongs VALUES (?, ?)", apart)
@@ -534,10 +504,9 @@ class Store:
         )
         gone = [(old,) for old in moved]
         self._connection.executemany("DELETE FROM question WHERE problem_id = ?", gone)
-        if self._has_table("belongs"):
-            renamed = [(row.problem_id, old) for old, row in moved.items()]
-            self._connection.executemany("UPDATE belongs SET first = ? WHERE first = ?", renamed)
-            self._connection.executemany("DELETE FROM belongs WHERE problem_id = ?", gone)
+        renamed = [(row.problem_id, old) for old, row in moved.items()]
+        self._connection.executemany("UPDATE belongs SET first = ? WHERE first = ?", renamed)
+        self._connection.executemany("DELETE FROM belongs WHERE problem_id = ?", gone)
         self._connection.executemany("DELETE FROM problem WHERE problem_id = ?", gone)
 
     def _insert_samples(self, run_id: str, samples: Iterable[Sample]) -> int:
@@ -577,9 +546,6 @@ class Store:
         if not all(isinstance(step, dict) and isinstance(step.get("recipe"), dict | None) for step in steps):
             raise schema.damaged(self.path, f"the history of run {run.run_id} has a step of a wrong type")
         return run
-
-    def _has_table(self, name: str) -> bool:
-        return bool(self._read("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)))
 
     def _what_there_is(self) -> str:
         runs = self.runs()
