@@ -8,10 +8,8 @@ from typing import Any
 import pandas
 import pytest
 from fake_store import make_store
-from test_comparison import fill, row
 
 import prunus
-from prunus.budgets import AS_RUN
 from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.results.store import Store
@@ -64,26 +62,6 @@ def test_the_margin_of_endings_reaches_their_verdict(store):
 
     frame = frames(store).compare("tiny", stop_margin=0.9)
     assert frame[frame["task"].isna()]["ends_verdict"].tolist() == by_hand(0.9) != by_hand(0.001)
-
-
-def test_endings_are_those_of_compare_in_points(store):
-    frame = frames(store).stopping("tiny")
-    expected = prunus.compare(store, "tiny")["others"]
-    cells = [
-        cell
-        for other in expected
-        for endings in other["tasks"]["tiny"]["stopping"].values()
-        for cell in endings.values()
-    ]
-    assert frame["difference_pp"].tolist() == pytest.approx([100 * cell["difference"] for cell in cells])
-    assert frame["draws_share"].tolist() == [cell["share"] for cell in cells] and len(set(frame["ending"])) == 7
-
-
-def test_endings_of_imported_logs_have_the_budget_as_run(tmp_path):
-    runs = {name: [row("a", k, AS_RUN, 0, True, ended="natural") for k in range(9)] for name in ("dense", "other")}
-    frame = frames(fill(tmp_path / "s.db", runs)).stopping("dense")
-    assert set(frame["budget"]) == {"as run"} and frame["budget_tokens"].isna().all()
-    assert set(frame["ending"]) == {"ends", "loops"}
 
 
 def test_differences_are_those_of_compare_in_points(store):

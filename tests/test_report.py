@@ -97,17 +97,6 @@ def test_every_number_is_compares(page, store):
                 assert shown == value
 
 
-def test_the_cell_that_stands_out_is_compares(page, store):
-    with Store(store) as opened:
-        runs = [run.run_id for run in opened.runs()]
-    entries = compare(store, runs[0])["others"]
-    (note,) = [text for text in page.all("p", "soft") if "most significant difference" in text]
-    for entry in entries:
-        cell = entry["largest"]
-        assert f"{points(cell['difference'])} at {cell['budget']} (p {probability(cell['p_adjusted'])})" in note
-    assert note.count(" at ") == len(entries)
-
-
 @pytest.mark.slow
 def test_verdict_rows_are_compares(page, store):
     data = compare(store, "tiny")
@@ -211,8 +200,8 @@ def test_page_figures_and_tables_share_one_reading_of_the_rows(tmp_path, stateme
     statements.clear()
     report(store, tmp_path / "a.html", figures=tmp_path / "f", csv=tmp_path / "t")
     assert rows_read(statements) == sorted(ids)
-    assert sum("SELECT run_id, model" in query for query, _ in statements) == 1
-    assert sum("digest FROM problem" in query for query, _ in statements) == 1
+    assert sum("plan, versions FROM run " in query for query, _ in statements) == 1
+    assert sum("gold, kind" in query for query, _ in statements) == 1
     assert not [query for query, _ in statements if "SELECT thinking, text" in query]
 
 

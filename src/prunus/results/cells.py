@@ -278,17 +278,6 @@ class Stopping(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Largest(Record):
-    """The most significant single difference of a run; p_adjusted is over all single budgets compared."""
-
-    task: str
-    budget: int
-    difference: float
-    p: float
-    p_adjusted: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Contradiction(Record):
     """A budget whose verdict contradicts the run's."""
 
@@ -322,7 +311,6 @@ class Entry(Identity):
     within_margin: bool
     verdict: str
     scaling: Slope | None
-    largest: Largest
     whole_curve: bool
     contradicted_at: Sequence[Contradiction]
     stops: str | None

@@ -32,7 +32,6 @@ from prunus.results.verdicts import (
     at_largest,
     contradictions,
     judged,
-    largest,
     verdict,
     wide_margin,
 )
@@ -253,7 +252,6 @@ def _entry(one: _Found, parts: Sequence[Part], endings: Mapping[str, Ending], ma
         within_margin=whole.auc.p_margin_adjusted <= ALPHA,
         verdict=word,
         scaling=whole.slope,
-        largest=largest(tasks),
         whole_curve=word != UNFINISHED and one_sign and not against,
         contradicted_at=against,
         stops=stops,

@@ -15,7 +15,7 @@ from prunus.budgets import NAMED
 from prunus.disk import check_export, disk_errors, write_export
 from prunus.errors import PrunusError, nearest
 from prunus.margins import MarginLike
-from prunus.results.cells import Cell, Ending, Identity, Sized
+from prunus.results.cells import Cell, Identity, Sized
 from prunus.results.comparison import compared
 from prunus.results.contrasts import ENDS
 from prunus.results.labels import identity, label
@@ -101,26 +101,6 @@ class Results:
             for task, part in other.tasks.items():
                 for budget, cell in part.budgets.items():
                     rows.append(named | {"task": task} | _budget(budget) | _difference(cell) | words)
-        return _framed(rows)
-
-    def stopping(self, base: str, others: Sequence[str] | None = None, margin: MarginLike = 0.05) -> "pandas.DataFrame":
-        """One row per compared run, task, budget with thinking and ending: share of draws, and the difference to base.
-
-        margin: of every ending. Endings and verdicts are those of `prunus.compare`; p_adjusted is over budgets.
-        """
-        found = compared(self.path, base, others, stop_margin=margin)
-        rows = [
-            _named(other)
-            | {"task": task}
-            | _budget(budget)
-            | {"ending": name, "verdict": verdict(cell)}
-            | _ending(cell)
-            | {"base_run": found.base.run}
-            for other in found.others
-            for task, part in other.tasks.items()
-            for budget, endings in part.stopping.items()
-            for name, cell in endings.items()
-        ]
         return _framed(rows)
 
     def _repr_html_(self) -> str:
@@ -235,16 +215,6 @@ def _difference(cell: Cell) -> Row:
         "p": cell.p,
         "p_adjusted": cell.p_adjusted,
         "p_margin_adjusted": cell.p_margin_adjusted,
-    }
-
-
-def _ending(cell: Ending) -> Row:
-    return {
-        **_sizes(cell),
-        "draws_share": cell.share,
-        "base_draws_share": cell.base_share,
-        **{f"{name}_pp": 100 * getattr(cell, name) for name in ("difference", "low", "high", "bound")},
-        **{name: getattr(cell, name) for name in ("p", "p_adjusted", "p_margin_adjusted")},
     }
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from prunus.margins import Margin
 from prunus.results import betting, paired
 from prunus.results.betting import ALPHA, two_sided
-from prunus.results.cells import AREA, Cell, Contradiction, Ending, Largest, Part, Record, Slope
+from prunus.results.cells import AREA, Cell, Contradiction, Ending, Part, Record, Slope
 from prunus.results.paired import holm
 
 Floats = NDArray[np.float64]
@@ -152,13 +152,6 @@ def contradictions(verdict_of_run: str, budgets: Mapping[int, Cell]) -> list[Con
         for budget, cell in budgets.items()
         if verdict(cell) in CONTRADICTED_BY.get(verdict_of_run, ())
     ]
-
-
-def largest(tasks: Mapping[str, Part]) -> Largest:
-    """The task, budget and difference with the smallest p-value."""
-    cells = [(task, budget, cell) for task, part in tasks.items() for budget, cell in part.budgets.items()]
-    task, budget, cell = min(cells, key=lambda one: (one[2].p, -abs(one[2].difference)))
-    return Largest(task=task, budget=budget, difference=cell.difference, p=cell.p, p_adjusted=cell.p_adjusted)
 
 
 ENOUGH = 0.9  # smallest share of the base's slope at which scaling counts as kept

@@ -28,7 +28,7 @@ from prunus.reporting.section import Section, details, part_of, run_figure, run_
 from prunus.results.cells import Cell
 from prunus.results.metrics import LEAK_RULE
 from prunus.results.summary import Area, AreaOverTokens, BudgetCell, Value
-from prunus.results.verdicts import UNFINISHED, WITHIN, WORDS, WORSE, verdict
+from prunus.results.verdicts import WITHIN, WORDS, WORSE, verdict
 
 MANY = 5  # with more curves than this in a chart, all bands except the base's are faint
 NAMED = 4  # largest number of variants in a sentence
@@ -59,7 +59,7 @@ def _of_task(data: ReportData, task: str) -> Section:
         figures.insert(0, Figure(f"accuracy-budget-{task}", accuracy_against_budget(data, task), [*keys, *published]))
     shown = f'<div class="panels">{"".join(run_figure(*panel) for panel in panels)}</div>' if panels else ""
     shown += details("Accuracy at every budget", by_budget.html() + soft(_by_budget_note(data, task)))
-    shown += details("Every number", every.html() + _largest(data, task))
+    shown += details("Every number", every.html())
     shown += details("Scaling in numbers", scaling.html() + soft(SCALING_NOTE))
     terms = (
         "Accuracy minus the base's on the same problems, in points. Bands: 95 %, "
@@ -194,22 +194,6 @@ def _by_budget_note(data: ReportData, task: str) -> str:
         f"{text}. Below each accuracy is its 95 % interval. The sign after it is the verdict at that budget, corrected "
         f"for all single budgets of all variants (Holm): {signs}."
     )
-
-
-def _largest(data: ReportData, task: str) -> str:
-    """A sentence with the most significant difference of each run, if it is on this task, and its corrected p."""
-    found = [
-        f"{one.look.label} {points(cell.difference)} at {cell.budget} (p {probability(cell.p_adjusted)})"
-        for one in data.others
-        if one.contrast is not None
-        and one.contrast.verdict != UNFINISHED
-        and (cell := one.contrast.largest).task == task
-    ]
-    if not found:
-        return ""
-    text = f"The most significant difference of each run, in points: {'; '.join(found)}."
-    why = "p is corrected for the choice among all cells of the run (max-t permutation test) and for all runs (Holm)."
-    return soft(f"<bdi>{esc(text)}</bdi> {why}")
 
 
 def accuracy_table(data: ReportData, task: str) -> Table:
