@@ -200,7 +200,7 @@ def test_page_figures_and_tables_share_one_reading_of_the_rows(tmp_path, stateme
     statements.clear()
     report(store, tmp_path / "a.html", figures=tmp_path / "f", csv=tmp_path / "t")
     assert rows_read(statements) == sorted(ids)
-    assert sum("plan, versions FROM run " in query for query, _ in statements) == 1
+    assert sum("FROM run LEFT JOIN adaptive" in query for query, _ in statements) == 1
     assert sum("gold, kind" in query for query, _ in statements) == 1
     assert not [query for query, _ in statements if "SELECT thinking, text" in query]
 

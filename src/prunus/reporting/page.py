@@ -23,7 +23,6 @@ from prunus.reporting.render.text import esc, linked, short, top, whole_page
 from prunus.reporting.report_data import ReportData, ReportedRun, missing_notes
 from prunus.reporting.section import Section
 from prunus.reporting.sections import SECTIONS
-from prunus.results.cells import plain
 from prunus.results.store import Store
 
 Choice = tuple[str, str, str]  # the id of a box, its label, and the CSS of what it shows or hides
@@ -108,7 +107,7 @@ def page(
     first, *parts = (section.html for section in sections)
     elsewhere = "".join(f'<p class="says">{linked(*link)}</p>' for link in links)
     body = f"{_top(data, title, name, notes)}{bar(data, sections)}<main>{first}{elsewhere}{''.join(parts)}</main>"
-    embedded = {"comparison": plain(data.comparison), "summaries": [plain(one.summary) for one in data.runs]}
+    embedded = {"comparison": data.comparison, "summaries": [one.summary for one in data.runs]}
     return whole_page(title, body, embedded, "".join([filter_styles(data), *(section.styles for section in sections)]))
 
 

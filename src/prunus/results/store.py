@@ -188,18 +188,12 @@ class Store:
     def runs(self) -> list[Run]:
         """All runs, oldest first."""
         query = (
-            "SELECT run_id, how, model, plan, versions FROM run LEFT JOIN adaptive USING (run_id) ORDER BY run.rowid"
+            "SELECT run_id, model, plan, versions, how FROM run LEFT JOIN adaptive USING (run_id) ORDER BY run.rowid"
         )
-        runs = [
-            self._checked(
-                Run(
-                    run_id,
-                    *(self._parsed(text, dict) for text in texts),
-                    None if how is None else self._parsed(how, dict),
-                )
-            )
-            for run_id, how, *texts in self._read(query)
-        ]
+        runs = []
+        for run_id, *texts, how in self._read(query):
+            adaptive = None if how is None else self._parsed(how, dict)
+            runs.append(self._checked(Run(run_id, *(self._parsed(text, dict) for text in texts), adaptive=adaptive)))
         begun = self._begun()
         unseen = {one for _, earlier in begun.values() for one, complete in earlier.items() if complete == 0}
         with_rows = {run.run_id for run in self.begun([run for run in runs if run.run_id in unseen])}

@@ -177,60 +177,53 @@ def _curve(table: Table) -> Curve:
         if complete := column.complete():
             cells[budget] = _describe(column.select(complete, [budget], table.draws), budget)
     whole = table.select(table.complete(), table.budgets, table.draws)
-    curve = made(
+    return made(
         Curve,
         dict.fromkeys(WHOLE),
+        _numbers(whole.curve()) if whole.problems else {},
         problems=len(whole.problems),
         groups=len(whole.groups) if whole.grouped else None,
         started=len(table.problems),
         samples=len(table.draws),
         budgets=cells,
-        parallel=[],
+        parallel=compare_parallel(whole) if whole.problems else [],
     )
-    if not whole.problems:
-        return curve
-    numbers = whole.curve()
-    return replace(_scaling(_functionals(curve, numbers), numbers), parallel=compare_parallel(numbers))
 
 
-def _functionals(curve: Curve, table: Table) -> Curve:
-    """The curve with area, slope and gain, whose errors are over problems; each is a weighted sum over budgets."""
-    shares_PB = table.by_group(table.correct.mean(axis=2))
-    area = metrics.estimate(shares_PB @ metrics.auc_weights(table.budgets), _draws(table) * len(table.budgets))
-    found: list[Value | None] = []
-    for weights in (metrics.slope_weights, metrics.gain_weights):
-        values_P = (shares_PB @ weights(table.budgets))[:, None]
-        value = float(paired.estimate([values_P])[0])
-        error = float(paired.standard_error([values_P])[0])
-        found.append(Value(value=value, se=error) if isfinite(value) else None)
-    return replace(curve, auc=Area(**area._asdict()), slope=found[0], gain=found[1])
-
-
-def _scaling(curve: Curve, table: Table) -> Curve:
-    """The curve with the metrics that depend on tokens used, s1's three among them."""
+def _numbers(table: Table) -> dict[str, object]:
+    """The numbers of the whole curve: weighted sums over budgets, and those that depend on tokens used."""
     budgets_B1 = np.array(table.budgets)[:, None]
     used, thinking = table.used, table.values("thinking_tokens")
     shares_PB, used_PB, thinking_PB = (
         table.by_group(values.mean(axis=2)) for values in (table.correct, used, thinking)
     )
-    accuracy_B, used_B = shares_PB.mean(axis=0), table.by_group(used).mean(axis=(0, 2))
-    best = int(np.argmax(accuracy_B))
-    rises, falls = metrics.steps(shares_PB)
-    curve = replace(
-        curve,
-        scaling=_over_tokens(shares_PB, thinking_PB, metrics.scaling),
-        performance=Performance(value=float(accuracy_B[best]), budget=table.budgets[best]),
-        monotonicity=Monotonicity(steps=len(table.budgets) - 1, rises=rises, falls=falls),
-    )
+    area = metrics.estimate(shares_PB @ metrics.auc_weights(table.budgets), _draws(table) * len(table.budgets))
+    accuracy_B = shares_PB.mean(axis=0)
+    best, (rises, falls) = int(np.argmax(accuracy_B)), metrics.steps(shares_PB)
+    found: dict[str, object] = {
+        "auc": Area(**area._asdict()),
+        "slope": _weighted(shares_PB, metrics.slope_weights(table.budgets)),
+        "gain": _weighted(shares_PB, metrics.gain_weights(table.budgets)),
+        "scaling": _over_tokens(shares_PB, thinking_PB, metrics.scaling),
+        "performance": Performance(value=float(accuracy_B[best]), budget=table.budgets[best]),
+        "monotonicity": Monotonicity(steps=len(table.budgets) - 1, rises=rises, falls=falls),
+    }
     if AS_RUN in table.budgets:
-        return curve
-    area = _over_tokens(shares_PB, used_PB, metrics.token_area) or Value(value=nan, se=nan)
-    return replace(
-        curve,
-        auc_tokens=AreaOverTokens(start=float(used_B.min()), end=float(used_B.max()), **vars(area)),
-        control=metrics.control(thinking, 0, budgets_B1),
-        control_total=metrics.control(used, 0, budgets_B1 + metrics.answer_allowance(budgets_B1)),
-    )
+        return found
+    used_B = table.by_group(used).mean(axis=(0, 2))
+    value = _over_tokens(shares_PB, used_PB, metrics.token_area) or Value(value=nan, se=nan)
+    return found | {
+        "auc_tokens": AreaOverTokens(start=float(used_B.min()), end=float(used_B.max()), **vars(value)),
+        "control": metrics.control(thinking, 0, budgets_B1),
+        "control_total": metrics.control(used, 0, budgets_B1 + metrics.answer_allowance(budgets_B1)),
+    }
+
+
+def _weighted(shares_PB: Floats, weights_B: Floats) -> Value | None:
+    """A weighted sum over budgets with its error over problems; None where it has no value."""
+    values_P1 = (shares_PB @ weights_B)[:, None]
+    value, error = (float(of([values_P1])[0]) for of in (paired.estimate, paired.standard_error))
+    return Value(value=value, se=error) if isfinite(value) else None
 
 
 def _over_tokens(shares_PB: Floats, tokens_PB: Floats, statistic: Callable[[Floats, Floats], Floats]) -> Value | None:

@@ -10,8 +10,8 @@ from importlib.resources import files
 from typing import Any
 
 from prunus import __version__
-from prunus.budgets import Named
-from prunus.results.cells import Sized
+from prunus.budgets import with_names
+from prunus.results.cells import Sized, plain
 from prunus.results.characters import DASH, THIN, visible
 from prunus.results.characters import NBSP as NBSP
 from prunus.results.characters import one_line as one_line
@@ -43,18 +43,8 @@ def clip(text: str, limit: int) -> str:
 
 def script_json(data: Any) -> str:
     """JSON that is safe inside a <script> element: ASCII without <, > and &; NaN and infinity are null."""
-    text = json.dumps(_finite(data), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(with_names(plain(data)), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {str(key): _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    if isinstance(data, Named):
-        return str(data)
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def known(value: float | None) -> bool:
