@@ -332,7 +332,7 @@ def test_a_page_with_everything_fits(browser, rich, tmp_path, width, dark):
     browser.settle()
     assert browser.problems == []
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
-    for css, count in ((".modes", 1), (".draws", 1), (".parallel", 1), (".scaling", 1), ("svg.linears", 2)):
+    for css, count in ((".modes", 1), (".draws", 1), (".parallel", 1), (".scaling", 1)):
         assert visible_count(browser, css) == count, css
     assert visible_count(browser, "#modes svg.chart") == 2
     browser.choose_scheme(not dark)

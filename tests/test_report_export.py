@@ -46,8 +46,8 @@ def test_every_chart_of_the_page_is_a_figure(written):
     names = {path.name for path in (written / "figures").iterdir()}
     stems = {name.rsplit(".", 1)[0] for name in names}
     assert names == {f"{stem}{ending}" for stem in stems for ending in (".svg", ".pdf")}
-    assert len(stems) == shown["chart"] + shown["linears"] + 1  # and all differences in one
-    assert {"accuracy-budget-tiny", "difference-tiny", "draws-maj-at-tiny", "linears-wanda-20"} <= stems
+    assert len(stems) == shown["chart"] + 1  # and all differences in one
+    assert {"accuracy-budget-tiny", "difference-tiny", "draws-maj-at-tiny"} <= stems
 
 
 def test_an_svg_needs_nothing_else(written):

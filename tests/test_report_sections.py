@@ -16,12 +16,11 @@ import prunus
 from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan
 from prunus.reporting.page import report
-from prunus.reporting.render.table import Look
 from prunus.reporting.render.text import one_line
 from prunus.reporting.report_data import RunTotals, run_totals
 from prunus.reporting.sections import flips
 from prunus.reporting.sections.flips import find_flips
-from prunus.reporting.sections.sparsity import linear_map, linear_sparsities
+from prunus.reporting.sections.sparsity import linear_sparsities
 from prunus.results.comparison import compare
 from prunus.results.rows import Run
 from prunus.results.store import Store
@@ -263,14 +262,6 @@ def test_every_linear_in_the_numbering_of_the_original():
     ]
     run = Run("r", {"blocks": 2, "manifest": {"history": steps}}, {}, {})
     assert linear_sparsities(run) == {"mlp.up": [0.2, None, 0.6], "attn.q": [None, None, 0.1]}
-    picture = linear_map(Look(1, "r", "a", 1, 0, 1), run)
-    assert picture is not None
-    titles = re.findall(r"<title>([^<]+)</title>", picture.html())
-    assert titles == [
-        "mlp.up, block 0: 20.0 %", "mlp.up, block 1: none", "mlp.up, block 2: 60.0 %", "attn.q, blocks 0 to 1: none",
-        "attn.q, block 2: 10.0 %",
-    ]  # fmt: skip
-    assert linear_map(Look(0, "r", "a", 0, 0, 0), Run("r", {"blocks": 2, "manifest": {}}, {}, {})) is None
 
 
 # All that flipped

@@ -15,7 +15,6 @@ from prunus.reporting.render.text import esc
 
 INK, SOFT, GRID, WHITE = "#1b1f24", "#4a5159", "#dfe2e6", "#ffffff"
 HUES = (INK, "#0067ab", "#c14a00", "#007d5b", "#9b3d86", "#7a6400", "#3f5a7d")  # as in page.css, light
-HEAT = "#0067ab"
 DASHES: tuple[tuple[float, ...], ...] = ((), (6, 4), (2, 3.5), (9, 3, 2, 3))
 # Class of a group: (colour, dash).
 GROUPS: dict[str, tuple[str, tuple[float, ...]]] = {
@@ -88,10 +87,9 @@ def _groups(picture: Picture) -> str:
 
 def _style(shape: Shape, group: tuple[str, ...]) -> str:
     """The style attributes of a shape, by its role and the classes of its group and picture."""
-    role, *more = shape.role.split()
+    role = shape.role
     if isinstance(shape, Label):
-        size = 11 if role == "share" else 12 if "panel" in group else 13
-        return f'font-size="{size}" fill="{WHITE if "dark" in more else INK if role == "share" else SOFT}" '
+        return f'font-size="{12 if "panel" in group else 13}" fill="{SOFT}" '
     colour, dash = _colour(group)
     hollow = "pub" in group or "branch" in group
     if role == "line":
@@ -100,9 +98,6 @@ def _style(shape: Shape, group: tuple[str, ...]) -> str:
     if role == "mark":
         fill, edge = (WHITE, colour) if hollow else (colour, WHITE)
         return f'fill="{fill}" stroke="{edge}" stroke-width="{1.5 if hollow else 1:g}" '
-    if role == "heat":
-        level = next((int(name[1:]) for name in more if re.fullmatch(r"h\d+", name)), 0)
-        return _fill(HEAT, max(0.04, level / 20 * 0.9))
     known = {
         "band": _fill(colour, 0.035 if "many" in group and "c0" not in group else 0.13),
         "whisker": f'{_stroke(colour, 1.5)}stroke-opacity="0.75" ',
@@ -110,7 +105,6 @@ def _style(shape: Shape, group: tuple[str, ...]) -> str:
         "gap": _stroke(WHITE, 3.0),
         "zero": _stroke(INK, 1.2),
         "zone": _fill(INK, 0.075),
-        "gone": _fill(GRID),
     }
     return known.get(role, _stroke(SOFT, 1.0))
 

@@ -3,19 +3,16 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from prunus.reporting.render.chart import Box, Group, Label, Picture, Shape
-from prunus.reporting.render.figure import Figure
-from prunus.reporting.render.table import RUN, Column, Look, Table, named, row_name
-from prunus.reporting.render.text import NBSP, count, esc, joined, one_line, percent
+from prunus.reporting.render.table import RUN, Column, Table, named, row_name
+from prunus.reporting.render.text import NBSP, count, esc, joined, percent
 from prunus.reporting.report_data import ReportData
-from prunus.reporting.section import Section, details, part, run_figure, soft
+from prunus.reporting.section import Section, details, part
 from prunus.results.labels import history, settings
 from prunus.results.rows import Run
 from prunus.step import StepRecord, recorded_kind
 
 # Settings that are shown even with default values.
 ALWAYS = {"allocation", "scope", "calibration", "samples", "seqlen", "seed"}
-WIDTH, LEFT, TOP, HEIGHT = 640, 150, 22, 20
 STYLES = "".join(f".h{step}{{--h:{step / 20 * 0.9:g}}}" for step in range(1, 21))  # the classes that _step counts
 
 
@@ -39,19 +36,14 @@ def section(data: ReportData) -> Section:
     )
     if any(recorded_kind(step).reshapes for one in data.runs for step in history(one.run)):
         note += " What became narrower or lost experts is in the list below, with the parameters that are left."
-    maps = [(one.look, picture) for one in data.runs if (picture := linear_map(one.look, one.run)) is not None]
-    every = soft("Zeros in percent by kind of Linear and block.")
-    every += f'<div class="pair">{"".join(run_figure(*one) for one in maps)}</div>'
     steps = details("Every step with its settings", f'<dl class="recipes">{recipes}</dl>')
     shown = (
         '<div class="wide" tabindex="0" role="region" aria-label="What was pruned">'
         f'<table class="strip{" many" if blocks > 20 else ""}"><thead><tr><th scope="row">Block</th>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>{details('Every Linear', every) if maps else ''}"
-        f"{steps if recipes else ''}"
+        f"<tbody>{''.join(rows)}</tbody></table></div>{steps if recipes else ''}"
     )
     html = part("pruned", "What was pruned", esc(_pruned(data, strips)), shown, note)
-    figures = [Figure(f"linears-{look.label}", picture) for look, picture in maps]
-    return Section("pruned", html, figures, [linear_table(data)], styles=STYLES, name="Pruned")
+    return Section("pruned", html, tables=[linear_table(data)], styles=STYLES, name="Pruned")
 
 
 def _pruned(data: ReportData, strips: Sequence[Sequence[float | None]]) -> str:
@@ -98,54 +90,6 @@ def _block(share: float | None) -> str:
 
 def _step(share: float) -> int:
     return min(20, max(0, round(20 * share)))
-
-
-def linear_map(look: Look, run: Run) -> Picture | None:
-    """A map of sparsity with a row for each kind of Linear and a column for each original block.
-
-    Neighbours with equal sparsity share a box. None if the run's manifest names no Linear.
-    """
-    kinds = linear_sparsities(run)
-    if not kinds:
-        return None
-    blocks = max(map(len, kinds.values()))
-    cell = (WIDTH - LEFT) / blocks
-    shapes: list[Shape] = []
-    for row, (kind, shares) in enumerate(kinds.items()):
-        top = TOP + row * HEIGHT
-        shapes.append(Label("tick", LEFT - 8, top + HEIGHT / 2, one_line(kind, 22), 0.35, "end"))
-        for start, end, share in _pieces(shares):
-            blocks_named = f"blocks {start} to {end - 1}" if end - start > 1 else f"block {start}"
-            shapes += _box(LEFT + start * cell, top, (end - start) * cell, share, f"{one_line(kind)}, {blocks_named}")
-    every = max(1, -(-blocks // 12))
-    for block in range(0, blocks, every):
-        shapes.append(Label("tick", LEFT + (block + 0.5) * cell, TOP - 6, str(block), anchor="middle"))
-    label = f"{look.label}: sparsity of each Linear by block"
-    return Picture("linears", WIDTH, TOP + HEIGHT * len(kinds), [Group("", shapes)], label)
-
-
-def _pieces(shares: Sequence[float | None]) -> list[tuple[int, int, float | None]]:
-    """(first, one past last, share) of every run of equal neighbours."""
-    found: list[tuple[int, int, float | None]] = []
-    for block, share in enumerate(shares):
-        rounded = None if share is None else round(share, 3)
-        if found and found[-1][2] == rounded:
-            found[-1] = (found[-1][0], block + 1, rounded)
-        else:
-            found.append((block, block + 1, rounded))
-    return found
-
-
-def _box(x: float, y: int, width: float, share: float | None, where: str) -> list[Shape]:
-    """A coloured box, with its percentage if it is wide enough."""
-    role = "gone" if share is None else f"heat h{_step(share)}"
-    note = f"{where}: {'none' if share is None else f'{percent(share)} %'}"
-    box = Box(role, x + 0.5, y + 0.5, max(0.5, width - 1), HEIGHT - 1, note)
-    text = "×" if share is None else f"{100 * share:.0f}"
-    if width < 9 * len(text):
-        return [box]
-    dark = " dark" if share is not None and _step(share) > 12 else ""
-    return [box, Label(f"share{dark}", x + width / 2, y + HEIGHT / 2, text, 0.35, "middle")]
 
 
 def linear_table(data: ReportData) -> Table:
