@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import comb, inf, nan, sqrt
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import scipy
@@ -25,11 +25,18 @@ NORMAL = 1.959963984540054  # the quantile of a 95 % interval
 AUC = "auc"  # the key of the area among the numbers of a run
 
 
-class Estimate(NamedTuple):
-    """A mean over problems, its clustered standard error (nan for one problem) and 95 % interval."""
+@dataclass(frozen=True, kw_only=True)
+class Value(Record):
+    """A number and its standard error over problems; None for one problem."""
 
     value: float
-    se: float
+    se: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate(Value):
+    """A value with its 95 % interval."""
+
     low: float
     high: float
 
@@ -65,7 +72,8 @@ def estimate(values_P: ArrayLike, draws: float = 1) -> Estimate:
         size, quantile = float(n), scipy.stats.norm.ppf(0.975)
     else:
         size, quantile = min(mean * (1 - mean) / se**2, n * draws), scipy.stats.t.ppf(0.975, n - 1)
-    return Estimate(mean, se, *wilson_interval(mean, size, float(quantile)))
+    low, high = wilson_interval(mean, size, float(quantile))
+    return Estimate(value=mean, se=se, low=low, high=high)
 
 
 def wilson_interval(share: float, size: float, quantile: float = NORMAL) -> tuple[float, float]:
@@ -263,13 +271,6 @@ def _matrix(correct_PN: ArrayLike, k: int) -> NDArray[Any]:
 # (..., B) arrays work along the last axis, so that the jackknife takes all its replicates at once.
 
 
-class Value(NamedTuple):
-    """A number and its standard error over problems."""
-
-    value: float
-    se: float
-
-
 def control(tokens: ArrayLike, low: ArrayLike, high: ArrayLike) -> float:
     """Share of draws whose tokens lie in [low, high], which broadcast."""
     counts = np.asarray(tokens)
@@ -322,9 +323,8 @@ def jackknife(values_PC: Floats, statistic: Callable[[Floats], Floats]) -> Value
     problem.
     """
     P, value = len(values_PC), float(statistic(values_PC.mean(axis=0)))
-    if P < 2:
-        return Value(value, nan)
-    return Value(value, float(per_problem(values_PC, statistic).std(ddof=1)) / sqrt(P))
+    error = float(per_problem(values_PC, statistic).std(ddof=1)) / sqrt(P) if P > 1 else nan
+    return Value(value=value, se=error)
 
 
 def per_problem(values_PC: Floats, statistic: Callable[[Floats], Floats]) -> Floats:

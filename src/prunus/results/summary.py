@@ -12,7 +12,7 @@ from prunus.budgets import AS_RUN, budget_of
 from prunus.results import metrics, paired
 from prunus.results.cells import Identity, Record, Sized, Unfinished, made
 from prunus.results.labels import identity
-from prunus.results.metrics import Adherence, Tokens, accuracy_bands
+from prunus.results.metrics import Adherence, Estimate, Tokens, Value, accuracy_bands
 from prunus.results.parallel import Chains, compare_parallel
 from prunus.results.rows import Run, Table, tables
 from prunus.results.stages import unfinished
@@ -21,22 +21,6 @@ from prunus.results.store import Store
 Floats = NDArray[np.float64]
 SCORES = ("logprob", "self_certainty", "shortest")
 WHOLE = ("auc", "slope", "gain", "auc_tokens", "scaling", "performance", "control", "control_total", "monotonicity")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Value(Record):
-    """A number and its standard error over problems."""
-
-    value: float
-    se: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Area(Value):
-    """The area under accuracy over log2 of the budget, with its 95 % interval."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +111,7 @@ class Curve(Record):
     started: int
     samples: int
     budgets: Mapping[int, BudgetCell]
-    auc: Area | None
+    auc: Estimate | None
     slope: Value | None
     gain: Value | None
     auc_tokens: AreaOverTokens | None
@@ -197,11 +181,10 @@ def _numbers(table: Table) -> dict[str, object]:
     shares_PB, used_PB, thinking_PB = (
         table.by_group(values.mean(axis=2)) for values in (table.correct, used, thinking)
     )
-    area = metrics.estimate(shares_PB @ metrics.auc_weights(table.budgets), _draws(table) * len(table.budgets))
     accuracy_B = shares_PB.mean(axis=0)
     best, (rises, falls) = int(np.argmax(accuracy_B)), metrics.steps(shares_PB)
     found: dict[str, object] = {
-        "auc": Area(**area._asdict()),
+        "auc": metrics.estimate(shares_PB @ metrics.auc_weights(table.budgets), _draws(table) * len(table.budgets)),
         "slope": _weighted(shares_PB, metrics.slope_weights(table.budgets)),
         "gain": _weighted(shares_PB, metrics.gain_weights(table.budgets)),
         "scaling": _over_tokens(shares_PB, thinking_PB, metrics.scaling),
@@ -231,7 +214,7 @@ def _over_tokens(shares_PB: Floats, tokens_PB: Floats, statistic: Callable[[Floa
     B = shares_PB.shape[1]
     both_PC = np.hstack([shares_PB, tokens_PB])
     found = metrics.jackknife(both_PC, lambda means: statistic(means[..., :B], means[..., B:]))
-    return Value(value=found.value, se=found.se) if isfinite(found.value) else None
+    return None if found.value is None else found
 
 
 def _describe(table: Table, budget: int) -> BudgetCell:

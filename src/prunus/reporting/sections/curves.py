@@ -26,8 +26,8 @@ from prunus.reporting.render.text import count, esc, joined, percent, points, pr
 from prunus.reporting.report_data import ReportData, ReportedRun, band_of, float_of
 from prunus.reporting.section import Section, details, part_of, run_figure, run_key, soft
 from prunus.results.cells import Cell
-from prunus.results.metrics import LEAK_RULE
-from prunus.results.summary import Area, AreaOverTokens, BudgetCell, Value
+from prunus.results.metrics import LEAK_RULE, Estimate, Value
+from prunus.results.summary import AreaOverTokens, BudgetCell
 from prunus.results.verdicts import WITHIN, WORDS, WORSE, verdict
 
 MANY = 5  # with more curves than this in a chart, all bands except the base's are faint
@@ -290,7 +290,7 @@ def _ends(value: Value | AreaOverTokens | None) -> Interval | None:
     """A value with its interval, which is computed from the standard error if it is missing; None without a value."""
     if value is None or value.value is None:
         return None
-    if isinstance(value, Area):
+    if isinstance(value, Estimate):
         return Interval(value.value, value.low, value.high)
     reach = 1.96 * float_of(value.se)
     return Interval(value.value, value.value - reach, value.value + reach)

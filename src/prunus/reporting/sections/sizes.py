@@ -9,7 +9,7 @@ from prunus.reporting.render.table import RUN, Column, Interval, Table
 from prunus.reporting.render.text import esc, joined, percent
 from prunus.reporting.report_data import ReportData, ReportedRun
 from prunus.reporting.section import Section, adapted, details, part_of, run_key
-from prunus.results.summary import Area
+from prunus.results.metrics import Estimate
 
 KINDS = ("quantised", "scales", "embeddings", "head", "others")
 NOTE = (
@@ -34,10 +34,10 @@ def section(data: ReportData) -> Section:
     return Section("bytes", html, figures, tables, name="Bytes")
 
 
-Known = Sequence[tuple[ReportedRun, Area]]
+Known = Sequence[tuple[ReportedRun, Estimate]]
 
 
-def area_of(one: ReportedRun, task: str) -> Area | None:
+def area_of(one: ReportedRun, task: str) -> Estimate | None:
     """The area of a run on a task; None while no problem is complete."""
     return one.summary.tasks[task].auc if task in one.summary.tasks else None
 
