@@ -276,7 +276,7 @@ def test_series(tmp_path, sizes, series, limits, share, said):
     pairs = [[add(store, name, rows, limit, draws) for name in HISTORY] for limit, draws in sizes]
     with Store(store) as opened:
         found = growth(*map(opened.run, pairs[-1]))
-    assert found is not None and found.sizes == tuple((limit or inf, draws) for limit, draws in sizes)
+    assert found is not None and [(one.limit, one.samples) for one in found.looks] == sizes
     assert (found.series, found.limits, found.share) == (series, limits, pytest.approx(share))
     assert said in str(found) and (f"multiplied by {round(1 / share)}" in str(found)) == (share < 1)
 

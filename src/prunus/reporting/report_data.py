@@ -17,39 +17,9 @@ from prunus.reporting.render.text import esc, joined
 from prunus.results.cells import Cell, Comparison, Entry, Part, Unfinished
 from prunus.results.comparison import compare_runs, dense_run
 from prunus.results.labels import history
-from prunus.results.rows import (
-    UNKNOWN,
-    Run,
-    Sample,
-    Table,
-    chains_of,
-    sampled_tokens,
-    tables,
-)
+from prunus.results.rows import Run, Sample, Table, tables
 from prunus.results.store import Store
 from prunus.results.summary import BudgetCell, Summary, describe, with_bands
-
-
-@dataclass(frozen=True)
-class RunTotals:
-    """Numbers of answers and of sampled tokens of a run; those of tokens are None in a log that does not tell them.
-
-    planned: answers of the whole plan, None if unknown.
-    """
-
-    answers: int
-    planned: int | None
-    thinking_tokens: int | None
-    answer_tokens: int | None
-
-
-def run_totals(run: Run, samples: Sequence[Sample]) -> RunTotals:
-    """The totals of one run."""
-    budgets, draws = run.plan.get("budgets", ()), run.plan.get("samples", 1)
-    planned = run.planned.count * len(budgets) * draws if run.planned else None
-    if any(sample.answer_tokens == UNKNOWN for sample in samples):
-        return RunTotals(len(samples), planned, None, None)
-    return RunTotals(len(samples), planned, *sampled_tokens(chains_of(samples), bool(run.plan.get("reuse"))))
 
 
 def missing_notes(states: Iterable[tuple[str, Unfinished | None]]) -> list[str]:
@@ -96,7 +66,6 @@ class ReportedRun:
     tables: Mapping[str, Table]
     summary: Summary
     contrast: Entry | None
-    totals: RunTotals
 
     def cells(self, task: str) -> dict[int, BudgetCell]:
         """{budget: cell of the summary} for one task, in order of budgets; empty if no problem is finished."""
@@ -194,7 +163,7 @@ class ReportData:
         for look, run, contrast in zip(looks(base_run, chosen[1:]), chosen, [None, *comparison.others], strict=True):
             samples, by_task = rows(run.run_id)
             summary = with_bands(describe(run, by_task), by_task)
-            reported.append(ReportedRun(run, look, samples, by_task, summary, contrast, run_totals(run, samples)))
+            reported.append(ReportedRun(run, look, samples, by_task, summary, contrast))
         if not tasks_of(one.summary for one in reported):
             raise PrunusError(
                 f"no problem of run {base_run.run_id} is finished in '{store.path}': run the same `prunus eval` again"

@@ -248,7 +248,7 @@ def _entry(one: _Found, parts: Sequence[Part], endings: Mapping[str, Ending], ma
             **tokens_per_draw(list(one.pairs.values())), budget=max(whole.stopping, default=None), endings=endings
         ),
         unfinished=one.lacking,
-        grown=one.grown and one.grown.looked(),
+        grown=one.grown and one.grown.looks,
         within_margin=whole.auc.p_margin_adjusted <= ALPHA,
         verdict=word,
         scaling=whole.slope,

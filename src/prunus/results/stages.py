@@ -18,19 +18,17 @@ from prunus.results.rows import Removed, Run, Stage, Table
 
 # Settings of a plan that may differ between the stages of a run.
 SIZES = {"limit", "samples", "problems", "batch_size", "seed"}
-Size = tuple[float, int]  # problems of each task at most (inf: all), draws of each
 
 
 @dataclass(frozen=True)
 class Growth:
     """The comparisons of two models that could be seen, in their order, the present one last.
 
-    sizes, looks: of each, its size, and base's and the other's run. series: which of the series of comparisons in which
-    only the limit grew the present one belongs to, counted from 1. limits: of that series.
+    series: which of the series of comparisons in which only the limit grew the present one belongs to, counted from 1.
+    limits: of that series.
     """
 
-    sizes: tuple[Size, ...]
-    looks: tuple[tuple[Stage, Stage], ...]
+    looks: tuple[Looked, ...]
     series: int
     limits: tuple[float, ...]
 
@@ -39,30 +37,14 @@ class Growth:
         """The share of alpha that this series may spend: all of it in the first, and half of it in all later ones."""
         return 1.0 if self.series == 1 else 1 / (self.series * (self.series + 1))
 
-    def looked(self) -> list[Looked]:
-        """The comparisons one by one."""
-        return [
-            Looked(
-                limit=None if limit == inf else int(limit),
-                samples=draws,
-                runs=[one.run_id for one in look],
-                begun=[one.begun for one in look],
-                complete=[one.complete for one in look],
-            )
-            for (limit, draws), look in zip(self.sizes, self.looks, strict=True)
-        ]
-
     def __str__(self) -> str:
-        draws = {draws for _, draws in self.sizes}
-        limits = {limit for limit, _ in self.sizes}
-        if self.series == 1:
-            what, steps = "limit grew", [_limit(limit) for limit, _ in self.sizes]
-        elif len(limits) == 1:
-            what, steps = "number of draws changed", [str(count) for _, count in self.sizes]
-        elif len(draws) == 1:
-            what, steps = "limit changed", [_limit(limit) for limit, _ in self.sizes]
+        draws, limits = [str(one.samples) for one in self.looks], [_limit(one.limit) for one in self.looks]
+        if len(set(draws)) == 1:
+            what, steps = "limit grew" if self.series == 1 else "limit changed", limits
+        elif len(set(limits)) == 1:
+            what, steps = "number of draws changed", draws
         else:
-            what, steps = "size changed", [f"{_limit(limit)} x {count}" for limit, count in self.sizes]
+            what, steps = "size changed", [f"{limit} x {count}" for limit, count in zip(limits, draws, strict=True)]
         if len(steps) > 6:
             steps = [*steps[:2], f"... ({len(steps) - 4} more)", *steps[-2:]]
         spent = (
@@ -74,8 +56,8 @@ class Growth:
         )
 
 
-def _limit(limit: float) -> str:
-    return "all" if limit == inf else f"{limit:g}"
+def _limit(limit: int | None) -> str:
+    return "all" if limit is None else str(limit)
 
 
 def same_but_for_size(one: Run, other: Run) -> bool:
@@ -126,7 +108,7 @@ def stages_of(
 def removed_before(run: Run) -> list[str]:
     """A sentence for each removed run of the same model, whose plan differed in SIZES at most."""
     return [
-        f"an earlier run of {run.model.get('name')} ({_limit(one.limit or inf)} problems x {one.samples}, of which"
+        f"an earlier run of {run.model.get('name')} ({_limit(one.limit)} problems x {one.samples}, of which"
         f" {one.complete} were complete) was removed from the store at {one.removed}, after its rows could be seen"
         for one in run.stages
         if one.removed is not None and one.complete != 0
@@ -151,20 +133,26 @@ def growth(base: Run, other: Run) -> Growth | None:
             looks.append((latest["base"], latest["other"]))
     if base.stages and other.stages:
         looks.append((base.stages[-1], other.stages[-1]))
-    kept = [look for place, look in enumerate(looks) if place == 0 or _size(look) != _size(looks[place - 1])]
-    sizes = tuple(map(_size, kept))
-    if len(sizes) < 2:
+    sizes = [(min(one.limit or inf for one in look), min(one.samples for one in look)) for look in looks]
+    kept = [place for place, size in enumerate(sizes) if place == 0 or size != sizes[place - 1]]
+    if len(kept) < 2:
         return None
     series, limits = 1, [sizes[0][0]]
-    for (limit, draws), (next_limit, next_draws) in pairwise(sizes):
+    for (limit, draws), (next_limit, next_draws) in pairwise(sizes[place] for place in kept):
         if next_draws != draws or next_limit < limit:
             series, limits = series + 1, []
         limits.append(next_limit)
-    return Growth(sizes, tuple(kept), series, tuple(limits))
+    return Growth(tuple(_looked(looks[place], *sizes[place]) for place in kept), series, tuple(limits))
 
 
-def _size(look: tuple[Stage, Stage]) -> Size:
-    return min(one.limit or inf for one in look), min(one.samples for one in look)
+def _looked(look: tuple[Stage, Stage], limit: float, draws: int) -> Looked:
+    return Looked(
+        limit=None if limit == inf else int(limit),
+        samples=draws,
+        runs=[one.run_id for one in look],
+        begun=[one.begun for one in look],
+        complete=[one.complete for one in look],
+    )
 
 
 PARTLY = "the problems that are finished first need not be like the others"

@@ -1,7 +1,7 @@
 """All settings, versions and seeds on which the results depend, and the number of tokens sampled for them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunus.budgets import OFF
@@ -11,7 +11,7 @@ from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, part
 from prunus.results.labels import history
 from prunus.results.metrics import LEAK_RULE
-from prunus.results.rows import Run
+from prunus.results.rows import UNKNOWN, Run, Sample, chains_of, sampled_tokens
 
 RECORD_LIMIT = 20_000  # maximum number of characters of a run's settings
 SHOWN = ("action", "recipe", "versions", "source", "blocks_removed", "experts_removed", "channels", "scores")
@@ -45,10 +45,9 @@ def section(data: ReportData) -> Section:
     }
     facts = "".join(f"<dt>{esc(name)}</dt><dd><bdi>{esc(value)}</bdi></dd>" for name, value in rows.items())
     runs, totals = "".join(_run_details(one.look, one.run) for one in data.runs), totals_table(data)
-    tokens = [(one.totals.thinking_tokens or 0) + (one.totals.answer_tokens or 0) for one in data.runs]
-    answers = sum(one.totals.answers for one in data.runs)
+    answers, tokens = (sum(values[place] or 0 for _, values in totals.rows) for place in (0, 4))
     says = f"{len(data.runs)} runs have {count(answers)} answers"
-    says += f", for which {count(sum(tokens))} tokens were sampled." if sum(tokens) else "."
+    says += f", for which {count(tokens)} tokens were sampled." if tokens else "."
     whole = details("Methods and settings", f"<p>{' '.join(map(esc, sentences))}</p><dl>{facts}</dl>")
     whole += details("Every run with its versions and seeds", runs)
     html = part("costs", "Costs", says, totals.html()) + part("methods", "Methods, versions, seeds", "", whole)
@@ -92,18 +91,28 @@ def _settings(run: Run) -> dict[str, object]:
 
 def totals_table(data: ReportData) -> Table:
     """Numbers of answers, of planned answers and of sampled tokens, one row per run."""
-    rows = []
-    for one in data.runs:
-        done, device = one.totals, str(one.run.versions.get("device", "")) or None
-        tokens = [done.thinking_tokens, done.answer_tokens]
-        tokens.append(None if None in tokens else sum(map(int, filter(None, tokens))))
-        rows.append((one.look, [done.answers, done.planned, *tokens, device]))
+    devices = [str(one.run.versions.get("device", "")) or None for one in data.runs]
+    totals = [run_totals(one.run, one.samples) for one in data.runs]
+    rows = [(one.look, [*row, device]) for one, row, device in zip(data.runs, totals, devices, strict=True)]
     columns = [
         RUN, Column("answers", "Answers", count), Column("planned", "Planned", count),
         Column("thinking", "Thinking tokens|sampled", count), Column("answer", "Answer tokens|sampled", count),
         Column("total", "Tokens|sampled", count), Column("device", "Device"),
     ]  # fmt: skip
     return Table("costs", "Answers and tokens sampled", "data costs sortable", columns, rows)
+
+
+def run_totals(run: Run, samples: Sequence[Sample]) -> list[int | None]:
+    """The numbers of answers, of those planned if that is known, and of thinking tokens, answer tokens and both.
+
+    Those of tokens are None in a log that does not tell them.
+    """
+    plan, planned = run.plan, run.planned
+    answers = planned and planned.count * len(plan.get("budgets", ())) * plan.get("samples", 1)
+    if any(sample.answer_tokens == UNKNOWN for sample in samples):
+        return [len(samples), answers, None, None, None]
+    tokens = sampled_tokens(chains_of(samples), bool(plan.get("reuse")))
+    return [len(samples), answers, *tokens, sum(tokens)]
 
 
 def _list(values: Any) -> str:
