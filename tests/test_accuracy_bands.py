@@ -8,7 +8,7 @@ from prunus.results import paired
 from prunus.results.metrics import accuracy_bands, estimate, max_t_quantile
 from prunus.results.rows import tables
 from prunus.results.store import Store
-from prunus.results.summary import summarise, with_bands
+from prunus.results.summary import describe
 
 TRUTH = np.array([0.08, 0.2, 0.45, 0.7, 0.85, 0.9])
 
@@ -60,8 +60,8 @@ def test_bands_hold_the_intervals_and_stay_inside():
 def test_cells_of_a_summary_get_them(tmp_path):
     path = make_store(tmp_path / "a.db", names=("tiny",), problems=20, budgets=(16, 64), draws=2)
     with Store(path) as store:
-        summary = summarise(store, store.runs()[0].run_id)
-        summary = with_bands(summary, tables(store.samples(summary.run)))
+        (run,) = store.runs()
+        summary = describe(run, tables(store.samples(run.run_id)), bands=True)
     for cell in summary.cells("tiny").values():
         assert cell.band_low is not None and cell.band_high is not None
         assert cell.band_low <= cell.low <= cell.high <= cell.band_high

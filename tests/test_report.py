@@ -25,7 +25,7 @@ from prunus.results.comparison import compare
 from prunus.results.labels import step_label
 from prunus.results.rows import tables
 from prunus.results.store import Store
-from prunus.results.summary import summarise, with_bands
+from prunus.results.summary import describe, summarise
 from prunus.results.verdicts import verdict
 
 # Fixtures of the module are made once.
@@ -127,10 +127,7 @@ def test_tokens_and_endings_are_summarises(page, store):
 
 def test_points_of_the_first_chart_lie_where_the_numbers_are(page, store):
     with Store(store) as opened:
-        summaries = [
-            with_bands(summarise(opened, run.run_id), tables(opened.samples(run.run_id))).to_json()
-            for run in opened.runs()
-        ]
+        summaries = [describe(run, tables(opened.samples(run.run_id)), bands=True).to_json() for run in opened.runs()]
     chart = page.source[page.source.index('<svg class="chart') :].split("</svg>", 1)[0]
     groups = re.findall(r'<g class="run r(\d)[^>]*>(.*?)</g>', chart, re.DOTALL)
     marks: dict[int, list[tuple[float, float]]] = {}

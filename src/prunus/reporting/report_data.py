@@ -19,7 +19,7 @@ from prunus.results.comparison import compare_runs, dense_run
 from prunus.results.labels import history
 from prunus.results.rows import Run, Sample, Table, tables
 from prunus.results.store import Store
-from prunus.results.summary import BudgetCell, Summary, describe, with_bands
+from prunus.results.summary import BudgetCell, Summary, describe
 
 
 def missing_notes(states: Iterable[tuple[str, Unfinished | None]]) -> list[str]:
@@ -162,8 +162,7 @@ class ReportData:
         reported = []
         for look, run, contrast in zip(looks(base_run, chosen[1:]), chosen, [None, *comparison.others], strict=True):
             samples, by_task = rows(run.run_id)
-            summary = with_bands(describe(run, by_task), by_task)
-            reported.append(ReportedRun(run, look, samples, by_task, summary, contrast))
+            reported.append(ReportedRun(run, look, samples, by_task, describe(run, by_task, bands=True), contrast))
         if not tasks_of(one.summary for one in reported):
             raise PrunusError(
                 f"no problem of run {base_run.run_id} is finished in '{store.path}': run the same `prunus eval` again"

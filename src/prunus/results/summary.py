@@ -143,24 +143,33 @@ def summarise(store: Store, run_id: str) -> Summary:
     return describe(store.run(run_id), tables(store.samples(run_id), store.groups()))
 
 
-def describe(run: Run, by_task: Mapping[str, Table]) -> Summary:
-    """The result of `summarise`, for rows that have been read."""
+def describe(run: Run, by_task: Mapping[str, Table], bands: bool = False) -> Summary:
+    """The result of `summarise`, for rows that have been read.
+
+    bands: in the cells that hold the problems complete at every budget. Budget OFF is not on the curve and gets none.
+    """
     return Summary(
         **vars(identity(run)),
         plan=run.plan,
         versions=run.versions,
-        tasks={task: _curve(table) for task, table in by_task.items()},
+        tasks={task: _curve(table, bands) for task, table in by_task.items()},
         unfinished=unfinished(run, by_task),
     )
 
 
-def _curve(table: Table) -> Curve:
+def _curve(table: Table, bands: bool) -> Curve:
     cells = {}
     for budget in table.budgets:
         column = table.select(table.problems, [budget], table.draws)
         if complete := column.complete():
             cells[budget] = _describe(column.select(complete, [budget], table.draws), budget)
     whole = table.select(table.complete(), table.budgets, table.draws)
+    if bands and whole.problems:
+        line = whole.curve()
+        ends = accuracy_bands(line.by_group(line.correct.mean(axis=2)), _draws(line))
+        for budget, (low, high) in zip(line.budgets, ends, strict=True):
+            if cells[budget].all_problems == len(whole.problems):
+                cells[budget] = replace(cells[budget], band_low=low, band_high=high)
     return made(
         Curve,
         dict.fromkeys(WHOLE),
@@ -264,22 +273,3 @@ def _describe(table: Table, budget: int) -> BudgetCell:
 def _draws(table: Table) -> float:
     """The mean number of draws of a group of problems."""
     return len(table.draws) * len(table.problems) / len(table.groups)
-
-
-def with_bands(summary: Summary, by_task: Mapping[str, Table]) -> Summary:
-    """The summary with bands in the cells that hold the problems complete at every budget.
-
-    Budget OFF is not on the curve and gets none.
-    """
-    tasks = dict(summary.tasks)
-    for task, table in by_task.items():
-        whole = table.select(table.complete(), table.budgets, table.draws).curve()
-        if not whole.problems:
-            continue
-        cells = dict(tasks[task].budgets)
-        bands = accuracy_bands(whole.by_group(whole.correct.mean(axis=2)), _draws(whole))
-        for budget, (low, high) in zip(whole.budgets, bands, strict=True):
-            if budget in cells and cells[budget].all_problems == len(whole.problems):
-                cells[budget] = replace(cells[budget], band_low=low, band_high=high)
-        tasks[task] = replace(tasks[task], budgets=cells)
-    return replace(summary, tasks=tasks)
