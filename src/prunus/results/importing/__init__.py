@@ -3,10 +3,10 @@
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from prunus import __version__
 from prunus.budgets import AS_RUN
@@ -20,37 +20,24 @@ from prunus.results.looping import loops
 from prunus.results.rows import IMPORTED, UNKNOWN, ProblemRow, Run, Sample
 from prunus.results.store import Store, check_folder, claim
 
-
-class Format(NamedTuple):
-    """A tool's format. files: the files that it reads, for messages."""
-
-    files: str
-    detect: Callable[[Path, bytes], bool]
-    read: Callable[[Path], Log]
-
-
-FORMATS = {
-    lm_eval.TOOL: Format("samples_*.jsonl", lm_eval.detect, lm_eval.read),
-    inspect_ai.TOOL: Format(".eval or .json", inspect_ai.detect, inspect_ai.read),
-    lighteval.TOOL: Format("details_*.parquet", lighteval.detect, lighteval.read),
-    evalscope.TOOL: Format("reviews/*/*.jsonl", evalscope.detect, evalscope.read),
-}
+FORMATS = (lm_eval, inspect_ai, lighteval, evalscope)
 
 
 def read_log(path: Path) -> Log:
     """The log in a file. Raises PrunusError if it is of no known format, or has no outputs."""
     head = first_line(path)
-    for tool, entry in FORMATS.items():
-        if entry.detect(path, head):
+    for tool in FORMATS:
+        if tool.detect(path, head):
+            log_of = f"a log of {tool.TOOL}"
             try:
-                log = entry.read(path)
+                log = tool.read(path)
             except (TypeError, AttributeError, LookupError, ValueError, NotImplementedError) as error:
                 # Values of other types than the tool writes are the file's fault, not an internal error.
-                raise PrunusError(f"'{path}' is not a log of {tool} that this prunus can read ({error})") from error
+                raise PrunusError(f"'{path}' is not {log_of} that this prunus can read ({error})") from error
             if not log.records:
-                raise PrunusError(f"'{path}' is a log of {tool} without any output")
+                raise PrunusError(f"'{path}' is {log_of} without any output")
             return log
-    known = ", ".join(f"{tool} ({entry.files})" for tool, entry in FORMATS.items())
+    known = ", ".join(f"{tool.TOOL} ({tool.FILES})" for tool in FORMATS)
     raise PrunusError(f"'{path}' is not recognised as a log; formats that can be imported: {known}")
 
 
@@ -63,14 +50,13 @@ def keys_of(records: Sequence[Record]) -> dict[Place, str]:
     Questions that a task has twice are numbered in the order of their places, so that they stay two problems.
     """
     found = {(one.task, one.place): question_key(one.question, one.choices) for one in records}
-    places: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for (task, place), key in found.items():
-        places[task, key].append(place)
-    numbered = {}
-    for (task, key), same in places.items():
-        for number, place in enumerate(sorted(same, key=lambda one: (len(one), one))):
-            numbered[task, place] = f"{key}#{number + 1}" if number else key
-    return numbered
+    seen: Counter[tuple[str, str]] = Counter()
+    for task, place in sorted(found, key=lambda at: (len(at[1]), at[1])):
+        key = found[task, place]
+        seen[task, key] += 1
+        if seen[task, key] > 1:
+            found[task, place] = f"{key}#{seen[task, key]}"
+    return found
 
 
 def problem_rows(
@@ -190,10 +176,9 @@ def _name(name: str) -> str:
 def _together(logs: Sequence[Log], paths: Sequence[Path]) -> Log:
     """Several logs as one. Raises PrunusError if they are of several tools or models, or if two have the same task."""
     first = logs[0]
-    for path, log in zip(paths[1:], logs[1:], strict=True):
-        for what, ours, theirs in (
-            ("tool", first.tool, log.tool), ("version", first.version, log.version), ("model", first.model, log.model),
-        ):  # fmt: skip
+    for path, log in zip(paths, logs, strict=True):
+        for what in ("tool", "version", "model"):
+            ours, theirs = getattr(first, what), getattr(log, what)
             if ours != theirs:
                 raise PrunusError(
                     f"'{paths[0]}' and '{path}' differ in {what} ({ours}, {theirs}): import each --as its own"

@@ -13,7 +13,7 @@ from prunus.errors import PrunusError
 from prunus.results.importing import files
 from prunus.results.importing.files import Data, Grade, Log, Record, json_lines, need, part, score, text_of
 
-TOOL, READS = "evalscope", "1."
+TOOL, READS, FILES = "evalscope", "1.", "reviews/*/*.jsonl"
 
 
 def detect(path: Path, head: bytes) -> bool:

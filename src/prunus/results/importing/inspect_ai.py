@@ -16,7 +16,7 @@ from prunus.errors import PrunusError
 from prunus.results.importing import files
 from prunus.results.importing.files import Data, Grade, Log, Record, need, part, text_of
 
-TOOL, READS = "inspect_ai", 2
+TOOL, READS, FILES = "inspect_ai", 2, ".eval or .json"
 ZSTANDARD = 93  # the number of the compression in a zip
 HEADER = "header.json"
 WORDS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}  # inspect_ai's own

@@ -12,7 +12,7 @@ from prunus.errors import PrunusError
 from prunus.results.importing import files
 from prunus.results.importing.files import Data, Grade, Log, Record, part, score, text_of
 
-TOOL = "lighteval"
+TOOL, FILES = "lighteval", "details_*.parquet"
 COLUMNS = {"doc", "metric", "model_response"}
 BATCH = 256  # rows that are unpacked at a time
 

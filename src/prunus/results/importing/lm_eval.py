@@ -24,7 +24,7 @@ from prunus.results.importing.files import (
     text_of,
 )
 
-TOOL, READS = "lm-eval", "0.4."
+TOOL, READS, FILES = "lm-eval", "0.4.", "samples_*.jsonl"
 LONGEST_ANSWER = 1000  # characters of an extracted answer that are kept
 QUESTION, CHOICES = ("question", "problem", "Question", "Problem"), ("choices", "options")
 CONTEXT = ("passage", "context", "story", "article", "premise")  # a question about one of these is not alone
