@@ -144,7 +144,7 @@ def test_interval_covers_95_percent(problems, draws, shape):
 
 
 def test_tokens_and_shares():
-    assert metrics.tokens(range(101)) == metrics.Tokens(50, 95)
+    assert metrics.tokens(range(101)) == metrics.Tokens(mean=50, p95=95)
     assert metrics.tokens_per_correct([10, 20, 30], [True, False, True]) == 30
     assert metrics.tokens_per_correct([10], [False]) == inf
     assert metrics.share([True, False, False, False]) == 0.25

@@ -5,10 +5,10 @@ number of tests. What the numbers mean is in docs/verdicts.md, and how they are 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from math import isfinite, nan
 from types import UnionType
-from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Self, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 from prunus.margins import Margin
 from prunus.step import StepRecord
@@ -16,12 +16,16 @@ from prunus.step import StepRecord
 R = TypeVar("R")
 
 
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
 @dataclass(frozen=True)
 class Record:
-    """Its plain data has the names of the fields as keys, in their order.
+    """Its classes are frozen dataclasses, whose plain data has the names of the fields as keys, in their order.
 
     A field that is None by default is left out while it is. Numbers that are not finite turn into None at once.
     """
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -74,7 +78,6 @@ def plain(data: Any) -> Any:
     return None if isinstance(data, float) and not isfinite(data) else data
 
 
-@dataclass(frozen=True, kw_only=True)
 class Sized(Record):
     """A number from n observations: problems, or groups of them; then `problems` is the number of problems.
 
@@ -91,7 +94,6 @@ class Sized(Record):
         return self.n if self.problems is None else self.problems
 
 
-@dataclass(frozen=True, kw_only=True)
 class Needed(Record):
     """What would have 80 % power for the effect: draws per problem, or problems at the present number of draws.
 
@@ -105,7 +107,6 @@ class Needed(Record):
     note: str | None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Difference(Sized):
     """The difference of two runs. p_better, p_worse: one-sided; p: two-sided; p_flip: of sign flips, for exploring."""
 
@@ -121,7 +122,6 @@ class Difference(Sized):
     p: float
 
 
-@dataclass(frozen=True, kw_only=True)
 class Cell(Difference):
     """The difference at one budget, or over the area.
 
@@ -145,7 +145,6 @@ class Cell(Difference):
     q: float = nan
 
 
-@dataclass(frozen=True, kw_only=True)
 class Slope(Difference):
     """The difference of slopes per doubling of the budget; accuracy and base_accuracy are the slopes.
 
@@ -164,7 +163,6 @@ class Slope(Difference):
     word: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Ending(Sized):
     """The difference of two runs in how often their chains end in one way.
 
@@ -198,7 +196,6 @@ AREA = "area"
 Place = tuple[str, int]  # of a cell in a part: a way of ending, AREA, or an empty text for the accuracy; its budget
 
 
-@dataclass(frozen=True, kw_only=True)
 class Part(Record):
     """The cells of one task, or of all tasks with equal weights. slope: None with fewer than two positive budgets."""
 
@@ -225,7 +222,6 @@ class Part(Record):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Identity(Record):
     """A run: its id, its model, the steps that made it; an empty recipe means a dense model.
 
@@ -240,7 +236,6 @@ class Identity(Record):
     bytes: Mapping[str, int] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Unfinished(Record):
     """How many problems of the plan have all their rows. base: in a comparison, whether that is the base's plan."""
 
@@ -249,7 +244,6 @@ class Unfinished(Record):
     base: bool | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Looked(Record):
     """A comparison of the two models that could be seen; limit: None means all problems. Of both, base first:
 
@@ -264,7 +258,6 @@ class Looked(Record):
     complete: Sequence[int | None]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Stopping(Record):
     """tokens_ratio, per_correct_ratio: tokens in terms of base's, per draw and per correct draw, at the largest budget.
 
@@ -277,7 +270,6 @@ class Stopping(Record):
     endings: Mapping[str, Ending]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Contradiction(Record):
     """A budget whose verdict contradicts the run's."""
 
@@ -286,7 +278,6 @@ class Contradiction(Record):
     verdict: str
 
 
-@dataclass(frozen=True, kw_only=True)
 class Entry(Identity):
     """What a comparison says of one run.
 
@@ -317,14 +308,12 @@ class Entry(Identity):
     relies_on_cutting: bool
 
 
-@dataclass(frozen=True, kw_only=True)
 class Base(Identity):
     """The run that others are compared with."""
 
     unfinished: Unfinished | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Rounding(Record):
     """How much rounding alone moves: the base's A/A control (run) against the base, over the area.
 
@@ -343,7 +332,6 @@ class Rounding(Record):
     grades: int
 
 
-@dataclass(frozen=True, kw_only=True)
 class RecipeVerdict(Record):
     """The verdict on a recipe from the runs of several calibration seeds, which are a random effect as problems are.
 
@@ -371,7 +359,6 @@ class RecipeVerdict(Record):
     label: str
 
 
-@dataclass(frozen=True, kw_only=True)
 class Comparison(Record):
     """Runs compared with a base. control: None without an A/A control. method: how numbers were computed, in words."""
 

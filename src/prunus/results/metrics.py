@@ -5,7 +5,6 @@ arXiv:2411.00640): sqrt(p(1-p)/(PN)) would be too small.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from math import comb, inf, nan, sqrt
 from typing import Any
@@ -25,7 +24,6 @@ NORMAL = 1.959963984540054  # the quantile of a 95 % interval
 AUC = "auc"  # the key of the area among the numbers of a run
 
 
-@dataclass(frozen=True, kw_only=True)
 class Value(Record):
     """A number and its standard error over problems; None for one problem."""
 
@@ -33,7 +31,6 @@ class Value(Record):
     se: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Estimate(Value):
     """A value with its 95 % interval."""
 
@@ -41,7 +38,6 @@ class Estimate(Value):
     high: float
 
 
-@dataclass(frozen=True)
 class Tokens(Record):
     """Mean and 95th percentile over draws; None in a log that does not tell tokens."""
 
@@ -49,7 +45,6 @@ class Tokens(Record):
     p95: float | None
 
 
-@dataclass(frozen=True)
 class Adherence(Record):
     """How draws kept to a budget. used: median of thinking tokens over the budget; over: share that thought more."""
 
@@ -227,7 +222,7 @@ def gain_weights(budgets: Sequence[int]) -> Floats:
 def tokens(counts: ArrayLike) -> Tokens:
     """Mean and 95th percentile of token counts, one per draw."""
     counts = np.asarray(counts, dtype=float)
-    return Tokens(float(counts.mean()), float(np.percentile(counts, 95)))
+    return Tokens(mean=float(counts.mean()), p95=float(np.percentile(counts, 95)))
 
 
 def tokens_per_correct(total_tokens: ArrayLike, correct: ArrayLike) -> float:
@@ -246,7 +241,7 @@ def adherence(thinking_tokens: ArrayLike, budget: int) -> Adherence | None:
     if budget <= 0:
         return None
     counts = np.asarray(thinking_tokens, dtype=float)
-    return Adherence(float(np.median(counts) / budget), share(counts > budget))
+    return Adherence(used=float(np.median(counts) / budget), over=share(counts > budget))
 
 
 def answer_allowance(budget: ArrayLike) -> NDArray[Any]:

@@ -12,7 +12,6 @@ a sum of per-problem terms, which are added to the differences, so that the same
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +39,6 @@ class Contrast(NamedTuple):
     used_P: Floats | None
 
 
-@dataclass(frozen=True, kw_only=True)
 class AtEqualTokens(Record):
     """The contrast at equal tokens used. sequential: accuracy of one chain at the tokens of k."""
 
@@ -53,7 +51,6 @@ class AtEqualTokens(Record):
     q: float
 
 
-@dataclass(frozen=True, kw_only=True)
 class Chains(Record):
     """A contrast of k chains (chains) of chain_budget with one of budget: accuracies, and mean tokens used.
 

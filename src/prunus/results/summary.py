@@ -1,7 +1,7 @@
 """The statistics of one run, computed from its rows."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from math import isfinite, nan
 from typing import Any
 
@@ -23,7 +23,6 @@ SCORES = ("logprob", "self_certainty", "shortest")
 WHOLE = ("auc", "slope", "gain", "auc_tokens", "scaling", "performance", "control", "control_total", "monotonicity")
 
 
-@dataclass(frozen=True, kw_only=True)
 class AreaOverTokens(Record):
     """The area under accuracy over mean tokens used, as share of their range, from start to end."""
 
@@ -33,7 +32,6 @@ class AreaOverTokens(Record):
     se: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Performance(Record):
     """s1's Performance: the best accuracy, biased upwards as a maximum, and its budget."""
 
@@ -41,7 +39,6 @@ class Performance(Record):
     budget: int
 
 
-@dataclass(frozen=True, kw_only=True)
 class Monotonicity(Record):
     """Steps between budgets; rises, and falls by more than two paired standard errors."""
 
@@ -50,7 +47,6 @@ class Monotonicity(Record):
     falls: int
 
 
-@dataclass(frozen=True, kw_only=True)
 class TokenUse(Record):
     """Tokens of a draw by phase. forced: of markers and closings; total: of thinking and answer."""
 
@@ -60,7 +56,6 @@ class TokenUse(Record):
     total: Tokens
 
 
-@dataclass(frozen=True, kw_only=True)
 class BudgetCell(Sized):
     """A run at one budget, on the problems with all draws there.
 
@@ -94,7 +89,6 @@ class BudgetCell(Sized):
     band_high: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Curve(Record):
     """One task of a run. problems: finished ones; groups: of those, where some are observed together; started: all.
 
@@ -123,7 +117,6 @@ class Curve(Record):
     parallel: Sequence[Chains]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Summary(Identity):
     """The statistics of one run."""
 
