@@ -226,20 +226,15 @@ def plan_in_short(plan: Mapping[str, Any]) -> str:
 
 
 def listed(runs: Sequence[Run]) -> str:
-    """The runs for a message: `ID (model; settings in which they differ), ...`."""
-    return ", ".join(
-        f"{run.run_id} ({_joined([run.model.get('name'), *apart], '; ')})"
-        for run, apart in zip(runs, told_apart(runs), strict=True)
-    )
-
-
-def told_apart(runs: Sequence[Run]) -> list[list[str]]:
-    """For each run its values of the settings in which the runs differ; a setting that a run lacks is `no ...`."""
+    """The runs for a message: `ID (model; settings in which they differ), ...`; one that a run lacks is `no ...`."""
     settings = [_settings(run) for run in runs]
     keys = list(dict.fromkeys(key for of in settings for key in of))
     differing = [key for key in keys if len({content_hash(of.get(key)) for of in settings}) > 1]
     chosen = [key for key in differing if key not in FOLLOWS] or differing
-    return [[_told(key, of.get(key)) for key in chosen] for of in settings]
+    return ", ".join(
+        f"{run.run_id} ({_joined([run.model.get('name'), *(_told(key, of.get(key)) for key in chosen)], '; ')})"
+        for run, of in zip(runs, settings, strict=True)
+    )
 
 
 def _settings(run: Run) -> dict[str, object]:

@@ -14,7 +14,6 @@ from dataclasses import fields, replace
 from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self, get_args, get_origin
 
 from prunus.budgets import budget_of
@@ -106,9 +105,7 @@ class Store:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -176,24 +173,19 @@ class Store:
 
     def searches(self) -> list[DeclaredSearch]:
         """All searches that were declared, oldest first."""
-        rows = self._read("SELECT number, search_id, declared, at, had FROM search ORDER BY number")
-        return [
-            DeclaredSearch(number, name, self._parsed(declared, dict), at, self._counts(had))
-            for number, name, declared, at, had in rows
-        ]
-
-    def _counts(self, had: str) -> dict[str, tuple[int, int]]:
-        return {run: (problems, rows) for run, (problems, rows) in self._parsed(had, dict).items()}
+        query, found = "SELECT number, search_id, at, declared, had FROM search ORDER BY number", []
+        for number, name, at, *texts in self._read(query):
+            declared, had = (self._parsed(text, dict) for text in texts)
+            had = {run: (problems, rows) for run, (problems, rows) in had.items()}
+            found.append(DeclaredSearch(number, name, declared, at, had))
+        return found
 
     def runs(self) -> list[Run]:
         """All runs, oldest first."""
         query = (
             "SELECT run_id, model, plan, versions, how FROM run LEFT JOIN adaptive USING (run_id) ORDER BY run.rowid"
         )
-        runs = []
-        for run_id, *texts, how in self._read(query):
-            adaptive = None if how is None else self._parsed(how, dict)
-            runs.append(self._checked(Run(run_id, *(self._parsed(text, dict) for text in texts), adaptive=adaptive)))
+        runs = [self._run(*row) for row in self._read(query)]
         begun = self._begun()
         unseen = {one for _, earlier in begun.values() for one, complete in earlier.items() if complete == 0}
         with_rows = {run.run_id for run in self.begun([run for run in runs if run.run_id in unseen])}
@@ -203,10 +195,7 @@ class Store:
     def removed(self) -> list[Removed]:
         """The runs that had rows and were removed, oldest removal first."""
         query = "SELECT run_id, model, plan, begun, at, complete, problems, samples FROM removed ORDER BY number"
-        return [
-            Removed(self._checked(Run(run_id, self._parsed(model, dict), self._parsed(plan, dict), {})), *rest)
-            for run_id, model, plan, *rest in self._read(query)
-        ]
+        return [Removed(self._run(run_id, model, plan), *rest) for run_id, model, plan, *rest in self._read(query)]
 
     def _begun(self) -> dict[str, tuple[str, dict[str, int]]]:
         """The table `begun`, by run id."""
@@ -527,8 +516,10 @@ class Store:
             raise schema.damaged(self.path, f"a text is JSON of another kind than a {kind.__name__}")
         return found
 
-    def _checked(self, run: Run) -> Run:
-        """The run, if what it holds is of the types of OF_RUN, as far as it is there."""
+    def _run(self, run_id: str, model: str, plan: str, versions: str = "{}", how: str | None = None) -> Run:
+        """The run of these columns, if what it holds is of the types of OF_RUN, as far as it is there."""
+        texts = (self._parsed(text, dict) for text in (model, plan, versions))
+        run = Run(run_id, *texts, adaptive=None if how is None else self._parsed(how, dict))
         parts = {"model": run.model, "plan": run.plan, "manifest": run.model.get("manifest") or {}}
         for part, kinds in OF_RUN.items():
             for name, kind in kinds.items():
