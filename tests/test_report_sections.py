@@ -260,7 +260,7 @@ def test_every_linear_in_the_numbering_of_the_original():
         {"action": "prune", "sparsity": {"model.layers.1.mlp.up": 0.6, "model.layers.1.attn.q": 0.1}},
     ]
     run = Run("r", {"blocks": 2, "manifest": {"history": steps}}, {}, {})
-    assert linear_sparsities(run) == {"mlp.up": [0.2, None, 0.6], "attn.q": [None, None, 0.1]}
+    assert linear_sparsities(run) == [(0, "mlp.up", 0.2), (2, "mlp.up", 0.6), (2, "attn.q", 0.1)]
 
 
 # All that flipped

@@ -94,13 +94,7 @@ def _step(share: float) -> int:
 
 def linear_table(data: ReportData) -> Table:
     """Sparsity of every Linear of every run, for `--csv`."""
-    rows = [
-        (one.look, [block, kind, share])
-        for one in data.runs
-        for kind, shares in linear_sparsities(one.run).items()
-        for block, share in enumerate(shares)
-        if share is not None
-    ]
+    rows = [(one.look, linear) for one in data.runs for linear in linear_sparsities(one.run)]
     columns = [
         RUN, Column("block", "Block"), Column("linear", "Linear"),
         Column("sparsity", "Zeros, %", percent),
@@ -114,26 +108,16 @@ def block_sparsities(run: Run) -> list[float | None]:
     It is the plain mean over the Linears of a block, since the manifest has no sizes.
     """
     linears, removed, total = _replay(run)
-    return [
-        None if block in removed else fmean(shares) if (shares := _of_block(linears, block)) else 0.0
-        for block in range(total)
-    ]
+    shares = [[share for (index, _), share in linears.items() if index == block] for block in range(total)]
+    return [None if block in removed else fmean(of_block or [0.0]) for block, of_block in enumerate(shares)]
 
 
-def linear_sparsities(run: Run) -> dict[str, list[float | None]]:
-    """{kind of Linear (`mlp.up_proj`): its sparsity in each block of the original model}.
-
-    A sparsity is None if the block was removed or the manifest has no such Linear in it.
-    """
-    linears, removed, total = _replay(run)
-    kinds = dict.fromkeys(kind for _, kind in linears)
-    return {
-        kind: [None if block in removed else linears.get((block, kind)) for block in range(total)] for kind in kinds
-    }
-
-
-def _of_block(linears: dict[tuple[int, str], float], block: int) -> list[float]:
-    return [share for (index, _), share in linears.items() if index == block]
+def linear_sparsities(run: Run) -> list[tuple[int, str, float]]:
+    """(block of the original model, kind such as `mlp.up_proj`, sparsity) of every Linear that is left, by kind."""
+    linears, removed, _ = _replay(run)
+    kinds = list(dict.fromkeys(kind for _, kind in linears))
+    left = [(block, kind, share) for (block, kind), share in linears.items() if block not in removed]
+    return sorted(left, key=lambda linear: (kinds.index(linear[1]), linear[0]))
 
 
 def _replay(run: Run) -> tuple[dict[tuple[int, str], float], set[int], int]:

@@ -9,20 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from prunus.errors import PrunusError
-from prunus.results.importing.files import (
-    Data,
-    Grade,
-    Log,
-    Record,
-    beginning,
-    check_version,
-    json_file,
-    json_lines,
-    need,
-    part,
-    score,
-    text_of,
-)
+from prunus.results.importing import files
+from prunus.results.importing.files import Data, Grade, Log, Record, json_lines, need, part, score, text_of
 
 TOOL, READS, FILES = "lm-eval", "0.4.", "samples_*.jsonl"
 LONGEST_ANSWER = 1000  # characters of an extracted answer that are kept
@@ -40,7 +28,7 @@ def read(path: Path) -> Log:
     if _is_results(path):
         raise PrunusError(f"'{path}' has averages only: name the samples_*.jsonl beside it (from --log_samples)")
     task, results = _task_of(path), _results(path)
-    version = check_version(path, TOOL, results.get("lm_eval_version"), READS)
+    version = files.check_version(path, TOOL, results.get("lm_eval_version"), READS)
     found: dict[str, Data] = {}
     for where, line in json_lines(path):
         _add(found, line, where)
@@ -108,7 +96,7 @@ def _texts(request: Any) -> list[str]:
 
 
 def _is_results(path: Path) -> bool:
-    return re.fullmatch(r"results_.*\.json", path.name) is not None and b'"results"' in beginning(path, 64)
+    return re.fullmatch(r"results_.*\.json", path.name) is not None and b'"results"' in files.beginning(path, 64)
 
 
 def _task_of(path: Path) -> str:
@@ -121,4 +109,4 @@ def _results(path: Path) -> Data:
     """The results of the same run, which lie beside the samples; empty if they were not copied along."""
     found = re.search(r"_(\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl$", path.name)
     beside = path.with_name(f"results_{found[1]}.json") if found else None
-    return json_file(beside) if beside is not None and beside.is_file() else {}
+    return files.json_file(beside) if beside is not None and beside.is_file() else {}
