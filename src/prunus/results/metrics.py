@@ -21,7 +21,6 @@ Floats = NDArray[np.float64]
 Ballot = tuple[tuple[tuple[int, float], ...], int]  # (votes, score) of each distinct answer; draws without an answer
 LEAK_RULE = "max(512, budget/2)"  # `answer_allowance` in words
 NORMAL = 1.959963984540054  # the quantile of a 95 % interval
-AUC = "auc"  # the key of the area among the numbers of a run
 
 
 class Value(Record):

@@ -47,11 +47,6 @@ def script_json(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def known(value: float | None) -> bool:
-    """Whether a value is a finite number."""
-    return value is not None and math.isfinite(value)
-
-
 def probability(p: float | None) -> str:
     """A p-value with two or three digits: <0.001, 0.034, 0.21."""
     if p is None or not math.isfinite(p):
