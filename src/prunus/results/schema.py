@@ -139,7 +139,7 @@ def make_tables(connection: sqlite3.Connection) -> None:
 def check_format(connection: sqlite3.Connection, path: Path) -> None:
     """Raise PrunusError unless the file at path is a store whose format this version reads.
 
-    Later tables that it lacks are empty in this connection until they are made (`upgrade`).
+    Later tables that it lacks are empty in this connection until its first write makes them (`upgrade`).
     """
     if _number(connection, "PRAGMA application_id") != APPLICATION_ID:
         raise PrunusError(f"'{path}' is an SQLite file but not a store of Prunus: name another --store")

@@ -1,6 +1,6 @@
 """The store: one SQLite file with one row per draw, keyed so that runs resume. It holds no statistics.
 
-The tables are described in schema.py; the first write to a store of an older format adds the columns that it lacks. The
+The tables are described in schema.py; the first write to an older store adds the columns and tables that it lacks. The
 store uses the rollback journal with full synchronisation (SQLite's default) rather than a write-ahead log, so that it
 stays one file that can be copied. After `kill -9` the next process that opens the store rolls back the unfinished
 transaction, and everything before it is there.
