@@ -186,14 +186,14 @@ def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration) ->
             dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
             del tensors  # the block has them in float32
             parameters = trainable(block, dtypes, [linear.name for linear in source.linears(index)], recipe.norms)
-            how: dict[str, Any] = {"epochs": recipe.epochs, "seed": f"{recipe.seed} {index}"}
-            chosen: dict[str, float] = {}
-            if (rate := recipe.rate or rate_of(partial)) is None:
-                fitted, chosen["rate"] = training.fit_at_best(block, parameters, rates=RATES_AFTER_FIT, **how)
+            epochs, seed, record = recipe.epochs, f"{recipe.seed} {index}", {}
+            if rate := recipe.rate or rate_of(partial):
+                fitted = training.fit(block, parameters, rate=rate, epochs=epochs, seed=seed)
             else:
-                fitted = training.fit(block, parameters, rate=rate, **how)
+                fitted, rate = training.fit_at_best(block, parameters, RATES_AFTER_FIT, epochs=epochs, seed=seed)
+                record["rate"] = rate
             changed = {p.name: p.parameter.detach().to(p.dtype).cpu() for p in parameters} if fitted.trained else {}
-            partial.write_block(index, block_of(source, index, changed), fitted._asdict() | chosen)
+            partial.write_block(index, block_of(source, index, changed), fitted._asdict() | record)
             streams.advance_pruned(block)
             steps.advance(note=f"error {fitted.before:.3g} -> {fitted.after:.3g}")
 

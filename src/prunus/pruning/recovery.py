@@ -447,20 +447,19 @@ class Training:
             return fit(parameters, training, held_out, rate=rate, epochs=epochs, rng=rng, plan=self.plan)
 
     def fit_at_best(
-        self, block: nn.Module, parameters: Sequence[Trained], *, rates: Sequence[float], epochs: int, seed: str
+        self, block: nn.Module, parameters: Sequence[Trained], rates: Sequence[float], *, epochs: int, seed: str
     ) -> tuple[Fit, float]:
         """As fit, at the rate that leaves the least held-out error, which comes back, too: the first if none lowers it.
 
-        Steps and tokens are those of all rates.
+        Steps and tokens are those of all rates. Memory holds two states more.
         """
-        start = snapshot(parameters)
-        fits, states = [], []
-        for rate in rates:
+        start, fits, best, best_state = snapshot(parameters), [], 0, []
+        for index, rate in enumerate(rates):
             restore(parameters, start)
             fits.append(self.fit(block, parameters, rate=rate, epochs=epochs, seed=seed))
-            states.append(snapshot(parameters))
-        best = min(range(len(rates)), key=lambda index: fits[index].after)
-        restore(parameters, states[best])
+            if not index or fits[index].after < fits[best].after:
+                best, best_state = index, snapshot(parameters)
+        restore(parameters, best_state)
         steps, tokens = sum(one.steps for one in fits), sum(one.tokens for one in fits)
         return fits[best]._replace(steps=steps, tokens=tokens), rates[best]
 

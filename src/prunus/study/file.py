@@ -305,7 +305,7 @@ class _Reader:
         ]
 
     def single(
-        self, kind: str, number: int, table: dict[str, Any], build: Build[Recipe]
+        self, kind: str, number: int, table: Mapping[str, Any], build: Build[Recipe]
     ) -> Iterator[tuple[Recipe, ...]]:
         """What a table of one kind of step defines, with those of its keys BEFORE and AFTER, calibrated as its own."""
         further = {key: table[key] for key in (AFTER, BEFORE) if key in table and key not in hints_of(RECIPES[kind])}
@@ -316,7 +316,7 @@ class _Reader:
             yield from ((*before, recipe, *after) for after, before in product(last, first))
 
     def chain(
-        self, kind: str, number: int, table: dict[str, Any], build: Build[Recipe]
+        self, kind: str, number: int, table: Mapping[str, Any], build: Build[Recipe]
     ) -> Iterator[tuple[Recipe, ...]]:
         """What a [[chain]] table defines: every combination of the settings of its steps."""
         steps = table.get("steps")
