@@ -1,5 +1,6 @@
 """Numbers that hold at any time, and their use for runs whose problems `find` ended: plain loops, and simulation."""
 
+from dataclasses import replace
 from io import StringIO
 from math import exp, log, sqrt
 
@@ -89,6 +90,22 @@ def test_compare_takes_a_marked_run_in_its_order(tmp_path, tasks):
         assert ends[name] == pytest.approx(same[key], abs=6e-4)
     used = entry["stopping"]["endings"]["budget_used"]  # less of it is better, so its bound is an upper one
     assert used["bound"] == pytest.approx(-same["lower_bound"], abs=6e-4) and used["low"] < 0 < used["high"]
+
+
+def test_bounds_that_the_mean_has_left_are_shown_around_it(tmp_path):
+    """All losses come first, then as many gains: the upper bound has passed the mean, 0, on its way down."""
+    ids = [f"a-{number}" for number in range(40)]
+    order = [problem for ((_, problem),) in rounds(interleaved({"0": ids}, 5))]
+    loses = set(order[:20])
+    runs = {
+        name: [replace(row, correct=(row.problem_id in loses) == first) for row in random_run(0, 0.5, problems=40)]
+        for name, first in (("dense", True), ("pruned", False))
+    }
+    (entry,) = compare(marked(fill(tmp_path / "s.db", runs), "1"), "dense")["others"]
+    values = np.array([-1.0 if problem in loses else 1.0 for problem in order])
+    expected = by_loop(values, 0.02)
+    assert expected["high"] < -0.1 and entry["primary"]["high"] == entry["primary"]["difference"] == 0
+    assert entry["primary"]["low"] == pytest.approx(expected["low"], abs=6e-4)
 
 
 def test_a_mark_on_either_run_counts_and_without_one_nothing_changes(tmp_path):
