@@ -12,9 +12,7 @@ A correct answer is reported in the form of the gold answer, so that all correct
 answer.
 """
 
-import itertools
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from string import ascii_uppercase
@@ -23,7 +21,7 @@ from typing import Literal, Protocol, Self
 
 from prunus.evaluation.grading import matching, normalise
 from prunus.evaluation.grading.extract import MAX_ANSWER, find_answer, first_clause, last_integer
-from prunus.evaluation.grading.pool import Pool, Request, Verdict
+from prunus.evaluation.grading.pool import Pool, Verdict
 from prunus.evaluation.grading.reading import readings
 
 __all__ = ["GRADER_VERSION", "Gradable", "Grade", "Grader"]
@@ -78,8 +76,7 @@ class Grader:
 
     def __init__(self, workers: int = 2, timeout_s: float = 10.0, memory_mb: int = 1024) -> None:
         self.pool = Pool(workers, timeout_s, memory_mb)
-        self._known: dict[Request, Verdict] = {}
-        self._lock = threading.Lock()
+        self._known: dict[tuple[str, str, tuple[str, ...] | None], Verdict] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -91,76 +88,39 @@ class Grader:
 
     def grade(self, items: Sequence[tuple[Gradable, str | None]]) -> list[Grade]:
         """One Grade per (problem, answer text), in order. The text None (the model gave none) is `no_answer`."""
-        found = [_read(problem, text) for problem, text in items]
-        questions = [
-            _Question(problem.gold, reading.written, problem.asks) if _needs_reading(problem, reading) else None
-            for (problem, _), reading in zip(items, found, strict=True)
-        ]
-        verdicts = self._settle([question for question in questions if question])
-        return [
-            _grade(problem, reading, verdicts[question] if question else None)
-            for (problem, _), reading, question in zip(items, found, questions, strict=True)
-        ]
+        return self.pool.map(self._grade, items)
 
-    def _settle(self, questions: Sequence["_Question"]) -> dict["_Question", Verdict]:
-        """The verdict on every question, with math-verify for the formulas that the rules cannot compare."""
-        distinct = left = list(dict.fromkeys(questions))
-        known: dict[Request, Verdict] = {}
-        for turn in itertools.count():
-            # One request of every question at a time: a question whose request timed out sends no others.
-            left = [question for question in left if len(question.requests) > turn]
-            if not left:
-                return {question: question.verdict(known) for question in distinct}
-            known |= self._compare(question.requests[turn] for question in left)
-            left = [question for question in left if known[question.requests[turn]] != "timeout"]
-        raise AssertionError
+    def _grade(self, item: tuple[Gradable, str | None]) -> Grade:
+        problem, text = item
+        reading, gold = _read(problem, text), _canonical(problem, problem.gold)
+        answer = reading.canonical
+        correct = answer is not None and answer == gold
+        if answer and gold and not correct and _needs_algebra(problem, gold, answer):
+            question = problem.gold, reading.written, None if problem.asks is None else tuple(problem.asks)
+            if question not in self._known:
+                self._known[question] = self._compare(*question)
+            if (verdict := self._known[question]) in ("timeout", "error"):
+                return Grade(answer, False, verdict)
+            correct = verdict == "same"
+        return Grade(gold if correct else answer, correct, reading.status)
 
-    def _compare(self, requests: Iterable[Request]) -> dict[Request, Verdict]:
-        """The verdicts of math-verify; every distinct request is sent once."""
-        wanted = list(dict.fromkeys(requests))
-        with self._lock:
-            new = [request for request in wanted if request not in self._known]
-            if new:
-                self._known.update(zip(new, self.pool.compare(new), strict=True))
-            return {request: self._known[request] for request in wanted}
+    def _compare(self, gold: str, answer: str, asks: Sequence[str] | None) -> Verdict:
+        """Whether an answer means the same as the gold, with math-verify for formulas that the rules cannot compare.
 
-
-class _Question:
-    """The question whether an answer means the same as the gold. requests: the comparisons that need math-verify."""
-
-    def __init__(self, gold: str, answer: str, asks: Sequence[str] | None, both: bool = False) -> None:
-        self.key = (gold, answer, None if asks is None else tuple(asks), both)
-        self.asks, self.both = asks, both
-        self.golds, self.answers = readings(gold), readings(answer)
-        letter = self.golds[0].text if self.golds[0].kind == "letter" else None
-        self.letter = letter is not None and normalise.choice(answer, [""] * len(ascii_uppercase)) == letter
-        self.requests: list[Request] = []
-        if not self.letter:
-            self._decide(self._collect)
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Question) and self.key == other.key
-
-    def verdict(self, known: dict[Request, Verdict]) -> Verdict:
-        """The verdict that follows from the workers' verdicts on the requests."""
-        if self.letter or self._decide(lambda gold, answer: known.get((gold, answer, self.both)) == "same"):
+        After a timeout no more formulas are compared.
+        """
+        expected, failed = readings(gold)[0], set[Verdict]()
+        if expected.kind == "letter" and normalise.choice(answer, [""] * len(ascii_uppercase)) == expected.text:
             return "same"
-        failed = {known.get(request) for request in self.requests}
+
+        def ask(*request: str) -> bool:
+            verdict = "different" if "timeout" in failed else self.pool.verdict(request)
+            failed.add(verdict)
+            return verdict == "same"
+
+        if any(matching.same(expected, given, ask, asks) for given in readings(answer)):
+            return "same"
         return "timeout" if "timeout" in failed else "error" if "error" in failed else "different"
-
-    def _collect(self, gold: str, answer: str) -> bool:
-        self.requests.append((gold, answer, self.both))
-        return True
-
-    def _decide(self, ask: Callable[[str, str], bool]) -> bool:
-        """Whether answer and gold match. No reading is skipped, so that a first call collects all requests."""
-        found = [matching.same(self.golds[0], answer, ask, self.asks) for answer in self.answers]
-        if not self.both:
-            return any(found)
-        return found[0] and matching.same(self.answers[0], self.golds[0], lambda a, g: ask(g, a), self.asks)
 
 
 def _read(problem: Gradable, text: str | None) -> _Reading:
@@ -212,21 +172,7 @@ def _canonical(problem: Gradable, written: str) -> str | None:
     return (normalise.math(written) if len(names) < 2 else normalise.latex(written)) or None
 
 
-def _plainly_different(first: str, second: str) -> bool:
-    """Whether two canonical answers are different whole numbers, which needs no algebra."""
-    return normalise.is_integer(first) and normalise.is_integer(second) and first != second
-
-
-def _needs_reading(problem: Gradable, reading: _Reading) -> bool:
-    gold = _canonical(problem, problem.gold)
-    if problem.kind != "math" or gold is None or reading.canonical is None or reading.canonical == gold:
-        return False
-    return len(problem.gold) <= MAX_ANSWER and not _plainly_different(gold, reading.canonical)
-
-
-def _grade(problem: Gradable, reading: _Reading, verdict: Verdict | None) -> Grade:
-    gold = _canonical(problem, problem.gold)
-    correct = reading.canonical is not None and (reading.canonical == gold or verdict == "same")
-    if verdict == "timeout" or verdict == "error":
-        return Grade(reading.canonical, False, verdict)
-    return Grade(gold if correct else reading.canonical, correct, reading.status)
+def _needs_algebra(problem: Gradable, gold: str, answer: str) -> bool:
+    """Whether two canonical answers that differ may mean the same; different whole numbers cannot."""
+    both_whole = normalise.is_integer(gold) and normalise.is_integer(answer)
+    return problem.kind == "math" and len(problem.gold) <= MAX_ANSWER and not both_whole

@@ -6,17 +6,19 @@ import selectors
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from queue import LifoQueue
+from typing import Literal, TypeVar
 
 from prunus.errors import PrunusError
 
 Verdict = Literal["same", "different", "error", "timeout"]
-Request = tuple[str, str, bool]  # gold, answer, whether they must be equal in both directions
+Request = tuple[str, ...]  # gold, answer
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 WORKER = Path(__file__).with_name("worker.py")
 START_SECONDS = 120.0
 # The kernel ends a hung worker this long after its limit, in case the parent process has ended.
@@ -78,7 +80,7 @@ class WorkerProcess:
 
 
 class Pool:
-    """A pool of up to `workers` processes, started on demand; any thread may use it, one at a time.
+    """A pool of up to `workers` processes, started on demand; any number of threads may use it.
 
     timeout_s: wall-clock seconds per comparison. memory_mb: address space of a worker. recycle_after: number of
     comparisons after which a worker is replaced, since symbolic algebra leaks memory. command: replaces the worker's
@@ -98,43 +100,36 @@ class Pool:
         self.command = command or [sys.executable, "-P", "-W", "ignore", str(WORKER), *limits]
         self.timeout_s, self.recycle_after = timeout_s, recycle_after
         self.workers: list[WorkerProcess | None] = [None] * max(1, workers)
-        self.started = 0
+        self.free: LifoQueue[int] = LifoQueue()
+        for slot in reversed(range(len(self.workers))):
+            self.free.put(slot)
+        self.started, self.stopped = 0, False
 
-    def compare(self, requests: Sequence[Request]) -> list[Verdict]:
-        """A verdict for each request, in order."""
-        verdicts: list[Verdict] = ["error"] * len(requests)
-        left = deque(enumerate(requests))
-
-        def serve(slot: int) -> None:
-            while True:
-                try:
-                    index, request = left.popleft()
-                except IndexError:
-                    return
-                verdicts[index] = self._one(slot, request)
-
-        slots = min(len(self.workers), len(requests))
-        if slots <= 1:
-            serve(0)
-            return verdicts
-        with ThreadPoolExecutor(slots, thread_name_prefix="grading") as threads:
+    def map(self, function: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
+        """The results of a function that asks this pool, in order; as many calls at once as there are workers."""
+        with ThreadPoolExecutor(len(self.workers), thread_name_prefix="grading") as threads:
             try:
-                for done in [threads.submit(serve, slot) for slot in range(slots)]:
-                    done.result()
+                return list(threads.map(function, items))
             except BaseException:  # Ctrl-C, or a worker that does not start: do not wait for the others
-                left.clear()
+                self.stopped = True
                 for worker in filter(None, self.workers):
                     worker.process.kill()
                 raise
-        return verdicts
 
-    def _one(self, slot: int, request: Request) -> Verdict:
-        worker = self._ready(slot)
-        worker.send(request)
-        reply = worker.receive(self.timeout_s)
-        if not reply or "last" in reply or worker.served >= self.recycle_after:
-            self._drop(slot)
-        return "timeout" if reply is None else reply.get("verdict", "error")
+    def verdict(self, request: Request) -> Verdict:
+        """The verdict on a request, once a worker is free."""
+        slot = self.free.get()
+        try:
+            if self.stopped:
+                return "error"
+            worker = self._ready(slot)
+            worker.send(request)
+            reply = worker.receive(self.timeout_s)
+            if not reply or "last" in reply or worker.served >= self.recycle_after:
+                self._drop(slot)
+            return "timeout" if reply is None else reply.get("verdict", "error")
+        finally:
+            self.free.put(slot)
 
     def _ready(self, slot: int) -> WorkerProcess:
         worker = self.workers[slot]

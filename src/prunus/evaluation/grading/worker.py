@@ -1,7 +1,7 @@
 """The process in which math-verify runs. It is started by its path, so it imports neither Prunus nor torch.
 
 Arguments: seconds per comparison after which the kernel ends the process; memory in MiB. It writes {"ready": true},
-then replies to every input line [gold, answer, both] with {"verdict": "same" | "different" | "error"}, with "last":
+then replies to every input line [gold, answer] with {"verdict": "same" | "different" | "error"}, with "last":
 true where the process must be replaced. It ends when its input ends.
 """
 
@@ -31,13 +31,11 @@ def main() -> None:
     limit_memory(memory_mb)
     replies.write('{"ready": true}\n')
     for line in sys.stdin:
-        gold, answer, both = json.loads(line)
+        gold, answer = json.loads(line)
         # SIGALRM without a handler ends the process even inside C code, also if the parent is gone.
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
             verdict = compare(gold, answer)
-            if both and verdict == "same":
-                verdict = compare(answer, gold)
         except MemoryError:
             replies.write('{"verdict": "error", "last": true}\n')
             replies.flush()

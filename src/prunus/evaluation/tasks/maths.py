@@ -1,98 +1,60 @@
-"""Mathematics: GSM8K, MATH500 and contests, with whole numbers, numbers or formulas in LaTeX as answers."""
+"""Mathematics: GSM8K, MATH500 and contests, with whole numbers, numbers or formulas in LaTeX as answers.
+
+GSM8K (Cobbe et al. 2021, arXiv:2110.14168; MIT licence): grade-school word problems. MATH500 (Hendrycks et al. 2021,
+arXiv:2103.03874; subset of Lightman et al. 2023; MIT licence): competition problems of seven subjects. Contests: AIME
+2024 to 2026 and AMC 12 of 2023, whose texts are the MAA's, and stay on the hub. HMMT, the Harvard-MIT tournament, is as
+MathArena publishes it (CC BY-NC-SA 4.0); the problems of its February contests are harder.
+"""
 
 from functools import partial
 
 from prunus.errors import PrunusError
-from prunus.evaluation.tasks.problem import Problem, Task, gold_integer, hub_rows, row_field
-
-# GSM8K (Cobbe et al. 2021, arXiv:2110.14168): grade-school word problems, whole-number answers. MIT licence.
+from prunus.evaluation.tasks.problem import Content, Row, gold_integer, hub_task
 
 
-def load_gsm8k(task: str, split: str, count: int) -> list[Problem]:
-    """The problems of a split; the gold answer is the number after `####`, without thousands commas."""
-    problems = []
-    for index, row in enumerate(hub_rows(task, "openai/gsm8k", "main", split, count)):
-        question = row_field(task, row, "question", "problem")
-        answer = gold_integer(row_field(task, row, "answer").rpartition("####")[2].replace(",", "").strip())
-        problems.append(Problem(f"{task}/{index:04d}", task, question, answer, "integer"))
-    return problems
+def gsm8k(row: Row) -> Content:
+    """A problem of GSM8K; the gold answer is the number after `####`, without thousands commas."""
+    question, solution = row.text("question", "problem"), row.text("answer")
+    return Content(f"{row.number:04d}", question, gold_integer(solution.rpartition("####")[2].replace(",", "").strip()))
 
 
-def _gsm8k(name: str, split: str, count: int, description: str) -> Task:
-    source, loader = f"openai/gsm8k, main, {split}", partial(load_gsm8k, name, split, count)
-    return Task(name, source, "integer", f"{count} grade-school word problems{description}", loader, count)
+def math500(row: Row) -> Content:
+    """A problem of MATH500."""
+    return Content(row.text("unique_id"), row.text("problem", "question"), row.text("answer"))
 
 
-# MATH500 (Hendrycks et al. 2021, arXiv:2103.03874; subset of Lightman et al. 2023): LaTeX answers. MIT licence.
+def contest(row: Row, highest: int | None = None) -> Content:
+    """A problem of a contest, with 27 as the answer of copies that write 27.0; PrunusError if it is above highest."""
+    answer = gold_integer(row.text("answer", "Answer"))
+    if highest is not None and not 0 <= int(answer) <= highest:
+        raise PrunusError(
+            f"task '{row.task}': answer {answer} of row {row.number} is outside 0 to {highest}; the set is damaged"
+        )
+    return Content(f"{row.number:02d}", row.text("problem", "question", "Problem"), answer)
 
 
-def load_math500() -> list[Problem]:
-    """The 500 competition problems, from seven subjects."""
-    problems = []
-    for row in hub_rows("math500", "HuggingFaceH4/MATH-500", None, "test", 500):
-        record = row_field("math500", row, "unique_id")
-        question = row_field("math500", row, "problem", "question")
-        problems.append(Problem(f"math500/{record}", "math500", question, row_field("math500", row, "answer"), "math"))
-    return problems
+def hmmt(row: Row) -> Content:
+    """A problem of HMMT."""
+    return Content(f"{row.number:02d}", row.text("problem"), row.text("answer"))
 
 
-# Contests: AIME 2024 to 2026 and AMC 12 of 2023 with whole-number answers, HMMT with numbers and formulas in LaTeX.
-# Texts of AIME and AMC are the MAA's, and stay on the hub. HMMT, the Harvard-MIT tournament, is as MathArena publishes
-# it (CC BY-NC-SA 4.0); those of the February contests are harder.
-
-
-def load_contest(task: str, repo: str, split: str, count: int, highest: int | None = None) -> list[Problem]:
-    """The problems in the order of the data set, with ids task/00, task/01, ...
-
-    Answers of copies that write 27.0 are read as 27. highest: largest possible answer (AIME: 999). Raises PrunusError
-    for a gold answer outside 0..highest.
-    """
-    problems = []
-    for index, row in enumerate(hub_rows(task, repo, None, split, count)):
-        answer = gold_integer(row_field(task, row, "answer", "Answer"))
-        if highest is not None and not 0 <= int(answer) <= highest:
-            raise PrunusError(
-                f"task '{task}': answer {answer} of row {index} is outside 0 to {highest}; the set is damaged"
-            )
-        question = row_field(task, row, "problem", "question", "Problem")
-        problems.append(Problem(f"{task}/{index:02d}", task, question, answer, "integer"))
-    return problems
-
-
-def load_hmmt(task: str, repo: str, count: int) -> list[Problem]:
-    """The problems of one contest, with ids task/00, task/01, ...; answers in LaTeX."""
-    return [
-        Problem(f"{task}/{index:02d}", task, row_field(task, row, "problem"), row_field(task, row, "answer"), "math")
-        for index, row in enumerate(hub_rows(task, repo, None, "train", count))
-    ]
-
-
-def _whole_numbers(name: str, repo: str, split: str, count: int, of: str, highest: int | None = None) -> Task:
-    load = partial(load_contest, name, repo, split, count, highest)
-    return Task(name, f"{repo}, {split}", "integer", f"{count} problems of {of}", load, count)
-
-
-def _hmmt(name: str, repo: str, count: int, contest: str) -> Task:
-    load = partial(load_hmmt, name, repo, count)
-    return Task(name, f"{repo}, train", "math", f"{count} problems of HMMT {contest}", load, count)
-
-
+aime = partial(contest, highest=999)
 TASKS = (
-    _gsm8k("gsm8k", "test", 1319, ""),
-    _gsm8k("gsm8k-train", "train", 7473, " outside gsm8k, for `prunus traces`"),
-    Task(
-        "math500",
-        "HuggingFaceH4/MATH-500, test",
-        "math",
-        "500 competition problems, answers in LaTeX",
-        load_math500,
-        500,
+    hub_task("gsm8k", "openai/gsm8k, main, test", "integer", 1319, "grade-school word problems", gsm8k),
+    hub_task(
+        "gsm8k-train",
+        "openai/gsm8k, main, train",
+        "integer",
+        7473,
+        "grade-school word problems outside gsm8k, for `prunus traces`",
+        gsm8k,
     ),
-    _whole_numbers("aime24", "HuggingFaceH4/aime_2024", "train", 30, "AIME 2024", highest=999),
-    _whole_numbers("aime25", "math-ai/aime25", "test", 30, "AIME 2025", highest=999),
-    _whole_numbers("aime26", "MathArena/aime_2026", "train", 30, "AIME 2026", highest=999),
-    _whole_numbers("amc23", "math-ai/amc23", "test", 40, "AMC 12, 2023"),
-    _hmmt("hmmt_feb25", "MathArena/hmmt_feb_2025", 30, "February 2025"),
-    _hmmt("hmmt_nov25", "MathArena/hmmt_nov_2025", 30, "November 2025"),
-    _hmmt("hmmt_feb26", "MathArena/hmmt_feb_2026", 33, "February 2026"),
+    hub_task("math500", "HuggingFaceH4/MATH-500, test", "math", 500, "competition problems, answers in LaTeX", math500),
+    hub_task("aime24", "HuggingFaceH4/aime_2024, train", "integer", 30, "problems of AIME 2024", aime),
+    hub_task("aime25", "math-ai/aime25, test", "integer", 30, "problems of AIME 2025", aime),
+    hub_task("aime26", "MathArena/aime_2026, train", "integer", 30, "problems of AIME 2026", aime),
+    hub_task("amc23", "math-ai/amc23, test", "integer", 40, "problems of AMC 12, 2023", contest),
+    hub_task("hmmt_feb25", "MathArena/hmmt_feb_2025, train", "math", 30, "problems of HMMT February 2025", hmmt),
+    hub_task("hmmt_nov25", "MathArena/hmmt_nov_2025, train", "math", 30, "problems of HMMT November 2025", hmmt),
+    hub_task("hmmt_feb26", "MathArena/hmmt_feb_2026, train", "math", 33, "problems of HMMT February 2026", hmmt),
 )

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -99,22 +99,6 @@ def gold_letter(answer: str, choices: tuple[str, ...]) -> str:
 LOCAL = "or pass a JSONL file with one {{'id', 'problem', 'answer'}} per line: --task {task}.jsonl"
 
 
-def hub_rows(task: str, repo: str, config: str | None, split: str, count: int) -> Iterator[Mapping[str, Any]]:
-    """The rows of one split; PrunusError unless there are exactly `count`, as in the original data set."""
-    local = LOCAL.format(task=task)
-    check_package(task)
-    load_dataset = import_module("datasets").load_dataset
-    try:
-        rows = load_dataset(repo, config, split=split)
-    except Exception as error:  # network, disk and access errors have no common class
-        raise PrunusError(f"cannot fetch task '{task}': {_reason(repo, error)}, {local}") from error
-    if len(rows) != count:
-        raise PrunusError(
-            f"task '{task}': {repo} ({split}) has {len(rows)} rows where {count} were expected; {local[3:]}"
-        )
-    return iter(rows)
-
-
 def check_package(task: str) -> None:
     """Raise PrunusError if the package that fetches sets of the hub, an optional extra, is missing."""
     there = sys.modules["datasets"] is not None if "datasets" in sys.modules else find_spec("datasets") is not None
@@ -133,12 +117,65 @@ def _reason(repo: str, error: BaseException) -> str:
     return f"{type(error).__name__} for {repo}; check the network (and that HF_HUB_OFFLINE is not set)"
 
 
-def row_field(task: str, row: Mapping[str, Any], *names: str) -> str:
-    """The first of these columns that exists, as stripped text; PrunusError where none does."""
-    for name in names:
-        if row.get(name) is not None:
-            return str(row[name]).strip()
-    raise PrunusError(f"task '{task}': a row has no column {' or '.join(names)}; the data set's columns have changed")
+class Row(NamedTuple):
+    """A row of a set of the hub. task: the name of the set. number: of the row in its split, from 0."""
+
+    task: str
+    number: int
+    columns: Mapping[str, Any]
+
+    def text(self, *names: str) -> str:
+        """The first of these columns that exists, as stripped text; PrunusError where none does."""
+        for name in names:
+            if self.columns.get(name) is not None:
+                return str(self.columns[name]).strip()
+        raise PrunusError(
+            f"task '{self.task}': a row has no column {' or '.join(names)}; the data set's columns have changed"
+        )
+
+
+class Content(NamedTuple):
+    """What a row says of a problem, whose id is TASK/KEY."""
+
+    key: str
+    question: str
+    answer: str
+    choices: tuple[str, ...] = ()
+
+
+def hub_task(
+    name: str,
+    source: str,
+    kind: AnswerKind,
+    problems: int,
+    about: str,
+    read: Callable[[Row], Content],
+    order: Callable[[list[Problem]], list[Problem]] = list,
+    private: bool = False,
+) -> Task:
+    """The task of one split of a data set, whose `load` raises PrunusError unless it has this number of problems.
+
+    source: repository, configuration if there are several, and split, with commas. order: puts the problems in order.
+    """
+
+    def load() -> list[Problem]:
+        local = LOCAL.format(task=name)
+        check_package(name)
+        repo, *config, split = source.split(", ")
+        try:
+            rows = import_module("datasets").load_dataset(repo, "".join(config) or None, split=split)
+        except Exception as error:  # network, disk and access errors have no common class
+            raise PrunusError(f"cannot fetch task '{name}': {_reason(repo, error)}, {local}") from error
+        if len(rows) != problems:
+            raise PrunusError(
+                f"task '{name}': {repo} ({split}) has {len(rows)} rows where {problems} were expected; {local[3:]}"
+            )
+        found = [read(Row(name, number, columns)) for number, columns in enumerate(rows)]
+        return order(
+            [Problem(f"{name}/{one.key}", name, one.question, one.answer, kind, one.choices, private) for one in found]
+        )
+
+    return Task(name, f"{source}{' (gated)' if private else ''}", kind, f"{problems} {about}", load, problems)
 
 
 # Load problems from a user's JSONL file, checked line by line.
