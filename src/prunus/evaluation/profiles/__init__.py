@@ -7,9 +7,9 @@ off, or lets the engine or the model keep the budget. catalogue.py is the conten
 
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from prunus.errors import PrunusError, nearest
 from prunus.plain_data import parse_toml
@@ -20,48 +20,22 @@ FORMAT = 1
 LEGACY_ANSWER_TOKENS = 32_768
 MOST_BYTES = 64 * 1024  # maximum size of a profile's file, and of a file with a system prompt
 DATE = "2026-01-01"  # replaces today's date in templates, so that the prompts of a plan are the same on every day
-Match = Literal["auto", "token", "text"]
-Opens = Literal["auto", "yes", "no"]
+CHOICES = {"match": ("auto", "token", "text"), "template_opens": ("auto", "yes", "no")}
 # Arguments of apply_chat_template that are not passed to the template.
 NOT_TEMPLATE_OPTIONS = (
     "add_generation_prompt", "chat_template", "continue_final_message", "messages", "tokenize", "tools",
 )  # fmt: skip
-# table of the file -> key in it -> field of Profile
-KEYS = {
-    "think": {
-        "start": "thinking_start",
-        "stops": "think_stops",
-        "match": "match",
-        "template_opens": "template_opens",
-        "wait": "wait",
-        "wait_break": "wait_break",
-    },
-    "close": {
-        "natural": "natural_closing",
-        "forced": "forced_closing",
-        "forced_break": "forced_break",
-        "answer_lead": "answer_lead",
-        "answer_in_chain": "answer_in_chain",
-    },
-    "answer": {
-        "stops": "answer_stops",
-        "banned": "answer_banned",
-        "strip": "strip",
-        "tokens": "answer_tokens",
-        "choice_tokens": "choice_answer_tokens",
-    },
-    "prompt": {"text": "prompt"},
-    "off": {"template": "off_template", "block": "off_block"},
-    "native": {"parameter": "native_parameter", "template": "native_template", "efforts": "native_efforts"},
-    "sampling": {
-        "temperature": "temperature",
-        "top_p": "top_p",
-        "top_k": "top_k",
-        "from_model": "sampling_from_model",
-    },
-}
 PROBLEM = "{problem}"  # stands for the problem in the text of a prompt
 TEMPLATE = ("system", "system_file", "model_system_file", "date")  # keys of [template] that are no template options
+
+
+def of_file(table: str, key: str, stored: Literal["always", "changed", "never"] = "always", **more: Any) -> Any:
+    """A field of Profile. table, key: where its file has it; both empty for [template]. more: of dataclasses.field.
+
+    stored: whether the plan of a run has it. Fields that older versions did not have are stored where they are changed
+    from their default, which keeps the ids of stored runs; of others their effects are stored instead.
+    """
+    return field(metadata={"table": table, "key": key, "stored": stored}, **more)
 
 
 @dataclass(frozen=True)
@@ -95,45 +69,44 @@ class Profile:
         tokens; or the numbers of tokens that stand for the levels of `reasoning_effort`.
     """
 
-    name: str
-    thinking_start: str
-    think_stops: tuple[str, ...]
-    natural_closing: str
-    forced_closing: str
-    answer_stops: tuple[str, ...]
-    answer_banned: tuple[str, ...]
-    forced_break: str = ""
-    wait: str = "Wait"
-    wait_break: str = ""
-    answer_lead: str = ""
-    answer_tokens: int = 1024
-    choice_answer_tokens: int = 512
-    temperature: float = 0.6
-    top_p: float = 0.95
-    top_k: int = 0
+    name: str = of_file("", "", "never")
+    thinking_start: str = of_file("think", "start")
+    think_stops: tuple[str, ...] = of_file("think", "stops")
+    natural_closing: str = of_file("close", "natural")
+    forced_closing: str = of_file("close", "forced")
+    answer_stops: tuple[str, ...] = of_file("answer", "stops")
+    answer_banned: tuple[str, ...] = of_file("answer", "banned")
+    forced_break: str = of_file("close", "forced_break", default="")
+    wait: str = of_file("think", "wait", default="Wait")
+    wait_break: str = of_file("think", "wait_break", default="")
+    answer_lead: str = of_file("close", "answer_lead", default="")
+    answer_tokens: int = of_file("answer", "tokens", "never", default=1024)
+    choice_answer_tokens: int = of_file("answer", "choice_tokens", "never", default=512)
+    temperature: float = of_file("sampling", "temperature", "never", default=0.6)
+    top_p: float = of_file("sampling", "top_p", "never", default=0.95)
+    top_k: int = of_file("sampling", "top_k", "never", default=0)
     enable_thinking: bool | None = None
-    match: Match = "auto"
-    template_opens: Opens = "auto"
-    answer_in_chain: bool = False
-    strip: tuple[str, ...] = ()
-    sampling_from_model: bool = False
-    template: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    system: str = ""
-    model_system_file: str = ""
-    date: str = DATE
-    off_template: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    off_block: str = ""
-    native_parameter: str = ""
-    native_template: str = ""
-    native_efforts: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    prompt: str = ""
+    match: str = of_file("think", "match", "never", default="auto")
+    template_opens: str = of_file("think", "template_opens", "changed", default="auto")
+    answer_in_chain: bool = of_file("close", "answer_in_chain", "changed", default=False)
+    strip: tuple[str, ...] = of_file("answer", "strip", "changed", default=())
+    sampling_from_model: bool = of_file("sampling", "from_model", "never", default=False)
+    template: Mapping[str, Any] = of_file("", "", "changed", default_factory=dict, hash=False)
+    system: str = of_file("", "", "changed", default="")
+    model_system_file: str = of_file("", "", "never", default="")
+    date: str = of_file("", "", "changed", default=DATE)
+    off_template: Mapping[str, Any] = of_file("off", "template", "never", default_factory=dict, hash=False)
+    off_block: str = of_file("off", "block", "never", default="")
+    native_parameter: str = of_file("native", "parameter", "never", default="")
+    native_template: str = of_file("native", "template", "never", default="")
+    native_efforts: Mapping[str, Any] = of_file("native", "efforts", "never", default_factory=dict, hash=False)
+    prompt: str = of_file("prompt", "text", "changed", default="")
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.match not in get_args(Match):
-            raise PrunusError(f"match must be {' or '.join(get_args(Match))}, not '{self.match}'")
-        if self.template_opens not in get_args(Opens):
-            raise PrunusError(f"template_opens must be {' or '.join(get_args(Opens))}, not '{self.template_opens}'")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise PrunusError(f"{name} must be {' or '.join(choices)}, not '{getattr(self, name)}'")
         for text in (*self.think_stops, *self.answer_stops, *self.answer_banned, *self.strip):
             if not text.strip():
                 raise PrunusError("a marker is empty or has only blanks")
@@ -177,24 +150,14 @@ class Profile:
             raise PrunusError("[prompt] is for models without a chat template, so there is no [off] and no [native]")
 
     def strings(self) -> dict[str, object]:
-        """All settings that affect the text, for the stored plan.
-
-        Fields that older versions did not have are left out at their default, which keeps the ids of stored runs.
-        """
-        numbers = {"name", "answer_tokens", "choice_answer_tokens", "temperature", "top_p", "top_k"}
-        # Their effects are stored instead.
-        of_the_model = {"match", "sampling_from_model", "model_system_file", "off_template", "off_block"}
-        of_the_model |= {"native_parameter", "native_template", "native_efforts"}
-        default: dict[str, object] = {
-            "template_opens": "auto", "answer_in_chain": False, "strip": (), "template": {}, "system": "", "date": DATE,
-            "prompt": "",
-        }  # fmt: skip
-        found = {
-            name: value
-            for name, value in asdict(self).items()
-            if name not in numbers | of_the_model and not (name in default and value == default[name])
-        }
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+        """All settings that affect the text, for the stored plan."""
+        found = dict[str, object]()
+        for one in fields(self):
+            value, stored = getattr(self, one.name), one.metadata.get("stored", "always")
+            default = one.default if one.default_factory is MISSING else one.default_factory()
+            if stored == "always" or (stored == "changed" and value != default):
+                found[one.name] = list(value) if isinstance(value, tuple) else value
+        return found
 
     def closed_by(self, closing: str) -> "Profile":
         """This profile with another forced closing. Raises PrunusError if the text has no marker that ends thinking."""
@@ -219,6 +182,13 @@ class Profile:
     def sampling(self, mode: Mode) -> tuple[float, float, int]:
         """Default temperature, top_p and top_k; in mode legacy those of the papers: 1, 1 and 0 (off)."""
         return (1.0, 1.0, 0) if mode == "legacy" else (self.temperature, self.top_p, self.top_k)
+
+
+# table of the file -> key in it -> field of Profile
+KEYS: dict[str, dict[str, str]] = {
+    table: {one.metadata["key"]: one.name for one in fields(Profile) if one.metadata.get("table") == table}
+    for table in ("think", "close", "answer", "prompt", "off", "native", "sampling")
+}
 
 
 def read_profile(path: Path) -> Profile:
