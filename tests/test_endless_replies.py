@@ -15,9 +15,8 @@ from prunus.cli import main
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import served, transport
-from prunus.evaluation.backends.chat import ChatRequest, ChatServer
+from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.backends.openai import OpenAIBackend
-from prunus.evaluation.requests import Sampling
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 ENTRY = {"id": "tiny", "owned_by": "vllm", "max_model_len": 2048}
@@ -73,7 +72,7 @@ def soon(monkeypatch):
 
 
 SLOW, FAST = 0.05, 0.0
-REQUEST = ChatRequest([{"role": "user", "content": "2+2?"}], 16, 0, {})
+REQUEST = {"messages": [{"role": "user", "content": "2+2?"}], "max_tokens": 16}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +85,8 @@ def test_an_endless_reply_ends_with_one_line(path, pace, words):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with pytest.raises(PrunusError, match=words):
             if path == "/v1/chat/completions":
-                ChatServer.load(tiny_folder(), "cpu", 64, engine).check(REQUEST, Sampling(0.0))
+                server = ChatServer.load(tiny_folder(), "cpu", 64, engine)
+                transport.with_client(engine, lambda client: server.ask(client, REQUEST, waits=True))
             else:
                 OpenAIBackend.load(tiny_folder(), "cpu", 64, engine)
         assert time.monotonic() - began < 20

@@ -24,7 +24,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation import pipeline, traces
 from prunus.evaluation.requests import Backend, Completion, Outstanding, Request, Sampling
 from prunus.evaluation.resolved_plan import problem_row, resolve_plan
-from prunus.evaluation.run import InBackground, missing_batches
+from prunus.evaluation.run import in_background, missing_batches
 from prunus.recipes import EvalPlan, TraceRecipe
 from prunus.results.store import Store
 
@@ -167,29 +167,36 @@ def test_traces_are_those_of_batches_and_only_missing_chains_are_drawn_again(tmp
 
 
 def test_a_slow_grader_does_not_hold_the_engine_up():
-    """All items can be put while the first one is being worked on."""
+    """All items come while the first one is being worked on."""
     gate, seen = threading.Event(), list[list[int]]()
 
-    def slow(items: list[int]) -> None:
-        gate.wait(30)
-        seen.append(items)
-
-    with InBackground(slow) as background:
-        for item in range(20):
-            background.put(item)
+    def items() -> Iterator[int]:
+        yield from range(20)
         assert seen == []
         gate.set()
-    assert [one for items in seen for one in items] == list(range(20)) and len(seen) <= 2
+
+    def slow(some: list[int]) -> int:
+        gate.wait(30)
+        seen.append(some)
+        return len(some)
+
+    assert sum(in_background(slow, items())) == 20
+    assert [one for some in seen for one in some] == list(range(20)) and len(seen) <= 2
 
 
 def test_an_error_in_the_background_is_raised_where_results_are_taken():
-    def broken(items: list[int]) -> None:
+    failed = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 1
+        failed.wait(30)
+        time.sleep(0.1)
+        yield 2
+        raise AssertionError("no item is asked for after an error")
+
+    def broken(some: list[int]) -> None:
+        failed.set()
         raise PrunusError("the disk is full")
 
-    with pytest.raises(PrunusError, match="the disk is full"), InBackground(broken) as background:
-        background.put(1)
-        while not background.calls[0].done():
-            time.sleep(0.001)
-        background.put(2)
-        list(background.results())
-        raise AssertionError("results must raise")
+    with pytest.raises(PrunusError, match="the disk is full"):
+        list(in_background(broken, items()))

@@ -8,10 +8,10 @@ follow from the keys of their chains, so the order in which chains end changes n
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Generic, NamedTuple, Self, TypeVar
+from typing import NamedTuple, TypeVar
 
 from prunus import progress
 from prunus.evaluation.backends.chat import ChatServer, check_server, drawn_by_server, ignored
@@ -136,11 +136,7 @@ def _portions(
         else:
             asked = [work.chain(*chain.key) for chain in chains]
             drawn = force_budgets_as_completed(engine, asked, work.budgets, work.rules, work.reuse)
-        with InBackground(kept) as background:
-            for place, draws in drawn:
-                background.put((chains[place], draws))
-                yield from background.results()
-        yield from background.results()
+        yield from in_background(kept, ((chains[place], draws) for place, draws in drawn))
         return
     pace = Pace(work.largest_budget)
     for lot in planned:
@@ -255,37 +251,25 @@ def warning_about(work: ResolvedPlan, draws: Sequence[Sequence[Draw]], of_profil
     )
 
 
-class InBackground(Generic[_T, _R]):
-    """Calls a function with the items put so far, in another thread; leaving the context waits for all of them.
+def in_background(function: Callable[[list[_T]], _R], items: Iterable[_T]) -> Iterator[_R]:
+    """Yield what the function returns of the items that have come since its last call, in another thread.
 
-    An error of the function is raised by `results`.
+    Once all items have come, or an error ends them, all calls are waited for. An error of the function is raised here.
     """
+    waiting, calls = deque[_T](), deque[Future[_R | None]]()
 
-    def __init__(self, function: Callable[[list[_T]], _R]) -> None:
-        self.function, self.items = function, deque[_T]()
-        self.calls: deque[Future[_R | None]] = deque()
-        self.thread = ThreadPoolExecutor(1)
+    def call() -> _R | None:
+        some = [waiting.popleft() for _ in range(min(MOST_AT_ONCE, len(waiting)))]
+        return function(some) if some else None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.thread.shutdown()
-
-    def put(self, item: _T) -> None:
-        """Hand over an item."""
-        self.items.append(item)
-        self.calls.append(self.thread.submit(self._call))
-
-    def results(self) -> Iterator[_R]:
-        """Yield what the function has returned since the last time."""
-        while self.calls and self.calls[0].done():
-            if (found := self.calls.popleft().result()) is not None:
-                yield found
-
-    def _call(self) -> _R | None:
-        some = [self.items.popleft() for _ in range(min(MOST_AT_ONCE, len(self.items)))]
-        return self.function(some) if some else None
+    with ThreadPoolExecutor(1) as thread:
+        for item in items:
+            waiting.append(item)
+            calls.append(thread.submit(call))
+            while calls and calls[0].done():
+                if (found := calls.popleft().result()) is not None:
+                    yield found
+    yield from (found for one in calls if (found := one.result()) is not None)
 
 
 class Pace:

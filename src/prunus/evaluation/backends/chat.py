@@ -7,7 +7,7 @@ adhere to it.
 """
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import httpx2 as httpx
@@ -18,27 +18,20 @@ from prunus.evaluation.backends.transport import in_thread, reply_of, with_clien
 from prunus.evaluation.budget import Draw
 from prunus.evaluation.profiles import LEGACY_ANSWER_TOKENS
 from prunus.evaluation.profiles.markers import messages_of
-from prunus.evaluation.requests import NEUTRAL, Sampling
+from prunus.evaluation.requests import NEUTRAL
 from prunus.evaluation.resolved_plan import PlannedChain, ResolvedPlan
 from prunus.evaluation.tasks import prompt_text
 
 Row = tuple[int, int, int]  # (index of the problem, draw, budget)
-
-
-class ChatRequest(NamedTuple):
-    """One conversation to continue. fields: of the request's body, beside those that ChatServer sets itself."""
-
-    messages: list[dict[str, str]]
-    max_new_tokens: int
-    seed: int
-    fields: Mapping[str, Any]
+Body = dict[str, Any]  # of a request
+LIMITS = ("max_tokens", "max_completion_tokens")  # names of the field with the most tokens of a reply
 
 
 class ChatReply(NamedTuple):
     """A reply. thinking, answer: texts. ids: of the whole completion, None if the server does not return them.
 
-    counted: number of thinking tokens by the server's own count, if it tells it. truncated: whether max_new_tokens or
-    the context ended it.
+    counted: number of thinking tokens by the server's own count, if it tells it. truncated: whether the request's limit
+    or the context ended it.
     """
 
     thinking: str
@@ -56,43 +49,15 @@ class ChatServer(Server):
         """What is known of the server, stored with the run; its address is not."""
         return {"engine": "openai", "server": self.server, "api": "chat completions"}
 
-    def replies(self, requests: Iterable[ChatRequest], sampling: Sampling) -> Iterator[tuple[int, ChatReply]]:
+    def replies(self, count: int, request: Callable[[int], Body]) -> Iterator[tuple[int, ChatReply]]:
         """Yield the number of each request and its reply as soon as it comes; as many at once as the server takes."""
-        numbered, asked = enumerate(requests), dict[int, ChatRequest]()
+        numbers = iter(range(count))
+        return in_thread(self.flow(lambda: next(numbers, None), lambda client, at: self.ask(client, request(at))))
 
-        def pick() -> int | None:
-            number, request = next(numbered, (None, None))
-            if number is not None and request is not None:
-                asked[number] = request
-            return number
-
-        async def send(client: httpx.AsyncClient, number: int) -> ChatReply:
-            return await self._ask(client, asked[number], sampling, waits=False)
-
-        for number, reply in in_thread(self.flow(pick, send)):
-            del asked[number]
-            yield number, reply
-
-    def check(self, request: ChatRequest, sampling: Sampling) -> None:
-        """Raise PrunusError if the server refuses a request with these fields; it generates one token."""
-        with_client(
-            self.engine, lambda client: self._ask(client, request._replace(max_new_tokens=1), sampling, waits=True)
-        )
-
-    async def _ask(self, client: httpx.AsyncClient, request: ChatRequest, sampling: Sampling, waits: bool) -> ChatReply:
-        body, address, most = self._body(request, sampling), f"{self.url}/chat/completions", request.max_new_tokens
+    async def ask(self, client: httpx.AsyncClient, body: Body, waits: bool = False) -> ChatReply:
+        """The reply to a request. waits: as that of reply_of."""
+        address, most = f"{self.url}/chat/completions", next(body[name] for name in LIMITS if name in body)
         return await reply_of(client, self.url, "POST", address, body, read=read_reply, waits=waits, tokens=most)
-
-    def _body(self, request: ChatRequest, sampling: Sampling) -> dict[str, object]:
-        """The body of a request; for vLLM it sets every parameter for which a model's own files have defaults."""
-        body = self.payload(request.seed, sampling) | {"messages": request.messages}
-        if self.server == "vllm":
-            body |= {"max_tokens": request.max_new_tokens, "top_k": sampling.top_k or -1, **NEUTRAL}
-            body |= {"return_token_ids": True, "skip_special_tokens": False}
-        else:
-            body["max_completion_tokens"] = request.max_new_tokens
-            body |= {"top_k": sampling.top_k} if sampling.top_k else {}
-        return body | dict(request.fields)
 
 
 def read_reply(reply: Any) -> ChatReply:
@@ -113,8 +78,10 @@ def read_reply(reply: Any) -> ChatReply:
 
 
 def check_server(work: ResolvedPlan, server: ChatServer) -> None:
-    """Raise PrunusError with the server's reason if it refuses a request of this plan."""
-    server.check(chat_request(work, server, (0, 0, work.budgets[-1])), work.rules.sampling)
+    """Raise PrunusError with the server's reason if it refuses a request of this plan; it generates one token."""
+    body = chat_request(work, server, (0, 0, work.budgets[-1]))
+    body |= {name: 1 for name in LIMITS if name in body}
+    with_client(server.engine, lambda client: server.ask(client, body, waits=True))
 
 
 def drawn_by_server(
@@ -122,15 +89,18 @@ def drawn_by_server(
 ) -> Iterator[tuple[int, list[Draw]]]:
     """Yield the place of each chain, which has one budget, and its draw as soon as its reply comes."""
     rows = [(*chain.key, chain.budgets[0]) for chain in chains]
-    replies = server.replies((chat_request(work, server, row) for row in rows), work.rules.sampling)
+    replies = server.replies(len(rows), lambda place: chat_request(work, server, rows[place]))
     return ((place, [drawn(work, rows[place], reply)]) for place, reply in replies)
 
 
-def chat_request(work: ResolvedPlan, server: ChatServer, row: Row) -> ChatRequest:
-    """The conversation of a row. Where the model is only told the budget, its tokens are bounded as in mode legacy."""
+def chat_request(work: ResolvedPlan, server: ChatServer, row: Row) -> Body:
+    """The conversation of a row. Where the model is only told the budget, its tokens are bounded as in mode legacy.
+
+    For vLLM it sets every parameter for which a model's own files have defaults.
+    """
     index, number, budget = row
     assert work.native is not None
-    chain, markers, profile = work.chain(index, number), work.rules.markers, work.profile
+    chain, markers, profile, sampling = work.chain(index, number), work.rules.markers, work.profile, work.rules.sampling
     options, fields = profile.template_options(), dict[str, Any]()
     if budget == OFF:
         assert work.switch is not None
@@ -138,20 +108,21 @@ def chat_request(work: ResolvedPlan, server: ChatServer, row: Row) -> ChatReques
     else:
         fields = work.native.fields(budget)
     options |= fields.pop("chat_template_kwargs", {})
-    context = min(work.rules.context or 10**9, server.context or 10**9)
-    answer = chain.answer_tokens + markers.answer_slack
-    if budget == OFF:
-        most = answer
-    elif work.native.bounds:
-        most = budget + markers.longest - len(markers.start) + answer
-    else:
+    most = chain.answer_tokens + markers.answer_slack
+    if budget != OFF and work.native.bounds:
+        most += budget + markers.longest - len(markers.start)
+    elif budget != OFF:
         most = budget + LEGACY_ANSWER_TOKENS
-    return ChatRequest(
-        messages=messages_of(prompt_text(work.problems[index], work.plan["prompt"]), profile.system),
-        max_new_tokens=max(1, min(most, context - len(chain.prompt))),
-        seed=work.rules.seed_of(chain, "native", budget),
-        fields=fields | ({"chat_template_kwargs": options} if options else {}),
-    )
+    context = min(work.rules.context or 10**9, server.context or 10**9)
+    most = max(1, min(most, context - len(chain.prompt)))
+    body = server.payload(work.rules.seed_of(chain, "native", budget), sampling)
+    body["messages"] = messages_of(prompt_text(work.problems[index], work.plan["prompt"]), profile.system)
+    if server.server == "vllm":
+        body |= {"max_tokens": most, "top_k": sampling.top_k or -1, **NEUTRAL}
+        body |= {"return_token_ids": True, "skip_special_tokens": False}
+    else:
+        body |= {"max_completion_tokens": most} | ({"top_k": sampling.top_k} if sampling.top_k else {})
+    return body | fields | ({"chat_template_kwargs": options} if options else {})
 
 
 def drawn(work: ResolvedPlan, row: Row, reply: ChatReply) -> Draw:

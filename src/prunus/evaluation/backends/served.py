@@ -8,9 +8,9 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterator, Mapping
-from contextlib import ExitStack, aclosing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
@@ -22,9 +22,6 @@ from prunus.engines import GGUF, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.transport import (
     MALFORMED,
-    Window,
-    files_at_once,
-    new_client,
     received,
     replies,
     reply_of,
@@ -157,17 +154,11 @@ class Server(Engine):
             "seed": seed if self.server.startswith("vllm") else seed & 0x7FFFFFFF,  # others take 32 bits
         }
 
-    async def flow(
+    def flow(
         self, pick: Callable[[], int | None], send: Callable[[httpx.AsyncClient, int], Coroutine[Any, Any, _T]]
     ) -> AsyncGenerator[tuple[int, _T], None]:
         """Yield (number, reply) of each request as it comes; pick and send as those of `replies`."""
-        window = Window(self.engine.concurrency, files_at_once(), self.places)
-        async with (
-            new_client(self.engine) as client,
-            aclosing(replies(client, self.url, window, pick, partial(send, client))) as found,
-        ):
-            async for pair in found:
-                yield pair
+        return replies(self.engine, self.url, self.places, pick, send)
 
 
 def names_of(folder: Path) -> set[str]:

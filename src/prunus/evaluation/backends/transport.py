@@ -349,26 +349,25 @@ def files_at_once() -> int:
     return MOST if soft == resource.RLIM_INFINITY else max(1, soft - 256)
 
 
-_T = TypeVar("_T")
-
-
 async def replies(
-    client: httpx.AsyncClient,
+    engine: EngineOptions,
     url: str,
-    window: Window,
+    places: int | None,
     pick: Callable[[], int | None],
-    send: Callable[[int], Coroutine[Any, Any, _T]],
+    send: Callable[[httpx.AsyncClient, int], Coroutine[Any, Any, _T]],
 ) -> AsyncGenerator[tuple[int, _T], None]:
     """Yield (number, reply) of each request as it comes.
 
-    url: ends in /v1. pick: returns the number of the next request, or None if there is none at present. send: sends a
-    request, or raises Busy. Raises PrunusError if one request breaks off too often, or the server has none of ours and
-    refuses too often.
+    url: ends in /v1. places: requests that the server runs at once; None if that is unknown. pick: returns the number
+    of the next request, or None if there is none at present. send: sends a request, or raises Busy. Raises PrunusError
+    if one request breaks off too often, or the server has none of ours and refuses too often.
     """
+    window = Window(engine.concurrency, files_at_once(), places)
     again: deque[int] = deque()  # requests that the server refused
     running: dict[asyncio.Task[_T], tuple[int, float]] = {}  # number, when it was sent
     broken: Counter[int] = Counter()
     now = asyncio.get_running_loop().time
+    client = new_client(engine)
     watching = asyncio.create_task(_watch(client, url, window, lambda: len(running)))
     try:
         while True:
@@ -376,7 +375,7 @@ async def replies(
                 number = again.popleft() if again else pick()
                 if number is None:
                     break
-                running[asyncio.create_task(send(number))] = number, now()
+                running[asyncio.create_task(send(client, number))] = number, now()
             if not running and has_room:
                 return
             if not running:
@@ -402,6 +401,7 @@ async def replies(
         for task in (watching, *running):
             task.cancel()
         await asyncio.gather(watching, *running, return_exceptions=True)
+        await client.aclose()
 
 
 async def _watch(client: httpx.AsyncClient, url: str, window: Window, in_flight: Callable[[], int]) -> None:
