@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from prunus import progress
@@ -56,11 +56,9 @@ def load_model(
             model = load(folder, dtype=torch.float32 if dtype is None and few else dtype)
             setattr(model, SPARSE, True)
             return model
-        if is_packed(folder):
-            model = unpacked(folder, wanted)
-        elif has_integers(folder):
-            plain = Checkpoint(folder)
-            model = load_whole(plain, wanted or plain.dtype)
+        if is_packed(folder) or has_integers(folder):
+            checkpoint = PackedCheckpoint(folder) if is_packed(folder) else Checkpoint(folder)
+            model = load_whole(checkpoint, wanted or checkpoint.dtype)
         else:
             with quiet():
                 loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -112,20 +110,6 @@ def runs_sparse(folder: Path, device: str, sparse: bool) -> bool:
 def is_sparse(model: PreTrainedModel) -> bool:
     """Whether a model from load_model runs on the sparse kernel."""
     return getattr(model, SPARSE, False)
-
-
-def unpacked(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
-    """The model of a packed folder, unpacked in memory. dtype: None means the checkpoint's."""
-    checkpoint = PackedCheckpoint(folder)
-    state = {name: stored.read() for name, stored in checkpoint.tensors.items()}
-    family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(checkpoint.config)]
-    with quiet():
-        return family.from_pretrained(
-            None,
-            config=checkpoint.config,
-            state_dict=state,
-            dtype=dtype or checkpoint.dtype,
-        )
 
 
 def has_integers(folder: Path) -> bool:

@@ -161,6 +161,10 @@ class Server(Engine):
         return replies(self.engine, self.url, self.places, pick, send)
 
 
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
 def names_of(folder: Path) -> set[str]:
     """The names a server may give a folder's model: its path, its name, its hub id if in the hub's cache."""
     names = {str(folder), str(folder.resolve()), folder.name}
@@ -177,46 +181,22 @@ class ServedModel:
     same name would continue the run.
     """
 
-    blocks = 0
+    blocks, dtype = 0, None
 
     def __init__(self, name: str, engine: EngineOptions) -> None:
         """Ask the server. name: MODEL of the command. Raises PrunusError if it is not reached or lacks the model."""
         assert engine.url is not None and engine.tokenizer is not None
+        url = api_of(engine.url)
         self.name, self.folder = name, resolve_tokenizer(engine.tokenizer)
         self.manifest: dict[str, Any] = {}
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.folder)
-        self.entry = with_client(
-            engine, lambda client: find_model(client, api_of(engine.url or ""), {name}, engine.served_model)
-        )
-
-    @property
-    def context(self) -> int:
-        """Most tokens of a sequence on the server."""
-        return context_of(self.entry) or UNLIMITED
-
-    @property
-    def parameters(self) -> int | None:
-        """Number of weights, which only llama.cpp tells."""
-        found = meta_of(self.entry).get("n_params")
-        return found if isinstance(found, int) else None
-
-    @property
-    def engine_bytes(self) -> dict[str, int] | None:
-        """The size of the file, which only llama.cpp tells."""
-        found = meta_of(self.entry).get("size")
-        return {"file": found} if isinstance(found, int) else None
-
-    @property
-    def dtype(self) -> None:
-        """Dtype of the weights, which a server does not tell."""
-        return None
-
-    @property
-    def quantisation(self) -> str | None:
-        """Bits per weight as llama.cpp tells them, where they are fewer than 16; None from other servers."""
-        size, meta = self.parameters, meta_of(self.entry)
-        bits = 8 * meta["size"] / size if size and isinstance(meta.get("size"), int) else 16.0
-        return f"{bits:.2g} bits per weight" if bits < 15 else None
+        self.entry = with_client(engine, lambda client: find_model(client, url, {name}, engine.served_model))
+        self.context = context_of(self.entry) or UNLIMITED
+        # Of weights only llama.cpp tells: their number, the size of their file, and so their bits if fewer than 16.
+        self.parameters, size = (_whole(meta_of(self.entry).get(key)) for key in ("n_params", "size"))
+        self.engine_bytes = None if size is None else {"file": size}
+        bits = 8 * size / self.parameters if size is not None and self.parameters else 16.0
+        self.quantisation = f"{bits:.2g} bits per weight" if bits < 15 else None
 
     def checksum(self) -> str:
         """The hash that identifies the model."""

@@ -36,16 +36,14 @@ MOST_BIASES = 1024  # limit of vLLM's second model runner per request
 FLOAT32_PARAMETERS = 1_000_000_000  # as in hf: models up to this size run in float32 on a CPU
 WINDOW = 4  # chains that are queued in the engine, as a multiple of those that it decodes at once
 FIRST, LAST = 0, 1  # priorities: an answer goes before chains that have not started
-# Arguments of vllm.LLM that this backend sets, and why.
-OURS = {
-    "model": "MODEL of the command",
-    "tokenizer": "MODEL of the command",
-    "skip_tokenizer_init": "token ids go in and out",
-    "generation_config": "the plan has every sampling value",
-    "logprobs_mode": "log-probabilities are those of the model",
-    "scheduling_policy": "answers go before new chains",
-    "worker_extension_cls": "it swaps weights",
-    "enable_prefix_caching": "without it every answer would read its chain again",
+# Arguments of vllm.LLM that this backend sets, to which value, and why.
+OURS: dict[str, tuple[Any, str]] = {
+    "skip_tokenizer_init": (True, "token ids go in and out"),
+    "generation_config": ("vllm", "the plan has every sampling value"),
+    "logprobs_mode": ("raw_logprobs", "log-probabilities are those of the model"),
+    "scheduling_policy": ("priority", "answers go before new chains"),
+    "worker_extension_cls": ("prunus.evaluation.backends.vllm.Swapping", "it swaps weights"),
+    "enable_prefix_caching": (True, "without it every answer would read its chain again"),
 }
 FLAGS = ("VLLM_BATCH_INVARIANT", "VLLM_USE_V2_MODEL_RUNNER", "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_ATTENTION_BACKEND")
 INT4 = "VLLM_CPU_INT4_W4A8"
@@ -85,15 +83,7 @@ class VLLMBackend(Backend):
         if kind == "cpu":
             # After part of a prompt vLLM 0.32 sets back the request's generator, which fails on a CPU.
             ours["enable_chunked_prefill"] = False
-        fixed = {
-            "model": str(folder),
-            "skip_tokenizer_init": True,
-            "generation_config": "vllm",
-            "logprobs_mode": "raw_logprobs",
-            "scheduling_policy": "priority",
-            "worker_extension_cls": "prunus.evaluation.backends.vllm.Swapping",
-            "enable_prefix_caching": True,
-        }
+        fixed = {"model": str(folder)} | {name: value for name, (value, _) in OURS.items()}
         try:
             llm = vllm().LLM(**(ours | dict(args) | fixed))
         except Exception as error:  # vLLM raises errors of many kinds, some from its child processes
@@ -189,29 +179,23 @@ class VLLMBackend(Backend):
 
     def _completed(self, request: Request, output: Any) -> Completion | None:
         """The completion of a request that has ended or whose text contains a marker; None before that."""
+        made, stopped, marker = output.outputs[0], None, None
+        ids = list(made.token_ids)
         if request.texts is not None:
-            ids = list(output.outputs[0].token_ids)
-            seen = self.read.get(output.request_id, 0)
-            self.read[output.request_id] = len(ids)
+            seen, self.read[output.request_id] = self.read.get(output.request_id, 0), len(ids)
             if found := request.texts.first(ids, seen):
-                begin, end = found
-                return self._checked(request, ids[:end], None, output.outputs[0].logprobs, begin)
-        return self._completion(request, output.outputs[0]) if output.finished else None
-
-    def _completion(self, request: Request, output: Any) -> Completion:
-        ids = list(output.token_ids)
-        stopped = ids.pop() if ids and ids[-1] in request.stops else None
-        if output.finish_reason not in ("stop", "length") or (stopped is None) != (output.finish_reason == "length"):
-            raise PrunusError(f"vLLM ended a request with '{output.finish_reason}' ({output.stop_reason})")
-        return self._checked(request, ids, stopped, output.logprobs, None)
-
-    def _checked(
-        self, request: Request, ids: list[int], stopped: int | None, scores: Sequence[Any], marker: int | None
-    ) -> Completion:
+                marker, end = found
+                ids = ids[:end]
+        if marker is None:
+            if not output.finished:
+                return None
+            stopped = ids.pop() if ids and ids[-1] in request.stops else None
+            if made.finish_reason not in ("stop", "length") or (stopped is None) != (made.finish_reason == "length"):
+                raise PrunusError(f"vLLM ended a request with '{made.finish_reason}' ({made.stop_reason})")
         for token in ids:
             if token in request.banned or token in self.unknown:
                 raise PrunusError(f"vLLM sampled id {token} although it was banned; use --backend hf")
-        logprobs = array("f", (entry[token].logprob for token, entry in zip(ids, scores, strict=False)))
+        logprobs = array("f", (entry[token].logprob for token, entry in zip(ids, made.logprobs, strict=False)))
         return Completion(ids, stopped, Scores(logprobs, array("f", [math.nan]) * len(ids)), marker)
 
     def hold(self, packed: Path | None, vectors: Path | None, removed: Sequence[int]) -> None:
@@ -296,8 +280,9 @@ def adds_nothing(architecture: Architecture, index: int) -> bool:
 def check_args(args: Mapping[str, Any]) -> None:
     """Raise PrunusError for engine arguments that this backend sets, and for data parallelism."""
     for name in args:
-        if name in OURS:
-            raise PrunusError(f"engine argument '{name}' is set by prunus: {OURS[name]}")
+        why = "MODEL of the command" if name in ("model", "tokenizer") else OURS.get(name, (None, ""))[1]
+        if why:
+            raise PrunusError(f"engine argument '{name}' is set by prunus: {why}")
     if args.get("data_parallel_size", 1) != 1:
         raise PrunusError(
             "vLLM's offline engine runs one replica: start `vllm serve MODEL --data-parallel-size N` and use --backend"
