@@ -558,6 +558,9 @@ class TraceRecipe(Drawing):
     tasks: names or .jsonl files; evaluation sets are refused.
     """
 
+    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({"min_tokens": 0, "hardest": False})
+    STORED: ClassVar[tuple[str, ...]] = tuple(REMOVED)
+
     tasks: tuple[str, ...]
     samples: int = setting(1, "Chains per problem.", at_least=1)
     max_tokens: int = setting(8192, "Thinking tokens allowed per chain.", at_least=1)
@@ -565,15 +568,9 @@ class TraceRecipe(Drawing):
         None, "Most tokens of an answer; the default depends on the task.", at_least=1, late=True
     )
     only: TraceFilter = setting("all", "Keep all chains, or only those with a correct answer.")
-    min_tokens: int = setting(0, "Keep chains with at least N thinking tokens.", at_least=0)
-    hardest: bool = setting(False, "Keep only the harder half of the problems, those solved least often.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.min_tokens > self.max_tokens:
-            raise PrunusError(
-                f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}: nothing would be kept"
-            )
         self.plan()
 
     def plan(self) -> EvalPlan:

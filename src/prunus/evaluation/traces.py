@@ -1,14 +1,12 @@
 """Write a model's own chains of thought as token ids with metadata, for calibration of reasoning models.
 
 The idea is from RAC, arXiv:2509.12464. Token ids are stored rather than texts, because a chat template may drop the
-thinking. Chains that are complete are kept in OUT.partial, until those that pass the filters are written to OUT in one
-step.
+thinking. Chains that are complete are kept in OUT.partial, until they are written to OUT in one step.
 """
 
 import json
 import os
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,7 +28,7 @@ from prunus.evaluation.tasks import TASKS, Problem
 from prunus.plain_data import parse_json
 from prunus.progress import Steps
 from prunus.questions import evaluation_set, question_digest
-from prunus.recipes import TraceRecipe
+from prunus.recipes import TraceFilter, TraceRecipe
 from prunus.results.rows import Key, Sample
 
 BYTES_PER_TOKEN = 16  # of JSON, in the partial and the final file together
@@ -58,7 +56,7 @@ def traces(
     engine: EngineOptions | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Draw chains of a model (`tiny`, folder or hub id), write those that pass the filters to out, return a summary.
+    """Draw chains of a model (`tiny`, folder or hub id), write them, or the correct ones, to out, return a summary.
 
     out: a .jsonl file. A line has token_ids (prompt, thinking and, if the model ended its thinking itself, closing and
     answer), prompt_tokens (number of ids of the prompt), thinking_tokens, ended, correct, problem_id, problem_digest
@@ -67,8 +65,8 @@ def traces(
     backend (docs/engines.md). overwrite: replace out, and unfinished work of another run.
     Returns out, chains (number written), of (number drawn), correct (chains), tokens (of the written chains) and
     seconds.
-    Raises PrunusError for problems of evaluation sets, before anything is drawn, and if no chain passes the filters;
-    then the chains stay in out.partial, so that a call with other filters draws none again.
+    Raises PrunusError for problems of evaluation sets, before anything is drawn, and if no chain is to be written;
+    then the chains stay in out.partial, so that a call that keeps all of them draws none again.
     """
     started, target = time.monotonic(), Path(out)
     check_target(target, overwrite)
@@ -92,11 +90,9 @@ def traces(
                 check_engine(work, backend)
                 draw(work, journal, backend)
         found = [journal.chains[key] for key in keys]
-        kept = choose(found, recipe)
+        kept = choose(found, recipe.only)
         if not kept:
-            raise PrunusError(
-                f"none of {len(found)} chains passes the filters; loosen them and run again (all are kept)"
-            )
+            raise PrunusError(f"none of {len(found)} chains is correct; all are kept in {journal.path}")
         write_text(target, "".join(json.dumps(trace) + "\n" for trace in kept))
         journal.remove()
     return {
@@ -161,36 +157,11 @@ def trace_of(work: ResolvedPlan, index: int, drawn: Draw, sample: Sample) -> Tra
     }
 
 
-def choose(found: Sequence[Trace], recipe: TraceRecipe) -> list[Trace]:
-    """The chains that pass the filters, by problem (in the order of their first chain), then by draw.
-
-    hardest: of the problems that still have a chain, only the half (rounded up) that was solved least often over all
-    draws is kept; among equals, those with the longest thinking.
-    """
-    by_problem: dict[str, list[Trace]] = defaultdict(list)
-    for trace in found:
-        by_problem[trace["problem_id"]].append(trace)
-    passing = {
-        problem: [trace for trace in of_problem if passes(trace, recipe)] for problem, of_problem in by_problem.items()
-    }
-    problems = [problem for problem, kept in passing.items() if kept]
-    if recipe.hardest:
-        ordered = sorted(problems, key=lambda problem: difficulty(by_problem[problem]), reverse=True)
-        harder = set(ordered[: (len(ordered) + 1) // 2])
-        problems = [problem for problem in problems if problem in harder]
-    return [trace for problem in problems for trace in sorted(passing[problem], key=lambda trace: trace["draw"])]
-
-
-def passes(trace: Trace, recipe: TraceRecipe) -> bool:
-    """Whether a chain passes the recipe's filters on length and correctness."""
-    return trace["thinking_tokens"] >= recipe.min_tokens and (recipe.only == "all" or trace["correct"])
-
-
-def difficulty(of_problem: Sequence[Trace]) -> tuple[float, float]:
-    """(share of draws that failed, mean thinking tokens)."""
-    count = len(of_problem)
-    failed = sum(not trace["correct"] for trace in of_problem) / count
-    return failed, sum(trace["thinking_tokens"] for trace in of_problem) / count
+def choose(found: Sequence[Trace], only: TraceFilter) -> list[Trace]:
+    """All chains, or the correct ones, by problem (in the order of their first chain), then by draw."""
+    place = {problem: at for at, problem in enumerate(dict.fromkeys(trace["problem_id"] for trace in found))}
+    kept = [trace for trace in found if only == "all" or trace["correct"]]
+    return sorted(kept, key=lambda trace: (place[trace["problem_id"]], trace["draw"]))
 
 
 class Journal:
