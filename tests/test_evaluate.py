@@ -293,7 +293,7 @@ def test_legacy_answers_run_to_the_end_of_the_context(tmp_path, store):
     plan = EvalPlan(tasks=(str(write_task(tmp_path / "t.jsonl", *problems)),), budgets=(0, 8, 24), mode="legacy")
     run_id = prunus.evaluate(model, plan, store)
     work = resolve_plan(Checkpoint(model), load_tokenizer(model), plan)
-    lengths = {problem.id: len(prompt) for problem, prompt in zip(work.problems, work.prompts, strict=True)}
+    lengths = {problem.id: len(chain.prompt) for problem, chain in zip(work.problems, work.chains, strict=True)}
     start = len(work.rules.markers.start)
     with Store(store) as opened:
         stored, samples = opened.run(run_id).plan, opened.samples(run_id)
@@ -351,7 +351,9 @@ def test_caps_follow_the_kind_of_problem(tmp_path, store):
     work = resolve_plan(
         Checkpoint(model), load_tokenizer(model), EvalPlan(tasks=(str(task),), budgets=(1,), profile="qwen3")
     )
-    assert work.plan["answer_tokens"] == {"choice": 512, "math": 1024} and work.caps == [512, 1024]
+    assert work.plan["answer_tokens"] == {"choice": 512, "math": 1024} and [
+        chain.answer_tokens for chain in work.chains
+    ] == [512, 1024]
     assert work.plan["tasks"] == ["mixed"]
     elsewhere = tmp_path / "copy"
     elsewhere.mkdir()

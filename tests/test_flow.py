@@ -127,7 +127,7 @@ def test_a_kill_loses_the_chains_that_the_engine_works_on_and_no_other(tmp_path)
     plan, path = EvalPlan.from_json(PLAN.to_json() | {"backend": "openai", "temperature": 1.0}), tmp_path / "killed.db"
     work = resolve_plan(ModelFolder(tiny_folder()), TOKENIZER, plan)
     server = Holding(ScriptedBackend(babble), TOKENIZER)
-    server.hold(never_begun=work.prompts[0], half_done=work.prompts[1])
+    server.hold(never_begun=work.chains[0].prompt, half_done=work.chains[1].prompt)
     with serving(server):
         with warm_processes.running(KILLED, json.dumps(plan.to_json()), path, server.url) as process:
             for _ in range(1000):
@@ -145,7 +145,9 @@ def test_a_kill_loses_the_chains_that_the_engine_works_on_and_no_other(tmp_path)
         engine = EngineOptions(url=server.url)
         assert prunus.evaluate("tiny", plan, path, engine=engine) == work.run_id
         thought = Counter(tuple(body["prompt"]) for body in server.seen)
-        assert [thought[tuple(prompt)] for prompt in work.prompts] == [2, 2, 0, 0], "no other chain is sampled again"
+        assert [thought[tuple(chain.prompt)] for chain in work.chains] == [2, 2, 0, 0], (
+            "no other chain is sampled again"
+        )
         prunus.evaluate("tiny", plan, tmp_path / "unbroken.db", engine=engine)
     assert rows(path, work.run_id) == rows(tmp_path / "unbroken.db", work.run_id)
 

@@ -215,7 +215,7 @@ def test_rows_of_off_in_a_store(tmp_path, switched, capsys):
     assert "budget off: template enable_thinking=False" in capsys.readouterr().err
     assert work.plan["budgets"] == ["off", 0, 16] and work.plan["off"] == {"template": {"enable_thinking": False}}
     numbers = resolve_plan(folder, switched, EvalPlan.from_json(plan.to_json() | {"budgets": [0, 16]}))
-    assert "off" not in numbers.plan and not numbers.off_prompts
+    assert "off" not in numbers.plan and not any(chain.off for chain in numbers.chains)
     with Store(tmp_path / "results.db", create=True) as store:
         store.add_problems(map(problem_row, work.problems))
         for one in (work, numbers):

@@ -78,7 +78,7 @@ def test_a_plan_of_legacy_answers_counts_to_the_end_of_the_context(tmp_path):
     [cell] = prunus.plan_study(file, out=tmp_path / "out")["cells"]
     study = read_study(file)
     [dense] = open_model(study, study.models[0], Path(study.models[0])).cells
-    lengths = [len(prompt) for prompt in dense.resolved.prompts]
+    lengths = [len(chain.prompt) for chain in dense.resolved.chains]
     closing = len(load_tokenizer(Path(study.models[0])).encode("<|im_start|>answer"))  # the shortest
     assert cell["tokens"] == sum(
         20 + sum(256 - length - budget - closing for budget in (0, 8, 20)) for length in lengths

@@ -39,10 +39,8 @@ class PlannedChain(NamedTuple):
 class ResolvedPlan:
     """A plan made concrete for one model.
 
-    prompts: ids of each problem including thinking_start. off_prompts: with the thinking switched off, if that is one
-    of the budgets, as `switch` does it. native: how the engine or the model is told the budget, under native control.
-    caps: cap on the answer to each problem in tokens, which
-    rules.context may lower. plan: as the store has it.
+    chains: the first draw of each problem, with a prompt without thinking, as `switch` makes it, if OFF is one of the
+    budgets. native: how the engine or the model is told the budget, under native control. plan: as the store has it.
     """
 
     run_id: str
@@ -50,13 +48,11 @@ class ResolvedPlan:
     profile: Profile
     tokenizer: "PreTrainedTokenizerBase"
     problems: list[Problem]
-    prompts: list[list[int]]
-    caps: list[int]
+    chains: list[Chain]
     rules: Rules
     budgets: tuple[int, ...]
     reuse: bool
     batches: list[list[tuple[int, int]]]  # (index of the problem, draw)
-    off_prompts: Sequence[list[int]] = ()
     switch: Switch | None = None
     native: NativeControl | None = None
 
@@ -66,9 +62,8 @@ class ResolvedPlan:
 
     def chain(self, index: int, draw: int) -> Chain:
         """A draw of the problem at this index."""
-        problem = self.problems[index]
-        off = self.off_prompts[index] if self.off_prompts else ()
-        return Chain(self.prompts[index], (problem.task, problem.id, draw), self.caps[index], off)
+        first = self.chains[index]
+        return first._replace(key=(*first.key[:2], draw))
 
     @property
     def planned(self) -> Planned:
@@ -85,11 +80,10 @@ class ResolvedPlan:
 
     def answers_at_most(self, index: int) -> int:
         """Maximum number of tokens of all answers to a problem in one draw, one answer for each budget."""
-        chain = Chain(self.prompts[index], ("", "", 0), self.caps[index])
-        closing = self.rules.markers.shortest_closing
+        chain, closing = self.chains[index], self.rules.markers.shortest_closing
         appended = [budget + closing for budget in without_off(self.budgets)]
-        if self.off_prompts:
-            appended.append(len(self.off_prompts[index]) - len(self.prompts[index]))
+        if chain.off:
+            appended.append(len(chain.off) - len(chain.prompt))
         return sum(self.rules.answer_cap(chain, one) for one in appended)
 
 
@@ -116,13 +110,17 @@ def resolve_plan(
     rows = other_rows(plan.rows, len(problems) * plan.samples) if plan.aa_control else plan.rows
     caps = [plan.answer_tokens or profile.answer_cap(problem.kind, plan.mode) for problem in problems]
     texts = [prompt_text(problem, plan.prompt) for problem in problems]
-    prompts, context = encode_problems(profile, tokenizer, texts), checkpoint.context
-    largest = max(0, *plan.budgets)
-    needed = [tokens_needed(largest, markers, prompt, cap) for prompt, cap in zip(prompts, caps, strict=True)]
-    least = caps if plan.mode == "strict" else [1] * len(caps)
+    prompts, context, largest = encode_problems(profile, tokenizer, texts), checkpoint.context, max(0, *plan.budgets)
     switch = switch_off(profile, tokenizer) if OFF in plan.budgets else None
-    off_prompts = [switch.encode(tokenizer, one) for one in switch.render(tokenizer, texts)] if switch else []
-    check_context(context, "model", largest, markers, problems, prompts, off_prompts, least)
+    without = (
+        [switch.encode(tokenizer, one) for one in switch.render(tokenizer, texts)] if switch else [()] * len(texts)
+    )
+    chains = [
+        Chain(prompt, (problem.task, problem.id, 0), cap, off)
+        for problem, prompt, cap, off in zip(problems, prompts, caps, without, strict=True)
+    ]
+    least = chains if plan.mode == "strict" else [chain._replace(answer_tokens=1) for chain in chains]
+    check_context(context, "model", largest, markers, least)
     native = native_control(profile, tokenizer, plan.budgets) if plan.control == "native" else None
     if native is not None:
         if switch is not None and switch.block:
@@ -155,7 +153,7 @@ def resolve_plan(
         resolved["off"] = switch.describe()
     if native is not None:
         resolved["native"] = native.describe()
-    if max(needed) > context:
+    if max(tokens_needed(largest, markers, chain) for chain in chains) > context:
         resolved["context"] = context
     if ends := (markers.think_stops - own.think_stops) | (markers.answer_stops - own.answer_stops):
         resolved["end_ids"] = sorted(ends)
@@ -165,13 +163,11 @@ def resolve_plan(
         profile=profile,
         tokenizer=tokenizer,
         problems=problems,
-        prompts=prompts,
-        caps=caps,
+        chains=chains,
         rules=Rules(markers, sampling, plan.wait, plan.seed, context, appended),
         budgets=plan.budgets,
         reuse=plan.reuse,
         batches=cut_into_batches([len(prompt) for prompt in prompts], plan.samples, rows),
-        off_prompts=off_prompts,
         switch=switch,
         native=native,
     )
@@ -223,40 +219,29 @@ def effective_sampling(profile: Profile, plan: EvalPlan) -> Sampling:
     )
 
 
-def tokens_needed(budget: int, markers: Markers, prompt: Sequence[int], cap: int) -> int:
+def tokens_needed(budget: int, markers: Markers, chain: Chain) -> int:
     """The maximum number of tokens of a chain: prompt (with the opening marker), thinking, closing and answer."""
-    return len(prompt) - len(markers.start) + markers.longest + budget + cap
+    return len(chain.prompt) - len(markers.start) + markers.longest + budget + chain.answer_tokens
 
 
-def check_context(
-    context: int,
-    owner: str,
-    budget: int,
-    markers: Markers,
-    problems: Sequence[Problem],
-    prompts: Sequence[list[int]],
-    off_prompts: Sequence[list[int]],
-    caps: Sequence[int],
-) -> None:
-    """Raise PrunusError unless every problem's prompt, thinking, markers and answer fit into the context.
+def check_context(context: int, owner: str, budget: int, markers: Markers, chains: Sequence[Chain]) -> None:
+    """Raise PrunusError unless every chain's prompts, thinking, markers and answer fit into the context.
 
-    owner: `model` or `engine`, whose context it is, for the message. off_prompts: without thinking; empty without
-    budget OFF.
+    owner: `model` or `engine`, whose context it is, for the message.
     """
-    for problem, prompt, cap in zip(problems, prompts, caps, strict=True):
-        needed = tokens_needed(budget, markers, prompt, cap)
+    for chain in chains:
+        needed, cap = tokens_needed(budget, markers, chain), chain.answer_tokens
         if needed > context:
-            template = len(prompt) - len(markers.start)
+            template = len(chain.prompt) - len(markers.start)
             raise PrunusError(
-                f"problem '{problem.id}' needs {needed} tokens ({template} of prompt, {budget} to think,"
+                f"problem '{chain.key[1]}' needs {needed} tokens ({template} of prompt, {budget} to think,"
                 f" {markers.longest} of markers, {cap} to answer), but the {owner}'s context is {context}:"
                 " lower --budgets or --answer-tokens"
             )
-    for problem, prompt, cap in zip(problems, off_prompts, caps, strict=False):
-        if len(prompt) + cap > context:
+        if chain.off and len(chain.off) + cap > context:
             raise PrunusError(
-                f"problem '{problem.id}' needs {len(prompt) + cap} tokens at budget off ({len(prompt)} of prompt, {cap}"
-                f" to answer), but the {owner}'s context is {context}: lower --answer-tokens"
+                f"problem '{chain.key[1]}' needs {len(chain.off) + cap} tokens at budget off ({len(chain.off)} of"
+                f" prompt, {cap} to answer), but the {owner}'s context is {context}: lower --answer-tokens"
             )
 
 

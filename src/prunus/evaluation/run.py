@@ -222,13 +222,15 @@ def check_engine(work: ResolvedPlan, engine: Backend | ChatServer) -> None:
     markers = work.rules.markers
     engine.check_stops(markers.think_stops | markers.answer_stops)
     if engine.context is not None:
-        budget, rules = work.largest_budget, work.rules
-        caps = [
-            min(cap + markers.answer_slack, cap + (rules.context or 0) - tokens_needed(budget, markers, prompt, cap))
-            for prompt, cap in zip(work.prompts, work.caps, strict=True)
+        budget, context = work.largest_budget, work.rules.context or 0
+        at_most = [
+            one._replace(
+                answer_tokens=one.answer_tokens
+                + min(markers.answer_slack, context - tokens_needed(budget, markers, one))
+            )
+            for one in work.chains
         ]
-        of = work.problems, work.prompts, work.off_prompts, caps
-        check_context(engine.context, "engine", budget, markers, *of)
+        check_context(engine.context, "engine", budget, markers, at_most)
     if isinstance(engine, ChatServer):
         check_server(work, engine)
 

@@ -79,7 +79,7 @@ def traces(
     folder = checkpoint.folder
     work = resolve_plan(checkpoint, load_tokenizer(folder), recipe.plan())
     check_problems(work.problems)
-    longest = sum(len(work.prompts[index]) + recipe.max_tokens for batch in work.batches for index, _ in batch)
+    longest = sum(len(work.chains[index].prompt) + recipe.max_tokens for batch in work.batches for index, _ in batch)
     with (
         disk_errors(target.absolute().parent, BYTES_PER_TOKEN * longest),
         Journal(target, work.run_id, overwrite) as journal,
@@ -143,7 +143,7 @@ def draw(work: ResolvedPlan, journal: "Journal", backend: Backend) -> None:
 
 def trace_of(work: ResolvedPlan, index: int, drawn: Draw, sample: Sample) -> Trace:
     """One line of the result; after a forced ending, without the closing, which the model did not choose."""
-    problem, prompt = work.problems[index], work.prompts[index]
+    problem, prompt = work.problems[index], work.chains[index].prompt
     answer = [*drawn.closing, *drawn.answer] if drawn.ended == "natural" else []
     return {
         "token_ids": [*prompt, *drawn.thinking, *answer],

@@ -113,8 +113,8 @@ class BudgetForcing(Base):
 
     def check(self, chain: Chain) -> None:
         """Raise PrunusError unless it fits: prompts are never cut. In mode legacy the context bounds the answer."""
-        answer = chain.answer_tokens if self.plan.mode == "strict" else 1
-        needed = tokens_needed(self.plan.budgets[0], self.rules.markers, chain.prompt, answer)
+        least = chain if self.plan.mode == "strict" else chain._replace(answer_tokens=1)
+        needed = tokens_needed(self.plan.budgets[0], self.rules.markers, least)
         if needed > self.context:
             raise PrunusError(
                 f"document {chain.key[1]} of '{chain.key[0]}' needs {needed} tokens with its thinking and answer, but"

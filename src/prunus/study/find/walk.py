@@ -81,7 +81,7 @@ class Rungs:
     def missing(self, cell: Cell, rounds: Sequence[Round]) -> list[Batch]:
         """The chains of a cell in these rounds of which rows are missing, in batches."""
         work, places = cell.resolved, [self.search.places[problem] for one in rounds for _, problem in one]
-        lengths = [len(work.prompts[place]) for place in places]
+        lengths = [len(work.chains[place].prompt) for place in places]
         local = cut_into_batches(lengths, self.search.plan.samples, self.search.plan.rows)
         batches = [[(places[index], draw) for index, draw in batch] for batch in local]
         # Looks of another search may have cut the problems otherwise.
