@@ -13,7 +13,7 @@ from prunus.checkpoint.resolve import tiny_folder
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
-from prunus.evaluation.backends.served import started
+from prunus.evaluation.backends.served import reached
 from prunus.results.labels import history, label
 from prunus.results.store import Store
 from prunus.study.engine import Engine
@@ -62,18 +62,24 @@ def test_a_server_is_started_probed_and_stopped(tmp_path):
 def test_servers_that_do_not_start(tmp_path, monkeypatch):
     shutil.copytree(tiny_folder(), tmp_path / "broken")
     says = r"exit code 3 .*: RuntimeError: no room for the weights"
-    with pytest.raises(PrunusError, match=says) as error, started(COMMAND, tmp_path / "broken", 60):
+    with (
+        pytest.raises(PrunusError, match=says) as error,
+        reached(EngineOptions(serve=COMMAND, timeout=60), tmp_path / "broken"),
+    ):
         pass
     assert "\n" not in str(error.value)
     says = "cannot be started: 'no-such-program': No such file"
-    with pytest.raises(PrunusError, match=says), started("no-such-program {model} {port}", tmp_path, 60):
+    with (
+        pytest.raises(PrunusError, match=says),
+        reached(EngineOptions(serve="no-such-program {model} {port}", timeout=60), tmp_path),
+    ):
         pass
     monkeypatch.setattr("prunus.evaluation.backends.served.STOP_SECONDS", 0.2)
     sleeps = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
     deaf = f"{sys.executable} -c '{sleeps}' {{model}} {{port}}"
     begin = time.monotonic()
     says = r"did not answer within 0\.5 s \(timeout\): it printed nothing"
-    with pytest.raises(PrunusError, match=says), started(deaf, tmp_path, 0.5):
+    with pytest.raises(PrunusError, match=says), reached(EngineOptions(serve=deaf, timeout=0.5), tmp_path):
         pass
     assert time.monotonic() - begin < 30, "it ignores SIGTERM and is killed"
 

@@ -1,6 +1,7 @@
 """A server that has a model: how it is reached or started, and what it says of the model."""
 
 import os
+import re
 import shlex
 import signal
 import socket
@@ -231,26 +232,20 @@ LINES, CHARACTERS = 5, 600  # of the server's output in an error message
 
 @contextmanager
 def reached(engine: EngineOptions, folder: Path) -> Iterator[EngineOptions]:
-    """Within the context, options with the address of a server, which is started if they have a command for it."""
+    """Within the context, options with the address of a server, which is started if they have a command for it.
+
+    In the command {model} is the folder, {gguf} its GGUF file, {port} a free port and {name} the folder's last part; no
+    shell reads it. On leaving, the process group is stopped. Raises PrunusError with the server's last lines if it
+    cannot be started, ends, or does not answer before the timeout.
+    """
     if engine.serve is None:
         yield engine
         return
-    with started(engine.serve, folder, engine.timeout) as url:
-        yield replace(engine, url=url, serve=None)
-
-
-@contextmanager
-def started(template: str, folder: Path, seconds: float) -> Iterator[str]:
-    """Within the context, a server for a model folder runs; its address. On leaving, its process group is stopped.
-
-    template: the command with {model} (the folder) or {gguf} (its GGUF file), {port} and, if wanted, {name} (the
-    folder's last part). No shell reads it. seconds: after which the server must answer. Raises PrunusError with the
-    server's last lines if it cannot be started, ends, or does not answer in time.
-    """
-    port = free_port()
-    whole = folder.resolve()
+    port, whole = free_port(), folder.resolve()
     values = {"{model}": str(whole), GGUF: str(whole / GGUF_FILE), "{port}": str(port), "{name}": folder.name}
-    command = [filled(part, values) for part in shlex.split(template)]
+    # Other braces stay, since arguments may be JSON.
+    named = re.compile("|".join(map(re.escape, values)))
+    command = [named.sub(lambda mark: values[mark[0]], part) for part in shlex.split(engine.serve)]
     url = f"http://127.0.0.1:{port}/v1"
     with tempfile.TemporaryFile() as log:
         try:
@@ -260,17 +255,10 @@ def started(template: str, folder: Path, seconds: float) -> Iterator[str]:
         except OSError as error:
             raise PrunusError(f"the server cannot be started: '{command[0]}': {error.strerror}") from error
         try:
-            wait(process, url, seconds, log)
-            yield url
+            wait(process, url, engine.timeout, log)
+            yield replace(engine, url=url, serve=None)
         finally:
             stop(process)
-
-
-def filled(part: str, values: dict[str, str]) -> str:
-    """A word of the command with its placeholders replaced; other braces stay, since arguments may be JSON."""
-    for name, value in values.items():
-        part = part.replace(name, value)
-    return part
 
 
 def free_port() -> int:

@@ -19,7 +19,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import httpx2 as httpx
 
@@ -221,39 +221,29 @@ def in_thread(work: AsyncIterator[_T]) -> Iterator[_T]:
 
     Its error is raised here. Closing this iterator cancels it.
     """
-    items: queue.SimpleQueue[tuple[_T | None, BaseException | None, bool]] = queue.SimpleQueue()
-    ready = threading.Event()
-    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = []
+    items: queue.SimpleQueue[tuple[_T] | None] = queue.SimpleQueue()  # None: there are no more
+    loop = asyncio.new_event_loop()
 
     async def consume() -> None:
-        running.append((asyncio.get_running_loop(), asyncio.current_task()))  # type: ignore[arg-type]
-        ready.set()
-        async for item in work:
-            items.put((item, None, False))
+        try:
+            async for item in work:
+                items.put((item,))
+        finally:
+            items.put(None)
 
     def body() -> None:
-        try:
-            asyncio.run(consume())
-        except BaseException as error:  # including asyncio.CancelledError
-            items.put((None, error, True))
-        else:
-            items.put((None, None, True))
+        with contextlib.closing(loop), contextlib.suppress(BaseException):  # the task keeps it
+            loop.run_until_complete(task)
 
-    thread = threading.Thread(target=body, daemon=True)
+    task, thread = loop.create_task(consume()), threading.Thread(target=body, daemon=True)
     thread.start()
-    ended = False
     try:
-        while True:
-            item, error, ended = items.get()
-            if error is not None:
-                raise error
-            if ended:
-                return
-            yield cast(_T, item)
+        while (item := items.get()) is not None:
+            yield item[0]
+        thread.join()
+        task.result()
     finally:
-        if not ended:
-            ready.wait()
-            loop, task = running[0]
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(task.cancel)
         thread.join()
 

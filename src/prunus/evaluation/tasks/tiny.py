@@ -18,7 +18,6 @@ The tasks are `tiny` (630 problems), `tiny/FAMILY` (105 each), and `tiny-train` 
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -248,38 +247,28 @@ def balanced(problems: list[TinyProblem], families: tuple[str, ...]) -> list[Tin
     return [cells[cell][index] for index in range(rounds) for cell in order]
 
 
+@cache
 def load(name: str, families: tuple[str, ...]) -> list[Problem]:
     """The fixed evaluation problems of the families, under the name of the task.
 
     Each is a group by itself: families and levels are all that there is of them, not a sample (docs/verdicts.md).
     """
-    found = [Problem(problem_id(p), name, p.question, p.answer, "exact") for p in generated(families)]
-    return [replace(problem, group=problem.id) for problem in found]
+    found = balanced(problem_set(EVALUATION_SEED, DEFAULT_PER_CELL, families), families)
+    return [Problem(problem_id(p), name, p.question, p.answer, "exact", group=problem_id(p)) for p in found]
 
 
 @cache
-def generated(families: tuple[str, ...]) -> tuple[TinyProblem, ...]:
-    """The evaluation problems of the families, which are generated once."""
-    return tuple(balanced(problem_set(EVALUATION_SEED, DEFAULT_PER_CELL, families), families))
-
-
 def load_train() -> list[Problem]:
     """Distinct problems for traces and calibration, none of them in a held-out set."""
-    return [
-        Problem(f"tiny-train/{problem_id(p).removeprefix('tiny/')}", "tiny-train", p.question, p.answer, "exact")
-        for p in generated_for_training()
-    ]
-
-
-@cache
-def generated_for_training() -> tuple[TinyProblem, ...]:
-    """Distinct problems, which are generated once."""
     problems: dict[str, TinyProblem] = {}
     for problem in stream("traces"):
         problems.setdefault(problem.question, problem)
         if len(problems) == TRAIN_PROBLEMS:
             break
-    return tuple(problems.values())
+    return [
+        Problem(f"tiny-train/{problem_id(p).removeprefix('tiny/')}", "tiny-train", p.question, p.answer, "exact")
+        for p in problems.values()
+    ]
 
 
 def _task(name: str, families: tuple[str, ...], description: str) -> Task:
