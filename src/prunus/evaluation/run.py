@@ -101,36 +101,22 @@ def run_chains(
     done, and a note. warns: whether to say that the profile does not seem to fit the model, if the first chains show
     it; that a server ignores the budget is always said.
     """
-    first, wanted = list[list[Draw]](), min(JUDGED_BY, sum(map(len, planned)))
-    for portion in _portions(work, engine, grader, planned, keep, show):
-        if len(first) < wanted:
-            first += [draws for _, draws in portion.finished]
-            if len(first) >= wanted and (warning := warning_about(work, first, warns)):
-                progress.say(f"warning: {warning}")
-        yield portion
-
-
-def _portions(
-    work: ResolvedPlan,
-    engine: Backend | ChatServer,
-    grader: Grader,
-    planned: Sequence[Sequence[PlannedChain]],
-    keep: Callable[[Portion], None],
-    show: Show | None,
-) -> Iterator[Portion]:
-    last = time.monotonic()
+    chains = [chain for lot in planned for chain in lot]
+    judged, wanted, last = list[list[Draw]](), min(JUDGED_BY, len(chains)), time.monotonic()
 
     def kept(finished: list[Finished]) -> Portion:
         nonlocal last
-        samples = graded(work, grader, finished)
+        samples, draws = graded(work, grader, finished), [drawn for _, drawn in finished]
         before, last = last, time.monotonic()
-        tokens = sampled_tokens([draws for _, draws in finished])
-        portion = Portion(finished, samples, tokens, max(1e-9, last - before))
+        portion = Portion(finished, samples, sampled_tokens(draws), max(1e-9, last - before))
         keep(portion)
+        if len(judged) < wanted:
+            judged.extend(draws)
+            if len(judged) >= wanted and (warning := warning_about(work, judged, warns)):
+                progress.say(f"warning: {warning}")
         return portion
 
     if isinstance(engine, ChatServer) or engine.streams:
-        chains = [chain for lot in planned for chain in lot]
         if isinstance(engine, ChatServer):
             drawn = drawn_by_server(work, engine, chains)
         else:

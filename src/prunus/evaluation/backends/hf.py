@@ -138,12 +138,11 @@ COMPACT_SHARE = 0.25  # finished rows leave the batch once they are this share o
 class Row:
     """A request in progress: the model first reads `pending`, then samples until a stop or the cap.
 
-    uniforms: the request's random numbers, None where sampling is greedy. fed: the id that the model reads next.
-    marker: as in Completion. undecided: cuts before which a marker of several tokens may still turn out to begin.
+    fed: the id that the model reads next. marker: as in Completion. undecided: cuts before which a marker of several
+    tokens may still turn out to begin.
     """
 
     request: Request
-    uniforms: Uniforms | None
     pending: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     scores: Scores = field(default_factory=Scores.empty)
@@ -152,6 +151,11 @@ class Row:
     fed: int = 0
     marker: int | None = None
     undecided: list[int] = field(default_factory=list)
+
+    @cached_property
+    def uniforms(self) -> Uniforms:
+        """The request's random numbers."""
+        return Uniforms(self.request.seed)
 
     def take(self, token: int, logprob: float, certainty: float) -> bool:
         """Append the sampled id, or read a pending one instead; return whether a follow-up may start now."""
@@ -176,22 +180,10 @@ class Row:
         cut = len(self.ids) - 1 if self.stopped is None else len(self.ids)
         return cut if cut in self.request.cuts and (self.stopped is None or cut == 0) else None
 
-    def passes(self, cut: int) -> bool | None:
-        """Whether the completion so far passes a cut; None while an unfinished marker may begin before the cut."""
-        if self.request.texts is None or cut == 0:
-            return True
-        if self.marker is not None:
-            return self.marker > cut
-        if self.stopped is not None or len(self.ids) >= cut + self.request.texts.slack:
-            return True
-        return None if self.request.texts.may_begin_by(self.ids, cut) else True
-
     def late(self) -> list[Request]:
-        """The follow-up requests at cuts that were undecided and are passed; they do not continue the cache."""
-        assert self.request.then is not None
-        decided = {cut: self.passes(cut) for cut in self.undecided}
-        self.undecided = [cut for cut, passes in decided.items() if passes is None]
-        found = [self.request.then(self.completion.first(cut), cut) for cut, passes in decided.items() if passes]
+        """The follow-up requests of a finished row at cuts that were undecided; they do not continue the cache."""
+        passed = [cut for cut in self.undecided if cut < self.completion.content]
+        found = [self.request.then and self.request.then(self.completion.first(cut), cut) for cut in passed]
         return [request for request in found if request is not None]
 
     @property
@@ -203,19 +195,18 @@ class Row:
         """The follow-up requests in this row and in a copy of it."""
         assert self.request.then is not None
         at_end = self.request.then(self.completion, None) if self.done else None
-        cut = self.cut
-        if cut is not None and not (passes := self.passes(cut)):
-            if passes is None:
-                self.undecided.append(cut)
+        cut, texts = self.cut, self.request.texts
+        if cut and texts is not None and (self.marker is not None or texts.may_begin_by(self.ids, cut)):
+            self.undecided.append(cut)
             cut = None
         at_cut = None if cut is None else self.request.then(self.completion.first(cut), cut)
         return (at_cut, None) if self.done and at_end is None else (at_end, at_cut)
 
-    def continued_by(self, request: Request, uniforms: Uniforms | None) -> "Row":
+    def continued_by(self, request: Request) -> "Row":
         """A row for a follow-up request, which starts where the model stopped reading."""
         read = len(self.request.prompt) + len(self.ids) - (self.stopped is None)
         first, *pending = request.prompt[read:]
-        return Row(request, uniforms, pending, fed=first)
+        return Row(request, pending, fed=first)
 
 
 class HFBackend(Backend):
@@ -284,7 +275,7 @@ class HFBackend(Backend):
     def _decode(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """Complete the requests, and those that follow them, in one batch."""
         cache = self._rows([request.prompt for request in requests], on_tokens=self.on_tokens)
-        first = rows = [Row(request, _uniforms(request, sampling)) for request in requests]
+        first = rows = [Row(request) for request in requests]
         logits_RV = cache.prefill()
         bans = Bans(self.vocabulary, logits_RV)
         late: list[Request] = []
@@ -296,15 +287,15 @@ class HFBackend(Backend):
                 if row.done:
                     continue
                 follows = row.take(int(token), *scores)
-                if row.undecided:
+                if row.done:
                     late += row.late()
                 if not follows:
                     continue
                 in_row, in_copy = row.following()
                 if in_row is not None:
-                    rows[index] = row.continued_by(in_row, _uniforms(in_row, sampling))
+                    rows[index] = row.continued_by(in_row)
                 if in_copy is not None:
-                    added.append((index, row.continued_by(in_copy, _uniforms(in_copy, sampling))))
+                    added.append((index, row.continued_by(in_copy)))
             live = [index for index, row in enumerate(rows) if not row.done]
             if not live and not added:
                 self.generate(late, sampling)
@@ -319,8 +310,7 @@ class HFBackend(Backend):
         allowed_RV = bans.applied(logits_RV, [row.request for row in rows], [len(row.ids) for row in rows])
         uniform_R = None
         if sampling.temperature > 0:
-            drawing = (row.uniforms if not (row.done or row.pending) else None for row in rows)
-            drawn = [uniforms.next() if uniforms else 0.0 for uniforms in drawing]
+            drawn = [0.0 if row.done or row.pending else row.uniforms.next() for row in rows]
             uniform_R = torch.tensor(drawn, dtype=torch.float64, device=logits_RV.device)
         token_R = pick(allowed_RV, sampling, uniform_R)
         # Float64 represents every id exactly.
@@ -330,7 +320,3 @@ class HFBackend(Backend):
     def _rows(self) -> Callable[..., Decoding]:
         """The constructor of rows for this model."""
         return rows_for(self.model)
-
-
-def _uniforms(request: Request, sampling: Sampling) -> Uniforms | None:
-    return Uniforms(request.seed) if sampling.temperature > 0 else None
