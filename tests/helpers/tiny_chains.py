@@ -28,7 +28,18 @@ def complete(
     """A completion of each prompt, without following requests."""
     rows = zip(prompts, caps, seeds, strict=True)
     requests = [Request(prompt, cap, stops, banned, seed, min_new_tokens) for prompt, cap, seed in rows]
-    return backend.generate(requests, sampling)
+    if not backend.streams:
+        return backend.generate(requests, sampling)
+    found: dict[int, Completion] = {}
+
+    def noted(place: int, request: Request) -> Request:
+        def then(completion: Completion, _: int | None) -> None:
+            found[place] = completion
+
+        return request._replace(then=then)
+
+    list(backend.completed([noted(place, one) for place, one in enumerate(requests)], sampling))
+    return [found[place] for place in range(len(requests))]
 
 
 @cache

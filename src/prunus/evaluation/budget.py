@@ -150,14 +150,8 @@ def force_budgets(
     reuse: think once under the largest budget and cut that chain for the smaller ones. It has no effect with
     rules.wait, since suppressing a stop changes the rest of the chain, nor with budget OFF.
     """
-    groups = _groups(budgets, reuse and rules.wait == 0)
-    draws: list[dict[int, Draw]] = [{} for _ in chains]
-    for group in groups:
-        forced = [ForcedChain(chain, group, rules) for chain in chains]
-        backend.generate([of_chain.first_request() for of_chain in forced], rules.sampling)
-        for found, of_chain in zip(draws, forced, strict=True):
-            found.update(of_chain.draws)
-    return [[found[budget] for budget in budgets] for found in draws]
+    found = dict(force_budgets_as_completed(backend, chains, budgets, rules, reuse))
+    return [found[index] for index in range(len(chains))]
 
 
 def force_budgets_as_completed(
@@ -168,18 +162,20 @@ def force_budgets_as_completed(
     forced: dict[int, ForcedChain] = {}
     draws: dict[int, dict[int, Draw]] = {}
 
-    def requests() -> Iterator[Request]:
-        for number, (chain, group) in enumerate(product(chains, groups)):
+    def requests(lot: Sequence[Sequence[int]]) -> Iterator[Request]:
+        for number, (chain, group) in enumerate(product(chains, lot)):
             forced[number] = ForcedChain(chain, group, rules)
             yield forced[number].first_request()
 
-    for number in backend.completed(requests(), rules.sampling):
-        index = number // len(groups)
-        found = draws.setdefault(index, {})
-        found.update(forced.pop(number).draws)
-        if len(found) == len(budgets):
-            del draws[index]
-            yield index, [found[budget] for budget in budgets]
+    # An engine that schedules requests itself gets all groups at once.
+    for lot in [groups] if backend.streams else [[group] for group in groups]:
+        for number in backend.completed(requests(lot), rules.sampling):
+            index = number // len(lot)
+            found = draws.setdefault(index, {})
+            found.update(forced.pop(number).draws)
+            if len(found) == len(budgets):
+                del draws[index]
+                yield index, [found[budget] for budget in budgets]
 
 
 def _groups(budgets: Sequence[int], share: bool) -> list[Sequence[int]]:

@@ -190,19 +190,7 @@ class Backend(Engine):
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion for each request, in order; the requests that follow them are completed as well."""
-        found: dict[int, Completion] = {}
-
-        def noted(place: int, request: Request) -> Request:
-            def then(completion: Completion, cut: int | None) -> Request | None:
-                if cut is None:
-                    found[place] = completion
-                return None if request.then is None else request.then(completion, cut)
-
-            return request._replace(then=then)
-
-        for _ in self.completed((noted(place, request) for place, request in enumerate(requests)), sampling):
-            pass
-        return [found[place] for place in range(len(requests))]
+        raise NotImplementedError
 
     def completed(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[int]:
         """Yield the number of each request as soon as it and all requests that follow it are completed.
