@@ -21,7 +21,7 @@ from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import rows as decoding
 from prunus.evaluation.backends.hf import HFBackend, load_model
-from prunus.evaluation.backends.rows import Uniforms, confidence, pick, probabilities
+from prunus.evaluation.backends.rows import confidence, pick, probabilities, uniforms
 from prunus.evaluation.budget import Chain, Draw, Rules, contains, force_budgets
 from prunus.evaluation.requests import Completion, Request, Sampling
 
@@ -233,8 +233,8 @@ def test_temperature_zero_is_the_most_likely_id():
 
 
 def test_uniform_streams_follow_from_their_seed():
-    streams = [Uniforms(5), Uniforms(5), Uniforms(6)]
-    drawn = [[stream.next() for _ in range(300)] for stream in streams]
+    streams = [uniforms(5), uniforms(5), uniforms(6)]
+    drawn = [[next(stream) for _ in range(300)] for stream in streams]
     assert drawn[0] == drawn[1] and drawn[0] != drawn[2]
     assert len(set(drawn[0])) == 300 and all(0 <= number < 1 for number in drawn[0])
 

@@ -12,8 +12,7 @@ import multiprocessing
 import os
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -47,19 +46,21 @@ def side_by_side(backend: Backend, lengths: Sequence[int], work: Work) -> list[A
         for other in others:
             other.read(count)
 
-    with one_thread():
-        try:
-            for part in rest:
-                others.append(ForkedPart(backend, work, part))
-            if count is not no_progress:
-                backend.on_tokens = count_all
-            found.update(zip(first, work(first), strict=True))
-            for part, other in zip(rest, others, strict=True):
-                found.update(zip(part, other.read(count, to_the_end=True), strict=True))
-        finally:
-            backend.on_tokens = count
-            for other in others:
-                other.end()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as it must in a forked process
+    try:
+        for part in rest:
+            others.append(ForkedPart(backend, work, part))
+        if count is not no_progress:
+            backend.on_tokens = count_all
+        found.update(zip(first, work(first), strict=True))
+        for part, other in zip(rest, others, strict=True):
+            found.update(zip(part, other.read(count, to_the_end=True), strict=True))
+    finally:
+        backend.on_tokens = count
+        torch.set_num_threads(threads)
+        for other in others:
+            other.end()
     return [found[index] for index in range(len(lengths))]
 
 
@@ -133,14 +134,3 @@ def serve(backend: Backend, work: Work, part: Sequence[int], connection: Connect
     except Exception as error:
         found = error
     connection.send(found)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Within the context, torch uses one thread, as it must in a forked process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -7,8 +7,8 @@ thinking. Chains that are complete are kept in OUT.partial, until they are writt
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypedDict
 
@@ -82,7 +82,7 @@ def traces(
     longest = sum(len(work.chains[index].prompt) + recipe.max_tokens for batch in work.batches for index, _ in batch)
     with (
         disk_errors(target.absolute().parent, BYTES_PER_TOKEN * longest),
-        Journal(target, work.run_id, overwrite) as journal,
+        journal_of(target, work.run_id, overwrite) as journal,
     ):
         keys = [(work.problems[index].id, draw) for batch in work.batches for index, draw in batch]
         if not journal.chains.keys() >= set(keys):
@@ -94,7 +94,7 @@ def traces(
         if not kept:
             raise PrunusError(f"none of {len(found)} chains is correct; all are kept in {journal.path}")
         write_text(target, "".join(json.dumps(trace) + "\n" for trace in kept))
-        journal.remove()
+        journal.path.unlink()
     return {
         "out": str(target),
         "chains": len(kept),
@@ -167,26 +167,11 @@ def choose(found: Sequence[Trace], only: TraceFilter) -> list[Trace]:
 class Journal:
     """The file OUT.partial: a line that identifies the run, then a line per portion of chains, each flushed to disk.
 
-    chains: by problem and draw, also those of an earlier call for the same run; an incomplete line is dropped.
+    chains: by problem and draw, also those of an earlier call for the same run.
     """
 
-    def __init__(self, target: Path, run_id: str, overwrite: bool) -> None:
-        self.path, self.run_id, self.overwrite = target.with_name(target.name + ".partial"), run_id, overwrite
-        self.chains: dict[tuple[str, int], Trace] = {}
-
-    def __enter__(self) -> "Journal":
-        lock = self.path.with_name(self.path.name + ".lock")
-        with ExitStack() as stack:
-            stack.enter_context(locked(lock, f"is working on {self.path}; wait for it"))
-            self.stream: IO[bytes] = stack.enter_context(self.path.open("a+b"))
-            self._read()
-            self.stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self.stack:  # closes the journal, then releases the lock
-            if not self.chains:
-                self.path.unlink(missing_ok=True)
+    def __init__(self, path: Path, stream: IO[bytes]) -> None:
+        self.path, self.stream, self.chains = path, stream, dict[tuple[str, int], Trace]()
 
     def keys(self, work: ResolvedPlan) -> set[Key]:
         """The keys of the chains, as a store would have them."""
@@ -194,38 +179,43 @@ class Journal:
 
     def add(self, chains: list[Trace]) -> None:
         """Add chains that are complete."""
-        self._append({"rows": chains})
-        self._know(chains)
+        self.append({"rows": chains})
+        self.know(chains)
 
-    def remove(self) -> None:
-        """Delete the journal, once the result is written."""
-        self.path.unlink()
-
-    def _know(self, chains: list[Trace]) -> None:
+    def know(self, chains: list[Trace]) -> None:
+        """Note chains that the file has."""
         self.chains |= {(chain["problem_id"], chain["draw"]): chain for chain in chains}
 
-    def _append(self, data: Mapping[str, Any]) -> None:
+    def append(self, data: Mapping[str, Any]) -> None:
+        """Write a line."""
         self.stream.write(json.dumps(data).encode() + b"\n")
         self.stream.flush()
         os.fsync(self.stream.fileno())
 
-    def _read(self) -> None:
-        self.stream.seek(0)
-        whole = b""
-        for line in self.stream:
-            if not line.endswith(b"\n"):
-                break
-            data = _parse(line)
-            if not whole and data.get("traces") != self.run_id:
-                if not self.overwrite:
-                    raise PrunusError(f"{self.path} holds unfinished work of another run; delete it or add --overwrite")
-                break
-            if whole:
-                self._know(data["rows"] if "rows" in data else [data["row"]])  # earlier versions wrote single chains
-            whole += line
-        self.stream.truncate(len(whole))
-        if not whole:
-            self._append({"traces": self.run_id})
+
+@contextmanager
+def journal_of(target: Path, run_id: str, overwrite: bool) -> Iterator[Journal]:
+    """Within the context, the journal of a target, which no other process has; an incomplete last line is dropped."""
+    path = target.with_name(target.name + ".partial")
+    lock = locked(path.with_name(path.name + ".lock"), f"is working on {path}; wait for it")
+    with lock, path.open("a+b") as stream:
+        journal = Journal(path, stream)
+        stream.seek(0)
+        lines = [line for line in stream if line.endswith(b"\n")]
+        if lines and _parse(lines[0]).get("traces") != run_id:
+            if not overwrite:
+                raise PrunusError(f"{path} holds unfinished work of another run; delete it or add --overwrite")
+            lines = []
+        stream.truncate(sum(map(len, lines)))
+        if not lines:
+            journal.append({"traces": run_id})
+        for data in map(_parse, lines[1:]):
+            journal.know(data["rows"] if "rows" in data else [data["row"]])  # earlier versions wrote single chains
+        try:
+            yield journal
+        finally:
+            if not journal.chains:
+                path.unlink(missing_ok=True)
 
 
 def _parse(line: bytes) -> dict[str, Any]:

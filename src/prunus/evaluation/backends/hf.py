@@ -28,7 +28,7 @@ from prunus.checkpoint.quantised import quant_method, why_unreadable
 from prunus.checkpoint.resolve import one_line, read_object
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.rows import Bans, Decoding, Uniforms, confidence, pick, rows_for
+from prunus.evaluation.backends.rows import Bans, Decoding, confidence, pick, rows_for, uniforms
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores
 from prunus.native.load import kernel, say_why_dense
 from prunus.sparse import describe, load
@@ -153,9 +153,9 @@ class Row:
     undecided: list[int] = field(default_factory=list)
 
     @cached_property
-    def uniforms(self) -> Uniforms:
+    def uniforms(self) -> Iterator[float]:
         """The request's random numbers."""
-        return Uniforms(self.request.seed)
+        return uniforms(self.request.seed)
 
     def take(self, token: int, logprob: float, certainty: float) -> bool:
         """Append the sampled id, or read a pending one instead; return whether a follow-up may start now."""
@@ -310,7 +310,7 @@ class HFBackend(Backend):
         allowed_RV = bans.applied(logits_RV, [row.request for row in rows], [len(row.ids) for row in rows])
         uniform_R = None
         if sampling.temperature > 0:
-            drawn = [0.0 if row.done or row.pending else row.uniforms.next() for row in rows]
+            drawn = [0.0 if row.done or row.pending else next(row.uniforms) for row in rows]
             uniform_R = torch.tensor(drawn, dtype=torch.float64, device=logits_RV.device)
         token_R = pick(allowed_RV, sampling, uniform_R)
         # Float64 represents every id exactly.

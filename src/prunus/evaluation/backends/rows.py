@@ -7,7 +7,7 @@ H key-value heads, D head width, V vocabulary.
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -29,43 +29,33 @@ PREFILL_COLUMNS, PREFILL_TOKENS = 512, 1024
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values of one block, in a buffer with spare columns: a step writes one column and copies nothing."""
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate the buffers; transformers calls this with the first keys and values."""
-        self.dtype, self.device = key_states.dtype, key_states.device
-        rows, heads, _, width = key_states.shape
-        self._keys_RHKD = key_states.new_empty(rows, heads, 0, width)
-        self._values_RHKD = value_states.new_empty(rows, heads, 0, value_states.shape[-1])
-        self._set_views(0)
-        self.is_initialized = True
+    """Keys and values of one block, in buffers with spare columns: a step writes one column and copies nothing."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append columns; returns all keys and values so far, without the spare columns."""
+        both = key_states, value_states
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            self._buffers = [states[:, :, :0] for states in both]
+            self._set_views(0)
         start = self.get_seq_length()
         end = start + key_states.shape[2]
-        if end > self._keys_RHKD.shape[2]:
-            more = -(-(end - self._keys_RHKD.shape[2]) // GROW_BY) * GROW_BY
-            self._keys_RHKD = functional.pad(self._keys_RHKD, (0, 0, 0, more))
-            self._values_RHKD = functional.pad(self._values_RHKD, (0, 0, 0, more))
-        self._keys_RHKD[:, :, start:end] = key_states
-        self._values_RHKD[:, :, start:end] = value_states
-        self._set_views(end)
-        assert self.keys is not None and self.values is not None
-        return self.keys, self.values
+        if (lacking := end - self._buffers[0].shape[2]) > 0:
+            more = -(-lacking // GROW_BY) * GROW_BY
+            self._buffers = [functional.pad(buffer, (0, 0, 0, more)) for buffer in self._buffers]
+        for buffer, states in zip(self._buffers, both, strict=True):
+            buffer[:, :, start:end] = states
+        return self._set_views(end)
 
     def select(self, index_R: Tensor) -> None:
         """Keep these rows, in this order; a row that occurs more than once is copied."""
-        used = self.get_seq_length()
-        self._keys_RHKD = self._keys_RHKD.index_select(0, index_R)
-        self._values_RHKD = self._values_RHKD.index_select(0, index_R)
-        self._set_views(used)
+        self._buffers = [buffer.index_select(0, index_R) for buffer in self._buffers]
+        self._set_views(self.get_seq_length())
 
-    def _set_views(self, columns: int) -> None:
-        """Make keys and values views of the used columns of the buffers."""
-        self.keys, self.values = self._keys_RHKD[:, :, :columns], self._values_RHKD[:, :, :columns]
+    def _set_views(self, columns: int) -> tuple[Tensor, Tensor]:
+        """Make keys and values views of the used columns of the buffers, and return them."""
+        self.keys, self.values = keys, values = tuple(buffer[:, :, :columns] for buffer in self._buffers)
+        return keys, values
 
 
 class PaddedRows:
@@ -106,9 +96,6 @@ class PaddedRows:
         self._prompt_RT, self._pads_R = self._prompt_RT.to(self.device), self._pads_R.to(self.device)
         self._columns = 0
         self._bias_RK = self._padding_bias(width)
-
-    def __len__(self) -> int:
-        return len(self._pads_R)
 
     def prefill(self) -> Tensor:
         """Read the prompts; returns (R, V) logits of the next tokens."""
@@ -197,9 +184,6 @@ class SeparateRows:
         self._wants_positions = "position_ids" in names
         self._lengths = [0] * len(prompts)
         self._caches: list[Any] = [None] * len(prompts)
-
-    def __len__(self) -> int:
-        return len(self._caches)
 
     def prefill(self) -> Tensor:
         """Read the prompts; returns (R, V) logits of the next tokens.
@@ -317,19 +301,11 @@ NUCLEUS_START = 128  # candidates that top-p considers first; more only if they 
 DRAWN_AT_ONCE = 64
 
 
-class Uniforms:
-    """An endless stream of random numbers in [0, 1), determined by a seed and the same on every device."""
-
-    def __init__(self, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
-        self._drawn: list[float] = []
-
-    def next(self) -> float:
-        """The next number."""
-        if not self._drawn:
-            drawn = torch.rand(DRAWN_AT_ONCE, generator=self._generator, dtype=torch.float64)
-            self._drawn = drawn.tolist()[::-1]
-        return self._drawn.pop()
+def uniforms(seed: int) -> Iterator[float]:
+    """Yield random numbers in [0, 1) without end, determined by a seed and the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.rand(DRAWN_AT_ONCE, generator=generator, dtype=torch.float64).tolist()
 
 
 class Bans:
