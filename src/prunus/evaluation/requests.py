@@ -50,14 +50,14 @@ class TextStops:
         """decode: returns the text of ids, including special tokens."""
         self.texts, self.decode = tuple(texts), decode
         self.slack = max(len(text.encode()) for text in self.texts)
-        self._closes: dict[int, bool] = {}  # id -> whether its text contains the last character of a marker
 
     def __repr__(self) -> str:
         return f"TextStops{self.texts}"
 
     def ending_at(self, ids: Sequence[int]) -> int | None:
         """The index of the id in which a marker begins that the last id completes; None if it completes none."""
-        if not ids or not self._may_close(ids[-1]):
+        last = self.decode([ids[-1]]) if ids else ""
+        if not any(marker[-1] in last for marker in self.texts):
             return None
         earliest = max(0, len(ids) - self.slack)
         for begin in range(len(ids) - 1, earliest - 1, -1):
@@ -80,12 +80,6 @@ class TextStops:
             if any(text.endswith(marker[:size]) for marker in self.texts for size in range(1, len(marker))):
                 return True
         return False
-
-    def _may_close(self, token: int) -> bool:
-        if token not in self._closes:
-            text = self.decode([token])
-            self._closes[token] = any(marker[-1] in text for marker in self.texts)
-        return self._closes[token]
 
 
 @dataclass(frozen=True)

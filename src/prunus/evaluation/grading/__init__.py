@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from string import ascii_uppercase
-from types import TracebackType
 from typing import Literal, Protocol, Self
 
 from prunus.evaluation.grading import matching, normalise
@@ -81,9 +80,7 @@ class Grader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.pool.close()
 
     def grade(self, items: Sequence[tuple[Gradable, str | None]]) -> list[Grade]:

@@ -5,7 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -184,17 +184,6 @@ SHAPE = '{"id": "...", "problem": "...", "answer": "..."}'
 _INTEGER = re.compile(r"[+-]?(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)(?:\.0*)?")
 
 
-class Line(NamedTuple):
-    """The content of one line. kind: None where the line does not say it."""
-
-    id: str
-    problem: str
-    answer: str
-    choices: tuple[str, ...]
-    kind: AnswerKind | None
-    group: str
-
-
 def load_file(path: Path) -> list[Problem]:
     """The problems in the order of the file; the task is named after the file without its suffix.
 
@@ -207,33 +196,33 @@ def load_file(path: Path) -> list[Problem]:
         lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
         raise PrunusError(f"cannot read task file {path}: {error.strerror}") from error
-    rows: list[tuple[int, Line]] = []
+    rows: list[tuple[int, Problem, AnswerKind | None]] = []
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = parse_line(line)
+            row, kind = parse_line(line, path.stem)
             if (first := seen.setdefault(row.id, number)) != number:
                 raise PrunusError(f"id {row.id!r} was already used in line {first}; ids must differ")
         except PrunusError as error:
             raise PrunusError(f"{path}:{number}: {error}") from error
-        rows.append((number, row))
+        rows.append((number, row, kind))
     if not rows:
         raise PrunusError(f"task file {path} holds no problem; write one per line as {SHAPE}")
-    open_answers = [row.answer for _, row in rows if row.kind is None and not row.choices]
+    open_answers = [row.answer for _, row, kind in rows if kind is None]
     default: AnswerKind = "integer" if all(map(_INTEGER.fullmatch, open_answers)) else "math"
     problems = []
-    for number, row in rows:
+    for number, row, kind in rows:
         try:
-            problems.append(_problem(row, path.stem, default))
+            problems.append(_of_kind(row, kind or default))
         except PrunusError as error:
             raise PrunusError(f"{path}:{number}: {error}") from error
     return problems
 
 
-def parse_line(line: bytes) -> Line:
-    """The content of one line; PrunusError if it is bad."""
+def parse_line(line: bytes, task: str) -> tuple[Problem, AnswerKind | None]:
+    """The problem of a line with its answer as written, and its kind if the line says it; PrunusError if it is bad."""
     try:
         row = json.loads(line.decode(), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
@@ -256,7 +245,7 @@ def parse_line(line: bytes) -> Line:
             f"kind '{kind}' {'with' if choices else 'without'} choices; kind choice is the one that has them"
         )
     group = "" if row.get("group") is None else _text("group", row["group"])
-    return Line(id, problem, answer, choices, kind, group)
+    return Problem(id, task, problem, answer, "exact", choices, group=group), "choice" if choices else kind
 
 
 def _refuse_constant(name: str) -> float:
@@ -292,14 +281,13 @@ def _choices(value: Any) -> tuple[str, ...]:
     return choices
 
 
-def _problem(row: Line, task: str, default: AnswerKind) -> Problem:
-    kind: AnswerKind = row.kind or ("choice" if row.choices else default)
-    answer = row.answer
+def _of_kind(problem: Problem, kind: AnswerKind) -> Problem:
+    answer = problem.answer
     if kind == "choice":
-        answer = gold_letter(answer, row.choices)
+        answer = gold_letter(answer, problem.choices)
     elif kind == "integer":
         answer = gold_integer(answer)
-    return Problem(row.id, task, row.problem, answer, kind, row.choices, group=row.group)
+    return replace(problem, kind=kind, answer=answer)
 
 
 def gold_integer(answer: str) -> str:
