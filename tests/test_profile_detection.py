@@ -168,10 +168,10 @@ def test_sampling_is_that_of_the_models_files_where_it_is_sampled(tmp_path):
     tokenizer, path = byte_tokenizer(CHAT), tmp_path / "generation_config.json"
     path.write_text(json.dumps({"do_sample": True, "temperature": 1, "top_p": 0.8, "top_k": 7}))
     profile = resolve_profile("plain", tokenizer, {}, folder=tmp_path)
-    assert profile.sampling("strict") == (1.0, 0.8, 7)
+    assert profile.sampling == (1.0, 0.8, 7)
     path.write_text(json.dumps({"do_sample": False, "temperature": 1}))
-    assert resolve_profile("plain", tokenizer, {}, folder=tmp_path).sampling("strict") == (0.6, 0.95, 0)
-    assert resolve_profile("s1", tokenizer, {}, folder=tmp_path).sampling("strict") == (0.6, 0.95, 0)
+    assert resolve_profile("plain", tokenizer, {}, folder=tmp_path).sampling == (0.6, 0.95, 0)
+    assert resolve_profile("s1", tokenizer, {}, folder=tmp_path).sampling == (0.6, 0.95, 0)
 
 
 def test_a_profile_of_the_models_own_folder(tmp_path, capsys):

@@ -83,9 +83,8 @@ def test_strings_are_those_of_the_reference(name):
 def test_caps_and_sampling_by_mode(name, caps, sampling):
     profile = PROFILES[name]
     assert (profile.answer_cap("math", "strict"), profile.answer_cap("choice", "strict")) == caps
-    assert profile.sampling("strict") == sampling
+    assert profile.sampling == sampling
     assert {profile.answer_cap(kind, "legacy") for kind in ("integer", "math", "choice", "exact")} == {32768}
-    assert profile.sampling("legacy") == (1.0, 1.0, 0)
     assert encode_markers(profile, byte_tokenizer(THINKING), "legacy").answer_banned == frozenset()
 
 
@@ -117,7 +116,8 @@ def test_the_ids_of_stored_plans_stay():
 )
 def test_auto_takes_the_papers_markers_in_mode_legacy_and_says_so(markers, manifest, expected, said, capsys):
     tokenizer = byte_tokenizer(markers)
-    assert resolve_profile("auto", tokenizer, manifest, "legacy").name == expected
+    profile = resolve_profile("auto", tokenizer, manifest, "legacy", given={"top_k": 3, "top_p": None})
+    assert (profile.name, profile.sampling) == (expected, (1.0, 1.0, 3))
     told = capsys.readouterr().err
     assert said in told and told.count("\n") == bool(said)
     assert resolve_profile("qwen3", byte_tokenizer(THINKING), manifest, "legacy").name == "qwen3", (

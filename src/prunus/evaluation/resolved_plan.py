@@ -14,7 +14,6 @@ from prunus.evaluation.profiles import Profile
 from prunus.evaluation.profiles.control import NativeControl, Switch, native_control, switch_off
 from prunus.evaluation.profiles.detection import resolve_profile
 from prunus.evaluation.profiles.markers import Markers, encode_markers, encode_opened, ends_of_turn, render_prompts
-from prunus.evaluation.requests import Sampling
 from prunus.evaluation.tasks import Problem, load_task, prompt_text
 from prunus.plain_data import content_hash
 from prunus.questions import question_key
@@ -106,7 +105,7 @@ def resolve_plan(
     problems = load_problems(plan)
     if line := groups_line(problems):
         progress.say(line)
-    sampling = effective_sampling(profile, plan)
+    sampling = profile.sampling
     rows = other_rows(plan.rows, len(problems) * plan.samples) if plan.aa_control else plan.rows
     caps = [plan.answer_tokens or profile.answer_cap(problem.kind, plan.mode) for problem in problems]
     texts = [prompt_text(problem, plan.prompt) for problem in problems]
@@ -176,7 +175,7 @@ def resolve_plan(
 def profile_of(
     plan: EvalPlan, tokenizer: "PreTrainedTokenizerBase", checkpoint: "ModelFolder | ServedModel"
 ) -> Profile:
-    """The plan's profile, fitted to the model."""
+    """The plan's profile, fitted to the model, with the plan's sampling."""
     given = {name: getattr(plan, name) for name in ("temperature", "top_p", "top_k")}
     return resolve_profile(plan.profile, tokenizer, checkpoint.manifest, plan.mode, checkpoint.folder, given)
 
@@ -207,16 +206,6 @@ def load_problems(plan: EvalPlan) -> list[Problem]:
             )
         seen[problem.id] = problem.task
     return problems
-
-
-def effective_sampling(profile: Profile, plan: EvalPlan) -> Sampling:
-    """The plan's sampling settings, and the profile's for those that the plan does not set."""
-    temperature, top_p, top_k = profile.sampling(plan.mode)
-    return Sampling(
-        temperature if plan.temperature is None else plan.temperature,
-        top_p if plan.top_p is None else plan.top_p,
-        top_k if plan.top_k is None else plan.top_k,
-    )
 
 
 def tokens_needed(budget: int, markers: Markers, chain: Chain) -> int:

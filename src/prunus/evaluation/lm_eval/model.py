@@ -21,7 +21,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend, load_model
 from prunus.evaluation.budget import Chain, Rules, answer_text, force_budgets
 from prunus.evaluation.profiles.markers import encode_markers, encode_opened, ends_of_turn, render_prompts
-from prunus.evaluation.resolved_plan import effective_sampling, profile_of, tokens_needed
+from prunus.evaluation.resolved_plan import profile_of, tokens_needed
 from prunus.recipes import EvalPlan
 
 MODEL = "prunus"
@@ -77,7 +77,7 @@ class BudgetForcing(Base):
         super().__init__(pretrained=self.thinker.model, tokenizer=tokenizer, batch_size=rows)
         self.rows, self.plan, self.is_templated = rows, plan, False
         self.context = checkpoint.context
-        self.rules = Rules(markers, effective_sampling(self.style, plan), seed=plan.seed, context=self.context)
+        self.rules = Rules(markers, self.style.sampling, seed=plan.seed, context=self.context)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Note the harness's --apply_chat_template: its text is then the whole prompt."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prunus.errors import PrunusError, nearest
+from prunus.evaluation.requests import Sampling
 from prunus.plain_data import parse_toml
 from prunus.recipes import PROFILE_FOLDER, PROFILE_NAMES, Mode
 from prunus.settings import check_settings, hints_of, misfit
@@ -179,9 +180,10 @@ class Profile:
             return LEGACY_ANSWER_TOKENS
         return self.choice_answer_tokens if kind == "choice" else self.answer_tokens
 
-    def sampling(self, mode: Mode) -> tuple[float, float, int]:
-        """Default temperature, top_p and top_k; in mode legacy those of the papers: 1, 1 and 0 (off)."""
-        return (1.0, 1.0, 0) if mode == "legacy" else (self.temperature, self.top_p, self.top_k)
+    @property
+    def sampling(self) -> Sampling:
+        """Its sampling settings."""
+        return Sampling(self.temperature, self.top_p, self.top_k)
 
 
 # table of the file -> key in it -> field of Profile

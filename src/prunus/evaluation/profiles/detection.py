@@ -28,6 +28,7 @@ SWITCHES: tuple[tuple[str, Any], ...] = (
     ("reasoning_effort", "high"),
 )
 OPEN_TAG = re.compile(r"<(?P<name>[a-z_:]*(?:think|thought|reason)[a-z_:]*)>\s*\Z")
+LEGACY_SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}  # of the papers
 S1_NAME = re.compile(r"(^|[/_-])s1(\.1)?-[0-9]")
 THINKER_NAME = re.compile(r"r1|think|reason|qwq", re.IGNORECASE)
 
@@ -51,7 +52,7 @@ def resolve_profile(
 ) -> Profile:
     """The profile of that name, fitted to the model's chat template and sampling defaults.
 
-    given: temperature, top_p and top_k that take the place of the profile's, for the line that is printed.
+    given: temperature, top_p and top_k that take the place of the profile's, or, in mode legacy, of the papers'.
 
     name: a built-in profile, a .toml file, or `auto`: the profile of the manifest, else the file prunus_profile.toml in
     the model's folder, else the one that tokenizer and chat template indicate, which is printed with the reason. In
@@ -59,13 +60,19 @@ def resolve_profile(
     and prints a message. Raises PrunusError if there is no such profile, if the tokenizer has no chat template for
     prompts, or if the template closes the thinking and none of its options opens it.
     """
+    sampling = LEGACY_SAMPLING if mode == "legacy" else {}
+    sampling = sampling | {name: value for name, value in given.items() if value is not None}
+
+    def fitted(profile: Profile) -> Profile:
+        return replace(fit(profile, tokenizer, folder), **sampling)
+
     if name != "auto" or "profile" in manifest:
-        return fit(named(name if name != "auto" else manifest["profile"]), tokenizer, folder)
+        return fitted(named(name if name != "auto" else manifest["profile"]))
     if mode == "legacy":
-        return fit(PROFILES[_legacy_profile(tokenizer)], tokenizer, folder)
+        return fitted(PROFILES[_legacy_profile(tokenizer)])
     choice = choose(tokenizer, manifest, folder)
-    profile = fit(choice.profile, tokenizer, folder)
-    progress.say(f"profile {profile.name}: {choice.why}{_opening(profile, given)}")
+    profile = fitted(choice.profile)
+    progress.say(f"profile {profile.name}: {choice.why}{_opening(profile)}")
     for warning in choice.warnings:
         progress.say(f"warning: {warning}")
     return profile
@@ -175,15 +182,10 @@ def with_tag(profile: Profile, name: str) -> Profile:
     def renamed(text: str) -> str:
         return text.replace("<think>", f"<{name}>").replace("</think>", f"</{name}>")
 
-    return replace(
-        profile,
-        thinking_start=renamed(profile.thinking_start),
-        think_stops=tuple(map(renamed, profile.think_stops)),
-        natural_closing=renamed(profile.natural_closing),
-        forced_closing=renamed(profile.forced_closing),
-        answer_banned=tuple(map(renamed, profile.answer_banned)),
-        off_block=renamed(profile.off_block),
-    )
+    texts = ("thinking_start", "natural_closing", "forced_closing", "off_block")
+    changed: dict[str, Any] = {field: renamed(getattr(profile, field)) for field in texts}
+    lists = {field: tuple(map(renamed, getattr(profile, field))) for field in ("think_stops", "answer_banned")}
+    return replace(profile, **changed, **lists)
 
 
 def fit(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder: Path | None) -> Profile:
@@ -242,14 +244,12 @@ def _switched_on(profile: Profile, tokenizer: "PreTrainedTokenizerBase", found: 
     )
 
 
-def _opening(profile: Profile, given: Mapping[str, float | None]) -> str:
-    """How a profile was fitted to a model, and the sampling that takes effect, for the message that names it."""
+def _opening(profile: Profile) -> str:
+    """How a profile was fitted to a model, and its sampling, for the message that names it."""
     opened = ", which opens the thinking itself" if profile.template_opens == "yes" else ""
     options = ", ".join(f"{key}={value}" for key, value in profile.template.items())
-    usual = {"temperature": profile.temperature, "top_p": profile.top_p, "top_k": profile.top_k}
-    taken = usual | {name: value for name, value in given.items() if value is not None}
-    shown = ", ".join(f"{name} {value:g}" for name, value in taken.items())
-    sampling = f"; {shown if taken['temperature'] else 'temperature 0 (greedy)'}"
+    shown = f"temperature {profile.temperature:g}, top_p {profile.top_p:g}, top_k {profile.top_k:g}"
+    sampling = f"; {shown if profile.temperature else 'temperature 0 (greedy)'}"
     return f"{opened}{f'; template options {options}' if options else ''}{sampling}"
 
 
