@@ -12,12 +12,12 @@ Of questions with choices, those of fewer than 8 words are left out: without its
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from prunus.evaluation.tasks import TASKS, load_task
 from prunus.evaluation.tasks.tiny import EVALUATION_SEED, FRESH_SEED, HELD_OUT_PER_CELL, VALIDATION_SEED, problem_set
-from prunus.questions import FILE, file_text, question_digest
+from prunus.questions import FILE, question_digest
 
 WORDS = 8
 FIELDS = ("question", "problem")
@@ -53,6 +53,14 @@ def digests(name: str, questions: Sequence[str]) -> list[str]:
     """Return the digests of a set's questions, without those that could be a line of any text."""
     least = WORDS if TASKS[name].kind == "choice" else 0
     return [question_digest(question) for question in questions if len(question.split()) >= least]
+
+
+def file_text(sets: Iterable[tuple[str, Iterable[str]]]) -> str:
+    """The content of data/held_out.txt. sets: (name, digests) of each evaluation set."""
+    lines = []
+    for name, digests in sets:
+        lines += [f"# {name}", *sorted(set(digests))]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:

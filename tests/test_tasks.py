@@ -15,7 +15,7 @@ from prunus.evaluation.grading import Grader
 from prunus.evaluation.tasks import TASKS, Problem, load_task, prompt_text
 from prunus.evaluation.tasks.options import option_order
 from prunus.evaluation.traces import check_problems
-from prunus.questions import FILE, file_text, is_gated, question_digest
+from prunus.questions import FILE, is_gated, question_digest
 
 DATA = Path(__file__).parent / "data"
 
@@ -430,7 +430,7 @@ def test_digests_of_questions_see_through_case_and_blanks():
 def test_hashes_of_sets_are_kept_and_those_that_lack_are_known():
     text = FILE.read_text()
     sets = held_out.stored(text)
-    assert file_text(sets.items()) == text
+    assert held_out.file_text(sets.items()) == text
     assert held_out.missing(sets) == ["hmmt_nov25", "supergpqa"]
     assert set(held_out.missing({})) == {"hmmt_nov25", "supergpqa", *sets} - {"tiny"}
 

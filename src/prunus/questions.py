@@ -4,7 +4,7 @@ import hashlib
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
@@ -64,14 +64,6 @@ def _parts(text: str) -> Iterator[str]:
     yield text
     yield from text.split("\n\n")
     yield from text.splitlines()
-
-
-def file_text(sets: Iterable[tuple[str, Iterable[str]]]) -> str:
-    """The content of data/held_out.txt. sets: (name, digests) of each evaluation set."""
-    lines = []
-    for name, digests in sets:
-        lines += [f"# {name}", *sorted(set(digests))]
-    return "\n".join(lines) + "\n"
 
 
 # Which problems of a set belong together, so that they count as one observation (docs/verdicts.md).
