@@ -558,8 +558,8 @@ class TraceRecipe(Drawing):
     tasks: names or .jsonl files; evaluation sets are refused.
     """
 
-    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({"min_tokens": 0, "hardest": False})
-    STORED: ClassVar[tuple[str, ...]] = tuple(REMOVED)
+    STORED: ClassVar[Mapping[str, Any]] = {"min_tokens": 0, "hardest": False}
+    REMOVED: ClassVar[Mapping[str, Any]] = STORED
 
     tasks: tuple[str, ...]
     samples: int = setting(1, "Chains per problem.", at_least=1)

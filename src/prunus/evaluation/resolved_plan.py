@@ -111,9 +111,8 @@ def resolve_plan(
     texts = [prompt_text(problem, plan.prompt) for problem in problems]
     prompts, context, largest = encode_problems(profile, tokenizer, texts), checkpoint.context, max(0, *plan.budgets)
     switch = switch_off(profile, tokenizer) if OFF in plan.budgets else None
-    without = (
-        [switch.encode(tokenizer, one) for one in switch.render(tokenizer, texts)] if switch else [()] * len(texts)
-    )
+    rendered = switch.render(tokenizer, texts) if switch else ()
+    without = [switch.encode(tokenizer, one) for one in rendered] if switch else [()] * len(texts)
     chains = [
         Chain(prompt, (problem.task, problem.id, 0), cap, off)
         for problem, prompt, cap, off in zip(problems, prompts, caps, without, strict=True)
