@@ -93,7 +93,7 @@ def test_an_interrupted_call_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_filters_that_leave_nothing_keep_the_chains(tmp_path, monkeypatch):
     out = tmp_path / "t.jsonl"
-    with pytest.raises(PrunusError, match="none of 12 chains is correct; all are kept in "):
+    with pytest.raises(PrunusError, match="none of 12 chains passes the filters; all are kept in "):
         prunus.traces("tiny", out, recipe(temperature=50.0, only="correct"))
     assert not out.exists()
     monkeypatch.setattr(module, "draw", None)
@@ -130,10 +130,12 @@ CHAINS = [
     [
         ({}, ["easy0", "easy1", "long0", "long1", "never0", "never1", "half0", "half1"]),
         ({"only": "correct"}, ["easy0", "easy1", "long0", "long1", "half1"]),
+        ({"min_tokens": 20}, ["long0", "long1", "never0", "half0", "half1"]),
+        ({"min_tokens": 85, "only": "correct"}, ["long0"]),
     ],
 )
 def test_which_are_kept_and_in_which_order(settings, kept):
-    chosen = choose(CHAINS, recipe(**settings).only)
+    chosen = choose(CHAINS, recipe(max_tokens=100, **settings))
     assert [f"{trace['problem_id']}{trace['draw']}" for trace in chosen] == kept
 
 
@@ -179,7 +181,7 @@ def test_the_answer_cap_is_that_of_the_plan_and_old_recipes_keep_their_hash():
     recipe = TraceRecipe(tasks=("tiny-train",), answer_tokens=32)
     assert recipe.plan().answer_tokens == 32 and recipe.to_json()["answer_tokens"] == 32
     old = TraceRecipe(tasks=("tiny-train",)).to_json()
-    assert "answer_tokens" not in old and (old["min_tokens"], old["hardest"]) == (0, False)
+    assert "answer_tokens" not in old and old["hardest"] is False
     assert TraceRecipe.from_json(old).to_json() == old
     with pytest.raises(PrunusError, match="'hardest' True is a setting that only earlier versions have"):
         TraceRecipe.from_json(old | {"hardest": True})
@@ -194,6 +196,8 @@ def test_the_answer_cap_is_that_of_the_plan_and_old_recipes_keep_their_hash():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        ({"min_tokens": 100, "max_tokens": 50}, "exceeds max_tokens 50"),
+        ({"min_tokens": -1}, "0 or more"),
         ({"max_tokens": 0}, "at least 1"),
         ({"samples": 0}, "at least 1"),
         ({"only": "wrong"}, "choose one of all, correct"),

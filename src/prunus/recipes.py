@@ -558,7 +558,7 @@ class TraceRecipe(Drawing):
     tasks: names or .jsonl files; evaluation sets are refused.
     """
 
-    STORED: ClassVar[Mapping[str, Any]] = {"min_tokens": 0, "hardest": False}
+    STORED: ClassVar[Mapping[str, Any]] = {"hardest": False}
     REMOVED: ClassVar[Mapping[str, Any]] = STORED
 
     tasks: tuple[str, ...]
@@ -568,9 +568,14 @@ class TraceRecipe(Drawing):
         None, "Most tokens of an answer; the default depends on the task.", at_least=1, late=True
     )
     only: TraceFilter = setting("all", "Keep all chains, or only those with a correct answer.")
+    min_tokens: int = setting(0, "Keep chains with at least N thinking tokens.", at_least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.min_tokens > self.max_tokens:
+            raise PrunusError(
+                f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}: nothing would be kept"
+            )
         self.plan()
 
     def plan(self) -> EvalPlan:

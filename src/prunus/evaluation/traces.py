@@ -28,7 +28,7 @@ from prunus.evaluation.tasks import TASKS, Problem
 from prunus.plain_data import parse_json
 from prunus.progress import Steps
 from prunus.questions import evaluation_set, question_digest
-from prunus.recipes import TraceFilter, TraceRecipe
+from prunus.recipes import TraceRecipe
 from prunus.results.rows import Key, Sample
 
 BYTES_PER_TOKEN = 16  # of JSON, in the partial and the final file together
@@ -56,7 +56,7 @@ def traces(
     engine: EngineOptions | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Draw chains of a model (`tiny`, folder or hub id), write them, or the correct ones, to out, return a summary.
+    """Draw chains of a model (`tiny`, folder or hub id), write those that pass the filters to out, return a summary.
 
     out: a .jsonl file. A line has token_ids (prompt, thinking and, if the model ended its thinking itself, closing and
     answer), prompt_tokens (number of ids of the prompt), thinking_tokens, ended, correct, problem_id, problem_digest
@@ -90,9 +90,9 @@ def traces(
                 check_engine(work, backend)
                 draw(work, journal, backend)
         found = [journal.chains[key] for key in keys]
-        kept = choose(found, recipe.only)
+        kept = choose(found, recipe)
         if not kept:
-            raise PrunusError(f"none of {len(found)} chains is correct; all are kept in {journal.path}")
+            raise PrunusError(f"none of {len(found)} chains passes the filters; all are kept in {journal.path}")
         write_text(target, "".join(json.dumps(trace) + "\n" for trace in kept))
         journal.path.unlink()
     return {
@@ -157,10 +157,14 @@ def trace_of(work: ResolvedPlan, index: int, drawn: Draw, sample: Sample) -> Tra
     }
 
 
-def choose(found: Sequence[Trace], only: TraceFilter) -> list[Trace]:
-    """All chains, or the correct ones, by problem (in the order of their first chain), then by draw."""
+def choose(found: Sequence[Trace], recipe: TraceRecipe) -> list[Trace]:
+    """The chains that pass the filters, by problem (in the order of their first chain), then by draw."""
     place = {problem: at for at, problem in enumerate(dict.fromkeys(trace["problem_id"] for trace in found))}
-    kept = [trace for trace in found if only == "all" or trace["correct"]]
+    kept = [
+        trace
+        for trace in found
+        if trace["thinking_tokens"] >= recipe.min_tokens and (recipe.only == "all" or trace["correct"])
+    ]
     return sorted(kept, key=lambda trace: (place[trace["problem_id"]], trace["draw"]))
 
 
