@@ -389,7 +389,7 @@ class _Reader:
                 rules=rules,
             )
 
-    def options(self, kind: str, number: int, name: str, value: Any) -> list[dict[str, Any] | None]:
+    def options(self, kind: str, number: int, name: str, value: Any) -> list[Mapping[str, Any] | None]:
         """The settings of each further step along this axis of the grid; None stands for no such step.
 
         name: the step's action, which is the key, or that in an entry of a chain. value: true, false, a table of
@@ -398,7 +398,7 @@ class _Reader:
         choices, hints = value if isinstance(value, list) else [value], hints_of(RECIPES[name])
         if not choices:
             self.fail(kind, name, number, f"'{name}' is an empty list; leave it out or give a value")
-        found: list[dict[str, Any] | None] = []
+        found: list[Mapping[str, Any] | None] = []
         for choice in choices:
             if not isinstance(choice, bool | dict):
                 self.fail(kind, name, number, f"'{name}' must be true, false or a table, not {choice!r}")

@@ -28,7 +28,7 @@ SWITCHES: tuple[tuple[str, Any], ...] = (
     ("reasoning_effort", "high"),
 )
 OPEN_TAG = re.compile(r"<(?P<name>[a-z_:]*(?:think|thought|reason)[a-z_:]*)>\s*\Z")
-LEGACY_SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}  # of the papers
+LEGACY_SAMPLING: dict[str, float] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}  # of the papers
 S1_NAME = re.compile(r"(^|[/_-])s1(\.1)?-[0-9]")
 THINKER_NAME = re.compile(r"r1|think|reason|qwq", re.IGNORECASE)
 

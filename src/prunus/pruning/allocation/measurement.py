@@ -123,7 +123,7 @@ def sums_of_samples(path: Path, data: Any, groups: Sequence[str], blocks: int) -
     single such object is taken as the sums themselves. Raises PrunusError for content that does not fit.
     """
     alone = isinstance(data, Mapping) and any(_KEY.fullmatch(key) for key in data)
-    samples: dict[str, Any] = {"the object": data} if alone else {}
+    samples: dict[str, object] = {"the object": data} if alone else {}
     for place, row in () if alone else data.items() if isinstance(data, Mapping) else enumerate(data):
         has_id = isinstance(row, Mapping) and set(row) == {"sample_id", "scores"}
         name, scores = (f"sample {row['sample_id']}", row["scores"]) if has_id else (f"sample {place}", row)
