@@ -89,7 +89,7 @@ def tiny_models(chains: str) -> Iterator[Model]:
     for method in ("obs", "wanda", "flap", "magnitude", "random"):
         for how in ({"fit": False}, {"target": "own"}, {}):
             if method != "obs" or how:
-                yield Model("methods", "37.5 % of the channels", (narrow(160, 0, **how),))
+                yield Model("methods", "37.5 % of the channels", (narrow(160, 0, method=method, **how),))
     fewer = {"calibration": chains, "samples": PRUNING, "seed": 0}
     for blocks in (1, 2):
         for method in ("shortgpt", "angular", "laco", "sleb"):

@@ -10,7 +10,6 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 import prunus
-from prunus.checkpoint.runner import Runner
 from prunus.pruning import recover as recovering
 from prunus.pruning.recovery import Streams
 from prunus.recipes import PruneRecipe, RecoverRecipe
@@ -62,7 +61,6 @@ def test_operations_steps_and_streams_are_those_of_a_recovery(tmp_path, cost, mo
 
     monkeypatch.setattr(recovering, "recover_blocks", counted)
     monkeypatch.setattr(Streams, "__init__", begun)
-    monkeypatch.setattr(Runner, "_check_causal", lambda *_: None)  # runs the first block on 16 other tokens
     monkeypatch.setattr(functional, "scaled_dot_product_attention", attention)
     recipe = RecoverRecipe(str(rows), samples=SEQUENCES, epochs=epochs, step_tokens=LENGTH)
     told = prunus.recover(tmp_path / "pruned", tmp_path / "out", recipe)
