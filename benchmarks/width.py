@@ -151,7 +151,8 @@ def smollm2_models() -> Iterator[Model]:
             yield Model("smollm2", removed, (narrow,), seed)
             others: list[dict[str, Any]] = [] if seed else [{"damping": 0.01}, {"damping": 1.0}]
             if kept == SMOLLM2_WIDTHS[0] and not seed:
-                others += [{"damping": 0.1}, {"target": "own"}, {"method": "wanda"}, {"fit": False}]
+                others += [{"damping": 0.1}, {"target": "own"}, {"fit": False}]
+                others += [{"method": "wanda"}, {"method": "magnitude"}]
             for how in others:
                 yield Model("smollm2", removed, (WidthRecipe(**at | how),), seed)
             more: dict[str, Any] = {"samples": quality.MORE_SAMPLES, "seqlen": quality.SEQLEN, "seed": seed}
