@@ -180,7 +180,7 @@ def test_what_is_already_narrow_recovers_at_a_chosen_rate(tmp_path):
         recipe = WidthRecipe(method="magnitude", fit=fit, **calibration)
         prunus.width(tmp_path / "dense", tmp_path / "model", recipe, overwrite=True)
         rates, keys = rates_and_keys()
-        assert set(rates) == {rate, 0.01}, "zeros after a width recover as ever"
+        assert set(rates) == {rate, 0.01}, "where the last step made zeros, the default rate is 0.01"
         assert rate is None or rates_and_keys(f"rate = {rate}\n") == (rates, keys)
     steps = [RecoverRecipe(epochs=1, step_tokens=32, **calibration), PruneRecipe(sparsity=0.3, **calibration)]
     prunus.width(tmp_path / "dense", tmp_path / "model", WidthRecipe(**calibration), overwrite=True)

@@ -22,6 +22,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, log
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,9 +59,9 @@ class Path:
     refuse: Floats
 
 
-def with_estimate(estimate: float, low: float, high: float) -> tuple[float, float, float]:
-    """An estimate and its bounds for readers: wider where it has left them, which can only become narrower."""
-    return estimate, min(low, estimate), max(high, estimate)
+def with_estimate(estimate: Any, low: Any, high: Any) -> tuple[Any, Any, Any]:
+    """Estimates and their bounds for readers, numbers or arrays: wider where one has left bounds that only narrow."""
+    return estimate, np.minimum(low, estimate), np.maximum(high, estimate)
 
 
 def path(differences_T: Floats, margin: float, alpha: float = betting.ALPHA, base_T: Floats | None = None) -> Path:

@@ -142,9 +142,8 @@ def _claimed(
     else:
         found = any_time_columns(gains, pairs, margin.size, max(1, bands))
         mean_C = np.mean([gain.mean(axis=0) for gain in gains], axis=0)
-        for name in ("", "band_"):  # such bounds only become narrower, so that a mean can leave them
-            found[f"{name}low"] = np.minimum(found[f"{name}low"], mean_C)
-            found[f"{name}high"] = np.maximum(found[f"{name}high"], mean_C)
+        for low, high in (("low", "high"), ("band_low", "band_high")):
+            _, found[low], found[high] = anytime.with_estimate(mean_C, found[low], found[high])
         found = {name: column for name, column in found.items() if bands or not name.startswith("band_")}
     return found | {"p_margin": p_of_margin(gains, base, pairs, margin, seed)}
 
