@@ -40,7 +40,7 @@ def observe(needs: Needs, counted=None, dtype=torch.float32) -> InputStats:
             runner.batch = Batch(torch.zeros(states.shape[:2]), counted_NT1)
             block(states)
     found = seen.stats(3)
-    assert found["self_attn.q_proj"].tokens == 31
+    assert found["self_attn.q_proj"].tokens == (sum(int(one.sum()) for one in counted) if counted else 31)
     assert found["self_attn.q_proj"] is found["self_attn.k_proj"], "one factor for both"
     return found["self_attn.q_proj"]
 

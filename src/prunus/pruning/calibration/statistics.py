@@ -179,7 +179,6 @@ class Observer:
         self.sums: dict[str, Tensor] = {}
         self.products: dict[str, Tensor] = {}
         self.tokens = dict.fromkeys(self.leaders, 0)
-        self.counted = dict.fromkeys(self.leaders, 0)
         self.calls_left = self.calls = self.linears[-1].calls if self.linears else 1
         self.watching = ExitStack()
 
@@ -214,8 +213,8 @@ class Observer:
             )
         mean_I = variance_I = None
         if leader in self.sums:
-            mean_I = self.sums[leader] / self.counted[leader]
-            variance_I = (self.squares[leader] / self.counted[leader] - mean_I.square()).clamp_(min=0).float()
+            mean_I = self.sums[leader] / self.tokens[leader]
+            variance_I = (self.squares[leader] / self.tokens[leader] - mean_I.square()).clamp_(min=0).float()
             mean_I = mean_I.float()
         product_II = self.products.pop(leader, None)
         if product_II is not None:
@@ -248,7 +247,6 @@ class Observer:
         """Add the inputs of one call of a Linear to its statistics."""
         input_NTI = given_NTI.float()
         rows = input_NTI.shape[0] * input_NTI.shape[1]
-        self.tokens[name] += rows
         if counted_NT1 is not None:
             if counted_NT1.shape[:2] != input_NTI.shape[:2]:
                 raise PrunusError(
@@ -256,7 +254,7 @@ class Observer:
                     " out"
                 )
             input_NTI, rows = input_NTI * counted_NT1.to(input_NTI.device), int(counted_NT1.sum())
-        self.counted[name] += rows
+        self.tokens[name] += rows
         _add(self.squares, name, input_NTI.square().sum(1).double().sum(0))
         if self.needs in ("means", "hessian"):
             _add(self.sums, name, input_NTI.sum(1).double().sum(0))
