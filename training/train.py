@@ -24,10 +24,13 @@ from tokenizer import CONTEXT, build
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from prunus.checkpoint.precision import multiplies_slowly
 from prunus.evaluation.tasks import tiny
 
 WARMUP = 60
 POOL = 1200  # examples that are sorted by length together, so that batches have little padding
+# On a processor with AVX2 only, a step takes 6.8 CPU seconds in bfloat16, and 0.8 in float32.
+AUTOCAST = torch.autocast("cpu", dtype=torch.bfloat16, enabled=not multiplies_slowly(torch.bfloat16))
 # Weights of the levels during training: easy levels first, all levels from 20 % on.
 CURRICULUM = (
     (0.08, (3, 2, 0.2, 0, 0, 0, 0)),
@@ -148,7 +151,7 @@ def exact_by_family(model: CompactModel, writer: Writer, per_cell: int, tokens: 
     right: Counter[str] = Counter()
     for batch in batches_by_length([writer.full(p) for p in problems], tokens):
         ids, wanted, targets = tensors(batch)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with AUTOCAST:
             wrong = (model(ids, wanted, compiled=False).argmax(-1) != targets).float()
         errors = torch.zeros(len(batch)).index_add_(0, wanted // ids.shape[1], wrong)
         right.update(family_of[tuple(e.ids)] for e, bad in zip(batch, errors, strict=True) if not bad)
@@ -215,7 +218,7 @@ def main() -> None:
             for group in stepper.param_groups:
                 group["lr"] = args.rate * min(1.0, (step + 1) / WARMUP) * max(0.01, cosine)
         ids, wanted, targets = tensors(batch)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with AUTOCAST:
             logits = model(ids, wanted, compiled=not args.no_compile)
         loss = F.cross_entropy(logits.float(), targets)
         (loss + args.balance * sum(mixture.imbalance for mixture in model.mixtures())).backward()
