@@ -316,7 +316,6 @@ def test_after_a_loss_an_engine_that_streams_gets_only_what_is_missing(tmp_path)
 def test_what_a_lost_worker_was_sending_is_not_taken_for_complete(tmp_path):
     """A kept checkpoint appears whole, in place of an older one, and before the variant's own file."""
     model: Any = SimpleNamespace(name="m", label="m")
-    table: Any = SimpleNamespace(say=lambda *_, **__: None)
     variant = Variant("wanda", "", (), ("key",))
     kept_at, whole = tmp_path / "checkpoints" / "m" / "wanda", {"config.json": b"{}", "deep/er.jinja": b"0123456789"}
     sent = {f"checkpoint/{name}": content for name, content in whole.items()} | {"variants/key.safetensors": b"abcd"}
@@ -328,7 +327,6 @@ def test_what_a_lost_worker_was_sending_is_not_taken_for_complete(tmp_path):
     remote = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: object()))
     made = driver(worker := WorkerHandle(SimpleNamespace(make=remote)))
     made.folder, made.keeps, made.models, made.calls = tmp_path, True, {"m": []}, {}
-    made.table = table
     for _ in range(2):
         made.assign(worker, Job(model, variant, None, [], True))
         for piece in pieces[:-1]:

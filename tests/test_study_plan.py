@@ -4,7 +4,10 @@ import io
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -21,7 +24,7 @@ from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study.cells import open_model, variant_names
 from prunus.study.file import read_study
-from prunus.study.live_table import LiveTable, Row, duration, plan_table
+from prunus.study.terminal import StudyBar, plan_table
 from prunus.study.variants import make_variant, weights_file
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -195,72 +198,52 @@ def test_the_small_example_runs_in_a_smaller_form(tmp_path, capsys, few_resample
     assert "ShortGPT" in Path(done["report"]).read_text()
 
 
-def rows() -> dict[str, Row]:
-    base = Row("dense", "a", 4, {("p", 8, 0): True, ("q", 8, 0): True})
-    others = [Row(f"v{index}", "a", 4, {("p", 8, 0): index % 2 == 0}) for index in range(30)]
-    return {row.label: row for row in [base, *others]}
+def bar() -> StudyBar:
+    """Of a dense model and a variant, with two answers each, of which the store has one of the variant."""
+    stored = {"problem_id": "p", "budget": 8, "draw": 0, "correct": 1}
+
+    def columns(run_id: str, names: Sequence[str]) -> list[tuple[Any, ...]]:
+        return [(stored[name],) if run_id == "id-v" else () for name in names]
+
+    store: Any = SimpleNamespace(columns=columns)
+    work = SimpleNamespace(batches=[[(0, 0), (1, 0)]], budgets=(8,))
+    cells = [SimpleNamespace(run_id=f"id-{name}", name=name, plan=0, resolved=work) for name in ("dense", "v")]
+    models: Any = [SimpleNamespace(name="m", label="m", cells=cells)]
+    study: Any = SimpleNamespace(name="x", models=["m"], plans=[None])
+    return StudyBar(study, models, store)
 
 
 def sample(problem: str, correct: bool) -> Sample:
     return Sample("tiny", problem, 8, 0, 8, 2, 0, "forced", False, False, "1", "ok", correct)
 
 
-def test_the_table_compares_on_what_both_have():
-    every = rows()
-    table = LiveTable("study x", every, {"a": every["dense"]})
-    assert (
-        table.accuracy(every["v0"]) == "100.0 % right (+0.0)" and table.accuracy(every["v1"]) == "0.0 % right (-100.0)"
-    )
-    assert table.accuracy(every["dense"]) == "100.0 % right"
-    table.add("v1", [sample("q", True)], tokens=60, seconds=2.0)
-    assert table.accuracy(every["v1"]) == "50.0 % right (-50.0)"
-    # 33 of 124 answers, one in two seconds.
-    assert table.totals() == "0/31 cells, 33/124 answers, 30 tokens/s, about 3 min left"
-
-
-def test_the_table_fits_the_screen_and_shows_what_is_under_way(monkeypatch):
-    monkeypatch.setattr(progress, "console", Console(width=80, height=20, file=io.StringIO()))
-    every = rows()
-    table = LiveTable("study x", every, {"a": every["dense"]})
-    for current in (every["dense"], every["v16"], every["v29"]):
-        table.add(current.label, [], 1, 1.0)
-        lines = text_of(table.screen()).splitlines()
-        assert len(lines) <= 20 and any(f"> {current.label}" in line for line in lines)
-    assert "and 17 more" in text_of(table.screen())
+def test_a_line_for_each_cell_that_is_complete(capsys):
+    """An answer that was stored before and is drawn again with its batch counts once."""
+    with bar() as shown:
+        assert (shown.done, shown.total) == (1, 4)
+        shown.say("evaluating dense")
+        shown.add("id-dense", [sample("p", True)])
+        shown.add("id-v", [sample("p", True), sample("q", False)])
+        assert shown.done == 3
+        shown.add("id-dense", [sample("q", True)])
+    assert capsys.readouterr().err.splitlines() == [
+        "v: 2 answers, 50.0 % right; 1 of 2 cells are complete",
+        "dense: 2 answers, 100.0 % right; 2 of 2 cells are complete",
+    ]
 
 
 def test_who_draws_bars_has_the_screen_to_himself(monkeypatch):
-    """The table is wiped away meanwhile and drawn anew; its last picture stays."""
+    """The bar is wiped away meanwhile and drawn anew; its last picture stays."""
     file = io.StringIO()
     console = Console(width=80, height=20, file=file, force_terminal=True)
     monkeypatch.setattr(progress, "console", console)
     monkeypatch.setattr(progress, "shows_bars", lambda: True)
-    every = dict(list(rows().items())[:3])
-    with LiveTable("study x", every, {"a": every["dense"]}) as table:
-        first = table.live
-        with table.hidden():
-            assert table.live is None
+    with bar() as shown:
+        shown.say("evaluating v")
+        with shown.hidden():
             wiped = file.getvalue()
             assert wiped.count("study x") >= 1 and wiped.rstrip().endswith("\x1b[2K")
             console.print("somebody's bars")
-        assert table.live is not None and table.live is not first
-    assert "study x" in file.getvalue().split("somebody's bars")[1].rsplit("\x1b[2K", 1)[-1]
-
-
-def test_without_a_screen_a_line_for_each_cell_that_is_complete(capsys):
-    every = {"dense": Row("dense", "a", 1, {}), "v": Row("v", "a", 2, {})}
-    with LiveTable("study x", every, {"a": every["dense"]}) as table:
-        table.say("evaluating dense")
-        table.add("dense", [sample("p", True)], 10, 1.0)
-        table.add("v", [sample("p", False)], 10, 1.0)
-    told = capsys.readouterr().err
-    assert told.splitlines() == [
-        "dense: 1/1 answers, 100.0 % right; 1/2 cells, 1/3 answers, 10 tokens/s, about 2 s left"
-    ]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(4, "4 s"), (100, "2 min"), (3600, "60 min"), (7200, "2.0 h"), (200_000, "2.3 days")]
-)
-def test_durations(seconds, text):
-    assert duration(seconds) == text
+        shown.add("id-v", [sample("q", False)])
+    after = file.getvalue().split("somebody's bars")[1].rsplit("\x1b[2K", 1)[-1]
+    assert "study x" in after and "2/4" in after and "evaluating v" in after

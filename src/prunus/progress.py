@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -46,7 +47,7 @@ class Steps:
         self.logged_at = self.started_at
         self.bar: Progress | None = None
 
-    def __enter__(self) -> "Steps":
+    def __enter__(self) -> Self:
         if shows_bars():
             columns = (
                 TextColumn("{task.description}"),

@@ -210,14 +210,14 @@ def parse(words: tuple[str, ...]) -> tuple[str, str]:
 
 def print_plan(plan: Mapping[str, Any]) -> None:
     """Print what a study would do as a table."""
-    from prunus.study.live_table import plan_table
+    from prunus.study.terminal import plan_table
 
     progress.out_console.print(plan_table(plan))
 
 
 def print_outcomes(done: Mapping[str, Any]) -> None:
     """Print a table of verdicts for each model and plan, the outcomes of searches, and where the report is."""
-    from prunus.study.live_table import search_lines
+    from prunus.study.terminal import search_lines
 
     for entry in done["comparisons"]:
         if entry["comparison"] is not None:

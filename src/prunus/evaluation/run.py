@@ -35,12 +35,11 @@ _R = TypeVar("_R")
 
 
 class Portion(NamedTuple):
-    """Chains that are complete, their graded rows, the tokens sampled for them, and the seconds since the last ones."""
+    """Chains that are complete, their graded rows, and the tokens sampled for them."""
 
     finished: list[Finished]
     samples: list[Sample]
     tokens: int
-    seconds: float
 
 
 def fill_store(
@@ -102,13 +101,11 @@ def run_chains(
     it; that a server ignores the budget is always said.
     """
     chains = [chain for lot in planned for chain in lot]
-    judged, wanted, last = list[list[Draw]](), min(JUDGED_BY, len(chains)), time.monotonic()
+    judged, wanted = list[list[Draw]](), min(JUDGED_BY, len(chains))
 
     def kept(finished: list[Finished]) -> Portion:
-        nonlocal last
         samples, draws = graded(work, grader, finished), [drawn for _, drawn in finished]
-        before, last = last, time.monotonic()
-        portion = Portion(finished, samples, sampled_tokens(draws), max(1e-9, last - before))
+        portion = Portion(finished, samples, sampled_tokens(draws))
         keep(portion)
         if len(judged) < wanted:
             judged.extend(draws)

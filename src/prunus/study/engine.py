@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from prunus import progress
 from prunus.checkpoint.architecture import Architecture, Carried, find_layers
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import is_gguf
@@ -28,13 +29,14 @@ from prunus.evaluation.backends.vllm import VLLMBackend
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
-from prunus.evaluation.run import check_engine, fill_store, missing_batches
+from prunus.evaluation.run import Show, check_engine, fill_store, missing_batches
 from prunus.pruning.gguf import gguf
 from prunus.recipes import GgufRecipe
+from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study.cells import Cell, Model, Variant
 from prunus.study.file import Study
-from prunus.study.live_table import LiveTable
+from prunus.study.terminal import StudyBar
 from prunus.study.variants import (
     MAKING,
     StudyPaths,
@@ -172,10 +174,13 @@ class Engine:
         cell: Cell,
         batches: Sequence[Batch],
         store: Store,
-        table: LiveTable,
+        show: Show | None = None,
         adaptive: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Evaluate batches of a cell. adaptive: as Run.adaptive, if its rows decide how many problems it has."""
+    ) -> Iterator[list[Sample]]:
+        """Evaluate batches of a cell; yield its rows as they are stored.
+
+        show: as in fill_store. adaptive: as Run.adaptive, if its rows decide how many problems it has.
+        """
         work = cell.resolved
         backend = self.hold(model, cell.variant, work.native is not None)
         check_engine(work, backend)
@@ -183,8 +188,8 @@ class Engine:
             add_run(store, model, cell, self.folder, describe_versions(backend))
             if adaptive is not None:
                 store.mark_adaptive(cell.run_id, adaptive)
-            for portion in fill_store(store, work, backend, self.grader, batches, table.within):
-                table.add(cell.run_id, portion.samples, portion.tokens, portion.seconds)
+            for portion in fill_store(store, work, backend, self.grader, batches, show):
+                yield portion.samples
 
 
 @contextmanager
@@ -305,17 +310,17 @@ def set_blocks(model: PreTrainedModel, layers: list[Any], kinds: list[str] | Non
 
 def run_here(study: Study, models: Sequence[Model], paths: StudyPaths, store: Store, device: str) -> None:
     """Evaluate every missing cell in this process, beginning with the dense models and one batch of every variant."""
-    table = LiveTable.of(study, models, store)
-    with table, Engine(study, paths.folder, device) as engine:
+    with StudyBar(study, models, store) as bar, Engine(study, paths.folder, device) as engine:
         if makes_all_first(study.backend, device):
             for model, variant, _ in missing_work(models, store):
-                make_missing(engine, model, variant, table)
+                make_missing(engine, model, variant, bar)
         for model, variant, cells in missing_work(models, store, in_rounds=study.engine.serve is None):
             if study.engine.serve is None:  # else the checkpoint is made whole when its server is started
-                make_missing(engine, model, variant, table)
-            table.say(f"evaluating {variant.name} of {model.label}")
+                make_missing(engine, model, variant, bar)
+            bar.say(f"evaluating {variant.name} of {model.label}")
             for cell, batches in cells:
-                engine.evaluate(model, cell, batches, store, table)
+                for samples in engine.evaluate(model, cell, batches, store, bar.within):
+                    bar.add(cell.run_id, samples)
 
 
 def missing_work(
@@ -338,7 +343,7 @@ def missing_work(
                     yield model, variant, cells
 
 
-def make_missing(engine: Engine, model: Model, variant: Variant, table: LiveTable) -> None:
+def make_missing(engine: Engine, model: Model, variant: Variant, bar: StudyBar) -> None:
     """Make a variant unless its files exist, and the others that begin with the same step, whose result they share."""
     if is_made(engine.folder, variant):
         return
@@ -346,6 +351,6 @@ def make_missing(engine: Engine, model: Model, variant: Variant, table: LiveTabl
     alike = [one for one in model.variants if one.keys[:1] == variant.keys[:1]]
     for one in sorted(alike, key=lambda one: len(one.steps)):
         if not is_made(engine.folder, one):
-            table.say(f"making {one.name} of {model.label}", log=True)
-            with table.hidden():
+            progress.say(f"making {one.name} of {model.label}")
+            with bar.hidden():
                 make_variant(model, one, engine.folder, engine.device, engine.study.keep_checkpoints)

@@ -28,32 +28,11 @@ from prunus.study.cells import Cell, Variant
 from prunus.study.engine import Batch, Engine, makes_all_first
 from prunus.study.find.decisions import OUT_OF_TOKENS, Data, Decided, Floats, Rows, decided, rank, up_to
 from prunus.study.find.search import Rung, Search
-from prunus.study.live_table import LiveTable
 from prunus.study.ray import Cluster, connected
 from prunus.study.ray.driver import Driver, Job
 from prunus.study.variants import StudyPaths, is_made, kept_folder, make_variant, unfinished_folder, variant_files
 
 Show = Callable[[float], None]  # of chains that were completed
-
-
-class Progress(LiveTable):
-    """Stands in for a study's table: `tell` is told of rows that were added, since the walk shows its own progress."""
-
-    def __init__(self) -> None:
-        super().__init__("", {}, {})
-        self.tell: Show = lambda *_: None
-
-    def say(self, activity: str, log: bool = False) -> None:
-        """Print what is worth a line."""
-        if log:
-            say(activity)
-
-    def within(self, _: float, note: str) -> None:
-        """Show nothing of the batch in progress."""
-
-    def add(self, run_id: str, samples: Sequence[Sample], tokens: int, seconds: float) -> None:
-        """Tell of rows that were added."""
-        self.tell(len(samples) / len({sample.budget for sample in samples}))
 
 
 class Rungs:
@@ -68,7 +47,7 @@ class Rungs:
         self.driver: Driver | None = None
         self.engine = Engine(search.study, folder, device)
         self.all_first = makes_all_first(search.plan.backend, device)
-        self.table = Progress()
+        self.show: Show = lambda _: None
         self.adaptive = {"by": "find", "seed": search.plan.seed}
         self.deleted: set[str] = set()
         self.stack = ExitStack()
@@ -90,15 +69,21 @@ class Rungs:
     def evaluate(self, parts: Sequence[tuple[Cell, Sequence[Round]]], show: Show) -> bool:
         """Compute and store the rows of cells that are missing, each in its rounds; returns whether there were any."""
         work = [(cell, missing) for cell, rounds in parts if (missing := self.missing(cell, rounds))]
-        self.table.tell = show
+        self.show = show
         if self.cluster is not None and work:
             self.hand_out(work)
             return True
         for cell, batches in work:
             for variant in self.variants if self.all_first else [cell.variant]:
                 self.make(variant)
-            self.engine.evaluate(self.search.model, cell, batches, self.store, self.table, self.adaptive)
+            of = self.search.model, cell, batches, self.store
+            for samples in self.engine.evaluate(*of, adaptive=self.adaptive):
+                self.added(cell.run_id, samples)
         return bool(work)
+
+    def added(self, _: str, samples: Sequence[Sample]) -> None:
+        """Show that rows were added."""
+        self.show(len(samples) / len({sample.budget for sample in samples}))
 
     @property
     def variants(self) -> list[Variant]:
@@ -147,7 +132,7 @@ class Rungs:
         assert self.cluster is not None
         search, paths = self.search, StudyPaths(self.folder, Path(self.store.path))
         self.stack.enter_context(connected(self.cluster.address))
-        of = self.cluster, search.study, [search.model], paths, self.store, self.table, self.device
+        of = self.cluster, search.study, [search.model], paths, self.store, self.added, self.device
         return Driver(*of, self.stack, self.adaptive)
 
     def delete(self, variant: Variant) -> None:

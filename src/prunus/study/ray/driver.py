@@ -9,7 +9,7 @@ the nodes need no common file system.
 
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,13 @@ from prunus.disk import disk_errors, replace_folder
 from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
 from prunus.evaluation.run import missing_batches, missing_chains
+from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study.cells import Cell, Model, Variant
 from prunus.study.file import Study
-from prunus.study.live_table import LiveTable
 from prunus.study.ray import Cluster, capacity, connected, first_line, has_gpus
 from prunus.study.ray.worker import CHECKPOINT, BatchResult, FilePiece, ModelRef, Worker, WorkerInfo, upload
+from prunus.study.terminal import StudyBar
 from prunus.study.variants import (
     MAKING,
     VARIANTS,
@@ -146,15 +147,16 @@ def run_on_ray(
                 check_target(job.model.checkpoint.folder, kept_folder(paths.folder, job.model, job.variant), True)
     if not jobs:
         return
-    with LiveTable.of(study, models, store) as table, connected(cluster.address), ExitStack() as claims:
-        Driver(cluster, study, models, paths, store, table, device, claims).do(jobs)
+    with StudyBar(study, models, store) as bar, connected(cluster.address), ExitStack() as claims:
+        Driver(cluster, study, models, paths, store, bar.add, device, claims, doing=bar.say).do(jobs)
 
 
 class Driver:
     """Assigns jobs to workers of a connected cluster and stores their results until no job is left.
 
-    claims: closed when the driver's runs may be evaluated elsewhere. adaptive: of the runs, as Run.adaptive. Raises
-    PrunusError if not a single worker fits on the nodes.
+    added: is told the run and the rows that were stored. claims: closed when the driver's runs may be evaluated
+    elsewhere. adaptive: of the runs, as Run.adaptive. doing: is told what workers do. Raises PrunusError if not a
+    single worker fits on the nodes.
     """
 
     def __init__(
@@ -164,10 +166,11 @@ class Driver:
         models: Sequence[Model],
         paths: StudyPaths,
         store: Store,
-        table: LiveTable,
+        added: Callable[[str, Sequence[Sample]], None],
         device: str,
         claims: ExitStack,
         adaptive: Mapping[str, Any] | None = None,
+        doing: Callable[[str], None] = lambda _: None,
     ) -> None:
         import ray
 
@@ -177,7 +180,8 @@ class Driver:
                 f"no node of the cluster has the {gpus:g} GPUs and {cpus:g} CPUs that one worker needs:"
                 " lower --gpus-per-task or --cpus-per-task"
             )
-        self.folder, self.store, self.table, self.claims, self.adaptive = paths.folder, store, table, claims, adaptive
+        self.folder, self.store, self.claims, self.adaptive = paths.folder, store, claims, adaptive
+        self.added, self.doing = added, doing
         self.keeps, self.streams = study.keep_checkpoints, BACKENDS[study.backend].streams
         actor: Any = ray.remote(num_gpus=gpus, num_cpus=cpus, max_restarts=0)(Worker)
         self.new_actor = lambda: actor.remote(str(Path.cwd()), study, device)
@@ -194,7 +198,7 @@ class Driver:
         self.workers: list[WorkerHandle] = []
         self.calls: dict[Any, WorkerHandle] = {}  # Ray reference to a call's result -> the worker that was called
         self.failed_starts = 0
-        self.seen_at = self.added_at = time.monotonic()
+        self.seen_at = time.monotonic()
 
     def do(self, jobs: Sequence[Job]) -> None:
         """Do these jobs."""
@@ -219,7 +223,7 @@ class Driver:
         """Wait at most a second for calls to return, and handle the result of one."""
         import ray
 
-        self.table.say(self.summary())
+        self.doing(self.summary())
         if not self.calls:  # the cluster has no room for a worker at present
             time.sleep(WAIT_SECONDS)
         for call in ray.wait(list(self.calls), timeout=WAIT_SECONDS)[0]:
@@ -248,7 +252,7 @@ class Driver:
         worker.job = job
         model, variant = self.models[job.model.name], job.variant
         if job.cell is None:
-            self.table.say(job.description, log=True)
+            progress.say(job.description)
             shutil.rmtree(self.copy_of(variant), ignore_errors=True)  # of a worker that was lost
             # At most two pieces of the files wait in Ray's memory.
             make = worker.actor.make.options(num_returns="streaming", _generator_backpressure_num_objects=2)
@@ -343,9 +347,7 @@ class Driver:
                 self.store.mark_adaptive(run, self.adaptive)
             self.described.add(run)
         self.store.add_samples(run, found.samples)
-        now = time.monotonic()
-        self.table.add(run, found.samples, found.tokens, max(1e-9, now - self.added_at))
-        self.added_at = now
+        self.added(run, found.samples)
 
     def lose(self, worker: WorkerHandle, error: BaseException) -> None:
         """Remove a worker that ended, alone or with its node, and put its job back into the queue.

@@ -67,10 +67,9 @@ class FilePiece(NamedTuple):
 
 
 class BatchResult(NamedTuple):
-    """Some rows of a job, the tokens sampled for them, and the versions of the libraries that computed them."""
+    """Some rows of a job, and the versions of the libraries that computed them."""
 
     samples: list[Sample]
-    tokens: int
     versions: dict[str, object]
 
 
@@ -136,7 +135,7 @@ class Worker:
         work = self.works[plan]
         check_engine(work, backend)
         for portion in run_chains(work, backend, self.engine.grader, planned_chains(work, backend, [chains])):
-            yield BatchResult(portion.samples, portion.tokens, describe_versions(backend))
+            yield BatchResult(portion.samples, describe_versions(backend))
 
     def open_model(self, model: Sequence[Any]) -> Model:
         """The model of a reference and a name. Raises PrunusError if this node's copy has other weights."""
