@@ -26,32 +26,22 @@ from prunus.study.find.certificate import read_certificate
 from prunus.study.find.page import NAME as PAGE
 
 
-class Contrast(NamedTuple):
-    """Two variants to compare, under a title. note: printed below unless the verdict is `better`."""
-
-    title: str
-    base: str
-    other: str
-    note: str = ""
-
-
 class Tour(NamedTuple):
-    """What a demonstration shows: a model, the steps of its variants, and which of these are compared with one another.
+    """What a demonstration shows: a model and the steps of its variants.
 
     Where a variant has several steps, the first of them make another one. quick: the variants that `--quick` makes,
-    without contrasts and search. ladder: to search, by `find` with these rules; empty for no search.
+    without a search. ladder: to search, by `find` with these rules; empty for no search.
     """
 
     model: str
     variants: Mapping[str, Sequence[Recipe]]
     quick: tuple[str, ...]
-    contrasts: tuple[Contrast, ...]
     ladder: tuple[PruneRecipe, ...] = ()
     rules: FindRules = FindRules()
 
     def short(self) -> "Tour":
         """What `--quick` shows."""
-        return Tour(self.model, {name: self.variants[name] for name in self.quick}, self.quick, ())
+        return Tour(self.model, {name: self.variants[name] for name in self.quick}, self.quick)
 
 
 CALIBRATION = {"calibration": "tiny", "samples": 128}
@@ -72,16 +62,6 @@ DENSE = Tour(
         "width-62.5": [WidthRecipe(keep=0.625, **CALIBRATION)],
     },
     ("wanda-20", "drop-1"),
-    (
-        Contrast(
-            "Wanda against Magnitude, both at 50 %",
-            "magnitude-50",
-            "wanda-50",
-            "Wanda is not ahead here, unlike on large models: benchmarks/comparison_group.py measures why.",
-        ),
-        Contrast("Wanda at 50 %, recovered, against the same before recovery", "wanda-50", "wanda-50-recovered"),
-        Contrast("62.5 % of the channels against six of eight blocks, as many parameters", "drop-2", "width-62.5"),
-    ),
     tuple(PruneRecipe(method="wanda", sparsity=share, **CALIBRATION) for share in (0.1, 0.3, 0.5)),
     FindRules(margin=0.06, stop_margin=0.1),
 )
@@ -97,10 +77,6 @@ EXPERTS = Tour(
         "wanda-31-experts": [PruneRecipe(method="wanda", sparsity=0.3125, scope="experts", **CALIBRATION)],
     },
     ("reap-7-of-8", "random-6-of-8"),
-    (
-        Contrast("REAP against random experts, six of eight kept", "random-6-of-8", "reap-6-of-8"),
-        Contrast("31 % of the experts' weights against a quarter of the experts", "reap-6-of-8", "wanda-31-experts"),
-    ),
 )
 PLAN = EvalPlan(tasks=("tiny",), budgets=(0, 16, 32, 64, 128, 256, 512, 1024), limit=630, batch_size=210)
 # What fits into a minute, and the loss that so few problems can rule out.
@@ -127,12 +103,6 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = F
         out_console.print(curve_table([summarise(opened, run) for run in runs.values()]))
     comparison = compared(store, runs[tour.model], [runs[name] for name in made], margin)
     out_console.print(verdict_table(comparison, stored))
-    for contrast in tour.contrasts:
-        out_console.print(f"{contrast.title}:")
-        found = compared(store, runs[contrast.base], [runs[contrast.other]])
-        out_console.print(verdict_table(found, stored))
-        if contrast.note and found.others[0].verdict != "better":
-            out_console.print(contrast.note)
     links = []
     if tour.ladder:
         found = folder / "found"
