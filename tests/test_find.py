@@ -19,8 +19,7 @@ from test_study_find import STUDY
 from tiny_models import VOCABULARY, make_model
 
 import prunus
-from prunus.cards import plain
-from prunus.cards.text import is_ours
+from prunus.cards.text import is_ours, plain
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.cli import main

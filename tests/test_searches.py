@@ -13,7 +13,8 @@ import pytest
 from test_certificate import changed
 from test_comparison import row
 
-from prunus.cards.certified import NOTHING, certified_text, read_claims
+from prunus.cards.certified import NOTHING, read_claims
+from prunus.cards.text import certified_text
 from prunus.results.anytime import interleaved, seeded_order
 from prunus.results.ladder import CERTIFIED, REFUSED
 from prunus.results.rows import ProblemRow, Run

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunus.cards import LIMIT, plain, redacted
 from prunus.margins import Margin
 from prunus.plain_data import parse_json
 
@@ -95,18 +94,3 @@ def read_claims(folder: Path) -> Certified:
         return Certified(tuple(claims), tuple(about_searches(data)), str(data["made"]["checksum"]))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # `prunus verify` says what is wrong with it
         return NOTHING
-
-
-def certified_text(certified: Certified) -> list[str]:
-    """The part of the card about a certificate; empty without claims."""
-    if not certified.claims:
-        return []
-    return [
-        "## Certificate",
-        f"`{CERTIFICATE}`, by `prunus find`, claims of the model compared with the dense one:",
-        "\n".join(f"- {plain(redacted(claim), LIMIT)}." for claim in certified.claims),
-        "\n".join(f"- {plain(redacted(line), LIMIT)}." for line in certified.searches),
-        "This is about this checkpoint, not about its recipe with other calibration data, and about problems like those"
-        " of the problem set, under these budgets, this sampling and this grader; it says nothing about other tasks,"
-        " speed or safety. `prunus verify` computes the claims again from the rows on which they rest.",
-    ]
