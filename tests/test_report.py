@@ -20,6 +20,7 @@ from prunus.reporting import page as page_module
 from prunus.reporting import prose
 from prunus.reporting.page import report
 from prunus.reporting.render.text import joined, percent, points, probability, short
+from prunus.reporting.report_data import best
 from prunus.results.cells import Cell, Contradiction, Entry
 from prunus.results.comparison import compare
 from prunus.results.labels import step_label
@@ -258,10 +259,10 @@ def test_the_title_names_the_smallest_variant_that_loses_less_than_the_margin_an
         ((worse, worse, replace(good, contradicted_at=at), worse),
          "C is non-inferior to dense but worse at some budgets"),
     ]:  # fmt: skip
-        assert prose.title(entries, list("ABCD"), "dense", prose.best(entries, sizes)) == title
+        assert prose.title(entries, list("ABCD"), "dense", best(entries, sizes)) == title
     undecided, unfinished = replace(worse, verdict="cannot tell"), replace(worse, verdict="unfinished")
     nothing = (worse, undecided, unfinished, undecided)
-    assert prose.best(nothing, sizes) is None
+    assert best(nothing, sizes) is None
     title = "No variant is shown as good as dense: 2 undecided, 1 worse and 1 unfinished"
     assert prose.title(nothing, list("ABCD"), "dense", None) == title
     assert prose.title([undecided], ["A"], "dense", None) == "A may or may not be as good as dense"

@@ -20,7 +20,7 @@ from prunus.reporting import prose
 from prunus.reporting.render.figure import pdf_converter
 from prunus.reporting.render.table import slug
 from prunus.reporting.render.text import esc, linked, short, top, whole_page
-from prunus.reporting.report_data import ReportData, ReportedRun, missing_notes
+from prunus.reporting.report_data import ReportData, ReportedRun
 from prunus.reporting.section import Section
 from prunus.reporting.sections import SECTIONS
 from prunus.results.store import Store
@@ -90,44 +90,29 @@ def write_report(
     sections = [section(data) for section in SECTIONS]
     exported = files_of(sections, *(None if one is None else Path(one) for one in (figures, csv)))
     check_export(exported, overwrite)
-    text = page(data, sections, name, notes, links)
-    with written_last(out, text):
-        write_export(exported)
-
-
-def page(
-    data: ReportData,
-    sections: Sequence[Section],
-    name: str,
-    notes: Sequence[str],
-    links: Sequence[tuple[str, str]] = (),
-) -> str:
-    """The HTML of the page: a headline, then every section."""
     title = prose.title(*data.compared, data.chosen)
     first, *parts = (section.html for section in sections)
     elsewhere = "".join(f'<p class="says">{linked(*link)}</p>' for link in links)
-    body = f"{_top(data, title, name, notes)}{bar(data, sections)}<main>{first}{elsewhere}{''.join(parts)}</main>"
+    head = _top(data, title, name, [*notes, *prose.warnings(data)])
+    body = f"{head}{bar(data, sections)}<main>{first}{elsewhere}{''.join(parts)}</main>"
     embedded = {"comparison": data.comparison, "summaries": [one.summary for one in data.runs]}
-    return whole_page(title, body, embedded, "".join([filter_styles(data), *(section.styles for section in sections)]))
+    styles = "".join([filter_styles(data), *(section.styles for section in sections)])
+    with written_last(out, whole_page(title, body, embedded, styles)):
+        write_export(exported)
 
 
-def _top(data: ReportData, title: str, name: str, first: Sequence[str]) -> str:
-    labels, summaries = [one.look.label for one in data.runs], [one.summary for one in data.runs]
-    base = data.base.run
+def _top(data: ReportData, title: str, name: str, notes: Sequence[str]) -> str:
     sizes = [size_in_words(one, data.base) for one in data.others]
     sentences = prose.lead(*data.compared, data.margin, data.chosen, sizes)
-    states = [(one.look.label, one.summary.unfinished) for one in data.runs] + [one.state for one in data.both_modes]
-    notes = [*first, *missing_notes(states)]
-    elsewhere = [one.counterpart.run_id for one in data.both_modes]
-    notes += prose.warnings(data.comparison, [one.run for one in data.runs], summaries, labels, elsewhere)
-    tasks = summaries[0].tasks.values()
+    base, summary = data.base.run, data.base.summary
+    tasks = summary.tasks.values()
     problems = sum(curve.problems for curve in tasks)
     groups = sum(curve.problems if curve.groups is None else curve.groups for curve in tasks)
     problems = f"{problems} problems" + f" in {groups} groups" * (groups < problems)
     draws = base.plan.get("samples")
     facts = (
-        f"<bdi>{esc(name)}</bdi> · base: <bdi>{esc(labels[0])}</bdi>, the run <bdi>{esc(base.run_id)}</bdi> of model "
-        f"<bdi>{esc(base.model.get('name'))}</bdi> · <bdi>{esc(', '.join(summaries[0].tasks))}</bdi>, "
+        f"<bdi>{esc(name)}</bdi> · base: <bdi>{esc(data.base.look.label)}</bdi>, the run <bdi>{esc(base.run_id)}</bdi>"
+        f" of model <bdi>{esc(base.model.get('name'))}</bdi> · <bdi>{esc(', '.join(summary.tasks))}</bdi>, "
         f"{problems} × {esc(draws)} draw{'' if draws == 1 else 's'}"
     )
     return top(facts, title, sentences, notes)

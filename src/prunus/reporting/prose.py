@@ -6,40 +6,18 @@ from collections.abc import Sequence
 from prunus.budgets import AS_RUN
 from prunus.margins import Margin
 from prunus.reporting.render.text import count, joined, percent, points
+from prunus.reporting.report_data import ReportData, ReportedRun, doubt
 from prunus.results.cells import Comparison, Entry
 from prunus.results.contrasts import ENDS
 from prunus.results.labels import history, observations
 from prunus.results.metrics import answer_allowance
 from prunus.results.rows import Run
 from prunus.results.stages import PARTLY, in_words
-from prunus.results.summary import Summary
 from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE
 
 # Shares of draws above which an ending gets a warning.
 LEAKED, TRUNCATED, SILENT, BEYOND = 0.01, 0.05, 0.2, 0.1
 WORDS = 15  # of the title, at most
-FIT = (BETTER, SAME, WITHIN)  # verdicts with which a loss of the margin is ruled out
-
-Sized = tuple[float, float]
-
-
-def best(entries: Sequence[Entry], sizes: Sequence[Sized]) -> int | None:
-    """The place of the variant to choose: of those that lose less than the margin, the smallest that still stops.
-
-    If none is shown to stop, the smallest with the least doubt. sizes: as ReportedRun.size. None if no variant is shown
-    to lose less than the margin.
-    """
-    fit = [place for place, entry in enumerate(entries) if entry.verdict in FIT]
-    return min(fit, key=lambda p: (_doubt(entries[p]), sizes[p], -entries[p].primary.difference), default=None)
-
-
-def _doubt(entry: Entry) -> int:
-    """0 for a variant that still stops, 1 if that cannot be told, 2 if not, 3 if it is worse at single budgets."""
-    if any(at.verdict in (WORSE, WITHIN) for at in entry.contradicted_at):
-        return 3
-    if entry.stops == WORSE or entry.relies_on_cutting:
-        return 2
-    return 0 if entry.stops in (None, *FIT) else 1
 
 
 def title(entries: Sequence[Entry], labels: Sequence[str], base: str, chosen: int | None) -> str:
@@ -50,7 +28,7 @@ def title(entries: Sequence[Entry], labels: Sequence[str], base: str, chosen: in
         entry = entries[chosen]
         verbs = {SAME: "is non-inferior to", BETTER: "is better than", WITHIN: "stays within the margin of"}
         ends = ["and still stops" if entry.stops else "", "but may not stop as often", "but stops less often"]
-        return _fitted(labels[chosen], verbs[entry.verdict], base, [*ends, "but worse at some budgets"][_doubt(entry)])
+        return _fitted(labels[chosen], verbs[entry.verdict], base, [*ends, "but worse at some budgets"][doubt(entry)])
     if lost := _nothing_to_lose(entries, base):
         return f"No variant can be non-inferior: {lost}"
     if len(entries) == 1:
@@ -128,30 +106,24 @@ def rounding(comparison: Comparison) -> str:
     )
 
 
-def warnings(
-    comparison: Comparison,
-    runs: Sequence[Run],
-    summaries: Sequence[Summary],
-    labels: Sequence[str],
-    elsewhere: Sequence[str] = (),
-) -> list[str]:
-    """Caveats as sentences, the most important first. runs, summaries, labels: the base first.
-
-    elsewhere: ids of runs that another section shows, so that no caveat says that they are left out.
-    """
-    left_out = [text for text in comparison.warnings if not any(f"({run}) is left out" in text for run in elsewhere)]
+def warnings(data: ReportData) -> list[str]:
+    """Caveats as sentences, the most important first."""
+    modes = [(one, str(one.counterpart.plan.get("mode"))) for one in data.both_modes]
+    states = [(one.look.label, one.summary.unfinished) for one in data.runs]
+    states += [(f"{one.look.label} in {mode} mode", one.summaries[mode].unfinished) for one, mode in modes]
+    lacking = [f"{name} has {state.complete} of {state.planned} problems" for name, state in states if state]
+    shown = [one.counterpart.run_id for one in data.both_modes]  # by a section, so that no caveat says it is left out
+    left_out = [text for text in data.comparison.warnings if not any(f"({run}) is left out" in text for run in shown)]
     found = [
-        *_legacy(runs),
-        *_beyond(runs, summaries, labels),
-        *_leaks(summaries, labels),
-        *map(sentence, grouped(left_out)),
-    ]
-    if (state := summaries[0].unfinished) is not None and not comparison.others:
-        found.append(f"{labels[0]}: {in_words(state)} problems; {PARTLY}.")
-    found += grouped_problems(comparison.others)
-    for entry, label in zip(comparison.others, labels[1:], strict=True):
-        found += [f"{label}: {text}." for text in entry.warnings]
-    return [*found, *_endings(summaries, labels), *_versions(runs), *_makings(runs, labels)]
+        f"Not finished: {joined(lacking, most=7)}. All numbers are for complete problems only; the same command resumes"
+        " the run."
+    ] * bool(lacking)
+    found += [*_legacy(data.base.run), *_beyond(data.runs), *_leaks(data.runs), *map(sentence, grouped(left_out))]
+    if (state := data.base.summary.unfinished) is not None and not data.others:
+        found.append(f"{data.base.look.label}: {in_words(state)} problems; {PARTLY}.")
+    found += grouped_problems(data.comparison.others)
+    found += [f"{one.look.label}: {text}." for one in data.others if one.contrast for text in one.contrast.warnings]
+    return [*found, *_endings(data.runs), *_versions(data.runs), *_makings(data.runs)]
 
 
 def grouped_problems(entries: Sequence[Entry]) -> list[str]:
@@ -188,18 +160,22 @@ def sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
-def _worst(summary: Summary, ending: str) -> tuple[float, str, int]:
-    """The largest share of an ending among a run's cells, with the cell's task and budget."""
-    cells = [(getattr(cell, ending), task, b) for task in summary.tasks for b, cell in summary.cells(task).items()]
-    return max(cells, default=(0.0, "", 0))
+def _worst(runs: Sequence[ReportedRun], ending: str) -> tuple[float, str, int, str]:
+    """The largest share of an ending among the cells of runs, with the cell's task and budget, and the run's label."""
+    cells = [
+        (getattr(cell, ending), task, budget, one.look.label)
+        for one in runs
+        for task in one.summary.tasks
+        for budget, cell in one.cells(task).items()
+    ]
+    return max(cells, default=(0.0, "", 0, ""))
 
 
-def _leaks(summaries: Sequence[Summary], labels: Sequence[str]) -> list[str]:
-    worst = [(*_worst(summary, "leaked"), label) for summary, label in zip(summaries, labels, strict=True)]
-    leaking = [label for leaked, _, _, label in worst if leaked > LEAKED]
+def _leaks(runs: Sequence[ReportedRun]) -> list[str]:
+    leaking = [one.look.label for one in runs if _worst([one], "leaked")[0] > LEAKED]
     if not leaking:
         return []
-    leaked, task, budget, label = max(worst)
+    leaked, task, budget, label = _worst(runs, "leaked")
     return [
         f"The budget does not bound the tokens of {joined(leaking)}, since the reasoning continues in the answer. The "
         f"worst case is {label} on {task} at budget {budget}, where {percent(leaked)} % of answers are longer than "
@@ -208,25 +184,25 @@ def _leaks(summaries: Sequence[Summary], labels: Sequence[str]) -> list[str]:
     ]
 
 
-def _beyond(runs: Sequence[Run], summaries: Sequence[Summary], labels: Sequence[str]) -> list[str]:
+def _beyond(runs: Sequence[ReportedRun]) -> list[str]:
     """A sentence about each run under native control of which many chains thought beyond their budget."""
     found = []
-    for run, summary, label in zip(runs, summaries, labels, strict=True):
-        cells = [(b, task, c) for task in summary.tasks for b, c in summary.cells(task).items()]
-        kept = [(c.adherence.over, c.adherence.used, b, task) for b, task, c in cells if c.adherence]
+    for one in runs:
+        cells = [(b, task, c.adherence) for task in one.summary.tasks for b, c in one.cells(task).items()]
+        kept = [(kept.over, kept.used, budget, task) for budget, task, kept in cells if kept]
         over, used, budget, task = max(kept, default=(0.0, 0.0, 0, ""))
-        if run.plan.get("control") == "native" and over > BEYOND:
+        if one.run.plan.get("control") == "native" and over > BEYOND:
             found.append(
-                f"{label}: up to {percent(over)} % of chains thought beyond their budget ({task}, budget {budget},"
-                f" where the median chain used {percent(used)} % of it). Read its curve against tokens used."
+                f"{one.look.label}: up to {percent(over)} % of chains thought beyond their budget ({task}, budget"
+                f" {budget}, where the median chain used {percent(used)} % of it). Read its curve against tokens used."
             )
     return found
 
 
-def _legacy(runs: Sequence[Run]) -> list[str]:
-    if runs[0].plan.get("mode") != "legacy":
+def _legacy(base: Run) -> list[str]:
+    plan = base.plan
+    if plan.get("mode") != "legacy":
         return []
-    plan = runs[0].plan
     room = f" within the context of {count(plan['context'])}" if "context" in plan else ""
     return [
         f"These runs are in mode legacy: the budget bounds the thinking only, and an answer may have up to "
@@ -234,33 +210,35 @@ def _legacy(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _endings(summaries: Sequence[Summary], labels: Sequence[str]) -> list[str]:
-    found = []
-    for ending, limit, text in (
-        ("failed", 0.0, "draws could not be graded (the grader failed or ran out of time) and count as wrong"),
-        ("truncated", TRUNCATED, "answers were cut at the answer cap"),
-        ("no_answer", SILENT, "draws have no answer and count as wrong"),
-    ):
-        value, task, budget, label = max(
-            (*_worst(summary, ending), label) for summary, label in zip(summaries, labels, strict=True)
+def _endings(runs: Sequence[ReportedRun]) -> list[str]:
+    worst = (
+        (_worst(runs, ending), limit, text)
+        for ending, limit, text in (
+            ("failed", 0.0, "draws could not be graded (the grader failed or ran out of time) and count as wrong"),
+            ("truncated", TRUNCATED, "answers were cut at the answer cap"),
+            ("no_answer", SILENT, "draws have no answer and count as wrong"),
         )
-        if value > limit:
-            found.append(f"Up to {percent(value)} % of {text} ({label}, {task}, budget {budget}).")
-    return found
+    )
+    return [
+        f"Up to {percent(value)} % of {text} ({label}, {task}, budget {budget})."
+        for (value, task, budget, label), limit, text in worst
+        if value > limit
+    ]
 
 
-def _makings(runs: Sequence[Run], labels: Sequence[str]) -> list[str]:
+def _makings(runs: Sequence[ReportedRun]) -> list[str]:
     """Warnings that were given when the models were made, each once with the labels of its models."""
     models: dict[str, list[str]] = {}
-    for run, label in zip(runs, labels, strict=True):
-        for step in history(run):
+    for one in runs:
+        for step in history(one.run):
             notes = step.get("warnings")
             for note in notes if isinstance(notes, list) else ():
-                models.setdefault(sentence(str(note)), []).append(label)
+                models.setdefault(sentence(str(note)), []).append(one.look.label)
     return [f"Warning from making {joined(names)}: {note}" for note, names in models.items()]
 
 
-def _versions(runs: Sequence[Run]) -> list[str]:
-    names = sorted({name for run in runs for name in run.versions})
-    differing = [name for name in names if len({str(run.versions.get(name)) for run in runs}) > 1]
+def _versions(runs: Sequence[ReportedRun]) -> list[str]:
+    versions = [one.run.versions for one in runs]
+    names = sorted({name for of in versions for name in of})
+    differing = [name for name in names if len({str(of.get(name)) for of in versions}) > 1]
     return [f"Not all runs were made with the same {joined(differing)}; see Methods."] if differing else []

@@ -10,30 +10,20 @@ from typing import Any, Self
 from prunus.budgets import AS_RUN
 from prunus.errors import PrunusError
 from prunus.margins import Margin, MarginLike
-from prunus.reporting import prose
 from prunus.reporting.published import Match, matches
 from prunus.reporting.render.table import Look, looks
-from prunus.reporting.render.text import esc, joined
-from prunus.results.cells import Cell, Comparison, Entry, Part, Unfinished
+from prunus.reporting.render.text import esc
+from prunus.results.cells import Cell, Comparison, Entry, Part
 from prunus.results.comparison import compare_runs, dense_run
 from prunus.results.labels import history
 from prunus.results.rows import Run, Sample, Table, tables
 from prunus.results.store import Store
 from prunus.results.summary import BudgetCell, Summary, describe
-
-
-def missing_notes(states: Iterable[tuple[str, Unfinished | None]]) -> list[str]:
-    """A sentence about all runs that are not finished; none if all are. states: (name, state) of each run."""
-    lacking = [f"{name} has {state.complete} of {state.planned} problems" for name, state in states if state]
-    if not lacking:
-        return []
-    return [
-        f"Not finished: {joined(lacking, most=7)}. All numbers are for complete problems only; the same command resumes"
-        " the run."
-    ]
-
+from prunus.results.verdicts import BETTER, SAME, WITHIN, WORSE
 
 MODES = ("strict", "legacy")
+FIT = (BETTER, SAME, WITHIN)  # verdicts with which a loss of the margin is ruled out
+Sized = tuple[float, float]
 
 
 def float_of(value: Any) -> float:
@@ -50,6 +40,25 @@ def band_of(cell: Cell | BudgetCell) -> tuple[float, float]:
     """(low, high) of a cell's simultaneous 95 % band if it has one, else of its own interval."""
     low, high = cell.band_low, cell.band_high
     return cell.low if low is None else low, cell.high if high is None else high
+
+
+def best(entries: Sequence[Entry], sizes: Sequence[Sized]) -> int | None:
+    """The place of the variant to choose: of those that lose less than the margin, the smallest that still stops.
+
+    If none is shown to stop, the smallest with the least doubt. sizes: as ReportedRun.size. None if no variant is shown
+    to lose less than the margin.
+    """
+    fit = [place for place, entry in enumerate(entries) if entry.verdict in FIT]
+    return min(fit, key=lambda p: (doubt(entries[p]), sizes[p], -entries[p].primary.difference), default=None)
+
+
+def doubt(entry: Entry) -> int:
+    """0 for a variant that still stops, 1 if that cannot be told, 2 if not, 3 if it is worse at single budgets."""
+    if any(at.verdict in (WORSE, WITHIN) for at in entry.contradicted_at):
+        return 3
+    if entry.stops == WORSE or entry.relies_on_cutting:
+        return 2
+    return 0 if entry.stops in (None, *FIT) else 1
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ class ReportedRun:
         return number if isinstance(number, int) else None
 
     @property
-    def size(self) -> prose.Sized:
+    def size(self) -> Sized:
         """What sorts models by size: bytes or else parameters, and then the share of weights that are not zero."""
         zeros = [step["sparsity"].values() for step in history(self.run) if isinstance(step.get("sparsity"), dict)]
         shares = [share for share in (zeros[-1] if zeros else ()) if isinstance(share, float)]
@@ -101,12 +110,6 @@ class BothModes:
     look: Look
     summaries: Mapping[str, Summary]  # by mode
     counterpart: Run
-
-    @property
-    def state(self) -> tuple[str, Unfinished | None]:
-        """The name of the counterpart in sentences, and how much it has if it is not finished."""
-        mode = str(self.counterpart.plan.get("mode"))
-        return f"{self.look.label} in {mode} mode", self.summaries[mode].unfinished
 
     def cells(self, task: str) -> list[dict[int, BudgetCell]]:
         """{budget: cell} of the strict run and of the legacy run, for one task."""
@@ -188,7 +191,7 @@ class ReportData:
     @property
     def chosen(self) -> int | None:
         """The place in others of the variant to choose; None if none loses less than the margin."""
-        return prose.best(self.comparison.others, [one.size for one in self.others])
+        return best(self.comparison.others, [one.size for one in self.others])
 
     @property
     def compared(self) -> tuple[Sequence[Entry], list[str], str]:

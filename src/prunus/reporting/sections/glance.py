@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from prunus.budgets import OFF
-from prunus.reporting.prose import FIT
 from prunus.reporting.render.chart import Picture, forest, swatch
 from prunus.reporting.render.table import slug, word
 from prunus.reporting.render.text import NBSP, esc, percent, points, short
-from prunus.reporting.report_data import ReportData, ReportedRun
+from prunus.reporting.report_data import FIT, ReportData, ReportedRun
 from prunus.reporting.section import Section, adapted, hint
 from prunus.reporting.sections.curves import MANY, accuracy_against_budget, bands_text
 from prunus.reporting.sections.verdicts import remark
