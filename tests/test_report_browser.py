@@ -403,8 +403,8 @@ def test_axe_finds_nothing(browser, rich, axe, tmp_path, which, dark):
     if which == "search":
         write_page(json.loads(make(tmp_path)[1].read_text()), path)
     elif which == "study":
-        shown = [(Contrast("tiny", "", "a", True, (), ("wanda-20",)), None)]
-        path.write_text(contents("A study", [("report-1.html", shown)], [], [("Found.", "find.html")]), "utf-8")
+        shown = {Path("report-1.html"): [Contrast("tiny", "", "a", True, (), ("wanda-20",))]}
+        path.write_text(contents("A study", shown, [], [("Found.", "find.html")]), "utf-8")
     for width in (1280, 390):
         browser.open(path, width, dark=dark)
         browser.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")

@@ -1,6 +1,6 @@
 """The results of a study: verdicts for each model and plan, and the pages of its report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,18 +47,14 @@ def write_results(
     if not groups:
         raise PrunusError(f"'{study.base}', with which the others are compared, has no answers yet: run it first")
     single = len(groups) == 1 and len(study.models) == 1
-    found: dict[str, Comparison | None] = {}
+    pages: dict[Path, list[Contrast]] = {}
     for number, group in enumerate(groups, 1):
-        target = paths.page if single else paths.folder / f"report-{number}.html"
-        of = {(one.model, one.plan) for one in group}
-        found |= write_page(study, store, group, target, [one for one in searches if (one.model, one.plan) in of])
+        page = paths.page if single else paths.folder / f"report-{number}.html"
+        pages[page] = write_page(study, store, group, page, searches)
     if not single:
-        pages = [
-            (f"report-{number}.html", [(one, found.get(one.base)) for one in group])
-            for number, group in enumerate(groups, 1)
-        ]
         waiting = [one for one in contrasts if not one.begun]
         write_text(paths.page, contents(study.name, pages, waiting, links_of(searches, paths.folder)))
+    finished = {one.base: one for group in pages.values() for one in group}
     return {
         "name": study.name,
         "out": str(paths.folder),
@@ -66,7 +62,7 @@ def write_results(
         "report": str(paths.page),
         "cells": len(wanted),
         "unreported": unreported,
-        "comparisons": [entry_of(one, found.get(one.base)) for one in contrasts],
+        "comparisons": [finished.get(one.base, one).to_json() for one in contrasts],
         "searches": [one.to_json() for one in searches],
     }
 
@@ -77,6 +73,7 @@ class Contrast:
 
     plan: its name. base: id of the base's run. begun: whether that run has rows. others: ids of the other runs that
     have rows. waiting: names of all variants without rows. controls: ids of the runs that repeat the dense model's.
+    comparison: None while there is nothing to compare with.
     """
 
     model: str
@@ -86,6 +83,17 @@ class Contrast:
     others: tuple[str, ...]
     waiting: tuple[str, ...]
     controls: tuple[str, ...] = ()
+    comparison: Comparison | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """Its entry of the study's result."""
+        return {
+            "model": self.model,
+            "plan": self.plan,
+            "base": self.base,
+            "comparison": self.comparison and self.comparison.to_json(),
+            "not_begun": list(self.waiting),
+        }
 
 
 def contrasts_of(study: Study, models: Sequence[Model], store: Store) -> list[Contrast]:
@@ -126,39 +134,30 @@ def links_of(searches: Sequence[SearchState], folder: Path) -> list[tuple[str, s
 
 def write_page(
     study: Study, store: Store, group: Sequence[Contrast], target: Path, searches: Sequence[SearchState]
-) -> dict[str, Comparison | None]:
-    """Write the page of one model, and return {run id of a base: its comparison, None without other runs}.
+) -> list[Contrast]:
+    """Write the page of one model, and return its contrasts with their comparisons.
 
     The page compares the runs of one mode, strict if there are two. Its comparison is returned as it is, since
-    computing it twice would double the time.
+    computing it twice would double the time. searches: of the study.
     """
-    bases = [store.run(one.base) for one in group]
-    base = next((run for run in bases if run.plan.get("mode") == "strict"), bases[0])
-    shown = {run for one in group for run in (one.base, *one.others, *one.controls)}
-    notes = [not_begun(one.plan, one.waiting) for one in group if one.waiting]
     check_target(target, overwrite=True)
-    data = ReportData.read(
-        store,
-        shown,
-        base=base.run_id,
-        margin=study.margin,
-        stop_margin=study.stop_margin,
-        published=study.published,
-    )
-    links = links_of(searches, target.parent)
+    modes = {one.base: store.run(one.base).plan.get("mode") for one in group}
+    base = next((run for run, mode in modes.items() if mode == "strict"), group[0].base)
+    shown = {run for one in group for run in (one.base, *one.others, *one.controls)}
+    margin, stop_margin = study.margin, study.stop_margin
+    data = ReportData.read(store, shown, base=base, margin=margin, stop_margin=stop_margin, published=study.published)
+    notes = [not_begun(one.plan, one.waiting) for one in group if one.waiting]
+    of = {(one.model, one.plan) for one in group}
+    links = links_of([one for one in searches if (one.model, one.plan) in of], target.parent)
     write_report(data, target, overwrite=True, name=study.name, notes=notes, links=links)
-    found: dict[str, Comparison | None] = {}
-    for one in group:
-        if one.base == base.run_id:
-            found[one.base] = among(data.comparison, one.others)
-        else:
-            margin, stop_margin = study.margin, study.stop_margin
-            found[one.base] = (
-                compared(store.path, one.base, one.others, margin=margin, stop_margin=stop_margin)
-                if one.others
-                else None
-            )
-    return found
+
+    def comparison(one: Contrast) -> Comparison | None:
+        if one.base == base:
+            return among(data.comparison, one.others)
+        found = one.others and compared(store.path, one.base, one.others, margin=margin, stop_margin=stop_margin)
+        return found or None
+
+    return [replace(one, comparison=comparison(one)) for one in group]
 
 
 def among(comparison: Comparison, others: Sequence[str]) -> Comparison | None:
@@ -169,17 +168,6 @@ def among(comparison: Comparison, others: Sequence[str]) -> Comparison | None:
     return replace(comparison, others=kept, warnings=about_all) if kept else None
 
 
-def entry_of(contrast: Contrast, comparison: Comparison | None) -> dict[str, object]:
-    """The contrast's entry of the study's result."""
-    return {
-        "model": contrast.model,
-        "plan": contrast.plan,
-        "base": contrast.base,
-        "comparison": comparison and comparison.to_json(),
-        "not_begun": list(contrast.waiting),
-    }
-
-
 def not_begun(plan: str, names: Sequence[str]) -> str:
     """A note such as `Not begun (legacy): wanda-20 and wanda-50.`"""
     return f"Not begun{f' ({plan})' if plan else ''}: {joined(list(names), most=12)}."
@@ -187,22 +175,21 @@ def not_begun(plan: str, names: Sequence[str]) -> str:
 
 def contents(
     name: str,
-    pages: Sequence[tuple[str, Sequence[tuple[Contrast, Comparison | None]]]],
+    pages: Mapping[Path, Sequence[Contrast]],
     waiting: Sequence[Contrast],
     searches: Sequence[tuple[str, str]] = (),
 ) -> str:
     """The HTML of the page that links to the others and lists every verdict.
 
-    name: of the study. pages: their files, and what they show. waiting: contrasts without a page. searches: as
-    links_of returns them.
+    name: of the study. pages: what they show. waiting: contrasts without a page. searches: as links_of returns them.
     """
     parts = []
-    for file, shown in pages:
-        title = ", ".join(dict.fromkeys(title_of(one) for one, _ in shown))
-        rows = "".join(f"<li>{line}</li>" for pair in shown for line in verdict_lines(*pair))
-        parts.append(f'<h2><a href="{esc(file)}"><bdi>{esc(title)}</bdi></a></h2><ul class="notes">{rows}</ul>')
+    for file, shown in pages.items():
+        title = ", ".join(dict.fromkeys(map(title_of, shown)))
+        rows = "".join(f"<li>{line}</li>" for one in shown for line in verdict_lines(one))
+        parts.append(f'<h2><a href="{esc(file.name)}"><bdi>{esc(title)}</bdi></a></h2><ul class="notes">{rows}</ul>')
     if waiting:
-        names = ", ".join(dict.fromkeys(title_of(one) for one in waiting))
+        names = ", ".join(dict.fromkeys(map(title_of, waiting)))
         parts.append(f"<p>Not begun: <bdi>{esc(names)}</bdi>.</p>")
     if searches:
         parts.append("<h2>Searches</h2>" + "".join(f"<p>{linked(*one)}</p>" for one in searches))
@@ -216,12 +203,12 @@ def title_of(one: Contrast | SearchState) -> str:
     return f"{one.model} {one.plan}".strip()
 
 
-def verdict_lines(contrast: Contrast, comparison: Comparison | None) -> list[str]:
+def verdict_lines(contrast: Contrast) -> list[str]:
     """A line of HTML for each variant, such as `tiny/wanda-20: cannot tell (-1.2 points)`."""
-    if comparison is None:
+    if contrast.comparison is None:
         return ["nothing to compare with yet" if contrast.waiting else "nothing to compare with"]
     return [
         f"<bdi>{esc(other.model)}</bdi>: {word(other.verdict, verdict_in_words(other))} "
         f"({points(other.primary.difference)} points)"
-        for other in comparison.others
+        for other in contrast.comparison.others
     ]
