@@ -18,7 +18,6 @@ HUES = (INK, "#0067ab", "#c14a00", "#007d5b", "#9b3d86", "#7a6400", "#3f5a7d")  
 DASHES: tuple[tuple[float, ...], ...] = ((), (6, 4), (2, 3.5), (9, 3, 2, 3))
 # Class of a group: (colour, dash).
 GROUPS: dict[str, tuple[str, tuple[float, ...]]] = {
-    **{f"e{k}": (colour, DASHES[k]) for k, colour in enumerate((HUES[1], HUES[2], HUES[4], "#b23c00"))},
     "m0": (INK, ()),
     "m1": (HUES[2], DASHES[1]),
     "branch": (SOFT, ()),

@@ -2,32 +2,19 @@
 
 from functools import partial
 
-from prunus.budgets import AS_RUN
-from prunus.reporting.render.chart import PANEL, Line, Picture, Point, budget_axis, chart, linear_axis, swatch
-from prunus.reporting.render.figure import Figure, Key
+from prunus.reporting.render.figure import Figure
 from prunus.reporting.render.table import RUN, Column, Table
 from prunus.reporting.render.text import count, esc, percent
-from prunus.reporting.report_data import ReportData, ReportedRun
-from prunus.reporting.section import Section, adapted, details, part_of, run_figure, run_key, soft
+from prunus.reporting.report_data import ReportData
+from prunus.reporting.section import Section, adapted, details, part_of, run_key, soft
 from prunus.reporting.sections.curves import accuracy_against_tokens
-from prunus.results.metrics import LEAK_RULE
-
-ENDINGS = {
-    "forced": "stopped by the budget",
-    "no_answer": "no answer found",
-    "truncated": "answer cut at its cap",
-    "leaked": f"leaked: answer longer than {LEAK_RULE}",
-}
-
 
 # Columns of runs whose budget the engine or the model kept.
 ADHERENCE = [("used_per_budget", "Thinking over|budget, median %"), ("over", "Over the|budget, %")]
 
 
 def section(data: ReportData) -> Section:
-    """For each task accuracy over the tokens used; folded, how the draws ended, and a table of both."""
-    keys = [Key(f"e{index}", index, words) for index, words in enumerate(ENDINGS.values())]
-    legend = "".join(f"<li>{swatch(key.css, key.marker).html()}{esc(key.name)}</li>" for key in keys)
+    """For each task accuracy over the tokens used; folded, a table of the tokens and of how the draws ended."""
     note = "Mean tokens per draw, without the markers and closings that the protocol inserts."
     html, figures, tables = "", [], []
     for task in data.tasks:
@@ -38,10 +25,6 @@ def section(data: ReportData) -> Section:
             shown = adapted(partial(accuracy_against_tokens, data, task), "One point per budget", "95 % bars")
         tables.append(token_table(data, task))
         shown += details("Tokens and endings in numbers", tables[-1].html() + soft(note))
-        panels = [(one.look, endings(task, one)) for one in data.with_cells(task) if one.cells(task).keys() - {AS_RUN}]
-        figures += [Figure(f"endings-{task}-{look.label}", picture, keys) for look, picture in panels]
-        pictures = f'<div class="panels">{"".join(run_figure(*panel) for panel in panels)}</div>'
-        shown += details("How draws ended, by budget", f'<ul class="endings">{legend}</ul>{pictures}') if panels else ""
         html += part_of(data, task, "tokens", "Accuracy against tokens used", esc(_used(data, task)), shown)
     return Section("tokens", html, figures, tables, name="Tokens")
 
@@ -57,22 +40,6 @@ def _used(data: ReportData, task: str) -> str:
     return f"{text}, the fewest, and {most} {count(used[most])}, the most." if len(used) > 1 else f"{text}."
 
 
-def endings(task: str, one: ReportedRun) -> Picture:
-    """A panel of one run: the share of draws with each ending over the budget, without endings that never occur."""
-    cells = {budget: cell for budget, cell in one.cells(task).items() if budget != AS_RUN}
-    lines = []
-    for index, (ending, words) in enumerate(ENDINGS.items()):
-        found = [(budget, getattr(cell, ending)) for budget, cell in cells.items()]
-        if any(share > 0 for _, share in found):
-            notes = [f"Budget {budget}\n{words.split(':')[0]}\n{percent(share)} %" for budget, share in found]
-            values = zip(found, notes, strict=True)
-            spots = [Point(float(b), 100 * share, note=note) for (b, share), note in values]
-            lines.append(Line(f"e{index}", spots, index))
-    axis = linear_axis(0, 100, "Percent of draws", wanted=4)
-    label = f"{one.look.label}: how draws on {task} ended"
-    return chart(lines, budget_axis(list(cells)), axis, label, frame=PANEL)
-
-
 def token_table(data: ReportData, task: str) -> Table:
     """The tokens used and the shares of endings, one row for each run and budget; of native runs also the adherence."""
     rows = []
@@ -83,7 +50,7 @@ def token_table(data: ReportData, task: str) -> Table:
             values = [budget, used.thinking.mean, used.answer.mean, used.total.mean]
             values += [used.total.p95, cell.tokens_per_correct]
             values.append(None if cell.forced is None else 1 - cell.forced)
-            values += [getattr(cell, ending) for ending in ENDINGS]
+            values += [cell.forced, cell.no_answer, cell.truncated, cell.leaked]
             kept = cell.adherence
             rows.append((one.look, [*values, kept and kept.used, kept and kept.over] if native else values))
     shares = [
