@@ -147,19 +147,6 @@ def test_several_draws_are_summarises(page, store):
         assert (row[10] == "") == (wanted["used"] is None)
 
 
-def test_fans_start_on_the_curve_of_single_chains(page):
-    (fan,) = re.findall(r'aria-label="dense: one chain or several.*?</svg>', page.source, re.DOTALL)
-    groups = re.findall(r'<g class="([^"]+)">(.*?)</g>', fan, re.DOTALL)
-    places: dict = {}
-    for css, body in groups:
-        marks = re.findall(r'class="mark" transform="translate\(([^)]+)\)"', body)
-        if marks:
-            places.setdefault(css, []).append(marks)
-    (single,) = places["c0 d0"]
-    assert [branch[0] for branch in places["branch"]] == single
-    assert all(len(branch) == 3 for branch in places["branch"])
-
-
 def test_one_draw_has_no_such_section(tmp_path):
     path = make_store(tmp_path / "a.db", names=("tiny", "wanda-50"), problems=6, budgets=(16, 64))
     page = Page(report(path, tmp_path / "a.html"))

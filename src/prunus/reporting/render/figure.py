@@ -17,11 +17,7 @@ INK, SOFT, GRID, WHITE = "#1b1f24", "#4a5159", "#dfe2e6", "#ffffff"
 HUES = (INK, "#0067ab", "#c14a00", "#007d5b", "#9b3d86", "#7a6400", "#3f5a7d")  # as in page.css, light
 DASHES: tuple[tuple[float, ...], ...] = ((), (6, 4), (2, 3.5), (9, 3, 2, 3))
 # Class of a group: (colour, dash).
-GROUPS: dict[str, tuple[str, tuple[float, ...]]] = {
-    "m0": (INK, ()),
-    "m1": (HUES[2], DASHES[1]),
-    "branch": (SOFT, ()),
-}
+GROUPS: dict[str, tuple[str, tuple[float, ...]]] = {"m0": (INK, ()), "m1": (HUES[2], DASHES[1])}
 FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
 WIDTH = 0.58  # width of a letter relative to the font size, rather large: it only sets the spacing of the legend
 POINTS = 0.75  # points per CSS pixel, since the size of a PDF is in points
@@ -90,10 +86,9 @@ def _style(shape: Shape, group: tuple[str, ...]) -> str:
     if isinstance(shape, Label):
         return f'font-size="{12 if "panel" in group else 13}" fill="{SOFT}" '
     colour, dash = _colour(group)
-    hollow = "pub" in group or "branch" in group
+    hollow = "pub" in group
     if role == "line":
-        width = 1.4 if "pub" in group else 1.2 if "branch" in group else 2.6 if "c0" in group else 2.0
-        return _stroke(colour, width, (1.5, 4) if "pub" in group else dash)
+        return _stroke(colour, 1.4, (1.5, 4)) if hollow else _stroke(colour, 2.6 if "c0" in group else 2.0, dash)
     if role == "mark":
         fill, edge = (WHITE, colour) if hollow else (colour, WHITE)
         return f'fill="{fill}" stroke="{edge}" stroke-width="{1.5 if hollow else 1:g}" '

@@ -4,13 +4,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from prunus.budgets import without_off
-from prunus.reporting.render.chart import PANEL, Axis, Frame, Line, Picture, Point, accuracy_axis, chart, log_axis
-from prunus.reporting.render.figure import Figure, Key
+from prunus.reporting.render.chart import PANEL, Axis, Frame, Line, Picture, Point, accuracy_axis, chart
+from prunus.reporting.render.figure import Figure
 from prunus.reporting.render.table import RUN, Column, Look, Table, difference
 from prunus.reporting.render.text import count, esc, joined, percent, points, probability
-from prunus.reporting.report_data import ReportData, ReportedRun, float_of
-from prunus.reporting.section import Section, details, figure, part_of, run_figure, run_key, soft
+from prunus.reporting.report_data import ReportData
+from prunus.reporting.section import Section, details, figure, part_of, run_key
 from prunus.results.summary import BudgetCell
 
 # Key in a cell: (title, explanation).
@@ -23,34 +22,23 @@ WAYS = {
 }
 METHODS = {"majority": "majority", "any": "any (upper bound)"}
 NOTE = "Accuracy at each run's largest budget, averaged over all ways to choose k of the draws."
-EQUAL = (
-    "Accuracy over tokens used. The thick line is one chain at each budget. From each of its points, a thin line "
-    "leads to the majority of 2, 4, … such chains. Where a thin line is above the thick one, several short chains are "
-    "better than one long chain of the same number of tokens."
-)
 
 
 def section(data: ReportData) -> Section:
-    """For each task with several draws per problem: curves over k, fans over tokens, and tables."""
+    """For each task with several draws per problem: curves over k, and tables."""
     html, figures, tables = "", [], []
     for task in data.tasks:
         if not any(cell.samples > 1 for one in data.runs for cell in one.cells(task).values()):
             continue
         ways = [way for way in WAYS if any(len(by_draws(last, way)) > 1 for last in last_cells(data, task).values())]
-        fans = [(one.look, fan(task, one)) for one in data.with_cells(task)]
         draws, parallel = draw_table(data, task), parallel_table(data, task)
         keys = [run_key(one.look) for one in data.runs]
         figures += [Figure(f"draws-{way}-{task}", ways_chart(data, task, way), keys) for way in ways]
-        for look, picture in fans:
-            chains = [Key(look.line, look.marker, "one chain"), Key("branch", 3, "majority of k chains")]
-            figures.append(Figure(f"fan-{task}-{look.label}", picture, chains))
         tables += [draws, parallel]
         curves = "".join(figure(ways_chart(data, task, way, PANEL), *WAYS[way]) for way in ways)
         shown = (
             f'<div class="panels">{curves}</div>'
-            f"<h3>One long chain or several short ones</h3>{soft(EQUAL)}"
-            f'<div class="panels">{"".join(run_figure(*one) for one in fans)}</div>'
-            f"{details('At equal tokens, in numbers', parallel.html()) if parallel.rows else ''}"
+            f"{details('One long chain or several short ones', parallel.html()) if parallel.rows else ''}"
             f"{details('Several draws in numbers', draws.html())}"
         )
         html += part_of(data, task, "draws", "Several draws", esc(_majority(data, task)), shown, NOTE)
@@ -91,29 +79,6 @@ def ways_chart(data: ReportData, task: str, way: str, frame: Frame | None = None
     low, high = math.log2(sizes[0]), math.log2(sizes[-1])
     axis = Axis("Draws k", tuple((k, f"{k:g}") for k in sizes), low, high, log=True)
     return chart(lines, axis, accuracy_axis(lines), f"{WAYS[way][0]} on {task}", frame=frame)
-
-
-def fan(task: str, one: ReportedRun) -> Picture:
-    """A panel of one run over tokens used: single chains by budget, and from each the majority of k such chains."""
-    cells = {budget: one.cells(task)[budget] for budget in without_off(one.cells(task))}
-    used = {budget: float_of(cell.tokens.total.mean) for budget, cell in cells.items()}
-    lines = []
-    for budget, cell in cells.items():
-        spots = [
-            Point(k * used[budget], 100 * value,
-                  note=f"{count(k * used[budget])} tokens\n{k} × {budget}\n{percent(value)} %")
-            for k, value in sorted(by_draws(cell, "maj_at").items())
-        ]  # fmt: skip
-        lines.append(Line("branch", spots, 3))
-    single = [
-        Point(used[budget], 100 * cell.accuracy,
-              note=f"{count(used[budget])} tokens\n1 × {budget}\n{percent(cell.accuracy)} %")
-        for budget, cell in cells.items()
-    ]  # fmt: skip
-    lines.append(Line(one.look.line, single, one.look.marker))
-    x_axis = log_axis([point.x for line in lines for point in line.points], "Tokens used")
-    label = f"{one.look.label}: one chain or several on {task}, over tokens used"
-    return chart(lines, x_axis, accuracy_axis(lines, wanted=4), label, frame=PANEL)
 
 
 def parallel_table(data: ReportData, task: str) -> Table:
