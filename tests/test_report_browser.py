@@ -280,7 +280,7 @@ def downloaded(browser: Browser, folder: Path, button: str) -> str:
     browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
     browser.click(*centre(browser, button))
     deadline = time.monotonic() + 20
-    endings = (".csv", ".json", ".tex")
+    endings = (".csv", ".json")
     while not (files := [path for path in folder.iterdir() if path.suffix in endings and path.stat().st_size]):
         assert time.monotonic() < deadline, "nothing was downloaded"
         time.sleep(0.05)
@@ -301,17 +301,6 @@ def test_numbers_can_be_downloaded(opened, tmp_path):
     data = json.loads(downloaded(opened, tmp_path / "json", "document.querySelector('#methods .actions button')"))
     assert len(data["comparison"]["others"]) == 6 and len(data["summaries"]) == 7
     assert opened.problems == []
-
-
-def test_tables_can_be_taken_into_a_paper(opened, tmp_path):
-    opened.evaluate("document.querySelector('table.verdicts').closest('details').open = true")
-    button = "document.querySelector('table.verdicts').parentElement.previousElementSibling.lastElementChild"
-    text = downloaded(opened, tmp_path, button)
-    lines = text.splitlines()
-    assert lines[1] == r"\begin{tabular}{lrrrrrrrr}" and lines[-1] == r"\end{tabular}"
-    rows = [line for line in lines if line.endswith(r"\\")]
-    assert len(rows) == 1 + 7 and {line.count(" & ") for line in rows} == {8}
-    assert r"Wanda 20~\%" in text and re.search(r"Wanda 50~\\% & worse \(at every budget\) & \$-\$\d+\.\d", text)
 
 
 def test_values_with_an_interval_sort_by_the_value(opened):

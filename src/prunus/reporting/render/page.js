@@ -109,17 +109,6 @@ function csvOf(table) {
   return [...table.rows].map((row) => [...row.cells].map(field).join(",")).join("\r\n") + "\r\n";
 }
 
-function latexOf(table) {
-  const special = { "\\": "\\textbackslash{}", "^": "\\textasciicircum{}", "~": "\\textasciitilde{}",
-    "<": "\\textless{}", ">": "\\textgreater{}", "\u00a0": "~", "\u2013": "--", "\u00d7": "$\\times$", "\u00b1": "$\\pm$" };
-  const field = (cell) => plain(cell).replace(/[\\^~<>\u00a0\u2013\u00d7\u00b1{}$&#%_]/g, (c) => special[c] ?? `\\${c}`)
-    .replace(/(^|[ (])-(?=\d)/g, "$1$-$");
-  const rows = [...table.rows].map((row) => [...row.cells].map(field).join(" & ") + " \\\\");
-  const columns = "l" + "r".repeat(table.rows[0].cells.length - 1);
-  return ["% needs \\usepackage{booktabs}", `\\begin{tabular}{${columns}}`, "\\toprule", rows[0], "\\midrule",
-    ...rows.slice(1), "\\bottomrule", "\\end{tabular}", ""].join("\n");
-}
-
 function download(name, type, text) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], { type }));
@@ -190,10 +179,8 @@ document.querySelectorAll("svg.chart").forEach(addReadout);
 document.querySelectorAll("table.sortable").forEach((table) => {
   addSorting(table);
   if (!table.dataset.name) return;
-  const name = `prunus-${table.dataset.name}`;
   addButtons(table.parentElement, [
-    ["CSV", () => download(`${name}.csv`, "text/csv", csvOf(table))],
-    ["LaTeX", () => download(`${name}.tex`, "text/plain", latexOf(table))],
+    ["CSV", () => download(`prunus-${table.dataset.name}.csv`, "text/csv", csvOf(table))],
   ]);
 });
 const filter = document.querySelector(".filter > div");
