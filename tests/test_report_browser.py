@@ -99,7 +99,7 @@ def test_page_draws_and_fits_and_labels_do_not_overlap(browser, page, tmp_path, 
     browser.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     browser.settle()
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
-    assert visible_count(browser, "svg.chart") == 2 + 6 + 7 + 1
+    assert visible_count(browser, "svg.chart") == 2 + 6 + 1
     assert visible_count(browser, "svg.chart:first-of-type path.line") >= 7
     outside = """[...document.querySelectorAll("svg.chart")].flatMap(svg => { const f = svg.getBoundingClientRect();
         return [...svg.querySelectorAll("text, .mark, .line, .band")].filter(e => { const b = e.getBoundingClientRect();
@@ -365,7 +365,7 @@ def test_the_page_is_whole_without_scripts(browser, page):
     browser.let_scripts_run(False)
     try:
         browser.open(page)
-        assert visible_count(browser, "svg.chart") == 3 + 6 + 7 and visible_count(browser, "table.glance tr") == 8
+        assert visible_count(browser, "svg.chart") == 3 + 6 and visible_count(browser, "table.glance tr") == 8
         assert visible_count(browser, ".box input, .filter") == 0  # which would do nothing
         assert browser.evaluate(OUTSIDE) == 0
     finally:
