@@ -100,7 +100,7 @@ def test_page_draws_and_fits_and_labels_do_not_overlap(browser, page, tmp_path, 
     browser.settle()
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     assert visible_count(browser, "svg.chart") == 2 + 6 + 1
-    assert visible_count(browser, "svg.chart:first-of-type path.line") >= 7
+    assert visible_count(browser, "svg.chart:first-of-type path.line") >= 6
     outside = """[...document.querySelectorAll("svg.chart")].flatMap(svg => { const f = svg.getBoundingClientRect();
         return [...svg.querySelectorAll("text, .mark, .line, .band")].filter(e => { const b = e.getBoundingClientRect();
             return b.left < f.left - 2 || b.right > f.right + 2 || b.top < f.top - 2 || b.bottom > f.bottom + 2; })
