@@ -249,12 +249,12 @@ def test_notes_are_those_of_the_cells_that_matched(page, store):
     assert len(found) == 2 and not any("17.75" in text or "divisor" in text for text in notes(found))
 
 
-def test_without_a_match_one_line_says_what_would(tmp_path):
+def test_without_a_match_one_line_says_where_they_are(tmp_path):
     path = s1_store(tmp_path / "a.db", task="tiny", model="tiny")
     page = Page(report(path, tmp_path / "a.html", published=True))
     (index,) = [k for k, (_, a) in enumerate(page.elements) if a.get("id") == "published"]
     text = page.text(index)
-    assert "No published figure matches the runs of tiny on tiny" in text and "Qwen3-8B and s1.1-7B" in text
+    assert "No published figure matches these runs" in text and "docs/reports.md" in text
     assert page.rows("published") == [] and "published" not in page.all("label")
     quiet = Page(report(path, tmp_path / "b.html"))
     assert not [1 for _, attributes in quiet.elements if attributes.get("id") == "published"]

@@ -180,24 +180,3 @@ def notes(found: Sequence[Match]) -> list[str]:
 
 def _value(cell: Published, key: str) -> Any:
     return getattr(cell.variant if key in Variant._fields else cell, key)
-
-
-def nothing_matches(runs: Sequence[Run], tasks: Sequence[str]) -> str:
-    """A sentence that names the models and tasks of these runs, and those that have published figures."""
-    known = cells()
-    models = sorted({cell.variant.model for cell in known})
-    sets = sorted({cell.task for cell in known})
-    budgets = sorted({cell.budget for cell in known})
-    here = sorted({_last_part(_original(run)) for run in runs})
-    return (
-        f"No published figure matches the runs of {', '.join(here)} on {', '.join(tasks)}. Figures exist for "
-        f"{' and '.join(models)} on {', '.join(sets)} at budgets {', '.join(map(str, budgets))}: dense, with magnitude "
-        "or wanda at 10 or 20 % (uniform, owl, layerif), or with one to three blocks removed (shortgpt, laco, tail)."
-    )
-
-
-def _original(run: Run) -> Any:
-    """The name of the model before the first step."""
-    steps = history(run)
-    source = steps[0].get("source") if steps else None
-    return source.get("name") if isinstance(source, dict) else run.model.get("source") or run.model.get("name")

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from math import isclose
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -45,7 +45,7 @@ def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[st
         try:
             now = json.loads(json.dumps(computed(opened, declared, form)))
             claimed = now["claims"]
-            found += list(_differences(data["shown"], now, "", _names(data["shown"])))
+            found += list(_differences(data["shown"], now))
             found += _about_runs(declared, now)
             # Certificates of earlier versions have no caution.
             if "caution" in data and data["caution"] != (warning := caution(declared, now)):
@@ -190,38 +190,23 @@ def _other_rows(store: Store, declared: Data) -> list[str]:
     return found
 
 
-def _names(shown: Any) -> Callable[[str], str]:
-    """A function that names the part of a certificate at a path such as /ladders/0/rungs/2/word."""
-
-    def name(at: str) -> str:
-        parts = at.strip("/").split("/")
-        if parts[:1] == ["ladders"] and len(parts) >= 4:
-            try:
-                rung = shown["ladders"][int(parts[1])]["rungs"][int(parts[3])]["name"]
-                return f"{rung}: {' '.join(parts[4:]) or 'the rung'}"
-            except (KeyError, IndexError, TypeError, ValueError):
-                pass
-        return " ".join(parts)
-
-    return name
-
-
-def _differences(stated: Any, now: Any, at: str, name: Callable[[str], str]) -> Iterator[str]:
-    """Sentences about values that are not as the certificate states them."""
+def _differences(stated: Any, now: Any, at: str = "") -> Iterator[str]:
+    """Sentences about values that are not as the certificate states them. at: the part, such as `harsh: word`."""
     if isinstance(stated, dict) and isinstance(now, dict):
         for key in sorted((stated.keys() | now.keys()) - {"searches"}):
-            yield from _differences(stated.get(key), now.get(key), f"{at}/{key}", name)
+            yield from _differences(stated.get(key), now.get(key), f"{at} {key}".strip())
     elif isinstance(stated, list) and isinstance(now, list) and len(stated) == len(now):
-        for number, pair in enumerate(zip(stated, now, strict=True)):
-            yield from _differences(*pair, f"{at}/{number}", name)
+        for number, (one, other) in enumerate(zip(stated, now, strict=True)):
+            is_rung = isinstance(one, dict) and "word" in one
+            yield from _differences(one, other, f"{one.get('name')}:" if is_rung else f"{at} {number}")
     elif _is_number(stated) and _is_number(now):
         if not isclose(stated, now, rel_tol=1e-6, abs_tol=1e-9):
-            yield f"{name(at)} is {now:g} by the rows, the certificate says {stated:g}"
+            yield f"{at} is {now:g} by the rows, the certificate says {stated:g}"
     elif stated != now:
-        if at.endswith("/rows"):
-            yield f"{name(at)} of the store are not those on which the certificate rests"
+        if at.endswith(" rows"):
+            yield f"{at} of the store are not those on which the certificate rests"
         else:
-            yield f"{name(at)} is {_short(now)} by the rows, the certificate says {_short(stated)}"
+            yield f"{at} is {_short(now)} by the rows, the certificate says {_short(stated)}"
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
