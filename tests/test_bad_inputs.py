@@ -14,7 +14,7 @@ import pytest
 
 import prunus
 from prunus.cli import cli, main
-from prunus.disk import DiskFull, disk_errors, write_together
+from prunus.disk import DiskFull, disk_errors, write_export
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe, TraceRecipe
@@ -142,9 +142,9 @@ def test_every_error_of_the_system_is_one_line(code, tmp_path, monkeypatch, caps
 def test_files_are_written_together_or_not_at_all(tmp_path):
     folder = tmp_path / "new"
     with pytest.raises(OSError, match="too long"):
-        write_together({folder / "a": b"1", folder / ("n" * 300): b"2"})
+        write_export({folder / "a": lambda: b"1", folder / ("n" * 300): lambda: b"2"})
     assert list(tmp_path.iterdir()) == []
-    write_together({folder / "a": b"1", folder / "b": b"2"})
+    write_export({folder / "a": lambda: b"1", folder / "b": lambda: b"2"})
     assert sorted(path.read_bytes() for path in folder.iterdir()) == [b"1", b"2"]
 
 

@@ -67,43 +67,12 @@ def partial_folder(target: Path) -> Path:
     return whole.parent / f"{whole.name}.partial"
 
 
-def write_together(contents: Mapping[Path, bytes]) -> None:
-    """Write several files: after an error, none of them and no folder that was missing.
-
-    Folders of the files are created, but not their parents.
-    """
-    missing = [folder for folder in {path.parent for path in contents} if not folder.exists()]
-    try:
-        with ExitStack() as files:
-            for folder in missing:
-                folder.mkdir(exist_ok=True)
-            for path, content in contents.items():
-                files.enter_context(atomic_file(path)).write(content)
-    except BaseException:
-        for folder in missing:
-            with suppress(OSError):  # it was not created, or another process has put something there
-                folder.rmdir()
-        raise
-
-
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raise PrunusError if path exists (unless overwrite) or its folder does not."""
     if path.exists() and not overwrite:
         raise PrunusError(f"'{path}' exists: name another file, or add --overwrite")
     if not path.absolute().parent.is_dir():
         raise PrunusError(f"the folder of '{path}' does not exist: create it or name another file")
-
-
-@contextmanager
-def written_last(path: Path, content: str) -> Iterator[None]:
-    """Write a file completely or not at all, but rename it after the block, so that no error of its own comes later.
-
-    Raises PrunusError, with the reason, if it cannot be written.
-    """
-    with disk_errors(path), atomic_file(path) as stream:
-        stream.write(content.encode())
-        stream.flush()
-        yield
 
 
 def check_export(files: Iterable[Path], overwrite: bool) -> None:
@@ -120,9 +89,24 @@ def check_export(files: Iterable[Path], overwrite: bool) -> None:
 
 
 def write_export(files: Mapping[Path, Content]) -> None:
-    """Write the files: after an error, none of them."""
-    made = ((path, content()) for path, content in files.items())
-    write_together({path: text.encode() if isinstance(text, str) else text for path, text in made})
+    """Write several files: after an error, none of them and no folder that was missing. The first is renamed last.
+
+    Folders of the files are created, but not their parents.
+    """
+    missing = [folder for folder in {path.parent for path in files} if not folder.exists()]
+    try:
+        with ExitStack() as opened:
+            for folder in missing:
+                folder.mkdir(exist_ok=True)
+            for path, content in files.items():
+                stream, made = opened.enter_context(atomic_file(path)), content()
+                stream.write(made.encode() if isinstance(made, str) else made)
+                stream.flush()  # so that a full disk is noticed before any of them is renamed
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):  # it was not created, or another process has put something there
+                folder.rmdir()
+        raise
 
 
 def replace_folder(new: Path, target: Path, overwrite: bool) -> None:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from prunus.disk import Content, check_export, refuse_existing, write_export, written_last
+from prunus.disk import Content, check_export, disk_errors, refuse_existing, write_export
 from prunus.errors import PrunusError
 from prunus.margins import MarginLike
 from prunus.reporting import prose
@@ -97,8 +97,8 @@ def write_report(
     body = f"{head}{bar(data, sections)}<main>{first}{elsewhere}{''.join(parts)}</main>"
     embedded = {"comparison": data.comparison, "summaries": [one.summary for one in data.runs]}
     styles = "".join([filter_styles(data), *(section.styles for section in sections)])
-    with written_last(out, whole_page(title, body, embedded, styles)):
-        write_export(exported)
+    with disk_errors(out):
+        write_export({out: lambda: whole_page(title, body, embedded, styles), **exported})
 
 
 def _top(data: ReportData, title: str, name: str, notes: Sequence[str]) -> str:

@@ -269,6 +269,5 @@ def write_files(pages: Pages, folder: Path, overwrite: bool) -> int:
     files: dict[Path, Content] = {folder / name: partial(problem, at) for at, name in enumerate(names)}
     files[folder / "index.html"] = lambda: pages.page({"list": pages.listed(view, chosen.tolist()), "links": names})
     check_export(files, overwrite)
-    folder.mkdir(exist_ok=True)
     write_export(files)
     return len(chosen)
