@@ -261,7 +261,6 @@ def test_a_worker_sends_the_rows_of_an_engine_that_streams_as_they_come(tmp_path
     with Store(tmp_path / "here.db") as store:
         here = {(s.problem_id, s.budget): (s.thinking, s.text) for s in store.samples(work.run_id, texts=True)}
     assert len(found) > 1 and all(len(one.samples) % 3 == 0 for one in found)
-    assert sum(one.tokens for one in found) > 18
     assert {(s.problem_id, s.budget): (s.thinking, s.text) for one in found for s in one.samples} == here
     assert sum(len(one.samples) for one in found) == len(here) == 6 * 3
 

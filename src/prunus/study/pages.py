@@ -152,10 +152,9 @@ def write_page(
     write_report(data, target, overwrite=True, name=study.name, notes=notes, links=links)
 
     def comparison(one: Contrast) -> Comparison | None:
-        if one.base == base:
+        if one.base == base or not one.others:
             return among(data.comparison, one.others)
-        found = one.others and compared(store.path, one.base, one.others, margin=margin, stop_margin=stop_margin)
-        return found or None
+        return compared(store.path, one.base, one.others, margin=margin, stop_margin=stop_margin)
 
     return [replace(one, comparison=comparison(one)) for one in group]
 

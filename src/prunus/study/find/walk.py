@@ -76,8 +76,7 @@ class Rungs:
         for cell, batches in work:
             for variant in self.variants if self.all_first else [cell.variant]:
                 self.make(variant)
-            of = self.search.model, cell, batches, self.store
-            for samples in self.engine.evaluate(*of, adaptive=self.adaptive):
+            for samples in self.engine.evaluate(self.search.model, cell, batches, self.store, adaptive=self.adaptive):
                 self.added(cell.run_id, samples)
         return bool(work)
 
