@@ -147,14 +147,17 @@ def test_a_tensor_that_loses_other_channels_fails_the_check(tmp_path):
 
 
 class _Shifted(Place):
-    def entries(self, width, channels):
-        return [(channel + 1) % width for channel in channels]
+    def of_channels(self, whole, channels):
+        return whole[[(channel + 1) % len(whole) for channel in channels]]
 
 
 def test_entries_of_channels_by_hand():
-    assert Place("w", 0).entries(5, [1, 3]) == [1, 3]
-    assert Place("w", 0, 2).entries(5, [1, 3]) == [1, 3, 6, 8]
-    assert Place("w", 0, 2, True).entries(5, [1, 3]) == [2, 3, 6, 7]
+    entry_2T = torch.stack([torch.arange(10)] * 2)
+    assert Place("w", 0).of_channels(entry_2T[0], [1, 3]).tolist() == [1, 3]
+    assert Place("w", 0, 2).of_channels(entry_2T[0], [1, 3]).tolist() == [1, 3, 6, 8]
+    assert Place("w", 0, 2, True).of_channels(entry_2T[0], [1, 3]).tolist() == [2, 3, 6, 7]
+    assert Place("w", 1, 2, True).of_channels(entry_2T, [3]).tolist() == [[6, 7]] * 2
+    assert Place("w", 1, 2, expert=1).of_channels(entry_2T, [1, 3]).tolist() == [1, 3, 6, 8]
 
 
 def test_config_json_says_the_width_in_every_spelling_and_in_the_part_of_the_language_model(tmp_path):

@@ -354,13 +354,9 @@ def squares_of(unit: Unit, tensors: Mapping[str, Tensor]) -> Tensor:
     """(I,) sum of the squares of all weights of each channel."""
     total_I = torch.zeros(unit.width, dtype=torch.float64)
     for place in unit.places:
-        own, axis = place.own(tensors[place.name])
-        entries = torch.tensor(place.entries(unit.width, range(unit.width)))
-        square = own.double().square().cpu()
-        square = square.sum([other for other in range(square.dim()) if other != axis]) if square.dim() > 1 else square
-        channel = [c for c in range(unit.width) for _ in range(place.parts)]
-        channel = channel if place.interleaved else [*range(unit.width)] * place.parts
-        total_I.index_add_(0, torch.tensor(channel), square[entries])
+        view, axis = place.by_channel(tensors[place.name])
+        square = view.double().square().cpu()
+        total_I += square.sum([other for other in range(square.dim()) if other != axis])
     return total_I
 
 

@@ -5,13 +5,16 @@ It has the folder of the model that it is made from, and so the tokenizer, the m
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from prunus.checkpoint.architecture import skeleton
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import plain_experts
 from prunus.checkpoint.loader import return_freed_memory
@@ -93,6 +96,25 @@ def changed_config(source: Checkpoint, change: Callable[[Json], Json]) -> dict[s
         return {**new, **({name: 0 for name in PREDICTING if new.get(name)} if stray else {})}
 
     return in_text_part(source.config_json, source.config, changed)
+
+
+def remade(source: Checkpoint, settings: Mapping[str, Any]) -> PreTrainedModel:
+    """The model without weights, with other settings of its language model's configuration."""
+    config = deepcopy(source.config)
+    for name, value in settings.items():
+        setattr(config.get_text_config(decoder=True), name, value)
+    return skeleton(config, torch.float32)
+
+
+def growth(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    """(axis, by how much it is longer) of each tensor whose shape differs; (-1, 0) where it differs otherwise."""
+    found: dict[str, tuple[int, int]] = {}
+    for name, tensor in before.items():
+        old, new = tensor.shape, after[name].shape if name in after else ()
+        axes = [axis for axis in range(len(old)) if len(old) == len(new) and old[axis] != new[axis]]
+        if name not in after or old != new:
+            found[name] = (axes[0], new[axes[0]] - old[axes[0]]) if len(axes) == 1 else (-1, 0)
+    return found
 
 
 # (the source's runner, that of the new model, a block's number, what both read, its batch) -> the outputs of both

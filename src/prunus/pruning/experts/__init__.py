@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from prunus.checkpoint.architecture import Carried, find_layers, hollow, skeleton
+from prunus.checkpoint.architecture import Carried, find_layers, hollow
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.experts import experts_in
 from prunus.checkpoint.linears import plain_experts
 from prunus.errors import PrunusError
+from prunus.pruning.planned import growth, remade
 
 # Fields of a configuration with the number of experts; models have one of them, and some a second as an alias.
 NUMBERS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -80,7 +81,11 @@ def find_mixtures(source: Checkpoint) -> list[Mixture]:
     Blocks without a router, such as the first ones of many models, have none.
     """
     counts = expert_counts(source)
-    longer = _with_counts(source, [count + 1 for count in counts])
+    more = [count + 1 for count in counts]
+    listed = {
+        name: isinstance(getattr(source.text_config, name), list | tuple) for name in number_fields(source.text_config)
+    }
+    longer = find_layers(remade(source, {name: more if is_list else more[0] for name, is_list in listed.items()}))[1]
     carried: dict[Carried, Any] = {}
     found = [
         _mixture(source, index, layer, after, counts[index], carried)
@@ -139,35 +144,25 @@ def span(numbers: Iterable[int]) -> str:
     return str(chosen[0]) if len(chosen) == 1 else f"{chosen[0]} to {chosen[-1]}"
 
 
-def _with_counts(source: Checkpoint, counts: Sequence[int]) -> nn.ModuleList:
-    """The blocks of the model with other numbers of experts, without weights."""
-    config = deepcopy(source.config)
-    text = config.get_text_config(decoder=True)
-    for name in number_fields(text):
-        setattr(text, name, list(counts) if isinstance(getattr(text, name), list | tuple) else counts[0])
-    return find_layers(skeleton(config, torch.float32))[1]
-
-
 def _mixture(
     source: Checkpoint, index: int, layer: nn.Module, longer: nn.Module, count: int, carried: dict[Carried, Any]
 ) -> Mixture | None:
     """The Mixture of a block; None if it has none. longer: the block with one more expert. carried: what earlier blocks
     pass on; this block's values are added."""
     before, after = layer.state_dict(), longer.state_dict()
-    axes = {name: _longer_axis(tensor, after.get(name)) for name, tensor in before.items()}
-    axes = {name: axis for name, axis in axes.items() if axis is not None}
-    if before.keys() == after.keys() and not axes:
+    longer_by, same_names = growth(before, after), before.keys() == after.keys()
+    if same_names and not longer_by:
         if source.architecture.carried:
             run_hollow(source, index, carried)
         return None
     modules = experts_in(layer)
-    known = len(modules) == 1 and before.keys() == after.keys()
-    if not known or any(axis < 0 or before[name].shape[axis] != count for name, axis in axes.items()):
+    others = [name for name, (axis, more) in longer_by.items() if more != 1 or before[name].shape[axis] != count]
+    if len(modules) != 1 or not same_names or others:
         raise Unremovable(
             f"{name_of(source)}, block {index}: its experts are not of the kind that transformers runs by its experts"
             " functions, so they cannot be removed"
         )
-    experts = next(iter(modules))
+    experts, axes = next(iter(modules)), {name: axis for name, (axis, _) in longer_by.items()}
     layer_name = _common([f"{experts}.", *axes])
     tables = [n for n, t in before.items() if n.startswith(layer_name) and not t.is_floating_point() and t.numel() > 1]
     if tables:
@@ -179,17 +174,6 @@ def _mixture(
     limit = (getattr(text, "topk_group", None) or groups) if groups > 1 else 1
     top_k = _top_k(source, index, experts, carried)
     return Mixture(index, experts, layer_name, count, top_k, axes, groups, limit)
-
-
-def _longer_axis(before: Tensor, after: Tensor | None) -> int | None:
-    """The axis along which a tensor has one more entry; None if it is as before, -1 if it differs otherwise."""
-    if after is None or before.shape == after.shape:
-        return None
-    if before.dim() != after.dim():
-        return -1
-    differing = [a for a in range(before.dim()) if before.shape[a] != after.shape[a]]
-    axis = differing[0]
-    return axis if len(differing) == 1 and after.shape[axis] == before.shape[axis] + 1 else -1
 
 
 def _common(paths: Sequence[str]) -> str:

@@ -11,8 +11,7 @@ Only the names of fields are listed here. What is written is checked: a block wi
 whole block does where they are 0.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -22,7 +21,7 @@ from typing import Any, Literal, NoReturn
 import torch
 from torch import Tensor, nn
 
-from prunus.checkpoint.architecture import Carried, find_layers, skeleton
+from prunus.checkpoint.architecture import Carried, find_layers
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.experts import layouts_in, place_of, split_tensors
 from prunus.checkpoint.linears import giving_zeros, is_linear, shares_state, signature
@@ -32,9 +31,10 @@ from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import ITEMSIZES, READABLE, Stored
 from prunus.errors import PrunusError
 from prunus.pruning.experts import name_of, run_hollow, span
-from prunus.pruning.planned import changed_config, compare_blocks, outside, planned_checkpoint
+from prunus.pruning.planned import changed_config, compare_blocks, growth, outside, planned_checkpoint, remade
 
 Of = Literal["mlp", "experts", "shared"]
+Changed = Mapping[str, tuple[int, int]]  # of a block's tensors: (axis, by how much one is longer along it)
 
 # Fields of a configuration with the width of feed-forward networks. Those that a model does not have, or that change
 # nothing, are passed over.
@@ -81,16 +81,17 @@ class Place:
     interleaved: bool = False
     expert: int | None = None
 
-    def own(self, whole: Tensor) -> tuple[Tensor, int]:
-        """(the part of the tensor that belongs to the unit, the axis of its channels)."""
-        return (whole, self.axis) if self.expert is None else (whole[self.expert], self.axis - 1)
+    def by_channel(self, whole: Tensor) -> tuple[Tensor, int]:
+        """(a view of the unit's part of the tensor, in which channels have an axis to themselves; that axis)."""
+        own, axis = (whole, self.axis) if self.expert is None else (whole[self.expert], self.axis - 1)
+        sizes = (-1, self.parts) if self.interleaved else (self.parts, -1)
+        return own.unflatten(axis, sizes), axis + (not self.interleaved)
 
-    def entries(self, width: int, channels: Iterable[int]) -> list[int]:
-        """The entries along the axis of these of `width` channels, in the order in which the tensor has them."""
-        chosen = list(channels)
-        if self.interleaved:
-            return [channel * self.parts + part for channel in chosen for part in range(self.parts)]
-        return [part * width + channel for part in range(self.parts) for channel in chosen]
+    def of_channels(self, whole: Tensor, channels: Sequence[int]) -> Tensor:
+        """The unit's part of the tensor with these channels alone, in this order, in new memory."""
+        view, axis = self.by_channel(whole)
+        first = axis - (not self.interleaved)
+        return view.index_select(axis, torch.tensor(channels, device=whole.device)).flatten(first, first + 1)
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,10 @@ class Unit:
     times: int
     field: Field
 
+    def laid_out(self, interleaved: bool) -> "Unit":
+        """The unit with its fused tensors in this layout."""
+        return replace(self, places=tuple(replace(place, interleaved=interleaved) for place in self.places))
+
 
 def find_units(source: Checkpoint, of: Of | None = None) -> list[Unit]:
     """All units whose width one field of config.json says, in the order of blocks. Raises Unnarrowable if none can be.
@@ -129,24 +134,24 @@ def find_units(source: Checkpoint, of: Of | None = None) -> list[Unit]:
     """
     _check_readable(source)
     found, failures = units_by_field(source)
-    if of is None:
-        of = next((kind for kind in _NAMES if any(_main(units) == kind for units in found.values())), None)
-    chosen = next((units for units in found.values() if _main(units) == of), None)
-    if chosen is not None:
-        return chosen
-    if of is not None:
-        for units in found.values():
-            if any(unit.of == of for unit in units):
-                other = _main(units)
-                raise Unnarrowable(
-                    f"{name_of(source)}: {units[0].field.name} is the width of its {_NAMES[of]} and of its"
-                    f" {_NAMES[other]}, so they are narrowed together; use `--of {other}`"
-                )
+    kinds: dict[Of, list[Unit]] = {}
+    for units in found.values():
+        kinds.setdefault(_main(units), units)
+    of = of or next((kind for kind in _NAMES if kind in kinds), None)
+    if of in kinds:
+        return kinds[of]
+    for units in found.values():
+        if any(unit.of == of for unit in units):
+            other = _main(units)
+            raise Unnarrowable(
+                f"{name_of(source)}: {units[0].field.name} is the width of its {_NAMES[of]} and of its"
+                f" {_NAMES[other]}, so they are narrowed together; use `--of {other}`"
+            )
     if failures:
         raise Unnarrowable(f"{name_of(source)}: {next(iter(failures.values()))}")
     if of is None or not found:
         raise Unnarrowable(f"{name_of(source)}: no known field of config.json says the width of feed-forward networks")
-    has = " or ".join(f"`--of {kind}`" for kind in dict.fromkeys(map(_main, found.values())))
+    has = " or ".join(f"`--of {kind}`" for kind in kinds)
     raise Unnarrowable(f"{name_of(source)} has no {_NAMES[of]} whose width a field of config.json says; use {has}")
 
 
@@ -242,19 +247,19 @@ def _units_of_field(source: Checkpoint, name: str) -> list[Unit]:
     numbers: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
     if not all(number is None or type(number) is int for number in numbers):
         return []
-    before = None if value is None or off else source.architecture.model
+    as_it_is = value is not None and not off
     reasons: list[str] = []
     for step in _STEPS:
         try:
-            start = before or _with_field(source, name, 64, 0, off)
-            longer = _with_field(source, name, value if before else 64, step, off)
+            start = source.architecture.model if as_it_is else _with_field(source, name, 64, off)
+            longer = _with_field(source, name, _larger(value, step) if as_it_is else 64 + step, off)
         except Exception as error:  # raised by the model's own code for a size that it does not expect
             reasons.append(f"a model with another {name} cannot be made ({one_line(error)[:120]})")
             continue
         try:
-            growth = _growth(start, longer, name)
-            if any(growth.values()):
-                return _units(source, name, step, growth, off)
+            changed = _changed(start, longer, name)
+            if any(changed.values()):
+                return _units(source, name, step, changed, off)
         except Unnarrowable as error:  # or rounding, which a larger step does away with
             reasons.append(str(error))
     if reasons:
@@ -262,92 +267,65 @@ def _units_of_field(source: Checkpoint, name: str) -> list[Unit]:
     return []
 
 
-def _with_field(source: Checkpoint, name: str, value: Any, step: int, off: Sequence[str]) -> Any:
-    """The model without weights whose field is larger than `value` by a step."""
-    config = deepcopy(source.config)
-    text = config.get_text_config(decoder=True)
-    setattr(text, name, type(value)(v + step for v in value) if isinstance(value, list | tuple) else value + step)
-    for flag in off:
-        setattr(text, flag, False)
-    return skeleton(config, torch.float32)
+def _larger(value: Any, step: int) -> Any:
+    return type(value)(number + step for number in value) if isinstance(value, list | tuple) else value + step
 
 
-def _growth(before: Any, after: Any, name: str) -> dict[int, dict[str, tuple[int, int]]]:
-    """For each block, its tensors that differ between two models: (axis, by how much one is longer along it)."""
+def _with_field(source: Checkpoint, name: str, value: Any, off: Sequence[str]) -> Any:
+    return remade(source, {name: value, **dict.fromkeys(off, False)})
+
+
+def _changed(before: Any, after: Any, name: str) -> dict[int, Changed]:
+    """For each block, its tensors that differ between two models."""
     (prefix, layers), (_, longer) = find_layers(before), find_layers(after)
-    olds, news = ({n: t.shape for n, t in model.state_dict().items()} for model in (before, after))
-    for outer in olds:
-        if not outer.startswith(f"{prefix}.") and olds[outer] != news.get(outer):
-            raise Unnarrowable(f"{name} also changes {outer}, which is in no block")
-    found: dict[int, dict[str, tuple[int, int]]] = {}
-    for index, (layer, other) in enumerate(zip(layers, longer, strict=True)):
-        shapes, others = _shapes(layer), _shapes(other)
-        found[index] = {}
-        for local, shape in shapes.items():
-            if shape == (new := others.get(local)):
-                continue
-            axes = [axis for axis, size in enumerate(shape) if new is None or len(new) <= axis or size != new[axis]]
-            if new is None or len(shapes) != len(others) or len(new) != len(shape) or len(axes) != 1:
+    outside = (
+        {n: t for n, t in model.state_dict().items() if not n.startswith(f"{prefix}.")} for model in (before, after)
+    )
+    if outer := next(iter(growth(*outside)), None):
+        raise Unnarrowable(f"{name} also changes {outer}, which is in no block")
+    found: dict[int, Changed] = {}
+    for index, pair in enumerate(zip(layers, longer, strict=True)):
+        tensors, others = map(_tensors, pair)
+        found[index] = growth(tensors, others)
+        for local, (axis, _) in found[index].items():
+            if axis < 0 or len(tensors) != len(others):
                 raise Unnarrowable(f"{name} is not only a number of channels: it changes {local} of block {index}")
-            found[index][local] = axes[0], new[axes[0]] - shape[axes[0]]
     return found
 
 
-def _shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
-    tensors = split_tensors(layouts_in(layer), layer.state_dict())
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+def _tensors(layer: nn.Module) -> dict[str, Tensor]:
+    return split_tensors(layouts_in(layer), layer.state_dict())
 
 
 def _units(
-    source: Checkpoint, name: str, step: int, growth: Mapping[int, Mapping[str, tuple[int, int]]], off: tuple[str, ...]
+    source: Checkpoint, name: str, step: int, changed: Mapping[int, Changed], off: tuple[str, ...]
 ) -> list[Unit]:
-    """The units of all blocks. growth: as _growth gives it, for a field `name` that is larger by `step`."""
-    nets = {index: _nets(source, index, name, changed) for index, changed in growth.items()}
-    least = min(net.growth for of_block in nets.values() for net in of_block)
+    """The units of all blocks. changed: as _changed gives it, for a field `name` that is larger by `step`."""
+    least = min(grown for of_block in changed.values() for _, grown in of_block.values())
     field = Field(name, Fraction(step, least), off)
     known: dict[Any, Sequence[bool]] = {}
     carried: dict[Carried, Any] = {}
     found: list[Unit] = []
-    for index, of_block in nets.items():
-        layer = source.architecture.layers[index]
-        plain = [net for net in of_block if not net.routed]
-        kind = None if source.architecture.carried else signature(layer)
-        if kind is None or kind not in known:
-            known[kind] = [_is_interleaved(source, index, name, net, carried) for net in plain]
-            if kind is None and not plain:
+    for index, of_block in changed.items():
+        units = _units_of_block(source, index, field, of_block, least)
+        plain = [unit for unit in units if unit.of != "experts"]
+        kind = index if source.architecture.carried else signature(source.architecture.layers[index])
+        if kind not in known:
+            known[kind] = [_is_interleaved(source, unit, carried) for unit in plain]
+            if source.architecture.carried and not plain:
                 run_hollow(source, index, carried)
         layouts = iter(known[kind])
-        mixed = any(net.routed for net in of_block) or bool(layouts_in(layer))
-        for net in of_block:
-            places = net.places
-            if not net.routed:
-                interleaved = next(layouts)
-                places = tuple(replace(place, interleaved=interleaved and place.parts > 1) for place in places)
-            if net.growth % least:
-                raise Unnarrowable(f"{net.down} of block {index} does not have a whole number of channels for each one")
-            of: Of = "experts" if net.routed else "shared" if mixed else "mlp"
-            found.append(Unit(index, of, net.down, net.width, places, net.growth // least, field))
+        found += [unit if unit.of == "experts" else unit.laid_out(next(layouts)) for unit in units]
     return found
 
 
-@dataclass(frozen=True)
-class _Net:
-    """What will be a Unit. growth: of its channels. places: of Linears as if they were not interleaved."""
+def _units_of_block(source: Checkpoint, index: int, field: Field, changed: Changed, least: int) -> list[Unit]:
+    """The units that have these tensors, those of Linears as if they were not interleaved.
 
-    down: str
-    routed: bool
-    width: int
-    growth: int
-    places: tuple[Place, ...]
-
-
-def _nets(source: Checkpoint, index: int, field: str, changed: Mapping[str, tuple[int, int]]) -> list[_Net]:
-    """The networks of a block that have these tensors. Unnarrowable if others than such networks have some.
-
-    changed: (axis, by how much it is longer) of each one.
+    least: by how much the narrowest unit of the model is wider. Unnarrowable if others than such units have some.
     """
     layer = source.architecture.layers[index]
-    shapes, layouts = _shapes(layer), layouts_in(layer)
+    tensors, layouts = _tensors(layer), layouts_in(layer)
     linears = {linear.name: linear for linear in source.linears(index) if linear.kind == "mlp"}
     downs = [n for n in linears if changed.get(f"{n}.weight", (0, 0))[0] == 1]
     owners = {down.rpartition(".")[0]: down for down in downs}
@@ -361,104 +339,85 @@ def _nets(source: Checkpoint, index: int, field: str, changed: Mapping[str, tupl
             reason = small
         why = "" if reason == "not a Linear" else f" ({reason})"
         raise Unnarrowable(
-            f"{field} is not the width of feed-forward networks of Linears alone: {tensor} of block {index} has it,"
-            f" too{why}"
+            f"{field.name} is not the width of feed-forward networks of Linears alone: {tensor} of block {index} has"
+            f" it, too{why}"
         )
-
-    def owner_of(tensor: str) -> str:
-        at = tensor
-        while at:
-            at = at.rpartition(".")[0]
-            if at in owners:
-                return owners[at]
-        refuse(tensor)
 
     if len(owners) < len(downs):
         refuse(f"{downs[-1]}.weight")
     for tensor, (axis, grown) in changed.items():
-        linear, _, what = tensor.rpartition(".")
-        fused = next(
-            (layout for layout in layouts if tensor in {f"{layout.fused(part)}_bias" for part in layout.parts}), None
-        )
+        words = tensor.split(".")
+        fused = next((one for one in layouts if tensor in {f"{one.fused(part)}_bias" for part in one.parts}), None)
         if fused is not None and axis == 1:
-            for expert in range(fused.experts):
-                down = fused.linear(expert, "down_proj")
-                if down not in downs:
-                    refuse(tensor)
-                parts = _parts(grown, changed[f"{down}.weight"][1]) or refuse(tensor)
-                places[down].append(Place(tensor, 1, parts, parts > 1 and not fused.concatenated, expert))
-        elif linear in downs and what == "weight":
-            places[linear].append(Place(tensor, 1))
-        elif linear in linears and axis == 0 and what in ("weight", "bias"):
-            down = owner_of(tensor)
-            parts = _parts(grown, changed[f"{down}.weight"][1]) or refuse(tensor)
-            places[down].append(Place(tensor, 0, parts))
+            owning = {expert: fused.linear(expert, "down_proj") for expert in range(fused.experts)}
+        elif ".".join(words[:-1]) in linears and words[-1] in ("weight", "bias"):
+            modules = (".".join(words[:count]) for count in reversed(range(len(words))))
+            owning = {None: next((owners[module] for module in modules if module in owners), "")}
         else:
             refuse(tensor)
-    if alone := next((down for down, of_net in places.items() if len(of_net) < 2), None):
-        refuse(f"{alone}.weight")
-    return [
-        _Net(
-            down,
-            place_of(layouts, down) is not None,
-            shapes[f"{down}.weight"][1],
-            changed[f"{down}.weight"][1],
-            tuple(of_net),
-        )
-        for down, of_net in places.items()
-    ]
-
-
-def _parts(grown: int, channels: int) -> int:
-    """How many entries a tensor has for each channel; 0 if that is no whole number."""
-    return 0 if grown % channels else grown // channels
+        for expert, down in owning.items():
+            if down not in downs or grown % changed[f"{down}.weight"][1]:
+                refuse(tensor)
+            parts = grown // changed[f"{down}.weight"][1]
+            mixed = expert is not None and fused is not None and not fused.concatenated
+            places[down].append(Place(tensor, axis, parts, mixed and parts > 1, expert))
+    units: list[Unit] = []
+    for down, of_unit in places.items():
+        if len(of_unit) < 2:
+            refuse(f"{down}.weight")
+        times, rest = divmod(changed[f"{down}.weight"][1], least)
+        if rest:
+            raise Unnarrowable(f"{down} of block {index} does not have a whole number of channels for each one")
+        of: Of = "experts" if place_of(layouts, down) else "shared" if layouts else "mlp"
+        units.append(Unit(index, of, down, tensors[f"{down}.weight"].shape[1], tuple(of_unit), times, field))
+    return units
 
 
 # How channels depend on the outputs of Linears
 
 
-def _is_interleaved(source: Checkpoint, index: int, field: str, net: _Net, carried: dict[Carried, Any]) -> bool:
+def _is_interleaved(source: Checkpoint, unit: Unit, carried: dict[Carried, Any]) -> bool:
     """Whether gate and up in one are interleaved. Unnarrowable if channels depend on each other.
 
     The block runs without weights, and with other outputs of the Linears that give the channels; in what the down
     projection reads, exactly the channels of the outputs that were changed must differ.
     """
-    gives = [p for p in net.places if p.axis == 0 and p.name.endswith(".weight")]
-    some = sorted({0, net.width // 3, net.width - 1})
+    none_I = torch.zeros(unit.width, dtype=torch.bool)
+    some_I = none_I.index_fill(0, torch.tensor([0, unit.width // 3, unit.width - 1]), True)
 
-    def read(changed: Sequence[int], interleaved: bool = False) -> Tensor:
+    def read(changed_I: Tensor, interleaved: bool = False) -> Tensor:
         outputs: dict[str, Tensor] = {}
-        for place in gives:
-            size = place.parts * net.width
-            made_O = torch.rand(size, generator=torch.Generator().manual_seed(size)) + 0.5
-            made_O[replace(place, interleaved=interleaved).entries(net.width, changed)] += 0.25
-            outputs[place.name.removesuffix(".weight")] = made_O
-        return _read_by_down(source, index, outputs, net.down, carried)
+        for place in unit.laid_out(interleaved).places:
+            if place.axis == 0 and place.name.endswith(".weight"):
+                size = place.parts * unit.width
+                made_O = torch.rand(size, generator=torch.Generator().manual_seed(size)) + 0.5
+                view, axis = place.by_channel(made_O)
+                view.movedim(axis, -1).add_(0.25 * changed_I)
+                outputs[place.name.removesuffix(".weight")] = made_O
+        return _read_by_down(source, unit, outputs, carried)
 
-    before = read([])
-    fused = any(place.parts > 1 for place in gives)
+    before = read(none_I)
+    fused = any(place.parts > 1 for place in unit.places)
     for interleaved in (False, True) if fused else (False,):
-        changed_I = (read(some, interleaved) != before).flatten(0, -2).any(0)
-        if changed_I.nonzero()[:, 0].tolist() == some:
+        if torch.equal((read(some_I, interleaved) != before).flatten(0, -2).any(0), some_I):
             return interleaved
     raise Unnarrowable(
-        f"{field}: channels of {net.down} of block {index} depend on each other, so none can be removed alone"
+        f"{unit.field.name}: channels of {unit.down} of block {unit.index} depend on each other, so none can be removed"
+        " alone"
     )
 
 
-def _read_by_down(
-    source: Checkpoint, index: int, outputs: Mapping[str, Tensor], down: str, carried: dict[Carried, Any]
-) -> Tensor:
-    """What a Linear of a block reads where other Linears give these outputs for every token, without weights."""
-    layer: Any = source.architecture.layers[index]
+def _read_by_down(source: Checkpoint, unit: Unit, outputs: Mapping[str, Tensor], carried: dict[Carried, Any]) -> Tensor:
+    """What a unit's down reads where other Linears give these outputs for every token, without weights."""
+    layer: Any = source.architecture.layers[unit.index]
     seen: list[Tensor] = []
     with giving_zeros(module for module in layer.modules() if isinstance(module, nn.Linear) and is_linear(module)):
         for name, made_O in outputs.items():
             layer.get_submodule(name).forward = _giving(made_O)
-        with layer.get_submodule(down).register_forward_pre_hook(lambda _module, args: seen.append(args[0])):
-            run_hollow(source, index, carried)
+        with layer.get_submodule(unit.down).register_forward_pre_hook(lambda _module, args: seen.append(args[0])):
+            run_hollow(source, unit.index, carried)
     if not seen:
-        raise Unnarrowable(f"{down} of block {index} is not called")
+        raise Unnarrowable(f"{unit.down} of block {unit.index} is not called")
     return seen[0]
 
 
@@ -475,36 +434,31 @@ def narrowed(
     """The tensors of a block with only some channels of its units, in new memory; the others are the given ones.
 
     kept: the channels of each unit by its down, in the order in which they will be. Experts of a block keep equally
-    many.
+    many, and are in order.
     """
     found = dict(tensors)
-    of_experts: dict[str, dict[int, Tensor]] = {}
+    of_experts: dict[str, list[Tensor]] = {}
     for unit in units:
         for place in unit.places:
-            own, axis = place.own(tensors[place.name])
-            some = own.index_select(axis, torch.tensor(place.entries(unit.width, kept[unit.down]), device=own.device))
+            some = place.of_channels(tensors[place.name], kept[unit.down])
             if place.expert is None:
                 found[place.name] = some
             else:
-                of_experts.setdefault(place.name, {})[place.expert] = some
-    return found | {name: torch.stack([of[n] for n in range(len(of))]) for name, of in of_experts.items()}
+                of_experts.setdefault(place.name, []).append(some)
+    return found | {name: torch.stack(of_each) for name, of_each in of_experts.items()}
 
 
 def zeroed(
     tensors: Mapping[str, Tensor], units: Sequence[Unit], kept: Mapping[str, Sequence[int]]
 ) -> dict[str, Tensor]:
-    """The tensors of a block in which the channels that are not kept are 0: what `narrowed` must compute the same as.
+    """The tensors of a block whose downs ignore the channels that are not kept: `narrowed` must compute the same.
 
     Changed tensors are in new memory. kept: as for narrowed.
     """
     found = dict(tensors)
     for unit in units:
         gone = sorted(set(range(unit.width)) - set(kept[unit.down]))
-        for place in unit.places:
-            if found[place.name] is tensors[place.name]:
-                found[place.name] = tensors[place.name].clone()
-            own, axis = place.own(found[place.name])
-            own.index_fill_(axis, torch.tensor(place.entries(unit.width, gone), device=own.device).long(), 0)
+        found[name] = found[name := f"{unit.down}.weight"].index_fill(1, torch.tensor(gone), 0)
     return found
 
 
@@ -625,8 +579,8 @@ def _one_of_each_kind(source: Checkpoint, blocks: Collection[int]) -> list[int]:
 def random_channels(new: Checkpoint, units: Sequence[Unit], seed: int = 0) -> dict[str, list[int]]:
     """For each unit of a block as many channels as the new model has, at random, in ascending order, by its down."""
     generator, found = torch.Generator().manual_seed(seed), dict[str, list[int]]()
-    shapes = _shapes(new.architecture.layers[units[0].index])
+    tensors = _tensors(new.architecture.layers[units[0].index])
     for unit in units:
-        count = shapes[f"{unit.down}.weight"][1]
+        count = tensors[f"{unit.down}.weight"].shape[1]
         found[unit.down] = torch.randperm(unit.width, generator=generator)[:count].sort()[0].tolist()
     return found
