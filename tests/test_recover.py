@@ -343,7 +343,7 @@ def test_memory_that_is_free_decides_how_steps_are_computed_and_the_work_keeps_i
     cpu = torch.device("cpu")
 
     def planned(free, longest=LENGTH):
-        monkeypatch.setattr("prunus.pruning.recovery.free_memory", lambda: block + free * each)
+        monkeypatch.setattr("prunus.pruning.calibration.hidden_states.free_memory", lambda: block + free * each)
         return plan_steps(source, cpu, 4 * LENGTH, longest)[:2]
 
     assert planned(1000) == planned(4 * LENGTH) == (4 * LENGTH, False)
@@ -566,7 +566,7 @@ def test_a_dense_model_of_other_shape_is_refused(tmp_path, dense, rows):
 def test_without_memory_for_the_optimiser_of_a_block_nothing_is_begun(tmp_path, dense, rows, monkeypatch, dry_run):
     pruned = pruned_from(dense, rows)
     needed = TRAINING_BYTES * largest_block(Checkpoint(pruned))
-    monkeypatch.setattr("prunus.pruning.recovery.free_memory", lambda: needed - 1)
+    monkeypatch.setattr("prunus.pruning.calibration.hidden_states.free_memory", lambda: needed - 1)
     words = r"training the largest block of .* takes .* of memory, and .* are free; end other programs, or take"
     with pytest.raises(PrunusError, match=words) as error:
         prunus.recover(pruned, tmp_path / "out", asked(rows), dry_run=dry_run)
@@ -577,10 +577,8 @@ def test_without_memory_for_the_optimiser_of_a_block_nothing_is_begun(tmp_path, 
 def test_without_memory_for_a_single_sequence_nothing_is_left_behind(tmp_path, dense, rows, monkeypatch):
     pruned = pruned_from(dense, rows)
     needed = TRAINING_BYTES * largest_block(Checkpoint(pruned))
-    monkeypatch.setattr("prunus.pruning.recovery.free_memory", lambda: needed + 1)
-    words = (
-        r"on a sequence of 24 tokens takes .*, and .* are free; calibrate on shorter sequences \(of a text: --seqlen;"
-    )
+    monkeypatch.setattr("prunus.pruning.calibration.hidden_states.free_memory", lambda: needed + 1)
+    words = r"on a sequence of 24 tokens takes .* are free; .* calibrate on shorter sequences \(of a text: --seqlen;"
     with pytest.raises(PrunusError, match=words) as error:
         prunus.recover(pruned, tmp_path / "out", asked(rows))
     assert "\n" not in str(error.value)

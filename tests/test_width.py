@@ -413,7 +413,7 @@ def test_packed_and_quantised_models_and_types_without_a_field_are_refused(share
 
 
 def test_too_little_memory_is_said_before_the_work(shared, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "free_on", lambda _device: 300_000)
+    monkeypatch.setattr("prunus.pruning.calibration.hidden_states.free_on", lambda _device: 300_000)
     with pytest.raises(PrunusError, match=r"96 channels .* takes .* of memory, and 300.0 kB are free") as refused:
         prunus.width(shared / "dense", tmp_path / "out", asked(shared))
     assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())

@@ -19,17 +19,16 @@ from prunus.checkpoint.loader import return_freed_memory
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.safetensors_file import entry_of
 from prunus.checkpoint.writer import Partial
-from prunus.disk import show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration
-from prunus.pruning.calibration.hidden_states import BATCH_TOKENS, check_block_fits, largest_block, portions
+from prunus.pruning.calibration.hidden_states import BATCH_TOKENS, check_block_fits, check_free, largest_block, portions
 from prunus.pruning.calibration.propagation import HESSIAN_BYTES
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.planned import left_out, warn_of
-from prunus.pruning.recovery import Streams, free_on, open_streams
+from prunus.pruning.recovery import Streams, open_streams
 from prunus.pruning.scope import weights_of
 from prunus.pruning.width.channels import Unit, base_width, find_units, narrow_model, narrowed, verify
 from prunus.pruning.width.fit import (
@@ -184,13 +183,8 @@ def check_matrices_fit(source: Checkpoint, channels: int, device: torch.device) 
     outputs = source.architecture.width
     values = 3 * channels**2 + 4 * channels * outputs + 2 * most_held(channels) * (channels + outputs)
     needed = 6 * largest_block(source) + precision(channels).itemsize * values
-    if needed > (free := free_on(device)):
-        where = "memory" if device.type == "cpu" else f"memory of {device}"
-        raise PrunusError(
-            f"{source.folder}: to choose among {channels:,} channels and to fit them takes {show_bytes(needed)} of"
-            f" {where}, and {show_bytes(free)} are free; end other programs, take a machine with more, or use"
-            " --method magnitude --no-fit"
-        )
+    what = f"{source.folder}: to choose among {channels:,} channels and to fit them"
+    check_free(what, needed, device, "take a machine with more, or use --method magnitude --no-fit")
 
 
 def fitting(saved: SavedStats, recipe: WidthRecipe) -> WidthRecipe:

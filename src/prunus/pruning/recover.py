@@ -26,10 +26,10 @@ from prunus.disk import show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration, describe_calibration
-from prunus.pruning.calibration.hidden_states import largest_block
+from prunus.pruning.calibration.hidden_states import check_free, largest_block
 from prunus.pruning.calibration.text_files import read_jsonl
 from prunus.pruning.job import Job, open_job
-from prunus.pruning.recovery import TRAINING_BYTES, Fit, begin_training, check_memory, trainable
+from prunus.pruning.recovery import TRAINING_BYTES, Fit, begin_training, trainable
 from prunus.recipes import RATES_AFTER_FIT, RecoverRecipe
 from prunus.step import recipe_of, recorded_kind, settled
 
@@ -277,7 +277,8 @@ def check_trainable(source: Checkpoint, device: torch.device) -> None:
             f"{source.folder} ({source.config.model_type}) cannot be recovered block by block: its blocks share "
             "weights or hand on more than hidden states"
         )
-    check_memory(source, device)
+    needed = TRAINING_BYTES * largest_block(source)
+    check_free(f"training the largest block of {source.folder}", needed, device, "or take a machine with more")
 
 
 def check_zeros(source: Checkpoint) -> None:

@@ -25,10 +25,10 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.compressed_tensors import product
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.writer import Partial
-from prunus.disk import disk_errors, show_bytes
+from prunus.disk import disk_errors
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.data import Calibration
-from prunus.pruning.calibration.hidden_states import HiddenStates, free_memory, largest_block
+from prunus.pruning.calibration.hidden_states import HiddenStates, check_free, free_on, largest_block
 from prunus.pruning.job import Job
 
 # How the steps of recovery are computed within the memory and on the processor that there are.
@@ -68,12 +68,12 @@ def plan_steps(source: Checkpoint, device: torch.device, step_tokens: int, longe
     """
     block, free = TRAINING_BYTES * largest_block(source), free_on(device)
     each, least = (max(of(source, index) for index in range(source.blocks)) for of in (activation_bytes, part_bytes))
-    if (needed := block + longest * least) > free:
-        raise PrunusError(
-            f"training a block of {source.folder} on a sequence of {longest} tokens takes {show_bytes(needed)}, and "
-            f"{show_bytes(free)} are free; calibrate on shorter sequences (of a text: --seqlen; of chains: "
-            "`prunus traces --max-tokens`), or end other programs"
-        )
+    check_free(
+        f"training a block of {source.folder} on a sequence of {longest} tokens",
+        block + longest * least,
+        device,
+        "or calibrate on shorter sequences (of a text: --seqlen; of chains: `prunus traces --max-tokens`)",
+    )
     room = (free - block) // each
     # Not on CPUs: those with instructions for it take half of the time, but each number of threads gives other bits.
     bfloat16 = device.type == "cuda" and torch.cuda.is_available()
@@ -105,24 +105,6 @@ def part_bytes(source: Checkpoint, index: int) -> int:
     return ACTIVATION_BYTES * (source.architecture.width + max(parts.values()))
 
 
-def check_memory(source: Checkpoint, device: torch.device) -> None:
-    """Raise PrunusError unless training the largest block fits into the memory that is free."""
-    needed = TRAINING_BYTES * largest_block(source)
-    if needed > (free := free_on(device)):
-        where = "memory" if device.type == "cpu" else f"memory of {device}"
-        raise PrunusError(
-            f"training the largest block of {source.folder} takes {show_bytes(needed)} of {where}, "
-            f"and {show_bytes(free)} are free; end other programs, or take a machine with more"
-        )
-
-
-def free_on(device: torch.device) -> int:
-    """Bytes that this process may still take on a device; of one that does not say, those of the CPU."""
-    if device.type == "cpu" or not hasattr(api := torch.get_device_module(device), "mem_get_info"):
-        return free_memory()
-    return api.mem_get_info(device)[0]
-
-
 @contextmanager
 def activations_computed_again(block: nn.Module) -> Iterator[None]:
     """Within it, parts of a block that hold Linears (attention, MLP) keep only their input for the way back."""
@@ -149,10 +131,6 @@ class Example(NamedTuple):
     input_NTW: Tensor
     target_NTW: Tensor
     counted_NT: Tensor
-
-
-# They are read one at a time: the one before may be gone from memory by then.
-Examples = Sequence[Example]
 
 
 class Trained(NamedTuple):
@@ -228,8 +206,8 @@ def trained_scales(linear: nn.Module, code_OI: Tensor, scale_OG: Tensor, name: s
 
 def fit(
     parameters: Sequence[Trained],
-    training: Examples,
-    held_out: Examples,
+    training: Sequence[Example],
+    held_out: Sequence[Example],
     *,
     rate: float,
     epochs: int,
@@ -308,7 +286,7 @@ def relative_error(output_NTW: Tensor, target_NTW: Tensor, counted_NT: Tensor) -
 
 
 @torch.no_grad()
-def mean_error(examples: Examples) -> float:
+def mean_error(examples: Sequence[Example]) -> float:
     """relative_error of all examples, per token."""
     total = sum(float(relative_error(e.run(e.input_NTW, 0), e.target_NTW, e.counted_NT)) for e in examples)
     return total / sum(int(e.counted_NT.sum()) for e in examples)
@@ -382,9 +360,7 @@ class Streams:
 
     def start_from_pruned(self) -> None:
         """Let the dense model's stream be the pruned model's; errors of earlier blocks are then not corrected."""
-        for rows_NTW, input_NTW in zip(
-            self.hidden.views(self.hidden.states_SW), self.hidden.views(self.input_SW), strict=True
-        ):
+        for _, rows_NTW, input_NTW in self.hidden.batches_with(self.input_SW):
             rows_NTW.copy_(input_NTW)
 
     def advance_pruned(self, block: nn.Module) -> None:
@@ -398,36 +374,22 @@ class Streams:
         found.states_SW.copy_(self.input_SW)
         return found
 
-    def examples(self, block: nn.Module, numbers: Sequence[int]) -> "StreamExamples":
-        """For each of these batches what the block reads and should give out: the pruned stream and the dense one."""
-        return StreamExamples(self, block, numbers)
+    def examples(self, block: nn.Module, numbers: Sequence[int]) -> list[Example]:
+        """For each of these batches what the block reads and should give out: the pruned stream and the dense one.
 
+        Of streams in a file, only the batch that runs is in memory.
+        """
 
-class StreamExamples(Examples):
-    """Batches of streams as examples for a block. Of streams in a file, only one batch is in memory at a time."""
-
-    def __init__(self, streams: Streams, block: nn.Module, numbers: Sequence[int]) -> None:
-        self._streams, self._block, self._numbers = streams, block, numbers
-        hidden = streams.hidden
-        self._views = list(
-            zip(streams.batches, hidden.views(streams.input_SW), hidden.views(hidden.states_SW), strict=True)
-        )
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __getitem__(self, index: int) -> Example:  # pyright: ignore[reportIncompatibleMethodOverride]  # no slices
-        """The example at an index; those given before can still be read, but are on the disk only."""
-        self._streams.hidden.release_pages()
-        batch, read_NTW, wanted_NTW = self._views[self._numbers[index]]
-        pruned, block = self._streams.pruned, self._block
-
-        def run(rows_NTW: Tensor, first: int) -> Tensor:
+        def run(batch: Batch, rows_NTW: Tensor, first: int) -> Tensor:
+            self.hidden.release_pages()
             part = Batch(batch.ids_NT[first : first + len(rows_NTW)])
-            return pruned.run_block(block, rows_NTW.to(pruned.device), part)
+            return self.pruned.run_block(block, rows_NTW.to(self.pruned.device), part)
 
-        assert batch.counted_NT1 is not None
-        return Example(run, read_NTW, wanted_NTW, batch.counted_NT1[..., 0])
+        found: list[Example] = []
+        for batch, wanted_NTW, read_NTW in self.hidden.batches_with(self.input_SW):
+            assert batch.counted_NT1 is not None
+            found.append(Example(with_arguments(run, batch), read_NTW, wanted_NTW, batch.counted_NT1[..., 0]))
+        return [found[number] for number in numbers]
 
 
 @dataclass(frozen=True)

@@ -229,15 +229,28 @@ def largest_block(source: Checkpoint) -> int:
     return max(sum(s.elements for s in source.block_tensors(index).values()) for index in range(source.blocks))
 
 
+def free_on(device: torch.device) -> int:
+    """Bytes that this process may still take on a device; of one that does not say, those of the CPU."""
+    if device.type == "cpu" or not hasattr(api := torch.get_device_module(device), "mem_get_info"):
+        return free_memory()
+    return api.mem_get_info(device)[0]
+
+
+def check_free(what: str, needed: int, device: torch.device, advice: str) -> None:
+    """Raise PrunusError if what is to be done takes more bytes than are free on a device. advice: what else helps."""
+    if needed > (free := free_on(device)):
+        where = "memory" if device.type == "cpu" else f"memory of {device}"
+        raise PrunusError(
+            f"{what} takes {show_bytes(needed)} of {where}, and {show_bytes(free)} are free; end other programs,"
+            f" {advice}"
+        )
+
+
 def check_block_fits(source: Checkpoint, dtype: torch.dtype) -> None:
     """Raise PrunusError if the largest block, in the dtype it runs in, takes more memory than is free."""
-    largest = largest_block(source) * dtype.itemsize
-    if largest > (free := free_memory()):
-        raise PrunusError(
-            f"{source.folder}: its largest block takes {largest / 1e9:.3g} GB of memory in"
-            f" {str(dtype).removeprefix('torch.')}, and {free / 1e9:.3g} GB are free; end other programs, or use a"
-            " narrower --dtype or a machine with more memory"
-        )
+    what = f"{source.folder}: its largest block in {str(dtype).removeprefix('torch.')}"
+    advice = "or use a narrower --dtype or a machine with more memory"
+    check_free(what, largest_block(source) * dtype.itemsize, torch.device("cpu"), advice)
 
 
 def portions(items: Iterable[Item], size: Callable[[Item], int], room: int) -> list[list[Item]]:
