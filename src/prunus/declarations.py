@@ -95,11 +95,10 @@ class DepthMethod(NamedTuple):
 
 
 class Criterion(NamedTuple):
-    """A criterion by which experts are kept: score(seen) -> (E,) float64, of which the highest are kept.
+    """A criterion by which experts are kept, whose function is in SCORES of pruning/experts/criteria.py.
 
-    seen: what calibration showed of the experts of one block. keep(seen, count) -> the experts to keep, where these are
-    not simply those with the highest scores. needs: `routing`, sums over the tokens that are routed to each expert;
-    `reconstruction`, also the outputs of all experts on some tokens; `nothing`, no calibration.
+    needs: `routing`, sums over the tokens that are routed to each expert; `reconstruction`, also the outputs of all
+    experts on some tokens, from which sets to keep are found; `nothing`, no calibration.
     """
 
     name: str
@@ -107,8 +106,6 @@ class Criterion(NamedTuple):
     description: str
     needs: ExpertNeeds = "routing"
     options: tuple[Setting, ...] = ()
-    score: Callable[..., Any] = CODE
-    keep: Callable[..., list[int]] | None = CODE
 
 
 Declaration = TypeVar("Declaration", Method, Allocation, DepthMethod, Criterion)

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from prunus.checkpoint.safetensors_file import Entry, entry_of
+from prunus.declarations import Criterion, declared
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.experts import Mixture, find_mixtures, span
-from prunus.pruning.experts.criteria import CRITERIA, Choice, Seen, choose
+from prunus.pruning.experts.criteria import Choice, Seen, choose
 from prunus.pruning.experts.cut import cut_tensors, smaller_model, verify
 from prunus.pruning.experts.measure import fitting, observe, seen_in
 from prunus.pruning.job import Job, open_job
@@ -66,10 +67,10 @@ def drop_experts(
     for mixture in mixtures:
         mixture.check(recipe.count(mixture.count))
     check_block_fits(source, source.dtype)
-    needed = smaller_model(source, mixtures, {m.index: range(recipe.count(m.count)) for m in mixtures}).nbytes
+    first = {m.index: range(recipe.count(m.count)) for m in mixtures}
+    needed = smaller_model(source, mixtures, first).nbytes
     if dry_run:
-        experts = experts_text(mixtures, {m.index: recipe.count(m.count) for m in mixtures})
-        told = {"experts": experts, "blocks": len(mixtures)}
+        told = {"experts": experts_text(mixtures, first), "blocks": len(mixtures)}
         return job.ahead(needed, told, [*source.reading_notes, *warn_of(stray)])
 
     def entries(notes: Mapping[str, Any]) -> dict[str, Entry]:
@@ -79,7 +80,7 @@ def drop_experts(
     with job.begun(needed, stray, entries) as (partial, calibration):
         if "choice" not in partial.notes:
             seen = measure(job, mixtures, calibration)
-            partial.note("choice", choose(recipe, mixtures, seen).to_json(), {})
+            partial.note("choice", choose(recipe, mixtures, seen)._asdict(), {})
         choice = Choice.from_json(partial.notes["choice"])
         new = smaller_model(source, mixtures, choice.kept)
         partial.copy_blocks(new, "writing")
@@ -90,31 +91,19 @@ def drop_experts(
         difference = verify(source, made, mixtures, choice.kept, job.device)
         notes = calibration.warnings if calibration else []
         warnings = [*notes, *choice.warnings, *source.reading_notes, *warn_of(stray)]
-        record = {**choice_record(choice, mixtures), "warnings": warnings}
+        measured = {"experts_removed": choice.removed(mixtures), "scores": choice.scores, "tokens": choice.tokens}
+        after = {index: len(kept) for index, kept in choice.kept.items()}
+        experts = {"before": {m.index: m.count for m in mixtures}, "after": after}
+        record = {"experts": experts, **measured, "warnings": warnings}
         told = {
             "method": recipe.method,
-            "experts": experts_text(mixtures, {index: len(kept) for index, kept in choice.kept.items()}),
+            "experts": experts_text(mixtures, choice.kept),
             "blocks": len(mixtures),
             "parameters": made.parameters,
-            "experts_removed": choice.removed(mixtures),
-            "scores": choice.scores,
-            "tokens": choice.tokens,
+            **measured,
             "difference": difference,
         }
         return job.finish(partial, calibration, told, record, new.config_json)
-
-
-def choice_record(choice: Choice, mixtures: Sequence[Mixture]) -> dict[str, object]:
-    """What the manifest says of the experts that were chosen."""
-    return {
-        "experts": {
-            "before": {m.index: m.count for m in mixtures},
-            "after": {m.index: len(choice.kept[m.index]) for m in mixtures},
-        },
-        "experts_removed": {str(index): experts for index, experts in choice.removed(mixtures).items()},
-        "scores": {str(index): row for index, row in choice.scores.items()},
-        "tokens": {str(index): row for index, row in choice.tokens.items()},
-    }
 
 
 def measure(job: Job[ExpertsRecipe], mixtures: Sequence[Mixture], calibration: Calibration | None) -> list[Seen]:
@@ -123,17 +112,16 @@ def measure(job: Job[ExpertsRecipe], mixtures: Sequence[Mixture], calibration: C
     if job.saved is not None:
         return [seen_in(job.saved, mixture) for mixture in mixtures]
     if calibration is None:
-        nothing = [torch.zeros(m.count, dtype=torch.float64) for m in mixtures]
-        zeros = zip(mixtures, nothing, strict=True)
-        return [Seen(m.index, z.long(), z, z, z, seed=recipe.seed) for m, z in zeros]
+        zeros = [torch.zeros(4, mixture.count, dtype=torch.float64) for mixture in mixtures]
+        return [Seen(m.index, z.long()[0], *z[1:], recipe.seed) for m, z in zip(mixtures, zeros, strict=True)]
 
     def counts(mixture: Mixture) -> list[int]:
         return [recipe.count(mixture.count)]
 
-    searched = counts if CRITERIA[recipe.method].needs == "reconstruction" else None
+    searched = counts if declared(Criterion)[recipe.method].needs == "reconstruction" else None
     return list(observe(source, mixtures, recipe, calibration, job.device, searched))
 
 
-def experts_text(mixtures: Sequence[Mixture], kept: Mapping[int, int]) -> str:
+def experts_text(mixtures: Sequence[Mixture], kept: Mapping[int, Sequence[int]]) -> str:
     """How many experts blocks keep: `6 of 8`, or `4 to 7 of 8`."""
-    return f"{span(kept.values())} of {span(mixture.count for mixture in mixtures)}"
+    return f"{span(map(len, kept.values()))} of {span(mixture.count for mixture in mixtures)}"

@@ -5,7 +5,7 @@ those that a larger one keeps. E: experts.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -16,22 +16,13 @@ from prunus.pruning.experts import Mixture
 from prunus.recipes import ExpertsRecipe
 
 
-class Reconstruction(NamedTuple):
-    """How well the other experts make up for those that are removed.
-
-    score_E: the higher, the later an expert is removed. kept: the experts to keep, by their number.
-    """
-
-    score_E: Tensor
-    kept: dict[int, list[int]]
-
-
 @dataclass(frozen=True)
 class Seen:
     """What calibration shows of the experts of block `index`; sums are float64, over the tokens routed to each expert.
 
     token_E: number of tokens. gate_E: sum of the gate values with which the expert's output is multiplied. norm_E: sum
-    of the L2 norms of its output before that. product_E: sum of gate value times norm.
+    of the L2 norms of its output before that. product_E: sum of gate value times norm. order_E: the higher, the later
+    an expert is removed; sets: the experts to keep, by their number. Both only if sets were searched.
     """
 
     index: int
@@ -40,7 +31,8 @@ class Seen:
     norm_E: Tensor
     product_E: Tensor
     seed: int = 0
-    reconstruction: Reconstruction | None = None
+    order_E: Tensor | None = None
+    sets: Mapping[int, list[int]] = field(default_factory=dict)
 
     @property
     def experts(self) -> int:
@@ -89,19 +81,11 @@ def output(seen: Seen) -> Tensor:
     layer. That is done where there are few sets; else experts are removed one by one, each time the one whose removal
     costs least.
     """
-    assert seen.reconstruction is not None
-    return seen.reconstruction.score_E
-
-
-def output_keep(seen: Seen, count: int) -> list[int]:
-    """The set of `count` experts with the least error, of all sets or by the greedy order."""
-    assert seen.reconstruction is not None
-    return seen.reconstruction.kept[count]
+    assert seen.order_E is not None
+    return seen.order_E
 
 
 SCORES = {"reap": reap, "ean": ean, "frequency": frequency, "router": router, "random": random, "output": output}
-CRITERIA = {name: entry._replace(score=SCORES[name], keep=None) for name, entry in declared(Criterion).items()}
-CRITERIA["output"] = CRITERIA["output"]._replace(keep=output_keep)
 
 
 class Choice(NamedTuple):
@@ -116,33 +100,27 @@ class Choice(NamedTuple):
         """The experts that are removed, by block."""
         return {m.index: sorted(set(range(m.count)) - set(self.kept[m.index])) for m in mixtures}
 
-    def to_json(self) -> dict[str, object]:
-        """The choice as JSON data."""
-        tables = {name: {str(n): row for n, row in getattr(self, name).items()} for name in self._fields[:3]}
-        return {**tables, "warnings": self.warnings}
-
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Choice":
-        """The inverse of to_json."""
+        """The choice that JSON data of its fields describe, in which all keys are text."""
         kept, scores, tokens = ({int(n): row for n, row in data[name].items()} for name in cls._fields[:3])
         return cls(kept, scores, tokens, data["warnings"])
 
 
 def choose(recipe: ExpertsRecipe, mixtures: Sequence[Mixture], seen: Sequence[Seen]) -> Choice:
     """The experts that a recipe keeps. Raises Unremovable where too few would be left in a block."""
-    criterion = CRITERIA[recipe.method]
-    scores = [criterion.score(one) for one in seen]
+    needs = declared(Criterion)[recipe.method].needs
+    scores = [SCORES[recipe.method](one) for one in seen]
     kept: dict[int, list[int]] = {}
     for mixture, one, score_E in zip(mixtures, seen, scores, strict=True):
         count = recipe.count(mixture.count)
         mixture.check(count)
-        keep = criterion.keep
-        kept[mixture.index] = keep(one, count) if keep else best(score_E, count, mixture.groups)
+        kept[mixture.index] = one.sets[count] if needs == "reconstruction" else best(score_E, count, mixture.groups)
     return Choice(
         kept,
         {one.index: row.tolist() for one, row in zip(seen, scores, strict=True)},
         {one.index: one.token_E.tolist() for one in seen},
-        unmet(seen) if criterion.needs != "nothing" else [],
+        unmet(seen) if needs != "nothing" else [],
     )
 
 

@@ -42,7 +42,7 @@ from prunus.pruning.calibration.saved_statistics import (
 )
 from prunus.pruning.depth.choice import check_finite
 from prunus.pruning.experts import Mixture, Unremovable, find_mixtures, masked, routing_only
-from prunus.pruning.experts.criteria import Reconstruction, Seen, unmet
+from prunus.pruning.experts.criteria import Seen, unmet
 from prunus.recipes import ExpertsRecipe
 
 # How much the output of an expert layer changes without some experts, and the sets of experts that change it least.
@@ -55,10 +55,12 @@ MOST_SETS = 1000  # of one size, that are all tried
 TOKENS = 256  # on which outputs are compared
 
 
-def reconstruct(block: nn.Module, mixture: Mixture, input_SD: Tensor, counts: Iterable[int]) -> Reconstruction:
-    """The best sets of these numbers of experts, and the greedy order, of which scores are the errors after removal.
+def reconstruct(
+    block: nn.Module, mixture: Mixture, input_SD: Tensor, counts: Iterable[int]
+) -> tuple[Tensor, dict[int, list[int]]]:
+    """((E,) errors after the removal of each expert in the greedy order, the best sets of these numbers of experts).
 
-    Experts that the smallest of these numbers leaves have a higher score than all others.
+    Experts that the smallest of these numbers leaves have a higher number than all others.
 
     input_SD: what the layer reads.
     """
@@ -72,7 +74,7 @@ def reconstruct(block: nn.Module, mixture: Mixture, input_SD: Tensor, counts: It
     for count in counts:
         by_order = sorted(set(range(mixture.count)) - set(order[: mixture.count - count]))
         kept[count] = exact(mixture, error, count, by_order) if sets_of(mixture, count) <= MOST_SETS else by_order
-    return Reconstruction(score_E, kept)
+    return score_E, kept
 
 
 def greedy(mixture: Mixture, error: Callable[[Sequence[int]], float], least: int) -> tuple[list[int], list[float]]:
@@ -172,8 +174,8 @@ def observe(
                     rows_NTW.copy_(output_NTW)
             if mixture is not None and seen is not None:
                 token_E, sums_3E, read = seen
-                best = None if counts is None else reconstruct(block, mixture, torch.cat(read), counts(mixture))
-                yield Seen(index, token_E, *sums_3E, seed=recipe.seed, reconstruction=best)
+                found = () if counts is None else reconstruct(block, mixture, torch.cat(read), counts(mixture))
+                yield Seen(index, token_E, *sums_3E, recipe.seed, *found)
             del block, seen  # before the next block is read
             return_freed_memory()
             steps.advance()
@@ -263,12 +265,12 @@ def possible_counts(mixture: Mixture) -> list[int]:
 
 def stored(source: Checkpoint, mixture: Mixture, seen: Seen) -> dict[str, Tensor]:
     """The tensors of one block, by their names in the file."""
-    assert seen.reconstruction is not None
+    assert seen.order_E is not None
     kept = torch.zeros(mixture.count + 1, mixture.count, dtype=torch.uint8)
-    for count, experts in seen.reconstruction.kept.items():
+    for count, experts in seen.sets.items():
         kept[count, experts] = 1
     sums = torch.stack([seen.gate_E, seen.norm_E, seen.product_E])
-    parts = {"tokens": seen.token_E, "sums": sums, "order": seen.reconstruction.score_E, "kept": kept}
+    parts = {"tokens": seen.token_E, "sums": sums, "order": seen.order_E, "kept": kept}
     return {source.block_name(mixture.index, f"{mixture.experts}.{part}"): t for part, t in parts.items()}
 
 
@@ -288,7 +290,6 @@ def seen_in(saved: SavedStats, mixture: Mixture) -> Seen:
     parts = ("tokens", "sums", "order", "kept")
     token_E, sums, order_E, kept_NE = (saved.tensors[f"{start}.{part}"].read() for part in parts)
     kept = {count: row.nonzero()[:, 0].tolist() for count, row in enumerate(kept_NE) if row.any()}
-    reconstruction = Reconstruction(order_E, kept)
     seed = saved.about["recipe"]["seed"]
     # In files of earlier versions a row of the tokens' weights, all 1, comes first.
-    return Seen(mixture.index, token_E, *sums[-3:], seed=seed, reconstruction=reconstruction)
+    return Seen(mixture.index, token_E, *sums[-3:], seed, order_E, kept)
