@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.loader import blocks_on
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import resolve, versions
 from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.safetensors_file import (
-    DTYPES,
     Entry,
     Stored,
     dtype_name,
@@ -107,21 +107,21 @@ def stats(
     """
     recipe = PruneRecipe(**options, propagation="dense")
     source, target = open_for_stats(model, out, recipe, overwrite)
-    inputs = [width for index in range(source.blocks) for width in widths(source, index).values()]
-    needed = sum(width * 4 * (len(VECTORS) + hessians * width) for width in inputs)
+    entries = planned_entries(source, hessians)
+    needed = sum(entry.nbytes for entry in entries.values())
     check_space(target.absolute(), needed)
-    check_block_fits(source, DTYPES[run_dtype(recipe, source)])
+    check_block_fits(source, source.dtype_for(recipe.dtype))
     runner_device = pick_device(device)
     chosen = load_calibration(recipe, source)
     about = about_stats(source, model, recipe, chosen)
     say(f"{target} will take {show_bytes(needed)}")
     blocks = measure(source, recipe, chosen, runner_device, "hessian" if hessians else "means")
     with disk_errors(target.parent, needed):
-        met = write_stats(target, source, hessians, about, blocks)
+        met = write_stats(target, entries, about, blocks)
     few = {expert: count for expert, count in met.items() if is_few(count)}
     return {
         "out": str(target),
-        "inputs": len(inputs),
+        "inputs": sum(name.endswith(f".{VECTORS[0]}") for name in entries),
         "hessians": hessians,
         "size": show_bytes(target.stat().st_size),
         "sequences": len(chosen.sequences),
@@ -150,24 +150,27 @@ def about_stats(source: Checkpoint, model: str | Path, recipe: Any, chosen: Cali
     }
 
 
+def planned_entries(source: Checkpoint, hessians: bool) -> dict[str, Entry]:
+    """The headers of a file's tensors, by name."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index in range(source.blocks):
+        for leader in leaders(source, index):
+            width = leader.shape_OI[1]
+            kinds: dict[str, tuple[int, ...]] = dict.fromkeys(VECTORS, (width,))
+            kinds |= {TOKENS: (1,)} if leader.experts else {}
+            kinds |= {MATRIX: (width, width)} if hessians else {}
+            shapes |= {stat_name(source, index, leader.name, kind): shape for kind, shape in kinds.items()}
+    return {name: Entry("F32", shape, 4 * prod(shape)) for name, shape in shapes.items()}
+
+
 def write_stats(
-    target: Path, source: Checkpoint, hessians: bool, about: Mapping[str, Any], blocks: Iterator[dict[str, Tensor]]
+    target: Path, entries: Mapping[str, Entry], about: Mapping[str, Any], blocks: Iterator[dict[str, Tensor]]
 ) -> dict[str, int]:
     """Write the file block by block, as they are measured, so that memory never holds two blocks' Hessians.
 
     Returns the number of tokens that its router sent to each routed expert.
     """
     met: dict[str, int] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for index in range(source.blocks):
-        experts = routed(source, index)
-        for leader, width in widths(source, index).items():
-            shapes |= {stat_name(source, index, leader, kind): (width,) for kind in VECTORS}
-            if leader in experts:
-                shapes[stat_name(source, index, leader, TOKENS)] = (1,)
-            if hessians:
-                shapes[stat_name(source, index, leader, MATRIX)] = (width, width)
-    entries = {name: Entry("F32", shape, 4 * prod(shape)) for name, shape in shapes.items()}
     head, places = layout(target, entries, {"prunus": json.dumps(about, sort_keys=True)})
     made = [folder for folder in target.absolute().parents if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -193,36 +196,30 @@ def measure(
 
     Those of routed experts with Hessians come in portions.
     """
-    runner = Runner(source.config, source.tensors, DTYPES[run_dtype(recipe, source)], device)
+    runner = Runner(source.config, source.tensors, source.dtype_for(recipe.dtype), device)
     with torch.inference_mode(), full_float32(device), Steps("observing", total=source.blocks, unit="blocks") as steps:
         hidden = HiddenStates(runner, chosen.sequences, None)
         blocks = blocks_on(source, range(source.blocks), device)
         for index in range(source.blocks):
             block = runner.make_block(index, next(blocks))
-            last = index == source.blocks - 1
-            run = BlockRun(runner, block, index, hidden, source.linears(index), last, needs)
+            run = BlockRun(runner, block, index, hidden, source.linears(index), index == source.blocks - 1, needs)
             for group in dense(run):
-                leaders, experts = [one for one in widths(source, index) if one in group], routed(source, index)
                 yield {
-                    name: tensor
-                    for leader in leaders
-                    for name, tensor in as_stored(source, index, leader, group[leader], leader in experts)
+                    stat_name(source, index, leader.name, kind): tensor
+                    for leader in leaders(source, index)
+                    if leader.name in group
+                    for kind, tensor in kinds_of(leader, group[leader.name]).items()
                 }
             steps.advance()
 
 
-def as_stored(
-    source: Checkpoint, index: int, leader: str, inputs: InputStats, is_routed: bool
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name in the file, tensor) for each statistic of one input."""
-    if is_routed:
-        count = inputs.tokens if inputs.pooled is None else inputs.pooled
-        yield stat_name(source, index, leader, TOKENS), torch.tensor([count], dtype=torch.float32)
-    for kind, tensor in zip(VECTORS, (inputs.norm_I, inputs.mean_I, inputs.variance_I), strict=True):
-        assert tensor is not None
-        yield stat_name(source, index, leader, kind), tensor
-    if inputs.hessian is not None:
-        yield stat_name(source, index, leader, MATRIX), inputs.hessian.matrix_II
+def kinds_of(leader: Linear, inputs: InputStats) -> dict[str, Tensor]:
+    """The statistics of one input by their kind."""
+    assert inputs.mean_I is not None and inputs.variance_I is not None
+    found = dict(zip(VECTORS, (inputs.norm_I, inputs.mean_I, inputs.variance_I), strict=True))
+    if leader.experts:
+        found[TOKENS] = torch.tensor([float(inputs.tokens if inputs.pooled is None else inputs.pooled)])
+    return found if inputs.hessian is None else found | {MATRIX: inputs.hessian.matrix_II}
 
 
 def stat_name(source: Checkpoint, index: int, leader: str, kind: str) -> str:
@@ -230,14 +227,9 @@ def stat_name(source: Checkpoint, index: int, leader: str, kind: str) -> str:
     return source.block_name(index, f"{leader}.{kind}")
 
 
-def routed(source: Checkpoint, index: int) -> set[str]:
-    """The Linears of routed experts of a block."""
-    return {linear.name for linear in source.linears(index) if linear.experts}
-
-
-def widths(source: Checkpoint, index: int) -> dict[str, int]:
-    """Number of features of each distinct input of a block, by the first Linear that reads it."""
-    return {linear.leader: linear.shape_OI[1] for linear in source.linears(index)}
+def leaders(source: Checkpoint, index: int) -> list[Linear]:
+    """For each distinct input of a block the first Linear that reads it."""
+    return [linear for linear in source.linears(index) if linear.name == linear.leader]
 
 
 def run_dtype(recipe: PruneRecipe | ExpertsRecipe, source: Checkpoint) -> str:
@@ -303,10 +295,11 @@ class SavedStats:
                 "add --propagation dense"
             )
         for index, linears in enumerate(linears_in_scope(self.source, recipe)):
-            if lacks := next((one for one in linears if not self._has(index, one.leader)), None):
+            names = (self.source.block_name(index, linear.leader) for linear in linears)
+            if lacks := next((name for name in names if f"{name}.{VECTORS[0]}" not in self.tensors), None):
                 raise PrunusError(
-                    f"{self.path} holds no statistics of {self.source.block_name(index, lacks.leader)}; it is of an "
-                    "earlier version: write it again with `prunus stats`"
+                    f"{self.path} holds no statistics of {lacks}; it is of an earlier version: write it again with"
+                    " `prunus stats`"
                 )
         stored = self.about["recipe"]["dtype"]
         if (asked := run_dtype(recipe, self.source)) != stored:
@@ -340,26 +333,17 @@ class SavedStats:
         Hessians are read only if `needs` asks for them.
         """
         every = self.about["calibration"]["tokens"]
-        for leader in widths(self.source, index):
-            if not self._has(index, leader):  # of a routed expert, in a file of an earlier version
+        for leader in leaders(self.source, index):
+            names = {kind: stat_name(self.source, index, leader.name, kind) for kind in (*VECTORS, MATRIX, TOKENS)}
+            stored = {kind: self.tensors[name] for kind, name in names.items() if name in self.tensors}
+            if not stored:  # of a routed expert, in a file of an earlier version
                 continue
-            kinds = (*VECTORS, MATRIX) if needs == "hessian" else VECTORS
-            found = {kind: self._read(index, leader, kind).to(device) for kind in kinds}
-            hessian = Hessian(found[MATRIX], f"block {index}, {leader}") if MATRIX in found else None
-            norm_I, mean_I, variance_I = (found[kind] for kind in VECTORS)
-            met = self._met(index, leader)
+            norm_I, mean_I, variance_I = (stored[kind].read().to(device) for kind in VECTORS)
+            hessian = None
+            if needs == "hessian":
+                hessian = Hessian(stored[MATRIX].read().to(device), f"block {index}, {leader.name}")
+            met = int(stored[TOKENS].read()) if TOKENS in stored else None  # not in earlier files, nor of others
             pooled = met if met is not None and is_few(met) else None
             tokens = every if met is None or pooled is not None else met
             inputs = InputStats(norm_I, tokens, mean_I, variance_I, hessian, pooled=pooled)
-            yield {linear.name: inputs for linear in self.source.linears(index) if linear.leader == leader}
-
-    def _met(self, index: int, leader: str) -> int | None:
-        """The number of tokens that its router sent to a routed expert; None for others, and in earlier files."""
-        name = stat_name(self.source, index, leader, TOKENS)
-        return int(self.tensors[name].read()) if name in self.tensors else None
-
-    def _has(self, index: int, leader: str) -> bool:
-        return stat_name(self.source, index, leader, "norm") in self.tensors
-
-    def _read(self, index: int, leader: str, kind: str) -> Tensor:
-        return self.tensors[stat_name(self.source, index, leader, kind)].read()
+            yield {linear.name: inputs for linear in self.source.linears(index) if linear.leader == leader.name}
