@@ -70,7 +70,7 @@ def drop_blocks(
             choice = choose(job, count, calibration)
             verify(source, choice, job.device)
             partial.resize(len(choice.kept))
-            partial.note("choice", choice.to_json(), {})
+            partial.note("choice", choice._asdict(), {})
         choice = Choice.from_json(partial.notes["choice"])
         write_kept(source, partial, choice)
         removed = choice.removed(source.blocks)

@@ -113,7 +113,7 @@ def measure(job: Job[ExpertsRecipe], mixtures: Sequence[Mixture], calibration: C
         return [seen_in(job.saved, mixture) for mixture in mixtures]
     if calibration is None:
         zeros = [torch.zeros(4, mixture.count, dtype=torch.float64) for mixture in mixtures]
-        return [Seen(m.index, z.long()[0], *z[1:], recipe.seed) for m, z in zip(mixtures, zeros, strict=True)]
+        return [Seen(m.index, z.long()[0], *z[1:], seed=recipe.seed) for m, z in zip(mixtures, zeros, strict=True)]
 
     def counts(mixture: Mixture) -> list[int]:
         return [recipe.count(mixture.count)]

@@ -24,14 +24,14 @@ from prunus.checkpoint.packed_tensor import bit_patterns, mask_nbytes, packed_nb
 from prunus.checkpoint.quantised import quantisation_of
 from prunus.checkpoint.resolve import read_object, resolve
 from prunus.progress import Steps
-from prunus.pruning.depth.verification import Droppable, try_drops
+from prunus.pruning.depth.verification import try_drops
 from prunus.pruning.experts import describe_removal
 from prunus.pruning.masks import count_zeros
 from prunus.pruning.quantize import describe_quantising
 from prunus.pruning.scope import is_in, weights_of, why_unprunable
 from prunus.pruning.width.channels import describe_width
 from prunus.recipes import PruneRecipe
-from prunus.results.labels import STORED_AS, settings
+from prunus.results.labels import settings
 
 Row = dict[str, object]
 # (N, M): at most N nonzero weights in every M consecutive inputs of an output.
@@ -90,12 +90,11 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
     packed = isinstance(source, PackedCheckpoint)  # its tensors must be unpacked first, so none is tried
     if weights is None:
         weights = bool(facts["history"]) or packed
-    drops = Droppable(True, None) if packed else try_drops(source)
     facts |= {
         "refused": None,
         **describe_blocks(source.architecture),
         "uses": [
-            *describe_uses(source.architecture, drops, why_unprunable(source)),
+            *describe_uses(source.architecture, [None] if packed else try_drops(source), why_unprunable(source)),
             *([] if packed else [*describe_removal(source), *describe_width(source), *describe_quantising(source)]),
         ],
     }
@@ -143,9 +142,9 @@ def count_weights(source: Checkpoint) -> dict[str, object]:
                 named.setdefault(linear.summary_name, []).append(linear)
             linears += [linear_facts(source, index, alike) for alike in named.values()]
             steps.advance()
-    zeros, all_weights = sum(row.zeros for row in linears), sum(row.weights for row in linears)
+    sparsity, zeros, all_weights = share(linears).values()
     return {
-        "sparsity": zeros / all_weights if all_weights else 0.0,
+        "sparsity": sparsity,
         "patterns": [f"{n}:{m}" for n, m in PATTERNS if all(f"{n}:{m}" in row.patterns for row in linears)],
         "nonzero": all_weights - zeros,
         "packed_bytes": packed_size(source, linears),
@@ -250,7 +249,7 @@ def find_patterns(weight_OI: Tensor) -> list[str]:
     return [f"{n}:{m}" for n, m in PATTERNS if most.get(m, m) <= n]
 
 
-def share(rows: Sequence[LinearFacts]) -> dict[str, object]:
+def share(rows: Sequence[LinearFacts]) -> dict[str, float]:
     """Number of zeros and of weights of several Linears, and their sparsity."""
     zeros, weights = sum(row.zeros for row in rows), sum(row.weights for row in rows)
     return {"sparsity": zeros / weights if weights else 0.0, "zeros": zeros, "weights": weights}
@@ -258,15 +257,9 @@ def share(rows: Sequence[LinearFacts]) -> dict[str, object]:
 
 def history_row(step: Mapping[str, Any]) -> dict[str, object]:
     """A summary of one step of the manifest."""
-    cost = {}
+    cost = {key: step[key] for key in ("experts", "channels", "format", "bytes") if key in step}
     if step["action"] == "recover":
         cost = {"trained_tokens": step["cost"]["tokens"]}
-    if step["action"] == "experts":
-        cost = {"experts": step["experts"]}
-    if step["action"] == "width":
-        cost = {"channels": step["channels"]}
-    if step["action"] in STORED_AS:
-        cost = {"format": step["format"], "bytes": step["bytes"]}
     return {
         "action": step["action"],
         "recipe": dict(settings(step)),
@@ -312,14 +305,15 @@ def describe_blocks(architecture: Architecture) -> Row:
     }
 
 
-def describe_uses(architecture: Architecture, drops: Droppable, unprunable: str | None) -> list[Row]:
+def describe_uses(architecture: Architecture, drops: Sequence[str | None], unprunable: str | None) -> list[Row]:
     """A row for each of prune, drop, pack and the sparse kernel: possible, and a note with the reason or limits.
 
-    drops: whether blocks can be dropped, from the configuration alone. unprunable: why prune refuses the model; None if
-    it does not.
+    drops: why blocks that were tried cannot be dropped, from the configuration alone; None for those that can.
+    unprunable: why prune refuses the model; None if it does not.
     """
-    note = "; ".join(filter(None, (drops.note, "drop also checks it on a short sequence")))
-    drop = _use("drop", note=note) if drops.possible else _use("drop", drops.note or "it has a single block")
+    why = next(filter(None, drops), None)
+    note = "; ".join(filter(None, (why, "drop also checks it on a short sequence")))
+    drop = _use("drop", note=note) if None in drops else _use("drop", why or "it has a single block")
     if unprunable is not None:
         return [_use("prune", unprunable), drop, _use("pack", unprunable), _use("sparse kernel", unprunable)]
     linears = [
@@ -352,14 +346,10 @@ def _use(name: str, why_not: str = "", note: str = "") -> Row:
 
 def _kinds(found: Sequence[BlockLinears]) -> list[tuple[BlockLinears, list[int]]]:
     """Kinds of blocks (with equal Linears) and the indices of each, in the order of their first block."""
-    kinds: list[tuple[BlockLinears, list[int]]] = []
+    kinds: dict[str, tuple[BlockLinears, list[int]]] = {}
     for index, block in enumerate(found):
-        same = next((indices for known, indices in kinds if known == block), None)
-        if same is None:
-            kinds.append((block, [index]))
-        else:
-            same.append(index)
-    return kinds
+        kinds.setdefault(repr(block), (block, []))[1].append(index)
+    return list(kinds.values())
 
 
 def _groups(block: BlockLinears, indices: list[int]) -> Iterator[Row]:

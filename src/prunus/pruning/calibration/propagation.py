@@ -115,11 +115,9 @@ def dense(run: BlockRun) -> Iterator[Stats]:
     leave its weights as they are until then.
     """
     if run.has_experts:
-        yield from _in_portions(run)
-        if not run.last:
-            propagate(run.runner, run.block, run.hidden)
-        return
-    yield observe(run, run.linears, advance=not run.last)
+        yield from pruned(run)
+    else:
+        yield observe(run, run.linears, advance=not run.last)
 
 
 def true_sequential(run: BlockRun) -> Iterator[Stats]:

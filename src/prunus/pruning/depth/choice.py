@@ -69,14 +69,9 @@ class Choice(NamedTuple):
         kept = {mix.base for mix in self.kept}
         return [index for index in range(blocks) if index not in kept]
 
-    def to_json(self) -> dict[str, object]:
-        """The choice as JSON data."""
-        kept = [[mix.base, [list(part) for part in mix.parts]] for mix in self.kept]
-        return {"kept": kept, "scores": self.scores, "warnings": self.warnings}
-
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Choice":
-        """The inverse of to_json."""
+        """The choice that JSON data of its fields describe."""
         kept = [Mix(base, tuple((index, factor) for index, factor in parts)) for base, parts in data["kept"]]
         return cls(kept, data["scores"], data["warnings"])
 

@@ -14,7 +14,7 @@ Shapes: N sequences, T tokens, W numbers per token between two blocks.
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError
 from prunus.pruning.depth.choice import Choice, Mix
-from prunus.pruning.planned import PREDICTING, TOLERANCE, outside, planned_checkpoint, short_sequence
+from prunus.pruning.planned import PREDICTING, TOLERANCE, difference, outside, planned_checkpoint, short_sequence
 
 # config.json of a model without some of its blocks, by rules that hold for all families.
 # Fields that count blocks are reduced; lists with one entry per block lose the entries of removed blocks; lists of
@@ -126,18 +126,10 @@ class Undroppable(PrunusError):
     """The blocks cannot be removed, as the others would not compute the same without them; the message says why."""
 
 
-class Droppable(NamedTuple):
-    """possible: whether any of the removals that were tried works. note: why another one does not; None if all work."""
-
-    possible: bool
-    note: str | None
-
-
-def try_drops(source: Checkpoint) -> Droppable:
-    """Whether the configuration lets the second block of a model, or its first and third, be removed."""
+def try_drops(source: Checkpoint) -> list[str | None]:
+    """What why_not says of the second block of a model, and of its first and third."""
     attempts = [(1,), (0, 2)] if source.blocks > 3 else [(index,) for index in range(min(2, source.blocks - 1))]
-    notes = [why_not(source, removed) for removed in attempts]
-    return Droppable(None in notes, next((note for note in notes if note), None))
+    return [why_not(source, removed) for removed in attempts]
 
 
 def why_not(source: Checkpoint, removed: Sequence[int]) -> str | None:
@@ -209,8 +201,8 @@ def check_plan(source: Checkpoint, choice: Choice, new: Checkpoint) -> None:
     before, after = _windowed(source), _windowed(new)
     numbers = {mix.base: place for place, mix in enumerate(choice.kept)}
     for place, mix in enumerate(choice.kept):
-        if difference := _difference(before.layers[mix.base], after.layers[place]):
-            raise Undroppable(f"block {mix.base}, renumbered {place}, would have other settings: {difference}")
+        if change := _difference(before.layers[mix.base], after.layers[place]):
+            raise Undroppable(f"block {mix.base}, renumbered {place}, would have other settings: {change}")
         if not _alike(before.probe.calls[mix.base], after.probe.calls[place], numbers):
             raise Undroppable(f"block {mix.base} would be called with another mask or positions as block {place}")
 
@@ -224,7 +216,7 @@ def check_outputs(source: Checkpoint, choice: Choice, new: Checkpoint, device: t
     new_outputs = _outputs(new, places, choice.kept, source, ids_1T, device)
     befores = list(old_outputs)
     for step, (before, after) in enumerate(zip(befores, new_outputs, strict=True)):
-        if before.shape == after.shape and _close(before, after):
+        if before.shape == after.shape and difference(before, after) <= TOLERANCE:
             continue
         if step == 0:
             raise Undroppable("the input of the first block depends on the number of blocks")
@@ -256,13 +248,6 @@ def _outputs(
         yield rows_1TW.cpu()
     if runner.architecture.head is not None:
         yield runner.states(rows_1TW, batch).cpu()
-
-
-def _close(before: Tensor, after: Tensor) -> bool:
-    """Whether two tensors are equal up to rounding, with NaN in the same places."""
-    before, after = before.double(), after.double()
-    scale = before.nan_to_num(posinf=0, neginf=0).abs().max().item()
-    return torch.allclose(before, after, rtol=0, atol=TOLERANCE * max(scale, 1e-30), equal_nan=True)
 
 
 def _renamed(source: Checkpoint, choice: Choice, name: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from posixpath import commonpath
 from typing import Any
 
 import torch
@@ -163,7 +164,9 @@ def _mixture(
             " functions, so they cannot be removed"
         )
     experts, axes = next(iter(modules)), {name: axis for name, (axis, _) in longer_by.items()}
-    layer_name = _common([f"{experts}.", *axes])
+    # The smallest module that has the router, too.
+    modules_of = [name.rpartition(".")[0].replace(".", "/") for name in (f"{experts}.", *axes)]
+    layer_name = commonpath(modules_of).replace("/", ".")
     tables = [n for n, t in before.items() if n.startswith(layer_name) and not t.is_floating_point() and t.numel() > 1]
     if tables:
         raise Unremovable(f"{name_of(source)}, block {index}: tokens choose experts by a table of ids ({tables[0]})")
@@ -174,17 +177,6 @@ def _mixture(
     limit = (getattr(text, "topk_group", None) or groups) if groups > 1 else 1
     top_k = _top_k(source, index, experts, carried)
     return Mixture(index, experts, layer_name, count, top_k, axes, groups, limit)
-
-
-def _common(paths: Sequence[str]) -> str:
-    """The name of the smallest module that has all of these."""
-    parts = [path.split(".")[:-1] for path in paths]
-    shared = []
-    for names in zip(*parts, strict=False):
-        if len(set(names)) > 1:
-            break
-        shared.append(names[0])
-    return ".".join(shared)
 
 
 def _top_k(source: Checkpoint, index: int, name: str, carried: dict[Carried, Any]) -> int:

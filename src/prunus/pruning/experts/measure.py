@@ -14,6 +14,7 @@ Shapes: N sequences, T tokens, S tokens of one expert (or sampled ones), D width
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from itertools import chain, combinations, product
 from math import comb
 from pathlib import Path
@@ -174,8 +175,11 @@ def observe(
                     rows_NTW.copy_(output_NTW)
             if mixture is not None and seen is not None:
                 token_E, sums_3E, read = seen
-                found = () if counts is None else reconstruct(block, mixture, torch.cat(read), counts(mixture))
-                yield Seen(index, token_E, *sums_3E, recipe.seed, *found)
+                found = Seen(index, token_E, *sums_3E, seed=recipe.seed)
+                if counts is not None:
+                    order_E, sets = reconstruct(block, mixture, torch.cat(read), counts(mixture))
+                    found = replace(found, order_E=order_E, sets=sets)
+                yield found
             del block, seen  # before the next block is read
             return_freed_memory()
             steps.advance()
@@ -292,4 +296,4 @@ def seen_in(saved: SavedStats, mixture: Mixture) -> Seen:
     kept = {count: row.nonzero()[:, 0].tolist() for count, row in enumerate(kept_NE) if row.any()}
     seed = saved.about["recipe"]["seed"]
     # In files of earlier versions a row of the tokens' weights, all 1, comes first.
-    return Seen(mixture.index, token_E, *sums[-3:], seed, order_E, kept)
+    return Seen(mixture.index, token_E, *sums[-3:], seed=seed, order_E=order_E, sets=kept)

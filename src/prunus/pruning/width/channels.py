@@ -11,7 +11,7 @@ Only the names of fields are listed here. What is written is checked: a block wi
 whole block does where they are 0.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -138,10 +138,10 @@ def find_units(source: Checkpoint, of: Of | None = None) -> list[Unit]:
     for units in found.values():
         kinds.setdefault(_main(units), units)
     of = of or next((kind for kind in _NAMES if kind in kinds), None)
-    if of in kinds:
+    if of and of in kinds:
         return kinds[of]
     for units in found.values():
-        if any(unit.of == of for unit in units):
+        if of and any(unit.of == of for unit in units):
             other = _main(units)
             raise Unnarrowable(
                 f"{name_of(source)}: {units[0].field.name} is the width of its {_NAMES[of]} and of its"
@@ -564,16 +564,8 @@ def verify(source: Checkpoint, new: Checkpoint, units: Sequence[Unit], device: t
         )
 
     alone = not shares_state(source.architecture)
-    checked = _one_of_each_kind(source, of_block) if alone else of_block
-    return compare_blocks(source, new, device, checked, outputs, failure, alone)
-
-
-def _one_of_each_kind(source: Checkpoint, blocks: Collection[int]) -> list[int]:
-    """The first of these blocks of each kind."""
-    kinds: dict[Any, int] = {}
-    for index in sorted(blocks):
-        kinds.setdefault(signature(source.architecture.layers[index]), index)
-    return list(kinds.values())
+    kinds = {signature(source.architecture.layers[index]): index for index in sorted(of_block, reverse=True)}
+    return compare_blocks(source, new, device, kinds.values() if alone else of_block, outputs, failure, alone)
 
 
 def random_channels(new: Checkpoint, units: Sequence[Unit], seed: int = 0) -> dict[str, list[int]]:
