@@ -22,7 +22,14 @@ from prunus.checkpoint.writer import Partial
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration
-from prunus.pruning.calibration.hidden_states import BATCH_TOKENS, check_block_fits, check_free, largest_block, portions
+from prunus.pruning.calibration.hidden_states import (
+    BATCH_TOKENS,
+    check_block_fits,
+    check_free,
+    largest_block,
+    portions,
+    propagate,
+)
 from prunus.pruning.calibration.propagation import HESSIAN_BYTES
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats
@@ -208,7 +215,7 @@ def narrow_blocks(job: Narrowing, partial: Partial, calibration: Calibration | N
                     continue
                 made = new.read_block(index, partial.read_block(index))
                 if job.follows_dense:
-                    streams.advance_dense(streams.dense.read_block(index))
+                    propagate(streams.dense, streams.dense.read_block(index), streams.wanted)
             else:
                 tensors = source.read_block(index)
                 gain, groups = None, unmeasured(job, index)
@@ -221,7 +228,7 @@ def narrow_blocks(job: Narrowing, partial: Partial, calibration: Calibration | N
                 errors = record["errors"]
                 steps.advance(note=f"error {sum(errors) / len(errors):.3g}" if errors else "")
             if streams is not None and index < source.blocks - 1:
-                streams.advance_pruned(streams.pruned.make_block(index, made))
+                propagate(streams.pruned, streams.pruned.make_block(index, made), streams.own)
 
 
 # The inputs of some down Linears at a time, by name; None for each where nothing is measured.
@@ -257,20 +264,21 @@ def observed(
     """
     runner, units = streams.dense, job.of_block(index)
     chooses = job.recipe.fit and job.recipe.damping is None
-    held = [each & chooses for each in held_out(streams.batches, max((unit.width for unit in units), default=0))]
+    batches = [batch for batch, _ in streams.own.batches()]
+    held = [each & chooses for each in held_out(batches, max((unit.width for unit in units), default=0))]
     block, gain = runner.make_block(index, tensors), None
     if job.follows_dense:
-        streams.advance_dense(block)
+        propagate(runner, block, streams.wanted)
     if job.aims(index):
-        rows_NTW = next(streams.hidden.views(streams.input_SW))
-        gain = gain_of(runner, block, units[0].down, rows_NTW, streams.batches[0])
+        batch, rows_NTW = next(streams.own.batches())
+        gain = gain_of(runner, block, units[0].down, rows_NTW, batch)
 
     def groups() -> Groups:
         for some in portions(units, lambda unit: precision(unit.width).itemsize * unit.width**2, HESSIAN_BYTES):
             downs = [unit.down for unit in some]
-            own, wanted = streams.hidden.views(streams.input_SW), streams.hidden.views(streams.hidden.states_SW)
-            batches = zip(streams.batches, own, wanted, held, strict=True)
-            yield observe(runner, block, downs, batches, gain, f"block {index}")
+            pairs = zip(streams.own.batches(), streams.wanted.batches(), held, strict=True)
+            rows = ((*own, wanted_NTW, held_NT) for own, (_, wanted_NTW), held_NT in pairs)
+            yield observe(runner, block, downs, rows, gain, f"block {index}")
 
     return gain, groups()
 

@@ -286,8 +286,8 @@ def quantise_blocks(job: Quantising, partial: Partial, calibration: Calibration 
         for index in range(source.blocks):
             new, last = not partial.has(index), index == source.blocks - 1
             if training is not None:
-                training.streams.advance_dense(training.streams.dense.read_block(index))
-                hidden = training.streams.pruned_states(job.room_needed) if new else None
+                propagate(training.streams.dense, training.streams.dense.read_block(index), training.streams.wanted)
+                hidden = training.streams.own.copy(job.room_needed) if new else None
             if new:
                 found, record = quantise_block(job, runner, index, hidden, next(blocks), training is not None or last)
                 if training is not None:
@@ -297,10 +297,9 @@ def quantise_blocks(job: Quantising, partial: Partial, calibration: Calibration 
                 steps.advance()
             if runner is not None and not last and (training is not None or not new):
                 block = runner.make_block(index, source.read_block(index, job.as_read(partial.read_block(index))))
-                if training is not None:
-                    training.streams.advance_pruned(block)
-                elif hidden is not None:
-                    propagate(runner, block, hidden)
+                behind = hidden if training is None else training.streams.own
+                assert behind is not None
+                propagate(runner, block, behind)
 
 
 def train_block(

@@ -26,7 +26,7 @@ from prunus.disk import show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration, describe_calibration
-from prunus.pruning.calibration.hidden_states import check_free, largest_block
+from prunus.pruning.calibration.hidden_states import check_free, largest_block, propagate
 from prunus.pruning.calibration.text_files import read_jsonl
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.recovery import TRAINING_BYTES, Fit, begin_training, trainable
@@ -174,12 +174,13 @@ def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration) ->
     with Steps("recovering", total=source.blocks, unit="blocks", done=len(partial.records)) as steps:
         for index in range(source.blocks):
             if recipe.target == "own":
-                streams.start_from_pruned()
+                for (_, wanted_NTW), (_, own_NTW) in zip(streams.wanted.batches(), streams.own.batches(), strict=True):
+                    wanted_NTW.copy_(own_NTW)
             for number in job.spans[index]:
-                streams.advance_dense(theirs.read_block(number))
+                propagate(theirs, theirs.read_block(number), streams.wanted)
             if partial.has(index):
                 stored = source.read_block(index, partial.read_block(index))
-                streams.advance_pruned(ours.make_block(index, stored))
+                propagate(ours, ours.make_block(index, stored), streams.own)
                 continue
             tensors = source.read_block(index)
             block = ours.make_block(index, tensors)
@@ -194,7 +195,7 @@ def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration) ->
                 record["rate"] = rate
             changed = {p.name: p.parameter.detach().to(p.dtype).cpu() for p in parameters} if fitted.trained else {}
             partial.write_block(index, block_of(source, index, changed), fitted._asdict() | record)
-            streams.advance_pruned(block)
+            propagate(ours, block, streams.own)
             steps.advance(note=f"error {fitted.before:.3g} -> {fitted.after:.3g}")
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial as with_arguments
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -322,74 +321,27 @@ HELD_OUT = 8  # one of every 8 batches is held out
 PADDING = 0  # any token id does
 
 
+class Streams(NamedTuple):
+    """The hidden states of the dense model (wanted) and of the other one (own), at first their embeddings."""
+
+    dense: Runner
+    pruned: Runner
+    wanted: HiddenStates
+    own: HiddenStates
+
+
 def open_streams(
     job: Job[Any], partial: Partial, calibration: Calibration, dense: Checkpoint, smaller: Checkpoint, batch_tokens: int
-) -> "Streams":
-    """The streams of a job's calibration tokens through two models, where the job keeps them."""
-    theirs, ours = (Runner(model.config, model.tensors, torch.float32, job.device) for model in (dense, smaller))
-    with disk_errors(partial.folder, partial.needed):
-        return Streams(theirs, ours, calibration.sequences, batch_tokens, job.hidden_file(partial))
+) -> Streams:
+    """The streams of a job's calibration tokens through two models, where the job keeps them.
 
-
-class Streams:
-    """Both start as embeddings and are moved on block by block: hidden is the dense model's, input_SW the other's.
-
-    batch_tokens: most tokens of a batch, unless one sequence has more. file: where to keep them; None: in memory.
+    batch_tokens: most tokens of a batch, unless one sequence has more.
     """
-
-    def __init__(
-        self,
-        dense: Runner,
-        pruned: Runner,
-        sequences: Sequence[list[int]],
-        batch_tokens: int,
-        file: Path | None,
-    ) -> None:
-        padded, counted = pad(sequences, batch_tokens)
-        self.hidden = HiddenStates(dense, padded, file, pruned.width, counted, batch_tokens)
-        self.dense, self.pruned = dense, pruned
-        self.input_SW = self.hidden.room(pruned.width)
-        self.batches = [batch.copy() for batch, _ in self.hidden.batches()]
-        for batch, rows_NTW in zip(self.batches, self.hidden.views(self.input_SW), strict=True):
-            rows_NTW.copy_(pruned.embed(batch))
-
-    def advance_dense(self, block: nn.Module) -> None:
-        """Move the dense model's stream through one of its blocks."""
-        for batch, rows_NTW, there_NTW in self.hidden.batches_on(self.dense.device):
-            rows_NTW.copy_(self.dense.run_block(block, there_NTW, batch))
-
-    def start_from_pruned(self) -> None:
-        """Let the dense model's stream be the pruned model's; errors of earlier blocks are then not corrected."""
-        for _, rows_NTW, input_NTW in self.hidden.batches_with(self.input_SW):
-            rows_NTW.copy_(input_NTW)
-
-    def advance_pruned(self, block: nn.Module) -> None:
-        """Move the pruned model's stream through one of its blocks."""
-        for batch, rows_NTW in zip(self.batches, self.hidden.views(self.input_SW), strict=True):
-            rows_NTW.copy_(self.pruned.run_block(block, rows_NTW.to(self.pruned.device), batch))
-
-    def pruned_states(self, room: int) -> HiddenStates:
-        """A copy of the pruned model's stream as hidden states in memory. room: as for HiddenStates."""
-        found = self.hidden.copy(room)
-        found.states_SW.copy_(self.input_SW)
-        return found
-
-    def examples(self, block: nn.Module, numbers: Sequence[int]) -> list[Example]:
-        """For each of these batches what the block reads and should give out: the pruned stream and the dense one.
-
-        Of streams in a file, only the batch that runs is in memory.
-        """
-
-        def run(batch: Batch, rows_NTW: Tensor, first: int) -> Tensor:
-            self.hidden.release_pages()
-            part = Batch(batch.ids_NT[first : first + len(rows_NTW)])
-            return self.pruned.run_block(block, rows_NTW.to(self.pruned.device), part)
-
-        found: list[Example] = []
-        for batch, wanted_NTW, read_NTW in self.hidden.batches_with(self.input_SW):
-            assert batch.counted_NT1 is not None
-            found.append(Example(with_arguments(run, batch), read_NTW, wanted_NTW, batch.counted_NT1[..., 0]))
-        return [found[number] for number in numbers]
+    theirs, ours = (Runner(model.config, model.tensors, torch.float32, job.device) for model in (dense, smaller))
+    padded, counted = pad(calibration.sequences, batch_tokens)
+    with disk_errors(partial.folder, partial.needed):
+        wanted = HiddenStates(theirs, padded, job.hidden_file(partial), ours.width, counted, batch_tokens)
+    return Streams(theirs, ours, wanted, wanted.of_another(ours))
 
 
 @dataclass(frozen=True)
@@ -403,10 +355,28 @@ class Training:
 
     def fit(self, block: nn.Module, parameters: Sequence[Trained], *, rate: float, epochs: int, seed: str) -> Fit:
         """Train some parameters of the block that the streams have reached."""
-        training, held_out = (self.streams.examples(block, numbers) for numbers in self.batches)
+        training, held_out = (self.examples(block, numbers) for numbers in self.batches)
         with activations_computed_again(block) if self.plan.checkpointed else nullcontext():
             rng = random.Random(seed)
             return fit(parameters, training, held_out, rate=rate, epochs=epochs, rng=rng, plan=self.plan)
+
+    def examples(self, block: nn.Module, numbers: Sequence[int]) -> list[Example]:
+        """For each of these batches what the block reads and should give out.
+
+        Of streams in a file, only the batch that runs is in memory.
+        """
+        runner, own, wanted = self.streams.pruned, self.streams.own, self.streams.wanted
+
+        def run(batch: Batch, rows_NTW: Tensor, first: int) -> Tensor:
+            own.release_pages()
+            part = Batch(batch.ids_NT[first : first + len(rows_NTW)])
+            return runner.run_block(block, rows_NTW.to(runner.device), part)
+
+        found: list[Example] = []
+        for (batch, read_NTW), (_, wanted_NTW) in zip(own.batches(), wanted.batches(), strict=True):
+            assert batch.counted_NT1 is not None
+            found.append(Example(with_arguments(run, batch), read_NTW, wanted_NTW, batch.counted_NT1[..., 0]))
+        return [found[number] for number in numbers]
 
     def fit_at_best(
         self, block: nn.Module, parameters: Sequence[Trained], rates: Sequence[float], *, epochs: int, seed: str
@@ -434,7 +404,7 @@ def begin_training(
     if "steps" not in partial.notes:
         partial.note("steps", plan_steps(job.source, job.device, step_tokens, longest)._asdict(), {})
     streams = open_streams(job, partial, calibration, dense, smaller, batch_tokens)
-    batches = split(len(streams.batches), random.Random(f"{job.recipe.seed} held out"))
+    batches = split(len([*streams.own.batches()]), random.Random(f"{job.recipe.seed} held out"))
     return Training(streams, batches, StepPlan(**partial.notes["steps"]))
 
 

@@ -93,6 +93,14 @@ class HiddenStates:
             begin = end
             self.release_pages()
 
+    def of_another(self, runner: Runner) -> "HiddenStates":
+        """The hidden states of another model for the same tokens, in the second table."""
+        twin = copy(self)
+        twin.states_SW, twin._batches = self.room(runner.width), [batch.copy() for batch in self._batches]
+        for batch, rows_NTW in twin.batches():
+            rows_NTW.copy_(runner.embed(batch))
+        return twin
+
     def copy(self, room: int = 0) -> "HiddenStates":
         """A copy of the hidden states in memory. room: as for the class; 0: the second table is shared."""
         twin = copy(self)
