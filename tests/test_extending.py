@@ -32,7 +32,7 @@ ALLOCATION = '''
 
 from prunus.checkpoint.loader import blocks_on
 from prunus.pruning.allocation.arithmetic import decreasing_sparsities
-from prunus.pruning.allocation.measurement import Measured
+from prunus.pruning.allocation.measurement import ImportanceScores
 
 
 def measure(subject, calibration):
@@ -43,7 +43,7 @@ def measure(subject, calibration):
         sum(block[f"{name}.weight"].float().abs().pow(power).sum().item() for name in subject.names(index))
         for index, block in blocks
     ]
-    return Measured({"block": scores}, {}, [])
+    return ImportanceScores(scores={"block": scores})
 
 
 def allocate(scores, sizes, recipe):

@@ -1,7 +1,6 @@
 """The sparsity of each Linear: scores are measured or read, an allocation computes sparsities, which become counts."""
 
 import json
-from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from prunus.disk import disk_errors, write_text
 from prunus.errors import PrunusError
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.allocation.arithmetic import HIGHEST, row_counts, tensor_counts, weighted_mean
-from prunus.pruning.allocation.measurement import PARTS, WHOLE, ImportanceScores, Measured, Subject, read_scores
+from prunus.pruning.allocation.measurement import PARTS, WHOLE, ImportanceScores, Subject, read_scores
 from prunus.pruning.calibration.data import Calibration, load_calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.calibration.saved_statistics import SavedStats
@@ -105,7 +104,7 @@ def find_scores(
     allocation = ALLOCATIONS[recipe.allocation]
     settings = {name: getattr(recipe, name) for name in ("scope", *allocation.settings)}
     if allocation.needs == "nothing":
-        return ImportanceScores.none(recipe.allocation)
+        return ImportanceScores(recipe.allocation)
     if recipe.scores is not None:
         path = Path(recipe.scores).expanduser()
         scores = read_scores(path, recipe.allocation, list(groups_of(source, recipe)), source.blocks)
@@ -131,14 +130,14 @@ def find_scores(
             f"{recipe.allocation} keeps a gradient of each Linear and sequence, too many for routed experts; use "
             "another allocation, or --scope attention"
         )
-    subject = Subject(source, recipe, linears, Runner(source.config, source.tensors, dtype, device), file=file)
-    if saved is not None and allocation.needs == "norms":
-        subject = subject._replace(saved=lambda index: ChainMap(*map(dict, saved.groups(index, "norms", device))))
+    runner = Runner(source.config, source.tensors, dtype, device)
+    saved = saved if allocation.needs == "norms" else None
+    subject = Subject(source, recipe, linears, runner, saved, file)
     with full_float32(device):
         measured, calibration = measure(subject, calibration)
-    if calibration is not None or subject.saved is not None:
+    if calibration is not None or saved is not None:
         settings["calibration"] = calibration.summary() if calibration else saved and saved.summary
-    return ImportanceScores(recipe.allocation, checksum, settings, measured.scores, measured.details, measured.warnings)
+    return measured._replace(allocation=recipe.allocation, model=checksum, settings=settings)
 
 
 def keep_scores(job: PruneJob, partial: Partial, calibration: Calibration | None) -> ImportanceScores:
@@ -148,7 +147,7 @@ def keep_scores(job: PruneJob, partial: Partial, calibration: Calibration | None
     """
     source, recipe, shared = job.source, job.recipe, job.where.shared
     if ALLOCATIONS[recipe.allocation].needs == "nothing":
-        return ImportanceScores.none(recipe.allocation)
+        return ImportanceScores(recipe.allocation)
 
     def find() -> ImportanceScores:
         return find_scores(source, recipe, job.device, calibration, job.saved, job.hidden_file(partial))
@@ -166,7 +165,7 @@ def keep_scores(job: PruneJob, partial: Partial, calibration: Calibration | None
     return ImportanceScores.from_json(partial.notes["evidence"])
 
 
-def measure(subject: Subject, calibration: Calibration | None) -> tuple[Measured, Calibration | None]:
+def measure(subject: Subject, calibration: Calibration | None) -> tuple[ImportanceScores, Calibration | None]:
     """The scores of the recipe's allocation, and the calibration they were measured on, if any."""
     recipe, source = subject.recipe, subject.source
     allocation, chosen = ALLOCATIONS[recipe.allocation], None

@@ -33,7 +33,7 @@ from prunus.pruning.recovery import TRAINING_BYTES, Fit, begin_training, trainab
 from prunus.recipes import RATES_AFTER_FIT, RecoverRecipe
 from prunus.step import recipe_of, recorded_kind, settled
 
-CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by rounding
+CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by chance in 16 bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +188,7 @@ def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration) ->
             del tensors  # the block has them in float32
             parameters = trainable(block, dtypes, [linear.name for linear in source.linears(index)], recipe.norms)
             epochs, seed, record = recipe.epochs, f"{recipe.seed} {index}", {}
-            if rate := recipe.rate or rate_of(partial):
+            if rate := recipe.rate or partial.records.get(0, {}).get("rate"):  # chosen on the first block
                 fitted = training.fit(block, parameters, rate=rate, epochs=epochs, seed=seed)
             else:
                 fitted, rate = training.fit_at_best(block, parameters, RATES_AFTER_FIT, epochs=epochs, seed=seed)
@@ -197,11 +197,6 @@ def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration) ->
             partial.write_block(index, block_of(source, index, changed), fitted._asdict() | record)
             propagate(ours, block, streams.own)
             steps.advance(note=f"error {fitted.before:.3g} -> {fitted.after:.3g}")
-
-
-def rate_of(partial: Partial) -> float | None:
-    """The rate that was chosen on the first block, if it was."""
-    return partial.records.get(0, {}).get("rate")
 
 
 def block_of(source: Checkpoint, index: int, changed: dict[str, Tensor]) -> dict[str, Tensor | Stored]:
@@ -284,18 +279,12 @@ def check_trainable(source: Checkpoint, device: torch.device) -> None:
 
 def check_zeros(source: Checkpoint) -> None:
     """Raise PrunusError where nothing was pruned."""
-    smaller = any(recorded_kind(step).takes_away for step in source.manifest.get("history", []))
-    if not smaller and not any(has_zeros(source, index) for index in range(source.blocks)):
+    if any(recorded_kind(step).takes_away for step in source.manifest.get("history", [])):
+        return
+    names = ((index, f"{linear.name}.weight") for index in range(source.blocks) for linear in source.linears(index))
+    weights = (source.read_weight(*name) for name in names)
+    if not any(int((weight_OI == 0).sum()) > CHANCE_ZEROS * weight_OI.numel() for weight_OI in weights):
         raise PrunusError(f"{source.folder} has no zeros and lacks no block, expert or channel: nothing to recover")
-
-
-def has_zeros(source: Checkpoint, index: int) -> bool:
-    """Whether a Linear of a block has many zeros: more than chance leaves in 16 bits."""
-    for linear in source.linears(index):
-        weight_OI = source.read_weight(index, f"{linear.name}.weight")
-        if int((weight_OI == 0).sum()) > CHANCE_ZEROS * weight_OI.numel():
-            return True
-    return False
 
 
 def seen_before(source: Checkpoint, calibration: Calibration) -> list[str]:

@@ -40,35 +40,26 @@ def once(folder: Path, key: str) -> Iterator[Path]:
         yield folder / key
 
 
+def key_of(kind: str, source: Checkpoint, device: torch.device, **about: object) -> str:
+    """The key of one measurement: a hash of all that it depends on."""
+    return f"{kind}-" + content_hash(
+        {"source": source.checksum(), "device": device.type, "versions": versions(), **about}
+    )
+
+
 def scores_key(source: Checkpoint, recipe: PruneRecipe, device: torch.device) -> str:
     """The key of an allocation's importance scores. Method, sparsity and other later settings are not part of it."""
     name = calibration_name(recipe.calibration, source.manifest)
     file = Path(name.removeprefix(TRACES)).expanduser()
     allocation = declared(Allocation)[recipe.allocation]
     fields = (*SCORED, *allocation.settings, *allocation.sampling)
-    return "evidence-" + content_hash(
-        {
-            "source": source.checksum(),
-            "allocation": recipe.allocation,
-            "calibration": hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else name,
-            "recipe": {field: value for field, value in recipe.to_json().items() if field in fields},
-            "device": device.type,
-            "versions": versions(),
-        }
-    )
-
-
-def gradients_key(source: Checkpoint, calibration: Calibration, about: dict[str, object], device: torch.device) -> str:
-    """The key of sums of squared gradients. about: of which Linears, and in which dtype."""
-    return "gradients-" + content_hash(
-        {
-            "source": source.checksum(),
-            "calibration": calibration.summary()["sha256"],
-            "weights": None,  # of tokens, which only earlier versions have
-            "about": about,
-            "device": device.type,
-            "versions": versions(),
-        }
+    return key_of(
+        "evidence",
+        source,
+        device,
+        allocation=recipe.allocation,
+        calibration=hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else name,
+        recipe={field: value for field, value in recipe.to_json().items() if field in fields},
     )
 
 
@@ -89,8 +80,10 @@ def measure_gradients(job: PruneJob, partial: Partial, calibration: Calibration)
             save(partial.folder)
             partial.note("gradients", True, {})
         return partial.folder
-    about: dict[str, object] = {"linears": names, "dtype": str(dtype)}
-    with once(job.where.shared, gradients_key(job.source, calibration, about, job.device)) as place:
+    about = {"linears": names, "dtype": str(dtype)}
+    # `weights` are those of tokens, which only earlier versions have.
+    tokens = {"calibration": calibration.summary()["sha256"], "weights": None}
+    with once(job.where.shared, key_of("gradients", job.source, job.device, about=about, **tokens)) as place:
         if not place.exists():
             unfinished = place.with_suffix(".partial")
             shutil.rmtree(unfinished, ignore_errors=True)

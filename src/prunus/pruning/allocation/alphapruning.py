@@ -15,7 +15,7 @@ from prunus.checkpoint.loader import blocks_on
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.allocation.arithmetic import normalised, scaled, spread_of
-from prunus.pruning.allocation.measurement import WHOLE, Measured, Subject
+from prunus.pruning.allocation.measurement import WHOLE, ImportanceScores, Subject
 from prunus.pruning.calibration.data import Calibration
 from prunus.recipes import PruneRecipe, Window
 
@@ -83,7 +83,7 @@ def _middle_exponent(logs_N: np.ndarray) -> float:
     return 1 + len(tail) / excess if excess > 0 else 1.0
 
 
-def measure(subject: Subject, _calibration: Calibration | None) -> Measured:
+def measure(subject: Subject, _calibration: Calibration | None) -> ImportanceScores:
     """Tail exponents of the spectra of all Linears; a block's score is the mean over its Linears."""
     exponents: list[dict[str, float]] = []
     source, recipe = subject.source, subject.recipe
@@ -93,4 +93,4 @@ def measure(subject: Subject, _calibration: Calibration | None) -> Measured:
             exponents.append({n: tail_exponent(eigenvalues(weight), recipe.window) for n, weight in weights.items()})
             steps.advance()
     scores = [sum(row.values()) / len(row) for row in exponents]
-    return Measured({WHOLE: scores}, {"exponents": exponents}, [])
+    return ImportanceScores(scores={WHOLE: scores}, details={"exponents": exponents})

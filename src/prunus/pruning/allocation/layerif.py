@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prunus.errors import PrunusError
 from prunus.pruning.allocation.arithmetic import normalised, scaled
-from prunus.pruning.allocation.measurement import PARTS, WHOLE, Measured, Subject
+from prunus.pruning.allocation.measurement import PARTS, WHOLE, ImportanceScores, Subject
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.gradients import Model, signs, sketches
 from prunus.recipes import PruneRecipe
@@ -87,7 +87,9 @@ def agreement(first: Sequence[float], second: Sequence[float]) -> float:
     return float(np.asarray(scipy.stats.spearmanr(first, second)[0]))
 
 
-def influences(subject: Subject, calibration: Calibration, parts: Sequence[str], influence: Influence) -> Measured:
+def influences(
+    subject: Subject, calibration: Calibration, parts: Sequence[str], influence: Influence
+) -> ImportanceScores:
     """Block scores for each of the parts: summed positive influences of training sequences on the validation loss.
 
     The loss is over the chain of thought alone if the calibration marks prompts, else over all tokens. The recipe's
@@ -127,7 +129,7 @@ def influences(subject: Subject, calibration: Calibration, parts: Sequence[str],
         for group, value in stability.items()
         if value < STABLE
     ]
-    return Measured(scores, details, [*calibration.warnings, *warnings])
+    return ImportanceScores(scores=scores, details=details, warnings=[*calibration.warnings, *warnings])
 
 
 def chain_only(calibration: Calibration) -> list[list[bool]] | None:
@@ -197,7 +199,7 @@ def allocate_reference(influences: Sequence[float], sizes: Sequence[int], recipe
     return [min(max(factor * ratio, 0.0), 1.0) for ratio in ratios]
 
 
-def measure(subject: Subject, calibration: Calibration | None) -> Measured:
+def measure(subject: Subject, calibration: Calibration | None) -> ImportanceScores:
     """Influences of attention and MLP of every block, with the identity as the Hessian, as in the study."""
     assert calibration is not None
     kinds = {linear.kind for linears in subject.linears for linear in linears}

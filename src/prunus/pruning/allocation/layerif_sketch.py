@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from prunus.pruning.allocation.alphapruning import ratios
 from prunus.pruning.allocation.arithmetic import normalised, scaled, spread_of
 from prunus.pruning.allocation.layerif import datainf, influences, own_calibration, smoothed
-from prunus.pruning.allocation.measurement import WHOLE, Measured, Subject
+from prunus.pruning.allocation.measurement import WHOLE, ImportanceScores, Subject
 from prunus.pruning.calibration.data import Calibration
 from prunus.recipes import PruneRecipe
 
@@ -20,7 +20,7 @@ def allocate(influences: Sequence[float], sizes: Sequence[int], recipe: PruneRec
     return scaled(ratios(normalised(shares), spread_of("layerif-sketch", recipe)), sizes, recipe.sparsity)
 
 
-def measure(subject: Subject, calibration: Calibration | None) -> Measured:
+def measure(subject: Subject, calibration: Calibration | None) -> ImportanceScores:
     """Influences of every block, with DataInf's Hessian."""
     assert calibration is not None
     return influences(subject, calibration, [WHOLE], datainf)

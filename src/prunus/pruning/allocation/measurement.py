@@ -6,7 +6,8 @@ In the file, and in the results of the API, they are called `evidence`.
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates
 from prunus.pruning.calibration.propagation import BlockRun, dense
+from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.recipes import PruneRecipe
 
@@ -32,29 +34,24 @@ WHOLE, PARTS = "block", ("attention", "mlp")
 
 
 class ImportanceScores(NamedTuple):
-    """The scores of an allocation, and how they were measured.
+    """The scores of an allocation, and how they were measured. An allocation's `measure` gives the last three.
 
     scores: one number per block under `block`, or under `attention` and `mlp`. model: checksum of the weights they were
     measured on; None if they come from a user's file. settings: the options and the calibration that they depend on.
     details: further measurements, for information only.
     """
 
-    allocation: str
-    model: str | None
-    settings: Mapping[str, Any]
-    scores: Mapping[str, Sequence[float]]
-    details: Mapping[str, Any]
-    warnings: Sequence[str]
+    allocation: str = ""
+    model: str | None = None
+    settings: Mapping[str, Any] = {}
+    scores: Mapping[str, Sequence[float]] = {}
+    details: Mapping[str, Any] = {}
+    warnings: Sequence[str] = ()
 
     def to_json(self) -> dict[str, object]:
         """The scores as JSON data."""
         fields = json.loads(json.dumps(self._asdict()))
         return {"prunus": __version__, "evidence": FORMAT, **fields}
-
-    @classmethod
-    def none(cls, allocation: str) -> "ImportanceScores":
-        """Those of an allocation that needs none."""
-        return cls(allocation, None, {}, {}, {}, [])
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ImportanceScores":
@@ -154,26 +151,18 @@ def is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-class Measured(NamedTuple):
-    """scores: for each group a list with one number per block. details: further lists, for information only."""
-
-    scores: dict[str, list[float]]
-    details: Mapping[str, list[Any]]
-    warnings: list[str]
-
-
 class Subject(NamedTuple):
     """The model to measure, and how.
 
-    linears: the Linears in scope, by block. saved(index): input statistics of a block's Linears that were saved before;
-    None if the model must be run. file: for hidden states while it runs; None keeps them in memory.
+    linears: the Linears in scope, by block. saved: input statistics that were saved before; None if the model must be
+    run. file: for hidden states while it runs; None keeps them in memory.
     """
 
     source: Checkpoint
     recipe: PruneRecipe
     linears: Sequence[Sequence[Linear]]
     runner: Runner
-    saved: Callable[[int], Mapping[str, InputStats]] | None = None
+    saved: SavedStats | None = None
     file: Path | None = None
 
     def names(self, index: int, part: str = WHOLE) -> list[str]:
@@ -190,7 +179,7 @@ def blocks_with_inputs(
     if saved is not None:
         for index, tensors in enumerate(blocks):
             weights = {name: tensors[f"{name}.weight"].to(runner.device) for name in subject.names(index)}
-            yield index, weights, saved(index)
+            yield index, weights, ChainMap(*map(dict, saved.groups(index, "norms", runner.device)))
         return
     assert calibration is not None
     hidden = HiddenStates(runner, calibration.sequences, subject.file)

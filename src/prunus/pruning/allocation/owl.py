@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prunus.errors import PrunusError
 from prunus.pruning.allocation.arithmetic import decreasing_sparsities, spread_of
-from prunus.pruning.allocation.measurement import WHOLE, Measured, Subject, blocks_with_inputs
+from prunus.pruning.allocation.measurement import WHOLE, ImportanceScores, Subject, blocks_with_inputs
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.methods import wanda
 from prunus.recipes import PruneRecipe
@@ -46,7 +46,7 @@ def allocate_reference(outlier_shares: Sequence[float], _sizes: Sequence[int], r
     return np.where(found <= 0, 0.0 if recipe.method == "magnitude" else LEAST, found).tolist()
 
 
-def measure(subject: Subject, calibration: Calibration | None) -> Measured:
+def measure(subject: Subject, calibration: Calibration | None) -> ImportanceScores:
     """The share of outliers in every block, in percent; details have the mean of each block's scores.
 
     This takes one dense pass over the calibration tokens, or none with saved statistics. The scores of a block are
@@ -62,7 +62,9 @@ def measure(subject: Subject, calibration: Calibration | None) -> Measured:
         above = sum(int((part > subject.recipe.outlier_threshold * mean).sum()) for part in slices(scored))
         means.append(mean)
         shares.append(100 * above / size)
-    return Measured({WHOLE: shares}, {"mean": means}, calibration.warnings if calibration else [])
+    return ImportanceScores(
+        scores={WHOLE: shares}, details={"mean": means}, warnings=calibration.warnings if calibration else []
+    )
 
 
 def slices(scored: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:

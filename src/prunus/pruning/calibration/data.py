@@ -8,13 +8,14 @@ show the same few tokens again and again, we join documents or refuse.
 import hashlib
 import json
 import random
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import load_tokenizer, one_line
@@ -104,13 +105,9 @@ def cut_to(chosen: Calibration, tokens: int) -> Calibration:
     """The first `tokens` tokens, the last sequence cut short. Raises PrunusError if there are fewer."""
     if chosen.tokens < tokens:
         raise PrunusError(f"{chosen.source} holds {chosen.tokens} tokens, fewer than --calibration-tokens {tokens}")
-    sequences, left = [], tokens
-    for ids in chosen.sequences:
-        sequences.append(ids[:left])
-        left -= len(sequences[-1])
-        if not left:
-            break
-    return chosen.cut(sequences)
+    starts = accumulate(map(len, chosen.sequences), initial=0)
+    pairs = zip(chosen.sequences, starts, strict=False)
+    return chosen.cut([ids[: tokens - start] for ids, start in pairs if start < tokens])
 
 
 def load_early(recipe: Calibrated, model: Checkpoint, target: Path) -> Calibration | None:
@@ -252,7 +249,8 @@ def _from_documents(
         if misses > 20 * SMALL_CORPUS:
             raise PrunusError(f"{name}: hardly a document has more than {seqlen} tokens; lower --seqlen")
     long = sum(len(ids) > seqlen for ids in documents.values())
-    short = (long, count, seqlen) if long < len(documents) == count else None
+    short = f"only {long} of {count} documents are longer than {seqlen} tokens, and only these are used; "
+    short = short if long < len(documents) == count else ""
     return Calibration([window.ids for window in windows], name, overlap_warnings(name, windows, short))
 
 
@@ -306,39 +304,24 @@ def random_window(document: int, ids: list[int], seqlen: int, rng: random.Random
     return Window(document, start, ids[start : start + seqlen])
 
 
-def distinct_share(windows: Sequence[Window]) -> float:
-    """The share of the windows' tokens that are distinct positions of their documents."""
-    places: dict[int, list[Window]] = defaultdict(list)
-    for window in windows:
-        places[window.document].append(window)
-    distinct = 0
-    for row in places.values():
-        end = 0
-        for window in sorted(row, key=lambda window: window.start):
-            distinct += max(0, window.start + len(window.ids) - max(end, window.start))
-            end = max(end, window.start + len(window.ids))
-    return distinct / max(1, sum(len(window.ids) for window in windows))
+def overlap_warnings(name: str, windows: Sequence[Window], short: str = "") -> list[str]:
+    """A warning if windows overlap so much that too few of their tokens are distinct positions of their documents.
 
-
-def overlap_warnings(name: str, windows: Sequence[Window], short: tuple[int, int, int] | None = None) -> list[str]:
-    """A warning if windows overlap so much that too few of their tokens are distinct.
-
-    short: where some documents are too short for a window, the numbers of those that are not and of all, and the size
-    of a window.
+    short: says that some documents are too short for a window, where some are.
     """
-    share = distinct_share(windows)
+    place_S = np.concatenate(
+        [(window.document << 40) + window.start + np.arange(len(window.ids)) for window in windows]
+    )
+    share = len(np.unique(place_S)) / len(place_S)
     if share >= DISTINCT:
         return []
-    if short is not None:
-        long, count, size = short
-        return [
-            f"{name}: only {long} of {count} documents are longer than {size} tokens, and only these are used; "
-            f"{len(windows)} windows of them overlap, and only {share:.0%} of their tokens are distinct; lower "
-            "--seqlen or --calibration-samples, or give longer documents"
-        ]
     documents = len({window.document for window in windows})
-    source = "one document" if documents == 1 else f"{documents} documents"
+    source, advice = f"{documents} documents", "give more text, or lower --calibration-samples"
+    if short:
+        source, advice = "them", "lower --seqlen or --calibration-samples, or give longer documents"
+    elif documents == 1:
+        source = "one document"
     return [
-        f"{name}: {len(windows)} windows of {source} overlap, and only {share:.0%} of their tokens are distinct; "
-        "give more text, or lower --calibration-samples"
+        f"{name}: {short}{len(windows)} windows of {source} overlap, and only {share:.0%} of their tokens are distinct;"
+        f" {advice}"
     ]

@@ -112,7 +112,7 @@ def backward_blocks(
     counted: Sequence[Sequence[bool]] | None = None,
     max_tokens: int = 1 << 62,
 ) -> Iterator[BackwardBlock]:
-    """Yield the blocks from last to first, once for every portion of the sequences, shortest sequences first.
+    """Yield the blocks from last to first, once for every portion of the sequences, which are the shortest first.
 
     The loss of a sequence is the mean over its tokens but the first. counted: which tokens that mean is over, per
     sequence; None: all. max_tokens: most tokens of a portion. The caller must run every BackwardBlock. Raises
@@ -122,10 +122,8 @@ def backward_blocks(
         raise PrunusError(
             f"gradients of {model.source.folder} cannot be computed: its blocks pass more than hidden states on"
         )
-    order = shortest_first(sequences)
-    whole = portions(batches([sequences[i] for i in order]), lambda batch: sum(map(len, batch)), max_tokens)
+    whole = portions(batches(sequences), lambda batch: sum(map(len, batch)), max_tokens)
     parts = [[*chain.from_iterable(some)] for some in whole]
-    counted = None if counted is None else [counted[i] for i in order]
     begin = 0
     total = 2 * model.source.blocks * len(parts)
     with torch.inference_mode(False), torch.enable_grad(), Steps("gradients", total, unit="blocks") as steps:
@@ -147,11 +145,6 @@ def backward_blocks(
                 last.states_SW = tables_BSW[index]
                 yield BackwardBlock(model, index, block, last, up_SW)
                 steps.advance()
-
-
-def shortest_first(sequences: Sequence[list[int]]) -> list[int]:
-    """Indices of the sequences in the order in which backward_blocks processes them."""
-    return sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
 
 
 def forward(
@@ -256,12 +249,13 @@ def sketches(
     tokens or more. counted: as in backward_blocks. NaN or infinity raises PrunusError.
     """
     found: list[dict[str, list[Tensor]]] = [{name: [] for name in names} for names in model.linears]
-    for step in backward_blocks(model, sequences, counted, portion_tokens(model.per_token, model.file)):
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    given, whose = [sequences[i] for i in order], counted and [counted[i] for i in order]
+    for step in backward_blocks(model, given, whose, portion_tokens(model.per_token, model.file)):
         names = model.linears[step.number]
         shapes = {name: step.block.get_submodule(name).get_parameter("weight").shape for name in names}
         drawn = {name: projections(step.number, name, *shape) for name, shape in shapes.items()}
         step.run(_sketch_hook(drawn, model.runner.device, found[step.number]))
-    order = shortest_first(sequences)
     return [
         {name: joined(index, name, tables, order) for name, tables in row.items()} for index, row in enumerate(found)
     ]
@@ -304,7 +298,7 @@ def square_sums(model: Model, sequences: Sequence[list[int]]) -> list[dict[str, 
 
     Raises PrunusError without a sequence of two tokens, or if gradients hold NaN or infinity.
     """
-    usable = [ids for ids in sequences if len(ids) > 1]
+    usable = sorted((ids for ids in sequences if len(ids) > 1), key=len)
     if not usable:
         raise PrunusError("calibration has no sequence of two tokens or more; gradients need one")
     shapes = [model.source.linear_shapes(index) for index in range(model.source.blocks)]
