@@ -218,31 +218,30 @@ def narrow_blocks(job: Narrowing, partial: Partial, calibration: Calibration | N
                     propagate(streams.dense, streams.dense.read_block(index), streams.wanted)
             else:
                 tensors = source.read_block(index)
-                gain, groups = None, unmeasured(job, index)
+                gain, measured = None, unmeasured(job, index)
                 if streams is not None:
-                    gain, groups = observed(job, streams, index, tensors)
-                made, record = narrow_block(job, index, tensors, gain, groups)
+                    gain, measured = observed(job, streams, index, tensors)
+                made, record = narrow_block(job, index, tensors, gain, measured)
                 changed = {name: tensor for name, tensor in made.items() if tensor is not tensors[name]}
                 partial.write_block(index, {**source.block_tensors(index), **source.as_stored(index, changed)}, record)
-                del tensors, changed, groups
+                del tensors, changed, measured
                 errors = record["errors"]
                 steps.advance(note=f"error {sum(errors) / len(errors):.3g}" if errors else "")
             if streams is not None and index < source.blocks - 1:
                 propagate(streams.pruned, streams.pruned.make_block(index, made), streams.own)
 
 
-# The inputs of some down Linears at a time, by name; None for each where nothing is measured.
-Groups = Iterator[Mapping[str, Inputs | None]]
+# The networks of a block, in any order, with the inputs of their last Linears; None where nothing is measured.
+Measured = Iterator[tuple[Unit, Inputs | None]]
 
 
-def unmeasured(job: Narrowing, index: int) -> Groups:
+def unmeasured(job: Narrowing, index: int) -> Measured:
     """The inputs of a block's networks from statistics that were measured before, or none."""
-    downs = [unit.down for unit in job.of_block(index)]
     if job.saved is None:
-        yield dict.fromkeys(downs)
+        yield from ((unit, None) for unit in job.of_block(index))
         return
     for group in job.saved.groups(index, "hessian", job.device):
-        yield {down: inputs_of(group[down]) for down in downs if down in group}
+        yield from ((unit, inputs_of(group[unit.down])) for unit in job.of_block(index) if unit.down in group)
 
 
 def inputs_of(stats: InputStats) -> Inputs:
@@ -256,7 +255,7 @@ def inputs_of(stats: InputStats) -> Inputs:
 
 def observed(
     job: Narrowing, streams: Streams, index: int, tensors: Mapping[str, Tensor]
-) -> tuple[float | None, Groups]:
+) -> tuple[float | None, Measured]:
     """What the networks of a whole block read behind narrow ones.
 
     With it, by what the output of the only one is multiplied before it is added to the hidden states; None where it is
@@ -273,56 +272,52 @@ def observed(
         batch, rows_NTW = next(streams.own.batches())
         gain = gain_of(runner, block, units[0].down, rows_NTW, batch)
 
-    def groups() -> Groups:
+    def measured() -> Measured:
         for some in portions(units, lambda unit: precision(unit.width).itemsize * unit.width**2, HESSIAN_BYTES):
-            downs = [unit.down for unit in some]
             pairs = zip(streams.own.batches(), streams.wanted.batches(), held, strict=True)
             rows = ((*own, wanted_NTW, held_NT) for own, (_, wanted_NTW), held_NT in pairs)
-            yield observe(runner, block, downs, rows, gain, f"block {index}")
+            seen = observe(runner, block, [unit.down for unit in some], rows, gain, f"block {index}")
+            yield from ((unit, seen.pop(unit.down)) for unit in some)
 
-    return gain, groups()
+    return gain, measured()
 
 
 def narrow_block(
-    job: Narrowing, index: int, tensors: Mapping[str, Tensor], gain: float | None, groups: Groups
+    job: Narrowing, index: int, tensors: Mapping[str, Tensor], gain: float | None, measured: Measured
 ) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     """The tensors of a block with fewer channels, by their names within it, and the record for the manifest.
 
-    gain, groups: of `observed`. The record has errors (of each network's output, see relative_error), target (None:
+    gain, measured: of `observed`. The record has errors (of each network's output, see relative_error), target (None:
     nothing is fitted), dampings (of each fit), and of networks with fewer tokens than channels `few`: their number, the
     least tokens, and the down Linear that has these.
     """
-    units = {unit.down: unit for unit in job.of_block(index)}
+    units = job.of_block(index)
     kept: dict[str, list[int]] = {}
     fitted: dict[str, Fitted] = {}
     errors: list[float] = []
-    dampings: list[float] = []
     few: list[tuple[int, str]] = []
-    for group in groups:
-        for down, inputs in group.items():
-            unit = units[down]
-            weight_OI = tensors[f"{down}.weight"].to(job.device, precision(unit.width))
-            bias_O = tensors.get(f"{down}.bias")
-            bias_O = None if bias_O is None else bias_O.to(weight_OI)
-            kept[down] = choose(job, unit, tensors, weight_OI, bias_O, inputs)
-            made = (
-                cut(weight_OI, bias_O, kept[down])
-                if inputs is None or not job.recipe.fit
-                else fit(inputs, weight_OI, bias_O, kept[down], job.recipe.damping)
-            )
-            if inputs is not None:
-                errors.append(relative_error(inputs, weight_OI, bias_O, made, kept[down]))
-                few += [(inputs.tokens, down)] if inputs.tokens < unit.width else []
-            dampings += [] if made.damping is None else [made.damping]
-            fitted[down] = made
-    if missing := next((down for down in units if down not in kept), None):
+    for unit, inputs in measured:
+        down = unit.down
+        weight_OI = tensors[f"{down}.weight"].to(job.device, precision(unit.width))
+        bias_O = tensors.get(f"{down}.bias")
+        bias_O = None if bias_O is None else bias_O.to(weight_OI)
+        kept[down] = choose(job, unit, tensors, weight_OI, bias_O, inputs)
+        if inputs is None or not job.recipe.fit:
+            fitted[down] = cut(weight_OI, bias_O, kept[down])
+        else:
+            fitted[down] = fit(inputs, weight_OI, bias_O, kept[down], job.recipe.damping)
+        if inputs is not None:
+            errors.append(relative_error(inputs, weight_OI, bias_O, fitted[down], kept[down]))
+            few += [(inputs.tokens, down)] if inputs.tokens < unit.width else []
+    if missing := next((unit.down for unit in units if unit.down not in kept), None):
         raise PrunusError(f"there are no statistics of {missing} of block {index}: write them again, with this version")
-    found = narrowed(tensors, list(units.values()), kept) if units else dict(tensors)
+    found = narrowed(tensors, units, kept)
     for down, made in fitted.items():
         for part, tensor in (("weight", made.weight_OK), ("bias", made.bias_O)):
             if tensor is not None:
                 found[f"{down}.{part}"] = tensor.to("cpu", tensors[f"{down}.{part}"].dtype).contiguous()
     target = ("own" if gain is None else "dense") if fitted and job.recipe.fit else None
+    dampings = [made.damping for made in fitted.values() if made.damping is not None]
     record: dict[str, object] = {"target": target, "errors": errors, "dampings": dampings}
     return found, record | ({"few": [len(few), *min(few)]} if few else {})
 

@@ -367,9 +367,6 @@ def quantise_block(
             weight_OI = inputs = None  # a Hessian can be as large as a weight, so free both before the next pass
         ordered = None
         return_freed_memory()
-    missing = next((name for name in linears if f"{job.on_disk[index][name]}.weight_scale" not in found), None)
-    if missing is not None:
-        raise PrunusError(f"there are no statistics of {missing} of block {index}: write them again, with this version")
     return found, {"warnings": [*warnings], **({"pooled": pooled} if pooled else {})}
 
 
