@@ -99,7 +99,7 @@ def test_recovery_on_a_device_is_that_of_the_cpu(folder, tmp_path, monkeypatch):
     prunus.recover(tmp_path / "pruned", tmp_path / "cpu", recipe, device="cpu")
     source = Checkpoint(tmp_path / "pruned")
     with other_device(monkeypatch, "cuda:0") as device:
-        device.free = TRAINING_BYTES * largest_block(source) + 24 * activation_bytes(source, 0)
+        device.free = TRAINING_BYTES * largest_block(source) + 24 * activation_bytes(source, 0)[0]
         prunus.recover(tmp_path / "pruned", tmp_path / "there", recipe, device="cuda:0")
         device.free = TRAINING_BYTES * largest_block(source) - 1
         with pytest.raises(PrunusError, match=r"of memory of cuda:0, and .* are free"):

@@ -228,6 +228,16 @@ def recipe_of(step: StepRecord) -> StepRecord:
     return recipe if isinstance(recipe, dict) else {}
 
 
+def numbers(step: StepRecord, of: str) -> tuple[int, int] | None:
+    """What a manifest says of something before and after a step; None where it does not say, or is damaged."""
+    counts = step.get(of)
+    found = [counts.get(key) for key in ("before", "after")] if isinstance(counts, Mapping) else []
+    match found:
+        case [int(before), int(after)] if before > 0:
+            return before, after
+    return None
+
+
 def defaults(action: str) -> dict[str, object]:
     """The default settings of a step, with those of earlier versions; {} for an action that is no kind."""
     if action not in STEPS:

@@ -222,7 +222,7 @@ def _keys(score_N: Tensor) -> Tensor:
         _check_scores(score_N)
         return score_N
     pattern_N = score_N.view(torch.int16)
-    low, high = _extremes(pattern_N)
+    low, high = map(int, pattern_N.aminmax())
     if low < 0:  # the sign bit is set: -0.0, which counts as 0.0, or an invalid score
         _check_scores(score_N)
         pattern_N = pattern_N & 0x7FFF
@@ -379,13 +379,6 @@ def count_zeros(weight: Tensor) -> int:
 def _count(mask: Tensor) -> int:
     # numpy counts booleans about ten times faster than torch.
     return int(np.count_nonzero(mask.numpy()) if _on_cpu(mask) else mask.count_nonzero())
-
-
-def _extremes(number: Tensor) -> tuple[int, int]:
-    """Smallest and largest of integers."""
-    if _on_cpu(number):
-        return int(number.numpy().min()), int(number.numpy().max())
-    return int(number.min()), int(number.max())
 
 
 def _check_scores(score: Tensor) -> None:

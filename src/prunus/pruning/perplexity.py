@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -114,13 +115,9 @@ def cut(documents: Sequence[list[int]], seqlen: int) -> Iterator[list[int]]:
 
 def first_windows(windows: Iterator[list[int]], max_tokens: int | None) -> list[list[int]]:
     """The first windows with at most max_tokens tokens in total, but at least one."""
-    chosen, tokens = [], 0
-    for window in windows:
-        tokens += len(window)
-        if chosen and max_tokens is not None and tokens > max_tokens:
-            break
-        chosen.append(window)
-    return chosen
+    found = [*windows]
+    ends = accumulate(map(len, found))
+    return [ids for ids, end in zip(found, ends, strict=True) if max_tokens is None or end <= max_tokens] or found[:1]
 
 
 def find_head(network: Any) -> Architecture | None:

@@ -128,20 +128,22 @@ def compare_blocks(
     device: torch.device,
     changed: Collection[int],
     outputs: Outputs,
-    failure: Callable[[str, float], PrunusError],
+    error: type[PrunusError],
+    than: str,
     alone: bool = False,
 ) -> float:
     """The largest relative difference between changed blocks of new and what they must compute, in float32.
 
     One short sequence goes through source as it must be, so rounding cannot add up over blocks; with `alone`, each
-    block reads embeddings, and only changed ones run. failure: the error for a difference, and of what.
+    block reads embeddings, and only changed ones run. error: what is raised for a difference. than: the end of its
+    message, after `would compute something else`.
     """
     old_run, new_run = (Runner(model.config, model.tensors, torch.float32, device) for model in (source, new))
     batch, worst = Batch(short_sequence(source)), 0.0
     with full_float32(device), plain_experts(old_run.architecture), plain_experts(new_run.architecture):
         rows_1TW, also_1TW = old_run.embed(batch), new_run.embed(Batch(batch.ids_NT))
         if not torch.equal(rows_1TW, also_1TW):
-            raise failure("the embedding", float("inf"))
+            raise error(f"the embedding would compute something else {than}")
         for index in sorted(changed) if alone else range(max(changed) + 1):
             return_freed_memory()  # of a mixture, a block is large
             if index not in changed:
@@ -150,7 +152,7 @@ def compare_blocks(
             before_1TW, after_1TW = outputs(old_run, new_run, index, rows_1TW, batch)
             worst = max(worst, change := difference(before_1TW, after_1TW))
             if not change <= TOLERANCE:
-                raise failure(f"block {index}", change)
+                raise error(f"block {index} would compute something else {than} (by {change:.2g})")
             rows_1TW = rows_1TW if alone else before_1TW
     return worst
 

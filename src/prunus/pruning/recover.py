@@ -211,18 +211,14 @@ def block_of(source: Checkpoint, index: int, changed: dict[str, Tensor]) -> dict
 def dense_twin(source: Checkpoint, dense: str | Path | None) -> Checkpoint:
     """The dense model, by name or from the manifest; PrunusError unless source was made from its weights."""
     history = source.manifest.get("history", [])
-    if dense is None:
-        if not history:
-            raise PrunusError(f"{source.folder} has no manifest that says what it was pruned from; give --dense MODEL")
-        name = history[0]["source"]["name"]
-        try:
-            found = Checkpoint(resolve(name))
-        except PrunusError as error:
-            raise PrunusError(
-                f"{source.folder} was made from '{name}', which cannot be opened; give --dense"
-            ) from error
-    else:
-        found = Checkpoint(resolve(dense))
+    if dense is None and not history:
+        raise PrunusError(f"{source.folder} has no manifest that says what it was pruned from; give --dense MODEL")
+    name = history[0]["source"]["name"] if dense is None else dense
+    try:
+        found = Checkpoint(resolve(name))
+    except PrunusError as error:
+        why = f"{source.folder} was made from '{name}', which cannot be opened; give --dense"
+        raise (PrunusError(why) if dense is None else error) from error
     if found.folder.resolve() == source.folder.resolve():
         raise PrunusError(f"{found.folder} is the pruned model itself; give the dense one as --dense")
     if history and found.checksum() not in {step["source"]["checksum"] for step in history}:

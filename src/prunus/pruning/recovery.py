@@ -66,7 +66,7 @@ def plan_steps(source: Checkpoint, device: torch.device, step_tokens: int, longe
     activations are computed again, which takes a third more time. Raises PrunusError where that does not fit either.
     """
     block, free = TRAINING_BYTES * largest_block(source), free_on(device)
-    each, least = (max(of(source, index) for index in range(source.blocks)) for of in (activation_bytes, part_bytes))
+    each, least = map(max, zip(*(activation_bytes(source, index) for index in range(source.blocks)), strict=True))
     check_free(
         f"training a block of {source.folder} on a sequence of {longest} tokens",
         block + longest * least,
@@ -79,9 +79,16 @@ def plan_steps(source: Checkpoint, device: torch.device, step_tokens: int, longe
     return StepPlan(max(1, min(max(step_tokens, longest), room)), longest > room, bfloat16)
 
 
-def activation_bytes(source: Checkpoint, index: int) -> int:
-    """Bytes of a token that a step through a block takes at most."""
-    return ACTIVATION_BYTES * (source.architecture.width + sum(outputs_of(source, index).values()))
+def activation_bytes(source: Checkpoint, index: int) -> tuple[int, int]:
+    """Bytes of a token that a step through a block takes at most, and where activations are computed again.
+
+    Then only one part of the block, attention or MLP, has them at a time.
+    """
+    parts: dict[str, int] = defaultdict(int)
+    for name, rows in outputs_of(source, index).items():
+        parts[name.partition(".")[0]] += rows
+    every, largest = (source.architecture.width + of(parts.values()) for of in (sum, max))
+    return ACTIVATION_BYTES * every, ACTIVATION_BYTES * largest
 
 
 def outputs_of(source: Checkpoint, index: int) -> dict[str, int]:
@@ -94,14 +101,6 @@ def outputs_of(source: Checkpoint, index: int) -> dict[str, int]:
         if expert is None or chosen is None or expert[1] < chosen:
             found[linear.name] = linear.shape_OI[0]
     return found
-
-
-def part_bytes(source: Checkpoint, index: int) -> int:
-    """activation_bytes where they are computed again: only one part of the block, attention or MLP, has them then."""
-    parts: dict[str, int] = defaultdict(int)
-    for name, rows in outputs_of(source, index).items():
-        parts[name.partition(".")[0]] += rows
-    return ACTIVATION_BYTES * (source.architecture.width + max(parts.values()))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 from prunus.disk import show_bytes
 from prunus.recipes import QuantizeRecipe
-from prunus.step import Step, StepRecord, recipe_of
+from prunus.step import Step, StepRecord, numbers, recipe_of
 
 
 class Quantize(Step):
@@ -78,13 +78,10 @@ class Quantize(Step):
 
 def loaded_bytes(step: StepRecord, brief: bool) -> str:
     """The bytes that an engine loads after and before a step; empty where it does not say."""
-    sizes = step.get("bytes")
-    found = [sizes.get(key) for key in ("after", "before")] if isinstance(sizes, Mapping) else []
-    match found:
-        case [int(after), int(before)]:
-            shown = f"{show_bytes(after)} instead of {show_bytes(before)}"
-            return shown if brief else f"an engine loads {shown}"
-    return ""
+    if not (sizes := numbers(step, "bytes")):
+        return ""
+    shown = f"{show_bytes(sizes[1])} instead of {show_bytes(sizes[0])}"
+    return shown if brief else f"an engine loads {shown}"
 
 
 def stored_as(step: StepRecord) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from prunus.recipes import WidthRecipe
 from prunus.results.characters import DASH, NBSP
-from prunus.step import Step, StepRecord, recipe_of
+from prunus.step import Step, StepRecord, numbers, recipe_of
 
 
 class Width(Step):
@@ -80,19 +80,19 @@ class Width(Step):
 
     def label(self, step: StepRecord) -> str:
         """`OBS width 75 %`."""
-        counts, keep = numbers(step), recipe_of(step).get("keep")
+        counts, keep = numbers(step, "channels"), recipe_of(step).get("keep")
         share = counts[1] / counts[0] if counts else keep if isinstance(keep, int | float) else None
         return f"{self.method(step)} {DASH if share is None else f'{100 * share:.3g}{NBSP}%'}"
 
     def outcome(self, step: StepRecord, brief: bool) -> str:
         """`192 of 256 channels are kept, 1,032,832 of 1,229,440 parameters`."""
-        if not (counts := numbers(step)):
+        if not (counts := numbers(step, "channels")):
             return ""
         return f"{counts[1]} of {counts[0]} channels " + ("kept" if brief else f"are kept{left(step)}")
 
     def sentence(self, steps: Sequence[StepRecord]) -> str:
         """`192 of 256 channels of its feed-forward networks are kept, 1,032,832 of 1,229,440 parameters`."""
-        found = [(*counts, left(step)) for step in steps if (counts := numbers(step))]
+        found = [(*counts, left(step)) for step in steps if (counts := numbers(step, "channels"))]
         return "; ".join(
             f"{after} of {before} channels of its feed-forward networks are kept{size}" for before, after, size in found
         )
@@ -110,16 +110,6 @@ def left(step: StepRecord) -> str:
     """`, 1,032,832 of 1,229,440 parameters`; empty where the manifest does not say."""
     counts = numbers(step, "parameters")
     return f", {counts[1]:,} of {counts[0]:,} parameters" if counts else ""
-
-
-def numbers(step: StepRecord, of: str = "channels") -> tuple[int, int] | None:
-    """The numbers of channels, or parameters, before and after a step; None where it does not say, or is damaged."""
-    counts = step.get(of)
-    found = [counts.get(key) for key in ("before", "after")] if isinstance(counts, Mapping) else []
-    match found:
-        case [int(before), int(after)] if before > 0:
-            return before, after
-    return None
 
 
 STEP = Width()

@@ -14,11 +14,6 @@ from prunus.recipes import PruneRecipe
 HALF_RANGE = 0.08
 
 
-def highest_step(blocks: int, target: float) -> float:
-    """The largest step (the paper's beta) for which all sparsities lie in [0, 1]."""
-    return 2 * min(target, 1 - target) / max(1, blocks - 1)
-
-
 def allocate(_scores: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
     """Sparsity target + step * (i - (L - 1) / 2) for each block i of L.
 
@@ -27,7 +22,7 @@ def allocate(_scores: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe
     leave [0, 1].
     """
     target, step, blocks = recipe.sparsity, recipe.step, len(sizes)
-    limit = highest_step(blocks, target)
+    limit = 2 * min(target, 1 - target) / max(1, blocks - 1)  # for which all sparsities lie in [0, 1]
     if step is None:
         step = min(limit, 2 * HALF_RANGE / max(1, blocks - 1))
     if not 0 <= step <= limit + 1e-12:

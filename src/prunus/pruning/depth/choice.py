@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.runner import Runner
-from prunus.checkpoint.writer import SINGLE_FILE_BYTES
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.hidden_states import HiddenStates
@@ -78,17 +77,13 @@ class Choice(NamedTuple):
 
 @dataclass
 class Calibrated:
-    """A model, a recipe and calibration sequences on a device: the input of a depth method.
-
-    Blocks of models up to 2 GB stay in memory once read; of larger models one block is in memory at a time.
-    """
+    """A model, a recipe and calibration sequences on a device: the input of a depth method."""
 
     source: Checkpoint
     recipe: DropRecipe
     sequences: Sequence[list[int]]
     device: torch.device
     runner: Runner = field(init=False)
-    _blocks: dict[Mix, nn.Module] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.runner = Runner(self.source.config, self.source.tensors, self.source.dtype, self.device)
@@ -106,13 +101,8 @@ class Calibrated:
         return HiddenStates(self.runner, self.sequences, None)
 
     def block(self, mix: Mix) -> nn.Module:
-        """The block as a module that can be run."""
-        if mix in self._blocks:
-            return self._blocks[mix]
-        block = self.runner.make_block(mix.base, mix.tensors(self.source))
-        if mix.is_copy and self.source.nbytes <= SINGLE_FILE_BYTES:
-            self._blocks[mix] = block
-        return block
+        """The block as a module that can be run; it is read anew, which takes little of the time of a pass."""
+        return self.runner.make_block(mix.base, mix.tensors(self.source))
 
     def walk(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield (block's index, its input (N, T, W), its output) for every block and batch, in one dense pass.

@@ -41,10 +41,6 @@ class Held(NamedTuple):
     input_SI: Tensor
     error_SO: Tensor
 
-    def centred(self, mean_I: Tensor, mean_O: Tensor) -> "Held":
-        """The same without these means."""
-        return Held(self.input_SI - mean_I, self.error_SO - mean_O)
-
 
 class Inputs(NamedTuple):
     """What calibration tells of the inputs of a down Linear.
@@ -69,7 +65,7 @@ class Inputs(NamedTuple):
         mean_I = self.sum_I / count
         hessian_II = self.hessian_II - torch.outer(self.sum_I, mean_I)
         mean_O = self.error_O / count if self.error_O is not None else torch.zeros(1).to(mean_I)
-        held = None if self.held is None else self.held.centred(mean_I, mean_O)
+        held = self.held and Held(self.held.input_SI - mean_I, self.held.error_SO - mean_O)
         if self.error_OI is None or self.error_O is None:
             return self._replace(hessian_II=hessian_II, held=held)
         error_OI = self.error_OI - torch.outer(self.error_O, mean_I)
