@@ -112,8 +112,8 @@ def measure(job: Job[ExpertsRecipe], mixtures: Sequence[Mixture], calibration: C
     if job.saved is not None:
         return [seen_in(job.saved, mixture) for mixture in mixtures]
     if calibration is None:
-        zeros = [torch.zeros(4, mixture.count, dtype=torch.float64) for mixture in mixtures]
-        return [Seen(m.index, z.long()[0], *z[1:], seed=recipe.seed) for m, z in zip(mixtures, zeros, strict=True)]
+        nothing = {m.index: torch.zeros(m.count, dtype=torch.float64) for m in mixtures}
+        return [Seen(index, zeros.long(), zeros, zeros, zeros, recipe.seed) for index, zeros in nothing.items()]
 
     def counts(mixture: Mixture) -> list[int]:
         return [recipe.count(mixture.count)]

@@ -217,8 +217,9 @@ def dense_twin(source: Checkpoint, dense: str | Path | None) -> Checkpoint:
     try:
         found = Checkpoint(resolve(name))
     except PrunusError as error:
-        why = f"{source.folder} was made from '{name}', which cannot be opened; give --dense"
-        raise (PrunusError(why) if dense is None else error) from error
+        if dense is not None:
+            raise
+        raise PrunusError(f"{source.folder} was made from '{name}', which cannot be opened; give --dense") from error
     if found.folder.resolve() == source.folder.resolve():
         raise PrunusError(f"{found.folder} is the pruned model itself; give the dense one as --dense")
     if history and found.checksum() not in {step["source"]["checksum"] for step in history}:

@@ -2,8 +2,8 @@
 
 Song et al. 2024, arXiv:2402.09025, algorithm 1. Every round evaluates the remaining model again, which makes this the
 strongest baseline. The first and the last block always stay, as in the authors' code. Memory: two copies of the hidden
-states, the output head, and one block. Time: about L^2 / 2 block passes over the calibration
-tokens per removed block of L, since the blocks before a candidate are run only once per round.
+states, the output head, and one block. Time: about L^2 / 2 block passes over the calibration tokens per removed block
+of L, since the blocks before a candidate are run only once per round.
 """
 
 import math

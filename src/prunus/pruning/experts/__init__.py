@@ -83,10 +83,9 @@ def find_mixtures(source: Checkpoint) -> list[Mixture]:
     """
     counts = expert_counts(source)
     more = [count + 1 for count in counts]
-    listed = {
-        name: isinstance(getattr(source.text_config, name), list | tuple) for name in number_fields(source.text_config)
-    }
-    longer = find_layers(remade(source, {name: more if is_list else more[0] for name, is_list in listed.items()}))[1]
+    text = source.text_config
+    numbers = {name: more if isinstance(getattr(text, name), list | tuple) else more[0] for name in number_fields(text)}
+    longer = find_layers(remade(source, numbers))[1]
     carried: dict[Carried, Any] = {}
     found = [
         _mixture(source, index, layer, after, counts[index], carried)
