@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import prunus
 from prunus.pruning import recover as recovering
-from prunus.pruning.recovery import Streams
+from prunus.pruning import recovery
 from prunus.recipes import PruneRecipe, RecoverRecipe
 
 ROOT = Path(__file__).parents[1]
@@ -43,16 +43,18 @@ def test_operations_steps_and_streams_are_those_of_a_recovery(tmp_path, cost, mo
     prunus.prune(dense, tmp_path / "pruned", PruneRecipe(sparsity=0.5, calibration=str(rows), samples=8))
     epochs = 2
     counter, held, attended = FlopCounterMode(display=False), [], {False: 0, True: 0}
-    recover_blocks, begin, attend = recovering.recover_blocks, Streams.__init__, functional.scaled_dot_product_attention
+    recover_blocks, attend = recovering.recover_blocks, functional.scaled_dot_product_attention
+    open_streams = recovery.open_streams
 
     def counted(*arguments):
         attended.update({False: 0})  # those of the look at the architecture
         with counter:
             recover_blocks(*arguments)
 
-    def begun(self, *arguments):
-        begin(self, *arguments)
-        held.append(self.input_SW.nbytes + self.hidden.states_SW.nbytes)
+    def opened(*arguments):
+        streams = open_streams(*arguments)
+        held.append(streams.own.states_SW.nbytes + streams.wanted.states_SW.nbytes)
+        return streams
 
     def attention(query_NHTD, *arguments, **settings):
         sequences, heads, tokens, width = query_NHTD.shape
@@ -60,7 +62,7 @@ def test_operations_steps_and_streams_are_those_of_a_recovery(tmp_path, cost, mo
         return attend(query_NHTD, *arguments, **settings)
 
     monkeypatch.setattr(recovering, "recover_blocks", counted)
-    monkeypatch.setattr(Streams, "__init__", begun)
+    monkeypatch.setattr(recovery, "open_streams", opened)
     monkeypatch.setattr(functional, "scaled_dot_product_attention", attention)
     recipe = RecoverRecipe(str(rows), samples=SEQUENCES, epochs=epochs, step_tokens=LENGTH)
     told = prunus.recover(tmp_path / "pruned", tmp_path / "out", recipe)
