@@ -212,7 +212,7 @@ def test_masks_alone_are_a_bit_per_weight_and_need_their_source(tmp_path, pruned
     dense.rename(tmp_path / "moved")
     try:
         refused("(--dense)", unpack, tmp_path / "masks", tmp_path / "x")
-        refused("(--dense)", pack, half, tmp_path / "x", masks_only=True)
+        refused("give --dense MODEL", pack, half, tmp_path / "x", masks_only=True)
         unpack(tmp_path / "masks", tmp_path / "again", source=tmp_path / "moved", overwrite=True)
         pack(half, tmp_path / "masks", masks_only=True, source=tmp_path / "moved", overwrite=True)
     finally:
@@ -223,7 +223,7 @@ def test_masks_alone_are_a_bit_per_weight_and_need_their_source(tmp_path, pruned
 
 def test_masks_are_refused_where_they_are_not_enough(tmp_path, pruned):
     dense, half = pruned
-    refused("does not say what it was pruned from", pack, dense, tmp_path / "x", masks_only=True)
+    refused("says what it was pruned from", pack, dense, tmp_path / "x", masks_only=True)
     prunus.prune(dense, tmp_path / "a", PruneRecipe(method="magnitude", sparsity=0.5))
     change_tensors(tmp_path / "a", lambda tensors: tensors["model.layers.2.mlp.up_proj.weight"][3, 3].fill_(-0.0))
     moved = "kept weights of 'model.layers.2.mlp.up_proj.weight' differ"

@@ -18,7 +18,7 @@ from prunus.checkpoint.linears import Linear, check_decoder, find_linears
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.names import Names, Origin
 from prunus.checkpoint.quantised import parts_of, plain_tensors, why_unreadable
-from prunus.checkpoint.resolve import one_line, read_object, version_of
+from prunus.checkpoint.resolve import one_line, read_object, resolve, version_of
 from prunus.checkpoint.safetensors_file import DTYPES, READABLE, Stored, digest_of
 from prunus.disk import prefetch
 from prunus.errors import PrunusError
@@ -329,6 +329,28 @@ class Checkpoint(ModelFolder):
             raise PrunusError(f"{self.folder}: '{name}' is {stored.dtype}; only {', '.join(DTYPES)} can be pruned")
         if stored.nbytes != stored.elements * READABLE[stored.dtype].itemsize:
             raise PrunusError(f"{stored.file} is damaged: '{name}' has {stored.nbytes} bytes; fetch it again")
+
+
+def dense_twin(source: Checkpoint, dense: str | Path | None) -> Checkpoint:
+    """The dense model, by name or from the manifest; PrunusError unless source was made from its weights."""
+    history = source.manifest.get("history", [])
+    if dense is None and not history:
+        raise PrunusError(f"{source.folder} has no manifest that says what it was pruned from; give --dense MODEL")
+    name = history[0]["source"]["name"] if dense is None else dense
+    try:
+        found = Checkpoint(resolve(name))
+    except PrunusError as error:
+        if dense is not None:
+            raise
+        raise PrunusError(f"{source.folder} was made from '{name}': {error}; give --dense MODEL") from error
+    if found.folder.resolve() == source.folder.resolve():
+        raise PrunusError(f"{found.folder} is the pruned model itself; give the dense one as --dense")
+    if history and found.checksum() not in {step["source"]["checksum"] for step in history}:
+        raise PrunusError(
+            f"{found.folder} has other weights than the model that {source.folder} was made from "
+            f"({history[0]['source']['name']}); give that one as --dense"
+        )
+    return found
 
 
 def architecture_of(folder: Path, config: "PreTrainedConfig") -> Architecture:

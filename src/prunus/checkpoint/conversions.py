@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.checkpoint import Checkpoint, dense_twin
 from prunus.checkpoint.model_folder import PACKED_FILE
-from prunus.checkpoint.packed_files import PackedCheckpoint, attach_source, check_source, packed_writer, read_packed
+from prunus.checkpoint.packed_files import PackedCheckpoint, attach_source, packed_writer, read_packed
 from prunus.checkpoint.packed_tensor import bit_patterns, damaged, mask_nbytes, packed_nbytes
 from prunus.checkpoint.quantised import DEQUANTISED
 from prunus.checkpoint.resolve import resolve, typed_path, versions
@@ -55,8 +55,10 @@ def pack(
     check_target(model.folder, target, overwrite)
     work = {"action": "pack", "masks_only": masks_only, "source": model.checksum()}
     needed = sum(mask_nbytes(model.tensors[name].shape) for name in linear_weights(model))
-    dense_name, dense = find_source(model, source) if masks_only else (str(checkpoint), model)
+    dense_name, dense = str(checkpoint), model
     if masks_only:
+        dense = dense_twin(model, source)
+        dense_name = str(source or model.manifest["history"][0]["source"]["name"])
         check_same_elsewhere(model, dense)
     else:
         needed += sum(stored.nbytes for stored in model.outer_tensors().values())
@@ -149,7 +151,6 @@ def read_variant(path: Path, source: Checkpoint) -> Iterator[tuple[str, Tensor]]
     packed = read_packed(path)
     if packed.info["kind"] != "variant":
         raise PrunusError(f"{path} is a packed checkpoint, not a variant of a model")
-    check_source(packed, source)
     tensors = attach_source(packed, source)
     return ((name, tensor.read()) for name, tensor in tensors.items())
 
@@ -219,26 +220,6 @@ def write_variant_tensors(
                     f"kept weights of '{name}' differ from those of {source.folder}, so a mask is not enough; "
                     "leave --masks-only out"
                 )
-
-
-def find_source(model: Checkpoint, given: str | Path | None) -> tuple[str, Checkpoint]:
-    """(name, Checkpoint) of the dense model from which a model was pruned: `given`, else the first in its history.
-
-    Raises PrunusError if there is none, or if it has another checksum than the history says.
-    """
-    if given is not None:
-        return str(given), Checkpoint(resolve(given))
-    history = model.manifest.get("history", [])
-    if not history:
-        raise PrunusError(f"{model.folder} does not say what it was pruned from; name the dense model with --dense")
-    name, checksum = history[0]["source"]["name"], history[0]["source"]["checksum"]
-    try:
-        source = Checkpoint(resolve(name))
-    except PrunusError as error:
-        raise PrunusError(f"masks need the dense model '{name}': {error} (--dense)") from error
-    if source.checksum() != checksum:
-        raise PrunusError(f"'{name}' is not the model from which {model.folder} was pruned; name that with --dense")
-    return name, source
 
 
 def check_same_elsewhere(model: Checkpoint, source: Checkpoint) -> None:

@@ -7,7 +7,6 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -20,15 +19,13 @@ from prunus.checkpoint.model_folder import PACKED_FILE, is_packed
 from prunus.checkpoint.packed_tensor import (
     ALIGNMENT,
     PARTS,
-    Damaged,
     Form,
     PackedTensor,
     bit_patterns,
     damaged,
     pack_bits,
     pack_mask,
-    part_shapes,
-    part_types,
+    parts_in,
     round_up,
 )
 from prunus.checkpoint.resolve import resolve
@@ -51,6 +48,7 @@ from prunus.errors import PrunusError
 VERSION = 1
 INFO, DIGEST = "prunus_packed", "prunus_packed_sha256"
 Header = dict[str, Any]  # JSON of the header, or a part of it
+Part = tuple[tuple[int, ...], Iterable[bytes | memoryview]]  # the shape and the data of a part, in pieces
 # Placeholder for the header's digest while that digest is computed.
 NO_DIGEST = "0" * 64
 _LARGEST_CRC = (1 << 32) - 1
@@ -83,34 +81,29 @@ class PackedWriter:
         """Copy a stored tensor in dense form."""
         if stored.dtype not in ITEMSIZES:
             raise PrunusError(f"{stored.file}: '{name}' is {stored.dtype}, which cannot be packed")
-        self._begin(name, "dense", stored.dtype, stored.shape)
-        self._put(name, name, stored.dtype, stored.shape, stored.chunks())
+        self._put(name, "dense", stored.dtype, stored.shape, [(stored.shape, stored.chunks())])
 
-    def _add(self, name: str, weight_OI: Tensor, form: Form, parts: tuple[NDArray, ...]) -> Form:
-        dtype = dtype_name(weight_OI)
-        self._begin(name, form, dtype, tuple(weight_OI.shape))
-        for part, kind, array in zip(PARTS[form], part_types(form, dtype), parts, strict=True):
-            assert (self.stream.tell() % ALIGNMENT, array.nbytes % ALIGNMENT) == (0, 0)
-            self._put(name, name + part, kind, array.shape, [array.reshape(-1).view(np.uint8).data])
+    def _add(self, name: str, weight_OI: Tensor, form: Form, arrays: tuple[NDArray, ...]) -> Form:
+        assert not any(array.nbytes % ALIGNMENT for array in arrays)
+        parts = [(array.shape, [array.reshape(-1).view(np.uint8).data]) for array in arrays]
+        self._put(name, form, dtype_name(weight_OI), tuple(weight_OI.shape), parts)
         return form
 
-    def _begin(self, name: str, form: Form, dtype: str, shape: tuple[int, ...]) -> None:
+    def _put(self, name: str, form: Form, dtype: str, shape: tuple[int, ...], parts: Iterable[Part]) -> None:
         if name in self.table or any(name + part in self.entries for part in PARTS[form]):
             raise PrunusError(
                 f"the name '{name}' occurs twice, or is that of another tensor's part; it cannot be packed"
             )
-        self.table[name] = {"form": form, "dtype": dtype, "shape": list(shape), "crc32": []}
-
-    def _put(
-        self, name: str, part: str, dtype: str, shape: tuple[int, ...], pieces: Iterable[bytes | memoryview]
-    ) -> None:
-        checksum, start = 0, self.offset
-        for piece in pieces:
-            self.stream.write(piece)
-            checksum = zlib.crc32(piece, checksum)
-            self.offset += len(piece)
-        self.entries[part] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, self.offset]}
-        self.table[name]["crc32"].append(checksum)
+        checksums = []
+        for (part, (kind, _)), (own, pieces) in zip(parts_in(form, dtype, shape).items(), parts, strict=True):
+            checksum, start = 0, self.offset
+            for piece in pieces:
+                self.stream.write(piece)
+                checksum = zlib.crc32(piece, checksum)
+                self.offset += len(piece)
+            self.entries[name + part] = {"dtype": kind, "shape": list(own), "data_offsets": [start, self.offset]}
+            checksums.append(checksum)
+        self.table[name] = {"form": form, "dtype": dtype, "shape": list(shape), "crc32": checksums}
 
 
 @contextmanager
@@ -171,86 +164,70 @@ def read_packed(path: Path) -> PackedFile:
     if not path.is_file():
         raise PrunusError(f"{path} does not exist; give a packed file")
     try:
-        header, base, size = _read_header(path)
-        info, table = _read_info(header)
-        tensors = _place(path, header, table, base, size)
+        size = path.stat().st_size
+        text, base = header_text(path, size)
+        header = json.loads(text)
+        info, table = _read_info(header.pop("__metadata__"), text)
+        spans = {name: place_of(path, name, entry, base) for name, entry in header.items()}
+        check_cover(spans.values(), base, size)
+        tensors = {name: _tensor(path, name, row, spans, base) for name, row in table.items()}
+        if spans:
+            raise ValueError(f"'{next(iter(spans))}' belongs to no tensor")
         if any(tensor.form not in FORMS[info["kind"]] for tensor in tensors.values()):
-            raise Damaged(f"a tensor has a form that a {info['kind']} cannot have")
+            raise ValueError(f"a tensor has a form that a {info['kind']} cannot have")
         if info["lossy"] != any(tensor.form == "int8" for tensor in tensors.values()):
-            raise Damaged("lossy does not match the forms of the tensors")
+            raise ValueError("lossy does not match the forms of the tensors")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
         raise damaged(path, " ".join(str(error).split()) or type(error).__name__) from error
     return PackedFile(path, info, tensors)
 
 
-def _read_header(path: Path) -> tuple[Header, int, int]:
-    """(header, position of the data, size of the file). Raises Damaged if the header's digest does not match."""
-    size = path.stat().st_size
-    text, base = header_text(path, size)
-    header = json.loads(text)
-    digest = header["__metadata__"][DIGEST]
-    if not re.fullmatch("[0-9a-f]{64}", digest):
-        raise Damaged("no digest of the header")
-    if hashlib.sha256(text.replace(digest.encode(), NO_DIGEST.encode(), 1)).hexdigest() != digest:
-        raise Damaged("the digest of the header does not match")
-    return header, base, size
-
-
-def _read_info(header: Header) -> tuple[Header, Mapping[str, Any]]:
-    """(info, table of tensors) from the header's metadata, which is removed from header."""
-    info = json.loads(header.pop("__metadata__")[INFO])
+def _read_info(metadata: Mapping[str, Any], header: bytes) -> tuple[Header, Mapping[str, Any]]:
+    """(info, table of tensors) from the metadata of a header. Raises ValueError unless its digest matches."""
+    digest = metadata[DIGEST]
+    if hashlib.sha256(header.replace(digest.encode(), NO_DIGEST.encode(), 1)).hexdigest() != digest:
+        raise ValueError("the digest of the header does not match")
+    info = json.loads(metadata[INFO])
     if info["version"] != VERSION:
-        raise Damaged(f"format version {info['version']}; this version of prunus reads only {VERSION}")
+        raise ValueError(f"format version {info['version']}; this version of prunus reads only {VERSION}")
     model = info["model"]
     if info["kind"] not in FORMS or not isinstance(info["about"], dict):
-        raise Damaged("kind or about is not valid")
+        raise ValueError("kind or about is not valid")
     if not isinstance(info["lossy"], bool) or not isinstance(model["name"], str):
-        raise Damaged("lossy or name is not valid")
+        raise ValueError("lossy or name is not valid")
     check_name(model["name"])
     if not re.fullmatch("[0-9a-f]{64}", model["checksum"]):
-        raise Damaged("the checksum of the model is not valid")
+        raise ValueError("the checksum of the model is not valid")
     return info, info.pop("tensors")
 
 
-def _place(
-    path: Path, header: Mapping[str, Any], table: Mapping[str, Any], base: int, size: int
-) -> dict[str, PackedTensor]:
-    """The tensors of the table by name.
+def _tensor(path: Path, name: str, row: Mapping[str, Any], spans: dict[str, Stored], base: int) -> PackedTensor:
+    """The tensor of a row of the table. spans: what the header says of all parts, from which its own are removed.
 
-    Raises ValueError unless their parts fill the file, have the sizes that their shapes need, and belong to tensors.
+    Raises ValueError unless the parts have the dtypes and shapes of the form, are adjacent, and (not dense) aligned.
     """
-    spans = {name: place_of(path, name, entry, base) for name, entry in header.items()}
-    check_cover(spans.values(), base, size)
-    tensors = {}
-    for name, row in table.items():
-        check_name(name)
-        form, dtype, shape = row["form"], row["dtype"], whole_numbers(row["shape"])
-        if dtype not in ITEMSIZES:
-            raise Damaged(f"the dtype of '{name}' is unknown")
-        if form not in PARTS or (form != "dense" and (len(shape) != 2 or 0 in shape or dtype not in DTYPES)):
-            raise Damaged(f"'{name}' cannot be {form}")
-        parts = [spans.pop(name + part) for part in PARTS[form]]
-        _check_parts(name, form, dtype, shape, parts)
-        start, end = (parts[0].start, parts[-1].end) if parts else (base, base)
-        tensor = tensors[name] = PackedTensor(path, dtype, shape, start, end)
-        tensor.form, tensor.checksums = form, whole_numbers(row["crc32"])
-        if len(tensor.checksums) != len(parts):
-            raise Damaged(f"'{name}' lacks checksums")
-    if spans:
-        raise Damaged(f"'{next(iter(spans))}' belongs to no tensor")
-    return tensors
-
-
-def _check_parts(name: str, form: Form, dtype: str, shape: tuple[int, ...], parts: list[Stored]) -> None:
-    """Raise Damaged unless the parts have the dtypes and shapes of the form, are adjacent, and (not dense) aligned."""
-    for part, kind, wanted in zip(parts, part_types(form, dtype), part_shapes(form, shape), strict=True):
-        fits = len(part.shape) == 1 if wanted is None else part.shape == wanted
-        if part.dtype != kind or not fits:
-            raise Damaged(f"a part of '{name}' is {part.dtype} {part.shape}")
+    check_name(name)
+    form, dtype, shape = row["form"], row["dtype"], whole_numbers(row["shape"])
+    if dtype not in ITEMSIZES:
+        raise ValueError(f"the dtype of '{name}' is unknown")
+    if form not in PARTS or (form != "dense" and (len(shape) != 2 or 0 in shape or dtype not in DTYPES)):
+        raise ValueError(f"'{name}' cannot be {form}")
+    parts: list[Stored] = []
+    for suffix, (kind, wanted) in parts_in(form, dtype, shape).items():
+        part = spans.pop(name + suffix)
+        if part.dtype != kind or (len(part.shape) != 1 if wanted is None else part.shape != wanted):
+            raise ValueError(f"a part of '{name}' is {part.dtype} {part.shape}")
         if form != "dense" and (part.start % ALIGNMENT or part.nbytes % ALIGNMENT):
-            raise Damaged(f"a part of '{name}' is not aligned")
-    if any(left.end != right.start for left, right in pairwise(parts)):
-        raise Damaged(f"parts of '{name}' are not adjacent")
+            raise ValueError(f"a part of '{name}' is not aligned")
+        if parts and part.start != parts[-1].end:
+            raise ValueError(f"parts of '{name}' are not adjacent")
+        parts.append(part)
+    start, end = (parts[0].start, parts[-1].end) if parts else (base, base)
+    tensor = PackedTensor(path, dtype, shape, start, end)
+    tensor.form, tensor.parts, tensor.checksums = form, parts, whole_numbers(row["crc32"])
+    if len(tensor.checksums) != len(parts):
+        raise ValueError(f"'{name}' lacks checksums")
+    return tensor
 
 
 # Open a packed folder like any other checkpoint, and find the dense source that a file of masks needs.
@@ -281,38 +258,32 @@ class PackedCheckpoint(Checkpoint):
         return {**self.dense.tensors, **attach_source(self.packed, self.dense)}
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
-    """The Checkpoint of a model folder, packed or not."""
-    return PackedCheckpoint(folder) if is_packed(folder) else Checkpoint(folder)
+def open_checkpoint(folder: Path, source: str | Path | None = None) -> Checkpoint:
+    """The Checkpoint of a model folder, packed or not. source: as for PackedCheckpoint."""
+    return PackedCheckpoint(folder, source) if is_packed(folder) else Checkpoint(folder)
 
 
 def attach_source(packed: PackedFile, source: Checkpoint) -> Mapping[str, PackedTensor]:
     """The tensors of a variant, connected to those of its source so that they can be read.
 
-    The caller has checked the source's checksum. Raises PrunusError if the source lacks a tensor.
+    Raises PrunusError if the source is another model, or lacks a tensor.
     """
+    model = packed.info["model"]
+    if source.checksum() != model["checksum"]:
+        raise PrunusError(f"{packed.path} belongs to another model ({model['name']}), not to {source.folder}")
     for name, tensor in packed.tensors.items():
-        tensor.dense = source.tensors.get(name)
-        if tensor.dense is None or (tensor.dense.dtype, tensor.dense.shape) != (tensor.dtype, tensor.shape):
+        tensor.source = source.tensors.get(name)
+        if tensor.source is None or (tensor.source.dtype, tensor.source.shape) != (tensor.dtype, tensor.shape):
             raise damaged(packed.path, f"its source has no '{name}' of this dtype and shape")
     return packed.tensors
 
 
-def check_source(packed: PackedFile, source: Checkpoint) -> None:
-    """Raise PrunusError unless source is the model to which a variant belongs."""
-    model = packed.info["model"]
-    if source.checksum() != model["checksum"]:
-        raise PrunusError(f"{packed.path} belongs to another model ({model['name']}), not to {source.folder}")
-
-
 def open_source(packed: PackedFile, given: str | Path | None) -> Checkpoint:
-    """The dense model to which a variant belongs: `given`, else the one that the file names; PrunusError if neither."""
+    """The dense model of a variant: `given`, else the one that the file names; PrunusError if it cannot be opened."""
     name = packed.info["model"]["name"]
     try:
-        source = Checkpoint(resolve(name if given is None else given))
+        return Checkpoint(resolve(name if given is None else given))
     except PrunusError as error:
         if given is not None:
             raise
         raise PrunusError(f"{packed.path} holds only masks and needs the model '{name}': {error} (--dense)") from error
-    check_source(packed, source)
-    return source

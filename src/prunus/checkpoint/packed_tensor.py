@@ -7,8 +7,7 @@ source's. docs/format.md has the details.
 """
 
 import zlib
-from collections.abc import Iterator, Mapping
-from math import prod
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -31,7 +30,7 @@ WORD_BITS = 64
 # Arrays begin at multiples of this many bytes, the size of a cache line and of the widest vector register.
 ALIGNMENT = 64
 _SLAB = 1 << 18  # weights processed at a time, so that intermediate arrays stay in the cache
-PATTERNS: dict[int, type[np.unsignedinteger]] = {1: np.uint8, 2: np.uint16, 4: np.uint32}
+PATTERNS: dict[int, type[np.integer]] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.int64}  # by bytes
 
 
 class PackedBits(NamedTuple):
@@ -172,12 +171,6 @@ PARTS: Mapping[Form, tuple[str, ...]] = {
     "mask": (".mask",),
     "source": (),
 }
-# numpy's dtypes of starts, masks and scales.
-NUMBERS = {"I64": np.dtype("<i8"), "U8": np.dtype("u1"), "F32": np.dtype("<f4")}
-
-
-class Damaged(ValueError):
-    """Says what is wrong with a file; callers that know the file's name turn this into a PrunusError."""
 
 
 def damaged(path: Path, why: object) -> PrunusError:
@@ -185,34 +178,29 @@ def damaged(path: Path, why: object) -> PrunusError:
     return PrunusError(f"{path} is damaged or not a packed file ({why}); make or fetch it again")
 
 
-def part_types(form: Form, dtype: str) -> tuple[str, ...]:
-    """The dtype of each part of a tensor of this form and dtype."""
-    kinds = {"": dtype, ".starts": "I64", ".mask": "U8", ".values": "I8" if form == "int8" else dtype, ".scale": "F32"}
-    return tuple(kinds[part] for part in PARTS[form])
-
-
-def part_shapes(form: Form, shape: tuple[int, ...]) -> tuple[tuple[int, ...] | None, ...]:
-    """The shape of each part of a tensor of this form and shape; None for values, whose length only the file knows."""
+def parts_in(form: Form, dtype: str, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...] | None]]:
+    """The dtype and shape of each part of a tensor; the shape of values, whose length only the file knows, is None."""
     if form == "dense":
-        return (shape,)
-    shapes = {
-        ".starts": (starts_length(shape[0]),),
-        ".mask": mask_shape(*shape),
-        ".values": None,
-        ".scale": (round_up(shape[0], ALIGNMENT // 4),),
+        return {"": (dtype, shape)}
+    known = {
+        ".starts": ("I64", (starts_length(shape[0]),)),
+        ".mask": ("U8", mask_shape(*shape)),
+        ".values": ("I8" if form == "int8" else dtype, None),
+        ".scale": ("F32", (round_up(shape[0], ALIGNMENT // 4),)),
     }
-    return tuple(shapes[part] for part in PARTS[form])
+    return {part: known[part] for part in PARTS[form]}
 
 
 class PackedTensor(Stored):
     """A tensor of a packed file, read in the same way as a dense one. start, end: of all its parts together.
 
-    checksums: CRC-32 of each part. dense: the source's tensor, for forms that need it.
+    parts, checksums: of each part, where it is and its CRC-32. source: the source's tensor, for forms that need it.
     """
 
     form: Form
+    parts: Sequence[Stored]
     checksums: tuple[int, ...]
-    dense: Stored | None = None
+    source: Stored | None = None
 
     @property
     def nbytes(self) -> int:
@@ -250,40 +238,29 @@ class PackedTensor(Stored):
         Whether the parts agree with each other is not checked.
         """
         assert self.form == "packed"
-        try:
-            return PackedBits(*self._parts())
-        except ValueError as error:
-            raise damaged(self.file, error) from error
+        return PackedBits(*self._arrays())
 
     def _bits(self) -> NDArray:
         """The bit patterns of the dense tensor; PrunusError if it is damaged."""
+        arrays = self._arrays()
         try:
-            return self._decode()
+            if self.form in ("mask", "source"):
+                assert self.source is not None
+                bits_OI = bit_patterns(self.source.read())
+                return apply_mask(bits_OI, *arrays) if arrays else bits_OI
+            bits_OI = unpack_bits(self.shape, PackedBits(*arrays[:3]))
         except ValueError as error:
             raise damaged(self.file, error) from error
+        return dequantise(bits_OI, arrays[3].view(np.float32), self.dtype) if self.form == "int8" else bits_OI
 
-    def _decode(self) -> NDArray:
-        if self.form in ("mask", "source"):
-            assert self.dense is not None
-            bits_OI = bit_patterns(self.dense.read())
-            return bits_OI if self.form == "source" else apply_mask(bits_OI, self._parts()[0])
-        starts, mask, values, *scale = self._parts()
-        bits_OI = unpack_bits(self.shape, PackedBits(starts, mask, values))
-        return dequantise(bits_OI, scale[0], self.dtype) if scale else bits_OI
-
-    def _parts(self) -> list[NDArray]:
-        """The parts, values as bit patterns. Raises Damaged if a checksum does not match."""
-        types, shapes = part_types(self.form, self.dtype), part_shapes(self.form, self.shape)
-        known = [prod(shape) * ITEMSIZES[kind] if shape else 0 for kind, shape in zip(types, shapes, strict=True)]
+    def _arrays(self) -> list[NDArray]:
+        """The parts as bit patterns, starts as numbers. PrunusError if a checksum does not match."""
         found = []
-        with self.file.open("rb") as stream:
-            stream.seek(self.start)
-            for kind, shape, size, checksum in zip(types, shapes, known, self.checksums, strict=True):
-                buffer = np.empty(size if shape else self.packed_nbytes - sum(known), np.uint8)
-                if stream.readinto(buffer.data) != len(buffer) or zlib.crc32(buffer.data) != checksum:
-                    raise Damaged("a checksum does not match")
-                number = NUMBERS[kind] if shape else PATTERNS[ITEMSIZES[kind]]
-                found.append(buffer.view(number).reshape(shape or -1))
+        for part, checksum in zip(self.parts, self.checksums, strict=True):
+            array = np.fromfile(part.file, np.uint8, part.nbytes, offset=part.start)
+            if zlib.crc32(array) != checksum:
+                raise damaged(self.file, "a checksum does not match")
+            found.append(array.view(PATTERNS[ITEMSIZES[part.dtype]]).reshape(part.shape))
         return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.checkpoint import Checkpoint, dense_twin
 from prunus.checkpoint.gguf_file import MANIFEST_KEY, kind_of, library
 from prunus.checkpoint.resolve import GGUF_FILE, next_manifest, resolve, version_of, versions
 from prunus.checkpoint.writer import Partial, check_target
@@ -23,7 +23,6 @@ from prunus.pruning.bits.gguf_metadata import Form, form_of
 from prunus.pruning.bits.gguf_tensors import AS_IS, GROUP, OUTPUT, Piece, check, codes_of, encoded, names_for, pieces_of
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.job import made_card
-from prunus.pruning.recover import dense_twin
 from prunus.recipes import GgufRecipe
 
 OUTER = {"token_embd.weight": "embeddings", OUTPUT: "head"}

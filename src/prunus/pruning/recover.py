@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.checkpoint import Checkpoint, dense_twin
 from prunus.checkpoint.linears import shares_state
 from prunus.checkpoint.model_folder import PACKED_FILE, is_packed
 from prunus.checkpoint.packed_files import PackedCheckpoint, read_packed
 from prunus.checkpoint.precision import full_float32
-from prunus.checkpoint.resolve import CALIBRATION, resolve
+from prunus.checkpoint.resolve import CALIBRATION
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.writer import Partial
 from prunus.disk import show_bytes
@@ -206,28 +206,6 @@ def block_of(source: Checkpoint, index: int, changed: dict[str, Tensor]) -> dict
         if old.dim() > 1 and bool((new[old == 0] != 0).any()):
             raise AssertionError(f"recovery would fill zeros of {source.block_name(index, name)}")
     return {**source.block_tensors(index), **source.as_stored(index, changed)}
-
-
-def dense_twin(source: Checkpoint, dense: str | Path | None) -> Checkpoint:
-    """The dense model, by name or from the manifest; PrunusError unless source was made from its weights."""
-    history = source.manifest.get("history", [])
-    if dense is None and not history:
-        raise PrunusError(f"{source.folder} has no manifest that says what it was pruned from; give --dense MODEL")
-    name = history[0]["source"]["name"] if dense is None else dense
-    try:
-        found = Checkpoint(resolve(name))
-    except PrunusError as error:
-        if dense is not None:
-            raise
-        raise PrunusError(f"{source.folder} was made from '{name}', which cannot be opened; give --dense") from error
-    if found.folder.resolve() == source.folder.resolve():
-        raise PrunusError(f"{found.folder} is the pruned model itself; give the dense one as --dense")
-    if history and found.checksum() not in {step["source"]["checksum"] for step in history}:
-        raise PrunusError(
-            f"{found.folder} has other weights than the model that {source.folder} was made from "
-            f"({history[0]['source']['name']}); give that one as --dense"
-        )
-    return found
 
 
 def spans_of(source: Checkpoint, dense: Checkpoint) -> list[range]:

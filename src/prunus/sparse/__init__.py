@@ -15,8 +15,7 @@ from transformers import PreTrainedModel
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.loader import give_values, owner_of, whole_skeleton
-from prunus.checkpoint.model_folder import is_packed
-from prunus.checkpoint.packed_files import PackedCheckpoint
+from prunus.checkpoint.packed_files import open_checkpoint
 from prunus.checkpoint.packed_tensor import PackedTensor, damaged
 from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.safetensors_file import DTYPES, Stored
@@ -74,8 +73,7 @@ def load(
     Where the kernel cannot be used, weights are dense and one line on stderr says why. describe(model) says how each
     Linear is computed. Raises PrunusError if the checkpoint is missing, damaged or of another dtype.
     """
-    folder = resolve(model)
-    checkpoint = PackedCheckpoint(folder, source) if is_packed(folder) else Checkpoint(folder)
+    checkpoint = open_checkpoint(resolve(model), source)
     dtype = dtype or checkpoint.dtype
     if dtype not in KINDS:
         raise PrunusError(f"dtype {dtype} is not one of {', '.join(map(str, KINDS))}")

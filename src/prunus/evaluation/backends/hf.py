@@ -18,11 +18,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from prunus import progress
-from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.compressed_tensors import METHOD
 from prunus.checkpoint.loader import load_whole
 from prunus.checkpoint.model_folder import is_packed
-from prunus.checkpoint.packed_files import PackedCheckpoint
+from prunus.checkpoint.packed_files import open_checkpoint
 from prunus.checkpoint.precision import use_fast_products
 from prunus.checkpoint.quantised import quant_method, why_unreadable
 from prunus.checkpoint.resolve import one_line, read_object
@@ -52,12 +51,12 @@ def load_model(
     wanted = dtype or (torch.bfloat16 if device.startswith("cuda") else None)
     try:
         if runs_sparse(folder, device, sparse):
-            few = PackedCheckpoint(folder).parameters <= FLOAT32_PARAMETERS
+            few = open_checkpoint(folder).parameters <= FLOAT32_PARAMETERS
             model = load(folder, dtype=torch.float32 if dtype is None and few else dtype)
             setattr(model, SPARSE, True)
             return model
         if is_packed(folder) or has_integers(folder):
-            checkpoint = PackedCheckpoint(folder) if is_packed(folder) else Checkpoint(folder)
+            checkpoint = open_checkpoint(folder)
             model = load_whole(checkpoint, wanted or checkpoint.dtype)
         else:
             with quiet():
