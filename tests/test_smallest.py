@@ -28,7 +28,6 @@ def check(weight):
         got = load.zero_smallest(weight, count)
         assert got is not None and got.view(torch.int16).tolist() == by_list(weight, count), count
         assert torch.equal(given.view(torch.int16), weight.view(torch.int16))
-        assert load.count_zeros(got) == int((got == 0).sum())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -80,7 +79,7 @@ def test_nan_is_refused_and_infinity_is_the_greatest(dtype, place, sign):
 
 def test_what_it_cannot_do_is_left_to_others():
     weight = torch.randn(8, 8)
-    assert load.zero_smallest(weight, 3) is None and load.count_zeros(weight) is None
+    assert load.zero_smallest(weight, 3) is None
     assert load.zero_smallest(weight.bfloat16().T, 3) is None
     assert masks.zero_smallest(weight.bfloat16().T, Target(0.5)).count_nonzero() == 32
 
@@ -88,10 +87,10 @@ def test_what_it_cannot_do_is_left_to_others():
 @pytest.mark.parametrize("target", [Target(0.0), Target(0.37), Target(0.37, "reference"), Target(0, "exact", (2, 4))])
 def test_masks_give_the_same_with_it_and_without(monkeypatch, target):
     weight = torch.randn(70, 300, generator=torch.Generator().manual_seed(0)).bfloat16()
-    compiled = masks.zero_smallest(weight, target), masks.count_zeros(weight)
+    compiled = masks.zero_smallest(weight, target)
     monkeypatch.setattr(load, "_library", lambda: None)
-    plain = masks.zero_smallest(weight, target), masks.count_zeros(weight)
-    assert torch.equal(compiled[0].view(torch.int16), plain[0].view(torch.int16)) and compiled[1] == plain[1]
+    plain = masks.zero_smallest(weight, target)
+    assert torch.equal(compiled.view(torch.int16), plain.view(torch.int16))
 
 
 def test_it_can_be_switched_off(monkeypatch):

@@ -273,9 +273,6 @@ def _data(tensor: Tensor | Stored) -> Iterator[bytes | memoryview]:
 # unsigned integers.
 _INFINITY = {"F32": (np.int32, 0x7F800000), "F16": (np.int16, 0x7C00), "BF16": (np.int16, 0x7F80)}
 _FINGERPRINT_BYTES = 4096  # per tensor
-# Digests of tensors by name, place in the file, and the file's size and modification time.
-_MOST_DIGESTS = 1 << 14
-_digests: dict[tuple[str, Stored, tuple[int, int]], bytes] = {}
 
 
 def checksum_of(tensors: Mapping[str, Stored]) -> str:
@@ -284,8 +281,8 @@ def checksum_of(tensors: Mapping[str, Stored]) -> str:
     It does not depend on how the weights are divided into files. Uses as many threads as torch. Raises PrunusError if a
     weight is NaN or infinite.
     """
-    files = {stored.file for stored in tensors.values()}
-    return _checksum(tuple(sorted(tensors.items())), tuple(sorted((str(file), *_stamp(file)) for file in files)))
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        return _over(tensors, dict(zip(tensors, threads.map(digest, tensors, tensors.values()), strict=True)))
 
 
 def digest_of(tensors: Mapping[str, Stored]) -> str:
@@ -313,47 +310,27 @@ def digest(name: str, stored: Stored) -> bytes:
     It is cached until the file changes, so that tensors can be read in any order before checksum_of. Raises PrunusError
     if a number is NaN or infinite.
     """
-    key = _key(name, stored)
-    if (known := _digests.get(key)) is not None:
-        return known
+    status = stored.file.stat()
+    return _digest(name, stored, (status.st_size, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=1 << 16)
+def _digest(name: str, stored: Stored, _stamp: tuple[int, int]) -> bytes:
     found = blake3()
     for piece in stored.chunks():
         found.update(piece)
         if stored.dtype in _INFINITY and not _finite(piece, stored.dtype):
             raise PrunusError(f"{stored.file}: '{name}' holds NaN or infinity; this model cannot be used")
-    if len(_digests) >= _MOST_DIGESTS:
-        _digests.clear()
-    _digests[key] = found.digest()
     return found.digest()
 
 
 def forget() -> None:
-    """Clear the caches of digests and checksums."""
-    _checksum.cache_clear()
-    _digests.clear()
+    """Clear the cache of digests."""
+    _digest.cache_clear()
 
 
 def _file(named: tuple[str, Stored]) -> Path:
     return named[1].file
-
-
-def _key(name: str, stored: Stored) -> tuple[str, Stored, tuple[int, int]]:
-    return name, stored, _stamp(stored.file)
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    """(size, modification time) of a file, so that a changed file has another key in the caches."""
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-@lru_cache(maxsize=16)
-def _checksum(tensors: tuple[tuple[str, Stored], ...], _stamps: tuple[tuple[str, int, int], ...]) -> str:
-    unknown = [(name, stored) for name, stored in tensors if _key(name, stored) not in _digests]
-    if unknown:
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            list(threads.map(lambda one: digest(*one), unknown))
-    return digest_of(dict(tensors))
 
 
 def _over(tensors: Mapping[str, Stored], contents: Mapping[str, bytes]) -> str:

@@ -32,10 +32,7 @@ _SIGNATURES = {
         "prunus_unpack": [_INT, _INT, *[_POINTER] * 3, *[_LONG] * 4, _POINTER, _INT],
         "prunus_huge_pages": [_POINTER, _LONG],
     },
-    SMALLEST: {
-        "prunus_zero_smallest": [_POINTER, _LONG, _LONG, _INT, _POINTER],
-        "prunus_count_zeros": [_POINTER, _LONG, _POINTER],
-    },
+    SMALLEST: {"prunus_zero_smallest": [_POINTER, _LONG, _LONG, _INT, _POINTER]},
 }
 
 
@@ -165,29 +162,15 @@ def zero_smallest(weight: Tensor, count: int) -> Tensor | None:
     None where the compiled code cannot be used: for 32-bit numbers, on devices other than the CPU, on systems without
     it. Raises ValueError for NaN.
     """
-    if (library := _library_for(weight)) is None:
+    if weight.dtype not in _INFINITY or weight.device.type != "cpu" or not weight.is_contiguous():
+        return None
+    if (library := _library()) is None:
         return None
     result, infinity = torch.empty_like(weight), _INFINITY[weight.dtype]
     status = library.prunus_zero_smallest(weight.data_ptr(), weight.numel(), count, infinity, result.data_ptr())
     if status == _NOT_A_NUMBER:
         raise ValueError("scores hold NaN")
     return result if status == _OK else None
-
-
-def count_zeros(weight: Tensor) -> int | None:
-    """How many entries are +0.0 or -0.0; None where the compiled code cannot be used."""
-    if (library := _library_for(weight)) is None:
-        return None
-    found = ctypes.c_int64()
-    status = library.prunus_count_zeros(weight.data_ptr(), weight.numel(), ctypes.byref(found))
-    return found.value if status == _OK else None
-
-
-def _library_for(weight: Tensor) -> Any:
-    """The library, None if it cannot be used for this tensor."""
-    if weight.dtype not in _INFINITY or weight.device.type != "cpu" or not weight.is_contiguous():
-        return None
-    return _library()
 
 
 @lru_cache(maxsize=1)

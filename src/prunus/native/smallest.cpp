@@ -1,5 +1,5 @@
 // Set the k smallest of many 16-bit floats to zero, as Magnitude does for every Linear, in two or three passes over its
-// weights. The functions have a C ABI; their loops are written so that the compiler can vectorise them.
+// weights. The function has a C ABI; its loops are written so that the compiler can vectorise them.
 //
 // Without the sign bit, the bit patterns of bfloat16 and float16 are ordered as their magnitudes. So magnitudes ("sizes")
 // are compared as integers, of which there are 2^15. A sample estimates the k-th smallest size; one pass counts the
@@ -86,13 +86,6 @@ INLINE int64_t count_equal(const uint16_t* from, int64_t count, int size) {
   return found;
 }
 
-// Counts the numbers that are +0.0 or -0.0.
-int64_t zeros(const uint16_t* from, int64_t count) {
-  int64_t found = 0;
-  for (int64_t i = 0; i < count; i += BLOCK) found += count_equal(from + i, smaller(BLOCK, count - i), 0);
-  return found;
-}
-
 // Copies numbers, writing zero for those whose size is at most limit.
 INLINE void copy_above(const uint16_t* from, int64_t count, int limit, uint16_t* to) {
   const int16_t most = int16_t(limit);
@@ -147,11 +140,4 @@ int zero_smallest(const uint16_t* from, int64_t count, int64_t k, int infinity, 
 // for NaN.
 EXPORT int prunus_zero_smallest(const uint16_t* from, int64_t count, int64_t k, int infinity, uint16_t* to) {
   return __builtin_cpu_supports("avx2") ? zero_smallest(from, count, k, infinity, to) : UNSUPPORTED;
-}
-
-// Writes to `found` how many of `count` numbers are +0.0 or -0.0.
-EXPORT int prunus_count_zeros(const uint16_t* from, int64_t count, int64_t* found) {
-  if (!__builtin_cpu_supports("avx2")) return UNSUPPORTED;
-  *found = zeros(from, count);
-  return OK;
 }
