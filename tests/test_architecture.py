@@ -14,8 +14,8 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaModel
 
 from prunus.checkpoint import architecture
 from prunus.checkpoint.architecture import Architecture, Carried, Unstreamable, find_layers
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import check_decoder, find_linears
-from prunus.checkpoint.model_folder import find_tensors
 from prunus.checkpoint.resolve import load_config
 from prunus.checkpoint.runner import Batch, Runner
 
@@ -47,10 +47,10 @@ def token_batches(config):
     return [torch.randint(3, vocabulary, shape, generator=generator) for shape in ((2, 24), (1, 40), (2, 24))]
 
 
-def read_block(runner, tensors, index):
+def read_block(runner, source, index):
     prefix = runner.architecture.block_prefix(index)
     names = [prefix + name for name in runner.architecture.layers[index].state_dict()]
-    read = runner.names.read(names, lambda name: tensors[name].read())
+    read = source.names.read(names, source.read)
     return {name.removeprefix(prefix): read[name] for name in names if name in read}
 
 
@@ -59,30 +59,30 @@ def check_streams(folder, config, whole=None):
 
     whole: transformers' own model of the folder; None to load it.
     """
-    tensors = find_tensors(folder)
-    runner = Runner(load_config(folder), tensors, torch.float32, torch.device("cpu"))
+    source = Checkpoint(folder)
+    runner = Runner(source, torch.float32, torch.device("cpu"))
     batches = [Batch(ids_NT) for ids_NT in token_batches(config)]
     whole = whole_model(folder) if whole is None else whole
     expected = [block_outputs(whole, batch.ids_NT) for batch in batches]
     rows = [runner.embed(batch) for batch in batches]
     for index in range(runner.blocks):
-        stored = read_block(runner, tensors, index)
+        stored = read_block(runner, source, index)
         block = runner.make_block(index, stored)
         for at, batch in enumerate(batches):
             rows[at] = runner.run_block(block, rows[at], batch)
             assert torch.equal(runner.architecture.from_rows(rows[at]), expected[at][0][index]), f"block {index}"
-        check_written_back(runner, tensors, index, stored)
+        check_written_back(runner, source, index, stored)
     for batch, rows_NTW, (_, logits) in zip(batches, rows, expected, strict=True):
         assert torch.equal(runner.logits(runner.states(rows_NTW, batch)), logits), "logits"
     return runner.architecture
 
 
-def check_written_back(runner, tensors, index, stored):
+def check_written_back(runner, source, index, stored):
     prefix = runner.architecture.block_prefix(index)
     changed = {prefix + name: tensor for name, tensor in stored.items()}
-    back = runner.names.as_stored(changed, lambda name: tensors[name].read())
-    assert set(back) == set(runner.names.stored_for(changed))
-    assert all(torch.equal(tensor, tensors[name].read()) for name, tensor in back.items()), f"block {index} on disk"
+    back = source.names.as_stored(changed, source.read)
+    assert set(back) == set(source.names.stored_for(changed))
+    assert all(torch.equal(tensor, source.read(name)) for name, tensor in back.items()), f"block {index} on disk"
 
 
 MODELS = models.read_data()
@@ -330,8 +330,7 @@ def test_linears_that_read_different_tensors_are_not_one_group(monkeypatch):
 
 def test_embeddings_are_looked_up_row_by_row_and_the_head_read_when_asked_for(tmp_path):
     make_random_model("gemma2", tmp_path, tie_word_embeddings=False)
-    tensors = find_tensors(tmp_path)
-    runner = Runner(load_config(tmp_path), tensors, torch.float32, torch.device("cpu"))
+    runner = Runner(Checkpoint(tmp_path), torch.float32, torch.device("cpu"))
     model: Any = runner.architecture.model
     runner.embed(Batch(torch.tensor([[5, 7, 5]])))
     assert model.get_input_embeddings().weight.is_meta and model.get_output_embeddings().weight.is_meta
@@ -345,8 +344,8 @@ def test_arguments_are_recorded_anew_only_where_ids_matter(tmp_path):
     batches = [Batch(torch.randint(3, 100, (2, 24))) for _ in range(3)]
     for model_type, times in (("llama", 1 + 1 + 3), ("gemma3n_text", 1 + 3 + 1 + 3)):
         make_random_model(model_type, tmp_path / model_type)
-        tensors = find_tensors(tmp_path / model_type)
-        runner = Runner(load_config(tmp_path / model_type), tensors, torch.float32, torch.device("cpu"))
+        source = Checkpoint(tmp_path / model_type)
+        runner = Runner(source, torch.float32, torch.device("cpu"))
         recorded = 1  # when it was opened
 
         def record(ids_NT, before=runner.architecture.record, **options):
@@ -355,7 +354,7 @@ def test_arguments_are_recorded_anew_only_where_ids_matter(tmp_path):
             return before(ids_NT, **options)
 
         runner.architecture.record = record
-        block = runner.make_block(0, read_block(runner, tensors, 0))
+        block = runner.make_block(0, read_block(runner, source, 0))
         for batch in batches:
             runner.run_block(block, runner.embed(batch), batch)
         assert recorded == times

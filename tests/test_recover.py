@@ -380,7 +380,7 @@ def test_interrupted_work_goes_on_with_the_micro_batches_that_it_began_with(tmp_
 def test_only_what_lies_within_attention_and_mlp_is_computed_again(dense):
     source = Checkpoint(dense)
     calls: list[str] = []
-    runner = Runner(source.config, source.tensors, torch.float32, torch.device("cpu"))
+    runner = Runner(source, torch.float32, torch.device("cpu"))
     block: Any = runner.read_block(0)
     block.mlp.down_proj.register_forward_pre_hook(lambda *_: calls.append("down_proj"))
     block.input_layernorm.register_forward_pre_hook(lambda *_: calls.append("norm"))

@@ -133,7 +133,7 @@ CPU = torch.device("cpu")
 
 def opened(folder):
     source = Checkpoint(folder)
-    return source, Runner(source.config, source.tensors, torch.float32, CPU)
+    return source, Runner(source, torch.float32, CPU)
 
 
 def rows(count=5, length=24, vocabulary=120):

@@ -92,7 +92,7 @@ def _write_model(
 
 def runner_of(source: Checkpoint, dtype: torch.dtype = torch.float32) -> Runner:
     """The runner of a checkpoint's blocks on the CPU."""
-    return Runner(source.config, source.tensors, dtype, torch.device("cpu"))
+    return Runner(source, dtype, torch.device("cpu"))
 
 
 def random_rows(count: int, length: int, seed: int = 0) -> list[list[int]]:

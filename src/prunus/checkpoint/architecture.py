@@ -20,7 +20,7 @@ Related files:
                conversion mapping; `read` makes tensors of the model, `as_stored` converts them back for writing.
 - linears.py   find_linears(architecture): for each block its prunable Linears in the order of a forward pass, each with
                its kind and the leader of its group (the Linears that read the same tensor); why the rest stays dense.
-- runner.py    Runner(config, tensors, dtype, device): the same model with the weights outside its blocks.
+- runner.py    Runner(checkpoint, dtype, device): the same model with the weights outside its blocks.
                    batch = Batch(ids_NT)                       a batch's ids, and what blocks store for later ones
                    rows_NTW = runner.embed(batch)              input of block 0
                    block = runner.make_block(index, tensors)   tensors by their names within the block

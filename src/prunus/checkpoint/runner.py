@@ -15,15 +15,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation
 
 from prunus.checkpoint.architecture import Architecture, Call, Carried, Recording, Unstreamable, leaves
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.experts import layouts_in, split_experts, split_tensors
 from prunus.checkpoint.linears import is_state, shares_state
-from prunus.checkpoint.names import Names
 from prunus.checkpoint.precision import attention_for, use_fast_products
-from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError
 
 # Arguments are cached for the latest shapes of batches, up to this many bytes.
@@ -52,22 +51,14 @@ class Batch:
 class Runner:
     """Runs blocks of one checkpoint on one device in one dtype; parameters that transformers keeps in float32 stay so.
 
-    tensors: the checkpoint's stored tensors by name. Sequences of a batch have equal length and no padding.
-    batch: the batch on which a block runs, or last ran. Raises Unstreamable for a model that cannot be run block by
-    block.
+    Sequences of a batch have equal length and no padding. batch: the batch on which a block runs, or last ran. Raises
+    Unstreamable for a model that cannot be run block by block in this dtype.
     """
 
-    def __init__(
-        self,
-        config: PreTrainedConfig,
-        tensors: Mapping[str, Stored],
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self.dtype, self.device, self._tensors = dtype, device, tensors
-        self.architecture = Architecture(config, dtype)
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device, self._checkpoint = dtype, device, checkpoint
+        self.architecture = Architecture(checkpoint.config, dtype)
         self._choose_attention()
-        self.names = Names(self.architecture.model, tensors)
         self._dtypes = dtypes_of(self.architecture.model, dtype)
         self.batch = Batch(torch.zeros(0, 0, dtype=torch.long))
         self._lookups: dict[str, nn.Embedding] = {}
@@ -124,10 +115,7 @@ class Runner:
 
     def read_block(self, index: int) -> nn.Module:
         """A copy of block `index` with the checkpoint's weights, on the device."""
-        prefix = self.architecture.block_prefix(index)
-        names = [prefix + name for name in self.architecture.layers[index].state_dict()]
-        found = self.names.read(names, lambda name: self._tensors[name].read())
-        return self.make_block(index, {name.removeprefix(prefix): tensor for name, tensor in found.items()})
+        return self.make_block(index, self._checkpoint.read_block(index))
 
     def run_block(self, block: nn.Module, rows_NTW: Tensor, batch: Batch) -> Tensor:
         """(N, T, W) output of a block for a batch, before any final norm."""
@@ -213,14 +201,14 @@ class Runner:
 
     def _plain(self, name: str) -> bool:
         """Whether a tensor of the model is stored without conversion."""
-        origin = self.names.origins.get(name)
+        origin = self._checkpoint.names.origins.get(name)
         return origin is not None and origin.converter is None
 
     def _assign(self, names: list[str]) -> None:
         """Set these parameters and buffers, and those tied to them, to their stored values."""
         model = self.architecture.model
         known = model.state_dict()
-        found = self.names.read(names, lambda name: self._tensors[name].read())
+        found = self._checkpoint.names.read(names, self._checkpoint.read)
         state = {n: self._cast(n, t).to(self.device) for n, t in found.items() if n in known}
         with torch.no_grad():
             model.load_state_dict(state, strict=False, assign=True)
@@ -253,7 +241,7 @@ class Runner:
     def _reading_rows_of(self, name: str, module: nn.Embedding) -> Iterator[None]:
         """The same for one embedding."""
         stored, meta, padding = (
-            self._tensors[self.names.origins[f"{name}.weight"].stored[0]],
+            self._checkpoint.tensors[self._checkpoint.names.origins[f"{name}.weight"].stored[0]],
             module.weight,
             module.padding_idx,
         )

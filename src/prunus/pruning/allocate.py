@@ -130,7 +130,7 @@ def find_scores(
             f"{recipe.allocation} keeps a gradient of each Linear and sequence, too many for routed experts; use "
             "another allocation, or --scope attention"
         )
-    runner = Runner(source.config, source.tensors, dtype, device)
+    runner = Runner(source, dtype, device)
     saved = saved if allocation.needs == "norms" else None
     subject = Subject(source, recipe, linears, runner, saved, file)
     with full_float32(device):

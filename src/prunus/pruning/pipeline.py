@@ -136,7 +136,7 @@ def make_job(job: Job[PruneRecipe]) -> PruneJob:
 def prune_blocks(job: PruneJob, partial: Partial, calibration: Calibration | None) -> None:
     """Prune block after block. Blocks that `partial` already has are run for their hidden states, not pruned again."""
     source, recipe = job.source, job.recipe
-    runner = Runner(source.config, source.tensors, job.dtype, job.device)
+    runner = Runner(source, job.dtype, job.device)
     hidden = None
     if calibration is not None and not all(map(partial.has, range(source.blocks))):
         with disk_errors(partial.folder, partial.needed):

@@ -138,7 +138,7 @@ def compare_blocks(
     block reads embeddings, and only changed ones run. error: what is raised for a difference. than: the end of its
     message, after `would compute something else`.
     """
-    old_run, new_run = (Runner(model.config, model.tensors, torch.float32, device) for model in (source, new))
+    old_run, new_run = (Runner(model, torch.float32, device) for model in (source, new))
     batch, worst = Batch(short_sequence(source)), 0.0
     with full_float32(device), plain_experts(old_run.architecture), plain_experts(new_run.architecture):
         rows_1TW, also_1TW = old_run.embed(batch), new_run.embed(Batch(batch.ids_NT))

@@ -276,7 +276,7 @@ def quantise_blocks(job: Quantising, partial: Partial, calibration: Calibration 
         training = begin_training(job, partial, calibration, source, source, STEP_TOKENS)
         runner = training.streams.pruned
     elif calibration is not None and left:
-        runner = Runner(source.config, source.tensors, job.dtype, job.device)
+        runner = Runner(source, job.dtype, job.device)
         with disk_errors(partial.folder, partial.needed):
             hidden = HiddenStates(runner, calibration.sequences, job.hidden_file(partial), job.room_needed)
     with (

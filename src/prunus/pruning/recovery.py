@@ -336,7 +336,7 @@ def open_streams(
 
     batch_tokens: most tokens of a batch, unless one sequence has more.
     """
-    theirs, ours = (Runner(model.config, model.tensors, torch.float32, job.device) for model in (dense, smaller))
+    theirs, ours = (Runner(model, torch.float32, job.device) for model in (dense, smaller))
     padded, counted = pad(calibration.sequences, batch_tokens)
     with disk_errors(partial.folder, partial.needed):
         wanted = HiddenStates(theirs, padded, job.hidden_file(partial), ours.width, counted, batch_tokens)

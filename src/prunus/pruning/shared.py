@@ -66,7 +66,7 @@ def scores_key(source: Checkpoint, recipe: PruneRecipe, device: torch.device) ->
 def measure_gradients(job: PruneJob, partial: Partial, calibration: Calibration) -> Path:
     """The folder with the files of gradients: of the unfinished output, or shared by the variants of a study."""
     dtype = torch.float32 if job.recipe.dtype == "auto" else job.dtype
-    runner = Runner(job.source.config, job.source.tensors, dtype, job.device)
+    runner = Runner(job.source, dtype, job.device)
     names = [[linear.name for linear in linears] for linears in job.linears]
     model = Model(job.source, runner, names, job.hidden_file(partial))
 

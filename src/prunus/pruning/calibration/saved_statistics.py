@@ -196,7 +196,7 @@ def measure(
 
     Those of routed experts with Hessians come in portions.
     """
-    runner = Runner(source.config, source.tensors, source.dtype_for(recipe.dtype), device)
+    runner = Runner(source, source.dtype_for(recipe.dtype), device)
     with torch.inference_mode(), full_float32(device), Steps("observing", total=source.blocks, unit="blocks") as steps:
         hidden = HiddenStates(runner, chosen.sequences, None)
         blocks = blocks_on(source, range(source.blocks), device)

@@ -86,7 +86,7 @@ class Calibrated:
     runner: Runner = field(init=False)
 
     def __post_init__(self) -> None:
-        self.runner = Runner(self.source.config, self.source.tensors, self.source.dtype, self.device)
+        self.runner = Runner(self.source, self.source.dtype, self.device)
 
     def check_independent(self, method: str) -> None:
         """Raise PrunusError if blocks cannot be left out in a trial, as later blocks read more than hidden states."""

@@ -235,7 +235,7 @@ def _outputs(
     device: torch.device,
 ) -> Iterator[Tensor]:
     """Yield the input of the first of these blocks, the output of each, and the input of the output head."""
-    runner, batch = Runner(model.config, model.tensors, source.dtype, device), Batch(ids_1T)
+    runner, batch = Runner(model, source.dtype, device), Batch(ids_1T)
     rows_1TW = runner.embed(batch)
     yield rows_1TW.cpu()
     for index, mix in zip(indices, mixes, strict=True):

@@ -159,7 +159,7 @@ def observe(
     dtype = source.dtype_for(recipe.dtype)
     of_block = {mixture.index: mixture for mixture in mixtures}
     last = max(of_block)
-    runner = Runner(source.config, source.tensors, dtype, device)
+    runner = Runner(source, dtype, device)
     with torch.inference_mode(), full_float32(device), Steps("observing", total=last + 1, unit="blocks") as steps:
         hidden = HiddenStates(runner, chosen.sequences, None)
         sampled = 0 if counts is None else min(TOKENS, hidden.tokens)
