@@ -181,13 +181,13 @@ class Checkpoint(ModelFolder):
         """The BLAKE3 of one block, or for None of the tensors outside the blocks; checksum() uses it again."""
         return digest_of(parts_of(self._tensors_by_block.get(index, {})))
 
-    def digests(self, outside_first: bool) -> Generator[tuple[int | None, str], None, None]:
-        """Yield (block, digest) for every block, computed by a prefetch thread; block None is all the rest.
+    def digests(self) -> Generator[tuple[int | None, str], None, None]:
+        """Yield (block, digest) for every block, computed by a prefetch thread; block None is all the rest, the first.
 
         The thread also brings the next blocks into the system's cache, so that neither the disk nor BLAKE3 is waited
-        for, and without memory of the process. outside_first: yield the rest, which has the embeddings, first.
+        for, and without memory of the process.
         """
-        order = [None, *range(self.blocks)] if outside_first else [*range(self.blocks), None]
+        order = [None, *range(self.blocks)]
         largest = max(sum(t.nbytes for t in self.block_tensors(index).values()) for index in range(self.blocks))
         with closing(prefetch(self.digest, order, max(1, PREFETCH_BYTES // largest))) as results:
             yield from zip(order, results, strict=True)
@@ -327,8 +327,6 @@ class Checkpoint(ModelFolder):
         readable = DTYPES if wanted is not None and wanted.is_floating_point() else READABLE
         if stored.dtype not in readable:
             raise PrunusError(f"{self.folder}: '{name}' is {stored.dtype}; only {', '.join(DTYPES)} can be pruned")
-        if stored.nbytes != stored.elements * READABLE[stored.dtype].itemsize:
-            raise PrunusError(f"{stored.file} is damaged: '{name}' has {stored.nbytes} bytes; fetch it again")
 
 
 def dense_twin(source: Checkpoint, dense: str | Path | None) -> Checkpoint:

@@ -7,7 +7,7 @@ are recorded again from the batch's token ids whenever a block needs them.
 Shapes: N sequences, T tokens, W numbers per token between two blocks, X input width of the head, V vocabulary.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import Any
@@ -180,7 +180,8 @@ class Runner:
         looked_up = {id(module.weight) for module in self._lookups.values()}
         if architecture.head is not None:
             later |= {id(parameter) for parameter in architecture.head.parameters()} - looked_up
-        self._assign_all_but(later | looked_up)
+        now = later | looked_up
+        self._assign(lambda key: key not in now)
         try:
             recording = self._record(torch.arange(8)[None])
             by_rows = not recording.first.is_meta
@@ -188,15 +189,20 @@ class Runner:
             by_rows = False
         if not by_rows:
             self._lookups = {}
-            self._assign_all_but(later)
+            self._assign(lambda key: key not in later)
         use_fast_products(model)
 
-    def _assign_all_but(self, later: Collection[int]) -> None:
-        """Read all tensors without values, except those whose id() is in later; Unstreamable if one is missing."""
+    def _assign(self, wanted: Callable[[int], bool]) -> None:
+        """Read the tensors without values whose id() is wanted, and those tied to them."""
         model = self.architecture.model
-        self._assign([n for n, t in model.state_dict(keep_vars=True).items() if t.is_meta and id(t) not in later])
-        if lacking := [n for n, p in model.named_parameters() if p.is_meta and id(p) not in later]:
-            raise Unstreamable(f"the tensor '{lacking[0]}' is missing")
+        names = [name for name, t in model.state_dict(keep_vars=True).items() if t.is_meta and wanted(id(t))]
+        found = self._checkpoint.names.read(names, self._checkpoint.read)
+        known = model.state_dict()
+        state = {name: self._cast(name, t).to(self.device) for name, t in found.items() if name in known}
+        with torch.no_grad():
+            model.load_state_dict(state, strict=False, assign=True)
+            model.tie_weights()
+        model.requires_grad_(False)
         _send_buffers(model, self.device)
 
     def _plain(self, name: str) -> bool:
@@ -204,27 +210,13 @@ class Runner:
         origin = self._checkpoint.names.origins.get(name)
         return origin is not None and origin.converter is None
 
-    def _assign(self, names: list[str]) -> None:
-        """Set these parameters and buffers, and those tied to them, to their stored values."""
-        model = self.architecture.model
-        known = model.state_dict()
-        found = self._checkpoint.names.read(names, self._checkpoint.read)
-        state = {n: self._cast(n, t).to(self.device) for n, t in found.items() if n in known}
-        with torch.no_grad():
-            model.load_state_dict(state, strict=False, assign=True)
-            model.tie_weights()
-        model.requires_grad_(False)
-
     def _read_head(self) -> None:
         """Read the output head, or the embedding to which it is tied, unless that was done."""
         head = self.architecture.head
         assert head is not None
         if self._head_is_read:
             return
-        own = {id(parameter) for parameter in head.parameters() if parameter.is_meta}
-        self._assign([n for n, t in self.architecture.model.state_dict(keep_vars=True).items() if id(t) in own])
-        if any(parameter.is_meta for parameter in head.parameters()):
-            raise Unstreamable("the output head's weight is missing")
+        self._assign({id(parameter) for parameter in head.parameters()}.__contains__)
         use_fast_products(head)
         self._head_is_read = True
 

@@ -146,7 +146,7 @@ def prune_blocks(job: PruneJob, partial: Partial, calibration: Calibration | Non
     np.empty(31 << 20, np.uint8)
     with (
         Steps("pruning", total=source.blocks, unit="blocks", done=len(partial.records)) as steps,
-        closing(source.digests(outside_first=hidden is not None)) as digests,
+        closing(source.digests()) as digests,
         closing(blocks_on(source, left, job.device)) as blocks,
     ):
         for index, digest in digests:

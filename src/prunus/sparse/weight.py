@@ -152,31 +152,19 @@ def pack(weight_OI: Tensor) -> SparseWeight:
 def from_packed(
     shape: tuple[int, int], dtype: torch.dtype, starts: NDArray[np.int64], mask: NDArray[np.uint8], values: NDArray
 ) -> SparseWeight:
-    """A SparseWeight from the arrays of a packed checkpoint (docs/format.md).
+    """A SparseWeight from the arrays of a packed checkpoint (docs/format.md), whose dtypes and shapes were checked.
 
     values: bit patterns as integers, padding included. Raises PrunusError, before any value is read, if mask, starts
     and the number of values do not agree.
     """
     groups, _ = _sizes(*shape)
-    width = dtype.itemsize
-    right = (
-        dtype in KINDS
-        and starts.dtype == np.int64
-        and len(starts) > groups
-        and mask.dtype == np.uint8
-        and mask.ndim == 2
-        and len(mask) == groups * GROUP
-        and values.itemsize == width
-        and all(part.flags.c_contiguous for part in (starts, mask, values))
-        and 0 <= int(starts[groups]) <= len(values)
-    )
-    if not right:
-        raise PrunusError(f"these are not the arrays of a packed weight of {shape}")
+    if not 0 <= int(starts[groups]) <= len(values):
+        raise PrunusError(f"starts announce {starts[groups]} values, and there are {len(values)}")
     own_starts = torch.from_numpy(starts[: groups + 1].copy())
     masks, laid_out = _uninitialised(shape, int(own_starts[-1]), dtype)
     _call(
         "prunus_repack",
-        width,
+        dtype.itemsize,
         mask.ctypes.data,
         mask.shape[1],
         values.ctypes.data,
