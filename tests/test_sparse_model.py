@@ -92,16 +92,6 @@ def test_sparsify_a_model_in_memory(models):
 
 
 @needs_kernel
-def test_a_dense_copy_makes_prefill_torchs(models):
-    half, packed = models["llama"]
-    model = prunus.sparse.load(packed, always_sparse=True, keep_dense=True)
-    longer = IDS.repeat(4, 4)
-    assert torch.equal(logits(model, longer), logits(dense_model(half, torch.bfloat16), longer))
-    summary = prunus.sparse.describe(model)
-    assert summary.nbytes > summary.dense_nbytes
-
-
-@needs_kernel
 def test_rounded_and_masked_checkpoints_load_too(models, tmp_path):
     half, _ = models["qwen3"]
     prunus.pack(half, tmp_path / "masks", masks_only=True)
@@ -250,7 +240,7 @@ def test_the_winner_is_kept_for_each_shape(monkeypatch, tmp_path):
     assert kernel_rows(weight, torch.float16) == ANY_ROWS
     assert kernel_rows(torch.eye(32), torch.float32) == 64
     assert kernel_rows(torch.eye(32).half(), torch.float32) == ANY_ROWS
-    monkeypatch.setattr(models_module, "kernel_rows", lambda weight, dtype, keep_dense=False: 0)
+    monkeypatch.setattr(models_module, "kernel_rows", lambda weight, dtype: 0)
     linear = nn.Linear(64, 64, dtype=torch.bfloat16)
     linear.weight.data[:, ::2] = 0
     summary = prunus.sparse.sparsify(nn.Sequential(linear))
@@ -271,8 +261,6 @@ def test_the_rival_is_what_would_be_done_instead(monkeypatch, tmp_path):
     weight = pack(torch.eye(32).bfloat16())
     kernel_rows(weight, torch.bfloat16)
     assert rivals == {1: nn.Linear, 8: SparseLinear, 32: SparseLinear, 128: SparseLinear, 512: SparseLinear}
-    kernel_rows(weight, torch.bfloat16, keep_dense=True)
-    assert set(rivals.values()) == {nn.Linear}
     rivals.clear()
     monkeypatch.setattr(choose, "_pass", lambda linears, *some: (linears[0], sum(x.shape[1] for x in some)))
     kernel_rows(

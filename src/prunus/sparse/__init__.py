@@ -61,14 +61,13 @@ def load(
     dtype: torch.dtype | None = None,
     source: str | Path | None = None,
     always_sparse: bool = False,
-    keep_dense: bool = False,
 ) -> PreTrainedModel:
     """A transformers causal language model for inference on the CPU, with its Linears' weights packed.
 
     model: a packed checkpoint, or a dense one (folder, hub id, `tiny`). It is read tensor by tensor; all of it is never
     in memory dense. dtype: what the model computes in, by default the checkpoint's dtype; packed weights keep theirs
     and are converted in registers. source: for a file of masks only, the dense model to which they belong.
-    always_sparse, keep_dense: as in sparsify.
+    always_sparse: as in sparsify.
 
     Where the kernel cannot be used, weights are dense and one line on stderr says why. describe(model) says how each
     Linear is computed. Raises PrunusError if the checkpoint is missing, damaged or of another dtype.
@@ -87,7 +86,7 @@ def load(
             bias = names.read([f"{name}.bias"], checkpoint.read).get(f"{name}.bias")
             bias_O = None if bias is None else bias.to(dtype)
             owner, inner = owner_of(loaded, name)
-            setattr(owner, inner, _linear(_read_weight(stored), bias_O, dtype, always_sparse, keep_dense))
+            setattr(owner, inner, _linear(_read_weight(stored), bias_O, dtype, always_sparse))
             steps.advance()
     give_values(loaded, checkpoint, others, dtype)
     _swap_others(loaded, always_sparse)
@@ -96,14 +95,13 @@ def load(
     return loaded.eval()
 
 
-def sparsify(model: nn.Module, *, always_sparse: bool = False, keep_dense: bool = False) -> Summary:
+def sparsify(model: nn.Module, *, always_sparse: bool = False) -> Summary:
     """Replace the Linears of a model by ones that use the kernel, in place; returns a Summary of what was done.
 
     Weights with enough zeros to become smaller are packed; the kernel reads the others, a tied head included, without
     packing. Either is done only where it is faster than torch, which is timed once for each shape and machine.
-    always_sparse: use the kernel without timing it. keep_dense: keep dense copies of packed weights for prefill, which
-    is then as fast as torch's but takes the memory of both. Afterwards the model can only be used for inference.
-    Raises PrunusError if a parameter is not on the CPU.
+    always_sparse: use the kernel without timing it. Afterwards the model can only be used for inference. Raises
+    PrunusError if a parameter is not on the CPU.
     """
     if odd := next((name for name, weight in model.named_parameters() if weight.device.type != "cpu"), None):
         raise PrunusError(f"'{odd}' is not on the CPU, where the sparse kernel works; move the model there first")
@@ -111,7 +109,7 @@ def sparsify(model: nn.Module, *, always_sparse: bool = False, keep_dense: bool 
     for owner, name, linear in list(found_in(model, nn.Linear)):
         if linear.weight.dtype in KINDS and not _is_shared(model, linear):
             weight, bias_O = _maybe_pack(linear.weight.detach()), None if linear.bias is None else linear.bias.detach()
-            setattr(owner, name, _linear(weight, bias_O, linear.weight.dtype, always_sparse, keep_dense))
+            setattr(owner, name, _linear(weight, bias_O, linear.weight.dtype, always_sparse))
     _swap_others(model, always_sparse)
     model.requires_grad_(False)
     return describe(model)
@@ -123,14 +121,13 @@ def describe(model: nn.Module) -> Summary:
     dense = [module for module in model.modules() if isinstance(module, DenseLinear)]
     stock = [module for module in model.modules() if type(module) is nn.Linear]
     plain = sum(module.weight.nbytes for module in (*dense, *stock))
-    copies = sum(module.dense.nbytes for module in sparse if module.dense is not None)
     return Summary(
         kernel().name,
         kernel().reason,
         len(sparse),
         len(dense),
         len(stock),
-        sum(module.packed.nbytes for module in sparse) + plain + copies,
+        sum(module.packed.nbytes for module in sparse) + plain,
         sum(module.out_features * module.in_features * module.packed.dtype.itemsize for module in sparse) + plain,
     )
 
@@ -181,17 +178,14 @@ def _maybe_pack(weight_OI: Tensor) -> SparseWeight | Tensor:
     return pack(weight_OI)
 
 
-def _linear(
-    weight: SparseWeight | Tensor, bias_O: Tensor | None, dtype: torch.dtype, always: bool, keep_dense: bool
-) -> nn.Module:
-    """The fastest Linear for this weight and x of this dtype. always, keep_dense: as in sparsify."""
+def _linear(weight: SparseWeight | Tensor, bias_O: Tensor | None, dtype: torch.dtype, always: bool) -> nn.Module:
+    """The fastest Linear for this weight and x of this dtype. always: as in sparsify."""
     rows = 0
     if kernel().library is not None:
-        kept = keep_dense and isinstance(weight, SparseWeight)
-        most = ANY_ROWS if isinstance(weight, SparseWeight) and not kept else MOST_ROWS
-        rows = most if always else kernel_rows(weight, dtype, kept)
+        most = ANY_ROWS if isinstance(weight, SparseWeight) else MOST_ROWS
+        rows = most if always else kernel_rows(weight, dtype)
     if rows and isinstance(weight, SparseWeight):
-        return SparseLinear(weight, bias_O, rows, weight.unpack().to(dtype) if keep_dense else None)
+        return SparseLinear(weight, bias_O, rows)
     weight_OI = weight.unpack() if isinstance(weight, SparseWeight) else weight
     if rows:
         return DenseLinear(nn.Parameter(weight_OI, requires_grad=False), bias_O, rows)

@@ -29,7 +29,7 @@ from prunus.sparse.weight import SparseWeight
 # Row counts that are timed, for packed and for plain weights. The kernel is used up to the largest count before its
 # first loss, and if it wins at the last of ROWS, for any number of rows. At one row a packed weight competes with
 # torch's dense Linear: if it loses, the weight is not packed. At more rows it competes with its alternative: torch on
-# the dense copy, if one is kept, else torch on panels of W that are unpacked for it.
+# panels of W that are unpacked for it.
 # A plain weight in 16 bits, for x in float32, competes first with torch on a float32 copy, over all of DECODED_ROWS
 # together: if it loses, that copy is used. For more rows it competes with its alternative, torch on panels of W that
 # are widened for it, which are slower than that copy.
@@ -43,21 +43,17 @@ AGREEING, CLEARLY, MOST_ROUNDS = 2, 1.03, 5
 ALL_BYTES, MOST_COPIES = 1 << 26, 512
 
 
-def kernel_rows(weight: SparseWeight | Tensor, dtype: torch.dtype, keep_dense: bool = False) -> int:
-    """The largest number of rows of x, of this dtype, for which to use the kernel: 0 for never, ANY_ROWS for always.
-
-    keep_dense: a dense copy is kept beside the packed weight, so that torch on that copy is the alternative.
-    """
-    key = _key(weight, dtype) + (", dense kept" if keep_dense else "")
-    known = _read()
+def kernel_rows(weight: SparseWeight | Tensor, dtype: torch.dtype) -> int:
+    """The largest number of rows of x, of this dtype, for which to use the kernel: 0 for never, ANY_ROWS for always."""
+    key, known = _key(weight, dtype), _read()
     if key not in known:
-        known[key] = time_rows(weight, dtype, keep_dense)
+        known[key] = time_rows(weight, dtype)
         _write(key, known[key])
     return ANY_ROWS if known[key] == ROWS[-1] else known[key]
 
 
 @torch.inference_mode()
-def time_rows(weight: SparseWeight | Tensor, dtype: torch.dtype, keep_dense: bool) -> int:
+def time_rows(weight: SparseWeight | Tensor, dtype: torch.dtype) -> int:
     """The largest number of rows up to which the kernel wins, timed now; 0 if it loses.
 
     It is one of ROWS, or of DENSE_ROWS for a plain weight in the dtype of x.
@@ -89,7 +85,7 @@ def time_rows(weight: SparseWeight | Tensor, dtype: torch.dtype, keep_dense: boo
     for rows in ROWS if panels else DENSE_ROWS:
         if rows <= best:
             continue
-        rivals = panels if panels and rows > 1 and not keep_dense else torchs
+        rivals = panels if panels and rows > 1 else torchs
         if not is_faster(_pass(ours, x_of[rows]), _pass(rivals, x_of[rows])):
             break
         best = rows

@@ -139,14 +139,11 @@ class SparseLinear(_KernelLinear):
     """nn.Linear with a SparseWeight. `weight` is not a parameter: the property and state_dict() return a dense copy.
 
     The weight keeps its dtype and stays on the CPU: to() and half() do not change it; x may have another dtype.
-    dense_OI: an optional dense copy in the dtype of x, which torch uses for more than `rows` rows.
     """
 
-    def __init__(
-        self, packed: SparseWeight, bias_O: Tensor | None, rows: int = ANY_ROWS, dense_OI: Tensor | None = None
-    ) -> None:
+    def __init__(self, packed: SparseWeight, bias_O: Tensor | None, rows: int = ANY_ROWS) -> None:
         super().__init__(packed.outputs, packed.inputs, bias_O, rows)
-        self.packed, self.dense = packed, dense_OI
+        self.packed = packed
 
     @property
     def weight(self) -> Tensor:
@@ -158,8 +155,6 @@ class SparseLinear(_KernelLinear):
         if torch.compiler.is_compiling():
             parts = packed.masks, packed.values, packed.starts
             return torch.ops.prunus.sparse_linear(x, *parts, self.bias, self.out_features, self.rows)
-        if self.dense is not None and x.numel() > self.rows * self.in_features:
-            return functional.linear(x, self.dense, self.bias)
         return apply(x, packed, self.bias, self.rows)
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
