@@ -65,7 +65,7 @@ def check_streams(folder, config, whole=None):
     whole = whole_model(folder) if whole is None else whole
     expected = [block_outputs(whole, batch.ids_NT) for batch in batches]
     rows = [runner.embed(batch) for batch in batches]
-    for index in range(runner.blocks):
+    for index in range(source.blocks):
         stored = read_block(runner, source, index)
         block = runner.make_block(index, stored)
         for at, batch in enumerate(batches):

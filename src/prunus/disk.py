@@ -50,7 +50,7 @@ def atomic_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
                 os.fsync(stream.fileno())
         temporary.replace(path)
         if sync:
-            sync_folder(path.parent)
+            sync_file(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -117,7 +117,7 @@ def replace_folder(new: Path, target: Path, overwrite: bool) -> None:
             shutil.rmtree(old)
         target.rename(old)
     new.rename(target)
-    sync_folder(target.parent)
+    sync_file(target.parent)
     if overwrite and old.exists():
         shutil.rmtree(old)
 
@@ -166,17 +166,12 @@ def reserve(stream: BinaryIO, size: int) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Flush a file to disk, so that it survives a power failure."""
+    """Flush a file to disk, or the names in a folder, so that they survive a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder to disk, so that renames in it survive a power failure."""
-    sync_file(folder)  # fsync works on folders too
 
 
 def check_space(folder: Path, needed: int) -> None:

@@ -52,7 +52,8 @@ def prefetched_blocks(source: Checkpoint, indices: Iterable[int], device: torch.
         for tensors, arrived in blocks:
             api.current_stream(device).wait_event(arrived)
             if device.type == "cuda":
-                keep_until_done(tensors, api.current_stream(device))
+                for tensor in tensors.values():  # its memory is not reused before work of this stream on it is done
+                    tensor.record_stream(api.current_stream(device))
             yield tensors
             del tensors  # freed before another block is copied
 
@@ -63,12 +64,6 @@ def stream_of(device: torch.device) -> Any:
     if device.type == "cpu":
         return api.Stream()  # a stream that does nothing
     return api.Stream(device=device)
-
-
-def keep_until_done(tensors: Block, stream: Any) -> None:
-    """Keep the tensors' memory from being reused before the stream's work on it is done."""
-    for tensor in tensors.values():
-        tensor.record_stream(stream)
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:

@@ -36,13 +36,7 @@ def resolve(model: str | Path) -> Path:
     model: `tiny` or `tiny-moe` (the reasoners inside the package; write ./tiny for a folder of that name), a folder, or
     a hub id such as org/name, which is downloaded into the hub's cache. Raises PrunusError if there is no such model.
     """
-    folder = _named(model)
-    if not folder.exists():
-        if not is_hub_id(str(model)):
-            raise PrunusError(
-                f"model '{model}' does not exist; give a folder, a hub id such as Qwen/Qwen3-0.6B, or tiny"
-            )
-        folder = download(str(model))
+    folder = _found("model", str(model), HUB_PATTERNS)
     check_folder(folder)
     return folder
 
@@ -52,11 +46,7 @@ def resolve_tokenizer(name: str) -> Path:
 
     Raises PrunusError if there is none.
     """
-    folder = _named(name)
-    if not folder.exists():
-        if not is_hub_id(name):
-            raise PrunusError(f"tokenizer '{name}' does not exist; give a folder or a hub id such as Qwen/Qwen3-0.6B")
-        folder = download(name, SMALL_PATTERNS)
+    folder = _found("tokenizer", name, SMALL_PATTERNS)
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise PrunusError(f"{folder} has no tokenizer (tokenizer.json); give the folder of the model's tokenizer")
     return folder
@@ -87,8 +77,14 @@ def _built_in(name: str) -> Path:
     return Path(str(files("prunus"))) / "data" / name
 
 
-def _named(model: str | Path) -> Path:
-    return _built_in(str(model)) if str(model) in BUILT_IN else typed_path(model)
+def _found(what: str, name: str, patterns: Sequence[str]) -> Path:
+    """The folder of a built-in model, a folder or a hub id, of which files of these names are downloaded."""
+    folder = _built_in(name) if name in BUILT_IN else typed_path(name)
+    if folder.exists():
+        return folder
+    if not is_hub_id(name):
+        raise PrunusError(f"{what} '{name}' does not exist; give a folder, a hub id such as Qwen/Qwen3-0.6B, or tiny")
+    return download(name, patterns)
 
 
 def is_hub_id(text: str) -> bool:
@@ -104,7 +100,7 @@ def hub_origin(folder: Path) -> dict[str, str]:
     return {"hub": repository.removeprefix("models--").replace("--", "/"), "revision": commit}
 
 
-def download(hub_id: str, patterns: Sequence[str] = tuple(HUB_PATTERNS)) -> Path:
+def download(hub_id: str, patterns: Sequence[str]) -> Path:
     """The folder of a hub model's files, from the cache or the network; PrunusError if it cannot be downloaded.
 
     patterns: of the names of the files.

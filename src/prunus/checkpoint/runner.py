@@ -69,11 +69,6 @@ class Runner:
         self._read_outside()
 
     @property
-    def blocks(self) -> int:
-        """Number of decoder blocks."""
-        return len(self.architecture.layers)
-
-    @property
     def width(self) -> int:
         """Numbers per token between two blocks."""
         return self.architecture.width

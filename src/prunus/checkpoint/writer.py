@@ -31,7 +31,6 @@ from prunus.disk import (
     partial_folder,
     replace_folder,
     sync_file,
-    sync_folder,
     write_text,
 )
 from prunus.errors import PrunusError
@@ -383,7 +382,7 @@ def sync_tree(folder: Path) -> None:
             sync_tree(path)
         elif path.name not in (JOURNAL, LOCK):
             sync_file(path)
-    sync_folder(folder)
+    sync_file(folder)
 
 
 def copy_companions(source: Path, target: Path) -> None:

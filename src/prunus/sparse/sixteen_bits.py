@@ -68,10 +68,14 @@ def to_float32(model: PreTrainedModel) -> PreTrainedModel:
     ids = torch.randint(100, (1, _TRIED_TOKENS), generator=torch.Generator().manual_seed(0), device=model.device)
     before = model(input_ids=ids, use_cache=False).logits.float()
     _keep(model, chosen)
+    seen: set[torch.dtype] = set()  # of the inputs of kept Linears: some models convert them to the dtype of a weight
     try:
-        after = model(input_ids=ids, use_cache=False).logits
+        with ExitStack() as hooks:
+            for _, _, linear in found_in(model, DenseLinear):
+                hooks.enter_context(linear.register_forward_pre_hook(lambda _, given: seen.add(given[0].dtype)))
+            after = model(input_ids=ids, use_cache=False).logits
         apart = (after - before).abs().amax(-1) / before.abs().amax(-1)
-        fits = after.dtype == torch.float32 and float(apart.median()) <= _TOLERANCE and _computes_in_float32(model, ids)
+        fits = {after.dtype, *seen} == {torch.float32} and float(apart.median()) <= _TOLERANCE
     except Exception:  # the model's own code needs all weights in one dtype
         fits = False
     if fits:
@@ -142,13 +146,3 @@ def _keep(model: PreTrainedModel, chosen: dict[int, int]) -> None:
         if type(module) is nn.Embedding and id(module.weight) in chosen:
             module.__class__ = WideningEmbedding
     setattr(model, ATTRIBUTE, Kept(kernel().name, dtype, linears, count, nbytes))
-
-
-def _computes_in_float32(model: PreTrainedModel, ids: Tensor) -> bool:
-    """Whether every x of a kept Linear is float32: some models convert it to the dtype of a weight."""
-    seen: set[torch.dtype] = set()
-    with ExitStack() as hooks:
-        for _, _, linear in found_in(model, DenseLinear):
-            hooks.enter_context(linear.register_forward_pre_hook(lambda _, given: seen.add(given[0].dtype)))
-        model(input_ids=ids, use_cache=False)
-    return seen == {torch.float32}
