@@ -258,7 +258,7 @@ class PackedTensor(Stored):
         found = []
         for part, checksum in zip(self.parts, self.checksums, strict=True):
             array = np.fromfile(part.file, np.uint8, part.nbytes, offset=part.start)
-            if zlib.crc32(array) != checksum:
+            if zlib.crc32(array.data) != checksum:
                 raise damaged(self.file, "a checksum does not match")
             found.append(array.view(PATTERNS[ITEMSIZES[part.dtype]]).reshape(part.shape))
         return found
