@@ -1,6 +1,7 @@
 """Any decoder of transformers, run block by block: equal to the whole model, or refused by the check that it fails."""
 
 from importlib.metadata import version
+from types import SimpleNamespace
 from typing import Any
 
 import models
@@ -16,6 +17,8 @@ from prunus.checkpoint import architecture
 from prunus.checkpoint.architecture import Architecture, Carried, Unstreamable, find_layers
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import check_decoder, find_linears
+from prunus.checkpoint.model_folder import find_tensors
+from prunus.checkpoint.names import Names
 from prunus.checkpoint.resolve import load_config
 from prunus.checkpoint.runner import Batch, Runner
 
@@ -54,18 +57,25 @@ def read_block(runner, source, index):
     return {name.removeprefix(prefix): read[name] for name in names if name in read}
 
 
+def opened_unchecked(folder) -> Any:
+    """What a Runner needs of a checkpoint, also of one that Checkpoint refuses."""
+    config, tensors = load_config(folder), find_tensors(folder)
+    names = Names(Architecture(config, torch.float32).model, tensors)
+    return SimpleNamespace(config=config, tensors=tensors, names=names, read=lambda name: tensors[name].read())
+
+
 def check_streams(folder, config, whole=None):
     """Every block of every batch, and the logits, bit for bit; and what is written back. Returns the architecture.
 
     whole: transformers' own model of the folder; None to load it.
     """
-    source = Checkpoint(folder)
+    source = opened_unchecked(folder)
     runner = Runner(source, torch.float32, torch.device("cpu"))
     batches = [Batch(ids_NT) for ids_NT in token_batches(config)]
     whole = whole_model(folder) if whole is None else whole
     expected = [block_outputs(whole, batch.ids_NT) for batch in batches]
     rows = [runner.embed(batch) for batch in batches]
-    for index in range(source.blocks):
+    for index in range(len(runner.architecture.layers)):
         stored = read_block(runner, source, index)
         block = runner.make_block(index, stored)
         for at, batch in enumerate(batches):
