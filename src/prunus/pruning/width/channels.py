@@ -458,7 +458,8 @@ def zeroed(
     found = dict(tensors)
     for unit in units:
         gone = sorted(set(range(unit.width)) - set(kept[unit.down]))
-        found[name] = found[name := f"{unit.down}.weight"].index_fill(1, torch.tensor(gone), 0)
+        name = f"{unit.down}.weight"
+        found[name] = found[name].index_fill(1, torch.tensor(gone), 0)
     return found
 
 
