@@ -98,7 +98,7 @@ class Criterion(NamedTuple):
     """A criterion by which experts are kept, whose function is in SCORES of pruning/experts/criteria.py.
 
     needs: `routing`, sums over the tokens that are routed to each expert; `reconstruction`, also the outputs of all
-    experts on some tokens, from which sets to keep are found; `nothing`, no calibration.
+    experts on some tokens; `nothing`, no calibration.
     """
 
     name: str
