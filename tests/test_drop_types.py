@@ -155,7 +155,7 @@ def test_text_models_of_composites_and_patterns_as_text():
 # A model, what to change in the check that alone catches it, and what is said.
 SILENT = {
     "settings": ("diffllama", {}, "_difference", None, "self_attn.lambda_init is"),
-    "numbers": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "_close", True, "compute something else"),
+    "numbers": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "difference", 0.0, "compute something else"),
     "masks": ("olmo3", {"sliding_window": 64}, "_alike", True, "called with another mask or positions"),
 }
 

@@ -192,7 +192,7 @@ def test_the_networks_of_an_open_model_are_found_once(tmp_path, monkeypatch):
     write_study(tmp_path, "")
     source, recipe = Checkpoint(tmp_path / "model"), WidthRecipe()
     units = channels.find_units(source)
-    monkeypatch.setattr(channels, "skeleton", None)
+    monkeypatch.setattr(channels, "remade", None)
     assert channels.find_units(source) is units
     assert kind_of(recipe).removed(recipe, source) and kind_of(recipe).nbytes(recipe, source)
     with pytest.raises(PrunusError, match="cannot be made"):  # without the models that were made before
