@@ -86,7 +86,7 @@ def test_it_follows_a_server_whose_room_changes():
 
 
 def test_no_request_is_lost_and_rows_do_not_depend_on_the_window():
-    free, small = babbling(), babbling(limit=3, seconds=0.005, retry_after="0.01")
+    free, small = babbling(), babbling(limit=3, seconds=0.03, retry_after="0.01")
     expected = drawn(free)
     assert len(expected) == len(MANY)
     assert drawn(small) == expected
