@@ -7,8 +7,10 @@ from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 LOG_EVERY_SECONDS = 30.0
+BAR_WIDTH = 20
 # Columns of output that is not a terminal, enough for tables of eight budgets.
 WIDTH_WITHOUT_TERMINAL = 120
 console = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH_WITHOUT_TERMINAL)
@@ -51,13 +53,14 @@ class Steps:
         if shows_bars():
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[count]}"),
-                TextColumn("{task.fields[unit]}"),
+                BarColumn(BAR_WIDTH),
+                TextColumn("{task.fields[count]} {task.fields[unit]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                # The only column that is shortened on a narrow terminal: the time left stays.
+                TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True)),
             )
-            self.bar = Progress(
-                *columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console
-            )
+            self.bar = Progress(*columns, console=console, expand=True)
             self.bar.start()
             self.task = self.bar.add_task(
                 self.label, total=self.total, completed=self.done, unit=self.unit, note="", count=self.count
