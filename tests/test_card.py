@@ -19,7 +19,8 @@ from tiny_models import make_model, random_rows
 
 import prunus
 from prunus.budgets import OFF
-from prunus.cards.text import Card, card_text, commands, is_ours, public, read_metadata, redacted, step_text
+from prunus.cards.markdown import public, redacted
+from prunus.cards.text import Card, card_text, commands, is_ours, read_metadata, step_text
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import hub_origin
 from prunus.cli import cli, main

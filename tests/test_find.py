@@ -19,7 +19,8 @@ from test_study_find import STUDY
 from tiny_models import VOCABULARY, make_model
 
 import prunus
-from prunus.cards.text import is_ours, plain
+from prunus.cards.markdown import plain
+from prunus.cards.text import is_ours
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.cli import main

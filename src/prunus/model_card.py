@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from prunus.cards.certified import CERTIFICATE, NOTHING, read_claims
-from prunus.cards.text import README, Card, Results, Zeros, card_text, hub_id, is_ours, read_metadata
+from prunus.cards.markdown import hub_id
+from prunus.cards.text import README, Card, Results, Zeros, card_text, is_ours, read_metadata
 from prunus.checkpoint.model_folder import is_packed
 from prunus.checkpoint.packed_files import open_checkpoint
 from prunus.checkpoint.resolve import MANIFEST, hub_origin, is_built_in, read_manifest, resolve

@@ -6,7 +6,7 @@ and are escaped for Markdown. The text depends on nothing but its input (no cloc
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from pathlib import Path
@@ -14,11 +14,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prunus.budgets import NAMED
 from prunus.cards.certified import CERTIFICATE, NOTHING, Certified
+from prunus.cards.markdown import (
+    LIMIT,
+    difference,
+    estimate,
+    fenced,
+    hub_id,
+    number,
+    plain,
+    public,
+    redacted,
+    shown,
+    table,
+)
 from prunus.disk import show_bytes
 from prunus.plain_data import content_hash
 from prunus.recipes import EvalPlan
-from prunus.results.cells import Cell, Entry
-from prunus.results.characters import DASH, one_line, percent, points
+from prunus.results.cells import Entry
+from prunus.results.characters import one_line, percent, points
 from prunus.results.labels import FIRST, label, observations, settings
 from prunus.results.rows import Run
 from prunus.results.stages import PARTLY, in_words, verdict_in_words
@@ -26,7 +39,7 @@ from prunus.settings import settings_of
 from prunus.step import STEPS, defaults, recipe_of, recorded_kind, step_kind
 
 if TYPE_CHECKING:
-    from prunus.results.summary import BudgetCell, Summary  # imports scipy
+    from prunus.results.summary import Summary  # imports scipy
 
 Data = Mapping[str, Any]
 README = "README.md"
@@ -34,13 +47,8 @@ README = "README.md"
 KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
 VERSIONS = ("prunus", "torch", "transformers", "vllm", "grader", "device")  # of a run; others may name a server
 RESULT = "result"  # the folder that the last command writes
-LIMIT = 1000  # characters of a warning or of a word of a command
-PATHS = {"calibration", "scores", "profile"}  # settings that may be paths
 
 _HEADER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|!~&$])")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
-_PATH = re.compile(r"(?<![\w/.])(?:~[\w.-]*|\.{1,2}|[A-Za-z]:)?(?:[/\\][^\s/\\'\"`<>|:;,()]+){2,}[/\\]?")
 _SIGNED = re.compile(r"(.*)\n<!-- written by prunus card ([0-9a-f]{12}) -->\n", re.DOTALL)
 
 
@@ -448,66 +456,3 @@ def flags(given: Data, default: Data, of: type) -> list[str]:
 def line(command: str, *words: str) -> str:
     """A command line for a shell."""
     return shlex.join(["prunus", command, *(one_line(word, LIMIT) for word in words)])
-
-
-# Markdown: escaped text, tables, numbers; and of paths only what may be published.
-
-
-def fenced(lines: Iterable[str]) -> str:
-    """Lines as a block of code, with a fence that they do not contain."""
-    text = "\n".join(lines)
-    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
-    return f"{fence}sh\n{text}\n{fence}"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first column is aligned left, the others right. Cells are Markdown."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def plain(text: str, limit: int = 200) -> str:
-    """text on one line, with every character that Markdown or HTML would read escaped."""
-    return _SPECIAL.sub(r"\\\1", one_line(text, limit))
-
-
-def shown(setting: str, value: Any) -> str:
-    """The value of a setting as text; of a path only its last part."""
-    return public(str(value)) if setting in PATHS else str(value)
-
-
-def public(name: str) -> str:
-    """A name, but of a path only the last part: traces:/home/me/own.jsonl is traces:own.jsonl."""
-    start, colon, rest = name.partition(":") if name.startswith("traces:") else ("", "", name)
-    return start + colon + (re.split(r"[/\\]", rest.rstrip("/\\"))[-1] or rest)
-
-
-def redacted(text: str, names: Sequence[str] = ()) -> str:
-    """text in which these names, and everything that looks like an absolute path, are cut to their last part."""
-    for name in sorted({name for name in names if public(name) != name}, key=len, reverse=True):
-        text = text.replace(name, public(name))
-    return _PATH.sub(lambda path: public(path[0]), text)
-
-
-def hub_id(value: Any) -> str | None:
-    """value if it is a model's id on the Hub, else None."""
-    return value if isinstance(value, str) and len(value) <= 96 and _HUB_ID.fullmatch(value) else None
-
-
-def number(value: Any) -> str:
-    """A whole number with commas between thousands; a dash for None."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if isinstance(value, float) else DASH
-
-
-def estimate(cell: "BudgetCell | None") -> str:
-    """An accuracy in percent with its interval."""
-    if cell is None:
-        return DASH
-    return f"{percent(cell.accuracy)} ({percent(cell.low)} to {percent(cell.high)})"
-
-
-def difference(cell: Cell | None) -> str:
-    """A difference in points with its interval."""
-    if cell is None:
-        return DASH
-    return f"{points(cell.difference)} ({points(cell.low)} to {points(cell.high)})"

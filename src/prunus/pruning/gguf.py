@@ -18,7 +18,8 @@ from prunus.checkpoint.writer import Partial, check_target
 from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.bits.gguf_metadata import Form, form_like, form_of
+from prunus.pruning.bits.gguf_like import form_like
+from prunus.pruning.bits.gguf_metadata import Form, form_of
 from prunus.pruning.bits.gguf_tensors import AS_IS, GROUP, OUTPUT, Piece, check, codes_of, encoded, names_for, pieces_of
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.job import made_card
