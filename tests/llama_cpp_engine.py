@@ -234,7 +234,7 @@ steps = [{{ quantize = {{ bits = 4, group = "32", method = "rtn" }} }}, {{ gguf 
         whole, large = opened.runs()
     prunus.gguf(tmp_path / "model", tmp_path / "f16")
     served = sum(tensor.nbytes for tensor in ModelFolder(tmp_path / "f16").stored.values())
-    assert declared["model"]["bytes"] == served < (whole.nbytes or 0) and declared["model"]["engine"] == "llama.cpp"
+    assert declared["model"]["bytes"] == served == whole.nbytes and declared["model"]["engine"] == "llama.cpp"
     assert declared["ladders"][0]["rungs"][0]["bytes"] == large.nbytes and (large.nbytes or 0) < served
     broken = (tmp_path / "study.toml").read_text().replace('"openai"', '"hf"').partition("[engine]")
     (tmp_path / "hf.toml").write_text(f"{broken[0]}[[gguf]]\ntype = 'f16'\n")

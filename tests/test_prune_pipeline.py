@@ -19,7 +19,7 @@ from prunus.pruning.calibration import statistics as hessian_module
 from prunus.pruning.calibration.statistics import Hessian, InputStats
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import METHODS
-from prunus.recipes import PruneRecipe
+from prunus.recipes import PruneRecipe, QuantizeRecipe, WidthRecipe
 
 SCOPES, DTYPES = ("all", "attention", "mlp"), (torch.float32, torch.bfloat16, torch.float16)
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -286,6 +286,20 @@ def test_dry_run_writes_nothing_and_counts_right(tmp_path, rows, method):
     linears = [w for n, w in weights(tmp_path / "deep" / "out").items() if "proj" in n]
     zeros, total = sum((w == 0).sum().item() for w in linears), sum(w.numel() for w in linears)
     assert (said["zeros"], said["weights"], said["blocks"], said["linears"]) == (zeros, total, 3, 21)
+
+
+@pytest.mark.parametrize("kind", [PruneRecipe, WidthRecipe, QuantizeRecipe])
+def test_dry_run_says_the_disk_that_hidden_states_take(tmp_path, rows, kind):
+    folder = make_model(tmp_path / "m")
+    sequences, numbered = [
+        kind(calibration=str(rows), seqlen=64, **many) for many in ({"samples": 9}, {"calibration_tokens": 9 * 64})
+    ]
+    said = [
+        prunus.apply_steps(folder, tmp_path / "out", [asked], offload=offload, dry_run=True)["disk"]
+        for asked in (sequences, numbered)
+        for offload in (True, False)
+    ]
+    assert said[0] == said[2] != said[1] == said[3]
 
 
 def test_old_output_is_replaced_only_by_a_complete_new_one(tmp_path, rows):

@@ -141,6 +141,11 @@ class Calibrated(Recipe):
     )
     seed: int = setting(0, "Seed of the calibration sample.")
 
+    @property
+    def tokens(self) -> int:
+        """How many calibration tokens are asked for; chains may have fewer."""
+        return self.calibration_tokens or self.samples * self.seqlen
+
 
 # Fields of a recipe that say on what it is calibrated.
 CALIBRATED = tuple(settings_of(Calibrated))

@@ -90,8 +90,8 @@ class Narrowing(Job[WidthRecipe]):
     @property
     def stream_bytes(self) -> int:
         """Of the file with both streams, in float32."""
-        tokens = self.recipe.calibration_tokens or self.recipe.samples * self.recipe.seqlen
-        return 2 * 4 * tokens * self.source.architecture.width if self.where.offload and self.needs_tokens else 0
+        of_token = 2 * 4 * self.source.architecture.width
+        return self.recipe.tokens * of_token if self.where.offload and self.needs_tokens else 0
 
 
 def width(

@@ -76,7 +76,7 @@ class PruneJob(Job[PruneRecipe]):
         recipe, hidden, width = self.recipe, 0, self.source.architecture.width
         measured = self.measured if self.saved is None else "nothing"
         if self.where.offload and (self.needs_tokens or measured == "norms"):
-            hidden = recipe.samples * recipe.seqlen * (width + self.room_needed) * self.dtype.itemsize
+            hidden = recipe.tokens * (width + self.room_needed) * self.dtype.itemsize
         if self.where.offload and (measured == "gradients" or self.method.fisher):
             hidden = max(hidden, 4 * max(BATCH_TOKENS, recipe.seqlen) * (self.source.blocks + 2) * width)
         return self.source.nbytes + hidden

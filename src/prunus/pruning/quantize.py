@@ -89,9 +89,9 @@ class Quantising(Job[QuantizeRecipe]):
     @property
     def hidden_bytes(self) -> int:
         """Of the file with hidden states."""
-        tokens, width = self.recipe.samples * self.recipe.seqlen, self.source.architecture.width
+        width = self.source.architecture.width
         each = 2 * 4 * width if self.recipe.recover else (width + self.room_needed) * self.dtype.itemsize
-        return tokens * each if self.where.offload and self.needs_tokens else 0
+        return self.recipe.tokens * each if self.where.offload and self.needs_tokens else 0
 
 
 def quantize(

@@ -55,7 +55,7 @@ class Recovery(Job[RecoverRecipe]):
     @property
     def stream_bytes(self) -> int:
         """Of both residual streams, in float32."""
-        return 2 * 4 * self.recipe.samples * self.recipe.seqlen * self.source.architecture.width
+        return 2 * 4 * self.recipe.tokens * self.source.architecture.width
 
 
 def recover(

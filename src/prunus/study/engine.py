@@ -185,7 +185,8 @@ class Engine:
         backend = self.hold(model, cell.variant, work.native is not None)
         check_engine(work, backend)
         with store.claim(cell.run_id):
-            add_run(store, model, cell, self.folder, describe_versions(backend))
+            served = None if self.server is None else self.server[0]
+            add_run(store, model, cell, self.folder, describe_versions(backend), served)
             if adaptive is not None:
                 store.mark_adaptive(cell.run_id, adaptive)
             for portion in fill_store(store, work, backend, self.grader, batches, show):

@@ -312,10 +312,13 @@ def read_tensors(folder: Path, variant: Variant, source: Checkpoint) -> Iterator
         yield from ((name, stored.read()) for name, stored in read_header(vectors).items())
 
 
-def add_run(store: Store, model: Model, cell: Cell, folder: Path, versions: dict[str, object]) -> None:
+def add_run(
+    store: Store, model: Model, cell: Cell, folder: Path, versions: dict[str, object], served: Path | None = None
+) -> None:
     """Store a cell's problems and run, to which its rows refer.
 
-    The run describes a variant as a whole checkpoint. versions: of the libraries that compute the rows.
+    The run describes a variant as a whole checkpoint. versions: of the libraries that compute the rows. served: the
+    folder that a server has, whose bytes are the run's if they are a GGUF file's.
     """
     described = describe_model(model.name, model.checkpoint)
     if cell.variant.steps:
@@ -324,5 +327,7 @@ def add_run(store: Store, model: Model, cell: Cell, folder: Path, versions: dict
         described |= {key: value for key, value in vars(info).items() if key != "kept"}
         described["name"] = f"{model.label}/{cell.variant.name}"
         described["source"] = str(weights_file(folder, cell.variant))
+    if served is not None and is_gguf(served):
+        described["bytes"] = ModelFolder(served).engine_bytes
     store_problems(store, cell.resolved.problems)
     store.add_run(Run(cell.run_id, described, cell.resolved.plan, versions, planned=cell.resolved.planned))

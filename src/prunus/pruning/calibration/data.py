@@ -142,8 +142,7 @@ def describe_calibration(recipe: Calibrated, model: Checkpoint) -> tuple[str, li
     """What calibration would be, and warnings; read already unless it comes from the hub."""
     name = calibration_name(recipe.calibration, model.manifest)
     if name in HUB_NAMES:
-        tokens = recipe.calibration_tokens or recipe.samples * recipe.seqlen
-        return f"{name}: {tokens} tokens in sequences of {recipe.seqlen}, from the hub", []
+        return f"{name}: {recipe.tokens} tokens in sequences of {recipe.seqlen}, from the hub", []
     calibration = load_calibration(recipe, model)
     text = f"{name}: {len(calibration.sequences)} sequences, {calibration.tokens} tokens"
     return text, calibration.warnings
