@@ -94,13 +94,14 @@ def by_hand(folder, kept, target, stream="narrow", rows=ROWS, gain=1.0):
         weight_OI = mlp.down_proj.weight.double()
         hessian_II = x_SI.mT @ x_SI
         damped_II = hessian_II + 0.01 * hessian_II.diagonal().mean() * torch.eye(len(hessian_II))
+        target_SO = x_SI @ weight_OI.mT + ((wanted_SO - given_SO) / gain if target == "dense" else 0)
+        best_OI = (target_SO.mT @ x_SI + weight_OI @ (damped_II - hessian_II)) @ torch.linalg.inv(damped_II)
         stay = torch.arange(len(hessian_II))
         while len(stay) > kept:  # all others are fitted anew without each
             inverse_RR = torch.linalg.inv(damped_II[stay][:, stay])
-            weight_OR = weight_OI @ damped_II[:, stay] @ inverse_RR
+            weight_OR = best_OI @ damped_II[:, stay] @ inverse_RR
             least = (weight_OR.square().sum(0) / inverse_RR.diagonal()).argmin()
             stay = torch.cat([stay[:least], stay[least + 1 :]])
-        target_SO = x_SI @ weight_OI.mT + ((wanted_SO - given_SO) / gain if target == "dense" else 0)
         x_SK = x_SI[:, stay]
         root = (0.01 * x_SK.square().sum(0).mean()).sqrt()
         damped_SK = torch.cat([x_SK, root * torch.eye(kept)])

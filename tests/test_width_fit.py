@@ -41,12 +41,21 @@ def ridge(own, kept, damping=0.01):
     return (damping * own.hessian_II[kept][:, kept].diagonal().mean()).sqrt()
 
 
-def cheapest_set(own, weight_OI, removed):
-    """The cost of removing these channels if all others are refitted from scratch, by torch's own least squares."""
+def cheapest_set(own, weight_OI, removed, x_SI=None, e_SO=None):
+    """The cost of removing these channels if all others are refitted from scratch, by torch's own least squares.
+
+    x_SI, e_SO: the tokens and what the output lacks for each; None: it lacks nothing, and the Hessian is enough.
+    """
     kept = kept_of(CHANNELS, removed)
-    root_II = torch.linalg.cholesky(damped(own.hessian_II, 0.01)).mT  # |W root^T|^2 = W H W^T
-    solution_KO = torch.linalg.lstsq(root_II[:, kept], root_II @ weight_OI.mT).solution
-    return float((root_II[:, kept] @ solution_KO - root_II @ weight_OI.mT).square().sum())
+    if x_SI is None:
+        root_II = torch.linalg.cholesky(damped(own.hessian_II, 0.01)).mT  # |W root^T|^2 = W H W^T
+        wanted = root_II @ weight_OI.mT
+    else:  # damped towards the old weights, by rows that ask for these
+        old_II = ridge(own, range(CHANNELS)) * torch.eye(CHANNELS, dtype=x_SI.dtype)
+        root_II = torch.cat([x_SI, old_II])
+        wanted = torch.cat([x_SI @ weight_OI.mT + e_SO, old_II @ weight_OI.mT])
+    solution_KO = torch.linalg.lstsq(root_II[:, kept], wanted).solution
+    return float((root_II[:, kept] @ solution_KO - wanted).square().sum())
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -56,17 +65,30 @@ def test_obs_removes_what_costs_least_after_a_full_refit_of_all_others(seed):
     for _ in range(CHANNELS - 1):
         left = kept_of(CHANNELS, removed)
         removed.append(min(left, key=lambda one: cheapest_set(own, weight_OI, [*removed, one])))
-    assert by_obs(own.hessian_II, weight_OI, CHANNELS - 1, batch=1).tolist() == removed
+    assert by_obs(own, weight_OI, CHANNELS - 1, batch=1).tolist() == removed
     by_weight = lowest(by_contribution(own.hessian_II, weight_OI), CHANNELS - 1).tolist()
     assert by_weight != removed
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_obs_removes_what_the_fit_to_the_target_needs_least(seed):
+    x_SI, weight_OI, _, e_SO, own, towards = example(seed)
+    e_SO = e_SO + x_SI[:, seed : seed + 1] * torch.randn(OUTPUTS, dtype=x_SI.dtype)
+    towards = towards._replace(error_OI=e_SO.mT @ x_SI)
+    removed = []
+    for _ in range(CHANNELS - 1):
+        costs = {one: cheapest_set(own, weight_OI, [*removed, one], x_SI, e_SO) for one in kept_of(CHANNELS, removed)}
+        removed.append(min(costs, key=costs.__getitem__))
+    assert by_obs(towards, weight_OI, CHANNELS - 1, batch=1).tolist() == removed
+    assert by_obs(own, weight_OI, CHANNELS - 1, batch=1).tolist() != removed
+
+
 def test_batches_are_those_of_the_costs_before_them():
     _, weight_OI, _, _, own, _ = example()
-    first = by_obs(own.hessian_II, weight_OI, 3, batch=3).tolist()
+    first = by_obs(own, weight_OI, 3, batch=3).tolist()
     single = sorted(range(CHANNELS), key=lambda one: cheapest_set(own, weight_OI, [one]))
     assert first == single[:3]
-    second = by_obs(own.hessian_II, weight_OI, 6, batch=3).tolist()[3:]
+    second = by_obs(own, weight_OI, 6, batch=3).tolist()[3:]
     left = kept_of(CHANNELS, first)
     assert second == sorted(left, key=lambda one: cheapest_set(own, weight_OI, [*first, one]))[:3]
 
@@ -74,10 +96,10 @@ def test_batches_are_those_of_the_costs_before_them():
 @pytest.mark.parametrize("batch", [1, 3, 64])
 def test_orders_are_nested(batch):
     _, weight_OI, _, _, own, _ = example()
-    whole = by_obs(own.hessian_II, weight_OI, 9, batch=batch).tolist()
+    whole = by_obs(own, weight_OI, 9, batch=batch).tolist()
     assert len(set(whole)) == 9
     for count in range(10):
-        assert by_obs(own.hessian_II, weight_OI, count, batch=batch).tolist() == whole[:count]
+        assert by_obs(own, weight_OI, count, batch=batch).tolist() == whole[:count]
     assert by_chance(9, 4, "0 a").tolist() == by_chance(9, 9, "0 a").tolist()[:4] != by_chance(9, 4, "0 b").tolist()
 
 
@@ -85,13 +107,13 @@ def test_channels_that_are_never_active_go_first_and_their_weights_stay():
     x_SI, weight_OI, *_ = example()
     x_SI[:, [2, 7]] = 0
     own = Inputs(x_SI.mT @ x_SI, x_SI.sum(0), float(TOKENS), TOKENS)
-    assert set(by_obs(own.hessian_II, weight_OI, 2, batch=1).tolist()) == {2, 7}
+    assert set(by_obs(own, weight_OI, 2, batch=1).tolist()) == {2, 7}
     kept = [0, 1, 2, 3, 7]
     fitted = fit(own, weight_OI, None, kept)
     assert torch.equal(fitted.weight_OK[:, [2, 4]], weight_OI[:, [2, 7]])
     none = Inputs(torch.zeros_like(own.hessian_II), torch.zeros_like(own.sum_I), 0.0, 0)
     assert torch.equal(fit(none, weight_OI, None, kept).weight_OK, weight_OI[:, kept])
-    assert torch.equal(by_obs(none.hessian_II, weight_OI, 9, batch=1), lowest(weight_OI.norm(dim=0), 9))
+    assert torch.equal(by_obs(none, weight_OI, 9, batch=1), lowest(weight_OI.norm(dim=0), 9))
 
 
 @pytest.mark.parametrize("aims", [False, True], ids=["own", "dense"])

@@ -344,7 +344,7 @@ def choose(
     if method == "flap":
         return kept_of(unit.width, lowest(by_fluctuation(inputs, weight_OI), gone))
     seen = inputs if bias_O is None or not job.recipe.fit else inputs.centred()
-    return kept_of(unit.width, by_obs(seen.hessian_II, weight_OI, gone))
+    return kept_of(unit.width, by_obs(seen, weight_OI, gone))
 
 
 def squares_of(unit: Unit, tensors: Mapping[str, Tensor]) -> Tensor:

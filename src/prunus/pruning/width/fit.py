@@ -103,17 +103,22 @@ def factor(hessian_II: Tensor, damping: float = DAMPING) -> Tensor:
     )
 
 
-def by_obs(hessian_II: Tensor, weight_OI: Tensor, count: int, batch: int | None = None) -> Tensor:
+def by_obs(inputs: Inputs, weight_OI: Tensor, count: int, batch: int | None = None) -> Tensor:
     """The first `count` channels to remove, each the one whose removal costs least once all others are updated.
 
     This is Optimal Brain Surgeon (Hassibi & Stork 1992) for columns, as in ZipLM (Kurtic et al. 2023,
-    arXiv:2302.04089): without channel j the output changes by |w_j|^2 / (H^-1)_jj, if the weights of all other channels
-    are updated. The order is nested: that of a smaller count is the beginning of that of a larger one. Between two
-    updates the `batch` channels with the least cost are removed; None: one in BATCHES.
+    arXiv:2302.04089), which begins with the weights that all channels would have to come nearest to the target: without
+    channel j the output errs by |w_j|^2 / (H^-1)_jj more, if the weights of all other channels are updated. The order
+    is nested: that of a smaller count is the beginning of that of a larger one. Between two updates the `batch`
+    channels with the least cost are removed; None: one in BATCHES.
     """
-    batch = batch or max(1, len(hessian_II) // BATCHES)
-    inverse_II = torch.cholesky_inverse(factor(hessian_II))
-    weight_OI = weight_OI.to(inverse_II.dtype, copy=True)
+    batch = batch or max(1, len(inputs.hessian_II) // BATCHES)
+    lower_II = factor(inputs.hessian_II)
+    weight_OI = weight_OI.to(lower_II.dtype, copy=True)
+    if inputs.error_OI is not None:
+        weight_OI += torch.cholesky_solve(inputs.error_OI.mT, lower_II).mT
+    inverse_II = torch.cholesky_inverse(lower_II)
+    del lower_II
     alive_I = torch.ones(len(inverse_II), dtype=torch.bool, device=inverse_II.device)
     order: list[Tensor] = []
     for done in range(0, count, batch):
