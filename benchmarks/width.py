@@ -142,23 +142,22 @@ def parameters(folder: Path) -> int:
 
 def smollm2_models() -> Iterator[Model]:
     """All models of SmolLM2."""
-    recovered = []
+    last = []
     for kept in SMOLLM2_WIDTHS:
         removed = f"{100 * (1536 - kept) / 1536:g} %"
         for seed in range(SEEDS if kept == SMOLLM2_WIDTHS[0] else 1):
             at: dict[str, Any] = {"intermediate_size": kept, **quality.calibrated(seed)}
             narrow = WidthRecipe(**at)
             yield Model("smollm2", removed, (narrow,), seed)
-            others: list[dict[str, Any]] = [] if seed else [{"damping": 0.01}, {"damping": 1.0}]
-            if kept == SMOLLM2_WIDTHS[0] and not seed:
-                others += [{"damping": 0.1}, {"target": "own"}, {"fit": False}]
-                others += [{"method": "wanda"}, {"method": "magnitude"}]
-            for how in others:
-                yield Model("smollm2", removed, (WidthRecipe(**at | how),), seed)
-            more: dict[str, Any] = {"samples": quality.MORE_SAMPLES, "seqlen": quality.SEQLEN, "seed": seed}
-            recovery = RecoverRecipe(calibration=str(quality.text(f"more-{seed}")), rate=None, **more)
-            recovered.append(Model("smollm2", removed, (narrow, recovery), seed))
-    yield from recovered
+            if not seed:
+                more: dict[str, Any] = {"samples": quality.MORE_SAMPLES, "seqlen": quality.SEQLEN, "seed": seed}
+                recovery = RecoverRecipe(calibration=str(quality.text(f"more-{seed}")), rate=None, **more)
+                last.append(Model("smollm2", removed, (narrow, recovery)))
+    at = {"intermediate_size": SMOLLM2_WIDTHS[0], **quality.calibrated(0)}
+    others: list[dict[str, Any]] = [{"damping": damping} for damping in (0.01, 0.1, 1.0)]
+    others += [{"target": "own"}, {"fit": False}, {"method": "wanda"}, {"method": "magnitude"}]
+    yield from (Model("smollm2", "25 %", (WidthRecipe(**at | how),)) for how in others)
+    yield from last
 
 
 class Perplexity:
