@@ -110,3 +110,13 @@ def test_methods_of_earlier_versions_are_read_and_not_made(changes, label, optio
     assert str(refused.value) == f"{name} {said}"
     told = CliRunner().invoke(cli, ["prune", "tiny", str(tmp_path / "out"), f"--{name}", changes[name]])
     assert told.exit_code == 2 and said in told.output and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["output", "router"])
+def test_criteria_of_earlier_versions_are_read_and_not_made(method):
+    stored = ExpertsRecipe().to_json() | {"method": method}
+    step = {"action": "experts", "recipe": dict(sorted(stored.items()))}
+    assert labels.step_label(step) == f"{method.capitalize()} 75\xa0% of experts"
+    assert options_of("experts", step["recipe"]) == ["--keep", "0.75", "--method", method]
+    with pytest.raises(PrunusError, match=f"^method '{method}' is one that only earlier versions have; use reap$"):
+        ExpertsRecipe(method=method)

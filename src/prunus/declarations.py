@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from prunus.settings import Conflict, Setting
 
 Group = Literal["row", "tensor"]
-# What a criterion measures of experts; each includes those before it.
-ExpertNeeds = Literal["nothing", "routing", "reconstruction"]
+# What a criterion measures of experts.
+ExpertNeeds = Literal["nothing", "routing"]
 # Statistics of a Linear's inputs; each includes those before it.
 Needs = Literal["nothing", "norms", "means", "hessian"]
 # The data from which an allocation measures its scores.
@@ -97,8 +97,7 @@ class DepthMethod(NamedTuple):
 class Criterion(NamedTuple):
     """A criterion by which experts are kept, whose function is in SCORES of pruning/experts/criteria.py.
 
-    needs: `routing`, sums over the tokens that are routed to each expert; `reconstruction`, also the outputs of all
-    experts on some tokens; `nothing`, no calibration.
+    needs: `routing`, sums over the tokens that are routed to each expert; `nothing`, no calibration.
     """
 
     name: str
@@ -311,17 +310,6 @@ _CRITERIA = (
         "frequency",
         "baseline",
         "keep the experts that the router chooses most often",
-    ),
-    Criterion(
-        "router",
-        "baseline",
-        "keep the experts with the largest sum of gate values",
-    ),
-    Criterion(
-        "output",
-        "Lu et al. 2024, arXiv:2402.14800",
-        "keep the experts without which the layer's output changes least; all sets are tried if they are few",
-        needs="reconstruction",
     ),
     Criterion(
         "random",

@@ -240,7 +240,12 @@ class ExpertsRecipe(Calibrated):
     STORED: ClassVar[Mapping[str, Any]] = {**TOKEN_WEIGHTS, "spread": "uniform"}
     REMOVED: ClassVar[Mapping[str, Any]] = {**STORED, "distill_router": False}
 
-    method: str = setting("reap", "How the experts to keep are chosen.", choices=tuple(declared(Criterion)))
+    method: str = setting(
+        "reap",
+        "How the experts to keep are chosen.",
+        choices=tuple(declared(Criterion)),
+        instead={"output": "reap", "router": "reap"},
+    )
     keep: float | None = setting(
         None,
         f"Share of the experts that each block keeps, in (0, 1); default: {KEEP:g}.",

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from prunus.checkpoint.safetensors_file import Entry, entry_of
-from prunus.declarations import Criterion, declared
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.experts import Mixture, find_mixtures, span
@@ -113,13 +112,8 @@ def measure(job: Job[ExpertsRecipe], mixtures: Sequence[Mixture], calibration: C
         return [seen_in(job.saved, mixture) for mixture in mixtures]
     if calibration is None:
         nothing = {m.index: torch.zeros(m.count, dtype=torch.float64) for m in mixtures}
-        return [Seen(index, zeros.long(), zeros, zeros, zeros, recipe.seed) for index, zeros in nothing.items()]
-
-    def counts(mixture: Mixture) -> list[int]:
-        return [recipe.count(mixture.count)]
-
-    searched = counts if declared(Criterion)[recipe.method].needs == "reconstruction" else None
-    return list(observe(source, mixtures, recipe, calibration, job.device, searched))
+        return [Seen(index, zeros.long(), zeros, zeros, recipe.seed) for index, zeros in nothing.items()]
+    return list(observe(source, mixtures, recipe, calibration, job.device))
 
 
 def experts_text(mixtures: Sequence[Mixture], kept: Mapping[int, Sequence[int]]) -> str:

@@ -37,15 +37,14 @@ class Unremovable(PrunusError):
 class Mixture:
     """The routed experts of block `index`.
 
-    experts: name of their module within the block. layer: name of the smallest module that has the router, too. count:
-    number of experts. top_k: how many of them a token has. axes: for each tensor of the block with one entry per expert
-    (by its name within the block) the axis of these entries. groups, group_limit: the router takes experts of the
-    group_limit best of so many groups of equal size; 1 and 1 where there are no groups.
+    experts: name of their module within the block. count: number of experts. top_k: how many of them a token has. axes:
+    for each tensor of the block with one entry per expert (by its name within the block) the axis of these entries.
+    groups, group_limit: the router takes experts of the group_limit best of so many groups of equal size; 1 and 1 where
+    there are no groups.
     """
 
     index: int
     experts: str
-    layer: str
     count: int
     top_k: int
     axes: dict[str, int]
@@ -175,7 +174,7 @@ def _mixture(
         groups = 1
     limit = (getattr(text, "topk_group", None) or groups) if groups > 1 else 1
     top_k = _top_k(source, index, experts, carried)
-    return Mixture(index, experts, layer_name, count, top_k, axes, groups, limit)
+    return Mixture(index, experts, count, top_k, axes, groups, limit)
 
 
 def _top_k(source: Checkpoint, index: int, name: str, carried: dict[Carried, Any]) -> int:

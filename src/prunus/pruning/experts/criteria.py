@@ -5,7 +5,7 @@ those that a larger one keeps. E: experts.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -20,19 +20,15 @@ from prunus.recipes import ExpertsRecipe
 class Seen:
     """What calibration shows of the experts of block `index`; sums are float64, over the tokens routed to each expert.
 
-    token_E: number of tokens. gate_E: sum of the gate values with which the expert's output is multiplied. norm_E: sum
-    of the L2 norms of its output before that. product_E: sum of gate value times norm. order_E: the higher, the later
-    an expert is removed; sets: the experts to keep, by their number. Both only if sets were searched.
+    token_E: number of tokens. norm_E: sum of the L2 norms of the expert's output. product_E: sum of these, each times
+    the gate value with which the output is multiplied.
     """
 
     index: int
     token_E: Tensor
-    gate_E: Tensor
     norm_E: Tensor
     product_E: Tensor
     seed: int = 0
-    order_E: Tensor | None = None
-    sets: Mapping[int, list[int]] = field(default_factory=dict)
 
     @property
     def experts(self) -> int:
@@ -53,11 +49,6 @@ def frequency(seen: Seen) -> Tensor:
     return seen.token_E.double()
 
 
-def router(seen: Seen) -> Tensor:
-    """(E,) sum of the expert's gate values, called weighted frequency in the code of arXiv:2510.13999."""
-    return seen.gate_E
-
-
 def random(seen: Seen) -> Tensor:
     """(E,) random numbers in [0, 1), a control. They follow from the seed and the block alone, so keeps are nested."""
     generator = torch.Generator().manual_seed(1_000_003 * seen.seed + seen.index)
@@ -74,18 +65,7 @@ def reap(seen: Seen) -> Tensor:
     return seen.product_E / seen.token_E.clamp(min=1)
 
 
-def output(seen: Seen) -> Tensor:
-    """(E,) relative error of the layer's output once the expert is removed as the next one in the greedy order.
-
-    It is measured with the router that is left. Lu et al. 2024 (arXiv:2402.14800) search all sets of experts of a
-    layer. That is done where there are few sets; else experts are removed one by one, each time the one whose removal
-    costs least.
-    """
-    assert seen.order_E is not None
-    return seen.order_E
-
-
-SCORES = {"reap": reap, "ean": ean, "frequency": frequency, "router": router, "random": random, "output": output}
+SCORES = {"reap": reap, "ean": ean, "frequency": frequency, "random": random}
 
 
 class Choice(NamedTuple):
@@ -109,18 +89,17 @@ class Choice(NamedTuple):
 
 def choose(recipe: ExpertsRecipe, mixtures: Sequence[Mixture], seen: Sequence[Seen]) -> Choice:
     """The experts that a recipe keeps. Raises Unremovable where too few would be left in a block."""
-    needs = declared(Criterion)[recipe.method].needs
     scores = [SCORES[recipe.method](one) for one in seen]
     kept: dict[int, list[int]] = {}
-    for mixture, one, score_E in zip(mixtures, seen, scores, strict=True):
+    for mixture, score_E in zip(mixtures, scores, strict=True):
         count = recipe.count(mixture.count)
         mixture.check(count)
-        kept[mixture.index] = one.sets[count] if needs == "reconstruction" else best(score_E, count, mixture.groups)
+        kept[mixture.index] = best(score_E, count, mixture.groups)
     return Choice(
         kept,
         {one.index: row.tolist() for one, row in zip(seen, scores, strict=True)},
         {one.index: one.token_E.tolist() for one in seen},
-        unmet(seen) if needs != "nothing" else [],
+        unmet(seen) if declared(Criterion)[recipe.method].needs != "nothing" else [],
     )
 
 
