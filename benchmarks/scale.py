@@ -113,7 +113,7 @@ def cost(options: dict[str, Any]) -> Cost:
         kept = 0.75 * feed
         narrow = (blocks - 1) * (whole - 0.25 * tokens * 2 * (used[-2] + used[-1]))
         sums = last.chosen * tokens * (feed**2 + 2 * rows * feed)
-        obs = feed**3 + feed**2 * (feed + rows) / 2  # the inverse, and its updates
+        obs = feed**3 + 2 * rows * feed**2 + feed**2 * (feed + rows) / 2  # the inverse, a first fit, and the updates
         fit = 4 * rows * feed**2 + kept**3 / 3 + 2 * rows * kept**2  # with its error
         return Cost(0, blocks * (2 * whole + sums + last.copies * (obs + fit)) + narrow)
     passes = {"pruned": blocks * seen + (blocks - 1) * whole}.get(options["propagation"], (blocks - 1) * whole + seen)
