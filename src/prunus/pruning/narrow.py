@@ -229,6 +229,7 @@ def narrow_blocks(job: Narrowing, partial: Partial, calibration: Calibration | N
                 steps.advance(note=f"error {sum(errors) / len(errors):.3g}" if errors else "")
             if streams is not None and index < source.blocks - 1:
                 propagate(streams.pruned, streams.pruned.make_block(index, made), streams.own)
+            del made  # before the next block is read
 
 
 # The networks of a block, in any order, with the inputs of their last Linears; None where nothing is measured.
