@@ -341,6 +341,12 @@ class WidthRecipe(Calibrated):
         """Whether it looks at the inputs of the networks' last Linears."""
         return self.fit or self.method in ("obs", "wanda", "flap")
 
+    @property
+    def revisions(self) -> dict[str, int]:
+        """What is added to keys, so that results of an earlier version are not mistaken for today's."""
+        aims = self.method == "obs" and self.fit and self.target == "dense"  # costs were not counted from the target
+        return {"obs_revision": 2} if aims else {}
+
     def count(self, channels: int) -> int:
         """How many of `channels` are kept. Raises PrunusError where these are all of them, or none."""
         if self.intermediate_size is not None:
