@@ -252,7 +252,8 @@ def test_unfinished_work_of_a_version_that_chose_otherwise_is_not_continued(shar
     assert kind_of(WidthRecipe()).content(WidthRecipe(), Checkpoint(shared / "dense")) != before
     with pytest.raises(PrunusError, match="holds unfinished work of another recipe or model; delete it or add"):
         prunus.width(shared / "dense", tmp_path / "out", asked(shared), device="cpu")
-    assert not any(WidthRecipe(**one).revisions for one in ({"method": "flap"}, {"target": "own"}, {"fit": False}))
+    others = WidthRecipe(method="flap"), WidthRecipe(target="own"), WidthRecipe(fit=False)
+    assert not any(recipe.revisions for recipe in others)
 
 
 def test_recovery_of_a_fitted_width_has_a_rate_of_its_own(shared, tmp_path):
