@@ -183,11 +183,17 @@ def prepare(peer: bool, tokens: Path | None) -> None:
     if not (MODEL / "config.json").exists():
         subprocess.run([sys.executable, ROOT / "scripts/fetch_smollm2.py", MODEL], check=True)
     write_tokens(tokens)
-    if peer and not (PEER / "bin/python").exists():
+    if peer:
+        install(PEER_PACKAGE, PEER)
+
+
+def install(package: str, folder: Path) -> None:
+    """Make an environment with a package, unless the folder has one."""
+    if not (folder / "bin/python").exists():
         if (free := shutil.disk_usage(CACHE).free) < PEER_BYTES:
-            sys.exit(f"{PEER_PACKAGE} needs {PEER_BYTES / 1e9:.0f} GB of disk, {free / 1e9:.1f} are free")
-        subprocess.run([sys.executable, "-m", "venv", PEER], check=True)
-        subprocess.run([PEER / "bin/python", "-m", "pip", "install", "--quiet", PEER_PACKAGE], check=True)
+            sys.exit(f"{package} needs {PEER_BYTES / 1e9:.0f} GB of disk, {free / 1e9:.1f} are free")
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        subprocess.run([folder / "bin/python", "-m", "pip", "install", "--quiet", package], check=True)
 
 
 def against_copying(out: Path) -> dict[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""What 4 and 8 bits cost SmolLM2, ours beside llm-compressor's: `python benchmarks/quantise.py FOLDER`.
+"""What 4 and 8 bits cost SmolLM2, beside llm-compressor and auto-round: `python benchmarks/quantise.py FOLDER`.
 
 All calibrate on the same 16 x 512 tokens; perplexity is on the held-out text of benchmarks/quality.py, by the same code
 for every folder. Each cell is a process with one thread: CPU seconds cover loading, calibrating, quantising and saving,
@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from pruning import MODEL, PEER, SEQLEN, cpu_seconds, memory, prepare
+from pruning import CACHE, MODEL, PEER, SEQLEN, cpu_seconds, install, memory, prepare
 
 RESULTS, SEEDS, SAMPLES = Path(__file__).with_suffix(".jsonl"), 3, 16
 GPTQ: dict[str, dict[str, Any]] = {
@@ -38,9 +38,10 @@ THEIRS: dict[str, dict[str, Any]] = {
     "llm-compressor GPTQ W4 g64": {},
     "llm-compressor GPTQ W4 g64, observer mse": {"observer": "memoryless_mse"},
 }
+AUTO_ROUND, AUTO_ROUND_AT, AUTO_ROUND_PACKAGE = "auto-round W4 g64", CACHE / "auto-round", "auto-round==0.15.1"
 ORDER = (
     "GPTQ W4 g64", "GPTQ W4 g64, recovered", "llm-compressor GPTQ W4 g64", "SparseGPT 50 %", "GPTQ W8A8", "GPTQ W4 g32",
-    "llm-compressor GPTQ W4 g64, observer mse", *(name for name in OURS if name.startswith("RTN")),
+    "llm-compressor GPTQ W4 g64, observer mse", *(name for name in OURS if name.startswith("RTN")), AUTO_ROUND,
 )  # fmt: skip
 
 
@@ -79,6 +80,22 @@ def theirs(settings: dict[str, Any], calibration: str, out: Path) -> None:
     AutoTokenizer.from_pretrained(MODEL).save_pretrained(out)
 
 
+def auto_round(settings: dict[str, Any], calibration: str, out: Path) -> None:
+    """Quantise once with auto-round's defaults, in its own environment; what it writes are the rounded weights."""
+    from auto_round import AutoRound  # pyright: ignore[reportMissingImports]
+    from torch import tensor
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    rows = [tensor([row]) for row in token_ids(calibration)]
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype="bfloat16")
+    data: dict[str, Any] = {"dataset": rows, "nsamples": len(rows), "seqlen": SEQLEN}
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    AutoRound(model, tokenizer, **settings, **data, device_map="cpu").quantize_and_save(str(out), format="fake")
+    (inner,) = out.iterdir()
+    for file in inner.iterdir():
+        file.rename(out / file.name)
+
+
 def token_ids(calibration: str) -> list[list[int]]:
     """The sequences of a file."""
     return [json.loads(line)["token_ids"] for line in Path(calibration).read_text().splitlines()]
@@ -88,6 +105,9 @@ def program(name: str) -> tuple[str, str, Any, dict[str, Any]]:
     """Its Python, a module whose import is not counted, the function, and its settings."""
     if name in OURS:
         return sys.executable, "prunus.pruning.quantize", ours, OURS[name]
+    if name == AUTO_ROUND:
+        settings = {"bits": 4, "group_size": 64, "sym": True}
+        return str(AUTO_ROUND_AT / "bin/python"), "auto_round", auto_round, settings
     return str(PEER / "bin/python"), "llmcompressor.modifiers.gptq", theirs, THEIRS[name]
 
 
@@ -169,6 +189,8 @@ def run(folder: Path, names: Sequence[str], seeds: Sequence[int], until: float) 
     torch.set_num_threads(1)
     prepare(peer=any(name in THEIRS for name in names), tokens=None)
     quality.prepare()
+    if AUTO_ROUND in names:
+        install(AUTO_ROUND_PACKAGE, AUTO_ROUND_AT)
     folder.mkdir(parents=True, exist_ok=True)
     finished = {(line["name"], line["seed"]) for line in read_lines()}
     for seed in seeds:

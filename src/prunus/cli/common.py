@@ -198,20 +198,23 @@ class BudgetList(click.ParamType):
             self.fail(f"'{value}' is not a list of whole numbers such as 512,1024 or off,0,512", param, ctx)
 
 
-def engine_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of single backends; the function receives them as one `engine`."""
-    names = [name for name in settings_of(EngineOptions) if name != "serve"]
+def engine_options(*without: str) -> Callable[[Any], Any]:
+    """Options of single backends, which the function receives as one `engine`; those of these settings are left out."""
+    names = [name for name in settings_of(EngineOptions) if name not in without]
 
-    @wraps(function)
-    def call(*given: Any, engine_args: str | None, **rest: Any) -> None:
-        told = {name: rest.pop(name) for name in names if name != "args"}
-        function(*given, engine=EngineOptions(parse_args(engine_args), **told), **rest)
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def call(*given: Any, engine_args: str | None, **rest: Any) -> None:
+            told = {name: rest.pop(name) for name in names if name != "args"}
+            function(*given, engine=EngineOptions(parse_args(engine_args), **told), **rest)
 
-    for name in reversed(names):
-        help = f"{users_of(name)}: {settings_of(EngineOptions)[name].help}"
-        changes: dict[str, Any] = {"flag": "--engine-args", "default": None} if name == "args" else {}
-        call = option(EngineOptions, name, help=help, **changes)(call)
-    return call
+        for name in reversed(names):
+            help = f"{users_of(name)}: {settings_of(EngineOptions)[name].help}"
+            changes: dict[str, Any] = {"flag": "--engine-args", "default": None} if name == "args" else {}
+            call = option(EngineOptions, name, help=help, **changes)(call)
+        return call
+
+    return decorate
 
 
 def is_given(name: str) -> bool:

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import click
 import prunus
 from prunus import progress
 from prunus.cli.common import (
-    all_of,
     command,
     device_option,
     dry_run_option,
@@ -37,30 +35,24 @@ from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
 from prunus.recipes import EvalPlan, PruneRecipe, TraceRecipe
-from prunus.settings import hints_of, settings_of
+from prunus.settings import hints_of
 from prunus.study.file import DEFAULT_LADDER, FindRules
 
-# Options of every command that evaluates models under thinking budgets.
-plan_options = all_of(
-    [
-        click.option(
-            "--task",
-            "tasks",
-            multiple=True,
-            required=True,
-            help="Name (see `prunus tasks`), FILE.jsonl or lm_eval:NAME (see docs/lm-eval.md); repeatable.",
-        ),
-        options(EvalPlan, [name for name in settings_of(EvalPlan) if name != "aa_control"]),
-        engine_options,
-    ]
+task_option = click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    required=True,
+    help="Name (see `prunus tasks`), FILE.jsonl or lm_eval:NAME (see docs/lm-eval.md); repeatable.",
 )
 
 
 @command("Evaluate", "eval", "prunus eval tiny --task tiny --budgets 16,64,256 --store results.db")
 @model_argument
-@plan_options
+@task_option
+@options(EvalPlan)
+@engine_options("serve")
 @store_option
-@option(EvalPlan, "aa_control")
 @device_option
 def eval_command(model: str, store: Path, device: str, engine: EngineOptions, **plan: Any) -> None:
     """Evaluate MODEL under thinking budgets and store every answer.
@@ -82,7 +74,7 @@ def eval_command(model: str, store: Path, device: str, engine: EngineOptions, **
 @out_argument
 @click.option("--task", "tasks", multiple=True, required=True, help="Name or FILE.jsonl; repeatable.")
 @options(TraceRecipe)
-@engine_options
+@engine_options("serve")
 @device_option
 @overwrite_option
 def traces_command(model: str, out: Path, device: str, engine: EngineOptions, overwrite: bool, **recipe: Any) -> None:
@@ -228,6 +220,10 @@ def print_outcomes(done: Mapping[str, Any]) -> None:
 
 
 NOTHING_FOUND = 3  # exit code
+# Settings of EvalPlan that are options of a search; a study's [[find]] table has all.
+OF_PLAN = (
+    "budgets", "samples", "limit", "profile", "temperature", "prompt", "seed", "batch_size", "backend", "answer_tokens",
+)  # fmt: skip
 # Settings of PruneRecipe that are options; `samples` is --calibration-samples, since the plan has it, too.
 OF_PRUNING = ("calibration", "seqlen", "calibration_tokens", "scope", "allocation", "propagation")
 SAMPLES = "calibration_samples"
@@ -255,12 +251,13 @@ SAMPLES = "calibration_samples"
     metavar="NAME,...",
 )
 @options(FindRules, ("margin", "stop_margin", "alpha", "max_tokens", "look"))
-@plan_options
+@task_option
+@options(EvalPlan, OF_PLAN)
+@engine_options("url", "served_model", "tokenizer")
 @options(PruneRecipe, OF_PRUNING)
 @option(PruneRecipe, "samples", flag="--calibration-samples")
 @recover_option
 @store_option
-@option(EngineOptions, "serve", help=f"openai: {settings_of(EngineOptions)['serve'].help}")
 @device_option
 @ray_options
 @dry_run_option
@@ -272,7 +269,6 @@ def find_command(
     ladder: str,
     method: str | None,
     recover: bool,
-    serve: str | None,
     engine: EngineOptions,
     dry_run: bool,
     as_json: bool,
@@ -299,7 +295,7 @@ def find_command(
         methods=method.split(",") if method else None,
         settings=settings,
         recovery={} if recover else None,
-        engine=replace(engine, serve=serve),
+        engine=engine,
         dry_run=dry_run,
         **given,
     )

@@ -376,10 +376,8 @@ def weights_in(source: Checkpoint, units: Sequence[Unit]) -> int:
 def said_of_engines(job: Narrowing) -> list[str]:
     """Warnings about what engines cannot do with the width. No result depends on it, so manifests have none of them."""
     widths, found = sorted({job.kept(unit) for unit in job.units}), []
-    if odd := [width for width in widths if width % K_QUANTS]:
-        found.append(
-            f"{odd[0]} channels are no multiple of {K_QUANTS}: llama.cpp cannot write K-quants of these networks"
-        )
+    if any(width % K_QUANTS for width in widths):  # without the width, so that a ladder of widths says it once
+        found.append(f"the width is no multiple of {K_QUANTS}: llama.cpp cannot write K-quants of these networks")
     rows = {job.kept(unit) * job.source.dtype.itemsize for unit in job.units if unit.of == "experts"}
     if odd := [row for row in sorted(rows) if row % GROUPED]:
         found.append(

@@ -396,12 +396,12 @@ def check_plan(plan: EvalPlan, engine: EngineOptions) -> None:
         )
     if max(plan.budgets) <= 0:
         raise PrunusError("whether chains end by themselves needs a budget above 0: add one to --budgets")
-    engine.check(plan.backend)
     if "serve" in BACKENDS[plan.backend].settings and engine.serve is None:
         raise PrunusError(
             f"the backend {plan.backend} needs a server for every rung, which --serve starts: --serve 'vllm serve"
             " {model} --port {port}'"
         )
+    engine.check(plan.backend)
     if engine.tokenizer is not None:
         raise PrunusError("tokenizer is for `prunus eval`: rungs are made from the model's folder, which has its own")
 
