@@ -51,7 +51,8 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     page = (tmp_path / "report.html").read_text()
     assert 'href="found/find.html"' in page and "tiny/wanda-10" not in page and (tmp_path / "found/find.html").exists()
     assert "wanda-10 is certified" in page and "wanda-10 is certified" in " ".join(printed.split())
-    assert all(page.count(name) > 1 for name in ("ShortGPT", "Wanda 50\xa0% + recovered", "OBS width 62.5\xa0%"))
+    labels = "ShortGPT", "Wanda 50\xa0% + recovered", "OBS width 62.5\xa0%", "W4 g128"
+    assert all(page.count(label) > 1 for label in labels) and "Accuracy against bytes" in page
     left = [Checkpoint(tmp_path / "models" / name).parameters for name in ("drop-2", "width-62.5")]
     assert left[0] == pytest.approx(left[1], rel=0.001), "what the two of them removed is compared at equal size"
 

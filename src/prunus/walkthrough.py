@@ -1,4 +1,4 @@
-"""The whole job on a built-in reasoner: prune, drop, narrow, recover, evaluate, compare, search, report."""
+"""The whole job on a built-in reasoner: prune, drop, narrow, quantise, recover, evaluate, compare, search, report."""
 
 import multiprocessing
 import os
@@ -15,7 +15,7 @@ from prunus.evaluation.resolved_plan import load_problems
 from prunus.margins import Margin
 from prunus.progress import Steps, out_console, say, set_quiet
 from prunus.recipe_base import Recipe
-from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe, WidthRecipe
+from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, QuantizeRecipe, RecoverRecipe, WidthRecipe
 from prunus.reporting.terminal import curve_table, verdict_table
 from prunus.results.comparison import compared
 from prunus.results.store import Store
@@ -56,7 +56,7 @@ DENSE = Tour(
             WANDA_50,
             RecoverRecipe(calibration="tiny", calibration_tokens=16_000, rate=0.02, step_tokens=1024),
         ],
-        "magnitude-50": [PruneRecipe(method="magnitude", sparsity=0.5)],
+        "w4": [QuantizeRecipe(bits=4, **CALIBRATION)],
         "drop-1": [DropRecipe(blocks="1", **CALIBRATION)],
         "drop-2": [DropRecipe(blocks="2", **CALIBRATION)],
         "width-62.5": [WidthRecipe(keep=0.625, **CALIBRATION)],
