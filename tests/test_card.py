@@ -348,7 +348,7 @@ RECIPES = [
     ),
     DropRecipe(method="laco", blocks="2", merge=2),
     DropRecipe(blocks="3,4", seed=5),
-    RecoverRecipe(calibration="tiny", norms=False, rate=0.02, target="own"),
+    RecoverRecipe(calibration="tiny", step_tokens=256, rate=0.02, target="own"),
 ]
 
 

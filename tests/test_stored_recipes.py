@@ -61,7 +61,7 @@ REMOVED = [
         "94e908a5ed32",
         {**TOKEN_WEIGHTS, "distill_router": (False, True), "spread": ("uniform", "global")},
     ),
-    (RecoverRecipe, "6bc5b1fe772e", TOKEN_WEIGHTS),
+    (RecoverRecipe, "6bc5b1fe772e", TOKEN_WEIGHTS | {"norms": (True, False)}),
     (WidthRecipe, "eea5f2e0f1f6", TOKEN_WEIGHTS),
     (QuantizeRecipe, "3221131589a0", TOKEN_WEIGHTS | {"min_expert_tokens": (64, 1)}),
 ]

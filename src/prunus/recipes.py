@@ -435,6 +435,9 @@ class GgufRecipe(Recipe):
 class RecoverRecipe(Calibrated):
     """How to train what pruning kept, block by block (docs/recover.md)."""
 
+    STORED: ClassVar[Mapping[str, Any]] = {**Calibrated.STORED, "norms": True}
+    REMOVED: ClassVar[Mapping[str, Any]] = {**TOKEN_WEIGHTS, "norms": True}
+
     calibration: str = setting("auto", "As for prune; the model's own chains (traces:FILE) are best.")
     seed: int = setting(
         0,
@@ -451,7 +454,6 @@ class RecoverRecipe(Calibrated):
         note="it is a share of each tensor's size",
     )
     step_tokens: int = advanced(512, "Tokens per step of Adam; at least one sequence.", at_least=1)
-    norms: bool = advanced(True, "Also train norms and biases.")
     target: RecoverTarget = setting(
         "dense",
         "What a block learns to output. dense: the dense model's hidden states; own: what the dense block outputs for"

@@ -309,7 +309,7 @@ def train_block(
     source, streams = job.source, training.streams
     tensors = source.read_block(index)
     block = streams.pruned.make_block(index, tensors)
-    vectors = trainable(block, {name: tensor.dtype for name, tensor in tensors.items()}, (), norms=True)
+    vectors = trainable(block, {name: tensor.dtype for name, tensor in tensors.items()}, ())
     scales = []
     made = {name: tensor.to(job.device) for name, tensor in found.items() if isinstance(tensor, Tensor)}
     for linear in job.linears[index]:

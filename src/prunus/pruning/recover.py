@@ -186,7 +186,7 @@ def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration) ->
             block = ours.make_block(index, tensors)
             dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
             del tensors  # the block has them in float32
-            parameters = trainable(block, dtypes, [linear.name for linear in source.linears(index)], recipe.norms)
+            parameters = trainable(block, dtypes, [linear.name for linear in source.linears(index)])
             epochs, seed, record = recipe.epochs, f"{recipe.seed} {index}", {}
             if rate := recipe.rate or partial.records.get(0, {}).get("rate"):  # chosen on the first block
                 fitted = training.fit(block, parameters, rate=rate, epochs=epochs, seed=seed)

@@ -160,15 +160,15 @@ class Fit(NamedTuple):
     tokens: int = 0
 
 
-def trainable(block: nn.Module, dtypes: dict[str, torch.dtype], linears: Collection[str], norms: bool) -> list[Trained]:
-    """The weights of these Linears of a block, with their zeros; with norms all its vectors, too (norms and biases).
+def trainable(block: nn.Module, dtypes: dict[str, torch.dtype], linears: Collection[str]) -> list[Trained]:
+    """The weights of these Linears of a block, with their zeros, and all its vectors (norms and biases).
 
     dtypes: of the block's tensors in the checkpoint, by name.
     """
     weights = {f"{name}.weight" for name in linears}
     found = []
     for name, parameter in block.named_parameters():
-        vector = norms and parameter.dim() == 1 and parameter.is_floating_point()
+        vector = parameter.dim() == 1 and parameter.is_floating_point()
         if name not in dtypes or not (name in weights or vector):
             continue
         zero = parameter.detach() == 0 if name in weights else None
