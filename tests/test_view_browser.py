@@ -114,7 +114,7 @@ def test_only_this_machine_with_the_token_is_answered(served):
         assert status(f"/{token}", name) == 200
     for name in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example"):
         assert status(f"/{token}", name) == status(f"/{token}list", name) == 400
-    for path in ("/", "/list", f"/{token[:-2]}x/", f"/{token}../", f"/{token}view.js"):
+    for path in ("/", "/list", f"/{token[:-2]}/", f"/x{token}", f"/{token}../", f"/{token}view.js"):
         assert status(path) == 404
     for query in ("list?runs=99", "list?start=x", "problem?problem=none", "problem?draw=x"):
         assert status(f"/{token}{query}") == 400
