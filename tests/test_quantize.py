@@ -144,6 +144,7 @@ def test_what_an_engine_loads_is_counted(shared, tmp_path):
     assert sizes["embeddings"] == made["model.embed_tokens.weight"].nbytes
     assert sizes["before"] == sum(tensor.nbytes for tensor in tensors_of(shared / "dense").values())
     assert step["format"] == {"name": "pack-quantized", "bits": 4, "group": 32}
+    assert ModelFolder(tmp_path / "out").parameters == ModelFolder(shared / "dense").parameters
     facts = prunus.inspect(tmp_path / "out")
     row = {"use": "quantize", "possible": True, "note": "W8A8; W4A16 in groups of 32"}
     assert row in prunus.inspect(shared / "dense")["uses"] and row not in facts["uses"]
@@ -517,6 +518,7 @@ def test_a_reasoner_in_8_bits_is_evaluated_as_its_plain_weights(tmp_path):
         with Store(tmp_path / f"{name}.db") as store:
             (run,) = store.runs()
             found[name] = [(one.problem_id, one.correct) for one in store.samples(run.run_id)]
+            assert run.model["parameters"] == 1_229_440
             if name == "w8a8":
                 assert label_of(run) == "W8A8 RTN"
     assert found["w8a8"] == found["plain"] and len(found["plain"]) == 3

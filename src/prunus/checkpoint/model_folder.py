@@ -1,5 +1,6 @@
 """A model folder, opened: its configuration, and its tensors from the headers of their files."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -116,9 +117,18 @@ class ModelFolder:
     def parameters(self) -> int:
         """Number of stored weights; tied ones count once.
 
-        Of quantised weights it is the number of stored elements, of which some formats pack several weights into one.
+        Of other formats than compressed-tensors that pack several weights into one element it is that of the elements.
         """
-        return sum(stored.elements for stored in self.tensors.values())
+        if self.quantised != "compressed-tensors":
+            return sum(stored.elements for stored in self.tensors.values())
+        found = 0
+        for name, stored in self.tensors.items():
+            linear, _, last = name.rpartition(".")
+            if last == "weight_packed" and (shape := self.tensors.get(f"{linear}.weight_shape")) is not None:
+                found += math.prod(shape.read().tolist())
+            elif last not in ("weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"):
+                found += stored.elements
+        return found
 
     @property
     def nbytes(self) -> int:
