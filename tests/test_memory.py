@@ -21,7 +21,7 @@ HALF, FULL, DOUBLE = 2, 4, 8  # bytes of bfloat16, float32 and float64
 BATCH = 2048  # tokens that run through a block at a time
 FEWEST, FEW, MANY, LENGTH = 2, 5, 144, 128
 # What is allowed beyond: pieces of files (also those of threads), the tokenizer, buffers of matrix products.
-SLACK = 12_000_000
+SLACK = 12_500_000  # 12.2 MB were seen once, with AVX-512
 
 
 class Shape(NamedTuple):
