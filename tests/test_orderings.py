@@ -143,8 +143,8 @@ def test_sparsegpt_beats_wanda_where_much_is_lost(perplexity):
     more = perplexity("sparsegpt", MORE, FIFTH)
     assert more < 0.9 * perplexity("wanda", MORE, FIFTH)
     assert perplexity("sparsegpt", TWO_OF_FOUR, FIFTH) < 0.85 * perplexity("wanda", TWO_OF_FOUR, FIFTH)
-    # And so much more at 50 %: 0.70 where products round to bfloat16, less elsewhere.
-    assert more < 0.75 * perplexity("magnitude", HALF, FIFTH)
+    # And so much more at 50 %: 0.704 where products round to bfloat16, below 0.7 elsewhere.
+    assert more < 0.71 * perplexity("magnitude", HALF, FIFTH)
 
 
 @pytest.mark.real_llm

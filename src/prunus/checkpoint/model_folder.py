@@ -124,7 +124,8 @@ class ModelFolder:
         found = 0
         for name, stored in self.tensors.items():
             linear, _, last = name.rpartition(".")
-            if last == "weight_packed" and (shape := self.tensors.get(f"{linear}.weight_shape")) is not None:
+            shape = self.tensors.get(f"{linear}.weight_shape")
+            if last == "weight_packed" and shape is not None and shape.elements == 2:  # else the reader refuses it
                 found += math.prod(shape.read().tolist())
             elif last not in ("weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"):
                 found += stored.elements
