@@ -11,7 +11,7 @@ import pytest
 from prunus.budgets import Off
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, TraceRecipe, check_budgets
+from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, QuantizeRecipe, TraceRecipe, check_budgets
 
 
 @pytest.mark.parametrize(
@@ -131,3 +131,11 @@ def test_whole_numbers_and_lists_are_the_recipes_that_floats_and_tuples_are():
     assert PruneRecipe(sparsity=0, row_power=1).to_json() == PruneRecipe(sparsity=0.0, row_power=1.0).to_json()
     listed, usual = EvalPlan(tasks=["tiny"], budgets=[1, 2]), EvalPlan(tasks=("tiny",), budgets=(1, 2))  # type: ignore[arg-type]
     assert listed == usual and hash(listed) == hash(usual) and listed.hash == usual.hash
+
+
+def test_a_whole_number_is_the_choice_that_it_spells():
+    """As in TOML, `group = 32`."""
+    number, text = QuantizeRecipe(bits=4, group=32), QuantizeRecipe(bits=4, group="32")  # type: ignore[arg-type]
+    assert number == text and number.hash == text.hash
+    with pytest.raises(PrunusError, match="'group' must be a text, not 48"):
+        QuantizeRecipe(bits=4, group=48)  # type: ignore[arg-type]

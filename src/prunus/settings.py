@@ -150,12 +150,15 @@ def choices_of(hint: Any) -> tuple[str, ...]:
 def check_settings(settings: Any) -> None:
     """Check and convert the fields of a frozen dataclass in its __post_init__.
 
-    Whole numbers become floats in fields of that type, and lists become tuples, so that equal settings have equal JSON.
-    Raises PrunusError that names the first field with a value of the wrong type, or else one that is out of its range
+    Whole numbers become floats in fields of that type, or the choice that they spell, as in `group = 32`; and lists
+    become tuples, so that equal settings have equal JSON. Raises PrunusError that names the first field with a value of the wrong type, or else one that is out of its range
     or in conflict with another.
     """
     for name, hint in hints_of(type(settings)).items():
         value = getattr(settings, name)
+        if type(value) is int and str(value) in choices_of(hint):
+            object.__setattr__(settings, name, str(value))
+            continue
         if wrong := misfit(name, value, hint):
             raise PrunusError(wrong)
         if type(value) is int and float in (hint, *get_args(hint)):
