@@ -23,6 +23,7 @@ import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.writer import Partial
+from prunus.disk import show_bytes
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks import load_task
 from prunus.pruning import recovery as fitting
@@ -552,6 +553,17 @@ def test_a_dense_model_of_other_shape_is_refused(tmp_path, dense, rows):
     wider = make_model(tmp_path / "wider", "qwen3", intermediate_size=64)
     with pytest.raises(PrunusError, match=r"block 0 of .*pruned and block 0 of .*wider differ in shape"):
         prunus.recover(pruned, tmp_path / "out", asked(rows), dense=wider)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_dry_run_says_how_many_tokens_it_would_train_on_and_writes_nothing(tmp_path, dense, rows):
+    pruned, tokens = pruned_from(dense, rows), SEQUENCES * LENGTH
+    told = prunus.recover(
+        pruned, tmp_path / "out", RecoverRecipe(calibration=str(rows), calibration_tokens=tokens), dry_run=True
+    )
+    assert told["calibration"] == f"{rows}: {SEQUENCES} sequences, {tokens} tokens"
+    both = 2 * 4 * tokens * Checkpoint(pruned).architecture.width  # streams in float32
+    assert (told["streams"], told["blocks"], told["dense"]) == (show_bytes(both), 3, str(dense))
     assert not list(tmp_path.glob("out*"))
 
 
