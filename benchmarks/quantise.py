@@ -4,6 +4,9 @@ All calibrate on the same 16 x 512 tokens; perplexity is on the held-out text of
 for every folder. Each cell is a process with one thread: CPU seconds cover loading, calibrating, quantising and saving,
 without imports; the peak of memory includes them. SparseGPT is there for its time.
 
+Two ways to the same bytes are compared, too, in which no engine has a format: 3 bits, and 4 bits of the weights that are
+not zero with a bit for each weight that says whether it is. 3 bits are simulated: the folder holds them in 4.
+
 FOLDER keeps the models. Each finished cell is one line of benchmarks/quantise.jsonl; delete a line to measure it again.
 --table prints the table. Several such processes may run at a time, with other --only or --seed.
 """
@@ -33,6 +36,9 @@ OURS = GPTQ | {
     "GPTQ W4 g64, recovered": {"bits": 4, "group": "64", "recover": True},
     "SparseGPT 50 %": {"method": "sparsegpt", "sparsity": 0.5, "propagation": "true_sequential"},
     **{name.replace("GPTQ", "RTN"): settings | {"method": "rtn"} for name, settings in GPTQ.items()},
+    "GPTQ 3 bits g64": {"bits": 4, "group": "64"},
+    "25 % zeros, W4 g64": {"bits": 4, "group": "64", "zeros": 0.25},
+    "50 % zeros, W4 g64": {"bits": 4, "group": "64", "zeros": 0.5},
 }
 THEIRS: dict[str, dict[str, Any]] = {
     "llm-compressor GPTQ W4 g64": {},
@@ -42,6 +48,7 @@ AUTO_ROUND, AUTO_ROUND_AT, AUTO_ROUND_PACKAGE = "auto-round W4 g64", CACHE / "au
 ORDER = (
     "GPTQ W4 g64", "GPTQ W4 g64, recovered", "llm-compressor GPTQ W4 g64", "SparseGPT 50 %", "GPTQ W8A8", "GPTQ W4 g32",
     "llm-compressor GPTQ W4 g64, observer mse", *(name for name in OURS if name.startswith("RTN")), AUTO_ROUND,
+    "GPTQ 3 bits g64", "25 % zeros, W4 g64", "50 % zeros, W4 g64",
 )  # fmt: skip
 
 
@@ -52,10 +59,23 @@ def ours(settings: dict[str, Any], calibration: str, out: Path) -> None:
     data: dict[str, Any] = {"calibration": calibration, "samples": SAMPLES, "seqlen": SEQLEN}
     if settings.get("method") == "rtn":
         data = {}
-    if "bits" in settings:
+    if zeros := settings.get("zeros"):
+        pruning = prunus.PruneRecipe(method="sparsegpt", sparsity=zeros, **data)
+        rest = {key: value for key, value in settings.items() if key != "zeros"}
+        prunus.apply_steps(MODEL, out, (pruning, prunus.QuantizeRecipe(**rest, **data)))
+    elif "bits" in settings:
         prunus.quantize(MODEL, out, prunus.QuantizeRecipe(**settings, **data))
     else:
         prunus.prune(MODEL, out, prunus.PruneRecipe(**settings, **data))
+
+
+def of_3_bits() -> None:
+    """Let every grid in this process have 3 bits."""
+    from prunus.pruning import quantize
+    from prunus.pruning.bits import grid
+
+    grid.LEAST[3] = grid.LEAST[4]
+    quantize.Grid = lambda _, *rest: grid.Grid(3, *rest)  # pyright: ignore
 
 
 def theirs(settings: dict[str, Any], calibration: str, out: Path) -> None:
@@ -119,6 +139,8 @@ def worker(name: str, calibration: str, out: Path) -> None:
     _, module, function, settings = program(name)
     import_module(module)
     import_module("transformers.models.llama.modeling_llama")
+    if "3 bits" in name:
+        of_3_bits()
     before = cpu_seconds()
     function(settings, calibration, out)
     print(json.dumps({"cpu_s": round(cpu_seconds() - before, 1), "peak_mb": round(memory("VmHWM"))}))

@@ -64,7 +64,7 @@ def searched_scales(weight_NB: Tensor, importance_NB: Tensor | None, grid: Grid)
     low_N1, high_N1 = weight_NB.amin(1, keepdim=True), weight_NB.amax(1, keepdim=True)
     top_N1 = torch.maximum(-low_N1, high_N1) / -grid.low
     signed_N1 = torch.where(-low_N1 >= high_N1, top_N1, -top_N1)
-    starts = [signed_N1, -signed_N1] if grid.bits == 4 else [top_N1]
+    starts = [signed_N1, -signed_N1] if grid.bits < 8 else [top_N1]
     best_N1 = plain_scales(weight_NB, grid)
     least_N1 = weighted_error(weight_NB, best_N1, importance_NB, grid)
     for start_N1 in starts:
