@@ -4,8 +4,8 @@ All calibrate on the same 16 x 512 tokens; perplexity is on the held-out text of
 for every folder. Each cell is a process with one thread: CPU seconds cover loading, calibrating, quantising and saving,
 without imports; the peak of memory includes them. SparseGPT is there for its time.
 
-Two ways to the same bytes are compared, too, in which no engine has a format: 3 bits, and 4 bits of the weights that are
-not zero with a bit for each weight that says whether it is. 3 bits are simulated: the folder holds them in 4.
+Two ways to the same bytes are compared, too, for which no engine has a format: 3 bits, and 4 bits of those weights that
+are not zero, beside a bit of each that says whether it is. 3 bits are simulated: the folder holds them in 4.
 
 FOLDER keeps the models. Each finished cell is one line of benchmarks/quantise.jsonl; delete a line to measure it again.
 --table prints the table. Several such processes may run at a time, with other --only or --seed.
