@@ -1,8 +1,8 @@
 """Which channels of a feed-forward network are removed, the fit of what is left, and what is observed for both.
 
 A channel is one input of the network's last Linear, down. What its removal costs is measured by H, the sum over
-tokens of x x^T of that input, and W, the Linear's weight. Shapes: I channels, K kept ones, B of a batch; O outputs; N
-sequences, T tokens, S tokens of one call, W numbers per token between two blocks.
+tokens of x x^T of that input, and W, the Linear's weight. Shapes: I channels, K kept ones, G that go, B of a
+batch; O outputs; N sequences, T tokens, S tokens of one call, W numbers per token between two blocks.
 """
 
 import random
@@ -187,13 +187,13 @@ def fit(
     """
     seen = inputs if bias_O is None else inputs.centred()
     kept_K = torch.tensor(kept, device=weight_OI.device)
+    gone_G = torch.ones(weight_OI.shape[1], device=weight_OI.device).index_fill(0, kept_K, 0).nonzero()[:, 0]
     # What the output would lack with the old weights, times the kept inputs.
-    gone_OI = weight_OI.index_fill(1, kept_K, 0)
-    lacks_OK = (gone_OI @ seen.hessian_II)[:, kept_K]
+    lacks_OK = weight_OI[:, gone_G] @ seen.hessian_II[gone_G[:, None], kept_K]
     if seen.error_OI is not None:
         lacks_OK += seen.error_OI[:, kept_K]
     if damping is None:
-        damping = damping_for(seen, gone_OI, kept_K, lacks_OK)
+        damping = damping_for(seen, weight_OI[:, gone_G], gone_G, kept_K, lacks_OK)
     weight_OK = weight_OI[:, kept_K] + solved(seen.hessian_II[kept_K[:, None], kept_K], lacks_OK, damping)
     return Fitted(weight_OK, intercept(inputs, weight_OI, bias_O, weight_OK, kept_K), damping)
 
@@ -203,15 +203,15 @@ def solved(hessian_KK: Tensor, lacks_OK: Tensor, damping: float) -> Tensor:
     return torch.cholesky_solve(lacks_OK.mT, factor(hessian_KK, damping)).mT
 
 
-def damping_for(seen: Inputs, gone_OI: Tensor, kept_K: Tensor, lacks_OK: Tensor) -> float:
+def damping_for(seen: Inputs, weight_OG: Tensor, gone_G: Tensor, kept_K: Tensor, lacks_OK: Tensor) -> float:
     """The one of DAMPINGS with the least error on held-out tokens; DAMPING where there are none.
 
-    gone_OI: the weights, 0 where channels stay. lacks_OK: as in fit, of all tokens.
+    weight_OG: the weights of the channels that go. lacks_OK: as in fit, of all tokens.
     """
     if seen.held is None or not len(seen.held.input_SI):
         return DAMPING
     input_SI, error_SO = (table.to(lacks_OK.dtype) for table in seen.held)
-    lacks_SO = torch.addmm(error_SO, input_SI, gone_OI.mT)
+    lacks_SO = torch.addmm(error_SO, input_SI[:, gone_G], weight_OG.mT)
     input_SK = input_SI[:, kept_K]
     del input_SI
     hessian_KK = seen.hessian_II[kept_K[:, None], kept_K].addmm_(input_SK.mT, input_SK, alpha=-1)
