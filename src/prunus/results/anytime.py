@@ -28,9 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.results import betting
-from prunus.results.betting import two_sided
-
-Floats = NDArray[np.float64]
+from prunus.results.betting import Floats, two_sided
 
 SHARE, SURE = 0.5, 4.0  # what the base has before the first problem, and how many problems that counts as
 FIRST, WEIGHT = 0.04, 10.0  # mean square of the differences before the first one, and how many problems it counts as
@@ -226,7 +224,7 @@ def infer(
 ) -> dict[str, Floats]:
     """What `paired` and `betting` say of a comparison, each (C,), so that it holds at any time.
 
-    p_better, p_worse, p: as `directions.direction_p`. lower_bound: one-sided 95 %. p_margin: of a loss of the margin or
+    p_better, p_worse, p: as of `betting.direction_p`. lower_bound: one-sided 95 %. p_margin: of a loss of the margin or
     more.
     low, high: of a 95 % interval. band_low, band_high: of 95 % intervals that hold for this many columns together.
     first: the differences of a first comparison, which was judged by `betting`; its bets are kept, so that what it

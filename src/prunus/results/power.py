@@ -13,11 +13,11 @@ from math import inf, nan
 
 import numpy as np
 import scipy
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from prunus.results import betting, paired
+from prunus.results.paired import Floats
 
-Floats = NDArray[np.float64]
 SIMULATED = 200_000  # problems of all comparisons that one minimum detectable effect simulates
 HALVINGS = 8  # of the share of problems that break
 
