@@ -43,8 +43,7 @@ class Path:
     """One endpoint after every round, (T,) each: mean difference and its bounds, each valid at all times together.
 
     P(lower is ever above the true mean difference) <= alpha, and so for upper. lower > -margin if and only if a loss of
-    the margin or more is ruled out, upper < -margin if and only if a smaller loss is. certify, refuse: logarithms of
-    the largest e-values so far, which reach log(1 / alpha) at those times.
+    the margin or more is ruled out, upper < -margin if and only if a smaller loss is.
 
     With a margin that is a share of the base, these are of the difference plus that share of the base: what is kept
     beyond the rest of it, so 0 takes the place of -margin.
@@ -53,8 +52,6 @@ class Path:
     estimate: Floats
     lower: Floats
     upper: Floats
-    certify: Floats
-    refuse: Floats
 
 
 def with_estimate(estimate: Any, low: Any, high: Any) -> tuple[Any, Any, Any]:
@@ -63,9 +60,8 @@ def with_estimate(estimate: Any, low: Any, high: Any) -> tuple[Any, Any, Any]:
 
 
 def path(differences_T: Floats, margin: float, alpha: float = betting.ALPHA, base_T: Floats | None = None) -> Path:
-    """Estimate, bounds and e-values of one endpoint after every round. base_T: as for evidence."""
+    """Estimate and bounds of one endpoint after every round. base_T: as for evidence."""
     d, null, stakes = _claimed(np.asarray(differences_T, dtype=float), margin, base_T)
-    certify, refuse = evidence(differences_T, margin, base_T)
 
     def told(values: Floats) -> Floats:
         return values if base_T is None else unscaled(values, margin)
@@ -74,8 +70,6 @@ def path(differences_T: Floats, margin: float, alpha: float = betting.ALPHA, bas
         estimate=told(np.cumsum(d) / np.arange(1, len(d) + 1)),
         lower=told(lower_path(d, stakes, alpha, -null)),
         upper=told(-lower_path(-d, bets_above(-d, null), alpha, null)),
-        certify=certify,
-        refuse=refuse,
     )
 
 

@@ -144,7 +144,7 @@ def base_of(found: Mapping[str, Floats], name: str, margin: Margin) -> Floats | 
 
 
 def paths(found: Mapping[str, Floats], rule: Rule) -> dict[str, anytime.Path]:
-    """{endpoint: estimate, bounds and e-values after every round}; of differences, or as `anytime.Path` says."""
+    """{endpoint: estimate and bounds after every round}; of differences, or as `anytime.Path` says."""
     return {
         name: anytime.path(found[name], margin.size, rule.alpha, base_of(found, name, margin))
         for name, margin in rule.margins.items()

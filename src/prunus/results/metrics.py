@@ -132,9 +132,7 @@ def _vote(classes: tuple[tuple[int, float], ...], abstaining: int, k: int) -> fl
     """
     score = 0.0
     for t in range(1, k + 1):
-        free = abstaining + sum(
-            count for count, _ in classes if count < t
-        )  # draws of answers that cannot reach t votes
+        free = abstaining + sum(count for count, _ in classes if count < t)  # of answers that cannot reach t votes
         ways, worth = np.zeros((k // t + 1, k + 1)), np.zeros((k // t + 1, k + 1))
         ways[0] = [comb(free, s) for s in range(k + 1)]
         for count, value in classes:

@@ -98,9 +98,8 @@ def bca_interval(strata: Sequence[Floats], draws: Floats, level: float = 0.95) -
     """
     centre = estimate(strata)
     close = np.isclose(draws, centre, rtol=0, atol=1e-12)
-    bias = scipy.stats.norm.ppf(
-        np.clip(np.mean((draws < centre) & ~close, axis=0) + close.mean(axis=0) / 2, 1e-6, 1 - 1e-6)
-    )
+    below = np.mean((draws < centre) & ~close, axis=0) + close.mean(axis=0) / 2
+    bias = scipy.stats.norm.ppf(np.clip(below, 1e-6, 1 - 1e-6))
     influence = np.concatenate([(d - d.mean(axis=0)) / len(d) for d in strata])
     scale = 6 * (influence**2).sum(axis=0) ** 1.5
     acceleration = np.divide((influence**3).sum(axis=0), scale, out=np.zeros_like(scale), where=scale > 0)

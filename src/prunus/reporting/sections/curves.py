@@ -84,11 +84,8 @@ def _worse_at(data: ReportData, task: str) -> str:
 
 def bands_text(cells: Iterable[Cell | BudgetCell]) -> str:
     """Words that say whether the bands of these cells are simultaneous."""
-    return (
-        "simultaneous for all budgets"
-        if any(cell.band_low is not None for cell in cells)
-        else "for each budget separately"
-    )
+    together = any(cell.band_low is not None for cell in cells)
+    return "simultaneous for all budgets" if together else "for each budget separately"
 
 
 def accuracy_against_budget(data: ReportData, task: str, frame: Frame | None = None) -> Picture:
