@@ -69,9 +69,9 @@ def some(seed, n, mean, spread=0.3):
 @pytest.mark.parametrize(("mean", "margin"), [(0.1, 0.05), (0.0, 0.02), (-0.2, 0.05)])
 def test_e_values_and_bounds_are_those_of_a_plain_loop(mean, margin):
     d = some(1, 120, mean)
-    path = anytime.path(d, margin)
+    path, (certify, refuse) = anytime.path(d, margin), anytime.evidence(d, margin)
     bets = {sign: loop_bets(sign * d, margin, above=sign < 0) for sign in (1, -1)}
-    for logs, sign in ((path.certify, 1), (path.refuse, -1)):
+    for logs, sign in ((certify, 1), (refuse, -1)):
         wealth = loop_wealth(sign * d, bets[sign], -sign * margin)
         assert logs == pytest.approx(np.maximum.accumulate(np.maximum(wealth, 0)))
     assert path.estimate[-1] == pytest.approx(d.mean())
@@ -81,9 +81,9 @@ def test_e_values_and_bounds_are_those_of_a_plain_loop(mean, margin):
             rejected = [m for m in nulls if max(loop_wealth(sign * d[:t], bets[sign][:t], m)) >= LEVEL]
             assert sign * bound_T[t - 1] == pytest.approx(max(rejected, default=-1), abs=0.012)
     # The bound and the decision say the same.
-    assert ((path.lower > -margin - 1e-12) == (path.certify >= LEVEL)).all()
-    assert ((path.upper < -margin + 1e-12) == (path.refuse >= LEVEL)).all()
-    assert (path.certify[-1] >= LEVEL) == (mean > 0) and (path.refuse[-1] >= LEVEL) == (mean < 0)
+    assert ((path.lower > -margin - 1e-12) == (certify >= LEVEL)).all()
+    assert ((path.upper < -margin + 1e-12) == (refuse >= LEVEL)).all()
+    assert (certify[-1] >= LEVEL) == (mean > 0) and (refuse[-1] >= LEVEL) == (mean < 0)
 
 
 # Lower bounds that are valid at any time, from gostevehoward/confseq @ 70b1ef3 (betting_mart with lambda_predmix_eb,

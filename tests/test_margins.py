@@ -89,7 +89,7 @@ def test_bounds_of_a_relative_margin_are_those_of_what_is_kept_beyond_it():
     beyond = difference + base - 0.9 * base
     assert seen.estimate == pytest.approx(np.cumsum(beyond) / np.arange(1, 401))
     assert (seen.lower <= seen.estimate + 1e-12).all() and (seen.estimate <= seen.upper + 1e-12).all()
-    shown = seen.certify >= log(20)
+    shown = anytime.evidence(difference, 0.1, base)[0] >= log(20)
     assert shown.any() and not shown.all() and ((seen.lower > -1e-9) == shown).all()
     values, null = anytime.scaled(difference, base, 0.1)
     assert np.abs(values).max() <= 1 and anytime.unscaled(np.array(-null), 0.1) == pytest.approx(0)

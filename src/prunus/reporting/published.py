@@ -170,13 +170,10 @@ def matches(runs: Iterable[tuple[Look, Run, Summary]]) -> list[Match]:
 
 def notes(found: Sequence[Match]) -> list[str]:
     """The notes on the published cells that matched, each once."""
+    facts = [vars(match.theirs) | match.theirs.variant._asdict() for match in found]
     texts = []
     for note in about()["notes"]:
         wanted = {key: value for key, value in note.items() if key != "text"}
-        if any(all(_value(match.theirs, key) == value for key, value in wanted.items()) for match in found):
+        if any(wanted.items() <= of.items() for of in facts):
             texts.append(note["text"])
     return texts
-
-
-def _value(cell: Published, key: str) -> Any:
-    return getattr(cell.variant if key in Variant._fields else cell, key)

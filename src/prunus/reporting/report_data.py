@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import fmean
-from typing import Any, Self
+from typing import Self
 
 from prunus.budgets import AS_RUN
 from prunus.errors import PrunusError
@@ -24,11 +24,6 @@ from prunus.results.verdicts import BETTER, SAME, WITHIN, WORSE
 MODES = ("strict", "legacy")
 FIT = (BETTER, SAME, WITHIN)  # verdicts with which a loss of the margin is ruled out
 Sized = tuple[float, float]
-
-
-def float_of(value: Any) -> float:
-    """The value as a float; nan for None."""
-    return math.nan if value is None else float(value)
 
 
 def tasks_of(summaries: Iterable[Summary]) -> list[str]:
@@ -245,8 +240,7 @@ class ReportData:
 def in_other_mode(run: Run, runs: Iterable[Run]) -> Run | None:
     """The first of these runs that has the same weights and the other mode."""
     for other in runs:
-        same = other.model.get("checksum") == run.model.get("checksum") and other.run_id != run.run_id
-        same = same and not other.is_control
+        same = other.model.get("checksum") == run.model.get("checksum") and not other.is_control
         if same and {run.plan.get("mode"), other.plan.get("mode")} == set(MODES):
             return other
     return None

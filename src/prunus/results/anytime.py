@@ -28,9 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.results import betting
-from prunus.results.betting import two_sided
-
-Floats = NDArray[np.float64]
+from prunus.results.betting import Floats, two_sided
 
 SHARE, SURE = 0.5, 4.0  # what the base has before the first problem, and how many problems that counts as
 FIRST, WEIGHT = 0.04, 10.0  # mean square of the differences before the first one, and how many problems it counts as
@@ -45,8 +43,7 @@ class Path:
     """One endpoint after every round, (T,) each: mean difference and its bounds, each valid at all times together.
 
     P(lower is ever above the true mean difference) <= alpha, and so for upper. lower > -margin if and only if a loss of
-    the margin or more is ruled out, upper < -margin if and only if a smaller loss is. certify, refuse: logarithms of
-    the largest e-values so far, which reach log(1 / alpha) at those times.
+    the margin or more is ruled out, upper < -margin if and only if a smaller loss is.
 
     With a margin that is a share of the base, these are of the difference plus that share of the base: what is kept
     beyond the rest of it, so 0 takes the place of -margin.
@@ -55,8 +52,6 @@ class Path:
     estimate: Floats
     lower: Floats
     upper: Floats
-    certify: Floats
-    refuse: Floats
 
 
 def with_estimate(estimate: Any, low: Any, high: Any) -> tuple[Any, Any, Any]:
@@ -65,9 +60,8 @@ def with_estimate(estimate: Any, low: Any, high: Any) -> tuple[Any, Any, Any]:
 
 
 def path(differences_T: Floats, margin: float, alpha: float = betting.ALPHA, base_T: Floats | None = None) -> Path:
-    """Estimate, bounds and e-values of one endpoint after every round. base_T: as for evidence."""
+    """Estimate and bounds of one endpoint after every round. base_T: as for evidence."""
     d, null, stakes = _claimed(np.asarray(differences_T, dtype=float), margin, base_T)
-    certify, refuse = evidence(differences_T, margin, base_T)
 
     def told(values: Floats) -> Floats:
         return values if base_T is None else unscaled(values, margin)
@@ -76,8 +70,6 @@ def path(differences_T: Floats, margin: float, alpha: float = betting.ALPHA, bas
         estimate=told(np.cumsum(d) / np.arange(1, len(d) + 1)),
         lower=told(lower_path(d, stakes, alpha, -null)),
         upper=told(-lower_path(-d, bets_above(-d, null), alpha, null)),
-        certify=certify,
-        refuse=refuse,
     )
 
 
@@ -226,7 +218,7 @@ def infer(
 ) -> dict[str, Floats]:
     """What `paired` and `betting` say of a comparison, each (C,), so that it holds at any time.
 
-    p_better, p_worse, p: as `directions.direction_p`. lower_bound: one-sided 95 %. p_margin: of a loss of the margin or
+    p_better, p_worse, p: as of `betting.direction_p`. lower_bound: one-sided 95 %. p_margin: of a loss of the margin or
     more.
     low, high: of a 95 % interval. band_low, band_high: of 95 % intervals that hold for this many columns together.
     first: the differences of a first comparison, which was judged by `betting`; its bets are kept, so that what it

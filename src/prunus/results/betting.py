@@ -31,8 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.results import paired
+from prunus.results.paired import Floats
 
-Floats = NDArray[np.float64]
 ALPHA = 0.05
 AIMED = 0.99  # largest share of the wealth that one aimed bet can lose
 UNSURE = 0.25  # mean square of the differences before the first one, which counts as one problem

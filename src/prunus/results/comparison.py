@@ -222,8 +222,6 @@ class _Found:
 
 def _entries(found: Sequence[_Found], margin: Margin) -> list[Entry]:
     """The entry of each run, with what depends on which runs are compared together."""
-    if not found:
-        return []
     runs = judged([one.parts for one in found])
     endings = at_largest([parts[-1] for parts in runs])
     return [_entry(one, parts, last, margin) for one, parts, last in zip(found, runs, endings, strict=True)]
@@ -332,11 +330,9 @@ def plan_differences(base: Run, other: Run) -> str:
     found = []
     for key in keys:
         ours, theirs = other.plan.get(key), base.plan.get(key)
-        if key in ("context", "off") and None in (ours, theirs):
+        if key in ("context", "off", "native") and None in (ours, theirs):
             # Without it no context limit was in force, or budget OFF was not drawn; what both runs have may be equal.
-            continue
-        if key == "native" and None in (ours, theirs):
-            continue  # the key `control` says so
+            continue  # without `native`, the key `control` says so
         if key == "control" and ours != theirs:
             ours, theirs = ours or "forced", theirs or "forced"
         if key == "problems" and ours != theirs:  # hashes; what made them differ is in no key but, perhaps, the limit

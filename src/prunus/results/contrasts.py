@@ -1,7 +1,7 @@
 """The cells of a comparison: every contrast of two runs on the same problems, budgets and draws.
 
-`paired` computes intervals, `directions` and `betting` the p-values and bounds that verdicts rest on, and `anytime` all
-of these where rows decided how many problems were taken; they explain why these methods are used.
+`paired` computes intervals, `betting` the p-values and bounds that verdicts rest on, and `anytime` all of these where
+rows decided how many problems were taken; they explain why these methods are used.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 from prunus.budgets import AS_RUN, OFF, without_off
 from prunus.margins import Margin
 from prunus.results import anytime, betting, metrics, paired, power, verdicts
-from prunus.results.betting import direction_p
+from prunus.results.betting import Floats, direction_p
 from prunus.results.cells import Cell, Ending, Needed, Part, Slope, made
 from prunus.results.rows import Table
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -295,11 +293,10 @@ def stop_cells(
     shares = {"share": other, "base_share": base, "gain": gains}
     cells = tested.cells(**{name: paired.estimate(values) for name, values in shares.items()}, **claimed)
     size = sizes_of(pairs)
-    by_ending = {
-        name: [made(Ending, size, cell) for cell in cells[place * len(budgets) : (place + 1) * len(budgets)]]
-        for place, name in enumerate(endings)
+    return {
+        budget: {name: made(Ending, size, cell) for name, cell in zip(endings, cells[b :: len(budgets)], strict=True)}
+        for b, budget in enumerate(budgets)
     }
-    return {budget: {name: by_ending[name][place] for name in endings} for place, budget in enumerate(budgets)}
 
 
 def _columns(table: Table, budgets: Sequence[int], endings: Sequence[Kind]) -> Floats:
@@ -312,11 +309,9 @@ def _columns(table: Table, budgets: Sequence[int], endings: Sequence[Kind]) -> F
 def without_claims(part: Part) -> Part:
     """The part of an unfinished run. The bounds of its endings are the worst change that there can be."""
     tests = {place: verdicts.without_claim(cell) for place, cell in part.tests().items()}
-    tests |= {
-        place: replace(cell, bound=-float(ENDINGS[place[0]].sign))
-        for place, cell in tests.items()
-        if isinstance(cell, Ending)
-    }
+    for place, cell in tests.items():
+        if isinstance(cell, Ending):
+            tests[place] = replace(cell, bound=-float(ENDINGS[place[0]].sign))
     return replace(part.with_tests(tests), slope=part.slope and verdicts.without_claim(part.slope))
 
 

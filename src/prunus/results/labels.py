@@ -41,11 +41,6 @@ def control_steps(run: Run) -> list[StepRecord]:
     return [*steps, {"action": CONTROL, "recipe": {"aa_control": True}}] if again else steps
 
 
-def method_name(step: StepRecord) -> str:
-    """The method with its options but without its strength; runs of the same name share a colour."""
-    return recorded_kind(step).method(step)
-
-
 def step_label(step: StepRecord) -> str:
     """What the kind of a step calls it, or `packed`, `fp8` and the like."""
     recipe, action = recipe_of(step), step.get("action")
@@ -180,14 +175,12 @@ def is_called(run: Run, text: str) -> bool:
     of = identity(run)
     short = label(of.recipe)
     ends = ["", *(f", {dtype}" for dtype in of.dtypes or () if dtype)]
-    names = [name + end for name in (short, f"{one_line(str(of.model))}: {short}") for end in ends]
-    begin, bracket, inside = text.removesuffix(")").rpartition(" (")
-    if not text.endswith(")") or not bracket:
-        return _typed(text) in map(_typed, names)
+    names = {_typed(name + end) for name in (short, f"{one_line(str(of.model))}: {short}") for end in ends}
+    begin, _, inside = text.removesuffix(")").rpartition(" (")
     known = {_typed(part) for part in (*details(of.recipe).values(), run.run_id[:8])}
     # A setting's text may have commas itself, as in `4,096 tokens`.
-    all_known = {_typed(part) for part in inside.split(", ")} <= known
-    return _typed(text) in map(_typed, names) or (_typed(begin) in map(_typed, names) and all_known)
+    all_known = text.endswith(")") and {_typed(part) for part in inside.split(", ")} <= known
+    return _typed(text) in names or (_typed(begin) in names and all_known)
 
 
 def _typed(text: str) -> str:

@@ -27,15 +27,12 @@ from dataclasses import dataclass
 from math import ceil, inf, isfinite, log
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prunus.errors import PrunusError
 from prunus.margins import Margin, MarginLike
 from prunus.results import anytime, betting, contrasts, metrics
-from prunus.results.anytime import Round, bets, evidence, largest_wealth
+from prunus.results.anytime import Floats, Round, bets, evidence, largest_wealth
 from prunus.results.rows import Table
-
-Floats = NDArray[np.float64]
 
 ACCURACY, ENDS = "accuracy", contrasts.ENDS
 ENDPOINTS = (ACCURACY, ENDS)
@@ -147,7 +144,7 @@ def base_of(found: Mapping[str, Floats], name: str, margin: Margin) -> Floats | 
 
 
 def paths(found: Mapping[str, Floats], rule: Rule) -> dict[str, anytime.Path]:
-    """{endpoint: estimate, bounds and e-values after every round}; of differences, or as `anytime.Path` says."""
+    """{endpoint: estimate and bounds after every round}; of differences, or as `anytime.Path` says."""
     return {
         name: anytime.path(found[name], margin.size, rule.alpha, base_of(found, name, margin))
         for name, margin in rule.margins.items()
@@ -227,11 +224,10 @@ def next_look(found: Mapping[str, Floats], rule: Rule, look: int, total: int) ->
     T = len(found[ACCURACY])
 
     def left(after: int) -> float:
+        so_far, rest = {key: values[:after] for key, values in found.items()}, total - after
         return max(
-            anytime.same_until_certified(so_far[name], margin.size, rule.alpha, total - after, base)
-            for name, margin in rule.margins.items()
-            for so_far in [{key: values[:after] for key, values in found.items()}]
-            for base in [base_of(so_far, name, margin)]
+            anytime.same_until_certified(so_far[name], m.size, rule.alpha, rest, base_of(so_far, name, m))
+            for name, m in rule.margins.items()
         )
 
     enough = left(T)

@@ -15,9 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from prunus.budgets import NAMED
 from prunus.results.cells import Record
-from prunus.results.paired import EXPLORING_RESAMPLES, bootstrap
+from prunus.results.paired import EXPLORING_RESAMPLES, Floats, bootstrap
 
-Floats = NDArray[np.float64]
 Ballot = tuple[tuple[tuple[int, float], ...], int]  # (votes, score) of each distinct answer; draws without an answer
 LEAK_RULE = "max(512, budget/2)"  # `answer_allowance` in words
 NORMAL = 1.959963984540054  # the quantile of a 95 % interval
@@ -133,9 +132,7 @@ def _vote(classes: tuple[tuple[int, float], ...], abstaining: int, k: int) -> fl
     """
     score = 0.0
     for t in range(1, k + 1):
-        free = abstaining + sum(
-            count for count, _ in classes if count < t
-        )  # draws of answers that cannot reach t votes
+        free = abstaining + sum(count for count, _ in classes if count < t)  # of answers that cannot reach t votes
         ways, worth = np.zeros((k // t + 1, k + 1)), np.zeros((k // t + 1, k + 1))
         ways[0] = [comb(free, s) for s in range(k + 1)]
         for count, value in classes:
@@ -316,30 +313,24 @@ def jackknife(values_PC: Floats, statistic: Callable[[Floats], Floats]) -> Value
     statistic: (..., C) means -> (...,). Exact for means, a good approximation for smooth functions of them; nan for one
     problem.
     """
-    P, value = len(values_PC), float(statistic(values_PC.mean(axis=0)))
-    error = float(per_problem(values_PC, statistic).std(ddof=1)) / sqrt(P) if P > 1 else nan
-    return Value(value=value, se=error)
-
-
-def per_problem(values_PC: Floats, statistic: Callable[[Floats], Floats]) -> Floats:
-    """(P,) Tukey's pseudo-values of a statistic of means over problems, shifted to have the statistic as their mean.
-
-    Their standard error is that of the statistic to first order, so methods for means apply. Needs two problems.
-    """
     P, mean = len(values_PC), values_PC.mean(axis=0)
+    value = statistic(mean)
+    if P < 2:
+        return Value(value=float(value), se=nan)
     without_P = statistic((P * mean - values_PC) / (P - 1))
-    return statistic(mean) + (P - 1) * (without_P.mean() - without_P)
+    pseudo_P = value + (P - 1) * (without_P.mean() - without_P)  # Tukey's pseudo-values, with the mean `value`
+    return Value(value=float(value), se=float(pseudo_P.std(ddof=1)) / sqrt(P))
 
 
-def max_t_quantile(centre_C: Floats, draws_RC: Floats, level: float = 0.95) -> float:
-    """The max-t quantile: the `level` quantile, over bootstrap draws, of max over contrasts of |draw - centre| / se.
+def max_t_quantile(centre_C: Floats, draws_RC: Floats) -> float:
+    """The max-t quantile: the 95 % quantile, over bootstrap draws, of max over contrasts of |draw - centre| / se.
 
-    Bands of this many standard errors on each side cover all contrasts simultaneously with probability `level`. They
+    Bands of this many standard errors on each side cover all contrasts simultaneously with probability 95 %. They
     are narrower than Bonferroni's if contrasts are correlated.
     """
     error_C = draws_RC.std(axis=0)
     deviations_RC = np.abs(draws_RC - centre_C) / np.where(error_C > 0, error_C, 1.0)
-    return float(np.quantile(deviations_RC.max(axis=1), level))
+    return float(np.quantile(deviations_RC.max(axis=1), 0.95))
 
 
 def simultaneous_bands(centre_C: Floats, draws_RC: Floats) -> tuple[Floats, Floats]:
@@ -348,9 +339,9 @@ def simultaneous_bands(centre_C: Floats, draws_RC: Floats) -> tuple[Floats, Floa
     return centre_C - reach_C, centre_C + reach_C
 
 
-def accuracy_bands(shares_PB: Floats, draws: float, seed: int = 0) -> list[tuple[float, float]]:
+def accuracy_bands(shares_PB: Floats, draws: float) -> list[tuple[float, float]]:
     """(low, high) at each budget: the interval of `metrics.estimate`, widened to cover all budgets simultaneously."""
-    centre_B, draws_RB = shares_PB.mean(axis=0), bootstrap([shares_PB], EXPLORING_RESAMPLES, seed)
+    centre_B, draws_RB = shares_PB.mean(axis=0), bootstrap([shares_PB], EXPLORING_RESAMPLES)
     wider = max(NORMAL, max_t_quantile(centre_B, draws_RB)) / NORMAL
     singles = [estimate(shares_P, draws) for shares_P in shares_PB.T]
     return [

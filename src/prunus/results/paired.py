@@ -4,7 +4,7 @@
 for the area under the curve, ...). The statistic is the mean over tasks of the mean over problems, so a task with many
 problems does not outweigh the others. All contrasts of a problem are resampled and flipped together.
 
-What a verdict rests on is in `directions` and `betting`. Here is what is shown beside it:
+What a verdict rests on is in `betting`. Here is what is shown beside it:
 
 * The p-value of the sign-flip permutation test. It is exact when the models are exchangeable within problems, for any
   number of problems and draws. That is more than "equal on average", so no verdict rests on it.
@@ -98,9 +98,8 @@ def bca_interval(strata: Sequence[Floats], draws: Floats, level: float = 0.95) -
     """
     centre = estimate(strata)
     close = np.isclose(draws, centre, rtol=0, atol=1e-12)
-    bias = scipy.stats.norm.ppf(
-        np.clip(np.mean((draws < centre) & ~close, axis=0) + close.mean(axis=0) / 2, 1e-6, 1 - 1e-6)
-    )
+    below = np.mean((draws < centre) & ~close, axis=0) + close.mean(axis=0) / 2
+    bias = scipy.stats.norm.ppf(np.clip(below, 1e-6, 1 - 1e-6))
     influence = np.concatenate([(d - d.mean(axis=0)) / len(d) for d in strata])
     scale = 6 * (influence**2).sum(axis=0) ** 1.5
     acceleration = np.divide((influence**3).sum(axis=0), scale, out=np.zeros_like(scale), where=scale > 0)
@@ -155,23 +154,12 @@ def sign_flip_p(strata: Sequence[Floats], flips: int = RESAMPLES, seed: int = 0)
     if 2**m <= flips:
         patterns = (np.arange(2**m)[:, None] >> np.arange(m)) & 1
         return np.mean(np.abs((1.0 - 2.0 * patterns) @ weighted) >= observed, axis=0)
-    hits = np.zeros(weighted.shape[1])
-    for (sums,) in flipped_sums([weighted], flips, seed):
-        hits += np.sum(np.abs(sums) >= observed, axis=0)
-    return (1 + hits) / (1 + flips)
-
-
-def flipped_sums(strata: Sequence[Floats], flips: int, seed: int) -> Iterator[list[Floats]]:
-    """Yield sums over problems with random signs in chunks of flips: an (F, C) array for each task."""
-    rng = np.random.default_rng(seed)
-    totals = [values.sum(axis=0) for values in strata]
+    rng, total, hits = np.random.default_rng(seed), weighted.sum(axis=0), np.zeros(weighted.shape[1])
     for rows in _chunks(flips):
-        sums = []
-        for values, total in zip(strata, totals, strict=True):
-            octets = rng.integers(0, 256, (rows.stop - rows.start, (len(values) + 7) // 8), dtype=np.uint8)
-            negative = np.unpackbits(octets, axis=1, count=len(values)).astype(float)
-            sums.append(total - 2 * (negative @ values))
-        yield sums
+        octets = rng.integers(0, 256, (rows.stop - rows.start, (m + 7) // 8), dtype=np.uint8)
+        negative = np.unpackbits(octets, axis=1, count=m).astype(float)
+        hits += np.sum(np.abs(total - 2 * (negative @ weighted)) >= observed, axis=0)
+    return (1 + hits) / (1 + flips)
 
 
 def freedom(strata: Sequence[Floats]) -> int:

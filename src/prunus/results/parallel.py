@@ -16,14 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy
-from numpy.typing import NDArray
 
 from prunus.results import metrics, paired
 from prunus.results.cells import Record, made
+from prunus.results.paired import EXPLORING_RESAMPLES, Floats
 from prunus.results.rows import Table
-
-Floats = NDArray[np.float64]
-RESAMPLES = paired.EXPLORING_RESAMPLES
 
 
 class Contrast(NamedTuple):
@@ -78,11 +75,11 @@ class Chains(Record):
     q: float
 
 
-def compare_parallel(table: Table, seed: int = 0, resamples: int = RESAMPLES) -> list[Chains]:
+def compare_parallel(table: Table, resamples: int = EXPLORING_RESAMPLES) -> list[Chains]:
     """Each contrast of a complete table; none if no budget is a multiple of another, or N is 1."""
     found, sizes = contrasts(table), {**table.sizes(), "samples": len(table.draws)}
-    at_budget = _cells([c.parallel_P - c.sequential_P for c in found], seed, resamples)
-    at_use = iter(_cells([c.used_P for c in found if c.used_P is not None], seed, resamples))
+    at_budget = _cells([c.parallel_P - c.sequential_P for c in found], resamples)
+    at_use = iter(_cells([c.used_P for c in found if c.used_P is not None], resamples))
     rows = []
     for c, cell in zip(found, at_budget, strict=True):
         parallel, used = float(c.parallel_P.mean()), None
@@ -148,9 +145,9 @@ def at_equal_use(shares_PB: Floats, used_PB: Floats, wanted_P: Floats) -> Floats
     return accuracy_P + slope * (wanted_P - tokens_P)
 
 
-def _cells(differences: Sequence[Floats], seed: int, resamples: int) -> list[dict[str, float]]:
+def _cells(differences: Sequence[Floats], resamples: int) -> list[dict[str, float]]:
     """A dictionary with difference, se, low, high, p and q of each; all use the same resamples."""
     if not differences:
         return []
-    found = paired.infer([np.column_stack(differences)], resamples, seed)
+    found = paired.infer([np.column_stack(differences)], resamples)
     return found.cells(q=scipy.stats.false_discovery_control(found.columns["p"]))

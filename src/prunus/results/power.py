@@ -13,11 +13,11 @@ from math import inf, nan
 
 import numpy as np
 import scipy
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from prunus.results import betting, paired
+from prunus.results.paired import Floats
 
-Floats = NDArray[np.float64]
 SIMULATED = 200_000  # problems of all comparisons that one minimum detectable effect simulates
 HALVINGS = 8  # of the share of problems that break
 
@@ -88,9 +88,8 @@ def _by_approximation(strata: Sequence[Floats], base: Sequence[Floats], quantile
     drop = [(one**2).sum(axis=0) / np.maximum(np.abs(one).sum(axis=0), 1e-12) for one in base]
     slope_C = sum(d / len(one) for d, one in zip(drop, base, strict=True)) / len(strata) ** 2
     now_C = paired.standard_error(paired.with_pseudo_problems(strata)) ** 2
-    half_C = (
-        reach_C**2 * slope_C / 2
-    )  # loss^2 = reach^2 (now + slope loss), the variance of a loss being below slope loss
+    # loss^2 = reach^2 (now + slope loss), the variance of a loss being below slope loss
+    half_C = reach_C**2 * slope_C / 2
     found_C = half_C + np.sqrt(half_C**2 + reach_C**2 * now_C)
     return np.where(found_C <= np.abs(paired.estimate(base)), found_C, nan)
 

@@ -19,12 +19,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy
-from numpy.typing import NDArray
 
 from prunus.margins import Margin
 from prunus.plain_data import canonical_json
 from prunus.results import betting, metrics, paired
-from prunus.results.anytime import scaled
+from prunus.results.anytime import Floats, scaled
 from prunus.results.cells import RecipeVerdict, made
 from prunus.results.contrasts import Pair
 from prunus.results.labels import history, identity, unique_labels
@@ -32,7 +31,6 @@ from prunus.results.rows import Run, Table
 from prunus.results.verdicts import CLAIMS, word_of
 from prunus.step import StepRecord, recipe_of
 
-Floats = NDArray[np.float64]
 LEAST = 3  # seeds: two say next to nothing of how seeds differ
 
 

@@ -142,17 +142,17 @@ def growth(base: Run, other: Run) -> Growth | None:
         if next_draws != draws or next_limit < limit:
             series, limits = series + 1, []
         limits.append(next_limit)
-    return Growth(tuple(_looked(looks[place], *sizes[place]) for place in kept), series, tuple(limits))
-
-
-def _looked(look: tuple[Stage, Stage], limit: float, draws: int) -> Looked:
-    return Looked(
-        limit=None if limit == inf else int(limit),
-        samples=draws,
-        runs=[one.run_id for one in look],
-        begun=[one.begun for one in look],
-        complete=[one.complete for one in look],
-    )
+    seen = [
+        Looked(
+            limit=None if sizes[place][0] == inf else int(sizes[place][0]),
+            samples=sizes[place][1],
+            runs=[one.run_id for one in looks[place]],
+            begun=[one.begun for one in looks[place]],
+            complete=[one.complete for one in looks[place]],
+        )
+        for place in kept
+    ]
+    return Growth(tuple(seen), series, tuple(limits))
 
 
 PARTLY = "the problems that are finished first need not be like the others"

@@ -6,19 +6,17 @@ from math import isfinite, nan
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prunus.budgets import AS_RUN, budget_of
 from prunus.results import metrics, paired
 from prunus.results.cells import Identity, Record, Sized, Unfinished, made
 from prunus.results.labels import identity
-from prunus.results.metrics import Adherence, Estimate, Tokens, Value, accuracy_bands
+from prunus.results.metrics import Adherence, Estimate, Floats, Tokens, Value, accuracy_bands
 from prunus.results.parallel import Chains, compare_parallel
 from prunus.results.rows import Run, Table, tables
 from prunus.results.stages import unfinished
 from prunus.results.store import Store
 
-Floats = NDArray[np.float64]
 SCORES = ("logprob", "self_certainty", "shortest")
 WHOLE = ("auc", "slope", "gain", "auc_tokens", "scaling", "performance", "control", "control_total", "monotonicity")
 

@@ -11,15 +11,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import scipy
-from numpy.typing import NDArray
 
 from prunus.margins import Margin
 from prunus.results import betting, paired
 from prunus.results.betting import ALPHA, two_sided
 from prunus.results.cells import AREA, Cell, Contradiction, Ending, Part, Record, Slope
-from prunus.results.paired import holm
+from prunus.results.paired import Floats, holm
 
-Floats = NDArray[np.float64]
 WORSE, WITHIN, BETTER, SAME, OPEN = "worse", "worse, within the margin", "better", "non-inferior", "cannot tell"
 WORDS = (WORSE, WITHIN, BETTER, SAME, OPEN)
 UNFINISHED = "unfinished"  # instead of a word, where a run lacks rows of its plan

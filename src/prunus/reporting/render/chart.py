@@ -175,7 +175,7 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
 
-def budget_axis(budgets: Sequence[int], title: str = "Thinking budget, tokens") -> Axis:
+def budget_axis(budgets: Sequence[int]) -> Axis:
     """A log2 axis with a tick at every budget.
 
     0 is about one doubling left of the smallest, beyond a break, and OFF is left of both, beyond another one.
@@ -189,7 +189,8 @@ def budget_axis(budgets: Sequence[int], title: str = "Thinking budget, tokens") 
     low = low if off is None else off
     if high - low < 1e-9:
         low, high = low - 1, high + 1
-    return Axis(title, tuple((float(b), str(b)) for b in sorted(budgets)), low, high, log=True, zero=zero, off=off)
+    ticks = tuple((float(b), str(b)) for b in sorted(budgets))
+    return Axis("Thinking budget, tokens", ticks, low, high, log=True, zero=zero, off=off)
 
 
 def log_axis(values: Sequence[float], title: str) -> Axis:

@@ -103,8 +103,8 @@ def _style(shape: Shape, group: tuple[str, ...]) -> str:
     return known.get(role, _stroke(SOFT, 1.0))
 
 
-def _fill(colour: str, opacity: float = 1.0) -> str:
-    return f'fill="{colour}" ' + (f'fill-opacity="{opacity:g}" ' if opacity < 1 else "")
+def _fill(colour: str, opacity: float) -> str:
+    return f'fill="{colour}" fill-opacity="{opacity:g}" '
 
 
 def _stroke(colour: str, width: float, dash: Sequence[float] = ()) -> str:

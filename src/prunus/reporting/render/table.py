@@ -13,9 +13,10 @@ from prunus.reporting.render.chart import swatch
 from prunus.reporting.render.text import DASH, NBSP, THIN, esc, visible
 from prunus.results.cells import Cell, Ending, RecipeVerdict
 from prunus.results.characters import MINUS
-from prunus.results.labels import history, identity, method_name, unique_labels
+from prunus.results.labels import history, identity, unique_labels
 from prunus.results.parallel import AtEqualTokens, Chains
 from prunus.results.rows import Run
+from prunus.step import recorded_kind
 
 HUES = 6  # colours of runs, one for each method; a dash and a marker for each strength
 
@@ -60,7 +61,7 @@ def looks(base: Run, others: Sequence[Run]) -> list[Look]:
     seen: Counter[str] = Counter()
     result = [Look(0, base.run_id, labels[0], 0, 0, 0)]
     for index, (run, text) in enumerate(zip(others, labels[1:], strict=True), start=1):
-        group = " + ".join(method_name(step) for step in history(run))
+        group = " + ".join(recorded_kind(step).method(step) for step in history(run))
         hues.setdefault(group, len(hues))
         hue, marker = 1 + hues[group] % HUES, 1 + (seen[group] + hues[group] // HUES) % 4
         result.append(Look(index, run.run_id, text, hue, seen[group] % 4, marker, group))

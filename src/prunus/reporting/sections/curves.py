@@ -8,7 +8,6 @@ from prunus.budgets import AS_RUN, budget_of
 from prunus.reporting.published import Match, about
 from prunus.reporting.render.chart import (
     PANEL,
-    Axis,
     Frame,
     Line,
     Picture,
@@ -23,7 +22,7 @@ from prunus.reporting.render.chart import (
 from prunus.reporting.render.figure import Figure, Key
 from prunus.reporting.render.table import RUN, Column, Interval, Look, Table, Word, sign
 from prunus.reporting.render.text import count, esc, joined, percent, points, probability, sizes
-from prunus.reporting.report_data import ReportData, ReportedRun, band_of, float_of
+from prunus.reporting.report_data import ReportData, ReportedRun, band_of
 from prunus.reporting.section import Section, details, part_of, run_figure, run_key, soft
 from prunus.results.cells import Cell
 from prunus.results.metrics import LEAK_RULE, Estimate, Value
@@ -48,12 +47,12 @@ def section(data: ReportData) -> Section:
 
 def _of_task(data: ReportData, task: str) -> Section:
     compared = [one for one in data.others if one.contrasts(task).keys() - {AS_RUN}]
-    panels = [(one.look, differences(data, task, one)) for one in compared]
+    panels = [(one.look, differences(data, task, [one], one.look.label)) for one in compared]
     by_budget, every, scaling = accuracy_table(data, task), number_table(data, task), scaling_table(data, task)
     keys = [run_key(one.look) for one in data.runs]
     figures = [Figure(f"difference-{task}-{look.label}", picture) for look, picture in panels]
     if compared:
-        figures.insert(0, Figure(f"difference-{task}", all_differences(data, task, compared), keys[1:]))
+        figures.insert(0, Figure(f"difference-{task}", differences(data, task, compared), keys[1:]))
     if data.has_curve(task):
         published = _published_keys(data, task)
         figures.insert(0, Figure(f"accuracy-budget-{task}", accuracy_against_budget(data, task), [*keys, *published]))
@@ -85,11 +84,8 @@ def _worse_at(data: ReportData, task: str) -> str:
 
 def bands_text(cells: Iterable[Cell | BudgetCell]) -> str:
     """Words that say whether the bands of these cells are simultaneous."""
-    return (
-        "simultaneous for all budgets"
-        if any(cell.band_low is not None for cell in cells)
-        else "for each budget separately"
-    )
+    together = any(cell.band_low is not None for cell in cells)
+    return "simultaneous for all budgets" if together else "for each budget separately"
 
 
 def accuracy_against_budget(data: ReportData, task: str, frame: Frame | None = None) -> Picture:
@@ -133,27 +129,23 @@ def _published_lines(matches: Sequence[Match]) -> list[Line]:
 
 
 def _published_keys(data: ReportData, task: str) -> list[Key]:
-    sources = list(about()["sources"])
+    sources = about()["sources"]
     found = dict.fromkeys((match.look, match.theirs.source) for match in data.published_on(task))
-    names = about()["sources"]
-    return [Key(f"{look.line} pub", sources.index(s), f"{look.label}, {names[s]['name']}") for look, s in found]
+    return [Key(f"{look.line} pub", [*sources].index(s), f"{look.label}, {sources[s]['name']}") for look, s in found]
 
 
-def differences(data: ReportData, task: str, one: ReportedRun) -> Picture:
-    """A panel of one run: accuracy minus the base's in points, with its 95 % band; the margin is shaded."""
-    line = Line(one.look.css, _differences(task, one), one.look.marker)
-    label = f"{one.look.label}: difference on {task} against thinking budget"
-    x_axis, y_axis = _difference_axes(data, [line], "Points")
-    zone = (-100 * data.margin_points, 0.0)
-    return chart([line], x_axis, y_axis, label, frame=PANEL, zone=zone, zero_line=True)
-
-
-def all_differences(data: ReportData, task: str, compared: Sequence[ReportedRun]) -> Picture:
-    """The differences of all runs in one chart."""
-    lines = [Line(one.look.css, _differences(task, one), one.look.marker) for one in compared]
-    x_axis, y_axis = _difference_axes(data, lines, f"Accuracy minus that of {data.base.look.label}, points")
-    label = f"Differences on {task} against thinking budget"
-    return chart(lines, x_axis, y_axis, label, zone=(-100 * data.margin_points, 0.0), zero_line=True)
+def differences(data: ReportData, task: str, runs: Sequence[ReportedRun], name: str = "") -> Picture:
+    """Accuracy minus the base's in points, with 95 % bands; the margin is shaded. name: of the only run of a panel."""
+    lines = [Line(one.look.css, _differences(task, one), one.look.marker) for one in runs]
+    spots = [point for line in lines for point in line.points]
+    x_axis = budget_axis(sorted({budget_of(point.x) for point in spots}))
+    ends = [value for point in spots for value in (point.y, point.low, point.high) if math.isfinite(value)]
+    edge, zone = 100 * data.margin_points * 1.5, (-100 * data.margin_points, 0.0)
+    low, high = max(-100.0, min([*ends, -edge, -1])), min(100.0, max([*ends, edge, 1]))
+    title = "Points" if name else f"Accuracy minus that of {data.base.look.label}, points"
+    y_axis = linear_axis(low, high, title, 4, sign=True)
+    label = f"{f'{name}: difference' if name else 'Differences'} on {task} against thinking budget"
+    return chart(lines, x_axis, y_axis, label, frame=PANEL if name else None, zone=zone, zero_line=True)
 
 
 def _differences(task: str, one: ReportedRun) -> list[Point]:
@@ -166,14 +158,6 @@ def _differences(task: str, one: ReportedRun) -> list[Point]:
         note = f"Budget {budget}\n{one.look.label}\n{points(cell.difference)} points ({interval})"
         found.append(Point(float(budget), 100 * cell.difference, low, high, note))
     return found
-
-
-def _difference_axes(data: ReportData, lines: Sequence[Line], title: str) -> tuple[Axis, Axis]:
-    spots = [point for line in lines for point in line.points]
-    edge = 100 * data.margin_points * 1.5
-    ends = [value for point in spots for value in (point.y, point.low, point.high) if math.isfinite(value)]
-    y_axis = linear_axis(max(-100.0, min([*ends, -edge, -1])), min(100.0, max([*ends, edge, 1])), title, 4, sign=True)
-    return budget_axis(sorted({budget_of(point.x) for point in spots})), y_axis
 
 
 def _accuracies(look: Look, cells: Mapping[int, BudgetCell], together: bool = True) -> list[Point]:
@@ -275,7 +259,7 @@ def scaling_table(data: ReportData, task: str) -> Table:
             "falls": curve.monotonicity and curve.monotonicity.falls,
             "retention": None
             if slope is None or slope.retention is None
-            else Interval(slope.retention, float_of(slope.retention_low), float_of(slope.retention_high)),
+            else Interval(slope.retention, slope.retention_low, slope.retention_high),
             "control": curve.control_total,
             "per_correct": last.tokens_per_correct,
             "looping": last.looping,
@@ -292,5 +276,5 @@ def _ends(value: Value | AreaOverTokens | None) -> Interval | None:
         return None
     if isinstance(value, Estimate):
         return Interval(value.value, value.low, value.high)
-    reach = 1.96 * float_of(value.se)
+    reach = math.nan if value.se is None else 1.96 * value.se
     return Interval(value.value, value.value - reach, value.value + reach)

@@ -13,7 +13,7 @@ from prunus.step import StepRecord, recorded_kind
 
 # Settings that are shown even with default values.
 ALWAYS = {"allocation", "scope", "calibration", "samples", "seqlen", "seed"}
-STYLES = "".join(f".h{step}{{--h:{step / 20 * 0.9:g}}}" for step in range(1, 21))  # the classes that _step counts
+STYLES = "".join(f".h{step}{{--h:{step / 20 * 0.9:g}}}" for step in range(1, 21))  # of blocks
 
 
 def section(data: ReportData) -> Section:
@@ -50,10 +50,9 @@ def _pruned(data: ReportData, strips: Sequence[Sequence[float | None]]) -> str:
     """A sentence on how many variants have zeros, lack blocks, or have other shapes."""
     zeros = sum(any(share for share in strip) for strip in strips[1:])
     blocks = sum(None in strip for strip in strips[1:])
-    others = [
-        one for one in data.others if one.parameters != data.base.parameters and None not in strips[one.look.index]
-    ]
-    found = {"with zeros": zeros, "without some blocks": blocks, "smaller inside their blocks": len(others)}
+    whole = [one for one in data.others if None not in strips[one.look.index]]
+    smaller = sum(one.parameters != data.base.parameters for one in whole)
+    found = {"with zeros": zeros, "without some blocks": blocks, "smaller inside their blocks": smaller}
     parts = [f"{number} {words}" for words, number in found.items() if number]
     return f"Of {len(data.others)} variants: {joined(parts)}." if parts else ""
 
@@ -83,22 +82,15 @@ def _size(run: Run, base: Run) -> str:
 def _block(share: float | None) -> str:
     if share is None:
         return '<td class="gone" title="removed">×</td>'
-    step = _step(share)
+    step = min(20, max(0, round(20 * share)))
     text = f"{100 * share:.0f}" if share else "0"
     return f'<td class="h{step}{" dark" if step > 12 else ""}" title="{percent(share)} %">{text}</td>'
-
-
-def _step(share: float) -> int:
-    return min(20, max(0, round(20 * share)))
 
 
 def linear_table(data: ReportData) -> Table:
     """Sparsity of every Linear of every run, for `--csv`."""
     rows = [(one.look, linear) for one in data.runs for linear in linear_sparsities(one.run)]
-    columns = [
-        RUN, Column("block", "Block"), Column("linear", "Linear"),
-        Column("sparsity", "Zeros, %", percent),
-    ]  # fmt: skip
+    columns = [RUN, Column("block", "Block"), Column("linear", "Linear"), Column("sparsity", "Zeros, %", percent)]
     return Table("linears", "Sparsity of every Linear", "data", columns, rows)
 
 

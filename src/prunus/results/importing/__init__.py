@@ -13,7 +13,7 @@ from prunus.budgets import AS_RUN
 from prunus.errors import PrunusError
 from prunus.plain_data import content_hash
 from prunus.questions import held_out_in, is_gated, leaders, question_key
-from prunus.results.characters import one_line
+from prunus.results.characters import LABEL_LIMIT, one_line
 from prunus.results.importing import evalscope, inspect_ai, lighteval, lm_eval
 from prunus.results.importing.files import Grade, Log, Record, first_line
 from prunus.results.looping import loops
@@ -103,9 +103,6 @@ def _grouped(rows: Mapping[Place, ProblemRow], texts: Mapping[Place, str]) -> di
     return found
 
 
-LONGEST_NAME = 80
-
-
 def import_rows(
     store: str | Path,
     files: str | Path | Sequence[str | Path],
@@ -167,9 +164,9 @@ def import_rows(
 
 
 def _name(name: str) -> str:
-    label = one_line(name, LONGEST_NAME)
+    label = one_line(name)
     if not label or label != name.strip():
-        raise PrunusError(f"a name is one line of at most {LONGEST_NAME} characters, not '{label}'")
+        raise PrunusError(f"a name is one line of at most {LABEL_LIMIT} characters, not '{label}'")
     return label
 
 
@@ -286,7 +283,6 @@ def _sample(record: Record, problem: ProblemRow, metric: str, threshold: float |
     """The row of a graded output. Its answer tokens are all tokens that the log does not call reasoning."""
     grade = _grade(record, metric)
     tokens, reasoning = record.output_tokens, record.reasoning_tokens or 0
-    thinking, text = record.thinking, record.text
     return Sample(
         task=problem.task,
         problem_id=problem.problem_id,
@@ -301,9 +297,9 @@ def _sample(record: Record, problem: ProblemRow, metric: str, threshold: float |
         answer=grade.answer,
         status="ok",
         correct=(grade.score or 0) >= (1 if threshold is None else threshold),
-        thinking=thinking,
-        text=text,
-        loops=loops(thinking, text, None),
+        thinking=record.thinking,
+        text=record.text,
+        loops=loops(record.thinking, record.text, None),
     )
 
 
