@@ -14,12 +14,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from prunus.settings import Conflict, Setting
 
 Group = Literal["row", "tensor"]
-# What a criterion measures of experts.
-ExpertNeeds = Literal["nothing", "routing"]
 # Statistics of a Linear's inputs; each includes those before it.
 Needs = Literal["nothing", "norms", "means", "hessian"]
-# The data from which an allocation measures its scores.
-Source = Literal["nothing", "weights", "norms", "gradients"]
 # A field whose function stands in the entry's file; `load` fills it in.
 CODE: Any = None
 
@@ -63,7 +59,7 @@ class Allocation(NamedTuple):
     name: str
     source: str
     description: str
-    needs: Source = "nothing"
+    needs: Literal["nothing", "weights", "norms", "gradients"] = "nothing"
     score: str = ""
     splits_blocks: bool = False
     options: tuple[Setting, ...] = ()
@@ -103,7 +99,7 @@ class Criterion(NamedTuple):
     name: str
     source: str
     description: str
-    needs: ExpertNeeds = "routing"
+    needs: Literal["nothing", "routing"] = "routing"
     options: tuple[Setting, ...] = ()
 
 

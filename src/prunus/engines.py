@@ -137,9 +137,7 @@ def parse_args(text: str | None) -> dict[str, Any]:
     try:
         found = parse_json(text or "{}")
     except ValueError as error:
-        raise PrunusError(
-            f"engine arguments are not JSON ({error}); write '{{\"tensor_parallel_size\": 2}}'"
-        ) from error
+        raise PrunusError(f"engine arguments are not JSON ({error}); write '{EXAMPLE}'") from error
     if not isinstance(found, dict):
         raise PrunusError(f"engine arguments must be a JSON object, such as {EXAMPLE}")
     return found

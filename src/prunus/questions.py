@@ -57,13 +57,8 @@ def held_out_in(text: str) -> str | None:
 
     A question with other words in the same line is not found, since hashes only identify whole texts.
     """
-    return next((name for part in _parts(text) if (name := evaluation_set(question_digest(part)))), None)
-
-
-def _parts(text: str) -> Iterator[str]:
-    yield text
-    yield from text.split("\n\n")
-    yield from text.splitlines()
+    parts = (text, *text.split("\n\n"), *text.splitlines())
+    return next((name for part in parts if (name := evaluation_set(question_digest(part)))), None)
 
 
 # Which problems of a set belong together, so that they count as one observation (docs/verdicts.md).

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar
 
-from prunus.declarations import Allocation, Criterion, DepthMethod, Method, owners_of
+from prunus.declarations import Declaration, owners_of
 from prunus.errors import PrunusError, nearest
 from prunus.plain_data import canonical_json, content_hash
 from prunus.settings import ADVANCED, CALIBRATING, check_conflicts, check_settings, setting, settings_of
@@ -19,7 +19,6 @@ TOKEN_WEIGHTS: Mapping[str, Any] = MappingProxyType({"prompt_weight": 1.0, "chai
 CALIBRATION, AMOUNT = ("calibration", "seqlen", "seed"), ("samples", "calibration_tokens")
 # Stands in the class body of a recipe for what the methods with this option declare.
 DECLARED: Any = None
-Declaration = TypeVar("Declaration", Method, Allocation, DepthMethod, Criterion)
 Class = TypeVar("Class", bound=type)
 
 
@@ -119,8 +118,7 @@ class Recipe:
                 raise PrunusError(f"{name} belongs to {what} {users}, not to {chosen}")
             if mine is not None:
                 mine.check(value, chosen)
-            if mine is not None and value != usual:
-                check_conflicts(self, mine.conflicts)
+                check_conflicts(self, mine.conflicts if value != usual else ())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,19 +18,11 @@ Window = Literal["fixed", "reference"]
 Scope = Literal["all", "attention", "mlp", "experts", "shared"]
 Propagation = Literal["pruned", "dense", "true_sequential", "staged"]
 Rounding = Literal["exact", "reference"]
-UpdateName = Literal["none", "obs"]
-RecoverTarget = Literal["dense", "own"]
-WidthTarget = Literal["dense", "own"]
+Target = Literal["dense", "own"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 Mode = Literal["strict", "legacy"]
 Control = Literal["forced", "native"]
 PromptStyle = Literal["bare", "boxed"]
-TraceFilter = Literal["all", "correct"]
-WidthMethod = Literal["obs", "wanda", "flap", "magnitude", "random"]
-WidthOf = Literal["mlp", "experts", "shared"]
-QuantizeGroup = Literal["128", "64", "32", "row"]
-QuantizeMethod = Literal["gptq", "rtn"]
-GgufType = Literal["f16", "q8_0", "q4_0"]
 
 DEFAULT_BUDGETS = (512, 1024, 2048, 4096, 8192)
 # The folder in which each built-in profile is one file.
@@ -119,7 +111,7 @@ class PruneRecipe(Calibrated):
         "Inputs on which a Linear is calibrated. pruned: those from pruned earlier blocks; dense: those of the dense"
         " model; true_sequential (or staged): those from all pruned earlier Linears, as in SparseGPT's code.",
     )
-    update: UpdateName = advanced("none", "obs: SparseGPT's update of the weights that are kept.")
+    update: Literal["none", "obs"] = advanced("none", "obs: SparseGPT's update of the weights that are kept.")
     row_power: float = DECLARED
     allocation: str = setting(
         "uniform",
@@ -145,7 +137,11 @@ class PruneRecipe(Calibrated):
         super().__post_init__()
         if self.propagation == "staged":  # the name in recipes that earlier versions stored
             object.__setattr__(self, "propagation", "true_sequential")
-        self._check_pattern()
+        if self.groups is not None:
+            implied = 1 - self.groups[0] / self.groups[1]
+            if self.sparsity is not DEFAULT_SPARSITY and self.sparsity != implied:
+                raise PrunusError(f"pattern {self.pattern} is a sparsity of {implied:g} already; leave sparsity out")
+            object.__setattr__(self, "sparsity", implied)
         if self.group is not None and self.method not in OWN_GROUP:
             raise PrunusError(f"group belongs to method {' or '.join(OWN_GROUP)}, not to {self.method}")
         if self.scores is not None and declared(Allocation)[self.allocation].needs == "nothing":
@@ -165,14 +161,6 @@ class PruneRecipe(Calibrated):
                 "which keeps 2 of 4"
             )
         return int(keep), int(width)
-
-    def _check_pattern(self) -> None:
-        if self.groups is None:
-            return
-        implied = 1 - self.groups[0] / self.groups[1]
-        if self.sparsity is not DEFAULT_SPARSITY and self.sparsity != implied:
-            raise PrunusError(f"pattern {self.pattern} is a sparsity of {implied:g} already; leave sparsity out")
-        object.__setattr__(self, "sparsity", implied)
 
 
 @dataclass(frozen=True)
@@ -282,7 +270,7 @@ class ExpertsRecipe(Calibrated):
 class WidthRecipe(Calibrated):
     """Which channels of feed-forward networks to remove (docs/width.md). The seed is also that of method `random`."""
 
-    method: WidthMethod = setting(
+    method: Literal["obs", "wanda", "flap", "magnitude", "random"] = setting(
         "obs",
         "How channels are chosen. obs: by the error once all others are updated; wanda: by the norm of what each adds;"
         " flap: by how much that varies; magnitude: by weights.",
@@ -306,10 +294,10 @@ class WidthRecipe(Calibrated):
     multiple: int | None = advanced(
         None, f"Round --keep to a multiple of it; default: {MULTIPLE}, or an eighth of a smaller width.", at_least=1
     )
-    of: WidthOf | None = setting(
+    of: Literal["mlp", "experts", "shared"] | None = setting(
         None, "Networks that are narrowed; default: the routed experts of a mixture, else the dense ones (mlp)."
     )
-    target: WidthTarget = setting(
+    target: Target = setting(
         "dense",
         "What is fitted to. dense: what the dense model's block gives; own: what the network gave before, where a norm"
         " or gate follows it in any case.",
@@ -372,12 +360,12 @@ class QuantizeRecipe(Calibrated):
 
     bits: int = setting(8, "Bits of a weight: 8, with activations in 8 bits (W8A8), or 4 (W4A16).")
     activations: int | None = advanced(None, "Bits of activations: 8 where weights have 8, 16 where they have 4.")
-    group: QuantizeGroup | None = setting(
+    group: Literal["128", "64", "32", "row"] | None = setting(
         None,
         "Most consecutive inputs of an output that share a scale: the largest of 128, 64 and 32 up to it that divides"
         " all inputs; default: 128, or with 8 bits a whole row.",
     )
-    method: QuantizeMethod = setting(
+    method: Literal["gptq", "rtn"] = setting(
         "gptq", "gptq: each error is made up for by the weights that follow; rtn: rounding to nearest."
     )
     dtype: DtypeName = advanced("auto", "Dtype in which blocks run; auto: the checkpoint's.")
@@ -421,7 +409,7 @@ class QuantizeRecipe(Calibrated):
 class GgufRecipe(Recipe):
     """The form of a model in a GGUF file (docs/gguf.md)."""
 
-    type: GgufType = setting(
+    type: Literal["f16", "q8_0", "q4_0"] = setting(
         "f16", "Form of the blocks' Linears; embeddings and head have 8 bits with q4_0, and the others float32."
     )
     like: str | None = setting(  # pyright: ignore[reportIncompatibleMethodOverride]  # it has no calibration to copy
@@ -454,7 +442,7 @@ class RecoverRecipe(Calibrated):
         note="it is a share of each tensor's size",
     )
     step_tokens: int = advanced(512, "Tokens per step of Adam; at least one sequence.", at_least=1)
-    target: RecoverTarget = setting(
+    target: Target = setting(
         "dense",
         "What a block learns to output. dense: the dense model's hidden states; own: what the dense block outputs for"
         " the pruned model's input.",
@@ -539,20 +527,16 @@ class EvalPlan(Drawing):
         if self.profile not in PROFILE_NAMES and not self.profile.endswith(".toml"):
             names = [*PROFILE_NAMES, "FILE.toml"]
             raise PrunusError(f"profile '{self.profile}' is not known; {nearest(self.profile, names)}")
-        self._check_native()
+        if self.control == "native":
+            if not BACKENDS[self.backend].chats:
+                able = " or ".join(name for name, entry in BACKENDS.items() if entry.chats)
+                raise PrunusError(f"control native needs the backend {able}, whose engine keeps the budget")
+            object.__setattr__(self, "reuse", False)
         if self.aa_control and BACKENDS[self.backend].streams:
             raise PrunusError(f"aa_control needs other batches, and {self.backend} makes its own: leave it out")
         check_budgets(self.budgets)
         if self.wait and self.reuse and len(without_off(self.budgets)) > 1:
             raise PrunusError("--wait changes the chain before its end, so budgets cannot share it: add --no-reuse")
-
-    def _check_native(self) -> None:
-        if self.control != "native":
-            return
-        if not BACKENDS[self.backend].chats:
-            able = " or ".join(name for name, entry in BACKENDS.items() if entry.chats)
-            raise PrunusError(f"control native needs the backend {able}, whose engine keeps the budget")
-        object.__setattr__(self, "reuse", False)
 
     def to_json(self) -> dict[str, Any]:
         """The settings as plain data; the budget OFF is the text `off`."""
@@ -580,7 +564,7 @@ class TraceRecipe(Drawing):
     answer_tokens: int | None = advanced(
         None, "Most tokens of an answer; the default depends on the task.", at_least=1, late=True
     )
-    only: TraceFilter = setting("all", "Keep all chains, or only those with a correct answer.")
+    only: Literal["all", "correct"] = setting("all", "Keep all chains, or only those with a correct answer.")
     min_tokens: int = setting(0, "Keep chains with at least N thinking tokens.", at_least=0)
 
     def __post_init__(self) -> None:

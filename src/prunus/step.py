@@ -33,24 +33,17 @@ StepRecord = Mapping[str, Any]  # what a manifest says of a step; it may be of a
 
 # Also names that only stored recipes have, of methods of earlier versions.
 ACRONYMS = ("ria", "alps", "reap", "ean", "sleb", "gblm", "owl", "atp", "dlp", "mlp", "obs", "gptq", "rtn", "flap")
+WORDS = ("wanda", "wanda++", "magnitude", "angular", "tail", "frequency", "router", "output", "random")
 NAMES = {
     **{name: name.upper() for name in ACRONYMS},
-    "wanda": "Wanda",
-    "magnitude": "Magnitude",
+    **{name: name.capitalize() for name in WORDS},
     "sparsegpt": "SparseGPT",
     "dsnot": "DSnoT",
     "shortgpt": "ShortGPT",
     "laco": "LaCo",
-    "wanda++": "Wanda++",
-    "angular": "Angular",
-    "tail": "Tail",
     "layerif": "LayerIF",
     "layerif-sketch": "LayerIF-sketch",
     "alphapruning": "AlphaPruning",
-    "frequency": "Frequency",
-    "router": "Router",
-    "output": "Output",
-    "random": "Random",
 }
 
 

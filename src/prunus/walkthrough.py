@@ -39,10 +39,6 @@ class Tour(NamedTuple):
     ladder: tuple[PruneRecipe, ...] = ()
     rules: FindRules = FindRules()
 
-    def short(self) -> "Tour":
-        """What `--quick` shows."""
-        return Tour(self.model, {name: self.variants[name] for name in self.quick}, self.quick)
-
 
 CALIBRATION = {"calibration": "tiny", "samples": 128}
 WANDA_50 = PruneRecipe(method="wanda", sparsity=0.5, **CALIBRATION)
@@ -93,7 +89,8 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = F
     """
     folder, tour, plan, margin = Path(out), EXPERTS if experts else DENSE, PLAN, 0.02
     if quick:
-        tour, plan, margin = tour.short(), QUICK_PLAN, QUICK_MARGIN
+        tour = Tour(tour.model, {name: tour.variants[name] for name in tour.quick}, tour.quick)
+        plan, margin = QUICK_PLAN, QUICK_MARGIN
     made = {name: str(make_variant(folder / "models", name, tour)) for name in tour.variants}
     prefix = "experts-" if experts else ""
     store = folder / f"{prefix}{'quick' if quick else 'results'}.db"
