@@ -31,7 +31,6 @@ class Gguf(Step):
     relation = "quantized"
 
     def make(self, model: Any, out: Path, recipe: Any, where: Where, name: str | None) -> Mapping[str, Any]:
-        """As Step says."""
         from prunus.pruning.gguf import gguf
 
         dense = where.dense if recipe.like is not None else None
@@ -57,7 +56,6 @@ class Gguf(Step):
         return nbytes_of(source, recipe)
 
     def calibrates(self, recipe: Any, stats: bool = False) -> bool:
-        """Never."""
         return False
 
     def label(self, step: StepRecord) -> str:

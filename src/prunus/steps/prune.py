@@ -28,7 +28,6 @@ class Prune(Step):
     tag = "sparse"
 
     def asked(self, given: Mapping[str, Any]) -> PruneRecipe:
-        """As Step says."""
         if given.keys() >= {"pattern", "sparsity"}:
             raise PrunusError("--pattern and --sparsity both set the number of zeros; give one of them")
         return PruneRecipe(**given)
@@ -43,7 +42,6 @@ class Prune(Step):
         return "-".join([recipe.method, *words, amount])
 
     def content(self, recipe: Any, source: Any) -> dict[str, object]:
-        """Stored: as Step says."""
         from prunus.pruning.methods import find_method
         from prunus.pruning.prune_job import revisions
 

@@ -49,11 +49,9 @@ class Recover(Step):
         return replace(recipe, rate=rate, seed=recipe.seed + same)
 
     def name(self, recipe: Any) -> str:
-        """`recovered`."""
         return "recovered"
 
     def content(self, recipe: Any, source: Any) -> dict[str, object]:
-        """Stored: as Step says."""
         return self.with_effect(recipe, ())
 
     def nbytes(self, recipe: Any, source: Any) -> int:
@@ -65,11 +63,9 @@ class Recover(Step):
         return sum(packed_nbytes(tuple(s.shape), s.elements, width) if len(s.shape) == 2 else s.nbytes for s in stored)
 
     def calibrates(self, recipe: Any, stats: bool = False) -> bool:
-        """Always."""
         return True
 
     def label(self, step: StepRecord) -> str:
-        """`recovered`."""
         return "recovered"
 
     def sentence(self, steps: Sequence[StepRecord]) -> str:

@@ -55,7 +55,6 @@ class Width(Step):
         return (1 - width / before) * weights_in(source, units) / every
 
     def planned(self, recipe: Any, source: Any) -> Any:
-        """As Step says."""
         from prunus.pruning.width.channels import narrow_model
 
         units, width, _ = narrowing(recipe, source)
