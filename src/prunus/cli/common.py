@@ -29,10 +29,6 @@ def verbose() -> bool:
     return _verbose
 
 
-def _set_quiet(_context: click.Context, _parameter: click.Parameter, value: bool) -> None:
-    progress.set_quiet(value)
-
-
 def _set_verbose(_context: click.Context, _parameter: click.Parameter, value: bool) -> None:
     global _verbose  # noqa: PLW0603  one switch for the process
     _verbose = _verbose or value
@@ -91,7 +87,7 @@ path = click.Path(path_type=Path)
 own_option = partial(click.option, cls=_Option)
 where_option = partial(own_option, group=WHERE)
 _switch = partial(own_option, is_flag=True, expose_value=False, group=GENERAL)
-_quiet = _switch("-q", "--quiet", callback=_set_quiet, help="Print errors only.")
+_quiet = _switch("-q", "--quiet", callback=lambda _, __, value: progress.set_quiet(value), help="Print errors only.")
 _loud = _switch("-v", "--verbose", callback=_set_verbose, help="Show the traceback of internal errors.")
 _help_all_option = _switch("--help-all", is_eager=True, callback=_help_all, help="Show all options and exit.")
 
@@ -201,6 +197,11 @@ class BudgetList(click.ParamType):
 def engine_options(*without: str) -> Callable[[Any], Any]:
     """Options of single backends, which the function receives as one `engine`; those of these settings are left out."""
     names = [name for name in settings_of(EngineOptions) if name not in without]
+    made = []
+    for name in names:
+        help = f"{users_of(name)}: {settings_of(EngineOptions)[name].help}"
+        changes: dict[str, Any] = {"flag": "--engine-args", "default": None} if name == "args" else {}
+        made.append(option(EngineOptions, name, help=help, **changes))
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
@@ -208,11 +209,7 @@ def engine_options(*without: str) -> Callable[[Any], Any]:
             told = {name: rest.pop(name) for name in names if name != "args"}
             function(*given, engine=EngineOptions(parse_args(engine_args), **told), **rest)
 
-        for name in reversed(names):
-            help = f"{users_of(name)}: {settings_of(EngineOptions)[name].help}"
-            changes: dict[str, Any] = {"flag": "--engine-args", "default": None} if name == "args" else {}
-            call = option(EngineOptions, name, help=help, **changes)(call)
-        return call
+        return all_of(made)(call)
 
     return decorate
 

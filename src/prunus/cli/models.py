@@ -11,6 +11,7 @@ import click
 import prunus
 from prunus.checkpoint.resolve import resolve
 from prunus.cli.common import (
+    all_of,
     command,
     device_option,
     is_given,
@@ -165,11 +166,8 @@ def add_command(action: str, kind: Step) -> None:
 
     call.__doc__ = inspect.getdoc(kind)
     parts = [options(kind.recipe), *([recover_option] if "recover" in kind.options else []), options(Where, ways)]
-    for part in reversed(parts):
-        call = part(call)
-    call = out_argument(call)
     model = click.argument("model", metavar="PRUNED" if kind.needs_pruned else "MODEL")
-    command("Make", action, *kind.examples)(model(call))
+    command("Make", action, *kind.examples)(all_of([model, out_argument, *parts])(call))
 
 
 def carry_out(kind: Step, model: str, out: Path, asked: Mapping[str, Any], where: Where, recovers: bool) -> None:

@@ -83,7 +83,12 @@ class Lines:
             forced[at] = (np.array(ended) == "forced") & (np.array(inserted) >= 0)
             cut[at] = forced[at] | (np.array(truncated) != 0)
         states = np.where(right, RIGHT, np.where(forced, NOT_ENDED, WRONG)).astype(np.uint8)
-        states[_lost(there, right, runs, budgets)] = LOST
+        # Lost again: wrong, although the same chain had the right answer under a smaller budget.
+        start = len(budgets) - len(without_off([budget_of(budget) for budget in budgets]))
+        earlier = np.zeros_like(right)
+        earlier[:, :, start + 1 :] = np.logical_or.accumulate(right[:, :, start:], axis=2)[:, :, :-1]
+        one_chain_R = np.array([bool(run.plan.get("reuse")) for run in runs])
+        states[there & ~right & earlier & one_chain_R[:, None]] = LOST
         states[~there] = MISSING
         return cls(
             runs,
@@ -129,14 +134,3 @@ class Lines:
         if view.task:
             passed &= self.task_L == view.task
         return np.flatnonzero(passed)
-
-
-def _lost(
-    there: NDArray[np.bool_], right: NDArray[np.bool_], runs: Sequence[Run], budgets: Sequence[int]
-) -> NDArray[np.bool_]:
-    """(L, R, B) whether the answer is wrong although the same chain had the right one under a smaller budget."""
-    named = len(budgets) - len(without_off([budget_of(budget) for budget in budgets]))
-    earlier = np.zeros_like(right)
-    earlier[:, :, named + 1 :] = np.logical_or.accumulate(right[:, :, named:], axis=2)[:, :, :-1]
-    one_chain_R = np.array([bool(run.plan.get("reuse")) for run in runs])
-    return there & ~right & earlier & one_chain_R[:, None]
