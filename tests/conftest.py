@@ -104,10 +104,10 @@ def few_resamples() -> Generator[None]:
     """For tests of studies: intervals are tested elsewhere, and cost more than all else there."""
     from prunus.reporting import report_data
     from prunus.results.comparison import compare_runs, compared
-    from prunus.study import pages
+    from prunus.study import run
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pages, "compared", partial(compared, resamples=100))
+        patch.setattr(run, "compared", partial(compared, resamples=100))
         patch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))
         yield
 

@@ -19,7 +19,7 @@ from test_certificate import make
 
 from prunus.reporting.page import report
 from prunus.study.find.page import write_page
-from prunus.study.pages import Contrast, contents
+from prunus.study.run import Contrast, contents
 
 # One browser for all.
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]

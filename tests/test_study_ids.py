@@ -18,7 +18,8 @@ from prunus.evaluation import run as loop
 from prunus.reporting import report_data
 from prunus.results import comparison
 from prunus.results.store import Store
-from prunus.study import engine, pages
+from prunus.study import engine
+from prunus.study import run as studies
 from prunus.study.cells import open_model
 from prunus.study.file import read_study
 
@@ -76,7 +77,7 @@ def test_a_recovery_is_part_of_the_id_by_what_has_an_effect(tmp_path, monkeypatc
 
 def test_a_study_that_an_earlier_version_began_goes_on(tmp_path, monkeypatch):
     """Its folder (by the code at 97f2ae7) has all of dense, a batch of one variant, and a second variant's file."""
-    monkeypatch.setattr(pages, "compared", partial(comparison.compared, resamples=100))
+    monkeypatch.setattr(studies, "compared", partial(comparison.compared, resamples=100))
     monkeypatch.setattr(report_data, "compare_runs", partial(comparison.compare_runs, resamples=100))
     with tarfile.open(DATA / "begun.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")

@@ -1,23 +1,38 @@
-"""Run a study: the cells that are missing, with a first batch of every variant early, then its searches; report it."""
+"""Run a study: the cells that are missing, with a first batch of every variant early, then its searches; report it.
+
+A report has verdicts for each model and plan, on one page or several.
+"""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from prunus import progress
 from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import renew_groups
+from prunus.plain_data import content_hash
+from prunus.reporting.page import check_target, write_report
+from prunus.reporting.render.table import word
+from prunus.reporting.render.text import esc, joined, linked, points, top, whole_page
+from prunus.reporting.report_data import ReportData
+from prunus.results.cells import Comparison
+from prunus.results.comparison import compared
+from prunus.results.stages import verdict_in_words
 from prunus.results.store import Store, is_begun
-from prunus.study.cells import Model, check_beforehand, open_models
+from prunus.study.cells import Model, check_beforehand, open_models, plan_names
 from prunus.study.engine import run_here
 from prunus.study.file import Study, read_study
-from prunus.study.find.tables import check_searches, open_searches, run_searches, state
-from prunus.study.pages import write_results
+from prunus.study.find.tables import SearchState, check_searches, open_searches, run_searches, state
 from prunus.study.ray import Cluster, cluster_for
 from prunus.study.ray.driver import run_on_ray
 from prunus.study.variants import MAKING, StudyPaths, check_variants
+
+# Settings of a plan that may follow from its mode.
+OF_MODE = {"mode", "profile", "strings", "answer_tokens", "context", "end_ids", "temperature", "top_p", "top_k"}
 
 
 def run_study(
@@ -105,13 +120,7 @@ def was_edited(study: Study) -> bool:
         return False
 
 
-def run_cells(
-    study: Study,
-    models: Sequence[Model],
-    paths: StudyPaths,
-    device: str,
-    cluster: Cluster | None,
-) -> None:
+def run_cells(study: Study, models: Sequence[Model], paths: StudyPaths, device: str, cluster: Cluster | None) -> None:
     """Evaluate every missing cell, here or on a Ray cluster."""
     with Store(paths.store, create=True) as opened:
         for cell in [cell for model in models for cell in model.cells_of(model.variants[0])]:
@@ -121,3 +130,188 @@ def run_cells(
         else:
             run_on_ray(study, models, paths, opened, device, cluster)
         shutil.rmtree(paths.folder / MAKING, ignore_errors=True)
+
+
+def write_results(
+    study: Study, models: Sequence[Model], paths: StudyPaths, store: Store, searches: Sequence[SearchState] = ()
+) -> dict[str, Any]:
+    """Compare every variant with the base, write the pages, and return the result of run_study.
+
+    searches: of the study, which the pages name. Raises PrunusError if no base has an answer yet.
+    """
+    wanted = {cell.run_id for model in models for cell in model.cells}
+    known = wanted.union(*(one.runs for one in searches))
+    unreported = [run.run_id for run in store.runs() if run.run_id not in known]
+    if unreported:
+        progress.say(
+            f"{len(unreported)} runs in {paths.store} are not (or no longer) in {study.path}: "
+            "they stay in the store and are not reported"
+        )
+    contrasts = contrasts_of(study, models, store)
+    groups = by_page([one for one in contrasts if one.begun], store)
+    if not groups:
+        raise PrunusError(f"'{study.base}', with which the others are compared, has no answers yet: run it first")
+    single = len(groups) == 1 and len(study.models) == 1
+    pages: dict[Path, list[Contrast]] = {}
+    for number, group in enumerate(groups, 1):
+        page = paths.page if single else paths.folder / f"report-{number}.html"
+        pages[page] = write_page(study, store, group, page, searches)
+    if not single:
+        waiting = [one for one in contrasts if not one.begun]
+        write_text(paths.page, contents(study.name, pages, waiting, links_of(searches, paths.folder)))
+    finished = {one.base: one for group in pages.values() for one in group}
+    return {
+        "name": study.name,
+        "out": str(paths.folder),
+        "store": str(paths.store),
+        "report": str(paths.page),
+        "cells": len(wanted),
+        "unreported": unreported,
+        "comparisons": [finished.get(one.base, one).to_json() for one in contrasts],
+        "searches": [one.to_json() for one in searches],
+    }
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One model under one plan of the study: the base and the runs that are compared with it.
+
+    plan: its name. base: id of the base's run. begun: whether that run has rows. others: ids of the other runs that
+    have rows. waiting: names of all variants without rows. controls: ids of the runs that repeat the dense model's.
+    comparison: None while there is nothing to compare with.
+    """
+
+    model: str
+    plan: str
+    base: str
+    begun: bool
+    others: tuple[str, ...]
+    waiting: tuple[str, ...]
+    controls: tuple[str, ...] = ()
+    comparison: Comparison | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """Its entry of the study's result."""
+        return {
+            "model": self.model,
+            "plan": self.plan,
+            "base": self.base,
+            "comparison": self.comparison and self.comparison.to_json(),
+            "not_begun": list(self.waiting),
+        }
+
+
+def contrasts_of(study: Study, models: Sequence[Model], store: Store) -> list[Contrast]:
+    """One contrast for each model and plan."""
+    begun = {run.run_id for run in store.begun()}
+    found = []
+    for model in models:
+        for number, name in enumerate(plan_names(study.plans)):
+            cells = [cell for cell in model.cells if cell.plan == number and not cell.is_control]
+            again = [cell.run_id for cell in model.cells if cell.plan == number and cell.is_control]
+            base, *others = sorted(cells, key=lambda cell: cell.variant.name != study.base)
+            there = tuple(cell.run_id for cell in others if cell.run_id in begun)
+            waiting = tuple(cell.variant.name for cell in (base, *others) if cell.run_id not in begun)
+            found.append(Contrast(model.name, name, base.run_id, base.run_id in begun, there, waiting, tuple(again)))
+    return found
+
+
+def by_page(contrasts: Sequence[Contrast], store: Store) -> list[list[Contrast]]:
+    """The contrasts in groups that share a page: those of one model whose plans differ only by OF_MODE."""
+    groups: dict[str, list[Contrast]] = {}
+    for one in contrasts:
+        plan = {key: value for key, value in store.run(one.base).plan.items() if key not in OF_MODE}
+        groups.setdefault(content_hash([one.model, plan]), []).append(one)
+    return list(groups.values())
+
+
+def links_of(searches: Sequence[SearchState], folder: Path) -> list[tuple[str, str]]:
+    """(sentence, address of find.html) of each search; no address where there is no page yet. folder: of the study."""
+    several = len({(one.model, one.plan) for one in searches}) > 1
+    return [
+        (
+            f"{title_of(one)}: {one.sentence}" if several else one.sentence,
+            "" if one.page is None else quote(Path(one.page).relative_to(folder).as_posix()),
+        )
+        for one in searches
+    ]
+
+
+def write_page(
+    study: Study, store: Store, group: Sequence[Contrast], target: Path, searches: Sequence[SearchState]
+) -> list[Contrast]:
+    """Write the page of one model, and return its contrasts with their comparisons.
+
+    The page compares the runs of one mode, strict if there are two. Its comparison is returned as it is, since
+    computing it twice would double the time. searches: of the study.
+    """
+    check_target(target, overwrite=True)
+    modes = {one.base: store.run(one.base).plan.get("mode") for one in group}
+    base = next((run for run, mode in modes.items() if mode == "strict"), group[0].base)
+    shown = {run for one in group for run in (one.base, *one.others, *one.controls)}
+    margin, stop_margin = study.margin, study.stop_margin
+    data = ReportData.read(store, shown, base=base, margin=margin, stop_margin=stop_margin, published=study.published)
+    notes = [
+        f"Not begun{f' ({one.plan})' if one.plan else ''}: {joined(list(one.waiting), most=12)}."
+        for one in group
+        if one.waiting
+    ]
+    of = {(one.model, one.plan) for one in group}
+    links = links_of([one for one in searches if (one.model, one.plan) in of], target.parent)
+    write_report(data, target, overwrite=True, name=study.name, notes=notes, links=links)
+
+    def comparison(one: Contrast) -> Comparison | None:
+        if one.base == base or not one.others:
+            return among(data.comparison, one.others)
+        return compared(store.path, one.base, one.others, margin=margin, stop_margin=stop_margin)
+
+    return [replace(one, comparison=comparison(one)) for one in group]
+
+
+def among(comparison: Comparison, others: Sequence[str]) -> Comparison | None:
+    """A comparison restricted to these runs, in this order; None if it has none of them."""
+    entries = {entry.run: entry for entry in comparison.others}
+    kept = [entries[run] for run in others if run in entries]
+    about_all = [text for text in comparison.warnings if " is left out: " not in text]
+    return replace(comparison, others=kept, warnings=about_all) if kept else None
+
+
+def contents(
+    name: str,
+    pages: Mapping[Path, Sequence[Contrast]],
+    waiting: Sequence[Contrast],
+    searches: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The HTML of the page that links to the others and lists every verdict.
+
+    name: of the study. pages: what they show. waiting: contrasts without a page. searches: as links_of returns them.
+    """
+    parts = []
+    for file, shown in pages.items():
+        title = ", ".join(dict.fromkeys(map(title_of, shown)))
+        rows = "".join(f"<li>{line}</li>" for one in shown for line in verdict_lines(one))
+        parts.append(f'<h2><a href="{esc(file.name)}"><bdi>{esc(title)}</bdi></a></h2><ul class="notes">{rows}</ul>')
+    if waiting:
+        names = ", ".join(dict.fromkeys(map(title_of, waiting)))
+        parts.append(f"<p>Not begun: <bdi>{esc(names)}</bdi>.</p>")
+    if searches:
+        parts.append("<h2>Searches</h2>" + "".join(f"<p>{linked(*one)}</p>" for one in searches))
+    sections = "".join(f"<section>{one}</section>" for one in parts)
+    facts = f"{len(pages)} page{'s' * (len(pages) != 1)}, each about one model"
+    return whole_page(name, f'{top(facts, name)}<main><div class="pair">{sections}</div></main>', {})
+
+
+def title_of(one: Contrast | SearchState) -> str:
+    """The name of a model and a plan, such as `tiny strict`."""
+    return f"{one.model} {one.plan}".strip()
+
+
+def verdict_lines(contrast: Contrast) -> list[str]:
+    """A line of HTML for each variant, such as `tiny/wanda-20: cannot tell (-1.2 points)`."""
+    if contrast.comparison is None:
+        return ["nothing to compare with yet" if contrast.waiting else "nothing to compare with"]
+    return [
+        f"<bdi>{esc(other.model)}</bdi>: {word(other.verdict, verdict_in_words(other))} "
+        f"({points(other.primary.difference)} points)"
+        for other in contrast.comparison.others
+    ]
