@@ -36,25 +36,18 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         # The reader of our output has closed it (`prunus tasks | head`), so nothing more can be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        fail(str(explained(error)), EXIT_INPUT)
+    except RecursionError:
+        fail("a file that was read is nested too deeply", EXIT_INPUT)
+    except MemoryError as error:
+        fail(f"the memory is not large enough ({str(error) or 'no details'})", EXIT_INPUT)
     except Exception as error:
-        if (known := environment_error(error)) is not None:
-            fail(known, EXIT_INPUT)
         if verbose():
             traceback.print_exc()
         fail(
             f"{type(error).__name__}: {error} (internal error; please report it, -v shows the traceback)", EXIT_INTERNAL
         )
-
-
-def environment_error(error: Exception) -> str | None:
-    """The message for an error of the system or of what was read; None if the error is prunus's own."""
-    if isinstance(error, OSError):
-        return str(explained(error))
-    if isinstance(error, RecursionError):
-        return "a file that was read is nested too deeply"
-    if isinstance(error, MemoryError):
-        return f"the memory is not large enough ({str(error) or 'no details'})"
-    return None
 
 
 @contextmanager
