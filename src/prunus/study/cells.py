@@ -5,7 +5,7 @@ have no effect on a recipe's result have none on its id.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,11 +55,6 @@ class Variant:
     def is_whole(self) -> bool:
         """Whether it is loaded as a whole checkpoint, as it has tensors of other shapes than its source."""
         return any(kind_of(recipe).reshapes for recipe in self.steps)
-
-    def first(self, count: int) -> "Variant":
-        """The variant of the first steps only, which this one is made from."""
-        steps = self.steps[:count]
-        return Variant(steps_name(steps), self.source, steps, self.keys[:count], self.line)
 
 
 @dataclass(frozen=True)
@@ -153,14 +148,8 @@ def check_beforehand(study: Study, begun: bool) -> None:
         if not begun:
             for variant, entry in zip(variant_names(study.entries), study.entries, strict=True):
                 with study.located(entry.line, variant):
-                    check_entries([entry], folder)
-
-
-def check_entries(entries: Iterable[Entry], folder: Path) -> None:
-    """Raise PrunusError if the calibration of a recipe, or of its recovery, cannot be read for the model in folder."""
-    for entry in entries:
-        for recipe in entry.steps:
-            check_calibration(recipe, folder)
+                    for recipe in entry.steps:
+                        check_calibration(recipe, folder)
 
 
 def check_distinct(study: Study, models: Sequence[Model]) -> None:

@@ -41,8 +41,7 @@ from prunus.study.variants import (
     MAKING,
     StudyPaths,
     add_run,
-    blocks_removed,
-    files_of,
+    differences_of,
     is_made,
     make_variant,
     read_info,
@@ -110,8 +109,7 @@ class Engine:
             if isinstance(backend, HFBackend):
                 enter(swapped(backend.model, model.source, self.folder, variant))
             elif isinstance(backend, VLLMBackend):
-                removed = blocks_removed(model.checkpoint, self.folder, variant)
-                backend.hold(*files_of(self.folder, variant), removed)
+                backend.hold(*differences_of(model.checkpoint, self.folder, variant))
             return backend
         elif not native:
             self.free()  # first, since memory may hold one model only

@@ -16,14 +16,14 @@ from prunus.engines import SMALLEST, EngineOptions
 from prunus.errors import PrunusError
 from prunus.margins import Margin, MarginLike
 from prunus.plain_data import Lines, parse_toml, suggestion
-from prunus.recipe_base import Recipe, without_removed
+from prunus.recipe_base import CALIBRATED, Recipe, without_removed
 from prunus.recipes import EvalPlan, PruneRecipe, RecoverRecipe
 from prunus.settings import check_settings, hints_of, misfit, setting
 from prunus.step import STEPS, kind_of, settled, step_kind
 
 RECIPES: Mapping[str, type[Recipe]] = {action: step_kind(action).recipe for action in STEPS}
 # Keys of [calibration], which has defaults of every step, and their types.
-SHARED = {key: hints_of(PruneRecipe)[key] for key in ("calibration", "samples", "seqlen", "calibration_tokens", "seed")}
+SHARED = {key: hints_of(PruneRecipe)[key] for key in CALIBRATED}
 # (table, key) of options that no longer exist: ignored at the value that they had by default, and what to do else.
 DELETED: Mapping[tuple[str, str], tuple[Any, str]] = {
     ("", "measure_seconds"): (False, "benchmarks/latency.py measures the time per token"),

@@ -8,7 +8,7 @@ study's folder.
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -122,7 +122,7 @@ def folder_between(folder: Path, model: Model, variant: Variant, count: int, kee
     keep: whether the study keeps checkpoints. Their folders have names, which may have meant other recipes when the
     checkpoint was made, so only one that is a variant's of this study is read, and none is written.
     """
-    made = variant.first(count)
+    made = replace(variant, steps=variant.steps[:count], keys=variant.keys[:count])
     listed = next((one for one in model.variants if one.key == made.key), None)
     if keep and listed is not None and has_checkpoint(kept := kept_folder(folder, model, listed), folder, listed):
         return kept
@@ -167,18 +167,19 @@ def is_made(folder: Path, variant: Variant) -> bool:
     return not variant.steps or read_info(folder, variant) is not None
 
 
-def files_of(folder: Path, variant: Variant) -> tuple[Path | None, Path | None]:
-    """Paths of the packed matrices and of the vectors of a variant that was made; None for a file that it lacks."""
-    if not variant.steps:
-        return None, None
-    vectors = vectors_file(folder, variant)
-    return weights_file(folder, variant), vectors if vectors.exists() else None
+def differences_of(
+    source: ModelFolder, folder: Path, variant: Variant
+) -> tuple[Path | None, Path | None, Sequence[int]]:
+    """Paths of the packed matrices and of the vectors of a variant that was made, and the source's blocks it lacks.
 
-
-def blocks_removed(source: ModelFolder, folder: Path, variant: Variant) -> list[int]:
-    """Indices of the source's blocks that are missing in a variant that was made."""
+    None for a file that it has not.
+    """
     info = read_info(folder, variant) if variant.steps else None
-    return [] if info is None else [index for index in range(source.blocks) if index not in info.kept]
+    if info is None:
+        return None, None, ()
+    vectors = vectors_file(folder, variant)
+    removed = [index for index in range(source.blocks) if index not in info.kept]
+    return weights_file(folder, variant), vectors if vectors.exists() else None, removed
 
 
 def check_variants(study: Study, models: Sequence[Model], folder: Path, device: str) -> None:

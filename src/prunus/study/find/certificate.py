@@ -173,10 +173,7 @@ def claims(declared: Data, shown: Data) -> list[str]:
             accuracy, ends = (below(declared[name], dense) for name in ("margin", "stop_margin"))
             share = f"the share of its chains that end by themselves within {positive[-1]} tokens"
             about = checkpoint_of(rung["name"], rung["checksum"]) if "searches" in shown else rung["name"]
-            found += [
-                f"{about}: {measure} on {tasks} is {accuracy}",
-                f"{about}: {share} is {ends}",
-            ]
+            found += [f"{about}: {measure} on {tasks} is {accuracy}", f"{about}: {share} is {ends}"]
             if "bytes" in rung:
                 sizes = [show_bytes(of["bytes"]) for of in (rung, declared["model"])]
                 engine = declared["model"]["engine"]
@@ -214,10 +211,8 @@ def number_of_groups(declared: Data) -> int:
 
 def below(margin: Any, dense: str) -> str:
     """`less than 2 points below tiny's`, or `less than 5 % of tiny's below it`, for a margin as it is declared."""
-    asked = Margin.of(margin)
-    if asked.relative:
-        return f"less than {100 * asked.size:g} % of {dense}'s below it"
-    return f"less than {asked.words()} below {dense}'s"
+    asked, whose = Margin.of(margin), f"{dense}'s"
+    return f"less than {asked.words(whose)} below {'it' if asked.relative else whose}"
 
 
 def dense_area(declared: Data, shown: Data) -> float | None:

@@ -20,11 +20,11 @@ from prunus.evaluation.beforehand import check_plan
 from prunus.evaluation.resolved_plan import renew_groups
 from prunus.margins import MarginLike
 from prunus.plain_data import canonical_json, parse_json
+from prunus.pruning.calibration import check_calibration
 from prunus.pruning.job import renew_card
 from prunus.recipe_base import Recipe
 from prunus.recipes import EvalPlan
 from prunus.results.store import Store, check_folder
-from prunus.study.cells import check_entries
 from prunus.study.file import DEFAULT_LADDER, FindRules
 from prunus.study.find.certificate import (
     caution,
@@ -110,18 +110,20 @@ def find(
     rules = FindRules(margin, stop_margin, alpha, max_tokens, look, smallest)
     check_smallest(smallest, plan, engine.serve)
     if smallest is not None and ladder is None:
-        source, there = Checkpoint(resolve(model)), device if ray is None else None
-        one, text = ladder_by_bytes(smallest, source, methods, settings or {}, recovery, there)
+        there = device if ray is None else None
+        one, text = ladder_by_bytes(smallest, Checkpoint(resolve(model)), methods, settings or {}, recovery, there)
         ladders = [one]
     else:
         ladders = ladders_of(DEFAULT_LADDER if ladder is None else ladder, methods, settings or {}, recovery)
     file = Path(ladder) if isinstance(ladder, str | Path) and str(ladder).endswith(".toml") else None
     check_plan(model, plan, engine, path)
-    if not target.exists() and not work_folder(target).exists():  # else rungs may be made that need none any more
-        check_entries([entry for one in ladders for entry in one.entries], resolve(model))
+    folder = work_folder(target)
+    if not target.exists() and not folder.exists():  # else rungs may be made that need none any more
+        source = resolve(model)
+        for recipe in (recipe for one in ladders for entry in one.entries for recipe in entry.steps):
+            check_calibration(recipe, source)
     search = open_search(model, plan, ladders, rules, engine=engine, file=file)
     cluster = None if dry_run else cluster_for(search.study, ray, gpus_per_task, cpus_per_task)
-    folder = work_folder(target)
     if not is_published(target, folder, search):
         check_target(resolve(model), target, overwrite)
     check_folder(path)

@@ -5,6 +5,7 @@ It is made from the certificate alone, in the style of the report (reporting/pag
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,7 @@ def _dense(declared: Data) -> Look:
 def _glance(declared: Data, shown: Data) -> str:
     """The ladders with what was decided, and the curves."""
     alpha = declared["alpha"] / len(declared["ladders"])
-    rungs = sum(len(ladder["rungs"]) for ladder in declared["ladders"])
-    looked_at = sum(len(ladder["rungs"]) for ladder in shown["ladders"])
+    rungs, looked_at = len(rungs_in(declared)), len(rungs_in(shown))
     terms = (
         f"Rungs are tried in this order, until one is not certified: {looked_at} of {rungs} were looked at. "
         "Differences, in points, have bounds that hold after any number of problems, each with "
@@ -210,13 +210,11 @@ def _paths(declared: Data, shown: Data) -> str:
     least = {
         end: f"{100 - 100 * margin.size:g} % of the dense model's" for end, margin in asked.items() if margin.relative
     }
-    for ladder in shown["ladders"]:
-        for rung in ladder["rungs"]:
-            if rung["rounds"]:
-                for end in ENDPOINTS:
-                    decisive = rung["word"] == CERTIFIED or end in rung["failed"]
-                    small = esc(f"{_words(end)}: {rung['word']}" if decisive else _words(end))
-                    panels.append(run_figure(styles[rung["run"]], path(rung, end, margins[end], styles), small))
+    for rung, end in product(rungs_in(shown), ENDPOINTS):
+        if rung["rounds"]:
+            decisive = rung["word"] == CERTIFIED or end in rung["failed"]
+            small = esc(f"{_words(end)}: {rung['word']}" if decisive else _words(end))
+            panels.append(run_figure(styles[rung["run"]], path(rung, end, margins[end], styles), small))
     if not panels:
         return ""
     several = len(declared["problems"]) > 1

@@ -9,7 +9,7 @@ import numpy as np
 
 from prunus.disk import show_bytes
 from prunus.errors import PrunusError
-from prunus.results.ladder import ACCURACY, CHANGED, DENSE, ENDPOINTS, ENDS, FEW_CHANGED, Forecast
+from prunus.results.ladder import ACCURACY, CHANGED, DENSE, ENDPOINTS, ENDS, FEW_CHANGED, Forecast, forecast
 from prunus.results.rows import chains_of, sampled_tokens
 from prunus.results.store import Store, is_begun
 from prunus.results.verdicts import wide_margin
@@ -73,9 +73,12 @@ def prospects(search: Search, store: Path) -> Prospects:
     """What a search will take; nothing is loaded or written. store: path of the store, which need not exist."""
     (means, whole, mean_tokens), margins = dense_so_far(search, store), search.rule.margins
     problems, draws, rungs = sum(map(len, search.order)), search.plan.samples, len(search.rungs)
-    per_chain = mean_tokens or most_tokens(search)
-    expected = counted(search.expected_rounds(), search)
-    forecasts = search.forecasts_at(means)
+    work, expected = search.dense.resolved, counted(search.expected_rounds, search)
+    forecasts = forecast(search.rule, len(search.order), draws, dense=means)
+    # Without rows, the most tokens of a chain, on average over the problems.
+    per_chain = mean_tokens or float(
+        np.mean([chain_tokens(search.plan, work.answers_at_most(i)) for i in range(len(work.problems))])
+    )
     covered = [end for end, mean in means.items() if whole and margins[end].covers(mean)]
     nothing = [f"losing all of the dense model's {WORDS[end]} would be within the margin" for end in covered]
     warning = wide_margin(margins[ACCURACY], means[ACCURACY], "the dense model") if means else None
@@ -92,12 +95,6 @@ def prospects(search: Search, store: Path) -> Prospects:
         warning=warning or "",
     )
     return replace(made, lines=tuple(lines_of(search, made, means)))
-
-
-def most_tokens(search: Search) -> float:
-    """The most tokens of a chain, on average over the problems."""
-    work = search.dense.resolved
-    return float(np.mean([chain_tokens(search.plan, work.answers_at_most(i)) for i in range(len(work.problems))]))
 
 
 def impossible_lines(search: Search, forecasts: dict[str, Forecast], dense: Mapping[str, float]) -> list[str]:

@@ -22,7 +22,7 @@ from prunus.pruning.experts import expert_counts
 from prunus.recipe_base import Recipe
 from prunus.recipes import EvalPlan, GgufRecipe, PruneRecipe, QuantizeRecipe, RecoverRecipe
 from prunus.results.anytime import Round, whole_groups
-from prunus.results.ladder import ACCURACY, ENDPOINTS, ENDS, Forecast, Rule, forecast
+from prunus.results.ladder import ACCURACY, ENDPOINTS, ENDS, Rule, forecast
 from prunus.step import kind_of, steps_name
 from prunus.steps.chain import bytes_after
 from prunus.study.cells import Cell, Model, Variant, folder_of, open_model, variant_names
@@ -120,7 +120,10 @@ def ladder_by_bytes(
     None: on that of another machine. Raises PrunusError if the model can have no form.
     """
     refuse_settings("the default ladder", methods, {k: v for k, v in settings.items() if k not in SHARED}, recovery)
-    less = "experts" if is_mixture(source) else "width"
+    try:
+        less = "experts" if expert_counts(source) else "width"
+    except PrunusError:  # it is no mixture
+        less = "width"
     head = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
     text, form, entries, least = f"[calibration]\n{head}" if head else "", "", list[Entry](), inf
     for rung in (*FORMS[engine], *KEPT):
@@ -148,14 +151,6 @@ def check_bits(engine: str, recipe: Recipe, device: str | None) -> None:
     why = why_not_4_bits(device_for(device)) if has_4_bits and device is not None else None
     if why is not None:
         raise PrunusError(why)
-
-
-def is_mixture(source: Checkpoint) -> bool:
-    """Whether a model has routed experts."""
-    try:
-        return bool(expert_counts(source))
-    except PrunusError:
-        return False
 
 
 def steps_of(rung: Recipe | Sequence[Recipe], recovery: Mapping[str, Any] | None) -> tuple[Recipe, ...]:
@@ -302,17 +297,10 @@ class Search:
         return self.rules.look or ceil(batch)
 
     @cached_property
-    def forecasts(self) -> dict[str, Forecast]:
-        """What to expect of a rung that changes little, at each endpoint."""
-        return self.forecasts_at(None)
-
-    def forecasts_at(self, dense: Mapping[str, float] | None) -> dict[str, Forecast]:
-        """The same for a dense model that has this at each endpoint, on which margins relative to it depend."""
-        return forecast(self.rule, len(self.order), self.plan.samples, dense=dense)
-
     def expected_rounds(self) -> int:
-        """The rounds that such a rung takes until it is certified, at most all."""
-        return min(len(self.order), ceil(min(1e9, max(one.rounds for one in self.forecasts.values()))))
+        """The rounds that a rung that changes little takes until it is certified, at most all."""
+        ahead = forecast(self.rule, len(self.order), self.plan.samples)
+        return min(len(self.order), ceil(min(1e9, max(one.rounds for one in ahead.values()))))
 
     def declared(self) -> dict[str, object]:
         """Stored: the part `declared` of the certificate, what was fixed beforehand.

@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from prunus import progress
@@ -83,33 +84,22 @@ def open_searches(study: Study, models: Mapping[str, Path], folder: Path) -> lis
 
     Raises PrunusError, with the line of the table, where one is wrong; all tables are read before any model is opened.
     """
-    tables = [(table, ladders(study, table)) for table in study.finds]
-    return [
-        opened(study, table, rungs, (model, at), number, folder)
-        for model, at in models.items()
-        for number in range(len(study.plans))
-        for table, rungs in tables
-    ]
+    tables, found = [(table, ladders(study, table)) for table in study.finds], list[StudySearch]()
+    plans = zip(study.plans, plan_names(study.plans), strict=True)
+    for (model, at), (plan, name), (table, rungs) in product(models.items(), plans, tables):
+        file = Path(table.ladder) if table.ladder.endswith(".toml") else None
+        with study.located(table.line, table.name):
+            search = open_search(model, plan, rungs, table.rules, engine=study.engine, file=file, folder=at)
+        label = "-".join([table.name, *re.findall(r"[\w.+]+", name)])
+        target = folder / FOUND / model_label(model).replace("/", "--") / label
+        found.append(StudySearch(table, name, search, target))
+    return found
 
 
 def ladders(study: Study, table: FindTable) -> list[Ladder]:
     """The ladders of a table."""
     with study.located(table.line, table.name):
         return ladders_of(table.ladder, table.methods, table.settings, table.recovery, table.shared)
-
-
-def opened(
-    study: Study, table: FindTable, rungs: Sequence[Ladder], model: tuple[str, Path], number: int, folder: Path
-) -> StudySearch:
-    """The search of a table for a model (its name and folder), under the plan of this number."""
-    with study.located(table.line, table.name):
-        file = Path(table.ladder) if table.ladder.endswith(".toml") else None
-        of = model[0], study.plans[number], rungs, table.rules
-        search = open_search(*of, engine=study.engine, file=file, folder=model[1])
-    plan = plan_names(study.plans)[number]
-    name = "-".join([table.name, *re.findall(r"[\w.+]+", plan)])
-    target = folder / FOUND / model_label(model[0]).replace("/", "--") / name
-    return StudySearch(table, plan, search, target)
 
 
 def check_searches(study: Study, searches: Sequence[StudySearch], store: Path, device: str) -> None:

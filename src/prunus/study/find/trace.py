@@ -26,14 +26,9 @@ def declare_in(store: Store, declared: Data) -> None:
 
 def searches_like(store: Store, declared: Data) -> tuple[DeclaredSearch | None, list[DeclaredSearch]]:
     """(this search as it was stored, the others on the same model and tasks, oldest first); None: it was not."""
-    ours, name = None, content_hash(declared)
-    others = []
-    for one in store.searches():
-        if one.search_id == name:
-            ours = one
-        elif related(one.declared, declared):
-            others.append(one)
-    return ours, others
+    name, searches = content_hash(declared), store.searches()
+    ours = next((one for one in searches if one.search_id == name), None)
+    return ours, [one for one in searches if one.search_id != name and related(one.declared, declared)]
 
 
 def related(one: Data, other: Data) -> bool:

@@ -167,7 +167,7 @@ class Walk:
         self.search, self.rows, self.rungs = search, rows, rungs
         self.by_run = {rung.cell.run_id: rung for rung in search.rungs}
         self.last: Decided | None = None
-        self.expected = search.expected_rounds()
+        self.expected = search.expected_rounds
         self.progress = ExitStack()
         self.steps: Steps | None = None
         self.warned = False
@@ -218,7 +218,7 @@ class Walk:
         """Say how many problems a rung will take if it differs as the one before it on its ladder did."""
         before = self.last and self.by_run[self.last.rung["run"]]
         if self.last is None or not any(before in rungs and rung in rungs for _, rungs in self.search.ladders):
-            self.expected = self.search.expected_rounds()
+            self.expected = self.search.expected_rounds
             return
         found = up_to(self.last.differences, self.last.looked)
         self.expected = ceil(min(len(self.search.order), rounds_like(found, self.search.rule)))
