@@ -50,7 +50,7 @@ def test_blocks_is_a_number_or_a_list(blocks, indices, count):
     assert (recipe.indices, recipe.count(40)) == (indices, count)
 
 
-@pytest.mark.parametrize("blocks", ["", "0", "-1", "two", "1.5", ","])
+@pytest.mark.parametrize("blocks", ["", "0", "-1", "two", "1.5", ",", "²"])
 def test_other_blocks_are_refused(blocks):
     with pytest.raises(PrunusError, match="blocks"):
         DropRecipe(blocks=blocks)

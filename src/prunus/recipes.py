@@ -192,7 +192,7 @@ class DropRecipe(Calibrated):
         if self.blocks is None:
             return
         parts = [part.strip() for part in self.blocks.split(",") if part.strip()]
-        if not parts or not all(part.isdigit() for part in parts):
+        if not parts or not all(part.isdecimal() for part in parts):
             raise PrunusError(f"blocks '{self.blocks}' is neither a number of blocks (2) nor a list of indices (16,17)")
         if self.indices is None and int(parts[0]) < 1:
             raise PrunusError("blocks must be at least 1; to remove block 0 by index write '0,'")

@@ -51,8 +51,8 @@ class BudgetForcing(Base):
         max_batch_size: int | None = None,
         device: str | None = None,
     ) -> None:
-        rows = int(str(batch_size)) if str(batch_size).isdigit() else 64
-        if not str(budget).isdigit():
+        rows = int(str(batch_size)) if str(batch_size).isdecimal() else 64
+        if not str(budget).isdecimal():
             raise PrunusError(f"budget must be a number of thinking tokens, not {budget}")
         chosen: Any = {"mode": mode, "profile": profile}  # the plan checks their values
         plan = EvalPlan(

@@ -97,7 +97,7 @@ def why_unreachable(address: str) -> str | None:
         return "addresses with :// belong to Ray's client, which cannot drive a study"
     host, _, port = address.rpartition(":")
     if address != AUTO:
-        if not host or not port.isdigit():
+        if not host or not port.isdecimal():
             return "that is not HOST:PORT"
         try:
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
