@@ -365,12 +365,18 @@ constexpr Tables TABLES;
 #define EVERY_KIND 1
 #define ONLY_BF16 2
 #define INLINE static inline __attribute__((always_inline))
+#define PRAGMA(...) _Pragma(#__VA_ARGS__)
+// Functions between BEGIN_TARGET and END_TARGET are compiled for these features of the processor.
 #ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
+#define UNROLL PRAGMA(clang loop unroll(full))
 #define UNROLL16 UNROLL
+#define BEGIN_TARGET(features) PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define END_TARGET PRAGMA(clang attribute pop)
 #else
-#define UNROLL _Pragma("GCC unroll 8")
-#define UNROLL16 _Pragma("GCC unroll 16")
+#define UNROLL PRAGMA(GCC unroll 8)
+#define UNROLL16 PRAGMA(GCC unroll 16)
+#define BEGIN_TARGET(features) PRAGMA(GCC push_options) PRAGMA(GCC target features)
+#define END_TARGET PRAGMA(GCC pop_options)
 #endif
 
 // ------------------------------------------------------------------------------------ primitives of instruction sets
@@ -382,12 +388,7 @@ constexpr Tables TABLES;
 // it needs.
 // load_dense: LANES weights from a dense row.
 
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,popcnt"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,popcnt")
-#endif
+BEGIN_TARGET("avx2,fma,f16c,popcnt")
 namespace avx2 {
 namespace {
 using X = float;
@@ -465,18 +466,9 @@ INLINE uint32_t compress(const Bits* chunk, Bits* to) {
 #include "kernel.cpp"
 #undef LOOPS_FOR
 }  // namespace avx2
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+END_TARGET
 
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,popcnt,avx512f"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,popcnt,avx512f")
-#endif
+BEGIN_TARGET("avx2,fma,f16c,popcnt,avx512f")
 namespace avx512 {
 namespace {
 using X = float;
@@ -551,18 +543,9 @@ using avx2::expand;
 #include "kernel.cpp"
 #undef LOOPS_FOR
 }  // namespace avx512
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+END_TARGET
 
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,popcnt,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,avx512bf16"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,popcnt,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,avx512bf16")
-#endif
+BEGIN_TARGET("avx2,fma,f16c,popcnt,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,avx512bf16")
 namespace avx512bf16 {
 namespace {
 using X = bf16;
@@ -570,16 +553,12 @@ using Vector = __m512;
 using Weights = __m512i;  // 32 bfloat16; the processor adds the products of neighbouring columns in pairs
 constexpr int LANES = 32, SUMS = 16, BLOCK = 6;
 
-INLINE Vector zero() { return _mm512_setzero_ps(); }
-INLINE Vector load_sums(const char* from) { return _mm512_load_ps(from); }
-INLINE void store_sums(char* to, Vector sums) { _mm512_store_ps(to, sums); }
+using avx512::load_sums, avx512::store_sums, avx512::total, avx512::totals, avx512::zero;
 INLINE Weights load_x(const X* x) { return _mm512_load_si512(x); }
 INLINE void store_x(X* to, Weights weights) { _mm512_store_si512(to, weights); }
 INLINE Vector multiply(Vector sums, Weights weights, Weights x) {
   return _mm512_dpbf16_ps(sums, (__m512bh)weights, (__m512bh)x);
 }
-INLINE float total(Vector sums) { return _mm512_reduce_add_ps(sums); }
-using avx512::totals;
 INLINE Weights load_dense(const bf16* row) { return _mm512_loadu_si512(row); }
 INLINE Weights load_sparse(uint32_t mask, const bf16* values) {
   return _mm512_mask_expand_epi16(avx512::fresh(), mask, load_dense(values));
@@ -607,11 +586,7 @@ INLINE uint32_t compress(const uint32_t* chunk, uint32_t* to) { return avx2::com
 #include "kernel.cpp"
 #undef LOOPS_FOR
 }  // namespace avx512bf16
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+END_TARGET
 
 // --------------------------------------------------------------------------------------------------------------- AMX
 //
@@ -627,12 +602,7 @@ INLINE uint32_t compress(const uint32_t* chunk, uint32_t* to) { return avx2::com
 // Compilers do not know that some of these intrinsics read or write memory; empty asm statements tell them.
 
 #ifdef HAS_AMX
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,popcnt,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,avx512bf16,amx-tile,amx-bf16"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,popcnt,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,avx512bf16,amx-tile,amx-bf16")
-#endif
+BEGIN_TARGET("avx2,fma,f16c,popcnt,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,avx512bf16,amx-tile,amx-bf16")
 namespace amx {
 namespace {
 
@@ -911,11 +881,7 @@ int many_rows(Job job, const void* x, int64_t rows, int threads) {
 
 }  // namespace
 }  // namespace amx
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+END_TARGET
 #endif  // HAS_AMX
 
 // ----------------------------------------------------------------------------------------- choice of instruction set
@@ -960,10 +926,6 @@ const Movers* movers_for(int isa, int width) {
   if (isa < AVX2 || isa > best_isa() || (width != 2 && width != 4)) return nullptr;
   return &all[width == 4];
 }
-
-}  // namespace
-
-namespace {
 
 // Does parts [first, last): the first x_parts of all prepare x, the others compute y.
 void some_parts(const void* described, int64_t first, int64_t last) {
