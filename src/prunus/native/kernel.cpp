@@ -266,6 +266,21 @@ struct Many {
   std::atomic<int>* status;
 };
 
+// Does parts [first, last): the first x_parts of all prepare x, the others compute y.
+void some_parts(const void* described, int64_t first, int64_t last) {
+  const Many& many = *static_cast<const Many*>(described);
+  const int64_t x_last = smaller(last, many.x_parts);
+  if (first < x_last) {
+    many.prepare(&many, many.blocks * first / many.x_parts, many.blocks * x_last / many.x_parts);
+    many.prepared->fetch_add(x_last - first, std::memory_order_release);
+  }
+  if (last > many.x_parts) {
+    wait_for(*many.prepared, many.x_parts);  // the threads that took the other parts of x are working on them
+    const int64_t y_first = first < many.x_parts ? 0 : first - many.x_parts, y_last = last - many.x_parts;
+    many.multiply(&many, many.groups * y_first / many.y_parts, many.groups * y_last / many.y_parts);
+  }
+}
+
 // The arguments of conversions between a plain W, the layout above and the arrays of a packed checkpoint (docs/format.md).
 struct Move {
   void* plain;
@@ -609,14 +624,8 @@ namespace {
 constexpr int SIDE = 16, TILE_BYTES = 1024, LEAST_ROWS = 4, PARTS = 3;
 constexpr int64_t W_BYTES = 1 << 18;  // of a panel
 
-struct Product {
-  Job job;  // its x: block of 16 rows > part > chunk > tile
-  int64_t blocks, parts;
-  const void* from;  // the caller's x
-  char* to;          // the prepared x
-  int64_t x_parts, y_parts;
-  std::atomic<int64_t>* prepared;
-};
+// Here Many has blocks of 16 rows; the order of its prepared x is block > part > chunk > tile.
+INLINE int64_t parts_of(const Job& job) { return job.activations == FP32 ? PARTS : 1; }
 
 // Transposes 16 x 16 words.
 INLINE void transpose(__m512i (&row)[SIDE]) {
@@ -662,12 +671,13 @@ INLINE __m512 without_upper(__m512 numbers) {
 }
 
 // Prepares blocks [first, last) of x.
-void prepare(const Product& product, int64_t first, int64_t last) {
-  const Job& job = product.job;
-  const int64_t part_bytes = job.chunks * TILE_BYTES;
+void prepare(const void* described, int64_t first, int64_t last) {
+  const Many& many = *static_cast<const Many*>(described);
+  const Job& job = many.job;
+  const int64_t part_bytes = job.chunks * TILE_BYTES, parts = parts_of(job);
   for (int64_t block = first; block < last; block++) {
     const int64_t rows = smaller(job.rows - block * SIDE, SIDE);
-    char* to = product.to + block * product.parts * part_bytes;
+    char* to = static_cast<char*>(many.to) + block * parts * part_bytes;
     for (int64_t chunk = 0; chunk < job.chunks; chunk++, to += TILE_BYTES) {
       const int64_t at = chunk * CHUNK, present = smaller(job.inputs - at, CHUNK);
       const __mmask32 columns = uint32_t(~uint64_t(0) >> (64 - present));
@@ -675,11 +685,11 @@ void prepare(const Product& product, int64_t first, int64_t last) {
       for (int64_t row = 0; row < SIDE; row++) {
         if (row >= rows) {
           part[0][row] = part[1][row] = part[2][row] = _mm512_setzero_si512();
-        } else if (product.parts == 1) {
-          const uint16_t* x = static_cast<const uint16_t*>(product.from) + (block * SIDE + row) * job.inputs + at;
+        } else if (parts == 1) {
+          const uint16_t* x = static_cast<const uint16_t*>(many.from) + (block * SIDE + row) * job.inputs + at;
           part[0][row] = _mm512_maskz_loadu_epi16(columns, x);
         } else {
-          const float* x = static_cast<const float*>(product.from) + (block * SIDE + row) * job.inputs + at;
+          const float* x = static_cast<const float*>(many.from) + (block * SIDE + row) * job.inputs + at;
           __m512 low = quiet(_mm512_maskz_loadu_ps(__mmask16(columns), x));
           __m512 high = quiet(_mm512_maskz_loadu_ps(__mmask16(columns >> 16), x + CHUNK / 2));
           for (int i = 0; i < PARTS; i++) {
@@ -688,7 +698,7 @@ void prepare(const Product& product, int64_t first, int64_t last) {
           }
         }
       }
-      for (int64_t i = 0; i < product.parts; i++) {
+      for (int64_t i = 0; i < parts; i++) {
         transpose(part[i]);
         for (int row = 0; row < SIDE; row++) _mm512_store_si512(to + i * part_bytes + row * 64, part[i][row]);
       }
@@ -788,8 +798,9 @@ INLINE void put(const Job& job, int64_t output, int64_t row, __m512i (&sums)[SID
 }
 
 // Computes groups [first, last) of outputs.
-void compute(const Product& product, int64_t first, int64_t last) {
-  const Job& job = product.job;
+void compute(const void* described, int64_t first, int64_t last) {
+  const Many& many = *static_cast<const Many*>(described);
+  const Job& job = many.job;
   alignas(64) char sums[2 * PARTS * TILE_BYTES], copies[2][TILE_BYTES];
   alignas(64) uint8_t palette[64] = {1};
   for (int tile = 0; tile < 8; tile++) palette[16 + 2 * tile] = 64, palette[48 + tile] = SIDE;
@@ -799,7 +810,7 @@ void compute(const Product& product, int64_t first, int64_t last) {
   const int64_t row_bytes = job.inputs * 2, part_bytes = job.chunks * TILE_BYTES;
   const int64_t pairs = ceil_div(last - first, 2), fitting = W_BYTES / (2 * GROUP * row_bytes);
   const int64_t panel = fitting < 1 ? 1 : smaller(fitting, pairs);
-  const int64_t x_tiles = product.blocks * product.parts, steps = ceil_div(x_tiles, PARTS);
+  const int64_t parts = parts_of(job), x_tiles = many.blocks * parts, steps = ceil_div(x_tiles, PARTS);
   for (int64_t pair = 0; pair < pairs; pair += panel) {
     const int64_t begin = first + 2 * pair, until = smaller(begin + 2 * panel, last);
     const char* ahead = values + smaller(until * GROUP, job.outputs) * row_bytes;
@@ -814,12 +825,12 @@ void compute(const Product& product, int64_t first, int64_t last) {
           const int64_t output = (group + i) * GROUP;
           weights[i] = {values + output * row_bytes, row_bytes, smaller(job.outputs - output, GROUP), job.inputs, copies[i]};
         }
-        const char* x = product.to + tile * part_bytes;
+        const char* x = static_cast<const char*>(many.to) + tile * part_bytes;
         multiply(weights[0], weights[1], both, x, part_bytes, used, job.chunks, ahead, lines * 64, end, sums);
         for (int i = 0; i < 1 + both; i++) {
           const char* of = sums + i * PARTS * TILE_BYTES;
           __m512i total[SIDE];
-          if (product.parts == 1) {
+          if (parts == 1) {
             for (int64_t block = 0; block < used; block++) {
               for (int row = 0; row < SIDE; row++) total[row] = _mm512_load_si512(of + block * TILE_BYTES + row * 64);
               put(job, (group + i) * GROUP, (tile + block) * SIDE, total);
@@ -841,25 +852,10 @@ void compute(const Product& product, int64_t first, int64_t last) {
   _tile_release();
 }
 
-// Does parts [first, last): the first x_parts of all prepare x, the others compute y.
-void some_parts(const void* described, int64_t first, int64_t last) {
-  const Product& product = *static_cast<const Product*>(described);
-  const int64_t x_last = smaller(last, product.x_parts), groups = ceil_div(product.job.outputs, GROUP);
-  if (first < x_last) {
-    prepare(product, product.blocks * first / product.x_parts, product.blocks * x_last / product.x_parts);
-    product.prepared->fetch_add(x_last - first, std::memory_order_release);
-  }
-  if (last > product.x_parts) {
-    wait_for(*product.prepared, product.x_parts);  // the threads that took the other parts of x are working on them
-    const int64_t y_first = first < product.x_parts ? 0 : first - product.x_parts, y_last = last - product.x_parts;
-    compute(product, groups * y_first / product.y_parts, groups * y_last / product.y_parts);
-  }
-}
-
 // y = W x for a plain bfloat16 W and an x in bfloat16 or float32, one slab of x at a time. Returns a Status.
 int many_rows(Job job, const void* x, int64_t rows, int threads) {
-  const int64_t parts = job.activations == FP32 ? PARTS : 1, size = job.activations == FP32 ? 4 : 2;
-  const int64_t block_bytes = parts * job.chunks * TILE_BYTES, blocks = ceil_div(rows, SIDE);
+  const int64_t size = job.activations == FP32 ? 4 : 2, blocks = ceil_div(rows, SIDE);
+  const int64_t block_bytes = parts_of(job) * job.chunks * TILE_BYTES;
   const int64_t fitting = SLAB_BYTES / block_bytes, at_once = smaller(blocks, fitting < 1 ? 1 : fitting);
   char* prepared = scratch(PREPARED, at_once * block_bytes);
   if (!prepared) return NO_MEMORY;
@@ -867,14 +863,15 @@ int many_rows(Job job, const void* x, int64_t rows, int threads) {
   for (int64_t block = 0; block < blocks; block += at_once) {
     const int64_t row = block * SIDE;
     std::atomic<int64_t> parts_prepared{0};
-    Product product{};
     job.rows = int(smaller(rows - row, at_once * SIDE));
     job.y = y + row * job.outputs * size;
-    product.job = job, product.from = static_cast<const char*>(x) + row * job.inputs * size, product.to = prepared;
-    product.blocks = ceil_div(job.rows, SIDE), product.parts = parts, product.prepared = &parts_prepared;
-    product.x_parts = smaller(product.blocks, threads);
-    product.y_parts = smaller(ceil_div(job.outputs, 2 * GROUP), 8 * threads);
-    run(some_parts, &product, product.x_parts + product.y_parts, threads, job.rows > MAX_DECODED);
+    Many many{};
+    many.job = job, many.from = static_cast<const char*>(x) + row * job.inputs * size, many.to = prepared;
+    many.blocks = ceil_div(job.rows, SIDE), many.groups = ceil_div(job.outputs, GROUP);
+    many.prepare = prepare, many.multiply = compute, many.prepared = &parts_prepared;
+    many.x_parts = smaller(many.blocks, threads);
+    many.y_parts = smaller(ceil_div(job.outputs, 2 * GROUP), 8 * threads);
+    run(some_parts, &many, many.x_parts + many.y_parts, threads, job.rows > MAX_DECODED);
   }
   return OK;
 }
@@ -925,21 +922,6 @@ const Movers* movers_for(int isa, int width) {
   const Movers* all = isa >= AVX512BF16 ? avx512bf16::MOVERS : isa == AVX512 ? avx512::MOVERS : avx2::MOVERS;
   if (isa < AVX2 || isa > best_isa() || (width != 2 && width != 4)) return nullptr;
   return &all[width == 4];
-}
-
-// Does parts [first, last): the first x_parts of all prepare x, the others compute y.
-void some_parts(const void* described, int64_t first, int64_t last) {
-  const Many& many = *static_cast<const Many*>(described);
-  const int64_t x_last = smaller(last, many.x_parts);
-  if (first < x_last) {
-    many.prepare(&many, many.blocks * first / many.x_parts, many.blocks * x_last / many.x_parts);
-    many.prepared->fetch_add(x_last - first, std::memory_order_release);
-  }
-  if (last > many.x_parts) {
-    wait_for(*many.prepared, many.x_parts);  // the threads that took the other parts of x are working on them
-    const int64_t y_first = first < many.x_parts ? 0 : first - many.x_parts, y_last = last - many.x_parts;
-    many.multiply(&many, many.groups * y_first / many.y_parts, many.groups * y_last / many.y_parts);
-  }
 }
 
 // y = W x for many rows, one slab of x at a time. Returns a Status.

@@ -76,7 +76,8 @@ def load(
     dtype = dtype or checkpoint.dtype
     if dtype not in KINDS:
         raise PrunusError(f"dtype {dtype} is not one of {', '.join(map(str, KINDS))}")
-    _say_if_no_kernel()
+    if kernel().library is None:
+        say_why_dense(kernel().reason)
     loaded = whole_skeleton(checkpoint, dtype)
     linears = _stored_linears(checkpoint, loaded)
     names = checkpoint.names
@@ -105,7 +106,8 @@ def sparsify(model: nn.Module, *, always_sparse: bool = False) -> Summary:
     """
     if odd := next((name for name, weight in model.named_parameters() if weight.device.type != "cpu"), None):
         raise PrunusError(f"'{odd}' is not on the CPU, where the sparse kernel works; move the model there first")
-    _say_if_no_kernel()
+    if kernel().library is None:
+        say_why_dense(kernel().reason)
     for owner, name, linear in list(found_in(model, nn.Linear)):
         if linear.weight.dtype in KINDS and not _is_shared(model, linear):
             weight, bias_O = _maybe_pack(linear.weight.detach()), None if linear.bias is None else linear.bias.detach()
@@ -132,12 +134,6 @@ def describe(model: nn.Module) -> Summary:
     )
 
 
-def _say_if_no_kernel() -> None:
-    """Say once on stderr if the kernel cannot be used."""
-    if kernel().library is None:
-        say_why_dense(kernel().reason)
-
-
 def _stored_linears(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, Stored]:
     """Stored weights of the blocks' prunable Linears by module name, if transformers loads them without conversion."""
     found: dict[str, Stored] = {}
@@ -158,9 +154,7 @@ def _is_shared(model: nn.Module, linear: nn.Linear) -> bool:
 
 def _read_weight(stored: Stored) -> SparseWeight | Tensor:
     """The weight of a Linear, packed if that is smaller. A weight that the file stores packed is never made dense."""
-    if kernel().library is None:
-        return stored.read()
-    if not isinstance(stored, PackedTensor) or stored.form != "packed":
+    if kernel().library is None or not isinstance(stored, PackedTensor) or stored.form != "packed":
         return _maybe_pack(stored.read())
     try:
         return from_packed((stored.shape[0], stored.shape[1]), DTYPES[stored.dtype], *stored.bits())

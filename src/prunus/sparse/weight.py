@@ -44,7 +44,7 @@ class SparseWeight:
             and all(part.device.type == "cpu" and part.is_contiguous() for part in (masks, values, starts))
         )
         arguments = (masks.data_ptr(), starts.data_ptr(), values.numel() - padding, outputs, inputs)
-        if not right or _library().prunus_check(*arguments):
+        if not right or needed().library.prunus_check(*arguments):
             raise PrunusError(f"masks, values and starts are not those of a weight of ({outputs}, {inputs})")
         # The kernel takes addresses, and asking tensors for them at each call would take as long as a small product.
         self.pointers = masks.data_ptr(), values.data_ptr(), starts.data_ptr()
@@ -88,18 +88,7 @@ class SparseWeight:
         if out is None:
             out = torch.empty(rows, self.inputs, dtype=self.dtype)
         assert out.shape == (rows, self.inputs) and out.dtype == self.dtype and out.is_contiguous()
-        _call(
-            "prunus_unpack",
-            self.values.element_size(),
-            self.masks.data_ptr(),
-            self.values.data_ptr(),
-            self.starts.data_ptr(),
-            self.outputs,
-            self.inputs,
-            first,
-            last,
-            out.data_ptr(),
-        )
+        _call("prunus_unpack", self.dtype, self.masks, self.values, self.starts, *self.shape, first, last, out)
         return out
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseWeight":
@@ -135,17 +124,9 @@ def pack(weight_OI: Tensor) -> SparseWeight:
         )
     dense_OI = weight_OI.detach().contiguous()
     starts = torch.empty(_sizes(*dense_OI.shape)[0] + 1, dtype=torch.int64)
-    _call("prunus_count", dense_OI.element_size(), dense_OI.data_ptr(), *dense_OI.shape, starts.data_ptr())
+    _call("prunus_count", dense_OI.dtype, dense_OI, *dense_OI.shape, starts)
     masks, values = _uninitialised(dense_OI.shape, int(starts[-1]), dense_OI.dtype)
-    _call(
-        "prunus_pack",
-        dense_OI.element_size(),
-        dense_OI.data_ptr(),
-        *dense_OI.shape,
-        starts.data_ptr(),
-        masks.data_ptr(),
-        values.data_ptr(),
-    )
+    _call("prunus_pack", dense_OI.dtype, dense_OI, *dense_OI.shape, starts, masks, values)
     return SparseWeight(masks, values, starts, *dense_OI.shape)
 
 
@@ -162,28 +143,14 @@ def from_packed(
         raise PrunusError(f"starts announce {starts[groups]} values, and there are {len(values)}")
     own_starts = torch.from_numpy(starts[: groups + 1].copy())
     masks, laid_out = _uninitialised(shape, int(own_starts[-1]), dtype)
-    _call(
-        "prunus_repack",
-        dtype.itemsize,
-        mask.ctypes.data,
-        mask.shape[1],
-        values.ctypes.data,
-        len(values),
-        *shape,
-        own_starts.data_ptr(),
-        masks.data_ptr(),
-        laid_out.data_ptr(),
-    )
+    file_parts = mask.ctypes.data, mask.shape[1], values.ctypes.data, len(values)
+    _call("prunus_repack", dtype, *file_parts, *shape, own_starts, masks, laid_out)
     return SparseWeight(masks, laid_out, own_starts, *shape)
 
 
 def huge_pages(tensor: Tensor) -> None:
     """Ask the system to back a tensor that will be read many times with huge pages."""
-    _library().prunus_huge_pages(tensor.data_ptr(), tensor.nbytes)
-
-
-def _library() -> Any:
-    return needed().library
+    needed().library.prunus_huge_pages(tensor.data_ptr(), tensor.nbytes)
 
 
 def _sizes(outputs: int, inputs: int) -> tuple[int, int]:
@@ -212,13 +179,14 @@ def _empty(count: int, dtype: torch.dtype) -> Tensor:
     return made
 
 
-def _call(name: str, *arguments: int) -> None:
-    """Call a library function, adding the instruction set as its first argument and the number of threads as its last.
+def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int) -> None:
+    """Call a library function with the instruction set, the bytes of a weight, these arguments, and number of threads.
 
-    Raises PrunusError if its status is not 0.
+    For a tensor its address is passed. Raises PrunusError if the status is not 0.
     """
     found = needed()
-    status = getattr(found.library, name)(found.isa, *arguments, threads())
+    passed = (one.data_ptr() if isinstance(one, Tensor) else one for one in arguments)
+    status = getattr(found.library, name)(found.isa, dtype.itemsize, *passed, threads())
     if status == _BAD_ARRAYS:
         raise PrunusError("mask, starts and number of values do not agree; the packed weight is damaged")
     if status:
