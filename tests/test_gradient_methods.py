@@ -77,7 +77,7 @@ def test_an_interrupted_run_finds_its_gradients_again(tmp_path, rows, monkeypatc
     monkeypatch.setattr(Partial, "write_block", stop)
     with pytest.raises(KeyboardInterrupt):
         prunus.prune(folder, tmp_path / "out", asked)
-    monkeypatch.setattr("prunus.pruning.shared.square_sums", None)  # must not be needed again
+    monkeypatch.setattr("prunus.pruning.prune_job.square_sums", None)  # must not be needed again
     prunus.prune(folder, tmp_path / "out", asked)
     names = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "out").iterdir())

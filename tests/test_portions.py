@@ -137,7 +137,7 @@ influence_validation = 3
         counted["influences"] += 1
         return real_sketches(*arguments)
 
-    monkeypatch.setattr("prunus.pruning.shared.square_sums", sums)
+    monkeypatch.setattr("prunus.pruning.prune_job.square_sums", sums)
     monkeypatch.setattr(layerif, "sketches", influences)
     made = {variant.name: make_variant(model, variant, tmp_path, "cpu", keep=False) for variant in model.variants[1:]}
     assert len(made) == 6 and counted == {"sums": 1, "influences": 1}

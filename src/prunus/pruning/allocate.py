@@ -22,9 +22,8 @@ from prunus.pruning.calibration.data import Calibration, load_calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.masks import zeros_wanted
-from prunus.pruning.prune_job import PruneJob
+from prunus.pruning.prune_job import PruneJob, once, scores_key
 from prunus.pruning.scope import linears_in_scope, weights_of
-from prunus.pruning.shared import once, scores_key
 from prunus.recipes import PruneRecipe
 
 # A mean sparsity may differ from its target by this much through floating point alone.

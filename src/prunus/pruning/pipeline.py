@@ -31,9 +31,8 @@ from prunus.pruning.calibration.statistics import InputStats, few_tokens
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.masks import count_zeros, zeros_of, zeros_wanted
 from prunus.pruning.methods import find_method
-from prunus.pruning.prune_job import PruneJob, target_of
+from prunus.pruning.prune_job import PruneJob, file_in, measure_gradients, target_of, with_gradients
 from prunus.pruning.scope import linears_in_scope
-from prunus.pruning.shared import file_in, measure_gradients, with_gradients
 from prunus.recipes import PruneRecipe
 
 

@@ -41,8 +41,8 @@ class Experts(Step):
 
     def planned(self, recipe: Any, source: Any) -> Any:
         """As Step says, with the first experts of every block, and with the same number of them."""
+        from prunus.pruning.drop_experts import smaller_model
         from prunus.pruning.experts import find_mixtures
-        from prunus.pruning.experts.cut import smaller_model
 
         mixtures = find_mixtures(source)
         return smaller_model(source, mixtures, {m.index: range(recipe.count(m.count)) for m in mixtures})
