@@ -112,9 +112,9 @@ def facts_of_type(model_type: str) -> Row:
     import torch
     from random_models import tiny_config
 
-    from prunus.checkpoint.architecture import Architecture
+    from prunus.checkpoint.architecture import Architecture, skeleton
 
-    return facts(Architecture(tiny_config(model_type), torch.float32))
+    return facts(Architecture(skeleton(tiny_config(model_type), torch.float32)))
 
 
 def kind_of(folder: Path) -> str:

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaModel
 
 from prunus.checkpoint import architecture
-from prunus.checkpoint.architecture import Architecture, Carried, Unstreamable, find_layers
+from prunus.checkpoint.architecture import Architecture, Carried, Unstreamable, find_layers, skeleton
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import check_decoder, find_linears
 from prunus.checkpoint.model_folder import find_tensors
@@ -60,7 +60,7 @@ def read_block(runner, source, index):
 def opened_unchecked(folder) -> Any:
     """What a Runner needs of a checkpoint, also of one that Checkpoint refuses."""
     config, tensors = load_config(folder), find_tensors(folder)
-    names = Names(Architecture(config, torch.float32).model, tensors)
+    names = Names(Architecture(skeleton(config, torch.float32)).model, tensors)
     return SimpleNamespace(config=config, tensors=tensors, names=names, read=lambda name: tensors[name].read())
 
 
@@ -149,7 +149,7 @@ LOOK_AHEAD = (
 @pytest.mark.parametrize("model_type", ["bert", "roformer", "llama", "recurrent_gemma", "mamba2", "mixtral"])
 def test_what_lets_a_token_see_later_ones_is_no_decoder(tmp_path, model_type):
     make_random_model(model_type, tmp_path)
-    architecture = Architecture(load_config(tmp_path), torch.float32)
+    architecture = Architecture(skeleton(load_config(tmp_path), torch.float32))
     if model_type in LOOK_AHEAD:
         with pytest.raises(Unstreamable, match="its tokens attend to later ones"):
             check_decoder(architecture)
@@ -176,7 +176,7 @@ def llama_that(between, arguments=lambda hidden: {}, end=lambda outputs: outputs
 
 
 def opened():
-    return Architecture(tiny_config("llama"), torch.float32)
+    return Architecture(skeleton(tiny_config("llama"), torch.float32))
 
 
 def unchanged(hidden, _index, _outputs):
@@ -240,7 +240,7 @@ def test_blocks_that_return_tuples_are_found_out(monkeypatch):
 
 
 def test_what_blocks_return_besides_is_carried_to_those_that_need_it():
-    found = Architecture(tiny_config("glm_moe_dsa"), torch.float32)
+    found = Architecture(skeleton(tiny_config("glm_moe_dsa"), torch.float32))
     assert found.outputs == 2
     assert found.carried == {Carried(block, 1) for block in range(3)}
 
@@ -296,13 +296,13 @@ GROUPS = {
 
 @pytest.mark.parametrize("model_type", GROUPS)
 def test_linears_are_grouped_by_the_tensor_that_they_read(model_type):
-    blocks = find_linears(Architecture(tiny_config(model_type), torch.float32))
+    blocks = find_linears(Architecture(skeleton(tiny_config(model_type), torch.float32)))
     assert [groups(block) for block in blocks] == [GROUPS[model_type]] * len(blocks)
 
 
 def test_blocks_of_several_kinds_have_linears_of_their_own():
     conv, attention = find_linears(
-        Architecture(tiny_config("lfm2", layer_types=["conv", "full_attention"] * 2), torch.float32)
+        Architecture(skeleton(tiny_config("lfm2", layer_types=["conv", "full_attention"] * 2), torch.float32))
     )[:2]
     assert groups(conv) == ["in_proj", "out_proj", "w1+w3", "w2"]
     assert groups(attention) == [QKV, "out_proj", "w1+w3", "w2"]
@@ -311,7 +311,7 @@ def test_blocks_of_several_kinds_have_linears_of_their_own():
 
 def test_what_stays_dense_is_named_with_its_reason():
     def dense(model_type):
-        return find_linears(Architecture(tiny_config(model_type), torch.float32))[2].dense
+        return find_linears(Architecture(skeleton(tiny_config(model_type), torch.float32)))[2].dense
 
     assert "never called" in dense("mamba")["mixer.dt_proj"]
     assert dense("qwen2_moe")["mlp.shared_expert_gate"] == "a router or gate"

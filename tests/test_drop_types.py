@@ -11,7 +11,7 @@ from test_architecture import whole_model
 from transformers import AutoModelForCausalLM
 
 import prunus
-from prunus.checkpoint.architecture import Architecture, find_layers
+from prunus.checkpoint.architecture import Architecture, find_layers, skeleton
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import find_tensors
 from prunus.errors import PrunusError
@@ -58,7 +58,7 @@ SECOND = {
 
 def logits_without(model, removed, ids_NT):
     """Of transformers' whole model, some blocks of which hand on what they read from now on; others are as before."""
-    outputs = Architecture.around(model).outputs
+    outputs = Architecture(model).outputs
 
     def hand_on(*args, **kwargs):
         hidden = args[0] if args else kwargs["hidden_states"]
@@ -171,7 +171,7 @@ def test_what_loads_but_computes_something_else_is_refused_by_one_check(tmp_path
     if trick != "settings":
         monkeypatch.setattr(verify, "settings_of", lambda _: {})
     else:
-        monkeypatch.setattr(verify, "check_outputs", lambda *_: None)
+        monkeypatch.setattr("prunus.pruning.drop.check_outputs", lambda *_: None)
     asked, out = DropRecipe(blocks="0,"), tmp_path / "out"
     with pytest.raises(PrunusError, match=says):
         prunus.drop_blocks(tmp_path / "m", out, asked, device="cpu")
@@ -218,15 +218,16 @@ def test_what_the_configuration_tells_and_what_a_dry_run_says(tmp_path):
         assert (None in found) is possible
         assert said is None if note is None else note in str(said)
         if said is None:
-            verify.verify(source, Choice.without((1,), source.blocks, []), torch.device("cpu"))
+            choice = Choice.without((1,), source.blocks, [])
+            verify.check_outputs(source, choice, verify.planned(source, choice), torch.device("cpu"))
     with pytest.raises(PrunusError, match="it lacks the tensor"):
         prunus.drop_blocks(tmp_path / "jamba", tmp_path / "out", DropRecipe(blocks="1,"), dry_run=True)
 
 
 def test_what_one_block_alone_returns_is_known():
     """No other block is there to notice that [0] strips a tensor of its sequences."""
-    assert Architecture(tiny_config("bloom", n_layer=1), torch.float32).outputs == 1
-    assert Architecture(tiny_config("llama", num_hidden_layers=1), torch.float32).outputs == 0
+    assert Architecture(skeleton(tiny_config("bloom", n_layer=1), torch.float32)).outputs == 1
+    assert Architecture(skeleton(tiny_config("llama", num_hidden_layers=1), torch.float32)).outputs == 0
 
 
 def calibration(tmp_path):

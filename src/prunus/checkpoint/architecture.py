@@ -33,8 +33,8 @@ Shapes: N sequences, T tokens, D hidden width, W numbers per token between two b
 carry several streams), X input width of the head, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -85,24 +85,14 @@ class _StopForward(Exception):
 
 
 class Architecture:
-    """A transformers causal language model without its weights, divided into its blocks and the rest.
+    """A transformers causal language model, mostly without its weights, divided into its blocks and the rest.
 
     name: name of the list of blocks. outputs: number of values in the tuple that a block returns; 0 if it returns a
     tensor. carried: which of these values later blocks receive. probe: the recording of a forward pass over a few
     tokens, without weights. The constructor runs all checks, and raises Unstreamable if one fails.
     """
 
-    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype) -> None:
-        self._open(skeleton(config, dtype))
-
-    @classmethod
-    def around(cls, model: PreTrainedModel) -> "Architecture":
-        """The Architecture of a model that is in memory with its weights."""
-        found = cls.__new__(cls)
-        found._open(model)
-        return found
-
-    def _open(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.name, self.layers = find_layers(self.model)
         inside = {id(module) for module in self.layers.modules()}
@@ -248,8 +238,7 @@ class Architecture:
         """What a block returns: hidden states, and placeholders for its other values."""
         return (out, *(Carried(index, place) for place in range(1, self.outputs))) if self.outputs else out
 
-    @contextmanager
-    def _replacing_blocks(self, respond: Callable[[int, Tensor, Call], Any]) -> Iterator[None]:
+    def _replacing_blocks(self, respond: Callable[[int, Tensor, Call], Any]) -> AbstractContextManager[None]:
         """Meanwhile, respond(index, hidden states, other arguments) replaces every block's forward."""
 
         def stand_in(index: int) -> Callable[..., Any]:
@@ -261,13 +250,7 @@ class Architecture:
 
             return forward
 
-        try:
-            for index, layer in enumerate(self.layers):
-                layer.forward = stand_in(index)
-            yield
-        finally:
-            for layer in self.layers:
-                layer.__dict__.pop("forward", None)
+        return with_forwards((layer, stand_in(index)) for index, layer in enumerate(self.layers))
 
     def _find_structure(self) -> None:
         """Find what blocks return and the axes of hidden states, and run the checks; Unstreamable if one fails."""
@@ -341,6 +324,19 @@ def parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register
         for name, initialise in initialisers.items():
             setattr(nn.init, name, initialise)
+
+
+@contextmanager
+def with_forwards(forwards: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Meanwhile, each of these modules computes the function beside it."""
+    pairs = list(forwards)
+    try:
+        for module, forward in pairs:
+            module.forward = forward
+        yield
+    finally:
+        for module, _ in pairs:
+            module.__dict__.pop("forward", None)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prunus.checkpoint import compressed_tensors
-from prunus.checkpoint.architecture import Architecture, Unstreamable
+from prunus.checkpoint.architecture import Architecture, Unstreamable, skeleton
 from prunus.checkpoint.experts import Layout, join_tensors, layouts_in, place_of, split_tensors
 from prunus.checkpoint.linears import Linear, check_decoder, find_linears
 from prunus.checkpoint.model_folder import ModelFolder
@@ -168,12 +168,7 @@ class Checkpoint(ModelFolder):
 
     def as_stored(self, index: int, changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Changed tensors of a block as they are stored, by name on disk. changed: by name within the block."""
-
-        def read(local: str) -> Tensor:
-            name = self.block_name(index, local)
-            return self.names.read([name], self.read)[name]
-
-        joined = join_tensors(self._layouts[index], changed, read)
+        joined = join_tensors(self._layouts[index], changed, lambda fused: self.read_weight(index, fused))
         whole = {self.block_name(index, name): tensor for name, tensor in joined.items()}
         return self.names.as_stored(whole, self.read)
 
@@ -359,7 +354,7 @@ def architecture_of(folder: Path, config: "PreTrainedConfig") -> Architecture:
     known = config.to_json_string(use_diff=False).replace(json.dumps(str(config._name_or_path)), '""')
     if known not in _architectures:
         try:
-            found = Architecture(config, torch.float32)
+            found = Architecture(skeleton(config, torch.float32))
             check_decoder(found)
         except Unstreamable as error:
             raise Unstreamable(f"{folder} ({config.model_type}) cannot be run block by block: {error}") from error

@@ -8,7 +8,7 @@ weight in another way. `check_decoder` refuses models that are no decoders. Shap
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import deepcopy
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from prunus.checkpoint.architecture import Architecture, Call, Carried, Unstreamable, hollow, leaves
+from prunus.checkpoint.architecture import Architecture, Call, Carried, Unstreamable, hollow, leaves, with_forwards
 from prunus.checkpoint.experts import Layout, experts_in
 
 Kind = Literal["attention", "mlp"]
@@ -171,21 +171,13 @@ def _linears_of_experts(layout: Layout, layer: nn.Module, dense: dict[str, str])
                 yield Linear(layout.linear(expert, part), "mlp", (outputs, inputs), leader, experts=layout.name)
 
 
-@contextmanager
-def giving_zeros(linears: Iterable[nn.Linear]) -> Iterator[None]:
+def giving_zeros(linears: Iterable[nn.Linear]) -> AbstractContextManager[None]:
     """Meanwhile, Linears return zeros, as they would with zero weights, without a weight in memory."""
 
     def stand_in(outputs: int) -> Callable[[Tensor], Tensor]:
         return lambda input: input.new_zeros(*input.shape[:-1], outputs)
 
-    chosen: list[Any] = list(linears)
-    try:
-        for linear in chosen:
-            linear.forward = stand_in(linear.out_features)
-        yield
-    finally:
-        for linear in chosen:
-            linear.__dict__.pop("forward", None)
+    return with_forwards((linear, stand_in(linear.out_features)) for linear in linears)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -221,9 +213,9 @@ def _why_dense(name: str, outputs: int, inputs: int) -> str | None:
 
 
 def _no_linear(name: str) -> str:
-    if name.endswith("_bias"):
-        return "biases of routed experts" if "experts" in name else "not a Linear"
-    return "routed experts" if "experts" in name else "not a Linear"
+    if "experts" not in name:
+        return "not a Linear"
+    return "biases of routed experts" if name.endswith("_bias") else "routed experts"
 
 
 def _others(layer: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation
 
-from prunus.checkpoint.architecture import Architecture, Call, Carried, Recording, Unstreamable, leaves
+from prunus.checkpoint.architecture import Architecture, Call, Carried, Recording, Unstreamable, leaves, skeleton
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.experts import layouts_in, split_experts, split_tensors
-from prunus.checkpoint.linears import is_state, shares_state
+from prunus.checkpoint.linears import is_state
 from prunus.checkpoint.precision import attention_for, use_fast_products
 from prunus.errors import PrunusError
 
@@ -57,9 +57,11 @@ class Runner:
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype, self.device, self._checkpoint = dtype, device, checkpoint
-        self.architecture = Architecture(checkpoint.config, dtype)
-        self._choose_attention()
-        self._dtypes = dtypes_of(self.architecture.model, dtype)
+        self.architecture = Architecture(skeleton(checkpoint.config, dtype))
+        model, attention = self.architecture.model, attention_for(dtype, device)
+        if model.config._attn_implementation == "sdpa" != attention:
+            model.set_attn_implementation(attention)
+        self._dtypes = dtypes_of(model, dtype)
         self.batch = Batch(torch.zeros(0, 0, dtype=torch.long))
         self._lookups: dict[str, nn.Embedding] = {}
         self._head_is_read = False
@@ -72,11 +74,6 @@ class Runner:
     def width(self) -> int:
         """Numbers per token between two blocks."""
         return self.architecture.width
-
-    @property
-    def shares_state(self) -> bool:
-        """Whether blocks pass on more than hidden states."""
-        return shares_state(self.architecture)
 
     def embed(self, batch: Batch) -> Tensor:
         """(N, T, W) input of block 0."""
@@ -156,12 +153,6 @@ class Runner:
         with self._reading_rows():
             return self.architecture.record(ids_NT.to(self.device))
 
-    def _choose_attention(self) -> None:
-        """Set our float32 attention instead of torch's fused one where that is faster."""
-        model, ours = self.architecture.model, attention_for(self.dtype, self.device)
-        if model.config._attn_implementation == "sdpa" != ours:
-            model.set_attn_implementation(ours)
-
     def _read_outside(self) -> None:
         """Read the tensors outside the blocks, except embeddings and the head, which are read when they are used."""
         architecture, model = self.architecture, self.architecture.model
@@ -227,11 +218,8 @@ class Runner:
     @contextmanager
     def _reading_rows_of(self, name: str, module: nn.Embedding) -> Iterator[None]:
         """The same for one embedding."""
-        stored, meta, padding = (
-            self._checkpoint.tensors[self._checkpoint.names.origins[f"{name}.weight"].stored[0]],
-            module.weight,
-            module.padding_idx,
-        )
+        stored = self._checkpoint.tensors[self._checkpoint.names.origins[f"{name}.weight"].stored[0]]
+        meta, padding = module.weight, module.padding_idx
 
         def before(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             used, place = args[0].unique(return_inverse=True)

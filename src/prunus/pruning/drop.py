@@ -15,7 +15,7 @@ from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.depth.choice import Calibrated, Choice
-from prunus.pruning.depth.verification import new_config, planned, verify
+from prunus.pruning.depth.verification import check_outputs, new_config, planned
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.planned import left_out, warn_of
 from prunus.recipes import DropRecipe
@@ -68,7 +68,7 @@ def drop_blocks(
     with job.begun(needed, stray) as (partial, calibration):
         if "choice" not in partial.notes:
             choice = choose(job, count, calibration)
-            verify(source, choice, job.device)
+            check_outputs(source, choice, planned(source, choice), job.device)
             partial.resize(len(choice.kept))
             partial.note("choice", choice._asdict(), {})
         choice = Choice.from_json(partial.notes["choice"])

@@ -123,7 +123,7 @@ def first_windows(windows: Iterator[list[int]], max_tokens: int | None) -> list[
 def find_head(network: Any) -> Architecture | None:
     """The architecture, which can compute logits for a few tokens at a time; None if the model does not allow that."""
     try:
-        return Architecture.around(network)
+        return Architecture(network)
     except Unstreamable:
         return None
 

@@ -9,8 +9,8 @@ blocks.
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial as with_arguments
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 from torch.utils.checkpoint import checkpoint
 
+from prunus.checkpoint.architecture import with_forwards
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.compressed_tensors import product
 from prunus.checkpoint.runner import Batch, Runner
@@ -103,17 +104,13 @@ def outputs_of(source: Checkpoint, index: int) -> dict[str, int]:
     return found
 
 
-@contextmanager
-def activations_computed_again(block: nn.Module) -> Iterator[None]:
+def activations_computed_again(block: nn.Module) -> AbstractContextManager[None]:
     """Within it, parts of a block that hold Linears (attention, MLP) keep only their input for the way back."""
     parts = [part for part in block.children() if any(isinstance(module, nn.Linear) for module in part.modules())]
-    for part in parts:
-        part.forward = with_arguments(checkpoint, part.forward, use_reentrant=False, preserve_rng_state=False)
-    try:
-        yield
-    finally:
-        for part in parts:
-            del part.forward
+    return with_forwards(
+        (part, with_arguments(checkpoint, part.forward, use_reentrant=False, preserve_rng_state=False))
+        for part in parts
+    )
 
 
 BETAS = (0.9, 0.95)
@@ -313,8 +310,7 @@ def restore(parameters: Sequence[Trained], state: Sequence[Tensor]) -> None:
 
 # The residual streams of the dense and of the pruned model between two blocks, for the same calibration tokens.
 # Sequences of like lengths are padded on the right to a common one, so that a step of training is one batch: a decoder
-# never looks ahead, so no token sees the padding, and padding counts nothing in the loss. Shapes: N sequences, T
-# tokens, S tokens of all batches one after the other with padding, W numbers per token between two blocks.
+# never looks ahead, so no token sees the padding, and padding counts nothing in the loss.
 
 HELD_OUT = 8  # one of every 8 batches is held out
 PADDING = 0  # any token id does

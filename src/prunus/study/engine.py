@@ -260,7 +260,7 @@ def blocks_kept(model: PreTrainedModel, kept: list[int]) -> Iterator[None]:
         set_blocks(model, [layers[index] for index in kept], kinds and [kinds[index] for index in kept])
         try:
             with torch.no_grad():
-                found = Architecture.around(model).whole_states(ids_NT)
+                found = Architecture(model).whole_states(ids_NT)
             same = torch.allclose(found.float(), expected.float(), rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
         except Exception:  # the model's own code may rely on all of its blocks, and raise any error
             same = False
@@ -277,7 +277,7 @@ def blocks_kept(model: PreTrainedModel, kept: list[int]) -> Iterator[None]:
 @torch.no_grad()
 def states_without(model: PreTrainedModel, kept: list[int], ids_NT: Tensor) -> Tensor:
     """(N, T, X) input of the head when only the kept blocks run, each called as in the whole model."""
-    architecture = Architecture.around(model)
+    architecture = Architecture(model)
     recording, carried = architecture.record(ids_NT), dict[Carried, Any]()
     hidden = recording.first
     try:

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.experts import tokens_read
+from prunus.checkpoint.linears import shares_state
 from prunus.checkpoint.loader import blocks_on
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.errors import PrunusError
@@ -110,19 +111,19 @@ def backward_blocks(
     model: Model,
     sequences: Sequence[list[int]],
     counted: Sequence[Sequence[bool]] | None = None,
-    max_tokens: int = 1 << 62,
 ) -> Iterator[BackwardBlock]:
     """Yield the blocks from last to first, once for every portion of the sequences, which are the shortest first.
 
     The loss of a sequence is the mean over its tokens but the first. counted: which tokens that mean is over, per
-    sequence; None: all. max_tokens: most tokens of a portion. The caller must run every BackwardBlock. Raises
-    PrunusError if blocks pass more than hidden states to each other.
+    sequence; None: all. The caller must run every BackwardBlock. Raises PrunusError if blocks pass more than
+    hidden states to each other.
     """
-    if model.runner.shares_state:
+    if shares_state(model.runner.architecture):
         raise PrunusError(
             f"gradients of {model.source.folder} cannot be computed: its blocks pass more than hidden states on"
         )
-    whole = portions(batches(sequences), lambda batch: sum(map(len, batch)), max_tokens)
+    most = portion_tokens(model.per_token, model.file)
+    whole = portions(batches(sequences), lambda batch: sum(map(len, batch)), most)
     parts = [[*chain.from_iterable(some)] for some in whole]
     begin = 0
     total = 2 * model.source.blocks * len(parts)
@@ -251,7 +252,7 @@ def sketches(
     found: list[dict[str, list[Tensor]]] = [{name: [] for name in names} for names in model.linears]
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     given, whose = [sequences[i] for i in order], counted and [counted[i] for i in order]
-    for step in backward_blocks(model, given, whose, portion_tokens(model.per_token, model.file)):
+    for step in backward_blocks(model, given, whose):
         names = model.linears[step.number]
         shapes = {name: step.block.get_submodule(name).get_parameter("weight").shape for name in names}
         drawn = {name: projections(step.number, name, *shape) for name, shape in shapes.items()}
@@ -303,7 +304,7 @@ def square_sums(model: Model, sequences: Sequence[list[int]]) -> list[dict[str, 
         raise PrunusError("calibration has no sequence of two tokens or more; gradients need one")
     shapes = [model.source.linear_shapes(index) for index in range(model.source.blocks)]
     found = [{name: torch.zeros(shapes[i][name][0]) for name in names} for i, names in enumerate(model.linears)]
-    for step in backward_blocks(model, usable, max_tokens=portion_tokens(model.per_token, model.file)):
+    for step in backward_blocks(model, usable):
         sums = {name: sum_O.to(model.runner.device) for name, sum_O in found[step.number].items()}
 
         def add(name: str, _: None, delta_NTO: Tensor, sums: Mapping[str, Tensor] = sums) -> None:

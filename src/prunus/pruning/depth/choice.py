@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.linears import shares_state
 from prunus.checkpoint.runner import Runner
 from prunus.errors import PrunusError
 from prunus.progress import Steps
@@ -90,7 +91,7 @@ class Calibrated:
 
     def check_independent(self, method: str) -> None:
         """Raise PrunusError if blocks cannot be left out in a trial, as later blocks read more than hidden states."""
-        if self.runner.shares_state:
+        if shares_state(self.runner.architecture):
             raise PrunusError(
                 f"{method} runs the model without some blocks, but in this model ({self.source.config.model_type}) "
                 "blocks read state that earlier ones store; use shortgpt, angular, tail or --blocks by index"
@@ -127,8 +128,3 @@ def check_finite(index: int, output_NTD: Tensor) -> None:
     """Raise PrunusError if a block's output holds NaN or infinity."""
     if not bool(output_NTD.isfinite().all()):
         raise PrunusError(f"block {index}: its output holds NaN or infinity on the calibration text; try another")
-
-
-def lowest(scores: Sequence[float], count: int) -> tuple[int, ...]:
-    """Indices of the `count` lowest scores, ascending; of equal scores the lower index is taken."""
-    return tuple(sorted(sorted(range(len(scores)), key=lambda index: scores[index])[:count]))

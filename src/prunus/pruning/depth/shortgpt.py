@@ -6,7 +6,7 @@ Men et al. 2024, arXiv:2403.03853, eq. 1. Shapes: N sequences, T tokens, D hidde
 from torch import Tensor
 from torch.nn import functional
 
-from prunus.pruning.depth.choice import Calibrated, Choice, lowest
+from prunus.pruning.depth.choice import Calibrated, Choice
 
 
 def choose(model: Calibrated, count: int) -> Choice:
@@ -15,7 +15,8 @@ def choose(model: Calibrated, count: int) -> Choice:
     for index, before_NTD, after_NTD in model.walk():
         totals[index] += block_influence(before_NTD, after_NTD).double().sum().item()
     scores = [total / tokens for total in totals]
-    return Choice.without(lowest(scores, count), model.source.blocks, scores)
+    lowest = sorted(range(len(scores)), key=scores.__getitem__)[:count]  # of equal ones the first
+    return Choice.without(lowest, model.source.blocks, scores)
 
 
 def block_influence(before_NTD: Tensor, after_NTD: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from prunus.checkpoint.architecture import Architecture, Call, Carried, leaves
+from prunus.checkpoint.architecture import Architecture, Call, Carried, leaves, skeleton
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import settings_of
 from prunus.checkpoint.model_folder import in_text_part
@@ -127,23 +127,19 @@ class Undroppable(PrunusError):
 
 
 def try_drops(source: Checkpoint) -> list[str | None]:
-    """What why_not says of the second block of a model, and of its first and third."""
+    """Why the second block of a model, and its first and third, cannot be removed, as far as the configuration shows.
+
+    In one line each; None where they can.
+    """
     attempts = [(1,), (0, 2)] if source.blocks > 3 else [(index,) for index in range(min(2, source.blocks - 1))]
-    return [why_not(source, removed) for removed in attempts]
-
-
-def why_not(source: Checkpoint, removed: Sequence[int]) -> str | None:
-    """Why these blocks cannot be removed, in one line, as far as the configuration shows; None if they can."""
-    try:
-        planned(source, Choice.without(removed, source.blocks, []))
-    except Undroppable as error:
-        return str(error)
-    return None
-
-
-def verify(source: Checkpoint, choice: Choice, device: torch.device) -> None:
-    """Raise Undroppable unless the kept blocks compute the same in the new model as in the source."""
-    check_outputs(source, choice, planned(source, choice), device)
+    found: list[str | None] = []
+    for removed in attempts:
+        try:
+            planned(source, Choice.without(removed, source.blocks, []))
+            found.append(None)
+        except Undroppable as error:
+            found.append(str(error))
+    return found
 
 
 def planned(source: Checkpoint, choice: Choice) -> Checkpoint:
@@ -267,7 +263,7 @@ def _windowed(model: Checkpoint) -> Architecture:
         if is_window and type(value) is int and value > _PROBE_WINDOW:
             setattr(text, name, _PROBE_WINDOW)
             changed = True
-    return Architecture(config, torch.float32) if changed else model.architecture
+    return Architecture(skeleton(config, torch.float32)) if changed else model.architecture
 
 
 def _difference(before: nn.Module, after: nn.Module) -> str | None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from prunus.checkpoint.architecture import Carried, find_layers, hollow
+from prunus.checkpoint.architecture import Carried, find_layers, hollow, with_forwards
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.experts import experts_in
 from prunus.checkpoint.linears import plain_experts
@@ -195,11 +195,8 @@ def routing_only(experts: Any) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
         seen.append((hidden_SD, index_SK, gate_SK))
         return torch.zeros_like(hidden_SD)
 
-    experts.forward = forward
-    try:
+    with with_forwards([(experts, forward)]):
         yield seen
-    finally:
-        del experts.__dict__["forward"]
 
 
 def run_hollow(source: Checkpoint, index: int, carried: dict[Carried, Any]) -> None:
