@@ -291,9 +291,9 @@ def run_expert(experts: Any, expert: int, input_SD: Tensor) -> tuple[Tensor, Ten
     up_SF = _product(experts, first, expert, input_SD)
     middle_SF = experts._apply_gate(up_SF) if experts.has_gate else experts.act_fn(up_SF)
     output_SD = _product(experts, "down_proj", expert, middle_SF)
-    return middle_SF, experts.post_expert_norm(output_SD) if getattr(
-        experts, "has_post_expert_norm", False
-    ) else output_SD
+    if getattr(experts, "has_post_expert_norm", False):
+        output_SD = experts.post_expert_norm(output_SD)
+    return middle_SF, output_SD
 
 
 def _product(experts: Any, name: str, expert: int, input_SI: Tensor) -> Tensor:

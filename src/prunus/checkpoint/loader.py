@@ -3,8 +3,7 @@
 import ctypes
 import os
 from collections.abc import Generator, Iterable
-from contextlib import closing
-from functools import cache
+from contextlib import closing, suppress
 from itertools import pairwise
 from typing import Any
 
@@ -80,23 +79,14 @@ def advise_reading(source: Checkpoint, index: int) -> None:
             os.posix_fadvise(stream.fileno(), stored.start, stored.end - stored.start, os.POSIX_FADV_WILLNEED)
 
 
-@cache
-def _libc() -> Any:
-    try:
-        return ctypes.CDLL(None)
-    except (OSError, TypeError):  # a system without a C library under that name
-        return None
-
-
 def return_freed_memory() -> None:
     """Give memory that this process has freed back to the system, where the C library can (glibc).
 
     After many allocations of several megabytes, such as the Hessians of routed experts, glibc would keep their memory
     wherever anything small lies behind it.
     """
-    trim = getattr(_libc(), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    with suppress(OSError, TypeError, AttributeError):  # a system without a C library under that name, or without this
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def load_whole(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:

@@ -30,12 +30,12 @@ from prunus.checkpoint.packed_tensor import (
 )
 from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.safetensors_file import (
+    DTYPE_NAMES,
     DTYPES,
     ITEMSIZES,
     Stored,
     check_cover,
     check_name,
-    dtype_name,
     header_text,
     place_of,
     whole_numbers,
@@ -86,7 +86,7 @@ class PackedWriter:
     def _add(self, name: str, weight_OI: Tensor, form: Form, arrays: tuple[NDArray, ...]) -> Form:
         assert not any(array.nbytes % ALIGNMENT for array in arrays)
         parts = [(array.shape, [array.reshape(-1).view(np.uint8).data]) for array in arrays]
-        self._put(name, form, dtype_name(weight_OI), tuple(weight_OI.shape), parts)
+        self._put(name, form, DTYPE_NAMES[weight_OI.dtype], tuple(weight_OI.shape), parts)
         return form
 
     def _put(self, name: str, form: Form, dtype: str, shape: tuple[int, ...], parts: Iterable[Part]) -> None:

@@ -78,13 +78,19 @@ def _built_in(name: str) -> Path:
 
 
 def _found(what: str, name: str, patterns: Sequence[str]) -> Path:
-    """The folder of a built-in model, a folder or a hub id, of which files of these names are downloaded."""
+    """The folder of a built-in model, a folder or a hub id, of which files of these names are downloaded if need be."""
     folder = _built_in(name) if name in BUILT_IN else typed_path(name)
     if folder.exists():
         return folder
     if not is_hub_id(name):
         raise PrunusError(f"{what} '{name}' does not exist; give a folder, a hub id such as Qwen/Qwen3-0.6B, or tiny")
-    return download(name, patterns)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+    except Exception as error:  # the hub client raises errors of several libraries
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PrunusError(f"'{name}' is not a folder here and could not be downloaded: {reason}") from error
 
 
 def is_hub_id(text: str) -> bool:
@@ -98,20 +104,6 @@ def hub_origin(folder: Path) -> dict[str, str]:
     if snapshots != "snapshots" or not repository.startswith("models--"):
         return {}
     return {"hub": repository.removeprefix("models--").replace("--", "/"), "revision": commit}
-
-
-def download(hub_id: str, patterns: Sequence[str]) -> Path:
-    """The folder of a hub model's files, from the cache or the network; PrunusError if it cannot be downloaded.
-
-    patterns: of the names of the files.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
-    except Exception as error:  # the hub client raises errors of several libraries
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PrunusError(f"'{hub_id}' is not a folder here and could not be downloaded: {reason}") from error
 
 
 def check_folder(folder: Path) -> None:

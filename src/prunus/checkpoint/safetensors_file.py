@@ -38,7 +38,7 @@ READABLE = {
     "F8_E5M2": torch.float8_e5m2,
     "F8_E8M0": torch.float8_e8m0fnu,
 }
-_NAMES = {dtype: name for name, dtype in READABLE.items()}
+DTYPE_NAMES = {dtype: name for name, dtype in READABLE.items()}
 # Bytes per number, by the format's name of the dtype.
 ITEMSIZES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
@@ -165,11 +165,6 @@ def whole_numbers(found: Any) -> tuple[int, ...]:
     return tuple(found)
 
 
-def dtype_name(tensor: Tensor) -> str:
-    """The format's name of a tensor's dtype."""
-    return _NAMES[tensor.dtype]
-
-
 class Entry(NamedTuple):
     """The header entry of a tensor that is yet to be written. dtype: the format's name, also of unreadable dtypes."""
 
@@ -208,7 +203,8 @@ def layout(
 
 def entry_of(tensor: Tensor | Stored) -> Entry:
     """The header entry of a tensor."""
-    return Entry(tensor.dtype if isinstance(tensor, Stored) else dtype_name(tensor), tuple(tensor.shape), tensor.nbytes)
+    dtype = tensor.dtype if isinstance(tensor, Stored) else DTYPE_NAMES[tensor.dtype]
+    return Entry(dtype, tuple(tensor.shape), tensor.nbytes)
 
 
 def put(stream: BinaryIO, place: Stored, tensor: Tensor | Stored) -> None:

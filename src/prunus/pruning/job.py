@@ -64,11 +64,6 @@ class Job(Generic[AnyRecipe]):
         """Whether the model is run on calibration tokens."""
         return kind_of(self.recipe).calibrates(self.recipe, self.saved is not None)
 
-    @property
-    def seconds(self) -> float:
-        """The time since it was opened."""
-        return time.monotonic() - self.started
-
     def hidden_file(self, partial: Partial) -> Path | None:
         """The file for hidden states; None keeps them in memory."""
         return partial.folder / HIDDEN if self.where.offload else None
@@ -132,7 +127,8 @@ class Job(Generic[AnyRecipe]):
             **record,
         }
         partial.finish(config, step, made_card(self.source, step))
-        return {"out": str(self.target), **told, "seconds": self.seconds, "warnings": record["warnings"]}
+        seconds = time.monotonic() - self.started
+        return {"out": str(self.target), **told, "seconds": seconds, "warnings": record["warnings"]}
 
 
 def open_job(

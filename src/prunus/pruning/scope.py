@@ -16,11 +16,8 @@ def linears_in_scope(source: Checkpoint, recipe: PruneRecipe) -> list[list[Linea
         [linear for linear in source.linears(index) if is_in(recipe.scope, linear)] for index in range(source.blocks)
     ]
     if not any(found):
-        what = {
-            "all": "Linear",
-            "experts": "routed expert",
-            "shared": "shared expert",
-        }.get(recipe.scope, f"Linear of its {recipe.scope}")
+        names = {"all": "Linear", "experts": "routed expert", "shared": "shared expert"}
+        what = names.get(recipe.scope, f"Linear of its {recipe.scope}")
         raise PrunusError(
             f"{source.folder} ({source.config.model_type}) has no {what} that can be pruned; `prunus inspect` says why"
         )

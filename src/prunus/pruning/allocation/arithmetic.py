@@ -31,13 +31,11 @@ def shifted(values: Sequence[float], sizes: Sequence[int], target: float) -> lis
 
     The reference implementations clip after the shift, so that their mean differs from the target.
     """
-    check_target(target)
     return _solve(lambda x: [_clip(v + x) for v in values], -max(values), HIGHEST - min(values), sizes, target)
 
 
 def scaled(ratios: Sequence[float], sizes: Sequence[int], target: float) -> list[float]:
     """The ratios (positive) times a constant, clipped to [0, HIGHEST], such that the weighted mean is target."""
-    check_target(target)
     return _solve(lambda x: [_clip(x * r) for r in ratios], 0.0, HIGHEST / min(ratios), sizes, target)
 
 
@@ -57,15 +55,6 @@ def decreasing_sparsities(
 def spread_of(allocation: str, recipe: PruneRecipe) -> float:
     """The recipe's spread, or the allocation's own if the recipe has none."""
     return SPREADS[allocation] if recipe.spread is None else recipe.spread
-
-
-def check_target(target: float) -> None:
-    """Raise PrunusError if clipped sparsities cannot have this mean."""
-    if not 0 <= target <= HIGHEST:
-        raise PrunusError(
-            f"sparsity {target} cannot be reached, as an allocation prunes each block to {HIGHEST} at most; "
-            "use --allocation uniform"
-        )
 
 
 def tensor_counts(sparsities: Sequence[float], sizes: Sequence[int], total: int) -> list[int]:
@@ -113,7 +102,15 @@ def _clip(value: float) -> float:
 def _solve(
     sparsities_at: Callable[[float], list[float]], low: float, high: float, sizes: Sequence[int], target: float
 ) -> list[float]:
-    """sparsities_at(x) for the x in [low, high] at which their weighted mean, which grows with x, is target."""
+    """sparsities_at(x) for the x in [low, high] at which their weighted mean, which grows with x, is target.
+
+    Raises PrunusError if clipped sparsities cannot have this mean.
+    """
+    if not 0 <= target <= HIGHEST:
+        raise PrunusError(
+            f"sparsity {target} cannot be reached, as an allocation prunes each block to {HIGHEST} at most; "
+            "use --allocation uniform"
+        )
     for _ in range(200):
         middle = (low + high) / 2
         if weighted_mean(sparsities_at(middle), sizes) < target:

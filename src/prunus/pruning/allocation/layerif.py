@@ -193,9 +193,8 @@ def allocate(influences: Sequence[float], sizes: Sequence[int], recipe: PruneRec
 def allocate_reference(influences: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
     """Sparsity of each group as in the study's code: scaled, then clipped to [0, 1]; the mean may miss the target."""
     ratios = study_ratios(influences)
-    factor = (
-        recipe.sparsity * sum(sizes) / (sum(ratio * size for ratio, size in zip(ratios, sizes, strict=True)) + TINY)
-    )
+    total = sum(ratio * size for ratio, size in zip(ratios, sizes, strict=True))
+    factor = recipe.sparsity * sum(sizes) / (total + TINY)
     return [min(max(factor * ratio, 0.0), 1.0) for ratio in ratios]
 
 

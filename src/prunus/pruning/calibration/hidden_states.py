@@ -175,8 +175,7 @@ def unfilled(elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 # The negative log-likelihood of token sequences, from the output of the last block.
-# Shapes: N sequences, T tokens, W numbers per token between two blocks, X features at the input of the output head, V
-# vocabulary, S tokens of all sequences.
+# X: features at the input of the output head. V: vocabulary.
 
 # Logits are computed for this many tokens at a time; with a vocabulary of 150,000 they take 150 MB.
 LOGIT_TOKENS = 256

@@ -24,15 +24,7 @@ from prunus.checkpoint.loader import blocks_on
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import resolve, versions
 from prunus.checkpoint.runner import Runner, pick_device
-from prunus.checkpoint.safetensors_file import (
-    Entry,
-    Stored,
-    dtype_name,
-    layout,
-    put,
-    read_header,
-    read_metadata,
-)
+from prunus.checkpoint.safetensors_file import DTYPE_NAMES, Entry, Stored, layout, put, read_header, read_metadata
 from prunus.declarations import Needs
 from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
@@ -234,8 +226,7 @@ def leaders(source: Checkpoint, index: int) -> list[Linear]:
 
 def run_dtype(recipe: PruneRecipe | ExpertsRecipe, source: Checkpoint) -> str:
     """The dtype in which blocks run, by its safetensors name."""
-    dtype = source.dtype_for(recipe.dtype)
-    return dtype_name(torch.empty(0, dtype=dtype))
+    return DTYPE_NAMES[source.dtype_for(recipe.dtype)]
 
 
 def tokenizer_checksum(folder: Path) -> str:

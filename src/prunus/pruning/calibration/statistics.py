@@ -22,8 +22,7 @@ from prunus.errors import PrunusError
 # The Hessian of a Linear's squared output error, which is X^T X of its inputs, and the Cholesky factor of its inverse.
 # SparseGPT's code factors H, inverts it and factors the inverse. The same upper U with U^T U = H^-1 is the inverse of
 # the upper triangular R with R R^T = H. R comes from one Cholesky factorisation of H with both axes reversed, so U
-# takes one factorisation and one triangular inverse: less work, and the inverse of H is never formed. Shapes: I input
-# features.
+# takes one factorisation and one triangular inverse: less work, and the inverse of H is never formed.
 
 DAMPING = 0.01  # share of the mean diagonal that is added to the diagonal, as in the authors' code
 RETRIES = 3  # how many times damping is multiplied by 10

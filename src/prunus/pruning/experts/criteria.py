@@ -30,11 +30,6 @@ class Seen:
     product_E: Tensor
     seed: int = 0
 
-    @property
-    def experts(self) -> int:
-        """Number of experts."""
-        return len(self.token_E)
-
 
 def ean(seen: Seen) -> Tensor:
     """(E,) sum of the norms of the expert's output over its tokens.
@@ -52,7 +47,7 @@ def frequency(seen: Seen) -> Tensor:
 def random(seen: Seen) -> Tensor:
     """(E,) random numbers in [0, 1), a control. They follow from the seed and the block alone, so keeps are nested."""
     generator = torch.Generator().manual_seed(1_000_003 * seen.seed + seen.index)
-    return torch.rand(seen.experts, generator=generator, dtype=torch.float64)
+    return torch.rand(len(seen.token_E), generator=generator, dtype=torch.float64)
 
 
 def reap(seen: Seen) -> Tensor:
@@ -112,7 +107,7 @@ def best(score_E: Tensor, count: int, groups: int) -> list[int]:
 
 def unmet(seen: Sequence[Seen]) -> list[str]:
     """A warning for experts that no calibration token was sent to."""
-    found = [(one.index, expert) for one in seen for expert in range(one.experts) if not one.token_E[expert]]
+    found = [(one.index, expert) for one in seen for expert, tokens in enumerate(one.token_E) if not tokens]
     if not found:
         return []
     block, expert = found[0]

@@ -36,7 +36,10 @@ def configure(method: Method, recipe: PruneRecipe) -> Method:
     def prune_by_budgets(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
         if inputs is None or inputs.fisher_O is None:
             raise ValueError("F-Wanda needs norms and the Fisher information of the outputs")
-        return zero_by_budgets(weight_OI, score(weight_OI, inputs.norm_I), inputs.fisher_O, target, recipe.row_power)
+        columns = weight_OI.shape[1]
+        zeros = zeros_wanted(weight_OI.numel(), target.sparsity, target.rounding)
+        kept_O = kept_per_row(inputs.fisher_O, columns, zeros, recipe.row_power)
+        return zero_lowest_of_rows(weight_OI, score(weight_OI, inputs.norm_I), columns - kept_O)
 
     return method._replace(prune=prune_by_budgets, group="tensor", fisher=True)
 
@@ -68,10 +71,3 @@ def kept_per_row(fisher_O: Tensor, columns: int, zeros: int, power: float) -> Te
     remainder_O = (kept_O - whole_O).masked_fill(whole_O == columns, -1)
     whole_O[remainder_O.argsort(descending=True, stable=True)[:missing]] += 1
     return whole_O
-
-
-def zero_by_budgets(weight_OI: Tensor, score_OI: Tensor, fisher_O: Tensor, target: Target, power: float) -> Tensor:
-    """New weight with the target's number of zeros in total; each row loses its lowest scores and keeps its budget."""
-    columns = weight_OI.shape[1]
-    zeros = zeros_wanted(weight_OI.numel(), target.sparsity, target.rounding)
-    return zero_lowest_of_rows(weight_OI, score_OI, columns - kept_per_row(fisher_O, columns, zeros, power))
