@@ -88,11 +88,6 @@ class Rules:
             return chain.answer_tokens
         return min(chain.answer_tokens, self.context - len(chain.prompt) - appended)
 
-    def answer_request_cap(self, prompt: Sequence[int], cap: int) -> int:
-        """Number of ids to request for an answer of at most cap: more, if the context has room, to see its end."""
-        wanted = cap + self.markers.answer_slack
-        return wanted if self.context is None else min(wanted, self.context - len(prompt))
-
 
 @dataclass(frozen=True)
 class Draw:
@@ -114,9 +109,9 @@ class Draw:
     answer: list[int]
     forced_tokens: int
     ended: Literal["natural", "forced"]
-    answer_truncated: bool
-    reopened_think: bool
-    answer_cap: int
+    answer_truncated: bool = False
+    reopened_think: bool = False
+    answer_cap: int = 0
     logprob: float | None = field(default=None, compare=False)
     self_certainty: float | None = field(default=None, compare=False)
     ended_turn: bool = field(default=False, compare=False)
@@ -158,7 +153,10 @@ def force_budgets_as_completed(
     backend: Backend, chains: Sequence[Chain], budgets: Sequence[int], rules: Rules, reuse: bool = True
 ) -> Iterator[tuple[int, list[Draw]]]:
     """Yield the index of each chain and its draws, as force_budgets has them, as soon as the backend completes them."""
-    groups = _groups(budgets, reuse and rules.wait == 0)
+    numbers = without_off(budgets)
+    together = bool(numbers) and reuse and rules.wait == 0
+    groups: list[Sequence[int]] = [[OFF]] if OFF in budgets else []  # each is drawn separately
+    groups += [numbers] if together else [[budget] for budget in numbers]
     forced: dict[int, ForcedChain] = {}
     draws: dict[int, dict[int, Draw]] = {}
 
@@ -178,13 +176,6 @@ def force_budgets_as_completed(
                 yield index, [found[budget] for budget in budgets]
 
 
-def _groups(budgets: Sequence[int], share: bool) -> list[Sequence[int]]:
-    """The budgets in groups, each of which is drawn separately. share: all budgets but OFF are in one group."""
-    numbers = without_off(budgets)
-    groups: list[Sequence[int]] = [[OFF]] if OFF in budgets else []
-    return groups + ([numbers] if share and numbers else [[budget] for budget in numbers])
-
-
 class ForcedChain:
     """One chain under budgets that share its thinking: its requests and the draws made from their completions.
 
@@ -198,10 +189,19 @@ class ForcedChain:
 
     def first_request(self) -> Request:
         """The request to think, or to answer immediately if the only budget is 0 or OFF."""
-        if self.largest == OFF:
-            return self._answer_off()
-        nothing = Completion([], None, Scores.empty())
-        return self._think(nothing, 0) if self.largest > 0 else self._answer(nothing, 0)
+        chain, rules, nothing = self.chain, self.rules, Completion([], None, Scores.empty())
+        if self.largest != OFF:
+            return self._think(nothing, 0) if self.largest > 0 else self._answer(nothing, 0)
+        return self._answer_request(
+            list(chain.off),
+            rules.answer_cap(chain, len(chain.off) - len(chain.prompt)),
+            rules.seed_of(chain, "off"),
+            [OFF],
+            nothing,
+            closing=(),
+            forced_tokens=rules.off_appended,
+            ended="natural",
+        )
 
     def _think(self, before: Completion, refused: int) -> Request:
         """The request to continue thinking after `before`. refused: number of stops suppressed so far."""
@@ -214,8 +214,16 @@ class ForcedChain:
             if (found.stopped is None and found.marker is None) or len(thinking.ids) > self.largest:
                 return None  # the chain was cut at the largest budget
             ended_turn = found.stopped in markers.ends
-            if refused == self.rules.wait and markers.answer_in_chain:
-                return self._answered(thinking)
+            if refused == self.rules.wait and markers.answer_in_chain:  # the chain is its own answer
+                return self._record(
+                    self._natural(thinking.ids),
+                    thinking,
+                    Completion([], None, Scores.empty()),
+                    closing=(),
+                    forced_tokens=len(markers.start),
+                    ended="natural",
+                    ended_turn=True,
+                )
             if refused == self.rules.wait:
                 return self._answer(thinking, None, found.written, ended_turn)
             refusal = list(markers.refusal(thinking.ids))
@@ -229,7 +237,6 @@ class ForcedChain:
             prompt=chain.prompt + before.ids,
             max_new_tokens=self.largest - used + markers.slack,
             stops=markers.think_stops,
-            banned=frozenset(),
             seed=self.rules.seed_of(chain, "think", refused),
             min_new_tokens=1 if self.rules.wait else 0,  # so that no two suppressed stops follow each other directly
             cuts=tuple(budget - used for budget in self.budgets),
@@ -237,37 +244,17 @@ class ForcedChain:
             texts=markers.think_texts,
         )
 
-    def _answer_off(self) -> Request:
-        """The request to answer the prompt in which the thinking is switched off."""
-        chain, rules = self.chain, self.rules
-        return self._answer_request(
-            list(chain.off),
-            rules.answer_cap(chain, len(chain.off) - len(chain.prompt)),
-            rules.seed_of(chain, "off"),
-            [OFF],
-            Completion([], None, Scores.empty()),
-            closing=(),
-            forced_tokens=rules.off_appended,
-            ended="natural",
-        )
-
-    def _answered(self, chain: Completion) -> None:
-        """Record the draws of a chain that the model ended and that is its own answer."""
-        logprob, self_certainty = _means(chain, Completion([], None, Scores.empty()))
-        for budget in self._natural(chain.ids):
+    def _record(self, budgets: Sequence[int], thinking: Completion, answer: Completion, **rest: Any) -> None:
+        """Record the draws of these budgets. rest: the other fields of Draw but the scores."""
+        logprob, self_certainty = _means(thinking, answer)
+        for budget in budgets:
             self.draws[budget] = Draw(
                 budget=budget,
-                thinking=chain.ids,
-                closing=(),
-                answer=[],
-                forced_tokens=len(self.rules.markers.start),
-                ended="natural",
-                answer_truncated=False,
-                reopened_think=False,
-                answer_cap=0,
+                thinking=thinking.ids,
+                answer=answer.ids,
                 logprob=logprob,
                 self_certainty=self_certainty,
-                ended_turn=True,
+                **rest,
             )
 
     def _natural(self, thinking: Sequence[int]) -> list[int]:
@@ -303,29 +290,25 @@ class ForcedChain:
 
         rest: the fields of Draw that are known before the answer.
         """
-        markers = self.rules.markers
+        markers, context = self.rules.markers, self.rules.context
+        wanted = cap + markers.answer_slack  # more than the cap, if the context has room, to see the answer's end
 
         def then(found: Completion, _: int | None) -> None:
             ended = (found.stopped is not None or found.marker is not None) and found.content <= cap
             found = found if ended else found.first(cap)
-            answer = found.first(found.content)
-            logprob, self_certainty = _means(thinking, answer)
-            for budget in budgets:
-                self.draws[budget] = Draw(
-                    budget=budget,
-                    thinking=thinking.ids,
-                    answer=answer.ids,
-                    answer_truncated=not ended,
-                    reopened_think=contains(found.ids, markers.reopening) or markers.reopens(found.written),
-                    answer_cap=cap,
-                    logprob=logprob,
-                    self_certainty=self_certainty,
-                    **rest,
-                )
+            self._record(
+                budgets,
+                thinking,
+                found.first(found.content),
+                answer_truncated=not ended,
+                reopened_think=contains(found.ids, markers.reopening) or markers.reopens(found.written),
+                answer_cap=cap,
+                **rest,
+            )
 
         return Request(
             prompt=prompt,
-            max_new_tokens=self.rules.answer_request_cap(prompt, cap),
+            max_new_tokens=wanted if context is None else min(wanted, context - len(prompt)),
             stops=markers.answer_stops,
             banned=markers.answer_banned,
             seed=seed,
