@@ -39,13 +39,9 @@ def exact_value(text: str) -> Fraction | None:
         nines = (10 ** len(again) - 1) * 10 ** len(once)
         value = Fraction(f"{repeating['head'] or 0}.{once or 0}") + Fraction(int(again), nines)
         return -value if repeating["sign"] == "-" else value
-    tokens, at = [], 0
-    while at < len(text):
-        match = _TOKEN.match(text, at)
-        if match is None:
-            return None
-        tokens.append(match[0])
-        at = match.end()
+    tokens: list[str] = _TOKEN.findall(text)
+    if "".join(tokens) != text:
+        return None
     try:
         reader = _Reader(tokens)
         value = reader.sum(0)

@@ -74,7 +74,7 @@ def split_quantity(text: str) -> Quantity:
         return Quantity(number, units=_TICKED[marks - 1])
     for _ in range(3):
         if found := _PERCENT.search(body):
-            percent, body = True, _stripped(body[: found.start()])
+            percent, body = True, _BLANK_END.sub("", body[: found.start()])
             continue
         styled = _STYLED.search(body[-MAX_UNIT:])
         plain = None if styled else _PLAIN.search(body[-MAX_UNIT:])
@@ -82,7 +82,7 @@ def split_quantity(text: str) -> Quantity:
         if found is None:
             break
         start = max(0, len(body) - MAX_UNIT) + found.start()
-        before = _stripped(body[:start])
+        before = _BLANK_END.sub("", body[:start])
         if not before or not _BODY.search(before) or (plain and not _PLAIN_NUMBER.fullmatch(before)):
             break
         words = re.findall(r"[A-Za-z]+", found["words"])
@@ -108,10 +108,6 @@ def split_quantity(text: str) -> Quantity:
 def ticked(text: str) -> str:
     r"""The text with every prime as an apostrophe: 60^{\prime\prime}, 60″ and 60" become 60''."""
     return _PRIMES.sub(lambda mark: "'" * (2 if mark[0] in '"”″' else max(1, mark[0].count(r"\prime"))), text)
-
-
-def _stripped(text: str) -> str:
-    return _BLANK_END.sub("", text)
 
 
 def _is_unit(words: list[str], apart: bool) -> bool:
@@ -302,21 +298,17 @@ def _braced(tokens: list[str]) -> list[str]:
             if len(waiting) > 1:
                 waiting.pop()
             waiting[-1] = max(0, waiting[-1] - 1)
-            out.append(token)
         elif token == "{":
             waiting.append(0)
-            out.append(token)
-        elif token in _ARGUMENTS:
-            waiting[-1] = _ARGUMENTS[token]
-            out.append(token)
         elif token == " " and (waiting[-1] or out[-1:] == ["}"]):
             continue
-        elif waiting[-1] and token != "[":
+        elif waiting[-1] and token not in _ARGUMENTS and token != "[":
             waiting[-1] -= 1
             out += ["{", token, "}"]
+            continue
         else:
-            waiting[-1] = 0
-            out.append(token)
+            waiting[-1] = _ARGUMENTS.get(token, 0)
+        out.append(token)
     return out
 
 
@@ -343,11 +335,9 @@ def choice(text: str, choices: Sequence[str]) -> str | None:
     if led := _LED_LETTER.match(plain):
         kind = led.lastgroup or ""
         letter, rest = led[kind], plain[led.end(kind) :]
-        another = _ANOTHER.match(rest)
-        if letter in letters and not (another and another[1] in letters and another[1] != letter):
-            return letter
         if letter in letters:
-            return None
+            another = _ANOTHER.match(rest)
+            return None if another and another[1] in letters and another[1] != letter else letter
     return _by_text(text, choices)
 
 

@@ -103,7 +103,7 @@ def _read_words(text: str) -> Node | None:
     return Node("words", words) if len(words) > 1 else None
 
 
-def _read_latex(latex: str, depth: int = 0) -> Node:
+def _read_latex(latex: str, depth: int) -> Node:
     """An answer in normal form parsed; commas separate elements, and `\\lor` stands for "or"."""
     if depth > MAX_DEPTH:
         return _formula(latex)
@@ -120,20 +120,14 @@ def _read_latex(latex: str, depth: int = 0) -> Node:
         return _read_latex(builder["condition"], depth + 1)
     if member := _MEMBER.match(latex):
         return _read_latex(latex[member.end() :], depth + 1)
-    if rest := _read_rest(latex, depth):
-        return rest
-    if inequality := _read_inequality(latex, depth):
-        return inequality
-    if equation := _read_equation(latex, depth):
-        return equation
+    if found := _read_rest(latex, depth) or _read_inequality(latex, depth) or _read_equation(latex, depth):
+        return found
     if based := _BASED.fullmatch(latex):
         base = int(based["base"]) if based["base"].isdigit() else BASES.get(based["base"])
         if base and (base > 10 or based["digits"].replace(".", "").isdigit()):
             return Node("based", based["digits"].lstrip("0") or "0", name=str(base))
-    if time := _read_time(latex):
-        return time
-    if enclosed := _read_enclosed(latex, depth):
-        return enclosed
+    if found := _read_time(latex) or _read_enclosed(latex, depth):
+        return found
     if letter := _CHOICE.fullmatch(latex):
         return Node("letter", letter[1])
     return _formula(latex)
