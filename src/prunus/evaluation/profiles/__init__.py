@@ -204,12 +204,9 @@ def read_profile(path: Path) -> Profile:
             raise PrunusError(f"the file is larger than {MOST_BYTES // 1024} KiB")
         text = path.read_text("utf-8")
         values = _values(path, text)
-        required = {one.name for one in fields(Profile) if one.default is one.default_factory is MISSING}.difference(
-            values
-        )
-        for table, keys in KEYS.items():
-            for key in (key for key, name in keys.items() if name in required):
-                raise PrunusError(f"'{key}' is missing in [{table}]")
+        for one in fields(Profile):
+            if one.default is one.default_factory is MISSING and one.name not in values:
+                raise PrunusError(f"'{one.metadata['key']}' is missing in [{one.metadata['table']}]")
         return Profile(**values)
     except OSError as error:
         raise PrunusError(f"the profile {path} cannot be read: {error.strerror}") from error
@@ -241,7 +238,8 @@ def _values(path: Path, text: str) -> dict[str, Any]:
             continue
         for key, value in values.items():
             if key not in KEYS[table]:
-                raise PrunusError(_unknown(text, table, key))
+                known = nearest(key, KEYS[table], "known keys are")
+                raise PrunusError(f"{_line_of(text, key)}'{key}' is not known in [{table}]; {known}")
             if key == "stops" and value == "auto":
                 value = []
             if wrong := misfit(key, value, hints_of(Profile)[KEYS[table][key]]):
@@ -285,17 +283,10 @@ def read_system(path: Path) -> str:
         raise PrunusError(f"{path} cannot be read: {error}") from error
 
 
-def _unknown(text: str, table: str, key: str) -> str:
-    """The message about an unknown key: its line, and the most similar key."""
-    return f"{_line_of(text, key)}'{key}' is not known in [{table}]; {nearest(key, KEYS[table], 'known keys are')}"
-
-
 def _line_of(text: str, key: str) -> str:
     """`line N: ` of the first line that sets a key or opens a table of that name; empty if there is none."""
     pattern = re.compile(rf"\s*\[?{re.escape(key)}\s*[\]=]")
-    found = (number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line))
-    number = next(found, None)
-    return "" if number is None else f"line {number}: "
+    return next((f"line {at}: " for at, line in enumerate(text.splitlines(), 1) if pattern.match(line)), "")
 
 
 # The built-in profiles by name.

@@ -10,6 +10,7 @@ from prunus.evaluation.profiles import PROFILES, Profile
 from prunus.evaluation.profiles.control import control_of, switch_off
 from prunus.evaluation.profiles.detection import named, resolve_profile
 from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt, ends_of_turn
+from prunus.evaluation.requests import Sampling
 from prunus.recipes import PROFILE_FOLDER
 
 if TYPE_CHECKING:
@@ -48,11 +49,7 @@ def _settings(profile: Profile) -> dict[str, Any]:
     return {
         "profile": profile.name,
         **profile.strings(),
-        "answer_tokens": profile.answer_tokens,
-        "choice_answer_tokens": profile.choice_answer_tokens,
-        "temperature": profile.temperature,
-        "top_p": profile.top_p,
-        "top_k": profile.top_k,
+        **{name: getattr(profile, name) for name in ("answer_tokens", "choice_answer_tokens", *Sampling._fields)},
         "off": {"template": dict(profile.off_template), "block": profile.off_block},
         "native": control_of(profile).describe(),
     }

@@ -35,11 +35,11 @@ THINKER_NAME = re.compile(r"r1|think|reason|qwq", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Choice:
-    """A profile and the reason for its choice. warnings: messages about possible errors of the choice."""
+    """A profile and the reason for its choice. warning: about a possible error of the choice, if there is one."""
 
     profile: Profile
     why: str
-    warnings: tuple[str, ...] = ()
+    warning: str = ""
 
 
 def resolve_profile(
@@ -73,8 +73,8 @@ def resolve_profile(
     choice = choose(tokenizer, manifest, folder)
     profile = fitted(choice.profile)
     progress.say(f"profile {profile.name}: {choice.why}{_opening(profile)}")
-    for warning in choice.warnings:
-        progress.say(f"warning: {warning}")
+    if choice.warning:
+        progress.say(f"warning: {choice.warning}")
     return profile
 
 
@@ -107,12 +107,9 @@ def choose(tokenizer: "PreTrainedTokenizerBase", manifest: Mapping[str, Any], fo
 def _without_template(tokenizer: "PreTrainedTokenizerBase", names: list[str]) -> Choice:
     """The profile of base models; a warning where the model may be another one, of which the template is missing."""
     thinks = find_token(tokenizer, "<think>") is not None or any(THINKER_NAME.search(name) for name in names)
-    warnings = ["the model may be one that thinks, without its chat_template.jinja: add that of the original model"]
-    return Choice(
-        PROFILES["base"],
-        "the tokenizer has no chat template, as those of base models, so the prompt is a few solved problems",
-        tuple(warnings if thinks else ()),
-    )
+    warning = "the model may be one that thinks, without its chat_template.jinja: add that of the original model"
+    why = "the tokenizer has no chat template, as those of base models, so the prompt is a few solved problems"
+    return Choice(PROFILES["base"], why, warning if thinks else "")
 
 
 def _by_special_tokens(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> Iterator[Choice]:
@@ -148,13 +145,13 @@ def _by_tags(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> Choice | Non
     else:
         profile = with_tag(PROFILES["think-tags"], name)
     how = "tokens" if tokens else "text"
-    warnings = []
+    warning = ""
     if not opened and not any(key in found.source for key, _ in SWITCHES):
-        warnings.append(
+        warning = (
             f"the template only removes <{name}> from earlier turns, so this model may not think; if it does not, use"
             " --profile plain"
         )
-    return Choice(profile, f"the chat template has <{name}>, markers are {how}", tuple(warnings))
+    return Choice(profile, f"the chat template has <{name}>, markers are {how}", warning)
 
 
 def _by_words(tokenizer: "PreTrainedTokenizerBase", found: Probe, names: list[str]) -> Choice:
@@ -164,16 +161,14 @@ def _by_words(tokenizer: "PreTrainedTokenizerBase", found: Probe, names: list[st
     by_name = next((name for name in names if S1_NAME.search(name)), None)
     if by_name and find_token(tokenizer, "<|im_start|>") is not None:
         return Choice(PROFILES["s1"], f"by its name, {by_name}")
-    warnings = []
+    warning = ""
     if find_token(tokenizer, "<think>") is not None:
-        warnings.append("the tokenizer has <think>, which the chat template never uses; to think: --profile think-tags")
+        warning = "the tokenizer has <think>, which the chat template never uses; to think: --profile think-tags"
     elif thinker := next((name for name in names if THINKER_NAME.search(name)), None):
-        warnings.append(
+        warning = (
             f"the name '{thinker}' suggests a thinking model, but its template has no markers; see prunus profiles"
         )
-    return Choice(
-        PROFILES["plain"], "the template has no thinking markers, so the answer turn is the chain", tuple(warnings)
-    )
+    return Choice(PROFILES["plain"], "the template has no thinking markers, so the answer turn is the chain", warning)
 
 
 def with_tag(profile: Profile, name: str) -> Profile:

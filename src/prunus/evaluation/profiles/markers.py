@@ -345,7 +345,7 @@ def encode_markers(profile: Profile, tokenizer: "PreTrainedTokenizerBase", mode:
         wait_after_newline=encode(profile.wait),
         answer_stops=answer_stops,
         answer_banned=answer_banned,
-        ends_in_newline=partial(ends_in_newline, tokenizer),
+        ends_in_newline=lambda token: read([token]).endswith("\n"),  # a text's last byte decides
         answer_in_chain=profile.answer_in_chain,
         think_texts=TextStops(think_texts, read) if think_texts else None,
         answer_texts=TextStops((*answer_texts, *reopening_texts), read) if answer_texts or reopening_texts else None,
@@ -353,11 +353,6 @@ def encode_markers(profile: Profile, tokenizer: "PreTrainedTokenizerBase", mode:
         ends=think_stops & answer_stops,
         missing_closing=missing_closing,
     )
-
-
-def ends_in_newline(tokenizer: "PreTrainedTokenizerBase", token: int) -> bool:
-    """Whether a text that ends in this token ends in a newline. Its last byte decides, so no other token is needed."""
-    return decode(tokenizer, [token]).endswith("\n")
 
 
 def encode_prompt(profile: Profile, tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
