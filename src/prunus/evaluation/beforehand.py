@@ -3,7 +3,6 @@
 The commands call this first, and so do the functions that evaluate.
 """
 
-from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,7 +33,11 @@ def check_plan(
         check_folder(Path(store))
     if isinstance(plan, EvalPlan) and plan.aa_control and any(map(is_harness_task, plan.tasks)):
         raise PrunusError("aa_control needs other batches, which lm-evaluation-harness makes itself: leave it out")
-    check_tasks(plan.tasks)
+    for task in plan.tasks:
+        if not is_harness_task(task):
+            check_task(task)
+        elif find_spec("lm_eval") is None:
+            raise PrunusError("tasks of lm-evaluation-harness need its package: pip install 'prunus[lm-eval]'")
     if isinstance(plan, EvalPlan) and plan.mode == "legacy":
         return  # its profiles are chosen by the tokenizer
     folder = resolve(model) if engine is None or engine.tokenizer is None else None
@@ -52,12 +55,3 @@ def check_plan(
 def is_harness_task(task: str) -> bool:
     """Whether a task, as typed or as stored, is one of lm-evaluation-harness."""
     return task.startswith((PREFIX, FAMILY))
-
-
-def check_tasks(tasks: Iterable[str]) -> None:
-    """Raise PrunusError if a task is unknown, a file of problems is wrong, or a package for a task is missing."""
-    for task in tasks:
-        if not is_harness_task(task):
-            check_task(task)
-        elif find_spec("lm_eval") is None:
-            raise PrunusError("tasks of lm-evaluation-harness need its package: pip install 'prunus[lm-eval]'")

@@ -8,13 +8,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.engines import EngineOptions
 from prunus.evaluation import backends
 from prunus.evaluation.backends.chat import ChatServer
+from prunus.evaluation.backends.served import ServedModel
 from prunus.evaluation.beforehand import check_plan, is_harness_task
 from prunus.evaluation.grading import GRADER_VERSION, Grader
 from prunus.evaluation.lm_eval import evaluate_harness
@@ -26,9 +26,6 @@ from prunus.progress import Steps
 from prunus.recipes import EvalPlan
 from prunus.results.rows import ProblemRow, Run
 from prunus.results.store import Store, check_folder, claim
-
-if TYPE_CHECKING:
-    from prunus.evaluation.backends.served import ServedModel
 
 
 def evaluate(
@@ -80,15 +77,13 @@ def evaluate(
 
 def opened_model(
     model: str | Path, backend: str, device: str, engine: EngineOptions
-) -> tuple["ModelFolder | ServedModel", str | None, EngineOptions]:
+) -> tuple[ModelFolder | ServedModel, str | None, EngineOptions]:
     """The model for a backend, the kernel as open_for returns it, and the engine's options.
 
     With engine.tokenizer the model is only what a server tells of it, under the name `model`.
     """
     if engine.tokenizer is None:
         return *open_for(backend, resolve(model), device, engine), engine
-    from prunus.evaluation.backends.served import ServedModel
-
     return ServedModel(str(model), engine), None, replace(engine, served_model=engine.served_model or str(model))
 
 

@@ -187,8 +187,7 @@ def other_rows(rows: int, chains: int) -> int:
 def encode_problems(profile: Profile, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
     """The ids of each problem's prompt with the opened thinking; prints a warning if the template changes problems."""
     rendered = render_prompts(profile, tokenizer, texts)
-    changed = sum(text not in prompt for text, prompt in zip(texts, rendered, strict=True))
-    if changed:
+    if changed := sum(text not in prompt for text, prompt in zip(texts, rendered, strict=True)):
         progress.say(f"warning: the model's chat template changes the text of {changed} of {len(texts)} problems")
     return [encode_opened(profile, tokenizer, prompt) for prompt in rendered]
 

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypedDict
 
@@ -223,8 +223,7 @@ def journal_of(target: Path, run_id: str, overwrite: bool) -> Iterator[Journal]:
 
 
 def _parse(line: bytes) -> dict[str, Any]:
-    try:
-        data = parse_json(line)
-    except ValueError:
-        data = None
-    return data if isinstance(data, dict) else {}
+    with suppress(ValueError):
+        if isinstance(data := parse_json(line), dict):
+            return data
+    return {}

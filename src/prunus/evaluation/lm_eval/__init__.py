@@ -151,12 +151,8 @@ def ask(
             if isinstance(value, float) and "stderr" not in key
         )
         progress.say(f"{task}: {values}")
-    problems, samples = [], []
-    for task, entries in found["samples"].items():
-        rows = rows_of(task, entries)
-        problems += [problem for problem, _ in rows]
-        samples += [sample for _, sample in rows]
-    return problems, samples
+    rows = [row for task, entries in found["samples"].items() for row in rows_of(task, entries)]
+    return [problem for problem, _ in rows], [sample for _, sample in rows]
 
 
 def rows_of(task: str, entries: Sequence[Data]) -> list[tuple[ProblemRow, Sample]]:

@@ -163,13 +163,14 @@ def _clock(steps: int, rng: random.Random) -> tuple[str, str, list[str]]:
     return f"Clock {shown(start)} {' '.join(shifts)}.", shown(time), trace
 
 
-_GENERATORS: dict[str, Callable[[int, random.Random], tuple[str, str, list[str]]]] = {
-    "chain": _chain,
-    "twosum": _twosum,
-    "hops": _hops,
-    "mult": _mult,
-    "listops": _listops,
-    "clock": _clock,
+# What makes a question, its answer and its trace from a number of steps, and the description of the task.
+_GENERATORS: dict[str, tuple[Callable[[int, random.Random], tuple[str, str, list[str]]], str]] = {
+    "chain": (_chain, "running sums such as 97-3-33"),
+    "twosum": (_twosum, "which two of the numbers add up to a goal"),
+    "hops": (_hops, "follow letter pointers for n steps"),
+    "mult": (_mult, "a long number times one digit"),
+    "listops": (_listops, "reverse, rotate and swap a list of letters"),
+    "clock": (_clock, "add and subtract times of one day"),
 }
 FAMILIES = tuple(_GENERATORS)
 
@@ -177,7 +178,7 @@ FAMILIES = tuple(_GENERATORS)
 def sample(family: str, level: int, rng: random.Random) -> TinyProblem:
     """A random problem of one family and level (1 to 7)."""
     low, high = STEPS[family][level - 1]
-    question, answer, trace = _GENERATORS[family](rng.randint(low, high), rng)
+    question, answer, trace = _GENERATORS[family][0](rng.randint(low, high), rng)
     return TinyProblem(family, level, question, answer, tuple(trace))
 
 
@@ -218,15 +219,6 @@ def stream(seed: int | str, families: Iterable[str] = FAMILIES) -> Iterator[Tiny
 
 TRAIN_PROBLEMS = 2000
 
-_DESCRIPTIONS = {
-    "chain": "running sums such as 97-3-33",
-    "twosum": "which two of the numbers add up to a goal",
-    "hops": "follow letter pointers for n steps",
-    "mult": "a long number times one digit",
-    "listops": "reverse, rotate and swap a list of letters",
-    "clock": "add and subtract times of one day",
-}
-
 
 def problem_id(problem: TinyProblem) -> str:
     """tiny/FAMILY/LEVEL/ and 8 hex digits of the question's hash: the same id in every task."""
@@ -260,11 +252,10 @@ def load(name: str, families: tuple[str, ...]) -> list[Problem]:
 @cache
 def load_train() -> list[Problem]:
     """Distinct problems for traces and calibration, none of them in a held-out set."""
-    problems: dict[str, TinyProblem] = {}
-    for problem in stream("traces"):
+    problems, source = dict[str, TinyProblem](), stream("traces")
+    while len(problems) < TRAIN_PROBLEMS:
+        problem = next(source)
         problems.setdefault(problem.question, problem)
-        if len(problems) == TRAIN_PROBLEMS:
-            break
     return [
         Problem(f"tiny-train/{problem_id(p).removeprefix('tiny/')}", "tiny-train", p.question, p.answer, "exact")
         for p in problems.values()
@@ -277,7 +268,7 @@ def _task(name: str, families: tuple[str, ...], description: str) -> Task:
 
 TASKS = (
     _task("tiny", FAMILIES, "630 step-by-step problems, six families, levels 1 to 7, for the tiny reasoner"),
-    *(_task(f"tiny/{family}", (family,), f"105 problems: {_DESCRIPTIONS[family]}") for family in FAMILIES),
+    *(_task(f"tiny/{family}", (family,), f"105 problems: {about}") for family, (_, about) in _GENERATORS.items()),
     Task(
         "tiny-train",
         "generated",
