@@ -117,7 +117,7 @@ def test_the_bound_follows_what_was_asked_for():
     async def length(url, tokens):
         async with transport.new_client(EngineOptions(url=url)) as client:
             at = f"{url}/completions"
-            return await transport.reply_of(client, url, "POST", at, {}, read=lambda r: len(r["text"]), tokens=tokens)
+            return await transport.reply_of(client, url, at, {}, read=lambda r: len(r["text"]), tokens=tokens)
 
     with serving({"/v1/completions": text}) as url:
         assert transport.run(length(url, 32_768)) == 20 << 20

@@ -29,7 +29,7 @@ from prunus.plain_data import parse_json
 from prunus.progress import Steps
 from prunus.questions import evaluation_set, question_digest
 from prunus.recipes import TraceRecipe
-from prunus.results.rows import Key, Sample
+from prunus.results.rows import Sample
 
 BYTES_PER_TOKEN = 16  # of JSON, in the partial and the final file together
 
@@ -133,8 +133,9 @@ def draw(work: ResolvedPlan, journal: "Journal", backend: Backend) -> None:
         chains = zip(portion.finished, portion.samples, strict=True)
         journal.add([trace_of(work, chain.key[0], drawn, sample) for (chain, (drawn,)), sample in chains])
 
-    missing = [batch for batch in work.batches if not work.keys(batch) <= journal.keys(work)]
-    planned = planned_chains(work, backend, missing, journal.keys(work))
+    stored = {(problem, work.largest_budget, number) for problem, number in journal.chains}
+    missing = [batch for batch in work.batches if not work.keys(batch) <= stored]
+    planned = planned_chains(work, backend, missing, stored)
     total = sum(map(len, work.batches))
     with Grader() as grader, Steps("drawing", total, "chains", done=total - sum(map(len, planned))) as steps:
         for portion in run_chains(work, backend, grader, planned, keep, steps.within):
@@ -176,10 +177,6 @@ class Journal:
 
     def __init__(self, path: Path, stream: IO[bytes]) -> None:
         self.path, self.stream, self.chains = path, stream, dict[tuple[str, int], Trace]()
-
-    def keys(self, work: ResolvedPlan) -> set[Key]:
-        """The keys of the chains, as a store would have them."""
-        return {(problem, work.largest_budget, draw) for problem, draw in self.chains}
 
     def add(self, chains: list[Trace]) -> None:
         """Add chains that are complete."""

@@ -14,7 +14,7 @@ import httpx2 as httpx
 
 from prunus.budgets import OFF
 from prunus.evaluation.backends.served import Server
-from prunus.evaluation.backends.transport import in_thread, reply_of, with_client
+from prunus.evaluation.backends.transport import in_thread, replies, reply_of, with_client
 from prunus.evaluation.budget import Draw
 from prunus.evaluation.profiles import LEGACY_ANSWER_TOKENS
 from prunus.evaluation.profiles.markers import messages_of
@@ -52,12 +52,16 @@ class ChatServer(Server):
     def replies(self, count: int, request: Callable[[int], Body]) -> Iterator[tuple[int, ChatReply]]:
         """Yield the number of each request and its reply as soon as it comes; as many at once as the server takes."""
         numbers = iter(range(count))
-        return in_thread(self.flow(lambda: next(numbers, None), lambda client, at: self.ask(client, request(at))))
+
+        async def send(client: httpx.AsyncClient, at: int) -> ChatReply:
+            return await self.ask(client, request(at))
+
+        return in_thread(replies(self.engine, self.url, self.places, lambda: next(numbers, None), send))
 
     async def ask(self, client: httpx.AsyncClient, body: Body, waits: bool = False) -> ChatReply:
         """The reply to a request. waits: as that of reply_of."""
         address, most = f"{self.url}/chat/completions", next(body[name] for name in LIMITS if name in body)
-        return await reply_of(client, self.url, "POST", address, body, read=read_reply, waits=waits, tokens=most)
+        return await reply_of(client, self.url, address, body, read=read_reply, waits=waits, tokens=most)
 
 
 def read_reply(reply: Any) -> ChatReply:
@@ -89,8 +93,8 @@ def drawn_by_server(
 ) -> Iterator[tuple[int, list[Draw]]]:
     """Yield the place of each chain, which has one budget, and its draw as soon as its reply comes."""
     rows = [(*chain.key, chain.budgets[0]) for chain in chains]
-    replies = server.replies(len(rows), lambda place: chat_request(work, server, rows[place]))
-    return ((place, [drawn(work, rows[place], reply)]) for place, reply in replies)
+    found = server.replies(len(rows), lambda place: chat_request(work, server, rows[place]))
+    return ((place, [drawn(work, rows[place], reply)]) for place, reply in found)
 
 
 def chat_request(work: ResolvedPlan, server: ChatServer, row: Row) -> Body:

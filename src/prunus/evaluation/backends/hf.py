@@ -237,13 +237,10 @@ class HFBackend(Backend):
     @property
     def description(self) -> dict[str, object]:
         """Device, dtype and kernel, stored with the run."""
-        found: dict[str, object] = {
-            "device": str(self.model.device),
-            "dtype": str(compute_dtype(self.model)).removeprefix("torch."),
-        }
-        if (kept := kept_of(self.model)) is not None:
-            found["kernel"] = str(kept)
-        return found | ({"kernel": str(describe(self.model))} if is_sparse(self.model) else {})
+        dtype = str(compute_dtype(self.model)).removeprefix("torch.")
+        products = describe(self.model) if is_sparse(self.model) else kept_of(self.model)
+        found: dict[str, object] = {"device": str(self.model.device), "dtype": dtype}
+        return found if products is None else found | {"kernel": str(products)}
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """As Backend.generate: all requests decode together, or in smaller batches if memory runs out.

@@ -22,7 +22,7 @@ from prunus.checkpoint.resolve import load_tokenizer
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.served import Server, meta_of
-from prunus.evaluation.backends.transport import Unfit, in_thread, reply_of, with_client
+from prunus.evaluation.backends.transport import Unfit, in_thread, replies, reply_of, with_client
 from prunus.evaluation.profiles.markers import decode
 from prunus.evaluation.requests import NEUTRAL, Backend, Completion, Outstanding, Request, Sampling, Scores
 
@@ -69,7 +69,7 @@ class OpenAIBackend(Server, Backend):
         async def send(client: httpx.AsyncClient, number: int) -> Completion:
             return await self._complete(client, waiting.requests[number], sampling)
 
-        async with contextlib.aclosing(self.flow(pick, send)) as found:
+        async with contextlib.aclosing(replies(self.engine, self.url, self.places, pick, send)) as found:
             async for number, completion in found:
                 more, chain = waiting.complete(number, completion)
                 following.extend(more)
@@ -77,12 +77,14 @@ class OpenAIBackend(Server, Backend):
                     yield chain
 
     async def _complete(self, client: httpx.AsyncClient, request: Request, sampling: Sampling) -> Completion:
-        if not self.is_llama_cpp:
-            return self._checked(request, await self._once(client, request, sampling, waits=False))
         ids: list[int] = []
         while len(ids) < request.max_new_tokens:
-            part = after(request, ids)
-            found = self._checked(part, await self._once(client, part, sampling, waits=False))
+            part = after(request, ids) if self.is_llama_cpp else request
+            found = await self._once(client, part, sampling, waits=False)
+            if part.stops.intersection(found.ids):
+                raise PrunusError(f"{self.url} continued after a stop, although it stopped there in the probe")
+            if not self.is_llama_cpp:
+                return found
             seen = len(ids)
             ids += found.ids
             if request.texts is not None and (marker := request.texts.first(ids, seen)):
@@ -90,11 +92,6 @@ class OpenAIBackend(Server, Backend):
             if found.stopped is not None:
                 return Completion(ids, found.stopped)
         return Completion(ids, None)
-
-    def _checked(self, request: Request, found: Completion) -> Completion:
-        if request.stops.intersection(found.ids):
-            raise PrunusError(f"{self.url} continued after a stop, although it stopped there in the probe")
-        return found
 
     async def _once(
         self,
@@ -109,9 +106,7 @@ class OpenAIBackend(Server, Backend):
         if bias is not None:
             payload["logit_bias"] = bias
         read, tokens = partial(self._completion, request), request.max_new_tokens
-        return await reply_of(
-            client, self.url, "POST", self.completions, payload, read=read, waits=waits, tokens=tokens
-        )
+        return await reply_of(client, self.url, self.completions, payload, read=read, waits=waits, tokens=tokens)
 
     @property
     def is_llama_cpp(self) -> bool:
@@ -177,10 +172,11 @@ class OpenAIBackend(Server, Backend):
         }
 
     def _choice(self, reply: Any) -> Mapping[str, Any]:
-        return llama_cpp_choice(reply) if self.is_llama_cpp else reply["choices"][0]
-
-    def _text(self, reply: Any) -> str:
-        return str(self._choice(reply)["text"])
+        """The completion in a reply, in the form of vLLM's."""
+        if not self.is_llama_cpp:
+            return reply["choices"][0]
+        finish = {"limit": "length", "word": "stop", "eos": "stop"}[reply["stop_type"]]
+        return {"token_ids": reply["tokens"], "text": reply["content"], "finish_reason": finish}
 
     def _completion(self, request: Request, reply: Any) -> Completion:
         choice = self._choice(reply)
@@ -272,43 +268,40 @@ class OpenAIBackend(Server, Backend):
 
     async def _probe(self, client: httpx.AsyncClient) -> None:
         """Raise PrunusError unless a few short completions show that stops, bans and seeds work."""
-        prompt = self.tokenizer.encode(PROBE_TEXT, add_special_tokens=False)
-        nothing = frozenset[int]()
-
-        async def probe(sampling: Sampling, stops: frozenset[int], banned: frozenset[int], seed: int) -> Completion:
-            return await self._once(client, Request(prompt, PROBE_TOKENS, stops, banned, seed), sampling)
-
-        first = (await probe(GREEDY, nothing, nothing, 0)).ids
+        free = Request(self.tokenizer.encode(PROBE_TEXT, add_special_tokens=False), PROBE_TOKENS)
+        first = (await self._once(client, free, GREEDY)).ids
         if not first:
             raise PrunusError(f"{self.url} answers a probe with no token; check that it serves the model")
-        await self._check_tokenizer(client, prompt)
+        await self._check_tokenizer(client, free._replace(max_new_tokens=1))
         stop = frozenset(first[:1])
         for self.stop_texts in (False, True):
-            found = await probe(GREEDY, stop, nothing, 0)
+            found = await self._once(client, free._replace(stops=stop), GREEDY)
             if found.stopped is not None and not found.ids:
                 break
         else:
             raise PrunusError(
                 f"{self.url} ignores stop_token_ids and stop: thinking and answers could not be told apart"
             )
-        free = Request(prompt, PROBE_TOKENS, nothing, nothing, 0)
         banned = (await self._once(client, free, GREEDY, self._bias(stop))).ids
         if not banned or banned[0] in stop:
             raise PrunusError(f"{self.url} ignores logit_bias, so that markers could not be banned from answers")
-        drawn = [(await probe(PROBE_SAMPLING, nothing, nothing, seed)).ids for seed in (1, 1, 2, 2, 3, 3)]
+        seeded = [free._replace(seed=seed) for seed in (1, 1, 2, 2, 3, 3)]
+        drawn = [(await self._once(client, request, PROBE_SAMPLING)).ids for request in seeded]
         repeated = any(drawn[at] == drawn[at + 1] for at in (0, 2, 4))
         if not repeated or len(set(map(tuple, drawn))) == 1:
             hint = ", unless it is started with --enable-deterministic-inference" if self.server == "sglang" else ""
             raise PrunusError(f"{self.url} ignores seed{hint}: draws could not be reproduced")
 
-    async def _check_tokenizer(self, client: httpx.AsyncClient, prompt: list[int]) -> None:
+    async def _check_tokenizer(self, client: httpx.AsyncClient, request: Request) -> None:
         """Raise PrunusError if the text that the server has for an id, which it is made to sample, is not ours."""
-        nothing, texts = frozenset[int](), dict[int, str]()
+
+        def read(reply: Any) -> str:
+            return str(self._choice(reply)["text"]).strip()
+
+        texts = dict[int, str]()
         for token in told_apart_by(self.tokenizer, self.unknown.start):
-            payload = self._payload(Request(prompt, 1, nothing, nothing, 0), GREEDY)
-            payload["logit_bias"] = {str(token): ALWAYS}
-            theirs = await reply_of(client, self.url, "POST", self.completions, payload, read=self._text)
-            texts[token] = theirs.strip()
+            payload = self._payload(request, GREEDY) | {"logit_bias": {str(token): ALWAYS}}
+            texts[token] = await reply_of(client, self.url, self.completions, payload, read=read)
         if len(set(texts.values())) == 1:
             return  # the server ignores the bias, which is said later
         for token, theirs in texts.items():
@@ -325,7 +318,7 @@ class OpenAIBackend(Server, Backend):
         async def check(client: httpx.AsyncClient) -> None:
             prompt = self.tokenizer.encode(PROBE_TEXT, add_special_tokens=False)
             for stop in sorted(stops - self.probed):
-                request = Request(prompt, PROBE_TOKENS, frozenset({stop}), frozenset(), 0)
+                request = Request(prompt, PROBE_TOKENS, frozenset({stop}))
                 found = await self._once(client, request, GREEDY, {str(stop): ALWAYS})
                 if found != Completion([], stop):
                     [text] = self._texts([stop])
@@ -350,12 +343,6 @@ def after(request: Request, ids: list[int]) -> Request:
         rest = min(rest, missing)
     seed = request.seed ^ len(ids)
     return request._replace(prompt=request.prompt + ids, max_new_tokens=rest, seed=seed, min_new_tokens=0)
-
-
-def llama_cpp_choice(reply: Mapping[str, Any]) -> dict[str, Any]:
-    """A reply of llama.cpp in the form of vLLM's."""
-    finish = {"limit": "length", "word": "stop", "eos": "stop"}[reply["stop_type"]]
-    return {"token_ids": reply["tokens"], "text": reply["content"], "finish_reason": finish}
 
 
 def told_apart_by(tokenizer: Any, vocabulary: int) -> list[int]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicLayer, PreTrainedConfig, PreTrainedModel
 
 from prunus.checkpoint.resolve import one_line
@@ -89,11 +90,9 @@ class PaddedRows:
         # For other kinds of attention transformers makes the masks, which costs more per step.
         self._own_masks = own_masks and has_full_attention(config)
         width = max(map(len, prompts))
-        self._prompt_RT = torch.zeros(len(prompts), width, dtype=torch.long)
-        self._pads_R = torch.tensor([width - len(ids) for ids in prompts])
-        for row, ids in enumerate(prompts):
-            self._prompt_RT[row, width - len(ids) :] = torch.tensor(ids)
-        self._prompt_RT, self._pads_R = self._prompt_RT.to(self.device), self._pads_R.to(self.device)
+        ids_of_rows = [torch.tensor(ids, dtype=torch.long) for ids in prompts]
+        self._prompt_RT = pad_sequence(ids_of_rows, batch_first=True, padding_side="left").to(self.device)
+        self._pads_R = torch.tensor([width - len(ids) for ids in prompts], device=self.device)
         self._columns = 0
         self._bias_RK = self._padding_bias(width)
 

@@ -8,34 +8,22 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
+from typing import IO, Any, Self
 
 import httpx2 as httpx
 
 from prunus.checkpoint.model_folder import UNLIMITED
-from prunus.checkpoint.resolve import GGUF_FILE, load_tokenizer, resolve_tokenizer
+from prunus.checkpoint.resolve import GGUF_FILE, hub_origin, load_tokenizer, resolve_tokenizer
 from prunus.engines import GGUF, EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.transport import (
-    MALFORMED,
-    received,
-    replies,
-    reply_of,
-    run,
-    with_client,
-)
+from prunus.evaluation.backends.transport import MALFORMED, received, reply_of, run, with_client
 from prunus.evaluation.requests import Engine, Sampling
 from prunus.plain_data import content_hash, parse_json
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-_T = TypeVar("_T")
 # What llama.cpp tells of a model, and does not change with the server's options.
 OF_MODEL = ("n_params", "size", "n_vocab", "n_embd", "n_ctx_train")
 
@@ -55,7 +43,7 @@ async def find_model(client: httpx.AsyncClient, url: str, names: Collection[str]
 
     asked: the name that the user gave with --served-model, if any. Raises PrunusError if the server has no such model.
     """
-    reply = await reply_of(client, url, "GET", url + "/models", read=lambda reply: reply, tries=1)
+    reply = await reply_of(client, url, url + "/models", read=lambda reply: reply, tries=1)
     models = reply.get("data") if isinstance(reply, dict) else None
     if not isinstance(models, list) or not all(map(_is_entry, models)):
         raise PrunusError(f"{url} does not list its models; is this an OpenAI-compatible server?")
@@ -89,7 +77,7 @@ async def version_of(client: httpx.AsyncClient, url: str, owner: str) -> tuple[s
     path, key = VERSION_AT.get(owner, ("", ""))
     if path:
         with suppress(httpx.HTTPError, PrunusError, *MALFORMED):  # a proxy may not forward this path
-            reply = parse_json((await received(client, "GET", url.removesuffix("/v1") + path)).body)
+            reply = parse_json((await received(client, url.removesuffix("/v1") + path)).body)
             slots = reply.get("total_slots")  # of llama.cpp, whose queue has no limit
             return str(reply[key])[:LONGEST_VERSION], slots if isinstance(slots, int) and slots > 0 else None
     return "", None
@@ -117,9 +105,9 @@ class Server(Engine):
     streams = True
 
     def __init__(self, folder: Path, engine: EngineOptions, vocabulary: int) -> None:
-        """vocabulary: number of ids of the tokenizer."""
+        """vocabulary: number of ids of the tokenizer, for kinds of servers that sample ids."""
         assert engine.url is not None
-        self.folder, self.engine, self.url, self.vocabulary = folder, engine, api_of(engine.url), vocabulary
+        self.folder, self.engine, self.url = folder, engine, api_of(engine.url)
         self.name, self.version = "", ""
         self.server: str = ""  # its owner, by which kinds of servers are told apart
         self.places: int | None = None
@@ -155,23 +143,10 @@ class Server(Engine):
             "seed": seed if self.server.startswith("vllm") else seed & 0x7FFFFFFF,  # others take 32 bits
         }
 
-    def flow(
-        self, pick: Callable[[], int | None], send: Callable[[httpx.AsyncClient, int], Coroutine[Any, Any, _T]]
-    ) -> AsyncGenerator[tuple[int, _T], None]:
-        """Yield (number, reply) of each request as it comes; pick and send as those of `replies`."""
-        return replies(self.engine, self.url, self.places, pick, send)
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) else None
-
 
 def names_of(folder: Path) -> set[str]:
     """The names a server may give a folder's model: its path, its name, its hub id if in the hub's cache."""
-    names = {str(folder), str(folder.resolve()), folder.name}
-    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
-        names.add(folder.parents[1].name.removeprefix("models--").replace("--", "/"))
-    return names
+    return {str(folder), str(folder.resolve()), folder.name, hub_origin(folder).get("hub", folder.name)}
 
 
 class ServedModel:
@@ -188,38 +163,31 @@ class ServedModel:
         """Ask the server. name: MODEL of the command. Raises PrunusError if it is not reached or lacks the model."""
         assert engine.url is not None and engine.tokenizer is not None
         url = api_of(engine.url)
-        self.name, self.folder = name, resolve_tokenizer(engine.tokenizer)
-        self.manifest: dict[str, Any] = {}
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.folder)
-        self.entry = with_client(engine, lambda client: find_model(client, url, {name}, engine.served_model))
-        self.context = context_of(self.entry) or UNLIMITED
+        self.folder, self.manifest = resolve_tokenizer(engine.tokenizer), dict[str, Any]()
+        tokenizer = load_tokenizer(self.folder)
+        entry = with_client(engine, lambda client: find_model(client, url, {name}, engine.served_model))
+        self.context, meta, root = context_of(entry) or UNLIMITED, meta_of(entry), str(entry.get("root") or "")
         # Of weights only llama.cpp tells: their number, the size of their file, and so their bits if fewer than 16.
-        self.parameters, size = (_whole(meta_of(self.entry).get(key)) for key in ("n_params", "size"))
+        told = (meta.get(key) for key in ("n_params", "size"))
+        self.parameters, size = (value if isinstance(value, int) else None for value in told)
         self.engine_bytes = None if size is None else {"file": size}
         bits = 8 * size / self.parameters if size is not None and self.parameters else 16.0
         self.quantisation = f"{bits:.2g} bits per weight" if bits < 15 else None
+        self._checksum = content_hash(
+            {
+                "served": name,
+                "id": entry["id"],
+                "root": Path(root).name if root.startswith("/") else root,
+                "told": {key: meta[key] for key in OF_MODEL if key in meta},
+                "vocabulary": sorted(tokenizer.get_vocab().items()),
+                "template": tokenizer.chat_template,
+            },
+            64,
+        )
 
     def checksum(self) -> str:
         """The hash that identifies the model."""
         return self._checksum
-
-    @cached_property
-    def _checksum(self) -> str:
-        root, meta = str(self.entry.get("root") or ""), meta_of(self.entry)
-        told = {key: meta[key] for key in OF_MODEL if key in meta}
-        where = Path(root).name if root.startswith("/") else root
-        words = sorted(self.tokenizer.get_vocab().items())
-        return content_hash(
-            {
-                "served": self.name,
-                "id": self.entry["id"],
-                "root": where,
-                "told": told,
-                "vocabulary": words,
-                "template": self.tokenizer.chat_template,
-            },
-            64,
-        )
 
 
 # A server that Prunus starts for one model folder by the user's command, and stops again.
@@ -285,7 +253,7 @@ async def _answers(url: str) -> bool:
     """Whether the server lists its models."""
     async with httpx.AsyncClient(timeout=LISTING_SECONDS) as client:
         with suppress(httpx.HTTPError, PrunusError):
-            return (await received(client, "GET", f"{url}/models")).status == httpx.codes.OK
+            return (await received(client, f"{url}/models")).status == httpx.codes.OK
     return False
 
 

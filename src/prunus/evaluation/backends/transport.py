@@ -81,15 +81,13 @@ def new_client(engine: EngineOptions) -> httpx.AsyncClient:
     return httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout)
 
 
-async def received(
-    client: httpx.AsyncClient, method: str, address: str, payload: Any = None, most: int = LEAST_BYTES
-) -> Reply:
-    """The reply to one request, which is bounded: a server may send without end.
+async def received(client: httpx.AsyncClient, address: str, payload: Any = None, most: int = LEAST_BYTES) -> Reply:
+    """The reply to one request, a GET without payload, which is bounded: a server may send without end.
 
     It has to be complete within the client's time limit for reading, else httpx.ReadTimeout is raised. most: its bytes;
     PrunusError if there are more.
     """
-    seconds = client.timeout.read
+    seconds, method = client.timeout.read, "GET" if payload is None else "POST"
     try:
         async with asyncio.timeout(seconds), client.stream(method, address, json=payload) as response:
             body = bytearray()
@@ -105,7 +103,6 @@ async def received(
 async def reply_of(
     client: httpx.AsyncClient,
     url: str,
-    method: str,
     address: str,
     payload: Any = None,
     *,
@@ -125,7 +122,7 @@ async def reply_of(
     for attempt in range(1, tries + 1):
         wait = pause(attempt)
         try:
-            response = await received(client, method, address, payload, most)
+            response = await received(client, address, payload, most)
             if response.status == httpx.codes.OK:
                 return as_read(response, read)
             fault = f"answers {response.status}: {first_words(response)}"
@@ -399,7 +396,7 @@ async def _watch(client: httpx.AsyncClient, url: str, window: Window, in_flight:
     with contextlib.suppress(httpx.HTTPError, PrunusError, ValueError):
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            reply = await received(client, "GET", url.removesuffix("/v1") + "/metrics")
+            reply = await received(client, url.removesuffix("/v1") + "/metrics")
             queue = queue_of(reply.text) if reply.status == httpx.codes.OK else None
             if queue is None:
                 return
