@@ -102,9 +102,13 @@ def test_a_threshold_that_is_no_number_is_refused(tmp_path):
         ("[think]\nstops = 5", "line 4: 'stops' must be a list, each a text, not 5"),
         ("[sampling]\ntemperature = nan", "line 4: 'temperature' must be a number, not nan"),
         ("[off]\nblock = 5", "line 4: 'block' must be a text, not 5"),
+        ("[think]\nstops = ['a']\n[answer]\nstops = 5", "line 6: 'stops' must be a list"),
+        ("[answer]\nstop = 5", r"line 4: 'stop' is not known in \[answer\]"),
+        ("[thinking]\nstops = 5", "line 3: 'thinking' is none of the tables"),
+        ("thinking = 5", "line 3: 'thinking' is none of the tables"),
     ],
 )
-def test_a_profile_names_the_line_of_a_wrong_type(text, words, tmp_path):
+def test_a_profile_names_the_line_of_what_is_wrong(text, words, tmp_path):
     (tmp_path / "p.toml").write_text(f'format = 1\nextends = "qwen3"\n{text}\n')
     with pytest.raises(PrunusError, match=words):
         prunus.show_profile(str(tmp_path / "p.toml"))

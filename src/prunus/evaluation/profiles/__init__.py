@@ -5,7 +5,6 @@ markers.py renders that and encodes the profile's strings with the model's token
 off, or lets the engine or the model keep the budget. catalogue.py is the content of `prunus profiles`.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Literal
 
 from prunus.errors import PrunusError, nearest
 from prunus.evaluation.requests import Sampling
-from prunus.plain_data import parse_toml
+from prunus.plain_data import Lines, parse_toml
 from prunus.recipes import PROFILE_FOLDER, PROFILE_NAMES, Mode
 from prunus.settings import check_settings, hints_of, misfit
 
@@ -227,23 +226,27 @@ def _values(path: Path, text: str) -> dict[str, Any]:
         built_in = PROFILE_FOLDER / f"{base}.toml"
         found = _values(built_in, built_in.read_text("utf-8"))
     found["name"] = data.pop("name", path.stem)
+    lines = Lines(text)
+
+    def wrong_at(table: str, key: str, message: str) -> PrunusError:
+        line = lines.of(table, key)
+        return PrunusError(message if line is None else f"line {line}: {message}")
+
     for table, values in data.items():
         if table not in (*KEYS, "template") or not isinstance(values, Mapping):
             known = [f"[{name}]" for name in (*KEYS, "template")]
-            raise PrunusError(
-                f"{_line_of(text, table)}'{table}' is none of the tables of a profile: {', '.join(known)}"
-            )
+            raise wrong_at(table, "", f"'{table}' is none of the tables of a profile: {', '.join(known)}")
         if table == "template":
             found |= _template_values(path, values)
             continue
         for key, value in values.items():
             if key not in KEYS[table]:
                 known = nearest(key, KEYS[table], "known keys are")
-                raise PrunusError(f"{_line_of(text, key)}'{key}' is not known in [{table}]; {known}")
+                raise wrong_at(table, key, f"'{key}' is not known in [{table}]; {known}")
             if key == "stops" and value == "auto":
                 value = []
             if wrong := misfit(key, value, hints_of(Profile)[KEYS[table][key]]):
-                raise PrunusError(f"{_line_of(text, key)}{wrong}")
+                raise wrong_at(table, key, wrong)
             found[KEYS[table][key]] = value
     if "off" not in data:  # what the base says applies only as far as it fits this profile's own markers
         if not any(stop in found.get("off_block", "") for stop in found.get("think_stops", ())):
@@ -281,12 +284,6 @@ def read_system(path: Path) -> str:
         return path.read_text("utf-8")
     except (OSError, ValueError) as error:
         raise PrunusError(f"{path} cannot be read: {error}") from error
-
-
-def _line_of(text: str, key: str) -> str:
-    """`line N: ` of the first line that sets a key or opens a table of that name; empty if there is none."""
-    pattern = re.compile(rf"\s*\[?{re.escape(key)}\s*[\]=]")
-    return next((f"line {at}: " for at, line in enumerate(text.splitlines(), 1) if pattern.match(line)), "")
 
 
 # The built-in profiles by name.
