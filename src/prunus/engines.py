@@ -11,6 +11,7 @@ from prunus.plain_data import parse_json
 from prunus.settings import ADVANCED, ENGINE, Conflict, about, check_settings, setting
 
 GGUF = "{gguf}"  # stands in a command for the model's GGUF file
+FLOAT32_PARAMETERS = 1_000_000_000  # up to this size a model runs in float32 on a CPU
 EXAMPLE = '{"tensor_parallel_size": 2}'
 
 

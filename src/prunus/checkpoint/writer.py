@@ -21,7 +21,7 @@ from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import INDEX, SINGLE_FILE
-from prunus.checkpoint.resolve import CALIBRATION, MANIFEST, next_manifest
+from prunus.checkpoint.resolve import CALIBRATION, MANIFEST, TEMPLATES, next_manifest
 from prunus.checkpoint.safetensors_file import Entry, OpenFile, Stored, entry_of, read_header, write_file
 from prunus.disk import (
     DiskFull,
@@ -391,7 +391,7 @@ def copy_companions(source: Path, target: Path) -> None:
         known = path.suffix in COPIED_SUFFIXES or path.stem in COPIED_NAMES
         if path.is_file() and known and path.name not in NOT_COPIED and not path.name.endswith(".index.json"):
             shutil.copyfile(path, target / path.name)
-    templates = source / "additional_chat_templates"
+    templates = source / TEMPLATES
     if templates.is_dir():
         shutil.copytree(templates, target / templates.name, dirs_exist_ok=True)
 

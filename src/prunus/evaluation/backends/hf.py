@@ -25,7 +25,7 @@ from prunus.checkpoint.packed_files import open_checkpoint
 from prunus.checkpoint.precision import use_fast_products
 from prunus.checkpoint.quantised import quant_method, why_unreadable
 from prunus.checkpoint.resolve import one_line, read_object
-from prunus.engines import EngineOptions
+from prunus.engines import FLOAT32_PARAMETERS, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.rows import Bans, Decoding, confidence, pick, rows_for, uniforms
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores
@@ -33,7 +33,6 @@ from prunus.native.load import kernel, say_why_dense
 from prunus.sparse import describe, load
 from prunus.sparse.sixteen_bits import LEAST_PARAMETERS, compute_dtype, kept_of, to_float32
 
-FLOAT32_PARAMETERS = 1_000_000_000  # up to this size a model runs in float32 on a CPU
 SPARSE = "prunus_sparse"  # attribute of a model that runs on the sparse kernel
 
 

@@ -26,14 +26,13 @@ from prunus.checkpoint.conversions import read_variant
 from prunus.checkpoint.linears import plain_experts
 from prunus.checkpoint.model_folder import EngineFolder
 from prunus.checkpoint.safetensors_file import read_header
-from prunus.engines import BACKENDS, EngineOptions
+from prunus.engines import BACKENDS, FLOAT32_PARAMETERS, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.requests import NEUTRAL, Backend, Completion, Outstanding, Request, Sampling, Scores
 
 OLDEST = (0, 32)  # the oldest version tested; earlier ones lack `weights_iterator` of reload_weights and more
 NEVER = -100.0  # logit bias of a banned id: the largest that vLLM accepts
 MOST_BIASES = 1024  # limit of vLLM's second model runner per request
-FLOAT32_PARAMETERS = 1_000_000_000  # as in hf: models up to this size run in float32 on a CPU
 WINDOW = 4  # chains that are queued in the engine, as a multiple of those that it decodes at once
 FIRST, LAST = 0, 1  # priorities: an answer goes before chains that have not started
 # Arguments of vllm.LLM that this backend sets, to which value, and why.

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from prunus.errors import PrunusError
 from prunus.results.anytime import whole_groups
 from prunus.results.ladder import ACCURACY, CERTIFIED, GO_ON, OPEN, Decision, Rule, decide, differences, next_look
+from prunus.results.paired import Floats
 from prunus.results.rows import Sample, Table, chains_of, sampled_tokens, tables
 from prunus.results.store import Store
 
 OUT_OF_TOKENS, NOT_ENOUGH = "the tokens are used up", "the problems left would not be enough"
 NOTHING_TO_LOSE = "losing all that the dense model has would be within the margin"
 
-Floats = NDArray[np.float64]
 Data = Mapping[str, Any]
 
 
