@@ -15,7 +15,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.writer import Partial
 from prunus.errors import PrunusError
 from prunus.pruning.depth import DEPTH_METHODS
-from prunus.pruning.depth.choice import Choice, Mix
+from prunus.pruning.depth.choice import KeptBlocks, Mix
 from prunus.pruning.depth.laco import merged
 from prunus.recipes import DropRecipe
 
@@ -194,8 +194,8 @@ def test_laco_adds_each_folded_blocks_difference_to_the_first():
 
 
 def test_a_choice_survives_its_journal():
-    choice = Choice([Mix.of(0), Mix(2, ((2, -1.0), (3, 2.0)))], [0.5], ["so"])
-    assert Choice.from_json(json.loads(json.dumps(choice._asdict()))) == choice
+    choice = KeptBlocks([Mix.of(0), Mix(2, ((2, -1.0), (3, 2.0)))], [0.5], ["so"])
+    assert KeptBlocks.from_json(json.loads(json.dumps(choice._asdict()))) == choice
     assert choice.removed(4) == [1, 3]
 
 

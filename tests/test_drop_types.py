@@ -16,7 +16,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import find_tensors
 from prunus.errors import PrunusError
 from prunus.pruning.depth import verification as verify
-from prunus.pruning.depth.choice import Choice
+from prunus.pruning.depth.choice import KeptBlocks
 from prunus.pruning.depth.verification import shorter_config
 from prunus.recipes import DropRecipe, PruneRecipe
 
@@ -218,7 +218,7 @@ def test_what_the_configuration_tells_and_what_a_dry_run_says(tmp_path):
         assert (None in found) is possible
         assert said is None if note is None else note in str(said)
         if said is None:
-            choice = Choice.without((1,), source.blocks, [])
+            choice = KeptBlocks.without((1,), source.blocks, [])
             verify.check_outputs(source, choice, verify.planned(source, choice), torch.device("cpu"))
     with pytest.raises(PrunusError, match="it lacks the tensor"):
         prunus.drop_blocks(tmp_path / "jamba", tmp_path / "out", DropRecipe(blocks="1,"), dry_run=True)

@@ -52,12 +52,12 @@ def allocate(scores, sizes, recipe):
 DEPTH = '''
 """A toy: removes blocks from the one that an option names."""
 
-from prunus.pruning.depth.choice import Choice
+from prunus.pruning.depth.choice import KeptBlocks
 
 
 def choose(model, count):
     first = model.recipe.toy_first
-    return Choice.without(range(first, first + count), model.source.blocks, [])
+    return KeptBlocks.without(range(first, first + count), model.source.blocks, [])
 '''
 # One entry of the table each, by the line that it follows.
 ENTRIES = {

@@ -9,7 +9,7 @@ import pytest
 import prunus.step
 from prunus.cards.text import Card, card_text
 from prunus.recipes import PruneRecipe, QuantizeRecipe, RecoverRecipe
-from prunus.reporting.render.table import looks
+from prunus.reporting.render.table import run_styles
 from prunus.reporting.sections.sparsity import recipe_text
 from prunus.results.labels import identity, is_called, label_of, unique_labels
 from prunus.results.rows import Run
@@ -131,7 +131,7 @@ def test_labels_pages_and_cards_follow_a_new_kind_of_step(monkeypatch):
     (step,) = made.model["manifest"]["history"]
     step |= {"action": "channels", "channels": 48, "source": {"name": "m", "checksum": "0"}, "warnings": []}
     assert label_of(made) == "Wanda 48 channels" and recipe_text(made).endswith("; kept 48 channels")
-    assert [look.hue for look in looks(run("b"), [made, run("c", wanda())])] == [0, 1, 1]
+    assert [style.hue for style in run_styles(run("b"), [made, run("c", wanda())])] == [0, 1, 1]
     text = card_text(Card([step], {}))
     assert "kept 48 channels of each MLP" in text and ": its MLPs have 48 channels.\n" in text
     assert "- fewer-channels\n- wanda\n" in text

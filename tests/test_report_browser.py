@@ -19,7 +19,7 @@ from test_certificate import make
 
 from prunus.reporting.page import report
 from prunus.study.find.page import write_page
-from prunus.study.run import Contrast, contents
+from prunus.study.run import PlanContrast, contents
 
 # One browser for all.
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
@@ -392,7 +392,7 @@ def test_axe_finds_nothing(browser, rich, axe, tmp_path, which, dark):
     if which == "search":
         write_page(json.loads(make(tmp_path)[1].read_text()), path)
     elif which == "study":
-        shown = {Path("report-1.html"): [Contrast("tiny", "", "a", True, (), ("wanda-20",))]}
+        shown = {Path("report-1.html"): [PlanContrast("tiny", "", "a", True, (), ("wanda-20",))]}
         path.write_text(contents("A study", shown, [], [("Found.", "find.html")]), "utf-8")
     for width in (1280, 390):
         browser.open(path, width, dark=dark)

@@ -243,9 +243,9 @@ def test_notes_are_those_of_the_cells_that_matched(page, store):
     with Store(store) as opened:
         runs = opened.runs()[:1]
         summaries = [summarise(opened, run.run_id) for run in runs]
-    from prunus.reporting.render.table import looks
+    from prunus.reporting.render.table import run_styles
 
-    found = matches(list(zip(looks(runs[0], []), runs, summaries, strict=True)))
+    found = matches(list(zip(run_styles(runs[0], []), runs, summaries, strict=True)))
     assert len(found) == 2 and not any("17.75" in text or "divisor" in text for text in notes(found))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any, Self
 
 
-class Named(int):
+class NamedBudget(int):
     """The type of budgets that are no number of tokens, and so on no curve: OFF and AS_RUN.
 
     They are integers, so that they can be keys of the store and are sorted before 0. Their texts are `off` and
@@ -28,13 +28,13 @@ class Named(int):
         return format(str(self), spec)
 
 
-class Off(Named):
+class Off(NamedBudget):
     """The type of OFF, the only budget with a name that a plan may have."""
 
     number, name = -1, "off"
 
 
-class AsRun(Named):
+class AsRun(NamedBudget):
     """The type of AS_RUN, the budget of rows from the logs of other tools."""
 
     number, name = -2, "as run"
@@ -60,7 +60,7 @@ def without_off(budgets: Iterable[int]) -> tuple[int, ...]:
 def with_names(data: Any) -> Any:
     """Plain data with the names of budgets as keys and values, since JSON would write their numbers."""
     if isinstance(data, dict):
-        return {str(key) if isinstance(key, Named) else key: with_names(value) for key, value in data.items()}
+        return {str(key) if isinstance(key, NamedBudget) else key: with_names(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
         return [with_names(value) for value in data]
-    return str(data) if isinstance(data, Named) else data
+    return str(data) if isinstance(data, NamedBudget) else data

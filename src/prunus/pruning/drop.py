@@ -14,7 +14,7 @@ from prunus.errors import PrunusError
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.depth import DEPTH_METHODS
-from prunus.pruning.depth.choice import Calibrated, Choice
+from prunus.pruning.depth.choice import Calibrated, KeptBlocks
 from prunus.pruning.depth.verification import check_outputs, new_config, planned
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.planned import left_out, warn_of
@@ -61,7 +61,7 @@ def drop_blocks(
     if dry_run:
         removed = f"the {count} of {source.blocks} blocks that {recipe.method} chooses"
         if recipe.indices:
-            planned(source, Choice.without(recipe.indices, source.blocks, []))
+            planned(source, KeptBlocks.without(recipe.indices, source.blocks, []))
             removed = f"blocks {', '.join(map(str, recipe.indices))}"
         told = {"blocks": source.blocks - count, "would_remove": removed}
         return job.ahead(needed, told, [*source.reading_notes, *warn_of(stray)])
@@ -71,7 +71,7 @@ def drop_blocks(
             check_outputs(source, choice, planned(source, choice), job.device)
             partial.resize(len(choice.kept))
             partial.note("choice", choice._asdict(), {})
-        choice = Choice.from_json(partial.notes["choice"])
+        choice = KeptBlocks.from_json(partial.notes["choice"])
         write_kept(source, partial, choice)
         removed = choice.removed(source.blocks)
         notes = calibration.warnings if calibration else []
@@ -101,15 +101,15 @@ def check_blocks(recipe: DropRecipe, source: Checkpoint) -> int:
 
 
 @torch.inference_mode()
-def choose(job: Job[DropRecipe], count: int, calibration: Calibration | None) -> Choice:
+def choose(job: Job[DropRecipe], count: int, calibration: Calibration | None) -> KeptBlocks:
     """The blocks to keep, by the recipe's indices or by its method."""
     if job.recipe.indices:
-        return Choice.without(job.recipe.indices, job.source.blocks, [])
+        return KeptBlocks.without(job.recipe.indices, job.source.blocks, [])
     sequences = calibration.sequences if calibration else []
     return DEPTH_METHODS[job.recipe.method].choose(Calibrated(job.source, job.recipe, sequences, job.device), count)
 
 
-def write_kept(source: Checkpoint, partial: Partial, choice: Choice) -> None:
+def write_kept(source: Checkpoint, partial: Partial, choice: KeptBlocks) -> None:
     """Write the kept blocks under their new numbers; all but merged ones keep their bytes."""
     for new, mix in enumerate(choice.kept):
         if partial.has(new):

@@ -18,7 +18,7 @@ from prunus.errors import PrunusError
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.experts import Mixture, Unremovable, expert_counts, find_mixtures, masked, number_fields, span
-from prunus.pruning.experts.criteria import Choice, Seen, choose
+from prunus.pruning.experts.criteria import KeptExperts, RoutingSums, choose
 from prunus.pruning.experts.measure import fitting, observe, seen_in
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.planned import changed_config, compare_blocks, left_out, outside, planned_checkpoint, warn_of
@@ -80,14 +80,14 @@ def drop_experts(
         return job.ahead(needed, told, [*source.reading_notes, *warn_of(stray)])
 
     def entries(notes: Mapping[str, Any]) -> dict[str, Entry]:
-        kept = Choice.from_json(notes["choice"]).kept
+        kept = KeptExperts.from_json(notes["choice"]).kept
         return {name: entry_of(stored) for name, stored in cut_tensors(source, mixtures, kept).items()}
 
     with job.begun(needed, stray, entries) as (partial, calibration):
         if "choice" not in partial.notes:
             seen = measure(job, mixtures, calibration)
             partial.note("choice", choose(recipe, mixtures, seen)._asdict(), {})
-        choice = Choice.from_json(partial.notes["choice"])
+        choice = KeptExperts.from_json(partial.notes["choice"])
         new = smaller_model(source, mixtures, choice.kept)
         partial.copy_blocks(new, "writing")
         written = outside(source)
@@ -112,14 +112,14 @@ def drop_experts(
         return job.finish(partial, calibration, told, record, new.config_json)
 
 
-def measure(job: Job[ExpertsRecipe], mixtures: Sequence[Mixture], calibration: Calibration | None) -> list[Seen]:
+def measure(job: Job[ExpertsRecipe], mixtures: Sequence[Mixture], calibration: Calibration | None) -> list[RoutingSums]:
     """What the recipe's criterion needs to know of each block's experts."""
     source, recipe = job.source, job.recipe
     if job.saved is not None:
         return [seen_in(job.saved, mixture) for mixture in mixtures]
     if calibration is None:
         nothing = {m.index: torch.zeros(m.count, dtype=torch.float64) for m in mixtures}
-        return [Seen(index, zeros.long(), zeros, zeros, recipe.seed) for index, zeros in nothing.items()]
+        return [RoutingSums(index, zeros.long(), zeros, zeros, recipe.seed) for index, zeros in nothing.items()]
     return list(observe(source, mixtures, recipe, calibration, job.device))
 
 

@@ -25,7 +25,7 @@ from prunus.reporting.section import Section
 from prunus.reporting.sections import SECTIONS
 from prunus.results.store import Store
 
-Choice = tuple[str, str, str]  # the id of a box, its label, and the CSS of what it shows or hides
+FilterBox = tuple[str, str, str]  # the id of a box, its label, and the CSS of what it shows or hides
 
 
 def report(
@@ -111,7 +111,7 @@ def _top(data: ReportData, title: str, name: str, notes: Sequence[str]) -> str:
     problems = f"{problems} problems" + f" in {groups} groups" * (groups < problems)
     draws = base.plan.get("samples")
     facts = (
-        f"<bdi>{esc(name)}</bdi> · base: <bdi>{esc(data.base.look.label)}</bdi>, the run <bdi>{esc(base.run_id)}</bdi>"
+        f"<bdi>{esc(name)}</bdi> · base: <bdi>{esc(data.base.style.label)}</bdi>, the run <bdi>{esc(base.run_id)}</bdi>"
         f" of model <bdi>{esc(base.model.get('name'))}</bdi> · <bdi>{esc(', '.join(summary.tasks))}</bdi>, "
         f"{problems} × {esc(draws)} draw{'' if draws == 1 else 's'}"
     )
@@ -120,7 +120,7 @@ def _top(data: ReportData, title: str, name: str, notes: Sequence[str]) -> str:
 
 def size_in_words(one: ReportedRun, base: ReportedRun) -> str:
     """`It has 1.2 MB of dense's 2.4 MB`, or the parameters where bytes are unknown."""
-    name, unit, sizes = base.look.label, "", [short(side.run.nbytes, ("kB", "MB", "GB")) for side in (one, base)]
+    name, unit, sizes = base.style.label, "", [short(side.run.nbytes, ("kB", "MB", "GB")) for side in (one, base)]
     if one.run.nbytes is None or base.run.nbytes is None:
         unit, sizes = " parameters", [short(side.parameters, ("k", "M", "B")) for side in (one, base)]
     if one.parameters is None:
@@ -166,18 +166,18 @@ def filter_styles(data: ReportData) -> str:
     rules = ["body:has(#k0:checked) .glance .task:not(.task1){display:none}"]
     rules += [rule for choices in _filters(data).values() for _, _, rule in choices]
     for one in data.others:
-        row, pointed = f".r{one.look.index}", f"body.at-r{one.look.index}"
-        rules.append(f"body.without-t{one.look.index} {row}:not(.keep){{display:none}}")
+        row, pointed = f".r{one.style.index}", f"body.at-r{one.style.index}"
+        rules.append(f"body.without-t{one.style.index} {row}:not(.keep){{display:none}}")
         rules.append(f"{pointed} .chart:not(.panel)>.run:not({row},.r0){{opacity:.12}}")
         rules.append(f"{pointed} .many>{row}>.band{{fill-opacity:.2}}")
     return "".join(rules)
 
 
-def _filters(data: ReportData) -> dict[str, list[Choice]]:
+def _filters(data: ReportData) -> dict[str, list[FilterBox]]:
     """{title: boxes} of every filter that has a choice."""
     found = {
-        "Variants": _groups("f", ((one.look.family, one.look.index) for one in data.others)),
-        "Verdict": _groups("w", ((one.contrast.verdict, one.look.index) for one in data.others if one.contrast)),
+        "Variants": _groups("f", ((one.style.family, one.style.index) for one in data.others)),
+        "Verdict": _groups("w", ((one.contrast.verdict, one.style.index) for one in data.others if one.contrast)),
     }
     found = {title: choices for title, choices in found.items() if len(choices) > 1}
     if len(data.tasks) > 1:
@@ -189,7 +189,7 @@ def _filters(data: ReportData) -> dict[str, list[Choice]]:
     return found
 
 
-def _groups(letter: str, runs: Iterable[tuple[str, int]]) -> list[Choice]:
+def _groups(letter: str, runs: Iterable[tuple[str, int]]) -> list[FilterBox]:
     """A box for all runs of one name."""
     groups: dict[str, list[str]] = {}
     for name, index in runs:
@@ -200,7 +200,7 @@ def _groups(letter: str, runs: Iterable[tuple[str, int]]) -> list[Choice]:
     ]
 
 
-def _field(title: str, choices: Sequence[Choice]) -> str:
+def _field(title: str, choices: Sequence[FilterBox]) -> str:
     """A radio button for each task, or a box for each other choice."""
     boxes = ""
     for id, label, _ in choices:

@@ -109,8 +109,8 @@ def rounding(comparison: Comparison) -> str:
 def warnings(data: ReportData) -> list[str]:
     """Caveats as sentences, the most important first."""
     modes = [(one, str(one.counterpart.plan.get("mode"))) for one in data.both_modes]
-    states = [(one.look.label, one.summary.unfinished) for one in data.runs]
-    states += [(f"{one.look.label} in {mode} mode", one.summaries[mode].unfinished) for one, mode in modes]
+    states = [(one.style.label, one.summary.unfinished) for one in data.runs]
+    states += [(f"{one.style.label} in {mode} mode", one.summaries[mode].unfinished) for one, mode in modes]
     lacking = [f"{name} has {state.complete} of {state.planned} problems" for name, state in states if state]
     shown = [one.counterpart.run_id for one in data.both_modes]  # by a section, so that no caveat says it is left out
     left_out = [text for text in data.comparison.warnings if not any(f"({run}) is left out" in text for run in shown)]
@@ -120,9 +120,9 @@ def warnings(data: ReportData) -> list[str]:
     ] * bool(lacking)
     found += [*_legacy(data.base.run), *_beyond(data.runs), *_leaks(data.runs), *map(sentence, grouped(left_out))]
     if (state := data.base.summary.unfinished) is not None and not data.others:
-        found.append(f"{data.base.look.label}: {in_words(state)} problems; {PARTLY}.")
+        found.append(f"{data.base.style.label}: {in_words(state)} problems; {PARTLY}.")
     found += grouped_problems(data.comparison.others)
-    found += [f"{one.look.label}: {text}." for one in data.others if one.contrast for text in one.contrast.warnings]
+    found += [f"{one.style.label}: {text}." for one in data.others if one.contrast for text in one.contrast.warnings]
     return [*found, *_endings(data.runs), *_versions(data.runs), *_makings(data.runs)]
 
 
@@ -163,7 +163,7 @@ def sentence(text: str) -> str:
 def _worst(runs: Sequence[ReportedRun], ending: str) -> tuple[float, str, int, str]:
     """The largest share of an ending among the cells of runs, with the cell's task and budget, and the run's label."""
     cells = [
-        (getattr(cell, ending), task, budget, one.look.label)
+        (getattr(cell, ending), task, budget, one.style.label)
         for one in runs
         for task in one.summary.tasks
         for budget, cell in one.cells(task).items()
@@ -172,7 +172,7 @@ def _worst(runs: Sequence[ReportedRun], ending: str) -> tuple[float, str, int, s
 
 
 def _leaks(runs: Sequence[ReportedRun]) -> list[str]:
-    leaking = [one.look.label for one in runs if _worst([one], "leaked")[0] > LEAKED]
+    leaking = [one.style.label for one in runs if _worst([one], "leaked")[0] > LEAKED]
     if not leaking:
         return []
     leaked, task, budget, label = _worst(runs, "leaked")
@@ -193,7 +193,7 @@ def _beyond(runs: Sequence[ReportedRun]) -> list[str]:
         over, used, budget, task = max(kept, default=(0.0, 0.0, 0, ""))
         if one.run.plan.get("control") == "native" and over > BEYOND:
             found.append(
-                f"{one.look.label}: up to {percent(over)} % of chains thought beyond their budget ({task}, budget"
+                f"{one.style.label}: up to {percent(over)} % of chains thought beyond their budget ({task}, budget"
                 f" {budget}, where the median chain used {percent(used)} % of it). Read its curve against tokens used."
             )
     return found
@@ -233,7 +233,7 @@ def _makings(runs: Sequence[ReportedRun]) -> list[str]:
         for step in history(one.run):
             notes = step.get("warnings")
             for note in notes if isinstance(notes, list) else ():
-                models.setdefault(sentence(str(note)), []).append(one.look.label)
+                models.setdefault(sentence(str(note)), []).append(one.style.label)
     return [f"Warning from making {joined(names)}: {note}" for note, names in models.items()]
 
 

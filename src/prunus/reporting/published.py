@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from prunus.reporting.render.table import Look
+from prunus.reporting.render.table import RunStyle
 from prunus.results.labels import history
 from prunus.results.rows import Run
 from prunus.results.summary import BudgetCell, Summary
@@ -52,7 +52,7 @@ class Published:
 class Match:
     """A published cell (theirs) and the cell of a run with the same model, recipe, task and budget (ours)."""
 
-    look: Look
+    style: RunStyle
     task: str  # the name in the store
     theirs: Published
     ours: BudgetCell
@@ -147,13 +147,13 @@ def _same(ours: Variant, theirs: Variant) -> bool:
     return ours.model.lower() == theirs.model.lower() and ours[1:] == theirs[1:]
 
 
-def matches(runs: Iterable[tuple[Look, Run, Summary]]) -> list[Match]:
+def matches(runs: Iterable[tuple[RunStyle, Run, Summary]]) -> list[Match]:
     """All pairs of a published cell and a run's cell with the same model, recipe, task and budget, ordered by run.
 
-    runs: (look, run, summary) of each run.
+    runs: (style, run, summary) of each run.
     """
     found = []
-    for look, run, summary in runs:
+    for style, run, summary in runs:
         variant = variant_of(run)
         if variant is None:
             continue
@@ -161,7 +161,7 @@ def matches(runs: Iterable[tuple[Look, Run, Summary]]) -> list[Match]:
         for task, curve in summary.tasks.items():
             ours = curve.budgets
             found += [
-                Match(look, task, cell, ours[cell.budget], str(run.plan.get("mode")))
+                Match(style, task, cell, ours[cell.budget], str(run.plan.get("mode")))
                 for cell in theirs
                 if _key(cell.task) == _key(task) and cell.budget in ours
             ]

@@ -11,7 +11,7 @@ from prunus.budgets import AS_RUN
 from prunus.errors import PrunusError
 from prunus.margins import Margin, MarginLike
 from prunus.reporting.published import Match, matches
-from prunus.reporting.render.table import Look, looks
+from prunus.reporting.render.table import RunStyle, run_styles
 from prunus.reporting.render.text import esc
 from prunus.results.cells import Cell, Comparison, Entry, Part
 from prunus.results.comparison import compare_runs, dense_run
@@ -65,7 +65,7 @@ class ReportedRun:
     """
 
     run: Run
-    look: Look
+    style: RunStyle
     samples: Sequence[Sample]
     tables: Mapping[str, Table]
     summary: Summary
@@ -102,7 +102,7 @@ class ReportedRun:
 class BothModes:
     """A run of the report and the run of the same model in the other mode, which no other section shows."""
 
-    look: Look
+    style: RunStyle
     summaries: Mapping[str, Summary]  # by mode
     counterpart: Run
 
@@ -158,9 +158,11 @@ class ReportData:
         by_id = {run.run_id: run for run in available}
         chosen = [base_run, *(by_id[entry.run] for entry in comparison.others)]
         reported = []
-        for look, run, contrast in zip(looks(base_run, chosen[1:]), chosen, [None, *comparison.others], strict=True):
+        for style, run, contrast in zip(
+            run_styles(base_run, chosen[1:]), chosen, [None, *comparison.others], strict=True
+        ):
             samples, by_task = rows(run.run_id)
-            reported.append(ReportedRun(run, look, samples, by_task, describe(run, by_task, bands=True), contrast))
+            reported.append(ReportedRun(run, style, samples, by_task, describe(run, by_task, bands=True), contrast))
         if not tasks_of(one.summary for one in reported):
             raise PrunusError(
                 f"no problem of run {base_run.run_id} is finished in '{store.path}': run the same `prunus eval` again"
@@ -169,8 +171,8 @@ class ReportData:
         for one in reported:
             if (other := in_other_mode(one.run, begun)) is not None:
                 summaries = {str(run.plan.get("mode")): describe(run, rows(run.run_id)[1]) for run in (one.run, other)}
-                both.append(BothModes(one.look, summaries, other))
-        found = matches([(one.look, one.run, one.summary) for one in reported]) if published else None
+                both.append(BothModes(one.style, summaries, other))
+        found = matches([(one.style, one.run, one.summary) for one in reported]) if published else None
         gold = {problem_id: problem.gold for problem_id, problem in store.problems().items()}
         return cls(reported, comparison, both, found, gold)
 
@@ -191,7 +193,7 @@ class ReportData:
     @property
     def compared(self) -> tuple[Sequence[Entry], list[str], str]:
         """The entries of the comparison, the labels of their runs, and that of the base."""
-        return self.comparison.others, [one.look.label for one in self.others], self.base.look.label
+        return self.comparison.others, [one.style.label for one in self.others], self.base.style.label
 
     @property
     def drawn(self) -> Sequence[ReportedRun]:

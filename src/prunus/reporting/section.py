@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from prunus.reporting.render.chart import BOTH, Frame, Picture
 from prunus.reporting.render.figure import Figure, Key
-from prunus.reporting.render.table import Look, Table, named
+from prunus.reporting.render.table import RunStyle, Table, named
 from prunus.reporting.report_data import ReportData
 
 
@@ -75,11 +75,11 @@ def adapted(draw: Callable[[Frame], Picture], caption: str, small: str = "", css
     return figure("".join(draw(frame).html() for frame in BOTH), caption, small, css)
 
 
-def run_figure(look: Look, picture: Picture, small: str = "") -> str:
+def run_figure(style: RunStyle, picture: Picture, small: str = "") -> str:
     """A picture about one run, which the legend hides together with the run."""
-    return figure(picture, named(look), small, look.css)
+    return figure(picture, named(style), small, style.css)
 
 
-def run_key(look: Look) -> Key:
+def run_key(style: RunStyle) -> Key:
     """The entry of a run in the legend of a figure."""
-    return Key(look.line, look.marker, look.label)
+    return Key(style.line, style.marker, style.label)

@@ -39,7 +39,7 @@ SHAPE = np.linspace(-1, 1, 2001)[1:] ** 3  # differences at which bounds are com
 
 
 @dataclass(frozen=True)
-class Path:
+class BoundsPath:
     """One endpoint after every round, (T,) each: mean difference and its bounds, each valid at all times together.
 
     P(lower is ever above the true mean difference) <= alpha, and so for upper. lower > -margin if and only if a loss of
@@ -59,14 +59,16 @@ def with_estimate(estimate: Any, low: Any, high: Any) -> tuple[Any, Any, Any]:
     return estimate, np.minimum(low, estimate), np.maximum(high, estimate)
 
 
-def path(differences_T: Floats, margin: float, alpha: float = betting.ALPHA, base_T: Floats | None = None) -> Path:
+def path(
+    differences_T: Floats, margin: float, alpha: float = betting.ALPHA, base_T: Floats | None = None
+) -> BoundsPath:
     """Estimate and bounds of one endpoint after every round. base_T: as for evidence."""
     d, null, stakes = _claimed(np.asarray(differences_T, dtype=float), margin, base_T)
 
     def told(values: Floats) -> Floats:
         return values if base_T is None else unscaled(values, margin)
 
-    return Path(
+    return BoundsPath(
         estimate=told(np.cumsum(d) / np.arange(1, len(d) + 1)),
         lower=told(lower_path(d, stakes, alpha, -null)),
         upper=told(-lower_path(-d, bets_above(-d, null), alpha, null)),

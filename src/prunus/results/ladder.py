@@ -143,8 +143,8 @@ def base_of(found: Mapping[str, Floats], name: str, margin: Margin) -> Floats | 
     return found[DENSE[name]] if margin.relative else None
 
 
-def paths(found: Mapping[str, Floats], rule: Rule) -> dict[str, anytime.Path]:
-    """{endpoint: estimate and bounds after every round}; of differences, or as `anytime.Path` says."""
+def paths(found: Mapping[str, Floats], rule: Rule) -> dict[str, anytime.BoundsPath]:
+    """{endpoint: estimate and bounds after every round}; of differences, or as `anytime.BoundsPath` says."""
     return {
         name: anytime.path(found[name], margin.size, rule.alpha, base_of(found, name, margin))
         for name, margin in rule.margins.items()

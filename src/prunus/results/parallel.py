@@ -23,7 +23,7 @@ from prunus.results.paired import EXPLORING_RESAMPLES, Floats
 from prunus.results.rows import Table
 
 
-class Contrast(NamedTuple):
+class ChainsContrast(NamedTuple):
     """k chains against one chain: per-problem values, whose means are the estimates.
 
     named: the fields of Chains that say what is compared. used_P: parallel minus sequential at equal tokens, with the
@@ -91,7 +91,7 @@ def compare_parallel(table: Table, resamples: int = EXPLORING_RESAMPLES) -> list
     return rows
 
 
-def contrasts(table: Table) -> list[Contrast]:
+def contrasts(table: Table) -> list[ChainsContrast]:
     """Every split of a budget of the table into 2 to N chains of another one; the table must be complete."""
     table = table.curve()
     correct, scores = table.correct, table.scores()
@@ -117,7 +117,7 @@ def contrasts(table: Table) -> list[Contrast]:
             for name, of_problems in values.items():
                 values_P = table.by_group(of_problems)
                 used_P = None if line_P is None else values_P - line_P
-                found.append(Contrast({**named, "method": name}, values_P, shares_PB[:, long], used_P))
+                found.append(ChainsContrast({**named, "method": name}, values_P, shares_PB[:, long], used_P))
     return found
 
 

@@ -35,11 +35,11 @@ class Drop(Step):
 
     def planned(self, recipe: Any, source: Any) -> Any:
         """As Step says, without the last blocks where the method has not chosen them yet."""
-        from prunus.pruning.depth.choice import Choice
+        from prunus.pruning.depth.choice import KeptBlocks
         from prunus.pruning.depth.verification import planned
 
         removed = recipe.indices or range(source.blocks - recipe.count(source.blocks), source.blocks)
-        return planned(source, Choice.without(removed, source.blocks, []))
+        return planned(source, KeptBlocks.without(removed, source.blocks, []))
 
     def removed(self, recipe: Any, source: Any) -> float:
         """The share of the blocks."""

@@ -152,7 +152,7 @@ def write_results(
     if not groups:
         raise PrunusError(f"'{study.base}', with which the others are compared, has no answers yet: run it first")
     single = len(groups) == 1 and len(study.models) == 1
-    pages: dict[Path, list[Contrast]] = {}
+    pages: dict[Path, list[PlanContrast]] = {}
     for number, group in enumerate(groups, 1):
         page = paths.page if single else paths.folder / f"report-{number}.html"
         pages[page] = write_page(study, store, group, page, searches)
@@ -173,7 +173,7 @@ def write_results(
 
 
 @dataclass(frozen=True)
-class Contrast:
+class PlanContrast:
     """One model under one plan of the study: the base and the runs that are compared with it.
 
     plan: its name. base: id of the base's run. begun: whether that run has rows. others: ids of the other runs that
@@ -201,7 +201,7 @@ class Contrast:
         }
 
 
-def contrasts_of(study: Study, models: Sequence[Model], store: Store) -> list[Contrast]:
+def contrasts_of(study: Study, models: Sequence[Model], store: Store) -> list[PlanContrast]:
     """One contrast for each model and plan."""
     begun = {run.run_id for run in store.begun()}
     found = []
@@ -212,13 +212,15 @@ def contrasts_of(study: Study, models: Sequence[Model], store: Store) -> list[Co
             base, *others = sorted(cells, key=lambda cell: cell.variant.name != study.base)
             there = tuple(cell.run_id for cell in others if cell.run_id in begun)
             waiting = tuple(cell.variant.name for cell in (base, *others) if cell.run_id not in begun)
-            found.append(Contrast(model.name, name, base.run_id, base.run_id in begun, there, waiting, tuple(again)))
+            found.append(
+                PlanContrast(model.name, name, base.run_id, base.run_id in begun, there, waiting, tuple(again))
+            )
     return found
 
 
-def by_page(contrasts: Sequence[Contrast], store: Store) -> list[list[Contrast]]:
+def by_page(contrasts: Sequence[PlanContrast], store: Store) -> list[list[PlanContrast]]:
     """The contrasts in groups that share a page: those of one model whose plans differ only by OF_MODE."""
-    groups: dict[str, list[Contrast]] = {}
+    groups: dict[str, list[PlanContrast]] = {}
     for one in contrasts:
         plan = {key: value for key, value in store.run(one.base).plan.items() if key not in OF_MODE}
         groups.setdefault(content_hash([one.model, plan]), []).append(one)
@@ -238,8 +240,8 @@ def links_of(searches: Sequence[SearchState], folder: Path) -> list[tuple[str, s
 
 
 def write_page(
-    study: Study, store: Store, group: Sequence[Contrast], target: Path, searches: Sequence[SearchState]
-) -> list[Contrast]:
+    study: Study, store: Store, group: Sequence[PlanContrast], target: Path, searches: Sequence[SearchState]
+) -> list[PlanContrast]:
     """Write the page of one model, and return its contrasts with their comparisons.
 
     The page compares the runs of one mode, strict if there are two. Its comparison is returned as it is, since
@@ -260,7 +262,7 @@ def write_page(
     links = links_of([one for one in searches if (one.model, one.plan) in of], target.parent)
     write_report(data, target, overwrite=True, name=study.name, notes=notes, links=links)
 
-    def comparison(one: Contrast) -> Comparison | None:
+    def comparison(one: PlanContrast) -> Comparison | None:
         if one.base == base or not one.others:
             return among(data.comparison, one.others)
         return compared(store.path, one.base, one.others, margin=margin, stop_margin=stop_margin)
@@ -278,8 +280,8 @@ def among(comparison: Comparison, others: Sequence[str]) -> Comparison | None:
 
 def contents(
     name: str,
-    pages: Mapping[Path, Sequence[Contrast]],
-    waiting: Sequence[Contrast],
+    pages: Mapping[Path, Sequence[PlanContrast]],
+    waiting: Sequence[PlanContrast],
     searches: Sequence[tuple[str, str]] = (),
 ) -> str:
     """The HTML of the page that links to the others and lists every verdict.
@@ -301,12 +303,12 @@ def contents(
     return whole_page(name, f'{top(facts, name)}<main><div class="pair">{sections}</div></main>', {})
 
 
-def title_of(one: Contrast | SearchState) -> str:
+def title_of(one: PlanContrast | SearchState) -> str:
     """The name of a model and a plan, such as `tiny strict`."""
     return f"{one.model} {one.plan}".strip()
 
 
-def verdict_lines(contrast: Contrast) -> list[str]:
+def verdict_lines(contrast: PlanContrast) -> list[str]:
     """A line of HTML for each variant, such as `tiny/wanda-20: cannot tell (-1.2 points)`."""
     if contrast.comparison is None:
         return ["nothing to compare with yet" if contrast.waiting else "nothing to compare with"]

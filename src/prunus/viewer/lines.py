@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from prunus.budgets import budget_of, without_off
 from prunus.errors import PrunusError
-from prunus.reporting.render.table import Look, looks
+from prunus.reporting.render.table import RunStyle, run_styles
 from prunus.reporting.report_data import dense_run
 from prunus.results.rows import Run
 from prunus.results.store import Store
@@ -45,7 +45,7 @@ class Lines:
     """
 
     runs: Sequence[Run]
-    looks: Sequence[Look]
+    styles: Sequence[RunStyle]
     budgets: Sequence[int]
     keys: Sequence[tuple[str, int]]
     task_L: NDArray[np.object_]
@@ -92,7 +92,7 @@ class Lines:
         states[~there] = MISSING
         return cls(
             runs,
-            looks(base, runs[1:]),
+            run_styles(base, runs[1:]),
             [budget_of(budget) for budget in budgets],
             keys,
             np.array([task for task, _, _ in named], dtype=object),

@@ -83,9 +83,9 @@ class Pages:
         """The text of an HTML file. data: what it shows without asking. live: whether it may ask this server."""
         lines, chosen = self.lines, self.lines.first_view
         runs = "".join(
-            f'<label class="chip {look.line}" title="{esc(plan_in_short(run.plan))}"><input type="checkbox" '
-            f'value="{esc(run.run_id)}"{" checked" if at in chosen.runs else ""}> {named(look)}</label>'
-            for at, (run, look) in enumerate(zip(lines.runs, lines.looks, strict=True))
+            f'<label class="chip {style.line}" title="{esc(plan_in_short(run.plan))}"><input type="checkbox" '
+            f'value="{esc(run.run_id)}"{" checked" if at in chosen.runs else ""}> {named(style)}</label>'
+            for at, (run, style) in enumerate(zip(lines.runs, lines.styles, strict=True))
         )
         tasks = "".join(f'<option value="{esc(task)}">{esc(clip(task, 60))}</option>' for task in lines.tasks)
         budgets = "".join(

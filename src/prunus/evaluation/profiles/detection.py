@@ -34,7 +34,7 @@ THINKER_NAME = re.compile(r"r1|think|reason|qwq", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Choice:
+class DetectedProfile:
     """A profile and the reason for its choice. warning: about a possible error of the choice, if there is one."""
 
     profile: Profile
@@ -87,10 +87,10 @@ def named(name: str) -> Profile:
     return PROFILES[name]
 
 
-def choose(tokenizer: "PreTrainedTokenizerBase", manifest: Mapping[str, Any], folder: Path | None) -> Choice:
+def choose(tokenizer: "PreTrainedTokenizerBase", manifest: Mapping[str, Any], folder: Path | None) -> DetectedProfile:
     """The profile that a model's files indicate."""
     if folder is not None and (folder / PROFILE_FILE).is_file():
-        return Choice(read_profile(folder / PROFILE_FILE), f"by {PROFILE_FILE} of the model's folder")
+        return DetectedProfile(read_profile(folder / PROFILE_FILE), f"by {PROFILE_FILE} of the model's folder")
     if template_of(tokenizer) is None:
         return _without_template(tokenizer, _names(manifest, folder))
     found = probe(tokenizer, {}, "", DATE)
@@ -104,31 +104,33 @@ def choose(tokenizer: "PreTrainedTokenizerBase", manifest: Mapping[str, Any], fo
     return special[0] if special else _by_tags(tokenizer, found) or _by_words(tokenizer, found, names)
 
 
-def _without_template(tokenizer: "PreTrainedTokenizerBase", names: list[str]) -> Choice:
+def _without_template(tokenizer: "PreTrainedTokenizerBase", names: list[str]) -> DetectedProfile:
     """The profile of base models; a warning where the model may be another one, of which the template is missing."""
     thinks = find_token(tokenizer, "<think>") is not None or any(THINKER_NAME.search(name) for name in names)
     warning = "the model may be one that thinks, without its chat_template.jinja: add that of the original model"
     why = "the tokenizer has no chat template, as those of base models, so the prompt is a few solved problems"
-    return Choice(PROFILES["base"], why, warning if thinks else "")
+    return DetectedProfile(PROFILES["base"], why, warning if thinks else "")
 
 
-def _by_special_tokens(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> Iterator[Choice]:
+def _by_special_tokens(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> Iterator[DetectedProfile]:
     """Yield the profiles whose markers are special tokens that only their family has."""
 
     def has(*texts: str) -> bool:
         return all(find_token(tokenizer, text) is not None for text in texts)
 
     if has("<|start|>", "<|channel|>", "<|message|>", "<|end|>") and "<|channel|>analysis" in found.source:
-        yield Choice(PROFILES["harmony"], "the tokenizer has harmony's tokens and the template its analysis channel")
+        yield DetectedProfile(
+            PROFILES["harmony"], "the tokenizer has harmony's tokens and the template its analysis channel"
+        )
     if has("<|channel>", "<channel|>"):
-        yield Choice(PROFILES["gemma-channel"], "the tokenizer has <|channel> and <channel|>")
+        yield DetectedProfile(PROFILES["gemma-channel"], "the tokenizer has <|channel> and <channel|>")
     if has("[THINK]", "[/THINK]"):
-        yield Choice(PROFILES["brackets"], "the tokenizer has [THINK] and [/THINK]")
+        yield DetectedProfile(PROFILES["brackets"], "the tokenizer has [THINK] and [/THINK]")
     if has("<seed:think>"):
-        yield Choice(PROFILES["seed"], "the tokenizer has <seed:think>")
+        yield DetectedProfile(PROFILES["seed"], "the tokenizer has <seed:think>")
 
 
-def _by_tags(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> Choice | None:
+def _by_tags(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> DetectedProfile | None:
     """A profile with the thinking tag that the template writes or removes; None if it has no such tag."""
     text = found.source + found.tail
     opened = OPEN_TAG.search(found.tail)
@@ -151,16 +153,16 @@ def _by_tags(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> Choice | Non
             f"the template only removes <{name}> from earlier turns, so this model may not think; if it does not, use"
             " --profile plain"
         )
-    return Choice(profile, f"the chat template has <{name}>, markers are {how}", warning)
+    return DetectedProfile(profile, f"the chat template has <{name}>, markers are {how}", warning)
 
 
-def _by_words(tokenizer: "PreTrainedTokenizerBase", found: Probe, names: list[str]) -> Choice:
+def _by_words(tokenizer: "PreTrainedTokenizerBase", found: Probe, names: list[str]) -> DetectedProfile:
     """The profile indicated by words in the template or by the model's name; plain if nothing indicates thinking."""
     if "Here is my thought process" in found.source:
-        return Choice(PROFILES["granite"], "the template has 'Here is my thought process'")
+        return DetectedProfile(PROFILES["granite"], "the template has 'Here is my thought process'")
     by_name = next((name for name in names if S1_NAME.search(name)), None)
     if by_name and find_token(tokenizer, "<|im_start|>") is not None:
-        return Choice(PROFILES["s1"], f"by its name, {by_name}")
+        return DetectedProfile(PROFILES["s1"], f"by its name, {by_name}")
     warning = ""
     if find_token(tokenizer, "<think>") is not None:
         warning = "the tokenizer has <think>, which the chat template never uses; to think: --profile think-tags"
@@ -168,7 +170,9 @@ def _by_words(tokenizer: "PreTrainedTokenizerBase", found: Probe, names: list[st
         warning = (
             f"the name '{thinker}' suggests a thinking model, but its template has no markers; see prunus profiles"
         )
-    return Choice(PROFILES["plain"], "the template has no thinking markers, so the answer turn is the chain", warning)
+    return DetectedProfile(
+        PROFILES["plain"], "the template has no thinking markers, so the answer turn is the chain", warning
+    )
 
 
 def with_tag(profile: Profile, name: str) -> Profile:

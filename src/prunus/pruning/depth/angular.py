@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prunus.pruning.depth.choice import Calibrated, Choice
+from prunus.pruning.depth.choice import Calibrated, KeptBlocks
 
 
-def choose(model: Calibrated, count: int) -> Choice:
+def choose(model: Calibrated, count: int) -> KeptBlocks:
     """The model without `count` consecutive blocks. Scores: by first block of the run, the mean distance across it."""
     boundaries: list[list[Tensor]] = [[] for _ in range(model.source.blocks + 1)]
     for index, before_NTD, after_NTD in model.walk():
@@ -21,7 +21,7 @@ def choose(model: Calibrated, count: int) -> Choice:
         boundaries[index + 1].append(last_token(after_NTD))
     scores = distances(torch.stack([torch.cat(parts) for parts in boundaries]), count)
     first = min(range(len(scores)), key=scores.__getitem__)
-    return Choice.without(range(first, first + count), model.source.blocks, scores)
+    return KeptBlocks.without(range(first, first + count), model.source.blocks, scores)
 
 
 def last_token(hidden_NTD: Tensor) -> Tensor:

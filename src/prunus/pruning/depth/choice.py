@@ -52,7 +52,7 @@ class Mix(NamedTuple):
         return tensors
 
 
-class Choice(NamedTuple):
+class KeptBlocks(NamedTuple):
     """The decision of a depth method: the blocks of the result in order, scores (defined in its file) and warnings."""
 
     kept: list[Mix]
@@ -60,7 +60,7 @@ class Choice(NamedTuple):
     warnings: list[str]
 
     @classmethod
-    def without(cls, removed: Sequence[int], blocks: int, scores: Sequence[float]) -> "Choice":
+    def without(cls, removed: Sequence[int], blocks: int, scores: Sequence[float]) -> "KeptBlocks":
         """The choice of all blocks but the removed ones, unchanged. blocks: number of blocks of the source."""
         return cls([Mix.of(index) for index in range(blocks) if index not in removed], list(scores), [])
 
@@ -70,7 +70,7 @@ class Choice(NamedTuple):
         return [index for index in range(blocks) if index not in kept]
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Choice":
+    def from_json(cls, data: Mapping[str, Any]) -> "KeptBlocks":
         """The choice that JSON data of its fields describe."""
         kept = [Mix(base, tuple((index, factor) for index, factor in parts)) for base, parts in data["kept"]]
         return cls(kept, data["scores"], data["warnings"])

@@ -16,10 +16,10 @@ from torch.nn import functional
 
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.depth.choice import Calibrated, Choice, Mix, check_finite
+from prunus.pruning.depth.choice import Calibrated, KeptBlocks, Mix, check_finite
 
 
-def choose(model: Calibrated, count: int) -> Choice:
+def choose(model: Calibrated, count: int) -> KeptBlocks:
     """The model after merges that remove up to `count` blocks. Scores: the cosine after each merge that was kept.
 
     A warning says if fewer blocks could be removed. Raises PrunusError if none could.
@@ -51,7 +51,7 @@ def choose(model: Calibrated, count: int) -> Choice:
             f"{recipe.threshold}; lower --threshold or --merge"
         )
     short = f"laco removed {count - left} of {count} blocks: no further merge keeps the cosine above {recipe.threshold}"
-    return Choice(live, scores, ([short] if left else []) + warn_of_unmerged(model, live))
+    return KeptBlocks(live, scores, ([short] if left else []) + warn_of_unmerged(model, live))
 
 
 def are_alike(model: Calibrated, mixes: list[Mix]) -> bool:

@@ -6,17 +6,17 @@ Men et al. 2024, arXiv:2403.03853, eq. 1. Shapes: N sequences, T tokens, D hidde
 from torch import Tensor
 from torch.nn import functional
 
-from prunus.pruning.depth.choice import Calibrated, Choice
+from prunus.pruning.depth.choice import Calibrated, KeptBlocks
 
 
-def choose(model: Calibrated, count: int) -> Choice:
+def choose(model: Calibrated, count: int) -> KeptBlocks:
     """The model without the `count` blocks of lowest Block Influence. Scores: the Block Influence of every block."""
     totals, tokens = [0.0] * model.source.blocks, sum(map(len, model.sequences))
     for index, before_NTD, after_NTD in model.walk():
         totals[index] += block_influence(before_NTD, after_NTD).double().sum().item()
     scores = [total / tokens for total in totals]
     lowest = sorted(range(len(scores)), key=scores.__getitem__)[:count]  # of equal ones the first
-    return Choice.without(lowest, model.source.blocks, scores)
+    return KeptBlocks.without(lowest, model.source.blocks, scores)
 
 
 def block_influence(before_NTD: Tensor, after_NTD: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ from prunus.checkpoint.runner import Runner
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.hidden_states import HiddenStates, negative_log_likelihood, propagate
-from prunus.pruning.depth.choice import Calibrated, Choice, Mix
+from prunus.pruning.depth.choice import Calibrated, KeptBlocks, Mix
 
 
-def choose(model: Calibrated, count: int) -> Choice:
+def choose(model: Calibrated, count: int) -> KeptBlocks:
     """The model without `count` greedily removed blocks. Scores: nats per token after each removal, in that order.
 
     Raises PrunusError if the first or the last block would have to go, or if no sequence has two tokens.
@@ -36,7 +36,7 @@ def choose(model: Calibrated, count: int) -> Choice:
             worst = min(losses, key=lambda index: (losses[index], index))
             live.remove(worst)
             scores.append(losses[worst])
-    return Choice.without([index for index in range(blocks) if index not in live], blocks, scores)
+    return KeptBlocks.without([index for index in range(blocks) if index not in live], blocks, scores)
 
 
 def losses_without_each(model: Calibrated, live: Sequence[int], steps: Steps) -> dict[int, float]:

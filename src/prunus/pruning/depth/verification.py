@@ -28,7 +28,7 @@ from prunus.checkpoint.resolve import one_line
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError
-from prunus.pruning.depth.choice import Choice, Mix
+from prunus.pruning.depth.choice import KeptBlocks, Mix
 from prunus.pruning.planned import PREDICTING, TOLERANCE, difference, outside, planned_checkpoint, short_sequence
 
 # config.json of a model without some of its blocks, by rules that hold for all families.
@@ -135,14 +135,14 @@ def try_drops(source: Checkpoint) -> list[str | None]:
     found: list[str | None] = []
     for removed in attempts:
         try:
-            planned(source, Choice.without(removed, source.blocks, []))
+            planned(source, KeptBlocks.without(removed, source.blocks, []))
             found.append(None)
         except Undroppable as error:
             found.append(str(error))
     return found
 
 
-def planned(source: Checkpoint, choice: Choice) -> Checkpoint:
+def planned(source: Checkpoint, choice: KeptBlocks) -> Checkpoint:
     """The model to be written, before it is there.
 
     Raises Undroppable where its configuration alone shows that the kept blocks would not be what they were; that needs
@@ -157,12 +157,12 @@ def planned(source: Checkpoint, choice: Choice) -> Checkpoint:
     return new
 
 
-def new_config(source: Checkpoint, choice: Choice) -> dict[str, object]:
+def new_config(source: Checkpoint, choice: KeptBlocks) -> dict[str, object]:
     """The content of config.json for the kept blocks."""
     return shorter_config(source.config_json, source.config, source.blocks, choice.removed(source.blocks))
 
 
-def new_tensors(source: Checkpoint, choice: Choice) -> dict[str, Stored]:
+def new_tensors(source: Checkpoint, choice: KeptBlocks) -> dict[str, Stored]:
     """The source's tensors that will be written, by their new names on disk."""
     tensors = outside(source)
     for new, mix in enumerate(choice.kept):
@@ -185,7 +185,7 @@ def check_needs(source: Checkpoint, kept: Sequence[int]) -> None:
                 raise Undroppable(f"block {index} reads an output of block {value.block}, which would be removed")
 
 
-def check_plan(source: Checkpoint, choice: Choice, new: Checkpoint) -> None:
+def check_plan(source: Checkpoint, choice: KeptBlocks, new: Checkpoint) -> None:
     """Raise Undroppable if a kept block would have other settings in the new model, or would be called differently."""
     if new.blocks != len(choice.kept):
         raise Undroppable(
@@ -204,7 +204,7 @@ def check_plan(source: Checkpoint, choice: Choice, new: Checkpoint) -> None:
 
 
 @torch.inference_mode()
-def check_outputs(source: Checkpoint, choice: Choice, new: Checkpoint, device: torch.device) -> None:
+def check_outputs(source: Checkpoint, choice: KeptBlocks, new: Checkpoint, device: torch.device) -> None:
     """Raise Undroppable if hidden states of one short sequence differ between the new model and the kept blocks."""
     ids_1T = short_sequence(source)
     olds, places = [mix.base for mix in choice.kept], range(len(choice.kept))
@@ -246,7 +246,7 @@ def _outputs(
         yield runner.states(rows_1TW, batch).cpu()
 
 
-def _renamed(source: Checkpoint, choice: Choice, name: str) -> str:
+def _renamed(source: Checkpoint, choice: KeptBlocks, name: str) -> str:
     for new, mix in enumerate(choice.kept):
         if name in source.block_tensors(mix.base):
             return source.renumbered(name, mix.base, new)

@@ -17,7 +17,7 @@ from prunus.recipes import ExpertsRecipe
 
 
 @dataclass(frozen=True)
-class Seen:
+class RoutingSums:
     """What calibration shows of the experts of block `index`; sums are float64, over the tokens routed to each expert.
 
     token_E: number of tokens. norm_E: sum of the L2 norms of the expert's output. product_E: sum of these, each times
@@ -31,7 +31,7 @@ class Seen:
     seed: int = 0
 
 
-def ean(seen: Seen) -> Tensor:
+def ean(seen: RoutingSums) -> Tensor:
     """(E,) sum of the norms of the expert's output over its tokens.
 
     Expert activation norm, a criterion that Lasby et al. 2025 (arXiv:2510.13999) compare with.
@@ -39,18 +39,18 @@ def ean(seen: Seen) -> Tensor:
     return seen.norm_E
 
 
-def frequency(seen: Seen) -> Tensor:
+def frequency(seen: RoutingSums) -> Tensor:
     """(E,) number of tokens for which the router chooses the expert."""
     return seen.token_E.double()
 
 
-def random(seen: Seen) -> Tensor:
+def random(seen: RoutingSums) -> Tensor:
     """(E,) random numbers in [0, 1), a control. They follow from the seed and the block alone, so keeps are nested."""
     generator = torch.Generator().manual_seed(1_000_003 * seen.seed + seen.index)
     return torch.rand(len(seen.token_E), generator=generator, dtype=torch.float64)
 
 
-def reap(seen: Seen) -> Tensor:
+def reap(seen: RoutingSums) -> Tensor:
     """(E,) mean of gate value times norm of the output; 0 for an expert without tokens.
 
     Router-weighted expert activation pruning: Lasby et al. 2025, arXiv:2510.13999. The gate value is the one with which
@@ -63,7 +63,7 @@ def reap(seen: Seen) -> Tensor:
 SCORES = {"reap": reap, "ean": ean, "frequency": frequency, "random": random}
 
 
-class Choice(NamedTuple):
+class KeptExperts(NamedTuple):
     """The experts that are kept, ascending, and the scores of all experts, by block; tokens: how many each one had."""
 
     kept: dict[int, list[int]]
@@ -76,13 +76,13 @@ class Choice(NamedTuple):
         return {m.index: sorted(set(range(m.count)) - set(self.kept[m.index])) for m in mixtures}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Choice":
+    def from_json(cls, data: Mapping[str, Any]) -> "KeptExperts":
         """The choice that JSON data of its fields describe, in which all keys are text."""
         kept, scores, tokens = ({int(n): row for n, row in data[name].items()} for name in cls._fields[:3])
         return cls(kept, scores, tokens, data["warnings"])
 
 
-def choose(recipe: ExpertsRecipe, mixtures: Sequence[Mixture], seen: Sequence[Seen]) -> Choice:
+def choose(recipe: ExpertsRecipe, mixtures: Sequence[Mixture], seen: Sequence[RoutingSums]) -> KeptExperts:
     """The experts that a recipe keeps. Raises Unremovable where too few would be left in a block."""
     scores = [SCORES[recipe.method](one) for one in seen]
     kept: dict[int, list[int]] = {}
@@ -90,7 +90,7 @@ def choose(recipe: ExpertsRecipe, mixtures: Sequence[Mixture], seen: Sequence[Se
         count = recipe.count(mixture.count)
         mixture.check(count)
         kept[mixture.index] = best(score_E, count, mixture.groups)
-    return Choice(
+    return KeptExperts(
         kept,
         {one.index: row.tolist() for one, row in zip(seen, scores, strict=True)},
         {one.index: one.token_E.tolist() for one in seen},
@@ -105,7 +105,7 @@ def best(score_E: Tensor, count: int, groups: int) -> list[int]:
     return sorted((order_GE + torch.arange(groups)[:, None] * size).flatten().tolist())
 
 
-def unmet(seen: Sequence[Seen]) -> list[str]:
+def unmet(seen: Sequence[RoutingSums]) -> list[str]:
     """A warning for experts that no calibration token was sent to."""
     found = [(one.index, expert) for one in seen for expert, tokens in enumerate(one.token_E) if not tokens]
     if not found:

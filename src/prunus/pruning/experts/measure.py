@@ -38,7 +38,7 @@ from prunus.pruning.calibration.saved_statistics import (
 )
 from prunus.pruning.depth.choice import check_finite
 from prunus.pruning.experts import Mixture, find_mixtures
-from prunus.pruning.experts.criteria import Seen, unmet
+from prunus.pruning.experts.criteria import RoutingSums, unmet
 from prunus.recipes import ExpertsRecipe
 
 
@@ -48,7 +48,7 @@ def observe(
     recipe: ExpertsRecipe,
     chosen: Calibration,
     device: torch.device,
-) -> Iterator[Seen]:
+) -> Iterator[RoutingSums]:
     """Yield what calibration shows of each block's experts; PrunusError for hidden states that are not finite."""
     dtype = source.dtype_for(recipe.dtype)
     of_block = {mixture.index: mixture for mixture in mixtures}
@@ -67,7 +67,7 @@ def observe(
                     rows_NTW.copy_(output_NTW)
             if mixture is not None and seen is not None:
                 token_E, sums_2E = seen
-                yield Seen(index, token_E, *sums_2E, seed=recipe.seed)
+                yield RoutingSums(index, token_E, *sums_2E, seed=recipe.seed)
             del block, seen  # before the next block is read
             return_freed_memory()
             steps.advance()
@@ -75,7 +75,7 @@ def observe(
 
 @contextmanager
 def watched(block: nn.Module, mixture: Mixture) -> Iterator[tuple[Tensor, Tensor]]:
-    """Meanwhile, what Seen has is added up: (E,) tokens and (2, E) sums."""
+    """Meanwhile, what RoutingSums has is added up: (E,) tokens and (2, E) sums."""
     token_E = torch.zeros(mixture.count, dtype=torch.int64)
     sums_2E = torch.zeros(2, mixture.count, dtype=torch.float64)
 
@@ -144,9 +144,9 @@ def fitting(saved: SavedStats, recipe: ExpertsRecipe) -> ExpertsRecipe:
     return saved.with_calibration(recipe)
 
 
-def seen_in(saved: SavedStats, mixture: Mixture) -> Seen:
+def seen_in(saved: SavedStats, mixture: Mixture) -> RoutingSums:
     """What calibration showed of a block's experts."""
     start = saved.source.block_name(mixture.index, mixture.experts)
     token_E, sums = (saved.tensors[f"{start}.{part}"].read() for part in ("tokens", "sums"))
     # In files of earlier versions other sums come first.
-    return Seen(mixture.index, token_E, *sums[-2:], seed=saved.about["recipe"]["seed"])
+    return RoutingSums(mixture.index, token_E, *sums[-2:], seed=saved.about["recipe"]["seed"])

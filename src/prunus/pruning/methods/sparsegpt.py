@@ -16,7 +16,7 @@ BLOCK = 128
 
 
 # choose(scores (O, B) of some columns, index of the first of them) -> (O, B) true at weights to zero.
-Choice = Callable[[Tensor, int], Tensor]
+Chooser = Callable[[Tensor, int], Tensor]
 
 
 def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
@@ -44,7 +44,7 @@ def updated(weight_OI: Tensor, masked_OI: Tensor, inputs: InputStats | None) -> 
 
 
 def reconstruct(
-    weight_OI: Tensor, hessian: Hessian, choose: Choice, width: int | None = None, *, block: int = BLOCK
+    weight_OI: Tensor, hessian: Hessian, choose: Chooser, width: int | None = None, *, block: int = BLOCK
 ) -> Tensor:
     """Zero the weights chosen by `choose`, block by block from the left, and update the columns after each of them.
 
@@ -62,7 +62,7 @@ def reconstruct(
     return weight_IO.to(weight_OI.dtype).T.contiguous()
 
 
-def _prune_block(part_BO: Tensor, upper_BB: Tensor, dead_B: Tensor, choose: Choice, start: int, width: int) -> Tensor:
+def _prune_block(part_BO: Tensor, upper_BB: Tensor, dead_B: Tensor, choose: Chooser, start: int, width: int) -> Tensor:
     """Prune the columns of a block in place; returns the (B, O) errors: pruned weights over the factor's diagonal."""
     diagonal_B = upper_BB.diagonal()
     error_BO = torch.zeros_like(part_BO)
@@ -80,8 +80,8 @@ def _prune_block(part_BO: Tensor, upper_BB: Tensor, dead_B: Tensor, choose: Choi
     return error_BO
 
 
-def _adaptive(target: Target, rows: int) -> Choice:
-    """A Choice of the lowest scores of all rows together; the columns visited so far have the target's sparsity."""
+def _adaptive(target: Target, rows: int) -> Chooser:
+    """A Chooser of the lowest scores of all rows together; the columns visited so far have the sparsity asked for."""
 
     def choose(score_OB: Tensor, start: int) -> Tensor:
         end = start + score_OB.shape[1]

@@ -21,7 +21,7 @@ from prunus.results.characters import MINUS, one_line
 Number = int | float
 
 
-class Path(NamedTuple):
+class Stroke(NamedTuple):
     """A path. role: `line`, `band`, `grid`, ... d: its steps in SVG's notation. at: position of its origin.
 
     note: text of its tooltip.
@@ -34,7 +34,7 @@ class Path(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A rectangle; role and note as for a Path."""
+    """A rectangle; role and note as for a Stroke."""
 
     role: str
     x: Number
@@ -56,7 +56,7 @@ class Label(NamedTuple):
     note: str = ""
 
 
-Shape = Path | Box | Label
+Shape = Stroke | Box | Label
 
 
 class Group(NamedTuple):
@@ -289,10 +289,10 @@ def chart(
         back.append(Box("zone", frame.left, frame.y(high), width, height))
     if zero_line:
         y = frame.y(y_axis.place(0.0))
-        back.append(Path("zero", f"M{frame.left},{y:.1f}H{frame.width - frame.right}"))
+        back.append(Stroke("zero", f"M{frame.left},{y:.1f}H{frame.width - frame.right}"))
     if steps:
         (x, y), *rest = ((frame.x(x_axis.place(x)), frame.y(y_axis.place(y))) for x, y in steps)
-        back.append(Path("margin", f"M{x:.1f},{y:.1f}" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in rest)))
+        back.append(Stroke("margin", f"M{x:.1f},{y:.1f}" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in rest)))
     groups = [
         Group("", back),
         *(Group(line.css, _interval(line, x_axis, y_axis, frame, whiskers)) for line in shown),
@@ -315,7 +315,7 @@ def _names(lines: Sequence[Line], x_axis: Axis, y_axis: Axis, frame: Frame) -> l
     groups = []
     for k, (line, (end, y), free) in enumerate(zip(named, ends, moved, strict=True)):
         place = max(float(frame.top), min(lowest, float(free))) + APART * k
-        leader = Path("leader", f"M{end:.1f},{y:.1f}L{frame.width - frame.right},{y:.1f}L{x - 2},{place:.1f}")
+        leader = Stroke("leader", f"M{end:.1f},{y:.1f}L{frame.width - frame.right},{y:.1f}L{x - 2},{place:.1f}")
         groups.append(Group(line.css, [leader, Label("name", x, place, one_line(line.name, frame.names), 0.35)]))
     return groups
 
@@ -325,22 +325,22 @@ def _grid(x_axis: Axis, y_axis: Axis, frame: Frame) -> list[Shape]:
     shapes: list[Shape] = [Label("axis-title", 0, frame.top - 15, y_axis.title)]
     for value, text in y_axis.ticks:
         y = frame.y(y_axis.place(value))
-        shapes.append(Path("grid", f"M{frame.left},{y:.1f}H{right}"))
+        shapes.append(Stroke("grid", f"M{frame.left},{y:.1f}H{right}"))
         shapes.append(Label("tick", frame.left - 7, y, text, 0.35, "end"))
-    shapes.append(Path("base-line", f"M{frame.left},{bottom}H{right}"))
+    shapes.append(Stroke("base-line", f"M{frame.left},{bottom}H{right}"))
     wide = (LETTER + 1) * max((len(text) for _, text in x_axis.ticks), default=0) + 6
     every = max(1, math.ceil(len(x_axis.ticks) * wide / (right - frame.left)))
     for index, (value, text) in enumerate(x_axis.ticks):
         x = frame.x(x_axis.place(value))
-        shapes.append(Path("tick-mark", f"M{x:.1f},{bottom}v5"))
+        shapes.append(Stroke("tick-mark", f"M{x:.1f},{bottom}v5"))
         if (len(x_axis.ticks) - 1 - index) % every == 0 or _is_apart(value, x_axis):
             shapes.append(Label("tick", x, bottom + 8, text, 0.9, "middle"))
     for (value, _), (beside, _) in pairwise(x_axis.ticks):
         if not _is_apart(value, x_axis):
             continue
         x = (frame.x(x_axis.place(value)) + frame.x(x_axis.place(beside))) / 2
-        shapes.append(Path("gap", f"M{x - 3:.1f},{bottom}h6"))
-        shapes.append(Path("break", f"M{x - 6:.1f},{bottom + 5}l6,-10M{x:.1f},{bottom + 5}l6,-10"))
+        shapes.append(Stroke("gap", f"M{x - 3:.1f},{bottom}h6"))
+        shapes.append(Stroke("break", f"M{x - 6:.1f},{bottom + 5}l6,-10M{x:.1f},{bottom + 5}l6,-10"))
     shapes.append(Label("axis-title", right, frame.height - 5, x_axis.title, anchor="end"))
     return shapes
 
@@ -366,11 +366,11 @@ def _interval(line: Line, x_axis: Axis, y_axis: Axis, frame: Frame, whiskers: bo
             if math.isfinite(p.low) and math.isfinite(p.high)
         ]
         if ends and (whiskers or len(ends) == 1):
-            shapes.append(Path("whisker", "".join(f"M{x:.1f},{low:.1f}V{high:.1f}" for x, low, high in ends)))
+            shapes.append(Stroke("whisker", "".join(f"M{x:.1f},{low:.1f}V{high:.1f}" for x, low, high in ends)))
         elif ends:
             upper = "L".join(f"{x:.1f},{high:.1f}" for x, _, high in ends)
             lower = "L".join(f"{x:.1f},{low:.1f}" for x, low, _ in reversed(ends))
-            shapes.append(Path("band", f"M{upper}L{lower}Z"))
+            shapes.append(Stroke("band", f"M{upper}L{lower}Z"))
     return shapes
 
 
@@ -379,15 +379,15 @@ def _curve(line: Line, x_axis: Axis, y_axis: Axis, frame: Frame) -> list[Shape]:
     for piece in _pieces(line, x_axis):
         positions = [(frame.x(x_axis.place(p.x)), frame.y(y_axis.place(p.y))) for p in piece]
         if len(positions) > 1:
-            shapes.append(Path("line", f"M{'L'.join(f'{x:.1f},{y:.1f}' for x, y in positions)}"))
+            shapes.append(Stroke("line", f"M{'L'.join(f'{x:.1f},{y:.1f}' for x, y in positions)}"))
         marker = MARKERS[line.marker % len(MARKERS)]
-        shapes += [Path("mark", marker, at, point.note) for at, point in zip(positions, piece, strict=True)]
+        shapes += [Stroke("mark", marker, at, point.note) for at, point in zip(positions, piece, strict=True)]
     return shapes
 
 
 def swatch(css: str, marker: int) -> Picture:
     """The line and marker of a series, for the legend."""
-    shapes = [Path("line", "M1,7H27"), Path("mark", MARKERS[marker % len(MARKERS)], (14, 7))]
+    shapes = [Stroke("line", "M1,7H27"), Stroke("mark", MARKERS[marker % len(MARKERS)], (14, 7))]
     return Picture(f"swatch {css}", 28, 14, [Group("", shapes)])
 
 
@@ -407,13 +407,13 @@ def forest(rows: Sequence[tuple[float, float, float]], margin: float) -> list[Pi
     for difference, low, high in rows:
         shapes = [
             Box("zone", at(-margin), 0, at(0) - at(-margin), height),
-            Path("grid", f"M2,{height / 2}H{width - 2}"),
-            Path("zero", f"M{at(0):.1f},0V{height}"),
+            Stroke("grid", f"M2,{height / 2}H{width - 2}"),
+            Stroke("zero", f"M{at(0):.1f},0V{height}"),
         ]
         if all(math.isfinite(value) for value in (difference, low, high)):
             outside = abs(difference) > reach
-            shapes.append(Path("whisker", f"M{at(low):.1f},{height / 2}H{at(high):.1f}"))
+            shapes.append(Stroke("whisker", f"M{at(low):.1f},{height / 2}H{at(high):.1f}"))
             turned = "M-2,0l7,-5v10z" if difference < 0 else "M2,0l-7,-5v10z"
-            shapes.append(Path("mark", turned if outside else MARKERS[0], (at(difference), height / 2)))
+            shapes.append(Stroke("mark", turned if outside else MARKERS[0], (at(difference), height / 2)))
         pictures.append(Picture("forest", width, height, [Group("", shapes)]))
     return pictures

@@ -28,8 +28,8 @@ _TEX = {
 
 
 @dataclass(frozen=True)
-class Look:
-    """The look of one run in the report. index: 0 is the base. hue: 0 is the base's black, 1 to HUES are colours.
+class RunStyle:
+    """The style of one run in the report. index: 0 is the base. hue: 0 is the base's black, 1 to HUES are colours.
 
     family: the methods of its steps, which runs of one colour share.
     """
@@ -53,18 +53,18 @@ class Look:
         return f"c{self.hue} d{self.dash}"
 
 
-def looks(base: Run, others: Sequence[Run]) -> list[Look]:
-    """The look of the base, then those of the others in order; runs of the same method have the same colour."""
+def run_styles(base: Run, others: Sequence[Run]) -> list[RunStyle]:
+    """The style of the base, then those of the others in order; runs of the same method have the same colour."""
     runs = [base, *others]
     labels = unique_labels(map(identity, runs))
     hues: dict[str, int] = {}
     seen: Counter[str] = Counter()
-    result = [Look(0, base.run_id, labels[0], 0, 0, 0)]
+    result = [RunStyle(0, base.run_id, labels[0], 0, 0, 0)]
     for index, (run, text) in enumerate(zip(others, labels[1:], strict=True), start=1):
         group = " + ".join(recorded_kind(step).method(step) for step in history(run))
         hues.setdefault(group, len(hues))
         hue, marker = 1 + hues[group] % HUES, 1 + (seen[group] + hues[group] // HUES) % 4
-        result.append(Look(index, run.run_id, text, hue, seen[group] % 4, marker, group))
+        result.append(RunStyle(index, run.run_id, text, hue, seen[group] % 4, marker, group))
         seen[group] += 1
     return result
 
@@ -112,7 +112,7 @@ class Table:
     caption: str
     css: str
     columns: Sequence[Column]
-    rows: Sequence[tuple[Look | str, Sequence[Any]]]
+    rows: Sequence[tuple[RunStyle | str, Sequence[Any]]]
     keep: bool = False  # whether rows stay when the legend hides their run
 
     def html(self) -> str:
@@ -128,14 +128,14 @@ class Table:
             f"<thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table></div>"
         )
 
-    def _row(self, head: Look | str, values: Sequence[Any], again: bool) -> str:
+    def _row(self, head: RunStyle | str, values: Sequence[Any], again: bool) -> str:
         """The HTML of a row. again: whether the row before it has the same head, whose line is then not drawn again."""
         cells = "".join(_cell(column, value) for column, value in zip(self.columns[1:], values, strict=True))
         if "cards" in self.css.split():
             titles = iter(self.columns[1:])
             cells = re.sub("<td", lambda _: f'<td data-title="{esc(next(titles).title.replace("|", " "))}"', cells)
-        css = f' class="{head.css}{" keep" if self.keep else ""}"' if isinstance(head, Look) else ""
-        name = row_name(head.label if again and isinstance(head, Look) else head)
+        css = f' class="{head.css}{" keep" if self.keep else ""}"' if isinstance(head, RunStyle) else ""
+        name = row_name(head.label if again and isinstance(head, RunStyle) else head)
         return f"<tr{css}>{name}{cells}</tr>"
 
     def csv(self) -> str:
@@ -148,7 +148,7 @@ class Table:
             names += [column.key, *([f"{column.key}_low", f"{column.key}_high"] if three else [])]
         writer.writerow(names)
         for head, values in self.rows:
-            fields = [_safe(head.label if isinstance(head, Look) else head)]
+            fields = [_safe(head.label if isinstance(head, RunStyle) else head)]
             for value, three in zip(values, wide, strict=True):
                 parts = (value or Interval(None, None, None))[:3] if three else [value]
                 fields += map(_field, parts)
@@ -166,7 +166,7 @@ class Table:
             "\\midrule",
         ]
         for head, values in self.rows:
-            texts = [tex(head.label if isinstance(head, Look) else head)]
+            texts = [tex(head.label if isinstance(head, RunStyle) else head)]
             texts += [tex(shown(*pair)) for pair in zip(self.columns[1:], values, strict=True)]
             lines.append(" & ".join(texts) + r" \\")
         return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
@@ -177,14 +177,14 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower().replace(MINUS, "")).strip("-")[:60] or "x"
 
 
-def named(look: Look) -> str:
+def named(style: RunStyle) -> str:
     """The HTML of a run's name after a sample of its line."""
-    return f"{swatch(look.line, look.marker).html()} <bdi>{esc(look.label)}</bdi>"
+    return f"{swatch(style.line, style.marker).html()} <bdi>{esc(style.label)}</bdi>"
 
 
-def row_name(head: Look | str) -> str:
+def row_name(head: RunStyle | str) -> str:
     """The HTML of a row's head: a run's name after a sample of its line, or another name."""
-    return f'<th scope="row">{named(head) if isinstance(head, Look) else f"<bdi>{esc(head)}</bdi>"}</th>'
+    return f'<th scope="row">{named(head) if isinstance(head, RunStyle) else f"<bdi>{esc(head)}</bdi>"}</th>'
 
 
 def word(verdict: str, text: str = "") -> str:

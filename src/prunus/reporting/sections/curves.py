@@ -20,7 +20,7 @@ from prunus.reporting.render.chart import (
     log_axis,
 )
 from prunus.reporting.render.figure import Figure, Key
-from prunus.reporting.render.table import RUN, Column, Interval, Look, Table, Word, sign
+from prunus.reporting.render.table import RUN, Column, Interval, RunStyle, Table, Word, sign
 from prunus.reporting.render.text import count, esc, joined, percent, points, probability, sizes
 from prunus.reporting.report_data import ReportData, ReportedRun, band_of
 from prunus.reporting.section import Section, details, part_of, run_figure, run_key, soft
@@ -47,10 +47,10 @@ def section(data: ReportData) -> Section:
 
 def _of_task(data: ReportData, task: str) -> Section:
     compared = [one for one in data.others if one.contrasts(task).keys() - {AS_RUN}]
-    panels = [(one.look, differences(data, task, [one], one.look.label)) for one in compared]
+    panels = [(one.style, differences(data, task, [one], one.style.label)) for one in compared]
     by_budget, every, scaling = accuracy_table(data, task), number_table(data, task), scaling_table(data, task)
-    keys = [run_key(one.look) for one in data.runs]
-    figures = [Figure(f"difference-{task}-{look.label}", picture) for look, picture in panels]
+    keys = [run_key(one.style) for one in data.runs]
+    figures = [Figure(f"difference-{task}-{style.label}", picture) for style, picture in panels]
     if compared:
         figures.insert(0, Figure(f"difference-{task}", differences(data, task, compared), keys[1:]))
     if data.has_curve(task):
@@ -65,7 +65,7 @@ def _of_task(data: ReportData, task: str) -> Section:
         f"{bands_text(cell for one in compared for cell in one.contrasts(task).values())}. The shaded strip is the "
         "margin; each panel has its own scale."
     )
-    title = f"Difference from <bdi>{esc(data.base.look.label)}</bdi> by budget" if panels else "Accuracy"
+    title = f"Difference from <bdi>{esc(data.base.style.label)}</bdi> by budget" if panels else "Accuracy"
     html = part_of(data, task, "differences", title, esc(_worse_at(data, task)), shown, terms if panels else "")
     return Section(task, html, figures, [by_budget, every, scaling])
 
@@ -73,7 +73,7 @@ def _of_task(data: ReportData, task: str) -> Section:
 def _worse_at(data: ReportData, task: str) -> str:
     """A sentence on the single budgets at which runs are shown to be worse; empty without other runs."""
     found = {
-        one.look.label: [str(b) for b, cell in one.contrasts(task).items() if verdict(cell) in (WORSE, WITHIN)]
+        one.style.label: [str(b) for b, cell in one.contrasts(task).items() if verdict(cell) in (WORSE, WITHIN)]
         for one in data.others
     }
     parts = [f"{name} at {joined(worse, most=3)}" for name, worse in found.items() if worse]
@@ -93,7 +93,7 @@ def accuracy_against_budget(data: ReportData, task: str, frame: Frame | None = N
     lines = _published_lines(data.published_on(task))
     for one in data.drawn:
         cells = {budget: cell for budget, cell in one.cells(task).items() if budget != AS_RUN}
-        lines.append(Line(one.look.css, _accuracies(one.look, cells), one.look.marker, one.look.label))
+        lines.append(Line(one.style.css, _accuracies(one.style, cells), one.style.marker, one.style.label))
     budgets = sorted({budget_of(point.x) for line in lines for point in line.points})
     label, css = f"Accuracy on {task} against thinking budget", "many" if len(lines) > MANY else ""
     return chart(lines, budget_axis(budgets), accuracy_axis(lines), label, frame=frame, css=css)
@@ -107,9 +107,9 @@ def accuracy_against_tokens(data: ReportData, task: str, frame: Frame | None = N
         cells = {budget: cell for budget, cell in one.cells(task).items() if used[budget] is not None}
         moved = {
             budget: point._replace(x=used[budget], note=f"{point.note}, {count(used[budget])} tokens")
-            for budget, point in zip(cells, _accuracies(one.look, cells, together=False), strict=True)
+            for budget, point in zip(cells, _accuracies(one.style, cells, together=False), strict=True)
         }
-        lines += lines_of(moved, one.look.css, one.look.marker, one.look.label)
+        lines += lines_of(moved, one.style.css, one.style.marker, one.style.label)
     axis = log_axis([point.x for line in lines for point in line.points], "Mean tokens per draw")
     label = f"Accuracy on {task} against tokens used"
     return chart(lines, axis, accuracy_axis(lines), label, frame=frame, whiskers=True)
@@ -117,32 +117,32 @@ def accuracy_against_tokens(data: ReportData, task: str, frame: Frame | None = N
 
 def _published_lines(matches: Sequence[Match]) -> list[Line]:
     """One line for each run and source, in the run's colour."""
-    groups: dict[tuple[Look, str], list[Point]] = {}
+    groups: dict[tuple[RunStyle, str], list[Point]] = {}
     for match in matches:
         cell = match.theirs
-        name = f"{match.look.label}, {about()['sources'][cell.source]['name']}"
+        name = f"{match.style.label}, {about()['sources'][cell.source]['name']}"
         note = f"Budget {cell.budget}\n{name}\n{percent(cell.accuracy)} %"
         point = Point(float(cell.budget), 100 * cell.accuracy, note=note)
-        groups.setdefault((match.look, cell.source), []).append(point)
+        groups.setdefault((match.style, cell.source), []).append(point)
     sources = list(about()["sources"])
-    return [Line(f"{look.css} pub", spots, sources.index(source)) for (look, source), spots in groups.items()]
+    return [Line(f"{style.css} pub", spots, sources.index(source)) for (style, source), spots in groups.items()]
 
 
 def _published_keys(data: ReportData, task: str) -> list[Key]:
     sources = about()["sources"]
-    found = dict.fromkeys((match.look, match.theirs.source) for match in data.published_on(task))
-    return [Key(f"{look.line} pub", [*sources].index(s), f"{look.label}, {sources[s]['name']}") for look, s in found]
+    found = dict.fromkeys((match.style, match.theirs.source) for match in data.published_on(task))
+    return [Key(f"{style.line} pub", [*sources].index(s), f"{style.label}, {sources[s]['name']}") for style, s in found]
 
 
 def differences(data: ReportData, task: str, runs: Sequence[ReportedRun], name: str = "") -> Picture:
     """Accuracy minus the base's in points, with 95 % bands; the margin is shaded. name: of the only run of a panel."""
-    lines = [Line(one.look.css, _differences(task, one), one.look.marker) for one in runs]
+    lines = [Line(one.style.css, _differences(task, one), one.style.marker) for one in runs]
     spots = [point for line in lines for point in line.points]
     x_axis = budget_axis(sorted({budget_of(point.x) for point in spots}))
     ends = [value for point in spots for value in (point.y, point.low, point.high) if math.isfinite(value)]
     edge, zone = 100 * data.margin_points * 1.5, (-100 * data.margin_points, 0.0)
     low, high = max(-100.0, min([*ends, -edge, -1])), min(100.0, max([*ends, edge, 1]))
-    title = "Points" if name else f"Accuracy minus that of {data.base.look.label}, points"
+    title = "Points" if name else f"Accuracy minus that of {data.base.style.label}, points"
     y_axis = linear_axis(low, high, title, 4, sign=True)
     label = f"{f'{name}: difference' if name else 'Differences'} on {task} against thinking budget"
     return chart(lines, x_axis, y_axis, label, frame=PANEL if name else None, zone=zone, zero_line=True)
@@ -155,18 +155,18 @@ def _differences(task: str, one: ReportedRun) -> list[Point]:
             continue
         low, high = (max(-100.0, min(100.0, 100 * end)) for end in band_of(cell))
         interval = f"{points(cell.low)} to {points(cell.high)}"
-        note = f"Budget {budget}\n{one.look.label}\n{points(cell.difference)} points ({interval})"
+        note = f"Budget {budget}\n{one.style.label}\n{points(cell.difference)} points ({interval})"
         found.append(Point(float(budget), 100 * cell.difference, low, high, note))
     return found
 
 
-def _accuracies(look: Look, cells: Mapping[int, BudgetCell], together: bool = True) -> list[Point]:
+def _accuracies(style: RunStyle, cells: Mapping[int, BudgetCell], together: bool = True) -> list[Point]:
     """A point for each budget: accuracy with its interval. together: with simultaneous bands if there are any."""
     found = []
     for budget, cell in cells.items():
         low, high = band_of(cell) if together else (cell.low, cell.high)
         interval = f"{percent(cell.low)} to {percent(cell.high)}"
-        note = f"Budget {budget}\n{look.label}\n{percent(cell.accuracy)} % ({interval})"
+        note = f"Budget {budget}\n{style.label}\n{percent(cell.accuracy)} % ({interval})"
         found.append(Point(float(budget), 100 * cell.accuracy, 100 * low, 100 * high, note))
     return found
 
@@ -190,7 +190,7 @@ def accuracy_table(data: ReportData, task: str) -> Table:
             budget: Interval(cell.accuracy, cell.low, cell.high, words.get(budget, ""))
             for budget, cell in one.cells(task).items()
         }
-        rows.append((one.look, [found.get(budget) for budget in budgets]))
+        rows.append((one.style, [found.get(budget) for budget in budgets]))
     columns = [Column("run", "Accuracy, %"), *(Column(str(budget), str(budget), percent) for budget in budgets)]
     return Table(f"accuracy-{task}", f"Accuracy on {task} by budget", "matrix sortable", columns, rows)
 
@@ -208,7 +208,7 @@ def number_table(data: ReportData, task: str) -> Table:
             else:
                 values += [None] * 8
             counts = [cell.all_problems, *[cell.n] * grouped, cell.samples]
-            rows.append((one.look, [*values, *counts]))
+            rows.append((one.style, [*values, *counts]))
     columns = [
         RUN, Column("budget", "Budget"), Column("accuracy", "Accuracy, %", percent),
         Column("low", "low", percent), Column("high", "high", percent),
@@ -246,7 +246,7 @@ SCALING_NOTE = (
 
 def scaling_table(data: ReportData, task: str) -> Table:
     """Measures of how accuracy scales with the budget, one row per run, without columns that are empty for all runs."""
-    found: list[tuple[Look, dict[str, object]]] = []
+    found: list[tuple[RunStyle, dict[str, object]]] = []
     for one in data.with_cells(task):
         curve, cells = one.summary.tasks[task], one.cells(task)
         part, last = one.part(task), cells[max(cells)]
@@ -264,9 +264,9 @@ def scaling_table(data: ReportData, task: str) -> Table:
             "per_correct": last.tokens_per_correct,
             "looping": last.looping,
         }
-        found.append((one.look, values))
+        found.append((one.style, values))
     columns = [column for column in SCALING if any(values[column.key] is not None for _, values in found)]
-    rows = [(look, [values[column.key] for column in columns]) for look, values in found]
+    rows = [(style, [values[column.key] for column in columns]) for style, values in found]
     return Table(f"scaling-{task}", f"Scaling on {task}", "data scaling sortable", [RUN, *columns], rows)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from prunus.reporting.render.chart import PANEL, Axis, Frame, Line, Picture, Point, accuracy_axis, chart
 from prunus.reporting.render.figure import Figure
-from prunus.reporting.render.table import RUN, Column, Look, Table, difference
+from prunus.reporting.render.table import RUN, Column, RunStyle, Table, difference
 from prunus.reporting.render.text import count, esc, joined, percent, points, probability
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, figure, part_of, run_key
@@ -32,7 +32,7 @@ def section(data: ReportData) -> Section:
             continue
         ways = [way for way in WAYS if any(len(by_draws(last, way)) > 1 for last in last_cells(data, task).values())]
         draws, parallel = draw_table(data, task), parallel_table(data, task)
-        keys = [run_key(one.look) for one in data.runs]
+        keys = [run_key(one.style) for one in data.runs]
         figures += [Figure(f"draws-{way}-{task}", ways_chart(data, task, way), keys) for way in ways]
         tables += [draws, parallel]
         curves = "".join(figure(ways_chart(data, task, way, PANEL), *WAYS[way]) for way in ways)
@@ -48,10 +48,10 @@ def section(data: ReportData) -> Section:
 def _majority(data: ReportData, task: str) -> str:
     """A sentence on what the majority of all draws gains over one draw, at each run's largest budget."""
     gains = {}
-    for look, cell in last_cells(data, task).items():
+    for style, cell in last_cells(data, task).items():
         votes = by_draws(cell, "maj_at")
         if len(votes) > 1:
-            gains[look.label] = (max(votes), votes[max(votes)] - votes[min(votes)])
+            gains[style.label] = (max(votes), votes[max(votes)] - votes[min(votes)])
     parts = [f"{label} {points(gain)} points (of {k} draws)" for label, (k, gain) in gains.items()]
     return f"The majority changes the accuracy of one draw by: {joined(parts)}." if parts else ""
 
@@ -61,20 +61,20 @@ def by_draws(cell: BudgetCell, way: str) -> Mapping[int, float]:
     return {"pass_at": cell.pass_at, "maj_at": cell.maj_at, **cell.best_of}[way] or {}
 
 
-def last_cells(data: ReportData, task: str) -> dict[Look, BudgetCell]:
+def last_cells(data: ReportData, task: str) -> dict[RunStyle, BudgetCell]:
     """The cell at the largest budget of each run, in the order in which charts draw them."""
-    return {one.look: one.cells(task)[max(one.cells(task))] for one in data.drawn if one.cells(task)}
+    return {one.style: one.cells(task)[max(one.cells(task))] for one in data.drawn if one.cells(task)}
 
 
 def ways_chart(data: ReportData, task: str, way: str, frame: Frame | None = None) -> Picture:
     """Accuracy over k at each run's largest budget, one line per run that has the score."""
     lines = []
-    for look, cell in last_cells(data, task).items():
+    for style, cell in last_cells(data, task).items():
         spots = [
-            Point(float(k), 100 * value, note=f"{k} draw{'s' * (k > 1)}\n{look.label}\n{percent(value)} %")
+            Point(float(k), 100 * value, note=f"{k} draw{'s' * (k > 1)}\n{style.label}\n{percent(value)} %")
             for k, value in sorted(by_draws(cell, way).items())
         ]
-        lines += [Line(look.css, spots, look.marker)] if len(spots) > 1 else []
+        lines += [Line(style.css, spots, style.marker)] if len(spots) > 1 else []
     sizes = sorted({point.x for line in lines for point in line.points})
     low, high = math.log2(sizes[0]), math.log2(sizes[-1])
     axis = Axis("Draws k", tuple((k, f"{k:g}") for k in sizes), low, high, log=True)
@@ -91,7 +91,7 @@ def parallel_table(data: ReportData, task: str) -> Table:
             values += [row.tokens_sequential, row.tokens_parallel]
             used = row.used
             values += [used.sequential, difference(used), used.q] if used else [None] * 3
-            rows.append((one.look, values))
+            rows.append((one.style, values))
     columns = [
         RUN, Column("budget", "Budget"), Column("chains", "Chains"), Column("method", "By"),
         Column("sequential", "One chain,|%", percent), Column("parallel", "k chains,|%", percent),
@@ -112,7 +112,7 @@ def draw_table(data: ReportData, task: str) -> Table:
         for budget, cell in one.cells(task).items():
             for way, (name, _) in WAYS.items():
                 if values := by_draws(cell, way):
-                    rows.append((one.look, [budget, name, *(values.get(k) for k in sizes)]))
+                    rows.append((one.style, [budget, name, *(values.get(k) for k in sizes)]))
     columns = [RUN, Column("budget", "Budget"), Column("way", "Way")]
     columns += [Column(f"k{k}", f"k = {k}", percent) for k in sizes]
     return Table(f"draws-{task}", f"Several draws on {task}", "data draws sortable", columns, rows)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from prunus.reporting.render.table import RUN, Column, Look, Table, Word
+from prunus.reporting.render.table import RUN, Column, RunStyle, Table, Word
 from prunus.reporting.render.text import one_line
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, part, soft
@@ -30,7 +30,7 @@ def section(data: ReportData) -> Section:
     """How many problems each variant lost and gained, and which; empty without variants."""
     if not data.others:
         return Section("flips")
-    found = [(one.look, find_flips(data.base.samples, one.samples)) for one in data.others]
+    found = [(one.style, find_flips(data.base.samples, one.samples)) for one in data.others]
     counts, problems = counts_table(found), problems_table(data, found)
     step = max(1, -(-len(problems.rows) // LISTED))
     listed = replace(problems, rows=problems.rows[::step])
@@ -61,20 +61,20 @@ def find_flips(base: Iterable[Sample], other: Iterable[Sample]) -> list[Flip]:
     return list(found.values())
 
 
-def counts_table(found: Iterable[tuple[Look, list[Flip]]]) -> Table:
+def counts_table(found: Iterable[tuple[RunStyle, list[Flip]]]) -> Table:
     """How many problems each variant lost and gained."""
-    rows = [(look, [sum(flip.gained == won for flip in flips) for won in (False, True)]) for look, flips in found]
+    rows = [(style, [sum(flip.gained == won for flip in flips) for won in (False, True)]) for style, flips in found]
     columns = [RUN, Column("lost", "Lost"), Column("gained", "Gained")]
     return Table("flips", "Problems that flipped", "data flips sortable", columns, rows)
 
 
-def problems_table(data: ReportData, found: Iterable[tuple[Look, list[Flip]]]) -> Table:
+def problems_table(data: ReportData, found: Iterable[tuple[RunStyle, list[Flip]]]) -> Table:
     """The problems that each variant lost and gained, with the right answer and both answers."""
     rows = []
-    for look, flips in found:
+    for style, flips in found:
         for flip in flips:
             name, change = flip.base.problem_id, Word("gained" if flip.gained else "lost")
-            rows.append((look, [name, change, data.gold[name], flip.base.answer, flip.other.answer]))
+            rows.append((style, [name, change, data.gold[name], flip.base.answer, flip.other.answer]))
     columns = [
         RUN, Column("problem", "Problem", one_line), Column("change", "Change"), Column("gold", "Correct", one_line),
         Column("base", "Base's answer", one_line), Column("answer", "Its answer", one_line),

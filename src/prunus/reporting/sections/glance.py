@@ -107,9 +107,9 @@ def _size(one: ReportedRun) -> Cell:
 
 
 def _row(one: ReportedRun, titles: Sequence[str], cells: Sequence[Cell], css: str = "") -> str:
-    look, name, parts = one.look, f"run-{slug(one.run.run_id)}", zip(titles, cells, strict=True)
+    style, name, parts = one.style, f"run-{slug(one.run.run_id)}", zip(titles, cells, strict=True)
     shown = "".join(f'<td data-title="{title}" data-v="{value:.9g}">{html}</td>' for title, (html, value) in parts)
-    box = f'<input type="checkbox" id="t{look.index}" autocomplete="off" checked aria-label="Show {esc(look.label)}">'
-    link = f'<a href="#{name}">{swatch(look.line, look.marker).html()} <bdi>{esc(look.label)}</bdi></a>'
-    head = f'<th scope="row"><div><span class="box">{box if look.index else ""}</span>{link}</div></th>'
-    return f'<tr class="{look.css} keep {css}" id="{name}">{head}{shown}</tr>'
+    box = f'<input type="checkbox" id="t{style.index}" autocomplete="off" checked aria-label="Show {esc(style.label)}">'
+    link = f'<a href="#{name}">{swatch(style.line, style.marker).html()} <bdi>{esc(style.label)}</bdi></a>'
+    head = f'<th scope="row"><div><span class="box">{box if style.index else ""}</span>{link}</div></th>'
+    return f'<tr class="{style.css} keep {css}" id="{name}">{head}{shown}</tr>'

@@ -24,14 +24,14 @@ def section(data: ReportData) -> Section:
     legend = "".join(f"<li>{swatch(key.css, key.marker).html()}{key.name}</li>" for key in keys)
     both = [(task, one) for task in data.tasks for one in data.both_modes if all(one.cells(task))]
     pictures = [(task, one, mode_chart(task, one)) for task, one in both]
-    panels = "".join(run_figure(one.look, picture, f"<bdi>{esc(task)}</bdi>") for task, one, picture in pictures)
+    panels = "".join(run_figure(one.style, picture, f"<bdi>{esc(task)}</bdi>") for task, one, picture in pictures)
     table = mode_table(data)
     _, (task, budget, _, _, gap, *_) = max(table.rows, key=lambda row: row[1][4])
     says = f"Legacy is furthest ahead of strict on {task} at budget {budget}, by {points(gap)} points."
     shown = f'<ul class="endings">{legend}</ul><div class="panels">{panels}</div>'
     shown += details("Strict and legacy in numbers", table.html())
     html = part("modes", "Strict and legacy", f"<bdi>{esc(says)}</bdi>", shown, note)
-    figures = [Figure(f"modes-{task}-{one.look.label}", picture, keys) for task, one, picture in pictures]
+    figures = [Figure(f"modes-{task}-{one.style.label}", picture, keys) for task, one, picture in pictures]
     return Section("modes", html, figures, [table], name="Modes")
 
 
@@ -46,7 +46,7 @@ def mode_chart(task: str, one: BothModes) -> Picture:
         ]  # fmt: skip
         lines.append(Line(f"m{index}", spots, index))
     budgets = sorted({budget_of(point.x) for line in lines for point in line.points})
-    label = f"{one.look.label}: accuracy on {task} in strict and legacy mode"
+    label = f"{one.style.label}: accuracy on {task} in strict and legacy mode"
     return chart(lines, budget_axis(budgets), accuracy_axis(lines, wanted=4), label, frame=PANEL)
 
 
@@ -62,7 +62,7 @@ def mode_table(data: ReportData) -> Table:
                 values: list[Any] = [task, budget, *accuracies, accuracies[1] - accuracies[0]]
                 values += [cell.leaked for cell in pair]
                 values += [number for cell in pair for number in (cell.tokens.answer.mean, cell.tokens.answer.p95)]
-                rows.append((one.look, values + [cell.forced for cell in pair]))
+                rows.append((one.style, values + [cell.forced for cell in pair]))
     columns = [
         RUN, Column("task", "Task"), Column("budget", "Budget"),
         Column("strict", "Accuracy, %|strict", percent), Column("legacy", "Accuracy, %|legacy", percent),

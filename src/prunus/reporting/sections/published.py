@@ -48,7 +48,7 @@ def published_table(data: ReportData) -> Table:
         theirs = match.theirs
         values = [match.task, theirs.budget, match.mode, match.ours.accuracy, match.ours.se]
         values += [theirs.accuracy, theirs.sd, standard_error(theirs), match.difference, match.z]
-        rows.append((match.look, [*values, theirs.mark, f"{sources[theirs.source]['name']}, {theirs.where}"]))
+        rows.append((match.style, [*values, theirs.mark, f"{sources[theirs.source]['name']}, {theirs.where}"]))
     columns = [
         RUN, Column("task", "Task"), Column("budget", "Budget"), Column("mode", "Our mode"),
         Column("accuracy", "Ours, %", percent), Column("se", "error", percent),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunus.budgets import OFF
-from prunus.reporting.render.table import RUN, Column, Look, Table, named
+from prunus.reporting.render.table import RUN, Column, RunStyle, Table, named
 from prunus.reporting.render.text import THIN, clip, count, esc
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, part
@@ -44,7 +44,7 @@ def section(data: ReportData) -> Section:
         "Margin": data.margin.words(),
     }
     facts = "".join(f"<dt>{esc(name)}</dt><dd><bdi>{esc(value)}</bdi></dd>" for name, value in rows.items())
-    runs, totals = "".join(_run_details(one.look, one.run) for one in data.runs), totals_table(data)
+    runs, totals = "".join(_run_details(one.style, one.run) for one in data.runs), totals_table(data)
     answers, tokens = (sum(values[place] or 0 for _, values in totals.rows) for place in (0, 4))
     says = f"{len(data.runs)} runs have {count(answers)} answers"
     says += f", for which {count(tokens)} tokens were sampled." if tokens else "."
@@ -93,7 +93,7 @@ def totals_table(data: ReportData) -> Table:
     """Numbers of answers, of planned answers and of sampled tokens, one row per run."""
     devices = [str(one.run.versions.get("device", "")) or None for one in data.runs]
     totals = [run_totals(one.run, one.samples) for one in data.runs]
-    rows = [(one.look, [*row, device]) for one, row, device in zip(data.runs, totals, devices, strict=True)]
+    rows = [(one.style, [*row, device]) for one, row, device in zip(data.runs, totals, devices, strict=True)]
     columns = [
         RUN, Column("answers", "Answers", count), Column("planned", "Planned", count),
         Column("thinking", "Thinking tokens|sampled", count), Column("answer", "Answer tokens|sampled", count),
@@ -125,7 +125,7 @@ def _sampling(plan: Mapping[str, Any]) -> str:
     return f"temperature {plan.get('temperature')}, top-p {plan.get('top_p')}, top-k {plan.get('top_k')}"
 
 
-def _run_details(look: Look, run: Run) -> str:
+def _run_details(style: RunStyle, run: Run) -> str:
     model = run.model
     steps = [{key: step[key] for key in SHOWN if key in step} for step in history(run)]
     record = {"versions": run.versions, "plan": run.plan, "made by": steps}
@@ -138,6 +138,6 @@ def _run_details(look: Look, run: Run) -> str:
         f" · weights {str(model.get('checksum'))[:16]}"
     )
     return (
-        f'<details><summary>{named(look)} <span class="soft"><bdi>{esc(clip(facts, 600))}</bdi></span></summary>'
+        f'<details><summary>{named(style)} <span class="soft"><bdi>{esc(clip(facts, 600))}</bdi></span></summary>'
         f'<pre tabindex="0">{esc(text)}</pre></details>'
     )

@@ -27,7 +27,7 @@ def section(data: ReportData) -> Section:
         if len({one.run.nbytes for one, _ in known}) < 2:
             continue
         tables.append(size_table(data, task, front(known)))
-        figures.append(Figure(f"bytes-{task}", scatter(known, task), [run_key(one.look) for one, _ in known]))
+        figures.append(Figure(f"bytes-{task}", scatter(known, task), [run_key(one.style) for one, _ in known]))
         shown = adapted(partial(scatter, known, task), "All budgets", "95 % bars; the thin line is the front")
         shown += details("Bytes in numbers", tables[-1].html())
         html += part_of(data, task, "bytes", "Accuracy against bytes", esc(_best(known)), shown, NOTE)
@@ -53,7 +53,7 @@ def front(known: Known) -> list[tuple[int, float, str]]:
 
 def _best(known: Known) -> str:
     """A sentence that names the models on the front."""
-    labels = {one.run.run_id: one.look.label for one, _ in known}
+    labels = {one.run.run_id: one.style.label for one, _ in known}
     named = [f"{labels[run]} ({megabytes(size)} MB, {percent(area)} %)" for size, area, run in front(known)]
     return f"On the front, from small to large: {joined(named)}."
 
@@ -63,9 +63,9 @@ def scatter(known: Known, task: str, frame: Frame | None = None) -> Picture:
     lines = []
     for one, area in known:
         size, interval = (one.run.nbytes or 0) / 1e6, f"{percent(area.low)} to {percent(area.high)}"
-        note = f"{size:,.1f} MB\n{one.look.label}\n{percent(area.value)} % ({interval})"
+        note = f"{size:,.1f} MB\n{one.style.label}\n{percent(area.value)} % ({interval})"
         spot = Point(size, 100 * area.value, 100 * area.low, 100 * area.high, note)
-        lines.append(Line(one.look.css, [spot], one.look.marker, one.look.label))
+        lines.append(Line(one.style.css, [spot], one.style.marker, one.style.label))
     largest = max(line.points[0].x for line in lines)
     x_axis, y_axis = linear_axis(0, largest, "Megabytes that an engine loads"), accuracy_axis(lines)
     steps = [(size / 1e6, 100 * area) for size, area, _ in front(known)]
@@ -81,7 +81,7 @@ def size_table(data: ReportData, task: str, best: Sequence[tuple[int, float, str
         area = area_of(one, task)
         shown = None if area is None else Interval(area.value, area.low, area.high)
         sizes = [one.run.nbytes, *(kinds.get(kind) for kind in KINDS)]
-        rows.append((one.look, [shown, *sizes, "yes" if one.run.run_id in on_front else None]))
+        rows.append((one.style, [shown, *sizes, "yes" if one.run.run_id in on_front else None]))
     columns = [RUN, Column("area", "Area, %", percent), Column("bytes", "MB", megabytes)]
     columns += [Column(kind, f"{kind.capitalize()},|MB", megabytes) for kind in KINDS]
     return Table(f"bytes-{task}", f"Bytes on {task}", "data sortable", [*columns, Column("front", "Front")], rows)

@@ -24,9 +24,9 @@ def section(data: ReportData) -> Section:
     rows = []
     for one, strip in zip(data.runs, strips, strict=True):
         cells = "".join(map(_block, strip)) + "<td></td>" * (blocks - len(strip))
-        rows.append(f'<tr class="{one.look.css}">{row_name(one.look)}{cells}</tr>')
+        rows.append(f'<tr class="{one.style.css}">{row_name(one.style)}{cells}</tr>')
     recipes = "".join(
-        f'<div class="{one.look.css}"><dt>{named(one.look)}</dt><dd><bdi>{esc(recipe_text(one.run))}</bdi>'
+        f'<div class="{one.style.css}"><dt>{named(one.style)}</dt><dd><bdi>{esc(recipe_text(one.run))}</bdi>'
         f"{esc(_size(one.run, data.base.run))}</dd></div>"
         for one in data.others
     )
@@ -50,7 +50,7 @@ def _pruned(data: ReportData, strips: Sequence[Sequence[float | None]]) -> str:
     """A sentence on how many variants have zeros, lack blocks, or have other shapes."""
     zeros = sum(any(share for share in strip) for strip in strips[1:])
     blocks = sum(None in strip for strip in strips[1:])
-    whole = [one for one in data.others if None not in strips[one.look.index]]
+    whole = [one for one in data.others if None not in strips[one.style.index]]
     smaller = sum(one.parameters != data.base.parameters for one in whole)
     found = {"with zeros": zeros, "without some blocks": blocks, "smaller inside their blocks": smaller}
     parts = [f"{number} {words}" for words, number in found.items() if number]
@@ -89,7 +89,7 @@ def _block(share: float | None) -> str:
 
 def linear_table(data: ReportData) -> Table:
     """Sparsity of every Linear of every run, for `--csv`."""
-    rows = [(one.look, linear) for one in data.runs for linear in linear_sparsities(one.run)]
+    rows = [(one.style, linear) for one in data.runs for linear in linear_sparsities(one.run)]
     columns = [RUN, Column("block", "Block"), Column("linear", "Linear"), Column("sparsity", "Zeros, %", percent)]
     return Table("linears", "Sparsity of every Linear", "data", columns, rows)
 

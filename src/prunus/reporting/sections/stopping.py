@@ -35,7 +35,7 @@ def section(data: ReportData) -> Section:
         "Budget used: mean thinking tokens in % of the budget. Over all variants together, each ending is wrongly "
         "called better or worse on at most 2.5 % of such pages each, and wrongly non-inferior on 5 % (Holm)."
     )
-    keys = [run_key(one.look) for one in data.runs]
+    keys = [run_key(one.style) for one in data.runs]
     figures = [Figure(f"ends-{task}", ends_by_itself(data, task), keys) for task in curves]
     charts = "".join(
         adapted(partial(ends_by_itself, data, task), data.title(TITLE, task), css=data.css(task)) for task in curves
@@ -49,12 +49,12 @@ def section(data: ReportData) -> Section:
 
 def _ends(data: ReportData, judged: Sequence[Entry]) -> str:
     """A sentence on the chains that end by themselves at the largest budget; empty where none can."""
-    names = {one.run.run_id: one.look.label for one in data.runs}
+    names = {one.run.run_id: one.style.label for one in data.runs}
     cells = [(entry.stopping.endings[ENDS], names[entry.run]) for entry in judged if ENDS in entry.stopping.endings]
     if not cells:
         return ""
     cell, name = min(cells, key=lambda pair: pair[0].difference)
-    base = f"At the largest budget {percent(cell.base_share)} % of {data.base.look.label}'s chains end by themselves"
+    base = f"At the largest budget {percent(cell.base_share)} % of {data.base.style.label}'s chains end by themselves"
     if cell.difference >= 0:
         return f"{base}, and at least as many of every variant's."
     loss = f"{percent(cell.share)} % ({points(cell.difference)} points)"
@@ -76,8 +76,8 @@ def stopping_table(data: ReportData) -> Table:
             remark = "accuracy relies on cutting" * one.contrast.relies_on_cutting
             values = [Word(one.contrast.stops, remark), difference(cells[ENDS])]
         values += [cells[name].share if name in cells else None for name in ENDINGS]
-        rows.append((one.look, [*values, stopping.tokens_ratio, stopping.per_correct_ratio]))
-    rows.insert(0, (data.base.look, [None, None, *base_shares, None, None]))
+        rows.append((one.style, [*values, stopping.tokens_ratio, stopping.per_correct_ratio]))
+    rows.insert(0, (data.base.style, [None, None, *base_shares, None, None]))
     columns = [
         Column("run", "Model"), Column("stops", "Verdict"),
         Column("difference", "Ends by itself,|change, points", points),
@@ -98,7 +98,7 @@ def ending_table(data: ReportData, task: str) -> Table:
                 if not (cell.share or cell.base_share):
                     continue
                 values = [budget, ENDINGS[name].words, cell.share, cell.base_share, difference(cell)]
-                rows.append((one.look, [*values, cell.bound, cell.p_adjusted, Word(verdict(cell))]))
+                rows.append((one.style, [*values, cell.bound, cell.p_adjusted, Word(verdict(cell))]))
     columns = [
         RUN, Column("budget", "Budget"), Column("ending", "Ending"), Column("share", "Share,|%", percent),
         Column("base_share", "Base,|%", percent), Column("difference", "Difference,|points", points),
@@ -116,9 +116,9 @@ def ends_by_itself(data: ReportData, task: str, frame: Frame | None = None) -> P
         for budget, cell in one.cells(task).items():
             if budget > 0:
                 share = math.nan if cell.forced is None else 1 - cell.forced
-                note = f"Budget {budget}\n{one.look.label}\n{percent(share)} % end by themselves"
+                note = f"Budget {budget}\n{one.style.label}\n{percent(share)} % end by themselves"
                 spots.append(Point(float(budget), 100 * share, note=note))
-        lines.append(Line(one.look.css, spots, one.look.marker, one.look.label))
+        lines.append(Line(one.style.css, spots, one.style.marker, one.style.label))
     budgets = sorted({int(point.x) for line in lines for point in line.points})
     axis = linear_axis(0, 100, "Percent of draws", wanted=4)
     label = f"Chains on {task} that end by themselves, against thinking budget"

@@ -20,7 +20,7 @@ def section(data: ReportData) -> Section:
     for task in data.tasks:
         shown = ""
         if any(cell.tokens.total.mean is not None for one in data.runs for cell in one.cells(task).values()):
-            runs = [run_key(one.look) for one in data.runs]
+            runs = [run_key(one.style) for one in data.runs]
             figures.append(Figure(f"accuracy-tokens-{task}", accuracy_against_tokens(data, task), runs))
             shown = adapted(partial(accuracy_against_tokens, data, task), "One point per budget", "95 % bars")
         tables.append(token_table(data, task))
@@ -31,7 +31,7 @@ def section(data: ReportData) -> Section:
 
 def _used(data: ReportData, task: str) -> str:
     """A sentence on the tokens used at the largest budget; empty where they are unknown."""
-    cells = [(one.look.label, one.cells(task)[max(one.cells(task))]) for one in data.with_cells(task)]
+    cells = [(one.style.label, one.cells(task)[max(one.cells(task))]) for one in data.with_cells(task)]
     used = {label: cell.tokens.total.mean for label, cell in cells if cell.tokens.total.mean}
     if not used:
         return ""
@@ -52,7 +52,7 @@ def token_table(data: ReportData, task: str) -> Table:
             values.append(None if cell.forced is None else 1 - cell.forced)
             values += [cell.forced, cell.no_answer, cell.truncated, cell.leaked]
             kept = cell.adherence
-            rows.append((one.look, [*values, kept and kept.used, kept and kept.over] if native else values))
+            rows.append((one.style, [*values, kept and kept.used, kept and kept.over] if native else values))
     shares = [
         ("natural", "Natural|end, %"), ("forced", "Forced|end, %"), ("no_answer", "No answer,|%"),
         ("truncated", "Truncated,|%"), ("leaked", "Leaked,|%"),

@@ -100,7 +100,7 @@ def verdict_table(data: ReportData) -> Table:
         values += (
             [None, None] if last is None else [Interval(last.accuracy, last.low, last.high), last.tokens.total.mean]
         )
-        rows.append((one.look, values))
+        rows.append((one.style, values))
     columns = [
         Column("run", "Model"), Column("verdict", "Verdict"),
         Column("difference", "Difference over|the curve, points", points),

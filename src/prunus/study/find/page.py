@@ -24,7 +24,7 @@ from prunus.reporting.render.chart import (
     linear_axis,
     lines_of,
 )
-from prunus.reporting.render.table import HUES, Column, Interval, Look, Table, Word
+from prunus.reporting.render.table import HUES, Column, Interval, RunStyle, Table, Word
 from prunus.reporting.render.text import NBSP, count, esc, one_line, percent, points, short, top, whole_page
 from prunus.reporting.section import adapted, details, hint, part, run_figure, soft
 from prunus.results.anytime import with_estimate
@@ -110,20 +110,20 @@ def amount(margin: Any, of: str, base: str) -> str:
     return asked.words(base) if asked.relative else f"{asked.words()} of {of}"
 
 
-def styles_of(declared: Data) -> dict[str, Look]:
-    """The look of every declared rung by its run: a colour for each ladder, dashes and markers along it."""
+def styles_of(declared: Data) -> dict[str, RunStyle]:
+    """The style of every declared rung by its run: a colour for each ladder, dashes and markers along it."""
     found, index = {}, 0
     for number, ladder in enumerate(declared["ladders"]):
         several = len(declared["ladders"]) > 1
         for place, rung in enumerate(ladder["rungs"]):
             index += 1
             hue = number % HUES if several else place % HUES
-            found[rung["run"]] = Look(index, rung["run"], rung["name"], 1 + hue, place % 4, 1 + place % 4)
+            found[rung["run"]] = RunStyle(index, rung["run"], rung["name"], 1 + hue, place % 4, 1 + place % 4)
     return found
 
 
-def _dense(declared: Data) -> Look:
-    return Look(0, declared["dense"], declared["model"]["name"], 0, 0, 0)
+def _dense(declared: Data) -> RunStyle:
+    return RunStyle(0, declared["dense"], declared["model"]["name"], 0, 0, 0)
 
 
 def _glance(declared: Data, shown: Data) -> str:
@@ -154,17 +154,17 @@ def ladder_table(declared: Data, ladder: Data, seen: Data, dense_tokens: int) ->
     every, styles = {rung["run"]: rung for rung in seen["rungs"]}, styles_of(declared)
     whole = declared["model"].get("bytes")
     first = [whole or 0.0, None, None, None, None, dense_tokens]
-    rows: list[tuple[Look | str, list[Any]]] = [(_dense(declared), first)]
+    rows: list[tuple[RunStyle | str, list[Any]]] = [(_dense(declared), first)]
     for rung in ladder["rungs"]:
-        look, one = styles[rung["run"]], every.get(rung["run"])
+        style, one = styles[rung["run"]], every.get(rung["run"])
         size = rung["removed"] if whole is None else (one or rung)["bytes"]
         if one is None:
-            rows.append((look, [size, Word(UNREACHED), None, None, None, None]))
+            rows.append((style, [size, Word(UNREACHED), None, None, None, None]))
             continue
         why = one["why"] or ", ".join(_words(end) for end in one["failed"])
         ends = [Interval(*with_estimate(*one["path"][end][-1])) if one["rounds"] else None for end in ENDPOINTS]
         decision = Word(one["word"] if one["word"] in WORDS else OPEN, why)
-        rows.append((look, [size, decision, *ends, one["problems"], one["tokens"]]))
+        rows.append((style, [size, decision, *ends, one["problems"], one["tokens"]]))
     columns = [
         Column("rung", "Rung"),
         Column("removed", "To remove, %", _share) if whole is None else Column("bytes", "Bytes|loaded", show_bytes),
@@ -233,25 +233,25 @@ def _paths(declared: Data, shown: Data) -> str:
     return part("paths", "How it was decided", "", f'<div class="panels">{"".join(panels)}</div>', note)
 
 
-def path(rung: Data, end: str, margin: float, styles: Mapping[str, Look]) -> Picture:
+def path(rung: Data, end: str, margin: float, styles: Mapping[str, RunStyle]) -> Picture:
     """The bounds of one endpoint of a rung over the rounds; the margin is shaded."""
     numbers = [[100 * value for value in with_estimate(*row)] for row in rung["path"][end]]
     reach = max([300 * margin, 1.0, *(1.2 * abs(value) for value in numbers[-1])])
-    look = styles[rung["run"]]
+    style = styles[rung["run"]]
 
     def within(value: float) -> float:
         return max(-reach, min(reach, value))
 
     spots = []
     for t, (estimate, low, high) in zip(rung["path"]["rounds"], numbers, strict=True):
-        note = f"After {t}\n{look.label}\n{points(estimate / 100)} ({points(low / 100)} to {points(high / 100)})"
+        note = f"After {t}\n{style.label}\n{points(estimate / 100)} ({points(low / 100)} to {points(high / 100)})"
         spots.append(Point(float(t), within(estimate), within(low), within(high), note))
     last = rung["path"]["rounds"][-1]
     return chart(
-        [Line(look.css, spots, look.marker)],
+        [Line(style.css, spots, style.marker)],
         linear_axis(0, max(2, last), "Problems", 4),
         linear_axis(-reach, reach, "Points", 4, sign=True),
-        f"{look.label}: bounds of {_words(end)} over problems",
+        f"{style.label}: bounds of {_words(end)} over problems",
         frame=PANEL,
         zone=(-100 * margin, 0.0),
         zero_line=True,
@@ -266,17 +266,17 @@ def _curves(declared: Data, shown: Data) -> str:
         return ""
     styles, longest = styles_of(declared), max(rungs, key=lambda rung: rung["looked"])
     lines = []
-    for look, values in [
+    for style, values in [
         (_dense(declared), longest["dense_accuracy"]),
         *((styles[rung["run"]], rung["accuracy"]) for rung in rungs),
     ]:
         spots = {
             budget: Point(
-                float(budget), 100 * value, math.nan, math.nan, f"Budget {budget}\n{look.label}\n{percent(value)} %"
+                float(budget), 100 * value, math.nan, math.nan, f"Budget {budget}\n{style.label}\n{percent(value)} %"
             )
             for budget, value in zip(declared["budgets"], values, strict=True)
         }
-        lines += lines_of(spots, look.css, look.marker, look.label)
+        lines += lines_of(spots, style.css, style.marker, style.label)
     axes = (budget_axis(declared["budgets"]), accuracy_axis(lines), "Accuracy against thinking budget")
     terms = "Each over the problems that it was evaluated on; the differences in the table are paired."
     title = f"Accuracy against the thinking budget{hint(terms)}"
