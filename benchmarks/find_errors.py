@@ -217,7 +217,7 @@ def normal_looks(differences: Floats, margin: float) -> tuple[Floats, Floats]:
 
 def rules(margin: float, n: int) -> dict[str, Callable[[Floats], Floats]]:
     """Ways to bet on differences, towards certification; in all but the first a bet loses 3/4 of the wealth at most."""
-    level, most = log(1 / betting.ALPHA), betting.MOST / ((1 - margin) / 2)
+    level, most = log(1 / betting.ALPHA), betting.LARGEST_STAKE / ((1 - margin) / 2)
 
     def spread(d: Floats) -> Floats:
         return betting.variance_before((d + 1) / 2)

@@ -15,7 +15,7 @@ from prunus.checkpoint.resolve import tiny_folder
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import openai, opened, transport
-from prunus.evaluation.backends.transport import MOST, START, Window, queue_of
+from prunus.evaluation.backends.transport import MOST_REQUESTS, START, Window, queue_of
 from prunus.evaluation.budget import Draw, Rules, force_budgets_as_completed
 from prunus.evaluation.requests import Sampling
 
@@ -107,7 +107,7 @@ def test_a_server_that_takes_nothing_ends_the_run():
 def test_the_window_follows_a_queue():
     """A server with 100 places takes every request; its metrics show how many wait."""
     window, now = Window(), 0.0
-    assert (window.size, window.most) == (START, MOST)
+    assert (window.size, window.most) == (START, MOST_REQUESTS)
     in_flight = START
     for _ in range(40):
         running = min(100, in_flight)
@@ -117,9 +117,9 @@ def test_the_window_follows_a_queue():
     for _ in range(40):  # now it has 3000 places
         window.follow(0, in_flight, in_flight, now)
         in_flight = int(window.size)
-    assert in_flight == MOST
+    assert in_flight == MOST_REQUESTS
     assert not Window(5).has_room(5, now) and Window(5).has_room(4, now) and Window(None, 7).most == 7
-    assert Window(None, MOST, 4).most == 8 and Window(None, MOST, 160).most == 180
+    assert Window(None, MOST_REQUESTS, 4).most == 8 and Window(None, MOST_REQUESTS, 160).most == 180
 
 
 def test_metrics_of_a_server_are_read(monkeypatch):

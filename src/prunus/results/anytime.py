@@ -33,7 +33,7 @@ from prunus.results.betting import Floats, two_sided
 SHARE, SURE = 0.5, 4.0  # what the base has before the first problem, and how many problems that counts as
 FIRST, WEIGHT = 0.04, 10.0  # mean square of the differences before the first one, and how many problems it counts as
 UNSURE = 0.25  # variance of the pseudo-value before the first one, and its weight, for bets that a loss is above
-MOST = 0.99  # largest share of the wealth that one bet can lose
+LARGEST_STAKE_ANYTIME = 0.99  # largest share of the wealth that one bet can lose
 SMALL = 0.02  # bets that there is any difference are those that a difference is above half of this
 SHAPE = np.linspace(-1, 1, 2001)[1:] ** 3  # differences at which bounds are computed, densest around 0
 
@@ -125,7 +125,7 @@ def bets_above(differences_T: Floats, margin: float) -> Floats:
     variance = np.concatenate([np.full_like(x[:1], UNSURE), after])[:-1]
     before = np.concatenate([np.full_like(x[:1], 0.5), mean])[:-1]
     gain = np.maximum(margin / 2, before - (1 + margin) / 2)
-    return np.minimum(gain / (variance + gain**2), betting.MOST / ((1 + margin) / 2))
+    return np.minimum(gain / (variance + gain**2), betting.LARGEST_STAKE / ((1 + margin) / 2))
 
 
 def same_until_certified(
@@ -145,7 +145,9 @@ def same_until_certified(
     return int(reached.argmax()) + 1 if reached.any() else inf
 
 
-def lower_path(differences_T: Floats, bets_T: Floats, alpha: float, *nulls: float, most: float = MOST) -> Floats:
+def lower_path(
+    differences_T: Floats, bets_T: Floats, alpha: float, *nulls: float, most: float = LARGEST_STAKE_ANYTIME
+) -> Floats:
     """(T,) the largest mean rejected so far, -1 if none is; from a grid of means, in which `nulls` are included."""
     grid = (np.unique(np.concatenate([SHAPE, nulls])) + 1) / 2
     logs = np.cumsum(betting.steps((differences_T[:, None] + 1) / 2, bets_T[:, None], grid, most), axis=0)
@@ -170,7 +172,7 @@ def largest_wealth(differences_T: Floats, bets_T: Floats, null: float) -> Floats
 
 def steps(differences_T: Floats, bets_T: Floats, null: float) -> Floats:
     """(T, ...) increments of the logarithm of the wealth of bets that the mean is above null."""
-    return betting.steps((differences_T + 1) / 2, bets_T, np.array((1 + null) / 2), MOST)
+    return betting.steps((differences_T + 1) / 2, bets_T, np.array((1 + null) / 2), LARGEST_STAKE_ANYTIME)
 
 
 def in_rounds(strata: Sequence[Floats], names: Sequence[Sequence[str]], seed: int) -> Floats:
@@ -255,11 +257,13 @@ def _lower(differences_TC: Floats, bets_TC: Floats, alpha: float, first: int) ->
     """(C,) lower bounds of the mean, by the same bets."""
     scaled_TC = (differences_TC + 1) / 2
     if not first:
-        return 2 * betting.bound(scaled_TC, bets_TC, alpha, MOST) - 1
+        return 2 * betting.bound(scaled_TC, bets_TC, alpha, LARGEST_STAKE_ANYTIME) - 1
     means, goal = betting.MEANS, log(1 / alpha)
     logs_GC = betting.aimed_wealth(differences_TC[:first], means[:, None], np.full((1, 1), goal))
     for c in range(logs_GC.shape[1]):
-        more_TG = betting.steps(scaled_TC[first:, c, None], bets_TC[first:, c, None], (means + 1) / 2, MOST)
+        more_TG = betting.steps(
+            scaled_TC[first:, c, None], bets_TC[first:, c, None], (means + 1) / 2, LARGEST_STAKE_ANYTIME
+        )
         logs_GC[:, c] += np.cumsum(more_TG, axis=0).max(axis=0, initial=0.0)
     return betting.largest_mean(means, logs_GC >= goal)
 

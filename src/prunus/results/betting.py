@@ -40,7 +40,7 @@ ALIKE = 4  # with one draw, tasks whose numbers of problems differ by no more th
 MANY = 16  # levels include alpha / k for up to this many tests, one- and two-sided, so that corrections lose nothing
 LEVELS = np.unique([*1.5 ** -np.arange(36.0), *(ALPHA / s / k for s in (1, 2) for k in range(1, MANY + 1))])[::-1]
 MEANS = np.linspace(-1, 1, 402)[1:-1] ** 3  # grid of mean differences for bounds, densest around no difference
-MOST = 0.75  # largest share of the wealth that a bet that does not aim can lose
+LARGEST_STAKE = 0.75  # largest share of the wealth that a bet that does not aim can lose
 HALVINGS = 24  # steps of bisection of [-1, 1]: bounds to a ten-millionth
 KEPT = 0.1  # share of the money that is never bet, where there are several tasks
 STEP = 0.02  # grid of log wealth for sharing it among tasks
@@ -142,7 +142,7 @@ def variance_before(scaled_TC: Floats) -> Floats:
     return np.concatenate([np.full((1, scaled_TC.shape[1]), 0.25), variance_TC[:-1]])
 
 
-def steps(scaled_TC: Floats, bets_TC: Floats, null: Floats, most: float | Floats = MOST) -> Floats:
+def steps(scaled_TC: Floats, bets_TC: Floats, null: Floats, most: float | Floats = LARGEST_STAKE) -> Floats:
     """(T, C) increments of log wealth, which decrease in the null means (C,) in (0, 1].
 
     most: largest share of the wealth that a bet can lose; or (T, 1) of every bet.
@@ -150,12 +150,12 @@ def steps(scaled_TC: Floats, bets_TC: Floats, null: Floats, most: float | Floats
     return np.log1p(np.minimum(bets_TC, most / null) * (scaled_TC - null))
 
 
-def log_wealth(scaled_TC: Floats, bets_TC: Floats, null_C: Floats, most: float | Floats = MOST) -> Floats:
+def log_wealth(scaled_TC: Floats, bets_TC: Floats, null_C: Floats, most: float | Floats = LARGEST_STAKE) -> Floats:
     """(C,) logarithm of the largest wealth reached by betting against these null means; at least 0."""
     return np.maximum(np.cumsum(steps(scaled_TC, bets_TC, null_C, most), axis=0).max(axis=0), 0.0)
 
 
-def bound(scaled_TC: Floats, bets_TC: Floats, alpha: float, most: float | Floats = MOST) -> Floats:
+def bound(scaled_TC: Floats, bets_TC: Floats, alpha: float, most: float | Floats = LARGEST_STAKE) -> Floats:
     """(C,) the largest null mean that is rejected at alpha, by bisection; 0 if none is."""
     low_C, high_C = np.zeros(scaled_TC.shape[1]), np.ones(scaled_TC.shape[1])
     for _ in range(HALVINGS):

@@ -251,7 +251,9 @@ def rounds_needed(variance: float, margin: float, alpha: float = betting.ALPHA) 
     assume at each time.
     """
     t = np.arange(MOST_ROUNDS if variance > 0 else ceil(10 * log(1 / alpha) / margin) + 200)
-    bet = np.minimum(anytime.kelly((t * variance).astype(float), t, margin) / 2, anytime.MOST / (1 - margin))
+    bet = np.minimum(
+        anytime.kelly((t * variance).astype(float), t, margin) / 2, anytime.LARGEST_STAKE_ANYTIME / (1 - margin)
+    )
     growth = np.log1p(bet * margin) - 0.5 * bet**2 * variance / (1 + bet * margin) ** 2
     return _first(np.cumsum(growth), log(1 / alpha))
 

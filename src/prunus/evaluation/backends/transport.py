@@ -245,7 +245,7 @@ def in_thread(work: AsyncIterator[_T]) -> Iterator[_T]:
         thread.join()
 
 
-START, MOST = 1024, 4096  # requests at once: at first, and ever
+START, MOST_REQUESTS = 1024, 4096  # requests at once: at first, and ever
 KEPT = 0.9  # share of the window that is left after a refusal
 GROWTH = 0.05  # growth in the time in which all requests of the window are completed, as a share of it
 SLOWEST_GROWTH = 0.25  # the same in requests, for small windows
@@ -261,13 +261,13 @@ _LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{[^}]*\})? ([-+.\deE]+)", re.MULTILI
 class Window:
     """The number of requests that a server may have at once; at most `most`."""
 
-    def __init__(self, most: int | None = None, files: int = MOST, places: int | None = None) -> None:
+    def __init__(self, most: int | None = None, files: int = MOST_REQUESTS, places: int | None = None) -> None:
         """most: of the user, None without a limit. files: connections that this process may open.
 
         places: requests that the server runs at once; None if that is unknown.
         """
-        known = MOST if places is None else places + max(FEWEST_QUEUED, places // RESERVE)
-        self.most = max(1, min(most or MOST, files, known))
+        known = MOST_REQUESTS if places is None else places + max(FEWEST_QUEUED, places // RESERVE)
+        self.most = max(1, min(most or MOST_REQUESTS, files, known))
         self.size = float(min(self.most, START))
         self.reduced_at, self.resume_at = float("-inf"), float("-inf")
         self.ran, self.strikes = 0.0, 0
@@ -329,11 +329,11 @@ def files_at_once() -> int:
     except ImportError:  # Windows
         return 480
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST + 512
+    wanted = MOST_REQUESTS + 512
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return MOST if soft == resource.RLIM_INFINITY else max(1, soft - 256)
+    return MOST_REQUESTS if soft == resource.RLIM_INFINITY else max(1, soft - 256)
 
 
 async def replies(
