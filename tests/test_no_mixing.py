@@ -61,12 +61,14 @@ def on(folder: Path) -> dict[str, Any]:
     return {"calibration": str(folder / "text.jsonl"), "samples": 6, "seqlen": 24}
 
 
-def compare(ours: Path, theirs: Path) -> None:
-    """As many zeros; where sums differ in their last bits a few weights may be others."""
-    one, other = Checkpoint(ours), Checkpoint(theirs)
+def differing(ours: Path, theirs: Path) -> list[str]:
+    """The tensors with other numbers of zeros, or others; where sums differ in their last bits a few weights may be."""
+    one, other, found = Checkpoint(ours), Checkpoint(theirs), list[str]()
     for name, stored in other.tensors.items():
         here, there = one.tensors[name].read() == 0, stored.read() == 0
-        assert here.sum() == there.sum() and (here == there).float().mean() > 0.98, name
+        if here.sum() != there.sum() or (here == there).float().mean() <= 0.98:
+            found.append(name)
+    return found
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -76,7 +78,7 @@ def test_a_device_prunes_as_the_cpu_does(name, folder, tmp_path, monkeypatch):
     prunus.prune(folder / "model", tmp_path / "cpu", recipe, device="cpu")
     with other_device(monkeypatch):
         prunus.prune(folder / "model", tmp_path / "there", recipe, device="cuda")
-    compare(tmp_path / "there", tmp_path / "cpu")
+    assert not differing(tmp_path / "there", tmp_path / "cpu")
 
 
 @pytest.mark.parametrize("way", ["w4", "w4, trained", "w8", "rtn", "saved"])
@@ -109,7 +111,7 @@ def test_recovery_on_a_device_is_that_of_the_cpu(folder, tmp_path, monkeypatch):
     assert [step["arithmetic"]["micro_batch"] for step in steps] == [48, 24]
     for ours, theirs in zip(*(step["blocks"] for step in steps), strict=True):
         assert ours["after"] == pytest.approx(theirs["after"], rel=1e-3)
-    compare(tmp_path / "there", tmp_path / "cpu")
+    assert not differing(tmp_path / "there", tmp_path / "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +127,7 @@ def test_saved_statistics_go_to_the_device(name, folder, saved, tmp_path, monkey
     prunus.prune(folder / "model", tmp_path / "cpu", recipe, stats=saved, device="cpu")
     with other_device(monkeypatch):
         prunus.prune(folder / "model", tmp_path / "there", recipe, stats=saved, device="cuda")
-    compare(tmp_path / "there", tmp_path / "cpu")
+    assert not differing(tmp_path / "there", tmp_path / "cpu")
 
 
 @pytest.mark.parametrize("method", DROPS)
@@ -159,7 +161,7 @@ def test_streams_are_those_of_the_chosen_device(folder, tmp_path, monkeypatch):
         assert device.streams == {torch.device("cuda:1")}
     assert len(told) == 1 and told[0].startswith("9.2 kB of hidden states cannot be pinned (CUDA error: out of memory")
     assert "\n" not in told[0]
-    compare(tmp_path / "True", tmp_path / "False")
+    assert not differing(tmp_path / "True", tmp_path / "False")
 
 
 def test_the_other_device_does_refuse(monkeypatch):

@@ -353,6 +353,7 @@ def test_names_of_tensors_do_no_harm(victims, tmp_path, name, words):
 def test_shapes_without_end_that_hold_nothing_do_no_harm(victims, tmp_path):
     folder = rewritten(victims[1][0].parent, tmp_path / "packed", also("x", "F32", [0, 1 << 62, 1 << 62]))
     refused(NOT_PACKED, unpack, folder, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
 
 
 @pytest.mark.parametrize(
@@ -365,6 +366,7 @@ def test_names_of_the_source_do_no_harm(victims, tmp_path, name, words):
     folder = rewritten(tmp_path / "masks", tmp_path / "packed", lambda _, info, body: info["model"].update(name=name))
     refused(words, unpack, folder, tmp_path / "out")
     refused(words, prunus.inspect, folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["masks", "packed"]
 
 
 def test_rounded_values_with_a_scale_that_is_no_number_are_not_unpacked(victims, tmp_path):

@@ -135,7 +135,7 @@ def test_whole_numbers_and_lists_are_the_recipes_that_floats_and_tuples_are():
 
 def test_a_whole_number_is_the_choice_that_it_spells():
     """As in TOML, `group = 32`."""
-    number, text = QuantizeRecipe(bits=4, group=32), QuantizeRecipe(bits=4, group="32")  # type: ignore[arg-type]
-    assert number == text and number.hash == text.hash
+    number, text = (QuantizeRecipe.from_json({"bits": 4, "group": group}) for group in (32, "32"))
+    assert number == text and number.group == "32" and number.hash == text.hash
     with pytest.raises(PrunusError, match="'group' must be a text, not 48"):
-        QuantizeRecipe(bits=4, group=48)  # type: ignore[arg-type]
+        QuantizeRecipe.from_json({"bits": 4, "group": 48})

@@ -123,8 +123,9 @@ def test_the_other_processes_end_with_a_parent_that_is_killed(tmp_path: Path):
     wait_until(lambda: len([*tmp_path.iterdir()]) == 3)
     process.kill()
     process.join()
-    for path in tmp_path.iterdir():
-        wait_until(lambda path=path: is_over(int(path.name)))
+    began = [int(path.name) for path in tmp_path.iterdir()]
+    wait_until(lambda: all(map(is_over, began)))
+    assert len(began) == 3
 
 
 def is_over(pid: int) -> bool:

@@ -118,7 +118,8 @@ class Recipe:
                 raise PrunusError(f"{name} belongs to {what} {users}, not to {chosen}")
             if mine is not None:
                 mine.check(value, chosen)
-                check_conflicts(self, mine.conflicts if value != usual else ())
+                if value != usual:
+                    check_conflicts(self, mine.conflicts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ transformers' from_pretrained with `dequantize`.
 E: experts; O, I: output and input features; r, c: rows and columns of the table of scales.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from typing import Any
 
@@ -60,7 +60,7 @@ class Dequantised(Stored):
         """Yield the bytes of the plain tensor, one expert or up to 1024 rows at a time."""
         return (piece.view(torch.uint8).numpy().tobytes() for piece in self._pieces())
 
-    def read_rows(self, rows: Any) -> Tensor:
+    def read_rows(self, rows: Iterable[int]) -> Tensor:
         """Some rows of a matrix, for which all of it is dequantised."""
         return self.read()[torch.as_tensor(list(rows))]
 

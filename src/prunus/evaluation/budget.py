@@ -237,6 +237,7 @@ class ForcedChain:
             prompt=chain.prompt + before.ids,
             max_new_tokens=self.largest - used + markers.slack,
             stops=markers.think_stops,
+            banned=frozenset(),
             seed=self.rules.seed_of(chain, "think", refused),
             min_new_tokens=1 if self.rules.wait else 0,  # so that no two suppressed stops follow each other directly
             cuts=tuple(budget - used for budget in self.budgets),

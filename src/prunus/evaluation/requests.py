@@ -133,9 +133,9 @@ class Request(NamedTuple):
 
     prompt: list[int]
     max_new_tokens: int
-    stops: frozenset[int] = frozenset()
-    banned: frozenset[int] = frozenset()
-    seed: int = 0
+    stops: frozenset[int]
+    banned: frozenset[int]
+    seed: int
     min_new_tokens: int = 0
     cuts: tuple[int, ...] = ()
     then: Then | None = None

@@ -1,7 +1,7 @@
 """Remove routed experts of a mixture of experts: a criterion chooses, and blocks are written one by one."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,7 @@ class Cut(Stored):
         data = self.read().contiguous().flatten().view(torch.uint8).numpy().data
         yield from (bytes(data[begin : begin + CHUNK]) for begin in range(0, len(data), CHUNK))
 
-    def read_rows(self, rows: "Sequence[int]") -> Tensor:  # type: ignore[override]
+    def read_rows(self, rows: Iterable[int]) -> Tensor:
         """Some rows of a matrix, for which all of it is read."""
         return self.read()[torch.as_tensor(list(rows))]
 

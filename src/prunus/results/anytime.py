@@ -28,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.results import betting
-from prunus.results.betting import Floats, two_sided
+from prunus.results.betting import two_sided
+from prunus.results.paired import Floats
 
 SHARE, SURE = 0.5, 4.0  # what the base has before the first problem, and how many problems that counts as
 FIRST, WEIGHT = 0.04, 10.0  # mean square of the differences before the first one, and how many problems it counts as

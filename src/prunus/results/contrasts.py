@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from prunus.budgets import AS_RUN, OFF, without_off
 from prunus.margins import Margin
 from prunus.results import anytime, betting, metrics, paired, power, verdicts
-from prunus.results.betting import Floats, direction_p
+from prunus.results.betting import direction_p
 from prunus.results.cells import Cell, Ending, Needed, Part, Slope, made
+from prunus.results.paired import Floats
 from prunus.results.rows import Table
 
 

@@ -31,7 +31,8 @@ import numpy as np
 from prunus.errors import PrunusError
 from prunus.margins import Margin, MarginLike
 from prunus.results import anytime, betting, contrasts, metrics
-from prunus.results.anytime import Floats, Round, bets, evidence, largest_wealth
+from prunus.results.anytime import Round, bets, evidence, largest_wealth
+from prunus.results.paired import Floats
 from prunus.results.rows import Table
 
 ACCURACY, ENDS = "accuracy", contrasts.ENDS

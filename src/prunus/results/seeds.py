@@ -23,10 +23,11 @@ import scipy
 from prunus.margins import Margin
 from prunus.plain_data import canonical_json
 from prunus.results import betting, metrics, paired
-from prunus.results.anytime import Floats, scaled
+from prunus.results.anytime import scaled
 from prunus.results.cells import RecipeVerdict, made
 from prunus.results.contrasts import Pair
 from prunus.results.labels import history, identity, unique_labels
+from prunus.results.paired import Floats
 from prunus.results.rows import Run, Table
 from prunus.results.verdicts import CLAIMS, word_of
 from prunus.step import StepRecord, recipe_of

@@ -11,7 +11,8 @@ from prunus.budgets import AS_RUN, budget_of
 from prunus.results import metrics, paired
 from prunus.results.cells import Identity, Record, Sized, Unfinished, made
 from prunus.results.labels import identity
-from prunus.results.metrics import Adherence, Estimate, Floats, Tokens, Value, accuracy_bands
+from prunus.results.metrics import Adherence, Estimate, Tokens, Value, accuracy_bands
+from prunus.results.paired import Floats
 from prunus.results.parallel import Chains, compare_parallel
 from prunus.results.rows import Run, Table, tables
 from prunus.results.stages import unfinished

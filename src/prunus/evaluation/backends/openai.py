@@ -29,6 +29,7 @@ from prunus.evaluation.requests import NEUTRAL, Backend, Completion, Outstanding
 NEVER, ALWAYS = -100, 100  # logit biases that ban an id, and that force one
 PROBE_TEXT, PROBE_TOKENS, PROBE_SAMPLING = "The answer is", 12, Sampling(2.0)
 GREEDY = Sampling(0.0)
+NOTHING = frozenset[int]()  # stops or bans of a probe
 MOST_IDS = 1 << 24  # of a vocabulary; each that the tokenizer lacks is banned in every request
 PROBED_IDS = 6  # by which a server's tokenizer is told from another one
 
@@ -77,14 +78,11 @@ class OpenAIBackend(Server, Backend):
                     yield chain
 
     async def _complete(self, client: httpx.AsyncClient, request: Request, sampling: Sampling) -> Completion:
+        if not self.is_llama_cpp:
+            return await self._checked(client, request, sampling)
         ids: list[int] = []
         while len(ids) < request.max_new_tokens:
-            part = after(request, ids) if self.is_llama_cpp else request
-            found = await self._once(client, part, sampling, waits=False)
-            if part.stops.intersection(found.ids):
-                raise PrunusError(f"{self.url} continued after a stop, although it stopped there in the probe")
-            if not self.is_llama_cpp:
-                return found
+            found = await self._checked(client, after(request, ids), sampling)
             seen = len(ids)
             ids += found.ids
             if request.texts is not None and (marker := request.texts.first(ids, seen)):
@@ -92,6 +90,12 @@ class OpenAIBackend(Server, Backend):
             if found.stopped is not None:
                 return Completion(ids, found.stopped)
         return Completion(ids, None)
+
+    async def _checked(self, client: httpx.AsyncClient, request: Request, sampling: Sampling) -> Completion:
+        found = await self._once(client, request, sampling, waits=False)
+        if request.stops.intersection(found.ids):
+            raise PrunusError(f"{self.url} continued after a stop, although it stopped there in the probe")
+        return found
 
     async def _once(
         self,
@@ -268,7 +272,7 @@ class OpenAIBackend(Server, Backend):
 
     async def _probe(self, client: httpx.AsyncClient) -> None:
         """Raise PrunusError unless a few short completions show that stops, bans and seeds work."""
-        free = Request(self.tokenizer.encode(PROBE_TEXT, add_special_tokens=False), PROBE_TOKENS)
+        free = Request(self.tokenizer.encode(PROBE_TEXT, add_special_tokens=False), PROBE_TOKENS, NOTHING, NOTHING, 0)
         first = (await self._once(client, free, GREEDY)).ids
         if not first:
             raise PrunusError(f"{self.url} answers a probe with no token; check that it serves the model")
@@ -318,7 +322,7 @@ class OpenAIBackend(Server, Backend):
         async def check(client: httpx.AsyncClient) -> None:
             prompt = self.tokenizer.encode(PROBE_TEXT, add_special_tokens=False)
             for stop in sorted(stops - self.probed):
-                request = Request(prompt, PROBE_TOKENS, frozenset({stop}))
+                request = Request(prompt, PROBE_TOKENS, frozenset({stop}), NOTHING, 0)
                 found = await self._once(client, request, GREEDY, {str(stop): ALWAYS})
                 if found != Completion([], stop):
                     [text] = self._texts([stop])

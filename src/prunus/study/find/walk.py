@@ -21,12 +21,13 @@ from prunus.pruning.methods import find_method
 from prunus.recipes import PruneRecipe
 from prunus.results.anytime import Round, with_estimate
 from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, paths, rounds_like
+from prunus.results.paired import Floats
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.results.verdicts import wide_margin
 from prunus.study.cells import Cell, Variant
 from prunus.study.engine import Batch, Engine, makes_all_first
-from prunus.study.find.decisions import OUT_OF_TOKENS, Data, Decided, Floats, Rows, decided, rank, up_to
+from prunus.study.find.decisions import OUT_OF_TOKENS, Data, Decided, Rows, decided, rank, up_to
 from prunus.study.find.search import Rung, Search
 from prunus.study.ray import Cluster, connected
 from prunus.study.ray.driver import Driver, Job
