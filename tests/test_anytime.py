@@ -52,6 +52,17 @@ def test_columns_are_those_of_plain_loops():
     assert found["p"][1] < 0.05 < found["p"][0] and found["p_margin"][2] < 0.05 < found["p_margin"][1]
 
 
+def test_last_bits_of_rounds_do_not_depend_on_the_hashes_of_a_process():
+    strata = list(np.random.default_rng(0).normal(size=(3, 200, 1)))
+    names = [[f"{problem:03d}" for problem in range(200)]] * 3
+    values = [dict(zip(names[k], strata[k], strict=True)) for k in range(3)]
+    expected = [
+        np.mean([values[int(k)][p] for k, p in one], axis=0)
+        for one in rounds(interleaved(dict(zip("012", names, strict=True)), 5))
+    ]
+    assert np.array_equal(anytime.in_rounds(strata, names, 5), expected)
+
+
 def marked(store, *runs, seed=5):
     with Store(store) as opened:
         for run in runs:

@@ -188,7 +188,7 @@ def in_rounds(strata: Sequence[Floats], names: Sequence[Sequence[str]], seed: in
     }
     found = []
     for one in rounds(interleaved({str(k): ids for k, ids in enumerate(names)}, seed)):
-        tasks = {task for task, _ in one}
+        tasks = dict.fromkeys(task for task, _ in one)  # in an order, on which the last bits of the mean depend
         found.append(np.mean([np.mean([values[key] for key in one if key[0] == t], axis=0) for t in tasks], axis=0))
     return np.array(found)
 
