@@ -63,6 +63,17 @@ def test_last_bits_of_rounds_do_not_depend_on_the_hashes_of_a_process():
     assert np.array_equal(anytime.in_rounds(strata, names, 5), expected)
 
 
+@pytest.mark.parametrize("margin", [0.0, "0%"])
+def test_a_margin_of_nothing_has_bounds_but_claims_nothing(tmp_path, margin):
+    store, _ = make(tmp_path, ("a",), "1")
+    (entry,) = compared(store, "dense", margin=margin, stop_margin=margin, resamples=200).others
+    assert (
+        -0.8 < entry.primary.lower_bound < 0
+        and entry.primary.p_margin > 0.05
+        and entry.verdict in ("worse", "cannot tell")
+    )
+
+
 def marked(store, *runs, seed=5):
     with Store(store) as opened:
         for run in runs:

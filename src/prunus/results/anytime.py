@@ -35,7 +35,7 @@ SHARE, SURE = 0.5, 4.0  # what the base has before the first problem, and how ma
 FIRST, WEIGHT = 0.04, 10.0  # mean square of the differences before the first one, and how many problems it counts as
 UNSURE = 0.25  # variance of the pseudo-value before the first one, and its weight, for bets that a loss is above
 LARGEST_STAKE_ANYTIME = 0.99  # largest share of the wealth that one bet can lose
-SMALL = 0.02  # bets that there is any difference are those that a difference is above half of this
+SMALL = 0.02  # bets that there is any difference are those that it is above half of this; also instead of a margin of 0
 SHAPE = np.linspace(-1, 1, 2001)[1:] ** 3  # differences at which bounds are computed, densest around 0
 
 
@@ -112,7 +112,9 @@ def kelly(squares: Floats, count: NDArray[np.int_], margin: float | Floats) -> F
 
     A difference d multiplies the wealth by 1 + b (d + margin) / 2. If d is 1 or -1 with probability r / 2 each, else 0,
     the mean logarithm of that is largest where margin (1 - margin^2) (b/2)^2 + (r - 2 margin^2) b/2 = margin.
+    With a margin of 0 nothing would be bet, so the bet is that for a small margin.
     """
+    margin = margin if np.any(margin) else SMALL
     r = (FIRST * WEIGHT + squares) / (WEIGHT + count)
     return (2 * margin**2 - r + np.sqrt(r**2 + 4 * margin**2 * (1 - r))) / (margin * (1 - margin**2))
 
