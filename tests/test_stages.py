@@ -303,6 +303,21 @@ def test_all_comparisons_of_a_growing_limit_are_one_game():
     assert all(later <= before + 1e-12 for before, later in pairwise(p)) and p[-1] < p[0]
 
 
+@pytest.mark.parametrize("sizes", [(300, 300), (300, 60)])
+def test_with_several_tasks_they_are_one_game_too(sizes):
+    rng, limits = np.random.default_rng(6), [50, 100, 300]
+    d = [differences(rng, size, 1, 0.2, 0.02) for size in sizes]
+    ids = [[f"{k}-{number:04d}" for number in range(size)] for k, size in enumerate(sizes)]
+    p = []
+    for number, limit in enumerate(limits, 1):
+        rounds, start = anytime.in_plan_order(
+            [one[:limit] for one in d], [one[:limit] for one in ids], ids, limits[:number], 0
+        )
+        p.append(anytime.infer(rounds, 0.15, 1, start)["p_margin"][0])
+    assert p[0] == pytest.approx(betting.p_value([one[:50] for one in d], 0.15)[0])
+    assert all(later <= before + 1e-12 for before, later in pairwise(p)) and p[-1] < p[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("margin", "discordant"), [(0.1, 0.2), (0.05, 0.05)])
 def test_raising_the_limit_until_a_word_comes_errs_in_5_percent_at_most(margin, discordant):

@@ -156,7 +156,7 @@ def any_time_columns(
     if isinstance(how, int):
         return anytime.infer(anytime.in_rounds(strata, names, how), margin, columns)
     orders = [pair.adaptive.order for pair in pairs if isinstance(pair.adaptive, Grown)]
-    rounds, first = anytime.in_plan_order(strata, names, orders, how.limits, how.seed)
+    rounds, first = anytime.in_plan_order(strata, names, orders, how.limits, how.seed, len(pairs[0].base.draws))
     return anytime.infer(rounds, margin, columns, first, how.share)
 
 
