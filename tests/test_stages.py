@@ -120,6 +120,21 @@ def test_the_rest_of_the_rows_brings_the_word(tmp_path, rows):
     assert entry["verdict"] == "worse" and entry["unfinished"] is None and entry["primary"]["n"] == 120
 
 
+def test_of_a_search_the_problems_before_the_first_that_is_not_finished_count(tmp_path, rows):
+    """Of the last look of a search that was stopped, the short chains are finished and the long ones are not."""
+    store = tmp_path / "s.db"
+    ids = {name: add(store, name, rows[name], left_out=LATE) for name in HISTORY}
+    with Store(store) as opened:
+        for run in ids.values():
+            opened.mark_adaptive(run, {"by": "find", "seed": 7})
+    late = {f"a-{problem}" for problem in LATE}
+    order = anytime.seeded_order([f"a-{problem}" for problem in range(120)], 7)
+    first = next(place for place, problem in enumerate(order) if problem in late)
+    (entry,) = compare(store, "dense", resamples=200)["others"]
+    assert 1 < entry["primary"]["n"] == first < 114
+    assert any(f"the first {first} problems of the search are finished" in note for note in entry["warnings"])
+
+
 def test_missing_draws_are_missing_and_without_a_prefix_all_finished_problems_are_shown(tmp_path, rows):
     store = tmp_path / "s.db"
     add(store, "dense", rows["dense"], draws=2)
