@@ -15,7 +15,7 @@ import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.cli import main
 from prunus.engines import EngineOptions
-from prunus.evaluation.run import fill_store
+from prunus.evaluation.run import fill_store, planned_chains
 from prunus.recipes import EvalPlan, WidthRecipe
 from prunus.results.store import Store
 from prunus.study import engine
@@ -51,7 +51,9 @@ class Pretended(Driver):
         self.store.mark_adaptive(job.cell.run_id, {"by": "find", "seed": 0})
         engine = self.rungs.engine
         backend = engine.hold(job.model, job.variant)
-        for portion in fill_store(self.store, job.cell.resolved, backend, engine.grader, [job.batch]):
+        work = job.cell.resolved
+        planned = planned_chains(work, backend, [job.batch], self.store.keys(work.run_id))
+        for portion in fill_store(self.store, work, backend, engine.grader, planned):
             self.rungs.added(job.cell.run_id, portion.samples)
 
 

@@ -120,6 +120,21 @@ def test_the_rest_of_the_rows_brings_the_word(tmp_path, rows):
     assert entry["verdict"] == "worse" and entry["unfinished"] is None and entry["primary"]["n"] == 120
 
 
+def test_of_a_search_the_problems_before_the_first_that_is_not_finished_count(tmp_path, rows):
+    """Of the last look of a search that was stopped, the short chains are finished and the long ones are not."""
+    store = tmp_path / "s.db"
+    ids = {name: add(store, name, rows[name], left_out=LATE) for name in HISTORY}
+    with Store(store) as opened:
+        for run in ids.values():
+            opened.mark_adaptive(run, {"by": "find", "seed": 7})
+    late = {f"a-{problem}" for problem in LATE}
+    order = anytime.seeded_order([f"a-{problem}" for problem in range(120)], 7)
+    first = next(place for place, problem in enumerate(order) if problem in late)
+    (entry,) = compare(store, "dense", resamples=200)["others"]
+    assert 1 < entry["primary"]["n"] == first < 114
+    assert any(f"the first {first} problems of the search are finished" in note for note in entry["warnings"])
+
+
 def test_missing_draws_are_missing_and_without_a_prefix_all_finished_problems_are_shown(tmp_path, rows):
     store = tmp_path / "s.db"
     add(store, "dense", rows["dense"], draws=2)
@@ -300,6 +315,21 @@ def test_all_comparisons_of_a_growing_limit_are_one_game():
     looks = list(range(50, 301, 10))
     p = [grown_p(d, looks[:number], 0.1)[0] for number in range(1, len(looks) + 1)]
     assert p[0] == pytest.approx(betting.p_value([d[:50]], 0.1)[0])
+    assert all(later <= before + 1e-12 for before, later in pairwise(p)) and p[-1] < p[0]
+
+
+@pytest.mark.parametrize("sizes", [(300, 300), (300, 60)])
+def test_with_several_tasks_they_are_one_game_too(sizes):
+    rng, limits = np.random.default_rng(6), [50, 100, 300]
+    d = [differences(rng, size, 1, 0.2, 0.02) for size in sizes]
+    ids = [[f"{k}-{number:04d}" for number in range(size)] for k, size in enumerate(sizes)]
+    p = []
+    for number, limit in enumerate(limits, 1):
+        rounds, start = anytime.in_plan_order(
+            [one[:limit] for one in d], [one[:limit] for one in ids], ids, limits[:number], 0
+        )
+        p.append(anytime.infer(rounds, 0.15, 1, start)["p_margin"][0])
+    assert p[0] == pytest.approx(betting.p_value([one[:50] for one in d], 0.15)[0])
     assert all(later <= before + 1e-12 for before, later in pairwise(p)) and p[-1] < p[0]
 
 

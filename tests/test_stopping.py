@@ -133,3 +133,11 @@ def test_without_a_positive_budget_there_is_no_verdict_on_stopping(tmp_path):
     found = entry(tmp_path, base, other)
     assert found["stops"] is None and found["stopping"]["endings"] == {} and not found["relies_on_cutting"]
     assert prose.lead([Entry.of(found)], ["W"], "dense", Margin(0.05), None, ["Small"]).endswith(" Small.")
+
+
+@pytest.mark.parametrize("stop_margin", [0.05, "5%"])
+def test_of_a_base_whose_chains_never_end_no_run_is_said_to_still_stop(tmp_path, stop_margin):
+    never = random_run(0, 0.6, problems=400)  # every chain is cut
+    store = fill(tmp_path / "s.db", {"dense": never, "pruned": never})
+    (entry,) = compare(store, "dense", stop_margin=stop_margin, resamples=200)["others"]
+    assert (entry["verdict"], entry["stops"]) == ("non-inferior", "cannot tell")

@@ -96,7 +96,7 @@ def fill(
     to_do = sum(len(chain.budgets) for lot in planned for chain in lot)
     started, tokens = time.monotonic(), 0
     with Grader() as grader, Steps("evaluating", total, "answers", done=total - to_do) as steps:
-        for portion in fill_store(store, work, backend, grader, missing, steps.within, warns=True):
+        for portion in fill_store(store, work, backend, grader, planned, steps.within, warns=True):
             tokens += portion.tokens
             speed = tokens / max(1e-9, time.monotonic() - started)
             steps.advance(len(portion.samples), note=f"{speed:,.0f} tokens/s")

@@ -47,11 +47,11 @@ def fill_store(
     work: ResolvedPlan,
     engine: Backend | ChatServer,
     grader: Grader,
-    batches: Sequence[Sequence[tuple[int, int]]],
+    planned: Sequence[Sequence[PlannedChain]],
     show: Show | None = None,
     warns: bool = False,
 ) -> Iterator[Portion]:
-    """Compute what the store lacks of some batches; yield each portion once it is stored.
+    """Compute chains and add them to the store; yield each portion once it is stored.
 
     The other arguments are those of run_chains.
     """
@@ -60,7 +60,6 @@ def fill_store(
         with Store(store.path) as opened:  # since this may be in another thread
             opened.add_samples(work.run_id, portion.samples)
 
-    planned = planned_chains(work, engine, batches, store.keys(work.run_id))
     return run_chains(work, engine, grader, planned, keep, show, warns)
 
 

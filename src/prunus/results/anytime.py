@@ -35,7 +35,7 @@ SHARE, SURE = 0.5, 4.0  # what the base has before the first problem, and how ma
 FIRST, WEIGHT = 0.04, 10.0  # mean square of the differences before the first one, and how many problems it counts as
 UNSURE = 0.25  # variance of the pseudo-value before the first one, and its weight, for bets that a loss is above
 LARGEST_STAKE_ANYTIME = 0.99  # largest share of the wealth that one bet can lose
-SMALL = 0.02  # bets that there is any difference are those that a difference is above half of this
+SMALL = 0.02  # bets that there is any difference are those that it is above half of this; also instead of a margin of 0
 SHAPE = np.linspace(-1, 1, 2001)[1:] ** 3  # differences at which bounds are computed, densest around 0
 
 
@@ -112,7 +112,9 @@ def kelly(squares: Floats, count: NDArray[np.int_], margin: float | Floats) -> F
 
     A difference d multiplies the wealth by 1 + b (d + margin) / 2. If d is 1 or -1 with probability r / 2 each, else 0,
     the mean logarithm of that is largest where margin (1 - margin^2) (b/2)^2 + (r - 2 margin^2) b/2 = margin.
+    With a margin of 0 nothing would be bet, so the bet is that for a small margin.
     """
+    margin = margin if np.any(margin) else SMALL
     r = (FIRST * WEIGHT + squares) / (WEIGHT + count)
     return (2 * margin**2 - r + np.sqrt(r**2 + 4 * margin**2 * (1 - r))) / (margin * (1 - margin**2))
 
@@ -188,7 +190,7 @@ def in_rounds(strata: Sequence[Floats], names: Sequence[Sequence[str]], seed: in
     }
     found = []
     for one in rounds(interleaved({str(k): ids for k, ids in enumerate(names)}, seed)):
-        tasks = {task for task, _ in one}
+        tasks = dict.fromkeys(task for task, _ in one)  # in an order, on which the last bits of the mean depend
         found.append(np.mean([np.mean([values[key] for key in one if key[0] == t], axis=0) for t in tasks], axis=0))
     return np.array(found)
 
@@ -199,23 +201,26 @@ def in_plan_order(
     orders: Sequence[Sequence[str]],
     limits: Sequence[float],
     seed: int,
+    draws: int = 1,
 ) -> tuple[Floats, int]:
     """(T, C) differences in the order in which a growing limit admits problems, and T of its first comparison.
 
-    orders: the problem ids of each task in the plan's order. limits: of the comparisons so far. The problems that one
-    of them admitted are in a random order: for one task and the first limit that in which `betting` took them. With
-    several tasks the problems at one place of every task are a round, as far as all tasks have one, so that a larger
-    limit only adds rounds.
+    orders: the problem ids of each task in the plan's order. limits: of the comparisons so far. draws: of each problem.
+    The problems that one of them admitted are in a random order: for the first limit they are as `betting` took them,
+    if that did so in rounds, and else T is 0. With several tasks the later problems at one place of every task are a
+    round, as far as all tasks have one, so that a larger limit only adds rounds.
     """
-    taken, start = [], 0
+    taken: list[list[Floats]] = []
     for number, (rows, ids, order) in enumerate(zip(strata, names, orders, strict=True)):
         place = {name: rank for rank, name in enumerate(order)}
         admitted: list[list[int]] = [[] for _ in range(len(limits) + 1)]
         for row, name in enumerate(ids):
             admitted[bisect_right(limits, place.get(name, len(order)))].append(row)
-        taken.append([rows[some[one]] for some in admitted for one in betting.random_order(len(some), seed, number)])
-        start = len(admitted[0])
-    return np.array([np.mean(one, axis=0) for one in zip(*taken, strict=False)]), start if len(strata) == 1 else 0
+        taken.append([rows[[some[one] for one in betting.random_order(len(some), seed, number)]] for some in admitted])
+    first = betting.in_rounds([one[0] for one in taken], draws) if all(len(one[0]) for one in taken) else None
+    rest = [np.concatenate(one[first is not None :]) for one in taken]
+    rounds = np.mean([one[: min(map(len, rest))] for one in rest], axis=0)
+    return (rounds, 0) if first is None else (np.concatenate([first, rounds]), len(first))
 
 
 def infer(

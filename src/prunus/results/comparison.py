@@ -15,6 +15,7 @@ from prunus.budgets import AS_RUN, without_off
 from prunus.errors import PrunusError
 from prunus.margins import Margin, MarginLike
 from prunus.results import paired
+from prunus.results.anytime import whole_groups
 from prunus.results.betting import ALPHA
 from prunus.results.cells import Base, Comparison, Ending, Entry, Part, Rounding, Stopping, Unfinished
 from prunus.results.contrasts import ENDS, Grown, Pair, contrast_cells, stop_cells, tokens_per_draw, without_claims
@@ -175,7 +176,8 @@ def compare_runs(
         run_tables = tables_of(run.run_id)
         state = unfinished(run, run_tables)
         lacking = (state and replace(state, base=False)) or (base_state and replace(base_state, base=True))
-        pairs, notes = _pairs(base_tables, run_tables, of_both(base, run) if lacking else {})
+        orders = _orders(base, run, base_tables, lacking)
+        pairs, notes = _pairs(base_tables, run_tables, orders, bool(lacking))
         notes = _plan_notes(base, run) + removed_before(base) + removed_before(run) + notes
         pairs, grown, how_taken = _taken(base, run, pairs, seed)
         notes += [how_taken] * bool(how_taken)
@@ -307,7 +309,7 @@ def _against_itself(
     again: Run, base: Mapping[str, Table], other: Mapping[str, Table], seed: int, resamples: int
 ) -> Rounding | None:
     """How much rounding alone moves: the base's control against the base; None without a problem that both have."""
-    pairs = list(_pairs(base, other, {})[0].values())
+    pairs = list(_pairs(base, other)[0].values())
     if not pairs:
         return None
     cell = contrast_cells(pairs, Margin(0.0), seed, resamples, (1, 1)).auc
@@ -362,13 +364,29 @@ def _plan_notes(base: Run, other: Run) -> list[str]:
     return notes
 
 
+def _orders(base: Run, other: Run, tables: Mapping[str, Table], lacking: Unfinished | None) -> dict[str, Sequence[str]]:
+    """The `orders` of _pairs: of an unfinished run that of the plan, else that in which `find` takes problems."""
+    how, found = other.adaptive or base.adaptive, of_both(base, other)
+    if lacking or how is None:
+        return found if lacking else {}
+    return {
+        task: [problem for one in whole_groups({task: ids}, int(how.get("seed", 0)), first_of) for _, problem in one]
+        for task, ids in found.items()
+        for first_of in [tables[task].first_of if task in tables else {}]
+    }
+
+
 def _pairs(
-    base: Mapping[str, Table], other: Mapping[str, Table], orders: Mapping[str, Sequence[str]]
+    base: Mapping[str, Table],
+    other: Mapping[str, Table],
+    orders: Mapping[str, Sequence[str]] | None = None,
+    unfinished: bool = False,
 ) -> tuple[dict[str, Pair], list[str]]:
     """For each task the rows that both runs have, and a note on everything that only one of them has.
 
-    orders: of tasks of an unfinished run, the problems in the plan's order; if the first ones are complete in both
-    runs, only those that precede the first that is not are compared.
+    orders: of tasks of which rows or an interruption decided how many problems there are, the problems in the order in
+    which they are taken: only those that precede the first that is not complete in both runs are compared. If there is
+    none, all that are complete are, of an unfinished run, which gets no word, and else none.
     """
     notes = []
     if apart := sorted(base.keys() ^ other.keys()):
@@ -390,10 +408,12 @@ def _pairs(
         ours, theirs = (tables[task].select(problems, **axes) for tables in (base, other))
         complete = sorted(set(ours.complete()) & set(theirs.complete()))
         either = len(set(base[task].problems) | set(other[task].problems))
-        if first := list(takewhile(set(complete).__contains__, orders.get(task, ()))):
+        order = (orders or {}).get(task, ())
+        first = list(takewhile(set(complete).__contains__, order))
+        if order and (first if unfinished else len(first) < len(complete)):
             notes.append(
-                f"{task}: the first {len(first)} problems of the plan are finished in both runs and compared;"
-                f" {len(complete) - len(first)} later ones that are finished, too, are left out"
+                f"{task}: the first {len(first)} problems of the {'plan' if unfinished else 'search'} are finished in"
+                f" both runs and compared; {len(complete) - len(first)} later ones that are finished, too, are left out"
             )
             complete = sorted(first)
         elif len(complete) < either:

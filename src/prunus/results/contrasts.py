@@ -87,9 +87,6 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: 
     bases = [d[:, :A] for d in base_means]
     columns = {name: column[:A] for name, column in common.items()}
     claimed = _claimed(shares, bases, pairs, margin, seed, one_outcome, B)
-    # Where losing everything would be within the margin nothing is claimed.
-    covered_A = np.array([margin.covers(share) for share in columns["base_accuracy"]])
-    claimed["p_margin"] = np.where(covered_A, 1.0, claimed["p_margin"])
     if pairs[0].adaptive is None:
         columns["mde"] = power.minimum_detectable(shares, bases, claims_A, draws, one_outcome, seed)
     else:
@@ -144,7 +141,9 @@ def _claimed(
         for low, high in (("low", "high"), ("band_low", "band_high")):
             _, found[low], found[high] = anytime.with_estimate(mean_C, found[low], found[high])
         found = {name: column for name, column in found.items() if bands or not name.startswith("band_")}
-    return found | {"p_margin": p_of_margin(gains, base, pairs, margin, seed)}
+    # Where losing everything would be within the margin nothing is claimed of it.
+    covered_C = np.array([margin.covers(share) for share in paired.estimate(base)])
+    return found | {"p_margin": np.where(covered_C, 1.0, p_of_margin(gains, base, pairs, margin, seed))}
 
 
 def any_time_columns(
@@ -156,7 +155,7 @@ def any_time_columns(
     if isinstance(how, int):
         return anytime.infer(anytime.in_rounds(strata, names, how), margin, columns)
     orders = [pair.adaptive.order for pair in pairs if isinstance(pair.adaptive, Grown)]
-    rounds, first = anytime.in_plan_order(strata, names, orders, how.limits, how.seed)
+    rounds, first = anytime.in_plan_order(strata, names, orders, how.limits, how.seed, len(pairs[0].base.draws))
     return anytime.infer(rounds, margin, columns, first, how.share)
 
 

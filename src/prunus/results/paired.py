@@ -68,9 +68,16 @@ def bootstrap(strata: Sequence[Floats], resamples: int = RESAMPLES, seed: int = 
     """(R, C) bootstrap estimates: each task's problems are drawn with replacement, with all contrasts of a problem."""
     means = np.zeros((resamples, strata[0].shape[1]))
     for differences, counts in zip(strata, _counts(tuple(map(len, strata)), resamples, seed), strict=True):
+        rounded = _summable(differences)
         for rows in _chunks(resamples):
-            means[rows] += counts[rows].astype(float) @ differences / len(differences)
+            means[rows] += counts[rows].astype(float) @ rounded / len(differences)
     return means / len(strata)
+
+
+def _summable(differences: Floats) -> Floats:
+    """The differences with so few bits that sums of as many of them are exact, in whatever order threads add them."""
+    unit = 2 * np.spacing(len(differences) * np.abs(differences).max(axis=0, initial=0.0))
+    return np.rint(differences / unit) * unit
 
 
 @lru_cache(maxsize=8)

@@ -29,7 +29,7 @@ from prunus.evaluation.backends.vllm import VLLMBackend
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
-from prunus.evaluation.run import Show, check_engine, fill_store, missing_batches
+from prunus.evaluation.run import Show, check_engine, fill_store, missing_batches, planned_chains
 from prunus.pruning.gguf import gguf
 from prunus.recipes import GgufRecipe
 from prunus.results.rows import Sample
@@ -187,7 +187,8 @@ class Engine:
             add_run(store, model, cell, self.folder, describe_versions(backend), served)
             if adaptive is not None:
                 store.mark_adaptive(cell.run_id, adaptive)
-            for portion in fill_store(store, work, backend, self.grader, batches, show):
+            planned = planned_chains(work, backend, batches, store.keys(work.run_id))
+            for portion in fill_store(store, work, backend, self.grader, planned, show):
                 yield portion.samples
 
 

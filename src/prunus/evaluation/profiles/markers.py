@@ -31,13 +31,11 @@ TODAY = re.compile(r"strftime_now\(\s*(?P<format>'[^']*'|\"[^\"]*\")\s*\)")
 class Probe:
     """The result of rendering a chat template with one user message.
 
-    tail: the prompt after the user's text. source: the template itself. end_of_turn: the first special token after an
-    assistant's text, None without any.
+    tail: the prompt after the user's text. source: the template itself.
     """
 
     tail: str
     source: str
-    end_of_turn: int | None
 
 
 def source_of(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -124,18 +122,15 @@ def _quoted(text: str) -> str:
 
 def probe(tokenizer: "PreTrainedTokenizerBase", options: Mapping[str, Any], system: str, date: str) -> Probe:
     """The probe of a template with these options. Raises PrunusError unless the user's text occurs exactly once."""
-    messages = messages_of(QUESTION, system)
-    text = render(tokenizer, messages, options, date)
+    text = render(tokenizer, messages_of(QUESTION, system), options, date)
     if text.count(QUESTION) != 1:
         raise PrunusError(f"the model's chat template writes the user's text {text.count(QUESTION)} times, not once")
-    tail = text.partition(QUESTION)[2]
-    return Probe(tail, source_of(tokenizer), _end_of_turn(tokenizer, messages, options, date))
+    return Probe(text.partition(QUESTION)[2], source_of(tokenizer))
 
 
-def _end_of_turn(
-    tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], options: Mapping[str, Any], date: str
-) -> int | None:
-    answered = [*messages, {"role": "assistant", "content": ANSWER}]
+def end_of_turn(tokenizer: "PreTrainedTokenizerBase", options: Mapping[str, Any], system: str, date: str) -> int | None:
+    """The first special token that a template writes after an assistant's text; None without any."""
+    answered = [*messages_of(QUESTION, system), {"role": "assistant", "content": ANSWER}]
     try:
         text = render(tokenizer, answered, options, date, prompt=False)
     except PrunusError:  # some templates accept no assistant's text
@@ -153,15 +148,15 @@ def messages_of(text: str, system: str) -> list[dict[str, str]]:
     return [*first, {"role": "user", "content": text}]
 
 
-def end_ids(tokenizer: "PreTrainedTokenizerBase", folder: Path, found: Probe) -> frozenset[int]:
+def end_ids(tokenizer: "PreTrainedTokenizerBase", folder: Path, by_template: int | None) -> frozenset[int]:
     """The ids that end a model's turn by generation_config.json, config.json, the tokenizer or the template.
 
     If <|return|> ends its turns, <|end|> is left out, since it only ends a message. Raises PrunusError if no file names
     any.
     """
     ids = set(named_ends(tokenizer, folder))
-    if found.end_of_turn is not None:
-        ids.add(found.end_of_turn)
+    if by_template is not None:
+        ids.add(by_template)
     returned, ended = (tokenizer.convert_tokens_to_ids(text) for text in ("<|return|>", "<|end|>"))
     if returned in ids:
         ids.discard(ended)
@@ -192,7 +187,9 @@ def ends_of_turn(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder:
         return named_ends(tokenizer, folder)
     if profile.answer_stops:
         return load_end_ids(folder, len(tokenizer))
-    return end_ids(tokenizer, folder, probe(tokenizer, profile.template_options(), profile.system, profile.date))
+    given = profile.template_options(), profile.system, profile.date
+    probe(tokenizer, *given)  # an unusable template is an error
+    return end_ids(tokenizer, folder, end_of_turn(tokenizer, *given))
 
 
 def sampling_of(folder: Path) -> dict[str, float | int]:
