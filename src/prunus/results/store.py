@@ -443,12 +443,13 @@ class Store:
     def _insert_problems(self, rows: Sequence[ProblemRow]) -> None:
         values = [(r.problem_id, r.task, r.gold, r.kind, _json(list(r.choices)), r.digest) for r in rows]
         self._connection.executemany("INSERT INTO problem VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", values)
-        stored = dict(self._connection.execute("SELECT problem_id, digest FROM problem"))
+        stored = {one: rest for one, *rest in self._read("SELECT problem_id, task, digest FROM problem")}
         for row in rows:
-            if stored[row.problem_id] != row.digest:
+            task, digest = stored[row.problem_id]
+            if digest != row.digest:
                 raise PrunusError(
-                    f"problem '{row.problem_id}' of task '{row.task}' is not the one that {self.path} holds results"
-                    " for (its text or answer changed): name another --store"
+                    f"problem '{row.problem_id}' of task '{row.task}' is not the one of task '{task}' in {self.path}"
+                    " (its text or answer changed, or both tasks use this id): name another --store, or change the id"
                 )
         if asks := [(row.problem_id, _json(list(row.asks))) for row in rows if row.asks is not None]:
             self._connection.executemany("INSERT OR REPLACE INTO asks VALUES (?, ?)", asks)
