@@ -282,6 +282,6 @@ def test_a_file_in_place_of_the_output_is_refused(tmp_path):
 
 def test_unknown_devices_are_refused(tmp_path):
     folder = make_model(tmp_path / "m")
-    for device in ("gpu", "cuda:77"):
+    for device in ("gpu", "cuda:77", "meta"):
         with pytest.raises(PrunusError, match=f"device '{device}' cannot be used here"):
             prunus.prune(folder, tmp_path / "out", PruneRecipe(method="magnitude"), device=device)

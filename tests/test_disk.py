@@ -10,8 +10,9 @@ import pytest
 import warm_processes
 
 from prunus import disk
-from prunus.disk import atomic_file, locked
+from prunus.disk import atomic_file, locked, write_export, write_text
 from prunus.errors import PrunusError
+from prunus.results.store import Store
 
 HOLDER = """
 import sys, time
@@ -120,3 +121,15 @@ def test_an_unfinished_file_is_recognised_by_its_suffix(tmp_path):
     with atomic_file(tmp_path / "model.safetensors"):
         (unfinished,) = tmp_path.iterdir()
         assert unfinished.suffix == ".writing"
+
+
+def test_a_store_of_results_is_never_replaced(tmp_path):
+    """A page, a card and statistics with --overwrite, and scores without, were written over it."""
+    path = tmp_path / "results.db"
+    Store(path, create=True).close()
+    stored = path.read_bytes()
+    with pytest.raises(PrunusError, match=r"results\.db' is a store of results, which is never replaced"):
+        write_text(path, "page")
+    with pytest.raises(PrunusError, match="never replaced"):
+        write_export({path: lambda: "page", tmp_path / "figures" / "one.svg": lambda: "figure"})
+    assert path.read_bytes() == stored and [*tmp_path.iterdir()] == [path]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,17 @@ def test_nothing_is_overwritten_unasked(store, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["curve.csv"]
     prunus.export(store, tmp_path, overwrite=True)
     assert (tmp_path / "curve.csv").read_text().startswith("run,model")
+
+
+def test_a_seed_that_parquet_cannot_hold_is_one_line(tmp_path):
+    make_store(tmp_path / "results.db", names=NAMES[:1], problems=1)
+    with Store(tmp_path / "results.db") as store:
+        (run,) = store.runs()
+        store.add_run(replace(run, run_id="e" * 12, plan={**run.plan, "seed": 2**64}))
+    with pytest.raises(PrunusError, match="parquet holds no seed of more than 64 bits"):
+        prunus.export(tmp_path / "results.db", tmp_path / "frames", "parquet")
+    prunus.export(tmp_path / "results.db", tmp_path / "frames", "csv")
+    assert str(2**64) in (tmp_path / "frames" / "runs.csv").read_text()
 
 
 def test_what_is_missing_is_named(store, tmp_path, monkeypatch):

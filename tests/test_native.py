@@ -261,6 +261,13 @@ def test_a_few_tokens_beyond_the_budget_are_the_engines_closing():
     assert ignored(work, [replace(draw, thinking=[30] * 57) for draw in draws]) is not None
 
 
+def test_half_of_a_surrogate_pair_in_a_reply_is_a_question_mark():
+    """No tokenizer and no store takes it."""
+    message = {"reasoning": "so \ud83d", "content": "4\udcff"}
+    reply = read_reply({"choices": [{"message": message, "finish_reason": "length"}]})
+    assert (reply.thinking, reply.answer) == ("so ?", "4?")
+
+
 def test_a_server_that_refuses_the_budget_leaves_nothing_behind(tmp_path):
     with chatting(TOKENIZER, refuses="thinking_token_budget") as server, pytest.raises(PrunusError) as caught:
         rows_of(server, tmp_path / "results.db")

@@ -259,7 +259,7 @@ def test_tokens_of_off_are_counted_apart():
 
 def test_a_prompt_without_thinking_that_does_not_fit(switched):
     plan = EvalPlan(tasks=("tiny",), budgets=(OFF,), limit=2, profile="qwen3", answer_tokens=100_000)
-    with pytest.raises(PrunusError, match="lower --budgets or --answer-tokens"):
+    with pytest.raises(PrunusError, match="lower the budget or --answer-tokens"):
         resolve_plan(ModelFolder(tiny_folder()), switched, plan)
 
 

@@ -165,7 +165,7 @@ def test_llama_cpp_without_room_says_so():
     server = Server(ScriptedBackend(babble), TOKENIZER, owner="llamacpp", context=40)
     with connected(server) as backend, pytest.raises(PrunusError, match=r"after 30 of 50 ids: its context is full"):
         complete(backend, [[30] * 10], [50], frozenset(), frozenset(), [1], WARM)
-    assert "but the engine's context is 60: lower --budgets" in refusal(babbling(owner="llamacpp", context=60))
+    assert "but the engine's context is 60: lower the budget" in refusal(babbling(owner="llamacpp", context=60))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_another_model_a_wrong_key_and_a_context_too_small():
         assert backend.name == "org/other"
     assert "takes texts and no token ids: llama.cpp's own, llama-server" in refusal(babbling(owner="me"))
     assert "needs another key (401): set PRUNUS_API_KEY" in refusal(babbling(key="right"))
-    assert "but the engine's context is 60: lower --budgets" in refusal(babbling(context=60))
+    assert "but the engine's context is 60: lower the budget" in refusal(babbling(context=60))
 
 
 def test_the_key_is_sent(monkeypatch):

@@ -133,6 +133,12 @@ def test_whole_numbers_and_lists_are_the_recipes_that_floats_and_tuples_are():
     assert listed == usual and hash(listed) == hash(usual) and listed.hash == usual.hash
 
 
+def test_a_text_that_cannot_be_stored_is_refused():
+    """Python reads an argument that is not UTF-8 so."""
+    with pytest.raises(PrunusError, match=r"'closing' must be a text, not '\\udcff</think>'"):
+        EvalPlan(tasks=("tiny",), closing="\udcff</think>")
+
+
 def test_a_whole_number_is_the_choice_that_it_spells():
     """As in TOML, `group = 32`."""
     number, text = (QuantizeRecipe.from_json({"bits": 4, "group": group}) for group in (32, "32"))

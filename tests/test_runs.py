@@ -131,7 +131,8 @@ def test_a_renamed_run_keeps_its_id_and_rows(interrupted):
     prunus.evaluate("tiny", EvalPlan(tasks=("tiny",), budgets=(16,), limit=3), interrupted)  # goes on in the same run
     with Store(interrupted) as store:
         assert store.find_run("reasoner é").run_id == full["run"] and len(store.runs()) == 2
-    for name, message in (("tiny", "'tiny' names another run"), (" ", "the new name of the run is empty")):
+    line = "a name is one line of at most 80 characters"
+    for name, message in (("tiny", "'tiny' names another run"), (" ", line), ("bad\udcff", line), ("a\x1b[31mb", line)):
         with pytest.raises(PrunusError, match=message):
             prunus.runs(interrupted, rename=(full["run"], name))
     assert prunus.runs(interrupted) == told

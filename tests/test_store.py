@@ -101,8 +101,9 @@ def test_a_run_continued_under_another_protocol_names_both(path):
 def test_a_problem_that_changed_is_refused(path):
     with Store(path) as store:
         store.add_problems([PROBLEM])
-        with pytest.raises(PrunusError, match="chain-0") as error:
-            store.add_problems([replace(PROBLEM, problem_id="new"), replace(PROBLEM, digest="d2")])
+        says = f"'chain-0' of task 'mine' is not the one of task '{PROBLEM.task}' in"
+        with pytest.raises(PrunusError, match=says) as error:
+            store.add_problems([replace(PROBLEM, problem_id="new"), replace(PROBLEM, digest="d2", task="mine")])
         assert is_one_line(error)
         assert store.problems() == {"chain-0": PROBLEM}
 

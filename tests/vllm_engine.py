@@ -171,7 +171,7 @@ def test_smollm2_in_the_engine_and_on_a_server():
 def test_what_vllm_refuses_is_one_line(tmp_path):
     for args, message in (
         ({"no_such_argument": 1}, "cannot be started.*no_such_argument"),
-        ({"enforce_eager": True, "max_model_len": 60}, "engine's context is 60: lower --budgets"),
+        ({"enforce_eager": True, "max_model_len": 60}, "engine's context is 60: lower the budget"),
     ):
         plan = prunus.EvalPlan(tasks=("tiny",), limit=2, budgets=(16,), backend="vllm")
         with pytest.raises(PrunusError, match=message) as error:

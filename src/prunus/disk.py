@@ -23,6 +23,7 @@ Content = Callable[[], str | bytes]  # called when the file is written
 RESERVE_BYTES = 1 << 24  # left free for other processes
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.writing$")  # the end of the name that atomic_file writes under
+_STORE = b"SQLite format 3\0"  # with which a store of results begins
 _LONGEST = 200  # characters of a path in an error message
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -37,10 +38,13 @@ def atomic_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
 
     The bytes are written to `NAME.RANDOM.writing` in the same folder, a name that no other writer uses: if two write
     the same path at once, the last one to finish leaves its complete file. A killed process leaves its temporary file.
-    sync: flush the file to disk before it is renamed, so that it also survives a power failure.
+    sync: flush the file to disk before it is renamed, so that it also survives a power failure. Raises PrunusError if
+    path is a store of results, which took longer to make than any other file.
     """
     if not path.name:  # `.`, `/`, or nothing
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if _is_store(path):
+        raise PrunusError(f"'{path}' is a store of results, which is never replaced: name another file")
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.writing")
     try:
         with temporary.open("xb") as stream:
@@ -53,6 +57,15 @@ def atomic_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
             sync_file(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_store(path: Path) -> bool:
+    """Whether a file is an SQLite file, as stores of results are."""
+    with suppress(OSError):
+        if path.is_file():
+            with path.open("rb") as stream:
+                return stream.read(len(_STORE)) == _STORE
+    return False
 
 
 def write_text(path: Path, text: str, sync: bool = True) -> None:

@@ -213,6 +213,8 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is float:
         is_whole = type(value) is int and abs(value) <= sys.float_info.max
         return is_whole or (isinstance(value, float) and math.isfinite(value))
+    if hint is str:  # half of a surrogate pair, as of an argument that is not UTF-8, cannot be stored
+        return type(value) is str and value.encode("utf-8", "ignore").decode() == value
     return type(value) is hint
 
 

@@ -256,7 +256,7 @@ def pick_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(1, device=chosen)
+        torch.zeros(1, device=chosen).item()  # meta has no values
     except (RuntimeError, AssertionError) as error:
         raise PrunusError(f"device '{device}' cannot be used here; try --device cpu") from error
     return chosen

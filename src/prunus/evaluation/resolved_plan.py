@@ -223,7 +223,7 @@ def check_context(context: int, owner: str, budget: int, markers: Markers, chain
             raise PrunusError(
                 f"problem '{chain.key[1]}' needs {needed} tokens ({template} of prompt, {budget} to think,"
                 f" {markers.longest} of markers, {cap} to answer), but the {owner}'s context is {context}:"
-                " lower --budgets or --answer-tokens"
+                " lower the budget or --answer-tokens"
             )
         if chain.off and len(chain.off) + cap > context:
             raise PrunusError(

@@ -171,7 +171,9 @@ def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration) ->
     training = begin_training(job, partial, calibration, job.dense, source, recipe.step_tokens)
     streams = training.streams
     theirs, ours = streams.dense, streams.pruned
-    with Steps("recovering", total=source.blocks, unit="blocks", done=len(partial.records)) as steps:
+    done = len(partial.records)
+    first = 1 if recipe.rate or done else len(RATES_AFTER_FIT)  # fits of the first block that is left
+    with Steps("recovering", total=source.blocks + first - 1, unit="fits", done=done) as steps:
         for index in range(source.blocks):
             if recipe.target == "own":
                 for (_, wanted_NTW), (_, own_NTW) in zip(streams.wanted.batches(), streams.own.batches(), strict=True):
@@ -196,7 +198,8 @@ def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration) ->
             changed = {p.name: p.parameter.detach().to(p.dtype).cpu() for p in parameters} if fitted.trained else {}
             partial.write_block(index, block_of(source, index, changed), fitted._asdict() | record)
             propagate(ours, block, streams.own)
-            steps.advance(note=f"error {fitted.before:.3g} -> {fitted.after:.3g}")
+            steps.advance(first, note=f"error {fitted.before:.3g} -> {fitted.after:.3g}")
+            first = 1
 
 
 def block_of(source: Checkpoint, index: int, changed: dict[str, Tensor]) -> dict[str, Tensor | Stored]:

@@ -147,15 +147,17 @@ def export(store: str | Path, out: str | Path, format: Format = "csv", overwrite
 
 def _encoded(frame: "pandas.DataFrame", format: Format) -> bytes:
     buffer = BytesIO()
-    if format == "parquet":
-        try:
+    try:
+        if format == "parquet":
             frame.to_parquet(buffer, index=False)
-        except ImportError as error:
-            raise PrunusError("parquet needs pyarrow: pip install 'prunus[frames]'") from error
-    elif format == "csv":
-        frame.to_csv(buffer, index=False)
-    else:
-        frame.to_json(buffer, orient="records", lines=True)
+        elif format == "csv":
+            frame.to_csv(buffer, index=False)
+        else:
+            frame.to_json(buffer, orient="records", lines=True)
+    except ImportError as error:
+        raise PrunusError("parquet needs pyarrow: pip install 'prunus[frames]'") from error
+    except OverflowError as error:
+        raise PrunusError(f"{format} holds no seed of more than 64 bits: take csv") from error
     return buffer.getvalue()
 
 

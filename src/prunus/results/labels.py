@@ -5,9 +5,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from prunus.errors import PrunusError
 from prunus.plain_data import content_hash
 from prunus.results.cells import Identity, Sized
-from prunus.results.characters import DASH, MINUS, NBSP, THIN, one_line
+from prunus.results.characters import DASH, LABEL_LIMIT, MINUS, NBSP, THIN, one_line
 from prunus.results.rows import Run
 from prunus.step import StepRecord, defaults, recipe_of, recorded_kind
 
@@ -250,3 +251,11 @@ def _told(key: str, value: Any) -> str:
 
 def _joined(parts: Sequence[Any], between: str) -> str:
     return one_line(between.join(map(str, parts)), LONGEST_LINE)
+
+
+def checked_name(name: str) -> str:
+    """A name that a user gives, without blanks around it. Raises PrunusError unless it is one printable line."""
+    label = one_line(name)
+    if not label or label != name.strip():
+        raise PrunusError(f"a name is one line of at most {LABEL_LIMIT} characters, not '{label}'")
+    return label

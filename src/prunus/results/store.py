@@ -21,7 +21,7 @@ from prunus.disk import locked
 from prunus.errors import PrunusError
 from prunus.plain_data import content_hash, parse_json
 from prunus.results import schema
-from prunus.results.labels import is_called, label_of, listed, plan_in_short
+from prunus.results.labels import checked_name, is_called, label_of, listed, plan_in_short
 from prunus.results.looping import loops
 from prunus.results.rows import FIRST_PROTOCOL, IMPORTED, DeclaredSearch, Key, Planned, ProblemRow, Removed, Run, Sample
 from prunus.results.stages import same_but_for_size, stages_of
@@ -265,11 +265,9 @@ class Store:
         """Give the model of the run that text names, as for find_runs, another name, which pages and tables show.
 
         Its id and its rows stay. Raises PrunusError, and changes nothing, unless text fits one run, or for a name that
-        is empty or already that of another run's model.
+        is no printable line or already that of another run's model.
         """
-        run = self._the_only(text, self.find_runs(text))
-        if not name.strip():
-            raise PrunusError("the new name of the run is empty")
+        run, name = self._the_only(text, self.find_runs(text)), checked_name(name)
         if any(run.run_id != one.run_id for one in self.find_runs(name)):
             raise PrunusError(f"'{name}' names another run of {self.path}: choose another name")
         with self._transaction():
@@ -443,12 +441,13 @@ class Store:
     def _insert_problems(self, rows: Sequence[ProblemRow]) -> None:
         values = [(r.problem_id, r.task, r.gold, r.kind, _json(list(r.choices)), r.digest) for r in rows]
         self._connection.executemany("INSERT INTO problem VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", values)
-        stored = dict(self._connection.execute("SELECT problem_id, digest FROM problem"))
+        stored = {one: rest for one, *rest in self._read("SELECT problem_id, task, digest FROM problem")}
         for row in rows:
-            if stored[row.problem_id] != row.digest:
+            task, digest = stored[row.problem_id]
+            if digest != row.digest:
                 raise PrunusError(
-                    f"problem '{row.problem_id}' of task '{row.task}' is not the one that {self.path} holds results"
-                    " for (its text or answer changed): name another --store"
+                    f"problem '{row.problem_id}' of task '{row.task}' is not the one of task '{task}' in {self.path}"
+                    " (its text or answer changed, or both tasks use this id): name another --store, or change the id"
                 )
         if asks := [(row.problem_id, _json(list(row.asks))) for row in rows if row.asks is not None]:
             self._connection.executemany("INSERT OR REPLACE INTO asks VALUES (?, ?)", asks)

@@ -73,12 +73,17 @@ def read_reply(reply: Any) -> ChatReply:
     details = (reply.get("usage") or {}).get("completion_tokens_details") or {}
     counted, ids = details.get("reasoning_tokens"), choice.get("token_ids")
     return ChatReply(
-        thinking=str(message.get("reasoning") or message.get("reasoning_content") or ""),
-        answer=str(message.get("content") or ""),
+        thinking=_storable(message.get("reasoning") or message.get("reasoning_content") or ""),
+        answer=_storable(message.get("content") or ""),
         ids=[int(token) for token in ids] if isinstance(ids, list) else None,
         counted=counted if isinstance(counted, int) else None,
         truncated=finish == "length",
     )
+
+
+def _storable(text: object) -> str:
+    """A text of a reply, in which a lone surrogate (JSON's `\\ud83d`) is a question mark."""
+    return str(text).encode("utf-8", "replace").decode()
 
 
 def check_server(work: ResolvedPlan, server: ChatServer) -> None:

@@ -13,9 +13,10 @@ from prunus.budgets import AS_RUN
 from prunus.errors import PrunusError
 from prunus.plain_data import content_hash
 from prunus.questions import held_out_in, is_gated, leaders, question_key
-from prunus.results.characters import LABEL_LIMIT, one_line
+from prunus.results.characters import one_line
 from prunus.results.importing import evalscope, inspect_ai, lighteval, lm_eval
 from prunus.results.importing.files import Grade, Log, Record, first_line
+from prunus.results.labels import checked_name
 from prunus.results.looping import loops
 from prunus.results.rows import IMPORTED, UNKNOWN, ProblemRow, Run, Sample
 from prunus.results.store import Store, check_folder, claim
@@ -127,7 +128,7 @@ def import_rows(
     name is taken.
     """
     paths = [Path(one) for one in ([files] if isinstance(files, str | Path) else files)]
-    label = _name(name)
+    label = checked_name(name)
     logs = [read_log(path) for path in paths]
     log = _together(logs, paths)
     chosen = _metric(log.records, metric)
@@ -161,13 +162,6 @@ def import_rows(
         "ungraded": len(log.records) - len(graded),
         "has": _told(graded),
     }
-
-
-def _name(name: str) -> str:
-    label = one_line(name)
-    if not label or label != name.strip():
-        raise PrunusError(f"a name is one line of at most {LABEL_LIMIT} characters, not '{label}'")
-    return label
 
 
 def _together(logs: Sequence[Log], paths: Sequence[Path]) -> Log:
