@@ -114,7 +114,18 @@ def no_template(path: Path, folder: Path) -> PrunusError:
 def encoder(source: "ModelFolder") -> Callable[[str], list[int]]:
     """A function from text to token ids, including the special tokens that the model's tokenizer adds."""
     tokenizer = load_tokenizer(source.folder)
-    return lambda text: tokenizer(text, verbose=False)["input_ids"]
+    return lambda text: _encoded(tokenizer, text, source)
+
+
+def _encoded(tokenizer: Any, text: str, source: "ModelFolder", **ways: bool) -> list[int]:
+    """The token ids of a text; PrunusError where the model has no embedding for one."""
+    ids: list[int] = tokenizer(text, verbose=False, **ways)["input_ids"]
+    if ids and max(ids) >= source.vocabulary:
+        raise PrunusError(
+            f"the tokenizer of {source.folder} gives token id {max(ids)}, which is not in the model's vocabulary of"
+            f" {source.vocabulary}: take the tokenizer files of this model"
+        )
+    return ids
 
 
 def render_chats(path: Path, lines: Sequence[Line], source: "ModelFolder") -> tuple[list[list[int]], list[str]]:
@@ -130,7 +141,7 @@ def render_chats(path: Path, lines: Sequence[Line], source: "ModelFolder") -> tu
         texts.extend(rendered(tokenizer, [line.value for line in lines]))
     except TemplateError as error:
         raise PrunusError(f"{lines[len(texts)].place}: the chat template rejects it: {error}") from error
-    documents = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+    documents = [_encoded(tokenizer, text, source, add_special_tokens=False) for text in texts]
     pairs = zip(texts, lines, strict=True)
     dropped = sum(any(thought not in text for thought in map(_thinking, line.value)) for text, line in pairs)
     warning = (
