@@ -470,6 +470,8 @@ def test_quantize_may_come_before_it_and_nothing_after(llama, tmp_path):
     steps = [QuantizeRecipe(bits=4, group="32", method="rtn"), GgufRecipe(type="q4_0")]
     told = prunus.apply_steps(llama / "dense", tmp_path / "out", steps)
     assert told["exact"] == 21 and (tmp_path / "out" / "model.gguf").exists()
+    with pytest.raises(PrunusError, match=r"before it \(w4-g32-rtn\)$"):  # dequantize reads no GGUF file
+        prunus.quantize(tmp_path / "out", tmp_path / "no", steps[0])
     with pytest.raises(PrunusError, match="nothing comes after gguf: put quantize before it"):
         prunus.apply_steps(llama / "dense", tmp_path / "no", steps[::-1])
 
