@@ -292,9 +292,9 @@ def test_a_tokenizer_with_more_ids_than_the_model_has_embeddings_is_refused(tmp_
     text = f"<extra{VOCABULARY - 1}>" * 300
     of_kind = {"text.jsonl": {"text": text}, "messages.jsonl": {"messages": [{"role": "user", "content": text}]}}
     path.write_text(json.dumps(of_kind[name]) if name in of_kind else text)
-    with pytest.raises(PrunusError, match=f"gives token id .* vocabulary of {VOCABULARY}"):
+    with pytest.raises(PrunusError, match=f"the tokenizer of .*: token id .* vocabulary of {VOCABULARY}"):
         load_calibration(recipe(path), Checkpoint(folder))
-    with pytest.raises(PrunusError, match=f"gives token id .* vocabulary of {VOCABULARY}"):
+    with pytest.raises(PrunusError, match=f"the tokenizer of .*: token id .* vocabulary of {VOCABULARY}"):
         prunus.perplexity(folder, path, seqlen=64, device="cpu")
 
 

@@ -74,8 +74,7 @@ def _well_formed(kind: str, value: Any) -> bool:
 def check_ids(lines: Sequence[Line], vocabulary: int) -> None:
     """Raise PrunusError if a token id is not in the vocabulary."""
     for line in lines:
-        if min(line.value) < 0 or max(line.value) >= vocabulary:
-            wrong = next(token for token in line.value if not 0 <= token < vocabulary)
+        if (wrong := next((token for token in line.value if not 0 <= token < vocabulary), None)) is not None:
             raise PrunusError(f"{line.place}: token id {wrong} is not in the vocabulary of {vocabulary}")
 
 
@@ -120,11 +119,7 @@ def encoder(source: "ModelFolder") -> Callable[[str], list[int]]:
 def _encoded(tokenizer: Any, text: str, source: "ModelFolder", **ways: bool) -> list[int]:
     """The token ids of a text; PrunusError where the model has no embedding for one."""
     ids: list[int] = tokenizer(text, verbose=False, **ways)["input_ids"]
-    if ids and max(ids) >= source.vocabulary:
-        raise PrunusError(
-            f"the tokenizer of {source.folder} gives token id {max(ids)}, which is not in the model's vocabulary of"
-            f" {source.vocabulary}: take the tokenizer files of this model"
-        )
+    check_ids([Line(f"the tokenizer of {source.folder}", "token_ids", ids, {})], source.vocabulary)
     return ids
 
 
