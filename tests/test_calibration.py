@@ -7,9 +7,10 @@ import types
 
 import pytest
 import torch
-from tiny_models import make_model, random_rows, runner_of
+from tiny_models import VOCABULARY, make_model, random_rows, runner_of
 from transformers import AutoTokenizer
 
+import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.errors import PrunusError
@@ -280,6 +281,21 @@ def test_bad_files_are_refused_with_name_and_line(model, tmp_path, content, word
     with pytest.raises(PrunusError, match=words) as caught:
         load_calibration(recipe(path), model)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["text.txt", "text.jsonl", "messages.jsonl"])
+def test_a_tokenizer_with_more_ids_than_the_model_has_embeddings_is_refused(tmp_path, name):
+    folder, path = make_model(tmp_path / "m"), tmp_path / name
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<extra{n}>" for n in range(VOCABULARY)])
+    tokenizer.save_pretrained(folder)
+    text = f"<extra{VOCABULARY - 1}>" * 300
+    of_kind = {"text.jsonl": {"text": text}, "messages.jsonl": {"messages": [{"role": "user", "content": text}]}}
+    path.write_text(json.dumps(of_kind[name]) if name in of_kind else text)
+    with pytest.raises(PrunusError, match=f"the tokenizer of .*: token id .* vocabulary of {VOCABULARY}"):
+        load_calibration(recipe(path), Checkpoint(folder))
+    with pytest.raises(PrunusError, match=f"the tokenizer of .*: token id .* vocabulary of {VOCABULARY}"):
+        prunus.perplexity(folder, path, seqlen=64, device="cpu")
 
 
 @pytest.mark.parametrize(

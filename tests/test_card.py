@@ -162,6 +162,8 @@ def test_cards_of_later_steps_keep_licence_and_base_and_tell_the_cost(dense, pru
     assert "all of these | 50.0" in text  # zeros are those of pruning
     short = (tmp_path / "short" / "README.md").read_text()
     assert "1 of its decoder blocks is removed" in short and "Sparsity, counted" not in short
+    tags = loaded(short).data.tags or []
+    assert "depth-pruning" in tags and "shortgpt" not in tags
     for one in (text, short):
         data = loaded(one).data
         assert (data.license, data.base_model) == ("other", "acme/Acme-Reasoner")

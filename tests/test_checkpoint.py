@@ -244,7 +244,7 @@ def test_resolve_finds_tiny_folders_and_hub_models(tmp_path, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fake_download)
     assert resolve("org/name") == tmp_path / "cache"
-    assert asked[0][0] == "org/name"
+    assert asked[0][0] == "org/name" and "prunus_profile.toml" in asked[0][1]
     assert not any(pattern.endswith((".bin", ".pt", ".py", "*")) for pattern in asked[0][1])
 
 

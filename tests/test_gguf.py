@@ -289,6 +289,16 @@ def test_gemma_has_norms_with_one_more_and_windows_by_number(tmp_path):
         prunus.gguf(tmp_path / "less", tmp_path / "out.gguf", GgufRecipe(like=str(tmp_path / "far.gguf")))
 
 
+def test_a_head_that_is_stored_though_tied_is_not_loaded(tmp_path):
+    make_gguf_model("llama", tmp_path / "dense", tie_word_embeddings=True)
+    before = prunus.gguf(tmp_path / "dense", tmp_path / "first.gguf")
+    tensors = load_file(tmp_path / "dense" / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, tmp_path / "dense" / "model.safetensors", metadata={"format": "pt"})
+    after = prunus.gguf(tmp_path / "dense", tmp_path / "second.gguf")
+    assert (before["before"], before["size"]) == (after["before"], after["size"])
+
+
 def test_the_slowed_rotation_of_llama_3(tmp_path):
     rope = {
         "rope_type": "llama3",
@@ -470,6 +480,8 @@ def test_quantize_may_come_before_it_and_nothing_after(llama, tmp_path):
     steps = [QuantizeRecipe(bits=4, group="32", method="rtn"), GgufRecipe(type="q4_0")]
     told = prunus.apply_steps(llama / "dense", tmp_path / "out", steps)
     assert told["exact"] == 21 and (tmp_path / "out" / "model.gguf").exists()
+    with pytest.raises(PrunusError, match=r"before it \(w4-g32-rtn\)$"):  # dequantize reads no GGUF file
+        prunus.quantize(tmp_path / "out", tmp_path / "no", steps[0])
     with pytest.raises(PrunusError, match="nothing comes after gguf: put quantize before it"):
         prunus.apply_steps(llama / "dense", tmp_path / "no", steps[::-1])
 

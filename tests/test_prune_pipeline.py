@@ -195,6 +195,7 @@ def test_sparsity_zero_changes_nothing(tmp_path, rows, method):
 def test_result_loads_in_transformers_and_says_what_was_done(tmp_path, rows, family, tied):
     folder = make_model(tmp_path / "m", family, tied=tied)
     (folder / "pytorch_model.bin").write_bytes(b"not to be copied")
+    (folder / "prunus_profile.toml").write_text('format = 1\nname = "lab"\nextends = "think-tags"\n')
     summary = prunus.prune(folder, tmp_path / "out", recipe(rows))
     model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert (model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()) == tied
@@ -202,7 +203,8 @@ def test_result_loads_in_transformers_and_says_what_was_done(tmp_path, rows, fam
     assert {(p == 0).double().mean().item() for p in got.values()} == {0.5}
     assert len(model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, do_sample=False)[0]) > 3
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
-    for name in ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"):
+    copied = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja", "prunus_profile.toml")
+    for name in copied:
         assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
     assert not list((tmp_path / "out").glob("*.bin"))
 

@@ -196,7 +196,7 @@ def test_the_block_before_a_removed_one_learns_to_do_its_work(tmp_path, rows, bl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", ["gpt_neox", "phi3", "gemma3_text", "qwen3_moe", "olmo2"])
+@pytest.mark.parametrize("model_type", ["gpt_neox", "phi3", "gemma3_text", "qwen3_moe", "olmo2", "gpt_oss"])
 def test_any_decoder_is_recovered(tmp_path, model_type):
     folder = tmp_path / "dense"
     config = make_random_model(model_type, folder)

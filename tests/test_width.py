@@ -2,6 +2,7 @@
 
 import json
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -338,7 +339,9 @@ def test_experts_without_tokens_keep_their_weights_and_a_warning_says_so(shared,
     recipe = asked(shared, calibration=str(tmp_path / "short.jsonl"), samples=1, seqlen=3)
     told = prunus.width(tmp_path / "dense", tmp_path / "out", recipe, device="cpu")
     warned = [text for text in told["warnings"] if "met fewer calibration tokens than they have channels" in text]
-    assert len(warned) == 1 and "8 of 8 networks" in warned[0] and ", 0)" in warned[0]
+    assert len(warned) == 1 and "8 of 8 networks" in warned[0] and ", 0): damping keeps" in warned[0]
+    told = prunus.width(tmp_path / "dense", tmp_path / "unfitted", replace(recipe, fit=False), device="cpu")
+    assert not any("damping" in text for text in told["warnings"])
     before, after = (whole(folder).model.layers[0].mlp.experts for folder in (tmp_path / "dense", tmp_path / "out"))
     unmet = 0
     for old, new in zip(before.down_proj, after.down_proj, strict=True):

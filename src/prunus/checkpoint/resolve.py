@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prunus import __version__, progress
 from prunus.errors import PrunusError
 from prunus.plain_data import parse_json
+from prunus.recipes import PROFILE_FILE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 TINY = "tiny"
 BUILT_IN = (TINY, "tiny-moe")  # the reasoners inside the package: a dense one, and a mixture of experts
 # Weights are read as safetensors only, because other formats can run code when they are read.
-SMALL_PATTERNS = ["*.json", "*.txt", "*.jinja", "*.model"]
+SMALL_PATTERNS = ["*.json", "*.txt", "*.jinja", "*.model", PROFILE_FILE]
 HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", *SMALL_PATTERNS]
 HUB_PATTERNS += ["README.md", "LICENSE", "LICENSE.md", "NOTICE"]  # for the licence of what is made from the model
 TEMPLATES = "additional_chat_templates"  # a folder

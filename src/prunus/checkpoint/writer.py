@@ -36,12 +36,13 @@ from prunus.disk import (
 from prunus.errors import PrunusError
 from prunus.plain_data import content_hash, parse_json
 from prunus.progress import Steps
+from prunus.recipes import PROFILE_FILE
 
 JOURNAL, LOCK, HIDDEN = "journal.json", "lock", "hidden.bin"
 EVIDENCE = "evidence.json"
 # Files of a model that are copied with the weights; other files in its folder are not.
 COPIED_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".md", ".tiktoken"}
-COPIED_NAMES = {"LICENSE", "NOTICE"}
+COPIED_NAMES = {"LICENSE", "NOTICE", Path(PROFILE_FILE).stem}
 CERTIFICATE = "certificate.json"  # of `find`, for one model and none that is made from it
 NOT_COPIED = {"config.json", INDEX, MANIFEST, CALIBRATION, EVIDENCE, JOURNAL, CERTIFICATE}
 # Weights up to this size are written to one file, as is usual for such models; larger ones to one file per block.

@@ -141,8 +141,7 @@ def sizes_of(source: Checkpoint, form: Form, pieces: Sequence[Piece], type: str)
             found["scales"] += scales
         else:
             found["others"] += size
-    before = sum(stored.nbytes for stored in source.stored.values())
-    return {"before": before, "after": sum(found.values()), **found}
+    return {"before": sum(source.engine_bytes.values()), "after": sum(found.values()), **found}
 
 
 def nbytes_of(source: Checkpoint, recipe: GgufRecipe) -> int:

@@ -410,8 +410,8 @@ def said_of(job: Narrowing, records: Sequence[Mapping[str, Any]]) -> list[str]:
         index, (_, tokens, down) = min(few.items(), key=lambda item: item[1][1])
         found.append(
             f"{sum(number for number, *_ in few.values())} of {len(job.units)} networks met fewer calibration tokens"
-            f" than they have channels (the fewest: {down} of block {index}, {tokens}): damping keeps what these do not"
-            " show as it was"
+            f" than they have channels (the fewest: {down} of block {index}, {tokens})"
+            + (": damping keeps what these do not show as it was" if job.recipe.fit else "")
         )
     own = [str(i) for i, record in enumerate(records) if job.needs_tokens and job.aims(i) and record["target"] == "own"]
     if own:

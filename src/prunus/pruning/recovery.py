@@ -168,6 +168,8 @@ def trainable(block: nn.Module, dtypes: dict[str, torch.dtype], linears: Collect
         vector = parameter.dim() == 1 and parameter.is_floating_point()
         if name not in dtypes or not (name in weights or vector):
             continue
+        if torch.empty_like(parameter, device="meta").stride() != parameter.stride():
+            parameter.data = parameter.data.clone()  # without gaps, as Adam's fused steps expect of memory
         zero = parameter.detach() == 0 if name in weights else None
         count = parameter.numel() - (0 if zero is None else int(zero.sum()))
         rms = math.sqrt(float(parameter.detach().double().square().sum()) / max(1, count))

@@ -73,6 +73,10 @@ class Drop(Step):
         removed = sum(len(blocks_removed(step)) for step in steps)
         return f"{removed} of its decoder blocks {'is' if removed == 1 else 'are'} removed" if removed else ""
 
+    def tags(self, step: StepRecord) -> list[str]:
+        """As Step says; without the method where blocks were named, since it chose none."""
+        return super().tags({} if "," in str(recipe_of(step).get("blocks")) else step)
+
 
 def blocks_removed(step: StepRecord) -> list[object]:
     """The numbers of the blocks that a step removed; [] where it does not say."""

@@ -38,7 +38,8 @@ def check_calibration(
     if last.get("action") in STEPS and recorded_kind(last).is_last and not kind_of(recipe).changes_form:
         raise PrunusError(
             f"{folder} comes from {last['action']}, after which there is nothing but evaluation: do this to the model"
-            f" before it ({last['source']['name']}), or run `prunus dequantize` first"
+            f" before it ({last['source']['name']})"
+            + ("" if recorded_kind(last).changes_form else ", or run `prunus dequantize` first")
         )
     begun = out is not None and (partial_folder(Path(out)) / CALIBRATION).exists()
     if kind_of(recipe).calibrates(recipe, stats is not None) and not begun:

@@ -74,8 +74,7 @@ def _well_formed(kind: str, value: Any) -> bool:
 def check_ids(lines: Sequence[Line], vocabulary: int) -> None:
     """Raise PrunusError if a token id is not in the vocabulary."""
     for line in lines:
-        if min(line.value) < 0 or max(line.value) >= vocabulary:
-            wrong = next(token for token in line.value if not 0 <= token < vocabulary)
+        if (wrong := next((token for token in line.value if not 0 <= token < vocabulary), None)) is not None:
             raise PrunusError(f"{line.place}: token id {wrong} is not in the vocabulary of {vocabulary}")
 
 
@@ -114,7 +113,14 @@ def no_template(path: Path, folder: Path) -> PrunusError:
 def encoder(source: "ModelFolder") -> Callable[[str], list[int]]:
     """A function from text to token ids, including the special tokens that the model's tokenizer adds."""
     tokenizer = load_tokenizer(source.folder)
-    return lambda text: tokenizer(text, verbose=False)["input_ids"]
+    return lambda text: _encoded(tokenizer, text, source)
+
+
+def _encoded(tokenizer: Any, text: str, source: "ModelFolder", **ways: bool) -> list[int]:
+    """The token ids of a text; PrunusError where the model has no embedding for one."""
+    ids: list[int] = tokenizer(text, verbose=False, **ways)["input_ids"]
+    check_ids([Line(f"the tokenizer of {source.folder}", "token_ids", ids, {})], source.vocabulary)
+    return ids
 
 
 def render_chats(path: Path, lines: Sequence[Line], source: "ModelFolder") -> tuple[list[list[int]], list[str]]:
@@ -130,7 +136,7 @@ def render_chats(path: Path, lines: Sequence[Line], source: "ModelFolder") -> tu
         texts.extend(rendered(tokenizer, [line.value for line in lines]))
     except TemplateError as error:
         raise PrunusError(f"{lines[len(texts)].place}: the chat template rejects it: {error}") from error
-    documents = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+    documents = [_encoded(tokenizer, text, source, add_special_tokens=False) for text in texts]
     pairs = zip(texts, lines, strict=True)
     dropped = sum(any(thought not in text for thought in map(_thinking, line.value)) for text, line in pairs)
     warning = (
