@@ -165,6 +165,18 @@ def test_bad_scores_are_refused_and_leave_nothing(place, tmp_path, case):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("text", ["not JSON", "3", "[0.1, 0.2]", '{"evidence": 0}'])
+def test_evidence_replaces_no_file_but_evidence(place, tmp_path, text):
+    path = tmp_path / "saved.json"
+    path.write_text(text)
+    with pytest.raises(PrunusError, match="exists and holds no importance scores"):
+        prunus.allocate(place / "m", recipe(place, allocation="owl"), save=path)
+    assert path.read_text() == text
+    path.unlink()
+    for _ in range(2):
+        prunus.allocate(place / "m", recipe(place, allocation="owl"), save=path)
+
+
 def test_evidence_of_something_else_is_refused(place, tmp_path):
     prunus.allocate(place / "m", recipe(place, allocation="owl"), save=tmp_path / "owl.json")
     make_model(tmp_path / "other", "qwen3", blocks=4, seed=9)

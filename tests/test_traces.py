@@ -217,3 +217,5 @@ def test_bad_outputs_are_refused(tmp_path):
     prunus.traces("tiny", tmp_path / "old.jsonl", recipe(limit=2), overwrite=True)
     assert len(lines(tmp_path / "old.jsonl")) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["old.jsonl"]
+    with pytest.raises(PrunusError, match="is the file of the problems"):
+        prunus.traces("tiny", tmp_path / "old.jsonl", recipe(tasks=(str(tmp_path / "old.jsonl"),)), overwrite=True)

@@ -69,7 +69,7 @@ def traces(
     then the chains stay in out.partial, so that a call that keeps all of them draws none again.
     """
     started, target = time.monotonic(), Path(out)
-    check_target(target, overwrite)
+    check_target(target, overwrite, recipe.tasks)
     engine = engine or EngineOptions()
     engine.check(recipe.backend)
     if BACKENDS[recipe.backend].loads_itself:
@@ -105,10 +105,12 @@ def traces(
     }
 
 
-def check_target(target: Path, overwrite: bool) -> None:
-    """Raise PrunusError unless target can be written."""
+def check_target(target: Path, overwrite: bool, tasks: Sequence[str]) -> None:
+    """Raise PrunusError unless target can be written, and is none of the tasks' files."""
     if target.suffix != ".jsonl":
         raise PrunusError(f"{target} must end in .jsonl")
+    if target.resolve() in {Path(task).resolve() for task in tasks}:
+        raise PrunusError(f"{target} is the file of the problems; choose another output")
     if target.exists() and (target.is_dir() or not overwrite):
         raise PrunusError(f"{target} exists; choose another output or add --overwrite")
     if not target.absolute().parent.is_dir():

@@ -17,7 +17,7 @@ from prunus.disk import disk_errors, write_text
 from prunus.errors import PrunusError
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.allocation.arithmetic import HIGHEST, row_counts, tensor_counts, weighted_mean
-from prunus.pruning.allocation.measurement import PARTS, WHOLE, ImportanceScores, Subject, read_scores
+from prunus.pruning.allocation.measurement import PARTS, WHOLE, ImportanceScores, Subject, is_evidence, read_scores
 from prunus.pruning.calibration.data import Calibration, load_calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.calibration.saved_statistics import SavedStats
@@ -63,6 +63,8 @@ def allocate(
     target = None if save is None else Path(save).expanduser()
     if target is not None and not target.absolute().parent.is_dir():
         raise PrunusError(f"{target} cannot be written: its folder does not exist")
+    if target is not None and target.exists() and not is_evidence(target):
+        raise PrunusError(f"{target} exists and holds no importance scores; choose another output")
     scores = find_scores(source, recipe, pick_device(device), None)
     sparsities = allocate_groups(source, recipe, scores)
     if target is not None:

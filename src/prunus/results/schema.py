@@ -184,7 +184,7 @@ def _number(connection: sqlite3.Connection, query: str) -> int:
 def _writer(connection: sqlite3.Connection) -> str:
     """`prunus 0.1.0`, the version that wrote to the file last."""
     try:
-        rows = connection.execute("SELECT value FROM meta WHERE name = 'prunus'").fetchall()
+        stored = connection.execute("SELECT value FROM meta WHERE name = 'prunus'").fetchone()
     except sqlite3.Error:  # a format that stores the version elsewhere
-        rows = []
-    return f"prunus {rows[0][0]}" if rows else "another prunus"
+        stored = None
+    return f"prunus {stored[0]}" if stored else "another prunus"

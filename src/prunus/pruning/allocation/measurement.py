@@ -87,6 +87,15 @@ def read_scores(path: Path, allocation: str, groups: Sequence[str], blocks: int)
     return found
 
 
+def is_evidence(path: Path) -> bool:
+    """Whether a file holds importance scores that prunus wrote."""
+    try:
+        data = read_json(path)
+    except PrunusError:
+        return False
+    return isinstance(data, Mapping) and data.get("evidence") == FORMAT
+
+
 def check_scores(path: Path, scores: Any, groups: Sequence[str], blocks: int) -> None:
     """Raise PrunusError unless scores hold a list with one finite number per block for every group."""
     for group in groups:
