@@ -61,8 +61,8 @@ def test_the_margin_of_endings_reaches_their_verdict(store):
         others = prunus.compare(store, "tiny", stop_margin=margin)["others"]
         return [other["stopping"]["endings"]["ends"]["verdict"] for other in others]
 
-    frame = frames(store).compare("tiny", stop_margin=0.9)
-    assert frame[frame["task"].isna()]["ends_verdict"].tolist() == by_hand(0.9) != by_hand(0.001)
+    frame = frames(store).compare("tiny", stop_margin=0.5)
+    assert frame[frame["task"].isna()]["ends_verdict"].tolist() == by_hand(0.5) != by_hand(0.001)
 
 
 def test_differences_are_those_of_compare_in_points(store):

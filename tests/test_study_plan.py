@@ -151,10 +151,10 @@ def test_the_width_example_is_planned_without_network(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     plan = prunus.plan_study(EXAMPLES / "width.toml", out=tmp_path / "out")
-    widths = [f"width-obs-{keep}{end}" for keep in ("75", "62.5") for end in ("", "-recovered")]
+    widths = [f"width-obs-{keep}{end}" for keep in ("87.5", "75", "62.5", "50") for end in ("", "-recovered")]
     names = Counter(cell["variant"] for cell in plan["cells"])
-    assert names == Counter(["dense", "width-obs-87.5", "width-obs-87.5-w8a8", *widths, "shortgpt-5"])
-    assert plan["totals"]["answers"] == 8 * 200 * 4
+    assert names == Counter(["dense", "width-obs-87.5-w8a8", *widths, "shortgpt-5"])
+    assert plan["totals"]["answers"] == 11 * 200 * 4
 
 
 def test_a_set_that_cannot_be_read_and_declares_no_number_is_unknown(tmp_path, monkeypatch):
