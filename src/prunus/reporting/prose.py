@@ -1,7 +1,8 @@
 """The sentences of the page: which variant to choose, whether variants stop, and caveats."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from prunus.budgets import AS_RUN
 from prunus.margins import Margin
@@ -11,7 +12,6 @@ from prunus.results.cells import Comparison, Entry
 from prunus.results.contrasts import ENDS
 from prunus.results.labels import history, observations
 from prunus.results.metrics import answer_allowance
-from prunus.results.rows import Run
 from prunus.results.stages import PARTLY, in_words
 from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE
 
@@ -118,7 +118,7 @@ def warnings(data: ReportData) -> list[str]:
         f"Not finished: {joined(lacking, most=7)}. All numbers are for complete problems only; the same command resumes"
         " the run."
     ] * bool(lacking)
-    found += [*_legacy(data.base.run), *_beyond(data.runs), *_leaks(data.runs), *map(sentence, grouped(left_out))]
+    found += [*_legacy(data.base.run.plan), *_beyond(data.runs), *_leaks(data.runs), *map(sentence, grouped(left_out))]
     if (state := data.base.summary.unfinished) is not None and not data.others:
         found.append(f"{data.base.style.label}: {in_words(state)} problems; {PARTLY}.")
     found += grouped_problems(data.comparison.others)
@@ -199,8 +199,7 @@ def _beyond(runs: Sequence[ReportedRun]) -> list[str]:
     return found
 
 
-def _legacy(base: Run) -> list[str]:
-    plan = base.plan
+def _legacy(plan: Mapping[str, Any]) -> list[str]:
     if plan.get("mode") != "legacy":
         return []
     room = f" within the context of {count(plan['context'])}" if "context" in plan else ""
