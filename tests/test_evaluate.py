@@ -167,18 +167,18 @@ print(prunus.evaluate("tiny", plan, sys.argv[2]), flush=True)
 @warm_processes.in_one_worker
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_the_same(store, tmp_path):
-    plan = replace(PLAN, temperature=1.0, samples=2)
+    plan = replace(PLAN, temperature=1.0, samples=4)
     with warm_processes.running(RUNNER, json.dumps(plan.to_json()), store) as process:
-        for _ in range(3):  # two batches are stored, the third is under way
+        for _ in range(3):  # two batches of six are stored, the third is under way
             assert process.stdout.readline() == "batch\n"
         time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
     stored = len(rows(store))
-    assert 2 * 4 * 3 <= stored < 12 * 3 and stored % (4 * 3) == 0, "whole batches only"
+    assert 2 * 4 * 3 <= stored < 24 * 3 and stored % (4 * 3) == 0, "whole batches only"
     run_id = prunus.evaluate("tiny", plan, store)
     unbroken = tmp_path / "unbroken.db"
     assert prunus.evaluate("tiny", plan, unbroken) == run_id
-    assert rows(store) == rows(unbroken) and len(rows(store)) == 12 * 3
+    assert rows(store) == rows(unbroken) and len(rows(store)) == 24 * 3
 
 
 @contextmanager
