@@ -3,7 +3,7 @@
     python benchmarks/engines.py reuse              tokens of budgets 512 to 8192 with and without prefix reuse
     .venv-vllm/bin/python benchmarks/engines.py cell    hf and vllm in turn (the environment of `make test-vllm`)
     PYTHON benchmarks/engines.py formats MODEL...       prompts and decoding of each MODEL, relative to the first one
-    python benchmarks/engines.py products MODEL         what 8 bits gain in the matrix products alone, on this processor
+    python benchmarks/engines.py products MODEL...      what 8 bits gain in the matrix products alone, on this processor
 
 `reuse` and `cell` use the tiny reasoner, `cell` also SmolLM2, where `make test` has fetched it. They run on one thread,
 measured in CPU seconds. `formats` takes files for llama.cpp (in the environment of `make test-llama-cpp`) and model
@@ -173,17 +173,17 @@ def products(model: Path) -> None:
     matrices = [torch.randint(-127, 128, shape, dtype=torch.int8) for shape in shapes]
     print("| rows | bfloat16, 10^9 operations/CPU s | int8 | ratio |\n|---|---|---|---|")
     for rows in (BATCH, PROMPT):
-        operations = 2 * rows * sum(matrix.numel() for matrix in matrices)
-        speeds: list[list[float]] = []
+        operations, speeds = 2 * rows * sum(matrix.numel() for matrix in matrices), list[float]()
         for dtype, multiply in ((torch.bfloat16, torch.mm), (torch.int8, torch._int_mm)):  # pyright: ignore
             inputs = {matrix.shape[1]: torch.ones(rows, matrix.shape[1], dtype=dtype) for matrix in matrices}
-            weights, speeds = [matrix.to(dtype).t() for matrix in matrices], [*speeds, []]
+            weights, seconds = [matrix.to(dtype).t() for matrix in matrices], list[float]()
             for _ in range(ROUNDS):
                 begin = time.process_time()
                 for weight in weights:
                     multiply(inputs[weight.shape[0]], weight)
-                speeds[-1].append(operations / (time.process_time() - begin) / 1e9)
-        slow, fast = map(median, speeds)
+                seconds.append(time.process_time() - begin)
+            speeds.append(operations / median(seconds) / 1e9)
+        slow, fast = speeds
         print(f"| {rows} | {slow:.0f} | {fast:.0f} | {fast / slow:.2f} |")
 
 
@@ -280,7 +280,8 @@ def main() -> None:
         reuse()
     elif asked.what == "products":
         torch.set_num_threads(1)
-        products(Path(asked.models[0]))
+        for model in asked.models:
+            products(Path(model))
     elif asked.what == "formats":
         formats(asked.models, asked.threads, asked.dtype)
     elif asked.what == "one":

@@ -26,6 +26,11 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError(DEEP) from error
 
 
+def storable(text: str) -> str:
+    """The text with a question mark for each half of a surrogate pair (JSON's `\\ud83d`), which no file can keep."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def parse_toml(text: str) -> dict[str, Any]:
     """The content of a TOML text. Raises ValueError as parse_json does."""
     if any(line.count(".") > MOST_DOTS for line in text.splitlines()):

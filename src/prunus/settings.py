@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 from prunus.budgets import Off
 from prunus.errors import PrunusError, nearest
+from prunus.plain_data import storable
 
 _KINDS = {
     int: "a whole number",
@@ -213,8 +214,8 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is float:
         is_whole = type(value) is int and abs(value) <= sys.float_info.max
         return is_whole or (isinstance(value, float) and math.isfinite(value))
-    if hint is str:  # half of a surrogate pair, as of an argument that is not UTF-8, cannot be stored
-        return type(value) is str and value.encode("utf-8", "ignore").decode() == value
+    if hint is str:  # an argument that is not UTF-8 has halves of surrogate pairs
+        return type(value) is str and storable(value) == value
     return type(value) is hint
 
 

@@ -21,6 +21,7 @@ from prunus.evaluation.profiles.markers import messages_of
 from prunus.evaluation.requests import NEUTRAL
 from prunus.evaluation.resolved_plan import PlannedChain, ResolvedPlan
 from prunus.evaluation.tasks import prompt_text
+from prunus.plain_data import storable
 
 Row = tuple[int, int, int]  # (index of the problem, draw, budget)
 Body = dict[str, Any]  # of a request
@@ -73,17 +74,12 @@ def read_reply(reply: Any) -> ChatReply:
     details = (reply.get("usage") or {}).get("completion_tokens_details") or {}
     counted, ids = details.get("reasoning_tokens"), choice.get("token_ids")
     return ChatReply(
-        thinking=_storable(message.get("reasoning") or message.get("reasoning_content") or ""),
-        answer=_storable(message.get("content") or ""),
+        thinking=storable(str(message.get("reasoning") or message.get("reasoning_content") or "")),
+        answer=storable(str(message.get("content") or "")),
         ids=[int(token) for token in ids] if isinstance(ids, list) else None,
         counted=counted if isinstance(counted, int) else None,
         truncated=finish == "length",
     )
-
-
-def _storable(text: object) -> str:
-    """A text of a reply, in which a lone surrogate (JSON's `\\ud83d`) is a question mark."""
-    return str(text).encode("utf-8", "replace").decode()
 
 
 def check_server(work: ResolvedPlan, server: ChatServer) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from prunus.errors import PrunusError, nearest
 from prunus.evaluation.grading.matching import wishes
+from prunus.plain_data import storable
 
 AnswerKind = Literal["integer", "math", "choice", "exact"]
 MAX_CHOICES = len(ascii_uppercase)
@@ -259,12 +260,8 @@ def _text(key: str, value: Any) -> str:
     text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     if not text.strip():
         raise PrunusError(f"'{key}' is empty")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PrunusError(
-            f"'{key}' holds half of a surrogate pair (\\ud800 to \\udfff), which is no character"
-        ) from error
+    if storable(text) != text:
+        raise PrunusError(f"'{key}' holds half of a surrogate pair (\\ud800 to \\udfff), which is no character")
     if key == "id" and not text.isprintable():
         raise PrunusError("'id' holds a line break, a tab or another character that does not print")
     return text if key == "problem" else text.strip()

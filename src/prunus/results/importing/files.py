@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.errors import PrunusError
-from prunus.plain_data import parse_json
+from prunus.plain_data import parse_json, storable
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def parsed(text: bytes, where: str) -> Any:
 
 def _storable(value: Any) -> Any:
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode("utf-8")
+        return storable(value)
     if isinstance(value, list):
         return [_storable(one) for one in value]
     if isinstance(value, dict):
