@@ -271,6 +271,8 @@ def test_outputs_without_a_grade_are_left_out_and_counted(tmp_path):
     found = prunus.import_rows(tmp_path / "s.db", log, "x")
     assert (found["rows"], found["ungraded"]) == (7, 1)
     assert cell_of(tmp_path / "s.db", "x", log.stem)["n"] == 3  # problems with both draws
+    page = prunus.report(tmp_path / "s.db", tmp_path / "page.html", base="x").read_text("utf-8")
+    assert "1 of 8 outputs of its log are left out, as evalscope did not grade them" in page
 
 
 def test_equal_questions_of_one_log_stay_two_problems(tmp_path):

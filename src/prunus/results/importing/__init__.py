@@ -140,14 +140,14 @@ def import_rows(
     plan = _plan(log, graded, keys, chosen, threshold)
     digests = sorted(_digest(path) for path in paths)
     run_id = content_hash({"import": label, "files": digests, "metric": chosen, "threshold": threshold})
-    path = Path(store)
+    path, ungraded = Path(store), len(log.records) - len(graded)
     check_folder(path)
     with claim(path, run_id), Store(path, create=True) as opened:
         _check_free(opened, label, run_id)
         stored = {row.question: row for row in opened.problems().values() if row.question is not None}
         problems = problem_rows(graded, keys, stored)
         versions = {"prunus": __version__, log.tool: log.version}
-        run = Run(run_id, _model(label, log, digests), plan, versions)
+        run = Run(run_id, _model(label, log, digests, ungraded), plan, versions)
         samples = [_sample(record, problems[record.task, record.place], chosen, threshold) for record in graded]
         _check_draws(samples)
         done = bool(opened.keys(run_id))
@@ -159,7 +159,7 @@ def import_rows(
         "tasks": ", ".join(sorted({row.task for row in problems.values()})),
         "problems": len({row.problem_id for row in problems.values()}),
         "rows": added,
-        "ungraded": len(log.records) - len(graded),
+        "ungraded": ungraded,
         "has": _told(graded),
     }
 
@@ -254,10 +254,11 @@ def _plan(
     } | ({} if threshold is None else {"threshold": threshold})
 
 
-def _model(name: str, log: Log, digests: Sequence[str]) -> dict[str, object]:
+def _model(name: str, log: Log, digests: Sequence[str], ungraded: int) -> dict[str, object]:
     """The description of the model, whose weights are not known; the manifest says where it comes from."""
     recipe = {"as": name, "tool": log.tool, "model": one_line(log.model)}
-    step = {"action": "import", "recipe": recipe, "versions": {}, "warnings": []}
+    notes = [f"{ungraded} of {len(log.records)} outputs of its log are left out, as {log.tool} did not grade them"]
+    step = {"action": "import", "recipe": recipe, "versions": {}, "warnings": notes * bool(ungraded)}
     checksum = hashlib.sha256("".join(digests).encode()).hexdigest()
     return {
         "name": name, "source": log.model, "checksum": checksum, "manifest": {"history": [step]},
