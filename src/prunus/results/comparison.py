@@ -188,7 +188,7 @@ def compare_runs(
             same_chains = all(one.plan.get("reuse", True) for one in (base, run))
             cells = _cells(pairs, (margin, stop_margin), seed, resamples, len(chosen), same_chains)
             cells = [*map(without_claims, cells)] if lacking else cells
-            found.append(_Found(run, pairs, notes, cells, bool(how_taken), lacking, grown))
+            found.append(_Found(run, pairs, notes, cells, lacking, grown))
         elif may_leave_out:
             warnings.append(f"{_name(run)} is left out: it shares no finished problem with {_name(base)}")
         else:
@@ -217,7 +217,6 @@ class _Found:
     pairs: Mapping[str, Pair]
     notes: list[str]
     cells: Sequence[Cells]
-    adaptive: bool
     lacking: Unfinished | None
     grown: Growth | None
 
@@ -243,7 +242,7 @@ def _entry(one: _Found, parts: Sequence[Part], endings: Mapping[str, Ending], ma
         macro=whole if len(parts) > 1 else None,
         primary=whole.auc,
         nothing_to_lose=margin.covers(whole.auc.base_accuracy),
-        adaptive=one.adaptive,
+        adaptive=any(pair.adaptive is not None for pair in one.pairs.values()),
         stopping=Stopping(
             **tokens_per_draw(list(one.pairs.values())), budget=max(whole.stopping, default=None), endings=endings
         ),
@@ -266,12 +265,9 @@ def _taken(base: Run, other: Run, pairs: dict[str, Pair], seed: int) -> tuple[di
     grown = growth(base, other)
     if grown is None:
         return pairs, None, ""
-    orders = of_both(base, other)
-    taken = {
-        task: Grown(tuple(orders.get(task, pair.base.problems)), grown.limits, seed, grown.share)
-        for task, pair in pairs.items()
-    }
-    return {task: replace(pair, adaptive=taken[task]) for task, pair in pairs.items()}, grown, str(grown)
+    orders = {task: pair.base.problems for task, pair in pairs.items()} | of_both(base, other)
+    taken = {task: replace(pair, adaptive=Grown(grown, tuple(orders[task]), seed)) for task, pair in pairs.items()}
+    return taken, grown, str(grown)
 
 
 def _checked(margin: MarginLike, stop_margin: MarginLike, resamples: int) -> tuple[Margin, Margin]:

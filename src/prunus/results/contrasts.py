@@ -19,20 +19,20 @@ from prunus.results.betting import direction_p
 from prunus.results.cells import AREA, SLOPE, Cell, Cells, Ending, Needed, Slope, made
 from prunus.results.paired import Floats
 from prunus.results.rows import Table
+from prunus.results.stages import Growth
 
 
 @dataclass(frozen=True)
 class Grown:
     """How problems were taken by a limit that grew.
 
-    order: the problems of the task in the plan's order. limits, share: as of `stages.Growth`. seed: of the order of
-    bets among the problems that one limit admitted.
+    order: the problems of the task in the plan's order. seed: of the order of bets among the problems that one limit
+    admitted.
     """
 
+    growth: Growth
     order: tuple[str, ...]
-    limits: tuple[float, ...]
     seed: int
-    share: float
 
 
 @dataclass(frozen=True)
@@ -127,23 +127,31 @@ def _claimed(
 ) -> dict[str, Floats]:
     """What is claimed of gains, (G, C) of each task in [-1, 1]: p-values, and the lower bound.
 
-    base: as of p_of_margin. one_outcome: as of direction_p. Where rows decided how many problems were taken, all of it
-    holds whatever ended the collection, and so do the intervals, which are then part of it: low and high, and those
-    that hold for so many bands together.
+    base: its shares in [0, 1], alike. one_outcome: as of direction_p. Where rows decided how many problems were taken,
+    all of it holds whatever ended the collection, and so do the intervals, which are then part of it: low and high, and
+    those that hold for so many bands together.
     """
-    draws = len(pairs[0].base.draws)
-    if pairs[0].adaptive is None:
+    how, draws = pairs[0].adaptive, len(pairs[0].base.draws)
+    values, null = anytime.exceeding(gains, base, margin)
+    if how is None:
         found = direction_p(gains, seed, draws, one_outcome)
         found["lower_bound"] = betting.lower_bound(gains, seed=seed, draws=draws, nulls=[-margin.size])
+        found["p_margin"] = betting.p_value(values, null, seed, draws)
     else:
         found = any_time_columns(gains, pairs, margin.size, max(1, bands))
+        if margin.relative and isinstance(how, int):
+            names = [pair.base.groups for pair in pairs]
+            rounds, dense = (anytime.in_rounds(side, names, how) for side in (gains, base))
+            found["p_margin"] = np.exp(-anytime.evidence(rounds, margin.size, dense)[0][-1])
+        elif margin.relative:
+            found["p_margin"] = any_time_columns(values, pairs, null)["p_margin"]
         mean_C = np.mean([gain.mean(axis=0) for gain in gains], axis=0)
         for low, high in (("low", "high"), ("band_low", "band_high")):
             _, found[low], found[high] = anytime.with_estimate(mean_C, found[low], found[high])
         found = {name: column for name, column in found.items() if bands or not name.startswith("band_")}
     # Where losing everything would be within the margin nothing is claimed of it.
     covered_C = np.array([margin.covers(share) for share in paired.estimate(base)])
-    return found | {"p_margin": np.where(covered_C, 1.0, p_of_margin(gains, base, pairs, margin, seed))}
+    return found | {"p_margin": np.where(covered_C, 1.0, found["p_margin"])}
 
 
 def any_time_columns(
@@ -155,28 +163,8 @@ def any_time_columns(
     if isinstance(how, int):
         return anytime.infer(anytime.in_rounds(strata, names, how), margin, columns)
     orders = [pair.adaptive.order for pair in pairs if isinstance(pair.adaptive, Grown)]
-    rounds, first = anytime.in_plan_order(strata, names, orders, how.limits, how.seed, len(pairs[0].base.draws))
-    return anytime.infer(rounds, margin, columns, first, how.share)
-
-
-def p_of_margin(
-    differences: Sequence[Floats], base: Sequence[Floats], pairs: Sequence[Pair], margin: Margin, seed: int
-) -> Floats:
-    """(C,) p-values of a loss of the margin or more, by betting; they hold at any time where pairs are adaptive.
-
-    differences, base: (G, C) of each task, which lie in [-1, 1] and [0, 1].
-    """
-    how, values, null = pairs[0].adaptive, differences, margin.size
-    if isinstance(how, int):
-        names = [pair.base.groups for pair in pairs]
-        rounds, dense = (anytime.in_rounds(side, names, how) for side in (differences, base))
-        return np.exp(-anytime.evidence(rounds, margin.size, dense if margin.relative else None)[0][-1])
-    if margin.relative:
-        both = [anytime.scaled(d, b, margin.size) for d, b in zip(differences, base, strict=True)]
-        values, null = [scaled for scaled, _ in both], both[0][1]
-    if how is not None:
-        return any_time_columns(values, pairs, null)["p_margin"]
-    return betting.p_value(values, null, seed, len(pairs[0].base.draws))
+    rounds, first = anytime.in_plan_order(strata, names, orders, how.growth.limits, how.seed, len(pairs[0].base.draws))
+    return anytime.infer(rounds, margin, columns, first, how.growth.share)
 
 
 def sizes_of(pairs: Sequence[Pair]) -> dict[str, int]:

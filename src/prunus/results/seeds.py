@@ -23,7 +23,7 @@ import scipy
 from prunus.margins import Margin
 from prunus.plain_data import canonical_json
 from prunus.results import betting, metrics, paired
-from prunus.results.anytime import scaled
+from prunus.results.anytime import exceeding
 from prunus.results.cells import RecipeVerdict, made
 from prunus.results.contrasts import Pair
 from prunus.results.labels import history, identity, unique_labels
@@ -142,11 +142,9 @@ def _numbers(chosen: Sequence[tuple[Run, Mapping[str, Pair]]], margin: Margin, s
         n, draws = n + len(base), draws | {len(common[2])}
     if not tasks:
         return None
-    accuracy, claimed, null = float(np.mean([base.mean() for base in bases])), differences, -margin.size
-    if margin.relative:
-        both = [scaled(y, base, margin.size) for y, base in zip(differences, bases, strict=True)]
-        claimed, null = [values for values, _ in both], -both[0][1]
-    p = p_values(differences, claimed, null, seed)
+    claimed, null = exceeding(differences, bases, margin)
+    p = p_values(differences, claimed, -null, seed)
+    accuracy = float(np.mean([base.mean() for base in bases]))
     if margin.covers(accuracy):
         p["p_margin"] = 1.0
     runs = [run for run, _ in chosen]
