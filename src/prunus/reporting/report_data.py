@@ -9,7 +9,7 @@ from typing import Self
 
 from prunus.budgets import AS_RUN
 from prunus.errors import PrunusError
-from prunus.margins import Margin, MarginLike
+from prunus.margins import MarginLike
 from prunus.reporting.published import Match, matches
 from prunus.reporting.render.table import RunStyle, run_styles
 from prunus.reporting.render.text import esc
@@ -200,18 +200,10 @@ class ReportData:
         return [*self.others, self.base]
 
     @property
-    def margin(self) -> Margin:
-        return self.comparison.margin
-
-    @property
-    def stop_margin(self) -> Margin:
-        return self.comparison.stop_margin
-
-    @property
     def margin_points(self) -> float:
         """The margin as charts draw it, in points of the accuracy that the base has on average over the budgets."""
         accuracies = [entry.primary.base_accuracy for entry in self.comparison.others]
-        return self.margin.points(min(accuracies, default=0.0))
+        return self.comparison.margin.points(min(accuracies, default=0.0))
 
     @property
     def tasks(self) -> list[str]:
