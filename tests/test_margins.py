@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from math import log
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +16,9 @@ from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.margins import Margin
 from prunus.reporting import prose
-from prunus.results import anytime, ladder
+from prunus.results import anytime, betting, ladder
 from prunus.results.cells import Entry
 from prunus.results.comparison import compare
-from prunus.results.contrasts import p_of_margin
 from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, ENDS, OPEN, Rule
 from prunus.results.store import Store
 from prunus.study.file import read_study
@@ -31,9 +29,6 @@ from prunus.study.find.trace import declare_in
 from prunus.study.find.verify import verify
 
 FIVE = Margin(0.05, relative=True)
-FIXED = [
-    SimpleNamespace(adaptive=None, base=SimpleNamespace(draws=(0,)))
-]  # a pair whose problems were fixed beforehand
 
 
 @pytest.mark.parametrize(
@@ -70,7 +65,7 @@ def test_a_loss_of_the_relative_margin_is_called_less_in_5_percent_at_most(accur
     rng, runs = np.random.default_rng(0), 800
     most = 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
     difference, base = outcomes(rng, accuracy, 0.95, 200, runs)
-    assert np.mean(p_of_margin([difference], [base], FIXED, FIVE, 0) <= 0.05) < most  # pyright: ignore
+    assert np.mean(betting.p_value(*anytime.exceeding([difference], [base], FIVE)) <= 0.05) < most
     certify, refuse = anytime.evidence(difference, 0.05, base)
     assert np.mean(certify[-1] >= log(20)) < most and np.mean(refuse[-1] >= log(20)) < most
     kept, base = outcomes(rng, accuracy, 1.0, 4000, 20)

@@ -34,8 +34,8 @@ def test_intervals_cover_95_percent_with_five_seeds(of_seeds, tasks):
         strata = [made(rng, problems=size, of_seeds=0) for size in (60, 150)[:tasks]]
         common = rng.normal(0, of_seeds, (5, 1))
         found = over_seeds([y + common for y in strata])
-        held += found.low <= 0 <= found.high
-        naive += abs(found.difference) < 2 * found.se_problems
+        held += found["low"] <= 0 <= found["high"]
+        naive += abs(found["difference"]) < 2 * found["se_problems"]
     error = sqrt(0.05 * 0.95 / runs)
     assert 0.95 - 3 * error < held / runs < (0.985 if of_seeds < 0.05 else 0.965)
     if of_seeds == 0.2:
@@ -48,16 +48,16 @@ def test_parts_are_those_of_an_analysis_of_variance():
     table = anova_lm(ols("y ~ C(s) + C(p)", cells).fit())
     seeds, problems, rest = (table.loc[name, "mean_sq"] for name in ("C(s)", "C(p)", "Residual"))
     found = over_seeds([y])
-    assert found.difference == pytest.approx(y.mean())
-    assert found.se_seeds**2 == pytest.approx((seeds - rest) / 300) and found.se_problems**2 == pytest.approx(
+    assert found["difference"] == pytest.approx(y.mean())
+    assert found["se_seeds"] ** 2 == pytest.approx((seeds - rest) / 300) and found["se_problems"] ** 2 == pytest.approx(
         problems / 300
     )
-    assert found.se**2 == pytest.approx((seeds + problems - rest) / 300)
+    assert found["se"] ** 2 == pytest.approx((seeds + problems - rest) / 300)
     by_hand = (seeds + problems - rest) ** 2 / (seeds**2 / 4 + problems**2 / 59 + rest**2 / (4 * 59))
-    assert found.freedom == pytest.approx(by_hand)
+    assert found["freedom"] == pytest.approx(by_hand)
     same = over_seeds([np.tile(y[:1], (5, 1))])  # all seeds alike: what five times the same checkpoint says of problems
-    assert same.se_seeds == 0 and same.freedom == pytest.approx(59)
-    assert same.se == pytest.approx(y[0].std(ddof=1) / sqrt(60))
+    assert same["se_seeds"] == 0 and same["freedom"] == pytest.approx(59)
+    assert same["se"] == pytest.approx(y[0].std(ddof=1) / sqrt(60))
 
 
 def test_both_tests_have_to_show_a_claim():

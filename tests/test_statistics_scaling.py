@@ -10,13 +10,6 @@ from scipy import integrate
 from prunus.results import metrics
 
 
-def test_control_is_the_share_inside():
-    tokens = np.array([[[10, 16], [30, 33]]])  # one problem, two budgets, two draws
-    assert metrics.control(tokens, 0, np.array([[16], [32]])) == 0.75
-    assert metrics.control(tokens, 11, np.array([[16], [32]])) == 0.5
-    assert metrics.control([16], 16, 16) == 1
-
-
 def test_scaling_is_the_mean_slope_of_all_pairs():
     rng = np.random.default_rng(0)
     accuracy, tokens = rng.random((7, 5)), np.sort(rng.random((7, 5)) * 5000, axis=1)

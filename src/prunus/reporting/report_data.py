@@ -9,7 +9,7 @@ from typing import Self
 
 from prunus.budgets import AS_RUN
 from prunus.errors import PrunusError
-from prunus.margins import Margin, MarginLike
+from prunus.margins import MarginLike
 from prunus.reporting.published import Match, matches
 from prunus.reporting.render.table import RunStyle, run_styles
 from prunus.reporting.render.text import esc
@@ -60,14 +60,13 @@ def doubt(entry: Entry) -> int:
 class ReportedRun:
     """One run with its rows and statistics.
 
-    samples: its rows without texts. tables: the same rows as arrays, by task. summary: with bands. contrast: the run's
-    entry in the result of `compare`, None for the base.
+    samples: its rows without texts. summary: with bands. contrast: the run's entry in the result of `compare`, None for
+    the base.
     """
 
     run: Run
     style: RunStyle
     samples: Sequence[Sample]
-    tables: Mapping[str, Table]
     summary: Summary
     contrast: Entry | None
 
@@ -162,7 +161,7 @@ class ReportData:
             run_styles(base_run, chosen[1:]), chosen, [None, *comparison.others], strict=True
         ):
             samples, by_task = rows(run.run_id)
-            reported.append(ReportedRun(run, style, samples, by_task, describe(run, by_task, bands=True), contrast))
+            reported.append(ReportedRun(run, style, samples, describe(run, by_task, bands=True), contrast))
         if not tasks_of(one.summary for one in reported):
             raise PrunusError(
                 f"no problem of run {base_run.run_id} is finished in '{store.path}': run the same `prunus eval` again"
@@ -201,18 +200,10 @@ class ReportData:
         return [*self.others, self.base]
 
     @property
-    def margin(self) -> Margin:
-        return self.comparison.margin
-
-    @property
-    def stop_margin(self) -> Margin:
-        return self.comparison.stop_margin
-
-    @property
     def margin_points(self) -> float:
         """The margin as charts draw it, in points of the accuracy that the base has on average over the budgets."""
         accuracies = [entry.primary.base_accuracy for entry in self.comparison.others]
-        return self.margin.points(min(accuracies, default=0.0))
+        return self.comparison.margin.points(min(accuracies, default=0.0))
 
     @property
     def tasks(self) -> list[str]:

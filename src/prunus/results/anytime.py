@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prunus.margins import Margin
 from prunus.results import betting
 from prunus.results.betting import two_sided
 from prunus.results.paired import Floats
@@ -79,6 +80,17 @@ def path(
 def scaled(differences: Floats, base: Floats, share: float) -> tuple[Floats, float]:
     """(values, margin): other - (1 - share) base, scaled to [-1, 1], where a mean of 0 becomes one of -margin."""
     return (2 * differences + share * (2 * base - 1)) / (2 - share), share / (2 - share)
+
+
+def exceeding(strata: Sequence[Floats], base: Sequence[Floats], margin: Margin) -> tuple[Sequence[Floats], float]:
+    """(values, null margin): values of each task whose mean is above -null margin where the loss is below the margin.
+
+    strata, base: (P, C) differences of each task, and what the base has.
+    """
+    if not margin.relative:
+        return strata, margin.size
+    both = [scaled(differences, own, margin.size) for differences, own in zip(strata, base, strict=True)]
+    return [values for values, _ in both], both[0][1]
 
 
 def unscaled(values: Floats, share: float) -> Floats:

@@ -5,7 +5,7 @@ number of tests. What the numbers mean is in docs/verdicts.md, and how they are 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from math import isfinite, nan
 from types import UnionType
 from typing import Any, Self, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
@@ -191,35 +191,31 @@ class Ending(Sized):
     verdict: str | None = None
 
 
-Endings = Mapping[int, Mapping[str, Ending]]  # by budget and way of ending
-AREA = "area"
-Place = tuple[str, int]  # of a cell in a part: a way of ending, AREA, or an empty text for the accuracy; its budget
+AREA, SLOPE = "area", "slope"
+Place = tuple[str, int]  # of a cell: a way of ending, AREA, SLOPE, or an empty text for the accuracy; and its budget
+Cells = dict[Place, Any]  # of one task, or of all tasks with equal weights
 
 
 class Part(Record):
-    """The cells of one task, or of all tasks with equal weights. slope: None with fewer than two positive budgets."""
+    """The cells of one task, or of all tasks with equal weights. slope: None with fewer than two positive budgets.
+
+    stopping: by budget and way of ending.
+    """
 
     budgets: Mapping[int, Cell]
     auc: Cell
     slope: Slope | None
-    stopping: Endings
+    stopping: Mapping[int, Mapping[str, Ending]]
 
-    def tests(self) -> dict[Place, Cell | Ending]:
-        """All of its cells but the slope."""
-        return {
-            **{("", budget): cell for budget, cell in self.budgets.items()},
-            (AREA, 0): self.auc,
-            **{(name, budget): cell for budget, cells in self.stopping.items() for name, cell in cells.items()},
-        }
-
-    def with_tests(self, tests: Mapping[Place, Any]) -> "Part":
-        """The same part with these cells."""
-        return replace(
-            self,
-            budgets={budget: tests["", budget] for budget in self.budgets},
-            auc=tests[AREA, 0],
-            stopping={b: {name: tests[name, b] for name in cells} for b, cells in self.stopping.items()},
-        )
+    @classmethod
+    def of_cells(cls, cells: Cells) -> Self:
+        """The part with these cells at their places."""
+        stopping: dict[int, dict[str, Ending]] = {}
+        for (kind, budget), cell in cells.items():
+            if kind not in ("", AREA, SLOPE):
+                stopping.setdefault(budget, {})[kind] = cell
+        budgets = {budget: cell for (kind, budget), cell in cells.items() if not kind}
+        return cls(budgets=budgets, auc=cells[AREA, 0], slope=cells.get((SLOPE, 0)), stopping=stopping)
 
 
 class Identity(Record):

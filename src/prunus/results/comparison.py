@@ -17,7 +17,7 @@ from prunus.margins import Margin, MarginLike
 from prunus.results import paired
 from prunus.results.anytime import whole_groups
 from prunus.results.betting import ALPHA
-from prunus.results.cells import Base, Comparison, Ending, Entry, Part, Rounding, Stopping, Unfinished
+from prunus.results.cells import AREA, Base, Cells, Comparison, Ending, Entry, Part, Rounding, Stopping, Unfinished
 from prunus.results.contrasts import ENDS, Grown, Pair, contrast_cells, stop_cells, tokens_per_draw, without_claims
 from prunus.results.labels import history, identity, listed
 from prunus.results.rows import FIRST_PROTOCOL, Run, Table, tables
@@ -186,9 +186,9 @@ def compare_runs(
                 notes.insert(0, f"{in_words(lacking)}: no verdict is given, since {PARTLY}")
                 notes += [ESTIMATED] * any(one.planned and one.planned.order is None for one in (base, run))
             same_chains = all(one.plan.get("reuse", True) for one in (base, run))
-            parts = _parts(pairs, (margin, stop_margin), seed, resamples, len(chosen), same_chains)
-            parts = [without_claims(part) for part in parts] if lacking else parts
-            found.append(_Found(run, pairs, notes, parts, bool(how_taken), lacking, grown))
+            cells = _cells(pairs, (margin, stop_margin), seed, resamples, len(chosen), same_chains)
+            cells = [*map(without_claims, cells)] if lacking else cells
+            found.append(_Found(run, pairs, notes, cells, lacking, grown))
         elif may_leave_out:
             warnings.append(f"{_name(run)} is left out: it shares no finished problem with {_name(base)}")
         else:
@@ -211,20 +211,19 @@ def compare_runs(
 
 @dataclass(frozen=True)
 class _Found:
-    """A run before it is judged with the others. parts: of its tasks, and of all of them if there are several."""
+    """A run before it is judged with the others. cells: of its tasks, and of all of them if there are several."""
 
     run: Run
     pairs: Mapping[str, Pair]
     notes: list[str]
-    parts: list[Part]
-    adaptive: bool
+    cells: Sequence[Cells]
     lacking: Unfinished | None
     grown: Growth | None
 
 
 def _entries(found: Sequence[_Found], margin: Margin) -> list[Entry]:
     """The entry of each run, with what depends on which runs are compared together."""
-    runs = judged([one.parts for one in found])
+    runs = judged([one.cells for one in found])
     endings = at_largest([parts[-1] for parts in runs])
     return [_entry(one, parts, last, margin) for one, parts, last in zip(found, runs, endings, strict=True)]
 
@@ -243,7 +242,7 @@ def _entry(one: _Found, parts: Sequence[Part], endings: Mapping[str, Ending], ma
         macro=whole if len(parts) > 1 else None,
         primary=whole.auc,
         nothing_to_lose=margin.covers(whole.auc.base_accuracy),
-        adaptive=one.adaptive,
+        adaptive=any(pair.adaptive is not None for pair in one.pairs.values()),
         stopping=Stopping(
             **tokens_per_draw(list(one.pairs.values())), budget=max(whole.stopping, default=None), endings=endings
         ),
@@ -266,12 +265,9 @@ def _taken(base: Run, other: Run, pairs: dict[str, Pair], seed: int) -> tuple[di
     grown = growth(base, other)
     if grown is None:
         return pairs, None, ""
-    orders = of_both(base, other)
-    taken = {
-        task: Grown(tuple(orders.get(task, pair.base.problems)), grown.limits, seed, grown.share)
-        for task, pair in pairs.items()
-    }
-    return {task: replace(pair, adaptive=taken[task]) for task, pair in pairs.items()}, grown, str(grown)
+    orders = {task: pair.base.problems for task, pair in pairs.items()} | of_both(base, other)
+    taken = {task: replace(pair, adaptive=Grown(grown, tuple(orders[task]), seed)) for task, pair in pairs.items()}
+    return taken, grown, str(grown)
 
 
 def _checked(margin: MarginLike, stop_margin: MarginLike, resamples: int) -> tuple[Margin, Margin]:
@@ -312,7 +308,7 @@ def _against_itself(
     pairs = list(_pairs(base, other)[0].values())
     if not pairs:
         return None
-    cell = contrast_cells(pairs, Margin(0.0), seed, resamples, (1, 1)).auc
+    cell = contrast_cells(pairs, Margin(0.0), seed, resamples, (1, 1))[AREA, 0]
     counts = {"answers": 0, "differ": 0, "grades": 0}
     for pair in pairs:
         answers = [table.values("answer").ravel().tolist() for table in (pair.base, pair.other)]
@@ -437,20 +433,18 @@ def _as_run(
     return found
 
 
-def _parts(
+def _cells(
     pairs: Mapping[str, Pair], margins: tuple[Margin, Margin], seed: int, resamples: int, runs: int, same_chains: bool
-) -> list[Part]:
-    """The parts of one run: of each task, and last of all of them. runs: how many are compared."""
+) -> list[Cells]:
+    """The cells of one run: of each task, and last of all of them. runs: how many are compared."""
     columns = sum(len(pair.base.budgets) for pair in pairs.values())
     several = len(pairs) > 1
     details = runs * (columns + several * (len(pairs) + columns // len(pairs)))  # as `verdicts.judged`
     tested = [([pair], (details, details if several else runs)) for pair in pairs.values()]
     tested += [(list(pairs.values()), (details, runs))] * several
     return [
-        replace(
-            contrast_cells(of, margins[0], seed, resamples, claims),
-            stopping=stop_cells(of, margins[1], seed, resamples, same_chains),
-        )
+        contrast_cells(of, margins[0], seed, resamples, claims)
+        | stop_cells(of, margins[1], seed, resamples, same_chains)
         for of, claims in tested
     ]
 

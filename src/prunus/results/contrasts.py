@@ -16,23 +16,23 @@ from prunus.budgets import AS_RUN, OFF, without_off
 from prunus.margins import Margin
 from prunus.results import anytime, betting, metrics, paired, power, verdicts
 from prunus.results.betting import direction_p
-from prunus.results.cells import Cell, Ending, Needed, Part, Slope, made
+from prunus.results.cells import AREA, SLOPE, Cell, Cells, Ending, Needed, Slope, made
 from prunus.results.paired import Floats
 from prunus.results.rows import Table
+from prunus.results.stages import Growth
 
 
 @dataclass(frozen=True)
 class Grown:
     """How problems were taken by a limit that grew.
 
-    order: the problems of the task in the plan's order. limits, share: as of `stages.Growth`. seed: of the order of
-    bets among the problems that one limit admitted.
+    order: the problems of the task in the plan's order. seed: of the order of bets among the problems that one limit
+    admitted.
     """
 
+    growth: Growth
     order: tuple[str, ...]
-    limits: tuple[float, ...]
     seed: int
-    share: float
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Pair:
         return Pair(base, other, self.adaptive)
 
 
-def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: int, claims: tuple[int, int]) -> Part:
+def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: int, claims: tuple[int, int]) -> Cells:
     """The cells of one task, or of several with equal weights, without what depends on others: adjusted p and q.
 
     claims: the numbers of tests for which the p-values of budgets, and of the area, are corrected. The cell of
@@ -65,7 +65,7 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: 
             contrast_cells([pair.at(some) for pair in pairs], margin, seed, resamples, claims)
             for some in ([OFF], without_off(budgets))
         )
-        return replace(curve, budgets={**off.budgets, **curve.budgets})
+        return {("", OFF): off["", OFF], **curve}
     weights_BC, several = _weights(budgets)
     base, other = (  # (G, N, C) of each task: contrasts of each draw, which are weighted sums over its budgets
         [table.by_group(table.correct.astype(float).transpose(0, 2, 1) @ weights_BC) for table in side]
@@ -98,11 +98,10 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: 
     needed = _needed([d[:, :, :A] for d in differences], columns, margin, claims_A)
     columns |= claimed
     size = sizes_of(pairs)
-    cells = []
-    for c in range(A):
+    cells: Cells = {}
+    for c, place in enumerate([*(("", budget) for budget in budgets), (AREA, 0)]):
         names = [name for name in columns if c < B or not name.startswith("band_")]
-        cells.append(made(Cell, size, {name: float(columns[name][c]) for name in names}, settle=needed[c]))
-    slope = None
+        cells[place] = made(Cell, size, {name: float(columns[name][c]) for name in names}, settle=needed[c])
     if several:
         reach = float(weights_BC[:, -1].clip(0).sum())
         own = {name: column[-1:] for name, column in common.items()}
@@ -113,7 +112,8 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: 
         slope = made(Slope, size, {name: float(column[0]) for name, column in own.items()})
         if pairs[0].adaptive is not None:  # none holds at any time
             slope = replace(slope, p_kept=1.0, p_lost=1.0, p_better=1.0, p_worse=1.0, p=1.0)
-    return Part(budgets=dict(zip(budgets, cells[:B], strict=True)), auc=cells[B], slope=slope, stopping={})
+        cells[SLOPE, 0] = slope
+    return cells
 
 
 def _claimed(
@@ -127,23 +127,31 @@ def _claimed(
 ) -> dict[str, Floats]:
     """What is claimed of gains, (G, C) of each task in [-1, 1]: p-values, and the lower bound.
 
-    base: as of p_of_margin. one_outcome: as of direction_p. Where rows decided how many problems were taken, all of it
-    holds whatever ended the collection, and so do the intervals, which are then part of it: low and high, and those
-    that hold for so many bands together.
+    base: its shares in [0, 1], alike. one_outcome: as of direction_p. Where rows decided how many problems were taken,
+    all of it holds whatever ended the collection, and so do the intervals, which are then part of it: low and high, and
+    those that hold for so many bands together.
     """
-    draws = len(pairs[0].base.draws)
-    if pairs[0].adaptive is None:
+    how, draws = pairs[0].adaptive, len(pairs[0].base.draws)
+    values, null = anytime.exceeding(gains, base, margin)
+    if how is None:
         found = direction_p(gains, seed, draws, one_outcome)
         found["lower_bound"] = betting.lower_bound(gains, seed=seed, draws=draws, nulls=[-margin.size])
+        found["p_margin"] = betting.p_value(values, null, seed, draws)
     else:
         found = any_time_columns(gains, pairs, margin.size, max(1, bands))
+        if margin.relative and isinstance(how, int):
+            names = [pair.base.groups for pair in pairs]
+            rounds, dense = (anytime.in_rounds(side, names, how) for side in (gains, base))
+            found["p_margin"] = np.exp(-anytime.evidence(rounds, margin.size, dense)[0][-1])
+        elif margin.relative:
+            found["p_margin"] = any_time_columns(values, pairs, null)["p_margin"]
         mean_C = np.mean([gain.mean(axis=0) for gain in gains], axis=0)
         for low, high in (("low", "high"), ("band_low", "band_high")):
             _, found[low], found[high] = anytime.with_estimate(mean_C, found[low], found[high])
         found = {name: column for name, column in found.items() if bands or not name.startswith("band_")}
     # Where losing everything would be within the margin nothing is claimed of it.
     covered_C = np.array([margin.covers(share) for share in paired.estimate(base)])
-    return found | {"p_margin": np.where(covered_C, 1.0, p_of_margin(gains, base, pairs, margin, seed))}
+    return found | {"p_margin": np.where(covered_C, 1.0, found["p_margin"])}
 
 
 def any_time_columns(
@@ -155,28 +163,8 @@ def any_time_columns(
     if isinstance(how, int):
         return anytime.infer(anytime.in_rounds(strata, names, how), margin, columns)
     orders = [pair.adaptive.order for pair in pairs if isinstance(pair.adaptive, Grown)]
-    rounds, first = anytime.in_plan_order(strata, names, orders, how.limits, how.seed, len(pairs[0].base.draws))
-    return anytime.infer(rounds, margin, columns, first, how.share)
-
-
-def p_of_margin(
-    differences: Sequence[Floats], base: Sequence[Floats], pairs: Sequence[Pair], margin: Margin, seed: int
-) -> Floats:
-    """(C,) p-values of a loss of the margin or more, by betting; they hold at any time where pairs are adaptive.
-
-    differences, base: (G, C) of each task, which lie in [-1, 1] and [0, 1].
-    """
-    how, values, null = pairs[0].adaptive, differences, margin.size
-    if isinstance(how, int):
-        names = [pair.base.groups for pair in pairs]
-        rounds, dense = (anytime.in_rounds(side, names, how) for side in (differences, base))
-        return np.exp(-anytime.evidence(rounds, margin.size, dense if margin.relative else None)[0][-1])
-    if margin.relative:
-        both = [anytime.scaled(d, b, margin.size) for d, b in zip(differences, base, strict=True)]
-        values, null = [scaled for scaled, _ in both], both[0][1]
-    if how is not None:
-        return any_time_columns(values, pairs, null)["p_margin"]
-    return betting.p_value(values, null, seed, len(pairs[0].base.draws))
+    rounds, first = anytime.in_plan_order(strata, names, orders, how.growth.limits, how.seed, len(pairs[0].base.draws))
+    return anytime.infer(rounds, margin, columns, first, how.growth.share)
 
 
 def sizes_of(pairs: Sequence[Pair]) -> dict[str, int]:
@@ -259,10 +247,8 @@ ENDINGS = {
 }
 
 
-def stop_cells(
-    pairs: Sequence[Pair], margin: Margin, seed: int, resamples: int, same_chains: bool
-) -> dict[int, dict[str, Ending]]:
-    """{budget: {ending: cell}} for the positive budgets of one task, or of several with equal weights.
+def stop_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: int, same_chains: bool) -> Cells:
+    """The cells of all endings at the positive budgets of one task, or of several with equal weights.
 
     Logs of other tools have ENDS and loops at AS_RUN if both say how every draw ended.
     A margin that is a share of the base is one of the draws that do well in it: that end by themselves, do not loop.
@@ -294,8 +280,9 @@ def stop_cells(
     cells = tested.cells(**{name: paired.estimate(values) for name, values in shares.items()}, **claimed)
     size = sizes_of(pairs)
     return {
-        budget: {name: made(Ending, size, cell) for name, cell in zip(endings, cells[b :: len(budgets)], strict=True)}
+        (name, budget): made(Ending, size, cell)
         for b, budget in enumerate(budgets)
+        for name, cell in zip(endings, cells[b :: len(budgets)], strict=True)
     }
 
 
@@ -306,13 +293,13 @@ def _columns(table: Table, budgets: Sequence[int], endings: Sequence[Kind]) -> F
     return table.by_group(np.concatenate(values, axis=1))
 
 
-def without_claims(part: Part) -> Part:
-    """The part of an unfinished run. The bounds of its endings are the worst change that there can be."""
-    tests = {place: verdicts.without_claim(cell) for place, cell in part.tests().items()}
-    for place, cell in tests.items():
+def without_claims(cells: Cells) -> Cells:
+    """The cells of an unfinished run. The bounds of its endings are the worst change that there can be."""
+    found = {place: verdicts.without_claim(cell) for place, cell in cells.items()}
+    for place, cell in found.items():
         if isinstance(cell, Ending):
-            tests[place] = replace(cell, bound=-float(ENDINGS[place[0]].sign))
-    return replace(part.with_tests(tests), slope=part.slope and verdicts.without_claim(part.slope))
+            found[place] = replace(cell, bound=-float(ENDINGS[place[0]].sign))
+    return found
 
 
 def tokens_per_draw(pairs: Sequence[Pair]) -> dict[str, float | None]:

@@ -258,14 +258,8 @@ def _matrix(correct_PN: ArrayLike, k: int) -> NDArray[Any]:
 
 
 # Metrics of how one run's accuracy scales with thinking, from accuracies and mean tokens. B: budgets, P: problems.
-# Control, Scaling and Performance are those of s1 (Muennighoff et al., arXiv:2501.19393, section 3). Functions of
-# (..., B) arrays work along the last axis, so that the jackknife takes all its replicates at once.
-
-
-def control(tokens: ArrayLike, low: ArrayLike, high: ArrayLike) -> float:
-    """Share of draws whose tokens lie in [low, high], which broadcast."""
-    counts = np.asarray(tokens)
-    return float(np.mean((counts >= np.asarray(low)) & (counts <= np.asarray(high))))
+# Control (a `share`), Scaling and Performance are those of s1 (Muennighoff et al., arXiv:2501.19393, section 3).
+# Functions of (..., B) arrays work along the last axis, so that the jackknife takes all its replicates at once.
 
 
 def scaling(accuracy: Floats, tokens: Floats) -> Floats:

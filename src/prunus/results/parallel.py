@@ -11,8 +11,8 @@ budgets; it is None outside their range. The interpolated accuracy is an estimat
 a sum of per-problem terms, which are added to the differences, so that the same interval and test apply.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy
@@ -21,19 +21,6 @@ from prunus.results import metrics, paired
 from prunus.results.cells import Record, made
 from prunus.results.paired import EXPLORING_RESAMPLES, Floats
 from prunus.results.rows import Table
-
-
-class ChainsContrast(NamedTuple):
-    """k chains against one chain: per-problem values, whose means are the estimates.
-
-    named: the fields of Chains that say what is compared. used_P: parallel minus sequential at equal tokens, with the
-    terms for the interpolation; None outside its range.
-    """
-
-    named: Mapping[str, object]
-    parallel_P: Floats
-    sequential_P: Floats
-    used_P: Floats | None
 
 
 class AtEqualTokens(Record):
@@ -76,36 +63,24 @@ class Chains(Record):
 
 
 def compare_parallel(table: Table, resamples: int = EXPLORING_RESAMPLES) -> list[Chains]:
-    """Each contrast of a complete table; none if no budget is a multiple of another, or N is 1."""
-    found, sizes = contrasts(table), {**table.sizes(), "samples": len(table.draws)}
-    at_budget = _cells([c.parallel_P - c.sequential_P for c in found], resamples)
-    at_use = iter(_cells([c.used_P for c in found if c.used_P is not None], resamples))
-    rows = []
-    for c, cell in zip(found, at_budget, strict=True):
-        parallel, used = float(c.parallel_P.mean()), None
-        if c.used_P is not None:
-            equal = next(at_use)
-            used = made(AtEqualTokens, equal, sequential=parallel - equal["difference"])
-        values = {"sequential": float(c.sequential_P.mean()), "parallel": parallel, "used": used}
-        rows.append(made(Chains, sizes, cell, c.named, values))
-    return rows
+    """Each split of a budget of a complete table into 2 to N chains of another one.
 
-
-def contrasts(table: Table) -> list[ChainsContrast]:
-    """Every split of a budget of the table into 2 to N chains of another one; the table must be complete."""
+    There is none if no budget is a multiple of another, or N is 1.
+    """
     table = table.curve()
-    correct, scores = table.correct, table.scores()
+    correct, scores, sizes = table.correct, table.scores(), {**table.sizes(), "samples": len(table.draws)}
     shares_PB, used_PB = (table.by_group(values.mean(axis=2)) for values in (correct, table.used))
-    found = []
+    found: list[tuple[dict[str, Any], Floats, Floats | None]] = []  # with the differences at equal budget and tokens
     for short, small in enumerate(table.budgets):
         ways = [(long, large // small) for long, large in enumerate(table.budgets) if small > 0 and large % small == 0]
         ways = [(long, k) for long, k in ways if 2 <= k <= len(table.draws)]
         ballots = metrics.ballots(table.answers(small), correct[:, short]) if ways else []
         for long, k in ways:
-            named = {
+            shared = {
                 "budget": table.budgets[long],
                 "chains": k,
                 "chain_budget": small,
+                "sequential": float(shares_PB[:, long].mean()),
                 "tokens_sequential": float(used_PB[:, long].mean()),
                 "tokens_parallel": k * float(used_PB[:, short].mean()),
             }
@@ -116,9 +91,14 @@ def contrasts(table: Table) -> list[ChainsContrast]:
             values["any"] = metrics.pass_values(correct[:, short], k)
             for name, of_problems in values.items():
                 values_P = table.by_group(of_problems)
-                used_P = None if line_P is None else values_P - line_P
-                found.append(ChainsContrast({**named, "method": name}, values_P, shares_PB[:, long], used_P))
-    return found
+                named = {**shared, "method": name, "parallel": float(values_P.mean())}
+                found.append((named, values_P - shares_PB[:, long], None if line_P is None else values_P - line_P))
+    at_use, rows = iter(_cells([used_P for *_, used_P in found if used_P is not None], resamples)), []
+    for (named, _, used_P), cell in zip(found, _cells([at_P for _, at_P, _ in found], resamples), strict=True):
+        equal = None if used_P is None else next(at_use)
+        used = equal and made(AtEqualTokens, equal, sequential=named["parallel"] - equal["difference"])
+        rows.append(made(Chains, sizes, cell, named, used=used))
+    return rows
 
 
 def at_equal_use(shares_PB: Floats, used_PB: Floats, wanted_P: Floats) -> Floats | None:

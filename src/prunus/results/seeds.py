@@ -15,7 +15,7 @@ S: seeds, P: problems of a task.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import scipy
@@ -23,7 +23,7 @@ import scipy
 from prunus.margins import Margin
 from prunus.plain_data import canonical_json
 from prunus.results import betting, metrics, paired
-from prunus.results.anytime import scaled
+from prunus.results.anytime import exceeding
 from prunus.results.cells import RecipeVerdict, made
 from prunus.results.contrasts import Pair
 from prunus.results.labels import history, identity, unique_labels
@@ -35,31 +35,11 @@ from prunus.step import StepRecord, recipe_of
 LEAST = 3  # seeds: two say next to nothing of how seeds differ
 
 
-@dataclass(frozen=True)
-class OverSeeds:
-    """difference: the mean over seeds, tasks and problems, with its 95 % t interval from low to high.
+def over_seeds(strata: Sequence[Floats]) -> dict[str, float]:
+    """The mean of the differences, (S, P) of each task, for other seeds and other problems; at least two of each.
 
-    se: its standard error; se_seeds, se_problems: the parts of seeds and of problems, whose squares add up to its
-    square. freedom: degrees of freedom of the interval.
+    difference, se, se_seeds, se_problems, freedom, low and high as of RecipeVerdict.
     """
-
-    difference: float
-    se: float
-    se_seeds: float
-    se_problems: float
-    freedom: float
-    low: float
-    high: float
-
-    def p_above(self, null: float) -> float:
-        """One-sided p of a true difference of null or less."""
-        if self.se == 0:
-            return float(self.difference <= null)
-        return float(scipy.stats.t.sf((self.difference - null) / self.se, self.freedom))
-
-
-def over_seeds(strata: Sequence[Floats]) -> OverSeeds:
-    """The mean of the differences, (S, P) of each task, for other seeds and other problems; at least two of each."""
     S, K = len(strata[0]), len(strata)
     of_seeds = np.mean([y.mean(axis=1) for y in strata], axis=0)
     centre, seeds = float(of_seeds.mean()), float(of_seeds.var(ddof=1)) / S
@@ -79,7 +59,17 @@ def over_seeds(strata: Sequence[Floats]) -> OverSeeds:
     spread = sum(term**2 / n for term, n in terms)
     freedom = variance**2 / spread if spread > 0 else 1.0
     half = float(scipy.stats.t.ppf(0.975, freedom)) * variance**0.5
-    return OverSeeds(centre, variance**0.5, added**0.5, problems**0.5, float(freedom), centre - half, centre + half)
+    errors = {"se": variance**0.5, "se_seeds": added**0.5, "se_problems": problems**0.5}
+    ends = {"freedom": float(freedom), "low": centre - half, "high": centre + half}
+    return {"difference": centre, **errors, **ends}
+
+
+def p_above(strata: Sequence[Floats], null: float) -> float:
+    """One-sided p of a true mean of null or less, by the t test of `over_seeds`."""
+    found = over_seeds(strata)
+    if found["se"] == 0:
+        return float(found["difference"] <= null)
+    return float(scipy.stats.t.sf((found["difference"] - null) / found["se"], found["freedom"]))
 
 
 def p_values(differences: Sequence[Floats], claimed: Sequence[Floats], null: float, seed: int = 0) -> dict[str, float]:
@@ -91,10 +81,10 @@ def p_values(differences: Sequence[Floats], claimed: Sequence[Floats], null: flo
     """
     means = [y.mean(axis=0)[:, None] for y in differences]
     bets = [float(betting.p_value([sign * y for y in means], 0.0, seed)[0]) for sign in (1, -1)]
-    tests = [over_seeds([sign * y for y in differences]).p_above(0.0) for sign in (1, -1)]
+    tests = [p_above([sign * y for y in differences], 0.0) for sign in (1, -1)]
     better, worse = (min(1.0, 2 * max(pair)) for pair in zip(bets, tests, strict=True))
     within = betting.p_value([y.mean(axis=0)[:, None] for y in claimed], -null, seed)
-    return {"p_better": better, "p_worse": worse, "p_margin": max(float(within[0]), over_seeds(claimed).p_above(null))}
+    return {"p_better": better, "p_worse": worse, "p_margin": max(float(within[0]), p_above(claimed, null))}
 
 
 def recipes_over_seeds(
@@ -152,18 +142,16 @@ def _numbers(chosen: Sequence[tuple[Run, Mapping[str, Pair]]], margin: Margin, s
         n, draws = n + len(base), draws | {len(common[2])}
     if not tasks:
         return None
-    accuracy, claimed, null = float(np.mean([base.mean() for base in bases])), differences, -margin.size
-    if margin.relative:
-        both = [scaled(y, base, margin.size) for y, base in zip(differences, bases, strict=True)]
-        claimed, null = [values for values, _ in both], -both[0][1]
-    p = p_values(differences, claimed, null, seed)
+    claimed, null = exceeding(differences, bases, margin)
+    p = p_values(differences, claimed, -null, seed)
+    accuracy = float(np.mean([base.mean() for base in bases]))
     if margin.covers(accuracy):
         p["p_margin"] = 1.0
     runs = [run for run, _ in chosen]
     sizes = {"n": n, "samples": min(draws), "base_accuracy": accuracy}
     seeds = [next(s for step in history(run) if (s := recipe_of(step).get("seed")) is not None) for run in runs]
     ids = [run.run_id for run in runs]
-    return made(RecipeVerdict, sizes, vars(over_seeds(differences)), p, seeds=seeds, runs=ids, verdict="", label="")
+    return made(RecipeVerdict, sizes, over_seeds(differences), p, seeds=seeds, runs=ids, verdict="", label="")
 
 
 def _areas(table: Table) -> Floats:

@@ -469,27 +469,19 @@ class Store:
 
     def _adopt(self, rows: Sequence[ProblemRow]) -> None:
         """Give imported draws the ids of these problems where the questions are equal, so that runs are comparable."""
-        named = {
-            question: problem_id
-            for problem_id, question in self._connection.execute(
-                "SELECT problem_id, question.digest FROM question JOIN problem USING (problem_id) WHERE kind = ?",
-                (IMPORTED,),
-            )
-        }
+        query = "SELECT question.digest, problem_id FROM question JOIN problem USING (problem_id) WHERE kind = ?"
+        named: dict[str, str] = dict(self._read(query, (IMPORTED,)))
         moved = {named[row.question]: row for row in reversed(rows) if row.question in named}
         if not moved:
             return
-        runs = [run for (run,) in self._connection.execute("SELECT run_id FROM run")]
         self._connection.executemany(
-            "UPDATE sample SET problem_id = ?, task = ? WHERE run_id = ? AND problem_id = ?",
-            [(row.problem_id, row.task, run, old) for old, row in moved.items() for run in runs],
+            "UPDATE sample SET problem_id = ?, task = ? WHERE run_id IN (SELECT run_id FROM run) AND problem_id = ?",
+            [(row.problem_id, row.task, old) for old, row in moved.items()],
         )
-        gone = [(old,) for old in moved]
-        self._connection.executemany("DELETE FROM question WHERE problem_id = ?", gone)
         renamed = [(row.problem_id, old) for old, row in moved.items()]
         self._connection.executemany("UPDATE belongs SET first = ? WHERE first = ?", renamed)
-        self._connection.executemany("DELETE FROM belongs WHERE problem_id = ?", gone)
-        self._connection.executemany("DELETE FROM problem WHERE problem_id = ?", gone)
+        for table in ("question", "belongs", "problem"):
+            self._connection.executemany(f"DELETE FROM {table} WHERE problem_id = ?", [(old,) for old in moved])  # noqa: S608
 
     def _insert_samples(self, run_id: str, samples: Iterable[Sample]) -> int:
         before = self._connection.total_changes

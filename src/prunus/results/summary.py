@@ -198,8 +198,8 @@ def _numbers(table: Table) -> dict[str, object]:
     value = _over_tokens(shares_PB, used_PB, metrics.token_area) or Value(value=nan, se=nan)
     return found | {
         "auc_tokens": AreaOverTokens(start=float(used_B.min()), end=float(used_B.max()), **vars(value)),
-        "control": metrics.control(thinking, 0, budgets_B1),
-        "control_total": metrics.control(used, 0, budgets_B1 + metrics.answer_allowance(budgets_B1)),
+        "control": metrics.share(thinking <= budgets_B1),
+        "control_total": metrics.share(used <= budgets_B1 + metrics.answer_allowance(budgets_B1)),
     }
 
 

@@ -15,7 +15,7 @@ import scipy
 from prunus.margins import Margin
 from prunus.results import betting, paired
 from prunus.results.betting import ALPHA, two_sided
-from prunus.results.cells import AREA, Cell, Contradiction, Ending, Part, Record, Slope
+from prunus.results.cells import AREA, SLOPE, Cell, Cells, Contradiction, Ending, Part, Record
 from prunus.results.paired import Floats, holm
 
 WORSE, WITHIN, BETTER, SAME, OPEN = "worse", "worse, within the margin", "better", "non-inferior", "cannot tell"
@@ -91,46 +91,39 @@ def adjusted(cells: Sequence[C]) -> list[C]:
     ]
 
 
-def judged(runs: Sequence[Sequence[Part]]) -> list[list[Part]]:
-    """The parts of several runs with what depends on which runs are compared together: adjusted p, q, and scaling.
+def judged(runs: Sequence[Sequence[Cells]]) -> list[list[Part]]:
+    """The parts of several runs, whose cells have what depends on which runs are compared together too.
 
-    Parts are those of a run's tasks, and last that of all of them if there are several. Its area is the primary
-    contrast; areas of single tasks, and all single budgets, are details. The tests of each ending are a family, over
-    all runs, tasks and budgets.
+    That is adjusted p, q, and the word on scaling. runs: the cells of each task of a run, and last those of all of them
+    if there are several. Its area is the primary contrast; areas of single tasks, and all single budgets, are details.
+    The tests of each ending are a family, over all runs, tasks and budgets.
     """
     tests: dict[tuple[int, int, str, int], Any] = {
         (r, p, *place): cell
         for r, parts in enumerate(runs)
-        for p, part in enumerate(parts)
-        for place, cell in part.tests().items()
+        for p, cells in enumerate(parts)
+        for place, cell in cells.items()
     }
     families: dict[object, list[tuple[int, int, str, int]]] = {}
+    slopes = [at for at in tests if at[2] == SLOPE and at[1] == len(runs[at[0]]) - 1]
     for r, p, kind, budget in tests:
         of = kind == AREA and p == len(runs[r]) - 1 if kind in ("", AREA) else kind
         families.setdefault(of, []).append((r, p, kind, budget))
+    families.pop(SLOPE, None)
     for family in families.values():
         tests |= zip(family, adjusted([tests[place] for place in family]), strict=True)
     for over_tasks in (False, True):
         family = [at for at in tests if at[2] in ("", AREA) and (0 < at[1] == len(runs[at[0]]) - 1) == over_tasks]
         q = scipy.stats.false_discovery_control([tests[place].p for place in family]) if family else ()
         tests |= {place: replace(tests[place], q=float(value)) for place, value in zip(family, q, strict=True)}
-    found = [
-        [part.with_tests({place: tests[r, p, *place] for place in part.tests()}) for p, part in enumerate(parts)]
+    both = (holm([getattr(tests[at], name) for at in slopes]) for name in ("p_kept", "p_lost"))
+    for at, kept, lost in zip(slopes, *both, strict=True):
+        word = UNFINISHED if tests[at].unfinished else scaling_word(kept, lost)
+        tests[at] = replace(tests[at], p_kept_adjusted=float(kept), p_lost_adjusted=float(lost), word=word)
+    return [
+        [Part.of_cells({place: tests[r, p, *place] for place in cells}) for p, cells in enumerate(parts)]
         for r, parts in enumerate(runs)
     ]
-    slopes = _judged_slopes([parts[-1].slope for parts in runs])
-    return [[*parts, replace(last, slope=slope)] for (*parts, last), slope in zip(found, slopes, strict=True)]
-
-
-def _judged_slopes(slopes: Sequence[Slope | None]) -> list[Slope | None]:
-    """The slopes with adjusted p-values and a word."""
-    kept, lost = (iter(holm([getattr(one, name) for one in slopes if one])) for name in ("p_kept", "p_lost"))
-    return [one and _judged_slope(one, float(next(kept)), float(next(lost))) for one in slopes]
-
-
-def _judged_slope(one: Slope, p_kept: float, p_lost: float) -> Slope:
-    word = UNFINISHED if one.unfinished else scaling_word(p_kept, p_lost)
-    return replace(one, p_kept_adjusted=p_kept, p_lost_adjusted=p_lost, word=word)
 
 
 def at_largest(runs: Sequence[Part]) -> list[dict[str, Ending]]:

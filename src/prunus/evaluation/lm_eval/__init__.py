@@ -55,9 +55,8 @@ def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str
         versions = describe_versions(backend) | {"grader": f"lm_eval-{stored['lm_eval']}"}
         del versions["protocol"]  # the harness generates by its own rules
         with Store(store, create=True) as opened:
-            opened.add_problems(problems)
-            opened.add_run(Run(run_id, describe_model(model, checkpoint, kernel), stored, versions))
-            opened.add_samples(run_id, samples)
+            run = Run(run_id, describe_model(model, checkpoint, kernel), stored, versions)
+            opened.add_complete_run(run, problems, samples)
     return run_id
 
 

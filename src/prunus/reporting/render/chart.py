@@ -5,7 +5,7 @@ A picture is complete without scripts, so it can be printed, scaled and read by 
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -156,7 +156,7 @@ def lines_of(points: Mapping[int, Point], css: str, marker: int, name: str = "")
 class Axis:
     """A scale from values to positions. low, high: in log2 units if log is set.
 
-    zero, off: positions of budgets 0 and OFF on a log axis.
+    apart: positions of budgets beyond breaks of a log axis, 0 and OFF, in its units.
     """
 
     title: str
@@ -164,14 +164,12 @@ class Axis:
     low: float
     high: float
     log: bool = False
-    zero: float | None = None
-    off: float | None = None
+    apart: Mapping[float, float] = field(default_factory=dict)
 
     def place(self, value: float) -> float:
         """The position of a value: 0 at the start of the axis, 1 at its end."""
         if self.log:
-            apart = self.zero if value == 0 else self.off
-            value = math.log2(value) if value > 0 else self.low if apart is None else apart
+            value = math.log2(value) if value > 0 else self.apart.get(value, self.low)
         return (value - self.low) / (self.high - self.low)
 
 
@@ -183,14 +181,13 @@ def budget_axis(budgets: Sequence[int]) -> Axis:
     positive = sorted(budget for budget in budgets if budget > 0)
     low, high = (math.log2(positive[0]), math.log2(positive[-1])) if positive else (0.0, 0.0)
     step = max(1.0, 0.16 * (high - low))
-    zero = low - step if 0 in budgets else None
-    low = low if zero is None else zero
-    off = low - step if OFF in budgets else None
-    low = low if off is None else off
+    apart: dict[float, float] = {}
+    for budget in [one for one in (0, OFF) if one in budgets]:
+        low = apart[budget] = low - step
     if high - low < 1e-9:
         low, high = low - 1, high + 1
     ticks = tuple((float(b), str(b)) for b in sorted(budgets))
-    return Axis("Thinking budget, tokens", ticks, low, high, log=True, zero=zero, off=off)
+    return Axis("Thinking budget, tokens", ticks, low, high, log=True, apart=apart)
 
 
 def log_axis(values: Sequence[float], title: str) -> Axis:
@@ -333,27 +330,21 @@ def _grid(x_axis: Axis, y_axis: Axis, frame: Frame) -> list[Shape]:
     for index, (value, text) in enumerate(x_axis.ticks):
         x = frame.x(x_axis.place(value))
         shapes.append(Stroke("tick-mark", f"M{x:.1f},{bottom}v5"))
-        if (len(x_axis.ticks) - 1 - index) % every == 0 or _is_apart(value, x_axis):
+        if (len(x_axis.ticks) - 1 - index) % every == 0 or value in x_axis.apart:
             shapes.append(Label("tick", x, bottom + 8, text, 0.9, "middle"))
     for (value, _), (beside, _) in pairwise(x_axis.ticks):
-        if not _is_apart(value, x_axis):
-            continue
-        x = (frame.x(x_axis.place(value)) + frame.x(x_axis.place(beside))) / 2
-        shapes.append(Stroke("gap", f"M{x - 3:.1f},{bottom}h6"))
-        shapes.append(Stroke("break", f"M{x - 6:.1f},{bottom + 5}l6,-10M{x:.1f},{bottom + 5}l6,-10"))
+        if value in x_axis.apart:
+            x = (frame.x(x_axis.place(value)) + frame.x(x_axis.place(beside))) / 2
+            shapes.append(Stroke("gap", f"M{x - 3:.1f},{bottom}h6"))
+            shapes.append(Stroke("break", f"M{x - 6:.1f},{bottom + 5}l6,-10M{x:.1f},{bottom + 5}l6,-10"))
     shapes.append(Label("axis-title", right, frame.height - 5, x_axis.title, anchor="end"))
     return shapes
 
 
-def _is_apart(value: float, axis: Axis) -> bool:
-    """Whether a value is a budget beyond a break of the axis: 0 or OFF."""
-    return (value == 0 and axis.zero is not None) or (value == OFF and axis.off is not None)
-
-
 def _pieces(line: Line, x_axis: Axis) -> list[list[Point]]:
     """Lists of points to be joined by a line; a budget beyond a break of the axis is a list of its own."""
-    apart = [[point] for point in line.points if _is_apart(point.x, x_axis)]
-    joined = [point for point in line.points if not _is_apart(point.x, x_axis)]
+    apart = [[point] for point in line.points if point.x in x_axis.apart]
+    joined = [point for point in line.points if point.x not in x_axis.apart]
     return [*apart, joined] if joined else apart
 
 

@@ -35,7 +35,6 @@ class RunStyle:
     """
 
     index: int
-    run_id: str
     label: str
     hue: int
     dash: int
@@ -59,12 +58,12 @@ def run_styles(base: Run, others: Sequence[Run]) -> list[RunStyle]:
     labels = unique_labels(map(identity, runs))
     hues: dict[str, int] = {}
     seen: Counter[str] = Counter()
-    result = [RunStyle(0, base.run_id, labels[0], 0, 0, 0)]
+    result = [RunStyle(0, labels[0], 0, 0, 0)]
     for index, (run, text) in enumerate(zip(others, labels[1:], strict=True), start=1):
         group = " + ".join(recorded_kind(step).method(step) for step in history(run))
         hues.setdefault(group, len(hues))
         hue, marker = 1 + hues[group] % HUES, 1 + (seen[group] + hues[group] // HUES) % 4
-        result.append(RunStyle(index, run.run_id, text, hue, seen[group] % 4, marker, group))
+        result.append(RunStyle(index, text, hue, seen[group] % 4, marker, group))
         seen[group] += 1
     return result
 

@@ -60,10 +60,11 @@ def _table(data: ReportData) -> str:
     for place, (one, entry, picture) in sorted(rows, key=rank):
         body += _row(one, titles, _cells(one, entry, picture), "chosen" if place == data.chosen else "")
     curve = ", over log<sub>2</sub> budget" if any(map(data.has_curve, data.tasks)) else ""
+    margin, stopping = data.comparison.margin.words(), data.comparison.stop_margin.words(STOPS)
     terms = (
         f"{size.replace('Size', 'Size: bytes that an engine loads, and parameters')}, zeros included. Difference in "
-        f"accuracy{curve}, with its 95{NBSP}% interval; shaded: a loss within the margin of {data.margin.words()}. "
-        f"Still stops: chains that end by themselves, with a margin of {data.stop_margin.words(STOPS)}. Scaling: "
+        f"accuracy{curve}, with its 95{NBSP}% interval; shaded: a loss within the margin of {margin}. "
+        f"Still stops: chains that end by themselves, with a margin of {stopping}. Scaling: "
         f"accuracy gained per doubling of the budget, kept if at least {100 * ENOUGH:g} % of the base's."
     )
     return (

@@ -41,7 +41,7 @@ def section(data: ReportData) -> Section:
         "Draws per problem": plan.get("samples"),
         **_settings(data.base.run),
         "Resamples and their seed": f"{method['resamples']}, {method['seed']}",
-        "Margin": data.margin.words(),
+        "Margin": data.comparison.margin.words(),
     }
     facts = "".join(f"<dt>{esc(name)}</dt><dd><bdi>{esc(value)}</bdi></dd>" for name, value in rows.items())
     runs, totals = "".join(_run_details(one.style, one.run) for one in data.runs), totals_table(data)

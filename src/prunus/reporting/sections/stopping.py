@@ -1,7 +1,6 @@
 """Whether the runs still stop: how their chains end, beside the base's, and the verdict on it."""
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,22 +10,19 @@ from prunus.reporting.render.table import RUN, Column, Table, Word, difference
 from prunus.reporting.render.text import esc, percent, points, probability, times
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, adapted, details, part, run_key
-from prunus.results.cells import Entry
 from prunus.results.contrasts import ENDINGS, ENDS, STOPS
 from prunus.results.verdicts import verdict
 
-TITLES = ("Ends|by itself", "Loops", "Found,|then lost", "No|answer", "Answer|cut", "Leaked", "Budget|used")
 TITLE = "Chains that end by themselves"
 
 
 def section(data: ReportData) -> Section:
     """The verdicts on stopping with the shares of each ending, and for each task a curve and a table of all numbers."""
-    judged = [entry for entry in data.comparison.others if entry.stopping.endings]
-    if not judged:
+    if not any(entry.stopping.endings for entry in data.comparison.others):
         return Section("stopping")
     verdicts, every = stopping_table(data), {task: ending_table(data, task) for task in data.tasks}
     curves = [task for task in data.tasks if any(budget > 0 for one in data.runs for budget in one.cells(task))]
-    margin = data.stop_margin.words(STOPS)
+    margin = data.comparison.stop_margin.words(STOPS)
     note = (
         "At the largest budget, on the same problems as the base; of several tasks, the mean. Verdict: whether the "
         f"chains end by themselves as often as the base's; non-inferior: {margin} fewer or worse is ruled out, "
@@ -43,14 +39,14 @@ def section(data: ReportData) -> Section:
     numbers = details("Verdicts and endings in numbers", verdicts.html())
     numbers += "".join(details(data.title("Every ending", task), table.html()) for task, table in every.items())
     shown = f'<div class="pair">{charts}</div>' if len(curves) > 1 else charts
-    html = part("stopping", "Does it still stop?", esc(_ends(data, judged)), shown + numbers, note)
+    html = part("stopping", "Does it still stop?", esc(_ends(data)), shown + numbers, note)
     return Section("stopping", html, figures, [verdicts, *every.values()], name="Stopping")
 
 
-def _ends(data: ReportData, judged: Sequence[Entry]) -> str:
+def _ends(data: ReportData) -> str:
     """A sentence on the chains that end by themselves at the largest budget; empty where none can."""
-    names = {one.run.run_id: one.style.label for one in data.runs}
-    cells = [(entry.stopping.endings[ENDS], names[entry.run]) for entry in judged if ENDS in entry.stopping.endings]
+    compared = zip(data.comparison.others, data.others, strict=True)
+    cells = [(cell, one.style.label) for entry, one in compared if (cell := entry.stopping.endings.get(ENDS))]
     if not cells:
         return ""
     cell, name = min(cells, key=lambda pair: pair[0].difference)
@@ -65,23 +61,20 @@ def stopping_table(data: ReportData) -> Table:
     """The verdict on ending by itself and the share of every ending at the largest budget, one row per run."""
     rows = []
     base_shares: list[float | None] = [None] * len(ENDINGS)
-    for one in data.others:
-        if one.contrast is None:
-            continue
-        stopping = one.contrast.stopping
-        cells = stopping.endings
+    for one, entry in zip(data.others, data.comparison.others, strict=True):
+        stopping, cells = entry.stopping, entry.stopping.endings
         base_shares = [cells[name].base_share if name in cells else None for name in ENDINGS]
         values: list[Any] = [None, None]
-        if one.contrast.stops:
-            remark = "accuracy relies on cutting" * one.contrast.relies_on_cutting
-            values = [Word(one.contrast.stops, remark), difference(cells[ENDS])]
+        if entry.stops:
+            remark = "accuracy relies on cutting" * entry.relies_on_cutting
+            values = [Word(entry.stops, remark), difference(cells[ENDS])]
         values += [cells[name].share if name in cells else None for name in ENDINGS]
         rows.append((one.style, [*values, stopping.tokens_ratio, stopping.per_correct_ratio]))
     rows.insert(0, (data.base.style, [None, None, *base_shares, None, None]))
     columns = [
         Column("run", "Model"), Column("stops", "Verdict"),
         Column("difference", "Ends by itself,|change, points", points),
-        *(Column(name, f"{title}, %", percent) for name, title in zip(ENDINGS, TITLES, strict=True)),
+        *(Column(name, f"{of.words.capitalize().replace(' ', '|', 1)}, %", percent) for name, of in ENDINGS.items()),
         Column("tokens_ratio", "Tokens,|× base's", times),
         Column("per_correct_ratio", "Per correct|draw, × base's", times),
     ]  # fmt: skip

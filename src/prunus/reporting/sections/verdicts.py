@@ -36,12 +36,12 @@ def section(data: ReportData) -> Section:
         f"problem, with a 95 % interval. All verdicts, p and MDE are {corrected}: on at most 2.5 % of such pages is "
         "any variant wrongly better, on 2.5 % wrongly worse, and on 5 % wrongly non-inferior, if the problems (or the "
         "groups of those that belong together) are independent of each other. Non-inferior, within the margin: a "
-        f"loss of {data.margin.words()} or more is ruled out, by a bound that is valid for any number "
+        f"loss of {data.comparison.margin.words()} or more is ruled out, by a bound that is valid for any number "
         "of problems. MDE, minimum detectable effect: the true difference that is detected with 80 % power. Scaling: "
         f"accuracy gained per doubling of the budget, in % of the base's. It is kept if this is at least "
         f"{100 * ENOUGH:g} %, and lost if it is less, each with 95 % confidence. Chains "
         f"that end by themselves: at the largest budget, with a margin of "
-        f"{data.stop_margin.words(STOPS)}.{settling if undecided else ''}{where}"
+        f"{data.comparison.stop_margin.words(STOPS)}.{settling if undecided else ''}{where}"
     )
     table = verdict_table(data)
     seeds = recipe_table(data.comparison.recipes) if data.comparison.recipes else None

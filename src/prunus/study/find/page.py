@@ -118,12 +118,12 @@ def styles_of(declared: Data) -> dict[str, RunStyle]:
         for place, rung in enumerate(ladder["rungs"]):
             index += 1
             hue = number % HUES if several else place % HUES
-            found[rung["run"]] = RunStyle(index, rung["run"], rung["name"], 1 + hue, place % 4, 1 + place % 4)
+            found[rung["run"]] = RunStyle(index, rung["name"], 1 + hue, place % 4, 1 + place % 4)
     return found
 
 
 def _dense(declared: Data) -> RunStyle:
-    return RunStyle(0, declared["dense"], declared["model"]["name"], 0, 0, 0)
+    return RunStyle(0, declared["model"]["name"], 0, 0, 0)
 
 
 def _glance(declared: Data, shown: Data) -> str:
