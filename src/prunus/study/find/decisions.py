@@ -4,7 +4,7 @@ Every decision follows from rows alone. So a search that was interrupted takes t
 `verify`, which evaluates nothing.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.errors import PrunusError
-from prunus.results.anytime import whole_groups
+from prunus.results.anytime import Round, whole_groups
 from prunus.results.ladder import ACCURACY, CERTIFIED, GO_ON, OPEN, Decision, Rule, decide, differences, next_look
 from prunus.results.paired import Floats
 from prunus.results.rows import Sample, Table, chains_of, sampled_tokens, tables
@@ -33,8 +33,7 @@ class Rows:
     def __init__(self, store: Store, declared: Data) -> None:
         self.store, self.dense, self.budgets = store, declared["dense"], declared["budgets"]
         self.draws, self.reuse, self.groups = declared["samples"], declared["reuse"], declared.get("groups", {})
-        problems = {task: declared["problems"][task] for task in sorted(declared["problems"])}
-        self.order = whole_groups(problems, declared["seed"], self.groups)
+        self.order = order_of(declared, sorted(declared["problems"]))
         self._samples: dict[str, dict[str, list[Sample]]] = {}
         self._tables: dict[str, dict[str, Table]] = {}
         self._tokens: dict[str, NDArray[np.int_]] = {}
@@ -117,6 +116,12 @@ def rank(rung: Data) -> float:
 def rule_of(declared: Data) -> Rule:
     """The rule by which each ladder of a declared search is walked."""
     return Rule(declared["margin"], declared["stop_margin"], declared["alpha"] / len(declared["ladders"]))
+
+
+def order_of(declared: Data, tasks: Iterable[str]) -> list[Round]:
+    """The rounds in which a declared search takes problems. tasks: all, in the order that they have in a round."""
+    problems = {task: declared["problems"][task] for task in tasks}
+    return whole_groups(problems, declared["seed"], declared.get("groups", {}))
 
 
 def decided(rows: Rows, declared: Data, provide: Provide | None = None) -> Iterator[Decided]:

@@ -17,7 +17,7 @@ from prunus.study.find.certificate import read_certificate
 from prunus.study.find.find import carry_out, is_finished, work_folder
 from prunus.study.find.page import NAME as PAGE
 from prunus.study.find.prospects import prospects, refuse_impossible
-from prunus.study.find.search import Ladder, Search, ladders_of, open_search
+from prunus.study.find.search import Ladders, Search, ladders_of, open_search
 from prunus.study.ray import Cluster
 from prunus.study.variants import check_variants
 
@@ -96,7 +96,7 @@ def open_searches(study: Study, models: Mapping[str, Path], folder: Path) -> lis
     return found
 
 
-def ladders(study: Study, table: FindTable) -> list[Ladder]:
+def ladders(study: Study, table: FindTable) -> Ladders:
     """The ladders of a table."""
     with study.located(table.line, table.name):
         return ladders_of(table.ladder, table.methods, table.settings, table.recovery, table.shared)
@@ -132,7 +132,7 @@ def run_searches(searches: Sequence[StudySearch], store: Path, device: str, clus
 def state(one: StudySearch, store: Path | None = None) -> SearchState:
     """How far a search has come. store: for what to expect of one that is not finished; None: leave that out."""
     of = one.search.model.name, one.plan, one.table.name, str(one.target)
-    runs = frozenset(rung.cell.run_id for rung in one.search.rungs)
+    runs = frozenset(one.search.cells)
     if is_finished(one.search, one.target):
         shown = read_certificate(one.target / CERTIFICATE)["shown"]
         found = shown["found"]
