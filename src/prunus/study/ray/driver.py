@@ -9,7 +9,7 @@ the nodes need no common file system.
 
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,11 @@ from prunus.checkpoint.writer import check_target, sync_tree
 from prunus.disk import disk_errors, replace_folder
 from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
-from prunus.evaluation.run import missing_batches, missing_chains
+from prunus.evaluation.run import missing_chains
 from prunus.results.rows import Sample
 from prunus.results.store import Store
-from prunus.study.cells import Cell, Model, Variant
+from prunus.study.cells import Model, Variant
+from prunus.study.engine import Job, missing_jobs
 from prunus.study.file import Study
 from prunus.study.ray import Cluster, capacity, connected, first_line, has_gpus
 from prunus.study.ray.worker import CHECKPOINT, BatchResult, FilePiece, ModelRef, Worker, WorkerInfo, upload
@@ -35,32 +36,10 @@ from prunus.study.variants import (
     StudyPaths,
     add_run,
     files_to_load,
-    is_made,
     kept_folder,
     target_folder,
     variant_files,
 )
-
-
-@dataclass(eq=False)
-class Job:
-    """One unit of work: make a variant (cell is None), or answer chains of a cell.
-
-    early: comes before all jobs that are not early. attempts: number of workers that were lost at this job.
-    """
-
-    model: Model
-    variant: Variant
-    cell: Cell | None
-    batch: list[tuple[int, int]]
-    early: bool
-    attempts: int = 0
-
-    @property
-    def description(self) -> str:
-        """`evaluating wanda-20 of tiny`."""
-        activity = "making" if self.cell is None else "evaluating"
-        return f"{activity} {self.variant.name} of {self.model.label}"
 
 
 @dataclass(eq=False)
@@ -74,22 +53,6 @@ class WorkerHandle:
     info: WorkerInfo | None = None
     job: Job | None = None
     last: Job | None = None
-
-
-def missing_jobs(models: Sequence[Model], folder: Path, store: Store) -> Iterator[Job]:
-    """Yield a job for every missing variant and batch, by model and variant. folder: of the study.
-
-    As in a local run, all batches of the dense models and the first batch of each variant are early.
-    """
-    for model in models:
-        for variant in model.variants:
-            missing = [
-                (cell, batch) for cell in model.cells_of(variant) for batch in missing_batches(store, cell.resolved)
-            ]
-            if missing and not is_made(folder, variant):
-                yield Job(model, variant, None, [], True)
-            for cell, batch in missing:
-                yield Job(model, variant, cell, batch, not variant.steps or batch == cell.resolved.batches[0])
 
 
 def take_along(job: Job, jobs: list[Job], workers: int) -> None:
