@@ -5,7 +5,7 @@ chat template indicate. Nothing is generated or downloaded.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunus import progress
 from prunus.errors import PrunusError, nearest
-from prunus.evaluation.profiles import DATE, PROFILES, Profile, read_profile, read_system
+from prunus.evaluation.profiles import PROFILES, Profile, read_profile, read_system
 from prunus.evaluation.profiles.markers import Probe, find_token, probe, sampling_of, source_of, template_of
 from prunus.recipes import PROFILE_FILE, Mode
 
@@ -29,6 +29,17 @@ SWITCHES: tuple[tuple[str, Any], ...] = (
 )
 OPEN_TAG = re.compile(r"<(?P<name>[a-z_:]*(?:think|thought|reason)[a-z_:]*)>\s*\Z")
 LEGACY_SAMPLING: dict[str, float] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}  # of the papers
+# Profiles whose markers are special tokens that only their family has, these tokens, and the reason for the choice.
+SPECIAL: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    (
+        "harmony",
+        ("<|start|>", "<|channel|>", "<|message|>", "<|end|>"),
+        "the tokenizer has harmony's tokens and the template its analysis channel",
+    ),
+    ("gemma-channel", ("<|channel>", "<channel|>"), "the tokenizer has <|channel> and <channel|>"),
+    ("brackets", ("[THINK]", "[/THINK]"), "the tokenizer has [THINK] and [/THINK]"),
+    ("seed", ("<seed:think>",), "the tokenizer has <seed:think>"),
+)
 S1_NAME = re.compile(r"(^|[/_-])s1(\.1)?-[0-9]")
 THINKER_NAME = re.compile(r"r1|think|reason|qwq", re.IGNORECASE)
 
@@ -93,8 +104,13 @@ def choose(tokenizer: "PreTrainedTokenizerBase", manifest: Mapping[str, Any], fo
         return DetectedProfile(read_profile(folder / PROFILE_FILE), f"by {PROFILE_FILE} of the model's folder")
     if template_of(tokenizer) is None:
         return _without_template(tokenizer, _names(manifest, folder))
-    found = probe(tokenizer, {}, "", DATE)
-    special = list(_by_special_tokens(tokenizer, found))
+    found = probe(tokenizer, PROFILES["plain"])
+    special = [
+        DetectedProfile(PROFILES[name], why)
+        for name, tokens, why in SPECIAL
+        if all(find_token(tokenizer, text) is not None for text in tokens)
+        and (name != "harmony" or "<|channel|>analysis" in found.source)
+    ]
     if len(special) > 1:
         raise PrunusError(
             f"the model's files indicate several profiles ({', '.join(one.profile.name for one in special)}):"
@@ -110,24 +126,6 @@ def _without_template(tokenizer: "PreTrainedTokenizerBase", names: list[str]) ->
     warning = "the model may be one that thinks, without its chat_template.jinja: add that of the original model"
     why = "the tokenizer has no chat template, as those of base models, so the prompt is a few solved problems"
     return DetectedProfile(PROFILES["base"], why, warning if thinks else "")
-
-
-def _by_special_tokens(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> Iterator[DetectedProfile]:
-    """Yield the profiles whose markers are special tokens that only their family has."""
-
-    def has(*texts: str) -> bool:
-        return all(find_token(tokenizer, text) is not None for text in texts)
-
-    if has("<|start|>", "<|channel|>", "<|message|>", "<|end|>") and "<|channel|>analysis" in found.source:
-        yield DetectedProfile(
-            PROFILES["harmony"], "the tokenizer has harmony's tokens and the template its analysis channel"
-        )
-    if has("<|channel>", "<channel|>"):
-        yield DetectedProfile(PROFILES["gemma-channel"], "the tokenizer has <|channel> and <channel|>")
-    if has("[THINK]", "[/THINK]"):
-        yield DetectedProfile(PROFILES["brackets"], "the tokenizer has [THINK] and [/THINK]")
-    if has("<seed:think>"):
-        yield DetectedProfile(PROFILES["seed"], "the tokenizer has <seed:think>")
 
 
 def _by_tags(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> DetectedProfile | None:
@@ -202,7 +200,7 @@ def fit(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder: Path | N
         profile = replace(profile, **sampling_of(folder))
     if not profile.thinking_start or any(stop in profile.thinking_start for stop in profile.think_stops):
         return profile  # nothing opens the thinking, or the marker opens every turn (s1)
-    found = probe(tokenizer, profile.template_options(), profile.system, profile.date)
+    found = probe(tokenizer, profile)
     if state_of(found.tail, profile) == "closed":
         profile, found = _switched_on(profile, tokenizer, found)
     opened = state_of(found.tail, profile) == "opened"
@@ -230,12 +228,13 @@ def _switched_on(profile: Profile, tokenizer: "PreTrainedTokenizerBase", found: 
     given = profile.template_options()
     tried = [(key, value) for key, value in SWITCHES if key in found.source and key not in given]
     for key, value in tried:
+        switched = replace(profile, template={**profile.template, key: value})
         try:
-            switched = probe(tokenizer, given | {key: value}, profile.system, profile.date)
+            seen = probe(tokenizer, switched)
         except PrunusError:
             continue
-        if state_of(switched.tail, profile) != "closed":
-            return replace(profile, template={**profile.template, key: value}), switched
+        if state_of(seen.tail, profile) != "closed":
+            return switched, seen
     options = f" (tried {', '.join(key for key, _ in tried)})" if tried else ""
     raise PrunusError(
         f"the model's chat template ends a prompt with closed thinking, and no option of it opens it{options}:"
