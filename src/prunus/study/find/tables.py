@@ -34,11 +34,6 @@ class StudySearch:
     search: Search
     target: Path
 
-    @property
-    def name(self) -> str:
-        """`wanda of tiny`."""
-        return f"{self.table.name} of {self.search.model.label}{f' ({self.plan})' if self.plan else ''}"
-
 
 @dataclass(frozen=True)
 class SearchState:
@@ -123,7 +118,8 @@ def run_searches(searches: Sequence[StudySearch], store: Path, device: str, clus
         if is_finished(one.search, one.target):
             shutil.rmtree(work_folder(one.target), ignore_errors=True)  # it was stopped just before this
             continue
-        progress.say(f"searching: {one.name}")
+        plan = f" ({one.plan})" if one.plan else ""
+        progress.say(f"searching: {one.table.name} of {one.search.model.label}{plan}")
         with disk_errors(one.target, 0):
             one.target.parent.mkdir(parents=True, exist_ok=True)
         carry_out(one.search, one.target, store, device, cluster, overwrite=True, always=True)

@@ -67,7 +67,7 @@ class Rungs:
         local = cut_into_batches(lengths, self.search.plan.samples, self.search.plan.rows)
         batches = [[(places[index], draw) for index, draw in batch] for batch in local]
         # Looks of another search may have cut the problems otherwise.
-        return [left for batch in batches if (left := missing_chains(self.store, work, [batch]))]
+        return [left for batch in batches if (left := missing_chains(self.store, work, batch))]
 
     def evaluate(self, parts: Sequence[tuple[Cell, Sequence[Round]]], show: Show) -> bool:
         """Compute and store the rows of cells that are missing, each in its rounds; returns whether there were any."""

@@ -225,7 +225,7 @@ class Driver:
             if run not in self.claimed:
                 self.claims.enter_context(self.store.claim(run))
                 self.claimed.add(run)
-            chains = missing_chains(self.store, job.cell.resolved, [job.batch]) if self.streams else job.batch
+            chains = missing_chains(self.store, job.cell.resolved, job.batch) if self.streams else job.batch
             answer = worker.actor.answer.options(num_returns="streaming")
             call = answer.remote(model, variant, self.uploaded(job), job.cell.plan, chains)
         self.calls[call] = worker
