@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from prunus import progress
 from prunus.errors import PrunusError, nearest
 from prunus.evaluation.profiles import PROFILES, Profile, read_profile, read_system
-from prunus.evaluation.profiles.markers import Probe, find_token, probe, sampling_of, source_of, template_of
+from prunus.evaluation.profiles.markers import end_of_prompt, find_token, sampling_of, source_of, template_of
 from prunus.recipes import PROFILE_FILE, Mode
 
 if TYPE_CHECKING:
@@ -102,14 +102,14 @@ def choose(tokenizer: "PreTrainedTokenizerBase", manifest: Mapping[str, Any], fo
     """The profile that a model's files indicate."""
     if folder is not None and (folder / PROFILE_FILE).is_file():
         return DetectedProfile(read_profile(folder / PROFILE_FILE), f"by {PROFILE_FILE} of the model's folder")
-    if template_of(tokenizer) is None:
+    if (source := template_of(tokenizer)) is None:
         return _without_template(tokenizer, _names(manifest, folder))
-    found = probe(tokenizer, PROFILES["plain"])
+    tail = end_of_prompt(tokenizer, PROFILES["plain"])
     special = [
         DetectedProfile(PROFILES[name], why)
         for name, tokens, why in SPECIAL
         if all(find_token(tokenizer, text) is not None for text in tokens)
-        and (name != "harmony" or "<|channel|>analysis" in found.source)
+        and (name != "harmony" or "<|channel|>analysis" in source)
     ]
     if len(special) > 1:
         raise PrunusError(
@@ -117,7 +117,7 @@ def choose(tokenizer: "PreTrainedTokenizerBase", manifest: Mapping[str, Any], fo
             " choose one with --profile"
         )
     names = _names(manifest, folder)
-    return special[0] if special else _by_tags(tokenizer, found) or _by_words(tokenizer, found, names)
+    return special[0] if special else _by_tags(tokenizer, source, tail) or _by_words(tokenizer, source, names)
 
 
 def _without_template(tokenizer: "PreTrainedTokenizerBase", names: list[str]) -> DetectedProfile:
@@ -128,10 +128,9 @@ def _without_template(tokenizer: "PreTrainedTokenizerBase", names: list[str]) ->
     return DetectedProfile(PROFILES["base"], why, warning if thinks else "")
 
 
-def _by_tags(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> DetectedProfile | None:
+def _by_tags(tokenizer: "PreTrainedTokenizerBase", source: str, tail: str) -> DetectedProfile | None:
     """A profile with the thinking tag that the template writes or removes; None if it has no such tag."""
-    text = found.source + found.tail
-    opened = OPEN_TAG.search(found.tail)
+    text, opened = source + tail, OPEN_TAG.search(tail)
     name = opened["name"] if opened else next((one for one in ("think", "thought") if f"{one}>" in text), None)
     if name is None:
         return None
@@ -146,7 +145,7 @@ def _by_tags(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> DetectedProf
         profile = with_tag(PROFILES["think-tags"], name)
     how = "tokens" if tokens else "text"
     warning = ""
-    if not opened and not any(key in found.source for key, _ in SWITCHES):
+    if not opened and not any(key in source for key, _ in SWITCHES):
         warning = (
             f"the template only removes <{name}> from earlier turns, so this model may not think; if it does not, use"
             " --profile plain"
@@ -154,9 +153,9 @@ def _by_tags(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> DetectedProf
     return DetectedProfile(profile, f"the chat template has <{name}>, markers are {how}", warning)
 
 
-def _by_words(tokenizer: "PreTrainedTokenizerBase", found: Probe, names: list[str]) -> DetectedProfile:
+def _by_words(tokenizer: "PreTrainedTokenizerBase", source: str, names: list[str]) -> DetectedProfile:
     """The profile indicated by words in the template or by the model's name; plain if nothing indicates thinking."""
-    if "Here is my thought process" in found.source:
+    if "Here is my thought process" in source:
         return DetectedProfile(PROFILES["granite"], "the template has 'Here is my thought process'")
     by_name = next((name for name in names if S1_NAME.search(name)), None)
     if by_name and find_token(tokenizer, "<|im_start|>") is not None:
@@ -200,16 +199,16 @@ def fit(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder: Path | N
         profile = replace(profile, **sampling_of(folder))
     if not profile.thinking_start or any(stop in profile.thinking_start for stop in profile.think_stops):
         return profile  # nothing opens the thinking, or the marker opens every turn (s1)
-    found = probe(tokenizer, profile)
-    if state_of(found.tail, profile) == "closed":
-        profile, found = _switched_on(profile, tokenizer, found)
-    opened = state_of(found.tail, profile) == "opened"
+    tail = end_of_prompt(tokenizer, profile)
+    if state_of(tail, profile) == "closed":
+        profile, tail = _switched_on(profile, tokenizer)
+    opened = state_of(tail, profile) == "opened"
     if profile.template_opens != "auto" and opened != (profile.template_opens == "yes"):
         raise PrunusError(
             f"profile '{profile.name}' says template_opens = \"{profile.template_opens}\", but the model's chat"
             f" template {'opens' if opened else 'does not open'} the thinking"
         )
-    if opened and not found.tail.endswith(profile.thinking_start):
+    if opened and not tail.endswith(profile.thinking_start):
         return replace(profile, template_opens="yes")
     return replace(profile, template_opens="auto")  # thinking_start is appended, or replaced by itself
 
@@ -223,18 +222,18 @@ def state_of(tail: str, profile: Profile) -> str:
     return "opened" if begun >= 0 else "absent"
 
 
-def _switched_on(profile: Profile, tokenizer: "PreTrainedTokenizerBase", found: Probe) -> tuple[Profile, Probe]:
-    """The profile with the first template option that opens the thinking, and the probe of the template with it."""
-    given = profile.template_options()
-    tried = [(key, value) for key, value in SWITCHES if key in found.source and key not in given]
+def _switched_on(profile: Profile, tokenizer: "PreTrainedTokenizerBase") -> tuple[Profile, str]:
+    """The profile with the first template option that opens the thinking, and how a prompt then ends."""
+    given, source = profile.template_options(), source_of(tokenizer)
+    tried = [(key, value) for key, value in SWITCHES if key in source and key not in given]
     for key, value in tried:
         switched = replace(profile, template={**profile.template, key: value})
         try:
-            seen = probe(tokenizer, switched)
+            tail = end_of_prompt(tokenizer, switched)
         except PrunusError:
             continue
-        if state_of(seen.tail, profile) != "closed":
-            return switched, seen
+        if state_of(tail, profile) != "closed":
+            return switched, tail
     options = f" (tried {', '.join(key for key, _ in tried)})" if tried else ""
     raise PrunusError(
         f"the model's chat template ends a prompt with closed thinking, and no option of it opens it{options}:"

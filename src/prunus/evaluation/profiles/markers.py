@@ -28,17 +28,6 @@ CALLS_KEPT, MOST_KEPT = 32, 1 << 20  # calls; characters of one of them
 TODAY = re.compile(r"strftime_now\(\s*(?P<format>'[^']*'|\"[^\"]*\")\s*\)")
 
 
-@dataclass(frozen=True)
-class Probe:
-    """The result of rendering a chat template with one user message.
-
-    tail: the prompt after the user's text. source: the template itself.
-    """
-
-    tail: str
-    source: str
-
-
 def source_of(tokenizer: "PreTrainedTokenizerBase") -> str:
     """The text of the tokenizer's chat template. Raises PrunusError if it has none."""
     if (template := template_of(tokenizer)) is None:
@@ -113,12 +102,12 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def probe(tokenizer: "PreTrainedTokenizerBase", profile: Profile) -> Probe:
-    """The probe of a profile's template. Raises PrunusError unless the user's text occurs exactly once."""
+def end_of_prompt(tokenizer: "PreTrainedTokenizerBase", profile: Profile) -> str:
+    """What the template writes after the user's text. Raises PrunusError unless that text occurs exactly once."""
     [text] = render(tokenizer, profile, [QUESTION])
     if text.count(QUESTION) != 1:
         raise PrunusError(f"the model's chat template writes the user's text {text.count(QUESTION)} times, not once")
-    return Probe(text.partition(QUESTION)[2], source_of(tokenizer))
+    return text.partition(QUESTION)[2]
 
 
 def end_of_turn(tokenizer: "PreTrainedTokenizerBase", profile: Profile) -> int | None:
@@ -179,7 +168,7 @@ def ends_of_turn(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder:
         return named_ends(tokenizer, folder)
     if profile.answer_stops:
         return load_end_ids(folder, len(tokenizer))
-    probe(tokenizer, profile)  # an unusable template is an error
+    end_of_prompt(tokenizer, profile)  # an unusable template is an error
     return end_ids(tokenizer, folder, end_of_turn(tokenizer, profile))
 
 

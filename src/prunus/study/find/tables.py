@@ -41,7 +41,7 @@ class SearchState:
 
     model, plan: names. out: the folder of its results. page: its find.html; None until it is finished.
     found: name of the rung that was found; removed: the share of the weights that it removes. claims: sentences.
-    runs: ids of the runs of its rungs. lines: what to expect, for a plan.
+    lines: what to expect, for a plan.
     """
 
     model: str
@@ -49,7 +49,6 @@ class SearchState:
     name: str
     out: str
     state: str
-    runs: frozenset[str] = frozenset()
     page: str | None = None
     found: str | None = None
     removed: float = 0.0
@@ -69,9 +68,8 @@ class SearchState:
         )
 
     def to_json(self) -> dict[str, object]:
-        """Plain data, without the runs."""
-        data = {name: value for name, value in vars(self).items() if name != "runs"}
-        return {**data, "claims": list(self.claims), "lines": list(self.lines)}
+        """Plain data."""
+        return {**vars(self), "claims": list(self.claims), "lines": list(self.lines)}
 
 
 def open_searches(study: Study, models: Mapping[str, Path], folder: Path) -> list[StudySearch]:
@@ -128,13 +126,10 @@ def run_searches(searches: Sequence[StudySearch], store: Path, device: str, clus
 def state(one: StudySearch, store: Path | None = None) -> SearchState:
     """How far a search has come. store: for what to expect of one that is not finished; None: leave that out."""
     of = one.search.model.name, one.plan, one.table.name, str(one.target)
-    runs = frozenset(one.search.cells)
     if is_finished(one.search, one.target):
-        shown = read_certificate(one.target / CERTIFICATE)["shown"]
-        found = shown["found"]
-        page = str(one.target / PAGE)
-        if found is None:
-            return SearchState(*of, FINISHED, runs, page)
-        return SearchState(*of, FINISHED, runs, page, found["name"], found["removed"], tuple(shown["claims"]))
+        shown, page = read_certificate(one.target / CERTIFICATE)["shown"], str(one.target / PAGE)
+        if (found := shown["found"]) is None:
+            return SearchState(*of, FINISHED, page)
+        return SearchState(*of, FINISHED, page, found["name"], found["removed"], tuple(shown["claims"]))
     lines = () if store is None else prospects(one.search, store).lines
-    return SearchState(*of, BEGUN if work_folder(one.target).exists() else WAITING, runs, lines=lines)
+    return SearchState(*of, BEGUN if work_folder(one.target).exists() else WAITING, lines=lines)

@@ -31,7 +31,7 @@ from prunus.study.find.decisions import OUT_OF_TOKENS, Data, Decided, Rows, deci
 from prunus.study.find.search import Search
 from prunus.study.ray import Cluster, connected
 from prunus.study.ray.driver import Driver, Job
-from prunus.study.variants import StudyPaths, is_made, kept_folder, make_variant, unfinished_folder, variant_files
+from prunus.study.variants import is_made, kept_folder, make_variant, unfinished_folder, variant_files
 
 Show = Callable[[float], None]  # of chains that were completed
 
@@ -132,9 +132,9 @@ class Rungs:
     def joined(self) -> Driver:
         """A driver of the cluster, until the rungs are closed."""
         assert self.cluster is not None
-        search, paths = self.search, StudyPaths(self.folder, Path(self.store.path))
         self.stack.enter_context(connected(self.cluster.address))
-        of = self.cluster, search.study, [search.model], paths, self.store, self.added, self.device
+        study, model = self.search.study, self.search.model
+        of = self.cluster, study, [model], self.folder, self.store, self.added, self.device
         return Driver(*of, self.stack, self.adaptive)
 
     def delete(self, variant: Variant) -> None:

@@ -111,7 +111,7 @@ def run_on_ray(
     if not jobs:
         return
     with StudyBar(study, models, store) as bar, connected(cluster.address), ExitStack() as claims:
-        Driver(cluster, study, models, paths, store, bar.add, device, claims, doing=bar.say).do(jobs)
+        Driver(cluster, study, models, paths.folder, store, bar.add, device, claims, doing=bar.say).do(jobs)
 
 
 class Driver:
@@ -127,7 +127,7 @@ class Driver:
         cluster: Cluster,
         study: Study,
         models: Sequence[Model],
-        paths: StudyPaths,
+        folder: Path,
         store: Store,
         added: Callable[[str, Sequence[Sample]], None],
         device: str,
@@ -143,7 +143,7 @@ class Driver:
                 f"no node of the cluster has the {gpus:g} GPUs and {cpus:g} CPUs that one worker needs:"
                 " lower --gpus-per-task or --cpus-per-task"
             )
-        self.folder, self.store, self.claims, self.adaptive = paths.folder, store, claims, adaptive
+        self.folder, self.store, self.claims, self.adaptive = folder, store, claims, adaptive
         self.added, self.doing = added, doing
         self.keeps, self.streams = study.keep_checkpoints, BACKENDS[study.backend].streams
         actor: Any = ray.remote(num_gpus=gpus, num_cpus=cpus, max_restarts=0)(Worker)
