@@ -65,12 +65,17 @@ class ResolvedPlan:
         return first._replace(key=(*first.key[:2], draw))
 
     @property
+    def ids(self) -> dict[str, list[str]]:
+        """The ids of the problems of each task."""
+        found: dict[str, list[str]] = {}
+        for problem in self.problems:
+            found.setdefault(problem.task, []).append(problem.id)
+        return found
+
+    @property
     def planned(self) -> Planned:
         """The problems as the store lists them."""
-        order: dict[str, list[str]] = {}
-        for problem in self.problems:
-            order.setdefault(problem.task, []).append(problem.id)
-        return Planned(len(self.problems), order)
+        return Planned(len(self.problems), self.ids)
 
     @property
     def largest_budget(self) -> int:

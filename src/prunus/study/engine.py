@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from prunus import progress
 from prunus.checkpoint.architecture import Architecture, Carried, find_layers
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.conversions import read_variant
 from prunus.checkpoint.model_folder import is_gguf
 from prunus.engines import GGUF, EngineOptions
 from prunus.errors import PrunusError
@@ -48,7 +49,7 @@ from prunus.study.variants import (
     is_made,
     make_variant,
     read_info,
-    read_tensors,
+    weights_file,
     whole_checkpoint,
 )
 
@@ -208,7 +209,7 @@ def swapped(model: PreTrainedModel, source: Checkpoint, folder: Path, variant: V
         return
     replaced: list[str] = []
     try:
-        for name, tensor in as_in_model(source, read_tensors(folder, variant, source)):
+        for name, tensor in as_in_model(source, read_variant(weights_file(folder, variant), source)):
             replaced.append(name)
             overwrite(model, name, tensor)
         with blocks_kept(model, info.kept):

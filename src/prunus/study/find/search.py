@@ -16,7 +16,6 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import device_for
 from prunus.evaluation.backends.vllm import why_not_4_bits
 from prunus.evaluation.beforehand import is_harness_task
-from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.progress import say
 from prunus.pruning.experts import expert_counts
 from prunus.recipe_base import Recipe
@@ -321,7 +320,7 @@ def declaration(model: Model, plan: EvalPlan, ladders: Sequence[Data], rule: Rul
     declared = {
         "model": {"name": model.label, "source": model.name, "checksum": model.checkpoint.checksum(), **whole},
         "dense": dense.run_id,
-        "problems": ids_by_task(dense.resolved),
+        "problems": dense.resolved.ids,
         **({"groups": dict(sorted(groups.items()))} if groups else {}),
         "seed": plan.seed,
         "budgets": sorted(plan.budgets),
@@ -354,11 +353,3 @@ def check_plan(plan: EvalPlan, engine: EngineOptions) -> None:
     engine.check(plan.backend)
     if engine.tokenizer is not None:
         raise PrunusError("tokenizer is for `prunus eval`: rungs are made from the model's folder, which has its own")
-
-
-def ids_by_task(work: ResolvedPlan) -> dict[str, list[str]]:
-    """The ids of the problems of each task."""
-    found: dict[str, list[str]] = {}
-    for problem in work.problems:
-        found.setdefault(problem.task, []).append(problem.id)
-    return found

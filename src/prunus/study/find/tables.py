@@ -11,7 +11,8 @@ from prunus import progress
 from prunus.cards.certified import CERTIFICATE
 from prunus.checkpoint.writer import check_target
 from prunus.disk import disk_errors
-from prunus.study.cells import model_label, plan_names
+from prunus.evaluation.provenance import model_label
+from prunus.study.cells import plan_names
 from prunus.study.file import FindTable, Study
 from prunus.study.find.certificate import read_certificate
 from prunus.study.find.find import carry_out, is_finished, work_folder
