@@ -170,12 +170,16 @@ def test_studies_and_searches_say_it_before_a_model_is_opened(folder, monkeypatc
 
 
 def test_calibration_that_is_not_used_is_not_looked_at(folder):
-    def calibrates(recipe, stats=False):
-        return kind_of(recipe).calibrates(recipe, stats)
+    def calibrates(recipe):
+        return kind_of(recipe).calibrates(recipe)
 
     assert not calibrates(PruneRecipe(method="magnitude", calibration="none.jsonl"))
     assert calibrates(PruneRecipe(method="magnitude", update="obs")) and calibrates(PruneRecipe(method="wanda"))
-    assert not calibrates(PruneRecipe(method="wanda"), stats=True) and not calibrates(DropRecipe(blocks="1,"))
+    unread = PruneRecipe(method="wanda", calibration="none.jsonl")
+    check_calibration(unread, "model", stats="saved.safetensors")
+    with pytest.raises(PrunusError, match=r"none\.jsonl"):
+        check_calibration(unread, "model")
+    assert not calibrates(DropRecipe(blocks="1,"))
     assert not calibrates(DropRecipe(method="tail")) and not calibrates(ExpertsRecipe(method="random"))
     prunus.prune("model", "out", PruneRecipe(method="magnitude", sparsity=0.5, calibration="none.jsonl"))
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from prunus.checkpoint.chat_template import TemplateError, rendered
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.cli import main
 from prunus.errors import PrunusError
-from prunus.evaluation.profiles import markers
+from prunus.evaluation.profiles import PROFILES, markers
 
 USER = [{"role": "user", "content": "2+2?"}]
 SLOW, LARGE, LONG = "longer than 1 s", "memory", "more than 16,777,216 characters"
@@ -133,7 +134,7 @@ def test_the_same_conversations_are_rendered_once_and_others_anew(monkeypatch):
     def render(bos="<a>", date="2026-01-01", option="x", text="2+2?"):
         tokenizer = next(loaded)
         tokenizer.bos_token, tokenizer.chat_template = bos, template
-        return markers.render(tokenizer, [{"role": "user", "content": text}], {"option": option}, date)
+        return markers.render(tokenizer, replace(PROFILES["plain"], date=date), [text], {"option": option})[0]
 
     assert [render(), render()] == ["<a> 2026 2+2? x"] * 2 and len(calls) == 1
     assert render(bos="<b>") == "<b> 2026 2+2? x" and render(date="2027-01-01") == "<a> 2027 2+2? x"

@@ -230,7 +230,7 @@ class Toy(Step):
     def nbytes(self, recipe, source):
         return source.nbytes
 
-    def calibrates(self, recipe, stats=False):
+    def calibrates(self, recipe):
         return False
 
 

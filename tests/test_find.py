@@ -398,8 +398,8 @@ def test_rungs_that_a_model_or_a_machine_cannot_have_are_left_out_with_a_line(se
         monkeypatch.setattr(backend, "machine", lambda: "x86_64")
         ladder, text = ladder_by_bytes("vllm", Checkpoint("mixture"), None, {"samples": 8}, None, "cpu")
         assert text.startswith("[calibration]\nsamples = 8\n\n[[chain]]\nsteps = [{ quantize = { bits = 8 } }]\n")
-        assert text.count("[[chain]]") == len(ladder.entries)
-        return [steps_name(entry.steps) for entry in ladder.entries]
+        assert text.count("[[chain]]") == len(ladder)
+        return [steps_name(entry.steps) for entry in ladder]
 
     keep = [f"experts-reap-{share}-recovered" for share in ("75", "62.5")]
     assert names(True) == ["w8a8", "w4-g32", f"{keep[0]}-w4-g32"]
@@ -449,8 +449,8 @@ def test_the_ladder_of_llama_cpp_is_of_gguf_files(tmp_path, monkeypatch):
 
     found = ahead("{gguf}")
     (Path("out.toml")).write_text(found["ladder"])
-    (ladder,) = ladders_of("out.toml", None, {}, None)
-    names = [steps_name(entry.steps) for entry in ladder.entries]
+    (ladder,) = ladders_of("out.toml", None, {}, None).values()
+    names = [steps_name(entry.steps) for entry in ladder]
     assert names[:3] == ["gguf-q8_0", "w4-g32-gguf-q4_0", "width-obs-87.5-recovered-w4-g32-gguf-q4_0"]
     assert found["rungs"] == len(names) == 5
     sizes = []
@@ -505,11 +505,12 @@ pattern = "2:4"
 
 def test_a_file_has_recipes_in_its_order_and_the_one_found_is_recovered(search_folder, scripted):
     (search_folder / "ladder.toml").write_text(LADDER)
-    (ladder,) = ladders_of("ladder.toml", None, {}, None)
-    assert ladder.name == "ladder" and [len(one.steps) for one in ladder.entries] == [2, 2, 1, 1]
-    amounts = [getattr(one.steps[0], "sparsity", None) for one in ladder.entries]
-    assert amounts == [0.1, 0.3, None, 0.5] and [one.line for one in ladder.entries] == [5, 5, 9, 11]
-    assert isinstance(ladder.entries[2].steps[0], DropRecipe)
+    ladders = ladders_of("ladder.toml", None, {}, None)
+    ladder = ladders["ladder"]
+    assert len(ladders) == 1 and [len(one.steps) for one in ladder] == [2, 2, 1, 1]
+    amounts = [getattr(one.steps[0], "sparsity", None) for one in ladder]
+    assert amounts == [0.1, 0.3, None, 0.5] and [one.line for one in ladder] == [5, 5, 9, 11]
+    assert isinstance(ladder[2].steps[0], DropRecipe)
     found = search("ladder.toml")
     assert words(found) == {"ladder": ["certified", "certified", "refused"]}
     assert scripted.keys() == {"dense", "magnitude-10-recovered", "magnitude-30-recovered", "shortgpt-1"}

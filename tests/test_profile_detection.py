@@ -151,7 +151,7 @@ def test_what_ends_a_turn_is_looked_for_in_every_file(tmp_path):
     def ends(config: object, generation: object) -> set[str]:
         (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": config}))
         (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
-        found = end_ids(tokenizer, tmp_path, end_of_turn(tokenizer, {}, "", "2026-01-01"))
+        found = end_ids(tokenizer, tmp_path, end_of_turn(tokenizer, PROFILES["plain"]))
         return {text for text, token in known.items() if token in found}
 
     assert ends(None, None) == {"<|im_end|>"}, "by the template"

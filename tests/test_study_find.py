@@ -169,7 +169,7 @@ def test_a_table_has_the_settings_of_find_and_of_prune():
     assert (found.name, found.ladder, found.methods) == ("wanda-magnitude", "0.1,0.2", ("wanda", "magnitude"))
     assert found.settings == {"propagation": "dense", "samples": 4} and found.recovery == {"epochs": 2}
     assert (found.rules.max_tokens, found.rules.alpha) == (9, 0.1)
-    rungs = [one for ladder in tables.ladders(read_study("small.toml"), found) for one in ladder.entries]
+    rungs = [one for ladder in tables.ladders(read_study("small.toml"), found).values() for one in ladder]
     assert [(one.steps[0].to_json()["samples"], one.steps[0].to_json()["seqlen"]) for one in rungs] == [(4, 16)] * 4
     assert all((recovery := one.steps[1].to_json())["epochs"] == 2 and recovery["samples"] == 4 for one in rungs)
 
@@ -184,9 +184,9 @@ def test_a_ladder_of_a_file_has_the_calibration_of_the_study_where_it_has_no_oth
     Path("sub/study.toml").write_text(STUDY + '[[find]]\nladder = "steps.toml"\n')
     study = read_study("sub/study.toml")
     (found,) = study.finds
-    (ladder,) = tables.ladders(study, found)
-    assert found.name == ladder.name == "steps" and len(ladder.entries) == 3
-    for entry in ladder.entries:
+    ladders = tables.ladders(study, found)
+    assert found.name == "steps" and ladders.keys() == {"steps"} and len(ladders["steps"]) == 3
+    for entry in ladders["steps"]:
         recipe = entry.steps[0].to_json()
         assert (recipe["calibration"], recipe["samples"], recipe["seqlen"]) == ("sub/text.jsonl", 8, 8)
 

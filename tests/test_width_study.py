@@ -74,19 +74,19 @@ def test_a_ladder_of_widths_goes_from_wide_to_narrow(tmp_path):
     assert path.exists()
     ladder = tmp_path / "ladder.toml"
     ladder.write_text('[[width]]\nkeep = [0.75, 0.5, 0.25]\n[calibration]\ncalibration = "text.jsonl"\n')
-    (found,) = ladders_of(ladder, None, {}, None)
-    shares = [removed(entry, source) for entry in found.entries]
-    check_order(found, source)
+    (found,) = ladders_of(ladder, None, {}, None).values()
+    shares = [removed(entry, source) for entry in found]
+    check_order("ladder", found, source)
     parts = [sum(a * b for a, b in source.linear_shapes(index).values()) for index in range(source.blocks)]
     inside = sum(
         a * b for i in range(source.blocks) for n, (a, b) in source.linear_shapes(i).items() if n.startswith("mlp")
     )
     assert shares == pytest.approx([inside / sum(parts) * share for share in (0.25, 0.5, 0.75)])
-    (again,) = ladders_of([WidthRecipe(keep=0.5), WidthRecipe(keep=0.75)], None, {}, None)
-    with pytest.raises(PrunusError, match="not in order"):
-        check_order(again, source)
-    (recovering,) = ladders_of([WidthRecipe()], None, {}, {})
-    assert recovering.entries[0].steps[1] == RecoverRecipe(rate=None, seed=1)
+    (again,) = ladders_of([WidthRecipe(keep=0.5), WidthRecipe(keep=0.75)], None, {}, None).values()
+    with pytest.raises(PrunusError, match="ladder recipes is not in order"):
+        check_order("recipes", again, source)
+    (recovering,) = ladders_of([WidthRecipe()], None, {}, {}).values()
+    assert recovering[0].steps[1] == RecoverRecipe(rate=None, seed=1)
 
 
 def files(folder):

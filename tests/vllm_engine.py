@@ -132,9 +132,9 @@ def test_nothing_is_left_of_other_weights(tmp_path):
     with opened("vllm", tiny_folder(), "cpu", len(TOKENIZER), EAGER) as backend:
         assert isinstance(backend, VLLMBackend)
         dense = run(backend)
-        backend.hold(None, None, silent)
+        backend.hold(None, silent)
         shallow = run(backend)
-        backend.hold(None, None, [])
+        backend.hold(None, [])
         assert run(backend) == dense != shallow
     prunus.drop_blocks("tiny", tmp_path / "shallow", prunus.DropRecipe(blocks=",".join(map(str, silent))))
     alone = HFBackend.load(tmp_path / "shallow", "cpu", len(TOKENIZER))

@@ -17,25 +17,13 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from prunus.budgets import AS_RUN, OFF
-from prunus.engines import EngineOptions
-from prunus.errors import PrunusError
-from prunus.recipes import (
-    DropRecipe,
-    EvalPlan,
-    ExpertsRecipe,
-    GgufRecipe,
-    PruneRecipe,
-    QuantizeRecipe,
-    RecoverRecipe,
-    TraceRecipe,
-    WidthRecipe,
-)
-
 if TYPE_CHECKING:
     from prunus import sparse
+    from prunus.budgets import AS_RUN, OFF
     from prunus.checkpoint.conversions import dequantize, pack, unpack
     from prunus.declarations import methods
+    from prunus.engines import EngineOptions
+    from prunus.errors import PrunusError
     from prunus.evaluation.pipeline import evaluate, regrade
     from prunus.evaluation.profiles.catalogue import profiles, show_profile
     from prunus.evaluation.tasks import tasks
@@ -53,10 +41,21 @@ if TYPE_CHECKING:
     from prunus.pruning.pipeline import prune
     from prunus.pruning.quantize import quantize
     from prunus.pruning.recover import recover
+    from prunus.recipes import (
+        DropRecipe,
+        EvalPlan,
+        ExpertsRecipe,
+        GgufRecipe,
+        PruneRecipe,
+        QuantizeRecipe,
+        RecoverRecipe,
+        TraceRecipe,
+        WidthRecipe,
+    )
     from prunus.reporting.page import report
     from prunus.results.comparison import compare
     from prunus.results.frames import Results, export
-    from prunus.results.frames import open as open  # not in __all__: import * would replace the builtin
+    from prunus.results.frames import open as open
     from prunus.results.importing import import_rows
     from prunus.results.store import runs
     from prunus.steps.chain import apply_steps
@@ -72,62 +71,21 @@ if TYPE_CHECKING:
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
 __version__ = "0.2.0"
-__all__ = [
-    "AS_RUN",
-    "OFF",
-    "DropRecipe",
-    "EngineOptions",
-    "EvalPlan",
-    "ExpertsRecipe",
-    "GgufRecipe",
-    "PruneRecipe",
-    "PrunusError",
-    "QuantizeRecipe",
-    "RecoverRecipe",
-    "Results",
-    "TraceRecipe",
-    "WidthRecipe",
-    "allocate",
-    "apply_steps",
-    "card",
-    "compare",
-    "demo",
-    "dequantize",
-    "drop_blocks",
-    "drop_experts",
-    "evaluate",
-    "expert_stats",
-    "export",
-    "find",
-    "gguf",
-    "import_rows",
-    "inspect",
-    "methods",
-    "pack",
-    "perplexity",
-    "plan_study",
-    "profiles",
-    "prune",
-    "quantize",
-    "recover",
-    "regrade",
-    "report",
-    "report_study",
-    "run_study",
-    "runs",
-    "show_profile",
-    "sparse",
-    "stats",
-    "tasks",
-    "traces",
-    "unpack",
-    "verify",
-    "view",
-    "width",
-]
-
 _HOME = {
+    "AS_RUN": "prunus.budgets",
+    "OFF": "prunus.budgets",
+    "DropRecipe": "prunus.recipes",
+    "EngineOptions": "prunus.engines",
+    "EvalPlan": "prunus.recipes",
+    "ExpertsRecipe": "prunus.recipes",
+    "GgufRecipe": "prunus.recipes",
+    "PruneRecipe": "prunus.recipes",
+    "PrunusError": "prunus.errors",
+    "QuantizeRecipe": "prunus.recipes",
+    "RecoverRecipe": "prunus.recipes",
     "Results": "prunus.results.frames",
+    "TraceRecipe": "prunus.recipes",
+    "WidthRecipe": "prunus.recipes",
     "allocate": "prunus.pruning.allocate",
     "apply_steps": "prunus.steps.chain",
     "card": "prunus.model_card",
@@ -166,6 +124,8 @@ _HOME = {
     "view": "prunus.viewer.server",
     "width": "prunus.pruning.narrow",
 }
+# `import *` must not replace the builtin `open`.
+__all__ = [name for name in ("sparse", *_HOME) if name != "open"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
@@ -174,3 +134,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'prunus' has no attribute '{name}'")
     return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -145,9 +145,9 @@ class Step(ABC):
         """The most bytes that a study stores of a variant made by it; of the whole checkpoint if it reshapes."""
         return self.planned(recipe, source).nbytes
 
-    def calibrates(self, recipe: Any, stats: bool = False) -> bool:
-        """Whether it reads the calibration that the recipe names. stats: whether saved statistics take its place."""
-        return recipe.needs_data and not stats
+    def calibrates(self, recipe: Any) -> bool:
+        """Whether it reads the calibration that the recipe names, unless saved statistics take its place."""
+        return recipe.needs_data
 
     def foresee(self, recipe: Any, source: Any, out: Path, where: Where) -> Mapping[str, Any]:
         """What a dry run says of it where it follows other steps, with `warnings`.

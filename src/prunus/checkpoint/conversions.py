@@ -18,7 +18,7 @@ from prunus.checkpoint.packed_files import PackedCheckpoint, attach_source, pack
 from prunus.checkpoint.packed_tensor import bit_patterns, damaged, mask_nbytes, packed_nbytes
 from prunus.checkpoint.quantised import DEQUANTISED
 from prunus.checkpoint.resolve import resolve, typed_path, versions
-from prunus.checkpoint.safetensors_file import DTYPES, ITEMSIZES, checksum_of
+from prunus.checkpoint.safetensors_file import DTYPES, ITEMSIZES, checksum_of, read_header
 from prunus.checkpoint.writer import Partial, check_target
 from prunus.disk import disk_errors
 from prunus.errors import PrunusError
@@ -146,13 +146,22 @@ def write_variant(
         write_variant_tensors(path, source, weights, info)
 
 
+def vectors_of(path: Path) -> Path:
+    """The safetensors file beside that of a variant with its norms and biases, if they changed, too."""
+    return path.with_suffix(".vectors.safetensors")
+
+
 def read_variant(path: Path, source: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, dense weight) of a variant, exact to the bit; at once PrunusError if source is another model."""
+    """Yield (name, value) of each tensor of a variant, also of those in vectors_of, one at a time, exact to the bit.
+
+    Raises PrunusError at once if source is another model.
+    """
     packed = read_packed(path)
     if packed.info["kind"] != "variant":
         raise PrunusError(f"{path} is a packed checkpoint, not a variant of a model")
-    tensors = attach_source(packed, source)
-    return ((name, tensor.read()) for name, tensor in tensors.items())
+    vectors = read_header(vectors_of(path)) if vectors_of(path).exists() else {}
+    tensors = [*attach_source(packed, source).items(), *vectors.items()]
+    return ((name, tensor.read()) for name, tensor in tensors)
 
 
 def variant_about(path: Path) -> dict[str, Any]:

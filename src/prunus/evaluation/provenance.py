@@ -34,12 +34,17 @@ def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> 
     return PackedCheckpoint(folder), "sparse" if runs_sparse(folder, device, engine.sparse) else None
 
 
+def model_label(name: str) -> str:
+    """The name of a model in tables and pages: the last part of a folder's path, else as it is given."""
+    return Path(name).resolve().name if Path(name).is_dir() else name
+
+
 def describe_model(
     model: str | Path, checkpoint: "ModelFolder | ServedModel", kernel: str | None = None
 ) -> dict[str, object]:
     """The description of a model that the store keeps: name, source, checksum, manifest, parameters, bytes and more.
 
-    name: the last part of a folder's path, else `model`. A kernel is added to the steps in the manifest, so that tables
+    name: as model_label has it. A kernel is added to the steps in the manifest, so that tables
     distinguish the packed model from its dense equal; so is the quantisation of a model that is read quantised, unless
     a step of ours quantised it.
     """
@@ -53,7 +58,7 @@ def describe_model(
         step = {"action": action, "recipe": recipe, "versions": {}, "source": source, "warnings": []}
         manifest = manifest | {"history": [*manifest.get("history", []), step]}
     described = {
-        "name": Path(model).resolve().name if Path(model).is_dir() else str(model),
+        "name": model_label(str(model)),
         "source": str(model),
         "checksum": checkpoint.checksum(),
         "manifest": manifest,

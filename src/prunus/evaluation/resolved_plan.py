@@ -65,12 +65,17 @@ class ResolvedPlan:
         return first._replace(key=(*first.key[:2], draw))
 
     @property
+    def ids(self) -> dict[str, list[str]]:
+        """The ids of the problems of each task."""
+        found: dict[str, list[str]] = {}
+        for problem in self.problems:
+            found.setdefault(problem.task, []).append(problem.id)
+        return found
+
+    @property
     def planned(self) -> Planned:
         """The problems as the store lists them."""
-        order: dict[str, list[str]] = {}
-        for problem in self.problems:
-            order.setdefault(problem.task, []).append(problem.id)
-        return Planned(len(self.problems), order)
+        return Planned(len(self.problems), self.ids)
 
     @property
     def largest_budget(self) -> int:
@@ -144,17 +149,15 @@ def resolve_plan(
         else {p.kind: cap for p, cap in zip(problems, caps, strict=True)},
         "problems": digest_of(problems),
     }
-    # Keys that older versions did not have are left out at their default, which keeps the ids of stored runs.
-    if kernel is not None:
-        resolved["kernel"] = kernel
-    if switch is not None:
-        resolved["off"] = switch.describe()
-    if native is not None:
-        resolved["native"] = native.describe()
-    if max(tokens_needed(largest, markers, chain) for chain in chains) > context:
-        resolved["context"] = context
-    if ends := (markers.think_stops - own.think_stops) | (markers.answer_stops - own.answer_stops):
-        resolved["end_ids"] = sorted(ends)
+    # Keys that older versions did not have are left out where they are empty, which keeps the ids of stored runs.
+    later = {
+        "kernel": kernel,
+        "off": switch and switch.describe(),
+        "native": native and native.describe(),
+        "context": context if max(tokens_needed(largest, markers, chain) for chain in chains) > context else None,
+        "end_ids": sorted((markers.think_stops - own.think_stops) | (markers.answer_stops - own.answer_stops)),
+    }
+    resolved |= {key: value for key, value in later.items() if value}
     return ResolvedPlan(
         run_id=content_hash({"model": checkpoint.checksum(), "plan": resolved}),
         plan=resolved,

@@ -187,12 +187,10 @@ def missing_batches(store: Store, work: ResolvedPlan) -> list[list[tuple[int, in
     return [batch for batch in work.batches if not work.keys(batch) <= stored]
 
 
-def missing_chains(
-    store: Store, work: ResolvedPlan, batches: Sequence[Sequence[tuple[int, int]]]
-) -> list[tuple[int, int]]:
-    """The chains of some batches of which the store lacks a row, in order."""
+def missing_chains(store: Store, work: ResolvedPlan, batch: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The chains of a batch of which the store lacks a row, in order."""
     stored = store.keys(work.run_id)
-    return [chain for batch in batches for chain in batch if not work.keys([chain]) <= stored]
+    return [chain for chain in batch if not work.keys([chain]) <= stored]
 
 
 def check_engine(work: ResolvedPlan, engine: Backend | ChatServer) -> None:

@@ -62,7 +62,7 @@ class Job(Generic[AnyRecipe]):
     @property
     def needs_tokens(self) -> bool:
         """Whether the model is run on calibration tokens."""
-        return kind_of(self.recipe).calibrates(self.recipe, self.saved is not None)
+        return self.saved is None and kind_of(self.recipe).calibrates(self.recipe)
 
     def hidden_file(self, partial: Partial) -> Path | None:
         """The file for hidden states; None keeps them in memory."""

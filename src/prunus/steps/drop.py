@@ -50,7 +50,7 @@ class Drop(Step):
         blocks = recipe.count(source.blocks) if recipe.method == "laco" and recipe.indices is None else 0
         return blocks * recipe.merge * sum(stored.nbytes for stored in source.block_tensors(0).values())
 
-    def calibrates(self, recipe: Any, stats: bool = False) -> bool:
+    def calibrates(self, recipe: Any) -> bool:
         """Whether the method chooses by data."""
         return recipe.indices is None and declared(DepthMethod)[recipe.method].needs_data
 

@@ -54,9 +54,9 @@ class Experts(Step):
         counts = expert_counts(source)
         return 1 - sum(map(recipe.count, counts)) / sum(counts)
 
-    def calibrates(self, recipe: Any, stats: bool = False) -> bool:
+    def calibrates(self, recipe: Any) -> bool:
         """Whether the criterion needs data."""
-        return declared(Criterion)[recipe.method].needs != "nothing" and not stats
+        return declared(Criterion)[recipe.method].needs != "nothing"
 
     def label(self, step: StepRecord) -> str:
         """`REAP 6 of 8 experts`."""

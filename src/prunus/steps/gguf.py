@@ -55,7 +55,7 @@ class Gguf(Step):
 
         return nbytes_of(source, recipe)
 
-    def calibrates(self, recipe: Any, stats: bool = False) -> bool:
+    def calibrates(self, recipe: Any) -> bool:
         return False
 
     def label(self, step: StepRecord) -> str:

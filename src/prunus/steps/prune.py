@@ -74,10 +74,8 @@ class Prune(Step):
         shapes = [linear.shape_OI for linears in linears_in_scope(source, recipe) for linear in linears]
         return sum(packed_nbytes(s, int(kept * s[0] * s[1]), source.dtype.itemsize) for s in shapes)
 
-    def calibrates(self, recipe: Any, stats: bool = False) -> bool:
+    def calibrates(self, recipe: Any) -> bool:
         """Whether method, update or allocation measure anything."""
-        if stats:
-            return False
         allocates = declared(Allocation)[recipe.allocation].needs == "norms" and recipe.scores is None
         return allocates or declared(Method)[recipe.method].needs != "nothing" or recipe.update != "none"
 

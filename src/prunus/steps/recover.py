@@ -62,7 +62,7 @@ class Recover(Step):
         width = source.dtype.itemsize
         return sum(packed_nbytes(tuple(s.shape), s.elements, width) if len(s.shape) == 2 else s.nbytes for s in stored)
 
-    def calibrates(self, recipe: Any, stats: bool = False) -> bool:
+    def calibrates(self, recipe: Any) -> bool:
         return True
 
     def label(self, step: StepRecord) -> str:

@@ -17,6 +17,7 @@ from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
+from prunus.evaluation.provenance import model_label
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.plain_data import content_hash
 from prunus.pruning.calibration import HUB_NAMES, calibration_name, check_calibration, source_file
@@ -102,7 +103,7 @@ class Model:
 
     @property
     def label(self) -> str:
-        """The model's name in tables and pages: the last part of a folder's path, else the name itself."""
+        """The model's name in tables and pages."""
         return model_label(self.name)
 
     def cells_of(self, variant: Variant) -> list[Cell]:
@@ -118,11 +119,6 @@ def chain_tokens(plan: EvalPlan, answers: int) -> int:
     budgets = without_off(plan.budgets)
     shared = plan.reuse and plan.wait == 0
     return (max(budgets, default=0) if shared else sum(budgets)) + answers
-
-
-def model_label(name: str) -> str:
-    """The model's name as describe_model of the evaluation gives it."""
-    return Path(name).resolve().name if name != "tiny" and Path(name).is_dir() else name
 
 
 def open_models(study: Study) -> list[Model]:

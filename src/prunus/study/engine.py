@@ -7,6 +7,9 @@ import gc
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from prunus import progress
 from prunus.checkpoint.architecture import Architecture, Carried, find_layers
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.conversions import read_variant
 from prunus.checkpoint.model_folder import is_gguf
 from prunus.engines import GGUF, EngineOptions
 from prunus.errors import PrunusError
@@ -45,7 +49,7 @@ from prunus.study.variants import (
     is_made,
     make_variant,
     read_info,
-    read_tensors,
+    weights_file,
     whole_checkpoint,
 )
 
@@ -205,7 +209,7 @@ def swapped(model: PreTrainedModel, source: Checkpoint, folder: Path, variant: V
         return
     replaced: list[str] = []
     try:
-        for name, tensor in as_in_model(source, read_tensors(folder, variant, source)):
+        for name, tensor in as_in_model(source, read_variant(weights_file(folder, variant), source)):
             replaced.append(name)
             overwrite(model, name, tensor)
         with blocks_kept(model, info.kept):
@@ -308,39 +312,58 @@ def set_blocks(model: PreTrainedModel, layers: list[Any], kinds: list[str] | Non
             config.layer_types = kinds
 
 
+@dataclass(eq=False)
+class Job:
+    """One unit of work: make a variant (cell is None), or answer chains of a cell.
+
+    early: comes before all jobs that are not early. attempts: number of workers that were lost at this job.
+    """
+
+    model: Model
+    variant: Variant
+    cell: Cell | None
+    batch: list[tuple[int, int]]
+    early: bool
+    attempts: int = 0
+
+    @property
+    def description(self) -> str:
+        """`evaluating wanda-20 of tiny`."""
+        activity = "making" if self.cell is None else "evaluating"
+        return f"{activity} {self.variant.name} of {self.model.label}"
+
+
+def missing_jobs(models: Sequence[Model], folder: Path, store: Store) -> Iterator[Job]:
+    """Yield a job for every missing variant and batch, by model and variant. folder: of the study.
+
+    All batches of the dense models and the first batch of each variant are early.
+    """
+    for model in models:
+        for variant in model.variants:
+            missing = [
+                (cell, batch) for cell in model.cells_of(variant) for batch in missing_batches(store, cell.resolved)
+            ]
+            if missing and not is_made(folder, variant):
+                yield Job(model, variant, None, [], True)
+            for cell, batch in missing:
+                yield Job(model, variant, cell, batch, not variant.steps or batch == cell.resolved.batches[0])
+
+
 def run_here(study: Study, models: Sequence[Model], paths: StudyPaths, store: Store, device: str) -> None:
     """Evaluate every missing cell in this process, beginning with the dense models and one batch of every variant."""
+    jobs, serves = list(missing_jobs(models, paths.folder, store)), study.engine.serve is not None
+    if not serves:  # else the server of a variant is started once, for all of its batches
+        jobs.sort(key=lambda job: not job.early)
+    if makes_all_first(study.backend, device):
+        jobs.sort(key=lambda job: job.cell is not None)
     with StudyBar(study, models, store) as bar, Engine(study, paths.folder, device) as engine:
-        if makes_all_first(study.backend, device):
-            for model, variant, _ in missing_work(models, store):
-                make_missing(engine, model, variant, bar)
-        for model, variant, cells in missing_work(models, store, in_rounds=study.engine.serve is None):
-            if study.engine.serve is None:  # else the checkpoint is made whole when its server is started
-                make_missing(engine, model, variant, bar)
-            bar.say(f"evaluating {variant.name} of {model.label}")
-            for cell, batches in cells:
-                for samples in engine.evaluate(model, cell, batches, store, bar.within):
+        for (model, variant, cell), some in groupby(jobs, key=attrgetter("model", "variant", "cell")):
+            if cell is not None:
+                bar.say(f"evaluating {variant.name} of {model.label}")
+                for samples in engine.evaluate(model, cell, [job.batch for job in some], store, bar.within):
                     bar.add(cell.run_id, samples)
-
-
-def missing_work(
-    models: Sequence[Model], store: Store, in_rounds: bool = True
-) -> Iterator[tuple[Model, Variant, list[tuple[Cell, list[Batch]]]]]:
-    """Yield each variant with its cells and their missing batches, in two rounds.
-
-    The first round yields all batches of the dense models and the first batch of every variant, the second all others.
-    in_rounds: whether there are two; a variant that is started anew each time is evaluated in one go.
-    """
-    for first_round in (True, False) if in_rounds else (False,):
-        for model in models:
-            for variant in model.variants:
-                missing = [(cell, missing_batches(store, cell.resolved)) for cell in model.cells_of(variant)]
-                if first_round and variant.steps:
-                    missing = [
-                        (cell, [b for b in batches if b == cell.resolved.batches[0]]) for cell, batches in missing
-                    ]
-                if cells := [(cell, batches) for cell, batches in missing if batches]:
-                    yield model, variant, cells
+            elif not serves:  # else the checkpoint is made whole when its server is started
+                make_missing(engine, model, variant, bar)
 
 
 def make_missing(engine: Engine, model: Model, variant: Variant, bar: StudyBar) -> None:

@@ -182,7 +182,8 @@ def read_entries(path: str | Path, shared: Mapping[str, Any] | None = None, text
     text, data = _parsed(path, "ladder") if text is None else (text, parse_toml(text))
     reader = _Reader(path, text, data)
     reader.check_keys("", 0, data, (*RECIPES, CHAIN, "calibration"))
-    entries = reader.entries({**(shared or {}), **reader.table("calibration", SHARED)})
+    reader.shared = {**(shared or {}), **reader.table("calibration", SHARED)}
+    entries = reader.entries()
     if not entries:
         raise PrunusError(f"{path} has no recipe: write [[prune]] or [[drop]] tables")
     return sorted(entries, key=lambda entry: entry.line or 0)
@@ -200,21 +201,22 @@ def _parsed(path: Path, what: str) -> tuple[str, dict[str, Any]]:
 
 
 class _Reader:
-    """Turns the parsed TOML of a file into a Study."""
+    """Turns the parsed TOML of a file into a Study. shared: settings of its [calibration]."""
 
     def __init__(self, path: Path, text: str, data: dict[str, Any]) -> None:
         self.path, self.text, self.data, self.lines = path, text, data, Lines(text)
+        self.shared: Mapping[str, Any] = {}
 
     def study(self) -> Study:
         self.check_keys("", 0, self.data, TOP)
-        report, shared = self.table("report", REPORT), self.table("calibration", SHARED)
+        report, self.shared = self.table("report", REPORT), self.table("calibration", SHARED)
         for key, hint in (("keep_checkpoints", bool), ("name", str)):
             self.check_type("", key, 0, self.data.get(key, hint()), hint)
         margins = {key: report.get(key, getattr(Study, key)) for key in MARGINS}
         for key, value in margins.items():
             with self.located("report", key):
                 margins[key] = Margin.of(value, key).to_json()
-        entries = self.entries(shared)
+        entries = self.entries()
         models, plans = tuple(self.models()), tuple(self.plans())
         return Study(
             path=self.path,
@@ -230,7 +232,7 @@ class _Reader:
             text=self.text,
             eval_line=self.lines.of("eval"),
             models_line=self.lines.of("", "models"),
-            finds=tuple(self.finds(shared, margins)),
+            finds=tuple(self.finds(margins)),
         )
 
     def models(self) -> Iterator[str]:
@@ -293,44 +295,40 @@ class _Reader:
             self.check_keys(kind, number, kept, KEYS[f"[[{kind}]]"])
             yield number, kept
 
-    def entries(self, shared: Mapping[str, Any]) -> list[Entry]:
-        """What all tables of steps define. shared: of [calibration]."""
+    def entries(self) -> list[Entry]:
+        """What all tables of steps define."""
         return [
             Entry(steps, self.lines.of(kind, "", number))
             for kind in (*RECIPES, CHAIN)
             for number, table in self.tables(kind)
-            for steps in (self.chain if kind == CHAIN else self.single)(
-                kind, number, table, partial(self.recipe, shared)
-            )
+            for steps in (self.chain if kind == CHAIN else self.single)(kind, number, table)
         ]
 
-    def single(
-        self, kind: str, number: int, table: Mapping[str, Any], build: Build[Recipe]
-    ) -> Iterator[tuple[Recipe, ...]]:
+    def single(self, kind: str, number: int, table: Mapping[str, Any]) -> Iterator[tuple[Recipe, ...]]:
         """What a table of one kind of step defines, with those of its keys BEFORE and AFTER, calibrated as its own."""
         further = {key: table[key] for key in (AFTER, BEFORE) if key in table and key not in hints_of(RECIPES[kind])}
         own = _with_blocks_as_text(kind, {key: value for key, value in table.items() if key not in further})
-        for recipe in self.grid(kind, number, own, RECIPES[kind], build):
+        for recipe in self.grid(kind, number, own, RECIPES[kind], self.recipe):
             like = partial(self.alike, recipe)
             last, first = ([*self.choices(kind, number, key, further.get(key, False), like)] for key in (AFTER, BEFORE))
             yield from ((*before, recipe, *after) for after, before in product(last, first))
 
-    def chain(
-        self, kind: str, number: int, table: Mapping[str, Any], build: Build[Recipe]
-    ) -> Iterator[tuple[Recipe, ...]]:
+    def chain(self, kind: str, number: int, table: Mapping[str, Any]) -> Iterator[tuple[Recipe, ...]]:
         """What a [[chain]] table defines: every combination of the settings of its steps."""
         steps = table.get("steps")
         if not isinstance(steps, list) or not steps or not all(isinstance(s, dict) and len(s) == 1 for s in steps):
             message = "write steps = [{prune = {sparsity = 0.2}}, {recover = true}], one key in each"
             self.fail(kind, "", number, message)
         parts = [
-            [*self.choices(kind, number, action, value, build)] for step in steps for action, value in step.items()
+            [*self.choices(kind, number, action, value, self.recipe)]
+            for step in steps
+            for action, value in step.items()
         ]
         yield from (sum(combination, ()) for combination in product(*parts))
 
-    def recipe(self, shared: Mapping[str, Any], cls: type[Recipe], own: Mapping[str, Any]) -> Recipe:
+    def recipe(self, cls: type[Recipe], own: Mapping[str, Any]) -> Recipe:
         """A recipe with its own settings, and those of the shared ones that it has."""
-        kept = {key: value for key, value in shared.items() if key in hints_of(cls)}
+        kept = {key: value for key, value in self.shared.items() if key in hints_of(cls)}
         return cls(**self.with_paths({**kept, **own}))
 
     def alike(self, recipe: Recipe, cls: type[Recipe], own: Mapping[str, Any]) -> Recipe:
@@ -350,8 +348,8 @@ class _Reader:
                 own = _with_blocks_as_text(action, given)
                 yield from ((one,) for one in self.grid(kind, number, own, RECIPES[action], build, action))
 
-    def finds(self, shared: Mapping[str, Any], margins: Mapping[str, MarginLike]) -> Iterator[FindTable]:
-        """The searches. shared: of [calibration]. margins: of [report], which hold where a table has no others."""
+    def finds(self, margins: Mapping[str, MarginLike]) -> Iterator[FindTable]:
+        """The searches. margins: of [report], which hold where a table has no others."""
         seen: set[str] = set()
         for number, table in self.tables("find"):
             for key, value in table.items():
@@ -384,7 +382,7 @@ class _Reader:
                 self.path_or_text(ladder) if in_file else ladder,
                 methods,
                 settings=self.with_paths({key: value for key, value in table.items() if key in OF_RECIPE}),
-                shared=self.with_paths(shared),
+                shared=self.with_paths(self.shared),
                 recovery=None if recovery is None else self.with_paths(recovery),
                 rules=rules,
             )

@@ -26,7 +26,7 @@ from prunus.results.store import Store, is_begun
 from prunus.study.cells import Model, check_beforehand, open_models, plan_names
 from prunus.study.engine import run_here
 from prunus.study.file import Study, read_study
-from prunus.study.find.tables import SearchState, check_searches, open_searches, run_searches, state
+from prunus.study.find.tables import SearchState, StudySearch, check_searches, open_searches, run_searches, state
 from prunus.study.ray import Cluster, cluster_for
 from prunus.study.ray.driver import run_on_ray
 from prunus.study.variants import MAKING, StudyPaths, check_variants
@@ -87,7 +87,7 @@ def run_study(
                 " run the same command again"
             )
         with Store(paths.store) as opened:
-            return write_results(study, models, paths, opened, [*map(state, searches)])
+            return write_results(study, models, paths, opened, searches)
 
 
 def report_study(file: str | Path, *, out: str | Path | None = None, store: str | Path | None = None) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def report_study(file: str | Path, *, out: str | Path | None = None, store: str 
     models = open_models(study)
     with Store(paths.store) as opened:
         searches = open_searches(study, folders_of(models), paths.folder)
-        return write_results(study, models, paths, opened, [*map(state, searches)])
+        return write_results(study, models, paths, opened, searches)
 
 
 def folders_of(models: Sequence[Model]) -> dict[str, Path]:
@@ -133,14 +133,14 @@ def run_cells(study: Study, models: Sequence[Model], paths: StudyPaths, device: 
 
 
 def write_results(
-    study: Study, models: Sequence[Model], paths: StudyPaths, store: Store, searches: Sequence[SearchState] = ()
+    study: Study, models: Sequence[Model], paths: StudyPaths, store: Store, opened: Sequence[StudySearch]
 ) -> dict[str, Any]:
     """Compare every variant with the base, write the pages, and return the result of run_study.
 
-    searches: of the study, which the pages name. Raises PrunusError if no base has an answer yet.
+    opened: the searches, which the pages name. Raises PrunusError if no base has an answer yet.
     """
-    wanted = {cell.run_id for model in models for cell in model.cells}
-    known = wanted.union(*(one.runs for one in searches))
+    wanted, searches = {cell.run_id for model in models for cell in model.cells}, [*map(state, opened)]
+    known = wanted.union(*(one.search.cells for one in opened))
     unreported = [run.run_id for run in store.runs() if run.run_id not in known]
     if unreported:
         progress.say(

@@ -10,9 +10,10 @@ from rich.text import Text
 
 from prunus import progress
 from prunus.disk import show_bytes
+from prunus.evaluation.provenance import model_label
 from prunus.results.rows import Key, Sample
 from prunus.results.store import Store
-from prunus.study.cells import Model, model_label, plan_names
+from prunus.study.cells import Model, plan_names
 from prunus.study.file import Study
 
 

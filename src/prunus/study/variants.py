@@ -12,14 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-
 from prunus import progress
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.conversions import read_variant, variant_about, write_variant
+from prunus.checkpoint.conversions import variant_about, vectors_of, write_variant
 from prunus.checkpoint.model_folder import ModelFolder, is_gguf
 from prunus.checkpoint.resolve import MANIFEST
-from prunus.checkpoint.safetensors_file import Stored, read_header, write_file
+from prunus.checkpoint.safetensors_file import Stored, write_file
 from prunus.disk import disk_errors, locked
 from prunus.errors import PrunusError
 from prunus.evaluation.provenance import describe_model
@@ -103,11 +101,6 @@ def weights_file(folder: Path, variant: Variant) -> Path:
     return folder / VARIANTS / f"{variant.key}.safetensors"
 
 
-def vectors_file(folder: Path, variant: Variant) -> Path:
-    """Path of the file of norms and biases, for a variant that changes any; it is written before the matrices."""
-    return folder / VARIANTS / f"{variant.key}.vectors.safetensors"
-
-
 def unfinished_folder(folder: Path, variant: Variant) -> Path:
     """The folder in which the variant's checkpoint is written; it stays until the variant's files are complete.
 
@@ -147,7 +140,8 @@ def target_folder(folder: Path, model: Model, variant: Variant, keep: bool) -> P
 
 def variant_files(folder: Path, variant: Variant) -> list[Path]:
     """The existing files of a variant. The matrices come last: the variant is complete once their file exists."""
-    return [path for path in (vectors_file(folder, variant), weights_file(folder, variant)) if path.exists()]
+    matrices = weights_file(folder, variant)
+    return [path for path in (vectors_of(matrices), matrices) if path.exists()]
 
 
 def files_to_load(folder: Path, model: Model, variant: Variant, keep: bool) -> list[Path]:
@@ -167,19 +161,12 @@ def is_made(folder: Path, variant: Variant) -> bool:
     return not variant.steps or read_info(folder, variant) is not None
 
 
-def differences_of(
-    source: ModelFolder, folder: Path, variant: Variant
-) -> tuple[Path | None, Path | None, Sequence[int]]:
-    """Paths of the packed matrices and of the vectors of a variant that was made, and the source's blocks it lacks.
-
-    None for a file that it has not.
-    """
+def differences_of(source: ModelFolder, folder: Path, variant: Variant) -> tuple[Path | None, Sequence[int]]:
+    """The file of a variant that was made, None of the dense model, and the source's blocks that it lacks."""
     info = read_info(folder, variant) if variant.steps else None
     if info is None:
-        return None, None, ()
-    vectors = vectors_file(folder, variant)
-    removed = [index for index in range(source.blocks) if index not in info.kept]
-    return weights_file(folder, variant), vectors if vectors.exists() else None, removed
+        return None, ()
+    return weights_file(folder, variant), [index for index in range(source.blocks) if index not in info.kept]
 
 
 def check_variants(study: Study, models: Sequence[Model], folder: Path, device: str) -> None:
@@ -243,7 +230,7 @@ def make_variant(
     changed = dict(changed_tensors(source, made, kept)) if isinstance(made, Checkpoint) and not variant.is_whole else {}
     vectors = {name: stored for name, stored in changed.items() if len(stored.shape) != 2}
     if vectors:
-        write_file(vectors_file(folder, variant), vectors)
+        write_file(vectors_of(weights_file(folder, variant)), vectors)
     matrices = ((name, stored.read()) for name, stored in changed.items() if name not in vectors)
     steps = [{action_of(recipe): recipe.to_json()} for recipe in variant.steps]
     about = {"variant": variant.name, "steps": steps, "model": asdict(info)}
@@ -303,14 +290,6 @@ def is_same(one: Stored, other: Stored) -> bool:
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     return all(a == b for a, b in zip(one.chunks(), other.chunks(), strict=True))
-
-
-def read_tensors(folder: Path, variant: Variant, source: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, value) of each tensor in which a variant differs from its source, read one at a time."""
-    yield from read_variant(weights_file(folder, variant), source)
-    vectors = vectors_file(folder, variant)
-    if vectors.exists():
-        yield from ((name, stored.read()) for name, stored in read_header(vectors).items())
 
 
 def add_run(

@@ -15,6 +15,7 @@ import os
 import queue
 import random
 import re
+import resource
 import threading
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
@@ -324,10 +325,6 @@ def queue_of(metrics: str) -> tuple[float, float] | None:
 
 def files_at_once() -> int:
     """Number of connections that this process may open; its limit is raised where the system allows it."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 480
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_REQUESTS + 512
     if soft != resource.RLIM_INFINITY and soft < wanted:

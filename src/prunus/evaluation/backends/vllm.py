@@ -25,7 +25,6 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.conversions import read_variant
 from prunus.checkpoint.linears import plain_experts
 from prunus.checkpoint.model_folder import EngineFolder
-from prunus.checkpoint.safetensors_file import read_header
 from prunus.engines import BACKENDS, FLOAT32_PARAMETERS, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.requests import NEUTRAL, Backend, Completion, Outstanding, Request, Sampling, Scores
@@ -66,7 +65,7 @@ class VLLMBackend(Backend):
         self.args = dict(args)
         self.made = 0
         self.read: dict[str, int] = {}  # request id -> ids that were searched for markers
-        self.held: tuple[list[str | None], list[int]] | None = ([None, None], [])
+        self.held: tuple[str | None, list[int]] | None = (None, [])
 
     @classmethod
     def load(cls, folder: Path, device: str, vocabulary: int, engine: EngineOptions) -> "VLLMBackend":
@@ -197,20 +196,20 @@ class VLLMBackend(Backend):
         logprobs = array("f", (entry[token].logprob for token, entry in zip(ids, made.logprobs, strict=False)))
         return Completion(ids, stopped, Scores(logprobs, array("f", [math.nan]) * len(ids)), marker)
 
-    def hold(self, packed: Path | None, vectors: Path | None, removed: Sequence[int]) -> None:
+    def hold(self, packed: Path | None, removed: Sequence[int]) -> None:
         """Load a variant of the folder's model: other weights, and blocks removed.
 
-        packed: file made by write_variant of checkpoint.conversions. vectors: safetensors file. With both None and
-        no block removed, the folder's model is loaded again. A removed block stays, with weights of zero.
+        packed: file made by write_variant of checkpoint.conversions. With None and no block removed, the folder's model
+        is loaded again. A removed block stays, with weights of zero.
         """
-        names = [None if file is None else str(file) for file in (packed, vectors)]
-        if self.held == (names, list(removed)):
+        wanted = None if packed is None else str(packed), list(removed)
+        if self.held == wanted:
             return
         self.held = None  # unknown from here on if one of the next lines fails
-        self.llm.collective_rpc("prunus_hold", args=(str(self.folder), *names, list(removed)))
+        self.llm.collective_rpc("prunus_hold", args=(str(self.folder), *wanted))
         if not self.llm.reset_prefix_cache():
             raise PrunusError("vLLM did not reset its prefix cache, which belongs to other weights; run again")
-        self.held = (names, list(removed))
+        self.held = wanted
 
     def close(self) -> None:
         """Stop the engine and its processes."""
@@ -223,12 +222,10 @@ class Swapping:
 
     model_runner: Any
 
-    def prunus_hold(self, folder: str, packed: str | None, vectors: str | None, removed: list[int]) -> None:
+    def prunus_hold(self, folder: str, packed: str | None, removed: list[int]) -> None:
         """Load a variant, as VLLMBackend.hold does. All weights are loaded, since vLLM merges and repacks some."""
         source = Checkpoint(Path(folder))
         changed = dict(read_variant(Path(packed), source)) if packed else {}
-        if vectors:
-            changed |= {name: stored.read() for name, stored in read_header(Path(vectors)).items()}
         self.model_runner.reload_weights(weights_iterator=weights(source, changed, removed))
 
     def prunus_kernels(self) -> list[str]:

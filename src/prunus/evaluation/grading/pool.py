@@ -122,7 +122,11 @@ class Pool:
         try:
             if self.stopped:
                 return "error"
-            worker = self._ready(slot)
+            worker = self.workers[slot]
+            if worker is None or worker.process.poll() is not None:  # it ended while idle, not because of a request
+                self._drop(slot)
+                worker = self.workers[slot] = WorkerProcess(self.command)
+                self.started += 1
             worker.send(request)
             reply = worker.receive(self.timeout_s)
             if not reply or "last" in reply or worker.served >= self.recycle_after:
@@ -130,16 +134,6 @@ class Pool:
             return "timeout" if reply is None else reply.get("verdict", "error")
         finally:
             self.free.put(slot)
-
-    def _ready(self, slot: int) -> WorkerProcess:
-        worker = self.workers[slot]
-        if worker is not None and worker.process.poll() is not None:  # it ended while idle, not because of a request
-            self._drop(slot)
-            worker = None
-        if worker is None:
-            worker = self.workers[slot] = WorkerProcess(self.command)
-            self.started += 1
-        return worker
 
     def _drop(self, slot: int) -> None:
         worker, self.workers[slot] = self.workers[slot], None

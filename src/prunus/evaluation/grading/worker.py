@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import sys
 from functools import lru_cache
@@ -45,11 +46,7 @@ def main() -> None:
 
 
 def limit_memory(memory_mb: int) -> None:
-    """Limit the address space to memory_mb MiB, where the system can enforce it."""
-    try:
-        import resource
-    except ImportError:
-        return
+    """Limit the address space to memory_mb MiB."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     soft = memory_mb * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))

@@ -9,7 +9,7 @@ from prunus.budgets import without_off
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles import Profile
 from prunus.evaluation.profiles.detection import state_of
-from prunus.evaluation.profiles.markers import QUESTION, decode, messages_of, render, render_all, source_of
+from prunus.evaluation.profiles.markers import QUESTION, decode, render, source_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,10 +40,7 @@ class Switch:
 
     def render(self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[str]:
         """The prompts, each with a text as the only user message and the thinking switched off."""
-        profile = self.profile
-        options = profile.template_options() | dict(self.template)
-        conversations = [messages_of(text, profile.system) for text in texts]
-        rendered = render_all(tokenizer, conversations, options, profile.date)
+        rendered = render(tokenizer, self.profile, texts, self.template)
         return [self._switched(one, text) for one, text in zip(rendered, texts, strict=True)]
 
     def _switched(self, rendered: str, text: str) -> str:
@@ -97,7 +94,7 @@ def _works(switch: Switch, tokenizer: "PreTrainedTokenizerBase") -> bool:
         [rendered] = switch.render(tokenizer, [QUESTION])
     except PrunusError:  # some templates refuse values that they do not know
         return False
-    usual = render(tokenizer, messages_of(QUESTION, profile.system), profile.template_options(), profile.date)
+    [usual] = render(tokenizer, profile, [QUESTION])
     return rendered != usual and state_of(rendered.rpartition(QUESTION)[2], profile) != "opened"
 
 

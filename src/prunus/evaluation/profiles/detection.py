@@ -5,7 +5,7 @@ chat template indicate. Nothing is generated or downloaded.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from prunus import progress
 from prunus.errors import PrunusError, nearest
-from prunus.evaluation.profiles import DATE, PROFILES, Profile, read_profile, read_system
-from prunus.evaluation.profiles.markers import Probe, find_token, probe, sampling_of, source_of, template_of
+from prunus.evaluation.profiles import PROFILES, Profile, read_profile, read_system
+from prunus.evaluation.profiles.markers import end_of_prompt, find_token, sampling_of, source_of, template_of
 from prunus.recipes import PROFILE_FILE, Mode
 
 if TYPE_CHECKING:
@@ -29,6 +29,17 @@ SWITCHES: tuple[tuple[str, Any], ...] = (
 )
 OPEN_TAG = re.compile(r"<(?P<name>[a-z_:]*(?:think|thought|reason)[a-z_:]*)>\s*\Z")
 LEGACY_SAMPLING: dict[str, float] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}  # of the papers
+# Profiles whose markers are special tokens that only their family has, these tokens, and the reason for the choice.
+SPECIAL: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    (
+        "harmony",
+        ("<|start|>", "<|channel|>", "<|message|>", "<|end|>"),
+        "the tokenizer has harmony's tokens and the template its analysis channel",
+    ),
+    ("gemma-channel", ("<|channel>", "<channel|>"), "the tokenizer has <|channel> and <channel|>"),
+    ("brackets", ("[THINK]", "[/THINK]"), "the tokenizer has [THINK] and [/THINK]"),
+    ("seed", ("<seed:think>",), "the tokenizer has <seed:think>"),
+)
 S1_NAME = re.compile(r"(^|[/_-])s1(\.1)?-[0-9]")
 THINKER_NAME = re.compile(r"r1|think|reason|qwq", re.IGNORECASE)
 
@@ -91,17 +102,22 @@ def choose(tokenizer: "PreTrainedTokenizerBase", manifest: Mapping[str, Any], fo
     """The profile that a model's files indicate."""
     if folder is not None and (folder / PROFILE_FILE).is_file():
         return DetectedProfile(read_profile(folder / PROFILE_FILE), f"by {PROFILE_FILE} of the model's folder")
-    if template_of(tokenizer) is None:
+    if (source := template_of(tokenizer)) is None:
         return _without_template(tokenizer, _names(manifest, folder))
-    found = probe(tokenizer, {}, "", DATE)
-    special = list(_by_special_tokens(tokenizer, found))
+    tail = end_of_prompt(tokenizer, PROFILES["plain"])
+    special = [
+        DetectedProfile(PROFILES[name], why)
+        for name, tokens, why in SPECIAL
+        if all(find_token(tokenizer, text) is not None for text in tokens)
+        and (name != "harmony" or "<|channel|>analysis" in source)
+    ]
     if len(special) > 1:
         raise PrunusError(
             f"the model's files indicate several profiles ({', '.join(one.profile.name for one in special)}):"
             " choose one with --profile"
         )
     names = _names(manifest, folder)
-    return special[0] if special else _by_tags(tokenizer, found) or _by_words(tokenizer, found, names)
+    return special[0] if special else _by_tags(tokenizer, source, tail) or _by_words(tokenizer, source, names)
 
 
 def _without_template(tokenizer: "PreTrainedTokenizerBase", names: list[str]) -> DetectedProfile:
@@ -112,28 +128,9 @@ def _without_template(tokenizer: "PreTrainedTokenizerBase", names: list[str]) ->
     return DetectedProfile(PROFILES["base"], why, warning if thinks else "")
 
 
-def _by_special_tokens(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> Iterator[DetectedProfile]:
-    """Yield the profiles whose markers are special tokens that only their family has."""
-
-    def has(*texts: str) -> bool:
-        return all(find_token(tokenizer, text) is not None for text in texts)
-
-    if has("<|start|>", "<|channel|>", "<|message|>", "<|end|>") and "<|channel|>analysis" in found.source:
-        yield DetectedProfile(
-            PROFILES["harmony"], "the tokenizer has harmony's tokens and the template its analysis channel"
-        )
-    if has("<|channel>", "<channel|>"):
-        yield DetectedProfile(PROFILES["gemma-channel"], "the tokenizer has <|channel> and <channel|>")
-    if has("[THINK]", "[/THINK]"):
-        yield DetectedProfile(PROFILES["brackets"], "the tokenizer has [THINK] and [/THINK]")
-    if has("<seed:think>"):
-        yield DetectedProfile(PROFILES["seed"], "the tokenizer has <seed:think>")
-
-
-def _by_tags(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> DetectedProfile | None:
+def _by_tags(tokenizer: "PreTrainedTokenizerBase", source: str, tail: str) -> DetectedProfile | None:
     """A profile with the thinking tag that the template writes or removes; None if it has no such tag."""
-    text = found.source + found.tail
-    opened = OPEN_TAG.search(found.tail)
+    text, opened = source + tail, OPEN_TAG.search(tail)
     name = opened["name"] if opened else next((one for one in ("think", "thought") if f"{one}>" in text), None)
     if name is None:
         return None
@@ -148,7 +145,7 @@ def _by_tags(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> DetectedProf
         profile = with_tag(PROFILES["think-tags"], name)
     how = "tokens" if tokens else "text"
     warning = ""
-    if not opened and not any(key in found.source for key, _ in SWITCHES):
+    if not opened and not any(key in source for key, _ in SWITCHES):
         warning = (
             f"the template only removes <{name}> from earlier turns, so this model may not think; if it does not, use"
             " --profile plain"
@@ -156,9 +153,9 @@ def _by_tags(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> DetectedProf
     return DetectedProfile(profile, f"the chat template has <{name}>, markers are {how}", warning)
 
 
-def _by_words(tokenizer: "PreTrainedTokenizerBase", found: Probe, names: list[str]) -> DetectedProfile:
+def _by_words(tokenizer: "PreTrainedTokenizerBase", source: str, names: list[str]) -> DetectedProfile:
     """The profile indicated by words in the template or by the model's name; plain if nothing indicates thinking."""
-    if "Here is my thought process" in found.source:
+    if "Here is my thought process" in source:
         return DetectedProfile(PROFILES["granite"], "the template has 'Here is my thought process'")
     by_name = next((name for name in names if S1_NAME.search(name)), None)
     if by_name and find_token(tokenizer, "<|im_start|>") is not None:
@@ -202,16 +199,16 @@ def fit(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder: Path | N
         profile = replace(profile, **sampling_of(folder))
     if not profile.thinking_start or any(stop in profile.thinking_start for stop in profile.think_stops):
         return profile  # nothing opens the thinking, or the marker opens every turn (s1)
-    found = probe(tokenizer, profile.template_options(), profile.system, profile.date)
-    if state_of(found.tail, profile) == "closed":
-        profile, found = _switched_on(profile, tokenizer, found)
-    opened = state_of(found.tail, profile) == "opened"
+    tail = end_of_prompt(tokenizer, profile)
+    if state_of(tail, profile) == "closed":
+        profile, tail = _switched_on(profile, tokenizer)
+    opened = state_of(tail, profile) == "opened"
     if profile.template_opens != "auto" and opened != (profile.template_opens == "yes"):
         raise PrunusError(
             f"profile '{profile.name}' says template_opens = \"{profile.template_opens}\", but the model's chat"
             f" template {'opens' if opened else 'does not open'} the thinking"
         )
-    if opened and not found.tail.endswith(profile.thinking_start):
+    if opened and not tail.endswith(profile.thinking_start):
         return replace(profile, template_opens="yes")
     return replace(profile, template_opens="auto")  # thinking_start is appended, or replaced by itself
 
@@ -225,17 +222,18 @@ def state_of(tail: str, profile: Profile) -> str:
     return "opened" if begun >= 0 else "absent"
 
 
-def _switched_on(profile: Profile, tokenizer: "PreTrainedTokenizerBase", found: Probe) -> tuple[Profile, Probe]:
-    """The profile with the first template option that opens the thinking, and the probe of the template with it."""
-    given = profile.template_options()
-    tried = [(key, value) for key, value in SWITCHES if key in found.source and key not in given]
+def _switched_on(profile: Profile, tokenizer: "PreTrainedTokenizerBase") -> tuple[Profile, str]:
+    """The profile with the first template option that opens the thinking, and how a prompt then ends."""
+    given, source = profile.template_options(), source_of(tokenizer)
+    tried = [(key, value) for key, value in SWITCHES if key in source and key not in given]
     for key, value in tried:
+        switched = replace(profile, template={**profile.template, key: value})
         try:
-            switched = probe(tokenizer, given | {key: value}, profile.system, profile.date)
+            tail = end_of_prompt(tokenizer, switched)
         except PrunusError:
             continue
-        if state_of(switched.tail, profile) != "closed":
-            return replace(profile, template={**profile.template, key: value}), switched
+        if state_of(tail, profile) != "closed":
+            return switched, tail
     options = f" (tried {', '.join(key for key, _ in tried)})" if tried else ""
     raise PrunusError(
         f"the model's chat template ends a prompt with closed thinking, and no option of it opens it{options}:"

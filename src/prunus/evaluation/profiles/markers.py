@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from prunus.checkpoint.chat_template import TemplateError, rendered
@@ -25,17 +26,6 @@ QUESTION, ANSWER = "Q7F3A", "A9K2B"  # texts that no template changes, so that t
 _RENDERED: dict[str, list[str]] = {}
 CALLS_KEPT, MOST_KEPT = 32, 1 << 20  # calls; characters of one of them
 TODAY = re.compile(r"strftime_now\(\s*(?P<format>'[^']*'|\"[^\"]*\")\s*\)")
-
-
-@dataclass(frozen=True)
-class Probe:
-    """The result of rendering a chat template with one user message.
-
-    tail: the prompt after the user's text. source: the template itself.
-    """
-
-    tail: str
-    source: str
 
 
 def source_of(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -63,34 +53,26 @@ def template_of(tokenizer: "PreTrainedTokenizerBase") -> str | None:
 
 def render(
     tokenizer: "PreTrainedTokenizerBase",
-    messages: list[dict[str, str]],
-    options: Mapping[str, Any],
-    date: str,
-    prompt: bool = True,
-) -> str:
-    """The text of messages; see render_all, which is faster for several conversations."""
-    [text] = render_all(tokenizer, [messages], options, date, prompt)
-    return text
-
-
-def render_all(
-    tokenizer: "PreTrainedTokenizerBase",
-    conversations: Sequence[list[dict[str, str]]],
-    options: Mapping[str, Any],
-    date: str,
-    prompt: bool = True,
+    profile: Profile,
+    texts: Sequence[str],
+    more: Mapping[str, Any] = MappingProxyType({}),
+    answer: str = "",
 ) -> list[str]:
-    """The text of the messages of each conversation; with prompt, it ends where the model continues.
+    """The model's chat template with each text as the only user message, up to the place where the model continues.
 
-    date: written by the template as today's date, year-month-day. Raises PrunusError where the template fails, is
-    stopped by the sandbox in which templates run, or takes too much time or memory.
+    profile: of which the system prompt, options and date are. more: options beside these. answer: of the model, with
+    which the text then ends. Raises PrunusError where the template fails, is stopped by the sandbox in which templates
+    run, or takes too much time or memory.
     """
-    source = dated(source_of(tokenizer), date)
-    key = repr((type(tokenizer), tokenizer.special_tokens_map, source, options, prompt, conversations))
+    answered = [{"role": "assistant", "content": answer}] if answer else []
+    conversations = [[*messages_of(text, profile.system), *answered] for text in texts]
+    options = {**profile.template_options(), **more}
+    source = dated(source_of(tokenizer), profile.date)
+    key = repr((type(tokenizer), tokenizer.special_tokens_map, source, options, conversations))
     if (known := _RENDERED.pop(key, None)) is None:
         try:
             known = list(
-                rendered(tokenizer, conversations, chat_template=source, add_generation_prompt=prompt, **options)
+                rendered(tokenizer, conversations, chat_template=source, add_generation_prompt=not answer, **options)
             )
         except TemplateError as error:
             raise PrunusError(f"the model's chat template cannot be used: {error}") from error
@@ -120,19 +102,18 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def probe(tokenizer: "PreTrainedTokenizerBase", options: Mapping[str, Any], system: str, date: str) -> Probe:
-    """The probe of a template with these options. Raises PrunusError unless the user's text occurs exactly once."""
-    text = render(tokenizer, messages_of(QUESTION, system), options, date)
+def end_of_prompt(tokenizer: "PreTrainedTokenizerBase", profile: Profile) -> str:
+    """What the template writes after the user's text. Raises PrunusError unless that text occurs exactly once."""
+    [text] = render(tokenizer, profile, [QUESTION])
     if text.count(QUESTION) != 1:
         raise PrunusError(f"the model's chat template writes the user's text {text.count(QUESTION)} times, not once")
-    return Probe(text.partition(QUESTION)[2], source_of(tokenizer))
+    return text.partition(QUESTION)[2]
 
 
-def end_of_turn(tokenizer: "PreTrainedTokenizerBase", options: Mapping[str, Any], system: str, date: str) -> int | None:
-    """The first special token that a template writes after an assistant's text; None without any."""
-    answered = [*messages_of(QUESTION, system), {"role": "assistant", "content": ANSWER}]
+def end_of_turn(tokenizer: "PreTrainedTokenizerBase", profile: Profile) -> int | None:
+    """The first special token that a profile's template writes after an assistant's text; None without any."""
     try:
-        text = render(tokenizer, answered, options, date, prompt=False)
+        [text] = render(tokenizer, profile, [QUESTION], answer=ANSWER)
     except PrunusError:  # some templates accept no assistant's text
         return None
     special = set(tokenizer.all_special_ids) | {
@@ -187,9 +168,8 @@ def ends_of_turn(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder:
         return named_ends(tokenizer, folder)
     if profile.answer_stops:
         return load_end_ids(folder, len(tokenizer))
-    given = profile.template_options(), profile.system, profile.date
-    probe(tokenizer, *given)  # an unusable template is an error
-    return end_ids(tokenizer, folder, end_of_turn(tokenizer, *given))
+    end_of_prompt(tokenizer, profile)  # an unusable template is an error
+    return end_ids(tokenizer, folder, end_of_turn(tokenizer, profile))
 
 
 def sampling_of(folder: Path) -> dict[str, float | int]:
@@ -368,8 +348,7 @@ def render_prompts(profile: Profile, tokenizer: "PreTrainedTokenizerBase", texts
         begins = tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
         before = str(tokenizer.bos_token) if begins else ""
         return [f"{before}{profile.prompt.replace(PROBLEM, text)}" for text in texts]
-    conversations = [messages_of(text, profile.system) for text in texts]
-    return render_all(tokenizer, conversations, profile.template_options(), profile.date)
+    return render(tokenizer, profile, texts)
 
 
 def encode_opened(profile: Profile, tokenizer: "PreTrainedTokenizerBase", rendered: str) -> list[int]:

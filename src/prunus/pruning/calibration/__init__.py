@@ -42,7 +42,7 @@ def check_calibration(
             + ("" if recorded_kind(last).changes_form else ", or run `prunus dequantize` first")
         )
     begun = out is not None and (partial_folder(Path(out)) / CALIBRATION).exists()
-    if kind_of(recipe).calibrates(recipe, stats is not None) and not begun:
+    if stats is None and not begun and kind_of(recipe).calibrates(recipe):
         read_source(vars(recipe)["calibration"], folder)
 
 

@@ -4,15 +4,14 @@ Every decision follows from rows alone. So a search that was interrupted takes t
 `verify`, which evaluates nothing.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from prunus.errors import PrunusError
-from prunus.results.anytime import whole_groups
+from prunus.results.anytime import Round, whole_groups
 from prunus.results.ladder import ACCURACY, CERTIFIED, GO_ON, OPEN, Decision, Rule, decide, differences, next_look
 from prunus.results.paired import Floats
 from prunus.results.rows import Sample, Table, chains_of, sampled_tokens, tables
@@ -33,51 +32,41 @@ class Rows:
     def __init__(self, store: Store, declared: Data) -> None:
         self.store, self.dense, self.budgets = store, declared["dense"], declared["budgets"]
         self.draws, self.reuse, self.groups = declared["samples"], declared["reuse"], declared.get("groups", {})
-        problems = {task: declared["problems"][task] for task in sorted(declared["problems"])}
-        self.order = whole_groups(problems, declared["seed"], self.groups)
-        self._samples: dict[str, dict[str, list[Sample]]] = {}
-        self._tables: dict[str, dict[str, Table]] = {}
-        self._tokens: dict[str, NDArray[np.int_]] = {}
-        self._differences: dict[str, dict[str, Floats]] = {}
+        self.order = order_of(declared, sorted(declared["problems"]))
+        self.forget()
 
     def forget(self) -> None:
         """Read runs again when they are needed next, since rows were added."""
-        for kept in (self._samples, self._tables, self._tokens, self._differences):
-            kept.clear()
+        self._samples, self._table, self._spent = cache(self._read), cache(self._tabled), cache(self._summed)
+        self.differences = cache(self._differences)
 
-    def samples(self, run_id: str) -> dict[str, list[Sample]]:
+    def _read(self, run_id: str) -> dict[str, list[Sample]]:
         """The rows of a run by problem."""
-        if run_id not in self._samples:
-            found: dict[str, list[Sample]] = {}
-            for sample in self.store.samples(run_id):
-                if sample.draw < self.draws and sample.budget in self.budgets:
-                    found.setdefault(sample.problem_id, []).append(sample)
-            self._samples[run_id] = found
-        return self._samples[run_id]
+        found: dict[str, list[Sample]] = {}
+        for sample in self.store.samples(run_id):
+            if sample.draw < self.draws and sample.budget in self.budgets:
+                found.setdefault(sample.problem_id, []).append(sample)
+        return found
 
     def up_to(self, run_id: str, rounds: int) -> list[list[Sample]]:
         """The rows of a run in each of the first rounds, in their order."""
-        found = self.samples(run_id)
+        found = self._samples(run_id)
         return [[s for _, problem in one for s in found.get(problem, [])] for one in self.order[:rounds]]
 
-    def differences(self, run_id: str) -> dict[str, Floats]:
+    def _differences(self, run_id: str) -> dict[str, Floats]:
         """{endpoint: this run minus the dense model's} of the first rounds that both have completely."""
-        if run_id not in self._differences:
-            dense, ours = self._table(self.dense), self._table(run_id)
-            self._differences[run_id] = differences(dense, ours, self.order, self.budgets, self.draws)
-        return self._differences[run_id]
+        return differences(self._table(self.dense), self._table(run_id), self.order, self.budgets, self.draws)
 
     def tokens(self, run_id: str, rounds: int) -> int:
         """The tokens sampled for the rows of a run in the first rounds, whoever computed them."""
-        if run_id not in self._tokens:
-            each = [sum(sampled_tokens(chains_of(rows), self.reuse)) for rows in self.up_to(run_id, len(self.order))]
-            self._tokens[run_id] = np.concatenate([[0], np.cumsum(each, dtype=int)]).astype(int)
-        return int(self._tokens[run_id][rounds])
+        return self._spent(run_id)[rounds]
 
-    def _table(self, run_id: str) -> dict[str, Table]:
-        if run_id not in self._tables:
-            self._tables[run_id] = tables((s for rows in self.samples(run_id).values() for s in rows), self.groups)
-        return self._tables[run_id]
+    def _summed(self, run_id: str) -> list[int]:
+        each = [sum(sampled_tokens(chains_of(rows), self.reuse)) for rows in self.up_to(run_id, len(self.order))]
+        return [0, *accumulate(each)]
+
+    def _tabled(self, run_id: str) -> dict[str, Table]:
+        return tables((s for rows in self._samples(run_id).values() for s in rows), self.groups)
 
 
 @dataclass(frozen=True)
@@ -117,6 +106,12 @@ def rank(rung: Data) -> float:
 def rule_of(declared: Data) -> Rule:
     """The rule by which each ladder of a declared search is walked."""
     return Rule(declared["margin"], declared["stop_margin"], declared["alpha"] / len(declared["ladders"]))
+
+
+def order_of(declared: Data, tasks: Iterable[str]) -> list[Round]:
+    """The rounds in which a declared search takes problems. tasks: all, in the order that they have in a round."""
+    problems = {task: declared["problems"][task] for task in tasks}
+    return whole_groups(problems, declared["seed"], declared.get("groups", {}))
 
 
 def decided(rows: Rows, declared: Data, provide: Provide | None = None) -> Iterator[Decided]:

@@ -34,11 +34,11 @@ from prunus.study.find.certificate import (
     same_declaration,
     write_certificate,
 )
-from prunus.study.find.decisions import Rows
+from prunus.study.find.decisions import Data, Rows
 from prunus.study.find.page import NAME as PAGE
 from prunus.study.find.page import write_page
 from prunus.study.find.prospects import prospects, refuse_impossible
-from prunus.study.find.search import Rung, Search, check_smallest, ladder_by_bytes, ladders_of, open_search
+from prunus.study.find.search import Search, check_smallest, ladder_by_bytes, ladders_of, open_search
 from prunus.study.find.trace import changes, declare_in, warning
 from prunus.study.find.walk import Rungs, Walk
 from prunus.study.ray import Cluster, cluster_for
@@ -111,8 +111,8 @@ def find(
     check_smallest(smallest, plan, engine.serve)
     if smallest is not None and ladder is None:
         there = device if ray is None else None
-        one, text = ladder_by_bytes(smallest, Checkpoint(resolve(model)), methods, settings or {}, recovery, there)
-        ladders = [one]
+        rungs, text = ladder_by_bytes(smallest, Checkpoint(resolve(model)), methods, settings or {}, recovery, there)
+        ladders = {smallest: rungs}
     else:
         ladders = ladders_of(DEFAULT_LADDER if ladder is None else ladder, methods, settings or {}, recovery)
     file = Path(ladder) if isinstance(ladder, str | Path) and str(ladder).endswith(".toml") else None
@@ -120,7 +120,7 @@ def find(
     folder = work_folder(target)
     if not target.exists() and not folder.exists():  # else rungs may be made that need none any more
         source = resolve(model)
-        for recipe in (recipe for one in ladders for entry in one.entries for recipe in entry.steps):
+        for recipe in (recipe for entries in ladders.values() for entry in entries for recipe in entry.steps):
             check_calibration(recipe, source)
     search = open_search(model, plan, ladders, rules, engine=engine, file=file)
     cluster = None if dry_run else cluster_for(search.study, ray, gpus_per_task, cpus_per_task)
@@ -160,7 +160,7 @@ def carry_out(
         open_work(folder, search)
         if cluster is not None:  # checkpoints are kept, since this machine need not be able to make them again
             search = replace(search, study=replace(search.study, keep_checkpoints=True))
-        declared = search.declared()
+        declared = search.declared
         with locked(folder / "lock", f"is working on {folder}; wait for it"), Store(store, create=True) as opened:
             renew_groups(opened, search.dense.resolved.problems)
             declare_in(opened, declared)
@@ -183,24 +183,23 @@ def work_folder(target: Path) -> Path:
 
 
 def publish(
-    search: Search, best: Rung | None, store: Store, folder: Path, device: str
+    search: Search, best: Data | None, store: Store, folder: Path, device: str
 ) -> tuple[Mapping[str, Any], Path]:
     """The certificate, and the folder of the best rung's checkpoint, to which it belongs; without one, an empty folder.
 
     The certificate is computed from rows alone, apart from the walk.
     """
-    declared = search.declared()
     if best is None:
-        return certificate(store, declared, None), folder / "nothing"
-    made = whole_checkpoint(search.study, search.model, best.variant, folder, device)
+        return certificate(store, search.declared, None), folder / "nothing"
+    made = whole_checkpoint(search.study, search.model, search.cells[best["run"]].variant, folder, device)
     checksum = ModelFolder(made).checksum()
-    if checksum != store.run(best.cell.run_id).model["checksum"]:
+    if checksum != store.run(best["run"]).model["checksum"]:
         raise PrunusError(
-            f"{made} has other weights than those that {store.path} has rows of (run {best.cell.run_id}): name"
+            f"{made} has other weights than those that {store.path} has rows of (run {best['run']}): name"
             " another --store"
         )
-    data = certificate(store, declared, checksum, files_of(made))
-    assert data["shown"]["found"]["name"] == best.variant.name, "the walk and the certificate differ"
+    data = certificate(store, search.declared, checksum, files_of(made))
+    assert data["shown"]["found"]["name"] == best["name"], "the walk and the certificate differ"
     return data, made
 
 
@@ -222,12 +221,12 @@ def is_published(target: Path, folder: Path, search: Search) -> bool:
 def is_finished(search: Search, target: Path) -> bool:
     """Whether target has a certificate of this very search."""
     file = target / CERTIFICATE
-    return file.exists() and same_declaration(read_certificate(file)["declared"], search.declared())
+    return file.exists() and same_declaration(read_certificate(file)["declared"], search.declared)
 
 
 def is_of(file: Path, search: Search) -> bool:
     """Whether a file declares this very search."""
-    return file.exists() and file.read_text("utf-8") == canonical_json(search.declared())
+    return file.exists() and file.read_text("utf-8") == canonical_json(search.declared)
 
 
 def check_work(folder: Path, search: Search, overwrite: bool) -> None:
@@ -237,7 +236,7 @@ def check_work(folder: Path, search: Search, overwrite: bool) -> None:
     if overwrite or not unfinished or is_of(file, search):
         return
     try:
-        differences = "; ".join(changes(parse_json(file.read_text("utf-8")), search.declared()))
+        differences = "; ".join(changes(parse_json(file.read_text("utf-8")), search.declared))
     except (OSError, ValueError, LookupError, TypeError):
         raise PrunusError(f"{folder} exists and is no unfinished search: delete it, or name another output") from None
     raise PrunusError(f"{folder} holds an unfinished search ({differences}): delete it, or add --overwrite")
@@ -248,7 +247,7 @@ def open_work(folder: Path, search: Search) -> None:
     if folder.exists() and not is_of(folder / WORK, search):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / WORK, canonical_json(search.declared()))
+    write_text(folder / WORK, canonical_json(search.declared))
 
 
 def summary(certified: Mapping[str, Any], target: Path) -> dict[str, object]:

@@ -14,8 +14,8 @@ from prunus.results.rows import chains_of, sampled_tokens
 from prunus.results.store import Store, is_begun
 from prunus.results.verdicts import wide_margin
 from prunus.study.cells import chain_tokens
-from prunus.study.find.decisions import Rows
-from prunus.study.find.search import Search, dense_bytes
+from prunus.study.find.decisions import Rows, rungs_in
+from prunus.study.find.search import Search
 
 WORDS = {ACCURACY: "accuracy", ENDS: "ending by itself"}  # of the endpoints, in sentences
 
@@ -61,7 +61,7 @@ def dense_so_far(search: Search, store: Path) -> tuple[dict[str, float], bool, f
         return {}, False, None
     run_id = search.dense.run_id
     with Store(store) as opened:
-        found = Rows(opened, search.declared()).differences(run_id)
+        found = Rows(opened, search.declared).differences(run_id)
         chains = chains_of(opened.samples(run_id))
     rounds = len(found[ACCURACY])
     means = {end: float(found[DENSE[end]].mean()) for end in ENDPOINTS} if rounds else {}
@@ -72,7 +72,7 @@ def dense_so_far(search: Search, store: Path) -> tuple[dict[str, float], bool, f
 def prospects(search: Search, store: Path) -> Prospects:
     """What a search will take; nothing is loaded or written. store: path of the store, which need not exist."""
     (means, whole, mean_tokens), margins = dense_so_far(search, store), search.rule.margins
-    problems, draws, rungs = sum(map(len, search.order)), search.plan.samples, len(search.rungs)
+    problems, draws, rungs = sum(map(len, search.order)), search.plan.samples, len(search.cells)
     work, expected = search.dense.resolved, counted(search.expected_rounds, search)
     forecasts = forecast(search.rule, len(search.order), draws, dense=means)
     # Without rows, the most tokens of a chain, on average over the problems.
@@ -115,16 +115,17 @@ def size(search: Search, end: str) -> str:
 
 def lines_of(search: Search, found: Prospects, dense: Mapping[str, float]) -> list[str]:
     """The prospects in sentences."""
-    draws = search.plan.samples
-    spans = {name: dict.fromkeys(rung.variant.name for rung in (rungs[0], rungs[-1])) for name, rungs in search.ladders}
+    draws, declared = search.plan.samples, search.declared
+    spans = {
+        ladder["name"]: dict.fromkeys(ladder["rungs"][end]["name"] for end in (0, -1)) for ladder in declared["ladders"]
+    }
     ladders = "; ".join(f"{name}: {' to '.join(span)}" for name, span in spans.items())
-    grouped = f" in {found.problems - len(search.groups)} groups" if search.groups else ""
+    grouped = f" in {found.problems - len(declared['groups'])} groups" if "groups" in declared else ""
     each = f"{found.problems} problems{grouped} with {draws} draw{'s' * (draws > 1)} each"
     lines = [f"{each}; {found.rungs} rungs ({ladders})"]
-    if (engine := search.rules.smallest) is not None:
-        named = [(rung.variant.name, rung.nbytes or 0) for rung in search.rungs]
-        whole = dense_bytes(search.model.source, engine)
-        sizes = ", ".join(f"{name} {show_bytes(size)}" for name, size in [("dense", whole), *named])
+    if (engine := declared["model"].get("engine")) is not None:
+        named = [{**declared["model"], "name": "dense"}, *rungs_in(declared)]
+        sizes = ", ".join(f"{one['name']} {show_bytes(one['bytes'])}" for one in named)
         lines.append(f"{engine} loads: {sizes}")
     for end, one in found.forecasts.items():
         margin, least = search.rule.margins[end], points(ceil(1000 * one.smallest) / 1000)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from math import ceil, inf, prod
 from pathlib import Path
 from typing import Any
@@ -16,27 +16,22 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import device_for
 from prunus.evaluation.backends.vllm import why_not_4_bits
 from prunus.evaluation.beforehand import is_harness_task
-from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.progress import say
 from prunus.pruning.experts import expert_counts
 from prunus.recipe_base import Recipe
 from prunus.recipes import EvalPlan, GgufRecipe, PruneRecipe, QuantizeRecipe, RecoverRecipe
-from prunus.results.anytime import Round, whole_groups
+from prunus.results.anytime import Round
 from prunus.results.ladder import ACCURACY, ENDPOINTS, ENDS, Rule, forecast
 from prunus.step import kind_of, steps_name
 from prunus.steps.chain import bytes_after
-from prunus.study.cells import Cell, Model, Variant, folder_of, open_model, variant_names
+from prunus.study.cells import Cell, Model, folder_of, open_model, variant_names
 from prunus.study.file import SHARED, Entry, FindRules, Study, read_entries
+from prunus.study.find.decisions import Data, order_of, rule_of
 
 MOST_RUNGS = 1000
 
 
-@dataclass(frozen=True)
-class Ladder:
-    """The rungs of one method, or of a file. name: of the method or file."""
-
-    name: str
-    entries: tuple[Entry, ...]
+Ladders = Mapping[str, Sequence[Entry]]  # the rungs of each method, or of a file, by the name of the method or file
 
 
 def ladders_of(
@@ -45,7 +40,7 @@ def ladders_of(
     settings: Mapping[str, Any],
     recovery: Mapping[str, Any] | None,
     shared: Mapping[str, Any] | None = None,
-) -> list[Ladder]:
+) -> Ladders:
     """The ladders that a user asks for: one for each method, or one of a file or of a list of recipes.
 
     ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4,0.5`), a .toml file, or a recipe or several for each rung.
@@ -54,7 +49,7 @@ def ladders_of(
     """
     if isinstance(ladder, str | Path) and str(ladder).endswith(".toml"):
         refuse_settings(str(ladder), methods, settings, recovery)
-        return [Ladder(Path(ladder).stem, tuple(read_entries(ladder, shared)))]
+        return {Path(ladder).stem: read_entries(ladder, shared)}
     if isinstance(ladder, str | Path):
         names = list(methods or ["wanda"])
         if len(set(names)) < len(names):
@@ -68,8 +63,7 @@ def ladders_of(
         if not ladder:
             raise PrunusError("a ladder needs at least one recipe")
         by_method = {"recipes": list(ladder)}
-    entries = {name: tuple(Entry(steps_of(one, recovery), None) for one in rungs) for name, rungs in by_method.items()}
-    return [Ladder(name, rungs) for name, rungs in entries.items()]
+    return {name: [Entry(steps_of(one, recovery), None) for one in rungs] for name, rungs in by_method.items()}
 
 
 def refuse_settings(
@@ -113,7 +107,7 @@ def ladder_by_bytes(
     settings: Mapping[str, Any],
     recovery: Mapping[str, Any] | None,
     device: str | None,
-) -> tuple[Ladder, str]:
+) -> tuple[list[Entry], str]:
     """The default ladder of an engine, and the same as a file; a line says which rungs are left out, and why.
 
     settings: of calibration; others are refused, as are methods and recovery. device: on which the engine will run;
@@ -142,7 +136,7 @@ def ladder_by_bytes(
         form = rung if isinstance(rung, str) else form
         text, least = text + table, size
         entries.append(replace(read, line=None))
-    return Ladder(engine, tuple(entries)), text.lstrip()
+    return entries, text.lstrip()
 
 
 def check_bits(engine: str, recipe: Recipe, device: str | None) -> None:
@@ -197,26 +191,26 @@ def dense_bytes(source: Checkpoint, engine: str) -> int:
     return bytes_after([GgufRecipe()], source) if engine == "llama.cpp" else sum(source.engine_bytes.values())
 
 
-def shrinking(ladder: Ladder, source: Checkpoint, engine: str) -> list[int]:
+def shrinking(ladder: str, entries: Sequence[Entry], source: Checkpoint, engine: str) -> list[int]:
     """The bytes that an engine loads of each rung. Raises PrunusError unless each takes fewer than the one before."""
-    sizes = [bytes_after(entry.steps, source) for entry in ladder.entries]
+    sizes = [bytes_after(entry.steps, source) for entry in entries]
     whole = "the dense model", dense_bytes(source, engine)
-    named = [whole, *zip(variant_names(ladder.entries), sizes, strict=True)]
+    named = [whole, *zip(variant_names(entries), sizes, strict=True)]
     for (before, most), (name, size) in pairwise(named):
         if size >= most:
             raise PrunusError(
-                f"ladder {ladder.name} does not shrink: {name} takes {size:,} bytes, {before} before it {most:,}"
+                f"ladder {ladder} does not shrink: {name} takes {size:,} bytes, {before} before it {most:,}"
             )
     return sizes
 
 
-def check_order(ladder: Ladder, source: Checkpoint) -> None:
+def check_order(ladder: str, entries: Sequence[Entry], source: Checkpoint) -> None:
     """Raise PrunusError for a ladder with a rung that removes less than the one before."""
-    shares = [removed(entry, source) for entry in ladder.entries]
+    shares = [removed(entry, source) for entry in entries]
     for number, (share, later) in enumerate(pairwise(shares), 1):
         if later < share - 1e-9:
             raise PrunusError(
-                f"ladder {ladder.name} is not in order: rung {number + 1} removes {100 * later:.3g} % of the weights,"
+                f"ladder {ladder} is not in order: rung {number + 1} removes {100 * later:.3g} % of the weights,"
                 f" rung {number} {100 * share:.3g} %; order it from gentle to harsh"
             )
 
@@ -225,40 +219,16 @@ MOST_CHAINS = 128  # of one look, with engines that take more at once
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One rung of a ladder. removed: share of the weights of the blocks' Linears that its recipe removes.
-
-    nbytes: that the engine loads, for a ladder by bytes; at most those where they are not known before it is made.
-    """
-
-    cell: Cell
-    removed: float
-    nbytes: int | None = None
-
-    @property
-    def variant(self) -> Variant:
-        """The variant that the recipe makes."""
-        return self.cell.variant
-
-    def declared(self) -> dict[str, object]:
-        """What the certificate says of it beforehand."""
-        size = {} if self.nbytes is None else {"bytes": self.nbytes}
-        return {"name": self.variant.name, "run": self.cell.run_id, "removed": self.removed, **size}
-
-
-@dataclass(frozen=True)
 class Search:
     """What is searched, and by which rules.
 
-    name: of the model, as given. ladders: name and rungs of each; each is walked under `rule`, whose alpha is its part
-    of alpha. rules: as asked for.
+    cells: of the rungs of all ladders, by their runs. declared: what was fixed beforehand, a part of the certificate.
     """
 
     study: Study
     model: Model
-    ladders: tuple[tuple[str, tuple[Rung, ...]], ...]
-    rule: Rule
-    rules: FindRules
+    cells: Mapping[str, Cell]
+    declared: Data
 
     @property
     def plan(self) -> EvalPlan:
@@ -270,31 +240,15 @@ class Search:
         """The dense model under the plan."""
         return self.model.cells[0]
 
-    @property
-    def rungs(self) -> list[Rung]:
-        """The rungs of all ladders."""
-        return [rung for _, rungs in self.ladders for rung in rungs]
+    @cached_property
+    def rule(self) -> Rule:
+        """The rule by which each ladder is walked, whose alpha is its part of alpha."""
+        return rule_of(self.declared)
 
     @cached_property
-    def places(self) -> dict[str, int]:
-        """The index of each problem in the resolved plan, by its id."""
-        return {problem.id: index for index, problem in enumerate(self.dense.resolved.problems)}
-
-    @cached_property
-    def groups(self) -> dict[str, str]:
-        """The first problem of the group of each problem that is neither first nor alone."""
-        return {problem.id: problem.group for problem in self.dense.resolved.problems if problem.group}
-
-    @cached_property
-    def order(self) -> tuple[Round, ...]:
+    def order(self) -> list[Round]:
         """In which problems are taken."""
-        return tuple(whole_groups(ids_by_task(self.dense.resolved), self.plan.seed, self.groups))
-
-    @property
-    def look(self) -> int:
-        """The rounds that are evaluated between two decisions."""
-        batch = min(self.plan.rows, MOST_CHAINS) / (self.plan.samples * max(1, len(self.order[0])))
-        return self.rules.look or ceil(batch)
+        return order_of(self.declared, self.declared["problems"])
 
     @cached_property
     def expected_rounds(self) -> int:
@@ -302,38 +256,11 @@ class Search:
         ahead = forecast(self.rule, len(self.order), self.plan.samples)
         return min(len(self.order), ceil(min(1e9, max(one.rounds for one in ahead.values()))))
 
-    def declared(self) -> dict[str, object]:
-        """Stored: the part `declared` of the certificate, what was fixed beforehand.
-
-        Problems are ids by task, in the plan's order, so that they can be compared with its hash of them; groups has,
-        of those that count as one observation with others, the first problem of their group.
-        """
-        checkpoint = self.model.checkpoint
-        engine = self.rules.smallest
-        whole = {"engine": engine, "bytes": dense_bytes(self.model.source, engine)} if engine else {}
-        return {
-            "model": {"name": self.model.label, "source": self.model.name, "checksum": checkpoint.checksum(), **whole},
-            "dense": self.dense.run_id,
-            "problems": ids_by_task(self.dense.resolved),
-            **({"groups": dict(sorted(self.groups.items()))} if self.groups else {}),
-            "seed": self.plan.seed,
-            "budgets": sorted(self.plan.budgets),
-            "samples": self.plan.samples,
-            "reuse": self.dense.resolved.reuse,
-            "ladders": [{"name": name, "rungs": [rung.declared() for rung in rungs]} for name, rungs in self.ladders],
-            "margin": self.rule.margins[ACCURACY].to_json(),
-            "stop_margin": self.rule.margins[ENDS].to_json(),
-            "alpha": self.rules.alpha,
-            "endpoints": list(ENDPOINTS),
-            "look": self.look,
-            "max_tokens": self.rules.max_tokens,
-        }
-
 
 def open_search(
     model: str | Path,
     plan: EvalPlan,
-    ladders: Sequence[Ladder],
+    ladders: Ladders,
     rules: FindRules,
     *,
     engine: EngineOptions,
@@ -351,7 +278,7 @@ def open_search(
     rule = Rule(rules.margin, rules.stop_margin, alpha)
     check_plan(plan, engine)
     study = Study(
-        file or Path("find"), "find", (str(model),), (plan,), engine, tuple(e for one in ladders for e in one.entries),
+        file or Path("find"), "find", (str(model),), (plan,), engine, tuple(chain.from_iterable(ladders.values())),
         margin=rules.margin, stop_margin=rules.stop_margin,
         keep_checkpoints=engine.serve is not None,  # else a server's folder would be made anew for every look
     )  # fmt: skip
@@ -362,18 +289,52 @@ def open_search(
             f"control native tells the model its budget ({native}) and does not end the thinking there, so no row says"
             " whether a chain ended by itself: leave control out"
         )
-    cells = iter(opened.cells[1:])  # one plan, so one cell for each variant, in the order of the entries
-    found = list[tuple[str, tuple[Rung, ...]]]()
-    for ladder in ladders:
+    cells, coming = dict[str, Cell](), iter(opened.cells[1:])  # one plan, so one cell for each entry, in their order
+    declared = list[Data]()
+    for name, entries in ladders.items():
         if smallest is None:
-            check_order(ladder, source)
-        if smallest == "llama.cpp" and any(not kind_of(entry.steps[-1]).changes_form for entry in ladder.entries):
-            raise PrunusError(f"ladder {ladder.name} has a rung that is no GGUF file: end each with a step gguf")
-        sizes = [None] * len(ladder.entries) if smallest is None else shrinking(ladder, source, smallest)
-        sized = zip(ladder.entries, sizes, strict=True)
-        rungs = tuple(Rung(next(cells), removed(entry, source), size) for entry, size in sized)
-        found.append((ladder.name, rungs))
-    return Search(study, opened, tuple(found), rule, rules)
+            check_order(name, entries, source)
+        if smallest == "llama.cpp" and any(not kind_of(entry.steps[-1]).changes_form for entry in entries):
+            raise PrunusError(f"ladder {name} has a rung that is no GGUF file: end each with a step gguf")
+        sizes = None if smallest is None else shrinking(name, entries, source, smallest)
+        rungs = list[Data]()
+        for number, entry in enumerate(entries):
+            cell = next(coming)
+            cells[cell.run_id] = cell
+            rung = {"name": cell.variant.name, "run": cell.run_id, "removed": removed(entry, source)}
+            rungs.append(rung if sizes is None else rung | {"bytes": sizes[number]})
+        declared.append({"name": name, "rungs": rungs})
+    return Search(study, opened, cells, declaration(opened, plan, declared, rule, rules))
+
+
+def declaration(model: Model, plan: EvalPlan, ladders: Sequence[Data], rule: Rule, rules: FindRules) -> Data:
+    """Stored: the part `declared` of the certificate, what was fixed beforehand. ladders: as it has them.
+
+    Problems are ids by task, in the plan's order, so that they can be compared with its hash of them; groups has, of
+    those that count as one observation with others, the first problem of their group. A rung's bytes are those that the
+    engine loads, for a ladder by bytes; at most those where they are not known before it is made.
+    """
+    engine, dense = rules.smallest, model.cells[0]
+    whole = {"engine": engine, "bytes": dense_bytes(model.source, engine)} if engine else {}
+    groups = {problem.id: problem.group for problem in dense.resolved.problems if problem.group}
+    declared = {
+        "model": {"name": model.label, "source": model.name, "checksum": model.checkpoint.checksum(), **whole},
+        "dense": dense.run_id,
+        "problems": dense.resolved.ids,
+        **({"groups": dict(sorted(groups.items()))} if groups else {}),
+        "seed": plan.seed,
+        "budgets": sorted(plan.budgets),
+        "samples": plan.samples,
+        "reuse": dense.resolved.reuse,
+        "ladders": ladders,
+        "margin": rule.margins[ACCURACY].to_json(),
+        "stop_margin": rule.margins[ENDS].to_json(),
+        "alpha": rules.alpha,
+        "endpoints": list(ENDPOINTS),
+    }
+    first = order_of(declared, declared["problems"])[0]
+    batch = min(plan.rows, MOST_CHAINS) / (plan.samples * max(1, len(first)))
+    return declared | {"look": rules.look or ceil(batch), "max_tokens": rules.max_tokens}
 
 
 def check_plan(plan: EvalPlan, engine: EngineOptions) -> None:
@@ -392,11 +353,3 @@ def check_plan(plan: EvalPlan, engine: EngineOptions) -> None:
     engine.check(plan.backend)
     if engine.tokenizer is not None:
         raise PrunusError("tokenizer is for `prunus eval`: rungs are made from the model's folder, which has its own")
-
-
-def ids_by_task(work: ResolvedPlan) -> dict[str, list[str]]:
-    """The ids of the problems of each task."""
-    found: dict[str, list[str]] = {}
-    for problem in work.problems:
-        found.setdefault(problem.task, []).append(problem.id)
-    return found

@@ -11,13 +11,14 @@ from prunus import progress
 from prunus.cards.certified import CERTIFICATE
 from prunus.checkpoint.writer import check_target
 from prunus.disk import disk_errors
-from prunus.study.cells import model_label, plan_names
+from prunus.evaluation.provenance import model_label
+from prunus.study.cells import plan_names
 from prunus.study.file import FindTable, Study
 from prunus.study.find.certificate import read_certificate
 from prunus.study.find.find import carry_out, is_finished, work_folder
 from prunus.study.find.page import NAME as PAGE
 from prunus.study.find.prospects import prospects, refuse_impossible
-from prunus.study.find.search import Ladder, Search, ladders_of, open_search
+from prunus.study.find.search import Ladders, Search, ladders_of, open_search
 from prunus.study.ray import Cluster
 from prunus.study.variants import check_variants
 
@@ -34,11 +35,6 @@ class StudySearch:
     search: Search
     target: Path
 
-    @property
-    def name(self) -> str:
-        """`wanda of tiny`."""
-        return f"{self.table.name} of {self.search.model.label}{f' ({self.plan})' if self.plan else ''}"
-
 
 @dataclass(frozen=True)
 class SearchState:
@@ -46,7 +42,7 @@ class SearchState:
 
     model, plan: names. out: the folder of its results. page: its find.html; None until it is finished.
     found: name of the rung that was found; removed: the share of the weights that it removes. claims: sentences.
-    runs: ids of the runs of its rungs. lines: what to expect, for a plan.
+    lines: what to expect, for a plan.
     """
 
     model: str
@@ -54,7 +50,6 @@ class SearchState:
     name: str
     out: str
     state: str
-    runs: frozenset[str] = frozenset()
     page: str | None = None
     found: str | None = None
     removed: float = 0.0
@@ -74,9 +69,8 @@ class SearchState:
         )
 
     def to_json(self) -> dict[str, object]:
-        """Plain data, without the runs."""
-        data = {name: value for name, value in vars(self).items() if name != "runs"}
-        return {**data, "claims": list(self.claims), "lines": list(self.lines)}
+        """Plain data."""
+        return {**vars(self), "claims": list(self.claims), "lines": list(self.lines)}
 
 
 def open_searches(study: Study, models: Mapping[str, Path], folder: Path) -> list[StudySearch]:
@@ -96,7 +90,7 @@ def open_searches(study: Study, models: Mapping[str, Path], folder: Path) -> lis
     return found
 
 
-def ladders(study: Study, table: FindTable) -> list[Ladder]:
+def ladders(study: Study, table: FindTable) -> Ladders:
     """The ladders of a table."""
     with study.located(table.line, table.name):
         return ladders_of(table.ladder, table.methods, table.settings, table.recovery, table.shared)
@@ -123,7 +117,8 @@ def run_searches(searches: Sequence[StudySearch], store: Path, device: str, clus
         if is_finished(one.search, one.target):
             shutil.rmtree(work_folder(one.target), ignore_errors=True)  # it was stopped just before this
             continue
-        progress.say(f"searching: {one.name}")
+        plan = f" ({one.plan})" if one.plan else ""
+        progress.say(f"searching: {one.table.name} of {one.search.model.label}{plan}")
         with disk_errors(one.target, 0):
             one.target.parent.mkdir(parents=True, exist_ok=True)
         carry_out(one.search, one.target, store, device, cluster, overwrite=True, always=True)
@@ -132,13 +127,10 @@ def run_searches(searches: Sequence[StudySearch], store: Path, device: str, clus
 def state(one: StudySearch, store: Path | None = None) -> SearchState:
     """How far a search has come. store: for what to expect of one that is not finished; None: leave that out."""
     of = one.search.model.name, one.plan, one.table.name, str(one.target)
-    runs = frozenset(rung.cell.run_id for rung in one.search.rungs)
     if is_finished(one.search, one.target):
-        shown = read_certificate(one.target / CERTIFICATE)["shown"]
-        found = shown["found"]
-        page = str(one.target / PAGE)
-        if found is None:
-            return SearchState(*of, FINISHED, runs, page)
-        return SearchState(*of, FINISHED, runs, page, found["name"], found["removed"], tuple(shown["claims"]))
+        shown, page = read_certificate(one.target / CERTIFICATE)["shown"], str(one.target / PAGE)
+        if (found := shown["found"]) is None:
+            return SearchState(*of, FINISHED, page)
+        return SearchState(*of, FINISHED, page, found["name"], found["removed"], tuple(shown["claims"]))
     lines = () if store is None else prospects(one.search, store).lines
-    return SearchState(*of, BEGUN if work_folder(one.target).exists() else WAITING, runs, lines=lines)
+    return SearchState(*of, BEGUN if work_folder(one.target).exists() else WAITING, lines=lines)

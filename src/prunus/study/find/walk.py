@@ -28,10 +28,10 @@ from prunus.results.verdicts import wide_margin
 from prunus.study.cells import Cell, Variant
 from prunus.study.engine import Batch, Engine, makes_all_first
 from prunus.study.find.decisions import OUT_OF_TOKENS, Data, Decided, Rows, decided, rank, up_to
-from prunus.study.find.search import Rung, Search
+from prunus.study.find.search import Search
 from prunus.study.ray import Cluster, connected
 from prunus.study.ray.driver import Driver, Job
-from prunus.study.variants import StudyPaths, is_made, kept_folder, make_variant, unfinished_folder, variant_files
+from prunus.study.variants import is_made, kept_folder, make_variant, unfinished_folder, variant_files
 
 Show = Callable[[float], None]  # of chains that were completed
 
@@ -60,12 +60,14 @@ class Rungs:
 
     def missing(self, cell: Cell, rounds: Sequence[Round]) -> list[Batch]:
         """The chains of a cell in these rounds of which rows are missing, in batches."""
-        work, places = cell.resolved, [self.search.places[problem] for one in rounds for _, problem in one]
+        work = cell.resolved
+        index = {problem.id: place for place, problem in enumerate(work.problems)}
+        places = [index[problem] for one in rounds for _, problem in one]
         lengths = [len(work.chains[place].prompt) for place in places]
         local = cut_into_batches(lengths, self.search.plan.samples, self.search.plan.rows)
         batches = [[(places[index], draw) for index, draw in batch] for batch in local]
         # Looks of another search may have cut the problems otherwise.
-        return [left for batch in batches if (left := missing_chains(self.store, work, [batch]))]
+        return [left for batch in batches if (left := missing_chains(self.store, work, batch))]
 
     def evaluate(self, parts: Sequence[tuple[Cell, Sequence[Round]]], show: Show) -> bool:
         """Compute and store the rows of cells that are missing, each in its rounds; returns whether there were any."""
@@ -88,7 +90,7 @@ class Rungs:
     @property
     def variants(self) -> list[Variant]:
         """Those of all rungs."""
-        return [rung.variant for rung in self.search.rungs]
+        return [cell.variant for cell in self.search.cells.values()]
 
     def make(self, variant: Variant) -> None:
         """Make a rung unless its files exist. Its checkpoint stays, except where all rungs are made beforehand."""
@@ -130,9 +132,9 @@ class Rungs:
     def joined(self) -> Driver:
         """A driver of the cluster, until the rungs are closed."""
         assert self.cluster is not None
-        search, paths = self.search, StudyPaths(self.folder, Path(self.store.path))
         self.stack.enter_context(connected(self.cluster.address))
-        of = self.cluster, search.study, [search.model], paths, self.store, self.added, self.device
+        study, model = self.search.study, self.search.model
+        of = self.cluster, study, [model], self.folder, self.store, self.added, self.device
         return Driver(*of, self.stack, self.adaptive)
 
     def delete(self, variant: Variant) -> None:
@@ -166,40 +168,38 @@ class Walk:
 
     def __init__(self, search: Search, rows: Rows, rungs: Rungs) -> None:
         self.search, self.rows, self.rungs = search, rows, rungs
-        self.by_run = {rung.cell.run_id: rung for rung in search.rungs}
         self.last: Decided | None = None
         self.expected = search.expected_rounds
         self.progress = ExitStack()
         self.steps: Steps | None = None
         self.warned = False
 
-    def run(self) -> Rung | None:
+    def run(self) -> Data | None:
         """Walk all ladders; returns the best certified rung, and deletes all others on the way."""
-        declared, best = self.search.declared(), None
+        best: Data | None = None
         with self.progress:
-            for one in decided(self.rows, declared, self.provide):
+            for one in decided(self.rows, self.search.declared, self.provide):
                 self.progress.close()
-                self.last, self.steps, rung = one, None, self.by_run[one.rung["run"]]
-                say(f"{rung.variant.name}: {self.sentence(one)}; {one.spent:,} tokens so far")
-                certified = one.decision.word == CERTIFIED
-                if certified and (best is None or rank(one.rung) > rank(best.declared())):
+                self.last, self.steps, rung = one, None, one.rung
+                say(f"{rung['name']}: {self.sentence(one)}; {one.spent:,} tokens so far")
+                if one.decision.word == CERTIFIED and (best is None or rank(rung) > rank(best)):
                     rung, best = best, rung
                 if rung is not None:
-                    self.rungs.delete(rung.variant)
-        most = self.search.rules.max_tokens
+                    self.rungs.delete(self.search.cells[rung["run"]].variant)
+        most = self.search.declared["max_tokens"]
         if self.last is not None and most is not None and self.last.spent >= most:
             say(f"no other rung is looked at: {OUT_OF_TOKENS}")
         return best
 
     def provide(self, rung: Data, looked: int, until: int, spent: int) -> None:
         """Evaluate what is missing of the dense model and a rung for the next look. looked: rounds that it had."""
-        search, this = self.search, self.by_run[rung["run"]]
+        search, this = self.search, self.search.cells[rung["run"]]
         if self.steps is None:
-            self.begin(this)
+            self.begin(rung)
             total, unit = len(search.order), "problems" if all(len(one) == 1 for one in search.order) else "rounds"
-            self.steps = self.progress.enter_context(Steps(this.variant.name, total, unit))
+            self.steps = self.progress.enter_context(Steps(rung["name"], total, unit))
         steps = self.steps
-        found = self.rows.differences(this.cell.run_id)
+        found = self.rows.differences(rung["run"])
         note = f"{self.bounds(up_to(found, looked))}, {spent:,} tokens"
         if len(found[ACCURACY]) < until:
             chains, done = 2 * search.plan.samples * sum(map(len, search.order[looked:until])), 0.0
@@ -210,21 +210,21 @@ class Walk:
                 steps.within((until - looked) * min(done / chains, 1), note)
 
             parts = [(search.dense, search.order[looked : self.dense_until(until)])]
-            if self.rungs.evaluate([*parts, (this.cell, search.order[looked:until])], show):
+            if self.rungs.evaluate([*parts, (this, search.order[looked:until])], show):
                 self.rows.forget()
         steps.advance(until - looked, note=note)
-        self.warn(self.rows.differences(this.cell.run_id)[DENSE[ACCURACY]][:until])
+        self.warn(self.rows.differences(rung["run"])[DENSE[ACCURACY]][:until])
 
-    def begin(self, rung: Rung) -> None:
+    def begin(self, rung: Data) -> None:
         """Say how many problems a rung will take if it differs as the one before it on its ladder did."""
-        before = self.last and self.by_run[self.last.rung["run"]]
-        if self.last is None or not any(before in rungs and rung in rungs for _, rungs in self.search.ladders):
+        ladders = [ladder["rungs"] for ladder in self.search.declared["ladders"]]
+        if self.last is None or not any(self.last.rung in rungs and rung in rungs for rungs in ladders):
             self.expected = self.search.expected_rounds
             return
         found = up_to(self.last.differences, self.last.looked)
         self.expected = ceil(min(len(self.search.order), rounds_like(found, self.search.rule)))
         problems = sum(map(len, self.search.order[: self.expected]))
-        say(f"{rung.variant.name}: about {problems} problems if it differs as {self.last.rung['name']} did")
+        say(f"{rung['name']}: about {problems} problems if it differs as {self.last.rung['name']} did")
 
     def warn(self, dense: Floats) -> None:
         """Say, once, that the dense model solves little beside the margin, as soon as rows show it."""
@@ -239,7 +239,7 @@ class Walk:
         Where an engine is started anew for every model, it is at least as far as a harmless rung needs.
         """
         study = self.search.study
-        anew = study.engine.serve is not None or (study.backend == "vllm" and self.search.rules.smallest is not None)
+        anew = study.engine.serve is not None or (study.backend == "vllm" and "engine" in self.search.declared["model"])
         return max(until, self.expected) if anew else until
 
     def bounds(self, found: Mapping[str, Floats]) -> str:

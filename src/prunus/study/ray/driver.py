@@ -9,7 +9,7 @@ the nodes need no common file system.
 
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,11 @@ from prunus.checkpoint.writer import check_target, sync_tree
 from prunus.disk import disk_errors, replace_folder
 from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
-from prunus.evaluation.run import missing_batches, missing_chains
+from prunus.evaluation.run import missing_chains
 from prunus.results.rows import Sample
 from prunus.results.store import Store
-from prunus.study.cells import Cell, Model, Variant
+from prunus.study.cells import Model, Variant
+from prunus.study.engine import Job, missing_jobs
 from prunus.study.file import Study
 from prunus.study.ray import Cluster, capacity, connected, first_line, has_gpus
 from prunus.study.ray.worker import CHECKPOINT, BatchResult, FilePiece, ModelRef, Worker, WorkerInfo, upload
@@ -35,32 +36,10 @@ from prunus.study.variants import (
     StudyPaths,
     add_run,
     files_to_load,
-    is_made,
     kept_folder,
     target_folder,
     variant_files,
 )
-
-
-@dataclass(eq=False)
-class Job:
-    """One unit of work: make a variant (cell is None), or answer chains of a cell.
-
-    early: comes before all jobs that are not early. attempts: number of workers that were lost at this job.
-    """
-
-    model: Model
-    variant: Variant
-    cell: Cell | None
-    batch: list[tuple[int, int]]
-    early: bool
-    attempts: int = 0
-
-    @property
-    def description(self) -> str:
-        """`evaluating wanda-20 of tiny`."""
-        activity = "making" if self.cell is None else "evaluating"
-        return f"{activity} {self.variant.name} of {self.model.label}"
 
 
 @dataclass(eq=False)
@@ -74,22 +53,6 @@ class WorkerHandle:
     info: WorkerInfo | None = None
     job: Job | None = None
     last: Job | None = None
-
-
-def missing_jobs(models: Sequence[Model], folder: Path, store: Store) -> Iterator[Job]:
-    """Yield a job for every missing variant and batch, by model and variant. folder: of the study.
-
-    As in a local run, all batches of the dense models and the first batch of each variant are early.
-    """
-    for model in models:
-        for variant in model.variants:
-            missing = [
-                (cell, batch) for cell in model.cells_of(variant) for batch in missing_batches(store, cell.resolved)
-            ]
-            if missing and not is_made(folder, variant):
-                yield Job(model, variant, None, [], True)
-            for cell, batch in missing:
-                yield Job(model, variant, cell, batch, not variant.steps or batch == cell.resolved.batches[0])
 
 
 def take_along(job: Job, jobs: list[Job], workers: int) -> None:
@@ -148,7 +111,7 @@ def run_on_ray(
     if not jobs:
         return
     with StudyBar(study, models, store) as bar, connected(cluster.address), ExitStack() as claims:
-        Driver(cluster, study, models, paths, store, bar.add, device, claims, doing=bar.say).do(jobs)
+        Driver(cluster, study, models, paths.folder, store, bar.add, device, claims, doing=bar.say).do(jobs)
 
 
 class Driver:
@@ -164,7 +127,7 @@ class Driver:
         cluster: Cluster,
         study: Study,
         models: Sequence[Model],
-        paths: StudyPaths,
+        folder: Path,
         store: Store,
         added: Callable[[str, Sequence[Sample]], None],
         device: str,
@@ -180,7 +143,7 @@ class Driver:
                 f"no node of the cluster has the {gpus:g} GPUs and {cpus:g} CPUs that one worker needs:"
                 " lower --gpus-per-task or --cpus-per-task"
             )
-        self.folder, self.store, self.claims, self.adaptive = paths.folder, store, claims, adaptive
+        self.folder, self.store, self.claims, self.adaptive = folder, store, claims, adaptive
         self.added, self.doing = added, doing
         self.keeps, self.streams = study.keep_checkpoints, BACKENDS[study.backend].streams
         actor: Any = ray.remote(num_gpus=gpus, num_cpus=cpus, max_restarts=0)(Worker)
@@ -262,7 +225,7 @@ class Driver:
             if run not in self.claimed:
                 self.claims.enter_context(self.store.claim(run))
                 self.claimed.add(run)
-            chains = missing_chains(self.store, job.cell.resolved, [job.batch]) if self.streams else job.batch
+            chains = missing_chains(self.store, job.cell.resolved, job.batch) if self.streams else job.batch
             answer = worker.actor.answer.options(num_returns="streaming")
             call = answer.remote(model, variant, self.uploaded(job), job.cell.plan, chains)
         self.calls[call] = worker
