@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import prunus
-from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.resolve import resolve, typed_path
 from prunus.cli.common import (
     all_of,
     command,
@@ -105,7 +105,7 @@ def inspect_command(model: str, weights: bool | None, as_json: bool) -> None:
 @json_option
 def perplexity_command(model: str, text: Path, as_json: bool, **given: Any) -> None:
     """Print the perplexity of MODEL on a text."""
-    check_readable(text.expanduser(), resolve(model))
+    check_readable(typed_path(text), resolve(model))
     show(prunus.perplexity(model, text, **given), as_json, lambda data: click.echo(f"{data['perplexity']:.4f}"))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from prunus.checkpoint.checkpoint import Checkpoint, dense_twin
 from prunus.checkpoint.gguf_file import MANIFEST_KEY, kind_of, library
-from prunus.checkpoint.resolve import GGUF_FILE, next_manifest, resolve, version_of, versions
+from prunus.checkpoint.resolve import GGUF_FILE, next_manifest, resolve, typed_path, version_of, versions
 from prunus.checkpoint.writer import Partial, check_target
 from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
@@ -124,7 +124,7 @@ def form_for(source: Checkpoint, recipe: GgufRecipe, dense: str | Path | None, n
         return form_of(source, Path(name).name)
     there = Checkpoint(source.folder)  # of a model that is planned, the one that it will be made from
     whole = there if dense is None and not there.manifest.get("history") else dense_twin(there, dense)
-    return form_like(Path(recipe.like).expanduser(), source, whole)
+    return form_like(typed_path(recipe.like), source, whole)
 
 
 def sizes_of(source: Checkpoint, form: Form, pieces: Sequence[Piece], type: str) -> dict[str, int]:
