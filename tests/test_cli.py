@@ -210,6 +210,7 @@ BAD = {
         "'~no-such-user/x.txt' cannot be opened",
     ),
     "nobody's text": (("prune", "tiny", "out", "--calibration", "~no-such-user/x.txt"), "cannot be opened"),
+    "dense of no file": (("gguf", "tiny", "out.gguf", "--dense", "tiny"), "--dense is for --like: leave it out or add"),
     "missing argument": (("prune", "tiny"), "OUT"),
     "unknown command": (("prunne",), "prunne"),
 }

@@ -12,6 +12,7 @@ import prunus
 from prunus.checkpoint.resolve import resolve, typed_path
 from prunus.cli.common import (
     all_of,
+    check_together,
     command,
     device_option,
     is_given,
@@ -161,6 +162,8 @@ def add_command(action: str, kind: Step) -> None:
 
     def call(model: str, out: Path, **given: Any) -> None:
         asked = {name: value for name, value in given.items() if name in settings_of(kind.recipe) and is_given(name)}
+        if "like" in given:
+            check_together(dense="like")
         where = Where(**{name: given[name] for name in ways})
         carry_out(kind, model, out, asked, where, "recover" in kind.options and given["recover"])
 

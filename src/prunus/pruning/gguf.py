@@ -70,10 +70,7 @@ def gguf(
         check_calibration(recipe, model, out)
         source, name = Checkpoint(resolve(model)), name or str(model)
     is_file = target.suffix == ".gguf"
-    if not is_file:
-        check_target(source.folder, target, overwrite)
-    elif target.is_dir() or (target.exists() and not overwrite):
-        raise PrunusError(f"{target} exists; choose another output or add --overwrite")
+    check_out(source.folder, target, overwrite)
     form = form_for(source, recipe, dense, name)
     pieces = list(pieces_of(source, names_for(source, form.architecture)))
     for piece in pieces:
@@ -114,6 +111,14 @@ def gguf(
                 quantised = {"quantization_config": {"quant_method": "gguf", "bits": BITS[recipe.type]}}
                 partial.publish(source.config_json | quantised, step, made_card(source, step))
     return {"out": str(target), **told, "seconds": time.monotonic() - started, "warnings": warnings}
+
+
+def check_out(model: Path, target: Path, overwrite: bool) -> None:
+    """Raise PrunusError if target, a file or a folder, cannot be written."""
+    if target.suffix != ".gguf":
+        check_target(model, target, overwrite)
+    elif target.is_dir() or (target.exists() and not overwrite):
+        raise PrunusError(f"{target} exists; choose another output or add --overwrite")
 
 
 def form_for(source: Checkpoint, recipe: GgufRecipe, dense: str | Path | None, name: str) -> Form:

@@ -12,6 +12,7 @@ from prunus.checkpoint.resolve import MANIFEST, read_manifest, resolve
 from prunus.checkpoint.writer import check_target
 from prunus.errors import PrunusError
 from prunus.pruning.calibration import check_calibration
+from prunus.pruning.gguf import check_out
 from prunus.recipe_base import Recipe
 from prunus.step import Where, action_of, kind_of, settled, steps_name
 
@@ -66,7 +67,8 @@ def carry_out(
         if folder == target or not (folder / MANIFEST).exists():
             check_calibration(recipe, model, folder)
     source = Checkpoint(resolve(model))
-    check_target(source.folder, target, where.overwrite)
+    check = check_out if kind_of(steps[-1]).changes_form else check_target
+    check(source.folder, target, where.overwrite)
     if where.dry_run:
         return foresee(model, target, steps, where)
     check_removal(source, steps)
