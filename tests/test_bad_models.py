@@ -54,6 +54,9 @@ def write_json(name, content):
     return lambda folder: (folder / name).write_text(json.dumps(content))
 
 
+SOURCE = {"name": "m", "checksum": "0"}
+
+
 def with_steps(steps):
     return write_json("prunus.json", {"prunus": "0.1.0", "format": 1, "history": steps})
 
@@ -120,6 +123,10 @@ PROBLEMS = {
         "does not say which file holds which tensor",
     ),
     "history of nothing": (with_steps([{}]), "prunus.json is damaged: its history is not a list of steps"),
+    "sparsity is a list": (
+        with_steps([{"action": "prune", "recipe": {}, "source": SOURCE, "warnings": [], "sparsity": [0.5]}]),
+        "prunus.json is damaged: its history is not a list of steps",
+    ),
     "history is a number": (with_steps(3), "prunus.json is damaged"),
     "source without a name": (
         with_steps([{"action": "prune", "recipe": {}, "source": {"checksum": "0"}, "warnings": []}]),

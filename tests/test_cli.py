@@ -1,6 +1,7 @@
 """The command line: a thin, honest wrapper of the Python API."""
 
 import builtins
+import io
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from dataclasses import fields
 
 import click
 import pytest
+from fake_store import make_store
 
 import prunus
 from prunus.cli import cli, main
@@ -203,6 +205,12 @@ BAD = {
     "margin of no results": (("card", "tiny", "--margin", "0.1"), "--margin is for --store"),
     "nothing to replace": (("view", "none.db", "--overwrite"), "--overwrite is for --export"),
     "port of files": (("view", "none.db", "--export", "out", "--port", "8000"), "serves nothing: leave out --port"),
+    "nobody's home": (
+        ("perplexity", "tiny", "--text", "~no-such-user/x.txt"),
+        "'~no-such-user/x.txt' cannot be opened",
+    ),
+    "nobody's text": (("prune", "tiny", "out", "--calibration", "~no-such-user/x.txt"), "cannot be opened"),
+    "dense of no file": (("gguf", "tiny", "out.gguf", "--dense", "tiny"), "--dense is for --like: leave it out or add"),
     "missing argument": (("prune", "tiny"), "OUT"),
     "unknown command": (("prunne",), "prunne"),
 }
@@ -279,6 +287,43 @@ def test_json_is_all_there_is_on_stdout():
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=120, check=True)
     printed = done.stdout.split("\nand\n")
     assert len(printed) == 3 and all(map(json.loads, printed))
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_streams_may_be_closed(closed, tmp_path):
+    """What is printed on them is dropped, and no file that is opened has their numbers."""
+    code = f"""if True:
+        import os, sys
+        for number in {closed}:
+            os.close(number)
+        os.execv(sys.executable, [sys.executable, "-m", "prunus", *sys.argv[1:]])"""
+    store = make_store(tmp_path / "results.db")
+    for arguments, ends in ((["runs", store], 0), (["runs", store, "--remove", "tiny"], 2), (["runs", "none.db"], 2)):
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == ends and "internal" not in done.stderr and "Traceback" not in done.stderr
+        assert bool(done.stdout) == (ends == 0 and 1 not in closed) and bool(done.stderr) == (ends == 2 not in closed)
+
+
+def test_a_stream_without_our_characters_shows_others(tmp_path, monkeypatch):
+    store = make_store(tmp_path / "results.db")
+    told = prunus.runs(store, rename=("wanda-20", "é😀"))
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    main(["compare", str(store), "--base", "dense"])
+    main(["runs", str(store), "--json"])
+    stream.flush()
+    table, _, data = stream.buffer.getvalue().decode("ascii").partition("\n[")
+    assert "Wanda 20 %" in table and "[-" in table and "?" not in table
+    assert json.loads("[" + data) == told
+
+
+def test_python_without_docstrings_is_refused():
+    command = [sys.executable, "-OO", "-m", "prunus", "tasks"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "") and "PYTHONOPTIMIZE=2" in done.stderr
 
 
 def test_methods_say_what_they_need(capsys):

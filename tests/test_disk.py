@@ -116,6 +116,16 @@ def test_two_writers_of_one_file_do_not_mix_and_leave_nothing_behind(tmp_path):
     assert (path.read_bytes(), list(tmp_path.iterdir())) == (b"first, whole", [path])
 
 
+def test_a_link_is_followed(tmp_path):
+    """The link became a file, and what it had pointed to stayed as it was."""
+    (tmp_path / "large disk").mkdir()
+    link, file = tmp_path / "page.html", tmp_path / "large disk" / "page.html"
+    link.symlink_to(file)
+    for text in ("first", "second"):
+        write_text(link, text)
+        assert (link.readlink(), file.read_text(), [*file.parent.iterdir()]) == (file, text, [file])
+
+
 def test_an_unfinished_file_is_recognised_by_its_suffix(tmp_path):
     """A resumed prune deletes what a killed one left by this suffix (checkpoint/writer.py)."""
     with atomic_file(tmp_path / "model.safetensors"):

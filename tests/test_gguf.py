@@ -439,7 +439,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(llama, tmp_path):
             {"type": "q4_0"},
             r"4 bits in groups of 64, and Q4_0 .* `prunus quantize --bits 4 --group 32`",
         ),
-        (tmp_path / "w8", {"type": "q4_0"}, r"8 bits in groups of 128, and Q4_0 holds 4 bits"),
+        (tmp_path / "w8", {"type": "q4_0"}, r"8 bits with a scale per row, and Q4_0 holds 4 bits"),
         (tmp_path / "neox", {}, r"gpt_neox, of which Prunus knows no GGUF form: give --like .* convert_hf_to_gguf\.py"),
         (tmp_path / "split", {}, r"splits words in a way of its own, which GGUF cannot express: give --like"),
         ("tiny", {}, r"splits words in a way of its own"),
@@ -482,6 +482,11 @@ def test_quantize_may_come_before_it_and_nothing_after(llama, tmp_path):
     assert told["exact"] == 21 and (tmp_path / "out" / "model.gguf").exists()
     with pytest.raises(PrunusError, match=r"before it \(w4-g32-rtn\)$"):  # dequantize reads no GGUF file
         prunus.quantize(tmp_path / "out", tmp_path / "no", steps[0])
+    (tmp_path / "one.gguf").write_text("what is replaced")
+    with pytest.raises(PrunusError, match=r"one\.gguf exists; choose another output or add --overwrite"):
+        prunus.apply_steps(llama / "dense", tmp_path / "one.gguf", steps)
+    prunus.apply_steps(llama / "dense", tmp_path / "one.gguf", steps, overwrite=True)
+    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "out" / "model.gguf").read_bytes()
     with pytest.raises(PrunusError, match="nothing comes after gguf: put quantize before it"):
         prunus.apply_steps(llama / "dense", tmp_path / "no", steps[::-1])
 

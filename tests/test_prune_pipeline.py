@@ -1,6 +1,7 @@
 """prune(): masks against transformers' own forward, untouched tensors, scope, propagation, reload, manifest."""
 
 import json
+import os
 from fractions import Fraction
 from typing import Any
 
@@ -318,6 +319,14 @@ def test_old_output_is_replaced_only_by_a_complete_new_one(tmp_path, rows):
     assert prunus.prune(folder, tmp_path / "out", recipe(rows, sparsity=0.2), overwrite=True)["sparsity"] < 0.25
     assert Checkpoint(tmp_path / "out").checksum() != old
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.jsonl", "m", "out", "rows.jsonl"]
+
+
+def test_folders_whose_names_are_not_utf_8(tmp_path, rows):
+    """The manifest, written last, could not hold the name."""
+    folder, out = make_model(tmp_path / "m"), tmp_path / os.fsdecode(b"out\xff")
+    folder = folder.rename(tmp_path / os.fsdecode(b"m\xff"))
+    prunus.prune(folder, out, recipe(rows))
+    assert json.loads((out / "prunus.json").read_text())["history"][0]["source"]["name"] == str(tmp_path / "m?")
 
 
 def test_tensors_that_no_block_uses_are_copied(tmp_path, rows):

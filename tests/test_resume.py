@@ -185,6 +185,37 @@ def test_work_of_another_recipe_or_model_is_refused_or_deleted(tmp_path, model, 
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_work_on_calibration_that_changed_meanwhile_is_not_continued(tmp_path, model, rows, monkeypatch):
+    """The same command went on with what the file had held, and did not say so."""
+    interrupt(monkeypatch, model, tmp_path / "out", recipe(rows))
+    before, text = contents(tmp_path / "out.partial"), rows.read_text()
+    rows.write_text("".join(text.splitlines(keepends=True)[::-1]))
+    with pytest.raises(PrunusError, match=r"rows\.jsonl was changed after .*out\.partial was begun with it"):
+        prunus.prune(model, tmp_path / "out", recipe(rows))
+    assert contents(tmp_path / "out.partial") == before
+    rows.unlink()
+    calls = count_calls(monkeypatch)
+    prunus.prune(model, tmp_path / "out", recipe(rows))
+    assert len(calls) == 7 * (BLOCKS - 2), "what was kept suffices"
+
+
+def test_a_step_on_calibration_that_changed_meanwhile_is_not_taken_as_made(tmp_path, model, rows, monkeypatch):
+    steps = [recipe(rows), prunus.RecoverRecipe(calibration=str(rows), samples=6, epochs=1, step_tokens=64)]
+    with monkeypatch.context() as patch:
+        patch.setattr("prunus.pruning.recover.recover", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prunus.apply_steps(model, tmp_path / "out", steps)
+    before = contents(tmp_path / "out.after-1")
+    text = rows.read_text()
+    rows.write_text("".join(text.splitlines(keepends=True)[::-1]))
+    with pytest.raises(PrunusError, match=r"rows\.jsonl was changed after .*out\.after-1 was begun with it"):
+        prunus.apply_steps(model, tmp_path / "out", steps)
+    assert contents(tmp_path / "out.after-1") == before
+    rows.write_text(text)
+    prunus.apply_steps(model, tmp_path / "out", steps)
+    assert not (tmp_path / "out.after-1").exists()
+
+
 def test_work_on_a_model_that_changed_meanwhile_begins_anew(tmp_path, model, rows, monkeypatch):
     interrupt(monkeypatch, model, tmp_path / "out", recipe(rows))
     place = Checkpoint(model).tensors["model.layers.0.mlp.down_proj.weight"]

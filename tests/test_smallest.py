@@ -1,7 +1,12 @@
 """The smallest weights become zero in compiled code just as a stable sort of a list has it."""
 
+import errno
+import os
+import pwd
+
 import pytest
 import torch
+from filelock import FileLock
 
 from prunus.native import load
 from prunus.native import load as library
@@ -102,4 +107,27 @@ def test_where_nothing_can_be_compiled_there_is_none(monkeypatch, tmp_path):
     monkeypatch.setattr(library, "prebuilt", lambda source: tmp_path / "none.so")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "/bin/false")
+    assert load._library.__wrapped__() is None
+
+
+def test_without_a_home_there_is_none(monkeypatch, tmp_path):
+    """A container may run as a user that the system does not know; pruning ended in an internal error."""
+
+    def unknown(number):
+        raise KeyError(number)
+
+    monkeypatch.setattr(library, "prebuilt", lambda source: tmp_path / "none.so")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert load._library.__wrapped__() is None
+
+
+def test_where_the_cache_cannot_be_written_there_is_none(monkeypatch, tmp_path):
+    def denied(*_, **__):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(library, "prebuilt", lambda source: tmp_path / "none.so")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(FileLock, "acquire", denied)
     assert load._library.__wrapped__() is None

@@ -38,6 +38,7 @@ def atomic_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
 
     The bytes are written to `NAME.RANDOM.writing` in the same folder, a name that no other writer uses: if two write
     the same path at once, the last one to finish leaves its complete file. A killed process leaves its temporary file.
+    A link is followed, as it is where a folder is written.
     sync: flush the file to disk before it is renamed, so that it also survives a power failure. Raises PrunusError if
     path is a store of results, which took longer to make than any other file.
     """
@@ -45,6 +46,7 @@ def atomic_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if _is_store(path):
         raise PrunusError(f"'{path}' is a store of results, which is never replaced: name another file")
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.writing")
     try:
         with temporary.open("xb") as stream:

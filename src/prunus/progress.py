@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
-from typing import Self
+from typing import Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,9 +13,16 @@ LOG_EVERY_SECONDS = 30.0
 BAR_WIDTH = 20
 # Columns of output that is not a terminal, enough for tables of eight budgets.
 WIDTH_WITHOUT_TERMINAL = 120
-console = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH_WITHOUT_TERMINAL)
-out_console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
 _quiet = False
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a stream is a terminal; one that was closed before Python began (`>&-`) is None."""
+    return stream is not None and stream.isatty()
+
+
+console = Console(stderr=True, width=None if is_terminal(sys.stderr) else WIDTH_WITHOUT_TERMINAL)
+out_console = Console(width=None if is_terminal(sys.stdout) else WIDTH_WITHOUT_TERMINAL)
 
 
 def set_quiet(quiet: bool) -> None:
@@ -26,7 +33,7 @@ def set_quiet(quiet: bool) -> None:
 
 def shows_bars() -> bool:
     """Whether bars are drawn: on a terminal, unless --quiet."""
-    return sys.stderr.isatty() and not _quiet
+    return is_terminal(sys.stderr) and not _quiet
 
 
 def say(message: str) -> None:

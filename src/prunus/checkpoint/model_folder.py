@@ -24,6 +24,7 @@ from prunus.checkpoint.resolve import (
 )
 from prunus.checkpoint.safetensors_file import DTYPES, Entry, Stored, checksum_of, fingerprint_of, read_header
 from prunus.errors import PrunusError
+from prunus.plain_data import storable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -166,7 +167,7 @@ class ModelFolder:
 
     def provenance(self, name: str | Path) -> dict[str, str]:
         """What a manifest records of this model: name, as the user gave it, checksum, hub id and revision."""
-        return {"name": str(name), "checksum": self.checksum(), **hub_origin(self.folder)}
+        return {"name": storable(str(name)), "checksum": self.checksum(), **hub_origin(self.folder)}
 
     def read(self, name: str) -> Tensor:
         """One tensor, in the dtype in which it is stored."""

@@ -1,5 +1,7 @@
 """One command per function of the Python API: parse, call, print. Data goes to stdout, everything else to stderr."""
 
+import codecs
+import io
 import os
 import signal
 import sys
@@ -7,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 
@@ -16,12 +19,16 @@ from prunus.cli.common import cli, verbose
 from prunus.disk import explained
 from prunus.errors import PrunusError
 
+PLAIN = {"−": "-", "\N{NO-BREAK SPACE}": " "}  # what is printed of tables where ASCII is all there is
 EXIT_INTERNAL, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: exit codes 0 done, 1 internal error, 2 wrong input or environment, 130 interrupted."""
+    open_streams()
     try:
+        if sys.flags.optimize > 1:
+            raise PrunusError("python -OO (PYTHONOPTIMIZE=2) removes texts that transformers needs: leave it out")
         with ended_by_sigterm():
             cli.main(arguments, prog_name="prunus", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
@@ -33,9 +40,6 @@ def main(arguments: list[str] | None = None) -> None:
         fail(error.format_message(), EXIT_INPUT)
     except PrunusError as error:
         fail(str(error), EXIT_INPUT)
-    except BrokenPipeError:
-        # The reader of our output has closed it (`prunus tasks | head`), so nothing more can be printed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         fail(str(explained(error)), EXIT_INPUT)
     except RecursionError:
@@ -48,6 +52,27 @@ def main(arguments: list[str] | None = None) -> None:
         fail(
             f"{type(error).__name__}: {error} (internal error; please report it, -v shows the traceback)", EXIT_INTERNAL
         )
+
+
+def open_streams() -> None:
+    """Open streams that were closed before Python began (`>&-`), and let stdout take what its encoding lacks.
+
+    What is printed on a closed one is dropped. Its number would else be given to the next file that is opened, into
+    which libraries would write their messages.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  open as long as the process
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        codecs.register_error("plain", plain)
+        sys.stdout.reconfigure(errors="plain")
+
+
+def plain(error: UnicodeError) -> tuple[str, int]:
+    """What is printed for a character that the encoding lacks, and the place of the next one."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return PLAIN.get(error.object[error.start], "?"), error.start + 1
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial, wraps
 from importlib.metadata import version
@@ -238,7 +239,8 @@ def show(data: Any, as_json: bool, shown: str | Callable[[Any], object]) -> None
     table of it, or several.
     """
     if as_json:
-        click.echo(json.dumps(with_names(data), indent=1, ensure_ascii=False))
+        in_unicode = "utf" in (sys.stdout.encoding or "utf").casefold()
+        click.echo(json.dumps(with_names(data), indent=1, ensure_ascii=not in_unicode))
     elif isinstance(shown, str):
         from prunus.reporting import terminal
 

@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 import prunus
-from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.resolve import resolve, typed_path
 from prunus.cli.common import (
     all_of,
+    check_together,
     command,
     device_option,
     is_given,
@@ -105,7 +106,7 @@ def inspect_command(model: str, weights: bool | None, as_json: bool) -> None:
 @json_option
 def perplexity_command(model: str, text: Path, as_json: bool, **given: Any) -> None:
     """Print the perplexity of MODEL on a text."""
-    check_readable(text.expanduser(), resolve(model))
+    check_readable(typed_path(text), resolve(model))
     show(prunus.perplexity(model, text, **given), as_json, lambda data: click.echo(f"{data['perplexity']:.4f}"))
 
 
@@ -161,6 +162,8 @@ def add_command(action: str, kind: Step) -> None:
 
     def call(model: str, out: Path, **given: Any) -> None:
         asked = {name: value for name, value in given.items() if name in settings_of(kind.recipe) and is_given(name)}
+        if "like" in given:
+            check_together(dense="like")
         where = Where(**{name: given[name] for name in ways})
         carry_out(kind, model, out, asked, where, "recover" in kind.options and given["recover"])
 

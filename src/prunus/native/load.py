@@ -19,6 +19,8 @@ from prunus.progress import say
 # Instruction sets; the index is the kernel's number for each. `off` disables the kernel, to compare with dense weights.
 ISAS = ("off", "avx2", "avx512", "avx512bf16", "amx")
 SWITCH = "PRUNUS_KERNEL"
+# Why there may be no library: no compiler, a cache that cannot be written, or a user without a home.
+NO_LIBRARY = (BuildError, OSError, PrunusError, RuntimeError)
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 # Argument types of the C functions at the end of each file.
 _SIGNATURES = {
@@ -65,7 +67,7 @@ def kernel() -> Kernel:
         return Kernel(None, 0, "it is for Linux on x86-64 only")
     try:
         library = load(KERNEL)
-    except (BuildError, OSError) as error:
+    except NO_LIBRARY as error:
         return Kernel(None, 0, " ".join(str(error).split()))
     best = library.prunus_isa()
     if best == 0:
@@ -103,7 +105,7 @@ def threads() -> int:
 def cache_folder() -> Path:
     """This user's cache folder, created if missing.
 
-    Raises OSError if it cannot be created, or if other users can write to it.
+    Raises OSError if it cannot be created, or if other users can write to it; RuntimeError if this user has no home.
     """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base) / "prunus"
@@ -117,7 +119,7 @@ def cache_folder() -> Path:
 def load(source: Path, quiet: bool = False) -> ctypes.CDLL:
     """The library of a source file with the types of its functions set.
 
-    quiet: print nothing while compiling, for a file that takes no longer than a second. Raises BuildError or OSError if
+    quiet: print nothing while compiling, for a file that takes no longer than a second. Raises one of NO_LIBRARY if
     the library cannot be compiled or loaded.
     """
     if prebuilt(source).is_file():
@@ -180,5 +182,5 @@ def _library() -> Any:
         return None
     try:
         return load(SMALLEST, quiet=True)
-    except (BuildError, OSError):
+    except NO_LIBRARY:
         return None

@@ -10,7 +10,7 @@ import torch
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.precision import full_float32
-from prunus.checkpoint.resolve import read_json, resolve
+from prunus.checkpoint.resolve import read_json, resolve, typed_path
 from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.writer import EVIDENCE, Partial
 from prunus.disk import disk_errors, write_text
@@ -60,7 +60,7 @@ def allocate(
     Raises PrunusError for wrong input.
     """
     source = Checkpoint(resolve(model))
-    target = None if save is None else Path(save).expanduser()
+    target = None if save is None else typed_path(save)
     if target is not None and not target.absolute().parent.is_dir():
         raise PrunusError(f"{target} cannot be written: its folder does not exist")
     if target is not None and target.exists() and not is_evidence(target):
@@ -107,7 +107,7 @@ def find_scores(
     if allocation.needs == "nothing":
         return ImportanceScores(recipe.allocation)
     if recipe.scores is not None:
-        path = Path(recipe.scores).expanduser()
+        path = typed_path(recipe.scores)
         scores = read_scores(path, recipe.allocation, list(groups_of(source, recipe)), source.blocks)
         if scores.model is not None and scores.model != source.checksum():
             raise PrunusError(f"{path} was measured on another model (its weights differ); measure again")

@@ -13,7 +13,7 @@ import numpy as np
 
 from prunus.checkpoint.checkpoint import Checkpoint, dense_twin
 from prunus.checkpoint.gguf_file import MANIFEST_KEY, kind_of, library
-from prunus.checkpoint.resolve import GGUF_FILE, next_manifest, resolve, version_of, versions
+from prunus.checkpoint.resolve import GGUF_FILE, next_manifest, resolve, typed_path, version_of, versions
 from prunus.checkpoint.writer import Partial, check_target
 from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
@@ -70,10 +70,7 @@ def gguf(
         check_calibration(recipe, model, out)
         source, name = Checkpoint(resolve(model)), name or str(model)
     is_file = target.suffix == ".gguf"
-    if not is_file:
-        check_target(source.folder, target, overwrite)
-    elif target.is_dir() or (target.exists() and not overwrite):
-        raise PrunusError(f"{target} exists; choose another output or add --overwrite")
+    check_out(source.folder, target, overwrite)
     form = form_for(source, recipe, dense, name)
     pieces = list(pieces_of(source, names_for(source, form.architecture)))
     for piece in pieces:
@@ -116,6 +113,14 @@ def gguf(
     return {"out": str(target), **told, "seconds": time.monotonic() - started, "warnings": warnings}
 
 
+def check_out(model: Path, target: Path, overwrite: bool) -> None:
+    """Raise PrunusError if target, a file or a folder, cannot be written."""
+    if target.suffix != ".gguf":
+        check_target(model, target, overwrite)
+    elif target.is_dir() or (target.exists() and not overwrite):
+        raise PrunusError(f"{target} exists; choose another output or add --overwrite")
+
+
 def form_for(source: Checkpoint, recipe: GgufRecipe, dense: str | Path | None, name: str) -> Form:
     """What the file has besides weights: like another file, or from the model's own files."""
     if recipe.like is None:
@@ -124,7 +129,7 @@ def form_for(source: Checkpoint, recipe: GgufRecipe, dense: str | Path | None, n
         return form_of(source, Path(name).name)
     there = Checkpoint(source.folder)  # of a model that is planned, the one that it will be made from
     whole = there if dense is None and not there.manifest.get("history") else dense_twin(there, dense)
-    return form_like(Path(recipe.like).expanduser(), source, whole)
+    return form_like(typed_path(recipe.like), source, whole)
 
 
 def sizes_of(source: Checkpoint, form: Form, pieces: Sequence[Piece], type: str) -> dict[str, int]:

@@ -101,10 +101,10 @@ class Job(Generic[AnyRecipe]):
         needed, left_out, entries: as for Partial.
         """
         source, recipe = self.source, self.recipe
-        early = load_early(recipe, source, self.target) if self.needs_tokens else None
         work = {"action": action_of(recipe), "recipe": recipe.to_json(), **self.identity()}
         if self.saved is not None:
             work["stats"] = self.saved.about
+        early = load_early(recipe, source, self.target, work) if self.needs_tokens else None
         overwrite = self.where.overwrite
         with Partial(source, self.target, work, source.blocks, needed, overwrite, left_out, entries) as partial:
             calibration = keep_calibration(recipe, source, partial, early) if self.needs_tokens else None

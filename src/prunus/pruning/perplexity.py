@@ -18,7 +18,7 @@ from prunus.checkpoint.loader import load_whole
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.precision import use_fast_products
 from prunus.checkpoint.quantised import DEQUANTISED
-from prunus.checkpoint.resolve import one_line, resolve
+from prunus.checkpoint.resolve import one_line, resolve, typed_path
 from prunus.checkpoint.runner import pick_device
 from prunus.errors import PrunusError
 from prunus.progress import Steps
@@ -49,7 +49,7 @@ def perplexity(
 
     Raises PrunusError for wrong input, a text of fewer than two tokens, or outputs with NaN or infinity.
     """
-    source, path = ModelFolder(resolve(model)), Path(text).expanduser()
+    source, path = ModelFolder(resolve(model)), typed_path(text)
     context = source.context
     if not 2 <= seqlen <= context:
         raise PrunusError(f"seqlen {seqlen} must lie between 2 and the model's context of {context}")

@@ -15,7 +15,7 @@ import torch
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import Linear
-from prunus.checkpoint.resolve import versions
+from prunus.checkpoint.resolve import typed_path, versions
 from prunus.checkpoint.runner import Runner
 from prunus.checkpoint.safetensors_file import read_header, write_file
 from prunus.checkpoint.writer import Partial
@@ -143,7 +143,7 @@ def key_of(kind: str, source: Checkpoint, device: torch.device, **about: object)
 def scores_key(source: Checkpoint, recipe: PruneRecipe, device: torch.device) -> str:
     """The key of an allocation's importance scores. Method, sparsity and other later settings are not part of it."""
     name = calibration_name(recipe.calibration, source.manifest)
-    file = Path(name.removeprefix(TRACES)).expanduser()
+    file = typed_path(name.removeprefix(TRACES))
     allocation = declared(Allocation)[recipe.allocation]
     fields = (*SCORED, *allocation.settings, *allocation.sampling)
     return key_of(

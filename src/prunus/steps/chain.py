@@ -12,7 +12,9 @@ from prunus.checkpoint.resolve import MANIFEST, read_manifest, resolve
 from prunus.checkpoint.writer import check_target
 from prunus.errors import PrunusError
 from prunus.pruning.calibration import check_calibration
-from prunus.recipe_base import Recipe
+from prunus.pruning.calibration.data import check_kept
+from prunus.pruning.gguf import check_out
+from prunus.recipe_base import Calibrated, Recipe
 from prunus.step import Where, action_of, kind_of, settled, steps_name
 
 
@@ -66,7 +68,8 @@ def carry_out(
         if folder == target or not (folder / MANIFEST).exists():
             check_calibration(recipe, model, folder)
     source = Checkpoint(resolve(model))
-    check_target(source.folder, target, where.overwrite)
+    check = check_out if kind_of(steps[-1]).changes_form else check_target
+    check(source.folder, target, where.overwrite)
     if where.dry_run:
         return foresee(model, target, steps, where)
     check_removal(source, steps)
@@ -74,6 +77,9 @@ def carry_out(
         kind_of(recipe).foresee(recipe, before, target, replace(where, dry_run=True))
     checksum = source.checksum() if len(steps) > 1 else ""
     done = next((n for n in range(len(steps) - 1, 0, -1) if is_made(folders[n - 1], checksum, steps[:n])), 0)
+    for (recipe, before), folder in islice(zip(with_sources(source, steps), folders, strict=True), done):
+        if isinstance(recipe, Calibrated) and kind_of(recipe).calibrates(recipe):
+            check_kept(recipe, before, folder)
     summary: Mapping[str, Any] = {}
     for count, recipe in enumerate(steps[done:], done + 1):
         before, name = (folders[count - 2], steps_name(steps[: count - 1])) if count > 1 else (model, None)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from prunus.budgets import without_off
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import EngineFolder, ModelFolder
-from prunus.checkpoint.resolve import load_tokenizer, resolve
+from prunus.checkpoint.resolve import load_tokenizer, resolve, typed_path
 from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
@@ -282,7 +282,7 @@ def content_of(calibration: str) -> str:
 def digest(path: Path) -> str:
     """16 hex digits of the SHA-256 of a file's content."""
     try:
-        return hashlib.sha256(path.expanduser().read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(typed_path(path).read_bytes()).hexdigest()[:16]
     except OSError as error:
         raise PrunusError(f"{path} cannot be read: {error.strerror}") from error
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_origin
 
 from prunus.budgets import OFF
+from prunus.checkpoint.resolve import typed_path
 from prunus.engines import SMALLEST, EngineOptions
 from prunus.errors import PrunusError
 from prunus.margins import Margin, MarginLike
@@ -485,7 +486,7 @@ class _Reader:
 
     def path_or_text(self, text: str) -> str:
         """The path of a file or folder that exists relative to the study's folder; otherwise text, unchanged."""
-        path = self.path.parent / Path(text).expanduser()
+        path = self.path.parent / typed_path(text)
         return str(path) if path.exists() else text
 
     def with_paths(self, values: Mapping[str, Any]) -> dict[str, object]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.resolve import HUB_PATTERNS, is_hub_id
+from prunus.checkpoint.resolve import HUB_PATTERNS, is_hub_id, typed_path
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.run import missing_batches
@@ -176,7 +176,7 @@ def unread_tasks(study: Study) -> dict[str, str]:
 
 def local_folder(study: Study, model: str) -> Path | None:
     """The folder of a model; None for a model of the hub that is not downloaded. Raises PrunusError for any other."""
-    if Path(model).expanduser().exists() or not is_hub_id(model):
+    if typed_path(model).exists() or not is_hub_id(model):
         return folder_of(study, model)
     from huggingface_hub import snapshot_download
 

@@ -155,7 +155,8 @@ def check(source: Checkpoint, piece: Piece, form: str) -> None:
             continue
         bits, group = compressed_tensors.bits_and_group(*stored) or (0, 0)
         if (bits, group) != (4, GROUP):
-            found = f"{bits} bits in groups of {group}" if bits else "zero points or groups of an order of their own"
+            scales = "with a scale per row" if group == piece.shape[-1] else f"in groups of {group}"
+            found = f"{bits} bits {scales}" if bits else "zero points or groups of an order of their own"
             raise PrunusError(
                 f"{piece.named(source)} has {found}, and Q4_0 holds 4 bits in groups of {GROUP} exactly: run `prunus"
                 " quantize --bits 4 --group 32` on the model before that, or take --type q8_0"

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from prunus.checkpoint.resolve import CALIBRATION, read_manifest, resolve, tiny_folder
+from prunus.checkpoint.resolve import CALIBRATION, read_manifest, resolve, tiny_folder, typed_path
 from prunus.disk import partial_folder
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.text_files import KINDS, Line, check_readable, check_text
@@ -55,7 +55,7 @@ def calibration_name(name: str, manifest: Mapping[str, Any]) -> str:
 
 def source_file(name: str) -> Path:
     """The file that the name of a calibration stands for, unless that is a corpus of the hub."""
-    return tiny_folder() / CALIBRATION if name == "tiny" else Path(name.removeprefix(TRACES)).expanduser()
+    return tiny_folder() / CALIBRATION if name == "tiny" else typed_path(name.removeprefix(TRACES))
 
 
 def read_source(name: str, folder: Path) -> list[Line] | str | None:

@@ -8,7 +8,7 @@ show the same few tokens again and again, we join documents or refuse.
 import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from itertools import accumulate, groupby
@@ -19,9 +19,10 @@ import numpy as np
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import load_tokenizer, one_line
-from prunus.checkpoint.writer import CALIBRATION, Partial
+from prunus.checkpoint.writer import CALIBRATION, JOURNAL, Partial, read_journal
 from prunus.disk import partial_folder
 from prunus.errors import PrunusError
+from prunus.plain_data import content_hash
 from prunus.pruning.calibration import HUB_NAMES, calibration_name, read_source, source_file
 from prunus.pruning.calibration.text_files import (
     Line,
@@ -110,9 +111,26 @@ def cut_to(chosen: Calibration, tokens: int) -> Calibration:
     return chosen.cut([ids[: tokens - start] for ids, start in pairs if start < tokens])
 
 
-def load_early(recipe: Calibrated, model: Checkpoint, target: Path) -> Calibration | None:
-    """The sequences, loaded before weights are read; None where unfinished work on target has them already."""
-    return None if (partial_folder(target) / CALIBRATION).exists() else load_calibration(recipe, model)
+def load_early(recipe: Calibrated, model: Checkpoint, target: Path, work: Mapping[str, object]) -> Calibration | None:
+    """The sequences, loaded before weights are read; None where unfinished work on target has them already.
+
+    work: as for Partial; what was begun with it is only continued on the sequences that it was begun with.
+    """
+    folder = partial_folder(target)
+    if not (folder / CALIBRATION).exists():
+        return load_calibration(recipe, model)
+    if read_journal(folder / JOURNAL).get("work") == content_hash(work):
+        check_kept(recipe, model, folder)
+    return None
+
+
+def check_kept(recipe: Calibrated, model: Checkpoint, folder: Path) -> None:
+    """Raise PrunusError if the calibration's file, where there is one still, has not the sequences kept in folder."""
+    name, kept = calibration_name(recipe.calibration, model.manifest), folder / CALIBRATION
+    if name in HUB_NAMES or not source_file(name).exists() or not kept.exists():
+        return
+    if load_calibration(recipe, model).sequences != [line.value for line in read_jsonl(kept)]:
+        raise PrunusError(f"{name} was changed after {folder} was begun with it: restore it, or delete that folder")
 
 
 def keep_calibration(
