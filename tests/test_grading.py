@@ -144,6 +144,37 @@ def test_choices_in_all_shapes(grader, text, letter):
         assert one(grader, "choice", gold, text, FOUR) == Grade(letter, letter == gold, status)
 
 
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        (r"\boxed{x}", "A"),
+        (r"\boxed{(x)}", "A"),
+        ("The answer is $x$, since it is odd.", "A"),
+        ("The answer is the value 2 because it is even", "B"),
+        (r"\boxed{2 meters}", "B"),
+        (r"\boxed{v = 2}", "B"),
+        (r"\boxed{D > B}", "C"),
+        ("The answer is that it is $\\sqrt{3}$.", "D"),
+        (r"\boxed{x^2}", None),
+        (r"\boxed{\frac{x}{3}}", None),
+        (r"\boxed{f(x)}", None),
+        (r"\boxed{x + 1}", None),
+        (r"\boxed{1 - x}", None),
+        (r"\boxed{x = 5}", None),
+        (r"\boxed{-2}", None),
+        (r"\boxed{1/2}", None),
+        (r"\boxed{2, 3}", None),
+        ("The answer is about 2.5 meters", None),
+        (r"\boxed{-\sqrt{3}}", None),
+        (r"\boxed{5 \sqrt{3}}", None),
+    ],
+)
+def test_a_choice_is_no_part_of_a_larger_formula(grader, text, letter):
+    choices = ("x", "2", "D > B", r"\sqrt{3}")
+    for gold in "ABCD":
+        assert one(grader, "choice", gold, text, choices).answer == letter
+
+
 def test_an_unfinished_box_of_a_choice_is_malformed(grader):
     assert one(grader, "choice", "C", r"\boxed{C} or \boxed{D", FOUR) == Grade(None, False, "malformed")
 

@@ -184,6 +184,13 @@ _LED_LETTER = re.compile(
     r"|(?P<reasoned>[A-Z])(?=,?\s+(?:because|since|as)\s)|(?P<bare>[B-HJ-Z])(?=\s)"
 )
 _ANOTHER = re.compile(r"[\s.:)\]]*(?:[,;/&]|\band\b|\bor\b)[\s(\[]*(?:option\s+)?([A-Z])(?![A-Za-z'])")
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3}")
+_IN_WORDS = r"(?<![A-Za-z0-9]){}(?![A-Za-z0-9])"
+# A number or formula inside a text counts only if it is no part of a larger one, such as x in x^2 or 2 in -2.
+_APART = (
+    r"(?<![^\s\"(\[])(?<![A-Za-z0-9]\()(?<![-+*/^<>0-9] )(?<![0-9], ){}"
+    r"(?![^\s\")\].,;!?]|[.,][0-9]|[,;]? (?:[+*/^=<>0-9\\]|- ?[0-9]))"
+)
 
 
 def integer(text: str) -> str | None:
@@ -328,29 +335,30 @@ def choice(text: str, choices: Sequence[str]) -> str | None:
     Read as C: `C`, `c`, `(C)`, `C)`, `C.`, `option C`, `C) its text`, `C because`, and fonts around them. A capital A
     followed by a word is an article, not a choice.
     """
-    letters = ascii_uppercase[: len(choices)]
-    plain = _WRAPPER.sub("", text).translate(str.maketrans("", "", "${}*")).strip()
+    letters, plain = ascii_uppercase[: len(choices)], _plain(text)
     if (bare := _BARE_LETTER.fullmatch(plain)) and bare[1].upper() in letters:
         return bare[1].upper()
-    if led := _LED_LETTER.match(plain):
+    said, options = exact(text).rstrip("."), [exact(option).rstrip(".") for option in choices]
+    equal = [index for index, option in enumerate(options) if option and option == said]
+    if not equal and (led := _LED_LETTER.match(plain)):
         kind = led.lastgroup or ""
         letter, rest = led[kind], plain[led.end(kind) :]
         if letter in letters:
             another = _ANOTHER.match(rest)
             return None if another and another[1] in letters and another[1] != letter else letter
-    return _by_text(text, choices)
-
-
-def _by_text(text: str, choices: Sequence[str]) -> str | None:
-    """The letter of the only choice that is the text, else of the only one that occurs in it in whole words."""
-    said, options = exact(text).rstrip("."), [exact(option).rstrip(".") for option in choices]
-    equal = [index for index, option in enumerate(options) if option and option == said]
     if not equal:
         equal = [index for index, option in enumerate(options) if option and math(option) == math(said)]
     if not equal:
-        around = r"(?<![A-Za-z0-9]){}(?![A-Za-z0-9])"
-        equal = [i for i, option in enumerate(options) if option and re.search(around.format(re.escape(option)), said)]
+        for index, option in enumerate(map(_plain, options)):
+            around = _IN_WORDS if _WORD.search(option) else _APART
+            if option and re.search(around.format(re.escape(option)), _plain(said)):
+                equal.append(index)
     return ascii_uppercase[equal[0]] if len(equal) == 1 else None
+
+
+def _plain(text: str) -> str:
+    """The text without fonts and the marks of formulas."""
+    return _WRAPPER.sub("", text).translate(str.maketrans("", "", "${}*")).strip()
 
 
 def exact(text: str) -> str:
