@@ -29,7 +29,7 @@ from prunus.results.anytime import interleaved, rounds, whole_groups
 from prunus.results.comparison import compare
 from prunus.results.importing import keys_of, problem_rows
 from prunus.results.importing.files import Record
-from prunus.results.rows import ProblemRow, tables
+from prunus.results.rows import ProblemRow, sizes_of, tables
 from prunus.results.store import Store, same_groups
 from prunus.results.summary import summarise
 
@@ -301,7 +301,7 @@ def test_with_one_draw_mcnemars_test_is_for_problems_that_are_alone(tmp_path):
 def test_a_value_of_a_group_is_the_mean_over_its_problems():
     samples = [row("a", name, 16, 0, right) for name, right in {"0": 1, "1": 0, "2": 1, "3": 0, "4": 0}.items()]
     table = tables(samples, {"a-2": "a-0", "a-3": "a-0"})["a"]
-    assert table.groups == ("a-0", "a-1", "a-4") and table.sizes() == {"n": 3, "problems": 5}
+    assert table.groups == ("a-0", "a-1", "a-4") and sizes_of([table]) == {"n": 3, "problems": 5, "samples": 1}
     assert table.by_group(table.correct).ravel() == pytest.approx([2 / 3, 0, 0])
     part = table.select(["a-3", "a-1"], [16], [0])
     assert not part.grouped and part.by_group(part.correct) is part.correct

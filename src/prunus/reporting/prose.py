@@ -108,12 +108,14 @@ def rounding(comparison: Comparison) -> str:
 
 def warnings(data: ReportData) -> list[str]:
     """Caveats as sentences, the most important first."""
-    modes = [(one, str(one.counterpart.plan.get("mode"))) for one in data.both_modes]
     states = [(one.style.label, one.summary.unfinished) for one in data.runs]
-    states += [(f"{one.style.label} in {mode} mode", one.summaries[mode].unfinished) for one, mode in modes]
+    ids = {one.run.run_id for one in data.runs}
+    # They are shown by a section, so that no caveat says that they are left out.
+    others = [one for both in data.both_modes for one in both if one.run.run_id not in ids]
+    states += [(f"{one.style.label} in {one.run.plan.get('mode')} mode", one.summary.unfinished) for one in others]
     lacking = [f"{name} has {state.complete} of {state.planned} problems" for name, state in states if state]
-    shown = [one.counterpart.run_id for one in data.both_modes]  # by a section, so that no caveat says it is left out
-    left_out = [text for text in data.comparison.warnings if not any(f"({run}) is left out" in text for run in shown)]
+    shown = [f"({one.run.run_id}) is left out" for one in others]
+    left_out = [text for text in data.comparison.warnings if not any(said in text for said in shown)]
     found = [
         f"Not finished: {joined(lacking, most=7)}. All numbers are for complete problems only; the same command resumes"
         " the run."

@@ -98,30 +98,18 @@ class ReportedRun:
 
 
 @dataclass(frozen=True)
-class BothModes:
-    """A run of the report and the run of the same model in the other mode, which no other section shows."""
-
-    style: RunStyle
-    summaries: Mapping[str, Summary]  # by mode
-    counterpart: Run
-
-    def cells(self, task: str) -> list[dict[int, BudgetCell]]:
-        """{budget: cell} of the strict run and of the legacy run, for one task."""
-        return [self.summaries[mode].cells(task) for mode in MODES]
-
-
-@dataclass(frozen=True)
 class ReportData:
     """All data that the sections of a report show.
 
-    runs: the base first, then the runs that can be compared with it. comparison: of `compare`. both_modes:
-    the runs that the store also has in the other mode. matches: published figures of the same models, recipes, tasks
-    and budgets; None if they were not requested. gold: {problem id: right answer}.
+    runs: the base first, then the runs that can be compared with it. comparison: of `compare`. both_modes: the strict
+    and the legacy run of each model of which the store has both; one of the two is among `runs`. matches: published
+    figures of the same models, recipes, tasks and budgets; None if they were not requested. gold: {problem id: right
+    answer}.
     """
 
     runs: Sequence[ReportedRun]
     comparison: Comparison
-    both_modes: Sequence[BothModes]
+    both_modes: Sequence[Sequence[ReportedRun]]
     matches: Sequence[Match] | None
     gold: Mapping[str, str]
 
@@ -169,8 +157,9 @@ class ReportData:
         both = []
         for one in reported:
             if (other := in_other_mode(one.run, begun)) is not None:
-                summaries = {str(run.plan.get("mode")): describe(run, rows(run.run_id)[1]) for run in (one.run, other)}
-                both.append(BothModes(one.style, summaries, other))
+                samples, by_task = rows(other.run_id)
+                there = ReportedRun(other, one.style, samples, describe(other, by_task), None)
+                both.append(sorted([one, there], key=lambda run: MODES.index(run.run.plan["mode"])))
         found = matches([(one.style, one.run, one.summary) for one in reported]) if published else None
         gold = {problem_id: problem.gold for problem_id, problem in store.problems().items()}
         return cls(reported, comparison, both, found, gold)

@@ -288,11 +288,9 @@ def _choose(base: Run, runs: Iterable[Run], may_leave_out: bool) -> tuple[list[R
             raise PrunusError(f"{_name(base)} is the base and cannot be compared with itself: name another run")
         return list(by_id.values()), []
     others = [run for run in by_id.values() if run.run_id != base.run_id and not run.is_control]
-    notes = {run.run_id: plan_differences(base, run) for run in others}
-    left_out = [
-        f"{_name(run)} is left out: {notes[run.run_id]}; name it to compare" for run in others if notes[run.run_id]
-    ]
-    return [run for run in others if not notes[run.run_id]], left_out
+    found = [(run, plan_differences(base, run)) for run in others]
+    left_out = [f"{_name(run)} is left out: {why}; name it to compare" for run, why in found if why]
+    return [run for run, why in found if not why], left_out
 
 
 def _repeats(run: Run, base: Run) -> bool:

@@ -18,7 +18,7 @@ from prunus.results import anytime, betting, metrics, paired, power, verdicts
 from prunus.results.betting import direction_p
 from prunus.results.cells import AREA, SLOPE, Cell, Cells, Ending, Needed, Slope, made
 from prunus.results.paired import Floats
-from prunus.results.rows import Table
+from prunus.results.rows import Table, sizes_of
 from prunus.results.stages import Growth
 
 
@@ -97,7 +97,7 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: 
     columns["band_high"] = np.maximum(ends[1], columns["high"][:B])
     needed = _needed([d[:, :, :A] for d in differences], columns, margin, claims_A)
     columns |= claimed
-    size = sizes_of(pairs)
+    size = sizes_of([pair.base for pair in pairs])
     cells: Cells = {}
     for c, place in enumerate([*(("", budget) for budget in budgets), (AREA, 0)]):
         names = [name for name in columns if c < B or not name.startswith("band_")]
@@ -165,12 +165,6 @@ def any_time_columns(
     orders = [pair.adaptive.order for pair in pairs if isinstance(pair.adaptive, Grown)]
     rounds, first = anytime.in_plan_order(strata, names, orders, how.growth.limits, how.seed, len(pairs[0].base.draws))
     return anytime.infer(rounds, margin, columns, first, how.growth.share)
-
-
-def sizes_of(pairs: Sequence[Pair]) -> dict[str, int]:
-    """n and samples of the cells of these tasks together, with `problems` where that is more than n."""
-    problems, n = (sum(map(len, of)) for of in zip(*((p.base.problems, p.base.groups) for p in pairs), strict=True))
-    return {"n": n} | ({"problems": problems} if problems > n else {}) | {"samples": len(pairs[0].base.draws)}
 
 
 def _weights(budgets: Sequence[int]) -> tuple[Floats, bool]:
@@ -278,7 +272,7 @@ def stop_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: int,
         claimed["low"], claimed["high"] = np.sort([signs * claimed["low"], signs * claimed["high"]], axis=0)
     shares = {"share": other, "base_share": base, "gain": gains}
     cells = tested.cells(**{name: paired.estimate(values) for name, values in shares.items()}, **claimed)
-    size = sizes_of(pairs)
+    size = sizes_of([pair.base for pair in pairs])
     return {
         (name, budget): made(Ending, size, cell)
         for b, budget in enumerate(budgets)

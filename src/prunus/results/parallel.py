@@ -20,7 +20,7 @@ import scipy
 from prunus.results import metrics, paired
 from prunus.results.cells import Record, made
 from prunus.results.paired import EXPLORING_RESAMPLES, Floats
-from prunus.results.rows import Table
+from prunus.results.rows import Table, sizes_of
 
 
 class AtEqualTokens(Record):
@@ -68,7 +68,7 @@ def compare_parallel(table: Table, resamples: int = EXPLORING_RESAMPLES) -> list
     There is none if no budget is a multiple of another, or N is 1.
     """
     table = table.curve()
-    correct, scores, sizes = table.correct, table.scores(), {**table.sizes(), "samples": len(table.draws)}
+    correct, scores, sizes = table.correct, table.scores(), sizes_of([table])
     shares_PB, used_PB = (table.by_group(values.mean(axis=2)) for values in (correct, table.used))
     found: list[tuple[dict[str, Any], Floats, Floats | None]] = []  # with the differences at equal budget and tokens
     for short, small in enumerate(table.budgets):

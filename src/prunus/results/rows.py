@@ -263,10 +263,6 @@ class Table:
         np.add.at(sums, group_P, values)
         return sums / np.bincount(group_P).reshape(-1, *[1] * (values.ndim - 1))
 
-    def sizes(self) -> dict[str, int]:
-        """n, the number of observations, and the number of problems if groups have several."""
-        return {"n": len(self.groups)} | ({"problems": len(self.problems)} if self.grouped else {})
-
     def complete(self) -> tuple[str, ...]:
         """Problems with every draw at every budget."""
         present_P = (self.rows_PBN != None).all(axis=(1, 2))  # noqa: E711  element by element
@@ -325,6 +321,12 @@ def tables(samples: Iterable[Sample], first_of: Mapping[str, str] | None = None)
     for sample in samples:
         by_task[sample.task].append(sample)
     return {task: _table(by_task[task], first_of or {}) for task in sorted(by_task)}
+
+
+def sizes_of(tables: Sequence[Table]) -> dict[str, int]:
+    """n and samples of what is computed from these tables together, with `problems` where that is more than n."""
+    n, problems = (sum(map(len, of)) for of in zip(*((one.groups, one.problems) for one in tables), strict=True))
+    return {"n": n} | ({"problems": problems} if problems > n else {}) | {"samples": len(tables[0].draws)}
 
 
 def _table(samples: Sequence[Sample], first_of: Mapping[str, str]) -> Table:

@@ -60,12 +60,8 @@ def _limit(limit: int | None) -> str:
     return "all" if limit is None else str(limit)
 
 
-def same_but_for_size(one: Run, other: Run) -> bool:
-    """Whether two runs are of the same model, under plans that differ in SIZES only."""
-    return _key(one) == _key(other)
-
-
-def _key(run: Run) -> str:
+def series_of(run: Run) -> str:
+    """What tells of runs whether they are of the same model, under plans that differ in SIZES only."""
     model = run.model.get("checksum") or run.model
     return content_hash([model, {name: value for name, value in run.plan.items() if name not in SIZES}])
 
@@ -87,7 +83,7 @@ def stages_of(
     there.sort(key=lambda one: (one[1].begun if one[1] else times.get(one[0].run_id)) or "")
     groups: dict[str, list[tuple[int, Run, Removed | None]]] = {}
     for place, (run, gone) in enumerate(there):
-        groups.setdefault(_key(run), []).append((place, run, gone))
+        groups.setdefault(series_of(run), []).append((place, run, gone))
     found: dict[str, tuple[Stage, ...]] = {}
     for group in groups.values():
         stages: list[Stage] = []

@@ -24,7 +24,7 @@ from prunus.results import schema
 from prunus.results.labels import checked_name, is_called, label_of, listed, plan_in_short
 from prunus.results.looping import loops
 from prunus.results.rows import FIRST_PROTOCOL, IMPORTED, DeclaredSearch, Key, Planned, ProblemRow, Removed, Run, Sample
-from prunus.results.stages import same_but_for_size, stages_of
+from prunus.results.stages import series_of, stages_of
 from prunus.settings import hints_of
 
 BUSY_SECONDS = 30.0
@@ -407,7 +407,8 @@ class Store:
 
     def _insert_run(self, run: Run) -> None:
         values = (run.run_id, _json(run.model), _json(run.plan), _json(run.versions))
-        earlier = [one for one in self.runs() if one.run_id != run.run_id and same_but_for_size(one, run)]
+        series = series_of(run)
+        earlier = [one for one in self.runs() if one.run_id != run.run_id and series_of(one) == series]
         new = self._connection.execute("INSERT INTO run VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", values).rowcount
         lacking = run.planned is not None and self._complete(run) < run.planned.count
         if new or lacking:  # its last rows come after what can be seen of other runs now

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from prunus.budgets import AS_RUN, budget_of
+from prunus.budgets import AS_RUN
 from prunus.results import metrics, paired
 from prunus.results.cells import Identity, Record, Sized, Unfinished, made
 from prunus.results.labels import identity
 from prunus.results.metrics import Adherence, Estimate, Tokens, Value, accuracy_bands
 from prunus.results.paired import Floats
 from prunus.results.parallel import Chains, compare_parallel
-from prunus.results.rows import Run, Table, tables
+from prunus.results.rows import Run, Table, sizes_of, tables
 from prunus.results.stages import unfinished
 from prunus.results.store import Store
 
@@ -126,8 +126,7 @@ class Summary(Identity):
 
     def cells(self, task: str) -> dict[int, BudgetCell]:
         """{budget: cell} of one task, in order of budgets; empty if no problem of it is finished."""
-        cells = self.tasks[task].budgets if task in self.tasks else {}
-        return {budget_of(budget): cells[budget] for budget in sorted(cells, key=budget_of)}
+        return dict(self.tasks[task].budgets) if task in self.tasks else {}
 
 
 def summarise(store: Store, run_id: str) -> Summary:
@@ -233,8 +232,7 @@ def _describe(table: Table, budget: int) -> BudgetCell:
     scores, repetition = table.scores(), table.numbers("repetition")
     sizes = sorted({2**power for power in range(draws.bit_length())} | {draws})
     return BudgetCell(
-        **table.sizes(),
-        samples=draws,
+        **sizes_of([table]),
         accuracy=accuracy.value,
         se=accuracy.se,
         low=accuracy.low,

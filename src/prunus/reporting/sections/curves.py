@@ -151,8 +151,6 @@ def differences(data: ReportData, task: str, runs: Sequence[ReportedRun], name: 
 def _differences(task: str, one: ReportedRun) -> list[Point]:
     found = []
     for budget, cell in sorted(one.contrasts(task).items()):
-        if budget == AS_RUN:
-            continue
         low, high = (max(-100.0, min(100.0, 100 * end)) for end in band_of(cell))
         interval = f"{points(cell.low)} to {points(cell.high)}"
         note = f"Budget {budget}\n{one.style.label}\n{points(cell.difference)} points ({interval})"

@@ -1,5 +1,6 @@
 """Strict and legacy runs of one model side by side, which show whether the budget bounds the tokens."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from prunus.budgets import budget_of
@@ -7,7 +8,7 @@ from prunus.reporting.render.chart import PANEL, Line, Picture, Point, accuracy_
 from prunus.reporting.render.figure import Figure, Key
 from prunus.reporting.render.table import RUN, Column, Table
 from prunus.reporting.render.text import count, esc, percent, points
-from prunus.reporting.report_data import MODES, BothModes, ReportData
+from prunus.reporting.report_data import MODES, ReportData, ReportedRun
 from prunus.reporting.section import Section, details, part, run_figure
 
 
@@ -22,8 +23,8 @@ def section(data: ReportData) -> Section:
     )
     keys = [Key(f"m{index}", index, mode) for index, mode in enumerate(MODES)]
     legend = "".join(f"<li>{swatch(key.css, key.marker).html()}{key.name}</li>" for key in keys)
-    both = [(task, one) for task in data.tasks for one in data.both_modes if all(one.cells(task))]
-    pictures = [(task, one, mode_chart(task, one)) for task, one in both]
+    found = [(task, both) for task in data.tasks for both in data.both_modes if all(one.cells(task) for one in both)]
+    pictures = [(task, both[0], mode_chart(task, both)) for task, both in found]
     panels = "".join(run_figure(one.style, picture, f"<bdi>{esc(task)}</bdi>") for task, one, picture in pictures)
     table = mode_table(data)
     _, (task, budget, _, _, gap, *_) = max(table.rows, key=lambda row: row[1][4])
@@ -35,34 +36,34 @@ def section(data: ReportData) -> Section:
     return Section("modes", html, figures, [table], name="Modes")
 
 
-def mode_chart(task: str, one: BothModes) -> Picture:
+def mode_chart(task: str, both: Sequence[ReportedRun]) -> Picture:
     """A panel of one model: accuracy in both modes over the budget, with 95 % bands."""
     lines = []
-    for index, (mode, cells) in enumerate(zip(MODES, one.cells(task), strict=True)):
+    for index, (mode, one) in enumerate(zip(MODES, both, strict=True)):
         spots = [
             Point(float(budget), 100 * cell.accuracy, 100 * cell.low, 100 * cell.high,
                   f"Budget {budget}\n{mode}\n{percent(cell.accuracy)} %, leaked {percent(cell.leaked)} %")
-            for budget, cell in cells.items()
+            for budget, cell in one.cells(task).items()
         ]  # fmt: skip
         lines.append(Line(f"m{index}", spots, index))
     budgets = sorted({budget_of(point.x) for line in lines for point in line.points})
-    label = f"{one.style.label}: accuracy on {task} in strict and legacy mode"
+    label = f"{both[0].style.label}: accuracy on {task} in strict and legacy mode"
     return chart(lines, budget_axis(budgets), accuracy_axis(lines, wanted=4), label, frame=PANEL)
 
 
 def mode_table(data: ReportData) -> Table:
     """Accuracy, leaks and tokens in both modes at every budget that both have."""
     rows = []
-    for one in data.both_modes:
+    for both in data.both_modes:
         for task in data.tasks:
-            strict, legacy = one.cells(task)
+            strict, legacy = (one.cells(task) for one in both)
             for budget in sorted(strict.keys() & legacy.keys()):
                 pair = (strict[budget], legacy[budget])
                 accuracies = [cell.accuracy for cell in pair]
                 values: list[Any] = [task, budget, *accuracies, accuracies[1] - accuracies[0]]
                 values += [cell.leaked for cell in pair]
                 values += [number for cell in pair for number in (cell.tokens.answer.mean, cell.tokens.answer.p95)]
-                rows.append((one.style, values + [cell.forced for cell in pair]))
+                rows.append((both[0].style, values + [cell.forced for cell in pair]))
     columns = [
         RUN, Column("task", "Task"), Column("budget", "Budget"),
         Column("strict", "Accuracy, %|strict", percent), Column("legacy", "Accuracy, %|legacy", percent),

@@ -44,11 +44,9 @@ def section(data: ReportData) -> Section:
 
 
 def _ends(data: ReportData) -> str:
-    """A sentence on the chains that end by themselves at the largest budget; empty where none can."""
+    """A sentence on the chains that end by themselves at the largest budget."""
     compared = zip(data.comparison.others, data.others, strict=True)
     cells = [(cell, one.style.label) for entry, one in compared if (cell := entry.stopping.endings.get(ENDS))]
-    if not cells:
-        return ""
     cell, name = min(cells, key=lambda pair: pair[0].difference)
     base = f"At the largest budget {percent(cell.base_share)} % of {data.base.style.label}'s chains end by themselves"
     if cell.difference >= 0:
