@@ -54,11 +54,8 @@ def ladders_of(asked: FindTable) -> Ladders:
 
 def refuse_settings(ladder: str, asked: FindTable, settings: Iterable[str]) -> None:
     """Raise PrunusError if settings of recipes are given beside a ladder that has its own."""
-    given = [
-        *(["the method"] if asked.methods else []),
-        *settings,
-        *(["recover"] if asked.recovery is not None else []),
-    ]
+    given = [*(["the method"] if asked.methods else []), *settings]
+    given += [] if asked.recovery is None else ["recover"]
     if given:
         raise PrunusError(f"{ladder} sets the recipes of its rungs: write {', '.join(given)} into it instead")
 
