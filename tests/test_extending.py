@@ -271,11 +271,13 @@ steps = [{ toy = { factor = 0.5 } }, { prune = { method = "magnitude", sparsity 
 
 @pytest.fixture(scope="module")
 def with_toy_step(tmp_path_factory):
-    """A folder where a copy of the package has made toy steps in all ways: one file more, and one line of STEPS."""
+    """A folder where a copy of the package has made toy steps in all ways: one file more, and its name in STEPS."""
     folder = tmp_path_factory.mktemp("with_toy_step")
     package = copied(folder)
     (package / "steps" / "toy.py").write_text(TOY)
-    insert(package / "step.py", "STEPS: Mapping[str, str] = {", '"toy": "prunus.steps.toy",')
+    kinds = (package / "step.py").read_text()
+    assert kinds.count('\nSTEPS = ("prune", ') == 1
+    (package / "step.py").write_text(kinds.replace('STEPS = ("prune", ', 'STEPS = ("toy", "prune", '))
     write_study(folder, STEP_TABLES, top="keep_checkpoints = true")
     (folder / "ladder.toml").write_text("[[toy]]\nfactor = [0.9, 0.8]\n[[chain]]\nsteps = [{ toy = { factor = 0.7 } }]")
     status, printed = warm_processes.run_with(folder / "src", STEP_SCRIPT, folder)

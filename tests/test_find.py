@@ -45,6 +45,7 @@ from prunus.results.store import Store
 from prunus.step import steps_name
 from prunus.steps.chain import bytes_after
 from prunus.study import engine as engines
+from prunus.study.file import FindTable
 from prunus.study.find import find as finding
 from prunus.study.find import walk as making
 from prunus.study.find.search import ladder_by_bytes, ladders_of, sparsities
@@ -396,7 +397,7 @@ def test_rungs_that_a_model_or_a_machine_cannot_have_are_left_out_with_a_line(se
     def names(avx512: bool) -> list[str]:
         monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512)
         monkeypatch.setattr(backend, "machine", lambda: "x86_64")
-        ladder, text = ladder_by_bytes("vllm", Checkpoint("mixture"), None, {"samples": 8}, None, "cpu")
+        ladder, text = ladder_by_bytes("vllm", FindTable("", settings={"samples": 8}), Checkpoint("mixture"), "cpu")
         assert text.startswith("[calibration]\nsamples = 8\n\n[[chain]]\nsteps = [{ quantize = { bits = 8 } }]\n")
         assert text.count("[[chain]]") == len(ladder)
         return [steps_name(entry.steps) for entry in ladder]
@@ -412,7 +413,8 @@ def test_rungs_that_a_model_or_a_machine_cannot_have_are_left_out_with_a_line(se
     with pytest.raises(
         PrunusError, match="the default ladder sets the recipes of its rungs: write scope, recover into"
     ):
-        ladder_by_bytes("vllm", Checkpoint("mixture"), None, {"scope": "mlp"}, {}, "cpu")
+        asked = FindTable("", settings={"scope": "mlp"}, recovery={})
+        ladder_by_bytes("vllm", asked, Checkpoint("mixture"), "cpu")
 
 
 @pytest.mark.parametrize(
@@ -449,7 +451,7 @@ def test_the_ladder_of_llama_cpp_is_of_gguf_files(tmp_path, monkeypatch):
 
     found = ahead("{gguf}")
     (Path("out.toml")).write_text(found["ladder"])
-    (ladder,) = ladders_of("out.toml", None, {}, None).values()
+    (ladder,) = ladders_of(FindTable("out.toml")).values()
     names = [steps_name(entry.steps) for entry in ladder]
     assert names[:3] == ["gguf-q8_0", "w4-g32-gguf-q4_0", "width-obs-87.5-recovered-w4-g32-gguf-q4_0"]
     assert found["rungs"] == len(names) == 5
@@ -505,7 +507,7 @@ pattern = "2:4"
 
 def test_a_file_has_recipes_in_its_order_and_the_one_found_is_recovered(search_folder, scripted):
     (search_folder / "ladder.toml").write_text(LADDER)
-    ladders = ladders_of("ladder.toml", None, {}, None)
+    ladders = ladders_of(FindTable("ladder.toml"))
     ladder = ladders["ladder"]
     assert len(ladders) == 1 and [len(one.steps) for one in ladder] == [2, 2, 1, 1]
     amounts = [getattr(one.steps[0], "sparsity", None) for one in ladder]

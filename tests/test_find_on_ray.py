@@ -20,7 +20,7 @@ from prunus.recipes import EvalPlan, WidthRecipe
 from prunus.results.store import Store
 from prunus.study import engine
 from prunus.study import ray as ray_cluster
-from prunus.study.file import FindRules
+from prunus.study.file import FindRules, FindTable
 from prunus.study.find.find import carry_out
 from prunus.study.find.search import Search, ladders_of, open_search
 from prunus.study.find.walk import Rungs
@@ -145,7 +145,6 @@ def opened(
     tokens: int | None = None,
     plan: EvalPlan = PLAN,
 ) -> Search:
-    ladders = ladders_of(ladder, methods, CALIBRATION if methods else {}, None)
-    return open_search(
-        "model", plan, ladders, FindRules(0.1, 0.1, max_tokens=tokens), engine=EngineOptions(), file=None
-    )
+    rules = FindRules(0.1, 0.1, max_tokens=tokens)
+    asked = FindTable(ladder, methods, CALIBRATION if methods else {}, rules=rules)
+    return open_search("model", plan, asked, ladders_of(asked), engine=EngineOptions())

@@ -122,10 +122,10 @@ class Channels(Prune):
 
 
 def test_labels_pages_and_cards_follow_a_new_kind_of_step(monkeypatch):
-    module = ModuleType("toy_channels")
+    module = ModuleType("channels")
     monkeypatch.setattr(module, "STEP", Channels(), raising=False)
-    monkeypatch.setitem(sys.modules, "toy_channels", module)
-    monkeypatch.setattr(prunus.step, "STEPS", {**prunus.step.STEPS, "channels": "toy_channels"})
+    monkeypatch.setitem(sys.modules, "prunus.steps.channels", module)
+    monkeypatch.setattr(prunus.step, "STEPS", (*prunus.step.STEPS, "channels"))
     monkeypatch.setattr("prunus.cards.text.STEPS", prunus.step.STEPS)
     made = run("a", wanda())
     (step,) = made.model["manifest"]["history"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from small_study import NAMES, write_study
+from small_study import NAMES, SHORT, write_study
 
 import prunus
 from prunus import progress
@@ -73,6 +73,28 @@ def test_a_plan_counts_what_is_left(tmp_path, monkeypatch, capsys):
         assert plan["cells"][1]["tokens_expected"] == pytest.approx(4 * sum(spent) / len(spent))
     expected = sum(cell["tokens_expected"] for cell in plan["cells"][1:])
     assert f"about {expected:,.0f} tokens if chains stay as long as those so far\n" in text_of(plan_table(plan))
+
+
+def test_a_plan_expects_what_each_budget_took_where_none_shares_a_chain(tmp_path, monkeypatch):
+    file = write_study(tmp_path, '[[prune]]\nmethod = "magnitude"\n', f"{SHORT}\nreuse = false")
+    original, batches = loop.run_batch, []
+
+    def interrupted(*arguments):
+        batches.append(arguments)
+        if len(batches) > 2:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(loop, "run_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prunus.run_study(file, out=tmp_path / "out")
+    plan = prunus.plan_study(file, out=tmp_path / "out")
+    with Store(tmp_path / "out" / "results.db") as store:
+        samples = [sample for cell in plan["cells"] for sample in store.samples(cell["run"])]
+    chains = {(sample.problem_id, sample.draw) for sample in samples}
+    taken = sum(sample.thinking_tokens + sample.answer_tokens for sample in samples)
+    assert plan["cells"][-1]["done"] == 0 and len(samples) == 3 * len(chains)
+    assert plan["cells"][-1]["tokens_expected"] == pytest.approx(6 * taken / len(chains))
 
 
 def test_a_plan_of_legacy_answers_counts_to_the_end_of_the_context(tmp_path):

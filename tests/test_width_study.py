@@ -20,7 +20,7 @@ from prunus.results.store import Store
 from prunus.step import kind_of
 from prunus.study.cells import open_model
 from prunus.study.engine import Engine
-from prunus.study.file import read_study
+from prunus.study.file import FindTable, read_study
 from prunus.study.find.search import check_order, ladders_of, removed
 from prunus.study.ray import worker as ray_worker
 from prunus.study.ray.worker import ModelRef, Worker
@@ -74,7 +74,7 @@ def test_a_ladder_of_widths_goes_from_wide_to_narrow(tmp_path):
     assert path.exists()
     ladder = tmp_path / "ladder.toml"
     ladder.write_text('[[width]]\nkeep = [0.75, 0.5, 0.25]\n[calibration]\ncalibration = "text.jsonl"\n')
-    (found,) = ladders_of(ladder, None, {}, None).values()
+    (found,) = ladders_of(FindTable(ladder)).values()
     shares = [removed(entry, source) for entry in found]
     check_order("ladder", found, source)
     parts = [sum(a * b for a, b in source.linear_shapes(index).values()) for index in range(source.blocks)]
@@ -82,10 +82,10 @@ def test_a_ladder_of_widths_goes_from_wide_to_narrow(tmp_path):
         a * b for i in range(source.blocks) for n, (a, b) in source.linear_shapes(i).items() if n.startswith("mlp")
     )
     assert shares == pytest.approx([inside / sum(parts) * share for share in (0.25, 0.5, 0.75)])
-    (again,) = ladders_of([WidthRecipe(keep=0.5), WidthRecipe(keep=0.75)], None, {}, None).values()
+    (again,) = ladders_of(FindTable([WidthRecipe(keep=0.5), WidthRecipe(keep=0.75)])).values()
     with pytest.raises(PrunusError, match="ladder recipes is not in order"):
         check_order("recipes", again, source)
-    (recovering,) = ladders_of([WidthRecipe()], None, {}, {}).values()
+    (recovering,) = ladders_of(FindTable([WidthRecipe()], recovery={})).values()
     assert recovering[0].steps[1] == RecoverRecipe(rate=None, seed=1)
 
 

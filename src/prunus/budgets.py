@@ -11,10 +11,12 @@ class NamedBudget(int):
     `as run`; copies and unpickled ones are the constants themselves.
     """
 
-    number, name = 0, ""
+    name: str
 
-    def __new__(cls) -> Self:
-        return super().__new__(cls, cls.number)
+    def __new__(cls, number: int, name: str) -> Self:
+        made = super().__new__(cls, number)
+        made.name = name
+        return made
 
     def __reduce__(self) -> str:
         return self.name.upper().replace(" ", "_")  # the name of the constant in this module
@@ -31,17 +33,9 @@ class NamedBudget(int):
 class Off(NamedBudget):
     """The type of OFF, the only budget with a name that a plan may have."""
 
-    number, name = -1, "off"
 
-
-class AsRun(NamedBudget):
-    """The type of AS_RUN, the budget of rows from the logs of other tools."""
-
-    number, name = -2, "as run"
-
-
-OFF = Off()
-AS_RUN = AsRun()
+OFF = Off(-1, "off")
+AS_RUN = NamedBudget(-2, "as run")  # of rows from the logs of other tools
 NAMED = (OFF, AS_RUN)
 
 

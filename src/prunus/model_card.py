@@ -132,13 +132,10 @@ def read_results(
         ours = find_ours(store, checksum, run, folder)
         theirs = store.find_run(base) if base else find_dense(store, steps[0]["source"]["checksum"], ours)
         warnings = [] if theirs else [f"{path} has no run of the dense model with this plan: the card has no verdict"]
-        datasets = {task: hub_source(TASKS[task].source) for task in ours.plan.get("tasks", []) if task in TASKS}
-        named = [task if task in TASKS or ":" in task else f"{task}.jsonl" for task in ours.plan.get("tasks", [])]
-        results = Results(
-            replace(ours, plan={**ours.plan, "tasks": named}),
-            summarise(store, ours.run_id),
-            {task: source for task, source in datasets.items() if source},
-        )
+        tasks = ours.plan.get("tasks", [])
+        datasets = {task: hub for task in tasks if task in TASKS and (hub := TASKS[task].hub)}
+        named = [task if task in TASKS or ":" in task else f"{task}.jsonl" for task in tasks]
+        results = Results(replace(ours, plan={**ours.plan, "tasks": named}), summarise(store, ours.run_id), datasets)
         if theirs is not None:
             results = replace(results, base=theirs, base_summary=summarise(store, theirs.run_id))
     if theirs is not None:
@@ -172,11 +169,3 @@ def find_dense(store: Store, checksum: str, ours: Run) -> Run | None:
     if len(found) > 1:
         raise PrunusError(f"{store.path} has several runs of the dense model: choose one with --base: {listed(found)}")
     return found[0] if found else None
-
-
-def hub_source(source: str) -> tuple[str, str | None, str] | None:
-    """(hub id, configuration, split) of a task's source such as `openai/gsm8k, main, test`; None if it is elsewhere."""
-    parts = source.partition(" (")[0].split(", ")
-    if len(parts) not in (2, 3) or "/" not in parts[0]:
-        return None
-    return parts[0], parts[1] if len(parts) == 3 else None, parts[-1]

@@ -91,27 +91,17 @@ def leaders(texts: Sequence[str], keys: Sequence[str]) -> list[int]:
 
     texts: the questions, with their choices. keys: groups that a set gives; empty for problems without one.
     """
-    first = list(range(len(texts)))
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(place: int) -> int:
-        while first[place] != place:
-            first[place] = place = first[first[place]]
-        return place
-
-    def join(one: int, other: int) -> None:
-        low, high = sorted((root(one), root(other)))
-        first[high] = low
-
-    found = Questions(texts)
+    found, pairs = Questions(texts), list[tuple[int, int]]()
     for names in (keys, found.whole):
-        seen: dict[str | int, int] = {}
-        for place, name in enumerate(names):
-            if name:
-                join(seen.setdefault(name, place), place)
-    for one, other in found.nearly_equal():
-        if not (keys[one] and keys[other]):
-            join(one, other)
-    return [root(place) for place in range(len(texts))]
+        seen = dict[str | int, int]()
+        pairs += [(seen.setdefault(name, place), place) for place, name in enumerate(names) if name]
+    pairs += [(one, other) for one, other in found.nearly_equal() if not (keys[one] and keys[other])]
+    joined = coo_array((np.ones(len(pairs)), np.array(pairs, dtype=int).reshape(-1, 2).T), shape=2 * (len(texts),))
+    first = dict[int, int]()
+    return [first.setdefault(group, place) for place, group in enumerate(connected_components(joined)[1].tolist())]
 
 
 class Questions:

@@ -17,16 +17,8 @@ from typing import Any, ClassVar, TypeVar
 from prunus.recipe_base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS, Recipe
 from prunus.settings import CALIBRATING, WHERE, setting
 
-# The action of each kind, which is its command, its table in a study and its name in manifests, and its module.
-STEPS: Mapping[str, str] = {
-    "prune": "prunus.steps.prune",
-    "drop": "prunus.steps.drop",
-    "experts": "prunus.steps.experts",
-    "width": "prunus.steps.width",
-    "recover": "prunus.steps.recover",
-    "quantize": "prunus.steps.quantize",
-    "gguf": "prunus.steps.gguf",
-}
+# The action of each kind, which is its command, its table in a study, its name in manifests, and that of its file.
+STEPS = ("prune", "drop", "experts", "width", "recover", "quantize", "gguf")
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 StepRecord = Mapping[str, Any]  # what a manifest says of a step; it may be of another program, or damaged
@@ -189,7 +181,7 @@ class Step(ABC):
 @cache
 def step_kind(action: str) -> Step:
     """The kind of step with this action."""
-    return import_module(STEPS[action]).STEP
+    return import_module(f"prunus.steps.{action}").STEP
 
 
 def action_of(recipe: Recipe) -> str:

@@ -21,7 +21,7 @@ from prunus.results.comparison import compared
 from prunus.results.store import Store
 from prunus.results.summary import summarise
 from prunus.step import Where
-from prunus.study.file import FindRules
+from prunus.study.file import FindRules, FindTable
 from prunus.study.find.certificate import read_certificate
 from prunus.study.find.page import NAME as PAGE
 
@@ -119,10 +119,10 @@ def search(tour: Tour, plan: EvalPlan, store: Path, target: Path) -> str:
     from prunus.study.find.find import carry_out, is_finished
     from prunus.study.find.search import ladders_of, open_search
 
-    ladders = ladders_of(tour.ladder, None, {}, None)
-    asked = open_search(tour.model, plan, ladders, tour.rules, engine=EngineOptions(), file=None)
-    if not is_finished(asked, target):
-        carry_out(asked, target, store, "auto", overwrite=True, always=True)
+    asked = FindTable(tour.ladder, rules=tour.rules)
+    opened = open_search(tour.model, plan, asked, ladders_of(asked), engine=EngineOptions())
+    if not is_finished(opened, target):
+        carry_out(opened, target, store, "auto", overwrite=True, always=True)
     (ladder,) = read_certificate(target / CERTIFICATE)["shown"]["ladders"]
     words = ", ".join(f"{rung['name']} is {rung['word']}" for rung in ladder["rungs"]).replace("is cannot", "cannot")
     margin, stop_margin = (Margin.of(one).words() for one in (tour.rules.margin, tour.rules.stop_margin))

@@ -5,7 +5,7 @@ have no effect on a recipe's result have none on its id.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from prunus.plain_data import content_hash
 from prunus.pruning.calibration import HUB_NAMES, calibration_name, check_calibration, source_file
 from prunus.recipe_base import Recipe
 from prunus.recipes import EvalPlan
+from prunus.results.rows import Sample, chains_of, sampled_tokens
 from prunus.step import action_of, kind_of, settled, steps_name
 from prunus.steps.chain import check_steps
 from prunus.study.file import Entry, Study
@@ -119,6 +120,12 @@ def chain_tokens(plan: EvalPlan, answers: int) -> int:
     budgets = without_off(plan.budgets)
     shared = plan.reuse and plan.wait == 0
     return (max(budgets, default=0) if shared else sum(budgets)) + answers
+
+
+def tokens_per_chain(runs: Iterable[Iterable[Sample]], reuse: bool) -> float | None:
+    """The mean number of tokens sampled for a chain of these runs; None without any chain. reuse: as in their plan."""
+    chains = [chain for samples in runs for chain in chains_of(samples)]
+    return sum(sampled_tokens(chains, reuse)) / len(chains) if chains else None
 
 
 def open_models(study: Study) -> list[Model]:

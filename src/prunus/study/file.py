@@ -5,7 +5,7 @@ Where a recipe takes one value, a list of values makes a grid. Paths are relativ
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -107,20 +107,28 @@ class Entry:
 
 @dataclass(frozen=True)
 class FindTable:
-    """One [[find]] table: a search by `prunus find` for the most compressed version of each model, under each plan.
+    """What is asked of a search by `prunus find`; a [[find]] table asks it of each model, under each plan.
 
-    name: of the folder of its results. line: of the table. settings: fields of every PruneRecipe; shared: those of
-    [calibration], which also hold for a ladder's file. The others are the arguments of `prunus.find`.
+    ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4,0.5`), a .toml file, or a recipe or several for each rung. methods,
+    settings: for sparsities: each method has a ladder of its own; fields of every PruneRecipe. shared: those of
+    [calibration], which hold where neither settings nor the file has others. recovery: settings of the recovery of
+    every rung; None: none. name: of the folder of its results. line: of the table.
     """
 
-    name: str
-    line: int | None
-    ladder: str
-    methods: tuple[str, ...] | None
-    settings: Mapping[str, Any]
-    shared: Mapping[str, Any]
-    recovery: Mapping[str, Any] | None
-    rules: FindRules
+    ladder: str | Path | Sequence[Recipe | Sequence[Recipe]]
+    methods: Sequence[str] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    shared: Mapping[str, Any] = field(default_factory=dict)
+    recovery: Mapping[str, Any] | None = None
+    rules: FindRules = FindRules()
+    name: str = ""
+    line: int | None = None
+
+    @property
+    def file(self) -> Path | None:
+        """The file of the ladder, if it is in one."""
+        in_file = isinstance(self.ladder, str | Path) and str(self.ladder).endswith(".toml")
+        return Path(str(self.ladder)) if in_file else None
 
 
 @dataclass(frozen=True)
@@ -378,14 +386,14 @@ class _Reader:
             with self.located("find", "", number):
                 rules = FindRules(**{**margins, **{key: table[key] for key in hints_of(FindRules) if key in table}})
             yield FindTable(
-                name,
-                self.lines.of("find", "", number),
                 self.path_or_text(ladder) if in_file else ladder,
                 methods,
-                settings=self.with_paths({key: value for key, value in table.items() if key in OF_RECIPE}),
-                shared=self.with_paths(self.shared),
-                recovery=None if recovery is None else self.with_paths(recovery),
-                rules=rules,
+                self.with_paths({key: value for key, value in table.items() if key in OF_RECIPE}),
+                self.with_paths(self.shared),
+                None if recovery is None else self.with_paths(recovery),
+                rules,
+                name,
+                self.lines.of("find", "", number),
             )
 
     def options(self, kind: str, number: int, name: str, value: Any) -> list[Mapping[str, Any] | None]:

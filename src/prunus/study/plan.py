@@ -14,7 +14,6 @@ from prunus.evaluation.run import missing_batches
 from prunus.evaluation.tasks import TASKS, load_task
 from prunus.questions import is_gated
 from prunus.recipes import EvalPlan
-from prunus.results.rows import Sample, chains_of, sampled_tokens
 from prunus.results.store import Store, is_begun
 from prunus.step import kind_of
 from prunus.steps.chain import with_sources
@@ -29,6 +28,7 @@ from prunus.study.cells import (
     folder_of,
     open_model,
     plan_names,
+    tokens_per_chain,
     variant_names,
     variants_of,
 )
@@ -228,7 +228,7 @@ def planned_cells(study: Study, model: Model, paths: StudyPaths) -> Iterator[Pla
             missing = missing_batches(store, work) if store else work.batches
             chains = [index for batch in missing for index, _ in batch]
             alike = [stored[other.run_id] for other in model.cells if other.plan == cell.plan]
-            mean = tokens_per_chain([stored[cell.run_id]]) or tokens_per_chain(alike)
+            mean = tokens_per_chain([stored[cell.run_id]], plan.reuse) or tokens_per_chain(alike, plan.reuse)
             yield PlannedCell(
                 model.name,
                 cell.name,
@@ -240,15 +240,6 @@ def planned_cells(study: Study, model: Model, paths: StudyPaths) -> Iterator[Pla
                 sum(chain_tokens(plan, work.answers_at_most(index)) for index in chains),
                 None if mean is None else mean * len(chains),
             )
-
-
-def tokens_per_chain(runs: Sequence[Sequence[Sample]]) -> float | None:
-    """The mean number of tokens sampled for a chain of these runs; None without any chain.
-
-    The tokens of a chain are its longest thinking and every distinct answer.
-    """
-    chains = [chain for samples in runs for chain in chains_of(samples)]
-    return sum(sampled_tokens(chains)) / len(chains) if chains else None
 
 
 def variant_bytes(source: Checkpoint, variant: Variant) -> int:

@@ -16,30 +16,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from string import ascii_uppercase
-from typing import Literal, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 from prunus.evaluation.grading import matching, normalise
 from prunus.evaluation.grading.extract import MAX_ANSWER, find_answer, first_clause, last_integer
 from prunus.evaluation.grading.pool import Pool, Verdict
 from prunus.evaluation.grading.reading import readings
 
-__all__ = ["GRADER_VERSION", "Gradable", "Grade", "Grader"]
+if TYPE_CHECKING:
+    from prunus.evaluation.tasks.problem import Problem  # which imports grading.matching
+    from prunus.results.rows import ProblemRow
+
+__all__ = ["GRADER_VERSION", "Grade", "Grader"]
 
 GRADER_VERSION = f"3/math-verify-{version('math-verify')}"
+Gradable: TypeAlias = "Problem | ProblemRow"  # of which grading reads kind, gold, choices and asks
 Status = Literal["ok", "weak", "malformed", "no_answer", "timeout", "error"]
-
-
-class Gradable(Protocol):
-    """The fields of a problem that grading reads; a Problem has them, and so does a stored row."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def gold(self) -> str: ...
-    @property
-    def choices(self) -> Sequence[str]: ...
-    @property
-    def asks(self) -> Sequence[str] | None: ...
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def check_task(name_or_path: str | Path) -> None:
     task = TASKS.get(str(name_or_path))
     if task is None:
         load_task(name_or_path)
-    elif "/" in task.source:
+    elif task.hub is not None:
         check_package(task.name)
 
 

@@ -62,7 +62,8 @@ class Problem:
 class Task:
     """An entry of `prunus tasks`. source: generator or hub data set. load: all its problems, in their fixed order.
 
-    problems: their number, if it is known before they are fetched.
+    problems: their number, if it is known before they are fetched. hub: repository, configuration and split of a set of
+    the hub.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Task:
     description: str
     load: Callable[[], list[Problem]] = field(repr=False)
     problems: int | None = None
+    hub: tuple[str, str | None, str] | None = None
 
     @property
     def trains(self) -> bool:
@@ -158,13 +160,14 @@ def hub_task(
 
     source: repository, configuration if there are several, and split, with commas. order: puts the problems in order.
     """
+    repo, *configurations, split = source.split(", ")
+    config = "".join(configurations) or None
 
     def load() -> list[Problem]:
         local = LOCAL.format(task=name)
         check_package(name)
-        repo, *config, split = source.split(", ")
         try:
-            rows = import_module("datasets").load_dataset(repo, "".join(config) or None, split=split)
+            rows = import_module("datasets").load_dataset(repo, config, split=split)
         except Exception as error:  # network, disk and access errors have no common class
             raise PrunusError(f"cannot fetch task '{name}': {_reason(repo, error)}, {local}") from error
         if len(rows) != problems:
@@ -176,7 +179,8 @@ def hub_task(
             [Problem(f"{name}/{one.key}", name, one.question, one.answer, kind, one.choices, private) for one in found]
         )
 
-    return Task(name, f"{source}{' (gated)' if private else ''}", kind, f"{problems} {about}", load, problems)
+    shown = f"{source} (gated)" if private else source
+    return Task(name, shown, kind, f"{problems} {about}", load, problems, (repo, config, split))
 
 
 # Load problems from a user's JSONL file, checked line by line.

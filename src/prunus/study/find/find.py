@@ -25,7 +25,7 @@ from prunus.pruning.job import renew_card
 from prunus.recipe_base import Recipe
 from prunus.recipes import EvalPlan
 from prunus.results.store import Store, check_folder
-from prunus.study.file import DEFAULT_LADDER, FindRules
+from prunus.study.file import DEFAULT_LADDER, FindRules, FindTable
 from prunus.study.find.certificate import (
     caution,
     certificate,
@@ -108,21 +108,21 @@ def find(
     target, path, engine = Path(out), Path(store), engine or EngineOptions()
     text = ""
     rules = FindRules(margin, stop_margin, alpha, max_tokens, look, smallest)
+    asked = FindTable(DEFAULT_LADDER if ladder is None else ladder, methods, settings or {}, {}, recovery, rules)
     check_smallest(smallest, plan, engine.serve)
     if smallest is not None and ladder is None:
         there = device if ray is None else None
-        rungs, text = ladder_by_bytes(smallest, Checkpoint(resolve(model)), methods, settings or {}, recovery, there)
+        rungs, text = ladder_by_bytes(smallest, asked, Checkpoint(resolve(model)), there)
         ladders = {smallest: rungs}
     else:
-        ladders = ladders_of(DEFAULT_LADDER if ladder is None else ladder, methods, settings or {}, recovery)
-    file = Path(ladder) if isinstance(ladder, str | Path) and str(ladder).endswith(".toml") else None
+        ladders = ladders_of(asked)
     check_plan(model, plan, engine, path)
     folder = work_folder(target)
     if not target.exists() and not folder.exists():  # else rungs may be made that need none any more
         source = resolve(model)
         for recipe in (recipe for entries in ladders.values() for entry in entries for recipe in entry.steps):
             check_calibration(recipe, source)
-    search = open_search(model, plan, ladders, rules, engine=engine, file=file)
+    search = open_search(model, plan, asked, ladders, engine=engine)
     cluster = None if dry_run else cluster_for(search.study, ray, gpus_per_task, cpus_per_task)
     if not is_published(target, folder, search):
         check_target(resolve(model), target, overwrite)

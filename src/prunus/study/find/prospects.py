@@ -10,10 +10,9 @@ import numpy as np
 from prunus.disk import show_bytes
 from prunus.errors import PrunusError
 from prunus.results.ladder import ACCURACY, CHANGED, DENSE, ENDPOINTS, ENDS, FEW_CHANGED, Forecast, forecast
-from prunus.results.rows import chains_of, sampled_tokens
 from prunus.results.store import Store, is_begun
 from prunus.results.verdicts import wide_margin
-from prunus.study.cells import chain_tokens
+from prunus.study.cells import chain_tokens, tokens_per_chain
 from prunus.study.find.decisions import Rows, rungs_in
 from prunus.study.find.search import Search
 
@@ -62,10 +61,9 @@ def dense_so_far(search: Search, store: Path) -> tuple[dict[str, float], bool, f
     run_id = search.dense.run_id
     with Store(store) as opened:
         found = Rows(opened, search.declared).differences(run_id)
-        chains = chains_of(opened.samples(run_id))
+        tokens = tokens_per_chain([opened.samples(run_id)], search.plan.reuse)
     rounds = len(found[ACCURACY])
     means = {end: float(found[DENSE[end]].mean()) for end in ENDPOINTS} if rounds else {}
-    tokens = sum(sampled_tokens(chains, search.plan.reuse)) / len(chains) if chains else None
     return means, rounds == len(search.order), tokens
 
 

@@ -1,7 +1,7 @@
 """A search, opened and checked: its model, ladders, plan, rules and order of problems, before anything is computed."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from functools import cached_property
@@ -25,7 +25,7 @@ from prunus.results.ladder import ACCURACY, ENDPOINTS, ENDS, Rule, forecast
 from prunus.step import kind_of, steps_name
 from prunus.steps.chain import bytes_after
 from prunus.study.cells import Cell, Model, folder_of, open_model, variant_names
-from prunus.study.file import SHARED, Entry, FindRules, Study, read_entries
+from prunus.study.file import SHARED, Entry, FindRules, FindTable, Study, read_entries
 from prunus.study.find.decisions import Data, order_of, rule_of
 
 MOST_RUNGS = 1000
@@ -34,43 +34,28 @@ MOST_RUNGS = 1000
 Ladders = Mapping[str, Sequence[Entry]]  # the rungs of each method, or of a file, by the name of the method or file
 
 
-def ladders_of(
-    ladder: str | Path | Sequence[Recipe | Sequence[Recipe]],
-    methods: Sequence[str] | None,
-    settings: Mapping[str, Any],
-    recovery: Mapping[str, Any] | None,
-    shared: Mapping[str, Any] | None = None,
-) -> Ladders:
-    """The ladders that a user asks for: one for each method, or one of a file or of a list of recipes.
-
-    ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4,0.5`), a .toml file, or a recipe or several for each rung.
-    settings: fields of every recipe, for sparsities only. recovery: settings of the recovery of every rung; None: none.
-    shared: settings of calibration that hold where neither settings nor the file has others.
-    """
-    if isinstance(ladder, str | Path) and str(ladder).endswith(".toml"):
-        refuse_settings(str(ladder), methods, settings, recovery)
-        return {Path(ladder).stem: read_entries(ladder, shared)}
-    if isinstance(ladder, str | Path):
-        names = list(methods or ["wanda"])
+def ladders_of(asked: FindTable) -> Ladders:
+    """The ladders that a user asks for: one for each method, or one of a file or of a list of recipes."""
+    if asked.file is not None:
+        refuse_settings(str(asked.ladder), asked, asked.settings)
+        return {asked.file.stem: read_entries(asked.file, asked.shared)}
+    if isinstance(asked.ladder, str | Path):
+        names = list(asked.methods or ["wanda"])
         if len(set(names)) < len(names):
             raise PrunusError(f"method {max(names, key=names.count)} is named twice")
-        shares = sparsities(str(ladder))
-        by_method = {
-            name: [PruneRecipe(**{**(shared or {}), **settings, "method": name, "sparsity": s}) for s in shares]
-            for name in names
-        }
+        shares, given = sparsities(str(asked.ladder)), {**asked.shared, **asked.settings}
+        by_method = {name: [PruneRecipe(**{**given, "method": name, "sparsity": s}) for s in shares] for name in names}
     else:
-        if not ladder:
+        if not asked.ladder:
             raise PrunusError("a ladder needs at least one recipe")
-        by_method = {"recipes": list(ladder)}
-    return {name: [Entry(steps_of(one, recovery), None) for one in rungs] for name, rungs in by_method.items()}
+        by_method = {"recipes": list(asked.ladder)}
+    return {name: [Entry(steps_of(one, asked.recovery), None) for one in rungs] for name, rungs in by_method.items()}
 
 
-def refuse_settings(
-    ladder: str, methods: Sequence[str] | None, settings: Mapping[str, Any], recovery: Mapping[str, Any] | None
-) -> None:
+def refuse_settings(ladder: str, asked: FindTable, settings: Iterable[str]) -> None:
     """Raise PrunusError if settings of recipes are given beside a ladder that has its own."""
-    given = [*(["the method"] if methods else []), *settings, *(["recover"] if recovery is not None else [])]
+    given = [*(["the method"] if asked.methods else []), *settings]
+    given += [] if asked.recovery is None else ["recover"]
     if given:
         raise PrunusError(f"{ladder} sets the recipes of its rungs: write {', '.join(given)} into it instead")
 
@@ -100,20 +85,14 @@ def check_smallest(smallest: str | None, plan: EvalPlan, serve: str | None) -> N
         )
 
 
-def ladder_by_bytes(
-    engine: str,
-    source: Checkpoint,
-    methods: Sequence[str] | None,
-    settings: Mapping[str, Any],
-    recovery: Mapping[str, Any] | None,
-    device: str | None,
-) -> tuple[list[Entry], str]:
+def ladder_by_bytes(engine: str, asked: FindTable, source: Checkpoint, device: str | None) -> tuple[list[Entry], str]:
     """The default ladder of an engine, and the same as a file; a line says which rungs are left out, and why.
 
-    settings: of calibration; others are refused, as are methods and recovery. device: on which the engine will run;
-    None: on that of another machine. Raises PrunusError if the model can have no form.
+    asked: settings of calibration; others are refused, as are methods and recovery. device: on which the engine will
+    run; None: on that of another machine. Raises PrunusError if the model can have no form.
     """
-    refuse_settings("the default ladder", methods, {k: v for k, v in settings.items() if k not in SHARED}, recovery)
+    settings = asked.settings
+    refuse_settings("the default ladder", asked, (name for name in settings if name not in SHARED))
     try:
         less = "experts" if expert_counts(source) else "width"
     except PrunusError:  # it is no mixture
@@ -260,26 +239,24 @@ class Search:
 def open_search(
     model: str | Path,
     plan: EvalPlan,
+    asked: FindTable,
     ladders: Ladders,
-    rules: FindRules,
     *,
     engine: EngineOptions,
-    file: Path | None,
     folder: Path | None = None,
 ) -> Search:
     """The search that these arguments ask for. Raises PrunusError, and writes nothing, where one of them is wrong.
 
-    file: of the ladder, if it is in one. folder: of the model, if it was looked for before. The other arguments are
-    those of `find`.
+    ladders: those of asked. folder: of the model, if it was looked for before.
     """
-    smallest = rules.smallest
+    rules, smallest = asked.rules, asked.rules.smallest
     check_smallest(smallest, plan, engine.serve)
     alpha = rules.alpha / len(ladders) if 0 < rules.alpha < 1 else rules.alpha
     rule = Rule(rules.margin, rules.stop_margin, alpha)
     check_plan(plan, engine)
     study = Study(
-        file or Path("find"), "find", (str(model),), (plan,), engine, tuple(chain.from_iterable(ladders.values())),
-        margin=rules.margin, stop_margin=rules.stop_margin,
+        asked.file or Path("find"), "find", (str(model),), (plan,), engine,
+        tuple(chain.from_iterable(ladders.values())),
         keep_checkpoints=engine.serve is not None,  # else a server's folder would be made anew for every look
     )  # fmt: skip
     opened = open_model(study, study.models[0], folder or folder_of(study, study.models[0]))

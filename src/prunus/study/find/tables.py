@@ -81,9 +81,8 @@ def open_searches(study: Study, models: Mapping[str, Path], folder: Path) -> lis
     tables, found = [(table, ladders(study, table)) for table in study.finds], list[StudySearch]()
     plans = zip(study.plans, plan_names(study.plans), strict=True)
     for (model, at), (plan, name), (table, rungs) in product(models.items(), plans, tables):
-        file = Path(table.ladder) if table.ladder.endswith(".toml") else None
         with study.located(table.line, table.name):
-            search = open_search(model, plan, rungs, table.rules, engine=study.engine, file=file, folder=at)
+            search = open_search(model, plan, table, rungs, engine=study.engine, folder=at)
         label = "-".join([table.name, *re.findall(r"[\w.+]+", name)])
         target = folder / FOUND / model_label(model).replace("/", "--") / label
         found.append(StudySearch(table, name, search, target))
@@ -93,7 +92,7 @@ def open_searches(study: Study, models: Mapping[str, Path], folder: Path) -> lis
 def ladders(study: Study, table: FindTable) -> Ladders:
     """The ladders of a table."""
     with study.located(table.line, table.name):
-        return ladders_of(table.ladder, table.methods, table.settings, table.recovery, table.shared)
+        return ladders_of(table)
 
 
 def check_searches(study: Study, searches: Sequence[StudySearch], store: Path, device: str) -> None:
