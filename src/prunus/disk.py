@@ -193,6 +193,13 @@ def sync_file(path: Path) -> None:
         os.close(handle)
 
 
+def check_writable(path: Path) -> None:
+    """Raise PrunusError if nothing can be written at path (whose folder may not exist yet), before any work for it."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not os.access(folder, os.W_OK):
+        raise PrunusError(f"{path} cannot be written: {folder} is write-protected")
+
+
 def check_space(folder: Path, needed: int) -> None:
     """Raise DiskFull unless the disk of folder (which may not exist yet) has `needed` + RESERVE_BYTES bytes free."""
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
