@@ -7,6 +7,7 @@ import errno
 import math
 import os
 from dataclasses import fields
+from pathlib import Path
 
 import bad_inputs
 import click
@@ -150,6 +151,24 @@ def test_files_are_written_together_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == []
     write_export({folder / "a": lambda: b"1", folder / "b": lambda: b"2"})
     assert sorted(path.read_bytes() for path in folder.iterdir()) == [b"1", b"2"]
+
+
+def test_files_are_not_left_by_an_interruption_between_their_renamings(tmp_path, monkeypatch):
+    """The same command was refused afterwards, since some of the files existed."""
+    folder, replace, renamed = tmp_path / "new", Path.replace, []
+
+    def interrupted(file, target):
+        if renamed:
+            raise KeyboardInterrupt
+        renamed.append(target)
+        return replace(file, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    (tmp_path / "old").write_bytes(b"0")
+    with pytest.raises(KeyboardInterrupt):
+        write_export({folder / "a": lambda: b"1", tmp_path / "old": lambda: b"2", folder / "b": lambda: b"3"})
+    assert renamed == [folder / "b"] and list(tmp_path.iterdir()) == [tmp_path / "old"]
+    assert (tmp_path / "old").read_bytes() == b"0"
 
 
 def test_an_export_of_a_damaged_store_leaves_nothing(source, tmp_path):

@@ -123,10 +123,13 @@ PROBLEMS = {
         "does not say which file holds which tensor",
     ),
     "history of nothing": (with_steps([{}]), "prunus.json is damaged: its history is not a list of steps"),
-    "sparsity is a list": (
-        with_steps([{"action": "prune", "recipe": {}, "source": SOURCE, "warnings": [], "sparsity": [0.5]}]),
-        "prunus.json is damaged: its history is not a list of steps",
-    ),
+    **{
+        f"sparsity is {sparsity}": (
+            with_steps([{"action": "prune", "recipe": {}, "source": SOURCE, "warnings": [], "sparsity": sparsity}]),
+            "prunus.json is damaged: its history is not a list of steps",
+        )
+        for sparsity in ([0.5], {"model.layers.0.mlp.up_proj": "x"}, {"model.layers.0.mlp.up_proj": float("inf")})
+    },
     "history is a number": (with_steps(3), "prunus.json is damaged"),
     "source without a name": (
         with_steps([{"action": "prune", "recipe": {}, "source": {"checksum": "0"}, "warnings": []}]),

@@ -140,6 +140,23 @@ def test_functions_say_that_tokens_are_too_few_before_weights_are_read(call, fol
 
 
 @pytest.mark.parametrize(
+    "call",
+    [
+        lambda: prunus.stats("model", "out", calibration="traces.jsonl"),
+        lambda: prunus.expert_stats("tiny-moe", "out", calibration="tiny"),
+        lambda: prunus.allocate("tiny", PruneRecipe(allocation="owl", calibration="tiny"), save="out"),
+    ],
+    ids=["stats", "expert_stats", "allocate"],
+)
+def test_a_write_protected_folder_is_said_before_anything_is_measured(call, folder, monkeypatch):
+    (folder / "traces.jsonl").write_text('{"token_ids": [1, 2, 3]}\n')
+    monkeypatch.setattr("prunus.disk.os.access", lambda path, mode: Path(path) != folder)
+    monkeypatch.setattr(Stored, "read", fail)
+    with pytest.raises(PrunusError, match=r"^out cannot be written: .* is write-protected$"):
+        call()
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"tasks": ("gsm8k",)}, "needs the datasets package"),

@@ -109,6 +109,7 @@ def write_export(files: Mapping[Path, Content]) -> None:
     Folders of the files are created, but not their parents.
     """
     missing = [folder for folder in {path.parent for path in files} if not folder.exists()]
+    new = [path for path in files if not path.exists()]
     try:
         with ExitStack() as opened:
             for folder in missing:
@@ -118,6 +119,9 @@ def write_export(files: Mapping[Path, Content]) -> None:
                 stream.write(made.encode() if isinstance(made, str) else made)
                 stream.flush()  # so that a full disk is noticed before any of them is renamed
     except BaseException:
+        for path in new:  # some may have been renamed before an interruption
+            with suppress(OSError):
+                path.unlink()
         for folder in missing:
             with suppress(OSError):  # it was not created, or another process has put something there
                 folder.rmdir()
@@ -187,6 +191,13 @@ def sync_file(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def check_writable(path: Path) -> None:
+    """Raise PrunusError if nothing can be written at path (whose folder may not exist yet), before any work for it."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not os.access(folder, os.W_OK):
+        raise PrunusError(f"{path} cannot be written: {folder} is write-protected")
 
 
 def check_space(folder: Path, needed: int) -> None:

@@ -268,7 +268,7 @@ def _is_step(step: Any) -> bool:
     if not isinstance(step, dict) or not all(isinstance(step.get(key), kind) for key, kind in kinds.items()):
         return False
     shares = step.get("sparsity", {})
-    if not isinstance(shares, dict) or not all(isinstance(share, int | float) for share in shares.values()):
+    if not isinstance(shares, dict) or not all(isinstance(n, int | float) and 0 <= n <= 1 for n in shares.values()):
         return False
     return all(isinstance(step["source"].get(key), str) for key in ("name", "checksum"))
 

@@ -13,7 +13,7 @@ from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import read_json, resolve, typed_path
 from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.writer import EVIDENCE, Partial
-from prunus.disk import disk_errors, write_text
+from prunus.disk import check_writable, disk_errors, write_text
 from prunus.errors import PrunusError
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.allocation.arithmetic import HIGHEST, row_counts, tensor_counts, weighted_mean
@@ -65,13 +65,13 @@ def allocate(
         raise PrunusError(f"{target} cannot be written: its folder does not exist")
     if target is not None and target.exists() and not is_evidence(target):
         raise PrunusError(f"{target} exists and holds no importance scores; choose another output")
+    if target is not None:
+        check_writable(target)  # before they are measured
     scores = find_scores(source, recipe, pick_device(device), None)
     sparsities = allocate_groups(source, recipe, scores)
     if target is not None:
-        try:
+        with disk_errors(target):
             write_text(target, scores_text(scores))
-        except OSError as error:
-            raise PrunusError(f"{target} cannot be written: {error.strerror}") from error
     return {
         "allocation": recipe.allocation,
         "sparsity": recipe.sparsity,

@@ -26,7 +26,7 @@ from prunus.checkpoint.resolve import resolve, versions
 from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.safetensors_file import DTYPE_NAMES, Entry, Stored, layout, put, read_header, read_metadata
 from prunus.declarations import Needs
-from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
+from prunus.disk import atomic_file, check_space, check_writable, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.plain_data import parse_json
 from prunus.progress import Steps, say
@@ -128,6 +128,7 @@ def open_for_stats(model: str | Path, out: str | Path, recipe: Calibrated, overw
     source, target = Checkpoint(resolve(model)), Path(out)
     if target.exists() and not (overwrite and target.is_file()):
         raise PrunusError(f"{target} exists; choose another file or add --overwrite")
+    check_writable(target)
     return source, target
 
 
