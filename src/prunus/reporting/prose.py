@@ -1,7 +1,7 @@
 """The sentences of the page: which variant to choose, whether variants stop, and caveats."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from prunus.budgets import AS_RUN
@@ -124,7 +124,8 @@ def warnings(data: ReportData) -> list[str]:
     if (state := data.base.summary.unfinished) is not None and not data.others:
         found.append(f"{data.base.style.label}: {in_words(state)} problems; {PARTLY}.")
     found += grouped_problems(data.comparison.others)
-    found += [f"{one.style.label}: {text}." for one in data.others if one.contrast for text in one.contrast.warnings]
+    told = ((one.style.label, text) for one in data.others if one.contrast for text in one.contrast.warnings)
+    found += [f"{joined(names)}: {text}." for text, names in by_text(told).items()]
     return [*found, *_endings(data.runs), *_versions(data.runs), *_makings(data.runs)]
 
 
@@ -142,14 +143,19 @@ def grouped_problems(entries: Sequence[Entry]) -> list[str]:
     return list(found.values())
 
 
+def by_text(told: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """The names of each text, from pairs of a name and a text."""
+    found: dict[str, list[str]] = {}
+    for name, text in told:
+        found.setdefault(text, []).append(name)
+    return found
+
+
 def grouped(texts: Sequence[str]) -> list[str]:
     """The texts, with those of the form `name is left out: reason` merged by reason."""
-    names: dict[str, list[str]] = {}
-    for text in texts:
-        name, _, reason = text.partition(" is left out: ")
-        names.setdefault(reason or text, []).append(name)
+    parts = (text.partition(" is left out: ") for text in texts)
     lines = []
-    for reason, group in names.items():
+    for reason, group in by_text((name, reason or name) for name, _, reason in parts).items():
         several = len(group) > 1
         lines.append(
             f"{joined(group)} {'are' if several else 'is'} left out: {reason}" if reason not in group else reason
@@ -229,13 +235,9 @@ def _endings(runs: Sequence[ReportedRun]) -> list[str]:
 
 def _makings(runs: Sequence[ReportedRun]) -> list[str]:
     """Warnings that were given when the models were made, each once with the labels of its models."""
-    models: dict[str, list[str]] = {}
-    for one in runs:
-        for step in history(one.run):
-            notes = step.get("warnings")
-            for note in notes if isinstance(notes, list) else ():
-                models.setdefault(sentence(str(note)), []).append(one.style.label)
-    return [f"Warning from making {joined(names)}: {note}" for note, names in models.items()]
+    given = ((one.style.label, step.get("warnings")) for one in runs for step in history(one.run))
+    told = ((label, sentence(str(note))) for label, notes in given if isinstance(notes, list) for note in notes)
+    return [f"Warning from making {joined(names)}: {note}" for note, names in by_text(told).items()]
 
 
 def _versions(runs: Sequence[ReportedRun]) -> list[str]:

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from prunus.budgets import AS_RUN, OFF, without_off
-from prunus.reporting.prose import grouped_problems, rounding
-from prunus.reporting.render.text import count, percent, points, probability, sizes, times, visible
+from prunus.reporting.prose import by_text, grouped, grouped_problems, rounding
+from prunus.reporting.render.text import count, joined, percent, points, probability, sizes, times, visible
 from prunus.reporting.report_data import tasks_of
 from prunus.results.cells import Cell, Comparison, Ending, Entry, Identity, RecipeVerdict
 from prunus.results.characters import DASH
@@ -140,11 +140,14 @@ def _is_as_run(comparison: Comparison) -> bool:
 
 def _notes(comparison: Comparison, names: Sequence[str]) -> list[Text]:
     """What rounding alone does, if that was measured, and the warnings. names: of all runs, the base first."""
-    notes = [*comparison.warnings, *grouped_problems(comparison.others)]
-    for name, entry in zip(names[1:], comparison.others, strict=True):
-        notes += [f"{name}: {warning}" for warning in entry.warnings]
-        if entry.relies_on_cutting:
-            notes.append(f"{name}: its accuracy holds only because chains are cut; fewer end by themselves than base's")
+    notes = [*grouped(comparison.warnings), *grouped_problems(comparison.others)]
+    cut = "the accuracy holds only because chains are cut; fewer end by themselves than base's"
+    told = (
+        (name, text)
+        for name, entry in zip(names[1:], comparison.others, strict=True)
+        for text in (*entry.warnings, *[cut] * entry.relies_on_cutting)
+    )
+    notes += [f"{joined(group)}: {text}" for text, group in by_text(told).items()]
     measured = [Text(f"{said}.")] if (said := rounding(comparison)) else []
     return [*measured, *(Text(f"warning: {visible(note)}") for note in notes)]
 
