@@ -12,9 +12,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from prunus import progress
+from prunus.checkpoint.chat_template import DATE, template_of
 from prunus.errors import PrunusError, nearest
-from prunus.evaluation.profiles import DATE, PROFILES, Profile, read_profile, read_system
-from prunus.evaluation.profiles.markers import Probe, find_token, probe, sampling_of, source_of, template_of
+from prunus.evaluation.profiles import PROFILES, Profile, read_profile, read_system
+from prunus.evaluation.profiles.markers import Probe, find_token, probe, sampling_of, source_of
 from prunus.recipes import PROFILE_FILE, Mode
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ SWITCHES: tuple[tuple[str, Any], ...] = (
     ("thinking_mode", "on"),
     ("reasoning_effort", "high"),
 )
+HINTS = ("reasoning_content", "reasoning_effort", "enable_thinking")  # of thinking, in a template
 OPEN_TAG = re.compile(r"<(?P<name>[a-z_:]*(?:think|thought|reason)[a-z_:]*)>\s*\Z")
 LEGACY_SAMPLING: dict[str, float] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}  # of the papers
 S1_NAME = re.compile(r"(^|[/_-])s1(\.1)?-[0-9]")
@@ -148,7 +150,7 @@ def _by_tags(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> DetectedProf
         profile = with_tag(PROFILES["think-tags"], name)
     how = "tokens" if tokens else "text"
     warning = ""
-    if not opened and not any(key in found.source for key, _ in SWITCHES):
+    if not opened and not any(mentions(found.source, key) for key, _ in SWITCHES):
         warning = (
             f"the template only removes <{name}> from earlier turns, so this model may not think; if it does not, use"
             " --profile plain"
@@ -170,6 +172,8 @@ def _by_words(tokenizer: "PreTrainedTokenizerBase", found: Probe, names: list[st
         warning = (
             f"the name '{thinker}' suggests a thinking model, but its template has no markers; see prunus profiles"
         )
+    elif hint := next((word for word in HINTS if mentions(found.source, word)), None):
+        warning = f"the template has {hint}, so the model may think, with markers that no built-in profile has"
     return DetectedProfile(
         PROFILES["plain"], "the template has no thinking markers, so the answer turn is the chain", warning
     )
@@ -203,7 +207,7 @@ def fit(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder: Path | N
     if not profile.thinking_start or any(stop in profile.thinking_start for stop in profile.think_stops):
         return profile  # nothing opens the thinking, or the marker opens every turn (s1)
     found = probe(tokenizer, profile.template_options(), profile.system, profile.date)
-    if state_of(found.tail, profile) == "closed":
+    if state_of(found.tail, profile) != "opened":
         profile, found = _switched_on(profile, tokenizer, found)
     opened = state_of(found.tail, profile) == "opened"
     if profile.template_opens != "auto" and opened != (profile.template_opens == "yes"):
@@ -226,21 +230,33 @@ def state_of(tail: str, profile: Profile) -> str:
 
 
 def _switched_on(profile: Profile, tokenizer: "PreTrainedTokenizerBase", found: Probe) -> tuple[Profile, Probe]:
-    """The profile with the first template option that opens the thinking, and the probe of the template with it."""
-    given = profile.template_options()
-    tried = [(key, value) for key, value in SWITCHES if key in found.source and key not in given]
+    """The profile with the first template option that opens the thinking, and the probe of the template with it.
+
+    Where the thinking is not closed, an option counts if it changes the prompt, as one that adds the instruction to
+    think does; the effort is left as it is.
+    """
+    given, closed = profile.template_options(), state_of(found.tail, profile) == "closed"
+    switches = SWITCHES if closed else SWITCHES[:-1]
+    tried = [(key, value) for key, value in switches if mentions(found.source, key) and key not in given]
     for key, value in tried:
         try:
             switched = probe(tokenizer, given | {key: value}, profile.system, profile.date)
         except PrunusError:
             continue
-        if state_of(switched.tail, profile) != "closed":
+        if state_of(switched.tail, profile) != "closed" and switched.text != found.text:
             return replace(profile, template={**profile.template, key: value}), switched
+    if not closed:
+        return profile, found
     options = f" (tried {', '.join(key for key, _ in tried)})" if tried else ""
     raise PrunusError(
         f"the model's chat template ends a prompt with closed thinking, and no option of it opens it{options}:"
         " name one in [template] of a --profile FILE.toml, or use --profile plain"
     )
+
+
+def mentions(source: str, name: str) -> bool:
+    """Whether a template has this word."""
+    return re.search(rf"\b{re.escape(name)}\b", source) is not None
 
 
 def _opening(profile: Profile) -> str:
