@@ -167,6 +167,16 @@ def test_a_template_that_drops_thinking_is_reported(tmp_path):
         load_calibration(asked, Checkpoint(folder))
 
 
+def test_messages_have_the_same_date_on_every_day(tmp_path):
+    """Otherwise the same command would calibrate on other tokens tomorrow."""
+    folder = make_model(tmp_path / "m")
+    (folder / "chat_template.jinja").write_text("{{ (strftime_now('%Y %m %d') + ' ') * 9 }}")
+    path = write_lines(tmp_path / "a.jsonl", "messages", [[{"role": "user", "content": text_of(30, 0)}]])
+    loaded = load_calibration(recipe(path, samples=1, seqlen=16), Checkpoint(folder))
+    ids = load_tokenizer(folder).encode("2026 01 01 " * 9, add_special_tokens=False)
+    assert any(ids[i : i + 16] == loaded.sequences[0] for i in range(len(ids)))
+
+
 def test_token_ids_are_used_as_they_are(model, tmp_path):
     rows = [row[:length] for row, length in zip(random_rows(5, 30), (30, 1, 7, 30, 12), strict=True)]
     path = write_lines(tmp_path / "a.jsonl", "token_ids", rows)

@@ -297,6 +297,12 @@ def test_a_head_that_is_stored_though_tied_is_not_loaded(tmp_path):
     save_file(tensors, tmp_path / "dense" / "model.safetensors", metadata={"format": "pt"})
     after = prunus.gguf(tmp_path / "dense", tmp_path / "second.gguf")
     assert (before["before"], before["size"]) == (after["before"], after["size"])
+    tensors["lm_head.weight"][-1, -1] += 1  # transformers computes with this head, llama.cpp and vLLM do not
+    save_file(tensors, tmp_path / "dense" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PrunusError, match=r"ties 'lm_head.weight' to 'model.embed_tokens.weight', but they are stored"):
+        prunus.gguf(tmp_path / "dense", tmp_path / "third.gguf")
+    with pytest.raises(PrunusError, match=r"set tie_word_embeddings to false, or leave out the first one$"):
+        prunus.prune(tmp_path / "dense", tmp_path / "pruned", PruneRecipe(method="magnitude"))
 
 
 def test_the_slowed_rotation_of_llama_3(tmp_path):

@@ -53,6 +53,8 @@ MISTRAL = "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + '[/I
 GRANITE = (
     "{% if thinking %}{{ 'Write Here is my thought process: first. ' }}{% endif %}" + USER + "{{ m['content'] }}" + STOP
 )
+TOLD = "{% if thinking %}{{ 'Think first. ' }}{% endif %}" + CHATML + "{# <think> #}"
+ASKED = "{% if enable_thinking %}{{ '<think>\n' }}{% endif %}{# <think> #}"
 PROMPT = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
 # name: markers that are tokens, template, profile, prompt for `2+2?`, what is said
 CASES = {
@@ -83,6 +85,8 @@ CASES = {
     ),
     "Magistral": (("[THINK]", "[/THINK]"), MISTRAL, "brackets", "[user]2+2?[/INST][THINK]", "[/THINK]"),
     "Granite 3.2": ((), GRANITE, "granite", "Write Here is my thought process: first. 2+2?", "thought process"),
+    "Granite 3.3": (QWEN[:2], TOLD, "think-tags", "Think first. " + PROMPT + "<think>\n", "options thinking=True"),
+    "Bielik": (QWEN[:2], CHATML + ASKED, "think-tags", PROMPT + "<think>\n", "options enable_thinking=True"),
     "Qwen2.5": (CHAT, CHATML, "plain", PROMPT, "no thinking markers"),
     "SmolLM2": (CHAT[:2], CHATML, "plain", PROMPT, "no thinking markers"),
 }  # fmt: skip
@@ -99,6 +103,35 @@ def test_the_profile_and_the_prompt_of_a_family(case, capsys):
     assert said in told and told.startswith(f"profile {name}: ")
     markers = encode_markers(profile, tokenizer, "strict")
     assert markers.think_stops or markers.think_texts or markers.answer_in_chain
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (CHATML + "{# keep_past_thinking </think> #}", "this model may not think; if it does not, use --profile plain"),
+        (
+            CHATML + "{{ '<|START_THINKING|>' }}{# message.reasoning_content #}",
+            "the template has reasoning_content, so",
+        ),
+        (CHATML + "{# reasoning_effort #}", "so the model may think, with markers that no built-in profile has"),
+    ],
+)
+def test_templates_whose_thinking_is_in_doubt(template, said, capsys):
+    resolve_profile("auto", byte_tokenizer(QWEN[2:], template), {})
+    assert said in capsys.readouterr().err
+
+
+def test_a_date_leaves_the_rest_of_a_template_as_it_is():
+    tokenizer = byte_tokenizer((), "\n" + MISTRAL + "{{ strftime_now('%d %b') }}")
+    profile = resolve_profile("plain", tokenizer, {})
+    assert decode(tokenizer, encode_prompt(profile, tokenizer, "2+2?")) == "\n[user]2+2?[/INST]01 Jan"
+
+
+def test_templates_by_name():
+    tokenizer = byte_tokenizer(CHAT, {"default": CHATML, "tool_use": "{{ tools }}"})
+    assert decode(tokenizer, encode_prompt(PROFILES["plain"], tokenizer, "2+2?")) == PROMPT
+    with pytest.raises(PrunusError, match=r"several chat templates \(rag, tool_use\), but none named 'default'"):
+        resolve_profile("auto", byte_tokenizer(CHAT, {"rag": CHATML, "tool_use": CHATML}), {})
 
 
 def test_s1_is_known_by_its_name_only(tmp_path, capsys):

@@ -11,7 +11,7 @@ CHATML = (
 )
 
 
-def byte_tokenizer(markers: Sequence[str], template: str | None = CHATML) -> PreTrainedTokenizerFast:
+def byte_tokenizer(markers: Sequence[str], template: str | dict[str, str] | None = CHATML) -> PreTrainedTokenizerFast:
     """A tokenizer with one id per byte (0 to 255), followed by one per marker."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))

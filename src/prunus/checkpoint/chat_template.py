@@ -7,11 +7,14 @@ process for all conversations of a call, in which each takes as long as it would
 
 import gc
 import os
+import re
 import signal
 import sys
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
+from datetime import date as Day
+from functools import cache
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 Conversation = Sequence[Mapping[str, Any]]
 
+DATE = "2026-01-01"  # replaces today's date in templates, so that their texts are the same on every day
+TODAY = re.compile(r"strftime_now\(\s*(?P<format>'[^']*'|\"[^\"]*\")\s*\)")
 SECONDS = 10.0  # for one conversation; usual templates take a millisecond
 MOST_BYTES = 1 << 30  # of memory, beside that of this process
 MOST_CHARACTERS = 1 << 24  # of a rendered conversation
@@ -33,6 +38,33 @@ CAN_FORK = sys.platform == "linux"  # elsewhere a process that uses threads may 
 
 class TemplateError(PrunusError):
     """A chat template failed, was stopped by the sandbox, or exceeded a limit; the message says which."""
+
+
+def template_of(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """The text of the tokenizer's chat template; None if it has none, as those of base models."""
+    template: Any = tokenizer.chat_template
+    if isinstance(template, Mapping):  # several, by name
+        if "default" not in template:
+            raise PrunusError(f"the model has several chat templates ({', '.join(template)}), but none named 'default'")
+        template = template["default"]
+    return str(template) if template else None
+
+
+@cache
+def dated(source: str, date: str) -> str:
+    """The chat template with this date instead of today's, so that a plan has the same prompts on every day."""
+    if "strftime_now" not in source:
+        return source
+    day = Day.fromisoformat(date)
+    formats = {match["format"][1:-1] for match in TODAY.finditer(source)}
+    if len(TODAY.findall(source)) < source.count("strftime_now("):
+        raise PrunusError("the model's chat template writes today's date in a way that cannot be replaced")
+    known = ", ".join(f"{_quoted(one)}: {_quoted(day.strftime(one))}" for one in sorted(formats))
+    return f"{{%- macro strftime_now(format) -%}}{{{{ {{{known}}}[format] }}}}{{%- endmacro +%}}{source}"
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def rendered(

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -266,6 +267,12 @@ class Checkpoint(ModelFolder):
                     self._check_converted(name, origin, tuple(tensor.shape))
             elif name in parameters:
                 raise PrunusError(f"{self.folder} lacks the tensor '{name}' that its config.json asks for")
+        for name, other in model.all_tied_weights_keys.items():
+            if len(pair := self.names.stored_for([name, other])) == 2 and not self._equal(*pair):
+                raise PrunusError(
+                    f"{self.folder}: config.json ties '{name}' to '{other}', but they are stored with other values, and"
+                    " engines disagree on which are used: set tie_word_embeddings to false, or leave out the first one"
+                )
         assert self._tensors_by_block
         # Names on disk of tensors of blocks, also of more blocks than the model has.
         of_blocks = "|".join(rf"{re.escape(stem)}\d+\." for stem in self._stems)
@@ -276,6 +283,11 @@ class Checkpoint(ModelFolder):
                 f"{self.folder} holds '{foreign[0]}'{more}, for which {self.config.model_type} as config.json describes"
                 f" it has no place in transformers {version_of('transformers')}: its blocks would not be what they were"
             )
+
+    def _equal(self, name: str, other: str) -> bool:
+        """Whether two tensors on disk have the same bytes; they are read in pieces, up to the first difference."""
+        pieces = zip_longest(self.tensors[name].chunks(), self.tensors[other].chunks())
+        return all(one == two for one, two in pieces)
 
     def _may_ignore(self, name: str) -> bool:
         """Whether transformers ignores a tensor: blocks that predict further tokens, old buffers."""

@@ -10,6 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from prunus.checkpoint.chat_template import DATE
 from prunus.errors import PrunusError, nearest
 from prunus.evaluation.requests import Sampling
 from prunus.plain_data import Lines, parse_toml
@@ -19,7 +20,6 @@ from prunus.settings import check_settings, hints_of, misfit
 FORMAT = 1
 LEGACY_ANSWER_TOKENS = 32_768
 MOST_BYTES = 64 * 1024  # maximum size of a profile's file, and of a file with a system prompt
-DATE = "2026-01-01"  # replaces today's date in templates, so that the prompts of a plan are the same on every day
 CHOICES = {"match": ("auto", "token", "text"), "template_opens": ("auto", "yes", "no")}
 # Arguments of apply_chat_template that are not passed to the template.
 NOT_TEMPLATE_OPTIONS = (

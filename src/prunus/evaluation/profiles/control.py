@@ -1,6 +1,5 @@
 """Thinking that is switched off by the prompt, or whose length the engine or the model controls itself."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from prunus.budgets import without_off
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles import Profile
-from prunus.evaluation.profiles.detection import state_of
+from prunus.evaluation.profiles.detection import mentions, state_of
 from prunus.evaluation.profiles.markers import QUESTION, decode, render, source_of
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def switch_off(profile: Profile, tokenizer: "PreTrainedTokenizerBase") -> Switch
     what is lacking.
     """
     source = source_of(tokenizer) if profile.off_template else ""
-    options = {key: value for key, value in profile.off_template.items() if re.search(rf"\b{re.escape(key)}\b", source)}
+    options = {key: value for key, value in profile.off_template.items() if mentions(source, key)}
     for some in (*({key: value} for key, value in options.items()), options):
         switch = Switch(profile, some)
         if some and _works(switch, tokenizer):
@@ -150,7 +149,7 @@ def native_control(profile: Profile, tokenizer: "PreTrainedTokenizerBase", budge
             f"profile '{profile.name}' has no native control of the budget ([native] of a profile file): leave"
             " --control out"
         )
-    if control.template and not re.search(rf"\b{re.escape(control.template)}\b", source_of(tokenizer)):
+    if control.template and not mentions(source_of(tokenizer), control.template):
         raise PrunusError(
             f"profile '{profile.name}' tells the budget by the template option {control.template}, which the model's"
             " chat template lacks: leave --control out"

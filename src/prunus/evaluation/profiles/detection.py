@@ -12,9 +12,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from prunus import progress
+from prunus.checkpoint.chat_template import template_of
 from prunus.errors import PrunusError, nearest
 from prunus.evaluation.profiles import PROFILES, Profile, read_profile, read_system
-from prunus.evaluation.profiles.markers import end_of_prompt, find_token, sampling_of, source_of, template_of
+from prunus.evaluation.profiles.markers import QUESTION, end_of_prompt, find_token, render, sampling_of, source_of
 from prunus.recipes import PROFILE_FILE, Mode
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ SWITCHES: tuple[tuple[str, Any], ...] = (
     ("thinking_mode", "on"),
     ("reasoning_effort", "high"),
 )
+HINTS = ("reasoning_content", "reasoning_effort", "enable_thinking")  # of thinking, in a template
 OPEN_TAG = re.compile(r"<(?P<name>[a-z_:]*(?:think|thought|reason)[a-z_:]*)>\s*\Z")
 LEGACY_SAMPLING: dict[str, float] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}  # of the papers
 # Profiles whose markers are special tokens that only their family has, these tokens, and the reason for the choice.
@@ -145,7 +147,7 @@ def _by_tags(tokenizer: "PreTrainedTokenizerBase", source: str, tail: str) -> De
         profile = with_tag(PROFILES["think-tags"], name)
     how = "tokens" if tokens else "text"
     warning = ""
-    if not opened and not any(key in source for key, _ in SWITCHES):
+    if not opened and not any(mentions(source, key) for key, _ in SWITCHES):
         warning = (
             f"the template only removes <{name}> from earlier turns, so this model may not think; if it does not, use"
             " --profile plain"
@@ -167,6 +169,8 @@ def _by_words(tokenizer: "PreTrainedTokenizerBase", source: str, names: list[str
         warning = (
             f"the name '{thinker}' suggests a thinking model, but its template has no markers; see prunus profiles"
         )
+    elif hint := next((word for word in HINTS if mentions(source, word)), None):
+        warning = f"the template has {hint}, so the model may think, with markers that no built-in profile has"
     return DetectedProfile(
         PROFILES["plain"], "the template has no thinking markers, so the answer turn is the chain", warning
     )
@@ -200,8 +204,8 @@ def fit(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder: Path | N
     if not profile.thinking_start or any(stop in profile.thinking_start for stop in profile.think_stops):
         return profile  # nothing opens the thinking, or the marker opens every turn (s1)
     tail = end_of_prompt(tokenizer, profile)
-    if state_of(tail, profile) == "closed":
-        profile, tail = _switched_on(profile, tokenizer)
+    if state_of(tail, profile) != "opened":
+        profile, tail = _switched_on(profile, tokenizer, tail)
     opened = state_of(tail, profile) == "opened"
     if profile.template_opens != "auto" and opened != (profile.template_opens == "yes"):
         raise PrunusError(
@@ -222,23 +226,37 @@ def state_of(tail: str, profile: Profile) -> str:
     return "opened" if begun >= 0 else "absent"
 
 
-def _switched_on(profile: Profile, tokenizer: "PreTrainedTokenizerBase") -> tuple[Profile, str]:
-    """The profile with the first template option that opens the thinking, and how a prompt then ends."""
-    given, source = profile.template_options(), source_of(tokenizer)
-    tried = [(key, value) for key, value in SWITCHES if key in source and key not in given]
+def _switched_on(profile: Profile, tokenizer: "PreTrainedTokenizerBase", tail: str) -> tuple[Profile, str]:
+    """The profile with the first template option that opens the thinking, and how a prompt then ends.
+
+    tail: how a prompt ends without it. Where the thinking is not closed, an option counts if it changes the prompt, as
+    one that adds the instruction to think does; the effort is left as it is.
+    """
+    given, source, closed = profile.template_options(), source_of(tokenizer), state_of(tail, profile) == "closed"
+    switches = SWITCHES if closed else SWITCHES[:-1]
+    tried = [(key, value) for key, value in switches if mentions(source, key) and key not in given]
+    usual = render(tokenizer, profile, [QUESTION])
     for key, value in tried:
         switched = replace(profile, template={**profile.template, key: value})
         try:
-            tail = end_of_prompt(tokenizer, switched)
+            end = end_of_prompt(tokenizer, switched)
         except PrunusError:
             continue
-        if state_of(tail, profile) != "closed":
-            return switched, tail
+        changed = render(tokenizer, switched, [QUESTION]) != usual
+        if changed and state_of(end, profile) != "closed":
+            return switched, end
+    if not closed:
+        return profile, tail
     options = f" (tried {', '.join(key for key, _ in tried)})" if tried else ""
     raise PrunusError(
         f"the model's chat template ends a prompt with closed thinking, and no option of it opens it{options}:"
         " name one in [template] of a --profile FILE.toml, or use --profile plain"
     )
+
+
+def mentions(source: str, name: str) -> bool:
+    """Whether a template has this word."""
+    return re.search(rf"\b{re.escape(name)}\b", source) is not None
 
 
 def _opening(profile: Profile) -> str:

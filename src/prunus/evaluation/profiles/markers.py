@@ -3,15 +3,14 @@
 A template is a program, so only rendering shows how it ends a prompt, which decides how thinking starts.
 """
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from prunus.checkpoint.chat_template import TemplateError, rendered
+from prunus.checkpoint.chat_template import TemplateError, dated, rendered, template_of
 from prunus.checkpoint.resolve import load_end_ids, read_object
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles import PROBLEM, Profile
@@ -25,7 +24,6 @@ QUESTION, ANSWER = "Q7F3A", "A9K2B"  # texts that no template changes, so that t
 # Texts of the last calls, since a command probes a template several times, and each call forks a process.
 _RENDERED: dict[str, list[str]] = {}
 CALLS_KEPT, MOST_KEPT = 32, 1 << 20  # calls; characters of one of them
-TODAY = re.compile(r"strftime_now\(\s*(?P<format>'[^']*'|\"[^\"]*\")\s*\)")
 
 
 def source_of(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -41,14 +39,6 @@ def no_template() -> PrunusError:
         "the model's tokenizer has no chat template: add chat_template.jinja of the original model, or, for a base"
         " model, use --profile base"
     )
-
-
-def template_of(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """The text of the tokenizer's chat template; None if it has none, as those of base models."""
-    template: Any = tokenizer.chat_template
-    if isinstance(template, Mapping):  # several, by name
-        template = template.get("default")
-    return str(template) if template else None
 
 
 def render(
@@ -81,25 +71,6 @@ def render(
     if len(_RENDERED) > CALLS_KEPT:
         _RENDERED.pop(next(iter(_RENDERED)), None)  # the one that was needed least lately
     return list(known)
-
-
-@cache
-def dated(source: str, date: str) -> str:
-    """The chat template with this date instead of today's, so that a plan has the same prompts on every day."""
-    if "strftime_now" not in source:
-        return source
-    import datetime
-
-    day = datetime.date.fromisoformat(date)
-    formats = {match["format"][1:-1] for match in TODAY.finditer(source)}
-    if len(TODAY.findall(source)) < source.count("strftime_now("):
-        raise PrunusError("the model's chat template writes today's date in a way that cannot be replaced")
-    known = ", ".join(f"{_quoted(one)}: {_quoted(day.strftime(one))}" for one in sorted(formats))
-    return f"{{%- macro strftime_now(format) -%}}{{{{ {{{known}}}[format] }}}}{{%- endmacro -%}}{source}"
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def end_of_prompt(tokenizer: "PreTrainedTokenizerBase", profile: Profile) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prunus.checkpoint.chat_template import TemplateError, rendered
+from prunus.checkpoint.chat_template import DATE, TemplateError, dated, rendered, template_of
 from prunus.checkpoint.resolve import lacks_chat_template, load_tokenizer, one_line
 from prunus.errors import PrunusError
 from prunus.plain_data import parse_json
@@ -129,11 +129,11 @@ def render_chats(path: Path, lines: Sequence[Line], source: "ModelFolder") -> tu
     Raises PrunusError if there is no template or if it rejects a line.
     """
     tokenizer = load_tokenizer(source.folder)
-    if not tokenizer.chat_template:
+    if (template := template_of(tokenizer)) is None:
         raise no_template(path, source.folder)
     texts: list[str] = []
     try:
-        texts.extend(rendered(tokenizer, [line.value for line in lines]))
+        texts.extend(rendered(tokenizer, [line.value for line in lines], chat_template=dated(template, DATE)))
     except TemplateError as error:
         raise PrunusError(f"{lines[len(texts)].place}: the chat template rejects it: {error}") from error
     documents = [_encoded(tokenizer, text, source, add_special_tokens=False) for text in texts]
