@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prunus
 from prunus.errors import PrunusError
+from prunus.evaluation.backends.hf import load_model
 from prunus.pruning.calibration import hidden_states
 
 
@@ -107,3 +108,20 @@ def test_a_model_that_overflows_is_reported(tmp_path):
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(PrunusError, match="output holds NaN or infinity"):
         prunus.perplexity(folder, write_rows(tmp_path / "rows.jsonl", random_rows(1, 9)), seqlen=9)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_hidden_layers": 5}, r"m lacks the tensor 'model\.layers\.\d\..*' that its config\.json asks for"),
+        ({"intermediate_size": 40}, r"m: 'model\.layers\.0\.mlp\..*' is \(.*\), but config\.json asks for \(.*40"),
+    ],
+)
+def test_a_model_that_is_not_as_its_configuration_says_is_refused(tmp_path, change, words):
+    """transformers initialises at random what is missing, which gave the perplexity of other weights."""
+    folder, rows = make_model(tmp_path / "m"), write_rows(tmp_path / "rows.jsonl", random_rows(2, 20))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    for call in (lambda: prunus.perplexity(folder, rows, seqlen=20), lambda: load_model(folder)):
+        with pytest.raises(PrunusError, match=words):
+            call()

@@ -397,6 +397,12 @@ def test_another_service_at_the_address_is_no_cluster(monkeypatch):
             ray_cluster.find_cluster("auto")
 
 
+def test_files_that_are_named_like_modules_are_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("raise SystemExit('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    assert "the wrong one" not in str(ray_cluster.why_unreachable("auto"))
+
+
 def test_without_ray_the_message_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(ray_cluster, "find_spec", lambda _: None)
     with pytest.raises(PrunusError, match=r"pip install 'prunus\[ray\]'"):

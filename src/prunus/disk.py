@@ -109,19 +109,21 @@ def write_export(files: Mapping[Path, Content]) -> None:
     Folders of the files are created, but not their parents.
     """
     missing = [folder for folder in {path.parent for path in files} if not folder.exists()]
-    new = [path for path in files if not path.exists()]
+    new, ours = [path for path in files if not path.exists()], dict[Path, int]()
     try:
         with ExitStack() as opened:
             for folder in missing:
                 folder.mkdir(exist_ok=True)
             for path, content in files.items():
                 stream, made = opened.enter_context(atomic_file(path)), content()
+                ours[path] = os.fstat(stream.fileno()).st_ino
                 stream.write(made.encode() if isinstance(made, str) else made)
                 stream.flush()  # so that a full disk is noticed before any of them is renamed
     except BaseException:
         for path in new:  # some may have been renamed before an interruption
             with suppress(OSError):
-                path.unlink()
+                if path.stat().st_ino == ours.get(path):  # else another process has written it meanwhile
+                    path.unlink()
         for folder in missing:
             with suppress(OSError):  # it was not created, or another process has put something there
                 folder.rmdir()

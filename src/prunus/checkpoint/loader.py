@@ -5,17 +5,19 @@ import os
 from collections.abc import Generator, Iterable
 from contextlib import closing, suppress
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from prunus.checkpoint.architecture import skeleton
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.quantised import parts_of
 from prunus.checkpoint.runner import dtypes_of
 from prunus.disk import prefetch
+from prunus.errors import PrunusError
 
 Block = dict[str, Tensor]
 
@@ -87,6 +89,28 @@ def return_freed_memory() -> None:
     """
     with suppress(OSError, TypeError, AttributeError):  # a system without a C library under that name, or without this
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def load_plain(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
+    """The model that transformers makes of a folder; PrunusError for a tensor that is missing or of another shape.
+
+    transformers would initialise it at random.
+    """
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    model, info = loaded
+    for name, found, wanted in sorted(info["mismatched_keys"]):
+        raise PrunusError(f"{folder}: '{name}' is {tuple(found)}, but config.json asks for {tuple(wanted)}")
+    for name in sorted(info["missing_keys"]):
+        raise PrunusError(f"{folder} lacks the tensor '{name}' that its config.json asks for")
+    return model
 
 
 def load_whole(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from prunus.checkpoint.architecture import Architecture, Unstreamable
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.loader import load_whole
+from prunus.checkpoint.loader import load_plain, load_whole
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.precision import use_fast_products
 from prunus.checkpoint.quantised import DEQUANTISED
@@ -81,7 +80,7 @@ def load_model(source: ModelFolder, device: torch.device) -> Any:
             plain = Checkpoint(source.folder)
             network = load_whole(plain, plain.dtype)
         else:
-            network = AutoModelForCausalLM.from_pretrained(source.folder, dtype=source.dtype)
+            network = load_plain(source.folder, source.dtype)
         network = network.eval().to(device)
         use_fast_products(network)
         return network

@@ -10,16 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from prunus import progress
 from prunus.checkpoint.compressed_tensors import METHOD
-from prunus.checkpoint.loader import load_whole
+from prunus.checkpoint.loader import load_plain, load_whole
 from prunus.checkpoint.model_folder import is_packed
 from prunus.checkpoint.packed_files import open_checkpoint
 from prunus.checkpoint.precision import use_fast_products
@@ -59,17 +58,7 @@ def load_model(
             model = load_whole(checkpoint, wanted or checkpoint.dtype)
         else:
             with quiet():
-                loaded: Any = AutoModelForCausalLM.from_pretrained(
-                    folder,
-                    dtype=wanted or "auto",
-                    use_safetensors=True,
-                    local_files_only=True,
-                    trust_remote_code=False,
-                    output_loading_info=True,
-                )
-            model, info = loaded
-            if missing := sorted(info["missing_keys"]):  # transformers initialises them at random
-                raise PrunusError(f"{folder} lacks the tensor '{missing[0]}' that its config.json asks for")
+                model = load_plain(folder, wanted or "auto")
         nn.Module.to(model, torch.device(device))
     except PrunusError:
         raise

@@ -103,7 +103,7 @@ def why_unreachable(address: str) -> str | None:
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         except (OSError, OverflowError) as error:
             return str(getattr(error, "strerror", None) or error)
-    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "status", "--address", address]
     try:
         done = subprocess.run(command, capture_output=True, timeout=PROBE_SECONDS, text=True, check=False)
     except subprocess.TimeoutExpired:
