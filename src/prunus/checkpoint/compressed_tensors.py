@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prunus.checkpoint.safetensors_file import Entry, Stored
+from prunus.checkpoint.safetensors_file import DTYPES, Stored, entry_of
 
 METHOD = "compressed-tensors"  # the value of quant_method
 PACKED, INTEGERS = "pack-quantized", "int-quantized"
@@ -41,17 +41,12 @@ class Format(NamedTuple):
         """What the library calls it."""
         return PACKED if self.bits == 4 else INTEGERS
 
-    def entries(self, linear: str, shape_OI: tuple[int, int]) -> dict[str, Entry]:
-        """The headers of a Linear's tensors, by their names."""
-        outputs, inputs = shape_OI
-        groups = 1 if self.group is None else inputs // self.group
-        size = 4 if self.scale == "F32" else 2
-        found = {f"{linear}.weight_scale": Entry(self.scale, (outputs, groups), size * outputs * groups)}
-        if self.bits == 8:
-            return found | {f"{linear}.weight": Entry("I8", shape_OI, outputs * inputs)}
-        words = -(-inputs // 8)
-        packed = Entry("I32", (outputs, words), 4 * outputs * words)
-        return found | {f"{linear}.weight_packed": packed, f"{linear}.weight_shape": Entry("I64", (2,), 16)}
+    def entries(self, linear: str, shape_OI: tuple[int, int]) -> dict[str, Stored]:
+        """A Linear's tensors before they are written, by their names."""
+        code_OI = torch.empty(shape_OI, dtype=torch.int8, device="meta")
+        groups = 1 if self.group is None else shape_OI[1] // self.group
+        scale_OG = torch.empty(shape_OI[0], groups, dtype=DTYPES[self.scale], device="meta")
+        return {name: entry_of(tensor) for name, tensor in self.tensors(linear, code_OI, scale_OG).items()}
 
     def tensors(self, linear: str, code_OI: Tensor, scale_OG: Tensor) -> dict[str, Tensor]:
         """A Linear's tensors, by their names. code_OI: int8."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import INDEX, SINGLE_FILE
 from prunus.checkpoint.resolve import CALIBRATION, MANIFEST, TEMPLATES, next_manifest
-from prunus.checkpoint.safetensors_file import Entry, OpenFile, Stored, entry_of, read_header, write_file
+from prunus.checkpoint.safetensors_file import OpenFile, Stored, entry_of, read_header, write_file
 from prunus.disk import (
     DiskFull,
     check_space,
@@ -71,8 +71,8 @@ class Partial:
 
     work: JSON that identifies what is made, and from what. Unfinished work with the same JSON is continued; other work
     raises PrunusError (with overwrite: it is deleted). shards: number of blocks of the result (see resize). needed:
-    bytes of disk for all of the result. left_out: tensors outside blocks that the result lacks. entries: gives the
-    headers of the result's tensors from the notes, once these are complete; None if they are those of source's blocks.
+    bytes of disk for all of the result. left_out: tensors outside blocks that the result lacks. entries: gives tensors
+    with the dtypes and shapes of the result's from the notes, once these are complete; None if they are source's.
     On an interruption the folder and its finished blocks are kept; on an error in the input it is deleted.
     """
 
@@ -85,7 +85,7 @@ class Partial:
         needed: int,
         overwrite: bool,
         left_out: Collection[str] = (),
-        entries: Callable[[Mapping[str, Any]], Mapping[str, Entry]] | None = None,
+        entries: Callable[[Mapping[str, Any]], Mapping[str, Stored]] | None = None,
     ) -> None:
         check_target(source.folder, target, overwrite)
         self.source, self.target, self.work = source, target.resolve(), dict(work)
@@ -304,13 +304,13 @@ class Partial:
         outer = self.source.outer_tensors()
         return {name: stored for name, stored in outer.items() if name not in self.left_out}
 
-    def _entries(self) -> dict[str, Entry] | None:
-        """The result's tensor headers; None if they depend on which blocks are kept, because blocks differ."""
+    def _entries(self) -> Mapping[str, Stored] | None:
+        """Tensors like those of the result; None if they depend on which blocks are kept, because blocks differ."""
         if self.entries is not None:
-            return dict(self.entries(self.notes))
+            return self.entries(self.notes)
         if self.shards == self.source.blocks:
-            return {name: entry_of(tensor) for name, tensor in self.source.tensors.items()}
-        entries = {name: entry_of(tensor) for name, tensor in self._outer_tensors().items()}
+            return self.source.tensors
+        entries = self._outer_tensors()
         kinds = [
             {self.source.renumbered(name, index, 0): entry_of(tensor) for name, tensor in block.items()}
             for index, block in enumerate(map(self.source.block_tensors, range(self.source.blocks)))

@@ -13,7 +13,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.loader import return_freed_memory
 from prunus.checkpoint.names import Origin, numbered
 from prunus.checkpoint.runner import Batch, Runner
-from prunus.checkpoint.safetensors_file import CHUNK, ITEMSIZES, Entry, Stored, entry_of
+from prunus.checkpoint.safetensors_file import CHUNK, ITEMSIZES, Stored
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
@@ -79,9 +79,8 @@ def drop_experts(
         told = {"experts": experts_text(mixtures, first), "blocks": len(mixtures)}
         return job.ahead(needed, told, [*source.reading_notes, *warn_of(stray)])
 
-    def entries(notes: Mapping[str, Any]) -> dict[str, Entry]:
-        kept = KeptExperts.from_json(notes["choice"]).kept
-        return {name: entry_of(stored) for name, stored in cut_tensors(source, mixtures, kept).items()}
+    def entries(notes: Mapping[str, Any]) -> dict[str, Stored]:
+        return cut_tensors(source, mixtures, KeptExperts.from_json(notes["choice"]).kept)
 
     with job.begun(needed, stray, entries) as (partial, calibration):
         if "choice" not in partial.notes:

@@ -19,7 +19,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import ModelFolder, is_gguf
 from prunus.checkpoint.resolve import read_manifest, resolve, versions
 from prunus.checkpoint.runner import pick_device
-from prunus.checkpoint.safetensors_file import Entry
+from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.writer import HIDDEN, Partial, check_target
 from prunus.disk import check_space, show_bytes, write_text
 from prunus.errors import PrunusError
@@ -94,7 +94,7 @@ class Job(Generic[AnyRecipe]):
 
     @contextmanager
     def begun(
-        self, needed: int, left_out: Sequence[str] = (), entries: Callable[[Json], Mapping[str, Entry]] | None = None
+        self, needed: int, left_out: Sequence[str] = (), entries: Callable[[Json], Mapping[str, Stored]] | None = None
     ) -> Iterator[tuple[Partial, Calibration | None]]:
         """Meanwhile, unfinished work is open. Yields it, and the calibration that it needs.
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.loader import return_freed_memory
 from prunus.checkpoint.precision import full_float32
-from prunus.checkpoint.safetensors_file import entry_of
 from prunus.checkpoint.writer import Partial
 from prunus.errors import PrunusError
 from prunus.progress import Steps
@@ -153,8 +152,7 @@ def width(
     needed = new.nbytes + job.stream_bytes
     if dry_run:
         return job.ahead(needed, told, [*said_of_engines(job), *said_before(job), *warn_of(stray)])
-    entries = {key: entry_of(stored) for key, stored in new.tensors.items()}
-    with job.begun(needed, stray, lambda _: entries) as (partial, calibration), full_float32(job.device):
+    with job.begun(needed, stray, lambda _: new.tensors) as (partial, calibration), full_float32(job.device):
         difference = verify(source, new, job.units, job.device)
         with torch.no_grad():
             narrow_blocks(job, partial, calibration, new)

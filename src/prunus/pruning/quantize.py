@@ -25,7 +25,7 @@ from prunus.checkpoint.model_folder import bytes_by_kind
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.quantised import plain_tensors
 from prunus.checkpoint.runner import Runner
-from prunus.checkpoint.safetensors_file import DTYPES, Entry, Stored, entry_of
+from prunus.checkpoint.safetensors_file import DTYPES, Stored
 from prunus.checkpoint.writer import Partial
 from prunus.disk import disk_errors, show_bytes
 from prunus.errors import PrunusError
@@ -227,9 +227,9 @@ def describe_quantising(source: Checkpoint) -> list[dict[str, object]]:
     return [{"use": "quantize", "possible": True, "note": f"W8A8; W4A16 {group}"}]
 
 
-def planned_entries(source: Checkpoint, on_disk: Sequence[Mapping[str, str]], form: Format) -> dict[str, Entry]:
-    """The headers of the result's tensors, by name."""
-    found = {name: entry_of(stored) for name, stored in source.tensors.items()}
+def planned_entries(source: Checkpoint, on_disk: Sequence[Mapping[str, str]], form: Format) -> dict[str, Stored]:
+    """Tensors with the dtypes and shapes of the result's, by name."""
+    found = dict(source.tensors)
     for index, names in enumerate(on_disk):
         shapes = source.linear_shapes(index)
         for linear, name in names.items():
