@@ -314,7 +314,7 @@ def train_block(
     made = {name: tensor.to(job.device) for name, tensor in found.items() if isinstance(tensor, Tensor)}
     for linear in job.linears[index]:
         on_disk = job.on_disk[index][linear.name]
-        code_OI = unpacked_words(made[f"{on_disk}.weight_packed"], 4, linear.shape_OI[1])
+        code_OI = unpacked_words(made[f"{on_disk}.weight_packed"], linear.shape_OI[1])
         name = f"{on_disk}.weight_scale"
         scales.append(trained_scales(block.get_submodule(linear.name), code_OI, made[name], name))
     del tensors, made
