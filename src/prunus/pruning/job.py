@@ -68,6 +68,10 @@ class Job(Generic[AnyRecipe]):
         """The file for hidden states; None keeps them in memory."""
         return partial.folder / HIDDEN if self.where.offload else None
 
+    def hidden_bytes(self, of_token: int) -> int:
+        """Bytes of that file, with this number for each calibration token; 0 where there is none."""
+        return self.recipe.tokens * of_token if self.where.offload and self.needs_tokens else 0
+
     def origins(self) -> dict[str, Mapping[str, str]]:
         """What the manifest says of the models that the result is made from."""
         return {"source": self.source.provenance(self.name)}

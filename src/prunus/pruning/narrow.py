@@ -34,7 +34,7 @@ from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.planned import left_out, warn_of
-from prunus.pruning.recovery import Streams, open_streams
+from prunus.pruning.recovery import STREAM_BYTES, Streams, open_streams
 from prunus.pruning.scope import weights_of
 from prunus.pruning.width.channels import Unit, base_width, find_units, narrow_model, narrowed, verify
 from prunus.pruning.width.fit import (
@@ -90,12 +90,6 @@ class Narrowing(Job[WidthRecipe]):
         """Whether anything is fitted to the dense model's hidden states."""
         return any(map(self.aims, range(self.source.blocks)))
 
-    @property
-    def stream_bytes(self) -> int:
-        """Of the file with both streams, in float32."""
-        of_token = 2 * 4 * self.source.architecture.width
-        return self.recipe.tokens * of_token if self.where.offload and self.needs_tokens else 0
-
 
 def width(
     model: str | Path,
@@ -149,7 +143,7 @@ def width(
         "parameters": new.parameters,
         "removed": f"{percent(1 - new.parameters / source.parameters)} % of {source.parameters:,} parameters",
     }
-    needed = new.nbytes + job.stream_bytes
+    needed = new.nbytes + job.hidden_bytes(STREAM_BYTES * source.architecture.width)
     if dry_run:
         return job.ahead(needed, told, [*said_of_engines(job), *said_before(job), *warn_of(stray)])
     with job.begun(needed, stray, lambda _: new.tensors) as (partial, calibration), full_float32(job.device):

@@ -40,7 +40,7 @@ from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.pipeline import few_of, set_weight
 from prunus.pruning.recover import check_trainable, warnings_of
-from prunus.pruning.recovery import Fit, Training, begin_training, trainable, trained_scales
+from prunus.pruning.recovery import STREAM_BYTES, Fit, Training, begin_training, trainable, trained_scales
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import PruneRecipe, QuantizeRecipe
 
@@ -85,13 +85,6 @@ class Quantising(Job[QuantizeRecipe]):
     def room_needed(self) -> int:
         """Numbers per token that are kept beside hidden states: the widest input of a Linear."""
         return max(linear.shape_OI[1] for linears in self.linears for linear in linears)
-
-    @property
-    def hidden_bytes(self) -> int:
-        """Of the file with hidden states."""
-        width = self.source.architecture.width
-        each = 2 * 4 * width if self.recipe.recover else (width + self.room_needed) * self.dtype.itemsize
-        return self.recipe.tokens * each if self.where.offload and self.needs_tokens else 0
 
 
 def quantize(
@@ -147,7 +140,9 @@ def quantize(
         "size": show_bytes(sizes["after"]),
         "before": show_bytes(sizes["before"]),
     }
-    needed = sizes["after"] + job.hidden_bytes
+    width = source.architecture.width
+    of_token = STREAM_BYTES * width if job.recipe.recover else (width + job.room_needed) * job.dtype.itemsize
+    needed = sizes["after"] + job.hidden_bytes(of_token)
     if dry_run:
         return job.ahead(needed, told, said_before(job))
     with job.begun(needed, entries=lambda _: entries) as (partial, calibration), full_float32(job.device):

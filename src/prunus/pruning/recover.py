@@ -29,7 +29,7 @@ from prunus.pruning.calibration.data import Calibration, describe_calibration
 from prunus.pruning.calibration.hidden_states import check_free, largest_block, propagate
 from prunus.pruning.calibration.text_files import read_jsonl
 from prunus.pruning.job import Job, open_job
-from prunus.pruning.recovery import TRAINING_BYTES, Fit, begin_training, trainable
+from prunus.pruning.recovery import STREAM_BYTES, TRAINING_BYTES, Fit, begin_training, trainable
 from prunus.recipes import RATES_AFTER_FIT, RecoverRecipe
 from prunus.step import recipe_of, recorded_kind, settled
 
@@ -51,11 +51,6 @@ class Recovery(Job[RecoverRecipe]):
     def origins(self) -> dict[str, Mapping[str, str]]:
         """As Job says, and the dense model."""
         return {**super().origins(), "dense": self.dense.provenance(self.dense_name)}
-
-    @property
-    def stream_bytes(self) -> int:
-        """Of both residual streams, in float32."""
-        return 2 * 4 * self.recipe.tokens * self.source.architecture.width
 
 
 def recover(
@@ -100,10 +95,12 @@ def recover(
     )  # fmt: skip
     job = make_job(opened, dense)
     source, recipe = job.source, job.recipe
-    needed = source.nbytes + (job.stream_bytes if offload else 0)
+    of_token = STREAM_BYTES * source.architecture.width
+    needed = source.nbytes + job.hidden_bytes(of_token)
     if dry_run:
         check_zeros(source)
-        told = {"dense": str(job.dense.folder), "blocks": source.blocks, "streams": show_bytes(job.stream_bytes)}
+        streams = show_bytes(recipe.tokens * of_token)
+        told = {"dense": str(job.dense.folder), "blocks": source.blocks, "streams": streams}
         return job.ahead(needed, told, [])
     with job.begun(needed) as (partial, calibration), full_float32(job.device):
         assert calibration is not None
