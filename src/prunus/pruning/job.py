@@ -17,14 +17,14 @@ from prunus.cards.certified import read_claims
 from prunus.cards.text import README, Card, Zeros, card_text, read_metadata
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import ModelFolder, is_gguf
-from prunus.checkpoint.resolve import read_manifest, resolve, versions
+from prunus.checkpoint.resolve import CALIBRATION, read_manifest, resolve, versions
 from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.writer import HIDDEN, Partial, check_target
-from prunus.disk import check_space, show_bytes, write_text
+from prunus.disk import check_space, partial_folder, show_bytes, write_text
 from prunus.errors import PrunusError
 from prunus.pruning.calibration import check_calibration
-from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
+from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_calibration
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.recipe_base import Calibrated
 from prunus.step import Where, action_of, kind_of
@@ -105,7 +105,8 @@ class Job(Generic[AnyRecipe]):
         needed, left_out, entries: as for Partial.
         """
         source, recipe = self.source, self.recipe
-        early = load_early(recipe, source, self.target) if self.needs_tokens else None
+        kept = (partial_folder(self.target) / CALIBRATION).exists()  # by unfinished work
+        early = load_calibration(recipe, source) if self.needs_tokens and not kept else None
         work = {"action": action_of(recipe), "recipe": recipe.to_json(), **self.identity()}
         if self.saved is not None:
             work["stats"] = self.saved.about

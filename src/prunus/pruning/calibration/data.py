@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from itertools import accumulate, groupby
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +19,6 @@ import numpy as np
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import load_tokenizer, one_line
 from prunus.checkpoint.writer import CALIBRATION, Partial
-from prunus.disk import partial_folder
 from prunus.errors import PrunusError
 from prunus.pruning.calibration import HUB_NAMES, calibration_name, read_source, source_file
 from prunus.pruning.calibration.text_files import (
@@ -110,17 +108,12 @@ def cut_to(chosen: Calibration, tokens: int) -> Calibration:
     return chosen.cut([ids[: tokens - start] for ids, start in pairs if start < tokens])
 
 
-def load_early(recipe: Calibrated, model: Checkpoint, target: Path) -> Calibration | None:
-    """The sequences, loaded before weights are read; None where unfinished work on target has them already."""
-    return None if (partial_folder(target) / CALIBRATION).exists() else load_calibration(recipe, model)
-
-
 def keep_calibration(
     recipe: Calibrated, model: Checkpoint, partial: Partial, early: Calibration | None = None
 ) -> Calibration:
     """The sequences, chosen once and kept beside the result: a resumed run sees the very same tokens.
 
-    early: of load_early.
+    early: the sequences, if they are loaded already.
     """
     if "calibration" not in partial.notes:
         chosen = early or load_calibration(recipe, model)
