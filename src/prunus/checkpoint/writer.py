@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -66,6 +67,7 @@ def check_target(source: Path, target: Path, overwrite: bool) -> None:
         raise PrunusError(f"{target} exists and is not a checkpoint, so it will not be replaced; choose another output")
 
 
+@dataclass
 class Partial:
     """Open unfinished work: `with Partial(source, target, work, shards, needed, overwrite) as partial`.
 
@@ -76,23 +78,19 @@ class Partial:
     On an interruption the folder and its finished blocks are kept; on an error in the input it is deleted.
     """
 
-    def __init__(
-        self,
-        source: Checkpoint,
-        target: Path,
-        work: Mapping[str, Any],
-        shards: int,
-        needed: int,
-        overwrite: bool,
-        left_out: Collection[str] = (),
-        entries: Callable[[Mapping[str, Any]], Mapping[str, Stored]] | None = None,
-    ) -> None:
-        check_target(source.folder, target, overwrite)
-        self.source, self.target, self.work = source, target.resolve(), dict(work)
-        self.shards, self.needed, self.overwrite = shards, needed, overwrite
-        self.left_out = frozenset(left_out)
-        self.entries = entries
-        self.folder = partial_folder(target)
+    source: Checkpoint
+    target: Path
+    work: Mapping[str, Any]
+    shards: int
+    needed: int
+    overwrite: bool
+    left_out: Collection[str] = ()
+    entries: Callable[[Mapping[str, Any]], Mapping[str, Stored]] | None = None
+
+    def __post_init__(self) -> None:
+        check_target(self.source.folder, self.target, self.overwrite)
+        self.folder = partial_folder(self.target)
+        self.target = self.target.resolve()
         self.records: dict[int, dict[str, Any]] = {}
         self.notes: dict[str, Any] = {}
         self.flushed: set[int] = set()

@@ -3,7 +3,7 @@
 Shapes: N sequences, T tokens, S tokens of all sequences, I input features.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -145,6 +145,7 @@ class InputsSeen(Exception):
     """Raised when the last input of a batch has been observed, so that the rest of the block need not run."""
 
 
+@dataclass(eq=False)
 class Observer:
     """Takes statistics of the inputs of a block's Linears while a runner runs batches: `with Observer(...) as seen`.
 
@@ -155,18 +156,15 @@ class Observer:
     tokens that its router sends to it; everywhere: (module, expert) of those that are observed on all tokens instead.
     """
 
-    def __init__(
-        self,
-        runner: Runner,
-        block: nn.Module,
-        linears: Iterable[Linear],
-        stop_early: bool = False,
-        needs: Needs = "norms",
-        everywhere: Collection[tuple[str, int]] = (),
-    ) -> None:
-        self.runner, self.block, self.linears = runner, block, list(linears)
+    runner: Runner
+    block: nn.Module
+    linears: Sequence[Linear]
+    stop_early: bool = False
+    needs: Needs = "norms"
+    everywhere: Collection[tuple[str, int]] = ()
+
+    def __post_init__(self) -> None:
         self.leaders = list(dict.fromkeys(linear.leader for linear in self.linears))
-        self.stop_early, self.needs, self.everywhere = stop_early, needs, everywhere
         # By module, expert and whether it reads the input of down: the leader.
         self.of_experts = {
             (*linear.expert, linear.leader.endswith(".down_proj")): linear.leader
