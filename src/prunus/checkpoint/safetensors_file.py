@@ -69,7 +69,7 @@ class Stored(NamedTuple):
         """Number of elements."""
         return prod(self.shape)
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self) -> Iterator[bytes | memoryview]:
         """Yield the data in pieces of up to CHUNK bytes; PrunusError if the file ends early."""
         with self.file.open("rb") as stream:
             stream.seek(self.start)
@@ -98,6 +98,27 @@ class Stored(NamedTuple):
         width = self.nbytes // self.shape[0]
         table = np.memmap(self.file, np.uint8, mode="r", offset=self.start, shape=(self.shape[0], width))
         return torch.from_numpy(table[np.fromiter(rows, np.int64)]).view(READABLE[self.dtype])
+
+
+class Computed(Stored):
+    """A tensor that is made of what is stored, all of it, when it is read. start, end: of what is stored."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor that is made."""
+        return self.elements * ITEMSIZES[self.dtype]
+
+    def pieces(self) -> Iterator[Tensor]:
+        """Yield its values in order, in pieces."""
+        yield self.read()
+
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        """Yield its bytes in pieces."""
+        return (piece.flatten().view(torch.uint8).numpy().data for piece in self.pieces())
+
+    def read_rows(self, rows: Iterable[int]) -> Tensor:
+        """Some rows of a matrix, for which all of it is made."""
+        return self.read()[torch.as_tensor(list(rows))]
 
 
 def read_header(path: Path) -> dict[str, Stored]:
@@ -327,7 +348,7 @@ def _over(tensors: Mapping[str, Stored], contents: Mapping[str, bytes]) -> str:
     return total.hexdigest()
 
 
-def _finite(piece: bytes, dtype: str) -> bool:
+def _finite(piece: bytes | memoryview, dtype: str) -> bool:
     integer, infinity = _INFINITY[dtype]
     numbers = np.frombuffer(piece, integer)
     negative = infinity - int(np.iinfo(integer).min)

@@ -1,8 +1,7 @@
 """Remove routed experts of a mixture of experts: a criterion chooses, and blocks are written one by one."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from math import prod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -13,7 +12,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.loader import return_freed_memory
 from prunus.checkpoint.names import Origin, numbered
 from prunus.checkpoint.runner import Batch, Runner
-from prunus.checkpoint.safetensors_file import CHUNK, ITEMSIZES, Stored
+from prunus.checkpoint.safetensors_file import Computed, Stored
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
@@ -124,7 +123,7 @@ def experts_text(mixtures: Sequence[Mixture], kept: Mapping[int, Sequence[int]])
 # need be complete.
 
 
-class Cut(Stored):
+class Cut(Computed):
     """Some entries of a stored tensor along one axis. whole: that tensor. kept: the entries, ascending."""
 
     whole: Stored
@@ -135,22 +134,13 @@ class Cut(Stored):
     def of(cls, whole: Stored, axis: int, kept: Sequence[int]) -> "Cut":
         """The entries `kept` of a tensor along an axis."""
         shape = (*whole.shape[:axis], len(kept), *whole.shape[axis + 1 :])
-        cut = cls(whole.file, whole.dtype, shape, whole.start, whole.start + prod(shape) * ITEMSIZES[whole.dtype])
+        cut = cls(whole.file, whole.dtype, shape, whole.start, whole.end)
         cut.whole, cut.axis, cut.kept = whole, axis, tuple(kept)
         return cut
 
     def read(self) -> Tensor:
         """The tensor, in new memory; all of the whole one is read."""
         return self.whole.read().index_select(self.axis, torch.tensor(self.kept))
-
-    def chunks(self) -> Iterator[bytes]:
-        """Yield the data in pieces."""
-        data = self.read().contiguous().flatten().view(torch.uint8).numpy().data
-        yield from (bytes(data[begin : begin + CHUNK]) for begin in range(0, len(data), CHUNK))
-
-    def read_rows(self, rows: Iterable[int]) -> Tensor:
-        """Some rows of a matrix, for which all of it is read."""
-        return self.read()[torch.as_tensor(list(rows))]
 
 
 def cut_block(source: Checkpoint, mixture: Mixture, kept: Sequence[int]) -> dict[str, Stored]:
