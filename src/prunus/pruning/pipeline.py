@@ -233,7 +233,7 @@ def dead_inputs(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{len(dead)} Linears have {zero}, most of all {worst} ({dead[worst]})"]
 
 
-def few_of(linears: Sequence[Sequence[Linear]], records: Sequence[Mapping[str, Any]], then: str) -> list[str]:
+def few_of(linears: Sequence[Iterable[Linear]], records: Sequence[Mapping[str, Any]], then: str) -> list[str]:
     """A warning if the statistics of experts are those of all tokens of their layer. The rest is as for few_tokens."""
     few = {name: count for record in records for name, count in record.get("pooled", {}).items()}
     experts = {(index, linear.expert) for index, block in enumerate(linears) for linear in block if linear.expert}
