@@ -155,7 +155,7 @@ def keep_scores(job: PruneJob, partial: Partial, calibration: Calibration | None
 
     if "evidence" not in partial.notes:
         with disk_errors(partial.folder, partial.needed):
-            if shared is None or job.saved is not None or job.measured == "nothing":
+            if shared is None or job.saved is not None or recipe.measured == "nothing":
                 found = find()
             else:
                 with once(shared, scores_key(source, recipe, job.device)) as place:

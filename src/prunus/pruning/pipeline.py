@@ -248,7 +248,7 @@ def describe(job: PruneJob) -> Mapping[str, Any]:
     zeros = sum(zeros_of(uniform, shape_OI, job.method.group) for shape_OI in shapes)
     if recipe.allocation != "uniform":  # then the count holds for all Linears together
         zeros = zeros_wanted(job.weights, recipe.sparsity, recipe.rounding)
-    if job.measured == "nothing":
+    if recipe.measured == "nothing":
         allocate_groups(source, recipe, find_scores(source, recipe, job.device, None))  # so that a wrong step fails
     told = {"method": recipe.method, "blocks": source.blocks, "linears": len(shapes), "weights": job.weights}
     warnings, influences = [*source.reading_notes, *ragged_tails(job)], {}
