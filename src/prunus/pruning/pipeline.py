@@ -76,7 +76,7 @@ def prune(model: str | Path, out: str | Path, recipe: PruneRecipe, **ways: Unpac
         if ALLOCATIONS[recipe.allocation].needs != "nothing" or job.method.fisher:
             source.checksum()  # measurements of all blocks come before pruning, so the blocks are checked before
         scores = keep_scores(job, partial, calibration)
-        sparsities = allocate_groups(source, recipe, scores)
+        sparsities, limits = allocate_groups(source, recipe, scores)
         job = replace(job, sparsities=linear_sparsities(source, recipe, sparsities, job.method.group))
         if job.method.fisher and calibration is not None:
             job = replace(job, gradients=measure_gradients(job, partial, calibration))
@@ -84,7 +84,7 @@ def prune(model: str | Path, out: str | Path, recipe: PruneRecipe, **ways: Unpac
             prune_blocks(job, partial, calibration)
         records = [partial.records[index] for index in range(source.blocks)]
         sparsity = {name: share for record in records for name, share in record["sparsity"].items()}
-        notes = [*(calibration.warnings if calibration else []), *scores.warnings, *sparsities.warnings]
+        notes = [*(calibration.warnings if calibration else []), *scores.warnings, *limits]
         notes += [warning for record in records for warning in record["warnings"]]
         notes += few_of(job.linears, records, "were pruned by their")
         warnings = [*source.reading_notes, *dict.fromkeys(notes), *dead_inputs(records), *ragged_tails(job)]
