@@ -339,7 +339,7 @@ def test_each_expert_is_quantised_on_the_tokens_that_it_meets(shared, tmp_path, 
         own_SI = x_SI[(chosen_SK == expert).any(1)]
         name = f"model.layers.0.mlp.experts.{expert}.gate_proj"
         expected = quantise(before[f"{name}.weight"], Ordered(Hessian(own_SI.T @ own_SI)), Grid(4, 32, torch.float32))
-        code_OI = unpacked_words(stored[f"{name}.weight_packed"], 4, 64)
+        code_OI = unpacked_words(stored[f"{name}.weight_packed"], 64)
         assert (code_OI == expected.code_OI).float().mean() > 0.99, expert
         everywhere = quantise(before[f"{name}.weight"], Ordered(Hessian(x_SI.T @ x_SI)), Grid(4, 32, torch.float32))
         assert (code_OI == everywhere.code_OI).float().mean() < 0.97, expert

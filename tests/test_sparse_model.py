@@ -141,14 +141,13 @@ def test_compiles_without_a_break():
         x = torch.randn(rows, 90).bfloat16()
         assert torch.equal(compiled(x), model(x))
     packed, x = pack(dense), torch.randn(2, 3, 90).bfloat16()
-    parts = packed.masks, packed.values, packed.starts
-    for arguments in [(x, *parts, bias, 70, 8), (x, *parts, None, 70, 2)]:
-        torch.library.opcheck(torch.ops.prunus.sparse_linear.default, arguments)
-    torch.library.opcheck(torch.ops.prunus.dense_linear.default, (x, dense, bias, 8))
+    sparse = x, packed.values, [packed.masks, packed.starts]
+    for arguments in [(*sparse, bias, 70, 8), (*sparse, None, 70, 2), (x, dense, [], bias, 70, 8)]:
+        torch.library.opcheck(torch.ops.prunus.linear.default, arguments)
     flipped = packed.masks.clone()
     flipped[3] ^= 2
     with pytest.raises(PrunusError, match="not those of a weight"):
-        torch.ops.prunus.sparse_linear(x, flipped, packed.values, packed.starts, bias, 70, 8)
+        torch.ops.prunus.linear(x, packed.values, [flipped, packed.starts], bias, 70, 8)
 
 
 def _in_child(model, x, expected, queue):

@@ -162,6 +162,11 @@ class PruneRecipe(Calibrated):
             )
         return int(keep), int(width)
 
+    @property
+    def measured(self) -> str:
+        """What the allocation's scores are measured from; `nothing` if it has none, or the recipe holds them."""
+        return declared(Allocation)[self.allocation].needs if self.scores is None else "nothing"
+
 
 @dataclass(frozen=True)
 @with_options(declared(DepthMethod))

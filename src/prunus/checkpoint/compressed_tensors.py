@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prunus.checkpoint.safetensors_file import Entry, Stored
+from prunus.checkpoint.safetensors_file import DTYPES, Stored, entry_of
 
 METHOD = "compressed-tensors"  # the value of quant_method
 PACKED, INTEGERS = "pack-quantized", "int-quantized"
@@ -41,17 +41,12 @@ class Format(NamedTuple):
         """What the library calls it."""
         return PACKED if self.bits == 4 else INTEGERS
 
-    def entries(self, linear: str, shape_OI: tuple[int, int]) -> dict[str, Entry]:
-        """The headers of a Linear's tensors, by their names."""
-        outputs, inputs = shape_OI
-        groups = 1 if self.group is None else inputs // self.group
-        size = 4 if self.scale == "F32" else 2
-        found = {f"{linear}.weight_scale": Entry(self.scale, (outputs, groups), size * outputs * groups)}
-        if self.bits == 8:
-            return found | {f"{linear}.weight": Entry("I8", shape_OI, outputs * inputs)}
-        words = -(-inputs // 8)
-        packed = Entry("I32", (outputs, words), 4 * outputs * words)
-        return found | {f"{linear}.weight_packed": packed, f"{linear}.weight_shape": Entry("I64", (2,), 16)}
+    def entries(self, linear: str, shape_OI: tuple[int, int]) -> dict[str, Stored]:
+        """A Linear's tensors before they are written, by their names."""
+        code_OI = torch.empty(shape_OI, dtype=torch.int8, device="meta")
+        groups = 1 if self.group is None else shape_OI[1] // self.group
+        scale_OG = torch.empty(shape_OI[0], groups, dtype=DTYPES[self.scale], device="meta")
+        return {name: entry_of(tensor) for name, tensor in self.tensors(linear, code_OI, scale_OG).items()}
 
     def tensors(self, linear: str, code_OI: Tensor, scale_OG: Tensor) -> dict[str, Tensor]:
         """A Linear's tensors, by their names. code_OI: int8."""
@@ -106,10 +101,15 @@ def packed_words(code_OI: Tensor) -> Tensor:
     return (half_OI[:, ::2] | half_OI[:, 1::2] << 4).contiguous().view(torch.int32)
 
 
-def unpacked_words(word_OI: Tensor, bits: int, inputs: int) -> Tensor:
+def bits_in(words: int, inputs: int) -> int:
+    """The bits of the integers of a row, from the number of its words."""
+    return 4 if words * 8 < inputs + 8 else 8
+
+
+def unpacked_words(word_OI: Tensor, inputs: int) -> Tensor:
     """(O, inputs) int16 of the integers in words."""
     byte_OI = word_OI.contiguous().view(torch.uint8).to(torch.int16)
-    if bits == 8:
+    if bits_in(word_OI.shape[1], inputs) == 8:
         return byte_OI[:, :inputs] - 128
     return torch.stack([byte_OI & 15, byte_OI >> 4], dim=-1).flatten(1)[:, :inputs] - 8
 
@@ -161,10 +161,9 @@ def values_of(parts: Mapping[str, Stored], shape_OI: tuple[int, ...]) -> Iterato
     group_I = read.get("weight_g_idx")
     group_I = torch.arange(inputs) // (inputs // scale_OG.shape[1]) if group_I is None else group_I.long()
     zero_OG = _zero_points(read.get("weight_zero_point"), kind, tuple(scale_OG.shape))
-    bits = 4 if numbers.shape[1] * 8 < inputs + 8 else 8
     for some in torch.arange(outputs).split(_ROWS):
         rows = slice(int(some[0]), int(some[-1]) + 1)
-        code_OI = numbers[rows] if kind == "weight" else unpacked_words(numbers[rows], bits, inputs)
+        code_OI = numbers[rows] if kind == "weight" else unpacked_words(numbers[rows], inputs)
         code_OI = code_OI.to(scale_OG.dtype)
         if zero_OG is not None:
             code_OI = code_OI - zero_OG[rows].to(scale_OG.dtype)[:, group_I]
@@ -179,22 +178,21 @@ def bits_and_group(parts: Mapping[str, Stored], shape_OI: tuple[int, ...]) -> tu
     if "weight_zero_point" in parts or "weight_g_idx" in parts:
         return None
     (kind, numbers), (_, scales), *_ = parts.items()
-    bits = 8 if kind == "weight" or numbers.shape[1] * 8 >= shape_OI[1] + 8 else 4
+    bits = 8 if kind == "weight" else bits_in(numbers.shape[1], shape_OI[1])
     return bits, shape_OI[1] // (scales.shape[1] if len(scales.shape) == 2 else 1)
 
 
 def integers_of(parts: Mapping[str, Stored], shape_OI: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """(integers (O, I), scales (O, G)) of packed numbers of 4 bits."""
     numbers, scales, *_ = (stored.read() for stored in parts.values())
-    return unpacked_words(numbers, 4, shape_OI[1]), scales
+    return unpacked_words(numbers, shape_OI[1]), scales
 
 
 def _zero_points(stored: Tensor | None, kind: str, shape_OG: tuple[int, ...]) -> Tensor | None:
     """(O, G) zero points; packed ones are packed along the outputs."""
     if stored is None or kind == "weight":
         return None if stored is None else stored.reshape(-1, shape_OG[1]).expand(shape_OG)
-    bits = 4 if stored.shape[0] * 8 < shape_OG[0] + 8 else 8
-    return unpacked_words(stored.T, bits, shape_OG[0]).T
+    return unpacked_words(stored.T, shape_OG[0]).T
 
 
 def why_unreadable(settings: Mapping[str, Any]) -> str | None:

@@ -207,20 +207,14 @@ def split_experts(block: nn.Module) -> None:
 
 
 @contextmanager
-def observe_experts(block: nn.Module, see: See, *, all_tokens: Iterable[tuple[str, int]] = ()) -> Iterator[None]:
-    """Meanwhile, see(Routed) is called for every expert with tokens, in order, whenever the block or model runs.
-
-    all_tokens: (module, expert) of experts that run once more on all tokens of each call, whatever the router says;
-    `see` is called for these instead of for those that the router sends, with gate weights of 0.
-    """
-    everywhere = set(all_tokens)
+def observe_experts(block: nn.Module, see: See) -> Iterator[None]:
+    """Meanwhile, see(Routed) is called for every expert with tokens, in order, whenever the block or model runs."""
     modules: dict[str, Any] = experts_in(block)
     configs = {name: module.config for name, module in modules.items()}
     try:
         for name, module in modules.items():
             run_by_prunus(module)
-            also = sorted(expert for of, expert in everywhere if of == name)
-            module.__dict__["prunus_see"] = (name, see, also)
+            module.__dict__["prunus_see"] = (name, see)
         yield
     finally:
         for name, module in modules.items():
@@ -262,15 +256,10 @@ def run_experts(experts: Any, hidden_ND: Tensor, index_NK: Tensor, weight_NK: Te
         input_SD = hidden_ND[token_S]
         experts.__dict__["prunus_tokens"] = token_S
         middle_SF, output_SD = _run_even(experts, expert, input_SD)
-        if seen is not None and expert not in seen[2]:
-            name, see, _ = seen
+        if seen is not None:
+            name, see = seen
             see(Routed(name, expert, token_S, input_SD, middle_SF, output_SD, weight_S))
         out_ND.index_add_(0, token_S, (output_SD * weight_S[:, None]).to(out_ND.dtype))
-    if seen is not None:
-        name, see, everywhere = seen
-        all_N, none_N = torch.arange(len(hidden_ND), device=hidden_ND.device), torch.zeros_like(weight_NK[:, 0])
-        for expert in everywhere:
-            see(Routed(name, expert, all_N, hidden_ND, *run_expert(experts, expert, hidden_ND), none_N))
     return out_ND
 
 
@@ -283,6 +272,13 @@ def _run_even(experts: Any, expert: int, input_SD: Tensor) -> tuple[Tensor, Tens
         return run_expert(experts, expert, input_SD)
     middle, output = run_expert(experts, expert, with_even_rows(input_SD))
     return middle[: len(input_SD)], output[: len(input_SD)]
+
+
+def run_on_all(experts: Any, numbers: Iterable[int], hidden_ND: Tensor) -> None:
+    """Run experts of these numbers on all tokens, whatever the router says, for what observes their Linears."""
+    experts.__dict__["prunus_tokens"] = torch.arange(len(hidden_ND), device=hidden_ND.device)
+    for number in numbers:
+        run_expert(experts, number, hidden_ND)
 
 
 def run_expert(experts: Any, expert: int, input_SD: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from prunus.checkpoint.resolve import (
     read_manifest,
     read_object,
 )
-from prunus.checkpoint.safetensors_file import DTYPES, Entry, Stored, checksum_of, fingerprint_of, read_header
+from prunus.checkpoint.safetensors_file import DTYPES, Stored, checksum_of, fingerprint_of, read_header
 from prunus.errors import PrunusError
 from prunus.plain_data import storable
 
@@ -36,7 +36,7 @@ TEXT_PARTS = ("text_config", "llm_config", "language_config")  # of the language
 PACKED_FILE = "packed.safetensors"  # the only weights of a packed checkpoint
 
 
-def bytes_by_kind(tensors: Mapping[str, Entry | Stored], config: "PreTrainedConfig", quantised: bool) -> dict[str, int]:
+def bytes_by_kind(tensors: Mapping[str, Stored], config: "PreTrainedConfig", quantised: bool) -> dict[str, int]:
     """The bytes that an engine loads: embeddings, the head, quantised numbers, their scales, and all others.
 
     A zero takes what any weight takes. A head that is stored although config ties it to the embedding is not loaded.

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prunus.checkpoint.safetensors_file import DTYPES, ITEMSIZES, READABLE, Stored
+from prunus.checkpoint.safetensors_file import DTYPES, ITEMSIZES, READABLE, Computed, Stored
 from prunus.errors import PrunusError
 
 # Pack a pruned weight as one bit per weight, the kept values, and the index of the first value of every 16th row.
@@ -191,7 +191,7 @@ def parts_in(form: Form, dtype: str, shape: tuple[int, ...]) -> dict[str, tuple[
     return {part: known[part] for part in PARTS[form]}
 
 
-class PackedTensor(Stored):
+class PackedTensor(Computed):
     """A tensor of a packed file, read in the same way as a dense one. start, end: of all its parts together.
 
     parts, checksums: of each part, where it is and its CRC-32. source: the source's tensor, for forms that need it.
@@ -203,22 +203,17 @@ class PackedTensor(Stored):
     source: Stored | None = None
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of the dense tensor."""
-        return self.elements * ITEMSIZES[self.dtype]
-
-    @property
     def packed_nbytes(self) -> int:
         """Bytes of the tensor in the packed file."""
         return self.end - self.start
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self) -> Iterator[bytes | memoryview]:
         """Yield the dense data in pieces; PrunusError for damage, in a dense tensor only after the last piece."""
         if self.form != "dense":
             yield self._bits().tobytes()
             return
         checksum = 0
-        for piece in super().chunks():
+        for piece in Stored.chunks(self):
             checksum = zlib.crc32(piece, checksum)
             yield piece
         if (checksum,) != self.checksums:

@@ -8,7 +8,7 @@ transformers' from_pretrained with `dequantize`.
 E: experts; O, I: output and input features; r, c: rows and columns of the table of scales.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from prunus.checkpoint import compressed_tensors
-from prunus.checkpoint.safetensors_file import DTYPES, ITEMSIZES, READABLE, Stored
+from prunus.checkpoint.safetensors_file import DTYPES, READABLE, Computed, Stored
 from prunus.errors import PrunusError
 
 DEQUANTISED = ("fp8", "mxfp4", compressed_tensors.METHOD)  # values of quant_method that can be read
@@ -31,7 +31,7 @@ _FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -
 _ROWS = 1024  # dequantised at a time, since float32 takes twice the memory of the result
 
 
-class Dequantised(Stored):
+class Dequantised(Computed):
     """A quantised tensor, read as a plain one. file, start, end: of its quantised numbers. dtype: as it is read.
 
     parts: its numbers, then its scales, by their names on disk; of integers also what else there is. method: its
@@ -43,29 +43,16 @@ class Dequantised(Stored):
     method: str
     rectangle: tuple[int, int]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the plain tensor."""
-        return ITEMSIZES[self.dtype] * self.elements
-
     def read(self) -> Tensor:
         """The plain tensor."""
         found, filled = torch.empty(self.elements, dtype=READABLE[self.dtype]), 0
-        for piece in self._pieces():
+        for piece in self.pieces():
             found[filled : filled + len(piece)] = piece
             filled += len(piece)
         return found.view(self.shape)
 
-    def chunks(self) -> Iterator[bytes]:
-        """Yield the bytes of the plain tensor, one expert or up to 1024 rows at a time."""
-        return (piece.view(torch.uint8).numpy().tobytes() for piece in self._pieces())
-
-    def read_rows(self, rows: Iterable[int]) -> Tensor:
-        """Some rows of a matrix, for which all of it is dequantised."""
-        return self.read()[torch.as_tensor(list(rows))]
-
-    def _pieces(self) -> Iterator[Tensor]:
-        """Yield the tensor's values in order, flat and in pieces. Raises PrunusError for NaN or infinity."""
+    def pieces(self) -> Iterator[Tensor]:
+        """Yield its values flat, one expert or up to 1024 rows at a time. Raises PrunusError for NaN or infinity."""
         if self.method == compressed_tensors.METHOD:
             kinds = {name.rpartition(".")[2]: part for name, part in self.parts.items()}
             of_scales = compressed_tensors.values_of(kinds, self.shape)

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -69,7 +69,7 @@ class Stored(NamedTuple):
         """Number of elements."""
         return prod(self.shape)
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self) -> Iterator[bytes | memoryview]:
         """Yield the data in pieces of up to CHUNK bytes; PrunusError if the file ends early."""
         with self.file.open("rb") as stream:
             stream.seek(self.start)
@@ -98,6 +98,27 @@ class Stored(NamedTuple):
         width = self.nbytes // self.shape[0]
         table = np.memmap(self.file, np.uint8, mode="r", offset=self.start, shape=(self.shape[0], width))
         return torch.from_numpy(table[np.fromiter(rows, np.int64)]).view(READABLE[self.dtype])
+
+
+class Computed(Stored):
+    """A tensor that is made of what is stored, all of it, when it is read. start, end: of what is stored."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor that is made."""
+        return self.elements * ITEMSIZES[self.dtype]
+
+    def pieces(self) -> Iterator[Tensor]:
+        """Yield its values in order, in pieces."""
+        yield self.read()
+
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        """Yield its bytes in pieces."""
+        return (piece.flatten().view(torch.uint8).numpy().data for piece in self.pieces())
+
+    def read_rows(self, rows: Iterable[int]) -> Tensor:
+        """Some rows of a matrix, for which all of it is made."""
+        return self.read()[torch.as_tensor(list(rows))]
 
 
 def read_header(path: Path) -> dict[str, Stored]:
@@ -165,46 +186,36 @@ def whole_numbers(found: Any) -> tuple[int, ...]:
     return tuple(found)
 
 
-class Entry(NamedTuple):
-    """The header entry of a tensor that is yet to be written. dtype: the format's name, also of unreadable dtypes."""
+def entry_of(tensor: Tensor | Stored) -> Stored:
+    """A tensor as one that is yet to be written, which has no file: its dtype, also an unreadable one, and its shape.
 
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
+    A tensor on the device meta will do.
+    """
+    dtype = tensor.dtype if isinstance(tensor, Stored) else DTYPE_NAMES[tensor.dtype]
+    return Stored(Path(), dtype, tuple(tensor.shape), 0, tensor.nbytes)
 
 
 def layout(
-    path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str] | None = None
+    path: Path, entries: Mapping[str, Stored], metadata: Mapping[str, str] | None = None
 ) -> tuple[bytes, dict[str, Stored]]:
     """(first bytes of a file, places of its tensors by name); the same entries yield the same bytes.
 
-    metadata: texts for the header.
+    entries: tensors with this dtype and shape, wherever they are. metadata: texts for the header.
     """
     # The widest dtypes first, so that every tensor is aligned, as the format demands.
-    order = sorted(entries, key=lambda name: (-(entries[name].nbytes // max(1, prod(entries[name].shape))), name))
+    order = sorted(entries, key=lambda name: (-(entries[name].nbytes // max(1, entries[name].elements)), name))
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
-    spans: dict[str, tuple[int, int]] = {}
-    offset = 0
-    for name in order:
-        entry = entries[name]
-        spans[name] = offset, offset + entry.nbytes
-        header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": list(spans[name])}
-        offset = spans[name][1]
+    ends = [0, *accumulate(entries[name].nbytes for name in order)]
+    for name, span in zip(order, pairwise(ends), strict=True):
+        header[name] = {"dtype": entries[name].dtype, "shape": list(entries[name].shape), "data_offsets": span}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    head = struct.pack("<Q", len(text)) + text
-    base = len(head)
+    base = 8 + len(text)
     places = {
         name: Stored(path, entries[name].dtype, entries[name].shape, base + begin, base + end)
-        for name, (begin, end) in spans.items()
+        for name, (begin, end) in zip(order, pairwise(ends), strict=True)
     }
-    return head, places
-
-
-def entry_of(tensor: Tensor | Stored) -> Entry:
-    """The header entry of a tensor."""
-    dtype = tensor.dtype if isinstance(tensor, Stored) else DTYPE_NAMES[tensor.dtype]
-    return Entry(dtype, tuple(tensor.shape), tensor.nbytes)
+    return struct.pack("<Q", len(text)) + text, places
 
 
 def put(stream: BinaryIO, place: Stored, tensor: Tensor | Stored) -> None:
@@ -214,13 +225,20 @@ def put(stream: BinaryIO, place: Stored, tensor: Tensor | Stored) -> None:
         stream.write(piece)
 
 
+def _data(tensor: Tensor | Stored) -> Iterator[bytes | memoryview]:
+    if isinstance(tensor, Stored):
+        yield from tensor.chunks()
+    elif tensor.numel():
+        yield tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
 class OpenFile:
     """A file with a place for every tensor of entries; they can be written in any order. It is closed between writes.
 
     Its disk space is allocated at once. fresh: whether the file was created; False if path already was such a file.
     """
 
-    def __init__(self, path: Path, entries: Mapping[str, Entry]) -> None:
+    def __init__(self, path: Path, entries: Mapping[str, Stored]) -> None:
         head, self.places = layout(path, entries)
         self.path, size = path, max((place.end for place in self.places.values()), default=len(head))
         self.fresh = not path.exists() or path.stat().st_size != size
@@ -252,13 +270,6 @@ def write_file(
         stream.write(head)
         for name, place in places.items():
             put(stream, place, tensors[name])
-
-
-def _data(tensor: Tensor | Stored) -> Iterator[bytes | memoryview]:
-    if isinstance(tensor, Stored):
-        yield from tensor.chunks()
-    elif tensor.numel():
-        yield tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 # Checksums that identify a model's weights, and the check for NaN and infinity, made in the same pass over the bytes.
@@ -337,7 +348,7 @@ def _over(tensors: Mapping[str, Stored], contents: Mapping[str, bytes]) -> str:
     return total.hexdigest()
 
 
-def _finite(piece: bytes, dtype: str) -> bool:
+def _finite(piece: bytes | memoryview, dtype: str) -> bool:
     integer, infinity = _INFINITY[dtype]
     numbers = np.frombuffer(piece, integer)
     negative = infinity - int(np.iinfo(integer).min)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -22,7 +23,7 @@ from torch import Tensor
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import INDEX, SINGLE_FILE
 from prunus.checkpoint.resolve import CALIBRATION, MANIFEST, TEMPLATES, next_manifest
-from prunus.checkpoint.safetensors_file import Entry, OpenFile, Stored, entry_of, read_header, write_file
+from prunus.checkpoint.safetensors_file import OpenFile, Stored, entry_of, read_header, write_file
 from prunus.disk import (
     DiskFull,
     check_space,
@@ -66,33 +67,30 @@ def check_target(source: Path, target: Path, overwrite: bool) -> None:
         raise PrunusError(f"{target} exists and is not a checkpoint, so it will not be replaced; choose another output")
 
 
+@dataclass
 class Partial:
     """Open unfinished work: `with Partial(source, target, work, shards, needed, overwrite) as partial`.
 
     work: JSON that identifies what is made, and from what. Unfinished work with the same JSON is continued; other work
     raises PrunusError (with overwrite: it is deleted). shards: number of blocks of the result (see resize). needed:
-    bytes of disk for all of the result. left_out: tensors outside blocks that the result lacks. entries: gives the
-    headers of the result's tensors from the notes, once these are complete; None if they are those of source's blocks.
+    bytes of disk for all of the result. left_out: tensors outside blocks that the result lacks. entries: gives tensors
+    with the dtypes and shapes of the result's from the notes, once these are complete; None if they are source's.
     On an interruption the folder and its finished blocks are kept; on an error in the input it is deleted.
     """
 
-    def __init__(
-        self,
-        source: Checkpoint,
-        target: Path,
-        work: Mapping[str, Any],
-        shards: int,
-        needed: int,
-        overwrite: bool,
-        left_out: Collection[str] = (),
-        entries: Callable[[Mapping[str, Any]], Mapping[str, Entry]] | None = None,
-    ) -> None:
-        check_target(source.folder, target, overwrite)
-        self.source, self.target, self.work = source, target.resolve(), dict(work)
-        self.shards, self.needed, self.overwrite = shards, needed, overwrite
-        self.left_out = frozenset(left_out)
-        self.entries = entries
-        self.folder = partial_folder(target)
+    source: Checkpoint
+    target: Path
+    work: Mapping[str, Any]
+    shards: int
+    needed: int
+    overwrite: bool
+    left_out: Collection[str] = ()
+    entries: Callable[[Mapping[str, Any]], Mapping[str, Stored]] | None = None
+
+    def __post_init__(self) -> None:
+        check_target(self.source.folder, self.target, self.overwrite)
+        self.folder = partial_folder(self.target)
+        self.target = self.target.resolve()
         self.records: dict[int, dict[str, Any]] = {}
         self.notes: dict[str, Any] = {}
         self.flushed: set[int] = set()
@@ -304,13 +302,13 @@ class Partial:
         outer = self.source.outer_tensors()
         return {name: stored for name, stored in outer.items() if name not in self.left_out}
 
-    def _entries(self) -> dict[str, Entry] | None:
-        """The result's tensor headers; None if they depend on which blocks are kept, because blocks differ."""
+    def _entries(self) -> Mapping[str, Stored] | None:
+        """Tensors like those of the result; None if they depend on which blocks are kept, because blocks differ."""
         if self.entries is not None:
-            return dict(self.entries(self.notes))
+            return self.entries(self.notes)
         if self.shards == self.source.blocks:
-            return {name: entry_of(tensor) for name, tensor in self.source.tensors.items()}
-        entries = {name: entry_of(tensor) for name, tensor in self._outer_tensors().items()}
+            return self.source.tensors
+        entries = self._outer_tensors()
         kinds = [
             {self.source.renumbered(name, index, 0): entry_of(tensor) for name, tensor in block.items()}
             for index, block in enumerate(map(self.source.block_tensors, range(self.source.blocks)))

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -28,16 +28,7 @@ from prunus.recipes import PruneRecipe
 
 # A mean sparsity may differ from its target by this much through floating point alone.
 REACHED = 1e-6
-
-
-class Sparsities(NamedTuple):
-    """linears: the sparsity of each Linear by block and name, before rounding to a number of weights.
-
-    warnings: one for each limit that sparsities reached.
-    """
-
-    linears: Mapping[tuple[int, str], float]
-    warnings: list[str]
+Sparsities = Mapping[tuple[int, str], float]  # of each Linear by block and name, before rounding to a number of weights
 
 
 def allocate(
@@ -68,7 +59,7 @@ def allocate(
     if target is not None:
         check_writable(target)  # before they are measured
     scores = find_scores(source, recipe, pick_device(device), None)
-    sparsities = allocate_groups(source, recipe, scores)
+    sparsities, limits = allocate_groups(source, recipe, scores)
     if target is not None:
         with disk_errors(target):
             write_text(target, scores_text(scores))
@@ -79,7 +70,7 @@ def allocate(
         "score": ALLOCATIONS[recipe.allocation].score,
         "blocks": block_rows(source, recipe, scores, sparsities),
         "evidence": scores.to_json(),
-        "warnings": list(dict.fromkeys([*scores.warnings, *sparsities.warnings])),
+        "warnings": list(dict.fromkeys([*scores.warnings, *limits])),
     }
 
 
@@ -155,7 +146,7 @@ def keep_scores(job: PruneJob, partial: Partial, calibration: Calibration | None
 
     if "evidence" not in partial.notes:
         with disk_errors(partial.folder, partial.needed):
-            if shared is None or job.saved is not None or job.measured == "nothing":
+            if shared is None or job.saved is not None or recipe.measured == "nothing":
                 found = find()
             else:
                 with once(shared, scores_key(source, recipe, job.device)) as place:
@@ -192,11 +183,11 @@ def groups_of(source: Checkpoint, recipe: PruneRecipe) -> dict[str, Sequence[Seq
     return {**parts_of(linears)} if ALLOCATIONS[recipe.allocation].splits_blocks else {WHOLE: linears}
 
 
-def allocate_groups(source: Checkpoint, recipe: PruneRecipe, scores: ImportanceScores) -> Sparsities:
-    """The sparsity of every Linear. For each kind of group the mean, weighted by size, is the target.
+def allocate_groups(source: Checkpoint, recipe: PruneRecipe, scores: ImportanceScores) -> tuple[Sparsities, list[str]]:
+    """The sparsity of every Linear, and a warning for each limit that was reached.
 
-    With rounding `reference`, an allocation does what the study's code does: if a sparsity reaches a limit, the mean
-    differs from the target, and a warning says so.
+    For each kind of group the mean, weighted by size, is the target. With rounding `reference`, an allocation does what
+    the study's code does: if a sparsity reaches a limit, the mean differs from the target, and a warning says so.
     """
     exact: dict[tuple[int, str], float] = {}
     warnings = []
@@ -221,7 +212,7 @@ def allocate_groups(source: Checkpoint, recipe: PruneRecipe, scores: ImportanceS
                     f"{count} of {len(found)} blocks{'' if part == WHOLE else f' ({part})'} were limited to sparsity "
                     f"{limit:g}; the others compensate"
                 )
-    return Sparsities(exact, warnings)
+    return exact, warnings
 
 
 def linear_sparsities(
@@ -235,7 +226,7 @@ def linear_sparsities(
     """
     places = [(index, linear) for index, linears in enumerate(linears_in_scope(source, recipe)) for linear in linears]
     names = [(index, linear.name) for index, linear in places]
-    exact = [sparsities.linears[name] for name in names]
+    exact = [sparsities[name] for name in names]
     if recipe.allocation == "uniform" or recipe.rounding == "reference":
         return {name: (sparsity, 0) for name, sparsity in zip(names, exact, strict=True)}
     shapes = [linear.shape_OI for _, linear in places]
@@ -257,7 +248,7 @@ def block_rows(
     rows: list[dict[str, object]] = [{"block": index} for index in range(len(linears))]
     for name, blocks in {"sparsity": linears, **parts_of(linears)}.items():
         for index, (row, block) in enumerate(zip(rows, blocks, strict=True)):
-            exact = [sparsities.linears[index, linear.name] for linear in block]
+            exact = [sparsities[index, linear.name] for linear in block]
             row[name] = weighted_mean(exact, [weights_of([linear]) for linear in block]) if block else None
     for index, row in enumerate(rows):
         row["scores"] = {part: values[index] for part, values in scores.scores.items() if values}

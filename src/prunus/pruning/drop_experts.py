@@ -1,10 +1,9 @@
 """Remove routed experts of a mixture of experts: a criterion chooses, and blocks are written one by one."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from math import prod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.loader import return_freed_memory
 from prunus.checkpoint.names import Origin, numbered
 from prunus.checkpoint.runner import Batch, Runner
-from prunus.checkpoint.safetensors_file import CHUNK, ITEMSIZES, Entry, Stored, entry_of
+from prunus.checkpoint.safetensors_file import Computed, Stored
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
@@ -23,18 +22,11 @@ from prunus.pruning.experts.measure import fitting, observe, seen_in
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.planned import changed_config, compare_blocks, left_out, outside, planned_checkpoint, warn_of
 from prunus.recipes import ExpertsRecipe
+from prunus.step import Ways
 
 
 def drop_experts(
-    model: str | Path,
-    out: str | Path,
-    recipe: ExpertsRecipe | None = None,
-    *,
-    device: str = "auto",
-    overwrite: bool = False,
-    dry_run: bool = False,
-    stats: str | Path | None = None,
-    name: str | None = None,
+    model: str | Path, out: str | Path, recipe: ExpertsRecipe | None = None, **ways: Unpack[Ways]
 ) -> Mapping[str, Any]:
     """Write a copy of model (folder or hub id) without some of its routed experts to the folder out; returns a summary.
 
@@ -45,7 +37,7 @@ def drop_experts(
     recipe: None: the default one, REAP with three experts in four.
     stats: a file that expert_stats() wrote for this model. Its calibration is used and the model is not run for it;
         fields of the recipe that ask for another calibration are an error.
-    overwrite, dry_run, name: as for prune.
+    device, overwrite, dry_run, name: as for prune.
 
     Returns a dict:
 
@@ -63,9 +55,7 @@ def drop_experts(
 
     Raises PrunusError for wrong input or if experts cannot be removed, and then leaves nothing behind.
     """
-    job = open_job(
-        model, out, recipe or ExpertsRecipe(), name, stats=stats, device=device, overwrite=overwrite, dry_run=dry_run
-    )
+    job = open_job(model, out, recipe or ExpertsRecipe(), **ways)
     source, stray = job.source, left_out(job.source)
     mixtures = find_mixtures(source)
     job = job.with_saved(fitting)
@@ -75,13 +65,12 @@ def drop_experts(
     check_block_fits(source, source.dtype)
     first = {m.index: range(recipe.count(m.count)) for m in mixtures}
     needed = smaller_model(source, mixtures, first).nbytes
-    if dry_run:
+    if job.where.dry_run:
         told = {"experts": experts_text(mixtures, first), "blocks": len(mixtures)}
         return job.ahead(needed, told, [*source.reading_notes, *warn_of(stray)])
 
-    def entries(notes: Mapping[str, Any]) -> dict[str, Entry]:
-        kept = KeptExperts.from_json(notes["choice"]).kept
-        return {name: entry_of(stored) for name, stored in cut_tensors(source, mixtures, kept).items()}
+    def entries(notes: Mapping[str, Any]) -> dict[str, Stored]:
+        return cut_tensors(source, mixtures, KeptExperts.from_json(notes["choice"]).kept)
 
     with job.begun(needed, stray, entries) as (partial, calibration):
         if "choice" not in partial.notes:
@@ -134,7 +123,7 @@ def experts_text(mixtures: Sequence[Mixture], kept: Mapping[int, Sequence[int]])
 # need be complete.
 
 
-class Cut(Stored):
+class Cut(Computed):
     """Some entries of a stored tensor along one axis. whole: that tensor. kept: the entries, ascending."""
 
     whole: Stored
@@ -145,22 +134,13 @@ class Cut(Stored):
     def of(cls, whole: Stored, axis: int, kept: Sequence[int]) -> "Cut":
         """The entries `kept` of a tensor along an axis."""
         shape = (*whole.shape[:axis], len(kept), *whole.shape[axis + 1 :])
-        cut = cls(whole.file, whole.dtype, shape, whole.start, whole.start + prod(shape) * ITEMSIZES[whole.dtype])
+        cut = cls(whole.file, whole.dtype, shape, whole.start, whole.end)
         cut.whole, cut.axis, cut.kept = whole, axis, tuple(kept)
         return cut
 
     def read(self) -> Tensor:
         """The tensor, in new memory; all of the whole one is read."""
         return self.whole.read().index_select(self.axis, torch.tensor(self.kept))
-
-    def chunks(self) -> Iterator[bytes]:
-        """Yield the data in pieces."""
-        data = self.read().contiguous().flatten().view(torch.uint8).numpy().data
-        yield from (bytes(data[begin : begin + CHUNK]) for begin in range(0, len(data), CHUNK))
-
-    def read_rows(self, rows: Iterable[int]) -> Tensor:
-        """Some rows of a matrix, for which all of it is read."""
-        return self.read()[torch.as_tensor(list(rows))]
 
 
 def cut_block(source: Checkpoint, mixture: Mixture, kept: Sequence[int]) -> dict[str, Stored]:

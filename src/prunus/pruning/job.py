@@ -19,7 +19,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import ModelFolder, is_gguf
 from prunus.checkpoint.resolve import read_manifest, resolve, versions
 from prunus.checkpoint.runner import pick_device
-from prunus.checkpoint.safetensors_file import Entry
+from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.writer import HIDDEN, Partial, check_target
 from prunus.disk import check_space, show_bytes, write_text
 from prunus.errors import PrunusError
@@ -68,6 +68,10 @@ class Job(Generic[AnyRecipe]):
         """The file for hidden states; None keeps them in memory."""
         return partial.folder / HIDDEN if self.where.offload else None
 
+    def hidden_bytes(self, of_token: int) -> int:
+        """Bytes of that file, with this number for each calibration token; 0 where there is none."""
+        return self.recipe.tokens * of_token if self.where.offload and self.needs_tokens else 0
+
     def origins(self) -> dict[str, Mapping[str, str]]:
         """What the manifest says of the models that the result is made from."""
         return {"source": self.source.provenance(self.name)}
@@ -94,7 +98,7 @@ class Job(Generic[AnyRecipe]):
 
     @contextmanager
     def begun(
-        self, needed: int, left_out: Sequence[str] = (), entries: Callable[[Json], Mapping[str, Entry]] | None = None
+        self, needed: int, left_out: Sequence[str] = (), entries: Callable[[Json], Mapping[str, Stored]] | None = None
     ) -> Iterator[tuple[Partial, Calibration | None]]:
         """Meanwhile, unfinished work is open. Yields it, and the calibration that it needs.
 
@@ -135,21 +139,21 @@ def open_job(
     model: str | Path | Checkpoint,
     out: str | Path,
     recipe: AnyRecipe,
-    name: str | None,
+    name: str | None = None,
     *,
-    stats: str | Path | None = None,
-    shared: str | Path | None = None,
     opened: Callable[[Path], Checkpoint] = Checkpoint,
     **ways: Any,
 ) -> Job[AnyRecipe]:
     """The job of a recipe, with the model opened. PrunusError where calibration or the folder out will not do.
 
     model: in a dry run of several steps, whose calibration was checked, also what earlier ones will leave.
-    opened: how a folder is opened. The others are fields of Where.
+    opened: how a folder is opened. ways: fields of Where, as those of the recipe's kind of step.
     """
-    started = time.monotonic()
-    files = {way: Path(path) for way, path in (("stats", stats), ("shared", shared)) if path is not None}
-    where, target = Where(**files, **ways), Path(out)
+    started, kind, target = time.monotonic(), kind_of(recipe), Path(out)
+    if unknown := ways.keys() - kind.ways:
+        raise TypeError(f"{kind.function.partition(':')[2]}() got an unexpected keyword argument '{min(unknown)}'")
+    ways |= {way: Path(ways[way]) for way in ("stats", "shared") if ways.get(way) is not None}
+    where = Where(**ways)
     if isinstance(model, Checkpoint):
         source = model
     else:

@@ -9,7 +9,7 @@ stored before the next one reads it. Memory holds one block, the matrices of its
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from torch import Tensor
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.loader import return_freed_memory
 from prunus.checkpoint.precision import full_float32
-from prunus.checkpoint.safetensors_file import entry_of
 from prunus.checkpoint.writer import Partial
 from prunus.errors import PrunusError
 from prunus.progress import Steps
@@ -35,7 +34,7 @@ from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.planned import left_out, warn_of
-from prunus.pruning.recovery import Streams, open_streams
+from prunus.pruning.recovery import STREAM_BYTES, Streams, open_streams
 from prunus.pruning.scope import weights_of
 from prunus.pruning.width.channels import Unit, base_width, find_units, narrow_model, narrowed, verify
 from prunus.pruning.width.fit import (
@@ -58,6 +57,7 @@ from prunus.pruning.width.fit import (
 )
 from prunus.recipes import WidthRecipe
 from prunus.results.characters import percent
+from prunus.step import Ways
 
 K_QUANTS = 256  # inputs of a Linear that llama.cpp quantises together
 GROUPED = 16  # bytes of which rows of experts must be multiples for torch's grouped products
@@ -91,24 +91,9 @@ class Narrowing(Job[WidthRecipe]):
         """Whether anything is fitted to the dense model's hidden states."""
         return any(map(self.aims, range(self.source.blocks)))
 
-    @property
-    def stream_bytes(self) -> int:
-        """Of the file with both streams, in float32."""
-        of_token = 2 * 4 * self.source.architecture.width
-        return self.recipe.tokens * of_token if self.where.offload and self.needs_tokens else 0
-
 
 def width(
-    model: str | Path,
-    out: str | Path,
-    recipe: WidthRecipe | None = None,
-    *,
-    stats: str | Path | None = None,
-    device: str = "auto",
-    offload: bool = False,
-    overwrite: bool = False,
-    dry_run: bool = False,
-    name: str | None = None,
+    model: str | Path, out: str | Path, recipe: WidthRecipe | None = None, **ways: Unpack[Ways]
 ) -> Mapping[str, Any]:
     """Write model (folder or hub id) with narrower feed-forward networks to the folder out; returns a summary.
 
@@ -120,7 +105,7 @@ def width(
     stats: a file that stats(hessians=True) wrote for this model. Its calibration is used, and the model is not run;
         networks are then fitted to what they gave in the dense model. Fields of the recipe that ask for another
         calibration are an error.
-    offload, overwrite, dry_run, name: as for prune.
+    device, offload, overwrite, dry_run, name: as for prune.
 
     Returns a dict:
 
@@ -138,10 +123,7 @@ def width(
 
     Raises PrunusError for wrong input or if the model cannot be narrowed, and then leaves nothing behind.
     """
-    job = make_job(open_job(
-        model, out, recipe or WidthRecipe(), name, stats=stats, device=device, offload=offload, overwrite=overwrite,
-        dry_run=dry_run,
-    ))  # fmt: skip
+    job = make_job(open_job(model, out, recipe or WidthRecipe(), **ways))
     source, stray = job.source, left_out(job.source)
     new = narrow_model(source, job.units, job.width)
     told = {
@@ -150,11 +132,10 @@ def width(
         "parameters": new.parameters,
         "removed": f"{percent(1 - new.parameters / source.parameters)} % of {source.parameters:,} parameters",
     }
-    needed = new.nbytes + job.stream_bytes
-    if dry_run:
+    needed = new.nbytes + job.hidden_bytes(STREAM_BYTES * source.architecture.width)
+    if job.where.dry_run:
         return job.ahead(needed, told, [*said_of_engines(job), *said_before(job), *warn_of(stray)])
-    entries = {key: entry_of(stored) for key, stored in new.tensors.items()}
-    with job.begun(needed, stray, lambda _: entries) as (partial, calibration), full_float32(job.device):
+    with job.begun(needed, stray, lambda _: new.tensors) as (partial, calibration), full_float32(job.device):
         difference = verify(source, new, job.units, job.device)
         with torch.no_grad():
             narrow_blocks(job, partial, calibration, new)

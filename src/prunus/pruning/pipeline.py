@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -34,25 +34,15 @@ from prunus.pruning.methods import find_method
 from prunus.pruning.prune_job import PruneJob, file_in, measure_gradients, target_of, with_gradients
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import PruneRecipe
+from prunus.step import Ways
 
 
-def prune(
-    model: str | Path,
-    out: str | Path,
-    recipe: PruneRecipe,
-    *,
-    device: str = "auto",
-    offload: bool = False,
-    overwrite: bool = False,
-    dry_run: bool = False,
-    stats: str | Path | None = None,
-    shared: str | Path | None = None,
-    name: str | None = None,
-) -> Mapping[str, Any]:
+def prune(model: str | Path, out: str | Path, recipe: PruneRecipe, **ways: Unpack[Ways]) -> Mapping[str, Any]:
     """Write a pruned copy of model (folder, hub id or `tiny`) to the folder out; returns a summary.
 
     Unfinished work is in out.partial: the same call resumes it and writes the same bytes as an uninterrupted run.
 
+    device: cpu, cuda, ...; auto, the default: a GPU, if any.
     offload: keep hidden states on disk instead of in memory.
     overwrite: replace an existing result.
     dry_run: write nothing, and return what would be done (see below).
@@ -78,18 +68,15 @@ def prune(
 
     Raises PrunusError for wrong input, and then leaves nothing behind.
     """
-    job = make_job(open_job(
-        model, out, recipe, name, stats=stats, shared=shared, device=device, offload=offload, overwrite=overwrite,
-        dry_run=dry_run,
-    ))  # fmt: skip
+    job = make_job(open_job(model, out, recipe, **ways))
     source, recipe = job.source, job.recipe
-    if dry_run:
+    if job.where.dry_run:
         return describe(job)
     with job.begun(job.disk) as (partial, calibration), full_float32(job.device):
         if ALLOCATIONS[recipe.allocation].needs != "nothing" or job.method.fisher:
             source.checksum()  # measurements of all blocks come before pruning, so the blocks are checked before
         scores = keep_scores(job, partial, calibration)
-        sparsities = allocate_groups(source, recipe, scores)
+        sparsities, limits = allocate_groups(source, recipe, scores)
         job = replace(job, sparsities=linear_sparsities(source, recipe, sparsities, job.method.group))
         if job.method.fisher and calibration is not None:
             job = replace(job, gradients=measure_gradients(job, partial, calibration))
@@ -97,7 +84,7 @@ def prune(
             prune_blocks(job, partial, calibration)
         records = [partial.records[index] for index in range(source.blocks)]
         sparsity = {name: share for record in records for name, share in record["sparsity"].items()}
-        notes = [*(calibration.warnings if calibration else []), *scores.warnings, *sparsities.warnings]
+        notes = [*(calibration.warnings if calibration else []), *scores.warnings, *limits]
         notes += [warning for record in records for warning in record["warnings"]]
         notes += few_of(job.linears, records, "were pruned by their")
         warnings = [*source.reading_notes, *dict.fromkeys(notes), *dead_inputs(records), *ragged_tails(job)]
@@ -246,7 +233,7 @@ def dead_inputs(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{len(dead)} Linears have {zero}, most of all {worst} ({dead[worst]})"]
 
 
-def few_of(linears: Sequence[Sequence[Linear]], records: Sequence[Mapping[str, Any]], then: str) -> list[str]:
+def few_of(linears: Sequence[Iterable[Linear]], records: Sequence[Mapping[str, Any]], then: str) -> list[str]:
     """A warning if the statistics of experts are those of all tokens of their layer. The rest is as for few_tokens."""
     few = {name: count for record in records for name, count in record.get("pooled", {}).items()}
     experts = {(index, linear.expert) for index, block in enumerate(linears) for linear in block if linear.expert}
@@ -261,7 +248,7 @@ def describe(job: PruneJob) -> Mapping[str, Any]:
     zeros = sum(zeros_of(uniform, shape_OI, job.method.group) for shape_OI in shapes)
     if recipe.allocation != "uniform":  # then the count holds for all Linears together
         zeros = zeros_wanted(job.weights, recipe.sparsity, recipe.rounding)
-    if job.measured == "nothing":
+    if recipe.measured == "nothing":
         allocate_groups(source, recipe, find_scores(source, recipe, job.device, None))  # so that a wrong step fails
     told = {"method": recipe.method, "blocks": source.blocks, "linears": len(shapes), "weights": job.weights}
     warnings, influences = [*source.reading_notes, *ragged_tails(job)], {}

@@ -61,7 +61,7 @@ class PruneJob(Job[PruneRecipe]):
     @property
     def is_calibrated(self) -> bool:
         """As Job says; an allocation may need it where the method does not."""
-        return self.needs_tokens or self.measured == "norms"
+        return self.needs_tokens or self.recipe.measured == "norms"
 
     @property
     def needs_tokens(self) -> bool:
@@ -82,18 +82,13 @@ class PruneJob(Job[PruneRecipe]):
         return max(linear.shape_OI[1] for linear in linears)
 
     @property
-    def measured(self) -> str:
-        """What this run measures the allocation's scores from; `nothing` if the recipe holds the scores."""
-        return declared(Allocation)[self.recipe.allocation].needs if self.recipe.scores is None else "nothing"
-
-    @property
     def disk(self) -> int:
         """Bytes of disk for the result and for temporary files.
 
         Gradients need space for the block inputs of one batch; more is used only if it is free.
         """
         recipe, hidden, width = self.recipe, 0, self.source.architecture.width
-        measured = self.measured if self.saved is None else "nothing"
+        measured = recipe.measured if self.saved is None else "nothing"
         if self.where.offload and (self.needs_tokens or measured == "norms"):
             hidden = recipe.tokens * (width + self.room_needed) * self.dtype.itemsize
         if self.where.offload and (measured == "gradients" or self.method.fisher):
@@ -106,10 +101,9 @@ def revisions(recipe: PruneRecipe) -> dict[str, int]:
 
     They are in keys, so that results of an earlier version are not mistaken for today's.
     """
-    measured = declared(Allocation)[recipe.allocation].needs if recipe.scores is None else "nothing"
     changed = {
         "layerif_revision": recipe.allocation == "layerif",  # its direction was reversed
-        "influence_revision": measured == "gradients",  # token ids and traces were not truncated
+        "influence_revision": recipe.measured == "gradients",  # token ids and traces were not truncated
         "reference_revision": recipe.rounding == "reference" and recipe.allocation != "uniform",  # counts have changed
     }
     return {name: 2 for name, applies in changed.items() if applies}

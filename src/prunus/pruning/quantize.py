@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from prunus.checkpoint.model_folder import bytes_by_kind
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.quantised import plain_tensors
 from prunus.checkpoint.runner import Runner
-from prunus.checkpoint.safetensors_file import DTYPES, Entry, Stored, entry_of
+from prunus.checkpoint.safetensors_file import DTYPES, Stored
 from prunus.checkpoint.writer import Partial
 from prunus.disk import disk_errors, show_bytes
 from prunus.errors import PrunusError
@@ -40,22 +40,25 @@ from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.pipeline import few_of, set_weight
 from prunus.pruning.recover import check_trainable, warnings_of
-from prunus.pruning.recovery import Fit, Training, begin_training, trainable, trained_scales
+from prunus.pruning.recovery import STREAM_BYTES, Fit, Training, begin_training, trainable, trained_scales
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import PruneRecipe, QuantizeRecipe
+from prunus.step import Ways
 
 ENGINES = "vLLM, SGLang and transformers"
 EXPERTS = ("a routed expert", "routed experts")  # why matrices are left dense
 EPOCHS, RATE, STEP_TOKENS = 2, 0.008, 512  # of training scales and norms, as RecoverRecipe has them
 
 
+OnDisk = Sequence[Mapping[Linear, str]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Quantising(Job[QuantizeRecipe]):
-    """A model to be quantised. linears: the Linears, by block. on_disk: {Linear: the name of its tensors on disk,
-    without the last part}, by block. format: how they are stored."""
+    """A model to be quantised. linears: {Linear: the name of its tensors on disk, without the last part}, by block.
+    format: how they are stored."""
 
-    linears: list[list[Linear]]
-    on_disk: list[dict[str, str]]
+    linears: OnDisk
     format: Format
     dtype: torch.dtype
 
@@ -86,25 +89,9 @@ class Quantising(Job[QuantizeRecipe]):
         """Numbers per token that are kept beside hidden states: the widest input of a Linear."""
         return max(linear.shape_OI[1] for linears in self.linears for linear in linears)
 
-    @property
-    def hidden_bytes(self) -> int:
-        """Of the file with hidden states."""
-        width = self.source.architecture.width
-        each = 2 * 4 * width if self.recipe.recover else (width + self.room_needed) * self.dtype.itemsize
-        return self.recipe.tokens * each if self.where.offload and self.needs_tokens else 0
-
 
 def quantize(
-    model: str | Path,
-    out: str | Path,
-    recipe: QuantizeRecipe | None = None,
-    *,
-    stats: str | Path | None = None,
-    device: str = "auto",
-    offload: bool = False,
-    overwrite: bool = False,
-    dry_run: bool = False,
-    name: str | None = None,
+    model: str | Path, out: str | Path, recipe: QuantizeRecipe | None = None, **ways: Unpack[Ways]
 ) -> Mapping[str, Any]:
     """Write model (folder, hub id or `tiny`) with Linears in 8 or 4 bits to the folder out; returns a summary.
 
@@ -115,7 +102,7 @@ def quantize(
     stats: a file that stats(hessians=True) wrote for this model. Its calibration is used, and the model is not run; the
         inputs of Linears are then those in the dense model. Fields of the recipe that ask for another calibration are
         an error.
-    offload, overwrite, dry_run, name: as for prune.
+    device, offload, overwrite, dry_run, name: as for prune.
 
     Returns a dict:
 
@@ -132,11 +119,8 @@ def quantize(
 
     Raises PrunusError for wrong input or if the model cannot be quantised, and then leaves nothing behind.
     """
-    job = make_job(open_job(
-        model, out, recipe or QuantizeRecipe(), name, stats=stats, device=device, offload=offload, overwrite=overwrite,
-        dry_run=dry_run,
-    ))  # fmt: skip
-    source, entries = job.source, planned_entries(job.source, job.on_disk, job.format)
+    job = make_job(open_job(model, out, recipe or QuantizeRecipe(), **ways))
+    source, entries = job.source, planned_entries(job.source, job.linears, job.format)
     kinds = bytes_by_kind(entries, source.config, quantised=True)
     sizes = {"before": sum(source.engine_bytes.values()), "after": sum(kinds.values()), **kinds}
     told = {
@@ -147,8 +131,10 @@ def quantize(
         "size": show_bytes(sizes["after"]),
         "before": show_bytes(sizes["before"]),
     }
-    needed = sizes["after"] + job.hidden_bytes
-    if dry_run:
+    width = source.architecture.width
+    of_token = STREAM_BYTES * width if job.recipe.recover else (width + job.room_needed) * job.dtype.itemsize
+    needed = sizes["after"] + job.hidden_bytes(of_token)
+    if job.where.dry_run:
         return job.ahead(needed, told, said_before(job))
     with job.begun(needed, entries=lambda _: entries) as (partial, calibration), full_float32(job.device):
         with torch.no_grad():
@@ -173,17 +159,16 @@ def quantize(
 
 def make_job(job: Job[QuantizeRecipe]) -> Quantising:
     """The job with its format; raises PrunusError if model, recipe and statistics do not fit each other."""
-    on_disk = names_on_disk(job.source)
-    form = format_of(job.source, on_disk, job.recipe)
+    linears = names_on_disk(job.source)
+    form = format_of(job.source, linears, job.recipe)
     dtype = job.source.dtype_for(job.recipe.dtype)
     check_block_fits(job.source, dtype)
     if job.recipe.recover:
         check_trainable(job.source, job.device)
-    linears = linears_in_scope(job.source, PruneRecipe())
-    return Quantising(**vars(job.with_saved(fitting)), linears=linears, on_disk=on_disk, format=form, dtype=dtype)
+    return Quantising(**vars(job.with_saved(fitting)), linears=linears, format=form, dtype=dtype)
 
 
-def names_on_disk(source: Checkpoint) -> list[dict[str, str]]:
+def names_on_disk(source: Checkpoint) -> OnDisk:
     """{Linear: the name of its tensors on disk, without the last part}, by block; PrunusError if one has none."""
     if source.quantised is not None:
         raise PrunusError(
@@ -197,16 +182,15 @@ def names_on_disk(source: Checkpoint) -> list[dict[str, str]]:
             f"{source.folder} ({source.config.model_type}) has routed experts that cannot be observed one by one"
             f" ({source.block_name(*whole)}): quantising the rest would leave most weights as they are"
         )
-    return [{one.name: name_on_disk(source, index, one) for one in of} for index, of in enumerate(linears)]
+    return [{one: name_on_disk(source, index, one) for one in of} for index, of in enumerate(linears)]
 
 
-def format_of(source: Checkpoint, on_disk: Sequence[Mapping[str, str]], recipe: QuantizeRecipe) -> Format:
+def format_of(source: Checkpoint, linears: OnDisk, recipe: QuantizeRecipe) -> Format:
     """How a recipe stores these Linears. PrunusError where no size of a group divides all inputs."""
-    scale = next(source.tensors[f"{name}.weight"].dtype for names in on_disk for name in names.values())
-    group = group_of(source, recipe)
+    scale = next(source.tensors[f"{name}.weight"].dtype for names in linears for name in names.values())
+    group = group_of(linears, recipe)
     if recipe.sizes and group is None:
-        linears = (linear for block in linears_in_scope(source, PruneRecipe()) for linear in block)
-        odd = next(linear for linear in linears if linear.shape_OI[1] % recipe.sizes[-1])
+        odd = next(linear for block in linears for linear in block if linear.shape_OI[1] % recipe.sizes[-1])
         raise PrunusError(
             f"no group of {' or '.join(map(str, recipe.sizes))} inputs divides the {odd.shape_OI[1]} of"
             f" {odd.summary_name}: use --group row"
@@ -217,24 +201,23 @@ def format_of(source: Checkpoint, on_disk: Sequence[Mapping[str, str]], recipe: 
 def describe_quantising(source: Checkpoint) -> list[dict[str, object]]:
     """The row of `inspect` about this command, as far as it can be known without reading weights."""
     try:
-        on_disk = names_on_disk(source)
+        linears = names_on_disk(source)
     except PrunusError as error:
         return [{"use": "quantize", "possible": False, "note": str(error)}]
     try:
-        group = f"in groups of {format_of(source, on_disk, QuantizeRecipe(bits=4)).group}"
+        group = f"in groups of {format_of(source, linears, QuantizeRecipe(bits=4)).group}"
     except PrunusError:
         group = "with --group row"
     return [{"use": "quantize", "possible": True, "note": f"W8A8; W4A16 {group}"}]
 
 
-def planned_entries(source: Checkpoint, on_disk: Sequence[Mapping[str, str]], form: Format) -> dict[str, Entry]:
-    """The headers of the result's tensors, by name."""
-    found = {name: entry_of(stored) for name, stored in source.tensors.items()}
-    for index, names in enumerate(on_disk):
-        shapes = source.linear_shapes(index)
+def planned_entries(source: Checkpoint, linears: OnDisk, form: Format) -> dict[str, Stored]:
+    """Tensors with the dtypes and shapes of the result's, by name."""
+    found = dict(source.tensors)
+    for names in linears:
         for linear, name in names.items():
             del found[f"{name}.weight"]
-            found |= form.entries(name, shapes[linear])
+            found |= form.entries(name, linear.shape_OI)
     return found
 
 
@@ -251,9 +234,9 @@ def name_on_disk(source: Checkpoint, index: int, linear: Linear) -> str:
     )
 
 
-def group_of(source: Checkpoint, recipe: QuantizeRecipe) -> int | None:
+def group_of(linears: OnDisk, recipe: QuantizeRecipe) -> int | None:
     """How many inputs share a scale: the largest size that divides all inputs. None: those of a row, or none does."""
-    widths = {linear.shape_OI[1] for linears in linears_in_scope(source, PruneRecipe()) for linear in linears}
+    widths = {linear.shape_OI[1] for block in linears for linear in block}
     return next((size for size in recipe.sizes if not any(width % size for width in widths)), None)
 
 
@@ -312,9 +295,8 @@ def train_block(
     vectors = trainable(block, {name: tensor.dtype for name, tensor in tensors.items()}, ())
     scales = []
     made = {name: tensor.to(job.device) for name, tensor in found.items() if isinstance(tensor, Tensor)}
-    for linear in job.linears[index]:
-        on_disk = job.on_disk[index][linear.name]
-        code_OI = unpacked_words(made[f"{on_disk}.weight_packed"], 4, linear.shape_OI[1])
+    for linear, on_disk in job.linears[index].items():
+        code_OI = unpacked_words(made[f"{on_disk}.weight_packed"], linear.shape_OI[1])
         name = f"{on_disk}.weight_scale"
         scales.append(trained_scales(block.get_submodule(linear.name), code_OI, made[name], name))
     del tensors, made
@@ -335,35 +317,34 @@ def quantise_block(
     hidden: becomes the input of the next block, unless this is the last. tensors: the block's; those of the quantised
     Linears are removed.
     """
-    linears = {linear.name: linear for linear in job.linears[index]}
-    groups: Iterable[Mapping[str, InputStats | None]] = [dict.fromkeys(linears)]
+    linears = job.linears[index]
+    groups: Iterable[Mapping[str, InputStats | None]] = [{linear.name: None for linear in linears}]
     run: BlockRun | None = None
     if job.saved is not None:
         groups = job.saved.groups(index, "hessian", job.device)
     if runner is not None and hidden is not None:
         block = runner.make_block(index, tensors)
-        run = BlockRun(runner, block, index, hidden, job.linears[index], last, "hessian")
+        run = BlockRun(runner, block, index, hidden, list(linears), last, "hessian")
         groups = true_sequential(run)
     found: dict[str, Tensor | Stored] = dict(job.source.block_tensors(index))
     warnings: dict[str, None] = {}
     pooled: dict[str, int] = {}
     ordered: Ordered | None = None
     for group in map(dict, groups):
-        for name in [name for name in linears if name in group]:
-            weight_OI, inputs = tensors.pop(f"{name}.weight").to(job.device), group.pop(name)
+        for linear, on_disk in [(linear, on_disk) for linear, on_disk in linears.items() if linear.name in group]:
+            weight_OI, inputs = tensors.pop(f"{linear.name}.weight").to(job.device), group.pop(linear.name)
             ordered, grid = order_of(inputs, ordered), job.grid(weight_OI.shape[1])
             made = to_nearest(weight_OI, grid) if ordered is None else quantise(weight_OI, ordered, grid)
             scale_OG = made.scale_OG.to(job.scale_dtype)
             if run is not None:
                 value_OI = product(made.code_OI, scale_OG).to(job.source.config_dtype or job.scale_dtype)
-                set_weight(run.block, linears[name], value_OI.to(run.runner.dtype))
-            on_disk = job.on_disk[index][name]
+                set_weight(run.block, linear, value_OI.to(run.runner.dtype))
             del found[f"{on_disk}.weight"]
             found |= job.format.tensors(on_disk, made.code_OI.cpu(), scale_OG.cpu())
             if ordered is not None and ordered.warning is not None:
                 warnings[ordered.warning] = None
             if inputs is not None and inputs.pooled is not None:
-                pooled[job.source.block_name(index, name.rpartition(".")[0])] = inputs.pooled
+                pooled[job.source.block_name(index, linear.name.rpartition(".")[0])] = inputs.pooled
             weight_OI = inputs = None  # a Hessian can be as large as a weight, so free both before the next pass
         ordered = None
         return_freed_memory()

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -29,9 +29,9 @@ from prunus.pruning.calibration.data import Calibration, describe_calibration
 from prunus.pruning.calibration.hidden_states import check_free, largest_block, propagate
 from prunus.pruning.calibration.text_files import read_jsonl
 from prunus.pruning.job import Job, open_job
-from prunus.pruning.recovery import TRAINING_BYTES, Fit, begin_training, trainable
+from prunus.pruning.recovery import STREAM_BYTES, TRAINING_BYTES, Fit, begin_training, trainable
 from prunus.recipes import RATES_AFTER_FIT, RecoverRecipe
-from prunus.step import recipe_of, recorded_kind, settled
+from prunus.step import Ways, recipe_of, recorded_kind, settled
 
 CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by chance in 16 bits
 
@@ -52,23 +52,9 @@ class Recovery(Job[RecoverRecipe]):
         """As Job says, and the dense model."""
         return {**super().origins(), "dense": self.dense.provenance(self.dense_name)}
 
-    @property
-    def stream_bytes(self) -> int:
-        """Of both residual streams, in float32."""
-        return 2 * 4 * self.recipe.tokens * self.source.architecture.width
-
 
 def recover(
-    pruned: str | Path,
-    out: str | Path,
-    recipe: RecoverRecipe | None = None,
-    *,
-    dense: str | Path | None = None,
-    device: str = "auto",
-    offload: bool = False,
-    overwrite: bool = False,
-    dry_run: bool = False,
-    name: str | None = None,
+    pruned: str | Path, out: str | Path, recipe: RecoverRecipe | None = None, **ways: Unpack[Ways]
 ) -> Mapping[str, Any]:
     """Write pruned (a folder or hub id) with its kept weights trained to the folder out; returns a summary.
 
@@ -77,7 +63,7 @@ def recover(
 
     pruned: may be packed, but not with rounded values.
     dense: the model that it was pruned from; None: the one that its manifest names.
-    offload, overwrite, dry_run, name: as for prune.
+    device, offload, overwrite, dry_run, name: as for prune.
 
     Returns a dict:
 
@@ -94,16 +80,16 @@ def recover(
 
     Raises PrunusError for wrong input, and then leaves nothing behind.
     """
-    opened = open_job(
-        pruned, out, recipe or RecoverRecipe(), name, device=device, offload=offload, overwrite=overwrite,
-        dry_run=dry_run, opened=lambda folder: open_pruned(folder, dense),
-    )  # fmt: skip
-    job = make_job(opened, dense)
+    dense = ways.get("dense")
+    opened = open_job(pruned, out, recipe or RecoverRecipe(), opened=lambda folder: open_pruned(folder, dense), **ways)
+    job = make_job(opened)
     source, recipe = job.source, job.recipe
-    needed = source.nbytes + (job.stream_bytes if offload else 0)
-    if dry_run:
+    of_token = STREAM_BYTES * source.architecture.width
+    needed = source.nbytes + job.hidden_bytes(of_token)
+    if job.where.dry_run:
         check_zeros(source)
-        told = {"dense": str(job.dense.folder), "blocks": source.blocks, "streams": show_bytes(job.stream_bytes)}
+        streams = show_bytes(recipe.tokens * of_token)
+        told = {"dense": str(job.dense.folder), "blocks": source.blocks, "streams": streams}
         return job.ahead(needed, told, [])
     with job.begun(needed) as (partial, calibration), full_float32(job.device):
         assert calibration is not None
@@ -128,9 +114,10 @@ def recover(
         return job.finish(partial, calibration, told, record)
 
 
-def make_job(job: Job[RecoverRecipe], dense: str | Path | None) -> Recovery:
+def make_job(job: Job[RecoverRecipe]) -> Recovery:
     """The job with the dense model; raises PrunusError where the two do not belong together or cannot be trained."""
     (recipe,) = settled([job.recipe], job.source.manifest.get("history", []))
+    dense = job.where.dense
     twin = dense_twin(job.source, dense)
     check_trainable(job.source, job.device)
     spans = spans_of(job.source, twin)

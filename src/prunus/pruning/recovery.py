@@ -314,6 +314,7 @@ def restore(parameters: Sequence[Trained], state: Sequence[Tensor]) -> None:
 # Sequences of like lengths are padded on the right to a common one, so that a step of training is one batch: a decoder
 # never looks ahead, so no token sees the padding, and padding counts nothing in the loss.
 
+STREAM_BYTES = 2 * 4  # of both streams, in float32, for each number that a token has between two blocks
 HELD_OUT = 8  # one of every 8 batches is held out
 PADDING = 0  # any token id does
 

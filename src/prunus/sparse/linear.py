@@ -151,11 +151,10 @@ class SparseLinear(_KernelLinear):
         return self.packed.unpack()
 
     def forward(self, x: Tensor) -> Tensor:
-        packed = self.packed
         if torch.compiler.is_compiling():
-            parts = packed.masks, packed.values, packed.starts
-            return torch.ops.prunus.sparse_linear(x, *parts, self.bias, self.out_features, self.rows)
-        return apply(x, packed, self.bias, self.rows)
+            layout = [self.packed.masks, self.packed.starts]
+            return torch.ops.prunus.linear(x, self.packed.values, layout, self.bias, self.out_features, self.rows)
+        return apply(x, self.packed, self.bias, self.rows)
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -174,32 +173,25 @@ class DenseLinear(_KernelLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
-            return torch.ops.prunus.dense_linear(x, self.weight, self.bias, self.rows)
+            return torch.ops.prunus.linear(x, self.weight, [], self.bias, self.out_features, self.rows)
         return apply(x, self.weight, self.bias, self.rows)
 
 
-# Operators for torch.compile. Outside it, `apply` is called directly, which is some microseconds faster.
+# The operator for torch.compile. Outside it, `apply` is called directly, which is some microseconds faster.
 
 
-@torch.library.custom_op("prunus::sparse_linear", mutates_args=(), device_types="cpu")
-def sparse_linear(
-    x: Tensor, masks: Tensor, values: Tensor, starts: Tensor, bias: Tensor | None, outputs: int, rows: int
-) -> Tensor:
-    """`apply` with a SparseWeight, passed as its parts because an operator takes only tensors and numbers."""
-    return apply(x, checked(masks, values, starts, outputs, x.shape[-1]), bias, rows)
+@torch.library.custom_op("prunus::linear", mutates_args=(), device_types="cpu")
+def linear(x: Tensor, weight: Tensor, layout: list[Tensor], bias: Tensor | None, outputs: int, rows: int) -> Tensor:
+    """`apply`. An operator takes only tensors and numbers, so of a SparseWeight, weight has the values.
+
+    layout: then its masks and starts; else empty.
+    """
+    if not layout:
+        return apply(x, weight, bias, rows)
+    masks, starts = layout
+    return apply(x, checked(masks, weight, starts, outputs, x.shape[-1]), bias, rows)
 
 
-@torch.library.custom_op("prunus::dense_linear", mutates_args=(), device_types="cpu")
-def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None, rows: int) -> Tensor:
-    """`apply` with a plain weight."""
-    return apply(x, weight, bias, rows)
-
-
-@sparse_linear.register_fake
-def _(x: Tensor, masks: Tensor, values: Tensor, starts: Tensor, bias: Tensor | None, outputs: int, rows: int) -> Tensor:
+@linear.register_fake
+def _(x: Tensor, weight: Tensor, layout: list[Tensor], bias: Tensor | None, outputs: int, rows: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], outputs)
-
-
-@dense_linear.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, rows: int) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0])

@@ -47,12 +47,12 @@ class Prune(Step):
 
         allocations = declared(Allocation)
         allocation, method = allocations[recipe.allocation], find_method(recipe)
-        measured = allocation.needs if recipe.scores is None else "nothing"
         unused = {name for one in allocations.values() for name in one.sampling}
         unused -= set(allocation.sampling if recipe.scores is None else ())
         unused |= {"propagation"} if method.needs == "nothing" else set()
         unused |= {"group"} if recipe.group == OWN_GROUP.get(recipe.method) else set()
-        kept = self.with_effect(recipe, unused, {"dtype"}, (*CALIBRATION, "dtype") if measured == "gradients" else ())
+        of_gradients = (*CALIBRATION, "dtype") if recipe.measured == "gradients" else ()
+        kept = self.with_effect(recipe, unused, {"dtype"}, of_gradients)
         return {**kept, **revisions(recipe), "action": "prune"}
 
     def removed(self, recipe: Any, source: Any) -> float:
@@ -76,7 +76,7 @@ class Prune(Step):
 
     def calibrates(self, recipe: Any) -> bool:
         """Whether method, update or allocation measure anything."""
-        allocates = declared(Allocation)[recipe.allocation].needs == "norms" and recipe.scores is None
+        allocates = recipe.measured == "norms"
         return allocates or declared(Method)[recipe.method].needs != "nothing" or recipe.update != "none"
 
     def method(self, step: StepRecord) -> str:

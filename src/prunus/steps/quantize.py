@@ -44,17 +44,16 @@ class Quantize(Step):
         """
         from prunus.pruning.quantize import group_of, names_on_disk
 
-        names_on_disk(source)  # to refuse what no format holds
-
+        linears = names_on_disk(source)  # which refuses what no format holds
         kept = self.with_effect(recipe, {"group"}, {"min_expert_tokens", "dtype"})
-        return kept | {"action": "quantize", "inputs": group_of(source, recipe) or next(iter(recipe.sizes), None)}
+        return kept | {"action": "quantize", "inputs": group_of(linears, recipe) or next(iter(recipe.sizes), None)}
 
     def nbytes(self, recipe: Any, source: Any) -> int:
         """Those of the checkpoint."""
         from prunus.pruning.quantize import format_of, names_on_disk, planned_entries
 
-        on_disk = names_on_disk(source)
-        entries = planned_entries(source, on_disk, format_of(source, on_disk, recipe))
+        linears = names_on_disk(source)
+        entries = planned_entries(source, linears, format_of(source, linears, recipe))
         return sum(entry.nbytes for entry in entries.values())
 
     def label(self, step: StepRecord) -> str:

@@ -138,7 +138,7 @@ def keep_calibration(
 ) -> Calibration:
     """The sequences, chosen once and kept beside the result: a resumed run sees the very same tokens.
 
-    early: of load_early.
+    early: the sequences, if they are loaded already.
     """
     if "calibration" not in partial.notes:
         chosen = early or load_calibration(recipe, model)

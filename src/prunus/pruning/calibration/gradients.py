@@ -10,6 +10,7 @@ sequences in total.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,62 +62,14 @@ class GradientHook(NamedTuple):
     backward: Callable[[str, Any, Tensor], None]
 
 
-class BackwardBlock(NamedTuple):
-    """One block of the backward pass over one portion of the sequences.
-
-    inputs: its inputs. up_SW: gradients with respect to its outputs, which `run` replaces by those with respect to its
-    inputs.
-    """
-
-    model: Model
-    number: int
-    block: nn.Module
-    inputs: HiddenStates
-    up_SW: Tensor
-
-    def run(self, hook: GradientHook) -> None:
-        """Run all sequences forwards and backwards through the block; must be called once."""
-        for batch, inputs_NTW, up_NTW in self.inputs.batches_with(self.up_SW):
-            up_NTW.copy_(self._backward(batch, inputs_NTW, up_NTW.to(self.model.runner.device), hook))
-
-    def _backward(self, batch: Batch, inputs_NTW: Tensor, up_NTW: Tensor, hook: GradientHook) -> Tensor:
-        """(N, T, W) gradient with respect to the block's input, after one forward and backward pass of a batch.
-
-        up_NTW: gradient with respect to the block's output. hook: called for each of the linears.
-        """
-        runner, block = self.model.runner, self.block
-
-        def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-            def forward_hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-                token_S = tokens_read(block, name)
-
-                def rows_of(table: Tensor) -> Tensor:
-                    return by_sequence(table, batch) if token_S is None else padded(table, token_S, batch)
-
-                kept = [hook.forward(name, rows_of(inputs[0].detach()))]
-                output.register_hook(lambda delta: hook.backward(name, kept.pop(), rows_of(delta)))
-
-            return forward_hook
-
-        leaf_NTW = inputs_NTW.to(runner.device, runner.dtype, copy=True).requires_grad_()
-        with ExitStack() as hooks:
-            for name in self.model.linears[self.number]:
-                hooks.enter_context(block.get_submodule(name).register_forward_hook(hook_of(name)))
-            runner.run_block(block, leaf_NTW, batch).backward(up_NTW)
-        assert leaf_NTW.grad is not None
-        return leaf_NTW.grad
-
-
 def backward_blocks(
-    model: Model,
-    sequences: Sequence[list[int]],
-    counted: Sequence[Sequence[bool]] | None = None,
-) -> Iterator[BackwardBlock]:
-    """Yield the blocks from last to first, once for every portion of the sequences, which are the shortest first.
+    model: Model, sequences: Sequence[list[int]], counted: Sequence[Sequence[bool]] | None = None
+) -> Iterator[tuple[int, nn.Module, Callable[[GradientHook], None]]]:
+    """Yield (number, block, run) from the last block to the first, once for every portion of the sequences.
 
-    The loss of a sequence is the mean over its tokens but the first. counted: which tokens that mean is over, per
-    sequence; None: all. The caller must run every BackwardBlock. Raises PrunusError if blocks pass more than
-    hidden states to each other.
+    These are the shortest first. run(hook) takes a portion through the block, forwards and backwards; the caller must
+    do so once. The loss of a sequence is the mean over its tokens but the first. counted: which tokens that mean is
+    over, per sequence; None: all. Raises PrunusError if blocks pass more than hidden states to each other.
     """
     if shares_state(model.runner.architecture):
         raise PrunusError(
@@ -144,8 +97,40 @@ def backward_blocks(
             for index in backwards:
                 block = model.runner.make_block(index, next(blocks))
                 last.states_SW = tables_BSW[index]
-                yield BackwardBlock(model, index, block, last, up_SW)
+                yield index, block, partial(run_backwards, model.runner, block, model.linears[index], last, up_SW)
                 steps.advance()
+
+
+def run_backwards(
+    runner: Runner, block: nn.Module, linears: Sequence[str], inputs: HiddenStates, up_SW: Tensor, hook: GradientHook
+) -> None:
+    """Run all sequences forwards and backwards through a block.
+
+    inputs: the block's. up_SW: gradients with respect to its outputs, which become those with respect to its inputs.
+    hook: called for each of these Linears.
+    """
+
+    def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def forward_hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            batch, token_S = runner.batch, tokens_read(block, name)
+
+            def rows_of(table: Tensor) -> Tensor:
+                return by_sequence(table, batch) if token_S is None else padded(table, token_S, batch)
+
+            kept = [hook.forward(name, rows_of(inputs[0].detach()))]
+            output.register_hook(lambda delta: hook.backward(name, kept.pop(), rows_of(delta)))
+
+        return forward_hook
+
+    with ExitStack() as hooks:
+        for name in linears:
+            hooks.enter_context(block.get_submodule(name).register_forward_hook(hook_of(name)))
+        for batch, inputs_NTW, up_NTW in inputs.batches_with(up_SW):
+            leaf_NTW = inputs_NTW.to(runner.device, runner.dtype, copy=True).requires_grad_()
+            runner.run_block(block, leaf_NTW, batch).backward(up_NTW.to(runner.device))
+            assert leaf_NTW.grad is not None
+            up_NTW.copy_(leaf_NTW.grad)
+            del leaf_NTW  # before that of the next batch is made
 
 
 def forward(
@@ -252,11 +237,10 @@ def sketches(
     found: list[dict[str, list[Tensor]]] = [{name: [] for name in names} for names in model.linears]
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     given, whose = [sequences[i] for i in order], counted and [counted[i] for i in order]
-    for step in backward_blocks(model, given, whose):
-        names = model.linears[step.number]
-        shapes = {name: step.block.get_submodule(name).get_parameter("weight").shape for name in names}
-        drawn = {name: projections(step.number, name, *shape) for name, shape in shapes.items()}
-        step.run(_sketch_hook(drawn, model.runner.device, found[step.number]))
+    for number, block, run in backward_blocks(model, given, whose):
+        shapes = {name: block.get_submodule(name).get_parameter("weight").shape for name in model.linears[number]}
+        drawn = {name: projections(number, name, *shape) for name, shape in shapes.items()}
+        run(_sketch_hook(drawn, model.runner.device, found[number]))
     return [
         {name: joined(index, name, tables, order) for name, tables in row.items()} for index, row in enumerate(found)
     ]
@@ -304,14 +288,14 @@ def square_sums(model: Model, sequences: Sequence[list[int]]) -> list[dict[str, 
         raise PrunusError("calibration has no sequence of two tokens or more; gradients need one")
     shapes = [model.source.linear_shapes(index) for index in range(model.source.blocks)]
     found = [{name: torch.zeros(shapes[i][name][0]) for name in names} for i, names in enumerate(model.linears)]
-    for step in backward_blocks(model, usable):
-        sums = {name: sum_O.to(model.runner.device) for name, sum_O in found[step.number].items()}
+    for number, _block, run in backward_blocks(model, usable):
+        sums = {name: sum_O.to(model.runner.device) for name, sum_O in found[number].items()}
 
         def add(name: str, _: None, delta_NTO: Tensor, sums: Mapping[str, Tensor] = sums) -> None:
             sums[name].add_(delta_NTO.float().square().sum((0, 1)))
 
-        step.run(GradientHook(lambda _name, _input: None, add))
+        run(GradientHook(lambda _name, _input: None, add))
         for name, sum_O in sums.items():
-            check_finite(step.number, name, sum_O)
-        found[step.number] = {name: sum_O.cpu() for name, sum_O in sums.items()}
+            check_finite(number, name, sum_O)
+        found[number] = {name: sum_O.cpu() for name, sum_O in sums.items()}
     return found

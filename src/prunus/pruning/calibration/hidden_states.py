@@ -125,10 +125,17 @@ def batches(ordered: Sequence[list[int]], tokens: int | None = None) -> Iterator
         yield from (alike[begin : begin + most] for begin in range(0, len(alike), most))
 
 
-def propagate(runner: Runner, block: nn.Module, hidden: HiddenStates) -> None:
-    """Replace hidden, the input of a block, by the block's output."""
+def propagate(runner: Runner, block: nn.Module, hidden: HiddenStates, number: int | None = None) -> None:
+    """Replace hidden, the input of a block, by the block's output. number: the block's, to check the output by it."""
     for batch, rows_NTW, input_NTW in hidden.batches_on(runner.device):
-        rows_NTW.copy_(runner.run_block(block, input_NTW, batch))
+        rows_NTW.copy_(finite(runner.run_block(block, input_NTW, batch), number))
+
+
+def finite(output_NTW: Tensor, number: int | None) -> Tensor:
+    """The output of a block of this number. PrunusError if it holds NaN or infinity; None: it is not checked."""
+    if number is not None and not bool(output_NTW.isfinite().all()):
+        raise PrunusError(f"block {number}: its output holds NaN or infinity on the calibration text; try another")
+    return output_NTW
 
 
 def sent_ahead(batches: Iterable[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

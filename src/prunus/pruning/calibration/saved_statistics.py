@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack
 
@@ -24,7 +23,7 @@ from prunus.checkpoint.loader import blocks_on
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import resolve, versions
 from prunus.checkpoint.runner import Runner, pick_device
-from prunus.checkpoint.safetensors_file import DTYPE_NAMES, Entry, Stored, layout, put, read_header, read_metadata
+from prunus.checkpoint.safetensors_file import DTYPE_NAMES, Stored, entry_of, layout, put, read_header, read_metadata
 from prunus.declarations import Needs
 from prunus.disk import atomic_file, check_space, check_writable, disk_errors, show_bytes
 from prunus.errors import PrunusError
@@ -143,8 +142,8 @@ def about_stats(source: Checkpoint, model: str | Path, recipe: Any, chosen: Cali
     }
 
 
-def planned_entries(source: Checkpoint, hessians: bool) -> dict[str, Entry]:
-    """The headers of a file's tensors, by name."""
+def planned_entries(source: Checkpoint, hessians: bool) -> dict[str, Stored]:
+    """A file's tensors before they are written, by name."""
     shapes: dict[str, tuple[int, ...]] = {}
     for index in range(source.blocks):
         for leader in leaders(source, index):
@@ -153,11 +152,11 @@ def planned_entries(source: Checkpoint, hessians: bool) -> dict[str, Entry]:
             kinds |= {TOKENS: (1,)} if leader.experts else {}
             kinds |= {MATRIX: (width, width)} if hessians else {}
             shapes |= {stat_name(source, index, leader.name, kind): shape for kind, shape in kinds.items()}
-    return {name: Entry("F32", shape, 4 * prod(shape)) for name, shape in shapes.items()}
+    return {name: entry_of(torch.empty(shape, device="meta")) for name, shape in shapes.items()}
 
 
 def write_stats(
-    target: Path, entries: Mapping[str, Entry], about: Mapping[str, Any], blocks: Iterator[dict[str, Tensor]]
+    target: Path, entries: Mapping[str, Stored], about: Mapping[str, Any], blocks: Iterator[dict[str, Tensor]]
 ) -> dict[str, int]:
     """Write the file block by block, as they are measured, so that memory never holds two blocks' Hessians.
 

@@ -3,7 +3,7 @@
 Shapes: N sequences, T tokens, S tokens of all sequences, I input features.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from prunus.checkpoint.experts import Routed, observe_experts
+from prunus.checkpoint.experts import run_on_all, tokens_read
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.precision import with_even_rows
 from prunus.checkpoint.runner import Batch, Runner
@@ -145,6 +145,7 @@ class InputsSeen(Exception):
     """Raised when the last input of a batch has been observed, so that the rest of the block need not run."""
 
 
+@dataclass(eq=False)
 class Observer:
     """Takes statistics of the inputs of a block's Linears while a runner runs batches: `with Observer(...) as seen`.
 
@@ -155,25 +156,17 @@ class Observer:
     tokens that its router sends to it; everywhere: (module, expert) of those that are observed on all tokens instead.
     """
 
-    def __init__(
-        self,
-        runner: Runner,
-        block: nn.Module,
-        linears: Iterable[Linear],
-        stop_early: bool = False,
-        needs: Needs = "norms",
-        everywhere: Collection[tuple[str, int]] = (),
-    ) -> None:
-        self.runner, self.block, self.linears = runner, block, list(linears)
+    runner: Runner
+    block: nn.Module
+    linears: Sequence[Linear]
+    stop_early: bool = False
+    needs: Needs = "norms"
+    everywhere: Collection[tuple[str, int]] = ()
+
+    def __post_init__(self) -> None:
         self.leaders = list(dict.fromkeys(linear.leader for linear in self.linears))
-        self.stop_early, self.needs, self.everywhere = stop_early, needs, everywhere
-        # By module, expert and whether it reads the input of down: the leader.
-        self.of_experts = {
-            (*linear.expert, linear.leader.endswith(".down_proj")): linear.leader
-            for linear in self.linears
-            if linear.expert is not None
-        }
-        self.routed = set(self.of_experts.values())
+        self.routed = {linear.leader for linear in self.linears if linear.experts}
+        self.on_all = not self.everywhere  # whether what runs is to be observed
         self.squares: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
         self.products: dict[str, Tensor] = {}
@@ -182,12 +175,10 @@ class Observer:
         self.watching = ExitStack()
 
     def __enter__(self) -> Self:
-        for name in self.leaders:
-            if name not in self.routed:
-                module = self.block.get_submodule(name)
-                self.watching.enter_context(module.register_forward_pre_hook(self._hook(name)))
-        if self.routed:
-            self.watching.enter_context(observe_experts(self.block, self._see, all_tokens=self.everywhere))
+        hooks = {name: self._hook(name) for name in self.leaders}
+        hooks |= {owner: self._all_hook(owner) for owner, _ in self.everywhere}
+        for name, hook in hooks.items():
+            self.watching.enter_context(self.block.get_submodule(name).register_forward_pre_hook(hook))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -223,24 +214,29 @@ class Observer:
 
     def _hook(self, name: str) -> Any:
         def hook(_module: nn.Module, inputs: Sequence[Tensor]) -> None:
-            batch = self.runner.batch
-            self._take(name, by_sequence(inputs[0].detach(), batch), batch.counted_NT1)
-            if name == self.leaders[-1]:
+            batch, token_S = self.runner.batch, tokens_read(self.block, name)
+            if token_S is None:
+                self._take(name, by_sequence(inputs[0].detach(), batch), batch.counted_NT1)
+            elif self.on_all:
+                counted_N1 = None if batch.counted_NT1 is None else batch.counted_NT1.flatten(0, 1)
+                counted_S1 = None if counted_N1 is None else counted_N1[token_S.to(counted_N1.device)][None]
+                self._take(name, inputs[0].detach()[None, : len(token_S)], counted_S1)  # without rows that are padding
+            if name == self.leaders[-1] and token_S is None:
                 self.calls_left = self.calls_left - 1 or self.calls
                 if self.stop_early and self.calls_left == self.calls:
                     raise InputsSeen
 
         return hook
 
-    def _see(self, routed: Routed) -> None:
-        """Take the statistics of one expert's inputs."""
-        counted_NT1 = self.runner.batch.counted_NT1
-        if counted_NT1 is not None:
-            counted_NT1 = counted_NT1.flatten(0, 1)[routed.token_S.to(counted_NT1.device)][None]
-        for is_down, input_SI in enumerate((routed.input_SD, routed.middle_SF)):
-            leader = self.of_experts.get((routed.experts, routed.expert, bool(is_down)))
-            if leader is not None:
-                self._take(leader, input_SI.detach()[None], counted_NT1)
+    def _all_hook(self, owner: str) -> Any:
+        """A hook of a module of experts, by which those of `everywhere` run on all tokens before it is called."""
+
+        def hook(experts: nn.Module, inputs: Sequence[Tensor]) -> None:
+            self.on_all = True
+            run_on_all(experts, [number for of, number in self.everywhere if of == owner], inputs[0])
+            self.on_all = False
+
+        return hook
 
     def _take(self, name: str, given_NTI: Tensor, counted_NT1: Tensor | None) -> None:
         """Add the inputs of one call of a Linear to its statistics."""

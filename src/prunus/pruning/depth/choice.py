@@ -15,7 +15,7 @@ from prunus.checkpoint.linears import shares_state
 from prunus.checkpoint.runner import Runner
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.calibration.hidden_states import HiddenStates
+from prunus.pruning.calibration.hidden_states import HiddenStates, finite
 from prunus.recipes import DropRecipe
 
 
@@ -117,14 +117,7 @@ class Calibrated:
                 block = self.block(Mix.of(index))
                 for batch, rows_NTW in hidden.batches():
                     before_NTW = rows_NTW.to(self.device)
-                    after_NTW = self.runner.run_block(block, before_NTW, batch)
-                    check_finite(index, after_NTW)
+                    after_NTW = finite(self.runner.run_block(block, before_NTW, batch), index)
                     yield index, before_NTW, after_NTW
                     rows_NTW.copy_(after_NTW)
                 steps.advance()
-
-
-def check_finite(index: int, output_NTD: Tensor) -> None:
-    """Raise PrunusError if a block's output holds NaN or infinity."""
-    if not bool(output_NTD.isfinite().all()):
-        raise PrunusError(f"block {index}: its output holds NaN or infinity on the calibration text; try another")

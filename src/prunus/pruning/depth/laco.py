@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.depth.choice import Calibrated, KeptBlocks, Mix, check_finite
+from prunus.pruning.calibration.hidden_states import propagate
+from prunus.pruning.depth.choice import Calibrated, KeptBlocks, Mix
 
 
 def choose(model: Calibrated, count: int) -> KeptBlocks:
@@ -89,11 +90,7 @@ def last_hidden(model: Calibrated, live: list[Mix]) -> list[Tensor]:
     """(N, T, X) per batch: the inputs of the output head, in a model made of these blocks."""
     hidden = model.embedded()
     for mix in live:
-        block = model.block(mix)
-        for batch, rows_NTW in hidden.batches():
-            after_NTW = model.runner.run_block(block, rows_NTW.to(model.device), batch)
-            check_finite(mix.base, after_NTW)
-            rows_NTW.copy_(after_NTW)
+        propagate(model.runner, model.block(mix), hidden, mix.base)
     return [model.runner.states(rows_NTW.to(model.device), batch).cpu() for batch, rows_NTW in hidden.batches()]
 
 

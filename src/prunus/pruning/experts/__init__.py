@@ -179,24 +179,17 @@ def _mixture(
 
 def _top_k(source: Checkpoint, index: int, name: str, carried: dict[Carried, Any]) -> int:
     """How many experts the router of a block chooses for each token, seen in a forward pass without weights."""
-    with routing_only(source.architecture.layers[index].get_submodule(name)) as seen:
+    seen: list[Tensor] = []
+
+    def forward(hidden_SD: Tensor, index_SK: Tensor, _gate_SK: Tensor) -> Tensor:
+        seen.append(index_SK)
+        return torch.zeros_like(hidden_SD)
+
+    with with_forwards([(source.architecture.layers[index].get_submodule(name), forward)]):
         run_hollow(source, index, carried)
     if len(seen) != 1:
         raise Unremovable(f"{name_of(source)}, block {index}: its experts are called {len(seen)} times, not once")
-    return seen[0][1].shape[-1]
-
-
-@contextmanager
-def routing_only(experts: Any) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
-    """Meanwhile, the experts compute nothing, and the arguments of each call are collected."""
-    seen: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def forward(hidden_SD: Tensor, index_SK: Tensor, gate_SK: Tensor) -> Tensor:
-        seen.append((hidden_SD, index_SK, gate_SK))
-        return torch.zeros_like(hidden_SD)
-
-    with with_forwards([(experts, forward)]):
-        yield seen
+    return seen[0].shape[-1]
 
 
 def run_hollow(source: Checkpoint, index: int, carried: dict[Carried, Any]) -> None:

@@ -28,7 +28,7 @@ from prunus.disk import check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration, load_calibration
-from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_fits
+from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_fits, propagate
 from prunus.pruning.calibration.saved_statistics import (
     CalibrationOptions,
     SavedStats,
@@ -36,7 +36,6 @@ from prunus.pruning.calibration.saved_statistics import (
     open_for_stats,
     run_dtype,
 )
-from prunus.pruning.depth.choice import check_finite
 from prunus.pruning.experts import Mixture, find_mixtures
 from prunus.pruning.experts.criteria import RoutingSums, unmet
 from prunus.recipes import ExpertsRecipe
@@ -61,10 +60,7 @@ def observe(
             block = runner.make_block(index, next(blocks))
             mixture = of_block.get(index)
             with nullcontext() if mixture is None else watched(block, mixture) as seen:
-                for batch, rows_NTW, input_NTW in hidden.batches_on(device):
-                    output_NTW = runner.run_block(block, input_NTW, batch)
-                    check_finite(index, output_NTW)
-                    rows_NTW.copy_(output_NTW)
+                propagate(runner, block, hidden, index)
             if mixture is not None and seen is not None:
                 token_E, sums_2E = seen
                 yield RoutingSums(index, token_E, *sums_2E, seed=recipe.seed)

@@ -11,11 +11,10 @@ Only the names of fields are listed here. What is written is checked: a block wi
 whole block does where they are 0.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
-from math import prod
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -28,7 +27,7 @@ from prunus.checkpoint.linears import giving_zeros, is_linear, shares_state, sig
 from prunus.checkpoint.loader import return_freed_memory
 from prunus.checkpoint.resolve import one_line
 from prunus.checkpoint.runner import Batch, Runner
-from prunus.checkpoint.safetensors_file import ITEMSIZES, READABLE, Stored
+from prunus.checkpoint.safetensors_file import READABLE, Stored, entry_of
 from prunus.errors import PrunusError
 from prunus.pruning.experts import name_of, run_hollow, span
 from prunus.pruning.planned import changed_config, compare_blocks, growth, outside, planned_checkpoint, remade
@@ -496,20 +495,10 @@ def narrow_model(source: Checkpoint, units: Sequence[Unit], width: int) -> Check
     return planned_checkpoint(source, narrow_config(source, units, width), planned_tensors(source, units, width))
 
 
-class Unwritten(Stored):
-    """A tensor that will be written: its dtype and shape. It has no data yet."""
-
-    def read(self) -> Tensor:
-        raise RuntimeError("this tensor is not written yet")
-
-    def chunks(self) -> Iterator[bytes]:
-        raise RuntimeError("this tensor is not written yet")
-
-
 def planned_tensors(source: Checkpoint, units: Sequence[Unit], width: int) -> dict[str, Stored]:
-    """All tensors of the narrower model, by their names on disk; those that lose channels are Unwritten."""
+    """All tensors of the narrower model, by their names on disk; those that lose channels have no file yet."""
     tensors, of_block = outside(source), of_blocks(units)
-    known: dict[Any, tuple[int, dict[str, tuple[int, ...]]]] = {}
+    known: dict[Any, tuple[int, dict[str, Stored]]] = {}
     for index in range(source.blocks):
         stored = source.block_tensors(index)
         tensors |= stored
@@ -517,24 +506,20 @@ def planned_tensors(source: Checkpoint, units: Sequence[Unit], width: int) -> di
             continue
         kind = signature(source.architecture.layers[index])
         if kind not in known:
-            known[kind] = index, _shapes_on_disk(source, index, of_block[index], width)
-        first, shapes = known[kind]
-        shapes = {source.renumbered(name, first, index): shape for name, shape in shapes.items()}
-        if not shapes.keys() <= stored.keys():
-            shapes = _shapes_on_disk(source, index, of_block[index], width)
-        for name, shape in shapes.items():
-            file, dtype, _, start, _ = stored[name]
-            tensors[name] = Unwritten(file, dtype, shape, start, start + prod(shape) * ITEMSIZES[dtype])
+            known[kind] = index, _narrower(source, index, of_block[index], width)
+        first, made = known[kind]
+        made = {source.renumbered(name, first, index): entry for name, entry in made.items()}
+        tensors |= made if made.keys() <= stored.keys() else _narrower(source, index, of_block[index], width)
     return tensors
 
 
-def _shapes_on_disk(source: Checkpoint, index: int, units: Sequence[Unit], width: int) -> dict[str, tuple[int, ...]]:
-    """The new shapes of the stored tensors of a block that lose channels."""
+def _narrower(source: Checkpoint, index: int, units: Sequence[Unit], width: int) -> dict[str, Stored]:
+    """The stored tensors of a block that lose channels, before they are written."""
     stored = source.block_tensors(index)
     whole = source.as_block(index, lambda name: _hollow(source.tensors[name]))
     kept = {unit.down: range(width * unit.times) for unit in units}
-    made = {name: tuple(t.shape) for name, t in source.as_stored(index, narrowed(whole, units, kept)).items()}
-    return {name: shape for name, shape in made.items() if name in stored and stored[name].shape != shape}
+    made = {name: entry_of(t) for name, t in source.as_stored(index, narrowed(whole, units, kept)).items()}
+    return {name: entry for name, entry in made.items() if name in stored and stored[name].shape != entry.shape}
 
 
 def _hollow(stored: Stored) -> Tensor:
