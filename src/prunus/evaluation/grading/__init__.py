@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GRADER_VERSION", "Grade", "Grader"]
 
-GRADER_VERSION = f"3/math-verify-{version('math-verify')}"
+GRADER_VERSION = f"4/math-verify-{version('math-verify')}"
 Gradable: TypeAlias = "Problem | ProblemRow"  # of which grading reads kind, gold, choices and asks
 Status = Literal["ok", "weak", "malformed", "no_answer", "timeout", "error"]
 
