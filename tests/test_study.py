@@ -664,7 +664,7 @@ def test_variants_are_made_just_ahead_unless_vllm_occupies_their_gpu(tmp_path, m
     monkeypatch.setattr(engines, "make_missing", lambda _, __, variant, *rest: told.append(f"make {variant.name}"))
     (tmp_path / "out").mkdir()
     with Store(paths.store, create=True) as store:
-        engines.run_here(study, models, paths, store, device)
+        engines.run_here(study, models, paths.folder, store, device)
     ahead = ["ask dense", *(f"{what} {name}" for name in ("magnitude-50", "wanda-50") for what in ("make", "ask"))]
     if device == "cpu":
         assert told[: len(ahead)] == ahead

@@ -43,7 +43,6 @@ from prunus.study.file import Study
 from prunus.study.terminal import StudyBar
 from prunus.study.variants import (
     MAKING,
-    StudyPaths,
     add_run,
     differences_of,
     is_made,
@@ -349,14 +348,17 @@ def missing_jobs(models: Sequence[Model], folder: Path, store: Store) -> Iterato
                 yield Job(model, variant, cell, batch, not variant.steps or batch == cell.resolved.batches[0])
 
 
-def run_here(study: Study, models: Sequence[Model], paths: StudyPaths, store: Store, device: str) -> None:
-    """Evaluate every missing cell in this process, beginning with the dense models and one batch of every variant."""
-    jobs, serves = list(missing_jobs(models, paths.folder, store)), study.engine.serve is not None
+def run_here(study: Study, models: Sequence[Model], folder: Path, store: Store, device: str) -> None:
+    """Evaluate every missing cell in this process, beginning with the dense models and one batch of every variant.
+
+    folder: of the study.
+    """
+    jobs, serves = list(missing_jobs(models, folder, store)), study.engine.serve is not None
     if not serves:  # else the server of a variant is started once, for all of its batches
         jobs.sort(key=lambda job: not job.early)
     if makes_all_first(study.backend, device):
         jobs.sort(key=lambda job: job.cell is not None)
-    with StudyBar(study, models, store) as bar, Engine(study, paths.folder, device) as engine:
+    with StudyBar(study, models, store) as bar, Engine(study, folder, device) as engine:
         for (model, variant, cell), some in groupby(jobs, key=attrgetter("model", "variant", "cell")):
             if cell is not None:
                 bar.say(f"evaluating {variant.name} of {model.label}")

@@ -126,9 +126,9 @@ def run_cells(study: Study, models: Sequence[Model], paths: StudyPaths, device: 
         for cell in [cell for model in models for cell in model.cells_of(model.variants[0])]:
             renew_groups(opened, cell.resolved.problems)
         if cluster is None:
-            run_here(study, models, paths, opened, device)
+            run_here(study, models, paths.folder, opened, device)
         else:
-            run_on_ray(study, models, paths, opened, device, cluster)
+            run_on_ray(study, models, paths.folder, opened, device, cluster)
         shutil.rmtree(paths.folder / MAKING, ignore_errors=True)
 
 

@@ -33,7 +33,6 @@ from prunus.study.terminal import StudyBar
 from prunus.study.variants import (
     MAKING,
     VARIANTS,
-    StudyPaths,
     add_run,
     files_to_load,
     kept_folder,
@@ -95,23 +94,18 @@ IDLE_SECONDS = 60.0  # time without any worker after which a message is printed
 
 
 def run_on_ray(
-    study: Study,
-    models: Sequence[Model],
-    paths: StudyPaths,
-    store: Store,
-    device: str,
-    cluster: Cluster,
+    study: Study, models: Sequence[Model], folder: Path, store: Store, device: str, cluster: Cluster
 ) -> None:
-    """Evaluate every missing cell on the cluster."""
-    jobs = list(missing_jobs(models, paths.folder, store))
+    """Evaluate every missing cell on the cluster. folder: of the study."""
+    jobs = list(missing_jobs(models, folder, store))
     if study.keep_checkpoints:
         for job in jobs:
             if job.cell is None:
-                check_target(job.model.checkpoint.folder, kept_folder(paths.folder, job.model, job.variant), True)
+                check_target(job.model.checkpoint.folder, kept_folder(folder, job.model, job.variant), True)
     if not jobs:
         return
     with StudyBar(study, models, store) as bar, connected(cluster.address), ExitStack() as claims:
-        Driver(cluster, study, models, paths.folder, store, bar.add, device, claims, doing=bar.say).do(jobs)
+        Driver(cluster, study, models, folder, store, bar.add, device, claims, doing=bar.say).do(jobs)
 
 
 class Driver:
