@@ -101,6 +101,10 @@ PROBLEMS = {
         lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:50]),
         "model.safetensors is damaged or not a safetensors file",
     ),
+    "Git LFS": (
+        lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 5\n"),
+        "a pointer of Git LFS, which `git lfs pull` replaces",
+    ),
     "empty file": (lambda f: (f / "model.safetensors").write_bytes(b""), "is damaged or not a safetensors file"),
     "no safetensors": (
         lambda f: (f / "model.safetensors").write_bytes(struct.pack("<Q", 8) + b"[1, 2, 3]" * 9),

@@ -146,7 +146,10 @@ def read_metadata(path: Path) -> dict[str, str]:
 def header_text(path: Path, size: int) -> tuple[bytes, int]:
     """(header, position of the data) of a file of this size; ValueError or struct.error if there is no header."""
     with path.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
+        start = stream.read(8)
+        if start == b"version ":
+            raise ValueError("a pointer of Git LFS, which `git lfs pull` replaces by the file")
+        (length,) = struct.unpack("<Q", start)
         if length > min(_MAX_HEADER, size - 8):
             raise ValueError("the header is longer than the file")
         return stream.read(length), 8 + length

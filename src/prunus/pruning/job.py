@@ -24,7 +24,7 @@ from prunus.checkpoint.writer import HIDDEN, Partial, check_target
 from prunus.disk import check_space, show_bytes, write_text
 from prunus.errors import PrunusError
 from prunus.pruning.calibration import check_calibration
-from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
+from prunus.pruning.calibration.data import Calibration, check_begun, describe_calibration, keep_calibration, load_early
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.recipe_base import Calibrated
 from prunus.step import Where, action_of, kind_of
@@ -105,10 +105,12 @@ class Job(Generic[AnyRecipe]):
         needed, left_out, entries: as for Partial.
         """
         source, recipe = self.source, self.recipe
+        early = load_early(recipe, source, self.target) if self.needs_tokens else None
         work = {"action": action_of(recipe), "recipe": recipe.to_json(), **self.identity()}
         if self.saved is not None:
             work["stats"] = self.saved.about
-        early = load_early(recipe, source, self.target, work) if self.needs_tokens else None
+        if self.needs_tokens and early is None:
+            check_begun(recipe, source, self.target, work)
         overwrite = self.where.overwrite
         with Partial(source, self.target, work, source.blocks, needed, overwrite, left_out, entries) as partial:
             calibration = keep_calibration(recipe, source, partial, early) if self.needs_tokens else None

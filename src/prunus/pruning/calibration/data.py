@@ -111,17 +111,16 @@ def cut_to(chosen: Calibration, tokens: int) -> Calibration:
     return chosen.cut([ids[: tokens - start] for ids, start in pairs if start < tokens])
 
 
-def load_early(recipe: Calibrated, model: Checkpoint, target: Path, work: Mapping[str, object]) -> Calibration | None:
-    """The sequences, loaded before weights are read; None where unfinished work on target has them already.
+def load_early(recipe: Calibrated, model: Checkpoint, target: Path) -> Calibration | None:
+    """The sequences, loaded before weights are read; None where unfinished work on target has them already."""
+    return None if (partial_folder(target) / CALIBRATION).exists() else load_calibration(recipe, model)
 
-    work: as for Partial; what was begun with it is only continued on the sequences that it was begun with.
-    """
+
+def check_begun(recipe: Calibrated, model: Checkpoint, target: Path, work: Mapping[str, object]) -> None:
+    """check_kept for unfinished work on target, if that was begun with this work (as for Partial)."""
     folder = partial_folder(target)
-    if not (folder / CALIBRATION).exists():
-        return load_calibration(recipe, model)
     if read_journal(folder / JOURNAL).get("work") == content_hash(work):
         check_kept(recipe, model, folder)
-    return None
 
 
 def check_kept(recipe: Calibrated, model: Checkpoint, folder: Path) -> None:
