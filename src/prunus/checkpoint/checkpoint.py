@@ -268,7 +268,8 @@ class Checkpoint(ModelFolder):
             elif name in parameters:
                 raise PrunusError(f"{self.folder} lacks the tensor '{name}' that its config.json asks for")
         for name, other in model.all_tied_weights_keys.items():
-            if len(pair := self.names.stored_for([name, other])) == 2 and not self._equal(*pair):
+            stored = [self.tensors[one].chunks() for one in self.names.stored_for([name, other])]
+            if len(stored) == 2 and any(one != two for one, two in zip_longest(*stored)):
                 raise PrunusError(
                     f"{self.folder}: config.json ties '{name}' to '{other}', but they are stored with other values, and"
                     " engines disagree on which are used: set tie_word_embeddings to false, or leave out the first one"
@@ -283,11 +284,6 @@ class Checkpoint(ModelFolder):
                 f"{self.folder} holds '{foreign[0]}'{more}, for which {self.config.model_type} as config.json describes"
                 f" it has no place in transformers {version_of('transformers')}: its blocks would not be what they were"
             )
-
-    def _equal(self, name: str, other: str) -> bool:
-        """Whether two tensors on disk have the same bytes; they are read in pieces, up to the first difference."""
-        pieces = zip_longest(self.tensors[name].chunks(), self.tensors[other].chunks())
-        return all(one == two for one, two in pieces)
 
     def _may_ignore(self, name: str) -> bool:
         """Whether transformers ignores a tensor: blocks that predict further tokens, old buffers."""
