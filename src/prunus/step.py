@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from prunus.recipe_base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS, Recipe
 from prunus.settings import CALIBRATING, WHERE, setting
@@ -64,22 +64,6 @@ class Where:
     shared: Path | None = None
 
 
-class Ways(TypedDict, total=False):
-    """What the functions of steps take besides model, folder and recipe: the fields of Where that they have, and name.
-
-    name: what the manifest calls the model; None: as it is given.
-    """
-
-    device: str
-    dry_run: bool
-    overwrite: bool
-    offload: bool
-    stats: str | Path | None
-    dense: str | Path | None
-    shared: str | Path | None
-    name: str | None
-
-
 class Step(ABC):
     """A kind of step, and so a command, whose help is the docstring of the class.
 
@@ -114,13 +98,10 @@ class Step(ABC):
         model; None: as it is given.
         """
         module, _, function = self.function.partition(":")
-        ways = {way: getattr(where, way) for way in self.ways}
-        return getattr(import_module(module), function)(model, out, recipe, name=name, **ways)
-
-    @property
-    def ways(self) -> set[str]:
-        """The fields of Where that its function takes."""
-        return {one.name for one in fields(Where)} & {"device", "dry_run", "overwrite", *self.options}
+        ways = {one.name for one in fields(Where)} & {"device", "dry_run", "overwrite", *self.options}
+        return getattr(import_module(module), function)(
+            model, out, recipe, name=name, **{way: getattr(where, way) for way in ways}
+        )
 
     @abstractmethod
     def name(self, recipe: Any) -> str:

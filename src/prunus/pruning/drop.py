@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,17 +19,25 @@ from prunus.pruning.depth.verification import check_outputs, new_config, planned
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.planned import left_out, warn_of
 from prunus.recipes import DropRecipe
-from prunus.step import Ways
 
 
-def drop_blocks(model: str | Path, out: str | Path, recipe: DropRecipe, **ways: Unpack[Ways]) -> Mapping[str, Any]:
+def drop_blocks(
+    model: str | Path,
+    out: str | Path,
+    recipe: DropRecipe,
+    *,
+    device: str = "auto",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    name: str | None = None,
+) -> Mapping[str, Any]:
     """Write a copy of model (folder, hub id or `tiny`) without some of its blocks to the folder out; returns a summary.
 
     Removes the blocks that the recipe lists by index, else those that its method chooses. Before anything is written,
     the shortened model is checked to compute the same with the kept blocks (depth/verification.py). Unfinished work is
     in out.partial, and the same call resumes it.
 
-    device, overwrite, dry_run, name: as for prune.
+    overwrite, dry_run, name: as for prune.
 
     Returns a dict:
 
@@ -45,12 +53,12 @@ def drop_blocks(model: str | Path, out: str | Path, recipe: DropRecipe, **ways: 
 
     Raises PrunusError for wrong input or if the blocks cannot be removed, and then leaves nothing behind.
     """
-    job = open_job(model, out, recipe, **ways)
+    job = open_job(model, out, recipe, name, device=device, overwrite=overwrite, dry_run=dry_run)
     source, stray = job.source, left_out(job.source)
     count = check_blocks(recipe, source)
     check_block_fits(source, source.dtype)
     needed = bytes_left(recipe, count, source, stray)
-    if job.where.dry_run:
+    if dry_run:
         removed = f"the {count} of {source.blocks} blocks that {recipe.method} chooses"
         if recipe.indices:
             planned(source, KeptBlocks.without(recipe.indices, source.blocks, []))

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +22,18 @@ from prunus.pruning.experts.measure import fitting, observe, seen_in
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.planned import changed_config, compare_blocks, left_out, outside, planned_checkpoint, warn_of
 from prunus.recipes import ExpertsRecipe
-from prunus.step import Ways
 
 
 def drop_experts(
-    model: str | Path, out: str | Path, recipe: ExpertsRecipe | None = None, **ways: Unpack[Ways]
+    model: str | Path,
+    out: str | Path,
+    recipe: ExpertsRecipe | None = None,
+    *,
+    device: str = "auto",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    stats: str | Path | None = None,
+    name: str | None = None,
 ) -> Mapping[str, Any]:
     """Write a copy of model (folder or hub id) without some of its routed experts to the folder out; returns a summary.
 
@@ -37,7 +44,7 @@ def drop_experts(
     recipe: None: the default one, REAP with three experts in four.
     stats: a file that expert_stats() wrote for this model. Its calibration is used and the model is not run for it;
         fields of the recipe that ask for another calibration are an error.
-    device, overwrite, dry_run, name: as for prune.
+    overwrite, dry_run, name: as for prune.
 
     Returns a dict:
 
@@ -55,7 +62,9 @@ def drop_experts(
 
     Raises PrunusError for wrong input or if experts cannot be removed, and then leaves nothing behind.
     """
-    job = open_job(model, out, recipe or ExpertsRecipe(), **ways)
+    job = open_job(
+        model, out, recipe or ExpertsRecipe(), name, stats=stats, device=device, overwrite=overwrite, dry_run=dry_run
+    )
     source, stray = job.source, left_out(job.source)
     mixtures = find_mixtures(source)
     job = job.with_saved(fitting)
@@ -65,7 +74,7 @@ def drop_experts(
     check_block_fits(source, source.dtype)
     first = {m.index: range(recipe.count(m.count)) for m in mixtures}
     needed = smaller_model(source, mixtures, first).nbytes
-    if job.where.dry_run:
+    if dry_run:
         told = {"experts": experts_text(mixtures, first), "blocks": len(mixtures)}
         return job.ahead(needed, told, [*source.reading_notes, *warn_of(stray)])
 

@@ -141,21 +141,21 @@ def open_job(
     model: str | Path | Checkpoint,
     out: str | Path,
     recipe: AnyRecipe,
-    name: str | None = None,
+    name: str | None,
     *,
+    stats: str | Path | None = None,
+    shared: str | Path | None = None,
     opened: Callable[[Path], Checkpoint] = Checkpoint,
     **ways: Any,
 ) -> Job[AnyRecipe]:
     """The job of a recipe, with the model opened. PrunusError where calibration or the folder out will not do.
 
     model: in a dry run of several steps, whose calibration was checked, also what earlier ones will leave.
-    opened: how a folder is opened. ways: fields of Where, as those of the recipe's kind of step.
+    opened: how a folder is opened. The others are fields of Where.
     """
-    started, kind, target = time.monotonic(), kind_of(recipe), Path(out)
-    if unknown := ways.keys() - kind.ways:
-        raise TypeError(f"{kind.function.partition(':')[2]}() got an unexpected keyword argument '{min(unknown)}'")
-    ways |= {way: Path(ways[way]) for way in ("stats", "shared") if ways.get(way) is not None}
-    where = Where(**ways)
+    started = time.monotonic()
+    files = {way: Path(path) for way, path in (("stats", stats), ("shared", shared)) if path is not None}
+    where, target = Where(**files, **ways), Path(out)
     if isinstance(model, Checkpoint):
         source = model
     else:

@@ -9,7 +9,7 @@ stored before the next one reads it. Memory holds one block, the matrices of its
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +57,6 @@ from prunus.pruning.width.fit import (
 )
 from prunus.recipes import WidthRecipe
 from prunus.results.characters import percent
-from prunus.step import Ways
 
 K_QUANTS = 256  # inputs of a Linear that llama.cpp quantises together
 GROUPED = 16  # bytes of which rows of experts must be multiples for torch's grouped products
@@ -93,7 +92,16 @@ class Narrowing(Job[WidthRecipe]):
 
 
 def width(
-    model: str | Path, out: str | Path, recipe: WidthRecipe | None = None, **ways: Unpack[Ways]
+    model: str | Path,
+    out: str | Path,
+    recipe: WidthRecipe | None = None,
+    *,
+    stats: str | Path | None = None,
+    device: str = "auto",
+    offload: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    name: str | None = None,
 ) -> Mapping[str, Any]:
     """Write model (folder or hub id) with narrower feed-forward networks to the folder out; returns a summary.
 
@@ -105,7 +113,7 @@ def width(
     stats: a file that stats(hessians=True) wrote for this model. Its calibration is used, and the model is not run;
         networks are then fitted to what they gave in the dense model. Fields of the recipe that ask for another
         calibration are an error.
-    device, offload, overwrite, dry_run, name: as for prune.
+    offload, overwrite, dry_run, name: as for prune.
 
     Returns a dict:
 
@@ -123,7 +131,10 @@ def width(
 
     Raises PrunusError for wrong input or if the model cannot be narrowed, and then leaves nothing behind.
     """
-    job = make_job(open_job(model, out, recipe or WidthRecipe(), **ways))
+    job = make_job(open_job(
+        model, out, recipe or WidthRecipe(), name, stats=stats, device=device, offload=offload, overwrite=overwrite,
+        dry_run=dry_run,
+    ))  # fmt: skip
     source, stray = job.source, left_out(job.source)
     new = narrow_model(source, job.units, job.width)
     told = {
@@ -133,7 +144,7 @@ def width(
         "removed": f"{percent(1 - new.parameters / source.parameters)} % of {source.parameters:,} parameters",
     }
     needed = new.nbytes + job.hidden_bytes(STREAM_BYTES * source.architecture.width)
-    if job.where.dry_run:
+    if dry_run:
         return job.ahead(needed, told, [*said_of_engines(job), *said_before(job), *warn_of(stray)])
     with job.begun(needed, stray, lambda _: new.tensors) as (partial, calibration), full_float32(job.device):
         difference = verify(source, new, job.units, job.device)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,15 +34,25 @@ from prunus.pruning.methods import find_method
 from prunus.pruning.prune_job import PruneJob, file_in, measure_gradients, target_of, with_gradients
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import PruneRecipe
-from prunus.step import Ways
 
 
-def prune(model: str | Path, out: str | Path, recipe: PruneRecipe, **ways: Unpack[Ways]) -> Mapping[str, Any]:
+def prune(
+    model: str | Path,
+    out: str | Path,
+    recipe: PruneRecipe,
+    *,
+    device: str = "auto",
+    offload: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    stats: str | Path | None = None,
+    shared: str | Path | None = None,
+    name: str | None = None,
+) -> Mapping[str, Any]:
     """Write a pruned copy of model (folder, hub id or `tiny`) to the folder out; returns a summary.
 
     Unfinished work is in out.partial: the same call resumes it and writes the same bytes as an uninterrupted run.
 
-    device: cpu, cuda, ...; auto, the default: a GPU, if any.
     offload: keep hidden states on disk instead of in memory.
     overwrite: replace an existing result.
     dry_run: write nothing, and return what would be done (see below).
@@ -68,9 +78,12 @@ def prune(model: str | Path, out: str | Path, recipe: PruneRecipe, **ways: Unpac
 
     Raises PrunusError for wrong input, and then leaves nothing behind.
     """
-    job = make_job(open_job(model, out, recipe, **ways))
+    job = make_job(open_job(
+        model, out, recipe, name, stats=stats, shared=shared, device=device, offload=offload, overwrite=overwrite,
+        dry_run=dry_run,
+    ))  # fmt: skip
     source, recipe = job.source, job.recipe
-    if job.where.dry_run:
+    if dry_run:
         return describe(job)
     with job.begun(job.disk) as (partial, calibration), full_float32(job.device):
         if ALLOCATIONS[recipe.allocation].needs != "nothing" or job.method.fisher:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,6 @@ from prunus.pruning.recover import check_trainable, warnings_of
 from prunus.pruning.recovery import STREAM_BYTES, Fit, Training, begin_training, trainable, trained_scales
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import PruneRecipe, QuantizeRecipe
-from prunus.step import Ways
 
 ENGINES = "vLLM, SGLang and transformers"
 EXPERTS = ("a routed expert", "routed experts")  # why matrices are left dense
@@ -91,7 +90,16 @@ class Quantising(Job[QuantizeRecipe]):
 
 
 def quantize(
-    model: str | Path, out: str | Path, recipe: QuantizeRecipe | None = None, **ways: Unpack[Ways]
+    model: str | Path,
+    out: str | Path,
+    recipe: QuantizeRecipe | None = None,
+    *,
+    stats: str | Path | None = None,
+    device: str = "auto",
+    offload: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    name: str | None = None,
 ) -> Mapping[str, Any]:
     """Write model (folder, hub id or `tiny`) with Linears in 8 or 4 bits to the folder out; returns a summary.
 
@@ -102,7 +110,7 @@ def quantize(
     stats: a file that stats(hessians=True) wrote for this model. Its calibration is used, and the model is not run; the
         inputs of Linears are then those in the dense model. Fields of the recipe that ask for another calibration are
         an error.
-    device, offload, overwrite, dry_run, name: as for prune.
+    offload, overwrite, dry_run, name: as for prune.
 
     Returns a dict:
 
@@ -119,7 +127,10 @@ def quantize(
 
     Raises PrunusError for wrong input or if the model cannot be quantised, and then leaves nothing behind.
     """
-    job = make_job(open_job(model, out, recipe or QuantizeRecipe(), **ways))
+    job = make_job(open_job(
+        model, out, recipe or QuantizeRecipe(), name, stats=stats, device=device, offload=offload, overwrite=overwrite,
+        dry_run=dry_run,
+    ))  # fmt: skip
     source, entries = job.source, planned_entries(job.source, job.linears, job.format)
     kinds = bytes_by_kind(entries, source.config, quantised=True)
     sizes = {"before": sum(source.engine_bytes.values()), "after": sum(kinds.values()), **kinds}
@@ -134,7 +145,7 @@ def quantize(
     width = source.architecture.width
     of_token = STREAM_BYTES * width if job.recipe.recover else (width + job.room_needed) * job.dtype.itemsize
     needed = sizes["after"] + job.hidden_bytes(of_token)
-    if job.where.dry_run:
+    if dry_run:
         return job.ahead(needed, told, said_before(job))
     with job.begun(needed, entries=lambda _: entries) as (partial, calibration), full_float32(job.device):
         with torch.no_grad():

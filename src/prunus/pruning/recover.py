@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ from prunus.pruning.calibration.text_files import read_jsonl
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.recovery import STREAM_BYTES, TRAINING_BYTES, Fit, begin_training, trainable
 from prunus.recipes import RATES_AFTER_FIT, RecoverRecipe
-from prunus.step import Ways, recipe_of, recorded_kind, settled
+from prunus.step import recipe_of, recorded_kind, settled
 
 CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by chance in 16 bits
 
@@ -54,7 +54,16 @@ class Recovery(Job[RecoverRecipe]):
 
 
 def recover(
-    pruned: str | Path, out: str | Path, recipe: RecoverRecipe | None = None, **ways: Unpack[Ways]
+    pruned: str | Path,
+    out: str | Path,
+    recipe: RecoverRecipe | None = None,
+    *,
+    dense: str | Path | None = None,
+    device: str = "auto",
+    offload: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    name: str | None = None,
 ) -> Mapping[str, Any]:
     """Write pruned (a folder or hub id) with its kept weights trained to the folder out; returns a summary.
 
@@ -63,7 +72,7 @@ def recover(
 
     pruned: may be packed, but not with rounded values.
     dense: the model that it was pruned from; None: the one that its manifest names.
-    device, offload, overwrite, dry_run, name: as for prune.
+    offload, overwrite, dry_run, name: as for prune.
 
     Returns a dict:
 
@@ -80,13 +89,15 @@ def recover(
 
     Raises PrunusError for wrong input, and then leaves nothing behind.
     """
-    dense = ways.get("dense")
-    opened = open_job(pruned, out, recipe or RecoverRecipe(), opened=lambda folder: open_pruned(folder, dense), **ways)
-    job = make_job(opened)
+    opened = open_job(
+        pruned, out, recipe or RecoverRecipe(), name, device=device, offload=offload, overwrite=overwrite,
+        dry_run=dry_run, opened=lambda folder: open_pruned(folder, dense),
+    )  # fmt: skip
+    job = make_job(opened, dense)
     source, recipe = job.source, job.recipe
     of_token = STREAM_BYTES * source.architecture.width
     needed = source.nbytes + job.hidden_bytes(of_token)
-    if job.where.dry_run:
+    if dry_run:
         check_zeros(source)
         streams = show_bytes(recipe.tokens * of_token)
         told = {"dense": str(job.dense.folder), "blocks": source.blocks, "streams": streams}
@@ -114,10 +125,9 @@ def recover(
         return job.finish(partial, calibration, told, record)
 
 
-def make_job(job: Job[RecoverRecipe]) -> Recovery:
+def make_job(job: Job[RecoverRecipe], dense: str | Path | None) -> Recovery:
     """The job with the dense model; raises PrunusError where the two do not belong together or cannot be trained."""
     (recipe,) = settled([job.recipe], job.source.manifest.get("history", []))
-    dense = job.where.dense
     twin = dense_twin(job.source, dense)
     check_trainable(job.source, job.device)
     spans = spans_of(job.source, twin)
