@@ -130,7 +130,7 @@ def test_a_date_leaves_the_rest_of_a_template_as_it_is():
 def test_templates_by_name():
     tokenizer = byte_tokenizer(CHAT, {"default": CHATML, "tool_use": "{{ tools }}"})
     assert decode(tokenizer, encode_prompt(PROFILES["plain"], tokenizer, "2+2?")) == PROMPT
-    with pytest.raises(PrunusError, match=r"several chat templates \(rag, tool_use\), but none named 'default'"):
+    with pytest.raises(PrunusError, match=r"chat templates by name \(rag, tool_use\), but none is the 'default'"):
         resolve_profile("auto", byte_tokenizer(CHAT, {"rag": CHATML, "tool_use": CHATML}), {})
 
 

@@ -45,7 +45,9 @@ def template_of(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     template: Any = tokenizer.chat_template
     if isinstance(template, Mapping):  # several, by name
         if "default" not in template:
-            raise PrunusError(f"the model has several chat templates ({', '.join(template)}), but none named 'default'")
+            raise PrunusError(
+                f"the model has chat templates by name ({', '.join(template)}), but none is the 'default'"
+            )
         template = template["default"]
     return str(template) if template else None
 
