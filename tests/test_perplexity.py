@@ -113,12 +113,16 @@ def test_a_model_that_overflows_is_reported(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (
+            {"num_hidden_layers": 2},
+            r"m holds .model\.layers\.[23]\..*, of a block that its config\.json does not",
+        ),
         ({"num_hidden_layers": 5}, r"m lacks the tensor 'model\.layers\.\d\..*' that its config\.json asks for"),
         ({"intermediate_size": 40}, r"m: 'model\.layers\.0\.mlp\..*' is \(.*\), but config\.json asks for \(.*40"),
     ],
 )
 def test_a_model_that_is_not_as_its_configuration_says_is_refused(tmp_path, change, words):
-    """transformers initialises at random what is missing, which gave the perplexity of other weights."""
+    """transformers initialises at random what is missing, and leaves out what is too much: both are other models."""
     folder, rows = make_model(tmp_path / "m"), write_rows(tmp_path / "rows.jsonl", random_rows(2, 20))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 from collections.abc import Generator, Iterable
 from contextlib import closing, suppress
 from itertools import pairwise
@@ -20,6 +21,7 @@ from prunus.disk import prefetch
 from prunus.errors import PrunusError
 
 Block = dict[str, Tensor]
+NUMBER = re.compile(r"\.\d+\.")  # of a block, in the name of a tensor
 
 
 def blocks_on(source: Checkpoint, indices: Iterable[int], device: torch.device) -> Generator[Block, None, None]:
@@ -92,9 +94,10 @@ def return_freed_memory() -> None:
 
 
 def load_plain(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
-    """The model that transformers makes of a folder; PrunusError for a tensor that is missing or of another shape.
+    """The model that transformers makes of a folder, if that has the blocks and shapes of its config.json.
 
-    transformers would initialise it at random.
+    Raises PrunusError for a tensor that is missing or of another shape, which transformers would initialise at random,
+    and for a block more, which it would leave out.
     """
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,
@@ -110,6 +113,10 @@ def load_plain(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
         raise PrunusError(f"{folder}: '{name}' is {tuple(found)}, but config.json asks for {tuple(wanted)}")
     for name in sorted(info["missing_keys"]):
         raise PrunusError(f"{folder} lacks the tensor '{name}' that its config.json asks for")
+    known = {NUMBER.sub(".", name, count=1) for name in model.state_dict()}
+    for name in sorted(info["unexpected_keys"]):
+        if NUMBER.sub(".", name, count=1) in known:
+            raise PrunusError(f"{folder} holds '{name}', of a block that its config.json does not count")
     return model
 
 
