@@ -97,6 +97,7 @@ def _work(code: str, arguments: list[str], output: Connection) -> None:
 
     os.dup2(output.fileno(), 1)
     output.close()
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  the old one takes it for a file
     torch.set_num_threads(1)
     flush_nothing()
     sys.argv = ["-c", *arguments]
