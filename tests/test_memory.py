@@ -232,7 +232,8 @@ def run_all(folder: Path) -> None:
     import_module("transformers.models.qwen3.modeling_qwen3")
     alps, dsnot = (cast("Any", import_module(f"prunus.pruning.methods.{name}")) for name in ("alps", "dsnot"))
     alps.ITERATIONS = alps.CG_STEPS = dsnot.CYCLES = 2  # memory does not depend on the numbers
-    for name, case in CASES.items():
+    for name in (*CASES, "dsnot"):  # twice, since its peak was seen to vary by 3 MB from run to run
+        case = CASES[name]
         if child := os.fork():
             _, status = os.waitpid(child, 0)
             assert status == 0, name
@@ -410,7 +411,10 @@ def grown(tmp_path_factory) -> dict[str, int]:
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run([sys.executable, __file__, folder], env=environment, stdout=subprocess.PIPE, check=True)
-    return dict(json.loads(line) for line in done.stdout.splitlines())
+    found: dict[str, int] = {}
+    for name, growth in map(json.loads, done.stdout.splitlines()):
+        found[name] = min(growth, found.get(name, growth))
+    return found
 
 
 @pytest.mark.slow

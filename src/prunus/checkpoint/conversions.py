@@ -235,7 +235,7 @@ def check_same_elsewhere(model: Checkpoint, source: Checkpoint) -> None:
     """Raise PrunusError unless two models agree bit by bit in all tensors except the Linears' weights."""
     if set(model.tensors) != set(source.tensors):
         raise PrunusError(f"{model.folder} and {source.folder} have different tensors; leave --masks-only out")
-    for name in set(model.tensors) - set(linear_weights(model)):
+    for name in sorted(set(model.tensors) - set(linear_weights(model))):
         ours, theirs = model.tensors[name], source.tensors[name]
         same = (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
         if not same or any(left != right for left, right in zip(ours.chunks(), theirs.chunks(), strict=True)):
