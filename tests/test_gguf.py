@@ -25,6 +25,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import EngineFolder
 from prunus.cli import main
 from prunus.errors import PrunusError
+from prunus.evaluation.backends.hf import load_model
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, GgufRecipe, PruneRecipe, QuantizeRecipe, WidthRecipe
 from prunus.results.labels import step_label
 from prunus.step import step_kind
@@ -303,6 +304,8 @@ def test_a_head_that_is_stored_though_tied_is_not_loaded(tmp_path):
         prunus.gguf(tmp_path / "dense", tmp_path / "third.gguf")
     with pytest.raises(PrunusError, match=r"set tie_word_embeddings to false, or leave out the first one$"):
         prunus.prune(tmp_path / "dense", tmp_path / "pruned", PruneRecipe(method="magnitude"))
+    with pytest.raises(PrunusError, match=r"ties 'lm_head.weight' to 'model.embed_tokens.weight', but they are stored"):
+        load_model(tmp_path / "dense")  # as `eval` does
 
 
 def test_the_slowed_rotation_of_llama_3(tmp_path):

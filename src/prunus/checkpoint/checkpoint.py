@@ -270,10 +270,7 @@ class Checkpoint(ModelFolder):
         for name, other in model.all_tied_weights_keys.items():
             stored = [self.tensors[one].chunks() for one in self.names.stored_for([name, other])]
             if len(stored) == 2 and any(one != two for one, two in zip_longest(*stored)):
-                raise PrunusError(
-                    f"{self.folder}: config.json ties '{name}' to '{other}', but they are stored with other values, and"
-                    " engines disagree on which are used: set tie_word_embeddings to false, or leave out the first one"
-                )
+                raise untied(self.folder, name, other)
         assert self._tensors_by_block
         # Names on disk of tensors of blocks, also of more blocks than the model has.
         of_blocks = "|".join(rf"{re.escape(stem)}\d+\." for stem in self._stems)
@@ -379,3 +376,11 @@ def stem_of(name: str, index: int) -> str:
     """The part of a tensor's name on disk before the number of its block."""
     before, found, _ = f".{name}".partition(f".{index}.")
     return f"{before}.".removeprefix(".") if found else name
+
+
+def untied(folder: Path, name: str, other: str) -> PrunusError:
+    """The error for tensors that are tied by config.json and stored with other values."""
+    return PrunusError(
+        f"{folder}: config.json ties '{name}' to '{other}', but they are stored with other values, and engines disagree"
+        " on which are used: set tie_word_embeddings to false, or leave out the first one"
+    )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from prunus.checkpoint.architecture import skeleton
-from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.checkpoint import Checkpoint, untied
 from prunus.checkpoint.quantised import parts_of
 from prunus.checkpoint.runner import dtypes_of
 from prunus.disk import prefetch
@@ -117,6 +117,10 @@ def load_plain(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     for name in sorted(info["unexpected_keys"]):
         if NUMBER.sub(".", name, count=1) in known:
             raise PrunusError(f"{folder} holds '{name}', of a block that its config.json does not count")
+    ties = model.get_expanded_tied_weights_keys(all_submodels=True)  # as config.json has them
+    for name, other in ties.items():
+        if model.get_parameter(name) is not model.get_parameter(other):  # transformers ties only what is equal
+            raise untied(folder, name, other)
     return model
 
 
