@@ -113,10 +113,7 @@ def test_a_model_that_overflows_is_reported(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (
-            {"num_hidden_layers": 2},
-            r"m holds 'model\.layers\.[23]\..*', of a block that its config\.json does not",
-        ),
+        ({"num_hidden_layers": 2}, r"m holds 'model\.layers\.[23]\..*', of a block more than its config\.json counts"),
         ({"num_hidden_layers": 5}, r"m lacks the tensor 'model\.layers\.\d\..*' that its config\.json asks for"),
         ({"intermediate_size": 40}, r"m: 'model\.layers\.0\.mlp\..*' is \(.*\), but config\.json asks for \(.*40"),
     ],

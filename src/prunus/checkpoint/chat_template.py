@@ -46,7 +46,8 @@ def template_of(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     if isinstance(template, Mapping):  # several, by name
         if "default" not in template:
             raise PrunusError(
-                f"the model has chat templates by name ({', '.join(template)}), but none is the 'default'"
+                f"the model has chat templates by name ({', '.join(template)}), but none is the 'default':"
+                " give the one to use that name"
             )
         template = template["default"]
     return str(template) if template else None

@@ -116,7 +116,9 @@ def load_plain(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     known = {NUMBER.sub(".", name, count=1) for name in model.state_dict()}
     for name in sorted(info["unexpected_keys"]):
         if NUMBER.sub(".", name, count=1) in known:
-            raise PrunusError(f"{folder} holds '{name}', of a block that its config.json does not count")
+            raise PrunusError(
+                f"{folder} holds '{name}', of a block more than its config.json counts: correct that number"
+            )
     ties = model.get_expanded_tied_weights_keys(all_submodels=True)  # as config.json has them
     for name, other in ties.items():
         if model.get_parameter(name) is not model.get_parameter(other):  # transformers ties only what is equal

@@ -80,7 +80,7 @@ def runs_command(store: Path, remove: str | None, yes: bool, rename: tuple[str, 
     """
     check_together(yes="remove")
     if remove is not None and not yes:
-        if not progress.is_terminal(sys.stdin):
+        if not sys.stdin.isatty():
             raise PrunusError("--remove asks before it removes: add --yes where nobody can answer")
         if not click.confirm(f"Remove {remove} with all its answers from {store}?", err=True):
             return

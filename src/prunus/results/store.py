@@ -475,14 +475,18 @@ class Store:
         moved = {named[row.question]: row for row in reversed(rows) if row.question in named}
         if not moved:
             return
-        self._connection.executemany(
+        self._connection.executemany(  # by run, as the index of samples begins with it
             "UPDATE sample SET problem_id = ?, task = ? WHERE run_id IN (SELECT run_id FROM run) AND problem_id = ?",
             [(row.problem_id, row.task, old) for old, row in moved.items()],
         )
         renamed = [(row.problem_id, old) for old, row in moved.items()]
         self._connection.executemany("UPDATE belongs SET first = ? WHERE first = ?", renamed)
-        for table in ("question", "belongs", "problem"):
-            self._connection.executemany(f"DELETE FROM {table} WHERE problem_id = ?", [(old,) for old in moved])  # noqa: S608
+        for query in (
+            "DELETE FROM question WHERE problem_id = ?",
+            "DELETE FROM belongs WHERE problem_id = ?",
+            "DELETE FROM problem WHERE problem_id = ?",
+        ):
+            self._connection.executemany(query, [(old,) for old in moved])
 
     def _insert_samples(self, run_id: str, samples: Iterable[Sample]) -> int:
         before = self._connection.total_changes
