@@ -18,9 +18,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prunus import sparse
     from prunus.budgets import AS_RUN, OFF
-    from prunus.checkpoint.conversions import dequantize, pack, unpack
+    from prunus.checkpoint.dequantize import dequantize
     from prunus.declarations import methods
     from prunus.engines import EngineOptions
     from prunus.errors import PrunusError
@@ -91,7 +90,7 @@ _HOME = {
     "card": "prunus.model_card",
     "compare": "prunus.results.comparison",
     "demo": "prunus.walkthrough",
-    "dequantize": "prunus.checkpoint.conversions",
+    "dequantize": "prunus.checkpoint.dequantize",
     "drop_blocks": "prunus.pruning.drop",
     "drop_experts": "prunus.pruning.drop_experts",
     "evaluate": "prunus.evaluation.pipeline",
@@ -103,7 +102,6 @@ _HOME = {
     "inspect": "prunus.pruning.inspection",
     "methods": "prunus.declarations",
     "open": "prunus.results.frames",
-    "pack": "prunus.checkpoint.conversions",
     "perplexity": "prunus.pruning.perplexity",
     "plan_study": "prunus.study.plan",
     "profiles": "prunus.evaluation.profiles.catalogue",
@@ -119,18 +117,15 @@ _HOME = {
     "stats": "prunus.pruning.calibration.saved_statistics",
     "tasks": "prunus.evaluation.tasks",
     "traces": "prunus.evaluation.traces",
-    "unpack": "prunus.checkpoint.conversions",
     "verify": "prunus.study.find.verify",
     "view": "prunus.viewer.server",
     "width": "prunus.pruning.narrow",
 }
 # `import *` must not replace the builtin `open`.
-__all__ = [name for name in ("sparse", *_HOME) if name != "open"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [name for name in _HOME if name != "open"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "sparse":
-        return import_module("prunus.sparse")
     if name not in _HOME:
         raise AttributeError(f"module 'prunus' has no attribute '{name}'")
     return getattr(import_module(_HOME[name]), name)

@@ -2,8 +2,7 @@
 
 Recipes, checks and `--help` need names, options and descriptions, but not torch, which takes seconds to import. So an
 entry is plain data here, and its functions are those of its file that have the names of the fields that it leaves out:
-`load` imports the file. To add one, write its file and add its entry to a table below. `layerif-sketch` is in
-pruning/allocation/layerif_sketch.py.
+`load` imports the file. To add one, write its file and add its entry to a table below.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from prunus.settings import Conflict, Setting
+from prunus.settings import Setting
 
 Group = Literal["row", "tensor"]
 # Statistics of a Linear's inputs; each includes those before it.
@@ -26,8 +25,7 @@ class Method(NamedTuple):
     needs: statistics of a Linear's inputs that it uses (inputs is None if it needs nothing). group: the weights among
     which the lowest scores are chosen, each row or the whole tensor. ranks: whether weights are ranked by scores, so
     that a recipe may choose another group. updates: whether weights that are kept change too. configure(method,
-    recipe): returns the method with a recipe's options applied. fisher: whether it also uses, per output of a Linear,
-    the sum of a loss's squared gradients, which takes a pass of the whole model, forwards and backwards.
+    recipe): returns the method with a recipe's options applied.
     """
 
     name: str
@@ -37,7 +35,6 @@ class Method(NamedTuple):
     group: Group
     ranks: bool = True
     updates: bool = False
-    fisher: bool = False
     options: tuple[Setting, ...] = ()
     prune: Callable[..., Any] = CODE
     configure: Callable[..., "Method"] | None = CODE
@@ -48,8 +45,8 @@ class Allocation(NamedTuple):
 
     The mean of these sparsities, weighted by sizes (numbers of weights), is recipe.sparsity. allocate_reference:
     replaces allocate for rounding `reference` and does as the code of arXiv:2604.25098, which may miss that mean.
-    measure(subject, calibration) -> scores. needs: the data for measure; `nothing` means that there are no scores,
-    `weights` that there is no calibration. splits_blocks: whether the attention and the MLP of a block are two groups,
+    measure(subject, calibration) -> scores. needs: the data for measure; `nothing` means that there are no scores.
+    splits_blocks: whether the attention and the MLP of a block are two groups,
     allocated separately to the target; otherwise a block is one group. settings: options besides scope on which the
     measurement depends. score: the meaning of a score in words. calibration(recipe) -> the recipe that chooses the
     sequences to measure on, and the most tokens of a sequence; None: the sequences of pruning itself. sampling: options
@@ -59,7 +56,7 @@ class Allocation(NamedTuple):
     name: str
     source: str
     description: str
-    needs: Literal["nothing", "weights", "norms", "gradients"] = "nothing"
+    needs: Literal["nothing", "norms", "gradients"] = "nothing"
     score: str = ""
     splits_blocks: bool = False
     options: tuple[Setting, ...] = ()
@@ -106,17 +103,9 @@ class Criterion(NamedTuple):
 Declaration = TypeVar("Declaration", Method, Allocation, DepthMethod, Criterion)
 
 
-SPREADS = {"owl": 0.08, "alphapruning": 0.3, "layerif-sketch": 0.3}  # of recipes that do not say it
+SPREAD = 0.08  # of OWL, where a recipe does not say it
 
-
-def spread(below: float) -> Setting:
-    """The option of the allocations that limit the range of the blocks' sparsities."""
-    help = "how far apart sparsities may get: half their range (alphapruning, layerif-sketch: as a share of sparsity)."
-    usual = ", ".join(f"{value:g} for {allocation}" for allocation, value in SPREADS.items())
-    return Setting("spread", float, None, f"{help} Default: {usual}.", at_least=0, below=below)
-
-
-INFLUENCE = (
+_INFLUENCE = (
     Setting("influence_train", int, 300, "training sequences, sampled like the calibration sequences.", at_least=1),
     Setting("influence_validation", int, 96, "sequences of the validation loss.", at_least=1),
 )
@@ -136,19 +125,6 @@ _METHODS = (
         "zero, in each output row, the weights with the least |weight| x input norm",
         needs="norms",
         group="row",
-        options=(
-            Setting(
-                "row_power",
-                float,
-                0.0,
-                "F-Wanda exponent: row budgets proportional to Fisher^p (0 turns it off).",
-                at_least=0,
-                conflicts=(
-                    Conflict("pattern", None, "pattern {pattern} is the same in every row; leave row_power out"),
-                    Conflict("group", None, "row_power distributes a tensor's zeros over its rows; leave group out"),
-                ),
-            ),
-        ),
     ),
     Method(
         "sparsegpt",
@@ -158,13 +134,6 @@ _METHODS = (
         group="tensor",
         ranks=False,
         updates=True,
-    ),
-    Method(
-        "dsnot",
-        "Zhang et al. 2023, arXiv:2310.08915",
-        "start from Wanda's zeros and swap them within rows until the expected error is small",
-        needs="means",
-        group="row",
     ),
     Method(
         "alps",
@@ -196,7 +165,14 @@ _ALLOCATIONS = (
         needs="norms",
         score="outliers in %",
         options=(
-            spread(below=0.5),
+            Setting(
+                "spread",
+                float,
+                None,
+                f"how far apart sparsities may get: half their range. Default: {SPREAD:g}.",
+                at_least=0,
+                below=0.5,
+            ),
             Setting(
                 "outlier_threshold",
                 float,
@@ -208,44 +184,14 @@ _ALLOCATIONS = (
         settings=("outlier_threshold",),
     ),
     Allocation(
-        "alphapruning",
-        "Lu et al. 2024, arXiv:2410.10912",
-        "blocks whose weight spectra have lighter tails lose more; needs no data",
-        needs="weights",
-        score="tail exponent",
-        options=(
-            spread(below=1),
-            Setting(
-                "window",
-                str,
-                "fixed",
-                "window for the start of a spectrum's tail; reference: as in the authors' code.",
-                choices=("fixed", "reference"),
-            ),
-        ),
-        settings=("window",),
-    ),
-    Allocation(
         "layerif",
         "Askari et al. 2025, arXiv:2505.23811, as in arXiv:2604.25098",
         "attention and MLPs with more influence lose less, as in the study's code; identity as Hessian",
         needs="gradients",
         score="influence",
         splits_blocks=True,
-        options=INFLUENCE,
-        sampling=tuple(option.name for option in INFLUENCE),
-    ),
-    Allocation(
-        "layerif-sketch",
-        "Askari et al. 2025, arXiv:2505.23811; DataInf, arXiv:2310.00902",
-        "blocks with more influence lose more, as in the paper; DataInf on sketched gradients",
-        needs="gradients",
-        score="influence",
-        options=(
-            spread(below=1),
-            *INFLUENCE,
-        ),
-        sampling=tuple(option.name for option in INFLUENCE),
+        options=_INFLUENCE,
+        sampling=tuple(option.name for option in _INFLUENCE),
     ),
 )
 
@@ -338,7 +284,7 @@ def load(kind: type[Declaration]) -> Mapping[str, Declaration]:
 
 
 def _with_code(entry: Declaration, folder: str) -> Declaration:
-    module = import_module(f"prunus.pruning.{folder}.{entry.name.replace('-', '_')}")
+    module = import_module(f"prunus.pruning.{folder}.{entry.name}")
     functions = {field: getattr(module, field, None) for field, value in entry._asdict().items() if value is CODE}
     return entry._replace(**functions)
 

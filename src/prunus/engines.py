@@ -23,16 +23,14 @@ class BackendEntry:
     EngineOptions, and returns a prunus.evaluation.requests.Backend. batch_size: chains decoded and stored together
     unless the plan sets it; engines with continuous batching need many requests at once.
     settings: the EngineOptions that it uses. needs: those that it requires, with the advice of the error message.
-    reads_packed: whether it runs folders that `prunus pack` wrote. loads_itself: whether another program reads the
-    weights, so that any type of model will do. streams: as Backend.streams. chats: as load, of the server's
-    chat completions, for control native; empty without any.
+    loads_itself: whether another program reads the weights, so that any type of model will do. streams: as
+    Backend.streams. chats: as load, of the server's chat completions, for control native; empty without any.
     """
 
     load: str
     batch_size: int
     settings: tuple[str, ...] = ()
     needs: Mapping[str, str] = field(default_factory=dict)
-    reads_packed: bool = False
     loads_itself: bool = False
     streams: bool = False
     chats: str = ""
@@ -40,7 +38,7 @@ class BackendEntry:
 
 # A new backend is one file and one line here.
 BACKENDS: dict[str, BackendEntry] = {
-    "hf": BackendEntry("prunus.evaluation.backends.hf:HFBackend.load", 64, ("sparse",), reads_packed=True),
+    "hf": BackendEntry("prunus.evaluation.backends.hf:HFBackend.load", 64),
     "vllm": BackendEntry(
         "prunus.evaluation.backends.vllm:VLLMBackend.load", 512, ("args",), loads_itself=True, streams=True
     ),
@@ -93,7 +91,6 @@ class EngineOptions:
     )
     concurrency: int | None = setting(None, "most simultaneous requests; the default follows the server.", at_least=1)
     timeout: float = setting(1800.0, "seconds for the whole reply to a request.", above=0, note="it is in seconds")
-    sparse: bool = setting(True, "on a CPU, multiply packed and 16-bit weights with Prunus's kernel.")
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -8,8 +8,7 @@ from typing import Any
 from prunus.cards.certified import CERTIFICATE, NOTHING, read_claims
 from prunus.cards.markdown import hub_id
 from prunus.cards.text import README, Card, Results, Zeros, card_text, is_ours, read_metadata
-from prunus.checkpoint.model_folder import is_packed
-from prunus.checkpoint.packed_files import open_checkpoint
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import MANIFEST, hub_origin, is_built_in, read_manifest, resolve
 from prunus.disk import explained, write_text
 from prunus.errors import PrunusError
@@ -35,7 +34,7 @@ def card(
     out: str | Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write the model card (README.md) of a checkpoint that prunus made, packed or not; returns a summary.
+    """Write the model card (README.md) of a checkpoint that prunus made; returns a summary.
 
     The card has the Hub's metadata, the steps that made the model, its zeros (counted now), the commands that repeat
     it, the claims of a certificate of `find` beside it, and with a store its accuracy at each budget and its verdict.
@@ -65,10 +64,10 @@ def card(
     results, warnings = (None, []) if store is None else read_results(folder, steps, Path(store), run, base, margin)
     source = read_metadata(folder / README) | read_metadata(target)
     certified = read_claims(folder)
-    if certified.claims and certified.checksum != open_checkpoint(folder).checksum():
+    if certified.claims and certified.checksum != Checkpoint(folder).checksum():
         certified = NOTHING
         warnings.append(f"{CERTIFICATE} is about other weights than those beside it, so the card does not mention it")
-    made = Card(steps, source, packed=is_packed(folder), base_model=base_model, results=results, certified=certified)
+    made = Card(steps, source, base_model=base_model, results=results, certified=certified)
     facts = inspect(folder, weights=True)
     made = replace(made, nbytes=sum(facts["bytes"].values()))
     if "linears" in facts:
@@ -127,7 +126,7 @@ def read_results(
     folder: Path, steps: Sequence[StepRecord], path: Path, run: str | None, base: str | None, margin: MarginLike
 ) -> tuple[Results, list[str]]:
     """The results of a checkpoint's run in a store, and warnings."""
-    checksum = open_checkpoint(folder).checksum()
+    checksum = Checkpoint(folder).checksum()
     with Store(path) as store:
         ours = find_ours(store, checksum, run, folder)
         theirs = store.find_run(base) if base else find_dense(store, steps[0]["source"]["checksum"], ours)

@@ -14,7 +14,6 @@ from prunus.errors import PrunusError, nearest
 from prunus.recipe_base import DECLARED, TOKEN_WEIGHTS, Calibrated, Recipe, with_options
 from prunus.settings import ENGINE, OPTIONS, SAMPLING, Conflict, advanced, setting, settings_of
 
-Window = Literal["fixed", "reference"]
 Scope = Literal["all", "attention", "mlp", "experts", "shared"]
 Propagation = Literal["pruned", "dense", "true_sequential", "staged"]
 Rounding = Literal["exact", "reference"]
@@ -57,6 +56,8 @@ class PruneRecipe(Calibrated):
         "repair_rounds": 5,
         "repair_rate": 3e-7,
         "statistic": "mean",
+        "row_power": 0.0,
+        "window": "fixed",
     }
     REMOVED: ClassVar[Mapping[str, Any]] = {
         **TOKEN_WEIGHTS,
@@ -73,7 +74,7 @@ class PruneRecipe(Calibrated):
         "wanda",
         "How weights are chosen.",
         choices=tuple(declared(Method)),
-        instead={"ria": "wanda", "gblm": "wanda", "wanda++": "wanda"},
+        instead={"ria": "wanda", "gblm": "wanda", "wanda++": "wanda", "dsnot": "sparsegpt"},
     )
     sparsity: float = setting(
         DEFAULT_SPARSITY,
@@ -112,17 +113,15 @@ class PruneRecipe(Calibrated):
         " model; true_sequential (or staged): those from all pruned earlier Linears, as in SparseGPT's code.",
     )
     update: Literal["none", "obs"] = advanced("none", "obs: SparseGPT's update of the weights that are kept.")
-    row_power: float = DECLARED
     allocation: str = setting(
         "uniform",
         "How blocks share the sparsity.",
         choices=tuple(declared(Allocation)),
-        instead={"dlp": "atp"},
+        instead={"dlp": "atp", "alphapruning": "atp", "layerif-sketch": "layerif"},
     )
     step: float | None = DECLARED
     spread: float | None = DECLARED
     outlier_threshold: float = DECLARED
-    window: Window = DECLARED
     influence_train: int = DECLARED
     influence_validation: int = DECLARED
     scores: str | None = advanced(

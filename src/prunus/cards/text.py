@@ -82,16 +82,15 @@ class Card:
     """What a card says.
 
     steps: the history in the manifest. source: metadata of the source's card. zeros: by part of the blocks, counted;
-    empty if they were not. patterns: the N:M patterns that all Linears follow. packed: whether only Prunus can load the
-    weights. nbytes: that an engine loads; None where they were not counted. base_model: hub id of the dense model, for
-    steps that do not have it. certified: what the certificate beside it says.
+    empty if they were not. patterns: the N:M patterns that all Linears follow. nbytes: that an engine loads; None where
+    they were not counted. base_model: hub id of the dense model, for steps that do not have it. certified: what the
+    certificate beside it says.
     """
 
     steps: Sequence[Data]
     source: Data
     zeros: Sequence[Zeros] = ()
     patterns: Sequence[str] = ()
-    packed: bool = False
     nbytes: int | None = None
     base_model: str | None = None
     results: Results | None = None
@@ -199,7 +198,7 @@ def metadata(card: Card) -> str:
     relations = [step_kind(action).relation for action in STEPS if action in actions]
     relation = "quantized" if actions & {"quantise", "quantize"} else next(filter(None, relations), None)
     facts: dict[str, Any] = {key: card.source[key] for key in KEPT if key in card.source}
-    facts |= {"library_name": "prunus" if card.packed else "transformers", "tags": tags(card)}
+    facts |= {"library_name": "transformers", "tags": tags(card)}
     facts.setdefault("pipeline_tag", "text-generation")
     if card.base is not None:
         facts["base_model"] = card.base

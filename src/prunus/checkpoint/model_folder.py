@@ -33,7 +33,8 @@ UNLIMITED = 1 << 62  # tokens that a model without positions may read
 INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 MODELOPT = "hf_quant_config.json"  # where ModelOpt describes its quantisation
 TEXT_PARTS = ("text_config", "llm_config", "language_config")  # of the language model in a config.json of several parts
-PACKED_FILE = "packed.safetensors"  # the only weights of a packed checkpoint
+PACKED_FILE = "packed.safetensors"  # the only weights of a packed checkpoint of earlier versions
+PACKED_UNTIL = "0.2.0"  # the last version that reads them
 
 
 def bytes_by_kind(tensors: Mapping[str, Stored], config: "PreTrainedConfig", quantised: bool) -> dict[str, int]:
@@ -139,7 +140,7 @@ class ModelFolder:
 
     @property
     def engine_bytes(self) -> Mapping[str, int]:
-        """The bytes that an engine loads, by kind; of a packed folder those of the model that it unpacks to."""
+        """The bytes that an engine loads, by kind."""
         return bytes_by_kind(self.stored, self.config, self.quantised is not None)
 
     @property
@@ -275,7 +276,10 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
 
 def _only_file(folder: Path) -> Path:
     if is_packed(folder):
-        raise PrunusError(f"{folder} is a packed checkpoint; run `prunus unpack {folder} OUT` and use OUT")
+        raise PrunusError(
+            f"{folder} is a packed checkpoint, which prunus {PACKED_UNTIL} was the last to read: run `prunus unpack` of"
+            " that version, and use what it writes"
+        )
     if (folder / SINGLE_FILE).is_file():
         return folder / SINGLE_FILE
     files = sorted(folder.glob("*.safetensors"))

@@ -1,4 +1,7 @@
-"""Packed checkpoints: their files are written, read and opened."""
+"""Variants, which studies keep as one file each: the changed weights of a model.
+
+They can be read only together with that model. docs/format.md describes the format.
+"""
 
 import hashlib
 import json
@@ -15,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.model_folder import PACKED_FILE, is_packed
 from prunus.checkpoint.packed_tensor import (
     ALIGNMENT,
     PARTS,
@@ -28,19 +30,18 @@ from prunus.checkpoint.packed_tensor import (
     parts_in,
     round_up,
 )
-from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.safetensors_file import (
     DTYPE_NAMES,
     DTYPES,
-    ITEMSIZES,
     Stored,
     check_cover,
     check_name,
     header_text,
     place_of,
+    read_header,
     whole_numbers,
 )
-from prunus.disk import atomic_file
+from prunus.disk import atomic_file, disk_errors
 from prunus.errors import PrunusError
 
 # Write a packed file tensor by tensor, with one of them in memory; the header is written last.
@@ -48,61 +49,47 @@ from prunus.errors import PrunusError
 VERSION = 1
 INFO, DIGEST = "prunus_packed", "prunus_packed_sha256"
 Header = dict[str, Any]  # JSON of the header, or a part of it
-Part = tuple[tuple[int, ...], Iterable[bytes | memoryview]]  # the shape and the data of a part, in pieces
 # Placeholder for the header's digest while that digest is computed.
 NO_DIGEST = "0" * 64
 _LARGEST_CRC = (1 << 32) - 1
 
 
 class PackedWriter:
-    """Appends tensors to a packed file; see packed_writer. Dense ones come last, so that all others are aligned."""
+    """Appends tensors to a packed file; see packed_writer."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream, self.offset = stream, 0
         self.entries: Header = {}
         self.table: Header = {}
 
-    def add(self, name: str, weight_OI: Tensor, source_OI: Tensor | None = None) -> Form:
-        """Write a matrix in the smallest form that restores it bit by bit; returns the form.
-
-        source_OI: the same tensor of the source, if the file is a variant.
-        """
+    def add(self, name: str, weight_OI: Tensor, source_OI: Tensor) -> None:
+        """Write a matrix in the smallest form that restores it bit by bit from the same tensor of the source."""
         bits_OI = bit_patterns(weight_OI)
-        if source_OI is not None:
-            unchanged_OI = bits_OI == bit_patterns(source_OI)
-            if unchanged_OI.all():
-                return self._add(name, weight_OI, "source", ())
-            unchanged_OI |= bits_OI == 0
-            if unchanged_OI.all():
-                return self._add(name, weight_OI, "mask", (pack_mask(bits_OI),))
-        return self._add(name, weight_OI, "packed", pack_bits(bits_OI))
+        unchanged_OI = bits_OI == bit_patterns(source_OI)
+        if unchanged_OI.all():
+            self._add(name, weight_OI, "source", ())
+        elif (unchanged_OI | (bits_OI == 0)).all():
+            self._add(name, weight_OI, "mask", (pack_mask(bits_OI),))
+        else:
+            self._add(name, weight_OI, "packed", pack_bits(bits_OI))
 
-    def add_dense(self, name: str, stored: Stored) -> None:
-        """Copy a stored tensor in dense form."""
-        if stored.dtype not in ITEMSIZES:
-            raise PrunusError(f"{stored.file}: '{name}' is {stored.dtype}, which cannot be packed")
-        self._put(name, "dense", stored.dtype, stored.shape, [(stored.shape, stored.chunks())])
-
-    def _add(self, name: str, weight_OI: Tensor, form: Form, arrays: tuple[NDArray, ...]) -> Form:
-        assert not any(array.nbytes % ALIGNMENT for array in arrays)
-        parts = [(array.shape, [array.reshape(-1).view(np.uint8).data]) for array in arrays]
-        self._put(name, form, DTYPE_NAMES[weight_OI.dtype], tuple(weight_OI.shape), parts)
-        return form
-
-    def _put(self, name: str, form: Form, dtype: str, shape: tuple[int, ...], parts: Iterable[Part]) -> None:
+    def _add(self, name: str, weight_OI: Tensor, form: Form, arrays: tuple[NDArray, ...]) -> None:
         if name in self.table or any(name + part in self.entries for part in PARTS[form]):
             raise PrunusError(
                 f"the name '{name}' occurs twice, or is that of another tensor's part; it cannot be packed"
             )
-        checksums = []
-        for (part, (kind, _)), (own, pieces) in zip(parts_in(form, dtype, shape).items(), parts, strict=True):
-            checksum, start = 0, self.offset
-            for piece in pieces:
-                self.stream.write(piece)
-                checksum = zlib.crc32(piece, checksum)
-                self.offset += len(piece)
-            self.entries[name + part] = {"dtype": kind, "shape": list(own), "data_offsets": [start, self.offset]}
-            checksums.append(checksum)
+        dtype, shape, checksums = DTYPE_NAMES[weight_OI.dtype], tuple(weight_OI.shape), []
+        for (part, (kind, _)), array in zip(parts_in(form, dtype, shape).items(), arrays, strict=True):
+            assert not array.nbytes % ALIGNMENT
+            data, start = array.reshape(-1).view(np.uint8).data, self.offset
+            self.stream.write(data)
+            self.offset += len(data)
+            self.entries[name + part] = {
+                "dtype": kind,
+                "shape": list(array.shape),
+                "data_offsets": [start, self.offset],
+            }
+            checksums.append(zlib.crc32(data))
         self.table[name] = {"form": form, "dtype": dtype, "shape": list(shape), "crc32": checksums}
 
 
@@ -147,12 +134,9 @@ def _largest_tables(tensors: Mapping[str, Stored]) -> tuple[Header, Header]:
 # Open a packed file without trusting it: the header is checked for consistency and against the file's size.
 # Tensors are not read here; their data are checked when they are read.
 
-# The forms of tensors that each kind of file may have.
-FORMS = {"checkpoint": ("dense", "packed", "int8"), "variant": ("source", "mask", "packed")}
-
 
 class PackedFile(NamedTuple):
-    """An opened packed file. info: the header's entries other than tensors: kind, model, lossy, about."""
+    """An opened packed file. info: the header's entries other than tensors: kind, model, about."""
 
     path: Path
     info: Header
@@ -173,10 +157,6 @@ def read_packed(path: Path) -> PackedFile:
         tensors = {name: _tensor(path, name, row, spans, base) for name, row in table.items()}
         if spans:
             raise ValueError(f"'{next(iter(spans))}' belongs to no tensor")
-        if any(tensor.form not in FORMS[info["kind"]] for tensor in tensors.values()):
-            raise ValueError(f"a tensor has a form that a {info['kind']} cannot have")
-        if info["lossy"] != any(tensor.form == "int8" for tensor in tensors.values()):
-            raise ValueError("lossy does not match the forms of the tensors")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
         raise damaged(path, " ".join(str(error).split()) or type(error).__name__) from error
     return PackedFile(path, info, tensors)
@@ -191,10 +171,10 @@ def _read_info(metadata: Mapping[str, Any], header: bytes) -> tuple[Header, Mapp
     if info["version"] != VERSION:
         raise ValueError(f"format version {info['version']}; this version of prunus reads only {VERSION}")
     model = info["model"]
-    if info["kind"] not in FORMS or not isinstance(info["about"], dict):
-        raise ValueError("kind or about is not valid")
-    if not isinstance(info["lossy"], bool) or not isinstance(model["name"], str):
-        raise ValueError("lossy or name is not valid")
+    if info["kind"] != "variant" or info["lossy"] is not False:
+        raise ValueError("it is not a variant of a model")
+    if not isinstance(info["about"], dict) or not isinstance(model["name"], str):
+        raise ValueError("about or name is not valid")
     check_name(model["name"])
     if not re.fullmatch("[0-9a-f]{64}", model["checksum"]):
         raise ValueError("the checksum of the model is not valid")
@@ -208,16 +188,14 @@ def _tensor(path: Path, name: str, row: Mapping[str, Any], spans: dict[str, Stor
     """
     check_name(name)
     form, dtype, shape = row["form"], row["dtype"], whole_numbers(row["shape"])
-    if dtype not in ITEMSIZES:
-        raise ValueError(f"the dtype of '{name}' is unknown")
-    if form not in PARTS or (form != "dense" and (len(shape) != 2 or 0 in shape or dtype not in DTYPES)):
+    if form not in PARTS or len(shape) != 2 or 0 in shape or dtype not in DTYPES:
         raise ValueError(f"'{name}' cannot be {form}")
     parts: list[Stored] = []
     for suffix, (kind, wanted) in parts_in(form, dtype, shape).items():
         part = spans.pop(name + suffix)
         if part.dtype != kind or (len(part.shape) != 1 if wanted is None else part.shape != wanted):
             raise ValueError(f"a part of '{name}' is {part.dtype} {part.shape}")
-        if form != "dense" and (part.start % ALIGNMENT or part.nbytes % ALIGNMENT):
+        if part.start % ALIGNMENT or part.nbytes % ALIGNMENT:
             raise ValueError(f"a part of '{name}' is not aligned")
         if parts and part.start != parts[-1].end:
             raise ValueError(f"parts of '{name}' are not adjacent")
@@ -230,37 +208,49 @@ def _tensor(path: Path, name: str, row: Mapping[str, Any], spans: dict[str, Stor
     return tensor
 
 
-# Open a packed folder like any other checkpoint, and find the dense source that a file of masks needs.
+def write_variant(
+    path: Path, source: Checkpoint, weights: Iterable[tuple[str, Tensor]], about: Mapping[str, Any]
+) -> None:
+    """Write the changed weights of a variant of source to one file; a weight that only gained zeros becomes a mask.
 
-
-class PackedCheckpoint(Checkpoint):
-    """A Checkpoint of a packed folder, whose tensors are unpacked when they are read.
-
-    source: for a file of masks only, the dense model to which they belong; by default the one that the file names.
-    lossy: whether some values are rounded to 8 bits. Raises PrunusError for a folder that is not packed or is damaged,
-    and for a source of another checksum.
+    weights: (name, matrix) pairs, read one at a time, with names (model.layers.0.mlp.up_proj.weight), shapes and dtypes
+    as in source.tensors. about: JSON that variant_about returns. The file is written completely or not at all, and
+    replaces an old one. Raises PrunusError if a weight is not that of a Linear of source.
     """
-
-    def __init__(self, folder: Path | str, source: str | Path | None = None) -> None:
-        if not is_packed(Path(folder)):
-            raise PrunusError(f"{folder} is not a packed checkpoint; `prunus pack` makes one")
-        self.packed = read_packed(Path(folder) / PACKED_FILE)
-        self.masks_only = self.packed.info["kind"] == "variant"
-        self.lossy: bool = self.packed.info["lossy"]
-        if source is not None and not self.masks_only:
-            raise PrunusError(f"{folder} holds all of its weights; leave the source out")
-        self.dense = open_source(self.packed, source) if self.masks_only else None
-        super().__init__(folder)
-
-    def _find_tensors(self) -> Mapping[str, Stored]:
-        if self.dense is None:
-            return self.packed.tensors
-        return {**self.dense.tensors, **attach_source(self.packed, self.dense)}
+    model = {"name": str(source.folder), "checksum": source.checksum()}
+    info = {"kind": "variant", "model": model, "lossy": False, "about": dict(about)}
+    with disk_errors(path.parent, 0):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with packed_writer(path, info, source.tensors) as writer:
+            for name, weight_OI in weights:
+                stored = source.tensors.get(name)
+                if stored is None or weight_OI.ndim != 2:
+                    shape = tuple(weight_OI.shape)
+                    raise PrunusError(f"'{name}' {shape} is not the weight of a Linear of {source.folder}")
+                if (DTYPES.get(stored.dtype), stored.shape) != (weight_OI.dtype, tuple(weight_OI.shape)):
+                    raise PrunusError(f"'{name}' has another shape or dtype than in {source.folder}")
+                writer.add(name, weight_OI, stored.read())
 
 
-def open_checkpoint(folder: Path, source: str | Path | None = None) -> Checkpoint:
-    """The Checkpoint of a model folder, packed or not. source: as for PackedCheckpoint."""
-    return PackedCheckpoint(folder, source) if is_packed(folder) else Checkpoint(folder)
+def vectors_of(path: Path) -> Path:
+    """The safetensors file beside that of a variant with its norms and biases, if they changed, too."""
+    return path.with_suffix(".vectors.safetensors")
+
+
+def read_variant(path: Path, source: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, value) of each tensor of a variant, also of those in vectors_of, one at a time, exact to the bit.
+
+    Raises PrunusError at once if source is another model.
+    """
+    packed = read_packed(path)
+    vectors = read_header(vectors_of(path)) if vectors_of(path).exists() else {}
+    tensors = [*attach_source(packed, source).items(), *vectors.items()]
+    return ((name, tensor.read()) for name, tensor in tensors)
+
+
+def variant_about(path: Path) -> dict[str, Any]:
+    """The `about` that was given to write_variant."""
+    return read_packed(path).info["about"]
 
 
 def attach_source(packed: PackedFile, source: Checkpoint) -> Mapping[str, PackedTensor]:
@@ -276,14 +266,3 @@ def attach_source(packed: PackedFile, source: Checkpoint) -> Mapping[str, Packed
         if tensor.source is None or (tensor.source.dtype, tensor.source.shape) != (tensor.dtype, tensor.shape):
             raise damaged(packed.path, f"its source has no '{name}' of this dtype and shape")
     return packed.tensors
-
-
-def open_source(packed: PackedFile, given: str | Path | None) -> Checkpoint:
-    """The dense model of a variant: `given`, else the one that the file names; PrunusError if it cannot be opened."""
-    name = packed.info["model"]["name"]
-    try:
-        return Checkpoint(resolve(name if given is None else given))
-    except PrunusError as error:
-        if given is not None:
-            raise
-        raise PrunusError(f"{packed.path} holds only masks and needs the model '{name}': {error} (--dense)") from error

@@ -1,9 +1,7 @@
 """One tensor of a packed file: its form, its parts, and how the dense tensor is restored from them.
 
-Forms: dense: the tensor itself. packed: mask and values. int8: the same, with rounded values and a scale per row,
-which is only read.
-mask: a mask that is applied to the same tensor of another model, the source. source: nothing; the tensor is the
-source's. docs/format.md has the details.
+Forms: packed: mask and values. mask: a mask that is applied to the same tensor of another model, the source. source:
+nothing; the tensor is the source's. docs/format.md has the details.
 """
 
 import zlib
@@ -16,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prunus.checkpoint.safetensors_file import DTYPES, ITEMSIZES, READABLE, Computed, Stored
+from prunus.checkpoint.safetensors_file import DTYPES, ITEMSIZES, Computed, Stored
 from prunus.errors import PrunusError
 
 # Pack a pruned weight as one bit per weight, the kept values, and the index of the first value of every 16th row.
 # This works on bit patterns, not numbers: only +0.0 (all bits zero) counts as zero, so -0.0 and NaN are restored
 # exactly. docs/format.md describes the layout. O: outputs (rows), I: inputs (columns).
 
-# A kernel works on this many rows at a time, and finds the values of each group of rows without counting bits.
+# Rows whose values begin at a stored index.
 GROUP = 16
 # A row of the mask is a whole number of 64-bit words: two chunks of 32 columns, or one of 64.
 WORD_BITS = 64
@@ -162,12 +160,10 @@ def _starts(counts_O: NDArray[np.int64]) -> NDArray[np.int64]:
     return starts
 
 
-Form = Literal["dense", "packed", "int8", "mask", "source"]
+Form = Literal["packed", "mask", "source"]
 # The parts of each form, in the order of the file.
 PARTS: Mapping[Form, tuple[str, ...]] = {
-    "dense": ("",),
     "packed": (".starts", ".mask", ".values"),
-    "int8": (".starts", ".mask", ".values", ".scale"),
     "mask": (".mask",),
     "source": (),
 }
@@ -180,13 +176,10 @@ def damaged(path: Path, why: object) -> PrunusError:
 
 def parts_in(form: Form, dtype: str, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...] | None]]:
     """The dtype and shape of each part of a tensor; the shape of values, whose length only the file knows, is None."""
-    if form == "dense":
-        return {"": (dtype, shape)}
     known = {
         ".starts": ("I64", (starts_length(shape[0]),)),
         ".mask": ("U8", mask_shape(*shape)),
-        ".values": ("I8" if form == "int8" else dtype, None),
-        ".scale": ("F32", (round_up(shape[0], ALIGNMENT // 4),)),
+        ".values": (dtype, None),
     }
     return {part: known[part] for part in PARTS[form]}
 
@@ -202,38 +195,14 @@ class PackedTensor(Computed):
     checksums: tuple[int, ...]
     source: Stored | None = None
 
-    @property
-    def packed_nbytes(self) -> int:
-        """Bytes of the tensor in the packed file."""
-        return self.end - self.start
-
     def chunks(self) -> Iterator[bytes | memoryview]:
-        """Yield the dense data in pieces; PrunusError for damage, in a dense tensor only after the last piece."""
-        if self.form != "dense":
-            yield self._bits().tobytes()
-            return
-        checksum = 0
-        for piece in Stored.chunks(self):
-            checksum = zlib.crc32(piece, checksum)
-            yield piece
-        if (checksum,) != self.checksums:
-            raise damaged(self.file, "a checksum does not match")
+        """Yield the dense data in one piece; PrunusError if it is damaged."""
+        yield self._bits().tobytes()
 
     def read(self) -> Tensor:
         """The dense tensor, in new memory; PrunusError if it is damaged."""
-        if self.form == "dense":
-            buffer = np.frombuffer(bytearray().join(self.chunks()), np.uint8)
-        else:
-            buffer = self._bits().reshape(-1).view(np.uint8)
-        return torch.from_numpy(buffer).view(READABLE[self.dtype]).view(self.shape)
-
-    def bits(self) -> PackedBits:
-        """The stored starts, mask and values of a `packed` tensor; PrunusError if a checksum does not match.
-
-        Whether the parts agree with each other is not checked.
-        """
-        assert self.form == "packed"
-        return PackedBits(*self._arrays())
+        buffer = self._bits().reshape(-1).view(np.uint8)
+        return torch.from_numpy(buffer).view(DTYPES[self.dtype]).view(self.shape)
 
     def _bits(self) -> NDArray:
         """The bit patterns of the dense tensor; PrunusError if it is damaged."""
@@ -243,10 +212,9 @@ class PackedTensor(Computed):
                 assert self.source is not None
                 bits_OI = bit_patterns(self.source.read())
                 return apply_mask(bits_OI, *arrays) if arrays else bits_OI
-            bits_OI = unpack_bits(self.shape, PackedBits(*arrays[:3]))
+            return unpack_bits(self.shape, PackedBits(*arrays))
         except ValueError as error:
             raise damaged(self.file, error) from error
-        return dequantise(bits_OI, arrays[3].view(np.float32), self.dtype) if self.form == "int8" else bits_OI
 
     def _arrays(self) -> list[NDArray]:
         """The parts as bit patterns, starts as numbers. PrunusError if a checksum does not match."""
@@ -263,12 +231,3 @@ def bit_patterns(weight: Tensor) -> NDArray:
     """The bits of a tensor's numbers as unsigned integers of the same width, in the same shape."""
     whole = weight.detach().cpu().contiguous()
     return whole.view(torch.uint8).numpy().view(PATTERNS[whole.element_size()])
-
-
-def dequantise(bits_OI: NDArray, scale_O: NDArray, dtype: str) -> NDArray:
-    """The bit patterns, in dtype, of int8 values (given as bit patterns) times their rows' scales."""
-    weight_OI, values_OI = torch.empty(bits_OI.shape, dtype=DTYPES[dtype]), torch.from_numpy(bits_OI.view(np.int8))
-    for slab in slabs(*bits_OI.shape):
-        # torch rather than numpy, which would warn about a scale that is not finite.
-        weight_OI[slab] = values_OI[slab].float() * torch.from_numpy(scale_O)[slab, None]
-    return bit_patterns(weight_OI)

@@ -74,7 +74,7 @@ def eval_command(model: str, store: Path, device: str, engine: EngineOptions, **
 @out_argument
 @click.option("--task", "tasks", multiple=True, required=True, help="Name or FILE.jsonl; repeatable.")
 @options(TraceRecipe)
-@engine_options("serve", "sparse")
+@engine_options("serve")
 @device_option
 @overwrite_option
 def traces_command(model: str, out: Path, device: str, engine: EngineOptions, overwrite: bool, **recipe: Any) -> None:
@@ -253,7 +253,7 @@ SAMPLES = "calibration_samples"
 @options(FindRules, ("margin", "stop_margin", "alpha", "max_tokens", "look"))
 @task_option
 @options(EvalPlan, OF_PLAN)
-@engine_options("url", "served_model", "tokenizer", "sparse")
+@engine_options("url", "served_model", "tokenizer")
 @options(PruneRecipe, OF_PRUNING)
 @option(PruneRecipe, "samples", flag="--calibration-samples")
 @recover_option

@@ -92,7 +92,7 @@ def inspect_command(model: str, weights: bool | None, as_json: bool) -> None:
     """Print the structure of MODEL, and what can be done with it.
 
     It says what can be pruned, what stays dense and why, and which commands refuse it. With its weights: also sparsity
-    per block and kind of Linear, N:M patterns and packed sizes.
+    per block and kind of Linear, and N:M patterns.
     """
     show(prunus.inspect(model, weights=weights), as_json, "inspection_tables")
 
@@ -108,38 +108,6 @@ def perplexity_command(model: str, text: Path, as_json: bool, **given: Any) -> N
     """Print the perplexity of MODEL on a text."""
     check_readable(typed_path(text), resolve(model))
     show(prunus.perplexity(model, text, **given), as_json, lambda data: click.echo(f"{data['perplexity']:.4f}"))
-
-
-@command(
-    "Make",
-    "pack",
-    "prunus pack out/wanda-50 out/wanda-50-packed",
-    "prunus pack out/wanda-50 out/wanda-50-masks --masks-only",
-)
-@click.argument("checkpoint")
-@out_argument
-@click.option(
-    "--masks-only", is_flag=True, help="Store only the masks, one bit per weight; unpacking needs the dense model."
-)
-@dense_option("For --masks-only: the dense model; default: the one that CHECKPOINT was pruned from.")
-@overwrite_option
-def pack_command(checkpoint: str, out: Path, **given: Any) -> None:
-    """Write a pruned CHECKPOINT to the folder OUT without its zeros.
-
-    OUT has one bit per weight, and the values that are not zero. `prunus unpack` restores the dense checkpoint, which
-    other programs need, bit by bit.
-    """
-    show_summary(prunus.pack(checkpoint, out, **given))
-
-
-@command("Make", "unpack", "prunus unpack out/wanda-50-packed out/wanda-50")
-@click.argument("packed")
-@out_argument
-@dense_option("For masks only: the dense model; default: the one named in PACKED.")
-@overwrite_option
-def unpack_command(packed: str, out: Path, **given: Any) -> None:
-    """Write a PACKED checkpoint to OUT as plain dense safetensors."""
-    show_summary(prunus.unpack(packed, out, **given))
 
 
 @command("Make", "dequantize", "prunus dequantize openai/gpt-oss-20b gpt-oss-bf16")

@@ -38,23 +38,22 @@ def evaluate(
 ) -> str:
     """Evaluate a model under thinking budgets, add every missing row of the plan to the store, and return the run's id.
 
-    model: `tiny`, a folder (for the backend hf also a packed one) or a hub id. store: SQLite file, created if missing.
+    model: `tiny`, a folder or a hub id. store: SQLite file, created if missing.
     device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one. engine: options to start or reach the plan's backend
     (docs/engines.md).
 
-    The id is a hash of the model's weights and of the plan with the values that take effect. The sparse kernel is one
-    of them, so a packed model and its dense equal are two runs that can be compared. Rows that the store already has
-    are not computed again, and if none is missing the model is not loaded. Raises PrunusError where the model or the
-    plan is wrong, before anything is generated, and where another process is working on this run.
+    The id is a hash of the model's weights and of the plan with the values that take effect. Rows that the store
+    already has are not computed again, and if none is missing the model is not loaded. Raises PrunusError where the
+    model or the plan is wrong, before anything is generated, and where another process is working on this run.
     """
     check_plan(model, plan, engine, store)
     if any(map(is_harness_task, plan.tasks)):
         return evaluate_harness(model, plan, Path(store), device)
     engine = engine or EngineOptions()
     engine.check(plan.backend)
-    checkpoint, kernel, engine = opened_model(model, plan.backend, device, engine)
+    checkpoint, engine = opened_model(model, plan.backend, engine)
     folder, path = checkpoint.folder, Path(store)
-    work = resolve_plan(checkpoint, load_tokenizer(folder), plan, kernel)
+    work = resolve_plan(checkpoint, load_tokenizer(folder), plan)
     check_folder(path)
     if path.exists():
         with Store(path, create=True) as opened:
@@ -66,7 +65,7 @@ def evaluate(
     with claim(path, work.run_id), loading as backend:
         check_engine(work, backend)
         with Store(path, create=True) as opened:  # after loading: a model that cannot be loaded leaves no empty store
-            description = describe_model(model, checkpoint, kernel)
+            description = describe_model(model, checkpoint)
             store_problems(opened, work.problems)
             versions = describe_versions(backend)
             opened.add_run(Run(work.run_id, description, work.plan, versions, planned=work.planned))
@@ -76,15 +75,15 @@ def evaluate(
 
 
 def opened_model(
-    model: str | Path, backend: str, device: str, engine: EngineOptions
-) -> tuple[ModelFolder | ServedModel, str | None, EngineOptions]:
-    """The model for a backend, the kernel as open_for returns it, and the engine's options.
+    model: str | Path, backend: str, engine: EngineOptions
+) -> tuple[ModelFolder | ServedModel, EngineOptions]:
+    """The model for a backend, and the engine's options.
 
     With engine.tokenizer the model is only what a server tells of it, under the name `model`.
     """
     if engine.tokenizer is None:
-        return *open_for(backend, resolve(model), device, engine), engine
-    return ServedModel(str(model), engine), None, replace(engine, served_model=engine.served_model or str(model))
+        return open_for(backend, resolve(model)), engine
+    return ServedModel(str(model), engine), replace(engine, served_model=engine.served_model or str(model))
 
 
 def fill(

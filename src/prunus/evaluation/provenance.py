@@ -4,10 +4,9 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunus.checkpoint.model_folder import EngineFolder, ModelFolder, is_gguf, is_packed
-from prunus.checkpoint.packed_files import PackedCheckpoint
+from prunus.checkpoint.model_folder import EngineFolder, ModelFolder, is_gguf
 from prunus.checkpoint.resolve import versions
-from prunus.engines import BACKENDS, EngineOptions
+from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
 from prunus.evaluation.budget import PROTOCOL_VERSION
 from prunus.evaluation.grading import GRADER_VERSION
@@ -18,20 +17,13 @@ if TYPE_CHECKING:
     from prunus.evaluation.backends.served import ServedModel
 
 
-def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> tuple[ModelFolder, str | None]:
-    """The checkpoint of a folder, and the kernel that its weights run on: `sparse`, or None for torch's own.
-
-    Raises PrunusError for a packed folder and a backend that cannot read it.
-    """
+def open_for(backend: str, folder: Path) -> ModelFolder:
+    """The model folder for a backend; PrunusError if the backend cannot read it."""
     if is_gguf(folder) and backend != "openai":
         raise PrunusError(f"{folder} has a GGUF file, which only llama.cpp reads: take the backend openai")
     if BACKENDS[backend].loads_itself:
-        return EngineFolder(folder), None
-    if not BACKENDS[backend].reads_packed or not is_packed(folder):
-        return ModelFolder(folder), None
-    from prunus.evaluation.backends.hf import runs_sparse
-
-    return PackedCheckpoint(folder), "sparse" if runs_sparse(folder, device, engine.sparse) else None
+        return EngineFolder(folder)
+    return ModelFolder(folder)
 
 
 def model_label(name: str) -> str:
@@ -39,23 +31,17 @@ def model_label(name: str) -> str:
     return Path(name).resolve().name if Path(name).is_dir() else name
 
 
-def describe_model(
-    model: str | Path, checkpoint: "ModelFolder | ServedModel", kernel: str | None = None
-) -> dict[str, object]:
+def describe_model(model: str | Path, checkpoint: "ModelFolder | ServedModel") -> dict[str, object]:
     """The description of a model that the store keeps: name, source, checksum, manifest, parameters, bytes and more.
 
-    name: as model_label has it. A kernel is added to the steps in the manifest, so that tables
-    distinguish the packed model from its dense equal; so is the quantisation of a model that is read quantised, unless
-    a step of ours quantised it.
+    name: as model_label has it. The quantisation of a model that is read quantised is added to the steps in the
+    manifest, unless a step of ours quantised it.
     """
-    steps: list[tuple[str, dict[str, object]]] = []
-    if checkpoint.quantisation is not None and not is_quantised(checkpoint.manifest):
-        steps.append(("quantise", {"method": checkpoint.quantisation}))
-    if kernel is not None:
-        steps.append(("pack", {"kernel": kernel}))
-    manifest, source = checkpoint.manifest, {"name": str(model), "checksum": checkpoint.checksum()}
-    for action, recipe in steps:
-        step = {"action": action, "recipe": recipe, "versions": {}, "source": source, "warnings": []}
+    manifest = checkpoint.manifest
+    if checkpoint.quantisation is not None and not is_quantised(manifest):
+        source = {"name": str(model), "checksum": checkpoint.checksum()}
+        recipe = {"method": checkpoint.quantisation}
+        step = {"action": "quantise", "recipe": recipe, "versions": {}, "source": source, "warnings": []}
         manifest = manifest | {"history": [*manifest.get("history", []), step]}
     described = {
         "name": model_label(str(model)),

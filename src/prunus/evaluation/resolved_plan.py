@@ -95,9 +95,8 @@ def resolve_plan(
     checkpoint: "ModelFolder | ServedModel",
     tokenizer: "PreTrainedTokenizerBase",
     plan: EvalPlan,
-    kernel: str | None = None,
 ) -> ResolvedPlan:
-    """The plan with problems, profile, sampling and caps for one model. kernel: as open_for returns it.
+    """The plan with problems, profile, sampling and caps for one model.
 
     Raises PrunusError if a chain does not fit into the model's context. In mode legacy an answer may run to the end of
     the context, as in the papers' harness, and needs room for one token only.
@@ -151,7 +150,6 @@ def resolve_plan(
     }
     # Keys that older versions did not have are left out where they are empty, which keeps the ids of stored runs.
     later = {
-        "kernel": kernel,
         "off": switch and switch.describe(),
         "native": native and native.describe(),
         "context": context if max(tokens_needed(largest, markers, chain) for chain in chains) > context else None,

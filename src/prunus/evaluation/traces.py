@@ -73,7 +73,7 @@ def traces(
     engine = engine or EngineOptions()
     engine.check(recipe.backend)
     if BACKENDS[recipe.backend].loads_itself:
-        checkpoint, _, engine = opened_model(model, recipe.backend, device, engine)
+        checkpoint, engine = opened_model(model, recipe.backend, engine)
     else:
         checkpoint = ModelFolder(resolve(model))
     folder = checkpoint.folder

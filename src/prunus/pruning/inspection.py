@@ -1,4 +1,4 @@
-"""The facts that `inspect` returns about a checkpoint: structure, uses, history, sparsity, patterns, packed sizes.
+"""The facts that `inspect` returns about a checkpoint: structure, uses, history, sparsity, patterns.
 
 What can be done with a model is known from its configuration alone.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from prunus.checkpoint.architecture import Architecture, Unstreamable
@@ -19,8 +19,6 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.gguf_file import read_gguf
 from prunus.checkpoint.linears import BlockLinears, Linear, find_linears
 from prunus.checkpoint.model_folder import ModelFolder
-from prunus.checkpoint.packed_files import PackedCheckpoint, open_checkpoint
-from prunus.checkpoint.packed_tensor import bit_patterns, mask_nbytes, packed_nbytes
 from prunus.checkpoint.quantised import quantisation_of
 from prunus.checkpoint.resolve import read_object, resolve
 from prunus.progress import Steps
@@ -39,7 +37,7 @@ PATTERNS = ((1, 2), (1, 4), (2, 4), (1, 8), (2, 8), (4, 8), (8, 16))
 
 
 def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str, Any]:
-    """Facts about a checkpoint (folder, hub id or `tiny`; packed or not), as JSON data.
+    """Facts about a checkpoint (folder, hub id or `tiny`), as JSON data.
 
     weights: also read the weights, for the second list below; None does so if prunus has written the checkpoint.
 
@@ -48,15 +46,15 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
     folder, dtype: where the checkpoint is, and the dtype of its weights.
     family, language_model, class, transformers: model_type, that of the language model, its class in transformers, and
         transformers' version.
-    stored: the form of the weights: dense, packed, masks of another checkpoint, quantised, or GGUF.
+    stored: the form of the weights: dense, quantised, or GGUF.
     parameters, weight_bytes: number of parameters, and bytes as stored.
     bytes: those that an engine loads, by kind: quantised, scales, embeddings, head, others.
     history: a dict for each step that was applied: action, recipe (mostly only fields that differ from their
         defaults), blocks_removed, source, warnings; of removed experts, experts (numbers before and after, by block);
         of a recovery, trained_tokens; of quantised weights, format (name, bits, group) and bytes.
     refused: why the blocks cannot be run one by one, else None. If they cannot, only uses follows.
-    uses: a dict for each of prune, drop, pack, sparse kernel, width and quantize with use, possible and note (why not,
-        or what); of a mixture of experts also for experts.
+    uses: a dict for each of prune, drop, width and quantize with use, possible and note (why not, or what); of a
+        mixture of experts also for experts.
     number_of_blocks, scope: the number, and the default scope of prune.
     prunable, of_parameters: number of weights in that scope, and their share of all parameters.
     groups: Linears that read the same input: blocks, linears, part, shapes ([O, I]).
@@ -70,9 +68,6 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
     patterns: the N:M patterns that all Linears follow; in linears, those of each.
     nonzero: number of weights in prunable Linears that are not zero.
     prunable_bytes: size of the prunable Linears if stored dense.
-    packed_bytes, packed_prunable_bytes: size of all tensors and of the prunable Linears as written by `prunus pack`,
-        without the file's header.
-    mask_bytes: size of the masks alone.
 
     Of a GGUF file (FILE.gguf) it has file, family (llama.cpp's name of the architecture), stored, parameters,
     weight_bytes, history, and types: a dict for each type of numbers, with type and bytes.
@@ -83,19 +78,20 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
         return gguf_facts(Path(checkpoint))
     folder = resolve(checkpoint)
     try:
-        source = open_checkpoint(folder)
+        source = Checkpoint(folder)
     except Unstreamable as error:
         return stored_facts(ModelFolder(folder)) | {"refused": str(error), "uses": refused(str(error))}
     facts = stored_facts(source)
-    packed = isinstance(source, PackedCheckpoint)  # its tensors must be unpacked first, so none is tried
     if weights is None:
-        weights = bool(facts["history"]) or packed
+        weights = bool(facts["history"])
     facts |= {
         "refused": None,
         **describe_blocks(source.architecture),
         "uses": [
-            *describe_uses(source.architecture, [None] if packed else try_drops(source), why_unprunable(source)),
-            *([] if packed else [*describe_removal(source), *describe_width(source), *describe_quantising(source)]),
+            *describe_uses(try_drops(source), why_unprunable(source)),
+            *describe_removal(source),
+            *describe_width(source),
+            *describe_quantising(source),
         ],
     }
     return facts | count_weights(source) if weights else facts
@@ -147,10 +143,7 @@ def count_weights(source: Checkpoint) -> dict[str, object]:
         "sparsity": sparsity,
         "patterns": [f"{n}:{m}" for n, m in PATTERNS if all(f"{n}:{m}" in row.patterns for row in linears)],
         "nonzero": all_weights - zeros,
-        "packed_bytes": packed_size(source, linears),
         "prunable_bytes": all_weights * source.dtype.itemsize,
-        "packed_prunable_bytes": sum(row.packed_bytes for row in linears),
-        "mask_bytes": sum(row.experts * mask_nbytes(row.shape) for row in linears),
         "kinds": [
             {"kind": local, "part": part, **share([row for row in linears if row.kind == local])}
             for local, part in dict.fromkeys((row.kind, row.part) for row in linears)
@@ -176,17 +169,15 @@ class LinearFacts:
     zeros: int
     weights: int
     patterns: list[str]
-    packed_bytes: int
 
 
 def linear_facts(source: Checkpoint, index: int, alike: Sequence[Linear]) -> LinearFacts:
-    """Zeros, patterns and packed size of a Linear, or of the same matrix of several experts."""
-    zeros = packed_bytes = 0
+    """Zeros and patterns of a Linear, or of the same matrix of several experts."""
+    zeros = 0
     patterns = [f"{n}:{m}" for n, m in PATTERNS]
     for linear in alike:
         weight_OI = source.read_weight(index, f"{linear.name}.weight")
         zeros += (own := count_zeros(weight_OI))
-        packed_bytes += packed_linear_size(source, index, linear, weight_OI)
         followed = find_patterns(weight_OI) if 2 * own >= weight_OI.numel() else []
         patterns = [pattern for pattern in patterns if pattern in followed]
     first, weights = alike[0], weights_of(alike)
@@ -201,7 +192,6 @@ def linear_facts(source: Checkpoint, index: int, alike: Sequence[Linear]) -> Lin
         zeros=zeros,
         weights=weights,
         patterns=patterns,
-        packed_bytes=packed_bytes,
     )
 
 
@@ -212,29 +202,7 @@ def storage(source: ModelFolder) -> str:
             return source.quantised
         settings = read_object(source.folder / "config.json").get("quantization_config")
         return f"{quantisation_of(settings)}, read in {str(source.dtype).removeprefix('torch.')}"
-    if not isinstance(source, PackedCheckpoint):
-        return "dense"
-    if source.dense is not None:
-        return f"masks of {source.dense.folder}"
-    return "packed, values rounded to 8 bits" if source.lossy else "packed"
-
-
-def packed_linear_size(source: Checkpoint, index: int, linear: Linear, weight_OI: Tensor) -> int:
-    """Bytes of a Linear's weight in the packed file, or in the file that pack would write."""
-    if linear.experts and len(source.tensors[source.weight_sources(index, linear.name)[0]].shape) != 2:
-        return weight_OI.nbytes  # one tensor holds all experts, and stays dense
-    if isinstance(source, PackedCheckpoint):
-        return sum(source.packed.tensors[name].packed_nbytes for name in source.weight_sources(index, linear.name))
-    kept = int(np.count_nonzero(bit_patterns(weight_OI)))
-    return min(weight_OI.nbytes, packed_nbytes(tuple(weight_OI.shape), kept, weight_OI.itemsize))
-
-
-def packed_size(source: Checkpoint, linears: Sequence[LinearFacts]) -> int:
-    """Bytes of all tensors in the packed file, or in the file that pack would write."""
-    if isinstance(source, PackedCheckpoint):
-        return sum(tensor.packed_nbytes for tensor in source.packed.tensors.values())
-    dense = sum(row.weights for row in linears) * source.dtype.itemsize
-    return source.nbytes - dense + sum(row.packed_bytes for row in linears)
+    return "dense"
 
 
 def find_patterns(weight_OI: Tensor) -> list[str]:
@@ -305,8 +273,8 @@ def describe_blocks(architecture: Architecture) -> Row:
     }
 
 
-def describe_uses(architecture: Architecture, drops: Sequence[str | None], unprunable: str | None) -> list[Row]:
-    """A row for each of prune, drop, pack and the sparse kernel: possible, and a note with the reason or limits.
+def describe_uses(drops: Sequence[str | None], unprunable: str | None) -> list[Row]:
+    """A row for each of prune and drop: possible, and a note with the reason or limits.
 
     drops: why blocks that were tried cannot be dropped, from the configuration alone; None for those that can.
     unprunable: why prune refuses the model; None if it does not.
@@ -314,30 +282,12 @@ def describe_uses(architecture: Architecture, drops: Sequence[str | None], unpru
     why = next(filter(None, drops), None)
     note = "; ".join(filter(None, (why, "drop also checks it on a short sequence")))
     drop = _use("drop", note=note) if None in drops else _use("drop", why or "it has a single block")
-    if unprunable is not None:
-        return [_use("prune", unprunable), drop, _use("pack", unprunable), _use("sparse kernel", unprunable)]
-    linears = [
-        (f"{architecture.block_prefix(index)}{linear.name}", linear)
-        for index, block in enumerate(find_linears(architecture))
-        for linear in block.linears
-    ]
-    plain = [name for name, linear in linears if not linear.experts]
-    odd = {name for name in plain if type(architecture.model.get_submodule(name)) is not nn.Linear}
-    odd |= {name for name, linear in linears if linear.experts}
-    what = "routed experts or of the model's own class" if len(plain) < len(linears) else "of the model's own class"
-    slow = f"{len(odd)} of {len(linears)} Linears are {what} and run in torch" if odd else ""
-    every = len(odd) == len(linears)
-    return [
-        _use("prune"),
-        drop,
-        _use("pack"),
-        _use("sparse kernel", slow if every else "", "" if every else slow),
-    ]
+    return [_use("prune", unprunable or ""), drop]
 
 
 def refused(why: str) -> list[Row]:
     """Rows that say for every use why it is not possible, for a model whose blocks cannot be run one by one."""
-    return [_use(name, why) for name in ("prune", "drop", "pack", "sparse kernel")]
+    return [_use(name, why) for name in ("prune", "drop")]
 
 
 def _use(name: str, why_not: str = "", note: str = "") -> Row:

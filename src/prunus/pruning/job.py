@@ -145,13 +145,12 @@ def open_job(
     *,
     stats: str | Path | None = None,
     shared: str | Path | None = None,
-    opened: Callable[[Path], Checkpoint] = Checkpoint,
     **ways: Any,
 ) -> Job[AnyRecipe]:
     """The job of a recipe, with the model opened. PrunusError where calibration or the folder out will not do.
 
     model: in a dry run of several steps, whose calibration was checked, also what earlier ones will leave.
-    opened: how a folder is opened. The others are fields of Where.
+    The others are fields of Where.
     """
     started = time.monotonic()
     files = {way: Path(path) for way, path in (("stats", stats), ("shared", shared)) if path is not None}
@@ -160,7 +159,7 @@ def open_job(
         source = model
     else:
         check_calibration(recipe, model, target, stats=where.stats)
-        source = opened(resolve(model))
+        source = Checkpoint(resolve(model))
     check_target(source.folder, target, where.overwrite)
     return Job(source, target, recipe, where, pick_device(where.device), str(name or model), started)
 

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prunus.native import load
 from prunus.recipes import Group, Rounding
 
 # On a CPU, rows are processed in slices of about this many elements, which stay in its cache.
@@ -68,15 +67,7 @@ def zero_lowest(weight_OI: Tensor, score_OI: Tensor, target: Target, group: Grou
 
 
 def zero_smallest(weight_OI: Tensor, target: Target) -> Tensor:
-    """New weight with zeros at its smallest entries, ranked in the whole tensor unless the target says otherwise.
-
-    The compiled kernel, where it is available and applies, takes a third of the time.
-    """
-    exact_count = target.rounding == "exact" or not target.ties
-    if exact_count and target.pattern is None and target.group != "row":
-        count = zeros_of(target, (weight_OI.numel(), 1), "tensor")
-        if count and (found := load.zero_smallest(weight_OI, count)) is not None:
-            return found
+    """New weight with zeros at its smallest entries, ranked in the whole tensor unless the target says otherwise."""
     return zero_lowest(weight_OI, weight_OI.abs(), target, "tensor")
 
 
@@ -163,24 +154,6 @@ def zero_lowest_per_row(
         for begin in range(first, last if zeros else first, step):
             end = min(begin + step, last)
             _zero(result_OI[begin:end], _lowest_of_rows(score_OI[begin:end], zeros))
-    return result_OI
-
-
-def zero_lowest_of_rows(weight_OI: Tensor, score_OI: Tensor, zeros_O: Tensor) -> Tensor:
-    """New weight with zeros at the zeros_O[r] lowest scores of each row r.
-
-    score_OI: not negative, no NaN. Of equal scores the lower column is zeroed.
-    """
-    result_OI = weight_OI.clone()
-    if result_OI.numel() == 0:
-        return result_OI
-    _check_scores(score_OI)
-    rows = max(1, SLICE // weight_OI.shape[1]) if _on_cpu(weight_OI) else len(weight_OI)
-    place_I = torch.arange(weight_OI.shape[1], device=weight_OI.device)
-    for begin in range(0, weight_OI.shape[0], rows):
-        order_RI = score_OI[begin : begin + rows].argsort(dim=1, stable=True)
-        lowest_RI = place_I < zeros_O[begin : begin + rows, None]
-        _zero(result_OI[begin : begin + rows], torch.empty_like(lowest_RI).scatter_(1, order_RI, lowest_RI))
     return result_OI
 
 

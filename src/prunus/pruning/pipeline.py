@@ -31,7 +31,7 @@ from prunus.pruning.calibration.statistics import InputStats, few_tokens
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.masks import count_zeros, zeros_of, zeros_wanted
 from prunus.pruning.methods import find_method
-from prunus.pruning.prune_job import PruneJob, file_in, measure_gradients, target_of, with_gradients
+from prunus.pruning.prune_job import PruneJob, target_of
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import PruneRecipe
 
@@ -58,7 +58,7 @@ def prune(
     dry_run: write nothing, and return what would be done (see below).
     stats: a file that stats() wrote for this model. Its calibration is used and the model is not run; fields of the
         recipe that ask for another calibration are an error.
-    shared: a folder in which several calls share importance scores and sums of gradients.
+    shared: a folder in which several calls share importance scores.
     name: what the manifest calls the model; None: as it is given.
 
     Returns a dict:
@@ -86,13 +86,11 @@ def prune(
     if dry_run:
         return describe(job)
     with job.begun(job.disk) as (partial, calibration), full_float32(job.device):
-        if ALLOCATIONS[recipe.allocation].needs != "nothing" or job.method.fisher:
+        if ALLOCATIONS[recipe.allocation].needs != "nothing":
             source.checksum()  # measurements of all blocks come before pruning, so the blocks are checked before
         scores = keep_scores(job, partial, calibration)
         sparsities, limits = allocate_groups(source, recipe, scores)
         job = replace(job, sparsities=linear_sparsities(source, recipe, sparsities, job.method.group))
-        if job.method.fisher and calibration is not None:
-            job = replace(job, gradients=measure_gradients(job, partial, calibration))
         with torch.no_grad():
             prune_blocks(job, partial, calibration)
         records = [partial.records[index] for index in range(source.blocks)]
@@ -119,10 +117,6 @@ def make_job(job: Job[PruneRecipe]) -> PruneJob:
     dtype = job.source.dtype_for(job.recipe.dtype)
     check_block_fits(job.source, dtype)
     method = find_method(job.recipe)
-    if method.fisher and job.where.stats is not None:
-        raise PrunusError(
-            f"{job.where.stats} holds no gradients, which {job.recipe.method} with row_power needs; leave --stats out"
-        )
 
     def fitting(saved: SavedStats, recipe: PruneRecipe) -> PruneRecipe:
         saved.check(recipe, method.needs)
@@ -161,8 +155,6 @@ def prune_blocks(job: PruneJob, partial: Partial, calibration: Calibration | Non
                     propagate(runner, runner.make_block(index, source.read_block(index, stored)), hidden)
                 continue
             partial.write_block(index, *prune_block(job, runner, index, hidden, next(blocks), digest))
-            if job.gradients is not None and job.where.shared is None:
-                file_in(job.gradients, index).unlink(missing_ok=True)
             steps.advance()
 
 
@@ -183,9 +175,7 @@ def prune_block(
     if hidden is not None:
         block, last = runner.make_block(index, tensors), index == job.source.blocks - 1
         run = BlockRun(runner, block, index, hidden, job.linears[index], last, job.method.needs)
-        measured = PROPAGATIONS[job.recipe.propagation](run)
-        file = None if job.gradients is None else file_in(job.gradients, index)
-        groups = measured if file is None else with_gradients(measured, file, job.device)
+        groups = PROPAGATIONS[job.recipe.propagation](run)
     zeros, sizes, dead, pooled = Counter[str](), Counter[str](), Counter[str](), dict[str, int]()
     warnings: list[str] = []
     has_experts = run is not None and run.has_experts

@@ -1,14 +1,12 @@
 """The job of pruning, and measurements that several variants of a model share.
 
-Shared ones are stored in a folder under a hash of all they depend on. Of these, the dense model's squared loss
-gradients are measured here, in one file per block.
+Shared ones are stored in a folder under a hash of all they depend on.
 """
 
 import hashlib
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,17 +14,11 @@ import torch
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.resolve import typed_path, versions
-from prunus.checkpoint.runner import Runner
-from prunus.checkpoint.safetensors_file import read_header, write_file
-from prunus.checkpoint.writer import Partial
 from prunus.declarations import Allocation, Method, declared
-from prunus.disk import disk_errors, locked
+from prunus.disk import locked
 from prunus.plain_data import content_hash
 from prunus.pruning.calibration import TRACES, calibration_name
-from prunus.pruning.calibration.data import Calibration
-from prunus.pruning.calibration.gradients import Model, square_sums
 from prunus.pruning.calibration.hidden_states import BATCH_TOKENS
-from prunus.pruning.calibration.propagation import Stats
 from prunus.pruning.job import Job
 from prunus.pruning.masks import Target
 from prunus.pruning.scope import weights_of
@@ -39,14 +31,13 @@ class PruneJob(Job[PruneRecipe]):
     """A recipe that zeroes weights.
 
     linears: the Linears in scope, by block. Filled in before the first block: sparsities: (sparsity, extra zeros) that
-    the method gets, by block and Linear; gradients: the folder with those of the loss, if the method uses them.
+    the method gets, by block and Linear.
     """
 
     method: Method
     linears: list[list[Linear]]
     dtype: torch.dtype
     sparsities: Mapping[tuple[int, str], tuple[float, int]] = field(default_factory=dict)
-    gradients: Path | None = None
 
     def zeros(self, index: int, linear: str) -> Target:
         """The zeros that one Linear of block `index` gets."""
@@ -91,7 +82,7 @@ class PruneJob(Job[PruneRecipe]):
         measured = recipe.measured if self.saved is None else "nothing"
         if self.where.offload and (self.needs_tokens or measured == "norms"):
             hidden = recipe.tokens * (width + self.room_needed) * self.dtype.itemsize
-        if self.where.offload and (measured == "gradients" or self.method.fisher):
+        if self.where.offload and measured == "gradients":
             hidden = max(hidden, 4 * max(BATCH_TOKENS, recipe.seqlen) * (self.source.blocks + 2) * width)
         return self.source.nbytes + hidden
 
@@ -148,45 +139,3 @@ def scores_key(source: Checkpoint, recipe: PruneRecipe, device: torch.device) ->
         calibration=hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else name,
         recipe={field: value for field, value in recipe.to_json().items() if field in fields},
     )
-
-
-def measure_gradients(job: PruneJob, partial: Partial, calibration: Calibration) -> Path:
-    """The folder with the files of gradients: of the unfinished output, or shared by the variants of a study."""
-    dtype = torch.float32 if job.recipe.dtype == "auto" else job.dtype
-    runner = Runner(job.source, dtype, job.device)
-    names = [[linear.name for linear in linears] for linears in job.linears]
-    model = Model(job.source, runner, names, job.hidden_file(partial))
-
-    def save(folder: Path) -> None:
-        with disk_errors(partial.folder, partial.needed):
-            for index, sums in enumerate(square_sums(model, calibration.sequences)):
-                write_file(file_in(folder, index), sums, sync=False)
-
-    if job.where.shared is None:
-        if "gradients" not in partial.notes:
-            save(partial.folder)
-            partial.note("gradients", True, {})
-        return partial.folder
-    about = {"linears": names, "dtype": str(dtype)}
-    # `weights` are those of tokens, which only earlier versions have.
-    tokens = {"calibration": calibration.summary()["sha256"], "weights": None}
-    with once(job.where.shared, key_of("gradients", job.source, job.device, about=about, **tokens)) as place:
-        if not place.exists():
-            unfinished = place.with_suffix(".partial")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
-            save(unfinished)
-            unfinished.rename(place)
-    return place
-
-
-def with_gradients(groups: Iterable[Stats], file: Path, device: torch.device) -> Iterator[Stats]:
-    """The statistics of a block's Linears, with sums of squared gradients by their outputs, from the block's file."""
-    for group in groups:
-        sums = {name: row for name, row in read_header(file).items() if name in group}
-        yield {name: replace(group[name], fisher_O=row.read().to(device)) for name, row in sums.items()}
-
-
-def file_in(folder: Path, index: int) -> Path:
-    """The file with the sums of one block."""
-    return folder / f"gradients-{index:05d}.safetensors"

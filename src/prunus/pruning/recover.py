@@ -16,8 +16,6 @@ from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint, dense_twin
 from prunus.checkpoint.linears import shares_state
-from prunus.checkpoint.model_folder import PACKED_FILE, is_packed
-from prunus.checkpoint.packed_files import PackedCheckpoint, read_packed
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import CALIBRATION
 from prunus.checkpoint.safetensors_file import Stored
@@ -70,7 +68,6 @@ def recover(
     Every zero of a pruned Linear stays zero, and everything outside the blocks stays as it is, as does a block whose
     held-out error does not fall. Unfinished work is in out.partial: the same call resumes it and writes the same bytes.
 
-    pruned: may be packed, but not with rounded values.
     dense: the model that it was pruned from; None: the one that its manifest names.
     offload, overwrite, dry_run, name: as for prune.
 
@@ -91,7 +88,7 @@ def recover(
     """
     opened = open_job(
         pruned, out, recipe or RecoverRecipe(), name, device=device, offload=offload, overwrite=overwrite,
-        dry_run=dry_run, opened=lambda folder: open_pruned(folder, dense),
+        dry_run=dry_run,
     )  # fmt: skip
     job = make_job(opened, dense)
     source, recipe = job.source, job.recipe
@@ -132,20 +129,6 @@ def make_job(job: Job[RecoverRecipe], dense: str | Path | None) -> Recovery:
     check_trainable(job.source, job.device)
     spans = spans_of(job.source, twin)
     return Recovery(**vars(replace(job, recipe=recipe)), dense=twin, dense_name=str(dense or twin.folder), spans=spans)
-
-
-def open_pruned(folder: Path, dense: str | Path | None) -> Checkpoint:
-    """A model folder, packed or not; PrunusError if packing rounded its weights. dense: what masks alone belong to."""
-    if not is_packed(folder):
-        return Checkpoint(folder)
-    is_variant = read_packed(folder / PACKED_FILE).info["kind"] == "variant"
-    source = PackedCheckpoint(folder, dense if is_variant else None)
-    if source.lossy:
-        raise PrunusError(
-            f"{folder} holds values rounded to 8 bits, not the weights that pruning kept: give the folder that it was "
-            "packed from, or run `prunus unpack` first"
-        )
-    return source
 
 
 def recovery_ahead(recipe: RecoverRecipe, dense: Checkpoint) -> dict[str, object]:

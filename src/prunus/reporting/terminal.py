@@ -288,7 +288,7 @@ def inspection_tables(data: Data) -> Sequence[RenderableType]:
     tables: list[RenderableType] = [facts]
     for key, value in data.items():
         if not isinstance(value, list) or not value or not isinstance(value[0], Mapping):
-            facts.add_row(key.replace("_", " "), Text(_plain(key, value) + _beside_dense(key, data)))
+            facts.add_row(key.replace("_", " "), Text(_plain(key, value)))
         elif key != "linears":
             columns = list(dict.fromkeys(column for row in value for column in row))
             table = _table(columns[0])
@@ -300,12 +300,6 @@ def inspection_tables(data: Data) -> Sequence[RenderableType]:
                 table.add_row(*(Text(_plain(column, row.get(column))) for column in columns))
             tables += [Text(""), _title(key), table]
     return [*tables, Text("--json lists every Linear.")] if "linears" in data else tables
-
-
-def _beside_dense(key: str, data: Data) -> str:
-    """The ratio of a packed size to the dense size, for keys of packed sizes; else empty."""
-    dense = data.get({"packed_prunable_bytes": "prunable_bytes"}.get(key, "weight_bytes"))
-    return f" ({data[key] / dense:.3f} of dense)" if key.startswith(("packed_", "mask_")) and dense else ""
 
 
 def _is_number(value: Any) -> bool:

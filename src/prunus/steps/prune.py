@@ -12,7 +12,7 @@ from prunus.step import Step, StepRecord, recipe_of, spelled
 
 IN_NAMES = ("allocation", "scope", "update", "propagation")  # settings that names of variants say
 # The own group of each method, also of those that only stored recipes name.
-GROUPS = {**OWN_GROUP, "ria": "tensor", "gblm": "row", "wanda++": "row"}
+GROUPS = {**OWN_GROUP, "ria": "tensor", "gblm": "row", "wanda++": "row", "dsnot": "row"}
 
 
 class Prune(Step):

@@ -21,8 +21,8 @@ from transformers.pytorch_utils import Conv1D
 from prunus import progress
 from prunus.checkpoint.architecture import Architecture, Carried, find_layers
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.conversions import read_variant
 from prunus.checkpoint.model_folder import is_gguf
+from prunus.checkpoint.packed_files import read_variant
 from prunus.engines import GGUF, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened

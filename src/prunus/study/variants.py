@@ -14,8 +14,8 @@ from pathlib import Path
 
 from prunus import progress
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.conversions import variant_about, vectors_of, write_variant
 from prunus.checkpoint.model_folder import ModelFolder, is_gguf
+from prunus.checkpoint.packed_files import variant_about, vectors_of, write_variant
 from prunus.checkpoint.resolve import MANIFEST
 from prunus.checkpoint.safetensors_file import Stored, write_file
 from prunus.disk import disk_errors, locked

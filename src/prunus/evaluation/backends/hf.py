@@ -17,10 +17,9 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from prunus import progress
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.compressed_tensors import METHOD
 from prunus.checkpoint.loader import load_plain, load_whole
-from prunus.checkpoint.model_folder import is_packed
-from prunus.checkpoint.packed_files import open_checkpoint
 from prunus.checkpoint.precision import use_fast_products
 from prunus.checkpoint.quantised import quant_method, why_unreadable
 from prunus.checkpoint.resolve import one_line, read_object
@@ -28,33 +27,21 @@ from prunus.engines import FLOAT32_PARAMETERS, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.rows import Bans, Decoding, confidence, pick, rows_for, uniforms
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores
-from prunus.native.load import kernel, say_why_dense
-from prunus.sparse import describe, load
-from prunus.sparse.sixteen_bits import LEAST_PARAMETERS, compute_dtype, kept_of, to_float32
 
-SPARSE = "prunus_sparse"  # attribute of a model that runs on the sparse kernel
+LEAST_PARAMETERS = 20_000_000  # in smaller models calls take longer than products
 
 
-def load_model(
-    folder: Path, device: str = "auto", dtype: torch.dtype | None = None, sparse: bool = True
-) -> PreTrainedModel:
+def load_model(folder: Path, device: str = "auto", dtype: torch.dtype | None = None) -> PreTrainedModel:
     """A causal language model for inference, on its device; PrunusError if transformers cannot load it.
 
     device: `auto` is cuda if torch finds a GPU, else cpu. dtype: None means bfloat16 on cuda; on a cpu, float32 for up
-    to a billion parameters and the checkpoint's dtype for more. sparse: use the project's kernel where the cpu supports
-    it. A packed folder then stays packed, otherwise it is unpacked in memory. A dense model that computes in float32
-    keeps 16-bit weights in 16 bits where that is faster (sparse/sixteen_bits.py).
+    to a billion parameters and the checkpoint's dtype for more.
     """
     device = device_for(device)
     wanted = dtype or (torch.bfloat16 if device.startswith("cuda") else None)
     try:
-        if runs_sparse(folder, device, sparse):
-            few = open_checkpoint(folder).parameters <= FLOAT32_PARAMETERS
-            model = load(folder, dtype=torch.float32 if dtype is None and few else dtype)
-            setattr(model, SPARSE, True)
-            return model
-        if is_packed(folder) or has_integers(folder):
-            checkpoint = open_checkpoint(folder)
+        if has_integers(folder):
+            checkpoint = Checkpoint(folder)
             model = load_whole(checkpoint, wanted or checkpoint.dtype)
         else:
             with quiet():
@@ -67,7 +54,7 @@ def load_model(
         raise PrunusError(f"the model in {folder} cannot be loaded on {device}: {reason}") from error
     small = model.device.type == "cpu" and model.num_parameters() <= FLOAT32_PARAMETERS
     if dtype is None and small and not getattr(model, "is_quantized", False):
-        model = to_float32(model) if sparse else model.float()
+        model = model.float()
     use_fast_products(model)
     return model.eval()
 
@@ -79,24 +66,6 @@ def device_for(device: str) -> str:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise PrunusError(f"device '{device}' cannot be used: torch finds no CUDA GPU; use --device cpu")
     return device
-
-
-def runs_sparse(folder: Path, device: str, sparse: bool) -> bool:
-    """Whether load_model uses the sparse kernel: `sparse` is set, the folder is packed, and the CPU supports it.
-
-    If only the last condition fails, one line on stderr says so.
-    """
-    if not sparse or not is_packed(folder) or device_for(device) != "cpu":
-        return False
-    if kernel().library is None:
-        say_why_dense(kernel().reason)
-        return False
-    return True
-
-
-def is_sparse(model: PreTrainedModel) -> bool:
-    """Whether a model from load_model runs on the sparse kernel."""
-    return getattr(model, SPARSE, False)
 
 
 def has_integers(folder: Path) -> bool:
@@ -211,24 +180,20 @@ class HFBackend(Backend):
     def load(
         cls, folder: Path, device: str = "auto", vocabulary: int | None = None, engine: EngineOptions | None = None
     ) -> "HFBackend":
-        """A backend for a folder. device: `auto` is cuda if there is one. engine: only `sparse` is used."""
-        model = load_model(folder, device, sparse=(engine or EngineOptions()).sparse)
+        """A backend for a folder. device: `auto` is cuda if there is one. engine: not used."""
+        model = load_model(folder, device)
         return cls(model, vocabulary or model.config.get_text_config(decoder=True).vocab_size)
 
     @property
     def processes(self) -> int:
         """As Backend; a processor's cores are best used so where calls take longer than products."""
         small = self.model.device.type == "cpu" and self.model.num_parameters() < LEAST_PARAMETERS
-        forks = sys.platform == "linux" and not is_sparse(self.model)  # the sparse kernel has threads of its own
-        return torch.get_num_threads() if small and forks else 1
+        return torch.get_num_threads() if small and sys.platform == "linux" else 1
 
     @property
     def description(self) -> dict[str, object]:
-        """Device, dtype and kernel, stored with the run."""
-        dtype = str(compute_dtype(self.model)).removeprefix("torch.")
-        products = describe(self.model) if is_sparse(self.model) else kept_of(self.model)
-        found: dict[str, object] = {"device": str(self.model.device), "dtype": dtype}
-        return found if products is None else found | {"kernel": str(products)}
+        """Device and dtype, stored with the run."""
+        return {"device": str(self.model.device), "dtype": str(self.model.dtype).removeprefix("torch.")}
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """As Backend.generate: all requests decode together, or in smaller batches if memory runs out.

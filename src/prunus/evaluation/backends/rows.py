@@ -21,7 +21,6 @@ from transformers import Cache, DynamicLayer, PreTrainedConfig, PreTrainedModel
 from prunus.checkpoint.resolve import one_line
 from prunus.errors import PrunusError
 from prunus.evaluation.requests import Request, Sampling, no_progress
-from prunus.sparse.sixteen_bits import compute_dtype
 
 GROW_BY = 256  # columns by which a full cache grows
 # Of prompts, per forward pass: the largest number of columns, which limits the activations, and on a CPU that of tokens
@@ -147,7 +146,7 @@ class PaddedRows:
     def _padding_bias(self, columns: int) -> Tensor:
         """(R, K) numbers to add to attention scores: 0, and the lowest finite number for padding."""
         is_pad_RK = torch.arange(columns, device=self.device) < self._pads_R[:, None]
-        dtype = compute_dtype(self.model)
+        dtype = self.model.dtype
         lowest = torch.finfo(dtype).min
         return torch.zeros(is_pad_RK.shape, dtype=dtype, device=self.device).masked_fill_(is_pad_RK, lowest)
 

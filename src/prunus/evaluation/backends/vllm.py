@@ -22,9 +22,9 @@ from torch.func import functional_call
 
 from prunus.checkpoint.architecture import Architecture
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.conversions import read_variant
 from prunus.checkpoint.linears import plain_experts
 from prunus.checkpoint.model_folder import EngineFolder
+from prunus.checkpoint.packed_files import read_variant
 from prunus.engines import BACKENDS, FLOAT32_PARAMETERS, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.requests import NEUTRAL, Backend, Completion, Outstanding, Request, Sampling, Scores
@@ -199,7 +199,7 @@ class VLLMBackend(Backend):
     def hold(self, packed: Path | None, removed: Sequence[int]) -> None:
         """Load a variant of the folder's model: other weights, and blocks removed.
 
-        packed: file made by write_variant of checkpoint.conversions. With None and no block removed, the folder's model
+        packed: file made by write_variant of packed_files. With None and no block removed, the folder's model
         is loaded again. A removed block stays, with weights of zero.
         """
         wanted = None if packed is None else str(packed), list(removed)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from prunus import progress
 from prunus.checkpoint.resolve import load_tokenizer, one_line, resolve
-from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.evaluation.beforehand import FAMILY, PREFIX
@@ -40,9 +39,7 @@ Data = dict[str, Any]
 def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str) -> str:
     """Evaluate a task of lm-evaluation-harness, store its rows in one transaction, and return the run's id."""
     stored, folder = harness_plan(plan), resolve(model)
-    checkpoint, kernel = open_for("hf", folder, device, EngineOptions())
-    if kernel is not None:
-        stored = stored | {"kernel": kernel}
+    checkpoint = open_for("hf", folder)
     run_id = content_hash({"model": checkpoint.checksum(), "plan": stored})
     check_folder(store)
     if store.exists():
@@ -55,7 +52,7 @@ def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str
         versions = describe_versions(backend) | {"grader": f"lm_eval-{stored['lm_eval']}"}
         del versions["protocol"]  # the harness generates by its own rules
         with Store(store, create=True) as opened:
-            run = Run(run_id, describe_model(model, checkpoint, kernel), stored, versions)
+            run = Run(run_id, describe_model(model, checkpoint), stored, versions)
             opened.add_complete_run(run, problems, samples)
     return run_id
 

@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from math import floor
 
-from prunus.declarations import SPREADS
 from prunus.errors import PrunusError
-from prunus.recipes import PruneRecipe
 
 # The highest sparsity of a group: without any weights its output would be constant.
 HIGHEST = 0.99
@@ -50,11 +48,6 @@ def decreasing_sparsities(
     extra = [2 * half_range * share for share in normalised(scores)]
     mean = weighted_mean(extra, sizes)
     return shifted([target + mean - e for e in extra], sizes, target)
-
-
-def spread_of(allocation: str, recipe: PruneRecipe) -> float:
-    """The recipe's spread, or the allocation's own if the recipe has none."""
-    return SPREADS[allocation] if recipe.spread is None else recipe.spread
 
 
 def tensor_counts(sparsities: Sequence[float], sizes: Sequence[int], total: int) -> list[int]:

@@ -2,13 +2,13 @@
 
 Askari et al. 2025, arXiv:2505.23811; the study's code is wanda/lib/influence_helper.py. LayerIF's authors have
 published no code that computes influences; gradients.py and this file are our own implementation. LayerIF's paper
-has the opposite direction, more sparsity for more influence (layerif_sketch.py). The study's code reads influences from
+has the opposite direction, more sparsity for more influence. The study's code reads influences from
 stored files, and neither it nor its paper states their sign; here they are positive if training on a sequence lowers
 the validation loss.
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -28,34 +28,8 @@ from prunus.recipes import PruneRecipe
 
 # Sequences are truncated to this length, whether they come from text, token ids or traces.
 INFLUENCE_TOKENS = 1024
-Influence = Callable[[Tensor, Tensor], Tensor]
 # Below this rank correlation between two halves of the data, a warning calls the scores noise.
 STABLE = 0.5
-
-
-def identity(train_KX: Tensor, validation_X: Tensor) -> Tensor:
-    """(K,) inner product of each sequence's gradient with the mean validation gradient.
-
-    It is positive if a training step on the sequence lowers the validation loss.
-    """
-    return train_KX.double() @ validation_X.double()
-
-
-def datainf(train_KX: Tensor, validation_X: Tensor) -> Tensor:
-    """(K,) influence with DataInf's approximate inverse Hessian between the two gradients.
-
-    Kwon et al. 2023, arXiv:2310.00902; authors' code src/influence.py. The damped Hessian g g^T + lambda of each
-    sequence is inverted, and the inverses are averaged; lambda is a tenth of the mean squared entry of the gradients.
-    This needs only inner products of gradients.
-    """
-    gram_KK = train_KX.double() @ train_KX.double().T
-    product_K = identity(train_KX, validation_X)
-    squares_K = gram_KK.diagonal()
-    damping = squares_K.mean() / train_KX.shape[1] / 10
-    if damping == 0:
-        return product_K
-    correction_K = gram_KK @ (product_K / (damping + squares_K)) / len(train_KX)
-    return (product_K - correction_K) / damping
 
 
 def block_scores(
@@ -63,7 +37,6 @@ def block_scores(
     linears: Sequence[Sequence[str]],
     train: Sequence[int],
     validation: Sequence[int],
-    influence: Influence,
 ) -> list[float]:
     """For each block, the sum of the positive influences of all training sequences, over some of its Linears together.
 
@@ -75,7 +48,7 @@ def block_scores(
         total_K = torch.zeros(len(train), dtype=torch.float64)
         for name in names:
             table = tables[name]
-            total_K += influence(table[list(train)], table[list(validation)].double().mean(0))
+            total_K += table[list(train)].double() @ table[list(validation)].double().mean(0)
         scores.append(float(total_K.clamp(min=0).sum()))
     return scores
 
@@ -87,9 +60,7 @@ def agreement(first: Sequence[float], second: Sequence[float]) -> float:
     return float(np.asarray(scipy.stats.spearmanr(first, second)[0]))
 
 
-def influences(
-    subject: Subject, calibration: Calibration, parts: Sequence[str], influence: Influence
-) -> ImportanceScores:
+def influences(subject: Subject, calibration: Calibration, parts: Sequence[str]) -> ImportanceScores:
     """Block scores for each of the parts: summed positive influences of training sequences on the validation loss.
 
     The loss is over the chain of thought alone if the calibration marks prompts, else over all tokens. The recipe's
@@ -119,8 +90,8 @@ def influences(
     scores, stability = {}, {}
     for group in parts:
         names = [subject.names(index, group) for index in range(subject.source.blocks)]
-        scores[group] = block_scores(gradients, names, train, validation, influence)
-        halves = [block_scores(gradients, names, train[h::2], validation[h::2], influence) for h in (0, 1)]
+        scores[group] = block_scores(gradients, names, train, validation)
+        halves = [block_scores(gradients, names, train[h::2], validation[h::2]) for h in (0, 1)]
         stability[group] = agreement(*halves)
     details = {"train": len(train), "validation": count, "split_half_spearman": stability}
     warnings = [
@@ -202,7 +173,7 @@ def measure(subject: Subject, calibration: Calibration | None) -> ImportanceScor
     """Influences of attention and MLP of every block, with the identity as the Hessian, as in the study."""
     assert calibration is not None
     kinds = {linear.kind for linears in subject.linears for linear in linears}
-    return influences(subject, calibration, [part for part in PARTS if part in kinds], identity)
+    return influences(subject, calibration, [part for part in PARTS if part in kinds])
 
 
 calibration = own_calibration

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunus.declarations import SPREAD
 from prunus.errors import PrunusError
-from prunus.pruning.allocation.arithmetic import decreasing_sparsities, spread_of
+from prunus.pruning.allocation.arithmetic import decreasing_sparsities
 from prunus.pruning.allocation.measurement import WHOLE, ImportanceScores, Subject, blocks_with_inputs
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.methods import wanda
@@ -23,12 +24,17 @@ LEAST = 0.01
 SLICE = 1 << 24
 
 
+def spread_of(recipe: PruneRecipe) -> float:
+    """The recipe's spread, or SPREAD if it has none."""
+    return SPREAD if recipe.spread is None else recipe.spread
+
+
 def allocate(outlier_shares: Sequence[float], sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
     """Sparsity of each block from its share of outliers (in any unit). The spread is the paper's lambda.
 
     The authors' code raises sparsities of 0 or less to LEAST, which changes the mean; here other blocks compensate.
     """
-    return decreasing_sparsities(outlier_shares, sizes, recipe.sparsity, spread_of("owl", recipe))
+    return decreasing_sparsities(outlier_shares, sizes, recipe.sparsity, spread_of(recipe))
 
 
 def allocate_reference(outlier_shares: Sequence[float], _sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
@@ -37,7 +43,7 @@ def allocate_reference(outlier_shares: Sequence[float], _sizes: Sequence[int], r
     If there are any, the mean exceeds the target. They are 0 for Magnitude, as in the study's code. If all shares are
     equal, every block gets the target; the authors' code divides by zero.
     """
-    share, target, spread = np.asarray(outlier_shares, float), recipe.sparsity, spread_of("owl", recipe)
+    share, target, spread = np.asarray(outlier_shares, float), recipe.sparsity, spread_of(recipe)
     low, high = share.min(), share.max()
     if low == high:
         return [target] * len(share)

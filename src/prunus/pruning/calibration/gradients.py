@@ -276,26 +276,3 @@ def check_finite(index: int, name: str, table: Tensor) -> None:
     """Raise PrunusError if gradients hold NaN or infinity."""
     if not bool(table.isfinite().all()):
         raise PrunusError(f"block {index}, {name}: gradients hold NaN or infinity; try --dtype float32 or other text")
-
-
-def square_sums(model: Model, sequences: Sequence[list[int]]) -> list[dict[str, Tensor]]:
-    """For each block and Linear, (O,) float32 sums over all tokens of the squared gradients by its outputs.
-
-    Raises PrunusError without a sequence of two tokens, or if gradients hold NaN or infinity.
-    """
-    usable = sorted((ids for ids in sequences if len(ids) > 1), key=len)
-    if not usable:
-        raise PrunusError("calibration has no sequence of two tokens or more; gradients need one")
-    shapes = [model.source.linear_shapes(index) for index in range(model.source.blocks)]
-    found = [{name: torch.zeros(shapes[i][name][0]) for name in names} for i, names in enumerate(model.linears)]
-    for number, _block, run in backward_blocks(model, usable):
-        sums = {name: sum_O.to(model.runner.device) for name, sum_O in found[number].items()}
-
-        def add(name: str, _: None, delta_NTO: Tensor, sums: Mapping[str, Tensor] = sums) -> None:
-            sums[name].add_(delta_NTO.float().square().sum((0, 1)))
-
-        run(GradientHook(lambda _name, _input: None, add))
-        for name, sum_O in sums.items():
-            check_finite(number, name, sum_O)
-        found[number] = {name: sum_O.cpu() for name, sum_O in sums.items()}
-    return found

@@ -127,9 +127,8 @@ class InputStats:
     """Statistics of a Linear's input. All but norm_I and tokens are None unless the method asks for them.
 
     norm_I: L2 norm of each feature over all tokens, float32. tokens: their number. mean_I, variance_I: of each feature
-    over all tokens. hessian: X^T X, shared by Linears that read the same input. fisher_O: per output, the sum of
-    squares of a loss's gradient. pooled: for a routed expert that the router sent too few tokens, the number of these;
-    its statistics are then those of all tokens of its layer.
+    over all tokens. hessian: X^T X, shared by Linears that read the same input. pooled: for a routed expert
+    that the router sent too few tokens, the number of these; its statistics are then those of all tokens of its layer.
     """
 
     norm_I: Tensor
@@ -137,7 +136,6 @@ class InputStats:
     mean_I: Tensor | None = None
     variance_I: Tensor | None = None
     hessian: Hessian | None = None
-    fisher_O: Tensor | None = None
     pooled: int | None = None
 
 

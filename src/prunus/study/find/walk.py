@@ -157,7 +157,7 @@ def shared_settings(variant: Variant) -> Mapping[str, Any] | None:
     if not isinstance(recipe, PruneRecipe) or recipe.propagation != "dense" or len(variant.steps) > 1:
         return None
     method = find_method(recipe)
-    if method.fisher or method.needs == "nothing":
+    if method.needs == "nothing":
         return None
     fields = {name: getattr(recipe, name) for name in (*FIELDS, "dtype")}
     return fields | {"hessians": method.needs == "hessian"}

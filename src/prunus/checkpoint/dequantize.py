@@ -1,0 +1,45 @@
+"""Write a model without its quantisation."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.quantised import DEQUANTISED
+from prunus.checkpoint.resolve import resolve, versions
+from prunus.checkpoint.writer import Partial
+from prunus.errors import PrunusError
+
+
+def dequantize(model: str | Path, out: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """Write a plain copy of a model in FP8, MXFP4 or integers (folder or hub id) to the folder out; returns a summary.
+
+    The summary has out, from (the quantisation method), blocks, seconds and warnings. The weights are those of
+    transformers' from_pretrained with `dequantize`; they take two to four times the disk space of the original.
+    Commands such as prune and drop read quantised models directly; this is for those that cannot, such as study.
+    Unfinished work is kept in out.partial, where the same call resumes it. Raises PrunusError, and leaves nothing
+    behind, if the model is not so quantised, or out cannot be written.
+    """
+    started = time.monotonic()
+    source, target = Checkpoint(resolve(model)), Path(out)
+    if source.quantised is None:
+        known = f"{', '.join(DEQUANTISED[:-1])} or {DEQUANTISED[-1]}"
+        raise PrunusError(f"{source.folder} is not in {known}; there is nothing to dequantize")
+    work = {"action": "dequantize", "source": source.fingerprint()}
+    with Partial(source, target, work, source.blocks, source.nbytes, overwrite) as partial:
+        partial.copy_blocks(source, "dequantizing")
+        step = {
+            "action": "dequantize",
+            "recipe": {"method": source.quantised},
+            "versions": versions(),
+            "source": source.provenance(model),
+            "warnings": [],
+        }
+        partial.finish(None, step)
+    return {
+        "out": str(target),
+        "from": source.quantised,
+        "blocks": source.blocks,
+        "seconds": time.monotonic() - started,
+        "warnings": source.reading_notes,
+    }
