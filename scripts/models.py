@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/helpers")]  # the tiny ra
 
 DATA, PAGE, README = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md", ROOT / "README.md"
 MARKS = "<!-- scripts/models.py -->", "<!-- end -->"
-USES = ("prune", "drop", "width", "quantize", "pack", "sparse")
+USES = ("prune", "drop", "width", "quantize")
 CONSEQUENCES = r", for which |: quantising |, so they cannot "
 DECODER, AHEAD, HALF = "decoder", "attends to later tokens", "part of an encoder-decoder model"
 Row = dict[str, Any]
@@ -79,12 +79,9 @@ def _try(model_type: str, scratch: Path) -> Row:
         "drop": _drop,
         "width": _width,
         "quantize": _quantize,
-        "pack": _pack,
-        "sparse": _sparse,
     }
     for use, attempt in tries.items():
-        needs = "prune" if use in ("pack", "sparse") else None
-        row[use] = row[needs] if needs and row[needs] != "yes" else _outcome(partial(attempt, scratch), scratch)
+        row[use] = _outcome(partial(attempt, scratch), scratch)
     return row
 
 
@@ -210,32 +207,6 @@ def _quantize(scratch: Path) -> None:
     prunus.quantize(scratch / "dense", scratch / "quantised", QuantizeRecipe(method="rtn"), device="cpu")
     prunus.dequantize(scratch / "quantised", scratch / "plain")
     _loads(scratch / "plain")
-
-
-def _pack(scratch: Path) -> None:
-    """Pack and unpack; check that the packed file is smaller (unpack itself checks that bytes are the same)."""
-    import prunus
-
-    packed = prunus.pack(scratch / "pruned", scratch / "packed")
-    assert packed["packed_bytes"] < packed["dense_bytes"], "packing makes it no smaller"
-    prunus.unpack(scratch / "packed", scratch / "unpacked")
-
-
-def _sparse(scratch: Path) -> None:
-    """Check that logits of the sparse kernel equal torch's."""
-    import torch
-    from test_architecture import whole_model
-
-    from prunus import sparse
-
-    model = sparse.load(scratch / "packed", always_sparse=True)
-    done = sparse.describe(model)
-    assert done.isa != "off", f"the kernel cannot run on this machine: {done.reason}"
-    assert done.sparse, "no Linear of its blocks is stored in the form that the model uses"
-    ids_NT = torch.arange(3, 27)[None]
-    with torch.no_grad():
-        ours, theirs = (m(input_ids=ids_NT, use_cache=False).logits for m in (model, whole_model(scratch / "pruned")))
-    assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())), "logits differ from torch's"
 
 
 def _loads(folder: Path) -> None:
@@ -408,8 +379,7 @@ TEMPLATE = """\
 Made by `scripts/models.py` from `docs/models.json`; do not edit.
 
 Any decoder of transformers that can be run block by block works. {sentence}, {width} fewer channels in their
-feed-forward networks, {quantize} Linears in fewer bits, {pack} can be packed and {sparse} run on the sparse kernel.
-There is no table of architectures in Prunus: it finds a model's blocks by running transformers' own code, and refuses
+feed-forward networks and {quantize} Linears in fewer bits. There is no table of architectures in Prunus: it finds a model's blocks by running transformers' own code, and refuses
 the model unless running the blocks one by one computes the same as the whole. `prunus inspect MODEL` shows for any
 model what is pruned, what stays dense, and why.
 
@@ -417,7 +387,7 @@ model what is pruned, what stays dense, and why.
 
 {table}
 
-All six uses work with these types, but for what the second table names:
+All four uses work with these types, but for what the second table names:
 
 {failures}
 
@@ -426,12 +396,11 @@ block and the logits equal the whole model's bit for bit, at lengths of 24 and 4
 has exactly half of its weights; transformers loads the result, which generates text if the dense model does. The model
 without its second block loads, too, and so does the one with three quarters of the channels of its feed-forward
 networks (*width*), whose blocks compute what they did with the other channels at 0. With its Linears rounded to 8 bits
-and turned back into plain weights (*quantize*), the model loads; engines and 4 bits were not tried. Packing and
-unpacking restores the same bytes, and logits of the sparse kernel equal torch's. Features that a type's default
-configuration turns off were not tried. Embeddings, heads and other weights outside the blocks always stay dense.
+and turned back into plain weights (*quantize*), the model loads; engines and 4 bits were not tried. Features
+that a type's default configuration turns off were not tried. Embeddings, heads and other weights outside the blocks always stay dense.
 
 Blocks of {hands_on} pass more than hidden states to later blocks. What needs gradients of the model's loss
-(layerif, layerif-sketch, `--row-power`), and depth methods that run the model without some of its blocks, refuse them.
+(layerif), and depth methods that run the model without some of its blocks, refuse them.
 
 Each matrix of each routed expert is pruned as a Linear ([mixtures of experts](pruning.md#mixtures-of-experts)) where
 transformers runs the experts by its common functions. dbrx, jetmoe, llama4, longcat_flash and step3p7 have their own

@@ -30,7 +30,7 @@ STAGED = {"method": "sparsegpt", "sparsity": 0.5, "propagation": "staged"}
 AMOUNT = {"calibration": "text.txt", "samples": 4, "seqlen": 16}
 PLAN = prunus.EvalPlan(tasks=("tiny",), budgets=(16, 256), limit=6, samples=2, batch_size=12)
 CELL = ("n", "accuracy", "base_accuracy", "difference", "low", "high", "p", "tokens")
-CONTENT = ("parameters", "weight_bytes", "sparsity", "nonzero", "packed_bytes")
+CONTENT = ("parameters", "weight_bytes", "sparsity", "nonzero")
 STUDY = """\
 models = ["model"]
 [eval]
@@ -140,10 +140,8 @@ def write_checkpoints() -> dict[str, Any]:
     prunus.prune("model", "pruned", recipe)
     with interrupted():
         prunus.prune("model", "stopped", recipe)
-    prunus.pack("pruned", "packed")
     prunus.stats("model", "stats.safetensors", hessians=True, **AMOUNT)
     prunus.prune("model", "wanda", prunus.PruneRecipe(propagation="dense", **AMOUNT), stats="stats.safetensors")
-    prunus.pack("wanda", "masks", masks_only=True)
     wanda = digest(Path("wanda/model.safetensors"))
     shutil.rmtree("wanda")
     Path("stopped.partial").rename("stopped")  # git ignores *.partial
@@ -153,9 +151,7 @@ def write_checkpoints() -> dict[str, Any]:
         "recipe_hash": recipe.hash,
         "pruned": digest(Path("pruned/model.safetensors")),
         "wanda": wanda,
-        "inspect": {
-            name: pick(prunus.inspect(name, weights=True), CONTENT) for name in ("model", "pruned", "packed", "tiny")
-        },
+        "inspect": {name: pick(prunus.inspect(name, weights=True), CONTENT) for name in ("model", "pruned", "tiny")},
         "perplexity": {
             name: prunus.perplexity(name, "text.txt", seqlen=64)["perplexity"] for name in ("model", "pruned")
         },

@@ -89,7 +89,7 @@ def test_zeros_on_disk_are_the_budget(place, tmp_path, method, allocation, spars
 
 
 def test_blocks_get_what_allocate_says(place, tmp_path):
-    asked = recipe(place, method="magnitude", allocation="alphapruning", sparsity=0.5)
+    asked = recipe(place, method="magnitude", allocation="owl", sparsity=0.5)
     rows = prunus.allocate(place / "m", asked)["blocks"]
     shares = prunus.prune(place / "m", tmp_path / "out", asked)["linear_sparsity"]
     assert len(shares) == 4 * 7
@@ -184,7 +184,7 @@ def test_evidence_of_something_else_is_refused(place, tmp_path):
         (tmp_path / "other", {}, "measured on another model"),
         (place / "m", {"outlier_threshold": 5.0}, "measured with --outlier-threshold 7.0, not 5.0"),
         (place / "m", {"scope": "mlp"}, "measured with --scope all, not mlp"),
-        (place / "m", {"allocation": "alphapruning"}, "holds scores of owl, not of alphapruning"),
+        (place / "m", {"allocation": "layerif"}, "holds scores of owl, not of layerif"),
     ):
         asked = recipe(place, **{"allocation": "owl", "scores": str(tmp_path / "owl.json")} | changes)
         with pytest.raises(PrunusError, match=words):
@@ -198,8 +198,10 @@ def test_evidence_of_something_else_is_refused(place, tmp_path):
         ({"allocation": "uniform", "spread": 0.1}, "spread belongs to allocation owl"),
         ({"allocation": "owl", "step": 0.1}, "step belongs to allocation atp"),
         ({"allocation": "atp", "outlier_threshold": 3}, "outlier_threshold belongs to allocation owl"),
-        ({"allocation": "owl", "window": "reference"}, "window belongs to allocation alphapruning"),
-        ({"influence_train": 3}, "influence_train belongs to allocation layerif or layerif-sketch, not to uniform"),
+        ({"allocation": "alphapruning"}, "'alphapruning' is one that only earlier versions have; use atp"),
+        ({"allocation": "layerif-sketch"}, "'layerif-sketch' is one that only earlier versions have; use layerif"),
+        ({"method": "dsnot"}, "'dsnot' is one that only earlier versions have; use sparsegpt"),
+        ({"influence_train": 3}, "influence_train belongs to allocation layerif, not to uniform"),
         ({"allocation": "owl", "spread": 0.7}, r"spread must lie in \[0, 0.5\)"),
         ({"allocation": "owl", "outlier_threshold": 0}, "outlier_threshold must be above 0"),
         ({"allocation": "atp", "scores": "x"}, "uses no scores"),
@@ -224,7 +226,7 @@ def test_rounding_reference_loses_the_mean_as_the_studys_code_does_and_says_so(p
 
 
 def test_limits_that_bind_are_said(place):
-    asked = recipe(place, allocation="alphapruning", sparsity=0.95, spread=0.9)
+    asked = recipe(place, allocation="owl", sparsity=0.95, spread=0.4)
     warnings = prunus.allocate(place / "m", asked)["warnings"]
     assert any("were limited to sparsity 0.99" in warning for warning in warnings)
     with pytest.raises(PrunusError, match="cannot be reached"):

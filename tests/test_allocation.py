@@ -1,18 +1,14 @@
 """Allocations: golden values, exact budgets, clipping, flat scores, whole weights."""
 
-import math
 from fractions import Fraction
 from itertools import pairwise
-from typing import get_args
 
-import numpy as np
 import pytest
-import torch
 
 from prunus.errors import PrunusError
-from prunus.pruning.allocation import ALLOCATIONS, alphapruning
+from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.allocation.arithmetic import HIGHEST, row_counts, scaled, shifted, tensor_counts
-from prunus.recipes import PruneRecipe, Window
+from prunus.recipes import PruneRecipe
 
 EQUAL = [100] * 4
 SIZES = [147, 1480, 33, 260, 999, 512]
@@ -33,7 +29,6 @@ def allocated(name, scores, sizes, target, **options):
     ("found", "golden"),
     [
         (allocated("owl", [2, 1, 0.5, 0.5], EQUAL, 0.5, spread=0.08), [0.393333, 0.5, 0.553333, 0.553333]),
-        (allocated("alphapruning", [2, 3, 4, 3], EQUAL, 0.5, spread=0.3), [0.35, 0.5, 0.65, 0.5]),
         (allocated("atp", [], EQUAL, 0.5, step=0.04), [0.44, 0.48, 0.52, 0.56]),
     ],
 )
@@ -66,10 +61,8 @@ def test_direction_of_each():
     rising = [1.0, 2.0, 3.0, 4.0]
     signs: dict[str, int] = {
         "owl": -1,
-        "alphapruning": 1,
         "atp": 1,
         "layerif": -1,
-        "layerif-sketch": 1,
     }
     for name, sign in signs.items():
         found = ALLOCATIONS[name].allocate(rising, EQUAL, recipe)
@@ -119,47 +112,3 @@ def test_row_counts_sum_to_the_budget_and_stay_within_one_weight_a_row():
 
 def test_row_counts_without_remainders_give_back_what_is_too_much():
     assert row_counts([0.5, 0.5], [(4, 2), (3, 4)], 9) == [(0, 3), (2, 0)]
-
-
-def power_law(exponent, size, seed=0):
-    """Sorted sample of a Pareto density ~ x^-exponent from 1 on."""
-    return np.sort(np.random.default_rng(seed).pareto(exponent - 1, size) + 1)
-
-
-@pytest.mark.parametrize("window", get_args(Window))
-@pytest.mark.parametrize("exponent", [1.7, 2.5, 4.0])
-def test_tail_exponent_of_a_power_law_is_recovered(exponent: float, window: Window):
-    found = [alphapruning.tail_exponent(power_law(exponent, 4000, seed), window) for seed in range(5)]
-    assert np.mean(found) == pytest.approx(exponent, rel=0.06)
-
-
-def test_tail_exponent_by_plain_loops():
-    values = np.sort(np.random.default_rng(3).lognormal(0, 1.5, 300))
-    counts, edges = np.histogram(np.log10(values), bins=100)
-    peak = 10 ** edges[counts.argmax()]
-    lowest: dict[Window, float] = {"fixed": 0.95 * peak, "reference": math.log10(0.95 * peak)}
-    for window, lower in lowest.items():
-        fits = []
-        for i, start in enumerate(values[:-1]):
-            if lower < start <= 1.5 * peak:
-                n = len(values) - i
-                alpha = 1 + n / sum(math.log(v / start) for v in values[i:])
-                gaps = [abs(1 - (v / start) ** (1 - alpha) - r / n) for r, v in enumerate(values[i:])]
-                fits.append((max(gaps), alpha))
-        assert alphapruning.tail_exponent(values, window) == pytest.approx(min(fits)[1])
-
-
-def test_tail_exponent_does_not_depend_on_scale_or_orientation():
-    weight_OI = torch.randn(60, 90, generator=torch.Generator().manual_seed(1))
-    base = alphapruning.tail_exponent(alphapruning.eigenvalues(weight_OI))
-    assert alphapruning.tail_exponent(alphapruning.eigenvalues(8 * weight_OI)) == pytest.approx(base)
-    assert alphapruning.tail_exponent(alphapruning.eigenvalues(weight_OI.T)) == pytest.approx(base)
-    singular = torch.linalg.svdvals(weight_OI.double()).flip(0).square().numpy()
-    assert alphapruning.eigenvalues(weight_OI) == pytest.approx(singular)
-
-
-def test_spectra_without_a_tail():
-    with pytest.raises(PrunusError, match="four different singular values"):
-        alphapruning.tail_exponent(np.ones(50))
-    low_rank = np.concatenate([np.zeros(40), power_law(2.5, 60)])
-    assert math.isfinite(alphapruning.tail_exponent(low_rank))

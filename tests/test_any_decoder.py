@@ -9,6 +9,7 @@ from typing import Any
 import models
 import pytest
 import torch
+from prunus.native import load as library
 from random_models import make_random_model
 from safetensors.torch import load_file, save_file
 from small_study import write_study
@@ -22,7 +23,6 @@ from prunus.checkpoint import checkpoint as checkpoint_module
 from prunus.checkpoint.architecture import find_layers
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import UNLIMITED, ModelFolder
-from prunus.checkpoint.packed_files import PackedCheckpoint
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.cli import main
 from prunus.engines import EngineOptions
@@ -34,7 +34,6 @@ from prunus.evaluation.backends.vllm import adds_nothing, dtype_for, weights
 from prunus.evaluation.provenance import describe_model, open_for
 from prunus.evaluation.requests import Sampling
 from prunus.evaluation.resolved_plan import resolve_plan
-from prunus.native import load as library
 from prunus.pruning.calibration import hidden_states as fits
 from prunus.recipes import EvalPlan, PruneRecipe
 from prunus.results.labels import history, label
@@ -201,88 +200,6 @@ def main_ends(words: list[str]) -> int:
     return 0
 
 
-SPARSE = (
-    "llama",
-    "gemma2",
-    "phi3",
-    "olmo2",
-    "falcon_h1",
-    "qwen3_next",
-    "gemma3n_text",
-    "mixtral",
-    "nemotron_h",
-)
-
-
-@needs_kernel
-@torch.inference_mode()
-@pytest.mark.parametrize("model_type", SPARSE)
-def test_sparse_inference_says_what_the_dense_model_says(tmp_path, model_type):
-    make_random_model(model_type, tmp_path / "m")
-    prunus.prune(tmp_path / "m", tmp_path / "half", PruneRecipe(method="magnitude", sparsity=0.5))
-    prunus.pack(tmp_path / "half", tmp_path / "packed")
-    ids_NT = torch.tensor(sentences(12, 12))
-    expected, linears = whole(tmp_path / "half")(input_ids=ids_NT).logits, prunable(tmp_path / "m")
-    in_memory = whole(tmp_path / "half")
-    prunus.sparse.sparsify(in_memory, always_sparse=True)
-    models = {"in memory": in_memory}
-    for name in ("half", "packed"):
-        models[name] = prunus.sparse.load(tmp_path / name, dtype=torch.float32, always_sparse=True)
-    for name, model in models.items():
-        torch.testing.assert_close(model(input_ids=ids_NT).logits, expected, rtol=1e-3, atol=1e-4, msg=name)
-        assert prunus.sparse.describe(model).sparse >= linears > 0, name
-
-
-def prunable(folder: Path) -> int:
-    source = Checkpoint(folder)
-    return sum(not linear.experts for index in range(source.blocks) for linear in source.linears(index))
-
-
-# Disk names or shapes of these are not those of the modules, but for llama's.
-PACKED = (
-    "llama",
-    "mixtral",
-    "nemotron_h",
-    "gpt_oss",
-    "deepseek_v3",
-    "deepseek_v4",
-    "phimoe",
-    "granitemoe",
-    "gemma3",
-    "gpt2",
-)
-
-
-@pytest.mark.parametrize("model_type", PACKED)
-def test_pack_and_unpack_give_every_bit_back(tmp_path, model_type):
-    make_random_model(model_type, tmp_path / "m")
-    prunus.prune(tmp_path / "m", tmp_path / "half", PruneRecipe(method="magnitude", sparsity=0.5))
-    done = prunus.pack(tmp_path / "half", tmp_path / "packed")
-    prunus.unpack(tmp_path / "packed", tmp_path / "again")
-    before, after = Checkpoint(tmp_path / "half"), Checkpoint(tmp_path / "again")
-    assert set(before.tensors) == set(after.tensors)
-    for name, stored in before.tensors.items():
-        assert stored.dtype == after.tensors[name].dtype
-        assert torch.equal(stored.read(), after.read(name)), name
-    assert done["packed_bytes"] < done["dense_bytes"]
-    if model_type in ("gpt_oss", "granitemoe"):
-        with pytest.raises(
-            PrunusError, match="holds all experts of a block in one tensor, for which there are no masks"
-        ):
-            prunus.pack(tmp_path / "half", tmp_path / "masks", masks_only=True)
-    else:
-        masks = prunus.pack(tmp_path / "half", tmp_path / "masks", masks_only=True)
-        prunus.unpack(tmp_path / "masks", tmp_path / "unmasked")
-        assert Checkpoint(tmp_path / "unmasked").checksum() == before.checksum()
-        assert masks["packed_bytes"] < done["packed_bytes"]
-    ids_NT = torch.tensor(sentences(9))
-    loaded = HFBackend.load(tmp_path / "packed", "cpu", engine=EngineOptions(sparse=False)).model
-    with torch.inference_mode():
-        expected = whole(tmp_path / "half")(input_ids=ids_NT).logits
-        torch.testing.assert_close(loaded(input_ids=ids_NT).logits, expected, rtol=1e-5, atol=1e-5)
-    assert PackedCheckpoint(tmp_path / "packed").checksum() == before.checksum()
-
-
 MAGNITUDE = '[[prune]]\nmethod = "magnitude"\n'
 SWAPPED = {
     "mixtral": MAGNITUDE,
@@ -442,7 +359,7 @@ def test_what_cannot_be_pruned_is_one_line_exit_2_and_nothing_is_written(tmp_pat
     (tmp_path / "ids.jsonl").write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in ids))
     before = sorted(tmp_path.rglob("*"))
     drop = ["drop", "--blocks", "1", "--calibration", str(tmp_path / "ids.jsonl")]
-    for command in (["prune", "--method", "magnitude"], drop, ["pack"]):
+    for command in (["prune", "--method", "magnitude"], drop):
         capsys.readouterr()
         assert main_ends([command[0], str(tmp_path / "m"), str(tmp_path / "out"), *command[1:]]) == 2
         said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[transformers]")]
@@ -541,8 +458,8 @@ def quantised(folder: Path) -> Path:
 
 def test_a_quantised_model_is_opened_for_engines_that_read_it_and_tables_say_so(tmp_path):
     folder = quantised(tmp_path / "m")
-    found, kernel = open_for("openai", folder, "cpu", EngineOptions(url="http://localhost:1"))
-    assert (found.quantised, found.blocks, found.context, kernel) == ("fp8", 4, 128, None)
+    found = open_for("openai", folder)
+    assert (found.quantised, found.blocks, found.context) == ("fp8", 4, 128)
     work = resolve_plan(
         found, load_tokenizer(folder), EvalPlan(tasks=("tiny",), limit=1, budgets=(4,), answer_tokens=4)
     )

@@ -338,7 +338,7 @@ def made(kind: type, values: dict[str, Any]) -> Any:
 
 RECIPES = [
     PruneRecipe(method="alps", sparsity=0.6, calibration="tiny", propagation="true_sequential"),
-    PruneRecipe(pattern="2:4", calibration_tokens=64, method="dsnot"),
+    PruneRecipe(pattern="2:4", calibration_tokens=64, method="wanda"),
     PruneRecipe(
         allocation="owl",
         spread=0.1,

@@ -144,7 +144,7 @@ def test_help_of_prune_fits_one_screen_and_says_how_many_options_it_leaves_out(m
     (count,) = re.findall(r"^(\d+) more, .*: prunus prune --help-all$", text, re.M)
     listed = [re.findall(r"^  (?:-\w, )?(--[\w-]+)", one, re.M) for one in (text, everything)]
     assert len(listed[1]) - len(listed[0]) == int(count) > 0
-    assert "--row-power" in everything and "--row-power" not in text
+    assert "--outlier-threshold" in everything and "--outlier-threshold" not in text
     headings = re.findall(r"^(\w[\w ]+):$", everything, re.M)
     assert headings == ["Options", "Calibration", "Where and how", "Advanced", "General"]
 
@@ -329,7 +329,7 @@ def test_python_without_docstrings_is_refused():
 def test_methods_say_what_they_need(capsys):
     main(["methods", "--json"])
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-    needed = {name: rows[name]["needs"] for name in ("magnitude", "wanda", "dsnot", "alps", "owl", "tail", "sleb")}
+    needed = {name: rows[name]["needs"] for name in ("magnitude", "wanda", "alps", "owl", "tail", "sleb")}
     assert list(needed.values()) == ["nothing", "norms", "means", "hessian", "norms", "nothing", "hidden states"]
     assert all(row["source"] and row["description"] for row in rows.values())
     main(["methods"])

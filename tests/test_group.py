@@ -50,7 +50,7 @@ def pruned(place, out, stats_file=None, **changes) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", sorted(SCORES))
 def test_the_lowest_scores_of_the_group_go(name, group: Group):
     weight, tokens = case((10, 33))
-    inputs = stats(tokens, weight)
+    inputs = stats(tokens)
     score = SCORES[name](weight, inputs).double()
     found = METHODS[name].prune(weight, inputs, Target(0.4, group=group)) == 0
     expected = torch.zeros_like(found)
@@ -69,22 +69,10 @@ def test_own_groups_are_those_of_the_methods():
     own: dict[str, Any] = {name: METHODS[name].group for name in METHODS if name in OWN_GROUP}
     assert own == OWN_GROUP
     weight, tokens = case((10, 33))
-    inputs = stats(tokens, weight)
+    inputs = stats(tokens)
     for name, group in own.items():
         plain = METHODS[name].prune(weight, inputs, Target(0.4))
         assert torch.equal(METHODS[name].prune(weight, inputs, Target(0.4, group=group)), plain)
-
-
-def test_dsnot_swaps_within_rows_whatever_its_zeros_were_ranked_in():
-    weight, tokens = case((10, 33))
-    inputs = stats(tokens, weight)
-    target = Target(0.4, group="tensor")
-    start, found = (
-        METHODS["wanda"].prune(weight, inputs, target) == 0,
-        METHODS["dsnot"].prune(weight, inputs, target) == 0,
-    )
-    assert found.sum(1).tolist() == start.sum(1).tolist() and len(set(start.sum(1).tolist())) > 1
-    assert not torch.equal(found, start)
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "owl"])
@@ -111,13 +99,9 @@ def test_saved_statistics_give_the_same(place, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"method": "sparsegpt", "group": "row"}, "group belongs to method magnitude or wanda or .*, not to sparsegpt"),
+        ({"method": "sparsegpt", "group": "row"}, "group belongs to method magnitude or wanda, not to sparsegpt"),
         ({"method": "alps", "group": "tensor"}, "not to alps"),
         ({"pattern": "2:4", "group": "row"}, "pattern 2:4 says which weights are ranked together; leave group out"),
-        (
-            {"row_power": 0.5, "group": "row"},
-            "row_power distributes a tensor's zeros over its rows; leave group out",
-        ),
         ({"group": "column"}, "group 'column' is not known; choose one of row, tensor"),
     ],
 )
@@ -149,7 +133,6 @@ def test_cells_whose_result_is_another_now_are_made_again():
     cell = PruneRecipe(calibration="c4")
     changed: list[tuple[dict[str, Any], str]] = [
         ({"allocation": "layerif"}, "dca9ea7de56e"),
-        ({"allocation": "layerif-sketch"}, "00350969c748"),
         ({"method": "magnitude", "allocation": "owl", "rounding": "reference"}, "74e56aa486c7"),
         ({"calibration": "wikitext2"}, "d42092a4bd5d"),
     ]

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -77,12 +77,10 @@ CASES = {
     "wanda, staged": Case(THIN, {"method": "wanda", "propagation": "staged"}, sequences=MANY),
     "wanda, offload": Case(THIN, {"method": "wanda"}, offload=True, sequences=MANY),
     "wanda, by tensor": Case(WIDE_FEW, {"method": "wanda", "group": "tensor"}, sequences=FEW),
-    "dsnot": Case(WIDE_FEW, {"method": "dsnot"}),
     "sparsegpt": Case(WIDE_FEW, {"method": "sparsegpt"}),
     "wanda, obs": Case(NARROW_FEW, {"method": "wanda", "update": "obs"}),
     "wanda, large vocabulary": Case(NARROW, {"method": "wanda"}, sequences=FEW),
     "alps": Case(SINGLE, {"method": "alps"}),
-    "wanda, row budgets": Case(SMALL_FEW, {"method": "wanda", "row_power": 1.0}, sequences=FEW),
 }
 
 
@@ -160,22 +158,6 @@ def bound_of_mixture(recipe: dict[str, Any]) -> int:
     return kept + HESSIANS + panels * SIZES * CODE + max(batch, 16 * largest)
 
 
-def packings(folder: Path) -> dict[str, Any]:
-    """Ways from a pruned checkpoint to a packed one and back, each called with a folder to write to."""
-    import prunus
-
-    half, wide = folder / "half", folder / WIDE.name
-    return {
-        "pack": lambda out: prunus.pack(half, out),
-        "pack, masks": lambda out: prunus.pack(half, out, masks_only=True, source=wide),
-        "unpack": lambda out: prunus.unpack(folder / "packed", out),
-        "unpack, masks": lambda out: prunus.unpack(folder / "masks", out, source=wide),
-    }
-
-
-PACKINGS = tuple(packings(Path()))
-# A weight, what is made of it, and that of the source or what is compared on the way.
-LINEARS_AT_ONCE = 3
 LIBRARY = 24 << 20  # oneDNN's code and buffers for large products in float32, which differ between processors
 
 
@@ -187,12 +169,9 @@ def bound(case: Case) -> int:
     widest = max(columns for _, columns in linears)
     block = HALF * weights
     tokens = case.sequences * LENGTH
-    if (gradients := with_gradients(case, weights, tokens)) is not None:
-        return gradients + LIBRARY
     own = {
         "magnitude": 6 * largest,
         "wanda": (12 if case.recipe.get("group") == "tensor" else 8) * largest,
-        "dsnot": 10 * largest,
         "sparsegpt": 10 * largest,
         "alps": 5 * DOUBLE * largest + 8 * DOUBLE * widest**2,
     }[method]
@@ -211,16 +190,6 @@ def bound(case: Case) -> int:
     return block + hidden + hessians + max(batch, own)
 
 
-def with_gradients(case: Case, weights: int, tokens: int) -> int | None:
-    """The bound of Wanda with row budgets, which takes gradients in float32; None for others."""
-    if "row_power" not in case.recipe:
-        return None
-    shape = case.shape
-    states, block = FULL * tokens * shape.width, FULL * weights
-    rows = FULL * (10 * shape.width + 5 * shape.feed)  # of one token: what goes back through a block
-    return (shape.blocks + 2) * states + block + min(BATCH, tokens) * rows
-
-
 def run_all(folder: Path) -> None:
     """Run every case and print its growth; this is what the process of the fixture does."""
     from importlib import import_module
@@ -230,10 +199,9 @@ def run_all(folder: Path) -> None:
     torch.set_num_threads(1)
     import_module("prunus.pruning.pipeline")
     import_module("transformers.models.qwen3.modeling_qwen3")
-    alps, dsnot = (cast("Any", import_module(f"prunus.pruning.methods.{name}")) for name in ("alps", "dsnot"))
-    alps.ITERATIONS = alps.CG_STEPS = dsnot.CYCLES = 2  # memory does not depend on the numbers
-    for name in (*CASES, "dsnot"):  # twice, since its peak was seen to vary by 3 MB from run to run
-        case = CASES[name]
+    alps: Any = import_module("prunus.pruning.methods.alps")
+    alps.ITERATIONS = alps.CG_STEPS = 2  # memory does not depend on the numbers
+    for name, case in CASES.items():
         if child := os.fork():
             _, status = os.waitpid(child, 0)
             assert status == 0, name
@@ -249,7 +217,6 @@ def run_all(folder: Path) -> None:
         print(json.dumps([name, resident("VmHWM") - before]), flush=True)
         os._exit(0)
     run_mixtures(folder)
-    run_packings(folder)
     run_recovery(folder)
     run_width(folder)
 
@@ -327,28 +294,6 @@ def run_width(folder: Path) -> None:
     os._exit(0)
 
 
-def run_packings(folder: Path) -> None:
-    """The same for every way to pack and unpack."""
-    import prunus
-
-    wide = folder / WIDE.name
-    prunus.prune(wide, folder / "half", prunus.PruneRecipe(method="magnitude", sparsity=0.5))
-    prunus.pack(folder / "half", folder / "packed")
-    prunus.pack(folder / "half", folder / "masks", masks_only=True, source=wide)
-    for name, work in packings(folder).items():
-        if child := os.fork():
-            _, status = os.waitpid(child, 0)
-            assert status == 0, name
-            continue
-        with tempfile.TemporaryDirectory(dir=folder) as out:  # what is loaded when first used
-            prunus.pack(folder / "warm", f"{out}/packed")
-            prunus.unpack(f"{out}/packed", f"{out}/again")
-        before = counted_from_here()
-        work(folder / "out of packing" / str(os.getpid()))
-        print(json.dumps([name, resident("VmHWM") - before]), flush=True)
-        os._exit(0)
-
-
 def counted_from_here() -> int:
     """Bytes in memory now, at which the peak begins again: warming up may have taken more than the run itself."""
     Path("/proc/self/clear_refs").write_text("5")
@@ -382,7 +327,7 @@ def make_mixture(folder: Path, width: int = WIDTH, expert_width: int = EXPERT_WI
 
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory) -> dict[str, int]:
-    """Growth of every case of pruning, packing, recovery and width, in a process of its own."""
+    """Growth of every case of pruning, recovery and width, in a process of its own."""
     from tiny_models import VOCABULARY, make_model
 
     folder = tmp_path_factory.mktemp("memory")
@@ -453,16 +398,6 @@ def test_a_mixture_holds_one_copy_of_a_blocks_experts(grown, name):
     assert FULL * 3 * EXPERTS * WIDTH * EXPERT_WIDTH > SLACK, "a second block in float32 would be noticed"
     assert FULL * EXPERTS * (WIDTH**2 + EXPERT_WIDTH**2) > HESSIANS + SLACK, "Hessians of all experts would be noticed"
     assert grown[name] <= bound_of_mixture(MIXTURES[name]) + SLACK
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("memory")
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
-@pytest.mark.parametrize("name", PACKINGS)
-def test_packing_holds_a_linear_at_a_time(grown, name):
-    largest = HALF * WIDE.width * WIDE.feed
-    assert LINEARS_AT_ONCE * largest + SLACK < HALF * sum(rows * columns for rows, columns in WIDE.linears)
-    assert grown[name] <= LINEARS_AT_ONCE * largest + SLACK
 
 
 @pytest.mark.slow

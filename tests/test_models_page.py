@@ -8,8 +8,6 @@ import pytest
 from random_models import TYPES
 from test_architecture import NOT_RUN, REFUSED
 
-from prunus.native.load import kernel
-
 DATA = models.read_data()
 ROWS = DATA["types"]
 same_version = pytest.mark.skipif(
@@ -27,7 +25,7 @@ def test_counts_are_those_of_the_tables():
     page, n = models.page(DATA), models.counts(ROWS)
     by_dense, failures = (
         [line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("| ")][1:]
-        for part in page.split("## Decoders")[1].split("## ")[0].split("All six uses work")
+        for part in page.split("## Decoders")[1].split("## ")[0].split("All four uses work")
     )
     names = [name for _, types in by_dense for name in types.split(", ")]
     assert len(names) == len(set(names)) == n["decoders"]
@@ -50,8 +48,6 @@ def test_every_type_is_there_with_what_the_tests_know_of_it():
 @pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
 @pytest.mark.parametrize("model_type", ["llama", "mixtral", "inkling2_text"])
 def test_trying_a_type_gives_its_row(model_type):
-    if kernel().library is None:
-        pytest.skip("no sparse kernel here to try")
     assert models.try_type(model_type) == ROWS[model_type]
 
 
@@ -59,11 +55,9 @@ def test_what_fails_is_told_with_its_reason(monkeypatch):
     def fail(_scratch):
         raise AssertionError("nothing gets smaller")
 
-    if kernel().library is None:
-        pytest.skip("no sparse kernel here to try")
-    monkeypatch.setattr(models, "_pack", fail)
+    monkeypatch.setattr(models, "_drop", fail)
     found = models.try_type("llama")
-    assert (found["prune"], found["pack"]) == ("yes", "nothing gets smaller")
+    assert (found["prune"], found["drop"]) == ("yes", "nothing gets smaller")
 
 
 def test_changes_between_two_sweeps_are_told_by_kind():
@@ -71,7 +65,7 @@ def test_changes_between_two_sweeps_are_told_by_kind():
     refused = {"class": "A", "refused": "no list"}
     old = {"same": works, "left": works, "mended": refused, "broken": works, "other": works}
     new = {"same": works, "fresh": works, "mended": works, "broken": refused, "other": works | {"drop": "shared"}}
-    uses = "prune: yes, drop: yes, width: yes, quantize: yes, pack: yes, sparse: yes"
+    uses = "prune: yes, drop: yes, width: yes, quantize: yes"
     assert models.changes(old, new) == [
         f"new: fresh ({uses})",
         "gone: left",

@@ -18,25 +18,21 @@ from prunus.pruning.recovery import TRAINING_BYTES, activation_bytes, largest_bl
 WANDA: dict[str, Any] = {"method": "wanda"}
 ALPS: dict[str, Any] = {"method": "alps"}
 RUNS: dict[str, dict[str, Any]] = {
-    **{method: {"method": method} for method in ("magnitude", "wanda", "sparsegpt", "dsnot")},
+    **{method: {"method": method} for method in ("magnitude", "wanda", "sparsegpt")},
     "alps": ALPS,
     "by tensor": WANDA | {"group": "tensor"},
-    "row budgets": WANDA | {"row_power": 1.0},
     "update": WANDA | {"update": "obs"},
     "magnitude, update": {"method": "magnitude", "update": "obs"},
-    **{f"pattern, {m}": {"method": m, "pattern": "2:4"} for m in ("magnitude", "wanda", "sparsegpt", "dsnot")},
+    **{f"pattern, {m}": {"method": m, "pattern": "2:4"} for m in ("magnitude", "wanda", "sparsegpt")},
     "pattern, alps": ALPS | {"pattern": "2:4"},
     "rounding": WANDA | {"rounding": "reference"},
     "magnitude, rounding": {"method": "magnitude", "rounding": "reference"},
     **{way: WANDA | {"propagation": way} for way in ("dense", "staged")},
-    **{name: WANDA | {"allocation": name} for name in ("atp", "owl", "alphapruning")},
-    **{
-        name: WANDA | {"allocation": name, "influence_train": 4, "influence_validation": 2}
-        for name in ("layerif", "layerif-sketch")
-    },
+    **{name: WANDA | {"allocation": name} for name in ("atp", "owl")},
+    "layerif": WANDA | {"allocation": "layerif", "influence_train": 4, "influence_validation": 2},
 }
 SAVED: dict[str, dict[str, Any]] = {
-    name: RUNS[name] | {"propagation": "dense"} for name in ("wanda", "sparsegpt", "dsnot", "owl")
+    name: RUNS[name] | {"propagation": "dense"} for name in ("wanda", "sparsegpt", "owl")
 }
 DROPS: dict[str, dict[str, Any]] = {
     "shortgpt": {},

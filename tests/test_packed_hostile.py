@@ -1,4 +1,4 @@
-"""Packed files and checkpoints that are damaged, or made to harm: refused in one line, soon, and in little memory."""
+"""Files of variants and weights that are damaged, or made to harm: refused in one line, soon, and in little memory."""
 
 import hashlib
 import json
@@ -14,27 +14,21 @@ from typing import Any
 
 import pytest
 import torch
-from packed_models import refused, rounded_folder, variant_weights
+from packed_models import refused, variant_weights
 from tiny_models import make_model
 
-import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.conversions import pack, read_variant, unpack, variant_about, write_variant
-from prunus.checkpoint.packed_files import read_packed
+from prunus.checkpoint.packed_files import read_variant, variant_about, write_variant
 from prunus.checkpoint.safetensors_file import ITEMSIZES, read_header
 from prunus.errors import PrunusError
-from prunus.recipes import PruneRecipe
 
 
 @pytest.fixture(scope="module")
-def victims(tmp_path_factory):
-    """Files of every kind with what reads them: (path, function that gives {name: bytes})."""
-    folder = tmp_path_factory.mktemp("victims")
+def victim(tmp_path_factory):
+    """A variant with weights in every form, and what reads it: (path, function that gives {name: bytes})."""
+    folder = tmp_path_factory.mktemp("victim")
     source = Checkpoint(make_model(folder / "dense", blocks=1, dtype=torch.bfloat16))
     write_variant(folder / "v.safetensors", source, variant_weights(source).items(), {"n": 1})
-    prunus.prune(folder / "dense", folder / "half", PruneRecipe(method="magnitude", sparsity=0.5))
-    pack(folder / "half", folder / "packed")
-    rounded_folder(folder / "rounded")
 
     def variant(path):
         about = json.dumps(variant_about(path)).encode()
@@ -42,14 +36,7 @@ def victims(tmp_path_factory):
             name: tensor.view(torch.uint8).numpy().tobytes() for name, tensor in read_variant(path, source)
         }
 
-    def whole(path):
-        return {name: b"".join(tensor.chunks()) for name, tensor in read_packed(path).tensors.items()}
-
-    return [
-        (folder / "v.safetensors", variant),
-        (folder / "packed" / "packed.safetensors", whole),
-        (folder / "rounded" / "packed.safetensors", whole),
-    ]
+    return folder / "v.safetensors", variant
 
 
 def header_of(data):
@@ -115,11 +102,10 @@ def attempt(read, target):
         assert time.process_time() - started < SPARE_SECONDS
 
 
-@pytest.mark.parametrize("which", range(3))
-def test_random_damage_is_found(victims, tmp_path, which):
-    path, read = victims[which]
+def test_random_damage_is_found(victim, tmp_path):
+    path, read = victim
     data, content = path.read_bytes(), read(path)
-    generator, target, found = random.Random(which), tmp_path / "damaged", 0
+    generator, target, found = random.Random(0), tmp_path / "damaged", 0
     for _ in range(ROUNDS):
         spoilt = data
         for _ in range(generator.randrange(1, 4)):
@@ -173,9 +159,7 @@ def with_checksums(header, info, body):
 
 
 PARTS_OF = {
-    "dense": ("",),
     "packed": (".starts", ".mask", ".values"),
-    "int8": (".starts", ".mask", ".values", ".scale"),
     "mask": (".mask",),
 }
 LIES = [
@@ -220,14 +204,13 @@ def lie(value, generator):
     return generator.choice(LIES + FORMS)
 
 
-@pytest.mark.parametrize("which", range(3))
-def test_lies_with_matching_checksums_are_found_or_harmless(victims, tmp_path, which):
-    path, read = victims[which]
+def test_lies_with_matching_checksums_are_found_or_harmless(victim, tmp_path):
+    path, read = victim
     data, content = path.read_bytes(), read(path)
     header, base = header_of(data)
     info: Any = json.loads(header["__metadata__"]["prunus_packed"])
     body = data[base:]
-    target, generator = tmp_path / "lying", random.Random(which)
+    target, generator = tmp_path / "lying", random.Random(0)
     target.write_bytes(with_checksums(header, json.loads(json.dumps(info)), body))
     assert read(target) == content
     refusals = tries = 0
@@ -258,15 +241,15 @@ def test_lies_with_matching_checksums_are_found_or_harmless(victims, tmp_path, w
 
 
 def spoil_part(header, body, generator):
-    """Put another byte into the mask, values, starts or scale of some tensor."""
-    part = generator.choice([key for key in header if key.endswith((".starts", ".mask", ".values", ".scale"))])
+    """Put another byte into the mask, values or starts of some tensor."""
+    part = generator.choice([key for key in header if key.endswith((".starts", ".mask", ".values"))])
     start, end = header[part]["data_offsets"]
     if start < end:
         body[generator.randrange(start, end)] = generator.choice((0x00, 0x7F, 0x80, 0xFF))
 
 
-def test_headers_that_are_no_tables(victims, tmp_path):
-    path, read = victims[0]
+def test_headers_that_are_no_tables(victim, tmp_path):
+    path, read = victim
     data = path.read_bytes()
     header, base = header_of(data)
     info = json.loads(header["__metadata__"]["prunus_packed"])
@@ -290,53 +273,15 @@ def test_headers_that_are_no_tables(victims, tmp_path):
     refused("format version 2; this version of prunus reads only 1", read, tmp_path / "f")
 
 
-def test_a_checkpoint_with_other_weights_than_it_says_is_not_unpacked(victims, tmp_path):
-    folder = victims[1][0].parent
-    header, base = header_of(data := victims[1][0].read_bytes())
-    body = bytearray(data[base:])
-    body[header["model.norm.weight"]["data_offsets"][0]] ^= 1
-    info = json.loads(header["__metadata__"]["prunus_packed"])
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for path in folder.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
-    (copy / "packed.safetensors").write_bytes(with_checksums(header, info, bytes(body)))
-    refused("the weights are not those that were packed", unpack, copy, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
-
-
-def rewritten(folder, target, change):
-    """A copy of a packed folder whose file was changed (header, info, body in place) and vouches for itself."""
-    target.mkdir()
-    for path in folder.iterdir():
-        (target / path.name).write_bytes(path.read_bytes())
-    data = (folder / "packed.safetensors").read_bytes()
-    header, base = header_of(data)
-    info, body = json.loads(header["__metadata__"]["prunus_packed"]), bytearray(data[base:])
-    change(header, info, body)
-    (target / "packed.safetensors").write_bytes(with_checksums(header, info, bytes(body)))
-    return target
-
-
-def also(name, dtype, shape):
-    """One more tensor, without a byte of data."""
-
-    def change(header, info, body):
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(body), len(body)]}
-        info["tensors"][name] = {"form": "dense", "dtype": dtype, "shape": shape, "crc32": [0]}
-
-    return change
-
-
-NOT_PACKED, NOT_PRINTED = "the weights are not those that were packed", "a name is too long or cannot be printed"
+NOT_PRINTED = "a name is too long or cannot be printed"
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("model.layers.\u00b2.weight", NOT_PACKED),  # a digit that int() does not take
-        ("model.layers." + "9" * 490 + ".weight", "has no place"),
-        ("../../weight", NOT_PACKED),
+        ("model.layers.\u00b2.weight", "its source has no"),  # a digit that int() does not take
+        ("model.layers." + "9" * 490 + ".weight", "its source has no"),
+        ("../../weight", "its source has no"),
         ("model.layers." + "9" * 5000 + ".weight", NOT_PRINTED),
         ("\ud800", NOT_PRINTED),
         ("\x1b[2J", NOT_PRINTED),
@@ -344,41 +289,30 @@ NOT_PACKED, NOT_PRINTED = "the weights are not those that were packed", "a name 
         ("a\0b", NOT_PRINTED),
     ],
 )
-def test_names_of_tensors_do_no_harm(victims, tmp_path, name, words):
-    folder = rewritten(victims[1][0].parent, tmp_path / "packed", also(name, "F32", [0]))
-    refused(words, unpack, folder, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
+def test_names_of_tensors_do_no_harm(victim, tmp_path, name, words):
+    def also(info):
+        info["tensors"][name] = {"form": "source", "dtype": "BF16", "shape": [1, 1], "crc32": []}
+
+    refused(words, victim[1], rewritten(victim[0], tmp_path / "v", also))
 
 
-def test_shapes_without_end_that_hold_nothing_do_no_harm(victims, tmp_path):
-    folder = rewritten(victims[1][0].parent, tmp_path / "packed", also("x", "F32", [0, 1 << 62, 1 << 62]))
-    refused(NOT_PACKED, unpack, folder, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
+def test_shapes_without_end_do_no_harm(victim, tmp_path):
+    def endless(info):
+        next(iter(info["tensors"].values()))["shape"] = [1 << 62, 1 << 62]
+
+    refused("its source has no", victim[1], rewritten(victim[0], tmp_path / "v", endless))
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [("\0", NOT_PRINTED), ("a\nb", NOT_PRINTED), ("x" * 9999, NOT_PRINTED), ("~nobody/x", "and needs the model")],
-)
-def test_names_of_the_source_do_no_harm(victims, tmp_path, name, words):
-    half = victims[1][0].parent.parent / "half"
-    pack(half, tmp_path / "masks", masks_only=True)
-    folder = rewritten(tmp_path / "masks", tmp_path / "packed", lambda _, info, body: info["model"].update(name=name))
-    refused(words, unpack, folder, tmp_path / "out")
-    refused(words, prunus.inspect, folder)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["masks", "packed"]
+@pytest.mark.parametrize("name", ["\0", "a\nb", "x" * 9999])
+def test_names_of_the_source_do_no_harm(victim, tmp_path, name):
+    refused(NOT_PRINTED, victim[1], rewritten(victim[0], tmp_path / "v", lambda info: info["model"].update(name=name)))
 
 
-def test_rounded_values_with_a_scale_that_is_no_number_are_not_unpacked(victims, tmp_path):
-    def change(header, info, body):
-        start, _ = header["model.layers.0.mlp.up_proj.weight.scale"]["data_offsets"]
-        body[start : start + 4] = struct.pack("<f", float("nan"))
-
-    folder = rewritten(victims[2][0].parent, tmp_path / "packed", change)
-    refused("'model.layers.0.mlp.up_proj.weight' holds NaN or infinity", unpack, folder, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
-
-
-def test_paths_that_cannot_be(tmp_path):
-    refused("cannot be opened: File name too long", unpack, "x" * 1000, tmp_path / "out")
-    refused("is not a packed checkpoint", unpack, "a\0b", tmp_path / "out")
+def rewritten(path, target, change):
+    """A copy of a file whose table was changed, and which vouches for itself."""
+    data = path.read_bytes()
+    header, base = header_of(data)
+    info = json.loads(header["__metadata__"]["prunus_packed"])
+    change(info)
+    target.write_bytes(with_checksums(header, info, data[base:]))
+    return target

@@ -16,7 +16,7 @@ from prunus.pruning.calibration import gradients
 from prunus.pruning.calibration import hidden_states as hidden
 from prunus.pruning.calibration import hidden_states as portions
 from prunus.pruning.calibration.data import Calibration
-from prunus.pruning.calibration.gradients import Model, signs, sketches, square_sums
+from prunus.pruning.calibration.gradients import Model, signs, sketches
 from prunus.study.cells import open_models
 from prunus.study.file import read_study
 from prunus.study.variants import make_variant
@@ -41,7 +41,7 @@ def settings(source, tmp_path):
     return {"all": (PLENTY, None), "few": (few, None), "least": (1, None), "file": (1, tmp_path / "kept.bin")}
 
 
-def test_sums_are_the_same_in_any_portions_each_of_which_reads_all_blocks_twice(source, tmp_path, monkeypatch):
+def test_sketches_are_the_same_in_any_portions_each_of_which_reads_all_blocks_twice(source, tmp_path, monkeypatch):
     monkeypatch.setattr(hidden, "BATCH_TOKENS", BATCH)
     monkeypatch.setattr(gradients, "HiddenStates", partial(hidden.HiddenStates, batch_tokens=BATCH))
     rows, real_blocks, read = random_rows(COUNT, LENGTH), gradients.blocks_on, []
@@ -56,24 +56,12 @@ def test_sums_are_the_same_in_any_portions_each_of_which_reads_all_blocks_twice(
     for name, (free, file) in settings(source, tmp_path).items():
         monkeypatch.setattr(portions, "free_memory", lambda free=free: free)
         read.clear()
-        found[name] = square_sums(model_of(source, file), rows)
+        found[name] = sketches(model_of(source, file), rows, signs(0, source))
         passes[name] = len(read) / BLOCKS
-    for sums in found.values():
-        for ours, theirs in zip(sums, found["all"], strict=True):
+    for tables in found.values():
+        for ours, theirs in zip(tables, found["all"], strict=True):
             assert all(torch.equal(ours[name], theirs[name]) and ours[name].any() for name in LINEARS)
     assert passes == {"all": 2, "few": 2 * COUNT // 8, "least": 2 * COUNT * LENGTH // BATCH, "file": 2}
-
-
-def test_sketches_do_not_depend_on_portions_either(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(hidden, "BATCH_TOKENS", BATCH)
-    rows = [row[: LENGTH - i % 2] for i, row in enumerate(random_rows(COUNT, LENGTH))]
-    tables = []
-    for free, file in settings(source, tmp_path).values():
-        monkeypatch.setattr(portions, "free_memory", lambda free=free: free)
-        tables.append(sketches(model_of(source, file), rows, signs(0, source)))
-    for others in tables[1:]:
-        for ours, theirs in zip(others, tables[0], strict=True):
-            assert all(torch.equal(ours[name], theirs[name]) for name in LINEARS)
 
 
 def test_free_memory_is_some_of_what_the_machine_has():
@@ -87,8 +75,7 @@ def test_free_memory_is_some_of_what_the_machine_has():
     [
         {"allocation": "owl"},
         {"method": "magnitude", "allocation": "owl"},
-        {"allocation": "layerif-sketch", "influence_train": 5, "influence_validation": 3},
-        {"row_power": 1.0},
+        {"allocation": "layerif", "influence_train": 5, "influence_validation": 3},
     ],
     ids=str,
 )
@@ -115,9 +102,6 @@ def test_offload_keeps_every_hidden_state_in_a_file(source, tmp_path, monkeypatc
 def test_variants_of_a_study_share_what_is_measured(tmp_path, monkeypatch):
     recipes = """\
 [[prune]]
-row_power = 1.0
-sparsity = [0.1, 0.2]
-[[prune]]
 method = ["magnitude", "wanda"]
 sparsity = [0.3, 0.4]
 allocation = "layerif"
@@ -127,20 +111,15 @@ influence_validation = 3
     study = read_study(write_study(tmp_path, recipes))
     (model,) = open_models(study)
     counted: Counter[str] = Counter()
-    real_sums, real_sketches = square_sums, layerif.sketches
-
-    def sums(*arguments):
-        counted["sums"] += 1
-        return real_sums(*arguments)
+    real_sketches = layerif.sketches
 
     def influences(*arguments):
         counted["influences"] += 1
         return real_sketches(*arguments)
 
-    monkeypatch.setattr("prunus.pruning.prune_job.square_sums", sums)
     monkeypatch.setattr(layerif, "sketches", influences)
     made = {variant.name: make_variant(model, variant, tmp_path, "cpu", keep=False) for variant in model.variants[1:]}
-    assert len(made) == 6 and counted == {"sums": 1, "influences": 1}
+    assert len(made) == 4 and counted == {"influences": 1}
     for variant in model.variants[1:]:  # the same as each by itself
         (recipe,) = variant.steps
         assert isinstance(recipe, prunus.PruneRecipe)

@@ -372,9 +372,6 @@ def test_it_comes_after_other_steps_and_nothing_after_it(shared, tmp_path):
         assert "\n" not in str(error.value) and not (tmp_path / "bad").exists()
     prunus.dequantize(tmp_path / "two", tmp_path / "plain")
     prunus.prune(tmp_path / "plain", tmp_path / "again", PruneRecipe(method="magnitude", sparsity=0.5), device="cpu")
-    with pytest.raises(PrunusError, match="is a packed checkpoint; run `prunus unpack"):
-        prunus.pack(tmp_path / "before", tmp_path / "packed")
-        prunus.quantize(tmp_path / "packed", tmp_path / "bad", asked(shared))
 
 
 def test_groups_divide_what_earlier_steps_leave(shared, tmp_path):

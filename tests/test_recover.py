@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import warm_processes
-from packed_models import rounded_folder
 from random_models import make_random_model
 from safetensors.torch import load_file, save_file
 from tiny_models import make_model, random_rows
@@ -462,35 +461,6 @@ def test_errors_and_time_left_are_told_without_a_terminal(tmp_path, dense, rows,
     prunus.recover(pruned, tmp_path / "best", replace(asked(rows), rate=None))  # three rates on the first block
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("recovering")]
     assert [line.split(" fits")[0] for line in told] == [f"recovering: {fits}/5" for fits in (3, 4, 5)]
-
-
-@pytest.mark.parametrize("masks_only", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_packed_folder_gives_what_the_unpacked_one_gives(tmp_path, rows, dtype, masks_only):
-    dense = make_model(tmp_path / "dense", "qwen3", dtype=dtype)
-    pruned = pruned_from(dense, rows)
-    prunus.pack(pruned, tmp_path / "packed", masks_only=masks_only)
-    prunus.recover(pruned, tmp_path / "plain out", asked(rows))
-    prunus.recover(tmp_path / "packed", tmp_path / "out", asked(rows))
-    first, second = contents(tmp_path / "out"), contents(tmp_path / "plain out")
-    assert first.keys() == second.keys()
-    assert {path.name for path in first if first[path] != second[path]} == {"prunus.json"}  # which names PRUNED
-    assert not list(tmp_path.glob("*.partial"))
-
-
-def test_masks_are_laid_over_the_dense_model_that_is_given(tmp_path, dense, rows):
-    prunus.pack(pruned_from(dense, rows), tmp_path / "packed", masks_only=True)
-    moved = dense.rename(tmp_path / "moved")
-    with pytest.raises(PrunusError, match="needs the model"):
-        prunus.recover(tmp_path / "packed", tmp_path / "out", asked(rows))
-    assert prunus.recover(tmp_path / "packed", tmp_path / "out", asked(rows), dense=moved)["recovered"] == 3
-
-
-def test_a_folder_packed_with_rounding_is_refused_with_the_way(tmp_path, rows):
-    rounded_folder(tmp_path / "packed")
-    with pytest.raises(PrunusError, match=r"rounded to 8 bits.*prunus unpack"):
-        prunus.recover(tmp_path / "packed", tmp_path / "out", asked(rows))
-    assert not list(tmp_path.glob("out*"))
 
 
 def test_wrong_input_is_one_line(tmp_path, dense, rows):

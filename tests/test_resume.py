@@ -97,7 +97,7 @@ def contents(folder):
         ("while writing", 3, "staged", "yes", "wanda"),
         ("while writing", 2, "pruned", "", "sparsegpt"),
         ("between blocks", 3, "staged", "yes", "sparsegpt"),
-        ("between blocks", 2, "pruned", "", "dsnot"),
+        ("between blocks", 2, "pruned", "", "wanda"),
         ("while writing", 0, "pruned", "", "wanda"),
         ("while copying", 2, "pruned", "", "wanda"),
     ],

@@ -18,7 +18,6 @@ from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import read_metadata
 from prunus.errors import PrunusError
 from prunus.pruning.calibration import propagation
-from prunus.pruning.calibration.gradients import Model, square_sums
 from prunus.pruning.calibration.hidden_states import HiddenStates
 from prunus.pruning.calibration.propagation import BlockRun
 from prunus.pruning.calibration.statistics import Observer
@@ -288,44 +287,6 @@ def test_experts_that_meet_few_tokens_get_the_statistics_of_all_tokens_and_hessi
     assert all(torch.equal(pieces[name].hessian.matrix_II, found[name].hessian.matrix_II) for name in found)
 
 
-def test_gradients_of_experts_equal_those_of_the_whole_model(tmp_path, monkeypatch):
-    """Sums over tokens of squared gradients by each output; those of the model are of products with an expert's part
-    of a tensor of all experts."""
-    make_random_model("qwen3_moe", tmp_path / "m", num_hidden_layers=2, mlp_only_layers=[])
-    source, runner = opened(tmp_path / "m")
-    sequences = rows(3, 10)
-    names = [[linear.name for linear in source.linears(index)] for index in range(source.blocks)]
-    found = square_sums(Model(source, runner, names), sequences)
-    model = whole(tmp_path / "m")
-    wanted, of_address = {}, {}
-    for name, tensor in model.named_parameters():
-        for expert, weight_OI in enumerate(tensor) if "experts" in name else ():
-            of_address[weight_OI.data_ptr()] = (name, expert)
-            wanted[name, expert] = torch.zeros(len(weight_OI))
-    real_linear = functional.linear
-
-    def linear(input_SI, weight_OI, *more):
-        output_SO = real_linear(input_SI, weight_OI, *more)
-        if key := of_address.get(weight_OI.data_ptr()):
-            output_SO.register_hook(lambda delta_SO: wanted.__setitem__(key, wanted[key] + delta_SO.square().sum(0)))
-        return output_SO
-
-    monkeypatch.setattr(functional, "linear", linear)
-    for row in sequences:
-        ids_1T = torch.tensor([row])
-        model(input_ids=ids_1T, labels=ids_1T, use_cache=False).loss.backward()
-    checked = 0
-    for index, sums in enumerate(found):
-        for name in (name for name in names[index] if ".experts." in name):
-            prefix, expert, part = f"model.layers.{index}.{name}".rsplit(".", 2)
-            right_O = wanted[f"{prefix}.{'down_proj' if part == 'down_proj' else 'gate_up_proj'}", int(expert)]
-            half = len(right_O) // 2
-            right_O = {"gate_proj": right_O[:half], "up_proj": right_O[half:], "down_proj": right_O}[part]
-            torch.testing.assert_close(sums[name], right_O, rtol=1e-3, atol=1e-6 * float(right_O.max() + 1e-12))
-            checked += bool(right_O.any())
-    assert checked > 30
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -333,12 +294,9 @@ def test_gradients_of_experts_equal_those_of_the_whole_model(tmp_path, monkeypat
         {"method": "wanda", "pattern": "2:4", "sparsity": 0.5},
         {"method": "sparsegpt", "propagation": "true_sequential"},
         {"method": "sparsegpt", "propagation": "dense"},
-        {"method": "dsnot"},
         {"method": "alps"},
-        {"method": "wanda", "row_power": 1.0},
         {"method": "wanda", "update": "obs"},
         {"allocation": "owl"},
-        {"allocation": "alphapruning"},
         {"method": "wanda", "group": "tensor"},
     ],
     ids=str,
@@ -365,7 +323,7 @@ def test_every_method_prunes_experts_to_the_exact_count(tmp_path, changes):
     whole(tmp_path / "out")
 
 
-@pytest.mark.parametrize("changes", [{"row_power": 1.0}, {"method": "alps"}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"method": "alps"}], ids=str)
 def test_a_block_without_experts_stays_as_it_is_where_only_experts_are_pruned(tmp_path, changes):
     make_random_model("qwen3_moe", tmp_path / "m", num_hidden_layers=2, mlp_only_layers=[1])
     told = prunus.prune(tmp_path / "m", tmp_path / "out", recipe_of(tmp_path, scope="experts", **changes))
@@ -411,22 +369,11 @@ def pruned(request, tmp_path):
     return tmp_path
 
 
-@torch.no_grad()
-def test_pack_inspect_and_the_sparse_kernel_take_pruned_experts(pruned):
-    told = prunus.pack(pruned / "out", pruned / "packed")
-    prunus.unpack(pruned / "packed", pruned / "again")
-    assert (pruned / "again/model.safetensors").read_bytes() == (pruned / "out/model.safetensors").read_bytes()
-    facts = [prunus.inspect(pruned / name) for name in ("out", "packed")]
-    for found in facts:
-        assert found["sparsity"] == 0.5 and found["prunable"] == sum(row["weights"] for row in found["linears"])
-        row = next(row for row in found["linears"] if row["kind"].endswith("experts.*.down_proj"))
-        assert row["experts"] == 8 and row["zeros"] == row["weights"] // 2 == 8 * row["shape"][0] * row["shape"][1] // 2
-    assert facts[0]["packed_bytes"] == facts[1]["packed_bytes"] and told["packed_bytes"] >= facts[1]["packed_bytes"]
-    assert facts[0]["packed_prunable_bytes"] == facts[1]["packed_prunable_bytes"]
-    ids_NT = torch.tensor([rows(1)[0]])
-    model = prunus.sparse.load(pruned / "packed", always_sparse=True)
-    ours, theirs = (m(input_ids=ids_NT, use_cache=False).logits for m in (model, whole(pruned / "out")))
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+def test_inspect_counts_pruned_experts(pruned):
+    found = prunus.inspect(pruned / "out")
+    assert found["sparsity"] == 0.5 and found["prunable"] == sum(row["weights"] for row in found["linears"])
+    row = next(row for row in found["linears"] if row["kind"].endswith("experts.*.down_proj"))
+    assert row["experts"] == 8 and row["zeros"] == row["weights"] // 2 == 8 * row["shape"][0] * row["shape"][1] // 2
 
 
 def test_recovery_trains_pruned_experts_and_keeps_their_zeros(pruned):
@@ -463,7 +410,7 @@ def test_saved_statistics_know_which_experts_met_too_few_tokens(pruned, monkeypa
     monkeypatch.setattr("prunus.pruning.calibration.statistics.LEAST_TOKENS", 25)
     recipe = {"calibration": str(pruned / "rows.jsonl"), "samples": 5, "seqlen": 24}
     told = prunus.stats(pruned / "m", pruned / "s.safetensors", **recipe)
-    dense = {"method": "dsnot", "sparsity": 0.5, "propagation": "dense"}
+    dense = {"method": "wanda", "sparsity": 0.5, "propagation": "dense"}
     saved = prunus.prune(pruned / "m", pruned / "a", PruneRecipe(**dense), stats=pruned / "s.safetensors")
     again = prunus.prune(pruned / "m", pruned / "b", PruneRecipe(**dense, **recipe))
     assert (pruned / "a/model.safetensors").read_bytes() == (pruned / "b/model.safetensors").read_bytes()

@@ -63,7 +63,7 @@ def made(folder: Path, model_type: str = "qwen3_moe", **config: Any) -> Path:
 def test_any_quantisation_is_opened_for_engines_and_tables_name_it(tmp_path, name):
     folder = made(tmp_path / "m", quantization_config=QUANTISED[name])
     for backend in ("vllm", "openai"):
-        found, _ = open_for(backend, folder, "cpu", EngineOptions())
+        found = open_for(backend, folder)
         assert found.quantisation == name.partition(" of ")[0]
         assert (found.context, found.blocks) == (2048, 2) and len(found.checksum()) == 64
     assert dtype_for(folder, "cpu") == "auto"
@@ -83,12 +83,12 @@ def test_models_that_transformers_does_not_know_and_files_without_an_index(tmp_p
     folder = made(tmp_path / "m", "llama9", auto_map={"AutoConfig": "own.Config"}, text_config=inner)
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     save_file({"more": torch.ones(3)}, folder / "model-2.safetensors")
-    found, _ = open_for("vllm", folder, "cpu", EngineOptions())
+    found = open_for("vllm", folder)
     assert (found.blocks, found.context, found.parameters) == (7, 99, 16 + 4 + 3)
     assert found.quantisation is None and not (tmp_path / "ran").exists()
     assert load_tokenizer(folder).encode("7*3=") == TOKENIZER.encode("7*3=")
     with pytest.raises(PrunusError, match="needs its own code, which prunus never runs"):
-        open_for("hf", folder, "cpu", EngineOptions())
+        open_for("hf", folder)
 
 
 def evaluated(server: Server, store: Path, model: str | Path, plan: EvalPlan = PLAN, **engine: Any) -> str:

@@ -89,7 +89,6 @@ def test_statistics_are_those_of_the_inputs(tmp_path, rows, hessians):
     ("method", "update", "hessians"),
     [
         ("wanda", "none", False),
-        ("dsnot", "none", False),
         ("wanda", "none", True),
         ("sparsegpt", "none", True),
         ("alps", "none", True),
@@ -108,7 +107,7 @@ def test_every_method_makes_the_same_bytes_as_a_dense_run(tmp_path, rows, method
 def test_tiny_reasoner_the_same_bytes(tmp_path, monkeypatch):
     """Of one file of statistics for all three."""
     prunus.stats("tiny", tmp_path / "stats", hessians=True, samples=8)
-    for method in ("wanda", "dsnot", "sparsegpt"):
+    for method in ("wanda", "sparsegpt"):
         asked = PruneRecipe(method=method, propagation="dense", samples=8)
         full, quick = compared("tiny", asked, tmp_path, monkeypatch)
         assert full == quick, method

@@ -21,7 +21,7 @@ from tiny_models import FAMILIES
 
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.conversions import vectors_of
+from prunus.checkpoint.packed_files import vectors_of
 from prunus.checkpoint.resolve import resolve
 from prunus.cli import main
 from prunus.errors import PrunusError
@@ -352,7 +352,7 @@ def test_scores_that_an_allocation_cannot_use_are_refused_before_anything_runs(t
     other = json.loads((tmp_path / "owl.json").read_text()) | {"model": "0" * 64}
     (tmp_path / "other.json").write_text(json.dumps(other))
     for settings, message in (
-        ("allocation = 'alphapruning'\nscores = 'owl.json'", "line 14: wanda-alphapruning-50 of .*owl"),
+        ("allocation = 'layerif'\nscores = 'owl.json'", "line 14: wanda-layerif-50 of .*owl"),
         ("allocation = 'owl'\nscores = 'other.json'", "line 14: wanda-owl-50 of .*measured on another model"),
         ("allocation = 'owl'\nscope = 'mlp'\nscores = 'owl.json'", "line 14: wanda-mlp-owl-50|wanda-owl-mlp-50"),
     ):

@@ -413,12 +413,7 @@ def test_a_width_that_cannot_be_is_refused_in_one_line(shared, tmp_path, case):
     assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
 
 
-def test_packed_and_quantised_models_and_types_without_a_field_are_refused(shared, tmp_path):
-    prunus.prune(shared / "dense", tmp_path / "half", PruneRecipe(method="magnitude"))
-    prunus.pack(tmp_path / "half", tmp_path / "packed")
-    with pytest.raises(PrunusError, match="pack") as refused:
-        prunus.width(tmp_path / "packed", tmp_path / "out", asked(shared))
-    assert "\n" not in str(refused.value)
+def test_quantised_models_and_types_without_a_field_are_refused(shared, tmp_path):
     write_in_fp8(shared / "dense", tmp_path / "quantised")
     with pytest.raises(PrunusError, match=r"is quantised .fp8., .* run `prunus dequantize` on it first$") as refused:
         prunus.width(tmp_path / "quantised", tmp_path / "out", asked(shared))

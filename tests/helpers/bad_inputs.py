@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,7 +118,6 @@ def fill(folder: Path) -> Path:
     (folder / "task.jsonl").write_text('{"id": "a", "problem": "1+1?", "answer": "2"}\n')
     rows = str(folder / "rows.jsonl")
     prunus.prune(folder / "model", folder / "pruned", PruneRecipe(calibration=rows, samples=8, seqlen=24))
-    prunus.pack(folder / "pruned", folder / "packed")
     prunus.stats(folder / "model", folder / "stats.safetensors", calibration=rows, samples=8, seqlen=24)
     make_store(folder / "results.db", problems=12, budgets=(0, 16))
     (folder / "study.toml").write_text(
@@ -222,8 +220,6 @@ WRITING: dict[str, tuple[str, ...]] = {
     "experts": ("experts", "tiny-moe", "OUT", "--method", "random"),
     "dequantize": ("dequantize", "quantised", "OUT"),
     "recover": ("recover", "pruned", "OUT", *CALIBRATED, "--epochs", "1"),
-    "pack": ("pack", "pruned", "OUT"),
-    "unpack": ("unpack", "packed", "OUT"),
     "stats": ("stats", "model", "OUT", *CALIBRATED),
     "traces": ("traces", "model", "OUT", "--task", "task.jsonl", "--max-tokens", "4", "--profile", "tiny"),
     "allocate": ("allocate", "model", "--allocation", "owl", "--save", "OUT", *CALIBRATED),
@@ -258,9 +254,7 @@ def files() -> Iterator[Case]:
         ],
         "model/tokenizer_config.json": [EVAL],
         "pruned/prunus.json": [("inspect", "pruned"), ("recover", "pruned", "out"), ("card", "pruned", "--out", "c")],
-        "pruned/config.json": [("pack", "pruned", "out"), ("card", "pruned", "--out", "c.md")],
-        "packed/config.json": [("unpack", "packed", "out"), ("inspect", "packed")],
-        "packed/prunus.json": [("unpack", "packed", "out")],
+        "pruned/config.json": [("card", "pruned", "--out", "c.md")],
         "certificate.json": [("verify", "certificate.json", "--store", "results.db")],
         "rows.jsonl": [
             ("prune", "model", "out", *CALIBRATED),
@@ -421,9 +415,6 @@ def models() -> Iterator[Case]:
     }.items():
         for arguments in (("inspect", "model"), ("prune", "model", "out", *CALIBRATED), ("drop", "model", "out"), EVAL):
             yield Case(f"model with {what}: {arguments[0]}", arguments, change, fails=False)
-    for seed in range(6):
-        change = partial(_flip_packed, seed=seed)
-        yield Case(f"packed, changed {seed}", ("unpack", "packed", "out"), change, fails=False)
 
 
 def _flip_packed(folder: Path, seed: int) -> None:

@@ -1,12 +1,10 @@
 """Helpers for tests of packed files: weights of every kind, comparisons, and checks of refusals."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from prunus.errors import PrunusError
 
@@ -20,24 +18,6 @@ def bits(tensor):
 
 def same_bits(left, right):
     return left.dtype == right.dtype and left.shape == right.shape and np.array_equal(bits(left), bits(right))
-
-
-def change_tensors(folder, change):
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
-def files_of(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def rounded_folder(folder):
-    """The pruned model of STORED, packed by an earlier version with values rounded to 8 bits, copied to folder."""
-    shutil.copytree(STORED / "packed", folder)
-    shutil.copyfile(STORED / "model" / "tokenizer.json", folder / "tokenizer.json")
-    shutil.copyfile(STORED.parents[1] / "rounded" / "packed.safetensors", folder / "packed.safetensors")
-    return folder
 
 
 def refused(words, function, *arguments, **options):

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.experts import tokens_read
 from prunus.checkpoint.linears import shares_state
 from prunus.checkpoint.loader import blocks_on
-from prunus.checkpoint.runner import Batch, Runner
+from prunus.checkpoint.runner import Runner
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.hidden_states import LOGIT_TOKENS, HiddenStates, batches, portion_tokens, portions
@@ -112,13 +111,9 @@ def run_backwards(
 
     def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def forward_hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            batch, token_S = runner.batch, tokens_read(block, name)
-
-            def rows_of(table: Tensor) -> Tensor:
-                return by_sequence(table, batch) if token_S is None else padded(table, token_S, batch)
-
-            kept = [hook.forward(name, rows_of(inputs[0].detach()))]
-            output.register_hook(lambda delta: hook.backward(name, kept.pop(), rows_of(delta)))
+            batch = runner.batch
+            kept = [hook.forward(name, by_sequence(inputs[0].detach(), batch))]
+            output.register_hook(lambda delta: hook.backward(name, kept.pop(), by_sequence(delta, batch)))
 
         return forward_hook
 
@@ -192,22 +187,6 @@ def head_gradients(runner: Runner, states_NTX: Tensor, target_NT: Tensor, counte
         assert part_NTX.grad is not None
         result_NTX[:, begin : begin + most] = part_NTX.grad
     return result_NTX
-
-
-def padded(rows_SI: Tensor, token_S: Tensor, batch: Batch) -> Tensor:
-    """(N, T, I) rows of a routed expert by sequence, filled up with zeros, which add nothing to a gradient.
-
-    token_S: which of the batch's tokens each row belongs to; T: the most rows of a sequence.
-    """
-    sequences, length = batch.ids_NT.shape
-    order_S = (token_S // length).argsort(stable=True)
-    sequence_S = (token_S // length)[order_S]
-    counts_N = torch.bincount(sequence_S, minlength=sequences)
-    first_N = counts_N.cumsum(0) - counts_N
-    found_NTI = rows_SI.new_zeros(sequences, int(counts_N.max()), rows_SI.shape[1])
-    place_S = torch.arange(len(rows_SI), device=rows_SI.device) - first_N[sequence_S]
-    found_NTI[sequence_S, place_S] = rows_SI[order_S]
-    return found_NTI
 
 
 def signs(seed: int, source: Checkpoint) -> Projections:
