@@ -1,5 +1,5 @@
 # Every target sets up what it needs in .venv; the second time that costs nothing.
-.PHONY: demo test quick test-vllm test-vllm-engine test-vllm-ray test-lm-eval test-llama-cpp check lint sanitize format docs site dist train-tiny train-tiny-moe clean
+.PHONY: demo test quick test-vllm test-vllm-engine test-vllm-ray test-lm-eval test-llama-cpp check lint format docs site dist train-tiny train-tiny-moe clean
 PYTHON ?= python3
 # Modules are compiled when they are first imported, once for all processes, whatever the environment says. pip would
 # compile all 17,600 of .venv, which takes a minute, and most are never imported.
@@ -81,10 +81,6 @@ lint: .venv/.ready
 
 check: lint test
 
-# The sparse kernel under sanitizers; needs g++.
-sanitize:
-	scripts/sanitize.sh
-
 format: .venv/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -98,21 +94,20 @@ docs: .venv/.ready
 site: .venv/.ready
 	$(SPHINX)
 
-# What a release publishes: the sdist, and the pure and the compiled wheel as pip makes them of it (it needs g++ or clang++);
-# each wheel runs the quick demo in a fresh environment of every Python of PYTHONS.
+# What a release publishes: the sdist, and the wheel as pip makes it of that, which runs the quick demo in a fresh
+# environment of every Python of PYTHONS.
 PYTHONS ?= python3.11
 dist: .venv/.ready
 	$(BIN)/python $(INSTALL) --group dist
 	rm -rf dist
 	$(BIN)/python -m hatchling build --target sdist
-	for pure in true false; do HATCH_BUILD_NO_HOOKS=$$pure $(BIN)/python -m pip wheel --quiet --no-cache-dir --no-deps \
-		--no-build-isolation --wheel-dir dist dist/*.tar.gz || exit 1; done
-	ls dist/*-py3-none-any.whl dist/*-py3-none-manylinux*.whl
+	$(BIN)/python -m pip wheel --quiet --no-cache-dir --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
+	ls dist/*-py3-none-any.whl
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl
-	for python in $(PYTHONS); do for wheel in dist/*.whl; do rm -rf dist/fresh && $$python -m venv dist/fresh && \
-		dist/fresh/bin/python $(INSTALL) $$wheel && dist/fresh/bin/prunus demo --quick --out dist/fresh/demo || exit 1; \
-	done; done
+	for python in $(PYTHONS); do rm -rf dist/fresh && $$python -m venv dist/fresh && \
+		dist/fresh/bin/python $(INSTALL) dist/*.whl && dist/fresh/bin/prunus demo --quick --out dist/fresh/demo || exit 1; \
+	done
 	rm -rf dist/fresh
 
 # Train a built-in reasoner again (40 minutes on one core a seed, the mixture over an hour); see training/README.md.

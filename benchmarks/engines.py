@@ -7,8 +7,7 @@
 
 `reuse` and `cell` use the tiny reasoner, `cell` also SmolLM2, where `make test` has fetched it. They run on one thread,
 measured in CPU seconds. `formats` takes files for llama.cpp (in the environment of `make test-llama-cpp`) and model
-folders, which run in vLLM where PYTHON has it, and else in transformers (packed ones on the kernel of `prunus.sparse`);
-each is a process of its own, in turn with the others, in every round.
+folders, which run in vLLM where PYTHON has it, and else in transformers; each is a process of its own, in turn with the others, in every round.
 """
 
 # ruff: noqa: E402  the settings come before the libraries that read them
@@ -42,8 +41,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"
 import torch
 from scripted_backend import ScriptedBackend
 
-from prunus import sparse
-from prunus.checkpoint.model_folder import is_packed
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.engines import EngineOptions
 from prunus.evaluation.backends import opened
@@ -257,10 +254,10 @@ def vllm(model: Path, dtype: str) -> Run:
 
 
 def transformers(model: Path, dtype: str) -> Run:
-    """Plain transformers; a packed folder on Prunus's kernel."""
+    """Plain transformers."""
     from transformers import AutoModelForCausalLM
 
-    loaded: Any = sparse.load(model) if is_packed(model) else AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
 
     def run(prompts: list[list[int]], tokens: int) -> None:
         loaded.generate(torch.tensor(prompts), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)

@@ -51,7 +51,6 @@ CONTENTS = {
         "docs/grading",
         "docs/reports",
         "docs/view",
-        "docs/sparse",
         "docs/memory",
     ],
     "Reference": [

@@ -379,9 +379,9 @@ TEMPLATE = """\
 Made by `scripts/models.py` from `docs/models.json`; do not edit.
 
 Any decoder of transformers that can be run block by block works. {sentence}, {width} fewer channels in their
-feed-forward networks and {quantize} Linears in fewer bits. There is no table of architectures in Prunus: it finds a model's blocks by running transformers' own code, and refuses
-the model unless running the blocks one by one computes the same as the whole. `prunus inspect MODEL` shows for any
-model what is pruned, what stays dense, and why.
+feed-forward networks and {quantize} Linears in fewer bits. There is no table of architectures in Prunus: it finds a
+model's blocks by running transformers' own code, and refuses the model unless running the blocks one by one computes
+the same as the whole. `prunus inspect MODEL` shows for any model what is pruned, what stays dense, and why.
 
 ## Decoders
 
@@ -396,8 +396,9 @@ block and the logits equal the whole model's bit for bit, at lengths of 24 and 4
 has exactly half of its weights; transformers loads the result, which generates text if the dense model does. The model
 without its second block loads, too, and so does the one with three quarters of the channels of its feed-forward
 networks (*width*), whose blocks compute what they did with the other channels at 0. With its Linears rounded to 8 bits
-and turned back into plain weights (*quantize*), the model loads; engines and 4 bits were not tried. Features
-that a type's default configuration turns off were not tried. Embeddings, heads and other weights outside the blocks always stay dense.
+and turned back into plain weights (*quantize*), the model loads; engines and 4 bits were not tried. Features that a
+type's default configuration turns off were not tried. Embeddings, heads and other weights outside the blocks always
+stay dense.
 
 Blocks of {hands_on} pass more than hidden states to later blocks. What needs gradients of the model's loss
 (layerif), and depth methods that run the model without some of its blocks, refuse them.

@@ -9,7 +9,6 @@ from typing import Any
 import models
 import pytest
 import torch
-from prunus.native import load as library
 from random_models import make_random_model
 from safetensors.torch import load_file, save_file
 from small_study import write_study
@@ -45,7 +44,6 @@ from prunus.study.file import read_study
 from prunus.study.variants import make_variant
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
-needs_kernel = pytest.mark.skipif(library.kernel().library is None, reason=library.kernel().reason)
 
 OWN, THEIRS, ALONE = "side by side, our masks", "side by side, their masks", "one by one"
 # How a model's rows decode. Windows are 8 tokens wide here, so that it matters who heeds them.

@@ -14,6 +14,7 @@ import pytest
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import tiny_folder
+from prunus.errors import PrunusError
 from prunus.pruning.calibration.data import load_calibration
 from prunus.recipes import PruneRecipe
 from prunus.results.store import Store

@@ -417,13 +417,6 @@ def models() -> Iterator[Case]:
             yield Case(f"model with {what}: {arguments[0]}", arguments, change, fails=False)
 
 
-def _flip_packed(folder: Path, seed: int) -> None:
-    [file] = [path for path in (folder / "packed").iterdir() if path.suffix not in (".json", ".jinja", ".md", ".txt")][
-        :1
-    ]
-    flip(f"packed/{file.name}", seed, 2000)(folder)
-
-
 def paths() -> Iterator[Case]:
     """Outputs that cannot be written."""
     for name, arguments in WRITING.items():
