@@ -7,7 +7,8 @@
 
 `reuse` and `cell` use the tiny reasoner, `cell` also SmolLM2, where `make test` has fetched it. They run on one thread,
 measured in CPU seconds. `formats` takes files for llama.cpp (in the environment of `make test-llama-cpp`) and model
-folders, which run in vLLM where PYTHON has it, and else in transformers; each is a process of its own, in turn with the others, in every round.
+folders, which run in vLLM where PYTHON has it, and else in transformers; each is a process of its
+own, in turn with the others, in every round.
 """
 
 # ruff: noqa: E402  the settings come before the libraries that read them

@@ -169,7 +169,7 @@ def test_packed_folders_are_refused_with_the_version_that_reads_them(tmp_path, f
     for function, more in (
         (prunus.inspect, ()),
         (prunus.prune, (tmp_path / "x", PruneRecipe(calibration="tiny"))),
-        (prunus.recover, (tmp_path / "x",)),
+        (prunus.recover, (tmp_path / "x", prunus.RecoverRecipe(calibration="tiny"))),
         (prunus.evaluate, (plan, tmp_path / "s.db")),
         (partial(prunus.evaluate, engine=prunus.EngineOptions(url="http://localhost:1")), served),
         (prunus.card, ()),

@@ -45,8 +45,8 @@ class Allocation(NamedTuple):
 
     The mean of these sparsities, weighted by sizes (numbers of weights), is recipe.sparsity. allocate_reference:
     replaces allocate for rounding `reference` and does as the code of arXiv:2604.25098, which may miss that mean.
-    measure(subject, calibration) -> scores. needs: the data for measure; `nothing` means that there are no scores.
-    splits_blocks: whether the attention and the MLP of a block are two groups,
+    measure(subject, calibration) -> scores. needs: the data for measure; `nothing` means that there are no scores,
+    `weights` that there is no calibration. splits_blocks: whether the attention and the MLP of a block are two groups,
     allocated separately to the target; otherwise a block is one group. settings: options besides scope on which the
     measurement depends. score: the meaning of a score in words. calibration(recipe) -> the recipe that chooses the
     sequences to measure on, and the most tokens of a sequence; None: the sequences of pruning itself. sampling: options
@@ -56,7 +56,7 @@ class Allocation(NamedTuple):
     name: str
     source: str
     description: str
-    needs: Literal["nothing", "norms", "gradients"] = "nothing"
+    needs: Literal["nothing", "weights", "norms", "gradients"] = "nothing"
     score: str = ""
     splits_blocks: bool = False
     options: tuple[Setting, ...] = ()
@@ -284,7 +284,7 @@ def load(kind: type[Declaration]) -> Mapping[str, Declaration]:
 
 
 def _with_code(entry: Declaration, folder: str) -> Declaration:
-    module = import_module(f"prunus.pruning.{folder}.{entry.name}")
+    module = import_module(f"prunus.pruning.{folder}.{entry.name.replace('-', '_')}")
     functions = {field: getattr(module, field, None) for field, value in entry._asdict().items() if value is CODE}
     return entry._replace(**functions)
 
