@@ -12,6 +12,7 @@ from prunus.settings import ADVANCED, ENGINE, Conflict, about, check_settings, s
 
 GGUF = "{gguf}"  # stands in a command for the model's GGUF file
 FLOAT32_PARAMETERS = 1_000_000_000  # up to this size a model runs in float32 on a CPU
+LONGEST_ADDRESS = 2000  # characters
 EXAMPLE = '{"tensor_parallel_size": 2}'
 
 
@@ -125,7 +126,9 @@ class EngineOptions:
 
 
 def is_address(url: str) -> bool:
-    """Whether a URL has the scheme http or https, a host and, if given, a valid port."""
+    """Whether a URL has the scheme http or https, a host and, if given, a valid port, and could be of a server."""
+    if len(url) > LONGEST_ADDRESS or not url.isprintable() or " " in url:
+        return False
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)

@@ -3,7 +3,6 @@
 import ctypes
 import hashlib
 import os
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prunus.disk import locked
+from prunus.disk import atomic_file, locked, scratch_folder
 from prunus.errors import PrunusError
 from prunus.native.build import FLAGS, KERNEL, SMALLEST, BuildError, compile_library, find_compiler, prebuilt, supported
 from prunus.progress import say
@@ -136,9 +135,10 @@ def load(source: Path, quiet: bool = False) -> ctypes.CDLL:
         if not path.is_file():
             if not quiet:
                 say(f"compiling {source.name} with {compiler}, once")
-            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-                compile_library(source, Path(folder) / path.name)
-                (Path(folder) / path.name).replace(path)  # atomic: where there are no locks, others may do the same
+            with scratch_folder() as folder:
+                compile_library(source, folder / path.name)
+                with atomic_file(path) as stream:
+                    stream.write((folder / path.name).read_bytes())
     return _open(source, path)
 
 

@@ -4,6 +4,7 @@ One tensor of the model is in memory at a time. The manifest stands in the file'
 """
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,6 +73,7 @@ def gguf(
     is_file = target.suffix == ".gguf"
     check_out(source.folder, target, overwrite)
     form = form_for(source, recipe, dense, name)
+    check_numbers(form, source.folder)
     pieces = list(pieces_of(source, names_for(source, form.architecture)))
     for piece in pieces:
         check(source, piece, piece.form(recipe.type))
@@ -130,6 +132,22 @@ def form_for(source: Checkpoint, recipe: GgufRecipe, dense: str | Path | None, n
     there = Checkpoint(source.folder)  # of a model that is planned, the one that it will be made from
     whole = there if dense is None and not there.manifest.get("history") else dense_twin(there, dense)
     return form_like(typed_path(recipe.like), source, whole)
+
+
+def check_numbers(form: Form, folder: Path) -> None:
+    """Raise PrunusError for a number of the metadata that does not fit into its type."""
+    for values in form.writer.kv_data:
+        for key, (value, kind, *_) in ((key, tuple(vars(one).values())) for key, one in values.items()):
+            unsigned, bits = (kind.name.startswith("U"), int(re.sub(r"\D", "", kind.name) or 0))
+            if "INT" in kind.name:
+                low, high = (0, 2**bits - 1) if unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+                fits = isinstance(value, int | np.integer) and low <= value <= high
+            else:
+                fits = not kind.name.startswith("FLOAT") or abs(value) <= np.finfo(f"float{bits}").max
+            if not fits:
+                raise PrunusError(
+                    f"{folder}: '{key}' would be {str(value)[:100]}, which GGUF cannot hold: correct config.json"
+                )
 
 
 def sizes_of(source: Checkpoint, form: Form, pieces: Sequence[Piece], type: str) -> dict[str, int]:
