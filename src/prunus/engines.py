@@ -1,8 +1,9 @@
 """The table of backends, and the options to start or reach them, which are not part of a run's id."""
 
 import shlex
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -59,6 +60,10 @@ BACKENDS: dict[str, BackendEntry] = {
 
 # Engines for which `find` has a ladder by bytes, and the backends that evaluate its rungs in them.
 SMALLEST: Mapping[str, str] = {"vllm": "vllm", "llama.cpp": "openai"}
+
+
+LLAMA_SERVER = "llama-server"  # of llama.cpp
+SERVES_GGUF = f"{LLAMA_SERVER} -m {GGUF} --alias {{name}} --port {{port}}"
 
 
 def users_of(setting: str) -> str:
@@ -123,6 +128,22 @@ class EngineOptions:
                 )
             if not is_set and one.name in entry.needs and self.serve is None:
                 raise PrunusError(f"the backend {backend} needs {entry.needs[one.name]}")
+
+
+def engine_for(smallest: str, engine: EngineOptions) -> tuple[str, EngineOptions]:
+    """The backend in which rungs of a ladder by the bytes of an engine are evaluated, and its options.
+
+    Without a command that serves GGUF files it is that of llama.cpp's own server. Raises PrunusError where that is not
+    on the PATH.
+    """
+    if smallest != "llama.cpp" or engine.serve is not None:
+        return SMALLEST[smallest], engine
+    if shutil.which(LLAMA_SERVER) is None:
+        raise PrunusError(
+            f"{LLAMA_SERVER} of llama.cpp is not on the PATH: add the folder that has it, or --serve '{SERVES_GGUF}'"
+            " with its path"
+        )
+    return SMALLEST[smallest], replace(engine, serve=SERVES_GGUF)
 
 
 def is_address(url: str) -> bool:

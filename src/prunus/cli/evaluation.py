@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from prunus.cli.common import (
     store_option,
     where_option,
 )
-from prunus.engines import EngineOptions
+from prunus.engines import EngineOptions, engine_for
 from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
 from prunus.recipes import EvalPlan, PruneRecipe, TraceRecipe
@@ -283,6 +284,9 @@ def find_command(
     pruning = {name: given.pop(name) for name in (*OF_PRUNING, SAMPLES)}
     settings = {"samples" if name == SAMPLES else name: pruning[name] for name in pruning if is_given(name)}
     plan = EvalPlan(**{name: given.pop(name) for name in list(given) if name in hints_of(EvalPlan)})
+    if given["smallest"] is not None:
+        backend, engine = engine_for(given["smallest"], engine)
+        plan = plan if is_given("backend") else replace(plan, backend=backend)
     rungs = ladder if is_given("ladder") or given["smallest"] is None else None
     if rungs is None or not rungs.endswith(".toml"):
         settings["seed"] = plan.seed

@@ -20,7 +20,7 @@ from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.bits.gguf_like import form_like
-from prunus.pruning.bits.gguf_metadata import Form, form_of
+from prunus.pruning.bits.gguf_metadata import Form, form_of, lost_in_texts
 from prunus.pruning.bits.gguf_tensors import AS_IS, GROUP, OUTPUT, Piece, check, codes_of, encoded, names_for, pieces_of
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.job import made_card
@@ -87,7 +87,7 @@ def gguf(
         "size": show_bytes(sizes["after"]),
         "before": show_bytes(sizes["before"]),
     }
-    warnings = warnings_of(source, pieces, exact, recipe.type)
+    warnings = warnings_of(source, pieces, exact, recipe.type) + lost_in_texts(source.folder)
     if dry_run:
         check_space(target.absolute(), sizes["after"])
         return {"would_write": str(target), **told, "warnings": warnings}
