@@ -143,7 +143,7 @@ def check_numbers(form: Form, folder: Path) -> None:
                 low, high = (0, 2**bits - 1) if unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
                 fits = isinstance(value, int | np.integer) and low <= value <= high
             else:
-                fits = not kind.name.startswith("FLOAT") or abs(value) <= np.finfo(f"float{bits}").max
+                fits = not kind.name.startswith("FLOAT") or abs(value) <= float(np.finfo(f"float{bits}").max)
             if not fits:
                 raise PrunusError(
                     f"{folder}: '{key}' would be {str(value)[:100]}, which GGUF cannot hold: correct config.json"
