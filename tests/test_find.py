@@ -3,6 +3,7 @@
 import json
 import shutil
 import sqlite3
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -585,3 +586,42 @@ def test_a_run_is_marked_as_adaptively_collected_once_and_other_runs_are_not(tmp
         store.mark_adaptive("b", {"by": "find", "seed": 1})
         store.mark_adaptive("b", {"by": "find", "seed": 2})
         assert [run.adaptive for run in store.runs()] == [None, {"by": "find", "seed": 1}]
+
+
+@pytest.mark.parametrize(
+    ("smallest", "given", "on_path", "wanted", "serve"),
+    [
+        ("vllm", (), False, "vllm", None),
+        ("llama.cpp", (), True, "openai", "llama-server -m {gguf} --alias {name} --port {port}"),
+        ("llama.cpp", ("--backend", "openai"), True, "openai", "llama-server -m {gguf} --alias {name} --port {port}"),
+        ("llama.cpp", ("--serve", "s {gguf} {port}"), False, "openai", "s {gguf} {port}"),
+        ("llama.cpp", (), False, None, "llama-server of llama.cpp is not on the PATH: add the folder that has it, or"),
+        ("vllm", ("--backend", "hf"), False, None, "rungs for vllm are evaluated in it: add --backend vllm"),
+    ],
+)
+def test_the_smallest_knows_its_backend_and_its_server(
+    search_folder, monkeypatch, capsys, smallest, given, on_path, wanted, serve
+):
+    server = search_folder / "bin" / "llama-server"
+    server.parent.mkdir()
+    if on_path:
+        server.write_text("#!/bin/sh\n")
+        server.chmod(0o755)
+    monkeypatch.setenv("PATH", str(server.parent))
+    seen = []
+    monkeypatch.setattr(
+        "prunus.cli.evaluation.check_plan", lambda model, plan, engine, store: seen.append((plan, engine))
+    )
+    if wanted is not None:
+        monkeypatch.setattr(
+            prunus, "find", lambda *_, engine, **__: {"lines": ["ahead"], "ladder": "", "dry_run": True}
+        )
+    rest = [word for word in COMMAND if word not in ("--method", "magnitude")]
+    with pytest.raises(SystemExit) if wanted is None else nullcontext():
+        main([*rest, "--smallest", smallest, *given, "--dry-run"])
+    said = capsys.readouterr()
+    if wanted is None:
+        assert serve in said.err
+    else:
+        ((plan, engine),) = seen
+        assert (plan.backend, engine.serve) == (wanted, serve)

@@ -1,10 +1,13 @@
 """Files that are written completely or not at all, the lock between processes, reading ahead, errors of the system."""
 
 import errno
+import fcntl
+import json
 import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +23,11 @@ from prunus.errors import PrunusError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Content = Callable[[], str | bytes]  # called when the file is written
+EXPORTING = ".prunus-export.json"  # the list of files that are being written to a folder
 RESERVE_BYTES = 1 << 24  # left free for other processes
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.writing$")  # the end of the name that atomic_file writes under
+_SCRATCH, _HOLDER = "prunus-", "held"  # names of a folder for temporary files, and of the file that says whose it is
 _STORE = b"SQLite format 3\0"  # with which a store of results begins
 _LONGEST = 200  # characters of a path in an error message
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
@@ -37,7 +42,8 @@ def atomic_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
     """Yield a binary file that is renamed to path once it is complete, and deleted after an error.
 
     The bytes are written to `NAME.RANDOM.writing` in the same folder, a name that no other writer uses: if two write
-    the same path at once, the last one to finish leaves its complete file. A killed process leaves its temporary file.
+    the same path at once, the last one to finish leaves its complete file. A killed process leaves its temporary file,
+    which the next writer in the folder deletes.
     A link is followed, as it is where a folder is written.
     sync: flush the file to disk before it is renamed, so that it also survives a power failure. Raises PrunusError if
     path is a store of results, which took longer to make than any other file.
@@ -47,18 +53,60 @@ def atomic_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
     if _is_store(path):
         raise PrunusError(f"'{path}' is a store of results, which is never replaced: name another file")
     path = Path(os.path.realpath(path))
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.writing")
+    remove_stale(path.parent)
+    temporary, stream = _held(lambda: path.with_name(f"{path.name}.{secrets.token_hex(4)}.writing"))
     try:
-        with temporary.open("xb") as stream:
+        with stream:
             yield stream
             stream.flush()
             if sync:
                 os.fsync(stream.fileno())
-        temporary.replace(path)
+            temporary.replace(path)  # before the file is closed, and so no longer held
         if sync:
             sync_file(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _held(name: Callable[[], Path]) -> tuple[Path, BinaryIO]:
+    """A new file of this process, which the kernel knows as its own as long as it is open. name: gives a new name."""
+    while True:
+        path = name()
+        stream = path.open("xb")
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        if path.exists():  # else another process has taken it for one that was left
+            return path, stream
+        stream.close()
+
+
+def _is_left(path: Path) -> bool:
+    """Whether the process that held a file has ended; False also where that cannot be told."""
+    with suppress(OSError), path.open("rb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def remove_stale(folder: Path) -> None:
+    """Delete the temporary files in a folder whose writers were killed, as far as that can be told and is allowed."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for path in [Path(entry.path) for entry in entries if _UNFINISHED.search(entry.name) and entry.is_file()]:
+            if _is_left(path):
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Within the context, a new folder for temporary files; those that killed processes left are deleted."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*/{_HOLDER}"):
+        with suppress(OSError):
+            if left.stat().st_uid == os.getuid() and _is_left(left):
+                shutil.rmtree(left.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, ignore_cleanup_errors=True) as name, ExitStack() as held:
+        held.enter_context(_held(lambda: Path(name) / _HOLDER)[1])
+        (Path(name) / "files").mkdir()
+        yield Path(name) / "files"
 
 
 def _is_store(path: Path) -> bool:
@@ -98,17 +146,31 @@ def check_export(files: Iterable[Path], overwrite: bool) -> None:
             raise PrunusError(f"'{folder}' is a file: name a folder")
         if not folder.absolute().parent.is_dir():
             raise PrunusError(f"the folder of '{folder}' does not exist: create it or name another folder")
-    existing = [path for path in files if path.exists()]
+    left = {path for folder in {path.parent for path in files} for path in _left_by_export(folder)}
+    existing = [path for path in files if path.exists() and path not in left]
     if existing and not overwrite:
         raise PrunusError(f"'{existing[0]}' exists: name another folder, or add --overwrite")
+
+
+def _left_by_export(folder: Path) -> list[Path]:
+    """The files in a folder of an export that was killed while they got their names, by the list that it left there."""
+    try:
+        names = json.loads((folder / EXPORTING).read_text("utf-8"))
+        return [folder / name for name in names if Path(name).name == name]
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 def write_export(files: Mapping[Path, Content]) -> None:
     """Write several files: after an error, none of them and no folder that was missing. The first is renamed last.
 
-    Folders of the files are created, but not their parents.
+    Folders of the files are created, but not their parents. While new files get their names, a list of them is in each
+    folder, so that the same command removes those of a process that was killed meanwhile.
     """
-    missing = [folder for folder in {path.parent for path in files} if not folder.exists()]
+    folders = {path.parent for path in files}
+    for left in (path for folder in folders for path in _left_by_export(folder)):
+        left.unlink(missing_ok=True)
+    missing = [folder for folder in folders if not folder.exists()]
     new, ours = [path for path in files if not path.exists()], dict[Path, int]()
     try:
         with ExitStack() as opened:
@@ -119,15 +181,21 @@ def write_export(files: Mapping[Path, Content]) -> None:
                 ours[path] = os.fstat(stream.fileno()).st_ino
                 stream.write(made.encode() if isinstance(made, str) else made)
                 stream.flush()  # so that a full disk is noticed before any of them is renamed
+            for folder in {path.parent for path in new}:
+                write_text(folder / EXPORTING, json.dumps([path.name for path in new if path.parent == folder]))
     except BaseException:
         for path in new:  # some may have been renamed before an interruption
             with suppress(OSError):
                 if path.stat().st_ino == ours.get(path):  # else another process has written it meanwhile
                     path.unlink()
-        for folder in missing:
-            with suppress(OSError):  # it was not created, or another process has put something there
-                folder.rmdir()
         raise
+    finally:
+        for folder in folders:
+            with suppress(OSError):
+                (folder / EXPORTING).unlink(missing_ok=True)
+        for folder in missing:
+            with suppress(OSError):  # it was not created, or has files
+                folder.rmdir()
 
 
 def replace_folder(new: Path, target: Path, overwrite: bool) -> None:

@@ -1,8 +1,9 @@
 """The table of backends, and the options to start or reach them, which are not part of a run's id."""
 
 import shlex
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -12,6 +13,7 @@ from prunus.settings import ADVANCED, ENGINE, Conflict, about, check_settings, s
 
 GGUF = "{gguf}"  # stands in a command for the model's GGUF file
 FLOAT32_PARAMETERS = 1_000_000_000  # up to this size a model runs in float32 on a CPU
+LONGEST_ADDRESS = 2000  # characters
 EXAMPLE = '{"tensor_parallel_size": 2}'
 
 
@@ -56,6 +58,10 @@ BACKENDS: dict[str, BackendEntry] = {
 
 # Engines for which `find` has a ladder by bytes, and the backends that evaluate its rungs in them.
 SMALLEST: Mapping[str, str] = {"vllm": "vllm", "llama.cpp": "openai"}
+
+
+LLAMA_SERVER = "llama-server"  # of llama.cpp
+SERVES_GGUF = f"{LLAMA_SERVER} -m {GGUF} --alias {{name}} --port {{port}}"
 
 
 def users_of(setting: str) -> str:
@@ -121,8 +127,26 @@ class EngineOptions:
                 raise PrunusError(f"the backend {backend} needs {entry.needs[one.name]}")
 
 
+def engine_for(smallest: str, engine: EngineOptions) -> tuple[str, EngineOptions]:
+    """The backend in which rungs of a ladder by the bytes of an engine are evaluated, and its options.
+
+    Without a command that serves GGUF files it is that of llama.cpp's own server. Raises PrunusError where that is not
+    on the PATH.
+    """
+    if smallest != "llama.cpp" or engine.serve is not None:
+        return SMALLEST[smallest], engine
+    if shutil.which(LLAMA_SERVER) is None:
+        raise PrunusError(
+            f"{LLAMA_SERVER} of llama.cpp is not on the PATH: add the folder that has it, or --serve '{SERVES_GGUF}'"
+            " with its path"
+        )
+    return SMALLEST[smallest], replace(engine, serve=SERVES_GGUF)
+
+
 def is_address(url: str) -> bool:
-    """Whether a URL has the scheme http or https, a host and, if given, a valid port."""
+    """Whether a URL has the scheme http or https, a host and, if given, a valid port, and could be of a server."""
+    if len(url) > LONGEST_ADDRESS or not url.isprintable() or " " in url:
+        return False
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)

@@ -13,17 +13,42 @@ from typing import Any
 from prunus.errors import nearest
 
 MOST_DOTS = 1000  # in a line of TOML: tomllib takes minutes for a key of very many parts
+MOST_DIGITS = 300  # of a whole number; more than 308 are larger than any float
 DEEP = "it is nested too deeply"
+_LONG_NUMBER = re.compile(rf"[=,\[]\s*[-+]?\d[\d_]{{{MOST_DIGITS}}}")
 _HEADER = re.compile(r"\s*\[\[?\s*([\w.\-\"']+)\s*\]\]?\s*(?:#.*)?$")
 _KEY = re.compile(r"\s*([\w.\-\"']+)\s*=")
 
 
-def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError if it is none, or is nested so deeply that it cannot be read."""
+def parse_json(text: str | bytes, **hooks: Any) -> Any:
+    """The value of a JSON text. hooks: of json.loads.
+
+    Raises ValueError if it is none, is nested so deeply that it cannot be read, or has a whole number that is larger
+    than any float, which no arithmetic takes.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_whole, **hooks)
     except RecursionError as error:
         raise ValueError(DEEP) from error
+
+
+def _whole(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"a number has {len(text)} digits")
+    return int(text)
+
+
+def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON text with these keys and values, as object_pairs_hook. Raises ValueError for a key twice.
+
+    json takes the last value and other programs the first, so what is checked would not be what is used.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twin = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it has '{twin[:100]}' twice")
+    return found
 
 
 def storable(text: str) -> str:
@@ -35,6 +60,8 @@ def parse_toml(text: str) -> dict[str, Any]:
     """The content of a TOML text. Raises ValueError as parse_json does."""
     if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
         raise ValueError(f"a line has more than {MOST_DOTS} dots")
+    if _LONG_NUMBER.search(text):
+        raise ValueError(f"a number has more than {MOST_DIGITS} digits")
     try:
         return tomllib.loads(text)
     except RecursionError as error:

@@ -2,12 +2,16 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Self, TextIO
 
-from rich.console import Console
+import click
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Column
+
+from prunus.visible import shortened, visible
 
 LOG_EVERY_SECONDS = 30.0
 BAR_WIDTH = 20
@@ -21,8 +25,17 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
-console = Console(stderr=True, width=None if is_terminal(sys.stderr) else WIDTH_WITHOUT_TERMINAL)
-out_console = Console(width=None if is_terminal(sys.stdout) else WIDTH_WITHOUT_TERMINAL)
+class SafeConsole(Console):
+    """A console that shows control characters of texts as symbols, since names may hold commands to a terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Yield the parts of what is printed; commands of rich itself are marked as control."""
+        for one in super().render(renderable, options):
+            yield one if one.control else Segment(visible(one.text), one.style)
+
+
+console = SafeConsole(stderr=True, width=None if is_terminal(sys.stderr) else WIDTH_WITHOUT_TERMINAL)
+out_console = SafeConsole(width=None if is_terminal(sys.stdout) else WIDTH_WITHOUT_TERMINAL)
 
 
 def set_quiet(quiet: bool) -> None:
@@ -36,10 +49,15 @@ def shows_bars() -> bool:
     return is_terminal(sys.stderr) and not _quiet
 
 
-def say(message: str) -> None:
+def say(text: str) -> None:
     """Print a message for the user to stderr."""
     if not _quiet:
-        console.print(message, highlight=False, markup=False, soft_wrap=True)
+        console.print(shortened(text), highlight=False, markup=False, soft_wrap=True)
+
+
+def put(text: str) -> None:
+    """Print data on stdout."""
+    click.echo(visible(text))
 
 
 class Steps:

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from prunus.checkpoint.compressed_settings import BITS, INTEGERS, PACKED
 from prunus.checkpoint.safetensors_file import DTYPES, Stored, entry_of
 
 METHOD = "compressed-tensors"  # the value of quant_method
-PACKED, INTEGERS = "pack-quantized", "int-quantized"
-_BITS = (4, 8)
 _ROWS = 1024  # dequantised at a time
 # Ends of the names of a Linear's tensors. Those of activations are not needed to read weights.
 _OPTIONAL = ("weight_shape", "weight_zero_point", "weight_g_idx")
@@ -142,7 +141,7 @@ def shape_of(parts: Mapping[str, Stored]) -> tuple[int, int] | None:
         if "weight_shape" not in parts or parts["weight_shape"].elements != 2:
             return None
         rows, inputs = parts["weight_shape"].read().tolist()
-        if rows != outputs or inputs < 1 or not any(columns == -(-inputs * bits // 32) for bits in _BITS):
+        if rows != outputs or inputs < 1 or not any(columns == -(-inputs * bits // 32) for bits in BITS):
             return None
         columns = inputs
     groups = scales.shape[1] if len(scales.shape) == 2 else 1
@@ -177,9 +176,14 @@ def bits_and_group(parts: Mapping[str, Stored], shape_OI: tuple[int, ...]) -> tu
     """
     if "weight_zero_point" in parts or "weight_g_idx" in parts:
         return None
-    (kind, numbers), (_, scales), *_ = parts.items()
-    bits = 8 if kind == "weight" else bits_in(numbers.shape[1], shape_OI[1])
-    return bits, shape_OI[1] // (scales.shape[1] if len(scales.shape) == 2 else 1)
+    _, scales, *_ = parts.values()
+    return bits_of(parts, shape_OI), shape_OI[1] // (scales.shape[1] if len(scales.shape) == 2 else 1)
+
+
+def bits_of(parts: Mapping[str, Stored], shape_OI: tuple[int, ...]) -> int:
+    """Bits of the integers, as they are stored."""
+    kind, numbers = next(iter(parts.items()))
+    return 8 if kind == "weight" else bits_in(numbers.shape[1], shape_OI[1])
 
 
 def integers_of(parts: Mapping[str, Stored], shape_OI: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -193,26 +197,3 @@ def _zero_points(stored: Tensor | None, kind: str, shape_OG: tuple[int, ...]) ->
     if stored is None or kind == "weight":
         return None if stored is None else stored.reshape(-1, shape_OG[1]).expand(shape_OG)
     return unpacked_words(stored.T, shape_OG[0]).T
-
-
-def why_unreadable(settings: Mapping[str, Any]) -> str | None:
-    """What a model has that is not read: its format, or numbers of another kind; None if it can be read.
-
-    settings: its quantization_config.
-    """
-    groups = settings.get("config_groups")
-    groups = [one for one in groups.values() if isinstance(one, Mapping)] if isinstance(groups, Mapping) else []
-    if not groups:
-        return "no groups of Linears"
-    if settings.get("transform_config"):
-        return "rotated weights (transform_config)"
-    for group in groups:
-        form = group.get("format") or settings.get("format")
-        weights = group.get("weights")
-        if form not in (PACKED, INTEGERS):
-            return f"format {form}"
-        if not isinstance(weights, Mapping) or weights.get("type") != "int" or weights.get("num_bits") not in _BITS:
-            return "weights that are not integers of 4 or 8 bits"
-        if weights.get("strategy") not in ("group", "channel", "tensor"):
-            return f"scales by {weights.get('strategy')}"
-    return None

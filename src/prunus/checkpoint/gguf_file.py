@@ -1,9 +1,12 @@
 """Read what stands in the header of a GGUF file, the format of llama.cpp: its tensors, and Prunus's manifest."""
 
 import re
-from functools import lru_cache
+from collections.abc import Mapping
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from prunus.checkpoint.resolve import checked_manifest, one_line
 from prunus.checkpoint.safetensors_file import Stored
@@ -36,9 +39,32 @@ def open_reader(path: Path) -> Any:
     if not path.is_file():
         raise PrunusError(f"{path} is not there, or not a file")
     try:
-        return library().GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
-        raise PrunusError(f"{path} is damaged or not a GGUF file ({one_line(error)}); fetch it again") from error
+        with np.errstate(over="raise"):  # positions are numbers of 64 bits, whose sums wrap around
+            return whole_reader()(path)
+    except (ValueError, IndexError, KeyError, ArithmeticError, RecursionError) as error:
+        raise damaged(path, one_line(error)) from error
+
+
+@cache
+def whole_reader() -> Any:
+    """The class gguf.GGUFReader, but an error where it would read beyond the end of the file.
+
+    There it finds no values, as many as a header says: an array of 2^60 would never end.
+    """
+
+    class WholeReader(library().GGUFReader):
+        def _get(self, offset: int, dtype: Any, count: int = 1, *more: Any, **named: Any) -> Any:
+            found = super()._get(offset, dtype, count, *more, **named)
+            if len(found) != count:
+                raise ValueError("it ends early")
+            return found
+
+    return WholeReader
+
+
+def damaged(path: Path, why: str) -> PrunusError:
+    """The error for a file that is not as GGUF files are."""
+    return PrunusError(f"{path} is damaged or not a GGUF file ({why[:200]}); fetch it again")
 
 
 def read_gguf(path: Path) -> GgufFile:
@@ -59,8 +85,7 @@ def _read(path: Path, size: int, changed: int) -> GgufFile:
         )
         for one in reader.tensors
     }  # fmt: skip
-    if any(stored.end > size for stored in tensors.values()):
-        raise PrunusError(f"{path} is truncated; fetch it again")
+    check_places(tensors, int(reader.data_offset), size, path)
     text = field_of(reader, MANIFEST_KEY)
     try:
         manifest = {} if text is None else checked_manifest(parse_json(str(text)), path)
@@ -69,10 +94,27 @@ def _read(path: Path, size: int, changed: int) -> GgufFile:
     return GgufFile(str(field_of(reader, "general.architecture")), tensors, manifest)
 
 
+def check_places(tensors: Mapping[str, Stored], base: int, size: int, path: Path) -> None:
+    """Raise PrunusError unless each tensor has its own bytes, between base and the end of a file of this size.
+
+    A position is a number of 64 bits, and the reader's sum with base may wrap around.
+    """
+    before = base
+    for name, stored in sorted(tensors.items(), key=lambda item: item[1].start):
+        if stored.end > size:
+            raise PrunusError(f"{path} is truncated; fetch it again")
+        if stored.start < before:
+            raise damaged(path, f"'{name}' begins within what comes before it")
+        before = max(before, stored.end)
+
+
 def field_of(reader: Any, key: str) -> Any:
-    """The value of a key in the metadata; None if it has none."""
+    """The value of a key in the metadata; None if it has none. Raises PrunusError for a text that is no UTF-8."""
     field = reader.get_field(key)
-    return None if field is None else field.contents()
+    try:
+        return None if field is None else field.contents()
+    except (ValueError, IndexError) as error:
+        raise damaged(Path(reader.data.filename), f"its '{key}' cannot be read: {one_line(error)}") from error
 
 
 def kind_of(name: str) -> str:

@@ -24,12 +24,13 @@ from prunus.checkpoint.resolve import (
 )
 from prunus.checkpoint.safetensors_file import DTYPES, Stored, checksum_of, fingerprint_of, read_header
 from prunus.errors import PrunusError
-from prunus.plain_data import storable
+from prunus.plain_data import storable, without_twins
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 UNLIMITED = 1 << 62  # tokens that a model without positions may read
+MOST_POSITIONS = (1 << 31) - 1  # of a sequence, which engines keep in 32 bits
 INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 MODELOPT = "hf_quant_config.json"  # where ModelOpt describes its quantisation
 TEXT_PARTS = ("text_config", "llm_config", "language_config")  # of the language model in a config.json of several parts
@@ -86,6 +87,7 @@ class ModelFolder:
         check_folder(self.folder)
         self._check_config(read_object(self.folder / "config.json"))
         self.config: PreTrainedConfig = self._load_config()
+        self._check_positions()
         self.quantised = quant_method(getattr(self.config, "quantization_config", None))
         self.stored: Mapping[str, Stored] = self._find_tensors()
         self.tensors: Mapping[str, Stored] = self._as_read(self.stored)
@@ -108,7 +110,8 @@ class ModelFolder:
     @property
     def context(self) -> int:
         """Most tokens of a sequence."""
-        return int(getattr(self.text_config, "max_position_embeddings", None) or UNLIMITED)
+        found = getattr(self.text_config, "max_position_embeddings", None)
+        return UNLIMITED if found is None else int(found)
 
     @property
     def vocabulary(self) -> int:
@@ -187,6 +190,15 @@ class ModelFolder:
     def _check_config(self, config: Mapping[str, Any]) -> None:
         """Raise PrunusError where config.json describes a model that transformers should not try to make."""
 
+    def _check_positions(self) -> None:
+        """Raise PrunusError where max_position_embeddings is no number of tokens that an engine could take."""
+        found = getattr(self.text_config, "max_position_embeddings", None)
+        if found is not None and not (isinstance(found, int | float) and 1 <= found <= MOST_POSITIONS):
+            raise PrunusError(
+                f"{self.folder}: config.json has max_position_embeddings = {str(found)[:100]}, which is not a number of"
+                f" tokens from 1 to {MOST_POSITIONS:,}: correct it, or fetch it again"
+            )
+
     def _load_config(self) -> "PreTrainedConfig":
         return load_config(self.folder)
 
@@ -259,7 +271,7 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
         if is_gguf(folder):
             return read_gguf(folder / GGUF_FILE).tensors
         return read_header(_only_file(folder))
-    index = read_json(folder / INDEX)
+    index = read_json(folder / INDEX, object_pairs_hook=without_twins)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise PrunusError(f"{folder / INDEX} is damaged: it does not say which file holds which tensor; fetch it again")

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.checkpoint import compressed_tensors
+from prunus.checkpoint import compressed_settings, compressed_tensors
+from prunus.checkpoint.compressed_settings import linear_faults
 from prunus.checkpoint.safetensors_file import DTYPES, READABLE, Computed, Stored
 from prunus.errors import PrunusError
 
@@ -90,7 +91,10 @@ def plain_tensors(
     """
     method = settings["quant_method"]
     if method == compressed_tensors.METHOD:
-        return _from_integers(stored, dtype)
+        found = _from_integers(stored, dtype)
+        if "config_groups" in settings:
+            _check_integers(found, settings)
+        return found
     found = dict(stored)
     for name in stored:
         pair = _mxfp4_pair(name, stored) if method == "mxfp4" else _fp8_pair(name, stored)
@@ -122,6 +126,31 @@ def _from_integers(stored: Mapping[str, Stored], dtype: torch.dtype | None) -> d
     return found
 
 
+def _check_integers(found: Mapping[str, Stored], settings: Mapping[str, Any]) -> None:
+    """Raise PrunusError where tensors of compressed-tensors are not as the quantization_config says."""
+    whole = {name.removesuffix(".weight"): one for name, one in found.items() if isinstance(one, Dequantised)}
+    kinds = {
+        linear: {name.rpartition(".")[2]: part for name, part in one.parts.items()} for linear, one in whole.items()
+    }
+    shapes = {linear: (one.shape[0], one.shape[1]) for linear, one in whole.items()}
+    bits = {linear: compressed_tensors.bits_of(parts, shapes[linear]) for linear, parts in kinds.items()}
+    plain = [
+        name.removesuffix(".weight")
+        for name, one in found.items()
+        if name.endswith(".weight") and len(one.shape) == 2 and not isinstance(one, Dequantised)
+    ]
+    try:
+        fault = next(linear_faults(settings, kinds, shapes, bits, plain), None)
+    except ValueError as error:
+        raise PrunusError(f"the quantization_config in config.json has {error}, which is not read") from error
+    if fault is not None:
+        linear, what = fault
+        raise PrunusError(
+            f"{found[f'{linear}.weight'].file}: the quantization_config in config.json says of '{linear}' {what}, and"
+            " its tensors are otherwise; fetch both again"
+        )
+
+
 def why_unreadable(settings: Any) -> str | None:
     """What a quantised model is, if Prunus cannot read it: its method, or more; None if it can, or is not quantised.
 
@@ -130,8 +159,19 @@ def why_unreadable(settings: Any) -> str | None:
     method = quant_method(settings)
     if method not in (None, *DEQUANTISED):
         return method
-    what = compressed_tensors.why_unreadable(settings) if method == compressed_tensors.METHOD else None
+    what = None
+    if method == compressed_tensors.METHOD:
+        what = compressed_settings.why_unreadable(settings)
+    elif isinstance(settings, Mapping) and not _is_rectangle(settings.get("weight_block_size")):
+        what = f"weight_block_size {str(settings['weight_block_size'])[:60]}"
     return None if what is None else f"{method}, {what}"
+
+
+def _is_rectangle(size: Any) -> bool:
+    """Whether a weight_block_size says how many rows and columns share a scale, or is not given."""
+    return size is None or (
+        isinstance(size, list | tuple) and len(size) == 2 and all(type(one) is int and one > 0 for one in size)
+    )
 
 
 def parts_of(tensors: Mapping[str, Stored]) -> dict[str, Stored]:

@@ -28,6 +28,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 TOKENIZER_PROBES = ("<think>\nOkay", "\n\nhello", " 12345", "</think>\n\n**", "it's 3.5\u00a0km")
 GGUF_FILE = "model.gguf"  # weights in the form of llama.cpp
 CALIBRATION = "calibration.jsonl"  # the tokens by which a model was pruned, beside it
+MOST_IDS = 1 << 24  # of a tokenizer; the largest have a quarter of a million
+MOST_OF_TEMPLATE = 1 << 19  # characters of a chat template; long ones have twenty thousand
 UNSAFE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
 
 
@@ -48,6 +50,7 @@ def resolve_tokenizer(name: str) -> Path:
     Raises PrunusError if there is none.
     """
     folder = _found("tokenizer", name, SMALL_PATTERNS)
+    check_regular(folder)
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise PrunusError(f"{folder} has no tokenizer (tokenizer.json); give the folder of the model's tokenizer")
     return folder
@@ -113,6 +116,7 @@ def check_folder(folder: Path) -> None:
         raise PrunusError(f"{folder} is a file; give the folder that holds config.json")
     if not (folder / "config.json").is_file():
         raise PrunusError(f"{folder} has no config.json; give the folder of a Hugging Face model")
+    check_regular(folder)
     if any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.safetensors.index.json", GGUF_FILE)):
         return
     if any(path.suffix in UNSAFE_SUFFIXES for path in folder.iterdir()):
@@ -120,10 +124,17 @@ def check_folder(folder: Path) -> None:
     raise PrunusError(f"{folder} has no *.safetensors file; its weights are missing")
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; PrunusError if it cannot be read."""
+def check_regular(folder: Path) -> None:
+    """Raise PrunusError if a folder holds a pipe, a socket or a device, for which a reader might wait for ever."""
+    for path in (*folder.glob("*"), *folder.glob(f"{TEMPLATES}/*")):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise PrunusError(f"{path} is not a regular file but a pipe, a socket or a device: remove it")
+
+
+def read_json(path: Path, **hooks: Any) -> Any:
+    """The content of a JSON file; PrunusError if it cannot be read. hooks: of parse_json."""
     try:
-        return parse_json(path.read_text("utf-8"))
+        return parse_json(path.read_text("utf-8"), **hooks)
     except OSError as error:
         raise PrunusError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -163,8 +174,10 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model folder; PrunusError if there is none or it cannot be loaded."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    check_regular(folder)
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         raise PrunusError(f"{folder} has no tokenizer (tokenizer.json); copy it from the original model")
+    check_ids(folder)
     try:
         has_file = (folder / "tokenizer.json").is_file()
         by_file = has_file and not is_known_type(folder)  # AutoTokenizer chooses by the type of the model
@@ -177,11 +190,53 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
                 " tokenizer.json has it; the file is used"
             )
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        check_templates(tokenizer.chat_template, folder)
         return tokenizer
+    except PrunusError:
+        raise
     except Exception as error:  # the libraries below raise many kinds of errors
         if "trust_remote_code" in str(error):
             raise PrunusError(f"the tokenizer in {folder} needs its own code, which prunus never runs") from error
         raise PrunusError(f"the tokenizer in {folder} cannot be loaded: {one_line(error)}") from error
+
+
+def check_ids(folder: Path) -> None:
+    """Raise PrunusError if a file of a tokenizer has an id of MOST_IDS or more, for which the libraries make room.
+
+    What is not as such files are is left to the libraries.
+    """
+    found: list[tuple[Path, object]] = []
+    for name in ("tokenizer.json", "vocab.json", "added_tokens.json", "tokenizer_config.json"):
+        path = folder / name
+        if not path.is_file() or not isinstance(content := read_json(path), dict):
+            continue
+        if name == "tokenizer_config.json":
+            decoder = content.get("added_tokens_decoder")
+            ids = [int(key) for key in decoder if key.isdecimal()] if isinstance(decoder, dict) else []
+        elif name == "tokenizer.json":
+            model, added = content.get("model"), content.get("added_tokens")
+            vocabulary = model.get("vocab") if isinstance(model, dict) else None
+            ids = [*vocabulary.values()] if isinstance(vocabulary, dict) else []
+            ids += [one.get("id") for one in added if isinstance(one, dict)] if isinstance(added, list) else []
+        else:
+            ids = [*content.values()]
+        found += [(path, one) for one in ids]
+    for path, one in found:
+        if isinstance(one, int | float) and one >= MOST_IDS:
+            raise PrunusError(f"{path} has a token with id {one}, and no model has so many: fetch it again")
+
+
+def check_templates(templates: Any, folder: Path) -> None:
+    """Raise PrunusError if a chat template is longer than MOST_OF_TEMPLATE; reading it would take minutes.
+
+    templates: a text, or several by name.
+    """
+    for text in templates.values() if isinstance(templates, Mapping) else [templates]:
+        if len(str(text)) > MOST_OF_TEMPLATE:
+            raise PrunusError(
+                f"the chat template in {folder} has {len(str(text)):,} characters, more than the {MOST_OF_TEMPLATE:,}"
+                " that are read: give the model's own"
+            )
 
 
 def lacks_chat_template(folder: Path) -> bool:
@@ -244,6 +299,7 @@ def one_line(error: Exception) -> str:
 
 MANIFEST = "prunus.json"
 MANIFEST_FORMAT = 1
+MOST_STEPS = 1000  # of a manifest's history
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -259,6 +315,10 @@ def checked_manifest(manifest: Any, path: Path) -> dict[str, Any]:
     history = manifest.get("history", [])
     if not isinstance(history, list) or not all(map(_is_step, history)):
         raise PrunusError(f"{path} is damaged: its history is not a list of steps; delete it or fetch it again")
+    if len(history) > MOST_STEPS:
+        raise PrunusError(
+            f"{path} is damaged: its history has {len(history):,} steps, more than {MOST_STEPS:,}; fetch it again"
+        )
     return manifest
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from prunus.disk import atomic_file, reserve
 from prunus.errors import PrunusError
+from prunus.plain_data import parse_json, without_twins
 
 CHUNK = 1 << 20  # bytes read at a time, which fit in a core's cache
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -126,7 +127,7 @@ def read_header(path: Path) -> dict[str, Stored]:
     size = path.stat().st_size
     try:
         text, base = header_text(path, size)
-        header = json.loads(text)
+        header = parse_json(text, object_pairs_hook=without_twins)
         header.pop("__metadata__", None)
         tensors = {name: place_of(path, name, entry, base) for name, entry in header.items()}
         if tensors and (needed := max(stored.end for stored in tensors.values())) > size:
@@ -140,11 +141,13 @@ def read_header(path: Path) -> dict[str, Stored]:
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata (texts by name) in the header of a file that read_header has checked."""
-    return json.loads(header_text(path, path.stat().st_size)[0]).get("__metadata__", {})
+    return parse_json(header_text(path, path.stat().st_size)[0]).get("__metadata__", {})
 
 
 def header_text(path: Path, size: int) -> tuple[bytes, int]:
     """(header, position of the data) of a file of this size; ValueError or struct.error if there is no header."""
+    if not path.is_file():  # a pipe would be waited for
+        raise ValueError("it is not a regular file")
     with path.open("rb") as stream:
         start = stream.read(8)
         if start == b"version ":

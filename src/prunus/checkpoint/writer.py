@@ -30,6 +30,7 @@ from prunus.disk import (
     disk_errors,
     locked,
     partial_folder,
+    remove_stale,
     replace_folder,
     sync_file,
     write_text,
@@ -240,6 +241,7 @@ class Partial:
 
     def _continue_or_start(self) -> None:
         """Continue the unfinished work in the folder, or start; raise PrunusError if it belongs to other work."""
+        remove_stale(self.folder)  # what was left before the first journal would be taken for other work
         journal = self.folder / JOURNAL
         found = read_journal(journal)
         ours = found.get("work") == content_hash(self.work)

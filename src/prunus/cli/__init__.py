@@ -2,14 +2,17 @@
 
 import codecs
 import io
+import logging
 import os
 import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,6 +21,7 @@ from prunus.cli import evaluation, models, reporting  # noqa: F401
 from prunus.cli.common import cli, verbose
 from prunus.disk import explained
 from prunus.errors import PrunusError
+from prunus.visible import shortened, visible
 
 PLAIN = {"−": "-", "\N{NO-BREAK SPACE}": " "}  # what is printed of tables where ASCII is all there is
 EXIT_INTERNAL, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
@@ -29,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if sys.flags.optimize > 1:
             raise PrunusError("python -OO (PYTHONOPTIMIZE=2) removes texts that transformers needs: leave it out")
-        with ended_by_sigterm():
+        with ended_by_sigterm(), visible_warnings():
             cli.main(arguments, prog_name="prunus", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
         fail("interrupted; finished work is kept; run the same command again to continue", EXIT_INTERRUPTED)
@@ -48,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         fail(f"the memory is not large enough ({str(error) or 'no details'})", EXIT_INPUT)
     except Exception as error:
         if verbose():
-            traceback.print_exc()
+            click.echo(visible(traceback.format_exc()), err=True)
         fail(
             f"{type(error).__name__}: {error} (internal error; please report it, -v shows the traceback)", EXIT_INTERNAL
         )
@@ -88,6 +92,26 @@ def ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def visible_warnings() -> Iterator[None]:
+    """Within it, what libraries log or warn of is made visible: they quote a model's files as they are."""
+    record, warning = logging.getLogRecordFactory(), warnings.formatwarning
+
+    def made(*given: Any, **rest: Any) -> logging.LogRecord:
+        found = record(*given, **rest)
+        with suppress(TypeError, ValueError):  # logging itself reports a message that does not fit its arguments
+            found.msg, found.args = visible(found.getMessage()), None
+        return found
+
+    logging.setLogRecordFactory(made)
+    warnings.formatwarning = lambda *given, **rest: visible(warning(*given, **rest))
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(record)
+        warnings.formatwarning = warning
+
+
 def interrupt(*_: object) -> None:
     """What Ctrl-C does."""
     raise KeyboardInterrupt
@@ -104,5 +128,5 @@ os.register_at_fork(after_in_child=end_at_once)
 
 def fail(message: str, code: int) -> None:
     """Print one line on stderr and exit with this code."""
-    click.echo("error: " + " ".join(message.split()), err=True)
+    click.echo("error: " + shortened(" ".join(message.split())), err=True)
     sys.exit(code)

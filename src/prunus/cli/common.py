@@ -18,6 +18,7 @@ from prunus.engines import EngineOptions, parse_args, users_of
 from prunus.errors import PrunusError, nearest
 from prunus.settings import ADVANCED, GENERAL, GROUPS, OPTIONS, WHERE, settings_of
 from prunus.step import Where
+from prunus.visible import visible_json
 
 HEADINGS = ("Begin here", "Make", "Evaluate", "Decide", "Show", "Look")  # of commands in help
 WIDEST = 26  # columns of the names of options in help; a longer one has a line of its own
@@ -240,7 +241,7 @@ def show(data: Any, as_json: bool, shown: str | Callable[[Any], object]) -> None
     """
     if as_json:
         in_unicode = "utf" in (sys.stdout.encoding or "utf").casefold()
-        click.echo(json.dumps(with_names(data), indent=1, ensure_ascii=not in_unicode))
+        click.echo(visible_json(json.dumps(with_names(data), indent=1, ensure_ascii=not in_unicode)))
     elif isinstance(shown, str):
         from prunus.reporting import terminal
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from prunus.cli.common import (
     store_option,
     where_option,
 )
-from prunus.engines import EngineOptions
+from prunus.engines import EngineOptions, engine_for
 from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
 from prunus.recipes import EvalPlan, PruneRecipe, TraceRecipe
@@ -131,7 +132,7 @@ def profiles_command(name: str | None, model: str | None, as_json: bool) -> None
         return
     found = prunus.show_profile(name or "auto", model)
     width = max(map(len, found))
-    show(found, as_json, lambda _: click.echo("\n".join(f"{key:<{width}}  {found[key]!r}" for key in found)))
+    show(found, as_json, lambda _: progress.put("\n".join(f"{key:<{width}}  {found[key]!r}" for key in found)))
 
 
 def print_list(rows: Sequence[dict[str, str]], as_json: bool) -> None:
@@ -143,7 +144,7 @@ def print_list(rows: Sequence[dict[str, str]], as_json: bool) -> None:
             needs = f"; needs {row['needs']}" if row.get("needs", "nothing") != "nothing" else ""
             source = f" ({row['source']}{needs})" if "source" in row else ""
             lines.append(f"{row['name']:<{width}}  {row['description']}{source}")
-    show(rows, as_json, lambda _: click.echo("\n".join(lines).lstrip()))
+    show(rows, as_json, lambda _: progress.put("\n".join(lines).lstrip()))
 
 
 ACTIONS = ("run", "plan", "report")
@@ -215,7 +216,7 @@ def print_outcomes(done: Mapping[str, Any]) -> None:
         if entry["comparison"] is not None:
             show_verdicts(entry["comparison"], done["store"])
     for search in done["searches"]:
-        click.echo("\n".join(search_lines(search, len({one["model"] for one in done["searches"]}) > 1)))
+        progress.put("\n".join(search_lines(search, len({one["model"] for one in done["searches"]}) > 1)))
     progress.say(f"report: {done['report']}")
 
 
@@ -283,6 +284,9 @@ def find_command(
     pruning = {name: given.pop(name) for name in (*OF_PRUNING, SAMPLES)}
     settings = {"samples" if name == SAMPLES else name: pruning[name] for name in pruning if is_given(name)}
     plan = EvalPlan(**{name: given.pop(name) for name in list(given) if name in hints_of(EvalPlan)})
+    if given["smallest"] is not None:
+        backend, engine = engine_for(given["smallest"], engine)
+        plan = plan if is_given("backend") else replace(plan, backend=backend)
     rungs = ladder if is_given("ladder") or given["smallest"] is None else None
     if rungs is None or not rungs.endswith(".toml"):
         settings["seed"] = plan.seed
@@ -306,13 +310,13 @@ def find_command(
 
 def print_ahead(ahead: Mapping[str, Any]) -> None:
     """Print what to expect of a search, and its ladder if that is one by bytes."""
-    click.echo("\n".join(ahead["lines"]))
+    progress.put("\n".join(ahead["lines"]))
     if "ladder" in ahead:
-        click.echo(f"the ladder, of which an edited copy may be given as --ladder FILE.toml:\n\n{ahead['ladder']}")
+        progress.put(f"the ladder, of which an edited copy may be given as --ladder FILE.toml:\n\n{ahead['ladder']}")
 
 
 def print_found(found: Mapping[str, Any]) -> None:
     """Print what a search found, and what it took."""
-    click.echo("\n".join(found["claims"]) or f"no rung was certified, so {found['model']} stays as it is")
+    progress.put("\n".join(found["claims"]) or f"no rung was certified, so {found['model']} stays as it is")
     full = f"; all rungs in full would have taken about {found['full_grid_tokens']:,}"
     progress.say(f"{found['tokens']:,} tokens{full}" + (f"; written: {found['out']}" if found["out"] else ""))

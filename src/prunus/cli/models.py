@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 import prunus
+from prunus import progress
 from prunus.checkpoint.resolve import resolve, typed_path
 from prunus.cli.common import (
     all_of,
@@ -107,7 +108,7 @@ def inspect_command(model: str, weights: bool | None, as_json: bool) -> None:
 def perplexity_command(model: str, text: Path, as_json: bool, **given: Any) -> None:
     """Print the perplexity of MODEL on a text."""
     check_readable(typed_path(text), resolve(model))
-    show(prunus.perplexity(model, text, **given), as_json, lambda data: click.echo(f"{data['perplexity']:.4f}"))
+    show(prunus.perplexity(model, text, **given), as_json, lambda data: progress.put(f"{data['perplexity']:.4f}"))
 
 
 @command("Make", "dequantize", "prunus dequantize openai/gpt-oss-20b gpt-oss-bf16")

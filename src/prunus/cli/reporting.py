@@ -188,7 +188,7 @@ def verify_command(certificate: Path, store: Path, as_json: bool) -> None:
     found = prunus.verify(certificate, store)
     claims = found["claims"] or ([] if found["differences"] else ["no rung was certified, so nothing is claimed"])
     lines = [*(f"holds: {claim}" for claim in claims), *(f"differs: {line}" for line in found["differences"])]
-    show(found, as_json, lambda _: click.echo("\n".join(lines)))
+    show(found, as_json, lambda _: progress.put("\n".join(lines)))
     for note in [*found["searches"], *found["notes"]]:
         progress.say(note)
     if found["differences"]:

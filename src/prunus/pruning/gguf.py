@@ -4,6 +4,7 @@ One tensor of the model is in memory at a time. The manifest stands in the file'
 """
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.bits.gguf_like import form_like
-from prunus.pruning.bits.gguf_metadata import Form, form_of
+from prunus.pruning.bits.gguf_metadata import Form, form_of, lost_in_texts
 from prunus.pruning.bits.gguf_tensors import AS_IS, GROUP, OUTPUT, Piece, check, codes_of, encoded, names_for, pieces_of
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.job import made_card
@@ -72,6 +73,7 @@ def gguf(
     is_file = target.suffix == ".gguf"
     check_out(source.folder, target, overwrite)
     form = form_for(source, recipe, dense, name)
+    check_numbers(form, source.folder)
     pieces = list(pieces_of(source, names_for(source, form.architecture)))
     for piece in pieces:
         check(source, piece, piece.form(recipe.type))
@@ -85,7 +87,7 @@ def gguf(
         "size": show_bytes(sizes["after"]),
         "before": show_bytes(sizes["before"]),
     }
-    warnings = warnings_of(source, pieces, exact, recipe.type)
+    warnings = warnings_of(source, pieces, exact, recipe.type) + lost_in_texts(source.folder)
     if dry_run:
         check_space(target.absolute(), sizes["after"])
         return {"would_write": str(target), **told, "warnings": warnings}
@@ -130,6 +132,22 @@ def form_for(source: Checkpoint, recipe: GgufRecipe, dense: str | Path | None, n
     there = Checkpoint(source.folder)  # of a model that is planned, the one that it will be made from
     whole = there if dense is None and not there.manifest.get("history") else dense_twin(there, dense)
     return form_like(typed_path(recipe.like), source, whole)
+
+
+def check_numbers(form: Form, folder: Path) -> None:
+    """Raise PrunusError for a number of the metadata that does not fit into its type."""
+    for values in form.writer.kv_data:
+        for key, (value, kind, *_) in ((key, tuple(vars(one).values())) for key, one in values.items()):
+            unsigned, bits = (kind.name.startswith("U"), int(re.sub(r"\D", "", kind.name) or 0))
+            if "INT" in kind.name:
+                low, high = (0, 2**bits - 1) if unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+                fits = isinstance(value, int | np.integer) and low <= value <= high
+            else:
+                fits = not kind.name.startswith("FLOAT") or abs(value) <= float(np.finfo(f"float{bits}").max)
+            if not fits:
+                raise PrunusError(
+                    f"{folder}: '{key}' would be {str(value)[:100]}, which GGUF cannot hold: correct config.json"
+                )
 
 
 def sizes_of(source: Checkpoint, form: Form, pieces: Sequence[Piece], type: str) -> dict[str, int]:

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from prunus.checkpoint.model_folder import SINGLE_FILE, in_text_part
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import Stored
+from prunus.disk import scratch_folder
 from prunus.errors import PrunusError
 
 # Fields with the number of extra blocks for multi-token prediction; these are not written where shapes change.
@@ -55,8 +55,7 @@ def planned_checkpoint(source: Checkpoint, content: Mapping[str, Any], tensors: 
 
     Raises PrunusError unless the tensors have exactly the names and shapes that the configuration asks for.
     """
-    with TemporaryDirectory() as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         (folder / "config.json").write_text(json.dumps(content))
         (folder / SINGLE_FILE).touch()
         try:

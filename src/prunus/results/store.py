@@ -24,6 +24,7 @@ from prunus.results import schema
 from prunus.results.labels import checked_name, is_called, label_of, listed, plan_in_short
 from prunus.results.looping import loops
 from prunus.results.rows import FIRST_PROTOCOL, IMPORTED, DeclaredSearch, Key, Planned, ProblemRow, Removed, Run, Sample
+from prunus.results.sound import why_damaged
 from prunus.results.stages import series_of, stages_of
 from prunus.settings import hints_of
 
@@ -32,12 +33,6 @@ BUSY_SECONDS = 30.0
 COLUMNS = tuple(field.name for field in fields(Sample))
 TEXT_COLUMNS = ("thinking", "text")
 FLAGS = ("answer_truncated", "reopened_think", "correct", "loops")  # SQLite has no Booleans
-# The types of what tables and pages read of a run.
-OF_RUN: Mapping[str, Mapping[str, type]] = {
-    "model": {"name": str, "source": str, "checksum": str, "manifest": dict, "bytes": dict},
-    "plan": {"tasks": list, "budgets": list, "samples": int, "mode": str, "profile": str, "seed": int, "strings": dict},
-    "manifest": {"history": list},
-}
 # The types that SQLite returns for each column.
 KINDS = {
     name: {str} if get_origin(hint) is Literal else {int if kind is bool else kind for kind in get_args(hint) or [hint]}
@@ -513,19 +508,11 @@ class Store:
         return found
 
     def _run(self, run_id: str, model: str, plan: str, versions: str = "{}", how: str | None = None) -> Run:
-        """The run of these columns, if what it holds is of the types of OF_RUN, as far as it is there."""
+        """The run of these columns. Raises PrunusError where these are not what Prunus writes."""
         texts = (self._parsed(text, dict) for text in (model, plan, versions))
         run = Run(run_id, *texts, adaptive=None if how is None else self._parsed(how, dict))
-        parts = {"model": run.model, "plan": run.plan, "manifest": run.model.get("manifest") or {}}
-        for part, kinds in OF_RUN.items():
-            for name, kind in kinds.items():
-                if not isinstance(parts[part], dict) or not isinstance(parts[part].get(name), kind | None):
-                    raise schema.damaged(self.path, f"{name} in the {part} of run {run.run_id} is of a wrong type")
-        if not all(isinstance(number, int) for number in (run.model.get("bytes") or {}).values()):
-            raise schema.damaged(self.path, f"the bytes of the model of run {run.run_id} are no numbers")
-        steps = parts["manifest"].get("history") or []
-        if not all(isinstance(step, dict) and isinstance(step.get("recipe"), dict | None) for step in steps):
-            raise schema.damaged(self.path, f"the history of run {run.run_id} has a step of a wrong type")
+        if (what := why_damaged(run)) is not None:
+            raise schema.damaged(self.path, what)
         return run
 
     def _what_there_is(self) -> str:

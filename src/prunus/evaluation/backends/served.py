@@ -220,8 +220,9 @@ def reached(engine: EngineOptions, folder: Path) -> Iterator[EngineOptions]:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
-        except OSError as error:
-            raise PrunusError(f"the server cannot be started: '{command[0]}': {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise PrunusError(f"the server cannot be started: '{command[0]}': {reason}") from error
         try:
             wait(process, url, engine.timeout, log)
             yield replace(engine, url=url, serve=None)

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import httpx2 as httpx
 
+from prunus import progress
 from prunus.checkpoint.resolve import one_line
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
@@ -32,6 +33,7 @@ from prunus.plain_data import parse_json
 TRIES = 6
 BACKOFF_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 CONNECT_SECONDS = 10.0
+SAID_SECONDS = 5.0  # longer waits are told
 TEMPORARY = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # status codes that are worth a retry
 KEYS = ("PRUNUS_API_KEY", "OPENAI_API_KEY")
 STAYS = "stored results are kept, and the same command resumes"
@@ -79,7 +81,13 @@ def new_client(engine: EngineOptions) -> httpx.AsyncClient:
     limits = httpx.Limits(max_connections=None)
     timeout = httpx.Timeout(engine.timeout, connect=CONNECT_SECONDS, pool=None)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout)
+    try:
+        return httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout)
+    except (ValueError, httpx.InvalidURL) as error:  # a key that is no ASCII; the address of a proxy
+        raise PrunusError(
+            f"the key ({' or '.join(KEYS)}) or the proxy (HTTP_PROXY, HTTPS_PROXY) in the environment cannot be used:"
+            f" {type(error).__name__}"
+        ) from error
 
 
 async def received(client: httpx.AsyncClient, address: str, payload: Any = None, most: int = LEAST_BYTES) -> Reply:
@@ -97,6 +105,8 @@ async def received(client: httpx.AsyncClient, address: str, payload: Any = None,
                 if len(body) > most:
                     raise PrunusError(f"{address} sends more than {most:,} bytes, the most that its reply may have")
             return Reply(response.status_code, response.headers, bytes(body))
+    except httpx.InvalidURL as error:
+        raise PrunusError(f"'{address}' is not the address of a server ({one_line(error)})") from error
     except TimeoutError as error:
         raise httpx.ReadTimeout(f"no complete reply within {seconds:g} s") from error
 
@@ -138,11 +148,15 @@ async def reply_of(
             fault = "cannot be reached; is it running there?"
         except httpx.TimeoutException:
             fault = f"did not answer in full within {client.timeout.read:g} s (--timeout)"
-        except httpx.TransportError as error:
+        except httpx.DecodingError:
+            fault = "answers with a body that is not compressed as its headers say"
+        except httpx.HTTPError as error:
             fault = f"broke off: {' '.join(str(error).split()) or type(error).__name__}"
         if not waits and not fault.startswith("answers"):
             raise Busy(fault, 0.0, broke_off=True)
         if attempt < tries:
+            if wait > SAID_SECONDS:
+                progress.say(f"{url} {fault}: waiting {wait:.0f} s before try {attempt + 1} of {tries}")
             await asyncio.sleep(wait)
     often = f" ({tries} tries)" if tries > 1 else ""
     raise PrunusError(f"{url} {fault}{often}; {STAYS}")
@@ -197,11 +211,12 @@ def pause(attempt: int) -> float:
 
 
 def seconds_to_wait(response: Reply) -> float:
-    """The seconds that the server requests in Retry-After, within limits."""
+    """The seconds that the server requests in Retry-After, within limits; 0 for a date, or what is no number."""
     try:
-        return min(LONGEST_WAIT_SECONDS, float(response.headers.get("Retry-After", "0")))
-    except ValueError:  # a date
+        found = float(response.headers.get("Retry-After", "0"))
+    except ValueError:
         return 0.0
+    return min(LONGEST_WAIT_SECONDS, found) if found > 0 else 0.0
 
 
 def run(work: Coroutine[Any, Any, _T]) -> _T:
@@ -271,7 +286,7 @@ class Window:
         self.most = max(1, min(most or MOST_REQUESTS, files, known))
         self.size = float(min(self.most, START))
         self.reduced_at, self.resume_at = float("-inf"), float("-inf")
-        self.ran, self.strikes = 0.0, 0
+        self.ran, self.strikes, self.told = 0.0, 0, float("-inf")
 
     def has_room(self, in_flight: int, now: float) -> bool:
         """Whether another request may be sent."""
@@ -296,6 +311,13 @@ class Window:
         self.strikes += in_flight == 0
         if wait > 0:
             self.resume_at = max(self.resume_at, now + wait)
+
+    def pauses(self, now: float) -> float | None:
+        """The seconds that nothing is sent, once for each time that this is so; None where it was told or is short."""
+        if self.resume_at - max(now, self.told) <= SAID_SECONDS:
+            return None
+        self.told = self.resume_at
+        return self.resume_at - now
 
     def follow(self, waiting: float, running: float, in_flight: int, now: float) -> None:
         """Adapt to the server's queue. in_flight: our requests, waiting or running."""
@@ -378,6 +400,8 @@ async def replies(
                     if not running:
                         window.resume_at = max(window.resume_at, now() + pause(window.strikes))
                     again.appendleft(number)
+                    if (seconds := window.pauses(now())) is not None:
+                        progress.say(f"{url} {error}: sending nothing for {seconds:.0f} s")
                     continue
                 window.completed(len(running) + 1)
                 yield number, found

@@ -23,6 +23,7 @@ from prunus.evaluation.budget import Chain, Rules, answer_text, force_budgets
 from prunus.evaluation.profiles.markers import encode_markers, encode_opened, ends_of_turn, render_prompts
 from prunus.evaluation.resolved_plan import profile_of, tokens_needed
 from prunus.recipes import EvalPlan
+from prunus.visible import shortened
 
 MODEL = "prunus"
 import_module("lm_eval.models")  # registers the harness's own models, which it skips once another is registered
@@ -133,7 +134,7 @@ def main() -> None:
     try:
         import_module("lm_eval.__main__").cli_evaluate()
     except PrunusError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shortened(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 

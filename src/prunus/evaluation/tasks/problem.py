@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from prunus.errors import PrunusError, nearest
 from prunus.evaluation.grading.matching import wishes
-from prunus.plain_data import storable
+from prunus.plain_data import parse_json, storable
 
 AnswerKind = Literal["integer", "math", "choice", "exact"]
 MAX_CHOICES = len(ascii_uppercase)
@@ -229,12 +229,12 @@ def load_file(path: Path) -> list[Problem]:
 def parse_line(line: bytes, task: str) -> tuple[Problem, AnswerKind | None]:
     """The problem of a line with its answer as written, and its kind if the line says it; PrunusError if it is bad."""
     try:
-        row = json.loads(line.decode(), parse_constant=_refuse_constant)
+        row = parse_json(line.decode(), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise PrunusError("not UTF-8 text; save the file as UTF-8") from error
     except json.JSONDecodeError as error:
         raise PrunusError(f"not valid JSON ({error.msg} at character {error.pos + 1}); write {SHAPE}") from error
-    except (RecursionError, ValueError) as error:
+    except ValueError as error:
         raise PrunusError(f"not usable JSON (nested too deep or a number too long); write {SHAPE}") from error
     if not isinstance(row, dict):
         raise PrunusError(f"a line must be a JSON object, not {type(row).__name__}; write {SHAPE}")

@@ -13,7 +13,7 @@ import numpy as np
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.gguf_file import library
-from prunus.checkpoint.resolve import load_tokenizer
+from prunus.checkpoint.resolve import load_tokenizer, read_object
 from prunus.errors import PrunusError
 from prunus.plain_data import parse_json
 from prunus.pruning.bits.gguf_tensors import PLUS_ONE
@@ -49,6 +49,8 @@ SPLITS = {
     ("digits", "words and bytes"): "smollm",
     ("words and bytes",): "gpt-2",
 }  # fmt: skip
+UNICODE_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
+CARRIED = ("Replace", "Prepend")  # what llama.cpp does for pieces
 BOTH_WAYS = "give --like an existing GGUF of the base model, or run llama.cpp's convert_hf_to_gguf.py on the folder"
 
 
@@ -199,6 +201,22 @@ def add_tokenizer(writer: Any, folder: Path, vocabulary: int) -> None:
     template = tokenizer.chat_template
     if named := template.get("default") if isinstance(template, dict) else template:
         writer.add_chat_template(named)
+
+
+def lost_in_texts(folder: Path) -> list[str]:
+    """A warning for each way in which a folder's tokenizer changes texts that llama.cpp will not; GGUF has no place."""
+    path = folder / "tokenizer.json"
+    found = read_object(path).get("normalizer") if path.is_file() else None
+    steps = found.get("normalizers", [found]) if isinstance(found, dict) else []
+    kinds = [str(step.get("type")) for step in steps if isinstance(step, dict)]
+    return [
+        f"the tokenizer brings texts into Unicode's form {kind} first, which GGUF cannot say: llama.cpp gives other ids"
+        f" for texts that are not in {kind}"
+        if kind in UNICODE_FORMS
+        else f"the tokenizer changes texts by '{kind}' first, which GGUF cannot say: llama.cpp may give other ids"
+        for kind in kinds
+        if kind not in CARRIED
+    ]
 
 
 def inexpressible(folder: Path, why: str) -> PrunusError:

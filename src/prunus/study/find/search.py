@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.engines import BACKENDS, GGUF, SMALLEST, EngineOptions
+from prunus.engines import BACKENDS, GGUF, SERVES_GGUF, SMALLEST, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import device_for
 from prunus.evaluation.backends.vllm import why_not_4_bits
@@ -80,9 +80,7 @@ def check_smallest(smallest: str | None, plan: EvalPlan, serve: str | None) -> N
     if smallest is not None and plan.backend != SMALLEST[smallest]:
         raise PrunusError(f"rungs for {smallest} are evaluated in it: add --backend {SMALLEST[smallest]}")
     if smallest == "llama.cpp" and GGUF not in (serve or ""):
-        raise PrunusError(
-            f"rungs for llama.cpp are GGUF files: add --serve 'llama-server -m {GGUF} --alias {{name}} --port {{port}}'"
-        )
+        raise PrunusError(f"rungs for llama.cpp are GGUF files: add --serve '{SERVES_GGUF}'")
 
 
 def ladder_by_bytes(engine: str, asked: FindTable, source: Checkpoint, device: str | None) -> tuple[list[Entry], str]:

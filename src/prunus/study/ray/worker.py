@@ -7,9 +7,8 @@ are sent through Ray, to the workers that answer and back from the one that made
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 import prunus
 from prunus import progress
 from prunus.checkpoint.resolve import resolve
+from prunus.disk import scratch_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
@@ -84,8 +84,8 @@ class Worker:
         with suppress(OSError):  # if the node lacks the folder, a relative path is reported as not found later
             os.chdir(folder)
         progress.set_quiet(True)
-        self.scratch = tempfile.TemporaryDirectory(prefix="prunus-")
-        self.folder = Path(self.scratch.name)  # which has the layout of a study's folder
+        self.scratch = ExitStack()
+        self.folder = self.scratch.enter_context(scratch_folder())  # which has the layout of a study's folder
         self.engine = Engine(study, self.folder, device)
         self.model: Model | None = None
         self.works: list[ResolvedPlan] = []
