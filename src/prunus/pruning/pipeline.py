@@ -17,6 +17,7 @@ from prunus.checkpoint.loader import Block, blocks_on, return_freed_memory
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.runner import Runner
 from prunus.checkpoint.safetensors_file import Stored
+from prunus.checkpoint.transfer import read_at_once
 from prunus.checkpoint.writer import Partial
 from prunus.disk import disk_errors
 from prunus.errors import PrunusError
@@ -29,7 +30,7 @@ from prunus.pruning.calibration.propagation import PROPAGATIONS, BlockRun
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats, few_tokens
 from prunus.pruning.job import Job, open_job
-from prunus.pruning.masks import count_zeros, zeros_of, zeros_wanted
+from prunus.pruning.masks import zeros_in, zeros_of, zeros_wanted
 from prunus.pruning.methods import find_method
 from prunus.pruning.prune_job import PruneJob, file_in, measure_gradients, target_of, with_gradients
 from prunus.pruning.scope import linears_in_scope
@@ -187,6 +188,7 @@ def prune_block(
         file = None if job.gradients is None else file_in(job.gradients, index)
         groups = measured if file is None else with_gradients(measured, file, job.device)
     zeros, sizes, dead, pooled = Counter[str](), Counter[str](), Counter[str](), dict[str, int]()
+    counted: list[tuple[str, Tensor, Tensor]] = []  # of each Linear its zeros and dead inputs, read at once at the end
     warnings: list[str] = []
     has_experts = run is not None and run.has_experts
     keeps_dense = has_experts and job.recipe.propagation == "dense"
@@ -202,11 +204,9 @@ def prune_block(
                 pruned[name] = (copies.of(weight_OI) if keeps_dense else weight_OI).copy_(new_OI)
             else:
                 pruned[name] = new_OI.cpu()
-            summary = job.source.block_name(index, linear.summary_name)
-            zeros[summary] += count_zeros(new_OI)
+            summary, found = job.source.block_name(index, linear.summary_name), zeros_in(new_OI)
             sizes[summary] += new_OI.numel()
-            if inputs is not None and (unused := int((inputs.norm_I == 0).sum())):
-                dead[summary] = max(unused, dead[summary])
+            counted.append((summary, found, torch.zeros_like(found) if inputs is None else (inputs.norm_I == 0).sum()))
             if inputs is not None and inputs.hessian is not None and inputs.hessian.warning is not None:
                 warnings.append(inputs.hessian.warning)
             if inputs is not None and inputs.pooled is not None:
@@ -215,6 +215,10 @@ def prune_block(
             weight_OI = inputs = None  # a Hessian can be as large as a weight, so free both before the next pass
         if has_experts:
             return_freed_memory()
+    for (summary, *_), (count, unused) in zip(counted, read_at_once([one[1:] for one in counted]), strict=True):
+        zeros[summary] += count
+        if unused:
+            dead[summary] = max(unused, dead[summary])
     weights = {f"{name}.weight": weight_OI for name, weight_OI in pruned.items()}
     record = {
         "source": digest,

@@ -24,9 +24,10 @@ from prunus.checkpoint.packed_files import open_checkpoint
 from prunus.checkpoint.precision import use_fast_products
 from prunus.checkpoint.quantised import quant_method, why_unreadable
 from prunus.checkpoint.resolve import one_line, read_object
+from prunus.checkpoint.transfer import sent
 from prunus.engines import FLOAT32_PARAMETERS, EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.rows import Bans, Decoding, confidence, pick, rows_for, uniforms
+from prunus.evaluation.backends.rows import Bans, Decoding, candidates_of_top_p, confidence, pick, rows_for, uniforms
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores
 from prunus.native.load import kernel, say_why_dense
 from prunus.sparse import describe, load
@@ -295,10 +296,17 @@ class HFBackend(Backend):
         uniform_R = None
         if sampling.temperature > 0:
             drawn = [0.0 if row.done or row.pending else next(row.uniforms) for row in rows]
-            uniform_R = torch.tensor(drawn, dtype=torch.float64, device=logits_RV.device)
-        token_R = pick(allowed_RV, sampling, uniform_R)
-        # Float64 represents every id exactly.
-        return torch.stack([number_R.double() for number_R in (token_R, *confidence(logits_RV, token_R))], 1).tolist()
+            uniform_R = sent(torch.tensor(drawn, dtype=torch.float64), logits_RV.device)
+        found: list[list[float]] = []
+        for candidates in candidates_of_top_p(logits_RV.shape[1]):
+            token_R, enough_R = pick(allowed_RV, sampling, uniform_R, candidates)
+            enough_R = torch.ones_like(token_R) if enough_R is None else enough_R
+            numbers = (token_R, *confidence(logits_RV, token_R), enough_R)
+            # Float64 represents every id exactly.
+            found = torch.stack([number_R.double() for number_R in numbers], 1).tolist()
+            if all(row.pop() for row in found):
+                break
+        return found
 
     @cached_property
     def _rows(self) -> Callable[..., Decoding]:
