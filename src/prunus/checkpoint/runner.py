@@ -20,10 +20,10 @@ from transformers.core_model_loading import build_glob_alternation
 
 from prunus.checkpoint.architecture import Architecture, Call, Carried, Recording, Unstreamable, leaves, skeleton
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.device import sent, sent_all
 from prunus.checkpoint.experts import layouts_in, split_experts, split_tensors
 from prunus.checkpoint.linears import is_state
 from prunus.checkpoint.precision import attention_for, use_fast_products
-from prunus.checkpoint.transfer import sent, sent_all
 from prunus.errors import PrunusError
 
 # Arguments are cached for the latest shapes of batches, up to this many bytes.

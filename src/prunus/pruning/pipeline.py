@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunus.checkpoint.device import read_at_once
 from prunus.checkpoint.experts import StorageCopies
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.loader import Block, blocks_on, return_freed_memory
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.runner import Runner
 from prunus.checkpoint.safetensors_file import Stored
-from prunus.checkpoint.transfer import read_at_once
 from prunus.checkpoint.writer import Partial
 from prunus.disk import disk_errors
 from prunus.errors import PrunusError
@@ -118,7 +118,7 @@ def make_job(job: Job[PruneRecipe]) -> PruneJob:
     """The job with what pruning needs; raises PrunusError if model, recipe and statistics do not fit each other."""
     linears = linears_in_scope(job.source, job.recipe)
     dtype = job.source.dtype_for(job.recipe.dtype)
-    check_block_fits(job.source, dtype)
+    check_block_fits(job.source, dtype, job.device)
     method = find_method(job.recipe)
     if method.fisher and job.where.stats is not None:
         raise PrunusError(

@@ -23,8 +23,8 @@ from torch.utils.checkpoint import checkpoint
 from prunus.checkpoint.architecture import with_forwards
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.compressed_tensors import product
+from prunus.checkpoint.device import read_at_once
 from prunus.checkpoint.runner import Batch, Runner
-from prunus.checkpoint.transfer import read_at_once
 from prunus.checkpoint.writer import Partial
 from prunus.disk import disk_errors
 from prunus.errors import PrunusError

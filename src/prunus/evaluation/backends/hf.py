@@ -18,13 +18,13 @@ from transformers.utils import logging
 
 from prunus import progress
 from prunus.checkpoint.compressed_tensors import METHOD
+from prunus.checkpoint.device import sent, within_memory
 from prunus.checkpoint.loader import load_plain, load_whole
 from prunus.checkpoint.model_folder import is_packed
 from prunus.checkpoint.packed_files import open_checkpoint
 from prunus.checkpoint.precision import use_fast_products
 from prunus.checkpoint.quantised import quant_method, why_unreadable
 from prunus.checkpoint.resolve import one_line, read_object
-from prunus.checkpoint.transfer import sent
 from prunus.engines import FLOAT32_PARAMETERS, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.rows import Bans, Decoding, candidates_of_top_p, confidence, pick, rows_for, uniforms
@@ -60,7 +60,8 @@ def load_model(
         else:
             with quiet():
                 model = load_plain(folder, wanted or "auto")
-        nn.Module.to(model, torch.device(device))
+        with within_memory(torch.device(device), "evaluate a smaller model, or one in fewer bits"):
+            nn.Module.to(model, torch.device(device))
     except PrunusError:
         raise
     except Exception as error:  # damaged files cause errors of many kinds

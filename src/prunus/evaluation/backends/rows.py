@@ -18,8 +18,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicLayer, PreTrainedConfig, PreTrainedModel
 
+from prunus.checkpoint.device import sent
 from prunus.checkpoint.resolve import one_line
-from prunus.checkpoint.transfer import sent
 from prunus.errors import PrunusError
 from prunus.evaluation.requests import Request, Sampling, no_progress
 from prunus.sparse.sixteen_bits import compute_dtype

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.device import pinned, sent, stream_of
 from prunus.checkpoint.resolve import one_line
 from prunus.checkpoint.runner import Batch, Runner
-from prunus.checkpoint.transfer import pinned, sent, stream_of
 from prunus.disk import show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import say
@@ -260,11 +260,17 @@ def check_free(what: str, needed: int, device: torch.device, advice: str) -> Non
         )
 
 
-def check_block_fits(source: Checkpoint, dtype: torch.dtype) -> None:
-    """Raise PrunusError if the largest block, in the dtype it runs in, takes more memory than is free."""
-    what = f"{source.folder}: its largest block in {str(dtype).removeprefix('torch.')}"
+def check_block_fits(source: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise PrunusError if the largest block, in the dtype it runs in, takes more memory than is free.
+
+    On another device than the CPU it is there twice, since the next block is loaded while one is used.
+    """
+    what, needed = f"in {str(dtype).removeprefix('torch.')}", largest_block(source) * dtype.itemsize
     advice = "or use a narrower --dtype or a machine with more memory"
-    check_free(what, largest_block(source) * dtype.itemsize, torch.device("cpu"), advice)
+    check_free(f"{source.folder}: its largest block {what}", needed, torch.device("cpu"), advice)
+    if device.type != "cpu":
+        advice = "or use a narrower --dtype or another --device"
+        check_free(f"{source.folder}: twice its largest block {what}", min(2, source.blocks) * needed, device, advice)
 
 
 def portions(items: Iterable[Item], size: Callable[[Item], int], room: int) -> list[list[Item]]:

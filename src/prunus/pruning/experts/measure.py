@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.device import within_memory
 from prunus.checkpoint.experts import Routed, observe_experts
 from prunus.checkpoint.loader import blocks_on, return_freed_memory
 from prunus.checkpoint.precision import full_float32
@@ -107,10 +108,12 @@ def expert_stats(
     recipe = ExpertsRecipe(**options)
     source, target = open_for_stats(model, out, recipe, overwrite)
     mixtures = find_mixtures(source)
-    check_block_fits(source, source.dtype)
+    runs_on = pick_device(device)
+    check_block_fits(source, source.dtype, runs_on)
     chosen = load_calibration(recipe, source)
     about = about_stats(source, model, recipe, chosen) | {"experts": True}
-    seen = list(observe(source, mixtures, recipe, chosen, pick_device(device)))
+    with within_memory(runs_on):
+        seen = list(observe(source, mixtures, recipe, chosen, runs_on))
     tensors = {
         source.block_name(mixture.index, f"{mixture.experts}.{part}"): tensor
         for mixture, one in zip(mixtures, seen, strict=True)

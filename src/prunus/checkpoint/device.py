@@ -1,13 +1,16 @@
-"""Copies between the CPU's memory and a GPU's, for which the program waits as little as possible.
+"""The device that computes: how tensors get there, how numbers come back, and what is said where its memory ends.
 
-It does not wait for copies to a GPU, as they are made from pinned memory, and once for many numbers that it reads.
+The program does not wait for copies to a GPU, as they are made from pinned memory, and waits once for many numbers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from prunus.errors import PrunusError
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
@@ -23,6 +26,19 @@ def sent_all(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, T
 def read_at_once(scalars: Sequence[Sequence[Tensor]]) -> list[list[Any]]:
     """The numbers in scalars of one dtype and device, for which the program waits once; each inner list has as many."""
     return torch.stack([torch.stack([*some]) for some in scalars]).tolist() if scalars else []
+
+
+@contextmanager
+def within_memory(device: torch.device, advice: str = "calibrate on shorter sequences (--seqlen)") -> Iterator[None]:
+    """Meanwhile, PrunusError with advice instead of torch's own error where the device's memory is too small."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = ". ".join(" ".join(str(error).split()).split(". ")[:2])  # more of it is about torch's allocator
+        raise PrunusError(
+            f"the memory of {device} is too small ({reason.rstrip('.')}); end other programs on it, {advice}, or take"
+            " another --device"
+        ) from error
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:
