@@ -42,57 +42,56 @@ def prune(most: float, **settings: Any) -> Work:
 
 HESSIANS: dict[str, Any] = {"method": "flap", "intermediate_size": 16}
 WORKS: dict[str, Work] = {
-    "magnitude": prune(30, method="magnitude"),
-    "wanda": prune(60),
-    "sparsegpt": prune(120, method="sparsegpt"),
-    "alps": prune(900, method="alps"),
-    "by tensor": prune(60, group="tensor"),
-    "update": prune(120, update="obs"),
-    "magnitude, update": prune(120, method="magnitude", update="obs"),
-    "pattern, magnitude": prune(60, method="magnitude", pattern="2:4"),
-    "pattern": prune(60, pattern="2:4"),
-    "pattern, sparsegpt": prune(120, method="sparsegpt", pattern="2:4"),
-    "pattern, alps": prune(900, method="alps", pattern="2:4"),
-    "rounding": prune(60, rounding="reference"),
-    "magnitude, rounding": prune(60, method="magnitude", rounding="reference"),
-    "sparsegpt, rounding": prune(120, method="sparsegpt", rounding="reference"),
-    "dense": prune(60, propagation="dense"),
-    "true_sequential": prune(120, propagation="true_sequential", method="sparsegpt"),
-    "atp": prune(80, allocation="atp"),
-    "owl": prune(100, allocation="owl"),
-    "layerif": prune(300, allocation="layerif", influence_train=4, influence_validation=2),
-    "saved wanda": prune(60, propagation="dense")._replace(stats=True),
-    "saved sparsegpt": prune(120, propagation="dense", method="sparsegpt")._replace(stats=True),
-    "saved owl": prune(120, propagation="dense", allocation="owl")._replace(stats=True),
-    "experts' wanda": prune(400)._replace(model="moe"),
-    "experts' sparsegpt": prune(800, method="sparsegpt")._replace(model="moe"),
-    "second GPU": prune(60)._replace(device="cuda:1"),
-    "not pinned": prune(60)._replace(device="cuda:1"),
-    "8 bits": Work("quantize", 120),
-    "8 bits, nearest": Work("quantize", 60, {"method": "rtn"}),
-    "4 bits": Work("quantize", 120, {"bits": 4, "group": "row"}),
-    "4 bits, saved": Work("quantize", 120, {"bits": 4, "group": "row"}, stats=True),
-    "4 bits, trained": Work("quantize", 300, {"bits": 4, "group": "row", "recover": True}, apart=0.02),
-    "experts' 4 bits": Work("quantize", 900, {"bits": 4, "group": "row"}, "moe"),
-    "recover": Work("recover", 200, {"epochs": 1, "step_tokens": 48}, "pruned", apart=0.02),
-    "recover in float32": Work("recover", 200, {"epochs": 1, "step_tokens": 48}, "pruned", apart=1e-6),
-    "recover in parts": Work("recover", 200, {"epochs": 1, "step_tokens": 48}, "pruned", apart=1e-3),
+    "magnitude": prune(18, method="magnitude"),
+    "wanda": prune(28),
+    "sparsegpt": prune(59, method="sparsegpt"),
+    "alps": prune(210, method="alps"),
+    "by tensor": prune(28, group="tensor"),
+    "update": prune(73, update="obs"),
+    "magnitude, update": prune(73, method="magnitude", update="obs"),
+    "pattern, magnitude": prune(18, method="magnitude", pattern="2:4"),
+    "pattern": prune(28, pattern="2:4"),
+    "pattern, sparsegpt": prune(59, method="sparsegpt", pattern="2:4"),
+    "pattern, alps": prune(210, method="alps", pattern="2:4"),
+    "rounding": prune(28, rounding="reference"),
+    "magnitude, rounding": prune(18, method="magnitude", rounding="reference"),
+    "sparsegpt, rounding": prune(59, method="sparsegpt", rounding="reference"),
+    "dense": prune(28, propagation="dense"),
+    "true_sequential": prune(63, propagation="true_sequential", method="sparsegpt"),
+    "atp": prune(28, allocation="atp"),
+    "owl": prune(54, allocation="owl"),
+    "layerif": prune(65, allocation="layerif", influence_train=4, influence_validation=2),
+    "saved wanda": prune(30, propagation="dense")._replace(stats=True),
+    "saved sparsegpt": prune(66, propagation="dense", method="sparsegpt")._replace(stats=True),
+    "saved owl": prune(58, propagation="dense", allocation="owl")._replace(stats=True),
+    "experts' wanda": prune(107)._replace(model="moe"),
+    "experts' sparsegpt": prune(209, method="sparsegpt")._replace(model="moe"),
+    "second GPU": prune(28)._replace(device="cuda:1"),
+    "not pinned": prune(29)._replace(device="cuda:1"),
+    "8 bits": Work("quantize", 55),
+    "8 bits, nearest": Work("quantize", 15, {"method": "rtn"}),
+    "4 bits": Work("quantize", 55, {"bits": 4, "group": "row"}),
+    "4 bits, saved": Work("quantize", 56, {"bits": 4, "group": "row"}, stats=True),
+    "4 bits, trained": Work("quantize", 138, {"bits": 4, "group": "row", "recover": True}, apart=0.02),
+    "recover": Work("recover", 51, {"epochs": 1, "step_tokens": 48}, "pruned", apart=0.02),
+    "recover in float32": Work("recover", 51, {"epochs": 1, "step_tokens": 48}, "pruned", apart=1e-6),
+    "recover in parts": Work("recover", 53, {"epochs": 1, "step_tokens": 48}, "pruned", apart=1e-3),
     **{name: Work("drop", 200, {"method": name}, "three") for name in ("shortgpt", "angular", "tail", "sleb")},
-    "laco": Work("drop", 200, {"method": "laco", "threshold": -0.99}, "three"),
-    "reap": Work("experts", 200, {"method": "reap", "keep": 0.5}, "moe"),
-    "ean": Work("experts", 200, {"method": "ean", "keep": 0.5}, "moe"),
-    "width": Work("width", 200, {"intermediate_size": 16}),
-    "width of experts": Work("width", 900, {"intermediate_size": 16}, "moe"),
+    "laco": Work("drop", 27, {"method": "laco", "threshold": -0.99}, "three"),
+    "reap": Work("experts", 34, {"method": "reap", "keep": 0.5}, "moe"),
+    "ean": Work("experts", 34, {"method": "ean", "keep": 0.5}, "moe"),
+    "width": Work("width", 67, {"intermediate_size": 16}),
+    "width of experts": Work("width", 305, {"intermediate_size": 16}, "moe"),
     **{f"width, {name}": Work("width", 200, HESSIANS | {"method": name}) for name in ("wanda", "flap", "magnitude")},
-    "stats": Work("stats", 120, {"hessians": True}),
-    "stats of experts": Work("expert_stats", 120, {}, "moe"),
-    "perplexity": Work("perplexity", 30),
+    "stats": Work("stats", 29, {"hessians": True}),
+    "stats of experts": Work("expert_stats", 13, {}, "moe"),
+    "perplexity": Work("perplexity", 21),
     "chains": Work("chains", 1, {"temperature": 0.0}),
     "chains, sampled": Work("chains", 1, {"temperature": 0.9, "top_p": 0.9}),
-    "chains, sliding": Work("chains", 2, {"temperature": 0.9, "top_p": 0.9}, "sliding"),
+    "chains, sliding": Work("chains", 2.2, {"temperature": 0.9, "top_p": 0.9}, "sliding"),
     "chains, hybrid": Work("chains", 1, {"temperature": 0.9, "top_p": 0.9}, "hybrid"),
-    "eval": Work("evaluate", 2, {}, "tiny"),
-    "eval of experts": Work("evaluate", 2, {}, "tiny-moe"),
+    "eval": Work("evaluate", 1.3, {}, "tiny"),
+    "eval of experts": Work("evaluate", 1.3, {}, "tiny-moe"),
     "too little": Work("refused", 0),
     "mixing": Work("mixed", 0),
 }
@@ -155,10 +154,10 @@ def rows(work: Work, out: Path, device: str) -> Any:
     import prunus
     from prunus.results.store import Store
 
-    plan = prunus.EvalPlan(("tiny",), budgets=(8, 16), limit=2, answer_tokens=4, batch_size=4)
+    plan = prunus.EvalPlan(("tiny",), budgets=(8,), limit=2, answer_tokens=4, batch_size=4)
     run_id = prunus.evaluate(work.model, plan, out.with_suffix(".db"), device=device)
     with Store(out.with_suffix(".db")) as store:
-        return sorted([row.problem_id, row.budget, row.ended] for row in store.rows(run_id))
+        return sorted([row.problem_id, row.budget, row.ended] for row in store.samples(run_id))
 
 
 def refused(folder: Path, ledger: Any) -> dict[str, list[Any]]:
@@ -260,7 +259,7 @@ def watching(ledger: Any, tally: dict[str, int]) -> Iterator[None]:
 
         return call
 
-    real = [(rows.PaddedRows, "step", 1), (rows.SeparateRows, "step", 1), (hf.HFBackend, "_pick", 0)]
+    real = [(rows.PaddedRows, "step", 0), (rows.SeparateRows, "step", 0), (hf.HFBackend, "_pick", 1)]
     functions = [getattr(owner, name) for owner, name, _ in real]
     for (owner, name, steps), function in zip(real, functions, strict=True):
         setattr(owner, name, watched(function, steps))
