@@ -21,7 +21,7 @@ from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import rows as decoding
 from prunus.evaluation.backends.hf import HFBackend, load_model
-from prunus.evaluation.backends.rows import confidence, pick, probabilities, uniforms
+from prunus.evaluation.backends.rows import candidates_of_top_p, confidence, pick, probabilities, uniforms
 from prunus.evaluation.budget import Chain, Draw, Rules, contains, force_budgets
 from prunus.evaluation.requests import Completion, Request, Sampling
 
@@ -211,7 +211,14 @@ def test_probabilities_equal_the_warpers_of_transformers(size, top_p, top_k):
     expected = logits
     for warper in warpers:
         expected = warper(torch.empty(0), expected)
-    found = probabilities(logits, Sampling(0.7, top_p, top_k))
+    sampling, sizes = Sampling(0.7, top_p, top_k), [*candidates_of_top_p(size)]
+    found, enough = probabilities(logits, sampling, sizes[-1])
+    assert enough is None and sizes == ([40] if size == 40 else [128, 1024, 3000])
+    for few in sizes[:-1]:  # which say in which rows they do
+        rows, enough = probabilities(logits, sampling, few)
+        wanted = (found > 0).sum(-1) < few if top_p < 1 else torch.ones(6, dtype=torch.bool)
+        enough = torch.ones(6, dtype=torch.bool) if enough is None else enough
+        assert torch.equal(enough, wanted) and torch.equal(rows[enough], found[enough])
     torch.testing.assert_close(found / found.sum(-1, keepdim=True), expected.softmax(-1))
 
 
@@ -219,17 +226,17 @@ def test_picks_follow_the_probabilities():
     """An even grid of numbers instead of random ones: every id comes as often as its probability says."""
     logits, sampling, grid = torch.randn(50, generator=torch.Generator().manual_seed(2)), Sampling(0.8, 0.9, 30), 20_000
     uniform = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
-    counts = pick(logits.expand(grid, -1), sampling, uniform).bincount(minlength=50)
-    expected = probabilities(logits[None], sampling)[0]
+    counts = pick(logits.expand(grid, -1), sampling, uniform, 50)[0].bincount(minlength=50)
+    expected = probabilities(logits[None], sampling, 50)[0][0]
     assert (counts / grid - expected / expected.sum()).abs().max() < 2 / grid
     ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
     allowed = expected.nonzero().squeeze(1)
-    assert pick(logits.expand(2, -1), sampling, ends).tolist() == [allowed[0], allowed[-1]]
+    assert pick(logits.expand(2, -1), sampling, ends, 50)[0].tolist() == [allowed[0], allowed[-1]]
 
 
 def test_temperature_zero_is_the_most_likely_id():
     logits = torch.randn(5, 30, generator=torch.Generator().manual_seed(4))
-    assert pick(logits, GREEDY, None).tolist() == [row.index(max(row)) for row in logits.tolist()]
+    assert pick(logits, GREEDY, None, 30)[0].tolist() == [row.index(max(row)) for row in logits.tolist()]
 
 
 def test_uniform_streams_follow_from_their_seed():

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from prunus.checkpoint.architecture import skeleton
 from prunus.checkpoint.checkpoint import Checkpoint, untied
+from prunus.checkpoint.device import sent_all, stream_of
 from prunus.checkpoint.quantised import parts_of
 from prunus.checkpoint.runner import dtypes_of
 from prunus.disk import prefetch
@@ -48,8 +49,7 @@ def prefetched_blocks(source: Checkpoint, indices: Iterable[int], device: torch.
     def send(index: int) -> tuple[Block, Any]:
         tensors = source.read_block(index)
         with api.stream(side):
-            sent = {name: pinned(tensor, device).to(device, non_blocking=True) for name, tensor in tensors.items()}
-            return sent, side.record_event()
+            return sent_all(tensors, device), side.record_event()
 
     with closing(prefetch(send, indices)) as blocks:
         for tensors, arrived in blocks:
@@ -59,19 +59,6 @@ def prefetched_blocks(source: Checkpoint, indices: Iterable[int], device: torch.
                     tensor.record_stream(api.current_stream(device))
             yield tensors
             del tensors  # freed before another block is copied
-
-
-def stream_of(device: torch.device) -> Any:
-    """A new stream of this device, which may be another than torch's current device."""
-    api: Any = torch.get_device_module(device)
-    if device.type == "cpu":
-        return api.Stream()  # a stream that does nothing
-    return api.Stream(device=device)
-
-
-def pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor in pinned memory, from which a GPU copies asynchronously."""
-    return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 def advise_reading(source: Checkpoint, index: int) -> None:

@@ -20,6 +20,7 @@ from transformers.core_model_loading import build_glob_alternation
 
 from prunus.checkpoint.architecture import Architecture, Call, Carried, Recording, Unstreamable, leaves, skeleton
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.device import sent, sent_all
 from prunus.checkpoint.experts import layouts_in, split_experts, split_tensors
 from prunus.checkpoint.linears import is_state
 from prunus.checkpoint.precision import attention_for, use_fast_products
@@ -89,14 +90,10 @@ class Runner:
         tensors: by names within the block; others are ignored. Raises Unstreamable if a weight is missing.
         """
         block = self._copy_of(self.architecture.layers[index])
-        tensors = split_tensors(layouts_in(block), tensors)
+        tensors = split_tensors(layouts_in(block), sent_all(tensors, self.device))
         split_experts(block)
         prefix = self.architecture.block_prefix(index)
-        state = {
-            name: self._cast(prefix + name, tensors[name]).to(self.device)
-            for name in block.state_dict()
-            if name in tensors
-        }
+        state = {name: self._cast(prefix + name, tensors[name]) for name in block.state_dict() if name in tensors}
         block.load_state_dict(state, strict=False, assign=True)
         if lacking := [name for name, parameter in block.named_parameters() if parameter.is_meta]:
             raise Unstreamable(f"block {index} lacks the tensor '{lacking[0]}'")
@@ -119,7 +116,7 @@ class Runner:
     def states(self, rows_NTW: Tensor, batch: Batch) -> Tensor:
         """(N, T, X) input of the head, from the last block's output by the model's own final norm."""
         with self._reading_rows():
-            return self.architecture.states(batch.ids_NT.to(self.device), self.architecture.from_rows(rows_NTW))
+            return self.architecture.states(sent(batch.ids_NT, self.device), self.architecture.from_rows(rows_NTW))
 
     def logits(self, states_NTX: Tensor) -> Tensor:
         """(N, T, V) logits of the model's own head, with its scaling and soft caps; tokens may be passed in parts."""
@@ -151,7 +148,7 @@ class Runner:
 
     def _record(self, ids_NT: Tensor) -> Recording:
         with self._reading_rows():
-            return self.architecture.record(ids_NT.to(self.device))
+            return self.architecture.record(sent(ids_NT, self.device))
 
     def _read_outside(self) -> None:
         """Read the tensors outside the blocks, except embeddings and the head, which are read when they are used."""
@@ -184,7 +181,7 @@ class Runner:
         names = [name for name, t in model.state_dict(keep_vars=True).items() if t.is_meta and wanted(id(t))]
         found = self._checkpoint.names.read(names, self._checkpoint.read)
         known = model.state_dict()
-        state = {name: self._cast(name, t).to(self.device) for name, t in found.items() if name in known}
+        state = {name: self._cast(name, sent(t, self.device)) for name, t in found.items() if name in known}
         with torch.no_grad():
             model.load_state_dict(state, strict=False, assign=True)
             model.tie_weights()
@@ -225,7 +222,7 @@ class Runner:
             used, place = args[0].unique(return_inverse=True)
             # Few at a time, because the system maps whole pages around each row into memory.
             rows = torch.cat([stored.read_rows(some.tolist()) for some in used.cpu().split(64)])
-            rows = self._cast(f"{name}.weight", rows).to(self.device)
+            rows = self._cast(f"{name}.weight", sent(rows, self.device))
             module.weight, module.padding_idx = nn.Parameter(rows, requires_grad=False), None
             return place, *args[1:]
 
@@ -296,13 +293,14 @@ def _send_buffers(module: nn.Module, device: torch.device) -> None:
     for owner in module.modules():
         for name, buffer in owner._buffers.items():
             if buffer is not None:
-                owner._buffers[name] = buffer.to(device)
+                owner._buffers[name] = sent(buffer, device)
 
 
 def _equal(left: list[Call], right: list[Call]) -> bool:
-    """Whether two recordings have equal arguments."""
-    pairs = zip(leaves([list(call) for call in left]), leaves([list(call) for call in right]), strict=True)
-    return all(torch.equal(a, b) if isinstance(a, Tensor) else is_state(a) or a == b for a, b in pairs)
+    """Whether two recordings have equal arguments. Objects that calls share are compared once, as a GPU waits."""
+    both = zip(leaves([list(call) for call in left]), leaves([list(call) for call in right]), strict=True)
+    pairs = {(id(a), id(b)): (a, b) for a, b in both}
+    return all(torch.equal(a, b) if isinstance(a, Tensor) else is_state(a) or a == b for a, b in pairs.values())
 
 
 def _nbytes(calls: list[Call]) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.device import within_memory
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import read_json, resolve, typed_path
@@ -110,7 +111,7 @@ def find_scores(
     checksum = source.checksum()
     exact = recipe.dtype == "auto" and allocation.needs == "gradients"
     dtype = torch.float32 if exact else source.dtype_for(recipe.dtype)
-    check_block_fits(source, dtype)
+    check_block_fits(source, dtype, device)
     linears = linears_in_scope(source, recipe)
     if not all(linears):
         raise PrunusError(
@@ -125,7 +126,7 @@ def find_scores(
     runner = Runner(source, dtype, device)
     saved = saved if allocation.needs == "norms" else None
     subject = Subject(source, recipe, linears, runner, saved, file)
-    with full_float32(device):
+    with full_float32(device), within_memory(device):
         measured, calibration = measure(subject, calibration)
     if calibration is not None or saved is not None:
         settings["calibration"] = calibration.summary() if calibration else saved and saved.summary

@@ -56,7 +56,7 @@ def drop_blocks(
     job = open_job(model, out, recipe, name, device=device, overwrite=overwrite, dry_run=dry_run)
     source, stray = job.source, left_out(job.source)
     count = check_blocks(recipe, source)
-    check_block_fits(source, source.dtype)
+    check_block_fits(source, source.dtype, job.device)
     needed = bytes_left(recipe, count, source, stray)
     if dry_run:
         removed = f"the {count} of {source.blocks} blocks that {recipe.method} chooses"

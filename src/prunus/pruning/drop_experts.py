@@ -71,7 +71,7 @@ def drop_experts(
     recipe = job.recipe
     for mixture in mixtures:
         mixture.check(recipe.count(mixture.count))
-    check_block_fits(source, source.dtype)
+    check_block_fits(source, source.dtype, job.device)
     first = {m.index: range(recipe.count(m.count)) for m in mixtures}
     needed = smaller_model(source, mixtures, first).nbytes
     if dry_run:

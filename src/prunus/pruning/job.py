@@ -16,6 +16,7 @@ import torch
 from prunus.cards.certified import read_claims
 from prunus.cards.text import README, Card, Zeros, card_text, read_metadata
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.device import within_memory
 from prunus.checkpoint.model_folder import ModelFolder, is_gguf
 from prunus.checkpoint.resolve import read_manifest, resolve, versions
 from prunus.checkpoint.runner import pick_device
@@ -112,7 +113,10 @@ class Job(Generic[AnyRecipe]):
         if self.needs_tokens and early is None:
             check_begun(recipe, source, self.target, work)
         overwrite = self.where.overwrite
-        with Partial(source, self.target, work, source.blocks, needed, overwrite, left_out, entries) as partial:
+        with (
+            within_memory(self.device),  # around the other, which keeps what is finished, since memory may get free
+            Partial(source, self.target, work, source.blocks, needed, overwrite, left_out, entries) as partial,
+        ):
             calibration = keep_calibration(recipe, source, partial, early) if self.needs_tokens else None
             yield partial, calibration
 

@@ -119,7 +119,10 @@ def _lowest_per_pattern_by_pairs(score_RC: Tensor, count: int, width: int) -> Te
 
 
 def lowest_in_tensor(score: Tensor, count: int) -> Tensor:
-    """True at exactly the `count` lowest scores of the whole tensor; of equal scores the lower flat index is taken."""
+    """True at exactly the `count` lowest scores of the whole tensor; of equal scores the lower flat index is taken.
+
+    For inner loops: on a GPU the program waits for nothing, and scores are not checked; see check_result.
+    """
     key_N = _keys(score.reshape(-1))
     if count == 0:
         return torch.zeros_like(score, dtype=torch.bool)
@@ -174,6 +177,7 @@ def zero_lowest_in_tensor(
     k = count + 1 if every_tie else count
     if _on_cpu(weight_OI):
         return _without_lowest(weight_OI, key_N.numpy(), k, every_tie)
+    _check_scores(score_OI)
     threshold = _kth_lowest(key_N, k)
     lowest_N = key_N <= threshold if every_tie else _take(key_N, threshold, k)
     result_OI = weight_OI.clone()
@@ -182,19 +186,22 @@ def zero_lowest_in_tensor(
 
 
 def kth_lowest(score_N: Tensor, k: int) -> Tensor:
-    """The k-th smallest (from 1) of non-negative scores, as a scalar tensor of their dtype."""
+    """The k-th smallest (from 1) of non-negative scores, as a scalar tensor of their dtype; checked as by `_keys`."""
     return _kth_lowest(_keys(score_N), k).view(score_N.dtype)
 
 
 def _keys(score_N: Tensor) -> Tensor:
-    """Keys in the order of the scores, after checking them: for 16-bit floats their bit patterns, which compare faster.
+    """Keys in the order of the scores: for 16-bit floats their bit patterns, which compare faster.
 
-    Raises ValueError if a score is negative or NaN.
+    On a CPU they are checked: ValueError if a score is negative or NaN. A GPU would wait, each time that it is asked.
     """
     if score_N.dtype not in _INFINITY:
-        _check_scores(score_N)
+        if _on_cpu(score_N):
+            _check_scores(score_N)
         return score_N
     pattern_N = score_N.view(torch.int16)
+    if not _on_cpu(score_N):
+        return pattern_N & 0x7FFF
     low, high = map(int, pattern_N.aminmax())
     if low < 0:  # the sign bit is set: -0.0, which counts as 0.0, or an invalid score
         _check_scores(score_N)
@@ -224,16 +231,22 @@ def _kth_by_halves(key_N: Tensor, k: int) -> Tensor:
     pattern_N = key_N.view(torch.int32) & 0x7FFFFFFF  # -0.0 counts as 0.0
     upper_N = pattern_N >> 16
     upper, below = _kth_of_counts(upper_N, 1 << 15, k)
-    near_M = pattern_N[upper_N == upper]
-    lower, _ = _kth_of_counts(near_M & 0xFFFF, 1 << 16, k - int(below))
+    lower, _ = _kth_of_counts(pattern_N & 0xFFFF, 1 << 16, k - below, upper_N == upper)
     return (upper << 16 | lower).to(torch.int32).view(torch.float32)
 
 
-def _kth_of_counts(number_N: Tensor, bound: int, k: int) -> tuple[Tensor, Tensor]:
-    """The k-th smallest of integers in [0, bound), and how many are smaller than it; int64 scalars."""
-    up_to = torch.bincount(number_N, minlength=bound).cumsum(0)
-    found = torch.searchsorted(up_to, torch.tensor(k, device=up_to.device))
-    return found, up_to[found] - (number_N == found).count_nonzero()
+def _kth_of_counts(
+    number_N: Tensor, bound: int, k: int | Tensor, some_N: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k-th smallest of integers in [0, bound), and how many are smaller than it; int64 scalars.
+
+    some_N: which of them count; None: all. torch.bincount would do the same, but waits for the least and the largest.
+    """
+    one_N = torch.ones((), dtype=torch.int32, device=number_N.device).expand(len(number_N))
+    count_B = torch.zeros(bound, dtype=torch.int32, device=number_N.device)
+    count_B.index_add_(0, number_N.int(), one_N if some_N is None else some_N.int())
+    is_lower_B = count_B.cumsum(0) < k
+    return is_lower_B.sum(), (count_B * is_lower_B).sum()
 
 
 def _kth_and_lower(keys: NDArray[Any], k: int) -> tuple[Any, int]:
@@ -272,8 +285,8 @@ def _lowest_of_rows(score_RI: Tensor, count: int) -> Tensor:
         lowest_RI = torch.from_numpy(table <= threshold_R1.numpy())
     else:
         threshold_R1 = torch.kthvalue(score_RI, count, dim=1, keepdim=True).values
-        lowest_RI = score_RI <= threshold_R1
-    if _count(lowest_RI) == count * score_RI.shape[0]:
+        return _up_to(score_RI, threshold_R1, count)
+    if int(np.count_nonzero(lowest_RI.numpy())) == count * score_RI.shape[0]:
         return lowest_RI
     for row in (lowest_RI.sum(1) > count).nonzero().flatten().tolist():
         lowest_RI[row] = _take(score_RI[row], threshold_R1[row, 0], count)
@@ -288,12 +301,14 @@ def _take(key_N: Tensor, threshold: Tensor, count: int) -> Tensor:
         end = _end(keys, limit, count - int(np.count_nonzero(lowest)))
         lowest[:end] |= keys[:end] == limit
         return torch.from_numpy(lowest)
-    lowest_N = key_N <= threshold
-    surplus = _count(lowest_N) - count
-    if surplus:
-        equal = (key_N == threshold).nonzero().flatten()
-        lowest_N[equal[len(equal) - surplus :]] = False
-    return lowest_N
+    return _up_to(key_N, threshold, count)
+
+
+def _up_to(key: Tensor, threshold: Tensor, count: int) -> Tensor:
+    """True at the `count` lowest keys of the last axis, whose count-th key is the threshold. Waits for no GPU."""
+    lower, equal = key < threshold, key == threshold
+    missing = count - lower.sum(-1, keepdim=True)
+    return lower | (equal & (equal.cumsum(-1, dtype=torch.int32) <= missing))
 
 
 def _on_cpu(tensor: Tensor) -> bool:
@@ -338,18 +353,24 @@ def _zero(weight: Tensor, lowest: Tensor) -> None:
         patterns.mul_(~lowest)
 
 
+def zeros_in(weight: Tensor) -> Tensor:
+    """As count_zeros, as a scalar on the weight's device, which can be read with others at once."""
+    return torch.tensor(count_zeros(weight)) if _on_cpu(weight) else weight.numel() - weight.count_nonzero()
+
+
 def count_zeros(weight: Tensor) -> int:
     """Number of weights that are +0.0 or -0.0."""
     if not _on_cpu(weight):
-        return weight.numel() - int(weight.count_nonzero())
+        return int(zeros_in(weight))
     # Integers shifted by their sign bit: about twenty times faster than torch's count of 16-bit floats.
     patterns = weight.reshape(-1).view(_SAME_SIZE_INTEGER[weight.element_size()]).numpy()
     return weight.numel() - sum(int(np.count_nonzero(patterns[part] << 1)) for part in _slices(0, len(patterns)))
 
 
-def _count(mask: Tensor) -> int:
-    # numpy counts booleans about ten times faster than torch.
-    return int(np.count_nonzero(mask.numpy()) if _on_cpu(mask) else mask.count_nonzero())
+def check_result(weight: Tensor) -> None:
+    """On a GPU, raise ValueError if weights hold NaN, after inner loops in which scores were not checked."""
+    if not _on_cpu(weight) and bool(weight.isnan().any()):
+        raise ValueError("scores hold NaN")
 
 
 def _check_scores(score: Tensor) -> None:

@@ -174,7 +174,7 @@ def make_job(job: Job[WidthRecipe]) -> Narrowing:
     """The job with its networks; raises PrunusError if model, recipe and statistics do not fit each other."""
     units = find_units(job.source, job.recipe.of)
     width = job.recipe.count(base_width(units))
-    check_block_fits(job.source, torch.float32)
+    check_block_fits(job.source, torch.float32, job.device)
     job = job.with_saved(fitting)
     if job.recipe.needs_data:
         check_matrices_fit(job.source, max(unit.width for unit in units), job.device)

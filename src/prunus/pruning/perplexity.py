@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from prunus.checkpoint.architecture import Architecture, Unstreamable
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.device import within_memory
 from prunus.checkpoint.loader import load_plain, load_whole
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.precision import use_fast_products
@@ -55,16 +56,17 @@ def perplexity(
     chosen = first_windows(cut(read_documents(path, source), seqlen), max_tokens)
     if not chosen:
         raise PrunusError(f"{path} has no text of at least two tokens")
-    network = load_model(source, pick_device(device))
-    head = find_head(network)
-    total, predicted = 0.0, 0
+    total, predicted, runs_on = 0.0, 0, pick_device(device)
     batches = list(batches_of(sorted(chosen, key=len)))
-    with torch.inference_mode(), Steps("perplexity", total=len(batches), unit="batches") as steps:
-        for batch in batches:
-            ids_NT = torch.tensor(batch, device=network.device)
-            total += negative_log_likelihood(network, head, ids_NT)
-            predicted += ids_NT.shape[0] * (ids_NT.shape[1] - 1)
-            steps.advance()
+    with within_memory(runs_on, "take a smaller --seqlen"):
+        network = load_model(source, runs_on)
+        head = find_head(network)
+        with torch.inference_mode(), Steps("perplexity", total=len(batches), unit="batches") as steps:
+            for batch in batches:
+                ids_NT = torch.tensor(batch, device=network.device)
+                total += negative_log_likelihood(network, head, ids_NT)
+                predicted += ids_NT.shape[0] * (ids_NT.shape[1] - 1)
+                steps.advance()
     if not math.isfinite(total):
         raise PrunusError(f"{source.folder}: the model's output holds NaN or infinity on {path}; it is broken")
     nll = total / predicted
@@ -84,6 +86,8 @@ def load_model(source: ModelFolder, device: torch.device) -> Any:
         network = network.eval().to(device)
         use_fast_products(network)
         return network
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         raise PrunusError(f"{source.folder} cannot be loaded by transformers: {one_line(error)}") from error
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunus.checkpoint.device import read_at_once
 from prunus.checkpoint.experts import StorageCopies
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.loader import Block, blocks_on, return_freed_memory
@@ -29,7 +30,7 @@ from prunus.pruning.calibration.propagation import PROPAGATIONS, BlockRun
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats, few_tokens
 from prunus.pruning.job import Job, open_job
-from prunus.pruning.masks import count_zeros, zeros_of, zeros_wanted
+from prunus.pruning.masks import zeros_in, zeros_of, zeros_wanted
 from prunus.pruning.methods import find_method
 from prunus.pruning.prune_job import PruneJob, target_of
 from prunus.pruning.scope import linears_in_scope
@@ -115,7 +116,7 @@ def make_job(job: Job[PruneRecipe]) -> PruneJob:
     """The job with what pruning needs; raises PrunusError if model, recipe and statistics do not fit each other."""
     linears = linears_in_scope(job.source, job.recipe)
     dtype = job.source.dtype_for(job.recipe.dtype)
-    check_block_fits(job.source, dtype)
+    check_block_fits(job.source, dtype, job.device)
     method = find_method(job.recipe)
 
     def fitting(saved: SavedStats, recipe: PruneRecipe) -> PruneRecipe:
@@ -177,6 +178,7 @@ def prune_block(
         run = BlockRun(runner, block, index, hidden, job.linears[index], last, job.method.needs)
         groups = PROPAGATIONS[job.recipe.propagation](run)
     zeros, sizes, dead, pooled = Counter[str](), Counter[str](), Counter[str](), dict[str, int]()
+    counted: list[tuple[str, Tensor, Tensor]] = []  # of each Linear its zeros and dead inputs, read at once at the end
     warnings: list[str] = []
     has_experts = run is not None and run.has_experts
     keeps_dense = has_experts and job.recipe.propagation == "dense"
@@ -192,11 +194,9 @@ def prune_block(
                 pruned[name] = (copies.of(weight_OI) if keeps_dense else weight_OI).copy_(new_OI)
             else:
                 pruned[name] = new_OI.cpu()
-            summary = job.source.block_name(index, linear.summary_name)
-            zeros[summary] += count_zeros(new_OI)
+            summary, found = job.source.block_name(index, linear.summary_name), zeros_in(new_OI)
             sizes[summary] += new_OI.numel()
-            if inputs is not None and (unused := int((inputs.norm_I == 0).sum())):
-                dead[summary] = max(unused, dead[summary])
+            counted.append((summary, found, torch.zeros_like(found) if inputs is None else (inputs.norm_I == 0).sum()))
             if inputs is not None and inputs.hessian is not None and inputs.hessian.warning is not None:
                 warnings.append(inputs.hessian.warning)
             if inputs is not None and inputs.pooled is not None:
@@ -205,6 +205,10 @@ def prune_block(
             weight_OI = inputs = None  # a Hessian can be as large as a weight, so free both before the next pass
         if has_experts:
             return_freed_memory()
+    for (summary, *_), (count, unused) in zip(counted, read_at_once([one[1:] for one in counted]), strict=True):
+        zeros[summary] += count
+        if unused:
+            dead[summary] = max(unused, dead[summary])
     weights = {f"{name}.weight": weight_OI for name, weight_OI in pruned.items()}
     record = {
         "source": digest,

@@ -173,7 +173,7 @@ def make_job(job: Job[QuantizeRecipe]) -> Quantising:
     linears = names_on_disk(job.source)
     form = format_of(job.source, linears, job.recipe)
     dtype = job.source.dtype_for(job.recipe.dtype)
-    check_block_fits(job.source, dtype)
+    check_block_fits(job.source, dtype, job.device)
     if job.recipe.recover:
         check_trainable(job.source, job.device)
     return Quantising(**vars(job.with_saved(fitting)), linears=linears, format=form, dtype=dtype)

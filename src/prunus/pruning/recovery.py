@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from prunus.checkpoint.architecture import with_forwards
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.compressed_tensors import product
+from prunus.checkpoint.device import read_at_once
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.writer import Partial
 from prunus.disk import disk_errors
@@ -163,7 +164,8 @@ def trainable(block: nn.Module, dtypes: dict[str, torch.dtype], linears: Collect
     dtypes: of the block's tensors in the checkpoint, by name.
     """
     weights = {f"{name}.weight" for name in linears}
-    found = []
+    found: list[tuple[str, nn.Parameter, Tensor | None]] = []
+    sizes: list[list[Tensor]] = []  # sum of squares, and number of zeros
     for name, parameter in block.named_parameters():
         vector = parameter.dim() == 1 and parameter.is_floating_point()
         if name not in dtypes or not (name in weights or vector):
@@ -171,11 +173,14 @@ def trainable(block: nn.Module, dtypes: dict[str, torch.dtype], linears: Collect
         if torch.empty_like(parameter, device="meta").stride() != parameter.stride():
             parameter.data = parameter.data.clone()  # without gaps, as Adam's fused steps expect of memory
         zero = parameter.detach() == 0 if name in weights else None
-        count = parameter.numel() - (0 if zero is None else int(zero.sum()))
-        rms = math.sqrt(float(parameter.detach().double().square().sum()) / max(1, count))
-        if rms:
-            found.append(Trained(name, parameter, zero, rms, dtypes[name]))
-    return found
+        squares = parameter.detach().double().square().sum()
+        sizes.append([squares, torch.zeros_like(squares) if zero is None else zero.sum().double()])
+        found.append((name, parameter, zero))
+    trained = [
+        Trained(*one, math.sqrt(squares / max(1, one[1].numel() - zeros)), dtypes[one[0]])
+        for one, (squares, zeros) in zip(found, read_at_once(sizes), strict=True)
+    ]
+    return [one for one in trained if one.rms]
 
 
 class Scaled(nn.Module):
@@ -230,13 +235,15 @@ def fit(
         fused=True,
     )
     for _ in range(epochs if finite else 0):
+        losses: list[Tensor] = []  # read once an epoch, so that a GPU computes on meanwhile
         for index in rng.sample(range(len(training)), len(training)):
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["rms"] * share_of_rate(step, steps)
             loss = take_step(optimizer, parameters, training[index], plan)
-            finite, step, tokens = finite and math.isfinite(loss), step + 1, tokens + counts[index]
+            losses.append(loss)
+            step, tokens = step + 1, tokens + counts[index]
         error = mean_error(held_out)
-        finite = finite and math.isfinite(error)
+        finite = bool(torch.stack(losses).isfinite().all()) and math.isfinite(error)
         if not finite:
             break
         if error < best:
@@ -252,19 +259,19 @@ def fit(
 
 def take_step(
     optimizer: torch.optim.Optimizer, parameters: Sequence[Trained], example: Example, plan: StepPlan
-) -> float:
+) -> Tensor:
     """One step for the mean loss over the tokens of an example, which comes back; zeros have no gradient.
 
     The gradients of its micro-batches are added up.
     """
     device, total, tokens = parameters[0].parameter.device, example.counted_NT.sum(), example.input_NTW.shape[1]
-    most, loss = max(1, plan.micro_batch // tokens), 0.0
+    most, loss = max(1, plan.micro_batch // tokens), torch.zeros((), device=device)
     for first in range(0, len(example.input_NTW), most):
         input_NTW, target_NTW, counted_NT = (table[first : first + most] for table in example[1:])
         with torch.enable_grad(), plan.products(device):
             part = relative_error(example.run(input_NTW, first), target_NTW, counted_NT) / total
         part.backward()
-        loss += float(part.detach())
+        loss += part.detach()
     for _, parameter, zero, *_ in parameters:
         if zero is not None and parameter.grad is not None:
             parameter.grad.masked_fill_(zero, 0.0)
@@ -276,17 +283,17 @@ def take_step(
 def relative_error(output_NTW: Tensor, target_NTW: Tensor, counted_NT: Tensor) -> Tensor:
     """Sum over the counted tokens of |output - target|^2 / |target|^2."""
     device = output_NTW.device
-    wanted_NTW = target_NTW.to(device, torch.float32)
+    wanted_NTW = target_NTW.to(device, torch.float32, non_blocking=True)
     error_NT = (output_NTW.float() - wanted_NTW).square().sum(-1)
     energy_NT = wanted_NTW.square().sum(-1).clamp(min=LEAST_ENERGY)
-    return (counted_NT.to(device) * error_NT / energy_NT).sum()
+    return (counted_NT.to(device, non_blocking=True) * error_NT / energy_NT).sum()
 
 
 @torch.no_grad()
 def mean_error(examples: Sequence[Example]) -> float:
     """relative_error of all examples, per token."""
-    total = sum(float(relative_error(e.run(e.input_NTW, 0), e.target_NTW, e.counted_NT)) for e in examples)
-    return total / sum(int(e.counted_NT.sum()) for e in examples)
+    errors = [relative_error(e.run(e.input_NTW, 0), e.target_NTW, e.counted_NT) for e in examples]
+    return sum(torch.stack(errors).tolist()) / sum(int(e.counted_NT.sum()) for e in examples)
 
 
 def share_of_rate(step: int, steps: int) -> float:
@@ -368,7 +375,7 @@ class Training:
         def run(batch: Batch, rows_NTW: Tensor, first: int) -> Tensor:
             own.release_pages()
             part = Batch(batch.ids_NT[first : first + len(rows_NTW)])
-            return runner.run_block(block, rows_NTW.to(runner.device), part)
+            return runner.run_block(block, rows_NTW.to(runner.device, non_blocking=True), part)
 
         found: list[Example] = []
         for (batch, read_NTW), (_, wanted_NTW) in zip(own.batches(), wanted.batches(), strict=True):

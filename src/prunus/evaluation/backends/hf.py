@@ -19,13 +19,14 @@ from transformers.utils import logging
 from prunus import progress
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.compressed_tensors import METHOD
+from prunus.checkpoint.device import sent, within_memory
 from prunus.checkpoint.loader import load_plain, load_whole
 from prunus.checkpoint.precision import use_fast_products
 from prunus.checkpoint.quantised import quant_method, why_unreadable
 from prunus.checkpoint.resolve import one_line, read_object
 from prunus.engines import FLOAT32_PARAMETERS, EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.rows import Bans, Decoding, confidence, pick, rows_for, uniforms
+from prunus.evaluation.backends.rows import Bans, Decoding, candidates_of_top_p, confidence, pick, rows_for, uniforms
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores
 
 LEAST_PARAMETERS = 20_000_000  # in smaller models calls take longer than products
@@ -46,7 +47,8 @@ def load_model(folder: Path, device: str = "auto", dtype: torch.dtype | None = N
         else:
             with quiet():
                 model = load_plain(folder, wanted or "auto")
-        nn.Module.to(model, torch.device(device))
+        with within_memory(torch.device(device), "evaluate a smaller model, or one in fewer bits"):
+            nn.Module.to(model, torch.device(device))
     except PrunusError:
         raise
     except Exception as error:  # damaged files cause errors of many kinds
@@ -260,10 +262,17 @@ class HFBackend(Backend):
         uniform_R = None
         if sampling.temperature > 0:
             drawn = [0.0 if row.done or row.pending else next(row.uniforms) for row in rows]
-            uniform_R = torch.tensor(drawn, dtype=torch.float64, device=logits_RV.device)
-        token_R = pick(allowed_RV, sampling, uniform_R)
-        # Float64 represents every id exactly.
-        return torch.stack([number_R.double() for number_R in (token_R, *confidence(logits_RV, token_R))], 1).tolist()
+            uniform_R = sent(torch.tensor(drawn, dtype=torch.float64), logits_RV.device)
+        found: list[list[float]] = []
+        for candidates in candidates_of_top_p(logits_RV.shape[1]):
+            token_R, enough_R = pick(allowed_RV, sampling, uniform_R, candidates)
+            enough_R = torch.ones_like(token_R) if enough_R is None else enough_R
+            numbers = (token_R, *confidence(logits_RV, token_R), enough_R)
+            # Float64 represents every id exactly.
+            found = torch.stack([number_R.double() for number_R in numbers], 1).tolist()
+            if all(row.pop() for row in found):
+                break
+        return found
 
     @cached_property
     def _rows(self) -> Callable[..., Decoding]:

@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicLayer, PreTrainedConfig, PreTrainedModel
 
+from prunus.checkpoint.device import sent
 from prunus.checkpoint.resolve import one_line
 from prunus.errors import PrunusError
 from prunus.evaluation.requests import Request, Sampling, no_progress
@@ -106,13 +107,13 @@ class PaddedRows:
 
     def step(self, tokens: Sequence[int | None]) -> Tensor:
         """Append one id to every row; returns (R, V) logits of the next tokens. None: for a row that is finished."""
-        logits_RV = self._read(torch.tensor([token or 0 for token in tokens], device=self.device)[:, None])
+        logits_RV = self._read(ids_of(tokens, self.device))
         self.on_tokens(0, sum(token is not None for token in tokens))
         return logits_RV
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row that occurs twice is copied."""
-        index_R = torch.tensor(rows, device=self.device)
+        index_R = sent(torch.tensor(rows), self.device)
         self._pads_R, self._bias_RK = self._pads_R[index_R], self._bias_RK[index_R]
         for layer in self.layers:
             if layer.is_initialized:  # the others use the keys and values of an earlier block
@@ -190,7 +191,7 @@ class SeparateRows:
         """
         logits: list[Tensor] = []
         for row, ids in enumerate(self._prompts):
-            logits.append(self._read(row, ids))
+            logits.append(self._read(row, sent(torch.tensor([ids]), self.model.device)))
             self.on_tokens(len(ids), 0)
         return torch.stack(logits)
 
@@ -200,9 +201,10 @@ class SeparateRows:
         None: for a row that is finished, which the model does not read; its logits are zeros.
         """
         logits: dict[int, Tensor] = {}
+        ids_R1 = ids_of(tokens, self.model.device)
         for row, token in enumerate(tokens):
             if token is not None:
-                logits[row] = self._read(row, [token])
+                logits[row] = self._read(row, ids_R1[row : row + 1])
                 self.on_tokens(0, 1)
         none = torch.zeros_like(next(iter(logits.values())))
         return torch.stack([logits.get(row, none) for row in range(len(tokens))])
@@ -213,12 +215,11 @@ class SeparateRows:
         self._lengths = [self._lengths[row] for row in rows]
         self._caches = [deepcopy(before[row]) if row in seen or seen.add(row) else before[row] for row in rows]
 
-    def _read(self, row: int, ids: list[int]) -> Tensor:
+    def _read(self, row: int, ids_1T: Tensor) -> Tensor:
         """Append ids to a row; returns (V,) logits of the next token. PrunusError if the model returns no cache."""
         cache = self._caches[row]
         given: dict[str, object] = {} if cache is None else {str(self._cache): cache}
-        ids_1T = torch.tensor([ids], device=self.model.device)
-        start, self._lengths[row] = self._lengths[row], self._lengths[row] + len(ids)
+        start, self._lengths[row] = self._lengths[row], self._lengths[row] + ids_1T.shape[1]
         # As transformers' generate does, since some models cannot derive positions from their caches.
         if self._wants_positions:
             given["position_ids"] = torch.arange(start, self._lengths[row], device=self.model.device)[None]
@@ -230,6 +231,11 @@ class SeparateRows:
 
 
 Decoding = PaddedRows | SeparateRows  # sequences that decode together
+
+
+def ids_of(tokens: Sequence[int | None], device: torch.device) -> Tensor:
+    """(R, 1) the ids that rows read next, on the device; 0 for one that is finished."""
+    return sent(torch.tensor([token or 0 for token in tokens]), device)[:, None]
 
 
 def rows_for(model: PreTrainedModel) -> Callable[..., Decoding]:
@@ -324,7 +330,7 @@ class Bans:
             2 * self._kind(request) + (count < request.min_new_tokens)
             for request, count in zip(requests, counts, strict=True)
         ]
-        return logits_RV + self._bias_BV[torch.tensor(chosen, device=logits_RV.device)]
+        return logits_RV + self._bias_BV[sent(torch.tensor(chosen), logits_RV.device)]
 
     def _kind(self, request: Request) -> int:
         key = request.banned, request.stops
@@ -338,33 +344,49 @@ class Bans:
         return self._kinds[key]
 
 
-def pick(logits_RV: Tensor, sampling: Sampling, uniform_R: Tensor | None) -> Tensor:
-    """(R,) sampled token ids. uniform_R: one float64 in [0, 1) per row; may be None if the temperature is 0."""
+def candidates_of_top_p(vocabulary: int) -> Iterator[int]:
+    """Yield how many ids top-p considers, the most likely ones: more each time, as long as these do not suffice."""
+    candidates = min(NUCLEUS_START, vocabulary)
+    while candidates < vocabulary:
+        yield candidates
+        candidates = min(vocabulary, candidates * 8)
+    yield vocabulary
+
+
+def pick(
+    logits_RV: Tensor, sampling: Sampling, uniform_R: Tensor | None, candidates: int
+) -> tuple[Tensor, Tensor | None]:
+    """(R,) sampled token ids. uniform_R: one float64 in [0, 1) per row; may be None if the temperature is 0.
+
+    The rest is as for probabilities.
+    """
     if sampling.temperature == 0:
-        return logits_RV.argmax(-1)
+        return logits_RV.argmax(-1), None
     assert uniform_R is not None
-    probability_RV = probabilities(logits_RV, sampling)
+    probability_RV, enough_R = probabilities(logits_RV, sampling, candidates)
     # In float32 the tail of a large vocabulary would be lost in the sum.
     cumulative_RV = probability_RV.double().cumsum(-1)
     goal_R1 = uniform_R[:, None] * cumulative_RV[:, -1:]
     picked_R = torch.searchsorted(cumulative_RV, goal_R1, right=True).squeeze(-1)
-    return picked_R.clamp_(max=logits_RV.shape[-1] - 1)
+    return picked_R.clamp_(max=logits_RV.shape[-1] - 1), enough_R
 
 
-def probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
+def probabilities(logits_RV: Tensor, sampling: Sampling, candidates: int) -> tuple[Tensor, Tensor | None]:
     """(R, V) float32 sampling weights, 0 outside top-k and top-p; a row's sum is at most 1.
 
     The order is that of transformers and vLLM: temperature, top-k, then top-p of the remaining ids. Ids that tie with
-    the last one kept are also kept.
+    the last one kept are also kept. candidates: the number of ids among which top-p looks. The second tensor (R,) says
+    in which rows they sufficed, so that a GPU need be asked only once for a token; None: in all.
     """
     scaled_RV = logits_RV.float() / sampling.temperature
     if 0 < sampling.top_k < scaled_RV.shape[-1]:
         least_R1 = scaled_RV.topk(sampling.top_k, dim=-1).values[:, -1:]
         scaled_RV = scaled_RV.masked_fill(scaled_RV < least_R1, -torch.inf)
     probability_RV = scaled_RV.softmax(-1)
-    if sampling.top_p < 1:
-        probability_RV = probability_RV.masked_fill(probability_RV < _nucleus(probability_RV, sampling.top_p), 0.0)
-    return probability_RV
+    if sampling.top_p >= 1:
+        return probability_RV, None
+    least_R1, enough_R = _nucleus(probability_RV, sampling.top_p, candidates)
+    return probability_RV.masked_fill(probability_RV < least_R1, 0.0), enough_R
 
 
 def confidence(logits_RV: Tensor, token_R: Tensor) -> tuple[Tensor, Tensor]:
@@ -378,15 +400,14 @@ def confidence(logits_RV: Tensor, token_R: Tensor) -> tuple[Tensor, Tensor]:
     return picked_R - log_sum_R, log_sum_R - logits_RV.mean(-1) - math.log(logits_RV.shape[-1])
 
 
-def _nucleus(probability_RV: Tensor, top_p: float) -> Tensor:
-    """(R, 1) the smallest probability in the smallest set of ids whose probabilities sum to at least top_p."""
-    size = probability_RV.shape[-1]
-    candidates = min(NUCLEUS_START, size)
-    while True:
-        top_RC = probability_RV.topk(candidates, dim=-1).values
-        # An id belongs to the set if the sum of those before it is less than top_p.
-        before_RC = top_RC.cumsum(-1) - top_RC
-        inside_RC = before_RC < top_p
-        if candidates == size or not bool(inside_RC[:, -1].any()):
-            return top_RC.masked_fill(~inside_RC, torch.inf).amin(-1, keepdim=True)
-        candidates = min(size, candidates * 8)
+def _nucleus(probability_RV: Tensor, top_p: float, candidates: int) -> tuple[Tensor, Tensor | None]:
+    """(R, 1) the smallest probability in the smallest set of ids whose probabilities sum to at least top_p.
+
+    The second is as for probabilities.
+    """
+    top_RC = probability_RV.topk(candidates, dim=-1).values
+    # An id belongs to the set if the sum of those before it is less than top_p.
+    before_RC = top_RC.cumsum(-1) - top_RC
+    inside_RC = before_RC < top_p
+    least_R1 = top_RC.masked_fill(~inside_RC, torch.inf).amin(-1, keepdim=True)
+    return least_R1, None if candidates == probability_RV.shape[-1] else ~inside_RC[:, -1]

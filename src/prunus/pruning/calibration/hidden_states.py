@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.loader import stream_of
+from prunus.checkpoint.device import pinned, sent, stream_of
 from prunus.checkpoint.resolve import one_line
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.disk import show_bytes
@@ -56,7 +56,7 @@ class HiddenStates:
         self.states_SW = both[: self.tokens * width].view(self.tokens, width)
         self._room = both[self.tokens * width :]
         if counted is not None:  # sorted is stable, so they are in the order of the sequences
-            table_S1 = torch.tensor([*chain(*sorted(counted, key=len))])[:, None]
+            table_S1 = pinned(torch.tensor([*chain(*sorted(counted, key=len))])[:, None], runner.device)
             for batch, counted_NT1 in zip(self._batches, self.views(table_S1), strict=True):
                 batch.counted_NT1 = counted_NT1
         for batch, rows_NTW in self.batches():
@@ -191,16 +191,16 @@ LOGIT_TOKENS = 256
 def negative_log_likelihood(runner: Runner, rows_NTW: Tensor, batch: Batch) -> float:
     """Sum in nats over all tokens but the first of each sequence. rows_NTW: output of the last block."""
     states_SX = runner.states(rows_NTW, batch)[:, :-1].flatten(0, 1)
-    return summed_loss(runner.logits, states_SX, batch.ids_NT[:, 1:].flatten().to(runner.device))
+    return summed_loss(runner.logits, states_SX, sent(batch.ids_NT[:, 1:].flatten(), runner.device))
 
 
 def summed_loss(logits: Callable[[Tensor], Tensor], states_SX: Tensor, targets_S: Tensor) -> float:
     """Sum in nats over tokens. logits: those of (1, S, X) states, which are computed for LOGIT_TOKENS at a time."""
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64, device=states_SX.device)
     for part_SX, target_S in zip(states_SX.split(LOGIT_TOKENS), targets_S.split(LOGIT_TOKENS), strict=True):
         logits_SV = logits(part_SX[None])[0].float()
-        total += functional.cross_entropy(logits_SV, target_S, reduction="none").double().sum().item()
-    return total
+        total += functional.cross_entropy(logits_SV, target_S, reduction="none").double().sum()
+    return float(total)
 
 
 # Checks against free memory and disk: whether a block fits, and the portions in which sequences are measured.
@@ -260,11 +260,17 @@ def check_free(what: str, needed: int, device: torch.device, advice: str) -> Non
         )
 
 
-def check_block_fits(source: Checkpoint, dtype: torch.dtype) -> None:
-    """Raise PrunusError if the largest block, in the dtype it runs in, takes more memory than is free."""
-    what = f"{source.folder}: its largest block in {str(dtype).removeprefix('torch.')}"
+def check_block_fits(source: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise PrunusError if the largest block, in the dtype it runs in, takes more memory than is free.
+
+    On another device than the CPU it is there twice, since the next block is loaded while one is used.
+    """
+    what, needed = f"in {str(dtype).removeprefix('torch.')}", largest_block(source) * dtype.itemsize
     advice = "or use a narrower --dtype or a machine with more memory"
-    check_free(what, largest_block(source) * dtype.itemsize, torch.device("cpu"), advice)
+    check_free(f"{source.folder}: its largest block {what}", needed, torch.device("cpu"), advice)
+    if device.type != "cpu":
+        advice = "or use a narrower --dtype or another --device"
+        check_free(f"{source.folder}: twice its largest block {what}", min(2, source.blocks) * needed, device, advice)
 
 
 def portions(items: Iterable[Item], size: Callable[[Item], int], room: int) -> list[list[Item]]:

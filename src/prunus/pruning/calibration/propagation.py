@@ -151,7 +151,7 @@ def _in_pieces(run: BlockRun) -> Iterator[Stats]:
             with run.watch(inner, stop_early=True) as seen:
                 for batch, rows_NTW in hidden.batches():
                     with suppress(InputsSeen):
-                        half(runner, block, rows_NTW.to(runner.device), batch)
+                        half(runner, block, rows_NTW.to(runner.device, non_blocking=True), batch)
             yield seen.stats(run.number)
             left -= len(inner)
         if run.last and not left:
@@ -160,14 +160,14 @@ def _in_pieces(run: BlockRun) -> Iterator[Stats]:
         kept_SX = hidden.room(output.in_features)
         with bypass(block, name), run.watch(outer) as seen:
             for batch, rows_NTW, kept_NTX in hidden.batches_with(kept_SX):
-                kept_NTX.copy_(half(runner, block, rows_NTW.to(runner.device), batch))
+                kept_NTX.copy_(half(runner, block, rows_NTW.to(runner.device, non_blocking=True), batch))
         if outer:
             yield seen.stats(run.number)
             left -= len(outer)
         if run.last and not left:
             return
         for _, rows_NTW, kept_NTX in hidden.batches_with(kept_SX):
-            rows_NTW.add_(output(kept_NTX.to(runner.device)).to(rows_NTW.device))
+            rows_NTW.add_(output(kept_NTX.to(runner.device, non_blocking=True)).to(rows_NTW.device))
 
 
 PROPAGATIONS: Mapping[Propagation, Callable[[BlockRun], Iterator[Stats]]] = MappingProxyType(
@@ -200,7 +200,7 @@ def _is_two_halves(run: BlockRun) -> bool:
         if len({linear.leader for linear in run.linears if linear.kind == kind} - set(OUTPUTS)) > 1:
             return False
     batch, rows_NTW = next(iter(run.hidden.batches()))
-    input_NTW = rows_NTW.to(runner.device)
+    input_NTW = rows_NTW.to(runner.device, non_blocking=True)
     try:
         whole_NTW, pieces_NTW = runner.run_block(block, input_NTW, batch.copy()), input_NTW
         for half, name in zip((attend, feed), OUTPUTS, strict=True):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.device import within_memory
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.loader import blocks_on
 from prunus.checkpoint.precision import full_float32
@@ -101,13 +102,13 @@ def stats(
     entries = planned_entries(source, hessians)
     needed = sum(entry.nbytes for entry in entries.values())
     check_space(target.absolute(), needed)
-    check_block_fits(source, source.dtype_for(recipe.dtype))
     runner_device = pick_device(device)
+    check_block_fits(source, source.dtype_for(recipe.dtype), runner_device)
     chosen = load_calibration(recipe, source)
     about = about_stats(source, model, recipe, chosen)
     say(f"{target} will take {show_bytes(needed)}")
     blocks = measure(source, recipe, chosen, runner_device, "hessian" if hessians else "means")
-    with disk_errors(target.parent, needed):
+    with disk_errors(target.parent, needed), within_memory(runner_device):
         met = write_stats(target, entries, about, blocks)
     few = {expert: count for expert, count in met.items() if is_few(count)}
     return {

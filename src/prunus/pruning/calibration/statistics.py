@@ -67,9 +67,9 @@ class Hessian:
     def damped(self, damping: float, dtype: torch.dtype = torch.float32) -> Tensor:
         """A copy with damping added to the diagonal, and with the mean diagonal for dead inputs."""
         matrix_II = self.matrix_II.to(dtype, copy=True)
-        live = ~self.dead_I
-        mean = matrix_II.diagonal()[live].mean().item() if bool(live.any()) else 1.0
-        matrix_II.diagonal()[self.dead_I] = mean
+        live_L = matrix_II.diagonal()[~self.dead_I]
+        mean = live_L.mean().item() if len(live_L) else 1.0
+        matrix_II.diagonal().masked_fill_(self.dead_I, mean)
         matrix_II.diagonal().add_(damping * mean)
         return matrix_II
 

@@ -115,8 +115,7 @@ class Calibrated:
         with Steps("scoring", total=self.source.blocks, unit="blocks") as steps:
             for index in range(self.source.blocks):
                 block = self.block(Mix.of(index))
-                for batch, rows_NTW in hidden.batches():
-                    before_NTW = rows_NTW.to(self.device)
+                for batch, rows_NTW, before_NTW in hidden.batches_on(self.device):
                     after_NTW = finite(self.runner.run_block(block, before_NTW, batch), index)
                     yield index, before_NTW, after_NTW
                     rows_NTW.copy_(after_NTW)

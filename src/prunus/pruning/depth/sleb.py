@@ -60,9 +60,9 @@ def losses_without_each(model: Calibrated, live: Sequence[int], steps: Steps) ->
 def mean_loss(runner: Runner, last: HiddenStates) -> float:
     """Nats per predicted token, from the outputs of the last block."""
     total, predicted = 0.0, 0
-    for batch, rows_NTW in last.batches():
+    for batch, _, output_NTW in last.batches_on(runner.device):
         count, length = batch.ids_NT.shape
         if length > 1:
-            total += negative_log_likelihood(runner, rows_NTW.to(runner.device), batch)
+            total += negative_log_likelihood(runner, output_NTW, batch)
             predicted += count * (length - 1)
     return total / predicted

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.device import within_memory
 from prunus.checkpoint.experts import Routed, observe_experts
 from prunus.checkpoint.loader import blocks_on, return_freed_memory
 from prunus.checkpoint.precision import full_float32
@@ -63,7 +64,7 @@ def observe(
                 propagate(runner, block, hidden, index)
             if mixture is not None and seen is not None:
                 token_E, sums_2E = seen
-                yield RoutingSums(index, token_E, *sums_2E, seed=recipe.seed)
+                yield RoutingSums(index, token_E, *sums_2E.cpu(), seed=recipe.seed)
             del block, seen  # before the next block is read
             return_freed_memory()
             steps.advance()
@@ -73,12 +74,12 @@ def observe(
 def watched(block: nn.Module, mixture: Mixture) -> Iterator[tuple[Tensor, Tensor]]:
     """Meanwhile, what RoutingSums has is added up: (E,) tokens and (2, E) sums."""
     token_E = torch.zeros(mixture.count, dtype=torch.int64)
-    sums_2E = torch.zeros(2, mixture.count, dtype=torch.float64)
+    sums_2E = torch.zeros(2, mixture.count, dtype=torch.float64, device=next(block.parameters()).device)
 
     def see(routed: Routed) -> None:
         norm_S, gate_S = routed.output_SD.float().norm(dim=-1).double(), routed.weight_S.double()
         token_E[routed.expert] += len(gate_S)
-        sums_2E[:, routed.expert] += torch.stack([norm_S, gate_S * norm_S]).sum(1).cpu()
+        sums_2E[:, routed.expert] += torch.stack([norm_S, gate_S * norm_S]).sum(1)
 
     with observe_experts(block, see):
         yield token_E, sums_2E
@@ -107,10 +108,12 @@ def expert_stats(
     recipe = ExpertsRecipe(**options)
     source, target = open_for_stats(model, out, recipe, overwrite)
     mixtures = find_mixtures(source)
-    check_block_fits(source, source.dtype)
+    runs_on = pick_device(device)
+    check_block_fits(source, source.dtype, runs_on)
     chosen = load_calibration(recipe, source)
     about = about_stats(source, model, recipe, chosen) | {"experts": True}
-    seen = list(observe(source, mixtures, recipe, chosen, pick_device(device)))
+    with within_memory(runs_on):
+        seen = list(observe(source, mixtures, recipe, chosen, runs_on))
     tensors = {
         source.block_name(mixture.index, f"{mixture.experts}.{part}"): tensor
         for mixture, one in zip(mixtures, seen, strict=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prunus.pruning.calibration.statistics import DAMPING, InputStats
-from prunus.pruning.masks import Target, lowest_in_tensor, lowest_per_pattern, zeros_of
+from prunus.pruning.masks import Target, check_result, lowest_in_tensor, lowest_per_pattern, zeros_of
 
 ITERATIONS = 300  # at most
 RHO, MAX_RHO = 0.1, 1e6  # at first, and at most
@@ -50,6 +50,7 @@ def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tenso
     target_IO = hessian_II @ dense_IO
     kept_IO, start_IO = _admm(hessian_II, dense_IO, target_IO, support)
     best_IO = _conjugate_gradients(hessian_II, target_IO, start_IO.double() * kept_IO, kept_IO)
+    check_result(best_IO)
     return (best_IO / size_I[:, None]).T.contiguous().to(weight_OI.dtype)
 
 

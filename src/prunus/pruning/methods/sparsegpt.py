@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from prunus.pruning.calibration.statistics import Hessian, InputStats
-from prunus.pruning.masks import Target, kth_lowest, lowest_in_tensor, lowest_per_pattern, zeros_wanted
+from prunus.pruning.masks import (
+    Target,
+    check_result,
+    kth_lowest,
+    lowest_in_tensor,
+    lowest_per_pattern,
+    zeros_wanted,
+)
 
 BLOCK = 128
 
@@ -59,6 +66,7 @@ def reconstruct(
         end = start + len(part_BO)
         if bool(error_BO.any()):  # adding zeros would still turn a -0.0 into 0.0
             weight_IO[end:].addmm_(upper_II[start:end, end:].T, error_BO, alpha=-1)
+    check_result(weight_IO)
     return weight_IO.to(weight_OI.dtype).T.contiguous()
 
 
@@ -67,12 +75,15 @@ def _prune_block(part_BO: Tensor, upper_BB: Tensor, dead_B: Tensor, choose: Choo
     diagonal_B = upper_BB.diagonal()
     error_BO = torch.zeros_like(part_BO)
     zero_BO = torch.zeros_like(part_BO, dtype=torch.bool)
+    pruned: list[bool] = []
     for j in range(len(part_BO)):
         if j % width == 0:
             group = slice(j, j + width)
             score_BO = (part_BO[group] / diagonal_B[group, None]).square_().masked_fill_(dead_B[group, None], 0)
             zero_BO[group] = choose(score_BO.T.contiguous(), start + j).T
-        if not bool(zero_BO[j].any()):
+            # A column without zeros changes nothing but -0.0, so a GPU need not wait to be told which these are.
+            pruned = zero_BO[group].any(1).tolist() if part_BO.device.type == "cpu" else [True] * width
+        if not pruned[j % width]:
             continue
         error_BO[j] = (part_BO[j] / diagonal_B[j]).mul_(zero_BO[j])
         part_BO[j].masked_fill_(zero_BO[j], 0)

@@ -97,8 +97,13 @@ def factor(hessian_II: Tensor, damping: float = DAMPING) -> Tensor:
         lower_II, failed = torch.linalg.cholesky_ex(damped(hessian_II, damping * 10**attempt))
         if not int(failed):
             return lower_II
-    raise PrunusError(
-        f"the Hessian of {len(hessian_II)} channels stays singular even with damping {damping * 10**RETRIES:g}; use"
+    raise stays_singular(len(hessian_II), damping * 10**RETRIES)
+
+
+def stays_singular(channels: int, damping: float) -> PrunusError:
+    """The error where a Hessian cannot be inverted."""
+    return PrunusError(
+        f"the Hessian of {channels} channels stays singular even with damping {damping:g}; use"
         " more or other calibration text, or --method wanda --no-fit"
     )
 
@@ -121,22 +126,29 @@ def by_obs(inputs: Inputs, weight_OI: Tensor, count: int, batch: int | None = No
     del lower_II
     alive_I = torch.ones(len(inverse_II), dtype=torch.bool, device=inverse_II.device)
     order: list[Tensor] = []
+    failed = torch.zeros((), dtype=torch.int32, device=inverse_II.device)
     for done in range(0, count, batch):
         cost_I = weight_OI.square().sum(0) / inverse_II.diagonal().clamp(min=torch.finfo(inverse_II.dtype).tiny)
-        cost_I[~alive_I] = torch.inf
+        cost_I.masked_fill_(~alive_I, torch.inf)
         order.append(cost_I.argsort(stable=True)[: min(batch, count - done)])
         alive_I[order[-1]] = False
         if done + batch < count:
-            _remove(inverse_II, weight_OI, order[-1])
+            failed |= _remove(inverse_II, weight_OI, order[-1])
+    if bool(failed):
+        raise stays_singular(len(inverse_II), DAMPING)
     return torch.cat(order) if order else torch.zeros(0, dtype=torch.long)
 
 
-def _remove(inverse_II: Tensor, weight_OI: Tensor, gone_B: Tensor) -> None:
-    """Update the inverse of H and the weights for the removal of some channels, in place."""
-    rows_BI = torch.linalg.solve(inverse_II[gone_B][:, gone_B], inverse_II[gone_B])
+def _remove(inverse_II: Tensor, weight_OI: Tensor, gone_B: Tensor) -> Tensor:
+    """Update the inverse of H and the weights for the removal of some channels, in place.
+
+    Returns a number that is not 0 if their part of the inverse is singular, which a GPU need not wait for.
+    """
+    rows_BI, failed = torch.linalg.solve_ex(inverse_II[gone_B][:, gone_B], inverse_II[gone_B])
     weight_OI.addmm_(weight_OI[:, gone_B], rows_BI, alpha=-1)
     inverse_II.addmm_(inverse_II[:, gone_B], rows_BI, alpha=-1)
     inverse_II[gone_B, gone_B] = 1.0  # of channels that are gone, which would be 0
+    return failed
 
 
 def by_contribution(hessian_II: Tensor, weight_OI: Tensor) -> Tensor:
@@ -270,7 +282,8 @@ class Sums:
         self.sum_I = torch.zeros(channels, dtype=torch.float64, device=device)
         self.error_OI = torch.zeros(outputs if aims else 0, channels, dtype=dtype, device=device)
         self.error_O = torch.zeros(outputs, dtype=torch.float64, device=device)
-        self.tokens, self.energy = 0, 0.0
+        self.tokens = torch.zeros((), dtype=torch.long, device=device)
+        self.energy = torch.zeros((), dtype=torch.float64, device=device)
         self.held: list[Held] = []
 
     def add(self, input_SI: Tensor, counted_S: Tensor, error_SO: Tensor | None, held_S: Tensor) -> None:
@@ -282,7 +295,7 @@ class Sums:
         errors_SO = input_SI.new_zeros(1, 1).expand(len(input_SI), 1) if error_SO is None else error_SO
         self.held.append(Held(input_SI[held_S], errors_SO[held_S]))
         errors = [None] * len(input_SI) if error_SO is None else error_SO.split(AT_ONCE)
-        self.tokens += int(counted_S.sum())
+        self.tokens += counted_S.sum()
         for x_SI, one_S, e_SO in zip(input_SI.split(AT_ONCE), counted_S.split(AT_ONCE), errors, strict=False):
             x_SI, one_S = x_SI.to(self.hessian_II.dtype), one_S.to(self.hessian_II.dtype)
             add_product(self.hessian_II, x_SI * one_S[:, None])
@@ -291,7 +304,7 @@ class Sums:
                 e_SO = e_SO.to(x_SI.dtype) * one_S[:, None]
                 self.error_OI.addmm_(e_SO.mT, x_SI)
                 self.error_O += e_SO.sum(0).double()
-                self.energy += float(e_SO.square().sum())
+                self.energy += e_SO.square().sum()
 
     def inputs(self, name: str, aims: bool) -> Inputs:
         """The sums. aims: whether the output lacks anything. PrunusError names the Linear if there is a NaN."""
@@ -300,10 +313,11 @@ class Sums:
             raise PrunusError(f"{name}: its calibration inputs hold NaN or infinity; use other calibration text")
         sum_I = self.sum_I.to(self.hessian_II.dtype)
         held = Held(*map(torch.cat, zip(*self.held, strict=True))) if self.held else None
-        found = Inputs(self.hessian_II, sum_I, self.tokens, self.tokens, held=held)
+        tokens = int(self.tokens)
+        found = Inputs(self.hessian_II, sum_I, tokens, tokens, held=held)
         if not aims:
             return found
-        return found._replace(error_OI=self.error_OI, error_O=self.error_O.to(sum_I.dtype), energy=self.energy)
+        return found._replace(error_OI=self.error_OI, error_O=self.error_O.to(sum_I.dtype), energy=float(self.energy))
 
 
 def most_held(channels: int) -> int:
@@ -362,11 +376,11 @@ def observe(
         for down, linear in linears.items():
             hooks.enter_context(linear.register_forward_pre_hook(watch(down)))
         for batch, rows_NTW, wanted_NTW, held_NT in batches:
-            given_NTW = rows_NTW.to(runner.device)
+            given_NTW = rows_NTW.to(runner.device, non_blocking=True)
             output_NTW = runner.run_block(block, given_NTW, batch)
             for down, input_SI, counted_S in seen:
                 assert gain is not None
-                error_NTW = (wanted_NTW.to(runner.device) - output_NTW) / gain
+                error_NTW = (wanted_NTW.to(runner.device, non_blocking=True) - output_NTW) / gain
                 sums[down].add(input_SI, counted_S, error_NTW.flatten(0, 1), held_NT.flatten().to(counted_S.device))
             seen.clear()
     return {down: of.inputs(f"{name}, {down}", gain is not None) for down, of in sums.items()}
@@ -380,7 +394,7 @@ def gain_of(runner: Runner, block: nn.Module, down: str, rows_NTW: Tensor, batch
     linear: Any = block.get_submodule(down)
     if linear.out_features != runner.width:
         return None
-    given_NTW = rows_NTW.to(runner.device)
+    given_NTW = rows_NTW.to(runner.device, non_blocking=True)
     before_NTW = runner.run_block(block, given_NTW, batch.copy()).double()
     generator = torch.Generator().manual_seed(0)
     more_W = torch.randn(runner.width, generator=generator).to(before_NTW.device, torch.float64)

@@ -1,0 +1,54 @@
+"""The device that computes: how tensors get there, how numbers come back, and what is said where its memory ends.
+
+The program does not wait for copies to a GPU, as they are made from pinned memory, and waits once for many numbers.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunus.errors import PrunusError
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device. A GPU's copy is made while the program goes on, in the order of its stream's work."""
+    return pinned(tensor, device).to(device, non_blocking=True)
+
+
+def sent_all(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The same for each of some tensors."""
+    return {name: sent(tensor, device) for name, tensor in tensors.items()}
+
+
+def read_at_once(scalars: Sequence[Sequence[Tensor]]) -> list[list[Any]]:
+    """The numbers in scalars of one dtype and device, for which the program waits once; each inner list has as many."""
+    return torch.stack([torch.stack([*some]) for some in scalars]).tolist() if scalars else []
+
+
+@contextmanager
+def within_memory(device: torch.device, advice: str = "calibrate on shorter sequences (--seqlen)") -> Iterator[None]:
+    """Meanwhile, PrunusError with advice instead of torch's own error where the device's memory is too small."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = ". ".join(" ".join(str(error).split()).split(". ")[:2])  # more of it is about torch's allocator
+        raise PrunusError(
+            f"the memory of {device} is too small ({reason.rstrip('.')}); end other programs on it, {advice}, or take"
+            " another --device"
+        ) from error
+
+
+def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor in pinned memory if it is to go from the CPU to a GPU, and as it is otherwise."""
+    return tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+
+
+def stream_of(device: torch.device) -> Any:
+    """A new stream of this device, which may be another than torch's current device."""
+    api: Any = torch.get_device_module(device)
+    if device.type == "cpu":
+        return api.Stream()  # a stream that does nothing
+    return api.Stream(device=device)
