@@ -74,12 +74,16 @@ class Reply(NamedTuple):
 
 
 def new_client(engine: EngineOptions) -> httpx.AsyncClient:
-    """A client with the API key of the environment and the options' timeout."""
+    """A client with the API key of the environment and the options' timeout.
+
+    Servers on this machine are asked without the proxy of the environment, which would look for them on its own.
+    """
     key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
     limits = httpx.Limits(max_connections=None)
     timeout = httpx.Timeout(engine.timeout, connect=CONNECT_SECONDS, pool=None)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout)
+    here: dict[str, None] = {f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")}
+    return httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout, mounts=here)
 
 
 async def received(client: httpx.AsyncClient, address: str, payload: Any = None, most: int = LEAST_BYTES) -> Reply:
