@@ -39,7 +39,7 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 
 @pytest.fixture
-def below(record_property: Callable[[str, object], None]) -> Callable[[str, float, float], None]:
+def below(request: pytest.FixtureRequest) -> Callable[[str, float, float], None]:
     """below(name, value, limit) asserts value < limit of a number that moves with the processor's rounding.
 
     scripts/processors.py runs the tests that use it under the settings of several processors, and compares how far each
@@ -47,7 +47,7 @@ def below(record_property: Callable[[str, object], None]) -> Callable[[str, floa
     """
 
     def check(name: str, value: float, limit: float) -> None:
-        record_property(name, json.dumps([value, limit]))
+        request.node.user_properties.append((name, json.dumps([value, limit])))
         assert value < limit, f"{name} is {value}, not below {limit}"
 
     return check

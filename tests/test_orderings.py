@@ -141,11 +141,12 @@ def test_dense_then_wanda_then_magnitude(llm, perplexity, below):
 
 @pytest.mark.real_llm
 def test_sparsegpt_beats_wanda_where_much_is_lost(perplexity, below):
+    """Processors move these ratios by up to 0.003, as near ties are pruned differently; the others move far less."""
     sparsegpt = perplexity("sparsegpt", MORE, FIFTH)
     below("at 60 %", sparsegpt / perplexity("wanda", MORE, FIFTH), 0.9)
     two_of_four = [perplexity(name, TWO_OF_FOUR, FIFTH) for name in ("sparsegpt", "wanda")]
     below("at 2:4", two_of_four[0] / two_of_four[1], 0.85)
-    below("at 60 % / magnitude at 50 %", sparsegpt / perplexity("magnitude", HALF, FIFTH), 0.8)
+    below("at 60 % / magnitude at 50 %", sparsegpt / perplexity("magnitude", HALF, FIFTH), 0.75)
 
 
 def all_rise(below, values):
