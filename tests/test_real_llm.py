@@ -53,7 +53,7 @@ def pruned(folder, texts):
 
 def first_two_blocks(folder):
     """A model of them alone: what is done to the first does not depend on later ones."""
-    model = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.float32)
     del model.model.layers[2:]
     model.config.num_hidden_layers = 2
     model.save_pretrained(folder)
@@ -106,8 +106,11 @@ def test_magnitude_mask_is_the_smallest_half_of_every_linear(pruned):
 
 
 def test_wanda_mask_of_the_first_block_is_that_of_transformers_forward(texts, tmp_path, below):
-    """Norms from transformers' own forward with hooks, up to that block; ranking by a stable full sort."""
-    model = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.bfloat16)
+    """Norms from transformers' own forward with hooks, up to that block; ranking by a stable full sort.
+
+    In float32: how bfloat16 rounds in the block decides on some weights of down_proj.
+    """
+    model = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.float32)
     del model.model.layers[1:]
     block = model.model.layers[0]
     linears = {n: m for n, m in block.named_modules() if isinstance(m, torch.nn.Linear)}

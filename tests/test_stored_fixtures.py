@@ -111,7 +111,7 @@ def test_interrupted_work_is_finished(stored, monkeypatch, below):
         found, wanted = finished.read(name).float(), expected.read(name).float()
         if ".layers.1." in name and found.dim() == 2:
             below(f"{name}: other zeros", ((found == 0) != (wanted == 0)).float().mean().item(), 0.01)
-            below(f"{name}: other values", ((found - wanted).norm() / wanted.norm()).item(), 0.02)
+            below(f"{name}: other values", ((found - wanted).norm() / wanted.norm()).item(), 0.06)
         else:
             assert found.equal(wanted), name
 
