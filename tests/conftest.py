@@ -1,11 +1,12 @@
 """What holds for every test, and the order in which they run."""
 
 import gc
+import json
 import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,21 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     return f"{ascii(val)[:LONGEST_ID]}..." if isinstance(val, (str, bytes)) and len(val) > LONGEST_ID else None
 
 
+@pytest.fixture
+def below(request: pytest.FixtureRequest) -> Callable[[str, float, float], None]:
+    """below(name, value, limit) asserts value < limit of a number that moves with the processor's rounding.
+
+    scripts/processors.py runs the tests that use it under the settings of several processors, and compares how far each
+    number moves with its distance from the limit.
+    """
+
+    def check(name: str, value: float, limit: float) -> None:
+        request.node.user_properties.append((name, json.dumps([value, limit])))
+        assert value < limit, f"{name} is {value}, not below {limit}"
+
+    return check
+
+
 @pytest.fixture(autouse=True)
 def _not_quiet() -> None:
     """A test that made this process quiet says nothing of the next one."""
@@ -45,7 +61,10 @@ def _not_quiet() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests and their groups first, so that no worker is left with one at the end."""
+    """Slow tests and their groups first, so that no worker is left with one at the end; users of `below` are marked."""
+    for item in items:
+        if "below" in getattr(item, "fixturenames", ()):
+            item.add_marker("rounding")
     slow = {unit_of(item) for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: unit_of(item) not in slow)
 

@@ -213,6 +213,13 @@ def test_the_key_is_sent(monkeypatch):
         assert backend.name
 
 
+def test_a_server_on_this_machine_is_asked_without_the_proxy(monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
+    with connected(babbling()) as backend:
+        assert backend.name
+
+
 def test_nobody_is_there_or_somebody_else(tmp_path):
     server, store = babbling(), tmp_path / "results.db"
     with serving(server), pytest.raises(PrunusError, match=r"answers 404.*such as http://localhost:8000/v1"):

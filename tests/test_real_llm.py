@@ -53,7 +53,7 @@ def pruned(folder, texts):
 
 def first_two_blocks(folder):
     """A model of them alone: what is done to the first does not depend on later ones."""
-    model = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.float32)
     del model.model.layers[2:]
     model.config.num_hidden_layers = 2
     model.save_pretrained(folder)
@@ -73,13 +73,14 @@ def weights(model):
     return found
 
 
-def test_perplexity_orders_dense_wanda_magnitude(pruned, texts):
+def test_perplexity_orders_dense_wanda_magnitude(pruned, texts, below):
     models = {"dense": smollm2(), **pruned}
     value = {
         name: prunus.perplexity(model, texts["held_out"], seqlen=JUDGED)["perplexity"] for name, model in models.items()
     }
-    assert value["dense"] < value["wanda"] < value["magnitude"], value
-    assert value["wanda"] < 3 * value["dense"], value
+    below("dense / Wanda", value["dense"] / value["wanda"], 1)
+    below("Wanda / magnitude", value["wanda"] / value["magnitude"], 1)
+    below("Wanda / dense", value["wanda"] / value["dense"], 3)
 
 
 def lowest_of_bfloat16(weight_N, count):
@@ -104,9 +105,12 @@ def test_magnitude_mask_is_the_smallest_half_of_every_linear(pruned):
         assert torch.equal(expected.view_as(before), after), name
 
 
-def test_wanda_mask_of_the_first_block_is_that_of_transformers_forward(texts, tmp_path):
-    """Norms from transformers' own forward with hooks, up to that block; ranking by a stable full sort."""
-    model = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.bfloat16)
+def test_wanda_mask_of_the_first_block_is_that_of_transformers_forward(texts, tmp_path, below):
+    """Norms from transformers' own forward with hooks, up to that block; ranking by a stable full sort.
+
+    In float32: how bfloat16 rounds in the block decides on some weights of down_proj.
+    """
+    model = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.float32)
     del model.model.layers[1:]
     block = model.model.layers[0]
     linears = {n: m for n, m in block.named_modules() if isinstance(m, torch.nn.Linear)}
@@ -136,7 +140,8 @@ def test_wanda_mask_of_the_first_block_is_that_of_transformers_forward(texts, tm
         expected = weight.clone().scatter_(1, order, 0)
         # Sums in another order, as of other processors, may swap weights whose scores agree; nothing else may differ.
         differ, last = ours != expected, score.gather(1, order[:, -1:])
-        assert differ.float().mean() < 3e-4 and not (differ & ((score / last - 1).abs() > 3e-3)).any(), name
+        below(f"{name}: share that differs", differ.float().mean().item(), 3e-4)
+        below(f"{name}: distance from the last score", (differ * (score / last - 1).abs()).max().item(), 3e-3)
         assert ((ours == 0).sum(1) >= order.shape[1]).all()
 
 

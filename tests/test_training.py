@@ -107,7 +107,7 @@ def test_load_balancing_loss_is_least_when_all_experts_are_used_equally():
     assert mixture.tokens_E.sum() == 2 * 4 * 2  # two experts for each token
 
 
-def test_every_expert_of_the_shipped_mixture_is_used():
+def test_every_expert_of_the_shipped_mixture_is_used(below):
     folder = resolve("tiny-moe")
     lines = (tiny_folder() / "calibration.jsonl").read_text().splitlines()[:40]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -121,9 +121,9 @@ def test_every_expert_of_the_shipped_mixture_is_used():
             model(input_ids=torch.tensor([json.loads(line)["token_ids"]]))
     read = sum(len(json.loads(line)["token_ids"]) for line in lines)
     assert len(tokens) == 8  # blocks
-    for tokens_E in tokens.values():
+    for block, tokens_E in enumerate(tokens.values()):
         assert tokens_E.sum() == 2 * read
-        assert tokens_E.min() > 2 * read / 8 / 4  # a quarter of what each would have if all were used equally
+        below(f"block {block}: equal share / least", 2 * read / 8 / tokens_E.min().item(), 4)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -508,7 +508,7 @@ def divergence(folder, rows):
 
 
 @pytest.mark.slow
-def test_the_tiny_reasoner_is_hardly_changed_by_a_fitted_width(tmp_path):
+def test_the_tiny_reasoner_is_hardly_changed_by_a_fitted_width(tmp_path, below):
     rows = [json.loads(line)["token_ids"] for line in (tiny_folder() / "calibration.jsonl").read_text().splitlines()]
     held_out = rows[-16:]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in rows[:-16]))
@@ -517,4 +517,4 @@ def test_the_tiny_reasoner_is_hardly_changed_by_a_fitted_width(tmp_path):
     for name, settings in (("fitted", {}), ("unfitted", {"fit": False})):
         prunus.width("tiny", tmp_path / name, WidthRecipe(**calibration | settings), device="cpu")
         found[name] = divergence(tmp_path / name, held_out)
-    assert found["fitted"] < 0.4 * found["unfitted"], found
+    below("fitted / unfitted", found["fitted"] / found["unfitted"], 0.4)

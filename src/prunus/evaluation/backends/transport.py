@@ -76,13 +76,17 @@ class Reply(NamedTuple):
 
 
 def new_client(engine: EngineOptions) -> httpx.AsyncClient:
-    """A client with the API key of the environment and the options' timeout."""
+    """A client with the API key of the environment and the options' timeout.
+
+    Servers on this machine are asked without the proxy of the environment, which would look for them on its own.
+    """
     key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
     limits = httpx.Limits(max_connections=None)
     timeout = httpx.Timeout(engine.timeout, connect=CONNECT_SECONDS, pool=None)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
+    here: dict[str, None] = {f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")}
     try:
-        return httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout)
+        return httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout, mounts=here)
     except (ValueError, httpx.InvalidURL) as error:  # a key that is no ASCII; the address of a proxy
         raise PrunusError(
             f"the key ({' or '.join(KEYS)}) or the proxy (HTTP_PROXY, HTTPS_PROXY) in the environment cannot be used:"
