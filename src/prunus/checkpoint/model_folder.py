@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from prunus.checkpoint.content import content_digest
 from prunus.checkpoint.gguf_file import read_gguf
 from prunus.checkpoint.quantised import quant_method, quantisation_of
 from prunus.checkpoint.resolve import (
@@ -178,6 +179,10 @@ class ModelFolder:
     def checksum(self) -> str:
         """The BLAKE3 of all weights (checksum.checksum_of). Raises PrunusError for NaN or infinity."""
         return checksum_of(self.stored)
+
+    def content(self) -> str | None:
+        """The digest of configuration, tokenizer and chat template (content.content_digest)."""
+        return content_digest(self.folder)
 
     def fingerprint(self) -> str:
         """A fast fingerprint of the weights (checksum.fingerprint_of)."""

@@ -13,6 +13,8 @@ from prunus.evaluation.budget import PROTOCOL_VERSION
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.requests import Engine
 from prunus.results.labels import is_quantised
+from prunus.results.rows import Run
+from prunus.results.starts import differences
 
 if TYPE_CHECKING:
     from prunus.evaluation.backends.served import ServedModel
@@ -69,6 +71,21 @@ def describe_model(
     if checkpoint.quantisation is None and checkpoint.dtype is not None:
         described["dtype"] = str(checkpoint.dtype).removeprefix("torch.")
     return described
+
+
+def computed_otherwise(run: Run, backend: str, device: str) -> str | None:
+    """A line where the rows of a finished run were computed with other versions or on another device; else None.
+
+    What only a loaded model tells is not compared.
+    """
+    now: dict[str, object] = {**versions()}
+    if backend == "hf" and "device" in run.versions:
+        from prunus.evaluation.backends.hf import device_for
+
+        now["device"] = device_for(device)
+    here = {key: value for key, value in run.versions.items() if key in now}
+    found = differences(here, now)
+    return f"run {run.run_id} is complete; it was computed otherwise: here {'; '.join(found)}" if found else None
 
 
 def describe_versions(backend: Engine) -> dict[str, object]:

@@ -30,6 +30,7 @@ from prunus.progress import Steps
 from prunus.questions import evaluation_set, question_digest
 from prunus.recipes import TraceRecipe
 from prunus.results.rows import Sample
+from prunus.serving import Serving
 
 BYTES_PER_TOKEN = 16  # of JSON, in the partial and the final file together
 
@@ -77,7 +78,8 @@ def traces(
     else:
         checkpoint = ModelFolder(resolve(model))
     folder = checkpoint.folder
-    work = resolve_plan(checkpoint, load_tokenizer(folder), recipe.plan())
+    serving = Serving.of(recipe.backend, engine)
+    work = resolve_plan(checkpoint, load_tokenizer(folder), recipe.plan(), serving=serving)
     check_problems(work.problems)
     longest = sum(len(work.chains[index].prompt) + recipe.max_tokens for batch in work.batches for index, _ in batch)
     with (

@@ -189,6 +189,10 @@ class ServedModel:
         """The hash that identifies the model."""
         return self._checksum
 
+    def content(self) -> str | None:
+        """None: the checksum is of all that is known."""
+        return None
+
 
 # A server that Prunus starts for one model folder by the user's command, and stops again.
 
