@@ -34,6 +34,7 @@ UNLIMITED = 1 << 62  # tokens that a model without positions may read
 INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 MODELOPT = "hf_quant_config.json"  # where ModelOpt describes its quantisation
 TEXT_PARTS = ("text_config", "llm_config", "language_config")  # of the language model in a config.json of several parts
+SCALED = {"I8", "U8", "I32", "F8_E4M3", "F8_E5M2"}  # dtypes of quantised matrices
 PACKED_FILE = "packed.safetensors"  # the only weights of a packed checkpoint
 
 
@@ -245,6 +246,18 @@ def quantisation_beside(folder: Path, written: Mapping[str, Any]) -> dict[str, A
         found = read_object(folder / MODELOPT).get("quantization")
         return {"quant_method": "modelopt", **found} if isinstance(found, dict) else None
     return None
+
+
+def check_scaled(model: ModelFolder) -> None:
+    """Raise PrunusError if matrices are of integers or 8-bit floats, and nothing says by which scales they are read."""
+    if model.quantised is not None or is_packed(model.folder) or is_gguf(model.folder):
+        return
+    for name, stored in model.stored.items():
+        if stored.dtype in SCALED and len(stored.shape) > 1 and name.rpartition(".")[2] in ("weight", "weight_packed"):
+            raise PrunusError(
+                f"{model.folder}: '{name}' is {stored.dtype}, but config.json has no quantization_config, which says"
+                " how it is read: fetch config.json again"
+            )
 
 
 def is_packed(folder: Path) -> bool:

@@ -21,6 +21,7 @@ from prunus.evaluation.beforehand import check_plan, is_harness_task
 from prunus.evaluation.grading import GRADER_VERSION, Grader
 from prunus.evaluation.lm_eval import evaluate_harness
 from prunus.evaluation.provenance import (
+    begin,
     computed_otherwise,
     describe_model,
     describe_versions,
@@ -87,7 +88,7 @@ def evaluate(
             description = describe_model(model, checkpoint, kernel) | work.about
             store_problems(opened, work.problems)
             versions = describe_versions(backend)
-            opened.add_run(Run(work.run_id, description, work.plan, versions, planned=work.planned), mixed)
+            begin(opened, Run(work.run_id, description, work.plan, versions, planned=work.planned), mixed)
             adopt_some(opened, work, versions)
             # The missing batches are determined again, since another process may have added some before claim().
             fill(opened, work, backend, missing_batches(opened, work))

@@ -4,7 +4,8 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunus.checkpoint.model_folder import EngineFolder, ModelFolder, is_gguf, is_packed
+from prunus import progress
+from prunus.checkpoint.model_folder import EngineFolder, ModelFolder, check_scaled, is_gguf, is_packed
 from prunus.checkpoint.packed_files import PackedCheckpoint
 from prunus.checkpoint.resolve import versions
 from prunus.engines import BACKENDS, EngineOptions
@@ -15,6 +16,7 @@ from prunus.evaluation.requests import Engine
 from prunus.results.labels import is_quantised
 from prunus.results.rows import Run
 from prunus.results.starts import differences
+from prunus.results.store import Store
 
 if TYPE_CHECKING:
     from prunus.evaluation.backends.served import ServedModel
@@ -23,14 +25,15 @@ if TYPE_CHECKING:
 def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> tuple[ModelFolder, str | None]:
     """The checkpoint of a folder, and the kernel that its weights run on: `sparse`, or None for torch's own.
 
-    Raises PrunusError for a packed folder and a backend that cannot read it.
+    Raises PrunusError for a packed folder and a backend that cannot read it, and for quantised weights of which nothing
+    says how they are read.
     """
     if is_gguf(folder) and backend != "openai":
         raise PrunusError(f"{folder} has a GGUF file, which only llama.cpp reads: take the backend openai")
-    if BACKENDS[backend].loads_itself:
-        return EngineFolder(folder), None
-    if not BACKENDS[backend].reads_packed or not is_packed(folder):
-        return ModelFolder(folder), None
+    if BACKENDS[backend].loads_itself or not is_packed(folder) or not BACKENDS[backend].reads_packed:
+        model = (EngineFolder if BACKENDS[backend].loads_itself else ModelFolder)(folder)
+        check_scaled(model)
+        return model, None
     from prunus.evaluation.backends.hf import runs_sparse
 
     return PackedCheckpoint(folder), "sparse" if runs_sparse(folder, device, engine.sparse) else None
@@ -86,6 +89,17 @@ def computed_otherwise(run: Run, backend: str, device: str) -> str | None:
     here = {key: value for key, value in run.versions.items() if key in now}
     found = differences(here, now)
     return f"run {run.run_id} is complete; it was computed otherwise: here {'; '.join(found)}" if found else None
+
+
+def begin(store: Store, run: Run, mixed: bool) -> None:
+    """Add a run, or another start of it (Store.add_run); says so where a server at another address continues it."""
+    stored = next((one for one in store.runs() if one.run_id == run.run_id), None)
+    before = (
+        None if stored is None else (stored.starts[-1].versions if stored.starts else stored.versions).get("address")
+    )
+    store.add_run(run, mixed)
+    if before is not None and (now := run.versions.get("address")) != before:
+        progress.say(f"run {run.run_id} was begun at {before} and goes on at {now}, which tells the same of itself")
 
 
 def describe_versions(backend: Engine) -> dict[str, object]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypedDict
 
-from prunus.checkpoint.model_folder import ModelFolder
+from prunus.checkpoint.model_folder import ModelFolder, check_scaled
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.disk import disk_errors, locked, write_text
 from prunus.engines import BACKENDS, EngineOptions
@@ -77,6 +77,7 @@ def traces(
         checkpoint, _, engine = opened_model(model, recipe.backend, device, engine)
     else:
         checkpoint = ModelFolder(resolve(model))
+        check_scaled(checkpoint)
     folder = checkpoint.folder
     serving = Serving.of(recipe.backend, engine)
     work = resolve_plan(checkpoint, load_tokenizer(folder), recipe.plan(), serving=serving)

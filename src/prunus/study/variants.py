@@ -20,7 +20,7 @@ from prunus.checkpoint.resolve import MANIFEST
 from prunus.checkpoint.safetensors_file import Stored, write_file
 from prunus.disk import disk_errors, locked
 from prunus.errors import PrunusError
-from prunus.evaluation.provenance import describe_model
+from prunus.evaluation.provenance import begin, describe_model
 from prunus.evaluation.resolved_plan import store_problems
 from prunus.pruning.calibration import calibration_name, check_package
 from prunus.results.rows import Run
@@ -323,4 +323,4 @@ def add_run(
         described["bytes"] = ModelFolder(served).engine_bytes
     store_problems(store, cell.resolved.problems)
     run = Run(cell.run_id, described | cell.resolved.about, cell.resolved.plan, versions, planned=cell.resolved.planned)
-    store.add_run(run, mixed)
+    begin(store, run, mixed)
