@@ -334,7 +334,8 @@ def results_text(card: Card, results: Results) -> list[str]:
     base_name = plain(card.origin.rpartition("/")[2])
     parts = ["## Accuracy against thinking budget"]
     if (state := results.summary.unfinished) is not None and results.contrast is None:
-        parts.append(f"**No verdict**: {in_full(state)}.")
+        said, _, why = in_full(state).partition(": " if state.mixed else "; ")
+        parts.append(f"**{said.capitalize()}**: {why}.")
     if results.contrast is not None:
         parts += verdict_text(results.contrast, base_name)
     for task, curve in results.summary.tasks.items():

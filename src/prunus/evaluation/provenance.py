@@ -15,7 +15,7 @@ from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.requests import Engine
 from prunus.results.labels import is_quantised
 from prunus.results.rows import Run
-from prunus.results.starts import differences
+from prunus.results.starts import differences, records
 from prunus.results.store import Store
 
 if TYPE_CHECKING:
@@ -94,9 +94,7 @@ def computed_otherwise(run: Run, backend: str, device: str) -> str | None:
 def begin(store: Store, run: Run, mixed: bool) -> None:
     """Add a run, or another start of it (Store.add_run); says so where a server at another address continues it."""
     stored = next((one for one in store.runs() if one.run_id == run.run_id), None)
-    before = (
-        None if stored is None else (stored.starts[-1].versions if stored.starts else stored.versions).get("address")
-    )
+    before = None if stored is None else records(stored)[-1].get("address")
     store.add_run(run, mixed)
     if before is not None and (now := run.versions.get("address")) != before:
         progress.say(f"run {run.run_id} was begun at {before} and goes on at {now}, which tells the same of itself")

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx2 as httpx
 
@@ -44,6 +45,12 @@ def api_of(url: str) -> str:
     """The address of the API, ending in /v1, from what the user gave."""
     url = url.rstrip("/").removesuffix("/completions").rstrip("/")
     return url if url.endswith("/v1") else url + "/v1"
+
+
+def without_user(url: str) -> str:
+    """An address without the name and the password that it may have, which are no matter for a store."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 async def find_model(client: httpx.AsyncClient, url: str, names: Collection[str], asked: str | None) -> dict[str, Any]:
@@ -169,7 +176,7 @@ class Server(Engine):
         meta, root = meta_of(self.entry), self.entry.get("root")
         told = {key: in_short(meta[key]) for key in OF_MODEL if key in meta} | dict(self.told.settings)
         told |= {"root": in_short(root)} if root else {}
-        return {"address": self.url, "served": in_short(self.name), "told": told}
+        return {"address": without_user(self.url), "served": in_short(self.name), "told": told}
 
     def payload(self, seed: int, sampling: Sampling) -> dict[str, Any]:
         """The part of a request that all servers understand."""
