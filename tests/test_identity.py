@@ -3,9 +3,9 @@
 import json
 import shutil
 import sqlite3
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +21,6 @@ from prunus.engines import SPEED, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import provenance, stored_ids
 from prunus.evaluation import run as loop
-from prunus.evaluation.requests import Backend, Completion, Request, Sampling
 from prunus.recipes import EvalPlan
 from prunus.results.comparison import compared
 from prunus.results.labels import label_of
@@ -31,6 +30,7 @@ from prunus.results.store import Store
 from prunus.serving import Serving, read_command
 from prunus.study.cells import open_models
 from prunus.study.file import read_study
+from prunus.study.find.find import refuse_mixed
 from prunus.study.variants import is_made, make_variant
 
 STORED = sorted((Path(__file__).parent / "data" / "stored").iterdir())
@@ -58,6 +58,12 @@ def lose_rows(store: Path, problem: str | None = None) -> None:
     """Delete the rows of the last problem, so that the run is unfinished."""
     with sqlite3.connect(store) as connection:
         connection.execute("DELETE FROM sample WHERE problem_id = (SELECT max(problem_id) FROM sample)")
+
+
+def change_record(store: Path, path: str, value: Any) -> None:
+    """Change what the first start of all runs recorded."""
+    with sqlite3.connect(store) as connection:
+        connection.execute("UPDATE run SET versions = json_set(versions, ?, ?)", (path, value))
 
 
 def runs(store: Path) -> list[Run]:
@@ -143,16 +149,6 @@ def by_server(store: Path, server: Server, mixed: bool = False, **engine: Any) -
         return prunus.evaluate("tiny", OF_SERVER, store, engine=options, mixed=mixed)
 
 
-class Other(Backend):
-    """A backend whose longer completions are not the reasoner's."""
-
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        found = tiny().generate(requests, sampling)
-        return [
-            replace(one, ids=[(token + 7) % 300 for token in one.ids]) if len(one.ids) > 8 else one for one in found
-        ]
-
-
 def test_another_server_does_not_continue_a_run(store, capsys):
     """Finding B 5: rows of any server stood under the run's id; the store had neither address nor served name."""
     run = by_server(store, Server(tiny(), TOKENIZER))
@@ -162,8 +158,10 @@ def test_another_server_does_not_continue_a_run(store, capsys):
     with pytest.raises(PrunusError, match="the served model is elsewhere, not tiny") as error:
         by_server(store, Server(tiny(), TOKENIZER, name="elsewhere"), served_model="elsewhere")
     assert "--serving NAME" in str(error.value) and "--mixed" in str(error.value) and "\n" not in str(error.value)
+    change_record(store, "$.first_ids[0]", -1)
     with pytest.raises(PrunusError, match="the server's reply to a probe is"):
-        by_server(store, Server(Other(), TOKENIZER))
+        by_server(store, Server(tiny(), TOKENIZER))
+    change_record(store, "$.first_ids[0]", record["first_ids"][0])
     capsys.readouterr()
     assert by_server(store, Server(tiny(), TOKENIZER)) == run, "the same server at another address"
     assert "goes on at http://127.0.0.1" in capsys.readouterr().err
@@ -198,9 +196,8 @@ def begun(monkeypatch, **changes: Any) -> None:
 
 def test_a_start_that_computes_otherwise_is_refused_or_marked(model, store, monkeypatch, capsys):
     """Finding B 6: a second device, dtype or version left no trace."""
-    pruned = prunus.prune(model, model.with_name("pruned"), prunus.PruneRecipe("magnitude", 0.3)) and model.with_name(
-        "pruned"
-    )
+    pruned = model.with_name("pruned")
+    prunus.prune(model, pruned, prunus.PruneRecipe("magnitude", 0.3))
     base = prunus.evaluate(model, PLAN, store, device="cpu")
     run = prunus.evaluate(pruned, PLAN, store, device="cpu")
     lose_rows(store)
@@ -418,3 +415,18 @@ def test_chains_of_another_setting_do_not_go_on_with_unfinished_traces(tmp_path,
         prunus.traces("tiny", tmp_path / "own.jsonl", recipe, device="cpu")
     with pytest.raises(PrunusError, match="holds unfinished work of another run"):
         prunus.traces("tiny", tmp_path / "own.jsonl", recipe, device="cpu", engine=EngineOptions(serving="a"))
+
+
+def test_find_and_verify_refuse_mixed_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("certificate.json", "found.db"):
+        shutil.copyfile(STORED[0] / name, name)
+    assert not prunus.verify("certificate.json", "found.db")["differences"]
+    with Store("found.db") as opened:
+        dense, rung = opened.runs()[:2]
+        opened.add_run(replace(rung, versions={**rung.versions, "torch": "1.0"}), mixed=True)
+        search: Any = SimpleNamespace(dense=SimpleNamespace(run_id=dense.run_id), cells={rung.run_id: None})
+        with pytest.raises(PrunusError, match=r"several ways \(torch is 1\.0, not 2\.13"):
+            refuse_mixed(opened, search)
+    found = prunus.verify("certificate.json", "found.db")
+    assert not found["claims"] and "rows were computed in several ways" in found["differences"][0]

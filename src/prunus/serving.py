@@ -53,7 +53,9 @@ class Serving:
     def from_json(cls, data: Mapping[str, Any] | None) -> Self:
         """The serving that was stored as this."""
         known = {one.name for one in fields(cls)}
-        given = {key: tuple(value) if key == "words" else value for key, value in (data or {}).items() if key in known}
+        given: dict[str, Any] = {
+            key: tuple(value) if key == "words" else value for key, value in (data or {}).items() if key in known
+        }
         return cls(**given)
 
     @classmethod
