@@ -24,7 +24,7 @@ def adopt_all(store: Store, work: ResolvedPlan) -> None:
         return
     known = {run.run_id: run for run in store.runs()}
     for donor in donors(work, list(known.values())):
-        if donor.starts or (work.run_id in known and differences(known[work.run_id].versions, donor.versions)):
+        if donor.mixed or (work.run_id in known and differences(known[work.run_id].versions, donor.versions)):
             continue
         if missing <= store.keys(donor.run_id):
             model = {key: value for key, value in donor.model.items() if key not in ("content", "serving")}
@@ -38,7 +38,7 @@ def adopt_some(store: Store, work: ResolvedPlan, versions: Mapping[str, Any]) ->
     """Give the run the rows that it lacks and others have that were computed in the way that these versions say."""
     for donor in donors(work, store.runs()):
         missing = wanted(store, work) & store.keys(donor.run_id)
-        if missing and not donor.starts and not differences(donor.versions, versions):
+        if missing and not donor.mixed and not differences(donor.versions, versions):
             store.copy_samples(donor.run_id, work.run_id, missing)
 
 
