@@ -27,7 +27,7 @@ from prunus.recipes import (
     WidthRecipe,
 )
 
-ENGINE_OPTIONS = {"engine_args", "url", "served_model", "tokenizer", "concurrency", "timeout", "sparse"}
+ENGINE_OPTIONS = {"engine_args", "url", "served_model", "tokenizer", "concurrency", "timeout", "serving", "sparse"}
 COMMANDS = sorted(cli.commands)
 API_NAME = {
     "drop": "drop_blocks",
@@ -60,7 +60,7 @@ def options_of(command):
         ("experts", ExpertsRecipe, {"device", "dry_run", "overwrite", "stats", "recover"}),
         ("width", WidthRecipe, {"device", "dry_run", "offload", "overwrite", "stats", "recover"}),
         ("quantize", QuantizeRecipe, {"device", "dry_run", "offload", "overwrite", "stats"}),
-        ("eval", EvalPlan, {"store", "device", *ENGINE_OPTIONS}),
+        ("eval", EvalPlan, {"store", "device", "mixed", *ENGINE_OPTIONS}),
         ("traces", TraceRecipe, {"device", "overwrite", *ENGINE_OPTIONS} - {"sparse"}),
     ],
 )

@@ -20,7 +20,7 @@ from prunus.checkpoint.resolve import tiny_folder
 from prunus.cli import main
 from prunus.engines import EngineOptions, parse_args
 from prunus.errors import PrunusError
-from prunus.evaluation.backends import openai, opened, transport
+from prunus.evaluation.backends import openai, opened, served, transport
 from prunus.evaluation.budget import Rules, force_budgets
 from prunus.evaluation.profiles.markers import decode
 from prunus.evaluation.requests import Sampling
@@ -280,7 +280,7 @@ def rows(store: Path) -> list[tuple]:
     return found
 
 
-def test_the_run_says_what_computed_it_and_not_where(tmp_path):
+def test_the_run_says_what_computed_it_and_where(tmp_path):
     server = babbling()
     with serving(server):
         run_id = prunus.evaluate("tiny", PLAN, tmp_path / "results.db", engine=EngineOptions(url=server.url))
@@ -290,7 +290,8 @@ def test_the_run_says_what_computed_it_and_not_where(tmp_path):
         run = store.run(run_id)
     told = {"engine": "openai", "server": "vllm 0.0", "token_ids": "ids", "stops": "ids"}
     assert told.items() <= run.versions.items() and run.plan["backend"] == "openai"
-    assert "127.0.0.1" not in str(run)
+    assert run.versions["address"].startswith("http://127.0.0.1:") and run.versions["served"] == "tiny"
+    assert served.without_user("http://me:secret@host:1/v1") == "http://host:1/v1"
 
 
 def test_within_a_notebook():

@@ -1,4 +1,7 @@
-"""The table of backends, and the options to start or reach them, which are not part of a run's id."""
+"""The table of backends, the options to start or reach them, and which of these only cost speed or memory.
+
+The others are part of a run's id (prunus.serving).
+"""
 
 import shlex
 import shutil
@@ -40,20 +43,77 @@ class BackendEntry:
 
 # A new backend is one file and one line here.
 BACKENDS: dict[str, BackendEntry] = {
-    "hf": BackendEntry("prunus.evaluation.backends.hf:HFBackend.load", 64),
+    "hf": BackendEntry("prunus.evaluation.backends.hf:HFBackend.load", 64, ("serving",)),
     "vllm": BackendEntry(
-        "prunus.evaluation.backends.vllm:VLLMBackend.load", 512, ("args",), loads_itself=True, streams=True
+        "prunus.evaluation.backends.vllm:VLLMBackend.load", 512, ("args", "serving"), loads_itself=True, streams=True
     ),
     "openai": BackendEntry(
         "prunus.evaluation.backends.openai:OpenAIBackend.load",
         512,
-        ("url", "serve", "served_model", "tokenizer", "concurrency", "timeout"),
+        ("url", "serve", "served_model", "tokenizer", "concurrency", "timeout", "serving"),
         needs={"url": "the server's address: --url http://localhost:8000/v1"},
         loads_itself=True,
         streams=True,
         chats="prunus.evaluation.backends.chat:ChatServer.load",
     ),
 }
+
+
+# Settings that only cost speed or memory, of the engine's arguments and of the command that starts its server, without
+# leading dashes and with underscores, by program. All others are part of a run's id. docs/engines.md lists the same.
+SPEED: Mapping[str, frozenset[str]] = {
+    "vllm": frozenset(
+        {
+            "allow_credentials", "allowed_headers", "allowed_methods", "allowed_origins", "api_key", "api_server_count",
+            "async_scheduling", "cpu_offload_gb", "data_parallel_address", "data_parallel_backend",
+            "data_parallel_rpc_port", "data_parallel_size", "data_parallel_size_local", "data_parallel_start_rank",
+            "disable_fastapi_docs", "disable_log_requests", "disable_log_stats", "distributed_executor_backend",
+            "download_dir", "dp", "enable_chunked_prefill", "enable_log_requests", "enable_prefix_caching",
+            "gpu_memory_utilization", "host", "kv_cache_memory_bytes", "log_level", "master_addr", "master_port",
+            "max_log_len", "max_model_len", "max_num_batched_tokens", "max_num_seqs", "max_parallel_loading_workers",
+            "nnodes", "node_rank", "num_gpu_blocks_override", "pipeline_parallel_size", "port", "pp", "root_path",
+            "scheduling_policy", "served_model_name", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "swap_space",
+            "tensor_parallel_size", "tp", "uds", "use_tqdm_on_load", "uvicorn_log_level",
+        }
+    ),
+    "llama.cpp": frozenset(
+        {
+            "a", "alias", "api_key", "api_key_file", "b", "batch_size", "c", "cache_ram", "cb", "cont_batching", "cram",
+            "ctx_size", "endpoint_metrics", "endpoint_props", "endpoint_slots", "gpu_layers", "host", "log_colors",
+            "log_disable", "log_file", "log_prefix", "log_timestamps", "log_verbosity", "lv", "main_gpu", "metrics",
+            "mg", "mlock", "mmap", "n_gpu_layers", "n_parallel", "name", "ngl", "np", "numa", "offline", "parallel",
+            "poll", "port", "prio", "props", "slots", "sm", "split_mode", "t", "tb", "tensor_split", "threads",
+            "threads_batch", "threads_http", "timeout", "to", "ts", "ub", "ubatch_size", "v", "verbose", "warmup",
+            "webui",
+        }
+    ),
+    "sglang": frozenset(
+        {
+            "api_key", "chunked_prefill_size", "context_length", "data_parallel_size", "dist_init_addr", "dp",
+            "dp_size", "enable_metrics", "host", "log_level", "log_requests", "max_prefill_tokens",
+            "max_running_requests", "max_total_tokens", "mem_fraction_static", "nnodes", "node_rank", "port", "pp_size",
+            "schedule_policy", "served_model_name", "tensor_parallel_size", "tp", "tp_size",
+        }
+    ),
+}  # fmt: skip
+MODEL_FLAGS = frozenset({"m", "model", "model_path"})  # count for nothing where they name the model itself
+
+# Environment variables that change what is computed, by who reads them. They are part of a run's id where they are set.
+_TORCH = {"NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"}
+ENVIRONMENT: Mapping[str, frozenset[str]] = {
+    "hf": frozenset(_TORCH),
+    "vllm": frozenset(
+        {
+            *_TORCH, "VLLM_ATTENTION_BACKEND", "VLLM_BATCH_INVARIANT", "VLLM_CPU_INT4_W4A8", "VLLM_CPU_SGL_KERNEL",
+            "VLLM_FLASH_ATTN_VERSION", "VLLM_MARLIN_USE_ATOMIC_ADD", "VLLM_MLA_DISABLE", "VLLM_USE_DEEP_GEMM",
+            "VLLM_USE_FLASHINFER_SAMPLER", "VLLM_USE_TRITON_AWQ", "VLLM_USE_V2_MODEL_RUNNER",
+        }
+    ),
+    "llama.cpp": frozenset(
+        {"GGML_CUDA_FORCE_CUBLAS", "GGML_CUDA_FORCE_MMQ", "GGML_VK_DISABLE_F16", "LLAMA_ATTN_ROT_DISABLE"}
+    ),
+    "sglang": frozenset({*_TORCH, "SGLANG_ENABLE_DETERMINISTIC_INFERENCE", "SGL_ENABLE_JIT_DEEPGEMM"}),
+}  # fmt: skip
 
 
 # Engines for which `find` has a ladder by bytes, and the backends that evaluate its rungs in them.
@@ -97,6 +157,12 @@ class EngineOptions:
     )
     concurrency: int | None = setting(None, "most simultaneous requests; the default follows the server.", at_least=1)
     timeout: float = setting(1800.0, "seconds for the whole reply to a request.", above=0, note="it is in seconds")
+    serving: str | None = setting(
+        None,
+        "a name for settings that change what is sampled and that a server does not tell; part of the run's id.",
+        metavar="NAME",
+        group=ENGINE,
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

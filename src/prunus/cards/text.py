@@ -34,7 +34,7 @@ from prunus.results.cells import Entry
 from prunus.results.characters import one_line, percent, points
 from prunus.results.labels import FIRST, label, observations, settings
 from prunus.results.rows import Run
-from prunus.results.stages import PARTLY, in_words, verdict_in_words
+from prunus.results.stages import in_full, verdict_in_words
 from prunus.settings import settings_of
 from prunus.step import STEPS, defaults, recipe_of, recorded_kind, step_kind
 
@@ -333,7 +333,8 @@ def results_text(card: Card, results: Results) -> list[str]:
     base_name = plain(card.origin.rpartition("/")[2])
     parts = ["## Accuracy against thinking budget"]
     if (state := results.summary.unfinished) is not None and results.contrast is None:
-        parts.append(f"**{in_words(state).capitalize()} problems**: {PARTLY}.")
+        said, _, why = in_full(state).partition(": " if state.mixed else "; ")
+        parts.append(f"**{said.capitalize()}**: {why}.")
     if results.contrast is not None:
         parts += verdict_text(results.contrast, base_name)
     for task, curve in results.summary.tasks.items():

@@ -1,5 +1,6 @@
 """Read what stands in the header of a GGUF file, the format of llama.cpp: its tensors, and Prunus's manifest."""
 
+import hashlib
 import re
 from collections.abc import Mapping
 from functools import cache, lru_cache
@@ -14,6 +15,8 @@ from prunus.errors import PrunusError
 from prunus.plain_data import parse_json
 
 MANIFEST_KEY = "prunus.manifest"  # of the text with the content of prunus.json
+# Metadata with which nothing is computed begins so, but for what is listed.
+NAMING, COMPUTING = ("general.", "prunus.", "GGUF."), ("general.architecture", "general.quantization_version")
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 
 
@@ -106,6 +109,21 @@ def check_places(tensors: Mapping[str, Stored], base: int, size: int, path: Path
         if stored.start < before:
             raise damaged(path, f"'{name}' begins within what comes before it")
         before = max(before, stored.end)
+def metadata_digest(path: Path) -> str:
+    """The SHA-256 of a file's metadata, without names and what Prunus says of its making; PrunusError as read_gguf."""
+    found = path.stat()
+    return _metadata_digest(path, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(4)
+def _metadata_digest(path: Path, size: int, changed: int) -> str:
+    hashed = hashlib.sha256()
+    for key, field in sorted(open_reader(path).fields.items()):
+        if key in COMPUTING or not key.startswith(NAMING):
+            hashed.update(key.encode())
+            for part in field.parts:
+                hashed.update(part.tobytes())
+    return hashed.hexdigest()
 
 
 def field_of(reader: Any, key: str) -> Any:

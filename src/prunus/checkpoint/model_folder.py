@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from prunus.checkpoint.content import content_digest
 from prunus.checkpoint.gguf_file import read_gguf
 from prunus.checkpoint.quantised import quant_method, quantisation_of
 from prunus.checkpoint.resolve import (
@@ -34,6 +35,7 @@ MOST_POSITIONS = (1 << 31) - 1  # of a sequence, which engines keep in 32 bits
 INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 MODELOPT = "hf_quant_config.json"  # where ModelOpt describes its quantisation
 TEXT_PARTS = ("text_config", "llm_config", "language_config")  # of the language model in a config.json of several parts
+SCALED = {"I8", "U8", "I32", "F8_E4M3", "F8_E5M2"}  # dtypes of quantised matrices
 PACKED_FILE = "packed.safetensors"  # the only weights of a packed checkpoint of earlier versions
 PACKED_UNTIL = "0.2.0"  # the last version that reads them
 
@@ -183,6 +185,10 @@ class ModelFolder:
         """The BLAKE3 of all weights (checksum.checksum_of). Raises PrunusError for NaN or infinity."""
         return checksum_of(self.stored)
 
+    def content(self) -> str | None:
+        """The digest of configuration, tokenizer and chat template (content.content_digest)."""
+        return content_digest(self.folder)
+
     def fingerprint(self) -> str:
         """A fast fingerprint of the weights (checksum.fingerprint_of)."""
         return fingerprint_of(self.stored)
@@ -253,6 +259,18 @@ def quantisation_beside(folder: Path, written: Mapping[str, Any]) -> dict[str, A
         found = read_object(folder / MODELOPT).get("quantization")
         return {"quant_method": "modelopt", **found} if isinstance(found, dict) else None
     return None
+
+
+def check_scaled(model: ModelFolder) -> None:
+    """Raise PrunusError if matrices are of integers or 8-bit floats, and nothing says by which scales they are read."""
+    if model.quantised is not None or is_packed(model.folder) or is_gguf(model.folder):
+        return
+    for name, stored in model.stored.items():
+        if stored.dtype in SCALED and len(stored.shape) > 1 and name.rpartition(".")[2] in ("weight", "weight_packed"):
+            raise PrunusError(
+                f"{model.folder}: '{name}' is {stored.dtype}, but config.json has no quantization_config, which says"
+                " how it is read: fetch config.json again"
+            )
 
 
 def is_packed(folder: Path) -> bool:

@@ -267,6 +267,11 @@ out_argument = click.argument("out", type=path)
 device_option = option(Where, "device")
 dry_run_option = option(Where, "dry_run")
 overwrite_option = option(Where, "overwrite")
+mixed_option = where_option(
+    "--mixed", is_flag=True,
+    help="Go on with a run that was begun on another device, with other versions or by another server; it then gets no"
+    " verdict.",
+)  # fmt: skip
 ray_options = all_of(
     [
         where_option(

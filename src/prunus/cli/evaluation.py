@@ -18,6 +18,7 @@ from prunus.cli.common import (
     engine_options,
     is_given,
     json_option,
+    mixed_option,
     model_argument,
     option,
     options,
@@ -55,13 +56,14 @@ task_option = click.option(
 @engine_options("serve")
 @store_option
 @device_option
-def eval_command(model: str, store: Path, device: str, engine: EngineOptions, **plan: Any) -> None:
+@mixed_option
+def eval_command(model: str, store: Path, device: str, engine: EngineOptions, mixed: bool, **plan: Any) -> None:
     """Evaluate MODEL under thinking budgets and store every answer.
 
     After an interruption the same command resumes; a finished run does no work.
     """
     check_plan(model, asked := EvalPlan(**plan), engine, store)
-    run_id = prunus.evaluate(model, asked, store, device=device, engine=engine)
+    run_id = prunus.evaluate(model, asked, store, device=device, engine=engine, mixed=mixed)
     from prunus.reporting.terminal import curve_table
     from prunus.results.store import Store
     from prunus.results.summary import summarise
@@ -148,7 +150,7 @@ def print_list(rows: Sequence[dict[str, str]], as_json: bool) -> None:
 
 
 ACTIONS = ("run", "plan", "report")
-OF_RUN = ("ray", "gpus_per_task", "cpus_per_task")  # options of one action only
+OF_RUN = ("ray", "gpus_per_task", "cpus_per_task", "mixed")  # options of one action only
 
 
 @command(
@@ -162,6 +164,7 @@ OF_RUN = ("ray", "gpus_per_task", "cpus_per_task")  # options of one action only
 @where_option("--out", type=path, help="Folder of the study; default: study-FILE.")
 @where_option("--store", type=path, help="File of the results; default: results.db in the study's folder.")
 @device_option
+@mixed_option
 @ray_options
 @json_option
 def study_command(

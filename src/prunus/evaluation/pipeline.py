@@ -9,23 +9,34 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from prunus import progress
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.engines import EngineOptions
 from prunus.evaluation import backends
+from prunus.evaluation.adopted import adopt_all, adopt_some
 from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.backends.served import ServedModel
 from prunus.evaluation.beforehand import check_plan, is_harness_task
 from prunus.evaluation.grading import GRADER_VERSION, Grader
 from prunus.evaluation.lm_eval import evaluate_harness
-from prunus.evaluation.provenance import describe_model, describe_versions, open_for
+from prunus.evaluation.provenance import (
+    begin,
+    computed_otherwise,
+    describe_model,
+    describe_versions,
+    model_label,
+    open_for,
+)
 from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import ResolvedPlan, renew_groups, resolve_plan, store_problems
 from prunus.evaluation.run import check_engine, fill_store, missing_batches, planned_chains
+from prunus.evaluation.stored_ids import as_stored, by_id
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan
 from prunus.results.rows import ProblemRow, Run
 from prunus.results.store import Store, check_folder, claim
+from prunus.serving import Serving
 
 
 def evaluate(
@@ -35,16 +46,20 @@ def evaluate(
     *,
     device: str = "auto",
     engine: EngineOptions | None = None,
+    mixed: bool = False,
 ) -> str:
     """Evaluate a model under thinking budgets, add every missing row of the plan to the store, and return the run's id.
 
     model: `tiny`, a folder or a hub id. store: SQLite file, created if missing.
     device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one. engine: options to start or reach the plan's backend
-    (docs/engines.md).
+    (docs/engines.md). mixed: go on with a run although what changes numbers, such as the device, dtype or a version, is
+    not as before; the run then gets no verdict.
 
-    The id is a hash of the model's weights and of the plan with the values that take effect. Rows that the store
-    already has are not computed again, and if none is missing the model is not loaded. Raises PrunusError where the
-    model or the plan is wrong, before anything is generated, and where another process is working on this run.
+    The id is a hash of the model (weights, configuration, tokenizer, chat template), of the plan with the values that
+    take effect, and of the settings by which it is served (docs/engines.md). Rows that the store already has, also of
+    another number of problems, budgets or draws, are not computed again, and if none is missing the model is not
+    loaded. Raises PrunusError where the model or the plan is wrong, before anything is generated, where another process
+    is working on this run, and where the run was begun otherwise (without mixed).
     """
     check_plan(model, plan, engine, store)
     if any(map(is_harness_task, plan.tasks)):
@@ -53,22 +68,27 @@ def evaluate(
     engine.check(plan.backend)
     checkpoint, engine = opened_model(model, plan.backend, engine)
     folder, path = checkpoint.folder, Path(store)
-    work = resolve_plan(checkpoint, load_tokenizer(folder), plan)
+    work = resolve_plan(checkpoint, load_tokenizer(folder), plan, Serving.of(plan.backend, engine))
     check_folder(path)
     if path.exists():
         with Store(path, create=True) as opened:
+            work = as_stored(work, by_id(opened), model_label(str(model)), str(model))
+            adopt_all(opened, work)
             if not missing_batches(opened, work):
                 renew_groups(opened, work.problems)
+                if line := computed_otherwise(opened.run(work.run_id), plan.backend, device):
+                    progress.say(line)
                 return work.run_id
     native = work.native is not None
     loading = backends.opened(plan.backend, folder, device, len(work.tokenizer), engine, native)
     with claim(path, work.run_id), loading as backend:
         check_engine(work, backend)
         with Store(path, create=True) as opened:  # after loading: a model that cannot be loaded leaves no empty store
-            description = describe_model(model, checkpoint)
+            description = describe_model(model, checkpoint) | work.about
             store_problems(opened, work.problems)
             versions = describe_versions(backend)
-            opened.add_run(Run(work.run_id, description, work.plan, versions, planned=work.planned))
+            begin(opened, Run(work.run_id, description, work.plan, versions, planned=work.planned), mixed)
+            adopt_some(opened, work, versions)
             # The missing batches are determined again, since another process may have added some before claim().
             fill(opened, work, backend, missing_batches(opened, work))
     return work.run_id

@@ -4,7 +4,8 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunus.checkpoint.model_folder import EngineFolder, ModelFolder, is_gguf
+from prunus import progress
+from prunus.checkpoint.model_folder import EngineFolder, ModelFolder, check_scaled, is_gguf
 from prunus.checkpoint.resolve import versions
 from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
@@ -12,18 +13,24 @@ from prunus.evaluation.budget import PROTOCOL_VERSION
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.requests import Engine
 from prunus.results.labels import is_quantised
+from prunus.results.rows import Run
+from prunus.results.starts import differences, records
+from prunus.results.store import Store
 
 if TYPE_CHECKING:
     from prunus.evaluation.backends.served import ServedModel
 
 
 def open_for(backend: str, folder: Path) -> ModelFolder:
-    """The model folder for a backend; PrunusError if the backend cannot read it."""
+    """The model folder for a backend.
+
+    Raises PrunusError if the backend cannot read it, and for quantised weights of which nothing says how they are read.
+    """
     if is_gguf(folder) and backend != "openai":
         raise PrunusError(f"{folder} has a GGUF file, which only llama.cpp reads: take the backend openai")
-    if BACKENDS[backend].loads_itself:
-        return EngineFolder(folder)
-    return ModelFolder(folder)
+    model = (EngineFolder if BACKENDS[backend].loads_itself else ModelFolder)(folder)
+    check_scaled(model)
+    return model
 
 
 def model_label(name: str) -> str:
@@ -55,6 +62,30 @@ def describe_model(model: str | Path, checkpoint: "ModelFolder | ServedModel") -
     if checkpoint.quantisation is None and checkpoint.dtype is not None:
         described["dtype"] = str(checkpoint.dtype).removeprefix("torch.")
     return described
+
+
+def computed_otherwise(run: Run, backend: str, device: str) -> str | None:
+    """A line where the rows of a finished run were computed with other versions or on another device; else None.
+
+    What only a loaded model tells is not compared.
+    """
+    now: dict[str, object] = {**versions()}
+    if backend == "hf" and "device" in run.versions:
+        from prunus.evaluation.backends.hf import device_for
+
+        now["device"] = device_for(device)
+    here = {key: value for key, value in run.versions.items() if key in now}
+    found = differences(here, now)
+    return f"run {run.run_id} is complete; it was computed otherwise: here {'; '.join(found)}" if found else None
+
+
+def begin(store: Store, run: Run, mixed: bool) -> None:
+    """Add a run, or another start of it (Store.add_run); says so where a server at another address continues it."""
+    stored = next((one for one in store.runs() if one.run_id == run.run_id), None)
+    before = None if stored is None else records(stored)[-1].get("address")
+    store.add_run(run, mixed)
+    if before is not None and (now := run.versions.get("address")) != before:
+        progress.say(f"run {run.run_id} was begun at {before} and goes on at {now}, which tells the same of itself")
 
 
 def describe_versions(backend: Engine) -> dict[str, object]:

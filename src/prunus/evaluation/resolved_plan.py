@@ -1,8 +1,8 @@
 """A plan made concrete for one model: prompts, caps, rules and batches, checked before anything is generated."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prunus import progress
@@ -20,6 +20,7 @@ from prunus.questions import question_key
 from prunus.recipes import EvalPlan
 from prunus.results.rows import Key, Planned, ProblemRow
 from prunus.results.store import Store, same_groups
+from prunus.serving import NO_SERVING, Serving
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,9 +41,13 @@ class ResolvedPlan:
 
     chains: the first draw of each problem, with a prompt without thinking, as `switch` makes it, if OFF is one of the
     budgets. native: how the engine or the model is told the budget, under native control. plan: as the store has it.
+    subject: what stands for the weights in the run's id. about: what else does: `content`, the digest of configuration,
+    tokenizer and chat template, and `serving`, how the model is served; empty ones are left out.
     """
 
     run_id: str
+    subject: dict[str, str]
+    about: dict[str, Any]
     plan: dict[str, Any]
     profile: Profile
     tokenizer: "PreTrainedTokenizerBase"
@@ -54,6 +59,15 @@ class ResolvedPlan:
     batches: list[list[tuple[int, int]]]  # (index of the problem, draw)
     switch: Switch | None = None
     native: NativeControl | None = None
+
+    @property
+    def earlier_id(self) -> str:
+        """The run's id in earlier versions, which did not know what `about` has."""
+        return run_id_of(self.subject, self.plan, {})
+
+    def of(self, **subject: str) -> "ResolvedPlan":
+        """The same plan for another model of the same configuration and tokenizer."""
+        return replace(self, subject=subject, run_id=run_id_of(subject, self.plan, self.about))
 
     def keys(self, chains: Iterable[tuple[int, int]], budgets: Sequence[int] | None = None) -> set[Key]:
         """The store's keys of the rows of some chains. budgets: None for all of the plan."""
@@ -95,6 +109,7 @@ def resolve_plan(
     checkpoint: "ModelFolder | ServedModel",
     tokenizer: "PreTrainedTokenizerBase",
     plan: EvalPlan,
+    serving: Serving = NO_SERVING,
 ) -> ResolvedPlan:
     """The plan with problems, profile, sampling and caps for one model.
 
@@ -156,8 +171,13 @@ def resolve_plan(
         "end_ids": sorted((markers.think_stops - own.think_stops) | (markers.answer_stops - own.answer_stops)),
     }
     resolved |= {key: value for key, value in later.items() if value}
+    about = {"content": checkpoint.content(), "serving": serving.to_json()}
+    about = {key: value for key, value in about.items() if value}
+    subject = {"model": checkpoint.checksum()}
     return ResolvedPlan(
-        run_id=content_hash({"model": checkpoint.checksum(), "plan": resolved}),
+        run_id=run_id_of(subject, resolved, about),
+        subject=subject,
+        about=about,
         plan=resolved,
         profile=profile,
         tokenizer=tokenizer,
@@ -170,6 +190,11 @@ def resolve_plan(
         switch=switch,
         native=native,
     )
+
+
+def run_id_of(subject: Mapping[str, str], plan: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """Stored: the id of a run. The arguments are those of ResolvedPlan."""
+    return content_hash({**subject, "plan": plan, **about})
 
 
 def profile_of(

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypedDict
 
-from prunus.checkpoint.model_folder import ModelFolder
+from prunus.checkpoint.model_folder import ModelFolder, check_scaled
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.disk import disk_errors, locked, write_text
 from prunus.engines import BACKENDS, EngineOptions
@@ -30,6 +30,7 @@ from prunus.progress import Steps
 from prunus.questions import evaluation_set, question_digest
 from prunus.recipes import TraceRecipe
 from prunus.results.rows import Sample
+from prunus.serving import Serving
 
 BYTES_PER_TOKEN = 16  # of JSON, in the partial and the final file together
 
@@ -76,8 +77,10 @@ def traces(
         checkpoint, engine = opened_model(model, recipe.backend, engine)
     else:
         checkpoint = ModelFolder(resolve(model))
+        check_scaled(checkpoint)
     folder = checkpoint.folder
-    work = resolve_plan(checkpoint, load_tokenizer(folder), recipe.plan())
+    serving = Serving.of(recipe.backend, engine)
+    work = resolve_plan(checkpoint, load_tokenizer(folder), recipe.plan(), serving=serving)
     check_problems(work.problems)
     longest = sum(len(work.chains[index].prompt) + recipe.max_tokens for batch in work.batches for index, _ in batch)
     with (

@@ -12,7 +12,7 @@ from prunus.results.cells import Comparison, Entry
 from prunus.results.contrasts import ENDS
 from prunus.results.labels import history, observations
 from prunus.results.metrics import answer_allowance
-from prunus.results.stages import PARTLY, in_words
+from prunus.results.stages import in_full
 from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE
 
 # Shares of draws above which an ending gets a warning.
@@ -113,7 +113,8 @@ def warnings(data: ReportData) -> list[str]:
     # They are shown by a section, so that no caveat says that they are left out.
     others = [one for both in data.both_modes for one in both if one.run.run_id not in ids]
     states += [(f"{one.style.label} in {one.run.plan.get('mode')} mode", one.summary.unfinished) for one in others]
-    lacking = [f"{name} has {state.complete} of {state.planned} problems" for name, state in states if state]
+    short = [(name, state) for name, state in states if state and not state.mixed]
+    lacking = [f"{name} has {state.complete} of {state.planned} problems" for name, state in short]
     shown = [f"({one.run.run_id}) is left out" for one in others]
     left_out = [text for text in data.comparison.warnings if not any(said in text for said in shown)]
     found = [
@@ -122,7 +123,7 @@ def warnings(data: ReportData) -> list[str]:
     ] * bool(lacking)
     found += [*_legacy(data.base.run.plan), *_beyond(data.runs), *_leaks(data.runs), *map(sentence, grouped(left_out))]
     if (state := data.base.summary.unfinished) is not None and not data.others:
-        found.append(f"{data.base.style.label}: {in_words(state)} problems; {PARTLY}.")
+        found.append(f"{data.base.style.label}: {in_full(state)}.")
     found += grouped_problems(data.comparison.others)
     told = ((one.style.label, text) for one in data.others if one.contrast for text in one.contrast.warnings)
     found += [f"{joined(names)}: {text}." for text, names in by_text(told).items()]

@@ -17,7 +17,7 @@ from prunus.results.characters import DASH
 from prunus.results.contrasts import ENDINGS, ENDS
 from prunus.results.labels import observations, unique_labels
 from prunus.results.rows import Run
-from prunus.results.stages import PARTLY, in_words, verdict_in_words
+from prunus.results.stages import in_full, verdict_in_words
 from prunus.results.summary import BudgetCell, Summary
 from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE, verdict
 
@@ -61,7 +61,7 @@ def curve_table(summaries: Iterable[Summary]) -> RenderableType:
             tables += [_title(text), _adherence(task, natives, without_off(budgets))]
     for name, summary in zip(names, summaries, strict=True):
         if (state := summary.unfinished) is not None:
-            tables.append(Text(f"{visible(name)}: {in_words(state)} problems; {PARTLY}"))
+            tables.append(Text(f"{visible(name)}: {in_full(state)}"))
     return Group(*tables) if tables else Text("no finished problem yet")
 
 

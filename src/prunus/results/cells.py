@@ -233,11 +233,15 @@ class Identity(Record):
 
 
 class Unfinished(Record):
-    """How many problems of the plan have all their rows. base: in a comparison, whether that is the base's plan."""
+    """How many problems of the plan have all their rows. base: in a comparison, whether that is the base's plan.
+
+    mixed: set if the rows, which may be complete, were computed in several ways (rows.Run.mixed).
+    """
 
     complete: int
     planned: int
     base: bool | None = None
+    mixed: bool | None = None
 
 
 class Looked(Record):

@@ -19,10 +19,11 @@ from prunus.results.anytime import whole_groups
 from prunus.results.betting import ALPHA
 from prunus.results.cells import AREA, Base, Cells, Comparison, Ending, Entry, Part, Rounding, Stopping, Unfinished
 from prunus.results.contrasts import ENDS, Grown, Pair, contrast_cells, stop_cells, tokens_per_draw, without_claims
-from prunus.results.labels import history, identity, listed
+from prunus.results.labels import history, identity, listed, serving_of
 from prunus.results.rows import FIRST_PROTOCOL, Run, Table, tables
 from prunus.results.seeds import recipes_over_seeds
-from prunus.results.stages import PARTLY, Growth, growth, in_words, of_both, removed_before, unfinished
+from prunus.results.stages import PARTLY, SEVERAL, Growth, growth, in_words, of_both, removed_before, unfinished
+from prunus.results.starts import how_mixed, made_otherwise
 from prunus.results.store import Store
 from prunus.results.verdicts import (
     BETTER,
@@ -135,6 +136,7 @@ def dense_run(runs: Sequence[Run], store: Path) -> Run:
     if not runs:
         raise PrunusError(f"the store '{store}' has no runs yet: run `prunus eval` first")
     dense = [run for run in runs if not history(run) and not run.is_control]
+    dense = [run for run in dense if not serving_of(run)] or dense
     usual = [run for run in dense if run.plan.get("control", "forced") == "forced"]
     dense = usual if len({run.model.get("checksum") for run in dense}) == 1 and usual else dense
     strict = [run for run in dense if run.plan.get("mode") == "strict"]
@@ -183,8 +185,10 @@ def compare_runs(
         notes += [how_taken] * bool(how_taken)
         if pairs:
             if lacking:
-                notes.insert(0, f"{in_words(lacking)}: no verdict is given, since {PARTLY}")
-                notes += [ESTIMATED] * any(one.planned and one.planned.order is None for one in (base, run))
+                why = f"{SEVERAL} ({how_mixed([base, run])})" if lacking.mixed else PARTLY
+                notes.insert(0, f"{in_words(lacking)}: no verdict is given, since {why}")
+                estimated = any(one.planned and one.planned.order is None for one in (base, run))
+                notes += [ESTIMATED] * (estimated and not lacking.mixed)
             same_chains = all(one.plan.get("reuse", True) for one in (base, run))
             cells = _cells(pairs, (margin, stop_margin), seed, resamples, len(chosen), same_chains)
             cells = [*map(without_claims, cells)] if lacking else cells
@@ -295,7 +299,7 @@ def _choose(base: Run, runs: Iterable[Run], may_leave_out: bool) -> tuple[list[R
 
 def _repeats(run: Run, base: Run) -> bool:
     """Whether a run is an A/A control of base: the same model and plan in other batches."""
-    same = run.model.get("checksum") == base.model.get("checksum")
+    same = all(run.model.get(key) == base.model.get(key) for key in ("checksum", "content", "serving"))
     return run.is_control and same and not plan_differences(base, run)
 
 
@@ -346,6 +350,8 @@ def _plan_notes(base: Run, other: Run) -> list[str]:
         notes.append(f"plans differ, so the difference is not the model's alone: {differences}")
     if base.imported or other.imported:
         return notes  # the plans say which tool graded
+    if apart := made_otherwise(base, other):
+        notes.append(f"computed otherwise than the base: {', '.join(apart)}, so the difference may be theirs")
     graders = [run.versions.get("grader") for run in (base, other)]
     if graders[0] != graders[1] or " and " in str(graders[0]):
         notes.append(f"graded by different versions ({graders[1]}, base {graders[0]}): run `prunus regrade`")

@@ -10,6 +10,7 @@ from prunus.plain_data import content_hash
 from prunus.results.cells import Identity, Sized
 from prunus.results.characters import DASH, LABEL_LIMIT, MINUS, NBSP, THIN, one_line
 from prunus.results.rows import Run
+from prunus.serving import Serving
 from prunus.step import StepRecord, defaults, recipe_of, recorded_kind
 
 # Settings that labels name or that go without saying, and nouns of settings that are numbers of something.
@@ -35,11 +36,16 @@ def is_quantised(manifest: Mapping[str, Any]) -> bool:
     return isinstance(steps, list) and bool(steps) and steps[-1].get("action") in STORED_AS
 
 
+def serving_of(run: Run) -> str:
+    """How the model was served, as labels have it; empty without settings that count."""
+    return one_line(Serving.of_record(run.versions, run.model.get("serving")).label)
+
+
 def control_steps(run: Run) -> list[StepRecord]:
-    """What labels add for a run whose budget the engine or the model kept (control native), and for an A/A control."""
-    native, again = run.plan.get("control") == "native", run.is_control
-    steps: list[StepRecord] = [{"action": CONTROL, "recipe": {"control": "native"}}] if native else []
-    return [*steps, {"action": CONTROL, "recipe": {"aa_control": True}}] if again else steps
+    """What labels add for how a run was served, for native control of its budget, and for an A/A control."""
+    told: dict[str, object] = {"serving": serving_of(run), "control": "native", "aa_control": True}
+    there = {"serving": told["serving"], "control": run.plan.get("control") == "native", "aa_control": run.is_control}
+    return [{"action": CONTROL, "recipe": {name: told[name]}} for name, is_so in there.items() if is_so]
 
 
 def step_label(step: StepRecord) -> str:
@@ -64,11 +70,14 @@ def settings(step: StepRecord, always: Collection[str] = ()) -> list[tuple[str, 
 
 
 def label(steps: Sequence[StepRecord]) -> str:
-    """A short name for what was done, on one line; `dense` for nothing. Native and A/A control are named at its end."""
+    """A short name for what was done, on one line; `dense` for nothing. Serving and control are named at its end."""
     made = model_steps(steps)
     text = one_line(" + ".join(step_label(step) for step in made)) or "dense"
     controls = [recipe_of(step) for step in steps if step.get("action") == CONTROL]
-    return text + "".join(", A/A control" if of.get("aa_control") else ", native control" for of in controls)
+    return text + "".join(
+        f" · {of['serving']}" if "serving" in of else ", A/A control" if of.get("aa_control") else ", native control"
+        for of in controls
+    )
 
 
 def label_of(run: Run) -> str:

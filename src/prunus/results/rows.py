@@ -55,15 +55,31 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Start:
+    """A later start of a run that recorded something else than the one before.
+
+    at: UTC time. content: digest of the model's configuration, tokenizer and template. versions: as of Run. mixed:
+    whether something that changes numbers was not as before, which the user allowed.
+    """
+
+    at: str
+    content: str | None
+    versions: dict[str, Any]
+    mixed: bool
+
+
+@dataclass(frozen=True)
 class Run:
     """One model under one plan.
 
     model: {"name": shown to people, "source", "checksum", "manifest": prunus.json or {}, "parameters", "bytes": that an
-    engine loads, by kind, None or missing where they are unknown, "blocks"}.
+    engine loads, by kind, None or missing where they are unknown, "blocks", "content": digest of configuration,
+    tokenizer and template, which older stores lack, "serving": prunus.serving.Serving.to_json() if it is not empty}.
     plan: EvalPlan.to_json() as resolved, with the values that took effect. versions: library name to version.
     adaptive: {"by": "find", "seed": of prunus.results.anytime} if rows decided how many problems were taken, in that
     order; None if that was fixed beforehand. planned: None where it is not known, and for an imported log, which is
     complete by definition. stages: the run itself, after the earlier ones of its model; empty before it is stored.
+    starts: those after the first, whose record is `versions`.
     """
 
     run_id: str
@@ -73,6 +89,12 @@ class Run:
     adaptive: dict[str, Any] | None = None
     planned: Planned | None = field(default=None, compare=False)
     stages: tuple[Stage, ...] = field(default=(), compare=False)
+    starts: tuple[Start, ...] = field(default=(), compare=False)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether its rows were computed in several ways, so that no verdict rests on them."""
+        return any(one.mixed for one in self.starts)
 
     @property
     def imported(self) -> bool:

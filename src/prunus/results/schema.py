@@ -86,6 +86,15 @@ LATER = {
         at TEXT NOT NULL,      -- UTC
         earlier TEXT NOT NULL  -- JSON: {run id: complete problems} of plans with another limit or number of draws
     ) WITHOUT ROWID""",
+    # Starts of a run after its first, where one recorded something else than the one before (rows.Start).
+    "start": """(
+        number INTEGER PRIMARY KEY,
+        run_id TEXT NOT NULL REFERENCES run,
+        at TEXT NOT NULL,       -- UTC
+        content TEXT,           -- digest of the model's configuration, tokenizer and template
+        versions TEXT NOT NULL, -- JSON, as of the run
+        mixed INTEGER NOT NULL  -- whether something that changes numbers was not as before
+    )""",
     # Runs that were removed with their rows, which somebody may have seen (rows.Removed).
     "removed": """(
         number INTEGER PRIMARY KEY,

@@ -8,10 +8,12 @@ from prunus.results.rows import Run
 
 # The types of what tables and pages read of a run; of PLANNED a plan has all.
 OF_RUN: Mapping[str, Mapping[str, type]] = {
-    "model": {"name": str, "source": str, "checksum": str, "manifest": dict, "bytes": dict},
+    "model": {
+        "name": str, "source": str, "checksum": str, "manifest": dict, "bytes": dict, "content": str, "serving": dict,
+    },
     "plan": {"tasks": list, "budgets": list, "samples": int, "mode": str, "profile": str, "seed": int, "strings": dict},
     "manifest": {"history": list},
-}
+}  # fmt: skip
 PLANNED = ("tasks", "budgets", "samples", "mode")
 MOST = 1 << 62  # tokens, draws and bytes: what SQLite's and numpy's whole numbers hold, with room for a sum
 

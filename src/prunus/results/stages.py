@@ -62,7 +62,7 @@ def _limit(limit: int | None) -> str:
 
 def series_of(run: Run) -> str:
     """What tells of runs whether they are of the same model, under plans that differ in SIZES only."""
-    model = run.model.get("checksum") or run.model
+    model = [run.model.get("checksum") or run.model, run.model.get("serving")]
     return content_hash([model, {name: value for name, value in run.plan.items() if name not in SIZES}])
 
 
@@ -151,6 +151,7 @@ def growth(base: Run, other: Run) -> Growth | None:
     return Growth(tuple(seen), series, tuple(limits))
 
 
+MIXED, SEVERAL = "mixed", "rows were computed in several ways"
 PARTLY = "the problems that are finished first need not be like the others"
 
 
@@ -160,12 +161,12 @@ PARTLY = "the problems that are finished first need not be like the others"
 
 
 def unfinished(run: Run, tables: Mapping[str, Table]) -> Unfinished | None:
-    """How much of its plan an unfinished run has; None for a finished one.
+    """How much of its plan a run has on which no word rests, since it is unfinished or mixed; None for any other.
 
     A run of `find` counts as finished, since it takes problems in a fixed order, and so does one whose plan does not
     tell its problems.
     """
-    if run.planned is None or run.adaptive is not None:
+    if not run.mixed and (run.planned is None or run.adaptive is not None):
         return None
     draws = range(int(run.plan.get("samples", 1)))
     complete = 0
@@ -173,7 +174,10 @@ def unfinished(run: Run, tables: Mapping[str, Table]) -> Unfinished | None:
         budgets = [budget_of(budget) for budget in run.plan.get("budgets", table.budgets)]
         if set(budgets) <= set(table.budgets) and set(draws) <= set(table.draws):
             complete += len(table.select(table.problems, budgets, draws).complete())
-    return None if complete >= run.planned.count else Unfinished(complete=complete, planned=run.planned.count)
+    count = complete if run.planned is None else run.planned.count
+    if run.mixed:
+        return Unfinished(complete=complete, planned=count, mixed=True)
+    return None if complete >= count else Unfinished(complete=complete, planned=count)
 
 
 def of_both(base: Run, other: Run) -> dict[str, Sequence[str]]:
@@ -184,8 +188,14 @@ def of_both(base: Run, other: Run) -> dict[str, Sequence[str]]:
 
 
 def in_words(state: Unfinished) -> str:
-    """`unfinished, 114 of 120`, with `of the base` where it is the base that lacks rows."""
-    return f"unfinished, {state.complete} of {state.planned}{' of the base' if state.base else ''}"
+    """`unfinished, 114 of 120`, or `mixed`, with `of the base` where it is the base that is so."""
+    what = MIXED if state.mixed else f"unfinished, {state.complete} of {state.planned}"
+    return f"{what}{' rows' * bool(state.mixed and state.base)}{' of the base' if state.base else ''}"
+
+
+def in_full(state: Unfinished) -> str:
+    """`unfinished, 114 of 120 problems; ...`: why there is no word."""
+    return f"{in_words(state)}: {SEVERAL}" if state.mixed else f"{in_words(state)} problems; {PARTLY}"
 
 
 def verdict_in_words(entry: Entry) -> str:

@@ -23,9 +23,21 @@ from prunus.plain_data import content_hash, parse_json
 from prunus.results import schema
 from prunus.results.labels import checked_name, is_called, label_of, listed, plan_in_short
 from prunus.results.looping import loops
-from prunus.results.rows import FIRST_PROTOCOL, IMPORTED, DeclaredSearch, Key, Planned, ProblemRow, Removed, Run, Sample
+from prunus.results.rows import (
+    FIRST_PROTOCOL,
+    IMPORTED,
+    DeclaredSearch,
+    Key,
+    Planned,
+    ProblemRow,
+    Removed,
+    Run,
+    Sample,
+    Start,
+)
 from prunus.results.sound import why_damaged
 from prunus.results.stages import series_of, stages_of
+from prunus.results.starts import contradiction
 from prunus.settings import hints_of
 
 BUSY_SECONDS = 30.0
@@ -111,13 +123,16 @@ class Store:
         """A context manager that locks a run: `with store.claim(run_id): ...`; see the function `claim`."""
         return claim(self.path, run_id)
 
-    def add_run(self, run: Run) -> None:
-        """Add the run unless the store has one with its id, which stays as it is.
+    def add_run(self, run: Run, mixed: bool = False) -> None:
+        """Add the run unless the store has one with its id, which stays as it is; then a start of it is added.
 
         If the stored run was graded by another version of the grader, it names both ("1 and 2") until it is regraded,
         and so it does for good if its rows follow another version of the protocol.
+        mixed: whether the run may go on although something that changes numbers is not as at its earlier starts, by
+        which it becomes a mixed one. Raises PrunusError, and adds nothing, without it.
         """
         with self._transaction():
+            self._insert_start(run, mixed)
             self._insert_run(run)
         stored = self.run(run.run_id).versions
         for name, unnamed in (("grader", ""), ("protocol", FIRST_PROTOCOL)):
@@ -185,7 +200,16 @@ class Store:
         unseen = {one for _, earlier in begun.values() for one, complete in earlier.items() if complete == 0}
         with_rows = {run.run_id for run in self.begun([run for run in runs if run.run_id in unseen])}
         planned, stages = self._planned(runs), stages_of(runs, begun, with_rows, self.removed())
-        return [replace(run, planned=planned[run.run_id], stages=stages[run.run_id]) for run in runs]
+        starts = self._starts()
+        return [
+            replace(
+                run,
+                planned=planned[run.run_id],
+                stages=stages[run.run_id],
+                starts=tuple(starts.get(run.run_id, ())),
+            )
+            for run in runs
+        ]
 
     def removed(self) -> list[Removed]:
         """The runs that had rows and were removed, oldest removal first."""
@@ -350,6 +374,16 @@ class Store:
         with self._transaction():
             return self._insert_samples(run_id, samples)
 
+    def copy_samples(self, source: str, run_id: str, keys: Iterable[Key]) -> None:
+        """Copy these draws of one run to another, which must have been added, in one transaction."""
+        names = ", ".join(name for _, name, *_ in self._read("PRAGMA table_info(sample)") if name != "run_id")
+        query = (
+            f"INSERT INTO sample (run_id, {names}) SELECT ?, {names} FROM sample"  # noqa: S608  names of columns
+            " WHERE run_id = ? AND problem_id = ? AND budget = ? AND draw = ? ON CONFLICT DO NOTHING"
+        )
+        with self._transaction():
+            self._connection.executemany(query, [(run_id, source, *key) for key in keys])
+
     def keys(self, run_id: str) -> set[Key]:
         """(problem_id, budget, draw) of every draw of the run."""
         return set(self._read("SELECT problem_id, budget, draw FROM sample WHERE run_id = ?", (run_id,)))
@@ -399,6 +433,48 @@ class Store:
                 " WHERE run_id = ? AND problem_id = ? AND budget = ? AND draw = ?",
                 rows,
             )
+
+    def _insert_start(self, run: Run, mixed: bool) -> None:
+        """Add what a later start records, if it is not what the one before did."""
+        stored = next((one for one in self.runs() if one.run_id == run.run_id), None)
+        if stored is None:
+            return
+        if not self._read("SELECT 1 FROM sample WHERE run_id = ? LIMIT 1", (run.run_id,)):  # so no row is of it
+            self._connection.execute("DELETE FROM start WHERE run_id = ?", (run.run_id,))
+            joined = {key: stored.versions[key] for key in ("grader", "protocol") if key in stored.versions}
+            now = {key: value for key, value in run.versions.items() if key not in ("grader", "protocol")}
+            values = (_json(run.model), _json(now | joined), run.run_id)
+            self._connection.execute("UPDATE run SET model = ?, versions = ? WHERE run_id = ?", values)
+            return
+        differing, content = contradiction(stored, run.versions), run.model.get("content")
+        if differing and not mixed:
+            raise PrunusError(
+                f"run {run.run_id} of {self.path} was begun otherwise ({'; '.join(differing)}): take another --store,"
+                " name the setting by --serving NAME (of a study: `serving` under [engine]), or go on with --mixed of"
+                " eval and study, which leaves the run without a verdict"
+            )
+        last = stored.starts[-1] if stored.starts else None
+        known = (last.content, last.versions) if last else (stored.model.get("content"), stored.versions)
+        ours = (content, run.versions)
+        if self._ungraded(known) != self._ungraded(ours):
+            values = (run.run_id, _now(), content, _json(run.versions), bool(differing))
+            self._connection.execute(
+                "INSERT INTO start (run_id, at, content, versions, mixed) VALUES (?, ?, ?, ?, ?)", values
+            )
+
+    @staticmethod
+    def _ungraded(record: tuple[Any, Mapping[str, Any]]) -> str:
+        """A start's record as text, without the versions that add_run merges."""
+        content, versions = record
+        return _json([content, {key: value for key, value in versions.items() if key not in ("grader", "protocol")}])
+
+    def _starts(self) -> dict[str, list[Start]]:
+        """The table `start`, by run id."""
+        found: dict[str, list[Start]] = {}
+        query = "SELECT run_id, at, content, versions, mixed FROM start ORDER BY number"
+        for run_id, at, content, versions, mixed in self._read(query):
+            found.setdefault(run_id, []).append(Start(at, content, self._parsed(versions, dict), bool(mixed)))
+        return found
 
     def _insert_run(self, run: Run) -> None:
         values = (run.run_id, _json(run.model), _json(run.plan), _json(run.versions))

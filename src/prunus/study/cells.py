@@ -19,11 +19,14 @@ from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
 from prunus.evaluation.provenance import model_label
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
+from prunus.evaluation.stored_ids import as_stored, by_id
 from prunus.plain_data import content_hash
 from prunus.pruning.calibration import HUB_NAMES, calibration_name, check_calibration, source_file
 from prunus.recipe_base import Recipe
 from prunus.recipes import EvalPlan
 from prunus.results.rows import Sample, chains_of, sampled_tokens
+from prunus.results.store import Store, is_begun
+from prunus.serving import Serving
 from prunus.step import action_of, kind_of, settled, steps_name
 from prunus.steps.chain import check_steps
 from prunus.study.file import Entry, Study
@@ -38,8 +41,8 @@ DENSE, AGAIN = "dense", "A/A control"
 class Variant:
     """A model after some steps; without steps, the model as it is.
 
-    source: checksum of the model. keys: for the first 1, 2, ... steps, the hash of source and these steps (12 hex
-    digits). line: of the steps in the study's file.
+    source: checksum of the model. content: digest of what else it computes with. keys: for the first 1, 2, ... steps,
+    the hash of source and these steps (12 hex digits). line: of the steps in the study's file.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Variant:
     steps: tuple[Recipe, ...] = ()
     keys: tuple[str, ...] = ()
     line: int | None = None
+    content: str | None = None
 
     @property
     def key(self) -> str:
@@ -128,12 +132,12 @@ def tokens_per_chain(runs: Iterable[Iterable[Sample]], reuse: bool) -> float | N
     return sum(sampled_tokens(chains, reuse)) / len(chains) if chains else None
 
 
-def open_models(study: Study) -> list[Model]:
-    """All models of the study; those of the hub are downloaded.
+def open_models(study: Study, store: Path | None = None) -> list[Model]:
+    """All models of the study; those of the hub are downloaded. store: as of open_model.
 
     Raises PrunusError where a model cannot be found or a recipe or plan does not fit it.
     """
-    models = [open_model(study, name, folder_of(study, name)) for name in study.models]
+    models = [open_model(study, name, folder_of(study, name), store) for name in study.models]
     check_distinct(study, models)
     return models
 
@@ -174,8 +178,11 @@ def folder_of(study: Study, name: str) -> Path:
         return resolve(name)
 
 
-def open_model(study: Study, name: str, folder: Path) -> Model:
-    """A model with its variants and cells. Raises PrunusError where a recipe or a plan does not fit it."""
+def open_model(study: Study, name: str, folder: Path, store: Path | None = None) -> Model:
+    """A model with its variants and cells. Raises PrunusError where a recipe or a plan does not fit it.
+
+    store: in which cells that an earlier version began keep their ids.
+    """
     checkpoint = checkpoint_of(study, folder)
     if checkpoint.quantised is not None and isinstance(checkpoint, Checkpoint):
         way = f"run `prunus dequantize {name} OUT` and name OUT"
@@ -183,9 +190,11 @@ def open_model(study: Study, name: str, folder: Path) -> Model:
     tokenizer = load_tokenizer(folder)
     variants = variants_of(study, checkpoint)
     with study.located(study.eval_line, name):
-        resolved = [resolve_plan(checkpoint, tokenizer, replace(plan, aa_control=False)) for plan in study.plans]
+        serving = Serving.of(study.backend, study.engine)
+        plans = [replace(plan, aa_control=False) for plan in study.plans]
+        resolved = [resolve_plan(checkpoint, tokenizer, plan, serving=serving) for plan in plans]
         controls = [
-            Cell(variants[0], number, resolve_plan(checkpoint, tokenizer, plan))
+            Cell(variants[0], number, resolve_plan(checkpoint, tokenizer, plan, serving=serving))
             for number, plan in enumerate(study.plans)
             if plan.aa_control
         ]
@@ -194,9 +203,21 @@ def open_model(study: Study, name: str, folder: Path) -> Model:
     cells = []
     for number, plan in enumerate(resolved):
         # The dense model keeps the id that `prunus eval` gives, so that they share rows.
-        ids = [content_hash({"variant": v.key, "plan": plan.plan}) if v.steps else plan.run_id for v in variants]
-        cells += [Cell(v, number, replace(plan, run_id=id)) for v, id in zip(variants, ids, strict=True)]
-    return Model(name, checkpoint, tokenizer, variants, [*cells, *controls])
+        cells += [Cell(v, number, plan.of(variant=v.key) if v.steps else plan) for v in variants]
+    return Model(name, checkpoint, tokenizer, variants, under_stored_ids([*cells, *controls], name, store))
+
+
+def under_stored_ids(cells: Sequence[Cell], name: str, store: Path | None) -> list[Cell]:
+    """Cells of a model with the ids that their runs have in a store, if an earlier version began them there."""
+    if store is None or not is_begun(store):
+        return [*cells]
+    with Store(store) as opened:
+        runs = by_id(opened)
+    label, found = model_label(name), list[Cell]()
+    for cell in cells:
+        source = None if cell.variant.steps else name
+        found.append(replace(cell, resolved=as_stored(cell.resolved, runs, label, source)))
+    return found
 
 
 def checkpoint_of(study: Study, folder: Path) -> Checkpoint | EngineFolder:
@@ -215,7 +236,7 @@ def variants_of(study: Study, checkpoint: Checkpoint | EngineFolder) -> list[Var
     if study.base not in (DENSE, *names):
         study.fail(None, f"base '{study.base}' is no variant; there are {', '.join((DENSE, *names))}")
     source = checkpoint.checksum()
-    dense = Variant(DENSE, source)
+    dense = Variant(DENSE, source, content=checkpoint.content())
     if not isinstance(checkpoint, Checkpoint):
         assert not study.entries
         return [dense]
@@ -237,7 +258,7 @@ def variant_of(name: str, entry: Entry, source: str, checkpoint: Checkpoint) -> 
     keys: list[str] = []
     for count in range(1, len(contents) + 1):
         keys.append(key_of(source, steps[:count], contents[:count], keys))
-    return Variant(name, source, steps, tuple(keys), entry.line)
+    return Variant(name, source, steps, tuple(keys), entry.line, checkpoint.content())
 
 
 def key_of(source: str, steps: Sequence[Recipe], contents: Sequence[dict[str, object]], keys: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ from prunus.checkpoint.model_folder import is_gguf
 from prunus.checkpoint.packed_files import read_variant
 from prunus.engines import GGUF, EngineOptions
 from prunus.errors import PrunusError
+from prunus.evaluation.adopted import adopt_some
 from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.backends.hf import HFBackend, device_for
@@ -187,10 +188,15 @@ class Engine:
         check_engine(work, backend)
         with store.claim(cell.run_id):
             served = None if self.server is None else self.server[0]
-            add_run(store, model, cell, self.folder, describe_versions(backend), served)
+            versions = describe_versions(backend)
+            add_run(store, model, cell, self.folder, versions, served, self.study.mixed)
             if adaptive is not None:
                 store.mark_adaptive(cell.run_id, adaptive)
-            planned = planned_chains(work, backend, batches, store.keys(work.run_id))
+            else:
+                adopt_some(store, work, versions)
+            stored = store.keys(work.run_id)
+            left = [batch for batch in batches if not work.keys(batch) <= stored]
+            planned = planned_chains(work, backend, left, stored)
             for portion in fill_store(store, work, backend, self.grader, planned, show):
                 yield portion.samples
 

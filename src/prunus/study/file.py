@@ -138,7 +138,7 @@ class Study:
     path: of a search, its ladder's file. plans: all of one backend. base: name of the variant that the others are
     compared with. margin, stop_margin: largest tolerable loss of accuracy, and of chains that end by themselves, as
     MarginLike. text: the file's text. eval_line, models_line: lines of [eval] and of `models`, None where they cannot
-    be located.
+    be located. mixed: whether runs that were begun otherwise go on, as of Store.add_run; not of the file.
     """
 
     path: Path
@@ -155,6 +155,7 @@ class Study:
     text: str = ""
     eval_line: int | None = None
     models_line: int | None = None
+    mixed: bool = False
     finds: tuple[FindTable, ...] = ()
 
     @property

@@ -96,7 +96,7 @@ def plan_study(
     disk = 0
     for name, folder in folders.items():
         if name in here:
-            opened.append(model := open_model(study, name, here[name]))
+            opened.append(model := open_model(study, name, here[name], paths.store))
             check_distinct(study, opened)
             cells += planned_cells(study, model, paths)
             unknown += missing_packages(study, model, paths, device)
@@ -110,7 +110,7 @@ def plan_study(
             if folder is not None:
                 variants_of(study, checkpoint_of(study, folder))
             cells += cells_not_here(study, name)
-    searches = open_searches(study, here if study.finds else {}, paths.folder)
+    searches = open_searches(study, here if study.finds else {}, paths)
     absent = [name for name in folders if study.finds and name not in here]
     unknown += [f"what the searches of {name} take, for the same reason" for name in absent]
     tokens = sum(line.tokens or 0 for line in cells)

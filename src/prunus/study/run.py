@@ -13,6 +13,7 @@ from urllib.parse import quote
 from prunus import progress
 from prunus.disk import write_text
 from prunus.errors import PrunusError
+from prunus.evaluation.adopted import adopt_all
 from prunus.evaluation.resolved_plan import renew_groups
 from prunus.plain_data import content_hash
 from prunus.reporting.page import check_target, write_report
@@ -44,6 +45,7 @@ def run_study(
     ray: str | None = None,
     gpus_per_task: float | None = None,
     cpus_per_task: float = 1,
+    mixed: bool = False,
 ) -> dict[str, Any]:
     """Run the study of a TOML file: evaluate what is missing, write the page OUT/report.html, and return the verdicts.
 
@@ -53,7 +55,7 @@ def run_study(
     folder. store: SQLite file of the results, by default `results.db` in that folder. device: `cpu`, `cuda`, ...;
     `auto` takes a GPU if there is one. ray: HOST:PORT of a Ray cluster to run on, or `auto` (docs/scale.md); the rows
     are the same as those of a local run. gpus_per_task, cpus_per_task: GPUs (by default 1 where the cluster has any)
-    and CPUs of each Ray worker.
+    and CPUs of each Ray worker. mixed: as for evaluate.
 
     Returns a dict of plain data: name, out, store, report (path of the page), cells (their number), unreported (ids of
     runs in the store that the file does not ask for) and comparisons, a list with one dict for each model and plan:
@@ -68,14 +70,14 @@ def run_study(
         done = prunus.run_study("examples/tiny.toml", out="study")
         [other["verdict"] for other in done["comparisons"][0]["comparison"]["others"]]
     """
-    study = read_study(file)
+    study = replace(read_study(file), mixed=mixed)
     paths = StudyPaths.of(study, out, store)
     cluster = cluster_for(study, ray, gpus_per_task, cpus_per_task)
     check_beforehand(study, paths.folder.exists())
     with paths.locked():
-        models = open_models(study)
+        models = open_models(study, paths.store)
         check_variants(study, models, paths.folder, device)
-        searches = open_searches(study, folders_of(models), paths.folder)
+        searches = open_searches(study, folders_of(models), paths)
         check_searches(study, searches, paths.store, device)
         write_text(paths.folder / "study.toml", study.text)
         # Cells come first: their rows are then complete, so that searches add none to them and need not mark them.
@@ -101,9 +103,9 @@ def report_study(file: str | Path, *, out: str | Path | None = None, store: str 
     if not is_begun(paths.store):
         raise PrunusError(f"nothing of {study.path} is evaluated yet ({paths.store} does not exist): run it first")
     paths.folder.mkdir(parents=True, exist_ok=True)
-    models = open_models(study)
+    models = open_models(study, paths.store)
     with Store(paths.store) as opened:
-        searches = open_searches(study, folders_of(models), paths.folder)
+        searches = open_searches(study, folders_of(models), paths)
         return write_results(study, models, paths, opened, searches)
 
 
@@ -125,6 +127,8 @@ def run_cells(study: Study, models: Sequence[Model], paths: StudyPaths, device: 
     with Store(paths.store, create=True) as opened:
         for cell in [cell for model in models for cell in model.cells_of(model.variants[0])]:
             renew_groups(opened, cell.resolved.problems)
+        for cell in [cell for model in models for cell in model.cells]:
+            adopt_all(opened, cell.resolved)
         if cluster is None:
             run_here(study, models, paths.folder, opened, device)
         else:

@@ -20,7 +20,7 @@ from prunus.checkpoint.resolve import MANIFEST
 from prunus.checkpoint.safetensors_file import Stored, write_file
 from prunus.disk import disk_errors, locked
 from prunus.errors import PrunusError
-from prunus.evaluation.provenance import describe_model
+from prunus.evaluation.provenance import begin, describe_model
 from prunus.evaluation.resolved_plan import store_problems
 from prunus.pruning.calibration import calibration_name, check_package
 from prunus.results.rows import Run
@@ -85,7 +85,8 @@ class VariantInfo:
     """A variant without its weights. kept: indices of the source's blocks that it has.
 
     Stored: in the variant's file, by the names of the fields. The others describe the variant as a whole checkpoint, as
-    the evaluation describes a model; earlier versions stored no bytes.
+    the evaluation describes a model; earlier versions stored no bytes. content: digest of configuration and tokenizer
+    of the source that it was made of, which earlier versions did not store.
     """
 
     kept: list[int]
@@ -94,6 +95,7 @@ class VariantInfo:
     parameters: int
     blocks: int
     bytes: Mapping[str, int] | None = None
+    content: str | None = None
 
 
 def weights_file(folder: Path, variant: Variant) -> Path:
@@ -151,9 +153,10 @@ def files_to_load(folder: Path, model: Model, variant: Variant, keep: bool) -> l
 
 
 def read_info(folder: Path, variant: Variant) -> VariantInfo | None:
-    """The description of a variant, read from its file; None if it has not been made yet."""
+    """The description of a variant, read from its file; None if it has not been made of this source yet."""
     path = weights_file(folder, variant)
-    return VariantInfo(**variant_about(path)["model"]) if path.exists() else None
+    info = VariantInfo(**variant_about(path)["model"]) if path.exists() else None
+    return None if info is None or (info.content or variant.content) != variant.content else info
 
 
 def is_made(folder: Path, variant: Variant) -> bool:
@@ -220,12 +223,15 @@ def make_variant(
     """
     source = model.source
     target = target_folder(folder, model, variant, keep)
+    if weights_file(folder, variant).exists() and not is_made(folder, variant):  # of a source with other settings
+        shutil.rmtree(unfinished_folder(folder, variant), ignore_errors=True)
     # A checkpoint that exists is complete. A kept one is made again, since its name may have meant another recipe.
     if keep or not (target / MANIFEST).exists():
         write_checkpoint(folder, model, variant, device, keep, stats)
     made = (ModelFolder if is_gguf(target) else Checkpoint)(target)
     kept = blocks_left(source, made)
-    info = VariantInfo(kept, made.checksum(), made.manifest, made.parameters, made.blocks, made.engine_bytes)
+    description = made.checksum(), made.manifest, made.parameters, made.blocks, made.engine_bytes
+    info = VariantInfo(kept, *description, variant.content)
     weights_file(folder, variant).parent.mkdir(parents=True, exist_ok=True)
     changed = dict(changed_tensors(source, made, kept)) if isinstance(made, Checkpoint) and not variant.is_whole else {}
     vectors = {name: stored for name, stored in changed.items() if len(stored.shape) != 2}
@@ -293,21 +299,28 @@ def is_same(one: Stored, other: Stored) -> bool:
 
 
 def add_run(
-    store: Store, model: Model, cell: Cell, folder: Path, versions: dict[str, object], served: Path | None = None
+    store: Store,
+    model: Model,
+    cell: Cell,
+    folder: Path,
+    versions: dict[str, object],
+    served: Path | None = None,
+    mixed: bool = False,
 ) -> None:
     """Store a cell's problems and run, to which its rows refer.
 
     The run describes a variant as a whole checkpoint. versions: of the libraries that compute the rows. served: the
-    folder that a server has, whose bytes are the run's if they are a GGUF file's.
+    folder that a server has, whose bytes are the run's if they are a GGUF file's. mixed: as of Store.add_run.
     """
     described = describe_model(model.name, model.checkpoint)
     if cell.variant.steps:
         info = read_info(folder, cell.variant)
         assert info is not None
-        described |= {key: value for key, value in vars(info).items() if key != "kept"}
+        described |= {key: value for key, value in vars(info).items() if key not in ("kept", "content")}
         described["name"] = f"{model.label}/{cell.variant.name}"
         described["source"] = str(weights_file(folder, cell.variant))
     if served is not None and is_gguf(served):
         described["bytes"] = ModelFolder(served).engine_bytes
     store_problems(store, cell.resolved.problems)
-    store.add_run(Run(cell.run_id, described, cell.resolved.plan, versions, planned=cell.resolved.planned))
+    run = Run(cell.run_id, described | cell.resolved.about, cell.resolved.plan, versions, planned=cell.resolved.planned)
+    begin(store, run, mixed)

@@ -47,8 +47,9 @@ class ChatServer(Server):
 
     @property
     def description(self) -> dict[str, object]:
-        """What is known of the server, stored with the run; its address is not."""
-        return {"engine": "openai", "server": self.server, "api": "chat completions"}
+        """What is known of the server, stored with the run."""
+        found = {"engine": "openai", "server": self.server, "version": self.version, "api": "chat completions"}
+        return found | self.identity
 
     def replies(self, count: int, request: Callable[[int], Body]) -> Iterator[tuple[int, ChatReply]]:
         """Yield the number of each request and its reply as soon as it comes; as many at once as the server takes."""

@@ -48,13 +48,15 @@ class OpenAIBackend(Server, Backend):
         self.completions = self.url + "/completions"
         self.stop_texts, self.token_ids, self.warned = False, "ids", False
         self.tokenizer = load_tokenizer(folder)
+        self.first_ids = list[int]()
         self.probed = set[int]()  # stops at which the server was seen to stop
 
     @property
     def description(self) -> dict[str, object]:
-        """What is known of the server, stored with the run; its address is not."""
+        """What is known of the server, stored with the run. first_ids: its greedy reply to a probe."""
         stops = "texts" if self.stop_texts else "ids"
-        return {"engine": "openai", "server": self.server, "token_ids": self.token_ids, "stops": stops}
+        found = {"engine": "openai", "server": self.server, "token_ids": self.token_ids, "stops": stops}
+        return found | self.identity | ({} if self.started else {"first_ids": self.first_ids})
 
     def completed(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[int]:
         """As Backend.completed, with as many requests at once as the server takes."""
@@ -274,6 +276,7 @@ class OpenAIBackend(Server, Backend):
         """Raise PrunusError unless a few short completions show that stops, bans and seeds work."""
         free = Request(self.tokenizer.encode(PROBE_TEXT, add_special_tokens=False), PROBE_TOKENS, NOTHING, NOTHING, 0)
         first = (await self._once(client, free, GREEDY)).ids
+        self.first_ids = first
         if not first:
             raise PrunusError(f"{self.url} answers a probe with no token; check that it serves the model")
         await self._check_tokenizer(client, free._replace(max_new_tokens=1))

@@ -10,9 +10,9 @@ import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, NamedTuple, Self
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx2 as httpx
 
@@ -22,20 +22,35 @@ from prunus.engines import GGUF, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.transport import MALFORMED, received, reply_of, run, with_client
 from prunus.evaluation.requests import Engine, Sampling
-from prunus.plain_data import content_hash, parse_json
+from prunus.plain_data import content_hash, parse_json, storable
 
 # What llama.cpp tells of a model, and does not change with the server's options.
 OF_MODEL = ("n_params", "size", "n_vocab", "n_embd", "n_ctx_train")
 
-LONGEST_VERSION = 200
+LONGEST_TOLD = 200
 # Path and key of a server's version, by its owner.
 VERSION_AT = {"vllm": ("/version", "version"), "llamacpp": ("/props", "build_info")}
+UNSETTLED = {"seed", "n_predict", "max_tokens", "stream", "timings_per_token"}  # defaults that every request sets
+
+
+class Told(NamedTuple):
+    """What a server tells of itself: its version, how many requests it runs at once, and settings that may count."""
+
+    version: str = ""
+    places: int | None = None
+    settings: Mapping[str, Any] = {}
 
 
 def api_of(url: str) -> str:
     """The address of the API, ending in /v1, from what the user gave."""
     url = url.rstrip("/").removesuffix("/completions").rstrip("/")
     return url if url.endswith("/v1") else url + "/v1"
+
+
+def without_user(url: str) -> str:
+    """An address without the name and the password that it may have, which are no matter for a store."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 async def find_model(client: httpx.AsyncClient, url: str, names: Collection[str], asked: str | None) -> dict[str, Any]:
@@ -69,18 +84,29 @@ def _is_entry(model: Any) -> bool:
     return isinstance(names, list) and all(isinstance(name, str) for name in names) and isinstance(root, str | None)
 
 
-async def version_of(client: httpx.AsyncClient, url: str, owner: str) -> tuple[str, int | None]:
-    """The server's version, and the number of requests that it runs at once; empty and None if it does not tell.
+async def told_by(client: httpx.AsyncClient, url: str, owner: str) -> Told:
+    """What the server tells; empty if it does not. url: ends in /v1. owner: `owned_by` of its entry for a model.
 
-    url: ends in /v1. owner: `owned_by` of the server's entry for a model.
+    llama.cpp tells its model's file, and by which settings it samples where a request has none.
     """
     path, key = VERSION_AT.get(owner, ("", ""))
     if path:
         with suppress(httpx.HTTPError, PrunusError, *MALFORMED):  # a proxy may not forward this path
             reply = parse_json((await received(client, url.removesuffix("/v1") + path)).body)
             slots = reply.get("total_slots")  # of llama.cpp, whose queue has no limit
-            return str(reply[key])[:LONGEST_VERSION], slots if isinstance(slots, int) and slots > 0 else None
-    return "", None
+            defaults = reply.get("default_generation_settings")
+            params = defaults.get("params") if isinstance(defaults, dict) else None
+            found = {name: reply[name] for name in reply if name == "model_path" or name.startswith("cache_type")}
+            if isinstance(params, dict):
+                found |= {f"default {name}": params[name] for name in sorted(params.keys() - UNSETTLED)}
+            settings = {name: in_short(value) for name, value in found.items()}
+            return Told(in_short(reply[key]), slots if isinstance(slots, int) and slots > 0 else None, settings)
+    return Told()
+
+
+def in_short(value: Any) -> str:
+    """A value that a server tells, as a text that is not long."""
+    return storable(str(value))[:LONGEST_TOLD]
 
 
 def context_of(entry: Mapping[str, Any]) -> int | None:
@@ -93,6 +119,10 @@ def meta_of(entry: Mapping[str, Any]) -> Mapping[str, Any]:
     """What llama.cpp adds to its entry for a model; empty for other servers."""
     meta = entry.get("meta")
     return meta if isinstance(meta, dict) else {}
+
+
+class Started(EngineOptions):
+    """Options to reach a server that this process started."""
 
 
 class Server(Engine):
@@ -108,7 +138,8 @@ class Server(Engine):
         """vocabulary: number of ids of the tokenizer, for kinds of servers that sample ids."""
         assert engine.url is not None
         self.folder, self.engine, self.url = folder, engine, api_of(engine.url)
-        self.name, self.version = "", ""
+        self.name, self.version, self.told = "", "", Told()
+        self.started = isinstance(engine, Started)
         self.server: str = ""  # its owner, by which kinds of servers are told apart
         self.places: int | None = None
         self.owned = ExitStack()
@@ -131,7 +162,21 @@ class Server(Engine):
         self.entry = await find_model(client, self.url, names_of(self.folder), self.engine.served_model)
         self.name, self.context = self.entry["id"], context_of(self.entry)
         self.server = str(self.entry.get("owned_by") or "unknown")
-        self.version, self.places = await version_of(client, self.url, self.server)
+        self.told = await told_by(client, self.url, self.server)
+        self.version, self.places = self.told.version, self.told.places
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What tells this server from another: address, name of the model there, and what it tells of itself.
+
+        Of one that Prunus starts the name and paths are left out, as they follow from the folder of its model.
+        """
+        if self.started:
+            return {"told": {key: value for key, value in self.told.settings.items() if key != "model_path"}}
+        meta, root = meta_of(self.entry), self.entry.get("root")
+        told = {key: in_short(meta[key]) for key in OF_MODEL if key in meta} | dict(self.told.settings)
+        told |= {"root": in_short(root)} if root else {}
+        return {"address": without_user(self.url), "served": in_short(self.name), "told": told}
 
     def payload(self, seed: int, sampling: Sampling) -> dict[str, Any]:
         """The part of a request that all servers understand."""
@@ -189,6 +234,10 @@ class ServedModel:
         """The hash that identifies the model."""
         return self._checksum
 
+    def content(self) -> str | None:
+        """None: the checksum is of all that is known."""
+        return None
+
 
 # A server that Prunus starts for one model folder by the user's command, and stops again.
 
@@ -225,7 +274,7 @@ def reached(engine: EngineOptions, folder: Path) -> Iterator[EngineOptions]:
             raise PrunusError(f"the server cannot be started: '{command[0]}': {reason}") from error
         try:
             wait(process, url, engine.timeout, log)
-            yield replace(engine, url=url, serve=None)
+            yield Started(**{**vars(engine), "url": url, "serve": None})
         finally:
             stop(process)
 

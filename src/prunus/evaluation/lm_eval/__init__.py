@@ -16,14 +16,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 from prunus import progress
 from prunus.checkpoint.resolve import load_tokenizer, one_line, resolve
+from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.evaluation.beforehand import FAMILY, PREFIX
-from prunus.evaluation.provenance import describe_model, describe_versions, open_for
+from prunus.evaluation.provenance import describe_model, describe_versions, model_label, open_for
+from prunus.evaluation.resolved_plan import run_id_of
+from prunus.evaluation.stored_ids import by_id, stored_id
 from prunus.plain_data import content_hash
 from prunus.recipes import EvalPlan
 from prunus.results.rows import ProblemRow, Run, Sample
 from prunus.results.store import Store, check_folder, claim
+from prunus.serving import Serving
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,10 +44,14 @@ def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str
     """Evaluate a task of lm-evaluation-harness, store its rows in one transaction, and return the run's id."""
     stored, folder = harness_plan(plan), resolve(model)
     checkpoint = open_for("hf", folder)
-    run_id = content_hash({"model": checkpoint.checksum(), "plan": stored})
+    subject, about = {"model": checkpoint.checksum()}, dict[str, Any](content=checkpoint.content())
+    if serving := Serving.of("hf", EngineOptions()):
+        about["serving"] = serving.to_json()
+    run_id = run_id_of(subject, stored, about)
     check_folder(store)
     if store.exists():
         with Store(store, create=True) as opened:
+            run_id = stored_id(subject, stored, about, by_id(opened), model_label(str(model)), str(model))
             if opened.keys(run_id):
                 return run_id
     tokenizer = load_tokenizer(folder)
@@ -52,7 +60,7 @@ def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str
         versions = describe_versions(backend) | {"grader": f"lm_eval-{stored['lm_eval']}"}
         del versions["protocol"]  # the harness generates by its own rules
         with Store(store, create=True) as opened:
-            run = Run(run_id, describe_model(model, checkpoint), stored, versions)
+            run = Run(run_id, describe_model(model, checkpoint) | about, stored, versions)
             opened.add_complete_run(run, problems, samples)
     return run_id
 

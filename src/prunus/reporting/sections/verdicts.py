@@ -125,7 +125,8 @@ def remark(entry: Entry) -> Word:
         f"{count(number)} {what}" for number, what in ((needed.draws, "draws"), (needed.problems, "problems")) if number
     ]
     if entry.unfinished:
-        caveats = [f"{in_words(entry.unfinished).removeprefix('unfinished, ')} problems"]
+        state, shown = entry.unfinished, in_words(entry.unfinished)
+        caveats = [shown if state.mixed else f"{shown.removeprefix('unfinished, ')} problems"]
     elif entry.grown or entry.adaptive:
         caveats.insert(0, "limit or draws changed" if entry.grown else "collected adaptively")
     elif entry.verdict == OPEN and wanted:

@@ -24,6 +24,7 @@ from prunus.pruning.calibration import check_calibration
 from prunus.pruning.job import renew_card
 from prunus.recipe_base import Recipe
 from prunus.recipes import EvalPlan
+from prunus.results.starts import mixed_line
 from prunus.results.store import Store, check_folder
 from prunus.study.file import DEFAULT_LADDER, FindRules, FindTable
 from prunus.study.find.certificate import (
@@ -39,7 +40,7 @@ from prunus.study.find.page import NAME as PAGE
 from prunus.study.find.page import write_page
 from prunus.study.find.prospects import prospects, refuse_impossible
 from prunus.study.find.search import Search, check_smallest, ladder_by_bytes, ladders_of, open_search
-from prunus.study.find.trace import changes, declare_in, warning
+from prunus.study.find.trace import changes, declare_in, made_apart, warning
 from prunus.study.find.walk import Rungs, Walk
 from prunus.study.ray import Cluster, cluster_for
 from prunus.study.variants import check_variants, whole_checkpoint
@@ -122,7 +123,7 @@ def find(
         source = resolve(model)
         for recipe in (recipe for entries in ladders.values() for entry in entries for recipe in entry.steps):
             check_calibration(recipe, source)
-    search = open_search(model, plan, asked, ladders, engine=engine)
+    search = open_search(model, plan, asked, ladders, engine=engine, store=path)
     cluster = None if dry_run else cluster_for(search.study, ray, gpus_per_task, cpus_per_task)
     if not is_published(target, folder, search):
         check_target(resolve(model), target, overwrite)
@@ -163,18 +164,28 @@ def carry_out(
         declared = search.declared
         with locked(folder / "lock", f"is working on {folder}; wait for it"), Store(store, create=True) as opened:
             renew_groups(opened, search.dense.resolved.problems)
+            refuse_mixed(opened, search)
             declare_in(opened, declared)
             if (line := warning(opened, declared)) is not None:
                 progress.say(f"warning: {line}")
             with closing(Rungs(search, opened, folder, device, cluster)) as rungs:
                 best = Walk(search, Rows(opened, declared), rungs).run()
             certified, made = publish(search, best, opened, folder, device)
+            for line in made_apart(opened, declared):
+                progress.say(f"warning: {line}")
             if best is not None or always:
                 write_folder(certified, made, target, overwrite)
     shutil.rmtree(folder)
     if (wide := caution(certified["declared"], certified["shown"])) is not None:
         progress.say(f"warning: {wide}")
     return summary(certified, target)
+
+
+def refuse_mixed(store: Store, search: Search) -> None:
+    """Raise PrunusError if rows of a run of the search were computed in several ways: no claim can rest on them."""
+    runs = {search.dense.run_id, *search.cells}
+    if line := mixed_line([run for run in store.runs() if run.run_id in runs]):
+        raise PrunusError(f"{line}: name another --store, or remove the run by `prunus runs --remove`")
 
 
 def work_folder(target: Path) -> Path:

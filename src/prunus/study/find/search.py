@@ -242,10 +242,11 @@ def open_search(
     *,
     engine: EngineOptions,
     folder: Path | None = None,
+    store: Path | None = None,
 ) -> Search:
     """The search that these arguments ask for. Raises PrunusError, and writes nothing, where one of them is wrong.
 
-    ladders: those of asked. folder: of the model, if it was looked for before.
+    ladders: those of asked. folder: of the model, if it was looked for before. store: as of open_model.
     """
     rules, smallest = asked.rules, asked.rules.smallest
     check_smallest(smallest, plan, engine.serve)
@@ -257,7 +258,7 @@ def open_search(
         tuple(chain.from_iterable(ladders.values())),
         keep_checkpoints=engine.serve is not None,  # else a server's folder would be made anew for every look
     )  # fmt: skip
-    opened = open_model(study, study.models[0], folder or folder_of(study, study.models[0]))
+    opened = open_model(study, study.models[0], folder or folder_of(study, study.models[0]), store)
     source, native = opened.source, opened.cells[0].resolved.native
     if native is not None and not native.bounds:
         raise PrunusError(

@@ -20,7 +20,7 @@ from prunus.study.find.page import NAME as PAGE
 from prunus.study.find.prospects import prospects, refuse_impossible
 from prunus.study.find.search import Ladders, Search, ladders_of, open_search
 from prunus.study.ray import Cluster
-from prunus.study.variants import check_variants
+from prunus.study.variants import StudyPaths, check_variants
 
 FOUND = "found"  # folder of a study
 FINISHED, BEGUN, WAITING = "finished", "not finished", "not begun"  # states of a search
@@ -73,8 +73,8 @@ class SearchState:
         return {**vars(self), "claims": list(self.claims), "lines": list(self.lines)}
 
 
-def open_searches(study: Study, models: Mapping[str, Path], folder: Path) -> list[StudySearch]:
-    """The searches for these models of the study, which are given with their folders. folder: of the study.
+def open_searches(study: Study, models: Mapping[str, Path], paths: StudyPaths) -> list[StudySearch]:
+    """The searches for these models of the study, which are given with their folders.
 
     Raises PrunusError, with the line of the table, where one is wrong; all tables are read before any model is opened.
     """
@@ -82,9 +82,9 @@ def open_searches(study: Study, models: Mapping[str, Path], folder: Path) -> lis
     plans = zip(study.plans, plan_names(study.plans), strict=True)
     for (model, at), (plan, name), (table, rungs) in product(models.items(), plans, tables):
         with study.located(table.line, table.name):
-            search = open_search(model, plan, table, rungs, engine=study.engine, folder=at)
+            search = open_search(model, plan, table, rungs, engine=study.engine, folder=at, store=paths.store)
         label = "-".join([table.name, *re.findall(r"[\w.+]+", name)])
-        target = folder / FOUND / model_label(model).replace("/", "--") / label
+        target = paths.folder / FOUND / model_label(model).replace("/", "--") / label
         found.append(StudySearch(table, name, search, target))
     return found
 

@@ -13,15 +13,31 @@ from prunus.margins import Margin
 from prunus.plain_data import content_hash
 from prunus.results.ladder import CERTIFIED
 from prunus.results.rows import DeclaredSearch
+from prunus.results.starts import made_otherwise
 from prunus.results.store import Store
 from prunus.study.find.decisions import Data, Rows, decided, rungs_in
 
 UNFINISHED = "not finished"
 
 
+def runs_of(declared: Data) -> list[str]:
+    """The runs of a search, the dense model's first."""
+    return [declared["dense"], *(rung["run"] for rung in rungs_in(declared))]
+
+
+def made_apart(store: Store, declared: Data) -> list[str]:
+    """A sentence for each way in which the rows of rungs were computed otherwise than those of the dense model."""
+    runs, found = {run.run_id: run for run in store.begun()}, dict[str, list[str]]()
+    dense = runs.get(declared["dense"])
+    for rung in rungs_in(declared):
+        if dense is not None and rung["run"] in runs and (apart := made_otherwise(dense, runs[rung["run"]])):
+            found.setdefault(", ".join(apart), []).append(rung["name"])
+    return [f"{', '.join(names)}: computed otherwise than the dense model: {how}" for how, names in found.items()]
+
+
 def declare_in(store: Store, declared: Data) -> None:
     """Store that a search is declared, unless it was before."""
-    store.add_search(declared, [declared["dense"], *(rung["run"] for rung in rungs_in(declared))])
+    store.add_search(declared, runs_of(declared))
 
 
 def searches_like(store: Store, declared: Data) -> tuple[DeclaredSearch | None, list[DeclaredSearch]]:

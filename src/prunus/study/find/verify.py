@@ -12,10 +12,11 @@ from prunus.errors import PrunusError
 from prunus.plain_data import content_hash
 from prunus.results.anytime import First
 from prunus.results.labels import plan_in_short
+from prunus.results.starts import mixed_line
 from prunus.results.store import Store, same_groups
 from prunus.study.find.certificate import OTHER_BETS, UNTRACED, caution, computed, files_of, read_certificate
 from prunus.study.find.decisions import Data, rungs_in
-from prunus.study.find.trace import search_line, searches_like, sum_of_alphas
+from prunus.study.find.trace import made_apart, runs_of, search_line, searches_like, sum_of_alphas
 
 MOST_LISTED = 30  # other searches that are listed one by one
 
@@ -50,13 +51,15 @@ def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[st
             # Certificates of earlier versions have no caution.
             if "caution" in data and data["caution"] != (warning := caution(declared, now)):
                 found.append(f"the caution is {_short(warning)} by the rows, the certificate says otherwise")
+            if line := mixed_line(run for run in opened.runs() if run.run_id in runs_of(declared)):
+                found.append(line)
             found += _about_problems(opened, declared, now["dense"]["plan"], form)
             found += _about_groups(declared, opened.groups())
             if form > UNTRACED:
                 found += _about_trace(data["shown"]["searches"], now["searches"])
             found += _changed_searches(opened)
             others = _other_searches(opened, declared)
-            aside = _other_rows(opened, declared)
+            aside = [*made_apart(opened, declared), *_other_rows(opened, declared)]
         except PrunusError as error:
             found.append(str(error))
         except (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:

@@ -22,6 +22,7 @@ from prunus.disk import disk_errors, replace_folder
 from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
 from prunus.evaluation.run import missing_chains
+from prunus.plain_data import canonical_json
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study.cells import Model, Variant
@@ -139,6 +140,7 @@ class Driver:
             )
         self.folder, self.store, self.claims, self.adaptive = folder, store, claims, adaptive
         self.added, self.doing = added, doing
+        self.mixed = study.mixed
         self.keeps, self.streams = study.keep_checkpoints, BACKENDS[study.backend].streams
         actor: Any = ray.remote(num_gpus=gpus, num_cpus=cpus, max_restarts=0)(Worker)
         self.new_actor = lambda: actor.remote(str(Path.cwd()), study, device)
@@ -150,8 +152,8 @@ class Driver:
         self.files: dict[str, dict[str, list[Any]]] = {}  # references to a variant's uploaded files, by its key
         self.jobs: list[Job] = []
         self.unmade: set[str] = set()  # keys of variants
-        self.claimed: set[str] = set()  # ids of runs, here and below
-        self.described: set[str] = set()
+        self.claimed: set[str] = set()  # ids of runs
+        self.described: set[tuple[str, str]] = set()  # runs, and records of how their rows are computed
         self.workers: list[WorkerHandle] = []
         self.calls: dict[Any, WorkerHandle] = {}  # Ray reference to a call's result -> the worker that was called
         self.failed_starts = 0
@@ -298,11 +300,11 @@ class Driver:
         """Add rows of a job to the store."""
         assert job.cell is not None
         run = job.cell.run_id
-        if run not in self.described:
-            add_run(self.store, job.model, job.cell, self.folder, found.versions)
+        if (made := (run, canonical_json(found.versions))) not in self.described:
+            add_run(self.store, job.model, job.cell, self.folder, found.versions, mixed=self.mixed)
             if self.adaptive is not None:
                 self.store.mark_adaptive(run, self.adaptive)
-            self.described.add(run)
+            self.described.add(made)
         self.store.add_samples(run, found.samples)
         self.added(run, found.samples)
 

@@ -146,6 +146,8 @@ class Worker:
             checkpoint = checkpoint_of(self.engine.study, resolve(wanted.name))
             if checkpoint.checksum() != wanted.checksum:
                 raise PrunusError(f"'{name}' has other weights here than where the study was started")
+            if checkpoint.content() != wanted.works[0].about.get("content"):
+                raise PrunusError(f"'{name}' has another configuration or tokenizer here than where the study began")
             self.works = wanted.works
             self.model = Model(name, checkpoint, wanted.works[0].tokenizer, [], [])
         return self.model

@@ -1,0 +1,64 @@
+"""Rows that another run of the store has, of the same model and plan with another number of problems, budgets or draws.
+
+Seeds follow from problem, draw and phase, so these rows are those that the run would compute, but for rounding.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from prunus.evaluation.grading import GRADER_VERSION
+from prunus.evaluation.resolved_plan import ResolvedPlan, run_id_of
+from prunus.results.rows import Key, Run
+from prunus.results.starts import differences
+from prunus.results.store import Store
+
+# Settings of a plan by which no row of a problem, budget and draw changes. `context` and `off` say which of the others'
+# apply; where both plans have them they must be equal.
+OF_SIZE = {"limit", "problems", "budgets", "samples"}
+IF_BOTH = {"context", "off"}
+
+
+def adopt_all(store: Store, work: ResolvedPlan) -> None:
+    """Give the run all of its rows if one other run has those that it lacks, with that one's record of its making."""
+    if not (missing := wanted(store, work)):
+        return
+    known = {run.run_id: run for run in store.runs()}
+    for donor in donors(work, list(known.values())):
+        if donor.mixed or (work.run_id in known and differences(known[work.run_id].versions, donor.versions)):
+            continue
+        if missing <= store.keys(donor.run_id):
+            model = {key: value for key, value in donor.model.items() if key not in ("content", "serving")}
+            run = Run(work.run_id, model | work.about, work.plan, donor.versions, planned=work.planned)
+            store.add_run(run)
+            store.copy_samples(donor.run_id, work.run_id, missing)
+            return
+
+
+def adopt_some(store: Store, work: ResolvedPlan, versions: Mapping[str, Any]) -> None:
+    """Give the run the rows that it lacks and others have that were computed in the way that these versions say."""
+    for donor in donors(work, store.runs()):
+        missing = wanted(store, work) & store.keys(donor.run_id)
+        if missing and not donor.mixed and not differences(donor.versions, versions):
+            store.copy_samples(donor.run_id, work.run_id, missing)
+
+
+def wanted(store: Store, work: ResolvedPlan) -> set[Key]:
+    """The rows of the plan that the store lacks."""
+    return work.keys(chain for batch in work.batches for chain in batch) - store.keys(work.run_id)
+
+
+def donors(work: ResolvedPlan, runs: Sequence[Run]) -> Iterator[Run]:
+    """The runs whose rows of the same problems, budgets and draws are rows of this plan, too."""
+    if work.plan.get("aa_control"):  # whose point is to compute again
+        return
+    about = {} if work.run_id == work.earlier_id else work.about
+    for run in runs:
+        same = run.run_id != work.run_id and run.run_id == run_id_of(work.subject, run.plan, about)
+        if same and run.versions.get("grader") == GRADER_VERSION and same_rows(run.plan, work.plan):
+            yield run
+
+
+def same_rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two plans differ only in how many rows there are."""
+    keys = (one.keys() | other.keys()) - OF_SIZE
+    return all(one.get(k) == other.get(k) or (k in IF_BOTH and None in (one.get(k), other.get(k))) for k in keys)

@@ -1,0 +1,432 @@
+"""A row in a store is what its run says it is, whatever is changed, resumed or served between."""
+
+import json
+import shutil
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from completions_server import Server, serving
+from safetensors.torch import load_file, save_file
+from tiny_chains import TOKENIZER, tiny
+
+import prunus
+from prunus.checkpoint.content import content_digest
+from prunus.checkpoint.resolve import tiny_folder
+from prunus.engines import SPEED, EngineOptions
+from prunus.errors import PrunusError
+from prunus.evaluation import provenance, stored_ids
+from prunus.evaluation import run as loop
+from prunus.recipes import EvalPlan
+from prunus.results.comparison import compared
+from prunus.results.labels import label_of
+from prunus.results.rows import Run
+from prunus.results.starts import differences
+from prunus.results.store import Store
+from prunus.serving import Serving, read_command
+from prunus.study.cells import open_models
+from prunus.study.file import read_study
+from prunus.study.find.find import refuse_mixed
+from prunus.study.variants import is_made, make_variant
+
+STORED = sorted((Path(__file__).parent / "data" / "stored").iterdir())
+PLAN = EvalPlan(tasks=("tiny",), limit=2, budgets=(4, 8), answer_tokens=4)
+OF_SERVER = EvalPlan(tasks=("tiny",), limit=2, budgets=(4,), answer_tokens=4, backend="openai")
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    """A copy of the built-in reasoner."""
+    return shutil.copytree(tiny_folder(), tmp_path / "model")
+
+
+@pytest.fixture
+def store(tmp_path) -> Path:
+    return tmp_path / "results.db"
+
+
+def change(file: Path, **content: Any) -> None:
+    """Change keys of a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | content))
+
+
+def lose_rows(store: Path, problem: str | None = None) -> None:
+    """Delete the rows of the last problem, so that the run is unfinished."""
+    with sqlite3.connect(store) as connection:
+        connection.execute("DELETE FROM sample WHERE problem_id = (SELECT max(problem_id) FROM sample)")
+
+
+def change_record(store: Path, path: str, value: Any) -> None:
+    """Change what the first start of all runs recorded."""
+    with sqlite3.connect(store) as connection:
+        connection.execute("UPDATE run SET versions = json_set(versions, ?, ?)", (path, value))
+
+
+def runs(store: Path) -> list[Run]:
+    with Store(store) as opened:
+        return opened.runs()
+
+
+def counted(monkeypatch) -> list[int]:
+    """The sizes of the batches that are computed from here on."""
+    sizes, original = list[int](), loop.run_batch
+    monkeypatch.setattr(
+        loop, "run_batch", lambda work, engine, batch: sizes.append(len(batch)) or original(work, engine, batch)
+    )
+    return sizes
+
+
+def test_a_copy_with_another_configuration_is_another_run(model, store, capsys):
+    """Finding B 3: it showed the unchanged model's rows, as one run."""
+    first = prunus.evaluate(model, PLAN, store, device="cpu")
+    copy = shutil.copytree(model, model.with_name("copy"))
+    assert prunus.evaluate(copy, PLAN, store, device="cpu") == first, "a folder's place is no matter"
+    change(copy / "config.json", rms_norm_eps=0.5)
+    second = prunus.evaluate(copy, PLAN, store, device="cpu")
+    assert second != first and len(runs(store)) == 2
+    with Store(store) as opened:
+        texts = [[row.thinking for row in opened.samples(one, texts=True)] for one in (first, second)]
+    assert texts[0] != texts[1]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", {"a_new_key": 1}),
+        ("config.json", {"quantization_config": {"quant_method": "fp8"}}),
+        ("config.json", {"torch_dtype": "float16"}),
+        ("generation_config.json", None),
+        ("tokenizer_config.json", {"add_bos_token": True}),
+        ("special_tokens_map.json", {"eos_token": "x"}),
+        ("hf_quant_config.json", {"quantization": {"quant_algo": "FP8"}}),
+        ("tokenizer.json", {"normalizer": {"type": "NFC"}}),
+        ("chat_template.jinja", "{{ 'else' }}"),
+    ],
+)
+def test_what_a_model_computes_with_is_hashed(model, file, content):
+    before, path = content_digest(model), model / file
+    if isinstance(content, str):
+        path.write_text(content)
+    elif content is None:  # its end ids are in the plan; sampling is the plan's
+        path.write_text('{"temperature": 0.1}')
+    else:
+        path.write_text(path.read_text() if path.exists() else "{}")
+        change(path, **content)
+    assert (content_digest(model) == before) == (content is None)
+
+
+def test_names_are_not_hashed_and_a_template_counts_in_any_file(model):
+    before = content_digest(model)
+    change(model / "config.json", _name_or_path="x", transformers_version="4.0", use_cache=False)
+    architectures = json.loads((model / "config.json").read_text())["architectures"]
+    change(model / "config.json", architectures=[name.upper() for name in architectures])
+    assert content_digest(model) == before
+    template = model / "chat_template.jinja"
+    change(model / "tokenizer_config.json", chat_template=template.read_text())
+    template.unlink()
+    assert content_digest(model) == before
+
+
+def test_integers_without_their_scales_are_refused(model, store):
+    """Finding B 4: they were evaluated as plain numbers, with exit 0."""
+    tensors = load_file(model / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("mlp.up_proj.weight"))
+    save_file({**tensors, name: tensors[name].to(torch.int8)}, model / "model.safetensors")
+    for backend in ("hf", "vllm"):
+        with pytest.raises(PrunusError, match=r"is I8, but config\.json has no quantization_config") as error:
+            prunus.evaluate(model, replace(PLAN, backend=backend), store, device="cpu")
+        assert "\n" not in str(error.value)
+    assert not store.exists()
+
+
+def by_server(store: Path, server: Server, mixed: bool = False, **engine: Any) -> str:
+    with serving(server):
+        options = EngineOptions(url=server.url, **engine)
+        return prunus.evaluate("tiny", OF_SERVER, store, engine=options, mixed=mixed)
+
+
+def test_another_server_does_not_continue_a_run(store, capsys):
+    """Finding B 5: rows of any server stood under the run's id; the store had neither address nor served name."""
+    run = by_server(store, Server(tiny(), TOKENIZER))
+    record = runs(store)[0].versions
+    assert record["served"] == "tiny" and record["address"].startswith("http://127.0.0.1:") and record["first_ids"]
+    lose_rows(store)
+    with pytest.raises(PrunusError, match="the served model is elsewhere, not tiny") as error:
+        by_server(store, Server(tiny(), TOKENIZER, name="elsewhere"), served_model="elsewhere")
+    assert "--serving NAME" in str(error.value) and "--mixed" in str(error.value) and "\n" not in str(error.value)
+    change_record(store, "$.first_ids[0]", -1)
+    with pytest.raises(PrunusError, match="the server's reply to a probe is"):
+        by_server(store, Server(tiny(), TOKENIZER))
+    change_record(store, "$.first_ids[0]", record["first_ids"][0])
+    capsys.readouterr()
+    assert by_server(store, Server(tiny(), TOKENIZER)) == run, "the same server at another address"
+    assert "goes on at http://127.0.0.1" in capsys.readouterr().err
+    assert by_server(store, Server(tiny(), TOKENIZER), serving="KV q4_0") != run
+    assert [label_of(one) for one in runs(store)] == ["dense", "dense · KV q4_0"]
+
+
+def test_what_a_server_tells_is_compared():
+    one = {
+        "told": {"default top_k": "40", "model_path": "a.gguf"},
+        "address": "x",
+        "max_num_seqs": 3,
+        "device": "cuda:0",
+    }
+    other = {
+        "told": {"default top_k": "40", "model_path": "b.gguf"},
+        "address": "y",
+        "max_num_seqs": 4,
+        "device": "cuda:1",
+    }
+    assert differences(one, other) == ["the server's settings: model_path is b.gguf, not a.gguf"]
+
+
+def begun(monkeypatch, **changes: Any) -> None:
+    """From here on, starts record these."""
+    original = provenance.describe_versions
+    for module in ("pipeline", "lm_eval"):
+        monkeypatch.setattr(
+            f"prunus.evaluation.{module}.describe_versions", lambda backend: {**original(backend), **changes}
+        )
+
+
+def test_a_start_that_computes_otherwise_is_refused_or_marked(model, store, monkeypatch, capsys):
+    """Finding B 6: a second device, dtype or version left no trace."""
+    pruned = model.with_name("pruned")
+    prunus.prune(model, pruned, prunus.PruneRecipe("magnitude", 0.3))
+    base = prunus.evaluate(model, PLAN, store, device="cpu")
+    run = prunus.evaluate(pruned, PLAN, store, device="cpu")
+    lose_rows(store)
+    begun(monkeypatch, prunus="9", python="4")
+    prunus.evaluate(pruned, PLAN, store, device="cpu")
+    (start,) = runs(store)[1].starts
+    assert start.versions["python"] == "4" and start.at and not start.mixed, "what changes no number is appended"
+    lose_rows(store)
+    begun(monkeypatch, torch="1.0", dtype="float64")
+    with pytest.raises(
+        PrunusError, match=r"was begun otherwise \(dtype is float64, not float32; torch is 1.0, not"
+    ) as error:
+        prunus.evaluate(pruned, PLAN, store, device="cpu")
+    assert "\n" not in str(error.value) and len(runs(store)[1].starts) == 1
+    assert prunus.evaluate(pruned, PLAN, store, device="cpu", mixed=True) == run
+    assert runs(store)[1].mixed and not runs(store)[0].mixed
+    (entry,) = prunus.compare(store, base, [run], resamples=100)["others"]
+    assert entry["verdict"] == "unfinished" and entry["unfinished"]["mixed"] is True
+    assert entry["warnings"][0].startswith(
+        "mixed: no verdict is given, since rows were computed in several ways (dtype"
+    )
+    page = Path(prunus.report(store, store.with_suffix(".html"), base=base)).read_text()
+    assert "mixed" in page
+    capsys.readouterr()
+    begun(monkeypatch, torch="1.0")
+    prunus.evaluate(pruned, PLAN, store, device="cpu")
+    assert "begun otherwise" not in capsys.readouterr().err, "a complete run is not refused"
+
+
+def test_a_complete_run_says_where_it_was_computed_otherwise(store, capsys):
+    run = prunus.evaluate("tiny", PLAN, store, device="cpu")
+    with sqlite3.connect(store) as connection:
+        connection.execute("UPDATE run SET versions = json_set(versions, '$.torch', '1.0')")
+    assert prunus.evaluate("tiny", PLAN, store, device="cpu") == run
+    assert f"run {run} is complete; it was computed otherwise: here torch is" in capsys.readouterr().err
+
+
+def test_compare_says_where_runs_were_computed_otherwise(store, tmp_path):
+    prunus.prune("tiny", tmp_path / "pruned", prunus.PruneRecipe("magnitude", 0.3))
+    for name in ("tiny", tmp_path / "pruned"):
+        prunus.evaluate(name, PLAN, store, device="cpu")
+    with sqlite3.connect(store) as connection:
+        connection.execute("UPDATE run SET versions = json_set(versions, '$.device', 'cuda:1') WHERE rowid = 2")
+    (entry,) = compared(store, "tiny", resamples=100).others
+    assert "computed otherwise than the base: device cuda (cpu), so the difference may be theirs" in entry.warnings
+
+
+@pytest.mark.parametrize("smaller", [{"limit": 2}, {"budgets": (4,)}, {"samples": 1}])
+def test_a_smaller_plan_takes_the_rows_that_are_there(store, monkeypatch, smaller):
+    """Finding B 7: they were computed anew."""
+    larger = replace(PLAN, limit=3, samples=2, batch_size=2)
+    few = replace(larger, **smaller)
+    whole = prunus.evaluate("tiny", larger, store, device="cpu")
+    expected = prunus.evaluate("tiny", few, store.with_name("alone.db"), device="cpu")
+    sizes = counted(monkeypatch)
+    assert prunus.evaluate("tiny", few, store, device="cpu") == expected and not sizes
+    with Store(store) as mine, Store(store.with_name("alone.db")) as alone:
+        found, wanted = (  # the last bits of scores depend on the company in a batch
+            [replace(row, logprob=None, self_certainty=None) for row in one.samples(expected, texts=True)]
+            for one in (mine, alone)
+        )
+        assert found == wanted
+        assert len(mine.keys(whole)) == 12
+
+
+def test_an_interrupted_larger_run_gives_what_it_has(store, monkeypatch):
+    larger = replace(PLAN, limit=4, batch_size=1)
+    prunus.evaluate("tiny", larger, store, device="cpu")
+    with sqlite3.connect(store) as connection:
+        connection.execute(
+            "DELETE FROM sample WHERE problem_id IN (SELECT DISTINCT problem_id FROM sample ORDER BY 1 LIMIT 1)"
+        )
+    sizes = counted(monkeypatch)
+    prunus.evaluate("tiny", replace(larger, limit=3), store, device="cpu")
+    assert sizes == [1]
+
+
+def test_rows_of_another_kind_are_not_taken(store, monkeypatch):
+    prunus.evaluate("tiny", replace(PLAN, limit=3), store, device="cpu")
+    sizes = counted(monkeypatch)
+    prunus.evaluate("tiny", replace(PLAN, seed=1), store, device="cpu")
+    prunus.evaluate("tiny", replace(PLAN, aa_control=True), store, device="cpu")
+    assert len(sizes) == 1 + 2
+    begun(monkeypatch, torch="1.0")
+    with sqlite3.connect(store) as connection:  # a part of the other's rows, which were computed otherwise
+        connection.execute("DELETE FROM sample WHERE problem_id = (SELECT min(problem_id) FROM sample)")
+    prunus.evaluate("tiny", PLAN, store, device="cpu")
+    assert len(sizes) == 4
+
+
+@pytest.mark.parametrize(
+    ("command", "program", "counts"),
+    [
+        ("vllm serve {model} --port {port} --data-parallel-size 8 --max_num_seqs=4", "vllm", ()),
+        ("vllm serve {model} --port {port} --kv-cache-dtype fp8", "vllm", ("--kv-cache-dtype fp8",)),
+        ("vllm serve --enforce-eager {model} --port {port}", "vllm", ("--enforce-eager",)),
+        ("/opt/llama-server -m {gguf} --alias {name} --port {port} -c 16384 -np 8 -ngl -1", "llama.cpp", ()),
+        ("llama-server -m {gguf} --port {port} -ctk q4_0", "llama.cpp", ("-ctk q4_0",)),
+        ("llama-server -m other.gguf --port {port} {model}", "llama.cpp", ("-m other.gguf",)),
+        ("python -m sglang.launch_server --model-path {model} --port {port} --tp 2 --new x", "sglang", ("--new x",)),
+        ("python mine.py {model} {port}", "another", ("python mine.py",)),
+        ("env A=1 vllm serve {model} --port {port}", "another", ("--port", "env A=1 vllm serve")),
+    ],
+)
+def test_settings_of_a_command_count_unless_they_only_cost_speed(command, program, counts):
+    assert read_command(command) == (program, counts)
+
+
+def test_a_serving_is_part_of_the_id_and_an_empty_one_is_not():
+    def of(backend: str = "vllm", environment: dict[str, str] | None = None, **engine: Any) -> Serving:
+        return Serving.of(backend, EngineOptions(**engine), environment or {})
+
+    empty = of(args={"max_num_seqs": 4, "tensor_parallel_size": 2, "gpu_memory_utilization": 0.5, "port": 1})
+    assert not empty and empty.to_json() == {} and empty.label == ""
+    fp8, e5m2 = (of(args={"kv_cache_dtype": kind}) for kind in ("fp8", "fp8_e5m2"))
+    assert fp8 != e5m2 and fp8.digest != e5m2.digest and fp8.label == "kv_cache_dtype fp8"
+    assert of(args={"a_flag_of_tomorrow": False})
+    assert of(serving="KV q4_0").label == "KV q4_0" and of("hf", serving="x") == of(
+        "openai", url="http://a/v1", serving="x"
+    )
+    assert not of(environment={"VLLM_LOGGING_LEVEL": "INFO"}) and of(environment={"VLLM_ATTENTION_BACKEND": "X"})
+    assert not of("openai", {"VLLM_ATTENTION_BACKEND": "X"}, url="http://a/v1"), "of a server elsewhere it says nothing"
+    assert of("hf", {"ONEDNN_DEFAULT_FPMATH_MODE": "BF16"})
+    llama = {"serve": "llama-server -m {gguf} --port {port}"}
+    assert of("openai", {"LLAMA_ARG_CACHE_TYPE_K": "q4_0"}, **llama) and not of(
+        "openai", {"LLAMA_ARG_THREADS": "2"}, **llama
+    )
+    for one in (fp8, of("openai", serve="llama-server -m {gguf} --port {port} -ctk q8_0")):
+        assert Serving.from_json(json.loads(json.dumps(one.to_json()))) == one
+
+
+def test_two_settings_never_share_a_row(store):
+    """As `kv_cache_dtype` and `-ctk` did, whose rows stood under one id."""
+    ids = {
+        prunus.evaluate("tiny", PLAN, store, device="cpu", engine=EngineOptions(serving=name))
+        for name in (None, "a", "b")
+    }
+    assert len(ids) == 3 and len(runs(store)) == 3
+
+
+def test_the_list_of_speed_only_settings_is_published():
+    text = (Path(__file__).parents[1] / "docs" / "engines.md").read_text()
+    for program, names in SPEED.items():
+        line = next(line for line in text.splitlines() if line.startswith(f"| {program} |"))
+        assert set(line.split("|")[2].replace("`", "").replace(",", " ").split()) == names, program
+
+
+def test_runs_of_earlier_versions_keep_their_ids_unless_something_contradicts(tmp_path, monkeypatch, capsys):
+    """An earlier version recorded neither configuration nor tokenizer; its model's folder, if it is there, tells."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(STORED[0] / "model", "model")
+    shutil.copyfile(STORED[0] / "study" / "results.db", "results.db")
+    shutil.copyfile(STORED[0] / "study.toml", "study.toml")
+    shutil.copyfile(STORED[0] / "text.txt", "text.txt")
+    stored = {run.run_id: run for run in runs(Path("results.db"))}
+    dense = next(run for run in stored.values() if run.model["name"] == "model")
+    names = ("tasks", "budgets", "samples", "limit", "batch_size", "answer_tokens", "profile", "mode", "seed")
+    plan = EvalPlan(**{name: dense.plan[name] for name in names if name in dense.plan})
+    stored_ids.say_taken.cache_clear()
+    before = Path("results.db").read_bytes()
+    assert prunus.evaluate("model", plan, "results.db", device="cpu") == dense.run_id
+    assert "did not record configuration, tokenizer and chat template" in capsys.readouterr().err
+    assert Path("results.db").read_bytes() == before
+    (opened,) = open_models(read_study("study.toml"), Path("results.db"))
+    assert {cell.run_id for cell in opened.cells} == stored.keys()
+    shutil.copytree("model", "copy")
+    assert prunus.evaluate("copy", plan, "results.db", device="cpu") == dense.run_id
+    change(Path("copy/config.json"), rms_norm_eps=0.5)
+    other = prunus.evaluate("copy", plan, "results.db", device="cpu")
+    assert other not in stored and prunus.evaluate("copy", plan, "new.db", device="cpu") == other
+    assert prunus.evaluate("model", plan, "results.db", engine=EngineOptions(serving="a"), device="cpu") not in stored
+
+
+def test_stored_engine_arguments_count_from_now_on():
+    """They stay under their id, are shown in the label, and a run without them does not go on with them."""
+    record = {"engine_args": {"kv_cache_dtype": "fp8", "max_num_seqs": 4}, "flags": {"VLLM_CPU_INT4_W4A8": "0"}}
+    assert Serving.of_record(record, None) == Serving.of("vllm", EngineOptions(args={"kv_cache_dtype": "fp8"}), {})
+    run = Run("a" * 12, {"name": "m"}, {}, record)
+    assert label_of(run) == "dense · kv_cache_dtype fp8"
+    work = {"subject": {"model": "c"}, "plan": {}, "about": {"content": "d"}}
+    earlier = stored_ids.run_id_of(work["subject"], {}, {})
+    there = {earlier: replace(run, run_id=earlier)}
+    assert stored_ids.stored_id(**work, runs=there, name="m", source="m") != earlier
+    with_args = {**work, "about": {"content": "d", "serving": {"args": {"kv_cache_dtype": "fp8"}}}}
+    assert stored_ids.stored_id(**with_args, runs=there, name="m", source="m") == earlier
+
+
+def test_a_study_makes_its_variants_anew_for_another_configuration(model, tmp_path, monkeypatch):
+    """Found here: their files had the weights' checksum in their names only, and calibration runs the whole model."""
+    monkeypatch.chdir(tmp_path)
+    Path("study.toml").write_text(
+        'models = ["model"]\n[eval]\ntasks = ["tiny"]\nlimit = 2\nbudgets = [4]\n[[prune]]\nmethod = "magnitude"\n'
+    )
+
+    def variant() -> Any:
+        (opened,) = open_models(read_study("study.toml"))
+        return opened, opened.variants[1]
+
+    opened, first = variant()
+    make_variant(opened, first, Path("out"), "cpu", keep=False)
+    assert is_made(Path("out"), first)
+    change(model / "config.json", rms_norm_eps=0.5)
+    changed, second = variant()
+    assert second.key == first.key and not is_made(Path("out"), second)
+    assert {cell.run_id for cell in changed.cells}.isdisjoint(cell.run_id for cell in opened.cells)
+    make_variant(changed, second, Path("out"), "cpu", keep=False)
+    assert is_made(Path("out"), second) and not is_made(Path("out"), first)
+
+
+def test_chains_of_another_setting_do_not_go_on_with_unfinished_traces(tmp_path, monkeypatch):
+    """Found here: the journal was of weights and plan alone."""
+    recipe = prunus.TraceRecipe(tasks=("tiny-train",), limit=2, max_tokens=2)
+    monkeypatch.setattr("prunus.evaluation.traces.choose", lambda *_: [])
+    with pytest.raises(PrunusError, match="none of 2 chains passes"):
+        prunus.traces("tiny", tmp_path / "own.jsonl", recipe, device="cpu")
+    with pytest.raises(PrunusError, match="holds unfinished work of another run"):
+        prunus.traces("tiny", tmp_path / "own.jsonl", recipe, device="cpu", engine=EngineOptions(serving="a"))
+
+
+def test_find_and_verify_refuse_mixed_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("certificate.json", "found.db"):
+        shutil.copyfile(STORED[0] / name, name)
+    assert not prunus.verify("certificate.json", "found.db")["differences"]
+    with Store("found.db") as opened:
+        dense, rung = opened.runs()[:2]
+        opened.add_run(replace(rung, versions={**rung.versions, "torch": "1.0"}), mixed=True)
+        search: Any = SimpleNamespace(dense=SimpleNamespace(run_id=dense.run_id), cells={rung.run_id: None})
+        with pytest.raises(PrunusError, match=r"several ways \(torch is 1\.0, not 2\.13"):
+            refuse_mixed(opened, search)
+    found = prunus.verify("certificate.json", "found.db")
+    assert not found["claims"] and "rows were computed in several ways" in found["differences"][0]
