@@ -1,7 +1,7 @@
 """A plan made concrete for one model: prompts, caps, rules and batches, checked before anything is generated."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -96,8 +96,11 @@ def resolve_plan(
     tokenizer: "PreTrainedTokenizerBase",
     plan: EvalPlan,
     kernel: str | None = None,
+    problems: list[Problem] | None = None,
 ) -> ResolvedPlan:
     """The plan with problems, profile, sampling and caps for one model. kernel: as open_for returns it.
+
+    problems: None to load those of the plan's tasks.
 
     Raises PrunusError if a chain does not fit into the model's context. In mode legacy an answer may run to the end of
     the context, as in the papers' harness, and needs room for one token only.
@@ -107,7 +110,7 @@ def resolve_plan(
         profile = profile.closed_by(plan.closing)
     own = encode_markers(profile, tokenizer, plan.mode)
     markers = own.ending_at(ends_of_turn(profile, tokenizer, checkpoint.folder))
-    problems = load_problems(plan)
+    problems = load_problems(plan) if problems is None else problems
     if line := groups_line(problems):
         progress.say(line)
     sampling = profile.sampling
@@ -159,7 +162,7 @@ def resolve_plan(
     }
     resolved |= {key: value for key, value in later.items() if value}
     return ResolvedPlan(
-        run_id=content_hash({"model": checkpoint.checksum(), "plan": resolved}),
+        run_id=run_id_of({"checksum": checkpoint.checksum()}, resolved),
         plan=resolved,
         profile=profile,
         tokenizer=tokenizer,
@@ -172,6 +175,11 @@ def resolve_plan(
         switch=switch,
         native=native,
     )
+
+
+def run_id_of(model: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
+    """The id of the run of a model, as Run.model describes it, under a plan as it is stored."""
+    return content_hash({"model": model.get("checksum"), "plan": plan})
 
 
 def profile_of(

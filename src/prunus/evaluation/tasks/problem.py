@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -54,8 +54,13 @@ class Problem:
     @property
     def digest(self) -> str:
         """A hash (16 hex digits) of question, gold answer and choices."""
-        parts = json.dumps([self.question, self.answer, list(self.choices)], ensure_ascii=False)
-        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+        return content_digest(self.question, self.answer, self.choices)
+
+
+def content_digest(question: str, answer: str, choices: Sequence[str]) -> str:
+    """A hash (16 hex digits) of a problem's question, gold answer and choices."""
+    parts = json.dumps([question, answer, list(choices)], ensure_ascii=False)
+    return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
