@@ -182,7 +182,7 @@ def test_gsm8k_train_is_another_split_with_ids_of_its_own(hub):
 
 def test_math500_keeps_latex(hub):
     hub([{"problem": "p", "answer": r"\frac{1}{2}", "unique_id": f"test/x/{i}.json", "level": 1} for i in range(500)])
-    problem = load_task("math500", 1)[0]
+    problem = load_task("math500")[0]
     assert (problem.id, problem.answer, problem.kind) == ("math500/test/x/0.json", r"\frac{1}{2}", "math")
 
 

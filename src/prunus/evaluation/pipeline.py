@@ -20,7 +20,7 @@ from prunus.evaluation.grading import GRADER_VERSION, Grader
 from prunus.evaluation.lm_eval import evaluate_harness
 from prunus.evaluation.provenance import describe_model, describe_versions, open_for
 from prunus.evaluation.requests import Backend
-from prunus.evaluation.resolved_plan import ResolvedPlan, renew_groups, resolve_plan, store_problems
+from prunus.evaluation.resolved_plan import ResolvedPlan, keeps_prefix, renew_groups, resolve_plan, store_problems
 from prunus.evaluation.run import check_engine, fill_store, missing_batches, planned_chains
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan
@@ -54,8 +54,8 @@ def evaluate(
     engine.check(plan.backend)
     checkpoint, kernel, engine = opened_model(model, plan.backend, device, engine)
     folder, path = checkpoint.folder, Path(store)
-    work = resolve_plan(checkpoint, load_tokenizer(folder), plan, kernel)
     check_folder(path)
+    work = resolve_plan(checkpoint, load_tokenizer(folder), plan, kernel, prefix=keeps_prefix(path, plan))
     if path.exists():
         with Store(path, create=True) as opened:
             if not missing_batches(opened, work):

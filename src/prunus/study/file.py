@@ -138,7 +138,7 @@ class Study:
     path: of a search, its ladder's file. plans: all of one backend. base: name of the variant that the others are
     compared with. margin, stop_margin: largest tolerable loss of accuracy, and of chains that end by themselves, as
     MarginLike. text: the file's text. eval_line, models_line: lines of [eval] and of `models`, None where they cannot
-    be located.
+    be located. prefixes: indices of the plans whose limit takes the first problems (evaluation.resolved_plan has why).
     """
 
     path: Path
@@ -156,6 +156,7 @@ class Study:
     eval_line: int | None = None
     models_line: int | None = None
     finds: tuple[FindTable, ...] = ()
+    prefixes: frozenset[int] = frozenset()
 
     @property
     def backend(self) -> str:

@@ -42,7 +42,8 @@ def verify(
     Returns {"claims": the claims that hold, "differences": what is not as the certificate says, "searches": the other
     searches on the same model and tasks in the store, "notes": other runs of its checkpoints, runs that were removed,
     and what could not be checked, "unseen": what no check can see}, all sentences; without differences, all claims
-    hold. The checkpoint beside the certificate is checked, too. Raises PrunusError if a file is missing or is none of these.
+    hold. The checkpoint beside the certificate is checked, too. Raises PrunusError if a file is missing or is none of
+    these.
 
     again: number of random chains that are drawn anew of the dense model, where it is at hand, and of the checkpoint
     beside the certificate. seed: of their choice; None: a new one, since who knows it could spare these rows. device:
@@ -93,7 +94,8 @@ def verify(
     if None not in (made, evaluated) and made != evaluated:
         found.append("the checkpoint that was made is not the one that was evaluated")
     notes = [*aside, *(about_searches(data) if form <= UNTRACED else ()), *notes]
-    return {"claims": claimed if not found else [], "differences": found, "searches": others, "notes": notes, "unseen": UNSEEN}
+    claims = claimed if not found else []
+    return {"claims": claims, "differences": found, "searches": others, "notes": notes, "unseen": UNSEEN}
 
 
 def _about_runs(declared: Data, now: Data) -> list[str]:
