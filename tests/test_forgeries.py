@@ -30,7 +30,7 @@ from prunus.study.find.evidence import COUNTS, Counts, about_text
 
 ENGINE = {"device": "cpu", "dtype": "float32"}
 FOLDERS = {"model": "dense", "wrong": "magnitude-30"}  # what a checkpoint in a folder of this name writes
-Change = Callable[[sqlite3.Connection, dict[str, str]], None]
+Change = Callable[[sqlite3.Connection, dict[str, str]], object]
 
 
 @pytest.fixture(scope="module")

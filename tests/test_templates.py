@@ -8,18 +8,18 @@ from prunus.evaluation.resolved_plan import templates_line
 from prunus.evaluation.tasks import load_task
 
 NAMES = ("Ana", "Liam", "Mrs. O'Neil", "Wei Chen", "Fatima", "Tom")
-PARAPHRASES = (
+PARAPHRASES: list[str] = [
     "How many pears are left over if Ana, who owns 12 of them, hands 5 to a friend?",
     "After giving away 5 of her 12 pears, what number of pears does Ana still have?",
     "Ana starts with a dozen pears. Five go to a friend. Count those that remain.",
     "A friend gets 5 pears from Ana's 12. What remains?",
-)
-OTHERS = (
+]
+OTHERS: list[str] = [
     "What is the largest prime below 100?",
     "A train leaves Rome at noon and drives 90 kilometres an hour. When does it pass a town 225 kilometres away?",
     "Compute the area of a triangle with sides 13, 14 and 15.",
     "In how many ways can seven books be put on a shelf so that two of them are not beside each other?",
-)
+]
 
 
 def instance(name: str, have: int, give: int) -> str:
@@ -58,7 +58,7 @@ def test_a_group_ends_the_warning(tmp_path):
 
 def test_several_templates_among_other_questions_are_counted(tmp_path):
     """As in GSM-Symbolic: instances also differ in what is counted, where a template is rare in its set."""
-    rng, questions = random.Random(1), list(OTHERS)
+    rng, questions = random.Random(1), [*OTHERS]
     for place, (unit, made) in enumerate([("hour", "loaves"), ("shift", "chairs"), ("morning", "kites")]):
         for name in NAMES[:4]:
             a, b = rng.sample(range(3, 90), 2)
@@ -70,5 +70,5 @@ def test_several_templates_among_other_questions_are_counted(tmp_path):
 
 
 def test_other_questions_and_generated_sets_that_say_so_get_no_warning(tmp_path):
-    assert templates_line(load_task(write(tmp_path, list(OTHERS) + list(PARAPHRASES)))) is None
-    assert templates_line(load_task("tiny")) is None and templates_line(load_task("tiny/sort", 20)) is None
+    assert templates_line(load_task(write(tmp_path, [*OTHERS, *PARAPHRASES]))) is None
+    assert templates_line(load_task("tiny")) is None and templates_line(load_task("tiny/mult", 20)) is None
