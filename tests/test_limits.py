@@ -9,6 +9,7 @@ import prunus
 from prunus.evaluation import pipeline
 from prunus.evaluation.tasks import TASKS, Problem, Task, load_task
 from prunus.recipes import EvalPlan
+from prunus.results.labels import plan_in_short
 from prunus.results.store import Store
 
 SIZE = 60
@@ -60,5 +61,6 @@ def test_a_run_of_the_first_problems_is_continued_and_others_join_it(ordered, tm
         assert "limit_of" not in run.plan and run.planned and run.planned.order == {"ordered": ids("ordered")[:3]}
     with Store(tmp_path / "new.db") as opened:
         plan = opened.run(new).plan
+        assert "ordered, a sample of 3 problems" in plan_in_short(plan)
         assert plan["limit_of"] == {"seed": 0, "tasks": ["ordered"]}
         assert {key[0] for key in opened.keys(new)} == set(ids("ordered", 3))

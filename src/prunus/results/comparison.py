@@ -60,7 +60,7 @@ ESTIMATED = (
     " from its limit and the problems that the store has of its tasks"
 )
 # Settings that may differ between two plans that measure the same. Of the first four, what both runs have is compared.
-HARMLESS = {"aa_control", "tasks", "budgets", "samples", "limit", "seed", "batch_size", "reuse", "kernel"}
+HARMLESS = {"aa_control", "tasks", "budgets", "samples", "limit", "limit_of", "seed", "batch_size", "reuse", "kernel"}
 
 
 def compare(
