@@ -47,8 +47,8 @@ def grid(correct, tasks=("a",), problems=6, budgets=BUDGETS, draws=1):
     ]
 
 
-def fill(path: Path, runs, plans=None):
-    """A store with a run per name; runs: name -> samples."""
+def fill(path: Path, runs, plans=None, versions=None):
+    """A store with a run per name; runs: name -> samples. versions: of the runs; None: with a grader."""
     with Store(path, create=True) as store:
         for number, (name, samples) in enumerate(runs.items()):
             problems = {s.problem_id: ProblemRow(s.task, s.problem_id, "1", "exact", (), "d") for s in samples}
@@ -58,7 +58,7 @@ def fill(path: Path, runs, plans=None):
                 [] if name == "dense" else [{"action": "prune", "recipe": {"sparsity": 0.5}, "sparsity": {"x": 0.5}}]
             )
             model = {"name": name, "manifest": {"history": history}}
-            store.add_run(Run(f"{number:x}{'f' * 11}", model, plan, {"grader": "1"}))
+            store.add_run(Run(f"{number:x}{'f' * 11}", model, plan, {"grader": "1"} if versions is None else versions))
             store.add_samples(f"{number:x}{'f' * 11}", samples)
     return path
 

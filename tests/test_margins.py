@@ -142,7 +142,7 @@ def test_a_study_takes_percent(tmp_path):
 def searched(folder: Path, rule: Rule, rows=rows_of):
     """(store, certificate, its file) of a search over the runs of test_certificate, all of whose rows are there."""
     runs = {name: rows(name) for name in RUNGS}
-    store = fill(folder / "results.db", runs, {name: {"budgets": list(BUDGETS), "seed": SEED} for name in RUNGS})
+    store = fill(folder / "results.db", runs, {name: {"budgets": list(BUDGETS), "seed": SEED} for name in RUNGS}, {})
     rungs = [{"name": RUNGS[k], "run": run_of(k), "removed": 0.1 * k} for k in (1, 2)]
     declared = declaration(rungs, rule)
     with Store(store) as opened:

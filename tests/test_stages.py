@@ -16,12 +16,14 @@ import prunus
 from prunus.cards.text import Card, Results, results_text, verdict_text
 from prunus.evaluation.tasks import load_task
 from prunus.plain_data import content_hash
+from prunus.questions import sampling_key
 from prunus.recipes import EvalPlan
 from prunus.reporting.terminal import curve_table, detail_tables
 from prunus.results import anytime, betting, paired
 from prunus.results.cells import Comparison, Entry
-from prunus.results.comparison import compare
-from prunus.results.rows import Planned, ProblemRow, Run
+from prunus.results.comparison import _taken, compare
+from prunus.results.contrasts import Grown, Pair
+from prunus.results.rows import Planned, ProblemRow, Run, tables
 from prunus.results.stages import growth
 from prunus.results.store import Store
 from prunus.results.summary import summarise
@@ -294,6 +296,25 @@ def test_series(tmp_path, sizes, series, limits, share, said):
     assert found is not None and [(one.limit, one.samples) for one in found.looks] == sizes
     assert (found.series, found.limits, found.share) == (series, limits, pytest.approx(share))
     assert said in str(found) and (f"multiplied by {round(1 / share)}" in str(found)) == (share < 1)
+
+
+def test_a_sample_that_grows_to_the_whole_set_is_one_series_and_the_first_problems_are_another(tmp_path):
+    """The whole set is in its own order, so the order in which problems came is that of the samples."""
+    sampled, rows = {"limit_of": {"seed": 0, "tasks": ["a"]}}, random_run(0, 0.5, problems=120)
+    for place, (sizes, series, limits) in enumerate(
+        [([(30, True), (None, False)], 1, (30, inf)), ([(30, False), (60, True), (None, False)], 2, (60, inf))]
+    ):
+        store = tmp_path / f"{place}.db"
+        for limit, drawn in sizes:
+            runs = [add(store, name, rows, limit, **(sampled if drawn else {})) for name in HISTORY]
+        with Store(store) as opened:
+            base, other = map(opened.run, runs)
+        found = growth(base, other)
+        assert found is not None and (found.series, found.limits, found.sampled) == (series, limits, ("a",))
+        pair = Pair(*[tables(rows)["a"]] * 2)
+        taken, _, _ = _taken(base, other, {"a": pair}, 0)
+        how = taken["a"].adaptive
+        assert isinstance(how, Grown) and list(how.order) == sorted((f"a-{p}" for p in range(120)), key=sampling_key)
 
 
 def differences(rng, problems, runs, discordant, loss):

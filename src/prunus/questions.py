@@ -61,6 +61,16 @@ def held_out_in(text: str) -> str | None:
     return next((name for part in parts if (name := evaluation_set(question_digest(part)))), None)
 
 
+# Which problems a limit takes of a set whose order may go by subject or difficulty: the first in a seeded order.
+
+LIMIT_SEED = 0
+
+
+def sampling_key(problem_id: str) -> bytes:
+    """By which the problems of a set are sorted, so that the first N are a sample of all, and of any larger sample."""
+    return hashlib.sha256(f"{LIMIT_SEED}|{problem_id}".encode()).digest()
+
+
 # Which problems of a set belong together, so that they count as one observation (docs/verdicts.md).
 # Problems are joined where
 # * a key of the set gives them the same group,
@@ -102,6 +112,35 @@ def leaders(texts: Sequence[str], keys: Sequence[str]) -> list[int]:
     joined = coo_array((np.ones(len(pairs)), np.array(pairs, dtype=int).reshape(-1, 2).T), shape=2 * (len(texts),))
     first = dict[int, int]()
     return [first.setdefault(group, place) for place, group in enumerate(connected_components(joined)[1].tolist())]
+
+
+# Instances of one template with other numbers and names, as in GSM-Symbolic, are apart above, since nothing tells
+# whether the templates are a sample or all that there is; but whoever evaluates them is told. They are equal, or nearly
+# so, once numbers (also as words) stand for each other, as do capitalised words, and pronouns.
+
+_MANY = (
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
+    " nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million"
+)
+_NUMBERS = frozenset(_MANY.split())
+_PRONOUNS = {"she": "he", "her": "his", "hers": "his", "him": "his"}
+_NAME = "Somebody"
+_MASKED = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?|\\?[^\W\d_]+")
+_NAMES = re.compile(rf"{_NAME}(?:[\s.'’-]+{_NAME})+")
+
+
+def without_numbers_and_names(text: str) -> str:
+    """A question with one number for all numbers, one name for every row of capitalised words, and one pronoun."""
+
+    def masked(found: re.Match[str]) -> str:
+        word = found[0]
+        plain = word.casefold()
+        if word[0].isdigit() or plain in _NUMBERS:
+            return "0"
+        named = word[0].isupper() and plain not in _PRONOUNS and plain not in _PRONOUNS.values()
+        return _NAME if named else _PRONOUNS.get(plain, word)
+
+    return _NAMES.sub(_NAME, _MASKED.sub(masked, text))
 
 
 class Questions:

@@ -469,7 +469,12 @@ class Drawing(Recipe):
         None, "0 is greedy; the default is the profile's.", at_least=0, note="0 is greedy"
     )
     prompt: PromptStyle = setting("bare", "bare: only the problem; boxed: also asks for a \\boxed{} answer.")
-    limit: int | None = setting(None, "Use the first N problems of each task.", at_least=1, group=OPTIONS)
+    limit: int | None = setting(
+        None,
+        "Use N problems of each task: a fixed sample of a built-in set, the first of a file.",
+        at_least=1,
+        group=OPTIONS,
+    )
     seed: int = setting(0, "Seed of all sampling.")
     batch_size: int | None = setting(
         None,

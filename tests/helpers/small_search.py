@@ -51,16 +51,21 @@ def script(patch: pytest.MonkeyPatch) -> Counter[str]:
     """Let rungs do what DOES says instead of running their models; returns the chains of each, which it counts."""
     asked: Counter[str] = Counter()
 
-    def replay(name: str, prompt: Sequence[int], seed: int) -> list[int]:
-        wrong, endless = DOES.get(name, (0, 0))
-        answer = (WRONG if random.Random(seed).random() < wrong else RIGHT) + ENDLESS
-        if END[0] in prompt:  # the thinking was cut
-            return answer
-        asked[name] += 1
-        return ENDLESS if random.Random(-seed).random() < endless else END + answer
+    def counted(name: str, prompt: Sequence[int], seed: int) -> list[int]:
+        asked[name] += END[0] not in prompt
+        return replay(name, prompt, seed)
 
-    patch.setattr(Engine, "load", lambda _, __, variant, ___: ScriptedBackend(partial(replay, variant.name)))
+    patch.setattr(Engine, "load", lambda _, __, variant, ___: ScriptedBackend(partial(counted, variant.name)))
     return asked
+
+
+def replay(name: str, prompt: Sequence[int], seed: int) -> list[int]:
+    """What a rung of this name writes, by DOES."""
+    wrong, endless = DOES.get(name, (0, 0))
+    answer = (WRONG if random.Random(seed).random() < wrong else RIGHT) + ENDLESS
+    if END[0] in prompt:  # the thinking was cut
+        return answer
+    return ENDLESS if random.Random(-seed).random() < endless else END + answer
 
 
 class Stop(BaseException):

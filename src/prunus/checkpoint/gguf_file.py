@@ -109,6 +109,8 @@ def check_places(tensors: Mapping[str, Stored], base: int, size: int, path: Path
         if stored.start < before:
             raise damaged(path, f"'{name}' begins within what comes before it")
         before = max(before, stored.end)
+
+
 def metadata_digest(path: Path) -> str:
     """The SHA-256 of a file's metadata, without names and what Prunus says of its making; PrunusError as read_gguf."""
     found = path.stat()

@@ -12,6 +12,7 @@ from prunus.cli.common import (
     Choice,
     check_together,
     command,
+    device_option,
     is_given,
     json_option,
     margin,
@@ -177,19 +178,29 @@ def view_command(store: Path, **given: Any) -> None:
 @command("Decide", "verify", "prunus verify out/found/certificate.json --store results.db")
 @click.argument("certificate", type=path)
 @store_option
+@click.option(
+    "--again",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Draw N random chains of the dense model and of the checkpoint beside CERTIFICATE anew.",
+)
+@click.option("--seed", type=int, help="Of the choice of these chains; the default is a new one.")
+@device_option
 @json_option
-def verify_command(certificate: Path, store: Path, as_json: bool) -> None:
-    """Compute the claims of a CERTIFICATE of `prunus find` again.
+def verify_command(certificate: Path, store: Path, as_json: bool, **again: Any) -> None:
+    """Compute the claims of a CERTIFICATE of `prunus find` again, and compare the rows of STORE with their texts.
 
     Prints a line per claim that holds, one per other search on the same model and tasks in the store, one per other run
     of a rung's checkpoint, and one per run of these models that was removed. Exit code 1: something is not as the
     certificate says; it prints what.
     """
-    found = prunus.verify(certificate, store)
+    check_together(seed="again")
+    found = prunus.verify(certificate, store, **again)
     claims = found["claims"] or ([] if found["differences"] else ["no rung was certified, so nothing is claimed"])
     lines = [*(f"holds: {claim}" for claim in claims), *(f"differs: {line}" for line in found["differences"])]
     show(found, as_json, lambda _: progress.put("\n".join(lines)))
-    for note in [*found["searches"], *found["notes"]]:
+    for note in [*found["searches"], *found["notes"], found["unseen"]]:
         progress.say(note)
     if found["differences"]:
         sys.exit(DIFFERS)

@@ -29,7 +29,7 @@ from prunus.evaluation.provenance import (
     open_for,
 )
 from prunus.evaluation.requests import Backend
-from prunus.evaluation.resolved_plan import ResolvedPlan, renew_groups, resolve_plan, store_problems
+from prunus.evaluation.resolved_plan import ResolvedPlan, keeps_prefix, renew_groups, resolve_plan, store_problems
 from prunus.evaluation.run import check_engine, fill_store, missing_batches, planned_chains
 from prunus.evaluation.stored_ids import as_stored, by_id
 from prunus.progress import Steps
@@ -68,8 +68,9 @@ def evaluate(
     engine.check(plan.backend)
     checkpoint, engine = opened_model(model, plan.backend, engine)
     folder, path = checkpoint.folder, Path(store)
-    work = resolve_plan(checkpoint, load_tokenizer(folder), plan, Serving.of(plan.backend, engine))
     check_folder(path)
+    serving, prefix = Serving.of(plan.backend, engine), keeps_prefix(path, plan)
+    work = resolve_plan(checkpoint, load_tokenizer(folder), plan, serving, prefix=prefix)
     if path.exists():
         with Store(path, create=True) as opened:
             work = as_stored(work, by_id(opened), model_label(str(model)), str(model))

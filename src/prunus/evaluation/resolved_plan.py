@@ -3,23 +3,26 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prunus import progress
 from prunus.budgets import OFF, without_off
 from prunus.checkpoint.model_folder import ModelFolder
+from prunus.checkpoint.resolve import say_once
 from prunus.errors import PrunusError
 from prunus.evaluation.budget import Chain, Rules
 from prunus.evaluation.profiles import Profile
 from prunus.evaluation.profiles.control import NativeControl, Switch, native_control, switch_off
 from prunus.evaluation.profiles.detection import resolve_profile
 from prunus.evaluation.profiles.markers import Markers, encode_markers, encode_opened, ends_of_turn, render_prompts
-from prunus.evaluation.tasks import Problem, load_task, prompt_text
+from prunus.evaluation.tasks import Problem, is_sampled, load_task, prompt_text
 from prunus.plain_data import content_hash
-from prunus.questions import question_key
+from prunus.questions import LIMIT_SEED, leaders, question_key, without_numbers_and_names
 from prunus.recipes import EvalPlan
-from prunus.results.rows import Key, Planned, ProblemRow
-from prunus.results.store import Store, same_groups
+from prunus.results.rows import Key, Planned, ProblemRow, Run
+from prunus.results.stages import not_sampled
+from prunus.results.store import Store, is_begun, same_groups
 from prunus.serving import NO_SERVING, Serving
 
 if TYPE_CHECKING:
@@ -110,8 +113,12 @@ def resolve_plan(
     tokenizer: "PreTrainedTokenizerBase",
     plan: EvalPlan,
     serving: Serving = NO_SERVING,
+    problems: list[Problem] | None = None,
+    prefix: bool = False,
 ) -> ResolvedPlan:
     """The plan with problems, profile, sampling and caps for one model.
+
+    problems: None to load those of the plan's tasks. prefix: as of keeps_prefix.
 
     Raises PrunusError if a chain does not fit into the model's context. In mode legacy an answer may run to the end of
     the context, as in the papers' harness, and needs room for one token only.
@@ -121,9 +128,11 @@ def resolve_plan(
         profile = profile.closed_by(plan.closing)
     own = encode_markers(profile, tokenizer, plan.mode)
     markers = own.ending_at(ends_of_turn(profile, tokenizer, checkpoint.folder))
-    problems = load_problems(plan)
-    if line := groups_line(problems):
-        progress.say(line)
+    sampled = [] if prefix else [task for task in plan.tasks if is_sampled(task, plan.limit)]
+    problems = load_problems(plan, prefix) if problems is None else problems
+    for line in (groups_line(problems), templates_line(problems)):
+        if line:
+            progress.say(line)
     sampling = profile.sampling
     rows = other_rows(plan.rows, len(problems) * plan.samples) if plan.aa_control else plan.rows
     caps = [plan.answer_tokens or profile.answer_cap(problem.kind, plan.mode) for problem in problems]
@@ -168,6 +177,7 @@ def resolve_plan(
         "off": switch and switch.describe(),
         "native": native and native.describe(),
         "context": context if max(tokens_needed(largest, markers, chain) for chain in chains) > context else None,
+        "limit_of": {"seed": LIMIT_SEED, "tasks": sampled} if sampled else None,
         "end_ids": sorted((markers.think_stops - own.think_stops) | (markers.answer_stops - own.answer_stops)),
     }
     resolved |= {key: value for key, value in later.items() if value}
@@ -197,6 +207,12 @@ def run_id_of(subject: Mapping[str, str], plan: Mapping[str, Any], about: Mappin
     return content_hash({**subject, "plan": plan, **about})
 
 
+def id_of(run: Run) -> str:
+    """The id that a stored run of a model without steps has, by what the store says of its model and plan."""
+    about = {key: run.model[key] for key in ("content", "serving") if run.model.get(key)}
+    return run_id_of({"model": run.model.get("checksum")}, run.plan, about)
+
+
 def profile_of(
     plan: EvalPlan, tokenizer: "PreTrainedTokenizerBase", checkpoint: "ModelFolder | ServedModel"
 ) -> Profile:
@@ -218,9 +234,31 @@ def encode_problems(profile: Profile, tokenizer: "PreTrainedTokenizerBase", text
     return [encode_opened(profile, tokenizer, prompt) for prompt in rendered]
 
 
-def load_problems(plan: EvalPlan) -> list[Problem]:
-    """The problems of all tasks. Raises PrunusError if two have the same id."""
-    problems = [problem for task in plan.tasks for problem in load_task(task, plan.limit)]
+def keeps_prefix(store: Path, plan: EvalPlan) -> bool:
+    """Whether a plan with a limit takes the first problems of its sets, since earlier versions did so in this store.
+
+    So that their runs are continued, and others are compared with them on the same problems. Says which it is.
+    """
+    sampled = [task for task in plan.tasks if is_sampled(task, plan.limit)]
+    if not sampled:
+        return False
+    kept = False
+    if is_begun(store):
+        with Store(store) as opened:
+            plans = [run.plan for run in opened.runs() if run.plan.get("tasks") == list(plan.tasks)]
+        kept = any(one.get("limit") == plan.limit and not_sampled(one) for one in plans)
+    sets = " and ".join(sampled)
+    say_once(
+        f"limit {plan.limit} of {sets}: the first problems, since {store} has a run of these by an earlier version"
+        if kept
+        else f"limit {plan.limit} of {sets}: a sample, always the same one, to which a larger limit adds problems"
+    )
+    return kept
+
+
+def load_problems(plan: EvalPlan, prefix: bool = False) -> list[Problem]:
+    """The problems of all tasks. prefix: as of load_task. Raises PrunusError if two have the same id."""
+    problems = [problem for task in plan.tasks for problem in load_task(task, plan.limit, prefix)]
     seen: dict[str, str] = {}
     for problem in problems:
         if problem.id in seen:
@@ -311,3 +349,33 @@ def groups_line(problems: Sequence[Problem]) -> str | None:
         f"{len(problems)} problems form {len(groups)} groups, since some share a `group` or have equal or nearly equal"
         " questions: each group counts as one observation"
     )
+
+
+def templates_line(problems: Sequence[Problem]) -> str | None:
+    """A warning about problems that are equal but for numbers and names, with an example; None where there are none.
+
+    Problems of which the set says to which group they belong, be it one of their own, are left out.
+    """
+    unknown = [problem for problem in problems if not problem.keyed]
+    texts = [without_numbers_and_names("\n".join([one.question, *sorted(one.choices)])) for one in unknown]
+    first = leaders(texts, [one.group for one in unknown])
+    apart: dict[int, dict[str, Problem]] = {}  # of each template the groups that it has, with a problem of each
+    for place, one in zip(first, unknown, strict=True):
+        apart.setdefault(place, {}).setdefault(one.group or one.id, one)
+    templates = [list(groups.values()) for groups in apart.values() if len(groups) > 1]
+    if not templates:
+        return None
+    largest = max(templates, key=len)
+    shown = " and ".join(one.id if one.private else f"'{shortened(one.question)}'" for one in largest[:2])
+    number, many = sum(map(len, templates)), f"{len(templates)} templates" if len(templates) > 1 else "one template"
+    return (
+        f"warning: {number} of {len(problems)} problems are equal but for numbers and names, as of {many}, such as"
+        f" {shown}: problems of one template may be solved or missed together, but count as {number} observations;"
+        " if the templates are a sample, give the problems of each the same `group` in a JSONL file"
+    )
+
+
+def shortened(text: str, most: int = 70) -> str:
+    """The beginning of a text in one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."

@@ -14,6 +14,7 @@ from typing import Any
 from prunus.budgets import AS_RUN, without_off
 from prunus.errors import PrunusError
 from prunus.margins import Margin, MarginLike
+from prunus.questions import sampling_key
 from prunus.results import paired
 from prunus.results.anytime import whole_groups
 from prunus.results.betting import ALPHA
@@ -60,7 +61,7 @@ ESTIMATED = (
     " from its limit and the problems that the store has of its tasks"
 )
 # Settings that may differ between two plans that measure the same. Of the first four, what both runs have is compared.
-HARMLESS = {"aa_control", "tasks", "budgets", "samples", "limit", "seed", "batch_size", "reuse", "kernel"}
+HARMLESS = {"aa_control", "tasks", "budgets", "samples", "limit", "limit_of", "seed", "batch_size", "reuse", "kernel"}
 
 
 def compare(
@@ -270,6 +271,8 @@ def _taken(base: Run, other: Run, pairs: dict[str, Pair], seed: int) -> tuple[di
     if grown is None:
         return pairs, None, ""
     orders = {task: pair.base.problems for task, pair in pairs.items()} | of_both(base, other)
+    # A plan without a limit has the set's own order, and takes in the samples of those before in theirs.
+    orders |= {task: sorted(orders[task], key=sampling_key) for task in grown.sampled if task in orders}
     taken = {task: replace(pair, adaptive=Grown(grown, tuple(orders[task]), seed)) for task, pair in pairs.items()}
     return taken, grown, str(grown)
 

@@ -205,7 +205,7 @@ def observations(cell: Sized, unit: str = " problems") -> str:
 
 
 # Settings that follow from others and the model: they are only named where no other setting differs.
-FOLLOWS = {"problems", "strings", "end_ids", "context", "kernel", "off", "native"}
+FOLLOWS = {"problems", "limit_of", "strings", "end_ids", "context", "kernel", "off", "native"}
 LONGEST = 40  # characters of a value; a longer one is named by its hash
 LONGEST_LINE = 300
 
@@ -217,7 +217,7 @@ def plan_in_short(plan: Mapping[str, Any]) -> str:
     tasks = _joined(plan.get("tasks", []), ", ")
     limit, draws = plan.get("limit"), plan.get("samples", 1)
     parts = [
-        f"{tasks}, first {limit} problems" if limit is not None else tasks,
+        f"{tasks}, {'a sample of' if 'limit_of' in plan else 'first'} {limit} problems" if limit is not None else tasks,
         f"budgets {_joined(plan.get('budgets', []), ', ')}",
         f"{draws} draw{'' if draws == 1 else 's'}",
         plan.get("mode"),

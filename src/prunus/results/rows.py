@@ -42,7 +42,8 @@ class Stage:
 
     place: of the run in the store, by time. limit: None means all problems. begun: UTC time at which the last
     evaluation began that lacked rows of it; None in older stores. complete: how many of its problems were complete when
-    the next stage began; None if that is not known. removed: UTC time at which it was removed from the store.
+    the next stage began; None if that is not known. removed: UTC time at which it was removed from the store. sampled:
+    the tasks of which its limit took a sample rather than the first problems.
     """
 
     run_id: str
@@ -52,6 +53,7 @@ class Stage:
     begun: str | None = None
     complete: int | None = None
     removed: str | None = None
+    sampled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

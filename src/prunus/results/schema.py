@@ -74,6 +74,13 @@ LATER = {
         at TEXT NOT NULL,                -- UTC
         had TEXT NOT NULL                -- JSON: {run: [problems, rows]} that its runs had then
     )""",
+    # What happened in the store, in its order (prunus.results.log).
+    "log": """(
+        number INTEGER PRIMARY KEY,
+        at TEXT NOT NULL,     -- UTC
+        event TEXT NOT NULL,  -- JSON
+        link TEXT NOT NULL    -- hash of the entry and of the link before it
+    )""",
     # The problems of a plan in their order, by the digest that the plan has of them.
     "planned": """(
         digest TEXT PRIMARY KEY,

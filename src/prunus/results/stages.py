@@ -10,6 +10,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
+from typing import Any
 
 from prunus.budgets import budget_of
 from prunus.plain_data import content_hash
@@ -17,7 +18,7 @@ from prunus.results.cells import Entry, Looked, Unfinished
 from prunus.results.rows import Removed, Run, Stage, Table
 
 # Settings of a plan that may differ between the stages of a run.
-SIZES = {"limit", "samples", "problems", "batch_size", "seed"}
+SIZES = {"limit", "limit_of", "samples", "problems", "batch_size", "seed"}
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,13 @@ class Growth:
     """The comparisons of two models that could be seen, in their order, the present one last.
 
     series: which of the series of comparisons in which only the limit grew the present one belongs to, counted from 1.
-    limits: of that series.
+    limits: of that series. sampled: the tasks of which they took samples, each a part of the next.
     """
 
     looks: tuple[Looked, ...]
     series: int
     limits: tuple[float, ...]
+    sampled: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:
@@ -58,6 +60,11 @@ class Growth:
 
 def _limit(limit: int | None) -> str:
     return "all" if limit is None else str(limit)
+
+
+def not_sampled(plan: Mapping[str, Any]) -> bool:
+    """Whether the limit of a stored plan took the first problems of a set; of a sample, the plan says so."""
+    return plan.get("limit") is not None and "limit_of" not in plan
 
 
 def series_of(run: Run) -> str:
@@ -89,14 +96,15 @@ def stages_of(
         stages: list[Stage] = []
         for (place, run, gone), after in zip(group, [*group[1:], None], strict=True):
             size = run.plan.get("limit"), int(run.plan.get("samples", 1))
+            sampled = tuple(run.plan.get("limit_of", {}).get("tasks", ()))
             if gone:
-                stages.append(Stage(run.run_id, place, *size, gone.begun, gone.complete, gone.at))
+                stages.append(Stage(run.run_id, place, *size, gone.begun, gone.complete, gone.at, sampled))
                 continue
             told = begun.get(after[1].run_id) if after and not after[2] else None
             complete = told[1].get(run.run_id) if told else None
             if complete == 0 and run.run_id in with_rows:  # it was evaluated at the same time as the next one
                 complete = None
-            stages.append(Stage(run.run_id, place, *size, times.get(run.run_id), complete))
+            stages.append(Stage(run.run_id, place, *size, times.get(run.run_id), complete, sampled=sampled))
             found[run.run_id] = tuple(stages)
     return found
 
@@ -133,10 +141,13 @@ def growth(base: Run, other: Run) -> Growth | None:
     kept = [place for place, size in enumerate(sizes) if place == 0 or size != sizes[place - 1]]
     if len(kept) < 2:
         return None
-    series, limits = 1, [sizes[0][0]]
-    for (limit, draws), (next_limit, next_draws) in pairwise(sizes[place] for place in kept):
-        if next_draws != draws or next_limit < limit:
-            series, limits = series + 1, []
+    series, limits, sampled = 1, [sizes[0][0]], sampled_in(looks[kept[0]])
+    for place, after in pairwise(kept):
+        (limit, draws), (next_limit, next_draws) = sizes[place], sizes[after]
+        now = sampled_in(looks[after])
+        others = next_limit < inf and now != sampled  # a sample is no part of the first problems of a set
+        if next_draws != draws or next_limit < limit or others:
+            series, limits, sampled = series + 1, [], now
         limits.append(next_limit)
     seen = [
         Looked(
@@ -148,7 +159,12 @@ def growth(base: Run, other: Run) -> Growth | None:
         )
         for place in kept
     ]
-    return Growth(tuple(seen), series, tuple(limits))
+    return Growth(tuple(seen), series, tuple(limits), tuple(sorted(sampled)))
+
+
+def sampled_in(look: tuple[Stage, Stage]) -> set[str]:
+    """The tasks of which a comparison took samples."""
+    return {task for stage in look for task in stage.sampled}
 
 
 MIXED, SEVERAL = "mixed", "rows were computed in several ways"

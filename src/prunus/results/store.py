@@ -22,6 +22,7 @@ from prunus.errors import PrunusError
 from prunus.plain_data import content_hash, parse_json
 from prunus.results import schema
 from prunus.results.labels import checked_name, is_called, label_of, listed, plan_in_short
+from prunus.results.log import Entry, Log, link_of, older_event, run_event, search_event
 from prunus.results.looping import loops
 from prunus.results.rows import (
     FIRST_PROTOCOL,
@@ -169,6 +170,7 @@ class Store:
         at, had = _now("seconds"), dict[str, tuple[int, int]]()
         query = "SELECT count(DISTINCT problem_id), count(*) FROM sample WHERE run_id = ?"
         with self._transaction():
+            self._begin_log()
             removed = self.removed()
             for run in runs:
                 stored = self._connection.execute(query, (run,)).fetchone()
@@ -176,10 +178,12 @@ class Store:
                 problems, rows = max([stored, *gone])
                 if rows:
                     had[run] = problems, rows
-            self._connection.execute(
+            new = self._connection.execute(
                 "INSERT OR IGNORE INTO search (search_id, declared, at, had) VALUES (?, ?, ?, ?)",
                 (content_hash(declared), json.dumps(dict(declared), ensure_ascii=False), at, _json(had)),
-            )
+            ).rowcount
+            if new:
+                self._add_to_log(search_event(self.searches()[-1]))
 
     def searches(self) -> list[DeclaredSearch]:
         """All searches that were declared, oldest first."""
@@ -189,6 +193,23 @@ class Store:
             had = {run: (problems, rows) for run, (problems, rows) in had.items()}
             found.append(DeclaredSearch(number, name, declared, at, had))
         return found
+
+    def log(self) -> Log:
+        """The log of what happened in the store, which earlier versions did not keep."""
+        rows = self._read("SELECT number, at, event, link FROM log ORDER BY number")
+        return Log([Entry(number, at, self._parsed(event, dict), link) for number, at, event, link in rows])
+
+    def _begin_log(self) -> None:
+        """Let a log that is empty begin with what the store has."""
+        if not self._read("SELECT 1 FROM log LIMIT 1") and ((runs := self.runs()) or self.searches()):
+            self._add_to_log(older_event(runs, self.searches()))
+
+    def _add_to_log(self, event: Mapping[str, Any]) -> None:
+        """Add what happens now to the log, within the transaction in which it happens."""
+        ((last, before),) = self._read("SELECT count(*), (SELECT link FROM log ORDER BY number DESC LIMIT 1) FROM log")
+        number, at = last + 1, _now()
+        values = number, at, _json(dict(event)), link_of(before or "", number, at, event)
+        self._connection.execute("INSERT INTO log VALUES (?, ?, ?, ?)", values)
 
     def runs(self) -> list[Run]:
         """All runs, oldest first."""
@@ -274,7 +295,9 @@ class Store:
         run = self._the_only(text, self.find_runs(text))
         with self.claim(run.run_id), self._transaction():
             self._note_removal(run)
+            self._begin_log()
             self._delete("run", [run.run_id])
+            self._add_to_log({"removed": run.run_id})
             kept = {task for other in self.runs() for task in other.plan.get("tasks", [])}
             unused = "SELECT problem_id, task FROM problem WHERE problem_id NOT IN (SELECT problem_id FROM sample)"
             self._delete("problem", [key for key, task in self._read(unused) if task not in kept])
@@ -478,9 +501,12 @@ class Store:
 
     def _insert_run(self, run: Run) -> None:
         values = (run.run_id, _json(run.model), _json(run.plan), _json(run.versions))
+        self._begin_log()
         series = series_of(run)
         earlier = [one for one in self.runs() if one.run_id != run.run_id and series_of(one) == series]
         new = self._connection.execute("INSERT INTO run VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", values).rowcount
+        if new:
+            self._add_to_log(run_event(run))
         lacking = run.planned is not None and self._complete(run) < run.planned.count
         if new or lacking:  # its last rows come after what can be seen of other runs now
             seen = {one.run_id: self._complete(one) for one in earlier}

@@ -18,7 +18,7 @@ from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
 from prunus.evaluation.provenance import model_label
-from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
+from prunus.evaluation.resolved_plan import ResolvedPlan, keeps_prefix, resolve_plan
 from prunus.evaluation.stored_ids import as_stored, by_id
 from prunus.plain_data import content_hash
 from prunus.pruning.calibration import HUB_NAMES, calibration_name, check_calibration, source_file
@@ -132,6 +132,12 @@ def tokens_per_chain(runs: Iterable[Iterable[Sample]], reuse: bool) -> float | N
     return sum(sampled_tokens(chains, reuse)) / len(chains) if chains else None
 
 
+def with_prefixes(study: Study, store: Path) -> Study:
+    """The study that goes on with the problems that runs of earlier versions in its store have."""
+    kept = (number for number, plan in enumerate(study.plans) if keeps_prefix(store, plan))
+    return replace(study, prefixes=frozenset(kept))
+
+
 def open_models(study: Study, store: Path | None = None) -> list[Model]:
     """All models of the study; those of the hub are downloaded. store: as of open_model.
 
@@ -191,10 +197,16 @@ def open_model(study: Study, name: str, folder: Path, store: Path | None = None)
     variants = variants_of(study, checkpoint)
     with study.located(study.eval_line, name):
         serving = Serving.of(study.backend, study.engine)
-        plans = [replace(plan, aa_control=False) for plan in study.plans]
-        resolved = [resolve_plan(checkpoint, tokenizer, plan, serving=serving) for plan in plans]
+        resolved = [
+            resolve_plan(
+                checkpoint, tokenizer, replace(plan, aa_control=False), serving, prefix=number in study.prefixes
+            )
+            for number, plan in enumerate(study.plans)
+        ]
         controls = [
-            Cell(variants[0], number, resolve_plan(checkpoint, tokenizer, plan, serving=serving))
+            Cell(
+                variants[0], number, resolve_plan(checkpoint, tokenizer, plan, serving, prefix=number in study.prefixes)
+            )
             for number, plan in enumerate(study.plans)
             if plan.aa_control
         ]

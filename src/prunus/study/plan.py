@@ -31,6 +31,7 @@ from prunus.study.cells import (
     tokens_per_chain,
     variant_names,
     variants_of,
+    with_prefixes,
 )
 from prunus.study.file import Study, read_study
 from prunus.study.find.tables import open_searches, state
@@ -89,6 +90,7 @@ def plan_study(
     unread = unread_tasks(study)
     folders = {name: local_folder(study, name) for name in study.models}
     here = {name: folder for name, folder in folders.items() if folder is not None and not unread}
+    study = with_prefixes(study, paths.store) if here else study
     unknown = unknown_lines(unread, [name for name, folder in folders.items() if folder is None])
     cells: list[PlannedCell] = []
     variants: list[dict[str, object]] = []

@@ -24,7 +24,7 @@ from prunus.results.cells import Comparison
 from prunus.results.comparison import compared
 from prunus.results.stages import verdict_in_words
 from prunus.results.store import Store, is_begun
-from prunus.study.cells import Model, check_beforehand, open_models, plan_names
+from prunus.study.cells import Model, check_beforehand, open_models, plan_names, with_prefixes
 from prunus.study.engine import run_here
 from prunus.study.file import Study, read_study
 from prunus.study.find.tables import SearchState, StudySearch, check_searches, open_searches, run_searches, state
@@ -75,6 +75,7 @@ def run_study(
     cluster = cluster_for(study, ray, gpus_per_task, cpus_per_task)
     check_beforehand(study, paths.folder.exists())
     with paths.locked():
+        study = with_prefixes(study, paths.store)
         models = open_models(study, paths.store)
         check_variants(study, models, paths.folder, device)
         searches = open_searches(study, folders_of(models), paths)
@@ -103,6 +104,7 @@ def report_study(file: str | Path, *, out: str | Path | None = None, store: str 
     if not is_begun(paths.store):
         raise PrunusError(f"nothing of {study.path} is evaluated yet ({paths.store} does not exist): run it first")
     paths.folder.mkdir(parents=True, exist_ok=True)
+    study = with_prefixes(study, paths.store)
     models = open_models(study, paths.store)
     with Store(paths.store) as opened:
         searches = open_searches(study, folders_of(models), paths)

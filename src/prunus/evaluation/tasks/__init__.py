@@ -12,7 +12,7 @@ from string import ascii_uppercase
 
 from prunus.errors import PrunusError, nearest
 from prunus.evaluation.tasks.problem import AnswerKind, Problem, Task, check_package, load_file
-from prunus.questions import leaders
+from prunus.questions import leaders, sampling_key
 from prunus.recipes import PromptStyle
 
 __all__ = ["TASKS", "AnswerKind", "Problem", "Task", "load_task", "prompt_text", "tasks"]
@@ -33,10 +33,13 @@ def tasks() -> list[dict[str, str]]:
     return [{"name": t.name, "source": t.source, "description": t.description} for t in TASKS.values()]
 
 
-def load_task(name_or_path: str | Path, limit: int | None = None) -> list[Problem]:
-    """The first `limit` problems (None: all) of a task of TASKS or of a JSONL file, grouped as the whole set is.
+def load_task(name_or_path: str | Path, limit: int | None = None, prefix: bool = False) -> list[Problem]:
+    """The problems of a task of TASKS or of a JSONL file, or `limit` of them, grouped as the whole set is.
 
-    Raises PrunusError for an unknown name, a bad file, or a set that cannot be fetched.
+    A limit takes the first problems of a file, and a sample of a built-in set, whose order may go by subject or
+    difficulty. The sample is always the same, and a larger limit adds problems to it. prefix: take the first problems
+    of any set, as earlier versions did. Raises PrunusError for an unknown name, a bad file, or a set that cannot be
+    fetched.
     """
     if limit is not None and limit < 1:
         raise PrunusError(f"limit must be at least 1 problem, not {limit}")
@@ -46,7 +49,20 @@ def load_task(name_or_path: str | Path, limit: int | None = None) -> list[Proble
         problems = load_file(path)
     else:
         raise PrunusError(f"no task '{name_or_path}'; {nearest(name_or_path, [*TASKS, 'FILE.jsonl'])}")
-    return grouped(problems)[:limit]
+    problems = grouped(problems)
+    if limit is None or limit >= len(problems):
+        return problems
+    if is_sampled(name_or_path, limit) and not prefix:
+        problems = sorted(problems, key=lambda one: sampling_key(one.id))
+    return problems[:limit]
+
+
+def is_sampled(name_or_path: str | Path, limit: int | None) -> bool:
+    """Whether a limit takes a sample of a task rather than its first problems, or all of them."""
+    task = TASKS.get(str(name_or_path))
+    if limit is None or task is None or task.mixed:
+        return False
+    return limit < (len(task.load()) if task.problems is None else task.problems)
 
 
 def grouped(problems: Sequence[Problem]) -> list[Problem]:
@@ -54,7 +70,8 @@ def grouped(problems: Sequence[Problem]) -> list[Problem]:
     texts = ["\n".join([problem.question, *sorted(problem.choices)]) for problem in problems]
     first = leaders(texts, [problem.group for problem in problems])
     ids = ["" if place == number else problems[place].id for number, place in enumerate(first)]
-    return [p if p.group == id else replace(p, group=id) for p, id in zip(problems, ids, strict=True)]
+    keyed = [replace(problem, keyed=True) if problem.group else problem for problem in problems]
+    return [p if p.group == id else replace(p, group=id) for p, id in zip(keyed, ids, strict=True)]
 
 
 def check_task(name_or_path: str | Path) -> None:

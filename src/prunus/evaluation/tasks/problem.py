@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -29,7 +29,8 @@ class Problem:
     choices: texts of the options, A first; only for `choice`.
     private: its texts must not be published (GPQA), so they are neither stored nor shown. repr leaves out all texts.
     group: a name that problems share which belong together, such as variants of one; `load_task` turns it into the id
-    of the first of them, and empties it for that one and for problems that are alone (`prunus.questions`).
+    of the first of them, and empties it for that one and for problems that are alone (`prunus.questions`). keyed:
+    whether the set gave a group, as one does whose problems are known to be alone.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Problem:
     choices: tuple[str, ...] = field(default=(), repr=False)
     private: bool = False
     group: str = ""
+    keyed: bool = False
 
     @property
     def gold(self) -> str:
@@ -54,8 +56,13 @@ class Problem:
     @property
     def digest(self) -> str:
         """A hash (16 hex digits) of question, gold answer and choices."""
-        parts = json.dumps([self.question, self.answer, list(self.choices)], ensure_ascii=False)
-        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+        return content_digest(self.question, self.answer, self.choices)
+
+
+def content_digest(question: str, answer: str, choices: Sequence[str]) -> str:
+    """A hash (16 hex digits) of a problem's question, gold answer and choices."""
+    parts = json.dumps([question, answer, list(choices)], ensure_ascii=False)
+    return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ class Task:
     """An entry of `prunus tasks`. source: generator or hub data set. load: all its problems, in their fixed order.
 
     problems: their number, if it is known before they are fetched. hub: repository, configuration and split of a set of
-    the hub.
+    the hub. mixed: whether the first of them are a sample of all; else a limit takes a sample of its own.
     """
 
     name: str
@@ -73,6 +80,7 @@ class Task:
     load: Callable[[], list[Problem]] = field(repr=False)
     problems: int | None = None
     hub: tuple[str, str | None, str] | None = None
+    mixed: bool = False
 
     @property
     def trains(self) -> bool:
@@ -180,7 +188,7 @@ def hub_task(
         )
 
     shown = f"{source} (gated)" if private else source
-    return Task(name, shown, kind, f"{problems} {about}", load, problems, (repo, config, split))
+    return Task(name, shown, kind, f"{problems} {about}", load, problems, (repo, config, split), order is not list)
 
 
 # Load problems from a user's JSONL file, checked line by line.

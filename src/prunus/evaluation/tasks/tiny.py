@@ -263,7 +263,8 @@ def load_train() -> list[Problem]:
 
 
 def _task(name: str, families: tuple[str, ...], description: str) -> Task:
-    return Task(name, f"generated, seed {EVALUATION_SEED}", "exact", description, partial(load, name, families))
+    made, loader = f"generated, seed {EVALUATION_SEED}", partial(load, name, families)
+    return Task(name, made, "exact", description, loader, mixed=True)
 
 
 TASKS = (
@@ -275,5 +276,6 @@ TASKS = (
         "exact",
         f"{TRAIN_PROBLEMS} problems outside these sets, for `prunus traces`",
         load_train,
+        mixed=True,
     ),
 )

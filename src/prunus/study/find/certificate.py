@@ -31,8 +31,9 @@ from prunus.results.verdicts import wide_margin
 from prunus.study.find.decisions import Data, Rows, decided, rank, rule_of, rungs_in
 from prunus.study.find.trace import trace
 
-# Format 1 rests on other bets, and can only be shown. Formats 1 and 2 know nothing of other searches, texts and files.
-FORMAT, UNTRACED, OTHER_BETS = 3, 2, 1
+# Format 1 rests on other bets, and can only be shown. Formats 1 and 2 know nothing of other searches, texts and files;
+# format 3 does not know the log of the store.
+FORMAT, UNLOGGED, UNTRACED, OTHER_BETS = 4, 3, 2, 1
 MOST_POINTS = 120  # of a path in the certificate
 DECIDING = ("thinking_tokens", "answer_tokens", "forced_tokens", "ended", "answer", "status", "correct")
 SCORES = ("logprob", "self_certainty")  # their last bits depend on the number of processes, and nothing rests on them
@@ -287,7 +288,7 @@ def read_certificate(file: Path) -> dict[str, Any]:
         part not in data or (part in parts[1:-1] and not isinstance(data[part], dict)) for part in parts
     ):
         raise PrunusError(f"'{file}' is not a certificate of `prunus find`")
-    if data["format"] not in (FORMAT, UNTRACED, OTHER_BETS):
+    if data["format"] not in (FORMAT, UNLOGGED, UNTRACED, OTHER_BETS):
         raise PrunusError(
             f"'{file}' has format {data['format']}; this is prunus {__version__}, which reads up to {FORMAT}"
         )

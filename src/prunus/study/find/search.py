@@ -243,10 +243,12 @@ def open_search(
     engine: EngineOptions,
     folder: Path | None = None,
     store: Path | None = None,
+    prefix: bool = False,
 ) -> Search:
     """The search that these arguments ask for. Raises PrunusError, and writes nothing, where one of them is wrong.
 
-    ladders: those of asked. folder: of the model, if it was looked for before. store: as of open_model.
+    ladders: those of asked. folder: of the model, if it was looked for before. store: as of open_model. prefix: as of
+    keeps_prefix.
     """
     rules, smallest = asked.rules, asked.rules.smallest
     check_smallest(smallest, plan, engine.serve)
@@ -256,6 +258,7 @@ def open_search(
     study = Study(
         asked.file or Path("find"), "find", (str(model),), (plan,), engine,
         tuple(chain.from_iterable(ladders.values())),
+        prefixes=frozenset([0] if prefix else []),
         keep_checkpoints=engine.serve is not None,  # else a server's folder would be made anew for every look
     )  # fmt: skip
     opened = open_model(study, study.models[0], folder or folder_of(study, study.models[0]), store)

@@ -79,10 +79,13 @@ def open_searches(study: Study, models: Mapping[str, Path], paths: StudyPaths) -
     Raises PrunusError, with the line of the table, where one is wrong; all tables are read before any model is opened.
     """
     tables, found = [(table, ladders(study, table)) for table in study.finds], list[StudySearch]()
-    plans = zip(study.plans, plan_names(study.plans), strict=True)
-    for (model, at), (plan, name), (table, rungs) in product(models.items(), plans, tables):
+    plans = zip(study.plans, plan_names(study.plans), range(len(study.plans)), strict=True)
+    for (model, at), (plan, name, number), (table, rungs) in product(models.items(), plans, tables):
+        prefix = number in study.prefixes
         with study.located(table.line, table.name):
-            search = open_search(model, plan, table, rungs, engine=study.engine, folder=at, store=paths.store)
+            search = open_search(
+                model, plan, table, rungs, engine=study.engine, folder=at, store=paths.store, prefix=prefix
+            )
         label = "-".join([table.name, *re.findall(r"[\w.+]+", name)])
         target = paths.folder / FOUND / model_label(model).replace("/", "--") / label
         found.append(StudySearch(table, name, search, target))

@@ -63,7 +63,7 @@ def trace(store: Store, declared: Data) -> dict[str, object] | None:
     """What a certificate says of its search and those before it; None if the store has no record of it.
 
     before: the others that were declared before, as `described`. had: the problems of its runs that had rows then.
-    alpha: the sum over all of these.
+    alpha: the sum over all of these. link: of its entry in the store's log; None if an earlier version declared it.
     """
     ours, others = searches_like(store, declared)
     if ours is None:
@@ -79,6 +79,7 @@ def trace(store: Store, declared: Data) -> dict[str, object] | None:
             if run in ours.had
         ],
         "alpha": sum_of_alphas(declared, *(one.declared for one in before)),
+        "link": store.log().link(ours.search_id),
     }
 
 

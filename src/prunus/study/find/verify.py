@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from math import isclose
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from prunus.cards.certified import about_searches, search_words
 from prunus.errors import PrunusError
@@ -14,20 +14,41 @@ from prunus.results.anytime import First
 from prunus.results.labels import plan_in_short
 from prunus.results.starts import mixed_line
 from prunus.results.store import Store, same_groups
-from prunus.study.find.certificate import OTHER_BETS, UNTRACED, caution, computed, files_of, read_certificate
+from prunus.study.find.again import at_hand, draw_again
+from prunus.study.find.certificate import OTHER_BETS, UNLOGGED, UNTRACED, caution, computed, files_of, read_certificate
 from prunus.study.find.decisions import Data, rungs_in
+from prunus.study.find.evidence import evidence
 from prunus.study.find.trace import made_apart, runs_of, search_line, searches_like, sum_of_alphas
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 MOST_LISTED = 30  # other searches that are listed one by one
+UNSEEN = (
+    "not seen by any check of a store: rows drawn by another model or engine, but for --again, and a store of which"
+    " rows, texts, log and certificate were all made up together"
+)
 
 
-def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[str, Any]:
-    """Compute the claims of a certificate again from a store.
+def verify(
+    certificate: str | Path,
+    store: str | Path = "results.db",
+    *,
+    again: int = 0,
+    seed: int | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Compute the claims of a certificate again from a store, whose rows are compared with their texts.
 
     Returns {"claims": the claims that hold, "differences": what is not as the certificate says, "searches": the other
     searches on the same model and tasks in the store, "notes": other runs of its checkpoints, runs that were removed,
-    and what could not be checked}, all sentences; without differences, all claims hold. The checkpoint beside the
-    certificate is checked, too. Raises PrunusError if a file is missing or is none of these.
+    and what could not be checked, "unseen": what no check can see}, all sentences; without differences, all claims
+    hold. The checkpoint beside the certificate is checked, too. Raises PrunusError if a file is missing or is none of
+    these.
+
+    again: number of random chains that are drawn anew of the dense model, where it is at hand, and of the checkpoint
+    beside the certificate. seed: of their choice; None: a new one, since who knows it could spare these rows. device:
+    as for `evaluate`.
     """
     file = Path(certificate)
     data = read_certificate(file)
@@ -56,10 +77,16 @@ def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[st
             found += _about_problems(opened, declared, now["dense"]["plan"], form)
             found += _about_groups(declared, opened.groups())
             if form > UNTRACED:
-                found += _about_trace(data["shown"]["searches"], now["searches"])
+                found += _about_trace(data["shown"]["searches"], now["searches"], form)
             found += _changed_searches(opened)
+            found += opened.log().contradictions(opened.runs(), opened.searches(), opened.removed())
             others = _other_searches(opened, declared)
-            aside = [*made_apart(opened, declared), *_other_rows(opened, declared)]
+            aside = [*made_apart(opened, declared), *_other_rows(opened, declared), *_without_log(now, form)]
+            seen = evidence(opened, declared, now, _tokenizer(file.parent, declared["model"]["source"]))
+            found, aside = [*found, *seen.differences], [*aside, *seen.notes]
+            if again:
+                new = draw_again(opened, declared, now, file.parent, again, seed, device)
+                found, aside = [*found, *new.differences], [*aside, *new.notes]
         except PrunusError as error:
             found.append(str(error))
         except (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
@@ -70,7 +97,8 @@ def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[st
     if None not in (made, evaluated) and made != evaluated:
         found.append("the checkpoint that was made is not the one that was evaluated")
     notes = [*aside, *(about_searches(data) if form <= UNTRACED else ()), *notes]
-    return {"claims": claimed if not found else [], "differences": found, "searches": others, "notes": notes}
+    claims = claimed if not found else []
+    return {"claims": claims, "differences": found, "searches": others, "notes": notes, "unseen": UNSEEN}
 
 
 def _about_runs(declared: Data, now: Data) -> list[str]:
@@ -116,7 +144,28 @@ def _about_groups(declared: Data, stored: First) -> list[str]:
     return [f"the {len(problems)} problems are {theirs} groups in the store, which the certificate counts as {ours}"]
 
 
-def _about_trace(stated: Data, now: Data | None) -> list[str]:
+def _without_log(now: Data, form: int) -> list[str]:
+    """What cannot be known of a search that is not in the log of its store, or of a certificate of before the log."""
+    if form > UNLOGGED and (now["searches"] or {}).get("link") is not None:
+        return []
+    return [
+        "an earlier version declared this search or wrote its certificate, without a log of searches: whether the"
+        " record of a search was changed or deleted before the log of the store began cannot be known"
+    ]
+
+
+def _tokenizer(beside: Path, source: str) -> "PreTrainedTokenizerBase | None":
+    """The tokenizer of a search: that of the checkpoint beside the certificate, or else the model's; None without."""
+    from prunus.checkpoint.resolve import load_tokenizer
+
+    folder = beside if (beside / "tokenizer.json").exists() else at_hand(source)
+    try:
+        return None if folder is None else load_tokenizer(folder)
+    except PrunusError:
+        return None
+
+
+def _about_trace(stated: Data, now: Data | None, form: int) -> list[str]:
     """What the store contradicts in what a certificate says of the searches before it and of rows that existed."""
     if now is None:
         return ["the store has no record that this search was declared, so nothing shows that its rows came later"]
@@ -131,6 +180,8 @@ def _about_trace(stated: Data, now: Data | None) -> list[str]:
         found.append(f"the store has no record of search {name} before this one, which the certificate names")
     if stated["had"] != now["had"]:
         found.append("the rows that existed when this search was declared are not those that the certificate names")
+    if form > UNLOGGED and stated["link"] != now["link"]:
+        found.append("the log of the store up to this search is not the one on which the certificate rests")
     if (stated["id"], stated["alpha"]) != (now["id"], now["alpha"]) and not found:
         found.append("the certificate has another id, or another sum of alphas, than its search in the store")
     return found
