@@ -13,7 +13,7 @@ from prunus.results.contrasts import ENDS
 from prunus.results.labels import bound_in_words, history, observations
 from prunus.results.metrics import answer_allowance
 from prunus.results.stages import PARTLY, in_words
-from prunus.results.verdicts import BETTER, OPEN, UNFINISHED, WITHIN, WORSE
+from prunus.results.verdicts import OPEN, SAME, UNFINISHED, WITHIN, WORSE
 
 # Shares of draws above which an ending gets a warning.
 LEAKED, TRUNCATED, SILENT, BEYOND = 0.01, 0.05, 0.2, 0.1
@@ -26,10 +26,14 @@ def title(entries: Sequence[Entry], labels: Sequence[str], base: str, chosen: in
         return f"{base}: accuracy against thinking budget"
     if chosen is not None:
         entry = entries[chosen]
-        verb, at_most = "is better than", bound_in_words(entry)
-        if entry.verdict != BETTER:
-            verb = f"is worse, but {at_most}, than" if entry.verdict == WITHIN else f"{at_most} against"
-        return _fitted(labels[chosen], verb, base, _end(entry))
+        verb, end, at_most = "is better than", _end(entry), bound_in_words(entry)
+        if "%" in at_most:  # of what the base solves, which takes too many words
+            verb = {SAME: "is non-inferior to", WITHIN: "stays within the margin of"}.get(entry.verdict, verb)
+        elif entry.verdict == SAME:
+            verb = f"{at_most} against"
+        elif entry.verdict == WITHIN:
+            verb, end = "is worse than", f"by {at_most.removeprefix('loses ')} {end}"
+        return _fitted(labels[chosen], verb, base, end)
     if lost := _nothing_to_lose(entries, base):
         return f"No variant can be non-inferior: {lost}"
     if len(entries) == 1:

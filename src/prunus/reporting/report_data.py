@@ -129,8 +129,9 @@ class ReportData:
         base: run id or its start, model name or label; by default the run of the unpruned model. Raises PrunusError if
         the base is ambiguous or missing, or no problem of any run is finished.
         """
-        available = [run for run in store.runs() if runs is None or run.run_id in runs]
-        begun = store.begun(available)
+        stored = store.runs()
+        with_rows = store.begun(stored)
+        available, begun = ([run for run in of if runs is None or run.run_id in runs] for of in (stored, with_rows))
         base_run = store.find_run(base) if base is not None else dense_run(begun or available, store.path)
         groups = store.groups()
 
@@ -146,7 +147,7 @@ class ReportData:
             lambda run_id: rows(run_id)[1] if run_id in by_id else tables(store.samples(run_id), groups),
             margin=margin,
             stop_margin=stop_margin,
-            stored=store.begun(),
+            stored=with_rows,
             removed=store.removed(),
         )
         chosen = [base_run, *(by_id[entry.run] for entry in comparison.others)]

@@ -77,6 +77,7 @@ def wide_margin(margin: Margin, base_accuracy: float, base: str = "the base") ->
     )
 
 
+MOST = 0.5  # of a model's chains: where fewer end by themselves, it is not said to stop
 RARE = 1 / 3  # of the base's share of chains that end by themselves: a margin of so much says little of a model's
 
 
@@ -104,7 +105,7 @@ def still_stops(ends: Ending | None, word: str | None, margin: Margin) -> bool:
     """
     if ends is None or word not in (BETTER, SAME):
         return False
-    return ends.share >= 0.5 and rare_endings(margin, ends.base_share) is None
+    return ends.share >= MOST and rare_endings(margin, ends.base_share) is None
 
 
 def without_claim(cell: S) -> S:

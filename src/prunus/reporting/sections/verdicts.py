@@ -87,7 +87,8 @@ def recipe_table(recipes: Sequence[RecipeVerdict]) -> Table:
     columns = [
         Column("recipe", "Recipe"), Column("verdict", "Verdict"), Column("difference", "Difference,|points", points),
         Column("each", "of each seed"), Column("se", "Standard error,|points", percent),
-        Column("se_seeds", "of seeds", percent), Column("se_problems", "of problems", percent), Column("df", "df", count), Column("n", "Problems", count),
+        Column("se_seeds", "of seeds", percent), Column("se_problems", "of problems", percent),
+        Column("df", "df", count), Column("n", "Problems", count),
     ]  # fmt: skip
     return Table("recipes", "Recipes over calibration seeds", "data", columns, rows, keep=True)
 

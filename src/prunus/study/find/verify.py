@@ -13,7 +13,7 @@ from prunus.plain_data import content_hash
 from prunus.results.anytime import First
 from prunus.results.labels import plan_in_short
 from prunus.results.store import Store, same_groups
-from prunus.study.find.certificate import OTHER_BETS, UNTRACED, caution, computed, files_of, read_certificate
+from prunus.study.find.certificate import OTHER_BETS, UNTRACED, caution, computed, endings, files_of, read_certificate
 from prunus.study.find.decisions import Data, rungs_in
 from prunus.study.find.trace import search_line, searches_like, sum_of_alphas
 
@@ -48,7 +48,10 @@ def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[st
             found += list(_differences(data["shown"], now))
             found += _about_runs(declared, now)
             # Certificates of earlier versions have no caution.
-            if "caution" in data and data["caution"] != (warning := caution(declared, now)):
+            ended = endings(opened, declared, now) if "endings" in data else None
+            if data.get("endings") != ended:
+                found.append("the shares of chains that end by themselves are others by the rows")
+            if "caution" in data and data["caution"] != (warning := caution(declared, now, ended)):
                 found.append(f"the caution is {_short(warning)} by the rows, the certificate says otherwise")
             found += _about_problems(opened, declared, now["dense"]["plan"], form)
             found += _about_groups(declared, opened.groups())
