@@ -20,6 +20,7 @@ from prunus.results.store import Store
 from prunus.results.verdicts import rare_endings, still_stops
 
 bench = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdicts.py"))
+AT = {"budgets": [64]}
 SAME = grid(lambda _task, p, *_: p % 2, problems=60, budgets=(64,))
 
 
@@ -29,20 +30,21 @@ def of(found, model="v0"):
 
 def store_of(path, **plans):
     """A dense run and variants, all with the same rows; plans: of each variant, besides the usual one."""
-    return fill(path, {"dense": SAME} | dict.fromkeys(plans, SAME), plans)
+    whole = {name: AT | plan for name, plan in ({"dense": {}} | plans).items()}
+    return fill(path, {"dense": SAME} | dict.fromkeys(plans, SAME), whole)
 
 
 def again(path, model, run_id, **plan):
     """Add a run of a model of the store under another plan."""
     with Store(path) as store:
         first = store.find_run(model)
-        store.add_run(Run(run_id, first.model, PLAN | plan, {"grader": "1"}))
+        store.add_run(Run(run_id, first.model, PLAN | AT | plan, {"grader": "1"}))
         store.add_samples(run_id, SAME)
 
 
 def test_who_is_named_changes_no_verdict(tmp_path):
     path = store_of(tmp_path / "s.db", **{f"v{k}": {} for k in range(14)})
-    whole, named = compare(path, "dense", resamples=100), compare(path, "dense", ["v0"], resamples=100)
+    whole, named = compare(path, "dense", margin=0.3, resamples=100), compare(path, "dense", ["v0"], margin=0.3, resamples=100)
     assert of(named)["p_margin_adjusted"] == of(whole)["p_margin_adjusted"] == 14 * of(named)["p_margin"] < 1
     assert of(named)["lower_bound_adjusted"] == of(whole)["lower_bound_adjusted"] < of(named)["lower_bound"]
     assert named["looks"] == {"comparisons": 14, "others": 13, "removed": 0, "bases": 1}
@@ -51,33 +53,33 @@ def test_who_is_named_changes_no_verdict(tmp_path):
     )
     with Store(path) as store:
         ids = {store.find_run(name).run_id for name in ("dense", "v0")}
-        page = ReportData.read(store, ids).comparison
+        page = ReportData.read(store, ids, margin=0.3).comparison
     assert page.others[0].primary.p_margin_adjusted == of(whole)["p_margin_adjusted"]
 
 
 @pytest.mark.parametrize("plan", [{"seed": 1}, {"budgets": [64, 128]}, {"batch_size": 7}])
 def test_other_draws_of_a_variant_count_and_other_sizes_do_not(tmp_path, plan):
     path = store_of(tmp_path / "s.db", v0={})
-    alone = of(compare(path, "dense", ["v0"], resamples=100))
+    alone = of(compare(path, "dense", ["v0"], margin=0.3, resamples=100))
     assert alone["p_margin_adjusted"] == alone["p_margin"]
     first = "1" + "f" * 11
     again(path, "v0", "a" * 12, samples=2)  # the same rows, of more draws: one game
-    assert of(compare(path, "dense", [first], resamples=100))["p_margin_adjusted"] >= alone["p_margin"]
-    assert compare(path, "dense", [first], resamples=100)["looks"]["comparisons"] == 1
+    assert of(compare(path, "dense", [first], margin=0.3, resamples=100))["p_margin_adjusted"] >= alone["p_margin"]
+    assert compare(path, "dense", [first], margin=0.3, resamples=100)["looks"]["comparisons"] == 1
     again(path, first, "b" * 12, **plan)
-    assert compare(path, "dense", [first], resamples=100)["looks"]["comparisons"] == 2
+    assert compare(path, "dense", [first], margin=0.3, resamples=100)["looks"]["comparisons"] == 2
     again(path, "dense", "c" * 12, **plan)  # another run that could be the base
-    found = compare(path, "0" + "f" * 11, [first], resamples=100)["looks"]
+    found = compare(path, "0" + "f" * 11, [first], margin=0.3, resamples=100)["looks"]
     assert (found["comparisons"], found["bases"]) == (4, 2)
 
 
 def test_runs_that_were_removed_count(tmp_path):
     path = store_of(tmp_path / "s.db", v0={}, v1={}, v2={"mode": "legacy"})
-    before = compare(path, "dense", ["v0"], resamples=100)
+    before = compare(path, "dense", ["v0"], margin=0.3, resamples=100)
     with Store(path) as store:
         for name in ("v1", "v2"):
             store.remove_run(name)
-    after = compare(path, "dense", ["v0"], resamples=100)
+    after = compare(path, "dense", ["v0"], margin=0.3, resamples=100)
     assert after["looks"] == {"comparisons": 2, "others": 0, "removed": 1, "bases": 1}
     assert of(after)["p_margin_adjusted"] == of(before)["p_margin_adjusted"] == 2 * of(after)["p_margin"]
     with Store(path) as store:  # removed, and drawn again
@@ -85,7 +87,7 @@ def test_runs_that_were_removed_count(tmp_path):
         store.remove_run("v0")
         store.add_run(replace(run, stages=(), planned=None))
         store.add_samples(run.run_id, SAME)
-    assert compare(path, "dense", ["v0"], resamples=100)["looks"]["comparisons"] == 3
+    assert compare(path, "dense", ["v0"], margin=0.3, resamples=100)["looks"]["comparisons"] == 3
 
 
 def test_adjusted_p_of_games_and_of_runs_that_are_gone():

@@ -261,7 +261,8 @@ def test_the_title_names_the_smallest_variant_that_loses_less_than_the_margin_an
         ((worse, worse, unsure, endless), "C loses less than 1.3 points against dense but may not stop as often"),
         ((within, unsure, endless, worse), "A is worse than dense by less than 1.3 points and still stops"),
         ((worse, worse, worse, endless), "D loses less than 1.3 points against dense but stops less often"),
-        ((good, worse, worse, replace(good, contradicted_at=at)), "A loses less than 1.3 points against dense and still stops"),
+        ((good, worse, worse, replace(good, contradicted_at=at)),
+         "A loses less than 1.3 points against dense and still stops"),
         ((worse, worse, replace(good, contradicted_at=at), worse),
          "C loses less than 1.3 points against dense but worse at some budgets"),
     ]:  # fmt: skip
