@@ -9,16 +9,22 @@ with fewer repetitions. --demo: the store of `prunus demo`, to compare its verdi
 
 import argparse
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from math import log
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
-from prunus.results import anytime, betting, metrics, paired, power, verdicts
+from prunus.margins import Margin
+from prunus.results import anytime, betting, family, metrics, paired, power, verdicts
 from prunus.results.betting import direction_p
+from prunus.results.cells import Ending
 from prunus.results.comparison import compare
+from prunus.results.family import Family
 from prunus.results.rows import Table
+from prunus.results.seeds import over_seeds, p_values
 from prunus.results.verdicts import BETTER, CLAIMS, SAME, WITHIN, WORSE, word_of
 
 Floats = NDArray[np.float64]
@@ -303,6 +309,125 @@ def scaling_words(
     }
 
 
+def chosen_after_seeing(
+    problems: int, draws: int, margin: float, runs: int, variants: int = 14, chunk: int = 100, seed: int = 0
+) -> dict[str, list[float]]:
+    """Return how often the best of several comparisons is wrongly non-inferior, alone and as Prunus corrects it.
+
+    variants: all lose the margin. one after another: the same, each looked at before the next is made, at its time
+    corrected for those that there are. seeds: of one variant that loses the margin, drawn 20 times on the same
+    problems. seeds of the base: the same, of the base. budget lists: all 26 of at least two of five budgets, of one
+    variant that loses the margin at each. orders: 20 orders of the same bets, of which Prunus has one.
+    """
+    wrong: dict[str, list[list[float]]] = {}
+
+    def note(name: str, values: Floats, sizes: Sequence[int]) -> None:
+        """values: (problems, runs * choices); sizes: of the family of each choice, or one of all."""
+        levels = betting.ALPHA / np.array([1, *sizes])
+        reached = betting.reaches(values, np.full((1, 1), -margin), -np.log(levels)[:, None])
+        by_choice = reached.reshape(len(levels), -1, values.shape[1] // chunk)
+        corrected = (
+            by_choice[1] if len(sizes) == 1 else np.stack([by_choice[k + 1, :, k] for k in range(len(sizes))], 1)
+        )
+        wrong.setdefault(name, []).append([float(of.any(axis=1).mean()) for of in (by_choice[0], corrected)])
+
+    lists = [of for size in range(2, 6) for of in combinations(BUDGETS, size)]
+    for part in range(max(1, runs // chunk)):
+        rng = np.random.default_rng([seed, part])
+        values = differences(rng, "few break", problems, draws, margin, chunk, variants)
+        note(f"{variants} variants", values, [family.alone(variants).size])
+        note(f"{variants} variants, one after another", values, [family.alone(k + 1).size for k in range(variants)])
+        base = rng.beta(0.4, 0.4, (problems, chunk, 1))
+        kept = rng.random(base.shape) >= margin / 0.5
+        fixed, again = (1, 20), Family(range(20))
+        for name, (ours, theirs), of in (
+            ("20 seeds", fixed, again), ("20 seeds of the base", fixed[::-1], Family([0], bases=20))
+        ):  # fmt: skip
+            first = rng.binomial(draws, base, (problems, chunk, ours)) / draws
+            other = rng.binomial(draws, base * kept, (problems, chunk, theirs)) / draws
+            note(name, (other - first).reshape(problems, -1), [of.size])
+        at = np.stack([differences(rng, "few break", problems, draws, margin, chunk) for _ in BUDGETS])
+        places = [[BUDGETS.index(budget) for budget in of] for of in lists]
+        areas = [np.tensordot(metrics.auc_weights(of), at[place], 1) for of, place in zip(lists, places, strict=True)]
+        note("26 budget lists", np.stack(areas, 2).reshape(problems, -1), [family.alone(len(lists)).size])
+        alone = differences(rng, "few break", problems, draws, margin, chunk)
+        orders = np.stack([alone[betting.random_order(problems, k)] for k in range(20)], 2)
+        null, goal = np.full((1, 1), -margin), np.full((1, 1), log(1 / betting.ALPHA))
+        shown = betting.reaches(orders.reshape(problems, -1), null, goal).reshape(chunk, 20)
+        wrong.setdefault("20 orders of bets", []).append([float(shown.any(axis=1).mean()), float(shown[:, 0].mean())])
+    return {name: np.mean(shares, axis=0).tolist() for name, shares in wrong.items()}
+
+
+def of_the_best(problems: int, draws: int, loss: float, runs: int, variants: int = 14, seed: int = 0) -> list[float]:
+    """Return what is said of the best of variants that all have this loss: how often wrongly, and how far too well.
+
+    Shares of its own 95 % interval and of its bound that holds for all variants together, and the mean of its estimate
+    minus the truth.
+    """
+    rng, missed, above, over = np.random.default_rng(seed), 0, 0, 0.0
+    for _ in range(runs):
+        values = differences(rng, "few break", problems, draws, loss, 1, variants)
+        best = values[:, [int(values.mean(axis=0).argmax())]]
+        columns = paired.infer([best], 1000).columns
+        missed += not columns["low"][0] <= -loss <= columns["high"][0]
+        above += betting.lower_bound([best], betting.ALPHA / family.alone(variants).size)[0] > -loss
+        over += float(best.mean()) + loss
+    return [missed / runs, above / runs, over / runs]
+
+
+def said_to_still_stop(base: float, other: float, problems: int, draws: int, margin: float, runs: int) -> list[float]:
+    """Return how often a model is said to stop as the base does: where only the margin counts, and by Prunus.
+
+    base, other: shares of chains that end by themselves.
+    """
+    rng, said = np.random.default_rng(0), [0, 0]
+    for _ in range(runs):
+        shares = [rng.binomial(draws, share, (problems, 1)) / draws for share in (base, other)]
+        gain = shares[1] - shares[0]
+        p = direction_p([gain], draws=draws)
+        within = float(betting.p_value([gain], margin, draws=draws)[0])
+        word = word_of(float(p["p_better"][0]), float(p["p_worse"][0]), within)
+        ends = blank_ending(float(shares[1].mean()), float(shares[0].mean()))
+        said[0] += word in (BETTER, SAME, WITHIN)
+        said[1] += verdicts.still_stops(ends, word, Margin(margin))
+    return [number / runs for number in said]
+
+
+def blank_ending(share: float, base: float) -> Ending:
+    """Return an ending with these shares and nothing else."""
+    numbers = dict.fromkeys(("se", "low", "high", "p", "bound", "p_margin", "p_better", "p_worse"), 1.0)
+    return Ending(n=1, samples=1, difference=share - base, share=share, base_share=base, gain=share - base, **numbers)
+
+
+def collapsing_seeds(
+    seeds: int, collapse: float, runs: int, margin: float = 0.02, problems: int = 500, draws: int = 4
+) -> dict[str, float]:
+    """Return how often a recipe is wrongly called so, of whose calibration seeds this share collapses.
+
+    non-inferior: the collapsed seeds lose so much that the mean over all seeds is the margin. better: they lose 40
+    points, and the others gain as much together. by t: by a t test with seeds as a random effect, and bets on the mean
+    of these checkpoints, the earlier rule.
+    """
+    rng, wrong = np.random.default_rng([seeds, round(100 * collapse)]), {}
+    for word, loss in (("non-inferior", margin / collapse), ("better", 0.4)):
+        found = np.zeros(2)
+        for _ in range(runs):
+            base = rng.beta(8, 2, problems)
+            gone = rng.random((seeds, 1)) < collapse
+            kept = rng.random((seeds, problems)) >= loss / 0.8
+            gain = 0.0 if word == "non-inferior" else collapse * loss / (1 - collapse)
+            other = np.where(gone, base * kept, np.minimum(base + gain, 1))
+            y = (rng.binomial(draws, other) - rng.binomial(draws, base)) / draws
+            null, claim, level = (-margin, "p_margin", 0.05) if word == "non-inferior" else (0.0, "p_better", 0.05)
+            found[0] += p_values([y], [y], -margin)[claim] <= level
+            by_t = over_seeds([y])
+            t = stats.t.sf((by_t["difference"] - null) / max(by_t["se"], 1e-12), by_t["freedom"])
+            bet = betting.p_value([y.mean(axis=0)[:, None]], -null)[0]
+            found[1] += max(float(t), float(bet)) <= (0.05 if word == "non-inferior" else 0.025)
+        wrong |= {word: found[0] / runs, f"{word}, by t": found[1] / runs}
+    return wrong
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a Markdown table."""
     print("\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))
@@ -371,6 +496,37 @@ def main() -> None:
     table(["run", "scenario", "true loss", "worse", "by sign flips"], rows)
     if given.demo:
         table(["demo", "verdict", "by sign flips"], words_of(given.demo))
+
+    print("\nWrongly non-inferior in %: the best of several, alone and (as corrected); all lose the margin")
+    rows = []
+    for n, draws, margin in ((500, 4, 0.02), (200, 1, 0.05)):
+        shares = chosen_after_seeing(n, draws, margin, runs)
+        rows.append([f"{n} x {draws}, {100 * margin:g}", *(f"{percent(a)} ({percent(b)})" for a, b in shares.values())])
+    table(["problems, margin", *shares], rows)
+
+    print(
+        "\nThe best of 14 variants: its interval and its adjusted bound are wrong in %, its estimate too high by points"
+    )
+    rows = []
+    for n, draws in ((500, 16), (500, 4), (200, 1)):
+        for loss in (0.01, 0.05):
+            rows.append([f"{n} x {draws}", f"{100 * loss:g}", *map(percent, of_the_best(n, draws, loss, runs // 4))])
+    table(["problems", "true loss", "interval", "adjusted bound", "estimate"], rows)
+
+    print("\nSaid to still stop in %, margin 5 points: by the margin alone, and by Prunus")
+    rows = []
+    for ours, theirs in ((0.06, 0.015), (0.3, 0.28), (0.95, 0.95)):
+        shares = said_to_still_stop(ours, theirs, 500, 4, 0.05, max(runs // 10, 20))
+        rows.append([f"{100 * ours:g}", f"{100 * theirs:g}", *map(percent, shares)])
+    table(["base's chains that end", "variant's", "by the margin", "by Prunus"], rows)
+
+    print("\nRecipes of which some seeds collapse, wrongly called so in %, and by a t test; margin 2 points, 500 x 4")
+    rows = []
+    for seeds in (3, 5):
+        for collapse in (0.05, 0.1, 0.2):
+            shares = collapsing_seeds(seeds, collapse, max(runs // 4, 20))
+            rows.append([seeds, f"{100 * collapse:g}", *map(percent, shares.values())])
+    table(["seeds", "collapse, %", *shares], rows)
 
     print("\nPages in % with any wrong word of a kind, margin 5 points, five budgets")
     rows = []

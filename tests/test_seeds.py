@@ -1,7 +1,9 @@
 """The verdict on a recipe over calibration seeds: how often its interval holds, its parts, and which runs it is of."""
 
+import runpy
 from dataclasses import replace
 from math import sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +14,13 @@ from test_comparison import PLAN, grid
 
 import prunus
 from prunus.cli import main
+from prunus.margins import Margin
 from prunus.results.comparison import compare
 from prunus.results.rows import ProblemRow, Run
-from prunus.results.seeds import over_seeds, p_values
+from prunus.results.seeds import over_seeds, p_values, seeds_needed
 from prunus.results.store import Store
+
+bench = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdicts.py"))
 
 
 def made(rng, seeds=5, problems=60, of_seeds=0.03, of_problems=0.2, rest=0.3):
@@ -60,11 +65,29 @@ def test_parts_are_those_of_an_analysis_of_variance():
     assert same["se"] == pytest.approx(y[0].std(ddof=1) / sqrt(60))
 
 
-def test_both_tests_have_to_show_a_claim():
-    zeros = np.zeros((5, 30))  # betting knows that 30 problems without a difference show no margin of two points
-    assert p_values([zeros], [zeros], -0.02)["p_margin"] > 0.5 and p_values([zeros], [zeros], -0.3)["p_margin"] < 0.05
+def test_a_word_takes_the_number_of_seeds_that_is_said():
+    """Of a recipe that changes nothing: from that number on it is non-inferior, and before it is not."""
+    for margin, tests in ((0.02, 1), (0.05, 1), (0.05, 3)):
+        needed = seeds_needed(Margin(margin), 0.8, tests)
+        p = [
+            tests * p_values([np.zeros((seeds, 500))], [np.zeros((seeds, 500))], -margin)["p_margin"]
+            for seeds in (needed - 1, needed)
+        ]
+        assert p[0] > 0.05 >= p[1] - 1e-9
+    assert seeds_needed(Margin(0.02), 0.8) == 152 and seeds_needed(Margin(0.9), 0.8) is None
     apart = np.repeat(np.linspace(-0.4, 0.5, 5)[:, None], 400, axis=1)  # seeds say opposite things
     assert min(p_values([apart], [apart], -0.02).values()) > 0.3
+    gone = np.full((15, 300), -0.6)  # a loss of 60 points by every seed
+    assert p_values([gone], [gone], -0.02)["p_worse"] <= 0.025
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("collapse", [0.05, 0.1, 0.2])
+def test_no_recipe_is_called_non_inferior_where_some_seeds_collapse(seeds, collapse):
+    """The t test says so in half of the cases or more, since no seed that it saw collapsed."""
+    wrong = bench["collapsing_seeds"](seeds, collapse, runs=20)
+    assert wrong["non-inferior"] == wrong["better"] == 0
+    assert wrong["non-inferior, by t"] > 0 and wrong["better, by t"] > 0.2
 
 
 def store_of(path, shift, seeds=(0, 1, 2, 3, 4), **more):
@@ -94,14 +117,23 @@ def test_a_recipe_is_judged_over_its_seeds(tmp_path, capsys):
     lossy = store_of(tmp_path / "lossy.db", lambda _: 0.15)
     found = compare(lossy, "dense", resamples=200)
     (recipe,) = found["recipes"]
-    assert (recipe["label"], recipe["seeds"], recipe["verdict"]) == ("Wanda 50\u00a0%", [0, 1, 2, 3, 4], "worse")
+    assert (recipe["label"], recipe["seeds"], recipe["verdict"]) == ("Wanda 50\u00a0%", [0, 1, 2, 3, 4], "cannot tell")
+    means = [one["primary"]["difference"] for one in found["others"]]
+    assert recipe["each"] == pytest.approx(means) and recipe["needed"] == 152
     assert recipe["difference"] == pytest.approx(np.mean([one["primary"]["difference"] for one in found["others"]]))
     # Seeds that differ much: each checkpoint has a verdict of its own, and of the recipe nothing can be told.
     apart = compare(store_of(tmp_path / "apart.db", lambda seed: 0.4 * (seed == 4)), "dense", resamples=200)
     assert apart["recipes"][0]["verdict"] == "cannot tell" and apart["recipes"][0]["freedom"] < 6
     assert [one["verdict"] == "worse" for one in apart["others"]] == [False] * 4 + [True]
     harmless = compare(store_of(tmp_path / "same.db", lambda _: 0.002), "dense", margin=0.05, resamples=200)
-    assert harmless["recipes"][0]["verdict"] == "non-inferior"
+    assert harmless["recipes"][0]["verdict"] == "cannot tell" and harmless["recipes"][0]["needed"] == 60
+    # Who names some of the seeds sees all of them, and who removed one gets no word.
+    named = compare(lossy, "dense", ["w0", "w1"], resamples=200)
+    assert named["recipes"] == found["recipes"] and len(named["others"]) == 2
+    with Store(lossy) as opened:
+        opened.remove_run("w4")
+    (without,) = compare(lossy, "dense", resamples=200)["recipes"]
+    assert without["seeds"] == [0, 1, 2, 3] and without["p_worse"] == without["p_margin"] == 1
     prunus.report(lossy, tmp_path / "r.html")
     assert "Wanda 50\u00a0%, over 5 calibration seeds" in (tmp_path / "r.html").read_text()
     main(["compare", str(lossy), "--details"])

@@ -32,7 +32,7 @@ from prunus.plain_data import content_hash
 from prunus.recipes import EvalPlan
 from prunus.results.cells import Entry
 from prunus.results.characters import one_line, percent, points
-from prunus.results.labels import FIRST, label, observations, settings
+from prunus.results.labels import FIRST, bound_in_words, label, observations, settings
 from prunus.results.rows import Run
 from prunus.results.stages import in_full, verdict_in_words
 from prunus.settings import settings_of
@@ -372,7 +372,9 @@ def verdict_text(contrast: Entry, base: str) -> list[str]:
     """The verdict, and what it rests on."""
     margin = contrast.margin.words(f"what {base} solves")
     about = f"area under accuracy over log2 of the budget, against {base}, paired by problem"
-    decided = f"{difference(contrast.primary)} points ({about}; margin {margin})"
+    bound = bound_in_words(contrast)
+    sure = f"{bound}, with 95 % confidence for all runs of the store together; " if bound else ""
+    decided = f"{sure}{difference(contrast.primary)} points for this model alone ({about}; margin {margin})"
     text = f"**{verdict_in_words(contrast).capitalize()}**: {decided}."
     if contrast.contradicted_at:
         found = (f"{at.verdict} at {at.budget} ({points(at.difference)})" for at in contrast.contradicted_at)

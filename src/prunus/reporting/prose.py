@@ -8,12 +8,12 @@ from prunus.budgets import AS_RUN
 from prunus.margins import Margin
 from prunus.reporting.render.text import count, joined, percent, points
 from prunus.reporting.report_data import ReportData, ReportedRun, doubt
-from prunus.results.cells import Comparison, Entry
+from prunus.results.cells import Comparison, Entry, Looks
 from prunus.results.contrasts import ENDS
-from prunus.results.labels import history, observations
+from prunus.results.labels import bound_in_words, history, observations
 from prunus.results.metrics import answer_allowance
 from prunus.results.stages import in_full
-from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE
+from prunus.results.verdicts import OPEN, SAME, UNFINISHED, WITHIN, WORSE
 
 # Shares of draws above which an ending gets a warning.
 LEAKED, TRUNCATED, SILENT, BEYOND = 0.01, 0.05, 0.2, 0.1
@@ -26,15 +26,46 @@ def title(entries: Sequence[Entry], labels: Sequence[str], base: str, chosen: in
         return f"{base}: accuracy against thinking budget"
     if chosen is not None:
         entry = entries[chosen]
-        verbs = {SAME: "is non-inferior to", BETTER: "is better than", WITHIN: "stays within the margin of"}
-        ends = ["and still stops" if entry.stops else "", "but may not stop as often", "but stops less often"]
-        return _fitted(labels[chosen], verbs[entry.verdict], base, [*ends, "but worse at some budgets"][doubt(entry)])
+        verb, end, at_most = "is better than", _end(entry), bound_in_words(entry)
+        if "%" in at_most:  # of what the base solves, which takes too many words
+            verb = {SAME: "is non-inferior to", WITHIN: "stays within the margin of"}.get(entry.verdict, verb)
+        elif entry.verdict == SAME:
+            verb = f"{at_most} against"
+        elif entry.verdict == WITHIN:
+            verb, end = "is worse than", f"by {at_most.removeprefix('loses ')} {end}"
+        return _fitted(labels[chosen], verb, base, end)
     if lost := _nothing_to_lose(entries, base):
         return f"No variant can be non-inferior: {lost}"
     if len(entries) == 1:
         verb = {WORSE: "is worse than", OPEN: "may or may not be as good as"}
         return _fitted(labels[0], verb.get(entries[0].verdict, "is unfinished beside"), base, "")
     return _fitted("No variant", "is shown as good as", f"{base}:", counts(entries))
+
+
+def _end(entry: Entry) -> str:
+    """What the title says of how the chains of a chosen variant end."""
+    ends, doubts = entry.stopping.endings.get(ENDS), doubt(entry)
+    if entry.stops == WITHIN and doubts == 1:
+        doubts = 2  # a loss is shown
+    cut = ends is not None and ends.share < 0.5
+    stops = "and still stops" if entry.still_stops else ""
+    unsure = "but most chains are cut" if cut else "but may not stop as often"
+    return [stops, unsure, "but stops less often", "but worse at some budgets"][doubts]
+
+
+def corrected_for(looks: Looks | None) -> str:
+    """A sentence on the comparisons of the store for which verdicts are corrected besides those shown; else empty."""
+    if looks is None:
+        return ""
+    more = [f"{looks.others} of runs that are not shown"] * bool(looks.others)
+    more += [f"{looks.removed} of runs that were removed"] * bool(looks.removed)
+    more += [f"as many by each of the {looks.bases} runs of the base"] * (looks.bases > 1)
+    if not more:
+        return ""
+    return (
+        f"Verdicts are corrected for {looks.comparisons} comparisons that could be shown from this store, among them"
+        f" {joined(more)}."
+    )
 
 
 def counts(entries: Sequence[Entry]) -> str:
@@ -70,6 +101,8 @@ def lead(
 ) -> str:
     """At most two sentences on the chosen variant, or on the closest: its loss; its size, and whether it stops.
 
+    What is said of the loss is valid although the variant was chosen: neither its estimate nor its interval are.
+
     sizes: of each variant, in words.
     """
     if not entries:
@@ -79,15 +112,15 @@ def lead(
         return f"Without a verdict: {joined(list(labels))}."
     nearest = max(judged, key=lambda place: (entries[place].verdict == OPEN, entries[place].primary.difference))
     shown = nearest if chosen is None else chosen
-    entry, cell, ends = entries[shown], entries[shown].primary, entries[shown].stopping.endings.get(ENDS)
+    entry, ends = entries[shown], entries[shown].stopping.endings.get(ENDS)
     curve = {budget for part in entry.tasks.values() for budget in part.budgets} != {AS_RUN}
-    change = f"{points(cell.difference)} points ({points(cell.low)} to {points(cell.high)}){' over the curve' * curve}"
+    change = f"{bound_in_words(entry)}{' over the curve' * curve}, with 95 % confidence for all comparisons together"
     loss = f"a loss of {margin.words(f'what {base} solves')} or more"
     against = [f"but {at.verdict} at {at.budget} ({points(at.difference)})" for at in entry.contradicted_at[:2]]
-    sure = f"{loss} is ruled out with 95 % confidence"
+    sure = f"{loss} is ruled out"
     if chosen is None:
         sure = f"{loss} cannot be ruled out" if entry.verdict == OPEN else "it is worse"
-    start = f"Closest is {labels[shown]}, with" if chosen is None and len(entries) > 1 else "It changes accuracy by"
+    start = f"Closest is {labels[shown]}, which" if chosen is None and len(entries) > 1 else "It"
     stops = ""
     if ends is not None:
         stops = f", and {percent(ends.share)} % of its chains end by themselves ({points(ends.difference)} points)"
@@ -125,6 +158,7 @@ def warnings(data: ReportData) -> list[str]:
     if (state := data.base.summary.unfinished) is not None and not data.others:
         found.append(f"{data.base.style.label}: {in_full(state)}.")
     found += grouped_problems(data.comparison.others)
+    found += filter(None, [corrected_for(data.comparison.looks)])
     told = ((one.style.label, text) for one in data.others if one.contrast for text in one.contrast.warnings)
     found += [f"{joined(names)}: {text}." for text, names in by_text(told).items()]
     return [*found, *_endings(data.runs), *_versions(data.runs), *_makings(data.runs)]

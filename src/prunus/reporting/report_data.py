@@ -48,12 +48,12 @@ def best(entries: Sequence[Entry], sizes: Sequence[Sized]) -> int | None:
 
 
 def doubt(entry: Entry) -> int:
-    """0 for a variant that still stops, 1 if that cannot be told, 2 if not, 3 if it is worse at single budgets."""
+    """0 for a variant that still stops, 1 if that cannot be said, 2 if not, 3 if it is worse at single budgets."""
     if any(at.verdict in (WORSE, WITHIN) for at in entry.contradicted_at):
         return 3
     if entry.stops == WORSE or entry.relies_on_cutting:
         return 2
-    return 0 if entry.stops in (None, *FIT) else 1
+    return 0 if entry.stops is None or entry.still_stops else 1
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,9 @@ class ReportData:
         base: run id or its start, model name or label; by default the run of the unpruned model. Raises PrunusError if
         the base is ambiguous or missing, or no problem of any run is finished.
         """
-        available = [run for run in store.runs() if runs is None or run.run_id in runs]
-        begun = store.begun(available)
+        stored = store.runs()
+        with_rows = store.begun(stored)
+        available, begun = ([run for run in of if runs is None or run.run_id in runs] for of in (stored, with_rows))
         base_run = store.find_run(base) if base is not None else dense_run(begun or available, store.path)
         groups = store.groups()
 
@@ -139,10 +140,16 @@ class ReportData:
             samples = store.samples(run_id)
             return samples, tables(samples, groups)
 
-        comparison = compare_runs(
-            base_run, available, lambda run_id: rows(run_id)[1], margin=margin, stop_margin=stop_margin
-        )
         by_id = {run.run_id: run for run in available}
+        comparison = compare_runs(
+            base_run,
+            available,
+            lambda run_id: rows(run_id)[1] if run_id in by_id else tables(store.samples(run_id), groups),
+            margin=margin,
+            stop_margin=stop_margin,
+            stored=with_rows,
+            removed=store.removed(),
+        )
         chosen = [base_run, *(by_id[entry.run] for entry in comparison.others)]
         reported = []
         for style, run, contrast in zip(

@@ -9,13 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from prunus.budgets import AS_RUN, OFF, without_off
-from prunus.reporting.prose import by_text, grouped, grouped_problems, rounding
+from prunus.reporting.prose import by_text, corrected_for, grouped, grouped_problems, rounding
 from prunus.reporting.render.text import count, joined, percent, points, probability, sizes, times, visible
 from prunus.reporting.report_data import tasks_of
 from prunus.results.cells import Cell, Comparison, Ending, Entry, Identity, RecipeVerdict
 from prunus.results.characters import DASH
 from prunus.results.contrasts import ENDINGS, ENDS
-from prunus.results.labels import observations, unique_labels
+from prunus.results.labels import bound_in_words, observations, unique_labels
 from prunus.results.rows import Run
 from prunus.results.stages import in_full, verdict_in_words
 from prunus.results.summary import BudgetCell, Summary
@@ -97,14 +97,17 @@ def verdict_table(comparison: Comparison, runs: Iterable[Run]) -> RenderableType
     """
     everything = [comparison.base, *comparison.others]
     names, models = _names(everything), {run.run_id: run.model for run in runs}
-    columns = ("verdict", "difference [95 %]", "still stops", "scaling")
+    columns = ("verdict", "loses less than", "difference [95 %]", "ends by itself", "scaling")
     table = _table("run", "parameters", *columns, left=columns)
     for name, one in zip(names, everything, strict=True):
         judged = _judged(one) if isinstance(one, Entry) else ["base"]
         table.add_row(Text(name), _size(models.get(one.run, {})), *judged)
+    bound = Text(
+        "loses less than: points, with 95 % confidence for all comparisons together; difference: of each alone"
+    )
     rule = Text(f"non-inferior, within margin: a loss of {comparison.margin.words()} or more is ruled out at 95 %")
     more = Text("`prunus compare STORE --details` says what this rests on: p, MDE, endings, slopes, every budget")
-    return Group(_compared(comparison, names[0]), table, rule, more, *_notes(comparison, names))
+    return Group(_compared(comparison, names[0]), table, bound, rule, more, *_notes(comparison, names))
 
 
 def _size(model: Data) -> str:
@@ -120,7 +123,15 @@ def _judged(entry: Entry) -> list[Text | str]:
     change = f" ({points(ends.difference)})" if ends else ""
     stops = Text(_brief(entry.stops) + change, style=STYLES[entry.stops]) if entry.stops else ""
     kept = Text(slope.word, style=STYLES[slope.word]) if slope and slope.word else ""
-    return [Text(_brief(verdict_in_words(entry)), style=STYLES[entry.verdict]), _interval(entry.primary), stops, kept]
+    word = Text(_brief(verdict_in_words(entry)), style=STYLES[entry.verdict])
+    return [word, _brief_bound(entry), _interval(entry.primary), stops, kept]
+
+
+def _brief_bound(entry: Entry) -> str:
+    """`1.3`: the number of points of `bound_in_words`."""
+    return (
+        bound_in_words(entry).removeprefix("loses less than ").removesuffix(" points").replace("gains more than ", "+")
+    )
 
 
 def _brief(word: str) -> str:
@@ -141,6 +152,7 @@ def _is_as_run(comparison: Comparison) -> bool:
 def _notes(comparison: Comparison, names: Sequence[str]) -> list[Text]:
     """What rounding alone does, if that was measured, and the warnings. names: of all runs, the base first."""
     notes = [*grouped(comparison.warnings), *grouped_problems(comparison.others)]
+    family = [Text(said)] if (said := corrected_for(comparison.looks)) else []
     cut = "the accuracy holds only because chains are cut; fewer end by themselves than base's"
     told = (
         (name, text)
@@ -149,7 +161,7 @@ def _notes(comparison: Comparison, names: Sequence[str]) -> list[Text]:
     )
     notes += [f"{joined(group)}: {text}" for text, group in by_text(told).items()]
     measured = [Text(f"{said}.")] if (said := rounding(comparison)) else []
-    return [*measured, *(Text(f"warning: {visible(note)}") for note in notes)]
+    return [*measured, *family, *(Text(f"warning: {visible(note)}") for note in notes)]
 
 
 def detail_tables(comparison: Comparison) -> RenderableType:
@@ -176,8 +188,9 @@ def detail_tables(comparison: Comparison) -> RenderableType:
     if any(entry.scaling for entry in entries):
         tables += [Text(""), _title("Scaling: accuracy gained per doubling of the budget"), _scaling(names, entries)]
     if comparison.recipes:
-        title = _title("Recipes over calibration seeds: difference in points, for other seeds and other problems")
+        title = _title("Recipes over calibration seeds: estimates in points, with those of each seed")
         tables += [Text(""), title, _recipes(comparison.recipes)]
+        tables.append(Text("the t interval takes seeds to differ normally, and no word rests on it"))
     for task in dict.fromkeys(task for entry in entries for task in entry.tasks):
         title = _title(f"{task}: difference in points by thinking budget")
         tables += [Text(""), title, _budget_differences(task, names, entries)]
@@ -188,8 +201,8 @@ def detail_tables(comparison: Comparison) -> RenderableType:
         f"a change for the worse of {stop_margin.words('what the base has')} or more",
         "kept: at least 90 % of the base's slope, with 95 % confidence (by a bound that is valid for any number of",
         "problems and lower than the interval shown); lost: less, with 95 % confidence",
-        "over all runs together, better and worse are each wrong in at most 2.5 % of such tables, and non-inferior in",
-        "5 % (Holm); so are those of all single budgets together",
+        "over all runs of the store that could be compared, named or not, better and worse are each wrong in at most",
+        "2.5 % of such tables, and non-inferior in 5 % (Holm); so are those of all single budgets together",
         "MDE: the true difference that is detected with 80 % power after this correction",
         "assumed: problems, or groups of problems that belong together, are independent of each other",
     )
@@ -198,12 +211,13 @@ def detail_tables(comparison: Comparison) -> RenderableType:
 
 
 def _recipes(recipes: Sequence[RecipeVerdict]) -> Table:
-    columns = ("verdict", "difference [95 %]", "se", "of seeds", "of problems", "df", "seeds")
+    columns = ("verdict", "seeds (of those needed)", "difference [t, 95 %]", "se", "of seeds", "of each seed")
     table = _table("recipe", *columns, left=("verdict",))
     for one in recipes:
-        errors = [percent(error) for error in (one.se, one.se_seeds, one.se_problems)]
-        word = Text(one.verdict, style=STYLES[one.verdict])
-        table.add_row(Text(one.label), word, _interval(one), *errors, f"{one.freedom:.0f}", str(len(one.seeds)))
+        errors = [percent(error) for error in (one.se, one.se_seeds)]
+        word, each = Text(one.verdict, style=STYLES[one.verdict]), " ".join(map(points, one.each))
+        seeds = f"{len(one.seeds)} ({one.needed or DASH})"
+        table.add_row(Text(one.label), word, seeds, _interval(one), *errors, each)
     return table
 
 

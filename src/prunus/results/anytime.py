@@ -236,7 +236,7 @@ def in_plan_order(
 
 
 def infer(
-    differences_TC: Floats, margin: float, columns: int = 1, first: int = 0, share: float = 1.0
+    differences_TC: Floats, margin: float, columns: float = 1, first: int = 0, share: float = 1.0
 ) -> dict[str, Floats]:
     """What `paired` and `betting` say of a comparison, each (C,), so that it holds at any time.
 

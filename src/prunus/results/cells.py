@@ -125,13 +125,16 @@ class Difference(Sized):
 class Cell(Difference):
     """The difference at one budget, or over the area.
 
-    lower_bound: one-sided 95 %, valid for any number of problems. p_margin: of a loss of the margin or more. mde: the
-    true difference that would be detected with 80 % power at the first step of Holm's correction; None where none could
-    be with so few problems, and where bounds hold at any time. band_low, band_high: cover all budgets of the task
-    simultaneously; only at budgets. q: Benjamini-Hochberg over all budgets and areas of all runs, for exploring.
+    lower_bound: one-sided 95 %, valid for any number of problems; lower_bound_adjusted, of the area: the same for all
+    comparisons that are corrected together, so it is valid for one that was chosen among them. p_margin: of a loss of
+    the margin or more. mde: the true difference that would be detected with 80 % power at the first step of Holm's
+    correction; None where none could be with so few problems, and where bounds hold at any time. band_low, band_high:
+    cover all budgets of the task simultaneously; only at budgets. q: Benjamini-Hochberg over all budgets and areas of
+    all runs, for exploring.
     """
 
     lower_bound: float
+    lower_bound_adjusted: float | None = None
     p_margin: float
     mde: float | None
     settle: Needed
@@ -286,7 +289,9 @@ class Entry(Identity):
     many problems there are; then p, bounds and intervals hold at any time, and scaling cannot be told. grown: the
     comparisons that could be seen, this one last, if their size changed. whole_curve: whether the difference has the
     same sign at every budget, and nothing is in contradicted_at. scaling: the slope of all tasks. stops: the verdict on
-    ending by itself. relies_on_cutting: it ends by itself less often, although the accuracy is not worse by the margin.
+    ending by itself. still_stops: whether the model may be said to stop as the base does: no loss is shown, most of its
+    chains end by themselves, and the margin is small beside the base's. relies_on_cutting: it ends by itself less
+    often, although the accuracy is not worse by the margin.
     """
 
     tasks: Mapping[str, Part]
@@ -305,6 +310,7 @@ class Entry(Identity):
     whole_curve: bool
     contradicted_at: Sequence[Contradiction]
     stops: str | None
+    still_stops: bool
     relies_on_cutting: bool
 
 
@@ -333,9 +339,11 @@ class Rounding(Record):
 
 
 class RecipeVerdict(Record):
-    """The verdict on a recipe from the runs of several calibration seeds, which are a random effect as problems are.
+    """The estimate of a recipe from the runs of several calibration seeds, which are a random effect as problems are.
 
-    n: problems; samples: draws of each. difference: mean over seeds, tasks and problems, with its t interval. se: its
+    each: the difference of each seed's run. needed: from how many seeds on a word is possible; None where it never is.
+    n: problems; samples: draws of each. difference: mean over seeds, tasks and problems, with its t interval, which
+    takes seeds to differ normally, so that no verdict rests on it. se: its
     standard error; se_seeds, se_problems: the parts of seeds and of problems, whose squares add up to its square.
     freedom: degrees of freedom of the interval.
     """
@@ -357,13 +365,32 @@ class RecipeVerdict(Record):
     p_margin: float
     verdict: str
     label: str
+    each: Sequence[float] = ()
+    needed: int | None = None
+
+
+class Looks(Record):
+    """How many comparisons p-values are corrected for.
+
+    others: of runs that are not shown. removed: of runs that were removed. bases: runs of the base model that could be
+    the base, by each of which there are as many.
+    """
+
+    comparisons: int
+    others: int
+    removed: int
+    bases: int
 
 
 class Comparison(Record):
-    """Runs compared with a base. control: None without an A/A control. method: how numbers were computed, in words."""
+    """Runs compared with a base. control: None without an A/A control. method: how numbers were computed, in words.
+
+    looks: what was corrected for; None in what earlier versions stored.
+    """
 
     base: Base
     others: Sequence[Entry]
+    looks: Looks | None = None
     margin: Margin
     stop_margin: Margin
     control: Rounding | None

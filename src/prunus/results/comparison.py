@@ -1,11 +1,12 @@
 """Compare runs with a base run: paired differences and a verdict for each, from the rows of a store.
 
 The primary contrast is declared in advance: the area under accuracy over log2(budget), averaged over tasks. Its
-p-values decide, corrected over the runs compared (Holm); those of single budgets are detail, corrected over all single
-budgets of all runs (Holm). What the verdicts mean, and how often they are wrong, is in docs/verdicts.md.
+p-values decide, corrected (Holm) over all runs of the store that could be compared, named or not (`family`); those of
+single budgets are detail, corrected over all single budgets of all these runs. What the verdicts mean, and how often
+they are wrong, is in docs/verdicts.md.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -20,8 +21,9 @@ from prunus.results.anytime import whole_groups
 from prunus.results.betting import ALPHA
 from prunus.results.cells import AREA, Base, Cells, Comparison, Ending, Entry, Part, Rounding, Stopping, Unfinished
 from prunus.results.contrasts import ENDS, Grown, Pair, contrast_cells, stop_cells, tokens_per_draw, without_claims
+from prunus.results.family import GAME, Family, kin_of, slot_of
 from prunus.results.labels import history, identity, listed, serving_of
-from prunus.results.rows import FIRST_PROTOCOL, Run, Table, tables
+from prunus.results.rows import FIRST_PROTOCOL, Removed, Run, Table, tables
 from prunus.results.seeds import recipes_over_seeds
 from prunus.results.stages import PARTLY, SEVERAL, Growth, growth, in_words, of_both, removed_before, unfinished
 from prunus.results.starts import how_mixed, made_otherwise
@@ -35,6 +37,8 @@ from prunus.results.verdicts import (
     at_largest,
     contradictions,
     judged,
+    rare_endings,
+    still_stops,
     verdict,
     wide_margin,
 )
@@ -46,7 +50,9 @@ METHOD = {
     "interval": "BCa bootstrap over problems with two pseudo-problems",
     "band": "simultaneous over the budgets of a task: max |t| of the same bootstrap",
     "p_adjusted": "Holm for each direction and for losses within the margin: the area over runs; all single budgets of"
-    " all runs together; scaling over runs",
+    " all runs together; scaling over runs; over all runs of the store that could be compared, also those not shown",
+    "lower_bound_adjusted": "the lower bound of the area at 5 % over the number of comparisons: valid after choosing",
+    "order": "bets take problems in an order that follows from a hash of them",
     "adaptive": "p, bounds and intervals by betting without a fixed number of problems: valid whatever ended the run",
     "assumed": "problems are independent of each other; those that belong together form groups, each one observation",
     "q": "Benjamini-Hochberg over all budgets and areas of all runs, for exploring",
@@ -60,6 +66,7 @@ ESTIMATED = (
     "the store was written by an older version and does not list the problems of the plan: that there are more is taken"
     " from its limit and the problems that the store has of its tasks"
 )
+LEAST_RESAMPLES = 100
 # Settings that may differ between two plans that measure the same. Of the first four, what both runs have is compared.
 HARMLESS = {"aa_control", "tasks", "budgets", "samples", "limit", "limit_of", "seed", "batch_size", "reuse", "kernel"}
 
@@ -69,7 +76,6 @@ def compare(
     base: str | None = None,
     others: Sequence[str] | None = None,
     margin: MarginLike = 0.02,
-    seed: int = 0,
     resamples: int = paired.RESAMPLES,
     stop_margin: MarginLike = 0.05,
 ) -> dict[str, Any]:
@@ -81,8 +87,9 @@ def compare(
     or of its draws that end well). Without others, every run is compared whose plan differs from that of the base in
     tasks, budgets, samples, limit, seed, batches and kernel only; the other runs are listed under `warnings`. Runs that
     are named are compared in any case, with a warning. Only problems that are complete in both runs count, over the
-    budgets and draws that both have. A run from an imported log has one budget, AS_RUN, so the area is the accuracy
-    there; the largest budget of another run is compared with it.
+    budgets and draws that both have. Which runs are named changes no verdict: all p-values are corrected over all runs
+    of the store that could be compared, as `looks` says. A run from an imported log has one budget, AS_RUN, so the area
+    is the accuracy there; the largest budget of another run is compared with it.
 
     Returns plain data, whose keys the classes of `prunus.results.cells` explain: `Comparison` as a whole, and `Entry`
     for each of `others`, whose `tasks` -> task -> `budgets` -> budget, `auc` and `slope` are cells.
@@ -94,7 +101,7 @@ def compare(
     p_margin_adjusted of at most .05, or `cannot tell`.
     Raises PrunusError for unknown or ambiguous names, and if there is nothing to compare.
     """
-    return compared(store, base, others, margin, seed, resamples, stop_margin).to_json()
+    return compared(store, base, others, margin, resamples, stop_margin).to_json()
 
 
 def compared(
@@ -102,7 +109,6 @@ def compared(
     base: str | None = None,
     others: Sequence[str] | None = None,
     margin: MarginLike = 0.02,
-    seed: int = 0,
     resamples: int = paired.RESAMPLES,
     stop_margin: MarginLike = 0.05,
 ) -> Comparison:
@@ -115,11 +121,11 @@ def compared(
         result = compare_runs(
             base_run,
             opened.runs() if named is None else named,
-            controls=opened.runs(),
+            stored=opened.begun(),
+            removed=opened.removed(),
             tables_of=lambda run_id: tables(opened.samples(run_id), opened.groups()),
             may_leave_out=named is None,
             margin=margin,
-            seed=seed,
             resamples=resamples,
             stop_margin=stop_margin,
         )
@@ -158,82 +164,104 @@ def compare_runs(
     *,
     may_leave_out: bool = True,
     margin: MarginLike = 0.02,
-    seed: int = 0,
     resamples: int = paired.RESAMPLES,
     stop_margin: MarginLike = 0.05,
-    controls: Iterable[Run] | None = None,
+    stored: Iterable[Run] | None = None,
+    removed: Iterable[Removed] = (),
 ) -> Comparison:
     """The result of `compared` for runs that have been read; `others` may be empty.
 
     tables_of: the tables of the run with an id. may_leave_out: runs with another plan, and runs that share no finished
     problem with base, are left out and listed under `warnings`; without it the former are compared with a warning and
-    the latter raise PrunusError. controls: runs among which an A/A control of base may be; None: the same.
+    the latter raise PrunusError. stored, removed: all runs of the store, over which p-values are corrected; None: the
+    same.
     """
     margin, stop_margin = _checked(margin, stop_margin, resamples)
     runs = list(runs)
-    again = next((run for run in (runs if controls is None else controls) if _repeats(run, base)), None)
+    stored = runs if stored is None else list(stored)
+    again = next((run for run in stored if _repeats(run, base)), None)
     chosen, warnings = _choose(base, runs, may_leave_out)
-    base_tables, found = tables_of(base.run_id), []
-    base_state = unfinished(base, base_tables)
-    for run in chosen:
-        run_tables = tables_of(run.run_id)
-        state = unfinished(run, run_tables)
-        lacking = (state and replace(state, base=False)) or (base_state and replace(base_state, base=True))
-        orders = _orders(base, run, base_tables, lacking)
-        pairs, notes = _pairs(base_tables, run_tables, orders, bool(lacking))
-        notes = _plan_notes(base, run) + removed_before(base) + removed_before(run) + notes
-        pairs, grown, how_taken = _taken(base, run, pairs, seed)
-        notes += [how_taken] * bool(how_taken)
-        if pairs:
-            if lacking:
-                why = f"{SEVERAL} ({how_mixed([base, run])})" if lacking.mixed else PARTLY
-                notes.insert(0, f"{in_words(lacking)}: no verdict is given, since {why}")
-                estimated = any(one.planned and one.planned.order is None for one in (base, run))
-                notes += [ESTIMATED] * (estimated and not lacking.mixed)
-            same_chains = all(one.plan.get("reuse", True) for one in (base, run))
-            cells = _cells(pairs, (margin, stop_margin), seed, resamples, len(chosen), same_chains)
-            cells = [*map(without_claims, cells)] if lacking else cells
-            found.append(_Found(run, pairs, notes, cells, lacking, grown))
-        elif may_leave_out:
+    kin = kin_of(base, chosen, stored, removed, _alike)
+    base_tables = tables_of(base.run_id)
+    base_state, found, shown = unfinished(base, base_tables), list[_Found](), 0
+    for place, run in enumerate((*chosen, *kin.hidden)):
+        one = _found(base, run, base_state, base_tables, tables_of(run.run_id))
+        if one.pairs:
+            found.append(one)
+            shown += place < len(chosen)
+        elif place < len(chosen) and may_leave_out:
             warnings.append(f"{_name(run)} is left out: it shares no finished problem with {_name(base)}")
-        else:
+        elif place < len(chosen):
             first = "their questions differ" if base.imported or run.imported else "evaluate both first"
             raise PrunusError(f"{_name(run)} shares no finished problem with {_name(base)}: {first}")
-    entries = _entries(found, margin)
+    family = Family([slot_of(one.run) for one in found], kin.unseen, kin.bases)
+    cells = [
+        _cells(base, one, (margin, stop_margin), resamples, family.size if place < shown else None)
+        for place, one in enumerate(found)
+    ]
+    entries = _entries(found, cells, family, shown, (margin, stop_margin))
     if entries and (note := wide_margin(margin, min(entry.primary.base_accuracy for entry in entries))) is not None:
         warnings.append(note)
+    ends = [entry.stopping.endings[ENDS] for entry in entries if ENDS in entry.stopping.endings]
+    if ends and (note := rare_endings(stop_margin, min(cell.base_share for cell in ends))) is not None:
+        warnings.append(note)
+    seeds = [(one.run, one.pairs) for one in found if not one.lacking]
     return Comparison(
         base=Base(**vars(identity(base)), unfinished=base_state),
         others=entries,
+        looks=family.looks(shown) if entries else None,
         margin=margin,
         stop_margin=stop_margin,
-        control=again and _against_itself(again, base_tables, tables_of(again.run_id), seed, resamples),
-        recipes=recipes_over_seeds([(one.run, one.pairs) for one in found if not one.lacking], margin, seed),
-        method=METHOD | {"resamples": resamples, "seed": seed},
+        control=again and _against_itself(again, base_tables, tables_of(again.run_id), resamples),
+        recipes=recipes_over_seeds(seeds, margin, [entry.run for entry in entries], [one.run for one in removed]),
+        method=METHOD | {"resamples": resamples},
         warnings=warnings,
     )
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A run before it is judged with the others. cells: of its tasks, and of all of them if there are several."""
+    """A run and what of it is compared, before it is judged with the others."""
 
     run: Run
     pairs: Mapping[str, Pair]
     notes: list[str]
-    cells: Sequence[Cells]
     lacking: Unfinished | None
     grown: Growth | None
 
 
-def _entries(found: Sequence[_Found], margin: Margin) -> list[Entry]:
-    """The entry of each run, with what depends on which runs are compared together."""
-    runs = judged([one.cells for one in found])
-    endings = at_largest([parts[-1] for parts in runs])
-    return [_entry(one, parts, last, margin) for one, parts, last in zip(found, runs, endings, strict=True)]
+def _found(
+    base: Run, run: Run, base_state: Unfinished | None, base_tables: Mapping[str, Table], other: Mapping[str, Table]
+) -> _Found:
+    state = unfinished(run, other)
+    lacking = (state and replace(state, base=False)) or (base_state and replace(base_state, base=True))
+    pairs, notes = _pairs(base_tables, other, _orders(base, run, base_tables, lacking), bool(lacking))
+    notes = _plan_notes(base, run) + removed_before(base) + removed_before(run) + notes
+    pairs, grown, how_taken = _taken(base, run, pairs)
+    notes += [how_taken] * bool(how_taken)
+    if lacking:
+        why = f"{SEVERAL} ({how_mixed([base, run])})" if lacking.mixed else PARTLY
+        notes.insert(0, f"{in_words(lacking)}: no verdict is given, since {why}")
+        estimated = any(one.planned and one.planned.order is None for one in (base, run))
+        notes += [ESTIMATED] * (estimated and not lacking.mixed)
+    return _Found(run, pairs, notes, lacking, grown)
 
 
-def _entry(one: _Found, parts: Sequence[Part], endings: Mapping[str, Ending], margin: Margin) -> Entry:
+def _entries(
+    found: Sequence[_Found],
+    cells: Sequence[Sequence[Cells]],
+    family: Family,
+    shown: int,
+    margins: tuple[Margin, Margin],
+) -> list[Entry]:
+    """The entry of each of the first runs, with what depends on all of them together."""
+    runs = judged(cells, family)
+    endings = at_largest([parts[-1] for parts in runs], family)
+    return [_entry(*one, margins) for one in [*zip(found, runs, endings, strict=True)][:shown]]
+
+
+def _entry(one: _Found, parts: Sequence[Part], endings: Mapping[str, Ending], margins: tuple[Margin, Margin]) -> Entry:
+    margin, stop_margin = margins
     tasks, whole = dict(zip(one.pairs, parts, strict=False)), parts[-1]
     word, stops = verdict(whole.auc), endings[ENDS].verdict if ENDS in endings else None
     budgets = {budget: whole.budgets[budget] for budget in without_off(whole.budgets) or whole.budgets}
@@ -259,11 +287,12 @@ def _entry(one: _Found, parts: Sequence[Part], endings: Mapping[str, Ending], ma
         whole_curve=word != UNFINISHED and one_sign and not against,
         contradicted_at=against,
         stops=stops,
+        still_stops=still_stops(endings.get(ENDS), stops, stop_margin),
         relies_on_cutting=stops == WORSE and word in (SAME, BETTER, WITHIN),
     )
 
 
-def _taken(base: Run, other: Run, pairs: dict[str, Pair], seed: int) -> tuple[dict[str, Pair], Growth | None, str]:
+def _taken(base: Run, other: Run, pairs: dict[str, Pair]) -> tuple[dict[str, Pair], Growth | None, str]:
     """The pairs with how rows decided the number of their problems, and a note on it; empty if they did not."""
     if (how := other.adaptive or base.adaptive) is not None:
         return {task: replace(pair, adaptive=int(how.get("seed", 0))) for task, pair in pairs.items()}, None, ADAPTIVE
@@ -273,13 +302,13 @@ def _taken(base: Run, other: Run, pairs: dict[str, Pair], seed: int) -> tuple[di
     orders = {task: pair.base.problems for task, pair in pairs.items()} | of_both(base, other)
     # A plan without a limit has the set's own order, and takes in the samples of those before in theirs.
     orders |= {task: sorted(orders[task], key=sampling_key) for task in grown.sampled if task in orders}
-    taken = {task: replace(pair, adaptive=Grown(grown, tuple(orders[task]), seed)) for task, pair in pairs.items()}
+    taken = {task: replace(pair, adaptive=Grown(grown, tuple(orders[task]))) for task, pair in pairs.items()}
     return taken, grown, str(grown)
 
 
 def _checked(margin: MarginLike, stop_margin: MarginLike, resamples: int) -> tuple[Margin, Margin]:
-    if resamples < 100:
-        raise PrunusError(f"resamples must be at least 100, not {resamples}")
+    if resamples < LEAST_RESAMPLES:
+        raise PrunusError(f"resamples must be at least {LEAST_RESAMPLES}, not {resamples}")
     return Margin.of(margin), Margin.of(stop_margin, "stop margin")
 
 
@@ -307,13 +336,13 @@ def _repeats(run: Run, base: Run) -> bool:
 
 
 def _against_itself(
-    again: Run, base: Mapping[str, Table], other: Mapping[str, Table], seed: int, resamples: int
+    again: Run, base: Mapping[str, Table], other: Mapping[str, Table], resamples: int
 ) -> Rounding | None:
     """How much rounding alone moves: the base's control against the base; None without a problem that both have."""
     pairs = list(_pairs(base, other)[0].values())
     if not pairs:
         return None
-    cell = contrast_cells(pairs, Margin(0.0), seed, resamples, (1, 1))[AREA, 0]
+    cell = contrast_cells(pairs, Margin(0.0), resamples, None)[AREA, 0]
     counts = {"answers": 0, "differ": 0, "grades": 0}
     for pair in pairs:
         answers = [table.values("answer").ravel().tolist() for table in (pair.base, pair.other)]
@@ -324,12 +353,21 @@ def _against_itself(
     return Rounding(run=again.run_id, **kept, **counts)
 
 
-def plan_differences(base: Run, other: Run) -> str:
-    """The settings that differ between two plans and matter, such as `mode is legacy, not strict`; empty if none do."""
+def _alike(one: Run, other: Run) -> bool:
+    """Whether two runs belong to one family: they have a task in common, and their plans measure the same."""
+    tasks = [set(run.plan.get("tasks", ())) for run in (one, other)]
+    return not (all(tasks) and tasks[0].isdisjoint(tasks[1])) and not plan_differences(one, other, GAME)
+
+
+def plan_differences(base: Run, other: Run, but: Collection[str] = ()) -> str:
+    """The settings that differ between two plans and matter, such as `mode is legacy, not strict`; empty if none do.
+
+    but: settings that are not looked at.
+    """
     if base.imported != other.imported:
         tool = (base if base.imported else other).plan.get("tool")
         return f"one is a log of {tool}, with its own prompts, limits and grades"
-    keys = sorted((base.plan.keys() | other.plan.keys()) - HARMLESS)
+    keys = sorted((base.plan.keys() | other.plan.keys()) - HARMLESS - set(but))
     found = []
     for key in keys:
         ours, theirs = other.plan.get(key), base.plan.get(key)
@@ -441,19 +479,25 @@ def _as_run(
 
 
 def _cells(
-    pairs: Mapping[str, Pair], margins: tuple[Margin, Margin], seed: int, resamples: int, runs: int, same_chains: bool
+    base: Run, one: _Found, margins: tuple[Margin, Margin], resamples: int, comparisons: int | None
 ) -> list[Cells]:
-    """The cells of one run: of each task, and last of all of them. runs: how many are compared."""
+    """The cells of one run: of each task, and last of all of them.
+
+    comparisons: over how many p-values are corrected; None for a run that is not shown.
+    """
+    pairs, same_chains = one.pairs, all(run.plan.get("reuse", True) for run in (base, one.run))
     columns = sum(len(pair.base.budgets) for pair in pairs.values())
     several = len(pairs) > 1
-    details = runs * (columns + several * (len(pairs) + columns // len(pairs)))  # as `verdicts.judged`
-    tested = [([pair], (details, details if several else runs)) for pair in pairs.values()]
-    tested += [(list(pairs.values()), (details, runs))] * several
-    return [
-        contrast_cells(of, margins[0], seed, resamples, claims)
-        | stop_cells(of, margins[1], seed, resamples, same_chains)
-        for of, claims in tested
-    ]
+    tested = [[pair] for pair in pairs.values()] + [list(pairs.values())] * several
+    found = []
+    for place, of in enumerate(tested):
+        claims = None
+        if comparisons is not None:
+            details = comparisons * (columns + several * (len(pairs) + columns // len(pairs)))  # as `verdicts.judged`
+            claims = details, comparisons if place == len(tested) - 1 else details
+        few = resamples if claims else LEAST_RESAMPLES
+        found.append(contrast_cells(of, margins[0], few, claims) | stop_cells(of, margins[1], few, same_chains))
+    return [*map(without_claims, found)] if one.lacking else found
 
 
 def _name(run: Run) -> str:

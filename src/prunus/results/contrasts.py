@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from prunus.budgets import AS_RUN, OFF, without_off
 from prunus.margins import Margin
+from prunus.plain_data import content_hash
 from prunus.results import anytime, betting, metrics, paired, power, verdicts
 from prunus.results.betting import direction_p
 from prunus.results.cells import AREA, SLOPE, Cell, Cells, Ending, Needed, Slope, made
@@ -26,13 +27,16 @@ from prunus.results.stages import Growth
 class Grown:
     """How problems were taken by a limit that grew.
 
-    order: the problems of the task in the plan's order. seed: of the order of bets among the problems that one limit
-    admitted.
+    order: the problems of the task in the plan's order.
     """
 
     growth: Growth
     order: tuple[str, ...]
-    seed: int
+
+    def first(self, names: Sequence[str]) -> list[str]:
+        """Those of these problems that the first limit admitted."""
+        admitted = set(self.order[: int(min(self.growth.limits[0], len(self.order)))])
+        return [name for name in names if name in admitted]
 
 
 @dataclass(frozen=True)
@@ -53,16 +57,29 @@ class Pair:
         return Pair(base, other, self.adaptive)
 
 
-def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: int, claims: tuple[int, int]) -> Cells:
+def order_seed(pairs: Sequence[Pair]) -> int:
+    """The seed of the order in which bets take problems: it follows from them, so that nobody chooses it.
+
+    Where a limit grew it is that of the problems of the first comparison, whose bets go on.
+    """
+    names = [
+        pair.adaptive.first(pair.base.groups) if isinstance(pair.adaptive, Grown) else pair.base.groups
+        for pair in pairs
+    ]
+    return int(content_hash(names), 16)
+
+
+def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims: tuple[int, int] | None) -> Cells:
     """The cells of one task, or of several with equal weights, without what depends on others: adjusted p and q.
 
-    claims: the numbers of tests for which the p-values of budgets, and of the area, are corrected. The cell of
-    budget OFF is computed apart, so that it changes no other cell.
+    claims: the numbers of tests for which the p-values of budgets, and of the area, are corrected; None for a run of
+    which only p-values count: then there are no minimum detectable effects and adjusted bounds. The cell of budget OFF
+    is computed apart, so that it changes no other cell.
     """
-    budgets = pairs[0].base.budgets
+    budgets, seed = pairs[0].base.budgets, order_seed(pairs)
     if OFF in budgets and len(budgets) > 1:
         off, curve = (
-            contrast_cells([pair.at(some) for pair in pairs], margin, seed, resamples, claims)
+            contrast_cells([pair.at(some) for pair in pairs], margin, resamples, claims)
             for some in ([OFF], without_off(budgets))
         )
         return {("", OFF): off["", OFF], **curve}
@@ -76,7 +93,8 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: 
     tested, draws = paired.infer(strata, resamples, seed), len(pairs[0].base.draws)
     B, A = len(budgets), len(budgets) + 1  # contrasts of budgets, and with the area; a slope would be the last
     shares = [d[:, :A] for d in strata]  # differences of accuracies, which lie in [-1, 1]; no slopes
-    claims_A = np.array([claims[0]] * B + [claims[1]])
+    details, primary = claims or (1, 1)
+    claims_A = np.array([details] * B + [primary])
     common = {
         "accuracy": paired.estimate(other_means),
         "base_accuracy": paired.estimate(base_means),
@@ -87,7 +105,7 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: 
     bases = [d[:, :A] for d in base_means]
     columns = {name: column[:A] for name, column in common.items()}
     claimed = _claimed(shares, bases, pairs, margin, seed, one_outcome, B)
-    if pairs[0].adaptive is None:
+    if pairs[0].adaptive is None and claims is not None:
         columns["mde"] = power.minimum_detectable(shares, bases, claims_A, draws, one_outcome, seed)
     else:
         columns["mde"] = np.full(A, np.nan)  # it is of the tests for a fixed number of problems
@@ -97,6 +115,9 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: 
     columns["band_high"] = np.maximum(ends[1], columns["high"][:B])
     needed = _needed([d[:, :, :A] for d in differences], columns, margin, claims_A)
     columns |= claimed
+    if claims is not None:
+        area = _bound_of_all([d[:, B:] for d in shares], pairs, margin, primary)
+        columns["lower_bound_adjusted"] = np.append(np.full(B, np.nan), area)
     size = sizes_of([pair.base for pair in pairs])
     cells: Cells = {}
     for c, place in enumerate([*(("", budget) for budget in budgets), (AREA, 0)]):
@@ -154,8 +175,16 @@ def _claimed(
     return found | {"p_margin": np.where(covered_C, 1.0, found["p_margin"])}
 
 
+def _bound_of_all(strata: Sequence[Floats], pairs: Sequence[Pair], margin: Margin, comparisons: int) -> Floats:
+    """(C,) lower bounds of the differences that hold for so many comparisons together (Bonferroni)."""
+    if pairs[0].adaptive is not None:  # bands are two-sided
+        return any_time_columns(strata, pairs, margin.size, comparisons / 2)["band_low"]
+    level, draws = betting.ALPHA / comparisons, len(pairs[0].base.draws)
+    return betting.lower_bound(strata, level, order_seed(pairs), draws, [-margin.size])
+
+
 def any_time_columns(
-    strata: Sequence[Floats], pairs: Sequence[Pair], margin: float, columns: int = 1
+    strata: Sequence[Floats], pairs: Sequence[Pair], margin: float, columns: float = 1
 ) -> dict[str, Floats]:
     """`anytime.infer` of the differences (G, C) of each pair, in the order in which groups of problems were taken."""
     how, names = pairs[0].adaptive, [pair.base.groups for pair in pairs]
@@ -163,7 +192,8 @@ def any_time_columns(
     if isinstance(how, int):
         return anytime.infer(anytime.in_rounds(strata, names, how), margin, columns)
     orders = [pair.adaptive.order for pair in pairs if isinstance(pair.adaptive, Grown)]
-    rounds, first = anytime.in_plan_order(strata, names, orders, how.growth.limits, how.seed, len(pairs[0].base.draws))
+    draws, seed = len(pairs[0].base.draws), order_seed(pairs)
+    rounds, first = anytime.in_plan_order(strata, names, orders, how.growth.limits, seed, draws)
     return anytime.infer(rounds, margin, columns, first, how.growth.share)
 
 
@@ -241,7 +271,7 @@ ENDINGS = {
 }
 
 
-def stop_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: int, same_chains: bool) -> Cells:
+def stop_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, same_chains: bool) -> Cells:
     """The cells of all endings at the positive budgets of one task, or of several with equal weights.
 
     Logs of other tools have ENDS and loops at AS_RUN if both say how every draw ended.
@@ -259,7 +289,7 @@ def stop_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: int,
         [_columns(table, budgets, list(endings.values())) for table in tables]
         for tables in ([pair.base for pair in pairs], [pair.other for pair in pairs])
     )
-    signs = np.repeat([ending.sign for ending in endings.values()], len(budgets))
+    signs, seed = np.repeat([ending.sign for ending in endings.values()], len(budgets)), order_seed(pairs)
     strata = [theirs - ours for ours, theirs in zip(base, other, strict=True)]
     gains = [difference * signs for difference in strata]
     good = [np.where(signs > 0, share, 1 - share) for share in base]

@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
+from math import ceil, floor
 from typing import Any
 
 from prunus.errors import PrunusError
 from prunus.plain_data import content_hash
-from prunus.results.cells import Identity, Sized
+from prunus.results.cells import Entry, Identity, Sized
 from prunus.results.characters import DASH, LABEL_LIMIT, MINUS, NBSP, THIN, one_line
 from prunus.results.rows import Run
 from prunus.serving import Serving
@@ -268,3 +269,19 @@ def checked_name(name: str) -> str:
     if not label or label != name.strip():
         raise PrunusError(f"a name is one line of at most {LABEL_LIMIT} characters, not '{label}'")
     return label
+
+
+def bound_in_words(entry: Entry) -> str:
+    """`loses less than 1.3 points`: what holds with 95 % confidence, also if the run was chosen among those compared.
+
+    That is the adjusted bound, or the margin where the verdict rules out a smaller loss; empty without a claim.
+    """
+    cell, margin = entry.primary, entry.margin
+    bound = cell.lower_bound_adjusted
+    if bound is None or entry.unfinished:
+        return ""
+    if bound > 0:
+        return f"gains more than {floor(1000 * bound) / 10:.1f} points"
+    if entry.within_margin and -bound > margin.points(cell.base_accuracy):
+        return f"loses less than {margin.words('what the base solves')}"
+    return f"loses less than {ceil(1000 * -bound) / 10:.1f} points"

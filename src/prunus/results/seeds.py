@@ -1,4 +1,4 @@
-"""The verdict on a recipe from several calibration seeds: seeds are a random effect, as problems are.
+"""The estimate of a recipe from several calibration seeds: seeds are a random effect, as problems are.
 
 A run is one checkpoint, and its verdict is about that one. Another calibration seed makes another checkpoint of the
 same recipe. The difference y[s, p] of the checkpoint of seed s from the base on problem p has a part of the seed, a
@@ -11,11 +11,18 @@ where the rest is in the first two terms both. What the seeds add is taken as 0 
 interval has the degrees of freedom of Satterthwaite (1946) for these terms. With several tasks the estimate is the mean
 over tasks; seeds are common to all tasks and problems are not.
 
+The interval takes seeds to differ normally. Where one seed in five collapses, three seeds show none of that in half of
+the cases, and no test of three seeds that knows nothing of their distribution can show anything. So words rest on bets
+(`betting`) with one value per seed, in [-1, 1]: its mean over a share of the problems of its own, by which these values
+are independent in seeds and in problems. That takes hundreds of seeds; `seeds_needed` says how many.
+
 S: seeds, P: problems of a task.
 """
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from math import log
 
 import numpy as np
 import scipy
@@ -33,6 +40,7 @@ from prunus.results.verdicts import CLAIMS, word_of
 from prunus.step import StepRecord, recipe_of
 
 LEAST = 3  # seeds: two say next to nothing of how seeds differ
+MOST_SEEDS = 5000
 
 
 def over_seeds(strata: Sequence[Floats]) -> dict[str, float]:
@@ -64,59 +72,98 @@ def over_seeds(strata: Sequence[Floats]) -> dict[str, float]:
     return {"difference": centre, **errors, **ends}
 
 
-def p_above(strata: Sequence[Floats], null: float) -> float:
-    """One-sided p of a true mean of null or less, by the t test of `over_seeds`."""
-    found = over_seeds(strata)
-    if found["se"] == 0:
-        return float(found["difference"] <= null)
-    return float(scipy.stats.t.sf((found["difference"] - null) / found["se"], found["freedom"]))
+def shares(strata: Sequence[Floats]) -> Floats:
+    """(S, 1) of each seed the mean over a share of the problems of its own; these are independent of each other.
+
+    strata: (S, P) differences of each task. The shares follow from the numbers of problems and seeds. With several
+    tasks it is the mean over them. With fewer problems than seeds the seeds that are left without one are left out.
+    """
+    S = min(len(strata[0]), *(y.shape[1] for y in strata))
+    found = np.zeros((S, 1))
+    for number, y in enumerate(strata):
+        parts = np.array_split(betting.random_order(y.shape[1], S, number), S)
+        found[:, 0] += [y[seed, part].mean() / len(strata) for seed, part in enumerate(parts)]
+    return found
 
 
-def p_values(differences: Sequence[Floats], claimed: Sequence[Floats], null: float, seed: int = 0) -> dict[str, float]:
+def p_values(differences: Sequence[Floats], claimed: Sequence[Floats], null: float) -> dict[str, float]:
     """p of better, worse and within (a loss below the margin) of the recipe, two-sided for the first two.
 
-    Each is the larger of two p-values: that of the t test with seeds as a random effect, and that of betting on the
-    mean over these checkpoints, which also holds where few problems break. claimed: what exceeds null on average if the
-    loss is below the margin; differences themselves for a margin in points.
+    By betting, with one value per seed. claimed: what exceeds null on average if the loss is below the margin;
+    differences themselves for a margin in points.
     """
-    means = [y.mean(axis=0)[:, None] for y in differences]
-    bets = [float(betting.p_value([sign * y for y in means], 0.0, seed)[0]) for sign in (1, -1)]
-    tests = [p_above([sign * y for y in differences], 0.0) for sign in (1, -1)]
-    better, worse = (min(1.0, 2 * max(pair)) for pair in zip(bets, tests, strict=True))
-    within = betting.p_value([y.mean(axis=0)[:, None] for y in claimed], -null, seed)
-    return {"p_better": better, "p_worse": worse, "p_margin": max(float(within[0]), p_above(claimed, null))}
+    values = shares(differences)
+    better, worse = (min(1.0, 2 * float(betting.p_value([sign * values])[0])) for sign in (1, -1))
+    within = float(betting.p_value([shares(claimed)], -null)[0])
+    return {"p_better": better, "p_worse": worse, "p_margin": within}
+
+
+def seeds_needed(margin: Margin, base: float, tests: int = 1) -> int | None:
+    """The number of seeds from which on bets can show a loss below the margin of a recipe that changes nothing.
+
+    base: what the base solves. tests: over how many recipes p is corrected. None for more than MOST_SEEDS, and where
+    there is nothing to lose.
+    """
+    if margin.covers(base):
+        return None
+    (values,), null = exceeding([np.zeros((1, 1))], [np.full((1, 1), base)], margin)
+    goal = np.full((1, 1), log(tests / betting.ALPHA))
+
+    def enough(seeds: int) -> bool:
+        return bool(betting.reaches(np.full((seeds, 1), values[0, 0]), np.full((1, 1), -null), goal)[0, 0])
+
+    found = bisect_left(range(MOST_SEEDS + 1), True, lo=1, key=enough)
+    return found if found <= MOST_SEEDS else None
 
 
 def recipes_over_seeds(
-    runs: Sequence[tuple[Run, Mapping[str, Pair]]], margin: Margin, seed: int = 0
+    runs: Sequence[tuple[Run, Mapping[str, Pair]]],
+    margin: Margin,
+    shown: Collection[str] | None = None,
+    removed: Sequence[Run] = (),
 ) -> list[RecipeVerdict]:
-    """A verdict on each recipe that at least LEAST of these runs have with calibration seeds of their own.
+    """The estimate of each recipe that at least LEAST of these runs have with calibration seeds of their own.
 
-    runs: with their rows beside the base's, by task.
+    runs: with their rows beside the base's, by task: all of the store, since who leaves out a seed after seeing it
+    chooses. shown: ids of the runs that are shown, of which a recipe has one; None: all. removed: runs that had rows; a
+    recipe that lost one so gets no word.
     """
     groups: dict[str, dict[str, tuple[Run, Mapping[str, Pair]]]] = {}
     for run, pairs in runs:
-        steps = history(run)
-        seeds = [recipe_of(step).get("seed") for step in steps]
-        if any(value is not None for value in seeds) and all(pair.adaptive is None for pair in pairs.values()):
-            source = steps[0].get("source")
-            of = source.get("checksum") if isinstance(source, dict) else None
-            key = canonical_json([of, *([step.get("action"), _seedless(step)["recipe"]] for step in steps)])
-            groups.setdefault(key, {}).setdefault(canonical_json(seeds), (run, pairs))
-    found, firsts = [], []
-    for members in groups.values():
+        key, seeds = _recipe_key(run)
+        if key is not None and all(pair.adaptive is None for pair in pairs.values()):
+            groups.setdefault(key, {}).setdefault(seeds, (run, pairs))
+    found, firsts, gone = [], [], {_recipe_key(run)[0] for run in removed}
+    for key, members in groups.items():
         chosen = list(
             {run.model.get("checksum") or run.run_id: (run, pairs) for run, pairs in members.values()}.values()
         )
-        if len(chosen) >= LEAST and (numbers := _numbers(chosen, margin, seed)) is not None:
-            found.append(numbers)
+        there = shown is None or any(run.run_id in shown for run, _ in chosen)
+        if there and len(chosen) >= LEAST and (numbers := _numbers(chosen, margin)) is not None:
+            lost = dict.fromkeys(CLAIMS, 1.0) if key in gone else {}
+            found.append(replace(numbers, **lost))
             firsts.append(identity(chosen[0][0]))
     labels = unique_labels(replace(of, recipe=[_seedless(step) for step in of.recipe], dtypes=None) for of in firsts)
     adjusted = {name: paired.holm([getattr(one, name) for one in found]) for name in CLAIMS}
     # The first two of the adjusted p-values are two-sided.
     columns = zip(*(adjusted[name] for name in CLAIMS), strict=True)
     words = [word_of(better / 2, worse / 2, within) for better, worse, within in columns]
-    return [replace(one, verdict=word, label=text) for one, word, text in zip(found, words, labels, strict=True)]
+    return [
+        replace(one, verdict=word, label=text, needed=seeds_needed(margin, one.base_accuracy, len(found)))
+        for one, word, text in zip(found, words, labels, strict=True)
+    ]
+
+
+def _recipe_key(run: Run) -> tuple[str | None, str]:
+    """What tells of runs whether they have one recipe but for its seeds, None if it has none; and the seeds."""
+    steps = history(run)
+    seeds = [recipe_of(step).get("seed") for step in steps]
+    if all(value is None for value in seeds):
+        return None, ""
+    source = steps[0].get("source")
+    of = source.get("checksum") if isinstance(source, dict) else None
+    key = canonical_json([of, *([step.get("action"), _seedless(step)["recipe"]] for step in steps)])
+    return key, canonical_json(seeds)
 
 
 def _seedless(step: StepRecord) -> StepRecord:
@@ -124,7 +171,7 @@ def _seedless(step: StepRecord) -> StepRecord:
     return {**step, "recipe": {key: value for key, value in recipe_of(step).items() if key != "seed"}}
 
 
-def _numbers(chosen: Sequence[tuple[Run, Mapping[str, Pair]]], margin: Margin, seed: int) -> RecipeVerdict | None:
+def _numbers(chosen: Sequence[tuple[Run, Mapping[str, Pair]]], margin: Margin) -> RecipeVerdict | None:
     """The numbers of a recipe over its runs, on what all of them have, not yet judged; None if that is too little."""
     tasks = sorted(set.intersection(*(set(pairs) for _, pairs in chosen)))
     differences, bases, n, draws = [], [], 0, set[int]()
@@ -143,7 +190,8 @@ def _numbers(chosen: Sequence[tuple[Run, Mapping[str, Pair]]], margin: Margin, s
     if not tasks:
         return None
     claimed, null = exceeding(differences, bases, margin)
-    p = p_values(differences, claimed, -null, seed)
+    p = p_values(differences, claimed, -null)
+    each = np.mean([y.mean(axis=1) for y in differences], axis=0).tolist()
     accuracy = float(np.mean([base.mean() for base in bases]))
     if margin.covers(accuracy):
         p["p_margin"] = 1.0
@@ -151,7 +199,9 @@ def _numbers(chosen: Sequence[tuple[Run, Mapping[str, Pair]]], margin: Margin, s
     sizes = {"n": n, "samples": min(draws), "base_accuracy": accuracy}
     seeds = [next(s for step in history(run) if (s := recipe_of(step).get("seed")) is not None) for run in runs]
     ids = [run.run_id for run in runs]
-    return made(RecipeVerdict, sizes, over_seeds(differences), p, seeds=seeds, runs=ids, verdict="", label="")
+    return made(
+        RecipeVerdict, sizes, over_seeds(differences), p, seeds=seeds, runs=ids, each=each, verdict="", label=""
+    )
 
 
 def _areas(table: Table) -> Floats:

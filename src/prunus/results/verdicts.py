@@ -1,11 +1,11 @@
 """Verdicts of a comparison, from p-values that are corrected for the number of tests.
 
-Each kind of claim is a family, corrected by Holm over the models compared: that a model is better (2.5 %), worse
-(2.5 %), that its loss is smaller than the margin (5 %), that scaling is kept (5 %) or lost (5 %). All single budgets of
-all models, with the areas of single tasks where there are several, are further such families.
+Each kind of claim is a family, corrected by Holm over the comparisons that could be shown (`family`): that a model is
+better (2.5 %), worse (2.5 %), that its loss is smaller than the margin (5 %), that scaling is kept (5 %) or lost (5 %).
+All single budgets of all models, with the areas of single tasks where there are several, are further such families.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -16,7 +16,8 @@ from prunus.margins import Margin
 from prunus.results import betting, paired
 from prunus.results.betting import ALPHA, two_sided
 from prunus.results.cells import AREA, SLOPE, Cell, Cells, Contradiction, Ending, Part, Record
-from prunus.results.paired import Floats, holm
+from prunus.results.family import Family
+from prunus.results.paired import Floats
 
 WORSE, WITHIN, BETTER, SAME, OPEN = "worse", "worse, within the margin", "better", "non-inferior", "cannot tell"
 WORDS = (WORSE, WITHIN, BETTER, SAME, OPEN)
@@ -25,6 +26,7 @@ UNFINISHED = "unfinished"  # instead of a word, where a run lacks rows of its pl
 NO_CLAIM = {
     **dict.fromkeys(("p", "p_better", "p_worse", "p_flip", "p_margin", "p_kept", "p_lost"), 1.0),
     "lower_bound": -1.0,
+    "lower_bound_adjusted": -1.0,
 }
 CLAIMS = ("p_better", "p_worse", "p_margin")
 C = TypeVar("C", Cell, Ending)
@@ -75,15 +77,46 @@ def wide_margin(margin: Margin, base_accuracy: float, base: str = "the base") ->
     )
 
 
+MOST = 0.5  # of a model's chains: where fewer end by themselves, it is not said to stop
+RARE = 1 / 3  # of the base's share of chains that end by themselves: a margin of so much says little of a model's
+
+
+def rare_endings(margin: Margin, share: float, base: str = "the base") -> str | None:
+    """A warning where the margin of endings is a third of the base's chains that end by themselves, or more.
+
+    share: of the base's chains that end by themselves. None where the margin is smaller, or the base's chains all end.
+    """
+    size = margin.points(share)
+    if size < RARE * share:
+        return None
+    if share == 0:
+        return f"no chain of {base} ends by itself within the largest budget, so no model is shown to stop: raise it"
+    lost = f"{100 * size / share:.0f} % of them" if size < share else "all of them"
+    return (
+        f"{100 * share:.1f} % of the chains of {base} end by themselves, and a loss of the margin,"
+        f" {100 * size:g} points, would be {lost}: choose a smaller stop margin, or larger budgets"
+    )
+
+
+def still_stops(ends: Ending | None, word: str | None, margin: Margin) -> bool:
+    """Whether a model may be said to stop as the base does.
+
+    That is where no loss is shown, most of its chains end by themselves, and the margin is small beside the base's.
+    """
+    if ends is None or word not in (BETTER, SAME):
+        return False
+    return ends.share >= MOST and rare_endings(margin, ends.base_share) is None
+
+
 def without_claim(cell: S) -> S:
     """The cell of an unfinished run: no claim rests on it, nor on others by it."""
     names = {one.name for one in fields(cell)}
     return replace(cell, unfinished=True, **{name: value for name, value in NO_CLAIM.items() if name in names})
 
 
-def adjusted(cells: Sequence[C]) -> list[C]:
-    """The cells with the p-values of their claims corrected over all of them (Holm)."""
-    columns = {name: holm([getattr(cell, name) for cell in cells]) for name in CLAIMS}
+def adjusted(cells: Sequence[C], family: Family, of: Sequence[tuple[int, Hashable]]) -> list[C]:
+    """The cells with the p-values of their claims corrected over all of them (Holm). of: as of Family.adjusted."""
+    columns = {name: np.array(family.adjusted([getattr(cell, name) for cell in cells], of)) for name in CLAIMS}
     both = two_sided(columns["p_better"], columns["p_worse"])
     return [
         replace(cell, p_adjusted=float(both[c]), **{f"{name}_adjusted": float(columns[name][c]) for name in CLAIMS})
@@ -91,7 +124,7 @@ def adjusted(cells: Sequence[C]) -> list[C]:
     ]
 
 
-def judged(runs: Sequence[Sequence[Cells]]) -> list[list[Part]]:
+def judged(runs: Sequence[Sequence[Cells]], family: Family) -> list[list[Part]]:
     """The parts of several runs, whose cells have what depends on which runs are compared together too.
 
     That is adjusted p, q, and the word on scaling. runs: the cells of each task of a run, and last those of all of them
@@ -110,13 +143,15 @@ def judged(runs: Sequence[Sequence[Cells]]) -> list[list[Part]]:
         of = kind == AREA and p == len(runs[r]) - 1 if kind in ("", AREA) else kind
         families.setdefault(of, []).append((r, p, kind, budget))
     families.pop(SLOPE, None)
-    for family in families.values():
-        tests |= zip(family, adjusted([tests[place] for place in family]), strict=True)
+    for members in families.values():
+        of = [(place[0], place[1:]) for place in members]
+        tests |= zip(members, adjusted([tests[place] for place in members], family, of), strict=True)
     for over_tasks in (False, True):
-        family = [at for at in tests if at[2] in ("", AREA) and (0 < at[1] == len(runs[at[0]]) - 1) == over_tasks]
-        q = scipy.stats.false_discovery_control([tests[place].p for place in family]) if family else ()
-        tests |= {place: replace(tests[place], q=float(value)) for place, value in zip(family, q, strict=True)}
-    both = (holm([getattr(tests[at], name) for at in slopes]) for name in ("p_kept", "p_lost"))
+        members = [at for at in tests if at[2] in ("", AREA) and (0 < at[1] == len(runs[at[0]]) - 1) == over_tasks]
+        q = scipy.stats.false_discovery_control([tests[place].p for place in members]) if members else ()
+        tests |= {place: replace(tests[place], q=float(value)) for place, value in zip(members, q, strict=True)}
+    of = [(at[0], SLOPE) for at in slopes]
+    both = (family.adjusted([getattr(tests[at], name) for at in slopes], of) for name in ("p_kept", "p_lost"))
     for at, kept, lost in zip(slopes, *both, strict=True):
         word = UNFINISHED if tests[at].unfinished else scaling_word(kept, lost)
         tests[at] = replace(tests[at], p_kept_adjusted=float(kept), p_lost_adjusted=float(lost), word=word)
@@ -126,13 +161,14 @@ def judged(runs: Sequence[Sequence[Cells]]) -> list[list[Part]]:
     ]
 
 
-def at_largest(runs: Sequence[Part]) -> list[dict[str, Ending]]:
-    """The endings of each run at its largest budget, with verdicts corrected over the runs for each ending."""
+def at_largest(runs: Sequence[Part], family: Family) -> list[dict[str, Ending]]:
+    """The endings of each run at its largest budget, with verdicts corrected over the family for each ending."""
     found = [dict(part.stopping[max(part.stopping)]) if part.stopping else {} for part in runs]
     for ending in {name for cells in found for name in cells}:
-        having = [cells for cells in found if ending in cells]
-        for cells, cell in zip(having, adjusted([cells[ending] for cells in having]), strict=True):
-            cells[ending] = replace(cell, verdict=verdict(cell))
+        having = [run for run, cells in enumerate(found) if ending in cells]
+        cells = adjusted([found[run][ending] for run in having], family, [(run, ending) for run in having])
+        for run, cell in zip(having, cells, strict=True):
+            found[run][ending] = replace(cell, verdict=verdict(cell))
     return found
 
 

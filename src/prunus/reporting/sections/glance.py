@@ -47,7 +47,7 @@ def _table(data: ReportData) -> str:
     entries = data.comparison.others
     ends = [(cell.difference, cell.low, cell.high) for cell in (entry.primary for entry in entries)]
     size = "Size" if any(one.run.nbytes for one in data.runs) else "Parameters"
-    titles = [size, "Verdict", "Difference, points", "Still stops", "Scaling kept"]
+    titles = [size, "Verdict", "Difference, points", "Ends by itself", "Scaling kept"]
     heads = "".join(f'<th scope="col">{title}</th>' for title in ["Variant", *titles])
     rows = enumerate(zip(data.others, entries, forest(ends, data.margin_points), strict=True))
 
@@ -64,7 +64,7 @@ def _table(data: ReportData) -> str:
     terms = (
         f"{size.replace('Size', 'Size: bytes that an engine loads, and parameters')}, zeros included. Difference in "
         f"accuracy{curve}, with its 95{NBSP}% interval; shaded: a loss within the margin of {margin}. "
-        f"Still stops: chains that end by themselves, with a margin of {stopping}. Scaling: "
+        f"Ends by itself: chains that end by themselves, with a margin of {stopping}. Scaling: "
         f"accuracy gained per doubling of the budget, kept if at least {100 * ENOUGH:g} % of the base's."
     )
     return (

@@ -40,7 +40,7 @@ def section(data: ReportData) -> Section:
         "Budgets": _list(plan.get("budgets")),
         "Draws per problem": plan.get("samples"),
         **_settings(data.base.run),
-        "Resamples and their seed": f"{method['resamples']}, {method['seed']}",
+        "Resamples": str(method["resamples"]),
         "Margin": data.comparison.margin.words(),
     }
     facts = "".join(f"<dt>{esc(name)}</dt><dd><bdi>{esc(value)}</bdi></dd>" for name, value in rows.items())

@@ -30,7 +30,9 @@ def section(data: ReportData) -> Section:
         "observed difference (or the margin, if that is larger) is detected with 80 % power."
     )
     runs = len(data.others)
-    corrected = f"corrected for the {runs} variants (Holm)" if runs > 1 else "for one variant"
+    looks = data.comparison.looks
+    tests = runs if looks is None else looks.comparisons
+    corrected = f"corrected for {tests} comparisons (Holm), named or not" if tests > 1 else "for one variant"
     note = (
         f"Difference over the curve: accuracy minus the base's, averaged over log<sub>2</sub> budget{over}, paired by "
         f"problem, with a 95 % interval. All verdicts, p and MDE are {corrected}: on at most 2.5 % of such pages is "
@@ -60,10 +62,12 @@ TERMS = (
 
 
 SEEDS = (
-    "A verdict above is about one checkpoint; these are about the recipe, of which each calibration seed makes another "
-    "checkpoint. Seeds and problems are both random: the standard error has a part of each, and the interval is a t "
-    "interval with the degrees of freedom (df) of Satterthwaite. A word other than cannot tell needs this test and the "
-    "bound of the verdicts above for the mean of these checkpoints. It is corrected for the number of recipes (Holm)."
+    "A verdict above is about one checkpoint; these are estimates of the recipe, of which each calibration seed "
+    "makes another checkpoint. Seeds and problems are both random: the standard error has a part of each, and the "
+    "interval is a t interval with the degrees of freedom (df) of Satterthwaite, which takes seeds to differ "
+    "normally. A few seeds cannot show that no other one collapses, so a word other than cannot tell rests on bets "
+    "with one value per seed, corrected for the number of recipes (Holm). From the number of seeds needed on, a "
+    "recipe that changes nothing can have one."
 )
 
 
@@ -72,14 +76,19 @@ def recipe_table(recipes: Sequence[RecipeVerdict]) -> Table:
     rows = [
         (
             f"{one.label}, over {len(one.seeds)} calibration seeds",
-            [Word(one.verdict), difference(one), one.se, one.se_seeds, one.se_problems, one.freedom, one.n],
+            [
+                Word(one.verdict, "" if one.needed is None else f"{count(one.needed)} seeds needed"),
+                difference(one), " ".join(map(points, one.each)),
+                one.se, one.se_seeds, one.se_problems, one.freedom, one.n,
+            ],
         )
         for one in recipes
     ]  # fmt: skip
     columns = [
         Column("recipe", "Recipe"), Column("verdict", "Verdict"), Column("difference", "Difference,|points", points),
-        Column("se", "Standard error,|points", percent), Column("se_seeds", "of seeds", percent),
-        Column("se_problems", "of problems", percent), Column("df", "df", count), Column("n", "Problems", count),
+        Column("each", "of each seed"), Column("se", "Standard error,|points", percent),
+        Column("se_seeds", "of seeds", percent), Column("se_problems", "of problems", percent),
+        Column("df", "df", count), Column("n", "Problems", count),
     ]  # fmt: skip
     return Table("recipes", "Recipes over calibration seeds", "data", columns, rows, keep=True)
 

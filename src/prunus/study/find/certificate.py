@@ -23,12 +23,12 @@ from prunus.disk import show_bytes, write_text
 from prunus.errors import PrunusError
 from prunus.margins import Margin
 from prunus.plain_data import canonical_json, content_hash, parse_json
-from prunus.results.ladder import CERTIFIED, Rule, paths
+from prunus.results.ladder import CERTIFIED, DENSE, ENDS, Rule, paths
 from prunus.results.metrics import auc_weights
 from prunus.results.rows import ProblemRow
 from prunus.results.store import COLUMNS, TEXT_COLUMNS, Store
-from prunus.results.verdicts import wide_margin
-from prunus.study.find.decisions import Data, Rows, decided, rank, rule_of, rungs_in
+from prunus.results.verdicts import MOST, rare_endings, wide_margin
+from prunus.study.find.decisions import Data, Rows, decided, rank, rule_of, rungs_in, up_to
 from prunus.study.find.trace import trace
 
 # Format 1 rests on other bets, and can only be shown. Formats 1 and 2 know nothing of other searches, texts and files;
@@ -225,10 +225,42 @@ def dense_area(declared: Data, shown: Data) -> float | None:
     return float(auc_weights(declared["budgets"]) @ longest["dense_accuracy"])
 
 
-def caution(declared: Data, shown: Data) -> str | None:
-    """A warning where the dense model solves so little that the margin says little; None where it solves enough."""
-    area = dense_area(declared, shown)
-    return None if area is None else wide_margin(Margin.of(declared["margin"]), area, "the dense model")
+def endings(store: Store, declared: Data, shown: Data) -> Data | None:
+    """The shares of chains that end by themselves: of the dense model, and of the rung that was found (None without).
+
+    On all problems looked at of the rung that was found, or else of the one with the most; None if there are none.
+    """
+    rows, rungs = Rows(store, declared), [rung for rung in rungs_in(shown) if rung["looked"]]
+    if not rungs:
+        return None
+    found = [rung for rung in rungs if shown["found"] and rung["run"] == shown["found"]["run"]]
+    rung = found[0] if found else max(rungs, key=lambda one: one["looked"])
+    differences = up_to(rows.differences(rung["run"]), rung["looked"])
+    dense, apart = (float(differences[name].mean()) for name in (DENSE[ENDS], ENDS))
+    return {"dense": dense, "found": dense + apart if found else None}
+
+
+def caution(declared: Data, shown: Data, ended: Data | None = None) -> str | None:
+    """A warning where the dense model solves so little, or ends so few chains, that a margin says little.
+
+    ended: of `endings`; None in certificates of earlier versions. None where it solves and ends enough.
+    """
+    area, notes = dense_area(declared, shown), list[str | None]()
+    if area is not None:
+        notes.append(wide_margin(Margin.of(declared["margin"]), area, "the dense model"))
+    if ended is not None:
+        notes.append(rare_endings(Margin.of(declared["stop_margin"]), ended["dense"], "the dense model"))
+    return "; ".join(note for note in notes if note is not None) or None
+
+
+def stops(declared: Data, ended: Data | None) -> bool:
+    """Whether the rung that was found may be said to still stop: most of its chains end, and the margin is small.
+
+    ended: as of caution, without which it may.
+    """
+    if ended is None or ended["found"] is None:
+        return ended is None
+    return ended["found"] >= MOST and rare_endings(Margin.of(declared["stop_margin"]), ended["dense"]) is None
 
 
 def certificate(store: Store, declared: Data, checksum: str | None, files: Mapping[str, str] | None = None) -> Data:
@@ -237,12 +269,14 @@ def certificate(store: Store, declared: Data, checksum: str | None, files: Mappi
     checksum: of the checkpoint that was written; None if none was. files: those of its folder, as `files_of`.
     """
     shown = computed(store, declared)
+    ended = endings(store, declared, shown)
     data = {
         "format": FORMAT,
         "prunus": __version__,
         "declared": declared,
         "shown": shown,
-        "caution": caution(declared, shown),
+        "endings": ended,
+        "caution": caution(declared, shown, ended),
         "made": {"checksum": checksum, "files": dict(files or {})},
     }
     assert data["shown"]["searches"] is not None, "the search was not declared"

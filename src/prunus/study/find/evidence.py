@@ -18,6 +18,7 @@ from prunus.evaluation.grading.matching import wishes
 from prunus.evaluation.pipeline import has_texts
 from prunus.evaluation.profiles import Profile
 from prunus.evaluation.profiles.markers import encode_markers
+from prunus.evaluation.resolved_plan import id_of
 from prunus.evaluation.tasks.problem import content_digest
 from prunus.questions import question_key
 from prunus.results.ladder import CERTIFIED

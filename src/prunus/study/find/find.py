@@ -176,7 +176,7 @@ def carry_out(
             if best is not None or always:
                 write_folder(certified, made, target, overwrite)
     shutil.rmtree(folder)
-    if (wide := caution(certified["declared"], certified["shown"])) is not None:
+    if (wide := caution(certified["declared"], certified["shown"], certified["endings"])) is not None:
         progress.say(f"warning: {wide}")
     return summary(certified, target)
 

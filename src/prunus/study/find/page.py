@@ -31,7 +31,7 @@ from prunus.results.anytime import with_estimate
 from prunus.results.characters import MINUS
 from prunus.results.contrasts import ENDINGS
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, OPEN, REFUSED
-from prunus.study.find.certificate import caution, dense_area, number_of_groups
+from prunus.study.find.certificate import caution, dense_area, number_of_groups, stops
 from prunus.study.find.decisions import Data, rungs_in
 
 NAME = "find.html"
@@ -56,18 +56,20 @@ def write_page(data: Data, file: Path) -> None:
 def page(data: Data) -> str:
     """The HTML of the page of a certificate."""
     declared, shown = data["declared"], data["shown"]
-    title = _title(declared, shown)
+    title = _title(declared, shown, data.get("endings"))
     body = f"{_top(data, title)}<main>{_glance(declared, shown)}{_paths(declared, shown)}{_meaning(data)}</main>"
     return whole_page(title, body, {"certificate": dict(data)}, STYLES)
 
 
-def _title(declared: Data, shown: Data) -> str:
+def _title(declared: Data, shown: Data, ended: Data | None) -> str:
     found = shown["found"]
     if found is None:
         return f"No rung was certified: {one_line(declared['model']['name'])} stays as it is"
     area = dense_area(declared, shown)
     if area is not None and Margin.of(declared["margin"]).covers(area):
         return f"{one_line(found['name'])} is certified for a margin of all that the dense model solves"
+    if not stops(declared, ended):
+        return f"{one_line(found['name'])} still solves, and stops as seldom as the dense model"
     return f"{one_line(found['name'])} still solves and still stops"
 
 
@@ -88,7 +90,7 @@ def _top(data: Data, title: str) -> str:
             size = "It has {} of the dense model's {}".format(*(short(n, UNITS) for n in (found["bytes"], whole)))
         sure = f"{100 - 100 * declared['alpha']:g}{NBSP}% confidence"
         said = f"{size}. Losses of {_losses(declared)}, are ruled out with {sure}."
-    warning = caution(declared, shown)
+    warning = caution(declared, shown, data.get("endings"))
     notes = [sentence(warning[0].upper() + warning[1:])] if warning is not None else []
     return top(facts, title, said, notes)
 

@@ -11,7 +11,7 @@ from prunus.disk import show_bytes
 from prunus.errors import PrunusError
 from prunus.results.ladder import ACCURACY, CHANGED, DENSE, ENDPOINTS, ENDS, FEW_CHANGED, Forecast, forecast
 from prunus.results.store import Store, is_begun
-from prunus.results.verdicts import wide_margin
+from prunus.results.verdicts import rare_endings, wide_margin
 from prunus.study.cells import chain_tokens, tokens_per_chain
 from prunus.study.find.decisions import Rows, rungs_in
 from prunus.study.find.search import Search
@@ -79,7 +79,8 @@ def prospects(search: Search, store: Path) -> Prospects:
     )
     covered = [end for end, mean in means.items() if whole and margins[end].covers(mean)]
     nothing = [f"losing all of the dense model's {WORDS[end]} would be within the margin" for end in covered]
-    warning = wide_margin(margins[ACCURACY], means[ACCURACY], "the dense model") if means else None
+    notes = [wide_margin(margins[ACCURACY], means[ACCURACY], "the dense model")] if means else []
+    notes += [rare_endings(margins[ENDS], means[ENDS], "the dense model")] if means else []
     made = Prospects(
         problems=problems,
         rungs=rungs,
@@ -90,7 +91,7 @@ def prospects(search: Search, store: Path) -> Prospects:
         rung_tokens=round(expected * draws * per_chain),
         grid_tokens=round((rungs + 1) * problems * draws * per_chain),
         impossible=(*nothing, *impossible_lines(search, forecasts, means)),
-        warning=warning or "",
+        warning="; ".join(filter(None, notes)),
     )
     return replace(made, lines=tuple(lines_of(search, made, means)))
 

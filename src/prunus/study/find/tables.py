@@ -14,7 +14,7 @@ from prunus.disk import disk_errors
 from prunus.evaluation.provenance import model_label
 from prunus.study.cells import plan_names
 from prunus.study.file import FindTable, Study
-from prunus.study.find.certificate import read_certificate
+from prunus.study.find.certificate import read_certificate, stops
 from prunus.study.find.find import carry_out, is_finished, work_folder
 from prunus.study.find.page import NAME as PAGE
 from prunus.study.find.prospects import prospects, refuse_impossible
@@ -42,7 +42,7 @@ class SearchState:
 
     model, plan: names. out: the folder of its results. page: its find.html; None until it is finished.
     found: name of the rung that was found; removed: the share of the weights that it removes. claims: sentences.
-    lines: what to expect, for a plan.
+    lines: what to expect, for a plan. stops: whether the rung may be said to stop (`certificate.stops`).
     """
 
     model: str
@@ -55,6 +55,7 @@ class SearchState:
     removed: float = 0.0
     claims: tuple[str, ...] = ()
     lines: tuple[str, ...] = ()
+    stops: bool = True
 
     @property
     def sentence(self) -> str:
@@ -63,8 +64,9 @@ class SearchState:
             return f"Search {self.name}: {self.state}."
         if self.found is None:
             return f"Search {self.name}: no rung was certified."
+        claim = "still solves and still stops" if self.stops else "still solves, and stops as seldom as the dense model"
         return (
-            f"Search {self.name}: the checkpoint made by {self.found} still solves and still stops; it removes"
+            f"Search {self.name}: the checkpoint made by {self.found} {claim}; it removes"
             f" {100 * self.removed:.3g} % of the weights."
         )
 
@@ -130,9 +132,11 @@ def state(one: StudySearch, store: Path | None = None) -> SearchState:
     """How far a search has come. store: for what to expect of one that is not finished; None: leave that out."""
     of = one.search.model.name, one.plan, one.table.name, str(one.target)
     if is_finished(one.search, one.target):
-        shown, page = read_certificate(one.target / CERTIFICATE)["shown"], str(one.target / PAGE)
+        data, page = read_certificate(one.target / CERTIFICATE), str(one.target / PAGE)
+        shown = data["shown"]
         if (found := shown["found"]) is None:
             return SearchState(*of, FINISHED, page)
-        return SearchState(*of, FINISHED, page, found["name"], found["removed"], tuple(shown["claims"]))
+        claims, seen = tuple(shown["claims"]), stops(data["declared"], data.get("endings"))
+        return SearchState(*of, FINISHED, page, found["name"], found["removed"], claims, stops=seen)
     lines = () if store is None else prospects(one.search, store).lines
     return SearchState(*of, BEGUN if work_folder(one.target).exists() else WAITING, lines=lines)

@@ -15,7 +15,16 @@ from prunus.results.labels import plan_in_short
 from prunus.results.starts import mixed_line
 from prunus.results.store import Store, same_groups
 from prunus.study.find.again import at_hand, draw_again
-from prunus.study.find.certificate import OTHER_BETS, UNLOGGED, UNTRACED, caution, computed, files_of, read_certificate
+from prunus.study.find.certificate import (
+    OTHER_BETS,
+    UNLOGGED,
+    UNTRACED,
+    caution,
+    computed,
+    endings,
+    files_of,
+    read_certificate,
+)
 from prunus.study.find.decisions import Data, rungs_in
 from prunus.study.find.evidence import evidence
 from prunus.study.find.trace import made_apart, runs_of, search_line, searches_like, sum_of_alphas
@@ -70,7 +79,10 @@ def verify(
             found += list(_differences(data["shown"], now))
             found += _about_runs(declared, now)
             # Certificates of earlier versions have no caution.
-            if "caution" in data and data["caution"] != (warning := caution(declared, now)):
+            ended = endings(opened, declared, now) if "endings" in data else None
+            if data.get("endings") != ended:
+                found.append("the shares of chains that end by themselves are others by the rows")
+            if "caution" in data and data["caution"] != (warning := caution(declared, now, ended)):
                 found.append(f"the caution is {_short(warning)} by the rows, the certificate says otherwise")
             if line := mixed_line(run for run in opened.runs() if run.run_id in runs_of(declared)):
                 found.append(line)

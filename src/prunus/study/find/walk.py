@@ -20,11 +20,11 @@ from prunus.pruning.calibration.saved_statistics import FIELDS, stats
 from prunus.pruning.methods import find_method
 from prunus.recipes import PruneRecipe
 from prunus.results.anytime import Round, with_estimate
-from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, paths, rounds_like
+from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, ENDPOINTS, ENDS, paths, rounds_like
 from prunus.results.paired import Floats
 from prunus.results.rows import Sample
 from prunus.results.store import Store
-from prunus.results.verdicts import wide_margin
+from prunus.results.verdicts import rare_endings, wide_margin
 from prunus.study.cells import Cell, Variant
 from prunus.study.engine import Batch, Engine, makes_all_first
 from prunus.study.find.decisions import OUT_OF_TOKENS, Data, Decided, Rows, decided, rank, up_to
@@ -213,7 +213,8 @@ class Walk:
             if self.rungs.evaluate([*parts, (this, search.order[looked:until])], show):
                 self.rows.forget()
         steps.advance(until - looked, note=note)
-        self.warn(self.rows.differences(rung["run"])[DENSE[ACCURACY]][:until])
+        found = self.rows.differences(rung["run"])
+        self.warn({end: found[DENSE[end]][:until] for end in ENDPOINTS})
 
     def begin(self, rung: Data) -> None:
         """Say how many problems a rung will take if it differs as the one before it on its ladder did."""
@@ -226,11 +227,15 @@ class Walk:
         problems = sum(map(len, self.search.order[: self.expected]))
         say(f"{rung['name']}: about {problems} problems if it differs as {self.last.rung['name']} did")
 
-    def warn(self, dense: Floats) -> None:
-        """Say, once, that the dense model solves little beside the margin, as soon as rows show it."""
-        note = wide_margin(self.search.rule.margins[ACCURACY], float(dense.mean()), "so far the dense model")
-        if note is not None and not self.warned:
-            say(f"warning: {note}")
+    def warn(self, dense: Mapping[str, Floats]) -> None:
+        """Say, once, that the dense model solves little or seldom stops beside the margin, as soon as rows show it."""
+        margins, whose = self.search.rule.margins, "so far the dense model"
+        notes = [
+            wide_margin(margins[ACCURACY], float(dense[ACCURACY].mean()), whose),
+            rare_endings(margins[ENDS], float(dense[ENDS].mean()), whose),
+        ]
+        if any(notes) and not self.warned:
+            say(f"warning: {'; '.join(filter(None, notes))}")
             self.warned = True
 
     def dense_until(self, until: int) -> int:

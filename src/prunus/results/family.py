@@ -1,0 +1,131 @@
+"""Which comparisons of a store are corrected together: all that could be shown in place of those that are.
+
+Who sees the results of many runs and names one of them has made all of these comparisons. So it does not matter which
+runs are named: every run that can be compared with the base counts, also one that was removed after its rows could be
+seen. Other seeds, budgets and batches of one model are other draws of the same comparison, of which the best could be
+shown: each counts as one more. Runs that differ in the limit or the number of draws alone count as one, since one game
+of bets goes on over them (`stages`). Every run of the base model in place of the base is a look at all of them.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from prunus.plain_data import content_hash
+from prunus.results.cells import Looks
+from prunus.results.paired import holm
+from prunus.results.rows import Removed, Run
+
+GAME = {"limit", "samples", "problems"}  # settings of a plan in which the runs of one game differ
+
+
+@dataclass(frozen=True)
+class Family:
+    """The comparisons that are corrected together.
+
+    slots: of each run, the comparison that it counts as. unseen: comparisons that cannot be computed, since their runs
+    were removed. bases: runs of the base model that could be the base.
+    """
+
+    slots: Sequence[Hashable]
+    unseen: int = 0
+    bases: int = 1
+
+    @property
+    def size(self) -> int:
+        """The number of comparisons."""
+        return (len(set(self.slots)) + self.unseen) * self.bases
+
+    def looks(self, shown: int) -> Looks:
+        """The family in numbers. shown: how many of the first runs are shown."""
+        return Looks(
+            comparisons=self.size,
+            others=len(set(self.slots)) - len(set(self.slots[:shown])),
+            removed=self.unseen,
+            bases=self.bases,
+        )
+
+    def adjusted(self, p: Sequence[float], of: Sequence[tuple[int, Hashable]]) -> list[float]:
+        """The p-values of tests of one kind, corrected over all of them (Holm).
+
+        of: the place of the run of each test in slots, and what of the run it tests. Tests of one game on the same are
+        one hypothesis, whose p is the smallest of theirs: that is what their game guarantees.
+        """
+        keys = [(self.slots[run], what) for run, what in of]
+        best: dict[tuple[Hashable, Hashable], float] = {}
+        for key, value in zip(keys, p, strict=True):
+            best[key] = min(value, best.get(key, 1.0))
+        each = max(Counter(slot for slot, _ in best).values(), default=0) if self.unseen else 0
+        unseen = [1.0] * (self.unseen * each)
+
+        def corrected(values: dict[tuple[Hashable, Hashable], float]) -> dict[tuple[Hashable, Hashable], float]:
+            return dict(zip(values, holm([*values.values(), *unseen]), strict=False))
+
+        together = corrected(best)
+        found = [
+            together[key] if value == best[key] else corrected(best | {key: value})[key]
+            for key, value in zip(keys, p, strict=True)
+        ]
+        return [min(1.0, self.bases * float(value)) for value in found]
+
+
+def alone(runs: int) -> Family:
+    """The family of runs of which each is a comparison of its own, and no others."""
+    return Family(range(runs))
+
+
+def slot_of(run: Run) -> str:
+    """What tells of runs whether they are of one game."""
+    plan = {name: value for name, value in run.plan.items() if name not in GAME}
+    return content_hash([run.model.get("checksum") or run.model, plan])
+
+
+@dataclass(frozen=True)
+class Kin:
+    """The runs of a store that belong to a family. hidden: those besides the runs that are shown."""
+
+    hidden: list[Run] = field(default_factory=list)
+    unseen: int = 0
+    bases: int = 1
+
+
+def kin_of(
+    base: Run,
+    shown: Sequence[Run],
+    stored: Iterable[Run],
+    removed: Iterable[Removed],
+    alike: Callable[[Run, Run], bool],
+) -> Kin:
+    """The runs that are corrected together with those that are shown.
+
+    stored, removed: all runs of the store that have rows, and those that had, in their order. alike: whether the plans
+    of two runs allow to compare them, apart from GAME. Of the runs of one game that are not shown, the last one counts.
+    Runs of the base model are no variants of it, but where they are shown.
+    """
+
+    def belongs(run: Run) -> bool:
+        return not run.is_control and any(alike(one, run) for one in (base, *shown))
+
+    def of_base(run: Run) -> bool:
+        return (run.model.get("checksum") or run.model) == (base.model.get("checksum") or base.model)
+
+    gone = [one.run for one in removed if one.complete and belongs(one.run)]
+    near = [run for run in stored if belongs(run)]
+    slots = {slot_of(run) for run in shown}
+    hidden = {slot_of(run): run for run in near if slot_of(run) not in slots and not of_base(run)}
+    present = [*shown, *hidden.values()]
+    bases = {run.run_id: run for run in (base, *near) if of_base(run) and alike(base, run)}
+    return Kin(
+        hidden=list(hidden.values()),
+        unseen=_looks(present, [run for run in gone if not of_base(run)]) - len({slot_of(run) for run in present}),
+        bases=_looks(bases.values(), [run for run in gone if of_base(run) and alike(base, run)]),
+    )
+
+
+def _looks(present: Collection[Run], removed: Collection[Run]) -> int:
+    """How many comparisons these runs made: one for each game, and one more each time that a run began anew."""
+    drawn = Counter(run.run_id for run in removed) + Counter({run.run_id for run in present})
+    games: dict[str, int] = {}
+    for run in (*present, *removed):
+        games[slot_of(run)] = max(games.get(slot_of(run), 0), drawn[run.run_id])
+    return sum(games.values())
