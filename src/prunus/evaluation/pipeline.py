@@ -12,6 +12,7 @@ from pathlib import Path
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.engines import EngineOptions
+from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.backends.served import ServedModel
@@ -21,7 +22,7 @@ from prunus.evaluation.lm_eval import evaluate_harness
 from prunus.evaluation.provenance import describe_model, describe_versions, open_for
 from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import ResolvedPlan, renew_groups, resolve_plan, store_problems
-from prunus.evaluation.run import check_engine, fill_store, missing_batches, planned_chains
+from prunus.evaluation.run import check_engine, fill_store, missing_batches, planned_chains, take_over
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan
 from prunus.results.rows import ProblemRow, Run
@@ -50,6 +51,8 @@ def evaluate(
     check_plan(model, plan, engine, store)
     if any(map(is_harness_task, plan.tasks)):
         return evaluate_harness(model, plan, Path(store), device)
+    if plan.base_samples is not None:
+        raise PrunusError("base_samples is of studies and searches, which compare models: here samples is the number")
     engine = engine or EngineOptions()
     engine.check(plan.backend)
     checkpoint, kernel, engine = opened_model(model, plan.backend, device, engine)
@@ -58,6 +61,7 @@ def evaluate(
     check_folder(path)
     if path.exists():
         with Store(path, create=True) as opened:
+            take_over(opened, [work])
             if not missing_batches(opened, work):
                 renew_groups(opened, work.problems)
                 return work.run_id

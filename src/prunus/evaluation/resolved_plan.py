@@ -1,8 +1,9 @@
 """A plan made concrete for one model: prompts, caps, rules and batches, checked before anything is generated."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prunus import progress
@@ -38,11 +39,12 @@ class PlannedChain(NamedTuple):
 class ResolvedPlan:
     """A plan made concrete for one model.
 
-    chains: the first draw of each problem, with a prompt without thinking, as `switch` makes it, if OFF is one of the
-    budgets. native: how the engine or the model is told the budget, under native control. plan: as the store has it.
+    model: what stands for the model in the run's id. chains: the first draw of each problem, with a prompt without
+    thinking, as `switch` makes it, if OFF is one of the budgets. native: how the engine or the model is told the
+    budget, under native control. plan: as the store has it.
     """
 
-    run_id: str
+    model: Mapping[str, str]
     plan: dict[str, Any]
     profile: Profile
     tokenizer: "PreTrainedTokenizerBase"
@@ -54,6 +56,20 @@ class ResolvedPlan:
     batches: list[list[tuple[int, int]]]  # (index of the problem, draw)
     switch: Switch | None = None
     native: NativeControl | None = None
+
+    @cached_property
+    def run_id(self) -> str:
+        """The id of the run in the store."""
+        return self.id_of(self.plan)
+
+    def id_of(self, plan: Mapping[str, Any]) -> str:
+        """The id of a run of the same model under another plan, as the store has it."""
+        return content_hash({**self.model, "plan": plan})
+
+    def drawn(self, samples: int) -> "ResolvedPlan":
+        """The same with another number of draws of each problem."""
+        batches = cut_into_batches([len(chain.prompt) for chain in self.chains], samples, self.plan["batch_size"])
+        return replace(self, plan=self.plan | {"samples": samples}, batches=batches)
 
     def keys(self, chains: Iterable[tuple[int, int]], budgets: Sequence[int] | None = None) -> set[Key]:
         """The store's keys of the rows of some chains. budgets: None for all of the plan."""
@@ -135,7 +151,7 @@ def resolve_plan(
     if switch is not None:
         progress.say(f"budget off: {switch}")
     appended = len(tokenizer.encode(switch.block, add_special_tokens=False)) if switch and switch.block else 0
-    resolved = plan.to_json() | {
+    resolved = replace(plan, base_samples=None).to_json() | {
         # The names of the problems' tasks, since a path can be typed in several ways.
         "tasks": list(dict.fromkeys(problem.task for problem in problems)),
         "profile": profile.name,
@@ -159,7 +175,7 @@ def resolve_plan(
     }
     resolved |= {key: value for key, value in later.items() if value}
     return ResolvedPlan(
-        run_id=content_hash({"model": checkpoint.checksum(), "plan": resolved}),
+        model={"model": checkpoint.checksum()},
         plan=resolved,
         profile=profile,
         tokenizer=tokenizer,

@@ -22,7 +22,7 @@ from prunus.evaluation.requests import Backend, no_progress
 from prunus.evaluation.resolved_plan import PlannedChain, ResolvedPlan, check_context, tokens_needed
 from prunus.evaluation.side_by_side import side_by_side
 from prunus.results.looping import loops, repetition_rate
-from prunus.results.rows import Key, Sample
+from prunus.results.rows import Key, Run, Sample
 from prunus.results.rows import sampled_tokens as tokens_of
 from prunus.results.store import Store
 
@@ -181,10 +181,43 @@ def sampled_tokens(draws: Sequence[Sequence[Draw]]) -> int:
     return sum(tokens_of(chains))
 
 
-def missing_batches(store: Store, work: ResolvedPlan) -> list[list[tuple[int, int]]]:
-    """The batches of which the store lacks a row, in order."""
-    stored = store.keys(work.run_id)
+def stored_keys(store: Store, work: ResolvedPlan, runs: Sequence[Run] = ()) -> set[Key]:
+    """The keys of the rows that the store has of a plan's run. runs: those from which it may still take rows over."""
+    if (other := relative(work, runs)) is None:
+        return store.keys(work.run_id)
+    return {key for key in store.keys(other.run_id) if key[2] < work.plan["samples"]}
+
+
+def missing_batches(store: Store, work: ResolvedPlan, runs: Sequence[Run] = ()) -> list[list[tuple[int, int]]]:
+    """The batches of which the store lacks a row, in order. runs: as of stored_keys."""
+    stored = stored_keys(store, work, runs)
     return [batch for batch in work.batches if not work.keys(batch) <= stored]
+
+
+def relative(work: ResolvedPlan, runs: Sequence[Run]) -> Run | None:
+    """Of these runs, that of the same model and plan but for the number of draws, with the most of them.
+
+    None without one, and if the plan's own run is there.
+    """
+    if any(run.run_id == work.run_id for run in runs):
+        return None
+    alike = [
+        run
+        for run in runs
+        if run.plan | {"samples": work.plan["samples"]} == work.plan and work.id_of(run.plan) == run.run_id
+    ]
+    return max(alike, key=lambda run: run.plan["samples"], default=None)
+
+
+def take_over(store: Store, works: Iterable[ResolvedPlan]) -> None:
+    """Give runs that the store lacks the draws that a run of the same model and plan has, but for their number.
+
+    Such a run goes on as that one would: with its versions, and with the draws that follow.
+    """
+    runs = store.runs()
+    for work in works:
+        if (other := relative(work, runs)) is not None and (taken := store.add_draws_of(other, work.run_id, work.plan)):
+            progress.say(f"{taken:,} of its answers are those of run {other.run_id}, which has other numbers of draws")
 
 
 def missing_chains(store: Store, work: ResolvedPlan, batch: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -140,6 +140,24 @@ class Store:
             self._insert_problems(problems)
             return self._insert_samples(run.run_id, samples)
 
+    def add_draws_of(self, other: Run, run_id: str, plan: Mapping[str, Any]) -> int:
+        """Add a run of another's model, with those of its rows that are among the draws of the plan; return how many.
+
+        Nothing is added if that is none.
+        """
+        columns, draws = ", ".join(COLUMNS), plan["samples"]
+        with self._transaction():
+            if not self._read("SELECT 1 FROM sample WHERE run_id = ? AND draw < ? LIMIT 1", (other.run_id, draws)):
+                return 0
+            self._insert_run(replace(other, run_id=run_id, plan=dict(plan), adaptive=None))
+            before = self._connection.total_changes
+            self._connection.execute(
+                f"INSERT INTO sample (run_id, {columns}) SELECT ?, {columns} FROM sample"  # noqa: S608  names above
+                " WHERE run_id = ? AND draw < ? ON CONFLICT DO NOTHING",
+                (run_id, other.run_id, draws),
+            )
+            return self._connection.total_changes - before
+
     def update_versions(self, run_id: str, changes: Mapping[str, Any]) -> None:
         """Merge changes into the run's versions, for example the grader's version after regrading."""
         versions = self.run(run_id).versions | dict(changes)

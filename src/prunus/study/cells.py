@@ -54,6 +54,11 @@ class Variant:
         return self.keys[-1] if self.keys else content_hash({"source": self.source})
 
     @property
+    def identity(self) -> dict[str, str]:
+        """What stands for it in the ids of its runs."""
+        return {"variant": self.key}
+
+    @property
     def is_whole(self) -> bool:
         """Whether it is loaded as a whole checkpoint, as it has tensors of other shapes than its source."""
         return any(kind_of(recipe).reshapes for recipe in self.steps)
@@ -189,13 +194,16 @@ def open_model(study: Study, name: str, folder: Path) -> Model:
             for number, plan in enumerate(study.plans)
             if plan.aa_control
         ]
-    if len({plan.run_id for plan in resolved}) < len(resolved):
-        study.fail(study.eval_line, f"two plans of [eval] are the same for {name}; take a value out of a list")
     cells = []
     for number, plan in enumerate(resolved):
-        # The dense model keeps the id that `prunus eval` gives, so that they share rows.
-        ids = [content_hash({"variant": v.key, "plan": plan.plan}) if v.steps else plan.run_id for v in variants]
-        cells += [Cell(v, number, replace(plan, run_id=id)) for v, id in zip(variants, ids, strict=True)]
+        based = plan if (most := study.plans[number].draws(True)) == plan.plan["samples"] else plan.drawn(most)
+        for variant in variants:
+            work = based if variant.name == study.base else plan
+            # The dense model keeps the id that `prunus eval` gives, so that they share rows.
+            cells.append(Cell(variant, number, replace(work, model=variant.identity) if variant.steps else work))
+    if len({cell.run_id for cell in cells}) < len(cells):
+        what = "the same" if len({plan.run_id for plan in resolved}) < len(resolved) else "the same for the base"
+        study.fail(study.eval_line, f"two plans of [eval] are {what} for {name}; take a value out of a list")
     return Model(name, checkpoint, tokenizer, variants, [*cells, *controls])
 
 

@@ -14,6 +14,7 @@ from prunus import progress
 from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import renew_groups
+from prunus.evaluation.run import take_over
 from prunus.plain_data import content_hash
 from prunus.reporting.page import check_target, write_report
 from prunus.reporting.render.table import word
@@ -125,6 +126,7 @@ def run_cells(study: Study, models: Sequence[Model], paths: StudyPaths, device: 
     with Store(paths.store, create=True) as opened:
         for cell in [cell for model in models for cell in model.cells_of(model.variants[0])]:
             renew_groups(opened, cell.resolved.problems)
+        take_over(opened, [cell.resolved for model in models for cell in model.cells])
         if cluster is None:
             run_here(study, models, paths.folder, opened, device)
         else:

@@ -71,7 +71,7 @@ def computed(store: Store, declared: Data, form: int = FORMAT) -> Data:
             "checksum": run.model.get("checksum"),
             "recipe": run.model.get("manifest", {}).get("history", []),
             "versions": run.versions,
-            "same_plan": run.plan == runs[dense].plan,
+            "same_plan": run.plan == runs[dense].plan | {"samples": declared["samples"]},
             "rows": digest(rows, run_id, looked, form),
             **({"bytes": run.nbytes or rung["bytes"]} if "bytes" in rung else {}),
         }

@@ -18,6 +18,7 @@ from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
 from prunus.evaluation.resolved_plan import renew_groups
+from prunus.evaluation.run import take_over
 from prunus.margins import MarginLike
 from prunus.plain_data import canonical_json, parse_json
 from prunus.pruning.calibration import check_calibration
@@ -163,6 +164,7 @@ def carry_out(
         declared = search.declared
         with locked(folder / "lock", f"is working on {folder}; wait for it"), Store(store, create=True) as opened:
             renew_groups(opened, search.dense.resolved.problems)
+            take_over(opened, [cell.resolved for cell in search.model.cells])
             declare_in(opened, declared)
             if (line := warning(opened, declared)) is not None:
                 progress.say(f"warning: {line}")

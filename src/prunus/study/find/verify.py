@@ -14,7 +14,7 @@ from prunus.results.anytime import First
 from prunus.results.labels import plan_in_short
 from prunus.results.store import Store, same_groups
 from prunus.study.find.certificate import OTHER_BETS, UNTRACED, caution, computed, files_of, read_certificate
-from prunus.study.find.decisions import Data, rungs_in
+from prunus.study.find.decisions import Data, dense_draws, rungs_in
 from prunus.study.find.trace import search_line, searches_like, sum_of_alphas
 
 MOST_LISTED = 30  # other searches that are listed one by one
@@ -76,7 +76,8 @@ def _about_runs(declared: Data, now: Data) -> list[str]:
     plan = now["dense"]["plan"]
     if now["dense"]["checksum"] != declared["model"].get("checksum"):
         found.append("the dense model's run in the store is of other weights than the certificate declares")
-    for name, value in (("budgets", declared["budgets"]), ("samples", declared["samples"]), ("seed", declared["seed"])):
+    stated = {"budgets": declared["budgets"], "samples": dense_draws(declared), "seed": declared["seed"]}
+    for name, value in stated.items():
         stored = plan.get(name)
         if stored is not None and (sorted(stored) if name == "budgets" else stored) != value:
             found.append(f"{name} of the runs in the store are {stored}, the certificate declares {value}")
