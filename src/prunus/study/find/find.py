@@ -80,6 +80,7 @@ def find(
     certified that loses as much is at most alpha, for any number of rungs and problems (docs/verdicts.md).
     The search is written into the store before it looks at a row, and the certificate names those before it.
 
+    plan: with base_samples, the dense model has as many draws of each problem, and every rung `samples`.
     ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4`), a .toml file with tables of steps as in a study, or recipes, or
     several for each rung. None: 0.1:0.7:0.05, or with `smallest` a ladder by the bytes that this engine loads.
     smallest: vllm or llama.cpp: each rung must load fewer bytes than the one before in this engine, which evaluates it.
