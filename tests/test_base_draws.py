@@ -2,7 +2,7 @@
 
 import json
 import runpy
-from math import log2
+from math import ceil, log2
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ import prunus
 from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan
-from prunus.results import paired, power
+from prunus.results import ladder, paired, power
 from prunus.results.comparison import compare
 from prunus.results.stages import growth
 from prunus.results.store import Store
+from prunus.study.find.prospects import advice
 
 bench = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdicts.py"))
 STORE = "out/results.db"
@@ -120,7 +121,8 @@ def test_draws_of_the_base_that_are_added_after_a_look_are_another_look(tmp_path
     assert [(one["samples"], one.get("base_samples")) for one in entry["grown"]] == [(1, None), (1, 3)]
     assert any("draws changed from 1 to 1 (base 3)" in note and "multiplied by 6" in note for note in entry["warnings"])
     with Store(store) as opened:
-        assert growth(opened.run(more), opened.run(run)).share == 1 / 6
+        seen = growth(opened.run(more), opened.run(run))
+    assert seen is not None and seen.share == 1 / 6
     # Without naming it, the dense run with most draws is the base, and its other run is no variant.
     found = compare(store, resamples=200)
     assert found["base"]["run"] == more and [one["run"] for one in found["others"]] == [run]
@@ -307,6 +309,7 @@ def test_a_search_draws_the_dense_model_more_often(scripted, capsys):
     assert not scripted and again["found"] == "magnitude-20"
 
 
+@pytest.mark.slow
 @studied
 def test_a_search_takes_over_draws_of_the_dense_model(scripted):
     plan = EvalPlan(**{**vars(DRAWN), "base_samples": None})
@@ -332,6 +335,7 @@ def test_who_changes_the_declared_draws_is_found_out(scripted):
     assert "samples of the runs in the store are 5, the certificate declares 3" in differences
 
 
+@pytest.mark.slow
 @studied
 def test_searches_of_a_study_share_the_rows_of_its_base(scripted):
     done = prunus.run_study(write(GRID + FIND, SAMPLED), out="out")
@@ -349,3 +353,13 @@ def test_the_option_of_find(scripted, capsys):
     command += ["tiny", "--method", "magnitude", "--store", "rows.db", "--calibration", "text.jsonl", "--seqlen", "16"]
     main([*command, "--calibration-samples", "8", "--samples", "2", "--base-samples", "5", "--dry-run", "--json"])
     assert "(5 of the dense model)" in json.loads(capsys.readouterr().out)["lines"][0]
+
+
+def test_a_forecast_names_the_cheapest_draws_that_are_enough():
+    """With one rung two draws of both models are fewest, with seven rungs eight of the dense model."""
+    few = ladder.rounds_needed(0.04 * (1 + 1 / 8) / 2, 0.02)
+    (found, _) = ladder.forecast(ladder.Rule(0.02, 0.5), ceil(few), 1).values()
+    assert (found.draws, found.base_draws) == (2, 8) and found.rounds > few
+    assert advice(found, 1, 1, 1).startswith("--samples 2") and advice(found, 1, 1, 7).startswith("--base-samples 8")
+    (more, _) = ladder.forecast(ladder.Rule(0.02, 0.5), ceil(few), 1, base_draws=8).values()
+    assert more.rounds == few

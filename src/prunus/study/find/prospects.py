@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import ceil, isfinite
+from math import ceil, inf, isfinite
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +142,7 @@ def lines_of(search: Search, found: Prospects, dense: Mapping[str, float]) -> li
             f" of a rung's draws change (an assumption); {least} at best"
         )
         if one.rounds > one.available:
-            line += f"; {advice(one, draws, search.plan.draws(of_base=True))}"
+            line += f"; {advice(one, draws, search.plan.draws(of_base=True), found.rungs)}"
         lines.append(line)
     kind = "about" if found.measured else "at most"
     lines.append(
@@ -152,9 +152,11 @@ def lines_of(search: Search, found: Prospects, dense: Mapping[str, float]) -> li
     return [*lines, *(f"warning: {line}" for line in (found.warning, *found.impossible) if line)]
 
 
-def advice(found: Forecast, draws: int, dense_draws: int) -> str:
-    """What to change where the problems are probably too few."""
-    if found.base_draws is not None and found.base_draws > dense_draws:
+def advice(found: Forecast, draws: int, dense_draws: int, rungs: int) -> str:
+    """What to change where the problems are probably too few: what adds fewest draws if all rungs are walked."""
+    more = inf if found.draws is None else found.draws * (1 + rungs) - draws * rungs - dense_draws
+    of_base = inf if found.base_draws is None else found.base_draws - dense_draws
+    if of_base < more:
         return f"--base-samples {found.base_draws} would make these problems enough"
     if found.draws is not None and found.draws > draws:
         return f"--samples {found.draws} would make these problems enough"
