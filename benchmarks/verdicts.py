@@ -14,6 +14,7 @@ from math import log
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -35,25 +36,42 @@ BUDGETS = (512, 1024, 2048, 4096, 8192)
 
 
 def differences(
-    rng: np.random.Generator, scenario: str, problems: int, draws: int, loss: float, runs: int, columns: int = 1
+    rng: np.random.Generator,
+    scenario: str,
+    problems: int,
+    draws: int,
+    loss: float,
+    runs: int,
+    columns: int = 1,
+    base_draws: int | None = None,
 ) -> Floats:
     """Return (problems, runs * columns) differences of shares correct, with true mean -loss.
 
     homogeneous: every problem's loss is proportional to the base's accuracy on it. few break: some problems are never
     solved any more, the others do not change. The base's accuracy per problem is drawn from Beta(0.4, 0.4), so most are
     solved nearly always or nearly never. near-deterministic: as few break, with a base that solves 99.5 % of all draws.
-    columns: number of consecutive comparisons that share the base's answers.
+    columns: number of consecutive comparisons that share the base's answers. base_draws: of the base; None: as many.
     """
     shape = (problems, runs, 1)
     base = np.full(shape, 0.995) if scenario == "near-deterministic" else rng.beta(0.4, 0.4, shape)
     share = loss / (0.995 if scenario == "near-deterministic" else 0.5)
     wide = (problems, runs, columns)
     kept = np.full(wide, 1 - share) if scenario == "homogeneous" else (rng.random(wide) >= share).astype(float)
-    found = rng.binomial(draws, base * kept) - rng.binomial(draws, base)
-    return found.reshape(problems, -1) / draws
+    own = rng.binomial(draws, base * kept)
+    if base_draws in (None, draws):
+        return (own - rng.binomial(draws, base)).reshape(problems, -1) / draws
+    return (own / draws - rng.binomial(base_draws, base) / base_draws).reshape(problems, -1)
 
 
-def skewed(rng: np.random.Generator, shape: str, problems: int, draws: int, mean: float, runs: int) -> Floats:
+def skewed(
+    rng: np.random.Generator,
+    shape: str,
+    problems: int,
+    draws: int,
+    mean: float,
+    runs: int,
+    base_draws: int | None = None,
+) -> Floats:
     """Return (problems, runs) differences with this true mean.
 
     symmetric: every problem changes alike, from a base that solves half of all draws. few break, the rest gain: 5 % of
@@ -61,10 +79,88 @@ def skewed(rng: np.random.Generator, shape: str, problems: int, draws: int, mean
     its mirror image.
     """
     if shape == SKEWED[2]:
-        return -skewed(rng, SKEWED[1], problems, draws, -mean, runs)
+        return -skewed(rng, SKEWED[1], problems, draws, -mean, runs, base_draws)
     breaks, base = (0.05, 0.9) if shape == SKEWED[1] else (0.0, 0.5)
     other = np.where(rng.random((problems, runs)) < breaks, 0.0, base + (mean + breaks * base) / (1 - breaks))
-    return (rng.binomial(draws, other) - rng.binomial(draws, base, (problems, runs))) / draws
+    own = rng.binomial(draws, other)
+    if base_draws in (None, draws):
+        return (own - rng.binomial(draws, base, (problems, runs))) / draws
+    return own / draws - rng.binomial(base_draws, base, (problems, runs)) / base_draws
+
+
+def coupled(
+    rng: np.random.Generator, problems: int, draws: int, mean: float, runs: int, base_draws: int, alike: float = 0.5
+) -> Floats:
+    """Return (problems, runs) differences with this true mean of models whose draws are far from independent.
+
+    The base solves each problem with a chance from Beta(0.4, 0.4). On this share of the problems all of its draws have
+    one fate. The other model, whose first draws are the base's own, as with equal seeds, never solves a few of the
+    problems any more, or has a few solved for good.
+    """
+    chance = rng.beta(0.4, 0.4, (problems, runs, 1))
+    same = rng.random((problems, runs, 1)) < alike
+    most = max(draws, base_draws)
+    right = np.where(same, rng.random((problems, runs, 1)), rng.random((problems, runs, most))) < chance
+    changed = rng.random((problems, runs)) < 2 * abs(mean)
+    other = np.where(changed, float(mean > 0), right[:, :, :draws].mean(axis=2))
+    return other - right[:, :, :base_draws].mean(axis=2)
+
+
+UNEQUAL = (*SCENARIOS, SKEWED[1], "coupled draws")
+
+
+def unequal(
+    rng: np.random.Generator, shape: str, problems: int, draws: int, base_draws: int, mean: float, runs: int
+) -> Floats:
+    """Return (problems, runs) differences with this true mean, 0 or a loss, in one of the shapes of UNEQUAL."""
+    if shape == UNEQUAL[-1]:
+        return coupled(rng, problems, draws, mean, runs, base_draws)
+    if shape == SKEWED[1]:
+        return skewed(rng, shape, problems, draws, mean, runs, base_draws)
+    return differences(rng, shape, problems, draws, -mean, runs, base_draws=base_draws)
+
+
+def errors_of_unequal(
+    shape: str, problems: int, draws: int, base_draws: int, runs: int, margin: float = 0.02, seed: int = 0
+) -> dict[str, float]:
+    """Return the shares of wrong words where the base has other numbers of draws.
+
+    non-inferior, certified (by `find`): at a true loss of the margin. better, worse: of models equal on average.
+    """
+    rng = np.random.default_rng(seed)
+    loss, none = (unequal(rng, shape, problems, draws, base_draws, mean, runs) for mean in (-margin, 0.0))
+    better, worse = called(none, max(draws, base_draws))
+    return {
+        "non-inferior": claimed(loss, margin),
+        "certified": certified(loss, margin),
+        "better": better,
+        "worse": worse,
+    }
+
+
+def certified(values: Floats, margin: float) -> float:
+    """Return the share of columns for which `find` would rule out a loss of the margin at any time."""
+    return float(np.mean(anytime.evidence(values, margin)[0][-1] >= log(1 / betting.ALPHA)))
+
+
+def power_of_unequal(
+    problems: int, draws: int, base_draws: int, runs: int, margin: float = 0.02, seed: int = 0
+) -> dict[str, float]:
+    """Return the shares of equal models called non-inferior and certified, and those by a z test, which is not valid.
+
+    worse: of models that lose twice the margin homogeneously.
+    """
+    rng = np.random.default_rng(seed)
+    values, lost = (
+        differences(rng, "homogeneous", problems, draws, loss, runs, base_draws=base_draws) for loss in (0, 2 * margin)
+    )
+    z = (values.mean(axis=0) + margin) / (values.std(axis=0, ddof=1) / np.sqrt(problems))
+    return {
+        "non-inferior": claimed(values, margin),
+        "z test": float(np.mean(z >= scipy.stats.norm.isf(betting.ALPHA))),
+        "certified": certified(values, margin),
+        "worse": called(lost, max(draws, base_draws))[1],
+    }
 
 
 def called(values: Floats, draws: int, level: float = betting.ALPHA / 2) -> tuple[float, float]:
@@ -177,9 +273,19 @@ def _p_values(values: Floats, draws: int, margin: float, one_budget: bool, pages
     return np.stack([columns[name] for name in CLAIMS], axis=1).reshape(pages, -1, len(CLAIMS))
 
 
-def power_of(problems: int, draws: int, loss: float, margin: float, variants: int, runs: int, seed: int = 0) -> float:
+def power_of(
+    problems: int,
+    draws: int,
+    loss: float,
+    margin: float,
+    variants: int,
+    runs: int,
+    seed: int = 0,
+    base_draws: int | None = None,
+) -> float:
     """Return the share of variants called non-inferior if all of them have this true loss, spread homogeneously."""
-    values = differences(np.random.default_rng(seed), "homogeneous", problems, draws, loss, runs, variants)
+    of = "homogeneous", problems, draws, loss, runs, variants, base_draws
+    values = differences(np.random.default_rng(seed), *of)
     levels = betting.ALPHA / np.arange(1, variants + 1)
     reached = betting.reaches(values, np.full((1, 1), -margin), -np.log(levels)[:, None])
     p = np.where(reached, levels[:, None], 1.0).min(axis=0).reshape(runs, variants)
@@ -187,28 +293,34 @@ def power_of(problems: int, draws: int, loss: float, margin: float, variants: in
 
 
 def found_at_detectable(
-    problems: int, draws: int, variants: int, runs: int, base: float | None = None, seed: int = 0
+    problems: int,
+    draws: int,
+    variants: int,
+    runs: int,
+    base: float | None = None,
+    seed: int = 0,
+    base_draws: int | None = None,
 ) -> tuple[float, float]:
     """Return (loss, share called worse) of variants that lose the mean MDE printed for a variant that loses nothing.
 
     base: the base's accuracy on every problem; None: it is drawn from Beta(0.4, 0.4). Some problems break. The other
     variants are assumed harmless, so that Holm requires p < .025 / variants.
     """
-    rng = np.random.default_rng(seed)
+    rng, of_base = np.random.default_rng(seed), base_draws or draws
 
     def made(loss: float, runs: int) -> tuple[Floats, Floats]:
         chance = rng.beta(0.4, 0.4, (problems, runs)) if base is None else np.full((problems, runs), base)
         kept = rng.random(chance.shape) >= loss / (base or 0.5)
-        ours = rng.binomial(draws, chance) / draws
+        ours = rng.binomial(of_base, chance) / of_base
         return rng.binomial(draws, chance * kept) / draws - ours, ours
 
     values, ours = made(0.0, 30)
     printed = [
-        power.minimum_detectable([d[:, None]], [b[:, None]], variants, draws, draws == 1)[0]
+        power.minimum_detectable([d[:, None]], [b[:, None]], variants, max(draws, of_base), draws == of_base == 1)[0]
         for d, b in zip(values.T, ours.T, strict=True)
     ]
     loss = float(np.mean(printed))
-    return loss, called(made(loss, runs)[0], draws, betting.ALPHA / 2 / variants)[1]
+    return loss, called(made(loss, runs)[0], max(draws, of_base), betting.ALPHA / 2 / variants)[1]
 
 
 def bounds_of_several_tasks(sizes: Sequence[int], draws: int, runs: int, seed: int = 0) -> dict[str, float]:
@@ -255,12 +367,11 @@ def cluster_errors(problems: int, size: int, runs: int, margin: float = 0.05, se
     """
     rng = np.random.default_rng(seed)
     harmed, equal = clustered(rng, problems, size, -margin, runs), clustered(rng, problems, size, 0.05, runs)
-    level = np.log(1 / betting.ALPHA)
     harmed, equal = ([rng.permuted(d, axis=0) for d in sides] for sides in (harmed, equal))  # as bets meet them
     return {
         "non-inferior": [claimed(d, margin) for d in harmed],
         "different": [sum(called(d, 4)) for d in equal],  # differences of groups are not -1, 0 and 1: no McNemar
-        "certified": [float(np.mean(anytime.evidence(d, margin)[0][-1] >= level)) for d in harmed],
+        "certified": [certified(d, margin) for d in harmed],
     }
 
 
@@ -570,6 +681,32 @@ def main() -> None:
         for draws in (1, 4, 16)
     ]
     table(["margin", "variants", "true loss", "draws", *map(str, more)], rows)
+
+    print("\nMore draws of the base: equal models called non-inferior and certified in %, margin 2 points, 3 draws;")
+    print("a loss of 4 points called worse; and the MDE printed for an equal model, in points: how often it is found")
+    rows = []
+    for n in (200, 500, 1000):
+        for base in (3, 8, 16, 64):
+            found = power_of_unequal(n, 3, base, runs)
+            loss, share = found_at_detectable(n, 3, 1, runs, base_draws=base)
+            rows.append([n, base, *map(percent, found.values()), f"{percent(loss)}: {percent(share)}"])
+    table(["problems", "draws of the base", *found, "MDE"], rows)
+
+    print("\nThe same for 14 variants of one base, non-inferior after Holm's correction")
+    few = max(runs // 10, 50)
+    rows = [
+        [n, *(percent(power_of(n, 3, 0.0, 0.02, 14, few, base_draws=base)) for base in (3, 8, 16, 64))]
+        for n in (500, 1000)
+    ]
+    table(["problems", "3", "8", "16", "64"], rows)
+
+    print("\nWrong words in % with 16 draws of the base: at a true loss of the margin of 2 points, and of equal models")
+    rows = [
+        [shape, n, draws, *map(percent, errors_of_unequal(shape, n, draws, 16, runs).values())]
+        for shape in UNEQUAL
+        for n, draws in ((30, 3), (100, 3), (500, 3), (500, 1))
+    ]
+    table(["shape", "problems", "draws", "non-inferior", "certified", "better", "worse"], rows)
 
     print("\nLower bound of equal models in points, mean over tasks")
     rows = []

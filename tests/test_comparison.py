@@ -326,12 +326,16 @@ def test_only_what_both_have_is_compared(tmp_path):
     (entry,) = compare(fill(tmp_path / "s.db", {"dense": base, "pruned": unfinished}), "dense")["others"]
     assert list(entry["tasks"]["a"]["budgets"]) == [16, 64]
     cell = entry["tasks"]["a"]["budgets"][64]
-    assert (cell["n"], cell["samples"]) == (8, 2)
+    assert (cell["n"], cell["samples"], cell["base_samples"]) == (8, 4, 2)
     assert entry["primary"]["n"] == 8
-    kept = [s for s in unfinished if s.draw < 2 and s.budget == 64 and s.problem_id in {f"a-{i}" for i in range(10)}]
+    kept = [s for s in unfinished if s.budget == 64 and s.problem_id in {f"a-{i}" for i in range(10)}]
     assert cell["accuracy"] == pytest.approx(mean(s.correct for s in kept if s.problem_id != "a-5"))
     notes = " | ".join(entry["warnings"])
-    for part in ("a: 8 of 12 problems", "budgets 0, 256", "draws 2, 3"):
+    for part in (
+        "a: 8 of 12 problems",
+        "budgets 0, 256",
+        "the mean over 4 draws is compared with that over the base's 2",
+    ):
         assert part in notes
 
 

@@ -526,11 +526,19 @@ class EvalPlan(Drawing):
         "Evaluate MODEL once more, in batches of another size: a run that shows how much rounding alone moves.",
         late=True,
     )
+    base_samples: int | None = setting(
+        None,
+        "Draws of the base, which all variants are compared with; default: --samples.",
+        at_least=1,
+        late=True,
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.budgets, list | tuple) and str(OFF) in self.budgets:
             object.__setattr__(self, "budgets", tuple(OFF if one == str(OFF) else one for one in self.budgets))
         super().__post_init__()
+        if self.base_samples == self.samples:
+            object.__setattr__(self, "base_samples", None)
         if not self.tasks:
             raise PrunusError("name at least one task; `prunus tasks` lists them")
         if self.profile not in PROFILE_NAMES and not self.profile.endswith(".toml"):
@@ -550,6 +558,10 @@ class EvalPlan(Drawing):
     def to_json(self) -> dict[str, Any]:
         """The settings as plain data; the budget OFF is the text `off`."""
         return super().to_json() | {"budgets": with_names(self.budgets)}
+
+    def draws(self, of_base: bool) -> int:
+        """The number of draws of each problem, of the base or of another model."""
+        return self.base_samples or self.samples if of_base else self.samples
 
     @property
     def rows(self) -> int:

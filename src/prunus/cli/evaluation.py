@@ -37,7 +37,7 @@ from prunus.engines import EngineOptions, engine_for
 from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
 from prunus.recipes import EvalPlan, PruneRecipe, TraceRecipe
-from prunus.settings import hints_of
+from prunus.settings import hints_of, settings_of
 from prunus.study.file import DEFAULT_LADDER, FindRules
 
 task_option = click.option(
@@ -52,7 +52,7 @@ task_option = click.option(
 @command("Evaluate", "eval", "prunus eval tiny --task tiny --budgets 16,64,256 --store results.db")
 @model_argument
 @task_option
-@options(EvalPlan)
+@options(EvalPlan, [name for name in settings_of(EvalPlan) if name != "base_samples"])  # it compares nothing
 @engine_options("serve")
 @store_option
 @device_option
@@ -226,7 +226,8 @@ def print_outcomes(done: Mapping[str, Any]) -> None:
 NOTHING_FOUND = 3  # exit code
 # Settings of EvalPlan that are options of a search; a study's [[find]] table has all.
 OF_PLAN = (
-    "budgets", "samples", "limit", "profile", "temperature", "prompt", "seed", "batch_size", "backend", "answer_tokens",
+    "budgets", "samples", "base_samples", "limit", "profile", "temperature", "prompt", "seed", "batch_size", "backend",
+    "answer_tokens",
 )  # fmt: skip
 # Settings of PruneRecipe that are options; `samples` is --calibration-samples, since the plan has it, too.
 OF_PRUNING = ("calibration", "seqlen", "calibration_tokens", "scope", "allocation", "propagation")

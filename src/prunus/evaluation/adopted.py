@@ -18,19 +18,22 @@ OF_SIZE = {"limit", "problems", "budgets", "samples"}
 IF_BOTH = {"context", "off"}
 
 
-def adopt_all(store: Store, work: ResolvedPlan) -> None:
-    """Give the run all of its rows if one other run has those that it lacks, with that one's record of its making."""
+def adopt(store: Store, work: ResolvedPlan, in_part: bool = False) -> None:
+    """Give the run the rows that it lacks if one other run has them all, with that one's record of its making.
+
+    in_part: a run that the store lacks also gets them where the other run has only some.
+    """
     if not (missing := wanted(store, work)):
         return
     known = {run.run_id: run for run in store.runs()}
     for donor in donors(work, list(known.values())):
         if donor.mixed or (work.run_id in known and differences(known[work.run_id].versions, donor.versions)):
             continue
-        if missing <= store.keys(donor.run_id):
+        had = missing & store.keys(donor.run_id)
+        if had == missing or (had and in_part and work.run_id not in known):
             model = {key: value for key, value in donor.model.items() if key not in ("content", "serving")}
-            run = Run(work.run_id, model | work.about, work.plan, donor.versions, planned=work.planned)
-            store.add_run(run)
-            store.copy_samples(donor.run_id, work.run_id, missing)
+            store.add_run(Run(work.run_id, model | work.about, work.plan, donor.versions, planned=work.planned))
+            store.copy_samples(donor.run_id, work.run_id, had)
             return
 
 
@@ -40,6 +43,15 @@ def adopt_some(store: Store, work: ResolvedPlan, versions: Mapping[str, Any]) ->
         missing = wanted(store, work) & store.keys(donor.run_id)
         if missing and not donor.mixed and not differences(donor.versions, versions):
             store.copy_samples(donor.run_id, work.run_id, missing)
+
+
+def stored_keys(store: Store, work: ResolvedPlan) -> set[Key]:
+    """The rows of the plan that the store has, also those that the run would adopt."""
+    lacking, found = wanted(store, work), store.keys(work.run_id)
+    for donor in donors(work, store.runs()):
+        if not donor.mixed:
+            found |= lacking & store.keys(donor.run_id)
+    return found
 
 
 def wanted(store: Store, work: ResolvedPlan) -> set[Key]:

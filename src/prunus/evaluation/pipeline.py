@@ -13,8 +13,9 @@ from prunus import progress
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.engines import EngineOptions
+from prunus.errors import PrunusError
 from prunus.evaluation import backends
-from prunus.evaluation.adopted import adopt_all, adopt_some
+from prunus.evaluation.adopted import adopt, adopt_some
 from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.backends.served import ServedModel
 from prunus.evaluation.beforehand import check_plan, is_harness_task
@@ -64,6 +65,8 @@ def evaluate(
     check_plan(model, plan, engine, store)
     if any(map(is_harness_task, plan.tasks)):
         return evaluate_harness(model, plan, Path(store), device)
+    if plan.base_samples is not None:
+        raise PrunusError("base_samples is of studies and searches, which compare models: here samples is the number")
     engine = engine or EngineOptions()
     engine.check(plan.backend)
     checkpoint, engine = opened_model(model, plan.backend, engine)
@@ -74,7 +77,7 @@ def evaluate(
     if path.exists():
         with Store(path, create=True) as opened:
             work = as_stored(work, by_id(opened), model_label(str(model)), str(model))
-            adopt_all(opened, work)
+            adopt(opened, work)
             if not missing_batches(opened, work):
                 renew_groups(opened, work.problems)
                 if line := computed_otherwise(opened.run(work.run_id), plan.backend, device):

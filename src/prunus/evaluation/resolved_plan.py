@@ -72,6 +72,12 @@ class ResolvedPlan:
         """The same plan for another model of the same configuration and tokenizer."""
         return replace(self, subject=subject, run_id=run_id_of(subject, self.plan, self.about))
 
+    def drawn(self, samples: int) -> "ResolvedPlan":
+        """The same with another number of draws of each problem."""
+        plan = self.plan | {"samples": samples}
+        batches = cut_into_batches([len(chain.prompt) for chain in self.chains], samples, plan["batch_size"])
+        return replace(self, plan=plan, run_id=run_id_of(self.subject, plan, self.about), batches=batches)
+
     def keys(self, chains: Iterable[tuple[int, int]], budgets: Sequence[int] | None = None) -> set[Key]:
         """The store's keys of the rows of some chains. budgets: None for all of the plan."""
         return {(self.problems[index].id, b, draw) for index, draw in chains for b in budgets or self.budgets}
@@ -158,7 +164,7 @@ def resolve_plan(
     if switch is not None:
         progress.say(f"budget off: {switch}")
     appended = len(tokenizer.encode(switch.block, add_special_tokens=False)) if switch and switch.block else 0
-    resolved = plan.to_json() | {
+    resolved = replace(plan, base_samples=None).to_json() | {
         # The names of the problems' tasks, since a path can be typed in several ways.
         "tasks": list(dict.fromkeys(problem.task for problem in problems)),
         "profile": profile.name,

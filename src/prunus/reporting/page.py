@@ -109,11 +109,14 @@ def _top(data: ReportData, title: str, name: str, notes: Sequence[str]) -> str:
     problems = sum(curve.problems for curve in tasks)
     groups = sum(curve.problems if curve.groups is None else curve.groups for curve in tasks)
     problems = f"{problems} problems" + f" in {groups} groups" * (groups < problems)
-    draws = base.plan.get("samples")
+    own = base.plan.get("samples")
+    others = dict.fromkeys(one.run.plan.get("samples") for one in data.others) or {own: None}
+    draws = " or ".join(map(str, others))
+    of_base = "" if draws == str(own) else f" ({own} of the base)"
     facts = (
         f"<bdi>{esc(name)}</bdi> · base: <bdi>{esc(data.base.style.label)}</bdi>, the run <bdi>{esc(base.run_id)}</bdi>"
         f" of model <bdi>{esc(base.model.get('name'))}</bdi> · <bdi>{esc(', '.join(summary.tasks))}</bdi>, "
-        f"{problems} × {esc(draws)} draw{'' if draws == 1 else 's'}"
+        f"{problems} × {esc(draws)} draw{'' if draws == '1' else 's'}{esc(of_base)}"
     )
     return top(facts, title, sentences, notes)
 

@@ -81,12 +81,13 @@ def plain(data: Any) -> Any:
 class Sized(Record):
     """A number from n observations: problems, or groups of them; then `problems` is the number of problems.
 
-    samples: draws of each problem.
+    samples: draws of each problem. base_samples: of each in the base, where these are more or fewer.
     """
 
     n: int
     problems: int | None = None
     samples: int
+    base_samples: int | None = None
 
     @property
     def all_problems(self) -> int:
@@ -251,11 +252,12 @@ class Looked(Record):
     """A comparison of the two models that could be seen; limit: None means all problems. Of both, base first:
 
     begun: UTC time at which its last evaluation began; complete: its complete problems when that of its next run began;
-    None for what an older store lacks.
+    None for what an older store lacks. base_samples: draws in the base, where these are more or fewer.
     """
 
     limit: int | None
     samples: int
+    base_samples: int | None = None
     runs: Sequence[str]
     begun: Sequence[str | None]
     complete: Sequence[int | None]

@@ -87,9 +87,10 @@ def compare(
     or of its draws that end well). Without others, every run is compared whose plan differs from that of the base in
     tasks, budgets, samples, limit, seed, batches and kernel only; the other runs are listed under `warnings`. Runs that
     are named are compared in any case, with a warning. Only problems that are complete in both runs count, over the
-    budgets and draws that both have. Which runs are named changes no verdict: all p-values are corrected over all runs
-    of the store that could be compared, as `looks` says. A run from an imported log has one budget, AS_RUN, so the area
-    is the accuracy there; the largest budget of another run is compared with it.
+    budgets that both have; of each run all draws count, whatever their numbers. Which runs are named changes no
+    verdict: all p-values are corrected over all runs of the store that could be compared, as `looks` says. A run from
+    an imported log has one budget, AS_RUN, so the area is the accuracy there; the largest budget of another run is
+    compared with it.
 
     Returns plain data, whose keys the classes of `prunus.results.cells` explain: `Comparison` as a whole, and `Entry`
     for each of `others`, whose `tasks` -> task -> `budgets` -> budget, `auc` and `slope` are cells.
@@ -146,6 +147,7 @@ def dense_run(runs: Sequence[Run], store: Path) -> Run:
     dense = [run for run in dense if not serving_of(run)] or dense
     usual = [run for run in dense if run.plan.get("control", "forced") == "forced"]
     dense = usual if len({run.model.get("checksum") for run in dense}) == 1 and usual else dense
+    dense = [run for run in dense if not any(more_draws(run, other) for other in dense)]
     strict = [run for run in dense if run.plan.get("mode") == "strict"]
     if len({run.model.get("checksum") for run in dense}) == 1 and len(strict) == 1:
         dense = strict  # one model in both modes
@@ -324,9 +326,18 @@ def _choose(base: Run, runs: Iterable[Run], may_leave_out: bool) -> tuple[list[R
             raise PrunusError(f"{_name(base)} is the base and cannot be compared with itself: name another run")
         return list(by_id.values()), []
     others = [run for run in by_id.values() if run.run_id != base.run_id and not run.is_control]
+    others = [run for run in others if not more_draws(run, base)]  # which are draws of the base itself
     found = [(run, plan_differences(base, run)) for run in others]
     left_out = [f"{_name(run)} is left out: {why}; name it to compare" for run, why in found if why]
     return [run for run, why in found if not why], left_out
+
+
+def more_draws(run: Run, other: Run) -> bool:
+    """Whether the other run is the same but for more draws of each problem, so that it has this run's among its own."""
+    checksum = run.model.get("checksum")
+    same = checksum is not None and checksum == other.model.get("checksum")
+    draws = [int(one.plan.get("samples", 1)) for one in (run, other)]
+    return same and draws[0] < draws[1] and run.plan | {"samples": draws[1]} == other.plan
 
 
 def _repeats(run: Run, base: Run) -> bool:
@@ -339,8 +350,9 @@ def _against_itself(
     again: Run, base: Mapping[str, Table], other: Mapping[str, Table], resamples: int
 ) -> Rounding | None:
     """How much rounding alone moves: the base's control against the base; None without a problem that both have."""
-    pairs = list(_pairs(base, other)[0].values())
-    if not pairs:
+    # A draw and its repetition have the same seed, so what only one of the runs has says nothing of rounding.
+    pairs = [pair.draw_by_draw() for pair in _pairs(base, other)[0].values()]
+    if not pairs or not pairs[0].base.draws:
         return None
     cell = contrast_cells(pairs, Margin(0.0), resamples, None)[AREA, 0]
     counts = {"answers": 0, "differ": 0, "grades": 0}
@@ -423,7 +435,7 @@ def _pairs(
     orders: Mapping[str, Sequence[str]] | None = None,
     unfinished: bool = False,
 ) -> tuple[dict[str, Pair], list[str]]:
-    """For each task the rows that both runs have, and a note on everything that only one of them has.
+    """For each task the problems and budgets that both runs have, with all draws of each run, and notes on the rest.
 
     orders: of tasks of which rows or an interruption decided how many problems there are, the problems in the order in
     which they are taken: only those that precede the first that is not complete in both runs are compared. If there is
@@ -435,18 +447,22 @@ def _pairs(
     shared = sorted(base.keys() & other.keys())
     base, other = _as_run(base, other, shared, notes), _as_run(other, base, shared, notes)
     everything = [tables[task] for tables in (base, other) for task in shared]
-    axes = {}
-    for axis in ("budgets", "draws"):
-        sets = [set(getattr(table, axis)) for table in everything]
-        axes[axis] = sorted(set.intersection(*sets)) if sets else []
-        if sets and (apart := sorted(set.union(*sets) - set(axes[axis]))):
-            notes.append(f"not both runs have {axis} {', '.join(map(str, apart))}: left out")
+    budgets = _in_all([table.budgets for table in everything])
+    if apart := sorted({budget for table in everything for budget in table.budgets} - set(budgets)):
+        notes.append(f"not both runs have budgets {', '.join(map(str, apart))}: left out")
+    draws = [_in_all([tables[task].draws for task in shared]) for tables in (base, other)]
     pairs = {}
-    if not all(axes.values()):
+    if not (budgets and all(draws)):
         return pairs, notes
+    if len(draws[0]) != len(draws[1]):
+        notes.append(
+            f"of each problem the mean over {len(draws[1])} draws is compared with that over the base's {len(draws[0])}"
+        )
     for task in shared:
         problems = sorted(set(base[task].problems) & set(other[task].problems))
-        ours, theirs = (tables[task].select(problems, **axes) for tables in (base, other))
+        ours, theirs = (
+            tables[task].select(problems, budgets, some) for tables, some in zip((base, other), draws, strict=True)
+        )
         complete = sorted(set(ours.complete()) & set(theirs.complete()))
         either = len(set(base[task].problems) | set(other[task].problems))
         order = (orders or {}).get(task, ())
@@ -460,8 +476,14 @@ def _pairs(
         elif len(complete) < either:
             notes.append(f"{task}: {len(complete)} of {either} problems are finished in both runs and compared")
         if complete:
-            pairs[task] = Pair(ours.select(complete, **axes), theirs.select(complete, **axes))
+            ours, theirs = (one.select(complete, budgets, one.draws) for one in (ours, theirs))
+            pairs[task] = Pair(ours, theirs)
     return pairs, notes
+
+
+def _in_all(axes: Sequence[Sequence[int]]) -> list[int]:
+    """The labels that all of these axes have, in order."""
+    return sorted(set.intersection(*map(set, axes))) if axes else []
 
 
 def _as_run(

@@ -1,4 +1,7 @@
-"""The cells of a comparison: every contrast of two runs on the same problems, budgets and draws.
+"""The cells of a comparison: every contrast of two runs on the same problems and budgets.
+
+Each run may have any number of draws: a problem's difference is the mean over the draws of one run minus the mean over
+those of the other.
 
 `paired` computes intervals, `betting` the p-values and bounds that verdicts rest on, and `anytime` all of these where
 rows decided how many problems were taken; they explain why these methods are used.
@@ -41,7 +44,7 @@ class Grown:
 
 @dataclass(frozen=True)
 class Pair:
-    """One task of two runs on the same problems, budgets and draws.
+    """One task of two runs on the same problems and budgets.
 
     adaptive: if rows decided how many problems were taken, the seed of `order` by which `find` took them, or how a
     limit grew; else None.
@@ -51,9 +54,25 @@ class Pair:
     other: Table
     adaptive: int | Grown | None = None
 
+    @property
+    def draws(self) -> int:
+        """The larger of the two numbers of draws: 1 if each side has a single outcome for each problem."""
+        return max(len(self.base.draws), len(self.other.draws))
+
+    @property
+    def matched(self) -> bool:
+        """Whether both sides have equally many draws."""
+        return len(self.base.draws) == len(self.other.draws)
+
     def at(self, budgets: Sequence[int]) -> "Pair":
         """The pair at some of its budgets."""
         base, other = (table.select(table.problems, budgets, table.draws) for table in (self.base, self.other))
+        return Pair(base, other, self.adaptive)
+
+    def draw_by_draw(self) -> "Pair":
+        """The pair with only those draws that both sides have."""
+        shared = sorted(set(self.base.draws) & set(self.other.draws))
+        base, other = (table.select(table.problems, table.budgets, shared) for table in (self.base, self.other))
         return Pair(base, other, self.adaptive)
 
 
@@ -88,9 +107,16 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims
         [table.by_group(table.correct.astype(float).transpose(0, 2, 1) @ weights_BC) for table in side]
         for side in zip(*((pair.base, pair.other) for pair in pairs), strict=True)
     )
-    differences = [theirs - ours for ours, theirs in zip(base, other, strict=True)]
-    strata, base_means, other_means = ([d.mean(axis=1) for d in side] for side in (differences, base, other))
-    tested, draws = paired.infer(strata, resamples, seed), len(pairs[0].base.draws)
+    matched, draws = pairs[0].matched, pairs[0].draws
+    # What more draws of the other run make less noisy: draw by draw, where the numbers allow it.
+    varying = [theirs - ours for ours, theirs in zip(base, other, strict=True)] if matched else other
+    base_means, other_means = ([d.mean(axis=1) for d in side] for side in (base, other))
+    strata = (
+        [d.mean(axis=1) for d in varying]
+        if matched
+        else [theirs - ours for ours, theirs in zip(base_means, other_means, strict=True)]
+    )
+    tested = paired.infer(strata, resamples, seed)
     B, A = len(budgets), len(budgets) + 1  # contrasts of budgets, and with the area; a slope would be the last
     shares = [d[:, :A] for d in strata]  # differences of accuracies, which lie in [-1, 1]; no slopes
     details, primary = claims or (1, 1)
@@ -113,12 +139,12 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims
     # Never narrower than a cell's own interval, which need not be symmetric.
     columns["band_low"] = np.minimum(ends[0], columns["low"][:B])
     columns["band_high"] = np.maximum(ends[1], columns["high"][:B])
-    needed = _needed([d[:, :, :A] for d in differences], columns, margin, claims_A)
+    needed = _needed([d[:, :, :A] for d in varying], None if matched else shares, columns, margin, claims_A)
     columns |= claimed
     if claims is not None:
         area = _bound_of_all([d[:, B:] for d in shares], pairs, margin, primary)
         columns["lower_bound_adjusted"] = np.append(np.full(B, np.nan), area)
-    size = sizes_of([pair.base for pair in pairs])
+    size = _sizes(pairs)
     cells: Cells = {}
     for c, place in enumerate([*(("", budget) for budget in budgets), (AREA, 0)]):
         names = [name for name in columns if c < B or not name.startswith("band_")]
@@ -152,7 +178,7 @@ def _claimed(
     all of it holds whatever ended the collection, and so do the intervals, which are then part of it: low and high, and
     those that hold for so many bands together.
     """
-    how, draws = pairs[0].adaptive, len(pairs[0].base.draws)
+    how, draws = pairs[0].adaptive, pairs[0].draws
     values, null = anytime.exceeding(gains, base, margin)
     if how is None:
         found = direction_p(gains, seed, draws, one_outcome)
@@ -192,8 +218,7 @@ def any_time_columns(
     if isinstance(how, int):
         return anytime.infer(anytime.in_rounds(strata, names, how), margin, columns)
     orders = [pair.adaptive.order for pair in pairs if isinstance(pair.adaptive, Grown)]
-    draws, seed = len(pairs[0].base.draws), order_seed(pairs)
-    rounds, first = anytime.in_plan_order(strata, names, orders, how.growth.limits, seed, draws)
+    rounds, first = anytime.in_plan_order(strata, names, orders, how.growth.limits, order_seed(pairs), pairs[0].draws)
     return anytime.infer(rounds, margin, columns, first, how.growth.share)
 
 
@@ -205,14 +230,24 @@ def _weights(budgets: Sequence[int]) -> tuple[Floats, bool]:
     return np.concatenate(columns[: 2 + several], axis=1), several
 
 
+def _sizes(pairs: Sequence[Pair]) -> dict[str, int]:
+    """The fields of a Sized record of these pairs together."""
+    found, draws = sizes_of([pair.base for pair in pairs]), len(pairs[0].other.draws)
+    return found if pairs[0].matched else found | {"samples": draws, "base_samples": len(pairs[0].base.draws)}
+
+
 def _needed(
-    differences: Sequence[Floats], columns: Mapping[str, Floats], margin: Margin, claims_A: NDArray[np.int_]
+    varying: Sequence[Floats],
+    means: Sequence[Floats] | None,
+    columns: Mapping[str, Floats],
+    margin: Margin,
+    claims_A: NDArray[np.int_],
 ) -> list[Needed]:
-    """What would settle each contrast."""
+    """What would settle each contrast. varying, means: as of `power.spread`."""
     margins_A = [margin.points(share) for share in columns["base_accuracy"]]
     effect_A = np.maximum(np.abs(columns["difference"]), margins_A)
-    draws_A = power.draws_needed(differences, effect_A, claims_A)
-    problems_A = power.problems_needed(differences, effect_A, claims_A)
+    draws_A = power.draws_needed(varying, effect_A, claims_A, means)
+    problems_A = power.problems_needed(varying, effect_A, claims_A, means)
     found = []
     for effect, draws, problems in zip(effect_A, draws_A, problems_A, strict=True):
         note = None
@@ -293,8 +328,8 @@ def stop_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, same_chain
     strata = [theirs - ours for ours, theirs in zip(base, other, strict=True)]
     gains = [difference * signs for difference in strata]
     good = [np.where(signs > 0, share, 1 - share) for share in base]
-    tested, draws = paired.infer(strata, resamples, seed), len(pairs[0].base.draws)
-    single = draws == 1 and len(pairs) == 1 and not pairs[0].base.grouped
+    tested = paired.infer(strata, resamples, seed)
+    single = pairs[0].draws == 1 and len(pairs) == 1 and not pairs[0].base.grouped
     one_outcome = np.repeat([single and name != USED for name in endings], len(budgets))
     claimed = _claimed(gains, good, pairs, margin, seed, one_outcome)
     claimed["bound"] = signs * claimed.pop("lower_bound")
@@ -302,7 +337,7 @@ def stop_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, same_chain
         claimed["low"], claimed["high"] = np.sort([signs * claimed["low"], signs * claimed["high"]], axis=0)
     shares = {"share": other, "base_share": base, "gain": gains}
     cells = tested.cells(**{name: paired.estimate(values) for name, values in shares.items()}, **claimed)
-    size = sizes_of([pair.base for pair in pairs])
+    size = _sizes(pairs)
     return {
         (name, budget): made(Ending, size, cell)
         for b, budget in enumerate(budgets)

@@ -211,6 +211,7 @@ def _difference(cell: Cell) -> Row:
     points = {name: getattr(cell, name) for name in ("difference", "se", "low", "high", "lower_bound", "mde")}
     return {
         **_sizes(cell),
+        "base_draws": cell.base_samples or cell.samples,
         "accuracy_share": cell.accuracy,
         "base_accuracy_share": cell.base_accuracy,
         **{f"{name}_pp": None if value is None else 100 * value for name, value in points.items()},

@@ -101,6 +101,7 @@ def differences(
     order: Sequence[Round],
     budgets: Sequence[int],
     samples: int,
+    base_samples: int | None = None,
 ) -> dict[str, Floats]:
     """{endpoint: (T,) rung minus dense} over the first rounds that both runs have completely, and DENSE[endpoint].
 
@@ -108,16 +109,17 @@ def differences(
 
     A round's difference is the mean over its tasks, over the groups of each, and over the problems of each group.
     dense, rung: tables by task (`table.tables`); the groups are those of dense. Complete: draws 0 to samples - 1 at all
-    of these budgets. Rounds after the first incomplete one do not count even if they are complete: which
+    of these budgets, of the dense model 0 to base_samples - 1 (None: as many). Each side has the mean over its draws.
+    Rounds after the first incomplete one do not count even if they are complete: which
     problems finish early depends on their answers, so they would not be a random sample. Raises PrunusError without a
     positive budget.
     """
     budgets = sorted(budgets)
     if not budgets or budgets[-1] <= 0:
         raise PrunusError("whether chains end by themselves needs a budget above 0: add one to the budgets")
-    draws, weights_B = range(samples), metrics.auc_weights(budgets)
+    sides, weights_B = ((dense, range(base_samples or samples)), (rung, range(samples))), metrics.auc_weights(budgets)
     values = {
-        task: [_outcomes(side.get(task), budgets, draws, weights_B) for side in (dense, rung)]
+        task: [_outcomes(side.get(task), budgets, draws, weights_B) for side, draws in sides]
         for task in sorted({task for one in order for task, _ in one})
     }
     found: list[list[float]] = []
@@ -283,7 +285,8 @@ class Forecast:
 
     fewer: the same if only 1 % of draws change. available: rounds there are. smallest: the smallest margin they could
     certify if no draw differed. draws: the smallest number of draws per problem (of 1, 2, 4 to 64) with which they
-    would typically be enough; None if they are not with any, so that only more problems or a larger margin help.
+    would typically be enough; base_draws: that of the dense model alone, the rungs having those they have. None if they
+    are not with any, so that only more problems or a larger margin help.
     """
 
     rounds: float
@@ -291,17 +294,30 @@ class Forecast:
     available: int
     smallest: float
     draws: int | None
+    base_draws: int | None = None
 
 
-def forecast(rule: Rule, available: int, draws: int, dense: Mapping[str, float] | None = None) -> dict[str, Forecast]:
+def forecast(
+    rule: Rule, available: int, draws: int, dense: Mapping[str, float] | None = None, base_draws: int | None = None
+) -> dict[str, Forecast]:
     """{endpoint: what to expect} of a harmless rung of which CHANGED of the draws differ, which is assumed.
 
-    dense: what the dense model has at each endpoint, for margins that are a share of it; else all, the best case.
+    Half of the variance of the differences of single draws is that of either model. base_draws: of the dense model;
+    None: as many. dense: what the dense model has at each endpoint, for margins that are a share of it; else all, the
+    best case.
     """
-    found = {}
+    found, now = {}, base_draws or draws
     for name, asked in rule.margins.items():
-        margin = max(asked.points((dense or {}).get(name, 1.0)), LEAST)
-        needed, fewer = (rounds_needed(share / draws, margin, rule.alpha) for share in (CHANGED, FEW_CHANGED))
-        enough = (n for n in DRAWS if rounds_needed(CHANGED / n, margin, rule.alpha) <= available)
-        found[name] = Forecast(needed, fewer, available, smallest_margin(available, rule.alpha), next(enough, None))
+        of = max(asked.points((dense or {}).get(name, 1.0)), LEAST), rule.alpha
+        needed, fewer = (_rounds(share, draws, now, *of) for share in (CHANGED, FEW_CHANGED))
+        both = (n for n in DRAWS if _rounds(CHANGED, n, n, *of) <= available)
+        alone = (n for n in DRAWS if n >= now and _rounds(CHANGED, draws, n, *of) <= available)
+        least = smallest_margin(available, rule.alpha)
+        found[name] = Forecast(needed, fewer, available, least, next(both, None), next(alone, None))
     return found
+
+
+def _rounds(changed: float, draws: int, base_draws: int, margin: float, alpha: float) -> float:
+    """`rounds_needed` of a harmless rung of which this share of the draws changes."""
+    matched = draws == base_draws
+    return rounds_needed(changed / draws if matched else changed * (1 / draws + 1 / base_draws) / 2, margin, alpha)

@@ -5,11 +5,13 @@ more brings variance of its own, and bets are bounded, so that "2.8 standard err
 power.
 
 The mean difference varies by (omega^2 + v/N)/n: omega^2 is the spread of true differences between problems, v the noise
-of one draw (`draw_variance`). More draws shrink the second term only; more problems shrink both.
+of one draw (`draw_variance`). More draws shrink the second term only; more problems shrink both. Where the base has M
+draws and the other run N, v is the noise of the latter's draws, and the rest, omega^2, includes that of the base's / M.
 """
 
 from collections.abc import Sequence
-from math import inf, nan
+from dataclasses import dataclass
+from math import ceil, inf, nan, sqrt
 
 import numpy as np
 import scipy
@@ -94,19 +96,24 @@ def _by_approximation(strata: Sequence[Floats], base: Sequence[Floats], quantile
     return np.where(found_C <= np.abs(paired.estimate(base)), found_C, nan)
 
 
-def spread(strata: Sequence[Floats]) -> list[tuple[Floats, Floats]]:
+def spread(strata: Sequence[Floats], means: Sequence[Floats] | None = None) -> list[tuple[Floats, Floats]]:
     """(omega^2, v) of each task, (C,) each; omega^2 is never negative, and both are nan with one draw.
 
-    strata: one (P, N, C) array of differences each. omega^2 is the variance of per-problem means minus v/N, with the
+    strata: one (P, N, C) array of differences each; or of the other run's values, if the base has more or fewer draws:
+    then means has the differences of means, (P, C). omega^2 is the variance of per-problem means minus v/N, with the
     pseudo-problems of `paired`, as in the minimum detectable effect: where no problem differs it is not 0.
     """
     found = []
-    for differences in strata:
+    for differences, mean in zip(strata, _means(strata, means), strict=True):
         P, N, _ = differences.shape
-        total = P * paired.standard_error(paired.with_pseudo_problems([differences.mean(axis=1)])) ** 2
+        total = P * paired.standard_error(paired.with_pseudo_problems([mean])) ** 2
         v = draw_variance(differences)
         found.append((np.maximum(total - v / N, 0.0), v))
     return found
+
+
+def _means(strata: Sequence[Floats], means: Sequence[Floats] | None) -> Sequence[Floats]:
+    return [differences.mean(axis=1) for differences in strata] if means is None else means
 
 
 def draw_variance(differences_PNC: Floats) -> Floats:
@@ -148,28 +155,66 @@ def draws_for(
     return np.where(room > 0, _whole(1 / np.where(room > 0, share, 1.0)), inf)
 
 
-def draws_needed(strata: Sequence[Floats], effect_C: Floats, claims: ArrayLike = 1) -> Floats:
+def draws_needed(
+    strata: Sequence[Floats], effect_C: Floats, claims: ArrayLike = 1, means: Sequence[Floats] | None = None
+) -> Floats:
     """(C,) draws of each of these problems that have 80 % power for the effect; nan if there is only one draw.
 
-    claims: number of tests corrected together, as in `minimum_detectable`.
+    claims: number of tests corrected together, as in `minimum_detectable`. means: as of `spread`; then draws are those
+    of the other run, and the base keeps its own.
     """
     between, noise = np.zeros((2, len(effect_C)))
-    for differences, (omega2, v) in zip(strata, spread(strata), strict=True):
+    for differences, (omega2, v) in zip(strata, spread(strata, means), strict=True):
         share = 1 / len(differences) / len(strata) ** 2  # of the variance of the mean over tasks
         between, noise = between + share * omega2, noise + share * v
     errors = detectable(claims, paired.freedom(strata))
     return np.where(np.isnan(noise), nan, draws_for(between, noise, 1, effect_C, errors, one_draw(strata)))
 
 
-def problems_needed(strata: Sequence[Floats], effect_C: Floats, claims: ArrayLike = 1) -> Floats:
-    """(C,) number of problems with 80 % power for the effect, at the present number of draws and mix of tasks."""
-    error = paired.standard_error(paired.with_pseudo_problems([differences.mean(axis=1) for differences in strata]))
+def problems_needed(
+    strata: Sequence[Floats], effect_C: Floats, claims: ArrayLike = 1, means: Sequence[Floats] | None = None
+) -> Floats:
+    """(C,) number of problems with 80 % power for the effect, at the present number of draws and mix of tasks.
+
+    means: as of `spread`.
+    """
+    error = paired.standard_error(paired.with_pseudo_problems(_means(strata, means)))
     now, step = sum(map(len, strata)), one_draw(strata) / strata[0].shape[1]
     reach = detectable(claims, paired.freedom(strata)) * error
     with np.errstate(divide="ignore", invalid="ignore"):
         # effect = reach u + step u^2, u the root of the share of present problems to those needed
         root = 2 * effect_C / (reach + np.sqrt(reach**2 + 4 * step * effect_C))
         return np.where(effect_C > 0, _whole(now / root**2), inf)
+
+
+@dataclass(frozen=True)
+class MoreDraws:
+    """More draws of the base, and what they save.
+
+    draws: of each problem. ratio: of the detectable effects with and without them. chains: how many more they are.
+    problems: how many would be needed instead for the same ratio; chains_of_problems: how many more these are.
+    """
+
+    draws: int
+    ratio: float
+    chains: int
+    problems: int
+    chains_of_problems: int
+
+
+def more_of_base(variants: int, problems: int, draws: int, base_draws: int) -> MoreDraws | None:
+    """The number of draws of the base that costs least, if it has fewer and more problems would cost more; else None.
+
+    variants: how many are compared with it, which have these draws each. That is draws * sqrt(variants), as for a
+    control group (Dunnett 1955), if variants are harmless, so that omega^2 is 0, and draws vary independently.
+    """
+    best = ceil(draws * sqrt(variants) - 1e-9)
+    if best <= base_draws:
+        return None
+    share = (1 / draws + 1 / best) / (1 / draws + 1 / base_draws)  # of the variance
+    chains, more = problems * (best - base_draws), (problems / share - problems) * (variants * draws + base_draws)
+    found = MoreDraws(best, sqrt(share), chains, ceil(problems / share - 1e-9), round(more))
+    return found if chains < more * (1 - 1e-9) else None
 
 
 def _whole(numbers: Floats) -> Floats:

@@ -177,16 +177,17 @@ def _numbers(chosen: Sequence[tuple[Run, Mapping[str, Pair]]], margin: Margin) -
     differences, bases, n, draws = [], [], 0, set[int]()
     for task in tasks:
         pairs = [pairs[task] for _, pairs in chosen]
-        common = [
+        problems, budgets = (
             sorted(set.intersection(*(set(getattr(pair.base, axis)) for pair in pairs)))
-            for axis in ("problems", "budgets", "draws")
-        ]
-        if len(common[0]) < 2 or not all(common):
+            for axis in ("problems", "budgets")
+        )
+        if len(problems) < 2 or not budgets:
             return None
-        base = _areas(pairs[0].base.select(*common))
-        differences.append(np.array([_areas(pair.other.select(*common)) for pair in pairs]) - base)
+        base = _areas(pairs[0].base.select(problems, budgets, pairs[0].base.draws))
+        others = [_areas(pair.other.select(problems, budgets, pair.other.draws)) for pair in pairs]
+        differences.append(np.array(others) - base)
         bases.append(base)
-        n, draws = n + len(base), draws | {len(common[2])}
+        n, draws = n + len(base), draws | {len(pair.other.draws) for pair in pairs}
     if not tasks:
         return None
     claimed, null = exceeding(differences, bases, margin)

@@ -40,7 +40,7 @@ class Growth:
         return 1.0 if self.series == 1 else 1 / (self.series * (self.series + 1))
 
     def __str__(self) -> str:
-        draws, limits = [str(one.samples) for one in self.looks], [_limit(one.limit) for one in self.looks]
+        draws, limits = [_draws(one) for one in self.looks], [_limit(one.limit) for one in self.looks]
         if len(set(draws)) == 1:
             what, steps = "limit grew" if self.series == 1 else "limit changed", limits
         elif len(set(limits)) == 1:
@@ -56,6 +56,10 @@ class Growth:
             f"its {what} from {' to '.join(steps)} after its rows could be seen, so the bounds hold at any time{spent};"
             " this takes the problems' order in the plan as good as random; scaling is not judged"
         )
+
+
+def _draws(one: Looked) -> str:
+    return str(one.samples) if one.base_samples is None else f"{one.samples} (base {one.base_samples})"
 
 
 def _limit(limit: int | None) -> str:
@@ -137,7 +141,7 @@ def growth(base: Run, other: Run) -> Growth | None:
             looks.append((latest["base"], latest["other"]))
     if base.stages and other.stages:
         looks.append((base.stages[-1], other.stages[-1]))
-    sizes = [(min(one.limit or inf for one in look), min(one.samples for one in look)) for look in looks]
+    sizes = [(min(one.limit or inf for one in look), tuple(one.samples for one in look)) for look in looks]
     kept = [place for place, size in enumerate(sizes) if place == 0 or size != sizes[place - 1]]
     if len(kept) < 2:
         return None
@@ -152,7 +156,8 @@ def growth(base: Run, other: Run) -> Growth | None:
     seen = [
         Looked(
             limit=None if sizes[place][0] == inf else int(sizes[place][0]),
-            samples=sizes[place][1],
+            samples=sizes[place][1][1],
+            base_samples=sizes[place][1][0] if len(set(sizes[place][1])) > 1 else None,
             runs=[one.run_id for one in looks[place]],
             begun=[one.begun for one in looks[place]],
             complete=[one.complete for one in looks[place]],

@@ -210,12 +210,16 @@ def open_model(study: Study, name: str, folder: Path, store: Path | None = None)
             for number, plan in enumerate(study.plans)
             if plan.aa_control
         ]
-    if len({plan.run_id for plan in resolved}) < len(resolved):
-        study.fail(study.eval_line, f"two plans of [eval] are the same for {name}; take a value out of a list")
     cells = []
     for number, plan in enumerate(resolved):
-        # The dense model keeps the id that `prunus eval` gives, so that they share rows.
-        cells += [Cell(v, number, plan.of(variant=v.key) if v.steps else plan) for v in variants]
+        based = plan if (most := study.plans[number].draws(True)) == plan.plan["samples"] else plan.drawn(most)
+        for variant in variants:
+            work = based if variant.name == study.base else plan
+            # The dense model keeps the id that `prunus eval` gives, so that they share rows.
+            cells.append(Cell(variant, number, work.of(variant=variant.key) if variant.steps else work))
+    if len({cell.run_id for cell in cells}) < len(cells):
+        what = "the same" if len({plan.run_id for plan in resolved}) < len(resolved) else "the same for the base"
+        study.fail(study.eval_line, f"two plans of [eval] are {what} for {name}; take a value out of a list")
     return Model(name, checkpoint, tokenizer, variants, under_stored_ids([*cells, *controls], name, store))
 
 

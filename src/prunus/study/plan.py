@@ -9,11 +9,12 @@ from typing import Any
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import HUB_PATTERNS, is_hub_id, typed_path
 from prunus.errors import PrunusError
+from prunus.evaluation.adopted import stored_keys
 from prunus.evaluation.profiles import PROFILES
-from prunus.evaluation.run import missing_batches
 from prunus.evaluation.tasks import TASKS, load_task
 from prunus.questions import is_gated
 from prunus.recipes import EvalPlan
+from prunus.results import power
 from prunus.results.store import Store, is_begun
 from prunus.step import kind_of
 from prunus.steps.chain import with_sources
@@ -80,6 +81,7 @@ def plan_study(
       include a whole checkpoint while variants are made; None where a model or a task is not on this machine;
     - `searches`, one for each model, plan and [[find]] table, as run_study returns them, with `lines` that say what to
       expect of those that are not finished; the totals do not count them;
+    - `advice`: a line for each model and plan where more draws of the base cost less than more problems;
     - `gated`: the problem sets of which the store keeps ids and no texts;
     - `unknown`: a line for each thing that cannot be known yet.
 
@@ -130,6 +132,7 @@ def plan_study(
             "tokens": tokens,
             "disk": disk + TEXT_BYTES * tokens if len(here) == len(folders) else None,
         },
+        "advice": [line for model in opened for line in advice(study, model, cells)],
         "gated": [task for task in TASKS if is_gated(task) and any(task in one.tasks for one in study.plans)],
         "unknown": unknown,
         "searches": [state(one, paths.store).to_json() for one in searches],
@@ -195,10 +198,11 @@ def cells_not_here(study: Study, model: str) -> Iterator[PlannedCell]:
     for plan, name in zip(study.plans, plan_names(study.plans), strict=True):
         sizes = [size_of(task, plan) for task in plan.tasks]
         problems = total(None if size is None else size[0] for size in sizes)
-        answers = None if problems is None else problems * plan.samples * len(plan.budgets)
-        tokens = total(None if size is None else plan.samples * size[0] * size[1] for size in sizes)
         controls = [f"{DENSE}, {AGAIN}"] if plan.aa_control else []
         for variant in [DENSE, *variant_names(study.entries), *controls]:
+            draws = plan.draws(of_base=variant == study.base)
+            answers = None if problems is None else problems * draws * len(plan.budgets)
+            tokens = total(None if size is None else draws * size[0] * size[1] for size in sizes)
             yield PlannedCell(model, variant, name, None, problems, answers, 0, tokens, None)
 
 
@@ -227,7 +231,8 @@ def planned_cells(study: Study, model: Model, paths: StudyPaths) -> Iterator[Pla
         stored = {cell.run_id: store.samples(cell.run_id) if store else [] for cell in model.cells}
         for cell in model.cells:
             work, plan = cell.resolved, study.plans[cell.plan]
-            missing = missing_batches(store, work) if store else work.batches
+            there = stored_keys(store, work) if store else set()
+            missing = [batch for batch in work.batches if not work.keys(batch) <= there]
             chains = [index for batch in missing for index, _ in batch]
             alike = [stored[other.run_id] for other in model.cells if other.plan == cell.plan]
             mean = tokens_per_chain([stored[cell.run_id]], plan.reuse) or tokens_per_chain(alike, plan.reuse)
@@ -238,10 +243,35 @@ def planned_cells(study: Study, model: Model, paths: StudyPaths) -> Iterator[Pla
                 work.run_id,
                 len(work.problems),
                 sum(map(len, work.batches)) * len(work.budgets),
-                len(stored[cell.run_id]),
+                len(there),
                 sum(chain_tokens(plan, work.answers_at_most(index)) for index in chains),
                 None if mean is None else mean * len(chains),
             )
+
+
+def advice(study: Study, model: Model, planned: Sequence[PlannedCell]) -> Iterator[str]:
+    """A line for each plan whose base had better have more draws, as long as no other variant has answers.
+
+    planned: all cells of the study.
+    """
+    lines = {line.run: line for line in planned if line.model == model.name}
+    for number, plan in enumerate(study.plans):
+        cells = [cell for cell in model.cells if cell.plan == number and not cell.is_control]
+        work, others = cells[0].resolved, [cell for cell in cells if cell.variant.name != study.base]
+        # Draws of greedy decoding are equal; and more draws after results were seen cost more than they gain.
+        if work.plan["temperature"] == 0 or any(lines[cell.run_id].done for cell in others):
+            continue
+        problems, draws = len(work.problems), plan.draws(of_base=True)
+        if (more := power.more_of_base(len(others), problems, plan.samples, draws)) is None:
+            continue
+        tokens = sum(chain_tokens(plan, work.answers_at_most(index)) for index in range(problems)) / problems
+        name = " ".join(part for part in (model.label, plan_names(study.plans)[number]) if part)
+        yield (
+            f"{name}: with base_samples = {more.draws} instead of {draws}, the detectable loss (spread evenly over"
+            f" problems) is {100 * (1 - more.ratio):.0f} % smaller, for at most {more.chains * tokens:,.0f} tokens"
+            f" more; {more.problems:,} problems instead of {problems:,} would do the same for"
+            f" {more.chains_of_problems * tokens:,.0f}"
+        )
 
 
 def variant_bytes(source: Checkpoint, variant: Variant) -> int:

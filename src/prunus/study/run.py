@@ -13,7 +13,7 @@ from urllib.parse import quote
 from prunus import progress
 from prunus.disk import write_text
 from prunus.errors import PrunusError
-from prunus.evaluation.adopted import adopt_all
+from prunus.evaluation.adopted import adopt
 from prunus.evaluation.resolved_plan import renew_groups
 from prunus.plain_data import content_hash
 from prunus.reporting.page import check_target, write_report
@@ -130,7 +130,7 @@ def run_cells(study: Study, models: Sequence[Model], paths: StudyPaths, device: 
         for cell in [cell for model in models for cell in model.cells_of(model.variants[0])]:
             renew_groups(opened, cell.resolved.problems)
         for cell in [cell for model in models for cell in model.cells]:
-            adopt_all(opened, cell.resolved)
+            adopt(opened, cell.resolved)
         if cluster is None:
             run_here(study, models, paths.folder, opened, device)
         else:

@@ -119,4 +119,5 @@ def summary(plan: Mapping[str, Any]) -> list[str]:
     if totals["complete"] == totals["cells"]:
         return [*lines, "nothing is left to evaluate" + (" but searches" if left else "")]
     lines += [f"{task} is gated: the store keeps its ids, and no questions or chains" for task in plan["gated"]]
+    lines += plan["advice"]
     return lines + [f"not known yet: {line}" for line in plan["unknown"]]

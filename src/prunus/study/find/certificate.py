@@ -72,7 +72,7 @@ def computed(store: Store, declared: Data, form: int = FORMAT) -> Data:
             "checksum": run.model.get("checksum"),
             "recipe": run.model.get("manifest", {}).get("history", []),
             "versions": run.versions,
-            "same_plan": run.plan == runs[dense].plan,
+            "same_plan": _same_plan(run.plan, runs[dense].plan, declared["samples"]),
             "rows": digest(rows, run_id, looked, form),
             **({"bytes": run.nbytes or rung["bytes"]} if "bytes" in rung else {}),
         }
@@ -102,6 +102,12 @@ def computed(store: Store, declared: Data, form: int = FORMAT) -> Data:
     if form > UNTRACED:
         shown_all["searches"] = trace(store, declared)
     return shown_all | {"claims": claims(declared, shown_all)}
+
+
+def _same_plan(plan: Data, dense: Data, samples: int) -> bool:
+    """Whether a rung's plan is the dense model's, but for the draws, of which it has the number that was declared."""
+    draws = {"samples": samples}
+    return draws | plan == {**plan, **draws} == {**dense, **draws}
 
 
 def _problem(stored: ProblemRow, task: str, form: int) -> list[Any]:

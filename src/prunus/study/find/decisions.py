@@ -31,7 +31,8 @@ class Rows:
 
     def __init__(self, store: Store, declared: Data) -> None:
         self.store, self.dense, self.budgets = store, declared["dense"], declared["budgets"]
-        self.draws, self.reuse, self.groups = declared["samples"], declared["reuse"], declared.get("groups", {})
+        self.draws, self.dense_draws = declared["samples"], dense_draws(declared)
+        self.reuse, self.groups = declared["reuse"], declared.get("groups", {})
         self.order = order_of(declared, sorted(declared["problems"]))
         self.forget()
 
@@ -43,8 +44,9 @@ class Rows:
     def _read(self, run_id: str) -> dict[str, list[Sample]]:
         """The rows of a run by problem."""
         found: dict[str, list[Sample]] = {}
+        draws = self.dense_draws if run_id == self.dense else self.draws
         for sample in self.store.samples(run_id):
-            if sample.draw < self.draws and sample.budget in self.budgets:
+            if sample.draw < draws and sample.budget in self.budgets:
                 found.setdefault(sample.problem_id, []).append(sample)
         return found
 
@@ -55,7 +57,9 @@ class Rows:
 
     def _differences(self, run_id: str) -> dict[str, Floats]:
         """{endpoint: this run minus the dense model's} of the first rounds that both have completely."""
-        return differences(self._table(self.dense), self._table(run_id), self.order, self.budgets, self.draws)
+        draws = self.dense_draws if run_id == self.dense else self.draws
+        of = self.order, self.budgets, draws, self.dense_draws
+        return differences(self._table(self.dense), self._table(run_id), *of)
 
     def tokens(self, run_id: str, rounds: int) -> int:
         """The tokens sampled for the rows of a run in the first rounds, whoever computed them."""
@@ -96,6 +100,11 @@ Provide = Callable[[Data, int, int, int], None]
 def rungs_in(part: Data) -> list[Data]:
     """The rungs of all ladders of a declaration, or of what a certificate shows."""
     return [rung for ladder in part["ladders"] for rung in ladder["rungs"]]
+
+
+def dense_draws(declared: Data) -> int:
+    """The number of draws of each problem that the dense model has."""
+    return declared.get("base_samples", declared["samples"])
 
 
 def rank(rung: Data) -> float:

@@ -16,6 +16,7 @@ from prunus.checkpoint.writer import check_target
 from prunus.disk import locked, replace_folder, write_text
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
+from prunus.evaluation.adopted import adopt
 from prunus.evaluation.beforehand import check_plan
 from prunus.evaluation.resolved_plan import keeps_prefix, renew_groups
 from prunus.margins import MarginLike
@@ -80,6 +81,7 @@ def find(
     certified that loses as much is at most alpha, for any number of rungs and problems (docs/verdicts.md).
     The search is written into the store before it looks at a row, and the certificate names those before it.
 
+    plan: with base_samples, the dense model has as many draws of each problem, and every rung `samples`.
     ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4`), a .toml file with tables of steps as in a study, or recipes, or
     several for each rung. None: 0.1:0.7:0.05, or with `smallest` a ladder by the bytes that this engine loads.
     smallest: vllm or llama.cpp: each rung must load fewer bytes than the one before in this engine, which evaluates it.
@@ -165,6 +167,8 @@ def carry_out(
         with locked(folder / "lock", f"is working on {folder}; wait for it"), Store(store, create=True) as opened:
             renew_groups(opened, search.dense.resolved.problems)
             refuse_mixed(opened, search)
+            for cell in search.model.cells:
+                adopt(opened, cell.resolved, in_part=True)  # before the search is declared, which names them
             declare_in(opened, declared)
             if (line := warning(opened, declared)) is not None:
                 progress.say(f"warning: {line}")

@@ -77,10 +77,11 @@ def _top(data: Data, title: str) -> str:
     declared, shown = data["declared"], data["shown"]
     draws, sizes = declared["samples"], {task: len(names) for task, names in declared["problems"].items()}
     groups = f" in {number_of_groups(declared)} groups" if declared.get("groups") else ""
+    of_dense = f" ({declared['base_samples']} of the dense model)" if "base_samples" in declared else ""
     facts = (
         f"prunus find · <bdi>{esc(declared['model']['name'])}</bdi> · "
         f"<bdi>{esc(', '.join(f'{task}, {number} problems' for task, number in sizes.items()) + groups)}</bdi> × "
-        f"{draws} draw{'' if draws == 1 else 's'} · budgets {esc(', '.join(map(str, declared['budgets'])))}"
+        f"{draws} draw{'' if draws == 1 else 's'}{of_dense} · budgets {esc(', '.join(map(str, declared['budgets'])))}"
     )
     found, whole = shown["found"], declared["model"].get("bytes")
     said = f"Losses of {_losses(declared)}, were not ruled out for any rung."

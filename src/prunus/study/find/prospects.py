@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import ceil, isfinite
+from math import ceil, inf, isfinite
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +71,9 @@ def prospects(search: Search, store: Path) -> Prospects:
     """What a search will take; nothing is loaded or written. store: path of the store, which need not exist."""
     (means, whole, mean_tokens), margins = dense_so_far(search, store), search.rule.margins
     problems, draws, rungs = sum(map(len, search.order)), search.plan.samples, len(search.cells)
+    dense_draws = search.plan.draws(of_base=True)
     work, expected = search.dense.resolved, counted(search.expected_rounds, search)
-    forecasts = forecast(search.rule, len(search.order), draws, dense=means)
+    forecasts = forecast(search.rule, len(search.order), draws, dense=means, base_draws=dense_draws)
     # Without rows, the most tokens of a chain, on average over the problems.
     per_chain = mean_tokens or float(
         np.mean([chain_tokens(search.plan, work.answers_at_most(i)) for i in range(len(work.problems))])
@@ -89,7 +90,7 @@ def prospects(search: Search, store: Path) -> Prospects:
         measured=mean_tokens is not None,
         expected=expected,
         rung_tokens=round(expected * draws * per_chain),
-        grid_tokens=round((rungs + 1) * problems * draws * per_chain),
+        grid_tokens=round((rungs * draws + dense_draws) * problems * per_chain),
         impossible=(*nothing, *impossible_lines(search, forecasts, means)),
         warning="; ".join(filter(None, notes)),
     )
@@ -120,7 +121,8 @@ def lines_of(search: Search, found: Prospects, dense: Mapping[str, float]) -> li
     }
     ladders = "; ".join(f"{name}: {' to '.join(span)}" for name, span in spans.items())
     grouped = f" in {found.problems - len(declared['groups'])} groups" if "groups" in declared else ""
-    each = f"{found.problems} problems{grouped} with {draws} draw{'s' * (draws > 1)} each"
+    more = f" ({search.plan.base_samples} of the dense model)" if search.plan.base_samples else ""
+    each = f"{found.problems} problems{grouped} with {draws} draw{'s' * (draws > 1)} each{more}"
     lines = [f"{each}; {found.rungs} rungs ({ladders})"]
     if (engine := declared["model"].get("engine")) is not None:
         named = [{**declared["model"], "name": "dense"}, *rungs_in(declared)]
@@ -141,7 +143,7 @@ def lines_of(search: Search, found: Prospects, dense: Mapping[str, float]) -> li
             f" of a rung's draws change (an assumption); {least} at best"
         )
         if one.rounds > one.available:
-            line += f"; {advice(one, draws)}"
+            line += f"; {advice(one, draws, search.plan.draws(of_base=True), found.rungs)}"
         lines.append(line)
     kind = "about" if found.measured else "at most"
     lines.append(
@@ -151,8 +153,12 @@ def lines_of(search: Search, found: Prospects, dense: Mapping[str, float]) -> li
     return [*lines, *(f"warning: {line}" for line in (found.warning, *found.impossible) if line)]
 
 
-def advice(found: Forecast, draws: int) -> str:
-    """What to change where the problems are probably too few."""
+def advice(found: Forecast, draws: int, dense_draws: int, rungs: int) -> str:
+    """What to change where the problems are probably too few: what adds fewest draws if all rungs are walked."""
+    more = inf if found.draws is None else found.draws * (1 + rungs) - draws * rungs - dense_draws
+    of_base = inf if found.base_draws is None else found.base_draws - dense_draws
+    if of_base < more:
+        return f"--base-samples {found.base_draws} would make these problems enough"
     if found.draws is not None and found.draws > draws:
         return f"--samples {found.draws} would make these problems enough"
     return "these are too few with any number of draws: take more problems or a larger margin"

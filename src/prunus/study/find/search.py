@@ -230,7 +230,7 @@ class Search:
     @cached_property
     def expected_rounds(self) -> int:
         """The rounds that a rung that changes little takes until it is certified, at most all."""
-        ahead = forecast(self.rule, len(self.order), self.plan.samples)
+        ahead = forecast(self.rule, len(self.order), self.plan.samples, base_draws=self.plan.base_samples)
         return min(len(self.order), ceil(min(1e9, max(one.rounds for one in ahead.values()))))
 
 
@@ -304,6 +304,7 @@ def declaration(model: Model, plan: EvalPlan, ladders: Sequence[Data], rule: Rul
         "seed": plan.seed,
         "budgets": sorted(plan.budgets),
         "samples": plan.samples,
+        **({"base_samples": plan.base_samples} if plan.base_samples else {}),
         "reuse": dense.resolved.reuse,
         "ladders": ladders,
         "margin": rule.margins[ACCURACY].to_json(),

@@ -15,7 +15,7 @@ from prunus.results.ladder import CERTIFIED
 from prunus.results.rows import DeclaredSearch
 from prunus.results.starts import made_otherwise
 from prunus.results.store import Store
-from prunus.study.find.decisions import Data, Rows, decided, rungs_in
+from prunus.study.find.decisions import Data, Rows, decided, dense_draws, rungs_in
 
 UNFINISHED = "not finished"
 
@@ -91,6 +91,7 @@ def described(one: DeclaredSearch) -> dict[str, object]:
         "rungs": [rung["name"] for rung in rungs_in(declared)],
         "problems": {task: len(names) for task, names in declared["problems"].items()},
         **{name: declared[name] for name in ("margin", "stop_margin", "alpha", "seed", "budgets", "samples")},
+        **{name: declared[name] for name in ("base_samples",) if name in declared},
     }
 
 
@@ -155,9 +156,10 @@ def changes(before: Data, now: Data) -> list[str]:
             found.append(f"{name.replace('_', ' ')} {old}, now {new}")
     if before["alpha"] != now["alpha"]:
         found.append(f"alpha {100 * before['alpha']:g} %, now {100 * now['alpha']:g} %")
-    for name in ("seed", "budgets", "samples", "look", "max_tokens"):
-        if before[name] != now[name]:
-            found.append(f"{name.replace('_', ' ')} {before[name]}, now {now[name]}")
+    for name in ("seed", "budgets", "samples", "base_samples", "look", "max_tokens"):
+        old, new = (one.get(name, dense_draws(one) if name == "base_samples" else None) for one in (before, now))
+        if old != new:
+            found.append(f"{name.replace('_', ' ')} {old}, now {new}")
     rungs = [[[rung["name"] for rung in ladder["rungs"]] for ladder in one["ladders"]] for one in (before, now)]
     if rungs[0] != rungs[1]:
         found.append("another ladder")

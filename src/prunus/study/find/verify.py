@@ -25,7 +25,7 @@ from prunus.study.find.certificate import (
     files_of,
     read_certificate,
 )
-from prunus.study.find.decisions import Data, rungs_in
+from prunus.study.find.decisions import Data, dense_draws, rungs_in
 from prunus.study.find.evidence import evidence
 from prunus.study.find.trace import made_apart, runs_of, search_line, searches_like, sum_of_alphas
 
@@ -119,7 +119,8 @@ def _about_runs(declared: Data, now: Data) -> list[str]:
     plan = now["dense"]["plan"]
     if now["dense"]["checksum"] != declared["model"].get("checksum"):
         found.append("the dense model's run in the store is of other weights than the certificate declares")
-    for name, value in (("budgets", declared["budgets"]), ("samples", declared["samples"]), ("seed", declared["seed"])):
+    stated = {"budgets": declared["budgets"], "samples": dense_draws(declared), "seed": declared["seed"]}
+    for name, value in stated.items():
         stored = plan.get(name)
         if stored is not None and (sorted(stored) if name == "budgets" else stored) != value:
             found.append(f"{name} of the runs in the store are {stored}, the certificate declares {value}")

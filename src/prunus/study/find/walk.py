@@ -64,7 +64,7 @@ class Rungs:
         index = {problem.id: place for place, problem in enumerate(work.problems)}
         places = [index[problem] for one in rounds for _, problem in one]
         lengths = [len(work.chains[place].prompt) for place in places]
-        local = cut_into_batches(lengths, self.search.plan.samples, self.search.plan.rows)
+        local = cut_into_batches(lengths, work.plan["samples"], self.search.plan.rows)
         batches = [[(places[index], draw) for index, draw in batch] for batch in local]
         # Looks of another search may have cut the problems otherwise.
         return [left for batch in batches if (left := missing_chains(self.store, work, batch))]
@@ -202,7 +202,8 @@ class Walk:
         found = self.rows.differences(rung["run"])
         note = f"{self.bounds(up_to(found, looked))}, {spent:,} tokens"
         if len(found[ACCURACY]) < until:
-            chains, done = 2 * search.plan.samples * sum(map(len, search.order[looked:until])), 0.0
+            draws = sum(search.plan.draws(of_base) for of_base in (True, False))
+            chains, done = draws * sum(map(len, search.order[looked:until])), 0.0
 
             def show(finished: float) -> None:
                 nonlocal done
