@@ -14,7 +14,7 @@ from prunus.results.store import Store
 
 # Settings of a plan by which no row of a problem, budget and draw changes. `context` and `off` say which of the others'
 # apply; where both plans have them they must be equal.
-OF_SIZE = {"limit", "problems", "budgets", "samples"}
+OF_SIZE = {"limit", "limit_of", "problems", "budgets", "samples"}
 IF_BOTH = {"context", "off"}
 
 
