@@ -27,7 +27,7 @@ from prunus.recipes import (
     WidthRecipe,
 )
 
-ENGINE_OPTIONS = {"engine_args", "url", "served_model", "tokenizer", "concurrency", "timeout", "sparse"}
+ENGINE_OPTIONS = {"engine_args", "url", "served_model", "tokenizer", "concurrency", "timeout"}
 COMMANDS = sorted(cli.commands)
 API_NAME = {
     "drop": "drop_blocks",
