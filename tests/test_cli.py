@@ -27,7 +27,7 @@ from prunus.recipes import (
     WidthRecipe,
 )
 
-ENGINE_OPTIONS = {"engine_args", "url", "served_model", "tokenizer", "concurrency", "timeout", "serving", "sparse"}
+ENGINE_OPTIONS = {"engine_args", "url", "served_model", "tokenizer", "concurrency", "timeout", "serving"}
 COMMANDS = sorted(cli.commands)
 API_NAME = {
     "drop": "drop_blocks",
@@ -43,7 +43,6 @@ ALSO = {
     "apply_steps",
     "report_study",
     "show_profile",
-    "sparse",
 }
 
 
@@ -61,7 +60,7 @@ def options_of(command):
         ("width", WidthRecipe, {"device", "dry_run", "offload", "overwrite", "stats", "recover"}),
         ("quantize", QuantizeRecipe, {"device", "dry_run", "offload", "overwrite", "stats"}),
         ("eval", EvalPlan, {"store", "device", "mixed", *ENGINE_OPTIONS}),
-        ("traces", TraceRecipe, {"device", "overwrite", *ENGINE_OPTIONS} - {"sparse"}),
+        ("traces", TraceRecipe, {"device", "overwrite", *ENGINE_OPTIONS}),
     ],
 )
 def test_options_are_the_fields_of_the_recipe(command, recipe, more):

@@ -166,7 +166,7 @@ def test_a_worker_on_ray_makes_and_loads_a_variant_whole_as_this_machine_does(fo
         assert found.samples == here.samples
     for one in (maker, worker):
         one.engine.release()
-        one.scratch.cleanup()
+        one.scratch.close()
 
 
 def contents(folder: Path) -> dict[str, bytes]:

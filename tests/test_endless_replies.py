@@ -98,12 +98,12 @@ def test_an_endless_reply_ends_with_one_line(path, pace, words):
 def test_what_a_server_need_not_tell_does_not_hold_it_up(pace):
     """A version that does not end is left out; a server whose list of models does not end has not started."""
 
-    async def version(url):
+    async def told(url):
         async with transport.new_client(EngineOptions(url=url, timeout=0.5)) as client:
-            return await served.version_of(client, url, "vllm")
+            return await served.told_by(client, url, "vllm")
 
     with serving({"/version": pace}) as url:
-        assert transport.run(version(url)) == ("", None)
+        assert transport.run(told(url)) == served.Told()
     with serving({"/v1/models": pace}) as url:
         began = time.monotonic()
         assert not transport.run(served._answers(url))

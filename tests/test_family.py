@@ -127,9 +127,8 @@ def test_a_model_whose_chains_are_cut_is_not_said_to_still_stop(tmp_path):
     assert not still_stops(ends(0.95, 0.96), "worse, within the margin", Margin(0.05))  # a loss is shown
     assert not still_stops(ends(0.49, 0.5), "non-inferior", Margin(0.05))  # most chains are cut
     assert not still_stops(ends(0.8, 0.8), "non-inferior", Margin(0.3))  # more than a third of what the base has
-    assert "would be 83 % of them" in rare_endings(Margin(0.05), 0.06) and "all of them" in rare_endings(
-        Margin(0.05), 0.04
-    )
+    for base, part in ((0.06, "would be 83 % of them"), (0.04, "all of them")):
+        assert part in (rare_endings(Margin(0.05), base) or "")
     assert rare_endings(Margin(0.05), 0.16) is None and rare_endings(Margin(0.05), 0.149) is not None
     seldom = grid(lambda _, p, *__: p % 2, problems=100, budgets=(64,))
     rows = [replace(row, ended="natural" if int(row.problem_id[2:]) % 20 == 0 else "forced") for row in seldom]

@@ -230,7 +230,7 @@ def test_a_worker_makes_a_recovered_variant_as_this_machine_does(tmp_path, monke
     assert [str(piece.name) for piece in made] == names and files(worker.folder) == {}
     receive(made, model, variant, tmp_path / "there")
     assert files(tmp_path / "there" / "variants") == files(tmp_path / "here" / "variants")
-    worker.scratch.cleanup()
+    worker.scratch.close()
 
 
 @contextmanager
@@ -256,7 +256,7 @@ def test_a_worker_sends_the_rows_of_an_engine_that_streams_as_they_come(tmp_path
         chains = [chain for batch in work.batches for chain in batch]
         found = list(worker.answer((ref, model.name), model.variants[0], {}, 0, chains))
         worker.engine.release()
-        worker.scratch.cleanup()
+        worker.scratch.close()
         prunus.evaluate(study.models[0], study.plans[0], tmp_path / "here.db", engine=study.engine)
     with Store(tmp_path / "here.db") as store:
         here = {(s.problem_id, s.budget): (s.thinking, s.text) for s in store.samples(work.run_id, texts=True)}
@@ -364,7 +364,7 @@ def test_a_worker_refuses_a_model_of_other_weights(tmp_path, monkeypatch):
     worker = Worker(str(tmp_path), study, "cpu")
     with pytest.raises(PrunusError, match="model' has other weights here than where the study was started"):
         worker.open_model((ModelRef(model.name, "another", [model.cells[0].resolved]), model.name))
-    worker.scratch.cleanup()
+    worker.scratch.close()
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ def test_a_word_takes_the_number_of_seeds_that_is_said():
     """Of a recipe that changes nothing: from that number on it is non-inferior, and before it is not."""
     for margin, tests in ((0.02, 1), (0.05, 1), (0.05, 3)):
         needed = seeds_needed(Margin(margin), 0.8, tests)
+        assert needed is not None
         p = [
             tests * p_values([np.zeros((seeds, 500))], [np.zeros((seeds, 500))], -margin)["p_margin"]
             for seeds in (needed - 1, needed)

@@ -36,10 +36,10 @@ STEP = {"action": "prune", "recipe": {"sparsity": 0.5}, "sparsity": {"x": 0.5}, 
 HISTORY = {"dense": [], "pruned": [STEP]}
 
 
-def add(store, model, samples, limit=None, draws=1, left_out=(), listed=True, **plan):
+def add(store, model, samples, limit=None, draws=1, left_out=(), listed=True, more=None, **plan):
     """Add a run of the first `limit` problems of 120 and return its id; left_out: numbers of problems without rows."""
     ids = [f"a-{p}" for p in range(120)][:limit]
-    plan = PLAN | {"limit": limit, "samples": draws, "problems": f"first {limit}"} | plan
+    plan = PLAN | {"limit": limit, "samples": draws, "problems": f"first {limit}"} | plan | (more or {})
     run_id = content_hash([model, plan])
     wanted = set(ids) - {f"a-{p}" for p in left_out}
     planned = Planned(len(ids), {"a": ids}) if listed else None
@@ -314,13 +314,13 @@ def test_a_sample_that_grows_to_the_whole_set_is_one_series_and_the_first_proble
     ):
         store = tmp_path / f"{place}.db"
         for limit, drawn in sizes:
-            runs = [add(store, name, rows, limit, **(sampled if drawn else {})) for name in HISTORY]
-        with Store(store) as opened:
-            base, other = map(opened.run, runs)
+            runs = [add(store, name, rows, limit, more=sampled if drawn else {}) for name in HISTORY]
+            with Store(store) as opened:
+                base, other = map(opened.run, runs)
         found = growth(base, other)
         assert found is not None and (found.series, found.limits, found.sampled) == (series, limits, ("a",))
         pair = Pair(*[tables(rows)["a"]] * 2)
-        taken, _, _ = _taken(base, other, {"a": pair}, 0)
+        taken, _, _ = _taken(base, other, {"a": pair})
         how = taken["a"].adaptive
         assert isinstance(how, Grown) and list(how.order) == sorted((f"a-{p}" for p in range(120)), key=sampling_key)
 

@@ -26,13 +26,13 @@ def tiny():
     return Checkpoint(resolve("tiny"))
 
 
-GONE = {"dsnot", "alphapruning", "layerif-sketch"}
+LEFT = {"dsnot", "alphapruning", "layerif-sketch"}
 
 
 def test_hashes_and_result_ids_are_those_of_earlier_versions(tiny):
     assert len(STORED) == 62
     for kind, settings, hash_before, id_before in STORED:
-        if {*map(str, settings.values())} & GONE or settings.keys() & {"row_power", "window"}:
+        if {*map(str, settings.values())} & LEFT or settings.keys() & {"row_power", "window"}:
             with pytest.raises(PrunusError, match="only earlier versions have"):
                 RECIPES[kind].from_json(settings)
             continue

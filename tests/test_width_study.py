@@ -118,7 +118,7 @@ def test_workers_of_a_cluster_make_and_run_a_width_as_this_machine_does(tmp_path
         [alone] = run_chains(cell.resolved, backend, engine.grader, planned_chains(cell.resolved, backend, [chains]))
     assert found.samples == alone.samples
     for one in (maker, other):
-        one.scratch.cleanup()
+        one.scratch.close()
 
 
 CHAIN = """\

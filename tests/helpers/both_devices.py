@@ -150,7 +150,7 @@ def chains(work: Work, source: Path, device: str) -> Any:
     none = frozenset[int]()
     requests = [Request([5 + n] * (3 + n), 6 + n, none, none, n) for n in range(3)]
     found = backend.generate(requests, Sampling(**work.settings))
-    return [[one.ids, list(one.scores.logprobs)] for one in found]
+    return [[one.ids, list(one.scores.logprobs) if one.scores else None] for one in found]
 
 
 def rows(work: Work, out: Path, device: str) -> Any:

@@ -138,7 +138,7 @@ PINNED: set[int] = set()  # addresses of storages
 class Pretend(Tensor):
     """A tensor on a pretend GPU. torch.Tensor's methods that read memory in C++ are replaced."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
     host: Tensor
 
     @staticmethod
@@ -162,11 +162,11 @@ class Pretend(Tensor):
     @property
     def data(self) -> Any:
         """As of any tensor."""
-        return Tensor.data.__get__(self)
+        return Tensor.data.__get__(self)  # pyright: ignore[reportAttributeAccessIssue]
 
     @data.setter
     def data(self, value: "Pretend") -> None:
-        Tensor.data.__set__(self, value)
+        Tensor.data.__set__(self, value)  # pyright: ignore[reportAttributeAccessIssue]
         self.host, self.hold = value.host, value.hold
 
     def numpy(self, *_: object, force: bool = False) -> Any:
@@ -283,9 +283,9 @@ def compute(func: Any, args: Any, kwargs: Any) -> Any:
     given = {id(host_of(tensor)): tensor for tensor in tensors}
     hosts = tree_map_only(Pretend, host_of, (args, kwargs))
     result = func(*hosts[0], **hosts[1])
-    if goal is not None and (made_on := gpu_of(goal)) is None:
+    device = here if goal is None else gpu_of(goal)
+    if device is None:
         return result
-    device = here if goal is None else made_on
     views = torch.is_inference_mode_enabled() and any(one.alias_info is not None for one in func._schema.returns)
 
     def wrapped(tensor: Tensor) -> Tensor:
@@ -444,7 +444,7 @@ def install() -> Ledger:
         setattr(torch.cuda, key, value)
     library: Any = torch.library.Library("_", "IMPL")
     library.fallback(lambda func, *args, **kwargs: compute(func, args, kwargs), "CUDA")
-    LEDGER.library = library  # kept: it lives as long as the process
+    vars(LEDGER)["library"] = library  # kept: it lives as long as the process
     # torch.tensor fills what it made with Python's dispatch switched off, which here would end in a missing kernel.
     for key in ("tensor", "as_tensor", "asarray"):
         setattr(torch, key, made_here_first(getattr(torch, key)))

@@ -216,7 +216,7 @@ def run_id_of(subject: Mapping[str, str], plan: Mapping[str, Any], about: Mappin
 def id_of(run: Run) -> str:
     """The id that a stored run of a model without steps has, by what the store says of its model and plan."""
     about = {key: run.model[key] for key in ("content", "serving") if run.model.get(key)}
-    return run_id_of({"model": run.model.get("checksum")}, run.plan, about)
+    return run_id_of({"model": run.model["checksum"]}, run.plan, about)
 
 
 def profile_of(

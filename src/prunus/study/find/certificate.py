@@ -106,8 +106,7 @@ def computed(store: Store, declared: Data, form: int = FORMAT) -> Data:
 
 def _same_plan(plan: Data, dense: Data, samples: int) -> bool:
     """Whether a rung's plan is the dense model's, but for the draws, of which it has the number that was declared."""
-    draws = {"samples": samples}
-    return draws | plan == {**plan, **draws} == {**dense, **draws}
+    return plan == {**plan, "samples": samples} == {**dense, "samples": samples}
 
 
 def _problem(stored: ProblemRow, task: str, form: int) -> list[Any]:
