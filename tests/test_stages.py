@@ -313,13 +313,14 @@ def test_a_sample_that_grows_to_the_whole_set_is_one_series_and_the_first_proble
         [([(30, True), (None, False)], 1, (30, inf)), ([(30, False), (60, True), (None, False)], 2, (60, inf))]
     ):
         store = tmp_path / f"{place}.db"
-        for limit, drawn in sizes:
-            runs = [add(store, name, rows, limit, more=sampled if drawn else {}) for name in HISTORY]
-            with Store(store) as opened:
-                base, other = map(opened.run, runs)
+        runs = [
+            [add(store, name, rows, limit, more=sampled if drawn else {}) for name in HISTORY] for limit, drawn in sizes
+        ]
+        with Store(store) as opened:
+            base, other = map(opened.run, runs[-1])
         found = growth(base, other)
         assert found is not None and (found.series, found.limits, found.sampled) == (series, limits, ("a",))
-        pair = Pair(*[tables(rows)["a"]] * 2)
+        pair = Pair(tables(rows)["a"], tables(rows)["a"])
         taken, _, _ = _taken(base, other, {"a": pair})
         how = taken["a"].adaptive
         assert isinstance(how, Grown) and list(how.order) == sorted((f"a-{p}" for p in range(120)), key=sampling_key)

@@ -150,7 +150,8 @@ def plan_of(stored: Mapping[str, Any]) -> EvalPlan:
     given = {name: value for name, value in stored.items() if name in names}
     if not isinstance(given["answer_tokens"], int):  # they differ by kind, as they do by default
         given["answer_tokens"] = None
-    return EvalPlan(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    lists: dict[str, Any] = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return EvalPlan(**{**given, **lists})
 
 
 def problems_of(store: Store, run: Run) -> list[Problem]:
