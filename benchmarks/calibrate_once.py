@@ -54,7 +54,7 @@ def cost_of(run: Callable[[], object]) -> Cost:
 def main() -> None:
     prepare(peer=False, tokens=None)
     torch.set_num_threads(1)
-    for module in ("prunus.pruning.pipeline", "transformers.models.llama.modeling_llama"):
+    for module in ("prunus.pruning.prune.prune", "transformers.models.llama.modeling_llama"):
         import_module(module)
     tokens = {"calibration": str(WORK / "calibration.jsonl"), "samples": SAMPLES, "seqlen": SEQLEN}
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from prunus.pruning.recovery import BETAS, EPS, share_of_rate
+from prunus.pruning.recover.training import BETAS, EPS, share_of_rate
 
 WEIGHTS = "model.safetensors"
 EVALUATION_TOKENS = 4096  # of one batch where nothing is trained

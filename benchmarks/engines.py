@@ -43,7 +43,6 @@ import torch
 from scripted_backend import ScriptedBackend
 
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
-from prunus.engines import EngineOptions
 from prunus.evaluation.backends import opened
 from prunus.evaluation.budget import Chain, Draw, Rules, force_budgets
 from prunus.evaluation.profiles import PROFILES
@@ -51,6 +50,7 @@ from prunus.evaluation.profiles.markers import encode_markers, encode_prompt
 from prunus.evaluation.requests import Sampling
 from prunus.evaluation.run import sampled_tokens
 from prunus.evaluation.tasks import load_task
+from prunus.settings.engines import EngineOptions
 
 SMOLLM2 = Path(__file__).resolve().parents[1] / ".cache" / "smollm2"
 PAPER_BUDGETS = (512, 1024, 2048, 4096, 8192)

@@ -17,8 +17,8 @@ from math import log
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.results import anytime, betting
 from prunus.results.ladder import ENDPOINTS, Rule, next_look
+from prunus.statistics import anytime, betting
 
 Floats = NDArray[np.float64]
 Evidence = Callable[[Floats, float], tuple[Floats, Floats]]

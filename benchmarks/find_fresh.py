@@ -15,7 +15,7 @@ import prunus
 from prunus.evaluation.tasks.tiny import held_out, problem_id, problem_set, question_hash
 from prunus.recipes import EvalPlan
 from prunus.results.contrasts import ENDS
-from prunus.results.store import Store
+from prunus.store.store import Store
 
 SEED, PER_CELL = 5040, 120
 BUDGETS = (0, 16, 32, 64, 128, 256, 512, 1024)

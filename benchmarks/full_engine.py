@@ -254,9 +254,9 @@ def tokens_of(draws: Sequence[Sequence[Any]]) -> int:
 def offline(count: int, places: int, lot: int) -> None:
     """Print steps, idle places and speed of vLLM's offline engine for lots, the flow and one big pool."""
     from prunus.checkpoint.resolve import tiny_folder
-    from prunus.engines import EngineOptions
     from prunus.evaluation.backends import opened
     from prunus.evaluation.budget import force_budgets_as_completed
+    from prunus.settings.engines import EngineOptions
 
     some, rules, tokenizer = some_chains(count)
     budgets = (16, 64, 256)
@@ -311,10 +311,10 @@ def served(count: int, places: int, lot: int) -> None:
     from vllm_server import vllm_serve  # type: ignore[import-not-found]
 
     from prunus.checkpoint.resolve import tiny_folder
-    from prunus.engines import EngineOptions
     from prunus.evaluation.backends import opened
     from prunus.evaluation.backends.transport import queue_of
     from prunus.evaluation.budget import force_budgets_as_completed
+    from prunus.settings.engines import EngineOptions
 
     some, rules, tokenizer = some_chains(count)
     budgets = (16, 64, 256)

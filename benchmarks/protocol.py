@@ -14,8 +14,8 @@ import torch
 import prunus
 from prunus.recipes import EvalPlan
 from prunus.reporting.render.chart import MARKERS, Frame, Line, Point, budget_axis, chart, linear_axis, log_axis
-from prunus.results.store import Store
 from prunus.results.summary import BudgetCell, summarise
+from prunus.store.store import Store
 
 BUDGETS = (0, 16, 64, 256, 1024)
 ANSWER_TOKENS = 700  # in legacy mode, instead of 32768: the tiny model's context is 2048

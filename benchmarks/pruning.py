@@ -118,7 +118,7 @@ def worker(kind: str, arguments: Any, out: Path) -> None:
         print(json.dumps(against_copying(out)))
         return
     if kind == "ours":
-        import_module("prunus.pruning.pipeline")
+        import_module("prunus.pruning.prune.prune")
     else:
         import_module("llmcompressor.modifiers.pruning")
     import_module("transformers.models.llama.modeling_llama")

@@ -34,7 +34,7 @@ from prunus.evaluation.profiles.markers import render_prompts
 from prunus.evaluation.tasks import load_task
 from prunus.questions import question_digest
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe, TraceRecipe
-from prunus.results.store import Store
+from prunus.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/recover.jsonl"

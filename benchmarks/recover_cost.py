@@ -7,7 +7,7 @@ speeds and peak memory. Nothing is run; the shape is that of Qwen3-8B.
 import argparse
 from typing import NamedTuple
 
-from prunus.pruning.recovery import ACTIVATION_BYTES, HELD_OUT, TRAINING_BYTES
+from prunus.pruning.recover.training import ACTIVATION_BYTES, HELD_OUT, TRAINING_BYTES
 
 HALF, FULL = 2, 4  # bytes of bfloat16 and float32
 ADAM_BYTES = 7 * FULL  # of a step, per weight: weight, gradient and moments are read, all but the gradient written

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.results.metrics import auc_weights
-from prunus.results.paired import infer
+from prunus.statistics.metrics import auc_weights
+from prunus.statistics.paired import infer
 
 Line = dict[str, Any]
 Floats = NDArray[np.float64]

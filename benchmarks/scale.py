@@ -263,7 +263,7 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
     import prunus
 
     torch.set_num_threads(options["threads"])
-    import_module("prunus.pruning.pipeline")
+    import_module("prunus.pruning.prune.prune")
     import_module(f"transformers.models.{options['family']}.modeling_{options['family']}")
     folder = Path(options["folder"])
     on = {"calibration": str(folder / "calibration.jsonl"), "samples": options["samples"], "seqlen": options["seqlen"]}

@@ -18,15 +18,16 @@ import scipy
 from numpy.typing import NDArray
 from scipy import stats
 
-from prunus.margins import Margin
-from prunus.results import anytime, betting, family, metrics, paired, power, verdicts
-from prunus.results.betting import direction_p
+from prunus.results import family, verdicts
 from prunus.results.cells import Ending
 from prunus.results.comparison import compare
 from prunus.results.family import Family
-from prunus.results.rows import Table
 from prunus.results.seeds import over_seeds, p_values
 from prunus.results.verdicts import BETTER, CLAIMS, SAME, WITHIN, WORSE, word_of
+from prunus.settings.margins import Margin
+from prunus.statistics import anytime, betting, metrics, paired, power
+from prunus.statistics.betting import direction_p
+from prunus.store.rows import Table
 
 Floats = NDArray[np.float64]
 PROBLEMS, DRAWS = (2, 5, 15, 30, 60, 100, 200, 500), (1, 4, 16, 64)

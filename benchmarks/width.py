@@ -31,8 +31,8 @@ from recover_page import SECOND, SHIPPED, Line, area, dense_of, gain, markdown, 
 
 import prunus
 from prunus.disk import partial_folder
-from prunus.recipe_base import Recipe
 from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe, WidthRecipe
+from prunus.recipes.base import Recipe
 from prunus.step import steps_name
 
 RESULTS = Path(__file__).with_name("width.jsonl")

@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen3MoeC
 
 import prunus
 from prunus.progress import Steps
-from prunus.results.store import Store
+from prunus.store.store import Store
 
 # `staged` is this version's name for true_sequential.
 STAGED = {"method": "sparsegpt", "sparsity": 0.5, "propagation": "staged"}

@@ -109,7 +109,7 @@ def _one_probe_for_a_configuration() -> Generator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def few_simulations(request: pytest.FixtureRequest) -> Generator[None]:
     """Only three files check the effects that a comparison can detect; elsewhere they take a third of its time."""
-    from prunus.results import power
+    from prunus.statistics import power
 
     with pytest.MonkeyPatch.context() as patch:
         if request.module.__name__ not in ("test_betting", "test_comparison", "test_tutorial"):
@@ -123,7 +123,7 @@ def few_resamples() -> Generator[None]:
     """For tests of studies: intervals are tested elsewhere, and cost more than all else there."""
     from prunus.reporting import report_data
     from prunus.results.comparison import compare_runs, compared
-    from prunus.study import run
+    from prunus.studies import run
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "compared", partial(compared, resamples=100))

@@ -20,10 +20,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prunus
 from prunus.checkpoint.model_folder import ModelFolder
-from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, ExpertsRecipe, GgufRecipe, QuantizeRecipe, WidthRecipe
-from prunus.results.store import Store
+from prunus.settings.engines import EngineOptions
+from prunus.store.store import Store
 
 xllamacpp = pytest.importorskip("xllamacpp")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models

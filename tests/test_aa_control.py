@@ -15,8 +15,8 @@ from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import other_rows, resolve_plan
 from prunus.recipes import EvalPlan
 from prunus.results.comparison import compare
-from prunus.results.rows import Run
-from prunus.results.store import Store
+from prunus.store.rows import Run
+from prunus.store.store import Store
 
 SMALL = EvalPlan(tasks=("tiny",), budgets=(16, 64), limit=6, temperature=0.0)
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from fake_store import make_store
 
-from prunus.results import paired
-from prunus.results.metrics import accuracy_bands, estimate, max_t_quantile
-from prunus.results.rows import tables
-from prunus.results.store import Store
 from prunus.results.summary import describe
+from prunus.statistics import paired
+from prunus.statistics.metrics import accuracy_bands, estimate, max_t_quantile
+from prunus.store.rows import tables
+from prunus.store.store import Store
 
 TRUTH = np.array([0.08, 0.2, 0.45, 0.7, 0.85, 0.9])
 

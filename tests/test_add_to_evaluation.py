@@ -58,7 +58,7 @@ tokens = 5
 """
 LINES = {
     "evaluation/tasks/__init__.py": ("FILES = (\n", '    "toy_task",\n'),
-    "engines.py": (
+    "settings/engines.py": (
         "BACKENDS: dict[str, BackendEntry] = {\n",
         '    "toy": BackendEntry("prunus.evaluation.backends.toy:load", 2),\n',
     ),

@@ -24,7 +24,6 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import UNLIMITED, ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.cli import main
-from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend, load_model
 from prunus.evaluation.backends.openai import OpenAIBackend
@@ -35,13 +34,14 @@ from prunus.evaluation.requests import Sampling
 from prunus.evaluation.resolved_plan import resolve_plan
 from prunus.pruning.calibration import hidden_states as fits
 from prunus.recipes import EvalPlan, PruneRecipe
-from prunus.results.labels import history, label
-from prunus.results.rows import Run
-from prunus.results.store import Store
-from prunus.study.cells import open_model
-from prunus.study.engine import blocks_kept, swapped
-from prunus.study.file import read_study
-from prunus.study.variants import make_variant
+from prunus.settings.engines import EngineOptions
+from prunus.store.labels import history, label
+from prunus.store.rows import Run
+from prunus.store.store import Store
+from prunus.studies.cells import open_model
+from prunus.studies.engine import blocks_kept, swapped
+from prunus.studies.file import read_study
+from prunus.studies.variants import make_variant
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
 

@@ -11,10 +11,10 @@ from test_ladder import loop_bets, loop_wealth, some
 
 import prunus
 from prunus.reporting.terminal import detail_tables
-from prunus.results import anytime, paired
-from prunus.results.anytime import interleaved, rounds
 from prunus.results.comparison import ADAPTIVE, compare, compared
-from prunus.results.store import Store
+from prunus.statistics import anytime, paired
+from prunus.statistics.anytime import interleaved, rounds
+from prunus.store.store import Store
 
 NAMES = ("p", "p_margin", "lower_bound", "low", "high")
 

@@ -19,10 +19,8 @@ from scripted_backend import ScriptedBackend
 from tiny_chains import MARKERS, TOKENIZER, chains, complete, spelled, tiny
 
 import prunus
-from prunus.budgets import OFF
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import tiny_folder
-from prunus.engines import EngineOptions
 from prunus.evaluation import traces
 from prunus.evaluation.backends import opened
 from prunus.evaluation.budget import Chain, Rules, contains, force_budgets, force_budgets_as_completed
@@ -34,8 +32,10 @@ from prunus.evaluation.resolved_plan import problem_row, resolve_plan
 from prunus.evaluation.run import missing_batches
 from prunus.evaluation.tasks import load_task
 from prunus.recipes import EvalPlan, TraceRecipe
-from prunus.results.rows import Run
-from prunus.results.store import Store
+from prunus.settings.budgets import OFF
+from prunus.settings.engines import EngineOptions
+from prunus.store.rows import Run
+from prunus.store.store import Store
 
 BACKENDS = os.environ.get("PRUNUS_TEST_BACKENDS", "scripted,hf,openai").split(",")
 GREEDY, WARM = Sampling(0.0), Sampling(1.0, 0.95, 20)

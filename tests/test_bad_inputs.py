@@ -16,11 +16,11 @@ import pytest
 import prunus
 from prunus.cli import cli, main
 from prunus.disk import DiskFull, disk_errors, write_export
-from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe, TraceRecipe
-from prunus.results.store import Store
 from prunus.settings import hints_of
+from prunus.settings.engines import EngineOptions
+from prunus.store.store import Store
 
 SLOW = ("demo", "find", "study", "traces", "eval")  # commands that take seconds where they succeed
 EVERY = {"files": 15, "settings": 14, "numbers": 18, "stores": 9, "models": 7, "paths": 9}

@@ -17,11 +17,12 @@ import prunus
 from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan
-from prunus.results import ladder, paired, power
+from prunus.results import ladder
 from prunus.results.comparison import compare
-from prunus.results.stages import growth
-from prunus.results.store import Store
-from prunus.study.find.prospects import advice
+from prunus.statistics import paired, power
+from prunus.store.stages import growth
+from prunus.store.store import Store
+from prunus.studies.find.prospects import advice
 
 bench = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdicts.py"))
 STORE = "out/results.db"

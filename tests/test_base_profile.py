@@ -23,7 +23,7 @@ from prunus.evaluation.requests import Sampling
 from prunus.evaluation.tasks import Problem
 from prunus.questions import held_out_in
 from prunus.recipes import EvalPlan
-from prunus.results.store import Store
+from prunus.store.store import Store
 
 BASE = PROFILES["base"]
 BYTES = byte_tokenizer(["<eos>", "<bos>"], template=None)

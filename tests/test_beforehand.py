@@ -14,8 +14,8 @@ from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
-from prunus.pruning import pipeline
 from prunus.pruning.calibration import check_calibration
+from prunus.pruning.prune import prune as pipeline
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.step import kind_of
 
@@ -124,7 +124,7 @@ def test_functions_say_what_is_wrong_with_a_file_before_a_model_is_opened(call, 
     make_model(folder / "pruned")
     monkeypatch.setattr(Checkpoint, "__init__", fail)
     if call == "prune and recover":  # which opens the model for nothing else
-        monkeypatch.setattr("prunus.pruning.pipeline.prune", fail)
+        monkeypatch.setattr("prunus.pruning.prune.prune.prune", fail)
     with pytest.raises(PrunusError, match="line 2: not JSON"):
         RECIPES[call]("bad.jsonl")
 

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from tiny_models import make_model, random_rows
 
 import prunus
-from prunus.budgets import OFF
 from prunus.cards.markdown import public, redacted
 from prunus.cards.text import Card, card_text, commands, is_ours, read_metadata, step_text
 from prunus.checkpoint.checkpoint import Checkpoint
@@ -29,9 +28,10 @@ from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe
 from prunus.reporting.sections.sparsity import recipe_text
 from prunus.results.comparison import compare
-from prunus.results.rows import Run
-from prunus.results.store import Store
 from prunus.results.summary import summarise
+from prunus.settings.budgets import OFF
+from prunus.store.rows import Run
+from prunus.store.store import Store
 
 SOURCE_CARD = """---
 license: other

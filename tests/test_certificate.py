@@ -15,16 +15,16 @@ from test_comparison import fill, row
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.cli import main
 from prunus.errors import PrunusError
-from prunus.margins import Margin
-from prunus.results.anytime import interleaved
 from prunus.results.ladder import CERTIFIED, REFUSED, Rule
-from prunus.results.rows import ProblemRow
-from prunus.results.store import Store
-from prunus.study.find import certificate as certificates
-from prunus.study.find import decisions
-from prunus.study.find.page import page
-from prunus.study.find.trace import declare_in
-from prunus.study.find.verify import verify
+from prunus.settings.margins import Margin
+from prunus.statistics.anytime import interleaved
+from prunus.store.rows import ProblemRow
+from prunus.store.store import Store
+from prunus.studies.find import certificate as certificates
+from prunus.studies.find import decisions
+from prunus.studies.find.page import page
+from prunus.studies.find.trace import declare_in
+from prunus.studies.find.verify import verify
 
 BUDGETS, PROBLEMS, SEED = (16, 64), 150, 3
 IDS = {"a": [f"a-{p}" for p in range(PROBLEMS)]}

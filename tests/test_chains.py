@@ -10,9 +10,9 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import resolve
 from prunus.errors import PrunusError
 from prunus.pruning import drop
-from prunus.study.cells import open_model
-from prunus.study.file import read_study
-from prunus.study.variants import read_info
+from prunus.studies.cells import open_model
+from prunus.studies.file import read_study
+from prunus.studies.variants import read_info
 
 CHAIN = """\
 [[chain]]

@@ -11,18 +11,18 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 
 from prunus.errors import PrunusError
-from prunus.margins import Margin
 from prunus.plain_data import content_hash
 from prunus.reporting.sections.verdicts import remark
-from prunus.results import betting, paired
-from prunus.results.betting import direction_p
 from prunus.results.cells import Comparison, Entry
 from prunus.results.comparison import compare
 from prunus.results.contrasts import Pair, order_seed
-from prunus.results.rows import ProblemRow, Run, Sample, Table
-from prunus.results.store import Store
 from prunus.results.summary import summarise
 from prunus.results.verdicts import CLAIMS, word_of
+from prunus.settings.margins import Margin
+from prunus.statistics import betting, paired
+from prunus.statistics.betting import direction_p
+from prunus.store.rows import ProblemRow, Run, Sample, Table
+from prunus.store.store import Store
 
 BUDGETS = (0, 16, 64)
 PLAN = {"mode": "strict", "temperature": 0.6, "budgets": list(BUDGETS)}

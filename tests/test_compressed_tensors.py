@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.compressed_tensors import Format, packed_words
+from prunus.checkpoint.foreign_weights import plain_tensors
 from prunus.checkpoint.loader import load_whole
 from prunus.checkpoint.model_folder import ModelFolder
-from prunus.checkpoint.quantised import plain_tensors
 from prunus.checkpoint.safetensors_file import entry_of, read_header
 from prunus.errors import PrunusError
 from prunus.recipes import PruneRecipe, QuantizeRecipe, RecoverRecipe

@@ -16,13 +16,13 @@ from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Co
 
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.foreign_weights import Dequantised, plain_tensors
 from prunus.checkpoint.model_folder import ModelFolder
-from prunus.checkpoint.quantised import Dequantised, plain_tensors
 from prunus.checkpoint.safetensors_file import read_header
 from prunus.checkpoint.writer import Partial
 from prunus.errors import PrunusError
-from prunus.study.cells import open_model
-from prunus.study.file import read_study
+from prunus.studies.cells import open_model
+from prunus.studies.file import read_study
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}

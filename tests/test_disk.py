@@ -12,7 +12,7 @@ import warm_processes
 from prunus import disk
 from prunus.disk import atomic_file, locked, write_export, write_text
 from prunus.errors import PrunusError
-from prunus.results.store import Store
+from prunus.store.store import Store
 
 HOLDER = """
 import sys, time

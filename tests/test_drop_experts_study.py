@@ -16,16 +16,17 @@ import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.evaluation.run import planned_chains, run_chains
-from prunus.pruning import drop_experts, pipeline
 from prunus.pruning.calibration.data import Calibration
-from prunus.results.store import Store
-from prunus.study.cells import open_model
-from prunus.study.engine import Engine
-from prunus.study.file import read_study
-from prunus.study.find.search import removed
-from prunus.study.ray import worker as ray_worker
-from prunus.study.ray.worker import ModelRef, Worker
-from prunus.study.variants import files_to_load, make_variant, unfinished_folder
+from prunus.pruning.experts.mixtures import experts as drop_experts
+from prunus.pruning.prune import prune as pipeline
+from prunus.store.store import Store
+from prunus.studies.cells import open_model
+from prunus.studies.engine import Engine
+from prunus.studies.file import read_study
+from prunus.studies.find.search import removed
+from prunus.studies.ray import worker as ray_worker
+from prunus.studies.ray.worker import ModelRef, Worker
+from prunus.studies.variants import files_to_load, make_variant, unfinished_folder
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("few_resamples")]
 TABLES = """\

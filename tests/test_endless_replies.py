@@ -12,11 +12,11 @@ import pytest
 
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.cli import main
-from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import served, transport
 from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.backends.openai import OpenAIBackend
+from prunus.settings.engines import EngineOptions
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 ENTRY = {"id": "tiny", "owned_by": "vllm", "max_model_len": 2048}

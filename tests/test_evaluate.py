@@ -28,9 +28,9 @@ from prunus.evaluation.resolved_plan import cut_into_batches, resolve_plan
 from prunus.evaluation.run import check_engine
 from prunus.evaluation.tasks import Problem
 from prunus.recipes import EvalPlan
-from prunus.results.looping import repetition_rate
-from prunus.results.rows import Sample
-from prunus.results.store import Store
+from prunus.store.looping import repetition_rate
+from prunus.store.rows import Sample
+from prunus.store.store import Store
 
 PLAN = EvalPlan(tasks=("tiny",), limit=6, budgets=(0, 4, 10), batch_size=4)
 

@@ -131,7 +131,7 @@ def extended(tmp_path_factory):
     for place, text in (("methods/toy", METHOD), ("allocation/toy_sizes", ALLOCATION), ("depth/toy", DEPTH)):
         (package / "pruning" / f"{place}.py").write_text(text)
     for line, entry in ENTRIES.items():
-        insert(package / "declarations.py", line, entry)
+        insert(package / "recipes/declarations.py", line, entry)
     make_model(folder / "model")
     (folder / "rows.jsonl").write_text("".join(f'{{"token_ids": {ids}}}\n' for ids in random_rows(4, 16)))
     status, printed = warm_processes.run_with(folder / "src", SCRIPT, folder)
@@ -183,7 +183,7 @@ TOY = '''
 
 from dataclasses import dataclass
 
-from prunus.recipe_base import Recipe
+from prunus.recipes.base import Recipe
 from prunus.settings import setting
 from prunus.step import Step
 
@@ -255,7 +255,7 @@ said["codes"].append(command("toy", "model", "wrong", "--factor", "2"))
 said["wrong"], sys.stderr = sys.stderr.getvalue().splitlines(), kept
 prunus.apply_steps("model", "api", [ToyRecipe(factor=0.5), prunus.PruneRecipe(method="magnitude", sparsity=0.25)])
 prunus.run_study("small.toml", out="study")
-said["study"] = [run["rows"] for run in prunus.runs("study/results.db")]
+said["study"] = [run["rows"] for run in prunus.runs("studies/results.db")]
 plan = prunus.EvalPlan(tasks=("tiny",), budgets=(8,), answer_tokens=4, limit=20, profile="tiny")
 found = prunus.find("model", "found", plan, "ladder.toml", store="found.db", margin=0.5, stop_margin=0.5)
 said["rungs"] = found["ladders"]["ladder"]

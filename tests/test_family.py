@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from test_comparison import PLAN, fill, grid
 
-from prunus.margins import Margin
 from prunus.reporting import prose
 from prunus.reporting.report_data import ReportData
 from prunus.results.cells import Comparison, Entry
 from prunus.results.comparison import compare
 from prunus.results.family import Family
-from prunus.results.paired import holm
-from prunus.results.rows import Run
-from prunus.results.store import Store
 from prunus.results.verdicts import rare_endings, still_stops
+from prunus.settings.margins import Margin
+from prunus.statistics.paired import holm
+from prunus.store.rows import Run
+from prunus.store.store import Store
 
 bench = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdicts.py"))
 AT = {"budgets": [64]}

@@ -26,7 +26,6 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.cli import main
 from prunus.disk import show_bytes
-from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import run as loop
 from prunus.evaluation.backends import vllm as backend
@@ -40,16 +39,17 @@ from prunus.recipes import (
     RecoverRecipe,
     WidthRecipe,
 )
-from prunus.results.anytime import interleaved, seeded_order
-from prunus.results.rows import Run
-from prunus.results.store import Store
+from prunus.settings.engines import EngineOptions
+from prunus.statistics.anytime import interleaved, seeded_order
 from prunus.step import steps_name
 from prunus.steps.chain import bytes_after
-from prunus.study import engine as engines
-from prunus.study.file import FindTable
-from prunus.study.find import find as finding
-from prunus.study.find import walk as making
-from prunus.study.find.search import ladder_by_bytes, ladders_of, sparsities
+from prunus.store.rows import Run
+from prunus.store.store import Store
+from prunus.studies import engine as engines
+from prunus.studies.file import FindTable
+from prunus.studies.find import find as finding
+from prunus.studies.find import walk as making
+from prunus.studies.find.search import ladder_by_bytes, ladders_of, sparsities
 
 RULE: dict[str, Any] = {"margin": 0.1, "stop_margin": 0.1, "store": "rows.db"}
 

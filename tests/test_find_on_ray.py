@@ -14,19 +14,19 @@ from small_search import CALIBRATION, COMMAND, DOES, PLAN, content
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.cli import main
-from prunus.engines import EngineOptions
 from prunus.evaluation.run import fill_store, planned_chains
 from prunus.recipes import EvalPlan, WidthRecipe
-from prunus.results.store import Store
-from prunus.study import engine
-from prunus.study import ray as ray_cluster
-from prunus.study.file import FindRules, FindTable
-from prunus.study.find.find import carry_out
-from prunus.study.find.search import Search, ladders_of, open_search
-from prunus.study.find.walk import Rungs
-from prunus.study.ray import Cluster
-from prunus.study.ray.driver import Driver, Job
-from prunus.study.variants import add_run, make_variant
+from prunus.settings.engines import EngineOptions
+from prunus.store.store import Store
+from prunus.studies import engine
+from prunus.studies import ray as ray_cluster
+from prunus.studies.file import FindRules, FindTable
+from prunus.studies.find.find import carry_out
+from prunus.studies.find.search import Search, ladders_of, open_search
+from prunus.studies.find.walk import Rungs
+from prunus.studies.ray import Cluster
+from prunus.studies.ray.driver import Driver, Job
+from prunus.studies.variants import add_run, make_variant
 
 pytestmark = pytest.mark.usefixtures("search_folder")
 

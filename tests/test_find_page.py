@@ -6,7 +6,7 @@ import re
 import pytest
 from test_certificate import make
 
-from prunus.study.find.page import beside, page, write_page
+from prunus.studies.find.page import beside, page, write_page
 
 HOSTILE = "</script><img src=x onerror='window.pwned=1'>&lt;b&gt;"
 

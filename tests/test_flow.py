@@ -19,14 +19,14 @@ from tiny_chains import TOKENIZER, tiny
 import prunus
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import tiny_folder
-from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import pipeline, traces
 from prunus.evaluation.requests import Backend, Completion, Outstanding, Request, Sampling
 from prunus.evaluation.resolved_plan import problem_row, resolve_plan
 from prunus.evaluation.run import in_background, missing_batches
 from prunus.recipes import EvalPlan, TraceRecipe
-from prunus.results.store import Store
+from prunus.settings.engines import EngineOptions
+from prunus.store.store import Store
 
 PLAN = EvalPlan(tasks=("tiny",), budgets=(0, 2, 6), answer_tokens=6, limit=4, samples=2, batch_size=4)
 
@@ -65,7 +65,7 @@ def evaluated(path, backend: Backend) -> tuple[str, set]:
     work = resolve_plan(ModelFolder(tiny_folder()), TOKENIZER, PLAN)
     with Store(path, create=True) as store:
         store.add_problems(map(problem_row, work.problems))
-        store.add_run(prunus.results.rows.Run(work.run_id, {"name": "tiny", "manifest": {}}, work.plan, {}))
+        store.add_run(prunus.store.rows.Run(work.run_id, {"name": "tiny", "manifest": {}}, work.plan, {}))
         pipeline.fill(store, work, backend, missing_batches(store, work))
     return work.run_id, rows(path, work.run_id)
 

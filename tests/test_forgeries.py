@@ -23,10 +23,10 @@ from prunus.evaluation import backends
 from prunus.evaluation.profiles import PROFILES
 from prunus.plain_data import content_hash
 from prunus.recipes import PruneRecipe
-from prunus.results.rows import Sample
-from prunus.results.store import Store
-from prunus.study.find.certificate import certificate, files_of, write_certificate
-from prunus.study.find.evidence import COUNTS, Counts, about_text
+from prunus.store.rows import Sample
+from prunus.store.store import Store
+from prunus.studies.find.certificate import certificate, files_of, write_certificate
+from prunus.studies.find.evidence import COUNTS, Counts, about_text
 
 ENGINE = {"device": "cpu", "dtype": "float32"}
 FOLDERS = {"model": "dense", "wrong": "magnitude-30"}  # what a checkpoint in a folder of this name writes

@@ -13,8 +13,8 @@ from fake_store import make_store
 import prunus
 from prunus.cli import main
 from prunus.errors import PrunusError
-from prunus.results.store import Store
 from prunus.results.summary import summarise
+from prunus.store.store import Store
 
 NAMES = ("tiny", "wanda-20", "wanda-50")
 

@@ -27,8 +27,8 @@ from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import load_model
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, GgufRecipe, PruneRecipe, QuantizeRecipe, WidthRecipe
-from prunus.results.labels import step_label
 from prunus.step import step_kind
+from prunus.store.labels import step_label
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
 HEADS, KV_HEADS = 4, 2

@@ -13,7 +13,7 @@ import pytest
 import prunus
 from prunus.evaluation.resolved_plan import run_id_of
 from prunus.recipes import EvalPlan
-from prunus.results.store import Store
+from prunus.store.store import Store
 
 FILE = Path(__file__).parent / "data" / "golden_rows.json"
 FEW = {"tasks": ("tiny",), "limit": 7, "batch_size": 5}

@@ -21,8 +21,8 @@ from prunus.evaluation.grading.matching import wishes
 from prunus.evaluation.grading.reading import read, readings
 from prunus.evaluation.resolved_plan import problem_row
 from prunus.evaluation.tasks import Problem, load_task
-from prunus.results.rows import Run
-from prunus.results.store import Store
+from prunus.store.rows import Run
+from prunus.store.store import Store
 
 ROOT = Path(__file__).parents[1]
 perturbations = runpy.run_path(str(ROOT / "benchmarks/perturbations.py"))

@@ -19,9 +19,9 @@ from prunus.plain_data import content_hash
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import METHODS
 from prunus.recipes import OWN_GROUP, Group, PruneRecipe
-from prunus.results.labels import step_label
 from prunus.step import steps_name
-from prunus.study.cells import effective
+from prunus.store.labels import step_label
+from prunus.studies.cells import effective
 
 SCORES = {
     "magnitude": lambda w, _: w.abs(),

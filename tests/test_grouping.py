@@ -25,13 +25,13 @@ from prunus.evaluation.tasks import Problem, load_task
 from prunus.questions import ALIKE, leaders
 from prunus.recipes import EvalPlan
 from prunus.results import ladder
-from prunus.results.anytime import interleaved, rounds, whole_groups
 from prunus.results.comparison import compare
 from prunus.results.importing import keys_of, problem_rows
 from prunus.results.importing.files import Record
-from prunus.results.rows import ProblemRow, sizes_of, tables
-from prunus.results.store import Store, same_groups
 from prunus.results.summary import summarise
+from prunus.statistics.anytime import interleaved, rounds, whole_groups
+from prunus.store.rows import ProblemRow, sizes_of, tables
+from prunus.store.store import Store, same_groups
 
 cluster_errors = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdicts.py"))["cluster_errors"]
 

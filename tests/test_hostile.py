@@ -25,11 +25,11 @@ import prunus
 from prunus.checkpoint.gguf_file import MANIFEST_KEY
 from prunus.cli import main
 from prunus.disk import EXPORTING, atomic_file, scratch_folder, write_export, write_text
-from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import transport
 from prunus.evaluation.backends.served import reached
 from prunus.recipes import GgufRecipe, QuantizeRecipe
+from prunus.settings.engines import EngineOptions
 
 SECONDS = 20  # for each, with what it takes beside other tests; most need less than one
 LARGE = "9" * 400

@@ -17,21 +17,21 @@ from tiny_chains import TOKENIZER, tiny
 import prunus
 from prunus.checkpoint.content import content_digest
 from prunus.checkpoint.resolve import tiny_folder
-from prunus.engines import SPEED, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import provenance, stored_ids
 from prunus.evaluation import run as loop
 from prunus.recipes import EvalPlan
 from prunus.results.comparison import compared
-from prunus.results.labels import label_of
-from prunus.results.rows import Run
-from prunus.results.starts import differences
-from prunus.results.store import Store
-from prunus.serving import Serving, read_command
-from prunus.study.cells import open_models
-from prunus.study.file import read_study
-from prunus.study.find.find import refuse_mixed
-from prunus.study.variants import is_made, make_variant
+from prunus.settings.engines import SPEED, EngineOptions
+from prunus.settings.serving import Serving, read_command
+from prunus.store.labels import label_of
+from prunus.store.rows import Run
+from prunus.store.starts import differences
+from prunus.store.store import Store
+from prunus.studies.cells import open_models
+from prunus.studies.file import read_study
+from prunus.studies.find.find import refuse_mixed
+from prunus.studies.variants import is_made, make_variant
 
 STORED = sorted((Path(__file__).parent / "data" / "stored").iterdir())
 PLAN = EvalPlan(tasks=("tiny",), limit=2, budgets=(4, 8), answer_tokens=4)

@@ -13,16 +13,16 @@ import pandas
 import pytest
 
 import prunus
-from prunus.budgets import AS_RUN, OFF, budget_of
 from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import problem_row
 from prunus.evaluation.tasks.problem import Problem
 from prunus.questions import question_key
 from prunus.results.importing import files, read_log
-from prunus.results.rows import ProblemRow, Run, Sample
-from prunus.results.store import Store
 from prunus.results.summary import summarise
+from prunus.settings.budgets import AS_RUN, OFF, budget_of
+from prunus.store.rows import ProblemRow, Run, Sample
+from prunus.store.store import Store
 
 LOGS = Path(__file__).parent / "data" / "imported"
 

@@ -11,9 +11,9 @@ from prunus.cards.text import Card, card_text
 from prunus.recipes import PruneRecipe, QuantizeRecipe, RecoverRecipe
 from prunus.reporting.render.table import run_styles
 from prunus.reporting.sections.sparsity import recipe_text
-from prunus.results.labels import identity, is_called, label_of, unique_labels
-from prunus.results.rows import Run
 from prunus.steps.prune import Prune
+from prunus.store.labels import identity, is_called, label_of, unique_labels
+from prunus.store.rows import Run
 
 FIFTY = "Wanda 50\N{NO-BREAK SPACE}%"
 

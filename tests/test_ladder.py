@@ -11,10 +11,11 @@ from test_betting import made
 from test_comparison import row
 
 from prunus.errors import PrunusError
-from prunus.results import anytime, ladder
-from prunus.results.anytime import interleaved, rounds
+from prunus.results import ladder
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDS, GO_ON, OPEN, REFUSED, Rule
-from prunus.results.rows import tables
+from prunus.statistics import anytime
+from prunus.statistics.anytime import interleaved, rounds
+from prunus.store.rows import tables
 
 LEVEL = log(20)
 RUNS = 300

@@ -9,8 +9,8 @@ import prunus
 from prunus.evaluation import pipeline
 from prunus.evaluation.tasks import TASKS, Problem, Task, load_task
 from prunus.recipes import EvalPlan
-from prunus.results.labels import plan_in_short
-from prunus.results.store import Store
+from prunus.store.labels import plan_in_short
+from prunus.store.store import Store
 
 SIZE = 60
 PLAN = EvalPlan(tasks=("ordered",), budgets=(4,), limit=3, answer_tokens=4, profile="tiny")

@@ -18,7 +18,7 @@ from prunus.evaluation.backends.hf import load_model
 from prunus.evaluation.lm_eval import rows_of
 from prunus.evaluation.tasks import load_task
 from prunus.recipes import EvalPlan
-from prunus.results.store import Store
+from prunus.store.store import Store
 
 needs_harness = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-evaluation-harness is not here")
 not_ours = pytest.mark.filterwarnings("ignore")  # what the harness and its packages warn of

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from prunus.results.looping import ends_in_loop, loops
-from prunus.results.store import Store
+from prunus.store.looping import ends_in_loop, loops
+from prunus.store.store import Store
 
 RNG = random.Random(0)
 WORDS = ["".join(RNG.choice("abcdefgh") for _ in range(RNG.randint(1, 7))) + " " for _ in range(500)]

@@ -14,19 +14,20 @@ from test_comparison import fill, grid
 import prunus
 from prunus.cli import main
 from prunus.errors import PrunusError
-from prunus.margins import Margin
 from prunus.reporting import prose
-from prunus.results import anytime, betting, ladder
+from prunus.results import ladder
 from prunus.results.cells import Entry
 from prunus.results.comparison import compare
 from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, ENDS, OPEN, Rule
-from prunus.results.store import Store
-from prunus.study.file import read_study
-from prunus.study.find import certificate as certificates
-from prunus.study.find.decisions import NOTHING_TO_LOSE
-from prunus.study.find.page import page
-from prunus.study.find.trace import declare_in
-from prunus.study.find.verify import verify
+from prunus.settings.margins import Margin
+from prunus.statistics import anytime, betting
+from prunus.store.store import Store
+from prunus.studies.file import read_study
+from prunus.studies.find import certificate as certificates
+from prunus.studies.find.decisions import NOTHING_TO_LOSE
+from prunus.studies.find.page import page
+from prunus.studies.find.trace import declare_in
+from prunus.studies.find.verify import verify
 
 FIVE = Margin(0.05, relative=True)
 

@@ -197,7 +197,7 @@ def run_all(folder: Path) -> None:
     import prunus
 
     torch.set_num_threads(1)
-    import_module("prunus.pruning.pipeline")
+    import_module("prunus.pruning.prune.prune")
     import_module("transformers.models.qwen3.modeling_qwen3")
     alps: Any = import_module("prunus.pruning.methods.alps")
     alps.ITERATIONS = alps.CG_STEPS = 2  # memory does not depend on the numbers

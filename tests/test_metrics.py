@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from prunus.results import metrics
+from prunus.statistics import metrics
 
 
 def pass_by_hand(rows, k):

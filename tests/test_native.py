@@ -21,11 +21,9 @@ from test_profile_detection import CASES, HARMONY
 from tiny_chains import TOKENIZER
 
 import prunus
-from prunus.budgets import OFF
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.cli import main
-from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened, transport
 from prunus.evaluation.backends.chat import chat_request, drawn, ignored, read_reply
@@ -38,11 +36,13 @@ from prunus.evaluation.profiles.markers import decode
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.recipes import EvalPlan
 from prunus.results.comparison import compare
-from prunus.results.rows import Run
-from prunus.results.store import Store
 from prunus.results.summary import summarise
-from prunus.study.engine import Engine
-from prunus.study.variants import whole_checkpoint
+from prunus.settings.budgets import OFF
+from prunus.settings.engines import EngineOptions
+from prunus.store.rows import Run
+from prunus.store.store import Store
+from prunus.studies.engine import Engine
+from prunus.studies.variants import whole_checkpoint
 
 PLAN = EvalPlan(
     tasks=("tiny",), budgets=(0, 8, 16), samples=2, limit=4, backend="openai", control="native", temperature=1.0

@@ -18,7 +18,6 @@ from test_profile_detection import CASES, CHAT, GEMMA, GRANITE, HARMONY, QWEN, S
 from tiny_chains import TOKENIZER
 
 import prunus
-from prunus.budgets import OFF, budget_of
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.cli import main
@@ -34,10 +33,11 @@ from prunus.evaluation.resolved_plan import problem_row, resolve_plan
 from prunus.recipes import EvalPlan, TraceRecipe
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.sections.curves import accuracy_against_budget
-from prunus.results.rows import Run
-from prunus.results.store import Store
 from prunus.results.summary import summarise
-from prunus.study.file import read_study
+from prunus.settings.budgets import OFF, budget_of
+from prunus.store.rows import Run
+from prunus.store.store import Store
+from prunus.studies.file import read_study
 
 PLAN = EvalPlan(tasks=("tiny",), budgets=(OFF, 0, 16), limit=5, samples=2, batch_size=4, temperature=1.0)
 EMPTY = "<think>\n\n</think>\n\n"

@@ -18,14 +18,14 @@ from tiny_chains import MARKERS, TOKENIZER, chains, complete, tiny
 import prunus
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.cli import main
-from prunus.engines import EngineOptions, parse_args
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import openai, opened, served, transport
 from prunus.evaluation.budget import Rules, force_budgets
 from prunus.evaluation.profiles.markers import decode
 from prunus.evaluation.requests import Sampling
 from prunus.recipes import EvalPlan
-from prunus.results.store import Store
+from prunus.settings.engines import EngineOptions, parse_args
+from prunus.store.store import Store
 
 GREEDY, WARM = Sampling(0.0), Sampling(1.0, 0.95, 20)
 PLAN = EvalPlan(tasks=("tiny",), limit=4, budgets=(0, 6), backend="openai", batch_size=2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prunus.results import paired
+from prunus.statistics import paired
 
 
 def interval(strata, resamples=2000, level=0.95):

@@ -20,7 +20,7 @@ from tiny_models import make_model, random_rows
 from transformers import AutoModelForCausalLM
 
 import prunus
-from prunus.study.file import read_study
+from prunus.studies.file import read_study
 
 PAPER = Path(__file__).parents[1] / "examples/paper.toml"
 BLOCKS, SEQUENCES = 6, random_rows(5, 24)

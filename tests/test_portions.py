@@ -17,9 +17,9 @@ from prunus.pruning.calibration import hidden_states as hidden
 from prunus.pruning.calibration import hidden_states as portions
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.gradients import Model, signs, sketches
-from prunus.study.cells import open_models
-from prunus.study.file import read_study
-from prunus.study.variants import make_variant
+from prunus.studies.cells import open_models
+from prunus.studies.file import read_study
+from prunus.studies.variants import make_variant
 
 LENGTH, COUNT, BLOCKS = 16, 40, 3
 BATCH = 4 * LENGTH

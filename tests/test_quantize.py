@@ -23,11 +23,11 @@ from prunus.errors import PrunusError
 from prunus.pruning.bits.gptq import Ordered, quantise
 from prunus.pruning.bits.grid import Grid, to_nearest
 from prunus.pruning.calibration.statistics import Hessian
-from prunus.pruning.recovery import fit
+from prunus.pruning.recover.training import fit
 from prunus.recipes import EvalPlan, ExpertsRecipe, PruneRecipe, QuantizeRecipe, RecoverRecipe, WidthRecipe
-from prunus.results.labels import label_of, step_label
-from prunus.results.store import Store
 from prunus.step import kind_of, steps_name
+from prunus.store.labels import label_of, step_label
+from prunus.store.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
 SEQUENCES, LENGTH = 8, 24
@@ -220,7 +220,7 @@ def test_trained_scales_and_norms_bring_every_block_nearer_to_the_dense_one(shar
         return fitted
 
     trained: dict[str, torch.Tensor] = {}
-    monkeypatch.setattr("prunus.pruning.recovery.fit", noting)
+    monkeypatch.setattr("prunus.pruning.recover.training.fit", noting)
     for name, recover in (("plain", False), ("trained", True)):
         recipe = asked(shared, **training | {"recover": recover})
         told = prunus.quantize(shared / "dense", tmp_path / name, recipe, device="cpu")

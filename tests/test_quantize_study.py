@@ -7,11 +7,11 @@ import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
 from prunus.recipes import QuantizeRecipe
-from prunus.results.store import Store
-from prunus.study.cells import open_model
-from prunus.study.file import read_study
-from prunus.study.plan import variant_bytes
-from prunus.study.variants import unfinished_folder
+from prunus.store.store import Store
+from prunus.studies.cells import open_model
+from prunus.studies.file import read_study
+from prunus.studies.plan import variant_bytes
+from prunus.studies.variants import unfinished_folder
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("few_resamples")]
 TABLES = """\

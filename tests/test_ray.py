@@ -28,18 +28,18 @@ from tiny_chains import TOKENIZER
 import prunus
 from prunus.checkpoint.resolve import resolve
 from prunus.cli import main
-from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import problem_row
-from prunus.results.store import Store
-from prunus.study import ray as ray_cluster
-from prunus.study.cells import Variant, open_model
-from prunus.study.file import read_study
-from prunus.study.ray import driver as ray_driver
-from prunus.study.ray import worker as ray_worker
-from prunus.study.ray.driver import Driver, Job, WorkerHandle, next_job, take_along
-from prunus.study.ray.worker import FilePiece, ModelRef, Worker
-from prunus.study.variants import make_variant
+from prunus.settings.engines import BACKENDS
+from prunus.store.store import Store
+from prunus.studies import ray as ray_cluster
+from prunus.studies.cells import Variant, open_model
+from prunus.studies.file import read_study
+from prunus.studies.ray import driver as ray_driver
+from prunus.studies.ray import worker as ray_worker
+from prunus.studies.ray.driver import Driver, Job, WorkerHandle, next_job, take_along
+from prunus.studies.ray.worker import FilePiece, ModelRef, Worker
+from prunus.studies.variants import make_variant
 
 RECIPES = """\
 [[prune]]

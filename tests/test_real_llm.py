@@ -13,7 +13,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prunus
-from prunus.results.store import Store
+from prunus.store.store import Store
 
 pytestmark = [pytest.mark.real_llm, pytest.mark.slow, warm_processes.in_one_worker]
 

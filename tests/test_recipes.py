@@ -8,10 +8,10 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
-from prunus.budgets import Off
-from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, QuantizeRecipe, TraceRecipe, check_budgets
+from prunus.settings.budgets import Off
+from prunus.settings.engines import EngineOptions
 
 
 @pytest.mark.parametrize(

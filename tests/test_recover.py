@@ -25,9 +25,9 @@ from prunus.checkpoint.writer import Partial
 from prunus.disk import show_bytes
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks import load_task
-from prunus.pruning import recovery as fitting
 from prunus.pruning.calibration.data import Calibration
-from prunus.pruning.recovery import (
+from prunus.pruning.recover.recover import training as fitting
+from prunus.pruning.recover.training import (
     TRAINING_BYTES,
     Example,
     StepPlan,
@@ -42,7 +42,7 @@ from prunus.pruning.recovery import (
     trainable,
 )
 from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
-from prunus.results.labels import step_label
+from prunus.store.labels import step_label
 
 LENGTH, SEQUENCES = 24, 8
 
@@ -316,7 +316,7 @@ def test_micro_batches_and_computing_again_change_nothing_but_rounding(tmp_path,
     recipe = asked(path, step_tokens=96)
     pruned, found = pruned_from(dense, rows), []
     for made in (StepPlan(96), plan):
-        monkeypatch.setattr("prunus.pruning.recovery.plan_steps", lambda *_, made=made: made)
+        monkeypatch.setattr("prunus.pruning.recover.training.plan_steps", lambda *_, made=made: made)
         summary = prunus.recover(pruned, tmp_path / str(made.micro_batch) / str(made.checkpointed), recipe)
         found.append((summary, tensors_of(tmp_path / str(made.micro_batch) / str(made.checkpointed))))
     (first, whole), (second, parts) = found
@@ -354,7 +354,7 @@ def test_memory_that_is_free_decides_how_steps_are_computed_and_the_work_keeps_i
 
 def test_interrupted_work_goes_on_with_the_micro_batches_that_it_began_with(tmp_path, dense, rows, monkeypatch):
     pruned, recipe = pruned_from(dense, rows), asked(rows, step_tokens=4 * LENGTH)
-    monkeypatch.setattr("prunus.pruning.recovery.plan_steps", lambda *_: StepPlan(LENGTH, checkpointed=True))
+    monkeypatch.setattr("prunus.pruning.recover.training.plan_steps", lambda *_: StepPlan(LENGTH, checkpointed=True))
     prunus.recover(pruned, tmp_path / "unbroken", recipe)
     write_block = Partial.write_block
 
@@ -365,7 +365,7 @@ def test_interrupted_work_goes_on_with_the_micro_batches_that_it_began_with(tmp_
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Partial, "write_block", stop_after_one)
         prunus.recover(pruned, tmp_path / "out", recipe)
-    monkeypatch.setattr("prunus.pruning.recovery.plan_steps", lambda *_: StepPlan(4 * LENGTH))
+    monkeypatch.setattr("prunus.pruning.recover.training.plan_steps", lambda *_: StepPlan(4 * LENGTH))
     prunus.recover(pruned, tmp_path / "out", recipe)
     assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
 
@@ -419,7 +419,7 @@ def test_one_command_gives_what_two_give_and_goes_on_where_it_stopped(tmp_path, 
     else:
         prunus.drop_blocks(dense, tmp_path / "pruned", recipe)
     prunus.recover(tmp_path / "pruned", tmp_path / "two", asked(rows))
-    monkeypatch.setattr("prunus.pruning.recover.recover_blocks", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("prunus.pruning.recover.recover.recover_blocks", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prunus.apply_steps(dense, tmp_path / "one", [recipe, asked(rows)])
     assert not (tmp_path / "one").exists()

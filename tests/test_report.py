@@ -15,7 +15,6 @@ from html_page import Page
 from many_runs import rich_store
 
 from prunus.errors import PrunusError
-from prunus.margins import Margin
 from prunus.recipes import EvalPlan
 from prunus.reporting import page as page_module
 from prunus.reporting import prose
@@ -24,11 +23,12 @@ from prunus.reporting.render.text import joined, percent, points, probability, s
 from prunus.reporting.report_data import best
 from prunus.results.cells import Cell, Contradiction, Entry, Stopping
 from prunus.results.comparison import compare
-from prunus.results.labels import step_label
-from prunus.results.rows import tables
-from prunus.results.store import Store
 from prunus.results.summary import describe, summarise
 from prunus.results.verdicts import verdict
+from prunus.settings.margins import Margin
+from prunus.store.labels import step_label
+from prunus.store.rows import tables
+from prunus.store.store import Store
 
 # Fixtures of the module are made once.
 pytestmark = pytest.mark.xdist_group("report")

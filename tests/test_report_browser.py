@@ -18,8 +18,8 @@ from pypdf import PdfReader
 from test_certificate import make
 
 from prunus.reporting.page import report
-from prunus.study.find.page import write_page
-from prunus.study.run import PlanContrast, contents
+from prunus.studies.find.page import write_page
+from prunus.studies.run import PlanContrast, contents
 
 # One browser for all.
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]

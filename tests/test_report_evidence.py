@@ -12,8 +12,8 @@ from html_page import Page
 from prunus.reporting.page import report
 from prunus.reporting.sections.flips import find_flips
 from prunus.reporting.sections.sparsity import block_sparsities
-from prunus.results.rows import Run
-from prunus.results.store import Store
+from prunus.store.rows import Run
+from prunus.store.store import Store
 
 # Fixtures of the module are made once.
 pytestmark = pytest.mark.xdist_group("report evidence")

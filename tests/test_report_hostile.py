@@ -14,9 +14,9 @@ from prunus.recipes import EvalPlan
 from prunus.reporting.page import report
 from prunus.reporting.render.text import clip, script_json, visible
 from prunus.results.comparison import compare
-from prunus.results.rows import ProblemRow, Sample
-from prunus.results.store import Store
 from prunus.results.summary import summarise
+from prunus.store.rows import ProblemRow, Sample
+from prunus.store.store import Store
 
 # Fixtures of the module are made once.
 pytestmark = pytest.mark.xdist_group("report hostile")

@@ -11,9 +11,9 @@ from html_page import Page
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
 from prunus.reporting.page import report
 from prunus.reporting.published import Variant, about, cells, matches, notes, standard_error, variant_of
-from prunus.results.rows import ProblemRow, Run
-from prunus.results.store import Store
 from prunus.results.summary import summarise
+from prunus.store.rows import ProblemRow, Run
+from prunus.store.store import Store
 
 pytestmark = pytest.mark.xdist_group("report published")  # fixtures of the module are made once
 

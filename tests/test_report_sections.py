@@ -22,9 +22,9 @@ from prunus.reporting.sections.flips import find_flips
 from prunus.reporting.sections.settings import run_totals
 from prunus.reporting.sections.sparsity import linear_sparsities
 from prunus.results.comparison import compare
-from prunus.results.rows import Run
-from prunus.results.store import Store
 from prunus.results.summary import summarise
+from prunus.store.rows import Run
+from prunus.store.store import Store
 
 # Fixtures of the module are made once.
 pytestmark = pytest.mark.xdist_group("report sections")

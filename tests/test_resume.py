@@ -202,7 +202,7 @@ def test_work_on_calibration_that_changed_meanwhile_is_not_continued(tmp_path, m
 def test_a_step_on_calibration_that_changed_meanwhile_is_not_taken_as_made(tmp_path, model, rows, monkeypatch):
     steps = [recipe(rows), prunus.RecoverRecipe(calibration=str(rows), samples=6, epochs=1, step_tokens=64)]
     with monkeypatch.context() as patch:
-        patch.setattr("prunus.pruning.recover.recover", lambda *_, **__: 1 / 0)
+        patch.setattr("prunus.pruning.recover.recover.recover", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prunus.apply_steps(model, tmp_path / "out", steps)
     before = contents(tmp_path / "out.after-1")

@@ -21,10 +21,10 @@ from prunus.pruning.calibration import propagation
 from prunus.pruning.calibration.hidden_states import HiddenStates
 from prunus.pruning.calibration.propagation import BlockRun
 from prunus.pruning.calibration.statistics import Observer
-from prunus.pruning.recovery import pad
+from prunus.pruning.recover.training import pad
 from prunus.recipes import PruneRecipe
-from prunus.study.engine import as_in_model, overwrite
-from prunus.study.variants import changed_tensors
+from prunus.studies.engine import as_in_model, overwrite
+from prunus.studies.variants import changed_tensors
 
 FAMILIES = ["qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3", "nemotron_h"]
 

@@ -13,8 +13,8 @@ from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.evaluation import pipeline
 from prunus.recipes import EvalPlan
-from prunus.results.rows import ProblemRow, Run
-from prunus.results.store import Store, claim
+from prunus.store.rows import ProblemRow, Run
+from prunus.store.store import Store, claim
 
 
 @pytest.fixture

@@ -15,14 +15,14 @@ from test_comparison import row
 
 from prunus.cards.certified import NOTHING, read_claims
 from prunus.cards.text import certified_text
-from prunus.results.anytime import interleaved, seeded_order
 from prunus.results.ladder import CERTIFIED, REFUSED
-from prunus.results.rows import ProblemRow, Run
-from prunus.results.store import Store
-from prunus.study.find.certificate import certificate, read_certificate, write_certificate
-from prunus.study.find.page import page
-from prunus.study.find.trace import declare_in, outcomes, warning
-from prunus.study.find.verify import verify
+from prunus.statistics.anytime import interleaved, seeded_order
+from prunus.store.rows import ProblemRow, Run
+from prunus.store.store import Store
+from prunus.studies.find.certificate import certificate, read_certificate, write_certificate
+from prunus.studies.find.page import page
+from prunus.studies.find.trace import declare_in, outcomes, warning
+from prunus.studies.find.verify import verify
 
 PROBLEMS = 120
 IDS = [f"a-{p}" for p in range(PROBLEMS)]

@@ -14,11 +14,11 @@ from test_comparison import PLAN, grid
 
 import prunus
 from prunus.cli import main
-from prunus.margins import Margin
 from prunus.results.comparison import compare
-from prunus.results.rows import ProblemRow, Run
 from prunus.results.seeds import over_seeds, p_values, seeds_needed
-from prunus.results.store import Store
+from prunus.settings.margins import Margin
+from prunus.store.rows import ProblemRow, Run
+from prunus.store.store import Store
 
 bench = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdicts.py"))
 

@@ -10,13 +10,13 @@ from small_study import SHORT, write_study
 
 import prunus
 from prunus.checkpoint.resolve import tiny_folder
-from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.served import reached
-from prunus.results.labels import history, label
-from prunus.results.store import Store
-from prunus.study.engine import Engine
+from prunus.settings.engines import EngineOptions
+from prunus.store.labels import history, label
+from prunus.store.store import Store
+from prunus.studies.engine import Engine
 
 SCRIPT = Path(__file__).parent / "helpers" / "serve_words.py"
 COMMAND = f"{sys.executable} {SCRIPT} {{model}} {{port}}"

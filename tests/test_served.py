@@ -17,13 +17,13 @@ from tiny_chains import TOKENIZER
 import prunus
 from prunus.checkpoint.model_folder import EngineFolder
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
-from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.vllm import dtype_for
 from prunus.evaluation.provenance import open_for
 from prunus.recipes import EvalPlan, TraceRecipe
-from prunus.results.labels import history, label
-from prunus.results.store import Store
+from prunus.settings.engines import EngineOptions
+from prunus.store.labels import history, label
+from prunus.store.store import Store
 
 PLAN = EvalPlan(tasks=("tiny",), limit=3, budgets=(0, 6), backend="openai", profile="tiny")
 INT4 = {"weights": {"num_bits": 4, "type": "int", "group_size": 128}}

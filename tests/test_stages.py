@@ -19,15 +19,15 @@ from prunus.plain_data import content_hash
 from prunus.questions import sampling_key
 from prunus.recipes import EvalPlan
 from prunus.reporting.terminal import curve_table, detail_tables
-from prunus.results import anytime, betting, paired
 from prunus.results.cells import Comparison, Entry
 from prunus.results.comparison import _taken, compare
 from prunus.results.contrasts import Grown, Pair
-from prunus.results.rows import Planned, ProblemRow, Run, tables
-from prunus.results.stages import growth
-from prunus.results.store import Store
 from prunus.results.summary import summarise
 from prunus.results.verdicts import UNFINISHED, WORDS
+from prunus.statistics import anytime, betting, paired
+from prunus.store.rows import Planned, ProblemRow, Run, tables
+from prunus.store.stages import growth
+from prunus.store.store import Store
 
 bench = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdicts.py"))
 

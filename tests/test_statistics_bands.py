@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prunus.results import metrics, paired
+from prunus.statistics import metrics, paired
 
 BUDGETS = 6
 

@@ -7,8 +7,8 @@ from math import inf, nan
 import numpy as np
 import pytest
 
-from prunus.results.looping import repeated_share, repetition_rate
-from prunus.results.metrics import best_of_values
+from prunus.statistics.metrics import best_of_values
+from prunus.store.looping import repeated_share, repetition_rate
 
 
 def best_by_hand(scores, correct, n):

@@ -5,7 +5,7 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from prunus.results import paired, power
+from prunus.statistics import paired, power
 
 
 def differences(rng, problems, draws, benchmarks, loss):

@@ -11,7 +11,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 
-from prunus.results import metrics, paired, power
+from prunus.statistics import metrics, paired, power
 
 
 def scores(seed, problems, draws):

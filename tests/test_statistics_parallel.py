@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from prunus.results import metrics, paired, parallel
-from prunus.results.rows import Sample, tables
+from prunus.results import parallel
+from prunus.statistics import metrics, paired
+from prunus.store.rows import Sample, tables
 
 BUDGETS = (0, 16, 32, 64)
 

@@ -5,7 +5,7 @@ from math import inf, sqrt
 import numpy as np
 import pytest
 
-from prunus.results import paired, power
+from prunus.statistics import paired, power
 
 
 def normal(rng, problems, draws, omega, v, effect=0.0, benchmarks=1):

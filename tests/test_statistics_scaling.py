@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import integrate
 
-from prunus.results import metrics
+from prunus.statistics import metrics
 
 
 def test_scaling_is_the_mean_slope_of_all_pairs():

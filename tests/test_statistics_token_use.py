@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from prunus.results import rows
-from prunus.results.rows import Sample
+from prunus.store import rows
+from prunus.store.rows import Sample
 
 
 def test_tokens_that_budgets_share_are_counted_once():

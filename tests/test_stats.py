@@ -17,7 +17,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import resolve
 from prunus.cli import cli, main
 from prunus.errors import PrunusError
-from prunus.pruning import pipeline as pipeline_module
+from prunus.pruning.prune import prune as pipeline_module
 from prunus.recipes import PruneRecipe, Scope
 
 Usage = namedtuple("Usage", "total used free")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from test_comparison import fill, random_run
 
-from prunus.margins import Margin
 from prunus.reporting import prose
 from prunus.reporting.sections.verdicts import remark
 from prunus.results.cells import Entry
 from prunus.results.comparison import compare
-from prunus.results.rows import Sample
+from prunus.settings.margins import Margin
+from prunus.store.rows import Sample
 
 BUDGETS = (0, 16, 64)
 

@@ -12,11 +12,11 @@ import warm_processes
 
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, PruneRecipe
-from prunus.results import schema
-from prunus.results.labels import identity, unique_labels
-from prunus.results.rows import ProblemRow, Run, Sample
-from prunus.results.schema import SCHEMA_VERSION
-from prunus.results.store import Store
+from prunus.store import schema
+from prunus.store.labels import identity, unique_labels
+from prunus.store.rows import ProblemRow, Run, Sample
+from prunus.store.schema import SCHEMA_VERSION
+from prunus.store.store import Store
 
 RUN = Run("0123456789ab", {"name": "tiny", "source": "tiny"}, {"tasks": ["tiny"], "budgets": [16, 64]}, {"torch": "2"})
 PROBLEM = ProblemRow("tiny", "chain-0", "7", "exact", ("a", "é"), "d1")

@@ -13,8 +13,8 @@ from prunus.cli import cli
 from prunus.errors import PrunusError
 from prunus.plain_data import content_hash
 from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, QuantizeRecipe, RecoverRecipe, WidthRecipe
-from prunus.results import labels
-from prunus.study.cells import effective
+from prunus.store import labels
+from prunus.studies.cells import effective
 
 RECIPES = {"prune": PruneRecipe, "drop": DropRecipe}
 # [kind, settings, hash of the recipe, hash of what decides its result on `tiny`], computed by the code of 97f2ae7.

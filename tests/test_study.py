@@ -27,16 +27,16 @@ from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.evaluation import run as loop
 from prunus.evaluation.backends.hf import HFBackend, load_model
-from prunus.pruning import pipeline
+from prunus.pruning.prune import prune as pipeline
 from prunus.results import comparison
 from prunus.results.comparison import compare
-from prunus.results.rows import Sample
-from prunus.results.store import Store
-from prunus.study import engine as engines
-from prunus.study.cells import open_model, open_models
-from prunus.study.engine import swapped
-from prunus.study.file import read_study
-from prunus.study.variants import StudyPaths, make_variant, variant_files, weights_file
+from prunus.store.rows import Sample
+from prunus.store.store import Store
+from prunus.studies import engine as engines
+from prunus.studies.cells import open_model, open_models
+from prunus.studies.engine import swapped
+from prunus.studies.file import read_study
+from prunus.studies.variants import StudyPaths, make_variant, variant_files, weights_file
 
 pytestmark = pytest.mark.usefixtures("few_resamples")
 
@@ -633,7 +633,7 @@ def test_pruning_that_was_cut_off_goes_on(finished, tmp_path, monkeypatch):
     """Killed between the checkpoint and the variant's file, the checkpoint is not made again."""
     file, out = write_study(tmp_path, RECIPES.split("[[drop]]")[0]), tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr("prunus.study.variants.write_variant", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("prunus.studies.variants.write_variant", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             prunus.run_study(file, out=out)
     [left] = (out / "making").iterdir()

@@ -6,8 +6,8 @@ import pytest
 
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
-from prunus.study.cells import variant_names
-from prunus.study.file import read_study
+from prunus.studies.cells import variant_names
+from prunus.studies.file import read_study
 
 GOOD = """\
 models = ["tiny"]

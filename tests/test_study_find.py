@@ -11,11 +11,11 @@ from small_search import CALIBRATION, PLAN, content, stopped
 import prunus
 from prunus.cli import main
 from prunus.errors import PrunusError
-from prunus.results.store import Store
-from prunus.study import engine
-from prunus.study.file import FindRules, FindTable, read_study
-from prunus.study.find import find as finding
-from prunus.study.find import tables
+from prunus.store.store import Store
+from prunus.studies import engine
+from prunus.studies.file import FindRules, FindTable, read_study
+from prunus.studies.find import find as finding
+from prunus.studies.find import tables
 
 pytestmark = pytest.mark.usefixtures("few_resamples", "search_folder")
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -18,11 +18,11 @@ from prunus.checkpoint.resolve import resolve
 from prunus.evaluation import run as loop
 from prunus.reporting import report_data
 from prunus.results import comparison
-from prunus.results.store import Store
-from prunus.study import engine
-from prunus.study import run as studies
-from prunus.study.cells import open_model
-from prunus.study.file import read_study
+from prunus.store.store import Store
+from prunus.studies import engine
+from prunus.studies import run as studies
+from prunus.studies.cells import open_model
+from prunus.studies.file import read_study
 
 EXAMPLES, DATA = Path(__file__).parents[1] / "examples", Path(__file__).parent / "data" / "study"
 # What paper.toml asks for that is not on this disk, and longer than the built-in model's context.

@@ -20,12 +20,12 @@ from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.evaluation import run as loop
 from prunus.evaluation.tasks import TASKS, Problem, Task
-from prunus.results.rows import Sample
-from prunus.results.store import Store
-from prunus.study.cells import open_model, variant_names
-from prunus.study.file import read_study
-from prunus.study.terminal import StudyBar, plan_table
-from prunus.study.variants import make_variant, weights_file
+from prunus.store.rows import Sample
+from prunus.store.store import Store
+from prunus.studies.cells import open_model, variant_names
+from prunus.studies.file import read_study
+from prunus.studies.terminal import StudyBar, plan_table
+from prunus.studies.variants import make_variant, weights_file
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -14,9 +14,9 @@ from prunus.cli import main
 from prunus.reporting.terminal import curve_table, detail_tables, inspection_tables, verdict_table
 from prunus.results.cells import Comparison
 from prunus.results.comparison import compared
-from prunus.results.store import Store
 from prunus.results.summary import Summary, summarise
 from prunus.results.verdicts import verdict
+from prunus.store.store import Store
 
 pytestmark = pytest.mark.xdist_group("tables")  # fixtures of the module are made once
 

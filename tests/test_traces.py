@@ -16,7 +16,7 @@ from prunus.evaluation.traces import Trace, choose
 from prunus.questions import evaluation_set, held_out_in, question_digest
 from prunus.questions import held_out as digests
 from prunus.recipes import EvalPlan, TraceRecipe
-from prunus.results.store import Store
+from prunus.store.store import Store
 
 
 def recipe(**changes):

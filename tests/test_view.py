@@ -14,16 +14,16 @@ from fake_store import make_store, run_of
 from test_store import PROBLEM, RUN, SAMPLE
 
 import prunus
-from prunus.budgets import OFF
 from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import problem_row
 from prunus.evaluation.tasks.problem import Problem
 from prunus.recipes import EvalPlan
 from prunus.results.importing import keys_of, problem_rows
 from prunus.results.importing.files import Record
-from prunus.results.looping import loop_start
-from prunus.results.rows import Sample
-from prunus.results.store import Store
+from prunus.settings.budgets import OFF
+from prunus.store.looping import loop_start
+from prunus.store.rows import Sample
+from prunus.store.store import Store
 from prunus.viewer import server
 from prunus.viewer.chains import chain_of, first_difference, side_by_side
 from prunus.viewer.lines import FILTERS, STATES, Lines, View

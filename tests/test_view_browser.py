@@ -18,8 +18,8 @@ from fake_store import HOSTILE, make_store
 from test_report_browser import browser as browser
 from test_report_browser import press
 
-from prunus.results.characters import visible
-from prunus.results.store import Store
+from prunus.store.characters import visible
+from prunus.store.store import Store
 from prunus.viewer.server import view
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]

@@ -19,12 +19,12 @@ from tiny_chains import MARKERS, TOKENIZER, chains, complete
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import tiny_folder
-from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import vllm as module
 from prunus.evaluation.backends.vllm import VLLMBackend, weights
 from prunus.evaluation.budget import Rules, force_budgets
 from prunus.evaluation.requests import Sampling
+from prunus.settings.engines import EngineOptions
 
 WARM = Sampling(0.6, 0.95, 20)
 

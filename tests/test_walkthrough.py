@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import warm_processes
 
-from prunus import walkthrough
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.recipes import PruneRecipe
 from prunus.reporting import report_data
 from prunus.results.comparison import compare_runs, compared
-from prunus.results.store import Store
 from prunus.results.verdicts import WORDS
 from prunus.steps import chain
-from prunus.study.file import FindRules
-from prunus.study.find import find
+from prunus.store.store import Store
+from prunus.studies import demo as walkthrough
+from prunus.studies.file import FindRules
+from prunus.studies.find import find
 
 
 @warm_processes.in_one_worker

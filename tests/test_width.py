@@ -20,12 +20,12 @@ from prunus.checkpoint.resolve import tiny_folder
 from prunus.checkpoint.writer import Partial
 from prunus.cli import main
 from prunus.errors import PrunusError
-from prunus.pruning import narrow as command
-from prunus.pruning.recover import are_twins
+from prunus.pruning.recover.recover import are_twins
 from prunus.pruning.width import fit as width_fit
+from prunus.pruning.width import width as command
 from prunus.recipes import RATES_AFTER_FIT, ExpertsRecipe, PruneRecipe, RecoverRecipe, WidthRecipe
-from prunus.results.labels import step_label
 from prunus.step import kind_of, settled, steps_name
+from prunus.store.labels import step_label
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
 SEQUENCES, LENGTH = 8, 24

@@ -16,15 +16,15 @@ from prunus.errors import PrunusError
 from prunus.evaluation.run import planned_chains, run_chains
 from prunus.pruning.width import channels
 from prunus.recipes import PruneRecipe, RecoverRecipe, WidthRecipe
-from prunus.results.store import Store
 from prunus.step import kind_of
-from prunus.study.cells import open_model
-from prunus.study.engine import Engine
-from prunus.study.file import FindTable, read_study
-from prunus.study.find.search import check_order, ladders_of, removed
-from prunus.study.ray import worker as ray_worker
-from prunus.study.ray.worker import ModelRef, Worker
-from prunus.study.variants import files_to_load, make_variant, unfinished_folder
+from prunus.store.store import Store
+from prunus.studies.cells import open_model
+from prunus.studies.engine import Engine
+from prunus.studies.file import FindTable, read_study
+from prunus.studies.find.search import check_order, ladders_of, removed
+from prunus.studies.ray import worker as ray_worker
+from prunus.studies.ray.worker import ModelRef, Worker
+from prunus.studies.variants import files_to_load, make_variant, unfinished_folder
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("few_resamples")]
 TABLES = """\
@@ -129,9 +129,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from prunus.checkpoint import writer
-from prunus.study.cells import open_model
-from prunus.study.file import read_study
-from prunus.study.variants import make_variant
+from prunus.studies.cells import open_model
+from prunus.studies.file import read_study
+from prunus.studies.variants import make_variant
 
 file, folder = map(Path, sys.argv[2:])
 write_block, written = writer.Partial.write_block, 0

@@ -12,12 +12,12 @@ from test_backend_contract import babble
 from tiny_chains import MARKERS, TOKENIZER, chains
 
 from prunus.checkpoint.resolve import tiny_folder
-from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import openai, opened, transport
 from prunus.evaluation.backends.transport import MOST_REQUESTS, START, Window, queue_of
 from prunus.evaluation.budget import Draw, Rules, force_budgets_as_completed
 from prunus.evaluation.requests import Sampling
+from prunus.settings.engines import EngineOptions
 
 RULES = Rules(MARKERS, Sampling(1.0, 0.95, 20), seed=3)
 MANY = [one._replace(key=("t", "p", number)) for number, one in enumerate(chains())]

@@ -18,7 +18,6 @@ from vllm_server import vllm_serve
 
 import prunus
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
-from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.hf import HFBackend
@@ -31,7 +30,8 @@ from prunus.evaluation.requests import Backend, Sampling
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.methods import METHODS
 from prunus.recipes import EvalPlan
-from prunus.results.store import Store
+from prunus.settings.engines import EngineOptions
+from prunus.store.store import Store
 
 GREEDY, WARM = Sampling(0.0), Sampling(1.0, 0.95, 20)
 EAGER = EngineOptions(args={"enforce_eager": True})

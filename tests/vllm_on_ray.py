@@ -6,7 +6,7 @@ from ray_nodes import everything, two_nodes
 from small_study import write_study
 
 import prunus
-from prunus.study.ray.driver import Driver, Job
+from prunus.studies.ray.driver import Driver, Job
 
 
 def test_a_study_on_ray_is_that_of_one_engine_here(tmp_path, monkeypatch):

@@ -18,10 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prunus.budgets import AS_RUN, OFF
     from prunus.checkpoint.dequantize import dequantize
-    from prunus.declarations import methods
-    from prunus.engines import EngineOptions
     from prunus.errors import PrunusError
     from prunus.evaluation.pipeline import evaluate, regrade
     from prunus.evaluation.profiles.catalogue import profiles, show_profile
@@ -31,15 +28,15 @@ if TYPE_CHECKING:
     from prunus.pruning.allocate import allocate
     from prunus.pruning.calibration.saved_statistics import stats
     from prunus.pruning.drop import drop_blocks
-    from prunus.pruning.drop_experts import drop_experts
+    from prunus.pruning.experts.experts import drop_experts
     from prunus.pruning.experts.measure import expert_stats
     from prunus.pruning.gguf import gguf
     from prunus.pruning.inspection import inspect
-    from prunus.pruning.narrow import width
     from prunus.pruning.perplexity import perplexity
-    from prunus.pruning.pipeline import prune
+    from prunus.pruning.prune.prune import prune
     from prunus.pruning.quantize import quantize
-    from prunus.pruning.recover import recover
+    from prunus.pruning.recover.recover import recover
+    from prunus.pruning.width.width import width
     from prunus.recipes import (
         DropRecipe,
         EvalPlan,
@@ -51,19 +48,22 @@ if TYPE_CHECKING:
         TraceRecipe,
         WidthRecipe,
     )
+    from prunus.recipes.declarations import methods
     from prunus.reporting.page import report
     from prunus.results.comparison import compare
     from prunus.results.frames import Results, export
     from prunus.results.frames import open as open
     from prunus.results.importing import import_rows
-    from prunus.results.store import runs
+    from prunus.settings.budgets import AS_RUN, OFF
+    from prunus.settings.engines import EngineOptions
     from prunus.steps.chain import apply_steps
-    from prunus.study.find.find import find
-    from prunus.study.find.verify import verify
-    from prunus.study.plan import plan_study
-    from prunus.study.run import report_study, run_study
+    from prunus.store.store import runs
+    from prunus.studies.demo import demo
+    from prunus.studies.find.find import find
+    from prunus.studies.find.verify import verify
+    from prunus.studies.plan import plan_study
+    from prunus.studies.run import report_study, run_study
     from prunus.viewer.server import view
-    from prunus.walkthrough import demo
 
 # On some processors the last bit of MKL's products otherwise depends on where in memory a matrix lies, and what was
 # interrupted would not resume to the same bytes. MKL reads this at its first product.
@@ -71,10 +71,10 @@ os.environ.setdefault("MKL_CBWR", "AUTO")
 
 __version__ = "0.2.0"
 _HOME = {
-    "AS_RUN": "prunus.budgets",
-    "OFF": "prunus.budgets",
+    "AS_RUN": "prunus.settings.budgets",
+    "OFF": "prunus.settings.budgets",
     "DropRecipe": "prunus.recipes",
-    "EngineOptions": "prunus.engines",
+    "EngineOptions": "prunus.settings.engines",
     "EvalPlan": "prunus.recipes",
     "ExpertsRecipe": "prunus.recipes",
     "GgufRecipe": "prunus.recipes",
@@ -89,37 +89,37 @@ _HOME = {
     "apply_steps": "prunus.steps.chain",
     "card": "prunus.model_card",
     "compare": "prunus.results.comparison",
-    "demo": "prunus.walkthrough",
+    "demo": "prunus.studies.demo",
     "dequantize": "prunus.checkpoint.dequantize",
     "drop_blocks": "prunus.pruning.drop",
-    "drop_experts": "prunus.pruning.drop_experts",
+    "drop_experts": "prunus.pruning.experts.experts",
     "evaluate": "prunus.evaluation.pipeline",
     "expert_stats": "prunus.pruning.experts.measure",
     "export": "prunus.results.frames",
-    "find": "prunus.study.find.find",
+    "find": "prunus.studies.find.find",
     "gguf": "prunus.pruning.gguf",
     "import_rows": "prunus.results.importing",
     "inspect": "prunus.pruning.inspection",
-    "methods": "prunus.declarations",
+    "methods": "prunus.recipes.declarations",
     "open": "prunus.results.frames",
     "perplexity": "prunus.pruning.perplexity",
-    "plan_study": "prunus.study.plan",
+    "plan_study": "prunus.studies.plan",
     "profiles": "prunus.evaluation.profiles.catalogue",
-    "prune": "prunus.pruning.pipeline",
+    "prune": "prunus.pruning.prune.prune",
     "quantize": "prunus.pruning.quantize",
-    "recover": "prunus.pruning.recover",
+    "recover": "prunus.pruning.recover.recover",
     "regrade": "prunus.evaluation.pipeline",
     "report": "prunus.reporting.page",
-    "report_study": "prunus.study.run",
-    "run_study": "prunus.study.run",
-    "runs": "prunus.results.store",
+    "report_study": "prunus.studies.run",
+    "run_study": "prunus.studies.run",
+    "runs": "prunus.store.store",
     "show_profile": "prunus.evaluation.profiles.catalogue",
     "stats": "prunus.pruning.calibration.saved_statistics",
     "tasks": "prunus.evaluation.tasks",
     "traces": "prunus.evaluation.traces",
-    "verify": "prunus.study.find.verify",
+    "verify": "prunus.studies.find.verify",
     "view": "prunus.viewer.server",
-    "width": "prunus.pruning.narrow",
+    "width": "prunus.pruning.width.width",
 }
 # `import *` must not replace the builtin `open`.
 __all__ = [name for name in _HOME if name != "open"]  # pyright: ignore[reportUnsupportedDunderAll]

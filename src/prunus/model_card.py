@@ -13,14 +13,14 @@ from prunus.checkpoint.resolve import MANIFEST, hub_origin, is_built_in, read_ma
 from prunus.disk import explained, write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks import TASKS
-from prunus.margins import MarginLike
 from prunus.pruning.inspection import inspect
 from prunus.results.comparison import compared, plan_differences
-from prunus.results.labels import history, listed
-from prunus.results.rows import Run
-from prunus.results.store import Store
 from prunus.results.summary import summarise
+from prunus.settings.margins import MarginLike
 from prunus.step import StepRecord
+from prunus.store.labels import history, listed
+from prunus.store.rows import Run
+from prunus.store.store import Store
 
 
 def card(

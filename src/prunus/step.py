@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from prunus.recipe_base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS, Recipe
+from prunus.recipes.base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS, Recipe
 from prunus.settings import CALIBRATING, WHERE, setting
 
 # The action of each kind, which is its command, its table in a study, its name in manifests, and that of its file.

@@ -156,7 +156,7 @@ def chains(work: Work, source: Path, device: str) -> Any:
 def rows(work: Work, out: Path, device: str) -> Any:
     """What `eval` stores of two problems: with which budgets, and whether thinking came to its end."""
     import prunus
-    from prunus.results.store import Store
+    from prunus.store.store import Store
 
     plan = prunus.EvalPlan(("tiny",), budgets=(8,), limit=2, answer_tokens=4, batch_size=4)
     run_id = prunus.evaluate(work.model, plan, out.with_suffix(".db"), device=device)
@@ -281,7 +281,7 @@ def compared(name: str, folder: Path, ledger: Any) -> dict[str, Any]:
     from prunus.checkpoint.checkpoint import Checkpoint
     from prunus.pruning.calibration import hidden_states
     from prunus.pruning.calibration.hidden_states import largest_block
-    from prunus.pruning.recovery import TRAINING_BYTES, activation_bytes
+    from prunus.pruning.recover.training import TRAINING_BYTES, activation_bytes
 
     work, out = WORKS[name], folder / "out" / name
     out.mkdir(parents=True)

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prunus.budgets import OFF
 from prunus.plain_data import content_hash
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
-from prunus.results.rows import ProblemRow, Run, Sample
-from prunus.results.store import Store
+from prunus.settings.budgets import OFF
+from prunus.store.rows import ProblemRow, Run, Sample
+from prunus.store.store import Store
 
 BUDGETS = (0, 16, 32, 64, 128, 256, 512, 1024)
 BLOCKS = 8

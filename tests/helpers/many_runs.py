@@ -6,7 +6,7 @@ from pathlib import Path
 from fake_store import HOSTILE, draw_samples, make_store, run_of
 
 from prunus.recipes import EvalPlan
-from prunus.results.store import Store
+from prunus.store.store import Store
 
 BUDGETS = (0, 64, 128, 256, 512, 1024)
 NAMES = ("tiny", "wanda-20", "wanda-50", "drop-1")

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from prunus.results.rows import Sample
-from prunus.results.store import Store
-from prunus.study import ray as ray_cluster
-from prunus.study.cells import Model, Variant
-from prunus.study.ray.driver import Driver, Job
-from prunus.study.ray.worker import FilePiece
+from prunus.store.rows import Sample
+from prunus.store.store import Store
+from prunus.studies import ray as ray_cluster
+from prunus.studies.cells import Model, Variant
+from prunus.studies.ray.driver import Driver, Job
+from prunus.studies.ray.worker import FilePiece
 
 
 @contextmanager

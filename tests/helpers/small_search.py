@@ -16,7 +16,7 @@ from tiny_models import make_model, random_rows
 
 from prunus.pruning.calibration.data import Calibration
 from prunus.recipes import EvalPlan
-from prunus.study.engine import Engine
+from prunus.studies.engine import Engine
 
 PROBLEMS = 200
 PLAN = EvalPlan(tasks=("sums.jsonl",), budgets=(8, 16), answer_tokens=8, profile="tiny", batch_size=20)

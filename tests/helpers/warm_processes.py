@@ -21,7 +21,7 @@ in_one_worker = pytest.mark.xdist_group(
     "warm processes"
 )  # for tests that use them: one server, which takes 5 s to start
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["prunus.pruning.pipeline", "prunus.evaluation.pipeline", "prunus.study.engine"])
+FORKS.set_forkserver_preload(["prunus.pruning.prune.prune", "prunus.evaluation.pipeline", "prunus.studies.engine"])
 
 
 class Running:

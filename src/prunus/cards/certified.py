@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunus.margins import Margin
 from prunus.plain_data import parse_json
+from prunus.settings.margins import Margin
 
 CERTIFICATE = "certificate.json"
 TRACED = 3  # the first format of certificates that know of other searches

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prunus.results.cells import Cell
-from prunus.results.characters import DASH, one_line, percent, points
+from prunus.store.characters import DASH, one_line, percent, points
 
 if TYPE_CHECKING:
     from prunus.results.summary import BudgetCell  # imports scipy

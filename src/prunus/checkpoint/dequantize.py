@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.quantised import DEQUANTISED
+from prunus.checkpoint.foreign_weights import DEQUANTISED
 from prunus.checkpoint.resolve import resolve, versions
 from prunus.checkpoint.writer import Partial
 from prunus.errors import PrunusError

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from prunus.checkpoint.architecture import skeleton
 from prunus.checkpoint.checkpoint import Checkpoint, untied
 from prunus.checkpoint.device import sent_all, stream_of
-from prunus.checkpoint.quantised import parts_of
+from prunus.checkpoint.foreign_weights import parts_of
 from prunus.checkpoint.runner import dtypes_of
 from prunus.disk import prefetch
 from prunus.errors import PrunusError

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from prunus.checkpoint.content import content_digest
+from prunus.checkpoint.foreign_weights import quant_method, quantisation_of
 from prunus.checkpoint.gguf_file import read_gguf
-from prunus.checkpoint.quantised import quant_method, quantisation_of
 from prunus.checkpoint.resolve import (
     GGUF_FILE,
     check_folder,

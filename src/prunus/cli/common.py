@@ -13,10 +13,10 @@ import click
 
 import prunus
 from prunus import progress
-from prunus.budgets import OFF, Off, with_names
-from prunus.engines import EngineOptions, parse_args, users_of
 from prunus.errors import PrunusError, nearest
 from prunus.settings import ADVANCED, GENERAL, GROUPS, OPTIONS, WHERE, settings_of
+from prunus.settings.budgets import OFF, Off, with_names
+from prunus.settings.engines import EngineOptions, parse_args, users_of
 from prunus.step import Where
 from prunus.visible import visible_json
 
@@ -255,7 +255,7 @@ def show_verdicts(comparison: Mapping[str, Any], store: Path | str, details: boo
     """Print the table of a comparison of runs of a store, or with details all its tables."""
     from prunus.reporting.terminal import detail_tables, verdict_table
     from prunus.results.cells import Comparison
-    from prunus.results.store import Store
+    from prunus.store.store import Store
 
     found = Comparison.of(comparison)
     with Store(store) as opened:

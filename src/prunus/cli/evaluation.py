@@ -33,12 +33,12 @@ from prunus.cli.common import (
     store_option,
     where_option,
 )
-from prunus.engines import EngineOptions, engine_for
 from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
 from prunus.recipes import EvalPlan, PruneRecipe, TraceRecipe
 from prunus.settings import hints_of, settings_of
-from prunus.study.file import DEFAULT_LADDER, FindRules
+from prunus.settings.engines import EngineOptions, engine_for
+from prunus.studies.file import DEFAULT_LADDER, FindRules
 
 task_option = click.option(
     "--task",
@@ -65,8 +65,8 @@ def eval_command(model: str, store: Path, device: str, engine: EngineOptions, mi
     check_plan(model, asked := EvalPlan(**plan), engine, store)
     run_id = prunus.evaluate(model, asked, store, device=device, engine=engine, mixed=mixed)
     from prunus.reporting.terminal import curve_table
-    from prunus.results.store import Store
     from prunus.results.summary import summarise
+    from prunus.store.store import Store
 
     with Store(store) as opened:
         progress.out_console.print(curve_table([summarise(opened, run_id)]))
@@ -206,14 +206,14 @@ def parse(words: tuple[str, ...]) -> tuple[str, str]:
 
 def print_plan(plan: Mapping[str, Any]) -> None:
     """Print what a study would do as a table."""
-    from prunus.study.terminal import plan_table
+    from prunus.studies.terminal import plan_table
 
     progress.out_console.print(plan_table(plan))
 
 
 def print_outcomes(done: Mapping[str, Any]) -> None:
     """Print a table of verdicts for each model and plan, the outcomes of searches, and where the report is."""
-    from prunus.study.terminal import search_lines
+    from prunus.studies.terminal import search_lines
 
     for entry in done["comparisons"]:
         if entry["comparison"] is not None:

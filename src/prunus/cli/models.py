@@ -28,12 +28,12 @@ from prunus.cli.common import (
     show,
     show_summary,
 )
-from prunus.declarations import Method, declared, owners_of
 from prunus.errors import PrunusError
 from prunus.pruning.calibration import check_calibration, read_source
 from prunus.pruning.calibration.text_files import check_readable
-from prunus.recipe_base import CALIBRATED
 from prunus.recipes import PruneRecipe, RecoverRecipe
+from prunus.recipes.base import CALIBRATED
+from prunus.recipes.declarations import Method, declared, owners_of
 from prunus.settings import settings_of
 from prunus.step import STEPS, Step, Where, step_kind
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.resolved_plan import ResolvedPlan, run_id_of
-from prunus.results.rows import Key, Run
-from prunus.results.starts import differences
-from prunus.results.store import Store
+from prunus.store.rows import Key, Run
+from prunus.store.starts import differences
+from prunus.store.store import Store
 
 # Settings of a plan by which no row of a problem, budget and draw changes. `context` and `off` say which of the others'
 # apply; where both plans have them they must be equal.

@@ -7,13 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from prunus.checkpoint.resolve import lacks_chat_template, read_manifest, resolve
-from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles.detection import named
 from prunus.evaluation.profiles.markers import no_template
 from prunus.evaluation.tasks import check_task
 from prunus.recipes import EvalPlan, TraceRecipe
-from prunus.results.store import check_folder
+from prunus.settings.engines import EngineOptions
+from prunus.store.store import check_folder
 
 PREFIX = "lm_eval:"  # of tasks of lm-evaluation-harness, as typed
 FAMILY = "lm_eval/"  # the same in the store

@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.budgets import OFF, without_off
 from prunus.evaluation.profiles import Profile
 from prunus.evaluation.profiles.markers import Markers, decode
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores
 from prunus.plain_data import canonical_json
+from prunus.settings.budgets import OFF, without_off
 
 # Stored with every run: 2 since an answer of exactly its cap is complete if its stop follows; it counted as truncated.
 PROTOCOL_VERSION = "2"

@@ -12,7 +12,6 @@ from pathlib import Path
 from prunus import progress
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve
-from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.evaluation.adopted import adopt, adopt_some
@@ -35,9 +34,10 @@ from prunus.evaluation.run import check_engine, fill_store, missing_batches, pla
 from prunus.evaluation.stored_ids import as_stored, by_id
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan
-from prunus.results.rows import ProblemRow, Run
-from prunus.results.store import Store, check_folder, claim
-from prunus.serving import Serving
+from prunus.settings.engines import EngineOptions
+from prunus.settings.serving import Serving
+from prunus.store.rows import ProblemRow, Run
+from prunus.store.store import Store, check_folder, claim
 
 
 def evaluate(

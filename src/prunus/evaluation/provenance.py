@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from prunus import progress
 from prunus.checkpoint.model_folder import EngineFolder, ModelFolder, check_scaled, is_gguf
 from prunus.checkpoint.resolve import versions
-from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
 from prunus.evaluation.budget import PROTOCOL_VERSION
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.requests import Engine
-from prunus.results.labels import is_quantised
-from prunus.results.rows import Run
-from prunus.results.starts import differences, records
-from prunus.results.store import Store
+from prunus.settings.engines import BACKENDS
+from prunus.store.labels import is_quantised
+from prunus.store.rows import Run
+from prunus.store.starts import differences, records
+from prunus.store.store import Store
 
 if TYPE_CHECKING:
     from prunus.evaluation.backends.served import ServedModel

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prunus import progress
-from prunus.budgets import OFF, without_off
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import say_once
 from prunus.errors import PrunusError
@@ -20,10 +19,11 @@ from prunus.evaluation.tasks import Problem, is_sampled, load_task, prompt_text
 from prunus.plain_data import content_hash
 from prunus.questions import LIMIT_SEED, leaders, question_key, without_numbers_and_names
 from prunus.recipes import EvalPlan
-from prunus.results.rows import Key, Planned, ProblemRow, Run
-from prunus.results.stages import not_sampled
-from prunus.results.store import Store, is_begun, same_groups
-from prunus.serving import NO_SERVING, Serving
+from prunus.settings.budgets import OFF, without_off
+from prunus.settings.serving import NO_SERVING, Serving
+from prunus.store.rows import Key, Planned, ProblemRow, Run
+from prunus.store.stages import not_sampled
+from prunus.store.store import Store, is_begun, same_groups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

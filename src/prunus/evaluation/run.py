@@ -21,10 +21,10 @@ from prunus.evaluation.profiles.markers import decode
 from prunus.evaluation.requests import Backend, no_progress
 from prunus.evaluation.resolved_plan import PlannedChain, ResolvedPlan, check_context, tokens_needed
 from prunus.evaluation.side_by_side import side_by_side
-from prunus.results.looping import loops, repetition_rate
-from prunus.results.rows import Key, Sample
-from prunus.results.rows import sampled_tokens as tokens_of
-from prunus.results.store import Store
+from prunus.store.looping import loops, repetition_rate
+from prunus.store.rows import Key, Sample
+from prunus.store.rows import sampled_tokens as tokens_of
+from prunus.store.store import Store
 
 MOST_AT_ONCE = 32  # chains at most of a portion, if the engine streams
 JUDGED_BY = 64  # chains by which a model or a server is judged

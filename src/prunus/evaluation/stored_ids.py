@@ -10,10 +10,10 @@ from prunus import progress
 from prunus.checkpoint.content import content_digest
 from prunus.checkpoint.resolve import BUILT_IN, resolve
 from prunus.evaluation.resolved_plan import ResolvedPlan, run_id_of
-from prunus.results.rows import Run
-from prunus.results.starts import contents
-from prunus.results.store import Store
-from prunus.serving import Serving
+from prunus.settings.serving import Serving
+from prunus.store.rows import Run
+from prunus.store.starts import contents
+from prunus.store.store import Store
 
 
 def by_id(store: Store) -> dict[str, Run]:

@@ -15,7 +15,6 @@ from typing import IO, Any, TypedDict
 from prunus.checkpoint.model_folder import ModelFolder, check_scaled
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.disk import disk_errors, locked, write_text
-from prunus.engines import BACKENDS, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
 from prunus.evaluation.budget import Draw
@@ -29,8 +28,9 @@ from prunus.plain_data import parse_json
 from prunus.progress import Steps
 from prunus.questions import evaluation_set, question_digest
 from prunus.recipes import TraceRecipe
-from prunus.results.rows import Sample
-from prunus.serving import Serving
+from prunus.settings.engines import BACKENDS, EngineOptions
+from prunus.settings.serving import Serving
+from prunus.store.rows import Sample
 
 BYTES_PER_TOKEN = 16  # of JSON, in the partial and the final file together
 

@@ -23,7 +23,7 @@ from prunus.pruning.calibration.data import Calibration, load_calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.masks import zeros_wanted
-from prunus.pruning.prune_job import PruneJob, once, scores_key
+from prunus.pruning.prune.job import PruneJob, once, scores_key
 from prunus.pruning.scope import linears_in_scope, weights_of
 from prunus.recipes import PruneRecipe
 

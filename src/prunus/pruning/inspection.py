@@ -16,20 +16,20 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from prunus.checkpoint.architecture import Architecture, Unstreamable
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.foreign_weights import quantisation_of
 from prunus.checkpoint.gguf_file import read_gguf
 from prunus.checkpoint.linears import BlockLinears, Linear, find_linears
 from prunus.checkpoint.model_folder import ModelFolder
-from prunus.checkpoint.quantised import quantisation_of
 from prunus.checkpoint.resolve import read_object, resolve
 from prunus.progress import Steps
 from prunus.pruning.depth.verification import try_drops
-from prunus.pruning.experts import describe_removal
+from prunus.pruning.experts.mixtures import describe_removal
 from prunus.pruning.masks import count_zeros
 from prunus.pruning.quantize import describe_quantising
 from prunus.pruning.scope import is_in, weights_of, why_unprunable
 from prunus.pruning.width.channels import describe_width
 from prunus.recipes import PruneRecipe
-from prunus.results.labels import settings
+from prunus.store.labels import settings
 
 Row = dict[str, object]
 # (N, M): at most N nonzero weights in every M consecutive inputs of an output.

@@ -27,7 +27,7 @@ from prunus.errors import PrunusError
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.calibration.data import Calibration, check_begun, describe_calibration, keep_calibration, load_early
 from prunus.pruning.calibration.saved_statistics import SavedStats
-from prunus.recipe_base import Calibrated
+from prunus.recipes.base import Calibrated
 from prunus.step import Where, action_of, kind_of
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Calibrated)

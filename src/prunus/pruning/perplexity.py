@@ -14,10 +14,10 @@ from transformers.utils.logging import disable_progress_bar
 from prunus.checkpoint.architecture import Architecture, Unstreamable
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.device import within_memory
+from prunus.checkpoint.foreign_weights import DEQUANTISED
 from prunus.checkpoint.loader import load_plain, load_whole
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.precision import use_fast_products
-from prunus.checkpoint.quantised import DEQUANTISED
 from prunus.checkpoint.resolve import one_line, resolve, typed_path
 from prunus.checkpoint.runner import pick_device
 from prunus.errors import PrunusError

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.compressed_tensors import METHOD, Format, product, unpacked_words
+from prunus.checkpoint.foreign_weights import plain_tensors
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.loader import Block, blocks_on, return_freed_memory
 from prunus.checkpoint.model_folder import bytes_by_kind
 from prunus.checkpoint.precision import full_float32
-from prunus.checkpoint.quantised import plain_tensors
 from prunus.checkpoint.runner import Runner
 from prunus.checkpoint.safetensors_file import DTYPES, Stored
 from prunus.checkpoint.writer import Partial
@@ -38,9 +38,9 @@ from prunus.pruning.calibration.propagation import BlockRun, true_sequential
 from prunus.pruning.calibration.saved_statistics import FIELDS, SavedStats
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.job import Job, open_job
-from prunus.pruning.pipeline import few_of, set_weight
-from prunus.pruning.recover import check_trainable, warnings_of
-from prunus.pruning.recovery import STREAM_BYTES, Fit, Training, begin_training, trainable, trained_scales
+from prunus.pruning.prune.prune import few_of, set_weight
+from prunus.pruning.recover.recover import check_trainable, warnings_of
+from prunus.pruning.recover.training import STREAM_BYTES, Fit, Training, begin_training, trainable, trained_scales
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import PruneRecipe, QuantizeRecipe
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from prunus.disk import Content, check_export, disk_errors, refuse_existing, write_export
 from prunus.errors import PrunusError
-from prunus.margins import MarginLike
 from prunus.reporting import prose
 from prunus.reporting.render.figure import pdf_converter
 from prunus.reporting.render.table import slug
@@ -23,7 +22,8 @@ from prunus.reporting.render.text import esc, linked, short, top, whole_page
 from prunus.reporting.report_data import ReportData, ReportedRun
 from prunus.reporting.section import Section
 from prunus.reporting.sections import SECTIONS
-from prunus.results.store import Store
+from prunus.settings.margins import MarginLike
+from prunus.store.store import Store
 
 FilterBox = tuple[str, str, str]  # the id of a box, its label, and the CSS of what it shows or hides
 

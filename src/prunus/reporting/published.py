@@ -11,9 +11,9 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 from prunus.reporting.render.table import RunStyle
-from prunus.results.labels import history
-from prunus.results.rows import Run
 from prunus.results.summary import BudgetCell, Summary
+from prunus.store.labels import history
+from prunus.store.rows import Run
 
 # Values of a recipe that papers imply; a recipe with other values matches no published cell.
 PLAIN = {"scope": "all", "pattern": None, "update": "none"}

@@ -7,19 +7,19 @@ from functools import cache
 from statistics import fmean
 from typing import Self
 
-from prunus.budgets import AS_RUN
 from prunus.errors import PrunusError
-from prunus.margins import MarginLike
 from prunus.reporting.published import Match, matches
 from prunus.reporting.render.table import RunStyle, run_styles
 from prunus.reporting.render.text import esc
 from prunus.results.cells import Cell, Comparison, Entry, Part
 from prunus.results.comparison import compare_runs, dense_run
-from prunus.results.labels import history
-from prunus.results.rows import Run, Sample, Table, tables
-from prunus.results.store import Store
 from prunus.results.summary import BudgetCell, Summary, describe
 from prunus.results.verdicts import BETTER, SAME, WITHIN, WORSE
+from prunus.settings.budgets import AS_RUN
+from prunus.settings.margins import MarginLike
+from prunus.store.labels import history
+from prunus.store.rows import Run, Sample, Table, tables
+from prunus.store.store import Store
 
 MODES = ("strict", "legacy")
 FIT = (BETTER, SAME, WITHIN)  # verdicts with which a loss of the margin is ruled out

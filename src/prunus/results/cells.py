@@ -10,7 +10,7 @@ from math import isfinite, nan
 from types import UnionType
 from typing import Any, Self, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
-from prunus.margins import Margin
+from prunus.settings.margins import Margin
 from prunus.step import StepRecord
 
 R = TypeVar("R")

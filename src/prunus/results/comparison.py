@@ -12,22 +12,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from prunus.budgets import AS_RUN, without_off
 from prunus.errors import PrunusError
-from prunus.margins import Margin, MarginLike
 from prunus.questions import sampling_key
-from prunus.results import paired
-from prunus.results.anytime import whole_groups
-from prunus.results.betting import ALPHA
 from prunus.results.cells import AREA, Base, Cells, Comparison, Ending, Entry, Part, Rounding, Stopping, Unfinished
 from prunus.results.contrasts import ENDS, Grown, Pair, contrast_cells, stop_cells, tokens_per_draw, without_claims
 from prunus.results.family import GAME, Family, kin_of, slot_of
-from prunus.results.labels import history, identity, listed, serving_of
-from prunus.results.rows import FIRST_PROTOCOL, Removed, Run, Table, tables
 from prunus.results.seeds import recipes_over_seeds
-from prunus.results.stages import PARTLY, SEVERAL, Growth, growth, in_words, of_both, removed_before, unfinished
-from prunus.results.starts import how_mixed, made_otherwise
-from prunus.results.store import Store
 from prunus.results.verdicts import (
     BETTER,
     SAME,
@@ -42,6 +32,16 @@ from prunus.results.verdicts import (
     verdict,
     wide_margin,
 )
+from prunus.settings.budgets import AS_RUN, without_off
+from prunus.settings.margins import Margin, MarginLike
+from prunus.statistics import paired
+from prunus.statistics.anytime import whole_groups
+from prunus.statistics.betting import ALPHA
+from prunus.store.labels import history, identity, listed, serving_of
+from prunus.store.rows import FIRST_PROTOCOL, Removed, Run, Table, tables
+from prunus.store.stages import PARTLY, SEVERAL, Growth, growth, in_words, of_both, removed_before, unfinished
+from prunus.store.starts import how_mixed, made_otherwise
+from prunus.store.store import Store
 
 METHOD = {
     "p": "twice the smaller p of the two directions, by betting on the differences; McNemar's exact test for one draw",

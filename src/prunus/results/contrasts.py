@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.budgets import AS_RUN, OFF, without_off
-from prunus.margins import Margin
 from prunus.plain_data import content_hash
-from prunus.results import anytime, betting, metrics, paired, power, verdicts
-from prunus.results.betting import direction_p
+from prunus.results import verdicts
 from prunus.results.cells import AREA, SLOPE, Cell, Cells, Ending, Needed, Slope, made
-from prunus.results.paired import Floats
-from prunus.results.rows import Table, sizes_of
-from prunus.results.stages import Growth
+from prunus.settings.budgets import AS_RUN, OFF, without_off
+from prunus.settings.margins import Margin
+from prunus.statistics import anytime, betting, metrics, paired, power
+from prunus.statistics.betting import direction_p
+from prunus.statistics.paired import Floats
+from prunus.store.rows import Table, sizes_of
+from prunus.store.stages import Growth
 
 
 @dataclass(frozen=True)

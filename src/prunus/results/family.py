@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from prunus.plain_data import content_hash
 from prunus.results.cells import Looks
-from prunus.results.paired import holm
-from prunus.results.rows import Removed, Run
+from prunus.statistics.paired import holm
+from prunus.store.rows import Removed, Run
 
 GAME = {"limit", "samples", "problems"}  # settings of a plan in which the runs of one game differ
 

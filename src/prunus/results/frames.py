@@ -11,18 +11,18 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from prunus.budgets import NAMED
 from prunus.disk import check_export, disk_errors, write_export
 from prunus.errors import PrunusError, nearest
-from prunus.margins import MarginLike
 from prunus.results.cells import Cell, Identity, Sized
 from prunus.results.comparison import compared
 from prunus.results.contrasts import ENDS
-from prunus.results.labels import identity, label
-from prunus.results.rows import UNKNOWN, Run
-from prunus.results.store import Store
 from prunus.results.summary import BudgetCell, summarise
 from prunus.results.verdicts import verdict
+from prunus.settings.budgets import NAMED
+from prunus.settings.margins import MarginLike
+from prunus.store.labels import identity, label
+from prunus.store.rows import UNKNOWN, Run
+from prunus.store.store import Store
 
 if TYPE_CHECKING:
     import pandas
@@ -50,7 +50,7 @@ class Results:
     def samples(self, run: str | None = None, texts: bool = False) -> "pandas.DataFrame":
         """One row per draw, of one run (its id, the start of it, or its model's name) or of all.
 
-        After run, model and label, the columns are the fields of `prunus.results.rows.Sample`; budget is budget_tokens.
+        After run, model and label, the columns are the fields of `prunus.store.rows.Sample`; budget is budget_tokens.
         texts: also the texts of thinking and answer.
         """
         rows: list[Row] = []

@@ -29,11 +29,12 @@ from math import ceil, inf, isfinite, log
 import numpy as np
 
 from prunus.errors import PrunusError
-from prunus.margins import Margin, MarginLike
-from prunus.results import anytime, betting, contrasts, metrics
-from prunus.results.anytime import Round, bets, evidence, largest_wealth
-from prunus.results.paired import Floats
-from prunus.results.rows import Table
+from prunus.results import contrasts
+from prunus.settings.margins import Margin, MarginLike
+from prunus.statistics import anytime, betting, metrics
+from prunus.statistics.anytime import Round, bets, evidence, largest_wealth
+from prunus.statistics.paired import Floats
+from prunus.store.rows import Table
 
 ACCURACY, ENDS = "accuracy", contrasts.ENDS
 ENDPOINTS = (ACCURACY, ENDS)

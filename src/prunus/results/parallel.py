@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import scipy
 
-from prunus.results import metrics, paired
 from prunus.results.cells import Record, made
-from prunus.results.paired import EXPLORING_RESAMPLES, Floats
-from prunus.results.rows import Table, sizes_of
+from prunus.statistics import metrics, paired
+from prunus.statistics.paired import EXPLORING_RESAMPLES, Floats
+from prunus.store.rows import Table, sizes_of
 
 
 class AtEqualTokens(Record):

@@ -27,17 +27,17 @@ from math import log
 import numpy as np
 import scipy
 
-from prunus.margins import Margin
 from prunus.plain_data import canonical_json
-from prunus.results import betting, metrics, paired
-from prunus.results.anytime import exceeding
 from prunus.results.cells import RecipeVerdict, made
 from prunus.results.contrasts import Pair
-from prunus.results.labels import history, identity, unique_labels
-from prunus.results.paired import Floats
-from prunus.results.rows import Run, Table
 from prunus.results.verdicts import CLAIMS, word_of
+from prunus.settings.margins import Margin
+from prunus.statistics import betting, metrics, paired
+from prunus.statistics.anytime import exceeding
+from prunus.statistics.paired import Floats
 from prunus.step import StepRecord, recipe_of
+from prunus.store.labels import history, identity, unique_labels
+from prunus.store.rows import Run, Table
 
 LEAST = 3  # seeds: two say next to nothing of how seeds differ
 MOST_SEEDS = 5000

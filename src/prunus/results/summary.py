@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from prunus.budgets import AS_RUN
-from prunus.results import metrics, paired
 from prunus.results.cells import Identity, Record, Sized, Unfinished, made
-from prunus.results.labels import identity
-from prunus.results.metrics import Adherence, Estimate, Tokens, Value, accuracy_bands
-from prunus.results.paired import Floats
 from prunus.results.parallel import Chains, compare_parallel
-from prunus.results.rows import Run, Table, sizes_of, tables
-from prunus.results.stages import unfinished
-from prunus.results.store import Store
+from prunus.settings.budgets import AS_RUN
+from prunus.statistics import metrics, paired
+from prunus.statistics.metrics import Adherence, Estimate, Tokens, Value, accuracy_bands
+from prunus.statistics.paired import Floats
+from prunus.store.labels import identity
+from prunus.store.rows import Run, Table, sizes_of, tables
+from prunus.store.stages import unfinished
+from prunus.store.store import Store
 
 SCORES = ("logprob", "self_certainty", "shortest")
 WHOLE = ("auc", "slope", "gain", "auc_tokens", "scaling", "performance", "control", "control_total", "monotonicity")

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import numpy as np
 import scipy
 
-from prunus.margins import Margin
-from prunus.results import betting, paired
-from prunus.results.betting import ALPHA, two_sided
 from prunus.results.cells import AREA, SLOPE, Cell, Cells, Contradiction, Ending, Part, Record
 from prunus.results.family import Family
-from prunus.results.paired import Floats
+from prunus.settings.margins import Margin
+from prunus.statistics import betting, paired
+from prunus.statistics.betting import ALPHA, two_sided
+from prunus.statistics.paired import Floats
 
 WORSE, WITHIN, BETTER, SAME, OPEN = "worse", "worse, within the margin", "better", "non-inferior", "cannot tell"
 WORDS = (WORSE, WITHIN, BETTER, SAME, OPEN)

@@ -14,7 +14,7 @@ from prunus.errors import PrunusError
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.calibration.data import check_kept
 from prunus.pruning.gguf import check_out
-from prunus.recipe_base import Calibrated, Recipe
+from prunus.recipes.base import Calibrated, Recipe
 from prunus.step import Where, action_of, kind_of, settled, steps_name
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from prunus.declarations import DepthMethod, declared
 from prunus.recipes import DropRecipe
-from prunus.results.characters import MINUS, NBSP
+from prunus.recipes.declarations import DepthMethod, declared
 from prunus.step import Step, StepRecord, recipe_of
+from prunus.store.characters import MINUS, NBSP
 
 
 class Drop(Step):

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from prunus.declarations import Criterion, declared
 from prunus.recipes import ExpertsRecipe
-from prunus.results.characters import MINUS, NBSP
+from prunus.recipes.declarations import Criterion, declared
 from prunus.step import Step, StepRecord, recipe_of
+from prunus.store.characters import MINUS, NBSP
 
 
 class Experts(Step):
@@ -17,7 +17,7 @@ class Experts(Step):
     """
 
     recipe = ExpertsRecipe
-    function = "prunus.pruning.drop_experts:drop_experts"
+    function = "prunus.pruning.experts.experts:drop_experts"
     reshapes = True
     takes_away = True
     examples = (
@@ -34,22 +34,22 @@ class Experts(Step):
 
     def content(self, recipe: Any, source: Any) -> dict[str, object]:
         """Stored: as Step says; instead of keep and drop, the numbers of experts that are kept."""
-        from prunus.pruning.experts import expert_counts
+        from prunus.pruning.experts.mixtures import expert_counts
 
         kept = self.with_effect(recipe, {"keep", "drop"}, {"dtype"}, kept={"seed"})
         return kept | {"action": "experts", "kept": sorted({recipe.count(n) for n in expert_counts(source)})}
 
     def planned(self, recipe: Any, source: Any) -> Any:
         """As Step says, with the first experts of every block, and with the same number of them."""
-        from prunus.pruning.drop_experts import smaller_model
-        from prunus.pruning.experts import find_mixtures
+        from prunus.pruning.experts.experts import smaller_model
+        from prunus.pruning.experts.mixtures import find_mixtures
 
         mixtures = find_mixtures(source)
         return smaller_model(source, mixtures, {m.index: range(recipe.count(m.count)) for m in mixtures})
 
     def removed(self, recipe: Any, source: Any) -> float:
         """The share of the experts."""
-        from prunus.pruning.experts import expert_counts
+        from prunus.pruning.experts.mixtures import expert_counts
 
         counts = expert_counts(source)
         return 1 - sum(map(recipe.count, counts)) / sum(counts)

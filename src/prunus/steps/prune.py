@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from prunus.declarations import Allocation, Method, declared
 from prunus.errors import PrunusError
-from prunus.recipe_base import CALIBRATION
 from prunus.recipes import OWN_GROUP, PruneRecipe
-from prunus.results.characters import DASH, NBSP
+from prunus.recipes.base import CALIBRATION
+from prunus.recipes.declarations import Allocation, Method, declared
 from prunus.step import Step, StepRecord, recipe_of, spelled
+from prunus.store.characters import DASH, NBSP
 
 IN_NAMES = ("allocation", "scope", "update", "propagation")  # settings that names of variants say
 # The own group of each method, also of those that only stored recipes name.
@@ -22,7 +22,7 @@ class Prune(Step):
     """
 
     recipe = PruneRecipe
-    function = "prunus.pruning.pipeline:prune"
+    function = "prunus.pruning.prune.prune:prune"
     examples = ("prunus prune tiny out/wanda-20 --method wanda --sparsity 0.2",)
     options = ("offload", "stats", "recover", "shared")
     tag = "sparse"
@@ -43,7 +43,7 @@ class Prune(Step):
 
     def content(self, recipe: Any, source: Any) -> dict[str, object]:
         from prunus.pruning.methods import find_method
-        from prunus.pruning.prune_job import revisions
+        from prunus.pruning.prune.job import revisions
 
         allocations = declared(Allocation)
         allocation, method = allocations[recipe.allocation], find_method(recipe)

@@ -18,7 +18,7 @@ class Recover(Step):
     """
 
     recipe = RecoverRecipe
-    function = "prunus.pruning.recover:recover"
+    function = "prunus.pruning.recover.recover:recover"
     needs_pruned = True
     examples = (
         "prunus recover out/wanda-50 out/wanda-50-recovered --calibration traces:own.jsonl",
@@ -31,7 +31,7 @@ class Recover(Step):
     def foresee(self, recipe: Any, source: Any, out: Path, where: Where) -> Mapping[str, Any]:
         """What it would do and need, as text; the model must be one that can be trained block by block."""
         from prunus.checkpoint.runner import pick_device
-        from prunus.pruning.recover import check_trainable, recovery_ahead
+        from prunus.pruning.recover.recover import check_trainable, recovery_ahead
 
         check_trainable(source, pick_device(where.device))
         return recovery_ahead(recipe, source)

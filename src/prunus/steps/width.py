@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunus.recipes import WidthRecipe
-from prunus.results.characters import DASH, NBSP
 from prunus.step import Step, StepRecord, numbers, recipe_of
+from prunus.store.characters import DASH, NBSP
 
 
 class Width(Step):
@@ -20,7 +20,7 @@ class Width(Step):
     """
 
     recipe = WidthRecipe
-    function = "prunus.pruning.narrow:width"
+    function = "prunus.pruning.width.width:width"
     reshapes = True
     takes_away = True
     examples = (
@@ -47,8 +47,8 @@ class Width(Step):
 
     def removed(self, recipe: Any, source: Any) -> float:
         """The share of the weights of the blocks' Linears."""
-        from prunus.pruning.narrow import weights_in
         from prunus.pruning.scope import weights_of
+        from prunus.pruning.width.width import weights_in
 
         units, width, before = narrowing(recipe, source)
         every = sum(weights_of(source.linears(index)) for index in range(source.blocks))

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prunus.budgets import NAMED, OFF
 from prunus.reporting.render.text import clip
 from prunus.reporting.sections.flips import CUT
-from prunus.results.characters import visible
-from prunus.results.looping import loop_start
-from prunus.results.rows import UNKNOWN, Sample
+from prunus.settings.budgets import NAMED, OFF
+from prunus.store.characters import visible
+from prunus.store.looping import loop_start
+from prunus.store.rows import UNKNOWN, Sample
 from prunus.viewer.lines import STATES
 
 LONGEST = 1_000_000  # characters of a piece that are shown

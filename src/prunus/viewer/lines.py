@@ -8,12 +8,12 @@ from typing import Literal, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.budgets import budget_of, without_off
 from prunus.errors import PrunusError
 from prunus.reporting.render.table import RunStyle, run_styles
 from prunus.reporting.report_data import dense_run
-from prunus.results.rows import Run
-from prunus.results.store import Store
+from prunus.settings.budgets import budget_of, without_off
+from prunus.store.rows import Run
+from prunus.store.store import Store
 
 Filter = Literal["flipped", "lost", "loops", "cut"]
 State = Literal["missing", "right", "lost again", "not ended", "wrong"]

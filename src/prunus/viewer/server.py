@@ -23,10 +23,10 @@ from prunus.disk import Content, check_export, write_export
 from prunus.errors import PrunusError
 from prunus.reporting.render.table import named
 from prunus.reporting.render.text import clip, document, esc, resource
-from prunus.results.characters import visible
-from prunus.results.labels import plan_in_short
-from prunus.results.rows import ProblemRow
-from prunus.results.store import Store
+from prunus.store.characters import visible
+from prunus.store.labels import plan_in_short
+from prunus.store.rows import ProblemRow
+from prunus.store.store import Store
 from prunus.viewer.chains import Json, chain_of, shown, side_by_side
 from prunus.viewer.lines import FILTERS, MISSING, STATES, Filter, Lines, View
 

@@ -1,4 +1,4 @@
-"""Backends, which complete prompts of token ids; one file each. `prunus.engines.BACKENDS` is the table of them."""
+"""Backends, which complete prompts of token ids; one file each. `prunus.settings.engines.BACKENDS` is the table of them."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -6,8 +6,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from prunus.engines import BACKENDS, EngineOptions
 from prunus.evaluation.requests import Engine
+from prunus.settings.engines import BACKENDS, EngineOptions
 
 
 @contextmanager

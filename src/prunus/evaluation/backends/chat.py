@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import httpx2 as httpx
 
-from prunus.budgets import OFF
 from prunus.evaluation.backends.served import Server
 from prunus.evaluation.backends.transport import in_thread, replies, reply_of, with_client
 from prunus.evaluation.budget import Draw
@@ -22,6 +21,7 @@ from prunus.evaluation.requests import NEUTRAL
 from prunus.evaluation.resolved_plan import PlannedChain, ResolvedPlan
 from prunus.evaluation.tasks import prompt_text
 from prunus.plain_data import storable
+from prunus.settings.budgets import OFF
 
 Row = tuple[int, int, int]  # (index of the problem, draw, budget)
 Body = dict[str, Any]  # of a request

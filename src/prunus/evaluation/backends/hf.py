@@ -20,14 +20,14 @@ from prunus import progress
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.compressed_tensors import METHOD
 from prunus.checkpoint.device import sent, within_memory
+from prunus.checkpoint.foreign_weights import quant_method, why_unreadable
 from prunus.checkpoint.loader import load_plain, load_whole
 from prunus.checkpoint.precision import use_fast_products
-from prunus.checkpoint.quantised import quant_method, why_unreadable
 from prunus.checkpoint.resolve import one_line, read_object
-from prunus.engines import FLOAT32_PARAMETERS, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.rows import Bans, Decoding, candidates_of_top_p, confidence, pick, rows_for, uniforms
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores
+from prunus.settings.engines import FLOAT32_PARAMETERS, EngineOptions
 
 LEAST_PARAMETERS = 20_000_000  # in smaller models calls take longer than products
 

@@ -19,12 +19,12 @@ import httpx2 as httpx
 from prunus import progress
 from prunus.checkpoint.model_folder import EngineFolder
 from prunus.checkpoint.resolve import load_tokenizer
-from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.served import Server, meta_of
 from prunus.evaluation.backends.transport import Unfit, in_thread, replies, reply_of, with_client
 from prunus.evaluation.profiles.markers import decode
 from prunus.evaluation.requests import NEUTRAL, Backend, Completion, Outstanding, Request, Sampling, Scores
+from prunus.settings.engines import EngineOptions
 
 NEVER, ALWAYS = -100, 100  # logit biases that ban an id, and that force one
 PROBE_TEXT, PROBE_TOKENS, PROBE_SAMPLING = "The answer is", 12, Sampling(2.0)

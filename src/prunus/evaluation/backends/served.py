@@ -18,11 +18,11 @@ import httpx2 as httpx
 
 from prunus.checkpoint.model_folder import UNLIMITED
 from prunus.checkpoint.resolve import GGUF_FILE, hub_origin, load_tokenizer, resolve_tokenizer
-from prunus.engines import GGUF, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.transport import MALFORMED, received, reply_of, run, with_client
 from prunus.evaluation.requests import Engine, Sampling
 from prunus.plain_data import content_hash, parse_json, storable
+from prunus.settings.engines import GGUF, EngineOptions
 
 # What llama.cpp tells of a model, and does not change with the server's options.
 OF_MODEL = ("n_params", "size", "n_vocab", "n_embd", "n_ctx_train")

@@ -26,9 +26,9 @@ import httpx2 as httpx
 
 from prunus import progress
 from prunus.checkpoint.resolve import one_line
-from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.plain_data import parse_json
+from prunus.settings.engines import EngineOptions
 
 TRIES = 6
 BACKOFF_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0

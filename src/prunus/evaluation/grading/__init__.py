@@ -25,7 +25,7 @@ from prunus.evaluation.grading.reading import readings
 
 if TYPE_CHECKING:
     from prunus.evaluation.tasks.problem import Problem  # which imports grading.matching
-    from prunus.results.rows import ProblemRow
+    from prunus.store.rows import ProblemRow
 
 __all__ = ["GRADER_VERSION", "Grade", "Grader"]
 

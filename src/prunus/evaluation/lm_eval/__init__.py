@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from prunus import progress
 from prunus.checkpoint.resolve import load_tokenizer, one_line, resolve
-from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.evaluation.beforehand import FAMILY, PREFIX
@@ -25,9 +24,10 @@ from prunus.evaluation.resolved_plan import run_id_of
 from prunus.evaluation.stored_ids import by_id, stored_id
 from prunus.plain_data import content_hash
 from prunus.recipes import EvalPlan
-from prunus.results.rows import ProblemRow, Run, Sample
-from prunus.results.store import Store, check_folder, claim
-from prunus.serving import Serving
+from prunus.settings.engines import EngineOptions
+from prunus.settings.serving import Serving
+from prunus.store.rows import ProblemRow, Run, Sample
+from prunus.store.store import Store, check_folder, claim
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

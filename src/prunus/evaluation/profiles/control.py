@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prunus.budgets import without_off
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles import Profile
 from prunus.evaluation.profiles.detection import mentions, state_of
 from prunus.evaluation.profiles.markers import QUESTION, decode, render, source_of
+from prunus.settings.budgets import without_off
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

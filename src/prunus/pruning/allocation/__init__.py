@@ -3,6 +3,6 @@
 Scores are measured once, saved and reused; the rest is arithmetic on a few numbers.
 """
 
-from prunus.declarations import Allocation, load
+from prunus.recipes.declarations import Allocation, load
 
 ALLOCATIONS = load(Allocation)

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunus.declarations import SPREAD
 from prunus.errors import PrunusError
 from prunus.pruning.allocation.arithmetic import decreasing_sparsities
 from prunus.pruning.allocation.measurement import WHOLE, ImportanceScores, Subject, blocks_with_inputs
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.methods import wanda
 from prunus.recipes import PruneRecipe
+from prunus.recipes.declarations import SPREAD
 
 # The authors' code replaces sparsities of 0 or less by this.
 LEAST = 0.01

@@ -19,7 +19,7 @@ from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.bits.gguf_metadata import Form
 from prunus.pruning.bits.gguf_tensors import AS_IS, OUTPUT, PLUS_ONE, ROWS, Piece, changed, names_for, pieces_of
-from prunus.pruning.experts import NUMBERS
+from prunus.pruning.experts.mixtures import NUMBERS
 
 # Counts in the metadata, after the architecture's name, and their names in config.json.
 COUNTS = {

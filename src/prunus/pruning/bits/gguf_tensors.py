@@ -19,8 +19,8 @@ from torch import Tensor
 
 from prunus.checkpoint import compressed_tensors
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.foreign_weights import Dequantised
 from prunus.checkpoint.gguf_file import library
-from prunus.checkpoint.quantised import Dequantised
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError
 from prunus.pruning.bits.grid import Grid, to_nearest

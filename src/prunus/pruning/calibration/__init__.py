@@ -14,7 +14,7 @@ from prunus.checkpoint.resolve import CALIBRATION, read_manifest, resolve, tiny_
 from prunus.disk import partial_folder
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.text_files import KINDS, Line, check_readable, check_text
-from prunus.recipe_base import Recipe
+from prunus.recipes.base import Recipe
 from prunus.step import STEPS, kind_of, recorded_kind
 
 HUB_NAMES = ("c4", "wikitext2")

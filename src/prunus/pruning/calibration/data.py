@@ -34,7 +34,7 @@ from prunus.pruning.calibration.text_files import (
     render_chats,
 )
 from prunus.questions import evaluation_set
-from prunus.recipe_base import Calibrated
+from prunus.recipes.base import Calibrated
 
 # Corpora up to this many documents are tokenised whole, to see whether enough of them are long.
 SMALL_CORPUS = 10_000

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.runner import Batch, Runner
-from prunus.declarations import Needs
 from prunus.pruning.calibration.hidden_states import HiddenStates, portions, propagate
 from prunus.pruning.calibration.statistics import InputsSeen, InputStats, Observer, is_few
 from prunus.recipes import Propagation
+from prunus.recipes.declarations import Needs
 
 Stats = Mapping[str, InputStats]
 # Bytes of experts' Hessians that are in memory at once; further experts take further passes over the block.

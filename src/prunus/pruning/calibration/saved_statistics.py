@@ -25,7 +25,6 @@ from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import resolve, versions
 from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.safetensors_file import DTYPE_NAMES, Stored, entry_of, layout, put, read_header, read_metadata
-from prunus.declarations import Needs
 from prunus.disk import atomic_file, check_space, check_writable, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.plain_data import parse_json
@@ -36,8 +35,9 @@ from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_f
 from prunus.pruning.calibration.propagation import BlockRun, Stats, dense
 from prunus.pruning.calibration.statistics import Hessian, InputStats, few_tokens, is_few
 from prunus.pruning.scope import linears_in_scope
-from prunus.recipe_base import CALIBRATED, Calibrated, without_removed
 from prunus.recipes import DtypeName, ExpertsRecipe, PruneRecipe, QuantizeRecipe, WidthRecipe
+from prunus.recipes.base import CALIBRATED, Calibrated, without_removed
+from prunus.recipes.declarations import Needs
 
 FORMAT = 2
 AnyRecipe = TypeVar("AnyRecipe", PruneRecipe, ExpertsRecipe, WidthRecipe, QuantizeRecipe)

@@ -16,8 +16,8 @@ from prunus.checkpoint.experts import run_on_all, tokens_read
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.precision import with_even_rows
 from prunus.checkpoint.runner import Batch, Runner
-from prunus.declarations import Needs
 from prunus.errors import PrunusError
+from prunus.recipes.declarations import Needs
 
 # The Hessian of a Linear's squared output error, which is X^T X of its inputs, and the Cholesky factor of its inverse.
 # SparseGPT's code factors H, inverts it and factors the inverse. The same upper U with U^T U = H^-1 is the inverse of

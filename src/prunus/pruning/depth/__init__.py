@@ -1,5 +1,5 @@
 """Depth methods, one file each: from a model and calibration tokens, the blocks to keep and how they are merged."""
 
-from prunus.declarations import DepthMethod, load
+from prunus.recipes.declarations import DepthMethod, load
 
 DEPTH_METHODS = load(DepthMethod)

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prunus.declarations import Criterion, declared
-from prunus.pruning.experts import Mixture
+from prunus.pruning.experts.mixtures import Mixture
 from prunus.recipes import ExpertsRecipe
+from prunus.recipes.declarations import Criterion, declared
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ from prunus.pruning.calibration.saved_statistics import (
     open_for_stats,
     run_dtype,
 )
-from prunus.pruning.experts import Mixture, find_mixtures
 from prunus.pruning.experts.criteria import RoutingSums, unmet
+from prunus.pruning.experts.mixtures import Mixture, find_mixtures
 from prunus.recipes import ExpertsRecipe
 
 

@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from prunus.declarations import Method, load
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import sparsegpt
 from prunus.recipes import PruneRecipe
+from prunus.recipes.declarations import Method, load
 
 METHODS = load(Method)
 

@@ -29,7 +29,7 @@ from prunus.checkpoint.resolve import one_line
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import READABLE, Stored, entry_of
 from prunus.errors import PrunusError
-from prunus.pruning.experts import name_of, run_hollow, span
+from prunus.pruning.experts.mixtures import name_of, run_hollow, span
 from prunus.pruning.planned import changed_config, compare_blocks, growth, outside, planned_checkpoint, remade
 
 Of = Literal["mlp", "experts", "shared"]

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import scipy
 
-from prunus.budgets import OFF
 from prunus.reporting.render.text import esc
-from prunus.results.characters import MINUS, one_line
+from prunus.settings.budgets import OFF
+from prunus.store.characters import MINUS, one_line
 
 # Pictures made of shapes. The role of a shape decides its style.
 # On the page, CSS sets the style (`Picture.html`); figures for papers have styles of their own (`render/figure.py`).

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from prunus.reporting.render.chart import swatch
 from prunus.reporting.render.text import DASH, NBSP, THIN, esc, visible
 from prunus.results.cells import Cell, Ending, RecipeVerdict
-from prunus.results.characters import MINUS
-from prunus.results.labels import history, identity, unique_labels
 from prunus.results.parallel import AtEqualTokens, Chains
-from prunus.results.rows import Run
 from prunus.step import recorded_kind
+from prunus.store.characters import MINUS
+from prunus.store.labels import history, identity, unique_labels
+from prunus.store.rows import Run
 
 HUES = 6  # colours of runs, one for each method; a dash and a marker for each strength
 

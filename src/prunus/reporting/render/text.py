@@ -10,15 +10,15 @@ from importlib.resources import files
 from typing import Any
 
 from prunus import __version__
-from prunus.budgets import with_names
 from prunus.results.cells import Sized, plain
-from prunus.results.characters import DASH, THIN, visible
-from prunus.results.characters import NBSP as NBSP
-from prunus.results.characters import one_line as one_line
-from prunus.results.characters import percent as percent
-from prunus.results.characters import points as points
-from prunus.results.characters import signed as signed
-from prunus.results.labels import observations
+from prunus.settings.budgets import with_names
+from prunus.store.characters import DASH, THIN, visible
+from prunus.store.characters import NBSP as NBSP
+from prunus.store.characters import one_line as one_line
+from prunus.store.characters import percent as percent
+from prunus.store.characters import points as points
+from prunus.store.characters import signed as signed
+from prunus.store.labels import observations
 
 
 def esc(text: object) -> str:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from prunus.budgets import AS_RUN, budget_of
 from prunus.reporting.published import Match, about
 from prunus.reporting.render.chart import (
     PANEL,
@@ -25,9 +24,10 @@ from prunus.reporting.render.text import count, esc, joined, percent, points, pr
 from prunus.reporting.report_data import ReportData, ReportedRun, band_of
 from prunus.reporting.section import Section, details, part_of, run_figure, run_key, soft
 from prunus.results.cells import Cell
-from prunus.results.metrics import LEAK_RULE, Estimate, Value
 from prunus.results.summary import AreaOverTokens, BudgetCell
 from prunus.results.verdicts import WITHIN, WORDS, WORSE, verdict
+from prunus.settings.budgets import AS_RUN, budget_of
+from prunus.statistics.metrics import LEAK_RULE, Estimate, Value
 
 MANY = 5  # with more curves than this in a chart, all bands except the base's are faint
 NAMED = 4  # largest number of variants in a sentence

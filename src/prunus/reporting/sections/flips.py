@@ -7,7 +7,7 @@ from prunus.reporting.render.table import RUN, Column, RunStyle, Table, Word
 from prunus.reporting.render.text import one_line
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, part, soft
-from prunus.results.rows import Sample
+from prunus.store.rows import Sample
 
 LISTED = 500  # maximum number of problems that the page lists; the files of --csv have all
 CUT = 4  # characters at the end of a cut text that may differ from the whole chain's, if it ends within a character

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import partial
 
-from prunus.budgets import OFF
 from prunus.reporting.render.chart import Picture, forest, swatch
 from prunus.reporting.render.table import slug, word
 from prunus.reporting.render.text import NBSP, esc, percent, points, short
@@ -14,6 +13,7 @@ from prunus.reporting.sections.verdicts import remark
 from prunus.results.cells import Entry
 from prunus.results.contrasts import ENDS, STOPS
 from prunus.results.verdicts import BETTER, ENOUGH, OPEN, SAME, UNFINISHED, WITHIN, WORSE
+from prunus.settings.budgets import OFF
 
 ORDER = (BETTER, SAME, WITHIN, OPEN, UNFINISHED, WORSE)
 Cell = tuple[str, float]  # HTML, and the number by which it is sorted

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from prunus.budgets import budget_of
 from prunus.reporting.render.chart import PANEL, Line, Picture, Point, accuracy_axis, budget_axis, chart, swatch
 from prunus.reporting.render.figure import Figure, Key
 from prunus.reporting.render.table import RUN, Column, Table
 from prunus.reporting.render.text import count, esc, percent, points
 from prunus.reporting.report_data import MODES, ReportData, ReportedRun
 from prunus.reporting.section import Section, details, part, run_figure
+from prunus.settings.budgets import budget_of
 
 
 def section(data: ReportData) -> Section:

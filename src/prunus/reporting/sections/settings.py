@@ -4,14 +4,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prunus.budgets import OFF
 from prunus.reporting.render.table import RUN, Column, RunStyle, Table, named
 from prunus.reporting.render.text import THIN, clip, count, esc
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, part
-from prunus.results.labels import history
-from prunus.results.metrics import LEAK_RULE
-from prunus.results.rows import UNKNOWN, Run, Sample, chains_of, sampled_tokens
+from prunus.settings.budgets import OFF
+from prunus.statistics.metrics import LEAK_RULE
+from prunus.store.labels import history
+from prunus.store.rows import UNKNOWN, Run, Sample, chains_of, sampled_tokens
 
 RECORD_LIMIT = 20_000  # maximum number of characters of a run's settings
 SHOWN = ("action", "recipe", "versions", "source", "blocks_removed", "experts_removed", "channels", "scores")

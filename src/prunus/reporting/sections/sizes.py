@@ -9,7 +9,7 @@ from prunus.reporting.render.table import RUN, Column, Interval, Table
 from prunus.reporting.render.text import esc, joined, percent
 from prunus.reporting.report_data import ReportData, ReportedRun
 from prunus.reporting.section import Section, adapted, details, part_of, run_key
-from prunus.results.metrics import Estimate
+from prunus.statistics.metrics import Estimate
 
 KINDS = ("quantised", "scales", "embeddings", "head", "others")
 NOTE = (

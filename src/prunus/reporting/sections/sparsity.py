@@ -7,9 +7,9 @@ from prunus.reporting.render.table import RUN, Column, Table, named, row_name
 from prunus.reporting.render.text import NBSP, count, esc, joined, percent
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, part
-from prunus.results.labels import history, settings
-from prunus.results.rows import Run
 from prunus.step import StepRecord, recorded_kind
+from prunus.store.labels import history, settings
+from prunus.store.rows import Run
 
 # Settings that are shown even with default values.
 ALWAYS = {"allocation", "scope", "calibration", "samples", "seqlen", "seed"}

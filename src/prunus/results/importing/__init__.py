@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from prunus import __version__
-from prunus.budgets import AS_RUN
 from prunus.errors import PrunusError
 from prunus.plain_data import content_hash
 from prunus.questions import held_out_in, is_gated, leaders, question_key
-from prunus.results.characters import one_line
 from prunus.results.importing import evalscope, inspect_ai, lighteval, lm_eval
 from prunus.results.importing.files import Grade, Log, Record, first_line
-from prunus.results.labels import checked_name
-from prunus.results.looping import loops
-from prunus.results.rows import IMPORTED, UNKNOWN, ProblemRow, Run, Sample
-from prunus.results.store import Store, check_folder, claim
+from prunus.settings.budgets import AS_RUN
+from prunus.store.characters import one_line
+from prunus.store.labels import checked_name
+from prunus.store.looping import loops
+from prunus.store.rows import IMPORTED, UNKNOWN, ProblemRow, Run, Sample
+from prunus.store.store import Store, check_folder, claim
 
 FORMATS = (lm_eval, inspect_ai, lighteval, evalscope)
 

@@ -1,0 +1,150 @@
+"""The base class of recipes: checks of fields, JSON, a content hash, and fields that methods declare as options."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
+from typing import Any, ClassVar, Self, TypeVar
+
+from prunus.errors import PrunusError, nearest
+from prunus.plain_data import canonical_json, content_hash
+from prunus.recipes.declarations import Declaration, owners_of
+from prunus.settings import ADVANCED, CALIBRATING, check_conflicts, check_settings, setting, settings_of
+
+# Values of fields that JSON stores under an older name, so that stored recipes and their hashes stay as they were.
+STORED_WORDS: Mapping[str, Mapping[str, str]] = MappingProxyType({"propagation": {"true_sequential": "staged"}})
+# Settings of earlier versions that said how much a token of a trace counted, with their defaults.
+TOKEN_WEIGHTS: Mapping[str, Any] = MappingProxyType({"prompt_weight": 1.0, "chain_weight": 1.0, "closing_weight": None})
+# Fields that say which tokens calibrate, and how many.
+CALIBRATION, AMOUNT = ("calibration", "seqlen", "seed"), ("samples", "calibration_tokens")
+# Stands in the class body of a recipe for what the methods with this option declare.
+DECLARED: Any = None
+Class = TypeVar("Class", bound=type)
+
+
+def with_options(*kinds: Mapping[str, Any]) -> Callable[[Class], Class]:
+    """A decorator that makes each option that methods declare a field of a recipe, whose help names the methods.
+
+    The class may name the field, so that editors know it; else the field is added at the end, and is late. The range
+    may depend on the method, so Recipe.check_options checks it.
+    """
+
+    def extended(cls: Class) -> Class:
+        for declarations in kinds:
+            for name, owners in owners_of(declarations).items():
+                late = name not in cls.__annotations__
+                cls.__annotations__.setdefault(name, owners[0][1].hint)
+                one = owners[0][1]
+                help = f"{', '.join(owner for owner, _ in owners)}: {one.help}"
+                setattr(cls, name, setting(one.default, help, choices=one.choices, late=late, group=ADVANCED))
+        return cls
+
+    return extended
+
+
+def without_removed(stored: Mapping[str, Any], removed: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored settings without those of earlier versions that have their default.
+
+    removed: {setting: its default} of earlier versions. Raises PrunusError that names one with another value.
+    """
+    for name in stored.keys() & removed.keys():
+        if stored[name] != removed[name]:
+            raise PrunusError(
+                f"'{name}' {stored[name]!r} is a setting that only earlier versions have: leave it out, or make anew"
+                " without it what was made with it"
+            )
+    return {name: value for name, value in stored.items() if name not in removed}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A frozen set of settings that are checked when it is made, with JSON and a content hash.
+
+    REMOVED: {field: its default} of earlier versions. STORED: those of them that JSON still has, so that the hashes of
+    stored recipes stay as they were.
+    """
+
+    REMOVED: ClassVar[Mapping[str, Any]] = {}
+    STORED: ClassVar[Mapping[str, Any]] = {}
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as plain data; tuples become lists."""
+        late = {name: one.default for name, one in settings_of(type(self)).items() if one.late}
+        data = {**self.STORED}
+        data |= {name: value for name, value in asdict(self).items() if name not in late or value != late[name]}
+        for name, words in STORED_WORDS.items():
+            if name in data:
+                data[name] = words.get(data[name], data[name])
+        return json.loads(canonical_json(data))
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The recipe that to_json described. Raises PrunusError that names a key that is unknown or was removed."""
+        known = {field.name for field in fields(cls)}
+        data = without_removed(data, cls.REMOVED)
+        if unknown := sorted(set(data) - known):
+            raise PrunusError(
+                f"{cls.__name__}: unknown key '{unknown[0]}'; {nearest(unknown[0], sorted(known), 'known keys are')}"
+            )
+        return cls(**data)
+
+    @classmethod
+    def like(cls, recipe: "Recipe", **changes: Any) -> Self:
+        """The default recipe of this class with the calibration of another recipe, except for changes."""
+        values = {name: getattr(recipe, name) for name in CALIBRATED if hasattr(recipe, name)}
+        if "samples" in changes:
+            values["calibration_tokens"] = None  # it would override samples
+        return cls(**values | changes)
+
+    @property
+    def hash(self) -> str:
+        """12 hex digits of the SHA-256 of the recipe's JSON."""
+        return content_hash(self.to_json())
+
+    def check_options(self, what: str, declarations: Mapping[str, Declaration]) -> None:
+        """Raise PrunusError where an option is out of range, or is set and does not belong to the recipe's choice.
+
+        what: the field with that choice (`method`, `allocation`). declarations: those to choose from.
+        """
+        chosen = getattr(self, what)
+        for name, owners in owners_of(declarations).items():
+            value, usual = getattr(self, name), getattr(type(self), name)
+            mine = next((option for owner, option in owners if owner == chosen), None)
+            if mine is None and value != usual:
+                users = " or ".join(owner for owner, _ in owners)
+                raise PrunusError(f"{name} belongs to {what} {users}, not to {chosen}")
+            if mine is not None:
+                mine.check(value, chosen)
+                if value != usual:
+                    check_conflicts(self, mine.conflicts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated(Recipe):
+    """A recipe whose method looks at the tokens of some texts."""
+
+    GROUP: ClassVar[str] = CALIBRATING
+    REMOVED: ClassVar[Mapping[str, Any]] = TOKEN_WEIGHTS
+    STORED: ClassVar[Mapping[str, Any]] = {"prompt_weight": 1.0, "chain_weight": 1.0}
+
+    calibration: str = setting(
+        "auto", "c4, wikitext2, tiny, traces:FILE, or a .txt/.jsonl file; auto: tiny for tiny, else c4."
+    )
+    samples: int = setting(128, "Calibration sequences.", at_least=1, flag="calibration_samples")
+    seqlen: int = setting(2048, "Tokens per calibration sequence.", at_least=1)
+    calibration_tokens: int | None = setting(
+        None, "Exactly N calibration tokens, instead of a number of sequences.", at_least=1
+    )
+    seed: int = setting(0, "Seed of the calibration sample.")
+
+    @property
+    def tokens(self) -> int:
+        """How many calibration tokens are asked for; chains may have fewer."""
+        return self.calibration_tokens or self.samples * self.seqlen
+
+
+# Fields of a recipe that say on what it is calibrated.
+CALIBRATED = tuple(settings_of(Calibrated))

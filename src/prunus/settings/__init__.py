@@ -1,0 +1,229 @@
+"""Settings: what is known of a field of a recipe, and the checks that serve Python, JSON, TOML and the command line."""
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import field, fields
+from functools import cache, partial
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from prunus.errors import PrunusError, nearest
+from prunus.plain_data import storable
+from prunus.settings.budgets import Off
+
+_KINDS = {
+    int: "a whole number",
+    Off: "off",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    Mapping: "a table",
+}
+_LONGEST = 100  # maximum number of characters shown of a value
+# Headings of the options of a command; help shows the options of ADVANCED only if it is asked for all.
+GROUPS = ("Options", "Calibration", "Sampling", "Engine", "Where and how", "Advanced", "General")
+OPTIONS, CALIBRATING, SAMPLING, ENGINE, WHERE, ADVANCED, GENERAL = GROUPS
+
+
+class Conflict(NamedTuple):
+    """A value that a field of the recipe cannot have together with a setting.
+
+    value: None stands for every value except the field's default. message: of the error; names in braces stand for the
+    recipe's fields.
+    """
+
+    field: str
+    value: Any
+    message: str
+
+
+class Setting(NamedTuple):
+    """All that is said of a setting: a field of a recipe, a key of a study's tables and an option of a command.
+
+    type: one of int, float, bool and str, or for a field its whole type. help: one line, with the unit. choices: the
+    only valid values. at_least, above, at_most, below: the range. note: appended to the message of a range error.
+    conflicts: of every value but the default. metavar: what help shows instead of the type. late: whether the field was
+    added after recipes were first stored; JSON leaves it out where it has its default, so that the hashes of stored
+    recipes stay as they were. group: one of GROUPS; by default GROUP of the most general class that has the field.
+    flag: the name on the command line, where that is another. instead: {choice that only earlier versions
+    have: the one to use now}.
+
+    A method, allocation or depth method (its owner) may declare settings, which become fields of the recipe. Several
+    owners may declare the same one; types and defaults must agree, while the range may differ.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+    choices: tuple[str, ...] = ()
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    note: str = ""
+    conflicts: tuple[Conflict, ...] = ()
+    metavar: str | None = None
+    late: bool = False
+    group: str = OPTIONS
+    flag: str = ""
+    instead: Mapping[str, str] = MappingProxyType({})
+
+    @property
+    def option(self) -> str:
+        """The name of the command line's option, such as `--row-power`."""
+        return "--" + (self.flag or self.name).replace("_", "-")
+
+    @property
+    def hint(self) -> Any:
+        """The type of the recipe's field."""
+        plain: Any = Literal[self.choices] if self.choices else self.type
+        return plain if self.default is not None else plain | None
+
+    def check(self, value: Any, owner: str = "") -> None:
+        """Raise PrunusError if a value of the right type is not one of the choices or is outside the range."""
+        if value is None:
+            return
+        if self.choices and value not in self.choices:
+            raise PrunusError(f"{self.name} {self.unknown(value)}")
+        if not (
+            (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        ):
+            where = f"{self._range()} for {owner}" if owner else self._range()
+            raise PrunusError(f"{self.name} must {where}, not {value}{self.note and '; ' + self.note}")
+
+    def unknown(self, value: object) -> str:
+        """What is said of a value that is none of the choices."""
+        if value in self.instead:
+            return f"'{value}' is one that only earlier versions have; use {self.instead[str(value)]}"
+        return f"'{value}' is not known; {nearest(value, self.choices)}"
+
+    def _range(self) -> str:
+        low = self.above if self.at_least is None else self.at_least
+        high = self.at_most if self.below is None else self.below
+        if low is not None and high is not None:
+            opening, closing = "(["[self.above is None], ")]"[self.below is None]
+            return f"lie in {opening}{low:g}, {high:g}{closing}"
+        if self.at_least is not None:
+            return f"be at least {low:g}" if low else "be 0 or more"
+        return f"be above {low:g}" if low is not None else f"be below {high:g}"
+
+
+def about(help: str, **more: Any) -> Mapping[Any, Any]:
+    """The metadata of a dataclass's field that is a setting. more: fields of Setting."""
+    return {Setting: {"help": help, **more}}
+
+
+def setting(default: Any, help: str, **more: Any) -> Any:
+    """A field of a dataclass that is a setting. more: fields of Setting."""
+    return field(default=default, metadata=about(help, **more))
+
+
+advanced = partial(setting, group=ADVANCED)  # of a single method, or for special cases
+
+
+@cache
+def settings_of(cls: type) -> Mapping[str, Setting]:
+    """{field: its setting} of a dataclass: its own fields in their order, then those of its base classes."""
+    own, hints, found = {one.name: one for one in fields(cls)}, hints_of(cls), {}
+    classes = (cls, *reversed(cls.__mro__[1:]))
+    group = {
+        name: vars(each).get("GROUP", OPTIONS) for each in cls.__mro__ for name in vars(each).get("__annotations__", ())
+    }
+    for name in (name for each in classes for name in vars(each).get("__annotations__", ())):
+        if name in own and name not in found and Setting in own[name].metadata:
+            more = {"group": group[name], **own[name].metadata[Setting]}
+            choices = more.pop("choices", None) or choices_of(hints[name])
+            found[name] = Setting(name, hints[name], own[name].default, choices=choices, **more)
+    return MappingProxyType(found)
+
+
+def choices_of(hint: Any) -> tuple[str, ...]:
+    """The values of a Literal type, which may also be None; none of another type."""
+    parts = (hint, *get_args(hint)) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return next((get_args(part) for part in parts if get_origin(part) is Literal), ())
+
+
+def check_settings(settings: Any) -> None:
+    """Check and convert the fields of a frozen dataclass in its __post_init__.
+
+    Whole numbers become floats in fields of that type, or the choice that they spell, as in `group = 32`; and lists
+    become tuples, so that equal settings have equal JSON. Raises PrunusError that names the first field with a value of
+    the wrong type, or else one that is out of its range or in conflict with another.
+    """
+    for name, hint in hints_of(type(settings)).items():
+        value = getattr(settings, name)
+        if type(value) is int and str(value) in choices_of(hint):
+            object.__setattr__(settings, name, str(value))
+            continue
+        if wrong := misfit(name, value, hint):
+            raise PrunusError(wrong)
+        if type(value) is int and float in (hint, *get_args(hint)):
+            object.__setattr__(settings, name, float(value))
+        elif isinstance(value, list):
+            object.__setattr__(settings, name, tuple(value))
+    for name, one in settings_of(type(settings)).items():
+        value = getattr(settings, name)
+        one.check(value)
+        if value != one.default:
+            check_conflicts(settings, one.conflicts)
+
+
+def check_conflicts(settings: Any, conflicts: Sequence[Conflict]) -> None:
+    """Raise PrunusError with the message of the first conflict that there is."""
+    for name, value, message in conflicts:
+        found = getattr(settings, name)
+        if found == value if value is not None else found != getattr(type(settings), name):
+            raise PrunusError(message.format_map(vars(settings)))
+
+
+@cache
+def hints_of(settings: type) -> Mapping[str, Any]:
+    """{field: type} of a dataclass."""
+    hints = get_type_hints(settings)
+    return {field.name: hints[field.name] for field in fields(settings)}
+
+
+def misfit(name: str, value: Any, hint: Any) -> str | None:
+    """The error message for a value that does not have the type of its setting; None if it has."""
+    if fits(value, hint):
+        return None
+    shown = repr(value)
+    shown = shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
+    return f"'{name}' must be {kind(hint)}, not {shown}"
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value has a type. A whole number counts as a float, a list as a tuple.
+
+    A bool is no number, nor are NaN and infinity: every comparison with NaN is false, so that it passes range checks.
+    """
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return any(fits(value, part) for part in get_args(hint))
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(fits(one, get_args(hint)[0]) for one in value)
+    if origin is Literal:
+        return isinstance(value, str)  # the recipe itself checks the choices
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+    if hint is float:
+        is_whole = type(value) is int and abs(value) <= sys.float_info.max
+        return is_whole or (isinstance(value, float) and math.isfinite(value))
+    if hint is str:  # an argument that is not UTF-8 has halves of surrogate pairs
+        return type(value) is str and storable(value) == value
+    return type(value) is hint
+
+
+def kind(hint: Any) -> str:
+    """A type in words, such as `a whole number`."""
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(kind(part) for part in get_args(hint) if part is not NoneType)
+    if origin is tuple:
+        return f"a list, each {kind(get_args(hint)[0])}"
+    return _KINDS.get(origin or hint, "a text")

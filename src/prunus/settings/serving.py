@@ -1,0 +1,175 @@
+"""How a model is served: what can change what is sampled besides model, plan and seed. It is part of a run's id.
+
+Settings of an engine that only cost speed or memory are listed (`engines.SPEED`) and left out; every other one counts,
+so a new flag never merges two runs.
+"""
+
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import PurePath
+from typing import Any, Self
+
+from prunus.plain_data import content_hash
+from prunus.settings.engines import BACKENDS, ENVIRONMENT, MODEL_FLAGS, SPEED, EngineOptions
+
+PLACEHOLDERS = ("{model}", "{gguf}", "{port}", "{name}")
+NUMBER = re.compile(r"-\.?\d")
+LONGEST = 40  # characters of a value in a label; a longer one is named by its hash
+INT4 = "VLLM_CPU_INT4_W4A8"
+LLAMA_ARGUMENT = "LLAMA_ARG_"  # llama.cpp reads every option from the variable that begins so, too
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A serving; an empty one is false, and adds nothing to a run's id.
+
+    name: by which its owner tells a server's settings from others. args: of the engine. words: of the command that
+    starts a server, each an option with its values, sorted. request: fields of every request. environment: variables.
+    """
+
+    name: str | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
+    request: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, backend: str, engine: EngineOptions, environment: Mapping[str, str] | None = None) -> Self:
+        """The serving of a backend with these options. environment: by default that of this process."""
+        found = os.environ if environment is None else environment
+        program, words = ("", ()) if engine.serve is None else read_command(engine.serve)
+        runs = program if engine.serve is not None else "" if BACKENDS[backend].chats else backend
+        return cls(
+            name=engine.serving,
+            args={key: value for key, value in sorted(engine.args.items()) if not is_speed(key, backend)},
+            words=words,
+            environment=counting(found, runs),
+        )
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any] | None) -> Self:
+        """The serving that was stored as this."""
+        known = {one.name for one in fields(cls)}
+        given: dict[str, Any] = {
+            key: tuple(value) if key == "words" else value for key, value in (data or {}).items() if key in known
+        }
+        return cls(**given)
+
+    @classmethod
+    def of_record(cls, versions: Mapping[str, Any], stored: Mapping[str, Any] | None) -> Self:
+        """The serving of a stored run. versions: as it recorded them, from which that of an earlier version follows."""
+        if stored is not None:
+            return cls.from_json(stored)
+        args, flags = versions.get("engine_args"), versions.get("flags")
+        args, flags = (one if isinstance(one, dict) else {} for one in (args, flags))
+        # Earlier versions recorded this one with its default, too.
+        flags = {key: value for key, value in flags.items() if key != INT4 or value != "0"}
+        return cls(
+            args={key: value for key, value in sorted(args.items()) if not is_speed(key, "vllm")},
+            environment=counting(flags, "vllm"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Stored: what there is of it."""
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {key: list(value) if key == "words" else value for key, value in found.items() if value}
+
+    def __bool__(self) -> bool:
+        return bool(self.to_json())
+
+    @property
+    def digest(self) -> str:
+        """12 hex digits of its content."""
+        return content_hash(self.to_json())
+
+    @property
+    def label(self) -> str:
+        """Its name, else its settings in short; empty for an empty one."""
+        if self.name:
+            return self.name
+        pairs = [*self.args.items(), *self.request.items()]
+        told = [f"{key} {shown(value)}" for key, value in pairs] + list(self.words)
+        return ", ".join([*told, *(f"{key}={value}" for key, value in self.environment.items())])
+
+
+NO_SERVING = Serving()
+
+
+def shown(value: Any) -> str:
+    """A value in a label."""
+    text = value if isinstance(value, str) else str(value)
+    return text if len(text) <= LONGEST else content_hash(value)[:8]
+
+
+def flag_name(word: str) -> str:
+    """`kv_cache_dtype` for `--kv-cache-dtype`, and for itself."""
+    return word.lstrip("-").replace("-", "_")
+
+
+def is_speed(word: str, program: str) -> bool:
+    """Whether an option of an engine only costs speed or memory. program: a key of SPEED; any other has none."""
+    name = flag_name(word)
+    return name in SPEED.get(program, ()) or name.removeprefix("no_") in SPEED.get(program, ())
+
+
+def counting(environment: Mapping[str, str], program: str) -> dict[str, str]:
+    """The variables that change what a program computes. program: as of program_of; empty for a server elsewhere."""
+    if not program:
+        return {}
+    listed = ENVIRONMENT.get(program) or frozenset().union(*ENVIRONMENT.values())
+    options = program not in ("hf", "vllm", "sglang")
+    return {
+        name: value
+        for name, value in sorted(environment.items())
+        if value
+        and (
+            name in listed
+            or (
+                options
+                and name.startswith(LLAMA_ARGUMENT)
+                and not is_speed(name.removeprefix(LLAMA_ARGUMENT).lower(), "llama.cpp")
+            )
+        )
+    }
+
+
+def program_of(words: Sequence[str]) -> tuple[str, int]:
+    """(what a command starts: a key of SPEED or `another`, how many words name it)."""
+    names = [PurePath(word).name.removesuffix(".exe") for word in words]
+    start = 1 if re.fullmatch(r"python[\d.]*", names[0]) else 0
+    after = names[start:]
+    if after[:1] == ["llama-server"] or (start and after[:1] == ["llama_cpp_server.py"]):
+        return "llama.cpp", start + 1
+    if after[:2] == ["vllm", "serve"]:
+        return "vllm", start + 2
+    modules = {"vllm.entrypoints.openai.api_server": "vllm", "sglang.launch_server": "sglang"}
+    if start and after[:1] == ["-m"] and (program := modules.get("".join(after[1:2]))):
+        return program, 3
+    return "another", 0
+
+
+def read_command(command: str) -> tuple[str, tuple[str, ...]]:
+    """(program as program_of, its options that count) of a command that starts a server.
+
+    An option is a word that begins with a dash, with the words up to the next one. Places that stand for the model, its
+    name and the port count for nothing.
+    """
+    words = shlex.split(command)
+    program, named = program_of(words)
+    options: list[list[str]] = [[""]]
+    for word in words[named:]:
+        if word.startswith("-") and not NUMBER.match(word):
+            name, equals, value = word.partition("=")
+            options.append([name, value] if equals else [name])
+        else:
+            options[-1].append(word)
+    found = []
+    for name, *values in options:
+        left = [value for value in values if value not in PLACEHOLDERS]
+        is_model = len(left) < len(values) and flag_name(name) in MODEL_FLAGS and not left
+        if (name or left) and not is_model and not is_speed(name, program):
+            found.append(" ".join([name, *left]).strip())
+    return program, tuple(sorted(found))

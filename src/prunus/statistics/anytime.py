@@ -1,0 +1,348 @@
+"""Bounds and p-values that hold at any time: also if what was seen decides how many problems are taken.
+
+They are `betting`'s, with bets that do not depend on the number of problems. The bound of a fixed number of problems is
+sharper and serves runs whose problems were fixed beforehand; these serve `find`, and runs that it has stopped.
+
+Bets that a loss is below a margin are Kelly's for a harmless model that the rows so far suggest: its differences are
+-1, 0 and 1, their mean is 0, and their mean square is the one so far. As long as nothing differs they come near the
+largest bet that cannot lose everything. Bets that a loss is above the margin: delta / (v + delta^2), Kelly's for small
+bets, v the variance so far of (difference + 1) / 2 and delta half the margin, or the gain so far if that is larger,
+since a broken model is far below. Over simulated data they need fewer problems than bets for a fixed number of
+problems, or for all times (docs/measurements/find-errors.md).
+
+A margin that is a share r of the base: "the loss is smaller" is E[other - (1 - r) base] > 0, the mean of a value in
+[-(1 - r), 1] per problem. Bets are on that value, scaled to [-1, 1], so the base's accuracy need not be known; only the
+size of a bet follows from it, as it was so far.
+
+T: problems, or rounds with problems of every task, in their order; a round's difference is the mean over tasks.
+"""
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, log
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunus.settings.margins import Margin
+from prunus.statistics import betting
+from prunus.statistics.betting import two_sided
+from prunus.statistics.paired import Floats
+
+SHARE, SURE = 0.5, 4.0  # what the base has before the first problem, and how many problems that counts as
+FIRST, WEIGHT = 0.04, 10.0  # mean square of the differences before the first one, and how many problems it counts as
+UNSURE = 0.25  # variance of the pseudo-value before the first one, and its weight, for bets that a loss is above
+LARGEST_STAKE_ANYTIME = 0.99  # largest share of the wealth that one bet can lose
+SMALL = 0.02  # bets that there is any difference are those that it is above half of this; also instead of a margin of 0
+SHAPE = np.linspace(-1, 1, 2001)[1:] ** 3  # differences at which bounds are computed, densest around 0
+
+
+@dataclass(frozen=True)
+class BoundsPath:
+    """One endpoint after every round, (T,) each: mean difference and its bounds, each valid at all times together.
+
+    P(lower is ever above the true mean difference) <= alpha, and so for upper. lower > -margin if and only if a loss of
+    the margin or more is ruled out, upper < -margin if and only if a smaller loss is.
+
+    With a margin that is a share of the base, these are of the difference plus that share of the base: what is kept
+    beyond the rest of it, so 0 takes the place of -margin.
+    """
+
+    estimate: Floats
+    lower: Floats
+    upper: Floats
+
+
+def with_estimate(estimate: Any, low: Any, high: Any) -> tuple[Any, Any, Any]:
+    """Estimates and their bounds for readers, numbers or arrays: wider where one has left bounds that only narrow."""
+    return estimate, np.minimum(low, estimate), np.maximum(high, estimate)
+
+
+def path(
+    differences_T: Floats, margin: float, alpha: float = betting.ALPHA, base_T: Floats | None = None
+) -> BoundsPath:
+    """Estimate and bounds of one endpoint after every round. base_T: as for evidence."""
+    d, null, stakes = _claimed(np.asarray(differences_T, dtype=float), margin, base_T)
+
+    def told(values: Floats) -> Floats:
+        return values if base_T is None else unscaled(values, margin)
+
+    return BoundsPath(
+        estimate=told(np.cumsum(d) / np.arange(1, len(d) + 1)),
+        lower=told(lower_path(d, stakes, alpha, -null)),
+        upper=told(-lower_path(-d, bets_above(-d, null), alpha, null)),
+    )
+
+
+def scaled(differences: Floats, base: Floats, share: float) -> tuple[Floats, float]:
+    """(values, margin): other - (1 - share) base, scaled to [-1, 1], where a mean of 0 becomes one of -margin."""
+    return (2 * differences + share * (2 * base - 1)) / (2 - share), share / (2 - share)
+
+
+def exceeding(strata: Sequence[Floats], base: Sequence[Floats], margin: Margin) -> tuple[Sequence[Floats], float]:
+    """(values, null margin): values of each task whose mean is above -null margin where the loss is below the margin.
+
+    strata, base: (P, C) differences of each task, and what the base has.
+    """
+    if not margin.relative:
+        return strata, margin.size
+    both = [scaled(differences, own, margin.size) for differences, own in zip(strata, base, strict=True)]
+    return [values for values, _ in both], both[0][1]
+
+
+def unscaled(values: Floats, share: float) -> Floats:
+    """other - (1 - share) base, of which `scaled` made these values."""
+    return ((2 - share) * values + share) / 2
+
+
+def _claimed(differences_T: Floats, margin: float, base_T: Floats | None) -> tuple[Floats, float, Floats]:
+    """(values, null margin, bets): what is bet on for the claim that the loss is smaller than the margin."""
+    if base_T is None:
+        return differences_T, margin, bets(differences_T, margin)
+    values, null = scaled(differences_T, base_T, margin)
+    before = np.concatenate([np.zeros_like(base_T[:1]), np.cumsum(base_T, axis=0)])[:-1]
+    usual = margin * (SHARE * SURE + before) / (SURE + _count(base_T))  # the margin in points, by the base so far
+    return values, null, bets(differences_T, usual) * (2 - margin) / 2
+
+
+def _count(values_T: Floats) -> NDArray[np.int_]:
+    """(T, 1, ...) how many values there are before each one."""
+    return np.arange(len(values_T)).reshape(-1, *[1] * (values_T.ndim - 1))
+
+
+def bets(differences_T: Floats, margin: float | Floats) -> Floats:
+    """(T, ...) bet on each difference, scaled to [0, 1], from those before it, that the mean is above -margin."""
+    squares = np.cumsum(differences_T**2, axis=0)
+    return kelly(np.concatenate([np.zeros_like(squares[:1]), squares])[:-1], _count(squares), margin)
+
+
+def kelly(squares: Floats, count: NDArray[np.int_], margin: float | Floats) -> Floats:
+    """The bet after this number of differences with this sum of squares; see the beginning of this file.
+
+    A difference d multiplies the wealth by 1 + b (d + margin) / 2. If d is 1 or -1 with probability r / 2 each, else 0,
+    the mean logarithm of that is largest where margin (1 - margin^2) (b/2)^2 + (r - 2 margin^2) b/2 = margin.
+    With a margin of 0 nothing would be bet, so the bet is that for a small margin.
+    """
+    margin = margin if np.any(margin) else SMALL
+    r = (FIRST * WEIGHT + squares) / (WEIGHT + count)
+    return (2 * margin**2 - r + np.sqrt(r**2 + 4 * margin**2 * (1 - r))) / (margin * (1 - margin**2))
+
+
+def bets_above(differences_T: Floats, margin: float) -> Floats:
+    """(T, ...) the same that the mean is above margin, towards one that is at least as far above it as that so far."""
+    x = (differences_T + 1) / 2
+    weight = UNSURE + np.arange(1.0, len(x) + 1).reshape(-1, *[1] * (x.ndim - 1))
+    mean = (UNSURE / 2 + np.cumsum(x, axis=0)) / weight
+    after = (UNSURE * UNSURE + np.cumsum((x - mean) ** 2, axis=0)) / weight
+    variance = np.concatenate([np.full_like(x[:1], UNSURE), after])[:-1]
+    before = np.concatenate([np.full_like(x[:1], 0.5), mean])[:-1]
+    gain = np.maximum(margin / 2, before - (1 + margin) / 2)
+    return np.minimum(gain / (variance + gain**2), betting.LARGEST_STAKE / ((1 + margin) / 2))
+
+
+def same_until_certified(
+    differences_T: Floats, margin: float, alpha: float, most: int, base_T: Floats | None = None
+) -> float:
+    """How many differences of 0 after these would rule out a loss of the margin; 0: it is; inf: more than `most`.
+
+    base_T: as for evidence; later problems are taken to be like those so far, or all solved before the first.
+    """
+    T, rest = len(differences_T), np.zeros(most)
+    if evidence(differences_T, margin, base_T)[0][-1:].max(initial=0.0) >= log(1 / alpha):
+        return 0
+    if base_T is not None:
+        base_T = np.concatenate([base_T, np.full(most, base_T.mean() if T else 1.0)])
+    values, null, stakes = _claimed(np.concatenate([differences_T, rest]), margin, base_T)
+    reached = np.cumsum(steps(values, stakes, -null))[T:] >= log(1 / alpha)
+    return int(reached.argmax()) + 1 if reached.any() else inf
+
+
+def lower_path(
+    differences_T: Floats, bets_T: Floats, alpha: float, *nulls: float, most: float = LARGEST_STAKE_ANYTIME
+) -> Floats:
+    """(T,) the largest mean rejected so far, -1 if none is; from a grid of means, in which `nulls` are included."""
+    grid = (np.unique(np.concatenate([SHAPE, nulls])) + 1) / 2
+    logs = np.cumsum(betting.steps((differences_T[:, None] + 1) / 2, bets_T[:, None], grid, most), axis=0)
+    rejected_T = (np.maximum.accumulate(logs, axis=0) >= log(1 / alpha)).sum(axis=1)  # wealth falls along the grid
+    return np.where(rejected_T > 0, 2 * grid[rejected_T - 1] - 1, -1.0)
+
+
+def evidence(differences_T: Floats, margin: float, base_T: Floats | None = None) -> tuple[Floats, Floats]:
+    """(T, ...) logarithms of the largest e-values so far for a loss below the margin and for one above it; at least 0.
+
+    differences_T: (T,), or (T, C) of C rungs. base_T: what the base has on each problem, where the margin is a share of
+    that; None: the margin is in points.
+    """
+    values, null, stakes = _claimed(differences_T, margin, base_T)
+    return largest_wealth(values, stakes, -null), largest_wealth(-values, bets_above(-values, null), null)
+
+
+def largest_wealth(differences_T: Floats, bets_T: Floats, null: float) -> Floats:
+    """(T, ...) logarithm of the largest wealth so far, at least 0, of bets that the mean is above null."""
+    return np.maximum(np.maximum.accumulate(np.cumsum(steps(differences_T, bets_T, null), axis=0), axis=0), 0.0)
+
+
+def steps(differences_T: Floats, bets_T: Floats, null: float) -> Floats:
+    """(T, ...) increments of the logarithm of the wealth of bets that the mean is above null."""
+    return betting.steps((differences_T + 1) / 2, bets_T, np.array((1 + null) / 2), LARGEST_STAKE_ANYTIME)
+
+
+def in_rounds(strata: Sequence[Floats], names: Sequence[Sequence[str]], seed: int) -> Floats:
+    """(T, C) differences in the order of a search with this seed: of problems, or with several tasks of rounds.
+
+    strata: (P, C) differences of each task, or (G, C) of groups. names: the ids of these problems or groups.
+    """
+    values = {
+        (str(k), name): row
+        for k, (ids, rows) in enumerate(zip(names, strata, strict=True))
+        for name, row in zip(ids, rows, strict=True)
+    }
+    found = []
+    for one in rounds(interleaved({str(k): ids for k, ids in enumerate(names)}, seed)):
+        tasks = dict.fromkeys(task for task, _ in one)  # in an order, on which the last bits of the mean depend
+        found.append(np.mean([np.mean([values[key] for key in one if key[0] == t], axis=0) for t in tasks], axis=0))
+    return np.array(found)
+
+
+def in_plan_order(
+    strata: Sequence[Floats],
+    names: Sequence[Sequence[str]],
+    orders: Sequence[Sequence[str]],
+    limits: Sequence[float],
+    seed: int,
+    draws: int = 1,
+) -> tuple[Floats, int]:
+    """(T, C) differences in the order in which a growing limit admits problems, and T of its first comparison.
+
+    orders: the problem ids of each task in the plan's order. limits: of the comparisons so far. draws: of each problem.
+    The problems that one of them admitted are in a random order: for the first limit they are as `betting` took them,
+    if that did so in rounds, and else T is 0. With several tasks the later problems at one place of every task are a
+    round, as far as all tasks have one, so that a larger limit only adds rounds.
+    """
+    taken: list[list[Floats]] = []
+    for number, (rows, ids, order) in enumerate(zip(strata, names, orders, strict=True)):
+        place = {name: rank for rank, name in enumerate(order)}
+        admitted: list[list[int]] = [[] for _ in range(len(limits) + 1)]
+        for row, name in enumerate(ids):
+            admitted[bisect_right(limits, place.get(name, len(order)))].append(row)
+        taken.append([rows[[some[one] for one in betting.random_order(len(some), seed, number)]] for some in admitted])
+    first = betting.in_rounds([one[0] for one in taken], draws) if all(len(one[0]) for one in taken) else None
+    rest = [np.concatenate(one[first is not None :]) for one in taken]
+    rounds = np.mean([one[: min(map(len, rest))] for one in rest], axis=0)
+    return (rounds, 0) if first is None else (np.concatenate([first, rounds]), len(first))
+
+
+def infer(
+    differences_TC: Floats, margin: float, columns: float = 1, first: int = 0, share: float = 1.0
+) -> dict[str, Floats]:
+    """What `paired` and `betting` say of a comparison, each (C,), so that it holds at any time.
+
+    p_better, p_worse, p: as of `betting.direction_p`. lower_bound: one-sided 95 %. p_margin: of a loss of the margin or
+    more.
+    low, high: of a 95 % interval. band_low, band_high: of 95 % intervals that hold for this many columns together.
+    first: the differences of a first comparison, which was judged by `betting`; its bets are kept, so that what it
+    showed and what these show are one game, which errs with probability alpha in all. share: of alpha that is spent.
+    """
+    d, alpha = differences_TC, betting.ALPHA * share
+    above, below = bets(d, margin), bets_above(-d, margin)
+    better, worse = (np.minimum(1.0, _p(sign * d, bets_above(sign * d, SMALL), 0.0, first) / share) for sign in (1, -1))
+    found = {
+        "p_better": better,
+        "p_worse": worse,
+        "p": two_sided(better, worse),
+        "p_margin": np.minimum(1.0, _p(d, above, -margin, first) / share),
+        "lower_bound": _lower(d, above, alpha, first),
+    }
+    for name, level in (("", alpha / 2), ("band_", alpha / 2 / columns)):
+        found[f"{name}low"], found[f"{name}high"] = _lower(d, above, level, first), -_lower(-d, below, level, first)
+    return found
+
+
+def _p(differences_TC: Floats, bets_TC: Floats, null: float, first: int) -> Floats:
+    """(C,) p-values of "the mean is null or less", for the bets after those of a first comparison."""
+    if not first:
+        return np.exp(-largest_wealth(differences_TC, bets_TC, null)[-1])
+    later_C = np.cumsum(steps(differences_TC, bets_TC, null)[first:], axis=0).max(axis=0, initial=0.0)
+    goals_L1 = -np.log(betting.LEVELS)[:, None]
+    begun_LC = betting.aimed_wealth(differences_TC[:first], np.full((1, 1), null), goals_L1)
+    return betting.smallest_level(begun_LC + later_C >= goals_L1)
+
+
+def _lower(differences_TC: Floats, bets_TC: Floats, alpha: float, first: int) -> Floats:
+    """(C,) lower bounds of the mean, by the same bets."""
+    scaled_TC = (differences_TC + 1) / 2
+    if not first:
+        return 2 * betting.bound(scaled_TC, bets_TC, alpha, LARGEST_STAKE_ANYTIME) - 1
+    means, goal = betting.MEANS, log(1 / alpha)
+    logs_GC = betting.aimed_wealth(differences_TC[:first], means[:, None], np.full((1, 1), goal))
+    for c in range(logs_GC.shape[1]):
+        more_TG = betting.steps(
+            scaled_TC[first:, c, None], bets_TC[first:, c, None], (means + 1) / 2, LARGEST_STAKE_ANYTIME
+        )
+        logs_GC[:, c] += np.cumsum(more_TG, axis=0).max(axis=0, initial=0.0)
+    return betting.largest_mean(means, logs_GC >= goal)
+
+
+Round = tuple[tuple[str, str], ...]  # (task, problem id) of the problems that are taken together
+First = Mapping[str, str]  # {problem id: first problem of its group} of problems that are neither first nor alone
+
+
+# The order in which `find` takes problems: random, but it follows from a seed and from each problem's id alone.
+# So any part of the problems can be put in order without knowing the others, and bounds that are valid at any time can
+# be computed again from the rows of a store. Problems that belong together count as one, by the id of the first of
+# them.
+
+
+def seeded_order(problems: Iterable[str], seed: int) -> list[str]:
+    """The problem ids in the order of hashes of seed and id."""
+    return sorted(problems, key=lambda problem: hashlib.sha256(f"{seed}\t{problem}".encode()).digest())
+
+
+def interleaved(tasks: Mapping[str, Iterable[str]], seed: int) -> list[tuple[str, str]]:
+    """(task, problem id) in the order in which problems are taken, of which every part has the same share of each task.
+
+    tasks: the problem ids of each.
+    """
+    placed = []
+    for number, (task, problems) in enumerate(tasks.items()):
+        order = seeded_order(problems, seed)
+        placed += [((place + 0.5) / len(order), number, task, problem) for place, problem in enumerate(order)]
+    return [(task, problem) for _, _, task, problem in sorted(placed)]
+
+
+def whole_groups(tasks: Mapping[str, Iterable[str]], seed: int, first_of: First) -> list[Round]:
+    """The rounds of these tasks: groups of problems are taken in the order of `interleaved`, each as a whole.
+
+    Without groups of several problems, the rounds are those of the problems.
+    """
+    members: dict[tuple[str, str], list[str]] = {}
+    for task, problems in tasks.items():
+        for problem in sorted(problems):
+            members.setdefault((task, first_of.get(problem, problem)), []).append(problem)
+    groups = {task: [group for of, group in members if of == task] for task in tasks}
+    return [
+        tuple((task, problem) for task, group in one for problem in members[task, group])
+        for one in rounds(interleaved(groups, seed))
+    ]
+
+
+def rounds(order: Sequence[tuple[str, str]]) -> list[Round]:
+    """The problems in this order (of `interleaved`) as rounds, which hold the next problems of every task.
+
+    There are as many rounds as the smallest task has problems; those of larger tasks are spread evenly over them.
+    """
+    by_task: dict[str, list[str]] = {}
+    for task, problem in order:
+        by_task.setdefault(task, []).append(problem)
+    total = min(map(len, by_task.values()), default=0)
+    return [
+        tuple(
+            (task, problem)
+            for task, problems in by_task.items()
+            for problem in problems[r * len(problems) // total : (r + 1) * len(problems) // total]
+        )
+        for r in range(total)
+    ]

@@ -1,0 +1,287 @@
+"""Labels of runs, short names for what was done to a model, as tables and pages print them; their plans in short."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
+from math import ceil, floor
+from typing import Any
+
+from prunus.errors import PrunusError
+from prunus.plain_data import content_hash
+from prunus.results.cells import Entry, Identity, Sized
+from prunus.settings.serving import Serving
+from prunus.step import StepRecord, defaults, recipe_of, recorded_kind
+from prunus.store.characters import DASH, LABEL_LIMIT, MINUS, NBSP, THIN, one_line
+from prunus.store.rows import Run
+
+# Settings that labels name or that go without saying, and nouns of settings that are numbers of something.
+_SHOWN = {"method", "sparsity", "pattern", "blocks", "scope", "allocation", "update", "group", "match_sparsity"}
+_COUNTS = {"samples": "samples", "calibration_tokens": "tokens", "seqlen": "tokens each", "epochs": "epochs"}
+# Actions of our own steps that store weights in another form; the quantisation of other programs is `quantise`.
+STORED_AS = ("quantize", "gguf")
+# Settings that say how much a step does, which lists of settings begin with.
+FIRST = ("bits", "type", "method", "sparsity", "pattern", "blocks", "keep", "drop", "intermediate_size")
+CONTROL = "control"  # the action of control_steps
+
+
+def history(run: Run) -> list[StepRecord]:
+    """The steps that made the run's model, oldest first; empty for an unpruned model."""
+    manifest = run.model.get("manifest")
+    steps = manifest.get("history") if isinstance(manifest, dict) else None
+    return [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+
+
+def is_quantised(manifest: Mapping[str, Any]) -> bool:
+    """Whether the last step of a model's manifest says how its weights are stored."""
+    steps = manifest.get("history")
+    return isinstance(steps, list) and bool(steps) and steps[-1].get("action") in STORED_AS
+
+
+def serving_of(run: Run) -> str:
+    """How the model was served, as labels have it; empty without settings that count."""
+    return one_line(Serving.of_record(run.versions, run.model.get("serving")).label)
+
+
+def control_steps(run: Run) -> list[StepRecord]:
+    """What labels add for how a run was served, for native control of its budget, and for an A/A control."""
+    told: dict[str, object] = {"serving": serving_of(run), "control": "native", "aa_control": True}
+    there = {"serving": told["serving"], "control": run.plan.get("control") == "native", "aa_control": run.is_control}
+    return [{"action": CONTROL, "recipe": {name: told[name]}} for name, is_so in there.items() if is_so]
+
+
+def step_label(step: StepRecord) -> str:
+    """What the kind of a step calls it, or `packed`, `fp8` and the like."""
+    recipe, action = recipe_of(step), step.get("action")
+    if action == "import":
+        return str(recipe.get("as", "imported"))
+    if action == "quantise":
+        return str(recipe.get("method", "quantised"))
+    if action in ("pack", "dequantize"):
+        return "packed" if action == "pack" else "dequantised"
+    return recorded_kind(step).label(step)
+
+
+def settings(step: StepRecord, always: Collection[str] = ()) -> list[tuple[str, Any]]:
+    """(name, value) of a step's settings: those of FIRST, then those in always or that are not the defaults."""
+    default, shown = defaults(str(step.get("action"))), {*FIRST, *always}
+    recipe = recipe_of(step)
+    names = [k for k, v in recipe.items() if v is not None and (k in shown or k not in default or v != default[k])]
+    names.sort(key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+    return [(name, recipe[name]) for name in names]
+
+
+def label(steps: Sequence[StepRecord]) -> str:
+    """A short name for what was done, on one line; `dense` for nothing. Serving and control are named at its end."""
+    made = model_steps(steps)
+    text = one_line(" + ".join(step_label(step) for step in made)) or "dense"
+    controls = [recipe_of(step) for step in steps if step.get("action") == CONTROL]
+    return text + "".join(
+        f" · {of['serving']}" if "serving" in of else ", A/A control" if of.get("aa_control") else ", native control"
+        for of in controls
+    )
+
+
+def label_of(run: Run) -> str:
+    """The label of a run on its own."""
+    return label([*history(run), *control_steps(run)])
+
+
+def model_steps(steps: Sequence[StepRecord]) -> list[StepRecord]:
+    """The steps that made a model, without those of control_steps."""
+    return [step for step in steps if step.get("action") != CONTROL]
+
+
+def identity(run: Run) -> Identity:
+    """What summaries and comparisons say of a run, and its label is made of; control_steps are the last steps."""
+    # What labels name besides the recipe, since that may have a share instead of a number.
+    kept = ("action", "recipe", "blocks_removed", "experts", "channels", "format", "calibration")
+    steps = [*history(run), *control_steps(run)]
+    recipe = [{name: step[name] for name in kept if name in step} for step in steps]
+    dtypes, name, sizes = dtypes_of(run), run.model.get("name"), run.model.get("bytes")
+    return Identity(run=run.run_id, model=name, recipe=recipe, dtypes=dtypes if any(dtypes) else None, bytes=sizes)
+
+
+def dtypes_of(run: Run) -> list[str | None]:
+    """The dtypes of a run's weights, and of its computation; None where one is unknown or the weights are quantised."""
+    if any(step.get("action") in ("quantise", *STORED_AS) for step in history(run)):
+        return [None, None]
+    found = [run.model.get("dtype"), run.versions.get("dtype")]
+    return [None if dtype is None else one_line(str(dtype)) for dtype in found]
+
+
+def unique_labels(runs: Iterable[Identity]) -> list[str]:
+    """A label for each run; the model's name tells base models apart.
+
+    Where the dtypes of runs differ, labels name them. Equal labels are told apart by the settings in which the recipes
+    differ (`Wanda 50 % (on c4, 64 samples)`), or else by the run's id.
+    """
+    runs = list(runs)
+    one_model = len({one.model for one in runs if not model_steps(one.recipe)}) <= 1
+    texts = [label(one.recipe) if one_model else f"{one_line(str(one.model))}: {label(one.recipe)}" for one in runs]
+    texts = [f"{text}{dtype}" for text, dtype in zip(texts, _dtypes(runs), strict=True)]
+    for text in [text for text, times in Counter(texts).items() if times > 1]:
+        alike = [place for place, other in enumerate(texts) if other == text]
+        for place, difference in zip(alike, _differences([runs[place] for place in alike]), strict=True):
+            texts[place] = f"{text} ({difference})" if difference else text
+    return texts
+
+
+def _dtypes(runs: Sequence[Identity]) -> list[str]:
+    """`, bfloat16` for each run, where dtypes differ: those of the weights if they do, else of the computation."""
+    for dtypes in zip(*(one.dtypes or (None, None) for one in runs), strict=True):
+        if len({*dtypes} - {None}) > 1:
+            return [f", {dtype}" if dtype else "" for dtype in dtypes]
+    return ["" for _ in runs]
+
+
+def _differences(runs: Sequence[Identity]) -> list[str]:
+    """What tells runs of one label apart: settings in which they differ, or the beginnings of their ids."""
+    settings = [details(one.recipe) for one in runs]
+    differing = [key for key in dict.fromkeys(chain(*settings)) if len({of.get(key) for of in settings}) > 1]
+    texts = [", ".join(dict.fromkeys(of[key] for key in differing if key in of)) for of in settings]
+    times = Counter(texts)
+    return [
+        text if times[text] == 1 else ", ".join([text] * bool(text) + [one.run[:8]])
+        for text, one in zip(texts, runs, strict=True)
+    ]
+
+
+def details(steps: Sequence[StepRecord]) -> dict[tuple[int, str], str]:
+    """The settings of the steps that labels leave out, as text, by (index of the step, setting).
+
+    A recovery's settings equal to those of the pruning before it are left out.
+    """
+    found: dict[tuple[int, str], str] = {}
+    for number, step in enumerate(model_steps(steps)):
+        recipe = recipe_of(step)
+        for key, value in recipe.items():
+            if value is None or key in _SHOWN or (key == "samples" and recipe.get("calibration_tokens") is not None):
+                continue
+            text = _detail(key, value, step)
+            if text not in found.values():
+                found[number, key] = text
+    return found
+
+
+def _detail(key: str, value: Any, step: StepRecord) -> str:
+    """`on own.jsonl`, `64 samples`, `closing weight 4`."""
+    if key == "calibration":
+        used = step.get("calibration")
+        source = str((used.get("source") if isinstance(used, dict) else None) or value)
+        return one_line(f"on {source.removeprefix('traces:').replace(chr(92), '/').rpartition('/')[2]}")
+    if key in _COUNTS and isinstance(value, int):
+        return f"{value:,} {_COUNTS[key]}"
+    if isinstance(value, bool):
+        return f"{'' if value else 'no '}{key.replace('_', ' ')}"
+    number = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return one_line(f"{key.replace('_', ' ')} {number}")
+
+
+def is_called(run: Run, text: str) -> bool:
+    """Whether text is the run's label as tables print it: alone, after the model's name, or before what tells it apart.
+
+    Differences of case, kinds of spaces and of dashes are ignored: `wanda 50 %` means `Wanda 50 %`. What tells runs
+    apart is the dtype, settings of the recipe, and the beginning of the run's id.
+    """
+    of = identity(run)
+    short = label(of.recipe)
+    ends = ["", *(f", {dtype}" for dtype in of.dtypes or () if dtype)]
+    names = {_typed(name + end) for name in (short, f"{one_line(str(of.model))}: {short}") for end in ends}
+    begin, _, inside = text.removesuffix(")").rpartition(" (")
+    known = {_typed(part) for part in (*details(of.recipe).values(), run.run_id[:8])}
+    # A setting's text may have commas itself, as in `4,096 tokens`.
+    all_known = text.endswith(")") and {_typed(part) for part in inside.split(", ")} <= known
+    return _typed(text) in names or (_typed(begin) in names and all_known)
+
+
+def _typed(text: str) -> str:
+    for printed, typed in ((NBSP, " "), (THIN, " "), (MINUS, "-"), (DASH, "-")):
+        text = text.replace(printed, typed)
+    return " ".join(text.split()).casefold()
+
+
+def observations(cell: Sized, unit: str = " problems") -> str:
+    """`120 problems`, or `120 problems in 30 groups` where some belong together."""
+    return f"{cell.n}{unit}" if cell.problems is None else f"{cell.problems}{unit} in {cell.n} groups"
+
+
+# Settings that follow from others and the model: they are only named where no other setting differs.
+FOLLOWS = {"problems", "limit_of", "strings", "end_ids", "context", "kernel", "off", "native"}
+LONGEST = 40  # characters of a value; a longer one is named by its hash
+LONGEST_LINE = 300
+
+
+def plan_in_short(plan: Mapping[str, Any]) -> str:
+    """`tiny, first 30 problems; budgets 16, 64; 3 draws; strict; profile tiny; temperature 0.0; seed 0`."""
+    if "tool" in plan:  # an imported log
+        return _joined([f"log of {plan['tool']}", *plan.get("tasks", [])], ", ")
+    tasks = _joined(plan.get("tasks", []), ", ")
+    limit, draws = plan.get("limit"), plan.get("samples", 1)
+    parts = [
+        f"{tasks}, {'a sample of' if 'limit_of' in plan else 'first'} {limit} problems" if limit is not None else tasks,
+        f"budgets {_joined(plan.get('budgets', []), ', ')}",
+        f"{draws} draw{'' if draws == 1 else 's'}",
+        plan.get("mode"),
+        *(f"{key} {plan[key]}" for key in ("profile", "temperature", "seed") if plan.get(key) is not None),
+    ]
+    if plan.get("control", "forced") != "forced":
+        parts.append(f"{plan['control']} control")
+    return _joined([part for part in parts if part], "; ")
+
+
+def listed(runs: Sequence[Run]) -> str:
+    """The runs for a message: `ID (model; settings in which they differ), ...`; one that a run lacks is `no ...`."""
+    settings = [_settings(run) for run in runs]
+    keys = list(dict.fromkeys(key for of in settings for key in of))
+    differing = [key for key in keys if len({content_hash(of.get(key)) for of in settings}) > 1]
+    chosen = [key for key in differing if key not in FOLLOWS] or differing
+    return ", ".join(
+        f"{run.run_id} ({_joined([run.model.get('name'), *(_told(key, of.get(key)) for key in chosen)], '; ')})"
+        for run, of in zip(runs, settings, strict=True)
+    )
+
+
+def _settings(run: Run) -> dict[str, object]:
+    """What can tell runs of one name apart: what was done to the model, its weights and dtype, and the plan."""
+    model = {"made": label_of(run), "weights": run.model.get("checksum"), "dtype": run.model.get("dtype")}
+    return {key: value for key, value in {**model, **run.plan}.items() if value is not None}
+
+
+def _told(key: str, value: Any) -> str:
+    name = key.replace("_", " ")
+    if value is None:
+        return f"no {name}"
+    if key == "made":
+        return str(value)
+    if key == "weights":
+        return f"{name} {str(value)[:8]}"
+    text = _joined(value, ", ") if isinstance(value, list | tuple) else str(value)
+    return f"{name} {text if len(text) <= LONGEST else content_hash(value)[:8]}"
+
+
+def _joined(parts: Sequence[Any], between: str) -> str:
+    return one_line(between.join(map(str, parts)), LONGEST_LINE)
+
+
+def checked_name(name: str) -> str:
+    """A name that a user gives, without blanks around it. Raises PrunusError unless it is one printable line."""
+    label = one_line(name)
+    if not label or label != name.strip():
+        raise PrunusError(f"a name is one line of at most {LABEL_LIMIT} characters, not '{label}'")
+    return label
+
+
+def bound_in_words(entry: Entry) -> str:
+    """`loses less than 1.3 points`: what holds with 95 % confidence, also if the run was chosen among those compared.
+
+    That is the adjusted bound, or the margin where the verdict rules out a smaller loss; empty without a claim.
+    """
+    cell, margin = entry.primary, entry.margin
+    bound = cell.lower_bound_adjusted
+    if bound is None or entry.unfinished:
+        return ""
+    if bound > 0:
+        return f"gains more than {floor(1000 * bound) / 10:.1f} points"
+    if entry.within_margin and -bound > margin.points(cell.base_accuracy):
+        return f"loses less than {margin.words('what the base solves')}"
+    return f"loses less than {ceil(1000 * -bound) / 10:.1f} points"

@@ -1,0 +1,116 @@
+"""The log of a store: which runs began, which were removed, and which searches were declared, chained by hashes.
+
+Each entry's link is a hash of the entry and of the link before it, so an entry that is changed, added or deleted later
+no longer fits. Stores of earlier versions have no log; the first entry then fixes what they hold. Whoever computes all
+later links anew is not found out, unless somebody has a certificate, which has the link of its search.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from prunus.plain_data import canonical_json
+from prunus.store.rows import DeclaredSearch, Removed, Run
+
+GRADED = "grader"  # the version that a run must name, if it did when it began
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry: its number from 1, the UTC time at which it was written, what happened, and the link to those before.
+
+    event: of run_event, of search_event, {"removed": run id}, or of older_event, which can only be the first.
+    """
+
+    number: int
+    at: str
+    event: Mapping[str, Any]
+    link: str
+
+
+def link_of(before: str, number: int, at: str, event: Mapping[str, Any]) -> str:
+    """The link of an entry. before: the link of the entry before it; empty for the first."""
+    return hashlib.sha256(f"{before}\n{canonical_json([number, at, event])}".encode()).hexdigest()
+
+
+def run_event(run: Run) -> dict[str, Any]:
+    """What the log keeps of a run that begins: its id, the weights, and the grader, which says what can be checked."""
+    return {"run": run.run_id, "checksum": run.model.get("checksum"), GRADED: run.versions.get(GRADED)}
+
+
+def search_event(one: DeclaredSearch) -> dict[str, Any]:
+    """What the log keeps of a search that is declared: its id, which is a hash of its declaration, and the rest."""
+    had = {run: list(sizes) for run, sizes in one.had.items()}
+    return {"search": one.search_id, "number": one.number, "at": one.at, "had": had}
+
+
+def older_event(runs: Iterable[Run], searches: Iterable[DeclaredSearch]) -> dict[str, Any]:
+    """What the log keeps of the runs and searches that a store had before it had a log."""
+    return {"older": {"runs": [run_event(run) for run in runs], "searches": [search_event(one) for one in searches]}}
+
+
+class Log:
+    """The entries of a store's log, with what they say of its runs and searches."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.entries = entries
+
+    @cached_property
+    def older(self) -> Mapping[str, Any]:
+        """What the store had before its log: {"runs": run events, "searches": search events}."""
+        first = self.entries[0].event if self.entries else {}
+        return first.get("older", {"runs": [], "searches": []})
+
+    @cached_property
+    def runs(self) -> dict[str, Mapping[str, Any]]:
+        """The run event of every run, the latest of each."""
+        events = [*self.older["runs"], *(one.event for one in self.entries if "run" in one.event)]
+        return {event["run"]: event for event in events}
+
+    @cached_property
+    def searches(self) -> dict[str, Mapping[str, Any]]:
+        """The search event of every search."""
+        events = [*self.older["searches"], *(one.event for one in self.entries if "search" in one.event)]
+        return {event["search"]: event for event in events}
+
+    def link(self, search_id: str) -> str | None:
+        """The link of the entry of a search; None if the log has none, as for searches of earlier versions."""
+        return next((one.link for one in self.entries if one.event.get("search") == search_id), None)
+
+    def contradictions(
+        self, runs: Sequence[Run], searches: Sequence[DeclaredSearch], removed: Sequence[Removed]
+    ) -> Iterator[str]:
+        """Sentences on what does not fit: entries each other, and runs and searches of the store the entries."""
+        before = ""
+        for number, one in enumerate(self.entries, 1):
+            if one.number != number or one.link != link_of(before, number, one.at, one.event):
+                yield f"the log of the store was changed: entry {number} does not fit those before it"
+                break
+            before = one.link
+        if not self.entries:
+            return
+        for one in searches:
+            logged = self.searches.get(one.search_id)
+            if logged is None:
+                yield f"search {one.search_id} is not in the log of the store, so it was changed or added later"
+            elif logged != search_event(one):
+                yield f"search {one.search_id} of {one.at} is not as the log of the store has it (of {logged['at']})"
+        there = {one.search_id for one in searches}
+        for name, event in self.searches.items():
+            if name not in there:
+                yield f"search {name} of {event['at']} is in the log of the store; its record was deleted or changed"
+        for run in runs:
+            event = self.runs.get(run.run_id)
+            if event is None:
+                yield f"the run {run.run_id} is not in the log of the store, so it was added or renamed later"
+            elif event["checksum"] != run.model.get("checksum"):
+                yield f"the run {run.run_id} is of other weights in the log of the store"
+            elif event[GRADED] is not None and not run.versions.get(GRADED):
+                yield f"the run {run.run_id} names no grader any more, which it did when it began"
+        kept = {run.run_id for run in runs} | {one.run.run_id for one in removed}
+        emptied = {one.event["removed"] for one in self.entries if "removed" in one.event}
+        for name in self.runs:
+            if name not in kept | emptied:
+                yield f"the run {name} is in the log of the store, and was deleted otherwise than by `prunus runs`"

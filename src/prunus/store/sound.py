@@ -1,0 +1,46 @@
+"""What is wrong with a run that a store holds: whoever wrote the file may have written anything."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prunus.settings.budgets import AS_RUN, OFF, budget_of
+from prunus.store.rows import Run
+
+# The types of what tables and pages read of a run; of PLANNED a plan has all.
+OF_RUN: Mapping[str, Mapping[str, type]] = {
+    "model": {
+        "name": str, "source": str, "checksum": str, "manifest": dict, "bytes": dict, "content": str, "serving": dict,
+    },
+    "plan": {"tasks": list, "budgets": list, "samples": int, "mode": str, "profile": str, "seed": int, "strings": dict},
+    "manifest": {"history": list},
+}  # fmt: skip
+PLANNED = ("tasks", "budgets", "samples", "mode")
+MOST = 1 << 62  # tokens, draws and bytes: what SQLite's and numpy's whole numbers hold, with room for a sum
+
+
+def why_damaged(run: Run) -> str | None:
+    """What of a run's columns is not as Prunus writes it; None if all that is read of it is."""
+    parts: dict[str, Any] = {"model": run.model, "plan": run.plan, "manifest": run.model.get("manifest") or {}}
+    for part, kinds in OF_RUN.items():
+        for name, kind in kinds.items():
+            if not isinstance(parts[part], dict) or not isinstance(parts[part].get(name), kind | None):
+                return f"{name} in the {part} of run {run.run_id} is of a wrong type"
+    if missing := [name for name in PLANNED if not run.plan.get(name)]:
+        return f"the plan of run {run.run_id} has no {missing[0]}"
+    if not all(isinstance(task, str) for task in run.plan["tasks"]):
+        return f"a task in the plan of run {run.run_id} is no name"
+    if not all(map(_is_budget, run.plan["budgets"])):
+        return f"a budget in the plan of run {run.run_id} is no number of tokens"
+    if not 0 < run.plan["samples"] < MOST:
+        return f"samples in the plan of run {run.run_id} is no number of draws"
+    if not all(type(number) is int and 0 <= number < MOST for number in (run.model.get("bytes") or {}).values()):
+        return f"the bytes of the model of run {run.run_id} are no numbers"
+    steps = parts["manifest"].get("history") or []
+    if not all(isinstance(step, dict) and isinstance(step.get("recipe"), dict | None) for step in steps):
+        return f"the history of run {run.run_id} has a step of a wrong type"
+    return None
+
+
+def _is_budget(value: Any) -> bool:
+    """Whether a value stands for a budget, as plans have them."""
+    return value in (str(OFF), str(AS_RUN)) or (type(value) is int and OFF <= budget_of(value) < MOST)

@@ -1,0 +1,90 @@
+"""What is known of how rows were computed: how two starts of a run, or two runs, differ in what changes numbers."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from prunus.store.characters import one_line
+from prunus.store.rows import Run
+
+# What a start records that changes no number, or is told elsewhere: the grader's version, by which `regrade` goes, and
+# arguments, which are part of the run's id where they count. What is not listed counts.
+HARMLESS = frozenset({"prunus", "python", "grader", "engine_args", "max_num_seqs", "address"})
+NAMES = {"told": "the server's settings", "served": "the served model", "first_ids": "the server's reply to a probe"}
+LONGEST = 60  # characters of a value in a message
+
+
+def computing(versions: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a start's record changes numbers; of a device its type."""
+    found = {key: value for key, value in versions.items() if key not in HARMLESS}
+    if isinstance(device := found.get("device"), str):
+        found["device"] = device.partition(":")[0]
+    return found
+
+
+def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What two records say otherwise, such as `torch is 2.13.0, not 2.12.0`; what the stored one lacks is not known."""
+    before, after = computing(stored), computing(now)
+    found = []
+    for key in sorted(before):
+        old, new, name = before[key], after.get(key), NAMES.get(key, key)
+        if old == new or (key == "protocol" and new in str(old).split(" and ")):  # as add_run joins them
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            pairs = {part: (old.get(part), new.get(part)) for part in sorted(old.keys() | new.keys())}
+            found += [f"{name}: {part} is {said(b)}, not {said(a)}" for part, (a, b) in pairs.items() if a != b]
+        else:
+            found.append(f"{name} is {said(new)}, not {said(old)}")
+    return found
+
+
+def said(value: Any) -> str:
+    """A value in a message."""
+    return "none" if value is None else one_line(str(value), LONGEST)
+
+
+def records(run: Run) -> list[Mapping[str, Any]]:
+    """What the starts of a run recorded, the first one first."""
+    return [run.versions, *(one.versions for one in run.starts)]
+
+
+def contradiction(run: Run, now: Mapping[str, Any]) -> list[str]:
+    """How a start differs from all earlier ones of a run, in terms of the last; empty if it is like one of them."""
+    found = [differences(one, now) for one in records(run)]
+    return found[-1] if all(found) else []
+
+
+def made_otherwise(base: Run, other: Run) -> list[str]:
+    """In what two runs that were computed here differ: device, dtype, engine, versions; and whether one is mixed."""
+    if base.imported or other.imported:
+        return []
+    ours, theirs = (computing(one.versions) for one in (other, base))
+    shared = sorted((ours.keys() & theirs.keys()) - {"told", "served", "first_ids", "protocol", "kernels"})
+    found = [f"{key} {said(ours[key])} ({said(theirs[key])})" for key in shared if ours[key] != theirs[key]]
+    for key in ("engine", "server"):  # of which another engine has none
+        if (key in ours) != (key in theirs):
+            found.append(f"{key} {said(ours.get(key))} ({said(theirs.get(key))})")
+    return found
+
+
+def mixed_line(runs: Iterable[Run]) -> str | None:
+    """A sentence about those of the runs whose rows were computed in several ways; None if there are none."""
+    mixed = [run for run in runs if run.mixed]
+    if not mixed:
+        return None
+    named = ", ".join(f"{run.model.get('name')} ({run.run_id})" for run in mixed)
+    return f"{named}: rows were computed in several ways ({how_mixed(mixed)}), so no word rests on them"
+
+
+def how_mixed(runs: Iterable[Run]) -> str:
+    """In what the starts of the mixed ones of these runs differ."""
+    found: dict[str, None] = {}
+    for run in runs:
+        for one in (start for start in run.starts if start.mixed):
+            found |= dict.fromkeys(differences(run.versions, one.versions))
+    return "; ".join(found) or "not told"
+
+
+def contents(run: Run) -> Sequence[str]:
+    """The digests of configuration, tokenizer and template that the starts of a run recorded; none in older stores."""
+    known = [run.model.get("content"), *(one.content for one in run.starts)]
+    return [one for one in known if isinstance(one, str)]

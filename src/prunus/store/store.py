@@ -1,0 +1,726 @@
+"""The store: one SQLite file with one row per draw, keyed so that runs resume. It holds no statistics.
+
+The tables are described in schema.py; the first write to an older store adds the columns and tables that it lacks. The
+store uses the rollback journal with full synchronisation (SQLite's default) rather than a write-ahead log, so that it
+stays one file that can be copied. After `kill -9` the next process that opens the store rolls back the unfinished
+transaction, and everything before it is there.
+"""
+
+import json
+import sqlite3
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import fields, replace
+from datetime import UTC, datetime
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Literal, Self, get_args, get_origin
+
+from prunus.disk import locked
+from prunus.errors import PrunusError
+from prunus.plain_data import content_hash, parse_json
+from prunus.settings import hints_of
+from prunus.settings.budgets import budget_of
+from prunus.store import schema
+from prunus.store.labels import checked_name, is_called, label_of, listed, plan_in_short
+from prunus.store.log import Entry, Log, link_of, older_event, run_event, search_event
+from prunus.store.looping import loops
+from prunus.store.rows import (
+    FIRST_PROTOCOL,
+    IMPORTED,
+    DeclaredSearch,
+    Key,
+    Planned,
+    ProblemRow,
+    Removed,
+    Run,
+    Sample,
+    Start,
+)
+from prunus.store.sound import why_damaged
+from prunus.store.stages import series_of, stages_of
+from prunus.store.starts import contradiction
+
+BUSY_SECONDS = 30.0
+
+COLUMNS = tuple(field.name for field in fields(Sample))
+TEXT_COLUMNS = ("thinking", "text")
+FLAGS = ("answer_truncated", "reopened_think", "correct", "loops")  # SQLite has no Booleans
+# The types that SQLite returns for each column.
+KINDS = {
+    name: {str} if get_origin(hint) is Literal else {int if kind is bool else kind for kind in get_args(hint) or [hint]}
+    for name, hint in hints_of(Sample).items()
+}
+_values = attrgetter(*COLUMNS)
+_INSERT = (
+    f"INSERT INTO sample (run_id, {', '.join(COLUMNS)}) VALUES ({', '.join('?' * (len(COLUMNS) + 1))}) "  # noqa: S608  names above
+    "ON CONFLICT (run_id, problem_id, budget, draw) DO NOTHING"
+)
+
+
+def is_begun(path: Path) -> bool:
+    """Whether there is a file that is not empty, as an interrupted creation leaves it."""
+    return path.is_file() and path.stat().st_size > 0
+
+
+def check_folder(path: Path) -> None:
+    """Raise PrunusError unless the folder of a new store exists."""
+    if not path.absolute().parent.is_dir():
+        raise PrunusError(f"the folder of the store '{path}' does not exist: create it or name another store")
+
+
+def claim(path: Path, run_id: str) -> AbstractContextManager[None]:
+    """A context manager that locks a run of the store at path, which need not exist yet.
+
+    Entering it raises PrunusError if another process holds the lock.
+    """
+    store = path.resolve()  # a link to the store is the same store
+    lock = store.with_name(f"{store.name}.{run_id}.lock")
+    return locked(lock, f"is evaluating this run into {store}; wait for it")
+
+
+class Store:
+    """An open store: `with Store(path) as store: ...`. One process may write while others read.
+
+    create: make the file if it is missing, or empty after an interruption. timeout: seconds to wait for another writer.
+    read_only: every attempt to write is an error.
+    Raises PrunusError if the file is missing, is not a store, or has a newer format.
+    """
+
+    def __init__(
+        self, path: str | Path, create: bool = False, timeout: float = BUSY_SECONDS, read_only: bool = False
+    ) -> None:
+        self.path, self.timeout = Path(path), timeout
+        if not create and not self.path.is_file():
+            raise PrunusError(f"no store at '{self.path}': run `prunus eval` with --store {self.path} first")
+        if create:
+            check_folder(self.path)
+        # rw falls back to reading only where the file is write-protected.
+        mode = "rwc" if create else "ro" if read_only else "rw"
+        with self._errors():
+            self._connection = sqlite3.connect(
+                f"{self.path.absolute().as_uri()}?mode={mode}", uri=True, timeout=timeout, isolation_level=None
+            )
+        try:
+            with self._errors():
+                self._connection.execute("PRAGMA foreign_keys = ON")
+                self._connection.create_function("prunus_loops", 3, loops, deterministic=True)
+                self._check_format(create)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def claim(self, run_id: str) -> AbstractContextManager[None]:
+        """A context manager that locks a run: `with store.claim(run_id): ...`; see the function `claim`."""
+        return claim(self.path, run_id)
+
+    def add_run(self, run: Run, mixed: bool = False) -> None:
+        """Add the run unless the store has one with its id, which stays as it is; then a start of it is added.
+
+        If the stored run was graded by another version of the grader, it names both ("1 and 2") until it is regraded,
+        and so it does for good if its rows follow another version of the protocol.
+        mixed: whether the run may go on although something that changes numbers is not as at its earlier starts, by
+        which it becomes a mixed one. Raises PrunusError, and adds nothing, without it.
+        """
+        with self._transaction():
+            self._insert_start(run, mixed)
+            self._insert_run(run)
+        stored = self.run(run.run_id).versions
+        for name, unnamed in (("grader", ""), ("protocol", FIRST_PROTOCOL)):
+            known = str(stored.get(name, unnamed)).split(" and ")
+            if (new := run.versions.get(name)) and known != [""] and new not in known:
+                self.update_versions(run.run_id, {name: " and ".join([*known, new])})
+
+    def add_complete_run(self, run: Run, problems: Sequence[ProblemRow], samples: Iterable[Sample]) -> int:
+        """Add a run with all its problems and draws in one transaction; return the number of new draws.
+
+        Raises PrunusError, and adds nothing, if a problem differs from the stored one with the same id.
+        """
+        with self._transaction():
+            self._insert_run(run)
+            self._insert_problems(problems)
+            return self._insert_samples(run.run_id, samples)
+
+    def update_versions(self, run_id: str, changes: Mapping[str, Any]) -> None:
+        """Merge changes into the run's versions, for example the grader's version after regrading."""
+        versions = self.run(run_id).versions | dict(changes)
+        with self._transaction():
+            self._connection.execute("UPDATE run SET versions = ? WHERE run_id = ?", (_json(versions), run_id))
+
+    def mark_adaptive(self, run_id: str, how: Mapping[str, Any]) -> None:
+        """Store that the number of a run's problems depends on its rows; `how` is Run.adaptive. An older mark stays."""
+        with self._transaction():
+            self._connection.execute("INSERT OR IGNORE INTO adaptive VALUES (?, ?)", (run_id, _json(dict(how))))
+
+    def add_search(self, declared: Mapping[str, Any], runs: Sequence[str]) -> None:
+        """Store that a search is declared now, and which rows its runs have, or had before they were removed.
+
+        An earlier declaration of it stays.
+        """
+        at, had = _now("seconds"), dict[str, tuple[int, int]]()
+        query = "SELECT count(DISTINCT problem_id), count(*) FROM sample WHERE run_id = ?"
+        with self._transaction():
+            self._begin_log()
+            removed = self.removed()
+            for run in runs:
+                stored = self._connection.execute(query, (run,)).fetchone()
+                gone = [(one.problems, one.samples) for one in removed if one.run.run_id == run]
+                problems, rows = max([stored, *gone])
+                if rows:
+                    had[run] = problems, rows
+            new = self._connection.execute(
+                "INSERT OR IGNORE INTO search (search_id, declared, at, had) VALUES (?, ?, ?, ?)",
+                (content_hash(declared), json.dumps(dict(declared), ensure_ascii=False), at, _json(had)),
+            ).rowcount
+            if new:
+                self._add_to_log(search_event(self.searches()[-1]))
+
+    def searches(self) -> list[DeclaredSearch]:
+        """All searches that were declared, oldest first."""
+        query, found = "SELECT number, search_id, at, declared, had FROM search ORDER BY number", []
+        for number, name, at, *texts in self._read(query):
+            declared, had = (self._parsed(text, dict) for text in texts)
+            had = {run: (problems, rows) for run, (problems, rows) in had.items()}
+            found.append(DeclaredSearch(number, name, declared, at, had))
+        return found
+
+    def log(self) -> Log:
+        """The log of what happened in the store, which earlier versions did not keep."""
+        rows = self._read("SELECT number, at, event, link FROM log ORDER BY number")
+        return Log([Entry(number, at, self._parsed(event, dict), link) for number, at, event, link in rows])
+
+    def _begin_log(self) -> None:
+        """Let a log that is empty begin with what the store has."""
+        if not self._read("SELECT 1 FROM log LIMIT 1") and ((runs := self.runs()) or self.searches()):
+            self._add_to_log(older_event(runs, self.searches()))
+
+    def _add_to_log(self, event: Mapping[str, Any]) -> None:
+        """Add what happens now to the log, within the transaction in which it happens."""
+        ((last, before),) = self._read("SELECT count(*), (SELECT link FROM log ORDER BY number DESC LIMIT 1) FROM log")
+        number, at = last + 1, _now()
+        values = number, at, _json(dict(event)), link_of(before or "", number, at, event)
+        self._connection.execute("INSERT INTO log VALUES (?, ?, ?, ?)", values)
+
+    def runs(self) -> list[Run]:
+        """All runs, oldest first."""
+        query = (
+            "SELECT run_id, model, plan, versions, how FROM run LEFT JOIN adaptive USING (run_id) ORDER BY run.rowid"
+        )
+        runs = [self._run(*row) for row in self._read(query)]
+        begun = self._begun()
+        unseen = {one for _, earlier in begun.values() for one, complete in earlier.items() if complete == 0}
+        with_rows = {run.run_id for run in self.begun([run for run in runs if run.run_id in unseen])}
+        planned, stages = self._planned(runs), stages_of(runs, begun, with_rows, self.removed())
+        starts = self._starts()
+        return [
+            replace(
+                run,
+                planned=planned[run.run_id],
+                stages=stages[run.run_id],
+                starts=tuple(starts.get(run.run_id, ())),
+            )
+            for run in runs
+        ]
+
+    def removed(self) -> list[Removed]:
+        """The runs that had rows and were removed, oldest removal first."""
+        query = "SELECT run_id, model, plan, begun, at, complete, problems, samples FROM removed ORDER BY number"
+        return [Removed(self._run(run_id, model, plan), *rest) for run_id, model, plan, *rest in self._read(query)]
+
+    def _begun(self) -> dict[str, tuple[str, dict[str, int]]]:
+        """The table `begun`, by run id."""
+        rows = self._read("SELECT run_id, at, earlier FROM begun")
+        return {run_id: (at, self._parsed(earlier, dict)) for run_id, at, earlier in rows}
+
+    def begun(self, runs: Sequence[Run] | None = None) -> list[Run]:
+        """Those of some runs, or of all, that have rows; an evaluation that was stopped early leaves one without."""
+        with_rows = "SELECT run_id FROM run WHERE EXISTS (SELECT 1 FROM sample WHERE sample.run_id = run.run_id)"
+        begun = {run_id for (run_id,) in self._read(with_rows)}
+        return [run for run in (self.runs() if runs is None else runs) if run.run_id in begun]
+
+    def counts(self) -> dict[str, int]:
+        """The number of rows of each run that has any."""
+        return dict(self._read("SELECT run_id, count(*) FROM sample GROUP BY run_id"))
+
+    def run(self, run_id: str) -> Run:
+        """The run with this full id. Raises PrunusError if there is none."""
+        for run in self.runs():
+            if run.run_id == run_id:
+                return run
+        raise PrunusError(f"no run '{run_id}' in {self.path}; {self._what_there_is()}")
+
+    def find_runs(self, text: str) -> list[Run]:
+        """The runs that text names, oldest first.
+
+        Text is compared with the run ids, else with model names and sources, else with the labels that tables print,
+        else with the beginnings of run ids. Controls (Run.is_control) are meant only if no other run is.
+        """
+        runs = self.runs()
+        meant = (
+            lambda run: run.run_id == text,
+            lambda run: text in (run.model.get("name"), run.model.get("source")),
+            lambda run: is_called(run, text),
+            lambda run: bool(text) and run.run_id.startswith(text),
+        )
+        found = next((found for test in meant if (found := [run for run in runs if test(run)])), [])
+        return [run for run in found if not run.is_control] or found
+
+    def find_run(self, text: str) -> Run:
+        """The run that text names, as in find_runs; one without rows only if no run with rows is named so.
+
+        Raises PrunusError with the choices, and what differs between them, unless it is one run.
+        """
+        found = self.find_runs(text)
+        if len(found) > 1:
+            found = self.begun(found) or found
+        return self._the_only(text, found)
+
+    def remove_run(self, text: str) -> None:
+        """Remove the run that text names, with its rows and everything else that is stored about it.
+
+        If it has rows, which somebody may have seen, its plan and its times stay (`removed`). Text is as for
+        find_runs. Problems of tasks that no other run has are removed, too. Raises PrunusError, and removes nothing,
+        unless text fits one run, with or without rows, or while a process is evaluating the run.
+        """
+        run = self._the_only(text, self.find_runs(text))
+        with self.claim(run.run_id), self._transaction():
+            self._note_removal(run)
+            self._begin_log()
+            self._delete("run", [run.run_id])
+            self._add_to_log({"removed": run.run_id})
+            kept = {task for other in self.runs() for task in other.plan.get("tasks", [])}
+            unused = "SELECT problem_id, task FROM problem WHERE problem_id NOT IN (SELECT problem_id FROM sample)"
+            self._delete("problem", [key for key, task in self._read(unused) if task not in kept])
+            self._connection.execute("DELETE FROM asked WHERE digest NOT IN (SELECT digest FROM question)")
+
+    def rename_run(self, text: str, name: str) -> None:
+        """Give the model of the run that text names, as for find_runs, another name, which pages and tables show.
+
+        Its id and its rows stay. Raises PrunusError, and changes nothing, unless text fits one run, or for a name that
+        is no printable line or already that of another run's model.
+        """
+        run, name = self._the_only(text, self.find_runs(text)), checked_name(name)
+        if any(run.run_id != one.run_id for one in self.find_runs(name)):
+            raise PrunusError(f"'{name}' names another run of {self.path}: choose another name")
+        with self._transaction():
+            values = _json({**run.model, "name": name}), run.run_id
+            self._connection.execute("UPDATE run SET model = ? WHERE run_id = ?", values)
+
+    def _note_removal(self, run: Run) -> None:
+        """Keep what verdicts need to know of a run that is removed, if it has rows."""
+        query = "SELECT count(DISTINCT problem_id), count(*) FROM sample WHERE run_id = ?"
+        ((problems, rows),) = self._read(query, (run.run_id,))
+        if not rows:
+            return
+        begun, _ = self._begun().get(run.run_id, (None, {}))
+        values = (run.run_id, _json(run.model), _json(run.plan), begun, _now(), self._complete(run), problems, rows)
+        columns = "run_id, model, plan, begun, at, complete, problems, samples"
+        self._connection.execute(f"INSERT INTO removed ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)  # noqa: S608
+
+    def _delete(self, table: str, keys: Sequence[str]) -> None:
+        """Delete runs or problems by id, and before them the rows of other tables that refer to them."""
+        tables = [name for (name,) in self._read("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        referring = [
+            (name, column)
+            for name in tables
+            for _, _, to, column, *_ in self._read(f"PRAGMA foreign_key_list({name})")
+            if to == table
+        ]
+        for name, column in [*referring, (table, f"{table}_id")]:
+            self._connection.executemany(f"DELETE FROM {name} WHERE {column} = ?", [(key,) for key in keys])  # noqa: S608
+
+    def _the_only(self, text: str, found: Sequence[Run]) -> Run:
+        if not found:
+            raise PrunusError(f"no run of '{text}' in {self.path}; {self._what_there_is()}")
+        if len(found) > 1:
+            raise PrunusError(f"'{text}' fits {len(found)} runs in {self.path}, give an id: {listed(found)}")
+        return found[0]
+
+    def add_problems(self, rows: Iterable[ProblemRow]) -> None:
+        """Add problems, and store their groups.
+
+        Raises PrunusError, and adds none, if a problem differs from the stored one with the same id.
+        """
+        with self._transaction():
+            self._insert_problems(list(rows))
+
+    def problem_ids(self) -> set[str]:
+        """The ids of all problems."""
+        return {problem for (problem,) in self._read("SELECT problem_id FROM problem")}
+
+    def groups(self) -> dict[str, str]:
+        """{problem id: id of the first problem of its group}, without problems that are first or alone."""
+        return dict(self._read("SELECT problem_id, first FROM belongs"))
+
+    def problems(self, ids: Collection[str] | None = None) -> dict[str, ProblemRow]:
+        """All problems by id, or those of some ids."""
+        which = "" if ids is None else f" WHERE problem_id IN ({', '.join('?' * len(ids))})"
+        later = " ".join(f"LEFT JOIN {table} USING (problem_id)" for table in ("asks", "question", "belongs"))
+        columns = "task, problem_id, gold, kind, choices, problem.digest, wishes, question.digest, first"
+        rows = self._read(f"SELECT {columns} FROM problem {later}{which}", tuple(ids or ()))  # noqa: S608
+
+        def texts(column: str) -> tuple[str, ...]:
+            return tuple(self._parsed(column, list))
+
+        return {
+            key: ProblemRow(
+                task, key, gold, kind, texts(choices), digest, None if asks is None else texts(asks), question, group
+            )
+            for task, key, gold, kind, choices, digest, asks, question, group in rows
+        }
+
+    def question(self, problem_id: str) -> str | None:
+        """The question of a problem; None where it is not kept: of gated sets, and in stores of older versions."""
+        query = "SELECT text FROM asked JOIN question USING (digest) WHERE problem_id = ?"
+        return next((text for (text,) in self._read(query, (problem_id,))), None)
+
+    def version(self) -> int:
+        """A number that changes when somebody else has written to the store."""
+        ((version,),) = self._read("PRAGMA data_version")
+        return version
+
+    def add_samples(self, run_id: str, samples: Iterable[Sample]) -> int:
+        """Add draws in one transaction, all or none, and return the number of new ones; stored draws stay as they are.
+
+        The run and the problems must have been added before.
+        """
+        with self._transaction():
+            return self._insert_samples(run_id, samples)
+
+    def copy_samples(self, source: str, run_id: str, keys: Iterable[Key]) -> None:
+        """Copy these draws of one run to another, which must have been added, in one transaction."""
+        names = ", ".join(name for _, name, *_ in self._read("PRAGMA table_info(sample)") if name != "run_id")
+        query = (
+            f"INSERT INTO sample (run_id, {names}) SELECT ?, {names} FROM sample"  # noqa: S608  names of columns
+            " WHERE run_id = ? AND problem_id = ? AND budget = ? AND draw = ? ON CONFLICT DO NOTHING"
+        )
+        with self._transaction():
+            self._connection.executemany(query, [(run_id, source, *key) for key in keys])
+
+    def keys(self, run_id: str) -> set[Key]:
+        """(problem_id, budget, draw) of every draw of the run."""
+        return set(self._read("SELECT problem_id, budget, draw FROM sample WHERE run_id = ?", (run_id,)))
+
+    def samples(self, run_id: str, texts: bool = False, chain: tuple[str, int] | None = None) -> list[Sample]:
+        """The run's draws by problem_id, budget, draw; without texts `thinking` and `text` are empty.
+
+        chain: only those of this problem and number of the draw.
+        """
+        columns = COLUMNS if texts else tuple(name for name in COLUMNS if name not in TEXT_COLUMNS)
+        return [_sample(columns, row) for row in zip(*self.columns(run_id, columns, chain), strict=True)]
+
+    def columns(self, run_id: str, names: Sequence[str], chain: tuple[str, int] | None = None) -> list[tuple[Any, ...]]:
+        """The values of each of these fields in the draws of `samples`, as SQLite returns them."""
+        there = {name for _, name, *_ in self._read("PRAGMA table_info(sample)")}
+        stored = {name: name if name in there else "NULL" for name in COLUMNS}
+        # Rows of older formats lack it.
+        stored["loops"] = f"COALESCE({stored['loops']}, prunus_loops(thinking, text, {stored['repetition']}))"
+        shown = ", ".join(f"{stored[name]} AS {name}" for name in names)
+        which, values = "run_id = ?", (run_id, *(chain or ()))
+        which += " AND problem_id = ? AND draw = ?" if chain else ""
+        query = f"SELECT {shown} FROM sample WHERE {which} ORDER BY problem_id, budget, draw"  # noqa: S608
+        columns = list(zip(*self._read(query, values), strict=True)) or [() for _ in names]
+        for name, found in zip(names, columns, strict=True):
+            if not set(map(type, found)) <= KINDS[name]:  # SQLite stores any type in any column
+                raise schema.damaged(self.path, f"{name} of a draw is of a wrong type")
+            if name == "problem_id" and (unknown := set(found) - self.problem_ids()):
+                raise schema.damaged(self.path, f"it lacks the problem {min(unknown)[:80]!r} of a draw")
+        return columns
+
+    def answers(self, run_id: str, keys: Iterable[Key]) -> dict[Key, str | None]:
+        """The answers of these draws only, as far as they are there."""
+        query = "SELECT answer FROM sample WHERE run_id = ? AND problem_id = ? AND budget = ? AND draw = ?"
+        return {key: answer for key in keys for (answer,) in self._read(query, (run_id, *key))}
+
+    def texts(self, run_id: str, keys: Iterable[Key]) -> dict[Key, tuple[str, str]]:
+        """(thinking, text) of these draws only, so that a few texts can be shown from a store of any size."""
+        query = "SELECT thinking, text FROM sample WHERE run_id = ? AND problem_id = ? AND budget = ? AND draw = ?"
+        return {key: row for key in keys for row in self._read(query, (run_id, *key))}
+
+    def update_grades(self, run_id: str, grades: Iterable[tuple[str, int, int, str | None, str, bool]]) -> None:
+        """Replace grades in one transaction; each is (problem_id, budget, draw, answer, status, correct)."""
+        rows = [(answer, status, correct, run_id, *key) for *key, answer, status, correct in grades]
+        with self._transaction():
+            self._connection.executemany(
+                "UPDATE sample SET answer = ?, status = ?, correct = ?"
+                " WHERE run_id = ? AND problem_id = ? AND budget = ? AND draw = ?",
+                rows,
+            )
+
+    def _insert_start(self, run: Run, mixed: bool) -> None:
+        """Add what a later start records, if it is not what the one before did."""
+        stored = next((one for one in self.runs() if one.run_id == run.run_id), None)
+        if stored is None:
+            return
+        if not self._read("SELECT 1 FROM sample WHERE run_id = ? LIMIT 1", (run.run_id,)):  # so no row is of it
+            self._connection.execute("DELETE FROM start WHERE run_id = ?", (run.run_id,))
+            joined = {key: stored.versions[key] for key in ("grader", "protocol") if key in stored.versions}
+            now = {key: value for key, value in run.versions.items() if key not in ("grader", "protocol")}
+            values = (_json(run.model), _json(now | joined), run.run_id)
+            self._connection.execute("UPDATE run SET model = ?, versions = ? WHERE run_id = ?", values)
+            return
+        differing, content = contradiction(stored, run.versions), run.model.get("content")
+        if differing and not mixed:
+            raise PrunusError(
+                f"run {run.run_id} of {self.path} was begun otherwise ({'; '.join(differing)}): take another --store,"
+                " name the setting by --serving NAME (of a study: `serving` under [engine]), or go on with --mixed of"
+                " eval and study, which leaves the run without a verdict"
+            )
+        last = stored.starts[-1] if stored.starts else None
+        known = (last.content, last.versions) if last else (stored.model.get("content"), stored.versions)
+        ours = (content, run.versions)
+        if self._ungraded(known) != self._ungraded(ours):
+            values = (run.run_id, _now(), content, _json(run.versions), bool(differing))
+            self._connection.execute(
+                "INSERT INTO start (run_id, at, content, versions, mixed) VALUES (?, ?, ?, ?, ?)", values
+            )
+
+    @staticmethod
+    def _ungraded(record: tuple[Any, Mapping[str, Any]]) -> str:
+        """A start's record as text, without the versions that add_run merges."""
+        content, versions = record
+        return _json([content, {key: value for key, value in versions.items() if key not in ("grader", "protocol")}])
+
+    def _starts(self) -> dict[str, list[Start]]:
+        """The table `start`, by run id."""
+        found: dict[str, list[Start]] = {}
+        query = "SELECT run_id, at, content, versions, mixed FROM start ORDER BY number"
+        for run_id, at, content, versions, mixed in self._read(query):
+            found.setdefault(run_id, []).append(Start(at, content, self._parsed(versions, dict), bool(mixed)))
+        return found
+
+    def _insert_run(self, run: Run) -> None:
+        values = (run.run_id, _json(run.model), _json(run.plan), _json(run.versions))
+        self._begin_log()
+        series = series_of(run)
+        earlier = [one for one in self.runs() if one.run_id != run.run_id and series_of(one) == series]
+        new = self._connection.execute("INSERT INTO run VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", values).rowcount
+        if new:
+            self._add_to_log(run_event(run))
+        lacking = run.planned is not None and self._complete(run) < run.planned.count
+        if new or lacking:  # its last rows come after what can be seen of other runs now
+            seen = {one.run_id: self._complete(one) for one in earlier}
+            self._connection.execute("INSERT OR REPLACE INTO begun VALUES (?, ?, ?)", (run.run_id, _now(), _json(seen)))
+        if run.planned is not None and run.planned.order is not None:
+            order = json.dumps({task: list(ids) for task, ids in run.planned.order.items()}, ensure_ascii=False)
+            self._connection.execute("INSERT OR IGNORE INTO planned VALUES (?, ?)", (run.plan["problems"], order))
+
+    def _complete(self, run: Run) -> int:
+        """The number of problems of which the run has all draws at all budgets."""
+        wanted = len(run.plan.get("budgets", [])) * int(run.plan.get("samples", 1))
+        counts = self._read("SELECT count(*) FROM sample WHERE run_id = ? GROUP BY problem_id", (run.run_id,))
+        return sum(count >= wanted for (count,) in counts)
+
+    def _planned(self, runs: Sequence[Run]) -> dict[str, Planned | None]:
+        """What is known of the problems of each run's plan, by run id."""
+        orders: dict[str, Planned] = {}
+        for digest, problems in self._read("SELECT digest, problems FROM planned"):
+            order = self._parsed(problems, dict)
+            orders[digest] = Planned(sum(map(len, order.values())), order)
+        query = "SELECT task, count(*) FROM problem WHERE kind != ? GROUP BY task"
+        sizes: dict[str, int] = dict(self._read(query, (IMPORTED,)))
+        found: dict[str, Planned | None] = {}
+        for run in runs:
+            # A log, and a task of lm-evaluation-harness, is stored in one transaction.
+            whole = run.imported or "lm_eval" in run.plan
+            found[run.run_id] = None if whole else orders.get(run.plan.get("problems", "")) or _estimated(run, sizes)
+        return found
+
+    def _insert_problems(self, rows: Sequence[ProblemRow]) -> None:
+        values = [(r.problem_id, r.task, r.gold, r.kind, _json(list(r.choices)), r.digest) for r in rows]
+        self._connection.executemany("INSERT INTO problem VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", values)
+        stored = {one: rest for one, *rest in self._read("SELECT problem_id, task, digest FROM problem")}
+        for row in rows:
+            task, digest = stored[row.problem_id]
+            if digest != row.digest:
+                raise PrunusError(
+                    f"problem '{row.problem_id}' of task '{row.task}' is not the one of task '{task}' in {self.path}"
+                    " (its text or answer changed, or both tasks use this id): name another --store, or change the id"
+                )
+        if asks := [(row.problem_id, _json(list(row.asks))) for row in rows if row.asks is not None]:
+            self._connection.executemany("INSERT OR REPLACE INTO asks VALUES (?, ?)", asks)
+        if keys := [(row.problem_id, row.question) for row in rows if row.question is not None]:
+            self._connection.executemany("INSERT OR REPLACE INTO question VALUES (?, ?)", keys)
+            self._adopt([row for row in rows if row.question is not None and row.kind != IMPORTED])
+        if texts := [(row.question, row.text) for row in rows if row.question is not None and row.text is not None]:
+            self._connection.executemany("INSERT OR REPLACE INTO asked VALUES (?, ?)", texts)
+        self._insert_groups({row.problem_id: row.group for row in rows if row.group is not None})
+
+    def _insert_groups(self, first_of: Mapping[str, str]) -> None:
+        """Store these groups of problems unless the stored ones join and part the same problems."""
+        stored = self.groups()
+        if same_groups(first_of, {problem: stored.get(problem, problem) for problem in first_of}):
+            return
+        self._connection.executemany("DELETE FROM belongs WHERE problem_id = ?", [(one,) for one in first_of])
+        apart = [(problem, first) for problem, first in first_of.items() if problem != first]
+        self._connection.executemany("INSERT INTO belongs VALUES (?, ?)", apart)
+
+    def _adopt(self, rows: Sequence[ProblemRow]) -> None:
+        """Give imported draws the ids of these problems where the questions are equal, so that runs are comparable."""
+        query = "SELECT question.digest, problem_id FROM question JOIN problem USING (problem_id) WHERE kind = ?"
+        named: dict[str, str] = dict(self._read(query, (IMPORTED,)))
+        moved = {named[row.question]: row for row in reversed(rows) if row.question in named}
+        if not moved:
+            return
+        self._connection.executemany(  # by run, as the index of samples begins with it
+            "UPDATE sample SET problem_id = ?, task = ? WHERE run_id IN (SELECT run_id FROM run) AND problem_id = ?",
+            [(row.problem_id, row.task, old) for old, row in moved.items()],
+        )
+        renamed = [(row.problem_id, old) for old, row in moved.items()]
+        self._connection.executemany("UPDATE belongs SET first = ? WHERE first = ?", renamed)
+        for query in (
+            "DELETE FROM question WHERE problem_id = ?",
+            "DELETE FROM belongs WHERE problem_id = ?",
+            "DELETE FROM problem WHERE problem_id = ?",
+        ):
+            self._connection.executemany(query, [(old,) for old in moved])
+
+    def _insert_samples(self, run_id: str, samples: Iterable[Sample]) -> int:
+        before = self._connection.total_changes
+        self._connection.executemany(_INSERT, [(run_id, *_values(sample)) for sample in samples])
+        return self._connection.total_changes - before
+
+    def _check_format(self, create: bool) -> None:
+        if schema.is_empty(self._connection):
+            if not create:
+                raise PrunusError(f"the store '{self.path}' is empty: run `prunus eval` with --store {self.path} first")
+            with self._transaction():
+                if schema.is_empty(self._connection):  # else another process has made the tables meanwhile
+                    schema.make_tables(self._connection)
+        schema.check_format(self._connection, self.path)
+
+    def _parsed(self, text: Any, kind: type) -> Any:
+        """The value of a column that holds JSON."""
+        try:
+            found = parse_json(text)
+        except (TypeError, ValueError) as error:
+            raise schema.damaged(self.path, f"a text is not JSON: {str(error)[:100]}") from error
+        if not isinstance(found, kind):
+            raise schema.damaged(self.path, f"a text is JSON of another kind than a {kind.__name__}")
+        return found
+
+    def _run(self, run_id: str, model: str, plan: str, versions: str = "{}", how: str | None = None) -> Run:
+        """The run of these columns. Raises PrunusError where these are not what Prunus writes."""
+        texts = (self._parsed(text, dict) for text in (model, plan, versions))
+        run = Run(run_id, *texts, adaptive=None if how is None else self._parsed(how, dict))
+        if (what := why_damaged(run)) is not None:
+            raise schema.damaged(self.path, what)
+        return run
+
+    def _what_there_is(self) -> str:
+        runs = self.runs()
+        return f"it has {listed(runs)}" if runs else "it has no runs yet"
+
+    def _read(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        with self._errors(), closing(self._connection.execute(query, values)) as cursor:
+            return cursor.fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Run the block in a transaction that takes the write lock at once: only its start waits for another writer."""
+        with self._errors():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                schema.upgrade(self._connection)
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:  # a full disk rolls back by itself
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn errors of SQLite that the user can fix into a PrunusError of one line; others pass."""
+        try:
+            yield
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.ProgrammingError):  # of prunus itself
+                raise
+            raise self._explanation(error) from error
+
+    def _explanation(self, error: sqlite3.DatabaseError) -> PrunusError:
+        path, signs = f"the store '{self.path}'", f"{error} {getattr(error, 'sqlite_errorname', '')}"
+        known = {
+            "is locked": f"{path} is locked by another process (waited {self.timeout:g} s): try again when it is done",
+            "READONLY_ROLLBACK": f"{path} was being written when a process was killed: repair it by `prunus runs`",
+            "is full": f"the disk is full: {path} kept all finished batches; free some space and run the same command",
+            "readonly": f"{path} is write-protected: change its permissions or name another --store",
+            "unable to open": f"{path} cannot be opened: check that it is a file you may read and write",
+            "disk I/O error": f"{path} cannot be read or written (disk error): check the disk and its free space",
+            "not a database": f"'{self.path}' is not a store (not an SQLite file): name another --store",
+        }
+        message = next((message for sign, message in known.items() if sign in signs), None)
+        return schema.damaged(self.path, str(error)) if message is None else PrunusError(message)
+
+
+def same_groups(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two ways to name the groups of the same problems join and part the same problems."""
+    pairs = {(one[problem], other[problem]) for problem in one}
+    return len(pairs) == len(set(one.values())) == len(set(other.values()))
+
+
+def _sample(columns: Sequence[str], row: Sequence[Any]) -> Sample:
+    values: dict[str, Any] = dict(zip(columns, row, strict=True))
+    for flag in FLAGS:
+        values[flag] = bool(values[flag])
+    values["budget"] = budget_of(values["budget"])
+    return Sample(**values)
+
+
+def _estimated(run: Run, sizes: Mapping[str, int]) -> Planned | None:
+    """The number of problems of a plan that the store does not list; None unless it has some of every task."""
+    tasks, limit = run.plan.get("tasks", []), run.plan.get("limit")
+    if not tasks or not all(sizes.get(task) for task in tasks):
+        return None
+    return Planned(sum(min(sizes[task], limit or sizes[task]) for task in tasks), None)
+
+
+def _now(precision: str = "microseconds") -> str:
+    """The time, in UTC. Runs are put in order by it, for which seconds are too coarse."""
+    return datetime.now(UTC).isoformat(timespec=precision)
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, sort_keys=True, ensure_ascii=False)
+
+
+def runs(store: str | Path, remove: str | None = None, rename: tuple[str, str] | None = None) -> list[dict[str, Any]]:
+    """The runs of a store, oldest first, as dicts with run (its id), model, label, plan (in short), rows and adaptive.
+
+    label: what was done to the model. rows: number of stored answers; 0 if the evaluation was stopped before its first
+    batch was complete. adaptive: whether `find` decided how many problems the run has.
+    remove: first remove the run with this id, start of an id, model name or label, with all its rows; there is no way
+    back, and only its plan and its times are kept. Raises PrunusError, and removes nothing, if that is no run or
+    several, or while a process is evaluating it.
+    rename: (run, name): first give the model of this run, named likewise, a name that no other run has.
+    """
+    with Store(store) as opened:
+        if remove is not None:
+            opened.remove_run(remove)
+        if rename is not None:
+            opened.rename_run(*rename)
+        counts = opened.counts()
+        return [
+            {
+                "run": run.run_id,
+                "model": run.model.get("name"),
+                "label": label_of(run),
+                "plan": plan_in_short(run.plan),
+                "rows": counts.get(run.run_id, 0),
+                "adaptive": run.adaptive is not None,
+            }
+            for run in opened.runs()
+        ]

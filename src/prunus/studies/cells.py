@@ -1,0 +1,369 @@
+"""The parts of a study: variants (a recipe applied to a model) and cells (a variant under a plan).
+
+Their ids are hashes of their content, so that the same recipe is the same cell in any study and any file. Settings that
+have no effect on a recipe's result have none on its id.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.model_folder import EngineFolder, ModelFolder
+from prunus.checkpoint.resolve import load_tokenizer, resolve, typed_path
+from prunus.errors import PrunusError
+from prunus.evaluation.beforehand import check_plan
+from prunus.evaluation.provenance import model_label
+from prunus.evaluation.resolved_plan import ResolvedPlan, keeps_prefix, resolve_plan
+from prunus.evaluation.stored_ids import as_stored, by_id
+from prunus.plain_data import content_hash
+from prunus.pruning.calibration import HUB_NAMES, calibration_name, check_calibration, source_file
+from prunus.recipes import EvalPlan
+from prunus.recipes.base import Recipe
+from prunus.settings.budgets import without_off
+from prunus.settings.engines import BACKENDS
+from prunus.settings.serving import Serving
+from prunus.step import action_of, kind_of, settled, steps_name
+from prunus.steps.chain import check_steps
+from prunus.store.rows import Sample, chains_of, sampled_tokens
+from prunus.store.store import Store, is_begun
+from prunus.studies.file import Entry, Study
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DENSE, AGAIN = "dense", "A/A control"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model after some steps; without steps, the model as it is.
+
+    source: checksum of the model. content: digest of what else it computes with. keys: for the first 1, 2, ... steps,
+    the hash of source and these steps (12 hex digits). line: of the steps in the study's file.
+    """
+
+    name: str
+    source: str
+    steps: tuple[Recipe, ...] = ()
+    keys: tuple[str, ...] = ()
+    line: int | None = None
+    content: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The hash of all steps."""
+        return self.keys[-1] if self.keys else content_hash({"source": self.source})
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is loaded as a whole checkpoint, as it has tensors of other shapes than its source."""
+        return any(kind_of(recipe).reshapes for recipe in self.steps)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A variant under a plan of the study, which is one run of the store.
+
+    plan: index of the plan in the study. resolved: that plan made concrete for the variant.
+    """
+
+    variant: Variant
+    plan: int
+    resolved: ResolvedPlan
+
+    @property
+    def run_id(self) -> str:
+        """The id of the cell's run in the store."""
+        return self.resolved.run_id
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it repeats another cell in other batches (EvalPlan.aa_control), and so is compared with no base."""
+        return bool(self.resolved.plan.get("aa_control"))
+
+    @property
+    def name(self) -> str:
+        """The variant's name, and that it is the control."""
+        return f"{self.variant.name}, {AGAIN}" if self.is_control else self.variant.name
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the study, opened. name: as written in the study's file. checkpoint: as checkpoint_of opens it."""
+
+    name: str
+    checkpoint: ModelFolder
+    tokenizer: "PreTrainedTokenizerBase"
+    variants: list[Variant]  # dense first
+    cells: list[Cell]  # by plan, then variant; then controls
+
+    @property
+    def source(self) -> Checkpoint:
+        """The model with its blocks, of which variants are made, or which this process runs."""
+        assert isinstance(self.checkpoint, Checkpoint), "a model that only an engine reads has no variants"
+        return self.checkpoint
+
+    @property
+    def label(self) -> str:
+        """The model's name in tables and pages."""
+        return model_label(self.name)
+
+    def cells_of(self, variant: Variant) -> list[Cell]:
+        """The cells of a variant, one for each plan, and with its control if the plan has one."""
+        return [cell for cell in self.cells if cell.variant == variant]
+
+
+def chain_tokens(plan: EvalPlan, answers: int) -> int:
+    """Upper bound of the tokens of one chain: its thinking, and its answers at all budgets.
+
+    answers: upper bound of the tokens of these answers together.
+    """
+    budgets = without_off(plan.budgets)
+    shared = plan.reuse and plan.wait == 0
+    return (max(budgets, default=0) if shared else sum(budgets)) + answers
+
+
+def tokens_per_chain(runs: Iterable[Iterable[Sample]], reuse: bool) -> float | None:
+    """The mean number of tokens sampled for a chain of these runs; None without any chain. reuse: as in their plan."""
+    chains = [chain for samples in runs for chain in chains_of(samples)]
+    return sum(sampled_tokens(chains, reuse)) / len(chains) if chains else None
+
+
+def with_prefixes(study: Study, store: Path) -> Study:
+    """The study that goes on with the problems that runs of earlier versions in its store have."""
+    kept = (number for number, plan in enumerate(study.plans) if keeps_prefix(store, plan))
+    return replace(study, prefixes=frozenset(kept))
+
+
+def open_models(study: Study, store: Path | None = None) -> list[Model]:
+    """All models of the study; those of the hub are downloaded. store: as of open_model.
+
+    Raises PrunusError where a model cannot be found or a recipe or plan does not fit it.
+    """
+    models = [open_model(study, name, folder_of(study, name), store) for name in study.models]
+    check_distinct(study, models)
+    return models
+
+
+def check_beforehand(study: Study, begun: bool) -> None:
+    """Raise PrunusError, with the line of the file, for what is wrong and seen without opening a model.
+
+    begun: whether variants may have been made, which need their calibration no more.
+    """
+    for name in study.models:
+        folder = folder_of(study, name)
+        with study.located(study.eval_line, name):
+            for plan in study.plans:
+                check_plan(folder, plan)
+        if not begun:
+            for variant, entry in zip(variant_names(study.entries), study.entries, strict=True):
+                with study.located(entry.line, variant):
+                    for recipe in entry.steps:
+                        check_calibration(recipe, folder)
+
+
+def check_distinct(study: Study, models: Sequence[Model]) -> None:
+    """Raise PrunusError where two models have the same weights, or their kept checkpoints would share a folder."""
+    weights: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    for model in models:
+        if (other := weights.setdefault(model.checkpoint.checksum(), model.name)) != model.name:
+            study.fail(study.models_line, f"'{other}' and '{model.name}' have the same weights: leave one out")
+        has_folders = "keep_checkpoints" if study.keep_checkpoints else "[[find]]" if study.finds else ""
+        if has_folders and (other := labels.setdefault(model.label, model.name)) != model.name:
+            message = f"'{other}' and '{model.name}' are both called {model.label}, and so would their checkpoints be"
+            study.fail(study.models_line, f"{message}: rename a folder, or leave out {has_folders}")
+
+
+def folder_of(study: Study, name: str) -> Path:
+    """A model's folder; a model of the hub is downloaded. PrunusError names the line of the study's file."""
+    with study.located(study.models_line):
+        return resolve(name)
+
+
+def open_model(study: Study, name: str, folder: Path, store: Path | None = None) -> Model:
+    """A model with its variants and cells. Raises PrunusError where a recipe or a plan does not fit it.
+
+    store: in which cells that an earlier version began keep their ids.
+    """
+    checkpoint = checkpoint_of(study, folder)
+    if checkpoint.quantised is not None and isinstance(checkpoint, Checkpoint):
+        way = f"run `prunus dequantize {name} OUT` and name OUT"
+        study.fail(study.models_line, f"'{name}' is in {checkpoint.quantised}, whose weights cannot be swapped: {way}")
+    tokenizer = load_tokenizer(folder)
+    variants = variants_of(study, checkpoint)
+    with study.located(study.eval_line, name):
+        serving = Serving.of(study.backend, study.engine)
+        resolved = [
+            resolve_plan(
+                checkpoint, tokenizer, replace(plan, aa_control=False), serving, prefix=number in study.prefixes
+            )
+            for number, plan in enumerate(study.plans)
+        ]
+        controls = [
+            Cell(
+                variants[0], number, resolve_plan(checkpoint, tokenizer, plan, serving, prefix=number in study.prefixes)
+            )
+            for number, plan in enumerate(study.plans)
+            if plan.aa_control
+        ]
+    cells = []
+    for number, plan in enumerate(resolved):
+        based = plan if (most := study.plans[number].draws(True)) == plan.plan["samples"] else plan.drawn(most)
+        for variant in variants:
+            work = based if variant.name == study.base else plan
+            # The dense model keeps the id that `prunus eval` gives, so that they share rows.
+            cells.append(Cell(variant, number, work.of(variant=variant.key) if variant.steps else work))
+    if len({cell.run_id for cell in cells}) < len(cells):
+        what = "the same" if len({plan.run_id for plan in resolved}) < len(resolved) else "the same for the base"
+        study.fail(study.eval_line, f"two plans of [eval] are {what} for {name}; take a value out of a list")
+    return Model(name, checkpoint, tokenizer, variants, under_stored_ids([*cells, *controls], name, store))
+
+
+def under_stored_ids(cells: Sequence[Cell], name: str, store: Path | None) -> list[Cell]:
+    """Cells of a model with the ids that their runs have in a store, if an earlier version began them there."""
+    if store is None or not is_begun(store):
+        return [*cells]
+    with Store(store) as opened:
+        runs = by_id(opened)
+    label, found = model_label(name), list[Cell]()
+    for cell in cells:
+        source = None if cell.variant.steps else name
+        found.append(replace(cell, resolved=as_stored(cell.resolved, runs, label, source)))
+    return found
+
+
+def checkpoint_of(study: Study, folder: Path) -> Checkpoint | EngineFolder:
+    """The opened model: a Checkpoint where variants are made of it or this process runs it, which needs its blocks.
+
+    Else it may be any model that the engine supports.
+    """
+    if BACKENDS[study.backend].loads_itself and not study.entries:
+        return EngineFolder(folder)
+    return Checkpoint(folder)
+
+
+def variants_of(study: Study, checkpoint: Checkpoint | EngineFolder) -> list[Variant]:
+    """The dense model and a variant for each recipe. Raises PrunusError where two have the same effect."""
+    names = variant_names(study.entries)
+    if study.base not in (DENSE, *names):
+        study.fail(None, f"base '{study.base}' is no variant; there are {', '.join((DENSE, *names))}")
+    source = checkpoint.checksum()
+    dense = Variant(DENSE, source, content=checkpoint.content())
+    if not isinstance(checkpoint, Checkpoint):
+        assert not study.entries
+        return [dense]
+    found: dict[str, tuple[Variant, Entry]] = {}
+    for name, entry in zip(names, study.entries, strict=True):
+        with study.located(entry.line, name):
+            variant = variant_of(name, entry, source, checkpoint)
+        if variant.key in found:
+            study.fail(entry.line, same_effect(found[variant.key][1], entry))
+        found[variant.key] = variant, entry
+    return [dense, *(variant for variant, _ in found.values())]
+
+
+def variant_of(name: str, entry: Entry, source: str, checkpoint: Checkpoint) -> Variant:
+    """The variant of some steps. source: checksum of the model."""
+    steps = settled(entry.steps, checkpoint.manifest.get("history", []))
+    check_steps(steps, checkpoint.folder)
+    contents = [effective(recipe, checkpoint) for recipe in steps]
+    keys: list[str] = []
+    for count in range(1, len(contents) + 1):
+        keys.append(key_of(source, steps[:count], contents[:count], keys))
+    return Variant(name, source, steps, tuple(keys), entry.line, checkpoint.content())
+
+
+def key_of(source: str, steps: Sequence[Recipe], contents: Sequence[dict[str, object]], keys: Sequence[str]) -> str:
+    """Stored: the hash of some steps. keys: those of fewer steps.
+
+    A recovery and the step before it were one entry when variants were first stored, and are hashed together.
+    """
+    recovers = len(steps) > 1 and action_of(steps[-1]) == "recover"
+    content: dict[str, object] = {"source": source, "recipe": contents[-2] if recovers else contents[-1]}
+    if recovers:
+        content["recover"] = contents[-1]
+    if earlier := keys[: -1 if recovers else None]:
+        content["after"] = earlier[-1]
+    return content_hash(content)
+
+
+def same_effect(first: Entry, second: Entry) -> str:
+    """The message for two entries that have the same effect."""
+    one, other = settings_of(first), settings_of(second)
+    differing = [key for key in one | other if one.get(key) != other.get(key)]
+    name = steps_name(first.steps)
+    if not differing:
+        where = "" if first.line is None else f" (first in line {first.line})"
+        return f"{name} is listed twice{where}"
+    what, have = ", ".join(differing), "has" if len(differing) == 1 else "have"
+    methods = " and ".join(str(getattr(one, "method", action_of(one))) for one in first.steps)
+    return f"{name} is listed twice: {what} {have} no effect on {methods}"
+
+
+def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, object]:
+    """Stored: the settings of a recipe that have an effect, with files replaced by digests of their content."""
+    kept = kind_of(recipe).content(recipe, checkpoint)
+    if "calibration" in kept:
+        kept["calibration"] = content_of(calibration_name(str(kept["calibration"]), checkpoint.manifest))
+    if kept.get("scores") is not None:
+        kept["scores"] = digest(Path(str(kept["scores"])))
+    return kept
+
+
+def content_of(calibration: str) -> str:
+    """What stands for a calibration source in a hash: the name of a corpus of the hub, the digest of a file."""
+    if calibration == "wikitext2":
+        return "wikitext2, joined by blanks"  # by blank lines in earlier versions
+    if calibration in HUB_NAMES:
+        return calibration
+    return digest(source_file(calibration))
+
+
+def digest(path: Path) -> str:
+    """16 hex digits of the SHA-256 of a file's content."""
+    try:
+        return hashlib.sha256(typed_path(path).read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise PrunusError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def settings_of(entry: Entry) -> dict[str, object]:
+    """The settings of an entry: those of its last step that removes something, and those of others that differ."""
+    main = [one for one in entry.steps if not kind_of(one).needs_pruned][-1:] or entry.steps[:1]
+    settings, actions = main[0].to_json(), [action_of(one) for one in entry.steps]
+    for number, recipe in reversed(list(enumerate(entry.steps, 1))):
+        action = actions[number - 1]
+        step = action if actions.count(action) == 1 else f"{action}{number}"
+        for name, value in recipe.to_json().items():
+            if name not in settings:
+                settings[name] = value
+            elif settings[name] != value:
+                settings[f"{step}-{name}"] = value
+    return settings
+
+
+def variant_names(entries: Sequence[Entry]) -> list[str]:
+    """A name for each recipe: the short name, and where it is not unique, the settings that differ."""
+    names = [steps_name(entry.steps) for entry in entries]
+    for name in {name for name in names if names.count(name) > 1}:
+        alike = {index: settings_of(entries[index]) for index, other in enumerate(names) if other == name}
+        for index in alike:
+            names[index] = "-".join([name, *differing_settings(alike[index], list(alike.values()))])
+    return names
+
+
+def differing_settings(one: Mapping[str, Any], all_alike: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the settings in which recipes with the same short name differ: `seed1`, `spread0.1`."""
+    for key, value in one.items():
+        if value is not None and any(other.get(key) != value for other in all_alike):
+            yield f"{key}{Path(str(value)).stem if isinstance(value, str) and '/' in value else value}"
+
+
+def plan_names(plans: Sequence[EvalPlan]) -> list[str]:
+    """A name for each plan, made of the settings in which plans differ; empty where there is only one plan."""
+    rows = [plan.to_json() for plan in plans]
+    return [" ".join(differing_settings(row, rows)).replace("mode", "") for row in rows]

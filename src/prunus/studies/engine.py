@@ -1,0 +1,387 @@
+"""The backend of a study, and the evaluation of its cells on this machine: a first batch of every variant early.
+
+One dense model stays loaded, and variants are swapped into it and out again.
+"""
+
+import gc
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from prunus import progress
+from prunus.checkpoint.architecture import Architecture, Carried, find_layers
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.model_folder import is_gguf
+from prunus.checkpoint.packed_files import read_variant
+from prunus.errors import PrunusError
+from prunus.evaluation.adopted import adopt_some
+from prunus.evaluation.backends import opened
+from prunus.evaluation.backends.chat import ChatServer
+from prunus.evaluation.backends.hf import HFBackend, device_for
+from prunus.evaluation.backends.served import reached
+from prunus.evaluation.backends.vllm import VLLMBackend
+from prunus.evaluation.grading import Grader
+from prunus.evaluation.provenance import describe_versions
+from prunus.evaluation.requests import Backend
+from prunus.evaluation.run import Show, check_engine, fill_store, missing_batches, planned_chains
+from prunus.pruning.gguf import gguf
+from prunus.recipes import GgufRecipe
+from prunus.settings.engines import GGUF, EngineOptions
+from prunus.store.rows import Sample
+from prunus.store.store import Store
+from prunus.studies.cells import Cell, Model, Variant
+from prunus.studies.file import Study
+from prunus.studies.terminal import StudyBar
+from prunus.studies.variants import (
+    MAKING,
+    add_run,
+    differences_of,
+    is_made,
+    make_variant,
+    read_info,
+    weights_file,
+    whole_checkpoint,
+)
+
+PROBE_TOKENS = 16
+Batch = list[tuple[int, int]]  # (index of the problem, draw)
+
+
+def makes_all_first(backend: str, device: str) -> bool:
+    """Whether all variants are made before the engine starts: from then on vLLM occupies the whole GPU."""
+    return backend == "vllm" and device_for(device) != "cpu"
+
+
+class Engine:
+    """Holds one variant at a time: `with Engine(study, folder, device) as engine: engine.hold(model, variant)`.
+
+    folder: of the study, which has the variants' files. The dense model stays loaded below the variants of it.
+    """
+
+    def __init__(self, study: Study, folder: Path, device: str) -> None:
+        self.study, self.name, self.options = study, study.backend, study.engine
+        self.folder, self.device = folder, device
+        self.loaded: tuple[Model, Backend] | None = None  # a model with its dense weights
+        self.variant: Variant | None = None
+        self.held: dict[bool, Backend | ChatServer] = {}  # of the variant: by whether it is for control native
+        self.server: tuple[Path, EngineOptions] | None = None  # that was started: its model folder, and how to reach it
+        self.of_model, self.of_variant, self.grader = ExitStack(), ExitStack(), Grader()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        with self.grader, self.of_model:
+            self.of_variant.__exit__(*error)
+
+    def hold(self, model: Model, variant: Variant, native: bool = False) -> Backend | ChatServer:
+        """A backend with the weights of a variant that was made, until another one is held or released.
+
+        native: the chat completions of the server that has them, for control native.
+        """
+        if self.variant != variant:
+            self.release()
+            self.variant = variant
+        if native not in self.held:
+            self.held[native] = self.load(model, variant, native)
+        return self.held[native]
+
+    def release(self) -> None:
+        """Take the variant out again, which leaves the dense model."""
+        self.variant, self.held = None, {}
+        self.of_variant.close()
+
+    def load(self, model: Model, variant: Variant, native: bool) -> Backend | ChatServer:
+        """The same for a variant that is not held yet."""
+        enter, where, options = self.of_variant.enter_context, model.checkpoint.folder, self.options
+        if options.serve is not None and self.server is None:
+            enter(self.served(model, variant))
+        if self.server is not None:
+            where, options = self.server
+        elif not native and not variant.is_whole:
+            backend = self.dense(model)
+            if isinstance(backend, HFBackend):
+                enter(swapped(backend.model, model.source, self.folder, variant))
+            elif isinstance(backend, VLLMBackend):
+                backend.hold(*differences_of(model.checkpoint, self.folder, variant))
+            return backend
+        elif not native:
+            self.free()  # first, since memory may hold one model only
+            where = whole_checkpoint(self.study, model, variant, self.folder, self.device)
+        return enter(opened(self.name, where, self.device, len(model.tokenizer), options, native))
+
+    def dense(self, model: Model) -> Backend:
+        """A backend with the model's dense weights; any other model is freed first."""
+        if self.loaded is None or self.loaded[0] is not model:
+            self.free()
+            loading = opened(self.name, model.checkpoint.folder, self.device, len(model.tokenizer), self.options)
+            self.loaded = model, self.of_model.enter_context(loading)
+        return self.loaded[1]
+
+    def free(self) -> None:
+        """Free the model that is loaded, if there is one."""
+        self.loaded = None
+        self.of_model.close()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @contextmanager
+    def served(self, model: Model, variant: Variant) -> Iterator[None]:
+        """Within the context, a server for the variant's checkpoint runs, which the study's command starts.
+
+        The checkpoint is deleted afterwards unless the study keeps it; after an error it stays for the next run.
+        """
+        where = whole_checkpoint(self.study, model, variant, self.folder, self.device)
+        with self.as_gguf(model, where) as there, reached(self.options, there) as options:
+            self.server = there, options
+            try:
+                yield
+            finally:
+                self.server = None
+        if variant.steps and not self.study.keep_checkpoints and not variant.is_whole:
+            shutil.rmtree(where, ignore_errors=True)
+
+    @contextmanager
+    def as_gguf(self, model: Model, where: Path) -> Iterator[Path]:
+        """Within the context, a folder of a checkpoint's GGUF file if the command asks for one, else the checkpoint's.
+
+        A checkpoint that is no GGUF file itself is written as one in float16 for as long as it is served.
+        """
+        if GGUF not in (self.options.serve or "") or is_gguf(where):
+            yield where
+            return
+        steps = (recipe for variant in model.variants for recipe in variant.steps)
+        like = next((recipe.like for recipe in steps if isinstance(recipe, GgufRecipe)), None)
+        made = self.folder / MAKING / "served" / where.name
+        gguf(where, made, GgufRecipe(like=like), overwrite=True)
+        try:
+            yield made
+        finally:
+            shutil.rmtree(made)
+
+    def evaluate(
+        self,
+        model: Model,
+        cell: Cell,
+        batches: Sequence[Batch],
+        store: Store,
+        show: Show | None = None,
+        adaptive: Mapping[str, Any] | None = None,
+    ) -> Iterator[list[Sample]]:
+        """Evaluate batches of a cell; yield its rows as they are stored.
+
+        show: as in fill_store. adaptive: as Run.adaptive, if its rows decide how many problems it has.
+        """
+        work = cell.resolved
+        backend = self.hold(model, cell.variant, work.native is not None)
+        check_engine(work, backend)
+        with store.claim(cell.run_id):
+            served = None if self.server is None else self.server[0]
+            versions = describe_versions(backend)
+            add_run(store, model, cell, self.folder, versions, served, self.study.mixed)
+            if adaptive is not None:
+                store.mark_adaptive(cell.run_id, adaptive)
+            else:
+                adopt_some(store, work, versions)
+            stored = store.keys(work.run_id)
+            left = [batch for batch in batches if not work.keys(batch) <= stored]
+            planned = planned_chains(work, backend, left, stored)
+            for portion in fill_store(store, work, backend, self.grader, planned, show):
+                yield portion.samples
+
+
+@contextmanager
+def swapped(model: PreTrainedModel, source: Checkpoint, folder: Path, variant: Variant) -> Iterator[None]:
+    """Within the context, model has the variant's weights; before and after, exactly those of source.
+
+    folder: of the study, which has the variant's files.
+    """
+    info = read_info(folder, variant) if variant.steps else None
+    if info is None:
+        assert not variant.steps, "a variant is made before it is swapped in"
+        yield
+        return
+    replaced: list[str] = []
+    try:
+        for name, tensor in as_in_model(source, read_variant(weights_file(folder, variant), source)):
+            replaced.append(name)
+            overwrite(model, name, tensor)
+        with blocks_kept(model, info.kept):
+            yield
+    finally:
+        for name in replaced:
+            overwrite(model, name, source.names.read([name], source.read)[name])
+
+
+def as_in_model(source: Checkpoint, stored: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Yield (parameter name in transformers' model, tensor) for tensors that have their names on disk.
+
+    Parameters that are converted from several stored tensors come last; their unchanged tensors are read from source.
+    """
+    origins = {name: origin for origin in source.names.origins.values() for name in origin.stored}
+    parts: dict[str, Tensor] = {}
+    for name, tensor in stored:
+        origin = origins.get(name)
+        if origin is not None and origin.converter is None:
+            yield origin.targets[0], tensor.T if origin.transposed else tensor
+        elif origin is not None:
+            parts[name] = tensor
+    targets = [target for name in parts for target in origins[name].targets]
+    made = source.names.read(targets, lambda name: parts[name] if name in parts else source.read(name))
+    yield from made.items()
+
+
+@torch.no_grad()
+def overwrite(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
+    """Set a parameter to tensor, rounded to the dtype that the model was loaded in, as loading would round it."""
+    parameter = model.get_parameter(name)
+    if isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D):  # its weight has shape (I, O)
+        tensor = tensor.T
+    loaded = getattr(model.config, "dtype", None) or parameter.dtype
+    parameter.copy_(tensor.to(loaded).to(parameter.dtype))
+
+
+@contextmanager
+def blocks_kept(model: PreTrainedModel, kept: list[int]) -> Iterator[None]:
+    """Within the context, model has only these blocks, renumbered as in a checkpoint without the others.
+
+    Raises PrunusError where the shortened model differs from its blocks run one after the other, each called with the
+    arguments that it has in the whole model.
+    """
+    config = model.config.get_text_config(decoder=True)
+    layers, kinds = list(find_layers(model)[1]), getattr(config, "layer_types", None)
+    if len(kept) == len(layers):
+        yield
+        return
+    ids_NT = (torch.arange(2 * PROBE_TOKENS, device=model.device) % config.vocab_size).view(2, PROBE_TOKENS)
+    expected = states_without(model, kept, ids_NT)
+    try:
+        set_blocks(model, [layers[index] for index in kept], kinds and [kinds[index] for index in kept])
+        try:
+            with torch.no_grad():
+                found = Architecture(model).whole_states(ids_NT)
+            same = torch.allclose(found.float(), expected.float(), rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+        except Exception:  # the model's own code may rely on all of its blocks, and raise any error
+            same = False
+        if not same:
+            raise PrunusError(
+                f"{config.model_type} cannot be run in memory without some of its blocks: use `prunus drop` and"
+                " `prunus eval` instead of a study"
+            )
+        yield
+    finally:
+        set_blocks(model, layers, kinds)
+
+
+@torch.no_grad()
+def states_without(model: PreTrainedModel, kept: list[int], ids_NT: Tensor) -> Tensor:
+    """(N, T, X) input of the head when only the kept blocks run, each called as in the whole model."""
+    architecture = Architecture(model)
+    recording, carried = architecture.record(ids_NT), dict[Carried, Any]()
+    hidden = recording.first
+    try:
+        for index in kept:
+            hidden = architecture.call_block(index, architecture.layers[index], hidden, recording.calls[index], carried)
+    except KeyError as error:
+        raise PrunusError(
+            f"an earlier block of {model.config.model_type} computes a tensor that a later one needs, so the earlier"
+            " block cannot be removed"
+        ) from error
+    return architecture.states(ids_NT, hidden)
+
+
+def set_blocks(model: PreTrainedModel, layers: list[Any], kinds: list[str] | None) -> None:
+    """Replace the blocks of the model by layers. kinds: the attention type of each, if the configuration lists it."""
+    name, _ = find_layers(model)
+    path, _, inner = name.rpartition(".")
+    model.get_submodule(path).register_module(inner, nn.ModuleList(layers))
+    for index, layer in enumerate(layers):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
+    config = model.config.get_text_config(decoder=True)
+    config.num_hidden_layers = len(layers)
+    if kinds is not None:
+        with suppress(AttributeError):  # raised where transformers computes layer_types from other settings
+            config.layer_types = kinds
+
+
+@dataclass(eq=False)
+class Job:
+    """One unit of work: make a variant (cell is None), or answer chains of a cell.
+
+    early: comes before all jobs that are not early. attempts: number of workers that were lost at this job.
+    """
+
+    model: Model
+    variant: Variant
+    cell: Cell | None
+    batch: list[tuple[int, int]]
+    early: bool
+    attempts: int = 0
+
+    @property
+    def description(self) -> str:
+        """`evaluating wanda-20 of tiny`."""
+        activity = "making" if self.cell is None else "evaluating"
+        return f"{activity} {self.variant.name} of {self.model.label}"
+
+
+def missing_jobs(models: Sequence[Model], folder: Path, store: Store) -> Iterator[Job]:
+    """Yield a job for every missing variant and batch, by model and variant. folder: of the study.
+
+    All batches of the dense models and the first batch of each variant are early.
+    """
+    for model in models:
+        for variant in model.variants:
+            missing = [
+                (cell, batch) for cell in model.cells_of(variant) for batch in missing_batches(store, cell.resolved)
+            ]
+            if missing and not is_made(folder, variant):
+                yield Job(model, variant, None, [], True)
+            for cell, batch in missing:
+                yield Job(model, variant, cell, batch, not variant.steps or batch == cell.resolved.batches[0])
+
+
+def run_here(study: Study, models: Sequence[Model], folder: Path, store: Store, device: str) -> None:
+    """Evaluate every missing cell in this process, beginning with the dense models and one batch of every variant.
+
+    folder: of the study.
+    """
+    jobs, serves = list(missing_jobs(models, folder, store)), study.engine.serve is not None
+    if not serves:  # else the server of a variant is started once, for all of its batches
+        jobs.sort(key=lambda job: not job.early)
+    if makes_all_first(study.backend, device):
+        jobs.sort(key=lambda job: job.cell is not None)
+    with StudyBar(study, models, store) as bar, Engine(study, folder, device) as engine:
+        for (model, variant, cell), some in groupby(jobs, key=attrgetter("model", "variant", "cell")):
+            if cell is not None:
+                bar.say(f"evaluating {variant.name} of {model.label}")
+                for samples in engine.evaluate(model, cell, [job.batch for job in some], store, bar.within):
+                    bar.add(cell.run_id, samples)
+            elif not serves:  # else the checkpoint is made whole when its server is started
+                make_missing(engine, model, variant, bar)
+
+
+def make_missing(engine: Engine, model: Model, variant: Variant, bar: StudyBar) -> None:
+    """Make a variant unless its files exist, and the others that begin with the same step, whose result they share."""
+    if is_made(engine.folder, variant):
+        return
+    engine.release()
+    alike = [one for one in model.variants if one.keys[:1] == variant.keys[:1]]
+    for one in sorted(alike, key=lambda one: len(one.steps)):
+        if not is_made(engine.folder, one):
+            progress.say(f"making {one.name} of {model.label}")
+            with bar.hidden():
+                make_variant(model, one, engine.folder, engine.device, engine.study.keep_checkpoints)

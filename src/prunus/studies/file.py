@@ -1,0 +1,526 @@
+"""Read a study's TOML file and check every key, type and combination of values before any model is opened.
+
+Where a recipe takes one value, a list of values makes a grid. Paths are relative to the folder of the file.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_origin
+
+from prunus.checkpoint.resolve import typed_path
+from prunus.errors import PrunusError
+from prunus.plain_data import Lines, parse_toml, suggestion
+from prunus.recipes import EvalPlan, PruneRecipe, RecoverRecipe
+from prunus.recipes.base import CALIBRATED, Recipe, without_removed
+from prunus.settings import check_settings, hints_of, misfit, setting
+from prunus.settings.budgets import OFF
+from prunus.settings.engines import SMALLEST, EngineOptions
+from prunus.settings.margins import Margin, MarginLike
+from prunus.step import STEPS, kind_of, settled, step_kind
+
+RECIPES: Mapping[str, type[Recipe]] = {action: step_kind(action).recipe for action in STEPS}
+# Keys of [calibration], which has defaults of every step, and their types.
+SHARED = {key: hints_of(PruneRecipe)[key] for key in CALIBRATED}
+# (table, key) of options that no longer exist: ignored at the value that they had by default, and what to do else.
+DELETED: Mapping[tuple[str, str], tuple[Any, str]] = {
+    ("", "measure_seconds"): (False, "benchmarks/latency.py measures the time per token"),
+    ("find", "as_given"): (False, "order the ladder from gentle to harsh"),
+    ("find", "anyway"): (False, "take more problems or a larger margin"),
+}
+Made = TypeVar("Made")
+Build = Callable[[type[Made], dict[str, Any]], Made]  # makes an object of a class with these settings
+CHAIN = "chain"  # the tables of several steps, each of which is {action = settings}
+AFTER = "recover"  # key of the tables of single steps, for one more step after it: true, false or a table of settings
+BEFORE = "experts"  # key of [[prune]], for one more step before it
+TOP = ("name", "models", "keep_checkpoints", "eval", "engine", "calibration", *RECIPES, CHAIN, "find", "report")
+REPORT: Mapping[str, Any] = {"base": str, "margin": float | str, "stop_margin": float | str, "published": bool}
+MARGINS = ("margin", "stop_margin")  # keys of [report] and [[find]]
+DEFAULT_LADDER = "0.1:0.7:0.05"
+# Fields of PruneRecipe that a [[find]] table may set for every rung of its ladder; these three follow from method and
+# ladder.
+OF_LADDER = ("method", "sparsity", "pattern")
+OF_RECIPE = {name: hint for name, hint in hints_of(PruneRecipe).items() if name not in OF_LADDER}
+
+
+@dataclass(frozen=True)
+class FindRules:
+    """By what a search decides, and in what order."""
+
+    margin: MarginLike = setting(
+        0.02, "Loss of accuracy to rule out (0.02: two points; 5%: 5 % of what MODEL solves).", metavar="SHARE|N%"
+    )
+    stop_margin: MarginLike = setting(0.05, "The same of the chains that end by themselves.", metavar="SHARE|N%")
+    alpha: float = setting(0.05, "Probability of any false certificate.")
+    max_tokens: int | None = setting(None, "End when the rows looked at took N tokens.", at_least=1)
+    look: int | None = setting(
+        None, "Problems evaluated between two decisions; default: a batch of the engine.", at_least=1
+    )
+    smallest: str | None = setting(
+        None,
+        "Order rungs by the bytes that this engine loads, which evaluates them; default ladder: fewer bits, then also"
+        " fewer channels or experts.",
+        choices=tuple(SMALLEST),
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+# The keys of a [[find]] table but `recover`, and their types.
+FIND_KEYS: Mapping[str, Any] = {
+    "name": str,
+    "method": str | tuple[str, ...],
+    "ladder": str | tuple[float, ...],
+    **hints_of(FindRules),
+    **dict.fromkeys(MARGINS, float | str),
+    **OF_RECIPE,
+}
+# The valid keys of each table, by its name in messages.
+KEYS: Mapping[str, Sequence[str]] = {
+    "[eval]": [*hints_of(EvalPlan)],
+    "[calibration]": [*SHARED],
+    f"{AFTER} = {{...}}": [*hints_of(RecoverRecipe)],
+    **{f"[[{kind}]]": [*{**hints_of(cls), AFTER: None}] for kind, cls in RECIPES.items()},
+    "[[prune]]": [*hints_of(PruneRecipe), AFTER, BEFORE],
+    "[report]": [*REPORT],
+    "[engine]": [*hints_of(EngineOptions)],
+    "the top of the file": TOP,
+    "[[chain]]": ["steps"],
+    "[[find]]": [*FIND_KEYS, AFTER],
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The steps of one variant, in their order. line: of the table that defines them."""
+
+    steps: tuple[Recipe, ...]
+    line: int | None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", settled(self.steps))
+
+
+@dataclass(frozen=True)
+class FindTable:
+    """What is asked of a search by `prunus find`; a [[find]] table asks it of each model, under each plan.
+
+    ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4,0.5`), a .toml file, or a recipe or several for each rung. methods,
+    settings: for sparsities: each method has a ladder of its own; fields of every PruneRecipe. shared: those of
+    [calibration], which hold where neither settings nor the file has others. recovery: settings of the recovery of
+    every rung; None: none. name: of the folder of its results. line: of the table.
+    """
+
+    ladder: str | Path | Sequence[Recipe | Sequence[Recipe]]
+    methods: Sequence[str] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    shared: Mapping[str, Any] = field(default_factory=dict)
+    recovery: Mapping[str, Any] | None = None
+    rules: FindRules = FindRules()
+    name: str = ""
+    line: int | None = None
+
+    @property
+    def file(self) -> Path | None:
+        """The file of the ladder, if it is in one."""
+        in_file = isinstance(self.ladder, str | Path) and str(self.ladder).endswith(".toml")
+        return Path(str(self.ladder)) if in_file else None
+
+
+@dataclass(frozen=True)
+class Study:
+    """The checked content of a study's file; of a search by `find`, its model, plan and rungs, whose text is empty.
+
+    path: of a search, its ladder's file. plans: all of one backend. base: name of the variant that the others are
+    compared with. margin, stop_margin: largest tolerable loss of accuracy, and of chains that end by themselves, as
+    MarginLike. text: the file's text. eval_line, models_line: lines of [eval] and of `models`, None where they cannot
+    be located. mixed: whether runs that were begun otherwise go on, as of Store.add_run; not of the file. prefixes:
+    indices of the plans whose limit takes the first problems (evaluation.resolved_plan has why).
+    """
+
+    path: Path
+    name: str
+    models: tuple[str, ...]
+    plans: tuple[EvalPlan, ...]
+    engine: EngineOptions
+    entries: tuple[Entry, ...]
+    base: str = "dense"
+    margin: MarginLike = 0.02
+    stop_margin: MarginLike = 0.05
+    published: bool = False
+    keep_checkpoints: bool = False
+    text: str = ""
+    eval_line: int | None = None
+    models_line: int | None = None
+    mixed: bool = False
+    finds: tuple[FindTable, ...] = ()
+    prefixes: frozenset[int] = frozenset()
+
+    @property
+    def backend(self) -> str:
+        """The backend of all plans."""
+        return self.plans[0].backend
+
+    def fail(self, line: int | None, message: str) -> NoReturn:
+        """Raise a PrunusError that names the file and the line; for a search, only where there is a line."""
+        where = f"{self.path}, line {line}: " if line is not None else f"{self.path}: " if self.text else ""
+        raise PrunusError(f"{where}{message}")
+
+    @contextmanager
+    def located(self, line: int | None, what: str = "") -> Iterator[None]:
+        """Within the context, a PrunusError gets the file, the line, and the name of what it is about."""
+        try:
+            yield
+        except PrunusError as error:
+            self.fail(line, f"{what}: {error}" if what else str(error))
+
+
+def read_study(path: str | Path) -> Study:
+    """The study that a TOML file defines. Raises PrunusError, with the line, where the file is wrong."""
+    path = Path(path)
+    return _Reader(path, *_parsed(path, "study")).study()
+
+
+def read_entries(path: str | Path, shared: Mapping[str, Any] | None = None, text: str | None = None) -> list[Entry]:
+    """The entries of a TOML file that has only tables of steps and [calibration], in the file's order.
+
+    shared: settings of calibration that hold where the file has no others. text: of the file, if it is not there.
+    """
+    path = Path(path)
+    text, data = _parsed(path, "ladder") if text is None else (text, parse_toml(text))
+    reader = _Reader(path, text, data)
+    reader.check_keys("", 0, data, (*RECIPES, CHAIN, "calibration"))
+    reader.shared = {**(shared or {}), **reader.table("calibration", SHARED)}
+    entries = reader.entries()
+    if not entries:
+        raise PrunusError(f"{path} has no recipe: write [[prune]] or [[drop]] tables")
+    return sorted(entries, key=lambda entry: entry.line or 0)
+
+
+def _parsed(path: Path, what: str) -> tuple[str, dict[str, Any]]:
+    """The text of a TOML file and its content."""
+    try:
+        text = path.read_text("utf-8")
+        return text, parse_toml(text)
+    except OSError as error:
+        raise PrunusError(f"the {what} '{path}' cannot be read: {error.strerror}") from error
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise PrunusError(f"{path} is not TOML: {error}") from error
+
+
+class _Reader:
+    """Turns the parsed TOML of a file into a Study. shared: settings of its [calibration]."""
+
+    def __init__(self, path: Path, text: str, data: dict[str, Any]) -> None:
+        self.path, self.text, self.data, self.lines = path, text, data, Lines(text)
+        self.shared: Mapping[str, Any] = {}
+
+    def study(self) -> Study:
+        self.check_keys("", 0, self.data, TOP)
+        report, self.shared = self.table("report", REPORT), self.table("calibration", SHARED)
+        for key, hint in (("keep_checkpoints", bool), ("name", str)):
+            self.check_type("", key, 0, self.data.get(key, hint()), hint)
+        margins = {key: report.get(key, getattr(Study, key)) for key in MARGINS}
+        for key, value in margins.items():
+            with self.located("report", key):
+                margins[key] = Margin.of(value, key).to_json()
+        entries = self.entries()
+        models, plans = tuple(self.models()), tuple(self.plans())
+        return Study(
+            path=self.path,
+            name=self.data.get("name", self.path.stem),
+            models=models,
+            plans=plans,
+            engine=self.engine(plans, entries),
+            entries=tuple(entries),
+            base=report.get("base", "dense"),
+            **margins,
+            published=report.get("published", False),
+            keep_checkpoints=self.data.get("keep_checkpoints", False),
+            text=self.text,
+            eval_line=self.lines.of("eval"),
+            models_line=self.lines.of("", "models"),
+            finds=tuple(self.finds(margins)),
+        )
+
+    def models(self) -> Iterator[str]:
+        models = self.data.get("models")
+        if isinstance(models, str):
+            models = [models]
+        if not models:
+            self.fail("", "models", 0, 'name at least one model, such as models = ["tiny"]')
+        self.check_type("", "models", 0, models, tuple[str, ...])
+        if len(set(models)) < len(models):
+            self.fail("", "models", 0, f"model '{max(models, key=models.count)}' is listed twice")
+        for model in models:
+            yield model if model == "tiny" else self.path_or_text(model)
+
+    def plans(self) -> Iterator[EvalPlan]:
+        if "eval" not in self.data:
+            self.fail("", "eval", 0, 'there is no [eval] table; it needs at least tasks = ["tiny"]')
+        table = self.table("eval", dict.fromkeys(hints_of(EvalPlan)))
+        if "tasks" not in table:
+            self.fail("eval", "", 0, "name at least one task: `prunus tasks` lists them")
+        if isinstance(table.get("budgets"), list):
+            table = table | {"budgets": [OFF if one == str(OFF) else one for one in table["budgets"]]}
+        yield from self.grid("eval", 0, table, EvalPlan, self.plan)
+
+    def plan(self, _: type[EvalPlan], values: dict[str, Any]) -> EvalPlan:
+        """The plan with these settings, whose files are relative to the study's folder."""
+        values["tasks"] = tuple(self.path_or_text(t) if t.endswith(".jsonl") else t for t in values["tasks"])
+        if values.get("profile", "").endswith(".toml"):
+            values["profile"] = self.path_or_text(values["profile"])
+        return EvalPlan(**values)
+
+    def engine(self, plans: Sequence[EvalPlan], entries: Sequence[Entry]) -> EngineOptions:
+        """Options by which the backend, which all plans share, is started or reached."""
+        table, backend = self.table("engine", hints_of(EngineOptions)), plans[0].backend
+        if any(plan.backend != backend for plan in plans):
+            self.fail("eval", "backend", 0, "a study compares its cells, so they need the same backend; make two files")
+        if backend == "openai" and entries and "serve" not in table:
+            message = "openai evaluates the dense model only, since a server's weights cannot be swapped; with"
+            message += ' serve = "vllm serve {model} --port {port}" in [engine] a server is started for every variant'
+            self.fail("eval", "backend", 0, message)
+        if backend != "openai" and any(kind_of(one).changes_form for entry in entries for one in entry.steps):
+            message = "only llama.cpp reads GGUF files: take the backend openai, with serve in [engine]"
+            self.fail("eval", "backend", 0, message)
+        if "tokenizer" in table:
+            message = "'tokenizer' is for `prunus eval`: a study reads its models' folders, which have theirs"
+            self.fail("engine", "tokenizer", 0, message)
+        with self.located("engine" if table else "eval"):
+            options = EngineOptions(**table)
+            options.check(backend)
+        return options
+
+    def tables(self, kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The tables of a kind that there may be several of, with their numbers."""
+        tables = self.data.get(kind, [])
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            self.fail("", kind, 0, f"write [[{kind}]] with double brackets, since there may be several")
+        for number, table in enumerate(tables):
+            removed = RECIPES[kind].REMOVED if kind in RECIPES else PruneRecipe.REMOVED
+            kept = self.without_removed(kind, number, table, removed)
+            self.check_keys(kind, number, kept, KEYS[f"[[{kind}]]"])
+            yield number, kept
+
+    def entries(self) -> list[Entry]:
+        """What all tables of steps define."""
+        return [
+            Entry(steps, self.lines.of(kind, "", number))
+            for kind in (*RECIPES, CHAIN)
+            for number, table in self.tables(kind)
+            for steps in (self.chain if kind == CHAIN else self.single)(kind, number, table)
+        ]
+
+    def single(self, kind: str, number: int, table: Mapping[str, Any]) -> Iterator[tuple[Recipe, ...]]:
+        """What a table of one kind of step defines, with those of its keys BEFORE and AFTER, calibrated as its own."""
+        further = {key: table[key] for key in (AFTER, BEFORE) if key in table and key not in hints_of(RECIPES[kind])}
+        own = _with_blocks_as_text(kind, {key: value for key, value in table.items() if key not in further})
+        for recipe in self.grid(kind, number, own, RECIPES[kind], self.recipe):
+            like = partial(self.alike, recipe)
+            last, first = ([*self.choices(kind, number, key, further.get(key, False), like)] for key in (AFTER, BEFORE))
+            yield from ((*before, recipe, *after) for after, before in product(last, first))
+
+    def chain(self, kind: str, number: int, table: Mapping[str, Any]) -> Iterator[tuple[Recipe, ...]]:
+        """What a [[chain]] table defines: every combination of the settings of its steps."""
+        steps = table.get("steps")
+        if not isinstance(steps, list) or not steps or not all(isinstance(s, dict) and len(s) == 1 for s in steps):
+            message = "write steps = [{prune = {sparsity = 0.2}}, {recover = true}], one key in each"
+            self.fail(kind, "", number, message)
+        parts = [
+            [*self.choices(kind, number, action, value, self.recipe)]
+            for step in steps
+            for action, value in step.items()
+        ]
+        yield from (sum(combination, ()) for combination in product(*parts))
+
+    def recipe(self, cls: type[Recipe], own: Mapping[str, Any]) -> Recipe:
+        """A recipe with its own settings, and those of the shared ones that it has."""
+        kept = {key: value for key, value in self.shared.items() if key in hints_of(cls)}
+        return cls(**self.with_paths({**kept, **own}))
+
+    def alike(self, recipe: Recipe, cls: type[Recipe], own: Mapping[str, Any]) -> Recipe:
+        """A recipe with its own settings, and else the calibration of another one."""
+        return cls.like(recipe, **self.with_paths(own))
+
+    def choices(
+        self, kind: str, number: int, action: str, value: Any, build: Build[Recipe]
+    ) -> Iterator[tuple[Recipe, ...]]:
+        """What a further step may be: one recipe, or none for false. value: as for options."""
+        if action not in RECIPES:
+            self.fail(kind, "", number, f"unknown step '{action}'; {suggestion(action, tuple(RECIPES), {})}")
+        for given in self.options(kind, number, action, value):
+            if given is None:
+                yield ()
+            else:
+                own = _with_blocks_as_text(action, given)
+                yield from ((one,) for one in self.grid(kind, number, own, RECIPES[action], build, action))
+
+    def finds(self, margins: Mapping[str, MarginLike]) -> Iterator[FindTable]:
+        """The searches. margins: of [report], which hold where a table has no others."""
+        seen: set[str] = set()
+        for number, table in self.tables("find"):
+            for key, value in table.items():
+                if key != AFTER:
+                    self.check_type("find", key, number, value, FIND_KEYS[key])
+                if key in MARGINS:
+                    with self.located("find", key, number):
+                        Margin.of(value, key, zero=False)
+            if "smallest" in table and "ladder" not in table:
+                why = "the default ladder depends on model and machine: `prunus find --smallest --dry-run` prints one"
+                self.fail("find", "smallest", number, f"'smallest' needs a ladder, since {why}")
+            (recovery, *more) = self.options("find", number, AFTER, table.get(AFTER, False))
+            if more:
+                self.fail("find", AFTER, number, f"'{AFTER}' takes one value here, since a ladder has one recovery")
+            ladder, method = table.get("ladder", DEFAULT_LADDER), table.get("method")
+            ladder = ladder if isinstance(ladder, str) else ",".join(map(str, ladder))
+            in_file = ladder.endswith(".toml")
+            methods = (method,) if isinstance(method, str) else method and tuple(method)
+            name = table.get("name", Path(ladder).stem if in_file else "-".join(methods or ("wanda",)))
+            if not all(character.isalnum() or character in "-_+" for character in name) or not name:
+                self.fail("find", "name", number, f"name '{name}' is that of a folder: use letters, digits, -, _ and +")
+            if name in seen:
+                self.fail("find", "", number, f"two [[find]] tables are called {name}: give one another name")
+            seen.add(name)
+            with self.located("find", "", number):
+                rules = FindRules(**{**margins, **{key: table[key] for key in hints_of(FindRules) if key in table}})
+            yield FindTable(
+                self.path_or_text(ladder) if in_file else ladder,
+                methods,
+                self.with_paths({key: value for key, value in table.items() if key in OF_RECIPE}),
+                self.with_paths(self.shared),
+                None if recovery is None else self.with_paths(recovery),
+                rules,
+                name,
+                self.lines.of("find", "", number),
+            )
+
+    def options(self, kind: str, number: int, name: str, value: Any) -> list[Mapping[str, Any] | None]:
+        """The settings of each further step along this axis of the grid; None stands for no such step.
+
+        name: the step's action, which is the key, or that in an entry of a chain. value: true, false, a table of
+        settings, or a list of these.
+        """
+        choices, hints = value if isinstance(value, list) else [value], hints_of(RECIPES[name])
+        if not choices:
+            self.fail(kind, name, number, f"'{name}' is an empty list; leave it out or give a value")
+        found: list[Mapping[str, Any] | None] = []
+        for choice in choices:
+            if not isinstance(choice, bool | dict):
+                self.fail(kind, name, number, f"'{name}' must be true, false or a table, not {choice!r}")
+            own = choice if isinstance(choice, dict) else {}
+            kept = self.without_removed(kind, number, own, RECIPES[name].REMOVED, name)
+            if unknown := [key for key in kept if key not in hints]:
+                message = f"unknown key '{unknown[0]}' of {name}; {suggestion(unknown[0], hints, {})}"
+                self.fail(kind, name, number, message)
+            found.append(None if choice is False else kept)
+        return found
+
+    def grid(
+        self, table: str, number: int, values: Mapping[str, Any], cls: type[Made], build: Build[Made], step: str = ""
+    ) -> Iterator[Made]:
+        """Yield what `build` makes of cls and every combination of the values that are lists where cls takes one value.
+
+        step: a further step that the values are of. Values that are refused raise a PrunusError with the line, and with
+        the combination if there are several.
+        """
+        hints, axes, several = hints_of(cls), dict[str, list[Any]](), False
+        for key, value in values.items():
+            is_axis = isinstance(value, list) and get_origin(hints[key]) is not tuple
+            axes[key], several = value if is_axis else [value], several or is_axis
+            if not axes[key]:
+                self.fail(table, step or key, number, f"'{key}' is an empty list; leave it out or give a value")
+            for one in axes[key]:
+                self.check_type(table, step or key, number, one, hints[key], key)
+        for combination in product(*axes.values()):
+            chosen = dict(zip(axes, combination, strict=True))
+            listed = ", ".join(f"{key} {value}" for key, value in chosen.items() if key not in SHARED)
+            where = f" (in the combination {listed})" if several else ""
+            with self.located(table, step, number, f"{step}: " if step else "", where):
+                made = build(cls, chosen)
+            yield made
+
+    def table(self, name: str, hints: Mapping[str, Any]) -> dict[str, Any]:
+        """The table of this name, whose values have the types of these hints, or any where the hint is None."""
+        table = self.data.get(name, {})
+        if not isinstance(table, dict):
+            self.fail("", name, 0, f"write [{name}] with single brackets, once")
+        self.check_keys(name, 0, table, [*hints])
+        for key, value in table.items():
+            if name == "calibration" and isinstance(value, list):
+                self.fail(name, key, 0, f"'{key}' takes one value here; a list of values belongs in [[prune]]")
+            if hints[key] is not None:
+                self.check_type(name, key, 0, value, hints[key])
+        return table
+
+    def check_keys(self, table: str, number: int, values: dict[str, object], known: Sequence[str]) -> None:
+        """Raise PrunusError for a key that is not known; one of DELETED is taken out at its default."""
+        for key in list(values):
+            if (deleted := DELETED.get((table, key))) is not None:
+                default, instead = deleted
+                if values.pop(key) != default:
+                    self.fail(table, key, number, f"'{key}' does not exist any more: {instead}")
+            elif key not in known:
+                title = next((one for one in KEYS if one.strip("[]") == table), "the top of the file")
+                elsewhere = {other: keys for other, keys in KEYS.items() if other != title}
+                where = f" in {title}" if table else ""
+                self.fail(table, key, number, f"unknown key '{key}'{where}; {suggestion(key, known, elsewhere)}")
+
+    def without_removed(
+        self, table: str, number: int, values: Mapping[str, Any], removed: Mapping[str, Any], key: str | None = None
+    ) -> dict[str, object]:
+        """values without settings of earlier versions. key: of the table, if values are of one of its keys."""
+        for name, value in values.items():
+            with self.located(table, key or name, number):
+                without_removed({name: value}, removed)
+        return without_removed(values, removed)
+
+    def check_type(self, table: str, key: str, number: int, value: Any, hint: Any, name: str | None = None) -> None:
+        if wrong := misfit(name or key, value, hint):
+            self.fail(table, key, number, wrong)
+
+    @contextmanager
+    def located(self, table: str, key: str = "", number: int = 0, before: str = "", after: str = "") -> Iterator[None]:
+        """Within the context, a PrunusError gets the line of a key, and these words around it."""
+        try:
+            yield
+        except PrunusError as error:
+            self.fail(table, key, number, f"{before}{error}{after}")
+
+    def fail(self, table: str, key: str, number: int, message: str) -> NoReturn:
+        line = self.lines.of(table, key, number)
+        raise PrunusError(f"{self.path}{'' if line is None else f', line {line}'}: {message}")
+
+    def path_or_text(self, text: str) -> str:
+        """The path of a file or folder that exists relative to the study's folder; otherwise text, unchanged."""
+        path = self.path.parent / typed_path(text)
+        return str(path) if path.exists() else text
+
+    def with_paths(self, values: Mapping[str, Any]) -> dict[str, object]:
+        """Settings of a recipe, with the paths of its files as by path_or_text."""
+        found = dict(values)
+        if "calibration" in found:
+            found["calibration"] = self.calibration(found["calibration"])
+        for name in ("scores", "like"):
+            if name in found:
+                found[name] = self.path_or_text(found[name])
+        return found
+
+    def calibration(self, text: str) -> str:
+        """The name of a calibration, with paths as by path_or_text."""
+        if text.startswith("traces:"):
+            return "traces:" + self.path_or_text(text.removeprefix("traces:"))
+        return self.path_or_text(text) if text.endswith((".txt", ".jsonl")) else text
+
+
+def _with_blocks_as_text(kind: str, table: Mapping[str, Any]) -> dict[str, object]:
+    """The table with the numbers of `blocks = [1, 2]` as strings, which DropRecipe takes."""
+    if kind != "drop" or "blocks" not in table:
+        return dict(table)
+    value = table["blocks"]
+    texts = [str(one) if type(one) is int else one for one in (value if isinstance(value, list) else [value])]
+    return {**table, "blocks": texts if isinstance(value, list) else texts[0]}

@@ -1,0 +1,189 @@
+"""Random chains of a search drawn anew, which shows whether rows are those of the models that they are said to be of.
+
+The models are the dense one, where its name still leads to a folder with its weights, and the checkpoint beside the
+certificate; other rungs were deleted. Problems come from the store, so no task is needed.
+
+A chain follows from its model, its plan and its key, apart from rounding. In float32, with the libraries and the kind
+of device of the stored rows, rounding hardly ever changes a token, so there a chain that comes out otherwise is a
+difference. In 16 bits, and in engines that make their own batches, rounding parts many long chains of the very same
+model; then the report says how much of the texts is the same before they part, and leaves the judgement to the reader.
+"""
+
+import random
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import median
+from typing import Any, cast
+
+from prunus.checkpoint.resolve import BUILT_IN, load_tokenizer, resolve
+from prunus.errors import PrunusError
+from prunus.evaluation import backends
+from prunus.evaluation.grading import Grader
+from prunus.evaluation.provenance import describe_versions, open_for
+from prunus.evaluation.resolved_plan import cut_into_batches, resolve_plan
+from prunus.evaluation.run import check_engine, planned_chains, run_chains
+from prunus.evaluation.tasks.problem import AnswerKind, Problem
+from prunus.recipes import EvalPlan
+from prunus.settings.engines import BACKENDS, EngineOptions
+from prunus.settings.serving import Serving
+from prunus.store.rows import Run, Sample
+from prunus.store.store import Store
+from prunus.studies.find.decisions import Data
+from prunus.studies.find.evidence import Evidence, Looked, looked_at
+
+SAME = ("device", "dtype", "torch", "transformers")  # what rounding depends on besides the processor
+MOST_NAMED = 5  # chains that are named one by one
+COMPARED = ("thinking", "text", "thinking_tokens", "answer_tokens", "ended", "answer", "correct")
+
+
+def draw_again(
+    store: Store, declared: Data, now: Data, beside: Path, number: int, seed: int | None, device: str
+) -> Evidence:
+    """Draw `number` random chains of each model at hand anew, and compare them with the stored rows.
+
+    now: as `certificate.computed` returns it. beside: the folder of the certificate. seed: None for a random one.
+    """
+    seed = secrets.randbelow(2**32) if seed is None else seed
+    differences, notes = list[str](), list[str]()
+    for one in looked_at(store, declared, now):
+        if one.run.run_id == declared["dense"]:
+            folder = at_hand(str(declared["model"]["source"]))
+        elif one.run.run_id == (now["found"] or {}).get("run"):
+            folder = beside if (beside / "config.json").exists() else None
+        else:
+            continue  # it was deleted when it was not needed any more
+        if folder is None:
+            notes.append(f"{one.name} is not at hand, so none of its chains was drawn again")
+            continue
+        try:
+            found = drawn(store, one, folder, number, f"{seed}/{one.run.run_id}", device)
+        except PrunusError as error:
+            notes.append(f"no chain of {one.name} was drawn again: {error}")
+            continue
+        if found.exact and found.differing:
+            differences.append(found.sentence(seed))
+        else:
+            notes.append(found.sentence(seed))
+    return Evidence(differences, notes)
+
+
+def at_hand(source: str) -> Path | None:
+    """The folder of a model as it was named; None if there is none. Nothing is downloaded."""
+    return resolve(source) if source in BUILT_IN or (Path(source) / "config.json").exists() else None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Chains that were drawn again. differing: (problem, draw, characters in common, characters) of those that differ.
+
+    exact: whether rounding hardly ever changes a token under these conditions. why: what keeps it from being so.
+    """
+
+    name: str
+    chains: int
+    differing: Sequence[tuple[str, int, int, int]]
+    exact: bool
+    why: str
+
+    def sentence(self, seed: int) -> str:
+        """What was drawn, and what came out otherwise."""
+        drawn = f"{self.chains} chains of {self.name} were drawn again (seed {seed})"
+        if not self.differing:
+            return f"{drawn}, and all came out the same"
+        named = ", ".join(f"{problem} draw {draw}" for problem, draw, *_ in self.differing[:MOST_NAMED])
+        more = f" and {len(self.differing) - MOST_NAMED} more" if len(self.differing) > MOST_NAMED else ""
+        common = median(same / max(1, total) for *_, same, total in self.differing)
+        told = (
+            f"{drawn}, and {len(self.differing)} came out otherwise ({named}{more}); half of these have less than"
+            f" {100 * common:.0f} % of their text in common before they part"
+        )
+        return told if self.exact else f"{told}; {self.why}, so rounding may have parted them"
+
+
+def drawn(store: Store, one: Looked, folder: Path, number: int, seed: str, device: str) -> Drawn:
+    """Chains of a run drawn again from the model in a folder. Raises PrunusError where they cannot be."""
+    stored, name = one.run.plan, str(one.run.plan["backend"])
+    if "serve" in BACKENDS[name].settings:
+        raise PrunusError(f"its rows come from a server (backend {name}), and none is started for it")
+    engine = EngineOptions()
+    checkpoint, known = open_for(name, folder), one.run.model
+    if checkpoint.checksum() != known["checksum"]:
+        raise PrunusError(f"{folder} has other weights than its rows are of")
+    if known.get("content") not in (None, checkpoint.content()):
+        raise PrunusError(f"{folder} has another configuration, tokenizer or chat template than its rows are of")
+    serving = Serving.of(name, engine)
+    if Serving.from_json(known.get("serving")) != serving:
+        raise PrunusError("its rows were served with other settings")
+    work = resolve_plan(checkpoint, load_tokenizer(folder), plan_of(stored), serving, problems_of(store, one.run))
+    if differing := sorted(key for key in stored.keys() | work.plan if stored.get(key) != work.plan.get(key)):
+        raise PrunusError(f"its plan cannot be had here: {' and '.join(differing)} would differ")
+    place = {problem.id: index for index, problem in enumerate(work.problems)}
+    every = [(place[problem], draw) for problem in one.problems for draw in range(int(stored["samples"]))]
+    chosen = sorted(random.Random(seed).sample(every, min(number, len(every))))
+    lengths = [len(work.chains[index].prompt) for index, _ in chosen]
+    batches = [[chosen[at] for at, _ in batch] for batch in cut_into_batches(lengths, 1, stored["batch_size"])]
+    with backends.opened(name, folder, device, len(work.tokenizer), engine) as backend, Grader() as grader:
+        check_engine(work, backend)
+        versions = describe_versions(backend)
+        portions = run_chains(work, backend, grader, planned_chains(work, backend, batches))
+        samples = [sample for portion in portions for sample in portion.samples]
+        streams = backend.streams
+    other = [
+        key for key in SAME if key in one.run.versions | versions and one.run.versions.get(key) != versions.get(key)
+    ]
+    why = (
+        f"{' and '.join(other)} of the stored rows differ from here"
+        if other
+        else f"the engine of {name} makes its own batches"
+        if streams
+        else f"they were computed in {versions.get('dtype')}"
+    )
+    exact = not other and not streams and versions.get("dtype") == "float32"
+    return Drawn(one.name, len(chosen), differing_chains(store, one.run, samples), exact, why)
+
+
+def plan_of(stored: Mapping[str, Any]) -> EvalPlan:
+    """The plan that resolves to a stored one, but for its problems."""
+    names = {one.name for one in fields(EvalPlan)}
+    given = {name: value for name, value in stored.items() if name in names}
+    if not isinstance(given["answer_tokens"], int):  # they differ by kind, as they do by default
+        given["answer_tokens"] = None
+    lists: dict[str, Any] = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return EvalPlan(**{**given, **lists})
+
+
+def problems_of(store: Store, run: Run) -> list[Problem]:
+    """All problems of a run's plan, in its order, as stored. Raises PrunusError where the store lacks a question."""
+    order = run.planned.order if run.planned else None
+    if order is None:
+        raise PrunusError("the store does not list the problems of its plan")
+    rows, found = store.problems(), list[Problem]()
+    for task, names in order.items():
+        for name in names:
+            row, question = rows[name], store.question(name)
+            if question is None:
+                raise PrunusError(f"the store lacks the question of problem {name}")
+            group = row.group if row.group not in (None, name) else ""
+            kind = cast(AnswerKind, row.kind)
+            found.append(Problem(name, task, question, row.gold, kind, row.choices, group=group or ""))
+    return found
+
+
+def differing_chains(store: Store, run: Run, samples: Sequence[Sample]) -> list[tuple[str, int, int, int]]:
+    """The chains of some new rows that are not as a run has them, as Drawn has them."""
+    found = []
+    for problem, draw in sorted({(sample.problem_id, sample.draw) for sample in samples}):
+        new = {s.budget: s for s in samples if (s.problem_id, s.draw) == (problem, draw)}
+        old = {s.budget: s for s in store.samples(run.run_id, texts=True, chain=(problem, draw))}
+        differs = [b for b in new if b not in old or any(getattr(new[b], f) != getattr(old[b], f) for f in COMPARED)]
+        if differs:
+            one, other = (
+                f"{rows[max(new)].thinking}\n{rows[max(new)].text}" if max(new) in rows else "" for rows in (new, old)
+            )
+            same = next(
+                (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(map(len, (one, other)))
+            )
+            found.append((problem, draw, same, max(len(one), len(other))))
+    return found

@@ -1,0 +1,182 @@
+"""A declared search over the rows of a store: how its runs differ from the dense model's, and what follows for a rung.
+
+Every decision follows from rows alone. So a search that was interrupted takes the same decisions again, and so does
+`verify`, which evaluates nothing.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
+from typing import Any
+
+from prunus.errors import PrunusError
+from prunus.results.ladder import ACCURACY, CERTIFIED, GO_ON, OPEN, Decision, Rule, decide, differences, next_look
+from prunus.statistics.anytime import Round, whole_groups
+from prunus.statistics.paired import Floats
+from prunus.store.rows import Sample, Table, chains_of, sampled_tokens, tables
+from prunus.store.store import Store
+
+OUT_OF_TOKENS, NOT_ENOUGH = "the tokens are used up", "the problems left would not be enough"
+NOTHING_TO_LOSE = "losing all that the dense model has would be within the margin"
+
+Data = Mapping[str, Any]
+
+
+class Rows:
+    """What a store has of the runs of a declared search, each read once until `forget`.
+
+    order: the rounds of problems. Rows of other budgets, and of more draws, are left out.
+    """
+
+    def __init__(self, store: Store, declared: Data) -> None:
+        self.store, self.dense, self.budgets = store, declared["dense"], declared["budgets"]
+        self.draws, self.dense_draws = declared["samples"], dense_draws(declared)
+        self.reuse, self.groups = declared["reuse"], declared.get("groups", {})
+        self.order = order_of(declared, sorted(declared["problems"]))
+        self.forget()
+
+    def forget(self) -> None:
+        """Read runs again when they are needed next, since rows were added."""
+        self._samples, self._table, self._spent = cache(self._read), cache(self._tabled), cache(self._summed)
+        self.differences = cache(self._differences)
+
+    def _read(self, run_id: str) -> dict[str, list[Sample]]:
+        """The rows of a run by problem."""
+        found: dict[str, list[Sample]] = {}
+        draws = self.dense_draws if run_id == self.dense else self.draws
+        for sample in self.store.samples(run_id):
+            if sample.draw < draws and sample.budget in self.budgets:
+                found.setdefault(sample.problem_id, []).append(sample)
+        return found
+
+    def up_to(self, run_id: str, rounds: int) -> list[list[Sample]]:
+        """The rows of a run in each of the first rounds, in their order."""
+        found = self._samples(run_id)
+        return [[s for _, problem in one for s in found.get(problem, [])] for one in self.order[:rounds]]
+
+    def _differences(self, run_id: str) -> dict[str, Floats]:
+        """{endpoint: this run minus the dense model's} of the first rounds that both have completely."""
+        draws = self.dense_draws if run_id == self.dense else self.draws
+        of = self.order, self.budgets, draws, self.dense_draws
+        return differences(self._table(self.dense), self._table(run_id), *of)
+
+    def tokens(self, run_id: str, rounds: int) -> int:
+        """The tokens sampled for the rows of a run in the first rounds, whoever computed them."""
+        return self._spent(run_id)[rounds]
+
+    def _summed(self, run_id: str) -> list[int]:
+        each = [sum(sampled_tokens(chains_of(rows), self.reuse)) for rows in self.up_to(run_id, len(self.order))]
+        return [0, *accumulate(each)]
+
+    def _tabled(self, run_id: str) -> dict[str, Table]:
+        return tables((s for rows in self._samples(run_id).values() for s in rows), self.groups)
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A rung that was decided. ladder: its number. rung: as declared. differences: of all rounds with rows.
+
+    looked: rounds whose rows the decision took. why: what left it open where neither bounds nor problems did.
+    tokens: sampled for its own rows. spent: for all rows looked at so far, the dense model's among them, which is
+    looked at over dense_looked rounds.
+    """
+
+    ladder: int
+    rung: Data
+    decision: Decision
+    differences: Mapping[str, Floats]
+    looked: int
+    why: str
+    tokens: int
+    spent: int
+    dense_looked: int
+
+
+# Is told (rung, rounds looked at, rounds of the next look, tokens spent) before each look, to add rows that it needs.
+Provide = Callable[[Data, int, int, int], None]
+
+
+def rungs_in(part: Data) -> list[Data]:
+    """The rungs of all ladders of a declaration, or of what a certificate shows."""
+    return [rung for ladder in part["ladders"] for rung in ladder["rungs"]]
+
+
+def dense_draws(declared: Data) -> int:
+    """The number of draws of each problem that the dense model has."""
+    return declared.get("base_samples", declared["samples"])
+
+
+def rank(rung: Data) -> float:
+    """How far a declared rung goes, by which the best of those that are certified is chosen."""
+    return -rung["bytes"] if "bytes" in rung else rung["removed"]
+
+
+def rule_of(declared: Data) -> Rule:
+    """The rule by which each ladder of a declared search is walked."""
+    return Rule(declared["margin"], declared["stop_margin"], declared["alpha"] / len(declared["ladders"]))
+
+
+def order_of(declared: Data, tasks: Iterable[str]) -> list[Round]:
+    """The rounds in which a declared search takes problems. tasks: all, in the order that they have in a round."""
+    problems = {task: declared["problems"][task] for task in tasks}
+    return whole_groups(problems, declared["seed"], declared.get("groups", {}))
+
+
+def decided(rows: Rows, declared: Data, provide: Provide | None = None) -> Iterator[Decided]:
+    """Every rung that the search looks at, in its order: each ladder ends at the first that is not certified.
+
+    provide: None for a search that is finished. Raises PrunusError if the store lacks a run, or rows that a decision
+    needs.
+    """
+    store, dense, total, most = rows.store, declared["dense"], len(rows.order), declared["max_tokens"]
+    runs, rule = {run.run_id for run in store.runs()}, rule_of(declared)
+    if provide is None and dense not in runs:
+        raise PrunusError(f"the store {store.path} has no run {dense}, the dense model's")
+    dense_looked, finished = 0, 0
+    for number, ladder in enumerate(declared["ladders"]):
+        for rung in ladder["rungs"]:
+            run_id = rung["run"]
+            if most is not None and rows.tokens(dense, dense_looked) + finished >= most:
+                break
+            if provide is None and run_id not in runs:
+                raise PrunusError(f"the store {store.path} has no run {run_id}, that of {rung['name']}")
+            found, looked = rows.differences(run_id), 0
+            while True:
+                dense_looked = max(dense_looked, looked)
+                tokens = rows.tokens(run_id, looked)
+                spent = rows.tokens(dense, dense_looked) + finished + tokens
+                ended = most is not None and spent >= most
+                seen = up_to(found, looked)
+                until = next_look(seen, rule, declared["look"], total)
+                decision = decide(seen, rule, ended or until == looked)
+                if decision.word != GO_ON:
+                    break
+                if provide is not None:
+                    provide(rung, looked, until, spent)
+                    found = rows.differences(run_id)
+                looked = until
+                if len(found[ACCURACY]) < looked:
+                    raise PrunusError(
+                        f"the store {store.path} lacks rows: {rung['name']} is not decided by the"
+                        f" {len(found[ACCURACY])} rounds of problems that are complete"
+                    )
+            finished += tokens
+            why = why_open(decision, ended, total)
+            yield Decided(number, rung, decision, found, looked, why, tokens, spent, dense_looked)
+            if decision.word != CERTIFIED:
+                break
+
+
+def up_to(found: Mapping[str, Floats], rounds: int) -> dict[str, Floats]:
+    """Differences of the first rounds."""
+    return {name: values[:rounds] for name, values in found.items()}
+
+
+def why_open(decision: Decision, ended: bool, total: int) -> str:
+    """Why a rung is left open although there are more rounds; empty for others. ended: whether tokens are used up."""
+    if decision.covered:
+        return NOTHING_TO_LOSE
+    if decision.word != OPEN or decision.rounds == total:
+        return ""
+    return OUT_OF_TOKENS if ended else NOT_ENOUGH

@@ -1,0 +1,274 @@
+"""What the rows of a search contradict: texts are graded again, and counts, endings, golds and ids are compared.
+
+No model is run. Token counts are compared with texts where a tokenizer is at hand, which lies beside the certificate.
+Nothing here shows that rows are those of the model that they are said to be of: `again` draws chains anew for that.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice, pairwise
+from math import isclose
+from typing import TYPE_CHECKING, Any
+
+from prunus.evaluation.grading import GRADER_VERSION, Gradable, Grader
+from prunus.evaluation.grading.matching import wishes
+from prunus.evaluation.pipeline import has_texts
+from prunus.evaluation.profiles import Profile
+from prunus.evaluation.profiles.markers import encode_markers
+from prunus.evaluation.resolved_plan import id_of
+from prunus.evaluation.tasks.problem import content_digest
+from prunus.questions import question_key
+from prunus.results.ladder import CERTIFIED
+from prunus.settings.budgets import OFF
+from prunus.store.looping import loops, repetition_rate
+from prunus.store.rows import Run, Sample
+from prunus.store.store import Store
+from prunus.studies.find.decisions import Data, order_of, rungs_in
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHAINS = 256  # that are read and graded together
+NEARLY, FEW = (
+    0.1,
+    4,
+)  # share, and number, of tokens by which a text that is encoded again may differ from what was sampled
+GRADES, COUNTS, NO_TEXTS = (
+    "have other grades than their texts",
+    "have other token counts than their texts",
+    "lack texts",
+)
+ENDS, CHAIN = "end otherwise than their numbers of tokens say", "are of other chains than those under other budgets"
+LOOPS = "have another repetition than their texts"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """differences: sentences on what rows contradict. notes: on what could not be compared."""
+
+    differences: list[str]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A run that a search looked at: its name, the run, its problems that were looked at, and whether it is believed.
+
+    believed: claims rest on it, as on the dense model's and those of certified rungs. A model that does neither may
+    write what its tokenizer would encode otherwise.
+    """
+
+    name: str
+    run: Run
+    problems: Sequence[str]
+    believed: bool
+
+
+def evidence(store: Store, declared: Data, now: Data, tokenizer: "PreTrainedTokenizerBase | None") -> Evidence:
+    """What the rows on which a search rests contradict. now: as `certificate.computed` returns it."""
+    runs, found, notes = looked_at(store, declared, now), list[str](), list[str]()
+    found += about_times(store, declared, [one.run for one in runs])
+    problems, differ, unknown = known_problems(store, {name for one in runs for name in one.problems})
+    found += differ
+    notes += unknown
+    if tokenizer is None:
+        notes.append("no tokenizer is at hand, so token counts were not compared with texts")
+    with Grader() as grader:
+        for one in runs:
+            versions = one.run.versions
+            if not versions.get("grader"):
+                notes.append(f"the run of {one.name} names no grader, so its id, grades and counts were not compared")
+                continue
+            if one.run.run_id == declared["dense"] and one.run.run_id != id_of(one.run):
+                found.append(f"the run of {one.name} has another id than one of its weights under its plan")
+            differing, total = contradictions(store, one, problems, grader, tokenizer)
+            other = versions["grader"] != GRADER_VERSION
+            for what, places in differing.items():
+                problem, budget, draw = places[0]
+                line = (
+                    f"{len(places):,} of {total:,} rows of {one.name} {what} (first: problem {problem}, budget"
+                    f" {'off' if budget == OFF else budget}, draw {draw})"
+                )
+                if what == GRADES and other:
+                    notes.append(f"{line}, by grader {GRADER_VERSION}; they were graded by {versions['grader']}")
+                elif what == COUNTS and not one.believed:
+                    notes.append(f"{line}, as those of a damaged model may")
+                else:
+                    found.append(line)
+    return Evidence(found, notes)
+
+
+def looked_at(store: Store, declared: Data, now: Data) -> list[Looked]:
+    """The runs that a search looked at, the dense model's first."""
+    order, runs = order_of(declared, sorted(declared["problems"])), {run.run_id: run for run in store.runs()}
+    whole = {"name": declared["model"]["name"], "run": declared["dense"], "word": CERTIFIED}
+    parts = [(whole, now["dense"]["looked"]), *((rung, rung["looked"]) for rung in rungs_in(now))]
+    return [
+        Looked(one["name"], runs[one["run"]], [name for r in order[:rounds] for _, name in r], one["word"] == CERTIFIED)
+        for one, rounds in parts
+    ]
+
+
+def about_times(store: Store, declared: Data, runs: Sequence[Run]) -> Iterator[str]:
+    """Runs that have rows of before the search was declared, of which its declaration does not tell."""
+    ours = next((one for one in store.searches() if one.declared == declared), None)
+    for run in runs:
+        begun = run.stages[-1].begun if run.stages else None
+        if ours is not None and begun is not None and begun < ours.at and run.run_id not in ours.had:
+            yield (
+                f"the evaluation of run {run.run_id} last began at {begun}, before the search was declared"
+                f" ({ours.at}), which says that it had no rows"
+            )
+
+
+def known_problems(store: Store, names: Iterable[str]) -> tuple[dict[str, Gradable], list[str], list[str]]:
+    """(problems that can be graded again, what their texts contradict, what is not known of them)."""
+    found, differ, unknown, private = dict[str, Gradable](), list[str](), 0, 0
+    for name, row in store.problems(sorted(names)).items():
+        if not has_texts(row):
+            private += 1
+            continue
+        question = store.question(name)
+        if question is None:
+            unknown += 1
+            found[name] = row
+            continue
+        if row.digest != content_digest(question, row.gold, row.choices) or row.question != question_key(
+            question, row.choices
+        ):
+            differ.append(f"the gold answer, the choices or the text of problem {name} are not those of its digest")
+        found[name] = replace(row, asks=wishes(question))
+    notes = []
+    if private:
+        notes.append(f"the texts of {private} problems of a gated set are not stored, so grades were not compared")
+    if unknown:
+        notes.append(
+            f"the store lacks the questions of {unknown} problems, so gold answers were not compared with them"
+        )
+    return found, differ, notes
+
+
+def contradictions(
+    store: Store,
+    one: Looked,
+    problems: Mapping[str, Gradable],
+    grader: Grader,
+    tokenizer: "PreTrainedTokenizerBase | None",
+) -> tuple[dict[str, list[tuple[str, int, int]]], int]:
+    """({what is wrong: the rows of which it is, as (problem, budget, draw)}, the number of rows) of a run."""
+    samples, plan = int(one.run.plan.get("samples", 1)), one.run.plan
+    count = Counts(tokenizer, plan) if tokenizer is not None else None
+    chains = ((problem, draw) for problem in one.problems for draw in range(samples))
+    found, total = defaultdict[str, list[tuple[str, int, int]]](list), 0
+    while some := list(islice(chains, CHAINS)):
+        rows = [store.samples(one.run.run_id, texts=True, chain=chain) for chain in some]
+        every = [row for chain in rows for row in chain if row.problem_id in problems]
+        total += sum(map(len, rows))
+        grades = grader.grade([(problems[row.problem_id], row.text) for row in every])
+        wrong = [
+            (GRADES, row)
+            for row, grade in zip(every, grades, strict=True)
+            if (row.answer, row.status, row.correct) != (grade.answer, grade.status, grade.correct)
+        ]
+        wrong += [(what, row) for row in every for what in about_text(row, plan, count)]
+        wrong += [(what, row) for chain in rows for what, row in about_chain(chain, plan)]
+        for what, row in wrong:
+            found[what].append((row.problem_id, row.budget, row.draw))
+    return found, total
+
+
+def about_text(row: Sample, plan: Data, count: "Counts | None") -> Iterator[str]:
+    """What a row's text contradicts in its numbers."""
+    stripped = plan.get("strings", {}).get("strip")  # all of an answer may be marks that are left out
+    if not (row.thinking or row.text or stripped) and row.thinking_tokens + row.answer_tokens > 0:
+        yield NO_TEXTS
+        return
+    if row.repetition is not None:
+        rate = repetition_rate(row.text if row.text == row.thinking else f"{row.thinking}\n{row.text}")
+        same = isclose(rate, row.repetition, abs_tol=1e-9)
+        if not same or row.loops != loops(row.thinking, row.text, row.repetition):
+            yield LOOPS
+    if count is not None and not count.fits(row):
+        yield COUNTS
+    if count is not None and row.forced_tokens not in count.forced(row):
+        yield ENDS
+
+
+def about_chain(rows: Sequence[Sample], plan: Data) -> Iterator[tuple[str, Sample]]:
+    """What is impossible among the rows of one draw of a problem, as (what, row); rows: by budget, OFF first."""
+    if plan.get("control") == "native":  # a server counts, and every budget is a conversation of its own
+        return
+    for row in rows:
+        cut = row.ended == "forced" and row.thinking_tokens != row.budget
+        long = row.budget != OFF and row.thinking_tokens > row.budget
+        if cut or long or (row.answer_cap is not None and row.answer_tokens > row.answer_cap):
+            yield ENDS, row
+    if not plan.get("reuse", True) or plan.get("wait"):
+        return
+    for one, other in pairwise(row for row in rows if row.budget > 0):
+        # A chain that ended is the same under larger budgets, and one that was cut went on with more.
+        same = (one.thinking_tokens, one.answer_tokens, one.answer, one.ended) == (
+            other.thinking_tokens,
+            other.answer_tokens,
+            other.answer,
+            other.ended,
+        )
+        begins = other.thinking.startswith(one.thinking.rstrip("\ufffd"))
+        ended = one.ended == "natural"
+        if not begins or (ended and not same) or (not ended and other.thinking_tokens <= one.thinking_tokens):
+            yield CHAIN, other
+
+
+class Counts:
+    """The numbers of tokens that texts can have, and of those that the protocol inserted, by tokenizer and plan."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", plan: Data) -> None:
+        self.tokenizer, self.plan = tokenizer, plan
+
+    @cached_property
+    def profile(self) -> Profile:
+        """The profile whose strings the plan has."""
+        strings: dict[str, Any] = self.plan["strings"]
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in strings.items()}
+        return Profile(**{"name": self.plan["profile"], **given})
+
+    def fits(self, row: Sample) -> bool:
+        """Whether a row's texts have about as many tokens as it says."""
+        answer = row.text
+        if self.profile.answer_in_chain and row.ended == "natural":  # the chain is the answer
+            answer = ""
+        elif row.ended == "forced":
+            answer = answer.removeprefix(self.profile.answer_lead)
+        strips = FEW * len(self.profile.strip)
+        parts = (row.thinking, row.thinking_tokens, 0), (answer, row.answer_tokens, strips)
+        return all(self._about(text, number, spare) for text, number, spare in parts)
+
+    def _about(self, text: str, number: int, spare: int) -> bool:
+        encoded = len(self.tokenizer.encode(text, add_special_tokens=False))
+        # A character that a cut divided, or that is none, stands for up to three tokens.
+        spare += 3 * text.count("\ufffd") + FEW
+        return abs(encoded - number) <= spare + NEARLY * max(encoded, number)
+
+    @cached_property
+    def _inserted(self) -> tuple[int, int, int] | None:
+        """The tokens of a natural closing, of a forced one, and of one after a newline; None where they vary."""
+        if self.plan.get("control") == "native":
+            return None
+        markers = encode_markers(self.profile, self.tokenizer, self.plan["mode"])
+        if markers.think_texts is not None or self.plan.get("closing") is not None:
+            return None
+        start, natural = len(markers.start), () if markers.answer_in_chain else markers.natural_closing
+        closings = (natural, markers.forced_closing, markers.forced_closing_after_newline)
+        one, two, three = (start + len(closing) for closing in closings)
+        return one, two, three
+
+    def forced(self, row: Sample) -> Sequence[int]:
+        """The numbers of inserted tokens that a row may have."""
+        if row.budget == OFF or self._inserted is None:
+            return [row.forced_tokens]
+        natural, forced, after_newline = self._inserted
+        if row.ended == "natural":
+            return [natural]
+        return [after_newline if row.thinking.endswith("\n") else forced]

@@ -1,0 +1,285 @@
+"""Find the most compressed rung of a ladder that is certified to still solve and still stop."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from prunus import progress
+from prunus.cards.certified import CERTIFICATE
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.model_folder import ModelFolder
+from prunus.checkpoint.resolve import MANIFEST, resolve
+from prunus.checkpoint.writer import check_target
+from prunus.disk import locked, replace_folder, write_text
+from prunus.errors import PrunusError
+from prunus.evaluation.adopted import adopt
+from prunus.evaluation.beforehand import check_plan
+from prunus.evaluation.resolved_plan import keeps_prefix, renew_groups
+from prunus.plain_data import canonical_json, parse_json
+from prunus.pruning.calibration import check_calibration
+from prunus.pruning.job import renew_card
+from prunus.recipes import EvalPlan
+from prunus.recipes.base import Recipe
+from prunus.settings.engines import EngineOptions
+from prunus.settings.margins import MarginLike
+from prunus.store.starts import mixed_line
+from prunus.store.store import Store, check_folder
+from prunus.studies.file import DEFAULT_LADDER, FindRules, FindTable
+from prunus.studies.find.certificate import (
+    caution,
+    certificate,
+    files_of,
+    read_certificate,
+    same_declaration,
+    write_certificate,
+)
+from prunus.studies.find.decisions import Data, Rows
+from prunus.studies.find.page import NAME as PAGE
+from prunus.studies.find.page import write_page
+from prunus.studies.find.prospects import prospects, refuse_impossible
+from prunus.studies.find.search import Search, check_smallest, ladder_by_bytes, ladders_of, open_search
+from prunus.studies.find.trace import changes, declare_in, made_apart, warning
+from prunus.studies.find.walk import Rungs, Walk
+from prunus.studies.ray import Cluster, cluster_for
+from prunus.studies.variants import check_variants, whole_checkpoint
+
+WORK = "find.json"  # declares the search of a folder of unfinished work
+
+
+def find(
+    model: str | Path,
+    out: str | Path,
+    plan: EvalPlan,
+    ladder: str | Path | Sequence[Recipe | Sequence[Recipe]] | None = None,
+    *,
+    smallest: str | None = None,
+    methods: Sequence[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    recovery: Mapping[str, Any] | None = None,
+    margin: MarginLike = 0.02,
+    stop_margin: MarginLike = 0.05,
+    alpha: float = 0.05,
+    max_tokens: int | None = None,
+    look: int | None = None,
+    store: str | Path = "results.db",
+    device: str = "auto",
+    engine: EngineOptions | None = None,
+    ray: str | None = None,
+    gpus_per_task: float | None = None,
+    cpus_per_task: float = 1,
+    dry_run: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write the most compressed certified version of a model to the folder out; returns what was found (docs/find.md).
+
+    The rungs of a ladder are evaluated under the plan in their order, problem by problem, and compared with the dense
+    model. A rung is certified once a loss of accuracy of `margin` or more, and of chains that end by themselves of
+    `stop_margin` or more, are ruled out; the walk ends at the first rung that is not. The probability that any rung is
+    certified that loses as much is at most alpha, for any number of rungs and problems (docs/verdicts.md).
+    The search is written into the store before it looks at a row, and the certificate names those before it.
+
+    plan: with base_samples, the dense model has as many draws of each problem, and every rung `samples`.
+    ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4`), a .toml file with tables of steps as in a study, or recipes, or
+    several for each rung. None: 0.1:0.7:0.05, or with `smallest` a ladder by the bytes that this engine loads.
+    smallest: vllm or llama.cpp: each rung must load fewer bytes than the one before in this engine, which evaluates it.
+    margin, stop_margin: shares (0.02: two points), or "5%": relative to what the dense model solves, or to its chains
+    that end.
+    methods: for sparsities: each has its own ladder, walked at alpha divided by their number; None: wanda.
+    settings: for sparsities: further fields of every PruneRecipe.
+    recovery: settings of RecoverRecipe that differ from the pruning's, to recover every rung; None: no recovery.
+    max_tokens: the search ends before rows that would be looked at when those before took as many tokens.
+    look: problems of the smallest task that are evaluated between two decisions; None: a batch of the engine.
+    store: SQLite file of the results, created if missing; rows that it has are not computed again.
+    engine: options to start or reach the plan's backend (docs/engines.md).
+    ray, gpus_per_task, cpus_per_task: as for run_study; workers share the batches of a rung (docs/scale.md).
+    dry_run: write nothing, and return what to expect, as `lines` and numbers (see find.prospects.Prospects), and as
+    `ladder` the TOML of one by bytes.
+    overwrite: replace an existing result.
+
+    Returns a dict of plain data: out (the folder; None if no rung is certified, and then it is not written), model,
+    found (name of the rung, None), removed (share of the weights), bytes (with `smallest`, if a rung is certified),
+    ladders (by name a list of rungs, each with name, run, word, why, problems, tokens), tokens, dense_tokens,
+    full_grid_tokens (what all rungs in full would have taken) and claims (sentences). Unfinished work is in
+    out.finding: the same call goes on, and takes the same decisions. Raises PrunusError for wrong input, before
+    anything is computed.
+
+    The folder also has certificate.json, which `verify` checks against the rows, and find.html, which shows the search.
+    """
+    target, path, engine = Path(out), Path(store), engine or EngineOptions()
+    text = ""
+    rules = FindRules(margin, stop_margin, alpha, max_tokens, look, smallest)
+    asked = FindTable(DEFAULT_LADDER if ladder is None else ladder, methods, settings or {}, {}, recovery, rules)
+    check_smallest(smallest, plan, engine.serve)
+    if smallest is not None and ladder is None:
+        there = device if ray is None else None
+        rungs, text = ladder_by_bytes(smallest, asked, Checkpoint(resolve(model)), there)
+        ladders = {smallest: rungs}
+    else:
+        ladders = ladders_of(asked)
+    check_plan(model, plan, engine, path)
+    folder = work_folder(target)
+    if not target.exists() and not folder.exists():  # else rungs may be made that need none any more
+        source = resolve(model)
+        for recipe in (recipe for entries in ladders.values() for entry in entries for recipe in entry.steps):
+            check_calibration(recipe, source)
+    search = open_search(model, plan, asked, ladders, engine=engine, store=path, prefix=keeps_prefix(path, plan))
+    cluster = None if dry_run else cluster_for(search.study, ray, gpus_per_task, cpus_per_task)
+    if not is_published(target, folder, search):
+        check_target(resolve(model), target, overwrite)
+    check_folder(path)
+    check_work(folder, search, overwrite)
+    check_variants(search.study, [search.model], folder, device)
+    ahead = prospects(search, path)
+    if dry_run:
+        return ahead.to_json() | ({"ladder": text} if text else {})
+    for line in ahead.lines:
+        progress.say(line)
+    refuse_impossible(ahead)
+    return carry_out(search, target, path, device, cluster, overwrite=overwrite)
+
+
+def carry_out(
+    search: Search,
+    target: Path,
+    store: Path,
+    device: str,
+    cluster: Cluster | None = None,
+    *,
+    overwrite: bool = False,
+    always: bool = False,
+) -> dict[str, object]:
+    """Carry out a search whose arguments were checked; returns the result of `find`.
+
+    cluster: None: on this machine. always: without a certified rung target is written, too, with certificate and page
+    alone.
+    """
+    folder = work_folder(target)
+    if is_published(target, folder, search):
+        certified = read_certificate(target / CERTIFICATE)
+    else:
+        open_work(folder, search)
+        if cluster is not None:  # checkpoints are kept, since this machine need not be able to make them again
+            search = replace(search, study=replace(search.study, keep_checkpoints=True))
+        declared = search.declared
+        with locked(folder / "lock", f"is working on {folder}; wait for it"), Store(store, create=True) as opened:
+            renew_groups(opened, search.dense.resolved.problems)
+            refuse_mixed(opened, search)
+            for cell in search.model.cells:
+                adopt(opened, cell.resolved, in_part=True)  # before the search is declared, which names them
+            declare_in(opened, declared)
+            if (line := warning(opened, declared)) is not None:
+                progress.say(f"warning: {line}")
+            with closing(Rungs(search, opened, folder, device, cluster)) as rungs:
+                best = Walk(search, Rows(opened, declared), rungs).run()
+            certified, made = publish(search, best, opened, folder, device)
+            for line in made_apart(opened, declared):
+                progress.say(f"warning: {line}")
+            if best is not None or always:
+                write_folder(certified, made, target, overwrite)
+    shutil.rmtree(folder)
+    if (wide := caution(certified["declared"], certified["shown"], certified["endings"])) is not None:
+        progress.say(f"warning: {wide}")
+    return summary(certified, target)
+
+
+def refuse_mixed(store: Store, search: Search) -> None:
+    """Raise PrunusError if rows of a run of the search were computed in several ways: no claim can rest on them."""
+    runs = {search.dense.run_id, *search.cells}
+    if line := mixed_line([run for run in store.runs() if run.run_id in runs]):
+        raise PrunusError(f"{line}: name another --store, or remove the run by `prunus runs --remove`")
+
+
+def work_folder(target: Path) -> Path:
+    """The folder of unfinished work on target."""
+    return target.absolute().with_name(f"{target.name}.finding")
+
+
+def publish(
+    search: Search, best: Data | None, store: Store, folder: Path, device: str
+) -> tuple[Mapping[str, Any], Path]:
+    """The certificate, and the folder of the best rung's checkpoint, to which it belongs; without one, an empty folder.
+
+    The certificate is computed from rows alone, apart from the walk.
+    """
+    if best is None:
+        return certificate(store, search.declared, None), folder / "nothing"
+    made = whole_checkpoint(search.study, search.model, search.cells[best["run"]].variant, folder, device)
+    checksum = ModelFolder(made).checksum()
+    if checksum != store.run(best["run"]).model["checksum"]:
+        raise PrunusError(
+            f"{made} has other weights than those that {store.path} has rows of (run {best['run']}): name"
+            " another --store"
+        )
+    data = certificate(store, search.declared, checksum, files_of(made))
+    assert data["shown"]["found"]["name"] == best["name"], "the walk and the certificate differ"
+    return data, made
+
+
+def write_folder(data: Mapping[str, Any], made: Path, target: Path, overwrite: bool) -> None:
+    """Write certificate and page to the folder made, whose model card mentions them, and which then becomes target."""
+    made.mkdir(exist_ok=True)
+    write_certificate(data, made / CERTIFICATE)
+    write_page(data, made / PAGE)
+    if (made / MANIFEST).exists():
+        renew_card(made)
+    replace_folder(made, target, overwrite)
+
+
+def is_published(target: Path, folder: Path, search: Search) -> bool:
+    """Whether this search was stopped after its result was written, before its unfinished work was deleted."""
+    return is_of(folder / WORK, search) and is_finished(search, target)
+
+
+def is_finished(search: Search, target: Path) -> bool:
+    """Whether target has a certificate of this very search."""
+    file = target / CERTIFICATE
+    return file.exists() and same_declaration(read_certificate(file)["declared"], search.declared)
+
+
+def is_of(file: Path, search: Search) -> bool:
+    """Whether a file declares this very search."""
+    return file.exists() and file.read_text("utf-8") == canonical_json(search.declared)
+
+
+def check_work(folder: Path, search: Search, overwrite: bool) -> None:
+    """Raise PrunusError if the folder has unfinished work of another search (unless overwrite)."""
+    file = folder / WORK
+    unfinished = folder.exists() and [path for path in folder.iterdir() if path.suffix != ".writing"]
+    if overwrite or not unfinished or is_of(file, search):
+        return
+    try:
+        differences = "; ".join(changes(parse_json(file.read_text("utf-8")), search.declared))
+    except (OSError, ValueError, LookupError, TypeError):
+        raise PrunusError(f"{folder} exists and is no unfinished search: delete it, or name another output") from None
+    raise PrunusError(f"{folder} holds an unfinished search ({differences}): delete it, or add --overwrite")
+
+
+def open_work(folder: Path, search: Search) -> None:
+    """Create the folder of unfinished work, or continue it; work of another search is deleted."""
+    if folder.exists() and not is_of(folder / WORK, search):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / WORK, canonical_json(search.declared))
+
+
+def summary(certified: Mapping[str, Any], target: Path) -> dict[str, object]:
+    """What `find` returns of a search with this certificate."""
+    shown, keys = certified["shown"], ("name", "run", "word", "why", "problems", "tokens")
+    best = shown["found"]
+    return {
+        "out": str(target) if best else None,
+        "model": certified["declared"]["model"]["source"],
+        "found": best["name"] if best else None,
+        "removed": best["removed"] if best else 0.0,
+        **({"bytes": best["bytes"]} if best and "bytes" in best else {}),
+        "ladders": {
+            one["name"]: [{key: rung[key] for key in keys} for rung in one["rungs"]] for one in shown["ladders"]
+        },
+        "tokens": shown["tokens"],
+        "dense_tokens": shown["dense"]["tokens"],
+        "full_grid_tokens": shown["full_grid_tokens"],
+        "claims": shown["claims"],
+    }

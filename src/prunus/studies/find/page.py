@@ -1,0 +1,317 @@
+"""The page of a search: the ladder with its decisions, how the bounds went, accuracies, and what it cost.
+
+It is made from the certificate alone, in the style of the report (reporting/page.py), and loads nothing.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from prunus.cards.certified import about_searches, claims_of_found
+from prunus.disk import show_bytes, write_text
+from prunus.reporting.prose import sentence
+from prunus.reporting.render.chart import (
+    PANEL,
+    Line,
+    Picture,
+    Point,
+    accuracy_axis,
+    budget_axis,
+    chart,
+    linear_axis,
+    lines_of,
+)
+from prunus.reporting.render.table import HUES, Column, Interval, RunStyle, Table, Word
+from prunus.reporting.render.text import NBSP, count, esc, one_line, percent, points, short, top, whole_page
+from prunus.reporting.section import adapted, details, hint, part, run_figure, soft
+from prunus.results.contrasts import ENDINGS
+from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, OPEN, REFUSED
+from prunus.settings.margins import Margin
+from prunus.statistics.anytime import with_estimate
+from prunus.store.characters import MINUS
+from prunus.studies.find.certificate import caution, dense_area, number_of_groups, stops
+from prunus.studies.find.decisions import Data, rungs_in
+
+NAME = "find.html"
+UNITS = ("kB", "MB", "GB")
+UNREACHED = "not looked at"
+WORDS = (CERTIFIED, REFUSED, OPEN)  # each is also a class of the style sheet
+STYLES = (
+    ".certified{color:var(--good)}.certified::before{content:'\\2713'}"
+    ".refused{color:var(--bad)}.refused::before{content:'\\2717'}"
+    ".not-looked-at{color:var(--soft);font-weight:400}"
+    ".path .mark{fill-opacity:0;stroke-opacity:0}"
+    ".ladder td:nth-child(3),.ladder th:nth-child(3){text-align:left}.ladder td:nth-child(3) small{white-space:normal}"
+    "@media screen and (max-width:1199px){#ladder{display:flex;flex-direction:column;gap:.8rem}#ladder .rows{order:-1}}"
+)
+
+
+def write_page(data: Data, file: Path) -> None:
+    """Write the page of a certificate to a file."""
+    write_text(file, page(data))
+
+
+def page(data: Data) -> str:
+    """The HTML of the page of a certificate."""
+    declared, shown = data["declared"], data["shown"]
+    title = _title(declared, shown, data.get("endings"))
+    body = f"{_top(data, title)}<main>{_glance(declared, shown)}{_paths(declared, shown)}{_meaning(data)}</main>"
+    return whole_page(title, body, {"certificate": dict(data)}, STYLES)
+
+
+def _title(declared: Data, shown: Data, ended: Data | None) -> str:
+    found = shown["found"]
+    if found is None:
+        return f"No rung was certified: {one_line(declared['model']['name'])} stays as it is"
+    area = dense_area(declared, shown)
+    if area is not None and Margin.of(declared["margin"]).covers(area):
+        return f"{one_line(found['name'])} is certified for a margin of all that the dense model solves"
+    if not stops(declared, ended):
+        return f"{one_line(found['name'])} still solves, and stops as seldom as the dense model"
+    return f"{one_line(found['name'])} still solves and still stops"
+
+
+def _top(data: Data, title: str) -> str:
+    declared, shown = data["declared"], data["shown"]
+    draws, sizes = declared["samples"], {task: len(names) for task, names in declared["problems"].items()}
+    groups = f" in {number_of_groups(declared)} groups" if declared.get("groups") else ""
+    of_dense = f" ({declared['base_samples']} of the dense model)" if "base_samples" in declared else ""
+    facts = (
+        f"prunus find · <bdi>{esc(declared['model']['name'])}</bdi> · "
+        f"<bdi>{esc(', '.join(f'{task}, {number} problems' for task, number in sizes.items()) + groups)}</bdi> × "
+        f"{draws} draw{'' if draws == 1 else 's'}{of_dense} · budgets {esc(', '.join(map(str, declared['budgets'])))}"
+    )
+    found, whole = shown["found"], declared["model"].get("bytes")
+    said = f"Losses of {_losses(declared)}, were not ruled out for any rung."
+    if found:
+        size = f"{_share(found['removed'])}{NBSP}% of the weights are removed"
+        if whole is not None:
+            size = "It has {} of the dense model's {}".format(*(short(n, UNITS) for n in (found["bytes"], whole)))
+        sure = f"{100 - 100 * declared['alpha']:g}{NBSP}% confidence"
+        said = f"{size}. Losses of {_losses(declared)}, are ruled out with {sure}."
+    warning = caution(declared, shown, data.get("endings"))
+    notes = [sentence(warning[0].upper() + warning[1:])] if warning is not None else []
+    return top(facts, title, said, notes)
+
+
+def _share(removed: float) -> str:
+    return f"{100 * removed:.3g}"
+
+
+def _losses(declared: Data) -> str:
+    """The two losses that are ruled out for a certified rung."""
+    accuracy = amount(declared["margin"], "accuracy", "what the dense model solves")
+    ends = amount(declared["stop_margin"], "chains that end by themselves", "its chains that end by themselves")
+    return f"{accuracy} or more, and of {ends} or more"
+
+
+def amount(margin: Any, of: str, base: str) -> str:
+    """`2 points of accuracy`, or `5 % of what the dense model solves`, for a margin as it is declared."""
+    asked = Margin.of(margin)
+    return asked.words(base) if asked.relative else f"{asked.words()} of {of}"
+
+
+def styles_of(declared: Data) -> dict[str, RunStyle]:
+    """The style of every declared rung by its run: a colour for each ladder, dashes and markers along it."""
+    found, index = {}, 0
+    for number, ladder in enumerate(declared["ladders"]):
+        several = len(declared["ladders"]) > 1
+        for place, rung in enumerate(ladder["rungs"]):
+            index += 1
+            hue = number % HUES if several else place % HUES
+            found[rung["run"]] = RunStyle(index, rung["name"], 1 + hue, place % 4, 1 + place % 4)
+    return found
+
+
+def _dense(declared: Data) -> RunStyle:
+    return RunStyle(0, declared["model"]["name"], 0, 0, 0)
+
+
+def _glance(declared: Data, shown: Data) -> str:
+    """The ladders with what was decided, and the curves."""
+    alpha = declared["alpha"] / len(declared["ladders"])
+    rungs, looked_at = len(rungs_in(declared)), len(rungs_in(shown))
+    terms = (
+        f"Rungs are tried in this order, until one is not certified: {looked_at} of {rungs} were looked at. "
+        "Differences, in points, have bounds that hold after any number of problems, each with "
+        f"{100 * (1 - alpha):g}{NBSP}% confidence."
+    )
+    tables = []
+    for ladder, seen in zip(declared["ladders"], shown["ladders"], strict=True):
+        title = f"<bdi>{esc(ladder['name'])}</bdi>" if len(declared["ladders"]) > 1 else "The ladder"
+        tables.append(f'<div class="head"><h2>{title}</h2>{hint(terms) if not tables else ""}</div>')
+        tables.append(ladder_table(declared, ladder, seen, shown["dense"]["tokens"]).html())
+    return (
+        f'<section id="ladder" class="glance" aria-label="The ladder">{_curves(declared, shown)}'
+        f'<div class="rows">{"".join(tables)}</div></section>'
+    )
+
+
+def ladder_table(declared: Data, ladder: Data, seen: Data, dense_tokens: int) -> Table:
+    """One row per declared rung: what it removes (its bytes, if the ladder is by bytes), decision, bounds, tokens.
+
+    dense_tokens: tokens of the dense model, which is the first row.
+    """
+    every, styles = {rung["run"]: rung for rung in seen["rungs"]}, styles_of(declared)
+    whole = declared["model"].get("bytes")
+    first = [whole or 0.0, None, None, None, None, dense_tokens]
+    rows: list[tuple[RunStyle | str, list[Any]]] = [(_dense(declared), first)]
+    for rung in ladder["rungs"]:
+        style, one = styles[rung["run"]], every.get(rung["run"])
+        size = rung["removed"] if whole is None else (one or rung)["bytes"]
+        if one is None:
+            rows.append((style, [size, Word(UNREACHED), None, None, None, None]))
+            continue
+        why = one["why"] or ", ".join(_words(end) for end in one["failed"])
+        ends = [Interval(*with_estimate(*one["path"][end][-1])) if one["rounds"] else None for end in ENDPOINTS]
+        decision = Word(one["word"] if one["word"] in WORDS else OPEN, why)
+        rows.append((style, [size, decision, *ends, one["problems"], one["tokens"]]))
+    columns = [
+        Column("rung", "Rung"),
+        Column("removed", "To remove, %", _share) if whole is None else Column("bytes", "Bytes|loaded", show_bytes),
+        Column("decision", "Decision"),
+        Column("accuracy", f"Accuracy|change{_kept(declared['margin'])}", beside(declared["margin"])),
+        Column("ends", f"Ends by itself|change{_kept(declared['stop_margin'])}", beside(declared["stop_margin"])),
+        Column("problems", "Problems|needed", count),
+        Column("tokens", "Tokens", count),
+    ]
+    return Table(
+        f"ladder-{ladder['name']}", f"Decisions of {ladder['name']}", "data ladder cards", columns, rows, keep=True
+    )
+
+
+def beside(margin: Any) -> Callable[[float], str]:
+    """A function that writes a bound in points, with as many digits as tell on which side of the margin it lies."""
+    asked = Margin.of(margin)
+    edge = 0.0 if asked.relative else round(-100 * asked.size, 9)
+
+    def text(value: float) -> str:
+        number = round(100 * value, 9)
+        digits = next((k for k in range(1, 7) if round(number, k) != round(edge, k) or number == edge), 6)
+        return points(value) if digits == 1 else f"{number:+.{digits}f}".replace("-", MINUS)
+
+    return text
+
+
+def _kept(margin: Any) -> str:
+    """What the heading of a column adds where its differences are from a share of the dense model's."""
+    asked = Margin.of(margin)
+    return f" over {100 - 100 * asked.size:g} % of dense" if asked.relative else ""
+
+
+def _words(end: str) -> str:
+    return end if end == ACCURACY else ENDINGS[end].words
+
+
+def _paths(declared: Data, shown: Data) -> str:
+    """The bounds over the problems, two panels for each rung that was looked at."""
+    styles, panels = styles_of(declared), []
+    asked = {end: Margin.of(declared["margin" if end == ACCURACY else "stop_margin"]) for end in ENDPOINTS}
+    margins = {end: 0.0 if margin.relative else margin.size for end, margin in asked.items()}
+    least = {
+        end: f"{100 - 100 * margin.size:g} % of the dense model's" for end, margin in asked.items() if margin.relative
+    }
+    for rung, end in product(rungs_in(shown), ENDPOINTS):
+        if rung["rounds"]:
+            decisive = rung["word"] == CERTIFIED or end in rung["failed"]
+            small = esc(f"{_words(end)}: {rung['word']}" if decisive else _words(end))
+            panels.append(run_figure(styles[rung["run"]], path(rung, end, margins[end], styles), small))
+    if not panels:
+        return ""
+    several = len(declared["problems"]) > 1
+    note = (
+        "Difference from the dense model after each "
+        + ("round with problems of every task" if several else "problem")
+        + ", in points, with the bounds that hold at all times at once. The shaded zone is the margin: a rung is "
+        "certified when the lower bounds of both endpoints lie within it or above, and refused when an upper bound is "
+        "below it."
+    )
+    if least:
+        which = " and ".join(
+            _words(end) if len(least) == 1 else f"{text} ({_words(end)})" for end, text in least.items()
+        )
+        note += f" With a margin relative to the dense model, the difference is from what is to be kept of it: {which}."
+    return part("paths", "How it was decided", "", f'<div class="panels">{"".join(panels)}</div>', note)
+
+
+def path(rung: Data, end: str, margin: float, styles: Mapping[str, RunStyle]) -> Picture:
+    """The bounds of one endpoint of a rung over the rounds; the margin is shaded."""
+    numbers = [[100 * value for value in with_estimate(*row)] for row in rung["path"][end]]
+    reach = max([300 * margin, 1.0, *(1.2 * abs(value) for value in numbers[-1])])
+    style = styles[rung["run"]]
+
+    def within(value: float) -> float:
+        return max(-reach, min(reach, value))
+
+    spots = []
+    for t, (estimate, low, high) in zip(rung["path"]["rounds"], numbers, strict=True):
+        note = f"After {t}\n{style.label}\n{points(estimate / 100)} ({points(low / 100)} to {points(high / 100)})"
+        spots.append(Point(float(t), within(estimate), within(low), within(high), note))
+    last = rung["path"]["rounds"][-1]
+    return chart(
+        [Line(style.css, spots, style.marker)],
+        linear_axis(0, max(2, last), "Problems", 4),
+        linear_axis(-reach, reach, "Points", 4, sign=True),
+        f"{style.label}: bounds of {_words(end)} over problems",
+        frame=PANEL,
+        zone=(-100 * margin, 0.0),
+        zero_line=True,
+        css="path",
+    )
+
+
+def _curves(declared: Data, shown: Data) -> str:
+    """Accuracy over budget of the dense model and of the rungs that were looked at."""
+    rungs = [rung for rung in rungs_in(shown) if rung["accuracy"]]
+    if not rungs:
+        return ""
+    styles, longest = styles_of(declared), max(rungs, key=lambda rung: rung["looked"])
+    lines = []
+    for style, values in [
+        (_dense(declared), longest["dense_accuracy"]),
+        *((styles[rung["run"]], rung["accuracy"]) for rung in rungs),
+    ]:
+        spots = {
+            budget: Point(
+                float(budget), 100 * value, math.nan, math.nan, f"Budget {budget}\n{style.label}\n{percent(value)} %"
+            )
+            for budget, value in zip(declared["budgets"], values, strict=True)
+        }
+        lines += lines_of(spots, style.css, style.marker, style.label)
+    axes = (budget_axis(declared["budgets"]), accuracy_axis(lines), "Accuracy against thinking budget")
+    terms = "Each over the problems that it was evaluated on; the differences in the table are paired."
+    title = f"Accuracy against the thinking budget{hint(terms)}"
+    return adapted(lambda frame: chart(lines, *axes, frame=frame), title)
+
+
+def _meaning(data: Data) -> str:
+    """What is claimed and what is not, which searches came before, and how to check it."""
+    declared, shown = data["declared"], data["shown"]
+    certified, refused = (sum(one["word"] == word for one in rungs_in(shown)) for word in (CERTIFIED, REFUSED))
+    share = shown["tokens"] / max(1, shown["full_grid_tokens"])
+    claims = [f"{claim.removesuffix('.')}." for claim in claims_of_found(shown)]
+    lines = [
+        f"The probability that any of the certified rungs ({certified}) loses a margin or more is at most "
+        f"{100 * declared['alpha']:g} %, for any number of rungs, and although it was looked at after every problem; "
+        "with other searches the probabilities add up.",
+        *(f"{line}." for line in about_searches(data)),
+        "Each claim is about one checkpoint, not about its recipe with other calibration data.",
+        "This holds for problems like those of the problem set, which were taken in a random order that follows from "
+        f"seed {declared['seed']}; under these budgets, this sampling and this grader.",
+        "It assumes that groups of problems are independent of each other, and counts each group as one."
+        if declared.get("groups")
+        else "It assumes that problems are independent of each other.",
+        "It says nothing about other tasks, larger budgets, speed or safety. A refused rung "
+        f"({refused}) is shown to lose more; one that cannot be told may be harmless, with too few problems for it.",
+        f"The search took {count(shown['tokens'])} tokens, {percent(share)} % of the {count(shown['full_grid_tokens'])}"
+        " that all rungs and the dense model in full would have taken (estimated from the rows).",
+        "prunus verify certificate.json --store STORE computes all of this again from the rows of the store.",
+    ]
+    more = details("What this rests on, and what it does not say", _list(lines))
+    return part("meaning", "What is claimed", "", (_list(claims) if claims else soft("Nothing.")) + more)
+
+
+def _list(lines: Sequence[str]) -> str:
+    return f'<ul class="notes">{"".join(f"<li><bdi>{esc(line)}</bdi></li>" for line in lines)}</ul>'

@@ -1,0 +1,180 @@
+"""What a search will take, before it starts: problems and tokens of each rung, and the margin it can certify at all."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import ceil, inf, isfinite
+from pathlib import Path
+
+import numpy as np
+
+from prunus.disk import show_bytes
+from prunus.errors import PrunusError
+from prunus.results.ladder import ACCURACY, CHANGED, DENSE, ENDPOINTS, ENDS, FEW_CHANGED, Forecast, forecast
+from prunus.results.verdicts import rare_endings, wide_margin
+from prunus.store.store import Store, is_begun
+from prunus.studies.cells import chain_tokens, tokens_per_chain
+from prunus.studies.find.decisions import Rows, rungs_in
+from prunus.studies.find.search import Search
+
+WORDS = {ACCURACY: "accuracy", ENDS: "ending by itself"}  # of the endpoints, in sentences
+
+
+@dataclass(frozen=True)
+class Prospects:
+    """problems, rungs: numbers in all. forecasts: of each endpoint. chain_tokens: of one draw under all budgets.
+
+    measured: whether chain_tokens is the mean of the dense model's rows in the store; else no chain takes more.
+    expected: problems that a harmless rung takes, at most all. rung_tokens, grid_tokens: of such a rung, and of all
+    rungs and the dense model in full. impossible: a line for each margin that cannot be certified. warning: where the
+    dense model's rows in the store show that it solves little beside the margin.
+    """
+
+    problems: int
+    rungs: int
+    forecasts: dict[str, Forecast]
+    chain_tokens: float
+    measured: bool
+    expected: int
+    rung_tokens: int
+    grid_tokens: int
+    impossible: tuple[str, ...]
+    warning: str = ""
+    lines: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """Plain data, with None for numbers that are not finite."""
+        forecasts = {
+            end: {name: value if value is None or isfinite(value) else None for name, value in vars(one).items()}
+            for end, one in self.forecasts.items()
+        }
+        return {**vars(self), "forecasts": forecasts, "lines": list(self.lines), "impossible": list(self.impossible)}
+
+
+def dense_so_far(search: Search, store: Path) -> tuple[dict[str, float], bool, float | None]:
+    """What a store has of the dense model. store: its path, which need not exist.
+
+    Returns the mean of each endpoint over the rounds that are complete, empty without any; whether these are all; and
+    the mean number of tokens of its chains, None without any.
+    """
+    if not is_begun(store):
+        return {}, False, None
+    run_id = search.dense.run_id
+    with Store(store) as opened:
+        found = Rows(opened, search.declared).differences(run_id)
+        tokens = tokens_per_chain([opened.samples(run_id)], search.plan.reuse)
+    rounds = len(found[ACCURACY])
+    means = {end: float(found[DENSE[end]].mean()) for end in ENDPOINTS} if rounds else {}
+    return means, rounds == len(search.order), tokens
+
+
+def prospects(search: Search, store: Path) -> Prospects:
+    """What a search will take; nothing is loaded or written. store: path of the store, which need not exist."""
+    (means, whole, mean_tokens), margins = dense_so_far(search, store), search.rule.margins
+    problems, draws, rungs = sum(map(len, search.order)), search.plan.samples, len(search.cells)
+    dense_draws = search.plan.draws(of_base=True)
+    work, expected = search.dense.resolved, counted(search.expected_rounds, search)
+    forecasts = forecast(search.rule, len(search.order), draws, dense=means, base_draws=dense_draws)
+    # Without rows, the most tokens of a chain, on average over the problems.
+    per_chain = mean_tokens or float(
+        np.mean([chain_tokens(search.plan, work.answers_at_most(i)) for i in range(len(work.problems))])
+    )
+    covered = [end for end, mean in means.items() if whole and margins[end].covers(mean)]
+    nothing = [f"losing all of the dense model's {WORDS[end]} would be within the margin" for end in covered]
+    notes = [wide_margin(margins[ACCURACY], means[ACCURACY], "the dense model")] if means else []
+    notes += [rare_endings(margins[ENDS], means[ENDS], "the dense model")] if means else []
+    made = Prospects(
+        problems=problems,
+        rungs=rungs,
+        forecasts=forecasts,
+        chain_tokens=per_chain,
+        measured=mean_tokens is not None,
+        expected=expected,
+        rung_tokens=round(expected * draws * per_chain),
+        grid_tokens=round((rungs * draws + dense_draws) * problems * per_chain),
+        impossible=(*nothing, *impossible_lines(search, forecasts, means)),
+        warning="; ".join(filter(None, notes)),
+    )
+    return replace(made, lines=tuple(lines_of(search, made, means)))
+
+
+def impossible_lines(search: Search, forecasts: dict[str, Forecast], dense: Mapping[str, float]) -> list[str]:
+    """A line for each margin that this number of problems cannot certify, whatever they show."""
+    return [
+        f"{counted(len(search.order), search)} problems cannot certify a margin of {size(search, end)} in {WORDS[end]};"
+        f" {points(ceil(1000 * found.smallest) / 1000)} would be possible"
+        for end, found in forecasts.items()
+        if found.smallest > search.rule.margins[end].points(dense.get(end, 1.0))
+    ]
+
+
+def size(search: Search, end: str) -> str:
+    """`2 points`, `5 % of the dense model's`: the margin of an endpoint."""
+    margin = search.rule.margins[end]
+    return margin.words("the dense model's") if margin.relative else points(margin.size)
+
+
+def lines_of(search: Search, found: Prospects, dense: Mapping[str, float]) -> list[str]:
+    """The prospects in sentences."""
+    draws, declared = search.plan.samples, search.declared
+    spans = {
+        ladder["name"]: dict.fromkeys(ladder["rungs"][end]["name"] for end in (0, -1)) for ladder in declared["ladders"]
+    }
+    ladders = "; ".join(f"{name}: {' to '.join(span)}" for name, span in spans.items())
+    grouped = f" in {found.problems - len(declared['groups'])} groups" if "groups" in declared else ""
+    more = f" ({search.plan.base_samples} of the dense model)" if search.plan.base_samples else ""
+    each = f"{found.problems} problems{grouped} with {draws} draw{'s' * (draws > 1)} each{more}"
+    lines = [f"{each}; {found.rungs} rungs ({ladders})"]
+    if (engine := declared["model"].get("engine")) is not None:
+        named = [{**declared["model"], "name": "dense"}, *rungs_in(declared)]
+        sizes = ", ".join(f"{one['name']} {show_bytes(one['bytes'])}" for one in named)
+        lines.append(f"{engine} loads: {sizes}")
+    for end, one in found.forecasts.items():
+        margin, least = search.rule.margins[end], points(ceil(1000 * one.smallest) / 1000)
+        asked = size(search, end)
+        if margin.relative:
+            asked += f", {points(margin.points(dense[end]))}," if end in dense else ", if that is everything,"
+        takes = (
+            f"about {counted(one.fewer, search)} to {counted(one.rounds, search)} problems"
+            if isfinite(one.rounds)
+            else "more problems than anybody has"
+        )
+        line = (
+            f"{WORDS[end]}: a margin of {asked} takes {takes} if {100 * FEW_CHANGED:g} to {100 * CHANGED:g} %"
+            f" of a rung's draws change (an assumption); {least} at best"
+        )
+        if one.rounds > one.available:
+            line += f"; {advice(one, draws, search.plan.draws(of_base=True), found.rungs)}"
+        lines.append(line)
+    kind = "about" if found.measured else "at most"
+    lines.append(
+        f"a rung of which {100 * CHANGED:g} % change takes {kind} {found.rung_tokens:,} tokens ({found.expected}"
+        f" problems); all rungs in full would take {kind} {found.grid_tokens:,}"
+    )
+    return [*lines, *(f"warning: {line}" for line in (found.warning, *found.impossible) if line)]
+
+
+def advice(found: Forecast, draws: int, dense_draws: int, rungs: int) -> str:
+    """What to change where the problems are probably too few: what adds fewest draws if all rungs are walked."""
+    more = inf if found.draws is None else found.draws * (1 + rungs) - draws * rungs - dense_draws
+    of_base = inf if found.base_draws is None else found.base_draws - dense_draws
+    if of_base < more:
+        return f"--base-samples {found.base_draws} would make these problems enough"
+    if found.draws is not None and found.draws > draws:
+        return f"--samples {found.draws} would make these problems enough"
+    return "these are too few with any number of draws: take more problems or a larger margin"
+
+
+def refuse_impossible(found: Prospects) -> None:
+    """Raise PrunusError if a margin cannot be certified at all."""
+    if found.impossible:
+        raise PrunusError(f"{found.impossible[0]}: take more problems or a larger margin")
+
+
+def counted(rounds: float, search: Search) -> int:
+    """How many problems a number of rounds holds, rounded up."""
+    return ceil(rounds * sum(map(len, search.order)) / len(search.order))
+
+
+def points(share: float) -> str:
+    """`2 points`, `0.3 points`."""
+    return f"{100 * share:.3g} point{'' if share == 0.01 else 's'}"

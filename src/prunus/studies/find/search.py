@@ -1,0 +1,335 @@
+"""A search, opened and checked: its model, ladders, plan, rules and order of problems, before anything is computed."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
+from functools import cached_property
+from itertools import chain, pairwise
+from math import ceil, inf, prod
+from pathlib import Path
+from typing import Any
+
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.errors import PrunusError
+from prunus.evaluation.backends.hf import device_for
+from prunus.evaluation.backends.vllm import why_not_4_bits
+from prunus.evaluation.beforehand import is_harness_task
+from prunus.progress import say
+from prunus.pruning.experts.mixtures import expert_counts
+from prunus.recipes import EvalPlan, GgufRecipe, PruneRecipe, QuantizeRecipe, RecoverRecipe
+from prunus.recipes.base import Recipe
+from prunus.results.ladder import ACCURACY, ENDPOINTS, ENDS, Rule, forecast
+from prunus.settings.engines import BACKENDS, GGUF, SERVES_GGUF, SMALLEST, EngineOptions
+from prunus.statistics.anytime import Round
+from prunus.step import kind_of, steps_name
+from prunus.steps.chain import bytes_after
+from prunus.studies.cells import Cell, Model, folder_of, open_model, variant_names
+from prunus.studies.file import SHARED, Entry, FindRules, FindTable, Study, read_entries
+from prunus.studies.find.decisions import Data, order_of, rule_of
+
+MOST_RUNGS = 1000
+
+
+Ladders = Mapping[str, Sequence[Entry]]  # the rungs of each method, or of a file, by the name of the method or file
+
+
+def ladders_of(asked: FindTable) -> Ladders:
+    """The ladders that a user asks for: one for each method, or one of a file or of a list of recipes."""
+    if asked.file is not None:
+        refuse_settings(str(asked.ladder), asked, asked.settings)
+        return {asked.file.stem: read_entries(asked.file, asked.shared)}
+    if isinstance(asked.ladder, str | Path):
+        names = list(asked.methods or ["wanda"])
+        if len(set(names)) < len(names):
+            raise PrunusError(f"method {max(names, key=names.count)} is named twice")
+        shares, given = sparsities(str(asked.ladder)), {**asked.shared, **asked.settings}
+        by_method = {name: [PruneRecipe(**{**given, "method": name, "sparsity": s}) for s in shares] for name in names}
+    else:
+        if not asked.ladder:
+            raise PrunusError("a ladder needs at least one recipe")
+        by_method = {"recipes": list(asked.ladder)}
+    return {name: [Entry(steps_of(one, asked.recovery), None) for one in rungs] for name, rungs in by_method.items()}
+
+
+def refuse_settings(ladder: str, asked: FindTable, settings: Iterable[str]) -> None:
+    """Raise PrunusError if settings of recipes are given beside a ladder that has its own."""
+    given = [*(["the method"] if asked.methods else []), *settings]
+    given += [] if asked.recovery is None else ["recover"]
+    if given:
+        raise PrunusError(f"{ladder} sets the recipes of its rungs: write {', '.join(given)} into it instead")
+
+
+# Tables of steps that store a model for an engine, from more bytes to fewer.
+FORMS: Mapping[str, Sequence[str]] = {
+    "vllm": (
+        "{ quantize = { bits = 8 } }",
+        '{ quantize = { bits = 4, group = "32" } }',
+        '{ quantize = { bits = 4, group = "128" } }',
+    ),
+    "llama.cpp": (
+        '{ gguf = { type = "q8_0" } }',
+        '{ quantize = { bits = 4, group = "32" } }, { gguf = { type = "q4_0" } }',
+    ),
+}
+KEPT = (0.875, 0.75, 0.625)  # shares of the channels, or experts, with which the last form is then tried
+
+
+def check_smallest(smallest: str | None, plan: EvalPlan, serve: str | None) -> None:
+    """Raise PrunusError for rungs that would be evaluated in another engine than the one by whose bytes they go."""
+    if smallest is not None and plan.backend != SMALLEST[smallest]:
+        raise PrunusError(f"rungs for {smallest} are evaluated in it: add --backend {SMALLEST[smallest]}")
+    if smallest == "llama.cpp" and GGUF not in (serve or ""):
+        raise PrunusError(f"rungs for llama.cpp are GGUF files: add --serve '{SERVES_GGUF}'")
+
+
+def ladder_by_bytes(engine: str, asked: FindTable, source: Checkpoint, device: str | None) -> tuple[list[Entry], str]:
+    """The default ladder of an engine, and the same as a file; a line says which rungs are left out, and why.
+
+    asked: settings of calibration; others are refused, as are methods and recovery. device: on which the engine will
+    run; None: on that of another machine. Raises PrunusError if the model can have no form.
+    """
+    settings = asked.settings
+    refuse_settings("the default ladder", asked, (name for name in settings if name not in SHARED))
+    try:
+        less = "experts" if expert_counts(source) else "width"
+    except PrunusError:  # it is no mixture
+        less = "width"
+    head = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
+    text, form, entries, least = f"[calibration]\n{head}" if head else "", "", list[Entry](), inf
+    for rung in (*FORMS[engine], *KEPT):
+        steps = rung if isinstance(rung, str) else f"{{ {less} = {{ keep = {rung} }} }}, {{ recover = true }}, {form}"
+        table = f"\n[[chain]]\nsteps = [{steps}]\n"
+        (read,) = read_entries(f"{engine}.toml", settings, table)
+        try:
+            check_bits(engine, read.steps[-1], device)
+            if (size := bytes_after(read.steps, source)) >= least:
+                raise PrunusError("it takes no fewer bytes than the rung before")
+        except PrunusError as error:
+            if rung == FORMS[engine][-1] and not entries:
+                raise
+            say(f"{steps_name(read.steps)} is left out: {error}")
+            continue
+        form = rung if isinstance(rung, str) else form
+        text, least = text + table, size
+        entries.append(replace(read, line=None))
+    return entries, text.lstrip()
+
+
+def check_bits(engine: str, recipe: Recipe, device: str | None) -> None:
+    """Raise PrunusError if the engine cannot multiply what a recipe stores. device: as of ladder_by_bytes."""
+    has_4_bits = engine == "vllm" and isinstance(recipe, QuantizeRecipe) and recipe.bits == 4
+    why = why_not_4_bits(device_for(device)) if has_4_bits and device is not None else None
+    if why is not None:
+        raise PrunusError(why)
+
+
+def steps_of(rung: Recipe | Sequence[Recipe], recovery: Mapping[str, Any] | None) -> tuple[Recipe, ...]:
+    """The steps of a rung. recovery: settings of one more step, with the calibration of the first; None: none."""
+    steps = (rung,) if isinstance(rung, Recipe) else tuple(rung)
+    return steps if recovery is None else (*steps, RecoverRecipe.like(steps[0], **recovery))
+
+
+def sparsities(text: str) -> list[float]:
+    """The sparsities of `0.1:0.7:0.05` (from, to, step; the end is included if a step meets it) or of `0.2,0.4,0.5`."""
+    try:
+        if ":" not in text:
+            found = [Decimal(part.strip()) for part in text.split(",")]
+        else:
+            first, last, step = (Decimal(part.strip()) for part in text.split(":"))
+            if not all(number.is_finite() for number in (first, last, step)) or step <= 0 or last < first:
+                raise PrunusError(f"ladder '{text}' has no rung: write FROM:TO:STEP with FROM <= TO and STEP above 0")
+            count = int((last - first) / step) + 1
+            if count > MOST_RUNGS:
+                raise PrunusError(f"ladder '{text}' has {count} rungs, of which at most {MOST_RUNGS} are allowed")
+            found = [first + step * number for number in range(count)]
+    except (InvalidOperation, ValueError) as error:
+        raise PrunusError(
+            f"ladder '{text}' is not FROM:TO:STEP such as 0.1:0.7:0.05, a list such as 0.2,0.4, or a FILE.toml"
+        ) from error
+    for number in found:
+        if not 0 < number < 1:
+            raise PrunusError(f"ladder '{text}': a sparsity must lie in (0, 1), not {number}")
+    return list(map(float, found))
+
+
+def removed(entry: Entry, source: Checkpoint) -> float:
+    """The share of the weights of the blocks' Linears that a rung removes, as asked by its recipes; or of experts.
+
+    Of several steps, 1 - (1 - one) * (1 - other) * ...
+    """
+    shares = [share for recipe in entry.steps if (share := kind_of(recipe).removed(recipe, source))]
+    # A single share is declared as it is, without the rounding of 1 - (1 - share).
+    return shares[0] if len(shares) == 1 else 1 - prod(1 - share for share in shares)
+
+
+def dense_bytes(source: Checkpoint, engine: str) -> int:
+    """The bytes that an engine loads of the dense model, which llama.cpp has in float16 whatever its folder has."""
+    return bytes_after([GgufRecipe()], source) if engine == "llama.cpp" else sum(source.engine_bytes.values())
+
+
+def shrinking(ladder: str, entries: Sequence[Entry], source: Checkpoint, engine: str) -> list[int]:
+    """The bytes that an engine loads of each rung. Raises PrunusError unless each takes fewer than the one before."""
+    sizes = [bytes_after(entry.steps, source) for entry in entries]
+    whole = "the dense model", dense_bytes(source, engine)
+    named = [whole, *zip(variant_names(entries), sizes, strict=True)]
+    for (before, most), (name, size) in pairwise(named):
+        if size >= most:
+            raise PrunusError(
+                f"ladder {ladder} does not shrink: {name} takes {size:,} bytes, {before} before it {most:,}"
+            )
+    return sizes
+
+
+def check_order(ladder: str, entries: Sequence[Entry], source: Checkpoint) -> None:
+    """Raise PrunusError for a ladder with a rung that removes less than the one before."""
+    shares = [removed(entry, source) for entry in entries]
+    for number, (share, later) in enumerate(pairwise(shares), 1):
+        if later < share - 1e-9:
+            raise PrunusError(
+                f"ladder {ladder} is not in order: rung {number + 1} removes {100 * later:.3g} % of the weights,"
+                f" rung {number} {100 * share:.3g} %; order it from gentle to harsh"
+            )
+
+
+MOST_CHAINS = 128  # of one look, with engines that take more at once
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched, and by which rules.
+
+    cells: of the rungs of all ladders, by their runs. declared: what was fixed beforehand, a part of the certificate.
+    """
+
+    study: Study
+    model: Model
+    cells: Mapping[str, Cell]
+    declared: Data
+
+    @property
+    def plan(self) -> EvalPlan:
+        """The plan by which every rung is evaluated."""
+        return self.study.plans[0]
+
+    @property
+    def dense(self) -> Cell:
+        """The dense model under the plan."""
+        return self.model.cells[0]
+
+    @cached_property
+    def rule(self) -> Rule:
+        """The rule by which each ladder is walked, whose alpha is its part of alpha."""
+        return rule_of(self.declared)
+
+    @cached_property
+    def order(self) -> list[Round]:
+        """In which problems are taken."""
+        return order_of(self.declared, self.declared["problems"])
+
+    @cached_property
+    def expected_rounds(self) -> int:
+        """The rounds that a rung that changes little takes until it is certified, at most all."""
+        ahead = forecast(self.rule, len(self.order), self.plan.samples, base_draws=self.plan.base_samples)
+        return min(len(self.order), ceil(min(1e9, max(one.rounds for one in ahead.values()))))
+
+
+def open_search(
+    model: str | Path,
+    plan: EvalPlan,
+    asked: FindTable,
+    ladders: Ladders,
+    *,
+    engine: EngineOptions,
+    folder: Path | None = None,
+    store: Path | None = None,
+    prefix: bool = False,
+) -> Search:
+    """The search that these arguments ask for. Raises PrunusError, and writes nothing, where one of them is wrong.
+
+    ladders: those of asked. folder: of the model, if it was looked for before. store: as of open_model. prefix: as of
+    keeps_prefix.
+    """
+    rules, smallest = asked.rules, asked.rules.smallest
+    check_smallest(smallest, plan, engine.serve)
+    alpha = rules.alpha / len(ladders) if 0 < rules.alpha < 1 else rules.alpha
+    rule = Rule(rules.margin, rules.stop_margin, alpha)
+    check_plan(plan, engine)
+    study = Study(
+        asked.file or Path("find"), "find", (str(model),), (plan,), engine,
+        tuple(chain.from_iterable(ladders.values())),
+        prefixes=frozenset([0] if prefix else []),
+        keep_checkpoints=engine.serve is not None,  # else a server's folder would be made anew for every look
+    )  # fmt: skip
+    opened = open_model(study, study.models[0], folder or folder_of(study, study.models[0]), store)
+    source, native = opened.source, opened.cells[0].resolved.native
+    if native is not None and not native.bounds:
+        raise PrunusError(
+            f"control native tells the model its budget ({native}) and does not end the thinking there, so no row says"
+            " whether a chain ended by itself: leave control out"
+        )
+    cells, coming = dict[str, Cell](), iter(opened.cells[1:])  # one plan, so one cell for each entry, in their order
+    declared = list[Data]()
+    for name, entries in ladders.items():
+        if smallest is None:
+            check_order(name, entries, source)
+        if smallest == "llama.cpp" and any(not kind_of(entry.steps[-1]).changes_form for entry in entries):
+            raise PrunusError(f"ladder {name} has a rung that is no GGUF file: end each with a step gguf")
+        sizes = None if smallest is None else shrinking(name, entries, source, smallest)
+        rungs = list[Data]()
+        for number, entry in enumerate(entries):
+            cell = next(coming)
+            cells[cell.run_id] = cell
+            rung = {"name": cell.variant.name, "run": cell.run_id, "removed": removed(entry, source)}
+            rungs.append(rung if sizes is None else rung | {"bytes": sizes[number]})
+        declared.append({"name": name, "rungs": rungs})
+    return Search(study, opened, cells, declaration(opened, plan, declared, rule, rules))
+
+
+def declaration(model: Model, plan: EvalPlan, ladders: Sequence[Data], rule: Rule, rules: FindRules) -> Data:
+    """Stored: the part `declared` of the certificate, what was fixed beforehand. ladders: as it has them.
+
+    Problems are ids by task, in the plan's order, so that they can be compared with its hash of them; groups has, of
+    those that count as one observation with others, the first problem of their group. A rung's bytes are those that the
+    engine loads, for a ladder by bytes; at most those where they are not known before it is made.
+    """
+    engine, dense = rules.smallest, model.cells[0]
+    whole = {"engine": engine, "bytes": dense_bytes(model.source, engine)} if engine else {}
+    groups = {problem.id: problem.group for problem in dense.resolved.problems if problem.group}
+    declared = {
+        "model": {"name": model.label, "source": model.name, "checksum": model.checkpoint.checksum(), **whole},
+        "dense": dense.run_id,
+        "problems": dense.resolved.ids,
+        **({"groups": dict(sorted(groups.items()))} if groups else {}),
+        "seed": plan.seed,
+        "budgets": sorted(plan.budgets),
+        "samples": plan.samples,
+        **({"base_samples": plan.base_samples} if plan.base_samples else {}),
+        "reuse": dense.resolved.reuse,
+        "ladders": ladders,
+        "margin": rule.margins[ACCURACY].to_json(),
+        "stop_margin": rule.margins[ENDS].to_json(),
+        "alpha": rules.alpha,
+        "endpoints": list(ENDPOINTS),
+    }
+    first = order_of(declared, declared["problems"])[0]
+    batch = min(plan.rows, MOST_CHAINS) / (plan.samples * max(1, len(first)))
+    return declared | {"look": rules.look or ceil(batch), "max_tokens": rules.max_tokens}
+
+
+def check_plan(plan: EvalPlan, engine: EngineOptions) -> None:
+    """Raise PrunusError for a plan by which rungs cannot be evaluated."""
+    if tasks := [task for task in plan.tasks if is_harness_task(task)]:
+        raise PrunusError(
+            f"{tasks[0]} is evaluated by lm-evaluation-harness, which takes no problem alone: name another"
+        )
+    if max(plan.budgets) <= 0:
+        raise PrunusError("whether chains end by themselves needs a budget above 0: add one to --budgets")
+    if "serve" in BACKENDS[plan.backend].settings and engine.serve is None:
+        raise PrunusError(
+            f"the backend {plan.backend} needs a server for every rung, which --serve starts: --serve 'vllm serve"
+            " {model} --port {port}'"
+        )
+    engine.check(plan.backend)
+    if engine.tokenizer is not None:
+        raise PrunusError("tokenizer is for `prunus eval`: rungs are made from the model's folder, which has its own")

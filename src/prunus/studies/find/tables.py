@@ -1,0 +1,142 @@
+"""The searches of a study: its [[find]] tables, each for every model and plan, with results in OUT/found."""
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from prunus import progress
+from prunus.cards.certified import CERTIFICATE
+from prunus.checkpoint.writer import check_target
+from prunus.disk import disk_errors
+from prunus.evaluation.provenance import model_label
+from prunus.studies.cells import plan_names
+from prunus.studies.file import FindTable, Study
+from prunus.studies.find.certificate import read_certificate, stops
+from prunus.studies.find.find import carry_out, is_finished, work_folder
+from prunus.studies.find.page import NAME as PAGE
+from prunus.studies.find.prospects import prospects, refuse_impossible
+from prunus.studies.find.search import Ladders, Search, ladders_of, open_search
+from prunus.studies.ray import Cluster
+from prunus.studies.variants import StudyPaths, check_variants
+
+FOUND = "found"  # folder of a study
+FINISHED, BEGUN, WAITING = "finished", "not finished", "not begun"  # states of a search
+
+
+@dataclass(frozen=True)
+class StudySearch:
+    """A search of a study, opened. plan: its name. target: folder of its results."""
+
+    table: FindTable
+    plan: str
+    search: Search
+    target: Path
+
+
+@dataclass(frozen=True)
+class SearchState:
+    """How far a search has come, for the pages of the study and its results.
+
+    model, plan: names. out: the folder of its results. page: its find.html; None until it is finished.
+    found: name of the rung that was found; removed: the share of the weights that it removes. claims: sentences.
+    lines: what to expect, for a plan. stops: whether the rung may be said to stop (`certificate.stops`).
+    """
+
+    model: str
+    plan: str
+    name: str
+    out: str
+    state: str
+    page: str | None = None
+    found: str | None = None
+    removed: float = 0.0
+    claims: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
+    stops: bool = True
+
+    @property
+    def sentence(self) -> str:
+        """The outcome in a sentence, such as `Search wanda: the checkpoint made by wanda-30 still solves ...`."""
+        if self.state != FINISHED:
+            return f"Search {self.name}: {self.state}."
+        if self.found is None:
+            return f"Search {self.name}: no rung was certified."
+        claim = "still solves and still stops" if self.stops else "still solves, and stops as seldom as the dense model"
+        return (
+            f"Search {self.name}: the checkpoint made by {self.found} {claim}; it removes"
+            f" {100 * self.removed:.3g} % of the weights."
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Plain data."""
+        return {**vars(self), "claims": list(self.claims), "lines": list(self.lines)}
+
+
+def open_searches(study: Study, models: Mapping[str, Path], paths: StudyPaths) -> list[StudySearch]:
+    """The searches for these models of the study, which are given with their folders.
+
+    Raises PrunusError, with the line of the table, where one is wrong; all tables are read before any model is opened.
+    """
+    tables, found = [(table, ladders(study, table)) for table in study.finds], list[StudySearch]()
+    plans = zip(study.plans, plan_names(study.plans), range(len(study.plans)), strict=True)
+    for (model, at), (plan, name, number), (table, rungs) in product(models.items(), plans, tables):
+        prefix = number in study.prefixes
+        with study.located(table.line, table.name):
+            search = open_search(
+                model, plan, table, rungs, engine=study.engine, folder=at, store=paths.store, prefix=prefix
+            )
+        label = "-".join([table.name, *re.findall(r"[\w.+]+", name)])
+        target = paths.folder / FOUND / model_label(model).replace("/", "--") / label
+        found.append(StudySearch(table, name, search, target))
+    return found
+
+
+def ladders(study: Study, table: FindTable) -> Ladders:
+    """The ladders of a table."""
+    with study.located(table.line, table.name):
+        return ladders_of(table)
+
+
+def check_searches(study: Study, searches: Sequence[StudySearch], store: Path, device: str) -> None:
+    """Raise PrunusError, with the line of the table, for a search that cannot be carried out or cannot certify."""
+    for one in searches:
+        if is_finished(one.search, one.target):
+            continue
+        with study.located(one.table.line, one.table.name):
+            if not (one.target / CERTIFICATE).exists():
+                check_target(one.search.model.checkpoint.folder, one.target, True)
+            check_variants(one.search.study, [one.search.model], work_folder(one.target), device)
+            refuse_impossible(prospects(one.search, store))
+
+
+def run_searches(searches: Sequence[StudySearch], store: Path, device: str, cluster: Cluster | None = None) -> None:
+    """Carry out what is missing, on a Ray cluster if one is given.
+
+    The result of an earlier search by another table of this name is replaced.
+    """
+    for one in searches:
+        if is_finished(one.search, one.target):
+            shutil.rmtree(work_folder(one.target), ignore_errors=True)  # it was stopped just before this
+            continue
+        plan = f" ({one.plan})" if one.plan else ""
+        progress.say(f"searching: {one.table.name} of {one.search.model.label}{plan}")
+        with disk_errors(one.target, 0):
+            one.target.parent.mkdir(parents=True, exist_ok=True)
+        carry_out(one.search, one.target, store, device, cluster, overwrite=True, always=True)
+
+
+def state(one: StudySearch, store: Path | None = None) -> SearchState:
+    """How far a search has come. store: for what to expect of one that is not finished; None: leave that out."""
+    of = one.search.model.name, one.plan, one.table.name, str(one.target)
+    if is_finished(one.search, one.target):
+        data, page = read_certificate(one.target / CERTIFICATE), str(one.target / PAGE)
+        shown = data["shown"]
+        if (found := shown["found"]) is None:
+            return SearchState(*of, FINISHED, page)
+        claims, seen = tuple(shown["claims"]), stops(data["declared"], data.get("endings"))
+        return SearchState(*of, FINISHED, page, found["name"], found["removed"], claims, stops=seen)
+    lines = () if store is None else prospects(one.search, store).lines
+    return SearchState(*of, BEGUN if work_folder(one.target).exists() else WAITING, lines=lines)

@@ -1,0 +1,274 @@
+"""Carry out a declared search: evaluate rung after rung, only as far as it takes to decide, and say how it goes.
+
+Rungs are made and evaluated on one loaded model or on a Ray cluster. Decisions are left to the walk, so a search on a
+cluster decides as one on a single machine does.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from prunus.checkpoint.resolve import MANIFEST
+from prunus.evaluation.resolved_plan import cut_into_batches
+from prunus.evaluation.run import missing_chains
+from prunus.plain_data import content_hash
+from prunus.progress import Steps, say
+from prunus.pruning.calibration.saved_statistics import FIELDS, stats
+from prunus.pruning.methods import find_method
+from prunus.recipes import PruneRecipe
+from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, ENDPOINTS, ENDS, paths, rounds_like
+from prunus.results.verdicts import rare_endings, wide_margin
+from prunus.statistics.anytime import Round, with_estimate
+from prunus.statistics.paired import Floats
+from prunus.store.rows import Sample
+from prunus.store.store import Store
+from prunus.studies.cells import Cell, Variant
+from prunus.studies.engine import Batch, Engine, makes_all_first
+from prunus.studies.find.decisions import OUT_OF_TOKENS, Data, Decided, Rows, decided, rank, up_to
+from prunus.studies.find.search import Search
+from prunus.studies.ray import Cluster, connected
+from prunus.studies.ray.driver import Driver, Job
+from prunus.studies.variants import is_made, kept_folder, make_variant, unfinished_folder, variant_files
+
+Show = Callable[[float], None]  # of chains that were completed
+
+
+class Rungs:
+    """`with closing(Rungs(search, store, folder, device, cluster)) as rungs: rungs.evaluate([(cell, rounds)], show)`.
+
+    When rows are missing for the first time, the model is loaded, or the cluster is joined, whose workers then make and
+    evaluate rungs. folder: of unfinished work. cluster: None for this process.
+    """
+
+    def __init__(self, search: Search, store: Store, folder: Path, device: str, cluster: Cluster | None) -> None:
+        self.search, self.store, self.folder, self.device, self.cluster = search, store, folder, device, cluster
+        self.driver: Driver | None = None
+        self.engine = Engine(search.study, folder, device)
+        self.all_first = makes_all_first(search.plan.backend, device)
+        self.show: Show = lambda _: None
+        self.adaptive = {"by": "find", "seed": search.plan.seed}
+        self.deleted: set[str] = set()
+        self.stack = ExitStack()
+        self.stack.enter_context(self.engine)
+
+    def close(self) -> None:
+        """Free the model, and leave the cluster."""
+        self.stack.close()
+
+    def missing(self, cell: Cell, rounds: Sequence[Round]) -> list[Batch]:
+        """The chains of a cell in these rounds of which rows are missing, in batches."""
+        work = cell.resolved
+        index = {problem.id: place for place, problem in enumerate(work.problems)}
+        places = [index[problem] for one in rounds for _, problem in one]
+        lengths = [len(work.chains[place].prompt) for place in places]
+        local = cut_into_batches(lengths, work.plan["samples"], self.search.plan.rows)
+        batches = [[(places[index], draw) for index, draw in batch] for batch in local]
+        # Looks of another search may have cut the problems otherwise.
+        return [left for batch in batches if (left := missing_chains(self.store, work, batch))]
+
+    def evaluate(self, parts: Sequence[tuple[Cell, Sequence[Round]]], show: Show) -> bool:
+        """Compute and store the rows of cells that are missing, each in its rounds; returns whether there were any."""
+        work = [(cell, missing) for cell, rounds in parts if (missing := self.missing(cell, rounds))]
+        self.show = show
+        if self.cluster is not None and work:
+            self.hand_out(work)
+            return True
+        for cell, batches in work:
+            for variant in self.variants if self.all_first else [cell.variant]:
+                self.make(variant)
+            for samples in self.engine.evaluate(self.search.model, cell, batches, self.store, adaptive=self.adaptive):
+                self.added(cell.run_id, samples)
+        return bool(work)
+
+    def added(self, _: str, samples: Sequence[Sample]) -> None:
+        """Show that rows were added."""
+        self.show(len(samples) / len({sample.budget for sample in samples}))
+
+    @property
+    def variants(self) -> list[Variant]:
+        """Those of all rungs."""
+        return [cell.variant for cell in self.search.cells.values()]
+
+    def make(self, variant: Variant) -> None:
+        """Make a rung unless its files exist. Its checkpoint stays, except where all rungs are made beforehand."""
+        if self.engine.options.serve is not None or variant.key in self.deleted or is_made(self.folder, variant):
+            return  # for a server the checkpoint is made when it is started
+        self.engine.release()
+        say(f"making {variant.name}")
+        leave, stats = not self.all_first, self.statistics_for(variant)
+        make_variant(self.search.model, variant, self.folder, self.device, keep=False, leave=leave, stats=stats)
+
+    def statistics_for(self, variant: Variant) -> Path | None:
+        """A file of statistics that this rung shares with others, measured if it is missing; None where there are none.
+
+        Only with propagation dense is a rung calibrated on inputs that other rungs have, too.
+        """
+        mine = shared_settings(variant)
+        if mine is None or [shared_settings(one) for one in self.variants].count(mine) < 2:
+            return None
+        file = self.folder / f"{content_hash(mine)}.stats.safetensors"
+        if not file.exists():
+            stats(self.search.model.name, file, device=self.device, **mine)
+        return file
+
+    def hand_out(self, work: Sequence[tuple[Cell, Sequence[Batch]]]) -> None:
+        """Have batches of cells, and the variants that they need, done on the cluster."""
+        model = self.search.model
+        if self.driver is None:
+            self.driver = self.joined()
+            if self.search.plan.backend == "vllm":  # it will occupy whole GPUs, so all are made now
+                self.driver.do(self.to_make(self.variants))
+        batches = [Job(model, cell.variant, cell, batch, True) for cell, missing in work for batch in missing]
+        self.driver.do([*self.to_make(cell.variant for cell, _ in work), *batches])
+
+    def to_make(self, variants: Iterable[Variant]) -> list[Job]:
+        """The jobs of making the variants that are missing and were not deleted."""
+        missing = {one.key: one for one in variants if one.key not in self.deleted and not is_made(self.folder, one)}
+        return [Job(self.search.model, one, None, [], True) for one in missing.values()]
+
+    def joined(self) -> Driver:
+        """A driver of the cluster, until the rungs are closed."""
+        assert self.cluster is not None
+        self.stack.enter_context(connected(self.cluster.address))
+        study, model = self.search.study, self.search.model
+        of = self.cluster, study, [model], self.folder, self.store, self.added, self.device
+        return Driver(*of, self.stack, self.adaptive)
+
+    def delete(self, variant: Variant) -> None:
+        """Delete the files of a rung that is not needed any more."""
+        self.deleted.add(variant.key)
+        if self.driver is not None:
+            self.driver.files.pop(variant.key, None)
+        self.engine.release()
+        for path in reversed(variant_files(self.folder, variant)):
+            path.unlink()
+        for folder in (unfinished_folder(self.folder, variant), kept_folder(self.folder, self.search.model, variant)):
+            if folder.exists():
+                (folder / MANIFEST).unlink(missing_ok=True)  # first, so that what is left is not taken for complete
+                shutil.rmtree(folder)
+
+
+def shared_settings(variant: Variant) -> Mapping[str, Any] | None:
+    """The arguments of `stats` for the statistics from which a variant is pruned; None if there is no such file."""
+    recipe = variant.steps[0]
+    if not isinstance(recipe, PruneRecipe) or recipe.propagation != "dense" or len(variant.steps) > 1:
+        return None
+    method = find_method(recipe)
+    if method.needs == "nothing":
+        return None
+    fields = {name: getattr(recipe, name) for name in (*FIELDS, "dtype")}
+    return fields | {"hessians": method.needs == "hessian"}
+
+
+class Walk:
+    """`Walk(search, rows, rungs).run()`."""
+
+    def __init__(self, search: Search, rows: Rows, rungs: Rungs) -> None:
+        self.search, self.rows, self.rungs = search, rows, rungs
+        self.last: Decided | None = None
+        self.expected = search.expected_rounds
+        self.progress = ExitStack()
+        self.steps: Steps | None = None
+        self.warned = False
+
+    def run(self) -> Data | None:
+        """Walk all ladders; returns the best certified rung, and deletes all others on the way."""
+        best: Data | None = None
+        with self.progress:
+            for one in decided(self.rows, self.search.declared, self.provide):
+                self.progress.close()
+                self.last, self.steps, rung = one, None, one.rung
+                say(f"{rung['name']}: {self.sentence(one)}; {one.spent:,} tokens so far")
+                if one.decision.word == CERTIFIED and (best is None or rank(rung) > rank(best)):
+                    rung, best = best, rung
+                if rung is not None:
+                    self.rungs.delete(self.search.cells[rung["run"]].variant)
+        most = self.search.declared["max_tokens"]
+        if self.last is not None and most is not None and self.last.spent >= most:
+            say(f"no other rung is looked at: {OUT_OF_TOKENS}")
+        return best
+
+    def provide(self, rung: Data, looked: int, until: int, spent: int) -> None:
+        """Evaluate what is missing of the dense model and a rung for the next look. looked: rounds that it had."""
+        search, this = self.search, self.search.cells[rung["run"]]
+        if self.steps is None:
+            self.begin(rung)
+            total, unit = len(search.order), "problems" if all(len(one) == 1 for one in search.order) else "rounds"
+            self.steps = self.progress.enter_context(Steps(rung["name"], total, unit))
+        steps = self.steps
+        found = self.rows.differences(rung["run"])
+        note = f"{self.bounds(up_to(found, looked))}, {spent:,} tokens"
+        if len(found[ACCURACY]) < until:
+            draws = sum(search.plan.draws(of_base) for of_base in (True, False))
+            chains, done = draws * sum(map(len, search.order[looked:until])), 0.0
+
+            def show(finished: float) -> None:
+                nonlocal done
+                done += finished
+                steps.within((until - looked) * min(done / chains, 1), note)
+
+            parts = [(search.dense, search.order[looked : self.dense_until(until)])]
+            if self.rungs.evaluate([*parts, (this, search.order[looked:until])], show):
+                self.rows.forget()
+        steps.advance(until - looked, note=note)
+        found = self.rows.differences(rung["run"])
+        self.warn({end: found[DENSE[end]][:until] for end in ENDPOINTS})
+
+    def begin(self, rung: Data) -> None:
+        """Say how many problems a rung will take if it differs as the one before it on its ladder did."""
+        ladders = [ladder["rungs"] for ladder in self.search.declared["ladders"]]
+        if self.last is None or not any(self.last.rung in rungs and rung in rungs for rungs in ladders):
+            self.expected = self.search.expected_rounds
+            return
+        found = up_to(self.last.differences, self.last.looked)
+        self.expected = ceil(min(len(self.search.order), rounds_like(found, self.search.rule)))
+        problems = sum(map(len, self.search.order[: self.expected]))
+        say(f"{rung['name']}: about {problems} problems if it differs as {self.last.rung['name']} did")
+
+    def warn(self, dense: Mapping[str, Floats]) -> None:
+        """Say, once, that the dense model solves little or seldom stops beside the margin, as soon as rows show it."""
+        margins, whose = self.search.rule.margins, "so far the dense model"
+        notes = [
+            wide_margin(margins[ACCURACY], float(dense[ACCURACY].mean()), whose),
+            rare_endings(margins[ENDS], float(dense[ENDS].mean()), whose),
+        ]
+        if any(notes) and not self.warned:
+            say(f"warning: {'; '.join(filter(None, notes))}")
+            self.warned = True
+
+    def dense_until(self, until: int) -> int:
+        """How far the dense model is evaluated when a rung needs it up to `until`.
+
+        Where an engine is started anew for every model, it is at least as far as a harmless rung needs.
+        """
+        study = self.search.study
+        anew = study.engine.serve is not None or (study.backend == "vllm" and "engine" in self.search.declared["model"])
+        return max(until, self.expected) if anew else until
+
+    def bounds(self, found: Mapping[str, Floats]) -> str:
+        """`accuracy -0.3 [-2.4, +1.9], ends -0.1 [-4.0, +3.1]` in points: differences so far and their bounds.
+
+        With a margin relative to the dense model, they are from the share that is to be kept of it.
+        """
+        if not len(found[ACCURACY]):
+            return "no problem yet"
+        parts = []
+        for end, seen in paths(found, self.search.rule).items():
+            margin = self.search.rule.margins[end]
+            over = f" over {100 - 100 * margin.size:g} % of dense's" if margin.relative else ""
+            numbers = with_estimate(seen.estimate[-1], seen.lower[-1], seen.upper[-1])
+            difference, low, high = (f"{100 * number:+.1f}" for number in numbers)
+            parts.append(f"{end}{over} {difference} [{low}, {high}]")
+        return ", ".join(parts)
+
+    def sentence(self, one: Decided) -> str:
+        """What was decided about a rung, after how many problems, and its bounds."""
+        decision, order = one.decision, self.search.order
+        problems, total = sum(map(len, order[: decision.rounds])), sum(map(len, order))
+        reason = f" ({one.why})" if one.why else ""
+        return f"{decision.word}{reason} after {problems} of {total} problems: " + self.bounds(
+            up_to(one.differences, decision.rounds)
+        )

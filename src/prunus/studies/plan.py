@@ -1,0 +1,292 @@
+"""The plan of a study: its cells, how much of them is done, and the tokens and disk that the rest takes."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.resolve import HUB_PATTERNS, is_hub_id, typed_path
+from prunus.errors import PrunusError
+from prunus.evaluation.adopted import stored_keys
+from prunus.evaluation.profiles import PROFILES
+from prunus.evaluation.tasks import TASKS, load_task
+from prunus.questions import is_gated
+from prunus.recipes import EvalPlan
+from prunus.statistics import power
+from prunus.step import kind_of
+from prunus.steps.chain import with_sources
+from prunus.store.store import Store, is_begun
+from prunus.studies.cells import (
+    AGAIN,
+    DENSE,
+    Model,
+    Variant,
+    chain_tokens,
+    check_distinct,
+    checkpoint_of,
+    folder_of,
+    open_model,
+    plan_names,
+    tokens_per_chain,
+    variant_names,
+    variants_of,
+    with_prefixes,
+)
+from prunus.studies.file import Study, read_study
+from prunus.studies.find.tables import open_searches, state
+from prunus.studies.variants import StudyPaths, check_variants, is_made
+
+TEXT_BYTES = 5  # in the store, per token of text
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """The plan of one cell.
+
+    run: its id. problems, answers: counts. done: answers in the store. tokens: upper bound of the tokens of the missing
+    answers. tokens_expected: their number if chains stay as long as those so far, None without any so far. Of a model
+    or task that is not on this machine, the id is None, and so are numbers that depend on an unknown one.
+    """
+
+    model: str
+    variant: str
+    plan: str
+    run: str | None
+    problems: int | None
+    answers: int | None
+    done: int
+    tokens: int | None
+    tokens_expected: float | None
+
+
+def plan_study(
+    file: str | Path,
+    *,
+    out: str | Path | None = None,
+    store: str | Path | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """What run_study would do with the same arguments, as plain data; nothing is run, written or downloaded.
+
+    The result has
+
+    - `name`, `out`, `store`: the study, its folder, its store;
+    - `cells`, one for each model, variant and plan: `model`, `variant`, `plan`, `run` (id in the store), `problems`,
+      `answers`, `done` (answers in the store), `tokens` (the most that the rest takes), `tokens_expected` (from the
+      chains that the store has of the same model and plan; None without any); None where it is not known;
+    - `variants`: `model`, `variant`, `made` (whether its files exist), `bytes` (the most that they take);
+    - `totals`: `cells`, `complete`, `answers`, `done`, `tokens`, and `disk`, the most bytes that the study adds, which
+      include a whole checkpoint while variants are made; None where a model or a task is not on this machine;
+    - `searches`, one for each model, plan and [[find]] table, as run_study returns them, with `lines` that say what to
+      expect of those that are not finished; the totals do not count them;
+    - `advice`: a line for each model and plan where more draws of the base cost less than more problems;
+    - `gated`: the problem sets of which the store keeps ids and no texts;
+    - `unknown`: a line for each thing that cannot be known yet.
+
+    Raises PrunusError, with the line of the file, where the file, a model or a recipe is wrong.
+    """
+    study = read_study(file)
+    paths = StudyPaths.of(study, out, store)
+    unread = unread_tasks(study)
+    folders = {name: local_folder(study, name) for name in study.models}
+    here = {name: folder for name, folder in folders.items() if folder is not None and not unread}
+    study = with_prefixes(study, paths.store) if here else study
+    unknown = unknown_lines(unread, [name for name, folder in folders.items() if folder is None])
+    cells: list[PlannedCell] = []
+    variants: list[dict[str, object]] = []
+    opened: list[Model] = []
+    disk = 0
+    for name, folder in folders.items():
+        if name in here:
+            opened.append(model := open_model(study, name, here[name], paths.store))
+            check_distinct(study, opened)
+            cells += planned_cells(study, model, paths)
+            unknown += missing_packages(study, model, paths, device)
+            missing: list[tuple[Variant, int]] = []
+            for variant in model.variants[1:]:
+                made, size = is_made(paths.folder, variant), variant_bytes(model.source, variant)
+                variants.append({"model": name, "variant": variant.name, "made": made, "bytes": size})
+                missing += [] if made else [(variant, size)]
+            disk += disk_of(study, model, missing)
+        else:
+            if folder is not None:
+                variants_of(study, checkpoint_of(study, folder))
+            cells += cells_not_here(study, name)
+    searches = open_searches(study, here if study.finds else {}, paths)
+    absent = [name for name in folders if study.finds and name not in here]
+    unknown += [f"what the searches of {name} take, for the same reason" for name in absent]
+    tokens = sum(line.tokens or 0 for line in cells)
+    return {
+        "name": study.name,
+        "out": str(paths.folder),
+        "store": str(paths.store),
+        "cells": [vars(line) for line in cells],
+        "variants": variants,
+        "totals": {
+            "cells": len(cells),
+            "complete": sum(line.done == line.answers for line in cells),
+            "answers": sum(line.answers or 0 for line in cells),
+            "done": sum(line.done for line in cells),
+            "tokens": tokens,
+            "disk": disk + TEXT_BYTES * tokens if len(here) == len(folders) else None,
+        },
+        "advice": [line for model in opened for line in advice(study, model, cells)],
+        "gated": [task for task in TASKS if is_gated(task) and any(task in one.tasks for one in study.plans)],
+        "unknown": unknown,
+        "searches": [state(one, paths.store).to_json() for one in searches],
+    }
+
+
+def disk_of(study: Study, model: Model, missing: Sequence[tuple[Variant, int]]) -> int:
+    """The most bytes that making these variants adds, which are given with their own.
+
+    Besides them, there is the checkpoint that they are made from, and what is made on the way to one of them stays
+    until no other needs it.
+    """
+    if not missing:
+        return 0
+    between = max(len(variant.steps) - 1 for variant, _ in missing)
+    checkpoints = between + (len(missing) if study.keep_checkpoints else 1)
+    return sum(size for _, size in missing) + checkpoints * model.checkpoint.nbytes
+
+
+def unknown_lines(unread: Mapping[str, str], absent: Sequence[str]) -> list[str]:
+    """A line about tasks and one about models that are not on this machine, if there are any."""
+    lines = []
+    if unread:
+        reason = next(iter(unread.values()))
+        lines.append(f"the problems of {', '.join(unread)}, which are taken to be as many as declared ({reason})")
+    if uncounted := [task for task in unread if TASKS[task].problems is None]:
+        lines.append(f"how many problems {', '.join(uncounted)} has, so that no total counts them")
+    if absent:
+        fit, are = ("fits", "it is") if len(absent) == 1 else ("fit", "they are")
+        lines.append(f"whether {', '.join(absent)} {fit} the budgets and recipes, since {are} not downloaded yet")
+    return lines
+
+
+def unread_tasks(study: Study) -> dict[str, str]:
+    """{task: reason} for each problem set that cannot be read here. Raises PrunusError for an unknown task."""
+    found = {}
+    for task in dict.fromkeys(task for plan in study.plans for task in plan.tasks):
+        try:
+            load_task(task)
+        except PrunusError as error:
+            if task not in TASKS:
+                study.fail(study.eval_line, str(error))
+            found[task] = str(error)
+    return found
+
+
+def local_folder(study: Study, model: str) -> Path | None:
+    """The folder of a model; None for a model of the hub that is not downloaded. Raises PrunusError for any other."""
+    if typed_path(model).exists() or not is_hub_id(model):
+        return folder_of(study, model)
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(model, allow_patterns=HUB_PATTERNS, local_files_only=True))
+        Checkpoint(folder)
+    except Exception:  # the hub client raises errors of several libraries, and a partial download cannot be opened
+        return None
+    return folder
+
+
+def cells_not_here(study: Study, model: str) -> Iterator[PlannedCell]:
+    """The cells of a model of which not everything is on this machine."""
+    for plan, name in zip(study.plans, plan_names(study.plans), strict=True):
+        sizes = [size_of(task, plan) for task in plan.tasks]
+        problems = total(None if size is None else size[0] for size in sizes)
+        controls = [f"{DENSE}, {AGAIN}"] if plan.aa_control else []
+        for variant in [DENSE, *variant_names(study.entries), *controls]:
+            draws = plan.draws(of_base=variant == study.base)
+            answers = None if problems is None else problems * draws * len(plan.budgets)
+            tokens = total(None if size is None else draws * size[0] * size[1] for size in sizes)
+            yield PlannedCell(model, variant, name, None, problems, answers, 0, tokens, None)
+
+
+def size_of(task: str, plan: EvalPlan) -> tuple[int, int] | None:
+    """(problems, most tokens of a chain) of a task under a plan; None where the task does not say how many it has."""
+    if task in TASKS:
+        number, kind = TASKS[task].problems, TASKS[task].kind
+    else:
+        problems = load_task(task)
+        number, kind = len(problems), problems[0].kind
+    if number is None:
+        return None
+    cap = plan.answer_tokens or PROFILES["s1"].answer_cap(kind, plan.mode)  # that of all profiles but `tiny`
+    return min(number, plan.limit or number), chain_tokens(plan, len(plan.budgets) * cap)
+
+
+def total(numbers: Iterable[int | None]) -> int | None:
+    """Their sum; None if one of them is."""
+    known = list(numbers)
+    return None if None in known else sum(number for number in known if number is not None)
+
+
+def planned_cells(study: Study, model: Model, paths: StudyPaths) -> Iterator[PlannedCell]:
+    """The cells of a model that is on this machine, with the number of answers that the store has of each."""
+    with Store(paths.store) if is_begun(paths.store) else nullcontext() as store:
+        stored = {cell.run_id: store.samples(cell.run_id) if store else [] for cell in model.cells}
+        for cell in model.cells:
+            work, plan = cell.resolved, study.plans[cell.plan]
+            there = stored_keys(store, work) if store else set()
+            missing = [batch for batch in work.batches if not work.keys(batch) <= there]
+            chains = [index for batch in missing for index, _ in batch]
+            alike = [stored[other.run_id] for other in model.cells if other.plan == cell.plan]
+            mean = tokens_per_chain([stored[cell.run_id]], plan.reuse) or tokens_per_chain(alike, plan.reuse)
+            yield PlannedCell(
+                model.name,
+                cell.name,
+                plan_names(study.plans)[cell.plan],
+                work.run_id,
+                len(work.problems),
+                sum(map(len, work.batches)) * len(work.budgets),
+                len(there),
+                sum(chain_tokens(plan, work.answers_at_most(index)) for index in chains),
+                None if mean is None else mean * len(chains),
+            )
+
+
+def advice(study: Study, model: Model, planned: Sequence[PlannedCell]) -> Iterator[str]:
+    """A line for each plan whose base had better have more draws, as long as no other variant has answers.
+
+    planned: all cells of the study.
+    """
+    lines = {line.run: line for line in planned if line.model == model.name}
+    for number, plan in enumerate(study.plans):
+        cells = [cell for cell in model.cells if cell.plan == number and not cell.is_control]
+        work, others = cells[0].resolved, [cell for cell in cells if cell.variant.name != study.base]
+        # Draws of greedy decoding are equal; and more draws after results were seen cost more than they gain.
+        if work.plan["temperature"] == 0 or any(lines[cell.run_id].done for cell in others):
+            continue
+        problems, draws = len(work.problems), plan.draws(of_base=True)
+        if (more := power.more_of_base(len(others), problems, plan.samples, draws)) is None:
+            continue
+        tokens = sum(chain_tokens(plan, work.answers_at_most(index)) for index in range(problems)) / problems
+        name = " ".join(part for part in (model.label, plan_names(study.plans)[number]) if part)
+        yield (
+            f"{name}: with base_samples = {more.draws} instead of {draws}, the detectable loss (spread evenly over"
+            f" problems) is {100 * (1 - more.ratio):.0f} % smaller, for at most {more.chains * tokens:,.0f} tokens"
+            f" more; {more.problems:,} problems instead of {problems:,} would do the same for"
+            f" {more.chains_of_problems * tokens:,.0f}"
+        )
+
+
+def variant_bytes(source: Checkpoint, variant: Variant) -> int:
+    """The most bytes of a variant's file, or of its checkpoint if it is loaded whole."""
+    steps = [(kind_of(recipe), recipe, before) for recipe, before in with_sources(source, variant.steps)]
+    sizes = [(kind.reshapes, kind.nbytes(recipe, before)) for kind, recipe, before in steps]
+    return min(size for reshapes, size in sizes if reshapes) if variant.is_whole else max(size for _, size in sizes)
+
+
+def missing_packages(study: Study, model: Model, paths: StudyPaths, device: str) -> list[str]:
+    """A line for a package that the machine that runs the study needs. Raises PrunusError for a wrong file."""
+    try:
+        check_variants(study, [model], paths.folder, device)
+    except PrunusError as error:
+        if "pip install" not in str(error):
+            raise
+        return [str(error)]
+    return []

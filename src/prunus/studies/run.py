@@ -1,0 +1,325 @@
+"""Run a study: the cells that are missing, with a first batch of every variant early, then its searches; report it.
+
+A report has verdicts for each model and plan, on one page or several.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from prunus import progress
+from prunus.disk import write_text
+from prunus.errors import PrunusError
+from prunus.evaluation.adopted import adopt
+from prunus.evaluation.resolved_plan import renew_groups
+from prunus.plain_data import content_hash
+from prunus.reporting.page import check_target, write_report
+from prunus.reporting.render.table import word
+from prunus.reporting.render.text import esc, joined, linked, points, top, whole_page
+from prunus.reporting.report_data import ReportData
+from prunus.results.cells import Comparison
+from prunus.results.comparison import compared
+from prunus.store.stages import verdict_in_words
+from prunus.store.store import Store, is_begun
+from prunus.studies.cells import Model, check_beforehand, open_models, plan_names, with_prefixes
+from prunus.studies.engine import run_here
+from prunus.studies.file import Study, read_study
+from prunus.studies.find.tables import SearchState, StudySearch, check_searches, open_searches, run_searches, state
+from prunus.studies.ray import Cluster, cluster_for
+from prunus.studies.ray.driver import run_on_ray
+from prunus.studies.variants import MAKING, StudyPaths, check_variants
+
+# Settings of a plan that may follow from its mode.
+OF_MODE = {"mode", "profile", "strings", "answer_tokens", "context", "end_ids", "temperature", "top_p", "top_k"}
+
+
+def run_study(
+    file: str | Path,
+    *,
+    out: str | Path | None = None,
+    store: str | Path | None = None,
+    device: str = "auto",
+    ray: str | None = None,
+    gpus_per_task: float | None = None,
+    cpus_per_task: float = 1,
+    mixed: bool = False,
+) -> dict[str, Any]:
+    """Run the study of a TOML file: evaluate what is missing, write the page OUT/report.html, and return the verdicts.
+
+    The same call resumes a study that was stopped at any time; only the batch that was being computed is repeated.
+
+    file: TOML (docs/study.md). out: folder for everything that the study writes, by default `study-NAME` in the current
+    folder. store: SQLite file of the results, by default `results.db` in that folder. device: `cpu`, `cuda`, ...;
+    `auto` takes a GPU if there is one. ray: HOST:PORT of a Ray cluster to run on, or `auto` (docs/scale.md); the rows
+    are the same as those of a local run. gpus_per_task, cpus_per_task: GPUs (by default 1 where the cluster has any)
+    and CPUs of each Ray worker. mixed: as for evaluate.
+
+    Returns a dict of plain data: name, out, store, report (path of the page), cells (their number), unreported (ids of
+    runs in the store that the file does not ask for) and comparisons, a list with one dict for each model and plan:
+    model, plan, base (run id), comparison (as `compare` returns it; None if no other variant has answers) and not_begun
+    (names of variants without answers), and searches, a list with one dict for each model, plan and [[find]] table:
+    model, plan, name, out (its folder), state (`finished`, `not finished` or `not begun`), page (its find.html), found
+    (name of the rung; None if none was certified), removed (share of the weights) and claims (sentences).
+
+    Raises PrunusError, with the line of the file, where the file, a model or a recipe is wrong, before anything is
+    evaluated; also where another process holds the same folder or store.
+
+        done = prunus.run_study("examples/tiny.toml", out="study")
+        [other["verdict"] for other in done["comparisons"][0]["comparison"]["others"]]
+    """
+    study = replace(read_study(file), mixed=mixed)
+    paths = StudyPaths.of(study, out, store)
+    cluster = cluster_for(study, ray, gpus_per_task, cpus_per_task)
+    check_beforehand(study, paths.folder.exists())
+    with paths.locked():
+        study = with_prefixes(study, paths.store)
+        models = open_models(study, paths.store)
+        check_variants(study, models, paths.folder, device)
+        searches = open_searches(study, folders_of(models), paths)
+        check_searches(study, searches, paths.store, device)
+        write_text(paths.folder / "study.toml", study.text)
+        # Cells come first: their rows are then complete, so that searches add none to them and need not mark them.
+        run_cells(study, models, paths, device, cluster)
+        run_searches(searches, paths.store, device, cluster)
+        if was_edited(study):
+            progress.say(
+                f"{study.path} was edited while the study ran, and these results are those of the earlier text:"
+                " run the same command again"
+            )
+        with Store(paths.store) as opened:
+            return write_results(study, models, paths, opened, searches)
+
+
+def report_study(file: str | Path, *, out: str | Path | None = None, store: str | Path | None = None) -> dict[str, Any]:
+    """Write the pages of a study from the answers that are stored so far, and return the verdicts.
+
+    It also works while the study runs; the pages say what is missing. Arguments and result are those of run_study.
+    Raises PrunusError where no answer of a base is stored yet, or the file is wrong.
+    """
+    study = read_study(file)
+    paths = StudyPaths.of(study, out, store)
+    if not is_begun(paths.store):
+        raise PrunusError(f"nothing of {study.path} is evaluated yet ({paths.store} does not exist): run it first")
+    paths.folder.mkdir(parents=True, exist_ok=True)
+    study = with_prefixes(study, paths.store)
+    models = open_models(study, paths.store)
+    with Store(paths.store) as opened:
+        searches = open_searches(study, folders_of(models), paths)
+        return write_results(study, models, paths, opened, searches)
+
+
+def folders_of(models: Sequence[Model]) -> dict[str, Path]:
+    """{name: folder} of opened models."""
+    return {model.name: model.checkpoint.folder for model in models}
+
+
+def was_edited(study: Study) -> bool:
+    """Whether the study's file has changed since it was read."""
+    try:
+        return study.path.read_text("utf-8") != study.text
+    except (OSError, ValueError):
+        return False
+
+
+def run_cells(study: Study, models: Sequence[Model], paths: StudyPaths, device: str, cluster: Cluster | None) -> None:
+    """Evaluate every missing cell, here or on a Ray cluster."""
+    with Store(paths.store, create=True) as opened:
+        for cell in [cell for model in models for cell in model.cells_of(model.variants[0])]:
+            renew_groups(opened, cell.resolved.problems)
+        for cell in [cell for model in models for cell in model.cells]:
+            adopt(opened, cell.resolved)
+        if cluster is None:
+            run_here(study, models, paths.folder, opened, device)
+        else:
+            run_on_ray(study, models, paths.folder, opened, device, cluster)
+        shutil.rmtree(paths.folder / MAKING, ignore_errors=True)
+
+
+def write_results(
+    study: Study, models: Sequence[Model], paths: StudyPaths, store: Store, opened: Sequence[StudySearch]
+) -> dict[str, Any]:
+    """Compare every variant with the base, write the pages, and return the result of run_study.
+
+    opened: the searches, which the pages name. Raises PrunusError if no base has an answer yet.
+    """
+    wanted, searches = {cell.run_id for model in models for cell in model.cells}, [*map(state, opened)]
+    known = wanted.union(*(one.search.cells for one in opened))
+    unreported = [run.run_id for run in store.runs() if run.run_id not in known]
+    if unreported:
+        progress.say(
+            f"{len(unreported)} runs in {paths.store} are not (or no longer) in {study.path}: "
+            "they stay in the store and are not reported"
+        )
+    contrasts = contrasts_of(study, models, store)
+    groups = by_page([one for one in contrasts if one.begun], store)
+    if not groups:
+        raise PrunusError(f"'{study.base}', with which the others are compared, has no answers yet: run it first")
+    single = len(groups) == 1 and len(study.models) == 1
+    pages: dict[Path, list[PlanContrast]] = {}
+    for number, group in enumerate(groups, 1):
+        page = paths.page if single else paths.folder / f"report-{number}.html"
+        pages[page] = write_page(study, store, group, page, searches)
+    if not single:
+        waiting = [one for one in contrasts if not one.begun]
+        write_text(paths.page, contents(study.name, pages, waiting, links_of(searches, paths.folder)))
+    finished = {one.base: one for group in pages.values() for one in group}
+    return {
+        "name": study.name,
+        "out": str(paths.folder),
+        "store": str(paths.store),
+        "report": str(paths.page),
+        "cells": len(wanted),
+        "unreported": unreported,
+        "comparisons": [finished.get(one.base, one).to_json() for one in contrasts],
+        "searches": [one.to_json() for one in searches],
+    }
+
+
+@dataclass(frozen=True)
+class PlanContrast:
+    """One model under one plan of the study: the base and the runs that are compared with it.
+
+    plan: its name. base: id of the base's run. begun: whether that run has rows. others: ids of the other runs that
+    have rows. waiting: names of all variants without rows. controls: ids of the runs that repeat the dense model's.
+    comparison: None while there is nothing to compare with.
+    """
+
+    model: str
+    plan: str
+    base: str
+    begun: bool
+    others: tuple[str, ...]
+    waiting: tuple[str, ...]
+    controls: tuple[str, ...] = ()
+    comparison: Comparison | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """Its entry of the study's result."""
+        return {
+            "model": self.model,
+            "plan": self.plan,
+            "base": self.base,
+            "comparison": self.comparison and self.comparison.to_json(),
+            "not_begun": list(self.waiting),
+        }
+
+
+def contrasts_of(study: Study, models: Sequence[Model], store: Store) -> list[PlanContrast]:
+    """One contrast for each model and plan."""
+    begun = {run.run_id for run in store.begun()}
+    found = []
+    for model in models:
+        for number, name in enumerate(plan_names(study.plans)):
+            cells = [cell for cell in model.cells if cell.plan == number and not cell.is_control]
+            again = [cell.run_id for cell in model.cells if cell.plan == number and cell.is_control]
+            base, *others = sorted(cells, key=lambda cell: cell.variant.name != study.base)
+            there = tuple(cell.run_id for cell in others if cell.run_id in begun)
+            waiting = tuple(cell.variant.name for cell in (base, *others) if cell.run_id not in begun)
+            found.append(
+                PlanContrast(model.name, name, base.run_id, base.run_id in begun, there, waiting, tuple(again))
+            )
+    return found
+
+
+def by_page(contrasts: Sequence[PlanContrast], store: Store) -> list[list[PlanContrast]]:
+    """The contrasts in groups that share a page: those of one model whose plans differ only by OF_MODE."""
+    groups: dict[str, list[PlanContrast]] = {}
+    for one in contrasts:
+        plan = {key: value for key, value in store.run(one.base).plan.items() if key not in OF_MODE}
+        groups.setdefault(content_hash([one.model, plan]), []).append(one)
+    return list(groups.values())
+
+
+def links_of(searches: Sequence[SearchState], folder: Path) -> list[tuple[str, str]]:
+    """(sentence, address of find.html) of each search; no address where there is no page yet. folder: of the study."""
+    several = len({(one.model, one.plan) for one in searches}) > 1
+    return [
+        (
+            f"{title_of(one)}: {one.sentence}" if several else one.sentence,
+            "" if one.page is None else quote(Path(one.page).relative_to(folder).as_posix()),
+        )
+        for one in searches
+    ]
+
+
+def write_page(
+    study: Study, store: Store, group: Sequence[PlanContrast], target: Path, searches: Sequence[SearchState]
+) -> list[PlanContrast]:
+    """Write the page of one model, and return its contrasts with their comparisons.
+
+    The page compares the runs of one mode, strict if there are two. Its comparison is returned as it is, since
+    computing it twice would double the time. searches: of the study.
+    """
+    check_target(target, overwrite=True)
+    modes = {one.base: store.run(one.base).plan.get("mode") for one in group}
+    base = next((run for run, mode in modes.items() if mode == "strict"), group[0].base)
+    shown = {run for one in group for run in (one.base, *one.others, *one.controls)}
+    margin, stop_margin = study.margin, study.stop_margin
+    data = ReportData.read(store, shown, base=base, margin=margin, stop_margin=stop_margin, published=study.published)
+    notes = [
+        f"Not begun{f' ({one.plan})' if one.plan else ''}: {joined(list(one.waiting), most=12)}."
+        for one in group
+        if one.waiting
+    ]
+    of = {(one.model, one.plan) for one in group}
+    links = links_of([one for one in searches if (one.model, one.plan) in of], target.parent)
+    write_report(data, target, overwrite=True, name=study.name, notes=notes, links=links)
+
+    def comparison(one: PlanContrast) -> Comparison | None:
+        if one.base == base or not one.others:
+            return among(data.comparison, one.others)
+        return compared(store.path, one.base, one.others, margin=margin, stop_margin=stop_margin)
+
+    return [replace(one, comparison=comparison(one)) for one in group]
+
+
+def among(comparison: Comparison, others: Sequence[str]) -> Comparison | None:
+    """A comparison restricted to these runs, in this order; None if it has none of them."""
+    entries = {entry.run: entry for entry in comparison.others}
+    kept = [entries[run] for run in others if run in entries]
+    about_all = [text for text in comparison.warnings if " is left out: " not in text]
+    return replace(comparison, others=kept, warnings=about_all) if kept else None
+
+
+def contents(
+    name: str,
+    pages: Mapping[Path, Sequence[PlanContrast]],
+    waiting: Sequence[PlanContrast],
+    searches: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The HTML of the page that links to the others and lists every verdict.
+
+    name: of the study. pages: what they show. waiting: contrasts without a page. searches: as links_of returns them.
+    """
+    parts = []
+    for file, shown in pages.items():
+        title = ", ".join(dict.fromkeys(map(title_of, shown)))
+        rows = "".join(f"<li>{line}</li>" for one in shown for line in verdict_lines(one))
+        parts.append(f'<h2><a href="{esc(file.name)}"><bdi>{esc(title)}</bdi></a></h2><ul class="notes">{rows}</ul>')
+    if waiting:
+        names = ", ".join(dict.fromkeys(map(title_of, waiting)))
+        parts.append(f"<p>Not begun: <bdi>{esc(names)}</bdi>.</p>")
+    if searches:
+        parts.append("<h2>Searches</h2>" + "".join(f"<p>{linked(*one)}</p>" for one in searches))
+    sections = "".join(f"<section>{one}</section>" for one in parts)
+    facts = f"{len(pages)} page{'s' * (len(pages) != 1)}, each about one model"
+    return whole_page(name, f'{top(facts, name)}<main><div class="pair">{sections}</div></main>', {})
+
+
+def title_of(one: PlanContrast | SearchState) -> str:
+    """The name of a model and a plan, such as `tiny strict`."""
+    return f"{one.model} {one.plan}".strip()
+
+
+def verdict_lines(contrast: PlanContrast) -> list[str]:
+    """A line of HTML for each variant, such as `tiny/wanda-20: cannot tell (-1.2 points)`."""
+    if contrast.comparison is None:
+        return ["nothing to compare with yet" if contrast.waiting else "nothing to compare with"]
+    return [
+        f"<bdi>{esc(other.model)}</bdi>: {word(other.verdict, verdict_in_words(other))} "
+        f"({points(other.primary.difference)} points)"
+        for other in contrast.comparison.others
+    ]

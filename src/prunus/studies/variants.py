@@ -1,0 +1,326 @@
+"""The folder of a study, and variants stored in it as small files: the tensors in which one differs from its source.
+
+The checkpoint that the steps write is compared with the source and then deleted, unless the study keeps checkpoints. A
+variant with tensors of other shapes, which cannot be swapped into the source, is kept as a whole checkpoint in the
+study's folder.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from prunus import progress
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.model_folder import ModelFolder, is_gguf
+from prunus.checkpoint.packed_files import variant_about, vectors_of, write_variant
+from prunus.checkpoint.resolve import MANIFEST
+from prunus.checkpoint.safetensors_file import Stored, write_file
+from prunus.disk import disk_errors, locked
+from prunus.errors import PrunusError
+from prunus.evaluation.provenance import begin, describe_model
+from prunus.evaluation.resolved_plan import store_problems
+from prunus.pruning.calibration import calibration_name, check_package
+from prunus.step import Where, action_of, kind_of
+from prunus.steps.chain import carry_out, foresee
+from prunus.store.rows import Run
+from prunus.store.store import Store
+from prunus.studies.cells import Cell, Model, Variant
+from prunus.studies.file import Study
+
+
+@dataclass(frozen=True)
+class StudyPaths:
+    """Paths of a study. folder: of all its files. store: of its results, by default `results.db` in the folder."""
+
+    folder: Path
+    store: Path
+
+    @classmethod
+    def of(cls, study: Study, out: str | Path | None, store: str | Path | None) -> "StudyPaths":
+        """The paths that the user names; by default the folder `study-NAME` in the current one, NAME as of the file."""
+        folder = Path(out) if out is not None else Path(f"study-{study.path.stem}")
+        if folder.exists() and not folder.is_dir():
+            raise PrunusError(f"'{folder}' is a file: name a folder with --out")
+        return cls(folder, Path(store) if store is not None else folder / "results.db")
+
+    @property
+    def page(self) -> Path:
+        """Path of the report."""
+        return self.folder / "report.html"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within the context this process holds the locks of the folder, which is created if missing, and of the store.
+
+        Raises PrunusError where another process holds one of them. A folder that is still empty is deleted at the end.
+        """
+        locks = [self.folder / "lock"]
+        if self.store.absolute().parent != self.folder.absolute():
+            if not self.store.absolute().parent.is_dir():
+                raise PrunusError(f"the folder of '{self.store}' does not exist: create it or name another store")
+            locks.append(self.store.with_name(f"{self.store.name}.lock"))
+        with disk_errors(self.folder, 0):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with ExitStack() as stack:
+                for lock in locks:
+                    why = f"works on {lock.parent} (it holds {lock}): wait for it, or name another --out"
+                    stack.enter_context(locked(lock, why))
+                yield
+        finally:
+            with suppress(OSError):
+                self.folder.rmdir()
+
+
+# Folders of a study.
+VARIANTS, MAKING, CHECKPOINTS = "variants", "making", "checkpoints"
+MEASURED = "measured"  # folder within MAKING for measurements that several variants share
+
+
+@dataclass(frozen=True)
+class VariantInfo:
+    """A variant without its weights. kept: indices of the source's blocks that it has.
+
+    Stored: in the variant's file, by the names of the fields. The others describe the variant as a whole checkpoint, as
+    the evaluation describes a model; earlier versions stored no bytes. content: digest of configuration and tokenizer
+    of the source that it was made of, which earlier versions did not store.
+    """
+
+    kept: list[int]
+    checksum: str
+    manifest: dict[str, object]
+    parameters: int
+    blocks: int
+    bytes: Mapping[str, int] | None = None
+    content: str | None = None
+
+
+def weights_file(folder: Path, variant: Variant) -> Path:
+    """Path of the file of a variant's matrices. folder: of the study, here and below."""
+    return folder / VARIANTS / f"{variant.key}.safetensors"
+
+
+def unfinished_folder(folder: Path, variant: Variant) -> Path:
+    """The folder in which the variant's checkpoint is written; it stays until the variant's files are complete.
+
+    That of a variant that is loaded whole stays as long as the study's folder.
+    """
+    return folder / (VARIANTS if variant.is_whole else MAKING) / variant.key
+
+
+def folder_between(folder: Path, model: Model, variant: Variant, count: int, keep: bool) -> Path:
+    """The folder of what the first steps of a variant make: that of the variant of the study with these steps, if any.
+
+    keep: whether the study keeps checkpoints. Their folders have names, which may have meant other recipes when the
+    checkpoint was made, so only one that is a variant's of this study is read, and none is written.
+    """
+    made = replace(variant, steps=variant.steps[:count], keys=variant.keys[:count])
+    listed = next((one for one in model.variants if one.key == made.key), None)
+    if keep and listed is not None and has_checkpoint(kept := kept_folder(folder, model, listed), folder, listed):
+        return kept
+    return folder / MAKING / made.key if keep or listed is None else unfinished_folder(folder, made)
+
+
+def has_checkpoint(target: Path, folder: Path, variant: Variant) -> bool:
+    """Whether a folder holds the checkpoint of a variant that was made."""
+    info = read_info(folder, variant)
+    return info is not None and (target / MANIFEST).exists() and ModelFolder(target).checksum() == info.checksum
+
+
+def kept_folder(folder: Path, model: Model, variant: Variant) -> Path:
+    """The folder of the variant's checkpoint if the study keeps checkpoints."""
+    return folder / CHECKPOINTS / model.label.replace("/", "--") / variant.name
+
+
+def target_folder(folder: Path, model: Model, variant: Variant, keep: bool) -> Path:
+    """Where the variant's checkpoint is written. keep: whether the study keeps checkpoints."""
+    return kept_folder(folder, model, variant) if keep else unfinished_folder(folder, variant)
+
+
+def variant_files(folder: Path, variant: Variant) -> list[Path]:
+    """The existing files of a variant. The matrices come last: the variant is complete once their file exists."""
+    matrices = weights_file(folder, variant)
+    return [path for path in (vectors_of(matrices), matrices) if path.exists()]
+
+
+def files_to_load(folder: Path, model: Model, variant: Variant, keep: bool) -> list[Path]:
+    """The files from which a variant that was made is loaded; for one that is loaded whole, with its checkpoint's."""
+    whole = target_folder(folder, model, variant, keep).rglob("*") if variant.is_whole else ()
+    return [*variant_files(folder, variant), *sorted(path for path in whole if path.is_file())]
+
+
+def read_info(folder: Path, variant: Variant) -> VariantInfo | None:
+    """The description of a variant, read from its file; None if it has not been made of this source yet."""
+    path = weights_file(folder, variant)
+    info = VariantInfo(**variant_about(path)["model"]) if path.exists() else None
+    return None if info is None or (info.content or variant.content) != variant.content else info
+
+
+def is_made(folder: Path, variant: Variant) -> bool:
+    """Whether the variant's files are complete; always true of the dense model, which needs none."""
+    return not variant.steps or read_info(folder, variant) is not None
+
+
+def differences_of(source: ModelFolder, folder: Path, variant: Variant) -> tuple[Path | None, Sequence[int]]:
+    """The file of a variant that was made, None of the dense model, and the source's blocks that it lacks."""
+    info = read_info(folder, variant) if variant.steps else None
+    if info is None:
+        return None, ()
+    return weights_file(folder, variant), [index for index in range(source.blocks) if index not in info.kept]
+
+
+def check_variants(study: Study, models: Sequence[Model], folder: Path, device: str) -> None:
+    """Dry-run the recipe of every variant that has not been made yet, and print each warning once.
+
+    Raises PrunusError, with the recipe's line in the study's file, where a variant cannot be made.
+    """
+    warnings: dict[str, None] = {}
+    for model in models:
+        for variant in model.variants[1:]:
+            if is_made(folder, variant) or (unfinished_folder(folder, variant) / MANIFEST).exists():
+                continue
+            with study.located(variant.line, f"{variant.name} of {model.name}"):
+                warnings |= dict.fromkeys(dry_run(model, variant, folder, device))
+    for warning in warnings:
+        progress.say(f"warning: {warning}")
+
+
+def dry_run(model: Model, variant: Variant, folder: Path, device: str) -> list[str]:
+    """The warnings of a dry run. Raises PrunusError where it fails or a package is missing."""
+    for recipe in variant.steps:
+        if kind_of(recipe).calibrates(recipe):
+            check_package(calibration_name(vars(recipe)["calibration"], model.source.manifest))
+    where = Where(device=device, overwrite=True, dry_run=True)
+    return foresee(model.name, unfinished_folder(folder, variant), variant.steps, where)["warnings"]
+
+
+def write_checkpoint(
+    folder: Path, model: Model, variant: Variant, device: str, keep: bool, stats: Path | None = None
+) -> None:
+    """Write a variant's checkpoint to its target_folder. stats: a file of `stats`, for pruning without other steps."""
+    where = Where(device=device, overwrite=True, shared=folder / MAKING / MEASURED, stats=stats)
+    between = partial(folder_between, folder, model, variant, keep=keep)
+    carry_out(model.name, target_folder(folder, model, variant, keep), variant.steps, where, between)
+
+
+def make_variant(
+    model: Model,
+    variant: Variant,
+    folder: Path,
+    device: str,
+    keep: bool,
+    leave: bool = False,
+    stats: Path | None = None,
+) -> VariantInfo:
+    """Make the variant's checkpoint, write its files and return its description.
+
+    Interrupted work is resumed. What its first steps make stays until no variant needs it.
+    keep: also leave the whole checkpoint in kept_folder. leave: also leave it where it is made. stats: as for
+    write_checkpoint.
+    """
+    source = model.source
+    target = target_folder(folder, model, variant, keep)
+    if weights_file(folder, variant).exists() and not is_made(folder, variant):  # of a source with other settings
+        shutil.rmtree(unfinished_folder(folder, variant), ignore_errors=True)
+    # A checkpoint that exists is complete. A kept one is made again, since its name may have meant another recipe.
+    if keep or not (target / MANIFEST).exists():
+        write_checkpoint(folder, model, variant, device, keep, stats)
+    made = (ModelFolder if is_gguf(target) else Checkpoint)(target)
+    kept = blocks_left(source, made)
+    description = made.checksum(), made.manifest, made.parameters, made.blocks, made.engine_bytes
+    info = VariantInfo(kept, *description, variant.content)
+    weights_file(folder, variant).parent.mkdir(parents=True, exist_ok=True)
+    changed = dict(changed_tensors(source, made, kept)) if isinstance(made, Checkpoint) and not variant.is_whole else {}
+    vectors = {name: stored for name, stored in changed.items() if len(stored.shape) != 2}
+    if vectors:
+        write_file(vectors_of(weights_file(folder, variant)), vectors)
+    matrices = ((name, stored.read()) for name, stored in changed.items() if name not in vectors)
+    steps = [{action_of(recipe): recipe.to_json()} for recipe in variant.steps]
+    about = {"variant": variant.name, "steps": steps, "model": asdict(info)}
+    write_variant(weights_file(folder, variant), source, matrices, about)
+    delete_unneeded(folder, model, variant.keys[:-1] if leave else variant.keys)
+    return info
+
+
+def delete_unneeded(folder: Path, model: Model, keys: Sequence[str]) -> None:
+    """Delete what was made with these keys on the way to variants, where no variant that is still to be made needs it.
+
+    A kept checkpoint, and the one from which a variant is loaded whole, are in other folders.
+    """
+    needed = {key for one in model.variants if not is_made(folder, one) for key in one.keys}
+    for key in set(keys) - needed:
+        shutil.rmtree(folder / MAKING / key, ignore_errors=True)
+
+
+def whole_checkpoint(study: Study, model: Model, variant: Variant, folder: Path, device: str) -> Path:
+    """The folder with a variant's whole checkpoint, for a server; it is made again if it is missing.
+
+    Unless the study keeps checkpoints, it is that of an unfinished one, which the caller deletes unless it is whole.
+    """
+    if not variant.steps:
+        return model.checkpoint.folder
+    keep = study.keep_checkpoints
+    target = target_folder(folder, model, variant, keep)
+    if not is_made(folder, variant):
+        make_variant(model, variant, folder, device, keep, leave=True)
+    elif not has_checkpoint(target, folder, variant):
+        write_checkpoint(folder, model, variant, device, keep)
+        delete_unneeded(folder, model, variant.keys[:-1])
+    return target
+
+
+def blocks_left(source: Checkpoint, made: ModelFolder) -> list[int]:
+    """Indices of the source's blocks that a checkpoint made from it still has, after all steps of its history."""
+    kept = list(range(source.blocks))
+    for step in made.manifest["history"][len(source.manifest.get("history", [])) :]:
+        removed = set(step.get("blocks_removed", []))
+        kept = [number for index, number in enumerate(kept) if index not in removed]
+    return kept
+
+
+def changed_tensors(source: Checkpoint, made: Checkpoint, kept: list[int]) -> Iterator[tuple[str, Stored]]:
+    """Yield (name in source, tensor of made) for every tensor of a block that differs from that of source."""
+    for new, old in enumerate(kept):
+        before = source.block_tensors(old)
+        for name, stored in sorted(made.block_tensors(new).items()):
+            old_name = made.renumbered(name, new, old)
+            if not is_same(stored, before[old_name]):
+                yield old_name, stored
+
+
+def is_same(one: Stored, other: Stored) -> bool:
+    """Whether two stored tensors are bit-identical."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return all(a == b for a, b in zip(one.chunks(), other.chunks(), strict=True))
+
+
+def add_run(
+    store: Store,
+    model: Model,
+    cell: Cell,
+    folder: Path,
+    versions: dict[str, object],
+    served: Path | None = None,
+    mixed: bool = False,
+) -> None:
+    """Store a cell's problems and run, to which its rows refer.
+
+    The run describes a variant as a whole checkpoint. versions: of the libraries that compute the rows. served: the
+    folder that a server has, whose bytes are the run's if they are a GGUF file's. mixed: as of Store.add_run.
+    """
+    described = describe_model(model.name, model.checkpoint)
+    if cell.variant.steps:
+        info = read_info(folder, cell.variant)
+        assert info is not None
+        described |= {key: value for key, value in vars(info).items() if key not in ("kept", "content")}
+        described["name"] = f"{model.label}/{cell.variant.name}"
+        described["source"] = str(weights_file(folder, cell.variant))
+    if served is not None and is_gguf(served):
+        described["bytes"] = ModelFolder(served).engine_bytes
+    store_problems(store, cell.resolved.problems)
+    run = Run(cell.run_id, described | cell.resolved.about, cell.resolved.plan, versions, planned=cell.resolved.planned)
+    begin(store, run, mixed)
