@@ -19,8 +19,8 @@ from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan
 from prunus.results import ladder
 from prunus.results.comparison import compare
+from prunus.results.growth import growth
 from prunus.statistics import paired, power
-from prunus.store.stages import growth
 from prunus.store.store import Store
 from prunus.studies.find.prospects import advice
 

@@ -22,11 +22,11 @@ from prunus.reporting.terminal import curve_table, detail_tables
 from prunus.results.cells import Comparison, Entry
 from prunus.results.comparison import _taken, compare
 from prunus.results.contrasts import Grown, Pair
+from prunus.results.growth import growth
 from prunus.results.summary import summarise
 from prunus.results.verdicts import UNFINISHED, WORDS
 from prunus.statistics import anytime, betting, paired
 from prunus.store.rows import Planned, ProblemRow, Run, tables
-from prunus.store.stages import growth
 from prunus.store.store import Store
 
 bench = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdicts.py"))

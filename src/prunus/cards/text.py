@@ -30,13 +30,13 @@ from prunus.disk import show_bytes
 from prunus.plain_data import content_hash
 from prunus.recipes import EvalPlan
 from prunus.results.cells import Entry
+from prunus.results.words import bound_in_words, in_full, observations, verdict_in_words
 from prunus.settings import settings_of
 from prunus.settings.budgets import NAMED
 from prunus.step import STEPS, defaults, recipe_of, recorded_kind, step_kind
 from prunus.store.characters import one_line, percent, points
-from prunus.store.labels import FIRST, bound_in_words, label, observations, settings
+from prunus.store.labels import FIRST, label, settings
 from prunus.store.rows import Run
-from prunus.store.stages import in_full, verdict_in_words
 
 if TYPE_CHECKING:
     from prunus.results.summary import Summary  # imports scipy

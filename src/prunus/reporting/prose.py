@@ -9,11 +9,11 @@ from prunus.reporting.report_data import ReportData, ReportedRun, doubt
 from prunus.results.cells import Comparison, Entry, Looks
 from prunus.results.contrasts import ENDS
 from prunus.results.verdicts import OPEN, SAME, UNFINISHED, WITHIN, WORSE
+from prunus.results.words import bound_in_words, in_full, observations
 from prunus.settings.budgets import AS_RUN
 from prunus.settings.margins import Margin
 from prunus.statistics.metrics import answer_allowance
-from prunus.store.labels import bound_in_words, history, observations
-from prunus.store.stages import in_full
+from prunus.store.labels import history
 
 # Shares of draws above which an ending gets a warning.
 LEAKED, TRUNCATED, SILENT, BEYOND = 0.01, 0.05, 0.2, 0.1

@@ -11,15 +11,15 @@ from rich.text import Text
 from prunus.reporting.prose import by_text, corrected_for, grouped, grouped_problems, rounding
 from prunus.reporting.render.text import count, joined, percent, points, probability, sizes, times, visible
 from prunus.reporting.report_data import tasks_of
-from prunus.results.cells import Cell, Comparison, Ending, Entry, Identity, RecipeVerdict
+from prunus.results.cells import Cell, Comparison, Ending, Entry, RecipeVerdict
 from prunus.results.contrasts import ENDINGS, ENDS
 from prunus.results.summary import BudgetCell, Summary
 from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE, verdict
+from prunus.results.words import bound_in_words, in_full, observations, verdict_in_words
 from prunus.settings.budgets import AS_RUN, OFF, without_off
 from prunus.store.characters import DASH
-from prunus.store.labels import bound_in_words, observations, unique_labels
+from prunus.store.labels import Identity, unique_labels
 from prunus.store.rows import Run
-from prunus.store.stages import in_full, verdict_in_words
 
 Data = Mapping[str, Any]
 STYLES = {BETTER: "green", WORSE: "red", WITHIN: "magenta", SAME: "cyan", OPEN: "yellow", UNFINISHED: "dim"}

@@ -4,78 +4,13 @@ Accuracies, differences and intervals (low to high, 95 %) are shares of problems
 number of tests. What the numbers mean is in docs/verdicts.md, and how they are computed in the modules of this folder.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from math import isfinite, nan
-from types import UnionType
-from typing import Any, Self, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+from collections.abc import Mapping, Sequence
+from math import nan
+from typing import Any, Self
 
+from prunus.plain_data import Record
 from prunus.settings.margins import Margin
-from prunus.step import StepRecord
-
-R = TypeVar("R")
-
-
-@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
-@dataclass(frozen=True)
-class Record:
-    """Its classes are frozen dataclasses, whose plain data has the names of the fields as keys, in their order.
-
-    A field that is None by default is left out while it is. Numbers that are not finite turn into None at once.
-    """
-
-    def __init_subclass__(cls) -> None:
-        dataclass(frozen=True, kw_only=True)(cls)
-
-    def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if isinstance(value, float) and not isfinite(value):
-                object.__setattr__(self, one.name, None)
-
-    def to_json(self) -> dict[str, Any]:
-        """The record as plain data."""
-        return {
-            one.metadata.get("key", one.name): plain(value)
-            for one in fields(self)
-            if (value := getattr(self, one.name)) is not None or one.default is not None
-        }
-
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Self:
-        """The record that was written as this plain data."""
-        hints, names = get_type_hints(cls), {one.metadata.get("key", one.name): one.name for one in fields(cls)}
-        return cls(**{names[key]: _read(hints[names[key]], value) for key, value in data.items()})
-
-
-def _read(hint: Any, value: Any) -> Any:
-    """A value of plain data as the type of its field says."""
-    of = get_args(hint)
-    if value is None or hint is Any:
-        return value
-    if get_origin(hint) is UnionType:
-        return _read(of[0], value)
-    if get_origin(hint) is Mapping:
-        return {name: _read(of[1], one) for name, one in value.items()}
-    if get_origin(hint) is Sequence:
-        return [_read(of[0], one) for one in value]
-    return hint.of(value) if isinstance(hint, type) and issubclass(hint, Record | Margin) else value
-
-
-def made(kind: Callable[..., R], *parts: Mapping[str, object], **more: object) -> R:
-    """A record from dicts of its fields."""
-    return kind(**{name: value for part in (*parts, more) for name, value in part.items()})
-
-
-def plain(data: Any) -> Any:
-    """Records and what holds them as plain data; None for nan and infinity, which JSON does not have."""
-    if hasattr(data, "to_json"):
-        return data.to_json()
-    if isinstance(data, Mapping):
-        return {name: plain(value) for name, value in data.items()}
-    if isinstance(data, Sequence) and not isinstance(data, str):
-        return [plain(value) for value in data]
-    return None if isinstance(data, float) and not isfinite(data) else data
+from prunus.store.labels import Identity
 
 
 class Sized(Record):
@@ -220,20 +155,6 @@ class Part(Record):
                 stopping.setdefault(budget, {})[kind] = cell
         budgets = {budget: cell for (kind, budget), cell in cells.items() if not kind}
         return cls(budgets=budgets, auc=cells[AREA, 0], slope=cells.get((SLOPE, 0)), stopping=stopping)
-
-
-class Identity(Record):
-    """A run: its id, its model, the steps that made it; an empty recipe means a dense model.
-
-    dtypes: of the weights, and of the computation; None where one is unknown, and where both are. bytes: that an engine
-    loads of the model, by kind; None where they are unknown.
-    """
-
-    run: str
-    model: str | None
-    recipe: Sequence[StepRecord]
-    dtypes: Sequence[str | None] | None = None
-    bytes: Mapping[str, int] | None = None
 
 
 class Unfinished(Record):

@@ -17,6 +17,7 @@ from prunus.questions import sampling_key
 from prunus.results.cells import AREA, Base, Cells, Comparison, Ending, Entry, Part, Rounding, Stopping, Unfinished
 from prunus.results.contrasts import ENDS, Grown, Pair, contrast_cells, stop_cells, tokens_per_draw, without_claims
 from prunus.results.family import GAME, Family, kin_of, slot_of
+from prunus.results.growth import Growth, growth, of_both, unfinished
 from prunus.results.seeds import recipes_over_seeds
 from prunus.results.verdicts import (
     BETTER,
@@ -32,6 +33,7 @@ from prunus.results.verdicts import (
     verdict,
     wide_margin,
 )
+from prunus.results.words import PARTLY, SEVERAL, in_words
 from prunus.settings.budgets import AS_RUN, without_off
 from prunus.settings.margins import Margin, MarginLike
 from prunus.statistics import paired
@@ -39,7 +41,7 @@ from prunus.statistics.anytime import whole_groups
 from prunus.statistics.betting import ALPHA
 from prunus.store.labels import history, identity, listed, serving_of
 from prunus.store.rows import FIRST_PROTOCOL, Removed, Run, Table, tables
-from prunus.store.stages import PARTLY, SEVERAL, Growth, growth, in_words, of_both, removed_before, unfinished
+from prunus.store.stages import removed_before
 from prunus.store.starts import how_mixed, made_otherwise
 from prunus.store.store import Store
 

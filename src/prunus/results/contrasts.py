@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.plain_data import content_hash
+from prunus.plain_data import content_hash, made
 from prunus.results import verdicts
-from prunus.results.cells import AREA, SLOPE, Cell, Cells, Ending, Needed, Slope, made
+from prunus.results.cells import AREA, SLOPE, Cell, Cells, Ending, Needed, Slope
+from prunus.results.growth import Growth
 from prunus.settings.budgets import AS_RUN, OFF, without_off
 from prunus.settings.margins import Margin
 from prunus.statistics import anytime, betting, metrics, paired, power
 from prunus.statistics.betting import direction_p
 from prunus.statistics.paired import Floats
 from prunus.store.rows import Table, sizes_of
-from prunus.store.stages import Growth
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from prunus.disk import check_export, disk_errors, write_export
 from prunus.errors import PrunusError, nearest
-from prunus.results.cells import Cell, Identity, Sized
+from prunus.results.cells import Cell, Sized
 from prunus.results.comparison import compared
 from prunus.results.contrasts import ENDS
 from prunus.results.summary import BudgetCell, summarise
 from prunus.results.verdicts import verdict
 from prunus.settings.budgets import NAMED
 from prunus.settings.margins import MarginLike
-from prunus.store.labels import identity, label
+from prunus.store.labels import Identity, identity, label
 from prunus.store.rows import UNKNOWN, Run
 from prunus.store.store import Store
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import scipy
 
-from prunus.results.cells import Record, made
+from prunus.plain_data import Record, made
 from prunus.statistics import metrics, paired
 from prunus.statistics.paired import EXPLORING_RESAMPLES, Floats
 from prunus.store.rows import Table, sizes_of

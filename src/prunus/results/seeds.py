@@ -27,8 +27,8 @@ from math import log
 import numpy as np
 import scipy
 
-from prunus.plain_data import canonical_json
-from prunus.results.cells import RecipeVerdict, made
+from prunus.plain_data import canonical_json, made
+from prunus.results.cells import RecipeVerdict
 from prunus.results.contrasts import Pair
 from prunus.results.verdicts import CLAIMS, word_of
 from prunus.settings.margins import Margin

@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from prunus.results.cells import Identity, Record, Sized, Unfinished, made
+from prunus.plain_data import Record, made
+from prunus.results.cells import Sized, Unfinished
+from prunus.results.growth import unfinished
 from prunus.results.parallel import Chains, compare_parallel
 from prunus.settings.budgets import AS_RUN
 from prunus.statistics import metrics, paired
 from prunus.statistics.metrics import Adherence, Estimate, Tokens, Value, accuracy_bands
 from prunus.statistics.paired import Floats
-from prunus.store.labels import identity
+from prunus.store.labels import Identity, identity
 from prunus.store.rows import Run, Table, sizes_of, tables
-from prunus.store.stages import unfinished
 from prunus.store.store import Store
 
 SCORES = ("logprob", "self_certainty", "shortest")

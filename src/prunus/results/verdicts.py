@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 import scipy
 
-from prunus.results.cells import AREA, SLOPE, Cell, Cells, Contradiction, Ending, Part, Record
+from prunus.plain_data import Record
+from prunus.results.cells import AREA, SLOPE, Cell, Cells, Contradiction, Ending, Part
 from prunus.results.family import Family
 from prunus.settings.margins import Margin
 from prunus.statistics import betting, paired

@@ -13,7 +13,7 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike, NDArray
 
-from prunus.results.cells import Record
+from prunus.plain_data import Record
 from prunus.settings.budgets import NAMED
 from prunus.statistics.paired import EXPLORING_RESAMPLES, Floats, bootstrap
 

@@ -3,12 +3,10 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
-from math import ceil, floor
 from typing import Any
 
 from prunus.errors import PrunusError
-from prunus.plain_data import content_hash
-from prunus.results.cells import Entry, Identity, Sized
+from prunus.plain_data import Record, content_hash
 from prunus.settings.serving import Serving
 from prunus.step import StepRecord, defaults, recipe_of, recorded_kind
 from prunus.store.characters import DASH, LABEL_LIMIT, MINUS, NBSP, THIN, one_line
@@ -22,6 +20,20 @@ STORED_AS = ("quantize", "gguf")
 # Settings that say how much a step does, which lists of settings begin with.
 FIRST = ("bits", "type", "method", "sparsity", "pattern", "blocks", "keep", "drop", "intermediate_size")
 CONTROL = "control"  # the action of control_steps
+
+
+class Identity(Record):
+    """A run: its id, its model, the steps that made it; an empty recipe means a dense model.
+
+    dtypes: of the weights, and of the computation; None where one is unknown, and where both are. bytes: that an engine
+    loads of the model, by kind; None where they are unknown.
+    """
+
+    run: str
+    model: str | None
+    recipe: Sequence[StepRecord]
+    dtypes: Sequence[str | None] | None = None
+    bytes: Mapping[str, int] | None = None
 
 
 def history(run: Run) -> list[StepRecord]:
@@ -200,11 +212,6 @@ def _typed(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def observations(cell: Sized, unit: str = " problems") -> str:
-    """`120 problems`, or `120 problems in 30 groups` where some belong together."""
-    return f"{cell.n}{unit}" if cell.problems is None else f"{cell.problems}{unit} in {cell.n} groups"
-
-
 # Settings that follow from others and the model: they are only named where no other setting differs.
 FOLLOWS = {"problems", "limit_of", "strings", "end_ids", "context", "kernel", "off", "native"}
 LONGEST = 40  # characters of a value; a longer one is named by its hash
@@ -269,19 +276,3 @@ def checked_name(name: str) -> str:
     if not label or label != name.strip():
         raise PrunusError(f"a name is one line of at most {LABEL_LIMIT} characters, not '{label}'")
     return label
-
-
-def bound_in_words(entry: Entry) -> str:
-    """`loses less than 1.3 points`: what holds with 95 % confidence, also if the run was chosen among those compared.
-
-    That is the adjusted bound, or the margin where the verdict rules out a smaller loss; empty without a claim.
-    """
-    cell, margin = entry.primary, entry.margin
-    bound = cell.lower_bound_adjusted
-    if bound is None or entry.unfinished:
-        return ""
-    if bound > 0:
-        return f"gains more than {floor(1000 * bound) / 10:.1f} points"
-    if entry.within_margin and -bound > margin.points(cell.base_accuracy):
-        return f"loses less than {margin.words('what the base solves')}"
-    return f"loses less than {ceil(1000 * -bound) / 10:.1f} points"

@@ -7,62 +7,16 @@ before the present one are known, too.
 """
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from math import inf
 from typing import Any
 
 from prunus.plain_data import content_hash
-from prunus.results.cells import Entry, Looked, Unfinished
-from prunus.settings.budgets import budget_of
-from prunus.store.rows import Removed, Run, Stage, Table
+from prunus.store.rows import Removed, Run, Stage
 
 # Settings of a plan that may differ between the stages of a run.
 SIZES = {"limit", "limit_of", "samples", "problems", "batch_size", "seed"}
 
 
-@dataclass(frozen=True)
-class Growth:
-    """The comparisons of two models that could be seen, in their order, the present one last.
-
-    series: which of the series of comparisons in which only the limit grew the present one belongs to, counted from 1.
-    limits: of that series. sampled: the tasks of which they took samples, each a part of the next.
-    """
-
-    looks: tuple[Looked, ...]
-    series: int
-    limits: tuple[float, ...]
-    sampled: tuple[str, ...] = ()
-
-    @property
-    def share(self) -> float:
-        """The share of alpha that this series may spend: all of it in the first, and half of it in all later ones."""
-        return 1.0 if self.series == 1 else 1 / (self.series * (self.series + 1))
-
-    def __str__(self) -> str:
-        draws, limits = [_draws(one) for one in self.looks], [_limit(one.limit) for one in self.looks]
-        if len(set(draws)) == 1:
-            what, steps = "limit grew" if self.series == 1 else "limit changed", limits
-        elif len(set(limits)) == 1:
-            what, steps = "number of draws changed", draws
-        else:
-            what, steps = "size changed", [f"{limit} x {count}" for limit, count in zip(limits, draws, strict=True)]
-        if len(steps) > 6:
-            steps = [*steps[:2], f"... ({len(steps) - 4} more)", *steps[-2:]]
-        spent = (
-            "" if self.series == 1 else f"; p is multiplied by {round(1 / self.share)}, since there were others before"
-        )
-        return (
-            f"its {what} from {' to '.join(steps)} after its rows could be seen, so the bounds hold at any time{spent};"
-            " this takes the problems' order in the plan as good as random; scaling is not judged"
-        )
-
-
-def _draws(one: Looked) -> str:
-    return str(one.samples) if one.base_samples is None else f"{one.samples} (base {one.base_samples})"
-
-
-def _limit(limit: int | None) -> str:
+def limit_in_words(limit: int | None) -> str:
     return "all" if limit is None else str(limit)
 
 
@@ -116,109 +70,8 @@ def stages_of(
 def removed_before(run: Run) -> list[str]:
     """A sentence for each removed run of the same model, whose plan differed in SIZES at most."""
     return [
-        f"an earlier run of {run.model.get('name')} ({_limit(one.limit)} problems x {one.samples}, of which"
+        f"an earlier run of {run.model.get('name')} ({limit_in_words(one.limit)} problems x {one.samples}, of which"
         f" {one.complete} were complete) was removed from the store at {one.removed}, after its rows could be seen"
         for one in run.stages
         if one.removed is not None and one.complete != 0
     ]
-
-
-def growth(base: Run, other: Run) -> Growth | None:
-    """How the size of the comparison of two runs changed; None if it is the first that could be seen.
-
-    A comparison can be seen once both models have a run, unless nothing of one of them was complete when its next run
-    began. Of each model its latest run counts.
-    """
-    end = max((run.stages[-1].place for run in (base, other) if run.stages), default=0)
-    events: list[tuple[int, str, Stage]] = []
-    for side, run in (("base", base), ("other", other)):
-        events += [(one.place, side, one) for one in run.stages if one.complete != 0 and one.place < end]
-    latest: dict[str, Stage] = {}
-    looks: list[tuple[Stage, Stage]] = []
-    for _, side, stage in sorted(events, key=lambda event: event[0]):
-        latest[side] = stage
-        if len(latest) == 2:
-            looks.append((latest["base"], latest["other"]))
-    if base.stages and other.stages:
-        looks.append((base.stages[-1], other.stages[-1]))
-    sizes = [(min(one.limit or inf for one in look), tuple(one.samples for one in look)) for look in looks]
-    kept = [place for place, size in enumerate(sizes) if place == 0 or size != sizes[place - 1]]
-    if len(kept) < 2:
-        return None
-    series, limits, sampled = 1, [sizes[0][0]], sampled_in(looks[kept[0]])
-    for place, after in pairwise(kept):
-        (limit, draws), (next_limit, next_draws) = sizes[place], sizes[after]
-        now = sampled_in(looks[after])
-        others = next_limit < inf and now != sampled  # a sample is no part of the first problems of a set
-        if next_draws != draws or next_limit < limit or others:
-            series, limits, sampled = series + 1, [], now
-        limits.append(next_limit)
-    seen = [
-        Looked(
-            limit=None if sizes[place][0] == inf else int(sizes[place][0]),
-            samples=sizes[place][1][1],
-            base_samples=sizes[place][1][0] if len(set(sizes[place][1])) > 1 else None,
-            runs=[one.run_id for one in looks[place]],
-            begun=[one.begun for one in looks[place]],
-            complete=[one.complete for one in looks[place]],
-        )
-        for place in kept
-    ]
-    return Growth(tuple(seen), series, tuple(limits), tuple(sorted(sampled)))
-
-
-def sampled_in(look: tuple[Stage, Stage]) -> set[str]:
-    """The tasks of which a comparison took samples."""
-    return {task for stage in look for task in stage.sampled}
-
-
-MIXED, SEVERAL = "mixed", "rows were computed in several ways"
-PARTLY = "the problems that are finished first need not be like the others"
-
-
-# Whether a run has all rows of its plan; if not, the problems of it that can be compared without choosing among them.
-# With an engine that streams, the chains that end first are the short ones, so the finished problems of a run that was
-# stopped, or is looked at, are not a random sample of its problems.
-
-
-def unfinished(run: Run, tables: Mapping[str, Table]) -> Unfinished | None:
-    """How much of its plan a run has on which no word rests, since it is unfinished or mixed; None for any other.
-
-    A run of `find` counts as finished, since it takes problems in a fixed order, and so does one whose plan does not
-    tell its problems.
-    """
-    if not run.mixed and (run.planned is None or run.adaptive is not None):
-        return None
-    draws = range(int(run.plan.get("samples", 1)))
-    complete = 0
-    for table in tables.values():
-        budgets = [budget_of(budget) for budget in run.plan.get("budgets", table.budgets)]
-        if set(budgets) <= set(table.budgets) and set(draws) <= set(table.draws):
-            complete += len(table.select(table.problems, budgets, draws).complete())
-    count = complete if run.planned is None else run.planned.count
-    if run.mixed:
-        return Unfinished(complete=complete, planned=count, mixed=True)
-    return None if complete >= count else Unfinished(complete=complete, planned=count)
-
-
-def of_both(base: Run, other: Run) -> dict[str, Sequence[str]]:
-    """{task: the problems of both plans, in their order}; without the tasks that an older store does not list."""
-    ours, theirs = (run.planned.order if run.planned and run.planned.order else {} for run in (base, other))
-    shared = {task: set(ours[task]) for task in theirs if task in ours}
-    return {task: [one for one in theirs[task] if one in both] for task, both in shared.items()}
-
-
-def in_words(state: Unfinished) -> str:
-    """`unfinished, 114 of 120`, or `mixed`, with `of the base` where it is the base that is so."""
-    what = MIXED if state.mixed else f"unfinished, {state.complete} of {state.planned}"
-    return f"{what}{' rows' * bool(state.mixed and state.base)}{' of the base' if state.base else ''}"
-
-
-def in_full(state: Unfinished) -> str:
-    """`unfinished, 114 of 120 problems; ...`: why there is no word."""
-    return f"{in_words(state)}: {SEVERAL}" if state.mixed else f"{in_words(state)} problems; {PARTLY}"
-
-
-def verdict_in_words(entry: Entry) -> str:
-    """The verdict of an entry of `compare`, or how much of an unfinished run is there."""
-    return in_words(entry.unfinished) if entry.unfinished else entry.verdict

@@ -22,7 +22,7 @@ from prunus.reporting.render.text import esc, joined, linked, points, top, whole
 from prunus.reporting.report_data import ReportData
 from prunus.results.cells import Comparison
 from prunus.results.comparison import compared
-from prunus.store.stages import verdict_in_words
+from prunus.results.words import verdict_in_words
 from prunus.store.store import Store, is_begun
 from prunus.studies.cells import Model, check_beforehand, open_models, plan_names, with_prefixes
 from prunus.studies.engine import run_here

@@ -1,4 +1,4 @@
-"""Backends, which complete prompts of token ids; one file each. `prunus.settings.engines.BACKENDS` is the table of them."""
+"""Backends, which complete prompts of token ids; one file each. BACKENDS of prunus.settings.engines has them all."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager

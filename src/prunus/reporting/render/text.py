@@ -10,7 +10,9 @@ from importlib.resources import files
 from typing import Any
 
 from prunus import __version__
-from prunus.results.cells import Sized, plain
+from prunus.plain_data import plain
+from prunus.results.cells import Sized
+from prunus.results.words import observations
 from prunus.settings.budgets import with_names
 from prunus.store.characters import DASH, THIN, visible
 from prunus.store.characters import NBSP as NBSP
@@ -18,7 +20,6 @@ from prunus.store.characters import one_line as one_line
 from prunus.store.characters import percent as percent
 from prunus.store.characters import points as points
 from prunus.store.characters import signed as signed
-from prunus.store.labels import observations
 
 
 def esc(text: object) -> str:

@@ -12,7 +12,7 @@ from prunus.reporting.section import Section, details, part, soft
 from prunus.results.cells import Entry, RecipeVerdict
 from prunus.results.contrasts import ENDS, STOPS
 from prunus.results.verdicts import BETTER, ENOUGH, OPEN, UNFINISHED, WITHIN, WORSE
-from prunus.store.stages import in_words
+from prunus.results.words import in_words
 
 
 def section(data: ReportData) -> Section:
