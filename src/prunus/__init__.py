@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from prunus.evaluation.tasks import tasks
     from prunus.evaluation.traces import traces
     from prunus.model_card import card
-    from prunus.pruning.allocate import allocate
     from prunus.pruning.calibration.saved_statistics import stats
     from prunus.pruning.drop import drop_blocks
     from prunus.pruning.experts.experts import drop_experts
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from prunus.pruning.gguf import gguf
     from prunus.pruning.inspection import inspect
     from prunus.pruning.perplexity import perplexity
+    from prunus.pruning.prune.allocate import allocate
     from prunus.pruning.prune.prune import prune
     from prunus.pruning.quantize import quantize
     from prunus.pruning.recover.recover import recover
@@ -85,7 +85,7 @@ _HOME = {
     "Results": "prunus.results.frames",
     "TraceRecipe": "prunus.recipes",
     "WidthRecipe": "prunus.recipes",
-    "allocate": "prunus.pruning.allocate",
+    "allocate": "prunus.pruning.prune.allocate",
     "apply_steps": "prunus.steps.chain",
     "card": "prunus.model_card",
     "compare": "prunus.results.comparison",

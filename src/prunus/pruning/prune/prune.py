@@ -22,7 +22,6 @@ from prunus.checkpoint.writer import Partial
 from prunus.disk import disk_errors
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.allocate import allocate_groups, find_scores, keep_scores, linear_sparsities
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration.data import Calibration, describe_calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_fits, propagate
@@ -32,6 +31,7 @@ from prunus.pruning.calibration.statistics import InputStats, few_tokens
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.masks import zeros_in, zeros_of, zeros_wanted
 from prunus.pruning.methods import find_method
+from prunus.pruning.prune.allocate import allocate_groups, find_scores, keep_scores, linear_sparsities
 from prunus.pruning.prune.job import PruneJob, target_of
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import PruneRecipe
