@@ -1,17 +1,20 @@
 """Recipes: what they refuse, their JSON and their hash."""
 
+import copy
 import json
+import pickle
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import NoneType, UnionType
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
 from prunus.errors import PrunusError
-from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, QuantizeRecipe, TraceRecipe, check_budgets
+from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, QuantizeRecipe, TraceRecipe, WidthRecipe, check_budgets
 from prunus.settings.budgets import Off
 from prunus.settings.engines import EngineOptions
+from prunus.step import STEPS, settled, step_kind
 
 
 @pytest.mark.parametrize(
@@ -145,3 +148,30 @@ def test_a_whole_number_is_the_choice_that_it_spells():
     assert number == text and number.group == "32" and number.hash == text.hash
     with pytest.raises(PrunusError, match="'group' must be a text, not 48"):
         QuantizeRecipe.from_json({"bits": 4, "group": 48})
+
+
+def same_values(recipe):
+    """A recipe again, in every way in which one is passed on."""
+    yield copy.copy(recipe)
+    yield copy.deepcopy(recipe)
+    yield pickle.loads(pickle.dumps(recipe))  # noqa: S301  our own
+    yield type(recipe).from_json(json.loads(json.dumps(recipe.to_json())))
+    yield replace(recipe)
+    yield type(recipe)(**{field.name: getattr(recipe, field.name) for field in fields(recipe)})
+
+
+@pytest.mark.parametrize("action", STEPS)
+@pytest.mark.parametrize("fit", [True, False])
+def test_equal_recipes_act_equally(action, fit):
+    """A default used to be told from the same value by the identity of a float, which no copy keeps."""
+    recipe = step_kind(action).recipe()
+    before = WidthRecipe(fit=fit)
+    for again in same_values(recipe):
+        assert again == recipe and again.hash == recipe.hash
+        assert settled([before, again]) == settled([before, recipe])
+        assert settled(settled([before, again])) == settled([before, recipe])
+    if action == "prune":
+        for again in same_values(recipe):
+            assert replace(again, pattern="1:4").sparsity == 0.75
+    if action == "recover":
+        assert settled([before, recipe])[-1].rate == (None if fit else 0.01)

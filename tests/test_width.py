@@ -270,7 +270,7 @@ def test_recovery_of_a_fitted_width_has_a_rate_of_its_own(shared, tmp_path):
         trained += sum(block["trained"] for block in step["blocks"])
         assert whole(tmp_path / f"{name}-recovered").config.intermediate_size == 42
     assert trained and made == {"fitted": (None, 1), "unfitted": (0.01, 0)}
-    given = WidthRecipe(), RecoverRecipe(rate=0.01, seed=3)
+    given = WidthRecipe(), RecoverRecipe(rate=0.02, seed=3)
     assert settled(given) == given
     same = settled([WidthRecipe(seed=2), RecoverRecipe(seed=2)])
     assert same[1].seed == 3 and settled(same) == same

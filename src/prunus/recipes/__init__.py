@@ -28,15 +28,15 @@ DEFAULT_BUDGETS = (512, 1024, 2048, 4096, 8192)
 PROFILE_FOLDER = Path(__file__).parent / "evaluation" / "profiles"
 PROFILE_NAMES = ("auto", *sorted(path.stem for path in PROFILE_FOLDER.glob("*.toml")))
 PROFILE_FILE = "prunus_profile.toml"  # in a model's folder: the profile that its maker ships with it
-# An object of its own, by which a recipe distinguishes a sparsity that was not given from 0.5.
-DEFAULT_SPARSITY = float("0.5")
+# The sparsity of a recipe that was given none; with a pattern, whose own takes its place, it is as if none were given.
+DEFAULT_SPARSITY = 0.5
 WIDEST_PATTERN = 256
 GROUPS = (128, 64, 32)  # sizes of groups of weights that share a scale
 KEEP = 0.75  # share of the experts, or channels, that are kept unless a recipe says otherwise
 MULTIPLE = 128  # of which widths are multiples, or of an eighth of a width where that is less
-# The learning rate of a recovery that was given none: an object of its own, as DEFAULT_SPARSITY is. After least squares
-# the best depends on the tokens, and is chosen of these.
-DEFAULT_RATE = float("0.01")
+# The learning rate of a recovery that was given none. After least squares the best depends on the tokens, and is chosen
+# of these, whether this one was given or not: a recipe says no more than its values.
+DEFAULT_RATE = 0.01
 RATES_AFTER_FIT = (0.003, 0.01, 0.02)
 # Methods that rank weights by scores, and the weights that each ranks together unless the recipe says otherwise.
 OWN_GROUP: Mapping[str, Group] = MappingProxyType(
@@ -138,7 +138,7 @@ class PruneRecipe(Calibrated):
             object.__setattr__(self, "propagation", "true_sequential")
         if self.groups is not None:
             implied = 1 - self.groups[0] / self.groups[1]
-            if self.sparsity is not DEFAULT_SPARSITY and self.sparsity != implied:
+            if self.sparsity not in (DEFAULT_SPARSITY, implied):
                 raise PrunusError(f"pattern {self.pattern} is a sparsity of {implied:g} already; leave sparsity out")
             object.__setattr__(self, "sparsity", implied)
         if self.group is not None and self.method not in OWN_GROUP:

@@ -44,7 +44,7 @@ class Recover(Step):
         removing = [(kind, given) for kind, given in zip(earlier, settings, strict=True) if not kind.needs_pruned]
         if not removing or not removing[-1][0].fits(removing[-1][1]):
             return recipe
-        rate = None if recipe.rate is DEFAULT_RATE else recipe.rate
+        rate = None if recipe.rate == DEFAULT_RATE else recipe.rate
         same = all(removing[-1][1].get(key) == getattr(recipe, key) for key in ("calibration", "seed"))
         return replace(recipe, rate=rate, seed=recipe.seed + same)
 
