@@ -340,7 +340,7 @@ class Bans:
             bias_2V[:, self._vocabulary :] = -torch.inf
             bias_2V[0, sorted(request.banned)] = -torch.inf
             bias_2V[1, sorted(request.banned | request.stops)] = -torch.inf
-            self._bias_BV = torch.cat([self._bias_BV, bias_2V.to(self._bias_BV.device)])
+            self._bias_BV = torch.cat([self._bias_BV, sent(bias_2V, self._bias_BV.device)])
         return self._kinds[key]
 
 
