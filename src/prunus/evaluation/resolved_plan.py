@@ -135,10 +135,11 @@ def resolve_plan(
     own = encode_markers(profile, tokenizer, plan.mode)
     markers = own.ending_at(ends_of_turn(profile, tokenizer, checkpoint.folder))
     sampled = [] if prefix else [task for task in plan.tasks if is_sampled(task, plan.limit)]
-    problems = load_problems(plan, prefix) if problems is None else problems
-    for line in (groups_line(problems), templates_line(problems)):
-        if line:
-            progress.say(line)
+    if problems is None:
+        problems = load_problems(plan, prefix)
+        for line in (groups_line(problems), templates_line(problems)):
+            if line:
+                progress.say(line)
     sampling = profile.sampling
     rows = other_rows(plan.rows, len(problems) * plan.samples) if plan.aa_control else plan.rows
     caps = [plan.answer_tokens or profile.answer_cap(problem.kind, plan.mode) for problem in problems]
