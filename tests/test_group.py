@@ -18,7 +18,9 @@ from prunus.errors import PrunusError
 from prunus.plain_data import content_hash
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import METHODS
-from prunus.recipes import OWN_GROUP, Group, PruneRecipe
+from prunus.recipes import PruneRecipe
+from prunus.recipes.declarations import Group
+from prunus.recipes.prune import OWN_GROUP
 from prunus.step import steps_name
 from prunus.store.labels import step_label
 from prunus.studies.cells import effective

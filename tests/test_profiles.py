@@ -9,7 +9,7 @@ from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.profiles.detection import resolve_profile
 from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt, find_token
 from prunus.plain_data import content_hash
-from prunus.recipes import PROFILE_NAMES
+from prunus.recipes.drawing import PROFILE_NAMES
 
 THINKING = ("<think>", "</think>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
 CONSIDERING = (

@@ -11,7 +11,8 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 import pytest
 
 from prunus.errors import PrunusError
-from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, QuantizeRecipe, TraceRecipe, WidthRecipe, check_budgets
+from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, QuantizeRecipe, TraceRecipe, WidthRecipe
+from prunus.recipes.eval import check_budgets
 from prunus.settings.budgets import Off
 from prunus.settings.engines import EngineOptions
 from prunus.step import STEPS, settled, step_kind

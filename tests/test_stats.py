@@ -18,7 +18,8 @@ from prunus.checkpoint.resolve import resolve
 from prunus.cli import cli, main
 from prunus.errors import PrunusError
 from prunus.pruning.prune import prune as pipeline_module
-from prunus.recipes import PruneRecipe, Scope
+from prunus.recipes import PruneRecipe
+from prunus.recipes.prune import Scope
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -23,7 +23,8 @@ from prunus.errors import PrunusError
 from prunus.pruning.recover.recover import are_twins
 from prunus.pruning.width import fit as width_fit
 from prunus.pruning.width import width as command
-from prunus.recipes import RATES_AFTER_FIT, ExpertsRecipe, PruneRecipe, RecoverRecipe, WidthRecipe
+from prunus.recipes import ExpertsRecipe, PruneRecipe, RecoverRecipe, WidthRecipe
+from prunus.recipes.recover import RATES_AFTER_FIT
 from prunus.step import kind_of, settled, steps_name
 from prunus.store.labels import step_label
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prunus import __version__, progress
 from prunus.errors import PrunusError
 from prunus.plain_data import parse_json
-from prunus.recipes import PROFILE_FILE
+from prunus.recipes.drawing import PROFILE_FILE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

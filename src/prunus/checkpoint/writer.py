@@ -38,7 +38,7 @@ from prunus.disk import (
 from prunus.errors import PrunusError
 from prunus.plain_data import content_hash, parse_json
 from prunus.progress import Steps
-from prunus.recipes import PROFILE_FILE
+from prunus.recipes.drawing import PROFILE_FILE
 
 JOURNAL, LOCK, HIDDEN = "journal.json", "lock", "hidden.bin"
 EVIDENCE = "evidence.json"

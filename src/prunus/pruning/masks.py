@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prunus.recipes import Group, Rounding
+from prunus.recipes.declarations import Group
+from prunus.recipes.prune import Rounding
 
 # On a CPU, rows are processed in slices of about this many elements, which stay in its cache.
 SLICE = 1 << 19

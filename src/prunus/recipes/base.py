@@ -19,6 +19,7 @@ TOKEN_WEIGHTS: Mapping[str, Any] = MappingProxyType({"prompt_weight": 1.0, "chai
 CALIBRATION, AMOUNT = ("calibration", "seqlen", "seed"), ("samples", "calibration_tokens")
 # Stands in the class body of a recipe for what the methods with this option declare.
 DECLARED: Any = None
+KEEP = 0.75  # share of the experts, or channels, that are kept unless a recipe says otherwise
 Class = TypeVar("Class", bound=type)
 
 

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunus.errors import PrunusError
-from prunus.recipes import OWN_GROUP, PruneRecipe
+from prunus.recipes import PruneRecipe
 from prunus.recipes.base import CALIBRATION
 from prunus.recipes.declarations import Allocation, Method, declared
+from prunus.recipes.prune import OWN_GROUP
 from prunus.step import Step, StepRecord, recipe_of, spelled
 from prunus.store.characters import DASH, NBSP
 

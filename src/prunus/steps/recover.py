@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prunus.recipes import DEFAULT_RATE, RecoverRecipe
+from prunus.recipes import RecoverRecipe
+from prunus.recipes.recover import DEFAULT_RATE
 from prunus.step import Step, StepRecord, Where
 
 

@@ -14,7 +14,7 @@ from prunus.checkpoint.chat_template import DATE
 from prunus.errors import PrunusError, nearest
 from prunus.evaluation.requests import Sampling
 from prunus.plain_data import Lines, parse_toml
-from prunus.recipes import PROFILE_FOLDER, PROFILE_NAMES, Mode
+from prunus.recipes.drawing import PROFILE_FOLDER, PROFILE_NAMES, Mode
 from prunus.settings import check_settings, hints_of, misfit
 
 FORMAT = 1

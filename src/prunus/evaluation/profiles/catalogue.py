@@ -11,7 +11,7 @@ from prunus.evaluation.profiles.control import control_of, switch_off
 from prunus.evaluation.profiles.detection import named, resolve_profile
 from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt, ends_of_turn
 from prunus.evaluation.requests import Sampling
-from prunus.recipes import PROFILE_FOLDER
+from prunus.recipes.drawing import PROFILE_FOLDER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,7 +15,7 @@ from prunus.checkpoint.resolve import load_end_ids, read_object
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles import PROBLEM, Profile
 from prunus.evaluation.requests import TextStops
-from prunus.recipes import Mode
+from prunus.recipes.drawing import Mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ from string import ascii_uppercase
 from prunus.errors import PrunusError, nearest
 from prunus.evaluation.tasks.problem import AnswerKind, Problem, Task, check_package, load_file
 from prunus.questions import leaders, sampling_key
-from prunus.recipes import PromptStyle
+from prunus.recipes.drawing import PromptStyle
 
 __all__ = ["TASKS", "AnswerKind", "Problem", "Task", "load_task", "prompt_text", "tasks"]
 

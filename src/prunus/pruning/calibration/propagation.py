@@ -20,8 +20,8 @@ from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.pruning.calibration.hidden_states import HiddenStates, portions, propagate
 from prunus.pruning.calibration.statistics import InputsSeen, InputStats, Observer, is_few
-from prunus.recipes import Propagation
 from prunus.recipes.declarations import Needs
+from prunus.recipes.prune import Propagation
 
 Stats = Mapping[str, InputStats]
 # Bytes of experts' Hessians that are in memory at once; further experts take further passes over the block.

@@ -35,9 +35,10 @@ from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_f
 from prunus.pruning.calibration.propagation import BlockRun, Stats, dense
 from prunus.pruning.calibration.statistics import Hessian, InputStats, few_tokens, is_few
 from prunus.pruning.scope import linears_in_scope
-from prunus.recipes import DtypeName, ExpertsRecipe, PruneRecipe, QuantizeRecipe, WidthRecipe
+from prunus.recipes import ExpertsRecipe, PruneRecipe, QuantizeRecipe, WidthRecipe
 from prunus.recipes.base import CALIBRATED, Calibrated, without_removed
 from prunus.recipes.declarations import Needs
+from prunus.recipes.prune import DtypeName
 
 FORMAT = 2
 AnyRecipe = TypeVar("AnyRecipe", PruneRecipe, ExpertsRecipe, WidthRecipe, QuantizeRecipe)

@@ -28,7 +28,8 @@ from prunus.pruning.calibration.hidden_states import check_free, largest_block, 
 from prunus.pruning.calibration.text_files import read_jsonl
 from prunus.pruning.job import Job, open_job
 from prunus.pruning.recover.training import STREAM_BYTES, TRAINING_BYTES, Fit, begin_training, trainable
-from prunus.recipes import RATES_AFTER_FIT, RecoverRecipe
+from prunus.recipes import RecoverRecipe
+from prunus.recipes.recover import RATES_AFTER_FIT
 from prunus.step import recipe_of, recorded_kind, settled
 
 CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by chance in 16 bits

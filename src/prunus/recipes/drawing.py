@@ -1,0 +1,54 @@
+"""How chains of thought are drawn, by evaluations and for traces."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from prunus.recipes.base import Recipe
+from prunus.settings import ENGINE, OPTIONS, SAMPLING, setting
+from prunus.settings.engines import BACKENDS
+
+Mode = Literal["strict", "legacy"]
+Control = Literal["forced", "native"]
+PromptStyle = Literal["bare", "boxed"]
+# The folder in which each built-in profile is one file.
+PROFILE_FOLDER = Path(__file__).parent.parent / "evaluation" / "profiles"
+PROFILE_NAMES = ("auto", *sorted(path.stem for path in PROFILE_FOLDER.glob("*.toml")))
+PROFILE_FILE = "prunus_profile.toml"  # in a model's folder: the profile that its maker ships with it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing(Recipe):
+    """How chains of thought are drawn."""
+
+    GROUP: ClassVar[str] = SAMPLING
+
+    profile: str = setting(
+        "auto",
+        "Strings that open, cut and close the model's thinking: a name of `prunus profiles`, a FILE.toml, or auto, the"
+        " profile that the model's files indicate.",
+        metavar="NAME|FILE.toml",
+    )
+    temperature: float | None = setting(
+        None, "0 is greedy; the default is the profile's.", at_least=0, note="0 is greedy"
+    )
+    prompt: PromptStyle = setting("bare", "bare: only the problem; boxed: also asks for a \\boxed{} answer.")
+    limit: int | None = setting(
+        None,
+        "Use N problems of each task: a fixed sample of a built-in set, the first of a file.",
+        at_least=1,
+        group=OPTIONS,
+    )
+    seed: int = setting(0, "Seed of all sampling.")
+    batch_size: int | None = setting(
+        None,
+        "Chains decoded and stored together; default: "
+        + ", ".join(f"{entry.batch_size} on {name}" for name, entry in BACKENDS.items())
+        + ".",
+        at_least=1,
+        group=ENGINE,
+    )
+    backend: str = setting("hf", "Engine: see docs/engines.md.", choices=tuple(BACKENDS), group=ENGINE)
+
+
+NATIVE = "control native leaves the end of thinking to the engine: leave --wait and --closing out"

@@ -1,0 +1,110 @@
+"""What `eval` is asked for: a plan."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from prunus.errors import PrunusError, nearest
+from prunus.recipes.drawing import NATIVE, PROFILE_NAMES, Control, Drawing, Mode
+from prunus.settings import Conflict, advanced, setting
+from prunus.settings.budgets import OFF, Off, with_names, without_off
+from prunus.settings.engines import BACKENDS
+
+DEFAULT_BUDGETS = (512, 1024, 2048, 4096, 8192)
+
+
+@dataclass(frozen=True)
+class EvalPlan(Drawing):
+    """How to evaluate one model: which problems, how much thinking, how to sample.
+
+    tasks: names of problem sets or .jsonl files.
+    """
+
+    tasks: tuple[str, ...]
+    budgets: tuple[int | Off, ...] = setting(
+        DEFAULT_BUDGETS, "Thinking budgets, in tokens; off, which comes first, switches the thinking off."
+    )
+    samples: int = setting(1, "Draws per problem and budget.", at_least=1)
+    mode: Mode = advanced(
+        "strict", "strict caps the answer and bans thinking markers in it; legacy follows the papers' scripts."
+    )
+    answer_tokens: int | None = advanced(
+        None, "Most tokens of an answer; the default depends on mode and task.", at_least=1
+    )
+    wait: int = advanced(0, "Times to suppress the end of thinking and append 'Wait'.", at_least=0)
+    closing: str | None = advanced(None, "Text that ends thinking at the budget, instead of the profile's.", late=True)
+    top_p: float | None = advanced(None, "The default is the profile's.", above=0, at_most=1, note="1 is off")
+    top_k: int | None = advanced(None, "0 is off; the default is the profile's.", at_least=0, note="0 is off")
+    control: Control = advanced(
+        "forced",
+        "forced: prunus ends the thinking; native: the engine or the model keeps the budget (docs/protocol.md).",
+        late=True,
+        conflicts=(Conflict("wait", None, NATIVE), Conflict("closing", None, NATIVE)),
+    )
+    reuse: bool = advanced(
+        True, "Sample one chain at the largest budget and cut it for the others, or one chain per budget."
+    )
+    aa_control: bool = advanced(
+        False,
+        "Evaluate MODEL once more, in batches of another size: a run that shows how much rounding alone moves.",
+        late=True,
+    )
+    base_samples: int | None = setting(
+        None,
+        "Draws of the base, which all variants are compared with; default: --samples.",
+        at_least=1,
+        late=True,
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.budgets, list | tuple) and str(OFF) in self.budgets:
+            object.__setattr__(self, "budgets", tuple(OFF if one == str(OFF) else one for one in self.budgets))
+        super().__post_init__()
+        if self.base_samples == self.samples:
+            object.__setattr__(self, "base_samples", None)
+        if not self.tasks:
+            raise PrunusError("name at least one task; `prunus tasks` lists them")
+        if self.profile not in PROFILE_NAMES and not self.profile.endswith(".toml"):
+            names = [*PROFILE_NAMES, "FILE.toml"]
+            raise PrunusError(f"profile '{self.profile}' is not known; {nearest(self.profile, names)}")
+        if self.control == "native":
+            if not BACKENDS[self.backend].chats:
+                able = " or ".join(name for name, entry in BACKENDS.items() if entry.chats)
+                raise PrunusError(f"control native needs the backend {able}, whose engine keeps the budget")
+            object.__setattr__(self, "reuse", False)
+        if self.aa_control and BACKENDS[self.backend].streams:
+            raise PrunusError(f"aa_control needs other batches, and {self.backend} makes its own: leave it out")
+        check_budgets(self.budgets)
+        if self.wait and self.reuse and len(without_off(self.budgets)) > 1:
+            raise PrunusError("--wait changes the chain before its end, so budgets cannot share it: add --no-reuse")
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as plain data; the budget OFF is the text `off`."""
+        return super().to_json() | {"budgets": with_names(self.budgets)}
+
+    def draws(self, of_base: bool) -> int:
+        """The number of draws of each problem, of the base or of another model."""
+        return self.base_samples or self.samples if of_base else self.samples
+
+    @property
+    def rows(self) -> int:
+        """The batch size that takes effect: the plan's, or the backend's own."""
+        return self.batch_size or BACKENDS[self.backend].batch_size
+
+
+def check_budgets(budgets: Sequence[int]) -> None:
+    """Raise PrunusError unless budgets are whole numbers >= 0 in strictly increasing order, possibly after OFF."""
+    if not budgets:
+        raise PrunusError("name at least one thinking budget, such as --budgets 512,1024")
+    for budget in budgets:
+        if budget < 0 and not isinstance(budget, Off):
+            raise PrunusError(
+                f"budget {budget} is negative; a budget is a number of thinking tokens, 0 for none, or `off`, which"
+                " switches the thinking off"
+            )
+    if OFF in budgets[1:]:
+        raise PrunusError("budget off must come first, before all numbers")
+    for smaller, larger in pairwise(budgets):
+        if larger <= smaller:
+            raise PrunusError(f"budgets must increase: {larger} follows {smaller}")

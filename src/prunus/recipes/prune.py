@@ -1,0 +1,146 @@
+"""What `prune` is asked for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+from prunus.errors import PrunusError
+from prunus.recipes.base import DECLARED, TOKEN_WEIGHTS, Calibrated, with_options
+from prunus.recipes.declarations import Allocation, Group, Method, declared
+from prunus.settings import Conflict, advanced, setting
+
+Scope = Literal["all", "attention", "mlp", "experts", "shared"]
+Propagation = Literal["pruned", "dense", "true_sequential", "staged"]
+Rounding = Literal["exact", "reference"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+# The sparsity of a recipe that was given none; with a pattern, whose own takes its place, it is as if none were given.
+DEFAULT_SPARSITY = 0.5
+WIDEST_PATTERN = 256
+# Methods that rank weights by scores, and the weights that each ranks together unless the recipe says otherwise.
+OWN_GROUP: Mapping[str, Group] = MappingProxyType(
+    {name: method.group for name, method in declared(Method).items() if method.ranks}
+)
+
+
+@dataclass(frozen=True)
+# pyright checks files in an order of its own, and in some orders takes the decorator to refer to itself.
+@with_options(declared(Method), declared(Allocation))  # pyright: ignore[reportGeneralTypeIssues]
+class PruneRecipe(Calibrated):
+    """How to zero weights."""
+
+    STORED: ClassVar[Mapping[str, Any]] = {
+        **Calibrated.STORED,
+        "gradient_scale": 100.0,
+        "repair_rounds": 5,
+        "repair_rate": 3e-7,
+        "statistic": "mean",
+        "row_power": 0.0,
+        "window": "fixed",
+    }
+    REMOVED: ClassVar[Mapping[str, Any]] = {
+        **TOKEN_WEIGHTS,
+        **STORED,
+        "expert_spread": 0.0,
+        "swap_cycles": 50,
+        "swap_threshold": 0.1,
+        "admm_iterations": 300,
+        "admm_rho": 0.1,
+        "min_expert_tokens": 64,
+    }
+
+    method: str = setting(
+        "wanda",
+        "How weights are chosen.",
+        choices=tuple(declared(Method)),
+        instead={"ria": "wanda", "gblm": "wanda", "wanda++": "wanda", "dsnot": "sparsegpt"},
+    )
+    sparsity: float = setting(
+        DEFAULT_SPARSITY,
+        "Share of zeros in the Linears in scope, in [0, 1).",
+        at_least=0,
+        below=1,
+        note="0.2 removes one weight in five",
+    )
+    pattern: str | None = setting(
+        None,
+        "Keep N of every M consecutive inputs of a row, instead of a sparsity.",
+        metavar="N:M",
+        conflicts=(
+            Conflict(
+                "allocation",
+                None,
+                "pattern {pattern} gives all blocks the same sparsity; allocation must be uniform",
+            ),
+        ),
+    )
+    scope: Scope = setting(
+        "all",
+        "Which Linears of a block are pruned; mlp includes experts, of which shared are those for every token.",
+    )
+    group: Group | None = advanced(
+        None,
+        "Weights that are ranked together: each row or the whole tensor; default: the method's own.",
+        late=True,
+        conflicts=(
+            Conflict("pattern", None, "pattern {pattern} says which weights are ranked together; leave group out"),
+        ),
+    )
+    propagation: Propagation = advanced(
+        "pruned",
+        "Inputs on which a Linear is calibrated. pruned: those from pruned earlier blocks; dense: those of the dense"
+        " model; true_sequential (or staged): those from all pruned earlier Linears, as in SparseGPT's code.",
+    )
+    update: Literal["none", "obs"] = advanced("none", "obs: SparseGPT's update of the weights that are kept.")
+    allocation: str = setting(
+        "uniform",
+        "How blocks share the sparsity.",
+        choices=tuple(declared(Allocation)),
+        instead={"dlp": "atp", "alphapruning": "atp", "layerif-sketch": "layerif"},
+    )
+    step: float | None = DECLARED
+    spread: float | None = DECLARED
+    outlier_threshold: float = DECLARED
+    influence_train: int = DECLARED
+    influence_validation: int = DECLARED
+    scores: str | None = advanced(
+        None, "FILE of importance scores from `prunus allocate --save`, or your own, used instead of measuring."
+    )
+    rounding: Rounding = advanced(
+        "exact", "How counts of zeros are rounded: exactly with ties by index, or as in the authors' code."
+    )
+    dtype: DtypeName = advanced("auto", "Dtype in which blocks run; auto: the checkpoint's.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.propagation == "staged":  # the name in recipes that earlier versions stored
+            object.__setattr__(self, "propagation", "true_sequential")
+        if self.groups is not None:
+            implied = 1 - self.groups[0] / self.groups[1]
+            if self.sparsity not in (DEFAULT_SPARSITY, implied):
+                raise PrunusError(f"pattern {self.pattern} is a sparsity of {implied:g} already; leave sparsity out")
+            object.__setattr__(self, "sparsity", implied)
+        if self.group is not None and self.method not in OWN_GROUP:
+            raise PrunusError(f"group belongs to method {' or '.join(OWN_GROUP)}, not to {self.method}")
+        if self.scores is not None and declared(Allocation)[self.allocation].needs == "nothing":
+            raise PrunusError(f"allocation {self.allocation} uses no scores; leave --scores out")
+        self.check_options("allocation", declared(Allocation))
+        self.check_options("method", declared(Method))
+
+    @property
+    def groups(self) -> tuple[int, int] | None:
+        """The pattern N:M as (N, M): keep N of every M. None without a pattern."""
+        if self.pattern is None:
+            return None
+        keep, _, width = self.pattern.partition(":")
+        if not (keep.isdecimal() and width.isdecimal() and 0 < int(keep) < int(width) <= WIDEST_PATTERN):
+            raise PrunusError(
+                f"pattern '{self.pattern}' is not N:M with 0 < N < M <= {WIDEST_PATTERN}, such as 2:4, "
+                "which keeps 2 of 4"
+            )
+        return int(keep), int(width)
+
+    @property
+    def measured(self) -> str:
+        """What the allocation's scores are measured from; `nothing` if it has none, or the recipe holds them."""
+        return declared(Allocation)[self.allocation].needs if self.scores is None else "nothing"

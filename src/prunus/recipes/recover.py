@@ -1,0 +1,44 @@
+"""What `recover` is asked for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from prunus.recipes.base import TOKEN_WEIGHTS, Calibrated
+from prunus.settings import advanced, setting
+
+Target = Literal["dense", "own"]
+# The learning rate of a recovery that was given none. After least squares the best depends on the tokens, and is chosen
+# of these, whether this one was given or not: a recipe says no more than its values.
+DEFAULT_RATE = 0.01
+RATES_AFTER_FIT = (0.003, 0.01, 0.02)
+
+
+@dataclass(frozen=True)
+class RecoverRecipe(Calibrated):
+    """How to train what pruning kept, block by block (docs/recover.md)."""
+
+    STORED: ClassVar[Mapping[str, Any]] = {**Calibrated.STORED, "norms": True}
+    REMOVED: ClassVar[Mapping[str, Any]] = {**TOKEN_WEIGHTS, "norms": True}
+
+    calibration: str = setting("auto", "As for prune; the model's own chains (traces:FILE) are best.")
+    seed: int = setting(
+        0,
+        "Seed of the sample, the held-out tokens and the order of training; the next one where a fitted width had the"
+        " same text and seed.",
+    )
+    epochs: int = setting(4, "Passes over the training tokens.", at_least=1)
+    rate: float | None = setting(
+        DEFAULT_RATE,
+        "Peak learning rate, relative to each tensor's root mean square, in (0, 1); after a fitted width the default is"
+        f" that of {', '.join(map(str, RATES_AFTER_FIT))} which leaves the least held-out error in the first block.",
+        above=0,
+        below=1,
+        note="it is a share of each tensor's size",
+    )
+    step_tokens: int = advanced(512, "Tokens per step of Adam; at least one sequence.", at_least=1)
+    target: Target = setting(
+        "dense",
+        "What a block learns to output. dense: the dense model's hidden states; own: what the dense block outputs for"
+        " the pruned model's input.",
+    )

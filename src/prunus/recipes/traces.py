@@ -1,0 +1,44 @@
+"""What `traces` is asked for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from prunus.errors import PrunusError
+from prunus.recipes.drawing import Drawing
+from prunus.recipes.eval import EvalPlan
+from prunus.settings import advanced, setting, settings_of
+
+
+@dataclass(frozen=True)
+class TraceRecipe(Drawing):
+    """Which of a model's own chains to keep for calibration.
+
+    tasks: names or .jsonl files; evaluation sets are refused.
+    """
+
+    STORED: ClassVar[Mapping[str, Any]] = {"hardest": False}
+    REMOVED: ClassVar[Mapping[str, Any]] = STORED
+
+    tasks: tuple[str, ...]
+    samples: int = setting(1, "Chains per problem.", at_least=1)
+    max_tokens: int = setting(8192, "Thinking tokens allowed per chain.", at_least=1)
+    answer_tokens: int | None = advanced(
+        None, "Most tokens of an answer; the default depends on the task.", at_least=1, late=True
+    )
+    only: Literal["all", "correct"] = setting("all", "Keep all chains, or only those with a correct answer.")
+    min_tokens: int = setting(0, "Keep chains with at least N thinking tokens.", at_least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_tokens > self.max_tokens:
+            raise PrunusError(
+                f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}: nothing would be kept"
+            )
+        self.plan()
+
+    def plan(self) -> EvalPlan:
+        """The evaluation plan that draws the chains; its only budget is max_tokens."""
+        shared = {name: getattr(self, name) for name in settings_of(Drawing)}
+        own = {"samples": self.samples, "answer_tokens": self.answer_tokens}
+        return EvalPlan(tasks=self.tasks, budgets=(self.max_tokens,), **own, **shared)

@@ -1,0 +1,96 @@
+"""What `width` is asked for."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from prunus.errors import PrunusError
+from prunus.recipes.base import KEEP, Calibrated
+from prunus.recipes.recover import Target
+from prunus.settings import Conflict, advanced, setting
+
+MULTIPLE = 128  # of which widths are multiples, or of an eighth of a width where that is less
+
+
+@dataclass(frozen=True)
+class WidthRecipe(Calibrated):
+    """Which channels of feed-forward networks to remove (docs/width.md). The seed is also that of method `random`."""
+
+    method: Literal["obs", "wanda", "flap", "magnitude", "random"] = setting(
+        "obs",
+        "How channels are chosen. obs: by the error once all others are updated; wanda: by the norm of what each adds;"
+        " flap: by how much that varies; magnitude: by weights.",
+    )
+    keep: float | None = setting(
+        None,
+        f"Share of the channels that each network keeps, in (0, 1); default: {KEEP:g}.",
+        above=0,
+        below=1,
+        note="0.75 keeps three channels in four",
+    )
+    intermediate_size: int | None = setting(
+        None,
+        "Number of channels that each network keeps, instead of --keep.",
+        at_least=1,
+        conflicts=(
+            Conflict("keep", None, "keep and intermediate_size both set the number of channels; give one of them"),
+            Conflict("multiple", None, "intermediate_size is the number of channels itself; leave multiple out"),
+        ),
+    )
+    multiple: int | None = advanced(
+        None, f"Round --keep to a multiple of it; default: {MULTIPLE}, or an eighth of a smaller width.", at_least=1
+    )
+    of: Literal["mlp", "experts", "shared"] | None = setting(
+        None, "Networks that are narrowed; default: the routed experts of a mixture, else the dense ones (mlp)."
+    )
+    target: Target = setting(
+        "dense",
+        "What is fitted to. dense: what the dense model's block gives; own: what the network gave before, where a norm"
+        " or gate follows it in any case.",
+    )
+    fit: bool = setting(True, "Fit the last Linear of each network to the channels that it keeps, by least squares.")
+    damping: float | None = advanced(
+        None,
+        "How strongly the fit is held to the old weights, as a share of the mean squared input; default: for each"
+        " network what errs least on held-out sequences.",
+        above=0,
+        conflicts=(Conflict("fit", False, "damping is that of the fit; leave it out with fit off"),),
+    )
+    tensor_parallel: int | None = advanced(
+        None, "GPUs among which an engine will divide each network; warn if they cannot.", at_least=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep is None and self.intermediate_size is None:
+            object.__setattr__(self, "keep", KEEP)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """As Recipe says; recipes that were stored before damping was a setting had one of 0.01."""
+        return super().from_json({"damping": 0.01 if data.get("fit", True) else None} | data)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it looks at the inputs of the networks' last Linears."""
+        return self.fit or self.method in ("obs", "wanda", "flap")
+
+    @property
+    def revisions(self) -> dict[str, int]:
+        """What is added to keys, so that results of an earlier version are not mistaken for today's."""
+        aims = self.method == "obs" and self.fit and self.target == "dense"  # costs were not counted from the target
+        return {"obs_revision": 2} if aims else {}
+
+    def count(self, channels: int) -> int:
+        """How many of `channels` are kept. Raises PrunusError where these are all of them, or none."""
+        if self.intermediate_size is not None:
+            kept, what = self.intermediate_size, f"intermediate_size {self.intermediate_size}"
+        else:
+            multiple = self.multiple or min(MULTIPLE, max(1, channels // 8))
+            kept = int((self.keep or KEEP) * channels / multiple + 0.5) * multiple
+            what = f"keep {self.keep} in multiples of {multiple}"
+        if not 0 < kept < channels:
+            raise PrunusError(
+                f"{what} would keep {kept} of {channels} channels; some must go, and some must stay"
+                + ("" if self.keep is None else ": give another --keep or --multiple")
+            )
+        return kept
