@@ -7,6 +7,10 @@
 
 Everything is read from files; nothing is imported or run.
 
+*String keys* are texts such as `["seconds"]`, by which code reaches into plain data; `: Any` and `found` count these
+words; *rooms of a step* are the least number of `recipes`, `steps` and `pruning` that have a file or folder of the name
+of a step; *modules at the top* are the files beside the folders.
+
 *Code lines* are lines with code: no blank lines, comments or docstrings. *Words* are those of all Markdown in docs/.
 *Options* are those that docs/commands.md lists for each command, without the three that every command has (-q, -v,
 --help); an option of several commands counts for each.
@@ -42,6 +46,8 @@ WAYS = {
     "problem": ("evaluate", {"problem", "problems", "prompt", "prompts", "chain", "chains", "draw", "draws"}),
     "row": ("report", {"row", "rows", "table", "Table", "Run"}),
 }
+STEPS = ("prune", "drop", "experts", "width", "recover", "quantize", "gguf")
+ROOMS = ("recipes", "steps", "pruning")
 COMMON_OPTIONS = {"--quiet", "--verbose", "--help", "--help-all"}
 Name = tuple[str, str]  # module, name defined there
 SKIPPED_TOKENS = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
@@ -250,6 +256,7 @@ def describe(root: Path) -> dict[str, int]:
         "words of docs": sum(len(page.read_text("utf-8").split()) for page in (root / "docs").rglob("*.md")),
         "import circles": len(circles({name: module.imports for name, module in modules.items()})),
         "dict[str, Any]": sum(module.path.read_text("utf-8").count("dict[str, Any]") for module in modules.values()),
+        **gauges(root / "src" / PACKAGE),
     }
     rows |= {f"files on the way of a {what}": len(way(modules, what)) for what in WAYS}
     for module in modules.values():
@@ -258,6 +265,22 @@ def describe(root: Path) -> dict[str, int]:
         for row, count in ((f"lines in {title}", module.lines), (f"files in {title}", 1)):
             rows[row] = rows.get(row, 0) + count
     return rows
+
+
+def gauges(package: Path) -> dict[str, int]:
+    """Return what should not grow, by the row's name."""
+    texts = [path.read_text("utf-8") for path in package.rglob("*.py")]
+    patterns = {"string keys": r"\[\"[a-z_]+\"\]", ": Any": r": Any\b", "`found`": r"\bfound\b"}
+    steps = {name for name in STEPS if (package / "steps" / f"{name}.py").exists()}
+    rooms = [
+        sum(any((package / room / name).with_suffix(end).exists() for end in ("", ".py")) for room in ROOMS)
+        for name in steps
+    ]
+    return {name: sum(len(re.findall(pattern, text)) for text in texts) for name, pattern in patterns.items()} | {
+        "rooms of a step": min(rooms, default=0),
+        "modules at the top": len(list(package.glob("*.py"))),
+        "lines of C++": sum(path.read_text("utf-8").count("\n") for path in package.rglob("*.cpp")),
+    }
 
 
 def checked_out(revision: str, folder: Path) -> Path:
