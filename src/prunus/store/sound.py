@@ -6,7 +6,7 @@ from typing import Any
 from prunus.settings.budgets import AS_RUN, OFF, budget_of
 from prunus.store.rows import Run
 
-# The types of what tables and pages read of a run; of PLANNED a plan has all.
+# The types of what tables and pages read of a run; a plan of ours has all of PLANNED.
 OF_RUN: Mapping[str, Mapping[str, type]] = {
     "model": {
         "name": str, "source": str, "checksum": str, "manifest": dict, "bytes": dict, "content": str, "serving": dict,
@@ -25,13 +25,14 @@ def why_damaged(run: Run) -> str | None:
         for name, kind in kinds.items():
             if not isinstance(parts[part], dict) or not isinstance(parts[part].get(name), kind | None):
                 return f"{name} in the {part} of run {run.run_id} is of a wrong type"
-    if missing := [name for name in PLANNED if not run.plan.get(name)]:
+    missing = [name for name in PLANNED if not run.plan.get(name)]
+    if missing and "prunus" in run.versions:  # which every run that Prunus computed names
         return f"the plan of run {run.run_id} has no {missing[0]}"
-    if not all(isinstance(task, str) for task in run.plan["tasks"]):
+    if not all(isinstance(task, str) for task in run.plan.get("tasks", ())):
         return f"a task in the plan of run {run.run_id} is no name"
-    if not all(map(_is_budget, run.plan["budgets"])):
+    if not all(map(_is_budget, run.plan.get("budgets", ()))):
         return f"a budget in the plan of run {run.run_id} is no number of tokens"
-    if not 0 < run.plan["samples"] < MOST:
+    if not 0 < run.plan.get("samples", 1) < MOST:
         return f"samples in the plan of run {run.run_id} is no number of draws"
     if not all(type(number) is int and 0 <= number < MOST for number in (run.model.get("bytes") or {}).values()):
         return f"the bytes of the model of run {run.run_id} are no numbers"
