@@ -534,7 +534,7 @@ REPLIES = {
     "half of gzip": (with_body(gzip.compress(b'{"data": []}' * 99)[:-30], "Content-Encoding: gzip"), "answers"),
     "gzip in gzip": (with_body(gzip.compress(b"\x00"), "Content-Encoding: gzip, gzip"), "answers with something"),
     "a large body in gzip": (
-        with_body(gzip.compress(bytes(1 << 27), 9), "Content-Encoding: gzip"), "sends more than 16,777,216 bytes",
+        with_body(gzip.compress(bytes(1 << 27), 9), "Content-Encoding: gzip"), r"sends more than 16,777,\d+ bytes",
     ),
     "400 digits": (with_body(b'{"data": ' + LARGE.encode() + b"}"), "something that is not JSON"),
     "an escape sequence": (with_body(b'{"error": "\x1b[2J"}'), "not JSON"),

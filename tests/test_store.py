@@ -380,7 +380,7 @@ def test_a_run_is_claimed_once_and_others_go_on(path):
 WRITER = """
 import os, sys
 from dataclasses import replace
-from prunus.results import store as module
+from prunus.store import store as module
 from test_store import RUN, SAMPLE
 
 def batch(first):

@@ -6,6 +6,7 @@ Seeds follow from problem, draw and phase, so these rows are those that the run 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from prunus import progress
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.resolved_plan import ResolvedPlan, run_id_of
 from prunus.store.rows import Key, Run
@@ -34,6 +35,7 @@ def adopt(store: Store, work: ResolvedPlan, in_part: bool = False) -> None:
             model = {key: value for key, value in donor.model.items() if key not in ("content", "serving")}
             store.add_run(Run(work.run_id, model | work.about, work.plan, donor.versions, planned=work.planned))
             store.copy_samples(donor.run_id, work.run_id, had)
+            say_adopted(len(had), donor)
             return
 
 
@@ -43,6 +45,12 @@ def adopt_some(store: Store, work: ResolvedPlan, versions: Mapping[str, Any]) ->
         missing = wanted(store, work) & store.keys(donor.run_id)
         if missing and not donor.mixed and not differences(donor.versions, versions):
             store.copy_samples(donor.run_id, work.run_id, missing)
+            say_adopted(len(missing), donor)
+
+
+def say_adopted(rows: int, donor: Run) -> None:
+    """Say whose rows a run has."""
+    progress.say(f"{rows:,} of its answers are those of run {donor.run_id}, which has other numbers of them")
 
 
 def stored_keys(store: Store, work: ResolvedPlan) -> set[Key]:

@@ -106,7 +106,7 @@ def computed(store: Store, declared: Data, form: int = FORMAT) -> Data:
 
 def _same_plan(plan: Data, dense: Data, samples: int) -> bool:
     """Whether a rung's plan is the dense model's, but for the draws, of which it has the number that was declared."""
-    return plan == {**plan, "samples": samples} == {**dense, "samples": samples}
+    return {"samples": samples, **plan} == {**plan, "samples": samples} == {**dense, "samples": samples}
 
 
 def _problem(stored: ProblemRow, task: str, form: int) -> list[Any]:
