@@ -17,7 +17,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.evaluation.run import planned_chains, run_chains
 from prunus.pruning.calibration.data import Calibration
-from prunus.pruning.experts.mixtures import experts as drop_experts
+from prunus.pruning.experts import experts as drop_experts
 from prunus.pruning.prune import prune as pipeline
 from prunus.store.store import Store
 from prunus.studies.cells import open_model

@@ -191,9 +191,9 @@ def view_command(store: Path, **given: Any) -> None:
 def verify_command(certificate: Path, store: Path, as_json: bool, **again: Any) -> None:
     """Compute the claims of a CERTIFICATE of `prunus find` again.
 
-    The rows of STORE are compared with their texts. Prints a line per claim that holds, one per other search on the same model and tasks in the store, one per other run
-    of a rung's checkpoint, and one per run of these models that was removed. Exit code 1: something is not as the
-    certificate says; it prints what.
+    The rows of STORE are compared with their texts. Prints a line per claim that holds, one per other search on the
+    same model and tasks in the store, one per other run of a rung's checkpoint, and one per run of these models that
+    was removed. Exit code 1: something is not as the certificate says; it prints what.
     """
     check_together(seed="again")
     found = prunus.verify(certificate, store, **again)
