@@ -133,9 +133,8 @@ def test_the_stop_endpoint_is_judged_where_logs_tell_the_ends(store):
     assert entry["stops"] == cells["ends"]["verdict"] == "cannot tell"
     unknown = prunus.compare(store, "inspect a", ["light b"])["others"][0]  # lighteval does not tell them
     assert unknown["stopping"]["endings"] == {} and unknown["stops"] is None
-    assert unknown["stopping"]["tokens_ratio"] == pytest.approx(
-        (32 + 21 + 22 + 32) / 4 / (192 / 8)
-    )  # of all draws of each
+    # Of all draws of each.
+    assert unknown["stopping"]["tokens_ratio"] == pytest.approx((32 + 21 + 22 + 32) / 4 / (192 / 8))
     assert prunus.compare(store, "lm a")["others"][0]["stopping"]["tokens_ratio"] is None
 
 
