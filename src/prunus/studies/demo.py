@@ -63,8 +63,8 @@ EXPERTS = Tour(
     },
     ("reap-7-of-8", "random-6-of-8"),
 )
-# The first 210 problems are five of each family and level. All chains of the dense model end within 512 tokens; one that
-# does not end by itself only costs time.
+# The first 210 problems are five of each family and level. There, all chains of the dense model end within 512 tokens;
+# one that does not end by itself only costs time.
 PLAN = EvalPlan(tasks=("tiny",), budgets=(0, 16, 32, 64, 128, 256, 512), limit=210, batch_size=210)
 MARGIN = 0.02
 # What fits into a minute, and the loss that so few problems can rule out.
