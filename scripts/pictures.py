@@ -1,6 +1,7 @@
-"""The pictures of the README and of docs/: the tops of the demo's report, of find.html, and of a problem in view.
+"""The pictures of the README and of docs/: the tops of the demo's report, of a problem in view, and of find.html.
 
-`make demo && python scripts/pictures.py demo` writes docs/images/report.png, find.png and view.png. It needs Chromium.
+`make demo && python scripts/pictures.py demo` writes docs/images/report.png and view.png; with `--found FOLDER`, where
+`prunus find` wrote, also find.png. It needs Chromium.
 """
 
 import argparse
@@ -21,6 +22,7 @@ def main() -> None:
     """Photograph the pages of a demo."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demo", type=Path, help="The folder that prunus demo wrote.")
+    parser.add_argument("--found", type=Path, help="The folder that prunus find wrote.")
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     asked = parser.parse_args()
     chromium = next(filter(None, map(shutil.which, NAMES)), None)
@@ -31,9 +33,10 @@ def main() -> None:
         prunus.view(asked.demo / "results.db", export=chains)
         pages = {
             "report": asked.demo / "report.html",
-            "find": asked.demo / "found" / "find.html",
             "view": chains / f"problem-{PROBLEM}.html",
         }
+        if asked.found is not None:
+            pages["find"] = asked.found / "find.html"
         for name, page in pages.items():
             subprocess.run(
                 [

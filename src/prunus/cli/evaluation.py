@@ -93,7 +93,7 @@ def traces_command(model: str, out: Path, device: str, engine: EngineOptions, ov
 
 @command("Begin here", "demo", "prunus demo --out prunus-demo", "prunus demo --experts")
 @click.option("--out", type=path, default=Path("prunus-demo"), show_default=True, help="Folder of what it makes.")
-@click.option("--quick", is_flag=True, help="Two variants on few problems, without a search: takes a minute.")
+@click.option("--quick", is_flag=True, help="Two variants on few problems: takes a minute.")
 @click.option("--experts", is_flag=True, help="Remove experts of the built-in mixture of experts instead.")
 def demo_command(out: Path, quick: bool, experts: bool) -> None:
     """Prune, evaluate, compare and report on the built-in reasoner."""

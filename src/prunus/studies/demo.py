@@ -1,4 +1,4 @@
-"""The whole job on a built-in reasoner: prune, drop, narrow, quantise, recover, evaluate, compare, search, report."""
+"""The whole job on a built-in reasoner: prune, drop, narrow, quantise, recover, evaluate, compare, report."""
 
 import multiprocessing
 import os
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import prunus
-from prunus.cards.certified import CERTIFICATE
 from prunus.evaluation.resolved_plan import load_problems
 from prunus.progress import Steps, out_console, say, set_quiet
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, QuantizeRecipe, RecoverRecipe, WidthRecipe
@@ -17,27 +16,19 @@ from prunus.recipes.base import Recipe
 from prunus.reporting.terminal import curve_table, verdict_table
 from prunus.results.comparison import compared
 from prunus.results.summary import summarise
-from prunus.settings.engines import EngineOptions
-from prunus.settings.margins import Margin
 from prunus.step import Where
 from prunus.store.store import Store
-from prunus.studies.file import FindRules, FindTable
-from prunus.studies.find.certificate import read_certificate
-from prunus.studies.find.page import NAME as PAGE
 
 
 class Tour(NamedTuple):
     """What a demonstration shows: a model and the steps of its variants.
 
-    Where a variant has several steps, the first of them make another one. quick: the variants that `--quick` makes,
-    without a search. ladder: to search, by `find` with these rules; empty for no search.
+    Where a variant has several steps, the first of them make another one. quick: the variants that `--quick` makes.
     """
 
     model: str
     variants: Mapping[str, Sequence[Recipe]]
     quick: tuple[str, ...]
-    ladder: tuple[PruneRecipe, ...] = ()
-    rules: FindRules = FindRules()
 
 
 CALIBRATION = {"calibration": "tiny", "samples": 128}
@@ -58,8 +49,6 @@ DENSE = Tour(
         "width-62.5": [WidthRecipe(keep=0.625, **CALIBRATION)],
     },
     ("wanda-20", "drop-1"),
-    tuple(PruneRecipe(method="wanda", sparsity=share, **CALIBRATION) for share in (0.1, 0.3, 0.5)),
-    FindRules(margin=0.06, stop_margin=0.1),
 )
 # 31.25 % zeros in the experts take as many bytes as six of eight experts: packed, a weight of 16 bits that is not zero
 # takes 17 bits, and one that is zero takes 1.
@@ -74,60 +63,79 @@ EXPERTS = Tour(
     },
     ("reap-7-of-8", "random-6-of-8"),
 )
-PLAN = EvalPlan(tasks=("tiny",), budgets=(0, 16, 32, 64, 128, 256, 512, 1024), limit=630, batch_size=210)
+# The first 210 problems are five of each family and level. There, all chains of the dense model end within 512 tokens;
+# one that does not end by itself only costs time.
+PLAN = EvalPlan(tasks=("tiny",), budgets=(0, 16, 32, 64, 128, 256, 512), limit=210, batch_size=210)
+# The loss that so many problems can rule out of a variant that loses nothing, among seven.
+MARGIN = 0.03
 # What fits into a minute, and the loss that so few problems can rule out.
-QUICK_PLAN, QUICK_MARGIN = replace(PLAN, budgets=(0, 16, 32, 64, 128, 256, 512), limit=84), 0.05
+QUICK_PLAN, QUICK_MARGIN = replace(PLAN, limit=84), 0.05
 
 
 def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = False) -> dict[str, Any]:
     """Run the demonstration in the folder out; returns the comparison with the dense model, as `compare` does.
 
-    It writes out/models/NAME, out/results.db, out/report.html, and in out/found what a search for the most compressed
-    certified version finds; a second call reuses them. quick: only two variants, on fewer problems, without a search.
-    experts: remove experts of the built-in mixture instead, without a search. Raises PrunusError if out cannot be
+    It writes out/models/NAME, out/results.db and out/report.html; a second call reuses them. quick: only two variants,
+    on fewer problems. experts: remove experts of the built-in mixture instead. Raises PrunusError if out cannot be
     written.
     """
-    folder, tour, plan, margin = Path(out), EXPERTS if experts else DENSE, PLAN, 0.02
+    folder, tour, plan, margin = Path(out), EXPERTS if experts else DENSE, PLAN, MARGIN
     if quick:
-        tour = Tour(tour.model, {name: tour.variants[name] for name in tour.quick}, tour.quick)
+        tour = tour._replace(variants={name: tour.variants[name] for name in tour.quick})
         plan, margin = QUICK_PLAN, QUICK_MARGIN
-    made = {name: str(make_variant(folder / "models", name, tour)) for name in tour.variants}
     prefix = "experts-" if experts else ""
     store = folder / f"{prefix}{'quick' if quick else 'results'}.db"
-    runs = evaluate_all({tour.model: tour.model} | made, plan, store)
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = run_tour(tour, plan, folder / "models", store)
     with Store(store) as opened:
         stored = opened.runs()
         out_console.print(curve_table([summarise(opened, run) for run in runs.values()]))
-    comparison = compared(store, runs[tour.model], [runs[name] for name in made], margin)
+    comparison = compared(store, runs[tour.model], [runs[name] for name in tour.variants], margin)
     out_console.print(verdict_table(comparison, stored))
-    links = []
-    if tour.ladder:
-        found = folder / "found"
-        outcome = search(tour, plan, store, found)
-        out_console.print(outcome)
-        links.append((outcome, f"{found.name}/{PAGE}"))
     page = folder / f"{prefix}report.html"
-    prunus.report(
-        store, page, base=runs[tour.model], margin=margin, overwrite=True, runs=set(runs.values()), links=links
-    )
+    prunus.report(store, page, base=runs[tour.model], margin=margin, overwrite=True, runs=set(runs.values()))
     say(f"The page with curves and verdicts: {page}")
     return comparison.to_json()
 
 
-def search(tour: Tour, plan: EvalPlan, store: Path, target: Path) -> str:
-    """Search a ladder, unless target has its result; returns the decisions in a sentence. Dense rows are shared."""
-    from prunus.studies.find.find import carry_out, is_finished
-    from prunus.studies.find.search import ladders_of, open_search
+def run_tour(tour: Tour, plan: EvalPlan, models: Path, store: Path) -> dict[str, str]:
+    """Make and evaluate all variants, and evaluate the dense model; returns the run ids by name, the model first.
 
-    asked = FindTable(tour.ladder, rules=tour.rules)
-    opened = open_search(tour.model, plan, asked, ladders_of(asked), engine=EngineOptions())
-    if not is_finished(opened, target):
-        carry_out(opened, target, store, "auto", overwrite=True, always=True)
-    (ladder,) = read_certificate(target / CERTIFICATE)["shown"]["ladders"]
-    words = ", ".join(f"{rung['name']} is {rung['word']}" for rung in ladder["rungs"]).replace("is cannot", "cannot")
-    margin, stop_margin = (Margin.of(one).words() for one in (tour.rules.margin, tour.rules.stop_margin))
-    margins = f"{margin} of accuracy, {stop_margin.removesuffix(' points')} of ending by itself"
-    return f"Searched for the most that can be removed (losses ruled out: {margins}): {words}."
+    models: the folder of the variants. They are made and evaluated side by side, a thread each, which takes fewer CPU
+    seconds than two threads for one: in models so small the threads mostly wait for each other.
+    """
+    lots = [*lots_of(tour.variants), [tour.model]]
+    workers = min(len(lots), len(os.sched_getaffinity(0)))
+    total = (1 + len(tour.variants)) * len(load_problems(plan)) * len(plan.budgets)
+    Store(store, create=True).close()  # before the workers, who would all make it
+    context = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool,
+        Steps(f"making and evaluating {len(tour.variants)} variants", total, "answers") as steps,
+    ):
+        futures = [pool.submit(run_lot, names, tour, plan, models, store) for names in lots]
+        unfinished = set(futures)
+        while unfinished:
+            unfinished = wait(unfinished, timeout=1.0).not_done
+            with Store(store) as opened:
+                done = sum(len(opened.keys(run.run_id)) for run in opened.runs())
+            steps.advance(done - steps.done)
+        found = {name: run for future in futures for name, run in future.result().items()}
+    return {name: found[name] for name in (tour.model, *tour.variants)}
+
+
+def lots_of(variants: Mapping[str, Sequence[Recipe]]) -> list[list[str]]:
+    """Names of variants that one process makes, since they begin with the same step; the longest lots first."""
+    lots: dict[Recipe, list[str]] = {}
+    for name in sorted(variants, key=lambda name: len(variants[name])):
+        lots.setdefault(variants[name][0], []).append(name)
+    return sorted(lots.values(), key=len, reverse=True)
+
+
+def run_lot(names: Sequence[str], tour: Tour, plan: EvalPlan, models: Path, store: Path) -> dict[str, str]:
+    """Name to run id; the names are of variants, or the model's."""
+    made = {name: tour.model if name == tour.model else make_variant(models, name, tour) for name in names}
+    return {name: prunus.evaluate(path, plan, store) for name, path in made.items()}
 
 
 def make_variant(folder: Path, name: str, tour: Tour) -> Path:
@@ -142,30 +150,9 @@ def make_variant(folder: Path, name: str, tour: Tour) -> Path:
         return folder / next(other for other, made in tour.variants.items() if made == steps[:count])
 
     if not is_made(target, Checkpoint(resolve(tour.model)).checksum(), steps):
-        say(f"making {name}")
         folder.mkdir(parents=True, exist_ok=True)
         carry_out(tour.model, target, steps, Where(overwrite=True), between)
     return target
-
-
-def evaluate_all(models: Mapping[str, str], plan: EvalPlan, store: Path) -> dict[str, str]:
-    """Name to run id. Models are evaluated side by side, a thread each: one so small gains nothing by a second."""
-    workers = min(len(models), len(os.sched_getaffinity(0)))
-    total = len(models) * len(load_problems(plan)) * len(plan.budgets)
-    Store(store, create=True).close()  # before the workers, who would all make it
-    context = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool,
-        Steps(f"evaluating {len(models)} models", total, "answers") as steps,
-    ):
-        futures = {name: pool.submit(prunus.evaluate, model, plan, store) for name, model in models.items()}
-        unfinished = set(futures.values())
-        while unfinished:
-            unfinished = wait(unfinished, timeout=1.0).not_done
-            with Store(store) as opened:
-                done = sum(len(opened.keys(run.run_id)) for run in opened.runs())
-            steps.advance(done - steps.done)
-        return {name: future.result() for name, future in futures.items()}
 
 
 def _start_worker() -> None:
