@@ -23,7 +23,7 @@ pytestmark = pytest.mark.xdist_group("tables")  # fixtures of the module are mad
 SIGNS = {"^": "better", "v": "worse", "~": "worse, within the margin", "=": "non-inferior", "?": "cannot tell"}
 
 
-def printed(*tables, width: int = 110) -> str:
+def printed(*tables, width: int = 120) -> str:
     stream = io.StringIO()
     Console(file=stream, width=width).print(*tables, sep="\n")
     return stream.getvalue()
@@ -115,7 +115,7 @@ def test_verdict_table_has_sizes_words_and_the_differences_that_decide(store, co
     one = runs[1]
     runs[1] = replace(one, model={**one.model, "bytes": {"weights": 2_400_000, "scales": 26_880}})
     text = printed(verdict_table(comparison, runs))
-    assert max(map(len, text.splitlines())) <= 110
+    assert max(map(len, text.splitlines())) <= 120
     assert row_of(text, "dense") == ["1,213,440", "base"]
     for name, run, entry in zip(NAMES[1:], runs[1:], comparison.others, strict=True):
         assert run.run_id == entry.run
