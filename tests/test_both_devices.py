@@ -54,7 +54,7 @@ def found(tmp_path_factory) -> dict[str, dict[str, Any]]:
     return {line.pop("name"): line for line in lines}
 
 
-@pytest.mark.parametrize("name", [name for name, work in WORKS.items() if work.kind != "refused"])
+@pytest.mark.parametrize("name", [name for name, work in WORKS.items() if work.kind not in ("refused", "mixed")])
 def test_a_gpu_computes_what_the_cpu_does_and_is_seldom_waited_for(name, found):
     one, work = found[name], WORKS[name]
     assert "error" not in one, one["error"]
@@ -71,6 +71,16 @@ def test_a_gpu_computes_what_the_cpu_does_and_is_seldom_waited_for(name, found):
     assert one["waits"] <= work.most, one["places"]
     assert one["left"] == 0, "tensors stay on the GPU"
     assert one["streams"] in ([], ["cuda:1" if work.device == "cuda:1" else "cuda:0"])
+
+
+def test_the_pretend_gpu_refuses_mixed_devices_and_counts_what_waits(found):
+    """As a GPU does; copies that are not from pinned memory wait, whatever they are told."""
+    one = found["mixing"]
+    assert one["taken"] == []
+    assert one["waits"] == {
+        "number": 1, "list": 1, "mask": 1, "places": 1, "sent": 1, "sent asynchronously": 1,
+        "sent from pinned memory": 0, "computed": 0, "solved": 1, "solved, unchecked": 0,
+    }  # fmt: skip
 
 
 def test_what_cannot_be_pinned_travels_all_the_same_with_a_line_about_it(found):

@@ -19,9 +19,9 @@ from prunus.checkpoint.writer import Partial
 from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.data import Calibration, load_calibration
+from prunus.pruning.experts import experts as command
 from prunus.pruning.experts.criteria import choose
 from prunus.pruning.experts.measure import observe
-from prunus.pruning.experts.mixtures import experts as command
 from prunus.pruning.experts.mixtures import find_mixtures
 from prunus.recipes import ExpertsRecipe, PruneRecipe, RecoverRecipe
 

@@ -124,7 +124,8 @@ def test_llama_cpp_gives_the_rows_of_hf():
     some, budgets, rules = chains()[:2], (0, 5, 24, 80), Rules(MARKERS, GREEDY)
     server = Server(tiny(), TOKENIZER, owner="llamacpp", ends=MARKERS.answer_stops)
     with connected(server) as backend:
-        assert backend.description == {"engine": "openai", "server": "llamacpp b1", "token_ids": "ids", "stops": "ids"}
+        expected = {"engine": "openai", "server": "llamacpp b1", "token_ids": "ids", "stops": "ids"}
+        assert expected.items() <= backend.description.items()
         server.seen.clear()
         found = force_budgets(backend, some, budgets, rules)
     assert found == force_budgets(tiny(), some, budgets, rules)

@@ -21,6 +21,7 @@ import torch
 from completions_server import Server, serving
 from ray_nodes import everything, receive, two_nodes
 from scripted_backend import ScriptedBackend
+from small_search import without_place
 from small_study import SHORT, write_study
 from test_backend_contract import babble
 from tiny_chains import TOKENIZER
@@ -212,7 +213,7 @@ def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {str(path.relative_to(folder)): without_place(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_worker_makes_a_recovered_variant_as_this_machine_does(tmp_path, monkeypatch):

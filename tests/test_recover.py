@@ -26,7 +26,7 @@ from prunus.disk import show_bytes
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks import load_task
 from prunus.pruning.calibration.data import Calibration
-from prunus.pruning.recover.recover import training as fitting
+from prunus.pruning.recover import training as fitting
 from prunus.pruning.recover.training import (
     TRAINING_BYTES,
     Example,
@@ -424,7 +424,7 @@ def test_one_command_gives_what_two_give_and_goes_on_where_it_stopped(tmp_path, 
         prunus.apply_steps(dense, tmp_path / "one", [recipe, asked(rows)])
     assert not (tmp_path / "one").exists()
     monkeypatch.undo()
-    for name in ("pipeline.prune", "drop.drop_blocks"):  # what was pruned is not pruned again
+    for name in ("prune.prune.prune", "drop.drop_blocks"):  # what was pruned is not pruned again
         monkeypatch.setattr(f"prunus.pruning.{name}", lambda *_, **__: 1 / 0)
     prunus.apply_steps(dense, tmp_path / "one", [recipe, asked(rows)])
     one, two = tensors_of(tmp_path / "one"), tensors_of(tmp_path / "two")

@@ -10,8 +10,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 import prunus
+from prunus.pruning.recover import recover as recovering
 from prunus.pruning.recover import training as recovery
-from prunus.pruning.recover.recover import recover as recovering
 from prunus.recipes import PruneRecipe, RecoverRecipe
 
 ROOT = Path(__file__).parents[1]

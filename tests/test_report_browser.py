@@ -131,7 +131,7 @@ def test_the_first_screen_says_which_variant_how_sure_how_big_and_whether_it_sto
         < height
     )
     said = browser.evaluate("document.querySelector('header').innerText")
-    assert all(word in said for word in ("dense", "points (", "parameters", "end by themselves"))
+    assert all(word in said for word in ("dense", "points", "parameters", "end by themselves"))
     if width > 1000:
         assert browser.evaluate(f"{bottom}(document.querySelector('table.glance'))") < height
     cut = """[...document.querySelectorAll(".rows, .rows td, .glance .hint > p")].filter(e =>

@@ -173,9 +173,9 @@ def test_a_certificate_is_verified(stored):
 
 def test_a_study_goes_on_with_the_variants_it_made(stored):
     run = next(iter(stored["study"]["compare"]["others"]))
-    with Store("studies/results.db") as store:
+    with Store("study/results.db") as store:
         rows = {(row.problem_id, row.budget): row.text for row in store.samples(run)}
         store._connection.execute("DELETE FROM sample WHERE run_id = ? AND budget >= 0", (run,))
     prunus.run_study("study.toml", out="study", mixed=True)  # torch may be another one here
-    with Store("studies/results.db") as store:
+    with Store("study/results.db") as store:
         assert {(row.problem_id, row.budget) for row in store.samples(run)} == set(rows)
