@@ -152,9 +152,7 @@ def write_checkpoints() -> dict[str, Any]:
         "pruned": digest(Path("pruned/model.safetensors")),
         "wanda": wanda,
         "inspect": {name: pick(prunus.inspect(name, weights=True), CONTENT) for name in ("model", "pruned", "tiny")},
-        "perplexity": {
-            name: prunus.perplexity(name, "text.txt", seqlen=64)["perplexity"] for name in ("model", "pruned")
-        },
+        "perplexity": {name: prunus.perplexity(name, "text.txt", seqlen=64).perplexity for name in ("model", "pruned")},
     }
 
 

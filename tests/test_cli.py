@@ -30,11 +30,8 @@ from prunus.recipes import (
 ENGINE_OPTIONS = {"engine_args", "url", "served_model", "tokenizer", "concurrency", "timeout", "serving"}
 COMMANDS = sorted(cli.commands)
 API_NAME = {
-    "drop": "drop_blocks",
     "eval": "evaluate",
-    "experts": "drop_experts",
-    "import": "import_rows",
-    "study": "run_study",
+    "import": "import_",
 }
 # `prunus study plan`, `prunus study report`, `prunus prune --recover`, and a module
 ALSO = {

@@ -224,7 +224,7 @@ def test_wrong_widths_and_kinds_are_refused_in_one_line(tmp_path):
 
 def test_inspect_says_what_can_be_narrowed(tmp_path):
     made("deepseek_v3", tmp_path / "m")
-    row = next(row for row in prunus.inspect(tmp_path / "m")["uses"] if row["use"] == "width")
+    row = next(row for row in prunus.inspect(tmp_path / "m").uses if row["use"] == "width")
     assert row == {
         "use": "width",
         "possible": True,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from prunus.plain_data import Summary
-from prunus.recipes.base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS, Recipe
+from prunus.recipes.base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS, Calibrated, Recipe
 from prunus.settings import CALIBRATING, WHERE, setting
 
 if TYPE_CHECKING:
@@ -153,7 +153,8 @@ class Step(ABC, Generic[R]):
 
         of_data: those that, besides the calibration's, have an effect only if there is one; kept have it in any case.
         """
-        gone = {*unused, *TOKEN_WEIGHTS} | (set() if recipe.calibration_tokens is None else {"samples"})
+        counted = isinstance(recipe, Calibrated) and recipe.calibration_tokens is not None
+        gone = {*unused, *TOKEN_WEIGHTS} | ({"samples"} if counted else set())
         gone |= set() if self.calibrates(recipe) else {*CALIBRATION, *AMOUNT, *of_data} - {*kept}
         return {key: value for key, value in recipe.to_json().items() if key not in gone}
 
@@ -176,9 +177,9 @@ class Step(ABC, Generic[R]):
         """The most bytes that a study stores of a variant made by it; of the whole checkpoint if it reshapes."""
         return self.planned(recipe, source).nbytes
 
+    @abstractmethod
     def calibrates(self, recipe: R) -> bool:
         """Whether it reads the calibration that the recipe names, unless saved statistics take its place."""
-        return recipe.needs_data
 
     def foresee(self, recipe: R, source: "Checkpoint", out: Path, where: Where) -> Mapping[str, Any]:
         """What a dry run says of it where it follows other steps: fields of Planned, with `warnings`.

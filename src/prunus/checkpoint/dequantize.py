@@ -33,8 +33,9 @@ def dequantize(model: str | Path, out: str | Path, *, overwrite: bool = False) -
     out: the folder to write.
     overwrite: replace an existing result.
 
-    The weights are those of transformers' from_pretrained with `dequantize`; they take two to four times the disk space of the original.
-    Commands such as prune and drop read quantised models directly; this is for those that cannot, such as study.
+    The weights are those of transformers' from_pretrained with `dequantize`; they take two to four times the disk space
+    of the original. Commands such as prune and drop read quantised models directly; this is for those that cannot, such
+    as study.
     Unfinished work is kept in out.partial, where the same call resumes it. Raises PrunusError, and leaves nothing
     behind, if the model is not so quantised, or out cannot be written.
     """

@@ -41,7 +41,7 @@ from prunus.pruning.job import Job, MeasuredWays, PlannedJob, open_job
 from prunus.pruning.prune.prune import few_of, set_weight
 from prunus.pruning.recover.recover import check_trainable, warnings_of
 from prunus.pruning.recover.training import STREAM_BYTES, Fit, Training, begin_training, trainable, trained_scales
-from prunus.pruning.scope import linears_in_scope
+from prunus.pruning.scope import Use, linears_in_scope
 from prunus.recipes import PruneRecipe, QuantizeRecipe
 from prunus.step import Made
 
@@ -269,17 +269,17 @@ def format_of(source: Checkpoint, linears: OnDisk, recipe: QuantizeRecipe) -> Fo
     return Format(recipe.bits, group, scale)
 
 
-def describe_quantising(source: Checkpoint) -> list[dict[str, object]]:
+def describe_quantising(source: Checkpoint) -> list[Use]:
     """The row of `inspect` about this command, as far as it can be known without reading weights."""
     try:
         linears = names_on_disk(source)
     except PrunusError as error:
-        return [{"use": "quantize", "possible": False, "note": str(error)}]
+        return [Use(use="quantize", possible=False, note=str(error))]
     try:
         group = f"in groups of {format_of(source, linears, QuantizeRecipe(bits=4)).group}"
     except PrunusError:
         group = "with --group row"
-    return [{"use": "quantize", "possible": True, "note": f"W8A8; W4A16 {group}"}]
+    return [Use(use="quantize", possible=True, note=f"W8A8; W4A16 {group}")]
 
 
 def planned_entries(source: Checkpoint, linears: OnDisk, form: Format) -> dict[str, Stored]:

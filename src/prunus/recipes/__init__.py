@@ -9,6 +9,7 @@ from prunus.recipes.quantize import QuantizeRecipe
 from prunus.recipes.recover import RecoverRecipe
 from prunus.recipes.traces import TraceRecipe
 from prunus.recipes.width import WidthRecipe
+from prunus.settings import described
 
 __all__ = [
     "DropRecipe",
@@ -21,3 +22,8 @@ __all__ = [
     "TraceRecipe",
     "WidthRecipe",
 ]
+
+for _recipe in (
+    DropRecipe, EvalPlan, ExpertsRecipe, GgufRecipe, PruneRecipe, QuantizeRecipe, RecoverRecipe, TraceRecipe, WidthRecipe,
+):  # fmt: skip
+    _recipe.__doc__ = described(_recipe)

@@ -59,6 +59,9 @@ class Quantize(Step[QuantizeRecipe]):
         entries = planned_entries(source, linears, format_of(source, linears, recipe))
         return sum(entry.nbytes for entry in entries.values())
 
+    def calibrates(self, recipe: QuantizeRecipe) -> bool:
+        return recipe.needs_data
+
     def label(self, step: StepRecord) -> str:
         """`W8A8`, `W4 g64`, `W4 g64 RTN`, `W4 g64 recovered`."""
         recipe, (bits, group) = recipe_of(step), stored_as(step)

@@ -63,6 +63,9 @@ class Width(Step[WidthRecipe]):
         units, width, _ = narrowing(recipe, source)
         return narrow_model(source, units, width)
 
+    def calibrates(self, recipe: WidthRecipe) -> bool:
+        return recipe.needs_data
+
     def fits(self, settings: Mapping[str, Any]) -> bool:
         """Unless it was told not to."""
         return bool(settings.get("fit", True))
