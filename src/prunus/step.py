@@ -89,7 +89,8 @@ class Planned(Summary):
 
     would_write: the folder, or file.
     warnings: one line each; of all steps.
-    then: of a recovery that follows, what it would do, and recovery_calibration and recovery_memory what it needs.
+    then: of a recovery that follows, what it would do.
+    recovery_calibration, recovery_memory: what that needs, as text.
     """
 
     LAST = ("then", "recovery_calibration", "recovery_memory", "warnings")

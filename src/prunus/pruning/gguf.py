@@ -57,7 +57,13 @@ class GgufMade(Made):
 
 
 class PlannedGguf(Planned):
-    """What `gguf` would write. The fields are those of GgufMade."""
+    """What `gguf` would write.
+
+    type: that of the recipe.
+    architecture: llama.cpp's name of it.
+    tensors, exact: number of tensors, and of those that would hold the integers of `prunus quantize` unchanged.
+    size, before: bytes that an engine would load of the result, and of the model, as text.
+    """
 
     type: str
     architecture: str

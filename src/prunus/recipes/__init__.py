@@ -23,7 +23,5 @@ __all__ = [
     "WidthRecipe",
 ]
 
-for _recipe in (
-    DropRecipe, EvalPlan, ExpertsRecipe, GgufRecipe, PruneRecipe, QuantizeRecipe, RecoverRecipe, TraceRecipe, WidthRecipe,
-):  # fmt: skip
-    _recipe.__doc__ = described(_recipe)
+for _name in __all__:
+    globals()[_name].__doc__ = described(globals()[_name])
