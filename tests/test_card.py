@@ -153,7 +153,7 @@ def test_cards_of_later_steps_keep_licence_and_base_and_tell_the_cost(dense, pru
     text = (tmp_path / "recovered" / "README.md").read_text()
     cost = Checkpoint(tmp_path / "recovered").manifest["history"][1]["cost"]
     assert f"trained on {cost['tokens']:,} tokens, repeats counted, in {cost['steps']} steps" in text
-    assert prunus.inspect(tmp_path / "recovered", weights=False).history[1]["trained_tokens"] == cost["tokens"]
+    assert prunus.inspect(tmp_path / "recovered", weights=False).history[1].trained_tokens == cost["tokens"]
     run = Run("1", {"manifest": Checkpoint(tmp_path / "short").manifest}, {}, {})
     assert f"{cost['tokens']:,} tokens, repeats counted" in recipe_text(run)
     prunus.card(tmp_path / "recovered", out=tmp_path / "card.md")

@@ -137,8 +137,8 @@ def test_every_command_reads_an_original_as_it_is(tmp_path, quantised):
     assert step["source"] == {"name": str(folder), "checksum": checksum, "dequantised": method}
     assert f"the model's {method} weights are read and written in bfloat16" in step["warnings"][0]
     told, planned = prunus.inspect(folder), prunus.prune(folder, tmp_path / "no", wanda, dry_run=True)
-    assert told["stored"] == f"{method}, read in bfloat16" and not told["refused"]
-    assert any("in bfloat16" in line for line in planned["warnings"])
+    assert told.stored == f"{method}, read in bfloat16" and not told.refused
+    assert any("in bfloat16" in line for line in planned.warnings)
 
 
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(tmp_path, quantised, monkeypatch):

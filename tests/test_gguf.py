@@ -372,15 +372,16 @@ def test_a_folder_for_evaluations(llama, tmp_path):
         with pytest.raises(PrunusError, match=r"only llama\.cpp reads: take the backend openai"):
             prunus.evaluate(tmp_path / "out", plan, tmp_path / "no.db", device="cpu")
     facts = prunus.inspect(tmp_path / "out")
-    assert facts.stored == "gguf" and [row["action"] for row in facts.history] == ["prune", "gguf"]
+    assert facts.stored == "gguf" and [row.action for row in facts.history] == ["prune", "gguf"]
 
 
 def test_inspect_a_file(llama, tmp_path, capsys):
     prunus.gguf(llama / "dense", tmp_path / "out.gguf", GgufRecipe(type="q4_0"))
     facts = prunus.inspect(tmp_path / "out.gguf")
-    assert facts.family == "llama" and facts.history[0]["recipe"] == {"type": "q4_0"}
-    assert facts.weight_bytes == facts.history[0]["bytes"]["after"] == sum(row["bytes"] for row in facts.types)
-    assert {row["type"] for row in facts.types} == {"F32", "Q8_0", "Q4_0"}
+    assert isinstance(facts, prunus.GgufFacts)
+    assert facts.family == "llama" and facts.history[0].recipe == {"type": "q4_0"}
+    assert facts.weight_bytes == (facts.history[0].bytes or {})["after"] == sum(row.bytes for row in facts.types)
+    assert {row.type for row in facts.types} == {"F32", "Q8_0", "Q4_0"}
     main(["inspect", str(tmp_path / "out.gguf")])
     assert "GGUF" in capsys.readouterr().out
     (tmp_path / "out.gguf").write_bytes((tmp_path / "out.gguf").read_bytes()[:200])

@@ -71,7 +71,7 @@ RECORDS = {
     "Recovered": "out seconds warnings blocks recovered tokens trained_tokens error_before error_after errors",
     "ShownProfile": "profile settings off native under",
     "TaskEntry": "name source description",
-    "Traces": "out chains of correct tokens seconds",
+    "Traces": "out chains drawn correct tokens seconds",
 }
 
 

@@ -20,6 +20,7 @@ from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.writer import Partial
 from prunus.cli import main
 from prunus.errors import PrunusError
+from prunus.plain_data import plain
 from prunus.pruning.bits.gptq import Ordered, quantise
 from prunus.pruning.bits.grid import Grid, to_nearest
 from prunus.pruning.calibration.statistics import Hessian
@@ -145,12 +146,16 @@ def test_what_an_engine_loads_is_counted(shared, tmp_path):
     assert sizes["before"] == sum(tensor.nbytes for tensor in tensors_of(shared / "dense").values())
     assert step["format"] == {"name": "pack-quantized", "bits": 4, "group": 32}
     assert ModelFolder(tmp_path / "out").parameters == ModelFolder(shared / "dense").parameters
-    facts = prunus.inspect(tmp_path / "out")
+    facts, dense = (prunus.inspect(folder) for folder in (tmp_path / "out", shared / "dense"))
+    assert isinstance(facts, prunus.ModelFacts) and isinstance(dense, prunus.ModelFacts) and facts.weights is not None
     row = {"use": "quantize", "possible": True, "note": "W8A8; W4A16 in groups of 32"}
-    assert row in prunus.inspect(shared / "dense").uses and row not in facts.uses
+    assert row in plain(dense.uses) and row not in plain(facts.uses)
     assert facts.weight_bytes == total and facts.bytes == kinds and facts.stored == "int4, read in float32"
-    assert facts.history[0]["bytes"] == sizes and facts.history[0]["format"] == step["format"]
-    assert facts.sparsity > 0 and kind_of(asked(shared)).nbytes(asked(shared), Checkpoint(shared / "dense")) == total
+    assert facts.history[0].bytes == sizes and facts.history[0].format == step["format"]
+    assert (
+        facts.weights.sparsity > 0
+        and kind_of(asked(shared)).nbytes(asked(shared), Checkpoint(shared / "dense")) == total
+    )
     (warning,) = [one for one in told.warnings if "groups" in one]
     assert warning == "groups have 32 inputs: 128 does not divide the 64 of self_attn.q_proj"
     assert told.format == "W4A16, groups of 32" and "W4 g32" in (tmp_path / "out/README.md").read_text()
@@ -304,7 +309,7 @@ def test_zeros_of_a_pruned_model_stay(shared, tmp_path):
     before, made = weights_of(tmp_path / "pruned"), weights_of(tmp_path / "out")
     for name in [name for name in made if name.endswith("_proj.weight")]:
         assert bool((made[name][before[name] == 0] == 0).all()) and int((made[name] != 0).sum()) > 0
-    assert prunus.inspect(tmp_path / "out").patterns == ["2:4", "4:8", "8:16"]
+    assert prunus.inspect(tmp_path / "out").to_json()["patterns"] == ["2:4", "4:8", "8:16"]
 
 
 def test_projections_that_are_stored_in_one_tensor_are_one_linear(shared, tmp_path):

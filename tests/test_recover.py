@@ -444,8 +444,8 @@ def test_what_was_done_is_in_the_manifest(tmp_path, dense, rows):
     assert [block["steps"] for block in second["blocks"]] == [7] * 3
     assert second["cost"] == {"tokens": 3 * 7 * LENGTH, "steps": 3 * 7}
     shown = prunus.inspect(tmp_path / "out").history[1]
-    assert shown["action"] == "recover" and shown["trained_tokens"] == second["cost"]["tokens"]
-    assert RecoverRecipe.from_json(shown["recipe"]) == asked(rows)
+    assert shown.action == "recover" and shown.trained_tokens == second["cost"]["tokens"]
+    assert RecoverRecipe.from_json(dict(shown.recipe)) == asked(rows)
     assert step_label(second) == "recovered"
 
 

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import field
 from pathlib import Path
 from typing import IO, Any, TypedDict
 
@@ -52,7 +53,7 @@ class Traces(Summary):
     """A file of chains of thought.
 
     out: the file.
-    chains, of: number of chains that were written, and that were drawn.
+    chains, drawn: number of chains that were written, and that were drawn; the key in JSON is `of`.
     correct: number of those written whose answer is correct.
     tokens: of the written chains.
     seconds: run time.
@@ -60,7 +61,7 @@ class Traces(Summary):
 
     out: str
     chains: int
-    of: int
+    drawn: int = field(metadata={"key": "of"})
     correct: int
     tokens: int
     seconds: float
@@ -124,7 +125,7 @@ def traces(
     return Traces(
         out=str(target),
         chains=len(kept),
-        of=len(found),
+        drawn=len(found),
         correct=sum(trace["correct"] for trace in kept),
         tokens=sum(len(trace["token_ids"]) for trace in kept),
         seconds=time.monotonic() - started,
