@@ -16,6 +16,7 @@ from fake_store import make_store
 
 import prunus
 from prunus.cli import cli, main
+from prunus.plain_data import plain
 from prunus.recipes import (
     DropRecipe,
     EvalPlan,
@@ -333,7 +334,7 @@ def test_methods_say_what_they_need(capsys):
 
 
 def test_the_lists_are_those_of_the_api(capsys):
-    for command, rows in (("tasks", prunus.tasks()), ("methods", prunus.methods())):
+    for command, rows in (("tasks", plain(prunus.tasks())), ("methods", plain(prunus.methods()))):
         main([command, "--json"])
         assert json.loads(capsys.readouterr().out) == rows
         main([command])
