@@ -151,10 +151,10 @@ def write_checkpoints() -> dict[str, Any]:
         "recipe_hash": recipe.hash,
         "pruned": digest(Path("pruned/model.safetensors")),
         "wanda": wanda,
-        "inspect": {name: pick(prunus.inspect(name, weights=True), CONTENT) for name in ("model", "pruned", "tiny")},
-        "perplexity": {
-            name: prunus.perplexity(name, "text.txt", seqlen=64)["perplexity"] for name in ("model", "pruned")
+        "inspect": {
+            name: pick(prunus.inspect(name, weights=True).to_json(), CONTENT) for name in ("model", "pruned", "tiny")
         },
+        "perplexity": {name: prunus.perplexity(name, "text.txt", seqlen=64).perplexity for name in ("model", "pruned")},
     }
 
 

@@ -101,9 +101,9 @@ def test_f16_computes_what_transformers_computes(case, way, tmp_path):
         case "narrowed":
             prunus.width(tmp_path / "dense", made, WidthRecipe(method="random", fit=False, keep=0.5))
         case "dropped":
-            prunus.drop_blocks(tmp_path / "dense", made, DropRecipe(blocks="1,"))
+            prunus.drop(tmp_path / "dense", made, DropRecipe(blocks="1,"))
         case "experts cut":
-            prunus.drop_experts(tmp_path / "dense", made, ExpertsRecipe(method="random", keep=0.5))
+            prunus.experts(tmp_path / "dense", made, ExpertsRecipe(method="random", keep=0.5))
         case _:
             made = tmp_path / "dense"
     recipe = GgufRecipe()

@@ -137,7 +137,7 @@ def test_other_profiles_need_a_template_and_base_needs_none(tmp_path):
     with pytest.raises(PrunusError, match="cannot switch the thinking off"):
         switch_off(BASE, BYTES)
     assert ends_of_turn(BASE, BYTES, tmp_path) == frozenset()  # the next problem ends a text, too
-    assert show_profile("base")["prompt"] == BASE.prompt
+    assert show_profile("base").settings["prompt"] == BASE.prompt
 
 
 @pytest.mark.parametrize(

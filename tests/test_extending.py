@@ -91,7 +91,7 @@ flags = ("--calibration", "rows.jsonl", "--calibration-samples", "4")
 prunus.prune("model", "api", prunus.PruneRecipe(method="toy", toy_scale=3, allocation="toy-sizes", toy_power=2, **on))
 command("prune", "model", "cli", "--method", "toy", "--toy-scale", "3", "--allocation", "toy-sizes", "--toy-power", "2",
         *flags)
-prunus.drop_blocks("model", "api-drop", prunus.DropRecipe(method="toy", toy_first=1))
+prunus.drop("model", "api-drop", prunus.DropRecipe(method="toy", toy_first=1))
 command("drop", "model", "cli-drop", "--method", "toy", "--toy-first", "1")
 command("allocate", "model", "--allocation", "toy-sizes", "--save", "toy.json")
 command("methods")

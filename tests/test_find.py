@@ -90,7 +90,7 @@ def test_a_ladder_of_fewer_experts_gives_what_the_commands_give(search_folder, s
     found = search("fewer.toml")
     assert words(found) == {"fewer": ["certified", "certified", "refused"]}
     assert found["found"] == "experts-reap-drop2-recovered" and found["removed"] == 0.25 and verified("out")
-    prunus.drop_experts("model", "fewer", ExpertsRecipe(drop=2, **CALIBRATION))
+    prunus.experts("model", "fewer", ExpertsRecipe(drop=2, **CALIBRATION))
     prunus.recover("fewer", "alone", RecoverRecipe(**CALIBRATION))
     assert Checkpoint(search_folder / "out").checksum() == Checkpoint(search_folder / "alone").checksum()
 
@@ -153,11 +153,11 @@ def test_the_model_card_has_the_claims_as_long_as_the_weights_are_those(search_f
     )
     made = prunus.card("out", store="rows.db", out="again.md", margin=0.1)
     again = Path("again.md").read_text()
-    assert made["verdict"] and "## Certificate" in again and "## Accuracy against thinking budget" in again
+    assert made.verdict and "## Certificate" in again and "## Accuracy against thinking budget" in again
     data = json.loads(Path("out/certificate.json").read_text())
     for wrong, warned in ((data | {"made": {"checksum": "0"}}, True), (data | {"shown": [1]}, False)):
         Path("out/certificate.json").write_text(json.dumps(wrong))
-        warnings = prunus.card("out", out="again.md")["warnings"]
+        warnings = prunus.card("out", out="again.md").warnings
         assert any("is about other weights" in one for one in warnings) == warned
         assert "Certificate" not in Path("again.md").read_text() and "Not measured" in Path("again.md").read_text()
 

@@ -205,22 +205,22 @@ def recipe(place, **changes):
 def test_attention_and_mlp_each_meet_the_target(place):
     data = prunus.allocate(place / "m", recipe(place, sparsity=0.3))
     for part in ("attention", "mlp"):
-        assert sum(row[part] for row in data["blocks"]) / 4 == pytest.approx(0.3)
-        assert len(data["evidence"]["scores"][part]) == 4
-    assert data["evidence"]["details"]["train"] == 12
-    assert data["evidence"]["details"]["validation"] == 4
+        assert sum(row[part] for row in data.blocks) / 4 == pytest.approx(0.3)
+        assert len(data.evidence["scores"][part]) == 4
+    assert data.evidence["details"]["train"] == 12
+    assert data.evidence["details"]["validation"] == 4
     only = prunus.allocate(place / "m", recipe(place, sparsity=0.3, scope="mlp"))
-    assert list(only["evidence"]["scores"]) == ["mlp"]
-    assert only["evidence"]["scores"]["mlp"] == pytest.approx(data["evidence"]["scores"]["mlp"])
+    assert list(only.evidence["scores"]) == ["mlp"]
+    assert only.evidence["scores"]["mlp"] == pytest.approx(data.evidence["scores"]["mlp"])
 
 
 def test_noise_is_called_noise(place, monkeypatch):
     def noisy(data):
-        return any("these scores are noise" in warning for warning in data["warnings"])
+        return any("these scores are noise" in warning for warning in data.warnings)
 
     asked = recipe(place)
     data = prunus.allocate(place / "m", asked)
-    assert noisy(data) == any(value < 0.5 for value in data["evidence"]["details"]["split_half_spearman"].values())
+    assert noisy(data) == any(value < 0.5 for value in data.evidence["details"]["split_half_spearman"].values())
     monkeypatch.setattr("prunus.pruning.allocation.layerif.agreement", lambda *_: 0.49)
     shown = prunus.allocate(place / "m", asked)
     assert noisy(shown)
@@ -234,7 +234,7 @@ def test_noise_is_called_noise(place, monkeypatch):
 def test_scores_of_a_file_for_attention_and_mlp(place, tmp_path):
     path = tmp_path / "mine.json"
     path.write_text('{"attention": [1, 2, 3, 4], "mlp": [4, 3, 2, 1]}')
-    rows = prunus.allocate(place / "m", recipe(place, sparsity=0.2, scores=str(path)))["blocks"]
+    rows = prunus.allocate(place / "m", recipe(place, sparsity=0.2, scores=str(path))).blocks
     assert [row["attention"] for row in rows] == pytest.approx([row["mlp"] for row in reversed(rows)])
     assert rows[0]["attention"] > rows[3]["attention"]  # more influence, less sparsity
     path.write_text('{"attention": [1, 2, 3, 4]}')
@@ -263,10 +263,10 @@ SUMS = {"attention": [3, 3, 1, 0], "mlp": [2, 5, 2, 2]}  # positive scores, over
 def test_influences_by_sample_as_the_study_stores_them(place, tmp_path, data, expected):
     path = tmp_path / "influences.json"
     path.write_text(json.dumps(data))
-    evidence = prunus.allocate(place / "m", recipe(place, scores=str(path)))["evidence"]
+    evidence = prunus.allocate(place / "m", recipe(place, scores=str(path))).evidence
     assert evidence["scores"] == expected
     assert evidence["settings"] == {"file": "influences.json", "samples": 1 if data is SAMPLES[0] else 2}
-    only = prunus.allocate(place / "m", recipe(place, scores=str(path), scope="mlp"))["evidence"]
+    only = prunus.allocate(place / "m", recipe(place, scores=str(path), scope="mlp")).evidence
     assert only["scores"] == {"mlp": expected["mlp"]}
 
 

@@ -166,13 +166,13 @@ def test_the_stored_strings_of_a_profile_do_not_name_its_switch():
 def test_prunus_profiles_shows_the_prompt_of_off(tmp_path):
     path = tmp_path / "lab.toml"
     path.write_text(f'format = 1\nextends = "tiny"\n[off]\ntemplate = {{}}\nblock = {json.dumps(EMPTY)}\n')
-    found = show_profile(str(path), "tiny")
+    found = show_profile(str(path), "tiny").to_json()
     text, ids = found["off_prompt"]
     assert text == "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n" + EMPTY
     assert ids == TOKENIZER.encode(text) and found["off"] == {"block": EMPTY}
-    assert show_profile("auto", "tiny")["off"] == {"template": {"enable_thinking": False}}
-    assert "'plain' cannot switch the thinking off" in show_profile("plain", "tiny")["off_prompt"]
-    assert show_profile("qwen3")["off"] == {"template": {"enable_thinking": False}, "block": EMPTY}
+    assert show_profile("auto", "tiny").to_json()["off"] == {"template": {"enable_thinking": False}}
+    assert "'plain' cannot switch the thinking off" in show_profile("plain", "tiny").to_json()["off_prompt"]
+    assert show_profile("qwen3").off == {"template": {"enable_thinking": False}, "block": EMPTY}
 
 
 # ----- what is sampled

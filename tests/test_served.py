@@ -159,7 +159,7 @@ def test_traces_need_only_a_tokenizer_too(tmp_path):
         made = prunus.traces(
             "org/big", tmp_path / "t.jsonl", recipe, engine=EngineOptions(url=server.url, tokenizer="tiny")
         )
-    assert made["chains"] == 2
+    assert made.chains == 2
 
 
 class Shifted:

@@ -72,11 +72,11 @@ def test_checkpoints_are_inspected_and_run_as_before(stored, below):
     for name, content in checkpoints["inspect"].items():
         if name == "packed":  # refused, below
             continue
-        found = prunus.inspect(name, weights=True)
+        found = prunus.inspect(name, weights=True).to_json()
         same = {key: value for key, value in content.items() if key != "packed_bytes"}
         assert {key: found[key] for key in same} == same, name
     for name, perplexity in checkpoints["perplexity"].items():
-        found = prunus.perplexity(name, "text.txt", seqlen=64)["perplexity"]
+        found = prunus.perplexity(name, "text.txt", seqlen=64).perplexity
         below(f"{name}: perplexity is another", abs(found / perplexity - 1), 1e-3)
 
 
@@ -118,7 +118,7 @@ def test_statistics_and_importance_scores_are_used_again(stored, monkeypatch):
     assert digest("wanda/model.safetensors") == stored["checkpoints"]["wanda"]
     shared = {"method": "magnitude", "sparsity": 0.5, "allocation": "owl", "calibration": "text.txt"}
     found = prunus.allocate("model", PruneRecipe(**shared, samples=4, seqlen=16, scores="evidence.json"))
-    assert found["evidence"]["details"] == json.loads(Path("evidence.json").read_text())["details"]
+    assert found.evidence["details"] == json.loads(Path("evidence.json").read_text())["details"]
 
 
 def test_a_store_is_compared_reported_and_added_to_as_before(stored):

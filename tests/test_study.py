@@ -121,7 +121,7 @@ def finished(tmp_path_factory) -> Path:
 @pytest.mark.slow
 @uses_finished
 def test_rows_are_those_of_prune_and_eval(finished, tmp_path):
-    """The same texts and grades as from checkpoints of their own, which `prune` and `drop_blocks` make again."""
+    """The same texts and grades as from checkpoints of their own, which `prune` and `drop` make again."""
     study = read_study(finished / "small.toml")
     rows, names = results(finished / "out" / "results.db"), by_name(finished / "out" / "results.db")
     assert sorted(names) == sorted(["model", *NAMES[1:]])
@@ -133,7 +133,7 @@ def test_rows_are_those_of_prune_and_eval(finished, tmp_path):
             prunus.prune(model, tmp_path / name, recipe)
         else:
             assert isinstance(recipe, prunus.DropRecipe)
-            prunus.drop_blocks(model, tmp_path / name, recipe)
+            prunus.drop(model, tmp_path / name, recipe)
         assert results_of(tmp_path / name, plan, tmp_path) == rows[names[name]], name
     assert len({str(found) for found in rows.values()}) == len(NAMES), "every variant answers in its own way"
 
@@ -149,11 +149,11 @@ def test_the_store_describes_a_variant_as_its_checkpoint(finished):
         runs = {run.model["name"]: run.model for run in store.runs()}
     kept = finished / "out" / "checkpoints" / "model"
     for name in NAMES[1:]:
-        checkpoint = prunus.inspect(kept / name)
+        facts = prunus.inspect(kept / name).to_json()
         stored = runs[f"model/{name}"]
         assert stored["checksum"] == Checkpoint(kept / name).checksum()
         assert stored["manifest"] == json.loads((kept / name / "prunus.json").read_text())
-        assert stored["blocks"] == len(checkpoint["blocks"])
+        assert stored["blocks"] == len(facts["blocks"])
     assert not (finished / "out" / "making").exists()
 
 

@@ -37,7 +37,7 @@ def test_chains_are_those_of_an_evaluation_of_the_same_problems(tmp_path):
     questions = {problem.id: problem.question for problem in load_task("tiny-train", 12)}
     tokenizer = load_tokenizer(resolve("tiny"))
     found = lines(tmp_path / "t.jsonl")
-    assert len(found) == len(samples) == summary["chains"] == 24
+    assert len(found) == len(samples) == summary.chains == 24
     assert {trace["ended"] for trace in found} == {"natural", "forced"}
     for trace in found:
         sample = samples[trace["problem_id"], trace["draw"]]
@@ -97,7 +97,7 @@ def test_filters_that_leave_nothing_keep_the_chains(tmp_path, monkeypatch):
         prunus.traces("tiny", out, recipe(temperature=50.0, only="correct"))
     assert not out.exists()
     monkeypatch.setattr(module, "draw", None)
-    assert prunus.traces("tiny", out, recipe(temperature=50.0))["chains"] == 12
+    assert prunus.traces("tiny", out, recipe(temperature=50.0)).chains == 12
 
 
 def chain(problem: str, draw: int, correct: bool, thinking: int) -> Trace:

@@ -70,7 +70,7 @@ def test_pruned_checkpoints_of_every_method_load_and_answer_as_in_hf(kind, tmp_p
             prunus.prune("tiny", folder, recipe)
         else:
             more: dict[str, Any] = {"threshold": -1.0} if folder.name == "laco" else {"blocks": "1"}
-            prunus.drop_blocks("tiny", folder, prunus.DropRecipe(method=cast(Any, folder.name), **few, **more))
+            prunus.drop("tiny", folder, prunus.DropRecipe(method=cast(Any, folder.name), **few, **more))
     answers = set()
     with opened("vllm", folders[0], "cpu", len(TOKENIZER), EAGER) as backend:
         assert isinstance(backend, VLLMBackend)
@@ -114,7 +114,7 @@ def test_a_mixture_with_fewer_experts_answers_as_in_hf(tmp_path):
     make_random_model("qwen3_moe", tmp_path / "model", mlp_only_layers=[], **sizes, **changes)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(tiny_folder() / name, tmp_path / "model" / name)
-    prunus.drop_experts(tmp_path / "model", tmp_path / "out", prunus.ExpertsRecipe(method="random", keep=0.5))
+    prunus.experts(tmp_path / "model", tmp_path / "out", prunus.ExpertsRecipe(method="random", keep=0.5))
     expected = greedy(HFBackend.load(tmp_path / "out", "cpu", len(TOKENIZER)), chains()[:4], (0, 12))
     assert expected != greedy(HFBackend.load(tmp_path / "model", "cpu", len(TOKENIZER)), chains()[:4], (0, 12))
     with opened("vllm", tmp_path / "out", "cpu", len(TOKENIZER), EAGER) as backend:
@@ -136,7 +136,7 @@ def test_nothing_is_left_of_other_weights(tmp_path):
         shallow = run(backend)
         backend.hold(None, [])
         assert run(backend) == dense != shallow
-    prunus.drop_blocks("tiny", tmp_path / "shallow", prunus.DropRecipe(blocks=",".join(map(str, silent))))
+    prunus.drop("tiny", tmp_path / "shallow", prunus.DropRecipe(blocks=",".join(map(str, silent))))
     alone = HFBackend.load(tmp_path / "shallow", "cpu", len(TOKENIZER))
     assert shallow == complete(alone, prompts, [6] * 3, frozenset(), frozenset(), range(3), GREEDY)
 

@@ -118,8 +118,8 @@ def run(work: Work, folder: Path, out: Path, device: str) -> Any:
         "prune": (prunus.prune, prunus.PruneRecipe),
         "quantize": (prunus.quantize, prunus.QuantizeRecipe),
         "recover": (prunus.recover, prunus.RecoverRecipe),
-        "drop": (prunus.drop_blocks, prunus.DropRecipe),
-        "experts": (prunus.drop_experts, prunus.ExpertsRecipe),
+        "drop": (prunus.drop, prunus.DropRecipe),
+        "experts": (prunus.experts, prunus.ExpertsRecipe),
         "width": (prunus.width, prunus.WidthRecipe),
     }
     if work.kind in cases:

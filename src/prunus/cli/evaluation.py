@@ -35,6 +35,7 @@ from prunus.cli.common import (
 )
 from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
+from prunus.plain_data import Record
 from prunus.recipes import EvalPlan, PruneRecipe, TraceRecipe
 from prunus.settings import hints_of, settings_of
 from prunus.settings.engines import EngineOptions, engine_for
@@ -132,13 +133,14 @@ def profiles_command(name: str | None, model: str | None, as_json: bool) -> None
     if name is None and model is None:
         print_list(prunus.profiles(), as_json)
         return
-    found = prunus.show_profile(name or "auto", model)
+    found = prunus.show_profile(name or "auto", model).to_json()
     width = max(map(len, found))
     show(found, as_json, lambda _: progress.put("\n".join(f"{key:<{width}}  {found[key]!r}" for key in found)))
 
 
-def print_list(rows: Sequence[dict[str, str]], as_json: bool) -> None:
-    """Print rows as JSON, or one line each: name, description, source, and what it needs, if anything; by kind."""
+def print_list(entries: Sequence[Record], as_json: bool) -> None:
+    """Print entries as JSON, or one line each: name, description, source, and what it needs, if anything; by kind."""
+    rows = [entry.to_json() for entry in entries]
     width, lines = max(len(row["name"]) for row in rows), list[str]()
     for kind, of_kind in groupby(rows, lambda row: row.get("kind")):
         lines += ["", f"{kind}:"] if kind else []
