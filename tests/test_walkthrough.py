@@ -11,7 +11,7 @@ import warm_processes
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.recipes import PruneRecipe
 from prunus.reporting import report_data
-from prunus.results.comparison import compare_runs, compared
+from prunus.results.comparison import compare, compare_runs
 from prunus.results.verdicts import WORDS
 from prunus.steps import chain
 from prunus.store.store import Store
@@ -33,7 +33,7 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     rules = FindRules(0.5, 0.5)  # less than the dense model solves, and eight problems can show
     monkeypatch.setattr(walkthrough, "DENSE", walkthrough.DENSE._replace(variants=few, ladder=rungs, rules=rules))
     monkeypatch.setattr(walkthrough.multiprocessing, "get_context", lambda _: warm_processes.FORKS)
-    monkeypatch.setattr(walkthrough, "compared", partial(compared, resamples=100))  # intervals are tested elsewhere
+    monkeypatch.setattr(walkthrough, "compare", partial(compare, resamples=100))  # intervals are tested elsewhere
     monkeypatch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))
     comparison = walkthrough.demo(tmp_path)
     printed = capsys.readouterr().out

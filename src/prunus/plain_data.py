@@ -10,8 +10,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import isfinite
-from types import UnionType
-from typing import Any, Self, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, dataclass_transform
 
 from prunus.errors import nearest
 
@@ -130,7 +129,8 @@ R = TypeVar("R")
 class Record:
     """Its classes are frozen dataclasses, whose plain data has the names of the fields as keys, in their order.
 
-    A field that is None by default is left out while it is. Numbers that are not finite turn into None at once.
+    A field that is None by default is left out while it is, and a field that is HIDDEN always is. Numbers
+    that are not finite turn into None at once.
     """
 
     def __init_subclass__(cls) -> None:
@@ -145,30 +145,14 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """The record as plain data."""
         return {
-            one.metadata.get("key", one.name): plain(value)
+            key: plain(value)
             for one in fields(self)
-            if (value := getattr(self, one.name)) is not None or one.default is not None
+            if (key := one.metadata.get("key", one.name)) is not None
+            and ((value := getattr(self, one.name)) is not None or one.default is not None)
         }
 
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Self:
-        """The record that was written as this plain data."""
-        hints, names = get_type_hints(cls), {one.metadata.get("key", one.name): one.name for one in fields(cls)}
-        return cls(**{names[key]: _read(hints[names[key]], value) for key, value in data.items()})
 
-
-def _read(hint: Any, value: Any) -> Any:
-    """A value of plain data as the type of its field says."""
-    of = get_args(hint)
-    if value is None or hint is Any:
-        return value
-    if get_origin(hint) is UnionType:
-        return _read(of[0], value)
-    if get_origin(hint) is Mapping:
-        return {name: _read(of[1], one) for name, one in value.items()}
-    if get_origin(hint) is Sequence:
-        return [_read(of[0], one) for one in value]
-    return hint.of(value) if isinstance(hint, type) and hasattr(hint, "of") else value
+HIDDEN = {"key": None}  # metadata of a field that the plain data does not have
 
 
 def made(kind: Callable[..., R], *parts: Mapping[str, object], **more: object) -> R:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import prunus
 from prunus.cards.certified import CERTIFICATE
@@ -15,8 +15,9 @@ from prunus.progress import Steps, out_console, say, set_quiet
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, QuantizeRecipe, RecoverRecipe, WidthRecipe
 from prunus.recipes.base import Recipe
 from prunus.reporting.terminal import curve_table, verdict_table
-from prunus.results.comparison import compared
-from prunus.results.summary import summarise
+from prunus.results.cells import Comparison
+from prunus.results.comparison import compare
+from prunus.results.summary import Summary
 from prunus.settings.engines import EngineOptions
 from prunus.settings.margins import Margin
 from prunus.step import Where
@@ -79,13 +80,19 @@ PLAN = EvalPlan(tasks=("tiny",), budgets=(0, 16, 32, 64, 128, 256, 512, 1024), l
 QUICK_PLAN, QUICK_MARGIN = replace(PLAN, budgets=(0, 16, 32, 64, 128, 256, 512), limit=84), 0.05
 
 
-def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = False) -> dict[str, Any]:
-    """Run the demonstration in the folder out; returns the comparison with the dense model, as `compare` does.
+def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = False) -> Comparison:
+    """Run the demonstration in a folder; returns the comparison with the dense model, as `compare` does.
 
     It writes out/models/NAME, out/results.db, out/report.html, and in out/found what a search for the most compressed
-    certified version finds; a second call reuses them. quick: only two variants, on fewer problems, without a search.
-    experts: remove experts of the built-in mixture instead, without a search. Raises PrunusError if out cannot be
-    written.
+    certified version finds; a second call reuses them.
+
+    out: the folder.
+    quick: only two variants, on fewer problems, without a search.
+    experts: remove experts of the built-in mixture instead, without a search.
+
+        prunus.demo("prunus-demo", quick=True)
+
+    Raises PrunusError if out cannot be written.
     """
     folder, tour, plan, margin = Path(out), EXPERTS if experts else DENSE, PLAN, 0.02
     if quick:
@@ -95,11 +102,9 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = F
     prefix = "experts-" if experts else ""
     store = folder / f"{prefix}{'quick' if quick else 'results'}.db"
     runs = evaluate_all({tour.model: tour.model} | made, plan, store)
-    with Store(store) as opened:
-        stored = opened.runs()
-        out_console.print(curve_table([summarise(opened, run) for run in runs.values()]))
-    comparison = compared(store, runs[tour.model], [runs[name] for name in made], margin)
-    out_console.print(verdict_table(comparison, stored))
+    out_console.print(curve_table(runs.values()))
+    comparison = compare(store, runs[tour.model], [runs[name] for name in made], margin)
+    out_console.print(verdict_table(comparison))
     links = []
     if tour.ladder:
         found = folder / "found"
@@ -108,10 +113,10 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = F
         links.append((outcome, f"{found.name}/{PAGE}"))
     page = folder / f"{prefix}report.html"
     prunus.report(
-        store, page, base=runs[tour.model], margin=margin, overwrite=True, runs=set(runs.values()), links=links
+        store, page, base=runs[tour.model], margin=margin, overwrite=True, runs={*map(str, runs.values())}, links=links
     )
     say(f"The page with curves and verdicts: {page}")
-    return comparison.to_json()
+    return comparison
 
 
 def search(tour: Tour, plan: EvalPlan, store: Path, target: Path) -> str:
@@ -148,8 +153,8 @@ def make_variant(folder: Path, name: str, tour: Tour) -> Path:
     return target
 
 
-def evaluate_all(models: Mapping[str, str], plan: EvalPlan, store: Path) -> dict[str, str]:
-    """Name to run id. Models are evaluated side by side, a thread each: one so small gains nothing by a second."""
+def evaluate_all(models: Mapping[str, str], plan: EvalPlan, store: Path) -> dict[str, Summary]:
+    """Name to run. Models are evaluated side by side, a thread each: one so small gains nothing by a second."""
     workers = min(len(models), len(os.sched_getaffinity(0)))
     total = len(models) * len(load_problems(plan)) * len(plan.budgets)
     Store(store, create=True).close()  # before the workers, who would all make it
