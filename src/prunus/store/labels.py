@@ -28,7 +28,7 @@ class Identity(Record):
 
     dtypes: of the weights, and of the computation; None where one is unknown, and where both are. bytes: that an engine
     loads of the model, by kind; None where they are unknown. parameters: their number, which is not in the plain data;
-    None where it is unknown. Its text is the id, and functions take the record wherever they take an id.
+    None where it is unknown. Its text is the id.
     """
 
     run: str
