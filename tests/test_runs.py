@@ -72,7 +72,7 @@ def test_the_command_lists_runs_and_their_plans(interrupted, capsys):
     main(["runs", str(interrupted), "--json"])
     full, empty = json.loads(capsys.readouterr().out)
     assert full == {
-        "run": full.run,
+        "run": full["run"],
         "model": "tiny",
         "label": "dense",
         "plan": "tiny, first 3 problems; budgets 16; 1 draw; strict; profile tiny; temperature 0.0; seed 0",
@@ -82,7 +82,7 @@ def test_the_command_lists_runs_and_their_plans(interrupted, capsys):
     assert empty["plan"].startswith("tiny; budgets 16, 1024;")
     main(["runs", str(interrupted)])
     printed = capsys.readouterr().out
-    assert full.run in printed and empty.run in printed and "first 3" in printed and "seed 0" in printed
+    assert full["run"] in printed and empty["run"] in printed and "first 3" in printed and "seed 0" in printed
 
 
 def test_a_removed_run_is_gone_with_all_that_was_stored_about_it(tmp_path):
@@ -100,7 +100,7 @@ def test_a_removed_run_is_gone_with_all_that_was_stored_about_it(tmp_path):
         store._connection.execute("INSERT INTO timing VALUES (?, 'machine', '{}')", (RUN.run_id,))
         store.mark_adaptive(RUN.run_id, {"by": "find", "seed": 0})
     (left,) = prunus.runs(path, remove="tiny")
-    assert left["run"] == other.run_id
+    assert left.run == other.run_id
     connection = sqlite3.connect(path)
     left_over = {
         table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]

@@ -94,11 +94,9 @@ def test_a_study_that_an_earlier_version_began_goes_on(tmp_path, monkeypatch):
 
     noted(engine, "make_variant", made)
     noted(loop, "run_batch", batches)
-    done = prunus.run_study(
-        tmp_path / "begun.toml", out=tmp_path / "out", mixed=True
-    ).to_json()  # torch may be another one
+    done = prunus.run_study(tmp_path / "begun.toml", out=tmp_path / "out", mixed=True)  # torch may be another one
     assert [given[1].name for given in made] == ["without-0-2"] and len(batches) == 1 + 2 + 2
-    assert done["cells"] == 4 and done["unreported"] == []
+    assert done.cells == 4 and done.unreported == []
     with Store(tmp_path / "out" / "results.db") as store:
         after = {stored.run_id: store.samples(stored.run_id, texts=True) for stored in store.runs()}
     assert all(set(before) <= set(after[one]) for one, before in rows.items())

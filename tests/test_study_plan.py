@@ -49,13 +49,15 @@ def test_a_plan_counts_what_is_left(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         return original(*arguments)
 
-    plan = prunus.plan_study(file, out=out).to_json()
+    record = prunus.plan_study(file, out=out)
+    plan = record.to_json()
     assert [cell["variant"] for cell in plan["cells"]] == NAMES and not out.exists(), "nothing is written"
     # 20 to think, three answers of 8; six chains.
     assert {(c["problems"], c["answers"], c["done"], c["tokens"]) for c in plan["cells"]} == {(6, 18, 0, 6 * 44)}
     assert plan["totals"]["tokens"] == 8 * 6 * 44 and plan["totals"]["done"] == 0
     assert plan["unknown"] == [] and {cell["tokens_expected"] for cell in plan["cells"]} == {None}
-    assert "2,112 tokens to generate at most\n" in text_of(plan_table(plan))
+    assert repr(record).startswith("study ") and "2,112 tokens to generate at most" in repr(record)
+    assert "2,112 tokens to generate at most\n" in text_of(plan_table(record))
     monkeypatch.setattr(loop, "run_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prunus.run_study(file, out=out)
@@ -73,7 +75,9 @@ def test_a_plan_counts_what_is_left(tmp_path, monkeypatch, capsys):
     if all(s.ended == "forced" for s in samples):
         assert plan["cells"][1]["tokens_expected"] == pytest.approx(4 * sum(spent) / len(spent))
     expected = sum(cell["tokens_expected"] for cell in plan["cells"][1:])
-    assert f"about {expected:,.0f} tokens if chains stay as long as those so far\n" in text_of(plan_table(plan))
+    assert f"about {expected:,.0f} tokens if chains stay as long as those so far\n" in text_of(
+        plan_table(prunus.plan_study(file, out=out))
+    )
 
 
 def test_a_plan_expects_what_each_budget_took_where_none_shares_a_chain(tmp_path, monkeypatch):
@@ -131,7 +135,8 @@ def test_the_bound_on_disk_holds_for_every_kind_of_variant(tmp_path):
 def test_the_published_study_is_planned_without_network(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    plan = prunus.plan_study(EXAMPLES / "paper.toml", out=tmp_path / "out").to_json()
+    record = prunus.plan_study(EXAMPLES / "paper.toml", out=tmp_path / "out")
+    plan = record.to_json()
     assert plan["totals"]["cells"] == 30 and plan["totals"]["answers"] == 30 * 768 * 5 * 3
     assert {cell["problems"] for cell in plan["cells"]} == {30 + 198 + 40 + 500}
     assert {cell["tokens"] for cell in plan["cells"]} == {768 * 3 * (8192 + 5 * 32768)}
@@ -141,7 +146,7 @@ def test_the_published_study_is_planned_without_network(monkeypatch, tmp_path):
     assert names == Counter(2 * ["dense", *methods, "shortgpt-1", "shortgpt-2"])
     assert all(cell["run"] is None for cell in plan["cells"]) and plan["totals"]["disk"] is None
     assert any(line.startswith("whether simplescaling/s1.1-7B, Qwen/Qwen3-8B fit the") for line in plan["unknown"])
-    text = text_of(plan_table(plan))
+    text = text_of(plan_table(record))
     assert text.count("not known yet:") == len(plan["unknown"]) <= 2
     assert "Qwen3-8B wanda-layerif-dense-tensor-20" in text
     assert plan["gated"] == ["gpqa_diamond"] and "gpqa_diamond is gated" in text
@@ -191,11 +196,12 @@ def test_a_set_that_cannot_be_read_and_declares_no_number_is_unknown(tmp_path, m
     file = write_study(tmp_path, "")
     text = re.sub(r"tasks = .*", "tasks = ['sized', 'unsized']", file.read_text())
     file.write_text(re.sub(r"limit = .*", "", text))
-    plan = prunus.plan_study(file, out=tmp_path / "out").to_json()
+    record = prunus.plan_study(file, out=tmp_path / "out")
+    plan = record.to_json()
     (cell,) = plan["cells"]
     assert (cell["problems"], cell["answers"], cell["tokens"], cell["done"]) == (None, None, None, 0)
     assert plan["totals"] == {"cells": 1, "complete": 0, "answers": 0, "done": 0, "tokens": 0, "disk": None}
-    shown = text_of(plan_table(plan))
+    shown = text_of(plan_table(record))
     assert "nothing is left" not in shown and "not known yet: how many problems unsized has" in shown and "?" in shown
     file.write_text(file.read_text().replace(", 'unsized'", ""))
     (cell,) = prunus.plan_study(file, out=tmp_path / "out").to_json()["cells"]

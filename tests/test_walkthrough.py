@@ -42,10 +42,10 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
         keys = {name: store.keys(run_id) for run_id, name in names.items()}
     assert set(keys) - {"tiny/wanda-10", "tiny/wanda-90"} == {"tiny", *few}
     assert all(len(keys[name]) == 8 * 2 for name in ("tiny", *few))
-    assert {names[entry["run"]] for entry in comparison["others"]} == set(few)
-    for entry in comparison["others"]:
-        assert entry["verdict"] in WORDS
-        assert entry["verdict"].split(",")[0] in printed
+    assert {names[entry.run] for entry in comparison} == set(few)
+    for entry in comparison:
+        assert entry.verdict in WORDS
+        assert entry.verdict.split(",")[0] in printed
     (ladder,) = json.loads((tmp_path / "found" / "certificate.json").read_text())["shown"]["ladders"]
     assert (ladder["rungs"][0]["name"], ladder["rungs"][0]["word"]) == ("wanda-10", "certified")
     page = (tmp_path / "report.html").read_text()
@@ -68,7 +68,7 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     quick = walkthrough.demo(tmp_path, quick=True)
     with Store(tmp_path / "quick.db") as store:
         assert {run.model["name"] for run in store.runs()} == {"tiny", "wanda-20", "drop-1"}
-    assert quick["margin"] == walkthrough.QUICK_MARGIN and len(quick["others"]) == 2
+    assert quick.margin.to_json() == walkthrough.QUICK_MARGIN and len(quick.others) == 2
     assert "found/find.html" not in (tmp_path / "report.html").read_text()
 
 
@@ -78,5 +78,5 @@ def test_models_are_evaluated_by_processes_that_start_from_nothing(tmp_path):
     plan = replace(walkthrough.PLAN, budgets=(0, 4), limit=2, answer_tokens=8, batch_size=2)
     runs = walkthrough.evaluate_all({"dense": "tiny"}, plan, tmp_path / "results.db")
     with Store(tmp_path / "results.db") as store:
-        assert [run.run_id for run in store.runs()] == list(runs.values())
-        assert len(store.keys(runs["dense"])) == 4
+        assert [run.run_id for run in store.runs()] == [run.run_id for run in runs.values()]
+        assert len(store.keys(runs["dense"].run_id)) == 4
