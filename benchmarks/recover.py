@@ -131,7 +131,7 @@ class Bench:
 
     def evaluate(self, model: str | Path) -> str:
         """The run id of a model's answers; they are drawn unless they are there."""
-        return prunus.evaluate(model, self.plan, self.store)
+        return prunus.evaluate(model, self.plan, self.store).run_id
 
     def measure(self, variant: Variant) -> None:
         """Make and evaluate a model, and append its line; nothing happens if it has one."""

@@ -178,7 +178,7 @@ def test_an_evaluation_behind_its_server(tied, equal, tmp_path):
     for backend, folder in (("hf", "dense"), ("openai", "made")):
         engine = EngineOptions(serve=SERVE, timeout=120) if backend == "openai" else EngineOptions()
         asked = prunus.EvalPlan(**plan, answer_tokens=8, backend=backend)
-        run = prunus.evaluate(tmp_path / folder, asked, tmp_path / "results.db", engine=engine, device="cpu")
+        run = prunus.evaluate(tmp_path / folder, asked, tmp_path / "results.db", engine=engine, device="cpu").run_id
         with Store(tmp_path / "results.db") as store:
             rows[backend] = [
                 (row.problem_id, row.budget, row.ended, row.thinking, row.text, row.correct)

@@ -110,7 +110,7 @@ def test_a_model_without_a_template_gets_it_and_is_evaluated(tiny, tmp_path, cap
     else:
         make_model(model, "llama", max_position_embeddings=2048)
     (model / "chat_template.jinja").unlink()
-    run_id = prunus.evaluate(model, PLAN, tmp_path / "s.db")
+    run_id = prunus.evaluate(model, PLAN, tmp_path / "s.db").run_id
     said = capsys.readouterr().err
     assert "profile base: the tokenizer has no chat template, as those of base models" in said
     assert "temperature 0.6" in said

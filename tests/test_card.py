@@ -176,7 +176,7 @@ def test_a_card_with_results_says_what_the_store_says(store, dense, copied):
     with Store(store) as opened:
         ours, theirs = (opened.find_run(name) for name in ("wanda-50", "tiny"))
         summary = summarise(opened, ours.run_id).to_json()["tasks"]["tiny"]["budgets"]
-    (contrast,) = compare(store, theirs.run_id, [ours.run_id], margin=0.05)["others"]
+    (contrast,) = compare(store, theirs.run_id, [ours.run_id], margin=0.05).to_json()["others"]
     assert (told.run, told.base, told.verdict) == (ours.run_id, theirs.run_id, contrast["verdict"])
     card = loaded(text)
     name, results = model_index_to_eval_results(card.data.to_dict()["model-index"])

@@ -107,7 +107,7 @@ def test_pruning_after_experts_were_removed_is_what_two_commands_write(folder, t
     """The study is stopped between both steps, and goes on with the second."""
     text = '[[prune]]\nmethod = "wanda"\nsparsity = 0.2\nexperts = { method = "frequency", keep = 0.5 }\n'
     path = write_study(folder, text)
-    (planned,) = prunus.plan_study(path, out=tmp_path / "out", device="cpu")["variants"]
+    (planned,) = prunus.plan_study(path, out=tmp_path / "out", device="cpu").to_json()["variants"]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(pipeline, "prune", lambda *_, **where: {"warnings": []} if where["dry_run"] else stop())
         prunus.run_study(path, out=tmp_path / "out", device="cpu")

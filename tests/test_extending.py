@@ -255,7 +255,7 @@ said["codes"].append(command("toy", "model", "wrong", "--factor", "2"))
 said["wrong"], sys.stderr = sys.stderr.getvalue().splitlines(), kept
 prunus.apply_steps("model", "api", [ToyRecipe(factor=0.5), prunus.PruneRecipe(method="magnitude", sparsity=0.25)])
 prunus.run_study("small.toml", out="study")
-said["study"] = [run["rows"] for run in prunus.runs("studies/results.db")]
+said["study"] = [run.rows for run in prunus.runs("studies/results.db")]
 plan = prunus.EvalPlan(tasks=("tiny",), budgets=(8,), answer_tokens=4, limit=20, profile="tiny")
 found = prunus.find("model", "found", plan, "ladder.toml", store="found.db", margin=0.5, stop_margin=0.5)
 said["rungs"] = found["ladders"]["ladder"]

@@ -81,7 +81,7 @@ def rows(path, run_id: str) -> set:
 def test_rows_are_those_of_batches(tmp_path):
     backend = Streaming()
     run_id, found = evaluated(tmp_path / "streamed.db", backend)
-    assert prunus.evaluate("tiny", PLAN, tmp_path / "batches.db") == run_id
+    assert prunus.evaluate("tiny", PLAN, tmp_path / "batches.db").run_id == run_id
     assert found == rows(tmp_path / "batches.db", run_id) and len(found) == 4 * 2 * 3
     # New chains were taken while others were not complete: there is no barrier.
     assert backend.log.index("chain") < len(backend.log) - 1 - backend.log[::-1].index("take")
@@ -143,7 +143,7 @@ def test_a_kill_loses_the_chains_that_the_engine_works_on_and_no_other(tmp_path)
         server.released.set()
         server.seen.clear()
         engine = EngineOptions(url=server.url)
-        assert prunus.evaluate("tiny", plan, path, engine=engine) == work.run_id
+        assert prunus.evaluate("tiny", plan, path, engine=engine).run_id == work.run_id
         thought = Counter(tuple(body["prompt"]) for body in server.seen)
         assert [thought[tuple(chain.prompt)] for chain in work.chains] == [2, 2, 0, 0], (
             "no other chain is sampled again"

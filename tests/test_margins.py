@@ -16,7 +16,6 @@ from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.reporting import prose
 from prunus.results import ladder
-from prunus.results.cells import Entry
 from prunus.results.comparison import compare
 from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, ENDS, OPEN, Rule
 from prunus.settings.margins import Margin
@@ -103,15 +102,13 @@ def test_compare_takes_a_margin_relative_to_the_base(tmp_path):
         apart = 70 if accuracy > 0.5 else 20
         pruned = grid(lambda _, p, *__, right=right, apart=apart: right[p] and p % apart > 0, problems=500)
         path = fill(tmp_path / f"{accuracy}.db", {"dense": dense, "pruned": pruned})
-        assert compare(path, "dense", margin=0.05, resamples=200)["others"][0]["within_margin"]
-        found = compare(path, "dense", margin="5%", stop_margin="5%", resamples=200)
+        assert compare(path, "dense", margin=0.05, resamples=200).to_json()["others"][0]["within_margin"]
+        found = compare(path, "dense", margin="5%", stop_margin="5%", resamples=200).to_json()
         (entry,) = found["others"]
         assert found["margin"] == found["stop_margin"] == entry["margin"] == {"relative": 0.05}
         assert entry["within_margin"] == (word == "non-inferior")
-    (entry,) = compare(path, "dense", margin="30%", resamples=200)["others"]
-    said = prose.lead(
-        [replace(Entry.of(entry), verdict="non-inferior")], ["W"], "dense", Margin(0.3, True), 0, ["Small"]
-    )
+    (entry,) = compare(path, "dense", margin="30%", resamples=200)
+    said = prose.lead([replace(entry, verdict="non-inferior")], ["W"], "dense", Margin(0.3, True), 0, ["Small"])
     assert "a loss of 30 % of what dense solves or more is ruled out" in said
 
 
@@ -179,10 +176,10 @@ def test_a_base_that_solves_nothing_gets_no_word(tmp_path):
     path = fill(tmp_path / "s.db", {"dense": wrong, "pruned": wrong})
     for margin in (0.02, "5%"):
         found = compare(path, "dense", margin=margin, resamples=200)
-        (entry,), (warning, _) = found["others"], found["warnings"]
-        assert (entry["verdict"], entry["within_margin"], entry["nothing_to_lose"]) == ("cannot tell", False, True)
+        (entry,), (warning, _) = found, found.warnings
+        assert (entry.verdict, entry.within_margin, entry.nothing_to_lose) == ("cannot tell", False, True)
         assert warning.startswith("the base solves nothing, so there is nothing to lose")
-        what = ([Entry.of(entry)], ["W"], "dense")
+        what = ([entry], ["W"], "dense")
         assert prose.title(*what, None) == "No variant can be non-inferior: dense solves nothing"
     prunus.report(path, tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text()
@@ -190,12 +187,11 @@ def test_a_base_that_solves_nothing_gets_no_word(tmp_path):
     few = grid(lambda _, problem, *__: problem < 6, problems=400)  # 1.5 points: all of it is within the margin
     path = fill(tmp_path / "few.db", {"dense": few, "pruned": few})
     found = compare(path, "dense", resamples=200)
-    assert found["others"][0]["verdict"] == "cannot tell" and "would be all of it" in found["warnings"][0]
-    assert "losing everything would be within the margin" in prose.title(
-        [Entry.of(found["others"][0])], ["W"], "dense", None
-    )
-    (entry,) = compare(path, "dense", margin=0.0149, resamples=200)["others"]
-    assert not entry["nothing_to_lose"]
+    (entry,) = found
+    assert entry.verdict == "cannot tell" and "would be all of it" in found.warnings[0]
+    assert "losing everything would be within the margin" in prose.title([entry], ["W"], "dense", None)
+    (entry,) = compare(path, "dense", margin=0.0149, resamples=200)
+    assert not entry.nothing_to_lose
 
 
 def test_a_walk_certifies_nothing_where_there_is_nothing_to_lose(tmp_path):

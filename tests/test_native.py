@@ -51,7 +51,7 @@ SEED_TEMPLATE = CHATML + "{{ thinking_budget }}"
 
 
 def rows_of(server: Any, path: Path, plan: EvalPlan = PLAN) -> tuple[str, list[Any]]:
-    run = prunus.evaluate("tiny", plan, path, engine=EngineOptions(url=server.url, concurrency=3))
+    run = prunus.evaluate("tiny", plan, path, engine=EngineOptions(url=server.url, concurrency=3)).run_id
     with Store(path) as store:
         return run, store.samples(run, texts=True)
 
@@ -303,7 +303,7 @@ def test_a_study_has_cells_of_both_controls(tmp_path):
     with chatting(TOKENIZER, with_ids=True, backend=ScriptedBackend(babble)) as server:
         file = tmp_path / "study.toml"
         file.write_text(STUDY.format(url=server.url))
-        done = prunus.run_study(file, out=tmp_path / "out")
+        done = prunus.run_study(file, out=tmp_path / "out").to_json()
         asked = len(server.seen)
         prunus.run_study(file, out=tmp_path / "out")
         assert len(server.seen) == asked and asked >= 4 * 2 * 3
@@ -361,7 +361,7 @@ def test_a_server_with_fewer_places_than_the_window_refuses_and_nothing_is_lost(
     """By default as many requests at once as the server takes."""
     monkeypatch.setattr(transport, "BACKOFF_SECONDS", 0.001)
     with chatting(TOKENIZER, with_ids=True, limit=3, seconds=0.01) as server:
-        run = prunus.evaluate("tiny", PLAN, tmp_path / "full.db", engine=EngineOptions(url=server.url))
+        run = prunus.evaluate("tiny", PLAN, tmp_path / "full.db", engine=EngineOptions(url=server.url)).run_id
     assert server.refused > 0 and server.most_together == 3
     with chatting(TOKENIZER, with_ids=True) as server:
         again, rows = rows_of(server, tmp_path / "results.db")
@@ -407,7 +407,7 @@ def test_native_and_forced_runs_are_not_compared_unnoticed(store):
         first = opened.runs()[0].run_id
     with pytest.raises(PrunusError, match=r"is left out: control is native, not forced; name it to compare"):
         compare(store, first, resamples=200)
-    entry = compare(store, first, ["e" * 12], resamples=200)["others"][0]
+    entry = compare(store, first, ["e" * 12], resamples=200).to_json()["others"][0]
     assert entry["warnings"] == [
         "plans differ, so the difference is not the model's alone: control is native, not forced"
     ]

@@ -146,7 +146,7 @@ def test_a_search_decides_as_on_one_machine_though_a_worker_is_lost(
         for name, address in (("ray", "auto"), ("local", None)):
             (tmp_path / name).mkdir()
             prunus.evaluate(study.models[0], study.plans[0], tmp_path / name / "results.db")  # no worker starts for it
-            done = prunus.run_study(file, out=tmp_path / name, ray=address)
+            done = prunus.run_study(file, out=tmp_path / name, ray=address).to_json()
             (searches[name],) = done["searches"]
     finally:
         torch.set_num_threads(threads)
@@ -188,7 +188,7 @@ def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
     monkeypatch.setattr(Driver, "store_batch", store_batch)
     monkeypatch.setattr(ray_worker, "PIECE", 4096)  # files travel in many pieces
     file = write_study(tmp_path, RECIPES, f"{SHORT}\nbase_samples = 2", "keep_checkpoints = true")
-    done = prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address)
+    done = prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address).to_json()
     told = capsys.readouterr().err
     assert " was lost while " in told and "another one repeats the job" in told
     assert done["cells"] == 4 and len(stored) == 15 and Path(done["report"]).exists()

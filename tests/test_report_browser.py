@@ -19,7 +19,8 @@ from test_certificate import make
 
 from prunus.reporting.page import report
 from prunus.studies.find.page import write_page
-from prunus.studies.run import PlanContrast, contents
+from prunus.studies.records import PlanContrast
+from prunus.studies.run import contents
 
 # One browser for all.
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
@@ -392,7 +393,8 @@ def test_axe_finds_nothing(browser, rich, axe, tmp_path, which, dark):
     if which == "search":
         write_page(json.loads(make(tmp_path)[1].read_text()), path)
     elif which == "study":
-        shown = {Path("report-1.html"): [PlanContrast("tiny", "", "a", True, (), ("wanda-20",))]}
+        words = {"model": "tiny", "plan": "", "base": "a", "comparison": None, "not_begun": ("wanda-20",)}
+        shown = {Path("report-1.html"): [PlanContrast(**words, begun=True, others=(), controls=())]}
         path.write_text(contents("A study", shown, [], [("Found.", "find.html")]), "utf-8")
     for width in (1280, 390):
         browser.open(path, width, dark=dark)

@@ -123,12 +123,14 @@ def test_statistics_and_importance_scores_are_used_again(stored, monkeypatch):
 
 def test_a_store_is_compared_reported_and_added_to_as_before(stored):
     runs = stored["store"]["runs"]
-    check_comparison(prunus.compare("results.db", runs["dense"], [runs["pruned"]]), stored["store"]["compare"])
+    check_comparison(
+        prunus.compare("results.db", runs["dense"], [runs["pruned"]]).to_json(), stored["store"]["compare"]
+    )
     page = Path(prunus.report("results.db", "report.html", base=runs["dense"])).read_text()
     assert "legacy" in page and "wanda" in page
     plan = prunus.EvalPlan(tasks=("tiny",), budgets=(16, 256), limit=6, samples=2, batch_size=12)
     before = Path("results.db").read_bytes()
-    assert prunus.evaluate("tiny", plan, "results.db") == runs["dense"], "the same work has the same id"
+    assert prunus.evaluate("tiny", plan, "results.db").run_id == runs["dense"], "the same work has the same id"
     assert Path("results.db").read_bytes() == before, "and nothing is left to do"
 
 
@@ -142,7 +144,7 @@ def test_traces_calibrate(stored):
 def test_a_finished_study_has_nothing_to_do(stored, monkeypatch):
     monkeypatch.setattr("prunus.evaluation.backends.hf.HFBackend.__init__", fail)
     before = sorted((path, digest(str(path))) for path in Path("study/variants").iterdir())
-    done = prunus.run_study("study.toml", out="study")
+    done = prunus.run_study("study.toml", out="study").to_json()
     assert done["cells"] == stored["study"]["cells"] and done["unreported"] == []
     (entry,) = done["comparisons"]
     check_comparison(entry["comparison"], stored["study"]["compare"])
@@ -156,7 +158,7 @@ def test_a_study_of_chains_of_steps_has_nothing_to_do(stored, monkeypatch):
     monkeypatch.setattr("prunus.evaluation.backends.hf.HFBackend.__init__", fail)
     shutil.copyfile("model/tokenizer.json", "mixture/tokenizer.json")
     before = sorted((path, digest(str(path))) for path in Path("chains/variants").iterdir() if path.is_file())
-    done = prunus.run_study("chains.toml", out="chains")
+    done = prunus.run_study("chains.toml", out="chains").to_json()
     assert done["cells"] == stored["chains"]["cells"] and done["unreported"] == []
     with Store("chains/results.db") as store:
         assert sorted(run.run_id for run in store.runs()) == stored["chains"]["runs"]

@@ -46,11 +46,11 @@ def write(text: str, study: str = STUDY) -> Path:
 
 
 def run(text: str) -> dict[str, Any]:
-    return prunus.run_study(write(text), out="out")
+    return prunus.run_study(write(text), out="out").to_json()
 
 
 def plan(text: str, study: str = STUDY) -> dict[str, Any]:
-    return prunus.plan_study(write(text, study), out="out")
+    return prunus.plan_study(write(text, study), out="out").to_json()
 
 
 @pytest.mark.slow
@@ -90,7 +90,7 @@ def test_a_finished_study_computes_nothing_and_says_the_same(scripted, capsys):
     done, before = run(FIND), content(FOUND)
     asked = scripted.total()
     assert run(FIND) == done and scripted.total() == asked and content(FOUND) == before
-    assert prunus.report_study("small.toml", out="out") == done
+    assert prunus.report_study("small.toml", out="out").to_json() == done
     main(["study", "plan", "small.toml", "--out", "out"])
     printed = capsys.readouterr().out
     assert f"search magnitude: magnitude-20, 20 % removed; {FOUND}/find.html" in printed
@@ -112,7 +112,7 @@ def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(scripted, mo
     with stopped(engine, "fill_store", 4):
         run(FIND)
     assert plan(FIND)["searches"][0]["state"] == "not finished" and not FOUND.exists()
-    assert "Search magnitude: not finished." in Path(prunus.report_study("small.toml", out="out")["report"]).read_text()
+    assert "Search magnitude: not finished." in Path(prunus.report_study("small.toml", out="out").report).read_text()
     with stopped(finding, "publish"):
         run(FIND)
     with stopped(finding, "replace_folder"):

@@ -31,7 +31,7 @@ def lines(path):
 def test_chains_are_those_of_an_evaluation_of_the_same_problems(tmp_path):
     summary = prunus.traces("tiny", tmp_path / "t.jsonl", recipe(samples=2, batch_size=24))
     plan = EvalPlan(tasks=("tiny-train",), limit=12, budgets=(48,), samples=2, batch_size=24)
-    run_id = prunus.evaluate("tiny", plan, tmp_path / "r.db")
+    run_id = prunus.evaluate("tiny", plan, tmp_path / "r.db").run_id
     with Store(tmp_path / "r.db") as store:
         samples = {(s.problem_id, s.draw): s for s in store.samples(run_id, texts=True)}
     questions = {problem.id: problem.question for problem in load_task("tiny-train", 12)}

@@ -199,7 +199,7 @@ def test_the_native_budget_of_a_server(tmp_path, capsys):
     plan = EvalPlan(tasks=("tiny",), limit=8, budgets=budgets, backend="openai", control="native")
     with vllm_serve(folder, "--reasoning-parser", "qwen3") as url:
         engine = EngineOptions(url=url)
-        run = prunus.evaluate(folder, plan, tmp_path / "native.db", engine=engine)
+        run = prunus.evaluate(folder, plan, tmp_path / "native.db", engine=engine).run_id
         assert "warning" not in capsys.readouterr().err
         closed = replace(plan, budgets=(8,), profile=str(folder / "closed.toml"))
         prunus.evaluate(folder, closed, tmp_path / "closed.db", engine=engine)
@@ -209,7 +209,7 @@ def test_the_native_budget_of_a_server(tmp_path, capsys):
     with Store(tmp_path / "native.db") as store:
         rows = {(row.problem_id, row.budget): row for row in store.samples(run, texts=True)}
     plan = EvalPlan(tasks=("tiny",), limit=8, budgets=tuple(max(0, budget - 1) for budget in budgets))
-    forced = prunus.evaluate("tiny", plan, tmp_path / "forced.db")
+    forced = prunus.evaluate("tiny", plan, tmp_path / "forced.db").run_id
     with Store(tmp_path / "forced.db") as store:
         for row in store.samples(forced, texts=True):
             native = rows[row.problem_id, row.budget + (row.budget > 0)]

@@ -14,7 +14,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.tasks import TASKS
 from prunus.plain_data import Summary
 from prunus.pruning.inspection import LinearFacts, ModelFacts, WeightFacts, inspect
-from prunus.results.comparison import compared, plan_differences
+from prunus.results.comparison import compare, plan_differences
 from prunus.results.summary import summarise
 from prunus.settings.margins import MarginLike
 from prunus.step import StepRecord
@@ -159,7 +159,7 @@ def read_results(
         if theirs is not None:
             results = replace(results, base=theirs, base_summary=summarise(store, theirs.run_id))
     if theirs is not None:
-        found = compared(path, theirs.run_id, [ours.run_id], margin=margin)
+        found = compare(path, theirs.run_id, [ours.run_id], margin=margin)
         (contrast,) = found.others
         results = replace(results, contrast=replace(contrast, warnings=[*contrast.warnings, *found.warnings]))
     return results, warnings

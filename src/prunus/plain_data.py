@@ -10,8 +10,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import isfinite
-from types import UnionType
-from typing import Any, ClassVar, Self, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 from prunus.errors import nearest
 
@@ -130,8 +129,9 @@ R = TypeVar("R")
 class Record:
     """Its classes are frozen dataclasses, whose plain data has the names of the fields as keys, in their order.
 
-    A field that is None by default is left out while it is. Numbers that are not finite turn into None at once. LAST:
-    fields whose keys come last in the data, where those of a base class would come first.
+    A field that is None by default is left out while it is, and a field that is HIDDEN always is. Numbers that are not
+    finite turn into None at once. LAST: fields whose keys come last in the data, where those of a base class would come
+    first.
     """
 
     LAST: ClassVar[tuple[str, ...]] = ()
@@ -153,16 +153,14 @@ class Record:
         """The record as plain data."""
         ordered = sorted(fields(self), key=lambda one: self.LAST.index(one.name) if one.name in self.LAST else -1)
         return {
-            one.metadata.get("key", one.name): plain(value)
+            key: plain(value)
             for one in ordered
-            if (value := getattr(self, one.name)) is not None or one.default is not None
+            if (key := one.metadata.get("key", one.name)) is not None
+            and ((value := getattr(self, one.name)) is not None or one.default is not None)
         }
 
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Self:
-        """The record that was written as this plain data."""
-        hints, names = get_type_hints(cls), {one.metadata.get("key", one.name): one.name for one in fields(cls)}
-        return cls(**{names[key]: _read(hints[names[key]], value) for key, value in data.items()})
+
+HIDDEN = {"key": None}  # metadata of a field that the plain data does not have
 
 
 class Summary(Record):
@@ -180,20 +178,6 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         for key, value in shown.items()
     ]
     return [*lines, *(f"warning: {warning}" for warning in summary.get("warnings", ()))]
-
-
-def _read(hint: Any, value: Any) -> Any:
-    """A value of plain data as the type of its field says."""
-    of = get_args(hint)
-    if value is None or hint is Any:
-        return value
-    if get_origin(hint) is UnionType:
-        return _read(of[0], value)
-    if get_origin(hint) is Mapping:
-        return {name: _read(of[1], one) for name, one in value.items()}
-    if get_origin(hint) is Sequence:
-        return [_read(of[0], one) for one in value]
-    return hint.of(value) if isinstance(hint, type) and hasattr(hint, "of") else value
 
 
 def made(kind: Callable[..., R], *parts: Mapping[str, object], **more: object) -> R:

@@ -159,7 +159,7 @@ def rows(work: Work, out: Path, device: str) -> Any:
     from prunus.store.store import Store
 
     plan = prunus.EvalPlan(("tiny",), budgets=(8,), limit=2, answer_tokens=4, batch_size=4)
-    run_id = prunus.evaluate(work.model, plan, out.with_suffix(".db"), device=device)
+    run_id = prunus.evaluate(work.model, plan, out.with_suffix(".db"), device=device).run_id
     with Store(out.with_suffix(".db")) as store:
         return sorted([row.problem_id, row.budget, row.ended] for row in store.samples(run_id))
 

@@ -3,11 +3,11 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial, wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -20,6 +20,9 @@ from prunus.settings.budgets import OFF, Off, with_names
 from prunus.settings.engines import EngineOptions, parse_args, users_of
 from prunus.step import Where
 from prunus.visible import visible_json
+
+if TYPE_CHECKING:
+    from prunus.results.cells import Comparison
 
 HEADINGS = ("Begin here", "Make", "Evaluate", "Decide", "Show", "Look")  # of commands in help
 WIDEST = 26  # columns of the names of options in help; a longer one has a line of its own
@@ -252,15 +255,11 @@ def show(data: Any, as_json: bool, shown: str | Callable[[Any], object]) -> None
         shown(data)
 
 
-def show_verdicts(comparison: Mapping[str, Any], store: Path | str, details: bool = False) -> None:
-    """Print the table of a comparison of runs of a store, or with details all its tables."""
+def show_verdicts(comparison: "Comparison", details: bool = False) -> None:
+    """Print the table of a comparison, or with details all its tables."""
     from prunus.reporting.terminal import detail_tables, verdict_table
-    from prunus.results.cells import Comparison
-    from prunus.store.store import Store
 
-    found = Comparison.of(comparison)
-    with Store(store) as opened:
-        progress.out_console.print(detail_tables(found) if details else verdict_table(found, opened.runs()))
+    progress.out_console.print((detail_tables if details else verdict_table)(comparison))
 
 
 model_argument = click.argument("model")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -41,6 +41,9 @@ from prunus.settings import hints_of, settings_of
 from prunus.settings.engines import EngineOptions, engine_for
 from prunus.studies.file import DEFAULT_LADDER, FindRules
 
+if TYPE_CHECKING:
+    from prunus.studies.records import StudyPlan, StudyResult
+
 task_option = click.option(
     "--task",
     "tasks",
@@ -64,13 +67,10 @@ def eval_command(model: str, store: Path, device: str, engine: EngineOptions, mi
     After an interruption the same command resumes; a finished run does no work.
     """
     check_plan(model, asked := EvalPlan(**plan), engine, store)
-    run_id = prunus.evaluate(model, asked, store, device=device, engine=engine, mixed=mixed)
+    run = prunus.evaluate(model, asked, store, device=device, engine=engine, mixed=mixed)
     from prunus.reporting.terminal import curve_table
-    from prunus.results.summary import summarise
-    from prunus.store.store import Store
 
-    with Store(store) as opened:
-        progress.out_console.print(curve_table([summarise(opened, run_id)]))
+    progress.out_console.print(curve_table([run]))
 
 
 @command("Make", "traces", "prunus traces tiny own.jsonl --task tiny-train --limit 200 --max-tokens 256 --only correct")
@@ -206,23 +206,23 @@ def parse(words: tuple[str, ...]) -> tuple[str, str]:
     return action, files[0]
 
 
-def print_plan(plan: Mapping[str, Any]) -> None:
+def print_plan(plan: "StudyPlan") -> None:
     """Print what a study would do as a table."""
-    from prunus.studies.terminal import plan_table
+    from prunus.studies.records import plan_table
 
     progress.out_console.print(plan_table(plan))
 
 
-def print_outcomes(done: Mapping[str, Any]) -> None:
+def print_outcomes(done: "StudyResult") -> None:
     """Print a table of verdicts for each model and plan, the outcomes of searches, and where the report is."""
-    from prunus.studies.terminal import search_lines
+    from prunus.studies.records import search_lines
 
-    for entry in done["comparisons"]:
-        if entry["comparison"] is not None:
-            show_verdicts(entry["comparison"], done["store"])
-    for search in done["searches"]:
-        progress.put("\n".join(search_lines(search, len({one["model"] for one in done["searches"]}) > 1)))
-    progress.say(f"report: {done['report']}")
+    for one in done.comparisons:
+        if one.comparison is not None:
+            show_verdicts(one.comparison)
+    for search in done.searches:
+        progress.put("\n".join(search_lines(search, len({one.model for one in done.searches}) > 1)))
+    progress.say(f"report: {done.report}")
 
 
 NOTHING_FOUND = 3  # exit code

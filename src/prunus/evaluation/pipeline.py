@@ -32,8 +32,10 @@ from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import ResolvedPlan, keeps_prefix, renew_groups, resolve_plan, store_problems
 from prunus.evaluation.run import check_engine, fill_store, missing_batches, planned_chains
 from prunus.evaluation.stored_ids import as_stored, by_id
+from prunus.plain_data import Record
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan
+from prunus.results.summary import Summary, summarise
 from prunus.settings.engines import EngineOptions
 from prunus.settings.serving import Serving
 from prunus.store.rows import ProblemRow, Run
@@ -48,20 +50,35 @@ def evaluate(
     device: str = "auto",
     engine: EngineOptions | None = None,
     mixed: bool = False,
-) -> str:
-    """Evaluate a model under thinking budgets, add every missing row of the plan to the store, and return the run's id.
+) -> Summary:
+    """Evaluate a model under thinking budgets, add every missing row of the plan to the store, and return the run.
 
-    model: `tiny`, a folder or a hub id. store: SQLite file, created if missing.
-    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one. engine: options to start or reach the plan's backend
-    (docs/engines.md). mixed: go on with a run although what changes numbers, such as the device, dtype or a version, is
-    not as before; the run then gets no verdict.
+    model: `tiny`, a folder or a hub id.
+    plan: tasks, budgets, and all else that is asked of the model.
+    store: SQLite file, created if missing.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    engine: options to start or reach the plan's backend (docs/engines.md).
+    mixed: go on with a run although what changes numbers, such as the device, dtype or a version, is not as before; the
+    run then gets no verdict.
 
-    The id is a hash of the model (weights, configuration, tokenizer, chat template), of the plan with the values that
-    take effect, and of the settings by which it is served (docs/engines.md). Rows that the store already has, also of
-    another number of problems, budgets or draws, are not computed again, and if none is missing the model is not
+        run = prunus.evaluate("tiny", prunus.EvalPlan(tasks=("tiny",), budgets=(16, 64, 256)), "results.db")
+        run.run_id, run.accuracy["tiny"][256]
+
+    The run's id is a hash of the model (weights, configuration, tokenizer, chat template), of the plan with the values
+    that take effect, and of the settings by which it is served (docs/engines.md). Rows that the store already has, also
+    of another number of problems, budgets or draws, are not computed again, and if none is missing the model is not
     loaded. Raises PrunusError where the model or the plan is wrong, before anything is generated, where another process
     is working on this run, and where the run was begun otherwise (without mixed).
     """
+    run_id = complete_run(model, plan, store, device, engine, mixed)
+    with Store(store) as opened:
+        return summarise(opened, run_id)
+
+
+def complete_run(
+    model: str | Path, plan: EvalPlan, store: str | Path, device: str, engine: EngineOptions | None, mixed: bool
+) -> str:
+    """Add every missing row to the store, and return the run's id; arguments as of evaluate."""
     check_plan(model, plan, engine, store)
     if any(map(is_harness_task, plan.tasks)):
         return evaluate_harness(model, plan, Path(store), device)
@@ -125,35 +142,48 @@ def fill(
             steps.advance(len(portion.samples), note=f"{speed:,.0f} tokens/s")
 
 
-def regrade(store: str | Path) -> dict[str, int]:
-    """Grade all stored texts again and update the store; nothing is generated.
+class Regraded(Record):
+    """How many runs and answers were graded again.
 
-    Returns counts: runs, graded (answers), changed (answers with a new grade) and kept (answers that are not graded
-    again, because the store lacks the texts of a gated set or because another tool graded them). Raises PrunusError if
-    the store does not exist.
+    changed: answers with a new grade. kept: answers that are not graded again, because the store lacks the texts of a
+    gated set or because another tool graded them.
     """
-    counts = {"runs": 0, "graded": 0, "changed": 0, "kept": 0}
+
+    runs: int
+    graded: int
+    changed: int
+    kept: int
+
+
+def regrade(store: str | Path) -> Regraded:
+    """Grade all stored texts again and update the store; nothing is generated. Returns counts.
+
+    store: SQLite file of the results. Raises PrunusError if it does not exist.
+
+        prunus.regrade("results.db").changed
+    """
+    runs = graded = altered = kept = 0
     with Store(Path(store)) as opened, Grader() as grader:
         problems = opened.problems()
         for run in opened.runs():
-            counts["runs"] += 1
+            runs += 1
             samples = opened.samples(run.run_id, texts=not run.imported)
             if run.imported:
-                counts["kept"] += len(samples)
+                kept += len(samples)
                 continue
             with_texts = [sample for sample in samples if has_texts(problems[sample.problem_id])]
-            counts["kept"] += len(samples) - len(with_texts)
+            kept += len(samples) - len(with_texts)
             grades = grader.grade([(problems[sample.problem_id], sample.text) for sample in with_texts])
             changed = [
                 (sample.problem_id, sample.budget, sample.draw, grade.answer, grade.status, grade.correct)
                 for sample, grade in zip(with_texts, grades, strict=True)
                 if (sample.answer, sample.status, sample.correct) != (grade.answer, grade.status, grade.correct)
             ]
-            counts["graded"] += len(with_texts)
-            counts["changed"] += len(changed)
+            graded += len(with_texts)
+            altered += len(changed)
             opened.update_grades(run.run_id, changed)
             opened.update_versions(run.run_id, {"grader": GRADER_VERSION})
-    return counts
+    return Regraded(runs=runs, graded=graded, changed=altered, kept=kept)
 
 
 def has_texts(problem: ProblemRow) -> bool:
