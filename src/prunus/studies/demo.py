@@ -15,6 +15,7 @@ from prunus.progress import Steps, out_console, say, set_quiet
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, QuantizeRecipe, RecoverRecipe, WidthRecipe
 from prunus.recipes.base import Recipe
 from prunus.reporting.terminal import curve_table, verdict_table
+from prunus.results.certificate import read_certificate
 from prunus.results.comparison import compared
 from prunus.results.summary import summarise
 from prunus.settings.engines import EngineOptions
@@ -22,7 +23,6 @@ from prunus.settings.margins import Margin
 from prunus.step import Where
 from prunus.store.store import Store
 from prunus.studies.file import FindRules, FindTable
-from prunus.studies.find.certificate import read_certificate
 from prunus.studies.find.page import NAME as PAGE
 
 
@@ -123,8 +123,8 @@ def search(tour: Tour, plan: EvalPlan, store: Path, target: Path) -> str:
     opened = open_search(tour.model, plan, asked, ladders_of(asked), engine=EngineOptions())
     if not is_finished(opened, target):
         carry_out(opened, target, store, "auto", overwrite=True, always=True)
-    (ladder,) = read_certificate(target / CERTIFICATE)["shown"]["ladders"]
-    words = ", ".join(f"{rung['name']} is {rung['word']}" for rung in ladder["rungs"]).replace("is cannot", "cannot")
+    (ladder,) = read_certificate(target / CERTIFICATE).shown.ladders
+    words = ", ".join(f"{rung.name} is {rung.word}" for rung in ladder.rungs).replace("is cannot", "cannot")
     margin, stop_margin = (Margin.of(one).words() for one in (tour.rules.margin, tour.rules.stop_margin))
     margins = f"{margin} of accuracy, {stop_margin.removesuffix(' points')} of ending by itself"
     return f"Searched for the most that can be removed (losses ruled out: {margins}): {words}."
