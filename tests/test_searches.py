@@ -80,7 +80,7 @@ def test_a_search_is_stored_once_with_the_rows_that_its_runs_had(tmp_path):
         add(opened, "r0")
         declare_in(opened, second)
         (one, two) = opened.searches()
-        declare_in(opened, json.loads(json.dumps(first)))
+        declare_in(opened, Declaration.of(json.loads(json.dumps(first.to_json()))))
         add(opened, "r1")
         declare_in(opened, second)
         assert opened.searches() == [one, two]
@@ -120,7 +120,7 @@ def test_thirteen_ladders_of_one_rung_are_counted(store, tmp_path):
     with Store(store) as opened:
         for search in searches:
             declare_in(opened, search)
-            add(opened, search["ladders"][0]["rungs"][0]["name"])
+            add(opened, search.rungs[0].name)
     data = certify(store, searches[-1], tmp_path / "c.json")
     assert len(data["shown"]["searches"]["before"]) == 12
     assert [one["name"] for one in data["shown"]["searches"]["had"]] == ["m"], "its rung has rows since it was declared"
