@@ -201,7 +201,7 @@ def write_search() -> dict[str, Any]:
     prunus.find("tiny", "found", plan, "0.1,0.9", settings=settings, margin=0.3, stop_margin=0.5, store="found.db")
     Path("found/certificate.json").rename("certificate.json")
     shutil.rmtree("found")  # a megabyte
-    return {"verify": prunus.verify("certificate.json", "found.db")}
+    return {"verify": prunus.verify("certificate.json", "found.db").to_json()}
 
 
 def pick(data: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:

@@ -227,7 +227,7 @@ steps = [{{ quantize = {{ bits = 4, group = "32", method = "rtn" }} }}, {{ gguf 
     asked: dict[str, Any] = {"margin": 0.5, "stop_margin": 0.5, "engine": EngineOptions(serve=SERVE, timeout=120)}
     store = tmp_path / "found.db"
     found = prunus.find(tmp_path / "model", tmp_path / "small", plan, rungs, smallest="llama.cpp", store=store, **asked)
-    (rung,) = found["ladders"]["recipes"]
+    (rung,) = found.to_json()["ladders"]["recipes"]
     assert rung["why"] == "losing all that the dense model has would be within the margin", "it solves nothing"
     with Store(store) as opened:
         (declared,) = (one.declared for one in opened.searches())

@@ -288,13 +288,13 @@ RULE: dict[str, Any] = {"methods": ["magnitude"], "settings": CALIBRATION, "marg
 
 @studied
 def test_a_search_draws_the_dense_model_more_often(scripted, capsys):
-    ahead = prunus.find("model", "out", DRAWN, "0.1:0.4:0.1", store="rows.db", dry_run=True, **RULE)
+    ahead = prunus.find("model", "out", DRAWN, "0.1:0.4:0.1", store="rows.db", dry_run=True, **RULE).to_json()
     assert "200 problems with 2 draws each (5 of the dense model)" in ahead["lines"][0]
     assert ahead["grid_tokens"] == round((4 * 2 + 5) * 200 * ahead["chain_tokens"])
     fewer = prunus.find("model", "out", EvalPlan(**{**vars(DRAWN), "base_samples": None}), "0.1:0.4:0.1",
-                        store="rows.db", dry_run=True, **RULE)  # fmt: skip
+                        store="rows.db", dry_run=True, **RULE).to_json()  # fmt: skip
     assert ahead["forecasts"]["accuracy"]["rounds"] < fewer["forecasts"]["accuracy"]["rounds"]
-    found = prunus.find("model", "out", DRAWN, "0.1:0.4:0.1", store="rows.db", **RULE)
+    found = prunus.find("model", "out", DRAWN, "0.1:0.4:0.1", store="rows.db", **RULE).to_json()
     assert found["found"] == "magnitude-20"
     certificate = json.loads(Path("out/certificate.json").read_text())
     assert (certificate["declared"]["samples"], certificate["declared"]["base_samples"]) == (2, 5)
@@ -306,10 +306,10 @@ def test_a_search_draws_the_dense_model_more_often(scripted, capsys):
     assert draws["model"] == set(range(5)) and draws["model/magnitude-20"] == {0, 1}
     assert "2 draws (5 of the dense model)" in Path("out/find.html").read_text()
     checked = prunus.verify("out/certificate.json", "rows.db")
-    assert checked["claims"] and not checked["differences"] + checked["notes"]
+    assert checked.claims and not checked.differences + checked.notes
     # Interrupted or repeated, it takes the same decisions without another chain.
     scripted.clear()
-    again = prunus.find("model", "again", DRAWN, "0.1:0.4:0.1", store="rows.db", **RULE)
+    again = prunus.find("model", "again", DRAWN, "0.1:0.4:0.1", store="rows.db", **RULE).to_json()
     assert not scripted and again["found"] == "magnitude-20"
 
 
@@ -327,7 +327,7 @@ def test_a_search_takes_over_draws_of_the_dense_model(scripted):
         looked = json.loads(Path("out/certificate.json").read_text())["shown"]["dense"]["looked"]
     assert scripted["dense"] <= looked * 3 + 20  # whole batches
     checked = prunus.verify("out/certificate.json", "rows.db")
-    assert checked["claims"] and not checked["differences"]
+    assert checked.claims and not checked.differences
 
 
 @studied
@@ -337,7 +337,7 @@ def test_who_changes_the_declared_draws_is_found_out(scripted):
     data = json.loads(file.read_text())
     data["declared"]["base_samples"] = 3
     file.write_text(json.dumps(data))
-    differences = prunus.verify("out/certificate.json", "rows.db")["differences"]
+    differences = prunus.verify("out/certificate.json", "rows.db").differences
     assert "samples of the runs in the store are 5, the certificate declares 3" in differences
 
 

@@ -258,7 +258,7 @@ prunus.run_study("small.toml", out="study")
 said["study"] = [run.rows for run in prunus.runs("studies/results.db")]
 plan = prunus.EvalPlan(tasks=("tiny",), budgets=(8,), answer_tokens=4, limit=20, profile="tiny")
 found = prunus.find("model", "found", plan, "ladder.toml", store="found.db", margin=0.5, stop_margin=0.5)
-said["rungs"] = found["ladders"]["ladder"]
+said["rungs"] = found.to_json()["ladders"]["ladder"]
 open("said.json", "w").write(json.dumps(said))
 """
 STEP_TABLES = """

@@ -58,7 +58,7 @@ def search(ladder: Any = "0.1:0.4:0.1", out: str = "out", **settings: Any) -> di
     plan = settings.pop("plan", PLAN)
     if isinstance(ladder, str) and not ladder.endswith(".toml"):
         settings.setdefault("methods", ["magnitude"])
-    return prunus.find("model", out, plan, ladder, **{**RULE, **settings})
+    return prunus.find("model", out, plan, ladder, **{**RULE, **settings}).to_json()
 
 
 def words(found: dict[str, Any]) -> dict[str, list[str]]:
@@ -76,7 +76,7 @@ def rows(store: str) -> dict[str, Any]:
 
 def verified(*outs: str) -> bool:
     checked = [prunus.verify(f"{out}/certificate.json", "rows.db") for out in outs]
-    return all(one["claims"] and not one["differences"] + one["notes"] for one in checked)
+    return all(one.claims and not [*one.differences, *one.notes] for one in checked)
 
 
 @pytest.mark.slow
@@ -266,7 +266,7 @@ def test_texts_configuration_and_template_cannot_be_changed_beside_a_certificate
 
     def differs(told: str) -> None:
         checked = prunus.verify("out/certificate.json", "rows.db")
-        assert checked["claims"] == [] and any(told in line for line in checked["differences"]), checked
+        assert checked.claims == [] and any(told in line for line in checked.differences), checked
         shutil.copy("kept.db", "rows.db")
         shutil.rmtree("out")
         shutil.copytree("kept", "out")
@@ -290,7 +290,7 @@ def test_texts_configuration_and_template_cannot_be_changed_beside_a_certificate
     for name in ("README.md", "find.html", ".gitattributes"):
         Path("out", name).write_text("edited")
     shutil.copy("rows.db", "out/rows.db")
-    assert prunus.verify("out/certificate.json", "out/rows.db")["differences"] == []
+    assert prunus.verify("out/certificate.json", "out/rows.db").differences == []
 
 
 def test_a_search_that_follows_a_refusal_says_so_when_it_starts(search_folder, scripted, capsys):
@@ -305,7 +305,7 @@ def test_a_search_that_follows_a_refusal_says_so_when_it_starts(search_folder, s
     with Store("rows.db") as store:
         assert [one.declared["margin"] for one in store.searches()] == [0.1, 0.2], "a dry run declares nothing"
     checked = prunus.verify("out/certificate.json", "rows.db")
-    assert checked["differences"] == [] and checked["searches"][0].endswith(": magnitude-30 refused")
+    assert checked.differences == [] and checked.searches[0].endswith(": magnitude-30 refused")
 
 
 def test_tokens_end_a_search_that_cannot_tell(search_folder, scripted):
@@ -354,7 +354,7 @@ def bits(search_folder, scripted, monkeypatch) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_the_ladder_of_an_engine_goes_by_the_bytes_that_it_loads(search_folder, bits, scripted, capsys):
-    ahead = prunus.find("model", "out", dry_run=True, **RULE, **bits)
+    ahead = prunus.find("model", "out", dry_run=True, **RULE, **bits).to_json()
     (search_folder / "same.toml").write_text(ahead["ladder"])
     options = ["--smallest", "vllm", "--backend", "vllm", "--calibration", "text.jsonl", "--dry-run"]
     capsys.readouterr()
@@ -448,7 +448,9 @@ def test_the_ladder_of_llama_cpp_is_of_gguf_files(tmp_path, monkeypatch):
     asked |= {"margin": 0.3, "stop_margin": 0.3}
 
     def ahead(serve: str, ladder: Any = None) -> dict[str, Any]:
-        return prunus.find("model", "out", plan, ladder, engine=EngineOptions(serve=f"s {serve} {{port}}"), **asked)
+        return prunus.find(
+            "model", "out", plan, ladder, engine=EngineOptions(serve=f"s {serve} {{port}}"), **asked
+        ).to_json()
 
     found = ahead("{gguf}")
     (Path("out.toml")).write_text(found["ladder"])

@@ -337,7 +337,7 @@ def test_a_search_counts_groups_and_verify_knows_them(search_folder, scripted, c
     lines = [json.loads(line) for line in (search_folder / "sums.jsonl").read_text().splitlines()]
     write(search_folder / "sums.jsonl", [line | {"group": n // 2} for n, line in enumerate(lines)])
     found = prunus.find("model", "out", SEARCH_PLAN, "0.1,0.3", methods=["magnitude"], margin=0.1, stop_margin=0.1,
-                        store="rows.db")  # fmt: skip
+                        store="rows.db").to_json()  # fmt: skip
     assert found["found"] == "magnitude-10"
     assert f"{PROBLEMS} problems in {PROBLEMS // 2} groups" in capsys.readouterr().err
     assert found["claims"][-1].endswith(f"if the {PROBLEMS // 2} groups of problems are independent")
@@ -347,11 +347,11 @@ def test_a_search_counts_groups_and_verify_knows_them(search_folder, scripted, c
     assert rung["problems"] == shown["problems"] == 2 * shown["rounds"], "both problems of a group are looked at"
     assert len(data["declared"]["groups"]) == PROBLEMS // 2
     assert f"in {PROBLEMS // 2} groups" in Path("out/find.html").read_text("utf-8")
-    assert prunus.verify("out/certificate.json", "rows.db")["differences"] == []
+    assert prunus.verify("out/certificate.json", "rows.db").differences == []
     with sqlite3.connect("rows.db") as connection:
         connection.execute("DELETE FROM belongs")
     connection.close()
-    (said,) = prunus.verify("out/certificate.json", "rows.db")["differences"]
+    (said,) = prunus.verify("out/certificate.json", "rows.db").differences
     assert said == f"the {PROBLEMS} problems are {PROBLEMS} groups in the store, which the certificate counts as 100"
 
 

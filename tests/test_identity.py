@@ -424,7 +424,7 @@ def test_find_and_verify_refuse_mixed_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("certificate.json", "found.db"):
         shutil.copyfile(STORED[0] / name, name)
-    assert not prunus.verify("certificate.json", "found.db")["differences"]
+    assert not prunus.verify("certificate.json", "found.db").differences
     with Store("found.db") as opened:
         dense, rung = opened.runs()[:2]
         opened.add_run(replace(rung, versions={**rung.versions, "torch": "1.0"}), mixed=True)
@@ -432,4 +432,4 @@ def test_find_and_verify_refuse_mixed_runs(tmp_path, monkeypatch):
         with pytest.raises(PrunusError, match=r"several ways \(torch is 1\.0, not 2\.13"):
             refuse_mixed(opened, search)
     found = prunus.verify("certificate.json", "found.db")
-    assert not found["claims"] and "rows were computed in several ways" in found["differences"][0]
+    assert not found.claims and "rows were computed in several ways" in found.differences[0]

@@ -16,6 +16,7 @@ from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.reporting import prose
 from prunus.results import ladder
+from prunus.results.certificate import write_certificate
 from prunus.results.comparison import compare
 from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, ENDS, OPEN, Rule
 from prunus.settings.margins import Margin
@@ -147,27 +148,28 @@ def searched(folder: Path, rule: Rule, rows=rows_of):
     with Store(store) as opened:
         declare_in(opened, declared)
         data = certificates.certificate(opened, declared, None)
-    certificates.write_certificate(data, folder / "certificate.json")
+    write_certificate(data, folder / "certificate.json")
     return store, data, folder / "certificate.json"
 
 
 def test_a_certificate_of_a_relative_margin_is_confirmed_by_the_rows(tmp_path):
     store, data, file = searched(tmp_path, Rule("15%", 0.1))
-    assert data["declared"]["margin"] == {"relative": 0.15} and data["declared"]["stop_margin"] == 0.1
-    gentle, harsh = data["shown"]["ladders"][0]["rungs"]
-    assert (gentle["word"], harsh["word"]) == (CERTIFIED, "refused")
+    written = data.to_json()["declared"]
+    assert written["margin"] == {"relative": 0.15} and written["stop_margin"] == 0.1
+    gentle, harsh = data.shown.rungs
+    assert (gentle.word, harsh.word) == (CERTIFIED, "refused")
     checked = verify(file, store)
-    assert not checked["differences"] and "is less than 15 % of dense's below it" in checked["claims"][0]
-    estimate, low, _ = gentle["path"][ACCURACY][-1]  # what it keeps beyond 85 % of the dense model's
-    dense, mean = gentle["dense_accuracy"], gentle["evidence"][ACCURACY]["difference"]
-    assert low > -1e-9 and gentle["rounds"] <= gentle["looked"]
+    assert not checked.differences and "is less than 15 % of dense's below it" in checked.claims[0]
+    estimate, low, _ = gentle.path.accuracy[-1]  # what it keeps beyond 85 % of the dense model's
+    dense, mean = gentle.dense_accuracy, gentle.evidence[ACCURACY]["difference"]
+    assert low > -1e-9 and gentle.rounds <= gentle.looked
     assert estimate == pytest.approx(mean + 0.15 * np.mean(dense), abs=0.02)
     assert "15 % of what the dense model solves" in page(data)
     forged = json.loads(file.read_text())
     forged["declared"]["margin"] = {"relative": 0.05}
-    forged["content"] = certificates.content_hash({k: v for k, v in forged.items() if k != "content"}, 64)
+    forged["content"] = certificates.content_of(forged)
     file.write_text(json.dumps(forged))
-    assert verify(file, store)["differences"]
+    assert verify(file, store).differences
 
 
 @pytest.mark.slow
@@ -206,14 +208,15 @@ def test_a_walk_certifies_nothing_where_there_is_nothing_to_lose(tmp_path):
         return [row for row in rows_of("dense") if not vars(row).update(correct=False)] if name else []
 
     store, data, file = searched(tmp_path, Rule(0.1, 0.1), rows=wrong)
-    (rung,) = data["shown"]["ladders"][0]["rungs"]
-    assert (rung["word"], rung["why"]) == ("cannot tell", NOTHING_TO_LOSE) and not data["shown"]["claims"]
-    assert data["caution"].startswith("the dense model solves nothing") and data["caution"][1:60] in page(data)
-    assert verify(file, store)["differences"] == []
+    (rung,) = data.shown.rungs
+    assert (rung.word, rung.why) == ("cannot tell", NOTHING_TO_LOSE) and not data.shown.claims
+    assert data.caution is not None and data.caution.startswith("the dense model solves nothing")
+    assert data.caution[1:60] in page(data)
+    assert verify(file, store).differences == []
     changed = json.loads(file.read_text()) | {"caution": None}
-    changed["content"] = certificates.content_hash({k: v for k, v in changed.items() if k != "content"}, 64)
+    changed["content"] = certificates.content_of(changed)
     file.write_text(json.dumps(changed))
-    assert "the caution is" in verify(file, store)["differences"][0]
+    assert "the caution is" in verify(file, store).differences[0]
 
 
 def test_a_search_on_a_base_that_solves_nothing_warns_and_then_is_refused(search_folder, scripted, monkeypatch, capsys):
@@ -222,7 +225,7 @@ def test_a_search_on_a_base_that_solves_nothing_warns_and_then_is_refused(search
 
     def search(out, **more):
         return prunus.find("model", out, PLAN, "0.1", methods=["magnitude"], margin=0.1, stop_margin=0.1,
-                           store="rows.db", **more)  # fmt: skip
+                           store="rows.db", **more).to_json()  # fmt: skip
 
     found = search("out")
     assert found["found"] is None and found["ladders"]["magnitude"][0]["why"] == NOTHING_TO_LOSE

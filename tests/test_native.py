@@ -336,12 +336,12 @@ def test_find_decides_under_native_control_where_the_engine_ends_the_thinking(tm
         plan = replace(PLAN, limit=60, samples=1, budgets=(8, 16))
         rules: dict[str, Any] = {"margin": 0.3, "stop_margin": 0.2, "methods": ["magnitude"]}
         engine, out, store = EngineOptions(serve="vllm {model} {port}"), tmp_path / "out", tmp_path / "results.db"
-        found = prunus.find("tiny", out, plan, "0.1:0.3:0.1", store=store, engine=engine, **rules)
+        found = prunus.find("tiny", out, plan, "0.1:0.3:0.1", store=store, engine=engine, **rules).to_json()
         asked = len(server.seen)
         assert prunus.find("tiny", tmp_path / "again", plan, "0.1:0.3:0.1", store=store, engine=engine, **rules)
     assert len(server.seen) == asked
     assert [rung["word"] for rung in found["ladders"]["magnitude"]] == ["certified", "refused"]
-    assert found["found"] == "magnitude-10" and prunus.verify(out / "certificate.json", store)["differences"] == []
+    assert found["found"] == "magnitude-10" and prunus.verify(out / "certificate.json", store).differences == []
     rung = json.loads((out / "certificate.json").read_text())["shown"]["ladders"][0]["rungs"][1]
     assert rung["failed"] == ["ends"]
     with Store(store) as opened:

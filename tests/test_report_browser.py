@@ -18,6 +18,7 @@ from pypdf import PdfReader
 from test_certificate import make
 
 from prunus.reporting.page import report
+from prunus.results.certificate import read_certificate
 from prunus.studies.find.page import write_page
 from prunus.studies.records import PlanContrast
 from prunus.studies.run import contents
@@ -160,7 +161,7 @@ def test_no_table_is_cut_off(browser, rich, width):
 @pytest.mark.parametrize("width", [320, 1400])
 def test_the_page_of_a_search_draws_fits_and_runs_its_script(browser, tmp_path, width):
     _, certificate = make(tmp_path)
-    write_page(json.loads(certificate.read_text()), tmp_path / "find.html")
+    write_page(read_certificate(certificate), tmp_path / "find.html")
     browser.problems.clear()
     browser.open(tmp_path / "find.html", width)
     assert browser.problems == [] and browser.evaluate(OVERLAPS) == []

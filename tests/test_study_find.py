@@ -57,7 +57,7 @@ def plan(text: str, study: str = STUDY) -> dict[str, Any]:
 def test_searches_follow_the_grid_share_its_rows_and_write_what_find_writes(scripted):
     done = run(GRID + FIND + NONE)
     settings: dict[str, Any] = {"methods": ["magnitude"], "settings": CALIBRATION, "margin": 0.1, "stop_margin": 0.1}
-    alone = prunus.find("model", "alone", PLAN, "0.1:0.4:0.1", store="alone.db", **settings)
+    alone = prunus.find("model", "alone", PLAN, "0.1:0.4:0.1", store="alone.db", **settings).to_json()
     told = {"certificate.json", "find.html", "README.md"}  # which rows existed, since the grid came first
     ours, theirs = content("alone"), content(FOUND)
     assert alone["found"] == "magnitude-20" and {name for name in ours if ours[name] != theirs[name]} == told
@@ -78,7 +78,7 @@ def test_searches_follow_the_grid_share_its_rows_and_write_what_find_writes(scri
     assert content("out/found/model/none").keys() == {"certificate.json", "find.html"}
     for name in ("magnitude", "none"):
         checked = prunus.verify(f"out/found/model/{name}/certificate.json", "out/results.db")
-        assert checked["differences"] == checked["notes"] == []
+        assert checked.differences == checked.notes == []
     page = Path(done["report"]).read_text()
     outcome = "Search magnitude: the checkpoint made by magnitude-20 still solves"
     assert f'<a href="found/model/magnitude/find.html"><bdi>{outcome}' in page
@@ -102,7 +102,7 @@ def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(scripted, mo
     before = plan(FIND)["searches"][0]
     lines = prunus.find(
         "model", "x", PLAN, "0.1:0.4:0.1", methods=["magnitude"], margin=0.1, stop_margin=0.1, dry_run=True
-    )["lines"]
+    ).to_json()["lines"]
     assert before["state"] == "not begun" and before["lines"] == lines and not Path("out").exists()
     whole = run(FIND)
     expected = content(FOUND)

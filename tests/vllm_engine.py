@@ -229,9 +229,9 @@ def test_a_search_by_bytes_loads_every_rung_in_a_new_engine_and_says_by_which_ke
             prunus.find("tiny", tmp_path / "out", plan, rungs[1:], **asked)
         shutil.rmtree(tmp_path / "out.finding")
     rungs = rungs[: 1 + has_4_bits]
-    found = prunus.find("tiny", tmp_path / "out", plan, rungs, **asked)
+    found = prunus.find("tiny", tmp_path / "out", plan, rungs, **asked).to_json()
     names = ["w8a8-rtn", "w4-g32-rtn"][: len(rungs)]
-    assert found["found"] == names[-1] and not prunus.verify(tmp_path / "out/certificate.json", store)["differences"]
+    assert found["found"] == names[-1] and not prunus.verify(tmp_path / "out/certificate.json", store).differences
     with Store(store) as opened:
         runs = {run.model["name"].rpartition("/")[2]: run for run in opened.runs()}
     sizes = [runs[name].nbytes for name in ("tiny", *names)]

@@ -1,7 +1,7 @@
 """Commands that evaluate: one model, its chains of thought, a study, a search; lists of what there is; the demo."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -42,6 +42,8 @@ from prunus.settings.engines import EngineOptions, engine_for
 from prunus.studies.file import DEFAULT_LADDER, FindRules
 
 if TYPE_CHECKING:
+    from prunus.studies.find.found import Found
+    from prunus.studies.find.prospects import Prospects
     from prunus.studies.records import StudyPlan, StudyResult
 
 task_option = click.option(
@@ -309,20 +311,22 @@ def find_command(
         dry_run=dry_run,
         **given,
     )
-    show(found, as_json, print_ahead if dry_run else print_found)
-    if not dry_run and found["out"] is None:
+    from prunus.studies.find.found import Found  # it takes a while to import
+
+    show(found.to_json(), as_json, lambda _: print_found(found) if isinstance(found, Found) else print_ahead(found))
+    if isinstance(found, Found) and found.out is None:
         sys.exit(NOTHING_FOUND)
 
 
-def print_ahead(ahead: Mapping[str, Any]) -> None:
+def print_ahead(ahead: "Prospects") -> None:
     """Print what to expect of a search, and its ladder if that is one by bytes."""
-    progress.put("\n".join(ahead["lines"]))
-    if "ladder" in ahead:
-        progress.put(f"the ladder, of which an edited copy may be given as --ladder FILE.toml:\n\n{ahead['ladder']}")
+    progress.put("\n".join(ahead.lines))
+    if ahead.ladder is not None:
+        progress.put(f"the ladder, of which an edited copy may be given as --ladder FILE.toml:\n\n{ahead.ladder}")
 
 
-def print_found(found: Mapping[str, Any]) -> None:
+def print_found(found: "Found") -> None:
     """Print what a search found, and what it took."""
-    progress.put("\n".join(found["claims"]) or f"no rung was certified, so {found['model']} stays as it is")
-    full = f"; all rungs in full would have taken about {found['full_grid_tokens']:,}"
-    progress.say(f"{found['tokens']:,} tokens{full}" + (f"; written: {found['out']}" if found["out"] else ""))
+    progress.put("\n".join(found.claims) or f"no rung was certified, so {found.model} stays as it is")
+    full = f"; all rungs in full would have taken about {found.full_grid_tokens:,}"
+    progress.say(f"{found.tokens:,} tokens{full}" + (f"; written: {found.out}" if found.out else ""))

@@ -196,10 +196,8 @@ def verify_command(certificate: Path, store: Path, as_json: bool, **again: Any) 
     """
     check_together(seed="again")
     found = prunus.verify(certificate, store, **again)
-    claims = found["claims"] or ([] if found["differences"] else ["no rung was certified, so nothing is claimed"])
-    lines = [*(f"holds: {claim}" for claim in claims), *(f"differs: {line}" for line in found["differences"])]
-    show(found, as_json, lambda _: progress.put("\n".join(lines)))
-    for note in [*found["searches"], *found["notes"], found["unseen"]]:
+    show(found.to_json(), as_json, lambda _: progress.put("\n".join(found.lines)))
+    for note in [*found.searches, *found.notes, found.unseen]:
         progress.say(note)
-    if found["differences"]:
+    if found.differences:
         sys.exit(DIFFERS)
