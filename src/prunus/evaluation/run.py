@@ -134,12 +134,6 @@ def missing_batches(store: Store, work: ResolvedPlan) -> list[list[tuple[int, in
     return [batch for batch in work.batches if not work.keys(batch) <= stored]
 
 
-def missing_chains(store: Store, work: ResolvedPlan, batch: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The chains of a batch of which the store lacks a row, in order."""
-    stored = store.keys(work.run_id)
-    return [chain for chain in batch if not work.keys([chain]) <= stored]
-
-
 def misfit(work: ResolvedPlan, draws: Sequence[Sequence[Draw]]) -> str | None:
     """What these chains show of a profile that does not fit the model; None if nothing.
 
