@@ -62,11 +62,11 @@ def resolved(plan: EvalPlan = PLAN) -> ResolvedPlan:
 
 def draws_of(server: Any, plan: EvalPlan = PLAN) -> tuple[ResolvedPlan, dict[tuple[int, int, int], Draw]]:
     """The draw of every row (problem, draw, budget), without store and grader."""
-    work, rows = resolved(plan), [(i, n, b) for i in range(4) for n in range(2) for b in plan.budgets]
+    work, chains = resolved(plan), [(i, n) for i in range(4) for n in range(2)]
     options = EngineOptions(url=server.url, concurrency=3)
     with opened("openai", tiny_folder(), "cpu", 0, options, "native") as chats:
-        replies = dict(chats.replies(len(rows), lambda number: chat_request(work, chats, rows[number])))
-    return work, {row: drawn(work, row, replies[number]) for number, row in enumerate(rows)}
+        lots = [*chats.draws(work, [chains], list, frozenset(), None)]
+    return work, {(*chain, draw.budget): draw for lot in lots for chain, draws in lot for draw in draws}
 
 
 # ----- the plan and the profile

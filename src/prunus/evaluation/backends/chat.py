@@ -7,15 +7,15 @@ adhere to it.
 """
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Any, NamedTuple, TypeVar
 
 import httpx2 as httpx
 
-from prunus.evaluation.backends.server import Server
+from prunus.evaluation.backends.served import Server
 from prunus.evaluation.backends.transport import in_thread, replies, reply_of, with_client
 from prunus.evaluation.budget import Draw
-from prunus.evaluation.engine import Batches, Done, Show, in_background
+from prunus.evaluation.engine import Batches, Done, Engine, Show, in_background
 from prunus.evaluation.profiles import LEGACY_ANSWER_TOKENS
 from prunus.evaluation.profiles.markers import messages_of
 from prunus.evaluation.requests import NEUTRAL
@@ -45,7 +45,7 @@ class ChatReply(NamedTuple):
     truncated: bool
 
 
-class ChatServer(Server):
+class ChatServer(Server, Engine):
     """A model on a server, asked by chat completions."""
 
     @property
@@ -65,21 +65,17 @@ class ChatServer(Server):
         """As Engine.draws; each budget of a chain is a conversation of its own."""
         every = ((*chain, budget) for batch in batches for chain in batch for budget in work.budgets)
         rows = [row for row in every if not work.keys([row[:2]], row[2:]) <= stored]
-        replies = self.replies(len(rows), lambda place: chat_request(work, self, rows[place]))
-        return in_background(done, ((rows[at][:2], [drawn(work, rows[at], reply)]) for at, reply in replies))
+        places = iter(range(len(rows)))
+
+        async def send(client: httpx.AsyncClient, at: int) -> ChatReply:
+            return await self.ask(client, chat_request(work, self, rows[at]))
+
+        found = in_thread(replies(self.engine, self.url, self.places, lambda: next(places, None), send))
+        return in_background(done, ((rows[at][:2], [drawn(work, rows[at], reply)]) for at, reply in found))
 
     def warning(self, work: ResolvedPlan, draws: Sequence[Sequence[Draw]]) -> str | None:
         """As Engine.warning."""
         return ignored(work, [draw for of_chain in draws for draw in of_chain])
-
-    def replies(self, count: int, request: Callable[[int], Body]) -> Iterator[tuple[int, ChatReply]]:
-        """Yield the number of each request and its reply as soon as it comes; as many at once as the server takes."""
-        numbers = iter(range(count))
-
-        async def send(client: httpx.AsyncClient, at: int) -> ChatReply:
-            return await self.ask(client, request(at))
-
-        return in_thread(replies(self.engine, self.url, self.places, lambda: next(numbers, None), send))
 
     async def ask(self, client: httpx.AsyncClient, body: Body, waits: bool = False) -> ChatReply:
         """The reply to a request. waits: as that of reply_of."""

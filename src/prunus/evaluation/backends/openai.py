@@ -20,8 +20,7 @@ from prunus import progress
 from prunus.checkpoint.model_folder import EngineFolder
 from prunus.checkpoint.resolve import load_tokenizer
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.served import meta_of
-from prunus.evaluation.backends.server import Server
+from prunus.evaluation.backends.served import Server, meta_of
 from prunus.evaluation.backends.transport import Unfit, in_thread, replies, reply_of, with_client
 from prunus.evaluation.engine import Streaming
 from prunus.evaluation.profiles.markers import decode

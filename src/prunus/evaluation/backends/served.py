@@ -9,17 +9,18 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx2 as httpx
 
 from prunus.checkpoint.model_folder import UNLIMITED
-from prunus.checkpoint.resolve import GGUF_FILE, load_tokenizer, resolve_tokenizer
+from prunus.checkpoint.resolve import GGUF_FILE, hub_origin, load_tokenizer, resolve_tokenizer
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.transport import MALFORMED, received, reply_of, run, with_client
+from prunus.evaluation.requests import Sampling
 from prunus.plain_data import content_hash, parse_json, storable
 from prunus.settings.engines import GGUF, EngineOptions
 
@@ -122,6 +123,73 @@ def meta_of(entry: Mapping[str, Any]) -> Mapping[str, Any]:
 
 class Started(EngineOptions):
     """Options to reach a server that this process started."""
+
+
+class Server:
+    """A model on a server. Making one raises PrunusError if the server is not reached or has another model.
+
+    folder: of the model, for its names. name: of the model on the server. places: requests that the server runs at
+    once, None if unknown.
+    """
+
+    def __init__(self, folder: Path, engine: EngineOptions, vocabulary: int) -> None:
+        """vocabulary: number of ids of the tokenizer, for kinds of servers that sample ids."""
+        assert engine.url is not None
+        self.folder, self.engine, self.url = folder, engine, api_of(engine.url)
+        self.name, self.version, self.told = "", "", Told()
+        self.started = isinstance(engine, Started)
+        self.server: str = ""  # its owner, by which kinds of servers are told apart
+        self.places: int | None = None
+        self.owned = ExitStack()
+
+    @classmethod
+    def load(cls, folder: Path, device: str, vocabulary: int, engine: EngineOptions) -> Self:
+        """A server that was reached, or started if the options have a command. Only the server has a device."""
+        with ExitStack() as stack:
+            made = cls(folder, stack.enter_context(reached(engine, folder)), vocabulary)
+            with_client(made.engine, made.connect)
+            made.owned = stack.pop_all()
+        return made
+
+    def close(self) -> None:
+        """Stop the server if `load` started it."""
+        self.owned.close()
+
+    async def connect(self, client: httpx.AsyncClient) -> None:
+        """Find the model on the server."""
+        self.entry = await find_model(client, self.url, names_of(self.folder), self.engine.served_model)
+        self.name, self.context = self.entry["id"], context_of(self.entry)
+        self.server = str(self.entry.get("owned_by") or "unknown")
+        self.told = await told_by(client, self.url, self.server)
+        self.version, self.places = self.told.version, self.told.places
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What tells this server from another: address, name of the model there, and what it tells of itself.
+
+        Of one that Prunus starts the name and paths are left out, as they follow from the folder of its model.
+        """
+        if self.started:
+            return {"told": {key: value for key, value in self.told.settings.items() if key != "model_path"}}
+        meta, root = meta_of(self.entry), self.entry.get("root")
+        told = {key: in_short(meta[key]) for key in OF_MODEL if key in meta} | dict(self.told.settings)
+        told |= {"root": in_short(root)} if root else {}
+        return {"address": without_user(self.url), "served": in_short(self.name), "told": told}
+
+    def payload(self, seed: int, sampling: Sampling) -> dict[str, Any]:
+        """The part of a request that all servers understand."""
+        return {
+            "model": self.name,
+            "stream": False,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": seed if self.server.startswith("vllm") else seed & 0x7FFFFFFF,  # others take 32 bits
+        }
+
+
+def names_of(folder: Path) -> set[str]:
+    """The names a server may give a folder's model: its path, its name, its hub id if in the hub's cache."""
+    return {str(folder), str(folder.resolve()), folder.name, hub_origin(folder).get("hub", folder.name)}
 
 
 class ServedModel:
