@@ -15,7 +15,7 @@ from tiny_models import VOCABULARY, random_rows
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import tiny_folder
-from prunus.evaluation.run import planned_chains, run_chains
+from prunus.evaluation.run import run_chains
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.experts import experts as drop_experts
 from prunus.pruning.prune import prune as pipeline
@@ -157,11 +157,11 @@ def test_a_worker_on_ray_makes_and_loads_a_variant_whole_as_this_machine_does(fo
     assert contents(there / "variants") == contents(tmp_path / "here" / "variants")
     monkeypatch.setattr(drop_experts, "experts", None)  # what was sent is not made again
     sent = ray_worker.upload(there, files_to_load(there, model, variant, keep=False))
-    (found,) = worker.answer(ref, variant, sent, 0, work.batches[0])
+    (found,) = worker.answer(ref, variant, sent, 0, work.batches[0], frozenset())
     assert not contents(worker.folder / "variants"), "what is loaded is deleted"
     with Engine(study, tmp_path / "here", "cpu") as engine:
         backend: Any = engine.hold(model, variant)
-        (here,) = run_chains(work, backend, engine.grader, planned_chains(work, backend, work.batches[:1]))
+        (here,) = run_chains(work, backend, engine.grader, work.batches[:1])
         assert found.samples == here.samples
     for one in (maker, worker):
         one.engine.release()

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,11 +20,11 @@ import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.errors import PrunusError
-from prunus.evaluation import run as loop
+from prunus.evaluation import engine as loop
 from prunus.evaluation.backends.hf import HFBackend
+from prunus.evaluation.engine import Engine
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.resolved_plan import cut_into_batches, resolve_plan
-from prunus.evaluation.run import check_engine
 from prunus.evaluation.tasks import Problem
 from prunus.recipes import EvalPlan
 from prunus.store.looping import repetition_rate
@@ -155,12 +154,12 @@ def test_draws_differ_and_seeds_tell(store):
 RUNNER = """
 import sys
 import prunus
-from prunus.evaluation import run
-original = run.run_batch
+from prunus.evaluation import engine
+original = engine.run_batch
 def announced(*args):
     print("batch", flush=True)
     return original(*args)
-run.run_batch = announced
+engine.run_batch = announced
 plan = prunus.EvalPlan.from_json(__import__("json").loads(sys.argv[1]))
 print(prunus.evaluate("tiny", plan, sys.argv[2]), flush=True)
 """
@@ -319,13 +318,14 @@ def test_an_engine_that_would_cut_answers_before_the_model_does_is_refused(tmp_p
     task = write_task(tmp_path / "t.jsonl", {"id": "p", "problem": "1+1?", "answer": "2"})
     plan = EvalPlan(tasks=(str(task),), budgets=(8,), mode="legacy")
     work = resolve_plan(Checkpoint(model), load_tokenizer(model), plan)
-    engine: Any = SimpleNamespace(context=128, check_stops=lambda _: None)
-    check_engine(work, engine)
+    engine = Engine()
+    engine.context = 128
+    engine.check(work)
     engine.context = 127
     with pytest.raises(PrunusError, match=r"needs 128 tokens .* but the engine's context is 127"):
-        check_engine(work, engine)
+        engine.check(work)
     short = resolve_plan(Checkpoint(model), load_tokenizer(model), replace(plan, answer_tokens=9))
-    check_engine(short, engine)
+    engine.check(short)
 
 
 def test_plans_keep_their_ids_where_nothing_is_new(tmp_path):

@@ -17,8 +17,9 @@ from tiny_chains import MARKERS, TOKENIZER, chains, spelled, tiny
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.evaluation.backends import opened
 from prunus.evaluation.budget import Chain, Rules, force_budgets, force_budgets_as_completed
+from prunus.evaluation.engine import Backend
 from prunus.evaluation.profiles.markers import encode_markers
-from prunus.evaluation.requests import Backend, Sampling
+from prunus.evaluation.requests import Sampling
 from prunus.settings.engines import EngineOptions
 
 pytestmark = pytest.mark.xdist_group("exact ends")  # what the model writes by hand is computed once

@@ -27,7 +27,7 @@ from prunus.checkpoint.model_folder import ModelFolder
 from prunus.cli import main
 from prunus.disk import show_bytes
 from prunus.errors import PrunusError
-from prunus.evaluation import run as loop
+from prunus.evaluation import engine as loop
 from prunus.evaluation.backends import vllm as backend
 from prunus.recipes import (
     DropRecipe,

@@ -14,7 +14,7 @@ from small_search import CALIBRATION, COMMAND, DOES, PLAN, content
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.cli import main
-from prunus.evaluation.run import fill_store, planned_chains
+from prunus.evaluation.run import fill_store
 from prunus.recipes import EvalPlan, WidthRecipe
 from prunus.settings.engines import EngineOptions
 from prunus.store.store import Store
@@ -52,8 +52,7 @@ class Pretended(Driver):
         engine = self.rungs.engine
         backend = engine.hold(job.model, job.variant)
         work = job.cell.resolved
-        planned = planned_chains(work, backend, [job.batch], self.store.keys(work.run_id))
-        for portion in fill_store(self.store, work, backend, engine.grader, planned):
+        for portion in fill_store(self.store, work, backend, engine.grader, [job.batch]):
             self.rungs.added(job.cell.run_id, portion.samples)
 
 

@@ -18,8 +18,8 @@ import prunus
 from prunus.checkpoint.content import content_digest
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
+from prunus.evaluation import engine as loop
 from prunus.evaluation import provenance, stored_ids
-from prunus.evaluation import run as loop
 from prunus.recipes import EvalPlan
 from prunus.results.comparison import compare
 from prunus.settings.engines import SPEED, EngineOptions

@@ -62,10 +62,11 @@ def resolved(plan: EvalPlan = PLAN) -> ResolvedPlan:
 
 def draws_of(server: Any, plan: EvalPlan = PLAN) -> tuple[ResolvedPlan, dict[tuple[int, int, int], Draw]]:
     """The draw of every row (problem, draw, budget), without store and grader."""
-    work, rows = resolved(plan), [(i, n, b) for i in range(4) for n in range(2) for b in plan.budgets]
-    with opened("openai", tiny_folder(), "cpu", 0, EngineOptions(url=server.url, concurrency=3), native=True) as chats:
-        replies = dict(chats.replies(len(rows), lambda number: chat_request(work, chats, rows[number])))
-    return work, {row: drawn(work, row, replies[number]) for number, row in enumerate(rows)}
+    work, chains = resolved(plan), [(i, n) for i in range(4) for n in range(2)]
+    options = EngineOptions(url=server.url, concurrency=3)
+    with opened("openai", tiny_folder(), "cpu", 0, options, "native") as chats:
+        lots = [*chats.draws(work, [chains], list, frozenset(), None)]
+    return work, {(*chain, draw.budget): draw for lot in lots for chain, draws in lot for draw in draws}
 
 
 # ----- the plan and the profile
@@ -192,7 +193,7 @@ def test_off_beside_native_budgets():
     work = resolve_plan(ModelFolder(tiny_folder()), tokenizer, plan)
     with (
         chatting(TOKENIZER) as server,
-        opened("openai", tiny_folder(), "cpu", 0, EngineOptions(url=server.url), native=True) as chats,
+        opened("openai", tiny_folder(), "cpu", 0, EngineOptions(url=server.url), control="native") as chats,
     ):
         off, on = (chat_request(work, chats, (0, 0, budget)) for budget in (OFF, 16))
     assert (off["chat_template_kwargs"], on["chat_template_kwargs"]) == (

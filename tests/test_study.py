@@ -25,7 +25,7 @@ from prunus.checkpoint.packed_files import vectors_of
 from prunus.checkpoint.resolve import resolve
 from prunus.cli import main
 from prunus.errors import PrunusError
-from prunus.evaluation import run as loop
+from prunus.evaluation import engine as loop
 from prunus.evaluation.backends.hf import HFBackend, load_model
 from prunus.pruning.prune import prune as pipeline
 from prunus.results import comparison
@@ -585,8 +585,8 @@ def test_a_base_that_has_no_answers_yet_and_models_that_wait(tmp_path, monkeypat
 
 KILLED = """
 import prunus, signal, sys
-from prunus.evaluation import run
-original, batches = run.run_batch, 0
+from prunus.evaluation import engine
+original, batches = engine.run_batch, 0
 def noted(*arguments):
     global batches
     batches += 1
@@ -594,7 +594,7 @@ def noted(*arguments):
     if batches == int(sys.argv[3]):
         signal.pause()  # until we are killed
     return original(*arguments)
-run.run_batch = noted
+engine.run_batch = noted
 prunus.run_study(sys.argv[1], out=sys.argv[2])
 """
 

@@ -15,7 +15,7 @@ import pytest
 
 import prunus
 from prunus.checkpoint.resolve import resolve
-from prunus.evaluation import run as loop
+from prunus.evaluation import engine as loop
 from prunus.reporting import report_data
 from prunus.results import comparison
 from prunus.store.store import Store

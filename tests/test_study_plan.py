@@ -18,7 +18,7 @@ from prunus import progress
 from prunus.checkpoint.resolve import load_tokenizer
 from prunus.cli import main
 from prunus.errors import PrunusError
-from prunus.evaluation import run as loop
+from prunus.evaluation import engine as loop
 from prunus.evaluation.tasks import TASKS, Problem, Task
 from prunus.store.rows import Sample
 from prunus.store.store import Store

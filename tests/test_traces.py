@@ -8,7 +8,7 @@ import prunus
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.cli.evaluation import traces_command
 from prunus.errors import PrunusError
-from prunus.evaluation import run as loop
+from prunus.evaluation import engine as loop
 from prunus.evaluation import traces as module
 from prunus.evaluation.tasks import load_task
 from prunus.evaluation.tasks.tiny import EVALUATION_SEED, held_out, question_hash

@@ -24,9 +24,10 @@ from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.openai import OpenAIBackend
 from prunus.evaluation.backends.vllm import VLLMBackend, why_not_4_bits
 from prunus.evaluation.budget import Chain, Draw, Rules, force_budgets
+from prunus.evaluation.engine import Backend
 from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.profiles.markers import encode_markers, encode_prompt
-from prunus.evaluation.requests import Backend, Sampling
+from prunus.evaluation.requests import Sampling
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.methods import METHODS
 from prunus.recipes import EvalPlan

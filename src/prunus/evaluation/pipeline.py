@@ -15,9 +15,9 @@ from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.evaluation.adopted import adopt, adopt_some
-from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.backends.served import ServedModel
 from prunus.evaluation.beforehand import check_plan, is_harness_task
+from prunus.evaluation.engine import Engine
 from prunus.evaluation.grading import GRADER_VERSION, Grader
 from prunus.evaluation.lm_eval import evaluate_harness
 from prunus.evaluation.provenance import (
@@ -28,9 +28,8 @@ from prunus.evaluation.provenance import (
     model_label,
     open_for,
 )
-from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import ResolvedPlan, keeps_prefix, renew_groups, resolve_plan, store_problems
-from prunus.evaluation.run import check_engine, fill_store, missing_batches, planned_chains
+from prunus.evaluation.run import fill_store, missing_batches, sampled_tokens
 from prunus.evaluation.stored_ids import as_stored, by_id
 from prunus.plain_data import Record
 from prunus.progress import Steps
@@ -100,10 +99,9 @@ def complete_run(
                 if line := computed_otherwise(opened.run(work.run_id), plan.backend, device):
                     progress.say(line)
                 return work.run_id
-    native = work.native is not None
-    loading = backends.opened(plan.backend, folder, device, len(work.tokenizer), engine, native)
+    loading = backends.opened(plan.backend, folder, device, len(work.tokenizer), engine, plan.control)
     with claim(path, work.run_id), loading as backend:
-        check_engine(work, backend)
+        backend.check(work)
         with Store(path, create=True) as opened:  # after loading: a model that cannot be loaded leaves no empty store
             description = describe_model(model, checkpoint) | work.about
             store_problems(opened, work.problems)
@@ -127,19 +125,17 @@ def opened_model(
     return ServedModel(str(model), engine), replace(engine, served_model=engine.served_model or str(model))
 
 
-def fill(
-    store: Store, work: ResolvedPlan, backend: Backend | ChatServer, missing: Sequence[Sequence[tuple[int, int]]]
-) -> None:
+def fill(store: Store, work: ResolvedPlan, engine: Engine, missing: Sequence[Sequence[tuple[int, int]]]) -> None:
     """Compute and store what is missing of some batches, and show the progress."""
-    total = sum(map(len, work.batches)) * len(work.budgets)
-    planned = planned_chains(work, backend, missing, store.keys(work.run_id))
-    to_do = sum(len(chain.budgets) for lot in planned for chain in lot)
+    left = {key for batch in work.batches for key in work.keys(batch)}
+    total, left = len(left), left - store.keys(work.run_id)
     started, tokens = time.monotonic(), 0
-    with Grader() as grader, Steps("evaluating", total, "answers", done=total - to_do) as steps:
-        for portion in fill_store(store, work, backend, grader, planned, steps.within, warns=True):
-            tokens += portion.tokens
+    with Grader() as grader, Steps("evaluating", total, "answers", done=total - len(left)) as steps:
+        for portion in fill_store(store, work, engine, grader, missing, steps.within, warns=True):
+            tokens += sampled_tokens([draws for _, draws in portion.finished])
             speed = tokens / max(1e-9, time.monotonic() - started)
-            steps.advance(len(portion.samples), note=f"{speed:,.0f} tokens/s")
+            new = left & {(one.problem_id, one.budget, one.draw) for one in portion.samples}
+            steps.advance(len(new), note=f"{speed:,.0f} tokens/s")
 
 
 class Regraded(Record):

@@ -19,11 +19,11 @@ from prunus.disk import disk_errors, locked, write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
 from prunus.evaluation.budget import Draw
+from prunus.evaluation.engine import Engine
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.pipeline import opened_model
-from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
-from prunus.evaluation.run import Portion, check_engine, planned_chains, run_chains
+from prunus.evaluation.run import Portion, run_chains
 from prunus.evaluation.tasks import TASKS, Problem
 from prunus.plain_data import Summary, parse_json
 from prunus.progress import Steps
@@ -114,7 +114,7 @@ def traces(
         keys = [(work.problems[index].id, draw) for batch in work.batches for index, draw in batch]
         if not journal.chains.keys() >= set(keys):
             with opened(recipe.backend, folder, device, len(work.tokenizer), engine) as backend:
-                check_engine(work, backend)
+                backend.check(work)
                 draw(work, journal, backend)
         found = [journal.chains[key] for key in keys]
         kept = choose(found, recipe)
@@ -155,19 +155,17 @@ def check_problems(problems: Sequence[Problem]) -> None:
             )
 
 
-def draw(work: ResolvedPlan, journal: "Journal", backend: Backend) -> None:
+def draw(work: ResolvedPlan, journal: "Journal", engine: Engine) -> None:
     """Draw and grade the chains that the journal lacks; they are added to it as soon as they are graded."""
 
     def keep(portion: Portion) -> None:
         chains = zip(portion.finished, portion.samples, strict=True)
-        journal.add([trace_of(work, chain.key[0], drawn, sample) for (chain, (drawn,)), sample in chains])
+        journal.add([trace_of(work, index, drawn, sample) for ((index, _), (drawn,)), sample in chains])
 
     stored = {(problem, work.largest_budget, number) for problem, number in journal.chains}
-    missing = [batch for batch in work.batches if not work.keys(batch) <= stored]
-    planned = planned_chains(work, backend, missing, stored)
     total = sum(map(len, work.batches))
-    with Grader() as grader, Steps("drawing", total, "chains", done=total - sum(map(len, planned))) as steps:
-        for portion in run_chains(work, backend, grader, planned, keep, steps.within):
+    with Grader() as grader, Steps("drawing", total, "chains", done=len(stored)) as steps:
+        for portion in run_chains(work, engine, grader, work.batches, keep, stored, steps.within):
             steps.advance(len(portion.samples))
 
 

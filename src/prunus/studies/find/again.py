@@ -23,7 +23,7 @@ from prunus.evaluation import backends
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.provenance import describe_versions, open_for
 from prunus.evaluation.resolved_plan import cut_into_batches, resolve_plan
-from prunus.evaluation.run import check_engine, planned_chains, run_chains
+from prunus.evaluation.run import run_chains
 from prunus.evaluation.tasks.problem import AnswerKind, Problem
 from prunus.recipes import EvalPlan
 from prunus.results.certificate import Declaration, Shown
@@ -125,11 +125,11 @@ def drawn(store: Store, one: Looked, folder: Path, number: int, seed: str, devic
     lengths = [len(work.chains[index].prompt) for index, _ in chosen]
     batches = [[chosen[at] for at, _ in batch] for batch in cut_into_batches(lengths, 1, stored["batch_size"])]
     with backends.opened(name, folder, device, len(work.tokenizer), engine) as backend, Grader() as grader:
-        check_engine(work, backend)
+        backend.check(work)
         versions = describe_versions(backend)
-        portions = run_chains(work, backend, grader, planned_chains(work, backend, batches))
+        portions = run_chains(work, backend, grader, batches)
         samples = [sample for portion in portions for sample in portion.samples]
-        streams = backend.streams
+    streams = BACKENDS[name].streams
     other = [
         key for key in SAME if key in one.run.versions | versions and one.run.versions.get(key) != versions.get(key)
     ]

@@ -13,7 +13,6 @@ from typing import Any
 
 from prunus.checkpoint.resolve import MANIFEST
 from prunus.evaluation.resolved_plan import cut_into_batches
-from prunus.evaluation.run import missing_chains
 from prunus.plain_data import content_hash
 from prunus.progress import Steps, say
 from prunus.pruning.calibration.saved_statistics import FIELDS, stats
@@ -67,8 +66,9 @@ class Rungs:
         lengths = [len(work.chains[place].prompt) for place in places]
         local = cut_into_batches(lengths, work.plan["samples"], self.search.plan.rows)
         batches = [[(places[index], draw) for index, draw in batch] for batch in local]
-        # Looks of another search may have cut the problems otherwise.
-        return [left for batch in batches if (left := missing_chains(self.store, work, batch))]
+        stored = self.store.keys(work.run_id)  # looks of another search may have cut the problems otherwise
+        lefts = ([chain for chain in batch if not work.keys([chain]) <= stored] for batch in batches)
+        return [left for left in lefts if left]
 
     def evaluate(self, parts: Sequence[tuple[Cell, Sequence[Round]]], show: Show) -> bool:
         """Compute and store the rows of cells that are missing, each in its rounds; returns whether there were any."""
