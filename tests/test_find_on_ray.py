@@ -87,6 +87,7 @@ def test_a_ladder_of_widths_is_walked_to_its_certificate(scripted, monkeypatch):
     assert words == {"widths": ["certified", "certified", "refused"]} and alone["found"] == "width-obs-50"
     checked = prunus.verify("alone/certificate.json", "alone.db")
     assert checked["claims"] and not checked["differences"]
+    assert all("names no grader" in note for note in checked["notes"])
     prunus.width("model", "narrow", WidthRecipe(keep=0.5, **CALIBRATION), device="cpu")
     assert Checkpoint("alone").checksum() == Checkpoint("narrow").checksum()
     done = list[Job]()

@@ -31,10 +31,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHAINS = 256  # that are read and graded together
-NEARLY, FEW = (
-    0.1,
-    4,
-)  # share, and number, of tokens by which a text that is encoded again may differ from what was sampled
+# Share, and number, of tokens by which a text that is encoded again may differ from what was sampled.
+NEARLY, FEW = 0.1, 4
 GRADES, COUNTS, NO_TEXTS = (
     "have other grades than their texts",
     "have other token counts than their texts",
