@@ -173,7 +173,7 @@ def models() -> Iterator[Hostile]:
         for number in (1 << 31, (1 << 32) - 1, 1 << 24):
             yield Hostile(
                 f"token {number}: {name}", command, edited("model/tokenizer.json", first_token(number)),
-                f"has a token with id {number}, and no model has so many",
+                f"has a token with id {number}, more than any vocabulary has",
             )  # fmt: skip
         yield Hostile(
             f"added token: {name}", command,

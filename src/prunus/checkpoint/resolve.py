@@ -223,7 +223,7 @@ def check_ids(folder: Path) -> None:
         found += [(path, one) for one in ids]
     for path, one in found:
         if isinstance(one, int | float) and one >= MOST_IDS:
-            raise PrunusError(f"{path} has a token with id {one}, and no model has so many: fetch it again")
+            raise PrunusError(f"{path} has a token with id {one}, more than any vocabulary has: fetch it again")
 
 
 def check_templates(templates: Any, folder: Path) -> None:
