@@ -506,7 +506,8 @@ def asked_of(url: str, tries: int = 1) -> Any:
 
 @contextmanager
 def answering(reply: bytes) -> Iterator[str]:
-    """The address of a server that sends these bytes to whoever asks."""
+    """The address of a server that sends these bytes to whoever asks, each time over a connection of its own."""
+    reply = reply.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve() -> None:
