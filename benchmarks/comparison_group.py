@@ -85,9 +85,9 @@ def main() -> None:
             for kind in sorted({kind for pair in PAIRS for kind in pair}):
                 folder = Path(scratch) / f"{kind}-{sparsity}"
                 make_variant(folder, kind, sparsity)
-                runs[kind] = prunus.evaluate(folder, plan, store)
+                runs[kind] = prunus.evaluate(folder, plan, store).run_id
             for ours, base in PAIRS:
-                result = prunus.compare(store, runs[base], [runs[ours]])
+                result = prunus.compare(store, runs[base], [runs[ours]]).to_json()
                 cell = result["others"][0]["tasks"]["tiny"]["budgets"][1024]
                 names = ("accuracy", "base_accuracy", "difference", "low", "high")
                 accuracy, before, difference, low, high = (100 * cell[name] for name in names)

@@ -48,14 +48,14 @@ def main() -> None:
     store, task = asked.folder / "fresh.db", asked.folder / "fresh.jsonl"
     problems = write_problems(task, asked.per_cell)
     plan = EvalPlan(tasks=(str(task),), budgets=BUDGETS, batch_size=504, profile="tiny")
-    dense = prunus.evaluate(asked.dense, plan, store)
+    dense = prunus.evaluate(asked.dense, plan, store).run_id
     with Store(store) as rows:
         solved = [row.correct for row in rows.samples(dense) if row.budget == BUDGETS[-1]]
     print(f"{problems} problems; dense solves {100 * sum(solved) / len(solved):.1f} % at {BUDGETS[-1]} tokens\n")
     print("| model | accuracy, points | ends by itself, points |\n|---|---|---|")
     for model in asked.models:
-        run = prunus.evaluate(model, plan, store)
-        (entry,) = prunus.compare(store, dense, [run])["others"]
+        run = prunus.evaluate(model, plan, store).run_id
+        (entry,) = prunus.compare(store, dense, [run]).to_json()["others"]
         ends = entry["stopping"]["endings"][ENDS]
         print(f"| {Path(model).name} | {points(entry['primary'])} | {points(ends)} |", flush=True)
 

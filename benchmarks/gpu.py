@@ -50,7 +50,7 @@ def prune(options: dict[str, Any]) -> dict[str, Any]:
     started = time.monotonic()
     found = prunus.prune(folder / "model", folder / options["method"], recipe, device="cuda", overwrite=True)
     seconds = time.monotonic() - started
-    return {"seconds": seconds, "memory": torch.cuda.max_memory_allocated(), "sparsity": found["sparsity"]}
+    return {"seconds": seconds, "memory": torch.cuda.max_memory_allocated(), "sparsity": found.sparsity}
 
 
 def decode(options: dict[str, Any]) -> dict[str, Any]:

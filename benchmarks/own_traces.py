@@ -44,7 +44,7 @@ def evaluate_all(folder: Path, tokens: int, problems: int, seeds: int) -> dict[s
     sources = write_sources(folder, problems=400)
     plan = EvalPlan(tasks=("tiny",), budgets=(BUDGET,), limit=problems, batch_size=210)
     store = folder / "results.db"
-    runs = {"dense": prunus.evaluate("tiny", plan, store)}
+    runs = {"dense": prunus.evaluate("tiny", plan, store).run_id}
     for sparsity in SPARSITIES:
         for source in SOURCES:
             for seed in range(seeds):
@@ -58,13 +58,13 @@ def evaluate_all(folder: Path, tokens: int, problems: int, seeds: int) -> dict[s
                 )
                 if not (folder / name).exists():
                     prunus.prune("tiny", folder / name, recipe)
-                runs[name] = prunus.evaluate(folder / name, plan, store)
+                runs[name] = prunus.evaluate(folder / name, plan, store).run_id
     return runs
 
 
 def difference(store: Path, base: str, other: str) -> dict[str, Any]:
     """Return the paired contrast of `compare` at the only budget."""
-    (entry,) = prunus.compare(store, base, [other])["others"]
+    (entry,) = prunus.compare(store, base, [other]).to_json()["others"]
     return entry["tasks"]["tiny"]["budgets"][BUDGET]
 
 

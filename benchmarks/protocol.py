@@ -49,7 +49,7 @@ def measure(store: Path, problems: int) -> dict[str, dict[int, BudgetCell]]:
             answer_tokens=None if mode == "strict" else ANSWER_TOKENS,
             batch_size=problems,
         )
-        run_id = prunus.evaluate("tiny", plan, store)
+        run_id = prunus.evaluate("tiny", plan, store).run_id
         with Store(store) as opened:
             found[name] = summarise(opened, run_id).cells("tiny")
     return found

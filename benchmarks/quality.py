@@ -253,16 +253,16 @@ def sleb_text(seed: int) -> Path:
 
 
 def make(cell: Cell, out: Path) -> Mapping[str, Any]:
-    """Write the cell's model; return the summary of prune or drop_blocks."""
+    """Write the cell's model; return the summary of prune or drop."""
     if cell.random_mask:
         return random_mask(out, cell.seed)
     if isinstance(cell.recipe, prunus.DropRecipe):
-        return prunus.drop_blocks(MODEL, out, cell.recipe, overwrite=True)
+        return prunus.drop(MODEL, out, cell.recipe, overwrite=True).to_json()
     recipe = cell.recipe
     if cell.evidence is not None:
         recipe = replace(recipe, scores=str(evidence_file(cell.evidence)))
     stats = stats_file(cell.seed, cell.stats == "shuffled") if cell.stats else None
-    return prunus.prune(MODEL, out, recipe, stats=stats, overwrite=True)
+    return prunus.prune(MODEL, out, recipe, stats=stats, overwrite=True).to_json()
 
 
 def evidence_file(recipe: prunus.PruneRecipe) -> Path:
@@ -270,7 +270,7 @@ def evidence_file(recipe: prunus.PruneRecipe) -> Path:
     path = WORK / f"evidence-{content_hash(portable(recipe))}.json"
     if not path.exists():
         found = prunus.allocate(MODEL, recipe, save=path)
-        print(f"{recipe.allocation}: {found['warnings']}", file=sys.stderr)
+        print(f"{recipe.allocation}: {found.warnings}", file=sys.stderr)
     return path
 
 
@@ -323,7 +323,7 @@ def measure_recovery(cell: Cell, others: dict[str, Path]) -> dict[str, Any]:
     told = prunus.recover(pruned, out, cell.recovery, dense=MODEL, overwrite=True)
     seconds = cpu_seconds() - started
     found = {
-        name: [prunus.perplexity(model, path, seqlen=SEQLEN, max_tokens=limit)["perplexity"] for model in (pruned, out)]
+        name: [prunus.perplexity(model, path, seqlen=SEQLEN, max_tokens=limit).perplexity for model in (pruned, out)]
         for name, path, limit in [
             ("held_out", text("held_out"), None),
             *((name, path, OTHER_TOKENS) for name, path in others.items()),
@@ -331,8 +331,8 @@ def measure_recovery(cell: Cell, others: dict[str, Path]) -> dict[str, Any]:
     }
     shutil.rmtree(out)
     before, after = found.pop("held_out")
-    errors = {"held_out_error": [round(told["error_before"], 5), round(told["error_after"], 5)]}
-    return line_of(cell, after, seconds) | {"before": before, "others": found, **errors, "warnings": told["warnings"]}
+    errors = {"held_out_error": [round(told.error_before, 5), round(told.error_after, 5)]}
+    return line_of(cell, after, seconds) | {"before": before, "others": found, **errors, "warnings": told.warnings}
 
 
 def measure(cell: Cell) -> dict[str, Any]:
@@ -346,7 +346,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     started = cpu_seconds()
     made = make(cell, out)
     seconds = cpu_seconds() - started
-    found = prunus.perplexity(out, text("held_out"), seqlen=SEQLEN)["perplexity"]
+    found = prunus.perplexity(out, text("held_out"), seqlen=SEQLEN).perplexity
     shutil.rmtree(out)
     kept = {name: made[name] for name in ("blocks_removed", "warnings") if made.get(name)}
     return line_of(cell, found, seconds) | kept
@@ -396,7 +396,7 @@ def dense_perplexity(path: Path, name: str = "") -> float:
     done = finished()
     if key not in done:
         limit = OTHER_TOKENS if name else None
-        found = prunus.perplexity(MODEL, path, seqlen=SEQLEN, max_tokens=limit)["perplexity"]
+        found = prunus.perplexity(MODEL, path, seqlen=SEQLEN, max_tokens=limit).perplexity
         append({"key": key, "table": "dense", "perplexity": found} | ({"text": name} if name else {}))
         return found
     return done[key]["perplexity"]

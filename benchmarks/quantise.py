@@ -159,7 +159,7 @@ def measure(name: str, seed: int, folder: Path) -> dict[str, Any]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [program(name)[0], __file__, "--worker", name, str(quality.text(f"calibration-{seed}")), str(out)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    found = prunus.perplexity(out, quality.text("held_out"), seqlen=SEQLEN)["perplexity"]
+    found = prunus.perplexity(out, quality.text("held_out"), seqlen=SEQLEN).perplexity
     return {"name": name, "seed": seed, "perplexity": found} | json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -221,7 +221,7 @@ def run(folder: Path, names: Sequence[str], seeds: Sequence[int], until: float) 
             if (name, seed) in finished or (once and seed) or time.monotonic() > until:
                 continue
             if name == "dense":
-                found = prunus.perplexity(MODEL, quality.text("held_out"), seqlen=SEQLEN)["perplexity"]
+                found = prunus.perplexity(MODEL, quality.text("held_out"), seqlen=SEQLEN).perplexity
                 line = {"name": name, "seed": seed, "perplexity": found}
             else:
                 line = measure(name, seed, folder)

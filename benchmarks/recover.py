@@ -131,7 +131,7 @@ class Bench:
 
     def evaluate(self, model: str | Path) -> str:
         """The run id of a model's answers; they are drawn unless they are there."""
-        return prunus.evaluate(model, self.plan, self.store)
+        return prunus.evaluate(model, self.plan, self.store).run_id
 
     def measure(self, variant: Variant) -> None:
         """Make and evaluate a model, and append its line; nothing happens if it has one."""
@@ -154,7 +154,7 @@ class Bench:
         if out.exists():
             return
         if method == "shortgpt":
-            prunus.drop_blocks(self.dense, out, DropRecipe(blocks=amount, **on))
+            prunus.drop(self.dense, out, DropRecipe(blocks=amount, **on))
         else:
             how: dict[str, Any] = {"pattern": amount} if ":" in amount else {"sparsity": int(amount) / 100}
             prunus.prune(self.dense, out, PruneRecipe(method=method, **how, **on))  # pyright: ignore[reportArgumentType]
@@ -171,7 +171,7 @@ class Bench:
                 rate=variant.rate, step_tokens=variant.step_tokens, seed=variant.seed,
             )  # fmt: skip
             told = prunus.recover(pruned, out, recipe, dense=self.dense, overwrite=True)
-            kept = {"left": [index for index, (before, after) in enumerate(told["errors"]) if not after < before]}
+            kept = {"left": [index for index, (before, after) in enumerate(told.errors) if not after < before]}
         else:
             self.measure(variant.beside)
             budget = self.finished[variant.beside.name]["cpu_s"]

@@ -269,7 +269,7 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
     on = {"calibration": str(folder / "calibration.jsonl"), "samples": options["samples"], "seqlen": options["seqlen"]}
     before, moved, cpu, started = memory("VmRSS"), transferred(), cpu_seconds(), time.monotonic()
     if options["method"] == "experts":
-        summary = prunus.drop_experts(folder / "model", folder / "out", prunus.ExpertsRecipe(**on), overwrite=True)
+        summary = prunus.experts(folder / "model", folder / "out", prunus.ExpertsRecipe(**on), overwrite=True)
     elif options["method"] == "width":
         recipe = prunus.WidthRecipe(**on)
         summary = prunus.width(folder / "model", folder / "out", recipe, offload=options["offload"], overwrite=True)
@@ -286,7 +286,7 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
         "growth": memory("VmHWM") - before,
         "read": after["rchar"] - moved["rchar"],
         "written": after["wchar"] - moved["wchar"],
-        "warnings": summary.get("warnings", []),
+        "warnings": summary.warnings,
     }
 
 

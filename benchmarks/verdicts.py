@@ -553,7 +553,7 @@ def percent(share: float) -> str:
 
 def words_of(store: str, base: str = "tiny") -> list[tuple[str, str, str]]:
     """Return (variant, verdict, verdict by the sign flips that decided earlier) of every run of a store."""
-    entries = compare(store, base)["others"]
+    entries = compare(store, base).to_json()["others"]
     flips = paired.holm([entry["primary"]["p_flip"] for entry in entries])
     found = []
     for entry, p in zip(entries, flips, strict=True):

@@ -180,7 +180,7 @@ class Perplexity:
         else:
             prunus.width(quality.MODEL, out, model.steps[0], overwrite=True)  # pyright: ignore
         seconds = round(cpu_seconds() - begin, 1)
-        found = prunus.perplexity(out, quality.text("held_out"), seqlen=quality.SEQLEN)["perplexity"]
+        found = prunus.perplexity(out, quality.text("held_out"), seqlen=quality.SEQLEN).perplexity
         labels = {"part": model.part, "row": model.row, "saved": model.saved, "seed": model.seed}
         share_left = parameters(out) / parameters(quality.MODEL)
         line = {"name": model.name, **labels, "cpu_s": seconds, "parameters": share_left, "perplexity": found}

@@ -94,12 +94,12 @@ def facts(architecture: "Architecture") -> Row:
     from prunus.checkpoint.linears import is_stateful
     from prunus.pruning.inspection import describe_blocks
 
-    found: dict[str, Any] = describe_blocks(architecture)
+    found = describe_blocks(architecture)
     groups: dict[str, list[str]] = {}
-    for row in found["groups"]:
-        short = "+".join(name.rpartition(".")[2] for name in row["linears"])
-        groups.setdefault(json.dumps(row["blocks"]), []).append(short)
-    dense = {row["why"] for row in found["left_dense"] if row["blocks"]}
+    for row in found.groups:
+        short = "+".join(name.rpartition(".")[2] for name in row.linears)
+        groups.setdefault(json.dumps(row.blocks), []).append(short)
+    dense = {row.why for row in found.left_dense if row.blocks}
     hands_on = bool(architecture.carried) or any(map(is_stateful, architecture.probe.calls))
     return {"groups": ["; ".join(group) for group in groups.values()], "dense": sorted(dense), "hands_on": hands_on}
 
@@ -141,7 +141,7 @@ def _prune(scratch: Path) -> None:
     tokens.write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in ids))
     recipe = PruneRecipe(method="wanda", sparsity=0.5, calibration=f"traces:{tokens}", samples=4, seqlen=24)
     prunus.prune(scratch / "dense", scratch / "pruned", recipe, device="cpu")
-    found = prunus.inspect(scratch / "pruned")
+    found = prunus.inspect(scratch / "pruned").to_json()
     assert found["linears"], "no Linear of its blocks can be pruned"
     for row in found["linears"]:
         wanted = row["experts"] * row["shape"][0] * (row["shape"][1] // 2)
@@ -154,7 +154,7 @@ def _drop(scratch: Path) -> None:
     import prunus
     from prunus.recipes import DropRecipe
 
-    prunus.drop_blocks(scratch / "dense", scratch / "dropped", DropRecipe(blocks="1,"), device="cpu")
+    prunus.drop(scratch / "dense", scratch / "dropped", DropRecipe(blocks="1,"), device="cpu")
     _loads(scratch / "dropped")
 
 
@@ -266,7 +266,7 @@ def try_real(name: str, model: str) -> Row:
         calibration = "tiny" if model == "tiny" else str(text)
         recipe = PruneRecipe(method="wanda", sparsity=0.5, calibration=calibration, samples=16, seqlen=128)
         prunus.prune(folder, Path(scratch) / "pruned", recipe, device="cpu")
-        for row in prunus.inspect(Path(scratch) / "pruned")["linears"]:
+        for row in prunus.inspect(Path(scratch) / "pruned").to_json()["linears"]:
             assert row["zeros"] == row["experts"] * row["shape"][0] * (row["shape"][1] // 2), (
                 f"{row['linear']} has a wrong number of zeros"
             )

@@ -151,10 +151,10 @@ def write_checkpoints() -> dict[str, Any]:
         "recipe_hash": recipe.hash,
         "pruned": digest(Path("pruned/model.safetensors")),
         "wanda": wanda,
-        "inspect": {name: pick(prunus.inspect(name, weights=True), CONTENT) for name in ("model", "pruned", "tiny")},
-        "perplexity": {
-            name: prunus.perplexity(name, "text.txt", seqlen=64)["perplexity"] for name in ("model", "pruned")
+        "inspect": {
+            name: pick(prunus.inspect(name, weights=True).to_json(), CONTENT) for name in ("model", "pruned", "tiny")
         },
+        "perplexity": {name: prunus.perplexity(name, "text.txt", seqlen=64).perplexity for name in ("model", "pruned")},
     }
 
 
@@ -162,19 +162,19 @@ def write_store() -> dict[str, Any]:
     """Write runs of the built-in model, of it pruned, and of it in legacy mode."""
     prunus.prune("tiny", "wanda-60", prunus.PruneRecipe(method="wanda", sparsity=0.6, calibration="tiny", samples=16))
     runs = {
-        "dense": prunus.evaluate("tiny", PLAN, "results.db"),
-        "pruned": prunus.evaluate("wanda-60", PLAN, "results.db"),
-        "legacy": prunus.evaluate("tiny", replace(PLAN, mode="legacy"), "results.db"),
+        "dense": prunus.evaluate("tiny", PLAN, "results.db").run_id,
+        "pruned": prunus.evaluate("wanda-60", PLAN, "results.db").run_id,
+        "legacy": prunus.evaluate("tiny", replace(PLAN, mode="legacy"), "results.db").run_id,
     }
     prunus.traces("tiny", "traces.jsonl", prunus.TraceRecipe(tasks=("tiny-train",), limit=3, max_tokens=64))
     shutil.rmtree("wanda-60")  # a megabyte
-    return {"runs": runs, "compare": summary(prunus.compare("results.db", runs["dense"], [runs["pruned"]]))}
+    return {"runs": runs, "compare": summary(prunus.compare("results.db", runs["dense"], [runs["pruned"]]).to_json())}
 
 
 def write_study() -> dict[str, Any]:
     """Run a study of three recipes to its end."""
     Path("study.toml").write_text(STUDY)
-    done = prunus.run_study("study.toml", out="study")
+    done = prunus.run_study("study.toml", out="study").to_json()
     (Path("study") / "report.html").unlink()
     compared = [summary(entry["comparison"]) for entry in done["comparisons"]]
     return {"cells": done["cells"], "compare": compared[0]}
@@ -184,7 +184,7 @@ def write_chains() -> dict[str, Any]:
     """Run a study of all kinds of steps, in chains, to its end."""
     make_mixture(Path("mixture"))
     Path("chains.toml").write_text(CHAINS)
-    done = prunus.run_study("chains.toml", out="chains")
+    done = prunus.run_study("chains.toml", out="chains").to_json()
     for path in (
         Path("chains/report.html"),
         *Path("chains").rglob("tokenizer.json"),
@@ -201,7 +201,7 @@ def write_search() -> dict[str, Any]:
     prunus.find("tiny", "found", plan, "0.1,0.9", settings=settings, margin=0.3, stop_margin=0.5, store="found.db")
     Path("found/certificate.json").rename("certificate.json")
     shutil.rmtree("found")  # a megabyte
-    return {"verify": prunus.verify("certificate.json", "found.db")}
+    return {"verify": prunus.verify("certificate.json", "found.db").to_json()}
 
 
 def pick(data: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "prunus"
-# Ways through the code: the API's function with which it begins, by its name in _HOME of prunus/__init__.py, and the
+# Ways through the code: the API's function with which it begins, by its name in _NAMES of prunus/__init__.py, and the
 # names by which code calls the thing.
 WAYS = {
     "weight": ("prune", {"weight_OI", "tensors", "read_weight"}),
@@ -160,9 +160,11 @@ def find_entry(modules: Mapping[str, Module], function: str, package: str = PACK
     """Return the module and name of a function of the API, by the table in the package's __init__.py."""
     for node in ast.walk(ast.parse(modules[package].path.read_text("utf-8"))):
         if isinstance(node, ast.Dict):
-            homes = ast.literal_eval(node)
-            if function in homes:
-                return homes[function], function
+            for home, names in ast.literal_eval(node).items():
+                if function in names and isinstance(names, tuple):
+                    return home, function
+                if home == function:  # of earlier revisions, which have {function: module}
+                    return names, function
     raise SystemExit(f"{package}/__init__.py has no table that names '{function}'")
 
 

@@ -122,11 +122,11 @@ def few_simulations(request: pytest.FixtureRequest) -> Generator[None]:
 def few_resamples() -> Generator[None]:
     """For tests of studies: intervals are tested elsewhere, and cost more than all else there."""
     from prunus.reporting import report_data
-    from prunus.results.comparison import compare_runs, compared
+    from prunus.results.comparison import compare, compare_runs
     from prunus.studies import run
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "compared", partial(compared, resamples=100))
+        patch.setattr(run, "compare", partial(compare, resamples=100))
         patch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))
         yield
 

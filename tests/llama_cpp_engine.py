@@ -101,9 +101,9 @@ def test_f16_computes_what_transformers_computes(case, way, tmp_path):
         case "narrowed":
             prunus.width(tmp_path / "dense", made, WidthRecipe(method="random", fit=False, keep=0.5))
         case "dropped":
-            prunus.drop_blocks(tmp_path / "dense", made, DropRecipe(blocks="1,"))
+            prunus.drop(tmp_path / "dense", made, DropRecipe(blocks="1,"))
         case "experts cut":
-            prunus.drop_experts(tmp_path / "dense", made, ExpertsRecipe(method="random", keep=0.5))
+            prunus.experts(tmp_path / "dense", made, ExpertsRecipe(method="random", keep=0.5))
         case _:
             made = tmp_path / "dense"
     recipe = GgufRecipe()
@@ -178,7 +178,7 @@ def test_an_evaluation_behind_its_server(tied, equal, tmp_path):
     for backend, folder in (("hf", "dense"), ("openai", "made")):
         engine = EngineOptions(serve=SERVE, timeout=120) if backend == "openai" else EngineOptions()
         asked = prunus.EvalPlan(**plan, answer_tokens=8, backend=backend)
-        run = prunus.evaluate(tmp_path / folder, asked, tmp_path / "results.db", engine=engine, device="cpu")
+        run = prunus.evaluate(tmp_path / folder, asked, tmp_path / "results.db", engine=engine, device="cpu").run_id
         with Store(tmp_path / "results.db") as store:
             rows[backend] = [
                 (row.problem_id, row.budget, row.ended, row.thinking, row.text, row.correct)
@@ -227,7 +227,7 @@ steps = [{{ quantize = {{ bits = 4, group = "32", method = "rtn" }} }}, {{ gguf 
     asked: dict[str, Any] = {"margin": 0.5, "stop_margin": 0.5, "engine": EngineOptions(serve=SERVE, timeout=120)}
     store = tmp_path / "found.db"
     found = prunus.find(tmp_path / "model", tmp_path / "small", plan, rungs, smallest="llama.cpp", store=store, **asked)
-    (rung,) = found["ladders"]["recipes"]
+    (rung,) = found.to_json()["ladders"]["recipes"]
     assert rung["why"] == "losing all that the dense model has would be within the margin", "it solves nothing"
     with Store(store) as opened:
         (declared,) = (one.declared for one in opened.searches())

@@ -43,7 +43,7 @@ def test_a_control_has_other_batches_and_an_id_of_its_own():
 
 def test_a_greedy_control_in_float32_is_the_base_and_no_variant(tmp_path, capsys):
     store = tmp_path / "s.db"
-    base = prunus.evaluate("tiny", SMALL, store)
+    base = prunus.evaluate("tiny", SMALL, store).run_id
     options = ["--task", "tiny", "--budgets", "16,64", "--limit", "6", "--temperature", "0", "--store", str(store)]
     main(["eval", "tiny", *options, "--aa-control"])
     assert "A/A control" in capsys.readouterr().out
@@ -56,7 +56,7 @@ def test_a_greedy_control_in_float32_is_the_base_and_no_variant(tmp_path, capsys
         assert sorted(rows[0], key=str) == sorted(rows[1], key=str) and len(rows[0]) == 12
         assert opened.find_run("tiny").run_id == opened.find_run("dense").run_id == base
         assert opened.find_run(control[:6]).run_id == control
-    found = compare(store, "tiny", resamples=200)
+    found = compare(store, "tiny", resamples=200).to_json()
     assert found["others"] == [] and found["warnings"] == []
     said = found["control"]
     assert (said["run"], said["difference"], said["answers"], said["differ"], said["grades"]) == (
@@ -87,7 +87,7 @@ def test_what_rounding_moves_is_counted(tmp_path):
             store.add_run(Run(f"{number}{'e' * 11}", {"name": "dense"}, plan, {"grader": "1"}))
             store.add_samples(f"{number}{'e' * 11}", moved)
     for others in (None, ["pruned"]):
-        found = compare(path, "dense", others, resamples=200)
+        found = compare(path, "dense", others, resamples=200).to_json()
         assert [one["model"] for one in found["others"]] == ["pruned"]
         (warning,) = found["warnings"]
         assert warning.startswith("no chain of the base ends by itself")
@@ -106,10 +106,10 @@ def test_a_study_repeats_its_dense_model(tmp_path, monkeypatch):
         '[[prune]]\nmethod = "magnitude"\nsparsity = [0.1]\n'
     )
     (tmp_path / "s.toml").write_text(text)
-    ahead = prunus.plan_study("s.toml", out="out")
+    ahead = prunus.plan_study("s.toml", out="out").to_json()
     names = [cell["variant"] for cell in ahead["cells"]]
     assert names == ["dense", "magnitude-10", "dense, A/A control"]
-    made = prunus.run_study("s.toml", out="out")
+    made = prunus.run_study("s.toml", out="out").to_json()
     (of_model,) = made["comparisons"]
     assert len(of_model["comparison"]["others"]) == 1 and of_model["comparison"]["control"]["differ"] == 0
     assert "0 of 4 answers differ" in (tmp_path / "out" / "report.html").read_text()
@@ -117,7 +117,7 @@ def test_a_study_repeats_its_dense_model(tmp_path, monkeypatch):
         assert {run.run_id for run in store.runs()} == {cell["run"] for cell in ahead["cells"]}
         assert sum(run.is_control for run in store.runs()) == 1
     (tmp_path / "s.toml").write_text(text.replace("aa_control = true\n", ""))
-    usual = prunus.plan_study("s.toml", out="other")
+    usual = prunus.plan_study("s.toml", out="other").to_json()
     assert [cell["run"] for cell in usual["cells"]] == [cell["run"] for cell in ahead["cells"]][:2]
 
 

@@ -26,7 +26,8 @@ TASKS = (Task("toy", "written here", "integer", "say a number", load),)
 """
 BACKEND = '''
 from prunus.checkpoint.resolve import load_tokenizer
-from prunus.evaluation.requests import Backend, Completion, follow_ups
+from prunus.evaluation.engine import Backend
+from prunus.evaluation.requests import Completion, follow_ups
 
 
 class Toy(Backend):

@@ -67,7 +67,7 @@ def test_owl_evidence_equals_that_of_the_whole_model(tmp_path, family):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in SEQUENCES))
     scores = whole_model_scores(tmp_path / "m")
     asked = recipe(tmp_path, allocation="owl", outlier_threshold=3.0)
-    found = prunus.allocate(tmp_path / "m", asked)["evidence"]
+    found = prunus.allocate(tmp_path / "m", asked).evidence
     expected = [100 * (s > 3 * s.mean()).double().mean().item() for s in scores]
     assert found["scores"]["block"] == pytest.approx(expected, abs=100 * 1.5 / len(scores[0]))
     assert found["details"]["mean"] == pytest.approx([s.mean().item() for s in scores], rel=1e-5)
@@ -81,7 +81,7 @@ def test_zeros_on_disk_are_the_budget(place, tmp_path, method, allocation, spars
     summary = prunus.prune(place / "m", tmp_path / "out", asked)
     zeros, weights = zeros_of(tmp_path / "out", scope)
     assert zeros == round(Fraction(str(sparsity)) * weights)
-    shares = list(summary["linear_sparsity"].values())
+    shares = list(summary.linear_sparsity.values())
     assert max(shares) - min(shares) > 0.02
     step = Checkpoint(tmp_path / "out").manifest["history"][-1]
     assert step["allocation"]["allocation"] == allocation
@@ -90,26 +90,26 @@ def test_zeros_on_disk_are_the_budget(place, tmp_path, method, allocation, spars
 
 def test_blocks_get_what_allocate_says(place, tmp_path):
     asked = recipe(place, method="magnitude", allocation="owl", sparsity=0.5)
-    rows = prunus.allocate(place / "m", asked)["blocks"]
-    shares = prunus.prune(place / "m", tmp_path / "out", asked)["linear_sparsity"]
+    rows = prunus.allocate(place / "m", asked).blocks
+    shares = prunus.prune(place / "m", tmp_path / "out", asked).linear_sparsity
     assert len(shares) == 4 * 7
     for name, share in shares.items():
-        assert share == pytest.approx(rows[int(name.split(".")[2])]["sparsity"], abs=1 / 300)
+        assert share == pytest.approx(rows[int(name.split(".")[2])].sparsity, abs=1 / 300)
 
 
 def test_uniform_is_the_default_and_changes_nothing(place, tmp_path):
     prunus.prune(place / "m", tmp_path / "out", recipe(place, sparsity=0.4))
     assert Checkpoint(tmp_path / "out").manifest["history"][-1]["allocation"] is None
     assert not (tmp_path / "out" / "evidence.json").exists()
-    rows = prunus.allocate(place / "m", recipe(place, sparsity=0.4))["blocks"]
-    assert [row["sparsity"] for row in rows] == pytest.approx([0.4] * 4)
+    rows = prunus.allocate(place / "m", recipe(place, sparsity=0.4)).blocks
+    assert [row.sparsity for row in rows] == pytest.approx([0.4] * 4)
 
 
 def test_saved_evidence_makes_the_same_masks_without_measuring(place, tmp_path, monkeypatch):
     asked = recipe(place, method="magnitude", allocation="owl", sparsity=0.5)
     measured = prunus.allocate(place / "m", asked, save=tmp_path / "owl.json")
     prunus.prune(place / "m", tmp_path / "a", asked)
-    assert json.loads((tmp_path / "owl.json").read_text()) == measured["evidence"]
+    assert json.loads((tmp_path / "owl.json").read_text()) == measured.evidence
     assert (tmp_path / "a" / "evidence.json").read_bytes() == (tmp_path / "owl.json").read_bytes()
     monkeypatch.setattr("prunus.pruning.prune.allocate.measure", lambda *_: 1 / 0)
     saved = recipe(place, method="magnitude", allocation="owl", sparsity=0.5, scores=str(tmp_path / "owl.json"))
@@ -141,8 +141,8 @@ def test_a_resumed_run_does_not_measure_again(place, tmp_path, monkeypatch):
 def test_a_list_of_the_users_own_scores(place, tmp_path):
     (tmp_path / "mine.json").write_text("[1, 2, 3, 4]")
     asked = recipe(place, allocation="owl", spread=0.15, scores=str(tmp_path / "mine.json"))
-    rows = prunus.allocate(place / "m", asked)["blocks"]
-    assert [row["sparsity"] for row in rows] == pytest.approx([0.65, 0.55, 0.45, 0.35])
+    rows = prunus.allocate(place / "m", asked).blocks
+    assert [row.sparsity for row in rows] == pytest.approx([0.65, 0.55, 0.45, 0.35])
 
 
 BAD = {
@@ -218,16 +218,16 @@ def test_rounding_reference_loses_the_mean_as_the_studys_code_does_and_says_so(p
     path.write_text("[0, 0, 0, 1]")
     asked = recipe(place, method=method, allocation="owl", sparsity=0.1, scores=str(path), rounding="reference")
     data = prunus.allocate(place / "m", asked)
-    assert [row["sparsity"] for row in data["blocks"]] == pytest.approx([0.14, 0.14, 0.14, least])  # -0.02 by the rule
-    assert f"the mean sparsity is {mean:.4f}, not 0.1" in data["warnings"][0]
+    assert [row.sparsity for row in data.blocks] == pytest.approx([0.14, 0.14, 0.14, least])  # -0.02 by the rule
+    assert f"the mean sparsity is {mean:.4f}, not 0.1" in data.warnings[0]
     exact = prunus.allocate(place / "m", replace(asked, rounding="exact"))
-    assert sum(row["sparsity"] for row in exact["blocks"]) == pytest.approx(0.4)
-    assert "the others compensate" in exact["warnings"][0]
+    assert sum(row.sparsity or 0 for row in exact.blocks) == pytest.approx(0.4)
+    assert "the others compensate" in exact.warnings[0]
 
 
 def test_limits_that_bind_are_said(place):
     asked = recipe(place, allocation="owl", sparsity=0.95, spread=0.4)
-    warnings = prunus.allocate(place / "m", asked)["warnings"]
+    warnings = prunus.allocate(place / "m", asked).warnings
     assert any("were limited to sparsity 0.99" in warning for warning in warnings)
     with pytest.raises(PrunusError, match="cannot be reached"):
         prunus.allocate(place / "m", recipe(place, allocation="atp", sparsity=0.995))
@@ -237,6 +237,6 @@ def test_dry_run_counts_and_notices_a_wrong_step(place, tmp_path):
     asked = recipe(place, method="magnitude", allocation="atp", sparsity=0.29)
     said = prunus.prune(place / "m", tmp_path / "out", asked, dry_run=True)
     prunus.prune(place / "m", tmp_path / "out", asked)
-    assert said["zeros"] == zeros_of(tmp_path / "out")[0]
+    assert said.zeros == zeros_of(tmp_path / "out")[0]
     with pytest.raises(PrunusError, match="is outside"):
         prunus.prune(place / "m", tmp_path / "x", recipe(place, allocation="atp", step=0.9), dry_run=True)

@@ -11,7 +11,7 @@ from test_ladder import loop_bets, loop_wealth, some
 
 import prunus
 from prunus.reporting.terminal import detail_tables
-from prunus.results.comparison import ADAPTIVE, compare, compared
+from prunus.results.comparison import ADAPTIVE, compare
 from prunus.statistics import anytime, paired
 from prunus.statistics.anytime import interleaved, rounds
 from prunus.store.store import Store
@@ -66,7 +66,7 @@ def test_last_bits_of_rounds_do_not_depend_on_the_hashes_of_a_process():
 @pytest.mark.parametrize("margin", [0.0, "0%"])
 def test_a_margin_of_nothing_has_bounds_but_claims_nothing(tmp_path, margin):
     store, _ = make(tmp_path, ("a",), "1")
-    (entry,) = compared(store, "dense", margin=margin, stop_margin=margin, resamples=200).others
+    (entry,) = compare(store, "dense", margin=margin, stop_margin=margin, resamples=200).others
     assert (
         -0.8 < entry.primary.lower_bound < 0
         and entry.primary.p_margin > 0.05
@@ -90,7 +90,7 @@ def make(folder, tasks, marks, seed=5):
 @pytest.mark.parametrize("tasks", [("a",), ("a", "b")])
 def test_compare_takes_a_marked_run_in_its_order(tmp_path, tasks):
     store, runs = make(tmp_path, tasks, "1")
-    (entry,) = compare(store, "dense", margin=0.3, resamples=200)["others"]
+    (entry,) = compare(store, "dense", margin=0.3, resamples=200).to_json()["others"]
     assert entry["adaptive"] and ADAPTIVE in entry["warnings"]
 
     def area(name, task, problem):
@@ -124,7 +124,7 @@ def test_bounds_that_the_mean_has_left_are_shown_around_it(tmp_path):
         name: [replace(row, correct=(row.problem_id in loses) == first) for row in random_run(0, 0.5, problems=40)]
         for name, first in (("dense", True), ("pruned", False))
     }
-    (entry,) = compare(marked(fill(tmp_path / "s.db", runs), "1"), "dense")["others"]
+    (entry,) = compare(marked(fill(tmp_path / "s.db", runs), "1"), "dense").to_json()["others"]
     values = np.array([-1.0 if problem in loses else 1.0 for problem in order])
     expected = by_loop(values, 0.02)
     assert expected["high"] < -0.1 and entry["primary"]["high"] == entry["primary"]["difference"] == 0
@@ -135,7 +135,7 @@ def test_a_mark_on_either_run_counts_and_without_one_nothing_changes(tmp_path):
     for number, marks in enumerate(("0", "01", "")):
         (tmp_path / str(number)).mkdir()
         store, _ = make(tmp_path / str(number), ("a",), marks)
-        (entry,) = compare(store, "dense", resamples=200)["others"]
+        (entry,) = compare(store, "dense", resamples=200).to_json()["others"]
         assert entry["adaptive"] == bool(marks) and (ADAPTIVE in entry["warnings"]) == bool(marks)
 
 
@@ -144,7 +144,7 @@ def test_table_and_page_say_that_a_run_was_collected_adaptively(tmp_path):
 
     store, _ = make(tmp_path, ("a",), "1")
     console = Console(width=300, record=True, file=StringIO())
-    console.print(detail_tables(compared(store, "dense")))
+    console.print(detail_tables(compare(store, "dense")))
     assert "collected adaptively by `prunus find`" in console.export_text()
     text = prunus.report(store, tmp_path / "r.html", base="dense").read_text()
     assert "<small>collected adaptively</small>" in text and "collected adaptively by `prunus find`" in text

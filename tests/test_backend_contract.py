@@ -24,10 +24,11 @@ from prunus.checkpoint.resolve import tiny_folder
 from prunus.evaluation import traces
 from prunus.evaluation.backends import opened
 from prunus.evaluation.budget import Chain, Rules, contains, force_budgets, force_budgets_as_completed
+from prunus.evaluation.engine import Backend
 from prunus.evaluation.pipeline import fill
 from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt
-from prunus.evaluation.requests import Backend, Sampling
+from prunus.evaluation.requests import Sampling
 from prunus.evaluation.resolved_plan import problem_row, resolve_plan
 from prunus.evaluation.run import missing_batches
 from prunus.evaluation.tasks import load_task

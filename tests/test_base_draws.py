@@ -34,7 +34,9 @@ def accuracy(samples, budget, problem):
 
 
 def two(tmp_path, base, other, **settings):
-    return compare(fill(tmp_path / "s.db", {"dense": base, "pruned": other}), "dense", resamples=200, **settings)
+    return compare(
+        fill(tmp_path / "s.db", {"dense": base, "pruned": other}), "dense", resamples=200, **settings
+    ).to_json()
 
 
 def test_differences_are_of_means_over_all_draws_of_each_side(tmp_path):
@@ -106,7 +108,7 @@ def test_several_seeds_of_a_recipe_have_all_draws_of_the_base(tmp_path):
             step = {"action": "prune", "recipe": {"seed": number}, "sparsity": {}, "source": {"checksum": "d"}}
             model = json.dumps({**run.model, "checksum": run.run_id, "manifest": {"history": [step]}})
             store._connection.execute("UPDATE run SET model = ? WHERE run_id = ?", (model, run.run_id))
-    found = compare(path, "dense", resamples=200)
+    found = compare(path, "dense", resamples=200).to_json()
     (recipe,) = found["recipes"]
     assert recipe["difference"] == pytest.approx(mean(one["primary"]["difference"] for one in found["others"]))
     assert recipe["samples"] == 2
@@ -119,14 +121,14 @@ def test_draws_of_the_base_that_are_added_after_a_look_are_another_look(tmp_path
     add(store, "dense", rows["dense"], draws=1)
     run = add(store, "pruned", rows["pruned"], draws=1)
     more = add(store, "dense", rows["dense"], draws=3)
-    (entry,) = compare(store, more, [run], resamples=200)["others"]
+    (entry,) = compare(store, more, [run], resamples=200).to_json()["others"]
     assert [(one["samples"], one.get("base_samples")) for one in entry["grown"]] == [(1, None), (1, 3)]
     assert any("draws changed from 1 to 1 (base 3)" in note and "multiplied by 6" in note for note in entry["warnings"])
     with Store(store) as opened:
         seen = growth(opened.run(more), opened.run(run))
     assert seen is not None and seen.share == 1 / 6
     # Without naming it, the dense run with most draws is the base, and its other run is no variant.
-    found = compare(store, resamples=200)
+    found = compare(store, resamples=200).to_json()
     assert found["base"]["run"] == more and [one["run"] for one in found["others"]] == [run]
 
 
@@ -134,7 +136,7 @@ def test_draws_planned_beforehand_are_one_look(tmp_path):
     rows = {name: random_run(n, 0.9 - 0.3 * n, problems=120, draws=3) for n, name in enumerate(("dense", "pruned"))}
     add(tmp_path / "s.db", "dense", rows["dense"], draws=3)
     add(tmp_path / "s.db", "pruned", rows["pruned"], draws=1)
-    (entry,) = compare(tmp_path / "s.db", resamples=200)["others"]
+    (entry,) = compare(tmp_path / "s.db", resamples=200).to_json()["others"]
     assert entry["grown"] is None and entry["primary"]["base_samples"] == 3 and entry["verdict"] == "worse"
 
 
@@ -202,9 +204,9 @@ def counts() -> dict[str, int]:
 @studied
 def test_a_study_draws_its_base_more_often(scripted):
     file = write(GRID, SAMPLED)
-    planned = prunus.plan_study(file, out="out")
+    planned = prunus.plan_study(file, out="out").to_json()
     assert [cell["answers"] for cell in planned["cells"]] == [200 * 2 * 5, 200 * 2 * 2]
-    done = prunus.run_study(file, out="out")
+    done = prunus.run_study(file, out="out").to_json()
     assert counts() == {"model x 5": 2000, "model/magnitude-20 x 2": 800}
     (entry,) = done["comparisons"][0]["comparison"]["others"]
     assert (entry["primary"]["samples"], entry["primary"]["base_samples"]) == (2, 5) and entry["grown"] is None
@@ -214,7 +216,7 @@ def test_a_study_draws_its_base_more_often(scripted):
         assert "base_samples" not in dense.plan | pruned.plan
     # The base's run is that of `prunus eval` with as many draws: nothing is left to compute.
     plan = EvalPlan(**{**vars(DRAWN), "samples": 5, "base_samples": None})
-    assert prunus.evaluate("model", plan, STORE) == dense.run_id
+    assert prunus.evaluate("model", plan, STORE).run_id == dense.run_id
 
 
 @studied
@@ -230,10 +232,10 @@ def test_more_draws_keep_the_rows_that_exist(scripted, capsys):
     prunus.run_study(write(GRID, SAMPLED.replace("base_samples = 5\n", "")), out="out")
     first = {row.problem_id: row for row in _rows("model", 2) if (row.budget, row.draw) == (16, 1)}
     file = write(GRID, SAMPLED)
-    planned = prunus.plan_study(file, out="out")
+    planned = prunus.plan_study(file, out="out").to_json()
     assert [cell["done"] for cell in planned["cells"]] == [800, 800] and planned["advice"] == []
     scripted.clear()
-    done = prunus.run_study(file, out="out")
+    done = prunus.run_study(file, out="out").to_json()
     assert scripted == {"dense": 200 * 3}
     assert counts() == {"model x 2": 800, "model/magnitude-20 x 2": 800, "model x 5": 2000}
     assert {row.problem_id: row for row in _rows("model", 5) if (row.budget, row.draw) == (16, 1)} == first
@@ -256,7 +258,7 @@ def _rows(model: str, samples: int) -> list[Any]:
 def test_a_study_says_when_draws_of_the_base_are_cheaper_than_problems(scripted, capsys):
     grid_ = GRID.replace("0.2", "[0.1, 0.2, 0.3, 0.4]")
     text = SAMPLED.replace("base_samples = 5\n", "")
-    (line,) = prunus.plan_study(write(grid_, text), out="out")["advice"]
+    (line,) = prunus.plan_study(write(grid_, text), out="out").to_json()["advice"]
     # 200 problems x 2 more draws, or 267 problems: 67 x 10 more chains; each of at most 16 + 2 x 8 tokens.
     for part in ("base_samples = 4 instead of 2", "is 13 % smaller", "267 problems instead of 200"):
         assert part in line
@@ -264,9 +266,9 @@ def test_a_study_says_when_draws_of_the_base_are_cheaper_than_problems(scripted,
     assert f"at most {400 * chain:,} tokens more" in line and f"for {round(200 / 3 * 10) * chain:,}" in line
     main(["study", "plan", "small.toml", "--out", "out"])
     assert "base_samples = 4" in capsys.readouterr().out.replace("\n", " ")
-    assert prunus.plan_study(write(grid_, SAMPLED), out="out")["advice"] == []
+    assert prunus.plan_study(write(grid_, SAMPLED), out="out").to_json()["advice"] == []
     greedy = text.replace("temperature = 1.0", "temperature = 0")
-    assert prunus.plan_study(write(grid_, greedy), out="out")["advice"] == []
+    assert prunus.plan_study(write(grid_, greedy), out="out").to_json()["advice"] == []
 
 
 @studied
@@ -286,13 +288,13 @@ RULE: dict[str, Any] = {"methods": ["magnitude"], "settings": CALIBRATION, "marg
 
 @studied
 def test_a_search_draws_the_dense_model_more_often(scripted, capsys):
-    ahead = prunus.find("model", "out", DRAWN, "0.1:0.4:0.1", store="rows.db", dry_run=True, **RULE)
+    ahead = prunus.find("model", "out", DRAWN, "0.1:0.4:0.1", store="rows.db", dry_run=True, **RULE).to_json()
     assert "200 problems with 2 draws each (5 of the dense model)" in ahead["lines"][0]
     assert ahead["grid_tokens"] == round((4 * 2 + 5) * 200 * ahead["chain_tokens"])
     fewer = prunus.find("model", "out", EvalPlan(**{**vars(DRAWN), "base_samples": None}), "0.1:0.4:0.1",
-                        store="rows.db", dry_run=True, **RULE)  # fmt: skip
+                        store="rows.db", dry_run=True, **RULE).to_json()  # fmt: skip
     assert ahead["forecasts"]["accuracy"]["rounds"] < fewer["forecasts"]["accuracy"]["rounds"]
-    found = prunus.find("model", "out", DRAWN, "0.1:0.4:0.1", store="rows.db", **RULE)
+    found = prunus.find("model", "out", DRAWN, "0.1:0.4:0.1", store="rows.db", **RULE).to_json()
     assert found["found"] == "magnitude-20"
     certificate = json.loads(Path("out/certificate.json").read_text())
     assert (certificate["declared"]["samples"], certificate["declared"]["base_samples"]) == (2, 5)
@@ -304,10 +306,10 @@ def test_a_search_draws_the_dense_model_more_often(scripted, capsys):
     assert draws["model"] == set(range(5)) and draws["model/magnitude-20"] == {0, 1}
     assert "2 draws (5 of the dense model)" in Path("out/find.html").read_text()
     checked = prunus.verify("out/certificate.json", "rows.db")
-    assert checked["claims"] and not checked["differences"] + checked["notes"]
+    assert checked.claims and not [*checked.differences, *checked.notes]
     # Interrupted or repeated, it takes the same decisions without another chain.
     scripted.clear()
-    again = prunus.find("model", "again", DRAWN, "0.1:0.4:0.1", store="rows.db", **RULE)
+    again = prunus.find("model", "again", DRAWN, "0.1:0.4:0.1", store="rows.db", **RULE).to_json()
     assert not scripted and again["found"] == "magnitude-20"
 
 
@@ -315,7 +317,7 @@ def test_a_search_draws_the_dense_model_more_often(scripted, capsys):
 @studied
 def test_a_search_takes_over_draws_of_the_dense_model(scripted):
     plan = EvalPlan(**{**vars(DRAWN), "base_samples": None})
-    dense = prunus.evaluate("model", plan, "rows.db")
+    dense = prunus.evaluate("model", plan, "rows.db").run_id
     with sqlite3.connect("rows.db") as rows:  # the script of `find` names no device
         rows.execute("UPDATE run SET versions = json_remove(versions, '$.device', '$.dtype')")
     scripted.clear()
@@ -325,7 +327,7 @@ def test_a_search_takes_over_draws_of_the_dense_model(scripted):
         looked = json.loads(Path("out/certificate.json").read_text())["shown"]["dense"]["looked"]
     assert scripted["dense"] <= looked * 3 + 20  # whole batches
     checked = prunus.verify("out/certificate.json", "rows.db")
-    assert checked["claims"] and not checked["differences"]
+    assert checked.claims and not checked.differences
 
 
 @studied
@@ -335,14 +337,14 @@ def test_who_changes_the_declared_draws_is_found_out(scripted):
     data = json.loads(file.read_text())
     data["declared"]["base_samples"] = 3
     file.write_text(json.dumps(data))
-    differences = prunus.verify("out/certificate.json", "rows.db")["differences"]
+    differences = prunus.verify("out/certificate.json", "rows.db").differences
     assert "samples of the runs in the store are 5, the certificate declares 3" in differences
 
 
 @pytest.mark.slow
 @studied
 def test_searches_of_a_study_share_the_rows_of_its_base(scripted):
-    done = prunus.run_study(write(GRID + FIND, SAMPLED), out="out")
+    done = prunus.run_study(write(GRID + FIND, SAMPLED), out="out").to_json()
     assert counts()["model x 5"] == 2000 and done["searches"][0]["found"] == "magnitude-20"
     with Store(STORE) as store:
         assert not any(run.adaptive for run in store.runs() if run.model["name"] == "model")

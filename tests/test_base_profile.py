@@ -110,7 +110,7 @@ def test_a_model_without_a_template_gets_it_and_is_evaluated(tiny, tmp_path, cap
     else:
         make_model(model, "llama", max_position_embeddings=2048)
     (model / "chat_template.jinja").unlink()
-    run_id = prunus.evaluate(model, PLAN, tmp_path / "s.db")
+    run_id = prunus.evaluate(model, PLAN, tmp_path / "s.db").run_id
     said = capsys.readouterr().err
     assert "profile base: the tokenizer has no chat template, as those of base models" in said
     assert "temperature 0.6" in said
@@ -137,7 +137,7 @@ def test_other_profiles_need_a_template_and_base_needs_none(tmp_path):
     with pytest.raises(PrunusError, match="cannot switch the thinking off"):
         switch_off(BASE, BYTES)
     assert ends_of_turn(BASE, BYTES, tmp_path) == frozenset()  # the next problem ends a text, too
-    assert show_profile("base")["prompt"] == BASE.prompt
+    assert show_profile("base").settings["prompt"] == BASE.prompt
 
 
 @pytest.mark.parametrize(

@@ -108,8 +108,8 @@ def fail(*_: object, **__: object) -> None:
 
 RECIPES = {
     "prune": lambda name: prunus.prune("model", "out", PruneRecipe(allocation="owl", calibration=name)),
-    "drop": lambda name: prunus.drop_blocks("model", "out", DropRecipe(calibration=name)),
-    "experts": lambda name: prunus.drop_experts("tiny-moe", "out", ExpertsRecipe(calibration=name)),
+    "drop": lambda name: prunus.drop("model", "out", DropRecipe(calibration=name)),
+    "experts": lambda name: prunus.experts("tiny-moe", "out", ExpertsRecipe(calibration=name)),
     "recover": lambda name: prunus.recover("pruned", "out", RecoverRecipe(calibration=name), dense="model"),
     "prune and recover": lambda name: prunus.apply_steps(
         "model", "out", [PruneRecipe(method="magnitude", sparsity=0.5), RecoverRecipe(calibration=name)]

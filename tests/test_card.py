@@ -149,11 +149,11 @@ def test_cards_of_later_steps_keep_licence_and_base_and_tell_the_cost(dense, pru
     rows.write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in random_rows(4, 24)))
     recipe = RecoverRecipe(calibration=str(rows), samples=4, epochs=1, step_tokens=24)
     prunus.recover(pruned, tmp_path / "recovered", recipe)
-    prunus.drop_blocks(tmp_path / "recovered", tmp_path / "short", DropRecipe(blocks="1,"))
+    prunus.drop(tmp_path / "recovered", tmp_path / "short", DropRecipe(blocks="1,"))
     text = (tmp_path / "recovered" / "README.md").read_text()
     cost = Checkpoint(tmp_path / "recovered").manifest["history"][1]["cost"]
     assert f"trained on {cost['tokens']:,} tokens, repeats counted, in {cost['steps']} steps" in text
-    assert prunus.inspect(tmp_path / "recovered", weights=False)["history"][1]["trained_tokens"] == cost["tokens"]
+    assert prunus.inspect(tmp_path / "recovered", weights=False).history[1].trained_tokens == cost["tokens"]
     run = Run("1", {"manifest": Checkpoint(tmp_path / "short").manifest}, {}, {})
     assert f"{cost['tokens']:,} tokens, repeats counted" in recipe_text(run)
     prunus.card(tmp_path / "recovered", out=tmp_path / "card.md")
@@ -176,8 +176,8 @@ def test_a_card_with_results_says_what_the_store_says(store, dense, copied):
     with Store(store) as opened:
         ours, theirs = (opened.find_run(name) for name in ("wanda-50", "tiny"))
         summary = summarise(opened, ours.run_id).to_json()["tasks"]["tiny"]["budgets"]
-    (contrast,) = compare(store, theirs.run_id, [ours.run_id], margin=0.05)["others"]
-    assert (told["run"], told["base"], told["verdict"]) == (ours.run_id, theirs.run_id, contrast["verdict"])
+    (contrast,) = compare(store, theirs.run_id, [ours.run_id], margin=0.05).to_json()["others"]
+    assert (told.run, told.base, told.verdict) == (ours.run_id, theirs.run_id, contrast["verdict"])
     card = loaded(text)
     name, results = model_index_to_eval_results(card.data.to_dict()["model-index"])
     assert name == "Acme-Reasoner, Magnitude 2:4" and len(results) == len(summary) == 3
@@ -197,7 +197,7 @@ def test_a_card_with_results_says_what_the_store_says(store, dense, copied):
     assert "Every one of these Linears follows the pattern 2:4" in text
     size = sum(tensor.nbytes for tensor in load_file(copied / "model.safetensors").values())
     assert f"An engine loads {show_bytes(size)}." in text
-    assert prunus.card(copied, store=store)["verdict"]  # our own card may be replaced
+    assert prunus.card(copied, store=store).verdict  # our own card may be replaced
     main(["card", str(copied), "--store", str(store), "--out", str(copied.parent / "by_command.md"), "-q"])
     assert (copied.parent / "by_command.md").read_text() == (copied / "README.md").read_text()
 
@@ -239,7 +239,7 @@ def test_a_model_that_prunus_did_not_make_has_no_card(dense, tmp_path):
 def test_an_edited_card_is_replaced_only_if_asked(copied, tmp_path):
     add_line(copied / "README.md")
     told = prunus.card(copied, out=tmp_path / "card.md")
-    assert told["out"] == str(tmp_path / "card.md") and told["verdict"] is None
+    assert told.out == str(tmp_path / "card.md") and told.verdict is None
     assert "A note." in (copied / "README.md").read_text()
     prunus.card(copied, overwrite=True)
     assert is_ours((copied / "README.md").read_text())
@@ -250,7 +250,7 @@ def test_a_control_of_the_dense_run_is_not_taken_for_a_second_one(store, copied)
         dense = opened.find_run("tiny")
         opened.add_run(replace(dense, run_id="again", plan=dense.plan | {"aa_control": True}))
         opened.add_samples("again", opened.samples(dense.run_id))
-    assert prunus.card(copied, store=store)["base"] == dense.run_id
+    assert prunus.card(copied, store=store).base == dense.run_id
 
 
 def test_without_a_dense_run_there_is_a_curve_but_no_verdict(store, copied):
@@ -259,7 +259,7 @@ def test_without_a_dense_run_there_is_a_curve_but_no_verdict(store, copied):
             "UPDATE run SET plan = json_set(plan, '$.mode', 'legacy') WHERE json_extract(model, '$.name') = 'tiny'"
         )
     told = prunus.card(copied, store=store)
-    assert told["verdict"] is None and "no run of the dense model with this plan" in told["warnings"][0]
+    assert told.verdict is None and "no run of the dense model with this plan" in told.warnings[0]
     text = (copied / "README.md").read_text()
     assert "| 256 |" in text and "Difference" not in text
 

@@ -5,6 +5,7 @@ import json
 import shutil
 import sqlite3
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from test_comparison import fill, row
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.cli import main
 from prunus.errors import PrunusError
+from prunus.results.certificate import Declaration, read_certificate, write_certificate
 from prunus.results.ladder import CERTIFIED, REFUSED, Rule
 from prunus.settings.margins import Margin
 from prunus.statistics.anytime import interleaved
@@ -65,11 +67,11 @@ def declaration(rungs, rule: Rule, max_tokens=None):
     """What is declared of a search for these rungs."""
     model = {"name": "dense", "source": "dense", "checksum": None}
     margins = {name: Margin.of(getattr(rule, name)).to_json() for name in ("margin", "stop_margin")}
-    return {
+    return Declaration.of({
         "model": model, "dense": run_of(0), "problems": IDS, "seed": SEED, "budgets": list(BUDGETS), "samples": 1,
         "reuse": True, "ladders": [{"name": "made", "rungs": rungs}], **margins, "alpha": 0.05,
         "endpoints": ["accuracy", "ends"], "look": 8, "max_tokens": max_tokens,
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 @cache
@@ -87,7 +89,7 @@ def made_once(max_tokens) -> Path:
     fill(store, runs, {name: {"budgets": list(BUDGETS), "seed": SEED} for name in RUNGS}, UNGRADED)
     with Store(store) as opened:
         data = certificates.certificate(opened, search, None)
-    certificates.write_certificate(data, folder / "certificate.json")
+    write_certificate(data, folder / "certificate.json")
     return folder
 
 
@@ -95,7 +97,7 @@ def changed(file: Path, change) -> Path:
     """A certificate with a change, and with a content hash that fits it."""
     data = json.loads(file.read_text())
     change(data)
-    data["content"] = certificates.content_hash({k: v for k, v in data.items() if k != "content"}, 64)
+    data["content"] = certificates.content_of(data)
     other = file.with_name("other.json")
     other.write_text(json.dumps(data))
     return other
@@ -126,18 +128,20 @@ def test_a_certificate_says_what_was_found_and_is_confirmed_by_the_rows(tmp_path
     share = np.mean([dense[p][0].correct for p in order[: gentle["looked"]]])
     assert gentle["dense_accuracy"] == pytest.approx([share, share])
     checked = verify(file, store)
-    assert checked["differences"] == [] and checked["claims"] == data["shown"]["claims"]
-    first, second, third = checked["claims"]
+    assert checked.differences == [] and checked.claims == data["shown"]["claims"]
+    first, second, third = checked.claims
     assert (
         first.startswith("The checkpoint made by gentle (checksum not known): its area under accuracy")
         and "less than 10 points below dense's" in first
     )
     assert "end by themselves within 64 tokens" in second
-    assert certificates.caution(data["declared"], data["shown"]) is None
-    wide = certificates.caution(data["declared"] | {"margin": 0.4}, data["shown"])  # the dense model solves 3 of 4
+    written = read_certificate(file)
+    assert certificates.caution(written.declared, written.shown) is None
+    wider = replace(written.declared, margin=Margin(0.4))
+    wide = certificates.caution(wider, written.shown)  # the dense model solves 3 of 4
     assert wide is not None and "the dense model solves 7" in wide and "40 points" in wide
-    assert wide[1:] in page(data | {"declared": data["declared"] | {"margin": 0.4}})
-    assert wide[10:40] not in page(data)
+    assert wide[1:] in page(replace(written, declared=wider))
+    assert wide[10:40] not in page(written)
     assert third == "The probability that any claim is false is at most 5 %"
 
 
@@ -147,7 +151,7 @@ def test_tokens_end_a_walk_and_the_certificate_says_so(tmp_path):
     assert (gentle["word"], gentle["why"]) == ("cannot tell", decisions.OUT_OF_TOKENS)
     assert gentle["looked"] == 24  # 2 x 70 tokens a problem: 21 are not enough, and looks are at every eighth
     checked = verify(file, store)
-    assert (checked["claims"], checked["differences"], checked["searches"]) == ([], [], [])
+    assert (checked.claims, checked.differences, checked.searches) == ([], [], [])
 
 
 @pytest.mark.parametrize(
@@ -169,7 +173,7 @@ def test_a_changed_store_is_found_out(tmp_path, statement, named):
     with sqlite3.connect(store) as connection:
         assert connection.execute(statement.format(first=first)).rowcount > 0
     checked = verify(file, store)
-    assert checked["claims"] == [] and any(named in line for line in checked["differences"]), checked
+    assert checked.claims == [] and any(named in line for line in checked.differences), checked
 
 
 def test_rows_on_which_nothing_rests_may_be_added(tmp_path):
@@ -179,7 +183,7 @@ def test_rows_on_which_nothing_rests_may_be_added(tmp_path):
         opened.add_problems([ProblemRow("a", last, "1", "exact", (), "d")])
         for place, name in enumerate(RUNGS):
             opened.add_samples(run_of(place), [r for r in rows_of(name) if r.problem_id == last])
-    assert verify(file, store)["differences"] == []
+    assert verify(file, store).differences == []
 
 
 def swap(data):
@@ -210,14 +214,14 @@ def swap(data):
 def test_a_changed_certificate_is_found_out_even_if_its_hash_fits(tmp_path, change, named):
     store, file = make(tmp_path)
     checked = verify(changed(file, change), store)
-    assert checked["claims"] == []
-    assert any(part in line for line in checked["differences"] for part in named.split("|")), checked
+    assert checked.claims == []
+    assert any(part in line for line in checked.differences for part in named.split("|")), checked
 
 
 def test_a_change_that_leaves_all_numbers_is_found_by_the_hash(tmp_path):
     store, file = make(tmp_path)
     file.write_text(file.read_text().replace('"source": "dense"', '"source": "other"'))
-    line, undeclared = verify(file, store)["differences"]
+    line, undeclared = verify(file, store).differences
     assert "content hash differs" in line and "no record that this search was declared" in undeclared
 
 
@@ -230,10 +234,10 @@ def test_the_checkpoint_beside_it_has_to_be_the_one_that_was_made(tmp_path):
         beside = folder / "certificate.json"
         made = {"checksum": made, "files": files}
         shutil.copy(changed(file, lambda d, made=made: d.update(made=made)), beside)
-        found = verify(beside, store)["differences"]
+        found = verify(beside, store).differences
         assert len(found) == len(expected) and all(a in b for a, b in zip(expected, found, strict=True))
     alone = changed(file, lambda d: d.update(made={"checksum": checksum}))
-    assert "were not checked" in verify(alone, store)["notes"][-1]
+    assert "were not checked" in verify(alone, store).notes[-1]
 
 
 def test_the_command_prints_a_line_per_claim_and_fails_with_one_per_difference(tmp_path, capsys):
@@ -266,7 +270,7 @@ def test_what_is_no_certificate_is_wrong_input(tmp_path):
 def test_a_certificate_of_other_bets_is_read_but_not_computed_again(tmp_path):
     store, file = make(tmp_path)
     older = changed(file, lambda d: d.update(format=1))
-    assert certificates.read_certificate(older)["shown"]["claims"]
+    assert read_certificate(older).shown.claims
     with pytest.raises(PrunusError, match="format 1: the prunus that wrote it made other bets"):
         verify(older, store)
     with pytest.raises(PrunusError, match="no store"):

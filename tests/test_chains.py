@@ -29,13 +29,13 @@ def test_a_chain_is_what_the_steps_write_one_after_the_other(tmp_path, monkeypat
     model = open_model(read_study(path), str(tmp_path / "model"), resolve(tmp_path / "model"))
     names = [f"without-1-wanda-{share}{end}" for share in (30, 50) for end in ("", "-recovered")]
     assert [variant.name for variant in model.variants] == ["dense", *names]
-    dropped, original = [], drop.drop_blocks
+    dropped, original = [], drop.drop
 
     def noted(*given, **how):
         dropped.append(how.get("dry_run", False))
         return original(*given, **how)
 
-    monkeypatch.setattr(drop, "drop_blocks", noted)
+    monkeypatch.setattr(drop, "drop", noted)
     prunus.run_study(path, out=out, device="cpu")
     assert dropped.count(False) == 1, "all four begin with it"
     assert not (out / "making").exists()
@@ -43,7 +43,7 @@ def test_a_chain_is_what_the_steps_write_one_after_the_other(tmp_path, monkeypat
         first, pruning, *recovery = variant.steps
         assert isinstance(first, prunus.DropRecipe) and isinstance(pruning, prunus.PruneRecipe)
         there = tmp_path / "alone" / variant.name
-        prunus.drop_blocks(model.name, there / "1", first, device="cpu")
+        prunus.drop(model.name, there / "1", first, device="cpu")
         prunus.prune(there / "1", there / "2", pruning, device="cpu")
         for recipe in recovery:
             assert isinstance(recipe, prunus.RecoverRecipe)

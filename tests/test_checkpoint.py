@@ -204,7 +204,7 @@ def test_blocks_dropped_from_a_model_of_unlike_blocks(tmp_path, alike):
     if not alike:
         tensors["model.layers.1.input_layernorm.weight"] = torch.ones(32).bfloat16()
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    prunus.drop_blocks(folder, tmp_path / "out", prunus.DropRecipe(blocks="0,"))
+    prunus.drop(folder, tmp_path / "out", prunus.DropRecipe(blocks="0,"))
     assert (tmp_path / "out" / "model.safetensors").exists() == alike
     made = Checkpoint(tmp_path / "out")
     assert made.parameters == sum(t.numel() for name, t in tensors.items() if ".layers.0." not in name)

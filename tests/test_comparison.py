@@ -13,7 +13,6 @@ from statsmodels.stats.multitest import multipletests
 from prunus.errors import PrunusError
 from prunus.plain_data import content_hash
 from prunus.reporting.sections.verdicts import remark
-from prunus.results.cells import Comparison, Entry
 from prunus.results.comparison import compare
 from prunus.results.contrasts import Pair, order_seed
 from prunus.results.summary import summarise
@@ -81,7 +80,7 @@ def test_runs_of_different_protocols_are_compared_with_a_warning(tmp_path):
     path = fill(tmp_path / "s.db", {"dense": random_run(0, 0.6), "pruned": random_run(1, 0.4)})
     with Store(path) as store:
         store.update_versions("1" + "f" * 11, {"protocol": "2"})
-    (entry,) = compare(path, "dense")["others"]
+    (entry,) = compare(path, "dense").to_json()["others"]
     assert [text for text in entry["warnings"] if "truncated" in text] == [
         "answers of exactly their cap are counted as truncated by different rules (protocol 2, base 1), so compare"
         " `truncated` with care"
@@ -91,7 +90,7 @@ def test_runs_of_different_protocols_are_compared_with_a_warning(tmp_path):
 def test_numbers_equal_plain_loops(tmp_path):
     shape = {"tasks": ("a", "b"), "draws": 2}
     base, other = random_run(0, 0.6, **shape), random_run(1, 0.4, **shape)
-    result = compare(fill(tmp_path / "s.db", {"dense": base, "pruned": other}), "dense")
+    result = compare(fill(tmp_path / "s.db", {"dense": base, "pruned": other}), "dense").to_json()
     json.dumps(result, allow_nan=False)
     assert result["base"] == {"run": "0" + "f" * 11, "model": "dense", "recipe": []}
     (entry,) = result["others"]
@@ -155,7 +154,7 @@ def test_numbers_equal_plain_loops(tmp_path):
 def test_one_draw_has_mcnemars_p(tmp_path):
     base = grid(lambda _task, p, *_: p < 8, problems=20)
     other = grid(lambda _task, p, *_: 8 <= p < 10, problems=20)
-    (entry,) = compare(fill(tmp_path / "s.db", {"dense": base, "pruned": other}), "dense")["others"]
+    (entry,) = compare(fill(tmp_path / "s.db", {"dense": base, "pruned": other}), "dense").to_json()["others"]
     cell = entry["tasks"]["a"]["budgets"][16]
     assert cell["p"] == pytest.approx(0.109375)  # 8 lost, 2 gained
     assert (cell["p_worse"], cell["p_better"]) == (pytest.approx(56 / 1024), pytest.approx(1013 / 1024))
@@ -170,7 +169,7 @@ def test_cells_have_bands_and_what_would_settle_them(tmp_path):
         "pruned": random_run(1, 0.45, problems=40, draws=4),
         "large": random_run(2, 0.6, problems=40, draws=4),
     }
-    result = compare(fill(tmp_path / "s.db", runs), "dense", margin=0.03)
+    result = compare(fill(tmp_path / "s.db", runs), "dense", margin=0.03).to_json()
     for entry in result["others"]:
         task = entry["tasks"]["a"]
         for cell in task["budgets"].values():
@@ -193,7 +192,7 @@ def test_cells_have_bands_and_what_would_settle_them(tmp_path):
 
 def test_ends_are_two_sided_95_percent_and_the_bound_is_one_sided(tmp_path):
     runs = {name: random_run(seed, 0.6, problems=400, draws=2) for seed, name in enumerate(("dense", "pruned"))}
-    (entry,) = compare(fill(tmp_path / "s.db", runs), "dense")["others"]
+    (entry,) = compare(fill(tmp_path / "s.db", runs), "dense").to_json()["others"]
     cell = entry["primary"]
     for name, quantile in (("low", -1.96), ("high", 1.96)):
         assert (cell[name] - cell["difference"]) / cell["se"] == pytest.approx(quantile, abs=0.1)
@@ -206,30 +205,46 @@ def test_slope_is_kept_or_lost(tmp_path):
     grows = grid(lambda _task, p, budget, _draw: p < {0: 0, 16: 10, 64: 30}[budget], problems=40)
     half = grid(lambda _task, p, budget, _draw: p < {0: 0, 16: 10, 64: 20}[budget], problems=40)
     path = fill(tmp_path / "s.db", {"dense": grows, "pruned": half})
-    entry = compare(path, "dense")["others"][0]
+    entry = compare(path, "dense").to_json()["others"][0]
     slope = entry["tasks"]["a"]["slope"]
     assert entry["scaling"] == slope
     assert (slope["base_accuracy"], slope["accuracy"]) == pytest.approx((0.25, 0.125))
     assert slope["retention"] == pytest.approx(0.5) and slope["high"] < 0
     assert slope["word"] == "lost" and slope["retention_low"] < 0.5 < slope["retention_high"] < 0.9
     many = [grid(lambda _t, p, b, _d: p < {0: 0, 16: 50, 64: 150}[b], problems=200) for _ in range(2)]
-    same = compare(fill(tmp_path / "k.db", dict(zip(("dense", "same"), many, strict=True))), "dense")["others"][0]
+    same = compare(fill(tmp_path / "k.db", dict(zip(("dense", "same"), many, strict=True))), "dense").to_json()[
+        "others"
+    ][0]
     assert (same["scaling"]["word"], same["scaling"]["retention"]) == ("kept", 1)
     flat = {name: random_run(seed, 0.5, problems=40) for seed, name in enumerate(("dense", "pruned"))}
-    assert compare(fill(tmp_path / "f.db", flat), "dense")["others"][0]["tasks"]["a"]["slope"]["retention"] is None
-    assert compare(tmp_path / "f.db", "dense")["others"][0]["scaling"]["word"] == "cannot tell"
+    assert (
+        compare(fill(tmp_path / "f.db", flat), "dense").to_json()["others"][0]["tasks"]["a"]["slope"]["retention"]
+        is None
+    )
+    assert compare(tmp_path / "f.db", "dense").to_json()["others"][0]["scaling"]["word"] == "cannot tell"
     one = {name: random_run(seed, 0.5, budgets=(0, 16)) for seed, name in enumerate(("dense", "pruned"))}
-    assert compare(fill(tmp_path / "o.db", one), "dense")["others"][0]["tasks"]["a"]["slope"] is None
-    assert compare(tmp_path / "o.db", "dense")["others"][0]["scaling"] is None
+    assert compare(fill(tmp_path / "o.db", one), "dense").to_json()["others"][0]["tasks"]["a"]["slope"] is None
+    assert compare(tmp_path / "o.db", "dense").to_json()["others"][0]["scaling"] is None
 
 
-def test_records_are_read_from_their_plain_data(tmp_path):
-    runs = {name: random_run(seed, 0.6, tasks=("a", "b"), draws=2) for seed, name in enumerate(("dense", "one", "two"))}
-    data = compare(fill(tmp_path / "s.db", runs), "dense", margin="5%", resamples=100)
-    assert list(data["others"][0]["macro"]) == ["budgets", "auc", "slope", "stopping"]
-    found = Comparison.of(data)
-    assert json.dumps(found.to_json()) == json.dumps(data)  # the order of the keys, too
-    assert found.margin == Margin(0.05, relative=True) and found.others[1].tasks["b"].budgets[16].n == 6
+def test_a_comparison_is_read_by_names_and_attributes(tmp_path):
+    names = ("dense", "one", "two")
+    runs = {name: random_run(seed, 0.6, tasks=("a", "b"), draws=2) for seed, name in enumerate(names)}
+    found = compare(fill(tmp_path / "s.db", runs), "dense", margin="5%", resamples=100)
+    first, second = found
+    assert found.margin == Margin(0.05, relative=True) and second.tasks["b"].budgets[16].n == 6
+    assert list(found.to_json()["others"][0]["macro"]) == ["budgets", "auc", "slope", "stopping"]
+    assert first.area is first.primary and first.tasks["a"].area is first.tasks["a"].auc
+    assert "parameters" not in found.to_json()["base"], "the keys are those of 0.2.0"
+    for entry, model in ((first, "one"), (second, "two")):
+        assert all(found[name] is entry for name in (model, entry.run, entry.run[:6], entry))
+        cell = [f"{100 * share:+.1f}" for share in (entry.area.difference, entry.area.low, entry.area.high)]
+        points = f"{cell[0]} points, 95 % interval {cell[1]} to {cell[2]}"
+        assert repr(entry).endswith(f"({entry.run}): {entry.verdict} ({points})")
+    with pytest.raises(PrunusError, match=f"'three' is no run of this comparison: name one of one .{first.run}"):
+        found["three"]
+    text = repr(found)
+    assert text.startswith("Compared with dense: mean area of all tasks") and first.verdict in text
 
 
 @pytest.mark.slow
@@ -239,18 +254,18 @@ def test_verdicts(tmp_path):
 
     runs = {"dense": accuracy(0.8), "same": accuracy(0.8), "hurt": accuracy(0.5), "gain": accuracy(0.95),
             "dent": accuracy(0.785)}  # fmt: skip
-    result = compare(fill(tmp_path / "large.db", runs), "dense")
+    result = compare(fill(tmp_path / "large.db", runs), "dense").to_json()
     found = {entry["model"]: (entry["verdict"], entry["within_margin"]) for entry in result["others"]}
     assert found == {"same": ("non-inferior", True), "hurt": ("worse", False), "gain": ("better", True),
                      "dent": ("worse", False)}  # fmt: skip
-    dent = compare(tmp_path / "large.db", "dense", ["dent"], margin=0.05)["others"][0]
+    dent = compare(tmp_path / "large.db", "dense", ["dent"], margin=0.05).to_json()["others"][0]
     assert (dent["verdict"], dent["within_margin"], dent["margin"]) == ("worse, within the margin", True, 0.05)
     for name in ("p_better", "p_worse", "p_margin"):
         areas = [entry["primary"][name] for entry in result["others"]]
         assert [e["primary"][f"{name}_adjusted"] for e in result["others"]] == pytest.approx(paired.holm(areas))
 
     small = {"dense": accuracy(0.8, 30), "same": accuracy(0.8, 30)}
-    (entry,) = compare(fill(tmp_path / "small.db", small), "dense")["others"]
+    (entry,) = compare(fill(tmp_path / "small.db", small), "dense").to_json()["others"]
     assert entry["verdict"] == "cannot tell" and entry["primary"]["low"] < -0.02 < 0 < entry["primary"]["mde"]
 
 
@@ -263,9 +278,9 @@ def test_almost_no_data_is_never_non_inferior(tmp_path, problems, draws):
     )
     path = fill(tmp_path / "s.db", {"dense": same, "pruned": one})
     for base, other in (("dense", "pruned"), ("pruned", "dense")):
-        (entry,) = compare(path, base, [other], resamples=500)["others"]
+        (entry,) = compare(path, base, [other], resamples=500).to_json()["others"]
         assert entry["verdict"] == "cannot tell" and entry["primary"]["lower_bound"] < -0.02
-    assert compare(path, "dense", margin=0.15 if problems > 5 else 0.9, resamples=500)["others"][0][
+    assert compare(path, "dense", margin=0.15 if problems > 5 else 0.9, resamples=500).to_json()["others"][0][
         "within_margin"
     ] == (problems > 2)
 
@@ -276,8 +291,8 @@ def test_claims_of_many_variants_are_corrected(tmp_path):
     same = grid(lambda _task, p, *_: p % 2, problems=250, budgets=(64,))
     runs = {"dense": same} | {f"v{k}": same for k in range(14)}
     path = fill(tmp_path / "s.db", runs)
-    one = compare(fill(tmp_path / "one.db", {"dense": same, "v0": same}), "dense", resamples=200)["others"]
-    all_of_them = compare(path, "dense", resamples=200)["others"]
+    one = compare(fill(tmp_path / "one.db", {"dense": same, "v0": same}), "dense", resamples=200).to_json()["others"]
+    all_of_them = compare(path, "dense", resamples=200).to_json()["others"]
     assert one[0]["verdict"] == "non-inferior" and {e["verdict"] for e in all_of_them} == {"cannot tell"}
     assert all_of_them[0]["primary"]["lower_bound"] == one[0]["primary"]["lower_bound"] > -0.02
     assert all_of_them[0]["primary"]["p_margin_adjusted"] == pytest.approx(14 * one[0]["primary"]["p_margin"])
@@ -296,13 +311,14 @@ def test_the_curve_decides_what_is_said_of_it(tmp_path):
         name: grid(lambda _t, p, b, _d, c=curve: p < c[b] * problems, problems=problems, budgets=budgets)
         for name, curve in {"dense": dense, "crossing": crossing, "below": below, "noisy": noisy}.items()
     }
-    found = {e["model"]: e for e in compare(fill(tmp_path / "s.db", runs), "dense", resamples=500)["others"]}
+    record = compare(fill(tmp_path / "s.db", runs), "dense", resamples=500)
+    found = {e["model"]: e for e in record.to_json()["others"]}
     assert {e["verdict"] for e in found.values()} == {"worse"}
     assert {name: e["whole_curve"] for name, e in found.items()} == {"crossing": False, "below": True, "noisy": False}
     (against,) = found["crossing"]["contradicted_at"]
     assert (against["budget"], against["verdict"]) == (512, "better") and against["difference"] == pytest.approx(0.21)
     assert found["below"]["contradicted_at"] == found["noisy"]["contradicted_at"] == []
-    remarks = [remark(Entry.of(found[name])).remark for name in ("crossing", "below")]
+    remarks = [remark(record[name]).remark for name in ("crossing", "below")]
     assert remarks == ["but better at 512, +21.0", "at every budget"]
 
 
@@ -310,7 +326,7 @@ def test_the_order_of_bets_follows_from_the_problems(tmp_path):
     """Nobody chooses it: it is the same for every variant on these problems, and another one for other problems."""
     runs = {"dense": random_run(0, 0.6, problems=40), "pruned": random_run(1, 0.5, problems=40)}
     path = fill(tmp_path / "s.db", runs)
-    assert compare(path, "dense", resamples=200) == compare(path, "dense", resamples=200)
+    assert compare(path, "dense", resamples=200).to_json() == compare(path, "dense", resamples=200).to_json()
     with pytest.raises(TypeError):
         compare(path, "dense", seed=1)  # pyright: ignore[reportCallIssue]
     names = [tuple(f"{letter}-{p}" for p in range(40)) for letter in "ab"]
@@ -323,7 +339,7 @@ def test_only_what_both_have_is_compared(tmp_path):
     base = random_run(0, 0.6, problems=10, draws=2)
     unfinished = [s for s in random_run(1, 0.6, problems=12, draws=4, budgets=(16, 64, 256))
                   if s.problem_id != "a-3" and (s.problem_id, s.budget, s.draw) != ("a-5", 64, 1)]  # fmt: skip
-    (entry,) = compare(fill(tmp_path / "s.db", {"dense": base, "pruned": unfinished}), "dense")["others"]
+    (entry,) = compare(fill(tmp_path / "s.db", {"dense": base, "pruned": unfinished}), "dense").to_json()["others"]
     assert list(entry["tasks"]["a"]["budgets"]) == [16, 64]
     cell = entry["tasks"]["a"]["budgets"][64]
     assert (cell["n"], cell["samples"], cell["base_samples"]) == (8, 4, 2)
@@ -341,7 +357,7 @@ def test_only_what_both_have_is_compared(tmp_path):
 
 def test_tasks_that_only_one_has_are_left_out_and_named(tmp_path):
     runs = {"dense": random_run(0, 0.6, tasks=("a", "b")), "pruned": random_run(1, 0.6, tasks=("b", "c"))}
-    (entry,) = compare(fill(tmp_path / "s.db", runs), "dense")["others"]
+    (entry,) = compare(fill(tmp_path / "s.db", runs), "dense").to_json()["others"]
     assert list(entry["tasks"]) == ["b"] and "macro" not in entry
     assert "task a, c" in entry["warnings"][0]
 
@@ -350,11 +366,11 @@ def test_other_plans_are_left_out_unless_named(tmp_path):
     runs = {"dense": random_run(0, 0.6), "pruned": random_run(1, 0.6), "legacy": random_run(2, 0.6)}
     plans = {"legacy": {"mode": "legacy"}, "pruned": {"seed": 7, "samples": 3}}
     path = fill(tmp_path / "s.db", runs, plans)
-    result = compare(path, "dense")
+    result = compare(path, "dense").to_json()
     assert [entry["model"] for entry in result["others"]] == ["pruned"]
     left_out, _ = result["warnings"]
     assert "legacy" in left_out and "mode" in left_out
-    (entry,) = compare(path, "dense", ["legacy"])["others"]
+    (entry,) = compare(path, "dense", ["legacy"]).to_json()["others"]
     assert "mode is legacy, not strict" in entry["warnings"][0]
     with pytest.raises(PrunusError, match=r"nothing to compare with legacy .*mode is strict, not legacy"):
         compare(path, "legacy")
@@ -366,14 +382,14 @@ def test_other_plans_are_left_out_unless_named(tmp_path):
 def test_other_problems_are_told_without_their_hashes(tmp_path, limit, said):
     plans = {"dense": {"limit": 5, "problems": "59ecef95"}, "pruned": {"limit": limit, "problems": "21a514d9"}}
     runs = {"dense": random_run(0, 0.6), "pruned": random_run(1, 0.6)}
-    (entry,) = compare(fill(tmp_path / "s.db", runs, plans), "dense", ["pruned"])["others"]
+    (entry,) = compare(fill(tmp_path / "s.db", runs, plans), "dense", ["pruned"]).to_json()["others"]
     assert said in entry["warnings"][0] and "21a514d9" not in str(entry["warnings"])
 
 
 def test_a_context_that_cut_no_answer_is_no_difference_and_another_one_is(tmp_path):
     runs = {name: random_run(number, 0.6) for number, name in enumerate(("dense", "short", "same", "longer"))}
     plans = {name: {"context": size} for name, size in (("dense", 4096), ("same", 4096), ("longer", 8192))}
-    result = compare(fill(tmp_path / "s.db", runs, plans), "dense")
+    result = compare(fill(tmp_path / "s.db", runs, plans), "dense").to_json()
     assert [entry["model"] for entry in result["others"]] == ["short", "same"]
     assert "context is 8192, not 4096" in result["warnings"][0]
 
@@ -384,7 +400,7 @@ def test_names(tmp_path):
     with Store(path) as store:
         store.add_run(Run("1abc00000000", {"name": "pruned"}, PLAN, {}))
         assert store.find_run("pruned").run_id == "1fffffffffff"  # the other one has no rows
-    assert compare(path, "0f", ["1f"])["others"][0]["model"] == "pruned"
+    assert compare(path, "0f", ["1f"]).to_json()["others"][0]["model"] == "pruned"
     for base, others, message in (
         ("none", None, r"no run of 'none'.*dense.*pruned"),
         ("dense", ["0f"], "cannot be compared with itself"),
@@ -393,7 +409,7 @@ def test_names(tmp_path):
         with pytest.raises(PrunusError, match=message) as error:
             compare(path, base, others)
         assert "\n" not in str(error.value)
-    assert "pruned (1abc00000000) is left out" in compare(path, "dense")["warnings"][0]
+    assert "pruned (1abc00000000) is left out" in compare(path, "dense").to_json()["warnings"][0]
 
 
 @pytest.mark.parametrize("settings", [{"margin": -0.01}, {"margin": 2}, {"resamples": 0}])
@@ -404,7 +420,7 @@ def test_settings_are_checked(tmp_path, settings):
 
 def test_one_positive_budget_decides_by_its_accuracy(tmp_path):
     runs = {name: random_run(seed, 0.6, budgets=(0, 64)) for seed, name in enumerate(("dense", "pruned"))}
-    (entry,) = compare(fill(tmp_path / "s.db", runs), "dense")["others"]
+    (entry,) = compare(fill(tmp_path / "s.db", runs), "dense").to_json()["others"]
     at_64 = entry["tasks"]["a"]["budgets"][64]
     assert entry["primary"]["difference"] == at_64["difference"] and entry["primary"]["p"] == pytest.approx(at_64["p"])
 
@@ -518,7 +534,9 @@ def test_false_claims_among_six_runs_stay_below_5_percent():
 def test_a_margin_of_half_of_what_the_base_solves_is_warned_of(tmp_path):
     dense = grid(lambda _, problem, *__: problem == 0, problems=20)
     path = fill(tmp_path / "s.db", {"dense": dense, "pruned": grid(lambda *_: False, problems=20)})
-    warning, _ = compare(path, "dense", margin=0.04)["warnings"]
+    warning, _ = compare(path, "dense", margin=0.04).to_json()["warnings"]
     assert warning.startswith("the base solves 5.0 % on average over the budgets") and "would be 80 % of it" in warning
-    assert "4 points, would be 80 %" in warning and compare(path, "dense", margin=0.02)["warnings"] == [NO_CHAIN_ENDS]
-    assert "would be all of it" in compare(path, "dense", margin=0.05)["warnings"][0]
+    assert "4 points, would be 80 %" in warning and compare(path, "dense", margin=0.02).to_json()["warnings"] == [
+        NO_CHAIN_ENDS
+    ]
+    assert "would be all of it" in compare(path, "dense", margin=0.05).to_json()["warnings"][0]

@@ -114,7 +114,7 @@ def test_every_command_reads_a_folder_of_another_program(others, tmp_path, name)
     """What it makes of it is what it makes of the same weights in bfloat16."""
     folder, plain, rows = others / name, tmp_path / "plain", others / "rows.jsonl"
     told = prunus.dequantize(folder, plain)
-    assert told["from"] == "compressed-tensors" and "are read and written in bfloat16" in told["warnings"][0]
+    assert told.quantisation == "compressed-tensors" and "are read and written in bfloat16" in told.warnings[0]
     assert Checkpoint(plain).quantised is None and Checkpoint(plain).dtype == torch.bfloat16
     same(folder, plain)
     recipe = PruneRecipe(method="wanda", sparsity=0.5, calibration=str(rows), samples=6, seqlen=24)
@@ -127,8 +127,8 @@ def test_every_command_reads_a_folder_of_another_program(others, tmp_path, name)
     }  # fmt: skip
     assert prunus.perplexity(folder, rows, seqlen=24) == prunus.perplexity(plain, rows, seqlen=24)
     facts = prunus.inspect(folder)
-    assert facts["stored"] == f"int{name[1]}, read in bfloat16" and not facts["refused"]
-    assert facts["weight_bytes"] == sum(tensor.nbytes for tensor in ModelFolder(folder).stored.values())
+    assert facts.stored == f"int{name[1]}, read in bfloat16" and not facts.to_json()["refused"]
+    assert facts.weight_bytes == sum(tensor.nbytes for tensor in ModelFolder(folder).stored.values())
     trained = RecoverRecipe.like(recipe, epochs=1, step_tokens=24)
     prunus.recover(tmp_path / f"{name}-pruned", tmp_path / "recovered", trained, device="cpu")
     with pytest.raises(PrunusError, match=r"is quantised already .compressed-tensors.: give the model"):

@@ -90,10 +90,10 @@ def test_angular_is_the_turn_of_the_last_token_across_a_run(tmp_path, file, rows
             model(torch.tensor([ids]))
     borders = [[seen[0].double(), *(state.double() for state in seen[1::2])] for seen in outputs]
     expected = [sum(angle(b[at], b[at + count]) for b in borders) / 5 for at in range(5 - count + 1)]
-    summary = prunus.drop_blocks(folder, tmp_path / "out", recipe(file, "angular", blocks=str(count)))
-    assert summary["scores"] == pytest.approx(expected, abs=1e-4)
+    summary = prunus.drop(folder, tmp_path / "out", recipe(file, "angular", blocks=str(count)))
+    assert summary.scores == pytest.approx(expected, abs=1e-4)
     first = min(range(len(expected)), key=expected.__getitem__)
-    assert summary["blocks_removed"] == list(range(first, first + count))
+    assert summary.blocks_removed == list(range(first, first + count))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -105,9 +105,9 @@ def test_sleb_is_greedy_on_the_likelihood_of_what_is_left(tmp_path, file, rows, 
         worst = min(trial, key=trial.__getitem__)
         live.remove(worst)
         losses.append(trial[worst])
-    summary = prunus.drop_blocks(folder, tmp_path / "out", recipe(file, "sleb", blocks="3"))
-    assert summary["scores"] == pytest.approx(losses, abs=1e-5)
-    assert summary["blocks_removed"] == sorted(set(range(6)) - set(live))
+    summary = prunus.drop(folder, tmp_path / "out", recipe(file, "sleb", blocks="3"))
+    assert summary.scores == pytest.approx(losses, abs=1e-5)
+    assert summary.blocks_removed == sorted(set(range(6)) - set(live))
 
 
 def test_sleb_looks_again_after_each_removal(tmp_path, file, rows):
@@ -115,18 +115,18 @@ def test_sleb_looks_again_after_each_removal(tmp_path, file, rows):
     folder = make_model(tmp_path / "m", blocks=6, seed=SEED_WHERE_GREEDY_DIFFERS)
     once = {i: nats_per_token(only(folder, [k for k in range(6) if k != i]), rows) for i in range(1, 5)}
     one_shot = sorted(sorted(once, key=once.__getitem__)[:2])
-    summary = prunus.drop_blocks(folder, tmp_path / "out", recipe(file, "sleb", blocks="2"))
-    assert summary["blocks_removed"] != one_shot
-    assert min(once, key=once.__getitem__) in summary["blocks_removed"]
+    summary = prunus.drop(folder, tmp_path / "out", recipe(file, "sleb", blocks="2"))
+    assert summary.blocks_removed != one_shot
+    assert min(once, key=once.__getitem__) in summary.blocks_removed
     loss = nats_per_token(only(folder, [k for k in range(6) if k not in one_shot]), rows)
-    assert summary["scores"][1] < loss
+    assert summary.scores[1] < loss
 
 
 def test_sleb_keeps_first_and_last_block(tmp_path, file):
     folder = make_model(tmp_path / "m", blocks=4)
-    assert prunus.drop_blocks(folder, tmp_path / "a", recipe(file, "sleb", blocks="2"))["blocks_removed"] == [1, 2]
+    assert prunus.drop(folder, tmp_path / "a", recipe(file, "sleb", blocks="2")).blocks_removed == [1, 2]
     with pytest.raises(PrunusError, match="it can remove 2 at most, not 3"):
-        prunus.drop_blocks(folder, tmp_path / "b", recipe(file, "sleb", blocks="3"))
+        prunus.drop(folder, tmp_path / "b", recipe(file, "sleb", blocks="3"))
     assert not (tmp_path / "b").exists() and not (tmp_path / "b.partial").exists()
 
 
@@ -173,12 +173,12 @@ def test_laco_is_the_algorithm_on_whole_models(tmp_path, file, rows, merge, inte
     asked = recipe(file, "laco", blocks="4", **settings)
     if left == 4:
         with pytest.raises(PrunusError, match="lower --threshold"):
-            prunus.drop_blocks(folder, tmp_path / "out", asked)
+            prunus.drop(folder, tmp_path / "out", asked)
         return
-    summary = prunus.drop_blocks(folder, tmp_path / "out", asked)
-    assert summary["scores"] == pytest.approx(scores, abs=1e-4)
-    assert summary["blocks"] == len(blocks) == 7 - 4 + left
-    assert bool(summary["warnings"]) == bool(left)
+    summary = prunus.drop(folder, tmp_path / "out", asked)
+    assert summary.scores == pytest.approx(scores, abs=1e-4)
+    assert summary.blocks == len(blocks) == 7 - 4 + left
+    assert bool(summary.warnings) == bool(left)
     ours = load(tmp_path / "out").model.layers
     for block, expected in zip(ours, blocks, strict=True):
         for name, tensor in expected.state_dict().items():
@@ -201,8 +201,8 @@ def test_a_choice_survives_its_journal():
 
 def test_tail_needs_no_data(tmp_path):
     folder = make_model(tmp_path / "m", blocks=5)
-    summary = prunus.drop_blocks(folder, tmp_path / "out", DropRecipe(method="tail", blocks="2", calibration="nowhere"))
-    assert summary["blocks_removed"] == [3, 4] and summary["scores"] == []
+    summary = prunus.drop(folder, tmp_path / "out", DropRecipe(method="tail", blocks="2", calibration="nowhere"))
+    assert summary.blocks_removed == [3, 4] and summary.scores == []
     (step,) = Checkpoint(tmp_path / "out").manifest["history"]
     assert step["calibration"] is None
 
@@ -211,8 +211,8 @@ def test_tail_needs_no_data(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_method_gives_a_model_that_generates_the_same_with_and_without_cache(tmp_path, file, name, family):
     folder = make_model(tmp_path / "m", family, blocks=6, tied=family == "qwen3")
-    summary = prunus.drop_blocks(folder, tmp_path / "out", recipe(file, name, blocks="2", **MERGE.get(name, {})))
-    assert summary["blocks"] == 4 and len(summary["blocks_removed"]) == 2
+    summary = prunus.drop(folder, tmp_path / "out", recipe(file, name, blocks="2", **MERGE.get(name, {})))
+    assert summary.blocks == 4 and len(summary.blocks_removed) == 2
     model = load(tmp_path / "out")
     settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
     ids = torch.tensor(random_rows(2, 12))
@@ -226,7 +226,7 @@ def test_every_method_gives_a_model_that_generates_the_same_with_and_without_cac
 def test_every_method_writes_the_same_bytes_after_an_interruption(tmp_path, file, name, monkeypatch):
     folder = make_model(tmp_path / "m", blocks=6)
     asked = recipe(file, name, blocks="2", **MERGE.get(name, {}))
-    prunus.drop_blocks(folder, tmp_path / "whole", asked)
+    prunus.drop(folder, tmp_path / "whole", asked)
     write_block = Partial.write_block
 
     def stopping(self, *arguments):
@@ -237,26 +237,26 @@ def test_every_method_writes_the_same_bytes_after_an_interruption(tmp_path, file
     with monkeypatch.context() as patch:
         patch.setattr(Partial, "write_block", stopping)
         with pytest.raises(KeyboardInterrupt):
-            prunus.drop_blocks(folder, tmp_path / "out", asked)
+            prunus.drop(folder, tmp_path / "out", asked)
     monkeypatch.setattr("prunus.pruning.drop.choose", None)
-    prunus.drop_blocks(folder, tmp_path / "out", asked)
+    prunus.drop(folder, tmp_path / "out", asked)
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
 
 
 def test_laco_that_stops_short_says_so_and_can_go_on(tmp_path, file, rows, monkeypatch):
     folder = make_model(tmp_path / "m", blocks=6)
-    cosines = prunus.drop_blocks(folder, tmp_path / "all", recipe(file, "laco", blocks="3"))["scores"]
+    cosines = prunus.drop(folder, tmp_path / "all", recipe(file, "laco", blocks="3")).scores
     asked = recipe(file, "laco", blocks="3", threshold=sorted(cosines)[-1] - 1e-3)
-    summary = prunus.drop_blocks(folder, tmp_path / "whole", asked)
-    assert 3 < summary["blocks"] == Checkpoint(tmp_path / "whole").blocks
-    assert summary["warnings"][0].startswith(f"laco removed {6 - summary['blocks']} of 3 blocks")
+    summary = prunus.drop(folder, tmp_path / "whole", asked)
+    assert 3 < summary.blocks == Checkpoint(tmp_path / "whole").blocks
+    assert summary.warnings[0].startswith(f"laco removed {6 - summary.blocks} of 3 blocks")
     finish = Partial.finish
     monkeypatch.setattr(Partial, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        prunus.drop_blocks(folder, tmp_path / "out", asked)
+        prunus.drop(folder, tmp_path / "out", asked)
     monkeypatch.setattr(Partial, "finish", finish)
-    prunus.drop_blocks(folder, tmp_path / "out", asked)
+    prunus.drop(folder, tmp_path / "out", asked)
     name = "model.safetensors"
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
@@ -269,10 +269,10 @@ def test_match_sparsity_is_the_nearest_number_of_blocks(share, blocks, count):
 
 def test_match_sparsity_end_to_end_and_its_errors(tmp_path):
     folder = make_model(tmp_path / "m", blocks=5)
-    summary = prunus.drop_blocks(folder, tmp_path / "out", DropRecipe(method="tail", match_sparsity=0.42))
-    assert summary["blocks_removed"] == [3, 4]
+    summary = prunus.drop(folder, tmp_path / "out", DropRecipe(method="tail", match_sparsity=0.42))
+    assert summary.blocks_removed == [3, 4]
     with pytest.raises(PrunusError, match="nearest to 0 of 5 blocks"):
-        prunus.drop_blocks(folder, tmp_path / "b", DropRecipe(method="tail", match_sparsity=0.05))
+        prunus.drop(folder, tmp_path / "b", DropRecipe(method="tail", match_sparsity=0.05))
     with pytest.raises(PrunusError, match="both set the number of blocks"):
         DropRecipe(blocks="1", match_sparsity=0.2)
     with pytest.raises(PrunusError, match=r"must lie in \(0, 1\), not 1.2"):

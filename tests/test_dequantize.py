@@ -88,7 +88,7 @@ def read_by_transformers(folder, asked):
 def test_written_plain_the_numbers_are_those_of_transformers(tmp_path, quantised):
     folder, asked = quantised
     told = prunus.dequantize(folder, tmp_path / "plain")
-    assert told["from"] in ("fp8", "mxfp4") and "in bfloat16" in told["warnings"][0]
+    assert told.quantisation in ("fp8", "mxfp4") and "in bfloat16" in told.warnings[0]
     expected = read_by_transformers(folder, asked)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         tmp_path / "plain", dtype=torch.bfloat16, output_loading_info=True
@@ -102,7 +102,7 @@ def test_written_plain_the_numbers_are_those_of_transformers(tmp_path, quantised
     made = Checkpoint(tmp_path / "plain")
     assert made.dtype == torch.bfloat16 and made.quantised is None
     (step,) = made.manifest["history"]
-    source = {"name": str(folder), "checksum": ModelFolder(folder).checksum(), "dequantised": told["from"]}
+    source = {"name": str(folder), "checksum": ModelFolder(folder).checksum(), "dequantised": told.quantisation}
     assert (step["action"], step["source"]) == ("dequantize", source)
 
 
@@ -123,11 +123,11 @@ def test_every_command_reads_an_original_as_it_is(tmp_path, quantised):
     for name, model in (("original", folder), ("plain", plain)):
         out = tmp_path / name
         prunus.prune(model, out / "wanda", wanda)
-        prunus.drop_blocks(model, out / "drop", prunus.DropRecipe(blocks="1,"))
+        prunus.drop(model, out / "drop", prunus.DropRecipe(blocks="1,"))
         prunus.stats(model, out / "stats.safetensors", **common)
         prunus.prune(model, out / "saved", dense, stats=out / "stats.safetensors")
-        prunus.drop_experts(model, out / "experts", prunus.ExpertsRecipe(keep=0.5, **common), device="cpu")
-        measured = prunus.perplexity(model, text, seqlen=24)["nll"]
+        prunus.experts(model, out / "experts", prunus.ExpertsRecipe(keep=0.5, **common), device="cpu")
+        measured = prunus.perplexity(model, text, seqlen=24).nll
         found[name] = [tensors_of(out / made) for made in ("wanda", "drop", "saved", "experts")], measured
     for ours, theirs in zip(found["original"][0], found["plain"][0], strict=True):
         assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -137,8 +137,8 @@ def test_every_command_reads_an_original_as_it_is(tmp_path, quantised):
     assert step["source"] == {"name": str(folder), "checksum": checksum, "dequantised": method}
     assert f"the model's {method} weights are read and written in bfloat16" in step["warnings"][0]
     told, planned = prunus.inspect(folder), prunus.prune(folder, tmp_path / "no", wanda, dry_run=True)
-    assert told["stored"] == f"{method}, read in bfloat16" and not told["refused"]
-    assert any("in bfloat16" in line for line in planned["warnings"])
+    assert told.stored == f"{method}, read in bfloat16" and not told.to_json()["refused"]
+    assert any("in bfloat16" in line for line in planned.warnings)
 
 
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(tmp_path, quantised, monkeypatch):

@@ -1,4 +1,4 @@
-"""drop_blocks(): Block Influence against plain loops, and models that work as before without the blocks."""
+"""drop(): Block Influence against plain loops, and models that work as before without the blocks."""
 
 import json
 import math
@@ -56,13 +56,13 @@ def influence_by_hand(folder, rows):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_equal_plain_loops_and_the_lowest_go(tmp_path, rows, family):
     folder = make_model(tmp_path / "m", family, blocks=5)
-    summary = prunus.drop_blocks(folder, tmp_path / "out", recipe(rows, "2"))
+    summary = prunus.drop(folder, tmp_path / "out", recipe(rows, "2"))
     expected = influence_by_hand(folder, rows)
-    assert summary["scores"] == pytest.approx(expected, abs=1e-5)
-    assert summary["blocks_removed"] == sorted(sorted(range(5), key=expected.__getitem__)[:2])
+    assert summary.scores == pytest.approx(expected, abs=1e-5)
+    assert summary.blocks_removed == sorted(sorted(range(5), key=expected.__getitem__)[:2])
     (step,) = Checkpoint(tmp_path / "out").manifest["history"]
-    assert step["scores"] == summary["scores"] and len(step["scores"]) == 5
-    assert step["blocks_removed"] == summary["blocks_removed"]
+    assert step["scores"] == summary.scores and len(step["scores"]) == 5
+    assert step["blocks_removed"] == summary.blocks_removed
     assert DropRecipe.from_json(step["recipe"]) == recipe(rows, "2")
     assert step["source"]["checksum"] == Checkpoint(folder).checksum()
     assert step["calibration"]["tokens"] == 129
@@ -75,10 +75,10 @@ def test_a_block_that_does_nothing_scores_zero_and_goes_without_a_trace(tmp_path
     for name in (f"model.layers.{index}.self_attn.o_proj.weight", f"model.layers.{index}.mlp.down_proj.weight"):
         tensors[name].zero_()
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    summary = prunus.drop_blocks(folder, tmp_path / "out", recipe(rows, "1"))
-    assert summary["blocks_removed"] == [index]
-    assert summary["scores"][index] == pytest.approx(0, abs=1e-6)
-    assert min(score for i, score in enumerate(summary["scores"]) if i != index) > 0.01
+    summary = prunus.drop(folder, tmp_path / "out", recipe(rows, "1"))
+    assert summary.blocks_removed == [index]
+    assert summary.scores[index] == pytest.approx(0, abs=1e-6)
+    assert min(score for i, score in enumerate(summary.scores) if i != index) > 0.01
     ids = torch.tensor(random_rows(2, 30))
     logits = [AutoModelForCausalLM.from_pretrained(path)(ids).logits for path in (folder, tmp_path / "out")]
     torch.testing.assert_close(logits[0], logits[1])
@@ -97,7 +97,7 @@ def without_blocks(folder, removed):
 def test_result_computes_the_same_without_the_blocks_with_and_without_cache(tmp_path, family, blocks):
     folder = make_model(tmp_path / "m", family, blocks=5, tied=family == "qwen3")
     asked = DropRecipe(blocks=blocks)
-    prunus.drop_blocks(folder, tmp_path / "out", asked)
+    prunus.drop(folder, tmp_path / "out", asked)
     model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     ids = torch.tensor(random_rows(2, 12))
     assert torch.equal(
@@ -118,7 +118,7 @@ def test_kinds_of_attention_stay_with_their_blocks(tmp_path, family, explicit):
         config = json.loads((folder / "config.json").read_text())
         del config["layer_types"]
         (folder / "config.json").write_text(json.dumps(config))
-    prunus.drop_blocks(folder, tmp_path / "out", DropRecipe(blocks="1,4"))
+    prunus.drop(folder, tmp_path / "out", DropRecipe(blocks="1,4"))
     types = Checkpoint(tmp_path / "out").config.layer_types
     assert types == ["full_attention"] * 2 + ["sliding_attention"] * 2
     ids = torch.tensor(random_rows(2, 30))
@@ -131,7 +131,7 @@ def test_kinds_of_attention_stay_with_their_blocks(tmp_path, family, explicit):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_everything_that_stays_is_bit_for_bit_the_same(tmp_path, dtype):
     folder = make_model(tmp_path / "m", "qwen2", blocks=4, dtype=dtype, tied=True)
-    prunus.drop_blocks(folder, tmp_path / "out", DropRecipe(blocks="1,2"))
+    prunus.drop(folder, tmp_path / "out", DropRecipe(blocks="1,2"))
     before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     assert "lm_head.weight" not in after
     renamed = {n.replace("layers.3.", "layers.1."): t for n, t in before.items() if ".1." not in n and ".2." not in n}
@@ -159,7 +159,7 @@ def test_cosine_is_of_float32_and_never_outside_its_range():
 
 def test_prune_after_drop_accumulates(tmp_path, rows):
     folder = make_model(tmp_path / "m", blocks=4)
-    prunus.drop_blocks(folder, tmp_path / "a", recipe(rows, "1"))
+    prunus.drop(folder, tmp_path / "a", recipe(rows, "1"))
     prunus.prune(tmp_path / "a", tmp_path / "b", PruneRecipe(method="magnitude", sparsity=0.5))
     manifest = Checkpoint(tmp_path / "b").manifest
     assert [step["action"] for step in manifest["history"]] == ["drop", "prune"]
@@ -180,7 +180,7 @@ def test_impossible_blocks_are_refused(tmp_path, rows, blocks, words):
     folder = make_model(tmp_path / "m")
     for dry_run in (True, False):
         with pytest.raises(PrunusError, match=words):
-            prunus.drop_blocks(folder, tmp_path / "out", recipe(rows, blocks), dry_run=dry_run)
+            prunus.drop(folder, tmp_path / "out", recipe(rows, blocks), dry_run=dry_run)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "rows.jsonl"]
 
 
@@ -191,15 +191,15 @@ def test_outputs_that_overflow_are_refused_and_leave_nothing(tmp_path, rows):
     tensors["model.layers.1.mlp.up_proj.weight"] *= 1e38
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(PrunusError, match="block 1: its output holds NaN or infinity"):
-        prunus.drop_blocks(folder, tmp_path / "out", recipe(rows, "1"))
+        prunus.drop(folder, tmp_path / "out", recipe(rows, "1"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "rows.jsonl"]
 
 
 def test_dry_run_says_what_would_go_and_writes_nothing(tmp_path, rows):
     folder = make_model(tmp_path / "m")
-    said = prunus.drop_blocks(folder, tmp_path / "out", recipe(rows, "1"), dry_run=True)
-    assert said["would_remove"] == "the 1 of 3 blocks that shortgpt chooses"
-    assert said["calibration"].endswith("5 sequences, 129 tokens") and said["blocks"] == 2
-    said = prunus.drop_blocks(folder, tmp_path / "out", recipe("nowhere", "0,2"), dry_run=True)
-    assert said["would_remove"] == "blocks 0, 2" and said["calibration"] == "none needed"
+    said = prunus.drop(folder, tmp_path / "out", recipe(rows, "1"), dry_run=True)
+    assert said.would_remove == "the 1 of 3 blocks that shortgpt chooses"
+    assert said.calibration.endswith("5 sequences, 129 tokens") and said.blocks == 2
+    said = prunus.drop(folder, tmp_path / "out", recipe("nowhere", "0,2"), dry_run=True)
+    assert said.would_remove == "blocks 0, 2" and said.calibration == "none needed"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "rows.jsonl"]

@@ -139,14 +139,14 @@ def by_hand(model):
 
 @pytest.mark.parametrize("name", TYPES)
 def test_fewer_experts_are_the_model_with_their_logits_at_minus_infinity(made, name, tmp_path):
-    told = prunus.drop_experts(made / name, tmp_path / "out", recipe(made), device="cpu")
+    told = prunus.experts(made / name, tmp_path / "out", recipe(made), device="cpu")
     before, after = whole(made / name), whole(tmp_path / "out")
-    assert told["experts"] == "4 of 8" and told["difference"] < 1e-6  # without AVX-512, sums are rounded differently
-    assert told["parameters"] == sum(p.numel() for p in after.parameters()) + sum(
+    assert told.experts == "4 of 8" and told.difference < 1e-6  # without AVX-512, sums are rounded differently
+    assert told.parameters == sum(p.numel() for p in after.parameters()) + sum(
         b.numel() for n, b in after.named_buffers() if n in after.state_dict()
     )
     for index, mlp in mixture_layers(before).items():
-        router, removed = router_of(mlp), told["experts_removed"][index]
+        router, removed = router_of(mlp), told.experts_removed[index]
         assert len(removed) == 4
 
         def forward(hidden, router=router, removed=removed):
@@ -178,12 +178,12 @@ def test_scores_are_those_of_loops_over_single_tokens(made, name):
 
 
 def test_the_weights_of_what_is_left_are_pruned(made, tmp_path):
-    prunus.drop_experts(made / "deepseek_v3", tmp_path / "fewer", recipe(made), device="cpu")
+    prunus.experts(made / "deepseek_v3", tmp_path / "fewer", recipe(made), device="cpu")
     common = {"calibration": str(made / "rows.jsonl"), "samples": 4, "seqlen": 16}
     told = prunus.prune(tmp_path / "fewer", tmp_path / "out", PruneRecipe(sparsity=0.5, **common))
     before, after = Checkpoint(tmp_path / "fewer"), Checkpoint(tmp_path / "out")
     routed = [linear for index in range(2) for linear in after.linears(index) if linear.experts]
-    assert len(routed) == 4 * 3 and told["sparsity"] == 0.5
+    assert len(routed) == 4 * 3 and told.sparsity == 0.5
     for index in range(2):
         for linear in after.linears(index):
             old, new = (one.read_weight(index, f"{linear.name}.weight") for one in (before, after))
@@ -200,7 +200,7 @@ def test_reap_keeps_the_experts_of_the_authors_procedure(made, name, tmp_path):
     folder = resolve(name) if name == "tiny-moe" else made / name
     own = {"calibration": "tiny", "samples": 2, "seqlen": 96, "dtype": "float32"} if name == "tiny-moe" else {}
     asked = recipe(made, keep=0.75, **own)
-    chosen = prunus.drop_experts(folder, tmp_path / "out", asked, device="cpu")
+    chosen = prunus.experts(folder, tmp_path / "out", asked, device="cpu")
     model = whole(folder)
     for index, hidden_ND in layer_inputs(model, load_calibration(asked, Checkpoint(folder)).sequences).items():
         mlp = mixture_layers(model)[index]
@@ -214,7 +214,7 @@ def test_reap_keeps_the_experts_of_the_authors_procedure(made, name, tmp_path):
             active = (index_NK == e).any(-1)
             if active.any():
                 saliency_E[e] = (all_END[e, active].norm(dim=-1) * weight_NE[active, e]).mean()
-        assert chosen["experts_removed"][index] == sorted(saliency_E.topk(2, largest=False)[1].tolist())
+        assert chosen.experts_removed[index] == sorted(saliency_E.topk(2, largest=False)[1].tolist())
 
 
 def test_smaller_shares_keep_experts_of_larger_ones(made):
@@ -229,7 +229,7 @@ def test_smaller_shares_keep_experts_of_larger_ones(made):
 
 def test_interrupted_work_resumes_to_the_same_bytes(made, tmp_path, monkeypatch):
     asked = recipe(made, keep=0.75)
-    prunus.drop_experts(made / "olmoe", tmp_path / "whole", asked, device="cpu")
+    prunus.experts(made / "olmoe", tmp_path / "whole", asked, device="cpu")
 
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
@@ -242,10 +242,10 @@ def test_interrupted_work_resumes_to_the_same_bytes(made, tmp_path, monkeypatch)
     for owner, name, stopping in ((Partial, "write_block", write_one), (command, "verify", stop)):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(owner, name, stopping)
-            prunus.drop_experts(made / "olmoe", tmp_path / "out", asked, device="cpu")
+            prunus.experts(made / "olmoe", tmp_path / "out", asked, device="cpu")
     with monkeypatch.context() as patch:
         patch.setattr(command, "measure", stop)  # the choice is kept
-        prunus.drop_experts(made / "olmoe", tmp_path / "out", asked, device="cpu")
+        prunus.experts(made / "olmoe", tmp_path / "out", asked, device="cpu")
     for file in sorted((tmp_path / "whole").iterdir()):
         assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes(), file.name
 
@@ -269,7 +269,7 @@ def test_what_cannot_be_done_is_one_line(made, tmp_path, monkeypatch):
     }
     for message, (name, settings) in cases.items():
         with pytest.raises(PrunusError) as caught:
-            prunus.drop_experts(made / name, tmp_path / "out", recipe(made, **settings), device="cpu")
+            prunus.experts(made / name, tmp_path / "out", recipe(made, **settings), device="cpu")
         assert message in str(caught.value) and "\n" not in str(caught.value)
         assert [path.name for path in tmp_path.iterdir()] == ["llama"]
 
@@ -302,27 +302,25 @@ def test_statistics_in_a_file_give_the_same_models_at_any_share(made, tmp_path):
     as_before(tmp_path / "stats", tmp_path / "old")
     for method, keep, file in (("reap", 0.5, "stats"), ("reap", 0.5, "old"), ("ean", 0.75, "stats")):
         asked = recipe(made, method=method, keep=keep)
-        prunus.drop_experts(made / "deepseek_v3", tmp_path / "once", asked, device="cpu", overwrite=True)
+        prunus.experts(made / "deepseek_v3", tmp_path / "once", asked, device="cpu", overwrite=True)
         settings: dict[str, Any] = {"method": method, "keep": keep}
         nested = ExpertsRecipe(**settings)
-        told = prunus.drop_experts(
-            made / "deepseek_v3", tmp_path / method, nested, stats=tmp_path / file, overwrite=True
-        )
+        told = prunus.experts(made / "deepseek_v3", tmp_path / method, nested, stats=tmp_path / file, overwrite=True)
         assert Checkpoint(tmp_path / "once").checksum() == Checkpoint(tmp_path / method).checksum()
         once, of_file = (Checkpoint(tmp_path / name).manifest["history"][0] for name in ("once", method))
         assert (of_file["recipe"], of_file["calibration"]["sha256"]) == (once["recipe"], once["calibration"]["sha256"])
-        assert told["experts"] == ("4 of 8" if keep == 0.5 else "6 of 8")
+        assert told.experts == ("4 of 8" if keep == 0.5 else "6 of 8")
     cases = {
         "holds scores of experts alone": lambda: prunus.prune(
             made / "deepseek_v3", tmp_path / "out", PruneRecipe(propagation="dense"), stats=tmp_path / "stats"
         ),
-        "was measured with seqlen 16, not 12": lambda: prunus.drop_experts(
+        "was measured with seqlen 16, not 12": lambda: prunus.experts(
             made / "deepseek_v3", tmp_path / "out", ExpertsRecipe(seqlen=12), stats=tmp_path / "stats"
         ),
-        "statistics of another model": lambda: prunus.drop_experts(
+        "statistics of another model": lambda: prunus.experts(
             made / "mixtral", tmp_path / "out", ExpertsRecipe(), stats=tmp_path / "stats"
         ),
-        "method random needs no statistics": lambda: prunus.drop_experts(
+        "method random needs no statistics": lambda: prunus.experts(
             made / "deepseek_v3", tmp_path / "out", ExpertsRecipe(method="random"), stats=tmp_path / "stats"
         ),
     }

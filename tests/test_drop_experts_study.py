@@ -15,10 +15,11 @@ from tiny_models import VOCABULARY, random_rows
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import tiny_folder
-from prunus.evaluation.run import planned_chains, run_chains
+from prunus.evaluation.run import run_chains
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.experts import experts as drop_experts
 from prunus.pruning.prune import prune as pipeline
+from prunus.step import Planned
 from prunus.store.store import Store
 from prunus.studies.cells import open_model
 from prunus.studies.engine import Engine
@@ -52,14 +53,14 @@ def test_rows_are_those_of_whole_checkpoints(folder, monkeypatch):
     path = write_study(folder, TABLES)
     prunus.run_study(path, out=folder / "out", device="cpu")
     with monkeypatch.context() as patch:
-        patch.setattr(drop_experts, "drop_experts", None)  # what exists is not made again
+        patch.setattr(drop_experts, "experts", None)  # what exists is not made again
         prunus.run_study(path, out=folder / "out", device="cpu")
     page = (folder / "out" / "report.html").read_text()
     assert "REAP 6 of 8 experts" in page and "Random 6 of 8 experts" in page
     study = read_study(path)
     (recipe,) = study.entries[0].steps
     assert isinstance(recipe, prunus.ExpertsRecipe)
-    prunus.drop_experts(folder / "model", folder / "whole", recipe, device="cpu")
+    prunus.experts(folder / "model", folder / "whole", recipe, device="cpu")
     prunus.evaluate(folder / "whole", study.plans[0], folder / "whole.db", device="cpu")
     with Store(folder / "out" / "results.db") as theirs, Store(folder / "whole.db") as ours:
         [mine] = ours.runs()
@@ -86,7 +87,7 @@ def test_what_is_recovered_is_what_the_commands_write_one_after_the_other(folder
     plain, recovered = (unfinished_folder(tmp_path / "out", variant) for variant in model.variants[1:])
     experts, *pruning, recovery = model.variants[-1].steps
     assert isinstance(experts, prunus.ExpertsRecipe) and isinstance(recovery, prunus.RecoverRecipe)
-    prunus.drop_experts(folder / "model", tmp_path / "fewer", experts, device="cpu")
+    prunus.experts(folder / "model", tmp_path / "fewer", experts, device="cpu")
     for recipe in pruning:
         assert isinstance(recipe, prunus.PruneRecipe)
         prunus.prune(tmp_path / "fewer", tmp_path / "pruned", recipe, device="cpu")
@@ -107,15 +108,14 @@ def test_pruning_after_experts_were_removed_is_what_two_commands_write(folder, t
     """The study is stopped between both steps, and goes on with the second."""
     text = '[[prune]]\nmethod = "wanda"\nsparsity = 0.2\nexperts = { method = "frequency", keep = 0.5 }\n'
     path = write_study(folder, text)
-    (planned,) = prunus.plan_study(path, out=tmp_path / "out", device="cpu")["variants"]
+    (planned,) = prunus.plan_study(path, out=tmp_path / "out", device="cpu").to_json()["variants"]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pipeline, "prune", lambda *_, **where: {"warnings": []} if where["dry_run"] else stop())
+        ahead = Planned(would_write="", warnings=[])
+        patch.setattr(pipeline, "prune", lambda *_, **where: ahead if where["dry_run"] else stop())
         prunus.run_study(path, out=tmp_path / "out", device="cpu")
     with monkeypatch.context() as patch:
-        drop = drop_experts.drop_experts
-        patch.setattr(
-            drop_experts, "drop_experts", lambda *_, **where: drop(*_, **where) if where["dry_run"] else stop()
-        )
+        drop = drop_experts.experts
+        patch.setattr(drop_experts, "experts", lambda *_, **where: drop(*_, **where) if where["dry_run"] else stop())
         prunus.run_study(path, out=tmp_path / "out", device="cpu")
     assert "Frequency 4 of 8 experts + Wanda 20 %" in (tmp_path / "out" / "report.html").read_text().replace(
         "\N{NO-BREAK SPACE}", " "
@@ -124,7 +124,7 @@ def test_pruning_after_experts_were_removed_is_what_two_commands_write(folder, t
     experts, pruning = entry.steps
     assert isinstance(experts, prunus.ExpertsRecipe) and isinstance(pruning, prunus.PruneRecipe)
     assert removed(entry, Checkpoint(folder / "model")) == pytest.approx(1 - 0.5 * 0.8)
-    prunus.drop_experts(folder / "model", tmp_path / "fewer", experts, device="cpu")
+    prunus.experts(folder / "model", tmp_path / "fewer", experts, device="cpu")
     prunus.prune(tmp_path / "fewer", tmp_path / "both", pruning, device="cpu")
     (made,) = (one for one in (tmp_path / "out" / "variants").iterdir() if one.is_dir())
     names = sorted(one.name for one in made.iterdir())
@@ -157,13 +157,13 @@ def test_a_worker_on_ray_makes_and_loads_a_variant_whole_as_this_machine_does(fo
     receive(maker.make(ref, variant, keep=False), model, variant, there)
     assert not contents(maker.folder), "what was sent is deleted"
     assert contents(there / "variants") == contents(tmp_path / "here" / "variants")
-    monkeypatch.setattr(drop_experts, "drop_experts", None)  # what was sent is not made again
+    monkeypatch.setattr(drop_experts, "experts", None)  # what was sent is not made again
     sent = ray_worker.upload(there, files_to_load(there, model, variant, keep=False))
-    (found,) = worker.answer(ref, variant, sent, 0, work.batches[0])
+    (found,) = worker.answer(ref, variant, sent, 0, work.batches[0], frozenset())
     assert not contents(worker.folder / "variants"), "what is loaded is deleted"
     with Engine(study, tmp_path / "here", "cpu") as engine:
         backend: Any = engine.hold(model, variant)
-        (here,) = run_chains(work, backend, engine.grader, planned_chains(work, backend, work.batches[:1]))
+        (here,) = run_chains(work, backend, engine.grader, work.batches[:1])
         assert found.samples == here.samples
     for one in (maker, worker):
         one.engine.release()
@@ -182,7 +182,7 @@ def stop() -> NoReturn:
 def test_a_study_prunes_the_weights_of_a_model_with_fewer_experts(folder, tmp_path):
     """The model of a study may be one whose experts were removed; its variants are swapped into it."""
     calibration = {"calibration": str(folder / "text.jsonl"), "samples": 8, "seqlen": 16}
-    prunus.drop_experts(folder / "model", tmp_path / "model", prunus.ExpertsRecipe(**calibration), device="cpu")
+    prunus.experts(folder / "model", tmp_path / "model", prunus.ExpertsRecipe(**calibration), device="cpu")
     shutil.copyfile(folder / "text.jsonl", tmp_path / "text.jsonl")
     path = write_study(tmp_path, '[[prune]]\nmethod = "wanda"\n[[experts]]\nmethod = "frequency"\nkeep = 0.5\n')
     prunus.run_study(path, out=tmp_path / "out", device="cpu")

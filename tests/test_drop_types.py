@@ -77,11 +77,11 @@ def check_drops(folder, removed, reason, tmp_path, whole=None):
     out, asked = tmp_path / "out", DropRecipe(blocks=",".join(map(str, removed)) + ",")
     if reason is not None:
         with pytest.raises(PrunusError, match=reason) as caught:
-            prunus.drop_blocks(folder, out, asked, device="cpu")
+            prunus.drop(folder, out, asked, device="cpu")
         assert "\n" not in str(caught.value)
         assert [path.name for path in tmp_path.iterdir()] == [folder.name]
         return
-    prunus.drop_blocks(folder, out, asked, device="cpu")
+    prunus.drop(folder, out, asked, device="cpu")
     loaded: Any = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, output_loading_info=True)
     model, loading = loaded
     assert not any(loading.values()), loading
@@ -174,10 +174,10 @@ def test_what_loads_but_computes_something_else_is_refused_by_one_check(tmp_path
         monkeypatch.setattr("prunus.pruning.drop.check_outputs", lambda *_: None)
     asked, out = DropRecipe(blocks="0,"), tmp_path / "out"
     with pytest.raises(PrunusError, match=says):
-        prunus.drop_blocks(tmp_path / "m", out, asked, device="cpu")
+        prunus.drop(tmp_path / "m", out, asked, device="cpu")
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
     monkeypatch.setattr(verify, check, lambda *_: passes)
-    prunus.drop_blocks(tmp_path / "m", out, asked, device="cpu")
+    prunus.drop(tmp_path / "m", out, asked, device="cpu")
     ids_NT = torch.randint(3, 100, (2, 100), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(out)(ids_NT, use_cache=False).logits
@@ -197,15 +197,15 @@ def test_tensors_of_no_module_are_copied_by_prune_and_left_out_by_drop(tmp_path)
     pruned = load_file(tmp_path / "pruned" / "model.safetensors")
     assert all(torch.equal(pruned[name], tensor) for name, tensor in (extra | inside).items())
     for said in (
-        prunus.drop_blocks(folder, tmp_path / "out", DropRecipe(blocks="1,"), dry_run=True),
-        prunus.drop_blocks(folder, tmp_path / "out", DropRecipe(blocks="1,"), device="cpu"),
+        prunus.drop(folder, tmp_path / "out", DropRecipe(blocks="1,"), dry_run=True),
+        prunus.drop(folder, tmp_path / "out", DropRecipe(blocks="1,"), device="cpu"),
     ):
-        assert "left out" in said["warnings"][0] and "and 1 more" in said["warnings"][0]
+        assert "left out" in said.warnings[0] and "and 1 more" in said.warnings[0]
     dropped = {name: stored.read() for name, stored in find_tensors(tmp_path / "out").items()}
     assert not extra.keys() & dropped.keys()
     assert torch.equal(dropped["model.layers.2.self_attn.rotary_emb.inv_freq"], torch.arange(8.0))
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_nextn_predict_layers"] == 0
-    assert Checkpoint(tmp_path / "out").manifest["history"][0]["warnings"] == said["warnings"]
+    assert Checkpoint(tmp_path / "out").manifest["history"][0]["warnings"] == said.warnings
 
 
 def test_what_the_configuration_tells_and_what_a_dry_run_says(tmp_path):
@@ -221,7 +221,7 @@ def test_what_the_configuration_tells_and_what_a_dry_run_says(tmp_path):
             choice = KeptBlocks.without((1,), source.blocks, [])
             verify.check_outputs(source, choice, verify.planned(source, choice), torch.device("cpu"))
     with pytest.raises(PrunusError, match="it lacks the tensor"):
-        prunus.drop_blocks(tmp_path / "jamba", tmp_path / "out", DropRecipe(blocks="1,"), dry_run=True)
+        prunus.drop(tmp_path / "jamba", tmp_path / "out", DropRecipe(blocks="1,"), dry_run=True)
 
 
 def test_what_one_block_alone_returns_is_known():
@@ -263,13 +263,13 @@ def test_every_method_on_decoders_of_all_kinds(tmp_path, model_type):
         asked = DropRecipe(method=method, blocks="1", calibration=file, samples=4, **settings)
         if method == "laco" and model_type == "lfm2":  # no two neighbours are alike
             with pytest.raises(PrunusError, match="no merge of 1 \\+ 1 blocks with the same Linears"):
-                prunus.drop_blocks(tmp_path / "m", out, asked, device="cpu")
+                prunus.drop(tmp_path / "m", out, asked, device="cpu")
             continue
-        summary = prunus.drop_blocks(tmp_path / "m", out, asked, device="cpu")
-        assert summary["blocks"] == 3
+        summary = prunus.drop(tmp_path / "m", out, asked, device="cpu")
+        assert summary.blocks == 3
         loaded: Any = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, output_loading_info=True)
         assert not any(loaded[1].values())
-        told = any("merges prunable Linears only" in warning for warning in summary["warnings"])
+        told = any("merges prunable Linears only" in warning for warning in summary.warnings)
         assert told == (method == "laco" and model_type in ("mamba", "mixtral", "qwen3_next"))
 
 
@@ -279,7 +279,7 @@ def test_methods_that_leave_out_blocks_in_trials_refuse_a_model_whose_blocks_sha
     for method in ("laco", "sleb"):
         asked = DropRecipe(method=method, blocks="1", calibration=file, samples=4)
         with pytest.raises(PrunusError, match=f"{method} runs the model without some blocks"):
-            prunus.drop_blocks(tmp_path / "m", tmp_path / "out", asked, device="cpu")
+            prunus.drop(tmp_path / "m", tmp_path / "out", asked, device="cpu")
     asked = DropRecipe(method="tail", blocks="1")
-    assert prunus.drop_blocks(tmp_path / "m", tmp_path / "out", asked, device="cpu")["blocks_removed"] == [3]
+    assert prunus.drop(tmp_path / "m", tmp_path / "out", asked, device="cpu").blocks_removed == [3]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out", "rows.jsonl"]

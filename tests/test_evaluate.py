@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,11 +20,11 @@ import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.errors import PrunusError
-from prunus.evaluation import run as loop
+from prunus.evaluation import engine as loop
 from prunus.evaluation.backends.hf import HFBackend
+from prunus.evaluation.engine import Engine
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.resolved_plan import cut_into_batches, resolve_plan
-from prunus.evaluation.run import check_engine
 from prunus.evaluation.tasks import Problem
 from prunus.recipes import EvalPlan
 from prunus.store.looping import repetition_rate
@@ -57,7 +56,7 @@ def no_model(monkeypatch) -> None:
 
 def test_every_row_of_the_plan_is_stored_once(store):
     plan = replace(PLAN, samples=2, temperature=1.0)
-    run_id = prunus.evaluate("tiny", plan, store)
+    run_id = prunus.evaluate("tiny", plan, store).run_id
     with Store(store) as opened:
         [run], samples, problems = opened.runs(), opened.samples(run_id, texts=True), opened.problems()
     assert len(samples) == 6 * 3 * 2 and len(problems) == 6
@@ -76,28 +75,30 @@ def test_every_row_of_the_plan_is_stored_once(store):
 
 
 def test_the_stored_plan_holds_the_values_that_took_effect(store):
-    run_id = prunus.evaluate("tiny", replace(PLAN, limit=1), store)
+    run_id = prunus.evaluate("tiny", replace(PLAN, limit=1), store).run_id
     with Store(store) as opened:
         plan = opened.run(run_id).plan
     assert (plan["profile"], plan["temperature"], plan["top_p"], plan["top_k"]) == ("tiny", 0.0, 1.0, 0)
     assert plan["answer_tokens"] == 64 and plan["budgets"] == [0, 4, 10] and plan["mode"] == "strict"
     assert plan["strings"]["forced_break"] == "\n" and plan["strings"]["forced_closing"] == "</think>\n\n"
     spelled_out = replace(PLAN, limit=1, profile="tiny", temperature=0.0, top_p=1.0, top_k=0, answer_tokens=64)
-    assert prunus.evaluate("tiny", spelled_out, store) == run_id, "the same work has the same id"
-    others = {prunus.evaluate("tiny", replace(PLAN, limit=1, **change), store) for change in ({"seed": 1}, {"wait": 0})}
+    assert prunus.evaluate("tiny", spelled_out, store).run_id == run_id, "the same work has the same id"
+    others = {
+        prunus.evaluate("tiny", replace(PLAN, limit=1, **change), store).run_id for change in ({"seed": 1}, {"wait": 0})
+    }
     assert len(others | {run_id}) == 2
 
 
 def test_a_second_call_does_no_work(store, monkeypatch):
-    run_id = prunus.evaluate("tiny", PLAN, store)
+    run_id = prunus.evaluate("tiny", PLAN, store).run_id
     before = store.read_bytes()
     no_model(monkeypatch)
-    assert prunus.evaluate("tiny", PLAN, store) == run_id
+    assert prunus.evaluate("tiny", PLAN, store).run_id == run_id
     assert store.read_bytes() == before
 
 
 def test_only_missing_batches_are_done(store, monkeypatch):
-    run_id = prunus.evaluate("tiny", PLAN, store)
+    run_id = prunus.evaluate("tiny", PLAN, store).run_id
     expected = rows(store)
     with sqlite3.connect(store) as connection:
         connection.execute("DELETE FROM sample WHERE problem_id = ? AND budget = 4", (expected[0][2],))
@@ -105,7 +106,7 @@ def test_only_missing_batches_are_done(store, monkeypatch):
     asked = []
     original = loop.run_batch
     monkeypatch.setattr(loop, "run_batch", lambda *args: asked.append(args[2]) or original(*args))
-    assert prunus.evaluate("tiny", PLAN, store) == run_id
+    assert prunus.evaluate("tiny", PLAN, store).run_id == run_id
     assert rows(store) == expected
     assert len(asked) == 1 and len(asked[0]) <= PLAN.rows
 
@@ -114,7 +115,7 @@ def test_only_missing_batches_are_done(store, monkeypatch):
 def test_neither_batches_nor_reuse_change_a_row(store):
     sampled = replace(PLAN, limit=3, temperature=1.0, samples=2, budgets=(0, 4, 12))
     changes: list[dict[str, Any]] = [{"batch_size": 3}, {"batch_size": 64}, {"reuse": False}]
-    run_id, *others = (prunus.evaluate("tiny", replace(sampled, **change), store) for change in ({}, *changes))
+    run_id, *others = (prunus.evaluate("tiny", replace(sampled, **change), store).run_id for change in ({}, *changes))
     assert len({run_id, *others}) == 1 + len(changes)
     with Store(store) as opened:
         first = opened.samples(run_id, texts=True)
@@ -131,7 +132,7 @@ def unscored(sample: Sample) -> Sample:
 
 
 def test_scores_and_repetition_are_stored(store):
-    run_id = prunus.evaluate("tiny", replace(PLAN, limit=2, budgets=(0, 60)), store)
+    run_id = prunus.evaluate("tiny", replace(PLAN, limit=2, budgets=(0, 60)), store).run_id
     with Store(store) as opened:
         for sample in opened.samples(run_id, texts=True):
             assert sample.logprob is not None and -3 < sample.logprob < 0
@@ -143,7 +144,7 @@ def test_draws_differ_and_seeds_tell(store):
     plan = replace(PLAN, temperature=5.0, samples=3, budgets=(12,), batch_size=64)
     with Store(store, create=True):
         pass
-    ids = [prunus.evaluate("tiny", replace(plan, seed=seed), store) for seed in (0, 1)]
+    ids = [prunus.evaluate("tiny", replace(plan, seed=seed), store).run_id for seed in (0, 1)]
     with Store(store) as opened:
         texts = [[sample.thinking for sample in opened.samples(run_id, texts=True)] for run_id in ids]
     assert texts[0] != texts[1]
@@ -153,12 +154,12 @@ def test_draws_differ_and_seeds_tell(store):
 RUNNER = """
 import sys
 import prunus
-from prunus.evaluation import run
-original = run.run_batch
+from prunus.evaluation import engine
+original = engine.run_batch
 def announced(*args):
     print("batch", flush=True)
     return original(*args)
-run.run_batch = announced
+engine.run_batch = announced
 plan = prunus.EvalPlan.from_json(__import__("json").loads(sys.argv[1]))
 print(prunus.evaluate("tiny", plan, sys.argv[2]), flush=True)
 """
@@ -175,9 +176,9 @@ def test_a_killed_run_goes_on_and_ends_the_same(store, tmp_path):
         process.send_signal(signal.SIGKILL)
     stored = len(rows(store))
     assert 2 * 4 * 3 <= stored < 24 * 3 and stored % (4 * 3) == 0, "whole batches only"
-    run_id = prunus.evaluate("tiny", plan, store)
+    run_id = prunus.evaluate("tiny", plan, store).run_id
     unbroken = tmp_path / "unbroken.db"
-    assert prunus.evaluate("tiny", plan, unbroken) == run_id
+    assert prunus.evaluate("tiny", plan, unbroken).run_id == run_id
     assert rows(store) == rows(unbroken) and len(rows(store)) == 24 * 3
 
 
@@ -205,7 +206,7 @@ def test_a_second_process_at_the_same_run_is_sent_away_and_one_at_another_is_not
         assert len(rows(store)) == len(before) + 2 * 3
     [lock] = store.parent.glob("*.lock")
     assert lock.read_text() == str(process.pid), "kill -9 leaves the file, but not the lock"
-    run_id = prunus.evaluate("tiny", plan, store)
+    run_id = prunus.evaluate("tiny", plan, store).run_id
     with Store(store) as opened:
         assert len(opened.keys(run_id)) == 6 * 2
     assert [path.name for path in store.parent.iterdir()] == [store.name]
@@ -291,7 +292,7 @@ def test_legacy_answers_run_to_the_end_of_the_context(tmp_path, store):
     problems = ({"id": "short", "problem": "1+1?", "answer": "2"}, {"id": "long", "problem": "1+" * 20, "answer": "21"})
     model = make_model(tmp_path / "model", "qwen3", max_position_embeddings=128)
     plan = EvalPlan(tasks=(str(write_task(tmp_path / "t.jsonl", *problems)),), budgets=(0, 8, 24), mode="legacy")
-    run_id = prunus.evaluate(model, plan, store)
+    run_id = prunus.evaluate(model, plan, store).run_id
     work = resolve_plan(Checkpoint(model), load_tokenizer(model), plan)
     lengths = {problem.id: len(chain.prompt) for problem, chain in zip(work.problems, work.chains, strict=True)}
     start = len(work.rules.markers.start)
@@ -317,13 +318,14 @@ def test_an_engine_that_would_cut_answers_before_the_model_does_is_refused(tmp_p
     task = write_task(tmp_path / "t.jsonl", {"id": "p", "problem": "1+1?", "answer": "2"})
     plan = EvalPlan(tasks=(str(task),), budgets=(8,), mode="legacy")
     work = resolve_plan(Checkpoint(model), load_tokenizer(model), plan)
-    engine: Any = SimpleNamespace(context=128, check_stops=lambda _: None)
-    check_engine(work, engine)
+    engine = Engine()
+    engine.context = 128
+    engine.check(work)
     engine.context = 127
     with pytest.raises(PrunusError, match=r"needs 128 tokens .* but the engine's context is 127"):
-        check_engine(work, engine)
+        engine.check(work)
     short = resolve_plan(Checkpoint(model), load_tokenizer(model), replace(plan, answer_tokens=9))
-    check_engine(short, engine)
+    engine.check(short)
 
 
 def test_plans_keep_their_ids_where_nothing_is_new(tmp_path):
@@ -398,19 +400,19 @@ def private_problems() -> list[Problem]:
 def test_texts_of_private_problems_are_not_stored(store, monkeypatch):
     monkeypatch.setattr("prunus.evaluation.resolved_plan.load_task", lambda *_: private_problems())
     monkeypatch.setattr("prunus.evaluation.beforehand.check_task", lambda _: None)
-    run_id = prunus.evaluate("tiny", EvalPlan(tasks=("gated",), budgets=(0, 30)), store)
+    run_id = prunus.evaluate("tiny", EvalPlan(tasks=("gated",), budgets=(0, 30)), store).run_id
     assert b"secret" not in store.read_bytes()
     with Store(store) as opened:
         samples = opened.samples(run_id, texts=True)
         assert {row.choices for row in opened.problems().values()} == {("", "")}
     assert len(samples) == 6 and {sample.thinking + sample.text for sample in samples} == {""}
     before = rows(store)
-    assert prunus.regrade(store) == {"runs": 1, "graded": 0, "changed": 0, "kept": 6}
+    assert prunus.regrade(store).to_json() == {"runs": 1, "graded": 0, "changed": 0, "kept": 6}
     assert rows(store) == before
 
 
 def test_regrade_repairs_grades_and_generates_nothing(store, monkeypatch):
-    run_id = prunus.evaluate("tiny", PLAN, store)
+    run_id = prunus.evaluate("tiny", PLAN, store).run_id
     expected = rows(store)
     with sqlite3.connect(store) as connection:
         connection.execute("UPDATE sample SET answer = 'nonsense', correct = 1 - correct WHERE budget = 10")
@@ -418,16 +420,16 @@ def test_regrade_repairs_grades_and_generates_nothing(store, monkeypatch):
     connection.close()
     assert rows(store) != expected
     no_model(monkeypatch)
-    assert prunus.regrade(store) == {"runs": 1, "graded": 18, "changed": 6, "kept": 0}
+    assert prunus.regrade(store).to_json() == {"runs": 1, "graded": 18, "changed": 6, "kept": 0}
     assert rows(store) == expected
-    assert prunus.regrade(store)["changed"] == 0
+    assert prunus.regrade(store).to_json()["changed"] == 0
     with Store(store) as opened:
         assert opened.run(run_id).versions["grader"] == GRADER_VERSION
 
 
 def test_refusals_need_budgets_one_by_one(store):
     plan = replace(PLAN, wait=1, reuse=False, limit=2)
-    run_id = prunus.evaluate("tiny", plan, store)
+    run_id = prunus.evaluate("tiny", plan, store).run_id
     with Store(store) as opened:
         assert len(opened.samples(run_id)) == 2 * 3
 
@@ -437,7 +439,7 @@ def test_the_forced_words_are_part_of_the_answer_text(store, tmp_path):
     task = write_task(tmp_path / "t.jsonl", {"id": "p", "problem": "1+1?", "answer": "2"})
     model = make_model(tmp_path / "model", "qwen3")
     plan = EvalPlan(tasks=(str(task),), budgets=(0, 3), profile="s1", answer_tokens=5, temperature=0.0)
-    run_id = prunus.evaluate(model, plan, store)
+    run_id = prunus.evaluate(model, plan, store).run_id
     with Store(store) as opened:
         texts = [sample.text for sample in opened.samples(run_id, texts=True) if sample.ended == "forced"]
     assert texts and all(text.startswith("Final Answer:") for text in texts)

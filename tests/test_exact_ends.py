@@ -11,14 +11,15 @@ import pytest
 import torch
 from completions_server import Server, serving
 from scripted_backend import ScriptedBackend
-from test_flow import Streaming
+from test_flow import LastFirst
 from tiny_chains import MARKERS, TOKENIZER, chains, spelled, tiny
 
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.evaluation.backends import opened
 from prunus.evaluation.budget import Chain, Rules, force_budgets, force_budgets_as_completed
+from prunus.evaluation.engine import Backend
 from prunus.evaluation.profiles.markers import encode_markers
-from prunus.evaluation.requests import Backend, Sampling
+from prunus.evaluation.requests import Sampling
 from prunus.settings.engines import EngineOptions
 
 pytestmark = pytest.mark.xdist_group("exact ends")  # what the model writes by hand is computed once
@@ -71,7 +72,7 @@ def backend_of(name: str) -> Iterator[Backend]:
             with opened("openai", tiny_folder(), "auto", len(TOKENIZER), engine) as backend:
                 yield backend
     else:
-        yield {"hf": tiny, "scripted": lambda: ScriptedBackend(replay), "streaming": Streaming}[name]()
+        yield {"hf": tiny, "scripted": lambda: ScriptedBackend(replay), "streaming": LastFirst}[name]()
 
 
 @pytest.mark.slow

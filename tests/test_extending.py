@@ -91,7 +91,7 @@ flags = ("--calibration", "rows.jsonl", "--calibration-samples", "4")
 prunus.prune("model", "api", prunus.PruneRecipe(method="toy", toy_scale=3, allocation="toy-sizes", toy_power=2, **on))
 command("prune", "model", "cli", "--method", "toy", "--toy-scale", "3", "--allocation", "toy-sizes", "--toy-power", "2",
         *flags)
-prunus.drop_blocks("model", "api-drop", prunus.DropRecipe(method="toy", toy_first=1))
+prunus.drop("model", "api-drop", prunus.DropRecipe(method="toy", toy_first=1))
 command("drop", "model", "cli-drop", "--method", "toy", "--toy-first", "1")
 command("allocate", "model", "--allocation", "toy-sizes", "--save", "toy.json")
 command("methods")
@@ -185,7 +185,7 @@ from dataclasses import dataclass
 
 from prunus.recipes.base import Recipe
 from prunus.settings import setting
-from prunus.step import Step
+from prunus.step import Made, Step
 
 
 @dataclass(frozen=True)
@@ -196,19 +196,19 @@ class ToyRecipe(Recipe):
 
 
 def toy(model, out, recipe, *, name, **ways):
-    from prunus.pruning.job import open_job
+    from prunus.pruning.job import PlannedJob, open_job
 
     job = open_job(model, out, recipe, name, **ways)
     source = job.source
     if job.where.dry_run:
-        return job.ahead(source.nbytes, {"factor": recipe.factor}, [])
+        return PlannedJob(**job.ahead(source.nbytes, []))
     with job.begun(source.nbytes) as (partial, calibration):
         for index in range(source.blocks):
             names = [f"{one.name}.weight" for one in source.linears(index) if one.name.startswith("mlp")]
             scaled = {name: source.read_weight(index, name) * recipe.factor for name in names}
             tensors = dict(source.block_tensors(index)) | source.as_stored(index, scaled)
             partial.write_block(index, tensors, {})
-        return job.finish(partial, calibration, {"factor": recipe.factor}, {"warnings": []})
+        return Made(**job.finish(partial, calibration, {"factor": recipe.factor, "warnings": []}))
 
 
 class Toy(Step):
@@ -255,10 +255,10 @@ said["codes"].append(command("toy", "model", "wrong", "--factor", "2"))
 said["wrong"], sys.stderr = sys.stderr.getvalue().splitlines(), kept
 prunus.apply_steps("model", "api", [ToyRecipe(factor=0.5), prunus.PruneRecipe(method="magnitude", sparsity=0.25)])
 prunus.run_study("small.toml", out="study")
-said["study"] = [run["rows"] for run in prunus.runs("study/results.db")]
+said["study"] = [run.rows for run in prunus.runs("study/results.db")]
 plan = prunus.EvalPlan(tasks=("tiny",), budgets=(8,), answer_tokens=4, limit=20, profile="tiny")
 found = prunus.find("model", "found", plan, "ladder.toml", store="found.db", margin=0.5, stop_margin=0.5)
-said["rungs"] = found["ladders"]["ladder"]
+said["rungs"] = found.to_json()["ladders"]["ladder"]
 open("said.json", "w").write(json.dumps(said))
 """
 STEP_TABLES = """

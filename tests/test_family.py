@@ -10,7 +10,6 @@ from test_comparison import PLAN, fill, grid
 
 from prunus.reporting import prose
 from prunus.reporting.report_data import ReportData
-from prunus.results.cells import Comparison, Entry
 from prunus.results.comparison import compare
 from prunus.results.family import Family
 from prunus.results.verdicts import rare_endings, still_stops
@@ -44,12 +43,13 @@ def again(path, model, run_id, **plan):
 
 def test_who_is_named_changes_no_verdict(tmp_path):
     path = store_of(tmp_path / "s.db", **{f"v{k}": {} for k in range(14)})
-    whole, named = (compare(path, "dense", names, margin=0.3, resamples=100) for names in (None, ["v0"]))
+    records = [compare(path, "dense", names, margin=0.3, resamples=100) for names in (None, ["v0"])]
+    whole, named = (one.to_json() for one in records)
     assert of(named)["p_margin_adjusted"] == of(whole)["p_margin_adjusted"] == 14 * of(named)["p_margin"] < 1
     assert of(named)["lower_bound_adjusted"] == of(whole)["lower_bound_adjusted"] < of(named)["lower_bound"]
     assert named["looks"] == {"comparisons": 14, "others": 13, "removed": 0, "bases": 1}
     assert "14 comparisons that could be shown from this store, among them 13 of runs that are not shown" in (
-        prose.corrected_for(Comparison.of(named).looks)
+        prose.corrected_for(records[1].looks)
     )
     with Store(path) as store:
         ids = {store.find_run(name).run_id for name in ("dense", "v0")}
@@ -60,26 +60,29 @@ def test_who_is_named_changes_no_verdict(tmp_path):
 @pytest.mark.parametrize("plan", [{"seed": 1}, {"budgets": [64, 128]}, {"batch_size": 7}])
 def test_other_draws_of_a_variant_count_and_other_sizes_do_not(tmp_path, plan):
     path = store_of(tmp_path / "s.db", v0={})
-    alone = of(compare(path, "dense", ["v0"], margin=0.3, resamples=100))
+    alone = of(compare(path, "dense", ["v0"], margin=0.3, resamples=100).to_json())
     assert alone["p_margin_adjusted"] == alone["p_margin"]
     first = "1" + "f" * 11
     again(path, "v0", "a" * 12, samples=2)  # the same rows, of more draws: one game
-    assert of(compare(path, "dense", [first], margin=0.3, resamples=100))["p_margin_adjusted"] >= alone["p_margin"]
-    assert compare(path, "dense", [first], margin=0.3, resamples=100)["looks"]["comparisons"] == 1
+    assert (
+        of(compare(path, "dense", [first], margin=0.3, resamples=100).to_json())["p_margin_adjusted"]
+        >= alone["p_margin"]
+    )
+    assert compare(path, "dense", [first], margin=0.3, resamples=100).to_json()["looks"]["comparisons"] == 1
     again(path, first, "b" * 12, **plan)
-    assert compare(path, "dense", [first], margin=0.3, resamples=100)["looks"]["comparisons"] == 2
+    assert compare(path, "dense", [first], margin=0.3, resamples=100).to_json()["looks"]["comparisons"] == 2
     again(path, "dense", "c" * 12, **plan)  # another run that could be the base
-    found = compare(path, "0" + "f" * 11, [first], margin=0.3, resamples=100)["looks"]
+    found = compare(path, "0" + "f" * 11, [first], margin=0.3, resamples=100).to_json()["looks"]
     assert (found["comparisons"], found["bases"]) == (4, 2)
 
 
 def test_runs_that_were_removed_count(tmp_path):
     path = store_of(tmp_path / "s.db", v0={}, v1={}, v2={"mode": "legacy"})
-    before = compare(path, "dense", ["v0"], margin=0.3, resamples=100)
+    before = compare(path, "dense", ["v0"], margin=0.3, resamples=100).to_json()
     with Store(path) as store:
         for name in ("v1", "v2"):
             store.remove_run(name)
-    after = compare(path, "dense", ["v0"], margin=0.3, resamples=100)
+    after = compare(path, "dense", ["v0"], margin=0.3, resamples=100).to_json()
     assert after["looks"] == {"comparisons": 2, "others": 0, "removed": 1, "bases": 1}
     assert of(after)["p_margin_adjusted"] == of(before)["p_margin_adjusted"] == 2 * of(after)["p_margin"]
     with Store(path) as store:  # removed, and drawn again
@@ -87,7 +90,7 @@ def test_runs_that_were_removed_count(tmp_path):
         store.remove_run("v0")
         store.add_run(replace(run, stages=(), planned=None))
         store.add_samples(run.run_id, SAME)
-    assert compare(path, "dense", ["v0"], margin=0.3, resamples=100)["looks"]["comparisons"] == 3
+    assert compare(path, "dense", ["v0"], margin=0.3, resamples=100).to_json()["looks"]["comparisons"] == 3
 
 
 def test_adjusted_p_of_games_and_of_runs_that_are_gone():
@@ -130,7 +133,7 @@ def test_a_model_whose_chains_are_cut_is_not_said_to_still_stop(tmp_path):
     seldom = grid(lambda _, p, *__: p % 2, problems=100, budgets=(64,))
     rows = [replace(row, ended="natural" if int(row.problem_id[2:]) % 20 == 0 else "forced") for row in seldom]
     found = compare(fill(tmp_path / "s.db", {"dense": rows, "v0": rows}), "dense", margin=0.2, resamples=100)
-    assert any("5.0 % of the chains of the base end by themselves" in text for text in found["warnings"])
-    entry = Entry.of(found["others"][0])
+    assert any("5.0 % of the chains of the base end by themselves" in text for text in found.warnings)
+    (entry,) = found
     title = prose.title([replace(entry, stops="non-inferior")], ["W"], "dense", 0)
     assert title.endswith("but most chains are cut") and title.startswith("W loses less than ")

@@ -27,7 +27,7 @@ from prunus.checkpoint.model_folder import ModelFolder
 from prunus.cli import main
 from prunus.disk import show_bytes
 from prunus.errors import PrunusError
-from prunus.evaluation import run as loop
+from prunus.evaluation import engine as loop
 from prunus.evaluation.backends import vllm as backend
 from prunus.recipes import (
     DropRecipe,
@@ -49,6 +49,7 @@ from prunus.studies import engine as engines
 from prunus.studies.file import FindTable
 from prunus.studies.find import find as finding
 from prunus.studies.find import walk as making
+from prunus.studies.find.prospects import Prospects
 from prunus.studies.find.search import ladder_by_bytes, ladders_of, sparsities
 
 RULE: dict[str, Any] = {"margin": 0.1, "stop_margin": 0.1, "store": "rows.db"}
@@ -58,7 +59,7 @@ def search(ladder: Any = "0.1:0.4:0.1", out: str = "out", **settings: Any) -> di
     plan = settings.pop("plan", PLAN)
     if isinstance(ladder, str) and not ladder.endswith(".toml"):
         settings.setdefault("methods", ["magnitude"])
-    return prunus.find("model", out, plan, ladder, **{**RULE, **settings})
+    return prunus.find("model", out, plan, ladder, **{**RULE, **settings}).to_json()
 
 
 def words(found: dict[str, Any]) -> dict[str, list[str]]:
@@ -76,7 +77,7 @@ def rows(store: str) -> dict[str, Any]:
 
 def verified(*outs: str) -> bool:
     checked = [prunus.verify(f"{out}/certificate.json", "rows.db") for out in outs]
-    return all(one["claims"] and not one["differences"] + one["notes"] for one in checked)
+    return all(one.claims and not [*one.differences, *one.notes] for one in checked)
 
 
 @pytest.mark.slow
@@ -90,7 +91,7 @@ def test_a_ladder_of_fewer_experts_gives_what_the_commands_give(search_folder, s
     found = search("fewer.toml")
     assert words(found) == {"fewer": ["certified", "certified", "refused"]}
     assert found["found"] == "experts-reap-drop2-recovered" and found["removed"] == 0.25 and verified("out")
-    prunus.drop_experts("model", "fewer", ExpertsRecipe(drop=2, **CALIBRATION))
+    prunus.experts("model", "fewer", ExpertsRecipe(drop=2, **CALIBRATION))
     prunus.recover("fewer", "alone", RecoverRecipe(**CALIBRATION))
     assert Checkpoint(search_folder / "out").checksum() == Checkpoint(search_folder / "alone").checksum()
 
@@ -153,11 +154,11 @@ def test_the_model_card_has_the_claims_as_long_as_the_weights_are_those(search_f
     )
     made = prunus.card("out", store="rows.db", out="again.md", margin=0.1)
     again = Path("again.md").read_text()
-    assert made["verdict"] and "## Certificate" in again and "## Accuracy against thinking budget" in again
+    assert made.verdict and "## Certificate" in again and "## Accuracy against thinking budget" in again
     data = json.loads(Path("out/certificate.json").read_text())
     for wrong, warned in ((data | {"made": {"checksum": "0"}}, True), (data | {"shown": [1]}, False)):
         Path("out/certificate.json").write_text(json.dumps(wrong))
-        warnings = prunus.card("out", out="again.md")["warnings"]
+        warnings = prunus.card("out", out="again.md").warnings
         assert any("is about other weights" in one for one in warnings) == warned
         assert "Certificate" not in Path("again.md").read_text() and "Not measured" in Path("again.md").read_text()
 
@@ -266,7 +267,7 @@ def test_texts_configuration_and_template_cannot_be_changed_beside_a_certificate
 
     def differs(told: str) -> None:
         checked = prunus.verify("out/certificate.json", "rows.db")
-        assert checked["claims"] == [] and any(told in line for line in checked["differences"]), checked
+        assert checked.claims == [] and any(told in line for line in checked.differences), checked
         shutil.copy("kept.db", "rows.db")
         shutil.rmtree("out")
         shutil.copytree("kept", "out")
@@ -290,7 +291,7 @@ def test_texts_configuration_and_template_cannot_be_changed_beside_a_certificate
     for name in ("README.md", "find.html", ".gitattributes"):
         Path("out", name).write_text("edited")
     shutil.copy("rows.db", "out/rows.db")
-    assert prunus.verify("out/certificate.json", "out/rows.db")["differences"] == []
+    assert prunus.verify("out/certificate.json", "out/rows.db").differences == []
 
 
 def test_a_search_that_follows_a_refusal_says_so_when_it_starts(search_folder, scripted, capsys):
@@ -305,7 +306,7 @@ def test_a_search_that_follows_a_refusal_says_so_when_it_starts(search_folder, s
     with Store("rows.db") as store:
         assert [one.declared["margin"] for one in store.searches()] == [0.1, 0.2], "a dry run declares nothing"
     checked = prunus.verify("out/certificate.json", "rows.db")
-    assert checked["differences"] == [] and checked["searches"][0].endswith(": magnitude-30 refused")
+    assert checked.differences == [] and checked.searches[0].endswith(": magnitude-30 refused")
 
 
 def test_tokens_end_a_search_that_cannot_tell(search_folder, scripted):
@@ -354,7 +355,7 @@ def bits(search_folder, scripted, monkeypatch) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_the_ladder_of_an_engine_goes_by_the_bytes_that_it_loads(search_folder, bits, scripted, capsys):
-    ahead = prunus.find("model", "out", dry_run=True, **RULE, **bits)
+    ahead = prunus.find("model", "out", dry_run=True, **RULE, **bits).to_json()
     (search_folder / "same.toml").write_text(ahead["ladder"])
     options = ["--smallest", "vllm", "--backend", "vllm", "--calibration", "text.jsonl", "--dry-run"]
     capsys.readouterr()
@@ -385,7 +386,7 @@ def test_the_ladder_of_an_engine_goes_by_the_bytes_that_it_loads(search_folder, 
     assert again["found"] == found["found"] and again["ladders"]["same"] == found["ladders"]["vllm"]
     study = STUDY.replace("[calibration]", 'backend = "vllm"\n[calibration]')
     Path("study.toml").write_text(f'{study}[[find]]\nladder = "same.toml"\nsmallest = "vllm"\n{MARGINS}')
-    (told,) = prunus.run_study("study.toml", out="study")["searches"]
+    (told,) = prunus.run_study("study.toml", out="study").to_json()["searches"]
     data = json.loads(Path(told["out"], "certificate.json").read_text())["declared"]
     assert told["found"] == found["found"] and data["ladders"][0]["rungs"] == planned["rungs"]
     assert data["model"] == declared["model"]
@@ -448,7 +449,9 @@ def test_the_ladder_of_llama_cpp_is_of_gguf_files(tmp_path, monkeypatch):
     asked |= {"margin": 0.3, "stop_margin": 0.3}
 
     def ahead(serve: str, ladder: Any = None) -> dict[str, Any]:
-        return prunus.find("model", "out", plan, ladder, engine=EngineOptions(serve=f"s {serve} {{port}}"), **asked)
+        return prunus.find(
+            "model", "out", plan, ladder, engine=EngineOptions(serve=f"s {serve} {{port}}"), **asked
+        ).to_json()
 
     found = ahead("{gguf}")
     (Path("out.toml")).write_text(found["ladder"])
@@ -613,9 +616,7 @@ def test_the_smallest_knows_its_backend_and_its_server(
         "prunus.cli.evaluation.check_plan", lambda model, plan, engine, store: seen.append((plan, engine))
     )
     if wanted is not None:
-        monkeypatch.setattr(
-            prunus, "find", lambda *_, engine, **__: {"lines": ["ahead"], "ladder": "", "dry_run": True}
-        )
+        monkeypatch.setattr(prunus, "find", lambda *_, **__: Prospects(1, 1, {}, 1, False, 1, 1, 1, ()))
     rest = [word for word in COMMAND if word not in ("--method", "magnitude")]
     with pytest.raises(SystemExit) if wanted is None else nullcontext():
         main([*rest, "--smallest", smallest, *given, "--dry-run"])

@@ -14,7 +14,7 @@ from small_search import CALIBRATION, COMMAND, DOES, PLAN, content
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.cli import main
-from prunus.evaluation.run import fill_store, planned_chains
+from prunus.evaluation.run import fill_store
 from prunus.recipes import EvalPlan, WidthRecipe
 from prunus.settings.engines import EngineOptions
 from prunus.store.store import Store
@@ -52,8 +52,7 @@ class Pretended(Driver):
         engine = self.rungs.engine
         backend = engine.hold(job.model, job.variant)
         work = job.cell.resolved
-        planned = planned_chains(work, backend, [job.batch], self.store.keys(work.run_id))
-        for portion in fill_store(self.store, work, backend, engine.grader, planned):
+        for portion in fill_store(self.store, work, backend, engine.grader, [job.batch]):
             self.rungs.added(job.cell.run_id, portion.samples)
 
 
@@ -66,10 +65,10 @@ def test_the_rows_and_decisions_are_those_of_one_machine(scripted, monkeypatch, 
     monkeypatch.setattr(engine, "describe_versions", lambda _: {"test": "1"})
     search, done = opened(ladder, methods, tokens), list[Job]()
     alone = carry_out(search, Path("alone"), Path("alone.db"), "cpu")
-    assert alone["found"] == best
+    assert alone.found == best
     monkeypatch.setattr(Rungs, "joined", lambda self: Pretended(self, 0, done))
     together = carry_out(search, Path("ray"), Path("ray.db"), "cpu", Cluster("nowhere"))
-    assert together == alone | {"out": "ray"} and content("ray") == content("alone")
+    assert together.to_json() == alone.to_json() | {"out": "ray"} and content("ray") == content("alone")
     assert rows_of("ray.db") == rows_of("alone.db") and done
     shared = [one.variant.name for one in done if one.cell is not None]
     assert shared != sorted(shared) and {*shared} > {"dense"}, "the dense model's batches are not all done first"
@@ -82,18 +81,18 @@ def test_a_ladder_of_widths_is_walked_to_its_certificate(scripted, monkeypatch):
     monkeypatch.setitem(DOES, "width-obs-25", (1, 0))
     settings = "".join(f"{key} = {json.dumps(value)}\n" for key, value in CALIBRATION.items())
     Path("widths.toml").write_text(f"[[width]]\nkeep = [0.75, 0.5, 0.25]\n[calibration]\n{settings}")
-    alone: Any = carry_out(opened("widths.toml", None), Path("alone"), Path("alone.db"), "cpu")
+    alone = carry_out(opened("widths.toml", None), Path("alone"), Path("alone.db"), "cpu").to_json()
     words = {name: [rung["word"] for rung in rungs] for name, rungs in alone["ladders"].items()}
     assert words == {"widths": ["certified", "certified", "refused"]} and alone["found"] == "width-obs-50"
     checked = prunus.verify("alone/certificate.json", "alone.db")
-    assert checked["claims"] and not checked["differences"]
-    assert all("names no grader" in note for note in checked["notes"])
+    assert checked.claims and not checked.differences
+    assert all("names no grader" in note for note in checked.notes)
     prunus.width("model", "narrow", WidthRecipe(keep=0.5, **CALIBRATION), device="cpu")
     assert Checkpoint("alone").checksum() == Checkpoint("narrow").checksum()
     done = list[Job]()
     monkeypatch.setattr(Rungs, "joined", lambda self: Pretended(self, 0, done))
     together = carry_out(opened("widths.toml", None), Path("ray"), Path("ray.db"), "cpu", Cluster("nowhere"))
-    assert together == alone | {"out": "ray"} and content("ray") == content("alone") and done
+    assert together.to_json() == alone | {"out": "ray"} and content("ray") == content("alone") and done
     assert rows_of("ray.db") == rows_of("alone.db")
 
 
@@ -101,7 +100,7 @@ def test_with_vllm_rungs_are_made_before_its_engines_start(scripted, monkeypatch
     plan, done = replace(PLAN, backend="vllm"), list[Job]()
     monkeypatch.setattr(Rungs, "joined", lambda self: Pretended(self, 0, done))
     search = opened("0.1,0.3,0.4", ["magnitude"], plan=plan)
-    found: Any = carry_out(search, Path("out"), Path("rows.db"), "cpu", Cluster("nowhere"))
+    found = carry_out(search, Path("out"), Path("rows.db"), "cpu", Cluster("nowhere")).to_json()
     assert found["found"] == "magnitude-10" and len(found["ladders"]["magnitude"]) == 2
     assert [job.cell is None for job in done] == [True] * 3 + [False] * (len(done) - 3)
 

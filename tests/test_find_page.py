@@ -6,6 +6,8 @@ import re
 import pytest
 from test_certificate import make
 
+from prunus.results.certificate import Certificate, read_certificate
+from prunus.settings.margins import Margin
 from prunus.studies.find.page import beside, page, write_page
 
 HOSTILE = "</script><img src=x onerror='window.pwned=1'>&lt;b&gt;"
@@ -14,7 +16,7 @@ HOSTILE = "</script><img src=x onerror='window.pwned=1'>&lt;b&gt;"
 def test_the_page_shows_ladder_decisions_bounds_and_cost(tmp_path):
     _, file = make(tmp_path)
     data = json.loads(file.read_text())
-    text = page(data)
+    text = page(Certificate.of(data))
     plain = re.sub(r"<[^>]*>", " ", text)
     for claim in data["shown"]["claims"]:
         assert claim.removesuffix(".") in plain.replace("&#x27;", "'").replace("&#39;", "'")
@@ -32,13 +34,13 @@ def test_the_page_shows_ladder_decisions_bounds_and_cost(tmp_path):
     assert f"{share:.1f} % of the 42" in plain
     assert not re.findall(r'(?:src|href)="(?!#)', text)
     assert not re.findall(r"https?:", text.replace("http://www.w3.org/2000/svg", ""))
-    write_page(data, tmp_path / "find.html")
+    write_page(Certificate.of(data), tmp_path / "find.html")
     assert (tmp_path / "find.html").read_text() == text
 
 
 def test_without_a_certified_rung_it_says_so(tmp_path):
     _, file = make(tmp_path, max_tokens=100)
-    text = page(json.loads(file.read_text()))
+    text = page(read_certificate(file))
     assert "No rung was certified: dense stays as it is" in text and "the tokens are used up" in text
     assert "are ruled out" not in text and text.count("were not ruled out for any rung") == 1
 
@@ -48,7 +50,7 @@ def test_a_title_claims_nothing_where_the_margin_is_all_that_the_dense_model_sol
     data = json.loads(file.read_text())
     for rung in data["shown"]["ladders"][0]["rungs"]:
         rung["dense_accuracy"] = [0.1] * len(rung["dense_accuracy"])  # the margin
-    title = re.findall("<h1>.*?</h1>", page(data))[0]
+    title = re.findall("<h1>.*?</h1>", page(Certificate.of(data)))[0]
     assert "is certified for a margin of all that the dense model solves" in title and "still" not in title
 
 
@@ -61,7 +63,7 @@ def test_a_ladder_by_bytes_shows_them_instead_of_what_is_removed(tmp_path):
     for rung, size in [*zip(rungs, (3, 2, 1), strict=True), *zip(shown["ladders"][0]["rungs"], (3, 2), strict=True)]:
         rung["bytes"] = 1_000_000 * size
     shown["found"]["bytes"] = 3_000_000
-    plain = re.sub(r"<[^>]*>", " ", page(data))
+    plain = re.sub(r"<[^>]*>", " ", page(Certificate.of(data)))
     assert [plain.count(f"{size}.0 MB") for size in (4, 3, 2, 1)] == [1, 1, 1, 1] and "To remove" not in plain
 
 
@@ -69,7 +71,7 @@ def test_bounds_that_the_estimate_has_left_are_shown_around_it(tmp_path):
     _, file = make(tmp_path)
     data = json.loads(file.read_text())
     data["shown"]["ladders"][0]["rungs"][0]["path"]["ends"][-1] = [0.05, -0.046, 0.044]
-    assert "−4.6 to +5.0" in re.sub(r"<[^>]*>", " ", page(data))
+    assert "−4.6 to +5.0" in re.sub(r"<[^>]*>", " ", page(Certificate.of(data)))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_bounds_that_the_estimate_has_left_are_shown_around_it(tmp_path):
      ("5%", 0.0004, "+0.04"), ("5%", -0.0004, "−0.04"), ("5%", 0.0, "0.0")],
 )  # fmt: skip
 def test_a_bound_has_the_digits_that_tell_it_from_the_margin(margin, value, text):
-    assert beside(margin)(value) == text
+    assert beside(Margin.of(margin))(value) == text
 
 
 def test_names_are_escaped(tmp_path):
@@ -93,6 +95,6 @@ def test_names_are_escaped(tmp_path):
     declared["ladders"][0]["name"] = HOSTILE
     shown["ladders"][0]["rungs"][1].update(word=HOSTILE, why=HOSTILE)
     shown["claims"] = [f"{HOSTILE}: {HOSTILE}", HOSTILE]
-    text = page(data)
+    text = page(Certificate.of(data))
     assert "<img" not in text and "onerror='" not in text.split("<script")[0]
     assert text.count("</script>") == 2  # of the data and of our own script

@@ -21,20 +21,20 @@ from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation import pipeline, traces
-from prunus.evaluation.requests import Backend, Completion, Outstanding, Request, Sampling
+from prunus.evaluation.engine import Backend, Streaming, in_background
+from prunus.evaluation.requests import Completion, Outstanding, Request, Sampling
 from prunus.evaluation.resolved_plan import problem_row, resolve_plan
-from prunus.evaluation.run import in_background, missing_batches
+from prunus.evaluation.run import missing_batches
 from prunus.recipes import EvalPlan, TraceRecipe
 from prunus.settings.engines import EngineOptions
+from prunus.store.rows import Run
 from prunus.store.store import Store
 
 PLAN = EvalPlan(tasks=("tiny",), budgets=(0, 2, 6), answer_tokens=6, limit=4, samples=2, batch_size=4)
 
 
-class Streaming(Backend):
+class LastFirst(Streaming):
     """The tiny reasoner, whose requests are completed one by one, the last one that was sent first."""
-
-    streams = True
 
     def __init__(self, window: int = 5, ends_after: int = 10**9) -> None:
         self.window, self.ends_after, self.log = window, ends_after, list[str]()
@@ -65,7 +65,7 @@ def evaluated(path, backend: Backend) -> tuple[str, set]:
     work = resolve_plan(ModelFolder(tiny_folder()), TOKENIZER, PLAN)
     with Store(path, create=True) as store:
         store.add_problems(map(problem_row, work.problems))
-        store.add_run(prunus.store.rows.Run(work.run_id, {"name": "tiny", "manifest": {}}, work.plan, {}))
+        store.add_run(Run(work.run_id, {"name": "tiny", "manifest": {}}, work.plan, {}))
         pipeline.fill(store, work, backend, missing_batches(store, work))
     return work.run_id, rows(path, work.run_id)
 
@@ -79,9 +79,9 @@ def rows(path, run_id: str) -> set:
 
 @pytest.mark.slow
 def test_rows_are_those_of_batches(tmp_path):
-    backend = Streaming()
+    backend = LastFirst()
     run_id, found = evaluated(tmp_path / "streamed.db", backend)
-    assert prunus.evaluate("tiny", PLAN, tmp_path / "batches.db") == run_id
+    assert prunus.evaluate("tiny", PLAN, tmp_path / "batches.db").run_id == run_id
     assert found == rows(tmp_path / "batches.db", run_id) and len(found) == 4 * 2 * 3
     # New chains were taken while others were not complete: there is no barrier.
     assert backend.log.index("chain") < len(backend.log) - 1 - backend.log[::-1].index("take")
@@ -91,10 +91,10 @@ def test_rows_are_those_of_batches(tmp_path):
 def test_what_was_complete_is_stored_when_the_engine_fails(tmp_path):
     path = tmp_path / "streamed.db"
     with pytest.raises(PrunusError, match="the engine is gone"):
-        evaluated(path, Streaming(ends_after=5))
+        evaluated(path, LastFirst(ends_after=5))
     work = resolve_plan(ModelFolder(tiny_folder()), TOKENIZER, PLAN)
     assert len(rows(path, work.run_id)) == 5 * 3, "whole chains"
-    rest = Streaming()
+    rest = LastFirst()
     _, found = evaluated(path, rest)
     assert rest.log.count("chain") == 8 - 5, "only chains that are missing are computed again"
     prunus.evaluate("tiny", PLAN, tmp_path / "batches.db")
@@ -143,7 +143,7 @@ def test_a_kill_loses_the_chains_that_the_engine_works_on_and_no_other(tmp_path)
         server.released.set()
         server.seen.clear()
         engine = EngineOptions(url=server.url)
-        assert prunus.evaluate("tiny", plan, path, engine=engine) == work.run_id
+        assert prunus.evaluate("tiny", plan, path, engine=engine).run_id == work.run_id
         thought = Counter(tuple(body["prompt"]) for body in server.seen)
         assert [thought[tuple(chain.prompt)] for chain in work.chains] == [2, 2, 0, 0], (
             "no other chain is sampled again"
@@ -156,13 +156,13 @@ def test_a_kill_loses_the_chains_that_the_engine_works_on_and_no_other(tmp_path)
 def test_traces_are_those_of_batches_and_only_missing_chains_are_drawn_again(tmp_path, monkeypatch):
     recipe = TraceRecipe(tasks=("tiny-train",), limit=8, max_tokens=24, batch_size=3)
     prunus.traces("tiny", tmp_path / "batches.jsonl", recipe)
-    out, backend = tmp_path / "streamed.jsonl", Streaming(ends_after=5)
+    out, backend = tmp_path / "streamed.jsonl", LastFirst(ends_after=5)
     monkeypatch.setattr(traces, "opened", lambda *_: nullcontext(backend))
     with pytest.raises(PrunusError, match="the engine is gone"):
         prunus.traces("tiny", out, recipe)
     kept = [json.loads(line) for line in (tmp_path / "streamed.jsonl.partial").read_text().splitlines()[1:]]
     assert sum(len(portion["rows"]) for portion in kept) == 5
-    backend = Streaming()
+    backend = LastFirst()
     prunus.traces("tiny", out, recipe)
     assert backend.log.count("chain") == 8 - 5
     assert out.read_bytes() == (tmp_path / "batches.jsonl").read_bytes()

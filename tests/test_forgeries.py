@@ -23,10 +23,12 @@ from prunus.evaluation import backends
 from prunus.evaluation.profiles import PROFILES
 from prunus.plain_data import content_hash
 from prunus.recipes import PruneRecipe
+from prunus.results.certificate import Declaration, write_certificate
 from prunus.store.rows import Sample
 from prunus.store.store import Store
-from prunus.studies.find.certificate import certificate, files_of, write_certificate
+from prunus.studies.find.certificate import certificate, files_of
 from prunus.studies.find.evidence import COUNTS, Counts, about_text
+from prunus.studies.find.verify import Verification
 
 ENGINE = {"device": "cpu", "dtype": "float32"}
 FOLDERS = {"model": "dense", "wrong": "magnitude-30"}  # what a checkpoint in a folder of this name writes
@@ -53,7 +55,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
         prunus.find("model", "out", PLAN, "0.2,0.45", **rule)
         prunus.prune("model", "wrong", PruneRecipe(method="magnitude", sparsity=0.3))
         patch.setitem(DOES, "dense", (0.5, 0))  # as an engine of fewer bits would do
-        prunus.find("model", "fp8", PLAN, "0.2", **{**rule, "store": "fp8.db", "margin": 0.3})
+        prunus.find("model", "fp8", PLAN, "0.2", **(rule | {"store": "fp8.db", "margin": 0.3}))
     return folder
 
 
@@ -75,16 +77,16 @@ def folder(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 def certify(store: str, number: int, beside: str | None) -> Path:
     """A certificate of a search of a store, as it is now. beside: the folder of its checkpoint."""
     with Store(store) as opened:
-        declared = opened.searches()[number - 1].declared
+        declared = Declaration.of(opened.searches()[number - 1].declared)
         runs = {run.run_id: run.model["checksum"] for run in opened.runs()}
-        checksum = None if beside is None else runs[declared["ladders"][0]["rungs"][0]["run"]]
+        checksum = None if beside is None else runs[declared.rungs[0].run]
         data = certificate(opened, declared, checksum, None if beside is None else files_of(Path(beside)))
     file = Path(beside or ".", "certificate.json")
     write_certificate(data, file)
     return file
 
 
-def forge(number: int, change: Change, beside: str | None = None) -> dict[str, Any]:
+def forge(number: int, change: Change, beside: str | None = None) -> Verification:
     """What verify says after a change of the store, with a certificate that was written for the changed store."""
     with Store("rows.db") as opened:
         rungs = {run.model["name"].rpartition("/")[2]: run.run_id for run in opened.runs()}
@@ -169,17 +171,17 @@ FORGERIES: dict[str, tuple[int, Change, str]] = {
 def test_what_is_true_is_verified_even_drawn_again(folder, capsys):
     checked = prunus.verify("out/certificate.json", "rows.db", again=12, seed=1)
     assert "numbers and names" not in capsys.readouterr().err, "that was said when the search was declared"
-    assert checked["claims"] and checked["differences"] == []
-    assert checked["notes"] == [f"12 chains of {name} were drawn again (seed 1), and all came out the same"
+    assert checked.claims and checked.differences == []
+    assert checked.notes == [f"12 chains of {name} were drawn again (seed 1), and all came out the same"
                                 for name in ("model", "magnitude-20")]  # fmt: skip
-    assert "a store of which rows, texts, log and certificate were all made up together" in checked["unseen"]
+    assert "a store of which rows, texts, log and certificate were all made up together" in checked.unseen
 
 
 @pytest.mark.parametrize("name", FORGERIES)
 def test_a_forged_store_contradicts_itself(folder, name):
     number, change, told = FORGERIES[name]
     checked = forge(number, change)
-    assert checked["claims"] == [] and any(told in line for line in checked["differences"]), checked
+    assert checked.claims == [] and any(told in line for line in checked.differences), checked
 
 
 def test_rows_of_the_dense_model_under_a_rung_are_found_by_drawing_chains_again(folder):
@@ -195,15 +197,15 @@ def test_rows_of_the_dense_model_under_a_rung_are_found_by_drawing_chains_again(
         )
 
     checked = forge(1, copied, "wrong")
-    assert checked["claims"] and checked["differences"] == [], "the store itself contradicts nothing"
+    assert checked.claims and checked.differences == [], "the store itself contradicts nothing"
     checked = prunus.verify("wrong/certificate.json", "rows.db", again=5, seed=0)
-    (line,) = checked["differences"]
+    (line,) = checked.differences
     assert line.startswith("5 chains of magnitude-30 were drawn again (seed 0), and 5 came out otherwise (")
-    assert checked["notes"][0] == "5 chains of model were drawn again (seed 0), and all came out the same"
+    assert checked.notes[0] == "5 chains of model were drawn again (seed 0), and all came out the same"
 
 
 def test_dense_rows_of_another_engine_are_found_by_drawing_chains_again(folder, capsys):
-    assert prunus.verify("fp8/certificate.json", "fp8.db")["differences"] == []
+    assert prunus.verify("fp8/certificate.json", "fp8.db").differences == []
     with pytest.raises(SystemExit) as ended:
         main(["verify", "fp8/certificate.json", "--store", "fp8.db", "--again", "20", "--seed", "3"])
     assert ended.value.code == 1
@@ -215,16 +217,14 @@ def test_dense_rows_of_another_engine_are_found_by_drawing_chains_again(folder, 
 def test_where_rounding_may_part_chains_they_are_no_difference(folder, monkeypatch):
     monkeypatch.setattr(ScriptedBackend, "description", {"device": "cuda:0", "dtype": "bfloat16"})
     checked = prunus.verify("fp8/certificate.json", "fp8.db", again=20, seed=3)
-    assert (
-        checked["differences"] == [] and "device and dtype of the stored rows differ from here" in checked["notes"][0]
-    )
+    assert checked.differences == [] and "device and dtype of the stored rows differ from here" in checked.notes[0]
 
 
 def test_what_is_not_at_hand_is_said(folder):
     shutil.rmtree("model")
     Path("alone").mkdir()
     shutil.copy("out/certificate.json", "alone")
-    notes = prunus.verify("alone/certificate.json", "rows.db", again=2)["notes"]
+    notes = prunus.verify("alone/certificate.json", "rows.db", again=2).notes
     assert "no tokenizer is at hand, so token counts were not compared with texts" in notes
     assert [line for line in notes if line.endswith("is not at hand, so none of its chains was drawn again")]
 

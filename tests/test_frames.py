@@ -58,7 +58,7 @@ def test_a_curve_is_the_mean_of_the_draws(store):
 
 def test_the_margin_of_endings_reaches_their_verdict(store):
     def by_hand(margin: float) -> list[str]:
-        others = prunus.compare(store, "tiny", stop_margin=margin)["others"]
+        others = prunus.compare(store, "tiny", stop_margin=margin).to_json()["others"]
         return [other["stopping"]["endings"]["ends"]["verdict"] for other in others]
 
     frame = frames(store).compare("tiny", stop_margin=0.5)
@@ -67,7 +67,7 @@ def test_the_margin_of_endings_reaches_their_verdict(store):
 
 def test_differences_are_those_of_compare_in_points(store):
     frame = frames(store).compare("tiny")
-    expected = prunus.compare(store, "tiny")
+    expected = prunus.compare(store, "tiny").to_json()
     for other in expected["others"]:
         rows = frame[frame["run"] == other["run"]]
         primary = rows[rows["task"].isna()].iloc[0]

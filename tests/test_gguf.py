@@ -100,7 +100,7 @@ def write_foreign(folder, path, wrong=None, arch="llama", **metadata):
 def test_f16_holds_the_weights_in_llama_cpps_order(llama, tmp_path):
     told = prunus.gguf(llama / "dense", tmp_path / "out.gguf")
     found, expected = tensors_in(tmp_path / "out.gguf"), in_llama_cpp(llama / "dense")
-    assert found.keys() == expected.keys() and told["tensors"] == len(found)
+    assert found.keys() == expected.keys() and told.tensors == len(found)
     for name, values in expected.items():
         exact = values if values.ndim == 1 else values.astype(np.float16).astype(np.float32)
         assert np.array_equal(found[name], exact), name
@@ -127,7 +127,7 @@ def test_q8_0_is_the_librarys(llama, tmp_path):
         == step_kind("gguf").nbytes(GgufRecipe(type="q8_0"), Checkpoint(llama / "dense"))
     )
     assert (sizes["embeddings"], sizes["head"]) == (nbytes["token_embd.weight"], nbytes["output.weight"])
-    assert sizes["quantised"] == 16 * sizes["scales"] and told["size"] == "569.3 kB"
+    assert sizes["quantised"] == 16 * sizes["scales"] and told.size == "569.3 kB"
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3_moe"])
@@ -160,7 +160,7 @@ def test_q4_0_takes_the_integers_of_quantize_exactly(kind, tmp_path):
                 values = halves_to_pairs(values, HEADS if local == "self_attn.q_proj" else KV_HEADS)
         assert kinds[theirs] == "Q4_0" and np.array_equal(ours, values), name
         exact += 1
-    assert exact >= 21 and told["exact"] == 21 and not told["warnings"]
+    assert exact >= 21 and told.exact == 21 and not told.warnings
     assert kinds["token_embd.weight"] == kinds["output.weight"] == "Q8_0"
     if kind == "qwen3_moe":
         assert kinds["blk.0.ffn_gate_inp.weight"] == "F32"
@@ -170,7 +170,7 @@ def test_q4_0_takes_the_integers_of_quantize_exactly(kind, tmp_path):
 
 def test_q4_0_of_plain_weights_is_rounded_as_quantize_rounds(llama, tmp_path):
     told = prunus.gguf(llama / "dense", tmp_path / "plain.gguf", GgufRecipe(type="q4_0"))
-    assert told["exact"] == 0 and "21 tensors are rounded to nearest" in told["warnings"][-1]
+    assert told.exact == 0 and "21 tensors are rounded to nearest" in told.warnings[-1]
     prunus.quantize(llama / "dense", tmp_path / "w4", QuantizeRecipe(bits=4, group="32", method="rtn"))
     prunus.gguf(tmp_path / "w4", tmp_path / "codes.gguf", GgufRecipe(type="q4_0"))
     ours, theirs = tensors_in(tmp_path / "plain.gguf"), tensors_in(tmp_path / "codes.gguf")
@@ -195,7 +195,7 @@ def test_like_a_file_of_the_dense_model(change, llama, tmp_path):
         case "narrowed":
             prunus.width(llama / "dense", made, WidthRecipe(method="random", fit=False, keep=0.5))
         case "dropped":
-            prunus.drop_blocks(llama / "dense", made, DropRecipe(blocks="1,"))
+            prunus.drop(llama / "dense", made, DropRecipe(blocks="1,"))
         case "pruned":
             prunus.prune(llama / "dense", made, PruneRecipe(method="magnitude", sparsity=0.5))
     prunus.gguf(made, tmp_path / "like.gguf", GgufRecipe(like=str(llama / "like.gguf")))
@@ -261,7 +261,7 @@ def test_a_file_with_a_wrong_tensor_is_refused_by_the_tensors_name(wrong, messag
 def test_experts_that_were_removed(tmp_path):
     make_gguf_model("qwen3_moe", tmp_path / "dense")
     prunus.gguf(tmp_path / "dense", tmp_path / "dense.gguf")
-    prunus.drop_experts(tmp_path / "dense", tmp_path / "cut", ExpertsRecipe(method="random", keep=0.5))
+    prunus.experts(tmp_path / "dense", tmp_path / "cut", ExpertsRecipe(method="random", keep=0.5))
     prunus.gguf(tmp_path / "cut", tmp_path / "cut.gguf", GgufRecipe(like=str(tmp_path / "dense.gguf")))
     assert metadata_in(tmp_path / "cut.gguf")["qwen3moe.expert_count"] == 4
     found, own = tensors_in(tmp_path / "cut.gguf"), plain(tmp_path / "cut")
@@ -283,7 +283,7 @@ def test_gemma_has_norms_with_one_more_and_windows_by_number(tmp_path):
         assert np.array_equal(found["blk.2.attn_q_norm.weight"], own["model.layers.2.self_attn.q_norm.weight"] + 1)
     make_gguf_model("gemma3_text", tmp_path / "far", "gemma", sliding_window=64, num_hidden_layers=12)
     prunus.gguf(tmp_path / "far", tmp_path / "far.gguf")
-    prunus.drop_blocks(tmp_path / "far", tmp_path / "less", DropRecipe(blocks="3,"))
+    prunus.drop(tmp_path / "far", tmp_path / "less", DropRecipe(blocks="3,"))
     with pytest.raises(PrunusError, match=r"other kinds of blocks than llama\.cpp, where every 6th sees all tokens"):
         prunus.gguf(tmp_path / "less", tmp_path / "out.gguf")
     with pytest.raises(PrunusError, match="tells kinds of blocks by their numbers, which no longer fit"):
@@ -297,7 +297,7 @@ def test_a_head_that_is_stored_though_tied_is_not_loaded(tmp_path):
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors, tmp_path / "dense" / "model.safetensors", metadata={"format": "pt"})
     after = prunus.gguf(tmp_path / "dense", tmp_path / "second.gguf")
-    assert (before["before"], before["size"]) == (after["before"], after["size"])
+    assert (before.before, before.size) == (after.before, after.size)
     tensors["lm_head.weight"][-1, -1] += 1  # transformers computes with this head, llama.cpp and vLLM do not
     save_file(tensors, tmp_path / "dense" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(PrunusError, match=r"ties 'lm_head.weight' to 'model.embed_tokens.weight', but they are stored"):
@@ -358,7 +358,7 @@ def test_a_folder_for_evaluations(llama, tmp_path):
     assert model.nbytes == model.manifest["history"][-1]["bytes"]["after"]
     assert step_label(model.manifest["history"][-1]) == "GGUF Q4_0"
     other = prunus.gguf(tmp_path / "pruned", tmp_path / "other", GgufRecipe(type="q8_0"))
-    assert EngineFolder(other["out"]).checksum() != model.checksum()
+    assert EngineFolder(other.out).checksum() != model.checksum()
     for refused in (
         lambda: prunus.prune(tmp_path / "out", tmp_path / "no", PruneRecipe(method="magnitude")),
         lambda: prunus.gguf(tmp_path / "out", tmp_path / "no.gguf"),
@@ -372,15 +372,16 @@ def test_a_folder_for_evaluations(llama, tmp_path):
         with pytest.raises(PrunusError, match=r"only llama\.cpp reads: take the backend openai"):
             prunus.evaluate(tmp_path / "out", plan, tmp_path / "no.db", device="cpu")
     facts = prunus.inspect(tmp_path / "out")
-    assert facts["stored"] == "gguf" and [row["action"] for row in facts["history"]] == ["prune", "gguf"]
+    assert facts.stored == "gguf" and [row.action for row in facts.history] == ["prune", "gguf"]
 
 
 def test_inspect_a_file(llama, tmp_path, capsys):
     prunus.gguf(llama / "dense", tmp_path / "out.gguf", GgufRecipe(type="q4_0"))
     facts = prunus.inspect(tmp_path / "out.gguf")
-    assert facts["family"] == "llama" and facts["history"][0]["recipe"] == {"type": "q4_0"}
-    assert facts["weight_bytes"] == facts["history"][0]["bytes"]["after"] == sum(row["bytes"] for row in facts["types"])
-    assert {row["type"] for row in facts["types"]} == {"F32", "Q8_0", "Q4_0"}
+    assert isinstance(facts, prunus.GgufFacts)
+    assert facts.family == "llama" and facts.history[0].recipe == {"type": "q4_0"}
+    assert facts.weight_bytes == (facts.history[0].bytes or {})["after"] == sum(row.bytes for row in facts.types)
+    assert {row.type for row in facts.types} == {"F32", "Q8_0", "Q4_0"}
     main(["inspect", str(tmp_path / "out.gguf")])
     assert "GGUF" in capsys.readouterr().out
     (tmp_path / "out.gguf").write_bytes((tmp_path / "out.gguf").read_bytes()[:200])
@@ -488,7 +489,7 @@ def test_the_command(llama, tmp_path, capsys):
 def test_quantize_may_come_before_it_and_nothing_after(llama, tmp_path):
     steps = [QuantizeRecipe(bits=4, group="32", method="rtn"), GgufRecipe(type="q4_0")]
     told = prunus.apply_steps(llama / "dense", tmp_path / "out", steps)
-    assert told["exact"] == 21 and (tmp_path / "out" / "model.gguf").exists()
+    assert isinstance(told, prunus.GgufMade) and told.exact == 21 and (tmp_path / "out" / "model.gguf").exists()
     with pytest.raises(PrunusError, match=r"before it \(w4-g32-rtn\)$"):  # dequantize reads no GGUF file
         prunus.quantize(tmp_path / "out", tmp_path / "no", steps[0])
     (tmp_path / "one.gguf").write_text("what is replaced")
@@ -503,7 +504,7 @@ def test_quantize_may_come_before_it_and_nothing_after(llama, tmp_path):
 def test_a_chain_is_foreseen_with_the_shapes_of_earlier_steps(llama, tmp_path):
     steps = [WidthRecipe(method="random", fit=False, keep=0.5), GgufRecipe(type="q8_0", like=str(llama / "like.gguf"))]
     ahead = prunus.apply_steps(llama / "dense", tmp_path / "out", steps, dry_run=True)
-    assert ahead["would_write"] == str(tmp_path / "out") and not list(tmp_path.iterdir())
+    assert ahead.would_write == str(tmp_path / "out") and not list(tmp_path.iterdir())
     prunus.apply_steps(llama / "dense", tmp_path / "out", steps)
     assert metadata_in(tmp_path / "out" / "model.gguf")["llama.feed_forward_length"] == 96
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -28,7 +28,7 @@ PLANS = {
 def rows(plan: EvalPlan) -> dict[str, list]:
     """Run id, and of every row its counts, a digest of its texts and its scores."""
     with TemporaryDirectory() as folder:
-        run_id = prunus.evaluate("tiny", plan, Path(folder) / "results.db", device="cpu")
+        run_id = prunus.evaluate("tiny", plan, Path(folder) / "results.db", device="cpu").run_id
         with Store(Path(folder) / "results.db") as store:
             samples, run = store.samples(run_id, texts=True), store.run(run_id)
     # The id by which runs that an earlier version stored are found (test_identity.py).

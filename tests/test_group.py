@@ -87,7 +87,7 @@ def test_counts_of_a_checkpoint(place, tmp_path, method, allocation):
     assert any(len(set((w == 0).sum(1).tolist())) > 1 for w in whole.values())
     step = json.loads((tmp_path / "b/prunus.json").read_text())["history"][0]
     assert step["recipe"]["group"] == "tensor"
-    assert prunus.inspect(tmp_path / "b")["history"][0]["recipe"]["group"] == "tensor"
+    assert prunus.inspect(tmp_path / "b").history[0].recipe["group"] == "tensor"
 
 
 def test_saved_statistics_give_the_same(place, tmp_path):

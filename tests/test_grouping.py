@@ -201,14 +201,14 @@ def test_a_store_keeps_groups_and_says_when_they_change(tmp_path, capsys):
 def test_an_evaluation_says_how_many_groups_there_are_and_stores_them(tmp_path, capsys):
     lines = [{"id": f"p{n}", "problem": f"{n % 2}+1=", "answer": 7} for n in range(4)]
     plan = EvalPlan(tasks=(str(write(tmp_path / "copies.jsonl", lines)),), budgets=(8,), answer_tokens=8)
-    run = prunus.evaluate("tiny", plan, tmp_path / "rows.db")
+    run = prunus.evaluate("tiny", plan, tmp_path / "rows.db").run_id
     assert "4 problems form 2 groups" in capsys.readouterr().err
     with Store(tmp_path / "rows.db") as store:
         assert store.groups() == {"p2": "p0", "p3": "p1"}
         cell = summarise(store, run).to_json()["tasks"]["copies"]["budgets"][8]
         assert (cell["n"], cell["problems"]) == (2, 4)
     write(tmp_path / "copies.jsonl", [line | {"group": "all"} for line in lines])
-    assert prunus.evaluate("tiny", plan, tmp_path / "rows.db") == run, "groups are no part of a plan"
+    assert prunus.evaluate("tiny", plan, tmp_path / "rows.db").run_id == run, "groups are no part of a plan"
     assert "4 problems of which" in (told := capsys.readouterr().err) and "form 1 groups now, 2 before" in told
     with Store(tmp_path / "rows.db") as store:
         assert store.groups() == {"p1": "p0", "p2": "p0", "p3": "p0"}
@@ -269,8 +269,8 @@ def flat(data: Any, at: str = "") -> dict[str, Any]:
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_copies_of_problems_change_nothing_that_is_said_of_them(tmp_path, adaptive):
     """Three copies of every problem, in groups, give every number of the problems alone but the number of problems."""
-    once = flat(compare(make(tmp_path / "one.db", 1, 3, adaptive), "dense", resamples=500))
-    found = compare(make(tmp_path / "three.db", 3, 3, adaptive), "dense", resamples=500)
+    once = flat(compare(make(tmp_path / "one.db", 1, 3, adaptive), "dense", resamples=500).to_json())
+    found = compare(make(tmp_path / "three.db", 3, 3, adaptive), "dense", resamples=500).to_json()
     assert found["others"][0]["primary"]["problems"] == 54 and found["others"][0]["primary"]["n"] == 18
     thrice = flat(without(found, "problems"))
     thrice |= {key: value for key, value in flat(found).items() if key.endswith("/settle/problems")}
@@ -293,7 +293,7 @@ def test_with_one_draw_mcnemars_test_is_for_problems_that_are_alone(tmp_path):
     theirs, ours = ({one.problem_id: one.correct for one in run if (one.task, one.budget) == ("a", 16)} for run in runs)
     lost, gained = (sum(a[name] > b[name] for name in theirs) for a, b in ((theirs, ours), (ours, theirs)))
     expected = [binomtest(k, lost + gained, alternative="greater").pvalue for k in (gained, lost)]
-    found = [compare(path, "dense", resamples=500)["others"][0]["tasks"]["a"] for path in (alone, grouped)]
+    found = [compare(path, "dense", resamples=500).to_json()["others"][0]["tasks"]["a"] for path in (alone, grouped)]
     one, several = ([part["budgets"][16][name] for name in ("p_better", "p_worse")] for part in found)
     assert one == pytest.approx(expected) and several != pytest.approx(expected)
 
@@ -337,7 +337,7 @@ def test_a_search_counts_groups_and_verify_knows_them(search_folder, scripted, c
     lines = [json.loads(line) for line in (search_folder / "sums.jsonl").read_text().splitlines()]
     write(search_folder / "sums.jsonl", [line | {"group": n // 2} for n, line in enumerate(lines)])
     found = prunus.find("model", "out", SEARCH_PLAN, "0.1,0.3", methods=["magnitude"], margin=0.1, stop_margin=0.1,
-                        store="rows.db")  # fmt: skip
+                        store="rows.db").to_json()  # fmt: skip
     assert found["found"] == "magnitude-10"
     assert f"{PROBLEMS} problems in {PROBLEMS // 2} groups" in capsys.readouterr().err
     assert found["claims"][-1].endswith(f"if the {PROBLEMS // 2} groups of problems are independent")
@@ -347,11 +347,11 @@ def test_a_search_counts_groups_and_verify_knows_them(search_folder, scripted, c
     assert rung["problems"] == shown["problems"] == 2 * shown["rounds"], "both problems of a group are looked at"
     assert len(data["declared"]["groups"]) == PROBLEMS // 2
     assert f"in {PROBLEMS // 2} groups" in Path("out/find.html").read_text("utf-8")
-    assert prunus.verify("out/certificate.json", "rows.db")["differences"] == []
+    assert prunus.verify("out/certificate.json", "rows.db").differences == []
     with sqlite3.connect("rows.db") as connection:
         connection.execute("DELETE FROM belongs")
     connection.close()
-    (said,) = prunus.verify("out/certificate.json", "rows.db")["differences"]
+    (said,) = prunus.verify("out/certificate.json", "rows.db").differences
     assert said == f"the {PROBLEMS} problems are {PROBLEMS} groups in the store, which the certificate counts as 100"
 
 

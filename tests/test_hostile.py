@@ -429,7 +429,7 @@ GGUF = "import prunus; prunus.gguf(sys.argv[2], sys.argv[3])"
 DROP = """
 import prunus
 from prunus.recipes import DropRecipe
-prunus.drop_blocks(sys.argv[2], sys.argv[3], DropRecipe(blocks="1,"))
+prunus.drop(sys.argv[2], sys.argv[3], DropRecipe(blocks="1,"))
 """
 
 
@@ -593,8 +593,8 @@ def test_a_key_or_a_command_that_cannot_be_sent_is_one_line(monkeypatch):
 def test_a_normaliser_that_gguf_cannot_carry_is_told(source, tmp_path, normal, says):
     shutil.copytree(source / "model", tmp_path / "model")
     edited("model/tokenizer.json", lambda content: content.update(normalizer=normal))(tmp_path)
-    warnings = prunus.gguf(tmp_path / "model", tmp_path / "x.gguf", dry_run=True)["warnings"]
+    warnings = prunus.gguf(tmp_path / "model", tmp_path / "x.gguf", dry_run=True).warnings
     like = prunus.gguf(tmp_path / "model", tmp_path / "x.gguf", GgufRecipe(like=str(source / "m.gguf")), dry_run=True)
-    for told in (warnings, like["warnings"]):
+    for told in (warnings, like.warnings):
         assert [one for one in told if "tokenizer" in one] == [one for one in told if says and says in one]
         assert bool(says) == any("tokenizer" in one for one in told)

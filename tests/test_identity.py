@@ -18,10 +18,10 @@ import prunus
 from prunus.checkpoint.content import content_digest
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
+from prunus.evaluation import engine as loop
 from prunus.evaluation import provenance, stored_ids
-from prunus.evaluation import run as loop
 from prunus.recipes import EvalPlan
-from prunus.results.comparison import compared
+from prunus.results.comparison import compare
 from prunus.settings.engines import SPEED, EngineOptions
 from prunus.settings.serving import Serving, read_command
 from prunus.store.labels import label_of
@@ -82,11 +82,11 @@ def counted(monkeypatch) -> list[int]:
 
 def test_a_copy_with_another_configuration_is_another_run(model, store, capsys):
     """Finding B 3: it showed the unchanged model's rows, as one run."""
-    first = prunus.evaluate(model, PLAN, store, device="cpu")
+    first = prunus.evaluate(model, PLAN, store, device="cpu").run_id
     copy = shutil.copytree(model, model.with_name("copy"))
-    assert prunus.evaluate(copy, PLAN, store, device="cpu") == first, "a folder's place is no matter"
+    assert prunus.evaluate(copy, PLAN, store, device="cpu").run_id == first, "a folder's place is no matter"
     change(copy / "config.json", rms_norm_eps=0.5)
-    second = prunus.evaluate(copy, PLAN, store, device="cpu")
+    second = prunus.evaluate(copy, PLAN, store, device="cpu").run_id
     assert second != first and len(runs(store)) == 2
     with Store(store) as opened:
         texts = [[row.thinking for row in opened.samples(one, texts=True)] for one in (first, second)]
@@ -146,7 +146,7 @@ def test_integers_without_their_scales_are_refused(model, store):
 def by_server(store: Path, server: Server, mixed: bool = False, **engine: Any) -> str:
     with serving(server):
         options = EngineOptions(url=server.url, **engine)
-        return prunus.evaluate("tiny", OF_SERVER, store, engine=options, mixed=mixed)
+        return prunus.evaluate("tiny", OF_SERVER, store, engine=options, mixed=mixed).run_id
 
 
 def test_another_server_does_not_continue_a_run(store, capsys):
@@ -198,8 +198,8 @@ def test_a_start_that_computes_otherwise_is_refused_or_marked(model, store, monk
     """Finding B 6: a second device, dtype or version left no trace."""
     pruned = model.with_name("pruned")
     prunus.prune(model, pruned, prunus.PruneRecipe("magnitude", 0.3))
-    base = prunus.evaluate(model, PLAN, store, device="cpu")
-    run = prunus.evaluate(pruned, PLAN, store, device="cpu")
+    base = prunus.evaluate(model, PLAN, store, device="cpu").run_id
+    run = prunus.evaluate(pruned, PLAN, store, device="cpu").run_id
     lose_rows(store)
     begun(monkeypatch, prunus="9", python="4")
     prunus.evaluate(pruned, PLAN, store, device="cpu")
@@ -212,9 +212,9 @@ def test_a_start_that_computes_otherwise_is_refused_or_marked(model, store, monk
     ) as error:
         prunus.evaluate(pruned, PLAN, store, device="cpu")
     assert "\n" not in str(error.value) and len(runs(store)[1].starts) == 1
-    assert prunus.evaluate(pruned, PLAN, store, device="cpu", mixed=True) == run
+    assert prunus.evaluate(pruned, PLAN, store, device="cpu", mixed=True).run_id == run
     assert runs(store)[1].mixed and not runs(store)[0].mixed
-    (entry,) = prunus.compare(store, base, [run], resamples=100)["others"]
+    (entry,) = prunus.compare(store, base, [run], resamples=100).to_json()["others"]
     assert entry["verdict"] == "unfinished" and entry["unfinished"]["mixed"] is True
     assert entry["warnings"][0].startswith(
         "mixed: no verdict is given, since rows were computed in several ways (dtype"
@@ -228,10 +228,10 @@ def test_a_start_that_computes_otherwise_is_refused_or_marked(model, store, monk
 
 
 def test_a_complete_run_says_where_it_was_computed_otherwise(store, capsys):
-    run = prunus.evaluate("tiny", PLAN, store, device="cpu")
+    run = prunus.evaluate("tiny", PLAN, store, device="cpu").run_id
     with sqlite3.connect(store) as connection:
         connection.execute("UPDATE run SET versions = json_set(versions, '$.torch', '1.0')")
-    assert prunus.evaluate("tiny", PLAN, store, device="cpu") == run
+    assert prunus.evaluate("tiny", PLAN, store, device="cpu").run_id == run
     assert f"run {run} is complete; it was computed otherwise: here torch is" in capsys.readouterr().err
 
 
@@ -241,7 +241,7 @@ def test_compare_says_where_runs_were_computed_otherwise(store, tmp_path):
         prunus.evaluate(name, PLAN, store, device="cpu")
     with sqlite3.connect(store) as connection:
         connection.execute("UPDATE run SET versions = json_set(versions, '$.device', 'cuda:1') WHERE rowid = 2")
-    (entry,) = compared(store, "tiny", resamples=100).others
+    (entry,) = compare(store, "tiny", resamples=100).others
     assert "computed otherwise than the base: device cuda (cpu), so the difference may be theirs" in entry.warnings
 
 
@@ -250,10 +250,10 @@ def test_a_smaller_plan_takes_the_rows_that_are_there(store, monkeypatch, smalle
     """Finding B 7: they were computed anew."""
     larger = replace(PLAN, limit=3, samples=2, batch_size=2)
     few = replace(larger, **smaller)
-    whole = prunus.evaluate("tiny", larger, store, device="cpu")
-    expected = prunus.evaluate("tiny", few, store.with_name("alone.db"), device="cpu")
+    whole = prunus.evaluate("tiny", larger, store, device="cpu").run_id
+    expected = prunus.evaluate("tiny", few, store.with_name("alone.db"), device="cpu").run_id
     sizes = counted(monkeypatch)
-    assert prunus.evaluate("tiny", few, store, device="cpu") == expected and not sizes
+    assert prunus.evaluate("tiny", few, store, device="cpu").run_id == expected and not sizes
     with Store(store) as mine, Store(store.with_name("alone.db")) as alone:
         found, wanted = (  # the last bits of scores depend on the company in a batch
             [replace(row, logprob=None, self_certainty=None) for row in one.samples(expected, texts=True)]
@@ -332,7 +332,7 @@ def test_a_serving_is_part_of_the_id_and_an_empty_one_is_not():
 def test_two_settings_never_share_a_row(store):
     """As `kv_cache_dtype` and `-ctk` did, whose rows stood under one id."""
     ids = {
-        prunus.evaluate("tiny", PLAN, store, device="cpu", engine=EngineOptions(serving=name))
+        prunus.evaluate("tiny", PLAN, store, device="cpu", engine=EngineOptions(serving=name)).run_id
         for name in (None, "a", "b")
     }
     assert len(ids) == 3 and len(runs(store)) == 3
@@ -358,17 +358,20 @@ def test_runs_of_earlier_versions_keep_their_ids_unless_something_contradicts(tm
     plan = EvalPlan(**{name: dense.plan[name] for name in names if name in dense.plan})
     stored_ids.say_taken.cache_clear()
     before = Path("results.db").read_bytes()
-    assert prunus.evaluate("model", plan, "results.db", device="cpu") == dense.run_id
+    assert prunus.evaluate("model", plan, "results.db", device="cpu").run_id == dense.run_id
     assert "did not record configuration, tokenizer and chat template" in capsys.readouterr().err
     assert Path("results.db").read_bytes() == before
     (opened,) = open_models(read_study("study.toml"), Path("results.db"))
     assert {cell.run_id for cell in opened.cells} == stored.keys()
     shutil.copytree("model", "copy")
-    assert prunus.evaluate("copy", plan, "results.db", device="cpu") == dense.run_id
+    assert prunus.evaluate("copy", plan, "results.db", device="cpu").run_id == dense.run_id
     change(Path("copy/config.json"), rms_norm_eps=0.5)
-    other = prunus.evaluate("copy", plan, "results.db", device="cpu")
-    assert other not in stored and prunus.evaluate("copy", plan, "new.db", device="cpu") == other
-    assert prunus.evaluate("model", plan, "results.db", engine=EngineOptions(serving="a"), device="cpu") not in stored
+    other = prunus.evaluate("copy", plan, "results.db", device="cpu").run_id
+    assert other not in stored and prunus.evaluate("copy", plan, "new.db", device="cpu").run_id == other
+    assert (
+        prunus.evaluate("model", plan, "results.db", engine=EngineOptions(serving="a"), device="cpu").run_id
+        not in stored
+    )
 
 
 def test_stored_engine_arguments_count_from_now_on():
@@ -421,7 +424,7 @@ def test_find_and_verify_refuse_mixed_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("certificate.json", "found.db"):
         shutil.copyfile(STORED[0] / name, name)
-    assert not prunus.verify("certificate.json", "found.db")["differences"]
+    assert not prunus.verify("certificate.json", "found.db").differences
     with Store("found.db") as opened:
         dense, rung = opened.runs()[:2]
         opened.add_run(replace(rung, versions={**rung.versions, "torch": "1.0"}), mixed=True)
@@ -429,4 +432,4 @@ def test_find_and_verify_refuse_mixed_runs(tmp_path, monkeypatch):
         with pytest.raises(PrunusError, match=r"several ways \(torch is 1\.0, not 2\.13"):
             refuse_mixed(opened, search)
     found = prunus.verify("certificate.json", "found.db")
-    assert not found["claims"] and "rows were computed in several ways" in found["differences"][0]
+    assert not found.claims and "rows were computed in several ways" in found.differences[0]

@@ -110,13 +110,13 @@ def test_a_row_has_the_texts_of_the_log(store):
 def test_equal_questions_are_one_problem_whatever_the_tool(store):
     ids = [{sample.problem_id for sample in rows_of(store, name)} for name in ALL]
     assert len(ids[0]) == 4 and all(one == ids[0] for one in ids)
-    entry = prunus.compare(store, "lm a", ["light b"])["others"][0]
+    entry = prunus.compare(store, "lm a", ["light b"]).to_json()["others"][0]
     assert entry["tasks"]["sums"]["budgets"][AS_RUN]["n"] == 4
     assert "plans differ" in entry["warnings"][0] and "tool is lighteval, not lm-eval" in entry["warnings"][0]
 
 
 def test_runs_are_compared_by_accuracy_where_the_log_has_no_budget(store):
-    found = prunus.compare(store, "lm a")
+    found = prunus.compare(store, "lm a").to_json()
     assert [entry["model"] for entry in found["others"]] == ["lm b"]  # others have another tool or metric
     entry = found["others"][0]
     cell = entry["tasks"]["sums"]["budgets"][AS_RUN]
@@ -126,20 +126,20 @@ def test_runs_are_compared_by_accuracy_where_the_log_has_no_budget(store):
 
 
 def test_the_stop_endpoint_is_judged_where_logs_tell_the_ends(store):
-    entry = prunus.compare(store, "inspect a", ["inspect b"])["others"][0]
+    entry = prunus.compare(store, "inspect a", ["inspect b"]).to_json()["others"][0]
     cells = entry["stopping"]["endings"]
     assert list(cells) == ["ends", "loops"] and entry["stopping"]["budget"] == AS_RUN
     assert (cells["ends"]["share"], cells["ends"]["base_share"]) == (2 / 4, 3 / 4)  # draw 0, by the logs' making
     assert entry["stops"] == cells["ends"]["verdict"] == "cannot tell"
-    unknown = prunus.compare(store, "inspect a", ["light b"])["others"][0]  # lighteval does not tell them
+    unknown = prunus.compare(store, "inspect a", ["light b"]).to_json()["others"][0]  # lighteval does not tell them
     assert unknown["stopping"]["endings"] == {} and unknown["stops"] is None
     # Of all draws of each.
     assert unknown["stopping"]["tokens_ratio"] == pytest.approx((32 + 21 + 22 + 32) / 4 / (192 / 8))
-    assert prunus.compare(store, "lm a")["others"][0]["stopping"]["tokens_ratio"] is None
+    assert prunus.compare(store, "lm a").to_json()["others"][0]["stopping"]["tokens_ratio"] is None
 
 
 def test_choices_and_several_files(tmp_path):
-    found = prunus.import_rows(tmp_path / "s.db", [PICKS], "picks", "acc,none")
+    found = prunus.import_rows(tmp_path / "s.db", [PICKS], "picks", "acc,none").to_json()
     assert (found["rows"], cell_of(tmp_path / "s.db", "picks", "picks")["accuracy"]) == (3, pytest.approx(2 / 3))
     rows = {sample.answer for sample in rows_of(tmp_path / "s.db", "picks")}
     assert rows == {"1", "2", "0"}  # the likeliest choice
@@ -153,7 +153,7 @@ def test_choices_and_several_files(tmp_path):
 def test_an_import_is_repeated_without_effect_and_a_name_is_used_once(store, tmp_path):
     path = shutil.copy(store, tmp_path / "s.db")
     before = path.read_bytes()
-    assert prunus.import_rows(path, LM_A, "lm a", LAST)["rows"] == 0
+    assert prunus.import_rows(path, LM_A, "lm a", LAST).to_json()["rows"] == 0
     assert path.read_bytes() == before
     with pytest.raises(PrunusError, match="already has a run named 'lm a'"):
         prunus.import_rows(path, LM_B, "lm a", LAST)
@@ -180,19 +180,19 @@ def add_own(path: Path) -> None:
 def test_a_run_of_our_own_meets_a_log_in_either_order(own_first, tmp_path):
     path = tmp_path / "s.db"
     steps: list[Callable[[], Any]] = [
-        lambda: add_own(path), lambda: prunus.import_rows(path, LM_B, "lm b", LAST),
+        lambda: add_own(path), lambda: prunus.import_rows(path, LM_B, "lm b", LAST).to_json(),
     ]  # fmt: skip
     for step in steps if own_first else reversed(steps):
         step()
     assert sorted(sample.problem_id for sample in rows_of(path, "lm b")) == [problem.id for problem in OWN]
     with Store(path) as opened:
         assert {row.problem_id for row in opened.problems().values()} == {problem.id for problem in OWN}
-    entry = prunus.compare(path, "mine", ["lm b"])["others"][0]
+    entry = prunus.compare(path, "mine", ["lm b"]).to_json()["others"][0]
     assert entry["primary"]["difference"] == 0.5 - 1.0  # against the largest budget
     assert any("budget 64, the largest, is compared" in warning for warning in entry["warnings"])
     with pytest.raises(PrunusError, match="one is a log of lm-eval"):
         prunus.compare(path, "mine")
-    assert prunus.import_rows(path, LM_B, "lm b", LAST)["rows"] == 0
+    assert prunus.import_rows(path, LM_B, "lm b", LAST).to_json()["rows"] == 0
 
 
 def test_other_questions_are_refused_in_one_line(tmp_path, capsys):
@@ -228,7 +228,7 @@ def test_pages_tables_and_frames(store, tmp_path, capsys):
 def test_regrading_keeps_the_grades_of_a_log(store, tmp_path):
     path = shutil.copy(store, tmp_path / "s.db")
     before = path.read_bytes()
-    assert prunus.regrade(path) == {"runs": 8, "graded": 0, "changed": 0, "kept": 44}
+    assert prunus.regrade(path).to_json() == {"runs": 8, "graded": 0, "changed": 0, "kept": 44}
     assert path.read_bytes() == before
 
 
@@ -269,7 +269,7 @@ def test_scores_between_0_and_1_need_a_threshold(tmp_path):
 
 def test_outputs_without_a_grade_are_left_out_and_counted(tmp_path):
     log = changed(SCOPE_A, tmp_path, lambda lines: lines[0]["sample_score"]["score"].update(value={}))
-    found = prunus.import_rows(tmp_path / "s.db", log, "x")
+    found = prunus.import_rows(tmp_path / "s.db", log, "x").to_json()
     assert (found["rows"], found["ungraded"]) == (7, 1)
     assert cell_of(tmp_path / "s.db", "x", log.stem)["n"] == 3  # problems with both draws
     page = prunus.report(tmp_path / "s.db", tmp_path / "page.html", base="x").read_text("utf-8")
@@ -281,7 +281,7 @@ def test_equal_questions_of_one_log_stay_two_problems(tmp_path):
         for line in lines:
             line["doc"]["question"] = "What is it?"
 
-    found = prunus.import_rows(tmp_path / "s.db", changed(LM_A, tmp_path, twice), "x", LAST)
+    found = prunus.import_rows(tmp_path / "s.db", changed(LM_A, tmp_path, twice), "x", LAST).to_json()
     assert found["problems"] == found["rows"] == 4
 
 

@@ -21,7 +21,7 @@ from prunus.recipes import DropRecipe, PruneRecipe
 def test_counts_are_those_of_the_tensors(tmp_path):
     folder = make_model(tmp_path / "m", "qwen2", dtype=torch.bfloat16, tied=True)
     prunus.prune(folder, tmp_path / "out", PruneRecipe(method="magnitude", sparsity=0.3, scope="mlp"))
-    found = prunus.inspect(tmp_path / "out")
+    found = prunus.inspect(tmp_path / "out").to_json()
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     linears = {n.removesuffix(".weight"): t for n, t in tensors.items() if n.endswith("proj.weight")}
     assert {row["linear"]: row["sparsity"] for row in found["linears"]} == {
@@ -43,7 +43,7 @@ def test_counts_are_those_of_the_tensors(tmp_path):
 
 
 def test_dense_model_and_tiny_have_no_pattern_and_no_history():
-    found = prunus.inspect("tiny", weights=True)
+    found = prunus.inspect("tiny", weights=True).to_json()
     assert found["patterns"] == [] and found["history"] == [] and found["sparsity"] < 0.01
     json.dumps(found)
 
@@ -79,10 +79,10 @@ def test_patterns_of_the_model_are_those_of_every_linear(tmp_path):
     tensors = load_file(folder / "model.safetensors")
     pruned = {n: apply_pattern(t, 2, 4) if n.endswith("proj.weight") else t for n, t in tensors.items()}
     save_file(pruned, folder / "model.safetensors", {"format": "pt"})
-    assert prunus.inspect(folder, weights=True)["patterns"] == ["2:4", "4:8", "8:16"]
+    assert prunus.inspect(folder, weights=True).to_json()["patterns"] == ["2:4", "4:8", "8:16"]
     pruned["model.layers.2.mlp.down_proj.weight"] = tensors["model.layers.2.mlp.down_proj.weight"]
     save_file(pruned, folder / "model.safetensors", {"format": "pt"})
-    found = prunus.inspect(folder, weights=True)
+    found = prunus.inspect(folder, weights=True).to_json()
     assert found["patterns"] == []
     assert {row["linear"] for row in found["linears"] if not row["patterns"]} == {"model.layers.2.mlp.down_proj"}
 
@@ -90,8 +90,8 @@ def test_patterns_of_the_model_are_those_of_every_linear(tmp_path):
 def test_history_tells_what_was_done_in_order(tmp_path):
     folder = make_model(tmp_path / "m")
     prunus.prune(folder, tmp_path / "a", PruneRecipe(method="magnitude", sparsity=0.25))
-    prunus.drop_blocks(tmp_path / "a", tmp_path / "b", DropRecipe(blocks="1,"))
-    history = prunus.inspect(tmp_path / "b")["history"]
+    prunus.drop(tmp_path / "a", tmp_path / "b", DropRecipe(blocks="1,"))
+    history = prunus.inspect(tmp_path / "b").to_json()["history"]
     assert [row["action"] for row in history] == ["prune", "drop"]
     assert history[0]["recipe"] == {"method": "magnitude", "sparsity": 0.25}
     assert PruneRecipe.from_json(history[0]["recipe"]) == PruneRecipe(method="magnitude", sparsity=0.25)
@@ -112,7 +112,7 @@ def test_a_model_is_described_without_reading_weights(tmp_path, monkeypatch):
         raise AssertionError("weights are read")
 
     monkeypatch.setattr(Stored, "read", never)
-    found = prunus.inspect(tmp_path)
+    found = prunus.inspect(tmp_path).to_json()
     assert (found["family"], found["class"], found["number_of_blocks"]) == ("lfm2", "Lfm2ForCausalLM", 4)
     assert (found["refused"], found["history"]) == (None, [])
     assert "sparsity" not in found and "linears" not in found
@@ -149,7 +149,7 @@ def test_a_model_is_described_without_reading_weights(tmp_path, monkeypatch):
 
 def test_what_chooses_experts_and_experts_are_named_once_each(tmp_path):
     make_random_model("mixtral", tmp_path)
-    found = prunus.inspect(tmp_path)
+    found = prunus.inspect(tmp_path).to_json()
     dense = {row["matrix"]: row["why"] for row in found["left_dense"]}
     assert dense["mlp.gate.weight"] == "not a Linear"
     experts = [row["linears"] for row in found["groups"] if "experts" in row["linears"][0]]
@@ -160,7 +160,7 @@ def test_what_chooses_experts_and_experts_are_named_once_each(tmp_path):
 
 def test_a_model_that_cannot_be_run_by_blocks_is_described_with_the_check_that_fails(tmp_path):
     make_random_model("inkling2_text", tmp_path)
-    found = prunus.inspect(tmp_path)
+    found = prunus.inspect(tmp_path).to_json()
     reason = "an argument of block 3 depends on earlier hidden states"
     assert found["refused"].endswith(reason)
     assert found["parameters"] == sum(t.numel() for t in load_file(tmp_path / "model.safetensors").values())
@@ -171,7 +171,7 @@ def test_a_model_that_cannot_be_run_by_blocks_is_described_with_the_check_that_f
 
 def test_a_model_whose_blocks_share_weights_says_what_cannot_be_done(tmp_path):
     make_random_model("zamba", tmp_path / "model")
-    found = uses(prunus.inspect(tmp_path / "model"))
+    found = uses(prunus.inspect(tmp_path / "model").to_json())
     reason = "blocks share weights, so they cannot be pruned one by one"
     assert {use for use, (possible, note) in found.items() if not possible and note == reason} == {"prune"}
     assert not found["drop"][0] or "shares weights" in found["drop"][1]
@@ -191,10 +191,10 @@ def test_the_table_in_the_terminal_says_which_blocks(tmp_path):
 
 def test_drop_is_said_to_be_impossible_where_blocks_know_their_place(tmp_path):
     make_random_model("diffllama", tmp_path / "model")
-    possible, note = uses(prunus.inspect(tmp_path / "model"))["drop"]
+    possible, note = uses(prunus.inspect(tmp_path / "model").to_json())["drop"]
     assert not possible and "lambda_init" in note
     with pytest.raises(PrunusError, match="lambda_init"):
-        prunus.drop_blocks(tmp_path / "model", tmp_path / "out", DropRecipe(blocks="1,"))
+        prunus.drop(tmp_path / "model", tmp_path / "out", DropRecipe(blocks="1,"))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -205,7 +205,7 @@ def test_bytes_that_an_engine_loads_are_counted_by_kind(tmp_path, tied):
     embedding = tensors["model.embed_tokens.weight"]
     save_file({**tensors, "lm_head.weight": embedding.clone()}, tmp_path / "model.safetensors", {"format": "pt"})
     own = sum(tensor.nbytes for name, tensor in tensors.items() if "embed" not in name and "head" not in name)
-    found = prunus.inspect(tmp_path)["bytes"]
+    found = prunus.inspect(tmp_path).to_json()["bytes"]
     assert found == {
         "quantised": 0, "scales": 0, "embeddings": embedding.nbytes, "head": 0 if tied else embedding.nbytes,
         "others": own,

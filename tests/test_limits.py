@@ -49,9 +49,9 @@ def test_files_and_sets_whose_order_is_random_keep_their_first_problems(tmp_path
 def test_a_run_of_the_first_problems_is_continued_and_others_join_it(ordered, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "keeps_prefix", lambda *_: True)  # as earlier versions did
-        old = prunus.evaluate("tiny", PLAN, tmp_path / "old.db")
-    assert prunus.evaluate("tiny", PLAN, tmp_path / "old.db") == old, "the same command has nothing to do"
-    new = prunus.evaluate("tiny", PLAN, tmp_path / "new.db")
+        old = prunus.evaluate("tiny", PLAN, tmp_path / "old.db").run_id
+    assert prunus.evaluate("tiny", PLAN, tmp_path / "old.db").run_id == old, "the same command has nothing to do"
+    new = prunus.evaluate("tiny", PLAN, tmp_path / "new.db").run_id
     assert new != old
     said = capsys.readouterr().err
     assert "limit 3 of ordered: the first problems, since" in said and "by an earlier version" in said

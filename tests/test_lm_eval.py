@@ -70,7 +70,7 @@ def likelihood(model: torch.nn.Module, tokenizer: Any, context: str, continuatio
 def test_rows_are_right_where_the_likeliest_choice_is(tmp_path):
     """By plain sums over our own model; grading again leaves them alone, and asking again does nothing."""
     task, store = write_task(tmp_path, "sums", "multiple_choice", CHOICES, SUMS), tmp_path / "s.db"
-    run = prunus.evaluate("tiny", EvalPlan(tasks=(task,)), store)
+    run = prunus.evaluate("tiny", EvalPlan(tasks=(task,)), store).run_id
     folder = resolve("tiny")
     model, tokenizer = load_model(folder, "cpu"), load_tokenizer(folder)
     chosen = [
@@ -81,10 +81,10 @@ def test_rows_are_right_where_the_likeliest_choice_is(tmp_path):
         rows = opened.samples(run)
         assert [(row.answer, row.correct) for row in rows] == [(str(n), n == 1) for n in chosen]
         assert {row.budget for row in rows} == {0} and opened.run(run).plan["tasks"] == ["lm_eval/sums"]
-    assert prunus.regrade(store) == {"runs": 1, "graded": 0, "changed": 0, "kept": 4}
+    assert prunus.regrade(store).to_json() == {"runs": 1, "graded": 0, "changed": 0, "kept": 4}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("prunus.evaluation.lm_eval.ask", None)
-        assert prunus.evaluate("tiny", EvalPlan(tasks=(task,)), store) == run
+        assert prunus.evaluate("tiny", EvalPlan(tasks=(task,)), store).run_id == run
 
 
 @needs_harness
@@ -92,8 +92,10 @@ def test_rows_are_right_where_the_likeliest_choice_is(tmp_path):
 def test_a_pruned_model_is_compared(tmp_path):
     prunus.prune("tiny", tmp_path / "pruned", prunus.PruneRecipe(method="magnitude", sparsity=0.7))
     task = write_task(tmp_path, "sums", "multiple_choice", CHOICES, SUMS)
-    runs = [prunus.evaluate(m, EvalPlan(tasks=(task,)), tmp_path / "s.db") for m in ("tiny", tmp_path / "pruned")]
-    compared = prunus.compare(tmp_path / "s.db", base=runs[0])
+    runs = [
+        prunus.evaluate(m, EvalPlan(tasks=(task,)), tmp_path / "s.db").run_id for m in ("tiny", tmp_path / "pruned")
+    ]
+    compared = prunus.compare(tmp_path / "s.db", base=runs[0]).to_json()
     assert [other["run"] for other in compared["others"]] == runs[1:]
     prunus.report(tmp_path / "s.db", tmp_path / "page.html")
     assert "lm_eval/sums" in (tmp_path / "page.html").read_text()
@@ -116,7 +118,7 @@ def test_the_harness_meets_the_answers_of_prunus_eval(tmp_path):
     [logged] = (tmp_path / "out").rglob("samples_thought*.jsonl")
     theirs = [json.loads(line)["resps"][0][0] for line in logged.read_text().splitlines()]
     plan = EvalPlan(tasks=("tiny",), limit=4, budgets=(24,), temperature=0.0, answer_tokens=24)
-    run = prunus.evaluate("tiny", plan, tmp_path / "s.db")
+    run = prunus.evaluate("tiny", plan, tmp_path / "s.db").run_id
     with Store(tmp_path / "s.db") as store:
         ours = {sample.problem_id: sample.text for sample in store.samples(run, texts=True)}
     assert theirs == [ours[problem.id] for problem in problems] and len(set(theirs)) > 1

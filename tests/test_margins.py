@@ -16,7 +16,7 @@ from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.reporting import prose
 from prunus.results import ladder
-from prunus.results.cells import Entry
+from prunus.results.certificate import write_certificate
 from prunus.results.comparison import compare
 from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, ENDS, OPEN, Rule
 from prunus.settings.margins import Margin
@@ -103,15 +103,13 @@ def test_compare_takes_a_margin_relative_to_the_base(tmp_path):
         apart = 70 if accuracy > 0.5 else 20
         pruned = grid(lambda _, p, *__, right=right, apart=apart: right[p] and p % apart > 0, problems=500)
         path = fill(tmp_path / f"{accuracy}.db", {"dense": dense, "pruned": pruned})
-        assert compare(path, "dense", margin=0.05, resamples=200)["others"][0]["within_margin"]
-        found = compare(path, "dense", margin="5%", stop_margin="5%", resamples=200)
+        assert compare(path, "dense", margin=0.05, resamples=200).to_json()["others"][0]["within_margin"]
+        found = compare(path, "dense", margin="5%", stop_margin="5%", resamples=200).to_json()
         (entry,) = found["others"]
         assert found["margin"] == found["stop_margin"] == entry["margin"] == {"relative": 0.05}
         assert entry["within_margin"] == (word == "non-inferior")
-    (entry,) = compare(path, "dense", margin="30%", resamples=200)["others"]
-    said = prose.lead(
-        [replace(Entry.of(entry), verdict="non-inferior")], ["W"], "dense", Margin(0.3, True), 0, ["Small"]
-    )
+    (entry,) = compare(path, "dense", margin="30%", resamples=200)
+    said = prose.lead([replace(entry, verdict="non-inferior")], ["W"], "dense", Margin(0.3, True), 0, ["Small"])
     assert "a loss of 30 % of what dense solves or more is ruled out" in said
 
 
@@ -150,27 +148,28 @@ def searched(folder: Path, rule: Rule, rows=rows_of):
     with Store(store) as opened:
         declare_in(opened, declared)
         data = certificates.certificate(opened, declared, None)
-    certificates.write_certificate(data, folder / "certificate.json")
+    write_certificate(data, folder / "certificate.json")
     return store, data, folder / "certificate.json"
 
 
 def test_a_certificate_of_a_relative_margin_is_confirmed_by_the_rows(tmp_path):
     store, data, file = searched(tmp_path, Rule("15%", 0.1))
-    assert data["declared"]["margin"] == {"relative": 0.15} and data["declared"]["stop_margin"] == 0.1
-    gentle, harsh = data["shown"]["ladders"][0]["rungs"]
-    assert (gentle["word"], harsh["word"]) == (CERTIFIED, "refused")
+    written = data.to_json()["declared"]
+    assert written["margin"] == {"relative": 0.15} and written["stop_margin"] == 0.1
+    gentle, harsh = data.shown.rungs
+    assert (gentle.word, harsh.word) == (CERTIFIED, "refused")
     checked = verify(file, store)
-    assert not checked["differences"] and "is less than 15 % of dense's below it" in checked["claims"][0]
-    estimate, low, _ = gentle["path"][ACCURACY][-1]  # what it keeps beyond 85 % of the dense model's
-    dense, mean = gentle["dense_accuracy"], gentle["evidence"][ACCURACY]["difference"]
-    assert low > -1e-9 and gentle["rounds"] <= gentle["looked"]
-    assert estimate == pytest.approx(mean + 0.15 * np.mean(dense), abs=0.02)
+    assert not checked.differences and "is less than 15 % of dense's below it" in checked.claims[0]
+    estimate, low, _ = gentle.path.accuracy[-1]  # what it keeps beyond 85 % of the dense model's
+    dense, mean = gentle.dense_accuracy, gentle.evidence[ACCURACY]["difference"]
+    assert low > -1e-9 and gentle.rounds <= gentle.looked
+    assert mean is not None and estimate == pytest.approx(mean + 0.15 * np.mean(dense or []), abs=0.02)
     assert "15 % of what the dense model solves" in page(data)
     forged = json.loads(file.read_text())
     forged["declared"]["margin"] = {"relative": 0.05}
-    forged["content"] = certificates.content_hash({k: v for k, v in forged.items() if k != "content"}, 64)
+    forged["content"] = certificates.content_of(forged)
     file.write_text(json.dumps(forged))
-    assert verify(file, store)["differences"]
+    assert verify(file, store).differences
 
 
 @pytest.mark.slow
@@ -179,10 +178,10 @@ def test_a_base_that_solves_nothing_gets_no_word(tmp_path):
     path = fill(tmp_path / "s.db", {"dense": wrong, "pruned": wrong})
     for margin in (0.02, "5%"):
         found = compare(path, "dense", margin=margin, resamples=200)
-        (entry,), (warning, _) = found["others"], found["warnings"]
-        assert (entry["verdict"], entry["within_margin"], entry["nothing_to_lose"]) == ("cannot tell", False, True)
+        (entry,), (warning, _) = found, found.warnings
+        assert (entry.verdict, entry.within_margin, entry.nothing_to_lose) == ("cannot tell", False, True)
         assert warning.startswith("the base solves nothing, so there is nothing to lose")
-        what = ([Entry.of(entry)], ["W"], "dense")
+        what = ([entry], ["W"], "dense")
         assert prose.title(*what, None) == "No variant can be non-inferior: dense solves nothing"
     prunus.report(path, tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text()
@@ -190,12 +189,11 @@ def test_a_base_that_solves_nothing_gets_no_word(tmp_path):
     few = grid(lambda _, problem, *__: problem < 6, problems=400)  # 1.5 points: all of it is within the margin
     path = fill(tmp_path / "few.db", {"dense": few, "pruned": few})
     found = compare(path, "dense", resamples=200)
-    assert found["others"][0]["verdict"] == "cannot tell" and "would be all of it" in found["warnings"][0]
-    assert "losing everything would be within the margin" in prose.title(
-        [Entry.of(found["others"][0])], ["W"], "dense", None
-    )
-    (entry,) = compare(path, "dense", margin=0.0149, resamples=200)["others"]
-    assert not entry["nothing_to_lose"]
+    (entry,) = found
+    assert entry.verdict == "cannot tell" and "would be all of it" in found.warnings[0]
+    assert "losing everything would be within the margin" in prose.title([entry], ["W"], "dense", None)
+    (entry,) = compare(path, "dense", margin=0.0149, resamples=200)
+    assert not entry.nothing_to_lose
 
 
 def test_a_walk_certifies_nothing_where_there_is_nothing_to_lose(tmp_path):
@@ -210,14 +208,15 @@ def test_a_walk_certifies_nothing_where_there_is_nothing_to_lose(tmp_path):
         return [row for row in rows_of("dense") if not vars(row).update(correct=False)] if name else []
 
     store, data, file = searched(tmp_path, Rule(0.1, 0.1), rows=wrong)
-    (rung,) = data["shown"]["ladders"][0]["rungs"]
-    assert (rung["word"], rung["why"]) == ("cannot tell", NOTHING_TO_LOSE) and not data["shown"]["claims"]
-    assert data["caution"].startswith("the dense model solves nothing") and data["caution"][1:60] in page(data)
-    assert verify(file, store)["differences"] == []
+    (rung,) = data.shown.rungs
+    assert (rung.word, rung.why) == ("cannot tell", NOTHING_TO_LOSE) and not data.shown.claims
+    assert data.caution is not None and data.caution.startswith("the dense model solves nothing")
+    assert data.caution[1:60] in page(data)
+    assert verify(file, store).differences == []
     changed = json.loads(file.read_text()) | {"caution": None}
-    changed["content"] = certificates.content_hash({k: v for k, v in changed.items() if k != "content"}, 64)
+    changed["content"] = certificates.content_of(changed)
     file.write_text(json.dumps(changed))
-    assert "the caution is" in verify(file, store)["differences"][0]
+    assert "the caution is" in verify(file, store).differences[0]
 
 
 def test_a_search_on_a_base_that_solves_nothing_warns_and_then_is_refused(search_folder, scripted, monkeypatch, capsys):
@@ -226,7 +225,7 @@ def test_a_search_on_a_base_that_solves_nothing_warns_and_then_is_refused(search
 
     def search(out, **more):
         return prunus.find("model", out, PLAN, "0.1", methods=["magnitude"], margin=0.1, stop_margin=0.1,
-                           store="rows.db", **more)  # fmt: skip
+                           store="rows.db", **more).to_json()  # fmt: skip
 
     found = search("out")
     assert found["found"] is None and found["ladders"]["magnitude"][0]["why"] == NOTHING_TO_LOSE

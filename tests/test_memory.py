@@ -236,7 +236,7 @@ def run_mixtures(folder: Path) -> None:
             assert status == 0, name
             continue
         recipe_of: Any = prunus.ExpertsRecipe if settings["method"] == "reap" else prunus.PruneRecipe
-        make: Any = prunus.drop_experts if settings["method"] == "reap" else prunus.prune
+        make: Any = prunus.experts if settings["method"] == "reap" else prunus.prune
         warm, recipe = (
             recipe_of(calibration=str(folder / f"{kind}.jsonl"), samples=n, seqlen=LENGTH, **settings)
             for kind, n in (("warm", 2), ("mixture", MIXTURE_SEQUENCES))

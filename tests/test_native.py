@@ -51,7 +51,7 @@ SEED_TEMPLATE = CHATML + "{{ thinking_budget }}"
 
 
 def rows_of(server: Any, path: Path, plan: EvalPlan = PLAN) -> tuple[str, list[Any]]:
-    run = prunus.evaluate("tiny", plan, path, engine=EngineOptions(url=server.url, concurrency=3))
+    run = prunus.evaluate("tiny", plan, path, engine=EngineOptions(url=server.url, concurrency=3)).run_id
     with Store(path) as store:
         return run, store.samples(run, texts=True)
 
@@ -62,10 +62,11 @@ def resolved(plan: EvalPlan = PLAN) -> ResolvedPlan:
 
 def draws_of(server: Any, plan: EvalPlan = PLAN) -> tuple[ResolvedPlan, dict[tuple[int, int, int], Draw]]:
     """The draw of every row (problem, draw, budget), without store and grader."""
-    work, rows = resolved(plan), [(i, n, b) for i in range(4) for n in range(2) for b in plan.budgets]
-    with opened("openai", tiny_folder(), "cpu", 0, EngineOptions(url=server.url, concurrency=3), native=True) as chats:
-        replies = dict(chats.replies(len(rows), lambda number: chat_request(work, chats, rows[number])))
-    return work, {row: drawn(work, row, replies[number]) for number, row in enumerate(rows)}
+    work, chains = resolved(plan), [(i, n) for i in range(4) for n in range(2)]
+    options = EngineOptions(url=server.url, concurrency=3)
+    with opened("openai", tiny_folder(), "cpu", 0, options, "native") as chats:
+        lots = [*chats.draws(work, [chains], list, frozenset(), None)]
+    return work, {(*chain, draw.budget): draw for lot in lots for chain, draws in lot for draw in draws}
 
 
 # ----- the plan and the profile
@@ -192,7 +193,7 @@ def test_off_beside_native_budgets():
     work = resolve_plan(ModelFolder(tiny_folder()), tokenizer, plan)
     with (
         chatting(TOKENIZER) as server,
-        opened("openai", tiny_folder(), "cpu", 0, EngineOptions(url=server.url), native=True) as chats,
+        opened("openai", tiny_folder(), "cpu", 0, EngineOptions(url=server.url), control="native") as chats,
     ):
         off, on = (chat_request(work, chats, (0, 0, budget)) for budget in (OFF, 16))
     assert (off["chat_template_kwargs"], on["chat_template_kwargs"]) == (
@@ -303,7 +304,7 @@ def test_a_study_has_cells_of_both_controls(tmp_path):
     with chatting(TOKENIZER, with_ids=True, backend=ScriptedBackend(babble)) as server:
         file = tmp_path / "study.toml"
         file.write_text(STUDY.format(url=server.url))
-        done = prunus.run_study(file, out=tmp_path / "out")
+        done = prunus.run_study(file, out=tmp_path / "out").to_json()
         asked = len(server.seen)
         prunus.run_study(file, out=tmp_path / "out")
         assert len(server.seen) == asked and asked >= 4 * 2 * 3
@@ -336,12 +337,12 @@ def test_find_decides_under_native_control_where_the_engine_ends_the_thinking(tm
         plan = replace(PLAN, limit=60, samples=1, budgets=(8, 16))
         rules: dict[str, Any] = {"margin": 0.3, "stop_margin": 0.2, "methods": ["magnitude"]}
         engine, out, store = EngineOptions(serve="vllm {model} {port}"), tmp_path / "out", tmp_path / "results.db"
-        found = prunus.find("tiny", out, plan, "0.1:0.3:0.1", store=store, engine=engine, **rules)
+        found = prunus.find("tiny", out, plan, "0.1:0.3:0.1", store=store, engine=engine, **rules).to_json()
         asked = len(server.seen)
         assert prunus.find("tiny", tmp_path / "again", plan, "0.1:0.3:0.1", store=store, engine=engine, **rules)
     assert len(server.seen) == asked
     assert [rung["word"] for rung in found["ladders"]["magnitude"]] == ["certified", "refused"]
-    assert found["found"] == "magnitude-10" and prunus.verify(out / "certificate.json", store)["differences"] == []
+    assert found["found"] == "magnitude-10" and prunus.verify(out / "certificate.json", store).differences == []
     rung = json.loads((out / "certificate.json").read_text())["shown"]["ladders"][0]["rungs"][1]
     assert rung["failed"] == ["ends"]
     with Store(store) as opened:
@@ -361,7 +362,7 @@ def test_a_server_with_fewer_places_than_the_window_refuses_and_nothing_is_lost(
     """By default as many requests at once as the server takes."""
     monkeypatch.setattr(transport, "BACKOFF_SECONDS", 0.001)
     with chatting(TOKENIZER, with_ids=True, limit=3, seconds=0.01) as server:
-        run = prunus.evaluate("tiny", PLAN, tmp_path / "full.db", engine=EngineOptions(url=server.url))
+        run = prunus.evaluate("tiny", PLAN, tmp_path / "full.db", engine=EngineOptions(url=server.url)).run_id
     assert server.refused > 0 and server.most_together == 3
     with chatting(TOKENIZER, with_ids=True) as server:
         again, rows = rows_of(server, tmp_path / "results.db")
@@ -407,7 +408,7 @@ def test_native_and_forced_runs_are_not_compared_unnoticed(store):
         first = opened.runs()[0].run_id
     with pytest.raises(PrunusError, match=r"is left out: control is native, not forced; name it to compare"):
         compare(store, first, resamples=200)
-    entry = compare(store, first, ["e" * 12], resamples=200)["others"][0]
+    entry = compare(store, first, ["e" * 12], resamples=200).to_json()["others"][0]
     assert entry["warnings"] == [
         "plans differ, so the difference is not the model's alone: control is native, not forced"
     ]

@@ -166,13 +166,13 @@ def test_the_stored_strings_of_a_profile_do_not_name_its_switch():
 def test_prunus_profiles_shows_the_prompt_of_off(tmp_path):
     path = tmp_path / "lab.toml"
     path.write_text(f'format = 1\nextends = "tiny"\n[off]\ntemplate = {{}}\nblock = {json.dumps(EMPTY)}\n')
-    found = show_profile(str(path), "tiny")
+    found = show_profile(str(path), "tiny").to_json()
     text, ids = found["off_prompt"]
     assert text == "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n" + EMPTY
     assert ids == TOKENIZER.encode(text) and found["off"] == {"block": EMPTY}
-    assert show_profile("auto", "tiny")["off"] == {"template": {"enable_thinking": False}}
-    assert "'plain' cannot switch the thinking off" in show_profile("plain", "tiny")["off_prompt"]
-    assert show_profile("qwen3")["off"] == {"template": {"enable_thinking": False}, "block": EMPTY}
+    assert show_profile("auto", "tiny").to_json()["off"] == {"template": {"enable_thinking": False}}
+    assert "'plain' cannot switch the thinking off" in show_profile("plain", "tiny").to_json()["off_prompt"]
+    assert show_profile("qwen3").off == {"template": {"enable_thinking": False}, "block": EMPTY}
 
 
 # ----- what is sampled
@@ -281,7 +281,7 @@ def test_no_number_of_the_curve_includes_off(stores):
     for path, into in zip(stores, (found, expected), strict=True):
         with Store(path) as store:
             curve = summarise(store, store.find_run("wanda-50").run_id).to_json()["tasks"]["tiny"]
-        other = prunus.compare(path, "tiny", resamples=200)["others"][0]
+        other = prunus.compare(path, "tiny", resamples=200).to_json()["others"][0]
         cells = other["tasks"]["tiny"]
         into += [{key: value for key, value in curve.items() if key != "budgets"}, cells["slope"]]
         into += [other["verdict"], other["whole_curve"], other["contradicted_at"]]
@@ -298,7 +298,9 @@ def test_off_has_its_own_cell(stores):
         cell = summarise(store, run).to_json()["tasks"]["tiny"]["budgets"][OFF]
     assert cell["accuracy"] == pytest.approx(sum(row.correct for row in rows) / len(rows))
     assert cell["tokens"]["thinking"]["mean"] == 0 and cell["leaked"] == cell["forced"] == 0
-    difference = prunus.compare(stores[0], "tiny", resamples=200)["others"][0]["tasks"]["tiny"]["budgets"][OFF]
+    difference = prunus.compare(stores[0], "tiny", resamples=200).to_json()["others"][0]["tasks"]["tiny"]["budgets"][
+        OFF
+    ]
     assert difference["accuracy"] == pytest.approx(cell["accuracy"])
 
 
@@ -343,7 +345,7 @@ def test_runs_with_and_without_off_are_compared_where_both_have_rows(stores, tmp
         store.add_run(Run("f" * 12, run.model, run.plan | {"budgets": [0, 64, 256]}, run.versions))
         rows = [sample for sample in store.samples(run.run_id, texts=True) if sample.budget != OFF]
         store.add_samples("f" * 12, rows)
-    entry = prunus.compare(path, "tiny", ["f" * 12], resamples=200)["others"][0]
+    entry = prunus.compare(path, "tiny", ["f" * 12], resamples=200).to_json()["others"][0]
     assert "not both runs have budgets off: left out" in entry["warnings"]
     assert list(entry["tasks"]["tiny"]["budgets"]) == [0, 64, 256]
 

@@ -284,9 +284,12 @@ def rows(store: Path) -> list[tuple]:
 def test_the_run_says_what_computed_it_and_where(tmp_path):
     server = babbling()
     with serving(server):
-        run_id = prunus.evaluate("tiny", PLAN, tmp_path / "results.db", engine=EngineOptions(url=server.url))
+        run_id = prunus.evaluate("tiny", PLAN, tmp_path / "results.db", engine=EngineOptions(url=server.url)).run_id
     with serving(server):  # at another address
-        assert prunus.evaluate("tiny", PLAN, tmp_path / "results.db", engine=EngineOptions(url=server.url)) == run_id
+        assert (
+            prunus.evaluate("tiny", PLAN, tmp_path / "results.db", engine=EngineOptions(url=server.url)).run_id
+            == run_id
+        )
     with Store(tmp_path / "results.db") as store:
         run = store.run(run_id)
     told = {"engine": "openai", "server": "vllm 0.0", "token_ids": "ids", "stops": "ids"}

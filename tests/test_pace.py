@@ -14,8 +14,8 @@ from prunus import progress
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.rows import PaddedRows, SeparateRows
 from prunus.evaluation.budget import Rules, force_budgets
+from prunus.evaluation.engine import Pace
 from prunus.evaluation.requests import Sampling
-from prunus.evaluation.run import Pace
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan, TraceRecipe
 

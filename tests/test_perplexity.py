@@ -42,9 +42,9 @@ def test_equals_a_loop_over_tokens(tmp_path, family, tied, monkeypatch):
     path = write_rows(tmp_path / "rows.jsonl", [long, short, tiny])
     got = prunus.perplexity(folder, path, seqlen=20)
     value, count = by_hand(folder, [long[:20], long[20:40], short])
-    assert got["perplexity"] == pytest.approx(value, rel=1e-5)
-    assert (got["tokens"], got["windows"], got["seqlen"]) == (count, 3, 20)
-    assert got["nll"] == pytest.approx(math.log(value), rel=1e-5)
+    assert got.perplexity == pytest.approx(value, rel=1e-5)
+    assert (got.tokens, got.windows, got.seqlen) == (count, 3, 20)
+    assert got.nll == pytest.approx(math.log(value), rel=1e-5)
 
 
 def test_text_is_cut_into_windows_of_its_tokens(tmp_path):
@@ -70,7 +70,7 @@ def test_max_tokens_takes_the_first_windows(tmp_path):
     expected = prunus.perplexity(folder, first, seqlen=20)
     assert prunus.perplexity(folder, every, seqlen=20, max_tokens=59) == expected
     assert prunus.perplexity(folder, every, seqlen=20, max_tokens=40) == expected
-    assert prunus.perplexity(folder, every, seqlen=20, max_tokens=1)["windows"] == 1
+    assert prunus.perplexity(folder, every, seqlen=20, max_tokens=1).windows == 1
 
 
 def test_uniform_model_has_the_perplexity_of_its_vocabulary(tmp_path):
@@ -79,7 +79,7 @@ def test_uniform_model_has_the_perplexity_of_its_vocabulary(tmp_path):
     tensors["lm_head.weight"].zero_()
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     path = write_rows(tmp_path / "rows.jsonl", random_rows(3, 30))
-    assert prunus.perplexity(folder, path, seqlen=30)["perplexity"] == pytest.approx(368, rel=1e-6)
+    assert prunus.perplexity(folder, path, seqlen=30).perplexity == pytest.approx(368, rel=1e-6)
 
 
 @pytest.mark.parametrize(

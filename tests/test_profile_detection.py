@@ -265,5 +265,5 @@ def test_a_file_with_options_a_system_prompt_and_a_date(tmp_path):
 def test_auto_without_a_model_asks_for_one():
     with pytest.raises(PrunusError, match="name the model with --model"):
         show_profile("auto")
-    assert show_profile("plain")["answer_in_chain"] is True
-    assert show_profile(model="tiny")["prompt"].endswith("2+2?<|im_end|>\n<|im_start|>assistant\n<think>\n")
+    assert show_profile("plain").settings["answer_in_chain"] is True
+    assert show_profile(model="tiny").to_json()["prompt"].endswith("2+2?<|im_end|>\n<|im_start|>assistant\n<think>\n")

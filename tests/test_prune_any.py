@@ -188,7 +188,7 @@ def test_wanda_equals_a_brute_force_on_the_whole_model(tmp_path, recipe, model_t
     model = check_loads(tmp_path / "out")
     differing = sum(int(((a == 0) != (b == 0)).sum()) for a, b in pairs(model, expected))
     assert differing <= 4, "a score of two that are nearly equal"
-    assert told["linears"] == sum(len(source.linears(index)) for index in range(source.blocks)) > 0
+    assert told.linears == sum(len(source.linears(index)) for index in range(source.blocks)) > 0
     for index in range(source.blocks):
         block = made.read_block(index)
         for linear in source.linears(index):

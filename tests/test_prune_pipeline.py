@@ -179,10 +179,10 @@ def test_only_the_linears_in_scope_change_and_reach_their_share(tmp_path, rows, 
             size = rows_or_all.shape[1]
             assert set((rows_or_all == 0).sum(1).tolist()) == {round(Fraction(3, 10) * size)}
             share = (after[name] == 0).double().mean().item()
-            assert summary["linear_sparsity"][name.removesuffix(".weight")] == pytest.approx(share, abs=1e-12)
+            assert summary.linear_sparsity[name.removesuffix(".weight")] == pytest.approx(share, abs=1e-12)
         else:
             assert torch.equal(after[name].view(torch.uint8), weight.view(torch.uint8)), name
-    assert len(summary["linear_sparsity"]) == {"all": 21, "attention": 12, "mlp": 9}[scope]
+    assert len(summary.linear_sparsity) == {"all": 21, "attention": 12, "mlp": 9}[scope]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -213,7 +213,7 @@ def test_result_loads_in_transformers_and_says_what_was_done(tmp_path, rows, fam
     assert PruneRecipe.from_json(step["recipe"]) == recipe(rows)
     assert step["source"] == {"name": str(folder), "checksum": Checkpoint(folder).checksum()}
     assert step["calibration"]["sequences"] == 12 and step["calibration"]["tokens"] == 600
-    assert step["sparsity"] == summary["linear_sparsity"] and len(step["sparsity"]) == 21
+    assert step["sparsity"] == summary.linear_sparsity and len(step["sparsity"]) == 21
     assert set(step["versions"]) == {"prunus", "torch", "transformers"}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "out", "rows.jsonl"]
 
@@ -288,7 +288,7 @@ def test_dry_run_writes_nothing_and_counts_right(tmp_path, rows, method):
     prunus.prune(folder, tmp_path / "deep" / "out", asked)
     linears = [w for n, w in weights(tmp_path / "deep" / "out").items() if "proj" in n]
     zeros, total = sum((w == 0).sum().item() for w in linears), sum(w.numel() for w in linears)
-    assert (said["zeros"], said["weights"], said["blocks"], said["linears"]) == (zeros, total, 3, 21)
+    assert (said.zeros, said.weights, said.blocks, said.linears) == (zeros, total, 3, 21)
 
 
 @pytest.mark.parametrize("kind", [PruneRecipe, WidthRecipe, QuantizeRecipe])
@@ -298,7 +298,7 @@ def test_dry_run_says_the_disk_that_hidden_states_take(tmp_path, rows, kind):
         kind(calibration=str(rows), seqlen=64, **many) for many in ({"samples": 9}, {"calibration_tokens": 9 * 64})
     ]
     said = [
-        prunus.apply_steps(folder, tmp_path / "out", [asked], offload=offload, dry_run=True)["disk"]
+        prunus.apply_steps(folder, tmp_path / "out", [asked], offload=offload, dry_run=True).to_json()["disk"]
         for asked in (sequences, numbered)
         for offload in (True, False)
     ]
@@ -316,7 +316,7 @@ def test_old_output_is_replaced_only_by_a_complete_new_one(tmp_path, rows):
     with pytest.raises(PrunusError, match="token id 9999"):
         prunus.prune(folder, tmp_path / "out", recipe(bad), overwrite=True)
     assert Checkpoint(tmp_path / "out").checksum() == old
-    assert prunus.prune(folder, tmp_path / "out", recipe(rows, sparsity=0.2), overwrite=True)["sparsity"] < 0.25
+    assert prunus.prune(folder, tmp_path / "out", recipe(rows, sparsity=0.2), overwrite=True).sparsity < 0.25
     assert Checkpoint(tmp_path / "out").checksum() != old
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.jsonl", "m", "out", "rows.jsonl"]
 
@@ -345,7 +345,7 @@ def test_inputs_that_calibration_never_used_are_reported_and_go_first(tmp_path, 
     tensors["model.layers.1.input_layernorm.weight"][[3, 8]] = 0
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     summary = prunus.prune(folder, tmp_path / "out", recipe(rows, sparsity=2 / 32))
-    assert any("3 Linears" in w and "model.layers.1.self_attn.q_proj (2)" in w for w in summary["warnings"])
+    assert any("3 Linears" in w and "model.layers.1.self_attn.q_proj (2)" in w for w in summary.warnings)
     assert (weights(tmp_path / "out")["model.layers.1.self_attn.v_proj.weight"][:, [3, 8]] == 0).all()
 
 
@@ -363,10 +363,10 @@ def test_patterns_reach_every_linear_and_tails_are_reported(tmp_path, rows, meth
     asked = PruneRecipe(calibration=str(rows), samples=12, method=method, pattern="1:4")
     said = prunus.prune(folder, tmp_path / "out", asked, dry_run=True)
     summary = prunus.prune(folder, tmp_path / "out", asked)
-    (tail,) = [warning for warning in summary["warnings"] if "1:4" in warning]
-    assert tail in said["warnings"] and "mlp.down_proj (2 of 50)" in tail and "q_proj" not in tail
+    (tail,) = [warning for warning in summary.warnings if "1:4" in warning]
+    assert tail in said.warnings and "mlp.down_proj (2 of 50)" in tail and "q_proj" not in tail
     linears = {name: w for name, w in weights(tmp_path / "out").items() if "proj.weight" in name}
-    assert said["zeros"] == sum((w == 0).sum().item() for w in linears.values())
+    assert said.zeros == sum((w == 0).sum().item() for w in linears.values())
     for name, weight in linears.items():
         covered = weight.shape[1] // 4 * 4
         assert ((weight[:, :covered] != 0).unflatten(1, (-1, 4)).sum(2) == 1).all(), name

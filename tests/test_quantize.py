@@ -20,6 +20,7 @@ from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.writer import Partial
 from prunus.cli import main
 from prunus.errors import PrunusError
+from prunus.plain_data import plain
 from prunus.pruning.bits.gptq import Ordered, quantise
 from prunus.pruning.bits.grid import Grid, to_nearest
 from prunus.pruning.calibration.statistics import Hessian
@@ -124,7 +125,7 @@ def test_each_linear_is_quantised_on_what_it_reads_behind_quantised_ones(shared,
     if bits == 4:  # with 8, errors of earlier Linears change little
         assert agreement(made, by_hand(shared / "dense", bits, group, dense=True)) < 0.99
     before = tensors_of(shared / "dense")
-    assert made.keys() == before.keys() and told["linears"] == len(expected) == 21 and told["blocks"] == 3
+    assert made.keys() == before.keys() and told.linears == len(expected) == 21 and told.blocks == 3
     assert all(torch.equal(made[name], before[name]) for name in made.keys() - expected.keys())
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config.pop("quantization_config")["ignore"] == ["lm_head"]
@@ -145,15 +146,19 @@ def test_what_an_engine_loads_is_counted(shared, tmp_path):
     assert sizes["before"] == sum(tensor.nbytes for tensor in tensors_of(shared / "dense").values())
     assert step["format"] == {"name": "pack-quantized", "bits": 4, "group": 32}
     assert ModelFolder(tmp_path / "out").parameters == ModelFolder(shared / "dense").parameters
-    facts = prunus.inspect(tmp_path / "out")
+    facts, dense = (prunus.inspect(folder) for folder in (tmp_path / "out", shared / "dense"))
+    assert isinstance(facts, prunus.ModelFacts) and isinstance(dense, prunus.ModelFacts) and facts.weights is not None
     row = {"use": "quantize", "possible": True, "note": "W8A8; W4A16 in groups of 32"}
-    assert row in prunus.inspect(shared / "dense")["uses"] and row not in facts["uses"]
-    assert facts["weight_bytes"] == total and facts["bytes"] == kinds and facts["stored"] == "int4, read in float32"
-    assert facts["history"][0]["bytes"] == sizes and facts["history"][0]["format"] == step["format"]
-    assert facts["sparsity"] > 0 and kind_of(asked(shared)).nbytes(asked(shared), Checkpoint(shared / "dense")) == total
-    (warning,) = [one for one in told["warnings"] if "groups" in one]
+    assert row in plain(dense.uses) and row not in plain(facts.uses)
+    assert facts.weight_bytes == total and facts.bytes == kinds and facts.stored == "int4, read in float32"
+    assert facts.history[0].bytes == sizes and facts.history[0].format == step["format"]
+    assert (
+        facts.weights.sparsity > 0
+        and kind_of(asked(shared)).nbytes(asked(shared), Checkpoint(shared / "dense")) == total
+    )
+    (warning,) = [one for one in told.warnings if "groups" in one]
     assert warning == "groups have 32 inputs: 128 does not divide the 64 of self_attn.q_proj"
-    assert told["format"] == "W4A16, groups of 32" and "W4 g32" in (tmp_path / "out/README.md").read_text()
+    assert told.format == "W4A16, groups of 32" and "W4 g32" in (tmp_path / "out/README.md").read_text()
     assert "base_model_relation: quantized" not in (tmp_path / "out/README.md").read_text()  # no hub id
 
 
@@ -164,7 +169,7 @@ def test_by_rounding_to_nearest_nothing_is_run(shared, tmp_path):
     for name in [name for name in made if name.endswith("_proj.weight")]:
         codes = to_nearest(before[name], Grid(4, before[name].shape[1]))
         assert torch.equal(made[name], product(codes.code_OI, codes.scale_OG))
-    assert told["format"] == "W4A16, a scale for each row" and told["warnings"] == []
+    assert told.format == "W4A16, a scale for each row" and told.warnings == []
 
 
 @pytest.mark.parametrize(("offload", "recover"), [(False, False), (True, False), (True, True)])
@@ -242,8 +247,8 @@ def test_trained_scales_and_norms_bring_every_block_nearer_to_the_dense_one(shar
     assert all(ours < plain for plain, ours in zip(errors["plain"], errors["trained"], strict=True)), errors
     (step,) = ModelFolder(tmp_path / "trained").manifest["history"]
     assert all(fitted["after"] < fitted["before"] for fitted in step["blocks"])
-    assert told["error_after"] == pytest.approx(sum(fitted["after"] for fitted in step["blocks"]) / 3)
-    assert 0.3 < told["error_after"] / (sum(errors["trained"]) / 3) < 3  # that one is of held-out tokens
+    assert told.error_after and told.error_after == pytest.approx(sum(fitted["after"] for fitted in step["blocks"]) / 3)
+    assert 0.3 < told.error_after / (sum(errors["trained"]) / 3) < 3  # that one is of held-out tokens
 
 
 @pytest.mark.slow
@@ -279,7 +284,7 @@ def test_saved_statistics_take_the_place_of_calibration(shared, tmp_path):
     prunus.stats(shared / "dense", file, hessians=True, device="cpu", **common)
     told = prunus.quantize(shared / "dense", tmp_path / "out", QuantizeRecipe(bits=4), stats=file, device="cpu")
     assert agreement(weights_of(tmp_path / "out"), by_hand(shared / "dense", 4, 32, dense=True)) > 0.999
-    assert any("saved statistics know of no quantised blocks" in one for one in told["warnings"])
+    assert any("saved statistics know of no quantised blocks" in one for one in told.warnings)
     prunus.stats(shared / "dense", tmp_path / "norms.safetensors", device="cpu", **common)
     for recipe, stats, says in (
         (QuantizeRecipe(samples=5), file, "was measured with samples 8, not 5"),
@@ -304,7 +309,7 @@ def test_zeros_of_a_pruned_model_stay(shared, tmp_path):
     before, made = weights_of(tmp_path / "pruned"), weights_of(tmp_path / "out")
     for name in [name for name in made if name.endswith("_proj.weight")]:
         assert bool((made[name][before[name] == 0] == 0).all()) and int((made[name] != 0).sum()) > 0
-    assert prunus.inspect(tmp_path / "out")["patterns"] == ["2:4", "4:8", "8:16"]
+    assert prunus.inspect(tmp_path / "out").to_json()["patterns"] == ["2:4", "4:8", "8:16"]
 
 
 def test_projections_that_are_stored_in_one_tensor_are_one_linear(shared, tmp_path):
@@ -325,7 +330,7 @@ def test_each_expert_is_quantised_on_the_tokens_that_it_meets(shared, tmp_path, 
     make_random_model("qwen3_moe", tmp_path / "dense", num_hidden_layers=2, mlp_only_layers=[])
     recipe = asked(shared)
     told = prunus.quantize(tmp_path / "dense", tmp_path / "out", recipe, device="cpu")
-    assert told["linears"] == 2 * (4 + 3 * 8)
+    assert told.linears == 2 * (4 + 3 * 8)
     stored = tensors_of(tmp_path / "out")
     network = load_whole(Checkpoint(tmp_path / "out"), torch.float32).eval()
     read, mlp = [], network.model.layers[0].mlp
@@ -364,7 +369,7 @@ def test_it_comes_after_other_steps_and_nothing_after_it(shared, tmp_path):
         prunus.apply_steps(shared / "dense", tmp_path / "bad", [asked(shared), zeros], dry_run=True)
     commands = {
         "prune": zeros, "width": narrow, "recover": trained, "quantize": asked(shared),
-        "drop_blocks": prunus.DropRecipe(blocks="1,"),
+        "drop": prunus.DropRecipe(blocks="1,"),
     }  # fmt: skip
     for command, recipe in commands.items():
         with pytest.raises(PrunusError, match="comes from quantize, after which there is nothing") as error:
@@ -381,9 +386,9 @@ def test_groups_divide_what_earlier_steps_leave(shared, tmp_path):
     with pytest.raises(PrunusError, match=r"no group of 128 or 64 or 32 inputs divides the 104 of mlp\.down_proj"):
         prunus.quantize(tmp_path / "wide", tmp_path / "bad", rounded, device="cpu")
     ahead = prunus.apply_steps(tmp_path / "wide", tmp_path / "out", [narrow, rounded], dry_run=True)
-    assert any("groups have 32 inputs" in warning for warning in ahead["warnings"])
+    assert any("groups have 32 inputs" in warning for warning in ahead.warnings)
     told = prunus.apply_steps(tmp_path / "wide", tmp_path / "out", [narrow, rounded], device="cpu")
-    assert told["format"] == "W4A16, groups of 32"
+    assert isinstance(told, prunus.Quantized) and told.format == "W4A16, groups of 32"
     steps = [replace(narrow, intermediate_size=90), rounded]
     for dry_run in (True, False):
         with pytest.raises(PrunusError, match=r"inputs divides the 90 of mlp\.down_proj: use --group row") as error:
@@ -399,9 +404,9 @@ def test_after_removed_experts(shared, tmp_path, monkeypatch):
     steps = [ExpertsRecipe(keep=0.5, **common), asked(shared, bits=8)]
     told = prunus.apply_steps(tmp_path / "dense", tmp_path / "out", steps, device="cpu")
     made = tensors_of(tmp_path / "out")
-    assert told["format"] == "W8A8, a scale for each row"
-    assert any("routed experts met fewer than 1000" in warning for warning in told["warnings"])
-    assert sum(tensor.dtype == torch.int8 for tensor in made.values()) == told["linears"]
+    assert isinstance(told, prunus.Quantized) and told.format == "W8A8, a scale for each row"
+    assert any("routed experts met fewer than 1000" in warning for warning in told.warnings)
+    assert sum(tensor.dtype == torch.int8 for tensor in made.values()) == told.linears
     assert not any("experts.4." in name for name in made)
 
 
@@ -457,8 +462,8 @@ def test_models_that_no_format_holds_are_refused_in_one_line(shared, tmp_path, f
 
 def test_a_dry_run_and_the_command_line(shared, tmp_path, capsys):
     told = prunus.quantize(shared / "dense", tmp_path / "out", asked(shared), dry_run=True)
-    assert told["would_write"] == str(tmp_path / "out") and told["calibration"].endswith("8 sequences, 192 tokens")
-    assert told["format"] == "W4A16, groups of 32" and not any(tmp_path.iterdir())
+    assert told.would_write == str(tmp_path / "out") and told.calibration.endswith("8 sequences, 192 tokens")
+    assert told.format == "W4A16, groups of 32" and not any(tmp_path.iterdir())
     command = ["quantize", str(shared / "dense"), str(tmp_path / "out"), "--bits", "4", "--activations", "16"]
     calibration = ["--calibration-samples", "8", "--seqlen", "24", "--calibration", str(shared / "rows.jsonl")]
     main([*command, "--group", "32", *calibration])

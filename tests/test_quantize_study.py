@@ -63,7 +63,7 @@ def test_a_chain_is_planned_with_the_groups_that_a_narrower_model_has(tmp_path):
     narrow, rounded = "intermediate_size = 96, method = 'magnitude', fit = false", "bits = 4, method = 'rtn'"
     chain = f"[[chain]]\nsteps = [{{ width = {{ {narrow} }} }}, {{ quantize = {{ {rounded} }} }}]\n"
     path = write_study(tmp_path, chain, hidden_size=64, intermediate_size=104)
-    (planned,) = prunus.plan_study(path, out=tmp_path / "out")["variants"]
+    (planned,) = prunus.plan_study(path, out=tmp_path / "out").to_json()["variants"]
     (variant,) = open_model(read_study(path), "model", tmp_path / "model").variants[1:]
     prunus.apply_steps(tmp_path / "model", tmp_path / "both", variant.steps, device="cpu")
     assert planned["bytes"] == sum(stored.nbytes for stored in Checkpoint(tmp_path / "both").stored.values())

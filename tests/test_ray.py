@@ -30,6 +30,7 @@ import prunus
 from prunus.checkpoint.resolve import resolve
 from prunus.cli import main
 from prunus.errors import PrunusError
+from prunus.evaluation.engine import Streaming
 from prunus.evaluation.resolved_plan import problem_row
 from prunus.settings.engines import BACKENDS
 from prunus.store.store import Store
@@ -147,7 +148,7 @@ def test_a_search_decides_as_on_one_machine_though_a_worker_is_lost(
         for name, address in (("ray", "auto"), ("local", None)):
             (tmp_path / name).mkdir()
             prunus.evaluate(study.models[0], study.plans[0], tmp_path / name / "results.db")  # no worker starts for it
-            done = prunus.run_study(file, out=tmp_path / name, ray=address)
+            done = prunus.run_study(file, out=tmp_path / name, ray=address).to_json()
             (searches[name],) = done["searches"]
     finally:
         torch.set_num_threads(threads)
@@ -189,7 +190,7 @@ def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
     monkeypatch.setattr(Driver, "store_batch", store_batch)
     monkeypatch.setattr(ray_worker, "PIECE", 4096)  # files travel in many pieces
     file = write_study(tmp_path, RECIPES, f"{SHORT}\nbase_samples = 2", "keep_checkpoints = true")
-    done = prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address)
+    done = prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address).to_json()
     told = capsys.readouterr().err
     assert " was lost while " in told and "another one repeats the job" in told
     assert done["cells"] == 4 and len(stored) == 15 and Path(done["report"]).exists()
@@ -255,7 +256,8 @@ def test_a_worker_sends_the_rows_of_an_engine_that_streams_as_they_come(tmp_path
         ref = ModelRef(model.name, model.checkpoint.checksum(), [work])
         worker = Worker(str(tmp_path), study, "cpu")
         chains = [chain for batch in work.batches for chain in batch]
-        found = list(worker.answer((ref, model.name), model.variants[0], {}, 0, chains))
+        found = list(worker.answer((ref, model.name), model.variants[0], {}, 0, chains, frozenset()))
+        rest = list(worker.answer((ref, model.name), model.variants[0], {}, 0, chains, work.keys(chains[1:])))
         worker.engine.release()
         worker.scratch.close()
         prunus.evaluate(study.models[0], study.plans[0], tmp_path / "here.db", engine=study.engine)
@@ -264,6 +266,7 @@ def test_a_worker_sends_the_rows_of_an_engine_that_streams_as_they_come(tmp_path
     assert len(found) > 1 and all(len(one.samples) % 3 == 0 for one in found)
     assert {(s.problem_id, s.budget): (s.thinking, s.text) for one in found for s in one.samples} == here
     assert sum(len(one.samples) for one in found) == len(here) == 6 * 3
+    assert {(s.problem_id, s.budget, s.draw) for one in rest for s in one.samples} == work.keys(chains[:1])
 
 
 def test_a_job_of_an_engine_that_streams_has_several_batches():
@@ -288,11 +291,11 @@ def test_a_job_of_an_engine_that_streams_has_several_batches():
 def test_the_table_says_which_backends_stream():
     for entry in BACKENDS.values():
         module, _, name = entry.load.partition(":")
-        assert getattr(import_module(module), name.partition(".")[0]).streams == entry.streams
+        assert issubclass(getattr(import_module(module), name.partition(".")[0]), Streaming) == entry.streams
 
 
-def test_after_a_loss_an_engine_that_streams_gets_only_what_is_missing(tmp_path):
-    """Also of batches of which an earlier run stored a part; `hf` gets the whole batch, whose rows go together."""
+def test_after_a_loss_an_engine_is_told_what_is_stored(tmp_path):
+    """Also of batches of which an earlier run stored a part; an engine that streams then draws only the rest."""
     with served_study(tmp_path) as (_, file):
         study = read_study(file)
         model = open_model(study, study.models[0], resolve(study.models[0]))
@@ -300,7 +303,7 @@ def test_after_a_loss_an_engine_that_streams_gets_only_what_is_missing(tmp_path)
         prunus.evaluate(study.models[0], study.plans[0], tmp_path / "whole.db", engine=study.engine)
     batch, asked = cell.resolved.batches[0], []
     kept = cell.resolved.problems[batch[0][0]].id
-    remote = SimpleNamespace(remote=lambda *arguments: asked.append(arguments[-1]))
+    remote = SimpleNamespace(remote=lambda *arguments: asked.append(arguments[-2:]))
     worker = WorkerHandle(SimpleNamespace(answer=SimpleNamespace(options=lambda **_: remote)))
     made = driver(worker)
     with Store(tmp_path / "whole.db") as whole, Store(tmp_path / "part.db", create=True) as made.store:
@@ -308,9 +311,8 @@ def test_after_a_loss_an_engine_that_streams_gets_only_what_is_missing(tmp_path)
         made.store.add_run(whole.run(cell.run_id))
         made.store.add_samples(cell.run_id, [s for s in whole.samples(cell.run_id) if s.problem_id == kept])
         made.models, made.claimed, made.calls = {model.name: []}, {cell.run_id}, {}
-        for made.streams in (True, False):
-            made.assign(worker, Job(model, model.variants[0], cell, batch, True))
-    assert len(batch) == 2 and asked == [batch[1:], batch]
+        made.assign(worker, Job(model, model.variants[0], cell, batch, True))
+    assert len(batch) == 2 and asked == [(batch, cell.resolved.keys(batch[:1]))]
 
 
 def test_what_a_lost_worker_was_sending_is_not_taken_for_complete(tmp_path):

@@ -76,7 +76,7 @@ def weights(model):
 def test_perplexity_orders_dense_wanda_magnitude(pruned, texts, below):
     models = {"dense": smollm2(), **pruned}
     value = {
-        name: prunus.perplexity(model, texts["held_out"], seqlen=JUDGED)["perplexity"] for name, model in models.items()
+        name: prunus.perplexity(model, texts["held_out"], seqlen=JUDGED).perplexity for name, model in models.items()
     }
     below("dense / Wanda", value["dense"] / value["wanda"], 1)
     below("Wanda / magnitude", value["wanda"] / value["magnitude"], 1)

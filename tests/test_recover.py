@@ -150,8 +150,8 @@ def test_recovery_equals_training_blocks_within_the_whole_model(dense, rows, tmp
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
         moved += not torch.equal(tensor, before[name])
     assert moved == 3 * 11  # seven Linears and four norms of each block
-    assert summary["recovered"] == 3
-    assert all(after < start for start, after in summary["errors"])
+    assert summary.recovered == 3
+    assert all(after < start for start, after in summary.errors)
 
 
 @pytest.mark.parametrize("pattern", [None, "2:4"])
@@ -183,7 +183,7 @@ def test_own_targets_leave_the_first_block_as_it_would_be_and_errors_pile_up(den
 @pytest.mark.parametrize("blocks", ["0,", "1,2", "3,"])
 def test_the_block_before_a_removed_one_learns_to_do_its_work(tmp_path, rows, blocks):
     dense = make_model(tmp_path / "dense", "qwen3", blocks=4)
-    prunus.drop_blocks(dense, tmp_path / "pruned", DropRecipe(blocks=blocks))
+    prunus.drop(dense, tmp_path / "pruned", DropRecipe(blocks=blocks))
     prunus.recover(tmp_path / "pruned", tmp_path / "out", asked(rows, epochs=4))
     ids = random_rows(4, LENGTH, seed=9)
     models = [
@@ -204,7 +204,7 @@ def test_any_decoder_is_recovered(tmp_path, model_type):
     path = write_rows(tmp_path / "rows.jsonl", ids)
     pruned = pruned_from(folder, path)
     summary = prunus.recover(pruned, tmp_path / "out", asked(path, step_tokens=16))
-    assert summary["recovered"] > 0
+    assert summary.recovered > 0
     before, after = tensors_of(pruned), tensors_of(tmp_path / "out")
     for index in range(Checkpoint(pruned).blocks):
         for linear in Checkpoint(pruned).linears(index):
@@ -274,7 +274,7 @@ def test_one_and_two_threads_give_the_same_bytes(tmp_path):
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            assert prunus.recover(pruned, tmp_path / str(count), recipe)["recovered"] == 1
+            assert prunus.recover(pruned, tmp_path / str(count), recipe).recovered == 1
     finally:
         torch.set_num_threads(threads)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
@@ -320,8 +320,8 @@ def test_micro_batches_and_computing_again_change_nothing_but_rounding(tmp_path,
         summary = prunus.recover(pruned, tmp_path / str(made.micro_batch) / str(made.checkpointed), recipe)
         found.append((summary, tensors_of(tmp_path / str(made.micro_batch) / str(made.checkpointed))))
     (first, whole), (second, parts) = found
-    assert second["error_after"] == pytest.approx(first["error_after"], rel=1e-4)
-    assert first["recovered"] == second["recovered"] == 3
+    assert second.error_after == pytest.approx(first.error_after, rel=1e-4)
+    assert first.recovered == second.recovered == 3
     for name, tensor in whole.items():
         torch.testing.assert_close(parts[name], tensor, rtol=1e-3, atol=1e-5)
     if plan.checkpointed:  # the same operations in the same order
@@ -404,7 +404,7 @@ def test_a_block_that_becomes_nan_is_left_as_it_was_and_named(tmp_path, dense, r
     pruned = pruned_from(dense, rows)
     monkeypatch.setattr(fitting, "share_of_rate", lambda *_: 1e38)  # weights whose squares no float32 holds
     summary = prunus.recover(pruned, tmp_path / "out", asked(rows))
-    assert summary["warnings"] == ["training gave NaN or infinity in blocks 0, 1, 2, left as they were: lower --rate"]
+    assert summary.warnings == ["training gave NaN or infinity in blocks 0, 1, 2, left as they were: lower --rate"]
     before, after = tensors_of(pruned), tensors_of(tmp_path / "out")
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -417,14 +417,14 @@ def test_one_command_gives_what_two_give_and_goes_on_where_it_stopped(tmp_path, 
     if isinstance(recipe, PruneRecipe):
         prunus.prune(dense, tmp_path / "pruned", recipe)
     else:
-        prunus.drop_blocks(dense, tmp_path / "pruned", recipe)
+        prunus.drop(dense, tmp_path / "pruned", recipe)
     prunus.recover(tmp_path / "pruned", tmp_path / "two", asked(rows))
     monkeypatch.setattr("prunus.pruning.recover.recover.recover_blocks", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prunus.apply_steps(dense, tmp_path / "one", [recipe, asked(rows)])
     assert not (tmp_path / "one").exists()
     monkeypatch.undo()
-    for name in ("prune.prune.prune", "drop.drop_blocks"):  # what was pruned is not pruned again
+    for name in ("prune.prune.prune", "drop.drop"):  # what was pruned is not pruned again
         monkeypatch.setattr(f"prunus.pruning.{name}", lambda *_, **__: 1 / 0)
     prunus.apply_steps(dense, tmp_path / "one", [recipe, asked(rows)])
     one, two = tensors_of(tmp_path / "one"), tensors_of(tmp_path / "two")
@@ -443,9 +443,9 @@ def test_what_was_done_is_in_the_manifest(tmp_path, dense, rows):
     assert second["calibration"]["tokens"] == SEQUENCES * LENGTH
     assert [block["steps"] for block in second["blocks"]] == [7] * 3
     assert second["cost"] == {"tokens": 3 * 7 * LENGTH, "steps": 3 * 7}
-    shown = prunus.inspect(tmp_path / "out")["history"][1]
-    assert shown["action"] == "recover" and shown["trained_tokens"] == second["cost"]["tokens"]
-    assert RecoverRecipe.from_json(shown["recipe"]) == asked(rows)
+    shown = prunus.inspect(tmp_path / "out").history[1]
+    assert shown.action == "recover" and shown.trained_tokens == second["cost"]["tokens"]
+    assert RecoverRecipe.from_json(dict(shown.recipe)) == asked(rows)
     assert step_label(second) == "recovered"
 
 
@@ -454,8 +454,8 @@ def test_errors_and_time_left_are_told_without_a_terminal(tmp_path, dense, rows,
     monkeypatch.setattr("prunus.progress.LOG_EVERY_SECONDS", 0.0)
     summary = prunus.recover(pruned, tmp_path / "out", asked(rows))
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("recovering")]
-    assert len(told) == len(summary["errors"]) == 3
-    for number, (line, (before, after)) in enumerate(zip(told, summary["errors"], strict=True), 1):
+    assert len(told) == len(summary.errors) == 3
+    for number, (line, (before, after)) in enumerate(zip(told, summary.errors, strict=True), 1):
         assert re.match(rf"recovering: {number}/3 fits, about \d+ s left error ", line), line
         assert line.endswith(f"error {before:.3g} -> {after:.3g}")
     prunus.recover(pruned, tmp_path / "best", replace(asked(rows), rate=None))  # three rates on the first block
@@ -493,7 +493,7 @@ def test_only_the_block_whose_loss_is_nan_is_left_as_it_was(tmp_path, dense, row
 
     monkeypatch.setattr(fitting, "fit", fit_with_nan_in_block_1)
     summary = prunus.recover(pruned, tmp_path / "out", asked(rows))
-    assert summary["warnings"] == ["training gave NaN or infinity in blocks 1, left as they were: lower --rate"]
+    assert summary.warnings == ["training gave NaN or infinity in blocks 1, left as they were: lower --rate"]
     before, after = tensors_of(pruned), tensors_of(tmp_path / "out")
     moved = {name.split(".")[2] for name in before if "proj" in name and not torch.equal(before[name], after[name])}
     assert moved == {"0", "2"}
@@ -534,9 +534,9 @@ def test_a_dry_run_says_how_many_tokens_it_would_train_on_and_writes_nothing(tmp
     told = prunus.recover(
         pruned, tmp_path / "out", RecoverRecipe(calibration=str(rows), calibration_tokens=tokens), dry_run=True
     )
-    assert told["calibration"] == f"{rows}: {SEQUENCES} sequences, {tokens} tokens"
+    assert told.calibration == f"{rows}: {SEQUENCES} sequences, {tokens} tokens"
     both = 2 * 4 * tokens * Checkpoint(pruned).architecture.width  # streams in float32
-    assert (told["streams"], told["blocks"], told["dense"]) == (show_bytes(both), 3, str(dense))
+    assert (told.streams, told.blocks, told.dense) == (show_bytes(both), 3, str(dense))
     assert not list(tmp_path.glob("out*"))
 
 

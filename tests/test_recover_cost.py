@@ -70,7 +70,7 @@ def test_operations_steps_and_streams_are_those_of_a_recovery(tmp_path, cost, mo
     assert counter.get_total_flops() + attended[False] + 3 * attended[True] == found.training + found.forward
     assert held == [found.streams]
     manifest = json.loads((tmp_path / "out/prunus.json").read_text())["history"][-1]
-    assert manifest["cost"] == {"tokens": told["trained_tokens"], "steps": BLOCKS * found.steps}
-    assert told["trained_tokens"] == BLOCKS * found.steps * LENGTH
+    assert manifest["cost"] == {"tokens": told.trained_tokens, "steps": BLOCKS * found.steps}
+    assert told.trained_tokens == BLOCKS * found.steps * LENGTH
     read = (dense / "model.safetensors").stat().st_size
     assert found.disk_moved * 2 == pytest.approx(3 * read, rel=0.05)  # this model is stored in float32

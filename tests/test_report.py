@@ -75,7 +75,7 @@ def test_every_number_is_compares(page, store):
     with Store(store) as opened:
         runs = opened.runs()
         summaries = [summarise(opened, run.run_id).to_json() for run in runs]
-    others = compare(store, runs[0].run_id)["others"]
+    others = compare(store, runs[0].run_id)
     expected = []
     for summary, entry in zip(summaries, [None, *others], strict=True):
         for budget in BUDGETS:
@@ -84,10 +84,10 @@ def test_every_number_is_compares(page, store):
             if entry is None:
                 row += [""] * 8
             else:
-                other = entry["tasks"]["tiny"]["budgets"][budget]
-                row += [in_points(other[key]) for key in ("difference", "low", "high")]
-                row += [verdict(Cell.of(other)), other["p"], other["p_adjusted"], other["q"]]
-                row.append("" if other["mde"] is None else in_percent(other["mde"]))
+                other = entry.tasks["tiny"].budgets[budget]
+                row += [in_points(points) for points in (other.difference, other.low, other.high)]
+                row += [verdict(other), other.p, other.p_adjusted, other.q]
+                row.append("" if other.mde is None else in_percent(other.mde))
             expected.append([*row, "126", "1"])
     rows = page.rows("numbers")[1:]
     assert len(rows) == len(expected) == 7 * 8
@@ -101,7 +101,7 @@ def test_every_number_is_compares(page, store):
 
 @pytest.mark.slow
 def test_verdict_rows_are_compares(page, store):
-    data = compare(store, "tiny")
+    data = compare(store, "tiny").to_json()
     rows = page.rows("verdicts")
     assert [row[0].strip() for row in rows[1:]][:3] == ["dense", "Wanda 20\xa0%", "Magnitude 20\xa0%"]
     for row, entry in zip(rows[2:], data["others"], strict=True):
@@ -474,7 +474,7 @@ def test_several_tasks_have_a_section_each_and_one_verdict(tmp_path):
     page = Page(report(path, tmp_path / "a.html"))
     titles = [f"Difference from dense by budget on {task}" for task in ("one", "two")]
     assert [title for title in page.all("h2") if title.startswith("Difference")] == titles
-    macro = compare(path, "tiny")["others"][0]["macro"]["auc"]
+    macro = compare(path, "tiny").to_json()["others"][0]["macro"]["auc"]
     assert page.rows("verdicts")[2][2].startswith(in_points(macro["difference"]))
 
 

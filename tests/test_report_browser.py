@@ -18,8 +18,10 @@ from pypdf import PdfReader
 from test_certificate import make
 
 from prunus.reporting.page import report
+from prunus.results.certificate import read_certificate
 from prunus.studies.find.page import write_page
-from prunus.studies.run import PlanContrast, contents
+from prunus.studies.records import PlanContrast
+from prunus.studies.run import contents
 
 # One browser for all.
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
@@ -159,7 +161,7 @@ def test_no_table_is_cut_off(browser, rich, width):
 @pytest.mark.parametrize("width", [320, 1400])
 def test_the_page_of_a_search_draws_fits_and_runs_its_script(browser, tmp_path, width):
     _, certificate = make(tmp_path)
-    write_page(json.loads(certificate.read_text()), tmp_path / "find.html")
+    write_page(read_certificate(certificate), tmp_path / "find.html")
     browser.problems.clear()
     browser.open(tmp_path / "find.html", width)
     assert browser.problems == [] and browser.evaluate(OVERLAPS) == []
@@ -390,9 +392,10 @@ def test_axe_finds_nothing(browser, rich, axe, tmp_path, which, dark):
     """Names, roles, contrast, headings, landmarks and what else axe-core checks, with everything opened."""
     path = rich if which == "report" else tmp_path / "a.html"
     if which == "search":
-        write_page(json.loads(make(tmp_path)[1].read_text()), path)
+        write_page(read_certificate(make(tmp_path)[1]), path)
     elif which == "study":
-        shown = {Path("report-1.html"): [PlanContrast("tiny", "", "a", True, (), ("wanda-20",))]}
+        words = {"model": "tiny", "plan": "", "base": "a", "comparison": None, "not_begun": ("wanda-20",)}
+        shown = {Path("report-1.html"): [PlanContrast(**words, begun=True, others=(), controls=())]}
         path.write_text(contents("A study", shown, [], [("Found.", "find.html")]), "utf-8")
     for width in (1280, 390):
         browser.open(path, width, dark=dark)

@@ -121,7 +121,7 @@ def test_embedded_data_are_compares(page, store):
     for summary in embedded["summaries"]:
         for cell in summary["tasks"]["tiny"]["budgets"].values():
             assert cell.pop("band_low") <= cell["low"] <= cell["high"] <= cell.pop("band_high")
-    assert embedded == json.loads(json.dumps({"comparison": compare(store, runs[0]), "summaries": summaries}))
+    assert embedded == json.loads(json.dumps({"comparison": compare(store, runs[0]).to_json(), "summaries": summaries}))
 
 
 @pytest.mark.parametrize(

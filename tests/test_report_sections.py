@@ -118,7 +118,7 @@ def test_two_dense_models_still_need_a_base(tmp_path):
 
 def test_what_cannot_be_told_says_how_much_more_would_do(tmp_path):
     path = make_store(tmp_path / "a.db", names=("tiny", "wanda-20"), problems=12, budgets=(64, 1024), draws=3)
-    entry = compare(path, "tiny")["others"][0]
+    entry = compare(path, "tiny").to_json()["others"][0]
     assert entry["verdict"] == "cannot tell"
     row = Page(report(path, tmp_path / "a.html")).rows("verdicts")[2]
     settle = entry["primary"]["settle"]
@@ -169,7 +169,7 @@ def test_scaling_is_summarises(page, store):
     ):  # fmt: skip
         (number,) = re.findall(r"^[+−]?\d+\.\d", cells[title])
         assert float(number.replace("−", "-")) == pytest.approx(100 * value, abs=0.051), title
-    slope = compare(store, summary_base(store), ["wanda-50"])["others"][0]["tasks"]["tiny"]["slope"]
+    slope = compare(store, summary_base(store), ["wanda-50"]).to_json()["others"][0]["tasks"]["tiny"]["slope"]
     shown = [float(number) for number in re.findall(r"\d+\.\d", cells["Slope kept,%"])]
     wanted = [slope[key] for key in ("retention", "retention_low", "retention_high")]
     assert shown == pytest.approx([100 * value for value in wanted], abs=0.051)
@@ -320,7 +320,7 @@ def test_the_front_is_of_models_that_none_beats_in_bytes_and_accuracy(tmp_path):
     listed = [f"{name} ({size / 1e6:.1f} MB, {100 * area:.1f} %)" for name, area, size, _ in best]
     said = f"On the front, from small to large: {', '.join(listed[:-1])} and {listed[-1]}."
     assert said in page.all("p", "says")
-    found = compare(store, "dense")
+    found = compare(store, "dense").to_json()
     assert [sum(one.get("bytes", {}).values()) for one in found["others"]] == [
         10**6 * n for n in list(sizes.values())[1:]
     ] + [0]

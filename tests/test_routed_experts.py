@@ -314,11 +314,11 @@ def test_every_method_prunes_experts_to_the_exact_count(tmp_path, changes):
             weight_OI = made.read_weight(index, f"{linear.name}.weight")
             assert changes.get("allocation") or (weight_OI == 0).sum() == weight_OI.numel() // 2
             zeros, weights = zeros + int((weight_OI == 0).sum()), weights + weight_OI.numel()
-    assert zeros == weights // 2 and told["sparsity"] == 0.5
-    assert told["linears"] == sum(len(before.linears(index)) for index in range(before.blocks))
-    assert len(told["linear_sparsity"]) == 7 * layers
-    assert "model.layers.0.mlp.experts.*.gate_proj" in told["linear_sparsity"]
-    few = [line for line in told["warnings"] if "routed experts met fewer than 64 calibration tokens" in line]
+    assert zeros == weights // 2 and told.sparsity == 0.5
+    assert told.linears == sum(len(before.linears(index)) for index in range(before.blocks))
+    assert len(told.linear_sparsity) == 7 * layers
+    assert "model.layers.0.mlp.experts.*.gate_proj" in told.linear_sparsity
+    few = [line for line in told.warnings if "routed experts met fewer than 64 calibration tokens" in line]
     assert len(few) == (changes.get("method") != "magnitude")
     whole(tmp_path / "out")
 
@@ -327,7 +327,7 @@ def test_every_method_prunes_experts_to_the_exact_count(tmp_path, changes):
 def test_a_block_without_experts_stays_as_it_is_where_only_experts_are_pruned(tmp_path, changes):
     make_random_model("qwen3_moe", tmp_path / "m", num_hidden_layers=2, mlp_only_layers=[1])
     told = prunus.prune(tmp_path / "m", tmp_path / "out", recipe_of(tmp_path, scope="experts", **changes))
-    assert told["sparsity"] == 0.5 and all(".mlp.experts.*." in name for name in told["linear_sparsity"])
+    assert told.sparsity == 0.5 and all(".mlp.experts.*." in name for name in told.linear_sparsity)
     before, made = (Checkpoint(tmp_path / name).read_block(1) for name in ("m", "out"))
     assert all(torch.equal(made[name], tensor) for name, tensor in before.items())
 
@@ -337,7 +337,7 @@ def test_scopes_of_a_mixture_of_experts(tmp_path):
     names = {}
     for scope in ("all", "attention", "mlp", "experts", "shared"):
         recipe = recipe_of(tmp_path, method="magnitude", scope=scope)
-        names[scope] = set(prunus.prune(tmp_path / "m", tmp_path / scope, recipe)["linear_sparsity"])
+        names[scope] = set(prunus.prune(tmp_path / "m", tmp_path / scope, recipe).linear_sparsity)
     assert all(".mlp.experts.*." in name for name in names["experts"])
     assert all(".mlp.shared_experts." in name for name in names["shared"])
     assert names["experts"] | names["shared"] < names["mlp"] == names["all"] - names["attention"]
@@ -356,7 +356,7 @@ def test_influences_of_experts_are_refused_in_a_line(tmp_path):
 def test_an_expert_that_no_token_meets_is_named(tmp_path):
     make_random_model("qwen3_moe", tmp_path / "m")
     told = prunus.prune(tmp_path / "m", tmp_path / "out", recipe_of(tmp_path, rows(1, 2)))
-    (line,) = [line for line in told["warnings"] if "routed experts met" in line]
+    (line,) = [line for line in told.warnings if "routed experts met" in line]
     assert "never met: model.layers.0.mlp.experts." in line and " more" in line
 
 
@@ -370,7 +370,7 @@ def pruned(request, tmp_path):
 
 
 def test_inspect_counts_pruned_experts(pruned):
-    found = prunus.inspect(pruned / "out")
+    found = prunus.inspect(pruned / "out").to_json()
     assert found["sparsity"] == 0.5 and found["prunable"] == sum(row["weights"] for row in found["linears"])
     row = next(row for row in found["linears"] if row["kind"].endswith("experts.*.down_proj"))
     assert row["experts"] == 8 and row["zeros"] == row["weights"] // 2 == 8 * row["shape"][0] * row["shape"][1] // 2
@@ -381,7 +381,7 @@ def test_recovery_trains_pruned_experts_and_keeps_their_zeros(pruned):
     calibration = {"calibration": str(pruned / "rows.jsonl"), "samples": 64, "seqlen": 24, "epochs": 3}
     recipe = prunus.RecoverRecipe(**calibration, rate=0.1, step_tokens=96)
     told = prunus.recover(pruned / "out", pruned / "new", recipe, dense=pruned / "m")
-    assert told["recovered"] and told["error_after"] < told["error_before"]
+    assert told.recovered and told.error_after < told.error_before
     before, after = Checkpoint(pruned / "out"), Checkpoint(pruned / "new")
     changed = 0
     for index in range(before.blocks):
@@ -414,9 +414,9 @@ def test_saved_statistics_know_which_experts_met_too_few_tokens(pruned, monkeypa
     saved = prunus.prune(pruned / "m", pruned / "a", PruneRecipe(**dense), stats=pruned / "s.safetensors")
     again = prunus.prune(pruned / "m", pruned / "b", PruneRecipe(**dense, **recipe))
     assert (pruned / "a/model.safetensors").read_bytes() == (pruned / "b/model.safetensors").read_bytes()
-    assert saved["warnings"] == again["warnings"][-1:]
-    (line,) = [line for line in again["warnings"] if "routed experts met fewer than 25 calibration tokens" in line]
-    assert line.replace("were pruned by their", "have the") in told["warnings"]
+    assert saved.warnings == again.warnings[-1:]
+    (line,) = [line for line in again.warnings if "routed experts met fewer than 25 calibration tokens" in line]
+    assert line.replace("were pruned by their", "have the") in told.warnings
     metadata = read_metadata(pruned / "s.safetensors")
     metadata["prunus"] = metadata["prunus"].replace('"dtype"', '"min_expert_tokens": 25, "dtype"')
     save_file(load_file(pruned / "s.safetensors"), pruned / "old.safetensors", metadata)
@@ -436,7 +436,7 @@ def test_a_studys_variant_of_experts_is_swapped_into_the_loaded_model(pruned):
 
 
 def test_blocks_of_a_pruned_mixture_can_be_dropped(pruned):
-    prunus.drop_blocks(pruned / "out", pruned / "short", prunus.DropRecipe(blocks="0,"))
+    prunus.drop(pruned / "out", pruned / "short", prunus.DropRecipe(blocks="0,"))
     short, long = Checkpoint(pruned / "short"), Checkpoint(pruned / "out")
     for name, tensor in long.read_block(1).items():
         assert torch.equal(short.read_block(0)[name], tensor)

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,15 +36,15 @@ def interrupted(tmp_path, monkeypatch) -> Path:
 
 def test_a_run_without_answers_blocks_nothing(interrupted, tmp_path):
     full, empty = prunus.runs(interrupted)
-    assert (full["rows"], empty["rows"]) == (3, 0)
+    assert (full.rows, empty.rows) == (3, 0)
     with Store(interrupted) as store:
-        assert [run.run_id for run in store.begun()] == [full["run"]]
-        assert store.find_run("tiny").run_id == full["run"]
-        assert store.find_run(empty["run"]).run_id == empty["run"]  # by its id it can still be named
+        assert [run.run_id for run in store.begun()] == [full.run]
+        assert store.find_run("tiny").run_id == full.run
+        assert store.find_run(empty.run).run_id == empty.run  # by its id it can still be named
     with pytest.raises(PrunusError, match="nothing to compare with tiny"):
         prunus.compare(interrupted, "tiny")
     prunus.report(interrupted, tmp_path / "r.html")
-    assert full["run"] in (tmp_path / "r.html").read_text()
+    assert full.run in (tmp_path / "r.html").read_text()
 
 
 def test_a_store_with_no_answers_at_all_says_so(tmp_path):
@@ -57,7 +58,7 @@ def test_a_store_with_no_answers_at_all_says_so(tmp_path):
 def test_what_an_ambiguous_name_means_is_told_apart(tmp_path):
     path = make_store(tmp_path / "s.db", names=("tiny",), problems=6, budgets=(16,))
     make_store(path, names=("tiny",), problems=6, budgets=(16, 32))
-    first, second = (one["run"] for one in prunus.runs(path))
+    first, second = (one.run for one in prunus.runs(path))
     wanted = f"{first} (tiny; budgets 16), {second} (tiny; budgets 16, 32)"
     with pytest.raises(PrunusError) as named:
         prunus.compare(path, "tiny")
@@ -99,7 +100,7 @@ def test_a_removed_run_is_gone_with_all_that_was_stored_about_it(tmp_path):
         store._connection.execute("INSERT INTO timing VALUES (?, 'machine', '{}')", (RUN.run_id,))
         store.mark_adaptive(RUN.run_id, {"by": "find", "seed": 0})
     (left,) = prunus.runs(path, remove="tiny")
-    assert left["run"] == other.run_id
+    assert left.run == other.run_id
     connection = sqlite3.connect(path)
     left_over = {
         table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
@@ -113,34 +114,34 @@ def test_a_removed_run_is_gone_with_all_that_was_stored_about_it(tmp_path):
 
 
 def test_removing_is_refused_where_it_is_not_clear_or_the_run_is_being_evaluated(interrupted):
-    full, empty = (one["run"] for one in prunus.runs(interrupted))
+    full, empty = (one.run for one in prunus.runs(interrupted))
     with pytest.raises(PrunusError, match=r"fits 2 runs .*no limit"):  # a run without answers counts here
         prunus.runs(interrupted, remove="tiny")
     with pytest.raises(PrunusError, match="no run of 'none'"):
         prunus.runs(interrupted, remove="none")
     with claim(interrupted, full), pytest.raises(PrunusError, match=r"another prunus process .*wait for it"):
         prunus.runs(interrupted, remove=full)
-    assert [one["run"] for one in prunus.runs(interrupted)] == [full, empty]
-    assert [one["run"] for one in prunus.runs(interrupted, remove=empty)] == [full]
+    assert [one.run for one in prunus.runs(interrupted)] == [full, empty]
+    assert [one.run for one in prunus.runs(interrupted, remove=empty)] == [full]
 
 
 def test_a_renamed_run_keeps_its_id_and_rows(interrupted):
     full, empty = prunus.runs(interrupted)
-    told = prunus.runs(interrupted, rename=(full["run"], "reasoner é"))
-    assert told == [full | {"model": "reasoner é"}, empty]
+    told = prunus.runs(interrupted, rename=(full.run, "reasoner é"))
+    assert told == [replace(full, model="reasoner é"), empty]
     prunus.evaluate("tiny", EvalPlan(tasks=("tiny",), budgets=(16,), limit=3), interrupted)  # goes on in the same run
     with Store(interrupted) as store:
-        assert store.find_run("reasoner é").run_id == full["run"] and len(store.runs()) == 2
+        assert store.find_run("reasoner é").run_id == full.run and len(store.runs()) == 2
     line = "a name is one line of at most 80 characters"
     for name, message in (("tiny", "'tiny' names another run"), (" ", line), ("bad\udcff", line), ("a\x1b[31mb", line)):
         with pytest.raises(PrunusError, match=message):
-            prunus.runs(interrupted, rename=(full["run"], name))
+            prunus.runs(interrupted, rename=(full.run, name))
     assert prunus.runs(interrupted) == told
 
 
 def test_the_command_asks_before_it_removes(interrupted, capsys, monkeypatch):
     runs = prunus.runs(interrupted)
-    command = ["runs", str(interrupted), "--remove", runs[1]["run"]]
+    command = ["runs", str(interrupted), "--remove", runs[1].run]
     with pytest.raises(SystemExit) as failed:
         main(command)
     assert failed.value.code == 2 and "add --yes" in capsys.readouterr().err
@@ -149,5 +150,5 @@ def test_the_command_asks_before_it_removes(interrupted, capsys, monkeypatch):
         monkeypatch.setattr("click.confirm", lambda *_, answer=answer, **__: answer)
         main(command)
         assert len(prunus.runs(interrupted)) == left
-    main([*command[:3], runs[0]["run"], "--yes"])
+    main([*command[:3], runs[0].run, "--yes"])
     assert prunus.runs(interrupted) == []

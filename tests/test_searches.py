@@ -15,11 +15,12 @@ from test_comparison import row
 
 from prunus.cards.certified import NOTHING, read_claims
 from prunus.cards.text import certified_text
+from prunus.results.certificate import Certificate, Declaration, read_certificate, write_certificate
 from prunus.results.ladder import CERTIFIED, REFUSED
 from prunus.statistics.anytime import interleaved, seeded_order
 from prunus.store.rows import ProblemRow, Run
 from prunus.store.store import Store
-from prunus.studies.find.certificate import certificate, read_certificate, write_certificate
+from prunus.studies.find.certificate import certificate
 from prunus.studies.find.page import page
 from prunus.studies.find.trace import declare_in, outcomes, warning
 from prunus.studies.find.verify import verify
@@ -32,12 +33,12 @@ RULE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def declared(rungs: tuple[str, ...] = ("r0",), **settings: Any) -> dict[str, Any]:
+def declared(rungs: tuple[str, ...] = ("r0",), **settings: Any) -> Declaration:
     """The declaration of a search for these rungs of the model m."""
     ladder = [{"name": name, "run": name * 6, "removed": 0.1 * (1 + k)} for k, name in enumerate(rungs)]
     model = {"name": "m", "source": "m", "checksum": "c" * 64}
     start = {"model": model, "dense": "d" * 12, "problems": {"a": IDS}, "ladders": [{"name": "made", "rungs": ladder}]}
-    return start | RULE | settings
+    return Declaration.of(start | RULE | settings)
 
 
 def add(store: Store, name: str, lost: range | tuple[int, ...] = (), hashed: bool = False) -> None:
@@ -54,11 +55,11 @@ def add(store: Store, name: str, lost: range | tuple[int, ...] = (), hashed: boo
     store.add_samples(run, [row("a", p, 16, 0, p not in lost, **texts) for p in range(PROBLEMS)])
 
 
-def certify(store: Path, search: dict[str, Any], file: Path) -> Mapping[str, Any]:
+def certify(store: Path, search: Declaration, file: Path) -> Mapping[str, Any]:
     with Store(store) as opened:
         data = certificate(opened, search, None)
     write_certificate(data, file)
-    return data
+    return data.to_json()
 
 
 @pytest.fixture
@@ -79,12 +80,12 @@ def test_a_search_is_stored_once_with_the_rows_that_its_runs_had(tmp_path):
         add(opened, "r0")
         declare_in(opened, second)
         (one, two) = opened.searches()
-        declare_in(opened, json.loads(json.dumps(first)))
+        declare_in(opened, Declaration.of(json.loads(json.dumps(first.to_json()))))
         add(opened, "r1")
         declare_in(opened, second)
         assert opened.searches() == [one, two]
-    assert (one.number, one.declared, one.had) == (1, first, {})
-    assert (two.number, two.declared) == (2, second)
+    assert (one.number, one.declared, one.had) == (1, first.to_json(), {})
+    assert (two.number, two.declared) == (2, second.to_json())
     assert two.had == {"d" * 12: (PROBLEMS, PROBLEMS), "r0" * 6: (PROBLEMS, PROBLEMS)}
     assert one.at.endswith("+00:00") and one.at <= two.at
 
@@ -102,11 +103,11 @@ def test_twenty_seeds_over_the_same_rows_are_counted(store, tmp_path):
     assert "of the 6 searches before it on the same model and tasks is false is at most 35 %" in error
     assert error.endswith("did not depend on the rows that existed then (120 problems of m and 120 of r0)")
     checked = verify(tmp_path / "7.json", store)
-    assert checked["differences"] == [] and checked["claims"] == data["shown"]["claims"]
-    places = [line.partition(":")[0] for line in checked["searches"]]
-    assert places[:-1] == ["before it"] * 6 + ["after it"] * 13 and "has 20 searches" in checked["searches"][-1]
-    assert "falsely is at most 100 %" in checked["searches"][-1]
-    text = page(data)
+    assert checked.differences == [] and checked.claims == data["shown"]["claims"]
+    places = [line.partition(":")[0] for line in checked.searches]
+    assert places[:-1] == ["before it"] * 6 + ["after it"] * 13 and "has 20 searches" in checked.searches[-1]
+    assert "falsely is at most 100 %" in checked.searches[-1]
+    text = page(Certificate.of(data))
     assert "6 other searches on the same model and tasks were declared before it" in text and "and 1 more" in text
     assert "the store had rows of 120 problems of m and 120 of r0" in text
     shutil.copy(tmp_path / "7.json", tmp_path / "certificate.json")
@@ -119,15 +120,15 @@ def test_thirteen_ladders_of_one_rung_are_counted(store, tmp_path):
     with Store(store) as opened:
         for search in searches:
             declare_in(opened, search)
-            add(opened, search["ladders"][0]["rungs"][0]["name"])
+            add(opened, search.rungs[0].name)
     data = certify(store, searches[-1], tmp_path / "c.json")
     assert len(data["shown"]["searches"]["before"]) == 12
     assert [one["name"] for one in data["shown"]["searches"]["had"]] == ["m"], "its rung has rows since it was declared"
     error = data["shown"]["claims"][-1]
     assert "of the 12 searches before it on the same model and tasks is false is at most 65 %" in error
     checked = verify(tmp_path / "c.json", store)
-    assert checked["differences"] == [] and len(checked["searches"]) == 13
-    assert "r1 (margins 10 points and 10 points, alpha 5 %, seed 0, 120 problems): r1 refused" in checked["searches"][1]
+    assert checked.differences == [] and len(checked.searches) == 13
+    assert "r1 (margins 10 points and 10 points, alpha 5 %, seed 0, 120 problems): r1 refused" in checked.searches[1]
 
 
 def test_a_margin_that_is_widened_after_a_refusal_is_told_at_the_start_and_by_verify(store, tmp_path):
@@ -147,8 +148,8 @@ def test_a_margin_that_is_widened_after_a_refusal_is_told_at_the_start_and_by_ve
     data = certify(store, wider, tmp_path / "c.json")
     assert data["shown"]["ladders"][0]["rungs"][0]["word"] == CERTIFIED
     checked = verify(tmp_path / "c.json", store)
-    assert "or of the search before it on the same model and tasks is false is at most 10 %" in checked["claims"][-1]
-    (before, both) = checked["searches"]
+    assert "or of the search before it on the same model and tasks is false is at most 10 %" in checked.claims[-1]
+    (before, both) = checked.searches
     assert before.startswith("before it: search ") and before.endswith("r1 refused") and "at most 10 %" in both
 
 
@@ -172,8 +173,8 @@ def test_rows_that_were_removed_before_a_search_was_declared_are_named(store, tm
     data = certify(store, declared(), tmp_path / "c.json")
     assert data["shown"]["searches"]["had"][1] == {"run": "r0" * 6, "name": "r0", "problems": 120, "rows": 120}
     checked = verify(tmp_path / "c.json", store)
-    assert checked["differences"] == []
-    note = checked["notes"][0]
+    assert checked.differences == []
+    note = checked.notes[0]
     assert note.startswith("a run of r0 (r0r0r0r0r0r0) with rows of 120 problems was removed from the store at 20")
 
 
@@ -187,8 +188,8 @@ def test_other_runs_of_a_checkpoint_that_is_certified_are_named(store, tmp_path)
         declare_in(opened, declared())
     certify(store, declared(), tmp_path / "c.json")
     checked = verify(tmp_path / "c.json", store)
-    assert checked["differences"] == []
-    note = checked["notes"][0]
+    assert checked.differences == []
+    note = checked.notes[0]
     assert note.startswith("the store has another run of the checkpoint of r0 on the same tasks (eeeeeeeeeeee: a")
 
 
@@ -233,11 +234,11 @@ def test_a_changed_trace_text_or_gold_is_found_out(store, tmp_path, statement, t
         declare_in(opened, declared(seed=1))
         declare_in(opened, declared())
     certify(store, declared(), tmp_path / "c.json")
-    assert verify(tmp_path / "c.json", store)["differences"] == []
+    assert verify(tmp_path / "c.json", store).differences == []
     with sqlite3.connect(store) as connection:
         connection.execute(statement.replace("{first}", seeded_order(IDS, 0)[0]))
     checked = verify(tmp_path / "c.json", store)
-    assert checked["claims"] == [] and any(told in line for line in checked["differences"]), checked
+    assert checked.claims == [] and any(told in line for line in checked.differences), checked
 
 
 def test_a_certificate_that_leaves_out_an_earlier_search_is_found_out(store, tmp_path):
@@ -250,7 +251,7 @@ def test_a_certificate_that_leaves_out_an_earlier_search_is_found_out(store, tmp
         traced = data["shown"]["searches"]
         traced["before"], traced["alpha"] = [], 0.05
 
-    (line,) = verify(changed(tmp_path / "c.json", forget), store)["differences"]
+    (line,) = verify(changed(tmp_path / "c.json", forget), store).differences
     assert line.startswith("the certificate leaves out search ") and "seed 1" in line
 
 
@@ -267,7 +268,7 @@ def test_problems_on_which_the_rung_loses_cannot_be_left_out(tmp_path):
             add(opened, "r1", lost, hashed=True)
         data = certify(store, search, tmp_path / "c.json")
         assert bool(data["shown"]["found"]) == (problems is kept), "without the 28 problems it loses nothing"
-        found = verify(tmp_path / "c.json", store)["differences"]
+        found = verify(tmp_path / "c.json", store).differences
         told = f"the {len(problems)} problems that the certificate declares are not those of the runs' plan"
         assert [line.partition(",")[0] for line in found] == [told] * differs
 
@@ -278,7 +279,9 @@ def test_claims_name_the_checkpoint_and_its_checksum(store, tmp_path):
     data = certify(store, declared(), tmp_path / "certificate.json")
     name = f"The checkpoint made by r0 (blake3 {hashlib.sha256(b'r0').hexdigest()[:16]}): "
     assert [claim.startswith(name) for claim in data["shown"]["claims"]] == [True, True, False]
-    assert name in page(data) and "<h1><bdi>r0 still solves and still stops</bdi></h1>" in page(data)
+    assert name in page(Certificate.of(data)) and "<h1><bdi>r0 still solves and still stops</bdi></h1>" in page(
+        Certificate.of(data)
+    )
     assert read_claims(tmp_path).claims == tuple(data["shown"]["claims"])
     assert read_claims(tmp_path / "none") is NOTHING and certified_text(NOTHING) == []
 
@@ -298,14 +301,14 @@ def test_a_certificate_of_format_2_is_verified_by_its_own_hashes_and_says_what_i
     shutil.move(changed(file, ungraded), file)
     data = read_certificate(file)
     checked = verify(file, store)
-    assert checked["differences"] == [] and checked["claims"] == data["shown"]["claims"] and len(checked["claims"]) == 3
-    note = checked["notes"][-1]
+    assert checked.differences == [] and checked.claims == data.shown.claims and len(checked.claims) == 3
+    note = checked.notes[-1]
     assert note.startswith("This certificate has format 2, which does not know which searches came before")
     assert note in page(data) and read_claims(tmp_path).searches == (note,) and len(read_claims(tmp_path).claims) == 3
     first = interleaved(older.IDS, older.SEED)[0][1]
     with sqlite3.connect(store) as connection:
         connection.execute("UPDATE sample SET answer = 'x' WHERE problem_id = ?", (first,))
-    assert any("gentle: rows of the store" in line for line in verify(file, store)["differences"])
+    assert any("gentle: rows of the store" in line for line in verify(file, store).differences)
 
 
 def test_repeated_searches_err_as_often_as_the_bound_allows():

@@ -116,24 +116,24 @@ def store_of(path, shift, seeds=(0, 1, 2, 3, 4), **more):
 @pytest.mark.slow
 def test_a_recipe_is_judged_over_its_seeds(tmp_path, capsys):
     lossy = store_of(tmp_path / "lossy.db", lambda _: 0.15)
-    found = compare(lossy, "dense", resamples=200)
+    found = compare(lossy, "dense", resamples=200).to_json()
     (recipe,) = found["recipes"]
     assert (recipe["label"], recipe["seeds"], recipe["verdict"]) == ("Wanda 50\u00a0%", [0, 1, 2, 3, 4], "cannot tell")
     means = [one["primary"]["difference"] for one in found["others"]]
     assert recipe["each"] == pytest.approx(means) and recipe["needed"] == 152
     assert recipe["difference"] == pytest.approx(np.mean([one["primary"]["difference"] for one in found["others"]]))
     # Seeds that differ much: each checkpoint has a verdict of its own, and of the recipe nothing can be told.
-    apart = compare(store_of(tmp_path / "apart.db", lambda seed: 0.4 * (seed == 4)), "dense", resamples=200)
+    apart = compare(store_of(tmp_path / "apart.db", lambda seed: 0.4 * (seed == 4)), "dense", resamples=200).to_json()
     assert apart["recipes"][0]["verdict"] == "cannot tell" and apart["recipes"][0]["freedom"] < 6
     assert [one["verdict"] == "worse" for one in apart["others"]] == [False] * 4 + [True]
-    harmless = compare(store_of(tmp_path / "same.db", lambda _: 0.002), "dense", margin=0.05, resamples=200)
+    harmless = compare(store_of(tmp_path / "same.db", lambda _: 0.002), "dense", margin=0.05, resamples=200).to_json()
     assert harmless["recipes"][0]["verdict"] == "cannot tell" and harmless["recipes"][0]["needed"] == 60
     # Who names some of the seeds sees all of them, and who removed one gets no word.
-    named = compare(lossy, "dense", ["w0", "w1"], resamples=200)
+    named = compare(lossy, "dense", ["w0", "w1"], resamples=200).to_json()
     assert named["recipes"] == found["recipes"] and len(named["others"]) == 2
     with Store(lossy) as opened:
         opened.remove_run("w4")
-    (without,) = compare(lossy, "dense", resamples=200)["recipes"]
+    (without,) = compare(lossy, "dense", resamples=200).to_json()["recipes"]
     assert without["seeds"] == [0, 1, 2, 3] and without["p_worse"] == without["p_margin"] == 1
     prunus.report(lossy, tmp_path / "r.html")
     assert "Wanda 50\u00a0%, over 4 calibration seeds" in (tmp_path / "r.html").read_text()
@@ -142,7 +142,7 @@ def test_a_recipe_is_judged_over_its_seeds(tmp_path, capsys):
 
 
 def test_only_seeds_may_differ(tmp_path):
-    two = compare(store_of(tmp_path / "two.db", lambda _: 0.1, seeds=(0, 1)), "dense", resamples=200)
+    two = compare(store_of(tmp_path / "two.db", lambda _: 0.1, seeds=(0, 1)), "dense", resamples=200).to_json()
     assert two["recipes"] == []  # two seeds say next to nothing of how seeds differ
     path = store_of(tmp_path / "s.db", lambda _: 0.1, seeds=(0, 1, 2))
     with Store(path) as store:
@@ -153,5 +153,5 @@ def test_only_seeds_may_differ(tmp_path):
             Run("e" * 12, {"name": "x", "checksum": "x", "manifest": {"history": history}}, PLAN, {"grader": "1"})
         )
         store.add_samples("e" * 12, store.samples(run.run_id))
-    (recipe,) = compare(path, "dense", resamples=200)["recipes"]
+    (recipe,) = compare(path, "dense", resamples=200).to_json()["recipes"]
     assert recipe["seeds"] == [0, 1, 2] and "e" * 12 not in recipe["runs"]

@@ -93,7 +93,7 @@ def test_models_that_transformers_does_not_know_and_files_without_an_index(tmp_p
 
 def evaluated(server: Server, store: Path, model: str | Path, plan: EvalPlan = PLAN, **engine: Any) -> str:
     with serving(server):
-        return prunus.evaluate(model, plan, store, engine=EngineOptions(url=server.url, **engine))
+        return prunus.evaluate(model, plan, store, engine=EngineOptions(url=server.url, **engine)).run_id
 
 
 def babbling(**settings: Any) -> Server:
@@ -105,7 +105,7 @@ def test_quantised_and_dense_runs_are_compared_on_one_server(tmp_path):
     for name, config in (("bf16", {}), ("int8", {"quantization_config": QUANTISED["gptq 8-bit"]})):
         folder = made(tmp_path / name, "llama9", **config)
         evaluated(babbling(name=name), store, folder)
-    compared = prunus.compare(store, "bf16")
+    compared = prunus.compare(store, "bf16").to_json()
     assert [other["model"] for other in compared["others"]] == ["int8"] and not compared["others"][0]["warnings"]
     with Store(store) as opened:
         assert label(history(opened.find_run("int8"))) == "gptq 8-bit"
@@ -117,7 +117,7 @@ def test_a_study_of_dense_models_takes_any_model(tmp_path):
     with serving(server):
         text = f'models = ["{folder}"]\n[eval]\ntasks = ["tiny"]\nlimit = 2\nbudgets = [0, 6]\nbackend = "openai"\n'
         (tmp_path / "s.toml").write_text(text + f'profile = "tiny"\n[engine]\nurl = "{server.url}"\n')
-        done = prunus.run_study(tmp_path / "s.toml", out=tmp_path / "out")
+        done = prunus.run_study(tmp_path / "s.toml", out=tmp_path / "out").to_json()
     assert done["cells"] == 1
     with Store(done["store"]) as opened:
         [run] = opened.runs()
@@ -159,7 +159,7 @@ def test_traces_need_only_a_tokenizer_too(tmp_path):
         made = prunus.traces(
             "org/big", tmp_path / "t.jsonl", recipe, engine=EngineOptions(url=server.url, tokenizer="tiny")
         )
-    assert made["chains"] == 2
+    assert made.chains == 2
 
 
 class Shifted:

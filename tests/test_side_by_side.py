@@ -13,7 +13,8 @@ from tiny_chains import MARKERS, chains, tiny
 
 from prunus.errors import PrunusError
 from prunus.evaluation.budget import Draw, Rules, force_budgets
-from prunus.evaluation.requests import Backend, Completion, Request, Sampling, no_progress
+from prunus.evaluation.engine import Backend
+from prunus.evaluation.requests import Completion, Request, Sampling, no_progress
 from prunus.evaluation.side_by_side import FEWEST, cut, side_by_side
 
 CHAINS = chains(2 * FEWEST)

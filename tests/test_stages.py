@@ -19,7 +19,6 @@ from prunus.plain_data import content_hash
 from prunus.questions import sampling_key
 from prunus.recipes import EvalPlan
 from prunus.reporting.terminal import curve_table, detail_tables
-from prunus.results.cells import Comparison, Entry
 from prunus.results.comparison import _taken, compare
 from prunus.results.contrasts import Grown, Pair
 from prunus.results.growth import growth
@@ -79,7 +78,8 @@ LATE = (40, 77, 90, 101, 110, 119)  # the problems with the longest chains
 def test_a_run_that_was_stopped_gets_no_word_anywhere(tmp_path, rows, which):
     store = tmp_path / "s.db"
     ids = {name: add(store, name, rows[name], left_out=LATE if name == which else ()) for name in HISTORY}
-    found = compare(store, "dense", resamples=200)
+    record = compare(store, "dense", resamples=200)
+    found = record.to_json()
     (entry,) = found["others"]
     assert entry["unfinished"] == {"complete": 114, "planned": 120, "base": which == "dense"}
     assert found["base"].get("unfinished") == ({"complete": 114, "planned": 120} if which == "dense" else None)
@@ -94,14 +94,14 @@ def test_a_run_that_was_stopped_gets_no_word_anywhere(tmp_path, rows, which):
     assert entry["warnings"][0].startswith(state)
     assert any("the first 40 problems of the plan" in note for note in entry["warnings"])
 
-    text = printed(detail_tables(Comparison.of(found)))
+    text = printed(detail_tables(record))
     assert state in text and not any(word in text.split("^ better")[0] for word in WORDS)
     with Store(store) as opened:
         summaries = [summarise(opened, one) for one in ids.values()]
         runs = {name: opened.run(one) for name, one in ids.items()}
     assert [one.unfinished is not None for one in summaries] == [name == which for name in HISTORY]
     assert "unfinished, 114 of 120 problems" in printed(curve_table(summaries))
-    card = "\n".join(verdict_text(Entry.of(entry), "dense"))
+    card = "\n".join(verdict_text(record.others[0], "dense"))
     assert f"**{state.capitalize()}**" in card and "doubling" not in card
     results = Results(runs["dense"], summaries[0], {})
     card = "\n".join(results_text(Card([STEP], {}), results))
@@ -118,7 +118,7 @@ def test_the_rest_of_the_rows_brings_the_word(tmp_path, rows):
     add(store, "dense", rows["dense"])
     add(store, "pruned", rows["pruned"], left_out=LATE)
     add(store, "pruned", rows["pruned"])
-    (entry,) = compare(store, "dense", resamples=200)["others"]
+    (entry,) = compare(store, "dense", resamples=200).to_json()["others"]
     assert entry["verdict"] == "worse" and entry["unfinished"] is None and entry["primary"]["n"] == 120
 
 
@@ -132,7 +132,7 @@ def test_of_a_search_the_problems_before_the_first_that_is_not_finished_count(tm
     late = {f"a-{problem}" for problem in LATE}
     order = anytime.seeded_order([f"a-{problem}" for problem in range(120)], 7)
     first = next(place for place, problem in enumerate(order) if problem in late)
-    (entry,) = compare(store, "dense", resamples=200)["others"]
+    (entry,) = compare(store, "dense", resamples=200).to_json()["others"]
     assert 1 < entry["primary"]["n"] == first < 114
     assert any(f"the first {first} problems of the search are finished" in note for note in entry["warnings"])
 
@@ -141,14 +141,14 @@ def test_missing_draws_are_missing_and_without_a_prefix_all_finished_problems_ar
     store = tmp_path / "s.db"
     add(store, "dense", rows["dense"], draws=2)
     run = add(store, "pruned", [row for row in rows["pruned"] if row.draw == 0], draws=2, left_out=(0,))
-    (entry,) = compare(store, "dense", resamples=200)["others"]
+    (entry,) = compare(store, "dense", resamples=200).to_json()["others"]
     assert (entry["unfinished"]["complete"], entry["verdict"]) == (0, UNFINISHED)
     assert entry["primary"]["n"] == 119 and "a: 119 of 120 problems are finished in both runs and compared" in " ".join(
         entry["warnings"]
     )
     with Store(store) as opened:
         opened.mark_adaptive(run, {"by": "find", "seed": 0})  # takes problems in a fixed order, so it may stop
-    (entry,) = compare(store, "dense", resamples=200)["others"]
+    (entry,) = compare(store, "dense", resamples=200).to_json()["others"]
     assert entry["unfinished"] is None and entry["verdict"] in WORDS
 
 
@@ -159,12 +159,12 @@ def test_an_older_store_tells_the_number_of_problems_by_tasks_and_limit(tmp_path
     add(store, "pruned", rows["pruned"], limit, listed=False, left_out=(7,), problems="first None")
     with sqlite3.connect(store) as connection:
         connection.execute("DROP TABLE begun")
-    (entry,) = compare(store, "dense", resamples=200)["others"]
+    (entry,) = compare(store, "dense", resamples=200).to_json()["others"]
     total = limit or 120
     assert entry["unfinished"] == {"complete": total - 1, "planned": total, "base": False}
     assert entry["verdict"] == UNFINISHED and any("does not list the problems" in note for note in entry["warnings"])
     add(store, "pruned", rows["pruned"], limit, listed=False, problems="first None")
-    (entry,) = compare(store, "dense", resamples=200)["others"]
+    (entry,) = compare(store, "dense", resamples=200).to_json()["others"]
     assert entry["verdict"] == "worse" and entry["unfinished"] is None
 
 
@@ -172,18 +172,18 @@ def test_runs_of_different_limits_that_were_evaluated_once_keep_their_words(tmp_
     store = tmp_path / "s.db"
     base = add(store, "dense", rows["dense"])
     other = add(store, "pruned", rows["pruned"], 60)
-    (entry,) = compare(store, base, [other], resamples=200)["others"]
+    (entry,) = compare(store, base, [other], resamples=200).to_json()["others"]
     assert entry["verdict"] == "worse" and not entry["adaptive"] and entry["grown"] is None
 
 
 def test_a_limit_that_grew_is_known_by_the_store_and_gets_bounds_that_hold_at_any_time(tmp_path, rows):
     store = tmp_path / "s.db"
     ids = {(name, limit): add(store, name, rows[name], limit) for limit in (50, 100, None) for name in HISTORY}
-    (entry,) = compare(store, ids["dense", 50], [ids["pruned", 50]], margin=0.6, resamples=200)["others"]
+    (entry,) = compare(store, ids["dense", 50], [ids["pruned", 50]], margin=0.6, resamples=200).to_json()["others"]
     assert not entry["adaptive"] and entry["grown"] is None  # the first comparison
     assert entry["primary"]["mde"] is not None
     first = entry["primary"]["p_margin"]
-    (entry,) = compare(store, ids["dense", None], [ids["pruned", None]], margin=0.6, resamples=200)["others"]
+    (entry,) = compare(store, ids["dense", None], [ids["pruned", None]], margin=0.6, resamples=200).to_json()["others"]
     assert entry["adaptive"] and entry["scaling"]["word"] == "cannot tell"
     assert entry["primary"]["mde"] is None  # it would be that of a test that does not give the word
     note = "its limit grew from 50 to 100 to all after its rows could be seen, so the bounds hold at any time"
@@ -194,8 +194,8 @@ def test_a_limit_that_grew_is_known_by_the_store_and_gets_bounds_that_hold_at_an
     assert all(time.endswith("+00:00") for one in looks for time in one["begun"])
     assert looks[0]["runs"] == [ids["dense", 50], ids["pruned", 50]]
     assert entry["primary"]["p_margin"] <= first  # one game, which the first comparison began
-    found = compare(store, ids["dense", None], [ids["pruned", None]], resamples=200)
-    assert note in " ".join(printed(detail_tables(Comparison.of(found))).split())
+    record = compare(store, ids["dense", None], [ids["pruned", None]], resamples=200)
+    assert note in " ".join(printed(detail_tables(record)).split())
     page = prunus.report(store, tmp_path / "page.html", base=ids["dense", None]).read_text("utf-8")
     assert note in page and "limit or draws changed" in page
 
@@ -207,7 +207,7 @@ def test_removed_runs_count_as_those_that_are_there(tmp_path, rows):
         if limit == 50:
             for run in looked:
                 prunus.runs(store, remove=run)
-    (entry,) = compare(store, looked[0], looked[1:], resamples=200)["others"]
+    (entry,) = compare(store, looked[0], looked[1:], resamples=200).to_json()["others"]
     assert [(one["limit"], one["complete"]) for one in entry["grown"]] == [(50, [50, 50]), (80, [None, None])]
     gone = "an earlier run of pruned (50 problems x 1, of which 50 were complete) was removed from the store at 20"
     assert entry["adaptive"] and any(note.startswith(gone) for note in entry["warnings"])
@@ -220,7 +220,7 @@ def test_a_run_that_is_evaluated_again_after_it_was_removed_says_so(tmp_path, ro
     base, other = (add(store, name, rows[name]) for name in HISTORY)
     prunus.runs(store, remove=other)
     assert add(store, "pruned", rows["pruned"]) == other
-    (entry,) = compare(store, base, [other], resamples=200)["others"]
+    (entry,) = compare(store, base, [other], resamples=200).to_json()["others"]
     assert entry["verdict"] == "worse" and entry["grown"] is None  # of the same size, so by the same test
     assert any("pruned (all problems x 1, of which 120 were complete) was removed" in one for one in entry["warnings"])
 
@@ -230,7 +230,7 @@ def test_a_removed_run_without_rows_leaves_nothing(tmp_path, rows):
     for name in HISTORY:
         prunus.runs(store, remove=add(store, name, [], 50))
     base, other = (add(store, name, rows[name]) for name in HISTORY)
-    (entry,) = compare(store, base, [other], resamples=200)["others"]
+    (entry,) = compare(store, base, [other], resamples=200).to_json()["others"]
     assert entry["grown"] is None and not any("removed" in note for note in entry["warnings"])
 
 
@@ -243,7 +243,7 @@ def test_runs_that_begin_empty_count_from_when_they_got_their_rows(tmp_path, row
             add(store, name, [], limit)
     for limit in (50, 80, None):
         base, other = (add(store, name, rows[name], limit) for name in HISTORY)
-        (entry,) = compare(store, base, [other], resamples=200)["others"]
+        (entry,) = compare(store, base, [other], resamples=200).to_json()["others"]
         limits = [one["limit"] for one in entry["grown"] or []]
         assert limits == {50: [], 80: [50, 80], None: [50, 80, None]}[limit]
 
@@ -256,7 +256,7 @@ def test_a_run_that_was_evaluated_beside_a_later_one_counts(tmp_path, rows):
         for run, name in zip(first, HISTORY, strict=True):
             wanted = {f"a-{p}" for p in range(50)}
             opened.add_samples(run, [s for s in rows[name] if s.problem_id in wanted and s.draw == 0])
-    (entry,) = compare(store, second[0], second[1:], resamples=200)["others"]
+    (entry,) = compare(store, second[0], second[1:], resamples=200).to_json()["others"]
     assert [one["limit"] for one in entry["grown"]] == [50, None]
 
 
@@ -264,7 +264,7 @@ def test_a_pilot_of_one_model_is_no_comparison(tmp_path, rows):
     store = tmp_path / "s.db"
     add(store, "dense", rows["dense"], 20)
     base, other = (add(store, name, rows[name]) for name in HISTORY)
-    (entry,) = compare(store, base, [other], resamples=200)["others"]
+    (entry,) = compare(store, base, [other], resamples=200).to_json()["others"]
     assert not entry["adaptive"]
 
 
@@ -273,7 +273,7 @@ def test_nothing_was_seen_where_nothing_was_complete(tmp_path, rows):
     for name in HISTORY:
         add(store, name, [], 20)
     base, other = (add(store, name, rows[name]) for name in HISTORY)
-    (entry,) = compare(store, base, [other], resamples=200)["others"]
+    (entry,) = compare(store, base, [other], resamples=200).to_json()["others"]
     assert not entry["adaptive"]
 
 
@@ -417,7 +417,7 @@ def test_several_tasks_are_taken_in_rounds_that_a_larger_limit_only_continues():
 
 def test_an_evaluation_lists_the_problems_of_its_plan(tmp_path):
     plan = EvalPlan(tasks=("tiny",), budgets=(0, 8), limit=3)
-    run_id = prunus.evaluate("tiny", plan, tmp_path / "s.db", device="cpu")
+    run_id = prunus.evaluate("tiny", plan, tmp_path / "s.db", device="cpu").run_id
     with Store(tmp_path / "s.db") as opened:
         run = opened.run(run_id)
         assert "unfinished" not in summarise(opened, run_id).to_json()

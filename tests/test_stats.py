@@ -122,7 +122,7 @@ def test_how_many_tokens_is_in_the_file(tmp_path, monkeypatch):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     own: dict[str, Any] = {"calibration": f"traces:{tmp_path / 'rows.jsonl'}", "calibration_tokens": 131}
     said = prunus.stats(folder, tmp_path / "stats", **own)
-    assert said["tokens"] == 131
+    assert said.tokens == 131
     full, quick = compared(folder, PruneRecipe(propagation="dense", **own), tmp_path, monkeypatch)
     assert full == quick
 

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,11 +38,15 @@ def run(seed: int, natural: float, tokens: float = 0.6, **shape: object) -> list
     return found
 
 
-def entry(
+def entry(*rows: Any, **settings: Any) -> dict[str, Any]:
+    return record(*rows, **settings).to_json()
+
+
+def record(
     folder: Path, base: list[Sample], other: list[Sample], plans: dict | None = None, margin: float = 0.02
-) -> dict:
-    store = fill(folder / "s.db", {"dense": base, "pruned": other}, plans)
-    return compare(store, "dense", margin=margin)["others"][0]
+) -> Entry:
+    (one,) = compare(fill(folder / "s.db", {"dense": base, "pruned": other}, plans), "dense", margin=margin)
+    return one
 
 
 def test_shares_and_differences_equal_plain_loops(tmp_path):
@@ -94,9 +99,9 @@ def test_the_verdict_on_stopping(tmp_path, natural, word):
 def test_accuracy_that_holds_only_because_chains_are_cut_is_called_that(tmp_path):
     base = run(0, 1.0, problems=200)
     cut = [replace(s, ended="forced", thinking_tokens=s.budget) for s in base]
-    found = entry(tmp_path, base, cut, margin=0.05)
-    assert (found["verdict"], found["stops"], found["relies_on_cutting"]) == ("non-inferior", "worse", True)
-    what = ([Entry.of(found)], ["W"], "dense")
+    found = record(tmp_path, base, cut, margin=0.05)
+    assert (found.verdict, found.stops, found.relies_on_cutting) == ("non-inferior", "worse", True)
+    what = ([found], ["W"], "dense")
     assert "relies on cutting" in remark(what[0][0]).remark
     assert "; a loss of 5 points or more is ruled out" in (said := prose.lead(*what, Margin(0.05), 0, ["Small"]))
     assert said.endswith("Small, and 0.0 % of its chains end by themselves (−100.0 points).")
@@ -107,7 +112,7 @@ def test_several_tasks_weigh_alike_and_runs_correct_each_other(tmp_path):
     shape = {"tasks": ("a", "b"), "problems": 40}
     base, worse = run(0, 0.9, **shape), run(1, 0.4, **shape)
     store = fill(tmp_path / "s.db", {"dense": base, "one": worse, "two": run(2, 0.8, **shape)})
-    one, two = compare(store, "dense")["others"]
+    one, two = compare(store, "dense").to_json()["others"]
     cells = [one["tasks"][task]["stopping"][64]["ends"] for task in ("a", "b")]
     whole = one["stopping"]["endings"]["ends"]
     assert whole["difference"] == pytest.approx(np.mean([cell["difference"] for cell in cells]))
@@ -131,14 +136,14 @@ def test_a_budget_that_an_engine_exceeds_counts_as_used_up(tmp_path):
 
 def test_without_a_positive_budget_there_is_no_verdict_on_stopping(tmp_path):
     base, other = ([s for s in run(seed, 0.9) if s.budget == 0] for seed in (0, 1))
-    found = entry(tmp_path, base, other)
-    assert found["stops"] is None and found["stopping"]["endings"] == {} and not found["relies_on_cutting"]
-    assert prose.lead([Entry.of(found)], ["W"], "dense", Margin(0.05), None, ["Small"]).endswith(" Small.")
+    found = record(tmp_path, base, other)
+    assert found.stops is None and found.stopping.endings == {} and not found.relies_on_cutting
+    assert prose.lead([found], ["W"], "dense", Margin(0.05), None, ["Small"]).endswith(" Small.")
 
 
 @pytest.mark.parametrize("stop_margin", [0.05, "5%"])
 def test_of_a_base_whose_chains_never_end_no_run_is_said_to_still_stop(tmp_path, stop_margin):
     never = random_run(0, 0.6, problems=400)  # every chain is cut
     store = fill(tmp_path / "s.db", {"dense": never, "pruned": never})
-    (entry,) = compare(store, "dense", stop_margin=stop_margin, resamples=200)["others"]
+    (entry,) = compare(store, "dense", stop_margin=stop_margin, resamples=200).to_json()["others"]
     assert (entry["verdict"], entry["stops"]) == ("non-inferior", "cannot tell")

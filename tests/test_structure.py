@@ -4,7 +4,7 @@ import pytest
 import structure
 
 FILES = {
-    "__init__.py": '"""Made."""\n\n_HOME = {"prune": "prunus.loop"}\n'
+    "__init__.py": '"""Made."""\n\n_NAMES = {"prunus.loop": ("prune",)}\n'
     "if TYPE_CHECKING:\n    from prunus.loop import prune\n",
     "loop.py": '''"""The loop."""
 

@@ -25,7 +25,7 @@ from prunus.checkpoint.packed_files import vectors_of
 from prunus.checkpoint.resolve import resolve
 from prunus.cli import main
 from prunus.errors import PrunusError
-from prunus.evaluation import run as loop
+from prunus.evaluation import engine as loop
 from prunus.evaluation.backends.hf import HFBackend, load_model
 from prunus.pruning.prune import prune as pipeline
 from prunus.results import comparison
@@ -121,25 +121,27 @@ def finished(tmp_path_factory) -> Path:
 @pytest.mark.slow
 @uses_finished
 def test_rows_are_those_of_prune_and_eval(finished, tmp_path):
-    """The same texts and grades as from checkpoints of their own, which `prune` and `drop_blocks` make again."""
+    """The same texts and grades as from checkpoints of their own, which `prune` and `drop` make again."""
     study = read_study(finished / "small.toml")
     rows, names = results(finished / "out" / "results.db"), by_name(finished / "out" / "results.db")
     assert sorted(names) == sorted(["model", *NAMES[1:]])
     recipes = dict(zip(NAMES[1:], [entry.steps[0] for entry in study.entries], strict=True))
     plan, model = study.plans[0], study.models[0]
-    assert prunus.evaluate(model, plan, tmp_path / "alone.db") == names["model"], "the dense model shares its rows"
+    assert prunus.evaluate(model, plan, tmp_path / "alone.db").run_id == names["model"], (
+        "the dense model shares its rows"
+    )
     for name, recipe in recipes.items():
         if isinstance(recipe, prunus.PruneRecipe):
             prunus.prune(model, tmp_path / name, recipe)
         else:
             assert isinstance(recipe, prunus.DropRecipe)
-            prunus.drop_blocks(model, tmp_path / name, recipe)
+            prunus.drop(model, tmp_path / name, recipe)
         assert results_of(tmp_path / name, plan, tmp_path) == rows[names[name]], name
     assert len({str(found) for found in rows.values()}) == len(NAMES), "every variant answers in its own way"
 
 
 def results_of(folder: Path, plan: prunus.EvalPlan, tmp_path: Path) -> list:
-    run = prunus.evaluate(folder, plan, tmp_path / "alone.db")
+    run = prunus.evaluate(folder, plan, tmp_path / "alone.db").run_id
     return results(tmp_path / "alone.db")[run]
 
 
@@ -149,17 +151,17 @@ def test_the_store_describes_a_variant_as_its_checkpoint(finished):
         runs = {run.model["name"]: run.model for run in store.runs()}
     kept = finished / "out" / "checkpoints" / "model"
     for name in NAMES[1:]:
-        checkpoint = prunus.inspect(kept / name)
+        facts = prunus.inspect(kept / name).to_json()
         stored = runs[f"model/{name}"]
         assert stored["checksum"] == Checkpoint(kept / name).checksum()
         assert stored["manifest"] == json.loads((kept / name / "prunus.json").read_text())
-        assert stored["blocks"] == len(checkpoint["blocks"])
+        assert stored["blocks"] == len(facts["blocks"])
     assert not (finished / "out" / "making").exists()
 
 
 @uses_finished
 def test_the_page_and_the_verdicts(finished):
-    again = prunus.run_study(finished / "small.toml", out=finished / "out")
+    again = prunus.run_study(finished / "small.toml", out=finished / "out").to_json()
     [entry] = again["comparisons"]
     assert [other["model"] for other in entry["comparison"]["others"]] == [f"model/{name}" for name in NAMES[1:]]
     html = Path(again["report"]).read_text()
@@ -215,9 +217,9 @@ def counted(monkeypatch):
 def test_recovered_variants_are_those_of_their_checkpoints_and_leave_the_dense_model(tmp_path, monkeypatch):
     """In a study, as by apply_steps; norms and biases too; with a block dropped before the last step."""
     file = write_study(tmp_path, RECOVERED)
-    sizes = {v["variant"]: v["bytes"] for v in prunus.plan_study(file, out=tmp_path / "out")["variants"]}
+    sizes = {v["variant"]: v["bytes"] for v in prunus.plan_study(file, out=tmp_path / "out").to_json()["variants"]}
     pruned = counted(monkeypatch)
-    done = prunus.run_study(file, out=tmp_path / "out")
+    done = prunus.run_study(file, out=tmp_path / "out").to_json()
     assert pruned == [True, True, False]  # the dry runs of both, and once for both
     page = Path(done["report"]).read_text()
     assert "Wanda 50\xa0% + recovered" in page and "block 1 removed + recovered" in page
@@ -277,11 +279,11 @@ def test_dense_first_then_a_batch_of_each_then_the_rest(tmp_path, batches):
 @pytest.mark.slow
 def test_a_knob_reruns_only_what_depends_on_it(tmp_path, batches, capsys):
     file, out = write_study(tmp_path, KINDS), tmp_path / "out"
-    first = prunus.run_study(file, out=out)
+    first = prunus.run_study(file, out=out).to_json()
     before = by_name(out / "results.db")
     batches.clear()
     file.write_text(file.read_text().replace("samples = 8", "samples = 6"))
-    again = prunus.run_study(file, out=out)
+    again = prunus.run_study(file, out=out).to_json()
     with Store(out / "results.db") as store:
         names = {run.run_id: run.model["name"].split("/")[-1] for run in store.runs()}
     # Magnitude looks at no tokens, and blocks that are named are not chosen.
@@ -299,7 +301,7 @@ def test_a_knob_reruns_only_what_depends_on_it(tmp_path, batches, capsys):
 @uses_finished
 def test_the_same_recipe_is_the_same_cell_in_any_study(finished, tmp_path):
     other = write_study(tmp_path, "[[prune]]\nseed = 0\nmethod = 'wanda'\nprompt_weight = 1\nchain_weight = 1.0\n")
-    plan = prunus.plan_study(other, out=tmp_path / "out")
+    plan = prunus.plan_study(other, out=tmp_path / "out").to_json()
     run = by_name(finished / "out" / "results.db")["wanda-50"]
     assert [cell["run"] for cell in plan["cells"]][1] == run
 
@@ -362,7 +364,7 @@ def test_scores_that_an_allocation_cannot_use_are_refused_before_anything_runs(t
                 action(file, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     write_study(tmp_path, "[[prune]]\nallocation = 'owl'\nscores = 'owl.json'\n")
-    assert prunus.run_study(file, out=tmp_path / "out")["cells"] == 2
+    assert prunus.run_study(file, out=tmp_path / "out").cells == 2
 
 
 def test_a_model_that_is_not_there_has_its_line(tmp_path, monkeypatch):
@@ -422,11 +424,11 @@ def test_a_budget_over_the_context_is_refused(tmp_path):
 
 @uses_finished
 def test_a_page_and_its_verdicts_are_one_comparison(finished, tmp_path, compared):
-    done = prunus.report_study(finished / "small.toml", out=finished / "out")
+    done = prunus.report_study(finished / "small.toml", out=finished / "out").to_json()
     found = done["comparisons"][0]["comparison"]
     assert compared == [other["model"] for other in found["others"]] and len(compared) == len(NAMES) - 1
     store = finished / "out" / "results.db"
-    alone = compare(store, found["base"]["run"], [other["run"] for other in found["others"]], resamples=100)
+    alone = compare(store, found["base"]["run"], [other["run"] for other in found["others"]], resamples=100).to_json()
     assert found == alone, "what a comparison by itself gives, to the last digit"
     assert len(compared) == 2 * len(NAMES) - 2, "the counter counts"
 
@@ -438,7 +440,7 @@ def test_modes_and_a_base_of_ones_own(tmp_path, compared):
         "mode = ['strict', 'legacy']\n",
     )
     file.write_text(file.read_text().replace("limit = 6", "limit = 2"))
-    done = prunus.run_study(file, out=tmp_path / "out")
+    done = prunus.run_study(file, out=tmp_path / "out").to_json()
     assert [entry["plan"] for entry in done["comparisons"]] == ["strict", "legacy"]
     for entry in done["comparisons"]:
         assert entry["comparison"]["base"]["model"] == "model/magnitude-50"
@@ -457,7 +459,7 @@ def test_several_models_get_a_page_each_and_one_that_leads_there(tmp_path, batch
     file.write_text(file.read_text().split("[eval]")[0] + "")
     write_study(tmp_path, "[[prune]]\nmethod = 'magnitude'\n", seed=2)
     file.write_text(file.read_text().replace('["model"]', '["a<b", "c"]'))
-    done = prunus.run_study(file, out=tmp_path / "out")
+    done = prunus.run_study(file, out=tmp_path / "out").to_json()
     assert done["cells"] == 4 and len(done["comparisons"]) == 2
     html = Path(done["report"]).read_text()
     assert 'href="report-1.html"' in html and "a&lt;b/magnitude-50" in html and "a<b" not in html
@@ -482,7 +484,7 @@ def test_the_file_is_read_once(tmp_path, monkeypatch, capsys):
         return original(*arguments)
 
     monkeypatch.setattr(loop, "run_batch", edited)
-    assert prunus.run_study(file, out=tmp_path / "out")["cells"] == 3
+    assert prunus.run_study(file, out=tmp_path / "out").cells == 3
     assert (tmp_path / "out" / "study.toml").read_text() == text
     assert f"{file} was edited while the study ran" in capsys.readouterr().err
 
@@ -548,9 +550,9 @@ def test_a_report_at_any_time_says_what_is_missing(tmp_path, monkeypatch, capsys
     assert "Not begun: wanda-30 and wanda-50." in html and "has 2 of 6 problems and Magnitude" in html
     assert "<bdi>small</bdi> · base: " in html, "the study's name"
     monkeypatch.setattr(loop, "run_batch", noted)
-    done = prunus.run_study(file, out=out)
+    done = prunus.run_study(file, out=out).to_json()
     assert done["comparisons"][0]["not_begun"] == []
-    again = prunus.report_study(file, out=out)
+    again = prunus.report_study(file, out=out).to_json()
     assert again == done and len(batches) == 5 * 3
     assert "Not begun" not in (out / "report.html").read_text()
 
@@ -571,7 +573,7 @@ def test_a_base_that_has_no_answers_yet_and_models_that_wait(tmp_path, monkeypat
     monkeypatch.setattr(loop, "run_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prunus.run_study(file, out=tmp_path / "out")
-    done = prunus.report_study(file, out=tmp_path / "out")
+    done = prunus.report_study(file, out=tmp_path / "out").to_json()
     assert [entry["not_begun"] for entry in done["comparisons"]] == [["magnitude-50"], ["dense", "magnitude-50"]]
     html = Path(done["report"]).read_text()
     assert "nothing to compare with yet" in html and re.search(r"Not begun: <bdi>\S*/model</bdi>", html)
@@ -583,8 +585,8 @@ def test_a_base_that_has_no_answers_yet_and_models_that_wait(tmp_path, monkeypat
 
 KILLED = """
 import prunus, signal, sys
-from prunus.evaluation import run
-original, batches = run.run_batch, 0
+from prunus.evaluation import engine
+original, batches = engine.run_batch, 0
 def noted(*arguments):
     global batches
     batches += 1
@@ -592,7 +594,7 @@ def noted(*arguments):
     if batches == int(sys.argv[3]):
         signal.pause()  # until we are killed
     return original(*arguments)
-run.run_batch = noted
+engine.run_batch = noted
 prunus.run_study(sys.argv[1], out=sys.argv[2])
 """
 

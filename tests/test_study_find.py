@@ -46,18 +46,18 @@ def write(text: str, study: str = STUDY) -> Path:
 
 
 def run(text: str) -> dict[str, Any]:
-    return prunus.run_study(write(text), out="out")
+    return prunus.run_study(write(text), out="out").to_json()
 
 
 def plan(text: str, study: str = STUDY) -> dict[str, Any]:
-    return prunus.plan_study(write(text, study), out="out")
+    return prunus.plan_study(write(text, study), out="out").to_json()
 
 
 @pytest.mark.slow
 def test_searches_follow_the_grid_share_its_rows_and_write_what_find_writes(scripted):
     done = run(GRID + FIND + NONE)
     settings: dict[str, Any] = {"methods": ["magnitude"], "settings": CALIBRATION, "margin": 0.1, "stop_margin": 0.1}
-    alone = prunus.find("model", "alone", PLAN, "0.1:0.4:0.1", store="alone.db", **settings)
+    alone = prunus.find("model", "alone", PLAN, "0.1:0.4:0.1", store="alone.db", **settings).to_json()
     told = {"certificate.json", "find.html", "README.md"}  # which rows existed, since the grid came first
     ours, theirs = content("alone"), content(FOUND)
     assert alone["found"] == "magnitude-20" and {name for name in ours if ours[name] != theirs[name]} == told
@@ -78,7 +78,7 @@ def test_searches_follow_the_grid_share_its_rows_and_write_what_find_writes(scri
     assert content("out/found/model/none").keys() == {"certificate.json", "find.html"}
     for name in ("magnitude", "none"):
         checked = prunus.verify(f"out/found/model/{name}/certificate.json", "out/results.db")
-        assert checked["differences"] == checked["notes"] == []
+        assert checked.differences == checked.notes == []
     page = Path(done["report"]).read_text()
     outcome = "Search magnitude: the checkpoint made by magnitude-20 still solves"
     assert f'<a href="found/model/magnitude/find.html"><bdi>{outcome}' in page
@@ -90,7 +90,7 @@ def test_a_finished_study_computes_nothing_and_says_the_same(scripted, capsys):
     done, before = run(FIND), content(FOUND)
     asked = scripted.total()
     assert run(FIND) == done and scripted.total() == asked and content(FOUND) == before
-    assert prunus.report_study("small.toml", out="out") == done
+    assert prunus.report_study("small.toml", out="out").to_json() == done
     main(["study", "plan", "small.toml", "--out", "out"])
     printed = capsys.readouterr().out
     assert f"search magnitude: magnitude-20, 20 % removed; {FOUND}/find.html" in printed
@@ -102,7 +102,7 @@ def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(scripted, mo
     before = plan(FIND)["searches"][0]
     lines = prunus.find(
         "model", "x", PLAN, "0.1:0.4:0.1", methods=["magnitude"], margin=0.1, stop_margin=0.1, dry_run=True
-    )["lines"]
+    ).to_json()["lines"]
     assert before["state"] == "not begun" and before["lines"] == lines and not Path("out").exists()
     whole = run(FIND)
     expected = content(FOUND)
@@ -112,7 +112,7 @@ def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(scripted, mo
     with stopped(engine, "fill_store", 4):
         run(FIND)
     assert plan(FIND)["searches"][0]["state"] == "not finished" and not FOUND.exists()
-    assert "Search magnitude: not finished." in Path(prunus.report_study("small.toml", out="out")["report"]).read_text()
+    assert "Search magnitude: not finished." in Path(prunus.report_study("small.toml", out="out").report).read_text()
     with stopped(finding, "publish"):
         run(FIND)
     with stopped(finding, "replace_folder"):

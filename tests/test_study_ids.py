@@ -15,7 +15,7 @@ import pytest
 
 import prunus
 from prunus.checkpoint.resolve import resolve
-from prunus.evaluation import run as loop
+from prunus.evaluation import engine as loop
 from prunus.reporting import report_data
 from prunus.results import comparison
 from prunus.store.store import Store
@@ -78,7 +78,7 @@ def test_a_recovery_is_part_of_the_id_by_what_has_an_effect(tmp_path, monkeypatc
 
 def test_a_study_that_an_earlier_version_began_goes_on(tmp_path, monkeypatch):
     """Its folder (by the code at 97f2ae7) has all of dense, a batch of one variant, and a second variant's file."""
-    monkeypatch.setattr(studies, "compared", partial(comparison.compared, resamples=100))
+    monkeypatch.setattr(studies, "compare", partial(comparison.compare, resamples=100))
     monkeypatch.setattr(report_data, "compare_runs", partial(comparison.compare_runs, resamples=100))
     with tarfile.open(DATA / "begun.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
@@ -96,7 +96,7 @@ def test_a_study_that_an_earlier_version_began_goes_on(tmp_path, monkeypatch):
     noted(loop, "run_batch", batches)
     done = prunus.run_study(tmp_path / "begun.toml", out=tmp_path / "out", mixed=True)  # torch may be another one
     assert [given[1].name for given in made] == ["without-0-2"] and len(batches) == 1 + 2 + 2
-    assert done["cells"] == 4 and done["unreported"] == []
+    assert done.cells == 4 and done.unreported == []
     with Store(tmp_path / "out" / "results.db") as store:
         after = {stored.run_id: store.samples(stored.run_id, texts=True) for stored in store.runs()}
     assert all(set(before) <= set(after[one]) for one, before in rows.items())

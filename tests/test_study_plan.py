@@ -18,13 +18,14 @@ from prunus import progress
 from prunus.checkpoint.resolve import load_tokenizer
 from prunus.cli import main
 from prunus.errors import PrunusError
-from prunus.evaluation import run as loop
+from prunus.evaluation import engine as loop
 from prunus.evaluation.tasks import TASKS, Problem, Task
 from prunus.store.rows import Sample
 from prunus.store.store import Store
 from prunus.studies.cells import open_model, variant_names
 from prunus.studies.file import read_study
-from prunus.studies.terminal import StudyBar, plan_table
+from prunus.studies.records import plan_table
+from prunus.studies.terminal import StudyBar
 from prunus.studies.variants import make_variant, weights_file
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -48,13 +49,15 @@ def test_a_plan_counts_what_is_left(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         return original(*arguments)
 
-    plan = prunus.plan_study(file, out=out)
+    record = prunus.plan_study(file, out=out)
+    plan = record.to_json()
     assert [cell["variant"] for cell in plan["cells"]] == NAMES and not out.exists(), "nothing is written"
     # 20 to think, three answers of 8; six chains.
     assert {(c["problems"], c["answers"], c["done"], c["tokens"]) for c in plan["cells"]} == {(6, 18, 0, 6 * 44)}
     assert plan["totals"]["tokens"] == 8 * 6 * 44 and plan["totals"]["done"] == 0
     assert plan["unknown"] == [] and {cell["tokens_expected"] for cell in plan["cells"]} == {None}
-    assert "2,112 tokens to generate at most\n" in text_of(plan_table(plan))
+    assert repr(record).startswith("study ") and "2,112 tokens to generate at most" in repr(record)
+    assert "2,112 tokens to generate at most\n" in text_of(plan_table(record))
     monkeypatch.setattr(loop, "run_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prunus.run_study(file, out=out)
@@ -72,7 +75,9 @@ def test_a_plan_counts_what_is_left(tmp_path, monkeypatch, capsys):
     if all(s.ended == "forced" for s in samples):
         assert plan["cells"][1]["tokens_expected"] == pytest.approx(4 * sum(spent) / len(spent))
     expected = sum(cell["tokens_expected"] for cell in plan["cells"][1:])
-    assert f"about {expected:,.0f} tokens if chains stay as long as those so far\n" in text_of(plan_table(plan))
+    assert f"about {expected:,.0f} tokens if chains stay as long as those so far\n" in text_of(
+        plan_table(prunus.plan_study(file, out=out))
+    )
 
 
 def test_a_plan_expects_what_each_budget_took_where_none_shares_a_chain(tmp_path, monkeypatch):
@@ -88,7 +93,7 @@ def test_a_plan_expects_what_each_budget_took_where_none_shares_a_chain(tmp_path
     monkeypatch.setattr(loop, "run_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prunus.run_study(file, out=tmp_path / "out")
-    plan = prunus.plan_study(file, out=tmp_path / "out")
+    plan = prunus.plan_study(file, out=tmp_path / "out").to_json()
     with Store(tmp_path / "out" / "results.db") as store:
         samples = [sample for cell in plan["cells"] for sample in store.samples(cell["run"])]
     chains = {(sample.problem_id, sample.draw) for sample in samples}
@@ -100,7 +105,7 @@ def test_a_plan_expects_what_each_budget_took_where_none_shares_a_chain(tmp_path
 def test_a_plan_of_legacy_answers_counts_to_the_end_of_the_context(tmp_path):
     file = write_study(tmp_path, "", "mode = 'legacy'\n")
     file.write_text(file.read_text().replace("answer_tokens = 8\n", ""))
-    [cell] = prunus.plan_study(file, out=tmp_path / "out")["cells"]
+    [cell] = prunus.plan_study(file, out=tmp_path / "out").to_json()["cells"]
     study = read_study(file)
     [dense] = open_model(study, study.models[0], Path(study.models[0])).cells
     lengths = [len(chain.prompt) for chain in dense.resolved.chains]
@@ -112,7 +117,7 @@ def test_a_plan_of_legacy_answers_counts_to_the_end_of_the_context(tmp_path):
 
 def test_the_bound_on_disk_holds_for_every_kind_of_variant(tmp_path):
     file = write_study(tmp_path, hidden_size=64, intermediate_size=512)
-    plan = prunus.plan_study(file, out=tmp_path / "out")
+    plan = prunus.plan_study(file, out=tmp_path / "out").to_json()
     study = read_study(file)
     bounds = {variant["variant"]: variant["bytes"] for variant in plan["variants"]}
     model = open_model(study, study.models[0], Path(study.models[0]))
@@ -130,7 +135,8 @@ def test_the_bound_on_disk_holds_for_every_kind_of_variant(tmp_path):
 def test_the_published_study_is_planned_without_network(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    plan = prunus.plan_study(EXAMPLES / "paper.toml", out=tmp_path / "out")
+    record = prunus.plan_study(EXAMPLES / "paper.toml", out=tmp_path / "out")
+    plan = record.to_json()
     assert plan["totals"]["cells"] == 30 and plan["totals"]["answers"] == 30 * 768 * 5 * 3
     assert {cell["problems"] for cell in plan["cells"]} == {30 + 198 + 40 + 500}
     assert {cell["tokens"] for cell in plan["cells"]} == {768 * 3 * (8192 + 5 * 32768)}
@@ -140,7 +146,7 @@ def test_the_published_study_is_planned_without_network(monkeypatch, tmp_path):
     assert names == Counter(2 * ["dense", *methods, "shortgpt-1", "shortgpt-2"])
     assert all(cell["run"] is None for cell in plan["cells"]) and plan["totals"]["disk"] is None
     assert any(line.startswith("whether simplescaling/s1.1-7B, Qwen/Qwen3-8B fit the") for line in plan["unknown"])
-    text = text_of(plan_table(plan))
+    text = text_of(plan_table(record))
     assert text.count("not known yet:") == len(plan["unknown"]) <= 2
     assert "Qwen3-8B wanda-layerif-dense-tensor-20" in text
     assert plan["gated"] == ["gpqa_diamond"] and "gpqa_diamond is gated" in text
@@ -161,7 +167,7 @@ def test_the_published_study_is_planned_without_network(monkeypatch, tmp_path):
 def test_the_gsm8k_example_is_planned_without_network(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    plan = prunus.plan_study(EXAMPLES / "gsm8k.toml", out=tmp_path / "out")
+    plan = prunus.plan_study(EXAMPLES / "gsm8k.toml", out=tmp_path / "out").to_json()
     names = [f"{method}-{sparsity}" for method in ("wanda", "magnitude") for sparsity in (10, 20, 30, 50)]
     names[3:4] = ["wanda-50-calibrationtraces:gsm8k-own.jsonl", "wanda-50-calibrationc4", "wanda-50-recovered"]
     names += ["sparsegpt-50", "sparsegpt-50-recovered", "shortgpt-1", "shortgpt-2"]
@@ -172,7 +178,7 @@ def test_the_gsm8k_example_is_planned_without_network(monkeypatch, tmp_path):
 def test_the_width_example_is_planned_without_network(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    plan = prunus.plan_study(EXAMPLES / "width.toml", out=tmp_path / "out")
+    plan = prunus.plan_study(EXAMPLES / "width.toml", out=tmp_path / "out").to_json()
     widths = [f"width-obs-{keep}{end}" for keep in ("87.5", "75", "62.5", "50") for end in ("", "-recovered")]
     names = Counter(cell["variant"] for cell in plan["cells"])
     assert names == Counter(["dense", "width-obs-87.5-w8a8", *widths, "shortgpt-5"])
@@ -190,14 +196,15 @@ def test_a_set_that_cannot_be_read_and_declares_no_number_is_unknown(tmp_path, m
     file = write_study(tmp_path, "")
     text = re.sub(r"tasks = .*", "tasks = ['sized', 'unsized']", file.read_text())
     file.write_text(re.sub(r"limit = .*", "", text))
-    plan = prunus.plan_study(file, out=tmp_path / "out")
+    record = prunus.plan_study(file, out=tmp_path / "out")
+    plan = record.to_json()
     (cell,) = plan["cells"]
     assert (cell["problems"], cell["answers"], cell["tokens"], cell["done"]) == (None, None, None, 0)
     assert plan["totals"] == {"cells": 1, "complete": 0, "answers": 0, "done": 0, "tokens": 0, "disk": None}
-    shown = text_of(plan_table(plan))
+    shown = text_of(plan_table(record))
     assert "nothing is left" not in shown and "not known yet: how many problems unsized has" in shown and "?" in shown
     file.write_text(file.read_text().replace(", 'unsized'", ""))
-    (cell,) = prunus.plan_study(file, out=tmp_path / "out")["cells"]
+    (cell,) = prunus.plan_study(file, out=tmp_path / "out").to_json()["cells"]
     assert (cell["problems"], cell["answers"], cell["tokens"]) == (30, 30 * 3, 30 * (20 + 3 * 8))
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from prunus.cli import main
 from prunus.reporting.terminal import curve_table, detail_tables, inspection_tables, verdict_table
 from prunus.results.cells import Comparison
-from prunus.results.comparison import compared
+from prunus.results.comparison import compare
 from prunus.results.summary import Summary, summarise
 from prunus.results.verdicts import verdict
 from prunus.store.store import Store
@@ -49,7 +49,7 @@ def summaries(store) -> list[Summary]:
 
 @pytest.fixture(scope="module")
 def comparison(store) -> Comparison:
-    return compared(store, "tiny")
+    return compare(store, "tiny")
 
 
 NAMES = [
@@ -112,9 +112,9 @@ def test_detail_tables_have_the_words_and_differences(comparison):
 def test_verdict_table_has_sizes_words_and_the_differences_that_decide(store, comparison):
     with Store(store) as opened:
         runs = opened.runs()
-    one = runs[1]
-    runs[1] = replace(one, model={**one.model, "bytes": {"weights": 2_400_000, "scales": 26_880}})
-    text = printed(verdict_table(comparison, runs))
+    first, *rest = comparison.others
+    first = replace(first, bytes={"weights": 2_400_000, "scales": 26_880})
+    text = printed(verdict_table(replace(comparison, others=[first, *rest])))
     assert max(map(len, text.splitlines())) <= 120
     assert row_of(text, "dense") == ["1,213,440", "base"]
     for name, run, entry in zip(NAMES[1:], runs[1:], comparison.others, strict=True):
@@ -131,26 +131,37 @@ def test_verdict_table_has_sizes_words_and_the_differences_that_decide(store, co
         assert f" {brief(entry.stops)} (" in row and row.endswith(entry.scaling.word)
 
 
+def test_a_comparison_is_its_table_and_has_its_runs_by_their_printed_labels(comparison):
+    assert repr(comparison).split() == printed(verdict_table(comparison)).split()
+    assert [comparison[name].run for name in NAMES[1:]] == [entry.run for entry in comparison]
+
+
+def test_a_run_is_its_curve(summaries):
+    one = summaries[1]
+    assert repr(one).split() == printed(curve_table([one])).split() and str(one) == one.run_id == one.run
+    assert one.accuracy == {"tiny": {budget: cell.accuracy for budget, cell in one.tasks["tiny"].budgets.items()}}
+
+
 def brief(word: str) -> str:
     return word.replace(", within the margin", " (within margin)")
 
 
 def test_compare_prints_one_table_against_the_dense_model_and_all_with_details(store, comparison, capsys):
-    assert len(printed(verdict_table(comparison, ())).splitlines()) < 15
+    assert len(printed(verdict_table(comparison)).splitlines()) < 15
     main(["compare", str(store)])
     assert "MDE" not in capsys.readouterr().out.partition("\n")[2].partition("`prunus compare")[0]
     main(["compare", str(store), "--details"])
     assert capsys.readouterr().out.split() == printed(detail_tables(comparison)).split()
     main(["compare", str(store), "--json", "--other", "wanda-20"])
     plain = json.loads(capsys.readouterr().out)
-    assert plain == json.loads(json.dumps(compared(store, "tiny", ["wanda-20"]).to_json()))
+    assert plain == json.loads(json.dumps(compare(store, "tiny", ["wanda-20"]).to_json()))
 
 
 def test_several_tasks_have_a_table_each_and_one_verdict(tmp_path):
     path = make_store(
         tmp_path / "a.db", names=("tiny", "wanda-50"), problems=12, tasks=("one", "two"), budgets=(16, 64)
     )
-    data = compared(path, "tiny")
+    data = compare(path, "tiny")
     text = printed(detail_tables(data))
     assert text.count("by thinking budget") == 2 and "mean area of all tasks" in text
     assert row_of(text, "Wanda 50 %")[0] == data.others[0].verdict.split()[0]
@@ -167,7 +178,7 @@ def test_foreign_text_is_no_markup_and_no_control_sequence(tmp_path):
     with Store(path) as store:
         runs = store.runs()
         text = printed(curve_table([summarise(store, run.run_id) for run in runs]), width=300)
-    text += printed(detail_tables(compared(path, runs[0].run_id, [run.run_id for run in runs[1:]])), width=300)
+    text += printed(detail_tables(compare(path, runs[0].run_id, [run.run_id for run in runs[1:]])), width=300)
     assert "\x1b" not in text and "\u202e" not in text
     assert "[bold red]x[/] [/nothing] ␛[31m ⟦U+202E⟧: dense" in text.replace("\xa0", " ")
     assert "warning: " in text

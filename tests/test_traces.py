@@ -8,7 +8,7 @@ import prunus
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.cli.evaluation import traces_command
 from prunus.errors import PrunusError
-from prunus.evaluation import run as loop
+from prunus.evaluation import engine as loop
 from prunus.evaluation import traces as module
 from prunus.evaluation.tasks import load_task
 from prunus.evaluation.tasks.tiny import EVALUATION_SEED, held_out, question_hash
@@ -31,13 +31,13 @@ def lines(path):
 def test_chains_are_those_of_an_evaluation_of_the_same_problems(tmp_path):
     summary = prunus.traces("tiny", tmp_path / "t.jsonl", recipe(samples=2, batch_size=24))
     plan = EvalPlan(tasks=("tiny-train",), limit=12, budgets=(48,), samples=2, batch_size=24)
-    run_id = prunus.evaluate("tiny", plan, tmp_path / "r.db")
+    run_id = prunus.evaluate("tiny", plan, tmp_path / "r.db").run_id
     with Store(tmp_path / "r.db") as store:
         samples = {(s.problem_id, s.draw): s for s in store.samples(run_id, texts=True)}
     questions = {problem.id: problem.question for problem in load_task("tiny-train", 12)}
     tokenizer = load_tokenizer(resolve("tiny"))
     found = lines(tmp_path / "t.jsonl")
-    assert len(found) == len(samples) == summary["chains"] == 24
+    assert len(found) == len(samples) == summary.chains == 24
     assert {trace["ended"] for trace in found} == {"natural", "forced"}
     for trace in found:
         sample = samples[trace["problem_id"], trace["draw"]]
@@ -97,7 +97,7 @@ def test_filters_that_leave_nothing_keep_the_chains(tmp_path, monkeypatch):
         prunus.traces("tiny", out, recipe(temperature=50.0, only="correct"))
     assert not out.exists()
     monkeypatch.setattr(module, "draw", None)
-    assert prunus.traces("tiny", out, recipe(temperature=50.0))["chains"] == 12
+    assert prunus.traces("tiny", out, recipe(temperature=50.0)).chains == 12
 
 
 def chain(problem: str, draw: int, correct: bool, thinking: int) -> Trace:

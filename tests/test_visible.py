@@ -29,6 +29,7 @@ PRINTERS = {
     "cli/common.py",
     "evaluation/grading/worker.py",
     "evaluation/lm_eval/model.py",
+    "results/shown.py",  # into a string, for a notebook
 }
 
 

@@ -9,7 +9,7 @@ import warm_processes
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.reporting import report_data
-from prunus.results.comparison import compare_runs, compared
+from prunus.results.comparison import compare, compare_runs
 from prunus.results.verdicts import WORDS
 from prunus.store.store import Store
 from prunus.studies import demo as walkthrough
@@ -26,7 +26,7 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
         few[name] = [first, *(replace(recipe, calibration_tokens=300, epochs=1) for recipe in more)]
     monkeypatch.setattr(walkthrough, "DENSE", walkthrough.DENSE._replace(variants=few))
     monkeypatch.setattr(walkthrough.multiprocessing, "get_context", lambda _: warm_processes.FORKS)
-    monkeypatch.setattr(walkthrough, "compared", partial(compared, resamples=100))  # intervals are tested elsewhere
+    monkeypatch.setattr(walkthrough, "compare", partial(compare, resamples=100))  # intervals are tested elsewhere
     monkeypatch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))
     comparison = walkthrough.demo(tmp_path)
     printed = capsys.readouterr().out
@@ -35,10 +35,10 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
         keys = {name: store.keys(run_id) for run_id, name in names.items()}
     assert set(keys) == {"tiny", *few}
     assert all(len(of_run) == 8 * 2 for of_run in keys.values())
-    assert {names[entry["run"]] for entry in comparison["others"]} == set(few)
-    for entry in comparison["others"]:
-        assert entry["verdict"] in WORDS
-        assert entry["verdict"].split(",")[0] in printed
+    assert {names[entry.run] for entry in comparison} == set(few)
+    for entry in comparison:
+        assert entry.verdict in WORDS
+        assert entry.verdict.split(",")[0] in printed
     page = (tmp_path / "report.html").read_text()
     labels = "ShortGPT", "Wanda 50\xa0% + recovered", "OBS width 62.5\xa0%", "W4 g128"
     assert all(page.count(label) > 1 for label in labels) and "Accuracy against bytes" in page
@@ -55,7 +55,7 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     quick = walkthrough.demo(tmp_path, quick=True)
     with Store(tmp_path / "quick.db") as store:
         assert {run.model["name"] for run in store.runs()} == {"tiny", "wanda-20", "drop-1"}
-    assert quick["margin"] == walkthrough.QUICK_MARGIN and len(quick["others"]) == 2
+    assert quick.margin.to_json() == walkthrough.QUICK_MARGIN and len(quick.others) == 2
 
 
 @pytest.mark.slow

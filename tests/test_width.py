@@ -121,7 +121,7 @@ def by_hand(folder, kept, target, stream="narrow", rows=ROWS, gain=1.0):
 def test_a_narrow_model_is_that_of_whole_passes_and_torchs_least_squares(shared, tmp_path, target):
     told = prunus.width(shared / "dense", tmp_path / "out", asked(shared, target=target, damping=0.01), device="cpu")
     expected, made = by_hand(shared / "dense", 72, target), tensors_of(tmp_path / "out")
-    assert told["channels"] == "72 of 96" and told["blocks"] == 3 and told["difference"] < 1e-5
+    assert told.channels == "72 of 96" and told.blocks == 3 and told.difference < 1e-5
     for name, tensor in expected.items():
         torch.testing.assert_close(made[name], tensor, rtol=2e-3, atol=2e-5)
     before = tensors_of(shared / "dense")
@@ -129,13 +129,13 @@ def test_a_narrow_model_is_that_of_whole_passes_and_torchs_least_squares(shared,
     assert all(torch.equal(made[name], before[name]) for name in made.keys() - expected.keys())
     loaded = whole(tmp_path / "out")
     assert loaded.config.intermediate_size == 72
-    assert told["parameters"] == sum(parameter.numel() for parameter in loaded.parameters())
+    assert told.parameters == sum(parameter.numel() for parameter in loaded.parameters())
     (step,) = Checkpoint(tmp_path / "out").manifest["history"]
     assert step["channels"] == {"before": 96, "after": 72, "field": "intermediate_size"}
     sizes = [sum(tensor.numel() for tensor in tensors.values()) for tensors in (before, made)]
     assert step["parameters"] == dict(zip(("before", "after"), sizes, strict=True))
-    assert told["removed"] == f"{100 - 100 * sizes[1] / sizes[0]:.1f} % of {sizes[0]:,} parameters"
-    about_engines = [text for text in told["warnings"] if "K-quants" in text]
+    assert told.removed == f"{100 - 100 * sizes[1] / sizes[0]:.1f} % of {sizes[0]:,} parameters"
+    about_engines = [text for text in told.warnings if "K-quants" in text]
     assert about_engines and not {*about_engines} & {*step["warnings"]}, "no result depends on them"
     assert [block["target"] for block in step["blocks"]] == [target] * 3
     assert [block["dampings"] for block in step["blocks"]] == [[0.01]] * 3
@@ -156,7 +156,7 @@ def test_saved_statistics_give_any_width_as_passes_of_the_dense_model_do(shared,
         told = prunus.width(
             shared / "dense", tmp_path / str(kept), WidthRecipe(intermediate_size=kept), stats=file, device="cpu"
         )
-        assert any("fitted to their own outputs" in text for text in told["warnings"])
+        assert any("fitted to their own outputs" in text for text in told.warnings)
         assert Checkpoint(tmp_path / str(kept)).manifest["history"][0]["recipe"]["target"] == "own"
         made = tensors_of(tmp_path / str(kept))
         for name, tensor in by_hand(shared / "dense", kept, "own", stream="dense").items():
@@ -205,13 +205,13 @@ def test_every_kind_of_network_is_narrowed_and_fitted(shared, tmp_path, name):
     for fit, how in ((True, {"damping": 0.01}), (False, {"fit": False})):
         told = prunus.width(tmp_path / "dense", tmp_path / str(fit), asked(shared, keep=0.5, **how), device="cpu")
         model = whole(tmp_path / str(fit))
-        assert told["difference"] < 1e-5
+        assert told.difference < 1e-5
         assert getattr(model.config, field) == getattr(whole(tmp_path / "dense").config, field) / 2
         with torch.no_grad():
             errors[fit] = float((model(input_ids=ids, use_cache=False).logits - before).square().mean())
         (step,) = Checkpoint(tmp_path / str(fit)).manifest["history"]
         assert {block["target"] for block in step["blocks"]} == {target if fit else None}
-        own = [text for text in told["warnings"] if "own outputs" in text]
+        own = [text for text in told.warnings if "own outputs" in text]
         assert len(own) == (fit and target == "own")
         assert not own or ("experts" if name == "gpt_oss" else "a norm or a gate follows") in own[0]
     assert errors[True] < 0.9 * errors[False], errors
@@ -305,9 +305,7 @@ def test_a_recovery_on_the_sequences_of_the_fit_says_so(shared, tmp_path):
     for text, warned in ((shared / "rows.jsonl", True), (tmp_path / "other.jsonl", False)):
         recipe = RecoverRecipe(calibration=str(text), samples=SEQUENCES, seqlen=LENGTH, epochs=1)
         told = prunus.recover(tmp_path / "narrow", tmp_path / "out", recipe, device="cpu", overwrite=True)
-        assert (
-            any(f"fitted to {SEQUENCES} of these {SEQUENCES} sequences" in text for text in told["warnings"]) == warned
-        )
+        assert any(f"fitted to {SEQUENCES} of these {SEQUENCES} sequences" in text for text in told.warnings) == warned
 
 
 def test_twins_of_a_narrow_block_are_not_narrower_than_it():
@@ -324,7 +322,7 @@ def test_zeros_and_experts_chain_with_width(shared, tmp_path):
     made = tensors_of(tmp_path / "both")["model.layers.1.mlp.down_proj.weight"]
     assert made.shape[1] == 72 and int((made == 0).sum()) == made.numel() // 2
     told = prunus.apply_steps(shared / "dense", tmp_path / "again", [zeros, narrow], device="cpu")
-    assert any("the fit fills zeros" in text for text in told["warnings"])
+    assert any("the fit fills zeros" in text for text in told.warnings)
     make_random_model("mixtral", tmp_path / "mixture", num_hidden_layers=2)
     fewer = ExpertsRecipe(keep=0.5, **calibration)
     prunus.apply_steps(tmp_path / "mixture", tmp_path / "fewer", [fewer, narrow], device="cpu")
@@ -339,10 +337,10 @@ def test_experts_without_tokens_keep_their_weights_and_a_warning_says_so(shared,
     (tmp_path / "short.jsonl").write_text(json.dumps({"token_ids": ROWS[0][:3]}) + "\n")
     recipe = asked(shared, calibration=str(tmp_path / "short.jsonl"), samples=1, seqlen=3)
     told = prunus.width(tmp_path / "dense", tmp_path / "out", recipe, device="cpu")
-    warned = [text for text in told["warnings"] if "met fewer calibration tokens than they have channels" in text]
+    warned = [text for text in told.warnings if "met fewer calibration tokens than they have channels" in text]
     assert len(warned) == 1 and "8 of 8 networks" in warned[0] and ", 0): damping keeps" in warned[0]
     told = prunus.width(tmp_path / "dense", tmp_path / "unfitted", replace(recipe, fit=False), device="cpu")
-    assert not any("damping" in text for text in told["warnings"])
+    assert not any("damping" in text for text in told.warnings)
     before, after = (whole(folder).model.layers[0].mlp.experts for folder in (tmp_path / "dense", tmp_path / "out"))
     unmet = 0
     for old, new in zip(before.down_proj, after.down_proj, strict=True):
@@ -360,7 +358,7 @@ def test_experts_that_grouped_products_refuse_are_warned_of(shared, tmp_path):
         recipe = WidthRecipe(method="magnitude", fit=False, intermediate_size=width)
         told = prunus.width(tmp_path / "dense", tmp_path / str(width), recipe, device="cpu")
         said = "rows of experts take 280 bytes, no multiple of 16"
-        assert any(said in text and "a multiple of 4 channels" in text for text in told["warnings"]) == refused
+        assert any(said in text and "a multiple of 4 channels" in text for text in told.warnings) == refused
         model = whole(tmp_path / str(width))
         model.set_experts_implementation("grouped_mm")
         with pytest.raises(RuntimeError, match="multiple of 16 bytes") if refused else nullcontext():
@@ -372,7 +370,7 @@ def test_methods_without_data_need_none_and_choose_by_their_rule(shared, tmp_pat
         told = prunus.width(
             shared / "dense", tmp_path / method, WidthRecipe(method=method, fit=False, calibration="c4"), device="cpu"
         )
-        assert told["error"] is None
+        assert told.error is None
     before, after = tensors_of(shared / "dense"), tensors_of(tmp_path / "magnitude")
     for index in range(3):
         gate, up, down = (f"model.layers.{index}.mlp.{name}_proj.weight" for name in ("gate", "up", "down"))
@@ -446,9 +444,9 @@ def test_nan_in_the_inputs_is_named_and_leaves_nothing(shared, tmp_path):
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(shared, tmp_path, capsys):
     recipe = asked(shared, tensor_parallel=16)
     told = prunus.width(shared / "dense", tmp_path / "out", recipe, dry_run=True)
-    assert (told["channels"], told["blocks"]) == ("72 of 96", 3) and not list(tmp_path.iterdir())
-    assert any("K-quants" in text for text in told["warnings"])
-    assert any("72 channels cannot be divided among 16 GPUs" in text for text in told["warnings"])
+    assert (told.channels, told.blocks) == ("72 of 96", 3) and not list(tmp_path.iterdir())
+    assert any("K-quants" in text for text in told.warnings)
+    assert any("72 channels cannot be divided among 16 GPUs" in text for text in told.warnings)
     command_line = ["width", str(shared / "dense"), str(tmp_path / "out"), "--calibration", recipe.calibration]
     main([*command_line, "--dry-run", "--recover"])
     said = capsys.readouterr().err

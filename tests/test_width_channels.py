@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.plain_data import plain
 from prunus.pruning.width.channels import (
     Place,
     Unnarrowable,
@@ -200,7 +201,7 @@ def test_what_cannot_be_narrowed_is_refused_in_one_line(tmp_path, name):
     with pytest.raises(Unnarrowable, match=REFUSED[name]) as error:
         find_units(source)
     assert "\n" not in str(error.value)
-    assert describe_width(source) == [{"use": "width", "possible": False, "note": str(error.value)}]
+    assert plain(describe_width(source)) == [{"use": "width", "possible": False, "note": str(error.value)}]
 
 
 def test_wrong_widths_and_kinds_are_refused_in_one_line(tmp_path):
@@ -224,7 +225,7 @@ def test_wrong_widths_and_kinds_are_refused_in_one_line(tmp_path):
 
 def test_inspect_says_what_can_be_narrowed(tmp_path):
     made("deepseek_v3", tmp_path / "m")
-    row = next(row for row in prunus.inspect(tmp_path / "m")["uses"] if row["use"] == "width")
+    row = next(row for row in prunus.inspect(tmp_path / "m").to_json()["uses"] if row["use"] == "width")
     assert row == {
         "use": "width",
         "possible": True,

@@ -13,7 +13,7 @@ from small_study import write_study
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
-from prunus.evaluation.run import planned_chains, run_chains
+from prunus.evaluation.run import run_chains
 from prunus.pruning.width import channels
 from prunus.recipes import PruneRecipe, RecoverRecipe, WidthRecipe
 from prunus.step import kind_of
@@ -112,10 +112,10 @@ def test_workers_of_a_cluster_make_and_run_a_width_as_this_machine_does(tmp_path
         for path in files_to_load(driver, model, variant, False)
     }
     chains = [(0, 0), (1, 0)]
-    [found] = other.answer((ref, model.name), sent, uploaded, 0, chains)
+    [found] = other.answer((ref, model.name), sent, uploaded, 0, chains, frozenset())
     with Engine(study, here, "cpu") as engine:
         backend: Any = engine.hold(model, variant)
-        [alone] = run_chains(cell.resolved, backend, engine.grader, planned_chains(cell.resolved, backend, [chains]))
+        [alone] = run_chains(cell.resolved, backend, engine.grader, [chains])
     assert found.samples == alone.samples
     for one in (maker, other):
         one.scratch.close()

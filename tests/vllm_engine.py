@@ -24,9 +24,10 @@ from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.openai import OpenAIBackend
 from prunus.evaluation.backends.vllm import VLLMBackend, why_not_4_bits
 from prunus.evaluation.budget import Chain, Draw, Rules, force_budgets
+from prunus.evaluation.engine import Backend
 from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.profiles.markers import encode_markers, encode_prompt
-from prunus.evaluation.requests import Backend, Sampling
+from prunus.evaluation.requests import Sampling
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.methods import METHODS
 from prunus.recipes import EvalPlan
@@ -70,7 +71,7 @@ def test_pruned_checkpoints_of_every_method_load_and_answer_as_in_hf(kind, tmp_p
             prunus.prune("tiny", folder, recipe)
         else:
             more: dict[str, Any] = {"threshold": -1.0} if folder.name == "laco" else {"blocks": "1"}
-            prunus.drop_blocks("tiny", folder, prunus.DropRecipe(method=cast(Any, folder.name), **few, **more))
+            prunus.drop("tiny", folder, prunus.DropRecipe(method=cast(Any, folder.name), **few, **more))
     answers = set()
     with opened("vllm", folders[0], "cpu", len(TOKENIZER), EAGER) as backend:
         assert isinstance(backend, VLLMBackend)
@@ -114,7 +115,7 @@ def test_a_mixture_with_fewer_experts_answers_as_in_hf(tmp_path):
     make_random_model("qwen3_moe", tmp_path / "model", mlp_only_layers=[], **sizes, **changes)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(tiny_folder() / name, tmp_path / "model" / name)
-    prunus.drop_experts(tmp_path / "model", tmp_path / "out", prunus.ExpertsRecipe(method="random", keep=0.5))
+    prunus.experts(tmp_path / "model", tmp_path / "out", prunus.ExpertsRecipe(method="random", keep=0.5))
     expected = greedy(HFBackend.load(tmp_path / "out", "cpu", len(TOKENIZER)), chains()[:4], (0, 12))
     assert expected != greedy(HFBackend.load(tmp_path / "model", "cpu", len(TOKENIZER)), chains()[:4], (0, 12))
     with opened("vllm", tmp_path / "out", "cpu", len(TOKENIZER), EAGER) as backend:
@@ -136,7 +137,7 @@ def test_nothing_is_left_of_other_weights(tmp_path):
         shallow = run(backend)
         backend.hold(None, [])
         assert run(backend) == dense != shallow
-    prunus.drop_blocks("tiny", tmp_path / "shallow", prunus.DropRecipe(blocks=",".join(map(str, silent))))
+    prunus.drop("tiny", tmp_path / "shallow", prunus.DropRecipe(blocks=",".join(map(str, silent))))
     alone = HFBackend.load(tmp_path / "shallow", "cpu", len(TOKENIZER))
     assert shallow == complete(alone, prompts, [6] * 3, frozenset(), frozenset(), range(3), GREEDY)
 
@@ -199,7 +200,7 @@ def test_the_native_budget_of_a_server(tmp_path, capsys):
     plan = EvalPlan(tasks=("tiny",), limit=8, budgets=budgets, backend="openai", control="native")
     with vllm_serve(folder, "--reasoning-parser", "qwen3") as url:
         engine = EngineOptions(url=url)
-        run = prunus.evaluate(folder, plan, tmp_path / "native.db", engine=engine)
+        run = prunus.evaluate(folder, plan, tmp_path / "native.db", engine=engine).run_id
         assert "warning" not in capsys.readouterr().err
         closed = replace(plan, budgets=(8,), profile=str(folder / "closed.toml"))
         prunus.evaluate(folder, closed, tmp_path / "closed.db", engine=engine)
@@ -209,7 +210,7 @@ def test_the_native_budget_of_a_server(tmp_path, capsys):
     with Store(tmp_path / "native.db") as store:
         rows = {(row.problem_id, row.budget): row for row in store.samples(run, texts=True)}
     plan = EvalPlan(tasks=("tiny",), limit=8, budgets=tuple(max(0, budget - 1) for budget in budgets))
-    forced = prunus.evaluate("tiny", plan, tmp_path / "forced.db")
+    forced = prunus.evaluate("tiny", plan, tmp_path / "forced.db").run_id
     with Store(tmp_path / "forced.db") as store:
         for row in store.samples(forced, texts=True):
             native = rows[row.problem_id, row.budget + (row.budget > 0)]
@@ -229,9 +230,9 @@ def test_a_search_by_bytes_loads_every_rung_in_a_new_engine_and_says_by_which_ke
             prunus.find("tiny", tmp_path / "out", plan, rungs[1:], **asked)
         shutil.rmtree(tmp_path / "out.finding")
     rungs = rungs[: 1 + has_4_bits]
-    found = prunus.find("tiny", tmp_path / "out", plan, rungs, **asked)
+    found = prunus.find("tiny", tmp_path / "out", plan, rungs, **asked).to_json()
     names = ["w8a8-rtn", "w4-g32-rtn"][: len(rungs)]
-    assert found["found"] == names[-1] and not prunus.verify(tmp_path / "out/certificate.json", store)["differences"]
+    assert found["found"] == names[-1] and not prunus.verify(tmp_path / "out/certificate.json", store).differences
     with Store(store) as opened:
         runs = {run.model["name"].rpartition("/")[2]: run for run in opened.runs()}
     sizes = [runs[name].nbytes for name in ("tiny", *names)]

@@ -11,32 +11,41 @@
 
 The functions have the names of the commands. Each is imported when it is first used, so `import prunus` is fast, and
 reading results does not need torch.
+
+Old names stay: `drop_blocks` is `drop`, `drop_experts` is `experts`, `run_study` is `study` and `import_rows` is
+`import_`. `eval` is `evaluate`.
 """
 
 import os
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prunus.checkpoint.dequantize import dequantize
+    from prunus.checkpoint.dequantize import Dequantized, dequantize
     from prunus.errors import PrunusError
     from prunus.evaluation.pipeline import evaluate, regrade
-    from prunus.evaluation.profiles.catalogue import profiles, show_profile
-    from prunus.evaluation.tasks import tasks
-    from prunus.evaluation.traces import traces
-    from prunus.model_card import card
-    from prunus.pruning.calibration.saved_statistics import stats
-    from prunus.pruning.drop import drop_blocks
-    from prunus.pruning.experts.experts import drop_experts
-    from prunus.pruning.experts.measure import expert_stats
-    from prunus.pruning.gguf import gguf
-    from prunus.pruning.inspection import inspect
-    from prunus.pruning.perplexity import perplexity
-    from prunus.pruning.prune.allocate import allocate
-    from prunus.pruning.prune.prune import prune
-    from prunus.pruning.quantize import quantize
-    from prunus.pruning.recover.recover import recover
-    from prunus.pruning.width.width import width
+    from prunus.evaluation.profiles.catalogue import (
+        ProfileEntry,
+        ProfileUnderModel,
+        ShownProfile,
+        profiles,
+        show_profile,
+    )
+    from prunus.evaluation.tasks import TaskEntry, tasks
+    from prunus.evaluation.traces import Traces, traces
+    from prunus.model_card import CardMade, card
+    from prunus.pruning.calibration.saved_statistics import InputsMeasured, stats
+    from prunus.pruning.drop import Dropped, PlannedDrop, drop
+    from prunus.pruning.experts.experts import FewerExperts, PlannedExperts, experts
+    from prunus.pruning.experts.measure import ExpertsMeasured, expert_stats
+    from prunus.pruning.gguf import GgufMade, PlannedGguf, gguf
+    from prunus.pruning.inspection import GgufFacts, ModelFacts, inspect
+    from prunus.pruning.perplexity import Perplexity, perplexity
+    from prunus.pruning.prune.allocate import Allocated, allocate
+    from prunus.pruning.prune.prune import PlannedPrune, Pruned, prune
+    from prunus.pruning.quantize import PlannedQuantize, Quantized, quantize
+    from prunus.pruning.recover.recover import PlannedRecover, Recovered, recover
+    from prunus.pruning.width.width import Narrowed, PlannedWidth, width
     from prunus.recipes import (
         DropRecipe,
         EvalPlan,
@@ -48,87 +57,187 @@ if TYPE_CHECKING:
         TraceRecipe,
         WidthRecipe,
     )
-    from prunus.recipes.declarations import methods
+    from prunus.recipes.declarations import MethodEntry, methods
     from prunus.reporting.page import report
     from prunus.results.comparison import compare
     from prunus.results.frames import Results, export
     from prunus.results.frames import open as open
-    from prunus.results.importing import import_rows
+    from prunus.results.importing import import_rows as import_rows
     from prunus.settings.budgets import AS_RUN, OFF
     from prunus.settings.engines import EngineOptions
+    from prunus.step import Made, Planned
     from prunus.steps.chain import apply_steps
     from prunus.store.store import runs
     from prunus.studies.demo import demo
     from prunus.studies.find.find import find
     from prunus.studies.find.verify import verify
     from prunus.studies.plan import plan_study
-    from prunus.studies.run import report_study, run_study
+    from prunus.studies.run import report_study
+    from prunus.studies.run import run_study as run_study
     from prunus.viewer.server import view
+
+    drop_blocks = drop
+    drop_experts = experts
+    eval = evaluate
+    import_ = import_rows
+    study = run_study
 
 # On some processors the last bit of MKL's products otherwise depends on where in memory a matrix lies, and what was
 # interrupted would not resume to the same bytes. MKL reads this at its first product.
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
 __version__ = "0.2.0"
-_HOME = {
-    "AS_RUN": "prunus.settings.budgets",
-    "OFF": "prunus.settings.budgets",
-    "DropRecipe": "prunus.recipes",
-    "EngineOptions": "prunus.settings.engines",
-    "EvalPlan": "prunus.recipes",
-    "ExpertsRecipe": "prunus.recipes",
-    "GgufRecipe": "prunus.recipes",
-    "PruneRecipe": "prunus.recipes",
-    "PrunusError": "prunus.errors",
-    "QuantizeRecipe": "prunus.recipes",
-    "RecoverRecipe": "prunus.recipes",
-    "Results": "prunus.results.frames",
-    "TraceRecipe": "prunus.recipes",
-    "WidthRecipe": "prunus.recipes",
-    "allocate": "prunus.pruning.prune.allocate",
-    "apply_steps": "prunus.steps.chain",
-    "card": "prunus.model_card",
-    "compare": "prunus.results.comparison",
-    "demo": "prunus.studies.demo",
-    "dequantize": "prunus.checkpoint.dequantize",
-    "drop_blocks": "prunus.pruning.drop",
-    "drop_experts": "prunus.pruning.experts.experts",
-    "evaluate": "prunus.evaluation.pipeline",
-    "expert_stats": "prunus.pruning.experts.measure",
-    "export": "prunus.results.frames",
-    "find": "prunus.studies.find.find",
-    "gguf": "prunus.pruning.gguf",
-    "import_rows": "prunus.results.importing",
-    "inspect": "prunus.pruning.inspection",
-    "methods": "prunus.recipes.declarations",
-    "open": "prunus.results.frames",
-    "perplexity": "prunus.pruning.perplexity",
-    "plan_study": "prunus.studies.plan",
-    "profiles": "prunus.evaluation.profiles.catalogue",
-    "prune": "prunus.pruning.prune.prune",
-    "quantize": "prunus.pruning.quantize",
-    "recover": "prunus.pruning.recover.recover",
-    "regrade": "prunus.evaluation.pipeline",
-    "report": "prunus.reporting.page",
-    "report_study": "prunus.studies.run",
-    "run_study": "prunus.studies.run",
-    "runs": "prunus.store.store",
-    "show_profile": "prunus.evaluation.profiles.catalogue",
-    "stats": "prunus.pruning.calibration.saved_statistics",
-    "tasks": "prunus.evaluation.tasks",
-    "traces": "prunus.evaluation.traces",
-    "verify": "prunus.studies.find.verify",
-    "view": "prunus.viewer.server",
-    "width": "prunus.pruning.width.width",
+# `import *` must not replace the builtins `open` and `eval`, so these are not here, nor are old names.
+__all__ = [
+    "AS_RUN",
+    "OFF",
+    "Allocated",
+    "CardMade",
+    "Dequantized",
+    "DropRecipe",
+    "Dropped",
+    "EngineOptions",
+    "EvalPlan",
+    "ExpertsMeasured",
+    "ExpertsRecipe",
+    "FewerExperts",
+    "GgufFacts",
+    "GgufMade",
+    "GgufRecipe",
+    "InputsMeasured",
+    "Made",
+    "MethodEntry",
+    "ModelFacts",
+    "Narrowed",
+    "Perplexity",
+    "Planned",
+    "PlannedDrop",
+    "PlannedExperts",
+    "PlannedGguf",
+    "PlannedPrune",
+    "PlannedQuantize",
+    "PlannedRecover",
+    "PlannedWidth",
+    "ProfileEntry",
+    "ProfileUnderModel",
+    "PruneRecipe",
+    "Pruned",
+    "PrunusError",
+    "QuantizeRecipe",
+    "Quantized",
+    "RecoverRecipe",
+    "Recovered",
+    "Results",
+    "ShownProfile",
+    "TaskEntry",
+    "TraceRecipe",
+    "Traces",
+    "WidthRecipe",
+    "allocate",
+    "apply_steps",
+    "card",
+    "compare",
+    "demo",
+    "dequantize",
+    "drop",
+    "evaluate",
+    "expert_stats",
+    "experts",
+    "export",
+    "find",
+    "gguf",
+    "import_",
+    "inspect",
+    "methods",
+    "perplexity",
+    "plan_study",
+    "profiles",
+    "prune",
+    "quantize",
+    "recover",
+    "regrade",
+    "report",
+    "report_study",
+    "runs",
+    "show_profile",
+    "stats",
+    "study",
+    "tasks",
+    "traces",
+    "verify",
+    "view",
+    "width",
+]
+# {module: the names that it has}; a test compares it with the imports above and with __all__.
+_NAMES = {
+    "prunus.checkpoint.dequantize": ("Dequantized", "dequantize"),
+    "prunus.errors": ("PrunusError",),
+    "prunus.evaluation.pipeline": ("evaluate", "regrade"),
+    "prunus.evaluation.profiles.catalogue": (
+        "ProfileEntry",
+        "ProfileUnderModel",
+        "ShownProfile",
+        "profiles",
+        "show_profile",
+    ),
+    "prunus.evaluation.tasks": ("TaskEntry", "tasks"),
+    "prunus.evaluation.traces": ("Traces", "traces"),
+    "prunus.model_card": ("CardMade", "card"),
+    "prunus.pruning.calibration.saved_statistics": ("InputsMeasured", "stats"),
+    "prunus.pruning.drop": ("Dropped", "PlannedDrop", "drop"),
+    "prunus.pruning.experts.experts": ("FewerExperts", "PlannedExperts", "experts"),
+    "prunus.pruning.experts.measure": ("ExpertsMeasured", "expert_stats"),
+    "prunus.pruning.gguf": ("GgufMade", "PlannedGguf", "gguf"),
+    "prunus.pruning.inspection": ("GgufFacts", "ModelFacts", "inspect"),
+    "prunus.pruning.perplexity": ("Perplexity", "perplexity"),
+    "prunus.pruning.prune.allocate": ("Allocated", "allocate"),
+    "prunus.pruning.prune.prune": ("PlannedPrune", "Pruned", "prune"),
+    "prunus.pruning.quantize": ("PlannedQuantize", "Quantized", "quantize"),
+    "prunus.pruning.recover.recover": ("PlannedRecover", "Recovered", "recover"),
+    "prunus.pruning.width.width": ("Narrowed", "PlannedWidth", "width"),
+    "prunus.recipes": (
+        "DropRecipe",
+        "EvalPlan",
+        "ExpertsRecipe",
+        "GgufRecipe",
+        "PruneRecipe",
+        "QuantizeRecipe",
+        "RecoverRecipe",
+        "TraceRecipe",
+        "WidthRecipe",
+    ),
+    "prunus.recipes.declarations": ("MethodEntry", "methods"),
+    "prunus.reporting.page": ("report",),
+    "prunus.results.comparison": ("compare",),
+    "prunus.results.frames": ("Results", "export", "open"),
+    "prunus.results.importing": ("import_rows",),
+    "prunus.settings.budgets": ("AS_RUN", "OFF"),
+    "prunus.settings.engines": ("EngineOptions",),
+    "prunus.step": ("Made", "Planned"),
+    "prunus.steps.chain": ("apply_steps",),
+    "prunus.store.store": ("runs",),
+    "prunus.studies.demo": ("demo",),
+    "prunus.studies.find.find": ("find",),
+    "prunus.studies.find.verify": ("verify",),
+    "prunus.studies.plan": ("plan_study",),
+    "prunus.studies.run": ("report_study", "run_study"),
+    "prunus.viewer.server": ("view",),
 }
-# `import *` must not replace the builtin `open`.
-__all__ = [name for name in _HOME if name != "open"]  # pyright: ignore[reportUnsupportedDunderAll]
+_ALIASES = {
+    "drop_blocks": "drop",
+    "drop_experts": "experts",
+    "eval": "evaluate",
+    "import_": "import_rows",
+    "study": "run_study",
+}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'prunus' has no attribute '{name}'")
-    return getattr(import_module(_HOME[name]), name)
+def __getattr__(name: str) -> object:
+    wanted = _ALIASES.get(name, name)
+    for module, names in _NAMES.items():
+        if wanted in names:
+            return getattr(import_module(module), wanted)
+    raise AttributeError(f"module 'prunus' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:

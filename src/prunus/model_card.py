@@ -1,9 +1,8 @@
 """Write the model card of a checkpoint: how it was made, its zeros, and, from a store, its curve and verdict."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from prunus.cards.certified import CERTIFICATE, NOTHING, read_claims
 from prunus.cards.markdown import hub_id
@@ -13,14 +12,31 @@ from prunus.checkpoint.resolve import MANIFEST, hub_origin, is_built_in, read_ma
 from prunus.disk import explained, write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks import TASKS
-from prunus.pruning.inspection import inspect
-from prunus.results.comparison import compared, plan_differences
+from prunus.plain_data import Summary
+from prunus.pruning.inspection import LinearFacts, ModelFacts, WeightFacts, inspect
+from prunus.results.comparison import compare, plan_differences
 from prunus.results.summary import summarise
 from prunus.settings.margins import MarginLike
 from prunus.step import StepRecord
 from prunus.store.labels import history, listed
 from prunus.store.rows import Run
 from prunus.store.store import Store
+
+
+class CardMade(Summary):
+    """A model card.
+
+    out: the file.
+    run, base: ids of the runs that it shows; None without a store, or a run of the dense model.
+    verdict: of the comparison of the two; None where there is none.
+    warnings: one line each.
+    """
+
+    out: str
+    run: str | None
+    base: str | None
+    verdict: str | None
+    warnings: Sequence[str]
 
 
 def card(
@@ -33,21 +49,24 @@ def card(
     margin: MarginLike = 0.02,
     out: str | Path | None = None,
     overwrite: bool = False,
-) -> dict[str, Any]:
-    """Write the model card (README.md) of a checkpoint that prunus made; returns a summary.
+) -> CardMade:
+    """Write the model card (README.md) of a checkpoint that prunus made.
+
+        print(prunus.card("wanda-50", store="results.db", base_model="Qwen/Qwen3-0.6B").verdict)
 
     The card has the Hub's metadata, the steps that made the model, its zeros (counted now), the commands that repeat
     it, the claims of a certificate of `find` beside it, and with a store its accuracy at each budget and its verdict.
     The licence is that of the README.md that is replaced, which `prune` took from its source's.
 
+    checkpoint: a folder that prunus made.
     store: results of `evaluate`; without one, the card says that nothing was measured.
     run: which run of this checkpoint, where the store has several; its id, the start of it, or its label.
-    base: the run to compare with; None: that of the dense model, with the same plan. margin: as in compare.
+    base: the run to compare with; None: that of the dense model, with the same plan.
+    margin: as in compare.
     base_model: hub id of the dense model, where the manifest does not have it.
     out: a file, or a folder for README.md; None: the checkpoint's folder.
     overwrite: replace a README.md that prunus did not write, or that was edited since.
 
-    Returns a dict with out (the file), run, base, verdict (None where there is none) and warnings.
     Raises PrunusError, and leaves files as they were, if prunus did not make the checkpoint, the store has no run of
     it or several, or the file may not be replaced.
     """
@@ -69,9 +88,10 @@ def card(
         warnings.append(f"{CERTIFICATE} is about other weights than those beside it, so the card does not mention it")
     made = Card(steps, source, base_model=base_model, results=results, certified=certified)
     facts = inspect(folder, weights=True)
-    made = replace(made, nbytes=sum(facts["bytes"].values()))
-    if "linears" in facts:
-        made = replace(made, zeros=zeros_of(facts), patterns=facts["patterns"])
+    assert isinstance(facts, ModelFacts)
+    made = replace(made, nbytes=sum(facts.bytes.values()))
+    if facts.weights is not None:
+        made = replace(made, zeros=zeros_of(facts.weights), patterns=[*facts.weights.patterns])
     if made.base is None:
         warnings.append("the dense model has no known hub id: name it with --base-model before you publish the card")
     try:
@@ -79,13 +99,13 @@ def card(
     except OSError as error:
         raise explained(error, target) from error
     contrast = results.contrast if results else None
-    return {
-        "out": str(target),
-        "run": results.run.run_id if results else None,
-        "base": results.base.run_id if results and results.base else None,
-        "verdict": contrast.verdict if contrast else None,
-        "warnings": warnings,
-    }
+    return CardMade(
+        out=str(target),
+        run=results.run.run_id if results else None,
+        base=results.base.run_id if results and results.base else None,
+        verdict=contrast.verdict if contrast else None,
+        warnings=warnings,
+    )
 
 
 def target_of(folder: Path, out: str | Path | None) -> Path:
@@ -112,13 +132,14 @@ def check_target(target: Path, overwrite: bool) -> None:
         )
 
 
-def zeros_of(facts: Mapping[str, Any]) -> list[Zeros]:
-    """The zeros by part of the blocks, of what `inspect` returns."""
-    rows = facts["linears"]
-    parts = dict.fromkeys(row["part"] for row in rows)
+def zeros_of(weights: WeightFacts) -> list[Zeros]:
+    """The zeros by part of the blocks."""
+    parts: dict[str, list[LinearFacts]] = {}
+    for linear in weights.linears:
+        parts.setdefault(linear.part, []).append(linear)
     return [
-        Zeros(part, *(sum(row[key] for row in rows if row["part"] == part) for key in ("zeros", "weights")))
-        for part in parts
+        Zeros(part, sum(one.zeros for one in linears), sum(one.weights for one in linears))
+        for part, linears in parts.items()
     ]
 
 
@@ -138,7 +159,7 @@ def read_results(
         if theirs is not None:
             results = replace(results, base=theirs, base_summary=summarise(store, theirs.run_id))
     if theirs is not None:
-        found = compared(path, theirs.run_id, [ours.run_id], margin=margin)
+        found = compare(path, theirs.run_id, [ours.run_id], margin=margin)
         (contrast,) = found.others
         results = replace(results, contrast=replace(contrast, warnings=[*contrast.warnings, *found.warnings]))
     return results, warnings

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import isfinite
 from types import UnionType
-from typing import Any, Self, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 from prunus.errors import nearest
 
@@ -130,11 +130,19 @@ R = TypeVar("R")
 class Record:
     """Its classes are frozen dataclasses, whose plain data has the names of the fields as keys, in their order.
 
-    A field that is None by default is left out while it is. Numbers that are not finite turn into None at once.
+    A field that is None by default is left out while it is, and a field that is HIDDEN always is. Numbers that are not
+    finite turn into None at once. LAST: fields whose keys come last in the data, where those of a base class would come
+    first.
     """
 
+    LAST: ClassVar[tuple[str, ...]] = ()
+
     def __init_subclass__(cls) -> None:
-        dataclass(frozen=True, kw_only=True)(cls)
+        dataclass(frozen=True, kw_only=True, repr=False)(cls)
+
+    def __repr__(self) -> str:
+        shown = (f"{one.name}={getattr(self, one.name)!r}" for one in fields(self))
+        return f"{type(self).__qualname__}({', '.join(shown)})"
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -144,10 +152,12 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain data."""
+        ordered = sorted(fields(self), key=lambda one: self.LAST.index(one.name) if one.name in self.LAST else -1)
         return {
-            one.metadata.get("key", one.name): plain(value)
-            for one in fields(self)
-            if (value := getattr(self, one.name)) is not None or one.default is not None
+            key: plain(value)
+            for one in ordered
+            if (key := one.metadata.get("key", one.name)) is not None
+            and ((value := getattr(self, one.name)) is not None or one.default is not None)
         }
 
     @classmethod
@@ -169,6 +179,26 @@ def _read(hint: Any, value: Any) -> Any:
     if get_origin(hint) is Sequence:
         return [_read(of[0], one) for one in value]
     return hint.of(value) if isinstance(hint, type) and hasattr(hint, "of") else value
+
+
+HIDDEN = {"key": None}  # metadata of a field that the plain data does not have
+
+
+class Summary(Record):
+    """A record that is shown as commands print it, one line per entry."""
+
+    def __repr__(self) -> str:
+        return "\n  ".join([type(self).__name__, *summary_lines(self.to_json())])
+
+
+def summary_lines(summary: Mapping[str, Any]) -> list[str]:
+    """`key: value` for each text and number of a summary, and its warnings."""
+    shown = {key: value for key, value in summary.items() if isinstance(value, str | int | float | bool)}
+    lines = [
+        f"{key.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}"
+        for key, value in shown.items()
+    ]
+    return [*lines, *(f"warning: {warning}" for warning in summary.get("warnings", ()))]
 
 
 def made(kind: Callable[..., R], *parts: Mapping[str, object], **more: object) -> R:

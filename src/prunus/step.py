@@ -12,15 +12,20 @@ from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from prunus.recipes.base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS, Recipe
+from prunus.plain_data import Summary
+from prunus.recipes.base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS, Calibrated, Recipe
 from prunus.settings import CALIBRATING, WHERE, setting
+
+if TYPE_CHECKING:
+    from prunus.checkpoint.checkpoint import Checkpoint
 
 # The action of each kind, which is its command, its table in a study, its name in manifests, and that of its file.
 STEPS = ("prune", "drop", "experts", "width", "recover", "quantize", "gguf")
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+R = TypeVar("R", bound=Recipe)  # the recipe of a kind of step
 StepRecord = Mapping[str, Any]  # what a manifest says of a step; it may be of another program, or damaged
 
 # Also names that only stored recipes have, of methods of earlier versions.
@@ -64,7 +69,40 @@ class Where:
     shared: Path | None = None
 
 
-class Step(ABC):
+class Made(Summary):
+    """What a step wrote.
+
+    out: the folder, or file.
+    seconds: run time.
+    warnings: one line each.
+    """
+
+    LAST = ("seconds", "warnings")
+
+    out: str
+    seconds: float
+    warnings: Sequence[str]
+
+
+class Planned(Summary):
+    """What a step would write; of several steps, the first.
+
+    would_write: the folder, or file.
+    warnings: one line each; of all steps.
+    then: of a recovery that follows, what it would do.
+    recovery_calibration, recovery_memory: what that needs, as text.
+    """
+
+    LAST = ("then", "recovery_calibration", "recovery_memory", "warnings")
+
+    would_write: str
+    warnings: Sequence[str]
+    then: str | None = None
+    recovery_calibration: str | None = None
+    recovery_memory: str | None = None
+
+
+class Step(ABC, Generic[R]):
     """A kind of step, and so a command, whose help is the docstring of the class.
 
     recipe: the class of its settings. function: which makes it, as `module:name`. reshapes: whether it changes the
@@ -75,7 +113,7 @@ class Step(ABC):
     tag: for the Hub's search. relation: the Hub's word, if it has one, for a model made by it from another.
     """
 
-    recipe: ClassVar[type[Recipe]]
+    recipe: type[R]
     function: ClassVar[str]
     reshapes: ClassVar[bool] = False
     takes_away: ClassVar[bool] = False
@@ -87,12 +125,14 @@ class Step(ABC):
     tag: ClassVar[str | None] = None
     relation: ClassVar[str | None] = None
 
-    def asked(self, given: Mapping[str, Any]) -> Recipe:
+    def asked(self, given: Mapping[str, Any]) -> R:
         """The recipe that a user asks for who gives these settings."""
         return self.recipe(**given)
 
-    def make(self, model: Any, out: Path, recipe: Any, where: Where, name: str | None) -> Mapping[str, Any]:
-        """Write model (a folder or hub id) after this step to the folder out; returns a summary.
+    def make(
+        self, model: "str | Path | Checkpoint", out: Path, recipe: R, where: Where, name: str | None
+    ) -> Made | Planned:
+        """Write model (a folder or hub id) after this step to the folder out; in a dry run, say what would be done.
 
         model: in a dry run it may be a Checkpoint that is not there yet (see planned). name: what the manifest calls
         model; None: as it is given.
@@ -104,55 +144,56 @@ class Step(ABC):
         )
 
     @abstractmethod
-    def name(self, recipe: Any) -> str:
+    def name(self, recipe: R) -> str:
         """A short name for variants: `wanda-owl-20`."""
 
     def with_effect(
-        self, recipe: Any, unused: Collection[str], of_data: Collection[str] = (), kept: Collection[str] = ()
+        self, recipe: R, unused: Collection[str], of_data: Collection[str] = (), kept: Collection[str] = ()
     ) -> dict[str, object]:
         """Stored: the settings of a recipe but the unused ones, for content.
 
         of_data: those that, besides the calibration's, have an effect only if there is one; kept have it in any case.
         """
-        gone = {*unused, *TOKEN_WEIGHTS} | (set() if recipe.calibration_tokens is None else {"samples"})
+        counted = isinstance(recipe, Calibrated) and recipe.calibration_tokens is not None
+        gone = {*unused, *TOKEN_WEIGHTS} | ({"samples"} if counted else set())
         gone |= set() if self.calibrates(recipe) else {*CALIBRATION, *AMOUNT, *of_data} - {*kept}
         return {key: value for key, value in recipe.to_json().items() if key not in gone}
 
     @abstractmethod
-    def content(self, recipe: Any, source: Any) -> dict[str, object]:
+    def content(self, recipe: R, source: "Checkpoint") -> dict[str, object]:
         """Stored: the settings that have an effect on the Checkpoint source, of which keys of variants are hashes.
 
         `calibration` is replaced by what it contains before it is hashed, and `scores` by a digest of the file.
         """
 
-    def removed(self, recipe: Any, source: Any) -> float:
+    def removed(self, recipe: R, source: "Checkpoint") -> float:
         """The share of the weights of the blocks' Linears, or of experts, that it removes."""
         return 0.0
 
-    def planned(self, recipe: Any, source: Any) -> Any:
+    def planned(self, recipe: R, source: "Checkpoint") -> "Checkpoint":
         """The Checkpoint that it will make of source, as far as shapes tell it; source itself where none changes."""
         return source
 
-    def nbytes(self, recipe: Any, source: Any) -> int:
+    def nbytes(self, recipe: R, source: "Checkpoint") -> int:
         """The most bytes that a study stores of a variant made by it; of the whole checkpoint if it reshapes."""
         return self.planned(recipe, source).nbytes
 
-    def calibrates(self, recipe: Any) -> bool:
+    @abstractmethod
+    def calibrates(self, recipe: R) -> bool:
         """Whether it reads the calibration that the recipe names, unless saved statistics take its place."""
-        return recipe.needs_data
 
-    def foresee(self, recipe: Any, source: Any, out: Path, where: Where) -> Mapping[str, Any]:
-        """What a dry run says of it where it follows other steps, with `warnings`.
+    def foresee(self, recipe: R, source: "Checkpoint", out: Path, where: Where) -> Mapping[str, Any]:
+        """What a dry run says of it where it follows other steps: fields of Planned, with `warnings`.
 
         source: the Checkpoint that these will leave. Raises PrunusError where it cannot be done.
         """
-        return {"warnings": self.make(source, out, recipe, where, None)["warnings"]}
+        return {"warnings": self.make(source, out, recipe, where, None).warnings}
 
     def fits(self, settings: Mapping[str, Any]) -> bool:
         """Whether what it leaves is fitted in closed form by a recipe with these settings."""
         return False
 
-    def after(self, recipe: Any, earlier: Sequence["Step"], settings: Sequence[Mapping[str, Any]]) -> Any:
+    def after(self, recipe: R, earlier: Sequence["Step[Any]"], settings: Sequence[Mapping[str, Any]]) -> R:
         """The recipe with the defaults that depend on earlier steps. settings: of the recipe of each of these."""
         return recipe
 
@@ -179,7 +220,7 @@ class Step(ABC):
 
 
 @cache
-def step_kind(action: str) -> Step:
+def step_kind(action: str) -> Step[Any]:
     """The kind of step with this action."""
     return import_module(f"prunus.steps.{action}").STEP
 
@@ -189,7 +230,7 @@ def action_of(recipe: Recipe) -> str:
     return next(action for action in STEPS if type(recipe) is step_kind(action).recipe)
 
 
-def kind_of(recipe: Recipe) -> Step:
+def kind_of(recipe: AnyRecipe) -> Step[AnyRecipe]:
     """The kind of step that a recipe is for."""
     return step_kind(action_of(recipe))
 
@@ -201,7 +242,7 @@ def settled(steps: Sequence[AnyRecipe], history: Sequence[StepRecord] = ()) -> t
     return tuple(kinds[n].after(recipe, kinds[:n], settings[:n]) for n, recipe in enumerate(steps, len(history)))
 
 
-def recorded_kind(step: StepRecord) -> Step:
+def recorded_kind(step: StepRecord) -> Step[Any]:
     """The kind of a step in a manifest; where its action is none, prune, as whose it is read."""
     action = str(step.get("action"))
     return step_kind(action if action in STEPS else "prune")

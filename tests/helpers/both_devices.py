@@ -118,8 +118,8 @@ def run(work: Work, folder: Path, out: Path, device: str) -> Any:
         "prune": (prunus.prune, prunus.PruneRecipe),
         "quantize": (prunus.quantize, prunus.QuantizeRecipe),
         "recover": (prunus.recover, prunus.RecoverRecipe),
-        "drop": (prunus.drop_blocks, prunus.DropRecipe),
-        "experts": (prunus.drop_experts, prunus.ExpertsRecipe),
+        "drop": (prunus.drop, prunus.DropRecipe),
+        "experts": (prunus.experts, prunus.ExpertsRecipe),
         "width": (prunus.width, prunus.WidthRecipe),
     }
     if work.kind in cases:
@@ -136,7 +136,7 @@ def run(work: Work, folder: Path, out: Path, device: str) -> Any:
         return chains(work, source, device)
     else:
         return rows(work, out, device)
-    return {key: value for key, value in told.items() if key not in ("out", "seconds")}
+    return {key: value for key, value in told.to_json().items() if key not in ("out", "seconds")}
 
 
 def chains(work: Work, source: Path, device: str) -> Any:
@@ -159,7 +159,7 @@ def rows(work: Work, out: Path, device: str) -> Any:
     from prunus.store.store import Store
 
     plan = prunus.EvalPlan(("tiny",), budgets=(8,), limit=2, answer_tokens=4, batch_size=4)
-    run_id = prunus.evaluate(work.model, plan, out.with_suffix(".db"), device=device)
+    run_id = prunus.evaluate(work.model, plan, out.with_suffix(".db"), device=device).run_id
     with Store(out.with_suffix(".db")) as store:
         return sorted([row.problem_id, row.budget, row.ended] for row in store.samples(run_id))
 

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from tiny_chains import complete
 
+from prunus.evaluation.engine import Backend
 from prunus.evaluation.profiles.markers import decode
-from prunus.evaluation.requests import Backend, Completion, Sampling
+from prunus.evaluation.requests import Completion, Sampling
 
 Flaw = Literal["stop_token_ids", "stop", "seed", "logit_bias", "max_tokens", "special tokens"]
 

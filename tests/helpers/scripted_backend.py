@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores, follow_ups
+from prunus.evaluation.engine import Backend
+from prunus.evaluation.requests import Completion, Request, Sampling, Scores, follow_ups
 
 
 @dataclass

@@ -6,9 +6,10 @@ from functools import cache
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.budget import Chain
+from prunus.evaluation.engine import Backend, Streaming
 from prunus.evaluation.profiles import PROFILES, Profile
 from prunus.evaluation.profiles.markers import encode_markers, encode_prompt
-from prunus.evaluation.requests import Backend, Completion, Request, Sampling, follow_ups
+from prunus.evaluation.requests import Completion, Request, Sampling, follow_ups
 from prunus.evaluation.tasks import load_task
 
 TOKENIZER = load_tokenizer(tiny_folder())
@@ -28,7 +29,7 @@ def complete(
     """A completion of each prompt, without following requests."""
     rows = zip(prompts, caps, seeds, strict=True)
     requests = [Request(prompt, cap, stops, banned, seed, min_new_tokens) for prompt, cap, seed in rows]
-    if not backend.streams:
+    if not isinstance(backend, Streaming):
         return backend.generate(requests, sampling)
     found: dict[int, Completion] = {}
 

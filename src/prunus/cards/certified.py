@@ -1,18 +1,14 @@
 """What a model card tells of the certificate of `prunus find` that lies beside a checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from prunus.plain_data import parse_json
-from prunus.settings.margins import Margin
+from prunus.errors import PrunusError
+from prunus.results.certificate import UNTRACED, Certificate, EarlierRows, EarlierSearch, Shown, read_certificate
 
 CERTIFICATE = "certificate.json"
-TRACED = 3  # the first format of certificates that know of other searches
 MOST_NAMED = 5  # earlier searches that are described one by one
-
-Data = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -35,24 +31,21 @@ def checkpoint_of(name: str, checksum: str | None) -> str:
     return f"The checkpoint made by {name} ({f'blake3 {checksum[:16]}' if checksum else 'checksum not known'})"
 
 
-def claims_of_found(shown: Data) -> list[str]:
+def claims_of_found(shown: Shown) -> list[str]:
     """The claims of a certificate that are about the rung that was found, and how probable it is that one is false."""
-    claims, found = list(shown["claims"]), shown["found"]
+    claims, found = list(shown.claims), shown.found
     if found is None:
         return claims
-    about = (f"{checkpoint_of(found['name'], found['checksum'])}: ", f"{found['name']}: ")  # the latter before format 3
+    about = (f"{checkpoint_of(found.name, found.checksum)}: ", f"{found.name}: ")  # the latter before format 3
     return [claim for claim in claims[:-1] if claim.startswith(about)] + claims[-1:]
 
 
-def about_searches(data: Data) -> list[str]:
+def about_searches(data: Certificate) -> list[str]:
     """Sentences on the searches before that of a certificate, and on the rows that existed when it was declared."""
-    if data["format"] < TRACED:
-        return [
-            f"This certificate has format {data['format']}, which does not know which searches came before, which rows"
-            " existed when it was declared, and whether texts, gold answers and files beside the weights are the same"
-        ]
-    traced = data["shown"]["searches"]
-    before, had = traced["before"], traced["had"]
+    traced = data.shown.searches
+    if data.format <= UNTRACED or traced is None:
+        return about_format(data.format)
+    before, had = traced.before, traced.had
     if not before:
         lines = ["No other search on the same model and tasks was declared before it in its store"]
     else:
@@ -66,19 +59,27 @@ def about_searches(data: Data) -> list[str]:
     return [*lines, f"When it was declared, the store had rows of {problems_had(had)}"]
 
 
-def problems_had(had: Sequence[Data]) -> str:
+def about_format(form: int) -> list[str]:
+    """What a certificate of a format before 3 does not know, in a sentence."""
+    return [
+        f"This certificate has format {form}, which does not know which searches came before, which rows existed when"
+        " it was declared, and whether texts, gold answers and files beside the weights are the same"
+    ]
+
+
+def problems_had(had: Sequence[EarlierRows]) -> str:
     """`12 problems of tiny and 5 of wanda-10`: whose rows existed when a search was declared."""
-    first = f"{had[0]['problems']} problem{'' if had[0]['problems'] == 1 else 's'} of {had[0]['name']}"
-    rest = [f"{one['problems']} of {one['name']}" for one in had[1:]]
+    first = f"{had[0].problems} problem{'' if had[0].problems == 1 else 's'} of {had[0].name}"
+    rest = [f"{one.problems} of {one.name}" for one in had[1:]]
     return f"{', '.join([first, *rest[:-1]])} and {rest[-1]}" if rest else first
 
 
-def search_words(one: Data) -> str:
+def search_words(one: EarlierSearch) -> str:
     """`wanda-10 to wanda-50 (margins 2 points and 5 points, alpha 5 %, seed 0, 630 problems)`."""
-    rungs = one["rungs"][0] if len(one["rungs"]) == 1 else f"{one['rungs'][0]} to {one['rungs'][-1]}"
-    margins = " and ".join(Margin.of(one[name]).words() for name in ("margin", "stop_margin"))
-    number = sum(one["problems"].values())
-    return f"{rungs} (margins {margins}, alpha {100 * one['alpha']:g} %, seed {one['seed']}, {number} problems)"
+    rungs = one.rungs[0] if len(one.rungs) == 1 else f"{one.rungs[0]} to {one.rungs[-1]}"
+    margins = f"{one.margin.words()} and {one.stop_margin.words()}"
+    number = sum(one.problems.values())
+    return f"{rungs} (margins {margins}, alpha {100 * one.alpha:g} %, seed {one.seed}, {number} problems)"
 
 
 def read_claims(folder: Path) -> Certified:
@@ -87,10 +88,10 @@ def read_claims(folder: Path) -> Certified:
     Its caution, if it has one, is the last of the claims.
     """
     try:
-        data = parse_json((folder / CERTIFICATE).read_text("utf-8"))
-        claims = [str(claim) for claim in claims_of_found(data["shown"])]
-        if claims and data.get("caution"):
-            claims.append(f"Warning: {data['caution']}")
-        return Certified(tuple(claims), tuple(about_searches(data)), str(data["made"]["checksum"]))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # `prunus verify` says what is wrong with it
+        data = read_certificate(folder / CERTIFICATE)
+    except PrunusError:  # `prunus verify` says what is wrong with it
         return NOTHING
+    claims = [str(claim) for claim in claims_of_found(data.shown)]
+    if claims and data.caution:
+        claims.append(f"Warning: {data.caution}")
+    return Certified(tuple(claims), tuple(about_searches(data)), str(data.made.checksum))

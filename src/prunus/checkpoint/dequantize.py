@@ -1,22 +1,41 @@
 """Write a model without its quantisation."""
 
 import time
+from dataclasses import field
 from pathlib import Path
-from typing import Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.foreign_weights import DEQUANTISED
 from prunus.checkpoint.resolve import resolve, versions
 from prunus.checkpoint.writer import Partial
 from prunus.errors import PrunusError
+from prunus.step import Made
 
 
-def dequantize(model: str | Path, out: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """Write a plain copy of a model in FP8, MXFP4 or integers (folder or hub id) to the folder out; returns a summary.
+class Dequantized(Made):
+    """A model without its quantisation, as `dequantize` wrote it.
 
-    The summary has out, from (the quantisation method), blocks, seconds and warnings. The weights are those of
-    transformers' from_pretrained with `dequantize`; they take two to four times the disk space of the original.
-    Commands such as prune and drop read quantised models directly; this is for those that cannot, such as study.
+    quantisation: the method by which it was quantised; the key in JSON is `from`.
+    blocks: number of blocks.
+    """
+
+    quantisation: str = field(metadata={"key": "from"})
+    blocks: int
+
+
+def dequantize(model: str | Path, out: str | Path, *, overwrite: bool = False) -> Dequantized:
+    """Write a plain copy of a model in FP8, MXFP4 or integers to the folder out.
+
+        plain = prunus.dequantize("openai/gpt-oss-20b", "gpt-oss-bf16")
+        print(plain.quantisation)
+
+    model: a folder or a hub id.
+    out: the folder to write.
+    overwrite: replace an existing result.
+
+    The weights are those of transformers' from_pretrained with `dequantize`; they take two to four times the disk space
+    of the original. Commands such as prune and drop read quantised models directly; this is for those that cannot, such
+    as study.
     Unfinished work is kept in out.partial, where the same call resumes it. Raises PrunusError, and leaves nothing
     behind, if the model is not so quantised, or out cannot be written.
     """
@@ -36,10 +55,10 @@ def dequantize(model: str | Path, out: str | Path, *, overwrite: bool = False) -
             "warnings": [],
         }
         partial.finish(None, step)
-    return {
-        "out": str(target),
-        "from": source.quantised,
-        "blocks": source.blocks,
-        "seconds": time.monotonic() - started,
-        "warnings": source.reading_notes,
-    }
+    return Dequantized(
+        out=str(target),
+        quantisation=source.quantised,
+        blocks=source.blocks,
+        seconds=time.monotonic() - started,
+        warnings=source.reading_notes,
+    )

@@ -3,22 +3,26 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial, wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 import prunus
 from prunus import progress
 from prunus.errors import PrunusError, nearest
+from prunus.plain_data import plain, summary_lines
 from prunus.settings import ADVANCED, GENERAL, GROUPS, OPTIONS, WHERE, settings_of
 from prunus.settings.budgets import OFF, Off, with_names
 from prunus.settings.engines import EngineOptions, parse_args, users_of
 from prunus.step import Where
 from prunus.visible import visible_json
+
+if TYPE_CHECKING:
+    from prunus.results.cells import Comparison
 
 HEADINGS = ("Begin here", "Make", "Evaluate", "Decide", "Show", "Look")  # of commands in help
 WIDEST = 26  # columns of the names of options in help; a longer one has a line of its own
@@ -236,12 +240,12 @@ def margin(flag: str, default: str, help: str) -> Callable[[Any], Any]:
 def show(data: Any, as_json: bool, shown: str | Callable[[Any], object]) -> None:
     """Print data as JSON, the only output on stdout with --json, or as people read it.
 
-    shown: prints it; or the name of a function in reporting/terminal.py, which takes a while to import, that makes a
-    table of it, or several.
+    data: a record, or plain data. shown: prints it; or the name of a function in reporting/terminal.py, which takes a
+    while to import, that makes a table of it, or several.
     """
     if as_json:
         in_unicode = "utf" in (sys.stdout.encoding or "utf").casefold()
-        click.echo(visible_json(json.dumps(with_names(data), indent=1, ensure_ascii=not in_unicode)))
+        click.echo(visible_json(json.dumps(with_names(plain(data)), indent=1, ensure_ascii=not in_unicode)))
     elif isinstance(shown, str):
         from prunus.reporting import terminal
 
@@ -251,15 +255,11 @@ def show(data: Any, as_json: bool, shown: str | Callable[[Any], object]) -> None
         shown(data)
 
 
-def show_verdicts(comparison: Mapping[str, Any], store: Path | str, details: bool = False) -> None:
-    """Print the table of a comparison of runs of a store, or with details all its tables."""
+def show_verdicts(comparison: "Comparison", details: bool = False) -> None:
+    """Print the table of a comparison, or with details all its tables."""
     from prunus.reporting.terminal import detail_tables, verdict_table
-    from prunus.results.cells import Comparison
-    from prunus.store.store import Store
 
-    found = Comparison.of(comparison)
-    with Store(store) as opened:
-        progress.out_console.print(detail_tables(found) if details else verdict_table(found, opened.runs()))
+    progress.out_console.print((detail_tables if details else verdict_table)(comparison))
 
 
 model_argument = click.argument("model")
@@ -296,11 +296,7 @@ store_option = where_option("--store", type=path, default="results.db", show_def
 store_argument = click.argument("store", type=path)
 
 
-def show_summary(summary: Mapping[str, Any]) -> None:
-    """Print the summary of what a command did to stderr, one line per entry."""
-    for key, value in summary.items():
-        if isinstance(value, str | int | float | bool):
-            shown = f"{value:.4g}" if isinstance(value, float) else value
-            progress.say(f"{key.replace('_', ' ')}: {shown}")
-    for warning in summary.get("warnings", ()):
-        progress.say(f"warning: {warning}")
+def show_summary(made: Any) -> None:
+    """Print what a command did, a record or plain data, to stderr: one line per entry."""
+    for line in summary_lines(plain(made)):
+        progress.say(line)

@@ -1,11 +1,11 @@
 """Commands that evaluate: one model, its chains of thought, a study, a search; lists of what there is; the demo."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -35,10 +35,16 @@ from prunus.cli.common import (
 )
 from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
+from prunus.plain_data import Record
 from prunus.recipes import EvalPlan, PruneRecipe, TraceRecipe
 from prunus.settings import hints_of, settings_of
 from prunus.settings.engines import EngineOptions, engine_for
 from prunus.studies.file import DEFAULT_LADDER, FindRules
+
+if TYPE_CHECKING:
+    from prunus.studies.find.found import Found
+    from prunus.studies.find.prospects import Prospects
+    from prunus.studies.records import StudyPlan, StudyResult
 
 task_option = click.option(
     "--task",
@@ -63,13 +69,10 @@ def eval_command(model: str, store: Path, device: str, engine: EngineOptions, mi
     After an interruption the same command resumes; a finished run does no work.
     """
     check_plan(model, asked := EvalPlan(**plan), engine, store)
-    run_id = prunus.evaluate(model, asked, store, device=device, engine=engine, mixed=mixed)
+    run = prunus.evaluate(model, asked, store, device=device, engine=engine, mixed=mixed)
     from prunus.reporting.terminal import curve_table
-    from prunus.results.summary import summarise
-    from prunus.store.store import Store
 
-    with Store(store) as opened:
-        progress.out_console.print(curve_table([summarise(opened, run_id)]))
+    progress.out_console.print(curve_table([run]))
 
 
 @command("Make", "traces", "prunus traces tiny own.jsonl --task tiny-train --limit 200 --max-tokens 256 --only correct")
@@ -132,13 +135,14 @@ def profiles_command(name: str | None, model: str | None, as_json: bool) -> None
     if name is None and model is None:
         print_list(prunus.profiles(), as_json)
         return
-    found = prunus.show_profile(name or "auto", model)
+    found = prunus.show_profile(name or "auto", model).to_json()
     width = max(map(len, found))
     show(found, as_json, lambda _: progress.put("\n".join(f"{key:<{width}}  {found[key]!r}" for key in found)))
 
 
-def print_list(rows: Sequence[dict[str, str]], as_json: bool) -> None:
-    """Print rows as JSON, or one line each: name, description, source, and what it needs, if anything; by kind."""
+def print_list(entries: Sequence[Record], as_json: bool) -> None:
+    """Print entries as JSON, or one line each: name, description, source, and what it needs, if anything; by kind."""
+    rows = [entry.to_json() for entry in entries]
     width, lines = max(len(row["name"]) for row in rows), list[str]()
     for kind, of_kind in groupby(rows, lambda row: row.get("kind")):
         lines += ["", f"{kind}:"] if kind else []
@@ -204,23 +208,23 @@ def parse(words: tuple[str, ...]) -> tuple[str, str]:
     return action, files[0]
 
 
-def print_plan(plan: Mapping[str, Any]) -> None:
+def print_plan(plan: "StudyPlan") -> None:
     """Print what a study would do as a table."""
-    from prunus.studies.terminal import plan_table
+    from prunus.studies.records import plan_table
 
     progress.out_console.print(plan_table(plan))
 
 
-def print_outcomes(done: Mapping[str, Any]) -> None:
+def print_outcomes(done: "StudyResult") -> None:
     """Print a table of verdicts for each model and plan, the outcomes of searches, and where the report is."""
-    from prunus.studies.terminal import search_lines
+    from prunus.studies.records import search_lines
 
-    for entry in done["comparisons"]:
-        if entry["comparison"] is not None:
-            show_verdicts(entry["comparison"], done["store"])
-    for search in done["searches"]:
-        progress.put("\n".join(search_lines(search, len({one["model"] for one in done["searches"]}) > 1)))
-    progress.say(f"report: {done['report']}")
+    for one in done.comparisons:
+        if one.comparison is not None:
+            show_verdicts(one.comparison)
+    for search in done.searches:
+        progress.put("\n".join(search_lines(search, len({one.model for one in done.searches}) > 1)))
+    progress.say(f"report: {done.report}")
 
 
 NOTHING_FOUND = 3  # exit code
@@ -307,20 +311,22 @@ def find_command(
         dry_run=dry_run,
         **given,
     )
-    show(found, as_json, print_ahead if dry_run else print_found)
-    if not dry_run and found["out"] is None:
+    from prunus.studies.find.found import Found  # it takes a while to import
+
+    show(found.to_json(), as_json, lambda _: print_found(found) if isinstance(found, Found) else print_ahead(found))
+    if isinstance(found, Found) and found.out is None:
         sys.exit(NOTHING_FOUND)
 
 
-def print_ahead(ahead: Mapping[str, Any]) -> None:
+def print_ahead(ahead: "Prospects") -> None:
     """Print what to expect of a search, and its ladder if that is one by bytes."""
-    progress.put("\n".join(ahead["lines"]))
-    if "ladder" in ahead:
-        progress.put(f"the ladder, of which an edited copy may be given as --ladder FILE.toml:\n\n{ahead['ladder']}")
+    progress.put("\n".join(ahead.lines))
+    if ahead.ladder is not None:
+        progress.put(f"the ladder, of which an edited copy may be given as --ladder FILE.toml:\n\n{ahead.ladder}")
 
 
-def print_found(found: Mapping[str, Any]) -> None:
+def print_found(found: "Found") -> None:
     """Print what a search found, and what it took."""
-    progress.put("\n".join(found["claims"]) or f"no rung was certified, so {found['model']} stays as it is")
-    full = f"; all rungs in full would have taken about {found['full_grid_tokens']:,}"
-    progress.say(f"{found['tokens']:,} tokens{full}" + (f"; written: {found['out']}" if found["out"] else ""))
+    progress.put("\n".join(found.claims) or f"no rung was certified, so {found.model} stays as it is")
+    full = f"; all rungs in full would have taken about {found.full_grid_tokens:,}"
+    progress.say(f"{found.tokens:,} tokens{full}" + (f"; written: {found.out}" if found.out else ""))

@@ -82,7 +82,7 @@ def allocate_command(model: str, save: Path | None, device: str, as_json: bool, 
     """Plot the sparsity of each block of MODEL; nothing is pruned."""
     asked = PruneRecipe(**recipe)
     check_calibration(replace(asked, method="magnitude"), model)  # what only the allocation needs
-    show(prunus.allocate(model, asked, save=save, device=device), as_json, "allocation_table")
+    show(prunus.allocate(model, asked, save=save, device=device).to_json(), as_json, "allocation_table")
 
 
 @command("Look", "inspect", "prunus inspect tiny", "prunus inspect out/wanda-20")
@@ -95,7 +95,7 @@ def inspect_command(model: str, weights: bool | None, as_json: bool) -> None:
     It says what can be pruned, what stays dense and why, and which commands refuse it. With its weights: also sparsity
     per block and kind of Linear, and N:M patterns.
     """
-    show(prunus.inspect(model, weights=weights), as_json, "inspection_tables")
+    show(prunus.inspect(model, weights=weights).to_json(), as_json, "inspection_tables")
 
 
 @command("Evaluate", "perplexity", "prunus perplexity out/wanda-20 --text heldout.txt")
@@ -108,7 +108,7 @@ def inspect_command(model: str, weights: bool | None, as_json: bool) -> None:
 def perplexity_command(model: str, text: Path, as_json: bool, **given: Any) -> None:
     """Print the perplexity of MODEL on a text."""
     check_readable(typed_path(text), resolve(model))
-    show(prunus.perplexity(model, text, **given), as_json, lambda data: progress.put(f"{data['perplexity']:.4f}"))
+    show(prunus.perplexity(model, text, **given), as_json, lambda found: progress.put(f"{found.perplexity:.4f}"))
 
 
 @command("Make", "dequantize", "prunus dequantize openai/gpt-oss-20b gpt-oss-bf16")

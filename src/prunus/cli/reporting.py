@@ -63,8 +63,7 @@ def import_command(store: Path, files: tuple[Path, ...], **given: Any) -> None:
 @store_argument
 def regrade_command(store: Path) -> None:
     """Grade all stored texts again, with the grader of this version."""
-    for key, value in prunus.regrade(store).items():
-        progress.say(f"{key}: {value}")
+    show_summary(prunus.regrade(store))
 
 
 @command("Look", "runs", "prunus runs results.db", "prunus runs results.db --remove 3f2a9b1c04de --yes")
@@ -103,7 +102,7 @@ def compare_command(
 ) -> None:
     """Print paired differences to a base run, each with a verdict."""
     found = prunus.compare(store, base, others or None, **margins)
-    show(found, as_json, lambda _: show_verdicts(found, store, details))
+    show(found, as_json, lambda _: show_verdicts(found, details))
 
 
 @command("Show", "card", "prunus card out/wanda-50 --store results.db --base-model Qwen/Qwen3-0.6B")
@@ -197,10 +196,8 @@ def verify_command(certificate: Path, store: Path, as_json: bool, **again: Any) 
     """
     check_together(seed="again")
     found = prunus.verify(certificate, store, **again)
-    claims = found["claims"] or ([] if found["differences"] else ["no rung was certified, so nothing is claimed"])
-    lines = [*(f"holds: {claim}" for claim in claims), *(f"differs: {line}" for line in found["differences"])]
-    show(found, as_json, lambda _: progress.put("\n".join(lines)))
-    for note in [*found["searches"], *found["notes"], found["unseen"]]:
+    show(found.to_json(), as_json, lambda _: progress.put("\n".join(found.lines)))
+    for note in [*found.searches, *found.notes, found.unseen]:
         progress.say(note)
-    if found["differences"]:
+    if found.differences:
         sys.exit(DIFFERS)

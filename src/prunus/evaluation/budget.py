@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from prunus.evaluation.profiles import Profile
 from prunus.evaluation.profiles.markers import Markers, decode
-from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores
+from prunus.evaluation.requests import Completer, Completion, Request, Sampling, Scores
 from prunus.plain_data import canonical_json
 from prunus.settings.budgets import OFF, without_off
 
@@ -138,7 +138,7 @@ def answer_text(profile: Profile, tokenizer: "PreTrainedTokenizerBase", draw: Dr
 
 
 def force_budgets(
-    backend: Backend, chains: Sequence[Chain], budgets: Sequence[int], rules: Rules, reuse: bool = True
+    backend: Completer, chains: Sequence[Chain], budgets: Sequence[int], rules: Rules, reuse: bool = True
 ) -> list[list[Draw]]:
     """The draws of every chain (outer list) under every budget (inner list), both in the given order.
 
@@ -150,7 +150,7 @@ def force_budgets(
 
 
 def force_budgets_as_completed(
-    backend: Backend, chains: Sequence[Chain], budgets: Sequence[int], rules: Rules, reuse: bool = True
+    backend: Completer, chains: Sequence[Chain], budgets: Sequence[int], rules: Rules, reuse: bool = True
 ) -> Iterator[tuple[int, list[Draw]]]:
     """Yield the index of each chain and its draws, as force_budgets has them, as soon as the backend completes them."""
     numbers = without_off(budgets)
@@ -165,8 +165,7 @@ def force_budgets_as_completed(
             forced[number] = ForcedChain(chain, group, rules)
             yield forced[number].first_request()
 
-    # An engine that schedules requests itself gets all groups at once.
-    for lot in [groups] if backend.streams else [[group] for group in groups]:
+    for lot in backend.lots(groups):
         for number in backend.completed(requests(lot), rules.sampling):
             index = number // len(lot)
             found = draws.setdefault(index, {})

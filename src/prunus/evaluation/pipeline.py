@@ -15,9 +15,9 @@ from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.evaluation.adopted import adopt, adopt_some
-from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.backends.served import ServedModel
 from prunus.evaluation.beforehand import check_plan, is_harness_task
+from prunus.evaluation.engine import Engine
 from prunus.evaluation.grading import GRADER_VERSION, Grader
 from prunus.evaluation.lm_eval import evaluate_harness
 from prunus.evaluation.provenance import (
@@ -28,12 +28,13 @@ from prunus.evaluation.provenance import (
     model_label,
     open_for,
 )
-from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import ResolvedPlan, keeps_prefix, renew_groups, resolve_plan, store_problems
-from prunus.evaluation.run import check_engine, fill_store, missing_batches, planned_chains
+from prunus.evaluation.run import fill_store, missing_batches, sampled_tokens
 from prunus.evaluation.stored_ids import as_stored, by_id
+from prunus.plain_data import Record
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan
+from prunus.results.summary import Summary, summarise
 from prunus.settings.engines import EngineOptions
 from prunus.settings.serving import Serving
 from prunus.store.rows import ProblemRow, Run
@@ -48,20 +49,35 @@ def evaluate(
     device: str = "auto",
     engine: EngineOptions | None = None,
     mixed: bool = False,
-) -> str:
-    """Evaluate a model under thinking budgets, add every missing row of the plan to the store, and return the run's id.
+) -> Summary:
+    """Evaluate a model under thinking budgets, add every missing row of the plan to the store, and return the run.
 
-    model: `tiny`, a folder or a hub id. store: SQLite file, created if missing.
-    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one. engine: options to start or reach the plan's backend
-    (docs/engines.md). mixed: go on with a run although what changes numbers, such as the device, dtype or a version, is
-    not as before; the run then gets no verdict.
+    model: `tiny`, a folder or a hub id.
+    plan: tasks, budgets, and all else that is asked of the model.
+    store: SQLite file, created if missing.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    engine: options to start or reach the plan's backend (docs/engines.md).
+    mixed: go on with a run although what changes numbers, such as the device, dtype or a version, is not as before; the
+    run then gets no verdict.
 
-    The id is a hash of the model (weights, configuration, tokenizer, chat template), of the plan with the values that
-    take effect, and of the settings by which it is served (docs/engines.md). Rows that the store already has, also of
-    another number of problems, budgets or draws, are not computed again, and if none is missing the model is not
+        run = prunus.evaluate("tiny", prunus.EvalPlan(tasks=("tiny",), budgets=(16, 64, 256)), "results.db")
+        run.run_id, run.accuracy["tiny"][256]
+
+    The run's id is a hash of the model (weights, configuration, tokenizer, chat template), of the plan with the values
+    that take effect, and of the settings by which it is served (docs/engines.md). Rows that the store already has, also
+    of another number of problems, budgets or draws, are not computed again, and if none is missing the model is not
     loaded. Raises PrunusError where the model or the plan is wrong, before anything is generated, where another process
     is working on this run, and where the run was begun otherwise (without mixed).
     """
+    run_id = complete_run(model, plan, store, device, engine, mixed)
+    with Store(store) as opened:
+        return summarise(opened, run_id)
+
+
+def complete_run(
+    model: str | Path, plan: EvalPlan, store: str | Path, device: str, engine: EngineOptions | None, mixed: bool
+) -> str:
+    """Add every missing row to the store, and return the run's id; arguments as of evaluate."""
     check_plan(model, plan, engine, store)
     if any(map(is_harness_task, plan.tasks)):
         return evaluate_harness(model, plan, Path(store), device)
@@ -83,10 +99,9 @@ def evaluate(
                 if line := computed_otherwise(opened.run(work.run_id), plan.backend, device):
                     progress.say(line)
                 return work.run_id
-    native = work.native is not None
-    loading = backends.opened(plan.backend, folder, device, len(work.tokenizer), engine, native)
+    loading = backends.opened(plan.backend, folder, device, len(work.tokenizer), engine, plan.control)
     with claim(path, work.run_id), loading as backend:
-        check_engine(work, backend)
+        backend.check(work)
         with Store(path, create=True) as opened:  # after loading: a model that cannot be loaded leaves no empty store
             description = describe_model(model, checkpoint) | work.about
             store_problems(opened, work.problems)
@@ -110,50 +125,61 @@ def opened_model(
     return ServedModel(str(model), engine), replace(engine, served_model=engine.served_model or str(model))
 
 
-def fill(
-    store: Store, work: ResolvedPlan, backend: Backend | ChatServer, missing: Sequence[Sequence[tuple[int, int]]]
-) -> None:
+def fill(store: Store, work: ResolvedPlan, engine: Engine, missing: Sequence[Sequence[tuple[int, int]]]) -> None:
     """Compute and store what is missing of some batches, and show the progress."""
-    total = sum(map(len, work.batches)) * len(work.budgets)
-    planned = planned_chains(work, backend, missing, store.keys(work.run_id))
-    to_do = sum(len(chain.budgets) for lot in planned for chain in lot)
+    left = {key for batch in work.batches for key in work.keys(batch)}
+    total, left = len(left), left - store.keys(work.run_id)
     started, tokens = time.monotonic(), 0
-    with Grader() as grader, Steps("evaluating", total, "answers", done=total - to_do) as steps:
-        for portion in fill_store(store, work, backend, grader, planned, steps.within, warns=True):
-            tokens += portion.tokens
+    with Grader() as grader, Steps("evaluating", total, "answers", done=total - len(left)) as steps:
+        for portion in fill_store(store, work, engine, grader, missing, steps.within, warns=True):
+            tokens += sampled_tokens([draws for _, draws in portion.finished])
             speed = tokens / max(1e-9, time.monotonic() - started)
-            steps.advance(len(portion.samples), note=f"{speed:,.0f} tokens/s")
+            new = left & {(one.problem_id, one.budget, one.draw) for one in portion.samples}
+            steps.advance(len(new), note=f"{speed:,.0f} tokens/s")
 
 
-def regrade(store: str | Path) -> dict[str, int]:
-    """Grade all stored texts again and update the store; nothing is generated.
+class Regraded(Record):
+    """How many runs and answers were graded again.
 
-    Returns counts: runs, graded (answers), changed (answers with a new grade) and kept (answers that are not graded
-    again, because the store lacks the texts of a gated set or because another tool graded them). Raises PrunusError if
-    the store does not exist.
+    changed: answers with a new grade. kept: answers that are not graded again, because the store lacks the texts of a
+    gated set or because another tool graded them.
     """
-    counts = {"runs": 0, "graded": 0, "changed": 0, "kept": 0}
+
+    runs: int
+    graded: int
+    changed: int
+    kept: int
+
+
+def regrade(store: str | Path) -> Regraded:
+    """Grade all stored texts again and update the store; nothing is generated. Returns counts.
+
+    store: SQLite file of the results. Raises PrunusError if it does not exist.
+
+        prunus.regrade("results.db").changed
+    """
+    runs = graded = altered = kept = 0
     with Store(Path(store)) as opened, Grader() as grader:
         problems = opened.problems()
         for run in opened.runs():
-            counts["runs"] += 1
+            runs += 1
             samples = opened.samples(run.run_id, texts=not run.imported)
             if run.imported:
-                counts["kept"] += len(samples)
+                kept += len(samples)
                 continue
             with_texts = [sample for sample in samples if has_texts(problems[sample.problem_id])]
-            counts["kept"] += len(samples) - len(with_texts)
+            kept += len(samples) - len(with_texts)
             grades = grader.grade([(problems[sample.problem_id], sample.text) for sample in with_texts])
             changed = [
                 (sample.problem_id, sample.budget, sample.draw, grade.answer, grade.status, grade.correct)
                 for sample, grade in zip(with_texts, grades, strict=True)
                 if (sample.answer, sample.status, sample.correct) != (grade.answer, grade.status, grade.correct)
             ]
-            counts["graded"] += len(with_texts)
-            counts["changed"] += len(changed)
+            graded += len(with_texts)
+            altered += len(changed)
             opened.update_grades(run.run_id, changed)
             opened.update_versions(run.run_id, {"grader": GRADER_VERSION})
-    return counts
+    return Regraded(runs=runs, graded=graded, changed=altered, kept=kept)
 
 
 def has_texts(problem: ProblemRow) -> bool:

@@ -9,8 +9,8 @@ from prunus.checkpoint.model_folder import EngineFolder, ModelFolder, check_scal
 from prunus.checkpoint.resolve import versions
 from prunus.errors import PrunusError
 from prunus.evaluation.budget import PROTOCOL_VERSION
+from prunus.evaluation.engine import Engine
 from prunus.evaluation.grading import GRADER_VERSION
-from prunus.evaluation.requests import Engine
 from prunus.settings.engines import BACKENDS
 from prunus.store.labels import is_quantised
 from prunus.store.rows import Run

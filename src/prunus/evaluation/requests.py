@@ -1,4 +1,4 @@
-"""The interface of a backend, which completes requests: Request, Completion and Backend."""
+"""What is asked of a backend and what it returns: Request and Completion."""
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -146,33 +146,10 @@ def no_progress(prompt_ids: int, later_ids: int) -> None:
     """The on_tokens of a backend whose progress nobody shows."""
 
 
-class Engine:
-    """What is known of an engine.
+class Completer:
+    """What completes prompts of token ids: a batch of them with `generate`.
 
-    context: its maximum number of ids per chain, None if unknown. streams: whether it schedules requests itself, so
-    that it is best given all of them at once, and completes them in any order.
-    """
-
-    context: int | None = None
-    streams: bool = False
-
-    @property
-    def description(self) -> dict[str, object]:
-        """The engine and all settings that its results may depend on, to be stored with a run."""
-        return {}
-
-    def check_stops(self, stops: frozenset[int]) -> None:
-        """Raise PrunusError unless the engine stops at each of these ids, as most do at any."""
-
-    def close(self) -> None:
-        """Release processes and connections."""
-
-
-class Backend(Engine):
-    """An engine that completes prompts of token ids: with `completed` if it streams, else with `generate`.
-
-    on_tokens: while `generate` works, a backend that does not stream calls it with the numbers of prompt ids and of
-    later ids read since the last call.
+    on_tokens: `generate` calls it with the numbers of prompt ids and of later ids read since the last call.
     """
 
     on_tokens: Callable[[int, int], None] = staticmethod(no_progress)
@@ -194,6 +171,10 @@ class Backend(Engine):
         requests = list(requests)
         self.generate(requests, sampling)
         yield from range(len(requests))
+
+    def lots(self, groups: Sequence[Sequence[int]]) -> list[Sequence[Sequence[int]]]:
+        """Groups of budgets whose requests are given to `completed` together, here one group after the other."""
+        return [[group] for group in groups]
 
 
 def follow_ups(request: Request, completion: Completion) -> list[Request]:

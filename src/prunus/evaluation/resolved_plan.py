@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from prunus import progress
 from prunus.checkpoint.model_folder import ModelFolder
@@ -29,13 +29,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from prunus.evaluation.backends.served import ServedModel
-
-
-class PlannedChain(NamedTuple):
-    """A chain, as (index of the problem, draw), and the budgets under which it is to be drawn."""
-
-    key: tuple[int, int]
-    budgets: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from prunus.errors import PrunusError
-from prunus.evaluation.requests import Backend, no_progress
+from prunus.evaluation.requests import Completer, no_progress
 
 FEWEST = 8  # chains of a part
 CHAIN = 32  # to decode a chain takes as long as to read 32 tokens of a prompt; measured on the tiny reasoner
@@ -28,7 +28,7 @@ KILLED_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux' prctl
 Work = Callable[[Sequence[int]], list[Any]]
 
 
-def side_by_side(backend: Backend, lengths: Sequence[int], work: Work) -> list[Any]:
+def side_by_side(backend: Completer, lengths: Sequence[int], work: Work) -> list[Any]:
     """What `work` returns for all chains, by their index; done in several processes if the backend gains by them.
 
     lengths: of the prompts. work: decodes the chains of some indices with the backend, and returns a result for each,
@@ -78,7 +78,7 @@ def cut(lengths: Sequence[int], count: int) -> list[list[int]]:
 class ForkedPart:
     """A forked process that decodes a part."""
 
-    def __init__(self, backend: Backend, work: Work, part: Sequence[int]) -> None:
+    def __init__(self, backend: Completer, work: Work, part: Sequence[int]) -> None:
         context = multiprocessing.get_context("fork")
         self.connection, theirs = context.Pipe(duplex=False)
         self.process = context.Process(target=serve, args=(backend, work, part, theirs, os.getpid()), daemon=True)
@@ -115,7 +115,7 @@ class ForkedPart:
         self.connection.close()
 
 
-def serve(backend: Backend, work: Work, part: Sequence[int], connection: Connection, parent: int) -> None:
+def serve(backend: Completer, work: Work, part: Sequence[int], connection: Connection, parent: int) -> None:
     """What the forked process does: decode its part, and send the result, or the error that was raised.
 
     Before that it sends numbers of tokens as they are decoded, if progress is shown.

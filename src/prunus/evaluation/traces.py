@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import field
 from pathlib import Path
 from typing import IO, Any, TypedDict
 
@@ -18,13 +19,13 @@ from prunus.disk import disk_errors, locked, write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
 from prunus.evaluation.budget import Draw
+from prunus.evaluation.engine import Engine
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.pipeline import opened_model
-from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
-from prunus.evaluation.run import Portion, check_engine, planned_chains, run_chains
+from prunus.evaluation.run import Portion, run_chains
 from prunus.evaluation.tasks import TASKS, Problem
-from prunus.plain_data import parse_json
+from prunus.plain_data import Summary, parse_json
 from prunus.progress import Steps
 from prunus.questions import evaluation_set, question_digest
 from prunus.recipes import TraceRecipe
@@ -48,6 +49,24 @@ class Trace(TypedDict):
     draw: int
 
 
+class Traces(Summary):
+    """A file of chains of thought.
+
+    out: the file.
+    chains, drawn: number of chains that were written, and that were drawn; the key in JSON is `of`.
+    correct: number of those written whose answer is correct.
+    tokens: of the written chains.
+    seconds: run time.
+    """
+
+    out: str
+    chains: int
+    drawn: int = field(metadata={"key": "of"})
+    correct: int
+    tokens: int
+    seconds: float
+
+
 def traces(
     model: str | Path,
     out: str | Path,
@@ -56,16 +75,21 @@ def traces(
     device: str = "auto",
     engine: EngineOptions | None = None,
     overwrite: bool = False,
-) -> dict[str, Any]:
-    """Draw chains of a model (`tiny`, folder or hub id), write those that pass the filters to out, return a summary.
+) -> Traces:
+    """Draw chains of a model, and write those that pass the filters to the file out.
 
+        drawn = prunus.traces("tiny", "own.jsonl", prunus.TraceRecipe(tasks=("tiny-train",), limit=200, max_tokens=256))
+        prunus.prune("tiny", "wanda-20", prunus.PruneRecipe(calibration=f"traces:{drawn.out}"))
+
+    model: a folder, a hub id or `tiny`.
     out: a .jsonl file. A line has token_ids (prompt, thinking and, if the model ended its thinking itself, closing and
     answer), prompt_tokens (number of ids of the prompt), thinking_tokens, ended, correct, problem_id, problem_digest
     and draw.
-    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one. engine: options to start or reach the recipe's
-    backend (docs/engines.md). overwrite: replace out, and unfinished work of another run.
-    Returns out, chains (number written), of (number drawn), correct (chains), tokens (of the written chains) and
-    seconds.
+    recipe: the problems, the filters and the sampling.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    engine: options to start or reach the recipe's backend (docs/engines.md).
+    overwrite: replace out, and unfinished work of another run.
+
     Raises PrunusError for problems of evaluation sets, before anything is drawn, and if no chain is to be written;
     then the chains stay in out.partial, so that a call that keeps all of them draws none again.
     """
@@ -90,7 +114,7 @@ def traces(
         keys = [(work.problems[index].id, draw) for batch in work.batches for index, draw in batch]
         if not journal.chains.keys() >= set(keys):
             with opened(recipe.backend, folder, device, len(work.tokenizer), engine) as backend:
-                check_engine(work, backend)
+                backend.check(work)
                 draw(work, journal, backend)
         found = [journal.chains[key] for key in keys]
         kept = choose(found, recipe)
@@ -98,14 +122,14 @@ def traces(
             raise PrunusError(f"none of {len(found)} chains passes the filters; all are kept in {journal.path}")
         write_text(target, "".join(json.dumps(trace) + "\n" for trace in kept))
         journal.path.unlink()
-    return {
-        "out": str(target),
-        "chains": len(kept),
-        "of": len(found),
-        "correct": sum(trace["correct"] for trace in kept),
-        "tokens": sum(len(trace["token_ids"]) for trace in kept),
-        "seconds": time.monotonic() - started,
-    }
+    return Traces(
+        out=str(target),
+        chains=len(kept),
+        drawn=len(found),
+        correct=sum(trace["correct"] for trace in kept),
+        tokens=sum(len(trace["token_ids"]) for trace in kept),
+        seconds=time.monotonic() - started,
+    )
 
 
 def check_target(target: Path, overwrite: bool, tasks: Sequence[str]) -> None:
@@ -131,19 +155,17 @@ def check_problems(problems: Sequence[Problem]) -> None:
             )
 
 
-def draw(work: ResolvedPlan, journal: "Journal", backend: Backend) -> None:
+def draw(work: ResolvedPlan, journal: "Journal", engine: Engine) -> None:
     """Draw and grade the chains that the journal lacks; they are added to it as soon as they are graded."""
 
     def keep(portion: Portion) -> None:
         chains = zip(portion.finished, portion.samples, strict=True)
-        journal.add([trace_of(work, chain.key[0], drawn, sample) for (chain, (drawn,)), sample in chains])
+        journal.add([trace_of(work, index, drawn, sample) for ((index, _), (drawn,)), sample in chains])
 
     stored = {(problem, work.largest_budget, number) for problem, number in journal.chains}
-    missing = [batch for batch in work.batches if not work.keys(batch) <= stored]
-    planned = planned_chains(work, backend, missing, stored)
     total = sum(map(len, work.batches))
-    with Grader() as grader, Steps("drawing", total, "chains", done=total - sum(map(len, planned))) as steps:
-        for portion in run_chains(work, backend, grader, planned, keep, steps.within):
+    with Grader() as grader, Steps("drawing", total, "chains", done=len(stored)) as steps:
+        for portion in run_chains(work, engine, grader, work.batches, keep, stored, steps.within):
             steps.advance(len(portion.samples))
 
 

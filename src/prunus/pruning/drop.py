@@ -1,8 +1,8 @@
 """Remove whole decoder blocks: a depth method chooses the blocks to keep, which are written one by one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -16,12 +16,48 @@ from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.depth.choice import Calibrated, KeptBlocks
 from prunus.pruning.depth.verification import check_outputs, new_config, planned
-from prunus.pruning.job import Job, open_job
+from prunus.pruning.job import Job, PlannedJob, Ways, open_job
 from prunus.pruning.planned import left_out, warn_of
 from prunus.recipes import DropRecipe
+from prunus.step import Made
 
 
-def drop_blocks(
+class Dropped(Made):
+    """A model without some of its blocks, as `drop` wrote it.
+
+    method: that of the recipe, or `by index`.
+    removed, blocks_removed: indices of the removed blocks, as text and as a list.
+    blocks: number of blocks that are left.
+    scores: of the method, in its own order and unit; see its file in pruning/depth.
+    """
+
+    method: str
+    removed: str
+    blocks: int
+    blocks_removed: Sequence[int]
+    scores: Sequence[float]
+
+
+class PlannedDrop(PlannedJob):
+    """What `drop` would do.
+
+    blocks: number of blocks that would be left.
+    would_remove: which blocks, as text.
+    """
+
+    blocks: int
+    would_remove: str
+
+
+@overload
+def drop(
+    model: str | Path, out: str | Path, recipe: DropRecipe, *, dry_run: Literal[True], **ways: Unpack[Ways]
+) -> PlannedDrop: ...
+@overload
+def drop(
+    model: str | Path, out: str | Path, recipe: DropRecipe, *, dry_run: Literal[False] = False, **ways: Unpack[Ways]
+) -> Dropped: ...
+def drop(
     model: str | Path,
     out: str | Path,
     recipe: DropRecipe,
@@ -30,26 +66,23 @@ def drop_blocks(
     overwrite: bool = False,
     dry_run: bool = False,
     name: str | None = None,
-) -> Mapping[str, Any]:
-    """Write a copy of model (folder, hub id or `tiny`) without some of its blocks to the folder out; returns a summary.
+) -> Dropped | PlannedDrop:
+    """Write a copy of model without some of its blocks to the folder out.
+
+        dropped = prunus.drop("tiny", "drop-1", prunus.DropRecipe(blocks="1,"))
+        print(dropped.blocks, dropped.removed)
 
     Removes the blocks that the recipe lists by index, else those that its method chooses. Before anything is written,
     the shortened model is checked to compute the same with the kept blocks (depth/verification.py). Unfinished work is
     in out.partial, and the same call resumes it.
 
-    overwrite, dry_run, name: as for prune.
-
-    Returns a dict:
-
-    out: the folder.
-    method: the recipe's method, or `by index`.
-    blocks: number of blocks of the result.
-    removed, blocks_removed: indices of the removed blocks, as text and as a list.
-    scores: of the method, in its own order and unit; see its file in depth/.
-    seconds: run time.
-    warnings: one line each.
-
-    With dry_run it has would_write, would_remove, blocks, disk, calibration (all but blocks as text) and warnings.
+    model: a folder, a hub id or `tiny`.
+    out: the folder to write.
+    recipe: which blocks.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    overwrite: replace an existing result.
+    dry_run: write nothing, and return a PlannedDrop instead of a Dropped.
+    name: what the manifest calls the model; None: as it is given.
 
     Raises PrunusError for wrong input or if the blocks cannot be removed, and then leaves nothing behind.
     """
@@ -63,8 +96,8 @@ def drop_blocks(
         if recipe.indices:
             planned(source, KeptBlocks.without(recipe.indices, source.blocks, []))
             removed = f"blocks {', '.join(map(str, recipe.indices))}"
-        told = {"blocks": source.blocks - count, "would_remove": removed}
-        return job.ahead(needed, told, [*source.reading_notes, *warn_of(stray)])
+        ahead = job.ahead(needed, [*source.reading_notes, *warn_of(stray)])
+        return PlannedDrop(blocks=source.blocks - count, would_remove=removed, **ahead)
     with job.begun(needed, stray) as (partial, calibration):
         if "choice" not in partial.notes:
             choice = choose(job, count, calibration)
@@ -79,14 +112,14 @@ def drop_blocks(
         record: dict[str, object] = {"blocks_removed": removed, "scores": choice.scores, "warnings": warnings}
         if merged := {str(new): mix.parts for new, mix in enumerate(choice.kept) if not mix.is_copy}:
             record["blocks_merged"] = merged
-        told = {
-            "method": "by index" if recipe.indices else recipe.method,
-            "removed": ", ".join(map(str, removed)),
-            "blocks": len(choice.kept),
-            "blocks_removed": removed,
-            "scores": choice.scores,
-        }
-        return job.finish(partial, calibration, told, record, new_config(source, choice))
+        return Dropped(
+            method="by index" if recipe.indices else recipe.method,
+            removed=", ".join(map(str, removed)),
+            blocks=len(choice.kept),
+            blocks_removed=removed,
+            scores=choice.scores,
+            **job.finish(partial, calibration, record, new_config(source, choice)),
+        )
 
 
 def check_blocks(recipe: DropRecipe, source: Checkpoint) -> int:

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 
@@ -25,11 +25,72 @@ from prunus.pruning.bits.gguf_tensors import AS_IS, GROUP, OUTPUT, Piece, check,
 from prunus.pruning.calibration import check_calibration
 from prunus.pruning.job import made_card
 from prunus.recipes import GgufRecipe
+from prunus.step import Made, Planned
 
 OUTER = {"token_embd.weight": "embeddings", OUTPUT: "head"}
 BITS = {"f16": 16, "q8_0": 8, "q4_0": 4}
 
 
+class GgufWays(TypedDict, total=False):
+    """What gguf takes besides model, folder and recipe."""
+
+    dense: str | Path | None
+    overwrite: bool
+    name: str | None
+
+
+class GgufMade(Made):
+    """A model in the format of llama.cpp, as `gguf` wrote it.
+
+    type: that of the recipe.
+    architecture: llama.cpp's name of it.
+    tensors, exact: number of tensors, and of those that hold the integers of `prunus quantize` unchanged.
+    size, before: bytes that an engine loads of the result, and of the model, as text.
+    """
+
+    type: str
+    architecture: str
+    tensors: int
+    exact: int
+    size: str
+    before: str
+
+
+class PlannedGguf(Planned):
+    """What `gguf` would write.
+
+    type: that of the recipe.
+    architecture: llama.cpp's name of it.
+    tensors, exact: number of tensors, and of those that would hold the integers of `prunus quantize` unchanged.
+    size, before: bytes that an engine would load of the result, and of the model, as text.
+    """
+
+    type: str
+    architecture: str
+    tensors: int
+    exact: int
+    size: str
+    before: str
+
+
+@overload
+def gguf(
+    model: str | Path | Checkpoint,
+    out: str | Path,
+    recipe: GgufRecipe | None = None,
+    *,
+    dry_run: Literal[True],
+    **ways: Unpack[GgufWays],
+) -> PlannedGguf: ...
+@overload
+def gguf(
+    model: str | Path | Checkpoint,
+    out: str | Path,
+    recipe: GgufRecipe | None = None,
+    *,
+    dry_run: Literal[False] = False,
+    **ways: Unpack[GgufWays],
+) -> GgufMade: ...
 def gguf(
     model: str | Path | Checkpoint,
     out: str | Path,
@@ -39,26 +100,20 @@ def gguf(
     overwrite: bool = False,
     dry_run: bool = False,
     name: str | None = None,
-) -> Mapping[str, Any]:
-    """Write model (folder or hub id) in the format of llama.cpp, and return a summary.
+) -> GgufMade | PlannedGguf:
+    """Write model in the format of llama.cpp.
 
-    model: in a dry run of several steps also what earlier ones will leave.
+        made = prunus.gguf("narrow", "narrow.gguf", prunus.GgufRecipe(type="q8_0"))
+        print(made.architecture, made.size)
+
+    model: a folder or a hub id; in a dry run of several steps also what earlier ones will leave.
     out: FILE.gguf; or another path, which becomes a folder with model.gguf, configuration, tokenizer and manifest, so
     that it can be evaluated behind llama.cpp's server (docs/gguf.md). Either appears only when it is complete.
     recipe: None: the default one, float16.
     dense: for recipe.like: the model before all steps; None: the one that the manifest of model names.
     overwrite: replace an existing result.
-    dry_run: write nothing; the summary has would_write instead of out.
+    dry_run: write nothing, and return a PlannedGguf instead of a GgufMade.
     name: what the manifest calls the model; None: as it is given.
-
-    Returns a dict:
-
-    out, type: the file or folder, and the recipe's type.
-    architecture: llama.cpp's name of it.
-    tensors, exact: number of tensors, and of those that hold the integers of `prunus quantize` unchanged.
-    size, before: bytes that an engine loads of the result, and of the model, as text.
-    seconds: run time.
-    warnings: one line each.
 
     Raises PrunusError for wrong input or if GGUF cannot express the model, and then leaves nothing behind.
     """
@@ -79,18 +134,20 @@ def gguf(
         check(source, piece, piece.form(recipe.type))
     sizes = sizes_of(source, form, pieces, recipe.type)
     exact = sum(piece.form(recipe.type) == "Q4_0" and codes_of(source, piece, 0) is not None for piece in pieces)
-    told: dict[str, object] = {
-        "type": recipe.type,
-        "architecture": form.architecture,
-        "tensors": len(pieces) + len(form.constants),
-        "exact": exact,
-        "size": show_bytes(sizes["after"]),
-        "before": show_bytes(sizes["before"]),
-    }
+    tensors, size, before = len(pieces) + len(form.constants), show_bytes(sizes["after"]), show_bytes(sizes["before"])
     warnings = warnings_of(source, pieces, exact, recipe.type) + lost_in_texts(source.folder)
     if dry_run:
         check_space(target.absolute(), sizes["after"])
-        return {"would_write": str(target), **told, "warnings": warnings}
+        return PlannedGguf(
+            would_write=str(target),
+            type=recipe.type,
+            architecture=form.architecture,
+            tensors=tensors,
+            exact=exact,
+            size=size,
+            before=before,
+            warnings=warnings,
+        )
     step: dict[str, object] = {
         "action": "gguf",
         "recipe": recipe.to_json(),
@@ -112,7 +169,17 @@ def gguf(
                 write_file(partial.folder / GGUF_FILE, source, form, pieces, recipe.type)
                 quantised = {"quantization_config": {"quant_method": "gguf", "bits": BITS[recipe.type]}}
                 partial.publish(source.config_json | quantised, step, made_card(source, step))
-    return {"out": str(target), **told, "seconds": time.monotonic() - started, "warnings": warnings}
+    return GgufMade(
+        out=str(target),
+        type=recipe.type,
+        architecture=form.architecture,
+        tensors=tensors,
+        exact=exact,
+        size=size,
+        before=before,
+        seconds=time.monotonic() - started,
+        warnings=warnings,
+    )
 
 
 def check_out(model: Path, target: Path, overwrite: bool) -> None:

@@ -5,14 +5,14 @@ What can be done with a model is known from its configuration alone.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from torch import Tensor
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from prunus.checkpoint.architecture import Architecture, Unstreamable
 from prunus.checkpoint.checkpoint import Checkpoint
@@ -21,56 +21,252 @@ from prunus.checkpoint.gguf_file import read_gguf
 from prunus.checkpoint.linears import BlockLinears, Linear, find_linears
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import read_object, resolve
+from prunus.plain_data import Record, Summary
 from prunus.progress import Steps
 from prunus.pruning.depth.verification import try_drops
 from prunus.pruning.experts.mixtures import describe_removal
 from prunus.pruning.masks import count_zeros
 from prunus.pruning.quantize import describe_quantising
-from prunus.pruning.scope import is_in, weights_of, why_unprunable
+from prunus.pruning.scope import Use, is_in, weights_of, why_unprunable
 from prunus.pruning.width.channels import describe_width
 from prunus.recipes import PruneRecipe
 from prunus.store.labels import settings
 
-Row = dict[str, object]
 # (N, M): at most N nonzero weights in every M consecutive inputs of an output.
 PATTERNS = ((1, 2), (1, 4), (2, 4), (1, 8), (2, 8), (4, 8), (8, 16))
 
 
-def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str, Any]:
-    """Facts about a checkpoint (folder, hub id or `tiny`), as JSON data.
+class Group(Record):
+    """Linears that read the same input.
 
-    weights: also read the weights, for the second list below; None does so if prunus has written the checkpoint.
+    blocks: indices of the blocks that have them.
+    linears: their names in a block.
+    part: attention or mlp.
+    shapes: (O, I) of each.
+    """
 
-    Returns a dict. From the configuration and the headers of the files:
+    blocks: Sequence[int]
+    linears: Sequence[str]
+    part: str
+    shapes: Sequence[tuple[int, int]]
 
-    folder, dtype: where the checkpoint is, and the dtype of its weights.
-    family, language_model, class, transformers: model_type, that of the language model, its class in transformers, and
-        transformers' version.
-    stored: the form of the weights: dense, quantised, or GGUF.
-    parameters, weight_bytes: number of parameters, and bytes as stored.
-    bytes: those that an engine loads, by kind: quantised, scales, embeddings, head, others.
-    history: a dict for each step that was applied: action, recipe (mostly only fields that differ from their
-        defaults), blocks_removed, source, warnings; of removed experts, experts (numbers before and after, by block);
-        of a recovery, trained_tokens; of quantised weights, format (name, bits, group) and bytes.
-    refused: why the blocks cannot be run one by one, else None. If they cannot, only uses follows.
-    uses: a dict for each of prune, drop, width and quantize with use, possible and note (why not, or what); of a
-        mixture of experts also for experts.
-    number_of_blocks, scope: the number, and the default scope of prune.
-    prunable, of_parameters: number of weights in that scope, and their share of all parameters.
-    groups: Linears that read the same input: blocks, linears, part, shapes ([O, I]).
-    left_dense: every other matrix: blocks, matrix (`*` for numbers within its name), why.
 
-    From the weights:
+class Dense(Record):
+    """A matrix that is never pruned.
 
-    sparsity: share of zeros in all prunable Linears. blocks, kinds and linears hold dicts with the same for each block,
-        each kind of Linear and each Linear; the same matrix of all experts of a block is one (`mlp.experts.*.up_proj`),
-        and experts is their number.
-    patterns: the N:M patterns that all Linears follow; in linears, those of each.
+    blocks: indices of the blocks that have it; none outside the blocks.
+    matrix: its name, with `*` for numbers within it.
+    why: the reason.
+    """
+
+    blocks: Sequence[int]
+    matrix: str
+    why: str
+
+
+class Structure(Record):
+    """The blocks of a model.
+
+    number_of_blocks: their number.
+    scope: the default scope of prune.
+    prunable: number of weights in that scope.
+    of_parameters: their share of all parameters.
+    groups: Linears that read the same input.
+    left_dense: every other matrix.
+    """
+
+    number_of_blocks: int
+    scope: str
+    prunable: int
+    of_parameters: float
+    groups: Sequence[Group]
+    left_dense: Sequence[Dense]
+
+
+class Share(Record):
+    """The zeros of several Linears.
+
+    sparsity: share of zeros.
+    zeros, weights: numbers.
+    """
+
+    LAST = ("sparsity", "zeros", "weights")
+
+    sparsity: float
+    zeros: int
+    weights: int
+
+
+class KindShare(Share):
+    """The zeros of a kind of Linear.
+
+    kind: its name in a block.
+    part: attention or mlp.
+    """
+
+    kind: str
+    part: str
+
+
+class BlockShare(Share):
+    """The zeros of a block.
+
+    block: its index.
+    """
+
+    block: int
+
+
+class LinearFacts(Share):
+    """The zeros of a Linear, or of the same matrix of several experts (`mlp.experts.*.up_proj`).
+
+    linear: its name.
+    block: the index of its block.
+    kind: its name in the block.
+    experts: number of experts.
+    part: attention or mlp.
+    shape: (O, I).
+    patterns: the N:M patterns that it follows.
+    """
+
+    LAST = ("sparsity", "zeros", "weights", "patterns")
+
+    linear: str
+    block: int
+    kind: str
+    experts: int
+    part: str
+    shape: tuple[int, int]
+    patterns: Sequence[str]
+
+
+class WeightFacts(Record):
+    """What the weights say.
+
+    sparsity: share of zeros in all prunable Linears.
+    patterns: the N:M patterns that all Linears follow.
     nonzero: number of weights in prunable Linears that are not zero.
     prunable_bytes: size of the prunable Linears if stored dense.
+    kinds, blocks, linears: zeros of each kind of Linear, each block, and each Linear.
+    """
 
-    Of a GGUF file (FILE.gguf) it has file, family (llama.cpp's name of the architecture), stored, parameters,
-    weight_bytes, history, and types: a dict for each type of numbers, with type and bytes.
+    sparsity: float
+    patterns: Sequence[str]
+    nonzero: int
+    prunable_bytes: int
+    kinds: Sequence[KindShare]
+    blocks: Sequence[BlockShare]
+    linears: Sequence[LinearFacts]
+
+
+class StepFacts(Record):
+    """A step that was applied.
+
+    action: its command.
+    recipe: mostly only settings that differ from their defaults.
+    blocks_removed: indices of the blocks that it removed.
+    source: the model that it was applied to.
+    warnings: one line each.
+    experts, channels: of removed ones, their numbers before and after.
+    format, bytes: of quantised weights: name, bits and group; bytes that an engine loads, by kind.
+    trained_tokens: of a recovery, number of tokens over all steps of training.
+    """
+
+    action: str
+    recipe: Mapping[str, Any]
+    blocks_removed: Sequence[int]
+    source: str
+    warnings: Sequence[str]
+    experts: Mapping[str, Any] | None = None
+    channels: Mapping[str, Any] | None = None
+    format: Mapping[str, Any] | None = None
+    bytes: Mapping[str, Any] | None = None
+    trained_tokens: int | None = None
+
+
+class ModelFacts(Summary):
+    """What `inspect` says of a checkpoint.
+
+    folder: where it is.
+    family, language_model: model_type, and that of the language model.
+    model_class: the language model's class in transformers; the key in JSON is `class`.
+    transformers: version of transformers.
+    dtype: of the weights.
+    stored: the form of the weights: dense, or how they are quantised.
+    parameters: number of parameters.
+    weight_bytes: bytes as stored.
+    bytes: those that an engine loads, by kind: quantised, scales, embeddings, head, others.
+    history: the steps that were applied.
+    refused: why the blocks cannot be run one by one, else None.
+    structure: of the blocks; None if they cannot. In JSON its keys stand beside the others, as those of weights do.
+    uses: what prune, drop, experts, width and quantize can do with it.
+    weights: what the weights say; None if they were not read.
+    """
+
+    folder: str
+    family: str
+    language_model: str
+    model_class: str | None = field(metadata={"key": "class"})
+    transformers: str
+    dtype: str
+    stored: str
+    parameters: int
+    weight_bytes: int
+    bytes: Mapping[str, int]
+    history: Sequence[StepFacts]
+    refused: str | None
+    structure: Structure | None = None
+    uses: Sequence[Use]
+    weights: WeightFacts | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts as plain data, without levels for structure and weights."""
+        found: dict[str, Any] = {}
+        for key, value in super().to_json().items():
+            found |= value if key in ("structure", "weights") else {key: value}
+        return found
+
+
+class TypeFacts(Record):
+    """The numbers of one type in a GGUF file.
+
+    type: llama.cpp's name of it.
+    bytes: of all tensors that have it.
+    """
+
+    type: str
+    bytes: int
+
+
+class GgufFacts(Summary):
+    """What `inspect` says of a GGUF file.
+
+    file: where it is.
+    family: llama.cpp's name of the architecture.
+    stored: `GGUF`.
+    parameters: number of parameters.
+    weight_bytes: bytes as stored.
+    types: the types of numbers.
+    history: the steps that were applied, as far as the file says.
+    """
+
+    file: str
+    family: str
+    stored: str
+    parameters: int
+    weight_bytes: int
+    types: Sequence[TypeFacts]
+    history: Sequence[StepFacts]
+
+
+def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> ModelFacts | GgufFacts:
+    """Facts about a checkpoint: its structure, what can be done with it, and its zeros.
+
+        for use in prunus.inspect("tiny").uses:
+            print(use.use, use.possible, use.note)
+
+    checkpoint: a folder, a hub id or `tiny`; or FILE.gguf, of which GgufFacts are returned.
+    weights: also read the weights; None does so if prunus has written the checkpoint.
 
     Raises PrunusError if it is not a checkpoint.
     """
@@ -80,55 +276,55 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
     try:
         source = Checkpoint(folder)
     except Unstreamable as error:
-        return stored_facts(ModelFolder(folder)) | {"refused": str(error), "uses": refused(str(error))}
-    facts = stored_facts(source)
-    if weights is None:
-        weights = bool(facts["history"])
-    facts |= {
-        "refused": None,
-        **describe_blocks(source.architecture),
-        "uses": [
-            *describe_uses(try_drops(source), why_unprunable(source)),
-            *describe_removal(source),
-            *describe_width(source),
-            *describe_quantising(source),
-        ],
-    }
-    return facts | count_weights(source) if weights else facts
+        return stored_facts(ModelFolder(folder), str(error), refused(str(error)))
+    uses = [
+        *describe_uses(try_drops(source), why_unprunable(source)),
+        *describe_removal(source),
+        *describe_width(source),
+        *describe_quantising(source),
+    ]
+    facts = replace(stored_facts(source, None, uses), structure=describe_blocks(source.architecture))
+    return replace(facts, weights=count_weights(source)) if weights or (weights is None and facts.history) else facts
 
 
-def stored_facts(model: ModelFolder) -> dict[str, object]:
+def stored_facts(model: ModelFolder, refused: str | None, uses: Sequence[Use]) -> ModelFacts:
     """Facts from the configuration, the headers of files and the manifest."""
-    return {
-        "folder": str(model.folder),
-        **describe_model(model.config),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "stored": storage(model),
-        "parameters": model.parameters,
-        "weight_bytes": sum(stored.nbytes for stored in model.stored.values()),
-        "bytes": model.engine_bytes,
-        "history": [history_row(step) for step in model.manifest.get("history", [])],
-    }
+    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
+    return ModelFacts(
+        folder=str(model.folder),
+        family=model.config.model_type,
+        language_model=model.config.get_text_config(decoder=True).model_type,
+        model_class=getattr(found, "__name__", None),
+        transformers=version("transformers"),
+        dtype=str(model.dtype).removeprefix("torch."),
+        stored=storage(model),
+        parameters=model.parameters,
+        weight_bytes=sum(stored.nbytes for stored in model.stored.values()),
+        bytes=model.engine_bytes,
+        history=[history_row(step) for step in model.manifest.get("history", [])],
+        refused=refused,
+        uses=uses,
+    )
 
 
-def gguf_facts(path: Path) -> dict[str, object]:
+def gguf_facts(path: Path) -> GgufFacts:
     """Facts from the header of a GGUF file."""
     found = read_gguf(path)
     kinds: dict[str, int] = {}
     for tensor in found.tensors.values():
         kinds[tensor.dtype] = kinds.get(tensor.dtype, 0) + tensor.nbytes
-    return {
-        "file": str(path),
-        "family": found.architecture,
-        "stored": "GGUF",
-        "parameters": sum(tensor.elements for tensor in found.tensors.values()),
-        "weight_bytes": sum(kinds.values()),
-        "types": [{"type": kind, "bytes": nbytes} for kind, nbytes in kinds.items()],
-        "history": [history_row(step) for step in found.manifest.get("history", [])],
-    }
+    return GgufFacts(
+        file=str(path),
+        family=found.architecture,
+        stored="GGUF",
+        parameters=sum(tensor.elements for tensor in found.tensors.values()),
+        weight_bytes=sum(kinds.values()),
+        types=[TypeFacts(type=kind, bytes=nbytes) for kind, nbytes in kinds.items()],
+        history=[history_row(step) for step in found.manifest.get("history", [])],
+    )
 
 
-def count_weights(source: Checkpoint) -> dict[str, object]:
+def count_weights(source: Checkpoint) -> WeightFacts:
     """Facts from the weights: sparsity, patterns and sizes."""
     linears: list[LinearFacts] = []
     with Steps("reading", total=source.blocks, unit="blocks") as steps:
@@ -138,37 +334,22 @@ def count_weights(source: Checkpoint) -> dict[str, object]:
                 named.setdefault(linear.summary_name, []).append(linear)
             linears += [linear_facts(source, index, alike) for alike in named.values()]
             steps.advance()
-    sparsity, zeros, all_weights = share(linears).values()
-    return {
-        "sparsity": sparsity,
-        "patterns": [f"{n}:{m}" for n, m in PATTERNS if all(f"{n}:{m}" in row.patterns for row in linears)],
-        "nonzero": all_weights - zeros,
-        "prunable_bytes": all_weights * source.dtype.itemsize,
-        "kinds": [
-            {"kind": local, "part": part, **share([row for row in linears if row.kind == local])}
+    whole = share(linears)
+    return WeightFacts(
+        sparsity=whole["sparsity"],
+        patterns=[f"{n}:{m}" for n, m in PATTERNS if all(f"{n}:{m}" in row.patterns for row in linears)],
+        nonzero=whole["weights"] - whole["zeros"],
+        prunable_bytes=whole["weights"] * source.dtype.itemsize,
+        kinds=[
+            KindShare(kind=local, part=part, **share([row for row in linears if row.kind == local]))
             for local, part in dict.fromkeys((row.kind, row.part) for row in linears)
         ],
-        "blocks": [
-            {"block": index, **share([row for row in linears if row.block == index])} for index in range(source.blocks)
+        blocks=[
+            BlockShare(block=index, **share([row for row in linears if row.block == index]))
+            for index in range(source.blocks)
         ],
-        "linears": [vars(row) | {"shape": list(row.shape)} for row in linears],
-    }
-
-
-@dataclass(frozen=True)
-class LinearFacts:
-    """A Linear of a block, or the same matrix of several experts. kind: its name in a block. part: attention or mlp."""
-
-    linear: str
-    block: int
-    kind: str
-    experts: int
-    part: str
-    shape: tuple[int, int]
-    sparsity: float
-    zeros: int
-    weights: int
-    patterns: list[str]
+        linears=linears,
+    )
 
 
 def linear_facts(source: Checkpoint, index: int, alike: Sequence[Linear]) -> LinearFacts:
@@ -217,63 +398,54 @@ def find_patterns(weight_OI: Tensor) -> list[str]:
     return [f"{n}:{m}" for n, m in PATTERNS if most.get(m, m) <= n]
 
 
-def share(rows: Sequence[LinearFacts]) -> dict[str, float]:
+class Zeros(TypedDict):
+    """The fields of Share."""
+
+    sparsity: float
+    zeros: int
+    weights: int
+
+
+def share(rows: Sequence[LinearFacts]) -> Zeros:
     """Number of zeros and of weights of several Linears, and their sparsity."""
     zeros, weights = sum(row.zeros for row in rows), sum(row.weights for row in rows)
     return {"sparsity": zeros / weights if weights else 0.0, "zeros": zeros, "weights": weights}
 
 
-def history_row(step: Mapping[str, Any]) -> dict[str, object]:
+def history_row(step: Mapping[str, Any]) -> StepFacts:
     """A summary of one step of the manifest."""
     cost = {key: step[key] for key in ("experts", "channels", "format", "bytes") if key in step}
     if step["action"] == "recover":
         cost = {"trained_tokens": step["cost"]["tokens"]}
-    return {
-        "action": step["action"],
-        "recipe": dict(settings(step)),
-        "blocks_removed": step.get("blocks_removed", []),
-        "source": step["source"]["name"],
-        "warnings": step["warnings"],
+    return StepFacts(
+        action=step["action"],
+        recipe=dict(settings(step)),
+        blocks_removed=step.get("blocks_removed", []),
+        source=step["source"]["name"],
+        warnings=step["warnings"],
         **cost,
-    }
+    )
 
 
-def describe_model(config: PreTrainedConfig) -> Row:
-    """The model's family (model_type), the model_type of its language model, and transformers' class and version."""
-    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return {
-        "family": config.model_type,
-        "language_model": config.get_text_config(decoder=True).model_type,
-        "class": getattr(found, "__name__", None),
-        "transformers": version("transformers"),
-    }
-
-
-def describe_blocks(architecture: Architecture) -> Row:
-    """The structure of a model, as JSON data.
-
-    number_of_blocks. scope: the default scope of prune. prunable, of_parameters: number of weights in that scope, and
-    their share of the model's parameters. groups: Linears that read the same input, in the order of a forward pass, for
-    each kind of block: blocks (indices), linears, part, shapes (O, I). left_dense: every other matrix, and why it stays
-    dense; `*` stands for the numbers within its name.
-    """
+def describe_blocks(architecture: Architecture) -> Structure:
+    """The structure of a model: groups are in the order of a forward pass, for each kind of block."""
     scope = PruneRecipe().scope
     found = find_linears(architecture)
     chosen = [[linear for linear in block.linears if is_in(scope, linear)] for block in found]
     prunable = sum(map(weights_of, chosen))
     kinds = _kinds(found)
     dense = [row for block, indices in kinds for row in _dense(block, indices)]
-    return {
-        "number_of_blocks": len(found),
-        "scope": scope,
-        "prunable": prunable,
-        "of_parameters": prunable / sum(parameter.numel() for parameter in architecture.model.parameters()),
-        "groups": [row for block, indices in kinds for row in _groups(block, indices)],
-        "left_dense": [*dense, *_outside(architecture)],
-    }
+    return Structure(
+        number_of_blocks=len(found),
+        scope=scope,
+        prunable=prunable,
+        of_parameters=prunable / sum(parameter.numel() for parameter in architecture.model.parameters()),
+        groups=[row for block, indices in kinds for row in _groups(block, indices)],
+        left_dense=[*dense, *_outside(architecture)],
+    )
 
 
-def describe_uses(drops: Sequence[str | None], unprunable: str | None) -> list[Row]:
+def describe_uses(drops: Sequence[str | None], unprunable: str | None) -> list[Use]:
     """A row for each of prune and drop: possible, and a note with the reason or limits.
 
     drops: why blocks that were tried cannot be dropped, from the configuration alone; None for those that can.
@@ -285,13 +457,13 @@ def describe_uses(drops: Sequence[str | None], unprunable: str | None) -> list[R
     return [_use("prune", unprunable or ""), drop]
 
 
-def refused(why: str) -> list[Row]:
+def refused(why: str) -> list[Use]:
     """Rows that say for every use why it is not possible, for a model whose blocks cannot be run one by one."""
     return [_use(name, why) for name in ("prune", "drop")]
 
 
-def _use(name: str, why_not: str = "", note: str = "") -> Row:
-    return {"use": name, "possible": not why_not, "note": why_not or note}
+def _use(name: str, why_not: str = "", note: str = "") -> Use:
+    return Use(use=name, possible=not why_not, note=why_not or note)
 
 
 def _kinds(found: Sequence[BlockLinears]) -> list[tuple[BlockLinears, list[int]]]:
@@ -302,26 +474,26 @@ def _kinds(found: Sequence[BlockLinears]) -> list[tuple[BlockLinears, list[int]]
     return list(kinds.values())
 
 
-def _groups(block: BlockLinears, indices: list[int]) -> Iterator[Row]:
+def _groups(block: BlockLinears, indices: list[int]) -> Iterator[Group]:
     leaders: dict[str, list[Linear]] = {}
     for linear in block.linears:
         leaders.setdefault(linear.leader, []).append(linear)
     rows = {tuple(linear.summary_name for linear in linears): linears for linears in leaders.values()}
     for names, linears in rows.items():
-        yield {
-            "blocks": indices,
-            "linears": list(names),
-            "part": "+".join(dict.fromkeys(linear.kind for linear in linears)),
-            "shapes": [list(linear.shape_OI) for linear in linears],
-        }
+        yield Group(
+            blocks=indices,
+            linears=names,
+            part="+".join(dict.fromkeys(linear.kind for linear in linears)),
+            shapes=[linear.shape_OI for linear in linears],
+        )
 
 
-def _dense(block: BlockLinears, indices: list[int]) -> Iterator[Row]:
+def _dense(block: BlockLinears, indices: list[int]) -> Iterator[Dense]:
     rows = {(re.sub(r"\.\d+(?=\.)", ".*", name), why) for name, why in block.dense.items()}
-    return ({"blocks": indices, "matrix": name, "why": why} for name, why in sorted(rows))
+    return (Dense(blocks=indices, matrix=name, why=why) for name, why in sorted(rows))
 
 
-def _outside(architecture: Architecture) -> Iterator[Row]:
+def _outside(architecture: Architecture) -> Iterator[Dense]:
     """Rows for the matrices outside the blocks, each once."""
     embedding = architecture.model.get_input_embeddings()
     inside = {id(parameter) for parameter in architecture.layers.parameters()}
@@ -335,4 +507,4 @@ def _outside(architecture: Architecture) -> Iterator[Row]:
         else:
             why = "head" if head else "outside the blocks"
         rows[re.sub(r"\.\d+(?=\.)", ".*", name)] = why
-    return ({"blocks": [], "matrix": name, "why": why} for name, why in rows.items())
+    return (Dense(blocks=[], matrix=name, why=why) for name, why in rows.items())

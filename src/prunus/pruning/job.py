@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypedDict, TypeVar
 
 import torch
 
@@ -28,10 +28,60 @@ from prunus.pruning.calibration import check_calibration
 from prunus.pruning.calibration.data import Calibration, check_begun, describe_calibration, keep_calibration, load_early
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.recipes.base import Calibrated
-from prunus.step import Where, action_of, kind_of
+from prunus.step import Planned, Where, action_of, kind_of
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Calibrated)
 Json = Mapping[str, Any]
+
+
+class PlannedJob(Planned):
+    """What a step would write, and what it needs for that.
+
+    disk: space on disk, as text.
+    calibration: the calibration tokens, as text.
+    """
+
+    LAST = ("disk", "calibration", *Planned.LAST)
+
+    disk: str
+    calibration: str
+
+
+class Ahead(TypedDict):
+    """The fields that PlannedJob has."""
+
+    would_write: str
+    disk: str
+    calibration: str
+    warnings: list[str]
+
+
+class Ended(TypedDict):
+    """The fields that Made has."""
+
+    out: str
+    seconds: float
+    warnings: Sequence[str]
+
+
+class Ways(TypedDict, total=False):
+    """What every step takes besides model, folder and recipe."""
+
+    device: str
+    overwrite: bool
+    name: str | None
+
+
+class KeepingWays(Ways, total=False):
+    """What steps take that may keep hidden states on disk."""
+
+    offload: bool
+
+
+class MeasuredWays(KeepingWays, total=False):
+    """What steps take that may use saved statistics."""
+
+    stats: str | Path | None
 
 
 @dataclass(frozen=True)
@@ -86,16 +136,20 @@ class Job(Generic[AnyRecipe]):
         """Whether anything is measured on the calibration tokens."""
         return self.needs_tokens
 
-    def ahead(self, needed: int, told: Mapping[str, object], warnings: Sequence[str]) -> Json:
-        """What a dry run returns. needed: bytes of disk. told: what the step would do."""
+    def ahead(self, needed: int, warnings: Sequence[str]) -> Ahead:
+        """What every dry run says. needed: bytes of disk."""
         check_space(self.target.absolute(), needed)
         calibration, found = "none needed", list[str]()
         if self.saved is not None:
             calibration = f"statistics of {self.saved.path}: {self.saved.summary['source']}"
         elif self.is_calibrated:
             calibration, found = describe_calibration(self.recipe, self.source)
-        said = {"would_write": str(self.target), **told, "disk": show_bytes(needed), "calibration": calibration}
-        return {**said, "warnings": [*found, *warnings]}
+        return {
+            "would_write": str(self.target),
+            "disk": show_bytes(needed),
+            "calibration": calibration,
+            "warnings": [*found, *warnings],
+        }
 
     @contextmanager
     def begun(
@@ -121,12 +175,11 @@ class Job(Generic[AnyRecipe]):
             yield partial, calibration
 
     def finish(
-        self, partial: Partial, calibration: Calibration | None, told: Json, record: Json, config: Json | None = None
-    ) -> Json:
-        """Publish the result, and return the step's summary.
+        self, partial: Partial, calibration: Calibration | None, record: Json, config: Json | None = None
+    ) -> Ended:
+        """Publish the result, and return what every step says of it.
 
-        told: what that has beside the folder, the time and the record's warnings. record: what the manifest says of the
-        step. config: config.json; None: that of source.
+        record: what the manifest says of the step. config: config.json; None: that of source.
         """
         step: dict[str, object] = {
             "action": action_of(self.recipe),
@@ -137,8 +190,7 @@ class Job(Generic[AnyRecipe]):
             **record,
         }
         partial.finish(config, step, made_card(self.source, step))
-        seconds = time.monotonic() - self.started
-        return {"out": str(self.target), **told, "seconds": seconds, "warnings": record["warnings"]}
+        return {"out": str(self.target), "seconds": time.monotonic() - self.started, "warnings": record["warnings"]}
 
 
 def open_job(

@@ -21,31 +21,46 @@ from prunus.checkpoint.precision import use_fast_products
 from prunus.checkpoint.resolve import one_line, resolve, typed_path
 from prunus.checkpoint.runner import pick_device
 from prunus.errors import PrunusError
+from prunus.plain_data import Record
 from prunus.progress import Steps
 from prunus.pruning.calibration.hidden_states import batches as batches_of
 from prunus.pruning.calibration.hidden_states import summed_loss
 from prunus.pruning.calibration.text_files import check_ids, encoder, read_jsonl, read_text, render_chats
 
 
+class Perplexity(Record):
+    """The perplexity of a model on a text.
+
+    perplexity: exp of nll.
+    nll: mean negative log-likelihood, in nats per token.
+    tokens, windows: number of predicted tokens, and of windows.
+    seqlen: tokens per window.
+    """
+
+    perplexity: float
+    nll: float
+    tokens: int
+    windows: int
+    seqlen: int
+
+
 def perplexity(
     model: str | Path, text: str | Path, *, seqlen: int = 2048, max_tokens: int | None = None, device: str = "auto"
-) -> dict[str, Any]:
-    """The perplexity of model (folder, hub id or `tiny`) on a text, over windows that do not overlap.
+) -> Perplexity:
+    """The perplexity of model on a text, over windows that do not overlap.
+
+        print(prunus.perplexity("tiny", "held-out.txt", seqlen=256).perplexity)
 
     It is exp of the mean negative log-likelihood over all tokens but the first of each window. The whole model is in
     memory, in the checkpoint's dtype; logits are in float32.
 
+    model: a folder, a hub id or `tiny`.
     text: a .txt file, or a .jsonl file whose lines hold text (joined by blank lines), messages or token_ids (each line
         is a document of its own).
     seqlen: tokens per window. The rest at the end of a document is not used, unless the document is shorter than a
         window.
     max_tokens: use only the first windows, up to this many tokens.
-
-    Returns a dict:
-
-    perplexity, nll: perplexity, and the mean negative log-likelihood in nats per token.
-    tokens, windows: number of predicted tokens and of windows.
-    seqlen: as given.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
 
     Raises PrunusError for wrong input, a text of fewer than two tokens, or outputs with NaN or infinity.
     """
@@ -70,7 +85,7 @@ def perplexity(
     if not math.isfinite(total):
         raise PrunusError(f"{source.folder}: the model's output holds NaN or infinity on {path}; it is broken")
     nll = total / predicted
-    return {"perplexity": math.exp(nll), "nll": nll, "tokens": predicted, "windows": len(chosen), "seqlen": seqlen}
+    return Perplexity(perplexity=math.exp(nll), nll=nll, tokens=predicted, windows=len(chosen), seqlen=seqlen)
 
 
 def load_model(source: ModelFolder, device: torch.device) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +37,13 @@ from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_f
 from prunus.pruning.calibration.propagation import BlockRun, true_sequential
 from prunus.pruning.calibration.saved_statistics import FIELDS, SavedStats
 from prunus.pruning.calibration.statistics import InputStats
-from prunus.pruning.job import Job, open_job
+from prunus.pruning.job import Job, MeasuredWays, PlannedJob, open_job
 from prunus.pruning.prune.prune import few_of, set_weight
 from prunus.pruning.recover.recover import check_trainable, warnings_of
 from prunus.pruning.recover.training import STREAM_BYTES, Fit, Training, begin_training, trainable, trained_scales
-from prunus.pruning.scope import linears_in_scope
+from prunus.pruning.scope import Use, linears_in_scope
 from prunus.recipes import PruneRecipe, QuantizeRecipe
+from prunus.step import Made
 
 ENGINES = "vLLM, SGLang and transformers"
 EXPERTS = ("a routed expert", "routed experts")  # why matrices are left dense
@@ -50,6 +51,43 @@ EPOCHS, RATE, STEP_TOKENS = 2, 0.008, 512  # of training scales and norms, as Re
 
 
 OnDisk = Sequence[Mapping[Linear, str]]
+
+
+class Quantized(Made):
+    """A model with Linears in 8 or 4 bits, as `quantize` wrote it.
+
+    method: that of the recipe.
+    format: `W4A16, groups of 64`.
+    blocks, linears: number of blocks, and of Linears that are quantised.
+    size, before: bytes that an engine loads of the result, and of the model, as text.
+    error_before, error_after: with recover, the held-out error before and after training, as in Recovered.
+    """
+
+    method: str
+    format: str
+    blocks: int
+    linears: int
+    size: str
+    before: str
+    error_before: float | None = None
+    error_after: float | None = None
+
+
+class PlannedQuantize(PlannedJob):
+    """What `quantize` would do.
+
+    method: that of the recipe.
+    format: `W4A16, groups of 64`.
+    blocks, linears: number of blocks, and of Linears that would be quantised.
+    size, before: bytes that an engine would load of the result, and of the model, as text.
+    """
+
+    method: str
+    format: str
+    blocks: int
+    linears: int
+    size: str
+    before: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +127,24 @@ class Quantising(Job[QuantizeRecipe]):
         return max(linear.shape_OI[1] for linears in self.linears for linear in linears)
 
 
+@overload
+def quantize(
+    model: str | Path,
+    out: str | Path,
+    recipe: QuantizeRecipe | None = None,
+    *,
+    dry_run: Literal[True],
+    **ways: Unpack[MeasuredWays],
+) -> PlannedQuantize: ...
+@overload
+def quantize(
+    model: str | Path,
+    out: str | Path,
+    recipe: QuantizeRecipe | None = None,
+    *,
+    dry_run: Literal[False] = False,
+    **ways: Unpack[MeasuredWays],
+) -> Quantized: ...
 def quantize(
     model: str | Path,
     out: str | Path,
@@ -100,30 +156,26 @@ def quantize(
     overwrite: bool = False,
     dry_run: bool = False,
     name: str | None = None,
-) -> Mapping[str, Any]:
-    """Write model (folder, hub id or `tiny`) with Linears in 8 or 4 bits to the folder out; returns a summary.
+) -> Quantized | PlannedQuantize:
+    """Write model with Linears in 8 or 4 bits to the folder out.
+
+        small = prunus.quantize("tiny", "w8a8", prunus.QuantizeRecipe(bits=8))
+        print(small.format, small.size)
 
     The folder is in the format of compressed-tensors, which vLLM, SGLang and transformers load (docs/quantize.md).
     Unfinished work is in out.partial: the same call resumes it and writes the same bytes.
 
+    model: a folder, a hub id or `tiny`.
+    out: the folder to write.
     recipe: None: the default one, W8A8 by GPTQ.
     stats: a file that stats(hessians=True) wrote for this model. Its calibration is used, and the model is not run; the
         inputs of Linears are then those in the dense model. Fields of the recipe that ask for another calibration are
         an error.
-    offload, overwrite, dry_run, name: as for prune.
-
-    Returns a dict:
-
-    out, method: the folder, and the recipe's method.
-    format: `W4A16, groups of 64`.
-    blocks, linears: number of blocks, and of Linears that are quantised.
-    size, before: bytes that an engine loads of the result, and of the model, as text.
-    seconds: run time.
-    warnings: one line each.
-    error_before, error_after: with recover, the held-out error before and after training, as recover returns them.
-
-    With dry_run it has would_write, method, format, blocks, linears, size, before, disk, calibration (as text) and
-    warnings.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    offload: keep hidden states on disk instead of in memory.
+    overwrite: replace an existing result.
+    dry_run: write nothing, and return a PlannedQuantize instead of a Quantized.
+    name: what the manifest calls the model; None: as it is given.
 
     Raises PrunusError for wrong input or if the model cannot be quantised, and then leaves nothing behind.
     """
@@ -134,19 +186,20 @@ def quantize(
     source, entries = job.source, planned_entries(job.source, job.linears, job.format)
     kinds = bytes_by_kind(entries, source.config, quantised=True)
     sizes = {"before": sum(source.engine_bytes.values()), "after": sum(kinds.values()), **kinds}
-    told = {
-        "method": job.recipe.method,
-        "format": format_text(job.format),
-        "blocks": source.blocks,
-        "linears": sum(map(len, job.linears)),
-        "size": show_bytes(sizes["after"]),
-        "before": show_bytes(sizes["before"]),
-    }
+    linears, size, before = sum(map(len, job.linears)), show_bytes(sizes["after"]), show_bytes(sizes["before"])
     width = source.architecture.width
     of_token = STREAM_BYTES * width if job.recipe.recover else (width + job.room_needed) * job.dtype.itemsize
     needed = sizes["after"] + job.hidden_bytes(of_token)
     if dry_run:
-        return job.ahead(needed, told, said_before(job))
+        return PlannedQuantize(
+            method=job.recipe.method,
+            format=format_text(job.format),
+            blocks=source.blocks,
+            linears=linears,
+            size=size,
+            before=before,
+            **job.ahead(needed, said_before(job)),
+        )
     with job.begun(needed, entries=lambda _: entries) as (partial, calibration), full_float32(job.device):
         with torch.no_grad():
             quantise_blocks(job, partial, calibration)
@@ -162,10 +215,17 @@ def quantize(
             "warnings": warnings,
         }
         config = source.config_json | {"quantization_config": job.settings}
-        if fits:
-            told["error_before"] = sum(one.before for one in fits) / len(fits)
-            told["error_after"] = sum(one.after for one in fits) / len(fits)
-        return job.finish(partial, calibration, told, record, config)
+        return Quantized(
+            method=job.recipe.method,
+            format=format_text(job.format),
+            blocks=source.blocks,
+            linears=linears,
+            size=size,
+            before=before,
+            error_before=sum(one.before for one in fits) / len(fits) if fits else None,
+            error_after=sum(one.after for one in fits) / len(fits) if fits else None,
+            **job.finish(partial, calibration, record, config),
+        )
 
 
 def make_job(job: Job[QuantizeRecipe]) -> Quantising:
@@ -209,17 +269,17 @@ def format_of(source: Checkpoint, linears: OnDisk, recipe: QuantizeRecipe) -> Fo
     return Format(recipe.bits, group, scale)
 
 
-def describe_quantising(source: Checkpoint) -> list[dict[str, object]]:
+def describe_quantising(source: Checkpoint) -> list[Use]:
     """The row of `inspect` about this command, as far as it can be known without reading weights."""
     try:
         linears = names_on_disk(source)
     except PrunusError as error:
-        return [{"use": "quantize", "possible": False, "note": str(error)}]
+        return [Use(use="quantize", possible=False, note=str(error))]
     try:
         group = f"in groups of {format_of(source, linears, QuantizeRecipe(bits=4)).group}"
     except PrunusError:
         group = "with --group row"
-    return [{"use": "quantize", "possible": True, "note": f"W8A8; W4A16 {group}"}]
+    return [Use(use="quantize", possible=True, note=f"W8A8; W4A16 {group}")]
 
 
 def planned_entries(source: Checkpoint, linears: OnDisk, form: Format) -> dict[str, Stored]:

@@ -5,7 +5,21 @@ from collections.abc import Iterable
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import Linear
 from prunus.errors import PrunusError
+from prunus.plain_data import Record
 from prunus.recipes import PruneRecipe
+
+
+class Use(Record):
+    """Whether a command can be used on a model.
+
+    use: the command.
+    possible: whether it can.
+    note: why not, or what there is.
+    """
+
+    use: str
+    possible: bool
+    note: str
 
 
 def linears_in_scope(source: Checkpoint, recipe: PruneRecipe) -> list[list[Linear]]:

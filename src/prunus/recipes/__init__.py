@@ -9,6 +9,7 @@ from prunus.recipes.quantize import QuantizeRecipe
 from prunus.recipes.recover import RecoverRecipe
 from prunus.recipes.traces import TraceRecipe
 from prunus.recipes.width import WidthRecipe
+from prunus.settings import described
 
 __all__ = [
     "DropRecipe",
@@ -21,3 +22,6 @@ __all__ = [
     "TraceRecipe",
     "WidthRecipe",
 ]
+
+for _name in __all__:
+    globals()[_name].__doc__ = described(globals()[_name])

@@ -10,6 +10,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from prunus.plain_data import Record
 from prunus.settings import Setting
 
 Group = Literal["row", "tensor"]
@@ -289,15 +290,31 @@ def _with_code(entry: Declaration, folder: str) -> Declaration:
     return entry._replace(**functions)
 
 
-def methods() -> list[dict[str, str]]:
+class MethodEntry(Record):
+    """A pruning method, an allocation, a depth method, or a criterion for experts.
+
+    kind: the option that takes it.
+    name: the value of that option.
+    source: the paper.
+    description: one line.
+    needs: what it measures of the model, such as `norms` or `hidden states`, or `nothing`.
+    """
+
+    kind: str
+    name: str
+    source: str
+    description: str
+    needs: str
+
+
+def methods() -> list[MethodEntry]:
     """What there is to prune with: pruning methods, then allocations, depth methods, and criteria for experts.
 
-    Each is a dictionary with kind (the option that takes it), name, source (the paper), description (one line) and
-    needs: what it measures of the model, such as `norms` or `hidden states`, or `nothing`.
+    print([method.name for method in prunus.methods() if method.needs == "nothing"])
     """
     kinds = ("prune --method", "prune --allocation", "drop --method", "experts --method")
     return [
-        {"kind": kind, **{key: getattr(one, key) for key in ("name", "source", "description", "needs")}}
+        MethodEntry(kind=kind, name=one.name, source=one.source, description=one.description, needs=one.needs)
         for kind, (_, entries) in zip(kinds, _TABLES.values(), strict=True)
         for one in entries.values()
     ]

@@ -23,6 +23,7 @@ from prunus.reporting.report_data import ReportData, ReportedRun
 from prunus.reporting.section import Section
 from prunus.reporting.sections import SECTIONS
 from prunus.settings.margins import MarginLike
+from prunus.store.labels import Identity
 from prunus.store.store import Store
 
 FilterBox = tuple[str, str, str]  # the id of a box, its label, and the CSS of what it shows or hides
@@ -32,7 +33,7 @@ def report(
     store: Path | str,
     out: Path | str,
     *,
-    base: str | None = None,
+    base: str | Identity | None = None,
     margin: MarginLike = 0.02,
     stop_margin: MarginLike = 0.05,
     published: bool = False,
@@ -46,14 +47,23 @@ def report(
 ) -> Path:
     """Write the page about all runs of a store that can be compared with base, and return its path.
 
-    store: SQLite file of the results. out: HTML file. base: run id or its start, model name or label; by default the
-    run of the unpruned model, in strict mode if both modes were run. margin: a loss of accuracy, as a share of
-    problems; a variant is non-inferior if a loss of this size or more is ruled out. stop_margin: the same for the share
-    of chains that end by themselves. published: show published accuracies of the same models, tasks and budgets.
-    figures: a folder for every chart as .svg and .pdf (needs the extra `figures`). csv: a folder for every table as
-    .csv and .tex. overwrite: replace existing files. name: shown above the title. notes: sentences shown before the
-    caveats. runs: ids of the runs to report, by default all. links: sentences below the headline, each with the
-    address to which it leads, or an empty one.
+    store: SQLite file of the results.
+    out: HTML file.
+    base: run id or its start, model name or label; by default the run of the unpruned model, in strict mode if both
+    modes were run.
+    margin: a loss of accuracy, as a share of problems; a variant is non-inferior if a loss of this size or more is
+    ruled out.
+    stop_margin: the same for the share of chains that end by themselves.
+    published: show published accuracies of the same models, tasks and budgets.
+    figures: a folder for every chart as .svg and .pdf (needs the extra `figures`).
+    csv: a folder for every table as .csv and .tex.
+    overwrite: replace existing files.
+    name: shown above the title.
+    notes: sentences shown before the caveats.
+    runs: ids of the runs to report, by default all.
+    links: sentences below the headline, each with the address to which it leads, or an empty one.
+
+        prunus.report("results.db", "report.html", base="tiny")
 
     Every file is written completely or not at all, the page last. Raises PrunusError if a file exists (unless
     overwrite), the base is ambiguous or missing, or no problem is finished.
@@ -63,7 +73,8 @@ def report(
     if figures is not None:
         pdf_converter()  # raises PrunusError immediately if the extra is not installed
     with Store(store) as opened:
-        data = ReportData.read(opened, runs, base=base, margin=margin, stop_margin=stop_margin, published=published)
+        of = None if base is None else str(base)
+        data = ReportData.read(opened, runs, base=of, margin=margin, stop_margin=stop_margin, published=published)
     write_report(data, out, figures=figures, csv=csv, overwrite=overwrite, name=name, notes=notes, links=links)
     return out
 

@@ -19,7 +19,7 @@ from prunus.results.words import bound_in_words, in_full, observations, verdict_
 from prunus.settings.budgets import AS_RUN, OFF, without_off
 from prunus.store.characters import DASH
 from prunus.store.labels import Identity, unique_labels
-from prunus.store.rows import Run
+from prunus.store.store import StoredRun
 
 Data = Mapping[str, Any]
 STYLES = {BETTER: "green", WORSE: "red", WITHIN: "magenta", SAME: "cyan", OPEN: "yellow", UNFINISHED: "dim"}
@@ -65,7 +65,7 @@ def curve_table(summaries: Iterable[Summary]) -> RenderableType:
     return Group(*tables) if tables else Text("no finished problem yet")
 
 
-def runs_table(runs: Sequence[Data]) -> RenderableType:
+def runs_table(runs: Sequence[StoredRun]) -> RenderableType:
     """A row for each run of a store."""
     if not runs:
         return Text("no runs")
@@ -75,8 +75,8 @@ def runs_table(runs: Sequence[Data]) -> RenderableType:
         table.add_column(column, overflow="fold")
     table.add_column("answers", justify="right")
     for run in runs:
-        texts = (run["run"], str(run["model"]), run["label"], run["plan"])
-        table.add_row(*(Text(visible(text)) for text in texts), count(run["rows"]))
+        texts = (run.run, str(run.model), run.label, run.plan)
+        table.add_row(*(Text(visible(text)) for text in texts), count(run.rows))
     return table
 
 
@@ -90,18 +90,15 @@ def _adherence(task: str, natives: Sequence[tuple[str, Summary]], budgets: Seque
     return table
 
 
-def verdict_table(comparison: Comparison, runs: Iterable[Run]) -> RenderableType:
-    """A row for each run: its size, its verdict with the difference that decides it, whether it stops, and scaling.
-
-    runs: those of the store, whose models have the sizes.
-    """
+def verdict_table(comparison: Comparison) -> RenderableType:
+    """A row for each run: its size, its verdict with the difference that decides it, whether it stops, and scaling."""
     everything = [comparison.base, *comparison.others]
-    names, models = _names(everything), {run.run_id: run.model for run in runs}
+    names = _names(everything)
     columns = ("verdict", "loses less than", "difference [95 %]", "ends by itself", "scaling")
     table = _table("run", "parameters", *columns, left=columns)
     for name, one in zip(names, everything, strict=True):
         judged = _judged(one) if isinstance(one, Entry) else ["base"]
-        table.add_row(Text(name), _size(models.get(one.run, {})), *judged)
+        table.add_row(Text(name), _size(one), *judged)
     bound = Text(
         "loses less than: points, with 95 % confidence for all comparisons together; difference: of each alone"
     )
@@ -110,9 +107,9 @@ def verdict_table(comparison: Comparison, runs: Iterable[Run]) -> RenderableType
     return Group(_compared(comparison, names[0]), table, bound, rule, more, *_notes(comparison, names))
 
 
-def _size(model: Data) -> str:
+def _size(run: Identity) -> str:
     """`1,229,440 (4.9 MB)`: parameters, and the bytes that an engine loads where the store has them."""
-    number, kinds = model.get("parameters"), model.get("bytes")
+    number, kinds = run.parameters, run.bytes
     loaded = f" ({sum(kinds.values()) / 1e6:,.1f} MB)" if isinstance(kinds, Mapping) else ""
     return f"{number:,}{loaded}" if isinstance(number, int) else DASH
 

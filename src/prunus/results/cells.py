@@ -4,13 +4,15 @@ Accuracies, differences and intervals (low to high, 95 %) are shares of problems
 number of tests. What the numbers mean is in docs/verdicts.md, and how they are computed in the modules of this folder.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import nan
 from typing import Any, Self
 
+from prunus.errors import PrunusError
 from prunus.plain_data import Record
+from prunus.results.shown import as_text
 from prunus.settings.margins import Margin
-from prunus.store.labels import Identity
+from prunus.store.labels import Identity, is_called, label, unique_labels
 
 
 class Sized(Record):
@@ -156,6 +158,11 @@ class Part(Record):
         budgets = {budget: cell for (kind, budget), cell in cells.items() if not kind}
         return cls(budgets=budgets, auc=cells[AREA, 0], slope=cells.get((SLOPE, 0)), stopping=stopping)
 
+    @property
+    def area(self) -> Cell:
+        """The same as auc: the difference in the area under accuracy over log2 budget."""
+        return self.auc
+
 
 class Unfinished(Record):
     """How many problems of the plan have all their rows. base: in a comparison, whether that is the base's plan.
@@ -236,6 +243,17 @@ class Entry(Identity):
     still_stops: bool
     relies_on_cutting: bool
 
+    @property
+    def area(self) -> Cell:
+        """The same as primary: the difference that decides, with its interval from `low` to `high`."""
+        return self.primary
+
+    def __repr__(self) -> str:
+        cell = self.primary
+        low, high = (f"{100 * end:+.1f}" for end in (cell.low, cell.high))
+        points = f"{100 * cell.difference:+.1f} points, 95 % interval {low} to {high}"
+        return f"{label(self.recipe)} ({self.run}): {self.verdict} ({points})"
+
 
 class Base(Identity):
     """The run that others are compared with."""
@@ -308,7 +326,11 @@ class Looks(Record):
 class Comparison(Record):
     """Runs compared with a base. control: None without an A/A control. method: how numbers were computed, in words.
 
-    looks: what was corrected for; None in what earlier versions stored.
+    looks: what was corrected for. `comparison["W4 g128"]` is the entry of a run, and a loop goes over all; the text is
+    the table of `prunus compare`.
+
+        for entry in comparison:
+            print(entry.model, entry.verdict, entry.area.difference)
     """
 
     base: Base
@@ -320,3 +342,33 @@ class Comparison(Record):
     recipes: Sequence[RecipeVerdict]
     method: Mapping[str, str | int]
     warnings: Sequence[str]
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.others)
+
+    def __getitem__(self, name: str | Identity) -> Entry:
+        """The entry of a run: by its id, its model's name, its label as tables print it, or the start of its id.
+
+        Raises PrunusError unless this is one run.
+        """
+        text, labels = str(name), unique_labels([self.base, *self.others])[1:]
+        printed = dict(zip([entry.run for entry in self.others], labels, strict=True))
+        meant: list[Entry] = []
+        for means in (
+            lambda entry: entry.run == text,
+            lambda entry: entry.model == text,
+            lambda entry: printed[entry.run] == text,
+            lambda entry: is_called(entry, text),
+            lambda entry: bool(text) and entry.run.startswith(text),
+        ):
+            if meant := [entry for entry in self.others if means(entry)]:
+                break
+        if len(meant) == 1:
+            return meant[0]
+        listed = ", ".join(f"{entry.model} ({entry.run}; {printed[entry.run]})" for entry in meant or self.others)
+        raise PrunusError(
+            f"'{text}' is {'several runs' if meant else 'no run'} of this comparison: name one of {listed}"
+        )
+
+    def __repr__(self) -> str:
+        return as_text("verdict_table", self)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from prunus.errors import PrunusError
 from prunus.questions import sampling_key
@@ -39,7 +38,7 @@ from prunus.settings.margins import Margin, MarginLike
 from prunus.statistics import paired
 from prunus.statistics.anytime import whole_groups
 from prunus.statistics.betting import ALPHA
-from prunus.store.labels import history, identity, listed, serving_of
+from prunus.store.labels import Identity, history, identity, listed, serving_of
 from prunus.store.rows import FIRST_PROTOCOL, Removed, Run, Table, tables
 from prunus.store.stages import removed_before
 from prunus.store.starts import how_mixed, made_otherwise
@@ -75,52 +74,45 @@ HARMLESS = {"aa_control", "tasks", "budgets", "samples", "limit", "limit_of", "s
 
 def compare(
     store: Path | str,
-    base: str | None = None,
-    others: Sequence[str] | None = None,
+    base: str | Identity | None = None,
+    others: Sequence[str | Identity] | None = None,
     margin: MarginLike = 0.02,
     resamples: int = paired.RESAMPLES,
     stop_margin: MarginLike = 0.05,
-) -> dict[str, Any]:
+) -> Comparison:
     """Paired differences between other runs of a store and a base run, and a verdict on each other run.
 
-    base, others: run id or its start, model name or printed label; base is by default the run of the unpruned model.
-    margin, stop_margin: the largest acceptable loss of accuracy, and the largest acceptable change for the worse in how
-    chains end, as shares of all problems or draws (0.02: two points), or relative to the base ("5%": of what it solves,
-    or of its draws that end well). Without others, every run is compared whose plan differs from that of the base in
-    tasks, budgets, samples, limit, seed, batches and kernel only; the other runs are listed under `warnings`. Runs that
-    are named are compared in any case, with a warning. Only problems that are complete in both runs count, over the
-    budgets that both have; of each run all draws count, whatever their numbers. Which runs are named changes no
-    verdict: all p-values are corrected over all runs of the store that could be compared, as `looks` says. A run from
-    an imported log has one budget, AS_RUN, so the area is the accuracy there; the largest budget of another run is
-    compared with it.
+    store: SQLite file of the results.
+    base: the run to compare with: its id or the start of it, its model's name or its printed label, or the record that
+    `evaluate` returned; by default the run of the unpruned model.
+    others: the runs to compare, named like base; by default all whose plan differs from that of the base in tasks,
+    budgets, samples, limit, seed, batches and kernel only. The rest is listed under `warnings`; runs that are named are
+    compared in any case, with a warning.
+    margin: the largest acceptable loss of accuracy, as a share of all problems (0.02: two points), or relative to the
+    base ("5%": of what it solves).
+    resamples: of the bootstrap that gives the intervals.
+    stop_margin: the largest acceptable change for the worse in how chains end, as a share of all draws, or relative to
+    the base ("5%": of its draws that end well).
 
-    Returns plain data, whose keys the classes of `prunus.results.cells` explain: `Comparison` as a whole, and `Entry`
-    for each of `others`, whose `tasks` -> task -> `budgets` -> budget, `auc` and `slope` are cells.
-    Budgets 0 and OFF are not part of the area, OFF also not of whole_curve and contradicted_at; with one positive
-    budget the area is the accuracy there.
+        comparison = prunus.compare("results.db", base="tiny")
+        comparison["wanda-20"].verdict
+
+    Only problems that are complete in both runs count, over the budgets that both have; of each run all draws count,
+    whatever their numbers. Which runs are named changes no verdict: all p-values are corrected over all runs of the
+    store that could be compared, as `looks` says. A run from an imported log has one budget, AS_RUN, so the area is the
+    accuracy there; the largest budget of another run is compared with it. Budgets 0 and OFF are not part of the area,
+    OFF also not of whole_curve and contradicted_at; with one positive budget the area is the accuracy there.
 
     With p_better_adjusted of the primary of at most .025 the verdict is `better`; with p_worse_adjusted of at most .025
     it is `worse` or, with p_margin_adjusted of at most .05, `worse, within the margin`. Else it is `non-inferior` with
     p_margin_adjusted of at most .05, or `cannot tell`.
     Raises PrunusError for unknown or ambiguous names, and if there is nothing to compare.
     """
-    return compared(store, base, others, margin, resamples, stop_margin).to_json()
-
-
-def compared(
-    store: Path | str,
-    base: str | None = None,
-    others: Sequence[str] | None = None,
-    margin: MarginLike = 0.02,
-    resamples: int = paired.RESAMPLES,
-    stop_margin: MarginLike = 0.05,
-) -> Comparison:
-    """The result of `compare`, not yet as plain data."""
     margin, stop_margin = _checked(margin, stop_margin, resamples)
     with Store(store) as opened:
         runs = opened.begun() or opened.runs()
-        base_run = opened.find_run(base) if base is not None else dense_run(runs, opened.path)
-        named = None if others is None else [opened.find_run(other) for other in others]
+        base_run = opened.find_run(str(base)) if base is not None else dense_run(runs, opened.path)
+        named = None if others is None else [opened.find_run(str(other)) for other in others]
         result = compare_runs(
             base_run,
             opened.runs() if named is None else named,
@@ -173,7 +165,7 @@ def compare_runs(
     stored: Iterable[Run] | None = None,
     removed: Iterable[Removed] = (),
 ) -> Comparison:
-    """The result of `compared` for runs that have been read; `others` may be empty.
+    """The result of `compare` for runs that have been read; `others` may be empty.
 
     tables_of: the tables of the run with an id. may_leave_out: runs with another plan, and runs that share no finished
     problem with base, are left out and listed under `warnings`; without it the former are compared with a warning and

@@ -4,7 +4,7 @@ A column's unit is the end of its name: `_tokens`, `_share` (of draws or problem
 is the budget as a text, with which `off` (thinking switched off) has a name; its `budget_tokens` is empty.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from io import BytesIO
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from prunus.disk import check_export, disk_errors, write_export
 from prunus.errors import PrunusError, nearest
+from prunus.plain_data import Record
 from prunus.results.cells import Cell, Sized
-from prunus.results.comparison import compared
+from prunus.results.comparison import compare
 from prunus.results.contrasts import ENDS
 from prunus.results.summary import BudgetCell, summarise
 from prunus.results.verdicts import verdict
@@ -47,7 +48,7 @@ class Results:
         with Store(self.path) as store:
             return _pandas().DataFrame([self._run_row(run) for run in store.runs()])
 
-    def samples(self, run: str | None = None, texts: bool = False) -> "pandas.DataFrame":
+    def samples(self, run: str | Identity | None = None, texts: bool = False) -> "pandas.DataFrame":
         """One row per draw, of one run (its id, the start of it, or its model's name) or of all.
 
         After run, model and label, the columns are the fields of `prunus.store.rows.Sample`; budget is budget_tokens.
@@ -66,7 +67,7 @@ class Results:
                     rows.append(named | values)
         return _framed(rows)
 
-    def curve(self, run: str | None = None) -> "pandas.DataFrame":
+    def curve(self, run: str | Identity | None = None) -> "pandas.DataFrame":
         """One row per run, task and budget: problems, draws, accuracy with its standard error and 95 % interval, mean
         tokens per draw, and shares of draws, all as `summarise` defines them. used_per_budget is the median of thinking
         tokens over the budget, which under native control may exceed 1."""
@@ -80,8 +81,8 @@ class Results:
 
     def compare(
         self,
-        base: str | None = None,
-        others: Sequence[str] | None = None,
+        base: str | Identity | None = None,
+        others: Sequence[str | Identity] | None = None,
         margin: MarginLike = 0.02,
         stop_margin: MarginLike = 0.05,
     ) -> "pandas.DataFrame":
@@ -90,7 +91,7 @@ class Results:
         Differences to base are in percentage points. verdict is the run's, and ends_verdict that on chains that end by
         themselves (None without any), as in `prunus.compare`, whose arguments and errors these are.
         """
-        found = compared(self.path, base, others, margin=margin, stop_margin=stop_margin)
+        found = compare(self.path, base, others, margin=margin, stop_margin=stop_margin)
         rows: list[Row] = []
         for other in found.others:
             named = _named(other)
@@ -109,8 +110,8 @@ class Results:
     def __repr__(self) -> str:
         return f"Results('{self.path}')"
 
-    def _chosen(self, store: Store, run: str | None) -> list[Run]:
-        return store.runs() if run is None else [store.find_run(run)]
+    def _chosen(self, store: Store, run: str | Identity | None) -> list[Run]:
+        return store.runs() if run is None else [store.find_run(str(run))]
 
     def _run_row(self, run: Run) -> Row:
         plan = run.plan
@@ -124,15 +125,37 @@ class Results:
 
 
 def open(store: str | Path) -> Results:
-    """The results of a store: a SQLite file that `evaluate` or a study wrote. Needs pandas (the extra `frames`)."""
+    """The results of a store, whose methods return pandas frames. Needs pandas (the extra `frames`).
+
+    store: SQLite file that `evaluate` or a study wrote.
+
+        prunus.open("results.db").curve()
+    """
     return Results(store)
 
 
-def export(store: str | Path, out: str | Path, format: Format = "csv", overwrite: bool = False) -> dict[str, int]:
-    """Write a store's frames `runs`, `samples` and `curve` as files to the folder out; returns their numbers of rows.
+class Exported(Record):
+    """What `export` wrote. rows: the number of rows by path, which are the keys of the plain data."""
 
-    The result is a dict with the number of rows by path. Every file is written completely or not at all. Raises
-    PrunusError if one exists (unless overwrite), or pandas (for parquet also pyarrow) is missing.
+    rows: Mapping[str, int]
+
+    def to_json(self) -> dict[str, int]:
+        """{path: rows}."""
+        return dict(self.rows)
+
+
+def export(store: str | Path, out: str | Path, format: Format = "csv", overwrite: bool = False) -> Exported:
+    """Write a store's frames `runs`, `samples` and `curve` as files; returns their numbers of rows.
+
+    store: SQLite file of the results.
+    out: the folder of the files.
+    format: `csv`, `jsonl` or `parquet`.
+    overwrite: replace existing files.
+
+        prunus.export("results.db", "frames").rows
+
+    Every file is written completely or not at all. Raises PrunusError if one exists (unless overwrite), or pandas (for
+    parquet also pyarrow) is missing.
     """
     if format not in get_args(Format):
         raise PrunusError(f"format '{format}' is not known; {nearest(format, get_args(Format))}")
@@ -142,7 +165,7 @@ def export(store: str | Path, out: str | Path, format: Format = "csv", overwrite
     frames = {path: getattr(results, name)() for name, path in targets.items()}
     with disk_errors(folder):
         write_export({path: partial(_encoded, frame, format) for path, frame in frames.items()})
-    return {str(path): len(frame) for path, frame in frames.items()}
+    return Exported(rows={str(path): len(frame) for path, frame in frames.items()})
 
 
 def _encoded(frame: "pandas.DataFrame", format: Format) -> bytes:

@@ -11,6 +11,7 @@ from prunus.plain_data import Record, made
 from prunus.results.cells import Sized, Unfinished
 from prunus.results.growth import unfinished
 from prunus.results.parallel import Chains, compare_parallel
+from prunus.results.shown import as_text
 from prunus.settings.budgets import AS_RUN
 from prunus.statistics import metrics, paired
 from prunus.statistics.metrics import Adherence, Estimate, Tokens, Value, accuracy_bands
@@ -116,9 +117,18 @@ class Curve(Record):
     monotonicity: Monotonicity | None
     parallel: Sequence[Chains]
 
+    @property
+    def area(self) -> Estimate | None:
+        """The same as auc: the area under accuracy over log2 budget."""
+        return self.auc
+
 
 class Summary(Identity):
-    """The statistics of one run."""
+    """The statistics of one run: its plan, the versions that computed it, and the curve of each task.
+
+    unfinished: how much of the plan is done; None if all is. Its text in a notebook is the table of `prunus eval`, and
+    `str` of it is the run's id.
+    """
 
     plan: Mapping[str, Any]
     versions: Mapping[str, Any]
@@ -128,6 +138,14 @@ class Summary(Identity):
     def cells(self, task: str) -> dict[int, BudgetCell]:
         """{budget: cell} of one task, in order of budgets; empty if no problem of it is finished."""
         return dict(self.tasks[task].budgets) if task in self.tasks else {}
+
+    @property
+    def accuracy(self) -> dict[str, dict[int, float]]:
+        """{task: {budget: accuracy}}, as shares of the problems that are finished."""
+        return {task: {budget: cell.accuracy for budget, cell in self.cells(task).items()} for task in self.tasks}
+
+    def __repr__(self) -> str:
+        return as_text("curve_table", [self])
 
 
 def summarise(store: Store, run_id: str) -> Summary:

@@ -142,6 +142,15 @@ def settings_of(cls: type) -> Mapping[str, Setting]:
     return MappingProxyType(found)
 
 
+def described(cls: type) -> str:
+    """The docstring of a class of settings, with a line for each of them: what it is, choices, and the default."""
+    lines = []
+    for one in settings_of(cls).values():
+        choices = f" One of {', '.join(one.choices)}." if one.choices else ""
+        lines.append(f"    {one.name}: {one.help}{choices} Default: {one.default!r}.")
+    return "\n".join([(cls.__doc__ or "").rstrip(), "", *lines, "    "])
+
+
 def choices_of(hint: Any) -> tuple[str, ...]:
     """The values of a Literal type, which may also be None; none of another type."""
     parts = (hint, *get_args(hint)) if get_origin(hint) in (Union, UnionType) else (hint,)

@@ -25,11 +25,12 @@ class BackendEntry:
     """The facts about a backend that are known without importing it.
 
     load: "module:function" that takes a model folder, a device, the number of ids that the tokenizer knows and
-    EngineOptions, and returns a prunus.evaluation.requests.Backend. batch_size: chains decoded and stored together
+    EngineOptions, and returns a prunus.evaluation.engine.Backend. batch_size: chains decoded and stored together
     unless the plan sets it; engines with continuous batching need many requests at once.
     settings: the EngineOptions that it uses. needs: those that it requires, with the advice of the error message.
-    loads_itself: whether another program reads the weights, so that any type of model will do. streams: as
-    Backend.streams. chats: as load, of the server's chat completions, for control native; empty without any.
+    loads_itself: whether another program reads the weights, so that any type of model will do. streams: whether it is
+    a prunus.evaluation.engine.Streaming, which makes its own batches. chats: as load, of the server's chat completions,
+    for control native; empty without any.
     """
 
     load: str

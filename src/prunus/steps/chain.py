@@ -1,11 +1,11 @@
 """Carry out several steps, one after the other."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict, Unpack, overload
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import MANIFEST, read_manifest, resolve
@@ -15,9 +15,30 @@ from prunus.pruning.calibration import check_calibration
 from prunus.pruning.calibration.data import check_kept
 from prunus.pruning.gguf import check_out
 from prunus.recipes.base import Calibrated, Recipe
-from prunus.step import Where, action_of, kind_of, settled, steps_name
+from prunus.step import Made, Planned, Where, action_of, kind_of, settled, steps_name
 
 
+class ChainWays(TypedDict, total=False):
+    """What apply_steps takes besides model, folder and steps."""
+
+    device: str
+    offload: bool
+    overwrite: bool
+
+
+@overload
+def apply_steps(
+    model: str | Path, out: str | Path, steps: Sequence[Recipe], *, dry_run: Literal[True], **ways: Unpack[ChainWays]
+) -> Planned: ...
+@overload
+def apply_steps(
+    model: str | Path,
+    out: str | Path,
+    steps: Sequence[Recipe],
+    *,
+    dry_run: Literal[False] = False,
+    **ways: Unpack[ChainWays],
+) -> Made: ...
 def apply_steps(
     model: str | Path,
     out: str | Path,
@@ -27,16 +48,22 @@ def apply_steps(
     offload: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
-) -> Mapping[str, Any]:
-    """Write model (folder or hub id) after all steps to the folder out; returns the summary of the last one.
+) -> Made | Planned:
+    """Write model after all steps to the folder out; returns what the last one made.
 
+        steps = [prunus.PruneRecipe(sparsity=0.5), prunus.RecoverRecipe()]
+        made = prunus.apply_steps("tiny", "wanda-50-recovered", steps)
+
+    model: a folder, a hub id or `tiny`.
+    out: the folder to write.
     steps: PruneRecipe, DropRecipe, ExpertsRecipe, WidthRecipe and RecoverRecipe in any sensible order, and at last
     possibly a QuantizeRecipe, a GgufRecipe or both; a recovery comes near to model. What single steps leave is in
     out.after-1, out.after-2 and so on until the last is done; the same call resumes any of them.
-    device, offload, overwrite: as for prune.
-
-    With dry_run it returns what the first step would do, with the warnings of all, and of a recovery `then`: what it
-    would do. The other steps are tried on what the steps before them will leave, as far as shapes tell it.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    offload: keep hidden states on disk instead of in memory.
+    overwrite: replace an existing result.
+    dry_run: write nothing, and return what the first step would do, with the warnings of all, and of a recovery `then`:
+        what it would do. The other steps are tried on what the steps before them will leave, as far as shapes tell it.
 
     Raises PrunusError as the single steps do, and for steps that make no sense in this order.
     """
@@ -48,16 +75,16 @@ def apply_steps(
     def between(count: int) -> Path:
         return target.absolute().with_name(f"{target.name}.after-{count}")
 
-    summary = carry_out(model, target, steps, where, between)
+    made = carry_out(model, target, steps, where, between)
     if not dry_run:
         for count in range(1, len(steps)):
             shutil.rmtree(between(count), ignore_errors=True)
-    return summary
+    return made
 
 
 def carry_out(
     model: str | Path, target: Path, steps: Sequence[Recipe], where: Where, between: Callable[[int], Path]
-) -> Mapping[str, Any]:
+) -> Made | Planned:
     """The same, with the results of the first 1, 2, ... steps in folders that `between` names, which stay.
 
     Work starts from the last of these that is complete.
@@ -80,25 +107,27 @@ def carry_out(
     for (recipe, before), folder in islice(zip(with_sources(source, steps), folders, strict=True), done):
         if isinstance(recipe, Calibrated) and kind_of(recipe).calibrates(recipe):
             check_kept(recipe, before, folder)
-    summary: Mapping[str, Any] = {}
+    made: Made | Planned | None = None
     for count, recipe in enumerate(steps[done:], done + 1):
         before, name = (folders[count - 2], steps_name(steps[: count - 1])) if count > 1 else (model, None)
         there = replace(where, dense=None if count == 1 else model)
-        summary = kind_of(recipe).make(before, folders[count - 1], recipe, there, name)
-    return summary
+        made = kind_of(recipe).make(before, folders[count - 1], recipe, there, name)
+    assert made is not None  # at least the last step is left
+    return made
 
 
-def foresee(model: str | Path, target: Path, steps: Sequence[Recipe], where: Where) -> Mapping[str, Any]:
+def foresee(model: str | Path, target: Path, steps: Sequence[Recipe], where: Where) -> Planned:
     """What the steps would do, as far as it can be known while only the model before them is there."""
     check_last(steps)
     source = Checkpoint(resolve(model))
     check_removal(source, steps)
-    summary = kind_of(steps[0]).make(model, target, steps[0], where, None)
+    planned = kind_of(steps[0]).make(model, target, steps[0], where, None)
+    assert isinstance(planned, Planned)
     for recipe, before in islice(with_sources(source, steps), 1, None):
         ahead = kind_of(recipe).foresee(recipe, before, target, where)
-        warnings = list(dict.fromkeys([*summary["warnings"], *ahead["warnings"]]))
-        summary = {**summary, **ahead, "warnings": warnings}
-    return summary
+        warnings = list(dict.fromkeys([*planned.warnings, *ahead["warnings"]]))
+        planned = replace(planned, **{**ahead, "warnings": warnings})
+    return planned
 
 
 def with_sources(source: Checkpoint, steps: Sequence[Recipe]) -> Iterator[tuple[Recipe, Checkpoint]]:

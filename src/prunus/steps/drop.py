@@ -1,39 +1,42 @@
 """Remove decoder blocks. Its manifest has `blocks_removed`, and the `scores` of all blocks."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from prunus.recipes import DropRecipe
 from prunus.recipes.declarations import DepthMethod, declared
 from prunus.step import Step, StepRecord, recipe_of
 from prunus.store.characters import MINUS, NBSP
 
+if TYPE_CHECKING:
+    from prunus.checkpoint.checkpoint import Checkpoint
 
-class Drop(Step):
+
+class Drop(Step[DropRecipe]):
     """Remove decoder blocks of MODEL, and write the rest to OUT."""
 
     recipe = DropRecipe
-    function = "prunus.pruning.drop:drop_blocks"
+    function = "prunus.pruning.drop:drop"
     takes_away = True
     examples = ("prunus drop tiny out/drop-1 --blocks 1", "prunus drop tiny out/without-4-5 --blocks 4,5")
     options = ("recover",)
     tag = "depth-pruning"
 
-    def name(self, recipe: Any) -> str:
+    def name(self, recipe: DropRecipe) -> str:
         """`shortgpt-2`, `without-16-17`."""
         if recipe.indices:
             return "-".join(["without", *map(str, recipe.indices)])
         share = recipe.match_sparsity
         return f"{recipe.method}-{recipe.blocks or 1 if share is None else f's{100 * share:.3g}'}"
 
-    def content(self, recipe: Any, source: Any) -> dict[str, object]:
+    def content(self, recipe: DropRecipe, source: "Checkpoint") -> dict[str, object]:
         """Stored: as Step says; of blocks that the recipe names, only these."""
         if recipe.indices:
             return {"action": "drop", "blocks": list(recipe.indices)}
         kept = self.with_effect(recipe, {"match_sparsity"})
         return kept | {"action": "drop", "blocks": recipe.count(source.blocks)}
 
-    def planned(self, recipe: Any, source: Any) -> Any:
+    def planned(self, recipe: DropRecipe, source: "Checkpoint") -> "Checkpoint":
         """As Step says, without the last blocks where the method has not chosen them yet."""
         from prunus.pruning.depth.choice import KeptBlocks
         from prunus.pruning.depth.verification import planned
@@ -41,16 +44,16 @@ class Drop(Step):
         removed = recipe.indices or range(source.blocks - recipe.count(source.blocks), source.blocks)
         return planned(source, KeptBlocks.without(removed, source.blocks, []))
 
-    def removed(self, recipe: Any, source: Any) -> float:
+    def removed(self, recipe: DropRecipe, source: "Checkpoint") -> float:
         """The share of the blocks."""
         return recipe.count(source.blocks) / source.blocks
 
-    def nbytes(self, recipe: Any, source: Any) -> int:
+    def nbytes(self, recipe: DropRecipe, source: "Checkpoint") -> int:
         """The blocks into which a method merges others, if it does."""
         blocks = recipe.count(source.blocks) if recipe.method == "laco" and recipe.indices is None else 0
         return blocks * recipe.merge * sum(stored.nbytes for stored in source.block_tensors(0).values())
 
-    def calibrates(self, recipe: Any) -> bool:
+    def calibrates(self, recipe: DropRecipe) -> bool:
         """Whether the method chooses by data."""
         return recipe.indices is None and declared(DepthMethod)[recipe.method].needs_data
 

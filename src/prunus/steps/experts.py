@@ -1,15 +1,18 @@
 """Remove routed experts of a mixture. Its manifest has `experts`: their number in each block `before` and `after`."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from prunus.recipes import ExpertsRecipe
 from prunus.recipes.declarations import Criterion, declared
 from prunus.step import Step, StepRecord, recipe_of
 from prunus.store.characters import MINUS, NBSP
 
+if TYPE_CHECKING:
+    from prunus.checkpoint.checkpoint import Checkpoint
 
-class Experts(Step):
+
+class Experts(Step[ExpertsRecipe]):
     """Remove routed experts of MODEL, a mixture of experts.
 
     The result is written to the folder OUT. Routers lose the rows of these experts. An interrupted run resumes when the
@@ -17,7 +20,7 @@ class Experts(Step):
     """
 
     recipe = ExpertsRecipe
-    function = "prunus.pruning.experts.experts:drop_experts"
+    function = "prunus.pruning.experts.experts:experts"
     reshapes = True
     takes_away = True
     examples = (
@@ -27,19 +30,19 @@ class Experts(Step):
     options = ("stats", "recover")
     tag = "expert-pruning"
 
-    def name(self, recipe: Any) -> str:
+    def name(self, recipe: ExpertsRecipe) -> str:
         """`experts-reap-75`, `experts-ean-drop2`."""
         how_many = f"{100 * recipe.keep:.3g}" if recipe.keep is not None else f"drop{recipe.drop}"
         return f"experts-{recipe.method}-{how_many}"
 
-    def content(self, recipe: Any, source: Any) -> dict[str, object]:
+    def content(self, recipe: ExpertsRecipe, source: "Checkpoint") -> dict[str, object]:
         """Stored: as Step says; instead of keep and drop, the numbers of experts that are kept."""
         from prunus.pruning.experts.mixtures import expert_counts
 
         kept = self.with_effect(recipe, {"keep", "drop"}, {"dtype"}, kept={"seed"})
         return kept | {"action": "experts", "kept": sorted({recipe.count(n) for n in expert_counts(source)})}
 
-    def planned(self, recipe: Any, source: Any) -> Any:
+    def planned(self, recipe: ExpertsRecipe, source: "Checkpoint") -> "Checkpoint":
         """As Step says, with the first experts of every block, and with the same number of them."""
         from prunus.pruning.experts.experts import smaller_model
         from prunus.pruning.experts.mixtures import find_mixtures
@@ -47,14 +50,14 @@ class Experts(Step):
         mixtures = find_mixtures(source)
         return smaller_model(source, mixtures, {m.index: range(recipe.count(m.count)) for m in mixtures})
 
-    def removed(self, recipe: Any, source: Any) -> float:
+    def removed(self, recipe: ExpertsRecipe, source: "Checkpoint") -> float:
         """The share of the experts."""
         from prunus.pruning.experts.mixtures import expert_counts
 
         counts = expert_counts(source)
         return 1 - sum(map(recipe.count, counts)) / sum(counts)
 
-    def calibrates(self, recipe: Any) -> bool:
+    def calibrates(self, recipe: ExpertsRecipe) -> bool:
         """Whether the criterion needs data."""
         return declared(Criterion)[recipe.method].needs != "nothing"
 

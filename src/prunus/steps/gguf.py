@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunus.recipes import GgufRecipe
-from prunus.step import Step, StepRecord, Where, recipe_of
+from prunus.step import Made, Planned, Step, StepRecord, Where, recipe_of
 from prunus.steps.quantize import loaded_bytes
 
+if TYPE_CHECKING:
+    from prunus.checkpoint.checkpoint import Checkpoint
 
-class Gguf(Step):
+
+class Gguf(Step[GgufRecipe]):
     """Write MODEL as OUT.gguf, a file for llama.cpp and Ollama.
 
     If OUT has another name it becomes a folder with the file and all that an evaluation needs. The step comes after all
@@ -30,32 +33,34 @@ class Gguf(Step):
     tag = "gguf"
     relation = "quantized"
 
-    def make(self, model: Any, out: Path, recipe: Any, where: Where, name: str | None) -> Mapping[str, Any]:
+    def make(
+        self, model: "str | Path | Checkpoint", out: Path, recipe: GgufRecipe, where: Where, name: str | None
+    ) -> Made | Planned:
         from prunus.pruning.gguf import gguf
 
         dense = where.dense if recipe.like is not None else None
         return gguf(model, out, recipe, dense=dense, overwrite=where.overwrite, dry_run=where.dry_run, name=name)
 
-    def foresee(self, recipe: Any, source: Any, out: Path, where: Where) -> Mapping[str, Any]:
+    def foresee(self, recipe: GgufRecipe, source: "Checkpoint", out: Path, where: Where) -> Mapping[str, Any]:
         """As Step says; whether weights will be rounded depends on the steps before it."""
         self.make(source, out, recipe, where, None)
         return {"warnings": []}
 
-    def name(self, recipe: Any) -> str:
+    def name(self, recipe: GgufRecipe) -> str:
         """`gguf-q4_0`."""
         return f"gguf-{recipe.type}"
 
-    def content(self, recipe: Any, source: Any) -> dict[str, object]:
+    def content(self, recipe: GgufRecipe, source: "Checkpoint") -> dict[str, object]:
         """Stored: as Step says. The file of `like` has the same weights."""
         return {"action": "gguf", "type": recipe.type}
 
-    def nbytes(self, recipe: Any, source: Any) -> int:
+    def nbytes(self, recipe: GgufRecipe, source: "Checkpoint") -> int:
         """Those of the file's tensors."""
         from prunus.pruning.gguf import nbytes_of
 
         return nbytes_of(source, recipe)
 
-    def calibrates(self, recipe: Any) -> bool:
+    def calibrates(self, recipe: GgufRecipe) -> bool:
         return False
 
     def label(self, step: StepRecord) -> str:

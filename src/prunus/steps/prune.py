@@ -1,7 +1,7 @@
 """Zero weights. Its manifest has the `sparsity` of each Linear, and the `allocation` unless that is uniform."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunus.errors import PrunusError
 from prunus.recipes import PruneRecipe
@@ -11,12 +11,15 @@ from prunus.recipes.prune import OWN_GROUP
 from prunus.step import Step, StepRecord, recipe_of, spelled
 from prunus.store.characters import DASH, NBSP
 
+if TYPE_CHECKING:
+    from prunus.checkpoint.checkpoint import Checkpoint
+
 IN_NAMES = ("allocation", "scope", "update", "propagation")  # settings that names of variants say
 # The own group of each method, also of those that only stored recipes name.
 GROUPS = {**OWN_GROUP, "ria": "tensor", "gblm": "row", "wanda++": "row", "dsnot": "row"}
 
 
-class Prune(Step):
+class Prune(Step[PruneRecipe]):
     """Zero weights of MODEL and write the result to the folder OUT.
 
     An interrupted run resumes when the same command is given again.
@@ -33,7 +36,7 @@ class Prune(Step):
             raise PrunusError("--pattern and --sparsity both set the number of zeros; give one of them")
         return PruneRecipe(**given)
 
-    def name(self, recipe: Any) -> str:
+    def name(self, recipe: PruneRecipe) -> str:
         """`wanda-owl-20`, `magnitude-mlp-2of4`."""
         default, stored = PruneRecipe(), recipe.to_json()
         words = [stored[key] for key in IN_NAMES if stored[key] != getattr(default, key)]
@@ -42,7 +45,7 @@ class Prune(Step):
         amount = recipe.pattern.replace(":", "of") if recipe.pattern else f"{100 * recipe.sparsity:.3g}"
         return "-".join([recipe.method, *words, amount])
 
-    def content(self, recipe: Any, source: Any) -> dict[str, object]:
+    def content(self, recipe: PruneRecipe, source: "Checkpoint") -> dict[str, object]:
         from prunus.pruning.methods import find_method
         from prunus.pruning.prune.job import revisions
 
@@ -56,14 +59,14 @@ class Prune(Step):
         kept = self.with_effect(recipe, unused, {"dtype"}, of_gradients)
         return {**kept, **revisions(recipe), "action": "prune"}
 
-    def removed(self, recipe: Any, source: Any) -> float:
+    def removed(self, recipe: PruneRecipe, source: "Checkpoint") -> float:
         """The share of the weights of the blocks' Linears that become zero."""
         from prunus.pruning.scope import linears_in_scope, weights_of
 
         inside = sum(map(weights_of, linears_in_scope(source, recipe)))
         return recipe.sparsity * inside / sum(weights_of(source.linears(index)) for index in range(source.blocks))
 
-    def nbytes(self, recipe: Any, source: Any) -> int:
+    def nbytes(self, recipe: PruneRecipe, source: "Checkpoint") -> int:
         """A bit per weight, and the kept weights where these change."""
         from prunus.checkpoint.packed_tensor import packed_nbytes
         from prunus.pruning.methods import find_method
@@ -75,7 +78,7 @@ class Prune(Step):
         shapes = [linear.shape_OI for linears in linears_in_scope(source, recipe) for linear in linears]
         return sum(packed_nbytes(s, int(kept * s[0] * s[1]), source.dtype.itemsize) for s in shapes)
 
-    def calibrates(self, recipe: Any) -> bool:
+    def calibrates(self, recipe: PruneRecipe) -> bool:
         """Whether method, update or allocation measure anything."""
         allocates = recipe.measured == "norms"
         return allocates or declared(Method)[recipe.method].needs != "nothing" or recipe.update != "none"

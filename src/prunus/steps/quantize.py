@@ -5,14 +5,17 @@ With recover it also has the `blocks` with their errors.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunus.disk import show_bytes
 from prunus.recipes import QuantizeRecipe
 from prunus.step import Step, StepRecord, numbers, recipe_of
 
+if TYPE_CHECKING:
+    from prunus.checkpoint.checkpoint import Checkpoint
 
-class Quantize(Step):
+
+class Quantize(Step[QuantizeRecipe]):
     """Store the Linears of MODEL in 8 or 4 bits in the folder OUT.
 
     OUT is in the format of compressed-tensors, which vLLM, SGLang and transformers load. It comes after all other
@@ -31,13 +34,13 @@ class Quantize(Step):
     tag = "compressed-tensors"
     relation = "quantized"
 
-    def name(self, recipe: Any) -> str:
+    def name(self, recipe: QuantizeRecipe) -> str:
         """`w8a8`, `w4-g128`, `w4-row-rtn`, `w4-g64-recovered`."""
         words = ["w8a8"] if recipe.bits == 8 else ["w4", "row" if recipe.group == "row" else f"g{recipe.group}"]
         words += [recipe.method] if recipe.method != "gptq" else []
         return "-".join([*words, *(["recovered"] if recipe.recover else [])])
 
-    def content(self, recipe: Any, source: Any) -> dict[str, object]:
+    def content(self, recipe: QuantizeRecipe, source: "Checkpoint") -> dict[str, object]:
         """Stored: as Step says; the size of groups that divides all inputs instead of the largest to try, if one does.
 
         None may divide those of source where steps before this one change them.
@@ -48,13 +51,16 @@ class Quantize(Step):
         kept = self.with_effect(recipe, {"group"}, {"min_expert_tokens", "dtype"})
         return kept | {"action": "quantize", "inputs": group_of(linears, recipe) or next(iter(recipe.sizes), None)}
 
-    def nbytes(self, recipe: Any, source: Any) -> int:
+    def nbytes(self, recipe: QuantizeRecipe, source: "Checkpoint") -> int:
         """Those of the checkpoint."""
         from prunus.pruning.quantize import format_of, names_on_disk, planned_entries
 
         linears = names_on_disk(source)
         entries = planned_entries(source, linears, format_of(source, linears, recipe))
         return sum(entry.nbytes for entry in entries.values())
+
+    def calibrates(self, recipe: QuantizeRecipe) -> bool:
+        return recipe.needs_data
 
     def label(self, step: StepRecord) -> str:
         """`W8A8`, `W4 g64`, `W4 g64 RTN`, `W4 g64 recovered`."""

@@ -3,14 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunus.recipes import RecoverRecipe
 from prunus.recipes.recover import DEFAULT_RATE
 from prunus.step import Step, StepRecord, Where
 
+if TYPE_CHECKING:
+    from prunus.checkpoint.checkpoint import Checkpoint
 
-class Recover(Step):
+
+class Recover(Step[RecoverRecipe]):
     """Train the weights that were kept in PRUNED, block by block.
 
     The result is written to the folder OUT. Every zero stays zero. A block learns to output what the dense model
@@ -29,7 +32,7 @@ class Recover(Step):
     tag = "recovered"
     relation = "finetune"
 
-    def foresee(self, recipe: Any, source: Any, out: Path, where: Where) -> Mapping[str, Any]:
+    def foresee(self, recipe: RecoverRecipe, source: "Checkpoint", out: Path, where: Where) -> Mapping[str, Any]:
         """What it would do and need, as text; the model must be one that can be trained block by block."""
         from prunus.checkpoint.runner import pick_device
         from prunus.pruning.recover.recover import check_trainable, recovery_ahead
@@ -37,7 +40,9 @@ class Recover(Step):
         check_trainable(source, pick_device(where.device))
         return recovery_ahead(recipe, source)
 
-    def after(self, recipe: Any, earlier: Sequence[Step], settings: Sequence[Mapping[str, Any]]) -> Any:
+    def after(
+        self, recipe: RecoverRecipe, earlier: Sequence[Step[Any]], settings: Sequence[Mapping[str, Any]]
+    ) -> RecoverRecipe:
         """After a fit, with a rate that is chosen on the first block, and with other tokens.
 
         On tokens that a fit has seen, the error is so small that held-out ones say nothing of others.
@@ -49,13 +54,13 @@ class Recover(Step):
         same = all(removing[-1][1].get(key) == getattr(recipe, key) for key in ("calibration", "seed"))
         return replace(recipe, rate=rate, seed=recipe.seed + same)
 
-    def name(self, recipe: Any) -> str:
+    def name(self, recipe: RecoverRecipe) -> str:
         return "recovered"
 
-    def content(self, recipe: Any, source: Any) -> dict[str, object]:
+    def content(self, recipe: RecoverRecipe, source: "Checkpoint") -> dict[str, object]:
         return self.with_effect(recipe, ())
 
-    def nbytes(self, recipe: Any, source: Any) -> int:
+    def nbytes(self, recipe: RecoverRecipe, source: "Checkpoint") -> int:
         """All blocks with their tensors, and masks of their matrices."""
         from prunus.checkpoint.packed_tensor import packed_nbytes
 
@@ -63,7 +68,7 @@ class Recover(Step):
         width = source.dtype.itemsize
         return sum(packed_nbytes(tuple(s.shape), s.elements, width) if len(s.shape) == 2 else s.nbytes for s in stored)
 
-    def calibrates(self, recipe: Any) -> bool:
+    def calibrates(self, recipe: RecoverRecipe) -> bool:
         return True
 
     def label(self, step: StepRecord) -> str:

@@ -4,14 +4,17 @@ Each is a dict with `before` and `after`; channels are those of networks of the 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunus.recipes import WidthRecipe
 from prunus.step import Step, StepRecord, numbers, recipe_of
 from prunus.store.characters import DASH, NBSP
 
+if TYPE_CHECKING:
+    from prunus.checkpoint.checkpoint import Checkpoint
 
-class Width(Step):
+
+class Width(Step[WidthRecipe]):
     """Remove channels of the feed-forward networks of MODEL.
 
     The result is written to the folder OUT. All blocks keep the same number. What is left is fitted in closed form,
@@ -30,14 +33,14 @@ class Width(Step):
     options = ("offload", "stats", "recover")
     tag = "width-pruning"
 
-    def name(self, recipe: Any) -> str:
+    def name(self, recipe: WidthRecipe) -> str:
         """`width-obs-75`, `width-experts-magnitude-unfitted-3584ch`."""
         words = ["width", *([recipe.of] if recipe.of else []), recipe.method]
         words += [*(["own"] if recipe.fit and recipe.target == "own" else []), *([] if recipe.fit else ["unfitted"])]
         words += [] if recipe.damping is None else [f"damped{recipe.damping:g}"]
         return "-".join([*words, f"{100 * recipe.keep:.3g}" if recipe.keep else f"{recipe.intermediate_size}ch"])
 
-    def content(self, recipe: Any, source: Any) -> dict[str, object]:
+    def content(self, recipe: WidthRecipe, source: "Checkpoint") -> dict[str, object]:
         """Stored: as Step says; the number of channels that are kept instead of the settings that give it."""
         unused = {"keep", "intermediate_size", "multiple", "tensor_parallel", "of"}
         unused |= set() if recipe.fit else {"target", "damping"}
@@ -45,7 +48,7 @@ class Width(Step):
         units, width, _ = narrowing(recipe, source)
         return kept | recipe.revisions | {"action": "width", "of": sorted({unit.of for unit in units}), "kept": width}
 
-    def removed(self, recipe: Any, source: Any) -> float:
+    def removed(self, recipe: WidthRecipe, source: "Checkpoint") -> float:
         """The share of the weights of the blocks' Linears."""
         from prunus.pruning.scope import weights_of
         from prunus.pruning.width.width import weights_in
@@ -54,11 +57,14 @@ class Width(Step):
         every = sum(weights_of(source.linears(index)) for index in range(source.blocks))
         return (1 - width / before) * weights_in(source, units) / every
 
-    def planned(self, recipe: Any, source: Any) -> Any:
+    def planned(self, recipe: WidthRecipe, source: "Checkpoint") -> "Checkpoint":
         from prunus.pruning.width.channels import narrow_model
 
         units, width, _ = narrowing(recipe, source)
         return narrow_model(source, units, width)
+
+    def calibrates(self, recipe: WidthRecipe) -> bool:
+        return recipe.needs_data
 
     def fits(self, settings: Mapping[str, Any]) -> bool:
         """Unless it was told not to."""
@@ -97,7 +103,7 @@ class Width(Step):
         )
 
 
-def narrowing(recipe: WidthRecipe, source: Any) -> tuple[Sequence[Any], int, int]:
+def narrowing(recipe: WidthRecipe, source: "Checkpoint") -> tuple[Sequence[Any], int, int]:
     """The networks of the Checkpoint source that are narrowed, and their numbers of channels after and before."""
     from prunus.pruning.width.channels import base_width, find_units
 

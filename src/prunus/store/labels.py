@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import field
 from itertools import chain
 from typing import Any
 
 from prunus.errors import PrunusError
-from prunus.plain_data import Record, content_hash
+from prunus.plain_data import HIDDEN, Record, content_hash
 from prunus.settings.serving import Serving
 from prunus.step import StepRecord, defaults, recipe_of, recorded_kind
 from prunus.store.characters import DASH, LABEL_LIMIT, MINUS, NBSP, THIN, one_line
@@ -26,7 +27,8 @@ class Identity(Record):
     """A run: its id, its model, the steps that made it; an empty recipe means a dense model.
 
     dtypes: of the weights, and of the computation; None where one is unknown, and where both are. bytes: that an engine
-    loads of the model, by kind; None where they are unknown.
+    loads of the model, by kind; None where they are unknown. parameters: their number, which is not in the plain data;
+    None where it is unknown. Its text is the id.
     """
 
     run: str
@@ -34,6 +36,15 @@ class Identity(Record):
     recipe: Sequence[StepRecord]
     dtypes: Sequence[str | None] | None = None
     bytes: Mapping[str, int] | None = None
+    parameters: int | None = field(default=None, metadata=HIDDEN)
+
+    @property
+    def run_id(self) -> str:
+        """The id of the run."""
+        return self.run
+
+    def __str__(self) -> str:
+        return self.run
 
 
 def history(run: Run) -> list[StepRecord]:
@@ -109,8 +120,15 @@ def identity(run: Run) -> Identity:
     kept = ("action", "recipe", "blocks_removed", "experts", "channels", "format", "calibration")
     steps = [*history(run), *control_steps(run)]
     recipe = [{name: step[name] for name in kept if name in step} for step in steps]
-    dtypes, name, sizes = dtypes_of(run), run.model.get("name"), run.model.get("bytes")
-    return Identity(run=run.run_id, model=name, recipe=recipe, dtypes=dtypes if any(dtypes) else None, bytes=sizes)
+    dtypes, model = dtypes_of(run), run.model
+    return Identity(
+        run=run.run_id,
+        model=model.get("name"),
+        recipe=recipe,
+        dtypes=dtypes if any(dtypes) else None,
+        bytes=model.get("bytes"),
+        parameters=model.get("parameters"),
+    )
 
 
 def dtypes_of(run: Run) -> list[str | None]:
@@ -189,18 +207,18 @@ def _detail(key: str, value: Any, step: StepRecord) -> str:
     return one_line(f"{key.replace('_', ' ')} {number}")
 
 
-def is_called(run: Run, text: str) -> bool:
+def is_called(run: Run | Identity, text: str) -> bool:
     """Whether text is the run's label as tables print it: alone, after the model's name, or before what tells it apart.
 
     Differences of case, kinds of spaces and of dashes are ignored: `wanda 50 %` means `Wanda 50 %`. What tells runs
     apart is the dtype, settings of the recipe, and the beginning of the run's id.
     """
-    of = identity(run)
+    of = identity(run) if isinstance(run, Run) else run
     short = label(of.recipe)
     ends = ["", *(f", {dtype}" for dtype in of.dtypes or () if dtype)]
     names = {_typed(name + end) for name in (short, f"{one_line(str(of.model))}: {short}") for end in ends}
     begin, _, inside = text.removesuffix(")").rpartition(" (")
-    known = {_typed(part) for part in (*details(of.recipe).values(), run.run_id[:8])}
+    known = {_typed(part) for part in (*details(of.recipe).values(), of.run[:8])}
     # A setting's text may have commas itself, as in `4,096 tokens`.
     all_known = text.endswith(")") and {_typed(part) for part in inside.split(", ")} <= known
     return _typed(text) in names or (_typed(begin) in names and all_known)

@@ -18,7 +18,7 @@ from typing import Any, Literal, Self, get_args, get_origin
 
 from prunus.disk import locked
 from prunus.errors import PrunusError
-from prunus.plain_data import content_hash, parse_json
+from prunus.plain_data import Record, content_hash, parse_json
 from prunus.settings import hints_of
 from prunus.settings.budgets import budget_of
 from prunus.store import schema
@@ -697,15 +697,36 @@ def _json(data: Any) -> str:
     return json.dumps(data, sort_keys=True, ensure_ascii=False)
 
 
-def runs(store: str | Path, remove: str | None = None, rename: tuple[str, str] | None = None) -> list[dict[str, Any]]:
-    """The runs of a store, oldest first, as dicts with run (its id), model, label, plan (in short), rows and adaptive.
+class StoredRun(Record):
+    """A run of a store, in short.
 
-    label: what was done to the model. rows: number of stored answers; 0 if the evaluation was stopped before its first
-    batch was complete. adaptive: whether `find` decided how many problems the run has.
+    run: its id, which is also its text. model: the name. label: what was done to the model. plan: in words. rows:
+    number of stored answers; 0 if the evaluation was stopped before its first batch was complete. adaptive: whether
+    `find` decided how many problems the run has.
+    """
+
+    run: str
+    model: str | None
+    label: str
+    plan: str
+    rows: int
+    adaptive: bool
+
+    def __str__(self) -> str:
+        return self.run
+
+
+def runs(store: str | Path, remove: str | None = None, rename: tuple[str, str] | None = None) -> list[StoredRun]:
+    """The runs of a store, oldest first.
+
+    store: SQLite file of the results.
     remove: first remove the run with this id, start of an id, model name or label, with all its rows; there is no way
     back, and only its plan and its times are kept. Raises PrunusError, and removes nothing, if that is no run or
     several, or while a process is evaluating it.
     rename: (run, name): first give the model of this run, named likewise, a name that no other run has.
+
+        for run in prunus.runs("results.db"):
+            print(run, run.model, run.label, run.rows)
     """
     with Store(store) as opened:
         if remove is not None:
@@ -714,13 +735,13 @@ def runs(store: str | Path, remove: str | None = None, rename: tuple[str, str] |
             opened.rename_run(*rename)
         counts = opened.counts()
         return [
-            {
-                "run": run.run_id,
-                "model": run.model.get("name"),
-                "label": label_of(run),
-                "plan": plan_in_short(run.plan),
-                "rows": counts.get(run.run_id, 0),
-                "adaptive": run.adaptive is not None,
-            }
+            StoredRun(
+                run=run.run_id,
+                model=run.model.get("name"),
+                label=label_of(run),
+                plan=plan_in_short(run.plan),
+                rows=counts.get(run.run_id, 0),
+                adaptive=run.adaptive is not None,
+            )
             for run in opened.runs()
         ]

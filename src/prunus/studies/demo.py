@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import prunus
 from prunus.evaluation.resolved_plan import load_problems
@@ -14,7 +14,8 @@ from prunus.progress import Steps, out_console, say, set_quiet
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, QuantizeRecipe, RecoverRecipe, WidthRecipe
 from prunus.recipes.base import Recipe
 from prunus.reporting.terminal import curve_table, verdict_table
-from prunus.results.comparison import compared
+from prunus.results.cells import Comparison
+from prunus.results.comparison import compare
 from prunus.results.summary import summarise
 from prunus.step import Where
 from prunus.store.store import Store
@@ -72,12 +73,18 @@ MARGIN = 0.03
 QUICK_PLAN, QUICK_MARGIN = replace(PLAN, limit=84), 0.05
 
 
-def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = False) -> dict[str, Any]:
-    """Run the demonstration in the folder out; returns the comparison with the dense model, as `compare` does.
+def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = False) -> Comparison:
+    """Run the demonstration in a folder; returns the comparison with the dense model, as `compare` does.
 
-    It writes out/models/NAME, out/results.db and out/report.html; a second call reuses them. quick: only two variants,
-    on fewer problems. experts: remove experts of the built-in mixture instead. Raises PrunusError if out cannot be
-    written.
+    It writes out/models/NAME, out/results.db and out/report.html; a second call reuses them.
+
+    out: the folder.
+    quick: only two variants, on fewer problems.
+    experts: remove experts of the built-in mixture instead.
+
+        prunus.demo("prunus-demo", quick=True)
+
+    Raises PrunusError if out cannot be written.
     """
     folder, tour, plan, margin = Path(out), EXPERTS if experts else DENSE, PLAN, MARGIN
     if quick:
@@ -88,14 +95,13 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = F
     folder.mkdir(parents=True, exist_ok=True)
     runs = run_tour(tour, plan, folder / "models", store)
     with Store(store) as opened:
-        stored = opened.runs()
         out_console.print(curve_table([summarise(opened, run) for run in runs.values()]))
-    comparison = compared(store, runs[tour.model], [runs[name] for name in tour.variants], margin)
-    out_console.print(verdict_table(comparison, stored))
+    comparison = compare(store, runs[tour.model], [runs[name] for name in tour.variants], margin)
+    out_console.print(verdict_table(comparison))
     page = folder / f"{prefix}report.html"
     prunus.report(store, page, base=runs[tour.model], margin=margin, overwrite=True, runs=set(runs.values()))
     say(f"The page with curves and verdicts: {page}")
-    return comparison.to_json()
+    return comparison
 
 
 def run_tour(tour: Tour, plan: EvalPlan, models: Path, store: Path) -> dict[str, str]:
@@ -135,7 +141,7 @@ def lots_of(variants: Mapping[str, Sequence[Recipe]]) -> list[list[str]]:
 def run_lot(names: Sequence[str], tour: Tour, plan: EvalPlan, models: Path, store: Path) -> dict[str, str]:
     """Name to run id; the names are of variants, or the model's."""
     made = {name: tour.model if name == tour.model else make_variant(models, name, tour) for name in names}
-    return {name: prunus.evaluate(path, plan, store) for name, path in made.items()}
+    return {name: prunus.evaluate(path, plan, store).run_id for name, path in made.items()}
 
 
 def make_variant(folder: Path, name: str, tour: Tour) -> Path:

@@ -26,16 +26,17 @@ from prunus.checkpoint.packed_files import read_variant
 from prunus.errors import PrunusError
 from prunus.evaluation.adopted import adopt_some
 from prunus.evaluation.backends import opened
-from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.backends.hf import HFBackend, device_for
 from prunus.evaluation.backends.served import reached
 from prunus.evaluation.backends.vllm import VLLMBackend
+from prunus.evaluation.engine import Engine as DrawingEngine
+from prunus.evaluation.engine import Show
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.provenance import describe_versions
-from prunus.evaluation.requests import Backend
-from prunus.evaluation.run import Show, check_engine, fill_store, missing_batches, planned_chains
+from prunus.evaluation.run import fill_store, missing_batches
 from prunus.pruning.gguf import gguf
 from prunus.recipes import GgufRecipe
+from prunus.recipes.drawing import Control
 from prunus.settings.engines import GGUF, EngineOptions
 from prunus.store.rows import Sample
 from prunus.store.store import Store
@@ -71,9 +72,9 @@ class Engine:
     def __init__(self, study: Study, folder: Path, device: str) -> None:
         self.study, self.name, self.options = study, study.backend, study.engine
         self.folder, self.device = folder, device
-        self.loaded: tuple[Model, Backend] | None = None  # a model with its dense weights
+        self.loaded: tuple[Model, dict[Control, DrawingEngine]] | None = None  # a model with its dense weights
         self.variant: Variant | None = None
-        self.held: dict[bool, Backend | ChatServer] = {}  # of the variant: by whether it is for control native
+        self.held: dict[Control, DrawingEngine] = {}  # of the variant
         self.server: tuple[Path, EngineOptions] | None = None  # that was started: its model folder, and how to reach it
         self.of_model, self.of_variant, self.grader = ExitStack(), ExitStack(), Grader()
 
@@ -84,49 +85,49 @@ class Engine:
         with self.grader, self.of_model:
             self.of_variant.__exit__(*error)
 
-    def hold(self, model: Model, variant: Variant, native: bool = False) -> Backend | ChatServer:
-        """A backend with the weights of a variant that was made, until another one is held or released.
-
-        native: the chat completions of the server that has them, for control native.
-        """
+    def hold(self, model: Model, variant: Variant, control: Control = "forced") -> DrawingEngine:
+        """An engine with the weights of a variant that was made, until another one is held or released."""
         if self.variant != variant:
             self.release()
             self.variant = variant
-        if native not in self.held:
-            self.held[native] = self.load(model, variant, native)
-        return self.held[native]
+        if control not in self.held:
+            self.held[control] = self.load(model, variant, control)
+        return self.held[control]
 
     def release(self) -> None:
         """Take the variant out again, which leaves the dense model."""
         self.variant, self.held = None, {}
         self.of_variant.close()
 
-    def load(self, model: Model, variant: Variant, native: bool) -> Backend | ChatServer:
+    def load(self, model: Model, variant: Variant, control: Control) -> DrawingEngine:
         """The same for a variant that is not held yet."""
         enter, where, options = self.of_variant.enter_context, model.checkpoint.folder, self.options
         if options.serve is not None and self.server is None:
             enter(self.served(model, variant))
         if self.server is not None:
             where, options = self.server
-        elif not native and not variant.is_whole:
-            backend = self.dense(model)
+        elif not variant.is_whole:
+            backend = self.dense(model, control)
             if isinstance(backend, HFBackend):
                 enter(swapped(backend.model, model.source, self.folder, variant))
             elif isinstance(backend, VLLMBackend):
                 backend.hold(*differences_of(model.checkpoint, self.folder, variant))
             return backend
-        elif not native:
+        else:
             self.free()  # first, since memory may hold one model only
             where = whole_checkpoint(self.study, model, variant, self.folder, self.device)
-        return enter(opened(self.name, where, self.device, len(model.tokenizer), options, native))
+        return enter(opened(self.name, where, self.device, len(model.tokenizer), options, control))
 
-    def dense(self, model: Model) -> Backend:
-        """A backend with the model's dense weights; any other model is freed first."""
+    def dense(self, model: Model, control: Control) -> DrawingEngine:
+        """An engine with the model's dense weights; any other model is freed first."""
         if self.loaded is None or self.loaded[0] is not model:
             self.free()
-            loading = opened(self.name, model.checkpoint.folder, self.device, len(model.tokenizer), self.options)
-            self.loaded = model, self.of_model.enter_context(loading)
-        return self.loaded[1]
+            self.loaded = model, {}
+        if control not in (found := self.loaded[1]):
+            where, vocabulary = model.checkpoint.folder, len(model.tokenizer)
+            loading = opened(self.name, where, self.device, vocabulary, self.options, control)
+            found[control] = self.of_model.enter_context(loading)
+        return found[control]
 
     def free(self) -> None:
         """Free the model that is loaded, if there is one."""
@@ -176,7 +177,7 @@ class Engine:
         cell: Cell,
         batches: Sequence[Batch],
         store: Store,
-        show: Show | None = None,
+        show: Show = None,
         adaptive: Mapping[str, Any] | None = None,
     ) -> Iterator[list[Sample]]:
         """Evaluate batches of a cell; yield its rows as they are stored.
@@ -184,8 +185,8 @@ class Engine:
         show: as in fill_store. adaptive: as Run.adaptive, if its rows decide how many problems it has.
         """
         work = cell.resolved
-        backend = self.hold(model, cell.variant, work.native is not None)
-        check_engine(work, backend)
+        backend = self.hold(model, cell.variant, self.study.plans[cell.plan].control)
+        backend.check(work)
         with store.claim(cell.run_id):
             served = None if self.server is None else self.server[0]
             versions = describe_versions(backend)
@@ -194,10 +195,7 @@ class Engine:
                 store.mark_adaptive(cell.run_id, adaptive)
             else:
                 adopt_some(store, work, versions)
-            stored = store.keys(work.run_id)
-            left = [batch for batch in batches if not work.keys(batch) <= stored]
-            planned = planned_chains(work, backend, left, stored)
-            for portion in fill_store(store, work, backend, self.grader, planned, show):
+            for portion in fill_store(store, work, backend, self.grader, batches, show):
                 yield portion.samples
 
 

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import HUB_PATTERNS, is_hub_id, typed_path
@@ -36,29 +34,10 @@ from prunus.studies.cells import (
 )
 from prunus.studies.file import Study, read_study
 from prunus.studies.find.tables import open_searches, state
+from prunus.studies.records import PlannedCell, PlannedVariant, StudyPlan, Totals
 from prunus.studies.variants import StudyPaths, check_variants, is_made
 
 TEXT_BYTES = 5  # in the store, per token of text
-
-
-@dataclass(frozen=True)
-class PlannedCell:
-    """The plan of one cell.
-
-    run: its id. problems, answers: counts. done: answers in the store. tokens: upper bound of the tokens of the missing
-    answers. tokens_expected: their number if chains stay as long as those so far, None without any so far. Of a model
-    or task that is not on this machine, the id is None, and so are numbers that depend on an unknown one.
-    """
-
-    model: str
-    variant: str
-    plan: str
-    run: str | None
-    problems: int | None
-    answers: int | None
-    done: int
-    tokens: int | None
-    tokens_expected: float | None
 
 
 def plan_study(
@@ -67,23 +46,15 @@ def plan_study(
     out: str | Path | None = None,
     store: str | Path | None = None,
     device: str = "auto",
-) -> dict[str, Any]:
-    """What run_study would do with the same arguments, as plain data; nothing is run, written or downloaded.
+) -> StudyPlan:
+    """What run_study would do with the same arguments; nothing is run, written or downloaded.
 
-    The result has
+    file: TOML (docs/study.md).
+    out: folder for everything that the study writes, by default `study-NAME` in the current folder.
+    store: SQLite file of the results, by default `results.db` in that folder.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
 
-    - `name`, `out`, `store`: the study, its folder, its store;
-    - `cells`, one for each model, variant and plan: `model`, `variant`, `plan`, `run` (id in the store), `problems`,
-      `answers`, `done` (answers in the store), `tokens` (the most that the rest takes), `tokens_expected` (from the
-      chains that the store has of the same model and plan; None without any); None where it is not known;
-    - `variants`: `model`, `variant`, `made` (whether its files exist), `bytes` (the most that they take);
-    - `totals`: `cells`, `complete`, `answers`, `done`, `tokens`, and `disk`, the most bytes that the study adds, which
-      include a whole checkpoint while variants are made; None where a model or a task is not on this machine;
-    - `searches`, one for each model, plan and [[find]] table, as run_study returns them, with `lines` that say what to
-      expect of those that are not finished; the totals do not count them;
-    - `advice`: a line for each model and plan where more draws of the base cost less than more problems;
-    - `gated`: the problem sets of which the store keeps ids and no texts;
-    - `unknown`: a line for each thing that cannot be known yet.
+        prunus.plan_study("examples/tiny.toml").totals.tokens
 
     Raises PrunusError, with the line of the file, where the file, a model or a recipe is wrong.
     """
@@ -95,7 +66,7 @@ def plan_study(
     study = with_prefixes(study, paths.store) if here else study
     unknown = unknown_lines(unread, [name for name, folder in folders.items() if folder is None])
     cells: list[PlannedCell] = []
-    variants: list[dict[str, object]] = []
+    variants: list[PlannedVariant] = []
     opened: list[Model] = []
     disk = 0
     for name, folder in folders.items():
@@ -107,7 +78,7 @@ def plan_study(
             missing: list[tuple[Variant, int]] = []
             for variant in model.variants[1:]:
                 made, size = is_made(paths.folder, variant), variant_bytes(model.source, variant)
-                variants.append({"model": name, "variant": variant.name, "made": made, "bytes": size})
+                variants.append(PlannedVariant(model=name, variant=variant.name, made=made, bytes=size))
                 missing += [] if made else [(variant, size)]
             disk += disk_of(study, model, missing)
         else:
@@ -118,25 +89,25 @@ def plan_study(
     absent = [name for name in folders if study.finds and name not in here]
     unknown += [f"what the searches of {name} take, for the same reason" for name in absent]
     tokens = sum(line.tokens or 0 for line in cells)
-    return {
-        "name": study.name,
-        "out": str(paths.folder),
-        "store": str(paths.store),
-        "cells": [vars(line) for line in cells],
-        "variants": variants,
-        "totals": {
-            "cells": len(cells),
-            "complete": sum(line.done == line.answers for line in cells),
-            "answers": sum(line.answers or 0 for line in cells),
-            "done": sum(line.done for line in cells),
-            "tokens": tokens,
-            "disk": disk + TEXT_BYTES * tokens if len(here) == len(folders) else None,
-        },
-        "advice": [line for model in opened for line in advice(study, model, cells)],
-        "gated": [task for task in TASKS if is_gated(task) and any(task in one.tasks for one in study.plans)],
-        "unknown": unknown,
-        "searches": [state(one, paths.store).to_json() for one in searches],
-    }
+    return StudyPlan(
+        name=study.name,
+        out=str(paths.folder),
+        store=str(paths.store),
+        cells=cells,
+        variants=variants,
+        totals=Totals(
+            cells=len(cells),
+            complete=sum(line.done == line.answers for line in cells),
+            answers=sum(line.answers or 0 for line in cells),
+            done=sum(line.done for line in cells),
+            tokens=tokens,
+            disk=disk + TEXT_BYTES * tokens if len(here) == len(folders) else None,
+        ),
+        advice=[line for model in opened for line in advice(study, model, cells)],
+        gated=[task for task in TASKS if is_gated(task) and any(task in one.tasks for one in study.plans)],
+        unknown=unknown,
+        searches=[state(one, paths.store) for one in searches],
+    )
 
 
 def disk_of(study: Study, model: Model, missing: Sequence[tuple[Variant, int]]) -> int:
@@ -203,7 +174,17 @@ def cells_not_here(study: Study, model: str) -> Iterator[PlannedCell]:
             draws = plan.draws(of_base=variant == study.base)
             answers = None if problems is None else problems * draws * len(plan.budgets)
             tokens = total(None if size is None else draws * size[0] * size[1] for size in sizes)
-            yield PlannedCell(model, variant, name, None, problems, answers, 0, tokens, None)
+            yield PlannedCell(
+                model=model,
+                variant=variant,
+                plan=name,
+                run=None,
+                problems=problems,
+                answers=answers,
+                done=0,
+                tokens=tokens,
+                tokens_expected=None,
+            )
 
 
 def size_of(task: str, plan: EvalPlan) -> tuple[int, int] | None:
@@ -237,15 +218,15 @@ def planned_cells(study: Study, model: Model, paths: StudyPaths) -> Iterator[Pla
             alike = [stored[other.run_id] for other in model.cells if other.plan == cell.plan]
             mean = tokens_per_chain([stored[cell.run_id]], plan.reuse) or tokens_per_chain(alike, plan.reuse)
             yield PlannedCell(
-                model.name,
-                cell.name,
-                plan_names(study.plans)[cell.plan],
-                work.run_id,
-                len(work.problems),
-                sum(map(len, work.batches)) * len(work.budgets),
-                len(there),
-                sum(chain_tokens(plan, work.answers_at_most(index)) for index in chains),
-                None if mean is None else mean * len(chains),
+                model=model.name,
+                variant=cell.name,
+                plan=plan_names(study.plans)[cell.plan],
+                run=work.run_id,
+                problems=len(work.problems),
+                answers=sum(map(len, work.batches)) * len(work.budgets),
+                done=len(there),
+                tokens=sum(chain_tokens(plan, work.answers_at_most(index)) for index in chains),
+                tokens_expected=None if mean is None else mean * len(chains),
             )
 
 

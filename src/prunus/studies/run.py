@@ -5,9 +5,8 @@ A report has verdicts for each model and plan, on one page or several.
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from prunus import progress
@@ -21,7 +20,7 @@ from prunus.reporting.render.table import word
 from prunus.reporting.render.text import esc, joined, linked, points, top, whole_page
 from prunus.reporting.report_data import ReportData
 from prunus.results.cells import Comparison
-from prunus.results.comparison import compared
+from prunus.results.comparison import compare
 from prunus.results.words import verdict_in_words
 from prunus.store.store import Store, is_begun
 from prunus.studies.cells import Model, check_beforehand, open_models, plan_names, with_prefixes
@@ -30,6 +29,7 @@ from prunus.studies.file import Study, read_study
 from prunus.studies.find.tables import SearchState, StudySearch, check_searches, open_searches, run_searches, state
 from prunus.studies.ray import Cluster, cluster_for
 from prunus.studies.ray.driver import run_on_ray
+from prunus.studies.records import PlanContrast, StudyResult
 from prunus.studies.variants import MAKING, StudyPaths, check_variants
 
 # Settings of a plan that may follow from its mode.
@@ -46,29 +46,25 @@ def run_study(
     gpus_per_task: float | None = None,
     cpus_per_task: float = 1,
     mixed: bool = False,
-) -> dict[str, Any]:
+) -> StudyResult:
     """Run the study of a TOML file: evaluate what is missing, write the page OUT/report.html, and return the verdicts.
 
     The same call resumes a study that was stopped at any time; only the batch that was being computed is repeated.
 
-    file: TOML (docs/study.md). out: folder for everything that the study writes, by default `study-NAME` in the current
-    folder. store: SQLite file of the results, by default `results.db` in that folder. device: `cpu`, `cuda`, ...;
-    `auto` takes a GPU if there is one. ray: HOST:PORT of a Ray cluster to run on, or `auto` (docs/scale.md); the rows
-    are the same as those of a local run. gpus_per_task, cpus_per_task: GPUs (by default 1 where the cluster has any)
-    and CPUs of each Ray worker. mixed: as for evaluate.
+    file: TOML (docs/study.md).
+    out: folder for everything that the study writes, by default `study-NAME` in the current folder.
+    store: SQLite file of the results, by default `results.db` in that folder.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    ray: HOST:PORT of a Ray cluster to run on, or `auto` (docs/scale.md); the rows are the same as those of a local run.
+    gpus_per_task: GPUs of each Ray worker, by default 1 where the cluster has any.
+    cpus_per_task: CPUs of each Ray worker.
+    mixed: as for evaluate.
 
-    Returns a dict of plain data: name, out, store, report (path of the page), cells (their number), unreported (ids of
-    runs in the store that the file does not ask for) and comparisons, a list with one dict for each model and plan:
-    model, plan, base (run id), comparison (as `compare` returns it; None if no other variant has answers) and not_begun
-    (names of variants without answers), and searches, a list with one dict for each model, plan and [[find]] table:
-    model, plan, name, out (its folder), state (`finished`, `not finished` or `not begun`), page (its find.html), found
-    (name of the rung; None if none was certified), removed (share of the weights) and claims (sentences).
+        done = prunus.run_study("examples/tiny.toml", out="study")
+        [entry.verdict for entry in done.comparisons[0].comparison]
 
     Raises PrunusError, with the line of the file, where the file, a model or a recipe is wrong, before anything is
     evaluated; also where another process holds the same folder or store.
-
-        done = prunus.run_study("examples/tiny.toml", out="study")
-        [other["verdict"] for other in done["comparisons"][0]["comparison"]["others"]]
     """
     study = replace(read_study(file), mixed=mixed)
     paths = StudyPaths.of(study, out, store)
@@ -93,10 +89,17 @@ def run_study(
             return write_results(study, models, paths, opened, searches)
 
 
-def report_study(file: str | Path, *, out: str | Path | None = None, store: str | Path | None = None) -> dict[str, Any]:
+def report_study(file: str | Path, *, out: str | Path | None = None, store: str | Path | None = None) -> StudyResult:
     """Write the pages of a study from the answers that are stored so far, and return the verdicts.
 
-    It also works while the study runs; the pages say what is missing. Arguments and result are those of run_study.
+    It also works while the study runs; the pages say what is missing.
+
+    file: TOML (docs/study.md).
+    out: the folder of the study, by default `study-NAME` in the current folder.
+    store: SQLite file of the results, by default `results.db` in that folder.
+
+        prunus.report_study("examples/tiny.toml", out="study").report
+
     Raises PrunusError where no answer of a base is stored yet, or the file is wrong.
     """
     study = read_study(file)
@@ -140,7 +143,7 @@ def run_cells(study: Study, models: Sequence[Model], paths: StudyPaths, device: 
 
 def write_results(
     study: Study, models: Sequence[Model], paths: StudyPaths, store: Store, opened: Sequence[StudySearch]
-) -> dict[str, Any]:
+) -> StudyResult:
     """Compare every variant with the base, write the pages, and return the result of run_study.
 
     opened: the searches, which the pages name. Raises PrunusError if no base has an answer yet.
@@ -166,45 +169,16 @@ def write_results(
         waiting = [one for one in contrasts if not one.begun]
         write_text(paths.page, contents(study.name, pages, waiting, links_of(searches, paths.folder)))
     finished = {one.base: one for group in pages.values() for one in group}
-    return {
-        "name": study.name,
-        "out": str(paths.folder),
-        "store": str(paths.store),
-        "report": str(paths.page),
-        "cells": len(wanted),
-        "unreported": unreported,
-        "comparisons": [finished.get(one.base, one).to_json() for one in contrasts],
-        "searches": [one.to_json() for one in searches],
-    }
-
-
-@dataclass(frozen=True)
-class PlanContrast:
-    """One model under one plan of the study: the base and the runs that are compared with it.
-
-    plan: its name. base: id of the base's run. begun: whether that run has rows. others: ids of the other runs that
-    have rows. waiting: names of all variants without rows. controls: ids of the runs that repeat the dense model's.
-    comparison: None while there is nothing to compare with.
-    """
-
-    model: str
-    plan: str
-    base: str
-    begun: bool
-    others: tuple[str, ...]
-    waiting: tuple[str, ...]
-    controls: tuple[str, ...] = ()
-    comparison: Comparison | None = None
-
-    def to_json(self) -> dict[str, object]:
-        """Its entry of the study's result."""
-        return {
-            "model": self.model,
-            "plan": self.plan,
-            "base": self.base,
-            "comparison": self.comparison and self.comparison.to_json(),
-            "not_begun": list(self.waiting),
-        }
+    return StudyResult(
+        name=study.name,
+        out=str(paths.folder),
+        store=str(paths.store),
+        report=str(paths.page),
+        cells=len(wanted),
+        unreported=unreported,
+        comparisons=[finished.get(one.base, one) for one in contrasts],
+        searches=searches,
+    )
 
 
 def contrasts_of(study: Study, models: Sequence[Model], store: Store) -> list[PlanContrast]:
@@ -219,7 +193,16 @@ def contrasts_of(study: Study, models: Sequence[Model], store: Store) -> list[Pl
             there = tuple(cell.run_id for cell in others if cell.run_id in begun)
             waiting = tuple(cell.variant.name for cell in (base, *others) if cell.run_id not in begun)
             found.append(
-                PlanContrast(model.name, name, base.run_id, base.run_id in begun, there, waiting, tuple(again))
+                PlanContrast(
+                    model=model.name,
+                    plan=name,
+                    base=base.run_id,
+                    comparison=None,
+                    not_begun=waiting,
+                    begun=base.run_id in begun,
+                    others=there,
+                    controls=tuple(again),
+                )
             )
     return found
 
@@ -260,9 +243,9 @@ def write_page(
     margin, stop_margin = study.margin, study.stop_margin
     data = ReportData.read(store, shown, base=base, margin=margin, stop_margin=stop_margin, published=study.published)
     notes = [
-        f"Not begun{f' ({one.plan})' if one.plan else ''}: {joined(list(one.waiting), most=12)}."
+        f"Not begun{f' ({one.plan})' if one.plan else ''}: {joined(list(one.not_begun), most=12)}."
         for one in group
-        if one.waiting
+        if one.not_begun
     ]
     of = {(one.model, one.plan) for one in group}
     links = links_of([one for one in searches if (one.model, one.plan) in of], target.parent)
@@ -271,7 +254,7 @@ def write_page(
     def comparison(one: PlanContrast) -> Comparison | None:
         if one.base == base or not one.others:
             return among(data.comparison, one.others)
-        return compared(store.path, one.base, one.others, margin=margin, stop_margin=stop_margin)
+        return compare(store.path, one.base, one.others, margin=margin, stop_margin=stop_margin)
 
     return [replace(one, comparison=comparison(one)) for one in group]
 
@@ -317,7 +300,7 @@ def title_of(one: PlanContrast | SearchState) -> str:
 def verdict_lines(contrast: PlanContrast) -> list[str]:
     """A line of HTML for each variant, such as `tiny/wanda-20: cannot tell (-1.2 points)`."""
     if contrast.comparison is None:
-        return ["nothing to compare with yet" if contrast.waiting else "nothing to compare with"]
+        return ["nothing to compare with yet" if contrast.not_begun else "nothing to compare with"]
     return [
         f"<bdi>{esc(other.model)}</bdi>: {word(other.verdict, verdict_in_words(other))} "
         f"({points(other.primary.difference)} points)"

@@ -188,13 +188,13 @@ def check_variants(study: Study, models: Sequence[Model], folder: Path, device: 
         progress.say(f"warning: {warning}")
 
 
-def dry_run(model: Model, variant: Variant, folder: Path, device: str) -> list[str]:
+def dry_run(model: Model, variant: Variant, folder: Path, device: str) -> Sequence[str]:
     """The warnings of a dry run. Raises PrunusError where it fails or a package is missing."""
     for recipe in variant.steps:
         if kind_of(recipe).calibrates(recipe):
             check_package(calibration_name(vars(recipe)["calibration"], model.source.manifest))
     where = Where(device=device, overwrite=True, dry_run=True)
-    return foresee(model.name, unfinished_folder(folder, variant), variant.steps, where)["warnings"]
+    return foresee(model.name, unfinished_folder(folder, variant), variant.steps, where).warnings
 
 
 def write_checkpoint(

@@ -1,4 +1,4 @@
-"""Backends, which complete prompts of token ids; one file each. BACKENDS of prunus.settings.engines has them all."""
+"""Engines, one file each. BACKENDS of prunus.settings.engines has them all."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -6,7 +6,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from prunus.evaluation.requests import Engine
+from prunus.evaluation.engine import Engine
+from prunus.recipes.drawing import Control
 from prunus.settings.engines import BACKENDS, EngineOptions
 
 
@@ -17,15 +18,16 @@ def opened(
     device: str,
     vocabulary: int,
     engine: EngineOptions | None = None,
-    native: bool = False,
+    control: Control = "forced",
 ) -> Iterator[Any]:
-    """The backend of this name with the model of a folder, a Backend; with native a ChatServer, for control native.
+    """The engine of this name for a kind of control, with the model of a folder: a Backend if that is `forced`.
 
     vocabulary: number of ids of the tokenizer. Leaving the context closes it. Raises PrunusError if engine has a
     setting that this backend lacks, or the model cannot be loaded.
     """
     engine, entry = engine or EngineOptions(), BACKENDS[name]
     engine.check(name)
-    backend: Engine = resolve_name(entry.chats if native else entry.load)(folder, device, vocabulary, engine)
-    with closing(backend):
-        yield backend
+    load = entry.load if control == "forced" else entry.chats
+    made: Engine = resolve_name(load)(folder, device, vocabulary, engine)
+    with closing(made):
+        yield made

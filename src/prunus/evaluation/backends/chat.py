@@ -7,24 +7,27 @@ adhere to it.
 """
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence, Set
+from typing import Any, NamedTuple, TypeVar
 
 import httpx2 as httpx
 
 from prunus.evaluation.backends.served import Server
 from prunus.evaluation.backends.transport import in_thread, replies, reply_of, with_client
 from prunus.evaluation.budget import Draw
+from prunus.evaluation.engine import Batches, Done, Engine, Show, in_background
 from prunus.evaluation.profiles import LEGACY_ANSWER_TOKENS
 from prunus.evaluation.profiles.markers import messages_of
 from prunus.evaluation.requests import NEUTRAL
-from prunus.evaluation.resolved_plan import PlannedChain, ResolvedPlan
+from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.evaluation.tasks import prompt_text
 from prunus.plain_data import storable
 from prunus.settings.budgets import OFF
+from prunus.store.rows import Key
 
 Row = tuple[int, int, int]  # (index of the problem, draw, budget)
 Body = dict[str, Any]  # of a request
+_R = TypeVar("_R")
 LIMITS = ("max_tokens", "max_completion_tokens")  # names of the field with the most tokens of a reply
 
 
@@ -42,7 +45,7 @@ class ChatReply(NamedTuple):
     truncated: bool
 
 
-class ChatServer(Server):
+class ChatServer(Server, Engine):
     """A model on a server, asked by chat completions."""
 
     @property
@@ -51,14 +54,28 @@ class ChatServer(Server):
         found = {"engine": "openai", "server": self.server, "version": self.version, "api": "chat completions"}
         return found | self.identity
 
-    def replies(self, count: int, request: Callable[[int], Body]) -> Iterator[tuple[int, ChatReply]]:
-        """Yield the number of each request and its reply as soon as it comes; as many at once as the server takes."""
-        numbers = iter(range(count))
+    def check(self, work: ResolvedPlan) -> None:
+        """As Engine.check; it also generates a token, since the server may refuse the plan's requests."""
+        super().check(work)
+        body = chat_request(work, self, (0, 0, work.budgets[-1]))
+        body |= {name: 1 for name in LIMITS if name in body}
+        with_client(self.engine, lambda client: self.ask(client, body, waits=True))
+
+    def draws(self, work: ResolvedPlan, batches: Batches, done: Done[_R], stored: Set[Key], show: Show) -> Iterator[_R]:
+        """As Engine.draws; each budget of a chain is a conversation of its own."""
+        every = ((*chain, budget) for batch in batches for chain in batch for budget in work.budgets)
+        rows = [row for row in every if not work.keys([row[:2]], row[2:]) <= stored]
+        places = iter(range(len(rows)))
 
         async def send(client: httpx.AsyncClient, at: int) -> ChatReply:
-            return await self.ask(client, request(at))
+            return await self.ask(client, chat_request(work, self, rows[at]))
 
-        return in_thread(replies(self.engine, self.url, self.places, lambda: next(numbers, None), send))
+        found = in_thread(replies(self.engine, self.url, self.places, lambda: next(places, None), send))
+        return in_background(done, ((rows[at][:2], [drawn(work, rows[at], reply)]) for at, reply in found))
+
+    def warning(self, work: ResolvedPlan, draws: Sequence[Sequence[Draw]]) -> str | None:
+        """As Engine.warning."""
+        return ignored(work, [draw for of_chain in draws for draw in of_chain])
 
     async def ask(self, client: httpx.AsyncClient, body: Body, waits: bool = False) -> ChatReply:
         """The reply to a request. waits: as that of reply_of."""
@@ -81,22 +98,6 @@ def read_reply(reply: Any) -> ChatReply:
         counted=counted if isinstance(counted, int) else None,
         truncated=finish == "length",
     )
-
-
-def check_server(work: ResolvedPlan, server: ChatServer) -> None:
-    """Raise PrunusError with the server's reason if it refuses a request of this plan; it generates one token."""
-    body = chat_request(work, server, (0, 0, work.budgets[-1]))
-    body |= {name: 1 for name in LIMITS if name in body}
-    with_client(server.engine, lambda client: server.ask(client, body, waits=True))
-
-
-def drawn_by_server(
-    work: ResolvedPlan, server: ChatServer, chains: Sequence[PlannedChain]
-) -> Iterator[tuple[int, list[Draw]]]:
-    """Yield the place of each chain, which has one budget, and its draw as soon as its reply comes."""
-    rows = [(*chain.key, chain.budgets[0]) for chain in chains]
-    found = server.replies(len(rows), lambda place: chat_request(work, server, rows[place]))
-    return ((place, [drawn(work, rows[place], reply)]) for place, reply in found)
 
 
 def chat_request(work: ResolvedPlan, server: ChatServer, row: Row) -> Body:

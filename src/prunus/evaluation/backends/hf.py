@@ -26,7 +26,8 @@ from prunus.checkpoint.precision import use_fast_products
 from prunus.checkpoint.resolve import one_line, read_object
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.rows import Bans, Decoding, candidates_of_top_p, confidence, pick, rows_for, uniforms
-from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores
+from prunus.evaluation.engine import Backend
+from prunus.evaluation.requests import Completion, Request, Sampling, Scores
 from prunus.settings.engines import FLOAT32_PARAMETERS, EngineOptions
 
 LEAST_PARAMETERS = 20_000_000  # in smaller models calls take longer than products
@@ -188,7 +189,7 @@ class HFBackend(Backend):
 
     @property
     def processes(self) -> int:
-        """As Backend; a processor's cores are best used so where calls take longer than products."""
+        """As Completer; a processor's cores are best used so where calls take longer than products."""
         small = self.model.device.type == "cpu" and self.model.num_parameters() < LEAST_PARAMETERS
         return torch.get_num_threads() if small and sys.platform == "linux" else 1
 
@@ -198,7 +199,7 @@ class HFBackend(Backend):
         return {"device": str(self.model.device), "dtype": str(self.model.dtype).removeprefix("torch.")}
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """As Backend.generate: all requests decode together, or in smaller batches if memory runs out.
+        """As Completer.generate: all requests decode together, or in smaller batches if memory runs out.
 
         Rows do not depend on each other except by rounding, so smaller batches give the same result, in 16 bits nearly
         the same (docs/protocol.md). Raises PrunusError if the memory is too small for a single chain.

@@ -22,8 +22,9 @@ from prunus.checkpoint.resolve import load_tokenizer
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.served import Server, meta_of
 from prunus.evaluation.backends.transport import Unfit, in_thread, replies, reply_of, with_client
+from prunus.evaluation.engine import Streaming
 from prunus.evaluation.profiles.markers import decode
-from prunus.evaluation.requests import NEUTRAL, Backend, Completion, Outstanding, Request, Sampling, Scores
+from prunus.evaluation.requests import NEUTRAL, Completion, Outstanding, Request, Sampling, Scores
 from prunus.settings.engines import EngineOptions
 
 NEVER, ALWAYS = -100, 100  # logit biases that ban an id, and that force one
@@ -34,7 +35,7 @@ MOST_IDS = 1 << 24  # of a vocabulary; each that the tokenizer lacks is banned i
 PROBED_IDS = 6  # by which a server's tokenizer is told from another one
 
 
-class OpenAIBackend(Server, Backend):
+class OpenAIBackend(Server, Streaming):
     """A Backend over a server; `load` makes one and probes it.
 
     folder: also for the tokenizer. vocabulary: ids of this size and above are never sampled.
@@ -59,7 +60,7 @@ class OpenAIBackend(Server, Backend):
         return found | self.identity | ({} if self.started else {"first_ids": self.first_ids})
 
     def completed(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[int]:
-        """As Backend.completed, with as many requests at once as the server takes."""
+        """As Completer.completed, with as many requests at once as the server takes."""
         return in_thread(self._chains(Outstanding(requests), sampling))
 
     async def _chains(self, waiting: Outstanding, sampling: Sampling) -> AsyncIterator[int]:
@@ -320,7 +321,7 @@ class OpenAIBackend(Server, Backend):
                 )
 
     def check_stops(self, stops: frozenset[int]) -> None:
-        """As Backend.check_stops. Special tokens may be treated differently, so the server is made to sample each."""
+        """As Engine.check_stops. Special tokens may be treated differently, so the server is made to sample each."""
 
         async def check(client: httpx.AsyncClient) -> None:
             prompt = self.tokenizer.encode(PROBE_TEXT, add_special_tokens=False)

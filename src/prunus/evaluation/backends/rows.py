@@ -63,7 +63,7 @@ class PaddedRows:
     """Sequences that a model reads as one batch, padded on the left; one step appends one id to each.
 
     own_masks: for models with full attention in every block, pass our own masks, which is faster than transformers'.
-    on_tokens: as in Backend. most_columns: of the prompts per forward pass.
+    on_tokens: as in Completer. most_columns: of the prompts per forward pass.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ _FLOAT32, _SIXTEEN_BITS = 1e-3, 0.05
 
 
 class SeparateRows:
-    """Sequences that a model reads one after the other, without padding. on_tokens: as in Backend."""
+    """Sequences that a model reads one after the other, without padding. on_tokens: as in Completer."""
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from prunus.checkpoint.model_folder import UNLIMITED
 from prunus.checkpoint.resolve import GGUF_FILE, hub_origin, load_tokenizer, resolve_tokenizer
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.transport import MALFORMED, received, reply_of, run, with_client
-from prunus.evaluation.requests import Engine, Sampling
+from prunus.evaluation.requests import Sampling
 from prunus.plain_data import content_hash, parse_json, storable
 from prunus.settings.engines import GGUF, EngineOptions
 
@@ -125,14 +125,12 @@ class Started(EngineOptions):
     """Options to reach a server that this process started."""
 
 
-class Server(Engine):
+class Server:
     """A model on a server. Making one raises PrunusError if the server is not reached or has another model.
 
     folder: of the model, for its names. name: of the model on the server. places: requests that the server runs at
     once, None if unknown.
     """
-
-    streams = True
 
     def __init__(self, folder: Path, engine: EngineOptions, vocabulary: int) -> None:
         """vocabulary: number of ids of the tokenizer, for kinds of servers that sample ids."""

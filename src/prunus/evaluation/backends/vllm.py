@@ -26,8 +26,9 @@ from prunus.checkpoint.linears import plain_experts
 from prunus.checkpoint.model_folder import EngineFolder
 from prunus.checkpoint.packed_files import read_variant
 from prunus.errors import PrunusError
-from prunus.evaluation.requests import NEUTRAL, Backend, Completion, Outstanding, Request, Sampling, Scores
-from prunus.settings.engines import BACKENDS, FLOAT32_PARAMETERS, EngineOptions
+from prunus.evaluation.engine import Streaming
+from prunus.evaluation.requests import NEUTRAL, Completion, Outstanding, Request, Sampling, Scores
+from prunus.settings.engines import FLOAT32_PARAMETERS, EngineOptions
 
 OLDEST = (0, 32)  # the oldest version tested; earlier ones lack `weights_iterator` of reload_weights and more
 NEVER = -100.0  # logit bias of a banned id: the largest that vLLM accepts
@@ -47,10 +48,8 @@ FLAGS = ("VLLM_BATCH_INVARIANT", "VLLM_USE_V2_MODEL_RUNNER", "VLLM_ENABLE_V1_MUL
 INT4 = "VLLM_CPU_INT4_W4A8"
 
 
-class VLLMBackend(Backend):
+class VLLMBackend(Streaming):
     """A Backend over vllm.LLM; `load` makes one. vocabulary: ids of this size and above are never sampled."""
-
-    streams = BACKENDS["vllm"].streams
 
     def __init__(self, llm: Any, folder: Path, vocabulary: int, args: Mapping[str, Any]) -> None:
         self.llm, self.folder = llm, folder
@@ -112,7 +111,7 @@ class VLLMBackend(Backend):
         }
 
     def completed(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[int]:
-        """As Backend.completed. WINDOW times the chains that it decodes at once are queued, so it is never idle.
+        """As Completer.completed. WINDOW times the chains that it decodes at once are queued, so it is never idle.
 
         A follow-up request is sent as soon as its first part ends, while the cache has it.
         """

@@ -1,5 +1,7 @@
 """The content of `prunus profiles`: the built-in profiles, and one profile fitted to a model."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from prunus.evaluation.profiles.control import control_of, switch_off
 from prunus.evaluation.profiles.detection import named, resolve_profile
 from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt, ends_of_turn
 from prunus.evaluation.requests import Sampling
+from prunus.plain_data import Record
 from prunus.recipes.drawing import PROFILE_FOLDER
 
 if TYPE_CHECKING:
@@ -19,21 +22,83 @@ if TYPE_CHECKING:
 EXAMPLE = "2+2?"
 
 
-def profiles() -> list[dict[str, str]]:
-    """The built-in profiles, each with `name` and `description`, the model families to which it applies."""
+class ProfileEntry(Record):
+    """A built-in profile.
+
+    name: of the profile.
+    description: the model families to which it applies.
+    """
+
+    name: str
+    description: str
+
+
+Marker = tuple[str, Sequence[int]]  # a text and its token ids
+
+
+class ProfileUnderModel(Record):
+    """A profile with the token ids that a model's tokenizer gives.
+
+    prompt: the rendered prompt of the problem "2+2?" with the opened thinking.
+    think_stops: texts that end the thinking.
+    stops_are_text: those of them that are found in the text, since the tokenizer has no tokens of their own for them.
+    end_of_turn: tokens that end the answer.
+    natural_closing, forced_closing: what is put after a thinking that ended itself, and after one that was cut.
+    off: how the thinking is switched off; None where it cannot be.
+    off_prompt: the prompt in which it is switched off, or the reason why it cannot be.
+    """
+
+    prompt: str
+    think_stops: Sequence[Marker]
+    stops_are_text: Sequence[str]
+    end_of_turn: Sequence[Marker]
+    natural_closing: Marker
+    forced_closing: Marker
+    off: Mapping[str, Any] | None = None
+    off_prompt: Marker | str
+
+
+class ShownProfile(Record):
+    """The settings of a profile, and with a model also their token ids.
+
+    profile: its name.
+    settings: its texts, numbers of tokens for answers, and sampling.
+    off: how the thinking is switched off (budget off).
+    native: how a model's own control of its thinking is used.
+    under: what they are for a model; None without one.
+    """
+
+    profile: str
+    settings: Mapping[str, Any]
+    off: Mapping[str, Any]
+    native: Mapping[str, Any]
+    under: ProfileUnderModel | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """All settings in one; those under a model replace those without one."""
+        under = {name: value for name, value in vars(self.under).items() if value is not None} if self.under else {}
+        return {"profile": self.profile, **self.settings, "off": self.off, "native": self.native, **under}
+
+
+def profiles() -> list[ProfileEntry]:
+    """The built-in profiles.
+
+    print([profile.name for profile in prunus.profiles()])
+    """
     texts = {name: (PROFILE_FOLDER / f"{name}.toml").read_text("utf-8") for name in PROFILES}
     first = {name: text.partition("\n")[0] for name, text in texts.items()}  # a comment
-    return [{"name": name, "description": line.removeprefix("#").strip()} for name, line in first.items()]
+    return [ProfileEntry(name=name, description=line.removeprefix("#").strip()) for name, line in first.items()]
 
 
-def show_profile(name: str = "auto", model: str | Path | None = None) -> dict[str, Any]:
-    """The settings of a profile as a dict, and with a model (`tiny`, a folder or a hub id) also their token ids.
+def show_profile(name: str = "auto", model: str | Path | None = None) -> ShownProfile:
+    """The settings of a profile, and with a model also their token ids.
 
-    name: a built-in profile, a .toml file, or `auto`, the profile that the model's files indicate. With a model,
-    `prompt` is the rendered prompt of the problem "2+2?" with the opened thinking, and every marker and closing is a
-    pair of its text and its token ids. `off` tells how the thinking is switched off (budget off); with a model,
-    `off_prompt` is the prompt in which it is, or the reason why it cannot be. Raises PrunusError where no profile fits,
-    as `evaluate` does.
+        print(prunus.show_profile(model="tiny").settings["think_stops"])
+
+    name: a built-in profile, a .toml file, or `auto`, the profile that the model's files indicate.
+    model: a folder, a hub id or `tiny`.
+
+    Raises PrunusError where no profile fits, as `evaluate` does.
     """
     if model is None and name == "auto":
         raise PrunusError("auto chooses a profile by a model's files: name the model with --model")
@@ -42,37 +107,37 @@ def show_profile(name: str = "auto", model: str | Path | None = None) -> dict[st
     folder = ModelFolder(resolve(model))
     tokenizer = load_tokenizer(folder.folder)
     profile = resolve_profile(name, tokenizer, folder.manifest, folder=folder.folder)
-    return _settings(profile) | _under(profile, tokenizer, folder.folder)
+    return replace(_settings(profile), under=_under(profile, tokenizer, folder.folder))
 
 
-def _settings(profile: Profile) -> dict[str, Any]:
-    return {
-        "profile": profile.name,
-        **profile.strings(),
-        **{name: getattr(profile, name) for name in ("answer_tokens", "choice_answer_tokens", *Sampling._fields)},
-        "off": {"template": dict(profile.off_template), "block": profile.off_block},
-        "native": control_of(profile).describe(),
-    }
+def _settings(profile: Profile) -> ShownProfile:
+    numbers = {name: getattr(profile, name) for name in ("answer_tokens", "choice_answer_tokens", *Sampling._fields)}
+    return ShownProfile(
+        profile=profile.name,
+        settings={**profile.strings(), **numbers},
+        off={"template": dict(profile.off_template), "block": profile.off_block},
+        native=control_of(profile).describe(),
+    )
 
 
-def _under(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> dict[str, Any]:
-    def pair(text: str) -> tuple[str, list[int]]:
+def _under(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> ProfileUnderModel:
+    def pair(text: str) -> Marker:
         return text, list(tokenizer.encode(text, add_special_tokens=False))
 
-    off: dict[str, Any]
     try:
         switch = switch_off(profile, tokenizer)
-        off = {"off": switch.describe(), "off_prompt": pair(switch.render(tokenizer, [EXAMPLE])[0])}
+        off, off_prompt = switch.describe(), pair(switch.render(tokenizer, [EXAMPLE])[0])
     except PrunusError as error:
-        off = {"off_prompt": str(error)}
+        off, off_prompt = None, str(error)
     markers = encode_markers(profile, tokenizer, "strict")
     ends = sorted(ends_of_turn(profile, tokenizer, folder))
-    return {
-        "prompt": decode(tokenizer, encode_prompt(profile, tokenizer, EXAMPLE)),
-        "think_stops": [pair(text) for text in profile.think_stops],
-        "stops_are_text": list(markers.think_texts.texts) if markers.think_texts else [],
-        "end_of_turn": [(decode(tokenizer, [token]), [token]) for token in ends],
-        "natural_closing": pair(profile.natural_closing),
-        "forced_closing": pair(profile.forced_break + profile.forced_closing),
-        **off,
-    }
+    return ProfileUnderModel(
+        prompt=decode(tokenizer, encode_prompt(profile, tokenizer, EXAMPLE)),
+        think_stops=[pair(text) for text in profile.think_stops],
+        stops_are_text=list(markers.think_texts.texts) if markers.think_texts else [],
+        end_of_turn=[(decode(tokenizer, [token]), [token]) for token in ends],
+        natural_closing=pair(profile.natural_closing),
+        forced_closing=pair(profile.forced_break + profile.forced_closing),
+        off=off,
+        off_prompt=off_prompt,
+    )

@@ -12,10 +12,11 @@ from string import ascii_uppercase
 
 from prunus.errors import PrunusError, nearest
 from prunus.evaluation.tasks.problem import AnswerKind, Problem, Task, check_package, load_file
+from prunus.plain_data import Record
 from prunus.questions import leaders, sampling_key
 from prunus.recipes.drawing import PromptStyle
 
-__all__ = ["TASKS", "AnswerKind", "Problem", "Task", "load_task", "prompt_text", "tasks"]
+__all__ = ["TASKS", "AnswerKind", "Problem", "Task", "TaskEntry", "load_task", "prompt_text", "tasks"]
 
 FILES = (
     "tiny",
@@ -28,9 +29,25 @@ BOXED_OPEN = "\n\nPlease reason step by step, and put your final answer within \
 BOXED_CHOICE = "\n\nPlease reason step by step, and put only the letter of your choice within \\boxed{}."
 
 
-def tasks() -> list[dict[str, str]]:
-    """The built-in problem sets, each a dictionary with name, source and description (one line)."""
-    return [{"name": t.name, "source": t.source, "description": t.description} for t in TASKS.values()]
+class TaskEntry(Record):
+    """A built-in problem set.
+
+    name: of the set.
+    source: where it is from.
+    description: one line.
+    """
+
+    name: str
+    source: str
+    description: str
+
+
+def tasks() -> list[TaskEntry]:
+    """The built-in problem sets.
+
+    print([task.name for task in prunus.tasks()])
+    """
+    return [TaskEntry(name=one.name, source=one.source, description=one.description) for one in TASKS.values()]
 
 
 def load_task(name_or_path: str | Path, limit: int | None = None, prefix: bool = False) -> list[Problem]:

@@ -8,7 +8,7 @@ the number that its router sent to it. The name is that of the first Linear that
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.safetensors_file import DTYPE_NAMES, Stored, entry_of, layout, put, read_header, read_metadata
 from prunus.disk import atomic_file, check_space, check_writable, disk_errors, show_bytes
 from prunus.errors import PrunusError
-from prunus.plain_data import parse_json
+from prunus.plain_data import Summary, parse_json
 from prunus.progress import Steps, say
 from prunus.pruning.calibration import calibration_name, read_source
 from prunus.pruning.calibration.data import Calibration, load_calibration
@@ -69,6 +69,35 @@ class CalibrationOptions(TypedDict, total=False):
     dtype: DtypeName
 
 
+class Measured(Summary):
+    """A file of statistics.
+
+    out: the file.
+    size: its size, as text.
+    sequences, tokens: numbers of calibration sequences and tokens.
+    warnings: one line each.
+    """
+
+    LAST = ("size", "sequences", "tokens", "warnings")
+
+    out: str
+    size: str
+    sequences: int
+    tokens: int
+    warnings: Sequence[str]
+
+
+class InputsMeasured(Measured):
+    """A file of statistics of the inputs of Linears, as `stats` wrote it.
+
+    inputs: number of distinct inputs.
+    hessians: whether it has X^T X of each.
+    """
+
+    inputs: int
+    hessians: bool
+
+
 def stats(
     model: str | Path,
     out: str | Path,
@@ -77,24 +106,21 @@ def stats(
     device: str = "auto",
     overwrite: bool = False,
     **options: Unpack[CalibrationOptions],
-) -> Mapping[str, Any]:
-    """Write input statistics of all Linears of model to the file out, for prune(stats=out); returns a summary.
+) -> InputsMeasured:
+    """Write input statistics of all Linears of model to the file out, for prune(stats=out).
+
+        measured = prunus.stats("tiny", "norms.safetensors")
+        prunus.prune("tiny", "wanda-20", prunus.PruneRecipe(propagation="dense"), stats=measured.out)
 
     The statistics are norms, means and variances of every input feature over all calibration tokens, from one pass of
     the dense model. The file is written completely or not at all.
 
-    model: folder, hub id or `tiny`.
+    model: a folder, a hub id or `tiny`.
+    out: the file to write.
     hessians: also X^T X of every input, which takes 4 bytes times the square of the input's width.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
     overwrite: replace an existing file.
     options: fields of PruneRecipe: calibration, samples, seqlen, calibration_tokens, seed, dtype.
-
-    Returns a dict:
-
-    out, hessians: as given.
-    inputs: number of distinct inputs.
-    size: of the file, as text.
-    sequences, tokens: numbers of calibration sequences and tokens.
-    warnings: one line each.
 
     Raises PrunusError for wrong input.
     """
@@ -112,15 +138,15 @@ def stats(
     with disk_errors(target.parent, needed), within_memory(runner_device):
         met = write_stats(target, entries, about, blocks)
     few = {expert: count for expert, count in met.items() if is_few(count)}
-    return {
-        "out": str(target),
-        "inputs": sum(name.endswith(f".{VECTORS[0]}") for name in entries),
-        "hessians": hessians,
-        "size": show_bytes(target.stat().st_size),
-        "sequences": len(chosen.sequences),
-        "tokens": chosen.tokens,
-        "warnings": [*chosen.warnings, *few_tokens(few, len(met), "have the")],
-    }
+    return InputsMeasured(
+        out=str(target),
+        inputs=sum(name.endswith(f".{VECTORS[0]}") for name in entries),
+        hessians=hessians,
+        size=show_bytes(target.stat().st_size),
+        sequences=len(chosen.sequences),
+        tokens=chosen.tokens,
+        warnings=[*chosen.warnings, *few_tokens(few, len(met), "have the")],
+    )
 
 
 def open_for_stats(model: str | Path, out: str | Path, recipe: Calibrated, overwrite: bool) -> tuple[Checkpoint, Path]:

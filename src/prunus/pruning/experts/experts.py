@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -27,12 +27,71 @@ from prunus.pruning.experts.mixtures import (
     number_fields,
     span,
 )
-from prunus.pruning.job import Job, open_job
+from prunus.pruning.job import Job, PlannedJob, Ways, open_job
 from prunus.pruning.planned import changed_config, compare_blocks, left_out, outside, planned_checkpoint, warn_of
 from prunus.recipes import ExpertsRecipe
+from prunus.step import Made
 
 
-def drop_experts(
+class ExpertsWays(Ways, total=False):
+    """What experts takes besides model, folder and recipe."""
+
+    stats: str | Path | None
+
+
+class FewerExperts(Made):
+    """A model without some of its experts, as `experts` wrote it.
+
+    method: that of the recipe.
+    experts: how many experts blocks keep, as text: `6 of 8`.
+    blocks: number of blocks that lost experts.
+    parameters: number of weights that are left.
+    experts_removed: the experts that were removed, by block.
+    scores: that of each expert, by block.
+    tokens: number of calibration tokens of each expert, by block.
+    difference: largest relative difference from the model without these experts, on one short sequence.
+    """
+
+    method: str
+    experts: str
+    blocks: int
+    parameters: int
+    experts_removed: Mapping[int, Sequence[int]]
+    scores: Mapping[int, Sequence[float]]
+    tokens: Mapping[int, Sequence[int]]
+    difference: float
+
+
+class PlannedExperts(PlannedJob):
+    """What `experts` would do.
+
+    experts: how many experts blocks would keep, as text: `6 of 8`.
+    blocks: number of blocks that would lose experts.
+    """
+
+    experts: str
+    blocks: int
+
+
+@overload
+def experts(
+    model: str | Path,
+    out: str | Path,
+    recipe: ExpertsRecipe | None = None,
+    *,
+    dry_run: Literal[True],
+    **ways: Unpack[ExpertsWays],
+) -> PlannedExperts: ...
+@overload
+def experts(
+    model: str | Path,
+    out: str | Path,
+    recipe: ExpertsRecipe | None = None,
+    *,
+    dry_run: Literal[False] = False,
+    **ways: Unpack[ExpertsWays],
+) -> FewerExperts: ...
+def experts(
     model: str | Path,
     out: str | Path,
     recipe: ExpertsRecipe | None = None,
@@ -42,31 +101,25 @@ def drop_experts(
     dry_run: bool = False,
     stats: str | Path | None = None,
     name: str | None = None,
-) -> Mapping[str, Any]:
-    """Write a copy of model (folder or hub id) without some of its routed experts to the folder out; returns a summary.
+) -> FewerExperts | PlannedExperts:
+    """Write a copy of model without some of its routed experts to the folder out.
+
+        smaller = prunus.experts("tiny-moe", "reap-75", prunus.ExpertsRecipe(keep=0.75))
+        print(smaller.experts, smaller.parameters)
 
     Routers lose the removed experts' rows, biases and corrections; shared experts and blocks without a router stay as
     they are. What was written is checked to compute what the model does without these experts before it is published.
     Unfinished work is in out.partial, and the same call resumes it.
 
+    model: a folder, a hub id or `tiny-moe`.
+    out: the folder to write.
     recipe: None: the default one, REAP with three experts in four.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    overwrite: replace an existing result.
+    dry_run: write nothing, and return a PlannedExperts instead of a FewerExperts.
     stats: a file that expert_stats() wrote for this model. Its calibration is used and the model is not run for it;
         fields of the recipe that ask for another calibration are an error.
-    overwrite, dry_run, name: as for prune.
-
-    Returns a dict:
-
-    out, method: the folder, and the recipe's method.
-    experts: how many experts blocks keep, as text: `6 of 8`.
-    blocks: number of blocks that lost experts.
-    parameters: number of weights of the result.
-    seconds: run time.
-    experts_removed, scores, tokens: by block, the experts that were removed, and the score and number of calibration
-        tokens of each one.
-    difference: largest relative difference from the model without these experts, on one short sequence.
-    warnings: one line each.
-
-    With dry_run it has would_write, experts, blocks, disk, calibration (all but blocks as text) and warnings.
+    name: what the manifest calls the model; None: as it is given.
 
     Raises PrunusError for wrong input or if experts cannot be removed, and then leaves nothing behind.
     """
@@ -83,8 +136,8 @@ def drop_experts(
     first = {m.index: range(recipe.count(m.count)) for m in mixtures}
     needed = smaller_model(source, mixtures, first).nbytes
     if dry_run:
-        told = {"experts": experts_text(mixtures, first), "blocks": len(mixtures)}
-        return job.ahead(needed, told, [*source.reading_notes, *warn_of(stray)])
+        ahead = job.ahead(needed, [*source.reading_notes, *warn_of(stray)])
+        return PlannedExperts(experts=experts_text(mixtures, first), blocks=len(mixtures), **ahead)
 
     def entries(notes: Mapping[str, Any]) -> dict[str, Stored]:
         return cut_tensors(source, mixtures, KeptExperts.from_json(notes["choice"]).kept)
@@ -103,19 +156,26 @@ def drop_experts(
         difference = verify(source, made, mixtures, choice.kept, job.device)
         notes = calibration.warnings if calibration else []
         warnings = [*notes, *choice.warnings, *source.reading_notes, *warn_of(stray)]
-        measured = {"experts_removed": choice.removed(mixtures), "scores": choice.scores, "tokens": choice.tokens}
+        removed = choice.removed(mixtures)
         after = {index: len(kept) for index, kept in choice.kept.items()}
-        experts = {"before": {m.index: m.count for m in mixtures}, "after": after}
-        record = {"experts": experts, **measured, "warnings": warnings}
-        told = {
-            "method": recipe.method,
-            "experts": experts_text(mixtures, choice.kept),
-            "blocks": len(mixtures),
-            "parameters": made.parameters,
-            **measured,
-            "difference": difference,
+        record = {
+            "experts": {"before": {m.index: m.count for m in mixtures}, "after": after},
+            "experts_removed": removed,
+            "scores": choice.scores,
+            "tokens": choice.tokens,
+            "warnings": warnings,
         }
-        return job.finish(partial, calibration, told, record, new.config_json)
+        return FewerExperts(
+            method=recipe.method,
+            experts=experts_text(mixtures, choice.kept),
+            blocks=len(mixtures),
+            parameters=made.parameters,
+            experts_removed=removed,
+            scores=choice.scores,
+            tokens=choice.tokens,
+            difference=difference,
+            **job.finish(partial, calibration, record, new.config_json),
+        )
 
 
 def measure(job: Job[ExpertsRecipe], mixtures: Sequence[Mixture], calibration: Calibration | None) -> list[RoutingSums]:

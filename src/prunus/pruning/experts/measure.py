@@ -10,10 +10,10 @@ Shapes: N sequences, T tokens, S tokens of one expert, D width, E experts.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from prunus.pruning.calibration.data import Calibration, load_calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_fits, propagate
 from prunus.pruning.calibration.saved_statistics import (
     CalibrationOptions,
+    Measured,
     SavedStats,
     about_stats,
     open_for_stats,
@@ -85,6 +86,15 @@ def watched(block: nn.Module, mixture: Mixture) -> Iterator[tuple[Tensor, Tensor
         yield token_E, sums_2E
 
 
+class ExpertsMeasured(Measured):
+    """A file with what criteria need to know of experts, as `expert_stats` wrote it.
+
+    experts: total number of experts.
+    """
+
+    experts: int
+
+
 def expert_stats(
     model: str | Path,
     out: str | Path,
@@ -92,16 +102,19 @@ def expert_stats(
     device: str = "auto",
     overwrite: bool = False,
     **options: Unpack[CalibrationOptions],
-) -> Mapping[str, Any]:
-    """Write what every criterion needs to know of model's experts to the file out, for drop_experts(stats=out).
+) -> ExpertsMeasured:
+    """Write what every criterion needs to know of model's experts to the file out, for experts(stats=out).
 
-    One pass of the dense model. options: as for `stats`. Returns a dict:
+        measured = prunus.expert_stats("tiny-moe", "experts.safetensors")
+        prunus.experts("tiny-moe", "reap-50", prunus.ExpertsRecipe(keep=0.5), stats=measured.out)
 
-    out: as given.
-    experts: total number of experts.
-    size: of the file, as text.
-    sequences, tokens: numbers of calibration sequences and tokens.
-    warnings: one line each.
+    It takes one pass of the dense model.
+
+    model: a folder, a hub id or `tiny-moe`.
+    out: the file to write.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    overwrite: replace an existing file.
+    options: fields of ExpertsRecipe: calibration, samples, seqlen, calibration_tokens, seed, dtype.
 
     Raises PrunusError for wrong input.
     """
@@ -123,14 +136,14 @@ def expert_stats(
     with disk_errors(target.parent, needed):
         target.parent.mkdir(parents=True, exist_ok=True)
         write_file(target, tensors, {"prunus": json.dumps(about, sort_keys=True)})
-    return {
-        "out": str(target),
-        "experts": sum(mixture.count for mixture in mixtures),
-        "size": show_bytes(target.stat().st_size),
-        "sequences": len(chosen.sequences),
-        "tokens": chosen.tokens,
-        "warnings": [*chosen.warnings, *unmet(seen)],
-    }
+    return ExpertsMeasured(
+        out=str(target),
+        experts=sum(mixture.count for mixture in mixtures),
+        size=show_bytes(target.stat().st_size),
+        sequences=len(chosen.sequences),
+        tokens=chosen.tokens,
+        warnings=[*chosen.warnings, *unmet(seen)],
+    )
 
 
 def fitting(saved: SavedStats, recipe: ExpertsRecipe) -> ExpertsRecipe:

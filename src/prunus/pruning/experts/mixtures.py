@@ -24,6 +24,7 @@ from prunus.checkpoint.experts import experts_in
 from prunus.checkpoint.linears import plain_experts
 from prunus.errors import PrunusError
 from prunus.pruning.planned import growth, remade
+from prunus.pruning.scope import Use
 
 # Fields of a configuration with the number of experts; models have one of them, and some a second as an alias.
 NUMBERS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -121,7 +122,7 @@ def expert_counts(source: Checkpoint) -> list[int]:
     raise Unremovable(f"{name_of(source)} has no routed experts, so none can be removed")
 
 
-def describe_removal(source: Checkpoint) -> list[dict[str, object]]:
+def describe_removal(source: Checkpoint) -> list[Use]:
     """A row for `prunus inspect`: whether experts can be removed, and how many there are; none without experts."""
     try:
         expert_counts(source)
@@ -130,11 +131,11 @@ def describe_removal(source: Checkpoint) -> list[dict[str, object]]:
     try:
         found = find_mixtures(source)
     except Unremovable as error:
-        return [{"use": "experts", "possible": False, "note": str(error)}]
+        return [Use(use="experts", possible=False, note=str(error))]
     first, number = found[0], span(mixture.count for mixture in found)
     groups = f", in {first.groups} groups" if first.groups > 1 else ""
     note = f"{number} experts in each of {len(found)} blocks, of which a token uses {first.top_k}{groups}"
-    return [{"use": "experts", "possible": True, "note": note}]
+    return [Use(use="experts", possible=True, note=note)]
 
 
 def span(numbers: Iterable[int]) -> str:

@@ -16,6 +16,7 @@ from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.writer import EVIDENCE, Partial
 from prunus.disk import check_writable, disk_errors, write_text
 from prunus.errors import PrunusError
+from prunus.plain_data import Record
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.allocation.arithmetic import HIGHEST, row_counts, tensor_counts, weighted_mean
 from prunus.pruning.allocation.measurement import PARTS, WHOLE, ImportanceScores, Subject, is_evidence, read_scores
@@ -32,22 +33,62 @@ REACHED = 1e-6
 Sparsities = Mapping[tuple[int, str], float]  # of each Linear by block and name, before rounding to a number of weights
 
 
-def allocate(
-    model: str | Path, recipe: PruneRecipe, *, save: str | Path | None = None, device: str = "auto"
-) -> dict[str, Any]:
-    """The sparsity that the recipe gives each block of model, as JSON data; nothing is pruned.
+class BlockSparsity(Record):
+    """What an allocation gives a block.
 
-    model: folder, hub id or `tiny`.
-    save: file for the importance scores, which `PruneRecipe(scores=...)` reads instead of measuring them again.
+    block: its index.
+    sparsity: share of zeros; None if the block has no Linear in scope.
+    parts: the same of `attention` and `mlp`, of which only those in scope are there.
+    scores: importance scores by part, in the unit that Allocated.score says.
+    """
 
-    Returns a dict:
+    block: int
+    sparsity: float | None
+    parts: Mapping[str, float | None]
+    scores: Mapping[str, float]
 
-    allocation, sparsity, scope: as in the recipe; sparsity is the target.
+    def to_json(self) -> dict[str, Any]:
+        """The block as plain data, in which each part is a key."""
+        data = super().to_json()
+        return {"block": self.block, "sparsity": self.sparsity, **data["parts"], "scores": data["scores"]}
+
+
+class Allocated(Record):
+    """The sparsity of each block.
+
+    allocation, scope: those of the recipe.
+    sparsity: the target, the share of zeros over all blocks.
     score: what the scores are, as text.
-    blocks: a dict for each block with block (its index), sparsity, attention and mlp (their sparsities; only parts in
-        scope) and scores (by part).
+    blocks: one for each block.
     evidence: the content of the file of importance scores.
     warnings: one line each.
+    """
+
+    allocation: str
+    sparsity: float
+    scope: str
+    score: str
+    blocks: Sequence[BlockSparsity]
+    evidence: Mapping[str, Any]
+    warnings: Sequence[str]
+
+    def __repr__(self) -> str:
+        shares = (f"{'-' if one.sparsity is None else f'{one.sparsity:.3f}'}" for one in self.blocks)
+        return f"{self.allocation}: sparsity {self.sparsity:g} of {self.scope}; by block: {' '.join(shares)}"
+
+
+def allocate(
+    model: str | Path, recipe: PruneRecipe, *, save: str | Path | None = None, device: str = "auto"
+) -> Allocated:
+    """The sparsity that the recipe gives each block of model; nothing is pruned.
+
+        found = prunus.allocate("tiny", prunus.PruneRecipe(allocation="owl", sparsity=0.5))
+        print([block.sparsity for block in found.blocks])
+
+    model: a folder, a hub id or `tiny`.
+    recipe: with the allocation and its settings.
+    save: file for the importance scores, which `PruneRecipe(scores=...)` reads instead of measuring them again.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
 
     Raises PrunusError for wrong input.
     """
@@ -64,15 +105,15 @@ def allocate(
     if target is not None:
         with disk_errors(target):
             write_text(target, scores_text(scores))
-    return {
-        "allocation": recipe.allocation,
-        "sparsity": recipe.sparsity,
-        "scope": recipe.scope,
-        "score": ALLOCATIONS[recipe.allocation].score,
-        "blocks": block_rows(source, recipe, scores, sparsities),
-        "evidence": scores.to_json(),
-        "warnings": list(dict.fromkeys([*scores.warnings, *limits])),
-    }
+    return Allocated(
+        allocation=recipe.allocation,
+        sparsity=recipe.sparsity,
+        scope=recipe.scope,
+        score=ALLOCATIONS[recipe.allocation].score,
+        blocks=block_rows(source, recipe, scores, sparsities),
+        evidence=scores.to_json(),
+        warnings=list(dict.fromkeys([*scores.warnings, *limits])),
+    )
 
 
 def scores_text(scores: ImportanceScores) -> str:
@@ -243,14 +284,20 @@ def linear_sparsities(
 
 def block_rows(
     source: Checkpoint, recipe: PruneRecipe, scores: ImportanceScores, sparsities: Sparsities
-) -> list[dict[str, object]]:
-    """One row per block for display: its sparsity, that of its attention and MLP, and its scores."""
+) -> list[BlockSparsity]:
+    """The sparsity of each block, that of its attention and MLP, and its scores."""
     linears = linears_in_scope(source, recipe)
-    rows: list[dict[str, object]] = [{"block": index} for index in range(len(linears))]
-    for name, blocks in {"sparsity": linears, **parts_of(linears)}.items():
-        for index, (row, block) in enumerate(zip(rows, blocks, strict=True)):
-            exact = [sparsities[index, linear.name] for linear in block]
-            row[name] = weighted_mean(exact, [weights_of([linear]) for linear in block]) if block else None
-    for index, row in enumerate(rows):
-        row["scores"] = {part: values[index] for part, values in scores.scores.items() if values}
-    return rows
+
+    def mean(index: int, some: Sequence[Linear]) -> float | None:
+        exact = [sparsities[index, linear.name] for linear in some]
+        return weighted_mean(exact, [weights_of([linear]) for linear in some]) if some else None
+
+    return [
+        BlockSparsity(
+            block=index,
+            sparsity=mean(index, block),
+            parts={part: mean(index, blocks[index]) for part, blocks in parts_of(linears).items()},
+            scores={part: values[index] for part, values in scores.scores.items() if values},
+        )
+        for index, block in enumerate(linears)
+    ]

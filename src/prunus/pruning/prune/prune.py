@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 import torch
@@ -28,15 +28,71 @@ from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_f
 from prunus.pruning.calibration.propagation import PROPAGATIONS, BlockRun
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats, few_tokens
-from prunus.pruning.job import Job, open_job
+from prunus.pruning.job import Job, MeasuredWays, PlannedJob, open_job
 from prunus.pruning.masks import zeros_in, zeros_of, zeros_wanted
 from prunus.pruning.methods import find_method
 from prunus.pruning.prune.allocate import allocate_groups, find_scores, keep_scores, linear_sparsities
 from prunus.pruning.prune.job import PruneJob, target_of
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import PruneRecipe
+from prunus.step import Made
 
 
+class PruneWays(MeasuredWays, total=False):
+    """What prune takes besides model, folder and recipe."""
+
+    shared: str | Path | None
+
+
+class Pruned(Made):
+    """A model with zeros, as `prune` wrote it.
+
+    method: that of the recipe.
+    blocks, linears: number of blocks, and of Linears in scope.
+    sparsity: share of zeros among the weights of all Linears in scope.
+    linear_sparsity: the same by Linear, with one entry for the same matrix of all experts of a block
+        (`mlp.experts.*.gate_proj`).
+    """
+
+    method: str
+    blocks: int
+    linears: int
+    sparsity: float
+    linear_sparsity: Mapping[str, float]
+
+
+class PlannedPrune(PlannedJob):
+    """What `prune` would do.
+
+    method: that of the recipe.
+    blocks, linears: number of blocks, and of Linears in scope.
+    weights, zeros: numbers over all Linears in scope.
+    influences: the sequences on which an allocation measures influences, as text, if it does.
+    """
+
+    LAST = ("disk", "calibration", "influences", *PlannedJob.LAST[2:])
+
+    method: str
+    blocks: int
+    linears: int
+    weights: int
+    zeros: int
+    influences: str | None = None
+
+
+@overload
+def prune(
+    model: str | Path, out: str | Path, recipe: PruneRecipe, *, dry_run: Literal[True], **ways: Unpack[PruneWays]
+) -> PlannedPrune: ...
+@overload
+def prune(
+    model: str | Path,
+    out: str | Path,
+    recipe: PruneRecipe,
+    *,
+    dry_run: Literal[False] = False,
+    **ways: Unpack[PruneWays],
+) -> Pruned: ...
 def prune(
     model: str | Path,
     out: str | Path,
@@ -49,33 +105,25 @@ def prune(
     stats: str | Path | None = None,
     shared: str | Path | None = None,
     name: str | None = None,
-) -> Mapping[str, Any]:
-    """Write a pruned copy of model (folder, hub id or `tiny`) to the folder out; returns a summary.
+) -> Pruned | PlannedPrune:
+    """Write a pruned copy of model to the folder out.
+
+        pruned = prunus.prune("tiny", "wanda-20", prunus.PruneRecipe(method="wanda", sparsity=0.2))
+        print(pruned.sparsity)
 
     Unfinished work is in out.partial: the same call resumes it and writes the same bytes as an uninterrupted run.
 
+    model: a folder, a hub id or `tiny`.
+    out: the folder to write.
+    recipe: the method and its settings.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
     offload: keep hidden states on disk instead of in memory.
     overwrite: replace an existing result.
-    dry_run: write nothing, and return what would be done (see below).
+    dry_run: write nothing, and return a PlannedPrune instead of a Pruned.
     stats: a file that stats() wrote for this model. Its calibration is used and the model is not run; fields of the
         recipe that ask for another calibration are an error.
     shared: a folder in which several calls share importance scores.
     name: what the manifest calls the model; None: as it is given.
-
-    Returns a dict:
-
-    out, method: the folder, and the recipe's method.
-    blocks, linears: number of blocks and of Linears in scope.
-    sparsity: share of zeros among the weights of all Linears in scope; linear_sparsity has the same by Linear, with one
-        entry for the same matrix of all experts of a block (`mlp.experts.*.gate_proj`).
-    seconds: run time.
-    warnings: one line each.
-
-    With dry_run it has would_write (the folder), method, blocks, linears and warnings, and instead of the others:
-
-    weights, zeros: numbers over all Linears in scope.
-    disk, calibration: the space needed, and the calibration sequences, as text.
-    influences: the sequences that an allocation measures influences on, as text, if it does.
 
     Raises PrunusError for wrong input, and then leaves nothing behind.
     """
@@ -102,14 +150,14 @@ def prune(
         warnings = [*source.reading_notes, *dict.fromkeys(notes), *dead_inputs(records), *ragged_tails(job)]
         allocation = scores.to_json() if recipe.allocation != "uniform" else None
         record = {"sparsity": sparsity, "allocation": allocation, "warnings": warnings}
-        told = {
-            "method": recipe.method,
-            "blocks": source.blocks,
-            "linears": sum(map(len, job.linears)),
-            "sparsity": sum(record["zeros"] for record in records) / job.weights,
-            "linear_sparsity": sparsity,
-        }
-        return job.finish(partial, calibration, told, record)
+        return Pruned(
+            method=recipe.method,
+            blocks=source.blocks,
+            linears=sum(map(len, job.linears)),
+            sparsity=sum(record["zeros"] for record in records) / job.weights,
+            linear_sparsity=sparsity,
+            **job.finish(partial, calibration, record),
+        )
 
 
 def make_job(job: Job[PruneRecipe]) -> PruneJob:
@@ -247,7 +295,7 @@ def few_of(linears: Sequence[Iterable[Linear]], records: Sequence[Mapping[str, A
     return few_tokens(few, len(experts), then)
 
 
-def describe(job: PruneJob) -> Mapping[str, Any]:
+def describe(job: PruneJob) -> PlannedPrune:
     """What `prune` would do, as far as it is known without reading weights or using the network."""
     recipe, source = job.recipe, job.source
     uniform = target_of(recipe, recipe.sparsity)
@@ -257,14 +305,21 @@ def describe(job: PruneJob) -> Mapping[str, Any]:
         zeros = zeros_wanted(job.weights, recipe.sparsity, recipe.rounding)
     if recipe.measured == "nothing":
         allocate_groups(source, recipe, find_scores(source, recipe, job.device, None))  # so that a wrong step fails
-    told = {"method": recipe.method, "blocks": source.blocks, "linears": len(shapes), "weights": job.weights}
-    warnings, influences = [*source.reading_notes, *ragged_tails(job)], {}
+    warnings, influences = [*source.reading_notes, *ragged_tails(job)], None
     allocation = ALLOCATIONS[recipe.allocation]
     if allocation.calibration is not None and recipe.scores is None:
-        influences["influences"], more = describe_calibration(allocation.calibration(recipe)[0], source)
+        influences, more = describe_calibration(allocation.calibration(recipe)[0], source)
         warnings += more
-    said = job.ahead(job.disk, told | {"zeros": zeros}, warnings)
-    return {**said, **influences, "warnings": list(dict.fromkeys(said["warnings"]))}
+    ahead = job.ahead(job.disk, warnings)
+    return PlannedPrune(
+        method=recipe.method,
+        blocks=source.blocks,
+        linears=len(shapes),
+        weights=job.weights,
+        zeros=zeros,
+        influences=influences,
+        **{**ahead, "warnings": list(dict.fromkeys(ahead["warnings"]))},
+    )
 
 
 def ragged_tails(job: PruneJob) -> list[str]:

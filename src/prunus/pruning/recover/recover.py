@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Literal, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -26,13 +26,51 @@ from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration, describe_calibration
 from prunus.pruning.calibration.hidden_states import check_free, largest_block, propagate
 from prunus.pruning.calibration.text_files import read_jsonl
-from prunus.pruning.job import Job, open_job
+from prunus.pruning.job import Job, KeepingWays, PlannedJob, open_job
 from prunus.pruning.recover.training import STREAM_BYTES, TRAINING_BYTES, Fit, begin_training, trainable
 from prunus.recipes import RecoverRecipe
 from prunus.recipes.recover import RATES_AFTER_FIT
-from prunus.step import recipe_of, recorded_kind, settled
+from prunus.step import Made, recipe_of, recorded_kind, settled
 
 CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by chance in 16 bits
+
+
+class RecoverWays(KeepingWays, total=False):
+    """What recover takes besides model, folder and recipe."""
+
+    dense: str | Path | None
+
+
+class Recovered(Made):
+    """A pruned model with its kept weights trained, as `recover` wrote it.
+
+    blocks, recovered: number of blocks, and of those whose new weights were taken.
+    tokens, trained_tokens: number of calibration tokens, and of tokens over all steps of training.
+    error_before, error_after: held-out error before and after training, the mean over the blocks; the error of a block
+        is the mean over tokens of |output - target|^2 / |target|^2.
+    errors: the pair of each block.
+    """
+
+    blocks: int
+    recovered: int
+    tokens: int
+    trained_tokens: int
+    error_before: float
+    error_after: float
+    errors: Sequence[tuple[float, float]]
+
+
+class PlannedRecover(PlannedJob):
+    """What `recover` would do.
+
+    dense: the folder of the dense model.
+    blocks: number of blocks.
+    streams: the space for the residual streams, as text.
+    """
+
+    dense: str
+    blocks: int
+    streams: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +90,24 @@ class Recovery(Job[RecoverRecipe]):
         return {**super().origins(), "dense": self.dense.provenance(self.dense_name)}
 
 
+@overload
+def recover(
+    pruned: str | Path,
+    out: str | Path,
+    recipe: RecoverRecipe | None = None,
+    *,
+    dry_run: Literal[True],
+    **ways: Unpack[RecoverWays],
+) -> PlannedRecover: ...
+@overload
+def recover(
+    pruned: str | Path,
+    out: str | Path,
+    recipe: RecoverRecipe | None = None,
+    *,
+    dry_run: Literal[False] = False,
+    **ways: Unpack[RecoverWays],
+) -> Recovered: ...
 def recover(
     pruned: str | Path,
     out: str | Path,
@@ -63,27 +119,24 @@ def recover(
     overwrite: bool = False,
     dry_run: bool = False,
     name: str | None = None,
-) -> Mapping[str, Any]:
-    """Write pruned (a folder or hub id) with its kept weights trained to the folder out; returns a summary.
+) -> Recovered | PlannedRecover:
+    """Write a pruned model with its kept weights trained to the folder out.
+
+        recovered = prunus.recover("wanda-50", "wanda-50-recovered")
+        print(recovered.error_before, recovered.error_after)
 
     Every zero of a pruned Linear stays zero, and everything outside the blocks stays as it is, as does a block whose
     held-out error does not fall. Unfinished work is in out.partial: the same call resumes it and writes the same bytes.
 
+    pruned: a folder or a hub id.
+    out: the folder to write.
+    recipe: None: the default one.
     dense: the model that it was pruned from; None: the one that its manifest names.
-    offload, overwrite, dry_run, name: as for prune.
-
-    Returns a dict:
-
-    out: the folder.
-    blocks, recovered: number of blocks, and of those whose new weights were taken.
-    tokens, trained_tokens: number of calibration tokens, and of tokens over all steps of training.
-    error_before, error_after: held-out error before and after training, the mean over the blocks; the error of a block
-        is the mean over tokens of |output - target|^2 / |target|^2. errors has the pair of each block.
-    seconds: run time.
-    warnings: one line each.
-
-    With dry_run it has would_write (the folder), dense (the folder of the dense model), blocks, calibration, disk and
-    streams (the space needed on disk and for the residual streams, as text) and warnings.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    offload: keep hidden states on disk instead of in memory.
+    overwrite: replace an existing result.
+    dry_run: write nothing, and return a PlannedRecover instead of a Recovered.
+    name: what the manifest calls the model; None: as it is given.
 
     Raises PrunusError for wrong input, and then leaves nothing behind.
     """
@@ -98,8 +151,9 @@ def recover(
     if dry_run:
         check_zeros(source)
         streams = show_bytes(recipe.tokens * of_token)
-        told = {"dense": str(job.dense.folder), "blocks": source.blocks, "streams": streams}
-        return job.ahead(needed, told, [])
+        return PlannedRecover(
+            dense=str(job.dense.folder), blocks=source.blocks, streams=streams, **job.ahead(needed, [])
+        )
     with job.begun(needed) as (partial, calibration), full_float32(job.device):
         assert calibration is not None
         check_zeros(source)  # not before, since it reads weights
@@ -111,16 +165,16 @@ def recover(
         warnings = [*calibration.warnings, *seen_before(source, calibration), *warnings_of(fits, ": lower --rate")]
         cost = {"tokens": sum(fit.tokens for fit in fits), "steps": sum(fit.steps for fit in fits)}
         record = {"blocks": records, "cost": cost, "arithmetic": partial.notes["steps"], "warnings": warnings}
-        told = {
-            "blocks": source.blocks,
-            "recovered": sum(fit.trained for fit in fits),
-            "tokens": calibration.tokens,
-            "trained_tokens": cost["tokens"],
-            "error_before": sum(fit.before for fit in fits) / len(fits),
-            "error_after": sum(fit.after for fit in fits) / len(fits),
-            "errors": [(fit.before, fit.after) for fit in fits],
-        }
-        return job.finish(partial, calibration, told, record)
+        return Recovered(
+            blocks=source.blocks,
+            recovered=sum(fit.trained for fit in fits),
+            tokens=calibration.tokens,
+            trained_tokens=cost["tokens"],
+            error_before=sum(fit.before for fit in fits) / len(fits),
+            error_after=sum(fit.after for fit in fits) / len(fits),
+            errors=[(fit.before, fit.after) for fit in fits],
+            **job.finish(partial, calibration, record),
+        )
 
 
 def make_job(job: Job[RecoverRecipe], dense: str | Path | None) -> Recovery:

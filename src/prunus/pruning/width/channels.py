@@ -31,6 +31,7 @@ from prunus.checkpoint.safetensors_file import READABLE, Stored, entry_of
 from prunus.errors import PrunusError
 from prunus.pruning.experts.mixtures import name_of, run_hollow, span
 from prunus.pruning.planned import changed_config, compare_blocks, growth, outside, planned_checkpoint, remade
+from prunus.pruning.scope import Use
 
 Of = Literal["mlp", "experts", "shared"]
 Changed = Mapping[str, tuple[int, int]]  # of a block's tensors: (axis, by how much one is longer along it)
@@ -173,7 +174,7 @@ def base_width(units: Sequence[Unit]) -> int:
     return widths[0]
 
 
-def describe_width(source: Checkpoint) -> list[dict[str, object]]:
+def describe_width(source: Checkpoint) -> list[Use]:
     """A row for `prunus inspect`: whether channels can be removed, of what, and how many there are."""
     try:
         _check_readable(source)
@@ -181,13 +182,13 @@ def describe_width(source: Checkpoint) -> list[dict[str, object]]:
         if not found:
             find_units(source)
     except Unnarrowable as error:
-        return [{"use": "width", "possible": False, "note": str(error)}]
+        return [Use(use="width", possible=False, note=str(error))]
     notes = [
         f"{' and '.join(dict.fromkeys(_NAMES[unit.of] for unit in units))} of {_blocks(len({u.index for u in units}))}:"
         f" {span(unit.width // unit.times for unit in units)} channels ({field})"
         for field, units in found.items()
     ]
-    return [{"use": "width", "possible": True, "note": "; ".join([*notes, *failures.values()])}]
+    return [Use(use="width", possible=True, note="; ".join([*notes, *failures.values()]))]
 
 
 def _blocks(number: int) -> str:

@@ -9,7 +9,7 @@ stored before the next one reads it. Memory holds one block, the matrices of its
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from prunus.pruning.calibration.hidden_states import (
 from prunus.pruning.calibration.propagation import HESSIAN_BYTES
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.statistics import InputStats
-from prunus.pruning.job import Job, open_job
+from prunus.pruning.job import Job, MeasuredWays, PlannedJob, open_job
 from prunus.pruning.planned import left_out, warn_of
 from prunus.pruning.recover.training import STREAM_BYTES, Streams, open_streams
 from prunus.pruning.scope import weights_of
@@ -56,10 +56,47 @@ from prunus.pruning.width.fit import (
     relative_error,
 )
 from prunus.recipes import WidthRecipe
+from prunus.step import Made
 from prunus.store.characters import percent
 
 K_QUANTS = 256  # inputs of a Linear that llama.cpp quantises together
 GROUPED = 16  # bytes of which rows of experts must be multiples for torch's grouped products
+
+
+class Narrowed(Made):
+    """A model with narrower feed-forward networks, as `width` wrote it.
+
+    method: that of the recipe.
+    channels: how many channels networks keep, as text: `192 of 256`.
+    blocks: number of blocks that were narrowed.
+    parameters: number of weights that are left.
+    removed: what share of the model's parameters that is less, as text: `24.0 % of 1,229,440 parameters`.
+    error: mean over networks of the squared error of their outputs, as a share of these; None if nothing was measured.
+    difference: largest relative difference from the whole model with channels at 0, on one short sequence.
+    """
+
+    method: str
+    channels: str
+    blocks: int
+    parameters: int
+    removed: str
+    error: float | None
+    difference: float
+
+
+class PlannedWidth(PlannedJob):
+    """What `width` would do.
+
+    channels: how many channels networks would keep, as text: `192 of 256`.
+    blocks: number of blocks that would be narrowed.
+    parameters: number of weights that would be left.
+    removed: what share of the model's parameters that is less, as text: `24.0 % of 1,229,440 parameters`.
+    """
+
+    channels: str
+    blocks: int
+    parameters: int
+    removed: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +128,24 @@ class Narrowing(Job[WidthRecipe]):
         return any(map(self.aims, range(self.source.blocks)))
 
 
+@overload
+def width(
+    model: str | Path,
+    out: str | Path,
+    recipe: WidthRecipe | None = None,
+    *,
+    dry_run: Literal[True],
+    **ways: Unpack[MeasuredWays],
+) -> PlannedWidth: ...
+@overload
+def width(
+    model: str | Path,
+    out: str | Path,
+    recipe: WidthRecipe | None = None,
+    *,
+    dry_run: Literal[False] = False,
+    **ways: Unpack[MeasuredWays],
+) -> Narrowed: ...
 def width(
     model: str | Path,
     out: str | Path,
@@ -102,32 +157,27 @@ def width(
     overwrite: bool = False,
     dry_run: bool = False,
     name: str | None = None,
-) -> Mapping[str, Any]:
-    """Write model (folder or hub id) with narrower feed-forward networks to the folder out; returns a summary.
+) -> Narrowed | PlannedWidth:
+    """Write model with narrower feed-forward networks to the folder out.
+
+        narrow = prunus.width("tiny", "width-75", prunus.WidthRecipe(keep=0.75))
+        print(narrow.channels, narrow.error)
 
     All networks keep the same share of their channels, and their last Linears are fitted to these (docs/width.md). That
     the narrow model computes what the whole one does with these channels at 0 is checked before anything is fitted.
     Unfinished work is in out.partial: the same call resumes it and writes the same bytes.
 
+    model: a folder, a hub id or `tiny`.
+    out: the folder to write.
     recipe: None: the default one, three channels in four by OBS.
     stats: a file that stats(hessians=True) wrote for this model. Its calibration is used, and the model is not run;
         networks are then fitted to what they gave in the dense model. Fields of the recipe that ask for another
         calibration are an error.
-    offload, overwrite, dry_run, name: as for prune.
-
-    Returns a dict:
-
-    out, method: the folder, and the recipe's method.
-    channels: how many channels networks keep, as text: `192 of 256`.
-    blocks: number of blocks that were narrowed.
-    parameters: number of weights of the result.
-    removed: what share of the model's parameters that is less, as text: `24.0 % of 1,229,440 parameters`.
-    error: mean over networks of the squared error of their outputs, as a share of these; None if nothing was measured.
-    difference: largest relative difference from the whole model with channels at 0, on one short sequence.
-    seconds: run time.
-    warnings: one line each.
-
-    With dry_run it has would_write, channels, blocks, parameters, removed, disk, calibration (as text) and warnings.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
+    offload: keep hidden states on disk instead of in memory.
+    overwrite: replace an existing result.
+    dry_run: write nothing, and return a PlannedWidth instead of a Narrowed.
+    name: what the manifest calls the model; None: as it is given.
 
     Raises PrunusError for wrong input or if the model cannot be narrowed, and then leaves nothing behind.
     """
@@ -137,15 +187,12 @@ def width(
     ))  # fmt: skip
     source, stray = job.source, left_out(job.source)
     new = narrow_model(source, job.units, job.width)
-    told = {
-        "channels": f"{job.width} of {base_width(job.units)}",
-        "blocks": len({unit.index for unit in job.units}),
-        "parameters": new.parameters,
-        "removed": f"{percent(1 - new.parameters / source.parameters)} % of {source.parameters:,} parameters",
-    }
+    channels, blocks = f"{job.width} of {base_width(job.units)}", len({unit.index for unit in job.units})
+    removed = f"{percent(1 - new.parameters / source.parameters)} % of {source.parameters:,} parameters"
     needed = new.nbytes + job.hidden_bytes(STREAM_BYTES * source.architecture.width)
     if dry_run:
-        return job.ahead(needed, told, [*said_of_engines(job), *said_before(job), *warn_of(stray)])
+        ahead = job.ahead(needed, [*said_of_engines(job), *said_before(job), *warn_of(stray)])
+        return PlannedWidth(channels=channels, blocks=blocks, parameters=new.parameters, removed=removed, **ahead)
     with job.begun(needed, stray, lambda _: new.tensors) as (partial, calibration), full_float32(job.device):
         difference = verify(source, new, job.units, job.device)
         with torch.no_grad():
@@ -164,10 +211,17 @@ def width(
             "warnings": warnings,
         }
         errors = [error for one in records for error in one["errors"]]
-        error = sum(errors) / len(errors) if errors else None
-        told = {"method": job.recipe.method, **told, "error": error, "difference": difference}
-        summary = job.finish(partial, calibration, told, record, new.config_json)
-    return {**summary, "warnings": [*said_of_engines(job), *warnings]}
+        ended = job.finish(partial, calibration, record, new.config_json)
+    return Narrowed(
+        method=job.recipe.method,
+        channels=channels,
+        blocks=blocks,
+        parameters=new.parameters,
+        removed=removed,
+        error=sum(errors) / len(errors) if errors else None,
+        difference=difference,
+        **{**ended, "warnings": [*said_of_engines(job), *warnings]},
+    )
 
 
 def make_job(job: Job[WidthRecipe]) -> Narrowing:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prunus import __version__
+from prunus import __version__, plain_data
 from prunus.errors import PrunusError
 from prunus.plain_data import content_hash
 from prunus.questions import held_out_in, is_gated, leaders, question_key
@@ -104,28 +104,51 @@ def _grouped(rows: Mapping[Place, ProblemRow], texts: Mapping[Place, str]) -> di
     return found
 
 
+class Imported(plain_data.Record):
+    """What an import added.
+
+    run: the id of the run, which is also the record's text. tool: with its version. tasks: names, in one text.
+    problems, rows: numbers; only rows that are new in the store count. ungraded: outputs that the tool did not grade,
+    which are left out. has: what the log tells besides (tokens, ends).
+    """
+
+    run: str
+    tool: str
+    metric: str
+    tasks: str
+    problems: int
+    rows: int
+    ungraded: int
+    has: str
+
+    def __str__(self) -> str:
+        return self.run
+
+
 def import_rows(
     store: str | Path,
     files: str | Path | Sequence[str | Path],
     name: str,
     metric: str | None = None,
     threshold: float | None = None,
-) -> dict[str, Any]:
+) -> Imported:
     """Add the outputs in logs of another evaluation tool to a store, as one run under a name, in one transaction.
 
+    store: SQLite file, created if missing.
     files: a log, or several of one model by one tool, such as one of each task: of lm-eval (samples_*.jsonl),
     inspect_ai (.eval, .json), lighteval (details, .parquet) or evalscope (reviews, .jsonl); docs/import.md says what is
-    read of each. store: SQLite file, created if missing. metric: which of a log's metrics says whether an output is
-    correct; needed if it has several. threshold: least score that counts as correct; needed if scores lie between 0
-    and 1.
+    read of each.
+    name: of the run, in tables and for `compare`.
+    metric: which of a log's metrics says whether an output is correct; needed if it has several.
+    threshold: least score that counts as correct; needed if scores lie between 0 and 1.
+
+        prunus.import_rows("results.db", "samples_gsm8k.jsonl", "my-model").rows
 
     An output is stored at the budget AS_RUN ("as run"), without thinking budget. Problems with equal questions are the
     same problem in every run of the store, so imported runs can be compared with each other and with runs of
-    `evaluate`. Returns `run` (the id), `tool`, `metric`, `tasks`, `problems`, `rows` (new in the store), `ungraded`
-    (outputs that the tool did not grade, which are left out) and `has` (what the log tells besides: tokens, ends). An
-    import that the store already has adds nothing. Raises PrunusError, and leaves the store as it is, if a log is not
-    recognised, damaged, incomplete or of an unknown version, if several metrics or scores leave a choice, and if the
-    name is taken.
+    `evaluate`. An import that the store already has adds nothing. Raises PrunusError, and leaves the store as it is, if
+    a log is not recognised, damaged, incomplete or of an unknown version, if several metrics or scores leave a choice,
+    and if the name is taken.
     """
     paths = [Path(one) for one in ([files] if isinstance(files, str | Path) else files)]
     label = checked_name(name)
@@ -152,16 +175,16 @@ def import_rows(
         _check_draws(samples)
         done = bool(opened.keys(run_id))
         added = 0 if done else opened.add_complete_run(run, list(problems.values()), samples)
-    return {
-        "run": run_id,
-        "tool": log.tool if log.version is None else f"{log.tool} {log.version}",
-        "metric": chosen,
-        "tasks": ", ".join(sorted({row.task for row in problems.values()})),
-        "problems": len({row.problem_id for row in problems.values()}),
-        "rows": added,
-        "ungraded": ungraded,
-        "has": _told(graded),
-    }
+    return Imported(
+        run=run_id,
+        tool=log.tool if log.version is None else f"{log.tool} {log.version}",
+        metric=chosen,
+        tasks=", ".join(sorted({row.task for row in problems.values()})),
+        problems=len({row.problem_id for row in problems.values()}),
+        rows=added,
+        ungraded=ungraded,
+        has=_told(graded),
+    )
 
 
 def _together(logs: Sequence[Log], paths: Sequence[Path]) -> Log:

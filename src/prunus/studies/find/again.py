@@ -23,14 +23,14 @@ from prunus.evaluation import backends
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.provenance import describe_versions, open_for
 from prunus.evaluation.resolved_plan import cut_into_batches, resolve_plan
-from prunus.evaluation.run import check_engine, planned_chains, run_chains
+from prunus.evaluation.run import run_chains
 from prunus.evaluation.tasks.problem import AnswerKind, Problem
 from prunus.recipes import EvalPlan
+from prunus.results.certificate import Declaration, Shown
 from prunus.settings.engines import BACKENDS, EngineOptions
 from prunus.settings.serving import Serving
 from prunus.store.rows import Run, Sample
 from prunus.store.store import Store
-from prunus.studies.find.decisions import Data
 from prunus.studies.find.evidence import Evidence, Looked, looked_at
 
 SAME = ("device", "dtype", "torch", "transformers")  # what rounding depends on besides the processor
@@ -39,7 +39,7 @@ COMPARED = ("thinking", "text", "thinking_tokens", "answer_tokens", "ended", "an
 
 
 def draw_again(
-    store: Store, declared: Data, now: Data, beside: Path, number: int, seed: int | None, device: str
+    store: Store, declared: Declaration, now: Shown, beside: Path, number: int, seed: int | None, device: str
 ) -> Evidence:
     """Draw `number` random chains of each model at hand anew, and compare them with the stored rows.
 
@@ -48,9 +48,9 @@ def draw_again(
     seed = secrets.randbelow(2**32) if seed is None else seed
     differences, notes = list[str](), list[str]()
     for one in looked_at(store, declared, now):
-        if one.run.run_id == declared["dense"]:
-            folder = at_hand(str(declared["model"]["source"]))
-        elif one.run.run_id == (now["found"] or {}).get("run"):
+        if one.run.run_id == declared.dense:
+            folder = at_hand(declared.model.source)
+        elif one.run.run_id == (now.found and now.found.run):
             folder = beside if (beside / "config.json").exists() else None
         else:
             continue  # it was deleted when it was not needed any more
@@ -125,11 +125,11 @@ def drawn(store: Store, one: Looked, folder: Path, number: int, seed: str, devic
     lengths = [len(work.chains[index].prompt) for index, _ in chosen]
     batches = [[chosen[at] for at, _ in batch] for batch in cut_into_batches(lengths, 1, stored["batch_size"])]
     with backends.opened(name, folder, device, len(work.tokenizer), engine) as backend, Grader() as grader:
-        check_engine(work, backend)
+        backend.check(work)
         versions = describe_versions(backend)
-        portions = run_chains(work, backend, grader, planned_chains(work, backend, batches))
+        portions = run_chains(work, backend, grader, batches)
         samples = [sample for portion in portions for sample in portion.samples]
-        streams = backend.streams
+    streams = BACKENDS[name].streams
     other = [
         key for key in SAME if key in one.run.versions | versions and one.run.versions.get(key) != versions.get(key)
     ]

@@ -1,15 +1,15 @@
-"""The certificate of a search: what is claimed, and on which rows it rests. `verification` checks it.
+"""The certificate of a search: what is claimed, and on which rows it rests. `verify` checks it.
 
-A certificate has three parts. `declared` is what was fixed beforehand (`Search.declared`): the model, plan, ladders,
-margins, alpha, problems and their order. `shown` is everything that follows from it and the store: `computed` walks the
-ladders again over the rows, and reads which searches were declared before this one, and before which rows. `made` is
-the checkpoint that was written. A certificate is no signature: whoever changes store and certificate together can make
-it say anything.
+A certificate (`results.certificate`) has three parts. `declared` is what was fixed beforehand (`Search.declared`): the
+model, plan, ladders, margins, alpha, problems and their order. `shown` is everything that follows from it and the
+store: `computed` walks the ladders again over the rows, and reads which searches were declared before this one, and
+before which rows. `made` is the checkpoint that was written. A certificate is no signature: whoever changes store and
+certificate together can make it say anything.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,32 @@ from numpy.typing import NDArray
 
 from prunus import __version__
 from prunus.cards.certified import CERTIFICATE, checkpoint_of, problems_had
-from prunus.disk import show_bytes, write_text
-from prunus.errors import PrunusError
-from prunus.plain_data import canonical_json, content_hash, parse_json
-from prunus.results.ladder import CERTIFIED, DENSE, ENDS, Rule, paths
+from prunus.disk import show_bytes
+from prunus.plain_data import canonical_json, content_hash
+from prunus.results.certificate import (
+    FORMAT,
+    UNTRACED,
+    BoundsByRound,
+    Certificate,
+    Declaration,
+    DeclaredRung,
+    Endings,
+    FoundRung,
+    Made,
+    Shown,
+    ShownDense,
+    ShownLadder,
+    ShownRung,
+)
+from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, ENDS, Rule, paths
 from prunus.results.verdicts import MOST, rare_endings, wide_margin
 from prunus.settings.margins import Margin
 from prunus.statistics.metrics import auc_weights
 from prunus.store.rows import ProblemRow
 from prunus.store.store import COLUMNS, TEXT_COLUMNS, Store
-from prunus.studies.find.decisions import Data, Rows, decided, rank, rule_of, rungs_in, up_to
+from prunus.studies.find.decisions import Rows, decided, up_to
 from prunus.studies.find.trace import trace
 
-# Format 1 rests on other bets, and can only be shown. Formats 1 and 2 know nothing of other searches, texts and files;
-# format 3 does not know the log of the store.
-FORMAT, UNLOGGED, UNTRACED, OTHER_BETS = 4, 3, 2, 1
 MOST_POINTS = 120  # of a path in the certificate
 DECIDING = ("thinking_tokens", "answer_tokens", "forced_tokens", "ended", "answer", "status", "correct")
 SCORES = ("logprob", "self_certainty")  # their last bits depend on the number of processes, and nothing rests on them
@@ -42,69 +53,79 @@ ALL = tuple(name for name in COLUMNS if name not in (*SCORES, *TEXT_COLUMNS))
 ASIDE = (CERTIFICATE, "find.html", "README.md")  # files that are written after the certificate, or again later
 
 
-def computed(store: Store, declared: Data, form: int = FORMAT) -> Data:
+def computed(store: Store, declared: Declaration, form: int = FORMAT) -> Shown:
     """What the declared search shows, from the store alone: the decision on every rung, and what was found.
 
     form: the format of the certificate. Raises PrunusError if the store lacks a run, or rows that a decision needs.
     """
-    rows, rule, dense = Rows(store, declared), rule_of(declared), declared["dense"]
+    rows, rule, dense = Rows(store, declared), declared.rule, declared.dense
     order, runs = rows.order, {run.run_id: run for run in store.runs()}
     dense_looked, spent = 0, 0
-    rungs: list[list[Data]] = [[] for _ in declared["ladders"]]
-    best = None
+    rungs: list[list[ShownRung]] = [[] for _ in declared.ladders]
+    best: tuple[DeclaredRung, ShownRung] | None = None
     for one in decided(rows, declared):
-        rung, decision, looked, run = one.rung, one.decision, one.looked, runs[one.rung["run"]]
+        rung, decision, looked, run = one.rung, one.decision, one.looked, runs[one.rung.run]
         run_id, dense_looked, spent = run.run_id, one.dense_looked, one.spent
-        shown = {
-            "name": rung["name"],
-            "run": run_id,
-            "word": decision.word,
-            "why": one.why,
-            "failed": list(decision.failed),
-            "rounds": decision.rounds,
-            "problems": sum(map(len, order[: decision.rounds])),
-            "looked": looked,
-            "tokens": one.tokens,
-            "evidence": decision.evidence,
-            "path": _path(one.differences, decision.rounds, rule),
-            "accuracy": accuracy(rows, run_id, looked) if looked else None,
-            "dense_accuracy": accuracy(rows, dense, looked) if looked else None,
-            "checksum": run.model.get("checksum"),
-            "recipe": run.model.get("manifest", {}).get("history", []),
-            "versions": run.versions,
-            "same_plan": _same_plan(run.plan, runs[dense].plan, declared["samples"]),
-            "rows": digest(rows, run_id, looked, form),
-            **({"bytes": run.nbytes or rung["bytes"]} if "bytes" in rung else {}),
-        }
+        shown = ShownRung(
+            name=rung.name,
+            run=run_id,
+            word=decision.word,
+            why=one.why,
+            failed=decision.failed,
+            rounds=decision.rounds,
+            problems=sum(map(len, order[: decision.rounds])),
+            looked=looked,
+            tokens=one.tokens,
+            evidence=decision.evidence,
+            path=_path(one.differences, decision.rounds, rule),
+            accuracy=accuracy(rows, run_id, looked) if looked else None,
+            dense_accuracy=accuracy(rows, dense, looked) if looked else None,
+            checksum=run.model.get("checksum"),
+            recipe=run.model.get("manifest", {}).get("history", []),
+            versions=run.versions,
+            same_plan=_same_plan(run.plan, runs[dense].plan, declared.samples),
+            rows=digest(rows, run_id, looked, form),
+            bytes=None if rung.bytes is None else run.nbytes or rung.bytes,
+        )
         rungs[one.ladder].append(shown)
-        if decision.word == CERTIFIED and (best is None or rank(rung) > rank(best[0])):
-            best = rung, {**rung, **shown}
-    ladders = [{"name": one["name"], "rungs": found} for one, found in zip(declared["ladders"], rungs, strict=True)]
-    problems, of_found = store.problems(), ("name", "run", "removed", "checksum", "problems", "bytes")
-    shown_all = {
-        "ladders": ladders,
-        "found": best and {key: best[1][key] for key in of_found if key in best[1]},
-        "dense": {
-            "run": dense,
-            "looked": dense_looked,
-            "tokens": rows.tokens(dense, dense_looked),
-            "rows": digest(rows, dense, dense_looked, form),
-            "checksum": runs[dense].model.get("checksum"),
-            "plan": runs[dense].plan,
-            "versions": runs[dense].versions,
-        },
-        "tokens": spent,
-        "full_grid_tokens": _grid_tokens(declared, ladders, rows.tokens(dense, dense_looked), dense_looked, len(order)),
-        "problems": content_hash(
+        if decision.word == CERTIFIED and (best is None or rung.rank > best[0].rank):
+            best = rung, shown
+    ladders = [ShownLadder(name=one.name, rungs=seen) for one, seen in zip(declared.ladders, rungs, strict=True)]
+    problems, dense_tokens = store.problems(), rows.tokens(dense, dense_looked)
+    shown_all = Shown(
+        ladders=ladders,
+        found=best and _found(*best),
+        dense=ShownDense(
+            run=dense,
+            looked=dense_looked,
+            tokens=dense_tokens,
+            rows=digest(rows, dense, dense_looked, form),
+            checksum=runs[dense].model.get("checksum"),
+            plan=runs[dense].plan,
+            versions=runs[dense].versions,
+        ),
+        tokens=spent,
+        full_grid_tokens=_grid_tokens(declared, ladders, dense_tokens, dense_looked, len(order)),
+        problems=content_hash(
             sorted(_problem(problems[name], task, form) for one in order[:dense_looked] for task, name in one), 64
         ),
-    }
-    if form > UNTRACED:
-        shown_all["searches"] = trace(store, declared)
-    return shown_all | {"claims": claims(declared, shown_all)}
+        searches=trace(store, declared) if form > UNTRACED else None,
+    )
+    return replace(shown_all, claims=claims(declared, shown_all, form))
 
 
-def _same_plan(plan: Data, dense: Data, samples: int) -> bool:
+def _found(rung: DeclaredRung, shown: ShownRung) -> FoundRung:
+    return FoundRung(
+        name=rung.name,
+        run=rung.run,
+        removed=rung.removed,
+        checksum=shown.checksum,
+        problems=shown.problems,
+        bytes=shown.bytes,
+    )
+
+
+def _same_plan(plan: Mapping[str, Any], dense: Mapping[str, Any], samples: int) -> bool:
     """Whether a rung's plan is the dense model's, but for the draws, of which it has the number that was declared."""
     return {"samples": samples, **plan} == {**plan, "samples": samples} == {**dense, "samples": samples}
 
@@ -143,150 +164,150 @@ def accuracy(rows: Rows, run_id: str, looked: int) -> list[float]:
     return np.mean(np.array(means), axis=0).tolist()
 
 
-def _path(found: Mapping[str, NDArray[np.float64]], T: int, rule: Rule) -> dict[str, object]:
+def _path(found: Mapping[str, NDArray[np.float64]], T: int, rule: Rule) -> BoundsByRound:
     """Estimate, lower and upper bound of each endpoint after some of the first T rounds, the last among them."""
     at = sorted({round(x) for x in np.linspace(1, T, min(T, MOST_POINTS))})
-    result: dict[str, object] = {"rounds": at}
-    for name, seen in paths({end: values[:T] for end, values in found.items()}, rule).items():
-        result[name] = [[float(x[t - 1]) for x in (seen.estimate, seen.lower, seen.upper)] for t in at]
-    return result
+    seen = paths({end: values[:T] for end, values in found.items()}, rule)
+    of = {
+        end: [[float(x[t - 1]) for x in (one.estimate, one.lower, one.upper)] for t in at] for end, one in seen.items()
+    }
+    return BoundsByRound(rounds=at, accuracy=of[ACCURACY], ends=of[ENDS])
 
 
-def _grid_tokens(declared: Data, ladders: Sequence[Data], dense: int, dense_looked: int, total: int) -> int:
-    """What all rungs and the dense model in full would take, if the rest of each were like what was looked at."""
-    per_round = dense / max(1, dense_looked)
-    seen = [rung["tokens"] / rung["looked"] for ladder in ladders for rung in ladder["rungs"] if rung["looked"]]
-    return round(total * (per_round * (1 + len(rungs_in(declared)) - len(seen)) + sum(seen)))
+def _grid_tokens(declared: Declaration, ladders: Sequence[ShownLadder], dense: int, looked: int, total: int) -> int:
+    """What all rungs and the dense model in full would take, if the rest of each were like what was looked at.
+
+    dense: tokens of the dense model over the rounds looked at. total: number of rounds.
+    """
+    per_round = dense / max(1, looked)
+    seen = [rung.tokens / rung.looked for ladder in ladders for rung in ladder.rungs if rung.looked]
+    return round(total * (per_round * (1 + len(declared.rungs) - len(seen)) + sum(seen)))
 
 
-def claims(declared: Data, shown: Data) -> list[str]:
+def claims(declared: Declaration, shown: Shown, form: int = FORMAT) -> list[str]:
     """What is claimed, in sentences: two about the checkpoint of each certified rung, and one about their errors.
 
-    With a ladder by bytes there is a third about each checkpoint.
-
-    Before format 3, of which `shown` has no part `searches`, they named the rung.
+    With a ladder by bytes there is a third about each checkpoint. Before format 3 they named the rung.
     """
-    dense, tasks = declared["model"]["name"], " and ".join(sorted(declared["problems"]))
-    positive = [b for b in declared["budgets"] if b > 0]
+    model, tasks = declared.model, " and ".join(sorted(declared.problems))
+    positive = [b for b in declared.budgets if b > 0]
     measure = (
         f"its area under accuracy over log2 of the thinking budget ({positive[0]} to {positive[-1]} tokens)"
         if len(positive) > 1
         else f"its accuracy at {positive[-1]} thinking tokens"
     )
     found = []
-    for rung in rungs_in(shown):
-        if rung["word"] == CERTIFIED:
-            accuracy, ends = (below(declared[name], dense) for name in ("margin", "stop_margin"))
+    for rung in shown.rungs:
+        if rung.certified:
+            accuracy, ends = (below(margin, model.name) for margin in (declared.margin, declared.stop_margin))
             share = f"the share of its chains that end by themselves within {positive[-1]} tokens"
-            about = checkpoint_of(rung["name"], rung["checksum"]) if "searches" in shown else rung["name"]
+            about = rung.name if form <= UNTRACED else checkpoint_of(rung.name, rung.checksum)
             found += [f"{about}: {measure} on {tasks} is {accuracy}", f"{about}: {share} is {ends}"]
-            if "bytes" in rung:
-                sizes = [show_bytes(of["bytes"]) for of in (rung, declared["model"])]
-                engine = declared["model"]["engine"]
-                found.append(f"{about}: {engine} loads {sizes[0]} of it, and {sizes[1]} of {dense}")
+            if rung.bytes is not None and model.bytes is not None:
+                sizes = [show_bytes(size) for size in (rung.bytes, model.bytes)]
+                found.append(f"{about}: {model.engine} loads {sizes[0]} of it, and {sizes[1]} of {model.name}")
     return [*found, _error(declared, shown)] if found else []
 
 
-def _error(declared: Data, shown: Data) -> str:
+def _error(declared: Declaration, shown: Shown) -> str:
     """How probable it is that a claim is false, with the searches before it, and on which conditions."""
-    many, traced = len(declared["ladders"]), shown.get("searches")
+    many, traced = len(declared.ladders), shown.searches
     over = f", over all {many} ladders" if many > 1 else ""
-    if not traced or not traced["before"]:
-        text = f"The probability that any claim is false is at most {100 * declared['alpha']:g} %{over}"
+    if not traced or not traced.before:
+        text = f"The probability that any claim is false is at most {100 * declared.alpha:g} %{over}"
     else:
-        before = len(traced["before"])
+        before = len(traced.before)
         others = f"the {before} searches" if before > 1 else "the search"
         text = (
             f"The probability that any claim of this search{over} or of {others} before it on the same model and tasks"
-            f" is false is at most {100 * traced['alpha']:g} %, the sum of their alphas"
+            f" is false is at most {100 * traced.alpha:g} %, the sum of their alphas"
         )
-    if declared.get("groups"):
-        text += f", if the {number_of_groups(declared)} groups of problems are independent"
-    if traced and traced["had"]:
-        also = " and" if declared.get("groups") else ","
-        text += (
-            f"{also} if its declaration did not depend on the rows that existed then ({problems_had(traced['had'])})"
-        )
+    if declared.groups:
+        text += f", if the {declared.number_of_groups} groups of problems are independent"
+    if traced and traced.had:
+        also = " and" if declared.groups else ","
+        text += f"{also} if its declaration did not depend on the rows that existed then ({problems_had(traced.had)})"
     return text
 
 
-def number_of_groups(declared: Data) -> int:
-    """How many groups the declared problems form; as many as there are problems if each is alone."""
-    return sum(map(len, declared["problems"].values())) - len(declared.get("groups", {}))
+def below(margin: Margin, dense: str) -> str:
+    """`less than 2 points below tiny's`, or `less than 5 % of tiny's below it`."""
+    whose = f"{dense}'s"
+    return f"less than {margin.words(whose)} below {'it' if margin.relative else whose}"
 
 
-def below(margin: Any, dense: str) -> str:
-    """`less than 2 points below tiny's`, or `less than 5 % of tiny's below it`, for a margin as it is declared."""
-    asked, whose = Margin.of(margin), f"{dense}'s"
-    return f"less than {asked.words(whose)} below {'it' if asked.relative else whose}"
-
-
-def dense_area(declared: Data, shown: Data) -> float | None:
+def dense_area(declared: Declaration, shown: Shown) -> float | None:
     """What the dense model solves on average over the budgets, on all problems looked at; None if there are none."""
-    looked = [rung for rung in rungs_in(shown) if rung["looked"]]
-    if not looked:
+    longest = max(shown.rungs, key=lambda rung: rung.looked, default=None)
+    if longest is None or longest.dense_accuracy is None:
         return None
-    longest = max(looked, key=lambda rung: rung["looked"])
-    return float(auc_weights(declared["budgets"]) @ longest["dense_accuracy"])
+    return float(auc_weights(declared.budgets) @ longest.dense_accuracy)
 
 
-def endings(store: Store, declared: Data, shown: Data) -> Data | None:
-    """The shares of chains that end by themselves: of the dense model, and of the rung that was found (None without).
+def endings(store: Store, declared: Declaration, shown: Shown) -> Endings | None:
+    """The shares of chains that end by themselves: of the dense model, and of the rung that was found.
 
     On all problems looked at of the rung that was found, or else of the one with the most; None if there are none.
     """
-    rows, rungs = Rows(store, declared), [rung for rung in rungs_in(shown) if rung["looked"]]
+    rows, rungs = Rows(store, declared), [rung for rung in shown.rungs if rung.looked]
     if not rungs:
         return None
-    found = [rung for rung in rungs if shown["found"] and rung["run"] == shown["found"]["run"]]
-    rung = found[0] if found else max(rungs, key=lambda one: one["looked"])
-    differences = up_to(rows.differences(rung["run"]), rung["looked"])
+    found = [rung for rung in rungs if shown.found and rung.run == shown.found.run]
+    rung = found[0] if found else max(rungs, key=lambda one: one.looked)
+    differences = up_to(rows.differences(rung.run), rung.looked)
     dense, apart = (float(differences[name].mean()) for name in (DENSE[ENDS], ENDS))
-    return {"dense": dense, "found": dense + apart if found else None}
+    return Endings(dense=dense, found=dense + apart if found else None)
 
 
-def caution(declared: Data, shown: Data, ended: Data | None = None) -> str | None:
+def caution(declared: Declaration, shown: Shown, ended: Endings | None = None) -> str | None:
     """A warning where the dense model solves so little, or ends so few chains, that a margin says little.
 
     ended: of `endings`; None in certificates of earlier versions. None where it solves and ends enough.
     """
     area, notes = dense_area(declared, shown), list[str | None]()
     if area is not None:
-        notes.append(wide_margin(Margin.of(declared["margin"]), area, "the dense model"))
+        notes.append(wide_margin(declared.margin, area, "the dense model"))
     if ended is not None:
-        notes.append(rare_endings(Margin.of(declared["stop_margin"]), ended["dense"], "the dense model"))
+        notes.append(rare_endings(declared.stop_margin, ended.dense, "the dense model"))
     return "; ".join(note for note in notes if note is not None) or None
 
 
-def stops(declared: Data, ended: Data | None) -> bool:
+def stops(declared: Declaration, ended: Endings | None) -> bool:
     """Whether the rung that was found may be said to still stop: most of its chains end, and the margin is small.
 
     ended: as of caution, without which it may.
     """
-    if ended is None or ended["found"] is None:
+    if ended is None or ended.found is None:
         return ended is None
-    return ended["found"] >= MOST and rare_endings(Margin.of(declared["stop_margin"]), ended["dense"]) is None
+    return ended.found >= MOST and rare_endings(declared.stop_margin, ended.dense) is None
 
 
-def certificate(store: Store, declared: Data, checksum: str | None, files: Mapping[str, str] | None = None) -> Data:
+def certificate(
+    store: Store, declared: Declaration, checksum: str | None, files: Mapping[str, str] | None = None
+) -> Certificate:
     """The certificate of a finished search, which was declared in the store.
 
     checksum: of the checkpoint that was written; None if none was. files: those of its folder, as `files_of`.
     """
     shown = computed(store, declared)
+    assert shown.searches is not None, "the search was not declared"
     ended = endings(store, declared, shown)
-    data = {
-        "format": FORMAT,
-        "prunus": __version__,
-        "declared": declared,
-        "shown": shown,
-        "endings": ended,
-        "caution": caution(declared, shown, ended),
-        "made": {"checksum": checksum, "files": dict(files or {})},
-    }
-    assert data["shown"]["searches"] is not None, "the search was not declared"
-    data = json.loads(json.dumps(data, allow_nan=False))
-    return data | {"content": content_hash(data, 64)}
+    made = Certificate(
+        format=FORMAT,
+        prunus=__version__,
+        declared=declared,
+        shown=shown,
+        endings=ended,
+        caution=caution(declared, shown, ended),
+        made=Made(checksum=checksum, files=dict(files or {})),
+        content="",
+    )
+    return replace(made, content=content_of(made.to_json()))
+
+
+def content_of(data: Mapping[str, Any]) -> str:
+    """The hash of all of a certificate but this hash."""
+    return content_hash({name: part for name, part in data.items() if name != "content"}, 64)
 
 
 def files_of(folder: Path) -> dict[str, str]:
@@ -298,37 +319,3 @@ def files_of(folder: Path) -> dict[str, str]:
         if file.is_file() and not hidden and name not in ASIDE and file.suffix != ".writing":
             found[name] = blake3(max_threads=blake3.AUTO).update_mmap(file).hexdigest()
     return found
-
-
-def same_declaration(one: Data, other: Data) -> bool:
-    """Whether two declarations are of the same search; the order of problems within a task is no matter."""
-
-    def comparable(declared: Data) -> dict[str, object]:
-        return {**declared, "problems": {task: sorted(names) for task, names in declared["problems"].items()}}
-
-    return comparable(one) == comparable(other)
-
-
-def write_certificate(data: Data, file: Path) -> None:
-    """Write a certificate to a file."""
-    write_text(file, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-
-
-def read_certificate(file: Path) -> dict[str, Any]:
-    """The certificate in a file. Raises PrunusError if it is none."""
-    try:
-        data = parse_json(file.read_text("utf-8"))
-    except OSError as error:
-        raise PrunusError(f"cannot read '{file}': {error.strerror or error}") from error
-    except ValueError as error:
-        raise PrunusError(f"'{file}' is not a certificate: it is not JSON") from error
-    parts = ("format", "declared", "shown", "made", "content")
-    if not isinstance(data, dict) or any(
-        part not in data or (part in parts[1:-1] and not isinstance(data[part], dict)) for part in parts
-    ):
-        raise PrunusError(f"'{file}' is not a certificate of `prunus find`")
-    if data["format"] not in (FORMAT, UNLOGGED, UNTRACED, OTHER_BETS):
-        raise PrunusError(
-            f"'{file}' has format {data['format']}; this is prunus {__version__}, which reads up to {FORMAT}"
-        )
-    return data

@@ -4,23 +4,20 @@ Every decision follows from rows alone. So a search that was interrupted takes t
 `verify`, which evaluates nothing.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
-from typing import Any
 
 from prunus.errors import PrunusError
-from prunus.results.ladder import ACCURACY, CERTIFIED, GO_ON, OPEN, Decision, Rule, decide, differences, next_look
-from prunus.statistics.anytime import Round, whole_groups
+from prunus.results.certificate import Declaration, DeclaredRung
+from prunus.results.ladder import ACCURACY, CERTIFIED, GO_ON, OPEN, Decision, decide, differences, next_look
 from prunus.statistics.paired import Floats
 from prunus.store.rows import Sample, Table, chains_of, sampled_tokens, tables
 from prunus.store.store import Store
 
 OUT_OF_TOKENS, NOT_ENOUGH = "the tokens are used up", "the problems left would not be enough"
 NOTHING_TO_LOSE = "losing all that the dense model has would be within the margin"
-
-Data = Mapping[str, Any]
 
 
 class Rows:
@@ -29,11 +26,11 @@ class Rows:
     order: the rounds of problems. Rows of other budgets, and of more draws, are left out.
     """
 
-    def __init__(self, store: Store, declared: Data) -> None:
-        self.store, self.dense, self.budgets = store, declared["dense"], declared["budgets"]
-        self.draws, self.dense_draws = declared["samples"], dense_draws(declared)
-        self.reuse, self.groups = declared["reuse"], declared.get("groups", {})
-        self.order = order_of(declared, sorted(declared["problems"]))
+    def __init__(self, store: Store, declared: Declaration) -> None:
+        self.store, self.dense, self.budgets = store, declared.dense, declared.budgets
+        self.draws, self.dense_draws = declared.samples, declared.dense_draws
+        self.reuse, self.groups = declared.reuse, declared.groups or {}
+        self.order = declared.order(sorted(declared.problems))
         self.forget()
 
     def forget(self) -> None:
@@ -83,7 +80,7 @@ class Decided:
     """
 
     ladder: int
-    rung: Data
+    rung: DeclaredRung
     decision: Decision
     differences: Mapping[str, Floats]
     looked: int
@@ -94,53 +91,27 @@ class Decided:
 
 
 # Is told (rung, rounds looked at, rounds of the next look, tokens spent) before each look, to add rows that it needs.
-Provide = Callable[[Data, int, int, int], None]
+Provide = Callable[[DeclaredRung, int, int, int], None]
 
 
-def rungs_in(part: Data) -> list[Data]:
-    """The rungs of all ladders of a declaration, or of what a certificate shows."""
-    return [rung for ladder in part["ladders"] for rung in ladder["rungs"]]
-
-
-def dense_draws(declared: Data) -> int:
-    """The number of draws of each problem that the dense model has."""
-    return declared.get("base_samples", declared["samples"])
-
-
-def rank(rung: Data) -> float:
-    """How far a declared rung goes, by which the best of those that are certified is chosen."""
-    return -rung["bytes"] if "bytes" in rung else rung["removed"]
-
-
-def rule_of(declared: Data) -> Rule:
-    """The rule by which each ladder of a declared search is walked."""
-    return Rule(declared["margin"], declared["stop_margin"], declared["alpha"] / len(declared["ladders"]))
-
-
-def order_of(declared: Data, tasks: Iterable[str]) -> list[Round]:
-    """The rounds in which a declared search takes problems. tasks: all, in the order that they have in a round."""
-    problems = {task: declared["problems"][task] for task in tasks}
-    return whole_groups(problems, declared["seed"], declared.get("groups", {}))
-
-
-def decided(rows: Rows, declared: Data, provide: Provide | None = None) -> Iterator[Decided]:
+def decided(rows: Rows, declared: Declaration, provide: Provide | None = None) -> Iterator[Decided]:
     """Every rung that the search looks at, in its order: each ladder ends at the first that is not certified.
 
     provide: None for a search that is finished. Raises PrunusError if the store lacks a run, or rows that a decision
     needs.
     """
-    store, dense, total, most = rows.store, declared["dense"], len(rows.order), declared["max_tokens"]
-    runs, rule = {run.run_id for run in store.runs()}, rule_of(declared)
+    store, dense, total, most = rows.store, declared.dense, len(rows.order), declared.max_tokens
+    runs, rule = {run.run_id for run in store.runs()}, declared.rule
     if provide is None and dense not in runs:
         raise PrunusError(f"the store {store.path} has no run {dense}, the dense model's")
     dense_looked, finished = 0, 0
-    for number, ladder in enumerate(declared["ladders"]):
-        for rung in ladder["rungs"]:
-            run_id = rung["run"]
+    for number, ladder in enumerate(declared.ladders):
+        for rung in ladder.rungs:
+            run_id = rung.run
             if most is not None and rows.tokens(dense, dense_looked) + finished >= most:
                 break
             if provide is None and run_id not in runs:
-                raise PrunusError(f"the store {store.path} has no run {run_id}, that of {rung['name']}")
+                raise PrunusError(f"the store {store.path} has no run {run_id}, that of {rung.name}")
             found, looked = rows.differences(run_id), 0
             while True:
                 dense_looked = max(dense_looked, looked)
@@ -148,7 +119,7 @@ def decided(rows: Rows, declared: Data, provide: Provide | None = None) -> Itera
                 spent = rows.tokens(dense, dense_looked) + finished + tokens
                 ended = most is not None and spent >= most
                 seen = up_to(found, looked)
-                until = next_look(seen, rule, declared["look"], total)
+                until = next_look(seen, rule, declared.look, total)
                 decision = decide(seen, rule, ended or until == looked)
                 if decision.word != GO_ON:
                     break
@@ -158,7 +129,7 @@ def decided(rows: Rows, declared: Data, provide: Provide | None = None) -> Itera
                 looked = until
                 if len(found[ACCURACY]) < looked:
                     raise PrunusError(
-                        f"the store {store.path} lacks rows: {rung['name']} is not decided by the"
+                        f"the store {store.path} lacks rows: {rung.name} is not decided by the"
                         f" {len(found[ACCURACY])} rounds of problems that are complete"
                     )
             finished += tokens

@@ -20,12 +20,11 @@ from prunus.evaluation.profiles.markers import encode_markers
 from prunus.evaluation.resolved_plan import id_of
 from prunus.evaluation.tasks.problem import content_digest
 from prunus.questions import question_key
-from prunus.results.ladder import CERTIFIED
+from prunus.results.certificate import Declaration, Shown
 from prunus.settings.budgets import OFF
 from prunus.store.looping import loops, repetition_rate
 from prunus.store.rows import Run, Sample
 from prunus.store.store import Store
-from prunus.studies.find.decisions import Data, order_of, rungs_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,7 +63,7 @@ class Looked:
     believed: bool
 
 
-def evidence(store: Store, declared: Data, now: Data, tokenizer: "PreTrainedTokenizerBase | None") -> Evidence:
+def evidence(store: Store, declared: Declaration, now: Shown, tokenizer: "PreTrainedTokenizerBase | None") -> Evidence:
     """What the rows on which a search rests contradict. now: as `certificate.computed` returns it."""
     runs, found, notes = looked_at(store, declared, now), list[str](), list[str]()
     found += about_times(store, declared, [one.run for one in runs])
@@ -79,7 +78,7 @@ def evidence(store: Store, declared: Data, now: Data, tokenizer: "PreTrainedToke
             if not versions.get("grader"):
                 notes.append(f"the run of {one.name} names no grader, so its id, grades and counts were not compared")
                 continue
-            if one.run.run_id == declared["dense"] and one.run.run_id != id_of(one.run):
+            if one.run.run_id == declared.dense and one.run.run_id != id_of(one.run):
                 found.append(f"the run of {one.name} has another id than one of its weights under its plan")
             differing, total = contradictions(store, one, problems, grader, tokenizer)
             other = versions["grader"] != GRADER_VERSION
@@ -98,20 +97,21 @@ def evidence(store: Store, declared: Data, now: Data, tokenizer: "PreTrainedToke
     return Evidence(found, notes)
 
 
-def looked_at(store: Store, declared: Data, now: Data) -> list[Looked]:
+def looked_at(store: Store, declared: Declaration, now: Shown) -> list[Looked]:
     """The runs that a search looked at, the dense model's first."""
-    order, runs = order_of(declared, sorted(declared["problems"])), {run.run_id: run for run in store.runs()}
-    whole = {"name": declared["model"]["name"], "run": declared["dense"], "word": CERTIFIED}
-    parts = [(whole, now["dense"]["looked"]), *((rung, rung["looked"]) for rung in rungs_in(now))]
+    order, runs = declared.order(sorted(declared.problems)), {run.run_id: run for run in store.runs()}
+    parts = [(declared.model.name, declared.dense, now.dense.looked, True)]
+    parts += [(rung.name, rung.run, rung.looked, rung.certified) for rung in now.rungs]
     return [
-        Looked(one["name"], runs[one["run"]], [name for r in order[:rounds] for _, name in r], one["word"] == CERTIFIED)
-        for one, rounds in parts
+        Looked(name, runs[run], [problem for r in order[:rounds] for _, problem in r], believed)
+        for name, run, rounds, believed in parts
     ]
 
 
-def about_times(store: Store, declared: Data, runs: Sequence[Run]) -> Iterator[str]:
+def about_times(store: Store, declared: Declaration, runs: Sequence[Run]) -> Iterator[str]:
     """Runs that have rows of before the search was declared, of which its declaration does not tell."""
-    ours = next((one for one in store.searches() if one.declared == declared), None)
+    stored = declared.to_json()
+    ours = next((one for one in store.searches() if one.declared == stored), None)
     for run in runs:
         begun = run.stages[-1].begun if run.stages else None
         if ours is not None and begun is not None and begun < ours.at and run.run_id not in ours.had:
@@ -177,7 +177,7 @@ def contradictions(
     return found, total
 
 
-def about_text(row: Sample, plan: Data, count: "Counts | None") -> Iterator[str]:
+def about_text(row: Sample, plan: Mapping[str, Any], count: "Counts | None") -> Iterator[str]:
     """What a row's text contradicts in its numbers."""
     stripped = plan.get("strings", {}).get("strip")  # all of an answer may be marks that are left out
     if not (row.thinking or row.text or stripped) and row.thinking_tokens + row.answer_tokens > 0:
@@ -194,7 +194,7 @@ def about_text(row: Sample, plan: Data, count: "Counts | None") -> Iterator[str]
         yield ENDS
 
 
-def about_chain(rows: Sequence[Sample], plan: Data) -> Iterator[tuple[str, Sample]]:
+def about_chain(rows: Sequence[Sample], plan: Mapping[str, Any]) -> Iterator[tuple[str, Sample]]:
     """What is impossible among the rows of one draw of a problem, as (what, row); rows: by budget, OFF first."""
     if plan.get("control") == "native":  # a server counts, and every budget is a conversation of its own
         return
@@ -222,7 +222,7 @@ def about_chain(rows: Sequence[Sample], plan: Data) -> Iterator[tuple[str, Sampl
 class Counts:
     """The numbers of tokens that texts can have, and of those that the protocol inserted, by tokenizer and plan."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", plan: Data) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", plan: Mapping[str, Any]) -> None:
         self.tokenizer, self.plan = tokenizer, plan
 
     @cached_property

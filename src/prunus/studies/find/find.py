@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 from prunus import progress
 from prunus.cards.certified import CERTIFICATE
@@ -23,23 +23,25 @@ from prunus.pruning.calibration import check_calibration
 from prunus.pruning.job import renew_card
 from prunus.recipes import EvalPlan
 from prunus.recipes.base import Recipe
+from prunus.results.certificate import (
+    MEANINGLESS,
+    Certificate,
+    Declaration,
+    DeclaredRung,
+    read_certificate,
+    write_certificate,
+)
 from prunus.settings.engines import EngineOptions
 from prunus.settings.margins import MarginLike
 from prunus.store.starts import mixed_line
 from prunus.store.store import Store, check_folder
 from prunus.studies.file import DEFAULT_LADDER, FindRules, FindTable
-from prunus.studies.find.certificate import (
-    caution,
-    certificate,
-    files_of,
-    read_certificate,
-    same_declaration,
-    write_certificate,
-)
-from prunus.studies.find.decisions import Data, Rows
+from prunus.studies.find.certificate import caution, certificate, files_of
+from prunus.studies.find.decisions import Rows
+from prunus.studies.find.found import Found, found_of
 from prunus.studies.find.page import NAME as PAGE
 from prunus.studies.find.page import write_page
-from prunus.studies.find.prospects import prospects, refuse_impossible
+from prunus.studies.find.prospects import Prospects, prospects, refuse_impossible
 from prunus.studies.find.search import Search, check_smallest, ladder_by_bytes, ladders_of, open_search
 from prunus.studies.find.trace import changes, declare_in, made_apart, warning
 from prunus.studies.find.walk import Rungs, Walk
@@ -49,11 +51,55 @@ from prunus.studies.variants import check_variants, whole_checkpoint
 WORK = "find.json"  # declares the search of a folder of unfinished work
 
 
+class FindWays(TypedDict, total=False):
+    """Keyword arguments of `find`, which describes them."""
+
+    smallest: str | None
+    methods: Sequence[str] | None
+    settings: Mapping[str, Any] | None
+    recovery: Mapping[str, Any] | None
+    margin: MarginLike
+    stop_margin: MarginLike
+    alpha: float
+    max_tokens: int | None
+    look: int | None
+    store: str | Path
+    device: str
+    engine: EngineOptions | None
+    ray: str | None
+    gpus_per_task: float | None
+    cpus_per_task: float
+    overwrite: bool
+
+
+Ladder = str | Path | Sequence[Recipe | Sequence[Recipe]] | None
+
+
+@overload
 def find(
     model: str | Path,
     out: str | Path,
     plan: EvalPlan,
-    ladder: str | Path | Sequence[Recipe | Sequence[Recipe]] | None = None,
+    ladder: Ladder = None,
+    *,
+    dry_run: Literal[True],
+    **ways: Unpack[FindWays],
+) -> Prospects: ...
+@overload
+def find(
+    model: str | Path,
+    out: str | Path,
+    plan: EvalPlan,
+    ladder: Ladder = None,
+    *,
+    dry_run: Literal[False] = False,
+    **ways: Unpack[FindWays],
+) -> Found: ...
+def find(
+    model: str | Path,
+    out: str | Path,
+    plan: EvalPlan,
+    ladder: Ladder = None,
     *,
     smallest: str | None = None,
     methods: Sequence[str] | None = None,
@@ -72,7 +118,7 @@ def find(
     cpus_per_task: float = 1,
     dry_run: bool = False,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> Found | Prospects:
     """Write the most compressed certified version of a model to the folder out; returns what was found (docs/find.md).
 
     The rungs of a ladder are evaluated under the plan in their order, problem by problem, and compared with the dense
@@ -81,32 +127,37 @@ def find(
     certified that loses as much is at most alpha, for any number of rungs and problems (docs/verdicts.md).
     The search is written into the store before it looks at a row, and the certificate names those before it.
 
+        plan = prunus.EvalPlan(tasks=("tiny",), budgets=(16, 64, 256))
+        found = prunus.find("tiny", "out", plan, "0.1:0.3:0.1", settings={"calibration": "tiny"}, store="results.db")
+        print(found, found.claims)
+
+    model: a folder, a model of the hub, or `tiny`.
+    out: the folder that is written: the checkpoint, certificate.json, which `verify` checks against the rows, and
+    find.html, which shows the search. Unfinished work is in out.finding: the same call goes on, and takes the same
+    decisions.
     plan: with base_samples, the dense model has as many draws of each problem, and every rung `samples`.
     ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4`), a .toml file with tables of steps as in a study, or recipes, or
     several for each rung. None: 0.1:0.7:0.05, or with `smallest` a ladder by the bytes that this engine loads.
     smallest: vllm or llama.cpp: each rung must load fewer bytes than the one before in this engine, which evaluates it.
-    margin, stop_margin: shares (0.02: two points), or "5%": relative to what the dense model solves, or to its chains
-    that end.
     methods: for sparsities: each has its own ladder, walked at alpha divided by their number; None: wanda.
     settings: for sparsities: further fields of every PruneRecipe.
     recovery: settings of RecoverRecipe that differ from the pruning's, to recover every rung; None: no recovery.
+    margin: the loss of accuracy to rule out, as a share (0.02: two points), or "5%": relative to what the dense model
+    solves.
+    stop_margin: the same for chains that end by themselves.
+    alpha: the most that the probability of a false certificate may be.
     max_tokens: the search ends before rows that would be looked at when those before took as many tokens.
     look: problems of the smallest task that are evaluated between two decisions; None: a batch of the engine.
     store: SQLite file of the results, created if missing; rows that it has are not computed again.
+    device: `auto`, `cpu`, `cuda` or `cuda:1`.
     engine: options to start or reach the plan's backend (docs/engines.md).
-    ray, gpus_per_task, cpus_per_task: as for run_study; workers share the batches of a rung (docs/scale.md).
-    dry_run: write nothing, and return what to expect, as `lines` and numbers (see find.prospects.Prospects), and as
-    `ladder` the TOML of one by bytes.
+    ray: as for run_study; workers share the batches of a rung (docs/scale.md).
+    gpus_per_task: as for run_study.
+    cpus_per_task: as for run_study.
+    dry_run: write nothing, and return Prospects: what to expect.
     overwrite: replace an existing result.
 
-    Returns a dict of plain data: out (the folder; None if no rung is certified, and then it is not written), model,
-    found (name of the rung, None), removed (share of the weights), bytes (with `smallest`, if a rung is certified),
-    ladders (by name a list of rungs, each with name, run, word, why, problems, tokens), tokens, dense_tokens,
-    full_grid_tokens (what all rungs in full would have taken) and claims (sentences). Unfinished work is in
-    out.finding: the same call goes on, and takes the same decisions. Raises PrunusError for wrong input, before
-    anything is computed.
-
-    The folder also has certificate.json, which `verify` checks against the rows, and find.html, which shows the search.
+    Raises PrunusError for wrong input, before anything is computed.
     """
     target, path, engine = Path(out), Path(store), engine or EngineOptions()
     text = ""
@@ -134,7 +185,7 @@ def find(
     check_variants(search.study, [search.model], folder, device)
     ahead = prospects(search, path)
     if dry_run:
-        return ahead.to_json() | ({"ladder": text} if text else {})
+        return replace(ahead, ladder=text or None)
     for line in ahead.lines:
         progress.say(line)
     refuse_impossible(ahead)
@@ -150,7 +201,7 @@ def carry_out(
     *,
     overwrite: bool = False,
     always: bool = False,
-) -> dict[str, object]:
+) -> Found:
     """Carry out a search whose arguments were checked; returns the result of `find`.
 
     cluster: None: on this machine. always: without a certified rung target is written, too, with certificate and page
@@ -180,9 +231,9 @@ def carry_out(
             if best is not None or always:
                 write_folder(certified, made, target, overwrite)
     shutil.rmtree(folder)
-    if (wide := caution(certified["declared"], certified["shown"], certified["endings"])) is not None:
+    if (wide := caution(certified.declared, certified.shown, certified.endings)) is not None:
         progress.say(f"warning: {wide}")
-    return summary(certified, target)
+    return found_of(certified, target)
 
 
 def refuse_mixed(store: Store, search: Search) -> None:
@@ -198,27 +249,26 @@ def work_folder(target: Path) -> Path:
 
 
 def publish(
-    search: Search, best: Data | None, store: Store, folder: Path, device: str
-) -> tuple[Mapping[str, Any], Path]:
+    search: Search, best: DeclaredRung | None, store: Store, folder: Path, device: str
+) -> tuple[Certificate, Path]:
     """The certificate, and the folder of the best rung's checkpoint, to which it belongs; without one, an empty folder.
 
     The certificate is computed from rows alone, apart from the walk.
     """
     if best is None:
         return certificate(store, search.declared, None), folder / "nothing"
-    made = whole_checkpoint(search.study, search.model, search.cells[best["run"]].variant, folder, device)
+    made = whole_checkpoint(search.study, search.model, search.cells[best.run].variant, folder, device)
     checksum = ModelFolder(made).checksum()
-    if checksum != store.run(best["run"]).model["checksum"]:
+    if checksum != store.run(best.run).model["checksum"]:
         raise PrunusError(
-            f"{made} has other weights than those that {store.path} has rows of (run {best['run']}): name"
-            " another --store"
+            f"{made} has other weights than those that {store.path} has rows of (run {best.run}): name another --store"
         )
     data = certificate(store, search.declared, checksum, files_of(made))
-    assert data["shown"]["found"]["name"] == best["name"], "the walk and the certificate differ"
+    assert data.shown.found is not None and data.shown.found.name == best.name, "the walk and the certificate differ"
     return data, made
 
 
-def write_folder(data: Mapping[str, Any], made: Path, target: Path, overwrite: bool) -> None:
+def write_folder(data: Certificate, made: Path, target: Path, overwrite: bool) -> None:
     """Write certificate and page to the folder made, whose model card mentions them, and which then becomes target."""
     made.mkdir(exist_ok=True)
     write_certificate(data, made / CERTIFICATE)
@@ -236,12 +286,12 @@ def is_published(target: Path, folder: Path, search: Search) -> bool:
 def is_finished(search: Search, target: Path) -> bool:
     """Whether target has a certificate of this very search."""
     file = target / CERTIFICATE
-    return file.exists() and same_declaration(read_certificate(file)["declared"], search.declared)
+    return file.exists() and read_certificate(file).declared.same_search(search.declared)
 
 
 def is_of(file: Path, search: Search) -> bool:
     """Whether a file declares this very search."""
-    return file.exists() and file.read_text("utf-8") == canonical_json(search.declared)
+    return file.exists() and file.read_text("utf-8") == canonical_json(search.declared.to_json())
 
 
 def check_work(folder: Path, search: Search, overwrite: bool) -> None:
@@ -251,8 +301,8 @@ def check_work(folder: Path, search: Search, overwrite: bool) -> None:
     if overwrite or not unfinished or is_of(file, search):
         return
     try:
-        differences = "; ".join(changes(parse_json(file.read_text("utf-8")), search.declared))
-    except (OSError, ValueError, LookupError, TypeError):
+        differences = "; ".join(changes(Declaration.of(parse_json(file.read_text("utf-8"))), search.declared))
+    except (OSError, PrunusError, *MEANINGLESS):
         raise PrunusError(f"{folder} exists and is no unfinished search: delete it, or name another output") from None
     raise PrunusError(f"{folder} holds an unfinished search ({differences}): delete it, or add --overwrite")
 
@@ -262,24 +312,4 @@ def open_work(folder: Path, search: Search) -> None:
     if folder.exists() and not is_of(folder / WORK, search):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / WORK, canonical_json(search.declared))
-
-
-def summary(certified: Mapping[str, Any], target: Path) -> dict[str, object]:
-    """What `find` returns of a search with this certificate."""
-    shown, keys = certified["shown"], ("name", "run", "word", "why", "problems", "tokens")
-    best = shown["found"]
-    return {
-        "out": str(target) if best else None,
-        "model": certified["declared"]["model"]["source"],
-        "found": best["name"] if best else None,
-        "removed": best["removed"] if best else 0.0,
-        **({"bytes": best["bytes"]} if best and "bytes" in best else {}),
-        "ladders": {
-            one["name"]: [{key: rung[key] for key in keys} for rung in one["rungs"]] for one in shown["ladders"]
-        },
-        "tokens": shown["tokens"],
-        "dense_tokens": shown["dense"]["tokens"],
-        "full_grid_tokens": shown["full_grid_tokens"],
-        "claims": shown["claims"],
-    }
+    write_text(folder / WORK, canonical_json(search.declared.to_json()))

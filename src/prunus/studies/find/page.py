@@ -26,13 +26,13 @@ from prunus.reporting.render.chart import (
 from prunus.reporting.render.table import HUES, Column, Interval, RunStyle, Table, Word
 from prunus.reporting.render.text import NBSP, count, esc, one_line, percent, points, short, top, whole_page
 from prunus.reporting.section import adapted, details, hint, part, run_figure, soft
+from prunus.results.certificate import Certificate, Declaration, DeclaredLadder, Endings, Shown, ShownLadder, ShownRung
 from prunus.results.contrasts import ENDINGS
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, OPEN, REFUSED
 from prunus.settings.margins import Margin
 from prunus.statistics.anytime import with_estimate
 from prunus.store.characters import MINUS
-from prunus.studies.find.certificate import caution, dense_area, number_of_groups, stops
-from prunus.studies.find.decisions import Data, rungs_in
+from prunus.studies.find.certificate import caution, dense_area, stops
 
 NAME = "find.html"
 UNITS = ("kB", "MB", "GB")
@@ -48,50 +48,50 @@ STYLES = (
 )
 
 
-def write_page(data: Data, file: Path) -> None:
+def write_page(data: Certificate, file: Path) -> None:
     """Write the page of a certificate to a file."""
     write_text(file, page(data))
 
 
-def page(data: Data) -> str:
+def page(data: Certificate) -> str:
     """The HTML of the page of a certificate."""
-    declared, shown = data["declared"], data["shown"]
-    title = _title(declared, shown, data.get("endings"))
+    declared, shown = data.declared, data.shown
+    title = _title(declared, shown, data.endings)
     body = f"{_top(data, title)}<main>{_glance(declared, shown)}{_paths(declared, shown)}{_meaning(data)}</main>"
-    return whole_page(title, body, {"certificate": dict(data)}, STYLES)
+    return whole_page(title, body, {"certificate": data.to_json()}, STYLES)
 
 
-def _title(declared: Data, shown: Data, ended: Data | None) -> str:
-    found = shown["found"]
+def _title(declared: Declaration, shown: Shown, ended: Endings | None) -> str:
+    found = shown.found
     if found is None:
-        return f"No rung was certified: {one_line(declared['model']['name'])} stays as it is"
+        return f"No rung was certified: {one_line(declared.model.name)} stays as it is"
     area = dense_area(declared, shown)
-    if area is not None and Margin.of(declared["margin"]).covers(area):
-        return f"{one_line(found['name'])} is certified for a margin of all that the dense model solves"
+    if area is not None and declared.margin.covers(area):
+        return f"{one_line(found.name)} is certified for a margin of all that the dense model solves"
     if not stops(declared, ended):
-        return f"{one_line(found['name'])} still solves, and stops as seldom as the dense model"
-    return f"{one_line(found['name'])} still solves and still stops"
+        return f"{one_line(found.name)} still solves, and stops as seldom as the dense model"
+    return f"{one_line(found.name)} still solves and still stops"
 
 
-def _top(data: Data, title: str) -> str:
-    declared, shown = data["declared"], data["shown"]
-    draws, sizes = declared["samples"], {task: len(names) for task, names in declared["problems"].items()}
-    groups = f" in {number_of_groups(declared)} groups" if declared.get("groups") else ""
-    of_dense = f" ({declared['base_samples']} of the dense model)" if "base_samples" in declared else ""
+def _top(data: Certificate, title: str) -> str:
+    declared, shown = data.declared, data.shown
+    draws, sizes = declared.samples, {task: len(names) for task, names in declared.problems.items()}
+    groups = f" in {declared.number_of_groups} groups" if declared.groups else ""
+    of_dense = f" ({declared.base_samples} of the dense model)" if declared.base_samples is not None else ""
     facts = (
-        f"prunus find · <bdi>{esc(declared['model']['name'])}</bdi> · "
+        f"prunus find · <bdi>{esc(declared.model.name)}</bdi> · "
         f"<bdi>{esc(', '.join(f'{task}, {number} problems' for task, number in sizes.items()) + groups)}</bdi> × "
-        f"{draws} draw{'' if draws == 1 else 's'}{of_dense} · budgets {esc(', '.join(map(str, declared['budgets'])))}"
+        f"{draws} draw{'' if draws == 1 else 's'}{of_dense} · budgets {esc(', '.join(map(str, declared.budgets)))}"
     )
-    found, whole = shown["found"], declared["model"].get("bytes")
+    found, whole = shown.found, declared.model.bytes
     said = f"Losses of {_losses(declared)}, were not ruled out for any rung."
     if found:
-        size = f"{_share(found['removed'])}{NBSP}% of the weights are removed"
-        if whole is not None:
-            size = "It has {} of the dense model's {}".format(*(short(n, UNITS) for n in (found["bytes"], whole)))
-        sure = f"{100 - 100 * declared['alpha']:g}{NBSP}% confidence"
+        size = f"{_share(found.removed)}{NBSP}% of the weights are removed"
+        if whole is not None and found.bytes is not None:
+            size = "It has {} of the dense model's {}".format(*(short(n, UNITS) for n in (found.bytes, whole)))
+        sure = f"{100 - 100 * declared.alpha:g}{NBSP}% confidence"
         said = f"{size}. Losses of {_losses(declared)}, are ruled out with {sure}."
-    warning = caution(declared, shown, data.get("endings"))
+    warning = caution(declared, shown, data.endings)
     notes = [sentence(warning[0].upper() + warning[1:])] if warning is not None else []
     return top(facts, title, said, notes)
 
@@ -100,92 +100,88 @@ def _share(removed: float) -> str:
     return f"{100 * removed:.3g}"
 
 
-def _losses(declared: Data) -> str:
+def _losses(declared: Declaration) -> str:
     """The two losses that are ruled out for a certified rung."""
-    accuracy = amount(declared["margin"], "accuracy", "what the dense model solves")
-    ends = amount(declared["stop_margin"], "chains that end by themselves", "its chains that end by themselves")
+    accuracy = amount(declared.margin, "accuracy", "what the dense model solves")
+    ends = amount(declared.stop_margin, "chains that end by themselves", "its chains that end by themselves")
     return f"{accuracy} or more, and of {ends} or more"
 
 
-def amount(margin: Any, of: str, base: str) -> str:
+def amount(margin: Margin, of: str, base: str) -> str:
     """`2 points of accuracy`, or `5 % of what the dense model solves`, for a margin as it is declared."""
-    asked = Margin.of(margin)
-    return asked.words(base) if asked.relative else f"{asked.words()} of {of}"
+    return margin.words(base) if margin.relative else f"{margin.words()} of {of}"
 
 
-def styles_of(declared: Data) -> dict[str, RunStyle]:
+def styles_of(declared: Declaration) -> dict[str, RunStyle]:
     """The style of every declared rung by its run: a colour for each ladder, dashes and markers along it."""
     found, index = {}, 0
-    for number, ladder in enumerate(declared["ladders"]):
-        several = len(declared["ladders"]) > 1
-        for place, rung in enumerate(ladder["rungs"]):
+    for number, ladder in enumerate(declared.ladders):
+        several = len(declared.ladders) > 1
+        for place, rung in enumerate(ladder.rungs):
             index += 1
             hue = number % HUES if several else place % HUES
-            found[rung["run"]] = RunStyle(index, rung["name"], 1 + hue, place % 4, 1 + place % 4)
+            found[rung.run] = RunStyle(index, rung.name, 1 + hue, place % 4, 1 + place % 4)
     return found
 
 
-def _dense(declared: Data) -> RunStyle:
-    return RunStyle(0, declared["model"]["name"], 0, 0, 0)
+def _dense(declared: Declaration) -> RunStyle:
+    return RunStyle(0, declared.model.name, 0, 0, 0)
 
 
-def _glance(declared: Data, shown: Data) -> str:
+def _glance(declared: Declaration, shown: Shown) -> str:
     """The ladders with what was decided, and the curves."""
-    alpha = declared["alpha"] / len(declared["ladders"])
-    rungs, looked_at = len(rungs_in(declared)), len(rungs_in(shown))
+    alpha = declared.alpha / len(declared.ladders)
+    rungs, looked_at = len(declared.rungs), len(shown.rungs)
     terms = (
         f"Rungs are tried in this order, until one is not certified: {looked_at} of {rungs} were looked at. "
         "Differences, in points, have bounds that hold after any number of problems, each with "
         f"{100 * (1 - alpha):g}{NBSP}% confidence."
     )
     tables = []
-    for ladder, seen in zip(declared["ladders"], shown["ladders"], strict=True):
-        title = f"<bdi>{esc(ladder['name'])}</bdi>" if len(declared["ladders"]) > 1 else "The ladder"
+    for ladder, seen in zip(declared.ladders, shown.ladders, strict=True):
+        title = f"<bdi>{esc(ladder.name)}</bdi>" if len(declared.ladders) > 1 else "The ladder"
         tables.append(f'<div class="head"><h2>{title}</h2>{hint(terms) if not tables else ""}</div>')
-        tables.append(ladder_table(declared, ladder, seen, shown["dense"]["tokens"]).html())
+        tables.append(ladder_table(declared, ladder, seen, shown.dense.tokens).html())
     return (
         f'<section id="ladder" class="glance" aria-label="The ladder">{_curves(declared, shown)}'
         f'<div class="rows">{"".join(tables)}</div></section>'
     )
 
 
-def ladder_table(declared: Data, ladder: Data, seen: Data, dense_tokens: int) -> Table:
+def ladder_table(declared: Declaration, ladder: DeclaredLadder, seen: ShownLadder, dense_tokens: int) -> Table:
     """One row per declared rung: what it removes (its bytes, if the ladder is by bytes), decision, bounds, tokens.
 
     dense_tokens: tokens of the dense model, which is the first row.
     """
-    every, styles = {rung["run"]: rung for rung in seen["rungs"]}, styles_of(declared)
-    whole = declared["model"].get("bytes")
+    every, styles = {rung.run: rung for rung in seen.rungs}, styles_of(declared)
+    whole = declared.model.bytes
     first = [whole or 0.0, None, None, None, None, dense_tokens]
     rows: list[tuple[RunStyle | str, list[Any]]] = [(_dense(declared), first)]
-    for rung in ladder["rungs"]:
-        style, one = styles[rung["run"]], every.get(rung["run"])
-        size = rung["removed"] if whole is None else (one or rung)["bytes"]
+    for rung in ladder.rungs:
+        style, one = styles[rung.run], every.get(rung.run)
+        size = rung.removed if whole is None else (one or rung).bytes
         if one is None:
             rows.append((style, [size, Word(UNREACHED), None, None, None, None]))
             continue
-        why = one["why"] or ", ".join(_words(end) for end in one["failed"])
-        ends = [Interval(*with_estimate(*one["path"][end][-1])) if one["rounds"] else None for end in ENDPOINTS]
-        decision = Word(one["word"] if one["word"] in WORDS else OPEN, why)
-        rows.append((style, [size, decision, *ends, one["problems"], one["tokens"]]))
+        why = one.why or ", ".join(_words(end) for end in one.failed)
+        ends = [Interval(*with_estimate(*one.path.by(end)[-1])) if one.rounds else None for end in ENDPOINTS]
+        decision = Word(one.word if one.word in WORDS else OPEN, why)
+        rows.append((style, [size, decision, *ends, one.problems, one.tokens]))
     columns = [
         Column("rung", "Rung"),
         Column("removed", "To remove, %", _share) if whole is None else Column("bytes", "Bytes|loaded", show_bytes),
         Column("decision", "Decision"),
-        Column("accuracy", f"Accuracy|change{_kept(declared['margin'])}", beside(declared["margin"])),
-        Column("ends", f"Ends by itself|change{_kept(declared['stop_margin'])}", beside(declared["stop_margin"])),
+        Column("accuracy", f"Accuracy|change{_kept(declared.margin)}", beside(declared.margin)),
+        Column("ends", f"Ends by itself|change{_kept(declared.stop_margin)}", beside(declared.stop_margin)),
         Column("problems", "Problems|needed", count),
         Column("tokens", "Tokens", count),
     ]
-    return Table(
-        f"ladder-{ladder['name']}", f"Decisions of {ladder['name']}", "data ladder cards", columns, rows, keep=True
-    )
+    return Table(f"ladder-{ladder.name}", f"Decisions of {ladder.name}", "data ladder cards", columns, rows, keep=True)
 
 
-def beside(margin: Any) -> Callable[[float], str]:
+def beside(margin: Margin) -> Callable[[float], str]:
     """A function that writes a bound in points, with as many digits as tell on which side of the margin it lies."""
-    asked = Margin.of(margin)
-    edge = 0.0 if asked.relative else round(-100 * asked.size, 9)
+    edge = 0.0 if margin.relative else round(-100 * margin.size, 9)
 
     def text(value: float) -> str:
         number = round(100 * value, 9)
@@ -195,32 +191,31 @@ def beside(margin: Any) -> Callable[[float], str]:
     return text
 
 
-def _kept(margin: Any) -> str:
+def _kept(margin: Margin) -> str:
     """What the heading of a column adds where its differences are from a share of the dense model's."""
-    asked = Margin.of(margin)
-    return f" over {100 - 100 * asked.size:g} % of dense" if asked.relative else ""
+    return f" over {100 - 100 * margin.size:g} % of dense" if margin.relative else ""
 
 
 def _words(end: str) -> str:
     return end if end == ACCURACY else ENDINGS[end].words
 
 
-def _paths(declared: Data, shown: Data) -> str:
+def _paths(declared: Declaration, shown: Shown) -> str:
     """The bounds over the problems, two panels for each rung that was looked at."""
     styles, panels = styles_of(declared), []
-    asked = {end: Margin.of(declared["margin" if end == ACCURACY else "stop_margin"]) for end in ENDPOINTS}
+    asked = {end: declared.margin if end == ACCURACY else declared.stop_margin for end in ENDPOINTS}
     margins = {end: 0.0 if margin.relative else margin.size for end, margin in asked.items()}
     least = {
         end: f"{100 - 100 * margin.size:g} % of the dense model's" for end, margin in asked.items() if margin.relative
     }
-    for rung, end in product(rungs_in(shown), ENDPOINTS):
-        if rung["rounds"]:
-            decisive = rung["word"] == CERTIFIED or end in rung["failed"]
-            small = esc(f"{_words(end)}: {rung['word']}" if decisive else _words(end))
-            panels.append(run_figure(styles[rung["run"]], path(rung, end, margins[end], styles), small))
+    for rung, end in product(shown.rungs, ENDPOINTS):
+        if rung.rounds:
+            decisive = rung.certified or end in rung.failed
+            small = esc(f"{_words(end)}: {rung.word}" if decisive else _words(end))
+            panels.append(run_figure(styles[rung.run], path(rung, end, margins[end], styles), small))
     if not panels:
         return ""
-    several = len(declared["problems"]) > 1
+    several = len(declared.problems) > 1
     note = (
         "Difference from the dense model after each "
         + ("round with problems of every task" if several else "problem")
@@ -236,20 +231,20 @@ def _paths(declared: Data, shown: Data) -> str:
     return part("paths", "How it was decided", "", f'<div class="panels">{"".join(panels)}</div>', note)
 
 
-def path(rung: Data, end: str, margin: float, styles: Mapping[str, RunStyle]) -> Picture:
+def path(rung: ShownRung, end: str, margin: float, styles: Mapping[str, RunStyle]) -> Picture:
     """The bounds of one endpoint of a rung over the rounds; the margin is shaded."""
-    numbers = [[100 * value for value in with_estimate(*row)] for row in rung["path"][end]]
+    numbers = [[100 * value for value in with_estimate(*row)] for row in rung.path.by(end)]
     reach = max([300 * margin, 1.0, *(1.2 * abs(value) for value in numbers[-1])])
-    style = styles[rung["run"]]
+    style = styles[rung.run]
 
     def within(value: float) -> float:
         return max(-reach, min(reach, value))
 
     spots = []
-    for t, (estimate, low, high) in zip(rung["path"]["rounds"], numbers, strict=True):
+    for t, (estimate, low, high) in zip(rung.path.rounds, numbers, strict=True):
         note = f"After {t}\n{style.label}\n{points(estimate / 100)} ({points(low / 100)} to {points(high / 100)})"
         spots.append(Point(float(t), within(estimate), within(low), within(high), note))
-    last = rung["path"]["rounds"][-1]
+    last = rung.path.rounds[-1]
     return chart(
         [Line(style.css, spots, style.marker)],
         linear_axis(0, max(2, last), "Problems", 4),
@@ -262,50 +257,50 @@ def path(rung: Data, end: str, margin: float, styles: Mapping[str, RunStyle]) ->
     )
 
 
-def _curves(declared: Data, shown: Data) -> str:
+def _curves(declared: Declaration, shown: Shown) -> str:
     """Accuracy over budget of the dense model and of the rungs that were looked at."""
-    rungs = [rung for rung in rungs_in(shown) if rung["accuracy"]]
+    rungs = [rung for rung in shown.rungs if rung.accuracy]
     if not rungs:
         return ""
-    styles, longest = styles_of(declared), max(rungs, key=lambda rung: rung["looked"])
+    styles, longest = styles_of(declared), max(rungs, key=lambda rung: rung.looked)
     lines = []
     for style, values in [
-        (_dense(declared), longest["dense_accuracy"]),
-        *((styles[rung["run"]], rung["accuracy"]) for rung in rungs),
+        (_dense(declared), longest.dense_accuracy or []),
+        *((styles[rung.run], rung.accuracy or []) for rung in rungs),
     ]:
         spots = {
             budget: Point(
                 float(budget), 100 * value, math.nan, math.nan, f"Budget {budget}\n{style.label}\n{percent(value)} %"
             )
-            for budget, value in zip(declared["budgets"], values, strict=True)
+            for budget, value in zip(declared.budgets, values, strict=True)
         }
         lines += lines_of(spots, style.css, style.marker, style.label)
-    axes = (budget_axis(declared["budgets"]), accuracy_axis(lines), "Accuracy against thinking budget")
+    axes = (budget_axis(declared.budgets), accuracy_axis(lines), "Accuracy against thinking budget")
     terms = "Each over the problems that it was evaluated on; the differences in the table are paired."
     title = f"Accuracy against the thinking budget{hint(terms)}"
     return adapted(lambda frame: chart(lines, *axes, frame=frame), title)
 
 
-def _meaning(data: Data) -> str:
+def _meaning(data: Certificate) -> str:
     """What is claimed and what is not, which searches came before, and how to check it."""
-    declared, shown = data["declared"], data["shown"]
-    certified, refused = (sum(one["word"] == word for one in rungs_in(shown)) for word in (CERTIFIED, REFUSED))
-    share = shown["tokens"] / max(1, shown["full_grid_tokens"])
+    declared, shown = data.declared, data.shown
+    certified, refused = (sum(one.word == word for one in shown.rungs) for word in (CERTIFIED, REFUSED))
+    share = shown.tokens / max(1, shown.full_grid_tokens)
     claims = [f"{claim.removesuffix('.')}." for claim in claims_of_found(shown)]
     lines = [
         f"The probability that any of the certified rungs ({certified}) loses a margin or more is at most "
-        f"{100 * declared['alpha']:g} %, for any number of rungs, and although it was looked at after every problem; "
+        f"{100 * declared.alpha:g} %, for any number of rungs, and although it was looked at after every problem; "
         "with other searches the probabilities add up.",
         *(f"{line}." for line in about_searches(data)),
         "Each claim is about one checkpoint, not about its recipe with other calibration data.",
         "This holds for problems like those of the problem set, which were taken in a random order that follows from "
-        f"seed {declared['seed']}; under these budgets, this sampling and this grader.",
+        f"seed {declared.seed}; under these budgets, this sampling and this grader.",
         "It assumes that groups of problems are independent of each other, and counts each group as one."
-        if declared.get("groups")
+        if declared.groups
         else "It assumes that problems are independent of each other.",
         "It says nothing about other tasks, larger budgets, speed or safety. A refused rung "
         f"({refused}) is shown to lose more; one that cannot be told may be harmless, with too few problems for it.",
-        f"The search took {count(shown['tokens'])} tokens, {percent(share)} % of the {count(shown['full_grid_tokens'])}"
+        f"The search took {count(shown.tokens)} tokens, {percent(share)} % of the {count(shown.full_grid_tokens)}"
         " that all rungs and the dense model in full would have taken (estimated from the rows).",
         "prunus verify certificate.json --store STORE computes all of this again from the rows of the store.",
     ]

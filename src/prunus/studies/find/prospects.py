@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil, inf, isfinite
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from prunus.results.ladder import ACCURACY, CHANGED, DENSE, ENDPOINTS, ENDS, FEW
 from prunus.results.verdicts import rare_endings, wide_margin
 from prunus.store.store import Store, is_begun
 from prunus.studies.cells import chain_tokens, tokens_per_chain
-from prunus.studies.find.decisions import Rows, rungs_in
+from prunus.studies.find.decisions import Rows
 from prunus.studies.find.search import Search
 
 WORDS = {ACCURACY: "accuracy", ENDS: "ending by itself"}  # of the endpoints, in sentences
@@ -26,7 +27,8 @@ class Prospects:
     measured: whether chain_tokens is the mean of the dense model's rows in the store; else no chain takes more.
     expected: problems that a harmless rung takes, at most all. rung_tokens, grid_tokens: of such a rung, and of all
     rungs and the dense model in full. impossible: a line for each margin that cannot be certified. warning: where the
-    dense model's rows in the store show that it solves little beside the margin.
+    dense model's rows in the store show that it solves little beside the margin. lines: all of this in sentences.
+    ladder: the TOML of a ladder by bytes that `find` chose.
     """
 
     problems: int
@@ -40,14 +42,20 @@ class Prospects:
     impossible: tuple[str, ...]
     warning: str = ""
     lines: tuple[str, ...] = ()
+    ladder: str | None = None
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         """Plain data, with None for numbers that are not finite."""
         forecasts = {
             end: {name: value if value is None or isfinite(value) else None for name, value in vars(one).items()}
             for end, one in self.forecasts.items()
         }
-        return {**vars(self), "forecasts": forecasts, "lines": list(self.lines), "impossible": list(self.impossible)}
+        lists = {"lines": list(self.lines), "impossible": list(self.impossible)}
+        data = {**vars(self), "forecasts": forecasts, **lists}
+        return {name: value for name, value in data.items() if name != "ladder" or value is not None}
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines)
 
 
 def dense_so_far(search: Search, store: Path) -> tuple[dict[str, float], bool, float | None]:
@@ -116,18 +124,16 @@ def size(search: Search, end: str) -> str:
 def lines_of(search: Search, found: Prospects, dense: Mapping[str, float]) -> list[str]:
     """The prospects in sentences."""
     draws, declared = search.plan.samples, search.declared
-    spans = {
-        ladder["name"]: dict.fromkeys(ladder["rungs"][end]["name"] for end in (0, -1)) for ladder in declared["ladders"]
-    }
+    spans = {one.name: dict.fromkeys(one.rungs[end].name for end in (0, -1)) for one in declared.ladders}
     ladders = "; ".join(f"{name}: {' to '.join(span)}" for name, span in spans.items())
-    grouped = f" in {found.problems - len(declared['groups'])} groups" if "groups" in declared else ""
+    grouped = f" in {found.problems - len(declared.groups)} groups" if declared.groups else ""
     more = f" ({search.plan.base_samples} of the dense model)" if search.plan.base_samples else ""
     each = f"{found.problems} problems{grouped} with {draws} draw{'s' * (draws > 1)} each{more}"
     lines = [f"{each}; {found.rungs} rungs ({ladders})"]
-    if (engine := declared["model"].get("engine")) is not None:
-        named = [{**declared["model"], "name": "dense"}, *rungs_in(declared)]
-        sizes = ", ".join(f"{one['name']} {show_bytes(one['bytes'])}" for one in named)
-        lines.append(f"{engine} loads: {sizes}")
+    if declared.model.engine is not None:
+        sizes = [("dense", declared.model.bytes), *((rung.name, rung.bytes) for rung in declared.rungs)]
+        named = ", ".join(f"{name} {show_bytes(size)}" for name, size in sizes if size is not None)
+        lines.append(f"{declared.model.engine} loads: {named}")
     for end, one in found.forecasts.items():
         margin, least = search.rule.margins[end], points(ceil(1000 * one.smallest) / 1000)
         asked = size(search, end)

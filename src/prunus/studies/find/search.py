@@ -19,14 +19,15 @@ from prunus.progress import say
 from prunus.pruning.experts.mixtures import expert_counts
 from prunus.recipes import EvalPlan, GgufRecipe, PruneRecipe, QuantizeRecipe, RecoverRecipe
 from prunus.recipes.base import Recipe
-from prunus.results.ladder import ACCURACY, ENDPOINTS, ENDS, Rule, forecast
+from prunus.results.certificate import Declaration, DeclaredLadder, DeclaredModel, DeclaredRung
+from prunus.results.ladder import ENDPOINTS, Rule, forecast
 from prunus.settings.engines import BACKENDS, GGUF, SERVES_GGUF, SMALLEST, EngineOptions
+from prunus.settings.margins import Margin
 from prunus.statistics.anytime import Round
 from prunus.step import kind_of, steps_name
 from prunus.steps.chain import bytes_after
 from prunus.studies.cells import Cell, Model, folder_of, open_model, variant_names
 from prunus.studies.file import SHARED, Entry, FindRules, FindTable, Study, read_entries
-from prunus.studies.find.decisions import Data, order_of, rule_of
 
 MOST_RUNGS = 1000
 
@@ -205,7 +206,7 @@ class Search:
     study: Study
     model: Model
     cells: Mapping[str, Cell]
-    declared: Data
+    declared: Declaration
 
     @property
     def plan(self) -> EvalPlan:
@@ -220,12 +221,12 @@ class Search:
     @cached_property
     def rule(self) -> Rule:
         """The rule by which each ladder is walked, whose alpha is its part of alpha."""
-        return rule_of(self.declared)
+        return self.declared.rule
 
     @cached_property
     def order(self) -> list[Round]:
         """In which problems are taken."""
-        return order_of(self.declared, self.declared["problems"])
+        return self.declared.order(self.declared.problems)
 
     @cached_property
     def expected_rounds(self) -> int:
@@ -269,24 +270,26 @@ def open_search(
             " whether a chain ended by itself: leave control out"
         )
     cells, coming = dict[str, Cell](), iter(opened.cells[1:])  # one plan, so one cell for each entry, in their order
-    declared = list[Data]()
+    declared = list[DeclaredLadder]()
     for name, entries in ladders.items():
         if smallest is None:
             check_order(name, entries, source)
         if smallest == "llama.cpp" and any(not kind_of(entry.steps[-1]).changes_form for entry in entries):
             raise PrunusError(f"ladder {name} has a rung that is no GGUF file: end each with a step gguf")
-        sizes = None if smallest is None else shrinking(name, entries, source, smallest)
-        rungs = list[Data]()
-        for number, entry in enumerate(entries):
+        sizes = [None] * len(entries) if smallest is None else shrinking(name, entries, source, smallest)
+        rungs = list[DeclaredRung]()
+        for entry, size in zip(entries, sizes, strict=True):
             cell = next(coming)
             cells[cell.run_id] = cell
-            rung = {"name": cell.variant.name, "run": cell.run_id, "removed": removed(entry, source)}
-            rungs.append(rung if sizes is None else rung | {"bytes": sizes[number]})
-        declared.append({"name": name, "rungs": rungs})
+            share = removed(entry, source)
+            rungs.append(DeclaredRung(name=cell.variant.name, run=cell.run_id, removed=share, bytes=size))
+        declared.append(DeclaredLadder(name=name, rungs=rungs))
     return Search(study, opened, cells, declaration(opened, plan, declared, rule, rules))
 
 
-def declaration(model: Model, plan: EvalPlan, ladders: Sequence[Data], rule: Rule, rules: FindRules) -> Data:
+def declaration(
+    model: Model, plan: EvalPlan, ladders: Sequence[DeclaredLadder], rule: Rule, rules: FindRules
+) -> Declaration:
     """Stored: the part `declared` of the certificate, what was fixed beforehand. ladders: as it has them.
 
     Problems are ids by task, in the plan's order, so that they can be compared with its hash of them; groups has, of
@@ -294,27 +297,34 @@ def declaration(model: Model, plan: EvalPlan, ladders: Sequence[Data], rule: Rul
     engine loads, for a ladder by bytes; at most those where they are not known before it is made.
     """
     engine, dense = rules.smallest, model.cells[0]
-    whole = {"engine": engine, "bytes": dense_bytes(model.source, engine)} if engine else {}
     groups = {problem.id: problem.group for problem in dense.resolved.problems if problem.group}
-    declared = {
-        "model": {"name": model.label, "source": model.name, "checksum": model.checkpoint.checksum(), **whole},
-        "dense": dense.run_id,
-        "problems": dense.resolved.ids,
-        **({"groups": dict(sorted(groups.items()))} if groups else {}),
-        "seed": plan.seed,
-        "budgets": sorted(plan.budgets),
-        "samples": plan.samples,
-        **({"base_samples": plan.base_samples} if plan.base_samples else {}),
-        "reuse": dense.resolved.reuse,
-        "ladders": ladders,
-        "margin": rule.margins[ACCURACY].to_json(),
-        "stop_margin": rule.margins[ENDS].to_json(),
-        "alpha": rules.alpha,
-        "endpoints": list(ENDPOINTS),
-    }
-    first = order_of(declared, declared["problems"])[0]
+    declared = Declaration(
+        model=DeclaredModel(
+            name=model.label,
+            source=model.name,
+            checksum=model.checkpoint.checksum(),
+            engine=engine,
+            bytes=None if engine is None else dense_bytes(model.source, engine),
+        ),
+        dense=dense.run_id,
+        problems=dense.resolved.ids,
+        groups=dict(sorted(groups.items())) or None,
+        seed=plan.seed,
+        budgets=sorted(plan.budgets),
+        samples=plan.samples,
+        base_samples=plan.base_samples or None,
+        reuse=dense.resolved.reuse,
+        ladders=ladders,
+        margin=Margin.of(rule.margin),
+        stop_margin=Margin.of(rule.stop_margin),
+        alpha=rules.alpha,
+        endpoints=list(ENDPOINTS),
+        look=0,
+        max_tokens=rules.max_tokens,
+    )
+    first = declared.order(declared.problems)[0]
     batch = min(plan.rows, MOST_CHAINS) / (plan.samples * max(1, len(first)))
-    return declared | {"look": rules.look or ceil(batch), "max_tokens": rules.max_tokens}
+    return replace(declared, look=rules.look or ceil(batch))
 
 
 def check_plan(plan: EvalPlan, engine: EngineOptions) -> None:

@@ -12,9 +12,10 @@ from prunus.cards.certified import CERTIFICATE
 from prunus.checkpoint.writer import check_target
 from prunus.disk import disk_errors
 from prunus.evaluation.provenance import model_label
+from prunus.results.certificate import read_certificate
 from prunus.studies.cells import plan_names
 from prunus.studies.file import FindTable, Study
-from prunus.studies.find.certificate import read_certificate, stops
+from prunus.studies.find.certificate import stops
 from prunus.studies.find.find import carry_out, is_finished, work_folder
 from prunus.studies.find.page import NAME as PAGE
 from prunus.studies.find.prospects import prospects, refuse_impossible
@@ -133,10 +134,9 @@ def state(one: StudySearch, store: Path | None = None) -> SearchState:
     of = one.search.model.name, one.plan, one.table.name, str(one.target)
     if is_finished(one.search, one.target):
         data, page = read_certificate(one.target / CERTIFICATE), str(one.target / PAGE)
-        shown = data["shown"]
-        if (found := shown["found"]) is None:
+        if (found := data.shown.found) is None:
             return SearchState(*of, FINISHED, page)
-        claims, seen = tuple(shown["claims"]), stops(data["declared"], data.get("endings"))
-        return SearchState(*of, FINISHED, page, found["name"], found["removed"], claims, stops=seen)
+        claims, seen = tuple(data.shown.claims), stops(data.declared, data.endings)
+        return SearchState(*of, FINISHED, page, found.name, found.removed, claims, stops=seen)
     lines = () if store is None else prospects(one.search, store).lines
     return SearchState(*of, BEGUN if work_folder(one.target).exists() else WAITING, lines=lines)

@@ -2,32 +2,33 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from math import isclose
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from prunus.cards.certified import about_searches, search_words
+from prunus.cards.certified import about_format, search_words
 from prunus.errors import PrunusError
-from prunus.plain_data import content_hash
+from prunus.plain_data import Record, content_hash
+from prunus.results.certificate import (
+    MEANINGLESS,
+    OTHER_BETS,
+    UNLOGGED,
+    UNTRACED,
+    Declaration,
+    Made,
+    Shown,
+    Trace,
+    read_plain,
+)
 from prunus.statistics.anytime import First
 from prunus.store.labels import plan_in_short
 from prunus.store.starts import mixed_line
 from prunus.store.store import Store, same_groups
 from prunus.studies.find.again import at_hand, draw_again
-from prunus.studies.find.certificate import (
-    OTHER_BETS,
-    UNLOGGED,
-    UNTRACED,
-    caution,
-    computed,
-    endings,
-    files_of,
-    read_certificate,
-)
-from prunus.studies.find.decisions import Data, dense_draws, rungs_in
+from prunus.studies.find.certificate import caution, computed, content_of, endings, files_of
 from prunus.studies.find.evidence import evidence
-from prunus.studies.find.trace import made_apart, runs_of, search_line, searches_like, sum_of_alphas
+from prunus.studies.find.trace import made_apart, search_line, searches_like, sum_of_alphas
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,6 +40,30 @@ UNSEEN = (
 )
 
 
+class Verification(Record):
+    """What `verify` says of a certificate, all in sentences; without differences, all of its claims hold.
+
+    claims: those that hold; none where there are differences. differences: what is not as the certificate says.
+    searches: the other searches on the same model and tasks in the store. notes: other runs of its checkpoints, runs
+    that were removed, and what could not be checked. unseen: what no check of a store can see.
+    """
+
+    claims: Sequence[str]
+    differences: Sequence[str]
+    searches: Sequence[str]
+    notes: Sequence[str]
+    unseen: str = UNSEEN
+
+    @property
+    def lines(self) -> list[str]:
+        """A line for each claim that holds, and for each difference."""
+        claims = self.claims or ([] if self.differences else ["no rung was certified, so nothing is claimed"])
+        return [*(f"holds: {claim}" for claim in claims), *(f"differs: {line}" for line in self.differences)]
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines)
+
+
 def verify(
     certificate: str | Path,
     store: str | Path = "results.db",
@@ -46,97 +71,106 @@ def verify(
     again: int = 0,
     seed: int | None = None,
     device: str = "auto",
-) -> dict[str, Any]:
+) -> Verification:
     """Compute the claims of a certificate again from a store, whose rows are compared with their texts.
 
-    Returns {"claims": the claims that hold, "differences": what is not as the certificate says, "searches": the other
-    searches on the same model and tasks in the store, "notes": other runs of its checkpoints, runs that were removed,
-    and what could not be checked, "unseen": what no check can see}, all sentences; without differences, all claims
-    hold. The checkpoint beside the certificate is checked, too. Raises PrunusError if a file is missing or is none of
-    these.
+    The checkpoint beside the certificate is checked, too.
 
+        checked = prunus.verify("out/certificate.json", "results.db")
+        assert not checked.differences
+        print(checked.claims)
+
+    certificate: the file certificate.json that `find` wrote.
+    store: the SQLite file of results that `find` used.
     again: number of random chains that are drawn anew of the dense model, where it is at hand, and of the checkpoint
-    beside the certificate. seed: of their choice; None: a new one, since who knows it could spare these rows. device:
-    as for `evaluate`.
+    beside the certificate.
+    seed: of the choice of these chains; None: a new one, since who knows it could spare these rows.
+    device: as for `evaluate`.
+
+    Raises PrunusError if a file is missing or is none of these.
     """
     file = Path(certificate)
-    data = read_certificate(file)
-    form, declared = data["format"], data["declared"]
+    data = read_plain(file)
+    form, stated = data["format"], data["shown"]
     if form == OTHER_BETS:
         raise PrunusError(
             f"'{file}' has format {OTHER_BETS}: the prunus that wrote it made other bets, and only that one can compute"
             " the claims again; `prunus find` into another folder makes a new certificate from the same store"
         )
     found, others, aside = list[str](), list[str](), list[str]()
-    rest = {name: part for name, part in data.items() if name != "content"}
-    if content_hash(rest, 64) != data["content"]:
+    if content_of(data) != data["content"]:
         found.append("the certificate was changed after it was written: its content hash differs")
-    claimed: list[str] = []
+    claimed: Sequence[str] = []
     with Store(store) as opened:
         try:
-            now = json.loads(json.dumps(computed(opened, declared, form)))
-            claimed = now["claims"]
-            found += list(_differences(data["shown"], now))
+            declared = Declaration.of(data["declared"])
+            plain_now = json.loads(json.dumps(computed(opened, declared, form).to_json()))
+            now = Shown.of(plain_now)
+            claimed = now.claims
+            found += list(_differences(stated, plain_now))
             found += _about_runs(declared, now)
-            # Certificates of earlier versions have no caution.
-            ended = endings(opened, declared, now) if "endings" in data else None
-            if data.get("endings") != ended:
-                found.append("the shares of chains that end by themselves are others by the rows")
-            if "caution" in data and data["caution"] != (warning := caution(declared, now, ended)):
-                found.append(f"the caution is {_short(warning)} by the rows, the certificate says otherwise")
-            if line := mixed_line(run for run in opened.runs() if run.run_id in runs_of(declared)):
+            found += _about_endings(opened, declared, now, data)
+            if line := mixed_line(run for run in opened.runs() if run.run_id in declared.runs):
                 found.append(line)
-            found += _about_problems(opened, declared, now["dense"]["plan"], form)
+            found += _about_problems(opened, declared, now.dense.plan, form)
             found += _about_groups(declared, opened.groups())
             if form > UNTRACED:
-                found += _about_trace(data["shown"]["searches"], now["searches"], form)
+                found += _about_trace(Trace.of(stated["searches"]), now.searches, form)
             found += _changed_searches(opened)
             found += opened.log().contradictions(opened.runs(), opened.searches(), opened.removed())
             others = _other_searches(opened, declared)
             aside = [*made_apart(opened, declared), *_other_rows(opened, declared), *_without_log(now, form)]
-            seen = evidence(opened, declared, now, _tokenizer(file.parent, declared["model"]["source"]))
+            seen = evidence(opened, declared, now, _tokenizer(file.parent, declared.model.source))
             found, aside = [*found, *seen.differences], [*aside, *seen.notes]
             if again:
                 new = draw_again(opened, declared, now, file.parent, again, seed, device)
                 found, aside = [*found, *new.differences], [*aside, *new.notes]
         except PrunusError as error:
             found.append(str(error))
-        except (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        except (*MEANINGLESS, ZeroDivisionError) as error:
             found.append(f"what the certificate declares makes no sense ({type(error).__name__}: {error})")
     beside, notes = _beside(data, file.parent, Path(store))
-    found += beside
-    made, evaluated = data["made"].get("checksum"), (data["shown"].get("found") or {}).get("checksum")
-    if None not in (made, evaluated) and made != evaluated:
-        found.append("the checkpoint that was made is not the one that was evaluated")
-    notes = [*aside, *(about_searches(data) if form <= UNTRACED else ()), *notes]
-    claims = claimed if not found else []
-    return {"claims": claims, "differences": found, "searches": others, "notes": notes, "unseen": UNSEEN}
+    older = about_format(form) if form <= UNTRACED else []
+    return Verification(
+        claims=[] if found or beside else claimed,
+        differences=[*found, *beside],
+        searches=others,
+        notes=[*aside, *older, *notes],
+    )
 
 
-def _about_runs(declared: Data, now: Data) -> list[str]:
+def _about_endings(store: Store, declared: Declaration, now: Shown, data: Mapping[str, Any]) -> list[str]:
+    """What the rows contradict in the shares of chains that end and in the caution, which earlier versions lack."""
+    found = []
+    ended = endings(store, declared, now) if "endings" in data else None
+    if data.get("endings") != (ended and ended.to_json()):
+        found.append("the shares of chains that end by themselves are others by the rows")
+    if "caution" in data and data["caution"] != (warning := caution(declared, now, ended)):
+        found.append(f"the caution is {_short(warning)} by the rows, the certificate says otherwise")
+    return found
+
+
+def _about_runs(declared: Declaration, now: Shown) -> list[str]:
     """What the runs of the store contradict in the declaration."""
     found = []
-    plan = now["dense"]["plan"]
-    if now["dense"]["checksum"] != declared["model"].get("checksum"):
+    if now.dense.checksum != declared.model.checksum:
         found.append("the dense model's run in the store is of other weights than the certificate declares")
-    stated = {"budgets": declared["budgets"], "samples": dense_draws(declared), "seed": declared["seed"]}
+    stated = {"budgets": declared.budgets, "samples": declared.dense_draws, "seed": declared.seed}
     for name, value in stated.items():
-        stored = plan.get(name)
+        stored = now.dense.plan.get(name)
         if stored is not None and (sorted(stored) if name == "budgets" else stored) != value:
             found.append(f"{name} of the runs in the store are {stored}, the certificate declares {value}")
     found += [
-        f"the run of {rung['name']} has another plan than the dense model's"
-        for rung in rungs_in(now)
-        if not rung["same_plan"]
+        f"the run of {rung.name} has another plan than the dense model's" for rung in now.rungs if not rung.same_plan
     ]
     return found
 
 
-def _about_problems(store: Store, declared: Data, plan: Data, form: int) -> list[str]:
+def _about_problems(store: Store, declared: Declaration, plan: Mapping[str, Any], form: int) -> list[str]:
     """Whether the declared problems are all those of the plan, whose hash of them the runs have."""
     if form <= UNTRACED or "problems" not in plan:  # the hash is of the plan's order, which they do not have
         return []
-    stored, problems = store.problems(), declared["problems"]
+    stored, problems = store.problems(), declared.problems
     if missing := sorted(name for names in problems.values() for name in names if name not in stored):
         return [f"the store lacks problem '{missing[0]}' ({len(missing)} in all), which the certificate declares"]
     tasks = [*(task for task in plan["tasks"] if task in problems), *sorted(problems.keys() - {*plan["tasks"]})]
@@ -147,19 +181,19 @@ def _about_problems(store: Store, declared: Data, plan: Data, form: int) -> list
     return [f"the {number} problems that the certificate declares are not those of the runs' plan, by its hash of them"]
 
 
-def _about_groups(declared: Data, stored: First) -> list[str]:
+def _about_groups(declared: Declaration, stored: First) -> list[str]:
     """What the groups of the store contradict in the declaration."""
-    problems = [problem for of_task in declared["problems"].values() for problem in of_task]
-    sides = [{p: groups.get(p, p) for p in problems} for groups in (declared.get("groups", {}), stored)]
+    problems = [problem for of_task in declared.problems.values() for problem in of_task]
+    sides = [{p: groups.get(p, p) for p in problems} for groups in (declared.groups or {}, stored)]
     if same_groups(*sides):
         return []
     ours, theirs = (len(set(side.values())) for side in sides)
     return [f"the {len(problems)} problems are {theirs} groups in the store, which the certificate counts as {ours}"]
 
 
-def _without_log(now: Data, form: int) -> list[str]:
+def _without_log(now: Shown, form: int) -> list[str]:
     """What cannot be known of a search that is not in the log of its store, or of a certificate of before the log."""
-    if form > UNLOGGED and (now["searches"] or {}).get("link") is not None:
+    if form > UNLOGGED and now.searches is not None and now.searches.link is not None:
         return []
     return [
         "an earlier version declared this search or wrote its certificate, without a log of searches: whether the"
@@ -178,12 +212,12 @@ def _tokenizer(beside: Path, source: str) -> "PreTrainedTokenizerBase | None":
         return None
 
 
-def _about_trace(stated: Data, now: Data | None, form: int) -> list[str]:
+def _about_trace(stated: Trace, now: Trace | None, form: int) -> list[str]:
     """What the store contradicts in what a certificate says of the searches before it and of rows that existed."""
     if now is None:
         return ["the store has no record that this search was declared, so nothing shows that its rows came later"]
     found = []
-    listed, there = ({one["id"]: one for one in side["before"]} for side in (stated, now))
+    listed, there = ({one.id: one for one in side.before} for side in (stated, now))
     for name, one in there.items():
         if name not in listed:
             found.append(f"the certificate leaves out search {name}, which was declared before it: {search_words(one)}")
@@ -191,11 +225,11 @@ def _about_trace(stated: Data, now: Data | None, form: int) -> list[str]:
             found.append(f"search {name} is not as the certificate says: {search_words(one)}")
     for name in listed.keys() - there.keys():
         found.append(f"the store has no record of search {name} before this one, which the certificate names")
-    if stated["had"] != now["had"]:
+    if stated.had != now.had:
         found.append("the rows that existed when this search was declared are not those that the certificate names")
-    if form > UNLOGGED and stated["link"] != now["link"]:
+    if form > UNLOGGED and stated.link != now.link:
         found.append("the log of the store up to this search is not the one on which the certificate rests")
-    if (stated["id"], stated["alpha"]) != (now["id"], now["alpha"]) and not found:
+    if (stated.id, stated.alpha) != (now.id, now.alpha) and not found:
         found.append("the certificate has another id, or another sum of alphas, than its search in the store")
     return found
 
@@ -214,12 +248,12 @@ def _changed_searches(store: Store) -> list[str]:
     return found
 
 
-def _other_searches(store: Store, declared: Data) -> list[str]:
+def _other_searches(store: Store, declared: Declaration) -> list[str]:
     """A line for every other search on the same model and tasks in the store, and one on all of them sum_of_alphas."""
     ours, others = searches_like(store, declared)
     lines = []
     for one in others[:MOST_LISTED]:
-        place = "in the store" if ours is None else "before it" if one.number < ours.number else "after it"
+        place = "in the store" if ours is None else "before it" if one.stored.number < ours.number else "after it"
         lines.append(f"{place}: {search_line(store, one)}")
     if others[MOST_LISTED:]:
         lines.append(f"and {len(others) - MOST_LISTED} more searches")
@@ -232,26 +266,25 @@ def _other_searches(store: Store, declared: Data) -> list[str]:
     return lines
 
 
-def _other_rows(store: Store, declared: Data) -> list[str]:
+def _other_rows(store: Store, declared: Declaration) -> list[str]:
     """A line for every other run of a rung's checkpoint, and for every removed run of the models of a search.
 
     Whoever saw their rows may have declared the search by them.
     """
-    rungs = {rung["run"]: rung["name"] for rung in rungs_in(declared)}
+    rungs = {rung.run: rung.name for rung in declared.rungs}
     runs, found = store.runs(), list[str]()
     weights = {run.model.get("checksum"): rungs[run.run_id] for run in runs if run.run_id in rungs}
     weights.pop(None, None)
     for run in store.begun([run for run in runs if run.run_id not in rungs and run.model.get("checksum") in weights]):
-        if not declared["problems"].keys().isdisjoint(run.plan.get("tasks", [])):
+        if not declared.problems.keys().isdisjoint(run.plan.get("tasks", [])):
             since = run.stages[-1].begun or "an unknown time"
             found.append(
                 f"the store has another run of the checkpoint of {weights[run.model['checksum']]} on the same tasks"
                 f" ({run.run_id}: {plan_in_short(run.plan)}), last evaluated from {since} on"
             )
-    named = rungs | {declared["dense"]: declared["model"]["name"]}
-    weights[declared["model"]["checksum"]] = declared["model"]["name"]
+    weights[declared.model.checksum] = declared.model.name
     for one in store.removed():
-        if name := named.get(one.run.run_id) or weights.get(one.run.model.get("checksum")):
+        if name := declared.runs.get(one.run.run_id) or weights.get(one.run.model.get("checksum")):
             rows = f"rows of {one.problems} problem{'' if one.problems == 1 else 's'}"
             found.append(f"a run of {name} ({one.run.run_id}) with {rows} was removed from the store at {one.at}")
     return found
@@ -285,15 +318,25 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _beside(data: Data, folder: Path, store: Path) -> tuple[list[str], list[str]]:
+def _beside(data: Mapping[str, Any], folder: Path, store: Path) -> tuple[list[str], list[str]]:
     """(what is wrong with the checkpoint beside the certificate, what was not checked)."""
-    checksum, files = data["made"].get("checksum"), data["made"].get("files", {})
-    if checksum is None:
+    try:
+        made, shown = Made.of(data["made"]), (data["shown"].get("found") or {}).get("checksum")
+    except MEANINGLESS as error:
+        return [f"what the certificate says of its checkpoint makes no sense ({type(error).__name__}: {error})"], []
+    if made.checksum is None:
         return [], []
+    other = ["the checkpoint that was made is not the one that was evaluated"]
+    found, notes = _files_beside(made, data["format"], folder, store)
+    return [*found, *(other if shown not in (None, made.checksum) else [])], notes
+
+
+def _files_beside(made: Made, form: int, folder: Path, store: Path) -> tuple[list[str], list[str]]:
+    files = made.files
     if not any((folder / name).exists() for name in {*files, "config.json"}):
         return [], ["no checkpoint lies beside the certificate, so its files were not checked"]
     found = []
-    if data["format"] > UNTRACED:
+    if form > UNTRACED:
         now = files_of(folder)
         at = store.absolute().name if store.absolute().parent == folder.absolute() else None
         found += [f"{name} is missing beside the certificate" for name in files if name not in now]
@@ -308,7 +351,7 @@ def _beside(data: Data, folder: Path, store: Path) -> tuple[list[str], list[str]
         from prunus.checkpoint.model_folder import ModelFolder  # it imports torch
 
         try:
-            if ModelFolder(folder).checksum() != checksum:
+            if ModelFolder(folder).checksum() != made.checksum:
                 found.append("the checkpoint beside the certificate has other weights than the one made")
         except PrunusError as error:
             found.append(f"the checkpoint beside the certificate cannot be read: {error}")

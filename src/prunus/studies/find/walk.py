@@ -13,12 +13,12 @@ from typing import Any
 
 from prunus.checkpoint.resolve import MANIFEST
 from prunus.evaluation.resolved_plan import cut_into_batches
-from prunus.evaluation.run import missing_chains
 from prunus.plain_data import content_hash
 from prunus.progress import Steps, say
 from prunus.pruning.calibration.saved_statistics import FIELDS, stats
 from prunus.pruning.methods import find_method
 from prunus.recipes import PruneRecipe
+from prunus.results.certificate import DeclaredRung
 from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, ENDPOINTS, ENDS, paths, rounds_like
 from prunus.results.verdicts import rare_endings, wide_margin
 from prunus.statistics.anytime import Round, with_estimate
@@ -27,7 +27,7 @@ from prunus.store.rows import Sample
 from prunus.store.store import Store
 from prunus.studies.cells import Cell, Variant
 from prunus.studies.engine import Batch, Engine, makes_all_first
-from prunus.studies.find.decisions import OUT_OF_TOKENS, Data, Decided, Rows, decided, rank, up_to
+from prunus.studies.find.decisions import OUT_OF_TOKENS, Decided, Rows, decided, up_to
 from prunus.studies.find.search import Search
 from prunus.studies.ray import Cluster, connected
 from prunus.studies.ray.driver import Driver, Job
@@ -66,8 +66,9 @@ class Rungs:
         lengths = [len(work.chains[place].prompt) for place in places]
         local = cut_into_batches(lengths, work.plan["samples"], self.search.plan.rows)
         batches = [[(places[index], draw) for index, draw in batch] for batch in local]
-        # Looks of another search may have cut the problems otherwise.
-        return [left for batch in batches if (left := missing_chains(self.store, work, batch))]
+        stored = self.store.keys(work.run_id)  # looks of another search may have cut the problems otherwise
+        lefts = ([chain for chain in batch if not work.keys([chain]) <= stored] for batch in batches)
+        return [left for left in lefts if left]
 
     def evaluate(self, parts: Sequence[tuple[Cell, Sequence[Round]]], show: Show) -> bool:
         """Compute and store the rows of cells that are missing, each in its rounds; returns whether there were any."""
@@ -174,32 +175,32 @@ class Walk:
         self.steps: Steps | None = None
         self.warned = False
 
-    def run(self) -> Data | None:
+    def run(self) -> DeclaredRung | None:
         """Walk all ladders; returns the best certified rung, and deletes all others on the way."""
-        best: Data | None = None
+        best: DeclaredRung | None = None
         with self.progress:
             for one in decided(self.rows, self.search.declared, self.provide):
                 self.progress.close()
                 self.last, self.steps, rung = one, None, one.rung
-                say(f"{rung['name']}: {self.sentence(one)}; {one.spent:,} tokens so far")
-                if one.decision.word == CERTIFIED and (best is None or rank(rung) > rank(best)):
+                say(f"{rung.name}: {self.sentence(one)}; {one.spent:,} tokens so far")
+                if one.decision.word == CERTIFIED and (best is None or rung.rank > best.rank):
                     rung, best = best, rung
                 if rung is not None:
-                    self.rungs.delete(self.search.cells[rung["run"]].variant)
-        most = self.search.declared["max_tokens"]
+                    self.rungs.delete(self.search.cells[rung.run].variant)
+        most = self.search.declared.max_tokens
         if self.last is not None and most is not None and self.last.spent >= most:
             say(f"no other rung is looked at: {OUT_OF_TOKENS}")
         return best
 
-    def provide(self, rung: Data, looked: int, until: int, spent: int) -> None:
+    def provide(self, rung: DeclaredRung, looked: int, until: int, spent: int) -> None:
         """Evaluate what is missing of the dense model and a rung for the next look. looked: rounds that it had."""
-        search, this = self.search, self.search.cells[rung["run"]]
+        search, this = self.search, self.search.cells[rung.run]
         if self.steps is None:
             self.begin(rung)
             total, unit = len(search.order), "problems" if all(len(one) == 1 for one in search.order) else "rounds"
-            self.steps = self.progress.enter_context(Steps(rung["name"], total, unit))
+            self.steps = self.progress.enter_context(Steps(rung.name, total, unit))
         steps = self.steps
-        found = self.rows.differences(rung["run"])
+        found = self.rows.differences(rung.run)
         note = f"{self.bounds(up_to(found, looked))}, {spent:,} tokens"
         if len(found[ACCURACY]) < until:
             draws = sum(search.plan.draws(of_base) for of_base in (True, False))
@@ -214,19 +215,19 @@ class Walk:
             if self.rungs.evaluate([*parts, (this, search.order[looked:until])], show):
                 self.rows.forget()
         steps.advance(until - looked, note=note)
-        found = self.rows.differences(rung["run"])
+        found = self.rows.differences(rung.run)
         self.warn({end: found[DENSE[end]][:until] for end in ENDPOINTS})
 
-    def begin(self, rung: Data) -> None:
+    def begin(self, rung: DeclaredRung) -> None:
         """Say how many problems a rung will take if it differs as the one before it on its ladder did."""
-        ladders = [ladder["rungs"] for ladder in self.search.declared["ladders"]]
+        ladders = [ladder.rungs for ladder in self.search.declared.ladders]
         if self.last is None or not any(self.last.rung in rungs and rung in rungs for rungs in ladders):
             self.expected = self.search.expected_rounds
             return
         found = up_to(self.last.differences, self.last.looked)
         self.expected = ceil(min(len(self.search.order), rounds_like(found, self.search.rule)))
         problems = sum(map(len, self.search.order[: self.expected]))
-        say(f"{rung['name']}: about {problems} problems if it differs as {self.last.rung['name']} did")
+        say(f"{rung.name}: about {problems} problems if it differs as {self.last.rung.name} did")
 
     def warn(self, dense: Mapping[str, Floats]) -> None:
         """Say, once, that the dense model solves little or seldom stops beside the margin, as soon as rows show it."""
@@ -244,8 +245,8 @@ class Walk:
 
         Where an engine is started anew for every model, it is at least as far as a harmless rung needs.
         """
-        study = self.search.study
-        anew = study.engine.serve is not None or (study.backend == "vllm" and "engine" in self.search.declared["model"])
+        study, by_bytes = self.search.study, self.search.declared.model.engine is not None
+        anew = study.engine.serve is not None or (study.backend == "vllm" and by_bytes)
         return max(until, self.expected) if anew else until
 
     def bounds(self, found: Mapping[str, Floats]) -> str:

@@ -20,7 +20,6 @@ from prunus import progress
 from prunus.checkpoint.writer import check_target, sync_tree
 from prunus.disk import disk_errors, replace_folder
 from prunus.errors import PrunusError
-from prunus.evaluation.run import missing_chains
 from prunus.plain_data import canonical_json
 from prunus.settings.engines import BACKENDS
 from prunus.store.rows import Sample
@@ -221,9 +220,9 @@ class Driver:
             if run not in self.claimed:
                 self.claims.enter_context(self.store.claim(run))
                 self.claimed.add(run)
-            chains = missing_chains(self.store, job.cell.resolved, job.batch) if self.streams else job.batch
+            stored = self.store.keys(run) & job.cell.resolved.keys(job.batch)
             answer = worker.actor.answer.options(num_returns="streaming")
-            call = answer.remote(model, variant, self.uploaded(job), job.cell.plan, chains)
+            call = answer.remote(model, variant, self.uploaded(job), job.cell.plan, job.batch, stored)
         self.calls[call] = worker
 
     def uploaded(self, job: Job) -> dict[str, list[Any]]:

@@ -7,7 +7,7 @@ are sent through Ray, to the workers that answer and back from the one that made
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,11 @@ from prunus import progress
 from prunus.checkpoint.resolve import resolve
 from prunus.disk import scratch_folder
 from prunus.errors import PrunusError
+from prunus.evaluation.engine import Batch
 from prunus.evaluation.provenance import describe_versions
-from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import ResolvedPlan
-from prunus.evaluation.run import check_engine, planned_chains, run_chains
-from prunus.store.rows import Sample
+from prunus.evaluation.run import run_chains
+from prunus.store.rows import Key, Sample
 from prunus.studies.cells import Model, Variant, checkpoint_of
 from prunus.studies.engine import Engine
 from prunus.studies.file import Study
@@ -114,11 +114,12 @@ class Worker:
             shutil.rmtree(folder, ignore_errors=True)
 
     def answer(
-        self, model: Sequence[Any], variant: Variant, files: FileRefs, plan: int, chains: list[tuple[int, int]]
+        self, model: Sequence[Any], variant: Variant, files: FileRefs, plan: int, chains: Batch, stored: Set[Key]
     ) -> Iterator[BatchResult]:
         """Yield the rows of the chains: in one piece or, if the engine streams, each as soon as it is complete.
 
-        files: of the variant, fetched only if it is not loaded. plan: index in the study.
+        files: of the variant, fetched only if it is not loaded. plan: index in the study. stored: rows that need not be
+        drawn.
         """
         opened = self.open_model(model)
         if self.engine.variant != variant:
@@ -131,10 +132,9 @@ class Worker:
         backend = self.engine.hold(opened, variant)
         for name in files:
             (self.folder / name).unlink(missing_ok=True)
-        assert isinstance(backend, Backend), "control native is not for Ray"
         work = self.works[plan]
-        check_engine(work, backend)
-        for portion in run_chains(work, backend, self.engine.grader, planned_chains(work, backend, [chains])):
+        backend.check(work)
+        for portion in run_chains(work, backend, self.engine.grader, [chains], stored=stored):
             yield BatchResult(portion.samples, describe_versions(backend))
 
     def open_model(self, model: Sequence[Any]) -> Model:

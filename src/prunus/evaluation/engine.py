@@ -1,0 +1,178 @@
+"""Engines, which draw the chains of a plan; BACKENDS of prunus.settings.engines has them all.
+
+A Backend completes token ids batch after batch, Streaming schedules its requests itself, and the chat completions of a
+server (backends/chat.py) have no token ids to begin with. Rows follow from the keys of their chains, so the order in
+which chains end changes none of them.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+from prunus.evaluation.budget import Draw, force_budgets, force_budgets_as_completed
+from prunus.evaluation.requests import Completer, no_progress
+from prunus.evaluation.resolved_plan import ResolvedPlan, check_context, tokens_needed
+from prunus.evaluation.side_by_side import side_by_side
+from prunus.store.rows import Key
+
+MOST_AT_ONCE = 32  # chains for which `done` is called at once in the background
+Batch = Sequence[tuple[int, int]]  # chains, as (index of the problem, draw)
+Batches = Sequence[Batch]
+Finished = tuple[tuple[int, int], list[Draw]]  # a chain, and its draws under its budgets
+Show = Callable[[float, str], None] | None  # is called with the part of some work that is done, and a note
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+Done = Callable[[list[Finished]], _R]
+
+
+class Engine:
+    """What draws chains. context: maximum number of ids per chain, None if unknown."""
+
+    context: int | None = None
+
+    @property
+    def description(self) -> dict[str, object]:
+        """The engine and all settings that its results may depend on, to be stored with a run."""
+        return {}
+
+    def check(self, work: ResolvedPlan) -> None:
+        """Raise PrunusError unless every chain fits into the context with which the engine was started, if it is known.
+
+        An answer that the model's context cuts off must not be cut off earlier by the engine's; ids beyond its cap,
+        which show its end, count as part of it.
+        """
+        markers = work.rules.markers
+        self.check_stops(markers.think_stops | markers.answer_stops)
+        if self.context is not None:
+            budget, context = work.largest_budget, work.rules.context or 0
+            at_most = [
+                one._replace(
+                    answer_tokens=one.answer_tokens
+                    + min(markers.answer_slack, context - tokens_needed(budget, markers, one))
+                )
+                for one in work.chains
+            ]
+            check_context(self.context, "engine", budget, markers, at_most)
+
+    def check_stops(self, stops: frozenset[int]) -> None:
+        """Raise PrunusError unless the engine stops at each of these ids, as most do at any."""
+
+    def draws(self, work: ResolvedPlan, batches: Batches, done: Done[_R], stored: Set[Key], show: Show) -> Iterator[_R]:
+        """Draw chains, and yield what `done` returns of some that are complete, until all of them are.
+
+        done: may be called in another thread, so that it does not hold the engine up. stored: rows that need not be
+        drawn. show: is called with the part of a batch's rows that is done, and a note, by engines that can tell it.
+        """
+        raise NotImplementedError
+
+    def warning(self, work: ResolvedPlan, draws: Sequence[Sequence[Draw]]) -> str | None:
+        """What the first draws show of an engine that does not do as it is asked; None if nothing."""
+        return None
+
+    def close(self) -> None:
+        """Release processes and connections."""
+
+
+class Backend(Completer, Engine):
+    """An engine that completes prompts of token ids; `generate` is all that it needs."""
+
+    def draws(self, work: ResolvedPlan, batches: Batches, done: Done[_R], stored: Set[Key], show: Show) -> Iterator[_R]:
+        """As Engine.draws: whole batches, so that chains are decoded in the same company as without an interruption."""
+        pace = Pace(work.largest_budget)
+        for batch in batches:
+            if not work.keys(batch) <= stored:
+                with pace.shown(self, len(batch), len(batch) * len(work.budgets), show):
+                    draws = run_batch(work, self, batch)
+                yield done(list(zip(batch, draws, strict=True)))
+
+
+class Streaming(Backend):
+    """A backend with a `completed` of its own, since it schedules requests itself and completes them in any order.
+
+    It gets all chains at once, so that none waits for another.
+    """
+
+    def lots(self, groups: Sequence[Sequence[int]]) -> list[Sequence[Sequence[int]]]:
+        """As Completer.lots: all of them at once."""
+        return [groups]
+
+    def draws(self, work: ResolvedPlan, batches: Batches, done: Done[_R], stored: Set[Key], show: Show) -> Iterator[_R]:
+        """As Engine.draws: only the chains of which a row is not stored."""
+        missing = [chain for batch in batches for chain in batch if not work.keys([chain]) <= stored]
+        chains = [work.chain(*chain) for chain in missing]
+        drawn = force_budgets_as_completed(self, chains, work.budgets, work.rules, work.reuse)
+        return in_background(done, ((missing[place], draws) for place, draws in drawn))
+
+
+def run_batch(work: ResolvedPlan, backend: Backend, batch: Batch) -> list[list[Draw]]:
+    """Generate a batch: for each of its chains the draws, one per budget."""
+    chains = [work.chain(index, draw) for index, draw in batch]
+
+    def draws_of(part: Sequence[int]) -> list[list[Draw]]:
+        return force_budgets(backend, [chains[place] for place in part], work.budgets, work.rules, work.reuse)
+
+    return side_by_side(backend, [len(chain.prompt) for chain in chains], draws_of)
+
+
+def in_background(function: Callable[[list[_T]], _R], items: Iterable[_T]) -> Iterator[_R]:
+    """Yield what the function returns of the items that have come since its last call, in another thread.
+
+    Once all items have come, or an error ends them, all calls are waited for. An error of the function is raised here.
+    """
+    waiting, calls = deque[_T](), deque[Future[_R | None]]()
+
+    def call() -> _R | None:
+        some = [waiting.popleft() for _ in range(min(MOST_AT_ONCE, len(waiting)))]
+        return function(some) if some else None
+
+    with ThreadPoolExecutor(1) as thread:
+        for item in items:
+            waiting.append(item)
+            calls.append(thread.submit(call))
+            while calls and calls[0].done():
+                if (found := calls.popleft().result()) is not None:
+                    yield found
+    yield from (found for one in calls if (found := one.result()) is not None)
+
+
+class Pace:
+    """How far the batch in progress is, and how fast; a large model on a CPU takes minutes to decode one.
+
+    budget: the largest number of thinking tokens of a chain. The first batch is compared with chains that use all of
+    it, so its share is too small where chains end earlier; later batches with the mean of those before. clock: seconds.
+    """
+
+    def __init__(self, budget: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.budget, self.clock = budget, clock
+        self.chains = self.tokens = 0  # of the batches that are complete
+
+    @contextmanager
+    def shown(self, backend: Completer, chains: int, units: int, show: Show) -> Iterator[None]:
+        """Within the context the backend completes a batch. chains, units: its size in chains and in units of progress.
+
+        show: called whenever the model has read more tokens, with the work done so far in units and a note.
+        """
+        if show is None:
+            yield
+            return
+        started, prompt_tokens, tokens = self.clock(), 0, 0
+        expected = chains * (self.tokens / self.chains if self.chains else self.budget)
+
+        def count(prompt_ids: int, later_ids: int) -> None:
+            nonlocal prompt_tokens, tokens
+            prompt_tokens, tokens = prompt_tokens + prompt_ids, tokens + later_ids
+            rate = tokens / max(1e-9, self.clock() - started)
+            reading = f"reading prompts, {prompt_tokens:,} tokens"
+            writing = f"{tokens:,} tokens of this batch, {rate:,.0f} tokens/s"
+            # At least one token of every chain is thought to be missing as long as the batch is.
+            show(units * tokens / max(expected, tokens + chains), writing if tokens else reading)
+
+        backend.on_tokens = count
+        try:
+            yield
+        finally:
+            backend.on_tokens = no_progress
+        self.chains, self.tokens = self.chains + chains, self.tokens + tokens

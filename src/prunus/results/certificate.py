@@ -1,0 +1,353 @@
+"""The records of a certificate of `prunus find`: what was declared, what follows from the rows, and what was made.
+
+They are read once from JSON, where the names of the fields are the keys. Formats 1 to 4 are read: format 1 rests on
+other bets, and can only be shown; formats 1 and 2 know nothing of other searches, texts and files; format 3 does not
+know the log of the store.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from prunus import __version__
+from prunus.disk import write_text
+from prunus.errors import PrunusError
+from prunus.plain_data import Record, canonical_json, content_hash, parse_json
+from prunus.results.ladder import CERTIFIED, Rule
+from prunus.settings.margins import Margin
+from prunus.statistics.anytime import Round, whole_groups
+
+FORMAT, UNLOGGED, UNTRACED, OTHER_BETS = 4, 3, 2, 1
+MEANINGLESS = (LookupError, TypeError, ValueError, AttributeError)  # what reading wrong records raises
+
+
+class DeclaredModel(Record):
+    """The dense model. name: as in lines and pages. source: as the user named it. checksum: of its weights.
+
+    engine, bytes: the engine by whose bytes the ladders go, and those that it loads; None for ladders by what is
+    removed.
+    """
+
+    name: str
+    source: str
+    checksum: str | None
+    engine: str | None = None
+    bytes: int | None = None
+
+
+class DeclaredRung(Record):
+    """A rung as declared. removed: share of the weights. bytes: that the engine loads, for a ladder by bytes."""
+
+    name: str
+    run: str
+    removed: float
+    bytes: int | None = None
+
+    @property
+    def rank(self) -> float:
+        """How far the rung goes, by which the best of those that are certified is chosen."""
+        return self.removed if self.bytes is None else -self.bytes
+
+
+class DeclaredLadder(Record):
+    """The rungs of a method or file, which is its name, in the order in which they are tried."""
+
+    name: str
+    rungs: Sequence[DeclaredRung]
+
+
+class Declaration(Record):
+    """What is fixed before a search looks at a row; its hash is the id under which the store has the search.
+
+    dense: run of the dense model. problems: ids by task. groups: of the problems that count as one observation with
+    others, the first of their group. samples: draws of each problem; base_samples: those of the dense model, where they
+    are others. margin, stop_margin: losses to rule out. alpha: of all ladders together. look: problems of the smallest
+    task between two decisions.
+    """
+
+    model: DeclaredModel
+    dense: str
+    problems: Mapping[str, Sequence[str]]
+    groups: Mapping[str, str] | None = None
+    seed: int
+    budgets: Sequence[int]
+    samples: int
+    base_samples: int | None = None
+    reuse: bool
+    ladders: Sequence[DeclaredLadder]
+    margin: Margin
+    stop_margin: Margin
+    alpha: float
+    endpoints: Sequence[str]
+    look: int
+    max_tokens: int | None
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """The declaration that was written as this plain data. Raises ValueError if it would be written otherwise."""
+        found = super().of(data)
+        if canonical_json(found.to_json()) != canonical_json(data):
+            raise ValueError("it is not as a search declares it")
+        return found
+
+    @cached_property
+    def search_id(self) -> str:
+        """The id of the search."""
+        return content_hash(self.to_json())
+
+    @property
+    def rungs(self) -> list[DeclaredRung]:
+        """Those of all ladders."""
+        return [rung for ladder in self.ladders for rung in ladder.rungs]
+
+    @property
+    def runs(self) -> dict[str, str]:
+        """{run: name of its model}, the dense model's first."""
+        return {self.dense: self.model.name} | {rung.run: rung.name for rung in self.rungs}
+
+    @property
+    def rule(self) -> Rule:
+        """The rule by which each ladder is walked, whose alpha is its part of alpha."""
+        return Rule(self.margin, self.stop_margin, self.alpha / len(self.ladders))
+
+    @property
+    def dense_draws(self) -> int:
+        """The number of draws of each problem that the dense model has."""
+        return self.samples if self.base_samples is None else self.base_samples
+
+    @property
+    def number_of_groups(self) -> int:
+        """How many groups the problems form; as many as there are problems if each is alone."""
+        return sum(map(len, self.problems.values())) - len(self.groups or {})
+
+    def order(self, tasks: Iterable[str]) -> list[Round]:
+        """The rounds in which problems are taken. tasks: all, in the order that they have in a round."""
+        return whole_groups({task: self.problems[task] for task in tasks}, self.seed, self.groups or {})
+
+    def same_search(self, other: "Declaration") -> bool:
+        """Whether both are of the same search; the order of problems within a task is no matter."""
+        one, two = (
+            replace(each, problems={task: sorted(names) for task, names in each.problems.items()})
+            for each in (self, other)
+        )
+        return one == two
+
+
+class BoundsByRound(Record):
+    """(estimate, lower bound, upper bound) of each endpoint after some numbers of rounds."""
+
+    rounds: Sequence[int]
+    accuracy: Sequence[Sequence[float]]
+    ends: Sequence[Sequence[float]]
+
+    def by(self, end: str) -> Sequence[Sequence[float]]:
+        """Those of an endpoint."""
+        return {"accuracy": self.accuracy, "ends": self.ends}[end]
+
+
+class ShownRung(Record):
+    """What the rows show of a rung that was looked at.
+
+    word: certified, refused or cannot tell, after `rounds` rounds with so many problems. why: what left it open.
+    failed: the endpoints that refused it, or do not certify it. looked: rounds of which rows were taken. tokens:
+    sampled for them. evidence: of `ladder.Decision`. path: bounds up to the decision. accuracy, dense_accuracy: at each
+    budget over all rounds looked at; None without any. recipe: history of the checkpoint. same_plan: whether its
+    plan is the dense model's, as declared. rows: hash of those looked at. bytes: that the engine
+    loads, for a ladder by bytes.
+    """
+
+    name: str
+    run: str
+    word: str
+    why: str
+    failed: Sequence[str]
+    rounds: int
+    problems: int
+    looked: int
+    tokens: int
+    evidence: Mapping[str, Mapping[str, float | None]]
+    path: BoundsByRound
+    accuracy: Sequence[float] | None
+    dense_accuracy: Sequence[float] | None
+    checksum: str | None
+    recipe: Sequence[Any]
+    versions: Mapping[str, Any]
+    same_plan: bool
+    rows: str
+    bytes: int | None = None
+
+    @property
+    def certified(self) -> bool:
+        """Whether claims are made about it."""
+        return self.word == CERTIFIED
+
+
+class ShownLadder(Record):
+    """The rungs of a ladder that were looked at."""
+
+    name: str
+    rungs: Sequence[ShownRung]
+
+
+class FoundRung(Record):
+    """The most compressed certified rung. removed: share of the weights. problems: that its decision took."""
+
+    name: str
+    run: str
+    removed: float
+    checksum: str | None
+    problems: int
+    bytes: int | None = None
+
+
+class ShownDense(Record):
+    """The dense model's run: the rounds looked at, tokens sampled for them, the hash of their rows, and its plan."""
+
+    run: str
+    looked: int
+    tokens: int
+    rows: str
+    checksum: str | None
+    plan: Mapping[str, Any]
+    versions: Mapping[str, Any]
+
+
+class EarlierSearch(Record):
+    """What names a search and its rules; when it was declared is left to the store. problems: their number by task."""
+
+    id: str
+    rungs: Sequence[str]
+    problems: Mapping[str, int]
+    margin: Margin
+    stop_margin: Margin
+    alpha: float
+    seed: int
+    budgets: Sequence[int]
+    samples: int
+    base_samples: int | None = None
+
+
+class EarlierRows(Record):
+    """How many problems and rows a run of a search had when the search was declared. name: of its model."""
+
+    run: str
+    name: str
+    problems: int
+    rows: int
+
+
+class Trace(Record):
+    """What a store knows of a search. before: others on its model and tasks that were declared before it.
+
+    had: rows that its runs had when it was declared. alpha: the sum over all of these searches. link: of its entry in
+    the store's log; None if an earlier version declared it.
+    """
+
+    id: str
+    before: Sequence[EarlierSearch]
+    had: Sequence[EarlierRows]
+    alpha: float
+    link: str | None
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """The trace that was written as this plain data, which has no link before format 4."""
+        return super().of({"link": None, **data})
+
+
+class Shown(Record):
+    """What follows from the declaration and the rows of the store.
+
+    found: None if no rung is certified. tokens: sampled for all rows looked at. full_grid_tokens: what all rungs in
+    full would have taken. problems: hash of those looked at. searches: None before format 3. claims: sentences.
+    """
+
+    ladders: Sequence[ShownLadder]
+    found: FoundRung | None
+    dense: ShownDense
+    tokens: int
+    full_grid_tokens: int
+    problems: str
+    searches: Trace | None = None
+    claims: Sequence[str] = ()
+
+    @property
+    def rungs(self) -> list[ShownRung]:
+        """Those of all ladders."""
+        return [rung for ladder in self.ladders for rung in ladder.rungs]
+
+
+class Endings(Record):
+    """Shares of chains that end by themselves: the dense model's, and those of the rung found (None without one)."""
+
+    dense: float
+    found: float | None
+
+
+class Made(Record):
+    """The checkpoint that was written. checksum: of its weights; None if none was. files: {name: BLAKE3}."""
+
+    checksum: str | None
+    files: Mapping[str, str]
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """The record that was written as this plain data, which has no files before format 3."""
+        return super().of({"checksum": None, "files": {}, **data})
+
+
+class Certificate(Record):
+    """The certificate of a finished search. prunus: the version that wrote it. content: hash of all else.
+
+    endings, caution: shares of chains that end, and a warning where a margin says little; None in earlier versions.
+    """
+
+    format: int
+    prunus: str
+    declared: Declaration
+    shown: Shown
+    endings: Endings | None
+    caution: str | None
+    made: Made
+    content: str
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """The certificate that was written as this plain data, by this version or an earlier one."""
+        return super().of({"endings": None, "caution": None, **data})
+
+
+def write_certificate(certificate: Certificate, file: Path) -> None:
+    """Write a certificate to a file."""
+    write_text(file, json.dumps(certificate.to_json(), indent=1, ensure_ascii=False) + "\n")
+
+
+def read_certificate(file: Path) -> Certificate:
+    """The certificate in a file. Raises PrunusError if it is none."""
+    try:
+        return Certificate.of(read_plain(file))
+    except MEANINGLESS as error:
+        raise PrunusError(f"'{file}' is not a certificate of `prunus find`") from error
+
+
+def read_plain(file: Path) -> dict[str, Any]:
+    """The certificate in a file as plain data, whose parts may make no sense. Raises PrunusError if it is none."""
+    try:
+        data = parse_json(file.read_text("utf-8"))
+    except OSError as error:
+        raise PrunusError(f"cannot read '{file}': {error.strerror or error}") from error
+    except ValueError as error:
+        raise PrunusError(f"'{file}' is not a certificate: it is not JSON") from error
+    parts = ("format", "declared", "shown", "made", "content")
+    if not isinstance(data, dict) or any(
+        part not in data or (part in parts[1:-1] and not isinstance(data[part], dict)) for part in parts
+    ):
+        raise PrunusError(f"'{file}' is not a certificate of `prunus find`")
+    if data["format"] not in (FORMAT, UNLOGGED, UNTRACED, OTHER_BETS):
+        raise PrunusError(
+            f"'{file}' has format {data['format']}; this is prunus {__version__}, which reads up to {FORMAT}"
+        )
+    return data

@@ -1,0 +1,109 @@
+"""What `find` returns: the rungs that were looked at, which of them was found, and what is claimed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prunus.disk import show_bytes
+from prunus.plain_data import Record
+from prunus.results.certificate import Certificate
+
+HEADINGS = ("rung", "decision", "problems", "tokens")
+
+
+class RungWord(Record):
+    """What was decided about a rung. run: its id in the store. word: certified, refused or cannot tell.
+
+    why: what left it open. problems: that it took. tokens: sampled for its own rows. bytes: that the engine loads, for
+    a ladder by bytes; to_json leaves them out.
+    """
+
+    name: str
+    run: str
+    word: str
+    why: str
+    problems: int
+    tokens: int
+    bytes: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {name: value for name, value in vars(self).items() if name != "bytes"}
+
+    @property
+    def cells(self) -> list[str]:
+        """Its row of a table."""
+        word = f"{self.word} ({self.why})" if self.why else self.word
+        size = [] if self.bytes is None else [show_bytes(self.bytes)]
+        return [self.name, word, f"{self.problems:,}", f"{self.tokens:,}", *size]
+
+
+class Found(Record):
+    """What a search found; its repr is a table of the rungs that were looked at.
+
+    out: the folder that was written; None if no rung is certified, and then it is not written.
+    model: the dense model as it was named.
+    found: name of the rung; None without one.
+    removed: share of the weights that the rung removes.
+    bytes: that the engine loads of the rung, for a ladder by bytes.
+    ladders: the rungs that were looked at, by the name of their ladder.
+    tokens: sampled for all rows that were looked at.
+    dense_tokens: those of the dense model.
+    full_grid_tokens: what all rungs and the dense model in full would have taken.
+    claims: sentences, which hold with the certificate's confidence.
+    """
+
+    out: str | None
+    model: str
+    found: str | None
+    removed: float
+    bytes: int | None = None
+    ladders: Mapping[str, Sequence[RungWord]]
+    tokens: int
+    dense_tokens: int
+    full_grid_tokens: int
+    claims: Sequence[str]
+
+    def __repr__(self) -> str:
+        rows = [one.cells for rungs in self.ladders.values() for one in rungs]
+        if not rows:
+            return "no rung was looked at"
+        headings = [*HEADINGS, "bytes loaded"][: len(rows[0])]
+        widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+        lines = [
+            "  ".join([*map(str.ljust, row[:2], widths), *map(str.rjust, row[2:], widths[2:])])
+            for row in [headings, *rows]
+        ]
+        return "\n".join([*lines, f"found: {self.found}" if self.found else "no rung is certified"])
+
+
+def found_of(certified: Certificate, target: Path) -> Found:
+    """What `find` returns of a search with this certificate, whose folder is target."""
+    shown, best = certified.shown, certified.shown.found
+    ladders = {
+        ladder.name: [
+            RungWord(
+                name=one.name,
+                run=one.run,
+                word=one.word,
+                why=one.why,
+                problems=one.problems,
+                tokens=one.tokens,
+                bytes=one.bytes,
+            )
+            for one in ladder.rungs
+        ]
+        for ladder in shown.ladders
+    }
+    return Found(
+        out=str(target) if best else None,
+        model=certified.declared.model.source,
+        found=best.name if best else None,
+        removed=best.removed if best else 0.0,
+        bytes=best.bytes if best else None,
+        ladders=ladders,
+        tokens=shown.tokens,
+        dense_tokens=shown.dense.tokens,
+        full_grid_tokens=shown.full_grid_tokens,
+        claims=shown.claims,
+    )
