@@ -83,6 +83,10 @@ def test_the_pretend_gpu_refuses_mixed_devices_and_counts_what_waits(found):
     }  # fmt: skip
 
 
+def test_a_run_says_which_gpu_computed_it(found):
+    assert found["eval"]["gpu"] == [None, "Pretend GPU"]
+
+
 def test_what_cannot_be_pinned_travels_all_the_same_with_a_line_about_it(found):
     assert found["second GPU"]["said"] == []
     (line,) = found["not pinned"]["said"]
@@ -103,7 +107,6 @@ def test_too_little_memory_is_one_line_that_says_what_helps(name, found):
     assert ended.startswith("the memory of cuda") and "CUDA out of memory. Tried to allocate" in ended
     assert "--device" in ended and "ALLOC_CONF" not in ended and "\n" not in ended
     assert left == []
-    if name != "perplexity":  # which has the whole model on the GPU, and does not ask how large it is
-        ((refused, begun),) = others
-        assert "of memory of cuda" in refused and "are free; end other programs, or " in refused
-        assert begun == []
+    ((refused, begun),) = others
+    assert "of memory of cuda" in refused and "are free; end other programs, or " in refused
+    assert begun == []

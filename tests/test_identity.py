@@ -1,6 +1,7 @@
 """A row in a store is what its run says it is, whatever is changed, resumed or served between."""
 
 import json
+import re
 import shutil
 import sqlite3
 from dataclasses import replace
@@ -16,13 +17,14 @@ from tiny_chains import TOKENIZER, tiny
 
 import prunus
 from prunus.checkpoint.content import content_digest
+from prunus.checkpoint.longrope import has_longrope
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation import engine as loop
 from prunus.evaluation import provenance, stored_ids
 from prunus.recipes import EvalPlan
 from prunus.results.comparison import compare
-from prunus.settings.engines import SPEED, EngineOptions
+from prunus.settings.engines import OF_LENGTH, SPEED, EngineOptions
 from prunus.settings.serving import Serving, read_command
 from prunus.store.labels import label_of
 from prunus.store.rows import Run
@@ -227,6 +229,28 @@ def test_a_start_that_computes_otherwise_is_refused_or_marked(model, store, monk
     assert "begun otherwise" not in capsys.readouterr().err, "a complete run is not refused"
 
 
+def test_another_model_of_gpu_does_not_continue_a_run(store, monkeypatch):
+    """Its kernels round otherwise; a store of an earlier version, which did not record it, contradicts nothing."""
+    begun(monkeypatch, gpu="NVIDIA A100")
+    run = prunus.evaluate("tiny", PLAN, store, device="cpu")
+    lose_rows(store)
+    begun(monkeypatch, gpu="NVIDIA H100")
+    with pytest.raises(PrunusError, match=r"begun otherwise \(gpu is NVIDIA H100, not NVIDIA A100\)"):
+        prunus.evaluate("tiny", PLAN, store, device="cpu")
+    with sqlite3.connect(store) as connection:
+        connection.execute("UPDATE run SET versions = json_remove(versions, '$.gpu')")
+    assert prunus.evaluate("tiny", PLAN, store, device="cpu") == run and not runs(store)[0].mixed
+
+
+def test_a_complete_run_of_another_model_of_gpu_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "NVIDIA H100")
+    record = {"torch": torch.__version__, "device": "cuda:0"}
+    assert provenance.computed_otherwise(Run("a", {}, {}, record), "hf", "cuda") is None
+    line = provenance.computed_otherwise(Run("a", {}, {}, {**record, "gpu": "NVIDIA A100"}), "hf", "auto")
+    assert line == "run a is complete; it was computed otherwise: here gpu is NVIDIA H100, not NVIDIA A100"
+
+
 def test_a_complete_run_says_where_it_was_computed_otherwise(store, capsys):
     run = prunus.evaluate("tiny", PLAN, store, device="cpu").run_id
     with sqlite3.connect(store) as connection:
@@ -329,6 +353,77 @@ def test_a_serving_is_part_of_the_id_and_an_empty_one_is_not():
         assert Serving.from_json(json.loads(json.dumps(one.to_json()))) == one
 
 
+LONGROPE = {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}}
+
+
+@pytest.mark.parametrize(
+    ("config", "has"),
+    [
+        ({}, False),
+        ({"rope_scaling": None}, False),
+        ({"rope_scaling": {"rope_type": "yarn", "type": "yarn", "factor": 4.0}}, False),
+        (LONGROPE, True),
+        ({"rope_scaling": {"type": "su"}}, True),
+        ({"rope_parameters": {"rope_type": "longrope"}}, True),
+        ({"text_config": {"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}}, True),
+    ],
+)
+def test_longrope_is_found_in_the_configuration(model, config, has):
+    change(model / "config.json", **config)
+    assert has_longrope(model) == has and not has_longrope(model.parent)
+
+
+def test_the_longest_sequence_counts_for_longrope_only(model, tmp_path, monkeypatch):
+    """Engines take the long or the short factors by it."""
+    monkeypatch.chdir(tmp_path)
+
+    def ids(backend: str, engine: str) -> set[str]:
+        plan = f'[eval]\ntasks = ["tiny"]\nlimit = 2\nbudgets = [4]\nbackend = "{backend}"\n'
+        Path("study.toml").write_text(f'models = ["model"]\n{plan}[engine]\n{engine}\n')
+        (opened,) = open_models(read_study("study.toml"))
+        return {cell.run_id for cell in opened.cells}
+
+    server = "llama-server -m {gguf} --port {port}"
+    pairs = [
+        ("vllm", "args = {max_model_len = 1024}", "args = {max_model_len = 2048}"),
+        ("openai", f"serve = '{server}'", f"serve = '{server} -c 2048'"),
+        ("openai", f"serve = '{server}'", f"serve = '{server} -np 2'"),
+    ]
+    assert all(ids(backend, one) == ids(backend, other) for backend, one, other in pairs)
+    change(model / "config.json", **LONGROPE)
+    assert all(ids(backend, one).isdisjoint(ids(backend, other)) for backend, one, other in pairs)
+    llama = EngineOptions(serve=server)
+    for longrope in (False, True):
+        assert bool(Serving.of("openai", llama, {"LLAMA_ARG_CTX_SIZE": "4096"}, longrope)) == longrope
+        assert not Serving.of("openai", llama, {"LLAMA_ARG_THREADS": "2"}, longrope)
+
+
+def test_the_longest_sequence_of_an_earlier_run_of_longrope_is_not_forgotten():
+    """Earlier versions recorded the engine's arguments, which only cost memory for every other model."""
+    work = {"subject": {"model": "c"}, "plan": {}, "about": {}, "name": "m", "source": "m"}
+    earlier = stored_ids.run_id_of(work["subject"], {}, {})
+    there = {earlier: Run(earlier, {"name": "m", "source": "m"}, {}, {"engine_args": {"max_model_len": 4096}})}
+    about = {"content": "d"}
+    assert stored_ids.stored_id(**{**work, "about": about}, runs=there) == earlier
+    assert stored_ids.stored_id(**{**work, "about": about}, runs=there, longrope=True) != earlier
+    about |= {"serving": {"args": {"max_model_len": 4096}}}
+    assert stored_ids.stored_id(**{**work, "about": about}, runs=there, longrope=True) == earlier
+
+
+def test_a_server_of_longrope_with_another_longest_sequence_does_not_continue_a_run(model, store):
+    change(model / "config.json", **LONGROPE)
+
+    def evaluated(context: int) -> str:
+        with serving(server := Server(tiny(), TOKENIZER, name="model", context=context)):
+            return prunus.evaluate(model, OF_SERVER, store, engine=EngineOptions(url=server.url))
+
+    run = evaluated(2048)
+    lose_rows(store)
+    with pytest.raises(PrunusError, match="the longest sequence is 1024, not 2048"):
+        evaluated(1024)
+    assert evaluated(2048) == run
+
+
 def test_two_settings_never_share_a_row(store):
     """As `kv_cache_dtype` and `-ctk` did, whose rows stood under one id."""
     ids = {
@@ -343,6 +438,9 @@ def test_the_list_of_speed_only_settings_is_published():
     for program, names in SPEED.items():
         line = next(line for line in text.splitlines() if line.startswith(f"| {program} |"))
         assert set(line.split("|")[2].replace("`", "").replace(",", " ").split()) == names, program
+        assert OF_LENGTH[program] <= names
+    sentence = next(line for line in text.split("\n\n") if line.startswith("A model with LongRoPE"))
+    assert set(re.findall("`([a-z_]+)`", sentence)) == set().union(*OF_LENGTH.values())
 
 
 def test_runs_of_earlier_versions_keep_their_ids_unless_something_contradicts(tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tiny_models import FAMILIES, make_model, random_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prunus
+from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import load_model
 from prunus.pruning.calibration import hidden_states
@@ -45,6 +47,16 @@ def test_equals_a_loop_over_tokens(tmp_path, family, tied, monkeypatch):
     assert got.perplexity == pytest.approx(value, rel=1e-5)
     assert (got.tokens, got.windows, got.seqlen) == (count, 3, 20)
     assert got.nll == pytest.approx(math.log(value), rel=1e-5)
+
+
+def test_a_model_that_memory_cannot_hold_is_refused_at_the_start(tmp_path, monkeypatch, capsys):
+    folder, rows = make_model(tmp_path / "m"), write_rows(tmp_path / "rows.jsonl", random_rows(1, 9))
+    monkeypatch.setattr(hidden_states, "free_memory", lambda: 1000)
+    with pytest.raises(SystemExit) as ended:
+        main(["perplexity", str(folder), "--text", str(rows), "--seqlen", "8", "--device", "cpu"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert re.search(r"the whole model takes .* of memory, and 1.0 kB are free; end other programs, or take", line)
 
 
 def test_text_is_cut_into_windows_of_its_tokens(tmp_path):

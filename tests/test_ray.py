@@ -370,6 +370,25 @@ def test_a_worker_refuses_a_model_of_other_weights(tmp_path, monkeypatch):
     worker.scratch.close()
 
 
+@pytest.mark.parametrize("there", [{}, {"NVIDIA_TF32_OVERRIDE": "0"}])
+def test_a_worker_refuses_other_arithmetic_than_where_the_study_began(tmp_path, monkeypatch, there):
+    """The run's id has the variables of the process that started the study, but nodes have their own."""
+    study = read_study(write_study(tmp_path, ""))
+    for name, value in there.items():
+        monkeypatch.setenv(name, value)
+    model = open_model(study, study.models[0], resolve(study.models[0]))
+    monkeypatch.setattr(ray_worker, "fetch", lambda reference: reference)
+    reference = ModelRef(model.name, model.checkpoint.checksum(), [cell.resolved for cell in model.cells[:1]])
+    worker = Worker(str(tmp_path), study, "cpu")
+    assert worker.open_model((reference, model.name)).name == model.name
+    worker.model = None
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    began = there.get("NVIDIA_TF32_OVERRIDE", "not set")
+    with pytest.raises(PrunusError, match=f"NVIDIA_TF32_OVERRIDE is 1 here and {began} where the study began"):
+        worker.open_model((reference, model.name))
+    worker.scratch.close()
+
+
 @pytest.mark.parametrize(
     ("address", "reason"),
     [

@@ -78,6 +78,23 @@ def backend_over(engine: PlainEngine) -> VLLMBackend:
     return VLLMBackend(SimpleNamespace(llm_engine=engine), tiny_folder(), len(TOKENIZER), {})
 
 
+@pytest.mark.parametrize(("kind", "gpu"), [("cuda", {"gpu": "NVIDIA H100"}), ("cpu", {})])
+def test_the_model_of_gpu_is_described(engine, monkeypatch, kind, gpu):
+    found = SimpleNamespace(device_type=kind, get_device_name=lambda: "NVIDIA H100")
+    monkeypatch.setattr(module, "platforms", lambda: found)
+    monkeypatch.setattr(module, "vllm", lambda: SimpleNamespace(__version__="0.32.0"))
+    described = backend_over(engine).description
+    assert {key: described[key] for key in described.keys() & {"device", "gpu"}} == {"device": kind, **gpu}
+
+
+@pytest.mark.parametrize("longrope", [False, True])
+def test_the_longest_sequence_is_described_for_longrope_only(engine, monkeypatch, longrope):
+    monkeypatch.setattr(module, "described", dict)
+    monkeypatch.setattr(module, "vllm", lambda: SimpleNamespace(__version__="0.32.0"))
+    monkeypatch.setattr(module, "has_longrope", lambda _folder: longrope)
+    assert backend_over(engine).description.get("context") == (2048 if longrope else None)
+
+
 def test_draws_are_those_of_two_phases_and_answers_go_first(engine):
     rules, budgets = Rules(MARKERS, WARM, seed=2), (0, 4, 9)
     found = force_budgets(backend_over(engine), chains(), budgets, rules)

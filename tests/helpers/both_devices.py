@@ -164,6 +164,14 @@ def rows(work: Work, out: Path, device: str) -> Any:
         return sorted([row.problem_id, row.budget, row.ended] for row in store.samples(run_id))
 
 
+def gpu_of(out: Path) -> str | None:
+    """The model of GPU that the run of `eval` recorded."""
+    from prunus.store.store import Store
+
+    with Store(out.with_suffix(".db")) as store:
+        return store.runs()[0].versions.get("gpu")
+
+
 def refused(folder: Path, ledger: Any) -> dict[str, list[Any]]:
     """By kind, the errors where memory ends during the work, and where too little is free at the start.
 
@@ -311,6 +319,7 @@ def compared(name: str, folder: Path, ledger: Any) -> dict[str, Any]:
     return {
         "micro_batch": [one.manifest["history"][-1]["arithmetic"]["micro_batch"] for one in made],
         "told": told,
+        "gpu": [gpu_of(out / device) for device in ("cpu", "cuda") if work.kind == "evaluate"],
         "differing": differing(out / "cuda", out / "cpu", work.apart) if files else [],
         "waits": (tally["waits"] if chained else ledger.waits.total()) / parts,
         "places": dict(ledger.waits.most_common(12)),

@@ -41,6 +41,15 @@ def within_memory(device: torch.device, advice: str = "calibrate on shorter sequ
         ) from error
 
 
+def described(device: torch.device) -> dict[str, str]:
+    """What a start of a run records: the device and, of a GPU, its model, such as `NVIDIA H100 80GB HBM3`.
+
+    Another model has other kernels, which round otherwise.
+    """
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    return {"device": str(device), **gpu}
+
+
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor in pinned memory if it is to go from the CPU to a GPU, and as it is otherwise."""
     return tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from prunus import progress
+from prunus.checkpoint.longrope import has_longrope
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.errors import PrunusError
@@ -88,7 +89,7 @@ def complete_run(
     checkpoint, engine = opened_model(model, plan.backend, engine)
     folder, path = checkpoint.folder, Path(store)
     check_folder(path)
-    serving, prefix = Serving.of(plan.backend, engine), keeps_prefix(path, plan)
+    serving, prefix = Serving.of(plan.backend, engine, longrope=has_longrope(folder)), keeps_prefix(path, plan)
     work = resolve_plan(checkpoint, load_tokenizer(folder), plan, serving, prefix=prefix)
     if path.exists():
         with Store(path, create=True) as opened:

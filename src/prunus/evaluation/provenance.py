@@ -4,7 +4,10 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from prunus import progress
+from prunus.checkpoint.device import described
 from prunus.checkpoint.model_folder import EngineFolder, ModelFolder, check_scaled, is_gguf
 from prunus.checkpoint.resolve import versions
 from prunus.errors import PrunusError
@@ -73,7 +76,7 @@ def computed_otherwise(run: Run, backend: str, device: str) -> str | None:
     if backend == "hf" and "device" in run.versions:
         from prunus.evaluation.backends.hf import device_for
 
-        now["device"] = device_for(device)
+        now |= described(torch.device(device_for(device)))
     here = {key: value for key, value in run.versions.items() if key in now}
     found = differences(here, now)
     return f"run {run.run_id} is complete; it was computed otherwise: here {'; '.join(found)}" if found else None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunus import progress
+from prunus.checkpoint.longrope import has_longrope
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import say_once
 from prunus.errors import PrunusError
@@ -39,6 +40,7 @@ class ResolvedPlan:
     budgets. native: how the engine or the model is told the budget, under native control. plan: as the store has it.
     subject: what stands for the weights in the run's id. about: what else does: `content`, the digest of configuration,
     tokenizer and chat template, and `serving`, how the model is served; empty ones are left out.
+    longrope: whether the model has LongRoPE.
     """
 
     run_id: str
@@ -55,6 +57,7 @@ class ResolvedPlan:
     batches: list[list[tuple[int, int]]]  # (index of the problem, draw)
     switch: Switch | None = None
     native: NativeControl | None = None
+    longrope: bool = False
 
     @property
     def earlier_id(self) -> str:
@@ -199,6 +202,7 @@ def resolve_plan(
         batches=cut_into_batches([len(prompt) for prompt in prompts], plan.samples, rows),
         switch=switch,
         native=native,
+        longrope=has_longrope(checkpoint.folder),
     )
 
 

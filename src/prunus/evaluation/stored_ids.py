@@ -23,7 +23,7 @@ def by_id(store: Store) -> dict[str, Run]:
 
 def as_stored(work: ResolvedPlan, runs: Mapping[str, Run], name: str, source: str | None = None) -> ResolvedPlan:
     """The plan under the id of its stored run; the other arguments are those of stored_id."""
-    return replace(work, run_id=stored_id(work.subject, work.plan, work.about, runs, name, source))
+    return replace(work, run_id=stored_id(work.subject, work.plan, work.about, runs, name, source, work.longrope))
 
 
 def stored_id(
@@ -33,19 +33,20 @@ def stored_id(
     runs: Mapping[str, Run],
     name: str,
     source: str | None,
+    longrope: bool = False,
 ) -> str:
     """The id of a run: that of an earlier version if it began this run and nothing contradicts that, else the usual.
 
-    subject, plan, about: as of ResolvedPlan. runs: of the store, by id. name: of the model in tables. source: as the
-    user names the model; None for a variant that is made of it. What the store does not know of the run's model must be
-    as now in the folder that it names, if that is still there, or else the name must be the same; a line on stderr says
-    what is taken for granted.
+    subject, plan, about, longrope: as of ResolvedPlan. runs: of the store, by id. name: of the model in tables. source:
+    as the user names the model; None for a variant that is made of it. What the store does not know of the run's model
+    must be as now in the folder that it names, if that is still there, or else the name must be the same; a line on
+    stderr says what is taken for granted.
     """
     usual, earlier_id = run_id_of(subject, plan, about), run_id_of(subject, plan, {})
     earlier = runs.get(earlier_id)
     if earlier is None or usual == earlier_id or usual in runs:
         return usual
-    serving = Serving.of_record(earlier.versions, earlier.model.get("serving"))
+    serving = Serving.of_record(earlier.versions, earlier.model.get("serving"), longrope)
     if serving != Serving.from_json(about.get("serving")):
         return usual
     if known := contents(earlier):

@@ -13,6 +13,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import IO, Any, TypedDict
 
+from prunus.checkpoint.longrope import has_longrope
 from prunus.checkpoint.model_folder import ModelFolder, check_scaled
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.disk import disk_errors, locked, write_text
@@ -103,7 +104,7 @@ def traces(
         checkpoint = ModelFolder(resolve(model))
         check_scaled(checkpoint)
     folder = checkpoint.folder
-    serving = Serving.of(recipe.backend, engine)
+    serving = Serving.of(recipe.backend, engine, longrope=has_longrope(folder))
     work = resolve_plan(checkpoint, load_tokenizer(folder), recipe.plan(), serving=serving)
     check_problems(work.problems)
     longest = sum(len(work.chains[index].prompt) + recipe.max_tokens for batch in work.batches for index, _ in batch)

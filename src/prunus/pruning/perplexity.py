@@ -24,7 +24,7 @@ from prunus.errors import PrunusError
 from prunus.plain_data import Record
 from prunus.progress import Steps
 from prunus.pruning.calibration.hidden_states import batches as batches_of
-from prunus.pruning.calibration.hidden_states import summed_loss
+from prunus.pruning.calibration.hidden_states import check_free, summed_loss
 from prunus.pruning.calibration.text_files import check_ids, encoder, read_jsonl, read_text, render_chats
 
 
@@ -62,7 +62,8 @@ def perplexity(
     max_tokens: use only the first windows, up to this many tokens.
     device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
 
-    Raises PrunusError for wrong input, a text of fewer than two tokens, or outputs with NaN or infinity.
+    Raises PrunusError for wrong input, a text of fewer than two tokens, too little free memory, or outputs with NaN or
+    infinity.
     """
     source, path = ModelFolder(resolve(model)), typed_path(text)
     context = source.context
@@ -73,6 +74,8 @@ def perplexity(
         raise PrunusError(f"{path} has no text of at least two tokens")
     total, predicted, runs_on = 0.0, 0, pick_device(device)
     batches = list(batches_of(sorted(chosen, key=len)))
+    advice = "or take another --device or a model in fewer bits"
+    check_free(f"{source.folder}: the whole model", sum(source.engine_bytes.values()), runs_on, advice)
     with within_memory(runs_on, "take a smaller --seqlen"):
         network = load_model(source, runs_on)
         head = find_head(network)

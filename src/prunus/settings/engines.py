@@ -97,6 +97,12 @@ SPEED: Mapping[str, frozenset[str]] = {
         }
     ),
 }  # fmt: skip
+# Those by which engines choose the factors of LongRoPE, so that they count for a model that has it.
+OF_LENGTH: Mapping[str, frozenset[str]] = {
+    "vllm": frozenset({"max_model_len"}),
+    "llama.cpp": frozenset({"c", "ctx_size", "n_parallel", "np", "parallel"}),
+    "sglang": frozenset({"context_length"}),
+}
 MODEL_FLAGS = frozenset({"m", "model", "model_path"})  # count for nothing where they name the model itself
 
 # Environment variables that change what is computed, by who reads them. They are part of a run's id where they are set.

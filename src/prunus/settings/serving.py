@@ -13,7 +13,7 @@ from pathlib import PurePath
 from typing import Any, Self
 
 from prunus.plain_data import content_hash
-from prunus.settings.engines import BACKENDS, ENVIRONMENT, MODEL_FLAGS, SPEED, EngineOptions
+from prunus.settings.engines import BACKENDS, ENVIRONMENT, MODEL_FLAGS, OF_LENGTH, SPEED, EngineOptions
 
 PLACEHOLDERS = ("{model}", "{gguf}", "{port}", "{name}")
 NUMBER = re.compile(r"-\.?\d")
@@ -37,16 +37,25 @@ class Serving:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, backend: str, engine: EngineOptions, environment: Mapping[str, str] | None = None) -> Self:
-        """The serving of a backend with these options. environment: by default that of this process."""
+    def of(
+        cls,
+        backend: str,
+        engine: EngineOptions,
+        environment: Mapping[str, str] | None = None,
+        longrope: bool = False,
+    ) -> Self:
+        """The serving of a backend with these options.
+
+        environment: by default that of this process. longrope: whether the model has LongRoPE: then OF_LENGTH counts.
+        """
         found = os.environ if environment is None else environment
-        program, words = ("", ()) if engine.serve is None else read_command(engine.serve)
+        program, words = ("", ()) if engine.serve is None else read_command(engine.serve, longrope)
         runs = program if engine.serve is not None else "" if BACKENDS[backend].chats else backend
         return cls(
             name=engine.serving,
-            args={key: value for key, value in sorted(engine.args.items()) if not is_speed(key, backend)},
+            args={key: value for key, value in sorted(engine.args.items()) if not is_speed(key, backend, longrope)},
             words=words,
-            environment=counting(found, runs),
+            environment=counting(found, runs, longrope),
         )
 
     @classmethod
@@ -59,8 +68,11 @@ class Serving:
         return cls(**given)
 
     @classmethod
-    def of_record(cls, versions: Mapping[str, Any], stored: Mapping[str, Any] | None) -> Self:
-        """The serving of a stored run. versions: as it recorded them, from which that of an earlier version follows."""
+    def of_record(cls, versions: Mapping[str, Any], stored: Mapping[str, Any] | None, longrope: bool = False) -> Self:
+        """The serving of a stored run. versions: as it recorded them, from which that of an earlier version follows.
+
+        longrope: as in `of`.
+        """
         if stored is not None:
             return cls.from_json(stored)
         args, flags = versions.get("engine_args"), versions.get("flags")
@@ -68,7 +80,7 @@ class Serving:
         # Earlier versions recorded this one with its default, too.
         flags = {key: value for key, value in flags.items() if key != INT4 or value != "0"}
         return cls(
-            args={key: value for key, value in sorted(args.items()) if not is_speed(key, "vllm")},
+            args={key: value for key, value in sorted(args.items()) if not is_speed(key, "vllm", longrope)},
             environment=counting(flags, "vllm"),
         )
 
@@ -109,13 +121,18 @@ def flag_name(word: str) -> str:
     return word.lstrip("-").replace("-", "_")
 
 
-def is_speed(word: str, program: str) -> bool:
-    """Whether an option of an engine only costs speed or memory. program: a key of SPEED; any other has none."""
+def is_speed(word: str, program: str, longrope: bool) -> bool:
+    """Whether an option of an engine only costs speed or memory. program: a key of SPEED; any other has none.
+
+    longrope: as in Serving.of.
+    """
     name = flag_name(word)
+    if longrope and name in OF_LENGTH.get(program, ()):
+        return False
     return name in SPEED.get(program, ()) or name.removeprefix("no_") in SPEED.get(program, ())
 
 
-def counting(environment: Mapping[str, str], program: str) -> dict[str, str]:
+def counting(environment: Mapping[str, str], program: str, longrope: bool = False) -> dict[str, str]:
     """The variables that change what a program computes. program: as of program_of; empty for a server elsewhere."""
     if not program:
         return {}
@@ -130,7 +147,7 @@ def counting(environment: Mapping[str, str], program: str) -> dict[str, str]:
             or (
                 options
                 and name.startswith(LLAMA_ARGUMENT)
-                and not is_speed(name.removeprefix(LLAMA_ARGUMENT).lower(), "llama.cpp")
+                and not is_speed(name.removeprefix(LLAMA_ARGUMENT).lower(), "llama.cpp", longrope)
             )
         )
     }
@@ -151,7 +168,7 @@ def program_of(words: Sequence[str]) -> tuple[str, int]:
     return "another", 0
 
 
-def read_command(command: str) -> tuple[str, tuple[str, ...]]:
+def read_command(command: str, longrope: bool = False) -> tuple[str, tuple[str, ...]]:
     """(program as program_of, its options that count) of a command that starts a server.
 
     An option is a word that begins with a dash, with the words up to the next one. Places that stand for the model, its
@@ -170,6 +187,6 @@ def read_command(command: str) -> tuple[str, tuple[str, ...]]:
     for name, *values in options:
         left = [value for value in values if value not in PLACEHOLDERS]
         is_model = len(left) < len(values) and flag_name(name) in MODEL_FLAGS and not left
-        if (name or left) and not is_model and not is_speed(name, program):
+        if (name or left) and not is_model and not is_speed(name, program, longrope):
             found.append(" ".join([name, *left]).strip())
     return program, tuple(sorted(found))

@@ -9,7 +9,12 @@ from prunus.store.rows import Run
 # What a start records that changes no number, or is told elsewhere: the grader's version, by which `regrade` goes, and
 # arguments, which are part of the run's id where they count. What is not listed counts.
 HARMLESS = frozenset({"prunus", "python", "grader", "engine_args", "max_num_seqs", "address"})
-NAMES = {"told": "the server's settings", "served": "the served model", "first_ids": "the server's reply to a probe"}
+NAMES = {
+    "told": "the server's settings",
+    "served": "the served model",
+    "first_ids": "the server's reply to a probe",
+    "context": "the longest sequence",
+}
 LONGEST = 60  # characters of a value in a message
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.longrope import has_longrope
 from prunus.checkpoint.model_folder import EngineFolder, ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve, typed_path
 from prunus.errors import PrunusError
@@ -196,7 +197,7 @@ def open_model(study: Study, name: str, folder: Path, store: Path | None = None)
     tokenizer = load_tokenizer(folder)
     variants = variants_of(study, checkpoint)
     with study.located(study.eval_line, name):
-        serving = Serving.of(study.backend, study.engine)
+        serving = Serving.of(study.backend, study.engine, longrope=has_longrope(folder))
         resolved = [
             resolve_plan(
                 checkpoint, tokenizer, replace(plan, aa_control=False), serving, prefix=number in study.prefixes

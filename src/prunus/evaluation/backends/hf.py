@@ -19,7 +19,7 @@ from transformers.utils import logging
 from prunus import progress
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.compressed_tensors import METHOD
-from prunus.checkpoint.device import sent, within_memory
+from prunus.checkpoint.device import described, sent, within_memory
 from prunus.checkpoint.foreign_weights import quant_method, why_unreadable
 from prunus.checkpoint.loader import load_plain, load_whole
 from prunus.checkpoint.precision import use_fast_products
@@ -195,8 +195,8 @@ class HFBackend(Backend):
 
     @property
     def description(self) -> dict[str, object]:
-        """Device and dtype, stored with the run."""
-        return {"device": str(self.model.device), "dtype": str(self.model.dtype).removeprefix("torch.")}
+        """Device, model of the GPU and dtype, stored with the run."""
+        return {**described(self.model.device), "dtype": str(self.model.dtype).removeprefix("torch.")}
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """As Completer.generate: all requests decode together, or in smaller batches if memory runs out.

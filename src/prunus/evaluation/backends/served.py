@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx2 as httpx
 
+from prunus.checkpoint.longrope import has_longrope
 from prunus.checkpoint.model_folder import UNLIMITED
 from prunus.checkpoint.resolve import GGUF_FILE, hub_origin, load_tokenizer, resolve_tokenizer
 from prunus.errors import PrunusError
@@ -167,14 +168,16 @@ class Server:
     def identity(self) -> dict[str, object]:
         """What tells this server from another: address, name of the model there, and what it tells of itself.
 
-        Of one that Prunus starts the name and paths are left out, as they follow from the folder of its model.
+        Of one that Prunus starts the name and paths are left out, as they follow from the folder of its model. The
+        longest sequence belongs to it where the model has LongRoPE, of which engines choose the factors by it.
         """
+        length = {"context": self.context} if self.context and has_longrope(self.folder) else {}
         if self.started:
-            return {"told": {key: value for key, value in self.told.settings.items() if key != "model_path"}}
+            return length | {"told": {key: value for key, value in self.told.settings.items() if key != "model_path"}}
         meta, root = meta_of(self.entry), self.entry.get("root")
         told = {key: in_short(meta[key]) for key in OF_MODEL if key in meta} | dict(self.told.settings)
         told |= {"root": in_short(root)} if root else {}
-        return {"address": without_user(self.url), "served": in_short(self.name), "told": told}
+        return length | {"address": without_user(self.url), "served": in_short(self.name), "told": told}
 
     def payload(self, seed: int, sampling: Sampling) -> dict[str, Any]:
         """The part of a request that all servers understand."""

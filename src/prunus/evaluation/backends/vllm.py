@@ -23,6 +23,7 @@ from torch.func import functional_call
 from prunus.checkpoint.architecture import Architecture
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import plain_experts
+from prunus.checkpoint.longrope import has_longrope
 from prunus.checkpoint.model_folder import EngineFolder
 from prunus.checkpoint.packed_files import read_variant
 from prunus.errors import PrunusError
@@ -91,17 +92,20 @@ class VLLMBackend(Streaming):
     def description(self) -> dict[str, object]:
         """Engine, version and settings that results may depend on, stored with the run.
 
-        Of quantised weights also the kernels, and whether a CPU with AMX rounds the activations of 4-bit Linears.
+        Of quantised weights also the kernels, and whether a CPU with AMX rounds the activations of 4-bit Linears; of
+        LongRoPE the longest sequence, by which vLLM chooses the factors.
         """
         model = self.config.model_config
         flags = {name: os.environ[name] for name in FLAGS if name in os.environ}
-        more = {}
+        more: dict[str, object] = {}
         if getattr(model, "quantization", None) is not None:
             more["kernels"] = sorted({name for of in self.llm.collective_rpc("prunus_kernels") for name in of})
             flags[INT4] = str(int(getattr(import_module("vllm.envs"), INT4, 0)))
+        if has_longrope(self.folder):
+            more["context"] = self.context
         return {
             "engine": f"vllm {vllm().__version__}",
-            "device": platform(),
+            **described(),
             "dtype": str(model.dtype).removeprefix("torch."),
             "engine_args": self.args,
             "eager": bool(model.enforce_eager),
@@ -310,7 +314,18 @@ def vllm() -> Any:
 
 def platform() -> str:
     """The device type that the installed vLLM was built for: `cuda`, `cpu`, ..."""
-    return import_module("vllm.platforms").current_platform.device_type
+    return platforms().device_type
+
+
+def platforms() -> Any:
+    """What vLLM knows of this machine's devices."""
+    return import_module("vllm.platforms").current_platform
+
+
+def described() -> dict[str, str]:
+    """As prunus.checkpoint.device.described: what vLLM runs on and, of GPUs, the model."""
+    kind = platform()
+    return {"device": kind} | ({"gpu": platforms().get_device_name()} if kind != "cpu" else {})
 
 
 def why_not_4_bits(device: str) -> str | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
+from prunus.checkpoint.longrope import has_longrope
 from prunus.checkpoint.resolve import BUILT_IN, load_tokenizer, resolve
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
@@ -33,7 +34,7 @@ from prunus.store.rows import Run, Sample
 from prunus.store.store import Store
 from prunus.studies.find.evidence import Evidence, Looked, looked_at
 
-SAME = ("device", "dtype", "torch", "transformers")  # what rounding depends on besides the processor
+SAME = ("device", "gpu", "dtype", "torch", "transformers")  # what rounding depends on besides the processor
 MOST_NAMED = 5  # chains that are named one by one
 COMPARED = ("thinking", "text", "thinking_tokens", "answer_tokens", "ended", "answer", "correct")
 
@@ -113,7 +114,7 @@ def drawn(store: Store, one: Looked, folder: Path, number: int, seed: str, devic
         raise PrunusError(f"{folder} has other weights than its rows are of")
     if known.get("content") not in (None, checkpoint.content()):
         raise PrunusError(f"{folder} has another configuration, tokenizer or chat template than its rows are of")
-    serving = Serving.of(name, engine)
+    serving = Serving.of(name, engine, longrope=has_longrope(folder))
     if Serving.from_json(known.get("serving")) != serving:
         raise PrunusError("its rows were served with other settings")
     work = resolve_plan(checkpoint, load_tokenizer(folder), plan_of(stored), serving, problems_of(store, one.run))
@@ -130,9 +131,7 @@ def drawn(store: Store, one: Looked, folder: Path, number: int, seed: str, devic
         portions = run_chains(work, backend, grader, batches)
         samples = [sample for portion in portions for sample in portion.samples]
     streams = BACKENDS[name].streams
-    other = [
-        key for key in SAME if key in one.run.versions | versions and one.run.versions.get(key) != versions.get(key)
-    ]
+    other = [key for key in SAME if key in one.run.versions and one.run.versions[key] != versions.get(key)]
     why = (
         f"{' and '.join(other)} of the stored rows differ from here"
         if other

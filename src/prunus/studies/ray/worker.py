@@ -25,6 +25,7 @@ from prunus.evaluation.engine import Batch
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.evaluation.run import run_chains
+from prunus.settings.serving import Serving
 from prunus.store.rows import Key, Sample
 from prunus.studies.cells import Model, Variant, checkpoint_of
 from prunus.studies.engine import Engine
@@ -148,9 +149,21 @@ class Worker:
                 raise PrunusError(f"'{name}' has other weights here than where the study was started")
             if checkpoint.content() != wanted.works[0].about.get("content"):
                 raise PrunusError(f"'{name}' has another configuration or tokenizer here than where the study began")
+            self.check_environment(wanted.works[0])
             self.works = wanted.works
             self.model = Model(name, checkpoint, wanted.works[0].tokenizer, [], [])
         return self.model
+
+    def check_environment(self, work: ResolvedPlan) -> None:
+        """Raise PrunusError where a variable that changes numbers is not as where the study began, whose id has it."""
+        here = Serving.of(self.engine.name, self.engine.options).environment
+        there = Serving.from_json(work.about.get("serving")).environment
+        for name in sorted(here.keys() | there.keys()):
+            if here.get(name) != there.get(name):
+                raise PrunusError(
+                    f"the environment variable {name} is {here.get(name, 'not set')} here and"
+                    f" {there.get(name, 'not set')} where the study began: set it alike on all nodes before `ray start`"
+                )
 
 
 def fetch(reference: Any) -> Any:

@@ -1,0 +1,26 @@
+"""Whether a model has LongRoPE, of which engines take the long or the short factors by the longest sequence they allow.
+
+vLLM compares `max_model_len` with the length of training, llama.cpp the context of a slot; transformers, each sequence.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from prunus.checkpoint.resolve import read_object
+
+KINDS = ("longrope", "su")  # the second is Microsoft's first name for it
+
+
+def has_longrope(folder: Path) -> bool:
+    """Whether the config.json of a folder, if it has one, says so anywhere."""
+    path = folder / "config.json"
+    return path.is_file() and names_longrope(read_object(path))
+
+
+def names_longrope(config: Any) -> bool:
+    """Whether any object in a part of a config.json does."""
+    if isinstance(config, list):
+        return any(map(names_longrope, config))
+    if not isinstance(config, dict):
+        return False
+    return any(config.get(key) in KINDS for key in ("rope_type", "type")) or any(map(names_longrope, config.values()))
