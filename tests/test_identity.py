@@ -143,6 +143,13 @@ def test_integers_without_their_scales_are_refused(model, store):
             prunus.evaluate(model, replace(PLAN, backend=backend), store, device="cpu")
         assert "\n" not in str(error.value)
     assert not store.exists()
+    (model.parent / "text.txt").write_text("Compute 97-3-33.")
+    with pytest.raises(PrunusError, match=r"is I8, but config\.json has no quantization_config"):
+        prunus.perplexity(model, model.parent / "text.txt", seqlen=4, device="cpu")
+    study = model.parent / "study.toml"
+    study.write_text(f'models = ["{model}"]\n[eval]\ntasks = ["tiny"]\nbackend = "vllm"\n')
+    with pytest.raises(PrunusError, match=r"is I8, but config\.json has no quantization_config"):
+        open_models(read_study(study))
 
 
 def by_server(store: Path, server: Server, mixed: bool = False, **engine: Any) -> str:

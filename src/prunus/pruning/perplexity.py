@@ -16,7 +16,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.device import within_memory
 from prunus.checkpoint.foreign_weights import DEQUANTISED
 from prunus.checkpoint.loader import load_plain, load_whole
-from prunus.checkpoint.model_folder import ModelFolder
+from prunus.checkpoint.model_folder import ModelFolder, check_scaled
 from prunus.checkpoint.precision import use_fast_products
 from prunus.checkpoint.resolve import one_line, resolve, typed_path
 from prunus.checkpoint.runner import pick_device
@@ -66,6 +66,7 @@ def perplexity(
     infinity.
     """
     source, path = ModelFolder(resolve(model)), typed_path(text)
+    check_scaled(source)
     context = source.context
     if not 2 <= seqlen <= context:
         raise PrunusError(f"seqlen {seqlen} must lie between 2 and the model's context of {context}")

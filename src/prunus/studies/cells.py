@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.longrope import has_longrope
-from prunus.checkpoint.model_folder import EngineFolder, ModelFolder
+from prunus.checkpoint.model_folder import EngineFolder, ModelFolder, check_scaled
 from prunus.checkpoint.resolve import load_tokenizer, resolve, typed_path
 from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
@@ -243,7 +243,9 @@ def checkpoint_of(study: Study, folder: Path) -> Checkpoint | EngineFolder:
     Else it may be any model that the engine supports.
     """
     if BACKENDS[study.backend].loads_itself and not study.entries:
-        return EngineFolder(folder)
+        model = EngineFolder(folder)
+        check_scaled(model)
+        return model
     return Checkpoint(folder)
 
 
