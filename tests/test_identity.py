@@ -247,6 +247,14 @@ def test_another_model_of_gpu_does_not_continue_a_run(store, monkeypatch):
     with sqlite3.connect(store) as connection:
         connection.execute("UPDATE run SET versions = json_remove(versions, '$.gpu')")
     assert prunus.evaluate("tiny", PLAN, store, device="cpu") == run and not runs(store)[0].mixed
+    lose_rows(store)
+    begun(monkeypatch, gpu="NVIDIA A100")
+    with pytest.raises(PrunusError, match=r"begun otherwise \(gpu is NVIDIA A100, not NVIDIA H100\)"):
+        prunus.evaluate("tiny", PLAN, store, device="cpu")  # the first start did not tell, but the second did
+    smaller = prunus.evaluate("tiny", replace(PLAN, limit=1), store, device="cpu")
+    assert [one.versions["gpu"] for one in next(r for r in runs(store) if r.run_id == smaller).starts] == [
+        "NVIDIA H100"
+    ]
 
 
 def test_a_complete_run_of_another_model_of_gpu_says_so(monkeypatch):

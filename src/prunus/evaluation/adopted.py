@@ -4,13 +4,14 @@ Seeds follow from problem, draw and phase, so these rows are those that the run 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from prunus import progress
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.resolved_plan import ResolvedPlan, run_id_of
 from prunus.store.rows import Key, Run
-from prunus.store.starts import differences
+from prunus.store.starts import contradiction, records
 from prunus.store.store import Store
 
 # Settings of a plan by which no row of a problem, budget and draw changes. `context` and `off` say which of the others'
@@ -28,13 +29,17 @@ def adopt(store: Store, work: ResolvedPlan, in_part: bool = False) -> None:
         return
     known = {run.run_id: run for run in store.runs()}
     for donor in donors(work, list(known.values())):
-        if donor.mixed or (work.run_id in known and differences(known[work.run_id].versions, donor.versions)):
+        mine = known.get(work.run_id)
+        if donor.mixed or (mine and any(contradiction(mine, one) for one in records(donor))):
             continue
         had = missing & store.keys(donor.run_id)
         if had == missing or (had and in_part and work.run_id not in known):
             model = {key: value for key, value in donor.model.items() if key not in ("content", "serving")}
-            store.add_run(Run(work.run_id, model | work.about, work.plan, donor.versions, planned=work.planned))
+            run = Run(work.run_id, model | work.about, work.plan, donor.versions, planned=work.planned)
+            store.add_run(run)
             store.copy_samples(donor.run_id, work.run_id, had)
+            for later in donor.starts:
+                store.add_run(replace(run, versions=later.versions))
             say_adopted(len(had), donor)
             return
 
@@ -43,7 +48,7 @@ def adopt_some(store: Store, work: ResolvedPlan, versions: Mapping[str, Any]) ->
     """Give the run the rows that it lacks and others have that were computed in the way that these versions say."""
     for donor in donors(work, store.runs()):
         missing = wanted(store, work) & store.keys(donor.run_id)
-        if missing and not donor.mixed and not differences(donor.versions, versions):
+        if missing and not donor.mixed and not contradiction(donor, versions):
             store.copy_samples(donor.run_id, work.run_id, missing)
             say_adopted(len(missing), donor)
 

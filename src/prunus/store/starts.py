@@ -53,9 +53,13 @@ def records(run: Run) -> list[Mapping[str, Any]]:
 
 
 def contradiction(run: Run, now: Mapping[str, Any]) -> list[str]:
-    """How a start differs from all earlier ones of a run, in terms of the last; empty if it is like one of them."""
+    """How a start differs from an earlier one of a run, in terms of the last of these; empty if it does not.
+
+    One of a mixed run only needs to be like any of them.
+    """
     found = [differences(one, now) for one in records(run)]
-    return found[-1] if all(found) else []
+    differing = [one for one in found if one]
+    return [] if not differing or (run.mixed and len(differing) < len(found)) else differing[-1]
 
 
 def made_otherwise(base: Run, other: Run) -> list[str]:
