@@ -173,11 +173,11 @@ class Server:
         """
         length = {"context": self.context} if self.context and has_longrope(self.folder) else {}
         if self.started:
-            return length | {"told": {key: value for key, value in self.told.settings.items() if key != "model_path"}}
+            return {**length, "told": {key: value for key, value in self.told.settings.items() if key != "model_path"}}
         meta, root = meta_of(self.entry), self.entry.get("root")
         told = {key: in_short(meta[key]) for key in OF_MODEL if key in meta} | dict(self.told.settings)
         told |= {"root": in_short(root)} if root else {}
-        return length | {"address": without_user(self.url), "served": in_short(self.name), "told": told}
+        return {**length, "address": without_user(self.url), "served": in_short(self.name), "told": told}
 
     def payload(self, seed: int, sampling: Sampling) -> dict[str, Any]:
         """The part of a request that all servers understand."""
