@@ -239,19 +239,19 @@ def test_a_start_that_computes_otherwise_is_refused_or_marked(model, store, monk
 def test_another_model_of_gpu_does_not_continue_a_run(store, monkeypatch):
     """Its kernels round otherwise; a store of an earlier version, which did not record it, contradicts nothing."""
     begun(monkeypatch, gpu="NVIDIA A100")
-    run = prunus.evaluate("tiny", PLAN, store, device="cpu")
+    run = prunus.evaluate("tiny", PLAN, store, device="cpu").run_id
     lose_rows(store)
     begun(monkeypatch, gpu="NVIDIA H100")
     with pytest.raises(PrunusError, match=r"begun otherwise \(gpu is NVIDIA H100, not NVIDIA A100\)"):
         prunus.evaluate("tiny", PLAN, store, device="cpu")
     with sqlite3.connect(store) as connection:
         connection.execute("UPDATE run SET versions = json_remove(versions, '$.gpu')")
-    assert prunus.evaluate("tiny", PLAN, store, device="cpu") == run and not runs(store)[0].mixed
+    assert prunus.evaluate("tiny", PLAN, store, device="cpu").run_id == run and not runs(store)[0].mixed
     lose_rows(store)
     begun(monkeypatch, gpu="NVIDIA A100")
     with pytest.raises(PrunusError, match=r"begun otherwise \(gpu is NVIDIA A100, not NVIDIA H100\)"):
         prunus.evaluate("tiny", PLAN, store, device="cpu")  # the first start did not tell, but the second did
-    smaller = prunus.evaluate("tiny", replace(PLAN, limit=1), store, device="cpu")
+    smaller = prunus.evaluate("tiny", replace(PLAN, limit=1), store, device="cpu").run_id
     assert [one.versions["gpu"] for one in next(r for r in runs(store) if r.run_id == smaller).starts] == [
         "NVIDIA H100"
     ]
@@ -430,7 +430,7 @@ def test_a_server_of_longrope_with_another_longest_sequence_does_not_continue_a_
 
     def evaluated(context: int) -> str:
         with serving(server := Server(tiny(), TOKENIZER, name="model", context=context)):
-            return prunus.evaluate(model, OF_SERVER, store, engine=EngineOptions(url=server.url))
+            return prunus.evaluate(model, OF_SERVER, store, engine=EngineOptions(url=server.url)).run_id
 
     run = evaluated(2048)
     lose_rows(store)
