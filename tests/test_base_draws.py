@@ -1,7 +1,6 @@
 """More draws of the base than of what is compared with it: all of them count, in the store, in words, and in plans."""
 
 import json
-import runpy
 import sqlite3
 from math import ceil, log2
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from simulations import differences, one_comparison
 from small_search import CALIBRATION, PLAN
 from test_comparison import BUDGETS, fill, grid, mean, random_run, row
 from test_stages import add
@@ -25,7 +25,6 @@ from prunus.statistics import paired, power
 from prunus.store.store import Store
 from prunus.studies.find.prospects import advice
 
-bench = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdicts.py"))
 STORE = "out/results.db"
 
 
@@ -143,27 +142,27 @@ def test_draws_planned_beforehand_are_one_look(tmp_path):
 # Errors and power, as `benchmarks/verdicts.py` prints them for docs/verdicts.md.
 
 
-@pytest.mark.parametrize("shape", bench["UNEQUAL"])
+@pytest.mark.parametrize("shape", differences.UNEQUAL)
 @pytest.mark.parametrize(("problems", "draws"), [(60, 3), (300, 1)])
 def test_words_keep_their_error_with_more_draws_of_the_base(shape, problems, draws):
-    found = bench["errors_of_unequal"](shape, problems, draws, 16, runs=500)
+    found = one_comparison.errors_of_unequal(shape, problems, draws, 16, runs=500)
     limits = {"non-inferior": 0.05, "certified": 0.05, "better": 0.025, "worse": 0.025}
     for word, most in limits.items():
         assert found[word] <= most + 3 * (most / 500) ** 0.5, (word, found[word])
 
 
-@pytest.mark.parametrize("shape", bench["UNEQUAL"])
+@pytest.mark.parametrize("shape", differences.UNEQUAL)
 def test_the_simulated_losses_are_what_they_say(shape):
     for mean_ in (-0.02, 0.0):
-        values = bench["unequal"](np.random.default_rng(1), shape, 400, 3, 16, mean_, 500)
+        values = differences.unequal(np.random.default_rng(1), shape, 400, 3, 16, mean_, 500)
         assert values.mean() == pytest.approx(mean_, abs=0.002)
 
 
 def test_more_draws_of_the_base_decide_more():
-    now, more = (bench["power_of_unequal"](500, 3, draws, runs=600) for draws in (3, 16))
+    now, more = (one_comparison.power_of_unequal(500, 3, draws, runs=600) for draws in (3, 16))
     assert now["non-inferior"] < 0.51 and more["non-inferior"] >= 0.58
     assert more["certified"] > now["certified"] + 0.1 and more["worse"] > now["worse"] + 0.05
-    assert bench["power_of_unequal"](1000, 3, 16, runs=300)["non-inferior"] >= 0.84
+    assert one_comparison.power_of_unequal(1000, 3, 16, runs=300)["non-inferior"] >= 0.84
 
 
 def test_the_square_root_rule_costs_least():

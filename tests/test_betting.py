@@ -1,16 +1,14 @@
 """Bounds and p-values by betting: other software's numbers, plain loops, enumeration, and simulation."""
 
-import runpy
 from itertools import product
 from math import log, log1p, prod, sqrt
-from pathlib import Path
 
 import numpy as np
 import pytest
+from simulations import differences, one_comparison, several_comparisons
 
 from prunus.statistics import betting, power
 
-bench = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdicts.py"))
 RUNS = 1000
 ERROR = 4 * sqrt(0.05 * 0.95 / RUNS)  # four binomial standard deviations of Monte Carlo error
 
@@ -167,7 +165,7 @@ def test_several_tasks_are_bounded_by_the_worst_way_to_share_the_wealth_out():
 def test_several_tasks_beat_the_simpler_ways():
     """Why it is made so: about as sharp as the better of a bound per task and rounds of all tasks, or much sharper."""
     for sizes, draws in (((30, 40, 198, 500), 0), ((30, 40, 198, 500), 4), ((198,) * 4, 0), ((198, 500), 1)):
-        bounds = bench["bounds_of_several_tasks"](sizes, draws, 10 if draws else 1)
+        bounds = one_comparison.bounds_of_several_tasks(sizes, draws, 10 if draws else 1)
         assert bounds["used"] > max(bounds["each at alpha / tasks"], bounds["rounds"]) - 0.001
     assert bounds["used"] > -0.05
 
@@ -185,7 +183,7 @@ def test_rounds_take_every_problem_of_every_task_once():
 @pytest.mark.slow
 def test_non_inferior_is_wrong_in_5_percent_at_most_whatever_the_numbers():
     """Every number of problems and draws, however the loss is spread: the true loss is the margin."""
-    shares = {key: share for *key_, share in bench["false_claims"](RUNS) for key in [tuple(key_)]}
+    shares = {key: share for *key_, share in one_comparison.false_claims(RUNS) for key in [tuple(key_)]}
     assert len(shares) == 3 * 8 * 4
     assert max(shares.values()) <= 0.05 + ERROR
     assert max(shares.values()) > 0.02  # it is not safe by never claiming anything
@@ -195,7 +193,7 @@ def test_better_and_worse_are_wrong_in_2_5_percent_at_most_where_differences_are
     """Equal models of which few problems break and the others gain, and the mirror image; losses called better."""
     few = 4 * sqrt(0.025 * 0.975 / RUNS)
     wrong = {}
-    for *_, shares in bench["false_directions"](RUNS, problems=(2, 5, 15, 30, 60, 200)):
+    for *_, shares in one_comparison.false_directions(RUNS, problems=(2, 5, 15, 30, 60, 200)):
         wrong = {name: max(share, wrong.get(name, 0.0)) for name, share in shares.items()}
     assert max(wrong["better at 0"], wrong["worse at 0"]) <= 0.025 + few
     assert max(wrong["better at a loss"], wrong["worse at a gain"]) <= 0.025 + few
@@ -207,24 +205,24 @@ def test_sign_flips_err_far_more_often_there():
     """Why they no longer decide: the review's figures, 45 and 22 % where 2.5 % are promised."""
     rng = np.random.default_rng(0)
     for n, draws, least in ((15, 64, 0.3), (30, 64, 0.12)):
-        better, _ = bench["called_by_flips"](bench["skewed"](rng, bench["SKEWED"][1], n, draws, 0.0, 400))
+        better, _ = one_comparison.called_by_flips(differences.skewed(rng, differences.SKEWED[1], n, draws, 0.0, 400))
         assert better > least
 
 
 def test_aimed_bets_find_nearly_as_many_losses_as_sign_flips():
     """200 problems, one draw, a tenth of the accuracy lost; bets that do not aim find far fewer."""
-    values = bench["differences"](np.random.default_rng(1), "homogeneous", 200, 1, 0.1, RUNS)
+    values = differences.differences(np.random.default_rng(1), "homogeneous", 200, 1, 0.1, RUNS)
     goal = np.full((1, 1), log(40))
     aimed = betting.reaches(-values, np.zeros((1, 1)), goal).mean()
     scaled = (1 - values) / 2
     not_aimed = np.mean(betting.log_wealth(scaled, betting.bets([scaled], 0.025)[0], np.full(RUNS, 0.5)) >= log(40))
-    flips = bench["called_by_flips"](values)[1]
+    flips = one_comparison.called_by_flips(values)[1]
     assert flips - 0.07 < aimed < flips + 0.02 and not_aimed < aimed - 0.05
 
 
 def test_a_page_is_wrong_in_5_percent_at_most():
     """Whole pages of 4 variants at five budgets, corrected as `compare` corrects them."""
-    wrong = bench["false_on_a_page"](4, 60, 4, 200)
+    wrong = several_comparisons.false_on_a_page(4, 60, 4, 200)
     assert max(wrong.values()) <= 0.05 + 4 * sqrt(0.05 * 0.95 / 200), wrong
 
 
@@ -246,7 +244,7 @@ def test_a_loss_as_large_as_the_detectable_effect_is_found_in_80_percent():
     for problems, draws, variants, base in (
         (30, 64, 1, 0.9), (60, 4, 1, None), (100, 4, 14, None), (200, 1, 14, 0.9),
     ):  # fmt: skip
-        loss, found = bench["found_at_detectable"](problems, draws, variants, 800, base)
+        loss, found = one_comparison.found_at_detectable(problems, draws, variants, 800, base)
         assert loss < 0.5 and found == pytest.approx(0.8, abs=0.05), (problems, draws, variants, base)
 
 

@@ -1,11 +1,10 @@
 """Whatever is named, left out, drawn again or removed after looking: verdicts are corrected for all of it."""
 
-import runpy
 from dataclasses import replace
 from math import sqrt
-from pathlib import Path
 
 import pytest
+from simulations import one_comparison, several_comparisons
 from test_comparison import PLAN, fill, grid
 
 from prunus.reporting import prose
@@ -18,7 +17,6 @@ from prunus.statistics.paired import holm
 from prunus.store.rows import Run
 from prunus.store.store import Store
 
-bench = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdicts.py"))
 AT = {"budgets": [64]}
 SAME = grid(lambda _task, p, *_: p % 2, problems=60, budgets=(64,))
 
@@ -107,7 +105,7 @@ def test_adjusted_p_of_games_and_of_runs_that_are_gone():
 @pytest.mark.slow
 def test_the_best_of_many_is_wrongly_non_inferior_in_5_percent_at_most():
     runs = 100
-    for name, (alone, corrected) in bench["chosen_after_seeing"](200, 1, 0.05, runs).items():
+    for name, (alone, corrected) in several_comparisons.chosen_after_seeing(200, 1, 0.05, runs).items():
         assert alone > 0.12, name
         if "one after another" not in name:
             assert corrected <= 0.05 + 4 * sqrt(0.05 * 0.95 / runs), name
@@ -115,14 +113,14 @@ def test_the_best_of_many_is_wrongly_non_inferior_in_5_percent_at_most():
 
 @pytest.mark.slow
 def test_what_the_title_says_of_the_best_of_many_holds():
-    interval, bound, above = bench["of_the_best"](500, 4, 0.01, 100)
+    interval, bound, above = several_comparisons.of_the_best(500, 4, 0.01, 100)
     assert interval > 0.1 and above > 0.005 and bound <= 0.05 + 4 * sqrt(0.05 * 0.95 / 100)
 
 
 def test_a_model_whose_chains_are_cut_is_not_said_to_still_stop(tmp_path):
-    by_margin, by_us = bench["said_to_still_stop"](0.06, 0.015, 500, 4, 0.05, 20)
+    by_margin, by_us = one_comparison.said_to_still_stop(0.06, 0.015, 500, 4, 0.05, 20)
     assert by_margin > 0 == by_us
-    ends = bench["blank_ending"]
+    ends = one_comparison.blank_ending
     assert still_stops(ends(0.95, 0.95), "non-inferior", Margin(0.05))
     assert not still_stops(ends(0.95, 0.96), "worse, within the margin", Margin(0.05))  # a loss is shown
     assert not still_stops(ends(0.49, 0.5), "non-inferior", Margin(0.05))  # most chains are cut

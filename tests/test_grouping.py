@@ -2,7 +2,6 @@
 
 import json
 import random
-import runpy
 import sqlite3
 import time
 from collections import Counter
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.stats import binomtest
+from simulations import one_comparison
 from small_search import PLAN as SEARCH_PLAN
 from small_search import PROBLEMS
 from test_comparison import BUDGETS, fill, row
@@ -32,8 +32,6 @@ from prunus.results.summary import summarise
 from prunus.statistics.anytime import interleaved, rounds, whole_groups
 from prunus.store.rows import ProblemRow, sizes_of, tables
 from prunus.store.store import Store, same_groups
-
-cluster_errors = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdicts.py"))["cluster_errors"]
 
 # How they are found
 
@@ -361,7 +359,7 @@ def test_a_search_counts_groups_and_verify_knows_them(search_folder, scripted, c
 @pytest.mark.parametrize(("problems", "size"), [(100, 2), (100, 4), (100, 10), (500, 4), (500, 10)])
 def test_problems_that_break_together_are_wrongly_called_as_rarely_as_others(problems, size):
     """Without groups every claim is wrong too often: 8 to 60 % of 1,500 runs (docs/verdicts.md)."""
-    for name, (by_problem, by_group) in cluster_errors(problems, size, 1500).items():
+    for name, (by_problem, by_group) in one_comparison.cluster_errors(problems, size, 1500).items():
         assert by_group <= 0.05 + 3 * (0.05 * 0.95 / 1500) ** 0.5, name
         assert by_problem > 0.065, f"{name} errs without groups"
 

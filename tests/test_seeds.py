@@ -1,13 +1,12 @@
 """The verdict on a recipe over calibration seeds: how often its interval holds, its parts, and which runs it is of."""
 
-import runpy
 from dataclasses import replace
 from math import sqrt
-from pathlib import Path
 
 import numpy as np
 import pytest
 from pandas import DataFrame
+from simulations import several_comparisons
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 from test_comparison import PLAN, grid
@@ -19,8 +18,6 @@ from prunus.results.seeds import over_seeds, p_values, seeds_needed
 from prunus.settings.margins import Margin
 from prunus.store.rows import ProblemRow, Run
 from prunus.store.store import Store
-
-bench = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdicts.py"))
 
 
 def made(rng, seeds=5, problems=60, of_seeds=0.03, of_problems=0.2, rest=0.3):
@@ -86,7 +83,7 @@ def test_a_word_takes_the_number_of_seeds_that_is_said():
 @pytest.mark.parametrize("collapse", [0.05, 0.1, 0.2])
 def test_no_recipe_is_called_non_inferior_where_some_seeds_collapse(seeds, collapse):
     """The t test says so in half of the cases or more, since no seed that it saw collapsed."""
-    wrong = bench["collapsing_seeds"](seeds, collapse, runs=20)
+    wrong = several_comparisons.collapsing_seeds(seeds, collapse, runs=20)
     assert wrong["non-inferior"] == wrong["better"] == 0
     assert wrong["non-inferior, by t"] > 0 and wrong["better, by t"] > 0.2
 

@@ -1,15 +1,14 @@
 """Unfinished runs get no word, and neither do words bend when a limit is raised until one comes: stores, simulation."""
 
-import runpy
 import sqlite3
 from io import StringIO
 from itertools import pairwise
 from math import inf
-from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
+from simulations import several_comparisons
 from test_comparison import random_run
 
 import prunus
@@ -27,8 +26,6 @@ from prunus.results.verdicts import UNFINISHED, WORDS
 from prunus.statistics import anytime, betting, paired
 from prunus.store.rows import Planned, ProblemRow, Run, tables
 from prunus.store.store import Store
-
-bench = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdicts.py"))
 
 PLAN = {"mode": "strict", "temperature": 0.6, "budgets": [0, 16, 64], "tasks": ["a"], "samples": 1, "limit": None}
 STEP = {"action": "prune", "recipe": {"sparsity": 0.5}, "sparsity": {"x": 0.5}, "source": {"name": "dense"}}
@@ -368,14 +365,14 @@ def test_with_several_tasks_they_are_one_game_too(sizes):
 def test_raising_the_limit_until_a_word_comes_errs_in_5_percent_at_most(margin, discordant):
     """From 50 to 500 problems in 46 looks, at a loss of the margin; in earlier versions it erred in 30 %."""
     runs = 300
-    now, before = bench["while_the_limit_grows"](list(range(50, 501, 10)), margin, discordant, runs)
+    now, before = several_comparisons.while_the_limit_grows(list(range(50, 501, 10)), margin, discordant, runs)
     assert now < 0.05 + 2 * np.sqrt(0.05 * 0.95 / runs) and before > 0.25
 
 
 def test_the_simulation_makes_the_bets_of_compare():
     looks, (runs, margin, change) = [50, 90, 160], (40, 0.1, 0.1)
     d = differences(np.random.default_rng(11), looks[-1], runs, change, margin)
-    share, _ = bench["while_the_limit_grows"](looks, margin, change, runs)
+    share, _ = several_comparisons.while_the_limit_grows(looks, margin, change, runs)
     assert share == (grown_p(d, looks, margin) <= 0.05).mean()
 
 

@@ -1,16 +1,14 @@
 """How much of the base's scaling is kept: Fieller's interval by a search, published numbers, and simulation."""
 
-import runpy
 from math import sqrt
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
+from simulations import differences, one_comparison
 
 from prunus.results import verdicts
 
-bench = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "verdicts.py"))
 RUNS = 500
 ERROR = 4 * sqrt(0.05 * 0.95 / RUNS)
 
@@ -61,28 +59,31 @@ def test_one_problem_tells_nothing():
     assert verdicts.p_scaling("kept", one, one, 0.3)[0] > 0.05
 
 
-@pytest.mark.parametrize("scenario", bench["SCENARIOS"])
+@pytest.mark.parametrize("scenario", differences.SCENARIOS)
 def test_words_and_interval_are_wrong_in_5_percent_at_most(scenario):
     """At 90 % kept both words are wrong; the interval must hold what is kept in 95 %."""
     for problems, draws in ((2, 4), (5, 1), (15, 16), (30, 4), (198, 1)):
-        at = {kept: bench["scaling_words"](scenario, problems, draws, kept, RUNS) for kept in (0.9, 1.0, 0.5)}
+        at = {kept: one_comparison.scaling_words(scenario, problems, draws, kept, RUNS) for kept in (0.9, 1.0, 0.5)}
         assert max(at[0.9]["kept"], at[0.9]["lost"]) <= 0.05 + ERROR, (problems, draws)
         assert max(one["missed"] for one in at.values()) <= 0.05 + ERROR, (problems, draws)
         assert at[1.0]["lost"] == pytest.approx(0, abs=0.03) and at[0.5]["kept"] == 0
-    enough = bench["scaling_words"](scenario, 500, 4, 1.0, 100), bench["scaling_words"](scenario, 100, 4, 0.5, 100)
+    enough = (
+        one_comparison.scaling_words(scenario, 500, 4, 1.0, 100),
+        one_comparison.scaling_words(scenario, 100, 4, 0.5, 100),
+    )
     assert enough[0]["kept"] > 0.9 and enough[1]["lost"] > 0.9
 
 
 @pytest.mark.parametrize("draws", [1, 16])
 def test_a_base_that_does_not_scale_has_nothing_to_keep(draws):
     for problems in (5, 30, 198):
-        flat = bench["scaling_words"]("homogeneous", problems, draws, 1.0, RUNS, rising=False)
+        flat = one_comparison.scaling_words("homogeneous", problems, draws, 1.0, RUNS, rising=False)
         assert flat["kept"] + flat["lost"] <= 0.05 + ERROR and flat["given"] <= 0.025 + ERROR
 
 
 def test_a_t_test_alone_would_say_kept_from_almost_nothing():
     """Why that word rests on betting: one problem in ten stops scaling, which few problems seldom show."""
-    base, other = bench["slopes"](np.random.default_rng(0), "near-deterministic", 5, 16, 0.9, RUNS)
+    base, other = differences.slopes(np.random.default_rng(0), "near-deterministic", 5, 16, 0.9, RUNS)
     gain = other[0] - 0.9 * base[0]
     with np.errstate(divide="ignore", invalid="ignore"):
         wrong = np.mean(gain.mean(axis=0) / (gain.std(axis=0, ddof=1) / sqrt(5)) > stats.t.isf(0.05, 4))

@@ -206,8 +206,8 @@ def _bound_of_all(strata: Sequence[Floats], pairs: Sequence[Pair], margin: Margi
     """(C,) lower bounds of the differences that hold for so many comparisons together (Bonferroni)."""
     if pairs[0].adaptive is not None:  # bands are two-sided
         return any_time_columns(strata, pairs, margin.size, comparisons / 2)["band_low"]
-    level, draws = betting.ALPHA / comparisons, len(pairs[0].base.draws)
-    return betting.lower_bound(strata, level, order_seed(pairs), draws, [-margin.size])
+    level = betting.ALPHA / comparisons
+    return betting.lower_bound(strata, level, order_seed(pairs), pairs[0].draws, [-margin.size])
 
 
 def any_time_columns(
