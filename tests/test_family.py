@@ -74,6 +74,18 @@ def test_other_draws_of_a_variant_count_and_other_sizes_do_not(tmp_path, plan):
     assert (found["comparisons"], found["bases"]) == (4, 2)
 
 
+@pytest.mark.parametrize("about", [{"serving": {"engine_args": {"x": 1}}}, {"content": "another chat template"}])
+def test_other_servings_and_templates_of_a_variant_count(tmp_path, about):
+    """Weights alone do not tell what was compared: the best of 20 engine settings could be shown, too."""
+    path = store_of(tmp_path / "s.db", v0={})
+    with Store(path) as store:
+        model = {**store.find_run("v0").model, "checksum": "c"}
+        for run_id, more in (("a" * 12, {}), ("b" * 12, about)):
+            store.add_run(Run(run_id, model | more, PLAN | AT, {"grader": "1"}))
+            store.add_samples(run_id, SAME)
+    assert compare(path, "dense", ["a" * 12], margin=0.3, resamples=100)["looks"]["comparisons"] == 3
+
+
 def test_runs_that_were_removed_count(tmp_path):
     path = store_of(tmp_path / "s.db", v0={}, v1={}, v2={"mode": "legacy"})
     before = compare(path, "dense", ["v0"], margin=0.3, resamples=100).to_json()

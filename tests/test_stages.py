@@ -30,11 +30,15 @@ from prunus.store.store import Store
 PLAN = {"mode": "strict", "temperature": 0.6, "budgets": [0, 16, 64], "tasks": ["a"], "samples": 1, "limit": None}
 STEP = {"action": "prune", "recipe": {"sparsity": 0.5}, "sparsity": {"x": 0.5}, "source": {"name": "dense"}}
 HISTORY = {"dense": [], "pruned": [STEP]}
+IDS = [f"a-{p}" for p in range(120)]
 
 
-def add(store, model, samples, limit=None, draws=1, left_out=(), listed=True, more=None, **plan):
-    """Add a run of the first `limit` problems of 120 and return its id; left_out: numbers of problems without rows."""
-    ids = [f"a-{p}" for p in range(120)][:limit]
+def add(store, model, samples, limit=None, draws=1, left_out=(), listed=True, more=None, ids=IDS, **plan):
+    """Add a run of the first `limit` of these problems and return its id; left_out: numbers of problems without rows.
+
+    more: of the plan; with `limit_of` the limit takes a sample.
+    """
+    ids = (sorted(ids, key=sampling_key) if more and limit else list(ids))[:limit]
     plan = PLAN | {"limit": limit, "samples": draws, "problems": f"first {limit}"} | plan | (more or {})
     run_id = content_hash([model, plan])
     wanted = set(ids) - {f"a-{p}" for p in left_out}
@@ -321,6 +325,29 @@ def test_a_sample_that_grows_to_the_whole_set_is_one_series_and_the_first_proble
         taken, _, _ = _taken(base, other, {"a": pair})
         how = taken["a"].adaptive
         assert isinstance(how, Grown) and list(how.order) == sorted((f"a-{p}" for p in range(120)), key=sampling_key)
+
+
+@pytest.mark.parametrize(
+    ("files", "limits", "series", "said"),
+    [
+        # The base is evaluated on the other file first, and can then be compared by what both have.
+        ((IDS, IDS[:110]), (None, None), 3, "its problems changed after its rows could be seen"),
+        ((IDS[:110], IDS), (None, None), 3, "its problems changed after"),  # a file that grew without a limit
+        ((IDS, IDS[10:]), (50, 60), 3, "its limit changed from 50 to 50 to 60, with other problems, after"),
+        ((IDS[:110], IDS), (50, 60), 1, "its limit grew from 50 to 60 after"),  # of which both take the first
+    ],
+)
+def test_a_file_whose_lines_change_after_looking_is_another_series(tmp_path, files, limits, series, said):
+    """Else who leaves out problems until a word comes would have a new game each time."""
+    store = tmp_path / "s.db"
+    rows = random_run(0, 0.5, problems=120)
+    for ids, limit in zip(files, limits, strict=True):
+        base, other = (add(store, name, rows, limit, ids=ids, problems=content_hash(ids[:limit])) for name in HISTORY)
+    with Store(store) as opened:
+        found = growth(opened.run(base), opened.run(other))
+    assert found is not None and found.series == series and said in str(found)
+    (entry,) = compare(store, base, [other], resamples=200)["others"]
+    assert entry["adaptive"] and any(said in note for note in entry["warnings"])
 
 
 def differences(rng, problems, runs, discordant, loss):

@@ -2,9 +2,10 @@
 
 Who sees the results of many runs and names one of them has made all of these comparisons. So it does not matter which
 runs are named: every run that can be compared with the base counts, also one that was removed after its rows could be
-seen. Other seeds, budgets and batches of one model are other draws of the same comparison, of which the best could be
-shown: each counts as one more. Runs that differ in the limit or the number of draws alone count as one, since one game
-of bets goes on over them (`stages`). Every run of the base model in place of the base is a look at all of them.
+seen. Other seeds, budgets, batches and servings of one model are other draws of the same comparison, of which the best
+could be shown: each counts as one more. Runs that differ in the limit, the problems or the number of draws alone count
+as one, since one game of bets goes on over them (`growth`). Every run of the base model in place of the base is a look
+at all of them.
 """
 
 from collections import Counter
@@ -75,9 +76,10 @@ def alone(runs: int) -> Family:
 
 
 def slot_of(run: Run) -> str:
-    """What tells of runs whether they are of one game."""
+    """What tells of runs whether they are of one game: the model, with what is served of it and how, and the plan."""
     plan = {name: value for name, value in run.plan.items() if name not in GAME}
-    return content_hash([run.model.get("checksum") or run.model, plan])
+    about = {key: run.model[key] for key in ("content", "serving") if run.model.get(key)}
+    return content_hash([run.model.get("checksum") or run.model, about, plan])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from math import inf
 from prunus.results.cells import Looked, Unfinished
 from prunus.settings.budgets import budget_of
 from prunus.store.rows import Run, Stage, Table
-from prunus.store.stages import limit_in_words
+from prunus.store.stages import goes_on, limit_in_words
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,15 @@ class Growth:
     """The comparisons of two models that could be seen, in their order, the present one last.
 
     series: which of the series of comparisons in which only the limit grew the present one belongs to, counted from 1.
-    limits: of that series. sampled: the tasks of which they took samples, each a part of the next.
+    limits: of that series. sampled: the tasks of which they took samples, each a part of the next. edited: whether
+    problems changed otherwise than by a limit, as those of a file do.
     """
 
     looks: tuple[Looked, ...]
     series: int
     limits: tuple[float, ...]
     sampled: tuple[str, ...] = ()
+    edited: bool = False
 
     @property
     def share(self) -> float:
@@ -35,7 +37,9 @@ class Growth:
 
     def __str__(self) -> str:
         draws, limits = [_draws(one) for one in self.looks], [limit_in_words(one.limit) for one in self.looks]
-        if len(set(draws)) == 1:
+        if len(set(draws)) == len(set(limits)) == 1:
+            what, steps = "problems changed", []
+        elif len(set(draws)) == 1:
             what, steps = "limit grew" if self.series == 1 else "limit changed", limits
         elif len(set(limits)) == 1:
             what, steps = "number of draws changed", draws
@@ -46,8 +50,10 @@ class Growth:
         spent = (
             "" if self.series == 1 else f"; p is multiplied by {round(1 / self.share)}, since there were others before"
         )
+        how = f" from {' to '.join(steps)}" if steps else ""
+        other = ", with other problems," if self.edited and steps else ""
         return (
-            f"its {what} from {' to '.join(steps)} after its rows could be seen, so the bounds hold at any time{spent};"
+            f"its {what}{how}{other} after its rows could be seen, so the bounds hold at any time{spent};"
             " this takes the problems' order in the plan as good as random; scaling is not judged"
         )
 
@@ -75,7 +81,8 @@ def growth(base: Run, other: Run) -> Growth | None:
     if base.stages and other.stages:
         looks.append((base.stages[-1], other.stages[-1]))
     sizes = [(min(one.limit or inf for one in look), tuple(one.samples for one in look)) for look in looks]
-    kept = [place for place, size in enumerate(sizes) if place == 0 or size != sizes[place - 1]]
+    edited = {place for place in range(1, len(looks)) if not all(map(goes_on, looks[place - 1], looks[place]))}
+    kept = [place for place, size in enumerate(sizes) if place in {0, *edited} or size != sizes[place - 1]]
     if len(kept) < 2:
         return None
     series, limits, sampled = 1, [sizes[0][0]], sampled_in(looks[kept[0]])
@@ -83,7 +90,7 @@ def growth(base: Run, other: Run) -> Growth | None:
         (limit, draws), (next_limit, next_draws) = sizes[place], sizes[after]
         now = sampled_in(looks[after])
         others = next_limit < inf and now != sampled  # a sample is no part of the first problems of a set
-        if next_draws != draws or next_limit < limit or others:
+        if next_draws != draws or next_limit < limit or others or after in edited:
             series, limits, sampled = series + 1, [], now
         limits.append(next_limit)
     seen = [
@@ -97,7 +104,7 @@ def growth(base: Run, other: Run) -> Growth | None:
         )
         for place in kept
     ]
-    return Growth(tuple(seen), series, tuple(limits), tuple(sorted(sampled)))
+    return Growth(tuple(seen), series, tuple(limits), tuple(sorted(sampled)), bool(edited))
 
 
 def sampled_in(look: tuple[Stage, Stage]) -> set[str]:

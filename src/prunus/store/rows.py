@@ -43,7 +43,8 @@ class Stage:
     place: of the run in the store, by time. limit: None means all problems. begun: UTC time at which the last
     evaluation began that lacked rows of it; None in older stores. complete: how many of its problems were complete when
     the next stage began; None if that is not known. removed: UTC time at which it was removed from the store. sampled:
-    the tasks of which its limit took a sample rather than the first problems.
+    the tasks of which its limit took a sample rather than the first problems. problems: the plan's hash of its
+    problems. order: as of Planned.
     """
 
     run_id: str
@@ -54,6 +55,8 @@ class Stage:
     complete: int | None = None
     removed: str | None = None
     sampled: tuple[str, ...] = ()
+    problems: str | None = None
+    order: Mapping[str, Sequence[str]] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

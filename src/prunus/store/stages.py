@@ -10,7 +10,8 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from prunus.plain_data import content_hash
-from prunus.store.rows import Removed, Run, Stage
+from prunus.questions import sampling_key
+from prunus.store.rows import Planned, Removed, Run, Stage
 
 # Settings of a plan that may differ between the stages of a run.
 SIZES = {"limit", "limit_of", "samples", "problems", "batch_size", "seed"}
@@ -36,11 +37,12 @@ def stages_of(
     begun: Mapping[str, tuple[str, Mapping[str, int]]],
     with_rows: Container[str] = (),
     removed: Sequence[Removed] = (),
+    orders: Mapping[str, Planned] | None = None,
 ) -> dict[str, tuple[Stage, ...]]:
     """The stages of every run, itself last. runs: all of a store, oldest first.
 
     begun: when the last evaluation of a run began that lacked rows, and the number of complete problems of each of its
-    other stages then. with_rows: ids of runs that have rows now.
+    other stages then. with_rows: ids of runs that have rows now. orders: the problems of plans, by their hash.
     """
     times = {run_id: at for run_id, (at, _) in begun.items()}
     there: list[tuple[Run, Removed | None]] = [*((one.run, one) for one in removed), *((run, None) for run in runs)]
@@ -54,17 +56,42 @@ def stages_of(
         stages: list[Stage] = []
         for (place, run, gone), after in zip(group, [*group[1:], None], strict=True):
             size = run.plan.get("limit"), int(run.plan.get("samples", 1))
-            sampled = tuple(run.plan.get("limit_of", {}).get("tasks", ()))
+            sampled, problems = tuple(run.plan.get("limit_of", {}).get("tasks", ())), run.plan.get("problems")
+            planned = (orders or {}).get(problems or "")
+            of = {"sampled": sampled, "problems": problems, "order": planned and planned.order}
             if gone:
-                stages.append(Stage(run.run_id, place, *size, gone.begun, gone.complete, gone.at, sampled))
+                stages.append(Stage(run.run_id, place, *size, gone.begun, gone.complete, gone.at, **of))
                 continue
             told = begun.get(after[1].run_id) if after and not after[2] else None
             complete = told[1].get(run.run_id) if told else None
             if complete == 0 and run.run_id in with_rows:  # it was evaluated at the same time as the next one
                 complete = None
-            stages.append(Stage(run.run_id, place, *size, times.get(run.run_id), complete, sampled=sampled))
+            stages.append(Stage(run.run_id, place, *size, times.get(run.run_id), complete, **of))
             found[run.run_id] = tuple(stages)
     return found
+
+
+def goes_on(before: Stage, after: Stage) -> bool:
+    """Whether one of two stages has the first problems of the other, as far as the store knows.
+
+    Without that a file of problems was changed between them. A sample beside the first problems of a set is no matter
+    of this: `sampled` tells of it.
+    """
+    if before.problems == after.problems or None in (before.problems, after.problems):
+        return True
+    if before.limit == after.limit or before.order is None or after.order is None:
+        return before.limit != after.limit
+    for task, names in before.order.items():
+        drawn = {task in one.sampled for one in (before, after)}
+        if len(drawn) == 2 and None not in (before.limit, after.limit):
+            continue
+        sides = list(names), list(after.order.get(task, ()))
+        if True in drawn:  # a plan without a limit has the set's own order
+            sides = [sorted(side, key=sampling_key) for side in sides]
+        few, many = sorted(sides, key=len)
+        if few != many[: len(few)]:
+            return False
+    return True
 
 
 def removed_before(run: Run) -> list[str]:

@@ -220,7 +220,8 @@ class Store:
         begun = self._begun()
         unseen = {one for _, earlier in begun.values() for one, complete in earlier.items() if complete == 0}
         with_rows = {run.run_id for run in self.begun([run for run in runs if run.run_id in unseen])}
-        planned, stages = self._planned(runs), stages_of(runs, begun, with_rows, self.removed())
+        orders = self._orders()
+        planned, stages = self._planned(runs, orders), stages_of(runs, begun, with_rows, self.removed(), orders)
         starts = self._starts()
         return [
             replace(
@@ -521,12 +522,13 @@ class Store:
         counts = self._read("SELECT count(*) FROM sample WHERE run_id = ? GROUP BY problem_id", (run.run_id,))
         return sum(count >= wanted for (count,) in counts)
 
-    def _planned(self, runs: Sequence[Run]) -> dict[str, Planned | None]:
+    def _orders(self) -> dict[str, Planned]:
+        """The table `planned`: the problems of plans, by their hash."""
+        rows = [(digest, self._parsed(order, dict)) for digest, order in self._read("SELECT * FROM planned")]
+        return {digest: Planned(sum(map(len, order.values())), order) for digest, order in rows}
+
+    def _planned(self, runs: Sequence[Run], orders: Mapping[str, Planned]) -> dict[str, Planned | None]:
         """What is known of the problems of each run's plan, by run id."""
-        orders: dict[str, Planned] = {}
-        for digest, problems in self._read("SELECT digest, problems FROM planned"):
-            order = self._parsed(problems, dict)
-            orders[digest] = Planned(sum(map(len, order.values())), order)
         query = "SELECT task, count(*) FROM problem WHERE kind != ? GROUP BY task"
         sizes: dict[str, int] = dict(self._read(query, (IMPORTED,)))
         found: dict[str, Planned | None] = {}
