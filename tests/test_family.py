@@ -6,6 +6,7 @@ from math import sqrt
 import pytest
 from simulations import one_comparison, several_comparisons
 from test_comparison import PLAN, fill, grid
+from test_stages import IDS, add
 
 from prunus.reporting import prose
 from prunus.reporting.report_data import ReportData
@@ -84,6 +85,18 @@ def test_other_servings_and_templates_of_a_variant_count(tmp_path, about):
             store.add_run(Run(run_id, model | more, PLAN | AT, {"grader": "1"}))
             store.add_samples(run_id, SAME)
     assert compare(path, "dense", ["a" * 12], margin=0.3, resamples=100)["looks"]["comparisons"] == 3
+
+
+def test_a_copy_of_a_file_under_another_name_counts(tmp_path):
+    """Its problems are the same, or some of them, so who chooses between the two files chooses after seeing."""
+    path = tmp_path / "s.db"
+    for task, ids in (("a", IDS), ("copy", IDS[:50])):
+        rows = [replace(row, task=task) for row in grid(lambda *_: True, problems=len(ids))]
+        for name in ("dense", "pruned"):
+            add(path, name, rows, ids=ids, problems=task, tasks=[task])
+    with Store(path) as store:
+        base, other = (run.run_id for run in store.runs() if run.plan["tasks"] == ["a"])
+    assert compare(path, base, [other], resamples=100)["looks"]["bases"] == 2
 
 
 def test_runs_that_were_removed_count(tmp_path):

@@ -42,9 +42,9 @@ def add(store, model, samples, limit=None, draws=1, left_out=(), listed=True, mo
     plan = PLAN | {"limit": limit, "samples": draws, "problems": f"first {limit}"} | plan | (more or {})
     run_id = content_hash([model, plan])
     wanted = set(ids) - {f"a-{p}" for p in left_out}
-    planned = Planned(len(ids), {"a": ids}) if listed else None
+    planned = Planned(len(ids), {plan["tasks"][0]: ids}) if listed else None
     with Store(store, create=True) as opened:
-        opened.add_problems(ProblemRow("a", one, "1", "exact", (), "d") for one in ids)
+        opened.add_problems(ProblemRow(plan["tasks"][0], one, "1", "exact", (), "d") for one in ids)
         history = {"history": HISTORY[model]}
         described = {"name": model, "manifest": history, "checksum": model}
         opened.add_run(Run(run_id, described, plan, {"grader": "1"}, planned=planned))

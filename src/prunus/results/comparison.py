@@ -360,9 +360,20 @@ def _against_itself(
 
 
 def _alike(one: Run, other: Run) -> bool:
-    """Whether two runs belong to one family: they have a task in common, and their plans measure the same."""
+    """Whether two runs belong to one family: they have a task or a problem in common, and plans that measure the same.
+
+    A copy of a file under another name is another task with the same problems.
+    """
     tasks = [set(run.plan.get("tasks", ())) for run in (one, other)]
-    return not (all(tasks) and tasks[0].isdisjoint(tasks[1])) and not plan_differences(one, other, GAME)
+    apart = all(tasks) and tasks[0].isdisjoint(tasks[1]) and not _share_problems(one, other)
+    return not apart and not plan_differences(one, other, GAME)
+
+
+def _share_problems(one: Run, other: Run) -> bool:
+    """Whether the plans of two runs are known to have a problem in common."""
+    sides = [(run.planned.order if run.planned else None) or {} for run in (one, other)]
+    ours, theirs = ({name for names in side.values() for name in names} for side in sides)
+    return not ours.isdisjoint(theirs)
 
 
 def plan_differences(base: Run, other: Run, but: Collection[str] = ()) -> str:
