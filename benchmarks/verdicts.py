@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from simulations import one_comparison as one
 from simulations import several_comparisons as several
-from simulations.differences import SCENARIOS, SKEWED, UNEQUAL, differences, skewed
+from simulations.differences import SCENARIOS, SKEWED, UNEQUAL, coupled, differences, skewed
 from simulations.one_comparison import DRAWS, PROBLEMS
 
 from prunus.results.comparison import compare
@@ -165,6 +165,13 @@ def draws_of_the_base(runs: int) -> None:
         for n in (500, 1000)
     ]
     table(["problems", "3", "8", "16", "64"], rows)
+
+    print("\nThe same if the variant repeats the base's first draws, 500 problems, one variant, no correction")
+    rows = [
+        percent(one.claimed(coupled(np.random.default_rng(0), 500, 3, 0.0, runs, base, alike=0.0), 0.02))
+        for base in (3, 8, 16, 64)
+    ]
+    table(["3", "8", "16", "64"], [rows])
 
     print(f"\nWrong words in % of {20 * runs}, 16 draws of the base: true loss at the margin, 2 points; equal models")
     rows = []

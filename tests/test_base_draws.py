@@ -82,6 +82,14 @@ def test_one_draw_beside_several_is_not_judged_by_mcnemars_test(tmp_path):
     assert p[1] == pytest.approx(paired.mcnemar_p(0, 9)) and p[4] > 1.5 * p[1]
 
 
+@pytest.mark.parametrize("draws", [(1, 3), (3, 1)])
+def test_the_bound_after_choosing_among_one_is_the_bound(tmp_path, draws):
+    """With several tasks the way to bet depends on the draws, of which both bounds have to take the same number."""
+    base, other = (random_run(n, 0.7, tasks=("a", "b"), problems=40, draws=d) for n, d in enumerate(draws))
+    (entry,) = two(tmp_path, base, other)["others"]
+    assert entry["primary"]["lower_bound_adjusted"] == pytest.approx(entry["primary"]["lower_bound"])
+
+
 def test_what_would_settle_counts_draws_of_the_other_model(tmp_path):
     """By the variances: with draws of one side only, the base's part of the noise remains."""
     rng = np.random.default_rng(0)
