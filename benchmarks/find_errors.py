@@ -1,6 +1,6 @@
 """How often `prunus find` certifies too much, how far it gets, and what it costs: docs/measurements/find-errors.md.
 
-    python benchmarks/find_errors.py [--ladders 2000]       ten minutes on a core shared with other work
+    python benchmarks/find_errors.py [--ladders 2000]       ten minutes of one core
     python benchmarks/find_errors.py --repeated             repeated searches alone, a minute
 
 Ladders of 13 rungs are simulated with a known truth. The dense model solves a problem with a probability drawn from

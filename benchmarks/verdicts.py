@@ -1,6 +1,6 @@
 """Error rates and power of the verdicts: the tables of docs/verdicts.md.
 
-    python benchmarks/verdicts.py [--runs 2000] [--demo demo/results.db]      ten minutes or more on one core
+    python benchmarks/verdicts.py [--runs 2000] [--demo demo/results.db]      seven minutes of one core, with 1000
 
 The simulations are in `simulations`; each function here prints some of their tables. The tests run the same simulations
 with fewer repetitions. --demo: the store of `prunus demo`, to compare its verdicts with those by sign flips.
