@@ -177,9 +177,10 @@ def draws_of_the_base(runs: int) -> None:
     rows = []
     for shape in UNEQUAL:
         for n, draws in ((30, 3), (100, 3), (500, 3), (500, 1)):
-            found = [one.errors_of_unequal(shape, n, draws, 16, runs, seed=seed) for seed in range(20)]
-            rows.append([shape, n, draws, *(percent(np.mean([part[word] for part in found])) for word in found[0])])
-    table(["shape", "problems", "draws", *found[0]], rows)
+            parts = [one.errors_of_unequal(shape, n, draws, 16, runs, seed=seed) for seed in range(20)]
+            found = {word: sum(part[word] for part in parts) / len(parts) for word in parts[0]}
+            rows.append([shape, n, draws, *map(percent, found.values())])
+    table(["shape", "problems", "draws", *found], rows)
 
 
 def tasks(_: int) -> None:
