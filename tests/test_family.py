@@ -84,7 +84,7 @@ def test_other_servings_and_templates_of_a_variant_count(tmp_path, about):
         for run_id, more in (("a" * 12, {}), ("b" * 12, about)):
             store.add_run(Run(run_id, model | more, PLAN | AT, {"grader": "1"}))
             store.add_samples(run_id, SAME)
-    assert compare(path, "dense", ["a" * 12], margin=0.3, resamples=100)["looks"]["comparisons"] == 3
+    assert compare(path, "dense", ["a" * 12], margin=0.3, resamples=100).to_json()["looks"]["comparisons"] == 3
 
 
 def test_a_copy_of_a_file_under_another_name_counts(tmp_path):
@@ -96,7 +96,7 @@ def test_a_copy_of_a_file_under_another_name_counts(tmp_path):
             add(path, name, rows, ids=ids, problems=task, tasks=[task])
     with Store(path) as store:
         base, other = (run.run_id for run in store.runs() if run.plan["tasks"] == ["a"])
-    assert compare(path, base, [other], resamples=100)["looks"]["bases"] == 2
+    assert compare(path, base, [other], resamples=100).to_json()["looks"]["bases"] == 2
 
 
 def test_runs_that_were_removed_count(tmp_path):

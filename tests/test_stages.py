@@ -341,13 +341,14 @@ def test_a_file_whose_lines_change_after_looking_is_another_series(tmp_path, fil
     """Else who leaves out problems until a word comes would have a new game each time."""
     store = tmp_path / "s.db"
     rows = random_run(0, 0.5, problems=120)
+    base = other = ""
     for ids, limit in zip(files, limits, strict=True):
         base, other = (add(store, name, rows, limit, ids=ids, problems=content_hash(ids[:limit])) for name in HISTORY)
     with Store(store) as opened:
         found = growth(opened.run(base), opened.run(other))
     assert found is not None and found.series == series and said in str(found)
-    (entry,) = compare(store, base, [other], resamples=200)["others"]
-    assert entry["adaptive"] and any(said in note for note in entry["warnings"])
+    (entry,) = compare(store, base, [other], resamples=200)
+    assert entry.adaptive and any(said in note for note in entry.warnings)
 
 
 def differences(rng, problems, runs, discordant, loss):
