@@ -174,7 +174,7 @@ def write_store() -> dict[str, Any]:
 def write_study() -> dict[str, Any]:
     """Run a study of three recipes to its end."""
     Path("study.toml").write_text(STUDY)
-    done = prunus.run_study("study.toml", out="study").to_json()
+    done = prunus.study("study.toml", out="study").to_json()
     (Path("study") / "report.html").unlink()
     compared = [summary(entry["comparison"]) for entry in done["comparisons"]]
     return {"cells": done["cells"], "compare": compared[0]}
@@ -184,7 +184,7 @@ def write_chains() -> dict[str, Any]:
     """Run a study of all kinds of steps, in chains, to its end."""
     make_mixture(Path("mixture"))
     Path("chains.toml").write_text(CHAINS)
-    done = prunus.run_study("chains.toml", out="chains").to_json()
+    done = prunus.study("chains.toml", out="chains").to_json()
     for path in (
         Path("chains/report.html"),
         *Path("chains").rglob("tokenizer.json"),

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from prunus.checkpoint.dequantize import Dequantized, dequantize
     from prunus.errors import PrunusError
-    from prunus.evaluation.pipeline import evaluate, regrade
+    from prunus.evaluation.pipeline import Regraded, evaluate, regrade
     from prunus.evaluation.profiles.catalogue import (
         ProfileEntry,
         ProfileUnderModel,
@@ -59,28 +59,32 @@ if TYPE_CHECKING:
     )
     from prunus.recipes.declarations import MethodEntry, methods
     from prunus.reporting.page import report
+    from prunus.results.cells import Comparison
     from prunus.results.comparison import compare
-    from prunus.results.frames import Results, export
+    from prunus.results.frames import Exported, Results, export
     from prunus.results.frames import open as open
-    from prunus.results.importing import import_rows as import_rows
+    from prunus.results.importing import Imported, import_
+    from prunus.results.summary import Summary
     from prunus.settings.budgets import AS_RUN, OFF
     from prunus.settings.engines import EngineOptions
     from prunus.step import Made, Planned
     from prunus.steps.chain import apply_steps
-    from prunus.store.store import runs
+    from prunus.store.store import StoredRun, runs
     from prunus.studies.demo import demo
     from prunus.studies.find.find import find
-    from prunus.studies.find.verify import verify
+    from prunus.studies.find.found import Found
+    from prunus.studies.find.prospects import Prospects
+    from prunus.studies.find.verify import Verification, verify
     from prunus.studies.plan import plan_study
-    from prunus.studies.run import report_study
-    from prunus.studies.run import run_study as run_study
+    from prunus.studies.records import StudyPlan, StudyResult
+    from prunus.studies.run import report_study, study
     from prunus.viewer.server import view
 
     drop_blocks = drop
     drop_experts = experts
     eval = evaluate
-    import_ = import_rows
-    study = run_study
+    import_rows = import_
+    run_study = study
 
 # On some processors the last bit of MKL's products otherwise depends on where in memory a matrix lies, and what was
 # interrupted would not resume to the same bytes. MKL reads this at its first product.
@@ -93,6 +97,7 @@ __all__ = [
     "OFF",
     "Allocated",
     "CardMade",
+    "Comparison",
     "Dequantized",
     "DropRecipe",
     "Dropped",
@@ -100,10 +105,13 @@ __all__ = [
     "EvalPlan",
     "ExpertsMeasured",
     "ExpertsRecipe",
+    "Exported",
     "FewerExperts",
+    "Found",
     "GgufFacts",
     "GgufMade",
     "GgufRecipe",
+    "Imported",
     "InputsMeasured",
     "Made",
     "MethodEntry",
@@ -120,6 +128,7 @@ __all__ = [
     "PlannedWidth",
     "ProfileEntry",
     "ProfileUnderModel",
+    "Prospects",
     "PruneRecipe",
     "Pruned",
     "PrunusError",
@@ -127,11 +136,17 @@ __all__ = [
     "Quantized",
     "RecoverRecipe",
     "Recovered",
+    "Regraded",
     "Results",
     "ShownProfile",
+    "StoredRun",
+    "StudyPlan",
+    "StudyResult",
+    "Summary",
     "TaskEntry",
     "TraceRecipe",
     "Traces",
+    "Verification",
     "WidthRecipe",
     "allocate",
     "apply_steps",
@@ -172,7 +187,7 @@ __all__ = [
 _NAMES = {
     "prunus.checkpoint.dequantize": ("Dequantized", "dequantize"),
     "prunus.errors": ("PrunusError",),
-    "prunus.evaluation.pipeline": ("evaluate", "regrade"),
+    "prunus.evaluation.pipeline": ("Regraded", "evaluate", "regrade"),
     "prunus.evaluation.profiles.catalogue": (
         "ProfileEntry",
         "ProfileUnderModel",
@@ -208,27 +223,32 @@ _NAMES = {
     ),
     "prunus.recipes.declarations": ("MethodEntry", "methods"),
     "prunus.reporting.page": ("report",),
+    "prunus.results.cells": ("Comparison",),
     "prunus.results.comparison": ("compare",),
-    "prunus.results.frames": ("Results", "export", "open"),
-    "prunus.results.importing": ("import_rows",),
+    "prunus.results.frames": ("Exported", "Results", "export", "open"),
+    "prunus.results.importing": ("Imported", "import_"),
+    "prunus.results.summary": ("Summary",),
     "prunus.settings.budgets": ("AS_RUN", "OFF"),
     "prunus.settings.engines": ("EngineOptions",),
     "prunus.step": ("Made", "Planned"),
     "prunus.steps.chain": ("apply_steps",),
-    "prunus.store.store": ("runs",),
+    "prunus.store.store": ("StoredRun", "runs"),
     "prunus.studies.demo": ("demo",),
     "prunus.studies.find.find": ("find",),
-    "prunus.studies.find.verify": ("verify",),
+    "prunus.studies.find.found": ("Found",),
+    "prunus.studies.find.prospects": ("Prospects",),
+    "prunus.studies.find.verify": ("Verification", "verify"),
     "prunus.studies.plan": ("plan_study",),
-    "prunus.studies.run": ("report_study", "run_study"),
+    "prunus.studies.records": ("StudyPlan", "StudyResult"),
+    "prunus.studies.run": ("report_study", "study"),
     "prunus.viewer.server": ("view",),
 }
 _ALIASES = {
     "drop_blocks": "drop",
     "drop_experts": "experts",
     "eval": "evaluate",
-    "import_": "import_rows",
-    "study": "run_study",
+    "import_rows": "import_",
+    "run_study": "study",
 }
 
 

@@ -191,7 +191,7 @@ def study_command(
     elif action == "report":
         show(prunus.report_study(file, out=out, store=store), as_json, print_outcomes)
     else:
-        show(prunus.run_study(file, out=out, store=store, device=device, **workers), as_json, print_outcomes)
+        show(prunus.study(file, out=out, store=store, device=device, **workers), as_json, print_outcomes)
 
 
 def parse(words: tuple[str, ...]) -> tuple[str, str]:

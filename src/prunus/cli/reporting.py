@@ -56,7 +56,7 @@ def import_command(store: Path, files: tuple[Path, ...], **given: Any) -> None:
     FILE is of lm-eval, inspect_ai, lighteval or evalscope, and becomes a run without thinking budget ("as run").
     Several FILEs are logs of one model, such as one for each task.
     """
-    show_summary(prunus.import_rows(store, files, **given))
+    show_summary(prunus.import_(store, files, **given))
 
 
 @command("Evaluate", "regrade", "prunus regrade results.db")

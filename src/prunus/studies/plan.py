@@ -47,7 +47,7 @@ def plan_study(
     store: str | Path | None = None,
     device: str = "auto",
 ) -> StudyPlan:
-    """What run_study would do with the same arguments; nothing is run, written or downloaded.
+    """What `study` would do with the same arguments; nothing is run, written or downloaded.
 
     file: TOML (docs/study.md).
     out: folder for everything that the study writes, by default `study-NAME` in the current folder.

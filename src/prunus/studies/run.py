@@ -36,7 +36,7 @@ from prunus.studies.variants import MAKING, StudyPaths, check_variants
 OF_MODE = {"mode", "profile", "strings", "answer_tokens", "context", "end_ids", "temperature", "top_p", "top_k"}
 
 
-def run_study(
+def study(
     file: str | Path,
     *,
     out: str | Path | None = None,
@@ -58,9 +58,9 @@ def run_study(
     ray: HOST:PORT of a Ray cluster to run on, or `auto` (docs/scale.md); the rows are the same as those of a local run.
     gpus_per_task: GPUs of each Ray worker, by default 1 where the cluster has any.
     cpus_per_task: CPUs of each Ray worker.
-    mixed: as for evaluate.
+    mixed: as for `evaluate`.
 
-        done = prunus.run_study("examples/tiny.toml", out="study")
+        done = prunus.study("examples/tiny.toml", out="study")
         [entry.verdict for entry in done.comparisons[0].comparison]
 
     Raises PrunusError, with the line of the file, where the file, a model or a recipe is wrong, before anything is
@@ -144,7 +144,7 @@ def run_cells(study: Study, models: Sequence[Model], paths: StudyPaths, device: 
 def write_results(
     study: Study, models: Sequence[Model], paths: StudyPaths, store: Store, opened: Sequence[StudySearch]
 ) -> StudyResult:
-    """Compare every variant with the base, write the pages, and return the result of run_study.
+    """Compare every variant with the base, write the pages, and return the result of `study`.
 
     opened: the searches, which the pages name. Raises PrunusError if no base has an answer yet.
     """

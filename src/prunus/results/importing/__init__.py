@@ -125,7 +125,7 @@ class Imported(plain_data.Record):
         return self.run
 
 
-def import_rows(
+def import_(
     store: str | Path,
     files: str | Path | Sequence[str | Path],
     name: str,
@@ -142,7 +142,7 @@ def import_rows(
     metric: which of a log's metrics says whether an output is correct; needed if it has several.
     threshold: least score that counts as correct; needed if scores lie between 0 and 1.
 
-        prunus.import_rows("results.db", "samples_gsm8k.jsonl", "my-model").rows
+        prunus.import_("results.db", "samples_gsm8k.jsonl", "my-model").rows
 
     An output is stored at the budget AS_RUN ("as run"), without thinking budget. Problems with equal questions are the
     same problem in every run of the store, so imported runs can be compared with each other and with runs of

@@ -151,9 +151,9 @@ def find(
     store: SQLite file of the results, created if missing; rows that it has are not computed again.
     device: `auto`, `cpu`, `cuda` or `cuda:1`.
     engine: options to start or reach the plan's backend (docs/engines.md).
-    ray: as for run_study; workers share the batches of a rung (docs/scale.md).
-    gpus_per_task: as for run_study.
-    cpus_per_task: as for run_study.
+    ray: as for `study`; workers share the batches of a rung (docs/scale.md).
+    gpus_per_task: as for `study`.
+    cpus_per_task: as for `study`.
     dry_run: write nothing, and return Prospects: what to expect.
     overwrite: replace an existing result.
 
