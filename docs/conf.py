@@ -5,14 +5,11 @@ The source folder is the root of the repository, so that links between files wor
 
 import shutil
 import sys
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from plain_docstrings import to_rst
-
-from prunus.settings import settings_of
 
 project = "Prunus"
 author = "the Prunus authors"
@@ -80,9 +77,7 @@ def toctree(pages: list[str], caption: str = "") -> str:
     return "\n".join(["", "```{toctree}", *options, "", *pages, "```", ""])
 
 
-def plain_docstring(_app: Any, what: str, _name: str, obj: Any, _options: Any, lines: list[str]) -> None:
-    if what == "class" and is_dataclass(obj):  # whose settings are described by its fields
-        lines += ["", *(f"{one.name}: {one.help}" for one in settings_of(obj).values())]
+def plain_docstring(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
     lines[:] = to_rst(lines)
 
 

@@ -14,6 +14,7 @@ from types import UnionType
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 from prunus.errors import nearest
+from prunus.visible import visible
 
 MOST_DOTS = 1000  # in a line of TOML: tomllib takes minutes for a key of very many parts
 MOST_DIGITS = 300  # of a whole number; more than 308 are larger than any float
@@ -123,6 +124,7 @@ def content_hash(data: Any, length: int = 12) -> str:
 
 
 R = TypeVar("R")
+SHOWN = (str, int, float, bool)  # types of values that are shown in a line
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
@@ -191,11 +193,26 @@ class Summary(Record):
         return "\n  ".join([type(self).__name__, *summary_lines(self.to_json())])
 
 
+class Listing(list[R]):
+    """A list of records that is shown as a table: their numbers and texts, a row for each."""
+
+    def __repr__(self) -> str:
+        entries = [plain(one) for one in self]
+        names = [key for key in (entries[0] if entries else ()) if any(isinstance(one[key], SHOWN) for one in entries)]
+        numbers = {key for key in names if isinstance(entries[0][key], int | float)}
+        rows = [names, *([visible(str(one[key])) for key in names] for one in entries)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        justified = [str.rjust if key in numbers else str.ljust for key in names]
+        lines = ([how(text, width) for how, text, width in zip(justified, row, widths, strict=True)] for row in rows)
+        return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """`key: value` for each text and number of a summary, and its warnings."""
-    shown = {key: value for key, value in summary.items() if isinstance(value, str | int | float | bool)}
+    shown = {key: value for key, value in summary.items() if isinstance(value, SHOWN)}
     lines = [
-        f"{key.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}"
+        f"{key.replace('_', ' ') if key.isidentifier() else key}: "
+        + (f"{value:.4g}" if isinstance(value, float) else str(value))
         for key, value in shown.items()
     ]
     return [*lines, *(f"warning: {warning}" for warning in summary.get("warnings", ()))]

@@ -135,9 +135,7 @@ def profiles_command(name: str | None, model: str | None, as_json: bool) -> None
     if name is None and model is None:
         print_list(prunus.profiles(), as_json)
         return
-    found = prunus.show_profile(name or "auto", model).to_json()
-    width = max(map(len, found))
-    show(found, as_json, lambda _: progress.put("\n".join(f"{key:<{width}}  {found[key]!r}" for key in found)))
+    show(prunus.show_profile(name or "auto", model), as_json, lambda found: progress.put(repr(found)))
 
 
 def print_list(entries: Sequence[Record], as_json: bool) -> None:

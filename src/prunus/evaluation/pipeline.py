@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from prunus import progress
+from prunus import plain_data, progress
 from prunus.checkpoint.longrope import has_longrope
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve
@@ -32,7 +32,6 @@ from prunus.evaluation.provenance import (
 from prunus.evaluation.resolved_plan import ResolvedPlan, keeps_prefix, renew_groups, resolve_plan, store_problems
 from prunus.evaluation.run import fill_store, missing_batches, sampled_tokens
 from prunus.evaluation.stored_ids import as_stored, by_id
-from prunus.plain_data import Record
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan
 from prunus.results.summary import Summary, summarise
@@ -139,11 +138,14 @@ def fill(store: Store, work: ResolvedPlan, engine: Engine, missing: Sequence[Seq
             steps.advance(len(new), note=f"{speed:,.0f} tokens/s")
 
 
-class Regraded(Record):
+class Regraded(plain_data.Summary):
     """How many runs and answers were graded again.
 
-    changed: answers with a new grade. kept: answers that are not graded again, because the store lacks the texts of a
-    gated set or because another tool graded them.
+    runs: number of runs.
+    graded: number of answers.
+    changed: answers with a new grade.
+    kept: answers that are not graded again, because the store lacks the texts of a gated set or because another tool
+        graded them.
     """
 
     runs: int
@@ -155,9 +157,11 @@ class Regraded(Record):
 def regrade(store: str | Path) -> Regraded:
     """Grade all stored texts again and update the store; nothing is generated. Returns counts.
 
-    store: SQLite file of the results. Raises PrunusError if it does not exist.
+        print(prunus.regrade("results.db").changed)
 
-        prunus.regrade("results.db").changed
+    store: SQLite file of the results.
+
+    Raises PrunusError if it does not exist.
     """
     runs = graded = altered = kept = 0
     with Store(Path(store)) as opened, Grader() as grader:

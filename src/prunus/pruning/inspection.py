@@ -21,7 +21,7 @@ from prunus.checkpoint.gguf_file import read_gguf
 from prunus.checkpoint.linears import BlockLinears, Linear, find_linears
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import read_object, resolve
-from prunus.plain_data import Record, Summary
+from prunus.plain_data import Record
 from prunus.progress import Steps
 from prunus.pruning.depth.verification import try_drops
 from prunus.pruning.experts.mixtures import describe_removal
@@ -30,6 +30,7 @@ from prunus.pruning.quantize import describe_quantising
 from prunus.pruning.scope import Use, is_in, weights_of, why_unprunable
 from prunus.pruning.width.channels import describe_width
 from prunus.recipes import PruneRecipe
+from prunus.results.shown import as_text
 from prunus.store.labels import settings
 
 # (N, M): at most N nonzero weights in every M consecutive inputs of an output.
@@ -184,7 +185,7 @@ class StepFacts(Record):
     trained_tokens: int | None = None
 
 
-class ModelFacts(Summary):
+class ModelFacts(Record):
     """What `inspect` says of a checkpoint.
 
     folder: where it is.
@@ -226,6 +227,9 @@ class ModelFacts(Summary):
             found |= value if key in ("structure", "weights") else {key: value}
         return found
 
+    def __repr__(self) -> str:
+        return as_text("inspection_tables", {key: value for key, value in self.to_json().items() if key != "linears"})
+
 
 class TypeFacts(Record):
     """The numbers of one type in a GGUF file.
@@ -238,7 +242,7 @@ class TypeFacts(Record):
     bytes: int
 
 
-class GgufFacts(Summary):
+class GgufFacts(Record):
     """What `inspect` says of a GGUF file.
 
     file: where it is.
@@ -257,6 +261,9 @@ class GgufFacts(Summary):
     weight_bytes: int
     types: Sequence[TypeFacts]
     history: Sequence[StepFacts]
+
+    def __repr__(self) -> str:
+        return as_text("inspection_tables", self.to_json())
 
 
 def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> ModelFacts | GgufFacts:

@@ -10,7 +10,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from prunus.plain_data import Record
+from prunus.plain_data import Listing, Record
 from prunus.settings import Setting
 
 Group = Literal["row", "tensor"]
@@ -307,17 +307,17 @@ class MethodEntry(Record):
     needs: str
 
 
-def methods() -> list[MethodEntry]:
+def methods() -> Listing[MethodEntry]:
     """What there is to prune with: pruning methods, then allocations, depth methods, and criteria for experts.
 
     print([method.name for method in prunus.methods() if method.needs == "nothing"])
     """
     kinds = ("prune --method", "prune --allocation", "drop --method", "experts --method")
-    return [
+    return Listing(
         MethodEntry(kind=kind, name=one.name, source=one.source, description=one.description, needs=one.needs)
         for kind, (_, entries) in zip(kinds, _TABLES.values(), strict=True)
         for one in entries.values()
-    ]
+    )
 
 
 def owners_of(declarations: Mapping[str, Declaration]) -> dict[str, list[tuple[str, Setting]]]:

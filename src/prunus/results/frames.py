@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from prunus.disk import check_export, disk_errors, write_export
 from prunus.errors import PrunusError, nearest
-from prunus.plain_data import Record
+from prunus.plain_data import Summary
 from prunus.results.cells import Cell, Sized
 from prunus.results.comparison import compare
 from prunus.results.contrasts import ENDS
@@ -134,8 +134,11 @@ def open(store: str | Path) -> Results:
     return Results(store)
 
 
-class Exported(Record):
-    """What `export` wrote. rows: the number of rows by path, which are the keys of the plain data."""
+class Exported(Summary):
+    """What `export` wrote.
+
+    rows: the number of rows by path, which are the keys of the plain data.
+    """
 
     rows: Mapping[str, int]
 

@@ -15,13 +15,14 @@ def as_text(table: str, data: Any) -> str:
 
     That module is of a higher floor and takes a while to import, so it is looked up by name when a table is asked for.
     """
-    return printed(getattr(import_module("prunus.reporting.terminal"), table)(data))
+    made = getattr(import_module("prunus.reporting.terminal"), table)(data)
+    return printed(*(made if isinstance(made, list | tuple) else [made]))
 
 
-def printed(table: "RenderableType") -> str:
-    """A table as text, without colours."""
+def printed(*tables: "RenderableType") -> str:
+    """Tables as text, without colours, one below the other."""
     from rich.console import Console
 
     stream = StringIO()
-    Console(file=stream, width=WIDTH, color_system=None).print(table)
+    Console(file=stream, width=WIDTH, color_system=None).print(*tables, sep="\n")
     return stream.getvalue().rstrip()

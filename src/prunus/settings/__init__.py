@@ -1,9 +1,10 @@
 """Settings: what is known of a field of a recipe, and the checks that serve Python, JSON, TOML and the command line."""
 
 import math
+import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, field, fields
 from functools import cache, partial
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -142,13 +143,28 @@ def settings_of(cls: type) -> Mapping[str, Setting]:
     return MappingProxyType(found)
 
 
-def described(cls: type) -> str:
-    """The docstring of a class of settings, with a line for each of them: what it is, choices, and the default."""
-    lines = []
-    for one in settings_of(cls).values():
-        choices = f" One of {', '.join(one.choices)}." if one.choices else ""
-        lines.append(f"    {one.name}: {one.help}{choices} Default: {one.default!r}.")
+def described(cls: type, users: Callable[[str], str] | None = None) -> str:
+    """The docstring of a class of settings, with a line for each of them: what it is, choices, and the default.
+
+    users: by the name of a setting, who uses it.
+    """
+    known, lines = settings_of(cls), list[str]()
+    made = {one.name: one.default_factory() for one in fields(cls) if one.default_factory is not MISSING}
+    for name, one in known.items():
+        default = made.get(name, one.default)
+        parts = [_without_dashes(one.help, known)]
+        parts += [f"One of {', '.join(one.choices)}."] if one.choices else []
+        if default is not None or "default" not in one.help:  # else the help says what takes its place
+            parts.append(f"Default: {default!r}.")
+        lines.append(f"    {name}: {f'{users(name)}: ' if users else ''}{' '.join(parts)}")
     return "\n".join([(cls.__doc__ or "").rstrip(), "", *lines, "    "])
+
+
+def _without_dashes(help: str, known: Mapping[str, Setting]) -> str:
+    """The help with the names of settings for those of the command's options."""
+    for name, one in known.items():
+        help = re.sub(rf"(?<![\w-]){one.option}(?![\w-])", name, help)
+    return help
 
 
 def choices_of(hint: Any) -> tuple[str, ...]:

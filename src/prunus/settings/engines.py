@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from prunus.errors import PrunusError
 from prunus.plain_data import parse_json
-from prunus.settings import ADVANCED, ENGINE, Conflict, about, check_settings, setting
+from prunus.settings import ADVANCED, ENGINE, Conflict, about, check_settings, described, setting
 
 GGUF = "{gguf}"  # stands in a command for the model's GGUF file
 FLOAT32_PARAMETERS = 1_000_000_000  # up to this size a model runs in float32 on a CPU
@@ -138,7 +138,7 @@ def users_of(setting: str) -> str:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """The options to start or reach a backend; BACKENDS says which backend uses which."""
+    """The options to start or reach a backend, each with the backends that use it."""
 
     GROUP: ClassVar[str] = ADVANCED
 
@@ -198,6 +198,9 @@ class EngineOptions:
                 )
             if not is_set and one.name in entry.needs and self.serve is None:
                 raise PrunusError(f"the backend {backend} needs {entry.needs[one.name]}")
+
+
+EngineOptions.__doc__ = described(EngineOptions, users_of)
 
 
 def engine_for(smallest: str, engine: EngineOptions) -> tuple[str, EngineOptions]:

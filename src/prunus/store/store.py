@@ -18,7 +18,7 @@ from typing import Any, Literal, Self, get_args, get_origin
 
 from prunus.disk import locked
 from prunus.errors import PrunusError
-from prunus.plain_data import Record, content_hash, parse_json
+from prunus.plain_data import Listing, Record, content_hash, parse_json
 from prunus.settings import hints_of
 from prunus.settings.budgets import budget_of
 from prunus.store import schema
@@ -702,9 +702,12 @@ def _json(data: Any) -> str:
 class StoredRun(Record):
     """A run of a store, in short.
 
-    run: its id, which is also its text. model: the name. label: what was done to the model. plan: in words. rows:
-    number of stored answers; 0 if the evaluation was stopped before its first batch was complete. adaptive: whether
-    `find` decided how many problems the run has.
+    run: its id, which is also its text.
+    model: the name.
+    label: what was done to the model.
+    plan: in words.
+    rows: number of stored answers; 0 if the evaluation was stopped before its first batch was complete.
+    adaptive: whether `find` decided how many problems the run has.
     """
 
     run: str
@@ -718,17 +721,19 @@ class StoredRun(Record):
         return self.run
 
 
-def runs(store: str | Path, remove: str | None = None, rename: tuple[str, str] | None = None) -> list[StoredRun]:
+def runs(store: str | Path, remove: str | None = None, rename: tuple[str, str] | None = None) -> Listing[StoredRun]:
     """The runs of a store, oldest first.
-
-    store: SQLite file of the results.
-    remove: first remove the run with this id, start of an id, model name or label, with all its rows; there is no way
-    back, and only its plan and its times are kept. Raises PrunusError, and removes nothing, if that is no run or
-    several, or while a process is evaluating it.
-    rename: (run, name): first give the model of this run, named likewise, a name that no other run has.
 
         for run in prunus.runs("results.db"):
             print(run, run.model, run.label, run.rows)
+
+    store: SQLite file of the results.
+    remove: first remove the run with this id, start of an id, model name or label, with all its rows; there is no way
+        back, and only its plan and its times are kept.
+    rename: (run, name): first give the model of this run, named likewise, a name that no other run has.
+
+    Raises PrunusError, and removes nothing, if what is to be removed is no run or several, or while a process is
+    evaluating it.
     """
     with Store(store) as opened:
         if remove is not None:
@@ -736,7 +741,7 @@ def runs(store: str | Path, remove: str | None = None, rename: tuple[str, str] |
         if rename is not None:
             opened.rename_run(*rename)
         counts = opened.counts()
-        return [
+        return Listing(
             StoredRun(
                 run=run.run_id,
                 model=run.model.get("name"),
@@ -746,4 +751,4 @@ def runs(store: str | Path, remove: str | None = None, rename: tuple[str, str] |
                 adaptive=run.adaptive is not None,
             )
             for run in opened.runs()
-        ]
+        )

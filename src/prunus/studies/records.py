@@ -62,10 +62,16 @@ class Totals(Record):
 class StudyPlan(Record):
     """What a study would do. Its text is the table of `prunus study plan`.
 
-    out, store: the study's folder and its store. cells: one for each model, variant and plan. advice: a line for each
-    model and plan where more draws of the base cost less than more problems. gated: the problem sets of which the store
-    keeps ids and no texts. unknown: a line for each thing that cannot be known yet. searches: one for each model, plan
-    and [[find]] table, with lines that say what to expect of those that are not finished; the totals do not count them.
+    name: of the study.
+    out, store: the study's folder and its store.
+    cells: one for each model, variant and plan.
+    variants: what is made of the models.
+    totals: sums over all cells.
+    advice: a line for each model and plan where more draws of the base cost less than more problems.
+    gated: the problem sets of which the store keeps ids and no texts.
+    unknown: a line for each thing that cannot be known yet.
+    searches: one for each model, plan and [[find]] table, with lines that say what to expect of those that are not
+        finished; the totals do not count them.
     """
 
     name: str
@@ -86,9 +92,14 @@ class StudyPlan(Record):
 class PlanContrast(Record):
     """One model under one plan of the study: the base and the runs that are compared with it.
 
-    plan: its name. base: id of the base's run. comparison: None while there is nothing to compare with. not_begun:
-    names of all variants without answers. Not in the plain data: begun: whether the base has answers. others: ids of
-    the other runs that have. controls: ids of the runs that repeat the dense model's.
+    model: its name.
+    plan: its name.
+    base: id of the base's run.
+    comparison: None while there is nothing to compare with.
+    not_begun: names of all variants without answers.
+    begun: whether the base has answers; this and what follows is not in the plain data.
+    others: ids of the other runs that have.
+    controls: ids of the runs that repeat the dense model's.
     """
 
     model: str
@@ -104,9 +115,13 @@ class PlanContrast(Record):
 class StudyResult(Record):
     """The verdicts of a study. Its text has the tables of all comparisons.
 
-    out, store: the study's folder and its store. report: the path of the page. cells: their number. unreported: ids of
-    runs in the store that the file does not ask for. comparisons: one for each model and plan. searches: one for each
-    model, plan and [[find]] table.
+    name: of the study.
+    out, store: the study's folder and its store.
+    report: the path of the page.
+    cells: their number.
+    unreported: ids of runs in the store that the file does not ask for.
+    comparisons: one for each model and plan.
+    searches: one for each model, plan and [[find]] table.
     """
 
     name: str

@@ -13,7 +13,7 @@ from prunus.evaluation.profiles.control import control_of, switch_off
 from prunus.evaluation.profiles.detection import named, resolve_profile
 from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt, ends_of_turn
 from prunus.evaluation.requests import Sampling
-from prunus.plain_data import Record
+from prunus.plain_data import Listing, Record
 from prunus.recipes.drawing import PROFILE_FOLDER
 
 if TYPE_CHECKING:
@@ -79,15 +79,20 @@ class ShownProfile(Record):
         under = {name: value for name, value in vars(self.under).items() if value is not None} if self.under else {}
         return {"profile": self.profile, **self.settings, "off": self.off, "native": self.native, **under}
 
+    def __repr__(self) -> str:
+        shown = self.to_json()
+        width = max(map(len, shown))
+        return "\n".join(f"{key:<{width}}  {value!r}" for key, value in shown.items())
 
-def profiles() -> list[ProfileEntry]:
+
+def profiles() -> Listing[ProfileEntry]:
     """The built-in profiles.
 
     print([profile.name for profile in prunus.profiles()])
     """
     texts = {name: (PROFILE_FOLDER / f"{name}.toml").read_text("utf-8") for name in PROFILES}
     first = {name: text.partition("\n")[0] for name, text in texts.items()}  # a comment
-    return [ProfileEntry(name=name, description=line.removeprefix("#").strip()) for name, line in first.items()]
+    return Listing(ProfileEntry(name=name, description=line.removeprefix("#").strip()) for name, line in first.items())
 
 
 def show_profile(name: str = "auto", model: str | Path | None = None) -> ShownProfile:

@@ -12,7 +12,7 @@ from string import ascii_uppercase
 
 from prunus.errors import PrunusError, nearest
 from prunus.evaluation.tasks.problem import AnswerKind, Problem, Task, check_package, load_file
-from prunus.plain_data import Record
+from prunus.plain_data import Listing, Record
 from prunus.questions import leaders, sampling_key
 from prunus.recipes.drawing import PromptStyle
 
@@ -42,12 +42,12 @@ class TaskEntry(Record):
     description: str
 
 
-def tasks() -> list[TaskEntry]:
+def tasks() -> Listing[TaskEntry]:
     """The built-in problem sets.
 
     print([task.name for task in prunus.tasks()])
     """
-    return [TaskEntry(name=one.name, source=one.source, description=one.description) for one in TASKS.values()]
+    return Listing(TaskEntry(name=one.name, source=one.source, description=one.description) for one in TASKS.values())
 
 
 def load_task(name_or_path: str | Path, limit: int | None = None, prefix: bool = False) -> list[Problem]:

@@ -27,6 +27,7 @@ from prunus.pruning.masks import zeros_wanted
 from prunus.pruning.prune.job import PruneJob, once, scores_key
 from prunus.pruning.scope import linears_in_scope, weights_of
 from prunus.recipes import PruneRecipe
+from prunus.results.shown import as_text
 
 # A mean sparsity may differ from its target by this much through floating point alone.
 REACHED = 1e-6
@@ -73,8 +74,7 @@ class Allocated(Record):
     warnings: Sequence[str]
 
     def __repr__(self) -> str:
-        shares = (f"{'-' if one.sparsity is None else f'{one.sparsity:.3f}'}" for one in self.blocks)
-        return f"{self.allocation}: sparsity {self.sparsity:g} of {self.scope}; by block: {' '.join(shares)}"
+        return as_text("allocation_table", self.to_json())
 
 
 def allocate(

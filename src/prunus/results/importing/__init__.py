@@ -104,12 +104,17 @@ def _grouped(rows: Mapping[Place, ProblemRow], texts: Mapping[Place, str]) -> di
     return found
 
 
-class Imported(plain_data.Record):
+class Imported(plain_data.Summary):
     """What an import added.
 
-    run: the id of the run, which is also the record's text. tool: with its version. tasks: names, in one text.
-    problems, rows: numbers; only rows that are new in the store count. ungraded: outputs that the tool did not grade,
-    which are left out. has: what the log tells besides (tokens, ends).
+    run: the id of the run, which is also the record's text.
+    tool: with its version.
+    metric: the one that says whether an output is correct.
+    tasks: names, in one text.
+    problems: number of problems.
+    rows: number of rows; only those that are new in the store count.
+    ungraded: outputs that the tool did not grade, which are left out.
+    has: what the log tells besides (tokens, ends).
     """
 
     run: str
