@@ -58,7 +58,7 @@ def evaluate(
     device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
     engine: options to start or reach the plan's backend (docs/engines.md).
     mixed: go on with a run although what changes numbers, such as the device, dtype or a version, is not as before; the
-    run then gets no verdict.
+        run then gets no verdict.
 
         run = prunus.evaluate("tiny", prunus.EvalPlan(tasks=("tiny",), budgets=(16, 64, 256)), "results.db")
         run.run_id, run.accuracy["tiny"][256]

@@ -84,8 +84,8 @@ def traces(
 
     model: a folder, a hub id or `tiny`.
     out: a .jsonl file. A line has token_ids (prompt, thinking and, if the model ended its thinking itself, closing and
-    answer), prompt_tokens (number of ids of the prompt), thinking_tokens, ended, correct, problem_id, problem_digest
-    and draw.
+        answer), prompt_tokens (number of ids of the prompt), thinking_tokens, ended, correct, problem_id,
+        problem_digest and draw.
     recipe: the problems, the filters and the sampling.
     device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
     engine: options to start or reach the recipe's backend (docs/engines.md).

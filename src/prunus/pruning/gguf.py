@@ -108,7 +108,7 @@ def gguf(
 
     model: a folder or a hub id; in a dry run of several steps also what earlier ones will leave.
     out: FILE.gguf; or another path, which becomes a folder with model.gguf, configuration, tokenizer and manifest, so
-    that it can be evaluated behind llama.cpp's server (docs/gguf.md). Either appears only when it is complete.
+        that it can be evaluated behind llama.cpp's server (docs/gguf.md). Either appears only when it is complete.
     recipe: None: the default one, float16.
     dense: for recipe.like: the model before all steps; None: the one that the manifest of model names.
     overwrite: replace an existing result.

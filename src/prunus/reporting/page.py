@@ -50,9 +50,9 @@ def report(
     store: SQLite file of the results.
     out: HTML file.
     base: run id or its start, model name or label; by default the run of the unpruned model, in strict mode if both
-    modes were run.
+        modes were run.
     margin: a loss of accuracy, as a share of problems; a variant is non-inferior if a loss of this size or more is
-    ruled out.
+        ruled out.
     stop_margin: the same for the share of chains that end by themselves.
     published: show published accuracies of the same models, tasks and budgets.
     figures: a folder for every chart as .svg and .pdf (needs the extra `figures`).

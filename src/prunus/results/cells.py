@@ -18,7 +18,8 @@ from prunus.store.labels import Identity, is_called, label, unique_labels
 class Sized(Record):
     """A number from n observations: problems, or groups of them; then `problems` is the number of problems.
 
-    samples: draws of each problem. base_samples: of each in the base, where these are more or fewer.
+    samples: draws of each problem.
+    base_samples: of each in the base, where these are more or fewer.
     """
 
     n: int
@@ -35,8 +36,8 @@ class Sized(Record):
 class Needed(Record):
     """What would have 80 % power for the effect: draws per problem, or problems at the present number of draws.
 
-    effect: the observed difference, or the margin if that is larger. draws, problems: None where no number is enough,
-    or one draw is too few to estimate it, as the note says.
+    effect: the observed difference, or the margin if that is larger.
+    draws, problems: None where no number is enough, or one draw is too few to estimate it, as the note says.
     """
 
     effect: float
@@ -64,11 +65,12 @@ class Cell(Difference):
     """The difference at one budget, or over the area.
 
     lower_bound: one-sided 95 %, valid for any number of problems; lower_bound_adjusted, of the area: the same for all
-    comparisons that are corrected together, so it is valid for one that was chosen among them. p_margin: of a loss of
-    the margin or more. mde: the true difference that would be detected with 80 % power at the first step of Holm's
-    correction; None where none could be with so few problems, and where bounds hold at any time. band_low, band_high:
-    cover all budgets of the task simultaneously; only at budgets. q: Benjamini-Hochberg over all budgets and areas of
-    all runs, for exploring.
+        comparisons that are corrected together, so it is valid for one that was chosen among them.
+    p_margin: of a loss of the margin or more.
+    mde: the true difference that would be detected with 80 % power at the first step of Holm's correction; None where
+        none could be with so few problems, and where bounds hold at any time.
+    band_low, band_high: cover all budgets of the task simultaneously; only at budgets.
+    q: Benjamini-Hochberg over all budgets and areas of all runs, for exploring.
     """
 
     lower_bound: float
@@ -89,8 +91,9 @@ class Cell(Difference):
 class Slope(Difference):
     """The difference of slopes per doubling of the budget; accuracy and base_accuracy are the slopes.
 
-    retention: slope over base's slope; None unless base's is clearly above 0. p_kept, p_lost: of retention above 0.9
-    and below; adjusted, with word (kept, lost or cannot tell), in the slope of all tasks together.
+    retention: slope over base's slope; None unless base's is clearly above 0.
+    p_kept, p_lost: of retention above 0.9 and below; adjusted, with word (kept, lost or cannot tell), in the slope of
+        all tasks together.
     """
 
     retention: float | None
@@ -107,9 +110,11 @@ class Slope(Difference):
 class Ending(Sized):
     """The difference of two runs in how often their chains end in one way.
 
-    gain: the difference as an improvement. p_margin: of harm of the margin or more. bound: the most harmful difference
-    that is not ruled out (one-sided 95 %, for any number of problems). verdict: at the largest budget, where p-values
-    are corrected over the runs; elsewhere over all runs, tasks and budgets.
+    gain: the difference as an improvement.
+    p_margin: of harm of the margin or more.
+    bound: the most harmful difference that is not ruled out (one-sided 95 %, for any number of problems).
+    verdict: at the largest budget, where p-values are corrected over the runs; elsewhere over all runs, tasks and
+        budgets.
     """
 
     difference: float
@@ -180,7 +185,8 @@ class Looked(Record):
     """A comparison of the two models that could be seen; limit: None means all problems. Of both, base first:
 
     begun: UTC time at which its last evaluation began; complete: its complete problems when that of its next run began;
-    None for what an older store lacks. base_samples: draws in the base, where these are more or fewer.
+        None for what an older store lacks.
+    base_samples: draws in the base, where these are more or fewer.
     """
 
     limit: int | None
@@ -194,7 +200,8 @@ class Looked(Record):
 class Stopping(Record):
     """tokens_ratio, per_correct_ratio: tokens in terms of base's, per draw and per correct draw, at the largest budget.
 
-    budget: the largest; None without any. endings: the cells there, with verdicts.
+    budget: the largest; None without any.
+    endings: the cells there, with verdicts.
     """
 
     tokens_ratio: float | None
@@ -214,14 +221,18 @@ class Contradiction(Record):
 class Entry(Identity):
     """What a comparison says of one run.
 
-    macro: of several tasks. primary: the cell that decides, the area of all tasks. nothing_to_lose: whether losing all
-    that the base solves would be within the margin, so that no run is non-inferior. adaptive: whether rows decided how
-    many problems there are; then p, bounds and intervals hold at any time, and scaling cannot be told. grown: the
-    comparisons that could be seen, this one last, if their size changed. whole_curve: whether the difference has the
-    same sign at every budget, and nothing is in contradicted_at. scaling: the slope of all tasks. stops: the verdict on
-    ending by itself. still_stops: whether the model may be said to stop as the base does: no loss is shown, most of its
-    chains end by themselves, and the margin is small beside the base's. relies_on_cutting: it ends by itself less
-    often, although the accuracy is not worse by the margin.
+    macro: of several tasks.
+    primary: the cell that decides, the area of all tasks.
+    nothing_to_lose: whether losing all that the base solves would be within the margin, so that no run is non-inferior.
+    adaptive: whether rows decided how many problems there are; then p, bounds and intervals hold at any time, and
+        scaling cannot be told.
+    grown: the comparisons that could be seen, this one last, if their size changed.
+    whole_curve: whether the difference has the same sign at every budget, and nothing is in contradicted_at.
+    scaling: the slope of all tasks.
+    stops: the verdict on ending by itself.
+    still_stops: whether the model may be said to stop as the base does: no loss is shown, most of its chains end by
+        themselves, and the margin is small beside the base's.
+    relies_on_cutting: it ends by itself less often, although the accuracy is not worse by the margin.
     """
 
     tasks: Mapping[str, Part]
@@ -265,7 +276,7 @@ class Rounding(Record):
     """How much rounding alone moves: the base's A/A control (run) against the base, over the area.
 
     answers: number of those compared, over all budgets and draws; differ: how many of them are not the same; grades: of
-    how many the grade is not.
+        how many the grade is not.
     """
 
     run: str
@@ -282,10 +293,13 @@ class Rounding(Record):
 class RecipeVerdict(Record):
     """The estimate of a recipe from the runs of several calibration seeds, which are a random effect as problems are.
 
-    each: the difference of each seed's run. needed: from how many seeds on a word is possible; None where it never is.
-    n: problems; samples: draws of each. difference: mean over seeds, tasks and problems, with its t interval, which
-    takes seeds to differ normally, so that no verdict rests on it. se: its
-    standard error; se_seeds, se_problems: the parts of seeds and of problems, whose squares add up to its square.
+    each: the difference of each seed's run.
+    needed: from how many seeds on a word is possible; None where it never is.
+    n: problems; samples: draws of each.
+    difference: mean over seeds, tasks and problems, with its t interval, which takes seeds to differ normally, so that
+        no verdict rests on it.
+    se: its standard error; se_seeds, se_problems: the parts of seeds and of problems, whose squares add up to its
+        square.
     freedom: degrees of freedom of the interval.
     """
 
@@ -313,8 +327,9 @@ class RecipeVerdict(Record):
 class Looks(Record):
     """How many comparisons p-values are corrected for.
 
-    others: of runs that are not shown. removed: of runs that were removed. bases: runs of the base model that could be
-    the base, by each of which there are as many.
+    others: of runs that are not shown.
+    removed: of runs that were removed.
+    bases: runs of the base model that could be the base, by each of which there are as many.
     """
 
     comparisons: int
@@ -327,7 +342,7 @@ class Comparison(Record):
     """Runs compared with a base. control: None without an A/A control. method: how numbers were computed, in words.
 
     looks: what was corrected for. `comparison["W4 g128"]` is the entry of a run, and a loop goes over all; the text is
-    the table of `prunus compare`.
+        the table of `prunus compare`.
 
         for entry in comparison:
             print(entry.model, entry.verdict, entry.area.difference)

@@ -84,15 +84,15 @@ def compare(
 
     store: SQLite file of the results.
     base: the run to compare with: its id or the start of it, its model's name or its printed label, or the record that
-    `evaluate` returned; by default the run of the unpruned model.
+        `evaluate` returned; by default the run of the unpruned model.
     others: the runs to compare, named like base; by default all whose plan differs from that of the base in tasks,
-    budgets, samples, limit, seed, batches and kernel only. The rest is listed under `warnings`; runs that are named are
-    compared in any case, with a warning.
+        budgets, samples, limit, seed, batches and kernel only. The rest is listed under `warnings`; runs that are named
+        are compared in any case, with a warning.
     margin: the largest acceptable loss of accuracy, as a share of all problems (0.02: two points), or relative to the
-    base ("5%": of what it solves).
+        base ("5%": of what it solves).
     resamples: of the bootstrap that gives the intervals.
     stop_margin: the largest acceptable change for the worse in how chains end, as a share of all draws, or relative to
-    the base ("5%": of its draws that end well).
+        the base ("5%": of its draws that end well).
 
         comparison = prunus.compare("results.db", base="tiny")
         comparison["wanda-20"].verdict

@@ -38,8 +38,10 @@ class AtEqualTokens(Record):
 class Chains(Record):
     """A contrast of k chains (chains) of chain_budget with one of budget: accuracies, and mean tokens used.
 
-    method: majority, logprob, self_certainty, shortest or any (best-of-n and pass@k). n, problems, samples: as of
-    `cells.Sized`. difference: parallel minus sequential. q: Benjamini-Hochberg over all contrasts, for exploring.
+    method: majority, logprob, self_certainty, shortest or any (best-of-n and pass@k).
+    n, problems, samples: as of `cells.Sized`.
+    difference: parallel minus sequential.
+    q: Benjamini-Hochberg over all contrasts, for exploring.
     """
 
     budget: int

@@ -60,11 +60,14 @@ class TokenUse(Record):
 class BudgetCell(Sized):
     """A run at one budget, on the problems with all draws there.
 
-    accuracy: avg@N, low to high its 95 % interval. pass_at, maj_at: by k; best_of: by score and k, a score being None
-    where rows lack it. tokens_per_correct: None if no draw is.
-    adherence: None at budgets without tokens. repetition: mean share of a chain's end that is repetition; None where
-    rows lack it. Shares of draws: looping (`looping.loops`), forced, leaked, no_answer, malformed, failed (the grader,
-    not the model), truncated, reopened. band_low, band_high: as wide as all budgets need together, in pages.
+    accuracy: avg@N, low to high its 95 % interval.
+    pass_at, maj_at: by k; best_of: by score and k, a score being None where rows lack it.
+    tokens_per_correct: None if no draw is.
+    adherence: None at budgets without tokens.
+    repetition: mean share of a chain's end that is repetition; None where rows lack it. Shares of draws: looping
+        (`looping.loops`), forced, leaked, no_answer, malformed, failed (the grader, not the model), truncated,
+        reopened.
+    band_low, band_high: as wide as all budgets need together, in pages.
     """
 
     accuracy: float
@@ -127,7 +130,7 @@ class Summary(Identity):
     """The statistics of one run: its plan, the versions that computed it, and the curve of each task.
 
     unfinished: how much of the plan is done; None if all is. Its text in a notebook is the table of `prunus eval`, and
-    `str` of it is the run's id.
+        `str` of it is the run's id.
     """
 
     plan: Mapping[str, Any]

@@ -57,8 +57,8 @@ def apply_steps(
     model: a folder, a hub id or `tiny`.
     out: the folder to write.
     steps: PruneRecipe, DropRecipe, ExpertsRecipe, WidthRecipe and RecoverRecipe in any sensible order, and at last
-    possibly a QuantizeRecipe, a GgufRecipe or both; a recovery comes near to model. What single steps leave is in
-    out.after-1, out.after-2 and so on until the last is done; the same call resumes any of them.
+        possibly a QuantizeRecipe, a GgufRecipe or both; a recovery comes near to model. What single steps leave is in
+        out.after-1, out.after-2 and so on until the last is done; the same call resumes any of them.
     device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
     offload: keep hidden states on disk instead of in memory.
     overwrite: replace an existing result.

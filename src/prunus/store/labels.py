@@ -26,9 +26,9 @@ CONTROL = "control"  # the action of control_steps
 class Identity(Record):
     """A run: its id, its model, the steps that made it; an empty recipe means a dense model.
 
-    dtypes: of the weights, and of the computation; None where one is unknown, and where both are. bytes: that an engine
-    loads of the model, by kind; None where they are unknown. parameters: their number, which is not in the plain data;
-    None where it is unknown. Its text is the id.
+    dtypes: of the weights, and of the computation; None where one is unknown, and where both are.
+    bytes: that an engine loads of the model, by kind; None where they are unknown.
+    parameters: their number, which is not in the plain data; None where it is unknown. Its text is the id.
     """
 
     run: str

@@ -18,10 +18,14 @@ from prunus.studies.find.tables import SearchState
 class PlannedCell(Record):
     """The plan of one cell.
 
-    plan: its name; empty where the study has one. run: its id. problems, answers: counts. done: answers in the store.
-    tokens: upper bound of the tokens of the missing answers. tokens_expected: their number if chains stay as long as
-    those of the same model and plan so far, None without any so far. Of a model or task that is not on this machine,
-    the id is None, and so are numbers that depend on an unknown one.
+    plan: its name; empty where the study has one.
+    run: its id.
+    problems, answers: counts.
+    done: answers in the store.
+    tokens: upper bound of the tokens of the missing answers.
+    tokens_expected: their number if chains stay as long as those of the same model and plan so far, None without any so
+        far. Of a model or task that is not on this machine, the id is None, and so are numbers that depend on an
+        unknown one.
     """
 
     model: str
@@ -47,8 +51,9 @@ class PlannedVariant(Record):
 class Totals(Record):
     """Sums over the cells of a study; complete: the number of those that are.
 
-    tokens: the most that is left to generate. disk: the most bytes that the study adds, which include a whole
-    checkpoint while variants are made; None where a model or a task is not on this machine.
+    tokens: the most that is left to generate.
+    disk: the most bytes that the study adds, which include a whole checkpoint while variants are made; None where a
+        model or a task is not on this machine.
     """
 
     cells: int

@@ -54,8 +54,8 @@ def view(store: str | Path, *, port: int = 0, export: str | Path | None = None, 
     store: SQLite file of the results.
     port: of 127.0.0.1, where the page is; 0 takes a free one.
     export: a folder; then nothing is served, and the page is written as files for 40 problems: those that exactly one
-    of the first run and another solved at the largest budget, evenly chosen if there are more, and any problems if
-    there are none. Questions of gated sets are left out of files.
+        of the first run and another solved at the largest budget, evenly chosen if there are more, and any problems if
+        there are none. Questions of gated sets are left out of files.
     overwrite: replace existing files.
 
         prunus.view("results.db", export="chains")

@@ -141,8 +141,8 @@ def import_(
 
     store: SQLite file, created if missing.
     files: a log, or several of one model by one tool, such as one of each task: of lm-eval (samples_*.jsonl),
-    inspect_ai (.eval, .json), lighteval (details, .parquet) or evalscope (reviews, .jsonl); docs/import.md says what is
-    read of each.
+        inspect_ai (.eval, .json), lighteval (details, .parquet) or evalscope (reviews, .jsonl); docs/import.md says
+        what is read of each.
     name: of the run, in tables and for `compare`.
     metric: which of a log's metrics says whether an output is correct; needed if it has several.
     threshold: least score that counts as correct; needed if scores lie between 0 and 1.

@@ -133,17 +133,17 @@ def find(
 
     model: a folder, a model of the hub, or `tiny`.
     out: the folder that is written: the checkpoint, certificate.json, which `verify` checks against the rows, and
-    find.html, which shows the search. Unfinished work is in out.finding: the same call goes on, and takes the same
-    decisions.
+        find.html, which shows the search. Unfinished work is in out.finding: the same call goes on, and takes the same
+        decisions.
     plan: with base_samples, the dense model has as many draws of each problem, and every rung `samples`.
     ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4`), a .toml file with tables of steps as in a study, or recipes, or
-    several for each rung. None: 0.1:0.7:0.05, or with `smallest` a ladder by the bytes that this engine loads.
+        several for each rung. None: 0.1:0.7:0.05, or with `smallest` a ladder by the bytes that this engine loads.
     smallest: vllm or llama.cpp: each rung must load fewer bytes than the one before in this engine, which evaluates it.
     methods: for sparsities: each has its own ladder, walked at alpha divided by their number; None: wanda.
     settings: for sparsities: further fields of every PruneRecipe.
     recovery: settings of RecoverRecipe that differ from the pruning's, to recover every rung; None: no recovery.
     margin: the loss of accuracy to rule out, as a share (0.02: two points), or "5%": relative to what the dense model
-    solves.
+        solves.
     stop_margin: the same for chains that end by themselves.
     alpha: the most that the probability of a false certificate may be.
     max_tokens: the search ends before rows that would be looked at when those before took as many tokens.

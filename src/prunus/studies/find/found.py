@@ -14,8 +14,10 @@ HEADINGS = ("rung", "decision", "problems", "tokens")
 class RungWord(Record):
     """What was decided about a rung. run: its id in the store. word: certified, refused or cannot tell.
 
-    why: what left it open. problems: that it took. tokens: sampled for its own rows. bytes: that the engine loads, for
-    a ladder by bytes; to_json leaves them out.
+    why: what left it open.
+    problems: that it took.
+    tokens: sampled for its own rows.
+    bytes: that the engine loads, for a ladder by bytes; to_json leaves them out.
     """
 
     name: str

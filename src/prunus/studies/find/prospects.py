@@ -25,9 +25,11 @@ class Prospects:
     """problems, rungs: numbers in all. forecasts: of each endpoint. chain_tokens: of one draw under all budgets.
 
     measured: whether chain_tokens is the mean of the dense model's rows in the store; else no chain takes more.
-    expected: problems that a harmless rung takes, at most all. rung_tokens, grid_tokens: of such a rung, and of all
-    rungs and the dense model in full. impossible: a line for each margin that cannot be certified. warning: where the
-    dense model's rows in the store show that it solves little beside the margin. lines: all of this in sentences.
+    expected: problems that a harmless rung takes, at most all.
+    rung_tokens, grid_tokens: of such a rung, and of all rungs and the dense model in full.
+    impossible: a line for each margin that cannot be certified.
+    warning: where the dense model's rows in the store show that it solves little beside the margin.
+    lines: all of this in sentences.
     ladder: the TOML of a ladder by bytes that `find` chose.
     """
 

@@ -43,9 +43,11 @@ UNSEEN = (
 class Verification(Record):
     """What `verify` says of a certificate, all in sentences; without differences, all of its claims hold.
 
-    claims: those that hold; none where there are differences. differences: what is not as the certificate says.
-    searches: the other searches on the same model and tasks in the store. notes: other runs of its checkpoints, runs
-    that were removed, and what could not be checked. unseen: what no check of a store can see.
+    claims: those that hold; none where there are differences.
+    differences: what is not as the certificate says.
+    searches: the other searches on the same model and tasks in the store.
+    notes: other runs of its checkpoints, runs that were removed, and what could not be checked.
+    unseen: what no check of a store can see.
     """
 
     claims: Sequence[str]
@@ -83,7 +85,7 @@ def verify(
     certificate: the file certificate.json that `find` wrote.
     store: the SQLite file of results that `find` used.
     again: number of random chains that are drawn anew of the dense model, where it is at hand, and of the checkpoint
-    beside the certificate.
+        beside the certificate.
     seed: of the choice of these chains; None: a new one, since who knows it could spare these rows.
     device: as for `evaluate`.
 
