@@ -18,6 +18,8 @@ from prunus.store.labels import Identity, is_called, label, unique_labels
 class Sized(Record):
     """A number from n observations: problems, or groups of them; then `problems` is the number of problems.
 
+    n: number of observations.
+    problems: number of problems, where these are groups of them; else None.
     samples: draws of each problem.
     base_samples: of each in the base, where these are more or fewer.
     """
@@ -38,6 +40,7 @@ class Needed(Record):
 
     effect: the observed difference, or the margin if that is larger.
     draws, problems: None where no number is enough, or one draw is too few to estimate it, as the note says.
+    note: why there is no number.
     """
 
     effect: float
@@ -47,7 +50,16 @@ class Needed(Record):
 
 
 class Difference(Sized):
-    """The difference of two runs. p_better, p_worse: one-sided; p: two-sided; p_flip: of sign flips, for exploring."""
+    """The difference of two runs.
+
+    accuracy, base_accuracy: of the run and of the base.
+    difference: of the two, above 0 where the run has more.
+    se: its standard error.
+    low, high: its 95 % interval.
+    p_flip: two-sided, of sign flips, for exploring.
+    p_better, p_worse: one-sided.
+    p: two-sided.
+    """
 
     accuracy: float
     base_accuracy: float
@@ -64,12 +76,16 @@ class Difference(Sized):
 class Cell(Difference):
     """The difference at one budget, or over the area.
 
-    lower_bound: one-sided 95 %, valid for any number of problems; lower_bound_adjusted, of the area: the same for all
-        comparisons that are corrected together, so it is valid for one that was chosen among them.
+    lower_bound: one-sided 95 %, valid for any number of problems.
+    lower_bound_adjusted: of the area: the same for all comparisons that are corrected together, so it is valid for one
+        that was chosen among them.
     p_margin: of a loss of the margin or more.
     mde: the true difference that would be detected with 80 % power at the first step of Holm's correction; None where
         none could be with so few problems, and where bounds hold at any time.
+    settle: what would have 80 % power.
     band_low, band_high: cover all budgets of the task simultaneously; only at budgets.
+    unfinished: whether the verdict waits for missing rows.
+    p_better_adjusted, p_worse_adjusted, p_margin_adjusted, p_adjusted: corrected for the number of tests.
     q: Benjamini-Hochberg over all budgets and areas of all runs, for exploring.
     """
 
@@ -92,8 +108,11 @@ class Slope(Difference):
     """The difference of slopes per doubling of the budget; accuracy and base_accuracy are the slopes.
 
     retention: slope over base's slope; None unless base's is clearly above 0.
-    p_kept, p_lost: of retention above 0.9 and below; adjusted, with word (kept, lost or cannot tell), in the slope of
-        all tasks together.
+    retention_low, retention_high: its 95 % interval.
+    p_kept, p_lost: of retention above 0.9 and below.
+    unfinished: whether the verdict waits for missing rows.
+    p_kept_adjusted, p_lost_adjusted: corrected for the number of tests, in the slope of all tasks together.
+    word: kept, lost or cannot tell, in the slope of all tasks together.
     """
 
     retention: float | None
@@ -110,11 +129,19 @@ class Slope(Difference):
 class Ending(Sized):
     """The difference of two runs in how often their chains end in one way.
 
+    difference: of the shares of draws.
+    se: its standard error.
+    low, high: its 95 % interval.
+    p: two-sided.
+    share, base_share: of draws that end so, of the run and of the base.
     gain: the difference as an improvement.
-    p_margin: of harm of the margin or more.
     bound: the most harmful difference that is not ruled out (one-sided 95 %, for any number of problems).
-    verdict: at the largest budget, where p-values are corrected over the runs; elsewhere over all runs, tasks and
-        budgets.
+    p_margin: of harm of the margin or more.
+    p_better, p_worse: one-sided.
+    unfinished: whether the verdict waits for missing rows.
+    p_better_adjusted, p_worse_adjusted, p_margin_adjusted, p_adjusted: corrected, at the largest budget over the runs,
+        elsewhere over all runs, tasks and budgets.
+    verdict: by the corrected p-values.
     """
 
     difference: float
@@ -143,8 +170,11 @@ Cells = dict[Place, Any]  # of one task, or of all tasks with equal weights
 
 
 class Part(Record):
-    """The cells of one task, or of all tasks with equal weights. slope: None with fewer than two positive budgets.
+    """The cells of one task, or of all tasks with equal weights.
 
+    budgets: by budget.
+    auc: the area under accuracy over log2 budget.
+    slope: None with fewer than two positive budgets.
     stopping: by budget and way of ending.
     """
 
@@ -170,8 +200,11 @@ class Part(Record):
 
 
 class Unfinished(Record):
-    """How many problems of the plan have all their rows. base: in a comparison, whether that is the base's plan.
+    """How many problems of the plan have all their rows.
 
+    complete: number of problems that have them.
+    planned: number of problems of the plan.
+    base: in a comparison, whether that is the base's plan.
     mixed: set if the rows, which may be complete, were computed in several ways (rows.Run.mixed).
     """
 
@@ -182,11 +215,14 @@ class Unfinished(Record):
 
 
 class Looked(Record):
-    """A comparison of the two models that could be seen; limit: None means all problems. Of both, base first:
+    """A comparison of the two models that could be seen. What has two entries is of both, the base first.
 
-    begun: UTC time at which its last evaluation began; complete: its complete problems when that of its next run began;
-        None for what an older store lacks.
+    limit: number of problems of each task; None: all.
+    samples: draws of each problem.
     base_samples: draws in the base, where these are more or fewer.
+    runs: their ids.
+    begun: UTC time at which the last evaluation began; None for what an older store lacks.
+    complete: the complete problems when that of the next run began; None for what an older store lacks.
     """
 
     limit: int | None
@@ -198,8 +234,9 @@ class Looked(Record):
 
 
 class Stopping(Record):
-    """tokens_ratio, per_correct_ratio: tokens in terms of base's, per draw and per correct draw, at the largest budget.
+    """How chains end at the largest budget.
 
+    tokens_ratio, per_correct_ratio: tokens in terms of base's, per draw and per correct draw.
     budget: the largest; None without any.
     endings: the cells there, with verdicts.
     """
@@ -211,7 +248,12 @@ class Stopping(Record):
 
 
 class Contradiction(Record):
-    """A budget whose verdict contradicts the run's."""
+    """A budget whose verdict contradicts the run's.
+
+    budget: in tokens.
+    difference: in accuracy there.
+    verdict: there.
+    """
 
     budget: int
     difference: float
@@ -221,14 +263,22 @@ class Contradiction(Record):
 class Entry(Identity):
     """What a comparison says of one run.
 
+    tasks: the cells of each.
+    margin: the loss of accuracy that is ruled out, or not.
+    warnings: one line each.
     macro: of several tasks.
     primary: the cell that decides, the area of all tasks.
     nothing_to_lose: whether losing all that the base solves would be within the margin, so that no run is non-inferior.
     adaptive: whether rows decided how many problems there are; then p, bounds and intervals hold at any time, and
         scaling cannot be told.
+    stopping: how its chains end.
+    unfinished: how much of the plan is done; None if all is.
     grown: the comparisons that could be seen, this one last, if their size changed.
-    whole_curve: whether the difference has the same sign at every budget, and nothing is in contradicted_at.
+    within_margin: whether a loss of the margin or more is ruled out.
+    verdict: better, worse, non-inferior, cannot tell or unfinished (docs/verdicts.md).
     scaling: the slope of all tasks.
+    whole_curve: whether the difference has the same sign at every budget, and nothing is in contradicted_at.
+    contradicted_at: budgets whose verdict contradicts this one.
     stops: the verdict on ending by itself.
     still_stops: whether the model may be said to stop as the base does: no loss is shown, most of its chains end by
         themselves, and the margin is small beside the base's.
@@ -267,16 +317,25 @@ class Entry(Identity):
 
 
 class Base(Identity):
-    """The run that others are compared with."""
+    """The run that others are compared with.
+
+    unfinished: how much of the plan is done; None if all is.
+    """
 
     unfinished: Unfinished | None = None
 
 
 class Rounding(Record):
-    """How much rounding alone moves: the base's A/A control (run) against the base, over the area.
+    """How much rounding alone moves: the base's A/A control against the base, over the area.
 
-    answers: number of those compared, over all budgets and draws; differ: how many of them are not the same; grades: of
-        how many the grade is not.
+    run: id of the control.
+    difference: in accuracy.
+    low, high: its 95 % interval.
+    n: number of problems.
+    samples: draws of each.
+    answers: number of those compared, over all budgets and draws.
+    differ: how many of them are not the same.
+    grades: of how many the grade is not.
     """
 
     run: str
@@ -293,14 +352,23 @@ class Rounding(Record):
 class RecipeVerdict(Record):
     """The estimate of a recipe from the runs of several calibration seeds, which are a random effect as problems are.
 
-    each: the difference of each seed's run.
-    needed: from how many seeds on a word is possible; None where it never is.
-    n: problems; samples: draws of each.
+    seeds: of the calibration.
+    runs: their ids.
+    n: number of problems.
+    samples: draws of each.
+    base_accuracy: of the base.
     difference: mean over seeds, tasks and problems, with its t interval, which takes seeds to differ normally, so that
         no verdict rests on it.
-    se: its standard error; se_seeds, se_problems: the parts of seeds and of problems, whose squares add up to its
-        square.
+    se: its standard error.
+    se_seeds, se_problems: the parts of seeds and of problems, whose squares add up to its square.
     freedom: degrees of freedom of the interval.
+    low, high: the 95 % interval.
+    p_better, p_worse: one-sided.
+    p_margin: of a loss of the margin or more.
+    verdict: as of a run.
+    label: the recipe, without its seed.
+    each: the difference of each seed's run.
+    needed: from how many seeds on a word is possible; None where it never is.
     """
 
     seeds: Sequence[int]
@@ -327,6 +395,7 @@ class RecipeVerdict(Record):
 class Looks(Record):
     """How many comparisons p-values are corrected for.
 
+    comparisons: their number.
     others: of runs that are not shown.
     removed: of runs that were removed.
     bases: runs of the base model that could be the base, by each of which there are as many.
@@ -339,13 +408,22 @@ class Looks(Record):
 
 
 class Comparison(Record):
-    """Runs compared with a base. control: None without an A/A control. method: how numbers were computed, in words.
-
-    looks: what was corrected for. `comparison["W4 g128"]` is the entry of a run, and a loop goes over all; the text is
-        the table of `prunus compare`.
+    """Runs compared with a base. Its text is the table of `prunus compare`.
 
         for entry in comparison:
             print(entry.model, entry.verdict, entry.area.difference)
+
+    `comparison["W4 g128"]` is the entry of a run, and a loop goes over all.
+
+    base: the run that others are compared with.
+    others: an entry for each of these.
+    looks: what was corrected for.
+    margin: the largest acceptable loss of accuracy.
+    stop_margin: the largest acceptable change for the worse in how chains end.
+    control: how much rounding alone moves; None without an A/A control.
+    recipes: those with runs of several calibration seeds.
+    method: how numbers were computed, in words.
+    warnings: one line each.
     """
 
     base: Base

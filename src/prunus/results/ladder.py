@@ -282,14 +282,15 @@ def smallest_margin(number: int, alpha: float = betting.ALPHA) -> float:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of one endpoint, before it starts. rounds: typical number to certify a harmless rung (inf: more than 200,000).
+    """What to expect of one endpoint, before a search starts.
 
+    rounds: typical number to certify a harmless rung (inf: more than 200,000).
     fewer: the same if only 1 % of draws change.
     available: rounds there are.
     smallest: the smallest margin they could certify if no draw differed.
     draws: the smallest number of draws per problem (of 1, 2, 4 to 64) with which they would typically be enough;
-        base_draws: that of the dense model alone, the rungs having those they have. None if they are not with any, so
-        that only more problems or a larger margin help.
+        None if they are not with any, so that only more problems or a larger margin help.
+    base_draws: that of the dense model alone, the rungs having those they have.
     """
 
     rounds: float

@@ -24,7 +24,15 @@ from prunus.store.rows import Table, sizes_of
 
 
 class AtEqualTokens(Record):
-    """The contrast at equal tokens used. sequential: accuracy of one chain at the tokens of k."""
+    """The contrast at equal tokens used.
+
+    sequential: accuracy of one chain at the tokens of k.
+    difference: parallel minus sequential.
+    se: its standard error.
+    low, high: its 95 % interval.
+    p: two-sided.
+    q: Benjamini-Hochberg over all contrasts, for exploring.
+    """
 
     sequential: float
     difference: float
@@ -36,11 +44,20 @@ class AtEqualTokens(Record):
 
 
 class Chains(Record):
-    """A contrast of k chains (chains) of chain_budget with one of budget: accuracies, and mean tokens used.
+    """A contrast of several short chains with a long one.
 
+    budget: of the long chain.
+    chains: number of short chains.
+    chain_budget: of each short chain.
     method: majority, logprob, self_certainty, shortest or any (best-of-n and pass@k).
     n, problems, samples: as of `cells.Sized`.
+    sequential, parallel: accuracies of the long chain and of the short ones.
+    tokens_sequential, tokens_parallel: mean tokens used.
+    used: the contrast at equal tokens; None outside the range of the run's budgets.
     difference: parallel minus sequential.
+    se: its standard error.
+    low, high: its 95 % interval.
+    p: two-sided.
     q: Benjamini-Hochberg over all contrasts, for exploring.
     """
 

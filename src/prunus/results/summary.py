@@ -25,7 +25,12 @@ WHOLE = ("auc", "slope", "gain", "auc_tokens", "scaling", "performance", "contro
 
 
 class AreaOverTokens(Record):
-    """The area under accuracy over mean tokens used, as share of their range, from start to end."""
+    """The area under accuracy over mean tokens used, as share of their range.
+
+    start, end: of the range; `from` and `to` in the plain data.
+    value: the area.
+    se: its standard error.
+    """
 
     start: float | None = field(metadata={"key": "from"})
     end: float | None = field(metadata={"key": "to"})
@@ -34,14 +39,23 @@ class AreaOverTokens(Record):
 
 
 class Performance(Record):
-    """s1's Performance: the best accuracy, biased upwards as a maximum, and its budget."""
+    """s1's Performance: the best accuracy, biased upwards as a maximum.
+
+    value: the accuracy.
+    budget: where it is.
+    """
 
     value: float
     budget: int
 
 
 class Monotonicity(Record):
-    """Steps between budgets; rises, and falls by more than two paired standard errors."""
+    """Whether accuracy grows from budget to budget.
+
+    steps: number of steps between budgets.
+    rises: at which accuracy rises.
+    falls: at which it falls by more than two paired standard errors.
+    """
 
     steps: int
     rises: int
@@ -49,7 +63,12 @@ class Monotonicity(Record):
 
 
 class TokenUse(Record):
-    """Tokens of a draw by phase. forced: of markers and closings; total: of thinking and answer."""
+    """Tokens of a draw by phase.
+
+    thinking, answer: of the model.
+    forced: of markers and closings.
+    total: of thinking and answer.
+    """
 
     thinking: Tokens
     answer: Tokens
@@ -58,15 +77,25 @@ class TokenUse(Record):
 
 
 class BudgetCell(Sized):
-    """A run at one budget, on the problems with all draws there.
+    """A run at one budget, on the problems with all draws there. Shares are those of draws.
 
-    accuracy: avg@N, low to high its 95 % interval.
-    pass_at, maj_at: by k; best_of: by score and k, a score being None where rows lack it.
+    accuracy: avg@N.
+    se: its standard error.
+    low, high: its 95 % interval.
+    pass_at, maj_at: by k.
+    best_of: by score and k, a score being None where rows lack it.
+    tokens: of a draw.
     tokens_per_correct: None if no draw is.
+    repetition: mean share of a chain's end that is repetition; None where rows lack it.
+    looping: share of chains that loop (`looping.loops`).
+    forced: share of chains that were cut.
+    leaked: share of answers so long that the budget no longer bounds the reasoning (`metrics.answer_allowance`).
+    no_answer: share without an answer.
+    malformed: share of answers that are malformed.
+    failed: share on which the grader failed, not the model.
     adherence: None at budgets without tokens.
-    repetition: mean share of a chain's end that is repetition; None where rows lack it. Shares of draws: looping
-        (`looping.loops`), forced, leaked, no_answer, malformed, failed (the grader, not the model), truncated,
-        reopened.
+    truncated: share of answers that were cut.
+    reopened: share of answers that think again.
     band_low, band_high: as wide as all budgets need together, in pages.
     """
 
@@ -94,14 +123,28 @@ class BudgetCell(Sized):
 
 
 class Curve(Record):
-    """One task of a run. problems: finished ones; groups: of those, where some are observed together; started: all.
+    """One task of a run.
 
     Numbers of the whole curve are of the problems that are complete at every budget, and None while none is. Budget OFF
-    counts for none of them, unless it is the only budget; budget 0 counts for all but the area and the slope (per
-    doubling; None with fewer than two positive budgets). gain: from the smallest to the largest budget. scaling (s1's):
-    accuracy per 1000 thinking tokens used. control (s1's): share of draws whose thinking tokens the budget bounds;
-    control_total: whose thinking and answer tokens are at most budget + `metrics.answer_allowance`. A run from an
-    imported log (AS_RUN) has none that depends on budgets. parallel: one long chain against k short ones.
+    counts for none of them, unless it is the only budget; budget 0 counts for all but the area and the slope. A run
+        from an
+    imported log (AS_RUN) has none that depends on budgets.
+
+    problems: finished ones.
+    groups: of those, where some are observed together.
+    started: all problems that were begun.
+    samples: draws of each.
+    budgets: by budget.
+    auc: the area under accuracy over log2 budget.
+    slope: accuracy per doubling of the budget; None with fewer than two positive budgets.
+    gain: accuracy from the smallest to the largest budget.
+    auc_tokens: the area over tokens used.
+    scaling: s1's, accuracy per 1000 thinking tokens used.
+    performance: s1's.
+    control: s1's, the share of draws whose thinking tokens the budget bounds.
+    control_total: share of draws whose thinking and answer tokens are at most budget + `metrics.answer_allowance`.
+    monotonicity: whether accuracy grows.
+    parallel: one long chain against k short ones.
     """
 
     problems: int
@@ -127,10 +170,12 @@ class Curve(Record):
 
 
 class Summary(Identity):
-    """The statistics of one run: its plan, the versions that computed it, and the curve of each task.
+    """The statistics of one run. Its text in a notebook is the table of `prunus eval`, and `str` of it is the run's id.
 
-    unfinished: how much of the plan is done; None if all is. Its text in a notebook is the table of `prunus eval`, and
-        `str` of it is the run's id.
+    plan: the settings with which it was evaluated.
+    versions: of what computed it.
+    tasks: the curve of each.
+    unfinished: how much of the plan is done; None if all is.
     """
 
     plan: Mapping[str, Any]

@@ -10,9 +10,10 @@ from prunus.errors import PrunusError
 
 @dataclass(frozen=True)
 class Margin:
-    """The loss that is ruled out: `size` as a share of all problems (0.02 is two points), or, if relative, of the base.
+    """The loss that is ruled out.
 
-    Relative, it is a loss of this share of what the base has: of the problems that it solves, of its chains that end.
+    size: as a share of all problems (0.02 is two points), or, if relative, of the base.
+    relative: whether it is a share of what the base has: of the problems that it solves, of its chains that end.
     """
 
     size: float

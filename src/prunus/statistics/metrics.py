@@ -23,28 +23,43 @@ NORMAL = 1.959963984540054  # the quantile of a 95 % interval
 
 
 class Value(Record):
-    """A number and its standard error over problems; None for one problem."""
+    """A number over problems.
+
+    value: the number.
+    se: its standard error; None for one problem.
+    """
 
     value: float
     se: float | None
 
 
 class Estimate(Value):
-    """A value with its 95 % interval."""
+    """A value with its interval.
+
+    low, high: the 95 % interval.
+    """
 
     low: float
     high: float
 
 
 class Tokens(Record):
-    """Mean and 95th percentile over draws; None in a log that does not tell tokens."""
+    """Tokens over draws; None in a log that does not tell them.
+
+    mean: of all draws.
+    p95: the 95th percentile.
+    """
 
     mean: float | None
     p95: float | None
 
 
 class Adherence(Record):
-    """How draws kept to a budget. used: median of thinking tokens over the budget; over: share that thought more."""
+    """How draws kept to a budget.
+
+    used: median of thinking tokens over the budget.
+    over: share that thought more.
+    """
 
     used: float
     over: float

@@ -24,11 +24,14 @@ CONTROL = "control"  # the action of control_steps
 
 
 class Identity(Record):
-    """A run: its id, its model, the steps that made it; an empty recipe means a dense model.
+    """A run: its id, its model, the steps that made it. Its text is the id.
 
+    run: its id.
+    model: the name of the model.
+    recipe: the steps that made it; empty for a dense model.
     dtypes: of the weights, and of the computation; None where one is unknown, and where both are.
     bytes: that an engine loads of the model, by kind; None where they are unknown.
-    parameters: their number, which is not in the plain data; None where it is unknown. Its text is the id.
+    parameters: their number, which is not in the plain data; None where it is unknown.
     """
 
     run: str

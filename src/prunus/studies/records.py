@@ -16,16 +16,17 @@ from prunus.studies.find.tables import SearchState
 
 
 class PlannedCell(Record):
-    """The plan of one cell.
+    """The plan of one cell. Numbers and ids that depend on a model or task that is not on this machine are None.
 
+    model: its name.
+    variant: its name.
     plan: its name; empty where the study has one.
     run: its id.
     problems, answers: counts.
     done: answers in the store.
     tokens: upper bound of the tokens of the missing answers.
     tokens_expected: their number if chains stay as long as those of the same model and plan so far, None without any so
-        far. Of a model or task that is not on this machine, the id is None, and so are numbers that depend on an
-        unknown one.
+        far.
     """
 
     model: str
@@ -40,7 +41,13 @@ class PlannedCell(Record):
 
 
 class PlannedVariant(Record):
-    """A variant of a model. made: whether its files exist. bytes: the most that they take."""
+    """A variant of a model.
+
+    model: its name.
+    variant: its name.
+    made: whether its files exist.
+    bytes: the most that they take.
+    """
 
     model: str
     variant: str
@@ -49,8 +56,12 @@ class PlannedVariant(Record):
 
 
 class Totals(Record):
-    """Sums over the cells of a study; complete: the number of those that are.
+    """Sums over the cells of a study.
 
+    cells: their number.
+    complete: the number of those that are.
+    answers: those that the study asks for.
+    done: answers in the store.
     tokens: the most that is left to generate.
     disk: the most bytes that the study adds, which include a whole checkpoint while variants are made; None where a
         model or a task is not on this machine.

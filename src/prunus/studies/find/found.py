@@ -12,8 +12,11 @@ HEADINGS = ("rung", "decision", "problems", "tokens")
 
 
 class RungWord(Record):
-    """What was decided about a rung. run: its id in the store. word: certified, refused or cannot tell.
+    """What was decided about a rung.
 
+    name: of the rung.
+    run: its id in the store.
+    word: certified, refused or cannot tell.
     why: what left it open.
     problems: that it took.
     tokens: sampled for its own rows.

@@ -22,8 +22,11 @@ WORDS = {ACCURACY: "accuracy", ENDS: "ending by itself"}  # of the endpoints, in
 
 @dataclass(frozen=True)
 class Prospects:
-    """problems, rungs: numbers in all. forecasts: of each endpoint. chain_tokens: of one draw under all budgets.
+    """What to expect of a search. Its text is its lines.
 
+    problems, rungs: numbers in all.
+    forecasts: of each endpoint.
+    chain_tokens: of one draw under all budgets.
     measured: whether chain_tokens is the mean of the dense model's rows in the store; else no chain takes more.
     expected: problems that a harmless rung takes, at most all.
     rung_tokens, grid_tokens: of such a rung, and of all rungs and the dense model in full.

@@ -42,9 +42,12 @@ class SearchState:
     """How far a search has come, for the pages of the study and its results.
 
     model, plan: names.
+    name: of the search.
     out: the folder of its results.
+    state: how far it has come, in words.
     page: its find.html; None until it is finished.
-    found: name of the rung that was found; removed: the share of the weights that it removes.
+    found: name of the rung that was found.
+    removed: the share of the weights that it removes.
     claims: sentences.
     lines: what to expect, for a plan.
     stops: whether the rung may be said to stop (`certificate.stops`).
