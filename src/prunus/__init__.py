@@ -3,7 +3,7 @@
     import prunus
 
     prunus.prune("tiny", "wanda-20", prunus.PruneRecipe(method="wanda", sparsity=0.2))
-    plan = prunus.EvalPlan(tasks=("tiny",), budgets=(16, 64, 256))
+    plan = prunus.EvalPlan(tasks=("tiny",), budgets=(16, 64, 256), limit=50)
     for model in ("tiny", "wanda-20"):
         prunus.evaluate(model, plan, "results.db")
     prunus.compare("results.db", base="tiny")

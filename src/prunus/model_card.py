@@ -52,7 +52,7 @@ def card(
 ) -> CardMade:
     """Write the model card (README.md) of a checkpoint that prunus made.
 
-        print(prunus.card("wanda-50", store="results.db", base_model="Qwen/Qwen3-0.6B").verdict)
+        print(prunus.card("wanda-20", store="results.db", base_model="Qwen/Qwen3-0.6B").verdict)
 
     The card has the Hub's metadata, the steps that made the model, its zeros (counted now), the commands that repeat
     it, the claims of a certificate of `find` beside it, and with a store its accuracy at each budget and its verdict.

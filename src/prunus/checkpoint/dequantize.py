@@ -26,7 +26,7 @@ class Dequantized(Made):
 def dequantize(model: str | Path, out: str | Path, *, overwrite: bool = False) -> Dequantized:
     """Write a plain copy of a model in FP8, MXFP4 or integers to the folder out.
 
-        plain = prunus.dequantize("openai/gpt-oss-20b", "gpt-oss-bf16")
+        plain = prunus.dequantize("w8a8", "w8a8-plain")
         print(plain.quantisation)
 
     model: a folder or a hub id.

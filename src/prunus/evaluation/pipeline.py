@@ -52,6 +52,11 @@ def evaluate(
 ) -> Summary:
     """Evaluate a model under thinking budgets, add every missing row of the plan to the store, and return the run.
 
+        plan = prunus.EvalPlan(tasks=("tiny",), budgets=(16, 64), limit=20)
+        for model in ("tiny", "wanda-20"):
+            run = prunus.evaluate(model, plan, "results.db")
+            print(run.run_id, run.accuracy["tiny"][64])
+
     model: `tiny`, a folder or a hub id.
     plan: tasks, budgets, and all else that is asked of the model.
     store: SQLite file, created if missing.
@@ -59,9 +64,6 @@ def evaluate(
     engine: options to start or reach the plan's backend (docs/engines.md).
     mixed: go on with a run although what changes numbers, such as the device, dtype or a version, is not as before; the
         run then gets no verdict.
-
-        run = prunus.evaluate("tiny", prunus.EvalPlan(tasks=("tiny",), budgets=(16, 64, 256)), "results.db")
-        run.run_id, run.accuracy["tiny"][256]
 
     The run's id is a hash of the model (weights, configuration, tokenizer, chat template), of the plan with the values
     that take effect, and of the settings by which it is served (docs/engines.md). Rows that the store already has, also

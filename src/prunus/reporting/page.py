@@ -47,6 +47,8 @@ def report(
 ) -> Path:
     """Write the page about all runs of a store that can be compared with base, and return its path.
 
+        print(prunus.report("results.db", "report.html", base="tiny"))
+
     store: SQLite file of the results.
     out: HTML file.
     base: run id or its start, model name or label; by default the run of the unpruned model, in strict mode if both
@@ -62,8 +64,6 @@ def report(
     notes: sentences shown before the caveats.
     runs: ids of the runs to report, by default all.
     links: sentences below the headline, each with the address to which it leads, or an empty one.
-
-        prunus.report("results.db", "report.html", base="tiny")
 
     Every file is written completely or not at all, the page last. Raises PrunusError if a file exists (unless
     overwrite), the base is ambiguous or missing, or no problem is finished.

@@ -82,6 +82,9 @@ def compare(
 ) -> Comparison:
     """Paired differences between other runs of a store and a base run, and a verdict on each other run.
 
+        comparison = prunus.compare("results.db", base="tiny")
+        print(comparison["wanda-20"].verdict)
+
     store: SQLite file of the results.
     base: the run to compare with: its id or the start of it, its model's name or its printed label, or the record that
         `evaluate` returned; by default the run of the unpruned model.
@@ -93,9 +96,6 @@ def compare(
     resamples: of the bootstrap that gives the intervals.
     stop_margin: the largest acceptable change for the worse in how chains end, as a share of all draws, or relative to
         the base ("5%": of its draws that end well).
-
-        comparison = prunus.compare("results.db", base="tiny")
-        comparison["wanda-20"].verdict
 
     Only problems that are complete in both runs count, over the budgets that both have; of each run all draws count,
     whatever their numbers. Which runs are named changes no verdict: all p-values are corrected over all runs of the

@@ -127,9 +127,9 @@ class Results:
 def open(store: str | Path) -> Results:
     """The results of a store, whose methods return pandas frames. Needs pandas (the extra `frames`).
 
-    store: SQLite file that `evaluate` or a study wrote.
+        print(prunus.open("results.db").curve())
 
-        prunus.open("results.db").curve()
+    store: SQLite file that `evaluate` or a study wrote.
     """
     return Results(store)
 
@@ -150,12 +150,12 @@ class Exported(Summary):
 def export(store: str | Path, out: str | Path, format: Format = "csv", overwrite: bool = False) -> Exported:
     """Write a store's frames `runs`, `samples` and `curve` as files; returns their numbers of rows.
 
+        print(prunus.export("results.db", "frames").rows)
+
     store: SQLite file of the results.
     out: the folder of the files.
     format: `csv`, `jsonl` or `parquet`.
     overwrite: replace existing files.
-
-        prunus.export("results.db", "frames").rows
 
     Every file is written completely or not at all. Raises PrunusError if one exists (unless overwrite), or pandas (for
     parquet also pyarrow) is missing.

@@ -76,13 +76,13 @@ QUICK_PLAN, QUICK_MARGIN = replace(PLAN, limit=84), 0.05
 def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = False) -> Comparison:
     """Run the demonstration in a folder; returns the comparison with the dense model, as `compare` does.
 
+        print(prunus.demo("prunus-demo", quick=True))
+
     It writes out/models/NAME, out/results.db and out/report.html; a second call reuses them.
 
     out: the folder.
     quick: only two variants, on fewer problems.
     experts: remove experts of the built-in mixture instead.
-
-        prunus.demo("prunus-demo", quick=True)
 
     Raises PrunusError if out cannot be written.
     """

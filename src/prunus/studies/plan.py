@@ -49,12 +49,12 @@ def plan_study(
 ) -> StudyPlan:
     """What `study` would do with the same arguments; nothing is run, written or downloaded.
 
+        print(prunus.plan_study("examples/tiny.toml").totals.tokens)
+
     file: TOML (docs/study.md).
     out: folder for everything that the study writes, by default `study-NAME` in the current folder.
     store: SQLite file of the results, by default `results.db` in that folder.
     device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
-
-        prunus.plan_study("examples/tiny.toml").totals.tokens
 
     Raises PrunusError, with the line of the file, where the file, a model or a recipe is wrong.
     """

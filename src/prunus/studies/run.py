@@ -49,6 +49,9 @@ def study(
 ) -> StudyResult:
     """Run the study of a TOML file: evaluate what is missing, write the page OUT/report.html, and return the verdicts.
 
+        done = prunus.study("examples/tiny.toml", out="study")
+        print(done, done.report)
+
     The same call resumes a study that was stopped at any time; only the batch that was being computed is repeated.
 
     file: TOML (docs/study.md).
@@ -59,9 +62,6 @@ def study(
     gpus_per_task: GPUs of each Ray worker, by default 1 where the cluster has any.
     cpus_per_task: CPUs of each Ray worker.
     mixed: as for `evaluate`.
-
-        done = prunus.study("examples/tiny.toml", out="study")
-        [entry.verdict for entry in done.comparisons[0].comparison]
 
     Raises PrunusError, with the line of the file, where the file, a model or a recipe is wrong, before anything is
     evaluated; also where another process holds the same folder or store.
@@ -92,13 +92,13 @@ def study(
 def report_study(file: str | Path, *, out: str | Path | None = None, store: str | Path | None = None) -> StudyResult:
     """Write the pages of a study from the answers that are stored so far, and return the verdicts.
 
+        print(prunus.report_study("examples/tiny.toml", out="study").report)
+
     It also works while the study runs; the pages say what is missing.
 
     file: TOML (docs/study.md).
     out: the folder of the study, by default `study-NAME` in the current folder.
     store: SQLite file of the results, by default `results.db` in that folder.
-
-        prunus.report_study("examples/tiny.toml", out="study").report
 
     Raises PrunusError where no answer of a base is stored yet, or the file is wrong.
     """

@@ -51,14 +51,14 @@ PACKAGE = "prunus.viewer"
 def view(store: str | Path, *, port: int = 0, export: str | Path | None = None, overwrite: bool = False) -> None:
     """Serve a page on which the chains of a store can be read, problem by problem, until Ctrl-C; prints its address.
 
+        prunus.view("results.db", export="chains")
+
     store: SQLite file of the results.
     port: of 127.0.0.1, where the page is; 0 takes a free one.
     export: a folder; then nothing is served, and the page is written as files for 40 problems: those that exactly one
         of the first run and another solved at the largest budget, evenly chosen if there are more, and any problems if
         there are none. Questions of gated sets are left out of files.
     overwrite: replace existing files.
-
-        prunus.view("results.db", export="chains")
 
     Raises PrunusError if the store has no answers, if the port is taken, if a file exists (unless overwrite), and
     without the extra `view`.

@@ -110,7 +110,7 @@ def stats(
     """Write input statistics of all Linears of model to the file out, for prune(stats=out).
 
         measured = prunus.stats("tiny", "norms.safetensors")
-        prunus.prune("tiny", "wanda-20", prunus.PruneRecipe(propagation="dense"), stats=measured.out)
+        prunus.prune("tiny", "wanda-dense-50", prunus.PruneRecipe(propagation="dense"), stats=measured.out)
 
     The statistics are norms, means and variances of every input feature over all calibration tokens, from one pass of
     the dense model. The file is written completely or not at all.

@@ -122,7 +122,7 @@ def recover(
 ) -> Recovered | PlannedRecover:
     """Write a pruned model with its kept weights trained to the folder out.
 
-        recovered = prunus.recover("wanda-50", "wanda-50-recovered")
+        recovered = prunus.recover("wanda-20", "wanda-20-recovered")
         print(recovered.error_before, recovered.error_after)
 
     Every zero of a pruned Linear stays zero, and everything outside the blocks stays as it is, as does a block whose

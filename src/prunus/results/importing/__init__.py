@@ -139,6 +139,8 @@ def import_(
 ) -> Imported:
     """Add the outputs in logs of another evaluation tool to a store, as one run under a name, in one transaction.
 
+        print(prunus.import_("results.db", "samples_gsm8k.jsonl", "my-model", metric="exact_match,strict-match").rows)
+
     store: SQLite file, created if missing.
     files: a log, or several of one model by one tool, such as one of each task: of lm-eval (samples_*.jsonl),
         inspect_ai (.eval, .json), lighteval (details, .parquet) or evalscope (reviews, .jsonl); docs/import.md says
@@ -146,8 +148,6 @@ def import_(
     name: of the run, in tables and for `compare`.
     metric: which of a log's metrics says whether an output is correct; needed if it has several.
     threshold: least score that counts as correct; needed if scores lie between 0 and 1.
-
-        prunus.import_("results.db", "samples_gsm8k.jsonl", "my-model").rows
 
     An output is stored at the budget AS_RUN ("as run"), without thinking budget. Problems with equal questions are the
     same problem in every run of the store, so imported runs can be compared with each other and with runs of

@@ -127,8 +127,8 @@ def find(
     certified that loses as much is at most alpha, for any number of rungs and problems (docs/verdicts.md).
     The search is written into the store before it looks at a row, and the certificate names those before it.
 
-        plan = prunus.EvalPlan(tasks=("tiny",), budgets=(16, 64, 256))
-        found = prunus.find("tiny", "out", plan, "0.1:0.3:0.1", settings={"calibration": "tiny"}, store="results.db")
+        plan = prunus.EvalPlan(tasks=("tiny",), budgets=(64,), limit=60)
+        found = prunus.find("tiny", "out", plan, "0.05,0.1", margin=0.2, stop_margin=0.2)
         print(found, found.claims)
 
     model: a folder, a model of the hub, or `tiny`.
