@@ -1,124 +1,323 @@
-"""The public API as it is: names, parameters and the fields of records. A difference breaks scripts of users."""
+"""The public API as it is: names, parameters, defaults, results, and the fields of records.
+
+A difference breaks scripts of users: keep what they give and read, or say in CHANGELOG.md what is new.
+"""
 
 import ast
 import inspect
 import json
 import subprocess
 import sys
-from dataclasses import fields
+import zipfile
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
 import prunus
-from prunus.plain_data import Record
+from prunus.cli.common import cli
+from prunus.plain_data import Listing
 
 ROOT = Path(__file__).parent.parent
-# {function: its parameters; those after * by name only, those with = have defaults}
-FUNCTIONS = {
-    "allocate": "model, recipe, *, save=, device=",
-    "apply_steps": "model, out, steps, *, device=, offload=, overwrite=, dry_run=",
-    "card": "checkpoint, *, store=, run=, base=, base_model=, margin=, out=, overwrite=",
-    "dequantize": "model, out, *, overwrite=",
-    "drop": "model, out, recipe, *, device=, overwrite=, dry_run=, name=",
-    "expert_stats": "model, out, *, device=, overwrite=, **options",
-    "experts": "model, out, recipe=, *, device=, overwrite=, dry_run=, stats=, name=",
-    "gguf": "model, out, recipe=, *, dense=, overwrite=, dry_run=, name=",
-    "inspect": "checkpoint, *, weights=",
-    "methods": "",
-    "perplexity": "model, text, *, seqlen=, max_tokens=, device=",
-    "profiles": "",
-    "prune": "model, out, recipe, *, device=, offload=, overwrite=, dry_run=, stats=, shared=, name=",
-    "quantize": "model, out, recipe=, *, stats=, device=, offload=, overwrite=, dry_run=, name=",
-    "recover": "pruned, out, recipe=, *, dense=, device=, offload=, overwrite=, dry_run=, name=",
-    "show_profile": "name=, model=",
-    "stats": "model, out, *, hessians=, device=, overwrite=, **options",
-    "tasks": "",
-    "traces": "model, out, recipe, *, device=, engine=, overwrite=",
-    "width": "model, out, recipe=, *, stats=, device=, offload=, overwrite=, dry_run=, name=",
-}
-PLANNED = "would_write warnings then recovery_calibration recovery_memory"
-PLANNED_JOB = f"{PLANNED} disk calibration"
-# {record: its fields}
-RECORDS = {
-    "Allocated": "allocation sparsity scope score blocks evidence warnings",
-    "CardMade": "out run base verdict warnings",
-    "Dequantized": "out seconds warnings quantisation blocks",
-    "Dropped": "out seconds warnings method removed blocks blocks_removed scores",
-    "ExpertsMeasured": "out size sequences tokens warnings experts",
-    "FewerExperts": "out seconds warnings method experts blocks parameters experts_removed scores tokens difference",
-    "GgufFacts": "file family stored parameters weight_bytes types history",
-    "GgufMade": "out seconds warnings type architecture tensors exact size before",
-    "InputsMeasured": "out size sequences tokens warnings inputs hessians",
-    "Made": "out seconds warnings",
-    "MethodEntry": "kind name source description needs",
-    "ModelFacts": "folder family language_model model_class transformers dtype stored parameters weight_bytes bytes"
-    " history refused structure uses weights",
-    "Narrowed": "out seconds warnings method channels blocks parameters removed error difference",
-    "Perplexity": "perplexity nll tokens windows seqlen",
-    "Planned": PLANNED,
-    "PlannedDrop": f"{PLANNED_JOB} blocks would_remove",
-    "PlannedExperts": f"{PLANNED_JOB} experts blocks",
-    "PlannedGguf": f"{PLANNED} type architecture tensors exact size before",
-    "PlannedPrune": f"{PLANNED_JOB} method blocks linears weights zeros influences",
-    "PlannedQuantize": f"{PLANNED_JOB} method format blocks linears size before",
-    "PlannedRecover": f"{PLANNED_JOB} dense blocks streams",
-    "PlannedWidth": f"{PLANNED_JOB} channels blocks parameters removed",
-    "ProfileEntry": "name description",
-    "ProfileUnderModel": "prompt think_stops stops_are_text end_of_turn natural_closing forced_closing off off_prompt",
-    "Pruned": "out seconds warnings method blocks linears sparsity linear_sparsity",
-    "Quantized": "out seconds warnings method format blocks linears size before error_before error_after",
-    "Recovered": "out seconds warnings blocks recovered tokens trained_tokens error_before error_after errors",
-    "ShownProfile": "profile settings off native under",
-    "TaskEntry": "name source description",
-    "Traces": "out chains drawn correct tokens seconds",
-}
 
 
-def parameters(function):
-    """The parameters of a function, in one line."""
-    found, named = [], False
+def entries(text: str) -> dict[str, str]:
+    """{name: line} of a text with a line for each name; an indented line continues the one before."""
+    lines = text.strip("\n").replace("\n    ", " ").splitlines()
+    return {line.replace(":", "(").partition("(")[0]: line for line in lines}
+
+
+def signature(function: Any, result: bool = True) -> str:
+    """How a function is called, and what it returns."""
+    found, named = list[str](), False
     for one in inspect.signature(function).parameters.values():
         if one.kind is one.KEYWORD_ONLY and not named:
             found.append("*")
             named = True
         stars = {one.VAR_KEYWORD: "**", one.VAR_POSITIONAL: "*"}.get(one.kind, "")
-        found.append(f"{stars}{one.name}{'' if one.default is one.empty else '='}")
-    return ", ".join(found)
+        default = "" if one.default is one.empty else f"={one.default!r}"
+        found.append(f"{stars}{one.name}{'=...' if 'factory' in default else default}")
+    returned = f" -> {words(get_type_hints(function)['return'])}" if result else ""
+    return f"{function.__name__}({', '.join(found)}){returned}"
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_functions_take_what_scripts_of_users_give(name):
-    assert parameters(getattr(prunus, name)) == FUNCTIONS[name], (
-        f"calls of prunus.{name} in users' scripts would fail: keep what they give, or say in CHANGELOG.md what is new"
+def words(hint: Any) -> str:
+    """A type as text, without modules."""
+    if get_origin(hint) in (Union, UnionType):
+        return " | ".join(map(words, get_args(hint)))
+    if get_args(hint):
+        return f"{hint.__origin__.__name__}[{', '.join(map(words, get_args(hint)))}]"
+    return "None" if hint is NoneType else hint.__name__
+
+
+def records(hint: Any) -> Iterator[type]:
+    """The classes of records that are in a type, and in their fields."""
+    if isinstance(hint, type) and is_dataclass(hint) and hint.__module__.startswith("prunus"):
+        yield hint
+        for inner in get_type_hints(hint).values():
+            yield from records(inner)
+    for inner in get_args(hint):
+        yield from records(inner)
+
+
+def public(kind: Any) -> list[str]:
+    """The names of the functions, or of the classes, of the API."""
+    return sorted(name for name in (*prunus.__all__, "open") if kind(getattr(prunus, name)))
+
+
+FUNCTIONS = """
+allocate(model, recipe, *, save=None, device='auto') -> Allocated
+apply_steps(model, out, steps, *, device='auto', offload=False, overwrite=False, dry_run=False) -> Made | Planned
+card(checkpoint, *, store=None, run=None, base=None, base_model=None, margin=0.02, out=None, overwrite=False) ->
+    CardMade
+compare(store, base=None, others=None, margin=0.02, resamples=10000, stop_margin=0.05) -> Comparison
+demo(out='prunus-demo', quick=False, experts=False) -> Comparison
+dequantize(model, out, *, overwrite=False) -> Dequantized
+drop(model, out, recipe, *, device='auto', overwrite=False, dry_run=False, name=None) -> Dropped | PlannedDrop
+evaluate(model, plan, store, *, device='auto', engine=None, mixed=False) -> Summary
+expert_stats(model, out, *, device='auto', overwrite=False, **options) -> ExpertsMeasured
+experts(model, out, recipe=None, *, device='auto', overwrite=False, dry_run=False, stats=None, name=None) ->
+    FewerExperts | PlannedExperts
+export(store, out, format='csv', overwrite=False) -> Exported
+find(model, out, plan, ladder=None, *, smallest=None, methods=None, settings=None, recovery=None, margin=0.02,
+    stop_margin=0.05, alpha=0.05, max_tokens=None, look=None, store='results.db', device='auto', engine=None, ray=None,
+    gpus_per_task=None, cpus_per_task=1, dry_run=False, overwrite=False) -> Found | Prospects
+gguf(model, out, recipe=None, *, dense=None, overwrite=False, dry_run=False, name=None) -> GgufMade | PlannedGguf
+import_(store, files, name, metric=None, threshold=None) -> Imported
+inspect(checkpoint, *, weights=None) -> ModelFacts | GgufFacts
+methods() -> Listing[MethodEntry]
+open(store) -> Results
+perplexity(model, text, *, seqlen=2048, max_tokens=None, device='auto') -> Perplexity
+plan_study(file, *, out=None, store=None, device='auto') -> StudyPlan
+profiles() -> Listing[ProfileEntry]
+prune(model, out, recipe, *, device='auto', offload=False, overwrite=False, dry_run=False, stats=None, shared=None,
+    name=None) -> Pruned | PlannedPrune
+quantize(model, out, recipe=None, *, stats=None, device='auto', offload=False, overwrite=False, dry_run=False,
+    name=None) -> Quantized | PlannedQuantize
+recover(pruned, out, recipe=None, *, dense=None, device='auto', offload=False, overwrite=False, dry_run=False,
+    name=None) -> Recovered | PlannedRecover
+regrade(store) -> Regraded
+report(store, out, *, base=None, margin=0.02, stop_margin=0.05, published=False, figures=None, csv=None,
+    overwrite=False, name='Prunus report', notes=(), runs=None, links=()) -> Path
+report_study(file, *, out=None, store=None) -> StudyResult
+runs(store, remove=None, rename=None) -> Listing[StoredRun]
+show_profile(name='auto', model=None) -> ShownProfile
+stats(model, out, *, hessians=False, device='auto', overwrite=False, **options) -> InputsMeasured
+study(file, *, out=None, store=None, device='auto', ray=None, gpus_per_task=None, cpus_per_task=1, mixed=False) ->
+    StudyResult
+tasks() -> Listing[TaskEntry]
+traces(model, out, recipe, *, device='auto', engine=None, overwrite=False) -> Traces
+verify(certificate, store='results.db', *, again=0, seed=None, device='auto') -> Verification
+view(store, *, port=0, export=None, overwrite=False) -> None
+width(model, out, recipe=None, *, stats=None, device='auto', offload=False, overwrite=False, dry_run=False, name=None)
+    -> Narrowed | PlannedWidth
+"""
+# Recipes, plans and options: what scripts of users make.
+SETTINGS = """
+DropRecipe(method='shortgpt', blocks=None, match_sparsity=None, merge=1, threshold=0.45, interval=1, *,
+    calibration='auto', samples=128, seqlen=2048, calibration_tokens=None, seed=0)
+EngineOptions(args=..., url=None, serve=None, served_model=None, tokenizer=None, concurrency=None, timeout=1800.0,
+    serving=None)
+EvalPlan(tasks, budgets=(512, 1024, 2048, 4096, 8192), samples=1, mode='strict', answer_tokens=None, wait=0,
+    closing=None, top_p=None, top_k=None, control='forced', reuse=True, aa_control=False, base_samples=None, *,
+    profile='auto', temperature=None, prompt='bare', limit=None, seed=0, batch_size=None, backend='hf')
+ExpertsRecipe(method='reap', keep=None, drop=None, dtype='auto', *, calibration='auto', samples=128, seqlen=2048,
+    calibration_tokens=None, seed=0)
+GgufRecipe(type='f16', like=None)
+PruneRecipe(method='wanda', sparsity=0.5, pattern=None, scope='all', group=None, propagation='pruned', update='none',
+    allocation='uniform', step=None, spread=None, outlier_threshold=7.0, influence_train=300, influence_validation=96,
+    scores=None, rounding='exact', dtype='auto', *, calibration='auto', samples=128, seqlen=2048,
+    calibration_tokens=None, seed=0)
+QuantizeRecipe(bits=8, activations=None, group=None, method='gptq', dtype='auto', recover=False, *, calibration='auto',
+    samples=128, seqlen=2048, calibration_tokens=None, seed=0)
+RecoverRecipe(calibration='auto', seed=0, epochs=4, rate=0.01, step_tokens=512, target='dense', *, samples=128,
+    seqlen=2048, calibration_tokens=None)
+TraceRecipe(tasks, samples=1, max_tokens=8192, answer_tokens=None, only='all', min_tokens=0, *, profile='auto',
+    temperature=None, prompt='bare', limit=None, seed=0, batch_size=None, backend='hf')
+WidthRecipe(method='obs', keep=None, intermediate_size=None, multiple=None, of=None, target='dense', fit=True,
+    damping=None, tensor_parallel=None, *, calibration='auto', samples=128, seqlen=2048, calibration_tokens=None,
+    seed=0)
+"""
+# {record: its fields}
+RECORDS = """
+Adherence: used over
+Allocated: allocation sparsity scope score blocks evidence warnings
+AreaOverTokens: start end value se
+AtEqualTokens: sequential difference se low high p q
+Base: run model recipe dtypes bytes parameters unfinished
+BlockShare: sparsity zeros weights block
+BlockSparsity: block sparsity parts scores
+BudgetCell: n problems samples base_samples accuracy se low high pass_at maj_at best_of tokens tokens_per_correct
+    repetition looping forced leaked no_answer malformed failed adherence truncated reopened band_low band_high
+CardMade: out run base verdict warnings
+Cell: n problems samples base_samples accuracy base_accuracy difference se low high p_flip p_better p_worse p
+    lower_bound lower_bound_adjusted p_margin mde settle band_low band_high unfinished p_better_adjusted
+    p_worse_adjusted p_margin_adjusted p_adjusted q
+Chains: budget chains chain_budget method n problems samples sequential parallel tokens_sequential tokens_parallel used
+    difference se low high p q
+Comparison: base others looks margin stop_margin control recipes method warnings
+Contradiction: budget difference verdict
+Curve: problems groups started samples budgets auc slope gain auc_tokens scaling performance control control_total
+    monotonicity parallel
+Dense: blocks matrix why
+Dequantized: out seconds warnings quantisation blocks
+Dropped: out seconds warnings method removed blocks blocks_removed scores
+Ending: n problems samples base_samples difference se low high p share base_share gain bound p_margin p_better p_worse
+    unfinished p_better_adjusted p_worse_adjusted p_margin_adjusted p_adjusted verdict
+Entry: run model recipe dtypes bytes parameters tasks margin warnings macro primary nothing_to_lose adaptive stopping
+    unfinished grown within_margin verdict scaling whole_curve contradicted_at stops still_stops relies_on_cutting
+Estimate: value se low high
+ExpertsMeasured: out size sequences tokens warnings experts
+Exported: rows
+FewerExperts: out seconds warnings method experts blocks parameters experts_removed scores tokens difference
+Forecast: rounds fewer available smallest draws base_draws
+Found: out model found removed bytes ladders tokens dense_tokens full_grid_tokens claims
+GgufFacts: file family stored parameters weight_bytes types history
+GgufMade: out seconds warnings type architecture tensors exact size before
+Group: blocks linears part shapes
+Imported: run tool metric tasks problems rows ungraded has
+InputsMeasured: out size sequences tokens warnings inputs hessians
+KindShare: sparsity zeros weights kind part
+LinearFacts: sparsity zeros weights linear block kind experts part shape patterns
+Looked: limit samples base_samples runs begun complete
+Looks: comparisons others removed bases
+Made: out seconds warnings
+Margin: size relative
+MethodEntry: kind name source description needs
+ModelFacts: folder family language_model model_class transformers dtype stored parameters weight_bytes bytes history
+    refused structure uses weights
+Monotonicity: steps rises falls
+Narrowed: out seconds warnings method channels blocks parameters removed error difference
+Needed: effect draws problems note
+Part: budgets auc slope stopping
+Performance: value budget
+Perplexity: perplexity nll tokens windows seqlen
+PlanContrast: model plan base comparison not_begun begun others controls
+Planned: would_write warnings then recovery_calibration recovery_memory
+PlannedCell: model variant plan run problems answers done tokens tokens_expected
+PlannedDrop: would_write warnings then recovery_calibration recovery_memory disk calibration blocks would_remove
+PlannedExperts: would_write warnings then recovery_calibration recovery_memory disk calibration experts blocks
+PlannedGguf: would_write warnings then recovery_calibration recovery_memory type architecture tensors exact size before
+PlannedPrune: would_write warnings then recovery_calibration recovery_memory disk calibration method blocks linears
+    weights zeros influences
+PlannedQuantize: would_write warnings then recovery_calibration recovery_memory disk calibration method format blocks
+    linears size before
+PlannedRecover: would_write warnings then recovery_calibration recovery_memory disk calibration dense blocks streams
+PlannedVariant: model variant made bytes
+PlannedWidth: would_write warnings then recovery_calibration recovery_memory disk calibration channels blocks parameters
+    removed
+ProfileEntry: name description
+ProfileUnderModel: prompt think_stops stops_are_text end_of_turn natural_closing forced_closing off off_prompt
+Prospects: problems rungs forecasts chain_tokens measured expected rung_tokens grid_tokens impossible warning lines
+    ladder
+Pruned: out seconds warnings method blocks linears sparsity linear_sparsity
+Quantized: out seconds warnings method format blocks linears size before error_before error_after
+RecipeVerdict: seeds runs n samples base_accuracy difference se se_seeds se_problems freedom low high p_better p_worse
+    p_margin verdict label each needed
+Recovered: out seconds warnings blocks recovered tokens trained_tokens error_before error_after errors
+Regraded: runs graded changed kept
+Rounding: run difference low high n samples answers differ grades
+RungWord: name run word why problems tokens bytes
+SearchState: model plan name out state page found removed claims lines stops
+ShownProfile: profile settings off native under
+Slope: n problems samples base_samples accuracy base_accuracy difference se low high p_flip p_better p_worse p retention
+    retention_low retention_high p_kept p_lost unfinished p_kept_adjusted p_lost_adjusted word
+StepFacts: action recipe blocks_removed source warnings experts channels format bytes trained_tokens
+Stopping: tokens_ratio per_correct_ratio budget endings
+StoredRun: run model label plan rows adaptive
+Structure: number_of_blocks scope prunable of_parameters groups left_dense
+StudyPlan: name out store cells variants totals advice gated unknown searches
+StudyResult: name out store report cells unreported comparisons searches
+Summary: run model recipe dtypes bytes parameters plan versions tasks unfinished
+TaskEntry: name source description
+TokenUse: thinking answer forced total
+Tokens: mean p95
+Totals: cells complete answers done tokens disk
+Traces: out chains drawn correct tokens seconds
+TypeFacts: type bytes
+Unfinished: complete planned base mixed
+Use: use possible note
+Value: value se
+Verification: claims differences searches notes unseen
+WeightFacts: sparsity patterns nonzero prunable_bytes kinds blocks linears
+"""
+RESULTS = {
+    one.__name__: one
+    for name in public(inspect.isfunction)
+    for one in records(get_type_hints(getattr(prunus, name))["return"])
+}
+
+
+def test_the_lists_here_are_complete():
+    assert [*entries(FUNCTIONS)] == public(inspect.isfunction)
+    assert sorted([*entries(SETTINGS)]) == [name for name in public(is_dataclass) if name not in RESULTS]
+    assert [*entries(RECORDS)] == sorted(RESULTS)
+
+
+@pytest.mark.parametrize("name", entries(FUNCTIONS))
+def test_functions_take_and_return_what_scripts_of_users_rely_on(name: str):
+    assert signature(getattr(prunus, name)) == entries(FUNCTIONS)[name], (
+        f"calls of prunus.{name} in users' scripts would fail, do something else, or return something else"
     )
 
 
-@pytest.mark.parametrize("name", RECORDS)
-def test_records_have_what_scripts_of_users_read(name):
-    assert " ".join(one.name for one in fields(getattr(prunus, name))) == RECORDS[name], (
-        f"scripts of users read these attributes of prunus.{name}, and the keys that --json prints are theirs"
+@pytest.mark.parametrize("name", entries(SETTINGS))
+def test_recipes_have_the_settings_and_defaults_of_scripts_of_users(name: str):
+    assert signature(getattr(prunus, name), result=False) == entries(SETTINGS)[name], (
+        f"users' scripts that make a prunus.{name} would fail, or do something else"
     )
 
 
-@pytest.mark.parametrize("name", RECORDS)
-def test_every_field_of_a_record_is_described(name):
-    record = getattr(prunus, name)
-    described = "\n".join(base.__doc__ or "" for base in record.__mro__ if issubclass(base, Record))
-    assert [one.name for one in fields(record) if not _says(described, one.name)] == []
+@pytest.mark.parametrize("name", entries(RECORDS))
+def test_records_have_what_scripts_of_users_read(name: str):
+    assert f"{name}: {' '.join(one.name for one in fields(RESULTS[name]))}" == entries(RECORDS)[name], (
+        f"scripts of users read these attributes of {name}, and the keys that --json prints are theirs"
+    )
 
 
-def _says(text, name):
-    heads = (line.partition(":")[0] for line in text.splitlines() if line.startswith("    "))
-    return any(name in head.replace(",", " ").split() for head in heads)
+@pytest.mark.parametrize("name", entries(FUNCTIONS))
+def test_functions_return_records(name: str):
+    """Attributes, which an editor completes and a type checker finds; a path, or nothing."""
+    hint = get_type_hints(getattr(prunus, name))["return"]
+    kinds = [one for part in [hint, *get_args(hint)] for one in [get_origin(part) or part] if isinstance(one, type)]
+    plain = [kind for kind in kinds if issubclass(kind, dict | tuple) or kind in (object, list)]
+    assert kinds and plain == []
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_every_parameter_is_described_and_there_is_an_example(name):
-    text, function = getattr(prunus, name).__doc__ or "", getattr(prunus, name)
-    missing = [one for one in inspect.signature(function).parameters if not _says(text, one)]
-    assert missing == []
-    assert f"prunus.{name}(" in text
+def _says(text: str, name: str, alone: bool = False) -> bool:
+    heads = [line.partition(": ")[0].strip() for line in text.splitlines() if line.startswith("    ")]
+    return any(name in ([head] if alone else head.split(", ")) for head in heads)
+
+
+@pytest.mark.parametrize("name", entries(RECORDS))
+def test_every_field_of_a_record_is_described(name: str):
+    described = "\n".join(base.__doc__ or "" for base in RESULTS[name].__mro__ if base.__module__.startswith("prunus"))
+    assert [one.name for one in fields(RESULTS[name]) if not _says(described, one.name)] == []
+
+
+@pytest.mark.parametrize("name", entries(FUNCTIONS))
+def test_every_parameter_has_a_line_of_its_own(name: str):
+    function = getattr(prunus, name)
+    text = function.__doc__ or ""
+    assert [one for one in inspect.signature(function).parameters if not _says(text, one, alone=True)] == []
+
+
+@pytest.mark.parametrize("name", entries(SETTINGS))
+def test_help_of_a_recipe_says_every_setting_with_its_default(name: str):
+    cls = getattr(prunus, name)
+    lines = {line.strip().partition(": ")[0]: line for line in cls.__doc__.splitlines()}
+    for one in fields(cls):
+        if one.name != "tasks":  # which has none
+            assert "default" in lines[one.name] or f"Default: {one.default!r}." in lines[one.name] or one.name == "args"
+
+
+def test_help_of_pruning_says_units():
+    assert "sparsity: Share of zeros in the Linears in scope, in [0, 1). Default: 0.5." in (
+        prunus.PruneRecipe.__doc__ or ""
+    )
 
 
 def test_all_is_what_the_package_has():
@@ -133,9 +332,14 @@ def test_all_is_what_the_package_has():
     }
     homes = {name for names in prunus._NAMES.values() for name in names}  # pyright: ignore[reportPrivateUsage]
     assert imported == homes
-    old = {"import_rows", "run_study"}
-    assert set(prunus.__all__) == (imported - old - {"open"}) | {"import_", "study"}
-    assert [name for name in (*prunus.__all__, *old) if not hasattr(prunus, name)] == []
+    assert {*prunus.__all__, "open"} == imported
+    assert [name for name in prunus.__all__ if not hasattr(prunus, name)] == []
+
+
+def test_functions_have_the_names_of_the_commands_where_they_are_defined():
+    assert [name for name in public(inspect.isfunction) if getattr(prunus, name).__name__ != name] == []
+    both = {"profiles": "show_profile", "eval": "evaluate", "import": "import_"}  # commands whose functions differ
+    assert {both.get(name, name) for name in cli.commands} - {*public(inspect.isfunction)} == set()
 
 
 def test_old_names_are_the_same_functions():
@@ -144,28 +348,59 @@ def test_old_names_are_the_same_functions():
     assert prunus.eval is prunus.evaluate
 
 
-def test_help_of_a_recipe_says_every_setting_with_its_default():
-    text = prunus.PruneRecipe.__doc__ or ""
-    assert [one.name for one in fields(prunus.PruneRecipe) if f"    {one.name}: " not in text] == []
-    assert "sparsity: Share of zeros in the Linears in scope, in [0, 1). Default: 0.5." in text
-
-
 def test_a_record_is_shown_as_its_command_prints_it():
     made = prunus.Pruned(
         out="o", seconds=1.23456, warnings=["w"], method="wanda", blocks=8, linears=56, sparsity=0.2, linear_sparsity={}
     )
     shown = ["Pruned", "out: o", "method: wanda", "blocks: 8", "linears: 56", "sparsity: 0.2", "seconds: 1.235"]
     assert repr(made) == "\n  ".join([*shown, "warning: w"])
-    assert list(made.to_json()) == ["out", *RECORDS["Pruned"].split()[3:], "seconds", "warnings"]
+    assert [*made.to_json()] == [
+        "out",
+        "method",
+        "blocks",
+        "linears",
+        "sparsity",
+        "linear_sparsity",
+        "seconds",
+        "warnings",
+    ]
+
+
+def test_lists_are_shown_as_tables():
+    shown = repr(prunus.tasks()).splitlines()
+    assert shown[0].split() == ["name", "source", "description"] and len(shown) == len(prunus.tasks()) + 1
+    assert len({line.index(one.source) for line, one in zip(shown[1:], prunus.tasks(), strict=True)}) == 1
+    run = prunus.StoredRun(run="1", model=None, label="a\x1b", plan="p", rows=5, adaptive=False)
+    table = [line.split() for line in repr(Listing([run])).splitlines()]
+    assert table == [["run", "label", "plan", "rows", "adaptive"], ["1", "a␛", "p", "5", "False"]]
+    assert repr(Listing([])) == ""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that has what the wheel installs."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as opened:
+        opened.extractall(folder / "installed")
+    return folder / "installed"
 
 
 @pytest.mark.slow
-def test_a_strict_type_checker_accepts_a_script_of_a_user(tmp_path):
-    (tmp_path / "api.py").write_text((ROOT / "examples/api.py").read_text())
+def test_a_strict_type_checker_accepts_a_script_of_a_user(installed: Path, tmp_path: Path):
+    """Of the installed package, which tells the checker by py.typed that its types count."""
+    assert (installed / "prunus/py.typed").exists()
+    for script in (ROOT / "examples").glob("*.py"):
+        (tmp_path / script.name).write_text(script.read_text())
+    (installed / "prunus/only_here.py").write_text("HERE: int = 1\n")  # so that it is this copy which is read
+    (tmp_path / "copy.py").write_text("from prunus.only_here import HERE\n\nprint(HERE)\n")
     (tmp_path / "bad.py").write_text("import prunus\nprunus.inspect('tiny').no_such_fact\n")
-    settings = {"include": ["."], "typeCheckingMode": "strict", "extraPaths": [str(ROOT / "src")]}
+    settings = {"include": ["."], "typeCheckingMode": "strict", "extraPaths": [str(installed)]}
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
     checker = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--outputjson", "-p", str(tmp_path)]
     found = json.loads(subprocess.run(checker, check=False, capture_output=True, text=True).stdout)
+    assert found["summary"]["filesAnalyzed"] == 3
     wrong = {(Path(one["file"]).name, one["message"]) for one in found["generalDiagnostics"]}
     assert {name for name, _ in wrong} == {"bad.py"}, wrong

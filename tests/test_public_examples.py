@@ -5,6 +5,7 @@ import inspect
 import re
 from dataclasses import replace
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -52,7 +53,7 @@ def examples(name: str) -> list[str]:
     """The indented blocks of the docstring of a function, or with an empty name of the package."""
     text = inspect.getdoc(getattr(prunus, name) if name else prunus) or ""
     blocks = re.findall(r"(?:\A|\n\n)((?:    .*\n|\n(?=    ))+)", text + "\n")
-    return [inspect.cleandoc(block) for block in blocks]
+    return [dedent(block) for block in blocks]
 
 
 def functions() -> list[str]:
