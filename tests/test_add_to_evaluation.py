@@ -1,37 +1,32 @@
 """What CONTRIBUTING promises: a task, a backend and a profile are one file and at most one line each.
 
-The package is copied to a temporary folder, the files and lines are added there, and its command runs them.
+Task and profile are those of the page itself. The package is copied to a temporary folder, the files and lines are added there, and its command runs them.
 """
 
+import re
 import shutil
 import sqlite3
 from pathlib import Path
 
+import contributing
 import pytest
 import warm_processes
 
 import prunus
+from prunus.evaluation.tasks import maths
 
 pytestmark = warm_processes.in_one_worker  # fixtures of the module are made once
 
-TASK = """
-from prunus.evaluation.tasks.problem import Problem, Task
+BACKEND = r'''
+import re
 
-
-def load():
-    return [Problem(f"toy/{n}", "toy", f"Say {n}.", str(n), "integer") for n in range(3)]
-
-
-TASKS = (Task("toy", "written here", "integer", "say a number", load),)
-"""
-BACKEND = '''
 from prunus.checkpoint.resolve import load_tokenizer
 from prunus.evaluation.engine import Backend
 from prunus.evaluation.requests import Completion, follow_ups
 
 
 class Toy(Backend):
-    """Answers every prompt with the digits of its question."""
+    """Answers every prompt with the sum in its question."""
 
     def __init__(self, folder):
         self.tokenizer = load_tokenizer(folder)
@@ -39,7 +34,7 @@ class Toy(Backend):
     def generate(self, requests, sampling):
         found = []
         for request in requests:
-            said = self.tokenizer.decode(request.prompt).split("Say ")[1][0]
+            said = str(eval(re.search(r"\d\+\d", self.tokenizer.decode(request.prompt))[0]))
             ids = self.tokenizer.encode(said, add_special_tokens=False)[: request.max_new_tokens - 1]
             found.append(Completion(ids, min(request.stops)))
             self.generate(follow_ups(request, found[-1]), sampling)
@@ -49,16 +44,7 @@ class Toy(Backend):
 def load(folder, device, vocabulary, engine):
     return Toy(folder)
 '''
-PROFILE = """
-format = 1
-name = "toy"
-extends = "tiny"
-
-[answer]
-tokens = 5
-"""
 LINES = {
-    "evaluation/tasks/__init__.py": ("FILES = (\n", '    "toy_task",\n'),
     "settings/engines.py": (
         "BACKENDS: dict[str, BackendEntry] = {\n",
         '    "toy": BackendEntry("prunus.evaluation.backends.toy:load", 2),\n',
@@ -73,9 +59,9 @@ def package(tmp_path_factory) -> Path:
     source, copy = Path(prunus.__file__).parent, folder / "prunus"
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__", "data"))
     (copy / "data").symlink_to(source / "data")
-    (copy / "evaluation/tasks/toy_task.py").write_text(TASK)
+    contributing.apply("A task", copy)
+    contributing.apply("A profile", copy)
     (copy / "evaluation/backends/toy.py").write_text(BACKEND)
-    (copy / "evaluation/profiles/toy.toml").write_text(PROFILE)
     for name, (before, line) in LINES.items():
         text = (copy / name).read_text()
         assert text.count(before) == 1
@@ -92,16 +78,50 @@ def run(package: Path, *arguments: str) -> str:
 
 @pytest.mark.slow
 def test_a_task_a_backend_and_a_profile_of_ones_own(package):
-    run(package, "eval", "tiny", "--task", "toy", "--backend", "toy", "--profile", "toy", "--budgets", "0,4")
+    run(
+        package,
+        "eval",
+        "tiny",
+        "--task",
+        "sums",
+        "--backend",
+        "toy",
+        "--profile",
+        "brief",
+        "--budgets",
+        "0,4",
+        "--limit",
+        "3",
+    )
     with sqlite3.connect(package / "results.db") as connection:
         rows = connection.execute("SELECT problem_id, budget, correct, answer_cap FROM sample ORDER BY 1, 2").fetchall()
     connection.close()
-    assert rows == [(f"toy/{n}", budget, 1, 5) for n in range(3) for budget in (0, 4)]
+    assert len(rows) == 6 and {row[1:] for row in rows} == {(0, 1, 5), (4, 1, 5)}
+    assert all(name.startswith("sums/") for name, *_ in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("heading", ["A task", "A profile"])
+def test_the_commands_of_the_page_run(package, heading):
+    for n, words in enumerate(contributing.commands(heading)):
+        store = f"{heading.split()[-1]}-{n}.db"
+        run(package, *words, "--store", store)
+        with sqlite3.connect(package / store) as connection:
+            assert connection.execute("SELECT count(*) FROM sample").fetchone() == (8,)
+        connection.close()
+
+
+def test_what_the_page_shows_of_the_package_is_there():
+    (shown,) = re.findall(
+        r"```python\n(def gsm8k.*?)\n\n\nTASKS = \((.*?),\)\n```", contributing.section("A task"), re.DOTALL
+    )
+    there = Path(maths.__file__).read_text()
+    assert all(part in there for part in shown)
 
 
 def test_they_are_named_in_help(package):
     told = " ".join(run(package, "eval", "--help").split())
     for words in ("[toy|hf|vllm|openai]", "2 on toy, 64 on hf"):
         assert words in told
-    assert "toy " in run(package, "profiles")
-    assert "toy say a number (written here)" in " ".join(run(package, "tasks").split())
+    assert "brief The built-in tiny reasoner, with short answers." in " ".join(run(package, "profiles").split())
+    assert "sums 81 sums of two digits (written here)" in " ".join(run(package, "tasks").split())

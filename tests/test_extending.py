@@ -1,15 +1,20 @@
-"""What CONTRIBUTING promises: a method, an allocation, a depth method and a kind of step are one file and one entry."""
+"""What CONTRIBUTING promises: a method, an allocation, a depth method and a kind of step are one file and one entry.
+
+The method and the step are those of the page itself; the toys beside them have options.
+"""
 
 import json
 import shutil
 from pathlib import Path
 
+import contributing
 import pytest
 import warm_processes
 from small_study import write_study
 from tiny_models import make_model, random_rows
 
 import prunus
+from prunus.checkpoint.resolve import resolve
 
 pytestmark = warm_processes.in_one_worker  # fixtures of the module are made once
 
@@ -95,6 +100,8 @@ prunus.drop("model", "api-drop", prunus.DropRecipe(method="toy", toy_first=1))
 command("drop", "model", "cli-drop", "--method", "toy", "--toy-first", "1")
 command("allocate", "model", "--allocation", "toy-sizes", "--save", "toy.json")
 command("methods")
+for words in json.load(open("commands.json")):
+    command(*words)
 command("prune", "--help-all")
 said = {
     "other": refused(lambda: prunus.PruneRecipe(toy_scale=3)),
@@ -125,13 +132,15 @@ def insert(file: Path, line: str, entry: str) -> None:
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory):
-    """A folder where a copy of the package with the toys has run: three files more, and one entry each."""
+    """A folder where a copy of the package with the toys has run: a file more and one entry each."""
     folder = tmp_path_factory.mktemp("extended")
     package = copied(folder)
     for place, text in (("methods/toy", METHOD), ("allocation/toy_sizes", ALLOCATION), ("depth/toy", DEPTH)):
         (package / "pruning" / f"{place}.py").write_text(text)
     for line, entry in ENTRIES.items():
         insert(package / "recipes/declarations.py", line, entry)
+    contributing.apply("A pruning method", package)
+    (folder / "commands.json").write_text(json.dumps(contributing.commands("A pruning method")))
     make_model(folder / "model")
     (folder / "rows.jsonl").write_text("".join(f'{{"token_ids": {ids}}}\n' for ids in random_rows(4, 16)))
     status, printed = warm_processes.run_with(folder / "src", SCRIPT, folder)
@@ -166,6 +175,18 @@ def test_a_new_depth_method_drops_with_its_option(extended, way):
     assert manifest["history"][-1]["blocks_removed"] == [1]
 
 
+def test_the_method_of_the_page_prunes_the_built_in_model(extended):
+    from prunus.checkpoint.checkpoint import Checkpoint
+
+    old, new = Checkpoint(resolve("tiny")), Checkpoint(extended[0] / "out" / "halfway")
+    assert new.manifest["history"][-1]["recipe"]["method"] == "halfway"
+    for index in range(old.blocks):
+        for linear in old.linears(index):
+            before, after = (each.read_weight(index, f"{linear.name}.weight") for each in (old, new))
+            assert ((after == 0).sum(dim=1) == after.shape[1] // 2).all()
+            assert (after[after != 0] == before[after != 0]).all()
+
+
 def test_recipes_lists_and_help_know_what_was_added(extended):
     _, printed, said = extended
     assert "zero the largest weights (a test; needs norms)" in printed
@@ -178,69 +199,11 @@ def test_recipes_lists_and_help_know_what_was_added(extended):
     assert said["hash"] == prunus.PruneRecipe().hash, "recipes that do not use it keep their hash"
 
 
-TOY = '''
-"""Scale the weights of MLPs."""
-
-from dataclasses import dataclass
-
-from prunus.recipes.base import Recipe
-from prunus.settings import setting
-from prunus.step import Made, Step
-
-
-@dataclass(frozen=True)
-class ToyRecipe(Recipe):
-    """How to scale MLPs."""
-
-    factor: float = setting(0.5, "Factor of the weights of MLPs.", above=0, below=1)
-
-
-def toy(model, out, recipe, *, name, **ways):
-    from prunus.pruning.job import PlannedJob, open_job
-
-    job = open_job(model, out, recipe, name, **ways)
-    source = job.source
-    if job.where.dry_run:
-        return PlannedJob(**job.ahead(source.nbytes, []))
-    with job.begun(source.nbytes) as (partial, calibration):
-        for index in range(source.blocks):
-            names = [f"{one.name}.weight" for one in source.linears(index) if one.name.startswith("mlp")]
-            scaled = {name: source.read_weight(index, name) * recipe.factor for name in names}
-            tensors = dict(source.block_tensors(index)) | source.as_stored(index, scaled)
-            partial.write_block(index, tensors, {})
-        return Made(**job.finish(partial, calibration, {"factor": recipe.factor, "warnings": []}))
-
-
-class Toy(Step):
-    """Scale the MLPs of MODEL and write the result to the folder OUT."""
-
-    recipe = ToyRecipe
-    function = "prunus.steps.toy:toy"
-    examples = ("prunus toy tiny out/toy --factor 0.5",)
-
-    def name(self, recipe):
-        return f"toy-{100 * recipe.factor:.3g}"
-
-    def content(self, recipe, source):
-        return {"action": "toy", "factor": recipe.factor}
-
-    def removed(self, recipe, source):
-        return 1 - recipe.factor
-
-    def nbytes(self, recipe, source):
-        return source.nbytes
-
-    def calibrates(self, recipe):
-        return False
-
-
-STEP = Toy()
-'''
 STEP_SCRIPT = """
 import io, json, sys
 import prunus
 from prunus.cli import main
-from prunus.steps.toy import ToyRecipe
+from prunus.steps.scale import ScaleRecipe
 
 def command(*words):
     try:
@@ -249,11 +212,12 @@ def command(*words):
         return ended.code
     return 0
 
-said = {"codes": [command("toy", "model", "cli", "--factor", "0.5"), command("toy", "--help")]}
+assert [command(*words) for words in json.load(open("commands.json"))] == [0]
+said = {"codes": [command("scale", "model", "cli", "--factor", "0.5"), command("scale", "--help")]}
 kept, sys.stderr = sys.stderr, io.StringIO()
-said["codes"].append(command("toy", "model", "wrong", "--factor", "2"))
+said["codes"].append(command("scale", "model", "wrong", "--factor", "2"))
 said["wrong"], sys.stderr = sys.stderr.getvalue().splitlines(), kept
-prunus.apply_steps("model", "api", [ToyRecipe(factor=0.5), prunus.PruneRecipe(method="magnitude", sparsity=0.25)])
+prunus.apply_steps("model", "api", [ScaleRecipe(factor=0.5), prunus.PruneRecipe(method="magnitude", sparsity=0.25)])
 prunus.run_study("small.toml", out="study")
 said["study"] = [run.rows for run in prunus.runs("study/results.db")]
 plan = prunus.EvalPlan(tasks=("tiny",), budgets=(8,), answer_tokens=4, limit=20, profile="tiny")
@@ -262,24 +226,24 @@ said["rungs"] = found.to_json()["ladders"]["ladder"]
 open("said.json", "w").write(json.dumps(said))
 """
 STEP_TABLES = """
-[[toy]]
+[[scale]]
 factor = [0.5, 0.25]
 [[chain]]
-steps = [{ toy = { factor = 0.5 } }, { prune = { method = "magnitude", sparsity = 0.25 } }]
+steps = [{ scale = { factor = 0.5 } }, { prune = { method = "magnitude", sparsity = 0.25 } }]
 """
 
 
 @pytest.fixture(scope="module")
-def with_toy_step(tmp_path_factory):
-    """A folder where a copy of the package has made toy steps in all ways: one file more, and its name in STEPS."""
-    folder = tmp_path_factory.mktemp("with_toy_step")
+def with_scale(tmp_path_factory):
+    """A folder where a copy of the package has made steps of CONTRIBUTING.md in all ways."""
+    folder = tmp_path_factory.mktemp("with_scale")
     package = copied(folder)
-    (package / "steps" / "toy.py").write_text(TOY)
-    kinds = (package / "step.py").read_text()
-    assert kinds.count('\nSTEPS = ("prune", ') == 1
-    (package / "step.py").write_text(kinds.replace('STEPS = ("prune", ', 'STEPS = ("toy", "prune", '))
+    contributing.apply("A kind of step", package)
+    (folder / "commands.json").write_text(json.dumps(contributing.commands("A kind of step")))
     write_study(folder, STEP_TABLES, top="keep_checkpoints = true")
-    (folder / "ladder.toml").write_text("[[toy]]\nfactor = [0.9, 0.8]\n[[chain]]\nsteps = [{ toy = { factor = 0.7 } }]")
+    (folder / "ladder.toml").write_text(
+        "[[scale]]\nfactor = [0.9, 0.8]\n[[chain]]\nsteps = [{ scale = { factor = 0.7 } }]"
+    )
     status, printed = warm_processes.run_with(folder / "src", STEP_SCRIPT, folder)
     assert status == 0, printed
     return folder, printed, json.loads((folder / "said.json").read_text())
@@ -298,29 +262,30 @@ def factors(made: Path, source: Path) -> dict[bool, set[float]]:
     return found
 
 
-def test_a_new_kind_of_step_is_a_command(with_toy_step):
-    folder, printed, said = with_toy_step
+def test_a_new_kind_of_step_is_a_command(with_scale):
+    folder, printed, said = with_scale
     assert said["codes"] == [0, 0, 2]
+    assert factors(folder / "out" / "scaled", resolve("tiny")) == {True: {0.5}, False: {1.0}}
     assert factors(folder / "cli", folder / "model") == {True: {0.5}, False: {1.0}}
     text = " ".join(printed.split())
-    assert "Usage: prunus toy [OPTIONS] MODEL OUT Scale the MLPs of MODEL" in text
+    assert "Usage: prunus scale [OPTIONS] MODEL OUT Scale the MLPs of MODEL" in text
     assert "--factor X Factor of the weights of MLPs. [default: 0.5]" in text
     assert said["wrong"] == ["error: factor must lie in (0, 1), not 2.0"] and not (folder / "wrong").exists()
 
 
-def test_a_new_kind_of_step_is_a_step_of_chains(with_toy_step):
-    folder = with_toy_step[0]
+def test_a_new_kind_of_step_is_a_step_of_chains(with_scale):
+    folder = with_scale[0]
     assert factors(folder / "api", folder / "model") == {True: {0.5, 0.0}, False: {1.0, 0.0}}
     steps = json.loads((folder / "api" / "prunus.json").read_text())["history"]
-    assert [(step["action"], step["recipe"].get("factor")) for step in steps] == [("toy", 0.5), ("prune", None)]
+    assert [(step["action"], step["recipe"].get("factor")) for step in steps] == [("scale", 0.5), ("prune", None)]
 
 
-def test_a_new_kind_of_step_is_in_studies_and_in_ladders(with_toy_step):
-    folder, _, said = with_toy_step
+def test_a_new_kind_of_step_is_in_studies_and_in_ladders(with_scale):
+    folder, _, said = with_scale
     made = folder / "study" / "checkpoints" / "model"
-    assert {path.name for path in made.iterdir()} == {"toy-50", "toy-25", "toy-50-magnitude-25"}
-    assert factors(made / "toy-25", folder / "model") == {True: {0.25}, False: {1.0}}
-    assert factors(made / "toy-50-magnitude-25", folder / "model") == {True: {0.5, 0.0}, False: {1.0, 0.0}}
+    assert {path.name for path in made.iterdir()} == {"scale-50", "scale-25", "scale-50-magnitude-25"}
+    assert factors(made / "scale-25", folder / "model") == {True: {0.25}, False: {1.0}}
+    assert factors(made / "scale-50-magnitude-25", folder / "model") == {True: {0.5, 0.0}, False: {1.0, 0.0}}
     assert len(said["study"]) == 4 and all(rows == 18 for rows in said["study"])
-    assert [rung["name"] for rung in said["rungs"]] == ["toy-90"], "no rung of a random model is certified"
+    assert [rung["name"] for rung in said["rungs"]] == ["scale-90"], "no rung of a random model is certified"
     assert said["rungs"][0]["problems"] > 0 and said["rungs"][0]["run"]

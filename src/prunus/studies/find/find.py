@@ -127,7 +127,7 @@ def find(
     certified that loses as much is at most alpha, for any number of rungs and problems (docs/verdicts.md).
     The search is written into the store before it looks at a row, and the certificate names those before it.
 
-        plan = prunus.EvalPlan(tasks=("tiny",), budgets=(64,), limit=60)
+        plan = prunus.EvalPlan(tasks=("tiny",), budgets=(64, 256), limit=20)
         found = prunus.find("tiny", "out", plan, "0.05,0.1", margin=0.2, stop_margin=0.2)
         print(found, found.claims)
 
