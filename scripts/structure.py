@@ -7,6 +7,9 @@
 
 Everything is read from files; nothing is imported or run.
 
+*Public functions that return dicts* are those of the API whose return type, as written, has `dict`, `Mapping` or `Any`
+in it, also within a list, or is missing; a `to_json` of what they return is no matter.
+
 *String keys* are texts such as `["seconds"]`, by which code reaches into plain data; `: Any` and `found` count these
 words; *rooms of a step* are the least number of `recipes`, `steps` and `pruning` that have a file or folder of the name
 of a step; *modules at the top* are the files beside the folders.
@@ -156,16 +159,32 @@ def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
     return sorted(found)
 
 
-def find_entry(modules: Mapping[str, Module], function: str, package: str = PACKAGE) -> Name:
-    """Return the module and name of a function of the API, by the table in the package's __init__.py."""
+def public(modules: Mapping[str, Module], package: str = PACKAGE) -> dict[str, Name]:
+    """Return the module and name of everything in the API, by its name, by the table in the package's __init__.py."""
+    found: dict[str, Name] = {}
     for node in ast.walk(ast.parse(modules[package].path.read_text("utf-8"))):
         if isinstance(node, ast.Dict):
             for home, names in ast.literal_eval(node).items():
-                if function in names and isinstance(names, tuple):
-                    return home, function
-                if home == function:  # of earlier revisions, which have {function: module}
-                    return names, function
-    raise SystemExit(f"{package}/__init__.py has no table that names '{function}'")
+                if isinstance(names, tuple):
+                    found |= {name: (home, name) for name in names}
+                elif names in modules:  # of earlier revisions, which have {function: module}
+                    found[home] = names, home
+    return found
+
+
+def find_entry(modules: Mapping[str, Module], function: str, package: str = PACKAGE) -> Name:
+    """Return the module and name of a function of the API, by the table in the package's __init__.py."""
+    if function not in (found := public(modules, package)):
+        raise SystemExit(f"{package}/__init__.py has no table that names '{function}'")
+    return found[function]
+
+
+def returns_dict(function: ast.AST) -> bool:
+    """Whether the return type of a function, as written, has a dict or anything in it, or is missing."""
+    if not isinstance(function, ast.FunctionDef):
+        return False
+    returned = function.returns
+    return returned is None or bool(re.search(r"\b([Dd]ict|Mapping|Any)\b", ast.unparse(returned)))
 
 
 def reached(modules: Mapping[str, Module], entry: Name, names: Set[str]) -> set[str]:
@@ -258,6 +277,11 @@ def describe(root: Path) -> dict[str, int]:
         "words of docs": sum(len(page.read_text("utf-8").split()) for page in (root / "docs").rglob("*.md")),
         "import circles": len(circles({name: module.imports for name, module in modules.items()})),
         "dict[str, Any]": sum(module.path.read_text("utf-8").count("dict[str, Any]") for module in modules.values()),
+        "public functions that return dicts": sum(
+            returns_dict(modules[module].definitions[defined_as][-1])
+            for name in public(modules).values()
+            for module, defined_as in defined(modules, name)
+        ),
         **gauges(root / "src" / PACKAGE),
     }
     rows |= {f"files on the way of a {what}": len(way(modules, what)) for what in WAYS}

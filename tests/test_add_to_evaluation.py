@@ -1,6 +1,7 @@
 """What CONTRIBUTING promises: a task, a backend and a profile are one file and at most one line each.
 
-Task and profile are those of the page itself. The package is copied to a temporary folder, the files and lines are added there, and its command runs them.
+Task and profile are those of the page itself. The package is copied to a temporary folder, the files and lines are
+added there, and its command runs them.
 """
 
 import re
