@@ -1,5 +1,7 @@
 """scripts/structure.py on a made package whose circle, counts and way are known by construction."""
 
+import ast
+
 import pytest
 import structure
 
@@ -124,6 +126,16 @@ def test_the_rows_of_a_tree(source, monkeypatch):
     assert rows["non-blank lines"] == rows["lines in prunus/"] + rows["lines in prunus/deep/"]
     assert rows["non-blank lines"] == sum(len([*filter(str.strip, text.splitlines())]) for text in FILES.values())
     assert (rows["import circles"], rows["files on the way of a weight"]) == (1, 3)
+    assert rows["public functions that return dicts"] == 1  # prune, whose type is not written
+
+
+@pytest.mark.parametrize(
+    ("written", "is_dict"),
+    [("", True), (" -> dict[str, int]", True), (" -> list[Mapping[str, X]]", True), (" -> X | None", False)],
+)
+def test_functions_that_return_dicts(written, is_dict):
+    assert structure.returns_dict(ast.parse(f"def f(x: dict){written}: ...").body[0]) == is_dict
+    assert not structure.returns_dict(ast.parse("class Dict: ...").body[0])
 
 
 def test_every_way_begins_at_a_function_of_the_api():

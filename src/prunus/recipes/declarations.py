@@ -310,7 +310,9 @@ class MethodEntry(Record):
 def methods() -> Listing[MethodEntry]:
     """What there is to prune with: pruning methods, then allocations, depth methods, and criteria for experts.
 
-    print([method.name for method in prunus.methods() if method.needs == "nothing"])
+        print([method.name for method in prunus.methods() if method.needs == "nothing"])
+
+    The names are those that the recipes take.
     """
     kinds = ("prune --method", "prune --allocation", "drop --method", "experts --method")
     return Listing(

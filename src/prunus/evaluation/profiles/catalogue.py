@@ -88,7 +88,9 @@ class ShownProfile(Record):
 def profiles() -> Listing[ProfileEntry]:
     """The built-in profiles.
 
-    print([profile.name for profile in prunus.profiles()])
+        print([profile.name for profile in prunus.profiles()])
+
+    The names are those that `EvalPlan(profile=...)` takes.
     """
     texts = {name: (PROFILE_FOLDER / f"{name}.toml").read_text("utf-8") for name in PROFILES}
     first = {name: text.partition("\n")[0] for name, text in texts.items()}  # a comment

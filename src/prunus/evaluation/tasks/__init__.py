@@ -45,7 +45,9 @@ class TaskEntry(Record):
 def tasks() -> Listing[TaskEntry]:
     """The built-in problem sets.
 
-    print([task.name for task in prunus.tasks()])
+        print([task.name for task in prunus.tasks()])
+
+    The names are those that `EvalPlan(tasks=...)` takes.
     """
     return Listing(TaskEntry(name=one.name, source=one.source, description=one.description) for one in TASKS.values())
 
