@@ -1,0 +1,345 @@
+"""How many bytes the cache of a sequence takes, from a model's configuration alone.
+
+A layer of attention keeps the keys and values of every token, or of the last ones if it has a sliding window; layers of
+one sequence that share keys and values keep them once. Multi-head latent attention keeps a compressed vector. State
+spaces, linear attention and short convolutions keep a state that does not grow. The numbers are those for which vLLM
+and llama.cpp make room; docs/cache.md says what they add by rounding up to blocks.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from prunus.errors import PrunusError
+
+# Bytes of so many numbers, by llama.cpp's name of their type.
+TYPES: Mapping[str, tuple[int, int]] = {
+    "f32": (4, 1),
+    "bf16": (2, 1),
+    "f16": (2, 1),
+    "fp8": (1, 1),
+    "q8_0": (34, 32),
+    "q5_1": (24, 32),
+    "q5_0": (22, 32),
+    "q4_1": (20, 32),
+    "q4_0": (18, 32),
+    "iq4_nl": (18, 32),
+}
+_LONG = {"float32": "f32", "float": "f32", "bfloat16": "bf16", "float16": "f16", "half": "f16"}
+# Types of models that have compressed keys and values, which the engines expand before they keep them.
+_EXPANDED = {"minicpm3"}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What alike layers keep of tokens.
+
+    layers: their number. keys, values: numbers of one entry in each. window: only of the last so many tokens; None: of
+    all. every: tokens that share an entry.
+    """
+
+    layers: int
+    keys: int
+    values: int
+    window: int | None = None
+    every: int = 1
+
+    def entries(self, tokens: int) -> int:
+        """Number of entries of so many tokens in one layer."""
+        return ceil((tokens if self.window is None else min(tokens, self.window)) / self.every)
+
+
+@dataclass(frozen=True)
+class State:
+    """What alike layers keep of a sequence, whatever its length: numbers in each. convolution: of the last inputs."""
+
+    layers: int
+    convolution: int
+    recurrent: int
+
+
+@dataclass(frozen=True)
+class CacheSize:
+    """The bytes of a model's cache.
+
+    kept, states: numbers in its layers. keys, values: types of those of tokens (TYPES). convolution, recurrent: types of
+    states.
+    """
+
+    kept: tuple[Kept, ...] = ()
+    states: tuple[State, ...] = ()
+    keys: str = "bf16"
+    values: str = "bf16"
+    convolution: str = "bf16"
+    recurrent: str = "bf16"
+
+    def of_entry(self, kept: Kept) -> int:
+        """Bytes of an entry in all of these layers."""
+        return kept.layers * (nbytes_of(kept.keys, self.keys) + nbytes_of(kept.values, self.values))
+
+    @property
+    def per_token(self) -> float:
+        """Bytes that one more token adds to a long sequence, whose windows are full; entries that tokens share count in
+        part."""
+        return sum(self.of_entry(one) / one.every for one in self.kept if one.window is None)
+
+    @property
+    def windows(self) -> dict[int, int]:
+        """{window: bytes per token} of the layers that keep the last tokens only."""
+        found: dict[int, int] = {}
+        for one in self.kept:
+            if one.window is not None:
+                found[one.window] = found.get(one.window, 0) + self.of_entry(one)
+        return found
+
+    @property
+    def constant(self) -> int:
+        """Bytes of states per sequence."""
+        return sum(
+            one.layers * (nbytes_of(one.convolution, self.convolution) + nbytes_of(one.recurrent, self.recurrent))
+            for one in self.states
+        )
+
+    def nbytes(self, tokens: int, sequences: int = 1) -> int:
+        """Bytes of so many sequences of so many tokens each."""
+        return sequences * (self.constant + sum(one.entries(tokens) * self.of_entry(one) for one in self.kept))
+
+
+def nbytes_of(numbers: int, kind: str) -> int:
+    """Bytes of a row of numbers of a type; a block that is not full takes all of its bytes."""
+    size, block = TYPES[kind]
+    return -(-numbers // block) * size
+
+
+def type_named(name: str) -> str | None:
+    """The type of TYPES that an engine names so; None for others."""
+    name = _LONG.get(name, name).lower()
+    return name if name in TYPES else "fp8" if name.startswith("fp8") and "per_token" not in name else None
+
+
+def cache_size(
+    config: Any, keys: str = "bf16", values: str | None = None, *, dtype: str = "bf16", states: str | None = None
+) -> CacheSize | None:
+    """The cache of a model with this configuration; None where its layers are of a kind that is not known here.
+
+    config: transformers' configuration, or the content of a config.json as attributes, of a model or its language part.
+    keys, values: types of the cache of tokens (TYPES); None: values as keys.
+    dtype: of computation, in which states are unless the configuration has another type for them.
+    states: type of all states, which is f32 in llama.cpp.
+
+        cache_size(AutoConfig.from_pretrained("Qwen/Qwen3-8B"), "q8_0").nbytes(tokens=32_768)
+    """
+    for kind in filter(None, (keys, values, dtype, states)):
+        if kind not in TYPES:
+            raise PrunusError(f"'{kind}' is no type of numbers in a cache: take {', '.join(TYPES)}")
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    encodes = _get(text, "add_cross_attention") is False and _get(text, "is_decoder") is False  # as BERT does
+    if encodes or _get(text, "is_encoder_decoder", default=False):
+        return None
+    try:
+        found = [_layer(text, index) for index in range(_layers(text))]
+    except _UnknownError:
+        return None
+    kept = [one for layer in found for one in layer if isinstance(one, Kept)]
+    state = [one for layer in found for one in layer if isinstance(one, State)]
+    told = next((_get(text, name) for name in ("mamba_ssm_cache_dtype", "mamba_ssm_dtype")), None)
+    recurrent = type_named(str(told)) or ("f32" if _get(text, "linear_num_heads") else dtype)
+    return CacheSize(
+        kept=tuple(Kept(n, *row) for row, n in _counted((k.keys, k.values, k.window, k.every) for k in kept).items()),
+        states=tuple(State(n, *row) for row, n in _counted((s.convolution, s.recurrent) for s in state).items()),
+        keys=keys,
+        values=values or keys,
+        convolution=states or dtype,
+        recurrent=states or recurrent,
+    )
+
+
+class _UnknownError(Exception):
+    """A layer is of a kind that is not known here, or the configuration lacks what its size follows from."""
+
+
+def _counted(rows: Iterator[Any]) -> dict[Any, int]:
+    found: dict[Any, int] = {}
+    for row in rows:
+        found[row] = found.get(row, 0) + 1
+    return found
+
+
+def _get(config: Any, *names: str, default: Any = None) -> Any:
+    """The first of these values that a configuration has; one that differs between its layers is none of its own."""
+    for name in names:
+        try:
+            found = getattr(config, name, None)
+        except Exception:  # transformers raises for a value that differs between layers
+            continue
+        if found is not None:
+            return found
+    return default
+
+
+def _need(config: Any, *names: str) -> int:
+    found = _get(config, *names)
+    if not isinstance(found, int | float):
+        raise _UnknownError
+    return int(found)
+
+
+def _layers(text: Any) -> int:
+    return _need(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
+def _layer(text: Any, index: int) -> list[Kept | State]:
+    """What a layer keeps."""
+    own = _get(text, "per_layer_config")
+    own = own[index] if own and index < len(own) else text
+    types, shared = _get(text, "layer_types", "layers_block_type"), _get(text, "kv_sharing_modes")
+    if shared and shared[index] == "reuse":
+        return []
+    if not types:
+        if _get(text, "model_type") in _WITHOUT_ATTENTION:
+            return [_state(text)]
+        kind = "sliding_attention" if _get(own, "sliding_window") else "full_attention"
+        kind = "chunked_attention" if _get(own, "attention_chunk_size") and not types else kind
+    else:
+        kind = types[index]
+    match kind:
+        case "moe" | "mlp":
+            return []
+        case "linear_attention" | "mamba" | "recurrent" | "conv":
+            return [_state(own)]
+        case "hybrid":
+            return [_attention(own), _state(own)]
+        case "hybrid_sliding":
+            return [_attention(own, _need(own, "sliding_window")), _state(own)]
+        case "full_attention" | "attention":
+            return [_attention(own)]
+        case "sliding_attention":
+            return [_attention(own, _need(own, "sliding_window"))]
+        case "chunked_attention":
+            return [_attention(own, _need(own, "attention_chunk_size"))]
+        case "indexed_attention" | "minimax_m3_sparse":
+            return [_attention(own), *_indexer(text, own, index)]
+        case "compressed_sparse_attention" | "heavily_compressed_attention":
+            return _compressed(own, kind)
+    raise _UnknownError
+
+
+def _attention(own: Any, window: int | None = None) -> Kept:
+    """The entry of a token in one layer. own: the configuration of that layer."""
+    if (latent := _get(own, "kv_lora_rank")) and _get(own, "model_type") not in _EXPANDED:
+        return Kept(1, latent + _need(own, "qk_rope_head_dim"), 0, window)
+    heads = _need(own, "num_attention_heads", "n_head", "n_heads", "num_heads")
+    kept = _kv_heads(own, heads)
+    if _get(own, "kv_lora_rank"):  # vLLM pads values to the size of keys
+        size = _need(own, "qk_nope_head_dim") + _need(own, "qk_rope_head_dim")
+        return Kept(1, heads * size, heads * size, window)
+    if window is not None and _get(own, "swa_num_key_value_heads"):
+        size = _need(own, "swa_head_dim", "head_dim")
+        return Kept(1, own.swa_num_key_value_heads * size, own.swa_num_key_value_heads * size, window)
+    size = _get(own, "attention_head_dim", "head_dim", "dim_head", "kv_channels")
+    size = size or _need(own, "hidden_size", "n_embd", "d_model") // heads
+    if window is not None and _get(own, "model_type") == "mimo_v2_flash":
+        kept *= 2
+    return Kept(1, kept * size, kept * (_get(own, "v_head_dim") or size), window)
+
+
+def _kv_heads(own: Any, heads: int) -> int:
+    """The number of heads that keep keys and values."""
+    if _get(own, "multi_query") and not _get(own, "new_decoder_architecture"):
+        return 1
+    return _get(own, "num_key_value_heads", "num_kv_heads", "n_head_kv", default=heads)
+
+
+def _indexer(text: Any, own: Any, index: int) -> list[Kept]:
+    """The key of a token by which a layer finds the tokens that it attends to, unless it takes those of another layer."""
+    types = _get(text, "indexer_types")
+    if types and types[index] == "shared":
+        return []
+    return [Kept(1, _need(own, "index_head_dim", "indexer_head_dim"), 0)]
+
+
+def _compressed(own: Any, kind: str) -> list[Kept]:
+    """DeepSeek-V4: the last tokens with one head for keys and values, and an entry for so many tokens together."""
+    size, rates = _need(own, "head_dim"), _get(own, "compress_rates", default={})
+    if kind not in rates:
+        raise _UnknownError
+    found = [Kept(1, size, 0, _need(own, "sliding_window")), Kept(1, size, 0, every=rates[kind])]
+    return [*found, Kept(1, _need(own, "index_head_dim"), 0, every=rates[kind])] if "sparse" in kind else found
+
+
+# Names of a state space's heads, the size of a head, groups and the state's size, and of the convolution's kernel.
+_MAMBA2 = (
+    ("mamba_n_heads", "mamba_d_head", "mamba_n_groups", "mamba_d_state", "mamba_d_conv"),
+    ("mamba_num_heads", "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel"),
+    ("n_mamba_heads", "mamba_headdim", "mamba_ngroups", "mamba_d_state", "mamba_d_conv"),
+    ("num_heads", "head_dim", "n_groups", "state_size", "conv_kernel"),
+)
+_WITHOUT_ATTENTION = {"rwkv", "xlstm", "mamba", "mamba2", "falcon_mamba"}
+
+
+def _state(own: Any) -> State:
+    """The state of one layer: linear attention, a state space or a short convolution."""
+    model_type = _get(own, "model_type")
+    if special := _STATES.get(str(model_type)):
+        return special(own)
+    if _get(own, "linear_num_value_heads"):  # gated delta nets
+        keys = _need(own, "linear_num_key_heads") * (size := _need(own, "linear_key_head_dim"))
+        values = _need(own, "linear_num_value_heads") * _need(own, "linear_value_head_dim")
+        return State(1, (2 * keys + values) * (_need(own, "linear_conv_kernel_dim") - 1), values * size)
+    if heads := _get(own, "linear_num_heads"):  # Kimi's delta attention
+        size = _need(own, "linear_head_dim")
+        return State(1, 3 * heads * size * (_need(own, "linear_conv_kernel_dim") - 1), heads * size * size)
+    if kernel := _get(own, "conv_L_cache"):
+        return State(1, _need(own, "hidden_size") * (kernel - 1), 0)
+    for names in _MAMBA2:
+        found = [_get(own, name) for name in names]
+        if all(isinstance(one, int) for one in found):
+            heads, size, groups, state, kernel = found
+            return State(1, (heads * size + 2 * groups * state) * (kernel - 1), heads * size * state)
+    width = _get(own, "mamba_expand")
+    inner = int(width * _need(own, "hidden_size")) if width else _need(own, "intermediate_size")
+    kernel, state = _need(own, "mamba_d_conv", "conv_kernel"), _need(own, "mamba_d_state", "state_size")
+    return State(1, inner * (kernel - 1), inner * state)
+
+
+def _lightning(own: Any) -> State:
+    heads = _need(own, "num_attention_heads")
+    return State(1, 0, heads * (_get(own, "head_dim") or _need(own, "hidden_size") // heads) ** 2)
+
+
+def _recurrent_gemma(own: Any) -> State:
+    return State(1, _need(own, "lru_width") * (_need(own, "conv1d_width") - 1), own.lru_width)
+
+
+def _rwkv(own: Any) -> State:
+    return State(1, 2 * _need(own, "hidden_size"), 3 * _need(own, "attention_hidden_size"))
+
+
+def _xlstm(own: Any) -> State:
+    size = _need(own, "qk_head_dim")
+    return State(1, 0, _need(own, "num_heads") * (size * _need(own, "v_head_dim") + size + 1))
+
+
+def _inkling(own: Any) -> State:
+    """Short convolutions of keys, values, and the inputs of both halves of a layer."""
+    kept = _attention(own, _get(own, "sliding_window"))
+    return State(1, (kept.keys + kept.values + 2 * _need(own, "hidden_size")) * (_need(own, "conv_kernel_size") - 1), 0)
+
+
+def _zaya(own: Any) -> State:
+    size, heads = _need(own, "head_dim"), _need(own, "num_key_value_heads")
+    channels = size * (heads + _need(own, "num_attention_heads"))
+    return State(1, channels * (_need(own, "cca_time0") + _need(own, "cca_time1") - 2), heads * size // 2)
+
+
+_STATES = {
+    "minimax": _lightning,
+    "recurrent_gemma": _recurrent_gemma,
+    "rwkv": _rwkv,
+    "xlstm": _xlstm,
+    "inkling_text": _inkling,
+    "inkling2_text": _inkling,
+    "inkling2_loop_text": _inkling,
+    "zaya": _zaya,
+}
