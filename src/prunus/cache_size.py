@@ -6,12 +6,14 @@ spaces, linear attention and short convolutions keep a state that does not grow.
 and llama.cpp make room; docs/cache.md says what they add by rounding up to blocks.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from math import ceil
-from typing import Any
+from typing import Any, Self
 
+from prunus.disk import show_bytes
 from prunus.errors import PrunusError
+from prunus.plain_data import Record
 
 # Bytes of so many numbers, by llama.cpp's name of their type.
 TYPES: Mapping[str, tuple[int, int]] = {
@@ -27,83 +29,97 @@ TYPES: Mapping[str, tuple[int, int]] = {
     "iq4_nl": (18, 32),
 }
 _LONG = {"float32": "f32", "float": "f32", "bfloat16": "bf16", "float16": "f16", "half": "f16"}
+_MOST = 1 << 60  # bytes, or tokens
 # Types of models that have compressed keys and values, which the engines expand before they keep them.
 _EXPANDED = {"minicpm3"}
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What alike layers keep of tokens.
+class CacheSize(Record):
+    """The bytes of a model's cache.
 
-    layers: their number. keys, values: numbers of one entry in each. window: only of the last so many tokens; None: of
-    all. every: tokens that share an entry.
+    keys, values: types of their numbers (TYPES). per_token: bytes that one more token adds to a sequence, beside those
+    of windows; a fraction where tokens share an entry. windows: {tokens: bytes of each} of layers that keep only the
+    last tokens. constant: bytes of states per sequence.
     """
 
-    layers: int
+    keys: str
+    values: str
+    per_token: float
+    windows: Mapping[str, int]
+    constant: int
+
+    def nbytes(self, tokens: int, sequences: int = 1) -> int:
+        """Bytes of so many sequences of so many tokens each."""
+        windows = sum(size * min(tokens, int(window)) for window, size in self.windows.items())
+        return sequences * (self.constant + windows + int(tokens * self.per_token))
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What a layer keeps of tokens: numbers of keys and values of an entry. window: only of the last so many tokens;
+    None: of all. every: tokens that share an entry.
+    """
+
     keys: int
     values: int
     window: int | None = None
     every: int = 1
 
-    def entries(self, tokens: int) -> int:
-        """Number of entries of so many tokens in one layer."""
-        return ceil((tokens if self.window is None else min(tokens, self.window)) / self.every)
-
 
 @dataclass(frozen=True)
-class State:
-    """What alike layers keep of a sequence, whatever its length: numbers in each. convolution: of the last inputs."""
+class _State:
+    """What a layer keeps of a sequence, whatever its length: numbers. convolution: of the last inputs."""
 
-    layers: int
     convolution: int
     recurrent: int
 
 
-@dataclass(frozen=True)
-class CacheSize:
-    """The bytes of a model's cache.
+def in_words(cache: CacheSize) -> str:
+    """`36.9 kB per token, and 2.1 MB per sequence (keys and values bf16)`."""
+    found = [f"{show_bytes(round(cache.per_token))} per token"] * bool(cache.per_token)
+    found += [f"{show_bytes(size)} per token of the last {int(window):,}" for window, size in cache.windows.items()]
+    found += [f"{show_bytes(cache.constant)} per sequence"] * bool(cache.constant)
+    same = cache.keys == cache.values
+    types = f"keys and values {cache.keys}" if same else f"keys {cache.keys}, values {cache.values}"
+    return " and ".join(found) + f" ({types})" * bool(cache.per_token or cache.windows)
 
-    kept, states: numbers in its layers. keys, values: types of those of tokens (TYPES). convolution, recurrent: types of
-    states.
+
+class CacheOfChain(CacheSize):
+    """The cache of a run. tokens: of its longest prompt and its largest budget together."""
+
+    tokens: int
+
+    @classmethod
+    def stored(cls, data: object) -> Self | None:
+        """What a store has; None where it has none, or something else."""
+        try:
+            found = cls.of(data) if isinstance(data, dict) else None
+            sound = found is not None and all(
+                0 <= number < _MOST
+                for number in (found.per_token, found.constant, found.tokens, *found.windows.values(), found.nbytes(1))
+            )
+        except (AttributeError, LookupError, TypeError, ValueError):
+            return None
+        return found if sound else None
+
+    @property
+    def longest(self) -> int:
+        """Bytes of a chain of so many tokens."""
+        return self.nbytes(self.tokens)
+
+
+def in_all(runs: Iterable[tuple[int | None, CacheOfChain | None]]) -> tuple[list[int | None], int | None]:
+    """(bytes of weights and of a chain's cache of each run, the tokens of that chain: the most of any run).
+
+    runs: bytes of weights, and cache. Of weights alone, and no tokens, where a cache is not known of every run of which
+    the weights are.
     """
-
-    kept: tuple[Kept, ...] = ()
-    states: tuple[State, ...] = ()
-    keys: str = "bf16"
-    values: str = "bf16"
-    convolution: str = "bf16"
-    recurrent: str = "bf16"
-
-    def of_entry(self, kept: Kept) -> int:
-        """Bytes of an entry in all of these layers."""
-        return kept.layers * (nbytes_of(kept.keys, self.keys) + nbytes_of(kept.values, self.values))
-
-    @property
-    def per_token(self) -> float:
-        """Bytes that one more token adds to a long sequence, whose windows are full; entries that tokens share count in
-        part."""
-        return sum(self.of_entry(one) / one.every for one in self.kept if one.window is None)
-
-    @property
-    def windows(self) -> dict[int, int]:
-        """{window: bytes per token} of the layers that keep the last tokens only."""
-        found: dict[int, int] = {}
-        for one in self.kept:
-            if one.window is not None:
-                found[one.window] = found.get(one.window, 0) + self.of_entry(one)
-        return found
-
-    @property
-    def constant(self) -> int:
-        """Bytes of states per sequence."""
-        return sum(
-            one.layers * (nbytes_of(one.convolution, self.convolution) + nbytes_of(one.recurrent, self.recurrent))
-            for one in self.states
-        )
-
-    def nbytes(self, tokens: int, sequences: int = 1) -> int:
-        """Bytes of so many sequences of so many tokens each."""
-        return sequences * (self.constant + sum(one.entries(tokens) * self.of_entry(one) for one in self.kept))
+    found = list(runs)
+    tokens = [cache.tokens for weights, cache in found if weights is not None and cache is not None]
+    if not tokens or len(tokens) < sum(weights is not None for weights, _ in found):
+        return [weights for weights, _ in found], None
+    most = max(tokens)
+    return [weights and weights + (cache.nbytes(most) if cache else 0) for weights, cache in found], most
 
 
 def nbytes_of(numbers: int, kind: str) -> int:
@@ -119,18 +135,24 @@ def type_named(name: str) -> str | None:
 
 
 def cache_size(
-    config: Any, keys: str = "bf16", values: str | None = None, *, dtype: str = "bf16", states: str | None = None
+    config: Any,
+    keys: str = "bf16",
+    values: str | None = None,
+    *,
+    convolution: str = "bf16",
+    recurrent: str | None = None,
+    blocks: Collection[int] | None = None,
 ) -> CacheSize | None:
-    """The cache of a model with this configuration; None where its layers are of a kind that is not known here.
+    """The cache of a model with this configuration; None where it keeps none, or its layers are not known here.
 
     config: transformers' configuration, or the content of a config.json as attributes, of a model or its language part.
     keys, values: types of the cache of tokens (TYPES); None: values as keys.
-    dtype: of computation, in which states are unless the configuration has another type for them.
-    states: type of all states, which is f32 in llama.cpp.
+    convolution, recurrent: types of the parts of states; None: what the configuration says, else as convolution.
+    blocks: indices of those that the model has; None: all of the configuration.
 
         cache_size(AutoConfig.from_pretrained("Qwen/Qwen3-8B"), "q8_0").nbytes(tokens=32_768)
     """
-    for kind in filter(None, (keys, values, dtype, states)):
+    for kind in filter(None, (keys, values, convolution, recurrent)):
         if kind not in TYPES:
             raise PrunusError(f"'{kind}' is no type of numbers in a cache: take {', '.join(TYPES)}")
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
@@ -138,41 +160,35 @@ def cache_size(
     if encodes or _get(text, "is_encoder_decoder", default=False):
         return None
     try:
-        found = [_layer(text, index) for index in range(_layers(text))]
-    except _UnknownError:
+        parts = [part for index in blocks or range(_layers(text)) for part in _layer(text, index)]
+    except (_UnknownError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         return None
-    kept = [one for layer in found for one in layer if isinstance(one, Kept)]
-    state = [one for layer in found for one in layer if isinstance(one, State)]
-    told = next((_get(text, name) for name in ("mamba_ssm_cache_dtype", "mamba_ssm_dtype")), None)
-    recurrent = type_named(str(told)) or ("f32" if _get(text, "linear_num_heads") else dtype)
-    return CacheSize(
-        kept=tuple(Kept(n, *row) for row, n in _counted((k.keys, k.values, k.window, k.every) for k in kept).items()),
-        states=tuple(State(n, *row) for row, n in _counted((s.convolution, s.recurrent) for s in state).items()),
-        keys=keys,
-        values=values or keys,
-        convolution=states or dtype,
-        recurrent=states or recurrent,
-    )
+    values = values or keys
+    told = _get(text, "mamba_ssm_cache_dtype", "mamba_ssm_dtype")
+    of_config = type_named(str(told)) or ("f32" if _get(text, "linear_num_heads") else convolution)
+    per_token, windows, constant = 0.0, dict[str, int](), 0
+    for part in parts:
+        if isinstance(part, _State):
+            constant += nbytes_of(part.convolution, convolution) + nbytes_of(part.recurrent, recurrent or of_config)
+            continue
+        entry = nbytes_of(part.keys, keys) + nbytes_of(part.values, values)
+        if part.window is None:
+            per_token += entry / part.every
+        else:
+            windows[str(part.window)] = windows.get(str(part.window), 0) + entry
+    return CacheSize(keys=keys, values=values, per_token=per_token, windows=windows, constant=constant)
 
 
 class _UnknownError(Exception):
     """A layer is of a kind that is not known here, or the configuration lacks what its size follows from."""
 
 
-def _counted(rows: Iterator[Any]) -> dict[Any, int]:
-    found: dict[Any, int] = {}
-    for row in rows:
-        found[row] = found.get(row, 0) + 1
-    return found
-
-
 def _get(config: Any, *names: str, default: Any = None) -> Any:
     """The first of these values that a configuration has; one that differs between its layers is none of its own."""
     for name in names:
-        try:
+        found = None
+        with suppress(RuntimeError):  # by which transformers says that layers differ in it
             found = getattr(config, name, None)
-        except Exception:  # transformers raises for a value that differs between layers
-            continue
         if found is not None:
             return found
     return default
@@ -189,7 +205,7 @@ def _layers(text: Any) -> int:
     return _need(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
-def _layer(text: Any, index: int) -> list[Kept | State]:
+def _layer(text: Any, index: int) -> list[_Kept | _State]:
     """What a layer keeps."""
     own = _get(text, "per_layer_config")
     own = own[index] if own and index < len(own) else text
@@ -225,23 +241,23 @@ def _layer(text: Any, index: int) -> list[Kept | State]:
     raise _UnknownError
 
 
-def _attention(own: Any, window: int | None = None) -> Kept:
+def _attention(own: Any, window: int | None = None) -> _Kept:
     """The entry of a token in one layer. own: the configuration of that layer."""
     if (latent := _get(own, "kv_lora_rank")) and _get(own, "model_type") not in _EXPANDED:
-        return Kept(1, latent + _need(own, "qk_rope_head_dim"), 0, window)
+        return _Kept(latent + _need(own, "qk_rope_head_dim"), 0, window)
     heads = _need(own, "num_attention_heads", "n_head", "n_heads", "num_heads")
     kept = _kv_heads(own, heads)
     if _get(own, "kv_lora_rank"):  # vLLM pads values to the size of keys
         size = _need(own, "qk_nope_head_dim") + _need(own, "qk_rope_head_dim")
-        return Kept(1, heads * size, heads * size, window)
+        return _Kept(heads * size, heads * size, window)
     if window is not None and _get(own, "swa_num_key_value_heads"):
         size = _need(own, "swa_head_dim", "head_dim")
-        return Kept(1, own.swa_num_key_value_heads * size, own.swa_num_key_value_heads * size, window)
+        return _Kept(own.swa_num_key_value_heads * size, own.swa_num_key_value_heads * size, window)
     size = _get(own, "attention_head_dim", "head_dim", "dim_head", "kv_channels")
     size = size or _need(own, "hidden_size", "n_embd", "d_model") // heads
     if window is not None and _get(own, "model_type") == "mimo_v2_flash":
         kept *= 2
-    return Kept(1, kept * size, kept * (_get(own, "v_head_dim") or size), window)
+    return _Kept(kept * size, kept * (_get(own, "v_head_dim") or size), window)
 
 
 def _kv_heads(own: Any, heads: int) -> int:
@@ -251,21 +267,21 @@ def _kv_heads(own: Any, heads: int) -> int:
     return _get(own, "num_key_value_heads", "num_kv_heads", "n_head_kv", default=heads)
 
 
-def _indexer(text: Any, own: Any, index: int) -> list[Kept]:
-    """The key of a token by which a layer finds the tokens that it attends to, unless it takes those of another layer."""
+def _indexer(text: Any, own: Any, index: int) -> list[_Kept]:
+    """The key by which a layer finds the tokens that it attends to, unless it takes those that another layer found."""
     types = _get(text, "indexer_types")
     if types and types[index] == "shared":
         return []
-    return [Kept(1, _need(own, "index_head_dim", "indexer_head_dim"), 0)]
+    return [_Kept(_need(own, "index_head_dim", "indexer_head_dim"), 0)]
 
 
-def _compressed(own: Any, kind: str) -> list[Kept]:
+def _compressed(own: Any, kind: str) -> list[_Kept]:
     """DeepSeek-V4: the last tokens with one head for keys and values, and an entry for so many tokens together."""
     size, rates = _need(own, "head_dim"), _get(own, "compress_rates", default={})
     if kind not in rates:
         raise _UnknownError
-    found = [Kept(1, size, 0, _need(own, "sliding_window")), Kept(1, size, 0, every=rates[kind])]
-    return [*found, Kept(1, _need(own, "index_head_dim"), 0, every=rates[kind])] if "sparse" in kind else found
+    found = [_Kept(size, 0, _need(own, "sliding_window")), _Kept(size, 0, every=rates[kind])]
+    return [*found, _Kept(_need(own, "index_head_dim"), 0, every=rates[kind])] if "sparse" in kind else found
 
 
 # Names of a state space's heads, the size of a head, groups and the state's size, and of the convolution's kernel.
@@ -278,7 +294,7 @@ _MAMBA2 = (
 _WITHOUT_ATTENTION = {"rwkv", "xlstm", "mamba", "mamba2", "falcon_mamba"}
 
 
-def _state(own: Any) -> State:
+def _state(own: Any) -> _State:
     """The state of one layer: linear attention, a state space or a short convolution."""
     model_type = _get(own, "model_type")
     if special := _STATES.get(str(model_type)):
@@ -286,51 +302,51 @@ def _state(own: Any) -> State:
     if _get(own, "linear_num_value_heads"):  # gated delta nets
         keys = _need(own, "linear_num_key_heads") * (size := _need(own, "linear_key_head_dim"))
         values = _need(own, "linear_num_value_heads") * _need(own, "linear_value_head_dim")
-        return State(1, (2 * keys + values) * (_need(own, "linear_conv_kernel_dim") - 1), values * size)
+        return _State((2 * keys + values) * (_need(own, "linear_conv_kernel_dim") - 1), values * size)
     if heads := _get(own, "linear_num_heads"):  # Kimi's delta attention
         size = _need(own, "linear_head_dim")
-        return State(1, 3 * heads * size * (_need(own, "linear_conv_kernel_dim") - 1), heads * size * size)
+        return _State(3 * heads * size * (_need(own, "linear_conv_kernel_dim") - 1), heads * size * size)
     if kernel := _get(own, "conv_L_cache"):
-        return State(1, _need(own, "hidden_size") * (kernel - 1), 0)
+        return _State(_need(own, "hidden_size") * (kernel - 1), 0)
     for names in _MAMBA2:
         found = [_get(own, name) for name in names]
         if all(isinstance(one, int) for one in found):
             heads, size, groups, state, kernel = found
-            return State(1, (heads * size + 2 * groups * state) * (kernel - 1), heads * size * state)
+            return _State((heads * size + 2 * groups * state) * (kernel - 1), heads * size * state)
     width = _get(own, "mamba_expand")
     inner = int(width * _need(own, "hidden_size")) if width else _need(own, "intermediate_size")
     kernel, state = _need(own, "mamba_d_conv", "conv_kernel"), _need(own, "mamba_d_state", "state_size")
-    return State(1, inner * (kernel - 1), inner * state)
+    return _State(inner * (kernel - 1), inner * state)
 
 
-def _lightning(own: Any) -> State:
+def _lightning(own: Any) -> _State:
     heads = _need(own, "num_attention_heads")
-    return State(1, 0, heads * (_get(own, "head_dim") or _need(own, "hidden_size") // heads) ** 2)
+    return _State(0, heads * (_get(own, "head_dim") or _need(own, "hidden_size") // heads) ** 2)
 
 
-def _recurrent_gemma(own: Any) -> State:
-    return State(1, _need(own, "lru_width") * (_need(own, "conv1d_width") - 1), own.lru_width)
+def _recurrent_gemma(own: Any) -> _State:
+    return _State(_need(own, "lru_width") * (_need(own, "conv1d_width") - 1), own.lru_width)
 
 
-def _rwkv(own: Any) -> State:
-    return State(1, 2 * _need(own, "hidden_size"), 3 * _need(own, "attention_hidden_size"))
+def _rwkv(own: Any) -> _State:
+    return _State(2 * _need(own, "hidden_size"), 3 * _need(own, "attention_hidden_size"))
 
 
-def _xlstm(own: Any) -> State:
+def _xlstm(own: Any) -> _State:
     size = _need(own, "qk_head_dim")
-    return State(1, 0, _need(own, "num_heads") * (size * _need(own, "v_head_dim") + size + 1))
+    return _State(0, _need(own, "num_heads") * (size * _need(own, "v_head_dim") + size + 1))
 
 
-def _inkling(own: Any) -> State:
+def _inkling(own: Any) -> _State:
     """Short convolutions of keys, values, and the inputs of both halves of a layer."""
     kept = _attention(own, _get(own, "sliding_window"))
-    return State(1, (kept.keys + kept.values + 2 * _need(own, "hidden_size")) * (_need(own, "conv_kernel_size") - 1), 0)
+    return _State((kept.keys + kept.values + 2 * _need(own, "hidden_size")) * (_need(own, "conv_kernel_size") - 1), 0)
 
 
-def _zaya(own: Any) -> State:
+def _zaya(own: Any) -> _State:
     size, heads = _need(own, "head_dim"), _need(own, "num_key_value_heads")
     channels = size * (heads + _need(own, "num_attention_heads"))
-    return State(1, channels * (_need(own, "cca_time0") + _need(own, "cca_time1") - 2), heads * size // 2)
+    return _State(channels * (_need(own, "cca_time0") + _need(own, "cca_time1") - 2), heads * size // 2)
 
 
 _STATES = {

@@ -89,7 +89,7 @@ def card(
     made = Card(steps, source, base_model=base_model, results=results, certified=certified)
     facts = inspect(folder, weights=True)
     assert isinstance(facts, ModelFacts)
-    made = replace(made, nbytes=sum(facts.bytes.values()))
+    made = replace(made, nbytes=sum(facts.bytes.values()), cache=facts.cache)
     if facts.weights is not None:
         made = replace(made, zeros=zeros_of(facts.weights), patterns=[*facts.weights.patterns])
     if made.base is None:

@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from prunus.cache_size import CacheSize, in_words
 from prunus.cards.certified import CERTIFICATE, NOTHING, Certified
 from prunus.cards.markdown import (
     LIMIT,
@@ -83,8 +84,8 @@ class Card:
 
     steps: the history in the manifest. source: metadata of the source's card. zeros: by part of the blocks, counted;
     empty if they were not. patterns: the N:M patterns that all Linears follow. nbytes: that an engine loads; None where
-    they were not counted. base_model: hub id of the dense model, for steps that do not have it. certified: what the
-    certificate beside it says.
+    they were not counted. cache: what a sequence adds; None where it is not known. base_model: hub id of the dense
+    model, for steps that do not have it. certified: what the certificate beside it says.
     """
 
     steps: Sequence[Data]
@@ -92,6 +93,7 @@ class Card:
     zeros: Sequence[Zeros] = ()
     patterns: Sequence[str] = ()
     nbytes: int | None = None
+    cache: CacheSize | None = None
     base_model: str | None = None
     results: Results | None = None
     certified: Certified = NOTHING
@@ -258,8 +260,22 @@ def introduction(card: Card) -> str:
         if steps and (sentence := step_kind(action).sentence(steps)):
             done.append(plain(sentence, LIMIT))
     what = "; ".join(done) or "see below"
-    size = "" if card.nbytes is None else f" An engine loads {show_bytes(card.nbytes)}."
+    size = memory_text(card)
     return f"Made from {name} with Prunus {plain(str(version_of(card.steps[-1])))}: {what}.{size}"
+
+
+def memory_text(card: Card) -> str:
+    """Sentences on the bytes of weights and cache, which begin with a space; empty where they were not counted."""
+    if card.nbytes is None:
+        return ""
+    text = f" An engine loads {show_bytes(card.nbytes)}."
+    if card.cache is not None:
+        text += f" The cache of a sequence adds {in_words(card.cache)}."
+    kept = None if card.results is None else card.results.run.cache
+    if kept is not None:
+        whole = show_bytes(card.nbytes + kept.longest)
+        text += f" With that of the longest prompt and the largest budget below ({kept.tokens:,} tokens) it is {whole}."
+    return text
 
 
 def version_of(step: Data) -> Any:

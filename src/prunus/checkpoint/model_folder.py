@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from prunus.cache_size import CacheSize, cache_size
 from prunus.checkpoint.content import content_digest
 from prunus.checkpoint.foreign_weights import quant_method, quantisation_of
 from prunus.checkpoint.gguf_file import read_gguf
@@ -26,6 +27,7 @@ from prunus.checkpoint.resolve import (
 from prunus.checkpoint.safetensors_file import DTYPES, Stored, checksum_of, fingerprint_of, read_header
 from prunus.errors import PrunusError
 from prunus.plain_data import storable, without_twins
+from prunus.settings.serving import NO_SERVING, Serving
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -147,6 +149,20 @@ class ModelFolder:
     def engine_bytes(self) -> Mapping[str, int]:
         """The bytes that an engine loads, by kind."""
         return bytes_by_kind(self.stored, self.config, self.quantised is not None)
+
+    def cache_size(self, serving: Serving = NO_SERVING, blocks: Collection[int] | None = None) -> CacheSize | None:
+        """The bytes of the cache as it is served; None where the types of numbers or of layers are unknown.
+
+        In the dtype of the weights, or bfloat16 where they are float32 or quantised, unless the serving says otherwise;
+        llama.cpp, which reads GGUF files, keeps float16, and states in float32. blocks: as of prunus.cache_size.
+        """
+        is_llama_cpp = is_gguf(self.folder)
+        dtype = "f16" if is_llama_cpp or self.dtype == torch.float16 else "bf16"
+        types = serving.cache_types(dtype)
+        if types is None:
+            return None
+        states = ("f32", "f32") if is_llama_cpp else (dtype, None)
+        return cache_size(self.config, *types, convolution=states[0], recurrent=states[1], blocks=blocks)
 
     @property
     def quantisation(self) -> str | None:

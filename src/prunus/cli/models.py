@@ -88,14 +88,17 @@ def allocate_command(model: str, save: Path | None, device: str, as_json: bool, 
 @command("Look", "inspect", "prunus inspect tiny", "prunus inspect out/wanda-20")
 @model_argument
 @click.option("--weights/--no-weights", default=None, help="Also read the weights; default: if prunus wrote them.")
+@click.option(
+    "--tokens", default=32_768, show_default=True, metavar="N", help="Of the sequence whose cache is counted."
+)
 @json_option
-def inspect_command(model: str, weights: bool | None, as_json: bool) -> None:
+def inspect_command(model: str, weights: bool | None, tokens: int, as_json: bool) -> None:
     """Print the structure of MODEL, and what can be done with it.
 
     It says what can be pruned, what stays dense and why, and which commands refuse it. With its weights: also sparsity
     per block and kind of Linear, and N:M patterns.
     """
-    show(prunus.inspect(model, weights=weights).to_json(), as_json, "inspection_tables")
+    show(prunus.inspect(model, weights=weights, tokens=tokens).to_json(), as_json, "inspection_tables")
 
 
 @command("Evaluate", "perplexity", "prunus perplexity out/wanda-20 --text heldout.txt")

@@ -24,6 +24,7 @@ from prunus.evaluation.lm_eval import evaluate_harness
 from prunus.evaluation.provenance import (
     begin,
     computed_otherwise,
+    describe_cache,
     describe_model,
     describe_versions,
     model_label,
@@ -106,6 +107,7 @@ def complete_run(
         backend.check(work)
         with Store(path, create=True) as opened:  # after loading: a model that cannot be loaded leaves no empty store
             description = describe_model(model, checkpoint) | work.about
+            description |= describe_cache(checkpoint.cache_size(serving), work)
             store_problems(opened, work.problems)
             versions = describe_versions(backend)
             begin(opened, Run(work.run_id, description, work.plan, versions, planned=work.planned), mixed)

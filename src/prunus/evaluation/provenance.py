@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from prunus import progress
+from prunus.cache_size import CacheSize
 from prunus.checkpoint.device import described
 from prunus.checkpoint.model_folder import EngineFolder, ModelFolder, check_scaled, is_gguf
 from prunus.checkpoint.resolve import versions
@@ -14,7 +15,9 @@ from prunus.errors import PrunusError
 from prunus.evaluation.budget import PROTOCOL_VERSION
 from prunus.evaluation.engine import Engine
 from prunus.evaluation.grading import GRADER_VERSION
+from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.settings.engines import BACKENDS
+from prunus.settings.serving import Serving
 from prunus.store.labels import is_quantised
 from prunus.store.rows import Run
 from prunus.store.starts import differences, records
@@ -65,6 +68,16 @@ def describe_model(model: str | Path, checkpoint: "ModelFolder | ServedModel") -
     if checkpoint.quantisation is None and checkpoint.dtype is not None:
         described["dtype"] = str(checkpoint.dtype).removeprefix("torch.")
     return described
+
+
+def describe_cache(cache: CacheSize | None, work: ResolvedPlan) -> dict[str, object]:
+    """What the description adds of the cache of a chain; nothing where it is not known."""
+    return {} if cache is None else {"cache": {**cache.to_json(), "tokens": work.longest}}
+
+
+def serving_of(work: ResolvedPlan) -> Serving:
+    """How the model is served under a plan."""
+    return Serving.from_json(work.about.get("serving"))
 
 
 def computed_otherwise(run: Run, backend: str, device: str) -> str | None:

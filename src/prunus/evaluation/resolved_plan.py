@@ -101,6 +101,11 @@ class ResolvedPlan:
         """The largest budget in tokens; 0 if there is none but OFF."""
         return max(0, *self.budgets)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt and the largest budget together."""
+        return max((len(chain.prompt) for chain in self.chains), default=0) + self.largest_budget
+
     def answers_at_most(self, index: int) -> int:
         """Maximum number of tokens of all answers to a problem in one draw, one answer for each budget."""
         chain, closing = self.chains[index], self.rules.markers.shortest_closing

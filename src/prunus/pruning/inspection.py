@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from prunus.cache_size import CacheSize
 from prunus.checkpoint.architecture import Architecture, Unstreamable
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.foreign_weights import quantisation_of
@@ -21,6 +22,7 @@ from prunus.checkpoint.gguf_file import read_gguf
 from prunus.checkpoint.linears import BlockLinears, Linear, find_linears
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import read_object, resolve
+from prunus.errors import PrunusError
 from prunus.plain_data import Record
 from prunus.progress import Steps
 from prunus.pruning.depth.verification import try_drops
@@ -33,6 +35,7 @@ from prunus.recipes import PruneRecipe
 from prunus.results.shown import as_text
 from prunus.store.labels import settings
 
+TOKENS = 32_768  # of a long chain of thought
 # (N, M): at most N nonzero weights in every M consecutive inputs of an output.
 PATTERNS = ((1, 2), (1, 4), (2, 4), (1, 8), (2, 8), (4, 8), (8, 16))
 
@@ -197,6 +200,8 @@ class ModelFacts(Record):
     parameters: number of parameters.
     weight_bytes: bytes as stored.
     bytes: those that an engine loads, by kind: quantised, scales, embeddings, head, others.
+    cache: what a sequence adds to them; None where it is not known.
+    memory_tokens, memory_bytes: a number of tokens, and the bytes of weights and of the cache of one sequence of them.
     history: the steps that were applied.
     refused: why the blocks cannot be run one by one, else None.
     structure: of the blocks; None if they cannot. In JSON its keys stand beside the others, as those of weights do.
@@ -214,6 +219,9 @@ class ModelFacts(Record):
     parameters: int
     weight_bytes: int
     bytes: Mapping[str, int]
+    cache: CacheSize | None = None
+    memory_tokens: int | None = None
+    memory_bytes: int | None = None
     history: Sequence[StepFacts]
     refused: str | None
     structure: Structure | None = None
@@ -266,7 +274,7 @@ class GgufFacts(Record):
         return as_text("inspection_tables", self.to_json())
 
 
-def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> ModelFacts | GgufFacts:
+def inspect(checkpoint: str | Path, *, weights: bool | None = None, tokens: int = TOKENS) -> ModelFacts | GgufFacts:
     """Facts about a checkpoint: its structure, what can be done with it, and its zeros.
 
         for use in prunus.inspect("tiny").uses:
@@ -274,28 +282,32 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> ModelFact
 
     checkpoint: a folder, a hub id or `tiny`; or FILE.gguf, of which GgufFacts are returned.
     weights: also read the weights; None does so if prunus has written the checkpoint.
+    tokens: of the sequence whose cache is counted.
 
     Raises PrunusError if it is not a checkpoint.
     """
+    if tokens < 1:
+        raise PrunusError(f"tokens must be at least 1, not {tokens}")
     if Path(checkpoint).suffix == ".gguf":
         return gguf_facts(Path(checkpoint))
     folder = resolve(checkpoint)
     try:
         source = Checkpoint(folder)
     except Unstreamable as error:
-        return stored_facts(ModelFolder(folder), str(error), refused(str(error)))
+        return stored_facts(ModelFolder(folder), str(error), refused(str(error)), tokens)
     uses = [
         *describe_uses(try_drops(source), why_unprunable(source)),
         *describe_removal(source),
         *describe_width(source),
         *describe_quantising(source),
     ]
-    facts = replace(stored_facts(source, None, uses), structure=describe_blocks(source.architecture))
+    facts = replace(stored_facts(source, None, uses, tokens), structure=describe_blocks(source.architecture))
     return replace(facts, weights=count_weights(source)) if weights or (weights is None and facts.history) else facts
 
 
-def stored_facts(model: ModelFolder, refused: str | None, uses: Sequence[Use]) -> ModelFacts:
+def stored_facts(model: ModelFolder, refused: str | None, uses: Sequence[Use], tokens: int) -> ModelFacts:
     """Facts from the configuration, the headers of files and the manifest."""
+    cache, loaded = model.cache_size(), model.engine_bytes
     found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
     return ModelFacts(
         folder=str(model.folder),
@@ -307,7 +319,10 @@ def stored_facts(model: ModelFolder, refused: str | None, uses: Sequence[Use]) -
         stored=storage(model),
         parameters=model.parameters,
         weight_bytes=sum(stored.nbytes for stored in model.stored.values()),
-        bytes=model.engine_bytes,
+        bytes=loaded,
+        cache=cache,
+        memory_tokens=None if cache is None else tokens,
+        memory_bytes=None if cache is None else sum(loaded.values()) + cache.nbytes(tokens),
         history=[history_row(step) for step in model.manifest.get("history", [])],
         refused=refused,
         uses=uses,

@@ -134,8 +134,8 @@ def _top(data: ReportData, title: str, name: str, notes: Sequence[str]) -> str:
 
 def size_in_words(one: ReportedRun, base: ReportedRun) -> str:
     """`It has 1.2 MB of dense's 2.4 MB`, or the parameters where bytes are unknown."""
-    name, unit, sizes = base.style.label, "", [short(side.run.nbytes, ("kB", "MB", "GB")) for side in (one, base)]
-    if one.run.nbytes is None or base.run.nbytes is None:
+    name, unit, sizes = base.style.label, "", [short(side.nbytes, ("kB", "MB", "GB")) for side in (one, base)]
+    if one.nbytes is None or base.nbytes is None:
         unit, sizes = " parameters", [short(side.parameters, ("k", "M", "B")) for side in (one, base)]
     if one.parameters is None:
         return "Its size is not known"

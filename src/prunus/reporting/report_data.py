@@ -7,6 +7,7 @@ from functools import cache
 from statistics import fmean
 from typing import Self
 
+from prunus.cache_size import in_all
 from prunus.errors import PrunusError
 from prunus.reporting.published import Match, matches
 from prunus.reporting.render.table import RunStyle, run_styles
@@ -61,7 +62,8 @@ class ReportedRun:
     """One run with its rows and statistics.
 
     samples: its rows without texts. summary: with bands. contrast: the run's entry in the result of `compare`, None for
-    the base.
+    the base. nbytes: of the weights that an engine loads, and the cache of a chain (ReportData.tokens); None where the
+    weights are unknown.
     """
 
     run: Run
@@ -69,6 +71,7 @@ class ReportedRun:
     samples: Sequence[Sample]
     summary: Summary
     contrast: Entry | None
+    nbytes: int | None = None
 
     def cells(self, task: str) -> dict[int, BudgetCell]:
         """{budget: cell of the summary} for one task, in order of budgets; empty if no problem is finished."""
@@ -85,7 +88,7 @@ class ReportedRun:
         """What sorts models by size: bytes or else parameters, and then the share of weights that are not zero."""
         zeros = [step["sparsity"].values() for step in history(self.run) if isinstance(step.get("sparsity"), dict)]
         shares = [share for share in (zeros[-1] if zeros else ()) if isinstance(share, float)]
-        return float(self.run.nbytes or self.parameters or math.inf), 1 - fmean(shares or [0.0])
+        return float(self.nbytes or self.parameters or math.inf), 1 - fmean(shares or [0.0])
 
     def part(self, task: str) -> Part | None:
         """The differences from the base in one task; None for the base."""
@@ -104,7 +107,7 @@ class ReportData:
     runs: the base first, then the runs that can be compared with it. comparison: of `compare`. both_modes: the strict
     and the legacy run of each model of which the store has both; one of the two is among `runs`. matches: published
     figures of the same models, recipes, tasks and budgets; None if they were not requested. gold: {problem id: right
-    answer}.
+    answer}. tokens: of the longest prompt and the largest budget, for which caches are counted; None if they are not.
     """
 
     runs: Sequence[ReportedRun]
@@ -112,6 +115,7 @@ class ReportData:
     both_modes: Sequence[Sequence[ReportedRun]]
     matches: Sequence[Match] | None
     gold: Mapping[str, str]
+    tokens: int | None = None
 
     @classmethod
     def read(
@@ -151,12 +155,12 @@ class ReportData:
             removed=store.removed(),
         )
         chosen = [base_run, *(by_id[entry.run] for entry in comparison.others)]
-        reported = []
-        for style, run, contrast in zip(
-            run_styles(base_run, chosen[1:]), chosen, [None, *comparison.others], strict=True
+        reported, (sizes, tokens) = [], in_all((run.nbytes, run.cache) for run in chosen)
+        for style, run, contrast, size in zip(
+            run_styles(base_run, chosen[1:]), chosen, [None, *comparison.others], sizes, strict=True
         ):
             samples, by_task = rows(run.run_id)
-            reported.append(ReportedRun(run, style, samples, describe(run, by_task, bands=True), contrast))
+            reported.append(ReportedRun(run, style, samples, describe(run, by_task, bands=True), contrast, size))
         if not tasks_of(one.summary for one in reported):
             raise PrunusError(
                 f"no problem of run {base_run.run_id} is finished in '{store.path}': run the same `prunus eval` again"
@@ -169,7 +173,7 @@ class ReportData:
                 both.append(sorted([one, there], key=lambda run: MODES.index(run.run.plan["mode"])))
         found = matches([(one.style, one.run, one.summary) for one in reported]) if published else None
         gold = {problem_id: problem.gold for problem_id, problem in store.problems().items()}
-        return cls(reported, comparison, both, found, gold)
+        return cls(reported, comparison, both, found, gold, tokens)
 
     @property
     def base(self) -> ReportedRun:

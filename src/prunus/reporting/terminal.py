@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from prunus.cache_size import CacheSize, in_words
 from prunus.reporting.prose import by_text, corrected_for, grouped, grouped_problems, rounding
 from prunus.reporting.render.text import count, joined, percent, points, probability, sizes, times, visible
 from prunus.reporting.report_data import tasks_of
@@ -18,12 +19,13 @@ from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORS
 from prunus.results.words import bound_in_words, in_full, observations, verdict_in_words
 from prunus.settings.budgets import AS_RUN, OFF, without_off
 from prunus.store.characters import DASH
-from prunus.store.labels import Identity, unique_labels
+from prunus.store.labels import Identity, sizes_of, unique_labels
 from prunus.store.store import StoredRun
 
 Data = Mapping[str, Any]
 STYLES = {BETTER: "green", WORSE: "red", WITHIN: "magenta", SAME: "cyan", OPEN: "yellow", UNFINISHED: "dim"}
 STYLES |= {"kept": "cyan", "lost": "red"}
+CHAIN = "the longest prompt and the largest budget"  # of a chain whose cache is counted
 BAR_WIDTH = 50  # columns of a bar for 100 % sparsity
 SIGNS = {BETTER: "^", WORSE: "v", WITHIN: "~", SAME: "=", OPEN: "?", UNFINISHED: ""}
 
@@ -96,21 +98,22 @@ def verdict_table(comparison: Comparison) -> RenderableType:
     names = _names(everything)
     columns = ("verdict", "loses less than", "difference [95 %]", "ends by itself", "scaling")
     table = _table("run", "parameters", *columns, left=columns)
-    for name, one in zip(names, everything, strict=True):
+    sizes, tokens = sizes_of(everything)
+    for name, one, size in zip(names, everything, sizes, strict=True):
         judged = _judged(one) if isinstance(one, Entry) else ["base"]
-        table.add_row(Text(name), _size(one), *judged)
+        table.add_row(Text(name), _size(one, size), *judged)
     bound = Text(
         "loses less than: points, with 95 % confidence for all comparisons together; difference: of each alone"
     )
     rule = Text(f"non-inferior, within margin: a loss of {comparison.margin.words()} or more is ruled out at 95 %")
     more = Text("`prunus compare STORE --details` says what this rests on: p, MDE, endings, slopes, every budget")
-    return Group(_compared(comparison, names[0]), table, bound, rule, more, *_notes(comparison, names))
+    memory = [] if tokens is None else [Text(f"MB: weights, and the cache of a chain of {tokens:,} tokens, {CHAIN}")]
+    return Group(_compared(comparison, names[0]), table, *memory, bound, rule, more, *_notes(comparison, names))
 
 
-def _size(run: Identity) -> str:
-    """`1,229,440 (4.9 MB)`: parameters, and the bytes that an engine loads where the store has them."""
-    number, kinds = run.parameters, run.bytes
-    loaded = f" ({sum(kinds.values()) / 1e6:,.1f} MB)" if isinstance(kinds, Mapping) else ""
+def _size(run: Identity, nbytes: int | None) -> str:
+    """`1,229,440 (4.9 MB)`: parameters, and bytes where the store has them."""
+    number, loaded = run.parameters, "" if nbytes is None else f" ({nbytes / 1e6:,.1f} MB)"
     return f"{number:,}{loaded}" if isinstance(number, int) else DASH
 
 
@@ -184,6 +187,12 @@ def detail_tables(comparison: Comparison) -> RenderableType:
         tables += [Text(""), title, _stopping(names, entries)]
     if any(entry.scaling for entry in entries):
         tables += [Text(""), _title("Scaling: accuracy gained per doubling of the budget"), _scaling(names, entries)]
+    if any(one.cache for one in (base, *entries)):
+        tables += [
+            Text(""),
+            _title("Memory in MB: weights, and the cache of a chain"),
+            _memory(names, [base, *entries]),
+        ]
     if comparison.recipes:
         title = _title("Recipes over calibration seeds: estimates in points, with those of each seed")
         tables += [Text(""), title, _recipes(comparison.recipes)]
@@ -318,6 +327,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _plain(key: str, value: Any) -> str:
+    if key == "cache" and isinstance(value, Mapping):
+        return in_words(CacheSize.of(value))
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_plain(key if key == 'bytes' else name, item)}" for name, item in value.items())
     if key == "shapes":
@@ -366,6 +377,20 @@ def _table(first: str, *columns: object, left: Collection[str] = ("",), wraps: b
     table.add_column(first)
     for name in map(str, columns):
         table.add_column(name, justify="left" if name in left else "right", no_wrap=not wraps or name in left)
+    return table
+
+
+def _memory(names: Sequence[str], runs: Sequence[Identity]) -> Table:
+    """Bytes of weights and of the cache of a chain; all chains have as many tokens if every cache is known."""
+    (sizes, most), table = sizes_of(runs), _table("run", "weights", "cache", "sum", "tokens", "kB per token", "K, V")
+    for name, run, size in zip(names, runs, sizes, strict=True):
+        if run.cache is None or run.bytes is None:
+            continue
+        weights, tokens = sum(run.bytes.values()), most or run.cache.tokens
+        whole = size if most is not None and size is not None else weights + run.cache.nbytes(tokens)
+        numbers = [f"{number / 1e6:,.1f}" for number in (weights, whole - weights, whole)]
+        types = run.cache.keys if run.cache.keys == run.cache.values else f"{run.cache.keys}, {run.cache.values}"
+        table.add_row(Text(name), *numbers, f"{tokens:,}", f"{run.cache.per_token / 1e3:,.1f}", types)
     return table
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import PurePath
 from typing import Any, Self
 
+from prunus.cache_size import type_named
 from prunus.plain_data import content_hash
 from prunus.settings.engines import BACKENDS, ENVIRONMENT, MODEL_FLAGS, OF_LENGTH, SPEED, EngineOptions
 
@@ -19,6 +20,7 @@ PLACEHOLDERS = ("{model}", "{gguf}", "{port}", "{name}")
 NUMBER = re.compile(r"-\.?\d")
 LONGEST = 40  # characters of a value in a label; a longer one is named by its hash
 INT4 = "VLLM_CPU_INT4_W4A8"
+CACHE_FLAGS = (("ctk", "cache_type_k"), ("ctv", "cache_type_v"))  # of llama.cpp, for keys and for values
 LLAMA_ARGUMENT = "LLAMA_ARG_"  # llama.cpp reads every option from the variable that begins so, too
 
 
@@ -88,6 +90,19 @@ class Serving:
         """Stored: what there is of it."""
         found = {one.name: getattr(self, one.name) for one in fields(self)}
         return {key: list(value) if key == "words" else value for key, value in found.items() if value}
+
+    def cache_types(self, dtype: str) -> tuple[str, str] | None:
+        """The types of keys and of values in the cache, by llama.cpp's names; None for one that has another name.
+
+        dtype: the type without a setting for it. A server elsewhere is taken to have none.
+        """
+        given = {flag_name(name): value for name, _, value in (word.partition(" ") for word in self.words)}
+        given |= {name.removeprefix(LLAMA_ARGUMENT).lower(): value for name, value in self.environment.items()}
+        given |= self.args
+        both = given.get("kv_cache_dtype", "auto")
+        asked = [next((given[name] for name in names if name in given), both) for names in CACHE_FLAGS]
+        found = [dtype if name == "auto" else type_named(str(name)) for name in asked]
+        return None if None in found else (str(found[0]), str(found[1]))
 
     def __bool__(self) -> bool:
         return bool(self.to_json())

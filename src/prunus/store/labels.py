@@ -6,6 +6,7 @@ from dataclasses import field
 from itertools import chain
 from typing import Any
 
+from prunus.cache_size import CacheOfChain, in_all
 from prunus.errors import PrunusError
 from prunus.plain_data import HIDDEN, Record, content_hash
 from prunus.settings.serving import Serving
@@ -31,6 +32,7 @@ class Identity(Record):
     recipe: the steps that made it; empty for a dense model.
     dtypes: of the weights, and of the computation; None where one is unknown, and where both are.
     bytes: that an engine loads of the model, by kind; None where they are unknown.
+    cache: bytes of a chain, beside them.
     parameters: their number, which is not in the plain data; None where it is unknown.
     """
 
@@ -39,6 +41,7 @@ class Identity(Record):
     recipe: Sequence[StepRecord]
     dtypes: Sequence[str | None] | None = None
     bytes: Mapping[str, int] | None = None
+    cache: CacheOfChain | None = None
     parameters: int | None = field(default=None, metadata=HIDDEN)
 
     @property
@@ -48,6 +51,11 @@ class Identity(Record):
 
     def __str__(self) -> str:
         return self.run
+
+
+def sizes_of(runs: Iterable[Identity]) -> tuple[list[int | None], int | None]:
+    """(bytes of each run, tokens of the chain whose cache they have), as prunus.cache_size.in_all says."""
+    return in_all((None if run.bytes is None else sum(run.bytes.values()), run.cache) for run in runs)
 
 
 def history(run: Run) -> list[StepRecord]:
@@ -130,6 +138,7 @@ def identity(run: Run) -> Identity:
         recipe=recipe,
         dtypes=dtypes if any(dtypes) else None,
         bytes=model.get("bytes"),
+        cache=run.cache,
         parameters=model.get("parameters"),
     )
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from prunus.cache_size import CacheOfChain
 from prunus.settings.budgets import AS_RUN, OFF, without_off
 
 Ended = Literal["natural", "forced"]
@@ -79,7 +80,8 @@ class Run:
 
     model: {"name": shown to people, "source", "checksum", "manifest": prunus.json or {}, "parameters", "bytes": that an
     engine loads, by kind, None or missing where they are unknown, "blocks", "content": digest of configuration,
-    tokenizer and template, which older stores lack, "serving": Serving.to_json() if it is not empty}.
+    tokenizer and template, which older stores lack, "serving": Serving.to_json() if it is not empty, "cache":
+    CacheOfChain.to_json() if it is known}.
     plan: EvalPlan.to_json() as resolved, with the values that took effect. versions: library name to version.
     adaptive: {"by": "find", "seed": of prunus.statistics.anytime} if rows decided how many problems were taken, in that
     order; None if that was fixed beforehand. planned: None where it is not known, and for an imported log, which is
@@ -111,6 +113,11 @@ class Run:
         """The bytes that an engine loads of the model; None where they are unknown."""
         kinds = self.model.get("bytes")
         return sum(kinds.values()) if kinds else None
+
+    @property
+    def cache(self) -> CacheOfChain | None:
+        """The cache of a chain; None where it is unknown, as in stores of earlier versions."""
+        return CacheOfChain.stored(self.model.get("cache"))
 
     @property
     def is_control(self) -> bool:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from prunus import progress
+from prunus.cache_size import CacheSize
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import ModelFolder, is_gguf
 from prunus.checkpoint.packed_files import variant_about, vectors_of, write_variant
@@ -20,9 +21,10 @@ from prunus.checkpoint.resolve import MANIFEST
 from prunus.checkpoint.safetensors_file import Stored, write_file
 from prunus.disk import disk_errors, locked
 from prunus.errors import PrunusError
-from prunus.evaluation.provenance import begin, describe_model
+from prunus.evaluation.provenance import begin, describe_cache, describe_model, serving_of
 from prunus.evaluation.resolved_plan import store_problems
 from prunus.pruning.calibration import calibration_name, check_package
+from prunus.settings.serving import Serving
 from prunus.step import Where, action_of, kind_of
 from prunus.steps.chain import carry_out, foresee
 from prunus.store.rows import Run
@@ -298,6 +300,15 @@ def is_same(one: Stored, other: Stored) -> bool:
     return all(a == b for a, b in zip(one.chunks(), other.chunks(), strict=True))
 
 
+def cache_of(model: Model, variant: Variant, folder: Path, info: VariantInfo, serving: Serving) -> CacheSize | None:
+    """The cache of a variant that was made; None where it is not known, or its checkpoint is on another machine."""
+    if not variant.is_whole:
+        return model.checkpoint.cache_size(serving, info.kept)
+    folders = kept_folder(folder, model, variant), unfinished_folder(folder, variant)
+    there = next((one for one in folders if has_checkpoint(one, folder, variant)), None)
+    return None if there is None else ModelFolder(there).cache_size(serving)
+
+
 def add_run(
     store: Store,
     model: Model,
@@ -312,15 +323,20 @@ def add_run(
     The run describes a variant as a whole checkpoint. versions: of the libraries that compute the rows. served: the
     folder that a server has, whose bytes are the run's if they are a GGUF file's. mixed: as of Store.add_run.
     """
-    described = describe_model(model.name, model.checkpoint)
+    described, serving = describe_model(model.name, model.checkpoint), serving_of(cell.resolved)
+    cache = model.checkpoint.cache_size(serving)
     if cell.variant.steps:
         info = read_info(folder, cell.variant)
         assert info is not None
         described |= {key: value for key, value in vars(info).items() if key not in ("kept", "content")}
         described["name"] = f"{model.label}/{cell.variant.name}"
         described["source"] = str(weights_file(folder, cell.variant))
+        cache = cache_of(model, cell.variant, folder, info, serving)
     if served is not None and is_gguf(served):
         described["bytes"] = ModelFolder(served).engine_bytes
+    if served is not None:
+        cache = ModelFolder(served).cache_size(serving)
+    described |= describe_cache(cache, cell.resolved)
     store_problems(store, cell.resolved.problems)
     run = Run(cell.run_id, described | cell.resolved.about, cell.resolved.plan, versions, planned=cell.resolved.planned)
     begin(store, run, mixed)

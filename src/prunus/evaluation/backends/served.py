@@ -24,6 +24,7 @@ from prunus.evaluation.backends.transport import MALFORMED, received, reply_of, 
 from prunus.evaluation.requests import Sampling
 from prunus.plain_data import content_hash, parse_json, storable
 from prunus.settings.engines import GGUF, EngineOptions
+from prunus.settings.serving import Serving
 
 # What llama.cpp tells of a model, and does not change with the server's options.
 OF_MODEL = ("n_params", "size", "n_vocab", "n_embd", "n_ctx_train")
@@ -230,6 +231,9 @@ class ServedModel:
             },
             64,
         )
+
+    def cache_size(self, serving: Serving) -> None:
+        """Nothing: a server does not tell what its cache follows from."""
 
     def checksum(self) -> str:
         """The hash that identifies the model."""

@@ -9,6 +9,7 @@ from prunus.reporting.render.text import NBSP, esc, percent, points, short
 from prunus.reporting.report_data import FIT, ReportData, ReportedRun
 from prunus.reporting.section import Section, adapted, hint
 from prunus.reporting.sections.curves import MANY, accuracy_against_budget, bands_text
+from prunus.reporting.sections.sizes import counted
 from prunus.reporting.sections.verdicts import remark
 from prunus.results.cells import Entry
 from prunus.results.contrasts import ENDS, STOPS
@@ -46,7 +47,7 @@ def _table(data: ReportData) -> str:
     """The base, the variant to choose, and the others by verdict; of one, by size if little is lost, else by loss."""
     entries = data.comparison.others
     ends = [(cell.difference, cell.low, cell.high) for cell in (entry.primary for entry in entries)]
-    size = "Size" if any(one.run.nbytes for one in data.runs) else "Parameters"
+    size = "Size" if any(one.nbytes for one in data.runs) else "Parameters"
     titles = [size, "Verdict", "Difference, points", "Ends by itself", "Scaling kept"]
     heads = "".join(f'<th scope="col">{title}</th>' for title in ["Variant", *titles])
     rows = enumerate(zip(data.others, entries, forest(ends, data.margin_points), strict=True))
@@ -62,7 +63,7 @@ def _table(data: ReportData) -> str:
     curve = ", over log<sub>2</sub> budget" if any(map(data.has_curve, data.tasks)) else ""
     margin, stopping = data.comparison.margin.words(), data.comparison.stop_margin.words(STOPS)
     terms = (
-        f"{size.replace('Size', 'Size: bytes that an engine loads, and parameters')}, zeros included. Difference in "
+        f"{size.replace('Size', f'Size: {counted(data)}, and parameters')}, zeros included. Difference in "
         f"accuracy{curve}, with its 95{NBSP}% interval; shaded: a loss within the margin of {margin}. "
         f"Ends by itself: chains that end by themselves, with a margin of {stopping}. Scaling: "
         f"accuracy gained per doubling of the budget, kept if at least {100 * ENOUGH:g} % of the base's."
@@ -103,7 +104,7 @@ def _said(text: str, small: str, value: float) -> Cell:
 def _size(one: ReportedRun) -> Cell:
     """The bytes and the parameters, as far as they are known."""
     parameters = short(one.parameters, ("k", "M", "B"))
-    nbytes = "" if one.run.nbytes is None else short(one.run.nbytes, ("kB", "MB", "GB"))
+    nbytes = "" if one.nbytes is None else short(one.nbytes, ("kB", "MB", "GB"))
     return f"{nbytes}<small>{parameters}</small>" if nbytes else parameters, one.size[0]
 
 

@@ -1,4 +1,4 @@
-"""Accuracy against the bytes that an engine loads of each model, with the Pareto front."""
+"""Accuracy against the bytes of each model, of its weights and the cache of a chain, with the Pareto front."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,8 +13,9 @@ from prunus.statistics.metrics import Estimate
 
 KINDS = ("quantised", "scales", "embeddings", "head", "others")
 NOTE = (
-    "An engine loads these bytes, counted from the tensors of each model: a zero takes what any weight takes. Accuracy "
-    "is the area under accuracy over log<sub>2</sub> of the budget, with its 95 % interval. On the front are the "
+    "Bytes of weights are those that an engine loads, counted from the tensors of each model: a zero takes what any "
+    "weight takes. Those of a cache follow from the configuration and the types in which it is kept. Accuracy is the "
+    "area under accuracy over log<sub>2</sub> of the budget, with its 95 % interval. On the front are the "
     "models than which, by the estimates, none is both smaller and at least as accurate."
 )
 
@@ -23,12 +24,13 @@ def section(data: ReportData) -> Section:
     """A chart and a table for each task; empty if no two models are known to differ in bytes."""
     html, figures, tables = "", [], []
     for task in data.tasks:
-        known = [(one, area) for one in data.drawn if one.run.nbytes and (area := area_of(one, task)) is not None]
-        if len({one.run.nbytes for one, _ in known}) < 2:
+        known = [(one, area) for one in data.drawn if one.nbytes and (area := area_of(one, task)) is not None]
+        if len({one.nbytes for one, _ in known}) < 2:
             continue
         tables.append(size_table(data, task, front(known)))
-        figures.append(Figure(f"bytes-{task}", scatter(known, task), [run_key(one.style) for one, _ in known]))
-        shown = adapted(partial(scatter, known, task), "All budgets", "95 % bars; the thin line is the front")
+        picture = partial(scatter, known, task, "Megabytes of " + counted(data))
+        figures.append(Figure(f"bytes-{task}", picture(), [run_key(one.style) for one, _ in known]))
+        shown = adapted(picture, "All budgets", "95 % bars; the thin line is the front")
         shown += details("Bytes in numbers", tables[-1].html())
         html += part_of(data, task, "bytes", "Accuracy against bytes", esc(_best(known)), shown, NOTE)
     return Section("bytes", html, figures, tables, name="Bytes")
@@ -45,7 +47,7 @@ def area_of(one: ReportedRun, task: str) -> Estimate | None:
 def front(known: Known) -> list[tuple[int, float, str]]:
     """(bytes, area, id) of the runs than which no smaller one, nor one of the same size, is more accurate; by bytes."""
     found: list[tuple[int, float, str]] = []
-    for size, lost, run in sorted((one.run.nbytes or 0, -area.value, one.run.run_id) for one, area in known):
+    for size, lost, run in sorted((one.nbytes or 0, -area.value, one.run.run_id) for one, area in known):
         if not found or -lost > found[-1][1]:
             found.append((size, -lost, run))
     return found
@@ -58,16 +60,23 @@ def _best(known: Known) -> str:
     return f"On the front, from small to large: {joined(named)}."
 
 
-def scatter(known: Known, task: str, frame: Frame | None = None) -> Picture:
+def counted(data: ReportData) -> str:
+    """What the bytes of a run are of."""
+    if data.tokens is None:
+        return "weights that an engine loads"
+    return f"weights and the cache of a chain of {data.tokens:,} tokens, the longest prompt and the largest budget"
+
+
+def scatter(known: Known, task: str, what: str, frame: Frame | None = None) -> Picture:
     """Each run's area over its bytes with its interval, and the front as steps."""
     lines = []
     for one, area in known:
-        size, interval = (one.run.nbytes or 0) / 1e6, f"{percent(area.low)} to {percent(area.high)}"
+        size, interval = (one.nbytes or 0) / 1e6, f"{percent(area.low)} to {percent(area.high)}"
         note = f"{size:,.1f} MB\n{one.style.label}\n{percent(area.value)} % ({interval})"
         spot = Point(size, 100 * area.value, 100 * area.low, 100 * area.high, note)
         lines.append(Line(one.style.css, [spot], one.style.marker, one.style.label))
     largest = max(line.points[0].x for line in lines)
-    x_axis, y_axis = linear_axis(0, largest, "Megabytes that an engine loads"), accuracy_axis(lines)
+    x_axis, y_axis = linear_axis(0, largest, what), accuracy_axis(lines)
     steps = [(size / 1e6, 100 * area) for size, area, _ in front(known)]
     label = f"Accuracy on {task} against bytes"
     return chart(lines, x_axis, y_axis, label, frame=frame, whiskers=True, steps=steps)
@@ -80,11 +89,19 @@ def size_table(data: ReportData, task: str, best: Sequence[tuple[int, float, str
         kinds: Mapping[str, int] = one.run.model.get("bytes") or {}
         area = area_of(one, task)
         shown = None if area is None else Interval(area.value, area.low, area.high)
-        sizes = [one.run.nbytes, *(kinds.get(kind) for kind in KINDS)]
+        cache = None if data.tokens is None or one.run.cache is None else one.run.cache
+        kept = [None, None] if cache is None else [cache.nbytes(data.tokens or 0), cache.per_token]
+        sizes = [one.nbytes, *(kinds.get(kind) for kind in KINDS), *kept]
         rows.append((one.style, [shown, *sizes, "yes" if one.run.run_id in on_front else None]))
     columns = [RUN, Column("area", "Area, %", percent), Column("bytes", "MB", megabytes)]
     columns += [Column(kind, f"{kind.capitalize()},|MB", megabytes) for kind in KINDS]
+    columns += [Column("cache", "Cache,|MB", megabytes), Column("cache_per_token", "Cache per|token, kB", kilobytes)]
     return Table(f"bytes-{task}", f"Bytes on {task}", "data sortable", [*columns, Column("front", "Front")], rows)
+
+
+def kilobytes(size: float) -> str:
+    """`36.9`."""
+    return f"{size / 1e3:,.1f}"
 
 
 def megabytes(size: int) -> str:
