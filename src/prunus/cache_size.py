@@ -6,7 +6,7 @@ spaces, linear attention and short convolutions keep a state that does not grow.
 and llama.cpp make room; docs/cache.md says what they add by rounding up to blocks.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
@@ -205,7 +205,7 @@ def _layers(text: Any) -> int:
     return _need(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
-def _layer(text: Any, index: int) -> list[_Kept | _State]:
+def _layer(text: Any, index: int) -> Sequence[_Kept | _State]:
     """What a layer keeps."""
     own = _get(text, "per_layer_config")
     own = own[index] if own and index < len(own) else text

@@ -150,13 +150,20 @@ class ModelFolder:
         """The bytes that an engine loads, by kind."""
         return bytes_by_kind(self.stored, self.config, self.quantised is not None)
 
-    def cache_size(self, serving: Serving = NO_SERVING, blocks: Collection[int] | None = None) -> CacheSize | None:
+    def cache_size(
+        self,
+        serving: Serving = NO_SERVING,
+        blocks: Collection[int] | None = None,
+        *,
+        llama_cpp: bool | None = None,
+    ) -> CacheSize | None:
         """The bytes of the cache as it is served; None where the types of numbers or of layers are unknown.
 
         In the dtype of the weights, or bfloat16 where they are float32 or quantised, unless the serving says otherwise;
-        llama.cpp, which reads GGUF files, keeps float16, and states in float32. blocks: as of prunus.cache_size.
+        llama.cpp keeps float16, and states in float32. blocks: as of prunus.cache_size. llama_cpp: whether it is the
+        engine; None: if the folder has a GGUF file.
         """
-        is_llama_cpp = is_gguf(self.folder)
+        is_llama_cpp = is_gguf(self.folder) if llama_cpp is None else llama_cpp
         dtype = "f16" if is_llama_cpp or self.dtype == torch.float16 else "bf16"
         types = serving.cache_types(dtype)
         if types is None:

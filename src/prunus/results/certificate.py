@@ -24,32 +24,45 @@ FORMAT, UNLOGGED, UNTRACED, OTHER_BETS = 4, 3, 2, 1
 MEANINGLESS = (LookupError, TypeError, ValueError, AttributeError)  # what reading wrong records raises
 
 
-class DeclaredModel(Record):
+class Sized(Record):
+    """What an engine takes, for ladders by bytes. bytes: of weights. cache: of a chain; None if not counted."""
+
+    LAST = ("bytes", "cache")
+
+    bytes: int | None = None
+    cache: int | None = None
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of weights and cache; None for ladders by what is removed."""
+        return None if self.bytes is None else self.bytes + (self.cache or 0)
+
+
+class DeclaredModel(Sized):
     """The dense model. name: as in lines and pages. source: as the user named it. checksum: of its weights.
 
-    engine, bytes: the engine by whose bytes the ladders go, and those that it loads; None for ladders by what is
-    removed.
+    engine: by whose bytes the ladders go; None for ladders by what is removed. tokens: of the chain whose cache is
+    counted, the longest prompt and the largest budget.
     """
 
     name: str
     source: str
     checksum: str | None
     engine: str | None = None
-    bytes: int | None = None
+    tokens: int | None = None
 
 
-class DeclaredRung(Record):
-    """A rung as declared. removed: share of the weights. bytes: that the engine loads, for a ladder by bytes."""
+class DeclaredRung(Sized):
+    """A rung as declared. removed: share of the weights."""
 
     name: str
     run: str
     removed: float
-    bytes: int | None = None
 
     @property
     def rank(self) -> float:
         """How far the rung goes, by which the best of those that are certified is chosen."""
-        return self.removed if self.bytes is None else -self.bytes
+        return self.removed if self.size is None else -self.size
 
 
 class DeclaredLadder(Record):
@@ -148,15 +161,14 @@ class BoundsByRound(Record):
         return {"accuracy": self.accuracy, "ends": self.ends}[end]
 
 
-class ShownRung(Record):
+class ShownRung(Sized):
     """What the rows show of a rung that was looked at.
 
     word: certified, refused or cannot tell, after `rounds` rounds with so many problems. why: what left it open.
     failed: the endpoints that refused it, or do not certify it. looked: rounds of which rows were taken. tokens:
     sampled for them. evidence: of `ladder.Decision`. path: bounds up to the decision. accuracy, dense_accuracy: at each
     budget over all rounds looked at; None without any. recipe: history of the checkpoint. same_plan: whether its
-    plan is the dense model's, as declared. rows: hash of those looked at. bytes: that the engine
-    loads, for a ladder by bytes.
+    plan is the dense model's, as declared. rows: hash of those looked at.
     """
 
     name: str
@@ -177,7 +189,6 @@ class ShownRung(Record):
     versions: Mapping[str, Any]
     same_plan: bool
     rows: str
-    bytes: int | None = None
 
     @property
     def certified(self) -> bool:
@@ -192,7 +203,7 @@ class ShownLadder(Record):
     rungs: Sequence[ShownRung]
 
 
-class FoundRung(Record):
+class FoundRung(Sized):
     """The most compressed certified rung. removed: share of the weights. problems: that its decision took."""
 
     name: str
@@ -200,7 +211,6 @@ class FoundRung(Record):
     removed: float
     checksum: str | None
     problems: int
-    bytes: int | None = None
 
 
 class ShownDense(Record):

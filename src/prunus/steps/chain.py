@@ -145,6 +145,13 @@ def bytes_after(steps: Sequence[Recipe], source: Checkpoint) -> int:
     return kind.nbytes(last, before) if kind.is_last else sum(kind.planned(last, before).engine_bytes.values())
 
 
+def planned_after(steps: Sequence[Recipe], source: Checkpoint) -> Checkpoint:
+    """The model that an engine runs after these steps, as far as it is known before; a last step changes its form."""
+    *_, (last, before) = with_sources(source, steps)
+    kind = kind_of(last)
+    return before if kind.is_last else kind.planned(last, before)
+
+
 def check_steps(steps: Sequence[Recipe], folder: Path) -> None:
     """Raise PrunusError for steps that make no sense on the model in folder."""
     if not steps:

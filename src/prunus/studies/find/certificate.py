@@ -86,6 +86,7 @@ def computed(store: Store, declared: Declaration, form: int = FORMAT) -> Shown:
             same_plan=_same_plan(run.plan, runs[dense].plan, declared.samples),
             rows=digest(rows, run_id, looked, form),
             bytes=None if rung.bytes is None else run.nbytes or rung.bytes,
+            cache=rung.cache,
         )
         rungs[one.ladder].append(shown)
         if decision.word == CERTIFIED and (best is None or rung.rank > best[0].rank):
@@ -122,6 +123,7 @@ def _found(rung: DeclaredRung, shown: ShownRung) -> FoundRung:
         checksum=shown.checksum,
         problems=shown.problems,
         bytes=shown.bytes,
+        cache=shown.cache,
     )
 
 
@@ -203,9 +205,11 @@ def claims(declared: Declaration, shown: Shown, form: int = FORMAT) -> list[str]
             share = f"the share of its chains that end by themselves within {positive[-1]} tokens"
             about = rung.name if form <= UNTRACED else checkpoint_of(rung.name, rung.checksum)
             found += [f"{about}: {measure} on {tasks} is {accuracy}", f"{about}: {share} is {ends}"]
-            if rung.bytes is not None and model.bytes is not None:
-                sizes = [show_bytes(size) for size in (rung.bytes, model.bytes)]
-                found.append(f"{about}: {model.engine} loads {sizes[0]} of it, and {sizes[1]} of {model.name}")
+            if rung.size is not None and model.size is not None:
+                sizes = [show_bytes(size) for size in (rung.size, model.size)]
+                chain = "" if model.tokens is None else f", with the cache of a chain of {model.tokens:,} tokens"
+                verb = "loads" if model.tokens is None else "takes"
+                found.append(f"{about}: {model.engine} {verb} {sizes[0]} of it, and {sizes[1]} of {model.name}{chain}")
     return [*found, _error(declared, shown)] if found else []
 
 

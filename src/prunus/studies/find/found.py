@@ -20,7 +20,7 @@ class RungWord(Record):
     why: what left it open.
     problems: that it took.
     tokens: sampled for its own rows.
-    bytes: that the engine loads, for a ladder by bytes; to_json leaves them out.
+    bytes: of weights and the cache of a chain, for a ladder by bytes; to_json leaves them out.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Found(Record):
     model: the dense model as it was named.
     found: name of the rung; None without one.
     removed: share of the weights that the rung removes.
-    bytes: that the engine loads of the rung, for a ladder by bytes.
+    bytes: of the rung's weights and the cache of a chain, for a ladder by bytes.
     ladders: the rungs that were looked at, by the name of their ladder.
     tokens: sampled for all rows that were looked at.
     dense_tokens: those of the dense model.
@@ -73,7 +73,7 @@ class Found(Record):
         rows = [one.cells for rungs in self.ladders.values() for one in rungs]
         if not rows:
             return "no rung was looked at"
-        headings = [*HEADINGS, "bytes loaded"][: len(rows[0])]
+        headings = [*HEADINGS, "bytes"][: len(rows[0])]
         widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
         lines = [
             "  ".join([*map(str.ljust, row[:2], widths), *map(str.rjust, row[2:], widths[2:])])
@@ -94,7 +94,7 @@ def found_of(certified: Certificate, target: Path) -> Found:
                 why=one.why,
                 problems=one.problems,
                 tokens=one.tokens,
-                bytes=one.bytes,
+                bytes=one.size,
             )
             for one in ladder.rungs
         ]
@@ -105,7 +105,7 @@ def found_of(certified: Certificate, target: Path) -> Found:
         model=certified.declared.model.source,
         found=best.name if best else None,
         removed=best.removed if best else 0.0,
-        bytes=best.bytes if best else None,
+        bytes=best.size if best else None,
         ladders=ladders,
         tokens=shown.tokens,
         dense_tokens=shown.dense.tokens,

@@ -83,12 +83,13 @@ def _top(data: Certificate, title: str) -> str:
         f"<bdi>{esc(', '.join(f'{task}, {number} problems' for task, number in sizes.items()) + groups)}</bdi> × "
         f"{draws} draw{'' if draws == 1 else 's'}{of_dense} · budgets {esc(', '.join(map(str, declared.budgets)))}"
     )
-    found, whole = shown.found, declared.model.bytes
+    found, whole = shown.found, declared.model.size
     said = f"Losses of {_losses(declared)}, were not ruled out for any rung."
     if found:
         size = f"{_share(found.removed)}{NBSP}% of the weights are removed"
-        if whole is not None and found.bytes is not None:
-            size = "It has {} of the dense model's {}".format(*(short(n, UNITS) for n in (found.bytes, whole)))
+        if whole is not None and found.size is not None:
+            size = "It has {} of the dense model's {}".format(*(short(n, UNITS) for n in (found.size, whole)))
+            size += "" if declared.model.tokens is None else f", with the cache of {declared.model.tokens:,} tokens"
         sure = f"{100 - 100 * declared.alpha:g}{NBSP}% confidence"
         said = f"{size}. Losses of {_losses(declared)}, are ruled out with {sure}."
     warning = caution(declared, shown, data.endings)
@@ -154,12 +155,12 @@ def ladder_table(declared: Declaration, ladder: DeclaredLadder, seen: ShownLadde
     dense_tokens: tokens of the dense model, which is the first row.
     """
     every, styles = {rung.run: rung for rung in seen.rungs}, styles_of(declared)
-    whole = declared.model.bytes
+    whole = declared.model.size
     first = [whole or 0.0, None, None, None, None, dense_tokens]
     rows: list[tuple[RunStyle | str, list[Any]]] = [(_dense(declared), first)]
     for rung in ladder.rungs:
         style, one = styles[rung.run], every.get(rung.run)
-        size = rung.removed if whole is None else (one or rung).bytes
+        size = rung.removed if whole is None else (one or rung).size
         if one is None:
             rows.append((style, [size, Word(UNREACHED), None, None, None, None]))
             continue
@@ -169,7 +170,7 @@ def ladder_table(declared: Declaration, ladder: DeclaredLadder, seen: ShownLadde
         rows.append((style, [size, decision, *ends, one.problems, one.tokens]))
     columns = [
         Column("rung", "Rung"),
-        Column("removed", "To remove, %", _share) if whole is None else Column("bytes", "Bytes|loaded", show_bytes),
+        Column("removed", "To remove, %", _share) if whole is None else Column("bytes", "Bytes", show_bytes),
         Column("decision", "Decision"),
         Column("accuracy", f"Accuracy|change{_kept(declared.margin)}", beside(declared.margin)),
         Column("ends", f"Ends by itself|change{_kept(declared.stop_margin)}", beside(declared.stop_margin)),

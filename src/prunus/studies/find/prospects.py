@@ -136,9 +136,11 @@ def lines_of(search: Search, found: Prospects, dense: Mapping[str, float]) -> li
     each = f"{found.problems} problems{grouped} with {draws} draw{'s' * (draws > 1)} each{more}"
     lines = [f"{each}; {found.rungs} rungs ({ladders})"]
     if declared.model.engine is not None:
-        sizes = [("dense", declared.model.bytes), *((rung.name, rung.bytes) for rung in declared.rungs)]
+        sizes = [("dense", declared.model.size), *((rung.name, rung.size) for rung in declared.rungs)]
         named = ", ".join(f"{name} {show_bytes(size)}" for name, size in sizes if size is not None)
-        lines.append(f"{declared.model.engine} loads: {named}")
+        tokens = declared.model.tokens
+        takes = "loads" if tokens is None else f"takes for weights and the cache of a chain of {tokens:,} tokens"
+        lines.append(f"{declared.model.engine} {takes}: {named}")
     for end, one in found.forecasts.items():
         margin, least = search.rule.margins[end], points(ceil(1000 * one.smallest) / 1000)
         asked = size(search, end)

@@ -15,6 +15,8 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import device_for
 from prunus.evaluation.backends.vllm import why_not_4_bits
 from prunus.evaluation.beforehand import is_harness_task
+from prunus.evaluation.provenance import serving_of
+from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.progress import say
 from prunus.pruning.experts.mixtures import expert_counts
 from prunus.recipes import EvalPlan, GgufRecipe, PruneRecipe, QuantizeRecipe, RecoverRecipe
@@ -25,7 +27,7 @@ from prunus.settings.engines import BACKENDS, GGUF, SERVES_GGUF, SMALLEST, Engin
 from prunus.settings.margins import Margin
 from prunus.statistics.anytime import Round
 from prunus.step import kind_of, steps_name
-from prunus.steps.chain import bytes_after
+from prunus.steps.chain import bytes_after, planned_after
 from prunus.studies.cells import Cell, Model, folder_of, open_model, variant_names
 from prunus.studies.file import SHARED, Entry, FindRules, FindTable, Study, read_entries
 
@@ -169,17 +171,37 @@ def dense_bytes(source: Checkpoint, engine: str) -> int:
     return bytes_after([GgufRecipe()], source) if engine == "llama.cpp" else sum(source.engine_bytes.values())
 
 
-def shrinking(ladder: str, entries: Sequence[Entry], source: Checkpoint, engine: str) -> list[int]:
-    """The bytes that an engine loads of each rung. Raises PrunusError unless each takes fewer than the one before."""
-    sizes = [bytes_after(entry.steps, source) for entry in entries]
-    whole = "the dense model", dense_bytes(source, engine)
-    named = [whole, *zip(variant_names(entries), sizes, strict=True)]
-    for (before, most), (name, size) in pairwise(named):
+@dataclass(frozen=True)
+class Sizes:
+    """What an engine takes of the models of a ladder. weights: bytes; of a chain's cache, cache: None if unknown."""
+
+    weights: int
+    cache: int | None
+
+
+def cache_in(engine: str, made: Checkpoint, dense: ResolvedPlan) -> int | None:
+    """Bytes of the cache of a chain in an engine; None where they are unknown. dense: the plan of the dense model."""
+    found = made.cache_size(serving_of(dense), llama_cpp=engine == "llama.cpp")
+    return None if found is None else found.nbytes(dense.longest)
+
+
+def shrinking(
+    ladder: str, entries: Sequence[Entry], source: Checkpoint, engine: str, dense: ResolvedPlan
+) -> list[Sizes]:
+    """What an engine takes of each rung. Raises PrunusError unless each takes fewer bytes than the one before."""
+    whole = Sizes(dense_bytes(source, engine), cache_in(engine, source, dense))
+    found = [whole]
+    for entry in entries:
+        made = None if whole.cache is None else planned_after(entry.steps, source)
+        found.append(Sizes(bytes_after(entry.steps, source), made and cache_in(engine, made, dense)))
+    names = ["the dense model", *variant_names(entries)]
+    for (before, largest), (name, one) in pairwise(zip(names, found, strict=True)):
+        size, most = (of.weights + (of.cache or 0) for of in (one, largest))
         if size >= most:
             raise PrunusError(
                 f"ladder {ladder} does not shrink: {name} takes {size:,} bytes, {before} before it {most:,}"
             )
-    return sizes
+    return found[1:]
 
 
 def check_order(ladder: str, entries: Sequence[Entry], source: Checkpoint) -> None:
@@ -276,13 +298,18 @@ def open_search(
             check_order(name, entries, source)
         if smallest == "llama.cpp" and any(not kind_of(entry.steps[-1]).changes_form for entry in entries):
             raise PrunusError(f"ladder {name} has a rung that is no GGUF file: end each with a step gguf")
-        sizes = [None] * len(entries) if smallest is None else shrinking(name, entries, source, smallest)
+        sizes = (
+            [None] * len(entries)
+            if smallest is None
+            else shrinking(name, entries, source, smallest, opened.cells[0].resolved)
+        )
         rungs = list[DeclaredRung]()
         for entry, size in zip(entries, sizes, strict=True):
             cell = next(coming)
             cells[cell.run_id] = cell
             share = removed(entry, source)
-            rungs.append(DeclaredRung(name=cell.variant.name, run=cell.run_id, removed=share, bytes=size))
+            bytes_ = {} if size is None else {"bytes": size.weights, "cache": size.cache}
+            rungs.append(DeclaredRung(name=cell.variant.name, run=cell.run_id, removed=share, **bytes_))
         declared.append(DeclaredLadder(name=name, rungs=rungs))
     return Search(study, opened, cells, declaration(opened, plan, declared, rule, rules))
 
@@ -297,6 +324,7 @@ def declaration(
     engine loads, for a ladder by bytes; at most those where they are not known before it is made.
     """
     engine, dense = rules.smallest, model.cells[0]
+    cache = None if engine is None else cache_in(engine, model.source, dense.resolved)
     groups = {problem.id: problem.group for problem in dense.resolved.problems if problem.group}
     declared = Declaration(
         model=DeclaredModel(
@@ -304,7 +332,9 @@ def declaration(
             source=model.name,
             checksum=model.checkpoint.checksum(),
             engine=engine,
+            tokens=None if cache is None else dense.resolved.longest,
             bytes=None if engine is None else dense_bytes(model.source, engine),
+            cache=cache,
         ),
         dense=dense.run_id,
         problems=dense.resolved.ids,
