@@ -5,7 +5,9 @@ Run by `make test-llama-cpp` in an environment of its own (not collected elsewhe
 
 import http.client
 import json
+import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,16 +15,18 @@ from typing import Any
 
 import pytest
 import torch
-from gguf_models import SPLITS, make_gguf_model, texts
+from gguf_models import SPLITS, make_gguf_model, texts, write_mamba_gguf, write_mla_gguf
 from real_llm import ROOT, smollm2
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3Config, MambaConfig
 
 import prunus
+from prunus.cache_size import CacheSize, cache_size
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, ExpertsRecipe, GgufRecipe, QuantizeRecipe, WidthRecipe
 from prunus.settings.engines import EngineOptions
+from prunus.settings.serving import Serving
 from prunus.store.store import Store
 
 xllamacpp = pytest.importorskip("xllamacpp")
@@ -48,10 +52,12 @@ class Client:
 
 
 @contextmanager
-def llama_cpp(path: Path) -> Iterator[Client]:
-    """llama.cpp's server with a file, in this process, with one thread."""
+def llama_cpp(path: Path, **settings: Any) -> Iterator[Client]:
+    """llama.cpp's server with a file, in this process, with one thread. settings: other parameters of it."""
     params = xllamacpp.CommonParams()
     params.model.path, params.n_ctx, params.n_parallel, params.warmup = str(path), 512, 1, False
+    for name, value in settings.items():
+        setattr(params, name, value)
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(params)
     yield Client(server.listening_address)
@@ -254,3 +260,89 @@ def test_an_engine_that_refuses_the_file_says_why_in_a_line(tmp_path):
         prunus.evaluate(tmp_path / "made", plan, tmp_path / "no.db", engine=EngineOptions(serve=SERVE, timeout=120))
     print(error.value)
     assert "attn_q.weight" in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 800
+
+
+MADE_ROOM = re.compile(
+    r"llama_kv_cache: size = .*?\( *(\d+) cells, +(\d+) layers.*?K \((\w+)\): +([\d.]+) MiB, V \((\w+)\): +([\d.]+) MiB"
+)
+STATES = re.compile(
+    r"llama_memory_recurrent: size = .*?\( *(\d+) cells.*?R \(f32\): +([\d.]+) MiB, S \(f32\): +([\d.]+)"
+)
+CELLS, SEQUENCES, MIB = 32768, 64, 1 << 20
+LONG: dict[str, Any] = {"n_ctx": CELLS, "verbosity": 10}
+
+
+def log_of(path: Path, capfd: pytest.CaptureFixture[str], **settings: Any) -> str:
+    """What llama.cpp says while it loads a file."""
+    capfd.readouterr()
+    with llama_cpp(path, **LONG | settings):
+        time.sleep(0.5)  # its log has a thread of its own
+    return "".join(capfd.readouterr())
+
+
+def made_room(log: str) -> list[tuple[int, int, float]]:
+    """(cells, layers, bytes of a cell in all of them) of each cache that llama.cpp has made last, by its log."""
+    found = [(int(m[1]), int(m[2]), (float(m[4]) + float(m[6])) * MIB / int(m[1])) for m in MADE_ROOM.finditer(log)]
+    last = max(1, log.count("creating     SWA KV cache") and 2)
+    return found[-last:]
+
+
+def llama_cpp_size(folder: Path, **types: str) -> CacheSize:
+    """Ours, of a folder that llama.cpp has in GGUF."""
+    words = tuple(f"--cache-type-{part} {kind}" for part, kind in types.items())
+    found = ModelFolder(folder).cache_size(Serving(words=words), llama_cpp=True)
+    assert found is not None
+    return found
+
+
+CACHES = [("qwen3", *kinds) for kinds in (("f16", "f16"), ("q8_0", "q8_0"), ("q8_0", "f16"), ("q4_0", "q4_0"))]
+CACHES += [(case, "q5_1", "q4_0") for case in ("llama", "mistral", "qwen2", "narrowed", "dropped", "experts")]
+
+
+@pytest.mark.parametrize(("case", "k", "v"), CACHES)
+def test_bytes_of_a_cache_are_those_of_its_log(case, k, v, tmp_path, capfd):
+    """Of all types of numbers, and of models with fewer heads and blocks."""
+    kind, split = CASES[case]
+    make_gguf_model(kind, tmp_path / "dense", split)
+    made = tmp_path / ("made" if case in ("narrowed", "dropped") else "dense")
+    if case == "narrowed":
+        prunus.width(tmp_path / "dense", made, WidthRecipe(method="random", fit=False, keep=0.5))
+    elif case == "dropped":
+        prunus.drop(tmp_path / "dense", made, DropRecipe(blocks="1,"))
+    prunus.gguf(made, tmp_path / "made.gguf")
+    types = {
+        f"cache_type_{part}": xllamacpp.ggml_type[f"GGML_TYPE_{one.upper()}"] for part, one in (("k", k), ("v", v))
+    }
+    ((cells, _, theirs),) = made_room(log_of(tmp_path / "made.gguf", capfd, **types))
+    ours = llama_cpp_size(made, k=k, v=v)
+    print(case, k, v, theirs, ours.per_token)
+    assert cells == CELLS and round(theirs) == ours.per_token and not ours.windows
+
+
+def test_windows_take_the_cells_of_their_log(tmp_path, capfd):
+    """A window holds its tokens, those of a batch, and what fills the last 256: 512 + 512 of 32,768."""
+    make_gguf_model("gemma3_text", tmp_path / "m", "gemma", num_hidden_layers=6, layer_types=None)
+    prunus.gguf(tmp_path / "m", tmp_path / "m.gguf")
+    whole, window = made_room(log_of(tmp_path / "m.gguf", capfd))
+    ours = llama_cpp_size(tmp_path / "m")
+    print(whole, window, ours)
+    assert (whole[0], round(whole[2])) == (CELLS, ours.per_token)
+    assert window[0] == 512 + 512 and ours.windows == {"512": round(window[2])}
+
+
+def test_latents_and_states_take_the_bytes_of_their_log(tmp_path, capfd):
+    make_gguf_model("llama", tmp_path / "m", "llama-bpe")
+    prunus.gguf(tmp_path / "m", tmp_path / "m.gguf")
+    write_mla_gguf(tmp_path / "mla.gguf", tmp_path / "m.gguf", layers=3, latent=48, rotated=16)
+    ((_, _, theirs),) = made_room(log_of(tmp_path / "mla.gguf", capfd))
+    config = DeepseekV3Config(num_hidden_layers=3, kv_lora_rank=48, qk_rope_head_dim=16)
+    ours = cache_size(config, "f16")
+    print(theirs, ours)
+    assert ours is not None and round(theirs) == ours.per_token
+    write_mamba_gguf(tmp_path / "mamba.gguf", tmp_path / "m.gguf", layers=3, width=64, state=12, kernel=3)
+    found = STATES.findall(log_of(tmp_path / "mamba.gguf", capfd, n_parallel=SEQUENCES))[-1]
+    config = MambaConfig(num_hidden_layers=3, hidden_size=64, state_size=12, conv_kernel=3)
+    ours = cache_size(config, "f16", convolution="f32", recurrent="f32")
+    print(found, ours)
+    assert ours is not None and int(found[0]) == SEQUENCES
+    assert (float(found[1]) + float(found[2])) * MIB == pytest.approx(ours.nbytes(1000, SEQUENCES), abs=0.01 * MIB)

@@ -4,19 +4,26 @@ Run by `make test-vllm` in an environment of its own (not collected elsewhere), 
 test_backend_contract.py.
 """
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from random_models import make_random_model
-from real_llm import smollm2
+from random_models import make_random_model, tiny_config
+from real_llm import ROOT, smollm2
 from small_study import write_study
 from tiny_chains import MARKERS, TOKENIZER, chains, complete, tiny
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from vllm_server import vllm_serve
 
 import prunus
+from prunus.cache_size import CacheSize, cache_size
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
@@ -32,6 +39,7 @@ from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.methods import METHODS
 from prunus.recipes import EvalPlan
 from prunus.settings.engines import EngineOptions
+from prunus.settings.serving import Serving
 from prunus.store.store import Store
 
 GREEDY, WARM = Sampling(0.0), Sampling(1.0, 0.95, 20)
@@ -241,3 +249,66 @@ def test_a_search_by_bytes_loads_every_rung_in_a_new_engine_and_says_by_which_ke
     assert all(runs[name].versions["flags"]["VLLM_CPU_INT4_W4A8"] == "1" for name in names)
     if has_4_bits:
         assert runs["w4-g32-rtn"].versions["kernels"] == ["CPUWNA16LinearKernel"]
+
+
+MLA = {"kv_lora_rank": 64, "q_lora_rank": 64, "qk_rope_head_dim": 32, "qk_nope_head_dim": 32, "v_head_dim": 32}
+ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"] * 2}
+CACHES: dict[str, dict[str, Any]] = {
+    "qwen3": {"use_sliding_window": False},  # grouped
+    "gpt2": {},  # a head of keys and values for each of queries
+    "gpt_bigcode": {"multi_query": True},  # one for all
+    "gemma3_text": ALTERNATING,
+    "gemma3n_text": {},  # layers that share keys and values
+    "gpt_oss": {},
+    "deepseek_v3": MLA,
+    "minicpm3": {},  # compressed, but kept expanded
+    "mamba": {"state_size": 12},
+    "mamba2": {"state_size": 32},
+    "falcon_h1": {},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "qwen3_next": {},
+    "zamba2": {},
+    "lfm2_moe": {},
+}
+
+
+def vllm_caches(folders: Sequence[Path], *options: str) -> dict[str, CacheSize]:
+    """What vLLM makes room for, by the names of the folders."""
+    command = [sys.executable, str(ROOT / "tests" / "helpers" / "vllm_caches.py"), *map(str, folders), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    print(done.stderr[-4000:])
+    found = {}
+    for line in done.stdout.splitlines():
+        if not line.startswith('{"folder"'):
+            continue
+        told = json.loads(line)
+        per_token, windows, constant = 0.0, dict[str, int](), 0
+        for kind, tokens, nbytes, window in told["layers"].values():
+            if kind == "MambaSpec":
+                constant += nbytes
+            elif window is not None:
+                windows[str(window)] = windows.get(str(window), 0) + nbytes // tokens
+            else:
+                per_token += nbytes / tokens
+        size = CacheSize(keys="", values="", per_token=per_token, windows=windows, constant=constant)
+        found[Path(told["folder"]).name] = size
+    return found
+
+
+def test_bytes_of_a_cache_are_those_of_its_own_specifications(tmp_path):
+    """Of grouped, shared, windowed and compressed attention, and of states, which its CPU build keeps in float32."""
+    for kind, changes in CACHES.items():
+        config = tiny_config(kind, **changes)
+        config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]]
+        config.save_pretrained(tmp_path / kind)
+    folders = [tmp_path / kind for kind in CACHES]
+    theirs = vllm_caches(folders)
+    for folder in folders:
+        ours = cache_size(AutoConfig.from_pretrained(folder), recurrent="f32")
+        print(folder.name, theirs.get(folder.name), ours)
+        assert ours is not None and theirs[folder.name] == replace(ours, keys="", values="")
+    theirs = vllm_caches(folders[:1], "--cache-dtype", "fp8_e5m2")
+    ours = cache_size(AutoConfig.from_pretrained(folders[0]), "fp8")
+    assert ours is not None and theirs["qwen3"] == replace(ours, keys="", values="")
+    serving = Serving.of("vllm", EngineOptions(args={"kv_cache_dtype": "fp8_e5m2"}))
+    assert serving.cache_types("bf16") == ("fp8", "fp8")

@@ -163,3 +163,67 @@ def halves_to_pairs(rows: np.ndarray, heads: int) -> np.ndarray:
     size = len(rows) // heads
     order = [head * size + part * (size // 2) + n for head in range(heads) for n in range(size // 2) for part in (0, 1)]
     return rows[order]
+
+
+def write_gguf(path: Path, like: Path, architecture: str, settings: dict[str, Any], shapes: dict[str, Any]) -> None:
+    """Write a GGUF file of zeros with the tokenizer of another. settings: keys without the architecture's name.
+
+    shapes: of tensors outside blocks, and, with `{}` for the number, of those of each block.
+    """
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, field in gguf.GGUFReader(like).fields.items():
+        if key.startswith("tokenizer."):
+            inner = field.types[1] if len(field.types) > 1 else None
+            writer.add_key_value(key, field.contents(), field.types[0], sub_type=inner)
+    for key, value in settings.items():
+        kind = gguf.GGUFValueType.FLOAT32 if isinstance(value, float) else gguf.GGUFValueType.UINT32
+        writer.add_key_value(f"{architecture}.{key}", value, kind)
+    for name, shape in shapes.items():
+        for block in range(settings["block_count"] if "{}" in name else 1):
+            writer.add_tensor(name.format(block), np.zeros(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_mamba_gguf(path: Path, like: Path, layers: int, width: int, state: int, kernel: int) -> None:
+    """Write a GGUF file of Mamba, whose inner width is twice its width."""
+    inner, rank = 2 * width, 8
+    settings = {
+        "context_length": 32768, "embedding_length": width, "feed_forward_length": 0, "block_count": layers,
+        "attention.head_count": 0, "attention.layer_norm_rms_epsilon": 1e-5, "ssm.conv_kernel": kernel,
+        "ssm.inner_size": inner, "ssm.state_size": state, "ssm.time_step_rank": rank,
+    }  # fmt: skip
+    of_block = {
+        "attn_norm.weight": width, "ssm_in.weight": (2 * inner, width), "ssm_conv1d.weight": (inner, kernel),
+        "ssm_conv1d.bias": inner, "ssm_x.weight": (rank + 2 * state, inner), "ssm_dt.weight": (inner, rank),
+        "ssm_dt.bias": inner, "ssm_a": (inner, state), "ssm_d": inner, "ssm_out.weight": (width, inner),
+    }  # fmt: skip
+    outer = {"token_embd.weight": (VOCABULARY, width), "output_norm.weight": width}
+    write_gguf(path, like, "mamba", settings, outer | {f"blk.{{}}.{name}": shape for name, shape in of_block.items()})
+
+
+def write_mla_gguf(path: Path, like: Path, layers: int, latent: int, rotated: int) -> None:
+    """Write a GGUF file of DeepSeek's latent attention. latent, rotated: numbers of a token that it keeps."""
+    width, heads, plain, value, inner, rank = 64, 4, 32, 32, 96, 24
+    settings = {
+        "context_length": 32768, "embedding_length": width, "feed_forward_length": inner, "block_count": layers,
+        "attention.head_count": heads, "attention.head_count_kv": 1, "attention.layer_norm_rms_epsilon": 1e-5,
+        "leading_dense_block_count": layers, "attention.kv_lora_rank": latent, "attention.q_lora_rank": rank,
+        "attention.key_length": latent + rotated, "attention.value_length": latent, "vocab_size": VOCABULARY,
+        "attention.key_length_mla": plain + rotated, "attention.value_length_mla": value, "expert_count": 4,
+        "rope.dimension_count": rotated, "expert_used_count": 2, "expert_feed_forward_length": inner,
+        "expert_shared_count": 1, "expert_weights_scale": 1.0,
+    }  # fmt: skip
+    of_block = {
+        "attn_norm.weight": width, "attn_q_a_norm.weight": rank, "attn_kv_a_norm.weight": latent,
+        "attn_q_a.weight": (rank, width), "attn_q_b.weight": (heads * (plain + rotated), rank),
+        "attn_kv_a_mqa.weight": (latent + rotated, width), "attn_k_b.weight": (heads, latent, plain),
+        "attn_v_b.weight": (heads, value, latent), "attn_output.weight": (width, heads * value),
+        "ffn_norm.weight": width, "ffn_gate.weight": (inner, width), "ffn_down.weight": (width, inner),
+        "ffn_up.weight": (inner, width),
+    }  # fmt: skip
+    shape = (VOCABULARY, width)
+    outer = {"token_embd.weight": shape, "output_norm.weight": width, "output.weight": shape}
+    write_gguf(path, like, "deepseek2", settings, outer | {f"blk.{{}}.{name}": one for name, one in of_block.items()})
