@@ -316,7 +316,7 @@ def test_bytes_of_a_cache_are_those_of_its_log(case, k, v, tmp_path, capfd):
     ((cells, _, theirs),) = made_room(log_of(tmp_path / "made.gguf", capfd, **types))
     ours = llama_cpp_size(made, k=k, v=v)
     print(case, k, v, theirs, ours.per_token)
-    assert cells == CELLS and round(theirs) == ours.per_token and not ours.windows
+    assert cells == CELLS and round(theirs) == ours.nbytes(100) / 100, "without a window"
 
 
 def test_windows_take_the_cells_of_their_log(tmp_path, capfd):

@@ -6,14 +6,20 @@ transformers keeps one input more than a convolution needs, and a window less th
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from random_models import TYPES, tiny_config
+from tiny_models import make_model
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from prunus.cache_size import CacheSize, cache_size
+import prunus
+from prunus.cache_size import CacheOfChain, CacheSize, cache_size, in_all
+from prunus.checkpoint.model_folder import ModelFolder
+from prunus.errors import PrunusError
+from prunus.settings.serving import Serving
 
 FACTS = json.loads((Path(__file__).parent.parent / "docs" / "models.json").read_text())["types"]
 KEEPING = [kind for kind in TYPES if FACTS[kind].get("kind") == "decoder" or "refused" in FACTS[kind]]
@@ -92,3 +98,100 @@ def test_numbers_are_those_that_transformers_keeps(kind):
     assert found is not None
     assert (without_the_next(found), found.constant // 4) == allocated(config)
     assert found.nbytes(TOKENS) > 0
+
+
+def test_other_numbers():
+    """Those of which transformers keeps others than engines, none at all, or does not run the type."""
+    expanded = tiny_config("minicpm3")  # transformers keeps latents; vLLM and llama.cpp keys and values of all heads
+    found, size = cache_size(expanded), expanded.qk_nope_head_dim + expanded.qk_rope_head_dim
+    assert found is not None and found.per_token == 4 * 4 * 2 * size * 2
+    for kind, blocks in (("openai-gpt", 4), ("xlm", 4), ("cpmant", 4)):
+        found = cache_size(tiny_config(kind))
+        assert found is not None and found.per_token == blocks * 2 * 64 * 2, kind
+    assert cache_size(tiny_config("bart")) is None and cache_size(tiny_config("bert")) is None
+
+
+def test_types_of_numbers():
+    """A block of llama.cpp has 32 numbers; what is left over takes a whole one."""
+    config = tiny_config("qwen3", use_sliding_window=False)  # 4 blocks with 2 heads of 16
+    for keys, values, row in (("f16", None, 128), ("fp8", None, 64), ("q8_0", "q4_0", 34 + 18), ("q5_1", "f16", 88)):
+        found = cache_size(config, keys, values)
+        assert found is not None and found.per_token == 4 * row
+        assert (found.nbytes(10), found.nbytes(10, sequences=3)) == (40 * row, 120 * row)
+    odd = cache_size(tiny_config("qwen3", use_sliding_window=False, head_dim=20), "q8_0")
+    assert odd is not None and odd.per_token == 4 * 2 * 2 * 34
+    with pytest.raises(PrunusError, match="'q9' is no type of numbers in a cache: take f32, bf16, "):
+        cache_size(config, "q9")
+
+
+def test_windows_stop_growing_and_states_never_do():
+    config = tiny_config("gemma2")  # 2 of 4 blocks with a window of 8
+    found = cache_size(config)
+    assert found == CacheSize(keys="bf16", values="bf16", per_token=256, windows={"8": 256}, constant=0)
+    assert [found.nbytes(n) for n in (1, 8, 9)] == [512, 4096, 4352]
+    found = cache_size(tiny_config("mamba"), recurrent="f32")
+    assert found is not None and found.nbytes(1) == found.nbytes(1000) == 4 * (96 * 3 * 2 + 96 * 16 * 4)
+    assert cache_size(tiny_config("qwen3_5_text", mamba_ssm_dtype="float32")) != cache_size(tiny_config("qwen3_5_text"))
+
+
+def test_damaged_configurations_have_no_size():
+    """Nor does one of a kind that nobody knows; a plain one has that of the same type."""
+    content = tiny_config("qwen3").to_dict()
+    assert cache_size(SimpleNamespace(**content)) == cache_size(tiny_config("qwen3"))
+    for changes in (
+        {"num_hidden_layers": None}, {"num_attention_heads": 0, "head_dim": None}, {"layer_types": ["new"] * 4},
+        {"hidden_size": "wide", "head_dim": None}, {"layer_types": ["full_attention"]},
+    ):  # fmt: skip
+        assert cache_size(SimpleNamespace(**content | changes)) is None, changes
+
+
+def test_fewer_blocks_and_heads_keep_less(tmp_path):
+    dense = make_model(tmp_path / "m", "qwen3", blocks=3)
+    prunus.drop(dense, tmp_path / "dropped", prunus.DropRecipe(blocks="1,"))
+    prunus.width(dense, tmp_path / "narrow", prunus.WidthRecipe(method="random", fit=False, keep=0.5))
+    whole, dropped, narrow = (
+        prunus.inspect(folder, tokens=1000).to_json() for folder in (dense, tmp_path / "dropped", tmp_path / "narrow")
+    )
+    per_token = 3 * 2 * 2 * 12 * 2  # blocks, keys and values, heads, their size, bytes
+    assert [one["cache"]["per_token"] for one in (whole, dropped, narrow)] == [per_token, per_token * 2 / 3, per_token]
+    for one in (whole, dropped, narrow):
+        assert one["memory_bytes"] == sum(one["bytes"].values()) + 1000 * one["cache"]["per_token"]
+    config = json.loads((dense / "config.json").read_text())
+    (dense / "config.json").write_text(json.dumps(config | {"num_key_value_heads": 1}))
+    found = ModelFolder(dense).cache_size()
+    assert found is not None and found.per_token == per_token / 2
+
+
+@pytest.mark.parametrize(
+    ("given", "types"),
+    [
+        (Serving(), ("bf16", "bf16")),
+        (Serving(args={"kv_cache_dtype": "fp8_e5m2"}), ("fp8", "fp8")),
+        (Serving(args={"kv_cache_dtype": "turboquant_4bit"}), None),
+        (Serving(words=("-ctk q8_0", "-fa on")), ("q8_0", "bf16")),
+        (Serving(words=("--cache-type-k q5_1", "--cache-type-v q4_0")), ("q5_1", "q4_0")),
+        (Serving(words=("--kv-cache-dtype fp8",)), ("fp8", "fp8")),
+        (Serving(environment={"LLAMA_ARG_CACHE_TYPE_V": "f32"}), ("bf16", "f32")),
+    ],
+)
+def test_a_serving_says_the_types(given, types):
+    assert given.cache_types("bf16") == types
+
+
+def test_a_store_may_hold_anything_as_a_cache():
+    sound = CacheOfChain(keys="f16", values="f16", per_token=10, windows={"4": 2}, constant=3, tokens=6)
+    assert CacheOfChain.stored(sound.to_json()) == sound and sound.longest == 71
+    for changes in (
+        {"per_token": "10"}, {"tokens": -1}, {"windows": {"x": 1}}, {"windows": [1]}, {"constant": None}, {"new": 1},
+        {"per_token": float("inf")}, {"tokens": 1 << 70},
+    ):  # fmt: skip
+        assert CacheOfChain.stored(sound.to_json() | changes) is None, changes
+    assert CacheOfChain.stored(None) is None and CacheOfChain.stored([1]) is None
+
+
+def test_sizes_are_compared_at_the_same_number_of_tokens():
+    """And of weights alone where a cache is not known, as in stores of earlier versions."""
+    cache = CacheOfChain(keys="f16", values="f16", per_token=10, windows={}, constant=3, tokens=6)
+    assert in_all([(100, cache), (50, replace(cache, tokens=20)), (None, None)]) == ([303, 253, None], 20)
+    assert in_all([(100, cache), (50, None)]) == ([100, 50], None)
+    assert in_all([(None, None)]) == ([None], None)

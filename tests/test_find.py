@@ -1,6 +1,7 @@
 """`find` walks a ladder and certifies what holds; rows, order and marks that it leaves in the store."""
 
 import json
+import re
 import shutil
 import sqlite3
 from contextlib import nullcontext
@@ -363,7 +364,7 @@ def test_the_ladder_of_an_engine_goes_by_the_bytes_that_it_loads(search_folder, 
     printed, warned = capsys.readouterr()
     assert warned.count("llama.cpp cannot write K-quants") == 1, "of three widths"
     assert printed.count("[[chain]]") == 6 and 'calibration = "text.jsonl"\n' in printed
-    assert "vllm loads: dense 1.1 MB, w8a8 422.1 kB, w4-g32 " in printed and not scripted
+    assert "vllm takes for weights and the cache of a chain of " in printed and not scripted
     found = search(None, methods=None, **bits)
     names = ["w8a8", "w4-g32", "w4-g128", "width-obs-87.5-recovered-w4-g128"]
     assert words(found) == {"vllm": ["certified"] * 3 + ["refused"]} and found["found"] == names[2]
@@ -375,9 +376,16 @@ def test_the_ladder_of_an_engine_goes_by_the_bytes_that_it_loads(search_folder, 
     assert len(sizes) == 6 and sizes == sorted(set(sizes), reverse=True)
     dense, small = (sum(t.nbytes for t in ModelFolder(name).stored.values()) for name in ("model", "out"))
     assert (declared["model"]["bytes"], declared["model"]["engine"]) == (dense, "vllm")
-    assert small == found["bytes"] == shown["found"]["bytes"] == sizes[2] < dense
+    assert small == shown["found"]["bytes"] == sizes[2] < dense
+    tokens, cache = declared["model"]["tokens"], declared["model"]["cache"]
+    assert cache == tokens * 2 * 2 * 2 * 16 * 2, "blocks, keys and values, heads, their size, bytes"
+    assert found["bytes"] == small + cache
+    assert {rung["cache"] for rung in planned["rungs"]} == {cache} == {rung["cache"] for rung in seen["rungs"]}
+    dense, small = dense + cache, small + cache
+    assert f"of {tokens:,} tokens: dense {show_bytes(dense)}, w8a8 {show_bytes(sizes[0] + cache)}, w4-g32 " in printed
     assert [rung["bytes"] for rung in seen["rungs"]] == sizes[:4], "those of the stored runs are as planned"
-    claim = f": vllm loads {show_bytes(small)} of it, and {show_bytes(dense)} of model"
+    claim = f": vllm takes {show_bytes(small)} of it, and {show_bytes(dense)} of model, with the cache of a chain of"
+    claim += f" {tokens:,} tokens"
     assert sum(line.endswith(claim) for line in found["claims"]) == 1
     assert all(claim in Path("out", name).read_text() for name in ("find.html", "README.md")) and verified("out")
     done = scripted.total()
@@ -459,11 +467,15 @@ def test_the_ladder_of_llama_cpp_is_of_gguf_files(tmp_path, monkeypatch):
     names = [steps_name(entry.steps) for entry in ladder]
     assert names[:3] == ["gguf-q8_0", "w4-g32-gguf-q4_0", "width-obs-87.5-recovered-w4-g32-gguf-q4_0"]
     assert found["rungs"] == len(names) == 5
-    sizes = []
+    told, sizes = re.search(r"the cache of a chain of (\d+) tokens: ", found["lines"][1]), list[str]()
+    assert told is not None
     for type in ("f16", "q8_0"):
         prunus.gguf("model", type, GgufRecipe(type=type))
-        sizes.append(show_bytes(sum(tensor.nbytes for tensor in ModelFolder(type).stored.values())))
-    assert found["lines"][1].startswith("llama.cpp loads: dense {}, gguf-q8_0 {}, ".format(*sizes))
+        size = ModelFolder(type).cache_size()
+        assert size is not None and size.keys == "f16"
+        weights = sum(tensor.nbytes for tensor in ModelFolder(type).stored.values())
+        sizes.append(show_bytes(weights + size.nbytes(int(told[1]))))
+    assert "tokens: dense {}, gguf-q8_0 {}, ".format(*sizes) in found["lines"][1]
     with pytest.raises(PrunusError, match=r"rungs for llama.cpp are GGUF files: add --serve 'llama-server -m {gguf} "):
         ahead("{model}")
     asked["settings"] = {}
