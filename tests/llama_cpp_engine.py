@@ -320,14 +320,15 @@ def test_bytes_of_a_cache_are_those_of_its_log(case, k, v, tmp_path, capfd):
 
 
 def test_windows_take_the_cells_of_their_log(tmp_path, capfd):
-    """A window holds its tokens, those of a batch, and what fills the last 256: 512 + 512 of 32,768."""
-    make_gguf_model("gemma3_text", tmp_path / "m", "gemma", num_hidden_layers=6, layer_types=None)
+    """A window has cells for its tokens and those of a batch of 512."""
+    sizes: dict[str, Any] = {"sliding_window": CELLS // 2, "max_position_embeddings": CELLS, "layer_types": None}
+    make_gguf_model("gemma3_text", tmp_path / "m", "gemma", num_hidden_layers=6, **sizes)
     prunus.gguf(tmp_path / "m", tmp_path / "m.gguf")
     whole, window = made_room(log_of(tmp_path / "m.gguf", capfd))
     ours = llama_cpp_size(tmp_path / "m")
     print(whole, window, ours)
     assert (whole[0], round(whole[2])) == (CELLS, ours.per_token)
-    assert window[0] == 512 + 512 and ours.windows == {"512": round(window[2])}
+    assert window[0] == CELLS // 2 + 512 and ours.windows == {str(CELLS // 2): pytest.approx(window[2], abs=1)}
 
 
 def test_latents_and_states_take_the_bytes_of_their_log(tmp_path, capfd):

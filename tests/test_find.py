@@ -434,7 +434,7 @@ def test_rungs_that_a_model_or_a_machine_cannot_have_are_left_out_with_a_line(se
         (None, {"plan": PLAN}, "rungs for vllm are evaluated in it: add --backend vllm"),
         ("0.2", {}, "ladder magnitude does not shrink: magnitude-20 takes "),
         ([QuantizeRecipe(bits=4, method="rtn"), QuantizeRecipe(method="rtn")], {},
-         "ladder recipes does not shrink: w8a8-rtn takes 422,144 bytes, w4-g128-rtn before it 315,360"),
+         "ladder recipes does not shrink: w8a8-rtn takes 430,848 bytes, w4-g128-rtn before it 324,064"),
     ],
 )  # fmt: skip
 def test_a_ladder_by_bytes_must_shrink_in_its_engine(search_folder, bits, ladder, settings, told):

@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+")
     parser.add_argument("--cache-dtype", default="auto")
     options = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
     import vllm.v1.worker.cpu_worker  # noqa: F401  # once for all children
 
     for folder in options.models:
