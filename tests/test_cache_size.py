@@ -3,7 +3,9 @@
 transformers keeps one input more than a convolution needs, and a window less the token that is coming.
 """
 
+import io
 import json
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,13 +14,19 @@ from typing import Any
 import pytest
 import torch
 from random_models import TYPES, tiny_config
+from rich.console import Console
 from tiny_models import make_model
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import prunus
 from prunus.cache_size import CacheOfChain, CacheSize, cache_size, in_all
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import ModelFolder
+from prunus.checkpoint.resolve import load_tokenizer, resolve
+from prunus.disk import show_bytes
 from prunus.errors import PrunusError
+from prunus.evaluation.resolved_plan import resolve_plan
+from prunus.reporting.terminal import detail_tables, verdict_table
 from prunus.settings.serving import Serving
 
 FACTS = json.loads((Path(__file__).parent.parent / "docs" / "models.json").read_text())["types"]
@@ -47,6 +55,13 @@ OWN: dict[str, dict[str, Any]] = {
 }
 # Of these transformers keeps other numbers than engines do, which test_other_numbers compares.
 ELSEWHERE = {"cpmant", "minicpm3", "openai-gpt", "xlm", "dory", "xmod"}
+
+
+def printed(table: Any) -> str:
+    """A table as 120 columns of plain text."""
+    stream = io.StringIO()
+    Console(file=stream, width=120).print(table)
+    return stream.getvalue()
 
 
 def shaped(kind: str) -> Any:
@@ -195,3 +210,39 @@ def test_sizes_are_compared_at_the_same_number_of_tokens():
     assert in_all([(100, cache), (50, replace(cache, tokens=20)), (None, None)]) == ([303, 253, None], 20)
     assert in_all([(100, cache), (50, None)]) == ([100, 50], None)
     assert in_all([(None, None)]) == ([None], None)
+
+
+@pytest.mark.slow
+def test_runs_tell_the_cache_of_their_longest_chain(tmp_path):
+    """In the comparison, its table, the page and the card; a run of an earlier version has none, and then no run."""
+    prunus.drop("tiny", tmp_path / "drop-1", prunus.DropRecipe(method="tail", blocks="1"))
+    plan, store = prunus.EvalPlan(tasks=("tiny",), limit=2, budgets=(4, 16), answer_tokens=4), tmp_path / "results.db"
+    for model in ("tiny", str(tmp_path / "drop-1")):
+        prunus.evaluate(model, plan, store, device="cpu")
+    found = prunus.compare(store, resamples=100)
+    base, (entry,) = found.base, found.others
+    assert base.cache is not None and entry.cache is not None and base.bytes is not None and entry.bytes is not None
+    of_block = 2 * 2 * 32 * 2  # keys and values, heads, their size, bytes
+    assert (base.cache.per_token, entry.cache.per_token) == (8 * of_block, 7 * of_block)
+    tokens = base.cache.tokens
+    source = Checkpoint(resolve("tiny"))
+    work = resolve_plan(source, load_tokenizer(source.folder), plan)
+    assert tokens == entry.cache.tokens == max(len(chain.prompt) for chain in work.chains) + 16
+    sizes = [sum(one.bytes.values()) + tokens * int(one.cache.per_token) for one in (base, entry)]
+    assert found.to_json()["others"][0]["cache"]["windows"] == {}
+    table = printed(verdict_table(found))
+    assert all(f"({size / 1e6:,.1f} MB)" in table for size in sizes)
+    assert f"MB: weights, and the cache of a chain of {tokens} tokens, the longest prompt and the largest" in table
+    assert "kB per token" in printed(detail_tables(found)) and max(map(len, table.splitlines())) <= 120
+    prunus.report(store, tmp_path / "page.html", csv=tmp_path / "csv")
+    assert f"weights and the cache of a chain of {tokens} tokens" in (tmp_path / "page.html").read_text()
+    (rows,) = [path.read_text() for path in (tmp_path / "csv").glob("bytes*.csv")]
+    assert f",{tokens * int(base.cache.per_token)}," in rows and f",{sizes[1]}," in rows
+    prunus.card(tmp_path / "drop-1", store=store)
+    card = (tmp_path / "drop-1" / "README.md").read_text()
+    assert "The cache of a sequence adds 1.8 kB per token (keys and values bf16)." in card
+    assert f"({tokens} tokens) it is {show_bytes(sizes[1])}." in card
+    with sqlite3.connect(store) as opened:
+        opened.execute("UPDATE run SET model = json_remove(model, '$.cache') WHERE run_id = ?", (base.run,))
+    table = printed(verdict_table(prunus.compare(store, resamples=100)))
+    assert "MB: weights" not in table and f"({sum(entry.bytes.values()) / 1e6:,.1f} MB)" in table
