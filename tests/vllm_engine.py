@@ -256,7 +256,7 @@ ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"] * 2}
 CACHES: dict[str, dict[str, Any]] = {
     "qwen3": {"use_sliding_window": False},  # grouped
     "gpt2": {},  # a head of keys and values for each of queries
-    "gpt_bigcode": {"multi_query": True},  # one for all
+    "gpt_bigcode": {"multi_query": True, "num_key_value_heads": 1},  # one for all
     "gemma3_text": ALTERNATING,
     "gemma3n_text": {},  # layers that share keys and values
     "gpt_oss": {},
