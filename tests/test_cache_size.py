@@ -143,7 +143,7 @@ def test_windows_stop_growing_and_states_never_do():
     config = tiny_config("gemma2")  # 2 of 4 blocks with a window of 8
     found = cache_size(config)
     assert found == CacheSize(keys="bf16", values="bf16", per_token=256, windows={"8": 256}, constant=0)
-    assert [found.nbytes(n) for n in (1, 8, 9)] == [512, 4096, 4352]
+    assert found is not None and [found.nbytes(n) for n in (1, 8, 9)] == [512, 4096, 4352]
     found = cache_size(tiny_config("mamba"), recurrent="f32")
     assert found is not None and found.nbytes(1) == found.nbytes(1000) == 4 * (96 * 3 * 2 + 96 * 16 * 4)
     assert cache_size(tiny_config("qwen3_5_text", mamba_ssm_dtype="float32")) != cache_size(tiny_config("qwen3_5_text"))
@@ -228,7 +228,8 @@ def test_runs_tell_the_cache_of_their_longest_chain(tmp_path):
     source = Checkpoint(resolve("tiny"))
     work = resolve_plan(source, load_tokenizer(source.folder), plan)
     assert tokens == entry.cache.tokens == max(len(chain.prompt) for chain in work.chains) + 16
-    sizes = [sum(one.bytes.values()) + tokens * int(one.cache.per_token) for one in (base, entry)]
+    both = (base.bytes, base.cache), (entry.bytes, entry.cache)
+    sizes = [sum(weights.values()) + tokens * int(cache.per_token) for weights, cache in both]
     assert found.to_json()["others"][0]["cache"]["windows"] == {}
     table = printed(verdict_table(found))
     assert all(f"({size / 1e6:,.1f} MB)" in table for size in sizes)
