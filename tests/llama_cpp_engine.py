@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3Config, MambaConfig
 
 import prunus
-from prunus.cache_size import CacheSize, cache_size
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, ExpertsRecipe, GgufRecipe, QuantizeRecipe, WidthRecipe
+from prunus.settings.cache_size import CacheSize, cache_size
 from prunus.settings.engines import EngineOptions
 from prunus.settings.serving import Serving
 from prunus.store.store import Store

@@ -19,7 +19,6 @@ from tiny_models import make_model
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import prunus
-from prunus.cache_size import CacheOfChain, CacheSize, cache_size, in_all
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve
@@ -27,6 +26,7 @@ from prunus.disk import show_bytes
 from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import resolve_plan
 from prunus.reporting.terminal import detail_tables, verdict_table
+from prunus.settings.cache_size import CacheOfChain, CacheSize, cache_size, in_all
 from prunus.settings.serving import Serving
 
 FACTS = json.loads((Path(__file__).parent.parent / "docs" / "models.json").read_text())["types"]

@@ -87,7 +87,7 @@ find(model, out, plan, ladder=None, *, smallest=None, methods=None, settings=Non
     gpus_per_task=None, cpus_per_task=1, dry_run=False, overwrite=False) -> Found | Prospects
 gguf(model, out, recipe=None, *, dense=None, overwrite=False, dry_run=False, name=None) -> GgufMade | PlannedGguf
 import_(store, files, name, metric=None, threshold=None) -> Imported
-inspect(checkpoint, *, weights=None) -> ModelFacts | GgufFacts
+inspect(checkpoint, *, weights=None, tokens=32768) -> ModelFacts | GgufFacts
 methods() -> Listing[MethodEntry]
 open(store) -> Results
 perplexity(model, text, *, seqlen=2048, max_tokens=None, device='auto') -> Perplexity
@@ -147,11 +147,13 @@ Adherence: used over
 Allocated: allocation sparsity scope score blocks evidence warnings
 AreaOverTokens: start end value se
 AtEqualTokens: sequential difference se low high p q
-Base: run model recipe dtypes bytes parameters unfinished
+Base: run model recipe dtypes bytes cache parameters unfinished
 BlockShare: sparsity zeros weights block
 BlockSparsity: block sparsity parts scores
 BudgetCell: n problems samples base_samples accuracy se low high pass_at maj_at best_of tokens tokens_per_correct
     repetition looping forced leaked no_answer malformed failed adherence truncated reopened band_low band_high
+CacheOfChain: keys values per_token windows constant tokens
+CacheSize: keys values per_token windows constant
 CardMade: out run base verdict warnings
 Cell: n problems samples base_samples accuracy base_accuracy difference se low high p_flip p_better p_worse p
     lower_bound lower_bound_adjusted p_margin mde settle band_low band_high unfinished p_better_adjusted
@@ -167,8 +169,9 @@ Dequantized: out seconds warnings quantisation blocks
 Dropped: out seconds warnings method removed blocks blocks_removed scores
 Ending: n problems samples base_samples difference se low high p share base_share gain bound p_margin p_better p_worse
     unfinished p_better_adjusted p_worse_adjusted p_margin_adjusted p_adjusted verdict
-Entry: run model recipe dtypes bytes parameters tasks margin warnings macro primary nothing_to_lose adaptive stopping
-    unfinished grown within_margin verdict scaling whole_curve contradicted_at stops still_stops relies_on_cutting
+Entry: run model recipe dtypes bytes cache parameters tasks margin warnings macro primary nothing_to_lose adaptive
+    stopping unfinished grown within_margin verdict scaling whole_curve contradicted_at stops still_stops
+    relies_on_cutting
 Estimate: value se low high
 ExpertsMeasured: out size sequences tokens warnings experts
 Exported: rows
@@ -187,8 +190,8 @@ Looks: comparisons others removed bases
 Made: out seconds warnings
 Margin: size relative
 MethodEntry: kind name source description needs
-ModelFacts: folder family language_model model_class transformers dtype stored parameters weight_bytes bytes history
-    refused structure uses weights
+ModelFacts: folder family language_model model_class transformers dtype stored parameters weight_bytes bytes cache
+    memory_tokens memory_bytes history refused structure uses weights
 Monotonicity: steps rises falls
 Narrowed: out seconds warnings method channels blocks parameters removed error difference
 Needed: effect draws problems note
@@ -231,7 +234,7 @@ StoredRun: run model label plan rows adaptive
 Structure: number_of_blocks scope prunable of_parameters groups left_dense
 StudyPlan: name out store cells variants totals advice gated unknown searches
 StudyResult: name out store report cells unreported comparisons searches
-Summary: run model recipe dtypes bytes parameters plan versions tasks unfinished
+Summary: run model recipe dtypes bytes cache parameters plan versions tasks unfinished
 TaskEntry: name source description
 TokenUse: thinking answer forced total
 Tokens: mean p95

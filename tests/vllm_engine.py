@@ -23,7 +23,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from vllm_server import vllm_serve
 
 import prunus
-from prunus.cache_size import CacheSize, cache_size
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
@@ -38,6 +37,7 @@ from prunus.evaluation.requests import Sampling
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.methods import METHODS
 from prunus.recipes import EvalPlan
+from prunus.settings.cache_size import CacheSize, cache_size
 from prunus.settings.engines import EngineOptions
 from prunus.settings.serving import Serving
 from prunus.store.store import Store

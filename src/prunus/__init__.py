@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from prunus.results.importing import Imported, import_
     from prunus.results.summary import Summary
     from prunus.settings.budgets import AS_RUN, OFF
+    from prunus.settings.cache_size import CacheOfChain, CacheSize
     from prunus.settings.engines import EngineOptions
     from prunus.step import Made, Planned
     from prunus.steps.chain import apply_steps
@@ -96,6 +97,8 @@ __all__ = [
     "AS_RUN",
     "OFF",
     "Allocated",
+    "CacheOfChain",
+    "CacheSize",
     "CardMade",
     "Comparison",
     "Dequantized",
@@ -229,6 +232,7 @@ _NAMES = {
     "prunus.results.importing": ("Imported", "import_"),
     "prunus.results.summary": ("Summary",),
     "prunus.settings.budgets": ("AS_RUN", "OFF"),
+    "prunus.settings.cache_size": ("CacheOfChain", "CacheSize"),
     "prunus.settings.engines": ("EngineOptions",),
     "prunus.step": ("Made", "Planned"),
     "prunus.steps.chain": ("apply_steps",),

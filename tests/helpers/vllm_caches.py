@@ -17,9 +17,9 @@ from typing import Any
 
 def specs(folder: str, cache_dtype: str) -> dict[str, tuple[str, int, int, int | None]]:
     """(class, tokens of a page, bytes of a page, window) of each layer that keeps something."""
-    from vllm.config import set_current_vllm_config
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.worker.cpu_worker import CPUWorker
+    from vllm.config import set_current_vllm_config  # pyright: ignore[reportMissingImports]
+    from vllm.engine.arg_utils import EngineArgs  # pyright: ignore[reportMissingImports]
+    from vllm.v1.worker.cpu_worker import CPUWorker  # pyright: ignore[reportMissingImports]
 
     given: dict[str, Any] = {"load_format": "dummy", "skip_tokenizer_init": True, "enforce_eager": True}
     args = EngineArgs(model=folder, dtype="bfloat16", kv_cache_dtype=cache_dtype, **given)  # pyright: ignore[reportArgumentType]
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--cache-dtype", default="auto")
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
-    import vllm.v1.worker.cpu_worker  # noqa: F401  # once for all children
+    import vllm.v1.worker.cpu_worker  # noqa: F401  # pyright: ignore[reportMissingImports]  once for all children
 
     for folder in options.models:
         if os.fork() == 0:  # the state of a worker is that of its process

@@ -12,7 +12,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prunus.cache_size import CacheSize, in_words
 from prunus.cards.certified import CERTIFICATE, NOTHING, Certified
 from prunus.cards.markdown import (
     LIMIT,
@@ -34,6 +33,7 @@ from prunus.results.cells import Entry
 from prunus.results.words import bound_in_words, in_full, observations, verdict_in_words
 from prunus.settings import settings_of
 from prunus.settings.budgets import NAMED
+from prunus.settings.cache_size import CacheSize, in_words
 from prunus.step import STEPS, defaults, recipe_of, recorded_kind, step_kind
 from prunus.store.characters import one_line, percent, points
 from prunus.store.labels import FIRST, label, settings

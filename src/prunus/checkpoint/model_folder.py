@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from prunus.cache_size import CacheSize, cache_size
 from prunus.checkpoint.content import content_digest
 from prunus.checkpoint.foreign_weights import quant_method, quantisation_of
 from prunus.checkpoint.gguf_file import read_gguf
@@ -27,6 +26,7 @@ from prunus.checkpoint.resolve import (
 from prunus.checkpoint.safetensors_file import DTYPES, Stored, checksum_of, fingerprint_of, read_header
 from prunus.errors import PrunusError
 from prunus.plain_data import storable, without_twins
+from prunus.settings.cache_size import CacheSize, cache_size
 from prunus.settings.serving import NO_SERVING, Serving
 
 if TYPE_CHECKING:
@@ -160,8 +160,8 @@ class ModelFolder:
         """The bytes of the cache as it is served; None where the types of numbers or of layers are unknown.
 
         In the dtype of the weights, or bfloat16 where they are float32 or quantised, unless the serving says otherwise;
-        llama.cpp keeps float16, and states in float32. blocks: as of prunus.cache_size. llama_cpp: whether it is the
-        engine; None: if the folder has a GGUF file.
+        llama.cpp keeps float16, and states in float32. blocks: as of cache_size. llama_cpp: whether it is the engine;
+        None: if the folder has a GGUF file.
         """
         is_llama_cpp = is_gguf(self.folder) if llama_cpp is None else llama_cpp
         dtype = "f16" if is_llama_cpp or self.dtype == torch.float16 else "bf16"

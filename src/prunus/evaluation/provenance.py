@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from prunus import progress
-from prunus.cache_size import CacheSize
 from prunus.checkpoint.device import described
 from prunus.checkpoint.model_folder import EngineFolder, ModelFolder, check_scaled, is_gguf
 from prunus.checkpoint.resolve import versions
@@ -16,6 +15,7 @@ from prunus.evaluation.budget import PROTOCOL_VERSION
 from prunus.evaluation.engine import Engine
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.resolved_plan import ResolvedPlan
+from prunus.settings.cache_size import CacheSize
 from prunus.settings.engines import BACKENDS
 from prunus.settings.serving import Serving
 from prunus.store.labels import is_quantised

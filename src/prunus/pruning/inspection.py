@@ -14,7 +14,6 @@ import numpy as np
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from prunus.cache_size import CacheSize
 from prunus.checkpoint.architecture import Architecture, Unstreamable
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.foreign_weights import quantisation_of
@@ -33,6 +32,7 @@ from prunus.pruning.scope import Use, is_in, weights_of, why_unprunable
 from prunus.pruning.width.channels import describe_width
 from prunus.recipes import PruneRecipe
 from prunus.results.shown import as_text
+from prunus.settings.cache_size import CacheSize
 from prunus.store.labels import settings
 
 TOKENS = 32_768  # of a long chain of thought

@@ -7,7 +7,6 @@ from functools import cache
 from statistics import fmean
 from typing import Self
 
-from prunus.cache_size import in_all
 from prunus.errors import PrunusError
 from prunus.reporting.published import Match, matches
 from prunus.reporting.render.table import RunStyle, run_styles
@@ -17,6 +16,7 @@ from prunus.results.comparison import compare_runs, dense_run
 from prunus.results.summary import BudgetCell, Summary, describe
 from prunus.results.verdicts import BETTER, SAME, WITHIN, WORSE
 from prunus.settings.budgets import AS_RUN
+from prunus.settings.cache_size import in_all
 from prunus.settings.margins import MarginLike
 from prunus.store.labels import history
 from prunus.store.rows import Run, Sample, Table, tables

@@ -8,7 +8,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from prunus.cache_size import CacheSize, in_words
 from prunus.reporting.prose import by_text, corrected_for, grouped, grouped_problems, rounding
 from prunus.reporting.render.text import count, joined, percent, points, probability, sizes, times, visible
 from prunus.reporting.report_data import tasks_of
@@ -18,6 +17,7 @@ from prunus.results.summary import BudgetCell, Summary
 from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE, verdict
 from prunus.results.words import bound_in_words, in_full, observations, verdict_in_words
 from prunus.settings.budgets import AS_RUN, OFF, without_off
+from prunus.settings.cache_size import CacheSize, in_words
 from prunus.store.characters import DASH
 from prunus.store.labels import Identity, sizes_of, unique_labels
 from prunus.store.store import StoredRun

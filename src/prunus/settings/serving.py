@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import PurePath
 from typing import Any, Self
 
-from prunus.cache_size import type_named
 from prunus.plain_data import content_hash
+from prunus.settings.cache_size import type_named
 from prunus.settings.engines import BACKENDS, ENVIRONMENT, MODEL_FLAGS, OF_LENGTH, SPEED, EngineOptions
 
 PLACEHOLDERS = ("{model}", "{gguf}", "{port}", "{name}")

@@ -6,9 +6,9 @@ from dataclasses import field
 from itertools import chain
 from typing import Any
 
-from prunus.cache_size import CacheOfChain, in_all
 from prunus.errors import PrunusError
 from prunus.plain_data import HIDDEN, Record, content_hash
+from prunus.settings.cache_size import CacheOfChain, in_all
 from prunus.settings.serving import Serving
 from prunus.step import StepRecord, defaults, recipe_of, recorded_kind
 from prunus.store.characters import DASH, LABEL_LIMIT, MINUS, NBSP, THIN, one_line
@@ -54,7 +54,7 @@ class Identity(Record):
 
 
 def sizes_of(runs: Iterable[Identity]) -> tuple[list[int | None], int | None]:
-    """(bytes of each run, tokens of the chain whose cache they have), as prunus.cache_size.in_all says."""
+    """(bytes of each run, tokens of the chain whose cache they have), as prunus.settings.cache_size.in_all says."""
     return in_all((None if run.bytes is None else sum(run.bytes.values()), run.cache) for run in runs)
 
 

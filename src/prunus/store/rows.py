@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.cache_size import CacheOfChain
 from prunus.settings.budgets import AS_RUN, OFF, without_off
+from prunus.settings.cache_size import CacheOfChain
 
 Ended = Literal["natural", "forced"]
 Key = tuple[str, int, int]  # problem_id, budget, draw

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 from prunus import progress
-from prunus.cache_size import CacheSize
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import ModelFolder, is_gguf
 from prunus.checkpoint.packed_files import variant_about, vectors_of, write_variant
@@ -24,6 +23,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.provenance import begin, describe_cache, describe_model, serving_of
 from prunus.evaluation.resolved_plan import store_problems
 from prunus.pruning.calibration import calibration_name, check_package
+from prunus.settings.cache_size import CacheSize
 from prunus.settings.serving import Serving
 from prunus.step import Where, action_of, kind_of
 from prunus.steps.chain import carry_out, foresee

@@ -37,9 +37,11 @@ _EXPANDED = {"minicpm3"}
 class CacheSize(Record):
     """The bytes of a model's cache.
 
-    keys, values: types of their numbers (TYPES). per_token: bytes that one more token adds to a sequence, beside those
-    of windows; a fraction where tokens share an entry. windows: {tokens: bytes of each} of layers that keep only the
-    last tokens. constant: bytes of states per sequence.
+    keys, values: types of their numbers (TYPES).
+    per_token: bytes that one more token adds to a sequence, beside those of windows; a fraction where tokens share an
+        entry.
+    windows: {tokens: bytes of each} of layers that keep only the last tokens.
+    constant: bytes of states per sequence.
     """
 
     keys: str
@@ -85,7 +87,14 @@ def in_words(cache: CacheSize) -> str:
 
 
 class CacheOfChain(CacheSize):
-    """The cache of a run. tokens: of its longest prompt and its largest budget together."""
+    """The cache of a run.
+
+    keys, values: types of their numbers.
+    per_token: bytes that one more token adds to a sequence, beside those of windows.
+    windows: {tokens: bytes of each} of layers that keep only the last tokens.
+    constant: bytes of states per sequence.
+    tokens: of its longest prompt and its largest budget together.
+    """
 
     tokens: int
 
