@@ -112,7 +112,7 @@ def walk(
     rule: Rule,
     ladders: int,
     seed: int = 0,
-    evidence: Evidence = anytime.evidence,
+    evidence: Evidence = anytime.log_e_values,
 ) -> Walks:
     """Simulated walks that look after every problem and end at the first rung that is not certified."""
     rng = np.random.default_rng(seed)
@@ -171,7 +171,9 @@ def repeated(
 
 def certified(found: Sequence[Floats], rule: Rule) -> NDArray[np.bool_]:
     """(runs,) whether a search certifies a rung with these differences, (n, runs) of each endpoint."""
-    logs = [anytime.evidence(values, margin.size) for values, margin in zip(found, rule.margins.values(), strict=True)]
+    logs = [
+        anytime.log_e_values(values, margin.size) for values, margin in zip(found, rule.margins.values(), strict=True)
+    ]
     good = np.max([_first(certify, rule.level) for certify, _ in logs], axis=0)
     bad = np.min([_first(refuse, rule.level) for _, refuse in logs], axis=0)
     return (good <= len(found[0])) & (good <= bad)

@@ -111,7 +111,7 @@ def test_saved_evidence_makes_the_same_masks_without_measuring(place, tmp_path, 
     prunus.prune(place / "m", tmp_path / "a", asked)
     assert json.loads((tmp_path / "owl.json").read_text()) == measured.evidence
     assert (tmp_path / "a" / "evidence.json").read_bytes() == (tmp_path / "owl.json").read_bytes()
-    monkeypatch.setattr("prunus.pruning.prune.allocate.measure", lambda *_: 1 / 0)
+    monkeypatch.setattr("prunus.pruning.prune.allocate.measure_scores", lambda *_: 1 / 0)
     saved = recipe(place, method="magnitude", allocation="owl", sparsity=0.5, scores=str(tmp_path / "owl.json"))
     prunus.prune(place / "m", tmp_path / "b", saved)
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
@@ -132,7 +132,7 @@ def test_a_resumed_run_does_not_measure_again(place, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Partial, "write_block", stop_at_2)
         prunus.prune(place / "m", tmp_path / "out", asked)
-    monkeypatch.setattr("prunus.pruning.prune.allocate.measure", lambda *_: 1 / 0)
+    monkeypatch.setattr("prunus.pruning.prune.allocate.measure_scores", lambda *_: 1 / 0)
     prunus.prune(place / "m", tmp_path / "out", asked)
     for name in ("model.safetensors", "evidence.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -96,7 +96,7 @@ def test_what_would_settle_counts_draws_of_the_other_model(tmp_path):
     chance = rng.beta(0.4, 0.4, (4000, 1, 1))
     base, other = (rng.random((4000, n, 1)) < chance for n in (16, 4))
     means = [other.mean(axis=1) - base.mean(axis=1)]
-    ((rest, v),) = power.spread([other.astype(float)], means)
+    ((rest, v),) = power.variance_components([other.astype(float)], means)
     noise = float((chance * (1 - chance)).mean())
     assert v[0] == pytest.approx(noise, rel=0.05) and rest[0] == pytest.approx(noise / 16, rel=0.5)
     effect = np.array([2.81 * (noise / 16 + noise / 8) ** 0.5 / 4000**0.5])

@@ -238,7 +238,7 @@ def test_every_method_writes_the_same_bytes_after_an_interruption(tmp_path, file
         patch.setattr(Partial, "write_block", stopping)
         with pytest.raises(KeyboardInterrupt):
             prunus.drop(folder, tmp_path / "out", asked)
-    monkeypatch.setattr("prunus.pruning.drop.choose", None)
+    monkeypatch.setattr("prunus.pruning.drop.choose_blocks", None)
     prunus.drop(folder, tmp_path / "out", asked)
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()

@@ -20,7 +20,7 @@ from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.data import Calibration, load_calibration
 from prunus.pruning.experts import experts as command
-from prunus.pruning.experts.criteria import choose
+from prunus.pruning.experts.criteria import choose_experts
 from prunus.pruning.experts.measure import observe
 from prunus.pruning.experts.mixtures import find_mixtures
 from prunus.recipes import ExpertsRecipe, PruneRecipe, RecoverRecipe
@@ -166,7 +166,7 @@ def test_scores_are_those_of_loops_over_single_tokens(made, name):
     model = whole(made / name)
     for index, methods in by_hand(model).items():
         for method, score_E in methods.items():
-            chosen = choose(recipe(made, method=method), mixtures, seen)
+            chosen = choose_experts(recipe(made, method=method), mixtures, seen)
             assert torch.tensor(chosen.scores[index]).double().sub(score_E).abs().max() <= 1e-5 * score_E.max()
             groups = mixtures[0].groups
             best = [
@@ -222,7 +222,7 @@ def test_smaller_shares_keep_experts_of_larger_ones(made):
     for method in METHODS:
         kept = []
         for drop in (2, 4, 6):
-            chosen = choose(recipe(made, method=method, keep=None, drop=drop), mixtures, seen).kept
+            chosen = choose_experts(recipe(made, method=method, keep=None, drop=drop), mixtures, seen).kept
             kept.append({(index, number) for index, numbers in chosen.items() for number in numbers})
         assert kept[0] > kept[1] > kept[2] and len(kept[2]) == 4
 
@@ -244,7 +244,7 @@ def test_interrupted_work_resumes_to_the_same_bytes(made, tmp_path, monkeypatch)
             patch.setattr(owner, name, stopping)
             prunus.experts(made / "olmoe", tmp_path / "out", asked, device="cpu")
     with monkeypatch.context() as patch:
-        patch.setattr(command, "measure", stop)  # the choice is kept
+        patch.setattr(command, "measure_routing", stop)  # the choice is kept
         prunus.experts(made / "olmoe", tmp_path / "out", asked, device="cpu")
     for file in sorted((tmp_path / "whole").iterdir()):
         assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes(), file.name
@@ -276,7 +276,7 @@ def test_what_cannot_be_done_is_one_line(made, tmp_path, monkeypatch):
 
 def test_experts_that_no_token_met_are_said_and_go_first(made):
     mixtures, seen = measured(made, "olmoe", [SEQUENCES[0][:2]])
-    chosen = choose(recipe(made, keep=None, drop=4), mixtures, seen)
+    chosen = choose_experts(recipe(made, keep=None, drop=4), mixtures, seen)
     met = {(one.index, number) for one in seen for number in range(8) if one.token_E[number]}
     assert 4 <= len(met) <= 8
     assert all(number in chosen.kept[index] for index, number in met)

@@ -100,10 +100,10 @@ def test_what_a_server_need_not_tell_does_not_hold_it_up(pace):
 
     async def told(url):
         async with transport.new_client(EngineOptions(url=url, timeout=0.5)) as client:
-            return await served.told_by(client, url, "vllm")
+            return await served.server_facts(client, url, "vllm")
 
     with serving({"/version": pace}) as url:
-        assert transport.run(told(url)) == served.Told()
+        assert transport.run(told(url)) == served.ServerFacts()
     with serving({"/v1/models": pace}) as url:
         began = time.monotonic()
         assert not transport.run(served._answers(url))

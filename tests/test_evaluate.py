@@ -399,7 +399,7 @@ def private_problems() -> list[Problem]:
 
 def test_texts_of_private_problems_are_not_stored(store, monkeypatch):
     monkeypatch.setattr("prunus.evaluation.resolved_plan.load_task", lambda *_: private_problems())
-    monkeypatch.setattr("prunus.evaluation.beforehand.check_task", lambda _: None)
+    monkeypatch.setattr("prunus.evaluation.preflight.check_task", lambda _: None)
     run_id = prunus.evaluate("tiny", EvalPlan(tasks=("gated",), budgets=(0, 30)), store).run_id
     assert b"secret" not in store.read_bytes()
     with Store(store) as opened:

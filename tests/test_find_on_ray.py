@@ -21,7 +21,7 @@ from prunus.store.store import Store
 from prunus.studies import engine
 from prunus.studies import ray as ray_cluster
 from prunus.studies.file import FindRules, FindTable
-from prunus.studies.find.find import carry_out
+from prunus.studies.find.find import run_search
 from prunus.studies.find.search import Search, ladders_of, open_search
 from prunus.studies.find.walk import Rungs
 from prunus.studies.ray import Cluster
@@ -64,10 +64,10 @@ def test_the_rows_and_decisions_are_those_of_one_machine(scripted, monkeypatch, 
     """Any job of those that a decision needs comes next; no other row is computed."""
     monkeypatch.setattr(engine, "describe_versions", lambda _: {"test": "1"})
     search, done = opened(ladder, methods, tokens), list[Job]()
-    alone = carry_out(search, Path("alone"), Path("alone.db"), "cpu")
+    alone = run_search(search, Path("alone"), Path("alone.db"), "cpu")
     assert alone.found == best
     monkeypatch.setattr(Rungs, "joined", lambda self: Pretended(self, 0, done))
-    together = carry_out(search, Path("ray"), Path("ray.db"), "cpu", Cluster("nowhere"))
+    together = run_search(search, Path("ray"), Path("ray.db"), "cpu", Cluster("nowhere"))
     assert together.to_json() == alone.to_json() | {"out": "ray"} and content("ray") == content("alone")
     assert rows_of("ray.db") == rows_of("alone.db") and done
     shared = [one.variant.name for one in done if one.cell is not None]
@@ -81,7 +81,7 @@ def test_a_ladder_of_widths_is_walked_to_its_certificate(scripted, monkeypatch):
     monkeypatch.setitem(DOES, "width-obs-25", (1, 0))
     settings = "".join(f"{key} = {json.dumps(value)}\n" for key, value in CALIBRATION.items())
     Path("widths.toml").write_text(f"[[width]]\nkeep = [0.75, 0.5, 0.25]\n[calibration]\n{settings}")
-    alone = carry_out(opened("widths.toml", None), Path("alone"), Path("alone.db"), "cpu").to_json()
+    alone = run_search(opened("widths.toml", None), Path("alone"), Path("alone.db"), "cpu").to_json()
     words = {name: [rung["word"] for rung in rungs] for name, rungs in alone["ladders"].items()}
     assert words == {"widths": ["certified", "certified", "refused"]} and alone["found"] == "width-obs-50"
     checked = prunus.verify("alone/certificate.json", "alone.db")
@@ -91,7 +91,7 @@ def test_a_ladder_of_widths_is_walked_to_its_certificate(scripted, monkeypatch):
     assert Checkpoint("alone").checksum() == Checkpoint("narrow").checksum()
     done = list[Job]()
     monkeypatch.setattr(Rungs, "joined", lambda self: Pretended(self, 0, done))
-    together = carry_out(opened("widths.toml", None), Path("ray"), Path("ray.db"), "cpu", Cluster("nowhere"))
+    together = run_search(opened("widths.toml", None), Path("ray"), Path("ray.db"), "cpu", Cluster("nowhere"))
     assert together.to_json() == alone | {"out": "ray"} and content("ray") == content("alone") and done
     assert rows_of("ray.db") == rows_of("alone.db")
 
@@ -100,7 +100,7 @@ def test_with_vllm_rungs_are_made_before_its_engines_start(scripted, monkeypatch
     plan, done = replace(PLAN, backend="vllm"), list[Job]()
     monkeypatch.setattr(Rungs, "joined", lambda self: Pretended(self, 0, done))
     search = opened("0.1,0.3,0.4", ["magnitude"], plan=plan)
-    found = carry_out(search, Path("out"), Path("rows.db"), "cpu", Cluster("nowhere")).to_json()
+    found = run_search(search, Path("out"), Path("rows.db"), "cpu", Cluster("nowhere")).to_json()
     assert found["found"] == "magnitude-10" and len(found["ladders"]["magnitude"]) == 2
     assert [job.cell is None for job in done] == [True] * 3 + [False] * (len(done) - 3)
 

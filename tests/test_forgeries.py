@@ -27,7 +27,7 @@ from prunus.results.certificate import Declaration, write_certificate
 from prunus.store.rows import Sample
 from prunus.store.store import Store
 from prunus.studies.find.certificate import certificate, files_of
-from prunus.studies.find.evidence import COUNTS, Counts, about_text
+from prunus.studies.find.row_check import COUNTS, Counts, about_text
 from prunus.studies.find.verify import Verification
 
 ENGINE = {"device": "cpu", "dtype": "float32"}

@@ -27,7 +27,7 @@ from prunus.cli import main
 from prunus.disk import EXPORTING, atomic_file, scratch_folder, write_export, write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import transport
-from prunus.evaluation.backends.served import reached
+from prunus.evaluation.backends.served import running_server
 from prunus.recipes import GgufRecipe, QuantizeRecipe
 from prunus.settings.engines import EngineOptions
 
@@ -575,7 +575,7 @@ def test_a_key_or_a_command_that_cannot_be_sent_is_one_line(monkeypatch):
     monkeypatch.setenv("PRUNUS_API_KEY", "\u00e9")
     with pytest.raises(PrunusError, match=r"the key .PRUNUS_API_KEY or OPENAI_API_KEY. or the proxy"):
         asked_of("http://127.0.0.1:1")
-    null = reached(EngineOptions(serve="a {model} {port} '\0'"), Path("x"))
+    null = running_server(EngineOptions(serve="a {model} {port} '\0'"), Path("x"))
     with pytest.raises(PrunusError, match="the server cannot be started: 'a': embedded null byte"), null:
         pass
 

@@ -526,7 +526,7 @@ def test_a_study_makes_its_variants_anew_for_another_configuration(model, tmp_pa
 def test_chains_of_another_setting_do_not_go_on_with_unfinished_traces(tmp_path, monkeypatch):
     """Found here: the journal was of weights and plan alone."""
     recipe = prunus.TraceRecipe(tasks=("tiny-train",), limit=2, max_tokens=2)
-    monkeypatch.setattr("prunus.evaluation.traces.choose", lambda *_: [])
+    monkeypatch.setattr("prunus.evaluation.traces.filter_chains", lambda *_: [])
     with pytest.raises(PrunusError, match="none of 2 chains passes"):
         prunus.traces("tiny", tmp_path / "own.jsonl", recipe, device="cpu")
     with pytest.raises(PrunusError, match="holds unfinished work of another run"):

@@ -70,7 +70,7 @@ def some(seed, n, mean, spread=0.3):
 @pytest.mark.parametrize(("mean", "margin"), [(0.1, 0.05), (0.0, 0.02), (-0.2, 0.05)])
 def test_e_values_and_bounds_are_those_of_a_plain_loop(mean, margin):
     d = some(1, 120, mean)
-    path, (certify, refuse) = anytime.path(d, margin), anytime.evidence(d, margin)
+    path, (certify, refuse) = anytime.path(d, margin), anytime.log_e_values(d, margin)
     bets = {sign: loop_bets(sign * d, margin, above=sign < 0) for sign in (1, -1)}
     for logs, sign in ((certify, 1), (refuse, -1)):
         wealth = loop_wealth(sign * d, bets[sign], -sign * margin)
@@ -235,9 +235,9 @@ def test_forecasts_are_what_happens():
     rng = np.random.default_rng(0)
     for changed, margin in ((0.04, 0.05), (0.01, 0.02), (0.1, 0.05)):
         paths = rng.choice([-1.0, 0.0, 1.0], p=[changed / 2, 1 - changed, changed / 2], size=(150, 1000))
-        times = [ladder._first(anytime.evidence(d, margin)[0], LEVEL) for d in paths]
+        times = [ladder._first(anytime.log_e_values(d, margin)[0], LEVEL) for d in paths]
         assert ladder.rounds_needed(changed, margin) == pytest.approx(np.median(times), rel=0.2)
-    same = ladder._first(anytime.evidence(np.zeros(300), 0.02)[0], LEVEL)
+    same = ladder._first(anytime.log_e_values(np.zeros(300), 0.02)[0], LEVEL)
     assert ladder.rounds_needed(0.0, 0.02) == same == 174
 
 

@@ -151,7 +151,7 @@ def test_a_task_that_is_not_there(tmp_path):
 
 
 def test_what_has_no_effect_there_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("prunus.evaluation.beforehand.find_spec", lambda _: True)
+    monkeypatch.setattr("prunus.evaluation.preflight.find_spec", lambda _: True)
     for plan, message in (
         (EvalPlan(tasks=("lm_eval:arc_easy",), budgets=(512,), wait=1), "budgets, wait has no effect"),
         (EvalPlan(tasks=("lm_eval:arc_easy", "tiny")), "one by one"),
@@ -162,7 +162,7 @@ def test_what_has_no_effect_there_is_refused(tmp_path, monkeypatch):
 
 
 def test_without_the_harness_the_message_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr("prunus.evaluation.beforehand.find_spec", lambda _: None)
+    monkeypatch.setattr("prunus.evaluation.preflight.find_spec", lambda _: None)
     with pytest.raises(PrunusError, match=r"pip install 'prunus\[lm-eval\]'"):
         prunus.evaluate("tiny", EvalPlan(tasks=("lm_eval:arc_easy",)), tmp_path / "s.db")
 

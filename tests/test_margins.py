@@ -67,13 +67,13 @@ def test_a_loss_of_the_relative_margin_is_called_less_in_5_percent_at_most(accur
     most = 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
     difference, base = outcomes(rng, accuracy, 0.95, 200, runs)
     assert np.mean(betting.p_value(*anytime.exceeding([difference], [base], FIVE)) <= 0.05) < most
-    certify, refuse = anytime.evidence(difference, 0.05, base)
+    certify, refuse = anytime.log_e_values(difference, 0.05, base)
     assert np.mean(certify[-1] >= log(20)) < most and np.mean(refuse[-1] >= log(20)) < most
     kept, base = outcomes(rng, accuracy, 1.0, 4000, 20)
-    harmless = anytime.evidence(kept, 0.05, base)[0]
+    harmless = anytime.log_e_values(kept, 0.05, base)[0]
     assert (harmless[-1] >= log(20)).all(), "the margin is shown in the end, also where the base solves little"
     # It takes about as long as the same margin in points, which need not know what the base solves.
-    same = anytime.evidence(kept, 0.05 * accuracy)[0]
+    same = anytime.log_e_values(kept, 0.05 * accuracy)[0]
     times = [np.median((logs >= log(20)).argmax(axis=0)) for logs in (harmless, same)]
     assert times[0] < 1.3 * times[1]
 
@@ -85,7 +85,7 @@ def test_bounds_of_a_relative_margin_are_those_of_what_is_kept_beyond_it():
     beyond = difference + base - 0.9 * base
     assert seen.estimate == pytest.approx(np.cumsum(beyond) / np.arange(1, 401))
     assert (seen.lower <= seen.estimate + 1e-12).all() and (seen.estimate <= seen.upper + 1e-12).all()
-    shown = anytime.evidence(difference, 0.1, base)[0] >= log(20)
+    shown = anytime.log_e_values(difference, 0.1, base)[0] >= log(20)
     assert shown.any() and not shown.all() and ((seen.lower > -1e-9) == shown).all()
     values, null = anytime.scaled(difference, base, 0.1)
     assert np.abs(values).max() <= 1 and anytime.unscaled(np.array(-null), 0.1) == pytest.approx(0)

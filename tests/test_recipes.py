@@ -15,7 +15,7 @@ from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, QuantizeRecipe, Tr
 from prunus.recipes.eval import check_budgets
 from prunus.settings.budgets import Off
 from prunus.settings.engines import EngineOptions
-from prunus.step import STEPS, settled, step_kind
+from prunus.step import STEPS, step_kind, with_defaults
 
 
 @pytest.mark.parametrize(
@@ -169,10 +169,10 @@ def test_equal_recipes_act_equally(action, fit):
     before = WidthRecipe(fit=fit)
     for again in same_values(recipe):
         assert again == recipe and again.hash == recipe.hash
-        assert settled([before, again]) == settled([before, recipe])
-        assert settled(settled([before, again])) == settled([before, recipe])
+        assert with_defaults([before, again]) == with_defaults([before, recipe])
+        assert with_defaults(with_defaults([before, again])) == with_defaults([before, recipe])
     if action == "prune":
         for again in same_values(recipe):
             assert isinstance(again, PruneRecipe) and replace(again, pattern="1:4").sparsity == 0.75
     if action == "recover":
-        assert vars(settled([before, recipe])[-1])["rate"] == (None if fit else 0.01)
+        assert vars(with_defaults([before, recipe])[-1])["rate"] == (None if fit else 0.01)

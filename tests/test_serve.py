@@ -12,7 +12,7 @@ import prunus
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
-from prunus.evaluation.backends.served import reached
+from prunus.evaluation.backends.served import running_server
 from prunus.settings.engines import EngineOptions
 from prunus.store.labels import history, label
 from prunus.store.store import Store
@@ -64,14 +64,14 @@ def test_servers_that_do_not_start(tmp_path, monkeypatch):
     says = r"exit code 3 .*: RuntimeError: no room for the weights"
     with (
         pytest.raises(PrunusError, match=says) as error,
-        reached(EngineOptions(serve=COMMAND, timeout=60), tmp_path / "broken"),
+        running_server(EngineOptions(serve=COMMAND, timeout=60), tmp_path / "broken"),
     ):
         pass
     assert "\n" not in str(error.value)
     says = "cannot be started: 'no-such-program': No such file"
     with (
         pytest.raises(PrunusError, match=says),
-        reached(EngineOptions(serve="no-such-program {model} {port}", timeout=60), tmp_path),
+        running_server(EngineOptions(serve="no-such-program {model} {port}", timeout=60), tmp_path),
     ):
         pass
     monkeypatch.setattr("prunus.evaluation.backends.served.STOP_SECONDS", 0.2)
@@ -79,7 +79,7 @@ def test_servers_that_do_not_start(tmp_path, monkeypatch):
     deaf = f"{sys.executable} -c '{sleeps}' {{model}} {{port}}"
     begin = time.monotonic()
     says = r"did not answer within 0\.5 s \(timeout\): it printed nothing"
-    with pytest.raises(PrunusError, match=says), reached(EngineOptions(serve=deaf, timeout=0.5), tmp_path):
+    with pytest.raises(PrunusError, match=says), running_server(EngineOptions(serve=deaf, timeout=0.5), tmp_path):
         pass
     assert time.monotonic() - begin < 30, "it ignores SIGTERM and is killed"
 

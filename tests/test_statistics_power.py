@@ -16,16 +16,16 @@ def normal(rng, problems, draws, omega, v, effect=0.0, benchmarks=1):
 
 def test_spread_finds_the_two_variances():
     d = normal(np.random.default_rng(0), 300, 4, 0.3, 0.5, benchmarks=400)
-    ((omega2, v),) = power.spread([d])
+    ((omega2, v),) = power.variance_components([d])
     assert omega2.mean() == pytest.approx(0.09, rel=0.03)
     assert v.mean() == pytest.approx(0.5, rel=0.01)
-    ((none, _),) = power.spread([normal(np.random.default_rng(1), 50, 4, 0.0, 0.5, benchmarks=200)])
+    ((none, _),) = power.variance_components([normal(np.random.default_rng(1), 50, 4, 0.0, 0.5, benchmarks=200)])
     assert (none >= 0).all() and none.mean() < 0.02
 
 
 def test_they_add_up_to_the_standard_error():
     d = normal(np.random.default_rng(2), 80, 5, 0.3, 0.5)
-    ((omega2, v),) = power.spread([d])
+    ((omega2, v),) = power.variance_components([d])
     error = paired.standard_error(paired.with_pseudo_problems([d.mean(axis=1)]))
     assert np.sqrt((omega2 + v / 5) / 80) == pytest.approx(error)
 

@@ -120,7 +120,7 @@ def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(scripted, mo
     with stopped(finding, "write_folder", after=True):
         run(FIND)
     assert content(FOUND) == expected and Path("out/found/model/magnitude.finding").exists()
-    monkeypatch.setattr(tables, "carry_out", None)
+    monkeypatch.setattr(tables, "run_search", None)
     assert run(FIND) == whole and not Path("out/found/model/magnitude.finding").exists()
 
 

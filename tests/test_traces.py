@@ -12,7 +12,7 @@ from prunus.evaluation import engine as loop
 from prunus.evaluation import traces as module
 from prunus.evaluation.tasks import load_task
 from prunus.evaluation.tasks.tiny import EVALUATION_SEED, held_out, question_hash
-from prunus.evaluation.traces import Trace, choose
+from prunus.evaluation.traces import Trace, filter_chains
 from prunus.questions import evaluation_set, held_out_in, question_digest
 from prunus.questions import held_out as digests
 from prunus.recipes import EvalPlan, TraceRecipe
@@ -135,7 +135,7 @@ CHAINS = [
     ],
 )
 def test_which_are_kept_and_in_which_order(settings, kept):
-    chosen = choose(CHAINS, recipe(max_tokens=100, **settings))
+    chosen = filter_chains(CHAINS, recipe(max_tokens=100, **settings))
     assert [f"{trace['problem_id']}{trace['draw']}" for trace in chosen] == kept
 
 

@@ -25,7 +25,7 @@ from prunus.pruning.width import fit as width_fit
 from prunus.pruning.width import width as command
 from prunus.recipes import ExpertsRecipe, PruneRecipe, RecoverRecipe, WidthRecipe
 from prunus.recipes.recover import RATES_AFTER_FIT
-from prunus.step import kind_of, settled, steps_name
+from prunus.step import kind_of, steps_name, with_defaults
 from prunus.store.labels import step_label
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
@@ -272,10 +272,10 @@ def test_recovery_of_a_fitted_width_has_a_rate_of_its_own(shared, tmp_path):
         assert whole(tmp_path / f"{name}-recovered").config.intermediate_size == 42
     assert trained and made == {"fitted": (None, 1), "unfitted": (0.01, 0)}
     given = WidthRecipe(), RecoverRecipe(rate=0.02, seed=3)
-    assert settled(given) == given
-    same = settled([WidthRecipe(seed=2), RecoverRecipe(seed=2)])
-    assert same[1].seed == 3 and settled(same) == same
-    assert settled([WidthRecipe(), PruneRecipe(), RecoverRecipe()])[-1] == RecoverRecipe(rate=0.01)
+    assert with_defaults(given) == given
+    same = with_defaults([WidthRecipe(seed=2), RecoverRecipe(seed=2)])
+    assert same[1].seed == 3 and with_defaults(same) == same
+    assert with_defaults([WidthRecipe(), PruneRecipe(), RecoverRecipe()])[-1] == RecoverRecipe(rate=0.01)
 
 
 def test_the_rate_after_a_fit_is_the_best_for_the_first_block(shared, tmp_path, monkeypatch):

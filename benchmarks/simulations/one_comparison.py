@@ -52,7 +52,7 @@ def claimed(values: Floats, margin: float) -> float:
 
 def certified(values: Floats, margin: float) -> float:
     """Return the share of columns for which `find` would rule out a loss of the margin at any time."""
-    return float(np.mean(anytime.evidence(values, margin)[0][-1] >= log(1 / betting.ALPHA)))
+    return float(np.mean(anytime.log_e_values(values, margin)[0][-1] >= log(1 / betting.ALPHA)))
 
 
 def false_claims(runs: int, margin: float = 0.02, seed: int = 0) -> Iterator[tuple[str, int, int, float]]:

@@ -79,7 +79,7 @@ def card(
     if store is None and (run or base):
         raise PrunusError("a run is one of a store; name the store, too")
     target = target_of(folder, out)
-    check_target(target, overwrite)
+    check_card_file(target, overwrite)
     results, warnings = (None, []) if store is None else read_results(folder, steps, Path(store), run, base, margin)
     source = read_metadata(folder / README) | read_metadata(target)
     certified = read_claims(folder)
@@ -116,7 +116,7 @@ def target_of(folder: Path, out: str | Path | None) -> Path:
     return target / README if target.is_dir() else target
 
 
-def check_target(target: Path, overwrite: bool) -> None:
+def check_card_file(target: Path, overwrite: bool) -> None:
     """Raise PrunusError if the file exists and prunus did not write it as it is (unless overwrite)."""
     if not target.absolute().parent.is_dir():
         raise PrunusError(f"the folder of '{target}' does not exist: create it or name another file")
@@ -159,33 +159,35 @@ def read_results(
         if theirs is not None:
             results = replace(results, base=theirs, base_summary=summarise(store, theirs.run_id))
     if theirs is not None:
-        found = compare(path, theirs.run_id, [ours.run_id], margin=margin)
-        (contrast,) = found.others
-        results = replace(results, contrast=replace(contrast, warnings=[*contrast.warnings, *found.warnings]))
+        comparison = compare(path, theirs.run_id, [ours.run_id], margin=margin)
+        (contrast,) = comparison.others
+        results = replace(results, contrast=replace(contrast, warnings=[*contrast.warnings, *comparison.warnings]))
     return results, warnings
 
 
 def find_ours(store: Store, checksum: str, run: str | None, folder: Path) -> Run:
     """The run of the weights with this checksum. Raises PrunusError unless it is one."""
-    found = (
+    runs = (
         [store.find_run(run)]
         if run
         else [one for one in store.begun() if one.model.get("checksum") == checksum and not one.is_control]
     )
-    if not found:
+    if not runs:
         there = ", ".join(dict.fromkeys(str(one.model.get("name")) for one in store.runs())) or "no runs"
         raise PrunusError(f"no run of {folder} in {store.path}, which has {there}: run `prunus eval {folder}` first")
-    if len(found) > 1:
-        raise PrunusError(f"{store.path} has {len(found)} runs of {folder}: choose one with --run: {listed(found)}")
-    if found[0].model.get("checksum") != checksum:
-        raise PrunusError(f"run {found[0].run_id} is of other weights than {folder}: name a run of this checkpoint")
-    return found[0]
+    if len(runs) > 1:
+        raise PrunusError(f"{store.path} has {len(runs)} runs of {folder}: choose one with --run: {listed(runs)}")
+    if runs[0].model.get("checksum") != checksum:
+        raise PrunusError(f"run {runs[0].run_id} is of other weights than {folder}: name a run of this checkpoint")
+    return runs[0]
 
 
 def find_dense(store: Store, checksum: str, ours: Run) -> Run | None:
     """The run of the dense model whose plan can be compared with that of ours; None if there is none."""
     dense = [one for one in store.begun() if one.model.get("checksum") == checksum and not history(one)]
-    found = [one for one in dense if not one.is_control and not plan_differences(ours, one)]
-    if len(found) > 1:
-        raise PrunusError(f"{store.path} has several runs of the dense model: choose one with --base: {listed(found)}")
-    return found[0] if found else None
+    candidates = [one for one in dense if not one.is_control and not plan_differences(ours, one)]
+    if len(candidates) > 1:
+        raise PrunusError(
+            f"{store.path} has several runs of the dense model: choose one with --base: {listed(candidates)}"
+        )
+    return candidates[0] if candidates else None

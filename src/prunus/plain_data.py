@@ -47,12 +47,12 @@ def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
     json takes the last value and other programs the first, so what is checked would not be what is used.
     """
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    data = dict(pairs)
+    if len(data) < len(pairs):
         names = [name for name, _ in pairs]
         twin = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"it has '{twin[:100]}' twice")
-    return found
+    return data
 
 
 def storable(text: str) -> str:
@@ -72,7 +72,7 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise ValueError(DEEP) from error
 
 
-class Lines:
+class LineNumbers:
     """The line numbers of a study file, found by table and key."""
 
     def __init__(self, text: str) -> None:
@@ -114,12 +114,12 @@ def suggestion(word: str, known: Iterable[str], elsewhere: Mapping[str, Iterable
 
 
 def canonical_json(data: Any) -> str:
-    """The JSON text that is hashed; equal data give the same text."""
+    """Stored: the JSON text that is hashed for ids; equal data give the same text."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def content_hash(data: Any, length: int = 12) -> str:
-    """The first `length` hex digits of the SHA-256 of the data's canonical JSON."""
+    """Stored: the first `length` hex digits of the SHA-256 of the data's canonical JSON."""
     return hashlib.sha256(canonical_json(data).encode()).hexdigest()[:length]
 
 

@@ -20,26 +20,26 @@ FILE = Path(__file__).parent / "data" / "held_out.txt"
 
 
 def question_digest(question: str) -> str:
-    """A hash of the question (16 hex digits) that ignores case, whitespace and Unicode normal forms."""
+    """Stored: a hash of the question (16 hex digits) that ignores case, whitespace and Unicode normal forms."""
     plain = " ".join(unicodedata.normalize("NFKC", question).casefold().split())
     return hashlib.sha256(plain.encode()).hexdigest()[:DIGITS]
 
 
 def question_key(question: str, choices: Sequence[str] = ()) -> str:
-    """The question_digest of a question with its choices in any order, which is the same in runs of any tool."""
+    """Stored: the question_digest of a question with its choices in any order, the same in runs of any tool."""
     return question_digest("\n".join([question, *sorted(choices)]))
 
 
 @cache
 def held_out() -> dict[str, str]:
     """{digest: name of its evaluation set, the first that has it}. In the file, `# NAME` precedes a set's digests."""
-    found, name = {}, ""
+    by_digest, name = {}, ""
     for line in FILE.read_text().splitlines():
         if line.startswith("# "):
             name = line[2:]
         else:
-            found.setdefault(line, name)
-    return found
+            by_digest.setdefault(line, name)
+    return by_digest
 
 
 def evaluation_set(digest: str) -> str | None:
@@ -104,11 +104,11 @@ def leaders(texts: Sequence[str], keys: Sequence[str]) -> list[int]:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    found, pairs = Questions(texts), list[tuple[int, int]]()
-    for names in (keys, found.whole):
+    questions, pairs = Questions(texts), list[tuple[int, int]]()
+    for names in (keys, questions.whole):
         seen = dict[str | int, int]()
         pairs += [(seen.setdefault(name, place), place) for place, name in enumerate(names) if name]
-    pairs += [(one, other) for one, other in found.nearly_equal() if not (keys[one] and keys[other])]
+    pairs += [(one, other) for one, other in questions.nearly_equal() if not (keys[one] and keys[other])]
     joined = coo_array((np.ones(len(pairs)), np.array(pairs, dtype=int).reshape(-1, 2).T), shape=2 * (len(texts),))
     first = dict[int, int]()
     return [first.setdefault(group, place) for place, group in enumerate(connected_components(joined)[1].tolist())]
@@ -132,8 +132,8 @@ _NAMES = re.compile(rf"{_NAME}(?:[\s.'’-]+{_NAME})+")
 def without_numbers_and_names(text: str) -> str:
     """A question with one number for all numbers, one name for every row of capitalised words, and one pronoun."""
 
-    def masked(found: re.Match[str]) -> str:
-        word = found[0]
+    def masked(match: re.Match[str]) -> str:
+        word = match[0]
         plain = word.casefold()
         if word[0].isdigit() or plain in _NUMBERS:
             return "0"

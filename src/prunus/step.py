@@ -182,7 +182,7 @@ class Step(ABC, Generic[R]):
     def calibrates(self, recipe: R) -> bool:
         """Whether it reads the calibration that the recipe names, unless saved statistics take its place."""
 
-    def foresee(self, recipe: R, source: "Checkpoint", out: Path, where: Where) -> Mapping[str, Any]:
+    def preview(self, recipe: R, source: "Checkpoint", out: Path, where: Where) -> Mapping[str, Any]:
         """What a dry run says of it where it follows other steps: fields of Planned, with `warnings`.
 
         source: the Checkpoint that these will leave. Raises PrunusError where it cannot be done.
@@ -235,7 +235,7 @@ def kind_of(recipe: AnyRecipe) -> Step[AnyRecipe]:
     return step_kind(action_of(recipe))
 
 
-def settled(steps: Sequence[AnyRecipe], history: Sequence[StepRecord] = ()) -> tuple[AnyRecipe, ...]:
+def with_defaults(steps: Sequence[AnyRecipe], history: Sequence[StepRecord] = ()) -> tuple[AnyRecipe, ...]:
     """The steps, with the defaults that depend on those before them. history: of the model that they are done to."""
     kinds = [*map(recorded_kind, history), *map(kind_of, steps)]
     settings = [*map(recipe_of, history), *map(vars, steps)]
@@ -254,11 +254,11 @@ def recipe_of(step: StepRecord) -> StepRecord:
     return recipe if isinstance(recipe, dict) else {}
 
 
-def numbers(step: StepRecord, of: str) -> tuple[int, int] | None:
+def before_and_after(step: StepRecord, of: str) -> tuple[int, int] | None:
     """What a manifest says of something before and after a step; None where it does not say, or is damaged."""
     counts = step.get(of)
-    found = [counts.get(key) for key in ("before", "after")] if isinstance(counts, Mapping) else []
-    match found:
+    pair = [counts.get(key) for key in ("before", "after")] if isinstance(counts, Mapping) else []
+    match pair:
         case [int(before), int(after)] if before > 0:
             return before, after
     return None

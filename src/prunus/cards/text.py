@@ -161,8 +161,8 @@ def signed(text: str) -> str:
 
 def is_ours(text: str) -> bool:
     """Whether a README is as Prunus has written it."""
-    found = _SIGNED.fullmatch(text)
-    return found is not None and _digest(found[1]) == found[2]
+    match = _SIGNED.fullmatch(text)
+    return match is not None and _digest(match[1]) == match[2]
 
 
 def _digest(text: str) -> str:
@@ -175,10 +175,10 @@ def read_metadata(readme: Path) -> dict[str, object]:
 
     try:
         header = _HEADER.match(readme.read_text("utf-8"))
-        found = yaml.safe_load(header[1]) if header else {}
+        data = yaml.safe_load(header[1]) if header else {}
     except (OSError, ValueError, RecursionError, yaml.YAMLError):  # a source's card is only a source of facts
         return {}
-    kept = {key: _value(found[key]) for key in (*KEPT, "base_model") if key in found} if isinstance(found, dict) else {}
+    kept = {key: _value(data[key]) for key in (*KEPT, "base_model") if key in data} if isinstance(data, dict) else {}
     return {key: value for key, value in kept.items() if value}
 
 
@@ -206,15 +206,15 @@ def metadata(card: Card) -> str:
         facts["base_model"] = card.base
         facts |= {"base_model_relation": relation} if relation else {}
     finished = card.results is not None and card.results.summary.unfinished is None
-    if card.results is not None and finished and (found := eval_results(card.results)):
-        facts |= {"model_name": one_line(card.title), "eval_results": found}
+    if card.results is not None and finished and (entries := eval_results(card.results)):
+        facts |= {"model_name": one_line(card.title), "eval_results": entries}
     return ModelCardData(**facts).to_yaml().strip()
 
 
 def tags(card: Card) -> list[str]:
     """Tags for the Hub's search."""
-    found = [tag for step in card.steps if step["action"] in STEPS for tag in recorded_kind(step).tags(step)]
-    return list(dict.fromkeys(["prunus", "pruned", *found]))
+    of_steps = [tag for step in card.steps if step["action"] in STEPS for tag in recorded_kind(step).tags(step)]
+    return list(dict.fromkeys(["prunus", "pruned", *of_steps]))
 
 
 def eval_results(results: Results) -> list[Any]:
@@ -309,8 +309,8 @@ def step_text(step: Data) -> str:
 def warnings_text(steps: Sequence[Data]) -> list[str]:
     """The warnings that the steps gave, each once."""
     names = [str(step[key]["name"]) for step in steps for key in ("source", "dense") if isinstance(step.get(key), dict)]
-    found = dict.fromkeys(redacted(str(text), names) for step in steps for text in step["warnings"])
-    return ["Warnings when it was made:", "\n".join(f"- {plain(text, LIMIT)}" for text in found)] if found else []
+    warnings = dict.fromkeys(redacted(str(text), names) for step in steps for text in step["warnings"])
+    return ["Warnings when it was made:", "\n".join(f"- {plain(text, LIMIT)}" for text in warnings)] if warnings else []
 
 
 def sparsity_text(card: Card) -> list[str]:
@@ -349,8 +349,8 @@ def results_text(card: Card, results: Results) -> list[str]:
     base_name = plain(card.origin.rpartition("/")[2])
     parts = ["## Accuracy against thinking budget"]
     if (state := results.summary.unfinished) is not None and results.contrast is None:
-        said, _, why = in_full(state).partition(": " if state.mixed else "; ")
-        parts.append(f"**{said.capitalize()}**: {why}.")
+        summary, _, why = in_full(state).partition(": " if state.mixed else "; ")
+        parts.append(f"**{summary.capitalize()}**: {why}.")
     if results.contrast is not None:
         parts += verdict_text(results.contrast, base_name)
     for task, curve in results.summary.tasks.items():
@@ -393,8 +393,8 @@ def verdict_text(contrast: Entry, base: str) -> list[str]:
     decided = f"{sure}{difference(contrast.primary)} points for this model alone ({about}; margin {margin})"
     text = f"**{verdict_in_words(contrast).capitalize()}**: {decided}."
     if contrast.contradicted_at:
-        found = (f"{at.verdict} at {at.budget} ({points(at.difference)})" for at in contrast.contradicted_at)
-        text += f" But {', '.join(found)}."
+        contradictions = (f"{at.verdict} at {at.budget} ({points(at.difference)})" for at in contrast.contradicted_at)
+        text += f" But {', '.join(contradictions)}."
     from prunus.results.verdicts import UNFINISHED, WORDS  # imports scipy, which cards without results do not need
 
     if contrast.scaling and contrast.scaling.word != UNFINISHED:
@@ -455,20 +455,20 @@ def plan_options(plan: Data) -> list[str]:
 
 def flags(given: Data, default: Data, of: type) -> list[str]:
     """Options for the values that are not the default ones. of: the class of the settings."""
-    settings, found = settings_of(of), list[str]()
+    settings, options = settings_of(of), list[str]()
     for key, value in given.items():
         if value is None or (key in default and value == default[key]):
             continue
         option = settings[key].option if key in settings else "--" + key.replace("_", "-")
         if isinstance(value, bool):
-            found.append(option if value else f"--no-{option[2:]}")
+            options.append(option if value else f"--no-{option[2:]}")
         elif key == "tasks":
-            found += [part for task in value for part in ("--task", public(str(task)))]
+            options += [part for task in value for part in ("--task", public(str(task)))]
         elif isinstance(value, list | tuple):
-            found += [option, ",".join(map(str, value))]
+            options += [option, ",".join(map(str, value))]
         else:
-            found += [option, shown(key, value)]
-    return found
+            options += [option, shown(key, value)]
+    return options
 
 
 def line(command: str, *words: str) -> str:

@@ -262,7 +262,7 @@ class Architecture:
         recording = self.probe = self._try_outputs(ids_NT)
         self._find_axes(recording.first)
         everything = [tree for call in recording.calls for tree in (call.args, call.kwargs)]
-        self.carried = {found for found in leaves(everything) if isinstance(found, Carried)}
+        self.carried = {leaf for leaf in leaves(everything) if isinstance(leaf, Carried)}
         for index, call in enumerate(self.record(ids_NT, poison=True).calls):
             if _has_nan((call.args, call.kwargs)):
                 raise Unstreamable(f"an argument of block {index} depends on earlier hidden states")
@@ -375,18 +375,20 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     whole = set(model._no_split_modules or ())
     count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
     lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
-    found = [
+    candidates = [
         (name, modules)
         for name, modules in lists
         if all(isinstance(m, GradientCheckpointingLayer) or type(m).__name__ in whole for m in modules)
     ]
-    found = found or [(n, m) for n, m in lists if len(m) == count and "." not in n.removeprefix("transformer.")]
-    if len(found) > 1:
-        found = [(name, modules) for name, modules in found if len(modules) == count] or found
-    if len(found) != 1:
-        listed = ", ".join(name for name, _ in found) or "none"
+    candidates = candidates or [
+        (n, m) for n, m in lists if len(m) == count and "." not in n.removeprefix("transformer.")
+    ]
+    if len(candidates) > 1:
+        candidates = [(name, modules) for name, modules in candidates if len(modules) == count] or candidates
+    if len(candidates) != 1:
+        listed = ", ".join(name for name, _ in candidates) or "none"
         raise Unstreamable(f"its list of blocks cannot be identified (candidates: {listed})")
-    return found[0]
+    return candidates[0]
 
 
 def leaves(tree: Any) -> Iterator[Any]:

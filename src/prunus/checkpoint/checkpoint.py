@@ -78,8 +78,8 @@ class Checkpoint(ModelFolder):
 
     def provenance(self, name: str | Path) -> dict[str, str]:
         """What a manifest records of this model; `dequantised`: how its weights were quantised."""
-        said = super().provenance(name)
-        return said if self.quantised is None else {**said, "dequantised": self.quantised}
+        record = super().provenance(name)
+        return record if self.quantised is None else {**record, "dequantised": self.quantised}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -162,9 +162,9 @@ class Checkpoint(ModelFolder):
         """The tensors of one block by their names within it. read: gives a stored tensor by its name on disk."""
         prefix = self.architecture.block_prefix(index)
         names = [prefix + local for local in self._block_names[index]]
-        found = self.names.read(names, read)
+        tensors = self.names.read(names, read)
         return split_tensors(
-            self._layouts[index], {name.removeprefix(prefix): found[name] for name in names if name in found}
+            self._layouts[index], {name.removeprefix(prefix): tensors[name] for name in names if name in tensors}
         )
 
     def as_stored(self, index: int, changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -251,8 +251,8 @@ class Checkpoint(ModelFolder):
     @property
     def config_dtype(self) -> torch.dtype | None:
         """The dtype that config.json names; None where it names none."""
-        found = getattr(self.config, "dtype", None) or getattr(self.text_config, "dtype", None)
-        return found if isinstance(found, torch.dtype) else None
+        dtype = getattr(self.config, "dtype", None) or getattr(self.text_config, "dtype", None)
+        return dtype if isinstance(dtype, torch.dtype) else None
 
     def _check_tensors(self) -> None:
         model = self.architecture.model
@@ -336,19 +336,19 @@ def dense_twin(source: Checkpoint, dense: str | Path | None) -> Checkpoint:
         raise PrunusError(f"{source.folder} has no manifest that says what it was pruned from; give --dense MODEL")
     name = history[0]["source"]["name"] if dense is None else dense
     try:
-        found = Checkpoint(resolve(name))
+        twin = Checkpoint(resolve(name))
     except PrunusError as error:
         if dense is not None:
             raise
         raise PrunusError(f"{source.folder} was made from '{name}': {error}; give --dense MODEL") from error
-    if found.folder.resolve() == source.folder.resolve():
-        raise PrunusError(f"{found.folder} is the pruned model itself; give the dense one as --dense")
-    if history and found.checksum() not in {step["source"]["checksum"] for step in history}:
+    if twin.folder.resolve() == source.folder.resolve():
+        raise PrunusError(f"{twin.folder} is the pruned model itself; give the dense one as --dense")
+    if history and twin.checksum() not in {step["source"]["checksum"] for step in history}:
         raise PrunusError(
-            f"{found.folder} has other weights than the model that {source.folder} was made from "
+            f"{twin.folder} has other weights than the model that {source.folder} was made from "
             f"({history[0]['source']['name']}); give that one as --dense"
         )
-    return found
+    return twin
 
 
 def architecture_of(folder: Path, config: "PreTrainedConfig") -> Architecture:
@@ -359,8 +359,8 @@ def architecture_of(folder: Path, config: "PreTrainedConfig") -> Architecture:
     known = config.to_json_string(use_diff=False).replace(json.dumps(str(config._name_or_path)), '""')
     if known not in _architectures:
         try:
-            found = Architecture(skeleton(config, torch.float32))
-            check_decoder(found)
+            architecture = Architecture(skeleton(config, torch.float32))
+            check_decoder(architecture)
         except Unstreamable as error:
             raise Unstreamable(f"{folder} ({config.model_type}) cannot be run block by block: {error}") from error
         except Exception as error:  # torch raises several types where sizes are too large
@@ -368,14 +368,14 @@ def architecture_of(folder: Path, config: "PreTrainedConfig") -> Architecture:
             raise PrunusError(f"{folder}: config.json asks for blocks that cannot be made: {reason}") from error
         while len(_architectures) >= _KEPT_ARCHITECTURES:
             del _architectures[next(iter(_architectures))]
-        _architectures[known] = found
+        _architectures[known] = architecture
     return _architectures[known]
 
 
 def stem_of(name: str, index: int) -> str:
     """The part of a tensor's name on disk before the number of its block."""
-    before, found, _ = f".{name}".partition(f".{index}.")
-    return f"{before}.".removeprefix(".") if found else name
+    before, separator, _ = f".{name}".partition(f".{index}.")
+    return f"{before}.".removeprefix(".") if separator else name
 
 
 def untied(folder: Path, name: str, other: str) -> PrunusError:

@@ -48,7 +48,7 @@ class Scheme(NamedTuple):
         groups = scales.shape[1] if len(scales.shape) == 2 else 1
         rows = scales.shape[0] if len(scales.shape) == 2 else 1
         dtype = str(DTYPES.get(scales.dtype, scales.dtype)).removeprefix("torch.")
-        said = {
+        checks = {
             f"format {self.form}": ("weight_packed" in parts) == (self.form == PACKED),
             f"num_bits {self.bits}": self.bits == bits or self.form == INTEGERS,
             f"group_size {self.group}": self.group is None or self.group * groups == shape_OI[1],
@@ -59,7 +59,7 @@ class Scheme(NamedTuple):
             "an actorder" if self.ordered else "no actorder": self.ordered == ("weight_g_idx" in parts),
             f"scale_dtype {self.scale}": self.scale in (None, dtype),
         }
-        return next((what for what, holds in said.items() if not holds), None)
+        return next((what for what, holds in checks.items() if not holds), None)
 
 
 def why_unreadable(settings: Mapping[str, Any]) -> str | None:

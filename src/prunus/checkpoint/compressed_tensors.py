@@ -49,11 +49,11 @@ class Format(NamedTuple):
 
     def tensors(self, linear: str, code_OI: Tensor, scale_OG: Tensor) -> dict[str, Tensor]:
         """A Linear's tensors, by their names. code_OI: int8."""
-        found = {f"{linear}.weight_scale": scale_OG}
+        scales = {f"{linear}.weight_scale": scale_OG}
         if self.bits == 8:
-            return found | {f"{linear}.weight": code_OI}
+            return scales | {f"{linear}.weight": code_OI}
         shape = torch.tensor(code_OI.shape)
-        return found | {f"{linear}.weight_packed": packed_words(code_OI), f"{linear}.weight_shape": shape}
+        return scales | {f"{linear}.weight_packed": packed_words(code_OI), f"{linear}.weight_shape": shape}
 
     def settings(self, ignore: Sequence[str]) -> dict[str, Any]:
         """The quantization_config of a model whose Linears are stored so, but for those of these names."""
@@ -121,14 +121,14 @@ def product(code_OI: Tensor, scale_OG: Tensor) -> Tensor:
 
 def linears_in(stored: Mapping[str, Stored]) -> dict[str, dict[str, Stored]]:
     """{Linear: {kind of tensor: where it is}} of quantised Linears, integers and scales first; none of activations."""
-    found: dict[str, dict[str, Stored]] = {}
+    linears: dict[str, dict[str, Stored]] = {}
     for name, tensor in stored.items():
         linear, _, kind = name.rpartition(".")
         is_numbers = kind == "weight_packed" or (kind == "weight" and tensor.dtype == "I8")
         if is_numbers and f"{linear}.weight_scale" in stored:
             names = {one: f"{linear}.{one}" for one in (kind, "weight_scale", *_OPTIONAL)}
-            found[linear] = {one: stored[name] for one, name in names.items() if name in stored}
-    return found
+            linears[linear] = {one: stored[name] for one, name in names.items() if name in stored}
+    return linears
 
 
 def shape_of(parts: Mapping[str, Stored]) -> tuple[int, int] | None:

@@ -26,7 +26,7 @@ RENAMED = {"torch_dtype": "dtype"}  # by transformers 5, which reads both
 
 
 def content_digest(folder: Path) -> str:
-    """16 hex digits of what a model computes with besides its weights, wherever its folder is.
+    """Stored: 16 hex digits of what a model computes with besides its weights, wherever its folder is.
 
     That is config.json with the quantisation, wherever that is described, but for NAMES; the tokenizer; the chat
     template, whichever file has it; and of a GGUF file its metadata, which llama.cpp reads instead.
@@ -63,13 +63,13 @@ def computing(content: Any) -> Any:
 
 def templates(folder: Path) -> dict[str, str]:
     """The chat templates of a folder by name, from the files in which transformers looks for them."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     if (folder / "tokenizer_config.json").is_file():
         given = read_object(folder / "tokenizer_config.json").get("chat_template")
         named = given if isinstance(given, list) else [{"name": "default", "template": given}] if given else []
-        found = {str(one.get("name")): str(one.get("template")) for one in named if isinstance(one, dict)}
+        texts = {str(one.get("name")): str(one.get("template")) for one in named if isinstance(one, dict)}
     if (folder / "chat_template.json").is_file():
-        found["chat_template.json"] = str(read_object(folder / "chat_template.json").get("chat_template"))
+        texts["chat_template.json"] = str(read_object(folder / "chat_template.json").get("chat_template"))
     files = [("default", folder / "chat_template.jinja")]
     files += [(file.stem, file) for file in sorted((folder / TEMPLATES).glob("*.jinja"))]
-    return found | {name: file.read_text("utf-8", "replace") for name, file in files if file.is_file()}
+    return texts | {name: file.read_text("utf-8", "replace") for name, file in files if file.is_file()}

@@ -113,21 +113,21 @@ def layouts_in(block: nn.Module) -> list[Layout]:
 
 def place_of(layouts: Iterable[Layout], name: str) -> tuple[Layout, int, str] | None:
     """(layout, expert, matrix) of a Linear or its weight, by its name within the block; None if it is of no expert."""
-    found = re.fullmatch(r"(.+)\.(\d+)\.(\w+_proj)(?:\.weight)?", name)
-    layout = next((layout for layout in layouts if found and layout.name == found[1]), None)
-    return None if layout is None or found is None else (layout, int(found[2]), found[3])
+    match = re.fullmatch(r"(.+)\.(\d+)\.(\w+_proj)(?:\.weight)?", name)
+    layout = next((layout for layout in layouts if match and layout.name == match[1]), None)
+    return None if layout is None or match is None else (layout, int(match[2]), match[3])
 
 
 def split_tensors(layouts: Iterable[Layout], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A block's tensors by name, with a view for each matrix of each expert instead of those of all experts."""
-    found = dict(tensors)
+    split = dict(tensors)
     for layout in layouts:
         for part in layout.parts:
             if (fused := layout.fused(part)) in tensors:
-                found.pop(fused, None)
+                split.pop(fused, None)
                 views = layout.view(part, tensors[fused]).unbind()
-                found |= {f"{layout.linear(number, part)}.weight": view for number, view in enumerate(views)}
-    return found
+                split |= {f"{layout.linear(number, part)}.weight": view for number, view in enumerate(views)}
+    return split
 
 
 def join_tensors(
@@ -138,11 +138,11 @@ def join_tensors(
     Views that split_tensors made are joined without a copy. read: gives such a tensor by its name within the block; it
     is called where some experts are not among tensors.
     """
-    found: dict[str, Tensor] = {}
+    joined: dict[str, Tensor] = {}
     parts: dict[str, list[tuple[Layout, int, str, Tensor]]] = {}
     for name, tensor in tensors.items():
         if (place := place_of(layouts, name)) is None:
-            found[name] = tensor
+            joined[name] = tensor
         else:
             parts.setdefault(place[0].fused(place[2]), []).append((*place, tensor))
     for fused, views in parts.items():
@@ -152,8 +152,8 @@ def join_tensors(
         for _, expert, part, tensor in views:
             if _place(view := layout.view(part, whole)[expert]) != _place(tensor):
                 view.copy_(tensor)
-        found[fused] = whole
-    return found
+        joined[fused] = whole
+    return joined
 
 
 def _whole_of(views: Collection[tuple[Layout, int, str, Tensor]]) -> Tensor:

@@ -46,11 +46,11 @@ class Dequantised(Computed):
 
     def read(self) -> Tensor:
         """The plain tensor."""
-        found, filled = torch.empty(self.elements, dtype=READABLE[self.dtype]), 0
+        values, filled = torch.empty(self.elements, dtype=READABLE[self.dtype]), 0
         for piece in self.pieces():
-            found[filled : filled + len(piece)] = piece
+            values[filled : filled + len(piece)] = piece
             filled += len(piece)
-        return found.view(self.shape)
+        return values.view(self.shape)
 
     def pieces(self) -> Iterator[Tensor]:
         """Yield its values flat, one expert or up to 1024 rows at a time. Raises PrunusError for NaN or infinity."""
@@ -91,30 +91,30 @@ def plain_tensors(
     """
     method = settings["quant_method"]
     if method == compressed_tensors.METHOD:
-        found = _from_integers(stored, dtype)
+        tensors = _from_integers(stored, dtype)
         if "config_groups" in settings:
-            _check_integers(found, settings)
-        return found
-    found = dict(stored)
+            _check_integers(tensors, settings)
+        return tensors
+    tensors = dict(stored)
     for name in stored:
         pair = _mxfp4_pair(name, stored) if method == "mxfp4" else _fp8_pair(name, stored)
         if pair is not None:
             plain, *parts = pair
             for part in parts:
-                found.pop(part, None)
-            found[plain] = _dequantised(method, {part: stored[part] for part in parts}, settings)
+                tensors.pop(part, None)
+            tensors[plain] = _dequantised(method, {part: stored[part] for part in parts}, settings)
         elif method == "fp8" and name.endswith(_OF_ACTIVATIONS):
-            del found[name]
-    return found
+            del tensors[name]
+    return tensors
 
 
 def _from_integers(stored: Mapping[str, Stored], dtype: torch.dtype | None) -> dict[str, Stored]:
     """The same for compressed-tensors, in dtype; None: in that of the scales."""
-    found = dict(stored)
+    tensors = dict(stored)
     names = {of: name for name, of in DTYPES.items()}
     for linear, kinds in compressed_tensors.linears_in(stored).items():
         for kind in (*kinds, *compressed_tensors.OF_ACTIVATIONS):
-            found.pop(f"{linear}.{kind}", None)
+            tensors.pop(f"{linear}.{kind}", None)
         numbers, scales = list(kinds.values())[:2]
         shape = compressed_tensors.shape_of(kinds)
         if shape is None or scales.dtype not in DTYPES:
@@ -122,13 +122,13 @@ def _from_integers(stored: Mapping[str, Stored], dtype: torch.dtype | None) -> d
         read_as = scales.dtype if dtype is None else names.get(dtype, scales.dtype)
         one = Dequantised(numbers.file, read_as, shape, numbers.start, numbers.end)
         one.parts, one.method = {f"{linear}.{kind}": p for kind, p in kinds.items()}, compressed_tensors.METHOD
-        found[f"{linear}.weight"] = one
-    return found
+        tensors[f"{linear}.weight"] = one
+    return tensors
 
 
-def _check_integers(found: Mapping[str, Stored], settings: Mapping[str, Any]) -> None:
+def _check_integers(tensors: Mapping[str, Stored], settings: Mapping[str, Any]) -> None:
     """Raise PrunusError where tensors of compressed-tensors are not as the quantization_config says."""
-    whole = {name.removesuffix(".weight"): one for name, one in found.items() if isinstance(one, Dequantised)}
+    whole = {name.removesuffix(".weight"): one for name, one in tensors.items() if isinstance(one, Dequantised)}
     kinds = {
         linear: {name.rpartition(".")[2]: part for name, part in one.parts.items()} for linear, one in whole.items()
     }
@@ -136,7 +136,7 @@ def _check_integers(found: Mapping[str, Stored], settings: Mapping[str, Any]) ->
     bits = {linear: compressed_tensors.bits_of(parts, shapes[linear]) for linear, parts in kinds.items()}
     plain = [
         name.removesuffix(".weight")
-        for name, one in found.items()
+        for name, one in tensors.items()
         if name.endswith(".weight") and len(one.shape) == 2 and not isinstance(one, Dequantised)
     ]
     try:
@@ -146,7 +146,7 @@ def _check_integers(found: Mapping[str, Stored], settings: Mapping[str, Any]) ->
     if fault is not None:
         linear, what = fault
         raise PrunusError(
-            f"{found[f'{linear}.weight'].file}: the quantization_config in config.json says of '{linear}' {what}, and"
+            f"{tensors[f'{linear}.weight'].file}: the quantization_config in config.json says of '{linear}' {what}, and"
             " its tensors are otherwise; fetch both again"
         )
 
@@ -176,10 +176,10 @@ def _is_rectangle(size: Any) -> bool:
 
 def parts_of(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     """The tensors on disk from which these are read: numbers and scales of dequantised ones, the others themselves."""
-    found: dict[str, Stored] = {}
+    parts: dict[str, Stored] = {}
     for name, stored in tensors.items():
-        found |= stored.parts if isinstance(stored, Dequantised) else {name: stored}
-    return found
+        parts |= stored.parts if isinstance(stored, Dequantised) else {name: stored}
+    return parts
 
 
 def _fp8_pair(name: str, stored: Mapping[str, Stored]) -> tuple[str, str, str] | None:
@@ -208,17 +208,17 @@ def _dequantised(method: str, parts: Mapping[str, Stored], settings: Mapping[str
         columns *= 2 if numbers.dtype == _PACKED_FP4 else 1
         shape = (*experts, rows, columns)
     size = settings.get("weight_block_size") or shape[-2:]
-    found = Dequantised(numbers.file, "BF16", shape, numbers.start, numbers.end)
-    found.parts, found.method, found.rectangle = parts, method, (int(size[0]), int(size[1]))
+    tensor = Dequantised(numbers.file, "BF16", shape, numbers.start, numbers.end)
+    tensor.parts, tensor.method, tensor.rectangle = parts, method, (int(size[0]), int(size[1]))
     if method != "mxfp4":
         table = _table(torch.empty(scales.shape, device="meta")).shape
-        sizes = zip(shape[-2:], table[-2:], found.rectangle, strict=True)
+        sizes = zip(shape[-2:], table[-2:], tensor.rectangle, strict=True)
         fits = all(_shared(*one) for one in sizes) and table[0] in (1, prod(experts))
     if not fits:
         raise PrunusError(
             f"{numbers.file}: the scales of '{name}', {scales.shape}, do not match its shape {numbers.shape}"
         )
-    return found
+    return tensor
 
 
 def _shared(size: int, scales: int, asked: int) -> int:

@@ -57,10 +57,10 @@ def whole_reader() -> Any:
 
     class WholeReader(library().GGUFReader):
         def _get(self, offset: int, dtype: Any, count: int = 1, *more: Any, **named: Any) -> Any:
-            found = super()._get(offset, dtype, count, *more, **named)
-            if len(found) != count:
+            values = super()._get(offset, dtype, count, *more, **named)
+            if len(values) != count:
                 raise ValueError("it ends early")
-            return found
+            return values
 
     return WholeReader
 
@@ -74,8 +74,8 @@ def read_gguf(path: Path) -> GgufFile:
     """The content of a file's header; PrunusError as open_reader."""
     if not path.is_file():
         raise PrunusError(f"{path} is not there, or not a file")
-    found = path.stat()
-    return _read(path, found.st_size, found.st_mtime_ns)
+    stat = path.stat()
+    return _read(path, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(4)  # reading a large vocabulary takes seconds
@@ -113,8 +113,8 @@ def check_places(tensors: Mapping[str, Stored], base: int, size: int, path: Path
 
 def metadata_digest(path: Path) -> str:
     """The SHA-256 of a file's metadata, without names and what Prunus says of its making; PrunusError as read_gguf."""
-    found = path.stat()
-    return _metadata_digest(path, found.st_size, found.st_mtime_ns)
+    stat = path.stat()
+    return _metadata_digest(path, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(4)

@@ -75,18 +75,18 @@ class BlockLinears(NamedTuple):
 @lru_cache(maxsize=8)
 def find_linears(architecture: Architecture) -> list[BlockLinears]:
     """The BlockLinears of every block."""
-    found: list[BlockLinears] = []
+    blocks: list[BlockLinears] = []
     known: dict[Any, BlockLinears] = {}
     carried: dict[Carried, Any] = {}
     with torch.inference_mode(False), torch.no_grad(), plain_experts(architecture):
         for index, (layer, call) in enumerate(zip(architecture.layers, architecture.probe.calls, strict=True)):
             kind = None if is_stateful(call) or architecture.carried else signature(layer)
             if kind is None or kind not in known:
-                found.append(_find_in_block(architecture, index, layer, call, carried))
-                known[kind] = found[-1]
+                blocks.append(_find_in_block(architecture, index, layer, call, carried))
+                known[kind] = blocks[-1]
             else:
-                found.append(known[kind])
-    return found
+                blocks.append(known[kind])
+    return blocks
 
 
 def shares_state(architecture: Architecture) -> bool:
@@ -239,11 +239,11 @@ def signature(layer: nn.Module) -> tuple[Any, ...]:
 
 def settings_of(layer: nn.Module) -> dict[str, Any]:
     """What distinguishes kinds of blocks: module classes, plain settings (not the block's index), parameter shapes."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for path, module in layer.named_modules():
-        found[path or "block"] = type(module).__name__
-        found |= {f"{path}.{n}".lstrip("."): value for n, value in vars(module).items() if _is_setting(n, value)}
-    return found | {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()}
+        settings[path or "block"] = type(module).__name__
+        settings |= {f"{path}.{n}".lstrip("."): value for n, value in vars(module).items() if _is_setting(n, value)}
+    return settings | {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()}
 
 
 def _is_setting(name: str, value: Any) -> bool:

@@ -96,8 +96,8 @@ def load_plain(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
         output_loading_info=True,
     )
     model, info = loaded
-    for name, found, wanted in sorted(info["mismatched_keys"]):
-        raise PrunusError(f"{folder}: '{name}' is {tuple(found)}, but config.json asks for {tuple(wanted)}")
+    for name, shape, wanted in sorted(info["mismatched_keys"]):
+        raise PrunusError(f"{folder}: '{name}' is {tuple(shape)}, but config.json asks for {tuple(wanted)}")
     for name in sorted(info["missing_keys"]):
         raise PrunusError(f"{folder} lacks the tensor '{name}' that its config.json asks for")
     known = {NUMBER.sub(".", name, count=1) for name in model.state_dict()}
@@ -133,9 +133,9 @@ def give_values(model: PreTrainedModel, checkpoint: Checkpoint, names: Iterable[
     """Set the tensors of a model with these names, and those tied to them, to their values in the checkpoint."""
     dtypes = dtypes_of(model, dtype)
     for name in names:
-        for found, tensor in checkpoint.names.read([name], checkpoint.read).items():
-            owner, inner = owner_of(model, found)
-            value = tensor.to(dtypes[found]) if tensor.is_floating_point() else tensor
+        for target, tensor in checkpoint.names.read([name], checkpoint.read).items():
+            owner, inner = owner_of(model, target)
+            value = tensor.to(dtypes[target]) if tensor.is_floating_point() else tensor
             is_buffer = inner in owner._buffers
             setattr(owner, inner, value if is_buffer else nn.Parameter(value, requires_grad=False))
     model.tie_weights()

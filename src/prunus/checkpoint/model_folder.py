@@ -48,7 +48,7 @@ def bytes_by_kind(tensors: Mapping[str, Stored], config: "PreTrainedConfig", qua
     A zero takes what any weight takes. A head that is stored although config ties it to the embedding is not loaded.
     quantised: whether some weights are.
     """
-    found: dict[str, int] = dict.fromkeys(("quantised", "scales", "embeddings", "head", "others"), 0)
+    sizes: dict[str, int] = dict.fromkeys(("quantised", "scales", "embeddings", "head", "others"), 0)
     text = config.get_text_config(decoder=True)
     for name, tensor in tensors.items():
         last, kind = name.rpartition(".")[2], "others"
@@ -58,10 +58,10 @@ def bytes_by_kind(tensors: Mapping[str, Stored], config: "PreTrainedConfig", qua
             kind = "scales"
         elif quantised and tensor.dtype not in DTYPES and last != "weight_shape":
             kind = "quantised"
-        found[kind] += tensor.nbytes
-    if found["embeddings"] and getattr(text, "tie_word_embeddings", False):
-        found["head"] = 0
-    return found
+        sizes[kind] += tensor.nbytes
+    if sizes["embeddings"] and getattr(text, "tie_word_embeddings", False):
+        sizes["head"] = 0
+    return sizes
 
 
 def in_text_part(
@@ -114,8 +114,8 @@ class ModelFolder:
     @property
     def context(self) -> int:
         """Most tokens of a sequence."""
-        found = getattr(self.text_config, "max_position_embeddings", None)
-        return UNLIMITED if found is None else int(found)
+        limit = getattr(self.text_config, "max_position_embeddings", None)
+        return UNLIMITED if limit is None else int(limit)
 
     @property
     def vocabulary(self) -> int:
@@ -130,15 +130,15 @@ class ModelFolder:
         """
         if self.quantised != "compressed-tensors":
             return sum(stored.elements for stored in self.tensors.values())
-        found = 0
+        count = 0
         for name, stored in self.tensors.items():
             linear, _, last = name.rpartition(".")
             shape = self.tensors.get(f"{linear}.weight_shape")
             if last == "weight_packed" and shape is not None and shape.elements == 2:  # else the reader refuses it
-                found += math.prod(shape.read().tolist())
+                count += math.prod(shape.read().tolist())
             elif last not in ("weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"):
-                found += stored.elements
-        return found
+                count += stored.elements
+        return count
 
     @property
     def nbytes(self) -> int:
@@ -205,7 +205,7 @@ class ModelFolder:
         return self.tensors[name].read()
 
     def checksum(self) -> str:
-        """The BLAKE3 of all weights (checksum.checksum_of). Raises PrunusError for NaN or infinity."""
+        """Stored: the BLAKE3 of all weights (checksum_of). Raises PrunusError for NaN or infinity."""
         return checksum_of(self.stored)
 
     def content(self) -> str | None:
@@ -221,10 +221,10 @@ class ModelFolder:
 
     def _check_positions(self) -> None:
         """Raise PrunusError where max_position_embeddings is no number of tokens that an engine could take."""
-        found = getattr(self.text_config, "max_position_embeddings", None)
-        if found is not None and not (isinstance(found, int | float) and 1 <= found <= MOST_POSITIONS):
+        limit = getattr(self.text_config, "max_position_embeddings", None)
+        if limit is not None and not (isinstance(limit, int | float) and 1 <= limit <= MOST_POSITIONS):
             raise PrunusError(
-                f"{self.folder}: config.json has max_position_embeddings = {str(found)[:100]}, which is not a number of"
+                f"{self.folder}: config.json has max_position_embeddings = {str(limit)[:100]}, which is not a number of"
                 f" tokens from 1 to {MOST_POSITIONS:,}: correct it, or fetch it again"
             )
 
@@ -266,9 +266,9 @@ def plain_config(written: Mapping[str, Any]) -> SimpleNamespace:
     """The content of a config.json with the attributes of transformers' configuration that ModelFolder uses."""
     inner = next((written[part] for part in TEXT_PARTS if isinstance(written.get(part), dict)), None)
     text = SimpleNamespace(**{**(written if inner is None else inner)})
-    found = SimpleNamespace(**written)
-    found.get_text_config = lambda decoder=True: text
-    return found
+    config = SimpleNamespace(**written)
+    config.get_text_config = lambda decoder=True: text
+    return config
 
 
 def quantisation_beside(folder: Path, written: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -279,8 +279,8 @@ def quantisation_beside(folder: Path, written: Mapping[str, Any]) -> dict[str, A
     if isinstance(older := written.get("compression_config"), dict):
         return {"quant_method": "compressed-tensors", **older}
     if (folder / MODELOPT).is_file():
-        found = read_object(folder / MODELOPT).get("quantization")
-        return {"quant_method": "modelopt", **found} if isinstance(found, dict) else None
+        settings = read_object(folder / MODELOPT).get("quantization")
+        return {"quant_method": "modelopt", **settings} if isinstance(settings, dict) else None
     return None
 
 
@@ -316,15 +316,15 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise PrunusError(f"{folder / INDEX} is damaged: it does not say which file holds which tensor; fetch it again")
-    found: dict[str, Stored] = {}
+    tensors: dict[str, Stored] = {}
     for file in sorted(set(weight_map.values())):
         path = folder / file
         if path.parent != folder or not path.is_file():
             raise PrunusError(f"{folder / INDEX} names {file}, which does not exist; fetch it again")
-        found |= {name: stored for name, stored in read_header(path).items() if weight_map.get(name) == file}
-    if missing := sorted(set(weight_map) - set(found)):
+        tensors |= {name: stored for name, stored in read_header(path).items() if weight_map.get(name) == file}
+    if missing := sorted(set(weight_map) - set(tensors)):
         raise PrunusError(f"{folder / weight_map[missing[0]]} lacks the tensor '{missing[0]}'; fetch it again")
-    return found
+    return tensors
 
 
 def _only_file(folder: Path) -> Path:

@@ -46,8 +46,8 @@ class Origin(NamedTuple):
 
     def of_number(self, number: int) -> "Origin":
         """The Origin with only the sources of this number, such as those of one expert; itself if none has numbers."""
-        found = [(pattern, name) for pattern, name in self.sources if _number_in(pattern, name) == str(number)]
-        return self._replace(sources=tuple(found)) if found else self
+        sources = [(pattern, name) for pattern, name in self.sources if _number_in(pattern, name) == str(number)]
+        return self._replace(sources=tuple(sources)) if sources else self
 
     def slices(self) -> "list[Origin]":
         """The Origins of the slices along the first axis, such as those of each expert; empty if there are none.
@@ -76,9 +76,9 @@ class Origin(NamedTuple):
         """Name on disk of a numbered tensor (an expert's) that is missing though others with its number exist."""
         names: dict[str, dict[str, str]] = {}  # pattern -> number -> the name with * in place of the number
         for pattern, name in self.sources:
-            found = re.search(numbered(pattern), name)
-            if found is not None and found.groups():
-                names.setdefault(pattern, {})[found[1]] = f"{name[: found.start(1)]}*{name[found.end(1) :]}"
+            match = re.search(numbered(pattern), name)
+            if match is not None and match.groups():
+                names.setdefault(pattern, {})[match[1]] = f"{name[: match.start(1)]}*{name[match.end(1) :]}"
         every = sorted({number for of_pattern in names.values() for number in of_pattern}, key=int)
         absent = [(of, number) for of in names.values() for number in every if number not in of]
         return next((next(iter(of.values())).replace("*", number) for of, number in absent), None)
@@ -139,14 +139,14 @@ class Names:
 
     def read(self, names: Collection[str], read: Callable[[str], Tensor]) -> dict[str, Tensor]:
         """Tensors of the model by name. read: returns a stored tensor by its name on disk; called only where needed."""
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for origin in self._origins_of(names):
             if origin.converter is None:
                 tensor = read(origin.sources[0][1])
-                found[origin.targets[0]] = tensor.T.contiguous() if origin.transposed else tensor
+                tensors[origin.targets[0]] = tensor.T.contiguous() if origin.transposed else tensor
             else:
-                found |= self.convert(origin, read)
-        return found | {name: found[self._alias[name]] for name in names if name in self._alias}
+                tensors |= self.convert(origin, read)
+        return tensors | {name: tensors[self._alias[name]] for name in names if name in self._alias}
 
     def as_stored(self, changed: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> dict[str, Tensor]:
         """The tensors to store for changed tensors of the model, by their names on disk, in their stored shapes.
@@ -154,18 +154,18 @@ class Names:
         Tensors that share an Origin with a changed one are read, to be stored with it. Raises PrunusError if
         transformers cannot reverse a conversion.
         """
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         changed = {self._alias.get(name, name): tensor for name, tensor in changed.items()}
         for origin in self._origins_of(changed):
             if origin.converter is None:
                 tensor = changed[origin.targets[0]]
-                found |= dict.fromkeys(origin.stored, tensor.T.contiguous() if origin.transposed else tensor)
+                tensors |= dict.fromkeys(origin.stored, tensor.T.contiguous() if origin.transposed else tensor)
                 continue
             whole = {name: changed[name] for name in origin.targets if name in changed}
             if len(whole) < len(origin.targets):
                 whole = self.convert(origin, read) | whole
-            found |= self._reverted(origin, whole)
-        return found
+            tensors |= self._reverted(origin, whole)
+        return tensors
 
     def _reverted(self, origin: Origin, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The stored tensors of an Origin, from the model's. Where slices are stored apart they are views of these."""
@@ -173,12 +173,12 @@ class Names:
         if slices:
             # Of one slice the conversion makes what is stored with number 0, whichever slice it is.
             ((name, whole_E),) = whole.items()
-            found: dict[str, Tensor] = {}
+            tensors: dict[str, Tensor] = {}
             for number, own in enumerate(slices):
                 made = self._revert(slices[0], {name: whole_E[number : number + 1]})
                 of_first = dict(slices[0].sources)
-                found |= {mine: made[of_first[pattern]] for pattern, mine in own.sources}
-            return found
+                tensors |= {mine: made[of_first[pattern]] for pattern, mine in own.sources}
+            return tensors
         return self._revert(origin, whole)
 
     def _revert(self, origin: Origin, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -192,8 +192,8 @@ class Names:
 
     def _origins_of(self, names: Iterable[str]) -> list[Origin]:
         stored_names = (self._alias.get(name, name) for name in names)
-        found = [self.origins[name] for name in stored_names if name in self.origins]
-        return list({origin.targets[0]: origin for origin in found}.values())
+        origins = [self.origins[name] for name in stored_names if name in self.origins]
+        return list({origin.targets[0]: origin for origin in origins}.values())
 
     def convert(self, origin: Origin, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
         """The tensors that transformers' conversion makes of an Origin's sources.
@@ -205,8 +205,8 @@ class Names:
         def made(some: Origin) -> dict[str, Tensor]:
             for pattern, name in some.sources:
                 converter.add_tensor(origin.targets[0], name, pattern, lambda name=name: read(name))
-            found = converter.convert(origin.targets[0], model=self._model, config=self._model.config)
-            return {name: value[0] if isinstance(value, list) else value for name, value in found.items()}
+            converted = converter.convert(origin.targets[0], model=self._model, config=self._model.config)
+            return {name: value[0] if isinstance(value, list) else value for name, value in converted.items()}
 
         slices = origin.slices()
         if len(slices) < 2:
@@ -224,8 +224,8 @@ class Names:
 
 def _number_in(pattern: str, name: str) -> str | None:
     """The number that stands for the * of a pattern in a name; None if the pattern has no *."""
-    found = re.search(numbered(pattern), name)
-    return found[1] if found is not None and found.groups() else None
+    match = re.search(numbered(pattern), name)
+    return match[1] if match is not None and match.groups() else None
 
 
 def numbered(pattern: str) -> str:

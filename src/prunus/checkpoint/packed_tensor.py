@@ -218,13 +218,13 @@ class PackedTensor(Computed):
 
     def _arrays(self) -> list[NDArray]:
         """The parts as bit patterns, starts as numbers. PrunusError if a checksum does not match."""
-        found = []
+        arrays = []
         for part, checksum in zip(self.parts, self.checksums, strict=True):
             array = np.fromfile(part.file, np.uint8, part.nbytes, offset=part.start)
             if zlib.crc32(array.data) != checksum:
                 raise damaged(self.file, "a checksum does not match")
-            found.append(array.view(PATTERNS[ITEMSIZES[part.dtype]]).reshape(part.shape))
-        return found
+            arrays.append(array.view(PATTERNS[ITEMSIZES[part.dtype]]).reshape(part.shape))
+        return arrays
 
 
 def bit_patterns(weight: Tensor) -> NDArray:

@@ -39,7 +39,7 @@ def resolve(model: str | Path) -> Path:
     model: `tiny` or `tiny-moe` (the reasoners inside the package; write ./tiny for a folder of that name), a folder, or
     a hub id such as org/name, which is downloaded into the hub's cache. Raises PrunusError if there is no such model.
     """
-    folder = _found("model", str(model), HUB_PATTERNS)
+    folder = _find_folder("model", str(model), HUB_PATTERNS)
     check_folder(folder)
     return folder
 
@@ -49,7 +49,7 @@ def resolve_tokenizer(name: str) -> Path:
 
     Raises PrunusError if there is none.
     """
-    folder = _found("tokenizer", name, SMALL_PATTERNS)
+    folder = _find_folder("tokenizer", name, SMALL_PATTERNS)
     check_regular(folder)
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise PrunusError(f"{folder} has no tokenizer (tokenizer.json); give the folder of the model's tokenizer")
@@ -59,12 +59,12 @@ def resolve_tokenizer(name: str) -> Path:
 def typed_path(path: str | Path) -> Path:
     """A path that the user or a file names, with ~ expanded; PrunusError if the system cannot look it up."""
     try:
-        found = Path(path).expanduser()
-        found.exists()
+        expanded = Path(path).expanduser()
+        expanded.exists()
     except (OSError, ValueError, RuntimeError) as error:  # too long, no permission, no such user
         reason = getattr(error, "strerror", None) or error
         raise PrunusError(f"'{str(path)[:200]}' cannot be opened: {reason}") from error
-    return found
+    return expanded
 
 
 def tiny_folder() -> Path:
@@ -81,7 +81,7 @@ def _built_in(name: str) -> Path:
     return Path(str(files("prunus"))) / "data" / name
 
 
-def _found(what: str, name: str, patterns: Sequence[str]) -> Path:
+def _find_folder(what: str, name: str, patterns: Sequence[str]) -> Path:
     """The folder of a built-in model, a folder or a hub id, of which files of these names are downloaded if need be."""
     folder = _built_in(name) if name in BUILT_IN else typed_path(name)
     if folder.exists():
@@ -143,10 +143,10 @@ def read_json(path: Path, **hooks: Any) -> Any:
 
 def read_object(path: Path) -> dict[str, Any]:
     """The content of a JSON file that must be an object, as all of a model's files are; else PrunusError."""
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise PrunusError(f"{path} is damaged: it holds a {type(found).__name__}, not a JSON object; fetch it again")
-    return found
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise PrunusError(f"{path} is damaged: it holds a {type(content).__name__}, not a JSON object; fetch it again")
+    return content
 
 
 def load_config(folder: Path) -> "PreTrainedConfig":
@@ -205,7 +205,7 @@ def check_ids(folder: Path) -> None:
 
     What is not as such files are is left to the libraries.
     """
-    found: list[tuple[Path, object]] = []
+    entries: list[tuple[Path, object]] = []
     for name in ("tokenizer.json", "vocab.json", "added_tokens.json", "tokenizer_config.json"):
         path = folder / name
         if not path.is_file() or not isinstance(content := read_json(path), dict):
@@ -220,8 +220,8 @@ def check_ids(folder: Path) -> None:
             ids += [one.get("id") for one in added if isinstance(one, dict)] if isinstance(added, list) else []
         else:
             ids = [*content.values()]
-        found += [(path, one) for one in ids]
-    for path, one in found:
+        entries += [(path, one) for one in ids]
+    for path, one in entries:
         if isinstance(one, int | float) and one >= MOST_IDS:
             raise PrunusError(f"{path} has a token with id {one}, more than any vocabulary has: fetch it again")
 
@@ -282,11 +282,11 @@ def load_end_ids(folder: Path, vocabulary: int) -> frozenset[int]:
     path = folder / "generation_config.json"
     if not path.is_file():
         return frozenset()
-    found = read_object(path).get("eos_token_id")
-    ids = found if isinstance(found, list) else [] if found is None else [found]
+    value = read_object(path).get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
     for token in ids:
         if type(token) is not int or token < 0:
-            raise PrunusError(f"{path}: eos_token_id must be a token id or a list of them, not {str(found)[:100]}")
+            raise PrunusError(f"{path}: eos_token_id must be a token id or a list of them, not {str(value)[:100]}")
     return frozenset(token for token in ids if token < vocabulary)
 
 

@@ -179,9 +179,9 @@ class Runner:
         """Read the tensors without values whose id() is wanted, and those tied to them."""
         model = self.architecture.model
         names = [name for name, t in model.state_dict(keep_vars=True).items() if t.is_meta and wanted(id(t))]
-        found = self._checkpoint.names.read(names, self._checkpoint.read)
+        tensors = self._checkpoint.names.read(names, self._checkpoint.read)
         known = model.state_dict()
-        state = {name: self._cast(name, sent(t, self.device)) for name, t in found.items() if name in known}
+        state = {name: self._cast(name, sent(t, self.device)) for name, t in tensors.items() if name in known}
         with torch.no_grad():
             model.load_state_dict(state, strict=False, assign=True)
             model.tie_weights()
@@ -262,13 +262,13 @@ def pick_device(device: str) -> torch.device:
 def dtypes_of(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
     """The dtype of each tensor when transformers loads a model in dtype; some stay in float32."""
     plan = model._get_dtype_plan(dtype)
-    found = {name: tensor.dtype for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     if plan:
         pattern, names, _ = build_glob_alternation(list(plan))
-        for name in found:
+        for name in dtypes:
             if (match := pattern.search(name)) is not None and match.lastgroup is not None:
-                found[name] = plan[names[match.lastgroup]]
-    return found
+                dtypes[name] = plan[names[match.lastgroup]]
+    return dtypes
 
 
 def states_in(calls: list[Call]) -> list[Any]:

@@ -183,13 +183,13 @@ def check_name(name: str) -> None:
         raise ValueError("a name is too long or cannot be printed")
 
 
-def whole_numbers(found: Any) -> tuple[int, ...]:
+def whole_numbers(value: Any) -> tuple[int, ...]:
     """A short list of non-negative integers from a header, as a tuple; ValueError if it is anything else."""
-    if not isinstance(found, list) or len(found) > _MAX_DIMENSIONS:
+    if not isinstance(value, list) or len(value) > _MAX_DIMENSIONS:
         raise ValueError("a short list of numbers was expected")
-    if not all(type(number) is int and 0 <= number < 1 << 63 for number in found):
+    if not all(type(number) is int and 0 <= number < 1 << 63 for number in value):
         raise ValueError("non-negative integers were expected")
-    return tuple(found)
+    return tuple(value)
 
 
 def entry_of(tensor: Tensor | Stored) -> Stored:
@@ -289,7 +289,7 @@ _FINGERPRINT_BYTES = 4096  # per tensor
 
 
 def checksum_of(tensors: Mapping[str, Stored]) -> str:
-    """The checksum of a model, in hexadecimal: BLAKE3 over names, dtypes, shapes and digests of all tensors.
+    """Stored: a model's checksum in hexadecimal: BLAKE3 over names, dtypes, shapes and digests of all tensors.
 
     It does not depend on how the weights are divided into files. Uses as many threads as torch. Raises PrunusError if a
     weight is NaN or infinite.
@@ -329,12 +329,12 @@ def digest(name: str, stored: Stored) -> bytes:
 
 @lru_cache(maxsize=1 << 16)
 def _digest(name: str, stored: Stored, _stamp: tuple[int, int]) -> bytes:
-    found = blake3()
+    hasher = blake3()
     for piece in stored.chunks():
-        found.update(piece)
+        hasher.update(piece)
         if stored.dtype in _INFINITY and not _finite(piece, stored.dtype):
             raise PrunusError(f"{stored.file}: '{name}' holds NaN or infinity; this model cannot be used")
-    return found.digest()
+    return hasher.digest()
 
 
 def forget() -> None:

@@ -41,12 +41,12 @@ from prunus.progress import Steps
 from prunus.recipes.drawing import PROFILE_FILE
 
 JOURNAL, LOCK, HIDDEN = "journal.json", "lock", "hidden.bin"
-EVIDENCE = "evidence.json"
+SCORES = "evidence.json"
 # Files of a model that are copied with the weights; other files in its folder are not.
 COPIED_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".md", ".tiktoken"}
 COPIED_NAMES = {"LICENSE", "NOTICE", Path(PROFILE_FILE).stem}
 CERTIFICATE = "certificate.json"  # of `find`, for one model and none that is made from it
-NOT_COPIED = {"config.json", INDEX, MANIFEST, CALIBRATION, EVIDENCE, JOURNAL, CERTIFICATE}
+NOT_COPIED = {"config.json", INDEX, MANIFEST, CALIBRATION, SCORES, JOURNAL, CERTIFICATE}
 # Weights up to this size are written to one file, as is usual for such models; larger ones to one file per block.
 SINGLE_FILE_BYTES = 2_000_000_000
 NO_TEXTS: Mapping[str, str] = MappingProxyType({})
@@ -103,7 +103,7 @@ class Partial:
         self.finished = False
 
     def __enter__(self) -> Self:
-        check_space(self.folder, self.needed - sum(path.stat().st_size for path in self._found()))
+        check_space(self.folder, self.needed - sum(path.stat().st_size for path in self._own_files()))
         missing = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         self.created_parents = [folder for folder in missing if folder != self.folder]
         self.lock = ExitStack()
@@ -243,18 +243,18 @@ class Partial:
         """Continue the unfinished work in the folder, or start; raise PrunusError if it belongs to other work."""
         remove_stale(self.folder)  # what was left before the first journal would be taken for other work
         journal = self.folder / JOURNAL
-        found = read_journal(journal)
-        ours = found.get("work") == content_hash(self.work)
-        if self._found() and not ours and not (self.overwrite and journal.exists()):
+        content = read_journal(journal)
+        ours = content.get("work") == content_hash(self.work)
+        if self._own_files() and not ours and not (self.overwrite and journal.exists()):
             raise PrunusError(
                 f"{self.folder} holds unfinished work of another recipe or model; delete it or add --overwrite"
             )
         if ours:
-            self.records = {int(index): record for index, record in found["blocks"].items()}
-            self.notes, self.shards, self.flushed = found["notes"], found["shards"], set(found.get("flushed", ()))
-            if not boot() or found.get("boot") != boot():  # after a power cut, only flushed blocks are on disk
+            self.records = {int(index): record for index, record in content["blocks"].items()}
+            self.notes, self.shards, self.flushed = content["notes"], content["shards"], set(content.get("flushed", ()))
+            if not boot() or content.get("boot") != boot():  # after a power cut, only flushed blocks are on disk
                 self.records = {index: record for index, record in self.records.items() if index in self.flushed}
-        for path in self._found():
+        for path in self._own_files():
             if path.is_dir():
                 shutil.rmtree(path)
             elif not ours or path.suffix == ".writing":
@@ -264,7 +264,7 @@ class Partial:
                 self._open_whole()
             self._write_journal()
 
-    def _found(self) -> list[Path]:
+    def _own_files(self) -> list[Path]:
         """The files in the folder except the lock."""
         return [path for path in self.folder.glob("*") if path.name != LOCK]
 
@@ -399,6 +399,6 @@ def copy_companions(source: Path, target: Path) -> None:
 
 def copy_records(source: Path, target: Path) -> None:
     """Copy the files that record how a checkpoint was made."""
-    for name in (MANIFEST, CALIBRATION, EVIDENCE):
+    for name in (MANIFEST, CALIBRATION, SCORES):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

@@ -98,10 +98,10 @@ def visible_warnings() -> Iterator[None]:
     record, warning = logging.getLogRecordFactory(), warnings.formatwarning
 
     def made(*given: Any, **rest: Any) -> logging.LogRecord:
-        found = record(*given, **rest)
+        entry = record(*given, **rest)
         with suppress(TypeError, ValueError):  # logging itself reports a message that does not fit its arguments
-            found.msg, found.args = visible(found.getMessage()), None
-        return found
+            entry.msg, entry.args = visible(entry.getMessage()), None
+        return entry
 
     logging.setLogRecordFactory(made)
     warnings.formatwarning = lambda *given, **rest: visible(warning(*given, **rest))

@@ -212,8 +212,8 @@ def engine_options(*without: str) -> Callable[[Any], Any]:
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
         def call(*given: Any, engine_args: str | None, **rest: Any) -> None:
-            told = {name: rest.pop(name) for name in names if name != "args"}
-            function(*given, engine=EngineOptions(parse_args(engine_args), **told), **rest)
+            chosen = {name: rest.pop(name) for name in names if name != "args"}
+            function(*given, engine=EngineOptions(parse_args(engine_args), **chosen), **rest)
 
         return all_of(made)(call)
 

@@ -34,7 +34,7 @@ from prunus.cli.common import (
     where_option,
 )
 from prunus.errors import PrunusError
-from prunus.evaluation.beforehand import check_plan
+from prunus.evaluation.preflight import check_plan
 from prunus.plain_data import Record
 from prunus.recipes import EvalPlan, PruneRecipe, TraceRecipe
 from prunus.settings import hints_of, settings_of
@@ -297,7 +297,7 @@ def find_command(
     if rungs is None or not rungs.endswith(".toml"):
         settings["seed"] = plan.seed
     check_plan(model, plan, engine, given["store"])
-    found = prunus.find(
+    result = prunus.find(
         model,
         out,
         plan,
@@ -311,20 +311,24 @@ def find_command(
     )
     from prunus.studies.find.found import Found  # it takes a while to import
 
-    show(found.to_json(), as_json, lambda _: print_found(found) if isinstance(found, Found) else print_ahead(found))
-    if isinstance(found, Found) and found.out is None:
+    show(
+        result.to_json(),
+        as_json,
+        lambda _: print_search(result) if isinstance(result, Found) else print_prospects(result),
+    )
+    if isinstance(result, Found) and result.out is None:
         sys.exit(NOTHING_FOUND)
 
 
-def print_ahead(ahead: "Prospects") -> None:
+def print_prospects(prospects: "Prospects") -> None:
     """Print what to expect of a search, and its ladder if that is one by bytes."""
-    progress.put("\n".join(ahead.lines))
-    if ahead.ladder is not None:
-        progress.put(f"the ladder, of which an edited copy may be given as --ladder FILE.toml:\n\n{ahead.ladder}")
+    progress.put("\n".join(prospects.lines))
+    if prospects.ladder is not None:
+        progress.put(f"the ladder, of which an edited copy may be given as --ladder FILE.toml:\n\n{prospects.ladder}")
 
 
-def print_found(found: "Found") -> None:
+def print_search(result: "Found") -> None:
     """Print what a search found, and what it took."""
-    progress.put("\n".join(found.claims) or f"no rung was certified, so {found.model} stays as it is")
-    full = f"; all rungs in full would have taken about {found.full_grid_tokens:,}"
-    progress.say(f"{found.tokens:,} tokens{full}" + (f"; written: {found.out}" if found.out else ""))
+    progress.put("\n".join(result.claims) or f"no rung was certified, so {result.model} stays as it is")
+    full = f"; all rungs in full would have taken about {result.full_grid_tokens:,}"
+    progress.say(f"{result.tokens:,} tokens{full}" + (f"; written: {result.out}" if result.out else ""))

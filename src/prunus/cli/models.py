@@ -137,7 +137,7 @@ def add_command(action: str, kind: Step) -> None:
         if "like" in given:
             check_together(dense="like")
         where = Where(**{name: given[name] for name in ways})
-        carry_out(kind, model, out, asked, where, "recover" in kind.options and given["recover"])
+        run_step(kind, model, out, asked, where, "recover" in kind.options and given["recover"])
 
     call.__doc__ = inspect.getdoc(kind)
     parts = [options(kind.recipe), *([recover_option] if "recover" in kind.options else []), options(Where, ways)]
@@ -145,7 +145,7 @@ def add_command(action: str, kind: Step) -> None:
     command("Make", action, *kind.examples)(all_of([model, out_argument, *parts])(call))
 
 
-def carry_out(kind: Step, model: str, out: Path, asked: Mapping[str, Any], where: Where, recovers: bool) -> None:
+def run_step(kind: Step, model: str, out: Path, asked: Mapping[str, Any], where: Where, recovers: bool) -> None:
     """Make the step that a user asks for with these settings, and possibly a recovery after it."""
     recipe = kind.asked(asked)
     if not recovers:

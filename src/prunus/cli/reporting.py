@@ -101,8 +101,8 @@ def compare_command(
     store: Path, base: str | None, others: tuple[str, ...], details: bool, as_json: bool, **margins: Any
 ) -> None:
     """Print paired differences to a base run, each with a verdict."""
-    found = prunus.compare(store, base, others or None, **margins)
-    show(found, as_json, lambda _: show_verdicts(found, details))
+    comparison = prunus.compare(store, base, others or None, **margins)
+    show(comparison, as_json, lambda _: show_verdicts(comparison, details))
 
 
 @command("Show", "card", "prunus card out/wanda-50 --store results.db --base-model Qwen/Qwen3-0.6B")
@@ -195,9 +195,9 @@ def verify_command(certificate: Path, store: Path, as_json: bool, **again: Any) 
     was removed. Exit code 1: something is not as the certificate says; it prints what.
     """
     check_together(seed="again")
-    found = prunus.verify(certificate, store, **again)
-    show(found.to_json(), as_json, lambda _: progress.put("\n".join(found.lines)))
-    for note in [*found.searches, *found.notes, found.unseen]:
+    verification = prunus.verify(certificate, store, **again)
+    show(verification.to_json(), as_json, lambda _: progress.put("\n".join(verification.lines)))
+    for note in [*verification.searches, *verification.notes, verification.unseen]:
         progress.say(note)
-    if found.differences:
+    if verification.differences:
         sys.exit(DIFFERS)

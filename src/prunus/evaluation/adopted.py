@@ -60,11 +60,11 @@ def say_adopted(rows: int, donor: Run) -> None:
 
 def stored_keys(store: Store, work: ResolvedPlan) -> set[Key]:
     """The rows of the plan that the store has, also those that the run would adopt."""
-    lacking, found = wanted(store, work), store.keys(work.run_id)
+    lacking, keys = wanted(store, work), store.keys(work.run_id)
     for donor in donors(work, store.runs()):
         if not donor.mixed:
-            found |= lacking & store.keys(donor.run_id)
-    return found
+            keys |= lacking & store.keys(donor.run_id)
+    return keys
 
 
 def wanted(store: Store, work: ResolvedPlan) -> set[Key]:

@@ -145,8 +145,8 @@ def force_budgets(
     reuse: think once under the largest budget and cut that chain for the smaller ones. It has no effect with
     rules.wait, since suppressing a stop changes the rest of the chain, nor with budget OFF.
     """
-    found = dict(force_budgets_as_completed(backend, chains, budgets, rules, reuse))
-    return [found[index] for index in range(len(chains))]
+    draws = dict(force_budgets_as_completed(backend, chains, budgets, rules, reuse))
+    return [draws[index] for index in range(len(chains))]
 
 
 def force_budgets_as_completed(
@@ -168,11 +168,11 @@ def force_budgets_as_completed(
     for lot in backend.lots(groups):
         for number in backend.completed(requests(lot), rules.sampling):
             index = number // len(lot)
-            found = draws.setdefault(index, {})
-            found.update(forced.pop(number).draws)
-            if len(found) == len(budgets):
+            by_budget = draws.setdefault(index, {})
+            by_budget.update(forced.pop(number).draws)
+            if len(by_budget) == len(budgets):
                 del draws[index]
-                yield index, [found[budget] for budget in budgets]
+                yield index, [by_budget[budget] for budget in budgets]
 
 
 class ForcedChain:
@@ -206,13 +206,13 @@ class ForcedChain:
         """The request to continue thinking after `before`. refused: number of stops suppressed so far."""
         chain, markers, used = self.chain, self.rules.markers, len(before.ids)
 
-        def then(found: Completion, cut: int | None) -> Request | None:
-            thinking = _joined(before, found.first(found.content))
+        def then(completion: Completion, cut: int | None) -> Request | None:
+            thinking = _joined(before, completion.first(completion.content))
             if cut is not None:
                 return self._answer(thinking, used + cut)
-            if (found.stopped is None and found.marker is None) or len(thinking.ids) > self.largest:
+            if (completion.stopped is None and completion.marker is None) or len(thinking.ids) > self.largest:
                 return None  # the chain was cut at the largest budget
-            ended_turn = found.stopped in markers.ends
+            ended_turn = completion.stopped in markers.ends
             if refused == self.rules.wait and markers.answer_in_chain:  # the chain is its own answer
                 return self._record(
                     self._natural(thinking.ids),
@@ -224,7 +224,7 @@ class ForcedChain:
                     ended_turn=True,
                 )
             if refused == self.rules.wait:
-                return self._answer(thinking, None, found.written, ended_turn)
+                return self._answer(thinking, None, completion.written, ended_turn)
             refusal = list(markers.refusal(thinking.ids))
             unsampled = Scores(*2 * [array("f", len(refusal) * [math.nan])])
             thinking = _joined(thinking, Completion(refusal, None, unsampled))
@@ -293,15 +293,15 @@ class ForcedChain:
         markers, context = self.rules.markers, self.rules.context
         wanted = cap + markers.answer_slack  # more than the cap, if the context has room, to see the answer's end
 
-        def then(found: Completion, _: int | None) -> None:
-            ended = (found.stopped is not None or found.marker is not None) and found.content <= cap
-            found = found if ended else found.first(cap)
+        def then(completion: Completion, _: int | None) -> None:
+            ended = (completion.stopped is not None or completion.marker is not None) and completion.content <= cap
+            completion = completion if ended else completion.first(cap)
             self._record(
                 budgets,
                 thinking,
-                found.first(found.content),
+                completion.first(completion.content),
                 answer_truncated=not ended,
-                reopened_think=contains(found.ids, markers.reopening) or markers.reopens(found.written),
+                reopened_think=contains(completion.ids, markers.reopening) or markers.reopens(completion.written),
                 answer_cap=cap,
                 **rest,
             )

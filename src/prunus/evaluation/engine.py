@@ -133,9 +133,9 @@ def in_background(function: Callable[[list[_T]], _R], items: Iterable[_T]) -> It
             waiting.append(item)
             calls.append(thread.submit(call))
             while calls and calls[0].done():
-                if (found := calls.popleft().result()) is not None:
-                    yield found
-    yield from (found for one in calls if (found := one.result()) is not None)
+                if (result := calls.popleft().result()) is not None:
+                    yield result
+    yield from (result for one in calls if (result := one.result()) is not None)
 
 
 class Pace:

@@ -17,10 +17,10 @@ from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.evaluation.adopted import adopt, adopt_some
 from prunus.evaluation.backends.served import ServedModel
-from prunus.evaluation.beforehand import check_plan, is_harness_task
 from prunus.evaluation.engine import Engine
 from prunus.evaluation.grading import GRADER_VERSION, Grader
 from prunus.evaluation.lm_eval import evaluate_harness
+from prunus.evaluation.preflight import check_plan, is_harness_task
 from prunus.evaluation.provenance import (
     begin,
     computed_otherwise,

@@ -91,8 +91,8 @@ def computed_otherwise(run: Run, backend: str, device: str) -> str | None:
 
         now |= described(torch.device(device_for(device)))
     here = {key: value for key, value in run.versions.items() if key in now}
-    found = differences(here, now)
-    return f"run {run.run_id} is complete; it was computed otherwise: here {'; '.join(found)}" if found else None
+    changes = differences(here, now)
+    return f"run {run.run_id} is complete; it was computed otherwise: here {'; '.join(changes)}" if changes else None
 
 
 def begin(store: Store, run: Run, mixed: bool) -> None:

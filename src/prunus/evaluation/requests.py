@@ -182,8 +182,8 @@ def follow_ups(request: Request, completion: Completion) -> list[Request]:
     if request.then is None:
         return []
     passed = [cut for cut in request.cuts if cut == 0 or cut < completion.content]
-    found = [request.then(completion.first(cut), cut) for cut in passed]
-    return [one for one in (*found, request.then(completion, None)) if one is not None]
+    at_cuts = [request.then(completion.first(cut), cut) for cut in passed]
+    return [one for one in (*at_cuts, request.then(completion, None)) if one is not None]
 
 
 class Outstanding:

@@ -86,10 +86,10 @@ class ResolvedPlan:
     @property
     def ids(self) -> dict[str, list[str]]:
         """The ids of the problems of each task."""
-        found: dict[str, list[str]] = {}
+        by_task: dict[str, list[str]] = {}
         for problem in self.problems:
-            found.setdefault(problem.task, []).append(problem.id)
-        return found
+            by_task.setdefault(problem.task, []).append(problem.id)
+        return by_task
 
     @property
     def planned(self) -> Planned:
@@ -123,7 +123,7 @@ def resolve_plan(
     problems: list[Problem] | None = None,
     prefix: bool = False,
 ) -> ResolvedPlan:
-    """The plan with problems, profile, sampling and caps for one model.
+    """Stored: as `plan`, with problems, profile, sampling and caps for one model; run ids are hashes of it.
 
     problems: None to load those of the plan's tasks. prefix: as of keeps_prefix.
 
@@ -217,7 +217,7 @@ def run_id_of(subject: Mapping[str, str], plan: Mapping[str, Any], about: Mappin
 
 
 def id_of(run: Run) -> str:
-    """The id that a stored run of a model without steps has, by what the store says of its model and plan."""
+    """Stored: the id of a stored run of a model without steps, by what the store says of its model and plan."""
     about = {key: run.model[key] for key in ("content", "serving") if run.model.get(key)}
     return run_id_of({"model": run.model["checksum"]}, run.plan, about)
 
@@ -231,7 +231,7 @@ def profile_of(
 
 
 def other_rows(rows: int, chains: int) -> int:
-    """A batch size with which this number of chains is decoded in other batches than with `rows`."""
+    """Stored: a batch size with which this number of chains is decoded in other batches than with `rows`."""
     return max(1, min(rows, chains) // 2) if rows > 1 else 2
 
 
@@ -313,7 +313,7 @@ def cut_into_batches(lengths: Sequence[int], samples: int, size: int) -> list[li
 
 
 def digest_of(problems: Sequence[Problem]) -> str:
-    """A hash of the problems (16 hex digits), by which a changed file becomes another run."""
+    """Stored: a hash of the problems (16 hex digits), by which a changed file becomes another run."""
     text = "\n".join(f"{problem.task}\t{problem.id}\t{problem.digest}" for problem in problems)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

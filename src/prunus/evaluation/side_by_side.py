@@ -39,7 +39,7 @@ def side_by_side(backend: Completer, lengths: Sequence[int], work: Work) -> list
     if not rest:
         return work(range(len(lengths)))
     others: list[ForkedPart] = []
-    count, found = backend.on_tokens, {}
+    count, results = backend.on_tokens, {}
 
     def count_all(*counts: int) -> None:
         count(*counts)
@@ -53,15 +53,15 @@ def side_by_side(backend: Completer, lengths: Sequence[int], work: Work) -> list
             others.append(ForkedPart(backend, work, part))
         if count is not no_progress:
             backend.on_tokens = count_all
-        found.update(zip(first, work(first), strict=True))
+        results.update(zip(first, work(first), strict=True))
         for part, other in zip(rest, others, strict=True):
-            found.update(zip(part, other.read(count, to_the_end=True), strict=True))
+            results.update(zip(part, other.read(count, to_the_end=True), strict=True))
     finally:
         backend.on_tokens = count
         torch.set_num_threads(threads)
         for other in others:
             other.end()
-    return [found[index] for index in range(len(lengths))]
+    return [results[index] for index in range(len(lengths))]
 
 
 def cut(lengths: Sequence[int], count: int) -> list[list[int]]:
@@ -93,11 +93,11 @@ class ForkedPart:
         """Pass on the numbers of tokens that the process has sent; its result, for which to_the_end waits."""
         try:
             while self.result is None and (to_the_end or self.connection.poll()):
-                found = self.connection.recv()
-                if isinstance(found, tuple):
-                    count(*found)
+                message = self.connection.recv()
+                if isinstance(message, tuple):
+                    count(*message)
                 else:
-                    self.result = found
+                    self.result = message
         except EOFError:
             self.process.join()
             raise PrunusError(
@@ -130,7 +130,7 @@ def serve(backend: Completer, work: Work, part: Sequence[int], connection: Conne
     if backend.on_tokens is not no_progress:
         backend.on_tokens = lambda *counts: connection.send(counts)
     try:
-        found: Any = work(part)
+        result: Any = work(part)
     except Exception as error:
-        found = error
-    connection.send(found)
+        result = error
+    connection.send(result)

@@ -95,7 +95,7 @@ def traces(
     then the chains stay in out.partial, so that a call that keeps all of them draws none again.
     """
     started, target = time.monotonic(), Path(out)
-    check_target(target, overwrite, recipe.tasks)
+    check_traces_file(target, overwrite, recipe.tasks)
     engine = engine or EngineOptions()
     engine.check(recipe.backend)
     if BACKENDS[recipe.backend].loads_itself:
@@ -117,23 +117,23 @@ def traces(
             with opened(recipe.backend, folder, device, len(work.tokenizer), engine) as backend:
                 backend.check(work)
                 draw(work, journal, backend)
-        found = [journal.chains[key] for key in keys]
-        kept = choose(found, recipe)
+        chains = [journal.chains[key] for key in keys]
+        kept = filter_chains(chains, recipe)
         if not kept:
-            raise PrunusError(f"none of {len(found)} chains passes the filters; all are kept in {journal.path}")
+            raise PrunusError(f"none of {len(chains)} chains passes the filters; all are kept in {journal.path}")
         write_text(target, "".join(json.dumps(trace) + "\n" for trace in kept))
         journal.path.unlink()
     return Traces(
         out=str(target),
         chains=len(kept),
-        drawn=len(found),
+        drawn=len(chains),
         correct=sum(trace["correct"] for trace in kept),
         tokens=sum(len(trace["token_ids"]) for trace in kept),
         seconds=time.monotonic() - started,
     )
 
 
-def check_target(target: Path, overwrite: bool, tasks: Sequence[str]) -> None:
+def check_traces_file(target: Path, overwrite: bool, tasks: Sequence[str]) -> None:
     """Raise PrunusError unless target can be written, and is none of the tasks' files."""
     if target.suffix != ".jsonl":
         raise PrunusError(f"{target} must end in .jsonl")
@@ -186,12 +186,12 @@ def trace_of(work: ResolvedPlan, index: int, drawn: Draw, sample: Sample) -> Tra
     }
 
 
-def choose(found: Sequence[Trace], recipe: TraceRecipe) -> list[Trace]:
+def filter_chains(chains: Sequence[Trace], recipe: TraceRecipe) -> list[Trace]:
     """The chains that pass the filters, by problem (in the order of their first chain), then by draw."""
-    place = {problem: at for at, problem in enumerate(dict.fromkeys(trace["problem_id"] for trace in found))}
+    place = {problem: at for at, problem in enumerate(dict.fromkeys(trace["problem_id"] for trace in chains))}
     kept = [
         trace
-        for trace in found
+        for trace in chains
         if trace["thinking_tokens"] >= recipe.min_tokens and (recipe.only == "all" or trace["correct"])
     ]
     return sorted(kept, key=lambda trace: (place[trace["problem_id"]], trace["draw"]))

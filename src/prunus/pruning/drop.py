@@ -96,11 +96,11 @@ def drop(
         if recipe.indices:
             planned(source, KeptBlocks.without(recipe.indices, source.blocks, []))
             removed = f"blocks {', '.join(map(str, recipe.indices))}"
-        ahead = job.ahead(needed, [*source.reading_notes, *warn_of(stray)])
-        return PlannedDrop(blocks=source.blocks - count, would_remove=removed, **ahead)
+        preview = job.preview(needed, [*source.reading_notes, *warn_of(stray)])
+        return PlannedDrop(blocks=source.blocks - count, would_remove=removed, **preview)
     with job.begun(needed, stray) as (partial, calibration):
         if "choice" not in partial.notes:
-            choice = choose(job, count, calibration)
+            choice = choose_blocks(job, count, calibration)
             check_outputs(source, choice, planned(source, choice), job.device)
             partial.resize(len(choice.kept))
             partial.note("choice", choice._asdict(), {})
@@ -134,7 +134,7 @@ def check_blocks(recipe: DropRecipe, source: Checkpoint) -> int:
 
 
 @torch.inference_mode()
-def choose(job: Job[DropRecipe], count: int, calibration: Calibration | None) -> KeptBlocks:
+def choose_blocks(job: Job[DropRecipe], count: int, calibration: Calibration | None) -> KeptBlocks:
     """The blocks to keep, by the recipe's indices or by its method."""
     if job.recipe.indices:
         return KeptBlocks.without(job.recipe.indices, job.source.blocks, [])

@@ -219,19 +219,19 @@ def check_numbers(form: Form, folder: Path) -> None:
 
 def sizes_of(source: Checkpoint, form: Form, pieces: Sequence[Piece], type: str) -> dict[str, int]:
     """Bytes of all tensors before and after; and after, by kind: integers, their scales, embeddings, head, others."""
-    found: dict[str, int] = dict.fromkeys(("quantised", "scales", "embeddings", "head"), 0)
-    found["others"] = sum(constant.nbytes for constant in form.constants.values())
+    sizes: dict[str, int] = dict.fromkeys(("quantised", "scales", "embeddings", "head"), 0)
+    sizes["others"] = sum(constant.nbytes for constant in form.constants.values())
     for piece in pieces:
         own = piece.form(type)
         size, scales = piece.nbytes(own), piece.elements // GROUP * 2
         if piece.name in OUTER:
-            found[OUTER[piece.name]] += size
+            sizes[OUTER[piece.name]] += size
         elif own.startswith("Q"):
-            found["quantised"] += size - scales
-            found["scales"] += scales
+            sizes["quantised"] += size - scales
+            sizes["scales"] += scales
         else:
-            found["others"] += size
-    return {"before": sum(source.engine_bytes.values()), "after": sum(found.values()), **found}
+            sizes["others"] += size
+    return {"before": sum(source.engine_bytes.values()), "after": sum(sizes.values()), **sizes}
 
 
 def nbytes_of(source: Checkpoint, recipe: GgufRecipe) -> int:
@@ -242,13 +242,13 @@ def nbytes_of(source: Checkpoint, recipe: GgufRecipe) -> int:
 def warnings_of(source: Checkpoint, pieces: Sequence[Piece], exact: int, type: str) -> list[str]:
     """What a user should know of the weights."""
     rounded = sum(piece.form(type) == "Q4_0" for piece in pieces) - exact
-    found = list(source.reading_notes) if exact == 0 else []
+    warnings = list(source.reading_notes) if exact == 0 else []
     if rounded:
-        found.append(
+        warnings.append(
             f"{rounded} tensors are rounded to nearest in 4 bits, each group on the best of several scales: `prunus"
             " quantize --bits 4 --group 32` before this loses less"
         )
-    return found
+    return warnings
 
 
 def finish_metadata(form: Form, recipe: GgufRecipe, manifest: Mapping[str, Any]) -> None:

@@ -230,10 +230,10 @@ class ModelFacts(Record):
 
     def to_json(self) -> dict[str, Any]:
         """The facts as plain data, without levels for structure and weights."""
-        found: dict[str, Any] = {}
+        data: dict[str, Any] = {}
         for key, value in super().to_json().items():
-            found |= value if key in ("structure", "weights") else {key: value}
-        return found
+            data |= value if key in ("structure", "weights") else {key: value}
+        return data
 
     def __repr__(self) -> str:
         return as_text("inspection_tables", {key: value for key, value in self.to_json().items() if key != "linears"})
@@ -308,12 +308,12 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None, tokens: int 
 def stored_facts(model: ModelFolder, refused: str | None, uses: Sequence[Use], tokens: int) -> ModelFacts:
     """Facts from the configuration, the headers of files and the manifest."""
     cache, loaded = model.cache_size(), model.engine_bytes
-    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
     return ModelFacts(
         folder=str(model.folder),
         family=model.config.model_type,
         language_model=model.config.get_text_config(decoder=True).model_type,
-        model_class=getattr(found, "__name__", None),
+        model_class=getattr(model_class, "__name__", None),
         transformers=version("transformers"),
         dtype=str(model.dtype).removeprefix("torch."),
         stored=storage(model),
@@ -331,18 +331,18 @@ def stored_facts(model: ModelFolder, refused: str | None, uses: Sequence[Use], t
 
 def gguf_facts(path: Path) -> GgufFacts:
     """Facts from the header of a GGUF file."""
-    found = read_gguf(path)
+    header = read_gguf(path)
     kinds: dict[str, int] = {}
-    for tensor in found.tensors.values():
+    for tensor in header.tensors.values():
         kinds[tensor.dtype] = kinds.get(tensor.dtype, 0) + tensor.nbytes
     return GgufFacts(
         file=str(path),
-        family=found.architecture,
+        family=header.architecture,
         stored="GGUF",
-        parameters=sum(tensor.elements for tensor in found.tensors.values()),
+        parameters=sum(tensor.elements for tensor in header.tensors.values()),
         weight_bytes=sum(kinds.values()),
         types=[TypeFacts(type=kind, bytes=nbytes) for kind, nbytes in kinds.items()],
-        history=[history_row(step) for step in found.manifest.get("history", [])],
+        history=[history_row(step) for step in header.manifest.get("history", [])],
     )
 
 
@@ -452,13 +452,13 @@ def history_row(step: Mapping[str, Any]) -> StepFacts:
 def describe_blocks(architecture: Architecture) -> Structure:
     """The structure of a model: groups are in the order of a forward pass, for each kind of block."""
     scope = PruneRecipe().scope
-    found = find_linears(architecture)
-    chosen = [[linear for linear in block.linears if is_in(scope, linear)] for block in found]
+    blocks = find_linears(architecture)
+    chosen = [[linear for linear in block.linears if is_in(scope, linear)] for block in blocks]
     prunable = sum(map(weights_of, chosen))
-    kinds = _kinds(found)
+    kinds = _kinds(blocks)
     dense = [row for block, indices in kinds for row in _dense(block, indices)]
     return Structure(
-        number_of_blocks=len(found),
+        number_of_blocks=len(blocks),
         scope=scope,
         prunable=prunable,
         of_parameters=prunable / sum(parameter.numel() for parameter in architecture.model.parameters()),
@@ -488,10 +488,10 @@ def _use(name: str, why_not: str = "", note: str = "") -> Use:
     return Use(use=name, possible=not why_not, note=why_not or note)
 
 
-def _kinds(found: Sequence[BlockLinears]) -> list[tuple[BlockLinears, list[int]]]:
+def _kinds(blocks: Sequence[BlockLinears]) -> list[tuple[BlockLinears, list[int]]]:
     """Kinds of blocks (with equal Linears) and the indices of each, in the order of their first block."""
     kinds: dict[str, tuple[BlockLinears, list[int]]] = {}
-    for index, block in enumerate(found):
+    for index, block in enumerate(blocks):
         kinds.setdefault(repr(block), (block, []))[1].append(index)
     return list(kinds.values())
 

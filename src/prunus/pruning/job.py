@@ -47,7 +47,7 @@ class PlannedJob(Planned):
     calibration: str
 
 
-class Ahead(TypedDict):
+class Preview(TypedDict):
     """The fields that PlannedJob has."""
 
     would_write: str
@@ -136,19 +136,19 @@ class Job(Generic[AnyRecipe]):
         """Whether anything is measured on the calibration tokens."""
         return self.needs_tokens
 
-    def ahead(self, needed: int, warnings: Sequence[str]) -> Ahead:
+    def preview(self, needed: int, warnings: Sequence[str]) -> Preview:
         """What every dry run says. needed: bytes of disk."""
         check_space(self.target.absolute(), needed)
-        calibration, found = "none needed", list[str]()
+        calibration, notes = "none needed", list[str]()
         if self.saved is not None:
             calibration = f"statistics of {self.saved.path}: {self.saved.summary['source']}"
         elif self.is_calibrated:
-            calibration, found = describe_calibration(self.recipe, self.source)
+            calibration, notes = describe_calibration(self.recipe, self.source)
         return {
             "would_write": str(self.target),
             "disk": show_bytes(needed),
             "calibration": calibration,
-            "warnings": [*found, *warnings],
+            "warnings": [*notes, *warnings],
         }
 
     @contextmanager
@@ -244,11 +244,11 @@ def counted(source: ModelFolder, steps: list[Mapping[str, Any]]) -> list[Zeros]:
         return []
     last = steps[-2] if steps[-1]["action"] == "recover" and len(steps) > 1 else steps[-1]
     shares = last.get("sparsity", {})
-    found: dict[str, Zeros] = {}
+    by_part: dict[str, Zeros] = {}
     for index in range(source.blocks if shares else 0):
         for linear in source.linears(index):
             if (share := shares.get(source.block_name(index, linear.summary_name))) is not None:
                 size = linear.shape_OI[0] * linear.shape_OI[1]
-                before = found.get(linear.kind, Zeros(linear.kind, 0, 0))
-                found[linear.kind] = Zeros(linear.kind, before.zeros + round(share * size), before.weights + size)
-    return list(found.values())
+                before = by_part.get(linear.kind, Zeros(linear.kind, 0, 0))
+                by_part[linear.kind] = Zeros(linear.kind, before.zeros + round(share * size), before.weights + size)
+    return list(by_part.values())

@@ -267,12 +267,12 @@ def _kth_and_lower(keys: NDArray[Any], k: int) -> tuple[Any, int]:
         tries += 1
         guess = int(sample[min(max(place, 0), len(sample) - 1)]) if tries <= _GUESSES else (below + limit) // 2
         guess = min(max(guess, below + 1), limit - 1)
-        found = sum(int(np.count_nonzero(keys[part] <= guess)) for part in _slices(0, len(keys)))
-        place += (k - found) // _SAMPLE_STEP
-        if found >= k:
+        count = sum(int(np.count_nonzero(keys[part] <= guess)) for part in _slices(0, len(keys)))
+        place += (k - count) // _SAMPLE_STEP
+        if count >= k:
             limit = guess
         else:
-            below, lower = guess, found
+            below, lower = guess, count
     return limit, lower
 
 
@@ -334,9 +334,9 @@ def _end(keys: NDArray[Any], limit: Any, count: int) -> int:
     """Index just after the count-th key that equals limit."""
     for part in _slices(0, len(keys)):
         equal = keys[part] == limit
-        if (found := int(np.count_nonzero(equal))) >= count:
+        if (matches := int(np.count_nonzero(equal))) >= count:
             return part.start + int(np.flatnonzero(equal)[count - 1]) + 1
-        count -= found
+        count -= matches
     raise AssertionError(f"{count} more of {limit} expected")
 
 

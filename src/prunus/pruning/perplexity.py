@@ -137,9 +137,11 @@ def cut(documents: Sequence[list[int]], seqlen: int) -> Iterator[list[int]]:
 
 def first_windows(windows: Iterator[list[int]], max_tokens: int | None) -> list[list[int]]:
     """The first windows with at most max_tokens tokens in total, but at least one."""
-    found = [*windows]
-    ends = accumulate(map(len, found))
-    return [ids for ids, end in zip(found, ends, strict=True) if max_tokens is None or end <= max_tokens] or found[:1]
+    all_windows = [*windows]
+    ends = accumulate(map(len, all_windows))
+    return [
+        ids for ids, end in zip(all_windows, ends, strict=True) if max_tokens is None or end <= max_tokens
+    ] or all_windows[:1]
 
 
 def find_head(network: Any) -> Architecture | None:

@@ -107,13 +107,13 @@ def remade(source: Checkpoint, settings: Mapping[str, Any]) -> PreTrainedModel:
 
 def growth(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
     """(axis, by how much it is longer) of each tensor whose shape differs; (-1, 0) where it differs otherwise."""
-    found: dict[str, tuple[int, int]] = {}
+    grown: dict[str, tuple[int, int]] = {}
     for name, tensor in before.items():
         old, new = tensor.shape, after[name].shape if name in after else ()
         axes = [axis for axis in range(len(old)) if len(old) == len(new) and old[axis] != new[axis]]
         if name not in after or old != new:
-            found[name] = (axes[0], new[axes[0]] - old[axes[0]]) if len(axes) == 1 else (-1, 0)
-    return found
+            grown[name] = (axes[0], new[axes[0]] - old[axes[0]]) if len(axes) == 1 else (-1, 0)
+    return grown
 
 
 # (the source's runner, that of the new model, a block's number, what both read, its batch) -> the outputs of both

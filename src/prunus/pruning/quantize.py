@@ -198,7 +198,7 @@ def quantize(
             linears=linears,
             size=size,
             before=before,
-            **job.ahead(needed, said_before(job)),
+            **job.preview(needed, early_warnings(job)),
         )
     with job.begun(needed, entries=lambda _: entries) as (partial, calibration), full_float32(job.device):
         with torch.no_grad():
@@ -207,7 +207,7 @@ def quantize(
         notes = [*(calibration.warnings if calibration else []), *(one for r in records for one in r["warnings"])]
         few = few_of(job.linears, records, "were rounded by their")
         fits = [Fit(**one["recovery"]) for one in records] if job.recipe.recover else []
-        warnings = [*said_before(job), *dict.fromkeys(notes), *few, *warnings_of(fits)]
+        warnings = [*early_warnings(job), *dict.fromkeys(notes), *few, *warnings_of(fits)]
         record = {
             "format": {"name": job.format.name, "bits": job.format.bits, "group": job.format.group},
             "bytes": sizes,
@@ -284,21 +284,26 @@ def describe_quantising(source: Checkpoint) -> list[Use]:
 
 def planned_entries(source: Checkpoint, linears: OnDisk, form: Format) -> dict[str, Stored]:
     """Tensors with the dtypes and shapes of the result's, by name."""
-    found = dict(source.tensors)
+    entries = dict(source.tensors)
     for names in linears:
         for linear, name in names.items():
-            del found[f"{name}.weight"]
-            found |= form.entries(name, linear.shape_OI)
-    return found
+            del entries[f"{name}.weight"]
+            entries |= form.entries(name, linear.shape_OI)
+    return entries
 
 
 def name_on_disk(source: Checkpoint, index: int, linear: Linear) -> str:
     """The name of a Linear's tensors on disk, without `.weight`; PrunusError unless its weight is a tensor there."""
-    found = source.weight_sources(index, linear.name)
+    sources = source.weight_sources(index, linear.name)
     origin = None if linear.experts else source.names.origin(source.block_name(index, f"{linear.name}.weight"))
     plain = origin is None or (origin.converter is None and not origin.transposed)
-    if len(found) == 1 and found[0].endswith(".weight") and source.tensors[found[0]].shape == linear.shape_OI and plain:
-        return found[0].removesuffix(".weight")
+    if (
+        len(sources) == 1
+        and sources[0].endswith(".weight")
+        and source.tensors[sources[0]].shape == linear.shape_OI
+        and plain
+    ):
+        return sources[0].removesuffix(".weight")
     raise PrunusError(
         f"{source.folder} ({source.config.model_type}) stores {source.block_name(index, linear.summary_name)} as a part"
         f" of another tensor or transposed, for which compressed-tensors has no form that {ENGINES} load"
@@ -343,11 +348,11 @@ def quantise_blocks(job: Quantising, partial: Partial, calibration: Calibration 
                 propagate(training.streams.dense, training.streams.dense.read_block(index), training.streams.wanted)
                 hidden = training.streams.own.copy(job.room_needed) if new else None
             if new:
-                found, record = quantise_block(job, runner, index, hidden, next(blocks), training is not None or last)
+                tensors, record = quantise_block(job, runner, index, hidden, next(blocks), training is not None or last)
                 if training is not None:
-                    trained, fitted = train_block(job, training, index, found)
-                    found, record = found | trained, record | {"recovery": fitted._asdict()}
-                partial.write_block(index, found, record)
+                    trained, fitted = train_block(job, training, index, tensors)
+                    tensors, record = tensors | trained, record | {"recovery": fitted._asdict()}
+                partial.write_block(index, tensors, record)
                 steps.advance()
             if runner is not None and not last and (training is not None or not new):
                 block = runner.make_block(index, source.read_block(index, job.as_read(partial.read_block(index))))
@@ -357,15 +362,15 @@ def quantise_blocks(job: Quantising, partial: Partial, calibration: Calibration 
 
 
 def train_block(
-    job: Quantising, training: Training, index: int, found: Mapping[str, Tensor | Stored]
+    job: Quantising, training: Training, index: int, quantised: Mapping[str, Tensor | Stored]
 ) -> tuple[dict[str, Tensor], Fit]:
-    """The trained scales and norms of a quantised block, by their names on disk. found: the block's tensors."""
+    """The trained scales and norms of a quantised block, by their names on disk. quantised: the block's tensors."""
     source, streams = job.source, training.streams
     tensors = source.read_block(index)
     block = streams.pruned.make_block(index, tensors)
     vectors = trainable(block, {name: tensor.dtype for name, tensor in tensors.items()}, ())
     scales = []
-    made = {name: tensor.to(job.device) for name, tensor in found.items() if isinstance(tensor, Tensor)}
+    made = {name: tensor.to(job.device) for name, tensor in quantised.items() if isinstance(tensor, Tensor)}
     for linear, on_disk in job.linears[index].items():
         code_OI = unpacked_words(made[f"{on_disk}.weight_packed"], linear.shape_OI[1])
         name = f"{on_disk}.weight_scale"
@@ -397,7 +402,7 @@ def quantise_block(
         block = runner.make_block(index, tensors)
         run = BlockRun(runner, block, index, hidden, list(linears), last, "hessian")
         groups = true_sequential(run)
-    found: dict[str, Tensor | Stored] = dict(job.source.block_tensors(index))
+    stored: dict[str, Tensor | Stored] = dict(job.source.block_tensors(index))
     warnings: dict[str, None] = {}
     pooled: dict[str, int] = {}
     ordered: Ordered | None = None
@@ -410,8 +415,8 @@ def quantise_block(
             if run is not None:
                 value_OI = product(made.code_OI, scale_OG).to(job.source.config_dtype or job.scale_dtype)
                 set_weight(run.block, linear, value_OI.to(run.runner.dtype))
-            del found[f"{on_disk}.weight"]
-            found |= job.format.tensors(on_disk, made.code_OI.cpu(), scale_OG.cpu())
+            del stored[f"{on_disk}.weight"]
+            stored |= job.format.tensors(on_disk, made.code_OI.cpu(), scale_OG.cpu())
             if ordered is not None and ordered.warning is not None:
                 warnings[ordered.warning] = None
             if inputs is not None and inputs.pooled is not None:
@@ -419,7 +424,7 @@ def quantise_block(
             weight_OI = inputs = None  # a Hessian can be as large as a weight, so free both before the next pass
         ordered = None
         return_freed_memory()
-    return found, {"warnings": [*warnings], **({"pooled": pooled} if pooled else {})}
+    return stored, {"warnings": [*warnings], **({"pooled": pooled} if pooled else {})}
 
 
 def order_of(inputs: InputStats | None, before: Ordered | None) -> Ordered | None:
@@ -435,15 +440,17 @@ def format_text(form: Format) -> str:
     return f"W{form.bits}A{8 if form.bits == 8 else 16}, {scales}"
 
 
-def said_before(job: Quantising) -> list[str]:
+def early_warnings(job: Quantising) -> list[str]:
     """Warnings that are known before the model is run."""
-    found, recipe = [], job.recipe
+    warnings, recipe = [], job.recipe
     if job.format.group is not None and job.format.group != recipe.sizes[0]:
         odd = next(one for of in job.linears for one in of if one.shape_OI[1] % recipe.sizes[0])
-        found.append(
+        warnings.append(
             f"groups have {job.format.group} inputs: {recipe.sizes[0]} does not divide the {odd.shape_OI[1]} of"
             f" {odd.summary_name}"
         )
     if job.saved is not None:
-        found.append("errors of earlier blocks are not made up for, since saved statistics know of no quantised blocks")
-    return found
+        warnings.append(
+            "errors of earlier blocks are not made up for, since saved statistics know of no quantised blocks"
+        )
+    return warnings

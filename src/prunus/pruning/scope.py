@@ -26,16 +26,16 @@ def linears_in_scope(source: Checkpoint, recipe: PruneRecipe) -> list[list[Linea
     """The Linears in scope, by block and in the order of a forward pass; raises PrunusError if there are none."""
     if reason := why_unprunable(source):
         raise PrunusError(f"{source.folder} ({source.config.model_type}): {reason}")
-    found = [
+    linears = [
         [linear for linear in source.linears(index) if is_in(recipe.scope, linear)] for index in range(source.blocks)
     ]
-    if not any(found):
+    if not any(linears):
         names = {"all": "Linear", "experts": "routed expert", "shared": "shared expert"}
         what = names.get(recipe.scope, f"Linear of its {recipe.scope}")
         raise PrunusError(
             f"{source.folder} ({source.config.model_type}) has no {what} that can be pruned; `prunus inspect` says why"
         )
-    return found
+    return linears
 
 
 def is_in(scope: str, linear: Linear) -> bool:

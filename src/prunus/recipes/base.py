@@ -72,7 +72,7 @@ class Recipe:
         check_settings(self)
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as plain data; tuples become lists."""
+        """Stored: the settings as plain data; tuples become lists."""
         late = {name: one.default for name, one in settings_of(type(self)).items() if one.late}
         data = {**self.STORED}
         data |= {name: value for name, value in asdict(self).items() if name not in late or value != late[name]}

@@ -324,12 +324,12 @@ def methods() -> Listing[MethodEntry]:
 
 def owners_of(declarations: Mapping[str, Declaration]) -> dict[str, list[tuple[str, Setting]]]:
     """{name of an option: [(owner, the owner's declaration of the option)]}."""
-    found: dict[str, list[tuple[str, Setting]]] = {}
+    owners: dict[str, list[tuple[str, Setting]]] = {}
     for owner, declaration in declarations.items():
         for option in declaration.options:
-            found.setdefault(option.name, []).append((owner, option))
-            first = found[option.name][0][1]
+            owners.setdefault(option.name, []).append((owner, option))
+            first = owners[option.name][0][1]
             assert (first.hint, first.default) == (option.hint, option.default), (
                 f"{owner} declares another {option.name}"
             )
-    return found
+    return owners

@@ -69,7 +69,7 @@ def report(
     overwrite), the base is ambiguous or missing, or no problem is finished.
     """
     out = Path(out)
-    check_target(out, overwrite)
+    check_page_file(out, overwrite)
     if figures is not None:
         pdf_converter()  # raises PrunusError immediately if the extra is not installed
     with Store(store) as opened:
@@ -79,7 +79,7 @@ def report(
     return out
 
 
-def check_target(out: Path, overwrite: bool) -> None:
+def check_page_file(out: Path, overwrite: bool) -> None:
     """Raise PrunusError if no page can be written to out."""
     if out.is_dir():
         raise PrunusError(f"'{out}' is a folder: name a file, such as {out / 'report.html'}")
@@ -148,7 +148,7 @@ def files_of(sections: Sequence[Section], figures: Path | None, tables: Path | N
 
     figures, tables: folders; None for neither. A number is appended to a name that occurs again.
     """
-    found: dict[Path, Content] = {}
+    files: dict[Path, Content] = {}
     for folder, made in (
         (figures, [(one.name, {"svg": one.svg, "pdf": one.pdf}) for of in sections for one in of.figures]),
         (tables, [(one.name, {"csv": one.csv, "tex": one.latex}) for of in sections for one in of.tables if one.rows]),
@@ -160,8 +160,8 @@ def files_of(sections: Sequence[Section], figures: Path | None, tables: Path | N
             short = slug(name)
             seen[short] += 1
             stem = short if seen[short] == 1 else f"{short}-{seen[short]}"
-            found |= {folder / f"{stem}.{kind}": content for kind, content in contents.items()}
-    return found
+            files |= {folder / f"{stem}.{kind}": content for kind, content in contents.items()}
+    return files
 
 
 def bar(data: ReportData, sections: Sequence[Section]) -> str:
@@ -189,18 +189,18 @@ def filter_styles(data: ReportData) -> str:
 
 def _filters(data: ReportData) -> dict[str, list[FilterBox]]:
     """{title: boxes} of every filter that has a choice."""
-    found = {
+    filters = {
         "Variants": _groups("f", ((one.style.family, one.style.index) for one in data.others)),
         "Verdict": _groups("w", ((one.contrast.verdict, one.style.index) for one in data.others if one.contrast)),
     }
-    found = {title: choices for title, choices in found.items() if len(choices) > 1}
+    filters = {title: choices for title, choices in filters.items() if len(choices) > 1}
     if len(data.tasks) > 1:
         tasks = [(f"k{k}", task, f".task:not(.task{k})") for k, task in enumerate(data.tasks, 1)]
         rules = [(id, task, f"body.with-{id} {others}{{display:none}}") for id, task, others in tasks]
-        found["Task"] = [("k0", "all", ""), *rules]
+        filters["Task"] = [("k0", "all", ""), *rules]
     if data.matches:
-        found["Figures"] = [("tp", "published", "body.without-tp .chart .pub{display:none}")]
-    return found
+        filters["Figures"] = [("tp", "published", "body.without-tp .chart .pub{display:none}")]
+    return filters
 
 
 def _groups(letter: str, runs: Iterable[tuple[str, int]]) -> list[FilterBox]:

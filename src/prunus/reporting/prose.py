@@ -149,41 +149,46 @@ def warnings(data: ReportData) -> list[str]:
     short = [(name, state) for name, state in states if state and not state.mixed]
     lacking = [f"{name} has {state.complete} of {state.planned} problems" for name, state in short]
     shown = [f"({one.run.run_id}) is left out" for one in others]
-    left_out = [text for text in data.comparison.warnings if not any(said in text for said in shown)]
-    found = [
+    left_out = [text for text in data.comparison.warnings if not any(part in text for part in shown)]
+    sentences = [
         f"Not finished: {joined(lacking, most=7)}. All numbers are for complete problems only; the same command resumes"
         " the run."
     ] * bool(lacking)
-    found += [*_legacy(data.base.run.plan), *_beyond(data.runs), *_leaks(data.runs), *map(sentence, grouped(left_out))]
+    sentences += [
+        *_legacy(data.base.run.plan),
+        *_beyond(data.runs),
+        *_leaks(data.runs),
+        *map(sentence, grouped(left_out)),
+    ]
     if (state := data.base.summary.unfinished) is not None and not data.others:
-        found.append(f"{data.base.style.label}: {in_full(state)}.")
-    found += grouped_problems(data.comparison.others)
-    found += filter(None, [corrected_for(data.comparison.looks)])
-    told = ((one.style.label, text) for one in data.others if one.contrast for text in one.contrast.warnings)
-    found += [f"{joined(names)}: {text}." for text, names in by_text(told).items()]
-    return [*found, *_endings(data.runs), *_versions(data.runs), *_makings(data.runs)]
+        sentences.append(f"{data.base.style.label}: {in_full(state)}.")
+    sentences += grouped_problems(data.comparison.others)
+    sentences += filter(None, [corrected_for(data.comparison.looks)])
+    pairs = ((one.style.label, text) for one in data.others if one.contrast for text in one.contrast.warnings)
+    sentences += [f"{joined(names)}: {text}." for text, names in by_text(pairs).items()]
+    return [*sentences, *_endings(data.runs), *_versions(data.runs), *_makings(data.runs)]
 
 
 def grouped_problems(entries: Sequence[Entry]) -> list[str]:
     """A sentence about each task of which some problems belong together."""
-    found = {}
+    sentences = {}
     for entry in entries:
         for task, part in entry.tasks.items():
             for cell in part.budgets.values():
                 if cell.problems is not None:
-                    found[task] = (
+                    sentences[task] = (
                         f"{task}: {observations(cell)}, of which each counts as one observation (equal or nearly equal"
                         " questions, or a group of the file); groups are assumed to be independent of each other."
                     )
-    return list(found.values())
+    return list(sentences.values())
 
 
-def by_text(told: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+def by_text(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     """The names of each text, from pairs of a name and a text."""
-    found: dict[str, list[str]] = {}
-    for name, text in told:
-        found.setdefault(text, []).append(name)
-    return found
+    names: dict[str, list[str]] = {}
+    for name, text in pairs:
+        names.setdefault(text, []).append(name)
+    return names
 
 
 def grouped(texts: Sequence[str]) -> list[str]:
@@ -229,17 +234,17 @@ def _leaks(runs: Sequence[ReportedRun]) -> list[str]:
 
 def _beyond(runs: Sequence[ReportedRun]) -> list[str]:
     """A sentence about each run under native control of which many chains thought beyond their budget."""
-    found = []
+    sentences = []
     for one in runs:
         cells = [(b, task, c.adherence) for task in one.summary.tasks for b, c in one.cells(task).items()]
         kept = [(kept.over, kept.used, budget, task) for budget, task, kept in cells if kept]
         over, used, budget, task = max(kept, default=(0.0, 0.0, 0, ""))
         if one.run.plan.get("control") == "native" and over > BEYOND:
-            found.append(
+            sentences.append(
                 f"{one.style.label}: up to {percent(over)} % of chains thought beyond their budget ({task}, budget"
                 f" {budget}, where the median chain used {percent(used)} % of it). Read its curve against tokens used."
             )
-    return found
+    return sentences
 
 
 def _legacy(plan: Mapping[str, Any]) -> list[str]:
@@ -271,8 +276,8 @@ def _endings(runs: Sequence[ReportedRun]) -> list[str]:
 def _makings(runs: Sequence[ReportedRun]) -> list[str]:
     """Warnings that were given when the models were made, each once with the labels of its models."""
     given = ((one.style.label, step.get("warnings")) for one in runs for step in history(one.run))
-    told = ((label, sentence(str(note))) for label, notes in given if isinstance(notes, list) for note in notes)
-    return [f"Warning from making {joined(names)}: {note}" for note, names in by_text(told).items()]
+    pairs = ((label, sentence(str(note))) for label, notes in given if isinstance(notes, list) for note in notes)
+    return [f"Warning from making {joined(names)}: {note}" for note, names in by_text(pairs).items()]
 
 
 def _versions(runs: Sequence[ReportedRun]) -> list[str]:

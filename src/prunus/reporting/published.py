@@ -152,7 +152,7 @@ def matches(runs: Iterable[tuple[RunStyle, Run, Summary]]) -> list[Match]:
 
     runs: (style, run, summary) of each run.
     """
-    found = []
+    pairs = []
     for style, run, summary in runs:
         variant = variant_of(run)
         if variant is None:
@@ -160,17 +160,17 @@ def matches(runs: Iterable[tuple[RunStyle, Run, Summary]]) -> list[Match]:
         theirs = [cell for cell in cells() if _same(variant, cell.variant)]
         for task, curve in summary.tasks.items():
             ours = curve.budgets
-            found += [
+            pairs += [
                 Match(style, task, cell, ours[cell.budget], str(run.plan.get("mode")))
                 for cell in theirs
                 if _key(cell.task) == _key(task) and cell.budget in ours
             ]
-    return found
+    return pairs
 
 
-def notes(found: Sequence[Match]) -> list[str]:
+def notes(matched: Sequence[Match]) -> list[str]:
     """The notes on the published cells that matched, each once."""
-    facts = [vars(match.theirs) | match.theirs.variant._asdict() for match in found]
+    facts = [vars(match.theirs) | match.theirs.variant._asdict() for match in matched]
     texts = []
     for note in about()["notes"]:
         wanted = {key: value for key, value in note.items() if key != "text"}

@@ -171,9 +171,9 @@ class ReportData:
                 samples, by_task = rows(other.run_id)
                 there = ReportedRun(other, one.style, samples, describe(other, by_task), None)
                 both.append(sorted([one, there], key=lambda run: MODES.index(run.run.plan["mode"])))
-        found = matches([(one.style, one.run, one.summary) for one in reported]) if published else None
+        matched = matches([(one.style, one.run, one.summary) for one in reported]) if published else None
         gold = {problem_id: problem.gold for problem_id, problem in store.problems().items()}
-        return cls(reported, comparison, both, found, gold, tokens)
+        return cls(reported, comparison, both, matched, gold, tokens)
 
     @property
     def base(self) -> ReportedRun:

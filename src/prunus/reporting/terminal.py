@@ -152,15 +152,15 @@ def _is_as_run(comparison: Comparison) -> bool:
 def _notes(comparison: Comparison, names: Sequence[str]) -> list[Text]:
     """What rounding alone does, if that was measured, and the warnings. names: of all runs, the base first."""
     notes = [*grouped(comparison.warnings), *grouped_problems(comparison.others)]
-    family = [Text(said)] if (said := corrected_for(comparison.looks)) else []
+    family = [Text(sentence)] if (sentence := corrected_for(comparison.looks)) else []
     cut = "the accuracy holds only because chains are cut; fewer end by themselves than base's"
-    told = (
+    pairs = (
         (name, text)
         for name, entry in zip(names[1:], comparison.others, strict=True)
         for text in (*entry.warnings, *[cut] * entry.relies_on_cutting)
     )
-    notes += [f"{joined(group)}: {text}" for text, group in by_text(told).items()]
-    measured = [Text(f"{said}.")] if (said := rounding(comparison)) else []
+    notes += [f"{joined(group)}: {text}" for text, group in by_text(pairs).items()]
+    measured = [Text(f"{sentence}.")] if (sentence := rounding(comparison)) else []
     return [*measured, *family, *(Text(f"warning: {visible(note)}") for note in notes)]
 
 
@@ -293,8 +293,8 @@ def allocation_table(data: Data) -> RenderableType:
     title = Text(f"{data['allocation']}: sparsity{scope} in % by block, {percent(data['sparsity'])} in all", "bold")
     notes = [Text(f"warning: {visible(note)}") for note in data["warnings"]]
     if stability := data["evidence"]["details"].get("split_half_spearman"):
-        found = ", ".join(f"{value:.2f}{_of_part(part)}" for part, value in stability.items())
-        notes.insert(0, Text(f"Spearman correlation of the scores from two halves of the data: {found}."))
+        listed = ", ".join(f"{value:.2f}{_of_part(part)}" for part, value in stability.items())
+        notes.insert(0, Text(f"Spearman correlation of the scores from two halves of the data: {listed}."))
     return Group(title, table, Text(f"A bar of {BAR_WIDTH} columns is 100 %."), *notes)
 
 

@@ -101,10 +101,10 @@ class Declaration(Record):
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
         """The declaration that was written as this plain data. Raises ValueError if it would be written otherwise."""
-        found = super().of(data)
-        if canonical_json(found.to_json()) != canonical_json(data):
+        declaration = super().of(data)
+        if canonical_json(declaration.to_json()) != canonical_json(data):
             raise ValueError("it is not as a search declares it")
-        return found
+        return declaration
 
     @cached_property
     def search_id(self) -> str:

@@ -41,7 +41,7 @@ from prunus.statistics.betting import ALPHA
 from prunus.store.labels import Identity, history, identity, listed, serving_of
 from prunus.store.rows import FIRST_PROTOCOL, Removed, Run, Table, tables
 from prunus.store.stages import removed_before
-from prunus.store.starts import how_mixed, made_otherwise
+from prunus.store.starts import how_mixed, run_differences
 from prunus.store.store import Store
 
 METHOD = {
@@ -179,29 +179,29 @@ def compare_runs(
     chosen, warnings = _choose(base, runs, may_leave_out)
     kin = kin_of(base, chosen, stored, removed, _alike)
     base_tables = tables_of(base.run_id)
-    base_state, found, shown = unfinished(base, base_tables), list[_Found](), 0
+    base_state, compared, shown = unfinished(base, base_tables), list[_Compared](), 0
     for place, run in enumerate((*chosen, *kin.hidden)):
-        one = _found(base, run, base_state, base_tables, tables_of(run.run_id))
+        one = _compare_one(base, run, base_state, base_tables, tables_of(run.run_id))
         if one.pairs:
-            found.append(one)
+            compared.append(one)
             shown += place < len(chosen)
         elif place < len(chosen) and may_leave_out:
             warnings.append(f"{_name(run)} is left out: it shares no finished problem with {_name(base)}")
         elif place < len(chosen):
             first = "their questions differ" if base.imported or run.imported else "evaluate both first"
             raise PrunusError(f"{_name(run)} shares no finished problem with {_name(base)}: {first}")
-    family = Family([slot_of(one.run) for one in found], kin.unseen, kin.bases)
+    family = Family([slot_of(one.run) for one in compared], kin.unseen, kin.bases)
     cells = [
         _cells(base, one, (margin, stop_margin), resamples, family.size if place < shown else None)
-        for place, one in enumerate(found)
+        for place, one in enumerate(compared)
     ]
-    entries = _entries(found, cells, family, shown, (margin, stop_margin))
+    entries = _entries(compared, cells, family, shown, (margin, stop_margin))
     if entries and (note := wide_margin(margin, min(entry.primary.base_accuracy for entry in entries))) is not None:
         warnings.append(note)
     ends = [entry.stopping.endings[ENDS] for entry in entries if ENDS in entry.stopping.endings]
     if ends and (note := rare_endings(stop_margin, min(cell.base_share for cell in ends))) is not None:
         warnings.append(note)
-    seeds = [(one.run, one.pairs) for one in found if not one.lacking]
+    seeds = [(one.run, one.pairs) for one in compared if not one.lacking]
     return Comparison(
         base=Base(**vars(identity(base)), unfinished=base_state),
         others=entries,
@@ -216,7 +216,7 @@ def compare_runs(
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Compared:
     """A run and what of it is compared, before it is judged with the others."""
 
     run: Run
@@ -226,9 +226,9 @@ class _Found:
     grown: Growth | None
 
 
-def _found(
+def _compare_one(
     base: Run, run: Run, base_state: Unfinished | None, base_tables: Mapping[str, Table], other: Mapping[str, Table]
-) -> _Found:
+) -> _Compared:
     state = unfinished(run, other)
     lacking = (state and replace(state, base=False)) or (base_state and replace(base_state, base=True))
     pairs, notes = _pairs(base_tables, other, _orders(base, run, base_tables, lacking), bool(lacking))
@@ -240,11 +240,11 @@ def _found(
         notes.insert(0, f"{in_words(lacking)}: no verdict is given, since {why}")
         estimated = any(one.planned and one.planned.order is None for one in (base, run))
         notes += [ESTIMATED] * (estimated and not lacking.mixed)
-    return _Found(run, pairs, notes, lacking, grown)
+    return _Compared(run, pairs, notes, lacking, grown)
 
 
 def _entries(
-    found: Sequence[_Found],
+    compared: Sequence[_Compared],
     cells: Sequence[Sequence[Cells]],
     family: Family,
     shown: int,
@@ -253,10 +253,12 @@ def _entries(
     """The entry of each of the first runs, with what depends on all of them together."""
     runs = judged(cells, family)
     endings = at_largest([parts[-1] for parts in runs], family)
-    return [_entry(*one, margins) for one in [*zip(found, runs, endings, strict=True)][:shown]]
+    return [_entry(*one, margins) for one in [*zip(compared, runs, endings, strict=True)][:shown]]
 
 
-def _entry(one: _Found, parts: Sequence[Part], endings: Mapping[str, Ending], margins: tuple[Margin, Margin]) -> Entry:
+def _entry(
+    one: _Compared, parts: Sequence[Part], endings: Mapping[str, Ending], margins: tuple[Margin, Margin]
+) -> Entry:
     margin, stop_margin = margins
     tasks, whole = dict(zip(one.pairs, parts, strict=False)), parts[-1]
     word, stops = verdict(whole.auc), endings[ENDS].verdict if ENDS in endings else None
@@ -321,9 +323,9 @@ def _choose(base: Run, runs: Iterable[Run], may_leave_out: bool) -> tuple[list[R
         return list(by_id.values()), []
     others = [run for run in by_id.values() if run.run_id != base.run_id and not run.is_control]
     others = [run for run in others if not more_draws(run, base)]  # which are draws of the base itself
-    found = [(run, plan_differences(base, run)) for run in others]
-    left_out = [f"{_name(run)} is left out: {why}; name it to compare" for run, why in found if why]
-    return [run for run, why in found if not why], left_out
+    checked = [(run, plan_differences(base, run)) for run in others]
+    left_out = [f"{_name(run)} is left out: {why}; name it to compare" for run, why in checked if why]
+    return [run for run, why in checked if not why], left_out
 
 
 def more_draws(run: Run, other: Run) -> bool:
@@ -385,7 +387,7 @@ def plan_differences(base: Run, other: Run, but: Collection[str] = ()) -> str:
         tool = (base if base.imported else other).plan.get("tool")
         return f"one is a log of {tool}, with its own prompts, limits and grades"
     keys = sorted((base.plan.keys() | other.plan.keys()) - HARMLESS - set(but))
-    found = []
+    differences = []
     for key in keys:
         ours, theirs = other.plan.get(key), base.plan.get(key)
         if key in ("context", "off", "native") and None in (ours, theirs):
@@ -395,11 +397,11 @@ def plan_differences(base: Run, other: Run, but: Collection[str] = ()) -> str:
             ours, theirs = ours or "forced", theirs or "forced"
         if key == "problems" and ours != theirs:  # hashes; what made them differ is in no key but, perhaps, the limit
             key, (ours, theirs) = "limit", (run.plan.get("limit") or "all" for run in (other, base))
-            found += ["problems differ"] if ours == theirs else []
+            differences += ["problems differ"] if ours == theirs else []
         if ours != theirs:
             short = len(f"{ours}{theirs}") <= 60
-            found.append(f"{key} is {ours}, not {theirs}" if short else f"{key} differs")
-    return ", ".join(found)
+            differences.append(f"{key} is {ours}, not {theirs}" if short else f"{key} differs")
+    return ", ".join(differences)
 
 
 def _plan_notes(base: Run, other: Run) -> list[str]:
@@ -408,7 +410,7 @@ def _plan_notes(base: Run, other: Run) -> list[str]:
         notes.append(f"plans differ, so the difference is not the model's alone: {differences}")
     if base.imported or other.imported:
         return notes  # the plans say which tool graded
-    if apart := made_otherwise(base, other):
+    if apart := run_differences(base, other):
         notes.append(f"computed otherwise than the base: {', '.join(apart)}, so the difference may be theirs")
     graders = [run.versions.get("grader") for run in (base, other)]
     if graders[0] != graders[1] or " and " in str(graders[0]):
@@ -424,12 +426,12 @@ def _plan_notes(base: Run, other: Run) -> list[str]:
 
 def _orders(base: Run, other: Run, tables: Mapping[str, Table], lacking: Unfinished | None) -> dict[str, Sequence[str]]:
     """The `orders` of _pairs: of an unfinished run that of the plan, else that in which `find` takes problems."""
-    how, found = other.adaptive or base.adaptive, of_both(base, other)
+    how, orders = other.adaptive or base.adaptive, of_both(base, other)
     if lacking or how is None:
-        return found if lacking else {}
+        return orders if lacking else {}
     return {
         task: [problem for one in whole_groups({task: ids}, int(how.get("seed", 0)), first_of) for _, problem in one]
-        for task, ids in found.items()
+        for task, ids in orders.items()
         for first_of in [tables[task].first_of if task in tables else {}]
     }
 
@@ -495,18 +497,18 @@ def _as_run(
     tables: Mapping[str, Table], others: Mapping[str, Table], tasks: Sequence[str], notes: list[str]
 ) -> Mapping[str, Table]:
     """The tables of one run; against a run from a log, which has no budget, those of its own largest budget only."""
-    found = dict(tables)
+    as_run = dict(tables)
     for task in tasks:
         mine, theirs = tables[task], others[task]
         if AS_RUN in theirs.budgets and AS_RUN not in mine.budgets:
             largest = mine.select(mine.problems, [max(mine.budgets)], mine.draws)
-            found[task] = replace(largest, budgets=(AS_RUN,))
+            as_run[task] = replace(largest, budgets=(AS_RUN,))
             notes.append(f"{task}: budget {max(mine.budgets)}, the largest, is compared with the outputs of the log")
-    return found
+    return as_run
 
 
 def _cells(
-    base: Run, one: _Found, margins: tuple[Margin, Margin], resamples: int, comparisons: int | None
+    base: Run, one: _Compared, margins: tuple[Margin, Margin], resamples: int, comparisons: int | None
 ) -> list[Cells]:
     """The cells of one run: of each task, and last of all of them.
 
@@ -516,15 +518,15 @@ def _cells(
     columns = sum(len(pair.base.budgets) for pair in pairs.values())
     several = len(pairs) > 1
     tested = [[pair] for pair in pairs.values()] + [list(pairs.values())] * several
-    found = []
+    cells = []
     for place, of in enumerate(tested):
         claims = None
         if comparisons is not None:
             details = comparisons * (columns + several * (len(pairs) + columns // len(pairs)))  # as `verdicts.judged`
             claims = details, comparisons if place == len(tested) - 1 else details
         few = resamples if claims else LEAST_RESAMPLES
-        found.append(contrast_cells(of, margins[0], few, claims) | stop_cells(of, margins[1], few, same_chains))
-    return [*map(without_claims, found)] if one.lacking else found
+        cells.append(contrast_cells(of, margins[0], few, claims) | stop_cells(of, margins[1], few, same_chains))
+    return [*map(without_claims, cells)] if one.lacking else cells
 
 
 def _name(run: Run) -> str:

@@ -182,24 +182,24 @@ def _claimed(
     how, draws = pairs[0].adaptive, pairs[0].draws
     values, null = anytime.exceeding(gains, base, margin)
     if how is None:
-        found = direction_p(gains, seed, draws, one_outcome)
-        found["lower_bound"] = betting.lower_bound(gains, seed=seed, draws=draws, nulls=[-margin.size])
-        found["p_margin"] = betting.p_value(values, null, seed, draws)
+        columns = direction_p(gains, seed, draws, one_outcome)
+        columns["lower_bound"] = betting.lower_bound(gains, seed=seed, draws=draws, nulls=[-margin.size])
+        columns["p_margin"] = betting.p_value(values, null, seed, draws)
     else:
-        found = any_time_columns(gains, pairs, margin.size, max(1, bands))
+        columns = any_time_columns(gains, pairs, margin.size, max(1, bands))
         if margin.relative and isinstance(how, int):
             names = [pair.base.groups for pair in pairs]
             rounds, dense = (anytime.in_rounds(side, names, how) for side in (gains, base))
-            found["p_margin"] = np.exp(-anytime.evidence(rounds, margin.size, dense)[0][-1])
+            columns["p_margin"] = np.exp(-anytime.log_e_values(rounds, margin.size, dense)[0][-1])
         elif margin.relative:
-            found["p_margin"] = any_time_columns(values, pairs, null)["p_margin"]
+            columns["p_margin"] = any_time_columns(values, pairs, null)["p_margin"]
         mean_C = np.mean([gain.mean(axis=0) for gain in gains], axis=0)
         for low, high in (("low", "high"), ("band_low", "band_high")):
-            _, found[low], found[high] = anytime.with_estimate(mean_C, found[low], found[high])
-        found = {name: column for name, column in found.items() if bands or not name.startswith("band_")}
+            _, columns[low], columns[high] = anytime.with_estimate(mean_C, columns[low], columns[high])
+        columns = {name: column for name, column in columns.items() if bands or not name.startswith("band_")}
     # Where losing everything would be within the margin nothing is claimed of it.
     covered_C = np.array([margin.covers(share) for share in paired.estimate(base)])
-    return found | {"p_margin": np.where(covered_C, 1.0, found["p_margin"])}
+    return columns | {"p_margin": np.where(covered_C, 1.0, columns["p_margin"])}
 
 
 def _bound_of_all(strata: Sequence[Floats], pairs: Sequence[Pair], margin: Margin, comparisons: int) -> Floats:
@@ -233,8 +233,8 @@ def _weights(budgets: Sequence[int]) -> tuple[Floats, bool]:
 
 def _sizes(pairs: Sequence[Pair]) -> dict[str, int]:
     """The fields of a Sized record of these pairs together."""
-    found, draws = sizes_of([pair.base for pair in pairs]), len(pairs[0].other.draws)
-    return found if pairs[0].matched else found | {"samples": draws, "base_samples": len(pairs[0].base.draws)}
+    sizes, draws = sizes_of([pair.base for pair in pairs]), len(pairs[0].other.draws)
+    return sizes if pairs[0].matched else sizes | {"samples": draws, "base_samples": len(pairs[0].base.draws)}
 
 
 def _needed(
@@ -249,7 +249,7 @@ def _needed(
     effect_A = np.maximum(np.abs(columns["difference"]), margins_A)
     draws_A = power.draws_needed(varying, effect_A, claims_A, means)
     problems_A = power.problems_needed(varying, effect_A, claims_A, means)
-    found = []
+    needs = []
     for effect, draws, problems in zip(effect_A, draws_A, problems_A, strict=True):
         note = None
         if isnan(draws):
@@ -258,8 +258,8 @@ def _needed(
             note = "no number of draws is enough: the problems differ too much, or there is no effect to find"
         numbers = {"draws": draws, "problems": problems}
         whole = {name: int(number) if isfinite(number) else None for name, number in numbers.items()}
-        found.append(Needed(effect=float(effect), **whole, note=note))
-    return found
+        needs.append(Needed(effect=float(effect), **whole, note=note))
+    return needs
 
 
 # Whether a run still stops: how its chains end under each budget, compared with those of a base by problem. Every
@@ -280,8 +280,8 @@ class Kind:
 
 def _lost(table: Table) -> NDArray[np.bool_]:
     """Whether the chain's answer was right under a smaller budget and is wrong now."""
-    found = np.logical_or.accumulate(table.correct, axis=1)
-    before = np.concatenate([np.zeros_like(found[:, :1]), found[:, :-1]], axis=1)
+    solved = np.logical_or.accumulate(table.correct, axis=1)
+    before = np.concatenate([np.zeros_like(solved[:, :1]), solved[:, :-1]], axis=1)
     return before & ~table.correct
 
 
@@ -314,8 +314,8 @@ def stop_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, same_chain
     A margin that is a share of the base is one of the draws that do well in it: that end by themselves, do not loop.
     same_chains: the budgets share their chains; without it there is no `lost`.
     """
-    told = not any(np.isnan(table.forced.astype(float)).any() for pair in pairs for table in (pair.base, pair.other))
-    budgets = [budget for budget in pairs[0].base.budgets if budget > 0 or (budget == AS_RUN and told)]
+    known = not any(np.isnan(table.forced.astype(float)).any() for pair in pairs for table in (pair.base, pair.other))
+    budgets = [budget for budget in pairs[0].base.budgets if budget > 0 or (budget == AS_RUN and known)]
     if not budgets:
         return {}
     endings = {name: ending for name, ending in ENDINGS.items() if same_chains or name != "lost"}
@@ -355,11 +355,11 @@ def _columns(table: Table, budgets: Sequence[int], endings: Sequence[Kind]) -> F
 
 def without_claims(cells: Cells) -> Cells:
     """The cells of an unfinished run. The bounds of its endings are the worst change that there can be."""
-    found = {place: verdicts.without_claim(cell) for place, cell in cells.items()}
-    for place, cell in found.items():
+    result = {place: verdicts.without_claim(cell) for place, cell in cells.items()}
+    for place, cell in result.items():
         if isinstance(cell, Ending):
-            found[place] = replace(cell, bound=-float(ENDINGS[place[0]].sign))
-    return found
+            result[place] = replace(cell, bound=-float(ENDINGS[place[0]].sign))
+    return result
 
 
 def tokens_per_draw(pairs: Sequence[Pair]) -> dict[str, float | None]:

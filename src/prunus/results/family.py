@@ -63,11 +63,11 @@ class Family:
             return dict(zip(values, holm([*values.values(), *unseen]), strict=False))
 
         together = corrected(best)
-        found = [
+        p_values = [
             together[key] if value == best[key] else corrected(best | {key: value})[key]
             for key, value in zip(keys, p, strict=True)
         ]
-        return [min(1.0, self.bases * float(value)) for value in found]
+        return [min(1.0, self.bases * float(value)) for value in p_values]
 
 
 def alone(runs: int) -> Family:

@@ -74,8 +74,8 @@ class Results:
         rows: list[Row] = []
         with Store(self.path) as store:
             for one in self._chosen(store, run):
-                for task, found in summarise(store, one.run_id).tasks.items():
-                    for budget, cell in found.budgets.items():
+                for task, of_task in summarise(store, one.run_id).tasks.items():
+                    for budget, cell in of_task.budgets.items():
                         rows.append(_names(one) | {"task": task} | _budget(budget) | _cell(cell))
         return _framed(rows)
 
@@ -91,13 +91,13 @@ class Results:
         Differences to base are in percentage points. verdict is the run's, and ends_verdict that on chains that end by
         themselves (None without any), as in `prunus.compare`, whose arguments and errors these are.
         """
-        found = compare(self.path, base, others, margin=margin, stop_margin=stop_margin)
+        comparison = compare(self.path, base, others, margin=margin, stop_margin=stop_margin)
         rows: list[Row] = []
-        for other in found.others:
+        for other in comparison.others:
             named = _named(other)
             ends = other.stopping.endings.get(ENDS)
             words = {"verdict": other.verdict, "ends_verdict": None if ends is None else verdict(ends)}
-            words |= {"base_run": found.base.run}
+            words |= {"base_run": comparison.base.run}
             rows.append(named | {"task": None} | _budget(None) | _difference(other.primary) | words)
             for task, part in other.tasks.items():
                 for budget, cell in part.budgets.items():
@@ -195,8 +195,8 @@ def _framed(rows: Sequence[Row]) -> "pandas.DataFrame":
 
 def _known(values: Row) -> Row:
     """The values of a sample, None for those that an imported log does not tell."""
-    found = {name: None if name.endswith("_tokens") and value == UNKNOWN else value for name, value in values.items()}
-    return found | ({"ended": None} if found["forced_tokens"] is None else {})
+    known = {name: None if name.endswith("_tokens") and value == UNKNOWN else value for name, value in values.items()}
+    return known | ({"ended": None} if known["forced_tokens"] is None else {})
 
 
 def _budget(budget: int | None) -> Row:

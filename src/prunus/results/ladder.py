@@ -32,7 +32,7 @@ from prunus.errors import PrunusError
 from prunus.results import contrasts
 from prunus.settings.margins import Margin, MarginLike
 from prunus.statistics import anytime, betting, metrics
-from prunus.statistics.anytime import Round, bets, evidence, largest_wealth
+from prunus.statistics.anytime import Round, bets, largest_wealth, log_e_values
 from prunus.statistics.paired import Floats
 from prunus.store.rows import Table
 
@@ -64,8 +64,8 @@ class Rule:
         if not 0 < self.alpha < 1:
             raise PrunusError(f"alpha must be a share in (0, 1), not {self.alpha:g}")
         for name in ("margin", "stop_margin"):
-            found = Margin.of(getattr(self, name), name.replace("_", " "), zero=False)
-            object.__setattr__(self, name, found)
+            margin = Margin.of(getattr(self, name), name.replace("_", " "), zero=False)
+            object.__setattr__(self, name, margin)
 
     @property
     def margins(self) -> dict[str, Margin]:
@@ -123,7 +123,7 @@ def differences(
         task: [_outcomes(side.get(task), budgets, draws, weights_B) for side, draws in sides]
         for task in sorted({task for one in order for task, _ in one})
     }
-    found: list[list[float]] = []
+    rounds: list[list[float]] = []
     for one in order:
         by_task: dict[str, dict[str, list[Floats]]] = {}
         for task, problem in one:
@@ -134,39 +134,40 @@ def differences(
             by_task.setdefault(task, {}).setdefault(group, []).append(np.concatenate([theirs - ours, ours]))
         else:
             groups = [[np.mean(each, axis=0) for each in of_task.values()] for of_task in by_task.values()]
-            found.append(np.mean([np.mean(of_task, axis=0) for of_task in groups], axis=0))
+            rounds.append(np.mean([np.mean(of_task, axis=0) for of_task in groups], axis=0))
             continue
         break
     names = (*ENDPOINTS, *DENSE.values())
-    columns = np.array(found).reshape(-1, len(names))
+    columns = np.array(rounds).reshape(-1, len(names))
     return {name: columns[:, place] for place, name in enumerate(names)}
 
 
-def base_of(found: Mapping[str, Floats], name: str, margin: Margin) -> Floats | None:
+def base_of(differences: Mapping[str, Floats], name: str, margin: Margin) -> Floats | None:
     """What bets on an endpoint need of the dense model: nothing where the margin is in points."""
-    return found[DENSE[name]] if margin.relative else None
+    return differences[DENSE[name]] if margin.relative else None
 
 
-def paths(found: Mapping[str, Floats], rule: Rule) -> dict[str, anytime.BoundsPath]:
+def paths(differences: Mapping[str, Floats], rule: Rule) -> dict[str, anytime.BoundsPath]:
     """{endpoint: estimate and bounds after every round}; of differences, or as `anytime.BoundsPath` says."""
     return {
-        name: anytime.path(found[name], margin.size, rule.alpha, base_of(found, name, margin))
+        name: anytime.path(differences[name], margin.size, rule.alpha, base_of(differences, name, margin))
         for name, margin in rule.margins.items()
     }
 
 
-def _evidence(found: Mapping[str, Floats], rule: Rule) -> dict[str, tuple[Floats, Floats]]:
+def _log_e_values(differences: Mapping[str, Floats], rule: Rule) -> dict[str, tuple[Floats, Floats]]:
     return {
-        name: evidence(found[name], margin.size, base_of(found, name, margin)) for name, margin in rule.margins.items()
+        name: log_e_values(differences[name], margin.size, base_of(differences, name, margin))
+        for name, margin in rule.margins.items()
     }
 
 
-def covering(found: Mapping[str, Floats], rule: Rule, T: int) -> tuple[str, ...]:
+def covering(differences: Mapping[str, Floats], rule: Rule, T: int) -> tuple[str, ...]:
     """The endpoints at which losing all that the dense model had in the first T rounds would be within the margin."""
     return tuple(
         name
         for name, margin in rule.margins.items()
-        if T and DENSE[name] in found and margin.covers(float(found[DENSE[name]][:T].mean()))
+        if T and DENSE[name] in differences and margin.covers(float(differences[DENSE[name]][:T].mean()))
     )
 
 
@@ -186,19 +187,19 @@ def _outcomes(
     return dict(zip(table.problems, np.stack([area_P, ends_P], axis=1), strict=True))
 
 
-def decide(found: Mapping[str, Floats], rule: Rule, over: bool = False) -> Decision:
+def decide(differences: Mapping[str, Floats], rule: Rule, over: bool = False) -> Decision:
     """The decision after these differences; over: no more will come, so what is still open stays open.
 
     The first time at which the rung is certified or refused decides, so the decision depends neither on how many
     problems are evaluated at once nor on those that come later. A rung that would be certified is left open where the
     dense model has so little that losing all of it would be within a margin.
     """
-    T = len(found[ACCURACY])
-    logs = _evidence(found, rule)
+    T = len(differences[ACCURACY])
+    logs = _log_e_values(differences, rule)
     shown = {name: _first(certify, rule.level) for name, (certify, _) in logs.items()}
     refused = {name: _first(refuse, rule.level) for name, (_, refuse) in logs.items()}
     good, bad = max(shown.values()), min(refused.values())
-    covered = covering(found, rule, int(good)) if good <= T else ()
+    covered = covering(differences, rule, int(good)) if good <= T else ()
     if good <= bad and good <= T:
         word, at, failed = OPEN if covered else CERTIFIED, int(good), covered
     elif bad <= T:
@@ -209,7 +210,7 @@ def decide(found: Mapping[str, Floats], rule: Rule, over: bool = False) -> Decis
         failed = tuple(name for name in ENDPOINTS if shown[name] > T)
     shown_so_far = {
         name: {
-            "difference": float(found[name][:at].mean()) if at else None,
+            "difference": float(differences[name][:at].mean()) if at else None,
             "harmless": float(np.exp(min(certify[at - 1], MOST_LOG))) if at else None,
             "harmful": float(np.exp(min(refuse[at - 1], MOST_LOG))) if at else None,
         }
@@ -218,17 +219,17 @@ def decide(found: Mapping[str, Floats], rule: Rule, over: bool = False) -> Decis
     return Decision(word, at, failed, shown_so_far, covered=word == OPEN and bool(covered))
 
 
-def next_look(found: Mapping[str, Floats], rule: Rule, look: int, total: int) -> int:
+def next_look(differences: Mapping[str, Floats], rule: Rule, look: int, total: int) -> int:
     """How many of `total` rounds to take before the next decision; as many as were taken if no number is worth it.
 
     That is if the rounds that are left would not certify the rung even without another difference, although all rounds
     could, and would not refuse it either if evidence of harm grew as it did so far. A look is the next `look` rounds,
     or fewer if fewer might be enough, down to a quarter.
     """
-    T = len(found[ACCURACY])
+    T = len(differences[ACCURACY])
 
     def left(after: int) -> float:
-        so_far, rest = {key: values[:after] for key, values in found.items()}, total - after
+        so_far, rest = {key: values[:after] for key, values in differences.items()}, total - after
         return max(
             anytime.same_until_certified(so_far[name], m.size, rule.alpha, rest, base_of(so_far, name, m))
             for name, m in rule.margins.items()
@@ -237,7 +238,7 @@ def next_look(found: Mapping[str, Floats], rule: Rule, look: int, total: int) ->
     enough = left(T)
     if isfinite(enough):
         return min(total, T + min(look, max(int(enough), ceil(look / 4))))
-    harmful = [refuse[-1:].max(initial=0.0) for _, refuse in _evidence(found, rule).values()]
+    harmful = [refuse[-1:].max(initial=0.0) for _, refuse in _log_e_values(differences, rule).values()]
     refused = max(harmful) * total >= rule.level * T
     return min(total, T + look) if refused or not isfinite(left(0)) else T
 
@@ -262,11 +263,14 @@ def rounds_needed(variance: float, margin: float, alpha: float = betting.ALPHA) 
     return _first(np.cumsum(growth), log(1 / alpha))
 
 
-def rounds_like(found: Mapping[str, Floats], rule: Rule) -> float:
+def rounds_like(differences: Mapping[str, Floats], rule: Rule) -> float:
     """The typical number of rounds to certify a rung that differs as much as this one and loses nothing."""
-    sizes = {end: m.points(float(found[DENSE[end]].mean()) if m.relative else 1.0) for end, m in rule.margins.items()}
+    sizes = {
+        end: m.points(float(differences[DENSE[end]].mean()) if m.relative else 1.0) for end, m in rule.margins.items()
+    }
     return max(
-        rounds_needed(float(np.mean(found[end] ** 2)), size, rule.alpha) if size else inf for end, size in sizes.items()
+        rounds_needed(float(np.mean(differences[end] ** 2)), size, rule.alpha) if size else inf
+        for end, size in sizes.items()
     )
 
 
@@ -310,15 +314,15 @@ def forecast(
     None: as many. dense: what the dense model has at each endpoint, for margins that are a share of it; else all, the
     best case.
     """
-    found, now = {}, base_draws or draws
+    forecasts, now = {}, base_draws or draws
     for name, asked in rule.margins.items():
         of = max(asked.points((dense or {}).get(name, 1.0)), LEAST), rule.alpha
         needed, fewer = (_rounds(share, draws, now, *of) for share in (CHANGED, FEW_CHANGED))
         both = (n for n in DRAWS if _rounds(CHANGED, n, n, *of) <= available)
         alone = (n for n in DRAWS if n >= now and _rounds(CHANGED, draws, n, *of) <= available)
         least = smallest_margin(available, rule.alpha)
-        found[name] = Forecast(needed, fewer, available, least, next(both, None), next(alone, None))
-    return found
+        forecasts[name] = Forecast(needed, fewer, available, least, next(both, None), next(alone, None))
+    return forecasts
 
 
 def _rounds(changed: float, draws: int, base_draws: int, margin: float, alpha: float) -> float:

@@ -89,7 +89,7 @@ def compare_parallel(table: Table, resamples: int = EXPLORING_RESAMPLES) -> list
     table = table.curve()
     correct, scores, sizes = table.correct, table.scores(), sizes_of([table])
     shares_PB, used_PB = (table.by_group(values.mean(axis=2)) for values in (correct, table.used))
-    found: list[tuple[dict[str, Any], Floats, Floats | None]] = []  # with the differences at equal budget and tokens
+    splits: list[tuple[dict[str, Any], Floats, Floats | None]] = []  # with the differences at equal budget and tokens
     for short, small in enumerate(table.budgets):
         ways = [(long, large // small) for long, large in enumerate(table.budgets) if small > 0 and large % small == 0]
         ways = [(long, k) for long, k in ways if 2 <= k <= len(table.draws)]
@@ -111,9 +111,9 @@ def compare_parallel(table: Table, resamples: int = EXPLORING_RESAMPLES) -> list
             for name, of_problems in values.items():
                 values_P = table.by_group(of_problems)
                 named = {**shared, "method": name, "parallel": float(values_P.mean())}
-                found.append((named, values_P - shares_PB[:, long], None if line_P is None else values_P - line_P))
-    at_use, rows = iter(_cells([used_P for *_, used_P in found if used_P is not None], resamples)), []
-    for (named, _, used_P), cell in zip(found, _cells([at_P for _, at_P, _ in found], resamples), strict=True):
+                splits.append((named, values_P - shares_PB[:, long], None if line_P is None else values_P - line_P))
+    at_use, rows = iter(_cells([used_P for *_, used_P in splits if used_P is not None], resamples)), []
+    for (named, _, used_P), cell in zip(splits, _cells([at_P for _, at_P, _ in splits], resamples), strict=True):
         equal = None if used_P is None else next(at_use)
         used = equal and made(AtEqualTokens, equal, sequential=named["parallel"] - equal["difference"])
         rows.append(made(Chains, sizes, cell, named, used=used))
@@ -148,5 +148,5 @@ def _cells(differences: Sequence[Floats], resamples: int) -> list[dict[str, floa
     """A dictionary with difference, se, low, high, p and q of each; all use the same resamples."""
     if not differences:
         return []
-    found = paired.infer([np.column_stack(differences)], resamples)
-    return found.cells(q=scipy.stats.false_discovery_control(found.columns["p"]))
+    inferred = paired.infer([np.column_stack(differences)], resamples)
+    return inferred.cells(q=scipy.stats.false_discovery_control(inferred.columns["p"]))

@@ -79,11 +79,11 @@ def shares(strata: Sequence[Floats]) -> Floats:
     tasks it is the mean over them. With fewer problems than seeds the seeds that are left without one are left out.
     """
     S = min(len(strata[0]), *(y.shape[1] for y in strata))
-    found = np.zeros((S, 1))
+    means = np.zeros((S, 1))
     for number, y in enumerate(strata):
         parts = np.array_split(betting.random_order(y.shape[1], S, number), S)
-        found[:, 0] += [y[seed, part].mean() / len(strata) for seed, part in enumerate(parts)]
-    return found
+        means[:, 0] += [y[seed, part].mean() / len(strata) for seed, part in enumerate(parts)]
+    return means
 
 
 def p_values(differences: Sequence[Floats], claimed: Sequence[Floats], null: float) -> dict[str, float]:
@@ -112,8 +112,8 @@ def seeds_needed(margin: Margin, base: float, tests: int = 1) -> int | None:
     def enough(seeds: int) -> bool:
         return bool(betting.reaches(np.full((seeds, 1), values[0, 0]), np.full((1, 1), -null), goal)[0, 0])
 
-    found = bisect_left(range(MOST_SEEDS + 1), True, lo=1, key=enough)
-    return found if found <= MOST_SEEDS else None
+    number = bisect_left(range(MOST_SEEDS + 1), True, lo=1, key=enough)
+    return number if number <= MOST_SEEDS else None
 
 
 def recipes_over_seeds(
@@ -133,7 +133,7 @@ def recipes_over_seeds(
         key, seeds = _recipe_key(run)
         if key is not None and all(pair.adaptive is None for pair in pairs.values()):
             groups.setdefault(key, {}).setdefault(seeds, (run, pairs))
-    found, firsts, gone = [], [], {_recipe_key(run)[0] for run in removed}
+    estimates, firsts, gone = [], [], {_recipe_key(run)[0] for run in removed}
     for key, members in groups.items():
         chosen = list(
             {run.model.get("checksum") or run.run_id: (run, pairs) for run, pairs in members.values()}.values()
@@ -141,16 +141,16 @@ def recipes_over_seeds(
         there = shown is None or any(run.run_id in shown for run, _ in chosen)
         if there and len(chosen) >= LEAST and (numbers := _numbers(chosen, margin)) is not None:
             lost = dict.fromkeys(CLAIMS, 1.0) if key in gone else {}
-            found.append(replace(numbers, **lost))
+            estimates.append(replace(numbers, **lost))
             firsts.append(identity(chosen[0][0]))
     labels = unique_labels(replace(of, recipe=[_seedless(step) for step in of.recipe], dtypes=None) for of in firsts)
-    adjusted = {name: paired.holm([getattr(one, name) for one in found]) for name in CLAIMS}
+    adjusted = {name: paired.holm([getattr(one, name) for one in estimates]) for name in CLAIMS}
     # The first two of the adjusted p-values are two-sided.
     columns = zip(*(adjusted[name] for name in CLAIMS), strict=True)
     words = [word_of(better / 2, worse / 2, within) for better, worse, within in columns]
     return [
-        replace(one, verdict=word, label=text, needed=seeds_needed(margin, one.base_accuracy, len(found)))
-        for one, word, text in zip(found, words, labels, strict=True)
+        replace(one, verdict=word, label=text, needed=seeds_needed(margin, one.base_accuracy, len(estimates)))
+        for one, word, text in zip(estimates, words, labels, strict=True)
     ]
 
 

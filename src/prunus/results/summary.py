@@ -250,7 +250,7 @@ def _numbers(table: Table) -> dict[str, object]:
     )
     accuracy_B = shares_PB.mean(axis=0)
     best, (rises, falls) = int(np.argmax(accuracy_B)), metrics.steps(shares_PB)
-    found: dict[str, object] = {
+    numbers: dict[str, object] = {
         "auc": metrics.estimate(shares_PB @ metrics.auc_weights(table.budgets), _draws(table) * len(table.budgets)),
         "slope": _weighted(shares_PB, metrics.slope_weights(table.budgets)),
         "gain": _weighted(shares_PB, metrics.gain_weights(table.budgets)),
@@ -259,10 +259,10 @@ def _numbers(table: Table) -> dict[str, object]:
         "monotonicity": Monotonicity(steps=len(table.budgets) - 1, rises=rises, falls=falls),
     }
     if AS_RUN in table.budgets:
-        return found
+        return numbers
     used_B = table.by_group(used).mean(axis=(0, 2))
     value = _over_tokens(shares_PB, used_PB, metrics.token_area) or Value(value=nan, se=nan)
-    return found | {
+    return numbers | {
         "auc_tokens": AreaOverTokens(start=float(used_B.min()), end=float(used_B.max()), **vars(value)),
         "control": metrics.share(thinking <= budgets_B1),
         "control_total": metrics.share(used <= budgets_B1 + metrics.answer_allowance(budgets_B1)),
@@ -280,8 +280,8 @@ def _over_tokens(shares_PB: Floats, tokens_PB: Floats, statistic: Callable[[Floa
     """A statistic of accuracy and mean tokens at each budget with its jackknife error; None where it has no value."""
     B = shares_PB.shape[1]
     both_PC = np.hstack([shares_PB, tokens_PB])
-    found = metrics.jackknife(both_PC, lambda means: statistic(means[..., :B], means[..., B:]))
-    return None if found.value is None else found
+    estimate = metrics.jackknife(both_PC, lambda means: statistic(means[..., :B], means[..., B:]))
+    return None if estimate.value is None else estimate
 
 
 def _describe(table: Table, budget: int) -> BudgetCell:

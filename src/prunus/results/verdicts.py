@@ -164,13 +164,13 @@ def judged(runs: Sequence[Sequence[Cells]], family: Family) -> list[list[Part]]:
 
 def at_largest(runs: Sequence[Part], family: Family) -> list[dict[str, Ending]]:
     """The endings of each run at its largest budget, with verdicts corrected over the family for each ending."""
-    found = [dict(part.stopping[max(part.stopping)]) if part.stopping else {} for part in runs]
-    for ending in {name for cells in found for name in cells}:
-        having = [run for run, cells in enumerate(found) if ending in cells]
-        cells = adjusted([found[run][ending] for run in having], family, [(run, ending) for run in having])
+    endings = [dict(part.stopping[max(part.stopping)]) if part.stopping else {} for part in runs]
+    for ending in {name for cells in endings for name in cells}:
+        having = [run for run, cells in enumerate(endings) if ending in cells]
+        cells = adjusted([endings[run][ending] for run in having], family, [(run, ending) for run in having])
         for run, cell in zip(having, cells, strict=True):
-            found[run][ending] = replace(cell, verdict=verdict(cell))
-    return found
+            endings[run][ending] = replace(cell, verdict=verdict(cell))
+    return endings
 
 
 def contradictions(verdict_of_run: str, budgets: Mapping[int, Cell]) -> list[Contradiction]:
@@ -234,13 +234,13 @@ def _moments(base: Sequence[Floats], other: Sequence[Floats]) -> tuple[Floats, .
 
     Variances are nan if a task has one problem.
     """
-    found = np.zeros((6, base[0].shape[1]))
+    moments = np.zeros((6, base[0].shape[1]))
     for x, y in zip(base, other, strict=True):
         n, square = len(x), x**2 + y**2
         typical = square.sum(axis=0) / np.maximum(2 * (square > 0).sum(axis=0), 1)
         dx, dy = x - x.mean(axis=0), y - y.mean(axis=0)
         with np.errstate(invalid="ignore"):
             variances = [(one * two).sum(axis=0) / np.float64(n - 1) / n for one, two in ((dx, dx), (dx, dy), (dy, dy))]
-        found[:2] += np.stack([x.mean(axis=0), y.mean(axis=0)]) / len(base)
-        found[2:] += np.stack([*variances, 2 * typical / (n + 2) ** 2]) / len(base) ** 2
-    return tuple(found)
+        moments[:2] += np.stack([x.mean(axis=0), y.mean(axis=0)]) / len(base)
+        moments[2:] += np.stack([*variances, 2 * typical / (n + 2) ** 2]) / len(base) ** 2
+    return tuple(moments)

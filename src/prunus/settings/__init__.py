@@ -130,17 +130,17 @@ advanced = partial(setting, group=ADVANCED)  # of a single method, or for specia
 @cache
 def settings_of(cls: type) -> Mapping[str, Setting]:
     """{field: its setting} of a dataclass: its own fields in their order, then those of its base classes."""
-    own, hints, found = {one.name: one for one in fields(cls)}, hints_of(cls), {}
+    own, hints, settings = {one.name: one for one in fields(cls)}, hints_of(cls), {}
     classes = (cls, *reversed(cls.__mro__[1:]))
     group = {
         name: vars(each).get("GROUP", OPTIONS) for each in cls.__mro__ for name in vars(each).get("__annotations__", ())
     }
     for name in (name for each in classes for name in vars(each).get("__annotations__", ())):
-        if name in own and name not in found and Setting in own[name].metadata:
+        if name in own and name not in settings and Setting in own[name].metadata:
             more = {"group": group[name], **own[name].metadata[Setting]}
             choices = more.pop("choices", None) or choices_of(hints[name])
-            found[name] = Setting(name, hints[name], own[name].default, choices=choices, **more)
-    return MappingProxyType(found)
+            settings[name] = Setting(name, hints[name], own[name].default, choices=choices, **more)
+    return MappingProxyType(settings)
 
 
 def described(cls: type, users: Callable[[str], str] | None = None) -> str:
@@ -201,8 +201,8 @@ def check_settings(settings: Any) -> None:
 def check_conflicts(settings: Any, conflicts: Sequence[Conflict]) -> None:
     """Raise PrunusError with the message of the first conflict that there is."""
     for name, value, message in conflicts:
-        found = getattr(settings, name)
-        if found == value if value is not None else found != getattr(type(settings), name):
+        actual = getattr(settings, name)
+        if actual == value if value is not None else actual != getattr(type(settings), name):
             raise PrunusError(message.format_map(vars(settings)))
 
 

@@ -233,9 +233,9 @@ def is_address(url: str) -> bool:
 def parse_args(text: str | None) -> dict[str, Any]:
     """The `args` of EngineOptions from JSON; PrunusError unless it is an object."""
     try:
-        found = parse_json(text or "{}")
+        args = parse_json(text or "{}")
     except ValueError as error:
         raise PrunusError(f"engine arguments are not JSON ({error}); write '{EXAMPLE}'") from error
-    if not isinstance(found, dict):
+    if not isinstance(args, dict):
         raise PrunusError(f"engine arguments must be a JSON object, such as {EXAMPLE}")
-    return found
+    return args

@@ -26,7 +26,7 @@ class Margin:
         Raises PrunusError unless it lies in [0, 1), or without `zero` in (0, 1).
         """
         if isinstance(asked, Margin):
-            found = cls(asked.size, asked.relative)
+            margin = cls(asked.size, asked.relative)
         else:
             relative, size = False, asked
             if isinstance(asked, Mapping):
@@ -43,13 +43,13 @@ class Margin:
                 raise PrunusError(
                     f"{name} '{asked}' is no margin: write 0.02 for two points, or 5% for that part of the base"
                 )
-            found = cls(float(size), relative)  # pyright: ignore[reportArgumentType]
-        if not (0 <= found.size < 1) or (not zero and found.size == 0):
+            margin = cls(float(size), relative)  # pyright: ignore[reportArgumentType]
+        if not (0 <= margin.size < 1) or (not zero and margin.size == 0):
             share = "a share in [0, 1)" if zero else "a share in (0, 1)"
             raise PrunusError(
-                f"{name} must be {share}, not {found.size:g}; 0.02 is two points, 5% is relative to the base"
+                f"{name} must be {share}, not {margin.size:g}; 0.02 is two points, 5% is relative to the base"
             )
-        return found
+        return margin
 
     def to_json(self) -> Any:
         """A number of points as a share, or {"relative": share}."""

@@ -46,18 +46,18 @@ class Serving:
         environment: Mapping[str, str] | None = None,
         longrope: bool = False,
     ) -> Self:
-        """The serving of a backend with these options.
+        """Stored: the serving of a backend with these options. environment: by default that of this process.
 
         environment: by default that of this process. longrope: whether the model has LongRoPE: then OF_LENGTH counts.
         """
-        found = os.environ if environment is None else environment
+        variables = os.environ if environment is None else environment
         program, words = ("", ()) if engine.serve is None else read_command(engine.serve, longrope)
         runs = program if engine.serve is not None else "" if BACKENDS[backend].chats else backend
         return cls(
             name=engine.serving,
             args={key: value for key, value in sorted(engine.args.items()) if not is_speed(key, backend, longrope)},
             words=words,
-            environment=counting(found, runs, longrope),
+            environment=counting(variables, runs, longrope),
         )
 
     @classmethod
@@ -88,8 +88,8 @@ class Serving:
 
     def to_json(self) -> dict[str, Any]:
         """Stored: what there is of it."""
-        found = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {key: list(value) if key == "words" else value for key, value in found.items() if value}
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {key: list(value) if key == "words" else value for key, value in values.items() if value}
 
     def cache_types(self, dtype: str) -> tuple[str, str] | None:
         """The types of keys and of values in the cache, by llama.cpp's names; None for one that has another name.
@@ -118,8 +118,8 @@ class Serving:
         if self.name:
             return self.name
         pairs = [*self.args.items(), *self.request.items()]
-        told = [f"{key} {shown(value)}" for key, value in pairs] + list(self.words)
-        return ", ".join([*told, *(f"{key}={value}" for key, value in self.environment.items())])
+        texts = [f"{key} {shown(value)}" for key, value in pairs] + list(self.words)
+        return ", ".join([*texts, *(f"{key}={value}" for key, value in self.environment.items())])
 
 
 NO_SERVING = Serving()
@@ -198,10 +198,10 @@ def read_command(command: str, longrope: bool = False) -> tuple[str, tuple[str, 
             options.append([name, value] if equals else [name])
         else:
             options[-1].append(word)
-    found = []
+    kept = []
     for name, *values in options:
         left = [value for value in values if value not in PLACEHOLDERS]
         is_model = len(left) < len(values) and flag_name(name) in MODEL_FLAGS and not left
         if (name or left) and not is_model and not is_speed(name, program, longrope):
-            found.append(" ".join([name, *left]).strip())
-    return program, tuple(sorted(found))
+            kept.append(" ".join([name, *left]).strip())
+    return program, tuple(sorted(kept))

@@ -67,13 +67,13 @@ def path(
     """Estimate and bounds of one endpoint after every round. base_T: as for evidence."""
     d, null, stakes = _claimed(np.asarray(differences_T, dtype=float), margin, base_T)
 
-    def told(values: Floats) -> Floats:
+    def in_units(values: Floats) -> Floats:
         return values if base_T is None else unscaled(values, margin)
 
     return BoundsPath(
-        estimate=told(np.cumsum(d) / np.arange(1, len(d) + 1)),
-        lower=told(lower_path(d, stakes, alpha, -null)),
-        upper=told(-lower_path(-d, bets_above(-d, null), alpha, null)),
+        estimate=in_units(np.cumsum(d) / np.arange(1, len(d) + 1)),
+        lower=in_units(lower_path(d, stakes, alpha, -null)),
+        upper=in_units(-lower_path(-d, bets_above(-d, null), alpha, null)),
     )
 
 
@@ -151,7 +151,7 @@ def same_until_certified(
     base_T: as for evidence; later problems are taken to be like those so far, or all solved before the first.
     """
     T, rest = len(differences_T), np.zeros(most)
-    if evidence(differences_T, margin, base_T)[0][-1:].max(initial=0.0) >= log(1 / alpha):
+    if log_e_values(differences_T, margin, base_T)[0][-1:].max(initial=0.0) >= log(1 / alpha):
         return 0
     if base_T is not None:
         base_T = np.concatenate([base_T, np.full(most, base_T.mean() if T else 1.0)])
@@ -170,7 +170,7 @@ def lower_path(
     return np.where(rejected_T > 0, 2 * grid[rejected_T - 1] - 1, -1.0)
 
 
-def evidence(differences_T: Floats, margin: float, base_T: Floats | None = None) -> tuple[Floats, Floats]:
+def log_e_values(differences_T: Floats, margin: float, base_T: Floats | None = None) -> tuple[Floats, Floats]:
     """(T, ...) logarithms of the largest e-values so far for a loss below the margin and for one above it; at least 0.
 
     differences_T: (T,), or (T, C) of C rungs. base_T: what the base has on each problem, where the margin is a share of
@@ -200,11 +200,11 @@ def in_rounds(strata: Sequence[Floats], names: Sequence[Sequence[str]], seed: in
         for k, (ids, rows) in enumerate(zip(names, strata, strict=True))
         for name, row in zip(ids, rows, strict=True)
     }
-    found = []
+    by_round = []
     for one in rounds(interleaved({str(k): ids for k, ids in enumerate(names)}, seed)):
         tasks = dict.fromkeys(task for task, _ in one)  # in an order, on which the last bits of the mean depend
-        found.append(np.mean([np.mean([values[key] for key in one if key[0] == t], axis=0) for t in tasks], axis=0))
-    return np.array(found)
+        by_round.append(np.mean([np.mean([values[key] for key in one if key[0] == t], axis=0) for t in tasks], axis=0))
+    return np.array(by_round)
 
 
 def in_plan_order(
@@ -249,7 +249,7 @@ def infer(
     d, alpha = differences_TC, betting.ALPHA * share
     above, below = bets(d, margin), bets_above(-d, margin)
     better, worse = (np.minimum(1.0, _p(sign * d, bets_above(sign * d, SMALL), 0.0, first) / share) for sign in (1, -1))
-    found = {
+    inferred = {
         "p_better": better,
         "p_worse": worse,
         "p": two_sided(better, worse),
@@ -257,8 +257,11 @@ def infer(
         "lower_bound": _lower(d, above, alpha, first),
     }
     for name, level in (("", alpha / 2), ("band_", alpha / 2 / columns)):
-        found[f"{name}low"], found[f"{name}high"] = _lower(d, above, level, first), -_lower(-d, below, level, first)
-    return found
+        inferred[f"{name}low"], inferred[f"{name}high"] = (
+            _lower(d, above, level, first),
+            -_lower(-d, below, level, first),
+        )
+    return inferred
 
 
 def _p(differences_TC: Floats, bets_TC: Floats, null: float, first: int) -> Floats:

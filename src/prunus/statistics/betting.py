@@ -126,12 +126,12 @@ def bets(scaled: Sequence[Floats], alpha: float) -> list[Floats]:
     """
     sizes = list(map(len, scaled))
     variances = [variance_before(values) for values in scaled]
-    found = []
+    by_task = []
     for n in sizes:
         t = np.arange(n)
         spread_TC = sum(v[t * other // n] / other for v, other in zip(variances, sizes, strict=True))
-        found.append(sqrt(2 * log(1 / alpha)) / (n * np.sqrt(spread_TC)))
-    return found
+        by_task.append(sqrt(2 * log(1 / alpha)) / (n * np.sqrt(spread_TC)))
+    return by_task
 
 
 def variance_before(scaled_TC: Floats) -> Floats:
@@ -188,14 +188,14 @@ def _shared_out(scaled: Sequence[Floats], alpha: float, most: float) -> Floats:
 
 def _bounds_by_level(scaled_TC: Floats, bets_TC: Floats, levels_L: Floats) -> Floats:
     """(L, C) the largest null mean whose final log wealth, with the money never bet, is at least each level; else 0."""
-    found = np.empty((len(levels_L), scaled_TC.shape[1]))
+    bounds_LC = np.empty((len(levels_L), scaled_TC.shape[1]))
     nulls = np.maximum(NULLS, 1e-9)
     for c in range(scaled_TC.shape[1]):
         total = steps(scaled_TC[:, c, None], bets_TC[:, c, None], nulls).sum(axis=0)
         wealth = np.log(KEPT + (1 - KEPT) * np.exp(np.minimum(total, 600)))  # falls along the nulls
         rejected_L = np.searchsorted(-wealth, -levels_L, side="right")
-        found[:, c] = np.where(rejected_L > 0, NULLS[rejected_L - 1], 0.0)
-    return found
+        bounds_LC[:, c] = np.where(rejected_L > 0, NULLS[rejected_L - 1], 0.0)
+    return bounds_LC
 
 
 def random_order(problems: int, seed: int, task: int = 0) -> NDArray[np.int_]:

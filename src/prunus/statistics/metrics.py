@@ -119,7 +119,7 @@ def majority_values(answers_PN: Sequence[Sequence[str | None]], correct_PN: Arra
 
 def ballots(answers_PN: Sequence[Sequence[str | None]], correct_PN: ArrayLike) -> list[Ballot]:
     """The votes of each problem, from which `vote` computes maj@k for any k."""
-    found = []
+    counted = []
     for answers, verdicts in zip(answers_PN, np.asarray(correct_PN, dtype=bool).tolist(), strict=True):
         votes: dict[str, int] = {}
         worth: dict[str, int] = {}
@@ -128,8 +128,8 @@ def ballots(answers_PN: Sequence[Sequence[str | None]], correct_PN: ArrayLike) -
                 votes[answer] = votes.get(answer, 0) + 1
                 worth[answer] = worth.get(answer, 0) + verdict
         classes = sorted((count, worth[answer] / count) for answer, count in votes.items())
-        found.append((tuple(classes), len(answers) - sum(votes.values())))
-    return found
+        counted.append((tuple(classes), len(answers) - sum(votes.values())))
+    return counted
 
 
 def vote(ballots_P: Sequence[Ballot], k: int) -> Floats:

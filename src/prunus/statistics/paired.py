@@ -87,15 +87,15 @@ def _counts(sizes: tuple[int, ...], resamples: int, seed: int) -> list[NDArray[n
     8 bits are enough: the probability that a problem is drawn even 20 times is below 1e-18.
     """
     rng = np.random.default_rng(seed)
-    found = []
+    by_task = []
     for n in sizes:
         counts = np.empty((resamples, n), dtype=np.uint8)
         for rows in _chunks(resamples, 100):  # few enough bins for the processor's cache
             size = rows.stop - rows.start
             chosen = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
             counts[rows] = np.bincount(chosen.ravel(), minlength=size * n).reshape(size, n)
-        found.append(counts)
-    return found
+        by_task.append(counts)
+    return by_task
 
 
 def bca_interval(strata: Sequence[Floats], draws: Floats, level: float = 0.95) -> tuple[Floats, Floats]:

@@ -96,20 +96,20 @@ def _by_approximation(strata: Sequence[Floats], base: Sequence[Floats], quantile
     return np.where(found_C <= np.abs(paired.estimate(base)), found_C, nan)
 
 
-def spread(strata: Sequence[Floats], means: Sequence[Floats] | None = None) -> list[tuple[Floats, Floats]]:
+def variance_components(strata: Sequence[Floats], means: Sequence[Floats] | None = None) -> list[tuple[Floats, Floats]]:
     """(omega^2, v) of each task, (C,) each; omega^2 is never negative, and both are nan with one draw.
 
     strata: one (P, N, C) array of differences each; or of the other run's values, if the base has more or fewer draws:
     then means has the differences of means, (P, C). omega^2 is the variance of per-problem means minus v/N, with the
     pseudo-problems of `paired`, as in the minimum detectable effect: where no problem differs it is not 0.
     """
-    found = []
+    by_task = []
     for differences, mean in zip(strata, _means(strata, means), strict=True):
         P, N, _ = differences.shape
         total = P * paired.standard_error(paired.with_pseudo_problems([mean])) ** 2
         v = draw_variance(differences)
-        found.append((np.maximum(total - v / N, 0.0), v))
-    return found
+        by_task.append((np.maximum(total - v / N, 0.0), v))
+    return by_task
 
 
 def _means(strata: Sequence[Floats], means: Sequence[Floats] | None) -> Sequence[Floats]:
@@ -160,11 +160,11 @@ def draws_needed(
 ) -> Floats:
     """(C,) draws of each of these problems that have 80 % power for the effect; nan if there is only one draw.
 
-    claims: number of tests corrected together, as in `minimum_detectable`. means: as of `spread`; then draws are those
-    of the other run, and the base keeps its own.
+    claims: number of tests corrected together, as in `minimum_detectable`. means: as of `variance_components`; then
+    draws are those of the other run, and the base keeps its own.
     """
     between, noise = np.zeros((2, len(effect_C)))
-    for differences, (omega2, v) in zip(strata, spread(strata, means), strict=True):
+    for differences, (omega2, v) in zip(strata, variance_components(strata, means), strict=True):
         share = 1 / len(differences) / len(strata) ** 2  # of the variance of the mean over tasks
         between, noise = between + share * omega2, noise + share * v
     errors = detectable(claims, paired.freedom(strata))
@@ -176,7 +176,7 @@ def problems_needed(
 ) -> Floats:
     """(C,) number of problems with 80 % power for the effect, at the present number of draws and mix of tasks.
 
-    means: as of `spread`.
+    means: as of `variance_components`.
     """
     error = paired.standard_error(paired.with_pseudo_problems(_means(strata, means)))
     now, step = sum(map(len, strata)), one_draw(strata) / strata[0].shape[1]
@@ -213,8 +213,8 @@ def more_of_base(variants: int, problems: int, draws: int, base_draws: int) -> M
         return None
     share = (1 / draws + 1 / best) / (1 / draws + 1 / base_draws)  # of the variance
     chains, more = problems * (best - base_draws), (problems / share - problems) * (variants * draws + base_draws)
-    found = MoreDraws(best, sqrt(share), chains, ceil(problems / share - 1e-9), round(more))
-    return found if chains < more * (1 - 1e-9) else None
+    cheapest = MoreDraws(best, sqrt(share), chains, ceil(problems / share - 1e-9), round(more))
+    return cheapest if chains < more * (1 - 1e-9) else None
 
 
 def _whole(numbers: Floats) -> Floats:

@@ -15,7 +15,7 @@ from prunus.pruning.calibration import check_calibration
 from prunus.pruning.calibration.data import check_kept
 from prunus.pruning.gguf import check_out
 from prunus.recipes.base import Calibrated, Recipe
-from prunus.step import Made, Planned, Where, action_of, kind_of, settled, steps_name
+from prunus.step import Made, Planned, Where, action_of, kind_of, steps_name, with_defaults
 
 
 class ChainWays(TypedDict, total=False):
@@ -68,21 +68,21 @@ def apply_steps(
     Raises PrunusError as the single steps do, and for steps that make no sense in this order.
     """
     target, folder = Path(out), resolve(model)
-    steps = settled(steps, read_manifest(folder).get("history", []))
+    steps = with_defaults(steps, read_manifest(folder).get("history", []))
     check_steps(steps, folder)
     where = Where(device=device, offload=offload, overwrite=overwrite, dry_run=dry_run)
 
     def between(count: int) -> Path:
         return target.absolute().with_name(f"{target.name}.after-{count}")
 
-    made = carry_out(model, target, steps, where, between)
+    made = run_steps(model, target, steps, where, between)
     if not dry_run:
         for count in range(1, len(steps)):
             shutil.rmtree(between(count), ignore_errors=True)
     return made
 
 
-def carry_out(
+def run_steps(
     model: str | Path, target: Path, steps: Sequence[Recipe], where: Where, between: Callable[[int], Path]
 ) -> Made | Planned:
     """The same, with the results of the first 1, 2, ... steps in folders that `between` names, which stay.
@@ -98,10 +98,10 @@ def carry_out(
     check = check_out if kind_of(steps[-1]).changes_form else check_target
     check(source.folder, target, where.overwrite)
     if where.dry_run:
-        return foresee(model, target, steps, where)
+        return plan_steps(model, target, steps, where)
     check_removal(source, steps)
     for recipe, before in islice(with_sources(source, steps), 1, None):  # said before hours of work
-        kind_of(recipe).foresee(recipe, before, target, replace(where, dry_run=True))
+        kind_of(recipe).preview(recipe, before, target, replace(where, dry_run=True))
     checksum = source.checksum() if len(steps) > 1 else ""
     done = next((n for n in range(len(steps) - 1, 0, -1) if is_made(folders[n - 1], checksum, steps[:n])), 0)
     for (recipe, before), folder in islice(zip(with_sources(source, steps), folders, strict=True), done):
@@ -116,7 +116,7 @@ def carry_out(
     return made
 
 
-def foresee(model: str | Path, target: Path, steps: Sequence[Recipe], where: Where) -> Planned:
+def plan_steps(model: str | Path, target: Path, steps: Sequence[Recipe], where: Where) -> Planned:
     """What the steps would do, as far as it can be known while only the model before them is there."""
     check_last(steps)
     source = Checkpoint(resolve(model))
@@ -124,9 +124,9 @@ def foresee(model: str | Path, target: Path, steps: Sequence[Recipe], where: Whe
     planned = kind_of(steps[0]).make(model, target, steps[0], where, None)
     assert isinstance(planned, Planned)
     for recipe, before in islice(with_sources(source, steps), 1, None):
-        ahead = kind_of(recipe).foresee(recipe, before, target, where)
-        warnings = list(dict.fromkeys([*planned.warnings, *ahead["warnings"]]))
-        planned = replace(planned, **{**ahead, "warnings": warnings})
+        preview = kind_of(recipe).preview(recipe, before, target, where)
+        warnings = list(dict.fromkeys([*planned.warnings, *preview["warnings"]]))
+        planned = replace(planned, **{**preview, "warnings": warnings})
     return planned
 
 

@@ -41,7 +41,7 @@ class Gguf(Step[GgufRecipe]):
         dense = where.dense if recipe.like is not None else None
         return gguf(model, out, recipe, dense=dense, overwrite=where.overwrite, dry_run=where.dry_run, name=name)
 
-    def foresee(self, recipe: GgufRecipe, source: "Checkpoint", out: Path, where: Where) -> Mapping[str, Any]:
+    def preview(self, recipe: GgufRecipe, source: "Checkpoint", out: Path, where: Where) -> Mapping[str, Any]:
         """As Step says; whether weights will be rounded depends on the steps before it."""
         self.make(source, out, recipe, where, None)
         return {"warnings": []}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunus.disk import show_bytes
 from prunus.recipes import QuantizeRecipe
-from prunus.step import Step, StepRecord, numbers, recipe_of
+from prunus.step import Step, StepRecord, before_and_after, recipe_of
 
 if TYPE_CHECKING:
     from prunus.checkpoint.checkpoint import Checkpoint
@@ -83,7 +83,7 @@ class Quantize(Step[QuantizeRecipe]):
 
 def loaded_bytes(step: StepRecord, brief: bool) -> str:
     """The bytes that an engine loads after and before a step; empty where it does not say."""
-    if not (sizes := numbers(step, "bytes")):
+    if not (sizes := before_and_after(step, "bytes")):
         return ""
     shown = f"{show_bytes(sizes[1])} instead of {show_bytes(sizes[0])}"
     return shown if brief else f"an engine loads {shown}"

@@ -32,13 +32,13 @@ class Recover(Step[RecoverRecipe]):
     tag = "recovered"
     relation = "finetune"
 
-    def foresee(self, recipe: RecoverRecipe, source: "Checkpoint", out: Path, where: Where) -> Mapping[str, Any]:
+    def preview(self, recipe: RecoverRecipe, source: "Checkpoint", out: Path, where: Where) -> Mapping[str, Any]:
         """What it would do and need, as text; the model must be one that can be trained block by block."""
         from prunus.checkpoint.runner import pick_device
-        from prunus.pruning.recover.recover import check_trainable, recovery_ahead
+        from prunus.pruning.recover.recover import check_trainable, preview_recovery
 
         check_trainable(source, pick_device(where.device))
-        return recovery_ahead(recipe, source)
+        return preview_recovery(recipe, source)
 
     def after(
         self, recipe: RecoverRecipe, earlier: Sequence[Step[Any]], settings: Sequence[Mapping[str, Any]]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prunus.recipes import WidthRecipe
-from prunus.step import Step, StepRecord, numbers, recipe_of
+from prunus.step import Step, StepRecord, before_and_after, recipe_of
 from prunus.store.characters import DASH, NBSP
 
 if TYPE_CHECKING:
@@ -85,21 +85,22 @@ class Width(Step[WidthRecipe]):
 
     def label(self, step: StepRecord) -> str:
         """`OBS width 75 %`."""
-        counts, keep = numbers(step, "channels"), recipe_of(step).get("keep")
+        counts, keep = before_and_after(step, "channels"), recipe_of(step).get("keep")
         share = counts[1] / counts[0] if counts else keep if isinstance(keep, int | float) else None
         return f"{self.method(step)} {DASH if share is None else f'{100 * share:.3g}{NBSP}%'}"
 
     def outcome(self, step: StepRecord, brief: bool) -> str:
         """`192 of 256 channels are kept, 1,032,832 of 1,229,440 parameters`."""
-        if not (counts := numbers(step, "channels")):
+        if not (counts := before_and_after(step, "channels")):
             return ""
         return f"{counts[1]} of {counts[0]} channels " + ("kept" if brief else f"are kept{left(step)}")
 
     def sentence(self, steps: Sequence[StepRecord]) -> str:
         """`192 of 256 channels of its feed-forward networks are kept, 1,032,832 of 1,229,440 parameters`."""
-        found = [(*counts, left(step)) for step in steps if (counts := numbers(step, "channels"))]
+        removals = [(*counts, left(step)) for step in steps if (counts := before_and_after(step, "channels"))]
         return "; ".join(
-            f"{after} of {before} channels of its feed-forward networks are kept{size}" for before, after, size in found
+            f"{after} of {before} channels of its feed-forward networks are kept{size}"
+            for before, after, size in removals
         )
 
 
@@ -113,7 +114,7 @@ def narrowing(recipe: WidthRecipe, source: "Checkpoint") -> tuple[Sequence[Any],
 
 def left(step: StepRecord) -> str:
     """`, 1,032,832 of 1,229,440 parameters`; empty where the manifest does not say."""
-    counts = numbers(step, "parameters")
+    counts = before_and_after(step, "parameters")
     return f", {counts[1]:,} of {counts[0]:,} parameters" if counts else ""
 
 

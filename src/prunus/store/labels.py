@@ -78,9 +78,9 @@ def serving_of(run: Run) -> str:
 
 def control_steps(run: Run) -> list[StepRecord]:
     """What labels add for how a run was served, for native control of its budget, and for an A/A control."""
-    told: dict[str, object] = {"serving": serving_of(run), "control": "native", "aa_control": True}
-    there = {"serving": told["serving"], "control": run.plan.get("control") == "native", "aa_control": run.is_control}
-    return [{"action": CONTROL, "recipe": {name: told[name]}} for name, is_so in there.items() if is_so]
+    values: dict[str, object] = {"serving": serving_of(run), "control": "native", "aa_control": True}
+    there = {"serving": values["serving"], "control": run.plan.get("control") == "native", "aa_control": run.is_control}
+    return [{"action": CONTROL, "recipe": {name: values[name]}} for name, is_so in there.items() if is_so]
 
 
 def step_label(step: StepRecord) -> str:
@@ -147,8 +147,8 @@ def dtypes_of(run: Run) -> list[str | None]:
     """The dtypes of a run's weights, and of its computation; None where one is unknown or the weights are quantised."""
     if any(step.get("action") in ("quantise", *STORED_AS) for step in history(run)):
         return [None, None]
-    found = [run.model.get("dtype"), run.versions.get("dtype")]
-    return [None if dtype is None else one_line(str(dtype)) for dtype in found]
+    dtypes = [run.model.get("dtype"), run.versions.get("dtype")]
+    return [None if dtype is None else one_line(str(dtype)) for dtype in dtypes]
 
 
 def unique_labels(runs: Iterable[Identity]) -> list[str]:
@@ -193,16 +193,16 @@ def details(steps: Sequence[StepRecord]) -> dict[tuple[int, str], str]:
 
     A recovery's settings equal to those of the pruning before it are left out.
     """
-    found: dict[tuple[int, str], str] = {}
+    texts: dict[tuple[int, str], str] = {}
     for number, step in enumerate(model_steps(steps)):
         recipe = recipe_of(step)
         for key, value in recipe.items():
             if value is None or key in _SHOWN or (key == "samples" and recipe.get("calibration_tokens") is not None):
                 continue
             text = _detail(key, value, step)
-            if text not in found.values():
-                found[number, key] = text
-    return found
+            if text not in texts.values():
+                texts[number, key] = text
+    return texts
 
 
 def _detail(key: str, value: Any, step: StepRecord) -> str:
@@ -273,7 +273,7 @@ def listed(runs: Sequence[Run]) -> str:
     differing = [key for key in keys if len({content_hash(of.get(key)) for of in settings}) > 1]
     chosen = [key for key in differing if key not in FOLLOWS] or differing
     return ", ".join(
-        f"{run.run_id} ({_joined([run.model.get('name'), *(_told(key, of.get(key)) for key in chosen)], '; ')})"
+        f"{run.run_id} ({_joined([run.model.get('name'), *(_setting_text(key, of.get(key)) for key in chosen)], '; ')})"
         for run, of in zip(runs, settings, strict=True)
     )
 
@@ -284,7 +284,7 @@ def _settings(run: Run) -> dict[str, object]:
     return {key: value for key, value in {**model, **run.plan}.items() if value is not None}
 
 
-def _told(key: str, value: Any) -> str:
+def _setting_text(key: str, value: Any) -> str:
     name = key.replace("_", " ")
     if value is None:
         return f"no {name}"

@@ -31,7 +31,7 @@ class Entry:
 
 
 def link_of(before: str, number: int, at: str, event: Mapping[str, Any]) -> str:
-    """The link of an entry. before: the link of the entry before it; empty for the first."""
+    """Stored: the link of an entry. before: the link of the entry before it; empty for the first."""
     return hashlib.sha256(f"{before}\n{canonical_json([number, at, event])}".encode()).hexdigest()
 
 

@@ -247,11 +247,11 @@ def sampled_tokens(chains: Iterable[Chain], reuse: bool = True) -> tuple[int, in
 
 def chains_of(samples: Iterable[Sample]) -> list[Chain]:
     """A run's samples grouped into chains: one for each draw of each problem."""
-    found: dict[tuple[str, int], list[tuple[int, int, int, str]]] = defaultdict(list)
+    chains: dict[tuple[str, int], list[tuple[int, int, int, str]]] = defaultdict(list)
     for sample in samples:
-        chain = found[sample.problem_id, sample.draw]
+        chain = chains[sample.problem_id, sample.draw]
         chain.append((sample.budget, sample.thinking_tokens, sample.answer_tokens, sample.ended))
-    return list(found.values())
+    return list(chains.values())
 
 
 @dataclass(frozen=True)
@@ -344,9 +344,9 @@ class Table:
 
     def scores(self) -> dict[str, NDArray[np.float64]]:
         """(P, B, N) scores for best-of-n, for those scores that all rows have."""
-        found = {name: self.numbers(name) for name in ("logprob", "self_certainty")}
-        found["shortest"] = None if np.isnan(self.used).any() else -self.used.astype(float)
-        return {name: values for name, values in found.items() if values is not None}
+        by_name = {name: self.numbers(name) for name in ("logprob", "self_certainty")}
+        by_name["shortest"] = None if np.isnan(self.used).any() else -self.used.astype(float)
+        return {name: values for name, values in by_name.items() if values is not None}
 
 
 def tables(samples: Iterable[Sample], first_of: Mapping[str, str] | None = None) -> dict[str, Table]:

@@ -51,7 +51,7 @@ def stages_of(
     groups: dict[str, list[tuple[int, Run, Removed | None]]] = {}
     for place, (run, gone) in enumerate(there):
         groups.setdefault(series_of(run), []).append((place, run, gone))
-    found: dict[str, tuple[Stage, ...]] = {}
+    by_run: dict[str, tuple[Stage, ...]] = {}
     for group in groups.values():
         stages: list[Stage] = []
         for (place, run, gone), after in zip(group, [*group[1:], None], strict=True):
@@ -62,13 +62,13 @@ def stages_of(
             if gone:
                 stages.append(Stage(run.run_id, place, *size, gone.begun, gone.complete, gone.at, **of))
                 continue
-            told = begun.get(after[1].run_id) if after and not after[2] else None
-            complete = told[1].get(run.run_id) if told else None
+            earlier = begun.get(after[1].run_id) if after and not after[2] else None
+            complete = earlier[1].get(run.run_id) if earlier else None
             if complete == 0 and run.run_id in with_rows:  # it was evaluated at the same time as the next one
                 complete = None
             stages.append(Stage(run.run_id, place, *size, times.get(run.run_id), complete, **of))
-            found[run.run_id] = tuple(stages)
-    return found
+            by_run[run.run_id] = tuple(stages)
+    return by_run
 
 
 def goes_on(before: Stage, after: Stage) -> bool:

@@ -20,29 +20,31 @@ LONGEST = 60  # characters of a value in a message
 
 def computing(versions: Mapping[str, Any]) -> dict[str, Any]:
     """What of a start's record changes numbers; of a device its type."""
-    found = {key: value for key, value in versions.items() if key not in HARMLESS}
-    if isinstance(device := found.get("device"), str):
-        found["device"] = device.partition(":")[0]
-    return found
+    kept = {key: value for key, value in versions.items() if key not in HARMLESS}
+    if isinstance(device := kept.get("device"), str):
+        kept["device"] = device.partition(":")[0]
+    return kept
 
 
 def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What two records say otherwise, such as `torch is 2.13.0, not 2.12.0`; what the stored one lacks is not known."""
     before, after = computing(stored), computing(now)
-    found = []
+    changes = []
     for key in sorted(before):
         old, new, name = before[key], after.get(key), NAMES.get(key, key)
         if old == new or (key == "protocol" and new in str(old).split(" and ")):  # as add_run joins them
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             pairs = {part: (old.get(part), new.get(part)) for part in sorted(old.keys() | new.keys())}
-            found += [f"{name}: {part} is {said(b)}, not {said(a)}" for part, (a, b) in pairs.items() if a != b]
+            changes += [
+                f"{name}: {part} is {value_text(b)}, not {value_text(a)}" for part, (a, b) in pairs.items() if a != b
+            ]
         else:
-            found.append(f"{name} is {said(new)}, not {said(old)}")
-    return found
+            changes.append(f"{name} is {value_text(new)}, not {value_text(old)}")
+    return changes
 
 
-def said(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A value in a message."""
     return "none" if value is None else one_line(str(value), LONGEST)
 
@@ -57,22 +59,24 @@ def contradiction(run: Run, now: Mapping[str, Any]) -> list[str]:
 
     One of a mixed run only needs to be like any of them.
     """
-    found = [differences(one, now) for one in records(run)]
-    differing = [one for one in found if one]
-    return [] if not differing or (run.mixed and len(differing) < len(found)) else differing[-1]
+    by_start = [differences(one, now) for one in records(run)]
+    differing = [one for one in by_start if one]
+    return [] if not differing or (run.mixed and len(differing) < len(by_start)) else differing[-1]
 
 
-def made_otherwise(base: Run, other: Run) -> list[str]:
+def run_differences(base: Run, other: Run) -> list[str]:
     """In what two runs that were computed here differ: device, dtype, engine, versions; and whether one is mixed."""
     if base.imported or other.imported:
         return []
     ours, theirs = (computing(one.versions) for one in (other, base))
     shared = sorted((ours.keys() & theirs.keys()) - {"told", "served", "first_ids", "protocol", "kernels"})
-    found = [f"{key} {said(ours[key])} ({said(theirs[key])})" for key in shared if ours[key] != theirs[key]]
+    changes = [
+        f"{key} {value_text(ours[key])} ({value_text(theirs[key])})" for key in shared if ours[key] != theirs[key]
+    ]
     for key in ("engine", "server"):  # of which another engine has none
         if (key in ours) != (key in theirs):
-            found.append(f"{key} {said(ours.get(key))} ({said(theirs.get(key))})")
-    return found
+            changes.append(f"{key} {value_text(ours.get(key))} ({value_text(theirs.get(key))})")
+    return changes
 
 
 def mixed_line(runs: Iterable[Run]) -> str | None:
@@ -86,11 +90,11 @@ def mixed_line(runs: Iterable[Run]) -> str | None:
 
 def how_mixed(runs: Iterable[Run]) -> str:
     """In what the starts of the mixed ones of these runs differ."""
-    found: dict[str, None] = {}
+    changes: dict[str, None] = {}
     for run in runs:
         for one in (start for start in run.starts if start.mixed):
-            found |= dict.fromkeys(differences(run.versions, one.versions))
-    return "; ".join(found) or "not told"
+            changes |= dict.fromkeys(differences(run.versions, one.versions))
+    return "; ".join(changes) or "not told"
 
 
 def contents(run: Run) -> Sequence[str]:

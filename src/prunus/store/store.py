@@ -187,12 +187,12 @@ class Store:
 
     def searches(self) -> list[DeclaredSearch]:
         """All searches that were declared, oldest first."""
-        query, found = "SELECT number, search_id, at, declared, had FROM search ORDER BY number", []
+        query, declared_searches = "SELECT number, search_id, at, declared, had FROM search ORDER BY number", []
         for number, name, at, *texts in self._read(query):
             declared, had = (self._parsed(text, dict) for text in texts)
             had = {run: (problems, rows) for run, (problems, rows) in had.items()}
-            found.append(DeclaredSearch(number, name, declared, at, had))
-        return found
+            declared_searches.append(DeclaredSearch(number, name, declared, at, had))
+        return declared_searches
 
     def log(self) -> Log:
         """The log of what happened in the store, which earlier versions did not keep."""
@@ -273,18 +273,18 @@ class Store:
             lambda run: is_called(run, text),
             lambda run: bool(text) and run.run_id.startswith(text),
         )
-        found = next((found for test in meant if (found := [run for run in runs if test(run)])), [])
-        return [run for run in found if not run.is_control] or found
+        matching = next((matching for test in meant if (matching := [run for run in runs if test(run)])), [])
+        return [run for run in matching if not run.is_control] or matching
 
     def find_run(self, text: str) -> Run:
         """The run that text names, as in find_runs; one without rows only if no run with rows is named so.
 
         Raises PrunusError with the choices, and what differs between them, unless it is one run.
         """
-        found = self.find_runs(text)
-        if len(found) > 1:
-            found = self.begun(found) or found
-        return self._the_only(text, found)
+        matching = self.find_runs(text)
+        if len(matching) > 1:
+            matching = self.begun(matching) or matching
+        return self._the_only(text, matching)
 
     def remove_run(self, text: str) -> None:
         """Remove the run that text names, with its rows and everything else that is stored about it.
@@ -340,12 +340,12 @@ class Store:
         for name, column in [*referring, (table, f"{table}_id")]:
             self._connection.executemany(f"DELETE FROM {name} WHERE {column} = ?", [(key,) for key in keys])  # noqa: S608
 
-    def _the_only(self, text: str, found: Sequence[Run]) -> Run:
-        if not found:
+    def _the_only(self, text: str, matching: Sequence[Run]) -> Run:
+        if not matching:
             raise PrunusError(f"no run of '{text}' in {self.path}; {self._what_there_is()}")
-        if len(found) > 1:
-            raise PrunusError(f"'{text}' fits {len(found)} runs in {self.path}, give an id: {listed(found)}")
-        return found[0]
+        if len(matching) > 1:
+            raise PrunusError(f"'{text}' fits {len(matching)} runs in {self.path}, give an id: {listed(matching)}")
+        return matching[0]
 
     def add_problems(self, rows: Iterable[ProblemRow]) -> None:
         """Add problems, and store their groups.
@@ -431,10 +431,10 @@ class Store:
         which += " AND problem_id = ? AND draw = ?" if chain else ""
         query = f"SELECT {shown} FROM sample WHERE {which} ORDER BY problem_id, budget, draw"  # noqa: S608
         columns = list(zip(*self._read(query, values), strict=True)) or [() for _ in names]
-        for name, found in zip(names, columns, strict=True):
-            if not set(map(type, found)) <= KINDS[name]:  # SQLite stores any type in any column
+        for name, column in zip(names, columns, strict=True):
+            if not set(map(type, column)) <= KINDS[name]:  # SQLite stores any type in any column
                 raise schema.damaged(self.path, f"{name} of a draw is of a wrong type")
-            if name == "problem_id" and (unknown := set(found) - self.problem_ids()):
+            if name == "problem_id" and (unknown := set(column) - self.problem_ids()):
                 raise schema.damaged(self.path, f"it lacks the problem {min(unknown)[:80]!r} of a draw")
         return columns
 
@@ -494,11 +494,11 @@ class Store:
 
     def _starts(self) -> dict[str, list[Start]]:
         """The table `start`, by run id."""
-        found: dict[str, list[Start]] = {}
+        by_run: dict[str, list[Start]] = {}
         query = "SELECT run_id, at, content, versions, mixed FROM start ORDER BY number"
         for run_id, at, content, versions, mixed in self._read(query):
-            found.setdefault(run_id, []).append(Start(at, content, self._parsed(versions, dict), bool(mixed)))
-        return found
+            by_run.setdefault(run_id, []).append(Start(at, content, self._parsed(versions, dict), bool(mixed)))
+        return by_run
 
     def _insert_run(self, run: Run) -> None:
         values = (run.run_id, _json(run.model), _json(run.plan), _json(run.versions))
@@ -531,12 +531,12 @@ class Store:
         """What is known of the problems of each run's plan, by run id."""
         query = "SELECT task, count(*) FROM problem WHERE kind != ? GROUP BY task"
         sizes: dict[str, int] = dict(self._read(query, (IMPORTED,)))
-        found: dict[str, Planned | None] = {}
+        by_run: dict[str, Planned | None] = {}
         for run in runs:
             # A log, and a task of lm-evaluation-harness, is stored in one transaction.
             whole = run.imported or "lm_eval" in run.plan
-            found[run.run_id] = None if whole else orders.get(run.plan.get("problems", "")) or _estimated(run, sizes)
-        return found
+            by_run[run.run_id] = None if whole else orders.get(run.plan.get("problems", "")) or _estimated(run, sizes)
+        return by_run
 
     def _insert_problems(self, rows: Sequence[ProblemRow]) -> None:
         values = [(r.problem_id, r.task, r.gold, r.kind, _json(list(r.choices)), r.digest) for r in rows]
@@ -604,12 +604,12 @@ class Store:
     def _parsed(self, text: Any, kind: type) -> Any:
         """The value of a column that holds JSON."""
         try:
-            found = parse_json(text)
+            value = parse_json(text)
         except (TypeError, ValueError) as error:
             raise schema.damaged(self.path, f"a text is not JSON: {str(error)[:100]}") from error
-        if not isinstance(found, kind):
+        if not isinstance(value, kind):
             raise schema.damaged(self.path, f"a text is JSON of another kind than a {kind.__name__}")
-        return found
+        return value
 
     def _run(self, run_id: str, model: str, plan: str, versions: str = "{}", how: str | None = None) -> Run:
         """The run of these columns. Raises PrunusError where these are not what Prunus writes."""

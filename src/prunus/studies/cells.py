@@ -15,7 +15,7 @@ from prunus.checkpoint.longrope import has_longrope
 from prunus.checkpoint.model_folder import EngineFolder, ModelFolder, check_scaled
 from prunus.checkpoint.resolve import load_tokenizer, resolve, typed_path
 from prunus.errors import PrunusError
-from prunus.evaluation.beforehand import check_plan
+from prunus.evaluation.preflight import check_plan
 from prunus.evaluation.provenance import model_label
 from prunus.evaluation.resolved_plan import ResolvedPlan, keeps_prefix, resolve_plan
 from prunus.evaluation.stored_ids import as_stored, by_id
@@ -26,7 +26,7 @@ from prunus.recipes.base import Recipe
 from prunus.settings.budgets import without_off
 from prunus.settings.engines import BACKENDS
 from prunus.settings.serving import Serving
-from prunus.step import action_of, kind_of, settled, steps_name
+from prunus.step import action_of, kind_of, steps_name, with_defaults
 from prunus.steps.chain import check_steps
 from prunus.store.rows import Sample, chains_of, sampled_tokens
 from prunus.store.store import Store, is_begun
@@ -230,11 +230,11 @@ def under_stored_ids(cells: Sequence[Cell], name: str, store: Path | None) -> li
         return [*cells]
     with Store(store) as opened:
         runs = by_id(opened)
-    label, found = model_label(name), list[Cell]()
+    label, stored = model_label(name), list[Cell]()
     for cell in cells:
         source = None if cell.variant.steps else name
-        found.append(replace(cell, resolved=as_stored(cell.resolved, runs, label, source)))
-    return found
+        stored.append(replace(cell, resolved=as_stored(cell.resolved, runs, label, source)))
+    return stored
 
 
 def checkpoint_of(study: Study, folder: Path) -> Checkpoint | EngineFolder:
@@ -259,19 +259,19 @@ def variants_of(study: Study, checkpoint: Checkpoint | EngineFolder) -> list[Var
     if not isinstance(checkpoint, Checkpoint):
         assert not study.entries
         return [dense]
-    found: dict[str, tuple[Variant, Entry]] = {}
+    variants: dict[str, tuple[Variant, Entry]] = {}
     for name, entry in zip(names, study.entries, strict=True):
         with study.located(entry.line, name):
             variant = variant_of(name, entry, source, checkpoint)
-        if variant.key in found:
-            study.fail(entry.line, same_effect(found[variant.key][1], entry))
-        found[variant.key] = variant, entry
-    return [dense, *(variant for variant, _ in found.values())]
+        if variant.key in variants:
+            study.fail(entry.line, same_effect(variants[variant.key][1], entry))
+        variants[variant.key] = variant, entry
+    return [dense, *(variant for variant, _ in variants.values())]
 
 
 def variant_of(name: str, entry: Entry, source: str, checkpoint: Checkpoint) -> Variant:
     """The variant of some steps. source: checksum of the model."""
-    steps = settled(entry.steps, checkpoint.manifest.get("history", []))
+    steps = with_defaults(entry.steps, checkpoint.manifest.get("history", []))
     check_steps(steps, checkpoint.folder)
     contents = [effective(recipe, checkpoint) for recipe in steps]
     keys: list[str] = []

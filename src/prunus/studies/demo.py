@@ -126,8 +126,8 @@ def run_tour(tour: Tour, plan: EvalPlan, models: Path, store: Path) -> dict[str,
             with Store(store) as opened:
                 done = sum(len(opened.keys(run.run_id)) for run in opened.runs())
             steps.advance(done - steps.done)
-        found = {name: run for future in futures for name, run in future.result().items()}
-    return {name: found[name] for name in (tour.model, *tour.variants)}
+        run_ids = {name: run for future in futures for name, run in future.result().items()}
+    return {name: run_ids[name] for name in (tour.model, *tour.variants)}
 
 
 def lots_of(variants: Mapping[str, Sequence[Recipe]]) -> list[list[str]]:
@@ -148,7 +148,7 @@ def make_variant(folder: Path, name: str, tour: Tour) -> Path:
     """The checkpoint of a variant in a folder; made unless the folder has it from the same source and recipes."""
     from prunus.checkpoint.checkpoint import Checkpoint
     from prunus.checkpoint.resolve import resolve
-    from prunus.steps.chain import carry_out, is_made
+    from prunus.steps.chain import is_made, run_steps
 
     steps, target = tour.variants[name], folder / name
 
@@ -157,7 +157,7 @@ def make_variant(folder: Path, name: str, tour: Tour) -> Path:
 
     if not is_made(target, Checkpoint(resolve(tour.model)).checksum(), steps):
         folder.mkdir(parents=True, exist_ok=True)
-        carry_out(tour.model, target, steps, Where(overwrite=True), between)
+        run_steps(tour.model, target, steps, Where(overwrite=True), between)
     return target
 
 

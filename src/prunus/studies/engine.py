@@ -27,7 +27,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.adopted import adopt_some
 from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.hf import HFBackend, device_for
-from prunus.evaluation.backends.served import reached
+from prunus.evaluation.backends.served import running_server
 from prunus.evaluation.backends.vllm import VLLMBackend
 from prunus.evaluation.engine import Engine as DrawingEngine
 from prunus.evaluation.engine import Show
@@ -123,11 +123,11 @@ class Engine:
         if self.loaded is None or self.loaded[0] is not model:
             self.free()
             self.loaded = model, {}
-        if control not in (found := self.loaded[1]):
+        if control not in (engines := self.loaded[1]):
             where, vocabulary = model.checkpoint.folder, len(model.tokenizer)
             loading = opened(self.name, where, self.device, vocabulary, self.options, control)
-            found[control] = self.of_model.enter_context(loading)
-        return found[control]
+            engines[control] = self.of_model.enter_context(loading)
+        return engines[control]
 
     def free(self) -> None:
         """Free the model that is loaded, if there is one."""
@@ -144,7 +144,7 @@ class Engine:
         The checkpoint is deleted afterwards unless the study keeps it; after an error it stays for the next run.
         """
         where = whole_checkpoint(self.study, model, variant, self.folder, self.device)
-        with self.as_gguf(model, where) as there, reached(self.options, there) as options:
+        with self.as_gguf(model, where) as there, running_server(self.options, there) as options:
             self.server = there, options
             try:
                 yield
@@ -268,8 +268,8 @@ def blocks_kept(model: PreTrainedModel, kept: list[int]) -> Iterator[None]:
         set_blocks(model, [layers[index] for index in kept], kinds and [kinds[index] for index in kept])
         try:
             with torch.no_grad():
-                found = Architecture(model).whole_states(ids_NT)
-            same = torch.allclose(found.float(), expected.float(), rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+                actual = Architecture(model).whole_states(ids_NT)
+            same = torch.allclose(actual.float(), expected.float(), rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
         except Exception:  # the model's own code may rely on all of its blocks, and raise any error
             same = False
         if not same:

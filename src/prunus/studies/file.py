@@ -13,14 +13,14 @@ from typing import Any, NoReturn, TypeVar, get_origin
 
 from prunus.checkpoint.resolve import typed_path
 from prunus.errors import PrunusError
-from prunus.plain_data import Lines, parse_toml, suggestion
+from prunus.plain_data import LineNumbers, parse_toml, suggestion
 from prunus.recipes import EvalPlan, PruneRecipe, RecoverRecipe
 from prunus.recipes.base import CALIBRATED, Recipe, without_removed
 from prunus.settings import check_settings, hints_of, misfit, setting
 from prunus.settings.budgets import OFF
 from prunus.settings.engines import SMALLEST, EngineOptions
 from prunus.settings.margins import Margin, MarginLike
-from prunus.step import STEPS, kind_of, settled, step_kind
+from prunus.step import STEPS, kind_of, step_kind, with_defaults
 
 RECIPES: Mapping[str, type[Recipe]] = {action: step_kind(action).recipe for action in STEPS}
 # Keys of [calibration], which has defaults of every step, and their types.
@@ -102,7 +102,7 @@ class Entry:
     line: int | None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", settled(self.steps))
+        object.__setattr__(self, "steps", with_defaults(self.steps))
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class _Reader:
     """Turns the parsed TOML of a file into a Study. shared: settings of its [calibration]."""
 
     def __init__(self, path: Path, text: str, data: dict[str, Any]) -> None:
-        self.path, self.text, self.data, self.lines = path, text, data, Lines(text)
+        self.path, self.text, self.data, self.lines = path, text, data, LineNumbers(text)
         self.shared: Mapping[str, Any] = {}
 
     def study(self) -> Study:
@@ -408,7 +408,7 @@ class _Reader:
         choices, hints = value if isinstance(value, list) else [value], hints_of(RECIPES[name])
         if not choices:
             self.fail(kind, name, number, f"'{name}' is an empty list; leave it out or give a value")
-        found: list[Mapping[str, Any] | None] = []
+        steps: list[Mapping[str, Any] | None] = []
         for choice in choices:
             if not isinstance(choice, bool | dict):
                 self.fail(kind, name, number, f"'{name}' must be true, false or a table, not {choice!r}")
@@ -417,8 +417,8 @@ class _Reader:
             if unknown := [key for key in kept if key not in hints]:
                 message = f"unknown key '{unknown[0]}' of {name}; {suggestion(unknown[0], hints, {})}"
                 self.fail(kind, name, number, message)
-            found.append(None if choice is False else kept)
-        return found
+            steps.append(None if choice is False else kept)
+        return steps
 
     def grid(
         self, table: str, number: int, values: Mapping[str, Any], cls: type[Made], build: Build[Made], step: str = ""
@@ -502,13 +502,13 @@ class _Reader:
 
     def with_paths(self, values: Mapping[str, Any]) -> dict[str, object]:
         """Settings of a recipe, with the paths of its files as by path_or_text."""
-        found = dict(values)
-        if "calibration" in found:
-            found["calibration"] = self.calibration(found["calibration"])
+        settings = dict(values)
+        if "calibration" in settings:
+            settings["calibration"] = self.calibration(settings["calibration"])
         for name in ("scores", "like"):
-            if name in found:
-                found[name] = self.path_or_text(found[name])
-        return found
+            if name in settings:
+                settings[name] = self.path_or_text(settings[name])
+        return settings
 
     def calibration(self, text: str) -> str:
         """The name of a calibration, with paths as by path_or_text."""

@@ -139,15 +139,15 @@ def unknown_lines(unread: Mapping[str, str], absent: Sequence[str]) -> list[str]
 
 def unread_tasks(study: Study) -> dict[str, str]:
     """{task: reason} for each problem set that cannot be read here. Raises PrunusError for an unknown task."""
-    found = {}
+    reasons = {}
     for task in dict.fromkeys(task for plan in study.plans for task in plan.tasks):
         try:
             load_task(task)
         except PrunusError as error:
             if task not in TASKS:
                 study.fail(study.eval_line, str(error))
-            found[task] = str(error)
-    return found
+            reasons[task] = str(error)
+    return reasons
 
 
 def local_folder(study: Study, model: str) -> Path | None:

@@ -15,7 +15,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.adopted import adopt
 from prunus.evaluation.resolved_plan import renew_groups
 from prunus.plain_data import content_hash
-from prunus.reporting.page import check_target, write_report
+from prunus.reporting.page import check_page_file, write_report
 from prunus.reporting.render.table import word
 from prunus.reporting.render.text import esc, joined, linked, points, top, whole_page
 from prunus.reporting.report_data import ReportData
@@ -184,7 +184,7 @@ def write_results(
 def contrasts_of(study: Study, models: Sequence[Model], store: Store) -> list[PlanContrast]:
     """One contrast for each model and plan."""
     begun = {run.run_id for run in store.begun()}
-    found = []
+    contrasts = []
     for model in models:
         for number, name in enumerate(plan_names(study.plans)):
             cells = [cell for cell in model.cells if cell.plan == number and not cell.is_control]
@@ -192,7 +192,7 @@ def contrasts_of(study: Study, models: Sequence[Model], store: Store) -> list[Pl
             base, *others = sorted(cells, key=lambda cell: cell.variant.name != study.base)
             there = tuple(cell.run_id for cell in others if cell.run_id in begun)
             waiting = tuple(cell.variant.name for cell in (base, *others) if cell.run_id not in begun)
-            found.append(
+            contrasts.append(
                 PlanContrast(
                     model=model.name,
                     plan=name,
@@ -204,7 +204,7 @@ def contrasts_of(study: Study, models: Sequence[Model], store: Store) -> list[Pl
                     controls=tuple(again),
                 )
             )
-    return found
+    return contrasts
 
 
 def by_page(contrasts: Sequence[PlanContrast], store: Store) -> list[list[PlanContrast]]:
@@ -236,7 +236,7 @@ def write_page(
     The page compares the runs of one mode, strict if there are two. Its comparison is returned as it is, since
     computing it twice would double the time. searches: of the study.
     """
-    check_target(target, overwrite=True)
+    check_page_file(target, overwrite=True)
     modes = {one.base: store.run(one.base).plan.get("mode") for one in group}
     base = next((run for run, mode in modes.items() if mode == "strict"), group[0].base)
     shown = {run for one in group for run in (one.base, *one.others, *one.controls)}

@@ -26,7 +26,7 @@ from prunus.pruning.calibration import calibration_name, check_package
 from prunus.settings.cache_size import CacheSize
 from prunus.settings.serving import Serving
 from prunus.step import Where, action_of, kind_of
-from prunus.steps.chain import carry_out, foresee
+from prunus.steps.chain import plan_steps, run_steps
 from prunus.store.rows import Run
 from prunus.store.store import Store
 from prunus.studies.cells import Cell, Model, Variant
@@ -196,7 +196,7 @@ def dry_run(model: Model, variant: Variant, folder: Path, device: str) -> Sequen
         if kind_of(recipe).calibrates(recipe):
             check_package(calibration_name(vars(recipe)["calibration"], model.source.manifest))
     where = Where(device=device, overwrite=True, dry_run=True)
-    return foresee(model.name, unfinished_folder(folder, variant), variant.steps, where).warnings
+    return plan_steps(model.name, unfinished_folder(folder, variant), variant.steps, where).warnings
 
 
 def write_checkpoint(
@@ -205,7 +205,7 @@ def write_checkpoint(
     """Write a variant's checkpoint to its target_folder. stats: a file of `stats`, for pruning without other steps."""
     where = Where(device=device, overwrite=True, shared=folder / MAKING / MEASURED, stats=stats)
     between = partial(folder_between, folder, model, variant, keep=keep)
-    carry_out(model.name, target_folder(folder, model, variant, keep), variant.steps, where, between)
+    run_steps(model.name, target_folder(folder, model, variant, keep), variant.steps, where, between)
 
 
 def make_variant(

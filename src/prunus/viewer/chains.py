@@ -70,9 +70,9 @@ class Chain:
         at = place or 0
         differs = None if place is None else _WORD.match(self.thinking, at)
         loop = loop_start(self.thinking)
-        found = {0, at, len(self.thinking), *(stop.at for stop in self.stops)}
-        found |= {loop} if loop is not None else set()
-        ends: list[int] = sorted(found | ({differs.end()} if differs else set()))
+        cuts = {0, at, len(self.thinking), *(stop.at for stop in self.stops)}
+        cuts |= {loop} if loop is not None else set()
+        ends: list[int] = sorted(cuts | ({differs.end()} if differs else set()))
         before, after = list[Json](), list[Json]()
         for start, end in zip(ends, [*ends[1:], None], strict=True):
             for stop in self.stops:
@@ -160,10 +160,10 @@ def side_by_side(chains: Sequence[Chain]) -> list[Json]:
     """
     texts = [chain.thinking for chain in chains if chain.thinking]
     at = first_difference(texts) if len(texts) > 1 else None
-    found = []
+    sides = []
     for chain in chains:
         before, after = chain.parted(at if chain.thinking else None)
         apart = [stop.to_json() | {"thinking": shown(stop.sample.thinking)} for stop in chain.apart]
         kept = any(one.sample.thinking or one.sample.text for one in (*chain.stops, *chain.apart))
-        found.append({"before": before, "after": after, "apart": apart, "loops": chain.loops, "kept": kept})
-    return found
+        sides.append({"before": before, "after": after, "apart": apart, "loops": chain.loops, "kept": kept})
+    return sides

@@ -169,12 +169,12 @@ class Pages:
 def gated_question(problem: ProblemRow) -> tuple[str | None, Sequence[str], str]:
     """(question, choices, note) of a problem of a gated set, from its task where it is installed."""
     try:
-        found = _task(problem.task).get(problem.problem_id)
+        original = _task(problem.task).get(problem.problem_id)
     except PrunusError as error:
         return None, (), f"The set is gated, so the store does not have the question: {error}"
-    if found is None or found.digest != problem.digest:
+    if original is None or original.digest != problem.digest:
         return None, (), f"The task {problem.task} as it is installed here does not have this problem."
-    return found.question, found.choices, ""
+    return original.question, original.choices, ""
 
 
 @cache
@@ -224,8 +224,8 @@ def application(pages: Pages, token: str) -> "Starlette":
     async def lines(request: "Request") -> "Response":
         view, start = _view(request.query_params, pages.lines), int(request.query_params.get("start", "0"))
         chosen = pages.lines.chosen(view)
-        found = pages.listed(view, chosen[max(0, start) :][:LINES].tolist(), start)
-        return JSONResponse({"total": len(chosen), **found}, headers=HEADERS)
+        listing = pages.listed(view, chosen[max(0, start) :][:LINES].tolist(), start)
+        return JSONResponse({"total": len(chosen), **listing}, headers=HEADERS)
 
     async def problem(request: "Request") -> "Response":
         view = _view(request.query_params, pages.lines)
@@ -264,8 +264,8 @@ def write_files(pages: Pages, folder: Path, overwrite: bool) -> int:
     lines, first = pages.lines, pages.lines.first_view
     flipped = replace(first, filters=frozenset({"flipped"}))
     view = flipped if len(lines.chosen(flipped)) else first
-    found = lines.chosen(view)
-    chosen = found[np.linspace(0, len(found) - 1, min(EXPORTED, len(found))).astype(int)]
+    matching = lines.chosen(view)
+    chosen = matching[np.linspace(0, len(matching) - 1, min(EXPORTED, len(matching))).astype(int)]
     names = [f"problem-{number}.html" for number in range(1, len(chosen) + 1)]
 
     def problem(number: int) -> str:

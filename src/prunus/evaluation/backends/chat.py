@@ -51,8 +51,8 @@ class ChatServer(Server, Engine):
     @property
     def description(self) -> dict[str, object]:
         """What is known of the server, stored with the run."""
-        found = {"engine": "openai", "server": self.server, "version": self.version, "api": "chat completions"}
-        return found | self.identity
+        facts = {"engine": "openai", "server": self.server, "version": self.version, "api": "chat completions"}
+        return facts | self.identity
 
     def check(self, work: ResolvedPlan) -> None:
         """As Engine.check; it also generates a token, since the server may refuse the plan's requests."""
@@ -70,8 +70,8 @@ class ChatServer(Server, Engine):
         async def send(client: httpx.AsyncClient, at: int) -> ChatReply:
             return await self.ask(client, chat_request(work, self, rows[at]))
 
-        found = in_thread(replies(self.engine, self.url, self.places, lambda: next(places, None), send))
-        return in_background(done, ((rows[at][:2], [drawn(work, rows[at], reply)]) for at, reply in found))
+        answers = in_thread(replies(self.engine, self.url, self.places, lambda: next(places, None), send))
+        return in_background(done, ((rows[at][:2], [drawn(work, rows[at], reply)]) for at, reply in answers))
 
     def warning(self, work: ResolvedPlan, draws: Sequence[Sequence[Draw]]) -> str | None:
         """As Engine.warning."""

@@ -142,8 +142,8 @@ class Row:
     def late(self) -> list[Request]:
         """The follow-up requests of a finished row at cuts that were undecided; they do not continue the cache."""
         passed = [cut for cut in self.undecided if cut < self.completion.content]
-        found = [self.request.then and self.request.then(self.completion.first(cut), cut) for cut in passed]
-        return [request for request in found if request is not None]
+        requests = [self.request.then and self.request.then(self.completion.first(cut), cut) for cut in passed]
+        return [request for request in requests if request is not None]
 
     @property
     def completion(self) -> Completion:
@@ -264,16 +264,16 @@ class HFBackend(Backend):
         if sampling.temperature > 0:
             drawn = [0.0 if row.done or row.pending else next(row.uniforms) for row in rows]
             uniform_R = sent(torch.tensor(drawn, dtype=torch.float64), logits_RV.device)
-        found: list[list[float]] = []
+        picked: list[list[float]] = []
         for candidates in candidates_of_top_p(logits_RV.shape[1]):
             token_R, enough_R = pick(allowed_RV, sampling, uniform_R, candidates)
             enough_R = torch.ones_like(token_R) if enough_R is None else enough_R
             numbers = (token_R, *confidence(logits_RV, token_R), enough_R)
             # Float64 represents every id exactly.
-            found = torch.stack([number_R.double() for number_R in numbers], 1).tolist()
-            if all(row.pop() for row in found):
+            picked = torch.stack([number_R.double() for number_R in numbers], 1).tolist()
+            if all(row.pop() for row in picked):
                 break
-        return found
+        return picked
 
     @cached_property
     def _rows(self) -> Callable[..., Decoding]:

@@ -56,8 +56,8 @@ class OpenAIBackend(Server, Streaming):
     def description(self) -> dict[str, object]:
         """What is known of the server, stored with the run. first_ids: its greedy reply to a probe."""
         stops = "texts" if self.stop_texts else "ids"
-        found = {"engine": "openai", "server": self.server, "token_ids": self.token_ids, "stops": stops}
-        return found | self.identity | ({} if self.started else {"first_ids": self.first_ids})
+        facts = {"engine": "openai", "server": self.server, "token_ids": self.token_ids, "stops": stops}
+        return facts | self.identity | ({} if self.started else {"first_ids": self.first_ids})
 
     def completed(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[int]:
         """As Completer.completed, with as many requests at once as the server takes."""
@@ -73,8 +73,8 @@ class OpenAIBackend(Server, Streaming):
         async def send(client: httpx.AsyncClient, number: int) -> Completion:
             return await self._complete(client, waiting.requests[number], sampling)
 
-        async with contextlib.aclosing(replies(self.engine, self.url, self.places, pick, send)) as found:
-            async for number, completion in found:
+        async with contextlib.aclosing(replies(self.engine, self.url, self.places, pick, send)) as completions:
+            async for number, completion in completions:
                 more, chain = waiting.complete(number, completion)
                 following.extend(more)
                 if chain is not None:
@@ -85,20 +85,20 @@ class OpenAIBackend(Server, Streaming):
             return await self._checked(client, request, sampling)
         ids: list[int] = []
         while len(ids) < request.max_new_tokens:
-            found = await self._checked(client, after(request, ids), sampling)
+            completion = await self._checked(client, after(request, ids), sampling)
             seen = len(ids)
-            ids += found.ids
+            ids += completion.ids
             if request.texts is not None and (marker := request.texts.first(ids, seen)):
                 return Completion(ids[: marker[1]], None, marker=marker[0])
-            if found.stopped is not None:
-                return Completion(ids, found.stopped)
+            if completion.stopped is not None:
+                return Completion(ids, completion.stopped)
         return Completion(ids, None)
 
     async def _checked(self, client: httpx.AsyncClient, request: Request, sampling: Sampling) -> Completion:
-        found = await self._once(client, request, sampling, waits=False)
-        if request.stops.intersection(found.ids):
+        completion = await self._once(client, request, sampling, waits=False)
+        if request.stops.intersection(completion.ids):
             raise PrunusError(f"{self.url} continued after a stop, although it stopped there in the probe")
-        return found
+        return completion
 
     async def _once(
         self,
@@ -194,8 +194,8 @@ class OpenAIBackend(Server, Streaming):
         if finish not in ("stop", "length"):
             raise Unfit(f"with an answer that ended in '{finish}'")
         stopped, marker = None, None
-        if request.texts is not None and (found := request.texts.first(ids)):
-            marker, end = found
+        if request.texts is not None and (place := request.texts.first(ids)):
+            marker, end = place
             ids, finish = ids[:end], "length"
         elif ids and ids[-1] in request.stops:
             stopped = ids.pop()
@@ -283,8 +283,8 @@ class OpenAIBackend(Server, Streaming):
         await self._check_tokenizer(client, free._replace(max_new_tokens=1))
         stop = frozenset(first[:1])
         for self.stop_texts in (False, True):
-            found = await self._once(client, free._replace(stops=stop), GREEDY)
-            if found.stopped is not None and not found.ids:
+            completion = await self._once(client, free._replace(stops=stop), GREEDY)
+            if completion.stopped is not None and not completion.ids:
                 break
         else:
             raise PrunusError(
@@ -307,7 +307,7 @@ class OpenAIBackend(Server, Streaming):
             return str(self._choice(reply)["text"]).strip()
 
         texts = dict[int, str]()
-        for token in told_apart_by(self.tokenizer, self.unknown.start):
+        for token in distinct_tokens(self.tokenizer, self.unknown.start):
             payload = self._payload(request, GREEDY) | {"logit_bias": {str(token): ALWAYS}}
             texts[token] = await reply_of(client, self.url, self.completions, payload, read=read)
         if len(set(texts.values())) == 1:
@@ -327,8 +327,8 @@ class OpenAIBackend(Server, Streaming):
             prompt = self.tokenizer.encode(PROBE_TEXT, add_special_tokens=False)
             for stop in sorted(stops - self.probed):
                 request = Request(prompt, PROBE_TOKENS, frozenset({stop}), NOTHING, 0)
-                found = await self._once(client, request, GREEDY, {str(stop): ALWAYS})
-                if found != Completion([], stop):
+                completion = await self._once(client, request, GREEDY, {str(stop): ALWAYS})
+                if completion != Completion([], stop):
                     [text] = self._texts([stop])
                     raise PrunusError(
                         f"{self.url} does not stop at {text}: thinking and answers could not be told apart"
@@ -353,14 +353,14 @@ def after(request: Request, ids: list[int]) -> Request:
     return request._replace(prompt=request.prompt + ids, max_new_tokens=rest, seed=seed, min_new_tokens=0)
 
 
-def told_apart_by(tokenizer: Any, vocabulary: int) -> list[int]:
+def distinct_tokens(tokenizer: Any, vocabulary: int) -> list[int]:
     """Some ids, spread over a vocabulary of this size, whose texts are words that no other id has."""
-    found: list[int] = []
+    ids: list[int] = []
     special = set(tokenizer.all_special_ids)
     for part in range(PROBED_IDS):
         for token in range(part * vocabulary // PROBED_IDS, (part + 1) * vocabulary // PROBED_IDS):
             text = decode(tokenizer, [token]).strip()
             if len(text) > 1 and text.isascii() and text.isalnum() and token not in special:
-                found.append(token)
+                ids.append(token)
                 break
-    return found
+    return ids

@@ -223,11 +223,11 @@ class SeparateRows:
         # As transformers' generate does, since some models cannot derive positions from their caches.
         if self._wants_positions:
             given["position_ids"] = torch.arange(start, self._lengths[row], device=self.model.device)[None]
-        found = self.model(input_ids=ids_1T, use_cache=True, **self._options, **given)
-        self._caches[row] = found.get(self._cache)
+        output = self.model(input_ids=ids_1T, use_cache=True, **self._options, **given)
+        self._caches[row] = output.get(self._cache)
         if self._caches[row] is None:
             raise PrunusError(f"{self.model.config.model_type} returns no cache, so it cannot decode")
-        return found.logits[0, -1]
+        return output.logits[0, -1]
 
 
 Decoding = PaddedRows | SeparateRows  # sequences that decode together
@@ -275,12 +275,12 @@ def _probe(rows: Decoding, steps: Sequence[int]) -> Tensor:
 
     Halfway the second row is replaced by a copy of the first.
     """
-    found = [rows.prefill()]
+    logits = [rows.prefill()]
     for step in range(_STEPS):
         if step == _STEPS // 2:
             rows.select([0, 0])
-        found.append(rows.step(steps[2 * step : 2 * step + 2]))
-    return torch.stack(found)
+        logits.append(rows.step(steps[2 * step : 2 * step + 2]))
+    return torch.stack(logits)
 
 
 @torch.inference_mode()

@@ -29,13 +29,13 @@ from prunus.settings.serving import Serving
 # What llama.cpp tells of a model, and does not change with the server's options.
 OF_MODEL = ("n_params", "size", "n_vocab", "n_embd", "n_ctx_train")
 
-LONGEST_TOLD = 200
+LONGEST_FACT = 200
 # Path and key of a server's version, by its owner.
 VERSION_AT = {"vllm": ("/version", "version"), "llamacpp": ("/props", "build_info")}
 UNSETTLED = {"seed", "n_predict", "max_tokens", "stream", "timings_per_token"}  # defaults that every request sets
 
 
-class Told(NamedTuple):
+class ServerFacts(NamedTuple):
     """What a server tells of itself: its version, how many requests it runs at once, and settings that may count."""
 
     version: str = ""
@@ -65,16 +65,16 @@ async def find_model(client: httpx.AsyncClient, url: str, names: Collection[str]
     if not isinstance(models, list) or not all(map(_is_entry, models)):
         raise PrunusError(f"{url} does not list its models; is this an OpenAI-compatible server?")
     wanted = {asked} if asked else set(names)
-    found = [m for m in models if wanted & {m["id"], *(m.get("aliases") or ())}]
-    if not found and not asked:
-        found = [m for m in models if m.get("root") in wanted]
-    if not found:
+    entries = [m for m in models if wanted & {m["id"], *(m.get("aliases") or ())}]
+    if not entries and not asked:
+        entries = [m for m in models if m.get("root") in wanted]
+    if not entries:
         served = ", ".join(str(model["id"]) for model in models) or "none"
         name = asked or min(names, key=len)
         raise PrunusError(
             f"{url} does not serve '{name}' but {served}; if that is the same model, add --served-model NAME"
         )
-    return found[0]
+    return entries[0]
 
 
 def _is_entry(model: Any) -> bool:
@@ -86,7 +86,7 @@ def _is_entry(model: Any) -> bool:
     return isinstance(names, list) and all(isinstance(name, str) for name in names) and isinstance(root, str | None)
 
 
-async def told_by(client: httpx.AsyncClient, url: str, owner: str) -> Told:
+async def server_facts(client: httpx.AsyncClient, url: str, owner: str) -> ServerFacts:
     """What the server tells; empty if it does not. url: ends in /v1. owner: `owned_by` of its entry for a model.
 
     llama.cpp tells its model's file, and by which settings it samples where a request has none.
@@ -98,23 +98,23 @@ async def told_by(client: httpx.AsyncClient, url: str, owner: str) -> Told:
             slots = reply.get("total_slots")  # of llama.cpp, whose queue has no limit
             defaults = reply.get("default_generation_settings")
             params = defaults.get("params") if isinstance(defaults, dict) else None
-            found = {name: reply[name] for name in reply if name == "model_path" or name.startswith("cache_type")}
+            values = {name: reply[name] for name in reply if name == "model_path" or name.startswith("cache_type")}
             if isinstance(params, dict):
-                found |= {f"default {name}": params[name] for name in sorted(params.keys() - UNSETTLED)}
-            settings = {name: in_short(value) for name, value in found.items()}
-            return Told(in_short(reply[key]), slots if isinstance(slots, int) and slots > 0 else None, settings)
-    return Told()
+                values |= {f"default {name}": params[name] for name in sorted(params.keys() - UNSETTLED)}
+            settings = {name: in_short(value) for name, value in values.items()}
+            return ServerFacts(in_short(reply[key]), slots if isinstance(slots, int) and slots > 0 else None, settings)
+    return ServerFacts()
 
 
 def in_short(value: Any) -> str:
     """A value that a server tells, as a text that is not long."""
-    return storable(str(value))[:LONGEST_TOLD]
+    return storable(str(value))[:LONGEST_FACT]
 
 
 def context_of(entry: Mapping[str, Any]) -> int | None:
     """The maximum number of ids per chain in the server's entry for a model; None if it has none."""
-    found = entry.get("max_model_len") or meta_of(entry).get("n_ctx")
-    return found if isinstance(found, int) and found > 0 else None
+    limit = entry.get("max_model_len") or meta_of(entry).get("n_ctx")
+    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def meta_of(entry: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -138,7 +138,7 @@ class Server:
         """vocabulary: number of ids of the tokenizer, for kinds of servers that sample ids."""
         assert engine.url is not None
         self.folder, self.engine, self.url = folder, engine, api_of(engine.url)
-        self.name, self.version, self.told = "", "", Told()
+        self.name, self.version, self.facts = "", "", ServerFacts()
         self.started = isinstance(engine, Started)
         self.server: str = ""  # its owner, by which kinds of servers are told apart
         self.places: int | None = None
@@ -148,7 +148,7 @@ class Server:
     def load(cls, folder: Path, device: str, vocabulary: int, engine: EngineOptions) -> Self:
         """A server that was reached, or started if the options have a command. Only the server has a device."""
         with ExitStack() as stack:
-            made = cls(folder, stack.enter_context(reached(engine, folder)), vocabulary)
+            made = cls(folder, stack.enter_context(running_server(engine, folder)), vocabulary)
             with_client(made.engine, made.connect)
             made.owned = stack.pop_all()
         return made
@@ -162,8 +162,8 @@ class Server:
         self.entry = await find_model(client, self.url, names_of(self.folder), self.engine.served_model)
         self.name, self.context = self.entry["id"], context_of(self.entry)
         self.server = str(self.entry.get("owned_by") or "unknown")
-        self.told = await told_by(client, self.url, self.server)
-        self.version, self.places = self.told.version, self.told.places
+        self.facts = await server_facts(client, self.url, self.server)
+        self.version, self.places = self.facts.version, self.facts.places
 
     @property
     def identity(self) -> dict[str, object]:
@@ -174,11 +174,11 @@ class Server:
         """
         length = {"context": self.context} if self.context and has_longrope(self.folder) else {}
         if self.started:
-            return {**length, "told": {key: value for key, value in self.told.settings.items() if key != "model_path"}}
+            return {**length, "told": {key: value for key, value in self.facts.settings.items() if key != "model_path"}}
         meta, root = meta_of(self.entry), self.entry.get("root")
-        told = {key: in_short(meta[key]) for key in OF_MODEL if key in meta} | dict(self.told.settings)
-        told |= {"root": in_short(root)} if root else {}
-        return {**length, "address": without_user(self.url), "served": in_short(self.name), "told": told}
+        facts = {key: in_short(meta[key]) for key in OF_MODEL if key in meta} | dict(self.facts.settings)
+        facts |= {"root": in_short(root)} if root else {}
+        return {**length, "address": without_user(self.url), "served": in_short(self.name), "told": facts}
 
     def payload(self, seed: int, sampling: Sampling) -> dict[str, Any]:
         """The part of a request that all servers understand."""
@@ -215,8 +215,8 @@ class ServedModel:
         entry = with_client(engine, lambda client: find_model(client, url, {name}, engine.served_model))
         self.context, meta, root = context_of(entry) or UNLIMITED, meta_of(entry), str(entry.get("root") or "")
         # Of weights only llama.cpp tells: their number, the size of their file, and so their bits if fewer than 16.
-        told = (meta.get(key) for key in ("n_params", "size"))
-        self.parameters, size = (value if isinstance(value, int) else None for value in told)
+        counts = (meta.get(key) for key in ("n_params", "size"))
+        self.parameters, size = (value if isinstance(value, int) else None for value in counts)
         self.engine_bytes = None if size is None else {"file": size}
         bits = 8 * size / self.parameters if size is not None and self.parameters else 16.0
         self.quantisation = f"{bits:.2g} bits per weight" if bits < 15 else None
@@ -236,7 +236,7 @@ class ServedModel:
         """Nothing: a server does not tell what its cache follows from."""
 
     def checksum(self) -> str:
-        """The hash that identifies the model."""
+        """Stored: the hash that identifies the model."""
         return self._checksum
 
     def content(self) -> str | None:
@@ -253,7 +253,7 @@ LINES, CHARACTERS = 5, 600  # of the server's output in an error message
 
 
 @contextmanager
-def reached(engine: EngineOptions, folder: Path) -> Iterator[EngineOptions]:
+def running_server(engine: EngineOptions, folder: Path) -> Iterator[EngineOptions]:
     """Within the context, options with the address of a server, which is started if they have a command for it.
 
     In the command {model} is the folder, {gguf} its GGUF file, {port} a free port and {name} the folder's last part; no

@@ -33,7 +33,7 @@ from prunus.settings.engines import EngineOptions
 TRIES = 6
 BACKOFF_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 CONNECT_SECONDS = 10.0
-SAID_SECONDS = 5.0  # longer waits are told
+REPORTED_SECONDS = 5.0  # longer waits are told
 TEMPORARY = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # status codes that are worth a retry
 KEYS = ("PRUNUS_API_KEY", "OPENAI_API_KEY")
 STAYS = "stored results are kept, and the same command resumes"
@@ -159,7 +159,7 @@ async def reply_of(
         if not waits and not fault.startswith("answers"):
             raise Busy(fault, 0.0, broke_off=True)
         if attempt < tries:
-            if wait > SAID_SECONDS:
+            if wait > REPORTED_SECONDS:
                 progress.say(f"{url} {fault}: waiting {wait:.0f} s before try {attempt + 1} of {tries}")
             await asyncio.sleep(wait)
     often = f" ({tries} tries)" if tries > 1 else ""
@@ -217,10 +217,10 @@ def pause(attempt: int) -> float:
 def seconds_to_wait(response: Reply) -> float:
     """The seconds that the server requests in Retry-After, within limits; 0 for a date, or what is no number."""
     try:
-        found = float(response.headers.get("Retry-After", "0"))
+        seconds = float(response.headers.get("Retry-After", "0"))
     except ValueError:
         return 0.0
-    return min(LONGEST_WAIT_SECONDS, found) if found > 0 else 0.0
+    return min(LONGEST_WAIT_SECONDS, seconds) if seconds > 0 else 0.0
 
 
 def run(work: Coroutine[Any, Any, _T]) -> _T:
@@ -290,7 +290,7 @@ class Window:
         self.most = max(1, min(most or MOST_REQUESTS, files, known))
         self.size = float(min(self.most, START))
         self.reduced_at, self.resume_at = float("-inf"), float("-inf")
-        self.ran, self.strikes, self.told = 0.0, 0, float("-inf")
+        self.ran, self.strikes, self.reported = 0.0, 0, float("-inf")
 
     def has_room(self, in_flight: int, now: float) -> bool:
         """Whether another request may be sent."""
@@ -318,9 +318,9 @@ class Window:
 
     def pauses(self, now: float) -> float | None:
         """The seconds that nothing is sent, once for each time that this is so; None where it was told or is short."""
-        if self.resume_at - max(now, self.told) <= SAID_SECONDS:
+        if self.resume_at - max(now, self.reported) <= REPORTED_SECONDS:
             return None
-        self.told = self.resume_at
+        self.reported = self.resume_at
         return self.resume_at - now
 
     def follow(self, waiting: float, running: float, in_flight: int, now: float) -> None:
@@ -395,7 +395,7 @@ async def replies(
             for task in finished:
                 number, sent_at = running.pop(task)
                 try:
-                    found = task.result()
+                    reply = task.result()
                 except Busy as error:
                     broken[number] += error.broke_off
                     window.refused(sent_at, len(running), now(), error.wait)
@@ -408,7 +408,7 @@ async def replies(
                         progress.say(f"{url} {error}: sending nothing for {seconds:.0f} s")
                     continue
                 window.completed(len(running) + 1)
-                yield number, found
+                yield number, reply
     finally:
         for task in (watching, *running):
             task.cancel()

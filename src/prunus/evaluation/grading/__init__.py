@@ -114,16 +114,16 @@ class Grader:
 
 def _read(problem: Gradable, text: str | None) -> _Reading:
     """The answer found in a text, normalised; the value of the gold answer plays no part."""
-    found = find_answer(text or "")
-    if found.how == "malformed":
+    answer = find_answer(text or "")
+    if answer.how == "malformed":
         return _Reading("", None, "malformed")
-    if found.how == "phrase":
-        return _read_phrase(problem, found.text, text or "")
-    if found.how == "conclusion" and problem.kind == "math":
-        return replace(_read_phrase(problem, found.text, text or ""), status="weak")
-    if found.how == "box":
-        canonical = _canonical(problem, found.text)
-        return _Reading(found.text, canonical, "ok" if canonical else "no_answer")
+    if answer.how == "phrase":
+        return _read_phrase(problem, answer.text, text or "")
+    if answer.how == "conclusion" and problem.kind == "math":
+        return replace(_read_phrase(problem, answer.text, text or ""), status="weak")
+    if answer.how == "box":
+        canonical = _canonical(problem, answer.text)
+        return _Reading(answer.text, canonical, "ok" if canonical else "no_answer")
     return _read_weakly(problem, text or "")
 
 

@@ -59,19 +59,21 @@ _START, _END = (-inf, True), (inf, False)
 
 def cuts(node: Node) -> tuple[Cut, ...] | None:
     """The set that a node stands for; None unless it is one whose ends are all exact numbers or infinite."""
-    found: list[tuple[Cut, Cut]] = []
+    pieces: list[tuple[Cut, Cut]] = []
     for piece in node.parts if node.kind == "union" else (node,):
         values = [_value(part) for part in piece.parts]
         if piece.kind == "set":
-            found += [((value, False), (value, True)) for value in values if value is not None]
+            pieces += [((value, False), (value, True)) for value in values if value is not None]
         elif piece.kind not in ("interval", "tuple") or len(values) != 2:
             return None
         elif values[0] is not None and values[1] is not None:
             brackets = piece.text or "()"
-            found.append(((values[0], brackets[0] == "("), (values[1], brackets[1] == "]")))
-        if None in values or (found and (found[-1][0] >= found[-1][1] or found[-1][0] < _START or found[-1][1] > _END)):
+            pieces.append(((values[0], brackets[0] == "("), (values[1], brackets[1] == "]")))
+        if None in values or (
+            pieces and (pieces[-1][0] >= pieces[-1][1] or pieces[-1][0] < _START or pieces[-1][1] > _END)
+        ):
             return None
-    return _merged(found)
+    return _merged(pieces)
 
 
 def difference(left: Node, right: Node) -> Node | None:
@@ -109,10 +111,10 @@ def _value(part: Node) -> Fraction | float | None:
     return _INFINITE.get(part.text) if part.value is None else part.value
 
 
-def _merged(found: list[tuple[Cut, Cut]]) -> tuple[Cut, ...]:
+def _merged(pieces: list[tuple[Cut, Cut]]) -> tuple[Cut, ...]:
     """The union of pieces, each given by its two cuts."""
     merged: list[Cut] = []
-    for start, end in sorted(found):
+    for start, end in sorted(pieces):
         if merged and start <= merged[-1]:
             merged[-1] = max(merged[-1], end)
         else:

@@ -26,11 +26,11 @@ _INFORMAL = re.compile(r"[^a-z]")
 
 def wishes(question: str) -> tuple[str, ...]:
     """The forms of answer that a question asks for ("percent", "base 8"). "15 percent of" asks for none."""
-    found = ["percent" for at in _PERCENT.finditer(question) if not _PERCENT_OF.search(question[: at.start()][-8:])]
+    forms = ["percent" for at in _PERCENT.finditer(question) if not _PERCENT_OF.search(question[: at.start()][-8:])]
     for name in _BASE.findall(question):
         base = int(name) if name.isdigit() else BASES.get(name.lower())
-        found += [f"base {base}"] if base else []
-    return tuple(sorted(set(found)))
+        forms += [f"base {base}"] if base else []
+    return tuple(sorted(set(forms)))
 
 
 def same(gold: Node, answer: Node, ask: Ask, asks: Sequence[str] | None) -> bool:
@@ -86,8 +86,8 @@ def _structures(gold: Node, answer: Node, ask: Ask, asks: Sequence[str] | None) 
 
 
 def _in_order(gold: Sequence[Node], answer: Sequence[Node], ask: Ask, asks: Sequence[str] | None) -> bool:
-    found = [same(ours, theirs, ask, asks) for ours, theirs in zip(gold, answer, strict=True)]
-    return all(found)
+    equal = [same(ours, theirs, ask, asks) for ours, theirs in zip(gold, answer, strict=True)]
+    return all(equal)
 
 
 def _matched(gold: Sequence[Node], answer: Sequence[Node], ask: Ask, asks: Sequence[str] | None) -> bool:
@@ -103,10 +103,10 @@ def _matched(gold: Sequence[Node], answer: Sequence[Node], ask: Ask, asks: Seque
     fits = [[same(ours, theirs, ask, asks) for theirs in answer] for ours in gold]
     free = set(range(len(answer)))
     for row in fits:
-        found = next((index for index in sorted(free) if row[index]), None)
-        if found is None:
+        partner = next((index for index in sorted(free) if row[index]), None)
+        if partner is None:
             return False
-        free.discard(found)
+        free.discard(partner)
     return True
 
 

@@ -67,25 +67,25 @@ def split_quantity(text: str) -> Quantity:
     if arc := _ARC.fullmatch(ticks):
         degrees = rf"{arc['degrees']}+\frac{{{arc['minutes']}}}{{60}}+\frac{{{arc['seconds'] or 0}}}{{3600}}"
         return Quantity(f"{arc['sign']}({degrees})", units=frozenset(["degree^1"]))
-    if any(found.end() == len(body) for found in DEGREE.finditer(body)):
+    if any(match.end() == len(body) for match in DEGREE.finditer(body)):
         return Quantity(body, units=frozenset(["degree^1"]))
     number = ticks.rstrip("'")
     if (marks := len(ticks) - len(number)) in (1, 2) and _BODY.search(number) and _PLAIN_NUMBER.fullmatch(number):
         return Quantity(number, units=_TICKED[marks - 1])
     for _ in range(3):
-        if found := _PERCENT.search(body):
-            percent, body = True, _BLANK_END.sub("", body[: found.start()])
+        if match := _PERCENT.search(body):
+            percent, body = True, _BLANK_END.sub("", body[: match.start()])
             continue
         styled = _STYLED.search(body[-MAX_UNIT:])
         plain = None if styled else _PLAIN.search(body[-MAX_UNIT:])
-        found = styled or plain
-        if found is None:
+        match = styled or plain
+        if match is None:
             break
-        start = max(0, len(body) - MAX_UNIT) + found.start()
+        start = max(0, len(body) - MAX_UNIT) + match.start()
         before = _BLANK_END.sub("", body[:start])
         if not before or not _BODY.search(before) or (plain and not _PLAIN_NUMBER.fullmatch(before)):
             break
-        words = re.findall(r"[A-Za-z]+", found["words"])
+        words = re.findall(r"[A-Za-z]+", match["words"])
         if words and words[0].lower().removesuffix("s") in SCALES and _PLAIN_NUMBER.fullmatch(before):
             scale *= 10 ** SCALES[words[0].lower().removesuffix("s")]
             words = [word for word in words[1:] if word.lower() != "of"]
@@ -98,7 +98,7 @@ def split_quantity(text: str) -> Quantity:
         apart = styled is not None or body[start - 1 : start].isspace()
         if not _is_unit(words, apart):
             break
-        power = next((_POWERS[word.lower()] for word in words if word.lower() in _POWERS), found["power"] or "1")
+        power = next((_POWERS[word.lower()] for word in words if word.lower() in _POWERS), match["power"] or "1")
         known = [KNOWN[name] for word in words if (name := word if word in KNOWN else word.lower()) in KNOWN]
         units |= {f"{name}^{power}" for name in known}
         body = before
@@ -338,8 +338,8 @@ def choice(text: str, choices: Sequence[str]) -> str | None:
     letters, plain = ascii_uppercase[: len(choices)], _plain(text)
     if (bare := _BARE_LETTER.fullmatch(plain)) and bare[1].upper() in letters:
         return bare[1].upper()
-    said, options = exact(text).rstrip("."), [exact(option).rstrip(".") for option in choices]
-    equal = [index for index, option in enumerate(options) if option and option == said]
+    answer, options = exact(text).rstrip("."), [exact(option).rstrip(".") for option in choices]
+    equal = [index for index, option in enumerate(options) if option and option == answer]
     if not equal and (led := _LED_LETTER.match(plain)):
         kind = led.lastgroup or ""
         letter, rest = led[kind], plain[led.end(kind) :]
@@ -347,11 +347,11 @@ def choice(text: str, choices: Sequence[str]) -> str | None:
             another = _ANOTHER.match(rest)
             return None if another and another[1] in letters and another[1] != letter else letter
     if not equal:
-        equal = [index for index, option in enumerate(options) if option and math(option) == math(said)]
+        equal = [index for index, option in enumerate(options) if option and math(option) == math(answer)]
     if not equal:
         for index, option in enumerate(map(_plain, options)):
             around = _IN_WORDS if _WORD.search(option) else _APART
-            if option and re.search(around.format(re.escape(option)), _plain(said)):
+            if option and re.search(around.format(re.escape(option)), _plain(answer)):
                 equal.append(index)
     return ascii_uppercase[equal[0]] if len(equal) == 1 else None
 

@@ -63,13 +63,13 @@ _PIECE = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
 
 def readings(text: str) -> list[Node]:
     """The ways to parse an answer, the likeliest first: as written, and without the letter of a choice."""
-    found = [read(text)]
+    nodes = [read(text)]
     styled = text.strip().strip("$*").strip()
     if (label := _LABEL.match(styled)) and (label["styled"] or not _OPERATOR.match(styled, label.end())):
-        found.append(read(styled[label.end() :]))
+        nodes.append(read(styled[label.end() :]))
     if ungrouped := normalise.latex(text) != normalise.latex(text, grouped=False):
-        found.append(read(text, grouped=not ungrouped))
-    return found
+        nodes.append(read(text, grouped=not ungrouped))
+    return nodes
 
 
 def read(text: str, depth: int = 0, grouped: bool = True) -> Node:
@@ -97,8 +97,8 @@ def read(text: str, depth: int = 0, grouped: bool = True) -> Node:
 def _read_words(text: str) -> Node | None:
     plain = text.strip("$*. ")
     styled = _STYLED_WORDS.fullmatch(plain)
-    said = styled["words"] if styled else plain if _WORDS.fullmatch(plain) and len(plain) > 3 else ""
-    words = said if styled or _LONG_WORD.search(said) else ""
+    phrase = styled["words"] if styled else plain if _WORDS.fullmatch(plain) and len(plain) > 3 else ""
+    words = phrase if styled or _LONG_WORD.search(phrase) else ""
     words = "".join(words.lower().split())
     return Node("words", words) if len(words) > 1 else None
 
@@ -120,14 +120,14 @@ def _read_latex(latex: str, depth: int) -> Node:
         return _read_latex(builder["condition"], depth + 1)
     if member := _MEMBER.match(latex):
         return _read_latex(latex[member.end() :], depth + 1)
-    if found := _read_rest(latex, depth) or _read_inequality(latex, depth) or _read_equation(latex, depth):
-        return found
+    if node := _read_rest(latex, depth) or _read_inequality(latex, depth) or _read_equation(latex, depth):
+        return node
     if based := _BASED.fullmatch(latex):
         base = int(based["base"]) if based["base"].isdigit() else BASES.get(based["base"])
         if base and (base > 10 or based["digits"].replace(".", "").isdigit()):
             return Node("based", based["digits"].lstrip("0") or "0", name=str(base))
-    if found := _read_time(latex) or _read_enclosed(latex, depth):
-        return found
+    if node := _read_time(latex) or _read_enclosed(latex, depth):
+        return node
     if letter := _CHOICE.fullmatch(latex):
         return Node("letter", letter[1])
     return _formula(latex)
@@ -172,22 +172,22 @@ def _read_rest(latex: str, depth: int) -> Node | None:
 
 def _read_unequal(latex: str, depth: int) -> Node | None:
     r"""x \ne 1, or x \ne 1, x \ne 2, as the real numbers without these."""
-    found = _UNEQUAL.fullmatch(latex)
-    if found is None or found["member"] not in (None, found["name"]):
+    match = _UNEQUAL.fullmatch(latex)
+    if match is None or match["member"] not in (None, match["name"]):
         return None
-    values = [value.removeprefix(rf"{found['name']}\neq") for value in _split(found["values"], ",")]
+    values = [value.removeprefix(rf"{match['name']}\neq") for value in _split(match["values"], ",")]
     removed = Node("set", parts=tuple(_read_latex(value, depth + 1) for value in values))
     return difference(REALS, removed) if cuts(removed) else None
 
 
 def _read_time(latex: str) -> Node | None:
     """A time of day with a.m., p.m. or a word for them."""
-    found = _TIME.fullmatch(latex)
-    if found is None or (found["twelve"] and int(found["hour"]) != 12):
+    match = _TIME.fullmatch(latex)
+    if match is None or (match["twelve"] and int(match["hour"]) != 12):
         return None
-    is_late = (found["half"] or found["part"] or found["twelve"]).lower() not in ("a", "morning", "midnight")
-    hour = int(found["hour"]) % 12 + 12 * is_late
-    return Node("time", str(seconds(hour, found["minute"], found["second"])), name=latex)
+    is_late = (match["half"] or match["part"] or match["twelve"]).lower() not in ("a", "morning", "midnight")
+    hour = int(match["hour"]) % 12 + 12 * is_late
+    return Node("time", str(seconds(hour, match["minute"], match["second"])), name=latex)
 
 
 def seconds(hour: int, minute: str | None, second: str | None) -> int:

@@ -18,7 +18,7 @@ from prunus import progress
 from prunus.checkpoint.resolve import load_tokenizer, one_line, resolve
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
-from prunus.evaluation.beforehand import FAMILY, PREFIX
+from prunus.evaluation.preflight import FAMILY, PREFIX
 from prunus.evaluation.provenance import describe_model, describe_versions, model_label, open_for
 from prunus.evaluation.resolved_plan import run_id_of
 from prunus.evaluation.stored_ids import by_id, stored_id
@@ -66,7 +66,7 @@ def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str
 
 
 def harness_plan(plan: EvalPlan) -> Data:
-    """The plan as stored, for one task of the harness; PrunusError for fields that have no effect on it."""
+    """Stored: the plan for one task of the harness; PrunusError for fields that have no effect on it."""
     if len(plan.tasks) > 1:
         raise PrunusError(f"evaluate {PREFIX} tasks one by one, each with its own command")
     idle = [
@@ -97,20 +97,20 @@ def load_tasks(name: str) -> Data:
     if name.endswith(".yaml"):
         folder, name = str(Path(name).absolute().parent), task_of(Path(name))
     try:
-        found = (
+        loaded = (
             import_module("lm_eval.tasks")
             .TaskManager(include_path=folder, include_defaults=folder is None)
             .load([name])
         )
     except Exception as error:  # the harness and the hub raise errors of many classes
         raise PrunusError(f"lm-evaluation-harness cannot load the task '{name}': {one_line(error)[:300]}") from error
-    for task in found["tasks"].values():
+    for task in loaded["tasks"].values():
         if task.get_config("output_type") == "loglikelihood_rolling":
             raise PrunusError(
                 f"'{name}' measures perplexity: no answer of it is right or wrong, so the store has no rows for it;"
                 " use `prunus perplexity`, or the harness itself (docs/lm-eval.md)"
             )
-    return found
+    return loaded
 
 
 def read_file(path: Path) -> str:
@@ -143,19 +143,19 @@ def ask(
         pretrained=model, tokenizer=tokenizer, batch_size=plan["batch_size"]
     )
     try:
-        found: Data = import_module("lm_eval").evaluate(
+        output: Data = import_module("lm_eval").evaluate(
             lm=asked, task_dict=tasks, limit=plan["limit"], bootstrap_iters=0
         )
     except ValueError as error:  # tasks that run code written by a model, and incompatible settings
         raise PrunusError(f"lm-evaluation-harness refuses '{name}': {one_line(error)[:300]}") from error
-    for task, result in found["results"].items():
+    for task, result in output["results"].items():
         values = ", ".join(
             f"{key.removesuffix(',none')} {value:.4g}"
             for key, value in result.items()
             if isinstance(value, float) and "stderr" not in key
         )
         progress.say(f"{task}: {values}")
-    rows = [row for task, entries in found["samples"].items() for row in rows_of(task, entries)]
+    rows = [row for task, entries in output["samples"].items() for row in rows_of(task, entries)]
     return [problem for problem, _ in rows], [sample for _, sample in rows]
 
 
@@ -171,7 +171,7 @@ def rows_of(task: str, entries: Sequence[Data]) -> list[tuple[ProblemRow, Sample
             f"no metric of '{task}' calls an answer right or wrong ({', '.join(first[0]['metrics'])}): its results are"
             " above, and the store has no rows for it"
         )
-    found = []
+    rows = []
     for entry in first:
         key = f"{FAMILY}{task}/{entry['doc_id']}"
         answer, text = answer_of(entry)
@@ -192,8 +192,8 @@ def rows_of(task: str, entries: Sequence[Data]) -> list[tuple[ProblemRow, Sample
             correct=bool(entry[metric]),
             text=text,
         )
-        found.append((problem, sample))
-    return found
+        rows.append((problem, sample))
+    return rows
 
 
 def answer_of(entry: Mapping[str, Any]) -> tuple[str | None, str]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from prunus.checkpoint.chat_template import DATE
 from prunus.errors import PrunusError, nearest
 from prunus.evaluation.requests import Sampling
-from prunus.plain_data import Lines, parse_toml
+from prunus.plain_data import LineNumbers, parse_toml
 from prunus.recipes.drawing import PROFILE_FOLDER, PROFILE_NAMES, Mode
 from prunus.settings import check_settings, hints_of, misfit
 
@@ -150,14 +150,14 @@ class Profile:
             raise PrunusError("[prompt] is for models without a chat template, so there is no [off] and no [native]")
 
     def strings(self) -> dict[str, object]:
-        """All settings that affect the text, for the stored plan."""
-        found = dict[str, object]()
+        """Stored: all settings that affect the text, in the plan, of which run ids are hashes."""
+        settings = dict[str, object]()
         for one in fields(self):
             value, stored = getattr(self, one.name), one.metadata.get("stored", "always")
             default = one.default if one.default_factory is MISSING else one.default_factory()
             if stored == "always" or (stored == "changed" and value != default):
-                found[one.name] = list(value) if isinstance(value, tuple) else value
-        return found
+                settings[one.name] = list(value) if isinstance(value, tuple) else value
+        return settings
 
     def closed_by(self, closing: str) -> "Profile":
         """This profile with another forced closing. Raises PrunusError if the text has no marker that ends thinking."""
@@ -221,12 +221,12 @@ def _values(path: Path, text: str) -> dict[str, Any]:
     base = data.pop("extends", None)
     if base is not None and base not in PROFILE_NAMES[1:]:
         raise PrunusError(f"extends '{base}', which is no built-in profile; there are {', '.join(PROFILE_NAMES[1:])}")
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     if base is not None:
         built_in = PROFILE_FOLDER / f"{base}.toml"
-        found = _values(built_in, built_in.read_text("utf-8"))
-    found["name"] = data.pop("name", path.stem)
-    lines = Lines(text)
+        result = _values(built_in, built_in.read_text("utf-8"))
+    result["name"] = data.pop("name", path.stem)
+    lines = LineNumbers(text)
 
     def wrong_at(table: str, key: str, message: str) -> PrunusError:
         line = lines.of(table, key)
@@ -237,7 +237,7 @@ def _values(path: Path, text: str) -> dict[str, Any]:
             known = [f"[{name}]" for name in (*KEYS, "template")]
             raise wrong_at(table, "", f"'{table}' is none of the tables of a profile: {', '.join(known)}")
         if table == "template":
-            found |= _template_values(path, values)
+            result |= _template_values(path, values)
             continue
         for key, value in values.items():
             if key not in KEYS[table]:
@@ -247,13 +247,13 @@ def _values(path: Path, text: str) -> dict[str, Any]:
                 value = []
             if wrong := misfit(key, value, hints_of(Profile)[KEYS[table][key]]):
                 raise wrong_at(table, key, wrong)
-            found[KEYS[table][key]] = value
+            result[KEYS[table][key]] = value
     if "off" not in data:  # what the base says applies only as far as it fits this profile's own markers
-        if not any(stop in found.get("off_block", "") for stop in found.get("think_stops", ())):
-            found.pop("off_block", None)
-        if found.get("answer_in_chain"):
-            found.pop("off_template", None)
-    return found
+        if not any(stop in result.get("off_block", "") for stop in result.get("think_stops", ())):
+            result.pop("off_block", None)
+        if result.get("answer_in_chain"):
+            result.pop("off_template", None)
+    return result
 
 
 def _template_values(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:

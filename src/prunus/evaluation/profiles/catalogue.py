@@ -10,7 +10,7 @@ from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles import PROFILES, Profile
 from prunus.evaluation.profiles.control import control_of, switch_off
-from prunus.evaluation.profiles.detection import named, resolve_profile
+from prunus.evaluation.profiles.detection import profile_named, resolve_profile
 from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt, ends_of_turn
 from prunus.evaluation.requests import Sampling
 from prunus.plain_data import Listing, Record
@@ -110,7 +110,7 @@ def show_profile(name: str = "auto", model: str | Path | None = None) -> ShownPr
     if model is None and name == "auto":
         raise PrunusError("auto chooses a profile by a model's files: name the model with --model")
     if model is None:
-        return _settings(named(name))
+        return _settings(profile_named(name))
     folder = ModelFolder(resolve(model))
     tokenizer = load_tokenizer(folder.folder)
     profile = resolve_profile(name, tokenizer, folder.manifest, folder=folder.folder)

@@ -29,7 +29,7 @@ class Switch:
     block: str = ""
 
     def describe(self) -> dict[str, object]:
-        """The switch as plain data, for the stored plan."""
+        """Stored: the switch as plain data, in the plan."""
         return {"block": self.block} if self.block else {"template": dict(self.template)}
 
     def __str__(self) -> str:
@@ -47,10 +47,10 @@ class Switch:
         profile = self.profile
         if not self.block:
             return rendered
-        before, found, tail = rendered.rpartition(text)
+        before, matched, tail = rendered.rpartition(text)
         if state_of(tail, profile) == "opened":  # by the template; the block opens it again
             tail = tail[: tail.rfind(profile.thinking_start.strip())]
-        return before + found + tail + self.block
+        return before + matched + tail + self.block
 
     def encode(self, tokenizer: "PreTrainedTokenizerBase", rendered: str) -> list[int]:
         """The ids of a rendered prompt. Raises PrunusError if its end changes when it is encoded and decoded."""
@@ -118,9 +118,9 @@ class NativeControl:
         return bool(self.parameter)
 
     def describe(self) -> dict[str, object]:
-        """The control as plain data, for the stored plan."""
-        found = {"parameter": self.parameter, "template": self.template, "efforts": dict(self.efforts or {})}
-        return {name: value for name, value in found.items() if value}
+        """Stored: the control as plain data, in the plan."""
+        facts = {"parameter": self.parameter, "template": self.template, "efforts": dict(self.efforts or {})}
+        return {name: value for name, value in facts.items() if value}
 
     def __str__(self) -> str:
         if self.efforts:

@@ -80,10 +80,10 @@ def resolve_profile(
         return replace(fit(profile, tokenizer, folder), **sampling)
 
     if name != "auto" or "profile" in manifest:
-        return fitted(named(name if name != "auto" else manifest["profile"]))
+        return fitted(profile_named(name if name != "auto" else manifest["profile"]))
     if mode == "legacy":
         return fitted(PROFILES[_legacy_profile(tokenizer)])
-    choice = choose(tokenizer, manifest, folder)
+    choice = detect_profile(tokenizer, manifest, folder)
     profile = fitted(choice.profile)
     progress.say(f"profile {profile.name}: {choice.why}{_opening(profile)}")
     if choice.warning:
@@ -91,7 +91,7 @@ def resolve_profile(
     return profile
 
 
-def named(name: str) -> Profile:
+def profile_named(name: str) -> Profile:
     """The built-in profile of that name, or that of a .toml file."""
     if name.endswith(".toml"):
         return read_profile(Path(name))
@@ -100,7 +100,9 @@ def named(name: str) -> Profile:
     return PROFILES[name]
 
 
-def choose(tokenizer: "PreTrainedTokenizerBase", manifest: Mapping[str, Any], folder: Path | None) -> DetectedProfile:
+def detect_profile(
+    tokenizer: "PreTrainedTokenizerBase", manifest: Mapping[str, Any], folder: Path | None
+) -> DetectedProfile:
     """The profile that a model's files indicate."""
     if folder is not None and (folder / PROFILE_FILE).is_file():
         return DetectedProfile(read_profile(folder / PROFILE_FILE), f"by {PROFILE_FILE} of the model's folder")
@@ -270,11 +272,11 @@ def _opening(profile: Profile) -> str:
 
 def _names(manifest: Mapping[str, Any], folder: Path | None) -> list[str]:
     """Names of a model: its folder, its hub id, and the name of the model that it was pruned from."""
-    found = [str(step["source"]["name"]) for step in manifest.get("history", [])[:1] if "source" in step]
+    names = [str(step["source"]["name"]) for step in manifest.get("history", [])[:1] if "source" in step]
     if folder is not None:
         hub = [part.removeprefix("models--").replace("--", "/") for part in folder.parts if part.startswith("models--")]
-        found += [*hub, folder.name]
-    return found
+        names += [*hub, folder.name]
+    return names
 
 
 def _legacy_profile(tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -146,11 +146,11 @@ def ends_of_turn(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder:
 def sampling_of(folder: Path) -> dict[str, float | int]:
     """temperature, top_p and top_k of generation_config.json, as far as set; empty unless it has do_sample."""
     path = folder / "generation_config.json"
-    found = read_object(path) if path.is_file() else {}
-    if not found.get("do_sample"):
+    settings = read_object(path) if path.is_file() else {}
+    if not settings.get("do_sample"):
         return {}
     kinds: dict[str, tuple[type, ...]] = {"temperature": (int, float), "top_p": (int, float), "top_k": (int,)}
-    return {name: found[name] for name, kind in kinds.items() if type(found.get(name)) in kind}
+    return {name: settings[name] for name, kind in kinds.items() if type(settings.get(name)) in kind}
 
 
 def find_token(tokenizer: "PreTrainedTokenizerBase", text: str) -> int | None:

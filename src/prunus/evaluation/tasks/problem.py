@@ -60,7 +60,7 @@ class Problem:
 
 
 def content_digest(question: str, answer: str, choices: Sequence[str]) -> str:
-    """A hash (16 hex digits) of a problem's question, gold answer and choices."""
+    """Stored: a hash (16 hex digits) of a problem's question, gold answer and choices."""
     parts = json.dumps([question, answer, list(choices)], ensure_ascii=False)
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
@@ -94,15 +94,15 @@ def gold_letter(answer: str, choices: tuple[str, ...]) -> str:
     Raises PrunusError where the answer is neither, or matches two choices. The message does not quote the texts.
     """
     letters = ascii_uppercase[: len(choices)]
-    found = {letters[index] for index, choice in enumerate(choices) if choice.strip() == answer.strip()}
+    matches = {letters[index] for index, choice in enumerate(choices) if choice.strip() == answer.strip()}
     if len(answer.strip()) == 1 and answer.strip().upper() in letters:
-        found.add(answer.strip().upper())
-    if len(found) != 1:
-        problem = "is none of the choices" if not found else f"may mean {' or '.join(sorted(found))}"
+        matches.add(answer.strip().upper())
+    if len(matches) != 1:
+        problem = "is none of the choices" if not matches else f"may mean {' or '.join(sorted(matches))}"
         raise PrunusError(
             f"the answer {problem}; write the letter of one choice ({letters[0]} to {letters[-1]}) or its text"
         )
-    return found.pop()
+    return matches.pop()
 
 
 # Fetch a problem set with `datasets` (extra `hub`), with a one-line error that says what to do if it fails.
@@ -182,9 +182,12 @@ def hub_task(
             raise PrunusError(
                 f"task '{name}': {repo} ({split}) has {len(rows)} rows where {problems} were expected; {local[3:]}"
             )
-        found = [read(Row(name, number, columns)) for number, columns in enumerate(rows)]
+        entries = [read(Row(name, number, columns)) for number, columns in enumerate(rows)]
         return order(
-            [Problem(f"{name}/{one.key}", name, one.question, one.answer, kind, one.choices, private) for one in found]
+            [
+                Problem(f"{name}/{one.key}", name, one.question, one.answer, kind, one.choices, private)
+                for one in entries
+            ]
         )
 
     shown = f"{source} (gated)" if private else source

@@ -245,8 +245,8 @@ def load(name: str, families: tuple[str, ...]) -> list[Problem]:
 
     Each is a group by itself: families and levels are all that there is of them, not a sample (docs/verdicts.md).
     """
-    found = balanced(problem_set(EVALUATION_SEED, DEFAULT_PER_CELL, families), families)
-    return [Problem(problem_id(p), name, p.question, p.answer, "exact", group=problem_id(p)) for p in found]
+    problems = balanced(problem_set(EVALUATION_SEED, DEFAULT_PER_CELL, families), families)
+    return [Problem(problem_id(p), name, p.question, p.answer, "exact", group=problem_id(p)) for p in problems]
 
 
 @cache

@@ -70,24 +70,24 @@ def read_scores(path: Path, allocation: str, groups: Sequence[str], blocks: int)
     if isinstance(data, Mapping) and "evidence" in data:
         if data["evidence"] != FORMAT or not set(ImportanceScores._fields) <= set(data):
             raise PrunusError(f"{path} holds no scores of format {FORMAT}: it is from another version of prunus")
-        found = ImportanceScores.from_json(data)
-        if found.allocation != allocation:
-            raise PrunusError(f"{path} holds scores of {found.allocation}, not of {allocation}; measure again")
+        result = ImportanceScores.from_json(data)
+        if result.allocation != allocation:
+            raise PrunusError(f"{path} holds scores of {result.allocation}, not of {allocation}; measure again")
     elif is_by_sample(data):
         if WHOLE in groups:
             raise PrunusError(
                 f"{path} holds scores of attention and mlp, which allocation layerif uses, not {allocation}"
             )
         sums, count = sums_of_samples(path, data, groups, blocks)
-        found = ImportanceScores(allocation, None, {"file": path.name, "samples": count}, sums, {}, [])
+        result = ImportanceScores(allocation, None, {"file": path.name, "samples": count}, sums, {}, [])
     else:
         scores = dict.fromkeys(groups, data) if isinstance(data, list) else data
-        found = ImportanceScores(allocation, None, {"file": path.name}, scores, {}, [])
-    check_scores(path, found.scores, groups, blocks)
-    return found
+        result = ImportanceScores(allocation, None, {"file": path.name}, scores, {}, [])
+    check_scores(path, result.scores, groups, blocks)
+    return result
 
 
-def is_evidence(path: Path) -> bool:
+def is_scores_file(path: Path) -> bool:
     """Whether a file holds importance scores that prunus wrote."""
     try:
         data = read_json(path)
@@ -149,8 +149,8 @@ def sums_of_samples(path: Path, data: Any, groups: Sequence[str], blocks: int) -
                 key = f"layer_{index}_{group}"
                 value: Any = scores.get(key)
                 if not is_finite(value):
-                    found = repr(value) if key in scores else "missing"
-                    raise PrunusError(f"{path}: '{key}' of {name} is {found}; every block needs a finite number")
+                    shown = repr(value) if key in scores else "missing"
+                    raise PrunusError(f"{path}: '{key}' of {name} is {shown}; every block needs a finite number")
                 totals[index] += value if alone else max(0.0, value)
     return sums, len(samples)
 
@@ -198,6 +198,6 @@ def blocks_with_inputs(
             run = BlockRun(runner, block, index, hidden, subject.linears[index], last=False)
             for stats in dense(run):  # one, since no Hessians are asked for
                 names = subject.names(index)
-                found: dict[str, Tensor] = {n: block.get_submodule(n).get_parameter("weight") for n in names}
-                yield index, found, stats
+                by_name: dict[str, Tensor] = {n: block.get_submodule(n).get_parameter("weight") for n in names}
+                yield index, by_name, stats
             steps.advance()

@@ -48,8 +48,8 @@ def allocate_reference(outlier_shares: Sequence[float], _sizes: Sequence[int], r
     if low == high:
         return [target] * len(share)
     extra = (share - low) * (1 / (high - low) * spread * 2)
-    found = 1 - (extra - extra.mean() + (1 - target))
-    return np.where(found <= 0, 0.0 if recipe.method == "magnitude" else LEAST, found).tolist()
+    sparsities = 1 - (extra - extra.mean() + (1 - target))
+    return np.where(sparsities <= 0, 0.0 if recipe.method == "magnitude" else LEAST, sparsities).tolist()
 
 
 def measure(subject: Subject, calibration: Calibration | None) -> ImportanceScores:

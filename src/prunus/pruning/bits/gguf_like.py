@@ -85,7 +85,7 @@ def new_counts(path: Path, source: Checkpoint, dense: Checkpoint) -> dict[str, t
     """
     before, after = (one.text_config.to_dict() for one in (dense, source))
     short_of = {name: short for short, names in COUNTS.items() for name in names}
-    found = {}
+    counts = {}
     for name, value in after.items():
         old = before.get(name)
         if value == old or name.startswith("_") or isinstance(value, str) or isinstance(old, str):
@@ -97,10 +97,10 @@ def new_counts(path: Path, source: Checkpoint, dense: Checkpoint) -> dict[str, t
                     " config.json): remove other blocks"
                 )
         elif name in short_of:
-            found[short_of[name]] = old, value
+            counts[short_of[name]] = old, value
         elif isinstance(value, int | float):
             raise PrunusError(f"{source.folder} has another {name} than {dense.folder}, which cannot be said in a GGUF")
-    return found
+    return counts
 
 
 def compared(

@@ -135,12 +135,12 @@ def context_of(source: Checkpoint, architecture: str) -> int:
 def add_rotation(source: Checkpoint, writer: Any, size: int) -> dict[str, np.ndarray]:
     """Add how positions rotate heads of this size; returns constants. Raises PrunusError for another way."""
     gguf = library()
-    found: Any = dict(source.text_config.rope_parameters)
-    if "full_attention" in found:
-        local, found = found["sliding_attention"], dict(found["full_attention"])
+    rotation: Any = dict(source.text_config.rope_parameters)
+    if "full_attention" in rotation:
+        local, rotation = rotation["sliding_attention"], dict(rotation["full_attention"])
         if (local["rope_type"], local["rope_theta"]) != ("default", 10_000.0):
             raise refusal(source, "rotates heads of blocks with a window in another way than llama.cpp")
-    base, kind = float(found.pop("rope_theta")), found.pop("rope_type", "default")
+    base, kind = float(rotation.pop("rope_theta")), rotation.pop("rope_type", "default")
     writer.add_rope_freq_base(base)
     if kind == "llama3" and writer.arch == "llama":
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -149,13 +149,13 @@ def add_rotation(source: Checkpoint, writer: Any, size: int) -> dict[str, np.nda
         plain = base ** -(np.arange(0, size, 2) / size)
         return {"rope_freqs.weight": (plain / slowed.double().numpy()).astype(np.float32)}
     known = {"default": set(), "linear": {"factor"}, "yarn": {"factor", "original_max_position_embeddings"}}
-    if kind not in known or not set(found) <= known[kind] | {"original_max_position_embeddings"}:
+    if kind not in known or not set(rotation) <= known[kind] | {"original_max_position_embeddings"}:
         raise refusal(source, f"rotates heads by '{kind}', or with settings of their own")
     if kind != "default":
         writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
-        writer.add_rope_scaling_factor(float(found["factor"]))
+        writer.add_rope_scaling_factor(float(rotation["factor"]))
     if kind == "yarn":
-        writer.add_rope_scaling_orig_ctx_len(found["original_max_position_embeddings"])
+        writer.add_rope_scaling_orig_ctx_len(rotation["original_max_position_embeddings"])
     return {}
 
 
@@ -206,8 +206,8 @@ def add_tokenizer(writer: Any, folder: Path, vocabulary: int) -> None:
 def lost_in_texts(folder: Path) -> list[str]:
     """A warning for each way in which a folder's tokenizer changes texts that llama.cpp will not; GGUF has no place."""
     path = folder / "tokenizer.json"
-    found = read_object(path).get("normalizer") if path.is_file() else None
-    steps = found.get("normalizers", [found]) if isinstance(found, dict) else []
+    normalizer = read_object(path).get("normalizer") if path.is_file() else None
+    steps = normalizer.get("normalizers", [normalizer]) if isinstance(normalizer, dict) else []
     kinds = [str(step.get("type")) for step in steps if isinstance(step, dict)]
     return [
         f"the tokenizer brings texts into Unicode's form {kind} first, which GGUF cannot say: llama.cpp gives other ids"

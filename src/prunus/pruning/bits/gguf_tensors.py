@@ -92,8 +92,8 @@ def names_for(source: Checkpoint, architecture: str) -> Callable[[str], str]:
 
     def name_of(own: str) -> str:
         plain = "model." + own.removeprefix(base) if own.startswith(base) else own
-        found = (names.get_name(name, (".weight", ".bias")) for name in (own, plain))
-        name = next(filter(None, found), None)
+        candidates = (names.get_name(name, (".weight", ".bias")) for name in (own, plain))
+        name = next(filter(None, candidates), None)
         if name is None:
             raise PrunusError(f"{source.folder}: '{own}' has no place in llama.cpp's {architecture}")
         return name
@@ -156,23 +156,23 @@ def check(source: Checkpoint, piece: Piece, form: str) -> None:
         bits, group = compressed_tensors.bits_and_group(*stored) or (0, 0)
         if (bits, group) != (4, GROUP):
             scales = "with a scale per row" if group == piece.shape[-1] else f"in groups of {group}"
-            found = f"{bits} bits {scales}" if bits else "zero points or groups of an order of their own"
+            layout = f"{bits} bits {scales}" if bits else "zero points or groups of an order of their own"
             raise PrunusError(
-                f"{piece.named(source)} has {found}, and Q4_0 holds 4 bits in groups of {GROUP} exactly: run `prunus"
+                f"{piece.named(source)} has {layout}, and Q4_0 holds 4 bits in groups of {GROUP} exactly: run `prunus"
                 " quantize --bits 4 --group 32` on the model before that, or take --type q8_0"
             )
 
 
 def encoded(source: Checkpoint, piece: Piece, form: str, change: int) -> np.ndarray:
     """The bytes of a tensor in the file."""
-    found = np.empty(piece.nbytes(form), np.uint8)
+    buffer = np.empty(piece.nbytes(form), np.uint8)
     filled = 0
     for number in range(len(piece.sources)):
         for part in _parts(source, piece, number, form, change):
             data = part.reshape(-1).view(np.uint8)
-            found[filled : filled + data.size] = data
+            buffer[filled : filled + data.size] = data
             filled += data.size
-    return found
+    return buffer
 
 
 def _parts(source: Checkpoint, piece: Piece, number: int, form: str, change: int) -> Iterator[np.ndarray]:

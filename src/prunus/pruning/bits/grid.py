@@ -90,11 +90,11 @@ def scales_of(weight_OI: Tensor, importance_I: Tensor | None, grid: Grid) -> Ten
     if importance_I is not None:
         weights_NB = importance_I.view(1, -1, grid.group).expand(rows, -1, -1).reshape(-1, grid.group)
     most = max(1, SLICE * 64 // grid.group)
-    found = [
+    scales = [
         searched_scales(part_NB, None if weights_NB is None else weights_NB[n * most : n * most + len(part_NB)], grid)
         for n, part_NB in enumerate(parts_NB.split(most))
     ]
-    return torch.cat(found).view(rows, inputs // grid.group)
+    return torch.cat(scales).view(rows, inputs // grid.group)
 
 
 def to_nearest(weight_OI: Tensor, grid: Grid) -> Codes:

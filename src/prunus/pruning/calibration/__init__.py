@@ -71,15 +71,15 @@ def read_source(name: str, folder: Path) -> list[Line] | str | None:
     ids_alone = name == "tiny" or name.startswith(TRACES)
     if not ids_alone and not name.endswith((".jsonl", ".txt")):
         raise PrunusError(f"calibration '{name}' is neither c4, wikitext2, tiny, traces:FILE nor a .txt or .jsonl file")
-    found = check_readable(source_file(name), folder, ("token_ids",) if ids_alone else KINDS)
-    if isinstance(found, str):
-        check_text(name, found)
-        return found
-    for line in found:
+    content = check_readable(source_file(name), folder, ("token_ids",) if ids_alone else KINDS)
+    if isinstance(content, str):
+        check_text(name, content)
+        return content
+    for line in content:
         if line.kind != "token_ids":
             for text in [line.value] if line.kind == "text" else [str(one["content"]) for one in line.value]:
                 check_text(line.place, text)
-    return found
+    return content
 
 
 def check_package(name: str) -> None:

@@ -92,11 +92,11 @@ def load_calibration(recipe: Calibrated, model: Checkpoint) -> Calibration:
     """
     name, tokens = calibration_name(recipe.calibration, model.manifest), recipe.calibration_tokens
     samples = recipe.samples if tokens is None else -(-tokens // recipe.seqlen)
-    asked, found = replace(recipe, calibration=name, samples=samples), read_source(name, model.folder)
-    if found is None:
+    asked, content = replace(recipe, calibration=name, samples=samples), read_source(name, model.folder)
+    if content is None:
         chosen = _from_hub(asked, model)
     else:
-        chosen = _from_text(found, asked, model) if isinstance(found, str) else _from_lines(found, asked, model)
+        chosen = _from_text(content, asked, model) if isinstance(content, str) else _from_lines(content, asked, model)
     if tokens is not None:
         chosen = cut_to(chosen, tokens)
     return chosen._replace(warnings=chosen.warnings + check_sequences(chosen, model))

@@ -213,15 +213,15 @@ def sketches(
     The sketch (Delta Q)^T (X P), with random signs Q and P, preserves inner products in expectation. Sequences need two
     tokens or more. counted: as in backward_blocks. NaN or infinity raises PrunusError.
     """
-    found: list[dict[str, list[Tensor]]] = [{name: [] for name in names} for names in model.linears]
+    by_block: list[dict[str, list[Tensor]]] = [{name: [] for name in names} for names in model.linears]
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     given, whose = [sequences[i] for i in order], counted and [counted[i] for i in order]
     for number, block, run in backward_blocks(model, given, whose):
         shapes = {name: block.get_submodule(name).get_parameter("weight").shape for name in model.linears[number]}
         drawn = {name: projections(number, name, *shape) for name, shape in shapes.items()}
-        run(_sketch_hook(drawn, model.runner.device, found[number]))
+        run(_sketch_hook(drawn, model.runner.device, by_block[number]))
     return [
-        {name: joined(index, name, tables, order) for name, tables in row.items()} for index, row in enumerate(found)
+        {name: joined(index, name, tables, order) for name, tables in row.items()} for index, row in enumerate(by_block)
     ]
 
 

@@ -228,14 +228,14 @@ def free_memory() -> int:
 
     1 GiB if neither is known.
     """
-    found = []
+    limits = []
     with suppress(OSError, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+        limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
     with suppress(OSError, ValueError):  # the file says `max` if there is no limit
         limit, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-        found.append(max(0, limit - used))
-    return min(found, default=1 << 30)
+        limits.append(max(0, limit - used))
+    return min(limits, default=1 << 30)
 
 
 def largest_block(source: Checkpoint) -> int:
@@ -275,12 +275,12 @@ def check_block_fits(source: Checkpoint, dtype: torch.dtype, device: torch.devic
 
 def portions(items: Iterable[Item], size: Callable[[Item], int], room: int) -> list[list[Item]]:
     """The items in order, in portions whose sizes add up to at most `room`, but of at least one item."""
-    found: list[list[Item]] = []
+    parts: list[list[Item]] = []
     left = -1
     for item in items:
         if size(item) > left:
-            found.append([])
+            parts.append([])
             left = room
-        found[-1].append(item)
+        parts[-1].append(item)
         left -= size(item)
-    return found
+    return parts

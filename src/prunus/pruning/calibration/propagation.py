@@ -56,11 +56,11 @@ class BlockRun(NamedTuple):
 
     def groups(self) -> list[list[Linear]]:
         """The Linears, grouped by the input that they read; a group has gate and up, or down, of all experts."""
-        found: dict[Any, list[Linear]] = {}
+        by_input: dict[Any, list[Linear]] = {}
         for linear in self.linears:
             stage = (linear.experts, linear.leader.endswith("down_proj")) if linear.experts else linear.leader
-            found.setdefault(stage, []).append(linear)
-        return list(found.values())
+            by_input.setdefault(stage, []).append(linear)
+        return list(by_input.values())
 
     def portions(self, linears: Sequence[Linear]) -> list[list[Linear]]:
         """The Linears in portions of as many experts as may have their Hessians in memory at once.
@@ -77,8 +77,8 @@ class BlockRun(NamedTuple):
         def size(own: list[Linear]) -> int:
             return 4 * sum(linear.shape_OI[1] ** 2 for linear in own if linear.name == linear.leader)
 
-        found = [[*chain.from_iterable(some)] for some in portions(experts.values(), size, HESSIAN_BYTES)] or [[]]
-        return [[linear for linear in linears if not linear.experts] + found[0], *found[1:]]
+        parts = [[*chain.from_iterable(some)] for some in portions(experts.values(), size, HESSIAN_BYTES)] or [[]]
+        return [[linear for linear in linears if not linear.experts] + parts[0], *parts[1:]]
 
 
 def pruned(run: BlockRun) -> Iterator[Stats]:
@@ -243,19 +243,19 @@ def observe(run: BlockRun, linears: Sequence[Linear], advance: bool = False) -> 
             elif linears:
                 with suppress(InputsSeen):
                     runner.run_block(block, input_NTW, batch)
-    found = seen.stats(run.number)
+    observed = seen.stats(run.number)
     few = {
         expert: seen.tokens[linear.leader]
         for linear in linears
         if (expert := linear.expert) is not None and is_few(seen.tokens[linear.leader])
     }
     if not few:
-        return found
+        return observed
     assert not advance, "the block's input is gone"
     poor = {linear.name: few[linear.expert] for linear in linears if linear.expert is not None and linear.expert in few}
-    found = {name: stats for name, stats in found.items() if name not in poor}  # which frees their Hessians
+    observed = {name: stats for name, stats in observed.items() if name not in poor}  # which frees their Hessians
     with run.watch([one for one in linears if one.name in poor], everywhere=list(few)) as again:
         for batch, _, input_NTW in run.hidden.batches_on(runner.device):
             runner.run_block(block, input_NTW, batch)
     pooled = again.stats(run.number)
-    return {**found, **{name: replace(pooled[name], pooled=count) for name, count in poor.items()}}
+    return {**observed, **{name: replace(pooled[name], pooled=count) for name, count in poor.items()}}

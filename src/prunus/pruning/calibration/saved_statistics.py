@@ -134,7 +134,7 @@ def stats(
     chosen = load_calibration(recipe, source)
     about = about_stats(source, model, recipe, chosen)
     say(f"{target} will take {show_bytes(needed)}")
-    blocks = measure(source, recipe, chosen, runner_device, "hessian" if hessians else "means")
+    blocks = measure_inputs(source, recipe, chosen, runner_device, "hessian" if hessians else "means")
     with disk_errors(target.parent, needed), within_memory(runner_device):
         met = write_stats(target, entries, about, blocks)
     few = {expert: count for expert, count in met.items() if is_few(count)}
@@ -209,7 +209,7 @@ def write_stats(
     return met
 
 
-def measure(
+def measure_inputs(
     source: Checkpoint, recipe: PruneRecipe, chosen: Calibration, device: torch.device, needs: Needs
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the statistics of every distinct input, block after block, by their names in the file.
@@ -236,10 +236,10 @@ def measure(
 def kinds_of(leader: Linear, inputs: InputStats) -> dict[str, Tensor]:
     """The statistics of one input by their kind."""
     assert inputs.mean_I is not None and inputs.variance_I is not None
-    found = dict(zip(VECTORS, (inputs.norm_I, inputs.mean_I, inputs.variance_I), strict=True))
+    kinds = dict(zip(VECTORS, (inputs.norm_I, inputs.mean_I, inputs.variance_I), strict=True))
     if leader.experts:
-        found[TOKENS] = torch.tensor([float(inputs.tokens if inputs.pooled is None else inputs.pooled)])
-    return found if inputs.hessian is None else found | {MATRIX: inputs.hessian.matrix_II}
+        kinds[TOKENS] = torch.tensor([float(inputs.tokens if inputs.pooled is None else inputs.pooled)])
+    return kinds if inputs.hessian is None else kinds | {MATRIX: inputs.hessian.matrix_II}
 
 
 def stat_name(source: Checkpoint, index: int, leader: str, kind: str) -> str:

@@ -188,8 +188,8 @@ class Observer:
         If an input holds NaN or infinity, PrunusError names the block and the Linear.
         """
         met = [leader for leader in self.leaders if leader in self.squares or leader not in self.routed]
-        found = {leader: self._stats_of(leader, block_index) for leader in met}
-        return {linear.name: found[linear.leader] for linear in self.linears if linear.leader in found}
+        by_leader = {leader: self._stats_of(leader, block_index) for leader in met}
+        return {linear.name: by_leader[linear.leader] for linear in self.linears if linear.leader in by_leader}
 
     def _stats_of(self, leader: str, block_index: int) -> InputStats:
         assert leader in self.squares, f"{leader} was not called"

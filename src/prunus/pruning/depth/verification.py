@@ -132,14 +132,14 @@ def try_drops(source: Checkpoint) -> list[str | None]:
     In one line each; None where they can.
     """
     attempts = [(1,), (0, 2)] if source.blocks > 3 else [(index,) for index in range(min(2, source.blocks - 1))]
-    found: list[str | None] = []
+    reasons: list[str | None] = []
     for removed in attempts:
         try:
             planned(source, KeptBlocks.without(removed, source.blocks, []))
-            found.append(None)
+            reasons.append(None)
         except Undroppable as error:
-            found.append(str(error))
-    return found
+            reasons.append(str(error))
+    return reasons
 
 
 def planned(source: Checkpoint, choice: KeptBlocks) -> Checkpoint:

@@ -82,7 +82,7 @@ class KeptExperts(NamedTuple):
         return cls(kept, scores, tokens, data["warnings"])
 
 
-def choose(recipe: ExpertsRecipe, mixtures: Sequence[Mixture], seen: Sequence[RoutingSums]) -> KeptExperts:
+def choose_experts(recipe: ExpertsRecipe, mixtures: Sequence[Mixture], seen: Sequence[RoutingSums]) -> KeptExperts:
     """The experts that a recipe keeps. Raises Unremovable where too few would be left in a block."""
     scores = [SCORES[recipe.method](one) for one in seen]
     kept: dict[int, list[int]] = {}
@@ -94,7 +94,7 @@ def choose(recipe: ExpertsRecipe, mixtures: Sequence[Mixture], seen: Sequence[Ro
         kept,
         {one.index: row.tolist() for one, row in zip(seen, scores, strict=True)},
         {one.index: one.token_E.tolist() for one in seen},
-        unmet(seen) if declared(Criterion)[recipe.method].needs != "nothing" else [],
+        warn_of_unused(seen) if declared(Criterion)[recipe.method].needs != "nothing" else [],
     )
 
 
@@ -105,11 +105,11 @@ def best(score_E: Tensor, count: int, groups: int) -> list[int]:
     return sorted((order_GE + torch.arange(groups)[:, None] * size).flatten().tolist())
 
 
-def unmet(seen: Sequence[RoutingSums]) -> list[str]:
+def warn_of_unused(seen: Sequence[RoutingSums]) -> list[str]:
     """A warning for experts that no calibration token was sent to."""
-    found = [(one.index, expert) for one in seen for expert, tokens in enumerate(one.token_E) if not tokens]
-    if not found:
+    idle = [(one.index, expert) for one in seen for expert, tokens in enumerate(one.token_E) if not tokens]
+    if not idle:
         return []
-    block, expert = found[0]
-    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    block, expert = idle[0]
+    more = f" and {len(idle) - 1} more" if len(idle) > 1 else ""
     return [f"no calibration token met expert {expert} of block {block}{more}, so the criterion cannot judge them"]

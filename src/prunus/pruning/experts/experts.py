@@ -16,7 +16,7 @@ from prunus.checkpoint.safetensors_file import Computed, Stored
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
-from prunus.pruning.experts.criteria import KeptExperts, RoutingSums, choose
+from prunus.pruning.experts.criteria import KeptExperts, RoutingSums, choose_experts
 from prunus.pruning.experts.measure import fitting, observe, seen_in
 from prunus.pruning.experts.mixtures import (
     Mixture,
@@ -136,16 +136,16 @@ def experts(
     first = {m.index: range(recipe.count(m.count)) for m in mixtures}
     needed = smaller_model(source, mixtures, first).nbytes
     if dry_run:
-        ahead = job.ahead(needed, [*source.reading_notes, *warn_of(stray)])
-        return PlannedExperts(experts=experts_text(mixtures, first), blocks=len(mixtures), **ahead)
+        preview = job.preview(needed, [*source.reading_notes, *warn_of(stray)])
+        return PlannedExperts(experts=experts_text(mixtures, first), blocks=len(mixtures), **preview)
 
     def entries(notes: Mapping[str, Any]) -> dict[str, Stored]:
         return cut_tensors(source, mixtures, KeptExperts.from_json(notes["choice"]).kept)
 
     with job.begun(needed, stray, entries) as (partial, calibration):
         if "choice" not in partial.notes:
-            seen = measure(job, mixtures, calibration)
-            partial.note("choice", choose(recipe, mixtures, seen)._asdict(), {})
+            seen = measure_routing(job, mixtures, calibration)
+            partial.note("choice", choose_experts(recipe, mixtures, seen)._asdict(), {})
         choice = KeptExperts.from_json(partial.notes["choice"])
         new = smaller_model(source, mixtures, choice.kept)
         partial.copy_blocks(new, "writing")
@@ -178,7 +178,9 @@ def experts(
         )
 
 
-def measure(job: Job[ExpertsRecipe], mixtures: Sequence[Mixture], calibration: Calibration | None) -> list[RoutingSums]:
+def measure_routing(
+    job: Job[ExpertsRecipe], mixtures: Sequence[Mixture], calibration: Calibration | None
+) -> list[RoutingSums]:
     """What the recipe's criterion needs to know of each block's experts."""
     source, recipe = job.source, job.recipe
     if job.saved is not None:
@@ -245,10 +247,10 @@ def axis_on_disk(origin: Origin, stored: Stored, axis: int, count: int) -> int:
     """The axis of a stored tensor that has one entry per expert. axis: that of the model's tensor."""
     if origin.converter is None:
         return len(stored.shape) - 1 - axis if origin.transposed else axis
-    found = [a for a in (axis, *range(len(stored.shape))) if a < len(stored.shape) and stored.shape[a] == count]
-    if not found:
+    axes = [a for a in (axis, *range(len(stored.shape))) if a < len(stored.shape) and stored.shape[a] == count]
+    if not axes:
         raise PrunusError(f"'{origin.stored[0]}' has no axis of {count} experts on disk")
-    return found[0]
+    return axes[0]
 
 
 def cut_tensors(

@@ -38,7 +38,7 @@ from prunus.pruning.calibration.saved_statistics import (
     open_for_stats,
     run_dtype,
 )
-from prunus.pruning.experts.criteria import RoutingSums, unmet
+from prunus.pruning.experts.criteria import RoutingSums, warn_of_unused
 from prunus.pruning.experts.mixtures import Mixture, find_mixtures
 from prunus.recipes import ExpertsRecipe
 
@@ -142,7 +142,7 @@ def expert_stats(
         size=show_bytes(target.stat().st_size),
         sequences=len(chosen.sequences),
         tokens=chosen.tokens,
-        warnings=[*chosen.warnings, *unmet(seen)],
+        warnings=[*chosen.warnings, *warn_of_unused(seen)],
     )
 
 

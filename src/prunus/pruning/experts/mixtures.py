@@ -87,11 +87,11 @@ def find_mixtures(source: Checkpoint) -> list[Mixture]:
     numbers = {name: more if isinstance(getattr(text, name), list | tuple) else more[0] for name in number_fields(text)}
     longer = find_layers(remade(source, numbers))[1]
     carried: dict[Carried, Any] = {}
-    found = [
+    by_block = [
         _mixture(source, index, layer, after, counts[index], carried)
         for index, (layer, after) in enumerate(zip(source.architecture.layers, longer, strict=True))
     ]
-    mixtures = [mixture for mixture in found if mixture is not None]
+    mixtures = [mixture for mixture in by_block if mixture is not None]
     if not mixtures:
         raise Unremovable(f"{name_of(source)} has no routed experts: no block has a router")
     return mixtures
@@ -129,12 +129,12 @@ def describe_removal(source: Checkpoint) -> list[Use]:
     except Unremovable:
         return []
     try:
-        found = find_mixtures(source)
+        mixtures = find_mixtures(source)
     except Unremovable as error:
         return [Use(use="experts", possible=False, note=str(error))]
-    first, number = found[0], span(mixture.count for mixture in found)
+    first, number = mixtures[0], span(mixture.count for mixture in mixtures)
     groups = f", in {first.groups} groups" if first.groups > 1 else ""
-    note = f"{number} experts in each of {len(found)} blocks, of which a token uses {first.top_k}{groups}"
+    note = f"{number} experts in each of {len(mixtures)} blocks, of which a token uses {first.top_k}{groups}"
     return [Use(use="experts", possible=True, note=note)]
 
 

@@ -13,13 +13,13 @@ from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import read_json, resolve, typed_path
 from prunus.checkpoint.runner import Runner, pick_device
-from prunus.checkpoint.writer import EVIDENCE, Partial
+from prunus.checkpoint.writer import SCORES, Partial
 from prunus.disk import check_writable, disk_errors, write_text
 from prunus.errors import PrunusError
 from prunus.plain_data import Record
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.allocation.arithmetic import HIGHEST, row_counts, tensor_counts, weighted_mean
-from prunus.pruning.allocation.measurement import PARTS, WHOLE, ImportanceScores, Subject, is_evidence, read_scores
+from prunus.pruning.allocation.measurement import PARTS, WHOLE, ImportanceScores, Subject, is_scores_file, read_scores
 from prunus.pruning.calibration.data import Calibration, load_calibration
 from prunus.pruning.calibration.hidden_states import check_block_fits
 from prunus.pruning.calibration.saved_statistics import SavedStats
@@ -96,7 +96,7 @@ def allocate(
     target = None if save is None else typed_path(save)
     if target is not None and not target.absolute().parent.is_dir():
         raise PrunusError(f"{target} cannot be written: its folder does not exist")
-    if target is not None and target.exists() and not is_evidence(target):
+    if target is not None and target.exists() and not is_scores_file(target):
         raise PrunusError(f"{target} exists and holds no importance scores; choose another output")
     if target is not None:
         check_writable(target)  # before they are measured
@@ -146,8 +146,8 @@ def find_scores(
             raise PrunusError(f"{path} was measured on another model (its weights differ); measure again")
         for name, value in settings.items():
             if name in scores.settings and scores.settings[name] != value:
-                flag, found = "--" + name.replace("_", "-"), scores.settings[name]
-                raise PrunusError(f"{path} was measured with {flag} {found}, not {value}; measure again")
+                flag, stored = "--" + name.replace("_", "-"), scores.settings[name]
+                raise PrunusError(f"{path} was measured with {flag} {stored}, not {value}; measure again")
         return scores
     checksum = source.checksum()
     exact = recipe.dtype == "auto" and allocation.needs == "gradients"
@@ -168,7 +168,7 @@ def find_scores(
     saved = saved if allocation.needs == "norms" else None
     subject = Subject(source, recipe, linears, runner, saved, file)
     with full_float32(device), within_memory(device):
-        measured, calibration = measure(subject, calibration)
+        measured, calibration = measure_scores(subject, calibration)
     if calibration is not None or saved is not None:
         settings["calibration"] = calibration.summary() if calibration else saved and saved.summary
     return measured._replace(allocation=recipe.allocation, model=checksum, settings=settings)
@@ -189,17 +189,17 @@ def keep_scores(job: PruneJob, partial: Partial, calibration: Calibration | None
     if "evidence" not in partial.notes:
         with disk_errors(partial.folder, partial.needed):
             if shared is None or job.saved is not None or recipe.measured == "nothing":
-                found = find()
+                scores = find()
             else:
                 with once(shared, scores_key(source, recipe, job.device)) as place:
                     if not place.exists():
                         write_text(place, scores_text(find()))
-                    found = ImportanceScores.from_json(read_json(place))
-        partial.note("evidence", found.to_json(), {EVIDENCE: scores_text(found)} if found.scores else {})
+                    scores = ImportanceScores.from_json(read_json(place))
+        partial.note("evidence", scores.to_json(), {SCORES: scores_text(scores)} if scores.scores else {})
     return ImportanceScores.from_json(partial.notes["evidence"])
 
 
-def measure(subject: Subject, calibration: Calibration | None) -> tuple[ImportanceScores, Calibration | None]:
+def measure_scores(subject: Subject, calibration: Calibration | None) -> tuple[ImportanceScores, Calibration | None]:
     """The scores of the recipe's allocation, and the calibration they were measured on, if any."""
     recipe, source = subject.recipe, subject.source
     allocation, chosen = ALLOCATIONS[recipe.allocation], None
@@ -215,8 +215,8 @@ def measure(subject: Subject, calibration: Calibration | None) -> tuple[Importan
 
 def parts_of(linears: Sequence[Sequence[Linear]]) -> dict[str, list[list[Linear]]]:
     """The Linears of `attention` and `mlp`, by block; only of parts that have some."""
-    found = {part: [[one for one in block if one.kind == part] for block in linears] for part in PARTS}
-    return {part: blocks for part, blocks in found.items() if any(blocks)}
+    by_part = {part: [[one for one in block if one.kind == part] for block in linears] for part in PARTS}
+    return {part: blocks for part, blocks in by_part.items() if any(blocks)}
 
 
 def groups_of(source: Checkpoint, recipe: PruneRecipe) -> dict[str, Sequence[Sequence[Linear]]]:
@@ -237,10 +237,10 @@ def allocate_groups(source: Checkpoint, recipe: PruneRecipe, scores: ImportanceS
     reference = allocation.allocate_reference if recipe.rounding == "reference" else None
     for part, blocks in groups_of(source, recipe).items():
         sizes = list(map(weights_of, blocks))
-        found = (reference or allocation.allocate)(scores.scores.get(part, []), sizes, recipe)
-        exact |= {(index, linear.name): found[index] for index, block in enumerate(blocks) for linear in block}
+        shares = (reference or allocation.allocate)(scores.scores.get(part, []), sizes, recipe)
+        exact |= {(index, linear.name): shares[index] for index, block in enumerate(blocks) for linear in block}
         if reference is not None:
-            mean = weighted_mean(found, sizes)
+            mean = weighted_mean(shares, sizes)
             if abs(mean - recipe.sparsity) > REACHED:
                 of = "" if part == WHOLE else f" of {part}"
                 warnings.append(
@@ -248,10 +248,10 @@ def allocate_groups(source: Checkpoint, recipe: PruneRecipe, scores: ImportanceS
                     f"blocks do not compensate, so the mean sparsity is {mean:.4f}, not {recipe.sparsity:g}"
                 )
             continue
-        for limit, count in ((HIGHEST, sum(v >= HIGHEST for v in found)), (0.0, sum(v <= 0 for v in found))):
+        for limit, count in ((HIGHEST, sum(v >= HIGHEST for v in shares)), (0.0, sum(v <= 0 for v in shares))):
             if count and recipe.allocation != "uniform" and recipe.sparsity > 0:
                 warnings.append(
-                    f"{count} of {len(found)} blocks{'' if part == WHOLE else f' ({part})'} were limited to sparsity "
+                    f"{count} of {len(shares)} blocks{'' if part == WHOLE else f' ({part})'} were limited to sparsity "
                     f"{limit:g}; the others compensate"
                 )
     return exact, warnings

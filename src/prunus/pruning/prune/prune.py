@@ -242,9 +242,11 @@ def prune_block(
                 pruned[name] = (copies.of(weight_OI) if keeps_dense else weight_OI).copy_(new_OI)
             else:
                 pruned[name] = new_OI.cpu()
-            summary, found = job.source.block_name(index, linear.summary_name), zeros_in(new_OI)
+            summary, new_zeros = job.source.block_name(index, linear.summary_name), zeros_in(new_OI)
             sizes[summary] += new_OI.numel()
-            counted.append((summary, found, torch.zeros_like(found) if inputs is None else (inputs.norm_I == 0).sum()))
+            counted.append(
+                (summary, new_zeros, torch.zeros_like(new_zeros) if inputs is None else (inputs.norm_I == 0).sum())
+            )
             if inputs is not None and inputs.hessian is not None and inputs.hessian.warning is not None:
                 warnings.append(inputs.hessian.warning)
             if inputs is not None and inputs.pooled is not None:
@@ -310,7 +312,7 @@ def describe(job: PruneJob) -> PlannedPrune:
     if allocation.calibration is not None and recipe.scores is None:
         influences, more = describe_calibration(allocation.calibration(recipe)[0], source)
         warnings += more
-    ahead = job.ahead(job.disk, warnings)
+    preview = job.preview(job.disk, warnings)
     return PlannedPrune(
         method=recipe.method,
         blocks=source.blocks,
@@ -318,7 +320,7 @@ def describe(job: PruneJob) -> PlannedPrune:
         weights=job.weights,
         zeros=zeros,
         influences=influences,
-        **{**ahead, "warnings": list(dict.fromkeys(ahead["warnings"]))},
+        **{**preview, "warnings": list(dict.fromkeys(preview["warnings"]))},
     )
 
 

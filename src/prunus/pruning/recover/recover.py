@@ -30,7 +30,7 @@ from prunus.pruning.job import Job, KeepingWays, PlannedJob, open_job
 from prunus.pruning.recover.training import STREAM_BYTES, TRAINING_BYTES, Fit, begin_training, trainable
 from prunus.recipes import RecoverRecipe
 from prunus.recipes.recover import RATES_AFTER_FIT
-from prunus.step import Made, recipe_of, recorded_kind, settled
+from prunus.step import Made, recipe_of, recorded_kind, with_defaults
 
 CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by chance in 16 bits
 
@@ -152,7 +152,7 @@ def recover(
         check_zeros(source)
         streams = show_bytes(recipe.tokens * of_token)
         return PlannedRecover(
-            dense=str(job.dense.folder), blocks=source.blocks, streams=streams, **job.ahead(needed, [])
+            dense=str(job.dense.folder), blocks=source.blocks, streams=streams, **job.preview(needed, [])
         )
     with job.begun(needed) as (partial, calibration), full_float32(job.device):
         assert calibration is not None
@@ -179,22 +179,22 @@ def recover(
 
 def make_job(job: Job[RecoverRecipe], dense: str | Path | None) -> Recovery:
     """The job with the dense model; raises PrunusError where the two do not belong together or cannot be trained."""
-    (recipe,) = settled([job.recipe], job.source.manifest.get("history", []))
+    (recipe,) = with_defaults([job.recipe], job.source.manifest.get("history", []))
     twin = dense_twin(job.source, dense)
     check_trainable(job.source, job.device)
     spans = spans_of(job.source, twin)
     return Recovery(**vars(replace(job, recipe=recipe)), dense=twin, dense_name=str(dense or twin.folder), spans=spans)
 
 
-def recovery_ahead(recipe: RecoverRecipe, dense: Checkpoint) -> dict[str, object]:
+def preview_recovery(recipe: RecoverRecipe, dense: Checkpoint) -> dict[str, object]:
     """What a dry run tells of a recovery of what is not pruned yet."""
-    calibration, found = describe_calibration(recipe, dense)
+    calibration, warnings = describe_calibration(recipe, dense)
     rates = f"the best of the rates {', '.join(map(str, RATES_AFTER_FIT))}"
     return {
         "then": f"recover, {recipe.epochs} epochs at {f'a rate of {recipe.rate:g}' if recipe.rate else rates}",
         "recovery_calibration": calibration,
         "recovery_memory": show_bytes(TRAINING_BYTES * largest_block(dense)),
-        "warnings": found,
+        "warnings": warnings,
     }
 
 
@@ -319,9 +319,9 @@ def warnings_of(fits: Sequence[Fit], advice: str = "") -> list[str]:
     """Which blocks were left as they were, and why. advice: for those whose training diverged."""
     broken = [str(index) for index, fit in enumerate(fits) if not fit.finite]
     worse = [str(index) for index, fit in enumerate(fits) if fit.finite and not fit.trained]
-    found = []
+    warnings = []
     if broken:
-        found.append(f"training gave NaN or infinity in blocks {', '.join(broken)}, left as they were{advice}")
+        warnings.append(f"training gave NaN or infinity in blocks {', '.join(broken)}, left as they were{advice}")
     if worse:
-        found.append(f"blocks {', '.join(worse)} are as they were: their error on held-out sequences did not fall")
-    return found
+        warnings.append(f"blocks {', '.join(worse)} are as they were: their error on held-out sequences did not fall")
+    return warnings

@@ -95,14 +95,14 @@ def activation_bytes(source: Checkpoint, index: int) -> tuple[int, int]:
 
 def outputs_of(source: Checkpoint, index: int) -> dict[str, int]:
     """Outputs per token of a block's Linears, by name; of routed experts those that a token is sent to."""
-    found: dict[str, int] = {}
+    outputs: dict[str, int] = {}
     config = source.config.get_text_config(decoder=True)
     chosen = next((n for key in EXPERTS_PER_TOKEN if isinstance(n := getattr(config, key, None), int)), None)
     for linear in source.linears(index):
         expert = linear.expert
         if expert is None or chosen is None or expert[1] < chosen:
-            found[linear.name] = linear.shape_OI[0]
-    return found
+            outputs[linear.name] = linear.shape_OI[0]
+    return outputs
 
 
 def activations_computed_again(block: nn.Module) -> AbstractContextManager[None]:
@@ -164,7 +164,7 @@ def trainable(block: nn.Module, dtypes: dict[str, torch.dtype], linears: Collect
     dtypes: of the block's tensors in the checkpoint, by name.
     """
     weights = {f"{name}.weight" for name in linears}
-    found: list[tuple[str, nn.Parameter, Tensor | None]] = []
+    parameters: list[tuple[str, nn.Parameter, Tensor | None]] = []
     sizes: list[list[Tensor]] = []  # sum of squares, and number of zeros
     for name, parameter in block.named_parameters():
         vector = parameter.dim() == 1 and parameter.is_floating_point()
@@ -175,10 +175,10 @@ def trainable(block: nn.Module, dtypes: dict[str, torch.dtype], linears: Collect
         zero = parameter.detach() == 0 if name in weights else None
         squares = parameter.detach().double().square().sum()
         sizes.append([squares, torch.zeros_like(squares) if zero is None else zero.sum().double()])
-        found.append((name, parameter, zero))
+        parameters.append((name, parameter, zero))
     trained = [
         Trained(*one, math.sqrt(squares / max(1, one[1].numel() - zeros)), dtypes[one[0]])
-        for one, (squares, zeros) in zip(found, read_at_once(sizes), strict=True)
+        for one, (squares, zeros) in zip(parameters, read_at_once(sizes), strict=True)
     ]
     return [one for one in trained if one.rms]
 
@@ -377,11 +377,11 @@ class Training:
             part = Batch(batch.ids_NT[first : first + len(rows_NTW)])
             return runner.run_block(block, rows_NTW.to(runner.device, non_blocking=True), part)
 
-        found: list[Example] = []
+        all_examples: list[Example] = []
         for (batch, read_NTW), (_, wanted_NTW) in zip(own.batches(), wanted.batches(), strict=True):
             assert batch.counted_NT1 is not None
-            found.append(Example(with_arguments(run, batch), read_NTW, wanted_NTW, batch.counted_NT1[..., 0]))
-        return [found[number] for number in numbers]
+            all_examples.append(Example(with_arguments(run, batch), read_NTW, wanted_NTW, batch.counted_NT1[..., 0]))
+        return [all_examples[number] for number in numbers]
 
     def fit_at_best(
         self, block: nn.Module, parameters: Sequence[Trained], rates: Sequence[float], *, epochs: int, seed: str

@@ -133,14 +133,14 @@ def find_units(source: Checkpoint, of: Of | None = None) -> list[Unit]:
     field may be for units of other kinds, too, which are then narrowed with them.
     """
     _check_readable(source)
-    found, failures = units_by_field(source)
+    by_field, failures = units_by_field(source)
     kinds: dict[Of, list[Unit]] = {}
-    for units in found.values():
+    for units in by_field.values():
         kinds.setdefault(_main(units), units)
     of = of or next((kind for kind in _NAMES if kind in kinds), None)
     if of and of in kinds:
         return kinds[of]
-    for units in found.values():
+    for units in by_field.values():
         if of and any(unit.of == of for unit in units):
             other = _main(units)
             raise Unnarrowable(
@@ -149,7 +149,7 @@ def find_units(source: Checkpoint, of: Of | None = None) -> list[Unit]:
             )
     if failures:
         raise Unnarrowable(f"{name_of(source)}: {next(iter(failures.values()))}")
-    if of is None or not found:
+    if of is None or not by_field:
         raise Unnarrowable(f"{name_of(source)}: no known field of config.json says the width of feed-forward networks")
     has = " or ".join(f"`--of {kind}`" for kind in kinds)
     raise Unnarrowable(f"{name_of(source)} has no {_NAMES[of]} whose width a field of config.json says; use {has}")
@@ -157,10 +157,10 @@ def find_units(source: Checkpoint, of: Of | None = None) -> list[Unit]:
 
 def of_blocks(units: Sequence[Unit]) -> dict[int, list[Unit]]:
     """Units by their block."""
-    found: dict[int, list[Unit]] = {}
+    by_block: dict[int, list[Unit]] = {}
     for unit in units:
-        found.setdefault(unit.index, []).append(unit)
-    return found
+        by_block.setdefault(unit.index, []).append(unit)
+    return by_block
 
 
 def base_width(units: Sequence[Unit]) -> int:
@@ -178,15 +178,15 @@ def describe_width(source: Checkpoint) -> list[Use]:
     """A row for `prunus inspect`: whether channels can be removed, of what, and how many there are."""
     try:
         _check_readable(source)
-        found, failures = units_by_field(source)
-        if not found:
+        by_field, failures = units_by_field(source)
+        if not by_field:
             find_units(source)
     except Unnarrowable as error:
         return [Use(use="width", possible=False, note=str(error))]
     notes = [
         f"{' and '.join(dict.fromkeys(_NAMES[unit.of] for unit in units))} of {_blocks(len({u.index for u in units}))}:"
         f" {span(unit.width // unit.times for unit in units)} channels ({field})"
-        for field, units in found.items()
+        for field, units in by_field.items()
     ]
     return [Use(use="width", possible=True, note="; ".join([*notes, *failures.values()]))]
 
@@ -216,7 +216,7 @@ def units_by_field(source: Checkpoint) -> tuple[dict[str, list[Unit]], dict[str,
 
     Cached, since it makes several models: seconds of a study's start for each recipe, where there are many experts.
     """
-    text, found, failures = source.text_config, dict[str, list[Unit]](), dict[str, str]()
+    text, by_field, failures = source.text_config, dict[str, list[Unit]](), dict[str, str]()
     known = {*text.to_dict(), *getattr(text, "attribute_map", {})}
     seen: set[str] = set()
     for name in FIELDS:
@@ -229,8 +229,8 @@ def units_by_field(source: Checkpoint) -> tuple[dict[str, list[Unit]], dict[str,
             failures[name] = str(error)
             continue
         if units:
-            found[name] = units
-    return found, failures
+            by_field[name] = units
+    return by_field, failures
 
 
 def _spellings(text: Any, name: str) -> list[str]:
@@ -283,14 +283,14 @@ def _changed(before: Any, after: Any, name: str) -> dict[int, Changed]:
     )
     if outer := next(iter(growth(*outside)), None):
         raise Unnarrowable(f"{name} also changes {outer}, which is in no block")
-    found: dict[int, Changed] = {}
+    by_block: dict[int, Changed] = {}
     for index, pair in enumerate(zip(layers, longer, strict=True)):
         tensors, others = map(_tensors, pair)
-        found[index] = growth(tensors, others)
-        for local, (axis, _) in found[index].items():
+        by_block[index] = growth(tensors, others)
+        for local, (axis, _) in by_block[index].items():
             if axis < 0 or len(tensors) != len(others):
                 raise Unnarrowable(f"{name} is not only a number of channels: it changes {local} of block {index}")
-    return found
+    return by_block
 
 
 def _tensors(layer: nn.Module) -> dict[str, Tensor]:
@@ -305,7 +305,7 @@ def _units(
     field = Field(name, Fraction(step, least), off)
     known: dict[Any, Sequence[bool]] = {}
     carried: dict[Carried, Any] = {}
-    found: list[Unit] = []
+    all_units: list[Unit] = []
     for index, of_block in changed.items():
         units = _units_of_block(source, index, field, of_block, least)
         plain = [unit for unit in units if unit.of != "experts"]
@@ -315,8 +315,8 @@ def _units(
             if source.architecture.carried and not plain:
                 run_hollow(source, index, carried)
         layouts = iter(known[kind])
-        found += [unit if unit.of == "experts" else unit.laid_out(next(layouts)) for unit in units]
-    return found
+        all_units += [unit if unit.of == "experts" else unit.laid_out(next(layouts)) for unit in units]
+    return all_units
 
 
 def _units_of_block(source: Checkpoint, index: int, field: Field, changed: Changed, least: int) -> list[Unit]:
@@ -436,16 +436,16 @@ def narrowed(
     kept: the channels of each unit by its down, in the order in which they will be. Experts of a block keep equally
     many, and are in order.
     """
-    found = dict(tensors)
+    narrow = dict(tensors)
     of_experts: dict[str, list[Tensor]] = {}
     for unit in units:
         for place in unit.places:
             some = place.of_channels(tensors[place.name], kept[unit.down])
             if place.expert is None:
-                found[place.name] = some
+                narrow[place.name] = some
             else:
                 of_experts.setdefault(place.name, []).append(some)
-    return found | {name: torch.stack(of_each) for name, of_each in of_experts.items()}
+    return narrow | {name: torch.stack(of_each) for name, of_each in of_experts.items()}
 
 
 def zeroed(
@@ -455,12 +455,12 @@ def zeroed(
 
     Changed tensors are in new memory. kept: as for narrowed.
     """
-    found = dict(tensors)
+    result = dict(tensors)
     for unit in units:
         gone = sorted(set(range(unit.width)) - set(kept[unit.down]))
         name = f"{unit.down}.weight"
-        found[name] = found[name].index_fill(1, torch.tensor(gone), 0)
-    return found
+        result[name] = result[name].index_fill(1, torch.tensor(gone), 0)
+    return result
 
 
 def narrow_config(source: Checkpoint, units: Sequence[Unit], width: int) -> dict[str, object]:
@@ -555,9 +555,9 @@ def verify(source: Checkpoint, new: Checkpoint, units: Sequence[Unit], device: t
 
 def random_channels(new: Checkpoint, units: Sequence[Unit], seed: int = 0) -> dict[str, list[int]]:
     """For each unit of a block as many channels as the new model has, at random, in ascending order, by its down."""
-    generator, found = torch.Generator().manual_seed(seed), dict[str, list[int]]()
+    generator, channels = torch.Generator().manual_seed(seed), dict[str, list[int]]()
     tensors = _tensors(new.architecture.layers[units[0].index])
     for unit in units:
         count = tensors[f"{unit.down}.weight"].shape[1]
-        found[unit.down] = torch.randperm(unit.width, generator=generator)[:count].sort()[0].tolist()
-    return found
+        channels[unit.down] = torch.randperm(unit.width, generator=generator)[:count].sort()[0].tolist()
+    return channels

@@ -314,10 +314,10 @@ class Sums:
         sum_I = self.sum_I.to(self.hessian_II.dtype)
         held = Held(*map(torch.cat, zip(*self.held, strict=True))) if self.held else None
         tokens = int(self.tokens)
-        found = Inputs(self.hessian_II, sum_I, tokens, tokens, held=held)
+        result = Inputs(self.hessian_II, sum_I, tokens, tokens, held=held)
         if not aims:
-            return found
-        return found._replace(error_OI=self.error_OI, error_O=self.error_O.to(sum_I.dtype), energy=float(self.energy))
+            return result
+        return result._replace(error_OI=self.error_OI, error_O=self.error_O.to(sum_I.dtype), energy=float(self.energy))
 
 
 def most_held(channels: int) -> int:
@@ -329,13 +329,13 @@ def held_out(batches: Sequence[Batch], channels: int) -> list[Tensor]:
     """(N, T) of each batch: whether its tokens are held out, with all of their sequence; none of a single sequence."""
     tokens, sequences = sum(batch.ids_NT.numel() for batch in batches), sum(len(batch.ids_NT) for batch in batches)
     every = max(min(HELD_OUT, sequences), -(-tokens // most_held(channels)))
-    found, first = list[Tensor](), 0
+    masks, first = list[Tensor](), 0
     for batch in batches:
         number_N = torch.arange(first, first + len(batch.ids_NT))
         is_held_N = (number_N % every == every // 2) & (sequences > 1)
-        found.append(is_held_N[:, None].expand(batch.ids_NT.shape))
+        masks.append(is_held_N[:, None].expand(batch.ids_NT.shape))
         first += len(number_N)
-    return found
+    return masks
 
 
 def observe(

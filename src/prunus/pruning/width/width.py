@@ -191,8 +191,8 @@ def width(
     removed = f"{percent(1 - new.parameters / source.parameters)} % of {source.parameters:,} parameters"
     needed = new.nbytes + job.hidden_bytes(STREAM_BYTES * source.architecture.width)
     if dry_run:
-        ahead = job.ahead(needed, [*said_of_engines(job), *said_before(job), *warn_of(stray)])
-        return PlannedWidth(channels=channels, blocks=blocks, parameters=new.parameters, removed=removed, **ahead)
+        preview = job.preview(needed, [*engine_warnings(job), *early_warnings(job), *warn_of(stray)])
+        return PlannedWidth(channels=channels, blocks=blocks, parameters=new.parameters, removed=removed, **preview)
     with job.begun(needed, stray, lambda _: new.tensors) as (partial, calibration), full_float32(job.device):
         difference = verify(source, new, job.units, job.device)
         with torch.no_grad():
@@ -200,8 +200,8 @@ def width(
         records = [partial.records[index] for index in range(source.blocks)]
         warnings = [
             *(calibration.warnings if calibration else []),
-            *said_before(job),
-            *said_of(job, records),
+            *early_warnings(job),
+            *fit_warnings(job, records),
             *warn_of(stray),
         ]
         record = {
@@ -220,7 +220,7 @@ def width(
         removed=removed,
         error=sum(errors) / len(errors) if errors else None,
         difference=difference,
-        **{**ended, "warnings": [*said_of_engines(job), *warnings]},
+        **{**ended, "warnings": [*engine_warnings(job), *warnings]},
     )
 
 
@@ -352,7 +352,7 @@ def narrow_block(
         weight_OI = tensors[f"{down}.weight"].to(job.device, precision(unit.width))
         bias_O = tensors.get(f"{down}.bias")
         bias_O = None if bias_O is None else bias_O.to(weight_OI)
-        kept[down] = choose(job, unit, tensors, weight_OI, bias_O, inputs)
+        kept[down] = choose_channels(job, unit, tensors, weight_OI, bias_O, inputs)
         if inputs is None or not job.recipe.fit:
             fitted[down] = cut(weight_OI, bias_O, kept[down])
         else:
@@ -362,18 +362,18 @@ def narrow_block(
             few += [(inputs.tokens, down)] if inputs.tokens < unit.width else []
     if missing := next((unit.down for unit in units if unit.down not in kept), None):
         raise PrunusError(f"there are no statistics of {missing} of block {index}: write them again, with this version")
-    found = narrowed(tensors, units, kept)
+    narrow = narrowed(tensors, units, kept)
     for down, made in fitted.items():
         for part, tensor in (("weight", made.weight_OK), ("bias", made.bias_O)):
             if tensor is not None:
-                found[f"{down}.{part}"] = tensor.to("cpu", tensors[f"{down}.{part}"].dtype).contiguous()
+                narrow[f"{down}.{part}"] = tensor.to("cpu", tensors[f"{down}.{part}"].dtype).contiguous()
     target = ("own" if gain is None else "dense") if fitted and job.recipe.fit else None
     dampings = [made.damping for made in fitted.values() if made.damping is not None]
     record: dict[str, object] = {"target": target, "errors": errors, "dampings": dampings}
-    return found, record | ({"few": [len(few), *min(few)]} if few else {})
+    return narrow, record | ({"few": [len(few), *min(few)]} if few else {})
 
 
-def choose(
+def choose_channels(
     job: Narrowing,
     unit: Unit,
     tensors: Mapping[str, Tensor],
@@ -419,49 +419,49 @@ def weights_in(source: Checkpoint, units: Sequence[Unit]) -> int:
     )
 
 
-def said_of_engines(job: Narrowing) -> list[str]:
+def engine_warnings(job: Narrowing) -> list[str]:
     """Warnings about what engines cannot do with the width. No result depends on it, so manifests have none of them."""
-    widths, found = sorted({job.kept(unit) for unit in job.units}), []
+    widths, warnings = sorted({job.kept(unit) for unit in job.units}), []
     if any(width % K_QUANTS for width in widths):  # without the width, so that a ladder of widths says it once
-        found.append(f"the width is no multiple of {K_QUANTS}: llama.cpp cannot write K-quants of these networks")
+        warnings.append(f"the width is no multiple of {K_QUANTS}: llama.cpp cannot write K-quants of these networks")
     rows = {job.kept(unit) * job.source.dtype.itemsize for unit in job.units if unit.of == "experts"}
     if odd := [row for row in sorted(rows) if row % GROUPED]:
-        found.append(
+        warnings.append(
             f"rows of experts take {odd[0]} bytes, no multiple of {GROUPED}: grouped products of transformers refuse"
             f" them; choose a multiple of {GROUPED // job.source.dtype.itemsize} channels"
         )
     parts = job.recipe.tensor_parallel
     if parts and (odd := [width for width in widths if width % parts]):
-        found.append(f"{odd[0]} channels cannot be divided among {parts} GPUs: choose a multiple of {parts}")
-    return found
+        warnings.append(f"{odd[0]} channels cannot be divided among {parts} GPUs: choose a multiple of {parts}")
+    return warnings
 
 
-def said_before(job: Narrowing) -> list[str]:
+def early_warnings(job: Narrowing) -> list[str]:
     """Warnings about what is fitted that are known before the model is run."""
-    found = list[str]()
+    warnings = list[str]()
     history = job.source.manifest.get("history", [])
     if job.recipe.fit and any(step.get("sparsity") for step in history):
-        found.append("the fit fills zeros that the last Linears of the networks had: prune after narrowing instead")
+        warnings.append("the fit fills zeros that the last Linears of the networks had: prune after narrowing instead")
     if job.recipe.fit and job.saved is not None:
-        found.append("networks are fitted to their own outputs, since saved statistics know of no narrow blocks")
+        warnings.append("networks are fitted to their own outputs, since saved statistics know of no narrow blocks")
     elif job.recipe.fit and job.recipe.target == "dense" and any(len(job.of_block(u.index)) > 1 for u in job.units):
-        found.append("experts are fitted to their own outputs: a block adds up several, each for other tokens")
-    return found
+        warnings.append("experts are fitted to their own outputs: a block adds up several, each for other tokens")
+    return warnings
 
 
-def said_of(job: Narrowing, records: Sequence[Mapping[str, Any]]) -> list[str]:
+def fit_warnings(job: Narrowing, records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Warnings about networks that calibration hardly met, and about blocks that are fitted to their own outputs."""
-    found = []
+    warnings = []
     if few := {index: record["few"] for index, record in enumerate(records) if "few" in record}:
         index, (_, tokens, down) = min(few.items(), key=lambda item: item[1][1])
-        found.append(
+        warnings.append(
             f"{sum(number for number, *_ in few.values())} of {len(job.units)} networks met fewer calibration tokens"
             f" than they have channels (the fewest: {down} of block {index}, {tokens})"
             + (": damping keeps what these do not show as it was" if job.recipe.fit else "")
         )
     own = [str(i) for i, record in enumerate(records) if job.needs_tokens and job.aims(i) and record["target"] == "own"]
     if own:
-        found.append(
+        warnings.append(
             f"blocks {', '.join(own)} are fitted to their networks' own outputs: a norm or a gate follows these"
         )
-    return found
+    return warnings

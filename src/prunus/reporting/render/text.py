@@ -104,16 +104,16 @@ def resource(name: str, package: str = "prunus.reporting.render") -> str:
 FOOTER = f"<footer>Made by Prunus {esc(__version__)}. This page loads nothing from the network.</footer>"
 
 
-def top(facts: str, title: str, said: str = "", notes: Sequence[str] = ()) -> str:
-    """The header of a page. facts: HTML. said: two sentences. notes: caveats; one is shown until they are opened."""
-    said = f'<p class="lead"><bdi>{esc(said)}</bdi></p>' if said else ""
+def top(facts: str, title: str, lead: str = "", notes: Sequence[str] = ()) -> str:
+    """The header of a page. facts: HTML. lead: two sentences. notes: caveats; one is shown until they are opened."""
+    lead = f'<p class="lead"><bdi>{esc(lead)}</bdi></p>' if lead else ""
     care = ""
     if notes:
         more = f" ({len(notes)} notes)" if len(notes) > 1 else ""
         first = f"<strong>Read with care{more}:</strong> <bdi>{esc(notes[0])}</bdi>"
         others = "".join(f"<li><bdi>{esc(note)}</bdi></li>" for note in notes[1:])
         care = f'<details class="warnings"><summary>{first}</summary>{f"<ul>{others}</ul>" if others else ""}</details>'
-    return f'<header><p class="kicker">{facts}</p><h1><bdi>{esc(title)}</bdi></h1>{said}{care}</header>'
+    return f'<header><p class="kicker">{facts}</p><h1><bdi>{esc(title)}</bdi></h1>{lead}{care}</header>'
 
 
 def whole_page(title: str, body: str, data: Mapping[str, Any], styles: str = "") -> str:

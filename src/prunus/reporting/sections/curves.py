@@ -72,13 +72,13 @@ def _of_task(data: ReportData, task: str) -> Section:
 
 def _worse_at(data: ReportData, task: str) -> str:
     """A sentence on the single budgets at which runs are shown to be worse; empty without other runs."""
-    found = {
+    by_run = {
         one.style.label: [str(b) for b, cell in one.contrasts(task).items() if verdict(cell) in (WORSE, WITHIN)]
         for one in data.others
     }
-    parts = [f"{name} at {joined(worse, most=3)}" for name, worse in found.items() if worse]
+    parts = [f"{name} at {joined(worse, most=3)}" for name, worse in by_run.items() if worse]
     parts = parts if len(parts) <= NAMED else [*parts[: NAMED - 1], f"{len(parts) - NAMED + 1} more variants"]
-    none = "No variant is shown to be worse at a single budget." if found and data.has_curve(task) else ""
+    none = "No variant is shown to be worse at a single budget." if by_run and data.has_curve(task) else ""
     return f"Worse at single budgets: {'; '.join(parts)}." if parts else none
 
 
@@ -130,8 +130,8 @@ def _published_lines(matches: Sequence[Match]) -> list[Line]:
 
 def _published_keys(data: ReportData, task: str) -> list[Key]:
     sources = about()["sources"]
-    found = dict.fromkeys((match.style, match.theirs.source) for match in data.published_on(task))
-    return [Key(f"{style.line} pub", [*sources].index(s), f"{style.label}, {sources[s]['name']}") for style, s in found]
+    pairs = dict.fromkeys((match.style, match.theirs.source) for match in data.published_on(task))
+    return [Key(f"{style.line} pub", [*sources].index(s), f"{style.label}, {sources[s]['name']}") for style, s in pairs]
 
 
 def differences(data: ReportData, task: str, runs: Sequence[ReportedRun], name: str = "") -> Picture:
@@ -149,24 +149,24 @@ def differences(data: ReportData, task: str, runs: Sequence[ReportedRun], name: 
 
 
 def _differences(task: str, one: ReportedRun) -> list[Point]:
-    found = []
+    curve = []
     for budget, cell in sorted(one.contrasts(task).items()):
         low, high = (max(-100.0, min(100.0, 100 * end)) for end in band_of(cell))
         interval = f"{points(cell.low)} to {points(cell.high)}"
         note = f"Budget {budget}\n{one.style.label}\n{points(cell.difference)} points ({interval})"
-        found.append(Point(float(budget), 100 * cell.difference, low, high, note))
-    return found
+        curve.append(Point(float(budget), 100 * cell.difference, low, high, note))
+    return curve
 
 
 def _accuracies(style: RunStyle, cells: Mapping[int, BudgetCell], together: bool = True) -> list[Point]:
     """A point for each budget: accuracy with its interval. together: with simultaneous bands if there are any."""
-    found = []
+    curve = []
     for budget, cell in cells.items():
         low, high = band_of(cell) if together else (cell.low, cell.high)
         interval = f"{percent(cell.low)} to {percent(cell.high)}"
         note = f"Budget {budget}\n{style.label}\n{percent(cell.accuracy)} % ({interval})"
-        found.append(Point(float(budget), 100 * cell.accuracy, 100 * low, 100 * high, note))
-    return found
+        curve.append(Point(float(budget), 100 * cell.accuracy, 100 * low, 100 * high, note))
+    return curve
 
 
 def _by_budget_note(data: ReportData, task: str) -> str:
@@ -184,11 +184,11 @@ def accuracy_table(data: ReportData, task: str) -> Table:
     rows = []
     for one in data.runs:
         words = {budget: verdict(contrast) for budget, contrast in one.contrasts(task).items()}
-        found = {
+        cells = {
             budget: Interval(cell.accuracy, cell.low, cell.high, words.get(budget, ""))
             for budget, cell in one.cells(task).items()
         }
-        rows.append((one.style, [found.get(budget) for budget in budgets]))
+        rows.append((one.style, [cells.get(budget) for budget in budgets]))
     columns = [Column("run", "Accuracy, %"), *(Column(str(budget), str(budget), percent) for budget in budgets)]
     return Table(f"accuracy-{task}", f"Accuracy on {task} by budget", "matrix sortable", columns, rows)
 
@@ -244,7 +244,7 @@ SCALING_NOTE = (
 
 def scaling_table(data: ReportData, task: str) -> Table:
     """Measures of how accuracy scales with the budget, one row per run, without columns that are empty for all runs."""
-    found: list[tuple[RunStyle, dict[str, object]]] = []
+    measures: list[tuple[RunStyle, dict[str, object]]] = []
     for one in data.with_cells(task):
         curve, cells = one.summary.tasks[task], one.cells(task)
         part, last = one.part(task), cells[max(cells)]
@@ -262,9 +262,9 @@ def scaling_table(data: ReportData, task: str) -> Table:
             "per_correct": last.tokens_per_correct,
             "looping": last.looping,
         }
-        found.append((one.style, values))
-    columns = [column for column in SCALING if any(values[column.key] is not None for _, values in found)]
-    rows = [(style, [values[column.key] for column in columns]) for style, values in found]
+        measures.append((one.style, values))
+    columns = [column for column in SCALING if any(values[column.key] is not None for _, values in measures)]
+    rows = [(style, [values[column.key] for column in columns]) for style, values in measures]
     return Table(f"scaling-{task}", f"Scaling on {task}", "data scaling sortable", [RUN, *columns], rows)
 
 

@@ -30,8 +30,8 @@ def section(data: ReportData) -> Section:
     """How many problems each variant lost and gained, and which; empty without variants."""
     if not data.others:
         return Section("flips")
-    found = [(one.style, find_flips(data.base.samples, one.samples)) for one in data.others]
-    counts, problems = counts_table(found), problems_table(data, found)
+    by_run = [(one.style, find_flips(data.base.samples, one.samples)) for one in data.others]
+    counts, problems = counts_table(by_run), problems_table(data, by_run)
     step = max(1, -(-len(problems.rows) // LISTED))
     listed = replace(problems, rows=problems.rows[::step])
     note = (
@@ -39,10 +39,10 @@ def section(data: ReportData) -> Section:
         "budget that both have. <code>prunus view STORE</code> shows their questions, and the chains side by side with "
         "the place where a right answer was lost; with <code>--export FOLDER</code> it writes some of them as files."
     )
-    said = soft(f"{len(listed.rows)} of {len(problems.rows)} are here.") if step > 1 else ""
+    count = soft(f"{len(listed.rows)} of {len(problems.rows)} are here.") if step > 1 else ""
     lost, gained = (sum(row[1][place] for row in counts.rows) for place in (0, 1))
     says = f"Over all variants: {lost} lost of the problems that the base solves, {gained} gained of the others."
-    both = details("The problems and both answers", listed.html() + said) if listed.rows else ""
+    both = details("The problems and both answers", listed.html() + count) if listed.rows else ""
     html = part("flips", "Problems that flipped", says, counts.html() + both, note)
     return Section("flips", html, tables=[counts, problems], name="Flipped")
 
@@ -54,24 +54,24 @@ def find_flips(base: Iterable[Sample], other: Iterable[Sample]) -> list[Flip]:
     if not shared:
         return []
     largest = max(budget for _, budget, _ in shared)
-    found: dict[str, Flip] = {}
+    flips: dict[str, Flip] = {}
     for key in sorted(key for key in shared if key[1] == largest):
         if left[key].correct != right[key].correct:
-            found.setdefault(key[0], Flip(left[key], right[key]))
-    return list(found.values())
+            flips.setdefault(key[0], Flip(left[key], right[key]))
+    return list(flips.values())
 
 
-def counts_table(found: Iterable[tuple[RunStyle, list[Flip]]]) -> Table:
+def counts_table(by_run: Iterable[tuple[RunStyle, list[Flip]]]) -> Table:
     """How many problems each variant lost and gained."""
-    rows = [(style, [sum(flip.gained == won for flip in flips) for won in (False, True)]) for style, flips in found]
+    rows = [(style, [sum(flip.gained == won for flip in flips) for won in (False, True)]) for style, flips in by_run]
     columns = [RUN, Column("lost", "Lost"), Column("gained", "Gained")]
     return Table("flips", "Problems that flipped", "data flips sortable", columns, rows)
 
 
-def problems_table(data: ReportData, found: Iterable[tuple[RunStyle, list[Flip]]]) -> Table:
+def problems_table(data: ReportData, by_run: Iterable[tuple[RunStyle, list[Flip]]]) -> Table:
     """The problems that each variant lost and gained, with the right answer and both answers."""
     rows = []
-    for style, flips in found:
+    for style, flips in by_run:
         for flip in flips:
             name, change = flip.base.problem_id, Word("gained" if flip.gained else "lost")
             rows.append((style, [name, change, data.gold[name], flip.base.answer, flip.other.answer]))

@@ -89,15 +89,15 @@ def _cells(one: ReportedRun, entry: Entry, picture: Picture) -> list[Cell]:
     interval = f"{points(cell.difference)} ({points(cell.low)} to {points(cell.high)})"
     stops = kept = NOTHING
     if entry.stops and ends:
-        stops = _said(entry.stops, f"{percent(ends.share)} % ({points(ends.difference)})", ends.share)
+        stops = _word_cell(entry.stops, f"{percent(ends.share)} % ({points(ends.difference)})", ends.share)
     if slope and slope.word:
         share = slope.retention
-        kept = _said(slope.word, "" if share is None else f"{percent(share)} %", -1 if share is None else share)
-    verdict = _said(*remark(entry), ORDER.index(entry.verdict))
+        kept = _word_cell(slope.word, "" if share is None else f"{percent(share)} %", -1 if share is None else share)
+    verdict = _word_cell(*remark(entry), ORDER.index(entry.verdict))
     return [_size(one), verdict, (f"{picture.html()}<small>{interval}</small>", cell.difference), stops, kept]
 
 
-def _said(text: str, small: str, value: float) -> Cell:
+def _word_cell(text: str, small: str, value: float) -> Cell:
     return f"{word(text)}<small>{esc(small)}</small>", value
 
 

@@ -23,8 +23,8 @@ def section(data: ReportData) -> Section:
     )
     keys = [Key(f"m{index}", index, mode) for index, mode in enumerate(MODES)]
     legend = "".join(f"<li>{swatch(key.css, key.marker).html()}{key.name}</li>" for key in keys)
-    found = [(task, both) for task in data.tasks for both in data.both_modes if all(one.cells(task) for one in both)]
-    pictures = [(task, both[0], mode_chart(task, both)) for task, both in found]
+    pairs = [(task, both) for task in data.tasks for both in data.both_modes if all(one.cells(task) for one in both)]
+    pictures = [(task, both[0], mode_chart(task, both)) for task, both in pairs]
     panels = "".join(run_figure(one.style, picture, f"<bdi>{esc(task)}</bdi>") for task, one, picture in pictures)
     table = mode_table(data)
     _, (task, budget, _, _, gap, *_) = max(table.rows, key=lambda row: row[1][4])

@@ -79,8 +79,8 @@ def _procedure(run: Run) -> list[str]:
 def _settings(run: Run) -> dict[str, object]:
     plan = run.plan
     if run.imported:
-        told = {"Sampling": "generation", "Prompt": "prompt", "Few-shot examples": "fewshot", "Threshold": "threshold"}
-        return {name: plan[key] for name, key in told.items() if key in plan}
+        keys = {"Sampling": "generation", "Prompt": "prompt", "Few-shot examples": "fewshot", "Threshold": "threshold"}
+        return {name: plan[key] for name, key in keys.items() if key in plan}
     return {
         "Sampling": _sampling(plan),
         "Mode, profile": f"{plan.get('mode')}, {plan.get('profile')}",

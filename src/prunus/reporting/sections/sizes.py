@@ -46,11 +46,11 @@ def area_of(one: ReportedRun, task: str) -> Estimate | None:
 
 def front(known: Known) -> list[tuple[int, float, str]]:
     """(bytes, area, id) of the runs than which no smaller one, nor one of the same size, is more accurate; by bytes."""
-    found: list[tuple[int, float, str]] = []
+    points: list[tuple[int, float, str]] = []
     for size, lost, run in sorted((one.nbytes or 0, -area.value, one.run.run_id) for one, area in known):
-        if not found or -lost > found[-1][1]:
-            found.append((size, -lost, run))
-    return found
+        if not points or -lost > points[-1][1]:
+            points.append((size, -lost, run))
+    return points
 
 
 def _best(known: Known) -> str:

@@ -52,8 +52,8 @@ def _pruned(data: ReportData, strips: Sequence[Sequence[float | None]]) -> str:
     blocks = sum(None in strip for strip in strips[1:])
     whole = [one for one in data.others if None not in strips[one.style.index]]
     smaller = sum(one.parameters != data.base.parameters for one in whole)
-    found = {"with zeros": zeros, "without some blocks": blocks, "smaller inside their blocks": smaller}
-    parts = [f"{number} {words}" for words, number in found.items() if number]
+    counts = {"with zeros": zeros, "without some blocks": blocks, "smaller inside their blocks": smaller}
+    parts = [f"{number} {words}" for words, number in counts.items() if number]
     return f"Of {len(data.others)} variants: {joined(parts)}." if parts else ""
 
 

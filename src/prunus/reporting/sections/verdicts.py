@@ -17,8 +17,8 @@ from prunus.results.words import in_words
 
 def section(data: ReportData) -> Section:
     """The table of verdicts with what they rest on, and those on recipes; empty if there is only the base."""
-    said = rounding(data.comparison)
-    alone = soft(f"{said}.") if said else ""
+    sentence = rounding(data.comparison)
+    alone = soft(f"{sentence}.") if sentence else ""
     if not data.others:
         return Section("verdicts", part("verdicts", "Verdicts", "", alone) if alone else "")
     several = any(entry.macro for entry in data.comparison.others)

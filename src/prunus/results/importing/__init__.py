@@ -50,14 +50,14 @@ def keys_of(records: Sequence[Record]) -> dict[Place, str]:
 
     Questions that a task has twice are numbered in the order of their places, so that they stay two problems.
     """
-    found = {(one.task, one.place): question_key(one.question, one.choices) for one in records}
+    keys = {(one.task, one.place): question_key(one.question, one.choices) for one in records}
     seen: Counter[tuple[str, str]] = Counter()
-    for task, place in sorted(found, key=lambda at: (len(at[1]), at[1])):
-        key = found[task, place]
+    for task, place in sorted(keys, key=lambda at: (len(at[1]), at[1])):
+        key = keys[task, place]
         seen[task, key] += 1
         if seen[task, key] > 1:
-            found[task, place] = f"{key}#{seen[task, key]}"
-    return found
+            keys[task, place] = f"{key}#{seen[task, key]}"
+    return keys
 
 
 def problem_rows(
@@ -72,17 +72,17 @@ def problem_rows(
     names: dict[str, Counter[str]] = defaultdict(Counter)
     for (task, _), row in known.items():
         names[task][row.task] += 1
-    found: dict[Place, ProblemRow] = {}
+    rows: dict[Place, ProblemRow] = {}
     for record in records:
         place = record.task, record.place
         if place in known:
-            found[place] = known[place]
-        elif place not in found:
+            rows[place] = known[place]
+        elif place not in rows:
             task, key = max(names[record.task], key=names[record.task].__getitem__, default=record.task), keys[place]
-            found[place] = ProblemRow(
+            rows[place] = ProblemRow(
                 task, f"{task}/{key}", record.target, IMPORTED, (), key, question=key, text=_kept(record)
             )
-    return _grouped(found, {(one.task, one.place): "\n".join([one.question, *sorted(one.choices)]) for one in records})
+    return _grouped(rows, {(one.task, one.place): "\n".join([one.question, *sorted(one.choices)]) for one in records})
 
 
 def _kept(record: Record) -> str | None:
@@ -93,15 +93,15 @@ def _kept(record: Record) -> str | None:
 
 def _grouped(rows: Mapping[Place, ProblemRow], texts: Mapping[Place, str]) -> dict[Place, ProblemRow]:
     """The rows with their groups, by the questions of each task; what the store knows of its own stays."""
-    found = dict(rows)
+    grouped = dict(rows)
     for task in dict.fromkeys(row.task for row in rows.values()):
         places = [place for place, row in rows.items() if row.task == task]
         keys = [rows[place].group or "" for place in places]
         for place, first in zip(places, leaders([texts[place] for place in places], keys), strict=True):
             row, of = rows[place], rows[places[first]]
             if row.kind == IMPORTED and row.group is None:
-                found[place] = replace(row, group=of.group or of.problem_id)
-    return found
+                grouped[place] = replace(row, group=of.group or of.problem_id)
+    return grouped
 
 
 class Imported(plain_data.Summary):
@@ -188,7 +188,7 @@ def import_(
         problems=len({row.problem_id for row in problems.values()}),
         rows=added,
         ungraded=ungraded,
-        has=_told(graded),
+        has=_recorded(graded),
     )
 
 
@@ -268,8 +268,8 @@ def _check_draws(samples: Iterable[Sample]) -> None:
 def _plan(
     log: Log, graded: Sequence[Record], keys: dict[Place, str], metric: str, threshold: float | None
 ) -> dict[str, Any]:
-    """The settings by which runs are compared: an import differs from one with other settings, tool or metric."""
-    told = {key: value for key, value in log.settings.items() if value not in (None, {}, [])}
+    """Stored: the settings by which runs are compared; other settings, tool or metric make another import."""
+    settings = {key: value for key, value in log.settings.items() if value not in (None, {}, [])}
     return {
         "tasks": sorted({record.task for record in graded}),
         "budgets": [str(AS_RUN)],
@@ -278,7 +278,7 @@ def _plan(
         "tool": log.tool,
         "metric": metric,
         "problems": content_hash(sorted(keys.values()), 16),
-        **told,
+        **settings,
     } | ({} if threshold is None else {"threshold": threshold})
 
 
@@ -294,12 +294,12 @@ def _model(name: str, log: Log, digests: Sequence[str], ungraded: int) -> dict[s
     }  # fmt: skip
 
 
-def _told(graded: Sequence[Record]) -> str:
-    told = {
+def _recorded(graded: Sequence[Record]) -> str:
+    present = {
         "tokens": any(record.output_tokens is not None for record in graded),
         "ends": any(record.stopped is not None for record in graded),
     }
-    return " and ".join(name for name, there in told.items() if there) or "neither tokens nor ends"
+    return " and ".join(name for name, there in present.items() if there) or "neither tokens nor ends"
 
 
 def _sample(record: Record, problem: ProblemRow, metric: str, threshold: float | None) -> Sample:

@@ -59,10 +59,12 @@ def _record(
     group = str(reviewed.get("group_id", index))
     draw = draws[group] = draws.get(group, -1) + 1
     messages = line.get("messages") or line.get("input")
-    said = [one for one in messages if isinstance(one, dict) and one.get("role") == "assistant"] if messages else []
-    thinking, text = files.message_texts(said[-1].get("content")) if said else ("", text_of(graded.get("prediction")))
+    replies = [one for one in messages if isinstance(one, dict) and one.get("role") == "assistant"] if messages else []
+    thinking, text = (
+        files.message_texts(replies[-1].get("content")) if replies else ("", text_of(graded.get("prediction")))
+    )
     answer = files.answer_of(graded.get("extracted_prediction"))
-    _, told = files.outcome(part(predictions.get(index, {}), "model_output"))
+    _, outcome = files.outcome(part(predictions.get(index, {}), "model_output"))
     return Record(
         task=task,
         question=_asked(files.question_of(messages), template),
@@ -72,7 +74,7 @@ def _record(
         target=text_of(line.get("target")),
         text=text,
         thinking=thinking,
-        **told,
+        **outcome,
     )
 
 
@@ -97,7 +99,7 @@ def _config(path: Path) -> Data:
 
     files.check_size(path, path.stat().st_size * 1000)  # a page or two
     try:
-        found: Any = yaml.safe_load(path.read_text("utf-8"))
+        config: Any = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise PrunusError(f"'{path}' is not readable YAML: move it away to import without it") from error
-    return json.loads(json.dumps(found, default=str)) if isinstance(found, dict) else {}
+    return json.loads(json.dumps(config, default=str)) if isinstance(config, dict) else {}

@@ -105,14 +105,14 @@ def json_lines(path: Path) -> Iterator[tuple[str, Data]]:
             if not line.strip():
                 continue
             try:
-                found = parsed(line, where)
+                value = parsed(line, where)
             except PrunusError as error:
                 if not line.endswith(b"\n"):
                     raise PrunusError(
                         f"{where} is cut off: the log is only half written; run its tool again"
                     ) from error
                 raise
-            yield where, as_object(found, where)
+            yield where, as_object(value, where)
 
 
 def json_file(path: Path) -> Data:
@@ -124,8 +124,8 @@ def json_file(path: Path) -> Data:
 def parsed(text: bytes, where: str) -> Any:
     """The value of a JSON text, without lone surrogates, which no file could keep."""
     try:
-        found = parse_json(text)
-        return _storable(found) if b"\\ud" in text.lower() else found
+        value = parse_json(text)
+        return _storable(value) if b"\\ud" in text.lower() else value
     except ValueError as error:
         reason = str(error).split(": line")[0]
         raise PrunusError(
@@ -167,8 +167,8 @@ def need(data: Data, key: str, kind: type | tuple[type, ...], where: str) -> Any
 def part(data: Data, *keys: str) -> Data:
     """The object inside data at this path of keys; empty where there is none."""
     for key in keys:
-        found = data.get(key)
-        data = found if isinstance(found, dict) else {}
+        inner = data.get(key)
+        data = inner if isinstance(inner, dict) else {}
     return data
 
 
@@ -201,8 +201,8 @@ def answer_of(value: Any) -> str | None:
 
 def sampling(*settings: Data) -> Data:
     """Generation settings that are set and matter; later ones win."""
-    found = {key: value for one in settings for key, value in one.items() if value is not None}
-    return {key: value for key, value in sorted(found.items()) if key not in OPERATIONAL}
+    given = {key: value for one in settings for key, value in one.items() if value is not None}
+    return {key: value for key, value in sorted(given.items()) if key not in OPERATIONAL}
 
 
 def count(value: Any) -> int | None:

@@ -58,19 +58,19 @@ def _check(header: Data, path: Path) -> None:
 
 
 def _log(header: Data, samples: Iterator[Data], path: Path) -> Log:
-    told = part(header, "eval")
-    task = text_of(told.get("task_display_name")) or text_of(told.get("task"))
+    evaluation = part(header, "eval")
+    task = text_of(evaluation.get("task_display_name")) or text_of(evaluation.get("task"))
     records = [_record(task, sample, path) for sample in samples]
-    version = part(told, "packages").get("inspect_ai")
+    version = part(evaluation, "packages").get("inspect_ai")
     return Log(
         TOOL,
         f"format {READS}" if version is None else text_of(version),
-        text_of(told.get("model")),
+        text_of(evaluation.get("model")),
         records,
         {
-            "generation": files.sampling(part(header, "plan", "config"), part(told, "model_generate_config")),
+            "generation": files.sampling(part(header, "plan", "config"), part(evaluation, "model_generate_config")),
             "solver": [text_of(step.get("solver")) for step in part(header, "plan").get("steps", [])],
-            "task_args": part(told, "task_args"),
+            "task_args": part(evaluation, "task_args"),
         },
     )
 
@@ -80,7 +80,7 @@ def _record(task: str, sample: Data, path: Path) -> Record:
     where = f"sample {place} of '{path}'"
     attachments = part(sample, "attachments")
     output, offered = part(sample, "output"), sample.get("choices")
-    choice, told = files.outcome(output)
+    choice, outcome = files.outcome(output)
     thinking, text = files.message_texts(part(choice, "message").get("content"))
     return Record(
         task=task,
@@ -92,15 +92,15 @@ def _record(task: str, sample: Data, path: Path) -> Record:
         text=_resolved(text or text_of(output.get("completion")), attachments),
         thinking=_resolved(thinking, attachments),
         choices=tuple(map(text_of, offered)) if isinstance(offered, list) else (),
-        **told,
+        **outcome,
     )
 
 
 def _grades(scores: Data) -> Iterator[tuple[str, Grade]]:
-    for scorer, found in scores.items():
-        if not isinstance(found, dict):
+    for scorer, score in scores.items():
+        if not isinstance(score, dict):
             continue
-        answer, value = files.answer_of(found.get("answer")), found.get("value")
+        answer, value = files.answer_of(score.get("answer")), score.get("value")
         named = {f"{scorer}/{key}": one for key, one in value.items()} if isinstance(value, dict) else {scorer: value}
         for name, one in named.items():
             yield name, Grade(_number(one), answer)
@@ -121,8 +121,8 @@ def _number(value: Any) -> float | None:
 
 def _resolved(text: str, attachments: Data) -> str:
     """A long text that the log keeps apart."""
-    found = attachments.get(text.removeprefix("attachment://")) if text.startswith("attachment://") else None
-    return found if isinstance(found, str) else text
+    attached = attachments.get(text.removeprefix("attachment://")) if text.startswith("attachment://") else None
+    return attached if isinstance(attached, str) else text
 
 
 @contextmanager
@@ -162,11 +162,11 @@ def _zstandard(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> b
     for name in ("header_offset", "flag_bits", "orig_filename", "compress_size"):
         setattr(packed, name, getattr(info, name))
     packed.compress_type, packed.file_size = zipfile.ZIP_STORED, info.compress_size
-    found = io.BytesIO()
+    buffer = io.BytesIO()
     with pyarrow.CompressedInputStream(pyarrow.BufferReader(archive.read(packed)), "zstd") as unpacked:
-        while found.tell() <= info.file_size and (chunk := unpacked.read(1 << 20)):
-            found.write(chunk)
-    data = found.getvalue()
+        while buffer.tell() <= info.file_size and (chunk := unpacked.read(1 << 20)):
+            buffer.write(chunk)
+    data = buffer.getvalue()
     if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
         raise PrunusError(f"{where} is damaged: its bytes are not those that were written")
     return data

@@ -29,15 +29,15 @@ def read(path: Path) -> Log:
         raise PrunusError(f"'{path}' has averages only: name the samples_*.jsonl beside it (from --log_samples)")
     task, results = _task_of(path), _results(path)
     version = files.check_version(path, TOOL, results.get("lm_eval_version"), READS)
-    found: dict[str, Data] = {}
+    documents: dict[str, Data] = {}
     for where, line in json_lines(path):
-        _add(found, line, where)
+        _add(documents, line, where)
     config = part(results, "configs", task)
     return Log(
         TOOL,
         version,
         text_of(results.get("model_name")),
-        [_record(task, one) for one in found.values()],
+        [_record(task, one) for one in documents.values()],
         {
             "generation": config.get("generation_kwargs"),
             "fewshot": config.get("num_fewshot"),
@@ -48,11 +48,11 @@ def read(path: Path) -> Log:
     )
 
 
-def _add(found: dict[str, Data], line: Data, where: str) -> None:
+def _add(documents: dict[str, Data], line: Data, where: str) -> None:
     """Merge a line into its document: the same document under another filter has other metrics."""
     place, filtered = str(need(line, "doc_id", (int, str), where)), need(line, "filter", str, where)
     need(line, "resps", list, where)
-    entry = found.setdefault(place, line | {"grades": {}})
+    entry = documents.setdefault(place, line | {"grades": {}})
     for metric in need(line, "metrics", list, where):
         name = f"{metric},{filtered}"
         if name in entry["grades"]:
@@ -101,12 +101,12 @@ def _is_results(path: Path) -> bool:
 
 def _task_of(path: Path) -> str:
     """The task in the file's name; its date begins with a year."""
-    found = re.fullmatch(r"samples_(.+)_\d{4}-\d\d-\d\dT[\d.-]+", path.stem)
-    return found[1] if found else path.stem
+    match = re.fullmatch(r"samples_(.+)_\d{4}-\d\d-\d\dT[\d.-]+", path.stem)
+    return match[1] if match else path.stem
 
 
 def _results(path: Path) -> Data:
     """The results of the same run, which lie beside the samples; empty if they were not copied along."""
-    found = re.search(r"_(\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl$", path.name)
-    beside = path.with_name(f"results_{found[1]}.json") if found else None
+    match = re.search(r"_(\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl$", path.name)
+    beside = path.with_name(f"results_{match[1]}.json") if match else None
     return files.json_file(beside) if beside is not None and beside.is_file() else {}

@@ -95,7 +95,7 @@ def computed(store: Store, declared: Declaration, form: int = FORMAT) -> Shown:
     problems, dense_tokens = store.problems(), rows.tokens(dense, dense_looked)
     shown_all = Shown(
         ladders=ladders,
-        found=best and _found(*best),
+        found=best and _found_rung(*best),
         dense=ShownDense(
             run=dense,
             looked=dense_looked,
@@ -115,7 +115,7 @@ def computed(store: Store, declared: Declaration, form: int = FORMAT) -> Shown:
     return replace(shown_all, claims=claims(declared, shown_all, form))
 
 
-def _found(rung: DeclaredRung, shown: ShownRung) -> FoundRung:
+def _found_rung(rung: DeclaredRung, shown: ShownRung) -> FoundRung:
     return FoundRung(
         name=rung.name,
         run=rung.run,
@@ -133,8 +133,8 @@ def _same_plan(plan: Mapping[str, Any], dense: Mapping[str, Any], samples: int) 
 
 
 def _problem(stored: ProblemRow, task: str, form: int) -> list[Any]:
-    found = [task, stored.problem_id, stored.digest]
-    return found if form <= UNTRACED else [*found, stored.gold, stored.kind, list(stored.choices)]
+    values = [task, stored.problem_id, stored.digest]
+    return values if form <= UNTRACED else [*values, stored.gold, stored.kind, list(stored.choices)]
 
 
 def digest(rows: Rows, run_id: str, looked: int, form: int = FORMAT) -> str:
@@ -145,12 +145,12 @@ def digest(rows: Rows, run_id: str, looked: int, form: int = FORMAT) -> str:
     taken = [s for one in rows.up_to(run_id, looked) for s in one]
     if form <= UNTRACED:
         return content_hash([[getattr(s, name) for name in (*KEY, *DECIDING)] for s in taken], 64)
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for s in taken:
         key = s.problem_id, s.budget, s.draw
         values = [getattr(s, name) for name in ALL]
-        found.update(f"{canonical_json([*values, *rows.store.texts(run_id, [key])[key]])}\n".encode())
-    return found.hexdigest()
+        hasher.update(f"{canonical_json([*values, *rows.store.texts(run_id, [key])[key]])}\n".encode())
+    return hasher.hexdigest()
 
 
 def accuracy(rows: Rows, run_id: str, looked: int) -> list[float]:
@@ -166,10 +166,10 @@ def accuracy(rows: Rows, run_id: str, looked: int) -> list[float]:
     return np.mean(np.array(means), axis=0).tolist()
 
 
-def _path(found: Mapping[str, NDArray[np.float64]], T: int, rule: Rule) -> BoundsByRound:
+def _path(differences: Mapping[str, NDArray[np.float64]], T: int, rule: Rule) -> BoundsByRound:
     """Estimate, lower and upper bound of each endpoint after some of the first T rounds, the last among them."""
     at = sorted({round(x) for x in np.linspace(1, T, min(T, MOST_POINTS))})
-    seen = paths({end: values[:T] for end, values in found.items()}, rule)
+    seen = paths({end: values[:T] for end, values in differences.items()}, rule)
     of = {
         end: [[float(x[t - 1]) for x in (one.estimate, one.lower, one.upper)] for t in at] for end, one in seen.items()
     }
@@ -198,19 +198,21 @@ def claims(declared: Declaration, shown: Shown, form: int = FORMAT) -> list[str]
         if len(positive) > 1
         else f"its accuracy at {positive[-1]} thinking tokens"
     )
-    found = []
+    sentences = []
     for rung in shown.rungs:
         if rung.certified:
             accuracy, ends = (below(margin, model.name) for margin in (declared.margin, declared.stop_margin))
             share = f"the share of its chains that end by themselves within {positive[-1]} tokens"
             about = rung.name if form <= UNTRACED else checkpoint_of(rung.name, rung.checksum)
-            found += [f"{about}: {measure} on {tasks} is {accuracy}", f"{about}: {share} is {ends}"]
+            sentences += [f"{about}: {measure} on {tasks} is {accuracy}", f"{about}: {share} is {ends}"]
             if rung.size is not None and model.size is not None:
                 sizes = [show_bytes(size) for size in (rung.size, model.size)]
                 chain = "" if model.tokens is None else f", with the cache of a chain of {model.tokens:,} tokens"
                 verb = "loads" if model.tokens is None else "takes"
-                found.append(f"{about}: {model.engine} {verb} {sizes[0]} of it, and {sizes[1]} of {model.name}{chain}")
-    return [*found, _error(declared, shown)] if found else []
+                sentences.append(
+                    f"{about}: {model.engine} {verb} {sizes[0]} of it, and {sizes[1]} of {model.name}{chain}"
+                )
+    return [*sentences, _error(declared, shown)] if sentences else []
 
 
 def _error(declared: Declaration, shown: Shown) -> str:
@@ -316,10 +318,10 @@ def content_of(data: Mapping[str, Any]) -> str:
 
 def files_of(folder: Path) -> dict[str, str]:
     """{name: BLAKE3} of the files of a checkpoint's folder, without hidden ones, the model card and those of `find`."""
-    found = {}
+    digests = {}
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
         hidden = any(part.startswith(".") for part in Path(name).parts)
         if file.is_file() and not hidden and name not in ASIDE and file.suffix != ".writing":
-            found[name] = blake3(max_threads=blake3.AUTO).update_mmap(file).hexdigest()
-    return found
+            digests[name] = blake3(max_threads=blake3.AUTO).update_mmap(file).hexdigest()
+    return digests

@@ -40,17 +40,17 @@ class Rows:
 
     def _read(self, run_id: str) -> dict[str, list[Sample]]:
         """The rows of a run by problem."""
-        found: dict[str, list[Sample]] = {}
+        by_problem: dict[str, list[Sample]] = {}
         draws = self.dense_draws if run_id == self.dense else self.draws
         for sample in self.store.samples(run_id):
             if sample.draw < draws and sample.budget in self.budgets:
-                found.setdefault(sample.problem_id, []).append(sample)
-        return found
+                by_problem.setdefault(sample.problem_id, []).append(sample)
+        return by_problem
 
     def up_to(self, run_id: str, rounds: int) -> list[list[Sample]]:
         """The rows of a run in each of the first rounds, in their order."""
-        found = self._samples(run_id)
-        return [[s for _, problem in one for s in found.get(problem, [])] for one in self.order[:rounds]]
+        by_problem = self._samples(run_id)
+        return [[s for _, problem in one for s in by_problem.get(problem, [])] for one in self.order[:rounds]]
 
     def _differences(self, run_id: str) -> dict[str, Floats]:
         """{endpoint: this run minus the dense model's} of the first rounds that both have completely."""
@@ -112,36 +112,36 @@ def decided(rows: Rows, declared: Declaration, provide: Provide | None = None) -
                 break
             if provide is None and run_id not in runs:
                 raise PrunusError(f"the store {store.path} has no run {run_id}, that of {rung.name}")
-            found, looked = rows.differences(run_id), 0
+            differences, looked = rows.differences(run_id), 0
             while True:
                 dense_looked = max(dense_looked, looked)
                 tokens = rows.tokens(run_id, looked)
                 spent = rows.tokens(dense, dense_looked) + finished + tokens
                 ended = most is not None and spent >= most
-                seen = up_to(found, looked)
+                seen = up_to(differences, looked)
                 until = next_look(seen, rule, declared.look, total)
                 decision = decide(seen, rule, ended or until == looked)
                 if decision.word != GO_ON:
                     break
                 if provide is not None:
                     provide(rung, looked, until, spent)
-                    found = rows.differences(run_id)
+                    differences = rows.differences(run_id)
                 looked = until
-                if len(found[ACCURACY]) < looked:
+                if len(differences[ACCURACY]) < looked:
                     raise PrunusError(
                         f"the store {store.path} lacks rows: {rung.name} is not decided by the"
-                        f" {len(found[ACCURACY])} rounds of problems that are complete"
+                        f" {len(differences[ACCURACY])} rounds of problems that are complete"
                     )
             finished += tokens
             why = why_open(decision, ended, total)
-            yield Decided(number, rung, decision, found, looked, why, tokens, spent, dense_looked)
+            yield Decided(number, rung, decision, differences, looked, why, tokens, spent, dense_looked)
             if decision.word != CERTIFIED:
                 break
 
 
-def up_to(found: Mapping[str, Floats], rounds: int) -> dict[str, Floats]:
+def up_to(differences: Mapping[str, Floats], rounds: int) -> dict[str, Floats]:
     """Differences of the first rounds."""
-    return {name: values[:rounds] for name, values in found.items()}
+    return {name: values[:rounds] for name, values in differences.items()}
 
 
 def why_open(decision: Decision, ended: bool, total: int) -> str:

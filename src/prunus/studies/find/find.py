@@ -16,7 +16,7 @@ from prunus.checkpoint.writer import check_target
 from prunus.disk import locked, replace_folder, write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.adopted import adopt
-from prunus.evaluation.beforehand import check_plan
+from prunus.evaluation.preflight import check_plan
 from prunus.evaluation.resolved_plan import keeps_prefix, renew_groups
 from prunus.plain_data import canonical_json, parse_json
 from prunus.pruning.calibration import check_calibration
@@ -43,7 +43,7 @@ from prunus.studies.find.page import NAME as PAGE
 from prunus.studies.find.page import write_page
 from prunus.studies.find.prospects import Prospects, prospects, refuse_impossible
 from prunus.studies.find.search import Search, check_smallest, ladder_by_bytes, ladders_of, open_search
-from prunus.studies.find.trace import changes, declare_in, made_apart, warning
+from prunus.studies.find.trace import changes, declare_in, rung_differences, warning
 from prunus.studies.find.walk import Rungs, Walk
 from prunus.studies.ray import Cluster, cluster_for
 from prunus.studies.variants import check_variants, whole_checkpoint
@@ -189,10 +189,10 @@ def find(
     for line in ahead.lines:
         progress.say(line)
     refuse_impossible(ahead)
-    return carry_out(search, target, path, device, cluster, overwrite=overwrite)
+    return run_search(search, target, path, device, cluster, overwrite=overwrite)
 
 
-def carry_out(
+def run_search(
     search: Search,
     target: Path,
     store: Path,
@@ -226,7 +226,7 @@ def carry_out(
             with closing(Rungs(search, opened, folder, device, cluster)) as rungs:
                 best = Walk(search, Rows(opened, declared), rungs).run()
             certified, made = publish(search, best, opened, folder, device)
-            for line in made_apart(opened, declared):
+            for line in rung_differences(opened, declared):
                 progress.say(f"warning: {line}")
             if best is not None or always:
                 write_folder(certified, made, target, overwrite)

@@ -84,17 +84,17 @@ def _top(data: Certificate, title: str) -> str:
         f"{draws} draw{'' if draws == 1 else 's'}{of_dense} · budgets {esc(', '.join(map(str, declared.budgets)))}"
     )
     found, whole = shown.found, declared.model.size
-    said = f"Losses of {_losses(declared)}, were not ruled out for any rung."
+    lead = f"Losses of {_losses(declared)}, were not ruled out for any rung."
     if found:
         size = f"{_share(found.removed)}{NBSP}% of the weights are removed"
         if whole is not None and found.size is not None:
             size = "It has {} of the dense model's {}".format(*(short(n, UNITS) for n in (found.size, whole)))
             size += "" if declared.model.tokens is None else f", with the cache of {declared.model.tokens:,} tokens"
         sure = f"{100 - 100 * declared.alpha:g}{NBSP}% confidence"
-        said = f"{size}. Losses of {_losses(declared)}, are ruled out with {sure}."
+        lead = f"{size}. Losses of {_losses(declared)}, are ruled out with {sure}."
     warning = caution(declared, shown, data.endings)
     notes = [sentence(warning[0].upper() + warning[1:])] if warning is not None else []
-    return top(facts, title, said, notes)
+    return top(facts, title, lead, notes)
 
 
 def _share(removed: float) -> str:
@@ -115,14 +115,14 @@ def amount(margin: Margin, of: str, base: str) -> str:
 
 def styles_of(declared: Declaration) -> dict[str, RunStyle]:
     """The style of every declared rung by its run: a colour for each ladder, dashes and markers along it."""
-    found, index = {}, 0
+    styles, index = {}, 0
     for number, ladder in enumerate(declared.ladders):
         several = len(declared.ladders) > 1
         for place, rung in enumerate(ladder.rungs):
             index += 1
             hue = number % HUES if several else place % HUES
-            found[rung.run] = RunStyle(index, rung.name, 1 + hue, place % 4, 1 + place % 4)
-    return found
+            styles[rung.run] = RunStyle(index, rung.name, 1 + hue, place % 4, 1 + place % 4)
+    return styles
 
 
 def _dense(declared: Declaration) -> RunStyle:

@@ -73,10 +73,10 @@ def dense_so_far(search: Search, store: Path) -> tuple[dict[str, float], bool, f
         return {}, False, None
     run_id = search.dense.run_id
     with Store(store) as opened:
-        found = Rows(opened, search.declared).differences(run_id)
+        differences = Rows(opened, search.declared).differences(run_id)
         tokens = tokens_per_chain([opened.samples(run_id)], search.plan.reuse)
-    rounds = len(found[ACCURACY])
-    means = {end: float(found[DENSE[end]].mean()) for end in ENDPOINTS} if rounds else {}
+    rounds = len(differences[ACCURACY])
+    means = {end: float(differences[DENSE[end]].mean()) for end in ENDPOINTS} if rounds else {}
     return means, rounds == len(search.order), tokens
 
 
@@ -114,9 +114,9 @@ def impossible_lines(search: Search, forecasts: dict[str, Forecast], dense: Mapp
     """A line for each margin that this number of problems cannot certify, whatever they show."""
     return [
         f"{counted(len(search.order), search)} problems cannot certify a margin of {size(search, end)} in {WORDS[end]};"
-        f" {points(ceil(1000 * found.smallest) / 1000)} would be possible"
-        for end, found in forecasts.items()
-        if found.smallest > search.rule.margins[end].points(dense.get(end, 1.0))
+        f" {points(ceil(1000 * forecast.smallest) / 1000)} would be possible"
+        for end, forecast in forecasts.items()
+        if forecast.smallest > search.rule.margins[end].points(dense.get(end, 1.0))
     ]
 
 
@@ -126,22 +126,22 @@ def size(search: Search, end: str) -> str:
     return margin.words("the dense model's") if margin.relative else points(margin.size)
 
 
-def lines_of(search: Search, found: Prospects, dense: Mapping[str, float]) -> list[str]:
+def lines_of(search: Search, outlook: Prospects, dense: Mapping[str, float]) -> list[str]:
     """The prospects in sentences."""
     draws, declared = search.plan.samples, search.declared
     spans = {one.name: dict.fromkeys(one.rungs[end].name for end in (0, -1)) for one in declared.ladders}
     ladders = "; ".join(f"{name}: {' to '.join(span)}" for name, span in spans.items())
-    grouped = f" in {found.problems - len(declared.groups)} groups" if declared.groups else ""
+    grouped = f" in {outlook.problems - len(declared.groups)} groups" if declared.groups else ""
     more = f" ({search.plan.base_samples} of the dense model)" if search.plan.base_samples else ""
-    each = f"{found.problems} problems{grouped} with {draws} draw{'s' * (draws > 1)} each{more}"
-    lines = [f"{each}; {found.rungs} rungs ({ladders})"]
+    each = f"{outlook.problems} problems{grouped} with {draws} draw{'s' * (draws > 1)} each{more}"
+    lines = [f"{each}; {outlook.rungs} rungs ({ladders})"]
     if declared.model.engine is not None:
         sizes = [("dense", declared.model.size), *((rung.name, rung.size) for rung in declared.rungs)]
         named = ", ".join(f"{name} {show_bytes(size)}" for name, size in sizes if size is not None)
         tokens = declared.model.tokens
         takes = "loads" if tokens is None else f"takes for weights and the cache of a chain of {tokens:,} tokens"
         lines.append(f"{declared.model.engine} {takes}: {named}")
-    for end, one in found.forecasts.items():
+    for end, one in outlook.forecasts.items():
         margin, least = search.rule.margins[end], points(ceil(1000 * one.smallest) / 1000)
         asked = size(search, end)
         if margin.relative:
@@ -156,31 +156,31 @@ def lines_of(search: Search, found: Prospects, dense: Mapping[str, float]) -> li
             f" of a rung's draws change (an assumption); {least} at best"
         )
         if one.rounds > one.available:
-            line += f"; {advice(one, draws, search.plan.draws(of_base=True), found.rungs)}"
+            line += f"; {advice(one, draws, search.plan.draws(of_base=True), outlook.rungs)}"
         lines.append(line)
-    kind = "about" if found.measured else "at most"
+    kind = "about" if outlook.measured else "at most"
     lines.append(
-        f"a rung of which {100 * CHANGED:g} % change takes {kind} {found.rung_tokens:,} tokens ({found.expected}"
-        f" problems); all rungs in full would take {kind} {found.grid_tokens:,}"
+        f"a rung of which {100 * CHANGED:g} % change takes {kind} {outlook.rung_tokens:,} tokens ({outlook.expected}"
+        f" problems); all rungs in full would take {kind} {outlook.grid_tokens:,}"
     )
-    return [*lines, *(f"warning: {line}" for line in (found.warning, *found.impossible) if line)]
+    return [*lines, *(f"warning: {line}" for line in (outlook.warning, *outlook.impossible) if line)]
 
 
-def advice(found: Forecast, draws: int, dense_draws: int, rungs: int) -> str:
+def advice(forecast: Forecast, draws: int, dense_draws: int, rungs: int) -> str:
     """What to change where the problems are probably too few: what adds fewest draws if all rungs are walked."""
-    more = inf if found.draws is None else found.draws * (1 + rungs) - draws * rungs - dense_draws
-    of_base = inf if found.base_draws is None else found.base_draws - dense_draws
+    more = inf if forecast.draws is None else forecast.draws * (1 + rungs) - draws * rungs - dense_draws
+    of_base = inf if forecast.base_draws is None else forecast.base_draws - dense_draws
     if of_base < more:
-        return f"--base-samples {found.base_draws} would make these problems enough"
-    if found.draws is not None and found.draws > draws:
-        return f"--samples {found.draws} would make these problems enough"
+        return f"--base-samples {forecast.base_draws} would make these problems enough"
+    if forecast.draws is not None and forecast.draws > draws:
+        return f"--samples {forecast.draws} would make these problems enough"
     return "these are too few with any number of draws: take more problems or a larger margin"
 
 
-def refuse_impossible(found: Prospects) -> None:
+def refuse_impossible(prospects: Prospects) -> None:
     """Raise PrunusError if a margin cannot be certified at all."""
-    if found.impossible:
-        raise PrunusError(f"{found.impossible[0]}: take more problems or a larger margin")
+    if prospects.impossible:
+        raise PrunusError(f"{prospects.impossible[0]}: take more problems or a larger margin")
 
 
 def counted(rounds: float, search: Search) -> int:

@@ -14,7 +14,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import device_for
 from prunus.evaluation.backends.vllm import why_not_4_bits
-from prunus.evaluation.beforehand import is_harness_task
+from prunus.evaluation.preflight import is_harness_task
 from prunus.evaluation.provenance import serving_of
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.progress import say
@@ -137,7 +137,7 @@ def sparsities(text: str) -> list[float]:
     """The sparsities of `0.1:0.7:0.05` (from, to, step; the end is included if a step meets it) or of `0.2,0.4,0.5`."""
     try:
         if ":" not in text:
-            found = [Decimal(part.strip()) for part in text.split(",")]
+            values = [Decimal(part.strip()) for part in text.split(",")]
         else:
             first, last, step = (Decimal(part.strip()) for part in text.split(":"))
             if not all(number.is_finite() for number in (first, last, step)) or step <= 0 or last < first:
@@ -145,15 +145,15 @@ def sparsities(text: str) -> list[float]:
             count = int((last - first) / step) + 1
             if count > MOST_RUNGS:
                 raise PrunusError(f"ladder '{text}' has {count} rungs, of which at most {MOST_RUNGS} are allowed")
-            found = [first + step * number for number in range(count)]
+            values = [first + step * number for number in range(count)]
     except (InvalidOperation, ValueError) as error:
         raise PrunusError(
             f"ladder '{text}' is not FROM:TO:STEP such as 0.1:0.7:0.05, a list such as 0.2,0.4, or a FILE.toml"
         ) from error
-    for number in found:
+    for number in values:
         if not 0 < number < 1:
             raise PrunusError(f"ladder '{text}': a sparsity must lie in (0, 1), not {number}")
-    return list(map(float, found))
+    return list(map(float, values))
 
 
 def removed(entry: Entry, source: Checkpoint) -> float:

@@ -16,7 +16,7 @@ from prunus.results.certificate import read_certificate
 from prunus.studies.cells import plan_names
 from prunus.studies.file import FindTable, Study
 from prunus.studies.find.certificate import stops
-from prunus.studies.find.find import carry_out, is_finished, work_folder
+from prunus.studies.find.find import is_finished, run_search, work_folder
 from prunus.studies.find.page import NAME as PAGE
 from prunus.studies.find.prospects import prospects, refuse_impossible
 from prunus.studies.find.search import Ladders, Search, ladders_of, open_search
@@ -88,7 +88,7 @@ def open_searches(study: Study, models: Mapping[str, Path], paths: StudyPaths) -
 
     Raises PrunusError, with the line of the table, where one is wrong; all tables are read before any model is opened.
     """
-    tables, found = [(table, ladders(study, table)) for table in study.finds], list[StudySearch]()
+    tables, searches = [(table, ladders(study, table)) for table in study.finds], list[StudySearch]()
     plans = zip(study.plans, plan_names(study.plans), range(len(study.plans)), strict=True)
     for (model, at), (plan, name, number), (table, rungs) in product(models.items(), plans, tables):
         prefix = number in study.prefixes
@@ -98,8 +98,8 @@ def open_searches(study: Study, models: Mapping[str, Path], paths: StudyPaths) -
             )
         label = "-".join([table.name, *re.findall(r"[\w.+]+", name)])
         target = paths.folder / FOUND / model_label(model).replace("/", "--") / label
-        found.append(StudySearch(table, name, search, target))
-    return found
+        searches.append(StudySearch(table, name, search, target))
+    return searches
 
 
 def ladders(study: Study, table: FindTable) -> Ladders:
@@ -133,7 +133,7 @@ def run_searches(searches: Sequence[StudySearch], store: Path, device: str, clus
         progress.say(f"searching: {one.table.name} of {one.search.model.label}{plan}")
         with disk_errors(one.target, 0):
             one.target.parent.mkdir(parents=True, exist_ok=True)
-        carry_out(one.search, one.target, store, device, cluster, overwrite=True, always=True)
+        run_search(one.search, one.target, store, device, cluster, overwrite=True, always=True)
 
 
 def state(one: StudySearch, store: Path | None = None) -> SearchState:

@@ -14,21 +14,21 @@ from prunus.errors import PrunusError
 from prunus.results.certificate import MEANINGLESS, Declaration, DeclaredRung, EarlierRows, EarlierSearch, Trace
 from prunus.results.ladder import CERTIFIED, OPEN
 from prunus.store.rows import DeclaredSearch
-from prunus.store.starts import made_otherwise
+from prunus.store.starts import run_differences
 from prunus.store.store import Store
 from prunus.studies.find.decisions import Rows, decided
 
 UNFINISHED = "not finished"
 
 
-def made_apart(store: Store, declared: Declaration) -> list[str]:
+def rung_differences(store: Store, declared: Declaration) -> list[str]:
     """A sentence for each way in which the rows of rungs were computed otherwise than those of the dense model."""
-    runs, found = {run.run_id: run for run in store.begun()}, dict[str, list[str]]()
+    runs, rungs = {run.run_id: run for run in store.begun()}, dict[str, list[str]]()
     dense = runs.get(declared.dense)
     for rung in declared.rungs:
-        if dense is not None and rung.run in runs and (apart := made_otherwise(dense, runs[rung.run])):
-            found.setdefault(", ".join(apart), []).append(rung.name)
-    return [f"{', '.join(names)}: computed otherwise than the dense model: {how}" for how, names in found.items()]
+        if dense is not None and rung.run in runs and (apart := run_differences(dense, runs[rung.run])):
+            rungs.setdefault(", ".join(apart), []).append(rung.name)
+    return [f"{', '.join(names)}: computed otherwise than the dense model: {how}" for how, names in rungs.items()]
 
 
 def declare_in(store: Store, declared: Declaration) -> None:
@@ -165,13 +165,13 @@ def failed_before(store: Store, before: Declaration, now: Declaration) -> tuple[
 def changes(before: Declaration, now: Declaration) -> list[str]:
     """What differs between two declarations: `margin 2 points, now 5 points`, `another ladder`."""
     settings = zip(settings_of(before).items(), settings_of(now).values(), strict=True)
-    found = [f"{name} {old}, now {new}" for (name, old), new in settings if old != new]
+    texts = [f"{name} {old}, now {new}" for (name, old), new in settings if old != new]
     rungs = [[[rung.name for rung in ladder.rungs] for ladder in one.ladders] for one in (before, now)]
     if rungs[0] != rungs[1]:
-        found.append("another ladder")
+        texts.append("another ladder")
     if before.problems != now.problems:
-        found.append("other problems")
-    return found or ["otherwise made or evaluated"]
+        texts.append("other problems")
+    return texts or ["otherwise made or evaluated"]
 
 
 def settings_of(one: Declaration) -> dict[str, object]:

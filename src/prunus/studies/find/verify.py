@@ -25,10 +25,10 @@ from prunus.statistics.anytime import First
 from prunus.store.labels import plan_in_short
 from prunus.store.starts import mixed_line
 from prunus.store.store import Store, same_groups
-from prunus.studies.find.again import at_hand, draw_again
 from prunus.studies.find.certificate import caution, computed, content_of, endings, files_of
-from prunus.studies.find.evidence import evidence
-from prunus.studies.find.trace import made_apart, search_line, searches_like, sum_of_alphas
+from prunus.studies.find.redraw import at_hand, redraw
+from prunus.studies.find.row_check import check_rows
+from prunus.studies.find.trace import rung_differences, search_line, searches_like, sum_of_alphas
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -99,9 +99,9 @@ def verify(
             f"'{file}' has format {OTHER_BETS}: the prunus that wrote it made other bets, and only that one can compute"
             " the claims again; `prunus find` into another folder makes a new certificate from the same store"
         )
-    found, others, aside = list[str](), list[str](), list[str]()
+    differences, others, aside = list[str](), list[str](), list[str]()
     if content_of(data) != data["content"]:
-        found.append("the certificate was changed after it was written: its content hash differs")
+        differences.append("the certificate was changed after it was written: its content hash differs")
     claimed: Sequence[str] = []
     with Store(store) as opened:
         try:
@@ -109,33 +109,33 @@ def verify(
             plain_now = json.loads(json.dumps(computed(opened, declared, form).to_json()))
             now = Shown.of(plain_now)
             claimed = now.claims
-            found += list(_differences(stated, plain_now))
-            found += _about_runs(declared, now)
-            found += _about_endings(opened, declared, now, data)
+            differences += list(_differences(stated, plain_now))
+            differences += _about_runs(declared, now)
+            differences += _about_endings(opened, declared, now, data)
             if line := mixed_line(run for run in opened.runs() if run.run_id in declared.runs):
-                found.append(line)
-            found += _about_problems(opened, declared, now.dense.plan, form)
-            found += _about_groups(declared, opened.groups())
+                differences.append(line)
+            differences += _about_problems(opened, declared, now.dense.plan, form)
+            differences += _about_groups(declared, opened.groups())
             if form > UNTRACED:
-                found += _about_trace(Trace.of(stated["searches"]), now.searches, form)
-            found += _changed_searches(opened)
-            found += opened.log().contradictions(opened.runs(), opened.searches(), opened.removed())
+                differences += _about_trace(Trace.of(stated["searches"]), now.searches, form)
+            differences += _changed_searches(opened)
+            differences += opened.log().contradictions(opened.runs(), opened.searches(), opened.removed())
             others = _other_searches(opened, declared)
-            aside = [*made_apart(opened, declared), *_other_rows(opened, declared), *_without_log(now, form)]
-            seen = evidence(opened, declared, now, _tokenizer(file.parent, declared.model.source))
-            found, aside = [*found, *seen.differences], [*aside, *seen.notes]
+            aside = [*rung_differences(opened, declared), *_other_rows(opened, declared), *_without_log(now, form)]
+            seen = check_rows(opened, declared, now, _tokenizer(file.parent, declared.model.source))
+            differences, aside = [*differences, *seen.differences], [*aside, *seen.notes]
             if again:
-                new = draw_again(opened, declared, now, file.parent, again, seed, device)
-                found, aside = [*found, *new.differences], [*aside, *new.notes]
+                new = redraw(opened, declared, now, file.parent, again, seed, device)
+                differences, aside = [*differences, *new.differences], [*aside, *new.notes]
         except PrunusError as error:
-            found.append(str(error))
+            differences.append(str(error))
         except (*MEANINGLESS, ZeroDivisionError) as error:
-            found.append(f"what the certificate declares makes no sense ({type(error).__name__}: {error})")
+            differences.append(f"what the certificate declares makes no sense ({type(error).__name__}: {error})")
     beside, notes = _beside(data, file.parent, Path(store))
     older = about_format(form) if form <= UNTRACED else []
     return Verification(
-        claims=[] if found or beside else claimed,
-        differences=[*found, *beside],
+        claims=[] if differences or beside else claimed,
+        differences=[*differences, *beside],
         searches=others,
         notes=[*aside, *older, *notes],
     )
@@ -143,29 +143,29 @@ def verify(
 
 def _about_endings(store: Store, declared: Declaration, now: Shown, data: Mapping[str, Any]) -> list[str]:
     """What the rows contradict in the shares of chains that end and in the caution, which earlier versions lack."""
-    found = []
+    differences = []
     ended = endings(store, declared, now) if "endings" in data else None
     if data.get("endings") != (ended and ended.to_json()):
-        found.append("the shares of chains that end by themselves are others by the rows")
+        differences.append("the shares of chains that end by themselves are others by the rows")
     if "caution" in data and data["caution"] != (warning := caution(declared, now, ended)):
-        found.append(f"the caution is {_short(warning)} by the rows, the certificate says otherwise")
-    return found
+        differences.append(f"the caution is {_short(warning)} by the rows, the certificate says otherwise")
+    return differences
 
 
 def _about_runs(declared: Declaration, now: Shown) -> list[str]:
     """What the runs of the store contradict in the declaration."""
-    found = []
+    differences = []
     if now.dense.checksum != declared.model.checksum:
-        found.append("the dense model's run in the store is of other weights than the certificate declares")
+        differences.append("the dense model's run in the store is of other weights than the certificate declares")
     stated = {"budgets": declared.budgets, "samples": declared.dense_draws, "seed": declared.seed}
     for name, value in stated.items():
         stored = now.dense.plan.get(name)
         if stored is not None and (sorted(stored) if name == "budgets" else stored) != value:
-            found.append(f"{name} of the runs in the store are {stored}, the certificate declares {value}")
-    found += [
+            differences.append(f"{name} of the runs in the store are {stored}, the certificate declares {value}")
+    differences += [
         f"the run of {rung.name} has another plan than the dense model's" for rung in now.rungs if not rung.same_plan
     ]
-    return found
+    return differences
 
 
 def _about_problems(store: Store, declared: Declaration, plan: Mapping[str, Any], form: int) -> list[str]:
@@ -218,36 +218,40 @@ def _about_trace(stated: Trace, now: Trace | None, form: int) -> list[str]:
     """What the store contradicts in what a certificate says of the searches before it and of rows that existed."""
     if now is None:
         return ["the store has no record that this search was declared, so nothing shows that its rows came later"]
-    found = []
+    differences = []
     listed, there = ({one.id: one for one in side.before} for side in (stated, now))
     for name, one in there.items():
         if name not in listed:
-            found.append(f"the certificate leaves out search {name}, which was declared before it: {search_words(one)}")
+            differences.append(
+                f"the certificate leaves out search {name}, which was declared before it: {search_words(one)}"
+            )
         elif listed[name] != one:
-            found.append(f"search {name} is not as the certificate says: {search_words(one)}")
+            differences.append(f"search {name} is not as the certificate says: {search_words(one)}")
     for name in listed.keys() - there.keys():
-        found.append(f"the store has no record of search {name} before this one, which the certificate names")
+        differences.append(f"the store has no record of search {name} before this one, which the certificate names")
     if stated.had != now.had:
-        found.append("the rows that existed when this search was declared are not those that the certificate names")
+        differences.append(
+            "the rows that existed when this search was declared are not those that the certificate names"
+        )
     if form > UNLOGGED and stated.link != now.link:
-        found.append("the log of the store up to this search is not the one on which the certificate rests")
-    if (stated.id, stated.alpha) != (now.id, now.alpha) and not found:
-        found.append("the certificate has another id, or another sum of alphas, than its search in the store")
-    return found
+        differences.append("the log of the store up to this search is not the one on which the certificate rests")
+    if (stated.id, stated.alpha) != (now.id, now.alpha) and not differences:
+        differences.append("the certificate has another id, or another sum of alphas, than its search in the store")
+    return differences
 
 
 def _changed_searches(store: Store) -> list[str]:
     """Whether searches were deleted from the store, or changed after they were declared."""
     searches = store.searches()
-    found = [
+    differences = [
         f"search {one.search_id} was changed in the store after it was declared"
         for one in searches
         if content_hash(one.declared) != one.search_id
     ]
     last = searches[-1].number if searches else 0
     if gone := sorted({*range(1, last)} - {one.number for one in searches}):
-        found.append(f"the record of search number {gone[0]} was deleted from the store ({len(gone)} in all)")
-    return found
+        differences.append(f"the record of search number {gone[0]} was deleted from the store ({len(gone)} in all)")
+    return differences
 
 
 def _other_searches(store: Store, declared: Declaration) -> list[str]:
@@ -274,13 +278,13 @@ def _other_rows(store: Store, declared: Declaration) -> list[str]:
     Whoever saw their rows may have declared the search by them.
     """
     rungs = {rung.run: rung.name for rung in declared.rungs}
-    runs, found = store.runs(), list[str]()
+    runs, lines = store.runs(), list[str]()
     weights = {run.model.get("checksum"): rungs[run.run_id] for run in runs if run.run_id in rungs}
     weights.pop(None, None)
     for run in store.begun([run for run in runs if run.run_id not in rungs and run.model.get("checksum") in weights]):
         if not declared.problems.keys().isdisjoint(run.plan.get("tasks", [])):
             since = run.stages[-1].begun or "an unknown time"
-            found.append(
+            lines.append(
                 f"the store has another run of the checkpoint of {weights[run.model['checksum']]} on the same tasks"
                 f" ({run.run_id}: {plan_in_short(run.plan)}), last evaluated from {since} on"
             )
@@ -288,8 +292,8 @@ def _other_rows(store: Store, declared: Declaration) -> list[str]:
     for one in store.removed():
         if name := declared.runs.get(one.run.run_id) or weights.get(one.run.model.get("checksum")):
             rows = f"rows of {one.problems} problem{'' if one.problems == 1 else 's'}"
-            found.append(f"a run of {name} ({one.run.run_id}) with {rows} was removed from the store at {one.at}")
-    return found
+            lines.append(f"a run of {name} ({one.run.run_id}) with {rows} was removed from the store at {one.at}")
+    return lines
 
 
 def _differences(stated: Any, now: Any, at: str = "") -> Iterator[str]:
@@ -329,20 +333,20 @@ def _beside(data: Mapping[str, Any], folder: Path, store: Path) -> tuple[list[st
     if made.checksum is None:
         return [], []
     other = ["the checkpoint that was made is not the one that was evaluated"]
-    found, notes = _files_beside(made, data["format"], folder, store)
-    return [*found, *(other if shown not in (None, made.checksum) else [])], notes
+    wrong, notes = _files_beside(made, data["format"], folder, store)
+    return [*wrong, *(other if shown not in (None, made.checksum) else [])], notes
 
 
 def _files_beside(made: Made, form: int, folder: Path, store: Path) -> tuple[list[str], list[str]]:
     files = made.files
     if not any((folder / name).exists() for name in {*files, "config.json"}):
         return [], ["no checkpoint lies beside the certificate, so its files were not checked"]
-    found = []
+    wrong = []
     if form > UNTRACED:
         now = files_of(folder)
         at = store.absolute().name if store.absolute().parent == folder.absolute() else None
-        found += [f"{name} is missing beside the certificate" for name in files if name not in now]
-        found += [
+        wrong += [f"{name} is missing beside the certificate" for name in files if name not in now]
+        wrong += [
             f"{name} beside the certificate is not as it was made"
             if name in files
             else f"{name} beside the certificate was not made with the checkpoint"
@@ -354,7 +358,7 @@ def _files_beside(made: Made, form: int, folder: Path, store: Path) -> tuple[lis
 
         try:
             if ModelFolder(folder).checksum() != made.checksum:
-                found.append("the checkpoint beside the certificate has other weights than the one made")
+                wrong.append("the checkpoint beside the certificate has other weights than the one made")
         except PrunusError as error:
-            found.append(f"the checkpoint beside the certificate cannot be read: {error}")
-    return found, []
+            wrong.append(f"the checkpoint beside the certificate cannot be read: {error}")
+    return wrong, []

@@ -200,9 +200,9 @@ class Walk:
             total, unit = len(search.order), "problems" if all(len(one) == 1 for one in search.order) else "rounds"
             self.steps = self.progress.enter_context(Steps(rung.name, total, unit))
         steps = self.steps
-        found = self.rows.differences(rung.run)
-        note = f"{self.bounds(up_to(found, looked))}, {spent:,} tokens"
-        if len(found[ACCURACY]) < until:
+        differences = self.rows.differences(rung.run)
+        note = f"{self.bounds(up_to(differences, looked))}, {spent:,} tokens"
+        if len(differences[ACCURACY]) < until:
             draws = sum(search.plan.draws(of_base) for of_base in (True, False))
             chains, done = draws * sum(map(len, search.order[looked:until])), 0.0
 
@@ -215,8 +215,8 @@ class Walk:
             if self.rungs.evaluate([*parts, (this, search.order[looked:until])], show):
                 self.rows.forget()
         steps.advance(until - looked, note=note)
-        found = self.rows.differences(rung.run)
-        self.warn({end: found[DENSE[end]][:until] for end in ENDPOINTS})
+        differences = self.rows.differences(rung.run)
+        self.warn({end: differences[DENSE[end]][:until] for end in ENDPOINTS})
 
     def begin(self, rung: DeclaredRung) -> None:
         """Say how many problems a rung will take if it differs as the one before it on its ladder did."""
@@ -224,8 +224,8 @@ class Walk:
         if self.last is None or not any(self.last.rung in rungs and rung in rungs for rungs in ladders):
             self.expected = self.search.expected_rounds
             return
-        found = up_to(self.last.differences, self.last.looked)
-        self.expected = ceil(min(len(self.search.order), rounds_like(found, self.search.rule)))
+        differences = up_to(self.last.differences, self.last.looked)
+        self.expected = ceil(min(len(self.search.order), rounds_like(differences, self.search.rule)))
         problems = sum(map(len, self.search.order[: self.expected]))
         say(f"{rung.name}: about {problems} problems if it differs as {self.last.rung.name} did")
 
@@ -249,15 +249,15 @@ class Walk:
         anew = study.engine.serve is not None or (study.backend == "vllm" and by_bytes)
         return max(until, self.expected) if anew else until
 
-    def bounds(self, found: Mapping[str, Floats]) -> str:
+    def bounds(self, differences: Mapping[str, Floats]) -> str:
         """`accuracy -0.3 [-2.4, +1.9], ends -0.1 [-4.0, +3.1]` in points: differences so far and their bounds.
 
         With a margin relative to the dense model, they are from the share that is to be kept of it.
         """
-        if not len(found[ACCURACY]):
+        if not len(differences[ACCURACY]):
             return "no problem yet"
         parts = []
-        for end, seen in paths(found, self.search.rule).items():
+        for end, seen in paths(differences, self.search.rule).items():
             margin = self.search.rule.margins[end]
             over = f" over {100 - 100 * margin.size:g} % of dense's" if margin.relative else ""
             numbers = with_estimate(seen.estimate[-1], seen.lower[-1], seen.upper[-1])

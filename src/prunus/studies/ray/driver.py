@@ -240,16 +240,16 @@ class Driver:
         from ray.exceptions import RayError, RayTaskError
 
         try:
-            found: Any = ray.get(next(call) if isinstance(call, ray.ObjectRefGenerator) else call)
-            if isinstance(found, WorkerInfo):
-                check_version(found)
-                worker.info, self.failed_starts = found, 0
+            result: Any = ray.get(next(call) if isinstance(call, ray.ObjectRefGenerator) else call)
+            if isinstance(result, WorkerInfo):
+                check_version(result)
+                worker.info, self.failed_starts = result, 0
                 return
             assert worker.job is not None
-            if isinstance(found, FilePiece):
-                self.store_piece(worker.job.variant, found)
+            if isinstance(result, FilePiece):
+                self.store_piece(worker.job.variant, result)
             else:
-                self.store_batch(worker.job, found)
+                self.store_batch(worker.job, result)
             self.calls[call] = worker  # more may come
             return
         except StopIteration:
@@ -295,17 +295,17 @@ class Driver:
         shutil.rmtree(copy)
         self.unmade.discard(job.variant.key)
 
-    def store_batch(self, job: Job, found: BatchResult) -> None:
+    def store_batch(self, job: Job, batch: BatchResult) -> None:
         """Add rows of a job to the store."""
         assert job.cell is not None
         run = job.cell.run_id
-        if (made := (run, canonical_json(found.versions))) not in self.described:
-            add_run(self.store, job.model, job.cell, self.folder, found.versions, mixed=self.mixed)
+        if (made := (run, canonical_json(batch.versions))) not in self.described:
+            add_run(self.store, job.model, job.cell, self.folder, batch.versions, mixed=self.mixed)
             if self.adaptive is not None:
                 self.store.mark_adaptive(run, self.adaptive)
             self.described.add(made)
-        self.store.add_samples(run, found.samples)
-        self.added(run, found.samples)
+        self.store.add_samples(run, batch.samples)
+        self.added(run, batch.samples)
 
     def lose(self, worker: WorkerHandle, error: BaseException) -> None:
         """Remove a worker that ended, alone or with its node, and put its job back into the queue.

@@ -32,23 +32,23 @@ from prunus.settings.engines import BACKENDS, EngineOptions
 from prunus.settings.serving import Serving
 from prunus.store.rows import Run, Sample
 from prunus.store.store import Store
-from prunus.studies.find.evidence import Evidence, Looked, looked_at
+from prunus.studies.find.row_check import CheckedRun, RowCheck, checked_runs
 
 SAME = ("device", "gpu", "dtype", "torch", "transformers")  # what rounding depends on besides the processor
 MOST_NAMED = 5  # chains that are named one by one
 COMPARED = ("thinking", "text", "thinking_tokens", "answer_tokens", "ended", "answer", "correct")
 
 
-def draw_again(
+def redraw(
     store: Store, declared: Declaration, now: Shown, beside: Path, number: int, seed: int | None, device: str
-) -> Evidence:
+) -> RowCheck:
     """Draw `number` random chains of each model at hand anew, and compare them with the stored rows.
 
     now: as `certificate.computed` returns it. beside: the folder of the certificate. seed: None for a random one.
     """
     seed = secrets.randbelow(2**32) if seed is None else seed
     differences, notes = list[str](), list[str]()
-    for one in looked_at(store, declared, now):
+    for one in checked_runs(store, declared, now):
         if one.run.run_id == declared.dense:
             folder = at_hand(declared.model.source)
         elif one.run.run_id == (now.found and now.found.run):
@@ -59,15 +59,15 @@ def draw_again(
             notes.append(f"{one.name} is not at hand, so none of its chains was drawn again")
             continue
         try:
-            found = drawn(store, one, folder, number, f"{seed}/{one.run.run_id}", device)
+            redrawn = redraw_run(store, one, folder, number, f"{seed}/{one.run.run_id}", device)
         except PrunusError as error:
             notes.append(f"no chain of {one.name} was drawn again: {error}")
             continue
-        if found.exact and found.differing:
-            differences.append(found.sentence(seed))
+        if redrawn.exact and redrawn.differing:
+            differences.append(redrawn.sentence(seed))
         else:
-            notes.append(found.sentence(seed))
-    return Evidence(differences, notes)
+            notes.append(redrawn.sentence(seed))
+    return RowCheck(differences, notes)
 
 
 def at_hand(source: str) -> Path | None:
@@ -76,7 +76,7 @@ def at_hand(source: str) -> Path | None:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Redrawn:
     """Chains that were drawn again. differing: (problem, draw, characters in common, characters) of those that differ.
 
     exact: whether rounding hardly ever changes a token under these conditions. why: what keeps it from being so.
@@ -96,14 +96,14 @@ class Drawn:
         named = ", ".join(f"{problem} draw {draw}" for problem, draw, *_ in self.differing[:MOST_NAMED])
         more = f" and {len(self.differing) - MOST_NAMED} more" if len(self.differing) > MOST_NAMED else ""
         common = median(same / max(1, total) for *_, same, total in self.differing)
-        told = (
+        text = (
             f"{drawn}, and {len(self.differing)} came out otherwise ({named}{more}); half of these have less than"
             f" {100 * common:.0f} % of their text in common before they part"
         )
-        return told if self.exact else f"{told}; {self.why}, so rounding may have parted them"
+        return text if self.exact else f"{text}; {self.why}, so rounding may have parted them"
 
 
-def drawn(store: Store, one: Looked, folder: Path, number: int, seed: str, device: str) -> Drawn:
+def redraw_run(store: Store, one: CheckedRun, folder: Path, number: int, seed: str, device: str) -> Redrawn:
     """Chains of a run drawn again from the model in a folder. Raises PrunusError where they cannot be."""
     stored, name = one.run.plan, str(one.run.plan["backend"])
     if "serve" in BACKENDS[name].settings:
@@ -140,7 +140,7 @@ def drawn(store: Store, one: Looked, folder: Path, number: int, seed: str, devic
         else f"they were computed in {versions.get('dtype')}"
     )
     exact = not other and not streams and versions.get("dtype") == "float32"
-    return Drawn(one.name, len(chosen), differing_chains(store, one.run, samples), exact, why)
+    return Redrawn(one.name, len(chosen), differing_chains(store, one.run, samples), exact, why)
 
 
 def plan_of(stored: Mapping[str, Any]) -> EvalPlan:
@@ -158,7 +158,7 @@ def problems_of(store: Store, run: Run) -> list[Problem]:
     order = run.planned.order if run.planned else None
     if order is None:
         raise PrunusError("the store does not list the problems of its plan")
-    rows, found = store.problems(), list[Problem]()
+    rows, problems = store.problems(), list[Problem]()
     for task, names in order.items():
         for name in names:
             row, question = rows[name], store.question(name)
@@ -166,13 +166,13 @@ def problems_of(store: Store, run: Run) -> list[Problem]:
                 raise PrunusError(f"the store lacks the question of problem {name}")
             group = row.group if row.group not in (None, name) else ""
             kind = cast(AnswerKind, row.kind)
-            found.append(Problem(name, task, question, row.gold, kind, row.choices, group=group or ""))
-    return found
+            problems.append(Problem(name, task, question, row.gold, kind, row.choices, group=group or ""))
+    return problems
 
 
 def differing_chains(store: Store, run: Run, samples: Sequence[Sample]) -> list[tuple[str, int, int, int]]:
-    """The chains of some new rows that are not as a run has them, as Drawn has them."""
-    found = []
+    """The chains of some new rows that are not as a run has them, as Redrawn has them."""
+    chains = []
     for problem, draw in sorted({(sample.problem_id, sample.draw) for sample in samples}):
         new = {s.budget: s for s in samples if (s.problem_id, s.draw) == (problem, draw)}
         old = {s.budget: s for s in store.samples(run.run_id, texts=True, chain=(problem, draw))}
@@ -184,5 +184,5 @@ def differing_chains(store: Store, run: Run, samples: Sequence[Sample]) -> list[
             same = next(
                 (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(map(len, (one, other)))
             )
-            found.append((problem, draw, same, max(len(one), len(other))))
-    return found
+            chains.append((problem, draw, same, max(len(one), len(other))))
+    return chains

@@ -42,7 +42,7 @@ LOOPS = "have another repetition than their texts"
 
 
 @dataclass(frozen=True)
-class Evidence:
+class RowCheck:
     """differences: sentences on what rows contradict. notes: on what could not be compared."""
 
     differences: list[str]
@@ -50,7 +50,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Looked:
+class CheckedRun:
     """A run that a search looked at: its name, the run, its problems that were looked at, and whether it is believed.
 
     believed: claims rest on it, as on the dense model's and those of certified rungs. A model that does neither may
@@ -63,12 +63,14 @@ class Looked:
     believed: bool
 
 
-def evidence(store: Store, declared: Declaration, now: Shown, tokenizer: "PreTrainedTokenizerBase | None") -> Evidence:
+def check_rows(
+    store: Store, declared: Declaration, now: Shown, tokenizer: "PreTrainedTokenizerBase | None"
+) -> RowCheck:
     """What the rows on which a search rests contradict. now: as `certificate.computed` returns it."""
-    runs, found, notes = looked_at(store, declared, now), list[str](), list[str]()
-    found += about_times(store, declared, [one.run for one in runs])
+    runs, differences, notes = checked_runs(store, declared, now), list[str](), list[str]()
+    differences += about_times(store, declared, [one.run for one in runs])
     problems, differ, unknown = known_problems(store, {name for one in runs for name in one.problems})
-    found += differ
+    differences += differ
     notes += unknown
     if tokenizer is None:
         notes.append("no tokenizer is at hand, so token counts were not compared with texts")
@@ -79,7 +81,7 @@ def evidence(store: Store, declared: Declaration, now: Shown, tokenizer: "PreTra
                 notes.append(f"the run of {one.name} names no grader, so its id, grades and counts were not compared")
                 continue
             if one.run.run_id == declared.dense and one.run.run_id != id_of(one.run):
-                found.append(f"the run of {one.name} has another id than one of its weights under its plan")
+                differences.append(f"the run of {one.name} has another id than one of its weights under its plan")
             differing, total = contradictions(store, one, problems, grader, tokenizer)
             other = versions["grader"] != GRADER_VERSION
             for what, places in differing.items():
@@ -93,17 +95,17 @@ def evidence(store: Store, declared: Declaration, now: Shown, tokenizer: "PreTra
                 elif what == COUNTS and not one.believed:
                     notes.append(f"{line}, as those of a damaged model may")
                 else:
-                    found.append(line)
-    return Evidence(found, notes)
+                    differences.append(line)
+    return RowCheck(differences, notes)
 
 
-def looked_at(store: Store, declared: Declaration, now: Shown) -> list[Looked]:
+def checked_runs(store: Store, declared: Declaration, now: Shown) -> list[CheckedRun]:
     """The runs that a search looked at, the dense model's first."""
     order, runs = declared.order(sorted(declared.problems)), {run.run_id: run for run in store.runs()}
     parts = [(declared.model.name, declared.dense, now.dense.looked, True)]
     parts += [(rung.name, rung.run, rung.looked, rung.certified) for rung in now.rungs]
     return [
-        Looked(name, runs[run], [problem for r in order[:rounds] for _, problem in r], believed)
+        CheckedRun(name, runs[run], [problem for r in order[:rounds] for _, problem in r], believed)
         for name, run, rounds, believed in parts
     ]
 
@@ -123,7 +125,7 @@ def about_times(store: Store, declared: Declaration, runs: Sequence[Run]) -> Ite
 
 def known_problems(store: Store, names: Iterable[str]) -> tuple[dict[str, Gradable], list[str], list[str]]:
     """(problems that can be graded again, what their texts contradict, what is not known of them)."""
-    found, differ, unknown, private = dict[str, Gradable](), list[str](), 0, 0
+    problems, differ, unknown, private = dict[str, Gradable](), list[str](), 0, 0
     for name, row in store.problems(sorted(names)).items():
         if not has_texts(row):
             private += 1
@@ -131,13 +133,13 @@ def known_problems(store: Store, names: Iterable[str]) -> tuple[dict[str, Gradab
         question = store.question(name)
         if question is None:
             unknown += 1
-            found[name] = row
+            problems[name] = row
             continue
         if row.digest != content_digest(question, row.gold, row.choices) or row.question != question_key(
             question, row.choices
         ):
             differ.append(f"the gold answer, the choices or the text of problem {name} are not those of its digest")
-        found[name] = replace(row, asks=wishes(question))
+        problems[name] = replace(row, asks=wishes(question))
     notes = []
     if private:
         notes.append(f"the texts of {private} problems of a gated set are not stored, so grades were not compared")
@@ -145,12 +147,12 @@ def known_problems(store: Store, names: Iterable[str]) -> tuple[dict[str, Gradab
         notes.append(
             f"the store lacks the questions of {unknown} problems, so gold answers were not compared with them"
         )
-    return found, differ, notes
+    return problems, differ, notes
 
 
 def contradictions(
     store: Store,
-    one: Looked,
+    one: CheckedRun,
     problems: Mapping[str, Gradable],
     grader: Grader,
     tokenizer: "PreTrainedTokenizerBase | None",
@@ -159,7 +161,7 @@ def contradictions(
     samples, plan = int(one.run.plan.get("samples", 1)), one.run.plan
     count = Counts(tokenizer, plan) if tokenizer is not None else None
     chains = ((problem, draw) for problem in one.problems for draw in range(samples))
-    found, total = defaultdict[str, list[tuple[str, int, int]]](list), 0
+    wrong_rows, total = defaultdict[str, list[tuple[str, int, int]]](list), 0
     while some := list(islice(chains, CHAINS)):
         rows = [store.samples(one.run.run_id, texts=True, chain=chain) for chain in some]
         every = [row for chain in rows for row in chain if row.problem_id in problems]
@@ -173,8 +175,8 @@ def contradictions(
         wrong += [(what, row) for row in every for what in about_text(row, plan, count)]
         wrong += [(what, row) for chain in rows for what, row in about_chain(chain, plan)]
         for what, row in wrong:
-            found[what].append((row.problem_id, row.budget, row.draw))
-    return found, total
+            wrong_rows[what].append((row.problem_id, row.budget, row.draw))
+    return wrong_rows, total
 
 
 def about_text(row: Sample, plan: Mapping[str, Any], count: "Counts | None") -> Iterator[str]:

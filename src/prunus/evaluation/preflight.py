@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prunus.checkpoint.resolve import lacks_chat_template, read_manifest, resolve
 from prunus.errors import PrunusError
-from prunus.evaluation.profiles.detection import named
+from prunus.evaluation.profiles.detection import profile_named
 from prunus.evaluation.profiles.markers import no_template
 from prunus.evaluation.tasks import check_task
 from prunus.recipes import EvalPlan, TraceRecipe
@@ -45,7 +45,7 @@ def check_plan(
     if name == "auto" and folder is not None:
         name = str(read_manifest(folder).get("profile", "auto"))
     if name != "auto":
-        profile = named(name)
+        profile = profile_named(name)
         if isinstance(plan, EvalPlan) and plan.closing is not None:
             profile.closed_by(plan.closing)
         if folder is not None and not profile.prompt and lacks_chat_template(folder):
