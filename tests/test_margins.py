@@ -113,6 +113,25 @@ def test_compare_takes_a_margin_relative_to_the_base(tmp_path):
     assert "a loss of 30 % of what dense solves or more is ruled out" in said
 
 
+def test_a_gate_ends_with_exit_code_3(tmp_path, capsys):
+    """Who releases a model if it is non-inferior and still stops has an exit code for it."""
+    all_right = [replace(one, ended="natural") for one in grid(lambda *_: True, problems=300)]
+    half_right = [replace(one, correct=int(one.problem_id[-1]) % 2 == 0) for one in all_right]
+    path = fill(tmp_path / "s.db", {"dense": all_right, "good": all_right, "bad": half_right})
+    gate = ["compare", str(path), "--base", "dense", "--margin", "5%"]
+    assert main([*gate, "--other", "good", "--require", "non-inferior", "--require", "stops"]) is None
+    assert main([*gate, "--require", "stops"]) is None
+    assert "does not meet" not in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="3"):
+        main([*gate, "--require", "non-inferior", "--json"])
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert line == "prune 50\N{NO-BREAK SPACE}% (2fffffff) does not meet 'non-inferior': worse"
+    assert len(json.loads(printed.out)["others"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([*gate, "--require", "faster"])
+
+
 def test_commands_take_percent(tmp_path, capsys):
     good = grid(lambda *_: True, problems=300)
     path = fill(tmp_path / "s.db", {"dense": good, "pruned": good})

@@ -28,6 +28,7 @@ from prunus.cli.common import (
 from prunus.errors import PrunusError
 from prunus.results.frames import Format
 
+UNMET = 3  # exit code
 NAMES = "its id (or the start of it), model name, or label in the tables"
 base_option = click.option(
     "--base", metavar="RUN", help=f"Run to compare with: {NAMES}; default: the dense (unpruned) model."
@@ -87,7 +88,13 @@ def runs_command(store: Path, remove: str | None, yes: bool, rename: tuple[str, 
     show(prunus.runs(store, remove, rename), as_json, "runs_table")
 
 
-@command("Decide", "compare", "prunus compare results.db", "prunus compare results.db --other wanda-20 --details")
+@command(
+    "Decide",
+    "compare",
+    "prunus compare results.db",
+    "prunus compare results.db --other wanda-20 --details",
+    "prunus compare results.db --other wanda-20 --require non-inferior --require stops",
+)
 @store_argument
 @base_option
 @click.option(
@@ -96,13 +103,35 @@ def runs_command(store: Path, remove: str | None, yes: bool, rename: tuple[str, 
 @margin_option
 @stop_margin_option
 @click.option("--details", is_flag=True, help="Print also what the verdicts rest on, and every budget.")
+@click.option(
+    "--require",
+    "requirements",
+    multiple=True,
+    type=Choice(("non-inferior", "stops")),
+    help="End with exit code 3 unless each run that is compared loses less than --margin, or stops as the base does;"
+    " repeatable; --other names the run that has to.",
+)
 @json_option
 def compare_command(
-    store: Path, base: str | None, others: tuple[str, ...], details: bool, as_json: bool, **margins: Any
+    store: Path,
+    base: str | None,
+    others: tuple[str, ...],
+    details: bool,
+    requirements: tuple[str, ...],
+    as_json: bool,
+    **margins: Any,
 ) -> None:
-    """Print paired differences to a base run, each with a verdict."""
+    """Print paired differences to a base run, each with a verdict.
+
+    Exit code 3: a run does not meet what --require asks for.
+    """
     comparison = prunus.compare(store, base, others or None, **margins)
     show(comparison, as_json, lambda _: show_verdicts(comparison, details))
+    unmet = [line for requirement in requirements for line in comparison.unmet(requirement)]
+    for line in unmet:
+        progress.say(line)
+    if unmet:
+        sys.exit(UNMET)
 
 
 @command("Show", "card", "prunus card out/wanda-50 --store results.db --base-model Qwen/Qwen3-0.6B")

@@ -439,6 +439,21 @@ class Comparison(Record):
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.others)
 
+    def unmet(self, requirement: str) -> list[str]:
+        """A line for each run that does not meet a requirement, for gates of releases.
+
+        requirement: `non-inferior`: a loss of accuracy of the margin or more is ruled out, after correction for all
+        comparable runs; `stops`: the run may be said to stop as the base does.
+        """
+        lines = []
+        for entry, name in zip(self.others, unique_labels([self.base, *self.others])[1:], strict=True):
+            met, word = entry.within_margin, entry.verdict
+            if requirement == "stops":
+                met, word = entry.still_stops, entry.stops
+            if not met or word is None:
+                lines.append(f"{name} does not meet '{requirement}': {word or 'it gets no verdict'}")
+        return lines
+
     def __getitem__(self, name: str | Identity) -> Entry:
         """The entry of a run: by its id, its model's name, its label as tables print it, or the start of its id.
 
