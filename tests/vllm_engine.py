@@ -244,7 +244,9 @@ def test_a_search_by_bytes_loads_every_rung_in_a_new_engine_and_says_by_which_ke
     with Store(store) as opened:
         runs = {run.model["name"].rpartition("/")[2]: run for run in opened.runs()}
     sizes = [runs[name].nbytes for name in ("tiny", *names)]
-    assert sizes == sorted(sizes, key=lambda size: -(size or 0)) and found["bytes"] == sizes[-1]
+    assert sizes == sorted(sizes, key=lambda size: -(size or 0))
+    cache = runs[names[-1]].cache
+    assert cache is not None and found["bytes"] == (sizes[-1] or 0) + cache.longest, "weights and the cache of a chain"
     assert "kernels" not in runs["tiny"].versions and len(runs["w8a8-rtn"].versions["kernels"]) == 1
     assert all(runs[name].versions["flags"]["VLLM_CPU_INT4_W4A8"] == "1" for name in names)
     if has_4_bits:

@@ -299,7 +299,7 @@ STOPS = "the base's chains that end by themselves"
 ENDINGS = {
     ENDS: Kind("ends by itself", 1, lambda table: table.values("ended") == "natural"),
     "loops": Kind("loops", -1, lambda table: table.values("loops")),
-    "lost": Kind("found, then lost", -1, _lost),
+    "lost": Kind("lost again", -1, _lost),
     "unanswered": Kind("no answer", -1, lambda table: table.values("status") == "no_answer"),
     "truncated": Kind("answer cut", -1, lambda table: table.values("answer_truncated")),
     "leaked": Kind("leaked", -1, lambda table: metrics.leaked(table.values("answer_tokens"), _budgets(table))),

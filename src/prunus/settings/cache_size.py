@@ -219,7 +219,8 @@ def _layer(text: Any, index: int) -> Sequence[_Kept | _State]:
     own = _get(text, "per_layer_config")
     own = own[index] if own and index < len(own) else text
     types, shared = _get(text, "layer_types", "layers_block_type"), _get(text, "kv_sharing_modes")
-    if shared and shared[index] == "reuse":
+    sharing = _get(text, "num_kv_shared_layers") or 0  # the last ones; transformers before 5.20 has only this
+    if (shared and shared[index] == "reuse") or index >= _layers(text) - sharing:
         return []
     if not types:
         if _get(text, "model_type") in _WITHOUT_ATTENTION:
