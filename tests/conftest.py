@@ -61,12 +61,24 @@ def _not_quiet() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests and their groups first, so that no worker is left with one at the end; users of `below` are marked."""
+    """Slow tests and their groups first, so that no worker is left with one at the end; users of `below` are marked.
+
+    Tests with the same module's fixtures run in one worker, so that each is made once.
+    """
     for item in items:
         if "below" in getattr(item, "fixturenames", ()):
             item.add_marker("rounding")
+        if item.get_closest_marker("xdist_group") is None and uses_fixture_of_module(item):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     slow = {unit_of(item) for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: unit_of(item) not in slow)
+
+
+def uses_fixture_of_module(item: pytest.Item) -> bool:
+    """Whether the test's own module makes something for all of its tests that this one needs."""
+    info = getattr(item, "_fixtureinfo", None)
+    fixtures = [one for each in info.name2fixturedefs.values() for one in each] if info else []
+    return any(one.scope == "module" and one.baseid.endswith(".py") for one in fixtures)
 
 
 def unit_of(item: pytest.Item) -> str:

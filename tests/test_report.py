@@ -30,9 +30,6 @@ from prunus.store.labels import step_label
 from prunus.store.rows import tables
 from prunus.store.store import Store
 
-# Fixtures of the module are made once.
-pytestmark = pytest.mark.xdist_group("report")
-
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:

@@ -15,9 +15,6 @@ from prunus.reporting.sections.sparsity import block_sparsities
 from prunus.store.rows import Run
 from prunus.store.store import Store
 
-# Fixtures of the module are made once.
-pytestmark = pytest.mark.xdist_group("report evidence")
-
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:

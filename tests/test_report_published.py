@@ -15,8 +15,6 @@ from prunus.results.summary import summarise
 from prunus.store.rows import ProblemRow, Run
 from prunus.store.store import Store
 
-pytestmark = pytest.mark.xdist_group("report published")  # fixtures of the module are made once
-
 BUDGETS = (256, 512, 8192)
 S1 = "s1.1-7B"
 

@@ -26,9 +26,6 @@ from prunus.results.summary import summarise
 from prunus.store.rows import Run
 from prunus.store.store import Store
 
-# Fixtures of the module are made once.
-pytestmark = pytest.mark.xdist_group("report sections")
-
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:

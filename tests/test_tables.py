@@ -18,8 +18,6 @@ from prunus.results.summary import Summary, summarise
 from prunus.results.verdicts import verdict
 from prunus.store.store import Store
 
-pytestmark = pytest.mark.xdist_group("tables")  # fixtures of the module are made once
-
 SIGNS = {"^": "better", "v": "worse", "~": "worse, within the margin", "=": "non-inferior", "?": "cannot tell"}
 
 

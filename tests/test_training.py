@@ -17,8 +17,6 @@ from prunus.checkpoint.experts import Routed, observe_experts
 from prunus.checkpoint.resolve import resolve, tiny_folder
 from prunus.evaluation.tasks import tiny
 
-pytestmark = pytest.mark.xdist_group("training")  # fixtures of the module are made once
-
 EVERYTHING = CURRICULUM[-1][1]
 
 
