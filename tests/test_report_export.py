@@ -22,7 +22,6 @@ from prunus.reporting.render.table import Column, Interval, Table, Word, slug, t
 from prunus.reporting.render.text import percent
 from prunus.results.comparison import compare
 
-
 RUNS = ("tiny", "wanda-20", "magnitude-50", "drop-2")
 
 

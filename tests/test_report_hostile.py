@@ -18,7 +18,6 @@ from prunus.results.summary import summarise
 from prunus.store.rows import ProblemRow, Sample
 from prunus.store.store import Store
 
-
 TAGS = """
     html head meta title style body header nav main footer section h1 h2 h3 h4 p strong b small span sub br ul li div
     bdi table thead tbody tr th td fieldset legend label input figure figcaption details summary pre dl dt dd script
