@@ -49,13 +49,10 @@ WORKS: dict[str, Work] = {
     "alps": prune(242, method="alps"),
     "by tensor": prune(33, group="tensor"),
     "update": prune(84, update="obs"),
-    "magnitude, update": prune(84, method="magnitude", update="obs"),
-    "pattern, magnitude": prune(21, method="magnitude", pattern="2:4"),
     "pattern": prune(33, pattern="2:4"),
     "pattern, sparsegpt": prune(68, method="sparsegpt", pattern="2:4"),
     "pattern, alps": prune(242, method="alps", pattern="2:4"),
     "rounding": prune(33, rounding="reference"),
-    "magnitude, rounding": prune(21, method="magnitude", rounding="reference"),
     "sparsegpt, rounding": prune(68, method="sparsegpt", rounding="reference"),
     "dense": prune(33, propagation="dense"),
     "true_sequential": prune(73, propagation="true_sequential", method="sparsegpt"),
@@ -94,8 +91,8 @@ WORKS: dict[str, Work] = {
     "chains, sampled": Work("chains", 1, {"temperature": 0.9, "top_p": 0.9}),
     "chains, sliding": Work("chains", 2.2, {"temperature": 0.9, "top_p": 0.9}, "sliding"),
     "chains, hybrid": Work("chains", 1, {"temperature": 0.9, "top_p": 0.9}, "hybrid"),
-    "eval": Work("evaluate", 1.3, {}, "tiny"),
-    "eval of experts": Work("evaluate", 1.3, {}, "tiny-moe"),
+    "eval": Work("evaluate", 1.3),
+    "eval of experts": Work("evaluate", 1.3, {}, "moe"),
     "too little": Work("refused", 0),
     "mixing": Work("mixed", 0),
 }
@@ -135,7 +132,7 @@ def run(work: Work, folder: Path, out: Path, device: str) -> Any:
     elif work.kind == "chains":
         return chains(work, source, device)
     else:
-        return rows(work, out, device)
+        return rows(source, out, device)
     return {key: value for key, value in told.to_json().items() if key not in ("out", "seconds")}
 
 
@@ -153,13 +150,13 @@ def chains(work: Work, source: Path, device: str) -> Any:
     return [[one.ids, list(one.scores.logprobs) if one.scores else None] for one in found]
 
 
-def rows(work: Work, out: Path, device: str) -> Any:
+def rows(source: Path, out: Path, device: str) -> Any:
     """What `eval` stores of two problems: with which budgets, and whether thinking came to its end."""
     import prunus
     from prunus.store.store import Store
 
-    plan = prunus.EvalPlan(("tiny",), budgets=(8,), limit=2, answer_tokens=4, batch_size=4)
-    run_id = prunus.evaluate(work.model, plan, out.with_suffix(".db"), device=device).run_id
+    plan = prunus.EvalPlan(("tiny",), budgets=(8,), limit=2, answer_tokens=4, batch_size=4, profile="tiny")
+    run_id = prunus.evaluate(source, plan, out.with_suffix(".db"), device=device).run_id
     with Store(out.with_suffix(".db")) as store:
         return sorted([row.problem_id, row.budget, row.ended] for row in store.samples(run_id))
 
@@ -293,6 +290,7 @@ def compared(name: str, folder: Path, ledger: Any) -> dict[str, Any]:
 
     work, out = WORKS[name], folder / "out" / name
     out.mkdir(parents=True)
+    gc.freeze()  # what is there stays, so that collecting garbage need not look at it
     if work.kind == "refused":
         return {"refused": refused(folder, ledger)}
     if work.kind == "mixed":

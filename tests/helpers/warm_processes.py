@@ -4,6 +4,7 @@ A new interpreter would take five seconds for these imports. The server (multipr
 process of pytest) runs nothing else and has a single thread, so its forks behave like new processes.
 """
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -95,6 +96,7 @@ assert prunus.__file__.startswith(package)
 def _work(code: str, arguments: list[str], output: Connection) -> None:
     import torch
 
+    gc.freeze()  # what the server has is not to be looked at by every collection of garbage here
     os.dup2(output.fileno(), 1)
     output.close()
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  the old one takes it for a file
