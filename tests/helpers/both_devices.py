@@ -91,8 +91,8 @@ WORKS: dict[str, Work] = {
     "chains, sampled": Work("chains", 1, {"temperature": 0.9, "top_p": 0.9}),
     "chains, sliding": Work("chains", 2.2, {"temperature": 0.9, "top_p": 0.9}, "sliding"),
     "chains, hybrid": Work("chains", 1, {"temperature": 0.9, "top_p": 0.9}, "hybrid"),
-    "eval": Work("evaluate", 1.3),
-    "eval of experts": Work("evaluate", 1.3, {}, "moe"),
+    "eval": Work("evaluate", 1.3, {}, "tiny"),
+    "eval of experts": Work("evaluate", 1.3, {}, "tiny-moe"),
     "too little": Work("refused", 0),
     "mixing": Work("mixed", 0),
 }
@@ -132,7 +132,7 @@ def run(work: Work, folder: Path, out: Path, device: str) -> Any:
     elif work.kind == "chains":
         return chains(work, source, device)
     else:
-        return rows(source, out, device)
+        return rows(work, out, device)
     return {key: value for key, value in told.to_json().items() if key not in ("out", "seconds")}
 
 
@@ -150,13 +150,13 @@ def chains(work: Work, source: Path, device: str) -> Any:
     return [[one.ids, list(one.scores.logprobs) if one.scores else None] for one in found]
 
 
-def rows(source: Path, out: Path, device: str) -> Any:
+def rows(work: Work, out: Path, device: str) -> Any:
     """What `eval` stores of two problems: with which budgets, and whether thinking came to its end."""
     import prunus
     from prunus.store.store import Store
 
-    plan = prunus.EvalPlan(("tiny",), budgets=(8,), limit=2, answer_tokens=4, batch_size=4, profile="tiny")
-    run_id = prunus.evaluate(source, plan, out.with_suffix(".db"), device=device).run_id
+    plan = prunus.EvalPlan(("tiny",), budgets=(8,), limit=2, answer_tokens=4, batch_size=4)
+    run_id = prunus.evaluate(work.model, plan, out.with_suffix(".db"), device=device).run_id
     with Store(out.with_suffix(".db")) as store:
         return sorted([row.problem_id, row.budget, row.ended] for row in store.samples(run_id))
 
