@@ -10,7 +10,7 @@ from html_page import Page
 
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
 from prunus.reporting.page import report
-from prunus.reporting.published import Variant, about, cells, matches, notes, standard_error, variant_of
+from prunus.reporting.published import Variant, cells, matches, notes, sources, standard_error, variant_of
 from prunus.results.summary import summarise
 from prunus.store.rows import ProblemRow, Run
 from prunus.store.store import Store
@@ -108,14 +108,14 @@ def test_oddities_are_in_the_data():
     one, other = (find(wanda, "gpqa_diamond", budget) for budget in (512, 1024))
     assert (one.accuracy, one.sd) == (other.accuracy, other.sd) == (0.3463, 0.0118)
     assert find(wanda, "aime24", 8192).accuracy == 0.1775
-    dense = [find(Variant("Qwen3-8B", "dense"), "aime24", 8192, source).accuracy for source in about()["sources"]]
+    dense = [find(Variant("Qwen3-8B", "dense"), "aime24", 8192, source).accuracy for source in sources()]
     assert dense == [0.578, 0.667]
 
 
 def test_sources_say_where_from_and_how_read():
-    for source in about()["sources"].values():
-        assert source.keys() == {"name", "paper", "code", "runs", "draws", "answer_tokens", "read"}
-    assert {c.source for c in cells()} == about()["sources"].keys()
+    for source in sources().values():
+        assert source.to_json().keys() == {"name", "paper", "code", "runs", "draws", "answer_tokens", "read"}
+    assert {c.source for c in cells()} == sources().keys()
 
 
 # Its error

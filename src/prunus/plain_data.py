@@ -113,12 +113,12 @@ def suggestion(word: str, known: Iterable[str], elsewhere: Mapping[str, Iterable
     return nearest(word, known, "known keys are")
 
 
-def canonical_json(data: Any) -> str:
+def canonical_json(data: object) -> str:
     """Stored: the JSON text that is hashed for ids; equal data give the same text."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def content_hash(data: Any, length: int = 12) -> str:
+def content_hash(data: object, length: int = 12) -> str:
     """Stored: the first `length` hex digits of the SHA-256 of the data's canonical JSON."""
     return hashlib.sha256(canonical_json(data).encode()).hexdigest()[:length]
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunus.results.cells import Cell
 from prunus.store.characters import DASH, one_line, percent, points
@@ -35,7 +35,7 @@ def plain(text: str, limit: int = 200) -> str:
     return _SPECIAL.sub(r"\\\1", one_line(text, limit))
 
 
-def shown(setting: str, value: Any) -> str:
+def shown(setting: str, value: object) -> str:
     """The value of a setting as text; of a path only its last part."""
     return public(str(value)) if setting in PATHS else str(value)
 
@@ -53,12 +53,12 @@ def redacted(text: str, names: Sequence[str] = ()) -> str:
     return _PATH.sub(lambda path: public(path[0]), text)
 
 
-def hub_id(value: Any) -> str | None:
+def hub_id(value: object) -> str | None:
     """value if it is a model's id on the Hub, else None."""
     return value if isinstance(value, str) and len(value) <= 96 and _HUB_ID.fullmatch(value) else None
 
 
-def number(value: Any) -> str:
+def number(value: object) -> str:
     """A whole number with commas between thousands; a dash for None."""
     return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if isinstance(value, float) else DASH
 

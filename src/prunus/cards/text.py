@@ -182,7 +182,7 @@ def read_metadata(readme: Path) -> dict[str, object]:
     return {key: value for key, value in kept.items() if value}
 
 
-def _value(value: Any) -> str | list[str] | None:
+def _value(value: object) -> str | list[str] | None:
     """A text, or a list of texts, on one line each; None for anything else."""
     if isinstance(value, str):
         return one_line(value, 300)

@@ -391,7 +391,7 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     return candidates[0]
 
 
-def leaves(tree: Any) -> Iterator[Any]:
+def leaves(tree: object) -> Iterator[Any]:
     """The leaves of nested tuples, lists and dicts."""
     if isinstance(tree, dict):
         tree = list(tree.values())
@@ -402,7 +402,7 @@ def leaves(tree: Any) -> Iterator[Any]:
         yield tree
 
 
-def _has_nan(tree: Any) -> bool:
+def _has_nan(tree: object) -> bool:
     tensors = [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
     return any(bool(t.isnan().any()) for t in tensors if t.is_floating_point() or t.is_complex())
 

@@ -137,7 +137,7 @@ def _check_known(part: str, settings: Mapping[str, Any]) -> None:
             raise ValueError(f"{_short(key)} in {part}")
 
 
-def _texts(value: Any, name: str) -> tuple[str, ...]:
+def _texts(value: object, name: str) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(one, str) and one for one in value):
         raise ValueError(f"{name} that are no names")
     return tuple(value)
@@ -151,7 +151,7 @@ def _check_pattern(text: str) -> None:
             raise ValueError(f"the pattern {_short(text)}, which is none ({error})") from error
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return str(value)[:60]
 
 

@@ -49,7 +49,7 @@ def there(folder: Path, names: tuple[str, ...]) -> list[str]:
     return [name for name in names if (folder / name).is_file()]
 
 
-def computing(content: Any) -> Any:
+def computing(content: object) -> Any:
     """The content of a JSON file without NAMES; `architectures` in lower case."""
     if isinstance(content, list):
         return [computing(one) for one in content]

@@ -167,7 +167,7 @@ def why_unreadable(settings: Any) -> str | None:
     return None if what is None else f"{method}, {what}"
 
 
-def _is_rectangle(size: Any) -> bool:
+def _is_rectangle(size: object) -> bool:
     """Whether a weight_block_size says how many rows and columns share a scale, or is not given."""
     return size is None or (
         isinstance(size, list | tuple) and len(size) == 2 and all(type(one) is int and one > 0 for one in size)
@@ -282,7 +282,7 @@ def quantisation_of(settings: Mapping[str, Any] | None) -> str | None:
     return method
 
 
-def quant_method(settings: Any) -> str | None:
+def quant_method(settings: object) -> str | None:
     """The quant_method of a quantization_config; None where there is no such config."""
     method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
     return None if settings is None else str(getattr(method, "value", method) or "quantised")

@@ -102,7 +102,7 @@ def is_stateful(call: Call) -> bool:
     return any(is_state(value) for value in (*call.args, *call.kwargs.values()))
 
 
-def is_state(value: Any) -> bool:
+def is_state(value: object) -> bool:
     """Whether a block may store values in this argument: a dict or list without tensors, or an object like a cache."""
     if isinstance(value, (dict, list)):
         return not any(isinstance(leaf, Tensor) or leaf is None for leaf in leaves(value))
@@ -246,7 +246,7 @@ def settings_of(layer: nn.Module) -> dict[str, Any]:
     return settings | {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()}
 
 
-def _is_setting(name: str, value: Any) -> bool:
+def _is_setting(name: str, value: object) -> bool:
     return isinstance(value, (int, float, str, bool)) and name not in ("layer_idx", "layer_id", "layer_number")
 
 

@@ -4,7 +4,6 @@ vLLM compares `max_model_len` with the length of training, llama.cpp the context
 """
 
 from pathlib import Path
-from typing import Any
 
 from prunus.checkpoint.resolve import read_object
 
@@ -17,7 +16,7 @@ def has_longrope(folder: Path) -> bool:
     return path.is_file() and names_longrope(read_object(path))
 
 
-def names_longrope(config: Any) -> bool:
+def names_longrope(config: object) -> bool:
     """Whether any object in a part of a config.json does."""
     if isinstance(config, list):
         return any(map(names_longrope, config))

@@ -136,10 +136,12 @@ def _largest_tables(tensors: Mapping[str, Stored]) -> tuple[Header, Header]:
 
 
 class PackedFile(NamedTuple):
-    """An opened packed file. info: the header's entries other than tensors: kind, model, about."""
+    """An opened packed file of a variant. model, checksum: its source. about: as it was given to write_variant."""
 
     path: Path
-    info: Header
+    model: str
+    checksum: str
+    about: Header
     tensors: dict[str, PackedTensor]
 
 
@@ -151,7 +153,8 @@ def read_packed(path: Path) -> PackedFile:
         size = path.stat().st_size
         text, base = header_text(path, size)
         header = json.loads(text)
-        info, table = _read_info(header.pop("__metadata__"), text)
+        info = _read_info(header.pop("__metadata__"), text)
+        model, table = info["model"], info["tensors"]
         spans = {name: place_of(path, name, entry, base) for name, entry in header.items()}
         check_cover(spans.values(), base, size)
         tensors = {name: _tensor(path, name, row, spans, base) for name, row in table.items()}
@@ -159,11 +162,11 @@ def read_packed(path: Path) -> PackedFile:
             raise ValueError(f"'{next(iter(spans))}' belongs to no tensor")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
         raise damaged(path, " ".join(str(error).split()) or type(error).__name__) from error
-    return PackedFile(path, info, tensors)
+    return PackedFile(path, model["name"], model["checksum"], info["about"], tensors)
 
 
-def _read_info(metadata: Mapping[str, Any], header: bytes) -> tuple[Header, Mapping[str, Any]]:
-    """(info, table of tensors) from the metadata of a header. Raises ValueError unless its digest matches."""
+def _read_info(metadata: Mapping[str, Any], header: bytes) -> Header:
+    """Kind, model, about and table of tensors, from the metadata of a header. ValueError unless its digest matches."""
     digest = metadata[DIGEST]
     if hashlib.sha256(header.replace(digest.encode(), NO_DIGEST.encode(), 1)).hexdigest() != digest:
         raise ValueError("the digest of the header does not match")
@@ -178,7 +181,7 @@ def _read_info(metadata: Mapping[str, Any], header: bytes) -> tuple[Header, Mapp
     check_name(model["name"])
     if not re.fullmatch("[0-9a-f]{64}", model["checksum"]):
         raise ValueError("the checksum of the model is not valid")
-    return info, info.pop("tensors")
+    return info
 
 
 def _tensor(path: Path, name: str, row: Mapping[str, Any], spans: dict[str, Stored], base: int) -> PackedTensor:
@@ -250,7 +253,7 @@ def read_variant(path: Path, source: Checkpoint) -> Iterator[tuple[str, Tensor]]
 
 def variant_about(path: Path) -> dict[str, Any]:
     """The `about` that was given to write_variant."""
-    return read_packed(path).info["about"]
+    return read_packed(path).about
 
 
 def attach_source(packed: PackedFile, source: Checkpoint) -> Mapping[str, PackedTensor]:
@@ -258,9 +261,8 @@ def attach_source(packed: PackedFile, source: Checkpoint) -> Mapping[str, Packed
 
     Raises PrunusError if the source is another model, or lacks a tensor.
     """
-    model = packed.info["model"]
-    if source.checksum() != model["checksum"]:
-        raise PrunusError(f"{packed.path} belongs to another model ({model['name']}), not to {source.folder}")
+    if source.checksum() != packed.checksum:
+        raise PrunusError(f"{packed.path} belongs to another model ({packed.model}), not to {source.folder}")
     for name, tensor in packed.tensors.items():
         tensor.source = source.tensors.get(name)
         if tensor.source is None or (tensor.source.dtype, tensor.source.shape) != (tensor.dtype, tensor.shape):

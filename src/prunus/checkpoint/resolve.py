@@ -226,7 +226,7 @@ def check_ids(folder: Path) -> None:
             raise PrunusError(f"{path} has a token with id {one}, more than any vocabulary has: fetch it again")
 
 
-def check_templates(templates: Any, folder: Path) -> None:
+def check_templates(templates: object, folder: Path) -> None:
     """Raise PrunusError if a chat template is longer than MOST_OF_TEMPLATE; reading it would take minutes.
 
     templates: a text, or several by name.
@@ -308,7 +308,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return checked_manifest(read_json(path), path) if path.exists() else {}
 
 
-def checked_manifest(manifest: Any, path: Path) -> dict[str, Any]:
+def checked_manifest(manifest: object, path: Path) -> dict[str, Any]:
     """A manifest that stands in a file; PrunusError if it is damaged, or of another version of Prunus."""
     if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
         raise PrunusError(f"{path} is not of format {MANIFEST_FORMAT}: it is from another version of prunus")
@@ -322,7 +322,7 @@ def checked_manifest(manifest: Any, path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _is_step(step: Any) -> bool:
+def _is_step(step: object) -> bool:
     """Whether an entry of a manifest's history has the fields of a step that are read."""
     kinds = {"action": str, "recipe": dict, "source": dict, "warnings": list}
     if not isinstance(step, dict) or not all(isinstance(step.get(key), kind) for key, kind in kinds.items()):

@@ -226,7 +226,7 @@ class Runner:
             module.weight, module.padding_idx = nn.Parameter(rows, requires_grad=False), None
             return place, *args[1:]
 
-        def after(*_: Any) -> None:
+        def after(*_: object) -> None:
             module.weight, module.padding_idx = meta, padding
 
         with module.register_forward_pre_hook(before), module.register_forward_hook(after):

@@ -183,7 +183,7 @@ def check_name(name: str) -> None:
         raise ValueError("a name is too long or cannot be printed")
 
 
-def whole_numbers(value: Any) -> tuple[int, ...]:
+def whole_numbers(value: object) -> tuple[int, ...]:
     """A short list of non-negative integers from a header, as a tuple; ValueError if it is anything else."""
     if not isinstance(value, list) or len(value) > _MAX_DIMENSIONS:
         raise ValueError("a short list of numbers was expected")

@@ -179,7 +179,7 @@ class Partial:
                     self.write_block(index, made.block_tensors(index), {})
                     steps.advance()
 
-    def note(self, key: str, value: Any, files: Mapping[str, str]) -> None:
+    def note(self, key: str, value: object, files: Mapping[str, str]) -> None:
         """Store JSON in notes, which a resumed run finds again, and text files that belong to the result."""
         with disk_errors(self.folder, self.needed):
             for name, text in files.items():

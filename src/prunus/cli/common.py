@@ -85,7 +85,7 @@ class Choice(click.Choice[str]):
         super().__init__([*choices])
         self.unknown = unknown or (lambda value: f"'{value}' is not known; {nearest(value, self.choices)}")
 
-    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+    def get_invalid_choice_message(self, value: object, ctx: click.Context | None) -> str:
         return self.unknown(value)
 
 
@@ -237,7 +237,7 @@ def margin(flag: str, default: str, help: str) -> Callable[[Any], Any]:
     return click.option(flag, default=default, show_default=True, metavar="SHARE|N%", help=help)
 
 
-def show(data: Any, as_json: bool, shown: str | Callable[[Any], object]) -> None:
+def show(data: object, as_json: bool, shown: str | Callable[[Any], object]) -> None:
     """Print data as JSON, the only output on stdout with --json, or as people read it.
 
     data: a record, or plain data. shown: prints it; or the name of a function in reporting/terminal.py, which takes a
@@ -296,7 +296,7 @@ store_option = where_option("--store", type=path, default="results.db", show_def
 store_argument = click.argument("store", type=path)
 
 
-def show_summary(made: Any) -> None:
+def show_summary(made: object) -> None:
     """Print what a command did, a record or plain data, to stderr: one line per entry."""
     for line in summary_lines(plain(made)):
         progress.say(line)

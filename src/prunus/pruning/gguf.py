@@ -18,6 +18,7 @@ from prunus.checkpoint.resolve import GGUF_FILE, next_manifest, resolve, typed_p
 from prunus.checkpoint.writer import Partial, check_target
 from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
+from prunus.plain_data import Record, made
 from prunus.progress import Steps
 from prunus.pruning.bits.gguf_like import form_like
 from prunus.pruning.bits.gguf_metadata import Form, form_of, lost_in_texts
@@ -134,10 +135,10 @@ def gguf(
         check(source, piece, piece.form(recipe.type))
     sizes = sizes_of(source, form, pieces, recipe.type)
     exact = sum(piece.form(recipe.type) == "Q4_0" and codes_of(source, piece, 0) is not None for piece in pieces)
-    tensors, size, before = len(pieces) + len(form.constants), show_bytes(sizes["after"]), show_bytes(sizes["before"])
+    tensors, size, before = len(pieces) + len(form.constants), show_bytes(sizes.after), show_bytes(sizes.before)
     warnings = warnings_of(source, pieces, exact, recipe.type) + lost_in_texts(source.folder)
     if dry_run:
-        check_space(target.absolute(), sizes["after"])
+        check_space(target.absolute(), sizes.after)
         return PlannedGguf(
             would_write=str(target),
             type=recipe.type,
@@ -154,18 +155,18 @@ def gguf(
         "versions": {**versions(), "gguf": version_of("gguf")},
         "source": source.provenance(name),
         "format": {"name": "gguf", "bits": BITS[recipe.type], "group": None if recipe.type == "f16" else GROUP},
-        "bytes": sizes,
+        "bytes": sizes.to_json(),
         "warnings": warnings,
     }
     finish_metadata(form, recipe, next_manifest(source.folder, step))
-    check_space(target.absolute(), sizes["after"])
-    with disk_errors(target, sizes["after"]):
+    check_space(target.absolute(), sizes.after)
+    with disk_errors(target, sizes.after):
         if is_file:
             target.absolute().parent.mkdir(parents=True, exist_ok=True)
             write_file(target, source, form, pieces, recipe.type)
         else:
             work = {"action": "gguf", "recipe": recipe.to_json(), "source": source.checksum()}
-            with Partial(source, target, work, 0, sizes["after"], overwrite) as partial:
+            with Partial(source, target, work, 0, sizes.after, overwrite) as partial:
                 write_file(partial.folder / GGUF_FILE, source, form, pieces, recipe.type)
                 quantised = {"quantization_config": {"quant_method": "gguf", "bits": BITS[recipe.type]}}
                 partial.publish(source.config_json | quantised, step, made_card(source, step))
@@ -217,21 +218,34 @@ def check_numbers(form: Form, folder: Path) -> None:
                 )
 
 
-def sizes_of(source: Checkpoint, form: Form, pieces: Sequence[Piece], type: str) -> dict[str, int]:
+class Sizes(Record):
     """Bytes of all tensors before and after; and after, by kind: integers, their scales, embeddings, head, others."""
-    sizes: dict[str, int] = dict.fromkeys(("quantised", "scales", "embeddings", "head"), 0)
-    sizes["others"] = sum(constant.nbytes for constant in form.constants.values())
+
+    before: int
+    after: int
+    quantised: int
+    scales: int
+    embeddings: int
+    head: int
+    others: int
+
+
+def sizes_of(source: Checkpoint, form: Form, pieces: Sequence[Piece], type: str) -> Sizes:
+    """The sizes of the tensors of a file."""
+    quantised = scales = 0
+    others, outer = sum(constant.nbytes for constant in form.constants.values()), dict.fromkeys(OUTER.values(), 0)
     for piece in pieces:
         own = piece.form(type)
-        size, scales = piece.nbytes(own), piece.elements // GROUP * 2
+        size, of_scales = piece.nbytes(own), piece.elements // GROUP * 2
         if piece.name in OUTER:
-            sizes[OUTER[piece.name]] += size
+            outer[OUTER[piece.name]] += size
         elif own.startswith("Q"):
-            sizes["quantised"] += size - scales
-            sizes["scales"] += scales
+            quantised += size - of_scales
+            scales += of_scales
         else:
-            sizes["others"] += size
-    return {"before": sum(source.engine_bytes.values()), "after": sum(sizes.values()), **sizes}
+            others += size
+    before, after = sum(source.engine_bytes.values()), quantised + scales + others + sum(outer.values())
+    return made(Sizes, outer, before=before, after=after, quantised=quantised, scales=scales, others=others)
 
 
 def nbytes_of(source: Checkpoint, recipe: GgufRecipe) -> int:

@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from prunus.checkpoint.architecture import Architecture, Unstreamable
@@ -92,17 +92,16 @@ def perplexity(
     return Perplexity(perplexity=math.exp(nll), nll=nll, tokens=predicted, windows=len(chosen), seqlen=seqlen)
 
 
-def load_model(source: ModelFolder, device: torch.device) -> Any:
+def load_model(source: ModelFolder, device: torch.device) -> PreTrainedModel:
     """transformers' model in the checkpoint's dtype, on device; raises PrunusError if it cannot be loaded."""
     disable_progress_bar()  # transformers' own; prunus shows one
     try:
-        network: Any
         if source.quantised in DEQUANTISED:
             plain = Checkpoint(source.folder)
             network = load_whole(plain, plain.dtype)
         else:
             network = load_plain(source.folder, source.dtype)
-        network = network.eval().to(device)
+        network.eval().to(device)
         use_fast_products(network)
         return network
     except torch.OutOfMemoryError:
@@ -144,7 +143,7 @@ def first_windows(windows: Iterator[list[int]], max_tokens: int | None) -> list[
     ] or all_windows[:1]
 
 
-def find_head(network: Any) -> Architecture | None:
+def find_head(network: PreTrainedModel) -> Architecture | None:
     """The architecture, which can compute logits for a few tokens at a time; None if the model does not allow that."""
     try:
         return Architecture(network)
@@ -152,7 +151,7 @@ def find_head(network: Any) -> Architecture | None:
         return None
 
 
-def negative_log_likelihood(network: Any, head: Architecture | None, ids_NT: Tensor) -> float:
+def negative_log_likelihood(network: nn.Module, head: Architecture | None, ids_NT: Tensor) -> float:
     """Sum in nats of the negative log-likelihood over all tokens but the first of each row."""
     targets_N = ids_NT[:, 1:].flatten()
     if head is None:

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from prunus.plain_data import Record
 from prunus.reporting.render.table import RunStyle
 from prunus.results.summary import BudgetCell, Summary
 from prunus.store.labels import history
@@ -48,6 +49,25 @@ class Published:
     where: str
 
 
+class Source(Record):
+    """A paper, as sources.json describes it. runs: how many a mean is over. read: how its figures were read."""
+
+    name: str
+    paper: str
+    code: str
+    runs: int
+    draws: str
+    answer_tokens: int
+    read: str
+
+
+class Note(NamedTuple):
+    """A note on the published cells whose fields have these values."""
+
+    text: str
+    fields: Mapping[str, object]
+
+
 @dataclass(frozen=True)
 class Match:
     """A published cell (theirs) and the cell of a run with the same model, recipe, task and budget (ours)."""
@@ -80,9 +100,16 @@ def cells() -> tuple[Published, ...]:
 
 
 @cache
-def about() -> dict[str, Any]:
-    """The content of sources.json: `sources` of the cells by name, and `notes` on the cells that their keys select."""
-    return json.loads(_read("sources.json"))
+def about() -> tuple[Mapping[str, Source], Sequence[Note]]:
+    """The content of sources.json: the sources of the cells by name, and the notes on cells."""
+    data = json.loads(_read("sources.json"))
+    notes = [Note(note.pop("text"), note) for note in data["notes"]]
+    return {name: Source.of(source) for name, source in data["sources"].items()}, notes
+
+
+def sources() -> Mapping[str, Source]:
+    """The sources of the cells by name."""
+    return about()[0]
 
 
 def _published(row: Mapping[str, str]) -> Published:
@@ -104,7 +131,7 @@ def standard_error(cell: Published) -> float:
     If no SD is printed, the root mean square of the SDs of all exact cells of the same model and task is used. The
     error of reading a figure, which is uniform, is added.
     """
-    runs = about()["sources"][cell.source]["runs"]
+    runs = sources()[cell.source].runs
     sd = cell.sd if cell.sd is not None else _usual_sd(cell.variant.model, cell.task)
     return math.hypot(sd / math.sqrt(runs - 1), cell.error / math.sqrt(3))
 
@@ -134,7 +161,7 @@ def variant_of(run: Run) -> Variant | None:
     return Variant(model, method, str(recipe.get("allocation", "uniform")), round(float(sparsity), 4))
 
 
-def _last_part(name: Any) -> str:
+def _last_part(name: object) -> str:
     """The last part of a folder's path or hub id: s1.1-7B of `simplescaling/s1.1-7B` and of `/models/s1.1-7B/`."""
     return re.split(r"[/\\]", str(name or "").rstrip("/\\"))[-1]
 
@@ -172,8 +199,7 @@ def notes(matched: Sequence[Match]) -> list[str]:
     """The notes on the published cells that matched, each once."""
     facts = [vars(match.theirs) | match.theirs.variant._asdict() for match in matched]
     texts = []
-    for note in about()["notes"]:
-        wanted = {key: value for key, value in note.items() if key != "text"}
-        if any(wanted.items() <= of.items() for of in facts):
-            texts.append(note["text"])
+    for note in about()[1]:
+        if any(note.fields.items() <= of.items() for of in facts):
+            texts.append(note.text)
     return texts

@@ -322,7 +322,7 @@ def inspection_tables(data: Data) -> Sequence[RenderableType]:
     return [*tables, Text("--json lists every Linear.")] if "linears" in data else tables
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

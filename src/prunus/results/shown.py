@@ -2,7 +2,7 @@
 
 from importlib import import_module
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 WIDTH = 110  # columns
 
 
-def as_text(table: str, data: Any) -> str:
+def as_text(table: str, data: object) -> str:
     """Data as the table that a function of reporting/terminal.py makes of it.
 
     That module is of a higher floor and takes a while to import, so it is looked up by name when a table is asked for.

@@ -213,7 +213,7 @@ def hints_of(settings: type) -> Mapping[str, Any]:
     return {field.name: hints[field.name] for field in fields(settings)}
 
 
-def misfit(name: str, value: Any, hint: Any) -> str | None:
+def misfit(name: str, value: object, hint: object) -> str | None:
     """The error message for a value that does not have the type of its setting; None if it has."""
     if fits(value, hint):
         return None
@@ -222,7 +222,7 @@ def misfit(name: str, value: Any, hint: Any) -> str | None:
     return f"'{name}' must be {kind(hint)}, not {shown}"
 
 
-def fits(value: Any, hint: Any) -> bool:
+def fits(value: object, hint: object) -> bool:
     """Whether a value has a type. A whole number counts as a float, a list as a tuple.
 
     A bool is no number, nor are NaN and infinity: every comparison with NaN is false, so that it passes range checks.

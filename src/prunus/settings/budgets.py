@@ -51,7 +51,7 @@ def without_off(budgets: Iterable[int]) -> tuple[int, ...]:
     return tuple(budget for budget in budgets if budget not in NAMED)
 
 
-def with_names(data: Any) -> Any:
+def with_names(data: object) -> Any:
     """Plain data with the names of budgets as keys and values, since JSON would write their numbers."""
     if isinstance(data, dict):
         return {str(key) if isinstance(key, NamedBudget) else key: with_names(value) for key, value in data.items()}

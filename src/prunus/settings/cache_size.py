@@ -192,7 +192,7 @@ class _UnknownError(Exception):
     """A layer is of a kind that is not known here, or the configuration lacks what its size follows from."""
 
 
-def _get(config: Any, *names: str, default: Any = None) -> Any:
+def _get(config: object, *names: str, default: Any = None) -> Any:
     """The first of these values that a configuration has; one that differs between its layers is none of its own."""
     for name in names:
         found = None
@@ -203,18 +203,18 @@ def _get(config: Any, *names: str, default: Any = None) -> Any:
     return default
 
 
-def _need(config: Any, *names: str) -> int:
+def _need(config: object, *names: str) -> int:
     found = _get(config, *names)
     if not isinstance(found, int | float):
         raise _UnknownError
     return int(found)
 
 
-def _layers(text: Any) -> int:
+def _layers(text: object) -> int:
     return _need(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
-def _layer(text: Any, index: int) -> Sequence[_Kept | _State]:
+def _layer(text: object, index: int) -> Sequence[_Kept | _State]:
     """What a layer keeps."""
     own = _get(text, "per_layer_config")
     own = own[index] if own and index < len(own) else text
@@ -251,7 +251,7 @@ def _layer(text: Any, index: int) -> Sequence[_Kept | _State]:
     raise _UnknownError
 
 
-def _attention(own: Any, window: int | None = None) -> _Kept:
+def _attention(own: object, window: int | None = None) -> _Kept:
     """The entry of a token in one layer. own: the configuration of that layer."""
     if (latent := _get(own, "kv_lora_rank")) and _get(own, "model_type") not in _EXPANDED:
         return _Kept(latent + _need(own, "qk_rope_head_dim"), 0, window)
@@ -262,7 +262,8 @@ def _attention(own: Any, window: int | None = None) -> _Kept:
         return _Kept(heads * size, heads * size, window)
     if window is not None and _get(own, "swa_num_key_value_heads"):
         size = _need(own, "swa_head_dim", "head_dim")
-        return _Kept(own.swa_num_key_value_heads * size, own.swa_num_key_value_heads * size, window)
+        entry = _need(own, "swa_num_key_value_heads") * size
+        return _Kept(entry, entry, window)
     size = _get(own, "attention_head_dim", "head_dim", "dim_head", "kv_channels")
     size = size or _need(own, "hidden_size", "n_embd", "d_model") // heads
     if window is not None and _get(own, "model_type") == "mimo_v2_flash":
@@ -270,14 +271,14 @@ def _attention(own: Any, window: int | None = None) -> _Kept:
     return _Kept(kept * size, kept * (_get(own, "v_head_dim") or size), window)
 
 
-def _kv_heads(own: Any, heads: int) -> int:
+def _kv_heads(own: object, heads: int) -> int:
     """The number of heads that keep keys and values."""
     if _get(own, "multi_query") and not _get(own, "new_decoder_architecture"):
         return 1
     return _get(own, "num_key_value_heads", "num_kv_heads", "n_head_kv", default=heads)
 
 
-def _indexer(text: Any, own: Any, index: int) -> list[_Kept]:
+def _indexer(text: object, own: object, index: int) -> list[_Kept]:
     """The key by which a layer finds the tokens that it attends to, unless it takes those that another layer found."""
     types = _get(text, "indexer_types")
     if types and types[index] == "shared":
@@ -285,7 +286,7 @@ def _indexer(text: Any, own: Any, index: int) -> list[_Kept]:
     return [_Kept(_need(own, "index_head_dim", "indexer_head_dim"), 0)]
 
 
-def _compressed(own: Any, kind: str) -> list[_Kept]:
+def _compressed(own: object, kind: str) -> list[_Kept]:
     """DeepSeek-V4: the last tokens with one head for keys and values, and an entry for so many tokens together."""
     size, rates = _need(own, "head_dim"), _get(own, "compress_rates", default={})
     if kind not in rates:
@@ -304,7 +305,7 @@ _MAMBA2 = (
 _WITHOUT_ATTENTION = {"rwkv", "xlstm", "mamba", "mamba2", "falcon_mamba"}
 
 
-def _state(own: Any) -> _State:
+def _state(own: object) -> _State:
     """The state of one layer: linear attention, a state space or a short convolution."""
     model_type = _get(own, "model_type")
     if special := _STATES.get(str(model_type)):
@@ -329,31 +330,32 @@ def _state(own: Any) -> _State:
     return _State(inner * (kernel - 1), inner * state)
 
 
-def _lightning(own: Any) -> _State:
+def _lightning(own: object) -> _State:
     heads = _need(own, "num_attention_heads")
     return _State(0, heads * (_get(own, "head_dim") or _need(own, "hidden_size") // heads) ** 2)
 
 
-def _recurrent_gemma(own: Any) -> _State:
-    return _State(_need(own, "lru_width") * (_need(own, "conv1d_width") - 1), own.lru_width)
+def _recurrent_gemma(own: object) -> _State:
+    width = _need(own, "lru_width")
+    return _State(width * (_need(own, "conv1d_width") - 1), width)
 
 
-def _rwkv(own: Any) -> _State:
+def _rwkv(own: object) -> _State:
     return _State(2 * _need(own, "hidden_size"), 3 * _need(own, "attention_hidden_size"))
 
 
-def _xlstm(own: Any) -> _State:
+def _xlstm(own: object) -> _State:
     size = _need(own, "qk_head_dim")
     return _State(0, _need(own, "num_heads") * (size * _need(own, "v_head_dim") + size + 1))
 
 
-def _inkling(own: Any) -> _State:
+def _inkling(own: object) -> _State:
     """Short convolutions of keys, values, and the inputs of both halves of a layer."""
     kept = _attention(own, _get(own, "sliding_window"))
     return _State((kept.keys + kept.values + 2 * _need(own, "hidden_size")) * (_need(own, "conv_kernel_size") - 1), 0)
 
 
-def _zaya(own: Any) -> _State:
+def _zaya(own: object) -> _State:
     size, heads = _need(own, "head_dim"), _need(own, "num_key_value_heads")
     channels = size * (heads + _need(own, "num_attention_heads"))
     return _State(channels * (_need(own, "cca_time0") + _need(own, "cca_time1") - 2), heads * size // 2)

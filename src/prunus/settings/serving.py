@@ -125,7 +125,7 @@ class Serving:
 NO_SERVING = Serving()
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value in a label."""
     text = value if isinstance(value, str) else str(value)
     return text if len(text) <= LONGEST else content_hash(value)[:8]

@@ -205,7 +205,7 @@ def details(steps: Sequence[StepRecord]) -> dict[tuple[int, str], str]:
     return texts
 
 
-def _detail(key: str, value: Any, step: StepRecord) -> str:
+def _detail(key: str, value: object, step: StepRecord) -> str:
     """`on own.jsonl`, `64 samples`, `closing weight 4`."""
     if key == "calibration":
         used = step.get("calibration")
@@ -284,7 +284,7 @@ def _settings(run: Run) -> dict[str, object]:
     return {key: value for key, value in {**model, **run.plan}.items() if value is not None}
 
 
-def _setting_text(key: str, value: Any) -> str:
+def _setting_text(key: str, value: object) -> str:
     name = key.replace("_", " ")
     if value is None:
         return f"no {name}"

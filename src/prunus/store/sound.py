@@ -43,6 +43,6 @@ def why_damaged(run: Run) -> str | None:
     return None
 
 
-def _is_budget(value: Any) -> bool:
+def _is_budget(value: object) -> bool:
     """Whether a value stands for a budget, as plans have them."""
     return value in (str(OFF), str(AS_RUN)) or (type(value) is int and OFF <= budget_of(value) < MOST)

@@ -44,7 +44,7 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return changes
 
 
-def value_text(value: Any) -> str:
+def value_text(value: object) -> str:
     """A value in a message."""
     return "none" if value is None else one_line(str(value), LONGEST)
 

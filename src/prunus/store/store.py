@@ -695,7 +695,7 @@ def _now(precision: str = "microseconds") -> str:
     return datetime.now(UTC).isoformat(timespec=precision)
 
 
-def _json(data: Any) -> str:
+def _json(data: object) -> str:
     return json.dumps(data, sort_keys=True, ensure_ascii=False)
 
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx2 as httpx
 
@@ -26,6 +26,9 @@ from prunus.evaluation.engine import Streaming
 from prunus.evaluation.profiles.markers import decode
 from prunus.evaluation.requests import NEUTRAL, Completion, Outstanding, Request, Sampling, Scores
 from prunus.settings.engines import EngineOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 NEVER, ALWAYS = -100, 100  # logit biases that ban an id, and that force one
 PROBE_TEXT, PROBE_TOKENS, PROBE_SAMPLING = "The answer is", 12, Sampling(2.0)
@@ -353,7 +356,7 @@ def after(request: Request, ids: list[int]) -> Request:
     return request._replace(prompt=request.prompt + ids, max_new_tokens=rest, seed=seed, min_new_tokens=0)
 
 
-def distinct_tokens(tokenizer: Any, vocabulary: int) -> list[int]:
+def distinct_tokens(tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> list[int]:
     """Some ids, spread over a vocabulary of this size, whose texts are words that no other id has."""
     ids: list[int] = []
     special = set(tokenizer.all_special_ids)

@@ -32,7 +32,9 @@ PREFILL_COLUMNS, PREFILL_TOKENS = 512, 1024
 class GrowingLayer(DynamicLayer):
     """Keys and values of one block, in buffers with spare columns: a step writes one column and copies nothing."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Append columns; returns all keys and values so far, without the spare columns."""
         both = key_states, value_states
         if not self.is_initialized:

@@ -77,7 +77,7 @@ async def find_model(client: httpx.AsyncClient, url: str, names: Collection[str]
     return entries[0]
 
 
-def _is_entry(model: Any) -> bool:
+def _is_entry(model: object) -> bool:
     """Whether an entry of a server's list has a name, and its other names are texts."""
     if not isinstance(model, dict) or not isinstance(model.get("id"), str):
         return False
@@ -106,7 +106,7 @@ async def server_facts(client: httpx.AsyncClient, url: str, owner: str) -> Serve
     return ServerFacts()
 
 
-def in_short(value: Any) -> str:
+def in_short(value: object) -> str:
     """A value that a server tells, as a text that is not long."""
     return storable(str(value))[:LONGEST_FACT]
 

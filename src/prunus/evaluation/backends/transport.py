@@ -94,7 +94,7 @@ def new_client(engine: EngineOptions) -> httpx.AsyncClient:
         ) from error
 
 
-async def received(client: httpx.AsyncClient, address: str, payload: Any = None, most: int = LEAST_BYTES) -> Reply:
+async def received(client: httpx.AsyncClient, address: str, payload: object = None, most: int = LEAST_BYTES) -> Reply:
     """The reply to one request, a GET without payload, which is bounded: a server may send without end.
 
     It has to be complete within the client's time limit for reading, else httpx.ReadTimeout is raised. most: its bytes;
@@ -119,7 +119,7 @@ async def reply_of(
     client: httpx.AsyncClient,
     url: str,
     address: str,
-    payload: Any = None,
+    payload: object = None,
     *,
     read: Callable[[Any], _T],
     tries: int = TRIES,

@@ -268,7 +268,7 @@ def _refuse_constant(name: str) -> float:
     raise PrunusError(f"{name} is not a JSON number; write the value as text")
 
 
-def _text(key: str, value: Any) -> str:
+def _text(key: str, value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise PrunusError(f"'{key}' must be a text, not {type(value).__name__}")
     # Some copies of AMC hold 27.0 where 27 is meant.
@@ -282,7 +282,7 @@ def _text(key: str, value: Any) -> str:
     return text if key == "problem" else text.strip()
 
 
-def _choices(value: Any) -> tuple[str, ...]:
+def _choices(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise PrunusError(f"'choices' must be a list of texts, not {type(value).__name__}")
     choices = tuple(_text("choices", choice) for choice in value)

@@ -9,7 +9,7 @@ import re
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from torch import Tensor
 
@@ -114,7 +114,7 @@ def check_scores(path: Path, scores: Any, groups: Sequence[str], blocks: int) ->
 # positive_influence_aggregation).
 
 
-def is_by_sample(data: Any) -> bool:
+def is_by_sample(data: object) -> bool:
     """Whether a file's content has this format: samples in a list or an object, or one object with sums of samples."""
     if isinstance(data, Sequence) and not isinstance(data, str):
         return any(isinstance(row, Mapping) for row in data)
@@ -147,7 +147,7 @@ def sums_of_samples(path: Path, data: Any, groups: Sequence[str], blocks: int) -
         for group, totals in sums.items():
             for index in range(blocks):
                 key = f"layer_{index}_{group}"
-                value: Any = scores.get(key)
+                value: object = scores.get(key)
                 if not is_finite(value):
                     shown = repr(value) if key in scores else "missing"
                     raise PrunusError(f"{path}: '{key}' of {name} is {shown}; every block needs a finite number")
@@ -155,7 +155,7 @@ def sums_of_samples(path: Path, data: Any, groups: Sequence[str], blocks: int) -
     return sums, len(samples)
 
 
-def is_finite(value: Any) -> bool:
+def is_finite(value: object) -> TypeGuard[float]:
     """Whether a value is a number other than NaN and infinity."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -7,7 +7,7 @@ scores that have the same effect.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from prunus.checkpoint.resolve import load_tokenizer, read_object
 from prunus.errors import PrunusError
 from prunus.plain_data import parse_json
 from prunus.pruning.bits.gguf_tensors import PLUS_ONE
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
 
 # llama.cpp's architecture of each type of model.
 ARCHITECTURES = {
@@ -62,7 +65,7 @@ class Form(NamedTuple):
     """
 
     architecture: str
-    writer: Any
+    writer: "GGUFWriter"
     changes: Mapping[str, int]
     constants: Mapping[str, np.ndarray]
 
@@ -132,7 +135,7 @@ def context_of(source: Checkpoint, architecture: str) -> int:
     return source.context
 
 
-def add_rotation(source: Checkpoint, writer: Any, size: int) -> dict[str, np.ndarray]:
+def add_rotation(source: Checkpoint, writer: "GGUFWriter", size: int) -> dict[str, np.ndarray]:
     """Add how positions rotate heads of this size; returns constants. Raises PrunusError for another way."""
     gguf = library()
     rotation: Any = dict(source.text_config.rope_parameters)
@@ -159,7 +162,7 @@ def add_rotation(source: Checkpoint, writer: Any, size: int) -> dict[str, np.nda
     return {}
 
 
-def add_tokenizer(writer: Any, folder: Path, vocabulary: int) -> None:
+def add_tokenizer(writer: "GGUFWriter", folder: Path, vocabulary: int) -> None:
     """Add a folder's tokenizer; PrunusError if GGUF cannot express it. vocabulary: number of embeddings."""
     kinds = library().TokenType
     tokenizer = load_tokenizer(folder)

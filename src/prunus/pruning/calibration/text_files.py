@@ -61,7 +61,7 @@ def read_jsonl(path: Path, kinds: Sequence[str] = KINDS) -> list[Line]:
     return lines
 
 
-def _well_formed(kind: str, value: Any) -> bool:
+def _well_formed(kind: str, value: object) -> bool:
     if kind == "text":
         return isinstance(value, str)
     if not isinstance(value, list) or not value:

@@ -285,7 +285,7 @@ def _alike(before: Call, after: Call, numbers: Mapping[int, int]) -> bool:
     return all(_equal(a, b, numbers) for a, b in zip(olds, news, strict=True))
 
 
-def _equal(a: Any, b: Any, numbers: Mapping[int, int]) -> bool:
+def _equal(a: object, b: object, numbers: Mapping[int, int]) -> bool:
     if isinstance(a, Tensor):
         return isinstance(b, Tensor) and torch.equal(a, b)
     if isinstance(a, Carried):

@@ -102,7 +102,7 @@ def name_of(source: Checkpoint) -> str:
     return f"{source.folder} ({source.config.model_type})"
 
 
-def number_fields(text: Any) -> list[str]:
+def number_fields(text: object) -> list[str]:
     """The fields of a configuration of a language model that count its experts, aliases included."""
     aliases: dict[str, str] = getattr(text, "attribute_map", {})
     names = [name for name in NUMBERS if getattr(text, name, None) is not None]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ from prunus.errors import PrunusError
 from prunus.pruning.experts.mixtures import name_of, run_hollow, span
 from prunus.pruning.planned import changed_config, compare_blocks, growth, outside, planned_checkpoint, remade
 from prunus.pruning.scope import Use
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Of = Literal["mlp", "experts", "shared"]
 Changed = Mapping[str, tuple[int, int]]  # of a block's tensors: (axis, by how much one is longer along it)
@@ -233,7 +236,7 @@ def units_by_field(source: Checkpoint) -> tuple[dict[str, list[Unit]], dict[str,
     return by_field, failures
 
 
-def _spellings(text: Any, name: str) -> list[str]:
+def _spellings(text: object, name: str) -> list[str]:
     """All names of a field: that of the configuration's own first, and its aliases."""
     aliases: dict[str, str] = getattr(text, "attribute_map", {})
     real = aliases.get(name, name)
@@ -271,11 +274,11 @@ def _larger(value: Any, step: int) -> Any:
     return type(value)(number + step for number in value) if isinstance(value, list | tuple) else value + step
 
 
-def _with_field(source: Checkpoint, name: str, value: Any, off: Sequence[str]) -> Any:
+def _with_field(source: Checkpoint, name: str, value: object, off: Sequence[str]) -> Any:
     return remade(source, {name: value, **dict.fromkeys(off, False)})
 
 
-def _changed(before: Any, after: Any, name: str) -> dict[int, Changed]:
+def _changed(before: "PreTrainedModel", after: "PreTrainedModel", name: str) -> dict[int, Changed]:
     """For each block, its tensors that differ between two models."""
     (prefix, layers), (_, longer) = find_layers(before), find_layers(after)
     outside = (

@@ -200,7 +200,7 @@ def _class(text: str) -> str:
     return text.replace(",", "").replace(" ", "-")
 
 
-def shown(column: Column, value: Any) -> str:
+def shown(column: Column, value: object) -> str:
     """A value of a column as plain text."""
     if value is None:
         return ""
@@ -211,7 +211,7 @@ def shown(column: Column, value: Any) -> str:
     return column.show(value)
 
 
-def _cell(column: Column, value: Any) -> str:
+def _cell(column: Column, value: object) -> str:
     if isinstance(value, Word):
         return f"<td>{word(value.text)}{f'<small>{esc(value.remark)}</small>' if value.remark else ''}</td>"
     if isinstance(value, Interval):
@@ -223,7 +223,7 @@ def _cell(column: Column, value: Any) -> str:
     return f"<td><bdi>{esc(text)}</bdi></td>" if isinstance(value, str) and value else f"<td>{esc(text)}</td>"
 
 
-def _field(value: Any) -> Any:
+def _field(value: object) -> Any:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
     return _safe(value.text) if isinstance(value, Word) else _safe(value) if isinstance(value, str) else value

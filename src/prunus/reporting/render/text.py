@@ -42,7 +42,7 @@ def clip(text: str, limit: int) -> str:
     return f"{text[:head]}\n[… {len(text) - limit:,} characters left out …]\n{text[len(text) - tail :]}"
 
 
-def script_json(data: Any) -> str:
+def script_json(data: object) -> str:
     """JSON that is safe inside a <script> element: ASCII without <, > and &; NaN and infinity are null."""
     text = json.dumps(with_names(plain(data)), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from prunus.reporting.published import Match, about
+from prunus.reporting.published import Match, sources
 from prunus.reporting.render.chart import (
     PANEL,
     Frame,
@@ -120,18 +120,18 @@ def _published_lines(matches: Sequence[Match]) -> list[Line]:
     groups: dict[tuple[RunStyle, str], list[Point]] = {}
     for match in matches:
         cell = match.theirs
-        name = f"{match.style.label}, {about()['sources'][cell.source]['name']}"
+        name = f"{match.style.label}, {sources()[cell.source].name}"
         note = f"Budget {cell.budget}\n{name}\n{percent(cell.accuracy)} %"
         point = Point(float(cell.budget), 100 * cell.accuracy, note=note)
         groups.setdefault((match.style, cell.source), []).append(point)
-    sources = list(about()["sources"])
-    return [Line(f"{style.css} pub", spots, sources.index(source)) for (style, source), spots in groups.items()]
+    names = list(sources())
+    return [Line(f"{style.css} pub", spots, names.index(source)) for (style, source), spots in groups.items()]
 
 
 def _published_keys(data: ReportData, task: str) -> list[Key]:
-    sources = about()["sources"]
+    named = sources()
     pairs = dict.fromkeys((match.style, match.theirs.source) for match in data.published_on(task))
-    return [Key(f"{style.line} pub", [*sources].index(s), f"{style.label}, {sources[s]['name']}") for style, s in pairs]
+    return [Key(f"{style.line} pub", [*named].index(s), f"{style.label}, {named[s].name}") for style, s in pairs]
 
 
 def differences(data: ReportData, task: str, runs: Sequence[ReportedRun], name: str = "") -> Picture:

@@ -1,6 +1,6 @@
 """Published accuracies beside the measured ones."""
 
-from prunus.reporting.published import about, notes, standard_error
+from prunus.reporting.published import notes, sources, standard_error
 from prunus.reporting.render.table import RUN, Column, Table
 from prunus.reporting.render.text import count, esc, percent, points, signed
 from prunus.reporting.report_data import ReportData
@@ -29,26 +29,25 @@ def section(data: ReportData) -> Section:
         "sides share, so |z| is rather too small. Mark A: from a printed table; B: read from a figure."
     )
     facts = "".join(
-        f"<dt>{esc(source['name'])}</dt><dd>{esc(source['paper'])}; {esc(source['draws'])}, answers of up to "
-        f"{count(source['answer_tokens'])} tokens; {esc(source['read'])}; code {esc(source['code'])}</dd>"
-        for source in (about()["sources"][name] for name in used)
+        f"<dt>{esc(source.name)}</dt><dd>{esc(source.paper)}; {esc(source.draws)}, answers of up to "
+        f"{count(source.answer_tokens)} tokens; {esc(source.read)}; code {esc(source.code)}</dd>"
+        for source in (sources()[name] for name in used)
     )
     odd = "".join(f"<li>{esc(text)}</li>" for text in notes(data.matches))
     table = published_table(data)
-    sources = details("Sources, and notes on them", f'<dl>{facts}</dl><ul class="notes">{odd}</ul>')
-    html = part("published", title, says, table.html() + sources, note)
+    described = details("Sources, and notes on them", f'<dl>{facts}</dl><ul class="notes">{odd}</ul>')
+    html = part("published", title, says, table.html() + described, note)
     return Section("published", html, tables=[table], name="Published")
 
 
 def published_table(data: ReportData) -> Table:
     """Published accuracies beside the measured ones, with their difference in standard errors (z)."""
-    sources = about()["sources"]
-    rows = []
+    named, rows = sources(), []
     for match in data.matches or ():
         theirs = match.theirs
         values = [match.task, theirs.budget, match.mode, match.ours.accuracy, match.ours.se]
         values += [theirs.accuracy, theirs.sd, standard_error(theirs), match.difference, match.z]
-        rows.append((match.style, [*values, theirs.mark, f"{sources[theirs.source]['name']}, {theirs.where}"]))
+        rows.append((match.style, [*values, theirs.mark, f"{named[theirs.source].name}, {theirs.where}"]))
     columns = [
         RUN, Column("task", "Task"), Column("budget", "Budget"), Column("mode", "Our mode"),
         Column("accuracy", "Ours, %", percent), Column("se", "error", percent),

@@ -115,7 +115,7 @@ def run_totals(run: Run, samples: Sequence[Sample]) -> list[int | None]:
     return [len(samples), answers, *tokens, sum(tokens)]
 
 
-def _list(values: Any) -> str:
+def _list(values: object) -> str:
     return ", ".join(map(str, values)) if isinstance(values, list | tuple) else str(values)
 
 

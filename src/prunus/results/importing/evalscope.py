@@ -7,7 +7,6 @@ the prompt template in `configs/task_config.yaml`. Both are read if they are the
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from prunus.errors import PrunusError
 from prunus.results.importing import files
@@ -99,7 +98,7 @@ def _config(path: Path) -> Data:
 
     files.check_size(path, path.stat().st_size * 1000)  # a page or two
     try:
-        config: Any = yaml.safe_load(path.read_text("utf-8"))
+        config: object = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise PrunusError(f"'{path}' is not readable YAML: move it away to import without it") from error
     return json.loads(json.dumps(config, default=str)) if isinstance(config, dict) else {}

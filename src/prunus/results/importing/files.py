@@ -133,7 +133,7 @@ def parsed(text: bytes, where: str) -> Any:
         ) from error
 
 
-def _storable(value: Any) -> Any:
+def _storable(value: object) -> Any:
     if isinstance(value, str):
         return storable(value)
     if isinstance(value, list):
@@ -149,7 +149,7 @@ def check_size(path: Path, size: int) -> None:
         raise PrunusError(f"'{path}' has more than {LARGEST >> 30} GiB unpacked: split it, or import fewer tasks of it")
 
 
-def as_object(value: Any, where: str) -> Data:
+def as_object(value: object, where: str) -> Data:
     """value, if it is a JSON object."""
     if not isinstance(value, dict):
         raise PrunusError(f"{where} is not a JSON object: not a log")
@@ -172,7 +172,7 @@ def part(data: Data, *keys: str) -> Data:
     return data
 
 
-def check_version(path: Path, tool: str, version: Any, reads: str) -> str | None:
+def check_version(path: Path, tool: str, version: object, reads: str) -> str | None:
     """The version of the tool that wrote a log, as text. Raises PrunusError unless it begins with `reads`."""
     if version is not None and not str(version).startswith(reads):
         raise PrunusError(f"'{path}' is from {tool} {version}; this prunus reads logs of {tool} {reads}x")
@@ -194,7 +194,7 @@ def outcome(output: Data) -> tuple[Data, Data]:
     }
 
 
-def answer_of(value: Any) -> str | None:
+def answer_of(value: object) -> str | None:
     """An extracted answer, if it is a text that is not empty."""
     return value if isinstance(value, str) and value else None
 
@@ -205,13 +205,14 @@ def sampling(*settings: Data) -> Data:
     return {key: value for key, value in sorted(given.items()) if key not in OPERATIONAL}
 
 
-def count(value: Any) -> int | None:
+def count(value: object) -> int | None:
     """A number of tokens; None where the log has none."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return value if whole and 0 <= value < MOST_TOKENS else None
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if 0 <= value < MOST_TOKENS else None
 
 
-def score(value: Any) -> float | None:
+def score(value: object) -> float | None:
     """A metric's value as a number, True and False as 1 and 0; None if it is no finite number."""
     if not isinstance(value, int | float):
         return None
@@ -222,7 +223,7 @@ def score(value: Any) -> float | None:
     return number if abs(number) < float("inf") else None  # nan fails the comparison, too
 
 
-def text_of(value: Any) -> str:
+def text_of(value: object) -> str:
     """A value as text: a text as it is, a list of texts as its lines, anything else as JSON; empty for None."""
     if value is None:
         return ""
@@ -233,7 +234,7 @@ def text_of(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
 
 
-def message_texts(content: Any) -> tuple[str, str]:
+def message_texts(content: object) -> tuple[str, str]:
     """(reasoning, text) of a chat message: a text, or a list of typed parts, as inspect_ai and evalscope write it."""
     if isinstance(content, str):
         return "", content
@@ -244,7 +245,7 @@ def message_texts(content: Any) -> tuple[str, str]:
     return "\n".join(texts["reasoning"]), "\n".join(texts["text"])
 
 
-def question_of(messages: Any) -> str:
+def question_of(messages: object) -> str:
     """The texts of the user's messages before the first answer: the question as a chat model got it."""
     if isinstance(messages, str):
         return messages

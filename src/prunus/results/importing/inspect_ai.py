@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from prunus.errors import PrunusError
 from prunus.results.importing import files
@@ -106,7 +105,7 @@ def _grades(scores: Data) -> Iterator[tuple[str, Grade]]:
             yield name, Grade(_number(one), answer)
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     """A score as inspect_ai's value_to_float has it, but None where that warns and takes 0."""
     if isinstance(value, str):
         word = WORDS.get(value, WORDS.get(value.lower()))

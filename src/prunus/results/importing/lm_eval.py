@@ -67,7 +67,7 @@ def _record(task: str, entry: Data) -> Record:
     return Record(task, question, str(entry["doc_id"]), 0, entry["grades"], target, "\n\n".join(texts), choices=choices)
 
 
-def _question(doc: Any) -> tuple[str, tuple[str, ...]]:
+def _question(doc: object) -> tuple[str, tuple[str, ...]]:
     """The question and choices of a document; the whole document where it names neither."""
     if isinstance(doc, dict) and not any(doc.get(name) for name in CONTEXT):
         asked = next((doc[name] for name in QUESTION if isinstance(doc.get(name), str)), None)
@@ -90,7 +90,7 @@ def _answer(responses: list[Any]) -> str | None:
     return first[:LONGEST_ANSWER] if isinstance(first, str) and first not in ("", "[invalid]") else None
 
 
-def _texts(request: Any) -> list[str]:
+def _texts(request: object) -> list[str]:
     """The texts that were generated for a request; none for likelihoods."""
     return [one for one in request if isinstance(one, str)] if isinstance(request, list) else []
 

@@ -296,7 +296,7 @@ def _other_rows(store: Store, declared: Declaration) -> list[str]:
     return lines
 
 
-def _differences(stated: Any, now: Any, at: str = "") -> Iterator[str]:
+def _differences(stated: object, now: object, at: str = "") -> Iterator[str]:
     """Sentences about values that are not as the certificate states them. at: the part, such as `harsh: word`."""
     if isinstance(stated, dict) and isinstance(now, dict):
         for key in sorted((stated.keys() | now.keys()) - {"searches"}):
@@ -315,11 +315,11 @@ def _differences(stated: Any, now: Any, at: str = "") -> Iterator[str]:
             yield f"{at} is {_short(now)} by the rows, the certificate says {_short(stated)}"
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
