@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,12 +97,13 @@ def load_model(source: ModelFolder, device: torch.device) -> PreTrainedModel:
     """transformers' model in the checkpoint's dtype, on device; raises PrunusError if it cannot be loaded."""
     disable_progress_bar()  # transformers' own; prunus shows one
     try:
+        network: Any  # whose `to` transformers wraps so that its type is lost
         if source.quantised in DEQUANTISED:
             plain = Checkpoint(source.folder)
             network = load_whole(plain, plain.dtype)
         else:
             network = load_plain(source.folder, source.dtype)
-        network.eval().to(device)
+        network = network.eval().to(device)
         use_fast_products(network)
         return network
     except torch.OutOfMemoryError:
