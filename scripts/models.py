@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from prunus.checkpoint.architecture import Architecture
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/helpers")]  # the tiny random models come from the tests
+# The tiny random models come from the tests.
+sys.path[:0] = [str(ROOT / "tests/checkpoint"), str(ROOT / "tests/helpers")]
 
 DATA, PAGE, README = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md", ROOT / "README.md"
 MARKS = "<!-- scripts/models.py -->", "<!-- end -->"

@@ -56,7 +56,7 @@ def main() -> int:
 
 def run(variables: Mapping[str, str], options: Sequence[str]) -> Iterator[tuple[str, bool, dict[str, Pair]]]:
     """Of every test that is not skipped: its name, whether it passed, and its numbers with their limits, by name."""
-    files = [file for file in ROOT.glob("tests/test_*.py") if re.search("below|real_llm", file.read_text())]
+    files = [file for file in ROOT.glob("tests/**/test_*.py") if re.search("below|real_llm", file.read_text())]
     inherited = {name: value for name, value in os.environ.items() if name not in (ONEDNN, TORCH, MKL)}
     environment = inherited | {THREADS: "1", "TOKENIZERS_PARALLELISM": "false"} | dict(variables)
     with tempfile.TemporaryDirectory() as folder:

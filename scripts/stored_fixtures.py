@@ -4,8 +4,8 @@
     PYTHONPATH=/tmp/old/src python scripts/stored_fixtures.py tests/data/stored/0.1.0-REVISION
 
 Only the public Python API is used, so that the script runs with old and new versions. expected.json holds what that
-version itself read from the files; tests/test_stored_fixtures.py compares it with what the current version reads. A
-folder is written once, by the version that it is named after, and never again by a later one.
+version itself read from the files; tests/store/test_stored_fixtures.py compares it with what the current version reads.
+A folder is written once, by the version that it is named after, and never again by a later one.
 """
 
 import contextlib

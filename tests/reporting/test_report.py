@@ -212,7 +212,7 @@ def test_a_new_section_is_one_file_and_one_line(tmp_path, monkeypatch):
     """The example of CONTRIBUTING.md, in a folder of its own: page, figures and tables have it without more."""
     (example,) = re.findall(
         r"## A report section: one file.*?```python\n(.*?)```",
-        (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text("utf-8"),
+        (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text("utf-8"),
         re.DOTALL,
     )
     (tmp_path / "lengths.py").write_text(example)

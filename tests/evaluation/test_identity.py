@@ -35,7 +35,7 @@ from prunus.studies.file import read_study
 from prunus.studies.find.find import refuse_mixed
 from prunus.studies.variants import is_made, make_variant
 
-STORED = sorted((Path(__file__).parent / "data" / "stored").iterdir())
+STORED = sorted((Path(__file__).parents[1] / "data" / "stored").iterdir())
 PLAN = EvalPlan(tasks=("tiny",), limit=2, budgets=(4, 8), answer_tokens=4)
 OF_SERVER = EvalPlan(tasks=("tiny",), limit=2, budgets=(4,), answer_tokens=4, backend="openai")
 
@@ -449,7 +449,7 @@ def test_two_settings_never_share_a_row(store):
 
 
 def test_the_list_of_speed_only_settings_is_published():
-    text = (Path(__file__).parents[1] / "docs" / "engines.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "engines.md").read_text()
     for program, names in SPEED.items():
         line = next(line for line in text.splitlines() if line.startswith(f"| {program} |"))
         assert set(line.split("|")[2].replace("`", "").replace(",", " ").split()) == names, program

@@ -179,7 +179,7 @@ def test_packed_folders_are_refused_with_the_version_that_reads_them(tmp_path, f
 
 
 def test_the_reader_of_the_documentation_works(tmp_path):
-    page = (Path(__file__).parents[1] / "docs" / "format.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
     scope: dict[str, Any] = {}
     exec(page.split("```python")[1].split("```")[0], scope)  # noqa: S102  our own page
     source = Checkpoint(make_model(tmp_path / "dense", dtype=torch.bfloat16))

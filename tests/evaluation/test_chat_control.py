@@ -16,8 +16,8 @@ from chat_tokenizer import CHATML, byte_tokenizer
 from fake_store import make_store
 from scripted_backend import ScriptedBackend
 from test_backend_contract import babble
-from test_off import SWITCHED
 from test_profile_detection import CASES, HARMONY
+from test_thinking_off import SWITCHED
 from tiny_chains import TOKENIZER
 
 import prunus

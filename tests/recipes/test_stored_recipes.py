@@ -18,7 +18,7 @@ from prunus.studies.cells import effective
 
 RECIPES = {"prune": PruneRecipe, "drop": DropRecipe}
 # [kind, settings, hash of the recipe, hash of what decides its result on `tiny`], computed by the code of 97f2ae7.
-STORED = json.loads((Path(__file__).parent / "data" / "recipe_ids.json").read_text())
+STORED = json.loads((Path(__file__).parents[1] / "data" / "recipe_ids.json").read_text())
 
 
 @pytest.fixture(scope="module")

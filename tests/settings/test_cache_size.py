@@ -29,7 +29,7 @@ from prunus.reporting.terminal import detail_tables, verdict_table
 from prunus.settings.cache_size import CacheOfChain, CacheSize, cache_size, in_all
 from prunus.settings.serving import Serving
 
-FACTS = json.loads((Path(__file__).parent.parent / "docs" / "models.json").read_text())["types"]
+FACTS = json.loads((Path(__file__).parents[2] / "docs" / "models.json").read_text())["types"]
 KEEPING = [kind for kind in TYPES if FACTS[kind].get("kind") == "decoder" or "refused" in FACTS[kind]]
 TOKENS = 20
 # Sizes that differ from each other, where a configuration has them: of no two that could be taken for each other.

@@ -24,7 +24,7 @@ from prunus.settings.budgets import AS_RUN, OFF, budget_of
 from prunus.store.rows import ProblemRow, Run, Sample
 from prunus.store.store import Store
 
-LOGS = Path(__file__).parent / "data" / "imported"
+LOGS = Path(__file__).parents[1] / "data" / "imported"
 
 
 def only(pattern: str) -> Path:

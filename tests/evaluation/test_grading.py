@@ -11,7 +11,7 @@ from prunus.evaluation.grading import GRADER_VERSION, Grade, Grader, normalise
 from prunus.evaluation.grading.extract import MAX_ANSWER, MAX_TEXT, find_answer, last_integer
 from prunus.evaluation.tasks import Problem, load_task
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 FOUR = ("12 m/s", "the red one", "no change", r"$\frac{1}{2}$")
 
 

@@ -32,7 +32,7 @@ BUDGETS, PROBLEMS, SEED = (16, 64), 150, 3
 IDS = {"a": [f"a-{p}" for p in range(PROBLEMS)]}
 RUNGS = ("dense", "gentle", "harsh")
 UNGRADED: dict[str, str] = {}  # versions of runs whose made rows have neither texts nor grades
-PRUNED = Path(__file__).parent / "data" / "stored" / "0.1.0-97f2ae7" / "pruned"
+PRUNED = Path(__file__).parents[1] / "data" / "stored" / "0.1.0-97f2ae7" / "pruned"
 
 
 def run_of(place: int) -> str:

@@ -19,7 +19,7 @@ from prunus.store.rows import tables
 
 LEVEL = log(20)
 RUNS = 300
-bench = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "find_errors.py"))
+bench = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "find_errors.py"))
 
 
 def loop_bets(values, margin, above=False):

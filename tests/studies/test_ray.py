@@ -501,7 +501,7 @@ def test_the_example_of_a_cluster_is_one_to_ray():
     import yaml
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    config = yaml.safe_load((Path(__file__).parents[1] / "examples" / "ray-cluster.yaml").read_text())
+    config = yaml.safe_load((Path(__file__).parents[2] / "examples" / "ray-cluster.yaml").read_text())
     validate_config(prepare_config(config))
     with pytest.raises(Exception, match="most_workers"):  # the schema refuses what Ray does not know
         validate_config(prepare_config(config | {"most_workers": 2}))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from completions_server import Server, serving
 from scripted_backend import ScriptedBackend
-from test_flow import LastFirst
+from test_streaming import LastFirst
 from tiny_chains import MARKERS, TOKENIZER, chains, spelled, tiny
 
 from prunus.checkpoint.resolve import tiny_folder

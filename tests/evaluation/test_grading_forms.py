@@ -24,7 +24,7 @@ from prunus.evaluation.tasks import Problem, load_task
 from prunus.store.rows import Run
 from prunus.store.store import Store
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 perturbations = runpy.run_path(str(ROOT / "benchmarks/perturbations.py"))
 forms, MADE_UP = perturbations["forms"], perturbations["MADE_UP"]
 

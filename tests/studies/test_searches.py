@@ -292,7 +292,7 @@ def test_a_certificate_of_format_2_is_verified_by_its_own_hashes_and_says_what_i
 
     store, _ = older.make(tmp_path)
     file = tmp_path / "certificate.json"
-    shutil.copy(Path(__file__).parent / "data" / "certificates" / "format2.json", file)
+    shutil.copy(Path(__file__).parents[1] / "data" / "certificates" / "format2.json", file)
 
     def ungraded(data):  # the made rows have no texts
         for part in (data["shown"]["dense"], *data["shown"]["ladders"][0]["rungs"]):
@@ -315,7 +315,7 @@ def test_repeated_searches_err_as_often_as_the_bound_allows():
     """The table of the page, with few runs: one search errs in 5 %, and the best of several in at most their sum."""
     import runpy
 
-    bench = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "find_errors.py"))
+    bench = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "find_errors.py"))
     rates = {(kind, many): rate for kind, many, rate, _ in bench["repeated"](runs=200, most=10, n=200)}
     assert rates["the same rows, other seeds", 1] <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
     assert rates["the same rows, other seeds", 10] > 0.1, "ten seeds err far more often than one"

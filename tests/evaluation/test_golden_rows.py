@@ -1,6 +1,6 @@
 """Rows of the tiny reasoner as an earlier version stored them, at commit 97f2ae7: ids of runs, seeds and texts stay.
 
-data/golden_rows.json was written by that version: `python tests/test_golden_rows.py` in a checkout of it.
+data/golden_rows.json was written by that version: `python tests/evaluation/test_golden_rows.py` in a checkout of it.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from prunus.evaluation.resolved_plan import run_id_of
 from prunus.recipes import EvalPlan
 from prunus.store.store import Store
 
-FILE = Path(__file__).parent / "data" / "golden_rows.json"
+FILE = Path(__file__).parents[1] / "data" / "golden_rows.json"
 FEW = {"tasks": ("tiny",), "limit": 7, "batch_size": 5}
 PLANS = {
     "one chain for all budgets": EvalPlan(**FEW, budgets=(0, 1, 6, 24), samples=2, temperature=0.9, top_k=12),

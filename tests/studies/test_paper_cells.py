@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 import prunus
 from prunus.studies.file import read_study
 
-PAPER = Path(__file__).parents[1] / "examples/paper.toml"
+PAPER = Path(__file__).parents[2] / "examples/paper.toml"
 BLOCKS, SEQUENCES = 6, random_rows(5, 24)
 SPARSITIES = (0.1, 0.2)
 # Of a small random model: outliers must be rarer than weights, and blocks must differ, or OWL has nothing to go by.

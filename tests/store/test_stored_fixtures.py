@@ -19,7 +19,7 @@ from prunus.pruning.calibration.data import load_calibration
 from prunus.recipes import PruneRecipe
 from prunus.store.store import Store
 
-STORED = sorted((Path(__file__).parent / "data" / "stored").iterdir())
+STORED = sorted((Path(__file__).parents[1] / "data" / "stored").iterdir())
 
 
 @pytest.fixture(params=STORED, ids=lambda folder: folder.name)

@@ -24,7 +24,7 @@ from prunus.studies import run as studies
 from prunus.studies.cells import open_model
 from prunus.studies.file import read_study
 
-EXAMPLES, DATA = Path(__file__).parents[1] / "examples", Path(__file__).parent / "data" / "study"
+EXAMPLES, DATA = Path(__file__).parents[2] / "examples", Path(__file__).parents[1] / "data" / "study"
 # What paper.toml asks for that is not on this disk, and longer than the built-in model's context.
 ELSEWHERE = {
     '["simplescaling/s1.1-7B", "Qwen/Qwen3-8B"]': '["tiny"]',

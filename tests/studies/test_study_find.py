@@ -18,7 +18,7 @@ from prunus.studies.find import find as finding
 from prunus.studies.find import tables
 
 pytestmark = pytest.mark.usefixtures("few_resamples", "search_folder")
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 STUDY = """\
 models = ["model"]
 [eval]

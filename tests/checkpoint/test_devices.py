@@ -131,7 +131,7 @@ def test_a_gpu_prunes_as_the_cpu_does(method, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which this benchmark would use")
 def test_the_benchmark_says_that_there_is_no_gpu(tmp_path):
-    script = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+    script = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "no CUDA GPU here: nothing is measured\n")
     assert not list(tmp_path.iterdir())

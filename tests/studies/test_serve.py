@@ -18,7 +18,7 @@ from prunus.store.labels import history, label
 from prunus.store.store import Store
 from prunus.studies.engine import Engine
 
-SCRIPT = Path(__file__).parent / "helpers" / "serve_words.py"
+SCRIPT = Path(__file__).parents[1] / "helpers" / "serve_words.py"
 COMMAND = f"{sys.executable} {SCRIPT} {{model}} {{port}}"
 
 

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.real_llm, pytest.mark.slow, warm_processes.in_one_work
 
 SAMPLES, SEQLEN, HELD_OUT, JUDGED = 12, 512, 1, 256
 FEW = 1  # enough to tell good models from bad ones; more for masks, weight by weight
-GSM8K = Path(__file__).parent / "data" / "gsm8k_30.jsonl"
+GSM8K = Path(__file__).parents[1] / "data" / "gsm8k_30.jsonl"
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from prunus.studies.records import plan_table
 from prunus.studies.terminal import StudyBar
 from prunus.studies.variants import make_variant, weights_file
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def text_of(renderable) -> str:

@@ -17,7 +17,7 @@ from prunus.evaluation.tasks.options import option_order
 from prunus.evaluation.traces import check_problems
 from prunus.questions import FILE, is_gated, question_digest
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 @pytest.fixture
