@@ -198,7 +198,7 @@ def tasks(_: int) -> None:
 def detectable(runs: int) -> None:
     print(f"\nThe MDE printed for an equal model, in points: how often such a loss is called worse, in % of {3 * runs}")
     rows = []
-    for n, draws in ((30, 16), (30, 64), (60, 4), (100, 1), (100, 4), (200, 1), (200, 4), (500, 16)):
+    for n, draws in ((30, 3), (30, 16), (30, 64), (60, 4), (100, 1), (100, 4), (200, 1), (200, 4), (500, 16)):
         row: list[Any] = [n, draws]
         for variants in (1, 14):
             for base in (None, 0.9):
