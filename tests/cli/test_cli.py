@@ -28,7 +28,7 @@ from prunus.recipes import (
     WidthRecipe,
 )
 
-ENGINE_OPTIONS = {"engine_args", "url", "served_model", "tokenizer", "concurrency", "timeout", "serving"}
+ENGINE_OPTIONS = {"engine_args", "url", "served_model", "tokenizer", "concurrency", "timeout", "serving", "request"}
 COMMANDS = sorted(cli.commands)
 API_NAME = {
     "eval": "evaluate",

@@ -12,6 +12,8 @@ from tiny_models import FAMILIES, make_model
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -21,7 +23,7 @@ from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import rows as decoding
 from prunus.evaluation.backends.hf import HFBackend, load_model
-from prunus.evaluation.backends.rows import candidates_of_top_p, confidence, pick, probabilities, uniforms
+from prunus.evaluation.backends.rows import candidates_of_top_p, confidence, penalised, pick, probabilities, uniforms
 from prunus.evaluation.budget import Chain, Draw, Rules, contains, force_budgets
 from prunus.evaluation.requests import Completion, Request, Sampling
 
@@ -220,6 +222,60 @@ def test_probabilities_equal_the_warpers_of_transformers(size, top_p, top_k):
         enough = torch.ones(6, dtype=torch.bool) if enough is None else enough
         assert torch.equal(enough, wanted) and torch.equal(rows[enough], found[enough])
     torch.testing.assert_close(found / found.sum(-1, keepdim=True), expected.softmax(-1))
+
+
+@pytest.mark.parametrize("min_p", [0.01, 0.3, 1.0])
+def test_min_p_equals_that_of_transformers(min_p):
+    logits = 2 * torch.randn(6, 300, generator=torch.Generator().manual_seed(3))
+    logits[:, ::7] = -torch.inf
+    expected = logits
+    # In vLLM's order; transformers itself has min-p last.
+    for warper in (TemperatureLogitsWarper(0.7), MinPLogitsWarper(min_p), TopKLogitsWarper(50), TopPLogitsWarper(0.9)):
+        expected = warper(torch.empty(0), expected)
+    found, _ = probabilities(logits, Sampling(0.7, 0.9, 50), 300, min_p)
+    torch.testing.assert_close(found / found.sum(-1, keepdim=True), expected.softmax(-1))
+
+
+@pytest.mark.parametrize(("repetition", "presence"), [(1.3, 0.0), (0.7, 0.0), (1.0, 0.9), (1.2, -0.5)])
+def test_penalties_equal_those_of_transformers_and_of_a_plain_loop(repetition, presence):
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(4, 30, generator=generator)
+    prompts = torch.randint(30, (4, 6), generator=generator).tolist()
+    sampled = [[], [3], [3, 3, 29], [0, 7, 7, 11]]
+    found = penalised(logits, repetition, presence, list(map(frozenset, prompts)), list(map(set, sampled)))
+    for row, (prompt, ids) in enumerate(zip(prompts, sampled, strict=True)):
+        processor = RepetitionPenaltyLogitsProcessor(repetition)
+        scores = processor(torch.tensor([prompt + ids]), logits[row : row + 1].clone())[0]
+        for token in range(30):
+            logit = logits[row, token].item()
+            if token in prompt or token in ids:
+                logit = logit * repetition if logit < 0 else logit / repetition
+            assert scores[token].item() == pytest.approx(logit)
+            assert found[row, token].item() == pytest.approx(logit - presence * (token in ids))
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "warm"])
+def test_penalties_are_of_each_sequence_and_its_phase(sampling):
+    """Forked chains against two phases, and thinking against a plain loop without a cache."""
+    asked = {"repetition_penalty": 1.2, "presence_penalty": 0.7, "min_p": 0.02}
+    backend, some = HFBackend(tiny().model, len(TOKENIZER), asked), chains()[:4]
+    rules = Rules(MARKERS, sampling, seed=3)
+    found = force_budgets(backend, some, (0, 3, 9), rules)
+    assert found == force_budgets(TwoPhases(backend), some, (0, 3, 9), rules)
+    assert found != force_budgets(tiny(), some, (0, 3, 9), rules)
+    if sampling.temperature:
+        return
+    completions = complete(backend, [one.prompt for one in some], [10] * 4, NONE, NONE, [0] * 4, sampling)
+    for one, completion in zip(some, completions, strict=True):
+        ids: list[int] = []
+        for _ in range(10):
+            with torch.inference_mode():
+                logits = tiny().model(torch.tensor([one.prompt + ids])).logits[:, -1].float()
+            logits = RepetitionPenaltyLogitsProcessor(1.2)(torch.tensor([one.prompt + ids]), logits)[0]
+            for token in set(ids):
+                logits[token] -= 0.7
+            ids.append(int(logits[: len(TOKENIZER)].argmax()))
+        assert completion.ids == ids
 
 
 def test_picks_follow_the_probabilities():

@@ -448,6 +448,83 @@ def test_two_settings_never_share_a_row(store):
     assert len(ids) == 3 and len(runs(store)) == 3
 
 
+ASKED = ({}, {"repetition_penalty": 1.05}, {"repetition_penalty": 1.3}, {"min_p": 0.05, "presence_penalty": 1})
+
+
+@pytest.mark.parametrize("backend", ["hf", "openai"])
+def test_two_requests_never_share_a_row(backend, store):
+    plan = PLAN if backend == "hf" else OF_SERVER
+    with serving(Server(tiny(), TOKENIZER)) as server:
+        url = None if backend == "hf" else server.url
+        for request in (*ASKED, *ASKED):  # the second time all rows are there
+            prunus.evaluate("tiny", plan, store, device="cpu", engine=EngineOptions(url=url, request=request))
+    with Store(store) as opened:
+        assert all(opened.keys(run.run_id) for run in runs(store)) and len(runs(store)) == len(ASKED)
+    assert [label_of(run) for run in runs(store)] == [
+        "dense",
+        "dense · repetition_penalty 1.05",
+        "dense · repetition_penalty 1.3",
+        "dense · min_p 0.05, presence_penalty 1.0",
+    ]
+    compared = compare(store)
+    assert compared.to_json()["base"]["recipe"] == [], "the dense model without settings is the base"
+
+
+def test_a_run_is_not_continued_by_another_request(store):
+    asked = EngineOptions(request={"repetition_penalty": 1.3})
+    run = prunus.evaluate("tiny", PLAN, store, device="cpu", engine=asked).run_id
+    lose_rows(store)
+    with Store(store) as opened:
+        left = opened.keys(run)
+    assert prunus.evaluate("tiny", PLAN, store, device="cpu").run_id != run
+    with Store(store) as opened:
+        assert opened.keys(run) == left
+    assert prunus.evaluate("tiny", PLAN, store, device="cpu", engine=asked).run_id == run
+    with Store(store) as opened:
+        assert opened.keys(run) > left
+
+
+def test_an_empty_request_adds_nothing_and_equal_ones_are_equal():
+    def of(**request: Any) -> Serving:
+        return Serving.of("hf", EngineOptions(request=request), {})
+
+    assert not of() and of().to_json() == {}
+    assert of(presence_penalty=1, min_p=0.1) == of(min_p=0.1, presence_penalty=1.0)
+    assert of(presence_penalty=1).digest == of(presence_penalty=1.0).digest != of(presence_penalty=0.5).digest
+    assert Serving.from_json(json.loads(json.dumps(of(min_p=0.1).to_json()))) == of(min_p=0.1)
+
+
+@pytest.mark.parametrize(
+    ("backend", "request_", "words"),
+    [
+        ("hf", {"temperature": 0.5}, "'temperature' is set by prunus, as the plan says"),
+        ("vllm", {"logit_bias": {}}, "'logit_bias' is set by prunus"),
+        ("openai", {"n_predict": 4}, "'n_predict' is set by prunus"),
+        ("vllm", {"min_p": 0.1, "stop": ["x"]}, "'stop' is set by prunus"),
+        ("hf", {"repetition": 1.1}, "'repetition' is not known; did you mean 'repetition_penalty'"),
+        ("hf", {"frequency_penalty": 1.0}, "the backend hf does not take the request field 'frequency_penalty'"),
+        ("vllm", {"dry_multiplier": 1.0}, "the backend vllm does not take the request field 'dry_multiplier'"),
+        ("hf", {"min_p": "0.1"}, "'min_p' must be a number, not '0.1'"),
+        ("hf", {"min_p": True}, "'min_p' must be a number, not True"),
+        ("hf", {"min_p": 1.5}, "min_p must lie in [0, 1], not 1.5"),
+        ("hf", {"repetition_penalty": 0}, "repetition_penalty must be above 0, not 0"),
+        ("openai", {"repeat_last_n": 0.5}, "'repeat_last_n' must be a whole number, not 0.5"),
+    ],
+)
+def test_a_request_that_cannot_be_heeded_is_refused(backend, request_, words, store):
+    url = "http://localhost:1" if backend == "openai" else None
+    with pytest.raises(PrunusError) as error:
+        plan = replace(PLAN, backend=backend)
+        prunus.evaluate("tiny", plan, store, device="cpu", engine=EngineOptions(url=url, request=request_))
+    assert words in str(error.value) and "\n" not in str(error.value) and not store.exists()
+
+
+def test_a_request_is_refused_for_tasks_of_the_harness(store):
+    plan = EvalPlan(tasks=("lm_eval:x",))
+    with pytest.raises(PrunusError, match="request is not for tasks of lm-evaluation-harness"):
+        prunus.evaluate("tiny", plan, store, device="cpu", engine=EngineOptions(request={"min_p": 0.1}))
+
+
 def test_the_list_of_speed_only_settings_is_published():
     text = (Path(__file__).parents[2] / "docs" / "engines.md").read_text()
     for program, names in SPEED.items():

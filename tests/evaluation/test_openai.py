@@ -99,6 +99,48 @@ def test_what_the_server_is_asked():
     assert set(map(int, answering["logit_bias"])) == MARKERS.answer_banned | set(range(len(TOKENIZER), 368))
 
 
+def test_fields_of_every_request_are_those_of_the_options():
+    asked = {"repetition_penalty": 1.05, "min_p": 0.05}
+    with connected(server := babbling(), request=asked) as backend:
+        assert all("min_p" in body and body["min_p"] == 0.0 for body in server.seen), "the probe is without them"
+        server.seen.clear()
+        force_budgets(backend, chains()[:1], (6,), Rules(MARKERS, WARM))
+    assert len(server.seen) == 2
+    for body in server.seen:
+        assert {**asked, "frequency_penalty": 0.0, "temperature": 1.0}.items() <= body.items()
+
+
+@pytest.mark.parametrize(
+    ("asked", "samplers"),
+    [
+        ({}, ["temperature", "top_k", "top_p"]),
+        ({"min_p": 0.05}, ["temperature", "min_p", "top_k", "top_p"]),
+        ({"repeat_penalty": 1.1, "repeat_last_n": -1}, ["penalties", "temperature", "top_k", "top_p"]),
+        (
+            {"min_p": 0.1, "presence_penalty": 0.5, "dry_multiplier": 0.8},
+            ["penalties", "dry", "temperature", "min_p", "top_k", "top_p"],
+        ),
+    ],
+)
+def test_llama_cpp_gets_the_samplers_of_the_fields(asked, samplers):
+    """It leaves out silently what is not among its samplers; their other values are set, as servers have defaults."""
+    server = babbling(owner="llamacpp")
+    with connected(server, request=asked) as backend:
+        server.seen.clear()
+        complete(backend, [chains()[0].prompt], [3], frozenset(), frozenset(), [1], WARM)
+    assert server.seen
+    for body in server.seen:
+        assert asked.items() <= body.items() and body["samplers"] == samplers
+        assert body.get("repeat_penalty") == (asked.get("repeat_penalty", 1.0) if asked else None)
+
+
+def test_fields_that_another_server_takes_are_refused():
+    error = refusal(babbling(), request={"repeat_penalty": 1.1})
+    assert "(vllm) does not take the request field 'repeat_penalty': it takes frequency_penalty, min_p" in error
+    error = refusal(babbling(owner="llamacpp"), request={"repetition_penalty": 1.1})
+    assert "(llamacpp) does not take the request field 'repetition_penalty'" in error and "repeat_penalty" in error
+
+
 def test_no_more_requests_at_once_than_allowed_and_answers_first():
     server = babbling(seconds=0.02)
     with connected(server, concurrency=3) as backend:
@@ -323,6 +365,8 @@ def test_within_a_notebook():
         (["--backend", "openai", "--url", "http://h:99999"], "'http://h:99999' is not the address of a server"),
         (["--backend", "vllm", "--engine-args", "{"], "engine arguments are not JSON"),
         (["--backend", "vllm", "--engine-args", "[]"], "must be a JSON object"),
+        (["--request", "{"], "request fields are not JSON"),
+        (["--request", '{"seed": 1}'], "the request field 'seed' is set by prunus"),
         (["--backend", "openai", "--url", "http://127.0.0.1:9", "--timeout", "0"], "timeout must be above 0"),
     ],
 )

@@ -74,8 +74,8 @@ def engine(monkeypatch) -> PlainEngine:
     return PlainEngine()
 
 
-def backend_over(engine: PlainEngine) -> VLLMBackend:
-    return VLLMBackend(SimpleNamespace(llm_engine=engine), tiny_folder(), len(TOKENIZER), {})
+def backend_over(engine: PlainEngine, **options: Any) -> VLLMBackend:
+    return VLLMBackend(SimpleNamespace(llm_engine=engine), tiny_folder(), len(TOKENIZER), EngineOptions(**options))
 
 
 @pytest.mark.parametrize(("kind", "gpu"), [("cuda", {"gpu": "NVIDIA H100"}), ("cpu", {})])
@@ -117,6 +117,14 @@ def test_every_value_is_said_and_every_row_has_its_seed(engine):
     assert len(set(seeds)) == len(seeds) > len(chains())
     answers = [how for _, how, priority in engine.asked if priority == 0]
     assert all(set(how.logit_bias) == MARKERS.answer_banned | set(range(len(TOKENIZER), 368)) for how in answers)
+
+
+def test_fields_of_every_request_are_those_of_the_options(engine):
+    asked = {"repetition_penalty": 1.05, "min_p": 0.05, "frequency_penalty": 0.5}
+    force_budgets(backend_over(engine, request=asked), chains()[:2], (0, 4), Rules(MARKERS, WARM))
+    assert len(engine.asked) > 2
+    for _, how, _ in engine.asked:
+        assert {**asked, "presence_penalty": 0.0, "temperature": 0.6}.items() <= vars(how).items()
 
 
 def test_an_engine_that_dies_is_one_line_and_nothing_is_left_in_it(engine):

@@ -17,7 +17,7 @@ from prunus.errors import PrunusError, nearest
 from prunus.plain_data import plain, summary_lines
 from prunus.settings import ADVANCED, GENERAL, GROUPS, OPTIONS, WHERE, settings_of
 from prunus.settings.budgets import OFF, Off, with_names
-from prunus.settings.engines import EngineOptions, parse_args, users_of
+from prunus.settings.engines import REQUEST_EXAMPLE, EngineOptions, parse_args, users_of
 from prunus.step import Where
 from prunus.visible import visible_json
 
@@ -207,12 +207,14 @@ def engine_options(*without: str) -> Callable[[Any], Any]:
     for name in names:
         help = f"{users_of(name)}: {settings_of(EngineOptions)[name].help}"
         changes: dict[str, Any] = {"flag": "--engine-args", "default": None} if name == "args" else {}
+        changes |= {"default": None} if name == "request" else {}
         made.append(option(EngineOptions, name, help=help, **changes))
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
         def call(*given: Any, engine_args: str | None, **rest: Any) -> None:
             chosen = {name: rest.pop(name) for name in names if name != "args"}
+            chosen["request"] = parse_args(chosen["request"], "request fields", REQUEST_EXAMPLE)
             function(*given, engine=EngineOptions(parse_args(engine_args), **chosen), **rest)
 
         return all_of(made)(call)

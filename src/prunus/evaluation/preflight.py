@@ -33,6 +33,8 @@ def check_plan(
         check_folder(Path(store))
     if isinstance(plan, EvalPlan) and plan.aa_control and any(map(is_harness_task, plan.tasks)):
         raise PrunusError("aa_control needs other batches, which lm-evaluation-harness makes itself: leave it out")
+    if engine is not None and engine.request and any(map(is_harness_task, plan.tasks)):
+        raise PrunusError("request is not for tasks of lm-evaluation-harness, which samples by its own rules")
     for task in plan.tasks:
         if not is_harness_task(task):
             check_task(task)

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Optional
 
+from prunus.settings.request import COMMON
+
 
 class Sampling(NamedTuple):
     """Sampling settings. temperature 0 is greedy; top_p 1 and top_k 0 turn these filters off."""
@@ -15,7 +17,7 @@ class Sampling(NamedTuple):
 
 
 # Further settings of servers and of vLLM, at values that change nothing; a model's own files may have others.
-NEUTRAL = {"min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
+NEUTRAL = {one.name: one.default for one in COMMON}
 
 
 class Scores(NamedTuple):

@@ -13,11 +13,13 @@ from urllib.parse import urlsplit
 from prunus.errors import PrunusError
 from prunus.plain_data import parse_json
 from prunus.settings import ADVANCED, ENGINE, Conflict, about, check_settings, described, setting
+from prunus.settings.request import FIELDS, check_taken, checked
 
 GGUF = "{gguf}"  # stands in a command for the model's GGUF file
 FLOAT32_PARAMETERS = 1_000_000_000  # up to this size a model runs in float32 on a CPU
 LONGEST_ADDRESS = 2000  # characters
 EXAMPLE = '{"tensor_parallel_size": 2}'
+REQUEST_EXAMPLE = '{"repetition_penalty": 1.05}'
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,18 @@ class BackendEntry:
 
 # A new backend is one file and one line here.
 BACKENDS: dict[str, BackendEntry] = {
-    "hf": BackendEntry("prunus.evaluation.backends.hf:HFBackend.load", 64, ("serving",)),
+    "hf": BackendEntry("prunus.evaluation.backends.hf:HFBackend.load", 64, ("serving", "request")),
     "vllm": BackendEntry(
-        "prunus.evaluation.backends.vllm:VLLMBackend.load", 512, ("args", "serving"), loads_itself=True, streams=True
+        "prunus.evaluation.backends.vllm:VLLMBackend.load",
+        512,
+        ("args", "serving", "request"),
+        loads_itself=True,
+        streams=True,
     ),
     "openai": BackendEntry(
         "prunus.evaluation.backends.openai:OpenAIBackend.load",
         512,
-        ("url", "serve", "served_model", "tokenizer", "concurrency", "timeout", "serving"),
+        ("url", "serve", "served_model", "tokenizer", "concurrency", "timeout", "serving", "request"),
         needs={"url": "the server's address: --url http://localhost:8000/v1"},
         loads_itself=True,
         streams=True,
@@ -170,9 +176,18 @@ class EngineOptions:
         metavar="NAME",
         group=ENGINE,
     )
+    request: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata=about(
+            f"""fields of every request, such as '{REQUEST_EXAMPLE}'; part of the run's id.""",
+            metavar="JSON",
+            group=ENGINE,
+        ),
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
+        object.__setattr__(self, "request", checked(self.request))
         if self.url is not None and not is_address(self.url):
             raise PrunusError(f"'{self.url}' is not the address of a server, such as http://localhost:8000/v1")
         if self.serve is not None:
@@ -198,6 +213,7 @@ class EngineOptions:
                 )
             if not is_set and one.name in entry.needs and self.serve is None:
                 raise PrunusError(f"the backend {backend} needs {entry.needs[one.name]}")
+        check_taken(self.request, f"the backend {backend}", FIELDS[backend])
 
 
 EngineOptions.__doc__ = described(EngineOptions, users_of)
@@ -230,12 +246,12 @@ def is_address(url: str) -> bool:
         return False
 
 
-def parse_args(text: str | None) -> dict[str, Any]:
-    """The `args` of EngineOptions from JSON; PrunusError unless it is an object."""
+def parse_args(text: str | None, what: str = "engine arguments", example: str = EXAMPLE) -> dict[str, Any]:
+    """The `args` of EngineOptions, or what else is an object, from JSON; PrunusError unless it is one."""
     try:
         args = parse_json(text or "{}")
     except ValueError as error:
-        raise PrunusError(f"engine arguments are not JSON ({error}); write '{EXAMPLE}'") from error
+        raise PrunusError(f"{what} are not JSON ({error}); write '{example}'") from error
     if not isinstance(args, dict):
-        raise PrunusError(f"engine arguments must be a JSON object, such as {EXAMPLE}")
+        raise PrunusError(f"{what} must be a JSON object, such as {example}")
     return args

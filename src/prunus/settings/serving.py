@@ -57,6 +57,7 @@ class Serving:
             name=engine.serving,
             args={key: value for key, value in sorted(engine.args.items()) if not is_speed(key, backend, longrope)},
             words=words,
+            request=engine.request,
             environment=counting(variables, runs, longrope),
         )
 

@@ -129,7 +129,7 @@ def chat_request(work: ResolvedPlan, server: ChatServer, row: Row) -> Body:
         body |= {"return_token_ids": True, "skip_special_tokens": False}
     else:
         body |= {"max_completion_tokens": most} | ({"top_k": sampling.top_k} if sampling.top_k else {})
-    return body | fields | ({"chat_template_kwargs": options} if options else {})
+    return body | server.request | fields | ({"chat_template_kwargs": options} if options else {})
 
 
 def drawn(work: ResolvedPlan, row: Row, reply: ChatReply) -> Draw:

@@ -5,7 +5,7 @@ cache, in the same row or in a copy of it.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,11 +25,21 @@ from prunus.checkpoint.loader import load_plain, load_whole
 from prunus.checkpoint.precision import use_fast_products
 from prunus.checkpoint.resolve import one_line, read_object
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.rows import Bans, Decoding, candidates_of_top_p, confidence, pick, rows_for, uniforms
+from prunus.evaluation.backends.rows import (
+    Bans,
+    Decoding,
+    candidates_of_top_p,
+    confidence,
+    penalised,
+    pick,
+    rows_for,
+    uniforms,
+)
 from prunus.evaluation.engine import Backend
-from prunus.evaluation.requests import Completion, Request, Sampling, Scores
+from prunus.evaluation.requests import NEUTRAL, Completion, Request, Sampling, Scores
 from prunus.settings.engines import FLOAT32_PARAMETERS, EngineOptions
 
+SETTINGS = ("repetition_penalty", "presence_penalty", "min_p")  # of requests, which it computes
 LEAST_PARAMETERS = 20_000_000  # in smaller models calls take longer than products
 
 
@@ -98,7 +108,7 @@ class Row:
     """A request in progress: the model first reads `pending`, then samples until a stop or the cap.
 
     fed: the id that the model reads next. marker: as in Completion. undecided: cuts before which a marker of several
-    tokens may still turn out to begin.
+    tokens may still turn out to begin. sampled: which ids occur in ids.
     """
 
     request: Request
@@ -110,11 +120,17 @@ class Row:
     fed: int = 0
     marker: int | None = None
     undecided: list[int] = field(default_factory=list)
+    sampled: set[int] = field(default_factory=set)
 
     @cached_property
     def uniforms(self) -> Iterator[float]:
         """The request's random numbers."""
         return uniforms(self.request.seed)
+
+    @cached_property
+    def of_prompt(self) -> frozenset[int]:
+        """Which ids occur in the prompt."""
+        return frozenset(self.request.prompt)
 
     def take(self, token: int, logprob: float, certainty: float) -> bool:
         """Append the sampled id, or read a pending one instead; return whether a follow-up may start now."""
@@ -126,6 +142,7 @@ class Row:
         else:
             self.fed = token
             self.ids.append(token)
+            self.sampled.add(token)
             self.scores.add(logprob, certainty)
             self.done = len(self.ids) == self.request.max_new_tokens
             if self.request.texts is not None:
@@ -171,11 +188,13 @@ class Row:
 class HFBackend(Backend):
     """A Backend over a transformers causal language model.
 
-    vocabulary: number of ids of the tokenizer; ids of this size and above are never sampled.
+    vocabulary: number of ids of the tokenizer; ids of this size and above are never sampled. request: as of
+    EngineOptions.
     """
 
-    def __init__(self, model: PreTrainedModel, vocabulary: int) -> None:
+    def __init__(self, model: PreTrainedModel, vocabulary: int, request: Mapping[str, float] | None = None) -> None:
         self.model = model.eval()
+        self.settings = NEUTRAL | dict(request or {})
         self.vocabulary = vocabulary
         self.most_rows = sys.maxsize  # lowered when the device runs out of memory
 
@@ -183,9 +202,10 @@ class HFBackend(Backend):
     def load(
         cls, folder: Path, device: str = "auto", vocabulary: int | None = None, engine: EngineOptions | None = None
     ) -> "HFBackend":
-        """A backend for a folder. device: `auto` is cuda if there is one. engine: not used."""
+        """A backend for a folder. device: `auto` is cuda if there is one. engine: of which it uses `request`."""
         model = load_model(folder, device)
-        return cls(model, vocabulary or model.config.get_text_config(decoder=True).vocab_size)
+        size = vocabulary or model.config.get_text_config(decoder=True).vocab_size
+        return cls(model, size, engine and engine.request)
 
     @property
     def processes(self) -> int:
@@ -259,14 +279,19 @@ class HFBackend(Backend):
 
     def _pick(self, logits_RV: Tensor, rows: list[Row], bans: Bans, sampling: Sampling) -> list[list[float]]:
         """Each row's sampled id, log-probability and self-certainty, in one copy from the device."""
-        allowed_RV = bans.applied(logits_RV, [row.request for row in rows], [len(row.ids) for row in rows])
+        repetition, presence, min_p = (self.settings[name] for name in SETTINGS)
+        asked_RV = logits_RV
+        if repetition != 1 or presence:
+            prompts, sampled = [row.of_prompt for row in rows], [row.sampled for row in rows]
+            asked_RV = penalised(logits_RV, repetition, presence, prompts, sampled)
+        allowed_RV = bans.applied(asked_RV, [row.request for row in rows], [len(row.ids) for row in rows])
         uniform_R = None
         if sampling.temperature > 0:
             drawn = [0.0 if row.done or row.pending else next(row.uniforms) for row in rows]
             uniform_R = sent(torch.tensor(drawn, dtype=torch.float64), logits_RV.device)
         picked: list[list[float]] = []
         for candidates in candidates_of_top_p(logits_RV.shape[1]):
-            token_R, enough_R = pick(allowed_RV, sampling, uniform_R, candidates)
+            token_R, enough_R = pick(allowed_RV, sampling, uniform_R, candidates, min_p)
             enough_R = torch.ones_like(token_R) if enough_R is None else enough_R
             numbers = (token_R, *confidence(logits_RV, token_R), enough_R)
             # Float64 represents every id exactly.

@@ -26,6 +26,7 @@ from prunus.evaluation.engine import Streaming
 from prunus.evaluation.profiles.markers import decode
 from prunus.evaluation.requests import NEUTRAL, Completion, Outstanding, Request, Sampling, Scores
 from prunus.settings.engines import EngineOptions
+from prunus.settings.request import LLAMA_CPP
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 NEVER, ALWAYS = -100, 100  # logit biases that ban an id, and that force one
 PROBE_TEXT, PROBE_TOKENS, PROBE_SAMPLING = "The answer is", 12, Sampling(2.0)
 GREEDY = Sampling(0.0)
+LLAMA_CPP_NEUTRAL = {one.name: one.default for of in LLAMA_CPP.values() for one in of if one.default is not None}
 NOTHING = frozenset[int]()  # stops or bans of a probe
 MOST_IDS = 1 << 24  # of a vocabulary; each that the tokenizer lacks is banned in every request
 PROBED_IDS = 6  # by which a server's tokenizer is told from another one
@@ -118,11 +120,6 @@ class OpenAIBackend(Server, Streaming):
         read, tokens = partial(self._completion, request), request.max_new_tokens
         return await reply_of(client, self.url, self.completions, payload, read=read, waits=waits, tokens=tokens)
 
-    @property
-    def is_llama_cpp(self) -> bool:
-        """Whether the server is llama.cpp's own."""
-        return self.server.startswith("llamacpp")
-
     def _texts(self, ids: Iterable[int]) -> list[str]:
         return [decode(self.tokenizer, [token]) for token in sorted(ids)]
 
@@ -139,7 +136,7 @@ class OpenAIBackend(Server, Streaming):
             "max_tokens": request.max_new_tokens,
             "n": 1,
             "top_k": sampling.top_k or -1,
-            **NEUTRAL,
+            **(NEUTRAL | self.request),
             "ignore_eos": True,
             "skip_special_tokens": False,
             "spaces_between_special_tokens": False,
@@ -169,7 +166,7 @@ class OpenAIBackend(Server, Streaming):
         return self.payload(request.seed, sampling) | {
             "prompt": request.prompt,
             "n_predict": request.max_new_tokens,
-            "samplers": ["temperature", "top_k", "top_p"],  # the other servers' order; by default temperature is last
+            "samplers": samplers_for(self.request),
             "top_k": sampling.top_k,
             "dynatemp_range": 0.0,
             "mirostat": 0,
@@ -179,6 +176,7 @@ class OpenAIBackend(Server, Streaming):
             "logit_bias": self._bias(request.banned),
             "return_tokens": True,
             "cache_prompt": False,  # with a cached prompt, logits differ in their last bits
+            **(LLAMA_CPP_NEUTRAL | self.request if self.request else {}),
         }
 
     def _choice(self, reply: Any) -> Mapping[str, Any]:
@@ -274,7 +272,9 @@ class OpenAIBackend(Server, Streaming):
         if self.is_llama_cpp:
             self.completions = self.url.removesuffix("/v1") + "/completion"
         self.server += f" {self.version}" if self.version else ""
+        request, self.request = self.request, {}  # by which the reply to the probe would differ
         await self._probe(client)
+        self.request = request
 
     async def _probe(self, client: httpx.AsyncClient) -> None:
         """Raise PrunusError unless a few short completions show that stops, bans and seeds work."""
@@ -340,6 +340,15 @@ class OpenAIBackend(Server, Streaming):
 
         if stops - self.probed:
             with_client(self.engine, check)
+
+
+def samplers_for(request: Mapping[str, Any]) -> list[str]:
+    """llama.cpp's samplers in the order of the other engines: penalties, temperature, min-p, then top-k and top-p.
+
+    By default temperature is last. Without fields of theirs, no others than the plan's are used.
+    """
+    used = [name for name, settings in LLAMA_CPP.items() if any(one.name in request for one in settings)]
+    return [*(name for name in used if name != "min_p"), "temperature", *({"min_p"} & {*used}), "top_k", "top_p"]
 
 
 def after(request: Request, ids: list[int]) -> Request:

@@ -7,9 +7,10 @@ H key-value heads, D head width, V vocabulary.
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from copy import deepcopy
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -346,6 +347,35 @@ class Bans:
         return self._kinds[key]
 
 
+def penalised(
+    logits_RV: Tensor,
+    repetition: float,
+    presence: float,
+    prompts: Sequence[Collection[int]],
+    sampled: Sequence[Collection[int]],
+) -> Tensor:
+    """(R, V) float32 logits after the penalties of transformers and vLLM, in their order.
+
+    repetition: of ids in prompt or completion, whose logits are divided by it, negative ones multiplied (Keskar et al.
+    2019, arXiv:1909.05858). presence: taken off the logits of ids of the completion. prompts, sampled: of each row.
+    """
+    logits_RV = logits_RV.float()
+    if repetition != 1:
+        seen_RV = occurring(prompts, logits_RV) | occurring(sampled, logits_RV)
+        less_RV = torch.where(logits_RV < 0, logits_RV * repetition, logits_RV / repetition)
+        logits_RV = torch.where(seen_RV, less_RV, logits_RV)
+    return logits_RV - presence * occurring(sampled, logits_RV) if presence else logits_RV
+
+
+def occurring(ids: Sequence[Collection[int]], logits_RV: Tensor) -> Tensor:
+    """(R, V) whether an id is among those of a row."""
+    places = [row for row, of_row in enumerate(ids) for _ in of_row], list(chain.from_iterable(ids))
+    row_N, id_N = sent(torch.tensor(places, dtype=torch.long), logits_RV.device)
+    occurs_RV = torch.zeros_like(logits_RV, dtype=torch.bool)
+    occurs_RV[row_N, id_N] = True
+    return occurs_RV
+
+
 def candidates_of_top_p(vocabulary: int) -> Iterator[int]:
     """Yield how many ids top-p considers, the most likely ones: more each time, as long as these do not suffice."""
     candidates = min(NUCLEUS_START, vocabulary)
@@ -356,7 +386,7 @@ def candidates_of_top_p(vocabulary: int) -> Iterator[int]:
 
 
 def pick(
-    logits_RV: Tensor, sampling: Sampling, uniform_R: Tensor | None, candidates: int
+    logits_RV: Tensor, sampling: Sampling, uniform_R: Tensor | None, candidates: int, min_p: float = 0.0
 ) -> tuple[Tensor, Tensor | None]:
     """(R,) sampled token ids. uniform_R: one float64 in [0, 1) per row; may be None if the temperature is 0.
 
@@ -365,7 +395,7 @@ def pick(
     if sampling.temperature == 0:
         return logits_RV.argmax(-1), None
     assert uniform_R is not None
-    probability_RV, enough_R = probabilities(logits_RV, sampling, candidates)
+    probability_RV, enough_R = probabilities(logits_RV, sampling, candidates, min_p)
     # In float32 the tail of a large vocabulary would be lost in the sum.
     cumulative_RV = probability_RV.double().cumsum(-1)
     goal_R1 = uniform_R[:, None] * cumulative_RV[:, -1:]
@@ -373,14 +403,21 @@ def pick(
     return picked_R.clamp_(max=logits_RV.shape[-1] - 1), enough_R
 
 
-def probabilities(logits_RV: Tensor, sampling: Sampling, candidates: int) -> tuple[Tensor, Tensor | None]:
-    """(R, V) float32 sampling weights, 0 outside top-k and top-p; a row's sum is at most 1.
+def probabilities(
+    logits_RV: Tensor, sampling: Sampling, candidates: int, min_p: float = 0.0
+) -> tuple[Tensor, Tensor | None]:
+    """(R, V) float32 sampling weights, 0 outside min-p, top-k and top-p; a row's sum is at most 1.
 
-    The order is that of transformers and vLLM: temperature, top-k, then top-p of the remaining ids. Ids that tie with
-    the last one kept are also kept. candidates: the number of ids among which top-p looks. The second tensor (R,) says
-    in which rows they sufficed, so that a GPU need be asked only once for a token; None: in all.
+    The order is that of vLLM: temperature, min-p, top-k, then top-p of the remaining ids (transformers has min-p last).
+    Ids that tie with the last one kept are also kept. candidates: the number of ids among which top-p looks. min_p: the
+    smallest share of the highest probability. The second tensor (R,) says in which rows the candidates sufficed, so
+    that a GPU need be asked only once for a token; None: in all.
     """
     scaled_RV = logits_RV.float() / sampling.temperature
+    if min_p > 0:
+        probability_RV = scaled_RV.softmax(-1)
+        least_R1 = min_p * probability_RV.amax(-1, keepdim=True)
+        scaled_RV = scaled_RV.masked_fill(probability_RV < least_R1, -torch.inf)
     if 0 < sampling.top_k < scaled_RV.shape[-1]:
         least_R1 = scaled_RV.topk(sampling.top_k, dim=-1).values[:, -1:]
         scaled_RV = scaled_RV.masked_fill(scaled_RV < least_R1, -torch.inf)

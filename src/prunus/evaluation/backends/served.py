@@ -24,6 +24,7 @@ from prunus.evaluation.backends.transport import MALFORMED, received, reply_of, 
 from prunus.evaluation.requests import Sampling
 from prunus.plain_data import content_hash, parse_json, storable
 from prunus.settings.engines import GGUF, EngineOptions
+from prunus.settings.request import OF_LLAMA_CPP, OF_SERVERS, check_taken
 from prunus.settings.serving import Serving
 
 # What llama.cpp tells of a model, and does not change with the server's options.
@@ -142,6 +143,7 @@ class Server:
         self.started = isinstance(engine, Started)
         self.server: str = ""  # its owner, by which kinds of servers are told apart
         self.places: int | None = None
+        self.request = dict[str, Any]()  # fields of every request but those by which the server is probed
         self.owned = ExitStack()
 
     @classmethod
@@ -164,6 +166,15 @@ class Server:
         self.server = str(self.entry.get("owned_by") or "unknown")
         self.facts = await server_facts(client, self.url, self.server)
         self.version, self.places = self.facts.version, self.facts.places
+        check_taken(
+            self.engine.request, f"{self.url} ({self.server})", OF_LLAMA_CPP if self.is_llama_cpp else OF_SERVERS
+        )
+        self.request = dict(self.engine.request)
+
+    @property
+    def is_llama_cpp(self) -> bool:
+        """Whether the server is llama.cpp's own."""
+        return self.server.startswith("llamacpp")
 
     @property
     def identity(self) -> dict[str, object]:

@@ -52,7 +52,7 @@ INT4 = "VLLM_CPU_INT4_W4A8"
 class VLLMBackend(Streaming):
     """A Backend over vllm.LLM; `load` makes one. vocabulary: ids of this size and above are never sampled."""
 
-    def __init__(self, llm: Any, folder: Path, vocabulary: int, args: Mapping[str, Any]) -> None:
+    def __init__(self, llm: Any, folder: Path, vocabulary: int, engine: EngineOptions) -> None:
         self.llm, self.folder = llm, folder
         self.engine, self.config = llm.llm_engine, llm.llm_engine.vllm_config
         self.context = self.config.model_config.max_model_len
@@ -62,7 +62,7 @@ class VLLMBackend(Streaming):
                 f"{folder} has {len(self.unknown)} more embedding rows than its tokenizer has tokens, too many for"
                 " vLLM to ban from sampling; use --backend hf"
             )
-        self.args = dict(args)
+        self.args, self.request = dict(engine.args), dict(engine.request)
         self.made = 0
         self.read: dict[str, int] = {}  # request id -> ids that were searched for markers
         self.held: tuple[str | None, list[int]] | None = (None, [])
@@ -86,7 +86,7 @@ class VLLMBackend(Streaming):
             llm = vllm().LLM(**(ours | dict(args) | fixed))
         except Exception as error:  # vLLM raises errors of many kinds, some from its child processes
             raise PrunusError(f"vLLM {version} cannot be started with {folder}: {explained(error)}") from error
-        return cls(llm, folder, vocabulary, args)
+        return cls(llm, folder, vocabulary, engine)
 
     @property
     def description(self) -> dict[str, object]:
@@ -165,7 +165,7 @@ class VLLMBackend(Streaming):
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            **NEUTRAL,
+            **(NEUTRAL | self.request),
             seed=request.seed,
             max_tokens=request.max_new_tokens,
             min_tokens=request.min_new_tokens,

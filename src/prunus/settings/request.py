@@ -1,0 +1,77 @@
+"""Fields of a run's requests besides those of its plan, such as penalties: which there are, and what they take."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from prunus.errors import PrunusError, nearest
+from prunus.settings import Setting, misfit
+
+# Defaults are the values that change nothing.
+PRESENCE = Setting("presence_penalty", float, 0.0, "taken off logits of ids that occurred", at_least=-2, at_most=2)
+FREQUENCY = Setting("frequency_penalty", float, 0.0, "the same, as often as they occurred", at_least=-2, at_most=2)
+MIN_P = Setting("min_p", float, 0.0, "ids of a smaller share of the highest probability go", at_least=0, at_most=1)
+REPETITION = Setting("repetition_penalty", float, 1.0, "divides logits of ids that occurred", above=0)
+
+# Under the names of vLLM, which SGLang and others share.
+COMMON = (MIN_P, PRESENCE, FREQUENCY, REPETITION)
+# Of llama.cpp, by the sampler that uses them.
+LLAMA_CPP: Mapping[str, tuple[Setting, ...]] = {
+    "penalties": (
+        Setting("repeat_penalty", float, 1.0, "divides logits of the last ids", above=0),
+        Setting("repeat_last_n", int, None, "number of the last ids; -1: all", at_least=-1),
+        PRESENCE,
+        FREQUENCY,
+    ),
+    "dry": (
+        Setting("dry_multiplier", float, 0.0, "strength of the penalty of repeated sequences", at_least=0),
+        Setting("dry_base", float, None, "its growth with their length", at_least=1),
+        Setting("dry_allowed_length", int, None, "longest sequence without a penalty", at_least=0),
+        Setting("dry_penalty_last_n", int, None, "number of the last ids that are searched; -1: all", at_least=-1),
+    ),
+    "min_p": (MIN_P,),
+}
+OF_SERVERS = frozenset(one.name for one in COMMON)
+OF_LLAMA_CPP = frozenset(one.name for settings in LLAMA_CPP.values() for one in settings)
+# By backend; of a server's kind more is known when it is reached.
+FIELDS: Mapping[str, frozenset[str]] = {
+    "hf": frozenset({"min_p", "presence_penalty", "repetition_penalty"}),
+    "vllm": OF_SERVERS,
+    "openai": OF_SERVERS | OF_LLAMA_CPP,
+}
+KNOWN = {one.name: one for settings in (COMMON, *LLAMA_CPP.values()) for one in settings}
+# What the plan and the protocol set, under the names of any engine.
+PLANNED = frozenset(
+    {
+        "best_of", "cache_prompt", "chat_template_kwargs", "detokenize", "dynatemp_range", "echo", "ignore_eos",
+        "include_stop_str_in_output", "logit_bias", "logprobs", "max_completion_tokens", "max_tokens", "messages",
+        "min_tokens", "mirostat", "model", "n", "n_predict", "output_kind", "preserved_tokens", "prompt",
+        "return_token_ids", "return_tokens", "return_tokens_as_token_ids", "samplers", "seed", "skip_special_tokens",
+        "spaces_between_special_tokens", "stop", "stop_token_ids", "stream", "temperature", "top_k", "top_p",
+    }
+)  # fmt: skip
+
+
+def checked(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields, sorted by name, with numbers of their type, so that equal settings are equal.
+
+    Raises PrunusError that names a field which no backend knows or the plan sets, or whose value does not fit.
+    """
+    values = {}
+    for name, value in sorted(request.items()):
+        if name in PLANNED:
+            raise PrunusError(f"the request field '{name}' is set by prunus, as the plan says: leave it out of request")
+        if name not in KNOWN:
+            raise PrunusError(f"the request field '{name}' is not known; {nearest(name, sorted(KNOWN))}")
+        one = KNOWN[name]
+        if wrong := misfit(name, value, one.type):
+            raise PrunusError(f"of request, {wrong}")
+        one.check(value)
+        values[name] = one.type(value)
+    return values
+
+
+def check_taken(request: Mapping[str, Any], who: str, taken: Collection[str]) -> None:
+    """Raise PrunusError that names a field which an engine does not take."""
+    for name in request:
+        if name not in taken:
+            raise PrunusError(f"{who} does not take the request field '{name}': it takes {', '.join(sorted(taken))}")
