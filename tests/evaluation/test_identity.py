@@ -519,6 +519,21 @@ def test_a_request_that_cannot_be_heeded_is_refused(backend, request_, words, st
     assert words in str(error.value) and "\n" not in str(error.value) and not store.exists()
 
 
+def test_the_request_of_a_study_is_part_of_its_cells(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def ids(engine: str) -> set[str]:
+        text = 'models = ["model"]\n[eval]\ntasks = ["tiny"]\nlimit = 2\nbudgets = [4]\n'
+        Path("study.toml").write_text(f"{text}[engine]\n{engine}\n")
+        (opened,) = open_models(read_study("study.toml"))
+        return {cell.run_id for cell in opened.cells}
+
+    plain, penalised = ids(""), ids("request = { repetition_penalty = 1.1 }")
+    assert plain == ids("request = {}") and penalised and plain.isdisjoint(penalised)
+    with pytest.raises(PrunusError, match="'top_k' is set by prunus"):
+        ids("request = { top_k = 5 }")
+
+
 def test_a_request_is_refused_for_tasks_of_the_harness(store):
     plan = EvalPlan(tasks=("lm_eval:x",))
     with pytest.raises(PrunusError, match="request is not for tasks of lm-evaluation-harness"):
