@@ -185,6 +185,16 @@ def test_what_the_server_is_asked():
     assert not {"top_k", "max_tokens", "min_p"} & set(server.seen[0]) and server.seen[0]["seed"] < 2**31
 
 
+@pytest.mark.parametrize("owner", ["vllm", "other"])
+def test_conversations_have_the_fields_of_every_request(owner):
+    asked = {"repetition_penalty": 1.05, "min_p": 0.05}
+    with (
+        chatting(TOKENIZER, owner=owner) as server,
+        opened("openai", tiny_folder(), "cpu", 0, EngineOptions(url=server.url, request=asked), "native") as chats,
+    ):
+        assert asked.items() <= chat_request(resolved(), chats, (0, 0, 16)).items()
+
+
 def test_off_beside_native_budgets():
     """It needs an option of the template; a block cannot be told in messages."""
     tokenizer = load_tokenizer(tiny_folder())
