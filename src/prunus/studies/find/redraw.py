@@ -108,8 +108,8 @@ def redraw_run(store: Store, one: CheckedRun, folder: Path, number: int, seed: s
     stored, name = one.run.plan, str(one.run.plan["backend"])
     if "serve" in BACKENDS[name].settings:
         raise PrunusError(f"its rows come from a server (backend {name}), and none is started for it")
+    engine = EngineOptions()
     checkpoint, known = open_for(name, folder), one.run.model
-    engine = EngineOptions(request=Serving.from_json(known.get("serving")).request)
     if checkpoint.checksum() != known["checksum"]:
         raise PrunusError(f"{folder} has other weights than its rows are of")
     if known.get("content") not in (None, checkpoint.content()):
