@@ -230,8 +230,9 @@ def test_min_p_equals_that_of_transformers(min_p):
     logits[:, ::7] = -torch.inf
     expected = logits
     # In vLLM's order; transformers itself has min-p last.
-    for warper in (TemperatureLogitsWarper(0.7), MinPLogitsWarper(min_p), TopKLogitsWarper(50), TopPLogitsWarper(0.9)):
-        expected = warper(torch.empty(0), expected)
+    warpers: list[Any] = [TemperatureLogitsWarper(0.7), MinPLogitsWarper(min_p), TopKLogitsWarper(50)]
+    for warper in (*warpers, TopPLogitsWarper(0.9)):
+        expected = warper(torch.LongTensor(), expected)
     found, _ = probabilities(logits, Sampling(0.7, 0.9, 50), 300, min_p)
     torch.testing.assert_close(found / found.sum(-1, keepdim=True), expected.softmax(-1))
 
@@ -244,7 +245,7 @@ def test_penalties_equal_those_of_transformers_and_of_a_plain_loop(repetition, p
     sampled = [[], [3], [3, 3, 29], [0, 7, 7, 11]]
     found = penalised(logits, repetition, presence, list(map(frozenset, prompts)), list(map(set, sampled)))
     for row, (prompt, ids) in enumerate(zip(prompts, sampled, strict=True)):
-        processor = RepetitionPenaltyLogitsProcessor(repetition)
+        processor: Any = RepetitionPenaltyLogitsProcessor(repetition)
         scores = processor(torch.tensor([prompt + ids]), logits[row : row + 1].clone())[0]
         for token in range(30):
             logit = logits[row, token].item()
@@ -271,7 +272,8 @@ def test_penalties_are_of_each_sequence_and_its_phase(sampling):
         for _ in range(10):
             with torch.inference_mode():
                 logits = tiny().model(torch.tensor([one.prompt + ids])).logits[:, -1].float()
-            logits = RepetitionPenaltyLogitsProcessor(1.2)(torch.tensor([one.prompt + ids]), logits)[0]
+            penalise: Any = RepetitionPenaltyLogitsProcessor(1.2)
+            logits = penalise(torch.tensor([one.prompt + ids]), logits)[0]
             for token in set(ids):
                 logits[token] -= 0.7
             ids.append(int(logits[: len(TOKENIZER)].argmax()))
