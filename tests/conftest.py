@@ -68,7 +68,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "below" in getattr(item, "fixturenames", ()):
             item.add_marker("rounding")
-        if item.get_closest_marker("xdist_group") is None and uses_fixture_of_module(item):
+        shared = item.config.pluginmanager.hasplugin("xdist") and uses_fixture_of_module(item)
+        if shared and item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
     slow = {unit_of(item) for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: unit_of(item) not in slow)
