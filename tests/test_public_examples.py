@@ -64,7 +64,10 @@ def functions() -> list[str]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder, where eight calibration sequences are enough, which otherwise take most of the time."""
     from_lines: Any = data._from_lines  # pyright: ignore[reportPrivateUsage]
-    few = lambda found, asked, model: from_lines(found, replace(asked, samples=min(8, asked.samples)), model)  # noqa: E731
+
+    def few(found: Any, asked: Any, model: Any) -> Any:
+        return from_lines(found, replace(asked, samples=min(8, asked.samples)), model)
+
     monkeypatch.setattr(data, "_from_lines", few)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").mkdir()

@@ -130,6 +130,8 @@ def test_a_gate_ends_with_exit_code_3(tmp_path, capsys):
     assert len(json.loads(printed.out)["others"]) == 2
     with pytest.raises(SystemExit, match="2"):
         main([*gate, "--require", "faster"])
+    with pytest.raises(PrunusError, match="'stop' is no requirement; did you mean 'stops'"):
+        compare(path, "dense").unmet("stop")
 
 
 def test_commands_take_percent(tmp_path, capsys):

@@ -73,7 +73,7 @@ def shaped(kind: str) -> Any:
 
 
 def allocated(config: Any, tokens: int = TOKENS) -> tuple[int, int]:
-    """(numbers that grow with tokens, numbers of states) that transformers keeps after reading so many tokens."""
+    """(numbers that grow with tokens, numbers of states) that transformers keeps after it has read `tokens` ids."""
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(config).float().eval()
     given = {"cache": DynamicCache(config=config)} if config.model_type == "recurrent_gemma" else {}

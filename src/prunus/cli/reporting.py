@@ -26,6 +26,7 @@ from prunus.cli.common import (
     store_option,
 )
 from prunus.errors import PrunusError
+from prunus.results.cells import REQUIREMENTS
 from prunus.results.frames import Format
 
 UNMET = 3  # exit code
@@ -107,7 +108,7 @@ def runs_command(store: Path, remove: str | None, yes: bool, rename: tuple[str, 
     "--require",
     "requirements",
     multiple=True,
-    type=Choice(("non-inferior", "stops")),
+    type=Choice(REQUIREMENTS),
     help="End with exit code 3 unless each run that is compared loses less than --margin, or stops as the base does;"
     " repeatable; --other names the run that has to.",
 )

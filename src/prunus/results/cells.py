@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import nan
 from typing import Any, Self
 
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, nearest
 from prunus.plain_data import Record
 from prunus.results.shown import as_text
 from prunus.settings.margins import Margin
@@ -407,6 +407,9 @@ class Looks(Record):
     bases: int
 
 
+REQUIREMENTS = ("non-inferior", "stops")  # of gates, as Comparison.unmet describes them
+
+
 class Comparison(Record):
     """Runs compared with a base. Its text is the table of `prunus compare`.
 
@@ -444,7 +447,11 @@ class Comparison(Record):
 
         requirement: `non-inferior`: a loss of accuracy of the margin or more is ruled out, after correction for all
         comparable runs; `stops`: the run may be said to stop as the base does.
+
+        Raises PrunusError for another requirement, so that no gate is passed by a misspelt one.
         """
+        if requirement not in REQUIREMENTS:
+            raise PrunusError(f"'{requirement}' is no requirement; {nearest(requirement, REQUIREMENTS)}")
         lines = []
         for entry, name in zip(self.others, unique_labels([self.base, *self.others])[1:], strict=True):
             met, word = entry.within_margin, entry.verdict

@@ -15,7 +15,7 @@ from prunus.disk import show_bytes
 from prunus.errors import PrunusError
 from prunus.plain_data import Record
 
-# Bytes of so many numbers, by llama.cpp's name of their type.
+# (bytes, numbers) of a block of each type, by llama.cpp's name.
 TYPES: Mapping[str, tuple[int, int]] = {
     "f32": (4, 1),
     "bf16": (2, 1),
@@ -51,15 +51,17 @@ class CacheSize(Record):
     constant: int
 
     def nbytes(self, tokens: int, sequences: int = 1) -> int:
-        """Bytes of so many sequences of so many tokens each."""
+        """Bytes of the cache of `sequences`, each of this number of tokens."""
         windows = sum(size * min(tokens, int(window)) for window, size in self.windows.items())
         return sequences * (self.constant + windows + int(tokens * self.per_token))
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """What a layer keeps of tokens: numbers of keys and values of an entry. window: only of the last so many tokens;
-    None: of all. every: tokens that share an entry.
+    """The entries that a layer keeps of tokens.
+
+    keys, values: how many numbers an entry has for each. window: the number of last tokens that have entries; None: all
+    have. every: how many tokens share an entry.
     """
 
     keys: int
@@ -113,7 +115,7 @@ class CacheOfChain(CacheSize):
 
     @property
     def longest(self) -> int:
-        """Bytes of a chain of so many tokens."""
+        """Bytes of the cache of the longest chain."""
         return self.nbytes(self.tokens)
 
 
@@ -226,7 +228,7 @@ def _layer(text: object, index: int) -> Sequence[_Kept | _State]:
         if _get(text, "model_type") in _WITHOUT_ATTENTION:
             return [_state(text)]
         kind = "sliding_attention" if _get(own, "sliding_window") else "full_attention"
-        kind = "chunked_attention" if _get(own, "attention_chunk_size") and not types else kind
+        kind = "chunked_attention" if _get(own, "attention_chunk_size") else kind
     else:
         kind = types[index]
     match kind:
@@ -287,7 +289,7 @@ def _indexer(text: object, own: object, index: int) -> list[_Kept]:
 
 
 def _compressed(own: object, kind: str) -> list[_Kept]:
-    """DeepSeek-V4: the last tokens with one head for keys and values, and an entry for so many tokens together."""
+    """DeepSeek-V4: entries of the last tokens, whose values are their keys, and entries that several tokens share."""
     size, rates = _need(own, "head_dim"), _get(own, "compress_rates", default={})
     if kind not in rates:
         raise _UnknownError

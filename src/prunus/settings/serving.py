@@ -46,7 +46,7 @@ class Serving:
         environment: Mapping[str, str] | None = None,
         longrope: bool = False,
     ) -> Self:
-        """Stored: the serving of a backend with these options. environment: by default that of this process.
+        """Stored: the serving of a backend with these options.
 
         environment: by default that of this process. longrope: whether the model has LongRoPE: then OF_LENGTH counts.
         """

@@ -27,7 +27,7 @@ def section(data: ReportData) -> Section:
         "At the largest budget, on the same problems as the base; of several tasks, the mean. Verdict: whether the "
         f"chains end by themselves as often as the base's; non-inferior: {margin} fewer or worse is ruled out, "
         "with 95 % confidence for any number of problems. A chain loops if its end is at least four copies of one "
-        "string, or if half of its end is repetition. Found, then lost: right under a smaller budget, and wrong now. "
+        "string, or if half of its end is repetition. Lost again: right under a smaller budget, and wrong now. "
         "Budget used: mean thinking tokens in % of the budget. Over all variants together, each ending is wrongly "
         "called better or worse on at most 2.5 % of such pages each, and wrongly non-inferior on 5 % (Holm)."
     )
