@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from prunus.errors import PrunusError
 from prunus.plain_data import parse_json
 from prunus.settings import ADVANCED, ENGINE, Conflict, about, check_settings, described, setting
-from prunus.settings.request import FIELDS, check_taken, checked
+from prunus.settings.request import OF_LLAMA_CPP, OF_SERVERS, OF_TRANSFORMERS, check_taken, checked
 
 GGUF = "{gguf}"  # stands in a command for the model's GGUF file
 FLOAT32_PARAMETERS = 1_000_000_000  # up to this size a model runs in float32 on a CPU
@@ -32,7 +32,7 @@ class BackendEntry:
     settings: the EngineOptions that it uses. needs: those that it requires, with the advice of the error message.
     loads_itself: whether another program reads the weights, so that any type of model will do. streams: whether it is
     a prunus.evaluation.engine.Streaming, which makes its own batches. chats: as load, of the server's chat completions,
-    for control native; empty without any.
+    for control native; empty without any. request: the fields of requests that it takes.
     """
 
     load: str
@@ -42,17 +42,21 @@ class BackendEntry:
     loads_itself: bool = False
     streams: bool = False
     chats: str = ""
+    request: frozenset[str] = frozenset()
 
 
 # A new backend is one file and one line here.
 BACKENDS: dict[str, BackendEntry] = {
-    "hf": BackendEntry("prunus.evaluation.backends.hf:HFBackend.load", 64, ("serving", "request")),
+    "hf": BackendEntry(
+        "prunus.evaluation.backends.hf:HFBackend.load", 64, ("serving", "request"), request=OF_TRANSFORMERS
+    ),
     "vllm": BackendEntry(
         "prunus.evaluation.backends.vllm:VLLMBackend.load",
         512,
         ("args", "serving", "request"),
         loads_itself=True,
         streams=True,
+        request=OF_SERVERS,
     ),
     "openai": BackendEntry(
         "prunus.evaluation.backends.openai:OpenAIBackend.load",
@@ -62,6 +66,7 @@ BACKENDS: dict[str, BackendEntry] = {
         loads_itself=True,
         streams=True,
         chats="prunus.evaluation.backends.chat:ChatServer.load",
+        request=OF_SERVERS | OF_LLAMA_CPP,
     ),
 }
 
@@ -213,7 +218,7 @@ class EngineOptions:
                 )
             if not is_set and one.name in entry.needs and self.serve is None:
                 raise PrunusError(f"the backend {backend} needs {entry.needs[one.name]}")
-        check_taken(self.request, f"the backend {backend}", FIELDS[backend])
+        check_taken(self.request, f"the backend {backend}", entry.request)
 
 
 EngineOptions.__doc__ = described(EngineOptions, users_of)

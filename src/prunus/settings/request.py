@@ -30,14 +30,10 @@ LLAMA_CPP: Mapping[str, tuple[Setting, ...]] = {
     ),
     "min_p": (MIN_P,),
 }
+# What backends take; of a server's kind more is known when it is reached.
+OF_TRANSFORMERS = frozenset({"min_p", "presence_penalty", "repetition_penalty"})
 OF_SERVERS = frozenset(one.name for one in COMMON)
 OF_LLAMA_CPP = frozenset(one.name for settings in LLAMA_CPP.values() for one in settings)
-# By backend; of a server's kind more is known when it is reached.
-FIELDS: Mapping[str, frozenset[str]] = {
-    "hf": frozenset({"min_p", "presence_penalty", "repetition_penalty"}),
-    "vllm": OF_SERVERS,
-    "openai": OF_SERVERS | OF_LLAMA_CPP,
-}
 KNOWN = {one.name: one for settings in (COMMON, *LLAMA_CPP.values()) for one in settings}
 # What the plan and the protocol set, under the names of any engine.
 PLANNED = frozenset(
