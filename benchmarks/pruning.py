@@ -181,7 +181,7 @@ def prepare(peer: bool, tokens: Path | None) -> None:
     """Fetch the model, write the tokens and install llm-compressor."""
     WORK.mkdir(parents=True, exist_ok=True)
     if not (MODEL / "config.json").exists():
-        subprocess.run([sys.executable, ROOT / "scripts/fetch_smollm2.py", MODEL], check=True)
+        subprocess.run([sys.executable, ROOT / "scripts/fetch_model.py", "smollm2", MODEL], check=True)
     write_tokens(tokens)
     if peer:
         install(PEER_PACKAGE, PEER)

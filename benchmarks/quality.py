@@ -118,7 +118,7 @@ def prepare() -> None:
     """Fetch model, write token ids. Seeds share no row; influences use the start of 80 rows, 16 also calibration's."""
     WORK.mkdir(parents=True, exist_ok=True)
     if not (MODEL / "config.json").exists():
-        subprocess.run([sys.executable, ROOT / "scripts/fetch_smollm2.py", MODEL], check=True)
+        subprocess.run([sys.executable, ROOT / "scripts/fetch_model.py", "smollm2", MODEL], check=True)
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     ids = [i for each in docstrings() for i in tokenizer.encode(each + "\n\n", add_special_tokens=False).ids]
     rows = [ids[begin : begin + SEQLEN] for begin in range(0, len(ids) - SEQLEN + 1, SEQLEN)]

@@ -2,7 +2,7 @@
 
     python scripts/llama_cpp_server.py model.gguf --port 8080 --name model
 
-The package has no command of its own. Slots share the context.
+The package has no command of its own. The options are llama-server's. Slots share the context.
 """
 
 import argparse
@@ -17,16 +17,23 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--name", help="of the model; default: the file's name without .gguf")
-    parser.add_argument("--context", type=int, default=0, help="tokens of all slots together; default: the model's")
-    parser.add_argument("--slots", type=int, default=4, help="requests at once")
-    parser.add_argument("--threads", type=int, default=0, help="default: llama.cpp's choice")
+    size = "tokens of all slots together; default: the model's"
+    parser.add_argument("-c", "--ctx-size", type=int, default=0, metavar="N", help=size)
+    parser.add_argument("-np", "--parallel", type=int, default=4, metavar="N", help="slots, for requests at once")
+    parser.add_argument("-t", "--threads", type=int, default=0, metavar="N", help="default: llama.cpp's choice")
+    for short, part in (("k", "keys"), ("v", "values")):
+        words = f"-ct{short}", f"--cache-type-{short}"
+        parser.add_argument(*words, default="f16", metavar="TYPE", help=f"of {part} in the cache, such as q8_0")
     options = parser.parse_args()
 
     xllamacpp = import_module("xllamacpp")
     params = xllamacpp.CommonParams()
     params.model.path = str(options.file)
     params.model_alias = {options.name or options.file.stem}
-    params.port, params.n_ctx, params.n_parallel = options.port, options.context, options.slots
+    params.port, params.n_ctx, params.n_parallel = options.port, options.ctx_size, options.parallel
+    params.cache_type_k, params.cache_type_v = (
+        xllamacpp.ggml_type[f"GGML_TYPE_{one.upper()}"] for one in (options.cache_type_k, options.cache_type_v)
+    )
     params.endpoint_metrics = True
     if options.threads:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads

@@ -32,7 +32,7 @@ from prunus.store.store import Store
 xllamacpp = pytest.importorskip("xllamacpp")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
 SERVE = f"{sys.executable} {ROOT}/scripts/llama_cpp_server.py {{gguf}} --port {{port}} --name {{name}}"
-SERVE += " --context 1024 --slots 1 --threads 1"
+SERVE += " -c 1024 -np 1 -t 1"
 TOKENS = 20
 NEARLY_TIED = 0.02  # nats: which of two such tokens float16 prefers depends on the CPU
 
