@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Conversation = Sequence[Mapping[str, Any]]
 
 DATE = "2026-01-01"  # replaces today's date in templates, so that their texts are the same on every day
-TODAY = re.compile(r"strftime_now\(\s*(?P<format>'[^']*'|\"[^\"]*\")\s*\)")
+TODAY = re.compile(r"strftime_now\(\s*('[^']*'|\"[^\"]*\")\s*\)")
 SECONDS = 10.0  # for one conversation; usual templates take a millisecond
 MOST_BYTES = 1 << 30  # of memory, beside that of this process
 MOST_CHARACTERS = 1 << 24  # of a rendered conversation
@@ -59,7 +59,7 @@ def dated(source: str, date: str) -> str:
     if "strftime_now" not in source:
         return source
     day = Day.fromisoformat(date)
-    formats = {match["format"][1:-1] for match in TODAY.finditer(source)}
+    formats = {match[1][1:-1] for match in TODAY.finditer(source)}
     if len(TODAY.findall(source)) < source.count("strftime_now("):
         raise PrunusError("the model's chat template writes today's date in a way that cannot be replaced")
     known = ", ".join(f"{_quoted(one)}: {_quoted(day.strftime(one))}" for one in sorted(formats))

@@ -30,15 +30,16 @@ class _NotArithmetic(Exception):
 def exact_value(text: str) -> Fraction | None:
     """The value of a text in normal form (normalise.latex); None where it is not plain arithmetic."""
     if mixed := _MIXED.fullmatch(text):
-        if not int(mixed["under"]):
+        sign, whole, over, under = mixed.groups()
+        if not int(under):
             return None
-        value = int(mixed["whole"]) + Fraction(int(mixed["over"]), int(mixed["under"]))
-        return -value if mixed["sign"] == "-" else value
+        value = int(whole) + Fraction(int(over), int(under))
+        return -value if sign == "-" else value
     if repeating := _REPEATING.fullmatch(text):
-        once, again = repeating["once"], repeating["again"]
+        sign, head, once, again = repeating.groups()
         nines = (10 ** len(again) - 1) * 10 ** len(once)
-        value = Fraction(f"{repeating['head'] or 0}.{once or 0}") + Fraction(int(again), nines)
-        return -value if repeating["sign"] == "-" else value
+        value = Fraction(f"{head or 0}.{once or 0}") + Fraction(int(again), nines)
+        return -value if sign == "-" else value
     tokens: list[str] = _TOKEN.findall(text)
     if "".join(tokens) != text:
         return None

@@ -12,7 +12,7 @@ MAX_ANSWER = 1000
 
 # A box with braces, or one without them before a number or command: \boxed 12. "Put it into \boxed and stop" has none.
 _BOX = re.compile(
-    r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*(?:(?P<brace>\{)"
+    r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*(?:(\{)"
     r"|(?=[0-9(\[]|[-+.]\s?[0-9\\.]|\\(?!boxed|fbox|framebox)[A-Za-z{$]|[A-Za-z]\s?(?:[-+=^_$]|\\in(?![A-Za-z]))))"
 )
 _UNBRACED_END = re.compile(r"(?<!\\)\$|\\[)\]]|\n")
@@ -31,9 +31,7 @@ _CONCLUSION = re.compile(
     re.IGNORECASE,
 )
 # The words before the value: "The number of ways is 12" is read as 12.
-_SENTENCE = re.compile(
-    r"(?:the|this|there|it|we)\s.{0,200}\s(?:is|are|equals|get|obtain|=)\s+(?P<rest>\S.*)", re.IGNORECASE
-)
+_SENTENCE = re.compile(r"(?:the|this|there|it|we)\s.{0,200}\s(?:is|are|equals|get|obtain|=)\s+(\S.*)", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9][0-9,]*(?:\.[0-9]+)?")
 _THOUSANDS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+")
 _MATHS = re.compile(r"(?<!\\)\$\$?((?:\\\$|[^$])+?)(?<!\\)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
@@ -60,7 +58,7 @@ def find_answer(text: str) -> Found:
         last_line = text.rstrip().rpartition("\n")[2][-MAX_ANSWER:]
         conclusion = _after(_last_match(_CONCLUSION, last_line), last_line)
         return Found("conclusion", conclusion) if conclusion else Found("nothing")
-    if not opening["brace"]:
+    if not opening[1]:
         end = _UNBRACED_END.search(text, opening.end())
         content = text[opening.end() : end.start() if end else len(text)]
         return Found("box", first_clause(content)) if len(content) <= MAX_ANSWER else Found("malformed")
@@ -108,7 +106,7 @@ def first_clause(phrase: str) -> str:
         return "".join(formulas[0]).strip()
     clause = _REASON.split(phrase, maxsplit=1)[0].strip(" \t*_`")
     sentence = _SENTENCE.fullmatch(clause)
-    return sentence["rest"].strip(" \t*_`") if sentence else clause
+    return sentence[1].strip(" \t*_`") if sentence else clause
 
 
 def last_integer(text: str) -> str | None:

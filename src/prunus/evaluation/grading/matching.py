@@ -138,10 +138,11 @@ def _times(gold: Node, answer: Node, ask: Ask) -> bool:
         return gold.text == answer.text
     timed, bare = (gold, answer) if gold.kind == "time" else (answer, gold)
     if clock := _CLOCK.fullmatch(bare.text):
-        hours = [int(clock["hour"])]
-        if bare is gold and 1 <= hours[0] <= 12 and not clock["hour"].startswith("0"):
+        hour, minute, second = clock.groups()
+        hours = [int(hour)]
+        if bare is gold and 1 <= hours[0] <= 12 and not hour.startswith("0"):
             hours = [hours[0] % 12, hours[0] % 12 + 12]
-        return timed.text in [str(seconds(hour, clock["minute"], clock["second"])) for hour in hours]
+        return timed.text in [str(seconds(one, minute, second)) for one in hours]
     if ":" in timed.name or bare.kind != "formula":
         return False
     return ask(timed.name, bare.text) if timed is gold else ask(bare.text, timed.name)  # 2am may be a product

@@ -65,8 +65,9 @@ def split_quantity(text: str) -> Quantity:
         units = frozenset(["dollar^1"])
     ticks = ticked(body)
     if arc := _ARC.fullmatch(ticks):
-        degrees = rf"{arc['degrees']}+\frac{{{arc['minutes']}}}{{60}}+\frac{{{arc['seconds'] or 0}}}{{3600}}"
-        return Quantity(f"{arc['sign']}({degrees})", units=frozenset(["degree^1"]))
+        sign, degrees, minutes, seconds = arc.groups()
+        value = rf"{degrees}+\frac{{{minutes}}}{{60}}+\frac{{{seconds or 0}}}{{3600}}"
+        return Quantity(f"{sign}({value})", units=frozenset(["degree^1"]))
     if any(match.end() == len(body) for match in DEGREE.finditer(body)):
         return Quantity(body, units=frozenset(["degree^1"]))
     number = ticks.rstrip("'")
@@ -85,7 +86,8 @@ def split_quantity(text: str) -> Quantity:
         before = _BLANK_END.sub("", body[:start])
         if not before or not _BODY.search(before) or (plain and not _PLAIN_NUMBER.fullmatch(before)):
             break
-        words = re.findall(r"[A-Za-z]+", match["words"])
+        phrase, exponent = match.groups()
+        words = re.findall(r"[A-Za-z]+", phrase)
         if words and words[0].lower().removesuffix("s") in SCALES and _PLAIN_NUMBER.fullmatch(before):
             scale *= 10 ** SCALES[words[0].lower().removesuffix("s")]
             words = [word for word in words[1:] if word.lower() != "of"]
@@ -98,7 +100,7 @@ def split_quantity(text: str) -> Quantity:
         apart = styled is not None or body[start - 1 : start].isspace()
         if not _is_unit(words, apart):
             break
-        power = next((_POWERS[word.lower()] for word in words if word.lower() in _POWERS), match["power"] or "1")
+        power = next((_POWERS[word.lower()] for word in words if word.lower() in _POWERS), exponent or "1")
         known = [KNOWN[name] for word in words if (name := word if word in KNOWN else word.lower()) in KNOWN]
         units |= {f"{name}^{power}" for name in known}
         body = before
@@ -204,12 +206,15 @@ def integer(text: str) -> str | None:
     text = " ".join(_THIN.sub("", text).split()).rpartition("=")[2].strip().rstrip(".")
     text = _CHOICE_BEFORE.sub("", _THOUSANDS_COMMA.sub("", text))
     if scaled := _SCALED.fullmatch(text):
-        value = Fraction(scaled["number"]) * 10 ** SCALES[scaled["scale"].lower()]
-        text = f"{value}{scaled['unit'] or ''}"
+        number, scale, unit = scaled.groups()
+        text = f"{Fraction(number) * 10 ** SCALES[scale.lower()]}{unit or ''}"
     match = _INTEGER.fullmatch(text)
-    if match is None or not _is_unit_or_none(match["unit"] or ""):
+    if match is None:
         return None
-    return f"-{match[2]}" if match[1] == "-" and match[2] != "0" else match[2]
+    sign, digits, unit = match.groups()
+    if not _is_unit_or_none(unit or ""):
+        return None
+    return f"-{digits}" if sign == "-" and digits != "0" else digits
 
 
 def _is_unit_or_none(text: str) -> bool:

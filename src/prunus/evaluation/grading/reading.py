@@ -28,12 +28,10 @@ BASES = {name: base for base, name in enumerate(_BASE_NAMES.split(), 2)} | {
 }  # fmt: skip
 _WORDS = re.compile(r"[A-Za-z'-]+(?: +[A-Za-z'-]+)*")
 _LONG_WORD = re.compile(r"(?:^|[ '-])(?!(?:sin|cos|tan|cot|sec|csc|log|exp|sqrt|gcd|lcm|mod)\b)[A-Za-z]{3,}")
-_STYLED_WORDS = re.compile(
-    r"\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf|emph)\s*\{(?P<words>[A-Za-z' -]{2,})\.?\}\.?"
-)
+_STYLED_WORDS = re.compile(r"\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf|emph)\s*\{([A-Za-z' -]{2,})\.?\}\.?")
 _CHOICE = re.compile(r"\(?([A-Z])\)?")
 _LABEL = re.compile(
-    r"(?P<styled>\\(?:text|textbf|mathrm|mathbf|textrm)\s*\{\s*"
+    r"(\\(?:text|textbf|mathrm|mathbf|textrm)\s*\{\s*"
     r"(?:\([A-H]\)[.:]?\s*\}|[A-H][.:)]\s*\}|[A-H]\s*\}(?=\\[,;: ]|~|\s))(?:\\[,;:! ]|~|\s|\\q?quad|[:.,])*(?=\S))"
     r"|\([A-H]\)(?:\\[,;:! ]|~|\s|\\q?quad|:)+(?=\S)|[A-H][).:]\s+(?=\S)"
 )
@@ -41,7 +39,7 @@ _OPERATOR = re.compile(r"[-+*/^_=<>)\]},&!]|\\(?:cdot|times|cup|cap|le|ge|in|pm|
 _RELATION = re.compile(r"\\(?:le|ge)(?![A-Za-z])|[<>]")
 _REALS = re.compile(r"\\mathbb ?\{?R\}?|\\(?:R|Reals|reals)(?![A-Za-z])")
 _FROM_REALS = re.compile(rf"(?:{_REALS.pattern})[-/](?=[(\[]|\\\{{)")  # - and / stand for \setminus there
-_COMPLEMENT = re.compile(r"(?P<inside>[(\[].*[)\]])\^\{?(?:[cC]|\\complement)\}?")
+_COMPLEMENT = re.compile(r"([(\[].*[)\]])\^\{?(?:[cC]|\\complement)\}?")
 _UNEQUAL = re.compile(rf"(?:(?P<member>[A-Za-z])\\in(?:{_REALS.pattern}),)?(?P<name>[A-Za-z])\\neq(?P<values>[^<>=]+)")
 _NO_MEMBER = re.compile(r"[A-Za-z]\\notin(?![A-Za-z])")
 _TIME = re.compile(
@@ -52,10 +50,10 @@ _MEMBER = re.compile(r"[A-Za-z]\\in(?![A-Za-z])")
 _VARIABLE = re.compile(r"[A-Za-z]|\\(?:alpha|beta|gamma|theta|lambda|mu|phi|omega)|[a-z]\([a-z]\)")
 # Names that an answer may have left of =: x, x_1, f(x), AB, \angle ABC. With a sum there it is an equation.
 _NAME = re.compile(rf"(?:{_VARIABLE.pattern})(?:_\{{?[0-9a-z]+\}}?)?|[A-Za-z]\([^()=]*\)|\\angle ?[A-Z]+|[A-Z]{{2,3}}")
-_BUILDER = re.compile(r"\\\{[A-Za-z](?:\\in\\mathbb\{?R\}?)?(?:\\mid|\\vert|:|\|) ?(?P<condition>[^|]+)\\\}")
+_BUILDER = re.compile(r"\\\{[A-Za-z](?:\\in\\mathbb\{?R\}?)?(?:\\mid|\\vert|:|\|) ?([^|]+)\\\}")
 _SEPARATORS: tuple[tuple[str, Literal["union", "list"]], ...] = ((r"\lor", "union"), (",", "list"), (r"\cup", "union"))
 _SIGN = re.compile(r"\\[pm][mp](?![A-Za-z])")
-_MATRIX = re.compile(r"\\begin\{(?P<kind>[pbvBV]?matrix|array)\}(?:\{[clr|]*\})?(?P<body>.*)\\end\{(?P=kind)\}")
+_MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{\1\}")
 _OPEN = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
 _CLOSE = frozenset(_OPEN.values())
 _PIECE = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
@@ -65,7 +63,7 @@ def readings(text: str) -> list[Node]:
     """The ways to parse an answer, the likeliest first: as written, and without the letter of a choice."""
     nodes = [read(text)]
     styled = text.strip().strip("$*").strip()
-    if (label := _LABEL.match(styled)) and (label["styled"] or not _OPERATOR.match(styled, label.end())):
+    if (label := _LABEL.match(styled)) and (label[1] or not _OPERATOR.match(styled, label.end())):
         nodes.append(read(styled[label.end() :]))
     if ungrouped := normalise.latex(text) != normalise.latex(text, grouped=False):
         nodes.append(read(text, grouped=not ungrouped))
@@ -97,7 +95,7 @@ def read(text: str, depth: int = 0, grouped: bool = True) -> Node:
 def _read_words(text: str) -> Node | None:
     plain = text.strip("$*. ")
     styled = _STYLED_WORDS.fullmatch(plain)
-    phrase = styled["words"] if styled else plain if _WORDS.fullmatch(plain) and len(plain) > 3 else ""
+    phrase = styled[1] if styled else plain if _WORDS.fullmatch(plain) and len(plain) > 3 else ""
     words = phrase if styled or _LONG_WORD.search(phrase) else ""
     words = "".join(words.lower().split())
     return Node("words", words) if len(words) > 1 else None
@@ -117,15 +115,16 @@ def _read_latex(latex: str, depth: int) -> Node:
         if len(pieces) > 1 and all(pieces):
             return _joined(kind, [_read_latex(piece, depth + 1) for piece in pieces])
     if builder := _BUILDER.fullmatch(latex):
-        return _read_latex(builder["condition"], depth + 1)
+        return _read_latex(builder[1], depth + 1)
     if member := _MEMBER.match(latex):
         return _read_latex(latex[member.end() :], depth + 1)
     if node := _read_rest(latex, depth) or _read_inequality(latex, depth) or _read_equation(latex, depth):
         return node
     if based := _BASED.fullmatch(latex):
-        base = int(based["base"]) if based["base"].isdigit() else BASES.get(based["base"])
-        if base and (base > 10 or based["digits"].replace(".", "").isdigit()):
-            return Node("based", based["digits"].lstrip("0") or "0", name=str(base))
+        digits, name = based.groups()
+        base = int(name) if name.isdigit() else BASES.get(name)
+        if base and (base > 10 or digits.replace(".", "").isdigit()):
+            return Node("based", digits.lstrip("0") or "0", name=str(base))
     if node := _read_time(latex) or _read_enclosed(latex, depth):
         return node
     if letter := _CHOICE.fullmatch(latex):
@@ -157,7 +156,7 @@ def _read_rest(latex: str, depth: int) -> Node | None:
     if _REALS.fullmatch(latex):
         return REALS
     if complement := _COMPLEMENT.fullmatch(latex):
-        inside = _read_enclosed(complement["inside"], depth + 1)
+        inside = _read_enclosed(complement[1], depth + 1)
         return difference(REALS, inside) if inside else None
     first, *others = _split(latex, r"\setminus") or [latex]
     if others and all((first, *others)):
@@ -173,9 +172,12 @@ def _read_rest(latex: str, depth: int) -> Node | None:
 def _read_unequal(latex: str, depth: int) -> Node | None:
     r"""x \ne 1, or x \ne 1, x \ne 2, as the real numbers without these."""
     match = _UNEQUAL.fullmatch(latex)
-    if match is None or match["member"] not in (None, match["name"]):
+    if match is None:
         return None
-    values = [value.removeprefix(rf"{match['name']}\neq") for value in _split(match["values"], ",")]
+    member, name, listed = match.groups()
+    if member not in (None, name):
+        return None
+    values = [value.removeprefix(rf"{name}\neq") for value in _split(listed, ",")]
     removed = Node("set", parts=tuple(_read_latex(value, depth + 1) for value in values))
     return difference(REALS, removed) if cuts(removed) else None
 
@@ -183,11 +185,13 @@ def _read_unequal(latex: str, depth: int) -> Node | None:
 def _read_time(latex: str) -> Node | None:
     """A time of day with a.m., p.m. or a word for them."""
     match = _TIME.fullmatch(latex)
-    if match is None or (match["twelve"] and int(match["hour"]) != 12):
+    if match is None:
         return None
-    is_late = (match["half"] or match["part"] or match["twelve"]).lower() not in ("a", "morning", "midnight")
-    hour = int(match["hour"]) % 12 + 12 * is_late
-    return Node("time", str(seconds(hour, match["minute"], match["second"])), name=latex)
+    hour, minute, second, half, part, twelve = match.groups()
+    if twelve and int(hour) != 12:
+        return None
+    is_late = (half or part or twelve).lower() not in ("a", "morning", "midnight")
+    return Node("time", str(seconds(int(hour) % 12 + 12 * is_late, minute, second)), name=latex)
 
 
 def seconds(hour: int, minute: str | None, second: str | None) -> int:
@@ -229,7 +233,7 @@ def _read_equation(latex: str, depth: int) -> Node | None:
 def _read_enclosed(latex: str, depth: int) -> Node | None:
     """The set, tuple or interval that one pair of brackets encloses, or a part in redundant parentheses."""
     if matrix := _MATRIX.fullmatch(latex):
-        rows = [_split(row, "&") for row in _split(matrix["body"], "\\\\") if row]
+        rows = [_split(row, "&") for row in _split(matrix[2], "\\\\") if row]
         if rows and all(len(row) == len(rows[0]) and all(row) for row in rows):
             cells = tuple(_read_latex(cell, depth + 1) for row in rows for cell in row)
             return Node("matrix", f"{len(rows)} x {len(rows[0])}", parts=cells)
