@@ -362,7 +362,7 @@ def grown_p(d, limits, margin):
     """p_margin as compare computes it after comparisons with these limits, of which the last one is now."""
     ids = [f"{number:04d}" for number in range(limits[-1])]
     rounds, start = anytime.in_plan_order([d[: limits[-1]]], [ids], [ids], limits, 0)
-    return anytime.infer(rounds, margin, 1, start)["p_margin"]
+    return anytime.infer(rounds, margin, 1, start).p_margin
 
 
 def test_all_comparisons_of_a_growing_limit_are_one_game():
@@ -383,7 +383,7 @@ def test_with_several_tasks_they_are_one_game_too(sizes):
         rounds, start = anytime.in_plan_order(
             [one[:limit] for one in d], [one[:limit] for one in ids], ids, limits[:number], 0
         )
-        p.append(anytime.infer(rounds, 0.15, 1, start)["p_margin"][0])
+        p.append(anytime.infer(rounds, 0.15, 1, start).p_margin[0])
     assert p[0] == pytest.approx(betting.p_value([one[:50] for one in d], 0.15)[0])
     assert all(later <= before + 1e-12 for before, later in pairwise(p)) and p[-1] < p[0]
 
@@ -413,7 +413,7 @@ def test_raising_the_limit_until_a_difference_is_shown_errs_in_5_percent_at_most
     first = np.array([2 * min(paired.mcnemar_p(*one), paired.mcnemar_p(*one[::-1])) <= 0.05 for one in counts])
     ids = [f"{number:04d}" for number in range(500)]
     rounds, start = anytime.in_plan_order([d], [ids], [ids], list(range(50, 501, 10)), 0)
-    shown = anytime.infer(rounds, 0.02, 1, start)["p"] < 0.05  # at the last look or at any before it
+    shown = anytime.infer(rounds, 0.02, 1, start).p < 0.05  # at the last look or at any before it
     assert (first | shown).mean() < 0.05 + 2 * np.sqrt(0.05 * 0.95 / runs)
 
 

@@ -47,9 +47,9 @@ def test_columns_are_those_of_plain_loops():
     for c, values in enumerate(columns):
         expected = by_loop(values, 0.1)
         for name in NAMES:
-            assert found[name][c] == pytest.approx(expected[name], abs=6e-4), name
-    assert (found["band_low"] < found["low"]).all() and (found["band_high"] > found["high"]).all()
-    assert found["p"][1] < 0.05 < found["p"][0] and found["p_margin"][2] < 0.05 < found["p_margin"][1]
+            assert getattr(found, name)[c] == pytest.approx(expected[name], abs=6e-4), name
+    assert (found.band_low < found.low).all() and (found.band_high > found.high).all()
+    assert found.p[1] < 0.05 < found.p[0] and found.p_margin[2] < 0.05 < found.p_margin[1]
 
 
 def test_last_bits_of_rounds_do_not_depend_on_the_hashes_of_a_process():
@@ -157,8 +157,8 @@ def false_differences(p_of, runs=150):
 
 
 def test_whoever_ends_at_the_first_difference_is_wrong_in_5_percent_at_most():
-    share = false_differences(lambda d: anytime.infer(d, 0.02)["p"])
+    share = false_differences(lambda d: anytime.infer(d, 0.02).p)
     assert share <= 0.05 + 4 * sqrt(0.05 * 0.95 / 150)
     assert false_differences(lambda d: paired.sign_flip_p([d], 300)) > 0.1  # the test of a fixed number of problems
     losing = np.random.default_rng(1).choice([-1.0, 0.0], (200, 50), p=[0.2, 0.8])
-    assert np.mean(anytime.infer(losing, 0.02)["p"] < 0.05) > 0.9  # it does find differences
+    assert np.mean(anytime.infer(losing, 0.02).p < 0.05) > 0.9  # it does find differences

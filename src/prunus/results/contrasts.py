@@ -7,7 +7,7 @@ those of the other.
 rows decided how many problems were taken; they explain why these methods are used.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite, isnan
 from typing import Any
@@ -22,6 +22,7 @@ from prunus.results.growth import Growth
 from prunus.settings.budgets import AS_RUN, OFF, without_off
 from prunus.settings.margins import Margin
 from prunus.statistics import anytime, betting, metrics, paired, power
+from prunus.statistics.anytime import Claims
 from prunus.statistics.betting import direction_p
 from prunus.statistics.paired import Floats
 from prunus.store.rows import Table, sizes_of
@@ -122,29 +123,34 @@ def contrast_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, claims
     shares = [d[:, :A] for d in strata]  # differences of accuracies, which lie in [-1, 1]; no slopes
     details, primary = claims or (1, 1)
     claims_A = np.array([details] * B + [primary])
+    base_C = paired.estimate(base_means)
     common = {
         "accuracy": paired.estimate(other_means),
-        "base_accuracy": paired.estimate(base_means),
+        "base_accuracy": base_C,
         **{"p_flip" if name == "p" else name: column for name, column in tested.columns.items()},
     }
     one_outcome = np.full(A, draws == 1 and len(pairs) == 1 and not pairs[0].base.grouped)
     one_outcome[-1] &= np.count_nonzero(weights_BC[:, B]) == 1
     bases = [d[:, :A] for d in base_means]
-    columns = {name: column[:A] for name, column in common.items()}
-    claimed = _claimed(shares, bases, pairs, margin, seed, one_outcome, B)
-    if pairs[0].adaptive is None and claims is not None:
-        columns["mde"] = power.minimum_detectable(shares, bases, claims_A, draws, one_outcome, seed)
-    else:
-        columns["mde"] = np.full(A, np.nan)  # it is of the tests for a fixed number of problems
-    ends = metrics.simultaneous_bands(tested.centre_C[:B], tested.draws_RC[:, :B])
-    # Never narrower than a cell's own interval, which need not be symmetric.
-    columns["band_low"] = np.minimum(ends[0], columns["low"][:B])
-    columns["band_high"] = np.maximum(ends[1], columns["high"][:B])
-    needed = _needed([d[:, :, :A] for d in varying], None if matched else shares, columns, margin, claims_A)
-    columns |= claimed
+    mde_A = bound_A = np.full(A, np.nan)
+    if pairs[0].adaptive is None and claims is not None:  # it is of the tests for a fixed number of problems
+        mde_A = power.minimum_detectable(shares, bases, claims_A, draws, one_outcome, seed)
     if claims is not None:
         area = _bound_of_all([d[:, B:] for d in shares], pairs, margin, primary)
-        columns["lower_bound_adjusted"] = np.append(np.full(B, np.nan), area)
+        bound_A = np.append(np.full(B, np.nan), area)
+    low_B, high_B = metrics.simultaneous_bands(tested.centre_C[:B], tested.draws_RC[:, :B])
+    columns = {
+        **{name: column[:A] for name, column in common.items()},
+        "mde": mde_A,
+        "lower_bound_adjusted": bound_A,
+        # Never narrower than a cell's own interval, which need not be symmetric.
+        "band_low": np.minimum(low_B, tested.low[:B]),
+        "band_high": np.maximum(high_B, tested.high[:B]),
+        **_claimed(shares, bases, pairs, margin, seed, one_outcome, B).columns,
+    }
+    margins_A = [margin.points(share) for share in base_C[:A]]
+    effect_A = np.maximum(np.abs(tested.difference[:A]), margins_A)
+    needed = _needed([d[:, :, :A] for d in varying], None if matched else shares, effect_A, claims_A)
     size = _sizes(pairs)
     cells: Cells = {}
     for c, place in enumerate([*(("", budget) for budget in budgets), (AREA, 0)]):
@@ -172,7 +178,7 @@ def _claimed(
     seed: int,
     one_outcome: NDArray[np.bool_],
     bands: int = 0,
-) -> dict[str, Floats]:
+) -> Claims:
     """What is claimed of gains, (G, C) of each task in [-1, 1]: p-values, and the lower bound.
 
     base: its shares in [0, 1], alike. one_outcome: as of direction_p. Where rows decided how many problems were taken,
@@ -182,37 +188,37 @@ def _claimed(
     how, draws = pairs[0].adaptive, pairs[0].draws
     values, null = anytime.exceeding(gains, base, margin)
     if how is None:
-        columns = direction_p(gains, seed, draws, one_outcome)
-        columns["lower_bound"] = betting.lower_bound(gains, seed=seed, draws=draws, nulls=[-margin.size])
-        columns["p_margin"] = betting.p_value(values, null, seed, draws)
+        p_margin = betting.p_value(values, null, seed, draws)
+        bound = betting.lower_bound(gains, seed=seed, draws=draws, nulls=[-margin.size])
+        claims = Claims(**direction_p(gains, seed, draws, one_outcome), p_margin=p_margin, lower_bound=bound)
     else:
-        columns = any_time_columns(gains, pairs, margin.size, max(1, bands))
+        claims = any_time(gains, pairs, margin.size, max(1, bands))
+        p_margin = claims.p_margin
         if margin.relative and isinstance(how, int):
             names = [pair.base.groups for pair in pairs]
             rounds, dense = (anytime.in_rounds(side, names, how) for side in (gains, base))
-            columns["p_margin"] = np.exp(-anytime.log_e_values(rounds, margin.size, dense)[0][-1])
+            p_margin = np.exp(-anytime.log_e_values(rounds, margin.size, dense)[0][-1])
         elif margin.relative:
-            columns["p_margin"] = any_time_columns(values, pairs, null)["p_margin"]
+            p_margin = any_time(values, pairs, null).p_margin
         mean_C = np.mean([gain.mean(axis=0) for gain in gains], axis=0)
-        for low, high in (("low", "high"), ("band_low", "band_high")):
-            _, columns[low], columns[high] = anytime.with_estimate(mean_C, columns[low], columns[high])
-        columns = {name: column for name, column in columns.items() if bands or not name.startswith("band_")}
+        _, low, high = anytime.with_estimate(mean_C, claims.low, claims.high)
+        _, band_low, band_high = anytime.with_estimate(mean_C, claims.band_low, claims.band_high)
+        together = (band_low, band_high) if bands else (None, None)
+        claims = Claims(*claims[:5], low, high, *together)
     # Where losing everything would be within the margin nothing is claimed of it.
     covered_C = np.array([margin.covers(share) for share in paired.estimate(base)])
-    return columns | {"p_margin": np.where(covered_C, 1.0, columns["p_margin"])}
+    return claims._replace(p_margin=np.where(covered_C, 1.0, p_margin))
 
 
 def _bound_of_all(strata: Sequence[Floats], pairs: Sequence[Pair], margin: Margin, comparisons: int) -> Floats:
     """(C,) lower bounds of the differences that hold for so many comparisons together (Bonferroni)."""
     if pairs[0].adaptive is not None:  # bands are two-sided
-        return any_time_columns(strata, pairs, margin.size, comparisons / 2)["band_low"]
+        return any_time(strata, pairs, margin.size, comparisons / 2).band_low
     level = betting.ALPHA / comparisons
     return betting.lower_bound(strata, level, order_seed(pairs), pairs[0].draws, [-margin.size])
 
 
-def any_time_columns(
-    strata: Sequence[Floats], pairs: Sequence[Pair], margin: float, columns: float = 1
-) -> dict[str, Floats]:
+def any_time(strata: Sequence[Floats], pairs: Sequence[Pair], margin: float, columns: float = 1) -> Claims:
     """`anytime.infer` of the differences (G, C) of each pair, in the order in which groups of problems were taken."""
     how, names = pairs[0].adaptive, [pair.base.groups for pair in pairs]
     assert how is not None
@@ -240,13 +246,10 @@ def _sizes(pairs: Sequence[Pair]) -> dict[str, int]:
 def _needed(
     varying: Sequence[Floats],
     means: Sequence[Floats] | None,
-    columns: Mapping[str, Floats],
-    margin: Margin,
+    effect_A: Floats,
     claims_A: NDArray[np.int_],
 ) -> list[Needed]:
-    """What would settle each contrast. varying, means: as of `power.spread`."""
-    margins_A = [margin.points(share) for share in columns["base_accuracy"]]
-    effect_A = np.maximum(np.abs(columns["difference"]), margins_A)
+    """What would settle contrasts with these effects. varying, means: as of `power.spread`."""
     draws_A = power.draws_needed(varying, effect_A, claims_A, means)
     problems_A = power.problems_needed(varying, effect_A, claims_A, means)
     needs = []
@@ -333,11 +336,13 @@ def stop_cells(pairs: Sequence[Pair], margin: Margin, resamples: int, same_chain
     single = pairs[0].draws == 1 and len(pairs) == 1 and not pairs[0].base.grouped
     one_outcome = np.repeat([single and name != USED for name in endings], len(budgets))
     claimed = _claimed(gains, good, pairs, margin, seed, one_outcome)
-    claimed["bound"] = signs * claimed.pop("lower_bound")
-    if pairs[0].adaptive is not None:
-        claimed["low"], claimed["high"] = np.sort([signs * claimed["low"], signs * claimed["high"]], axis=0)
+    if claimed.low is not None and claimed.high is not None:
+        low, high = np.sort([signs * claimed.low, signs * claimed.high], axis=0)
+        claimed = claimed._replace(low=low, high=high)
     shares = {"share": other, "base_share": base, "gain": gains}
-    cells = tested.cells(**{name: paired.estimate(values) for name, values in shares.items()}, **claimed)
+    columns = {name: paired.estimate(values) for name, values in shares.items()} | claimed.columns
+    columns["bound"] = signs * columns.pop("lower_bound")
+    cells = tested.cells(**columns)
     size = _sizes(pairs)
     return {
         (name, budget): made(Ending, size, cell)

@@ -149,4 +149,4 @@ def _cells(differences: Sequence[Floats], resamples: int) -> list[dict[str, floa
     if not differences:
         return []
     inferred = paired.infer([np.column_stack(differences)], resamples)
-    return inferred.cells(q=scipy.stats.false_discovery_control(inferred.columns["p"]))
+    return inferred.cells(q=scipy.stats.false_discovery_control(inferred.p))

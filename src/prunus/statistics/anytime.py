@@ -22,7 +22,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, log
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -235,33 +235,45 @@ def in_plan_order(
     return (rounds, 0) if first is None else (np.concatenate([first, rounds]), len(first))
 
 
-def infer(
-    differences_TC: Floats, margin: float, columns: float = 1, first: int = 0, share: float = 1.0
-) -> dict[str, Floats]:
-    """What `paired` and `betting` say of a comparison, each (C,), so that it holds at any time.
+class Claims(NamedTuple):
+    """What is claimed of C contrasts, (C,) each.
 
     p_better, p_worse, p: as of `betting.direction_p`. lower_bound: one-sided 95 %. p_margin: of a loss of the margin or
-    more.
-    low, high: of a 95 % interval. band_low, band_high: of 95 % intervals that hold for this many columns together.
+    more. low, high: of a 95 % interval. band_low, band_high: of 95 % intervals that hold for several columns together.
+    """
+
+    p_better: Floats
+    p_worse: Floats
+    p: Floats
+    p_margin: Floats
+    lower_bound: Floats
+    low: Floats | None = None
+    high: Floats | None = None
+    band_low: Floats | None = None
+    band_high: Floats | None = None
+
+    @property
+    def columns(self) -> dict[str, Floats]:
+        """Those that there are, by name."""
+        return {name: column for name, column in self._asdict().items() if column is not None}
+
+
+def infer(differences_TC: Floats, margin: float, columns: float = 1, first: int = 0, share: float = 1.0) -> Claims:
+    """What `paired` and `betting` say of a comparison, so that it holds at any time; bands hold for this many columns.
+
     first: the differences of a first comparison, which was judged by `betting`; its bets are kept, so that what it
     showed and what these show are one game, which errs with probability alpha in all. share: of alpha that is spent.
     """
     d, alpha = differences_TC, betting.ALPHA * share
     above, below = bets(d, margin), bets_above(-d, margin)
     better, worse = (np.minimum(1.0, _p(sign * d, bets_above(sign * d, SMALL), 0.0, first) / share) for sign in (1, -1))
-    inferred = {
-        "p_better": better,
-        "p_worse": worse,
-        "p": two_sided(better, worse),
-        "p_margin": np.minimum(1.0, _p(d, above, -margin, first) / share),
-        "lower_bound": _lower(d, above, alpha, first),
-    }
-    for name, level in (("", alpha / 2), ("band_", alpha / 2 / columns)):
-        inferred[f"{name}low"], inferred[f"{name}high"] = (
-            _lower(d, above, level, first),
-            -_lower(-d, below, level, first),
-        )
-    return inferred
+    p_margin = np.minimum(1.0, _p(d, above, -margin, first) / share)
+    ends = [
+        end
+        for level in (alpha / 2, alpha / 2 / columns)
+        for end in (_lower(d, above, level, first), -_lower(-d, below, level, first))
+    ]
+    return Claims(better, worse, two_sided(better, worse), p_margin, _lower(d, above, alpha, first), *ends)
 
 
 def _p(differences_TC: Floats, bets_TC: Floats, null: float, first: int) -> Floats:

@@ -117,15 +117,24 @@ def bca_interval(strata: Sequence[Floats], draws: Floats, level: float = 0.95) -
 
 
 class Inference(NamedTuple):
-    """columns: difference, se, low, high (95 %) and p of C contrasts, (C,) each.
+    """Of C contrasts, (C,) each: the difference, its standard error, the ends of its 95 % interval, and p.
 
     centre_C, draws_RC: estimate and bootstrap draws with the pseudo-problems, from which bands over several contrasts
     follow.
     """
 
-    columns: dict[str, Floats]
+    difference: Floats
+    se: Floats
+    low: Floats
+    high: Floats
+    p: Floats
     centre_C: Floats
     draws_RC: Floats
+
+    @property
+    def columns(self) -> dict[str, Floats]:
+        """The five columns by name."""
+        return dict(zip(self._fields[:5], self, strict=False))
 
     def cells(self, **more: Floats) -> list[dict[str, float]]:
         """A dictionary for each contrast, with its entry of every column and of those in `more`."""
@@ -137,15 +146,8 @@ def infer(strata: Sequence[Floats], resamples: int = RESAMPLES, seed: int = 0) -
     """Estimate, standard error, BCa interval with pseudo-problems, and sign-flip p of every contrast."""
     extended = with_pseudo_problems(strata)
     draws = bootstrap(extended, resamples, seed)
-    low, high = bca_interval(extended, draws)
-    columns = {
-        "difference": estimate(strata),
-        "se": standard_error(strata),
-        "low": low,
-        "high": high,
-        "p": sign_flip_p(strata, resamples, seed),
-    }
-    return Inference(columns, estimate(extended), draws)
+    ends, p = bca_interval(extended, draws), sign_flip_p(strata, resamples, seed)
+    return Inference(estimate(strata), standard_error(strata), *ends, p, estimate(extended), draws)
 
 
 def sign_flip_p(strata: Sequence[Floats], flips: int = RESAMPLES, seed: int = 0) -> Floats:
