@@ -17,7 +17,7 @@ from prunus.pruning.inspection import LinearFacts, ModelFacts, WeightFacts, insp
 from prunus.results.comparison import compare, plan_differences
 from prunus.results.summary import summarise
 from prunus.settings.margins import MarginLike
-from prunus.step import StepRecord
+from prunus.step import StepRecord, source_of
 from prunus.store.labels import history, listed
 from prunus.store.rows import Run
 from prunus.store.store import Store
@@ -150,7 +150,7 @@ def read_results(
     checksum = Checkpoint(folder).checksum()
     with Store(path) as store:
         ours = find_ours(store, checksum, run, folder)
-        theirs = store.find_run(base) if base else find_dense(store, steps[0]["source"]["checksum"], ours)
+        theirs = store.find_run(base) if base else find_dense(store, source_of(steps[0]).checksum, ours)
         warnings = [] if theirs else [f"{path} has no run of the dense model with this plan: the card has no verdict"]
         tasks = ours.plan.get("tasks", [])
         datasets = {task: hub for task in tasks if task in TASKS and (hub := TASKS[task].hub)}

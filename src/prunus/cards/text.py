@@ -34,7 +34,7 @@ from prunus.results.words import bound_in_words, in_full, observations, verdict_
 from prunus.settings import settings_of
 from prunus.settings.budgets import NAMED
 from prunus.settings.cache_size import CacheSize, in_words
-from prunus.step import STEPS, defaults, recipe_of, recorded_kind, step_kind
+from prunus.step import STEPS, defaults, recipe_of, recorded_action, recorded_kind, source_of, sources_of, step_kind
 from prunus.store.characters import one_line, percent, points
 from prunus.store.labels import FIRST, label, settings
 from prunus.store.rows import Run
@@ -101,20 +101,18 @@ class Card:
     @property
     def origin_id(self) -> str | None:
         """The hub id of the model that the first step was applied to; None if it is not known."""
-        known = [hub_id(step["source"].get("hub")) for step in self.steps]
+        known = [hub_id(source_of(step).hub) for step in self.steps]
         return known[0] if any(known) else self.base_model
 
     @property
     def origin(self) -> str:
         """The model that the first step was applied to: its hub id if that is known, else the last part of its path."""
-        return self.origin_id or public(self.steps[0]["source"]["name"])
+        return self.origin_id or public(source_of(self.steps[0]).name)
 
     @property
     def base(self) -> str | None:
         """The hub id of the nearest model on the Hub that this one was made from; None if none is known."""
-        known = [
-            hub_id(step[key].get("hub")) for step in reversed(self.steps) for key in ("source", "dense") if key in step
-        ]
+        known = [hub_id(one.hub) for step in reversed(self.steps) for one in sources_of(step)]
         return self.base_model or next(filter(None, known), None) or hub_id(self.source.get("base_model"))
 
     @property
@@ -195,7 +193,7 @@ def metadata(card: Card) -> str:
     """The YAML between the two lines `---`. base_model is left out unless it is a hub id: the Hub refuses others."""
     from huggingface_hub import ModelCardData
 
-    actions = {step["action"] for step in card.steps}
+    actions = set(map(recorded_action, card.steps))
     # A pruned model is none of the Hub's kinds (adapter, merge, quantized, finetune), one that was trained on is.
     relations = [step_kind(action).relation for action in STEPS if action in actions]
     relation = "quantized" if actions & {"quantise", "quantize"} else next(filter(None, relations), None)
@@ -213,7 +211,7 @@ def metadata(card: Card) -> str:
 
 def tags(card: Card) -> list[str]:
     """Tags for the Hub's search."""
-    of_steps = [tag for step in card.steps if step["action"] in STEPS for tag in recorded_kind(step).tags(step)]
+    of_steps = [tag for step in card.steps if recorded_action(step) in STEPS for tag in recorded_kind(step).tags(step)]
     return list(dict.fromkeys(["prunus", "pruned", *of_steps]))
 
 
@@ -256,7 +254,7 @@ def introduction(card: Card) -> str:
         parts = " and ".join(row.part for row in card.zeros)
         done.append(f"{percent(zeros / weights)} % of the weights of its Linears ({plain(parts)}) are zero")
     for action in STEPS:
-        steps = [step for step in card.steps if step["action"] == action]
+        steps = [step for step in card.steps if recorded_action(step) == action]
         if steps and (sentence := step_kind(action).sentence(steps)):
             done.append(plain(sentence, LIMIT))
     what = "; ".join(done) or "see below"
@@ -286,7 +284,7 @@ def version_of(step: Data) -> Any:
 
 def step_text(step: Data) -> str:
     """What a step did: settings that differ from the defaults, recipe hash, calibration, cost and versions."""
-    recipe, action = recipe_of(step), str(step["action"])
+    recipe, action = recipe_of(step), recorded_action(step)
     chosen = ", ".join(f"{plain(key)} {plain(shown(key, value))}" for key, value in settings(step))
     parts = [f"**{plain(action)}**: {chosen or 'default settings'}"]
     if outcome := recorded_kind(step).outcome(step, brief=False):
@@ -308,7 +306,7 @@ def step_text(step: Data) -> str:
 
 def warnings_text(steps: Sequence[Data]) -> list[str]:
     """The warnings that the steps gave, each once."""
-    names = [str(step[key]["name"]) for step in steps for key in ("source", "dense") if isinstance(step.get(key), dict)]
+    names = [one.name for step in steps for one in sources_of(step)]
     warnings = dict.fromkeys(redacted(str(text), names) for step in steps for text in step["warnings"])
     return ["Warnings when it was made:", "\n".join(f"- {plain(text, LIMIT)}" for text in warnings)] if warnings else []
 
@@ -412,7 +410,7 @@ def commands(steps: Sequence[Data], origin: str, plan: Data | None) -> list[str]
     model, lines = origin, []
     for place, step in enumerate(steps, 1):
         out = RESULT if place == len(steps) else f"step-{place}"
-        action, recipe = str(step["action"]), recipe_of(step)
+        action, recipe = recorded_action(step), recipe_of(step)
         if action in STEPS:
             dense = ["--dense", dense_of(step, origin, steps)] if step_kind(action).needs_pruned else []
             lines.append(line(action, model, out, *dense, *options_of(action, recipe)))
@@ -430,10 +428,10 @@ def commands(steps: Sequence[Data], origin: str, plan: Data | None) -> list[str]
 
 def dense_of(step: Data, origin: str, steps: Sequence[Data]) -> str:
     """The dense model of a recovery: the origin, unless that was pruned by another program and recovered first."""
-    dense = step.get("dense")
-    if steps[0]["action"] != "recover" or not isinstance(dense, Mapping):
+    _, *dense = sources_of(step)
+    if recorded_action(steps[0]) != "recover" or not dense:
         return origin
-    return hub_id(dense.get("hub")) or public(str(dense.get("name")))
+    return hub_id(dense[0].hub) or public(dense[0].name)
 
 
 def options_of(action: str, recipe: Data) -> list[str]:

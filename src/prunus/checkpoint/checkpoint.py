@@ -23,6 +23,7 @@ from prunus.checkpoint.resolve import one_line, read_object, resolve, version_of
 from prunus.checkpoint.safetensors_file import DTYPES, READABLE, Stored, digest_of
 from prunus.disk import prefetch
 from prunus.errors import PrunusError
+from prunus.step import source_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -334,7 +335,7 @@ def dense_twin(source: Checkpoint, dense: str | Path | None) -> Checkpoint:
     history = source.manifest.get("history", [])
     if dense is None and not history:
         raise PrunusError(f"{source.folder} has no manifest that says what it was pruned from; give --dense MODEL")
-    name = history[0]["source"]["name"] if dense is None else dense
+    name = source_of(history[0]).name if dense is None else dense
     try:
         twin = Checkpoint(resolve(name))
     except PrunusError as error:
@@ -343,10 +344,10 @@ def dense_twin(source: Checkpoint, dense: str | Path | None) -> Checkpoint:
         raise PrunusError(f"{source.folder} was made from '{name}': {error}; give --dense MODEL") from error
     if twin.folder.resolve() == source.folder.resolve():
         raise PrunusError(f"{twin.folder} is the pruned model itself; give the dense one as --dense")
-    if history and twin.checksum() not in {step["source"]["checksum"] for step in history}:
+    if history and twin.checksum() not in {source_of(step).checksum for step in history}:
         raise PrunusError(
             f"{twin.folder} has other weights than the model that {source.folder} was made from "
-            f"({history[0]['source']['name']}); give that one as --dense"
+            f"({source_of(history[0]).name}); give that one as --dense"
         )
     return twin
 

@@ -33,6 +33,7 @@ from prunus.pruning.width.channels import describe_width
 from prunus.recipes import PruneRecipe
 from prunus.results.shown import as_text
 from prunus.settings.cache_size import CacheSize
+from prunus.step import recorded_action, source_of
 from prunus.store.labels import settings
 
 TOKENS = 32_768  # of a long chain of thought
@@ -356,12 +357,12 @@ def count_weights(source: Checkpoint) -> WeightFacts:
                 named.setdefault(linear.summary_name, []).append(linear)
             linears += [linear_facts(source, index, alike) for alike in named.values()]
             steps.advance()
-    whole = share(linears)
+    whole = Share(**share(linears))
     return WeightFacts(
-        sparsity=whole["sparsity"],
+        sparsity=whole.sparsity,
         patterns=[f"{n}:{m}" for n, m in PATTERNS if all(f"{n}:{m}" in row.patterns for row in linears)],
-        nonzero=whole["weights"] - whole["zeros"],
-        prunable_bytes=whole["weights"] * source.dtype.itemsize,
+        nonzero=whole.weights - whole.zeros,
+        prunable_bytes=whole.weights * source.dtype.itemsize,
         kinds=[
             KindShare(kind=local, part=part, **share([row for row in linears if row.kind == local]))
             for local, part in dict.fromkeys((row.kind, row.part) for row in linears)
@@ -437,13 +438,14 @@ def share(rows: Sequence[LinearFacts]) -> Zeros:
 def history_row(step: Mapping[str, Any]) -> StepFacts:
     """A summary of one step of the manifest."""
     cost = {key: step[key] for key in ("experts", "channels", "format", "bytes") if key in step}
-    if step["action"] == "recover":
+    action = recorded_action(step)
+    if action == "recover":
         cost = {"trained_tokens": step["cost"]["tokens"]}
     return StepFacts(
-        action=step["action"],
+        action=action,
         recipe=dict(settings(step)),
         blocks_removed=step.get("blocks_removed", []),
-        source=step["source"]["name"],
+        source=source_of(step).name,
         warnings=step["warnings"],
         **cost,
     )

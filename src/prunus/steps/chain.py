@@ -15,7 +15,7 @@ from prunus.pruning.calibration import check_calibration
 from prunus.pruning.calibration.data import check_kept
 from prunus.pruning.gguf import check_out
 from prunus.recipes.base import Calibrated, Recipe
-from prunus.step import Made, Planned, Where, action_of, kind_of, steps_name, with_defaults
+from prunus.step import Made, Planned, Where, action_of, kind_of, source_of, steps_name, with_defaults
 
 
 class ChainWays(TypedDict, total=False):
@@ -180,6 +180,6 @@ def is_made(folder: Path, checksum: str, steps: Sequence[Recipe]) -> bool:
     """Whether a folder holds the model with this checksum after exactly these steps."""
     if not (folder / MANIFEST).exists():
         return False
-    history = read_manifest(folder)["history"][-len(steps) :]
+    history = read_manifest(folder).get("history", [])[-len(steps) :]
     recipes = [step.get("recipe") for step in history]
-    return recipes == [one.to_json() for one in steps] and history[0]["source"]["checksum"] == checksum
+    return recipes == [one.to_json() for one in steps] and source_of(history[0]).checksum == checksum

@@ -17,6 +17,7 @@ from prunus.errors import PrunusError, nearest
 from prunus.evaluation.profiles import PROFILES, Profile, read_profile, read_system
 from prunus.evaluation.profiles.markers import QUESTION, end_of_prompt, find_token, render, sampling_of, source_of
 from prunus.recipes.drawing import PROFILE_FILE, Mode
+from prunus.step import sources_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +30,7 @@ SWITCHES: tuple[tuple[str, Any], ...] = (
     ("reasoning_effort", "high"),
 )
 HINTS = ("reasoning_content", "reasoning_effort", "enable_thinking")  # of thinking, in a template
-OPEN_TAG = re.compile(r"<(?P<name>[a-z_:]*(?:think|thought|reason)[a-z_:]*)>\s*\Z")
+OPEN_TAG = re.compile(r"<([a-z_:]*(?:think|thought|reason)[a-z_:]*)>\s*\Z")
 LEGACY_SAMPLING: dict[str, float] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}  # of the papers
 # Profiles whose markers are special tokens that only their family has, these tokens, and the reason for the choice.
 SPECIAL: tuple[tuple[str, tuple[str, ...], str], ...] = (
@@ -135,7 +136,7 @@ def _without_template(tokenizer: "PreTrainedTokenizerBase", names: list[str]) ->
 def _by_tags(tokenizer: "PreTrainedTokenizerBase", source: str, tail: str) -> DetectedProfile | None:
     """A profile with the thinking tag that the template writes or removes; None if it has no such tag."""
     text, opened = source + tail, OPEN_TAG.search(tail)
-    name = opened["name"] if opened else next((one for one in ("think", "thought") if f"{one}>" in text), None)
+    name = opened[1] if opened else next((one for one in ("think", "thought") if f"{one}>" in text), None)
     if name is None:
         return None
     tokens = all(find_token(tokenizer, tag) is not None for tag in (f"<{name}>", f"</{name}>"))
@@ -272,7 +273,7 @@ def _opening(profile: Profile) -> str:
 
 def _names(manifest: Mapping[str, Any], folder: Path | None) -> list[str]:
     """Names of a model: its folder, its hub id, and the name of the model that it was pruned from."""
-    names = [str(step["source"]["name"]) for step in manifest.get("history", [])[:1] if "source" in step]
+    names = [source.name for step in manifest.get("history", [])[:1] for source in sources_of(step)[:1]]
     if folder is not None:
         hub = [part.removeprefix("models--").replace("--", "/") for part in folder.parts if part.startswith("models--")]
         names += [*hub, folder.name]
