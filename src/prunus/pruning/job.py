@@ -28,7 +28,7 @@ from prunus.pruning.calibration import check_calibration
 from prunus.pruning.calibration.data import Calibration, check_begun, describe_calibration, keep_calibration, load_early
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.recipes.base import Calibrated
-from prunus.step import Planned, Where, action_of, kind_of
+from prunus.step import Planned, Where, action_of, kind_of, recorded_action
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Calibrated)
 Json = Mapping[str, Any]
@@ -163,7 +163,7 @@ class Job(Generic[AnyRecipe]):
         early = load_early(recipe, source, self.target) if self.needs_tokens else None
         work = {"action": action_of(recipe), "recipe": recipe.to_json(), **self.identity()}
         if self.saved is not None:
-            work["stats"] = self.saved.about
+            work["stats"] = self.saved.about.to_json()
         if self.needs_tokens and early is None:
             check_begun(recipe, source, self.target, work)
         overwrite = self.where.overwrite
@@ -230,7 +230,7 @@ def made_card(source: Checkpoint, step: Mapping[str, Any]) -> dict[str, str]:
 def renew_card(folder: Path) -> None:
     """Write the card of a checkpoint again, after its manifest was changed or a certificate was added."""
     made = (ModelFolder if is_gguf(folder) else Checkpoint)(folder)
-    steps = read_manifest(folder)["history"]
+    steps = read_manifest(folder).get("history", [])
     card = Card(steps, read_metadata(folder / README), counted(made, steps), certified=read_claims(folder))
     write_text(folder / README, card_text(card))
 
@@ -242,7 +242,7 @@ def counted(source: ModelFolder, steps: list[Mapping[str, Any]]) -> list[Zeros]:
     """
     if not isinstance(source, Checkpoint):
         return []
-    last = steps[-2] if steps[-1]["action"] == "recover" and len(steps) > 1 else steps[-1]
+    last = steps[-2] if recorded_action(steps[-1]) == "recover" and len(steps) > 1 else steps[-1]
     shares = last.get("sparsity", {})
     by_part: dict[str, Zeros] = {}
     for index in range(source.blocks if shares else 0):

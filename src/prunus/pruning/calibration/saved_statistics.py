@@ -27,7 +27,7 @@ from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.safetensors_file import DTYPE_NAMES, Stored, entry_of, layout, put, read_header, read_metadata
 from prunus.disk import atomic_file, check_space, check_writable, disk_errors, show_bytes
 from prunus.errors import PrunusError
-from prunus.plain_data import Summary, parse_json
+from prunus.plain_data import Record, Summary, parse_json
 from prunus.progress import Steps, say
 from prunus.pruning.calibration import calibration_name, read_source
 from prunus.pruning.calibration.data import Calibration, load_calibration
@@ -56,6 +56,38 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+
+
+class MeasuredModel(Record):
+    """The model of a file. tokenizer: its checksum. hub, revision: if it is from there."""
+
+    name: str
+    checksum: str
+    tokenizer: str
+    hub: str | None = None
+    revision: str | None = None
+
+
+class About(Record):
+    """What was measured in a file, and how.
+
+    calibration: the summary of its tokens.
+    recipe: what the statistics depend on: FIELDS and dtype.
+    versions: of the software.
+    experts: whether they are scores of experts.
+    """
+
+    format: int
+    model: MeasuredModel
+    calibration: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    versions: Mapping[str, str]
+    experts: bool | None = None
+
+    @property
+    def dtype(self) -> str:
+        """In which the blocks ran, by its safetensors name."""
+        return self.recipe["dtype"]
 
 
 class CalibrationOptions(TypedDict, total=False):
@@ -159,15 +191,18 @@ def open_for_stats(model: str | Path, out: str | Path, recipe: Calibrated, overw
     return source, target
 
 
-def about_stats(source: Checkpoint, model: str | Path, recipe: Any, chosen: Calibration) -> dict[str, object]:
+def about_stats(
+    source: Checkpoint, model: str | Path, recipe: PruneRecipe | ExpertsRecipe, chosen: Calibration
+) -> About:
     """The metadata of a file: what was measured, and how."""
-    return {
-        "format": FORMAT,
-        "model": {**source.provenance(model), "tokenizer": tokenizer_checksum(source.folder)},
-        "calibration": chosen.summary(),
-        "recipe": {name: getattr(recipe, name) for name in FIELDS} | {"dtype": run_dtype(recipe, source)},
-        "versions": versions(),
-    }
+    return About(
+        format=FORMAT,
+        model=MeasuredModel(**source.provenance(model), tokenizer=tokenizer_checksum(source.folder)),
+        calibration=chosen.summary(),
+        recipe={name: getattr(recipe, name) for name in FIELDS} | {"dtype": run_dtype(recipe, source)},
+        versions=versions(),
+        experts=True if isinstance(recipe, ExpertsRecipe) else None,
+    )
 
 
 def planned_entries(source: Checkpoint, hessians: bool) -> dict[str, Stored]:
@@ -184,14 +219,14 @@ def planned_entries(source: Checkpoint, hessians: bool) -> dict[str, Stored]:
 
 
 def write_stats(
-    target: Path, entries: Mapping[str, Stored], about: Mapping[str, Any], blocks: Iterator[dict[str, Tensor]]
+    target: Path, entries: Mapping[str, Stored], about: About, blocks: Iterator[dict[str, Tensor]]
 ) -> dict[str, int]:
     """Write the file block by block, as they are measured, so that memory never holds two blocks' Hessians.
 
     Returns the number of tokens that its router sent to each routed expert.
     """
     met: dict[str, int] = {}
-    head, places = layout(target, entries, {"prunus": json.dumps(about, sort_keys=True)})
+    head, places = layout(target, entries, {"prunus": json.dumps(about.to_json(), sort_keys=True)})
     made = [folder for folder in target.absolute().parents if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -275,21 +310,22 @@ class SavedStats:
             raise PrunusError(f"{path} does not exist; `prunus stats` writes such a file")
         self.tensors: dict[str, Stored] = read_header(self.path)
         try:
-            self.about: dict[str, Any] = parse_json(read_metadata(self.path)["prunus"])
-            readable = self.about["format"] == FORMAT
-        except (KeyError, ValueError, TypeError) as error:
+            data = parse_json(read_metadata(self.path)["prunus"])
+            about = About.of(data) if data["format"] == FORMAT else None
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise PrunusError(f"{path} holds no statistics; `prunus stats` writes such a file") from error
         try:
-            without_removed(self.about.get("recipe", {}), PruneRecipe.REMOVED)
+            without_removed(data.get("recipe", {}), PruneRecipe.REMOVED)
         except PrunusError as error:
             raise PrunusError(f"{path}: {error}") from None
-        if not readable:
+        if about is None:
             raise PrunusError(f"{path} is from another version of prunus; write it again with `prunus stats`")
-        model, ours = self.about["model"], (source.checksum(), tokenizer_checksum(source.folder))
-        if (model["checksum"], model["tokenizer"]) != ours:
-            what = "another model" if model["checksum"] != ours[0] else "another tokenizer"
+        self.about, model = about, about.model
+        ours = source.checksum(), tokenizer_checksum(source.folder)
+        if (model.checksum, model.tokenizer) != ours:
+            what = "another model" if model.checksum != ours[0] else "another tokenizer"
             raise PrunusError(
-                f"{path} holds statistics of {what} ({model['name']}), not of {source.folder}; "
+                f"{path} holds statistics of {what} ({model.name}), not of {source.folder}; "
                 "write them for this one with `prunus stats`"
             )
 
@@ -302,7 +338,7 @@ class SavedStats:
 
     def check(self, recipe: PruneRecipe, needs: str) -> None:
         """Raise PrunusError if these statistics are not those that the recipe's method, with these needs, measures."""
-        if self.about.get("experts"):
+        if self.about.experts:
             raise PrunusError(
                 f"{self.path} holds scores of experts alone; write it with `prunus stats` without --experts"
             )
@@ -320,14 +356,15 @@ class SavedStats:
                     f"{self.path} holds no statistics of {lacks}; it is of an earlier version: write it again with"
                     " `prunus stats`"
                 )
-        stored = self.about["recipe"]["dtype"]
-        if (asked := run_dtype(recipe, self.source)) != stored:
-            raise PrunusError(f"{self.path} was measured in {stored}, not {asked}; write it again with that --dtype")
+        if (asked := run_dtype(recipe, self.source)) != self.about.dtype:
+            raise PrunusError(
+                f"{self.path} was measured in {self.about.dtype}, not {asked}; write it again with that --dtype"
+            )
 
     def check_given(self, given: Mapping[str, Any]) -> None:
         """Raise PrunusError if a given field of the recipe differs from the one that was measured."""
         for name, value in given.items():
-            stored = self.about["recipe"].get(name, getattr(PruneRecipe, name))
+            stored = self.about.recipe.get(name, getattr(PruneRecipe, name))
             if name == "calibration":
                 stored, value = (calibration_name(text, self.source.manifest) for text in (stored, value))
             if value != stored:
@@ -339,19 +376,19 @@ class SavedStats:
         """The recipe with the calibration of these statistics. Raises PrunusError where it asks for another one."""
         asked = {name: getattr(recipe, name) for name in FIELDS}
         self.check_given({name: value for name, value in asked.items() if value != getattr(type(recipe), name)})
-        return replace(recipe, **{name: self.about["recipe"].get(name) for name in FIELDS})
+        return replace(recipe, **{name: self.about.recipe.get(name) for name in FIELDS})
 
     @cached_property
     def summary(self) -> dict[str, object]:
         """The summary of the calibration for the manifest."""
-        return {**self.about["calibration"], "measured_with": self.about["versions"]}
+        return {**self.about.calibration, "measured_with": self.about.versions}
 
     def groups(self, index: int, needs: str, device: torch.device) -> Iterator[Stats]:
         """Yield, for each distinct input of a block, its statistics on device by the Linears that read it.
 
         Hessians are read only if `needs` asks for them.
         """
-        every = self.about["calibration"]["tokens"]
+        every = self.about.calibration["tokens"]
         for leader in leaders(self.source, index):
             names = {kind: stat_name(self.source, index, leader.name, kind) for kind in (*VECTORS, MATRIX, TOKENS)}
             stored = {kind: self.tensors[name] for kind, name in names.items() if name in self.tensors}

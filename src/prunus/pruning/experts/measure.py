@@ -124,7 +124,7 @@ def expert_stats(
     runs_on = pick_device(device)
     check_block_fits(source, source.dtype, runs_on)
     chosen = load_calibration(recipe, source)
-    about = about_stats(source, model, recipe, chosen) | {"experts": True}
+    about = about_stats(source, model, recipe, chosen)
     with within_memory(runs_on):
         seen = list(observe(source, mixtures, recipe, chosen, runs_on))
     tensors = {
@@ -135,7 +135,7 @@ def expert_stats(
     check_space(target.absolute(), needed := sum(tensor.nbytes for tensor in tensors.values()))
     with disk_errors(target.parent, needed):
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_file(target, tensors, {"prunus": json.dumps(about, sort_keys=True)})
+        write_file(target, tensors, {"prunus": json.dumps(about.to_json(), sort_keys=True)})
     return ExpertsMeasured(
         out=str(target),
         experts=sum(mixture.count for mixture in mixtures),
@@ -148,9 +148,9 @@ def expert_stats(
 
 def fitting(saved: SavedStats, recipe: ExpertsRecipe) -> ExpertsRecipe:
     """The recipe with the calibration of a file of expert_stats; raises PrunusError where it is not what it needs."""
-    if not saved.about.get("experts"):
+    if not saved.about.experts:
         raise PrunusError(f"{saved.path} holds no scores of experts; write it with `prunus stats --experts`")
-    measured = saved.about["recipe"]["dtype"]
+    measured = saved.about.dtype
     if recipe.dtype != "auto" and (asked := run_dtype(recipe, saved.source)) != measured:
         raise PrunusError(f"{saved.path} was measured in {measured}, not {asked}; leave --dtype out, or measure again")
     return saved.with_calibration(recipe)
@@ -161,4 +161,4 @@ def seen_in(saved: SavedStats, mixture: Mixture) -> RoutingSums:
     start = saved.source.block_name(mixture.index, mixture.experts)
     token_E, sums = (saved.tensors[f"{start}.{part}"].read() for part in ("tokens", "sums"))
     # In files of earlier versions other sums come first.
-    return RoutingSums(mixture.index, token_E, *sums[-2:], seed=saved.about["recipe"]["seed"])
+    return RoutingSums(mixture.index, token_E, *sums[-2:], seed=saved.about.recipe["seed"])
