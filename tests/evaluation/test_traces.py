@@ -136,7 +136,7 @@ CHAINS = [
 )
 def test_which_are_kept_and_in_which_order(settings, kept):
     chosen = filter_chains(CHAINS, recipe(max_tokens=100, **settings))
-    assert [f"{trace['problem_id']}{trace['draw']}" for trace in chosen] == kept
+    assert [f"{trace.problem_id}{trace.draw}" for trace in chosen] == kept
 
 
 def test_evaluation_problems_are_refused_before_anything_is_drawn(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import field
 from pathlib import Path
-from typing import IO, Any, TypedDict
+from typing import IO, Any, NamedTuple
 
 from prunus.checkpoint.longrope import has_longrope
 from prunus.checkpoint.model_folder import ModelFolder, check_scaled
@@ -37,7 +37,7 @@ from prunus.store.rows import Sample
 BYTES_PER_TOKEN = 16  # of JSON, in the partial and the final file together
 
 
-class Trace(TypedDict):
+class Trace(NamedTuple):
     """A chain, as a line of the result has it (see `traces`)."""
 
     token_ids: list[int]
@@ -121,14 +121,14 @@ def traces(
         kept = filter_chains(chains, recipe)
         if not kept:
             raise PrunusError(f"none of {len(chains)} chains passes the filters; all are kept in {journal.path}")
-        write_text(target, "".join(json.dumps(trace) + "\n" for trace in kept))
+        write_text(target, "".join(json.dumps(trace._asdict()) + "\n" for trace in kept))
         journal.path.unlink()
     return Traces(
         out=str(target),
         chains=len(kept),
         drawn=len(chains),
-        correct=sum(trace["correct"] for trace in kept),
-        tokens=sum(len(trace["token_ids"]) for trace in kept),
+        correct=sum(trace.correct for trace in kept),
+        tokens=sum(len(trace.token_ids) for trace in kept),
         seconds=time.monotonic() - started,
     )
 
@@ -174,27 +174,27 @@ def trace_of(work: ResolvedPlan, index: int, drawn: Draw, sample: Sample) -> Tra
     """One line of the result; after a forced ending, without the closing, which the model did not choose."""
     problem, prompt = work.problems[index], work.chains[index].prompt
     answer = [*drawn.closing, *drawn.answer] if drawn.ended == "natural" else []
-    return {
-        "token_ids": [*prompt, *drawn.thinking, *answer],
-        "prompt_tokens": len(prompt),
-        "thinking_tokens": len(drawn.thinking),
-        "ended": drawn.ended,
-        "correct": sample.correct,
-        "problem_id": problem.id,
-        "problem_digest": question_digest(problem.question),
-        "draw": sample.draw,
-    }
+    return Trace(
+        token_ids=[*prompt, *drawn.thinking, *answer],
+        prompt_tokens=len(prompt),
+        thinking_tokens=len(drawn.thinking),
+        ended=drawn.ended,
+        correct=sample.correct,
+        problem_id=problem.id,
+        problem_digest=question_digest(problem.question),
+        draw=sample.draw,
+    )
 
 
 def filter_chains(chains: Sequence[Trace], recipe: TraceRecipe) -> list[Trace]:
     """The chains that pass the filters, by problem (in the order of their first chain), then by draw."""
-    place = {problem: at for at, problem in enumerate(dict.fromkeys(trace["problem_id"] for trace in chains))}
+    place = {problem: at for at, problem in enumerate(dict.fromkeys(trace.problem_id for trace in chains))}
     kept = [
         trace
         for trace in chains
-        if trace["thinking_tokens"] >= recipe.min_tokens and (recipe.only == "all" or trace["correct"])
+        if trace.thinking_tokens >= recipe.min_tokens and (recipe.only == "all" or trace.correct)
     ]
-    return sorted(kept, key=lambda trace: (place[trace["problem_id"]], trace["draw"]))
+    return sorted(kept, key=lambda trace: (place[trace.problem_id], trace.draw))
 
 
 class Journal:
@@ -208,12 +208,12 @@ class Journal:
 
     def add(self, chains: list[Trace]) -> None:
         """Add chains that are complete."""
-        self.append({"rows": chains})
+        self.append({"rows": [chain._asdict() for chain in chains]})
         self.know(chains)
 
     def know(self, chains: list[Trace]) -> None:
         """Note chains that the file has."""
-        self.chains |= {(chain["problem_id"], chain["draw"]): chain for chain in chains}
+        self.chains |= {(chain.problem_id, chain.draw): chain for chain in chains}
 
     def append(self, data: Mapping[str, Any]) -> None:
         """Write a line."""
@@ -239,7 +239,8 @@ def journal_of(target: Path, run_id: str, overwrite: bool) -> Iterator[Journal]:
         if not lines:
             journal.append({"traces": run_id})
         for data in map(_parse, lines[1:]):
-            journal.know(data["rows"] if "rows" in data else [data["row"]])  # earlier versions wrote single chains
+            rows = data["rows"] if "rows" in data else [data["row"]]  # earlier versions wrote single chains
+            journal.know([Trace(**row) for row in rows])
         try:
             yield journal
         finally:
