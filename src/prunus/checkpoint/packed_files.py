@@ -153,8 +153,7 @@ def read_packed(path: Path) -> PackedFile:
         size = path.stat().st_size
         text, base = header_text(path, size)
         header = json.loads(text)
-        info = _read_info(header.pop("__metadata__"), text)
-        model, table = info["model"], info["tensors"]
+        model, checksum, about, table = _read_info(header.pop("__metadata__"), text)
         spans = {name: place_of(path, name, entry, base) for name, entry in header.items()}
         check_cover(spans.values(), base, size)
         tensors = {name: _tensor(path, name, row, spans, base) for name, row in table.items()}
@@ -162,26 +161,26 @@ def read_packed(path: Path) -> PackedFile:
             raise ValueError(f"'{next(iter(spans))}' belongs to no tensor")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
         raise damaged(path, " ".join(str(error).split()) or type(error).__name__) from error
-    return PackedFile(path, model["name"], model["checksum"], info["about"], tensors)
+    return PackedFile(path, model, checksum, about, tensors)
 
 
-def _read_info(metadata: Mapping[str, Any], header: bytes) -> Header:
-    """Kind, model, about and table of tensors, from the metadata of a header. ValueError unless its digest matches."""
+def _read_info(metadata: Mapping[str, Any], header: bytes) -> tuple[str, str, Header, Header]:
+    """Model, its checksum, about and table of tensors of a header. ValueError unless its digest matches."""
     digest = metadata[DIGEST]
     if hashlib.sha256(header.replace(digest.encode(), NO_DIGEST.encode(), 1)).hexdigest() != digest:
         raise ValueError("the digest of the header does not match")
     info = json.loads(metadata[INFO])
-    if info["version"] != VERSION:
-        raise ValueError(f"format version {info['version']}; this version of prunus reads only {VERSION}")
-    model = info["model"]
-    if info["kind"] != "variant" or info["lossy"] is not False:
-        raise ValueError("it is not a variant of a model")
-    if not isinstance(info["about"], dict) or not isinstance(model["name"], str):
-        raise ValueError("about or name is not valid")
-    check_name(model["name"])
-    if not re.fullmatch("[0-9a-f]{64}", model["checksum"]):
+    if (version := info.get("version")) != VERSION:
+        raise ValueError(f"format version {version}; this version of prunus reads only {VERSION}")
+    match info:
+        case {"kind": "variant", "lossy": False, "model": {"name": str(name), "checksum": str(checksum)},
+              "about": dict(about), "tensors": dict(table)}:  # fmt: skip
+            check_name(name)
+        case _:
+            raise ValueError("it is not a variant of a model")
+    if not re.fullmatch("[0-9a-f]{64}", checksum):
         raise ValueError("the checksum of the model is not valid")
-    return info
+    return name, checksum, about, table
 
 
 def _tensor(path: Path, name: str, row: Mapping[str, Any], spans: dict[str, Stored], base: int) -> PackedTensor:
@@ -190,7 +189,8 @@ def _tensor(path: Path, name: str, row: Mapping[str, Any], spans: dict[str, Stor
     Raises ValueError unless the parts have the dtypes and shapes of the form, are adjacent, and (not dense) aligned.
     """
     check_name(name)
-    form, dtype, shape = row["form"], row["dtype"], whole_numbers(row["shape"])
+    form, dtype, sizes, crcs = (row[key] for key in ("form", "dtype", "shape", "crc32"))
+    shape = whole_numbers(sizes)
     if form not in PARTS or len(shape) != 2 or 0 in shape or dtype not in DTYPES:
         raise ValueError(f"'{name}' cannot be {form}")
     parts: list[Stored] = []
@@ -205,7 +205,7 @@ def _tensor(path: Path, name: str, row: Mapping[str, Any], spans: dict[str, Stor
         parts.append(part)
     start, end = (parts[0].start, parts[-1].end) if parts else (base, base)
     tensor = PackedTensor(path, dtype, shape, start, end)
-    tensor.form, tensor.parts, tensor.checksums = form, parts, whole_numbers(row["crc32"])
+    tensor.form, tensor.parts, tensor.checksums = form, parts, whole_numbers(crcs)
     if len(tensor.checksums) != len(parts):
         raise ValueError(f"'{name}' lacks checksums")
     return tensor
