@@ -225,7 +225,7 @@ def test_noise_is_called_noise(place, monkeypatch):
     shown = prunus.allocate(place / "m", asked)
     assert noisy(shown)
     with (console := Console(width=200)).capture() as printed:
-        console.print(allocation_table(shown.to_json()))
+        console.print(allocation_table(shown))
     assert "scores from two halves of the data: 0.49" in printed.get()
     monkeypatch.setattr("prunus.pruning.allocation.layerif.agreement", lambda *_: 0.51)
     assert not noisy(prunus.allocate(place / "m", asked))

@@ -82,7 +82,7 @@ def allocate_command(model: str, save: Path | None, device: str, as_json: bool, 
     """Plot the sparsity of each block of MODEL; nothing is pruned."""
     asked = PruneRecipe(**recipe)
     check_calibration(replace(asked, method="magnitude"), model)  # what only the allocation needs
-    show(prunus.allocate(model, asked, save=save, device=device).to_json(), as_json, "allocation_table")
+    show(prunus.allocate(model, asked, save=save, device=device), as_json, "allocation_table")
 
 
 @command("Look", "inspect", "prunus inspect tiny", "prunus inspect out/wanda-20")

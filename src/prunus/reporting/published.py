@@ -96,7 +96,7 @@ def _read(name: str) -> str:
 @cache
 def cells() -> tuple[Published, ...]:
     """All published accuracies."""
-    return tuple(_published(row) for row in csv.DictReader(_read("cells.csv").splitlines()))
+    return tuple(_published(**row) for row in csv.DictReader(_read("cells.csv").splitlines()))
 
 
 @cache
@@ -112,17 +112,14 @@ def sources() -> Mapping[str, Source]:
     return about()[0]
 
 
-def _published(row: Mapping[str, str]) -> Published:
-    variant = Variant(
-        row["model"],
-        row["method"],
-        row["allocation"] or None,
-        float(row["sparsity"]) if row["sparsity"] else None,
-        int(row["blocks"]) if row["blocks"] else None,
-    )
-    sd = float(row["sd"]) if row["sd"] else None
-    numbers = (int(row["budget"]), float(row["accuracy"]), sd, float(row["error"] or 0))
-    return Published(row["source"], variant, row["task"], *numbers, row["mark"], row["where"])
+def _published(
+    source: str, model: str, method: str, allocation: str, sparsity: str, blocks: str, task: str, budget: str,
+    accuracy: str, sd: str, error: str, mark: str, where: str,
+) -> Published:  # fmt: skip
+    removed = float(sparsity) if sparsity else None, int(blocks) if blocks else None
+    variant = Variant(model, method, allocation or None, *removed)
+    spread = float(sd) if sd else None
+    return Published(source, variant, task, int(budget), float(accuracy), spread, float(error or 0), mark, where)
 
 
 def standard_error(cell: Published) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -21,6 +21,9 @@ from prunus.settings.cache_size import CacheSize, in_words
 from prunus.store.characters import DASH
 from prunus.store.labels import Identity, sizes_of, unique_labels
 from prunus.store.store import StoredRun
+
+if TYPE_CHECKING:
+    from prunus.pruning.prune.allocate import Allocated
 
 Data = Mapping[str, Any]
 STYLES = {BETTER: "green", WORSE: "red", WITHIN: "magenta", SAME: "cyan", OPEN: "yellow", UNFINISHED: "dim"}
@@ -275,24 +278,24 @@ def _budget_differences(task: str, names: Sequence[str], entries: Sequence[Entry
     return table
 
 
-def allocation_table(data: Data) -> RenderableType:
+def allocation_table(data: "Allocated") -> RenderableType:
     """A table of each block's sparsity with a bar, those of its parts where they differ, and the scores."""
-    blocks = data["blocks"]
-    parts = [part for part in ("attention", "mlp") if any(part in row for row in blocks)]
-    if all(abs(row[part] - row["sparsity"]) < 1e-9 for row in blocks for part in parts):
+    blocks = data.blocks
+    parts = [part for part in ("attention", "mlp") if any(part in row.parts for row in blocks)]
+    if all(abs((row.parts[part] or 0.0) - (row.sparsity or 0.0)) < 1e-9 for row in blocks for part in parts):
         parts = []
-    scores = list(blocks[0]["scores"])
-    measured = [data["score"] + _of_part(part) for part in scores]
+    scores = list(blocks[0].scores)
+    measured = [data.score + _of_part(part) for part in scores]
     table = _table("block", *map(visible, ("sparsity", *parts, *measured)), "", wraps=True)
     table.columns[0].justify = "right"
     for row in blocks:
-        shares = [percent(row[key]) for key in ("sparsity", *parts)]
-        numbers = [f"{row['scores'][part]:.4g}" for part in scores]
-        table.add_row(str(row["block"]), *shares, *numbers, Text("█" * round(BAR_WIDTH * row["sparsity"])))
-    scope = "" if data["scope"] == "all" else f" of {data['scope']}"
-    title = Text(f"{data['allocation']}: sparsity{scope} in % by block, {percent(data['sparsity'])} in all", "bold")
-    notes = [Text(f"warning: {visible(note)}") for note in data["warnings"]]
-    if stability := data["evidence"]["details"].get("split_half_spearman"):
+        shares = [percent(share) for share in (row.sparsity, *(row.parts[part] for part in parts))]
+        numbers = [f"{row.scores[part]:.4g}" for part in scores]
+        table.add_row(str(row.block), *shares, *numbers, Text("█" * round(BAR_WIDTH * (row.sparsity or 0.0))))
+    scope = "" if data.scope == "all" else f" of {data.scope}"
+    title = Text(f"{data.allocation}: sparsity{scope} in % by block, {percent(data.sparsity)} in all", "bold")
+    notes = [Text(f"warning: {visible(note)}") for note in data.warnings]
+    if stability := data.evidence.get("details", {}).get("split_half_spearman"):
         listed = ", ".join(f"{value:.2f}{_of_part(part)}" for part, value in stability.items())
         notes.insert(0, Text(f"Spearman correlation of the scores from two halves of the data: {listed}."))
     return Group(title, table, Text(f"A bar of {BAR_WIDTH} columns is 100 %."), *notes)

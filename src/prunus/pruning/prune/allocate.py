@@ -74,7 +74,7 @@ class Allocated(Record):
     warnings: Sequence[str]
 
     def __repr__(self) -> str:
-        return as_text("allocation_table", self.to_json())
+        return as_text("allocation_table", self)
 
 
 def allocate(
