@@ -155,19 +155,19 @@ def option(cls: type, name: str, *, flag: str | None = None, **settings: Any) ->
     one = settings_of(cls)[name]
     words = flag or one.option
     kinds = {one.type, *get_args(one.type)}
-    settings = {"help": one.help, "metavar": one.metavar, "default": one.default, "group": one.group} | settings
-    settings["former"] = f"--{name}" if one.flag and not flag else None
-    settings["show_default"] = settings["default"] is not None and settings["default"] is not False
+    default, metavar, of_kind = settings.get("default", one.default), one.metavar, dict[str, Any]()
     if bool in kinds:
-        settings["is_flag"] = True
+        of_kind = {"is_flag": True}
         words = f"{words}/--no-{words[2:]}" if one.default else words
     elif one.choices:
-        settings["type"] = Choice(one.choices, one.unknown)
+        of_kind = {"type": Choice(one.choices, one.unknown)}
     else:
         types = {str: str, int: int, float: float, Path: path, tuple[int | Off, ...]: BudgetList()}
-        settings["type"] = next((kind for of, kind in types.items() if of in kinds), str)
-        settings["metavar"] = settings["metavar"] or {int: "N", float: "X"}.get(settings["type"])
-    return own_option(words, flag[2:].replace("-", "_") if flag else name, **settings)
+        kind = next((kind for of, kind in types.items() if of in kinds), str)
+        of_kind, metavar = {"type": kind}, metavar or {int: "N", float: "X"}.get(kind)
+    own = {"help": one.help, "metavar": metavar, "default": default, "group": one.group} | of_kind | settings
+    former, shown = f"--{name}" if one.flag and not flag else None, default is not None and default is not False
+    return own_option(words, flag[2:].replace("-", "_") if flag else name, former=former, show_default=shown, **own)
 
 
 def options(cls: type, names: Iterable[str] | None = None) -> Callable[[Any], Any]:
@@ -213,9 +213,9 @@ def engine_options(*without: str) -> Callable[[Any], Any]:
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
         def call(*given: Any, engine_args: str | None, **rest: Any) -> None:
-            chosen = {name: rest.pop(name) for name in names if name != "args"}
-            chosen["request"] = parse_args(chosen["request"], "request fields", REQUEST_EXAMPLE)
-            function(*given, engine=EngineOptions(parse_args(engine_args), **chosen), **rest)
+            request = parse_args(rest.pop("request"), "request fields", REQUEST_EXAMPLE)
+            chosen = {name: rest.pop(name) for name in names if name in rest}
+            function(*given, engine=EngineOptions(parse_args(engine_args), request=request, **chosen), **rest)
 
         return all_of(made)(call)
 

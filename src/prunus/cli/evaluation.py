@@ -276,6 +276,8 @@ def find_command(
     ladder: str,
     method: str | None,
     recover: bool,
+    smallest: str | None,
+    store: Path,
     engine: EngineOptions,
     dry_run: bool,
     as_json: bool,
@@ -290,13 +292,13 @@ def find_command(
     pruning = {name: given.pop(name) for name in (*OF_PRUNING, SAMPLES)}
     settings = {"samples" if name == SAMPLES else name: pruning[name] for name in pruning if is_given(name)}
     plan = EvalPlan(**{name: given.pop(name) for name in list(given) if name in hints_of(EvalPlan)})
-    if given["smallest"] is not None:
-        backend, engine = engine_for(given["smallest"], engine)
+    if smallest is not None:
+        backend, engine = engine_for(smallest, engine)
         plan = plan if is_given("backend") else replace(plan, backend=backend)
-    rungs = ladder if is_given("ladder") or given["smallest"] is None else None
+    rungs = ladder if is_given("ladder") or smallest is None else None
     if rungs is None or not rungs.endswith(".toml"):
         settings["seed"] = plan.seed
-    check_plan(model, plan, engine, given["store"])
+    check_plan(model, plan, engine, store)
     result = prunus.find(
         model,
         out,
@@ -305,6 +307,8 @@ def find_command(
         methods=method.split(",") if method else None,
         settings=settings,
         recovery={} if recover else None,
+        smallest=smallest,
+        store=store,
         engine=engine,
         dry_run=dry_run,
         **given,
