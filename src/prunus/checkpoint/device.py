@@ -55,9 +55,14 @@ def pinned(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
 
 
+def api_of(device: torch.device) -> Any:
+    """The module of torch for a kind of device, such as torch.cuda, which type checkers do not know."""
+    return torch.get_device_module(device)
+
+
 def stream_of(device: torch.device) -> Any:
     """A new stream of this device, which may be another than torch's current device."""
-    api: Any = torch.get_device_module(device)
+    api = api_of(device)
     if device.type == "cpu":
         return api.Stream()  # a stream that does nothing
     return api.Stream(device=device)

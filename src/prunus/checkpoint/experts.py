@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,23 @@ from torch.nn import functional
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from prunus.checkpoint.precision import with_even_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    class Experts(nn.Module):
+        """What every module of routed experts has; its matrices are asked for by name."""
+
+        config: PreTrainedConfig
+        num_experts: int
+        has_gate: bool
+        has_bias: bool
+        is_transposed: bool
+        is_concatenated: bool
+        act_fn: Callable[[Tensor], Tensor]
+        _apply_gate: Callable[[Tensor], Tensor]
+        post_expert_norm: Callable[[Tensor], Tensor]
+
 
 IMPLEMENTATION = "prunus"  # of run_experts, among transformers' experts functions
 _SETTINGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "_apply_gate")
@@ -63,7 +80,7 @@ class Layout(NamedTuple):
     concatenated: bool
 
     @classmethod
-    def of(cls, name: str, module: Any) -> "Layout":
+    def of(cls, name: str, module: "Experts") -> "Layout":
         """The Layout of a module."""
         return cls(name, module.num_experts, module.has_gate, module.is_transposed, module.is_concatenated)
 
@@ -96,12 +113,12 @@ class Layout(NamedTuple):
         return whole_EOI.chunk(2, dim=1)[0 if first else 1]
 
 
-def is_experts(module: nn.Module) -> bool:
+def is_experts(module: nn.Module) -> TypeGuard["Experts"]:
     """Whether a module holds routed experts in the layout of transformers' experts functions."""
     return all(hasattr(module, name) for name in (*_SETTINGS, "num_experts", "config"))
 
 
-def experts_in(block: nn.Module) -> dict[str, nn.Module]:
+def experts_in(block: nn.Module) -> dict[str, "Experts"]:
     """The modules of routed experts in a block (or a whole model), by name; no others can be observed."""
     return {name: module for name, module in block.named_modules() if is_experts(module)}
 
@@ -209,7 +226,7 @@ def split_experts(block: nn.Module) -> None:
 @contextmanager
 def observe_experts(block: nn.Module, see: See) -> Iterator[None]:
     """Meanwhile, see(Routed) is called for every expert with tokens, in order, whenever the block or model runs."""
-    modules: dict[str, Any] = experts_in(block)
+    modules = experts_in(block)
     configs = {name: module.config for name, module in modules.items()}
     try:
         for name, module in modules.items():
@@ -222,7 +239,7 @@ def observe_experts(block: nn.Module, see: See) -> Iterator[None]:
             del module.__dict__["prunus_see"]
 
 
-def run_by_prunus(experts: Any) -> None:
+def run_by_prunus(experts: "Experts") -> None:
     """Make a module of experts use run_experts, whatever its model's configuration says."""
     experts.config = copy(experts.config)
     experts.config._experts_implementation_internal = IMPLEMENTATION
@@ -238,7 +255,7 @@ def tokens_read(block: nn.Module, linear: str) -> Tensor | None:
     return module.__dict__.get("prunus_tokens") if module is not None and is_experts(module) else None
 
 
-def run_experts(experts: Any, hidden_ND: Tensor, index_NK: Tensor, weight_NK: Tensor) -> Tensor:
+def run_experts(experts: "Experts", hidden_ND: Tensor, index_NK: Tensor, weight_NK: Tensor) -> Tensor:
     """(N, D) sum over each token's experts of their outputs times their gate weights; called by transformers.
 
     experts: the module. index_NK, weight_NK: each token's experts and their gate weights; an index >= E is none.
@@ -266,7 +283,7 @@ def run_experts(experts: Any, hidden_ND: Tensor, index_NK: Tensor, weight_NK: Te
 ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, run_experts)
 
 
-def _run_even(experts: Any, expert: int, input_SD: Tensor) -> tuple[Tensor, Tensor]:
+def _run_even(experts: "Experts", expert: int, input_SD: Tensor) -> tuple[Tensor, Tensor]:
     """The same as run_expert, with few different numbers of rows where oneDNN multiplies; the bits are the same."""
     if input_SD.dtype == torch.float32:
         return run_expert(experts, expert, input_SD)
@@ -274,14 +291,14 @@ def _run_even(experts: Any, expert: int, input_SD: Tensor) -> tuple[Tensor, Tens
     return middle[: len(input_SD)], output[: len(input_SD)]
 
 
-def run_on_all(experts: Any, numbers: Iterable[int], hidden_ND: Tensor) -> None:
+def run_on_all(experts: "Experts", numbers: Iterable[int], hidden_ND: Tensor) -> None:
     """Run experts of these numbers on all tokens, whatever the router says, for what observes their Linears."""
     experts.__dict__["prunus_tokens"] = torch.arange(len(hidden_ND), device=hidden_ND.device)
     for number in numbers:
         run_expert(experts, number, hidden_ND)
 
 
-def run_expert(experts: Any, expert: int, input_SD: Tensor) -> tuple[Tensor, Tensor]:
+def run_expert(experts: "Experts", expert: int, input_SD: Tensor) -> tuple[Tensor, Tensor]:
     """(S, F) input of one expert's down and (S, D) its output, before any gate weight, for any tokens."""
     first = "gate_up_proj" if experts.has_gate else "up_proj"
     up_SF = _product(experts, first, expert, input_SD)
@@ -292,7 +309,7 @@ def run_expert(experts: Any, expert: int, input_SD: Tensor) -> tuple[Tensor, Ten
     return middle_SF, output_SD
 
 
-def _product(experts: Any, name: str, expert: int, input_SI: Tensor) -> Tensor:
+def _product(experts: "Experts", name: str, expert: int, input_SI: Tensor) -> Tensor:
     """(S, O) product of tokens with one expert's matrix, with its bias."""
     own = experts._modules.get(str(expert))  # after split_experts
     if own is None:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from prunus.checkpoint.architecture import skeleton
 from prunus.checkpoint.checkpoint import Checkpoint, untied
-from prunus.checkpoint.device import sent_all, stream_of
+from prunus.checkpoint.device import api_of, sent_all, stream_of
 from prunus.checkpoint.foreign_weights import parts_of
 from prunus.checkpoint.runner import dtypes_of
 from prunus.disk import prefetch
@@ -43,7 +43,7 @@ def blocks_on(source: Checkpoint, indices: Iterable[int], device: torch.device) 
 
 def prefetched_blocks(source: Checkpoint, indices: Iterable[int], device: torch.device) -> Generator[Block, None, None]:
     """The same tensors, prefetched by a thread whatever the device; blocks_on uses this for GPUs."""
-    api: Any = torch.get_device_module(device)
+    api = api_of(device)
     side = stream_of(device)
 
     def send(index: int) -> tuple[Block, Any]:

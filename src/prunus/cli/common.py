@@ -178,7 +178,7 @@ def options(cls: type, names: Iterable[str] | None = None) -> Callable[[Any], An
 def all_of(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
     """One decorator for several options; help lists them in this order."""
 
-    def decorate(function: Any) -> Any:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):
             function = option(function)
         return function
@@ -191,11 +191,11 @@ class BudgetList(click.ParamType):
 
     name = "N,N,..."
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(OFF if part.strip() == str(OFF) else int(part) for part in value.split(","))
+            return tuple(OFF if part.strip() == str(OFF) else int(part) for part in str(value).split(","))
         except ValueError:
             self.fail(f"'{value}' is not a list of whole numbers such as 512,1024 or off,0,512", param, ctx)
 

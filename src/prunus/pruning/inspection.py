@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -22,7 +22,7 @@ from prunus.checkpoint.linears import BlockLinears, Linear, find_linears
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import read_object, resolve
 from prunus.errors import PrunusError
-from prunus.plain_data import Record
+from prunus.plain_data import Record, made
 from prunus.progress import Steps
 from prunus.pruning.depth.verification import try_drops
 from prunus.pruning.experts.mixtures import describe_removal
@@ -100,6 +100,9 @@ class Share(Record):
     sparsity: float
     zeros: int
     weights: int
+
+
+S = TypeVar("S", bound=Share)
 
 
 class KindShare(Share):
@@ -357,18 +360,18 @@ def count_weights(source: Checkpoint) -> WeightFacts:
                 named.setdefault(linear.summary_name, []).append(linear)
             linears += [linear_facts(source, index, alike) for alike in named.values()]
             steps.advance()
-    whole = Share(**share(linears))
+    whole = share(Share, linears)
     return WeightFacts(
         sparsity=whole.sparsity,
         patterns=[f"{n}:{m}" for n, m in PATTERNS if all(f"{n}:{m}" in row.patterns for row in linears)],
         nonzero=whole.weights - whole.zeros,
         prunable_bytes=whole.weights * source.dtype.itemsize,
         kinds=[
-            KindShare(kind=local, part=part, **share([row for row in linears if row.kind == local]))
+            share(KindShare, [row for row in linears if row.kind == local], kind=local, part=part)
             for local, part in dict.fromkeys((row.kind, row.part) for row in linears)
         ],
         blocks=[
-            BlockShare(block=index, **share([row for row in linears if row.block == index]))
+            share(BlockShare, [row for row in linears if row.block == index], block=index)
             for index in range(source.blocks)
         ],
         linears=linears,
@@ -421,18 +424,10 @@ def find_patterns(weight_OI: Tensor) -> list[str]:
     return [f"{n}:{m}" for n, m in PATTERNS if most.get(m, m) <= n]
 
 
-class Zeros(TypedDict):
-    """The fields of Share."""
-
-    sparsity: float
-    zeros: int
-    weights: int
-
-
-def share(rows: Sequence[LinearFacts]) -> Zeros:
-    """Number of zeros and of weights of several Linears, and their sparsity."""
+def share(record: type[S], rows: Sequence[LinearFacts], **more: object) -> S:
+    """Number of zeros and of weights of several Linears, and their sparsity, in a record with more fields."""
     zeros, weights = sum(row.zeros for row in rows), sum(row.weights for row in rows)
-    return {"sparsity": zeros / weights if weights else 0.0, "zeros": zeros, "weights": weights}
+    return made(record, more, sparsity=zeros / weights if weights else 0.0, zeros=zeros, weights=weights)
 
 
 def history_row(step: Mapping[str, Any]) -> StepFacts:

@@ -13,7 +13,7 @@ from prunus.errors import PrunusError, nearest
 from prunus.plain_data import storable
 from prunus.settings.budgets import Off
 
-_KINDS = {
+_KINDS: Mapping[object, str] = {
     int: "a whole number",
     Off: "off",
     float: "a number",
@@ -167,7 +167,7 @@ def _without_dashes(help: str, known: Mapping[str, Setting]) -> str:
     return help
 
 
-def choices_of(hint: Any) -> tuple[str, ...]:
+def choices_of(hint: object) -> tuple[str, ...]:
     """The values of a Literal type, which may also be None; none of another type."""
     parts = (hint, *get_args(hint)) if get_origin(hint) in (Union, UnionType) else (hint,)
     return next((get_args(part) for part in parts if get_origin(part) is Literal), ())
@@ -198,7 +198,7 @@ def check_settings(settings: Any) -> None:
             check_conflicts(settings, one.conflicts)
 
 
-def check_conflicts(settings: Any, conflicts: Sequence[Conflict]) -> None:
+def check_conflicts(settings: object, conflicts: Sequence[Conflict]) -> None:
     """Raise PrunusError with the message of the first conflict that there is."""
     for name, value, message in conflicts:
         actual = getattr(settings, name)
@@ -244,7 +244,7 @@ def fits(value: object, hint: object) -> bool:
     return type(value) is hint
 
 
-def kind(hint: Any) -> str:
+def kind(hint: object) -> str:
     """A type in words, such as `a whole number`."""
     origin = get_origin(hint)
     if origin in (Union, UnionType):

@@ -39,7 +39,7 @@ AS_RUN = NamedBudget(-2, "as run")  # of rows from the logs of other tools
 NAMED = (OFF, AS_RUN)
 
 
-def budget_of(value: Any) -> int:
+def budget_of(value: str | float) -> int:
     """The budget that a text, a stored number or a position on an axis stands for. ValueError if it is none."""
     named = next((one for one in NAMED if str(value) == str(one)), None)
     number = int(value) if named is None else named

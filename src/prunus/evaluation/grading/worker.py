@@ -13,7 +13,11 @@ import resource
 import signal
 import sys
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sympy import Expr
+    from sympy.core.relational import Relational
 
 DIGITS = 40
 DECIMAL = re.compile(r"[0-9]*\.[0-9]+")
@@ -93,7 +97,7 @@ def compare(gold: str, answer: str) -> str:
     return "error" if failed else "different"
 
 
-def equal(expected: Any, given: Any) -> bool:
+def equal(expected: object, given: object) -> bool:
     """Whether two parsed answers are equal to DIGITS significant digits."""
     from math_verify import verify
     from sympy import Expr, MatrixBase
@@ -126,14 +130,14 @@ def points(names: set, count: int = 6) -> list:
     ]
 
 
-def as_complex(expression: Any, names: set) -> Any:
+def as_complex(expression: "Expr", names: set) -> "Expr":
     """The expression with i as the imaginary unit, if i is its only letter."""
     from sympy import I
 
     return expression.subs(next(iter(names)), I) if {str(name) for name in names} == {"i"} else expression
 
 
-def value_at(expression: Any, point: dict) -> Any:
+def value_at(expression: "Expr", point: dict) -> Any:
     """An mpmath complex number of more than DIGITS significant digits, or None where the value is not finite."""
     import mpmath
 
@@ -143,7 +147,7 @@ def value_at(expression: Any, point: dict) -> Any:
     return mpmath.mpc(*(str(part) for part in value.as_real_imag()))
 
 
-def vanishes(expected: Any, given: Any) -> bool:
+def vanishes(expected: "Expr", given: "Expr") -> bool:
     """Whether two expressions agree at random points to DIGITS significant digits.
 
     Formulas as short as answers that agree at six random points are equal. Where no point has a value, sympy's
@@ -173,7 +177,7 @@ def vanishes(expected: Any, given: Any) -> bool:
     return seen >= (2 if names else 1) or simplify(expected - given) == 0
 
 
-def same_relation(expected: Any, given: Any) -> bool:
+def same_relation(expected: "Relational", given: "Relational") -> bool:
     """Whether two equations or inequalities are multiples of each other: 2x - y + 3 = 0 is y = 2x + 3."""
     import mpmath
     from sympy import Eq, Ne
@@ -197,7 +201,7 @@ def same_relation(expected: Any, given: Any) -> bool:
     return ratios[0].imag == 0 and (ratios[0].real < 0) == (expected.func is not given.func)
 
 
-def rounds_to(expected: Any, answer: str) -> bool:
+def rounds_to(expected: "Expr", answer: str) -> bool:
     """Whether a number rounds to the decimal of `\\approx decimal`."""
     import mpmath
 

@@ -96,7 +96,7 @@ def is_scores_file(path: Path) -> bool:
     return isinstance(data, Mapping) and data.get("evidence") == FORMAT
 
 
-def check_scores(path: Path, scores: Any, groups: Sequence[str], blocks: int) -> None:
+def check_scores(path: Path, scores: object, groups: Sequence[str], blocks: int) -> None:
     """Raise PrunusError unless scores hold a list with one finite number per block for every group."""
     for group in groups:
         values = scores.get(group) if isinstance(scores, Mapping) else None

@@ -12,14 +12,14 @@ from contextlib import suppress
 from copy import copy
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.device import pinned, sent, stream_of
+from prunus.checkpoint.device import api_of, pinned, sent, stream_of
 from prunus.checkpoint.resolve import one_line
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.disk import show_bytes
@@ -143,7 +143,7 @@ def sent_ahead(batches: Iterable[Tensor], device: torch.device) -> Iterator[tupl
 
     The caller may write results back into a batch: the copy in progress is of other rows.
     """
-    api: Any = torch.get_device_module(device)
+    api = api_of(device)
     side, ahead = stream_of(device), None
     for batch in chain(batches, (None,)):
         api.current_stream(device).wait_stream(side)  # for the copies issued so far, not for the next one

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from prunus.checkpoint.precision import with_even_rows
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.errors import PrunusError
 from prunus.recipes.declarations import Needs
+
+if TYPE_CHECKING:
+    from prunus.checkpoint.experts import Experts
 
 # The Hessian of a Linear's squared output error, which is X^T X of its inputs, and the Cholesky factor of its inverse.
 # SparseGPT's code factors H, inverts it and factors the inverse. The same upper U with U^T U = H^-1 is the inverse of
@@ -229,7 +232,7 @@ class Observer:
     def _all_hook(self, owner: str) -> Any:
         """A hook of a module of experts, by which those of `everywhere` run on all tokens before it is called."""
 
-        def hook(experts: nn.Module, inputs: Sequence[Tensor]) -> None:
+        def hook(experts: "Experts", inputs: Sequence[Tensor]) -> None:
             self.on_all = True
             run_on_all(experts, [number for of, number in self.everywhere if of == owner], inputs[0])
             self.on_all = False

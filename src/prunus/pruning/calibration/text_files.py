@@ -11,6 +11,8 @@ from prunus.plain_data import parse_json
 from prunus.questions import held_out_in
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from prunus.checkpoint.model_folder import ModelFolder
 
 KINDS = ("text", "messages", "token_ids")
@@ -116,7 +118,7 @@ def encoder(source: "ModelFolder") -> Callable[[str], list[int]]:
     return lambda text: _encoded(tokenizer, text, source)
 
 
-def _encoded(tokenizer: Any, text: str, source: "ModelFolder", **ways: bool) -> list[int]:
+def _encoded(tokenizer: "PreTrainedTokenizerBase", text: str, source: "ModelFolder", **ways: bool) -> list[int]:
     """The token ids of a text; PrunusError where the model has no embedding for one."""
     ids: list[int] = tokenizer(text, verbose=False, **ways)["input_ids"]
     check_ids([Line(f"the tokenizer of {source.folder}", "token_ids", ids, {})], source.vocabulary)
