@@ -101,16 +101,7 @@ def test_filters_that_leave_nothing_keep_the_chains(tmp_path, monkeypatch):
 
 
 def chain(problem: str, draw: int, correct: bool, thinking: int) -> Trace:
-    return {
-        "token_ids": [],
-        "prompt_tokens": 0,
-        "thinking_tokens": thinking,
-        "ended": "natural",
-        "correct": correct,
-        "problem_id": problem,
-        "problem_digest": "",
-        "draw": draw,
-    }
+    return Trace([], 0, thinking, "natural", correct, problem, "", draw)
 
 
 CHAINS = [

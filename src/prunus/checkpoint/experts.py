@@ -316,7 +316,7 @@ def _product(experts: "Experts", name: str, expert: int, input_SI: Tensor) -> Te
         weight = getattr(experts, name)[expert]
         product_SO = input_SI @ weight if experts.is_transposed else functional.linear(input_SI, weight)
     elif name == "gate_up_proj":
-        both = own.gate_proj(input_SI), own.up_proj(input_SI)
+        both = [own.get_submodule(part)(input_SI) for part in ("gate_proj", "up_proj")]
         product_SO = torch.cat(both, -1) if experts.is_concatenated else torch.stack(both, -1).flatten(-2)
     else:
         product_SO = own.get_submodule(name)(input_SI)

@@ -165,7 +165,9 @@ def option(cls: type, name: str, *, flag: str | None = None, **settings: Any) ->
         types = {str: str, int: int, float: float, Path: path, tuple[int | Off, ...]: BudgetList()}
         kind = next((kind for of, kind in types.items() if of in kinds), str)
         of_kind, metavar = {"type": kind}, metavar or {int: "N", float: "X"}.get(kind)
-    own = {"help": one.help, "metavar": metavar, "default": default, "group": one.group} | of_kind | settings
+    own: dict[str, Any] = (
+        {"help": one.help, "metavar": metavar, "default": default, "group": one.group} | of_kind | settings
+    )
     former, shown = f"--{name}" if one.flag and not flag else None, default is not None and default is not False
     return own_option(words, flag[2:].replace("-", "_") if flag else name, former=former, show_default=shown, **own)
 

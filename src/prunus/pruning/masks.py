@@ -330,7 +330,7 @@ def _without_lowest(weight: Tensor, keys: NDArray[Any], k: int, every_tie: bool)
     return torch.from_numpy(result).view(weight.dtype).view(weight.shape)
 
 
-def _end(keys: NDArray[Any], limit: np.generic, count: int) -> int:
+def _end(keys: NDArray[Any], limit: NDArray[Any], count: int) -> int:
     """Index just after the count-th key that equals limit."""
     for part in _slices(0, len(keys)):
         equal = keys[part] == limit

@@ -213,7 +213,9 @@ def _claimed(
 def _bound_of_all(strata: Sequence[Floats], pairs: Sequence[Pair], margin: Margin, comparisons: int) -> Floats:
     """(C,) lower bounds of the differences that hold for so many comparisons together (Bonferroni)."""
     if pairs[0].adaptive is not None:  # bands are two-sided
-        return any_time(strata, pairs, margin.size, comparisons / 2).band_low
+        bound = any_time(strata, pairs, margin.size, comparisons / 2).band_low
+        assert bound is not None
+        return bound
     level = betting.ALPHA / comparisons
     return betting.lower_bound(strata, level, order_seed(pairs), pairs[0].draws, [-margin.size])
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sympy import Expr
-    from sympy.core.relational import Relational
 
 DIGITS = 40
 DECIMAL = re.compile(r"[0-9]*\.[0-9]+")
@@ -97,7 +96,7 @@ def compare(gold: str, answer: str) -> str:
     return "error" if failed else "different"
 
 
-def equal(expected: object, given: object) -> bool:
+def equal(expected: Any, given: Any) -> bool:
     """Whether two parsed answers are equal to DIGITS significant digits."""
     from math_verify import verify
     from sympy import Expr, MatrixBase
@@ -177,7 +176,7 @@ def vanishes(expected: "Expr", given: "Expr") -> bool:
     return seen >= (2 if names else 1) or simplify(expected - given) == 0
 
 
-def same_relation(expected: "Relational", given: "Relational") -> bool:
+def same_relation(expected: Any, given: Any) -> bool:
     """Whether two equations or inequalities are multiples of each other: 2x - y + 3 = 0 is y = 2x + 3."""
     import mpmath
     from sympy import Eq, Ne

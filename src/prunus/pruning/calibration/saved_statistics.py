@@ -311,13 +311,12 @@ class SavedStats:
         self.tensors: dict[str, Stored] = read_header(self.path)
         try:
             data = parse_json(read_metadata(self.path)["prunus"])
-            about = About.of(data) if data["format"] == FORMAT else None
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise PrunusError(f"{path} holds no statistics; `prunus stats` writes such a file") from error
-        try:
             without_removed(data.get("recipe", {}), PruneRecipe.REMOVED)
+            about = About.of(data) if data["format"] == FORMAT else None
         except PrunusError as error:
             raise PrunusError(f"{path}: {error}") from None
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise PrunusError(f"{path} holds no statistics; `prunus stats` writes such a file") from error
         if about is None:
             raise PrunusError(f"{path} is from another version of prunus; write it again with `prunus stats`")
         self.about, model = about, about.model

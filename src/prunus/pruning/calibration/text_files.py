@@ -118,9 +118,9 @@ def encoder(source: "ModelFolder") -> Callable[[str], list[int]]:
     return lambda text: _encoded(tokenizer, text, source)
 
 
-def _encoded(tokenizer: "PreTrainedTokenizerBase", text: str, source: "ModelFolder", **ways: bool) -> list[int]:
+def _encoded(tokenizer: "PreTrainedTokenizerBase", text: str, source: "ModelFolder", special: bool = True) -> list[int]:
     """The token ids of a text; PrunusError where the model has no embedding for one."""
-    ids: list[int] = tokenizer(text, verbose=False, **ways)["input_ids"]
+    ids: list[int] = tokenizer(text, verbose=False, add_special_tokens=special)["input_ids"]
     check_ids([Line(f"the tokenizer of {source.folder}", "token_ids", ids, {})], source.vocabulary)
     return ids
 
@@ -138,7 +138,7 @@ def render_chats(path: Path, lines: Sequence[Line], source: "ModelFolder") -> tu
         texts.extend(rendered(tokenizer, [line.value for line in lines], chat_template=dated(template, DATE)))
     except TemplateError as error:
         raise PrunusError(f"{lines[len(texts)].place}: the chat template rejects it: {error}") from error
-    documents = [_encoded(tokenizer, text, source, add_special_tokens=False) for text in texts]
+    documents = [_encoded(tokenizer, text, source, special=False) for text in texts]
     pairs = zip(texts, lines, strict=True)
     dropped = sum(any(thought not in text for thought in map(_thinking, line.value)) for text, line in pairs)
     warning = (
