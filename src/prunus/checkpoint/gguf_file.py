@@ -37,6 +37,15 @@ def library() -> Any:
     return gguf
 
 
+def rounding() -> Any:
+    """The package libgguf, which rounds to the forms of mixtures; PrunusError if it is missing."""
+    try:
+        import libgguf
+    except ImportError as error:
+        raise PrunusError("these types need the package libgguf: pip install 'prunus[gguf]'") from error
+    return libgguf
+
+
 def open_reader(path: Path) -> Any:
     """A gguf.GGUFReader; PrunusError if the file is missing, damaged or not a GGUF file."""
     if not path.is_file():

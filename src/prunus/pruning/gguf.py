@@ -1,6 +1,7 @@
 """Write a model as a GGUF file, or as a folder with one and all that an evaluation of it needs.
 
-One tensor of the model is in memory at a time. The manifest stands in the file's metadata, too.
+One tensor of the model is in memory at a time, after a pass over calibration tokens if the recipe has any. The manifest
+stands in the file's metadata, too.
 """
 
 import json
@@ -13,29 +14,50 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 import numpy as np
 
 from prunus.checkpoint.checkpoint import Checkpoint, dense_twin
-from prunus.checkpoint.gguf_file import MANIFEST_KEY, kind_of, library
+from prunus.checkpoint.gguf_file import MANIFEST_KEY, kind_of, library, read_gguf, rounding
 from prunus.checkpoint.resolve import GGUF_FILE, next_manifest, resolve, typed_path, version_of, versions
+from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.writer import Partial, check_target
 from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.plain_data import Record, made
 from prunus.progress import Steps
+from prunus.pruning.bits.gguf_importance import Measured, measured
 from prunus.pruning.bits.gguf_like import form_like
-from prunus.pruning.bits.gguf_metadata import Form, form_of, lost_in_texts
-from prunus.pruning.bits.gguf_tensors import AS_IS, GROUP, OUTPUT, Piece, check, codes_of, encoded, names_for, pieces_of
+from prunus.pruning.bits.gguf_metadata import Form, architecture_of, form_of, lost_in_texts
+from prunus.pruning.bits.gguf_mixture import KINDS, VALUES, Shape, form_in_mixture
+from prunus.pruning.bits.gguf_tensors import (
+    AS_IS,
+    GROUP,
+    OUTPUT,
+    Importance,
+    Piece,
+    check,
+    codes_of,
+    encoded,
+    names_for,
+    pieces_of,
+)
 from prunus.pruning.calibration import check_calibration
+from prunus.pruning.calibration.data import describe_calibration
+from prunus.pruning.calibration.saved_statistics import SavedStats
+from prunus.pruning.experts.mixtures import NUMBERS
 from prunus.pruning.job import made_card
-from prunus.recipes import GgufRecipe
+from prunus.recipes import GgufRecipe, PruneRecipe
+from prunus.recipes.gguf import MIXTURES
 from prunus.step import Made, Planned
 
 OUTER = {"token_embd.weight": "embeddings", OUTPUT: "head"}
-BITS = {"f16": 16, "q8_0": 8, "q4_0": 4}
+BITS = {"f16": 16, "q8_0": 8, "q6_k": 6, "q5_k_m": 5, "q4_k_m": 4, "iq4_xs": 4, "q4_0": 4}
+GROUPS = {"f16": None, "q6_k": 16}  # weights that share a scale, of types with others than GROUP
 
 
 class GgufWays(TypedDict, total=False):
     """What gguf takes besides model, folder and recipe."""
 
     dense: str | Path | None
+    stats: str | Path | None
+    device: str
     overwrite: bool
     name: str | None
 
@@ -98,6 +120,8 @@ def gguf(
     recipe: GgufRecipe | None = None,
     *,
     dense: str | Path | None = None,
+    stats: str | Path | None = None,
+    device: str = "auto",
     overwrite: bool = False,
     dry_run: bool = False,
     name: str | None = None,
@@ -112,6 +136,8 @@ def gguf(
         that it can be evaluated behind llama.cpp's server (docs/gguf.md). Either appears only when it is complete.
     recipe: None: the default one, float16.
     dense: for recipe.like: the model before all steps; None: the one that the manifest of model names.
+    stats: a file of `stats` of model, which takes the place of recipe.calibration.
+    device: on which the model is run on calibration tokens: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one.
     overwrite: replace an existing result.
     dry_run: write nothing, and return a PlannedGguf instead of a GgufMade.
     name: what the manifest calls the model; None: as it is given.
@@ -124,21 +150,27 @@ def gguf(
     if isinstance(model, Checkpoint):
         source, name = model, name or str(model.folder)
     else:
-        check_calibration(recipe, model, out)
+        check_calibration(recipe, model, out, stats=stats)
         source, name = Checkpoint(resolve(model)), name or str(model)
+    if recipe.type in MIXTURES:
+        rounding()
+    saved, recipe = with_stats(source, recipe, stats)
     is_file = target.suffix == ".gguf"
     check_out(source.folder, target, overwrite)
     form = form_for(source, recipe, dense, name)
     check_numbers(form, source.folder)
     pieces = list(pieces_of(source, names_for(source, form.architecture)))
+    forms = forms_of(source, pieces, recipe)
     for piece in pieces:
-        check(source, piece, piece.form(recipe.type))
-    sizes = sizes_of(source, form, pieces, recipe.type)
-    exact = sum(piece.form(recipe.type) == "Q4_0" and codes_of(source, piece, 0) is not None for piece in pieces)
+        check(source, piece, forms[piece.name])
+    sizes = sizes_of(source, form, pieces, forms)
+    exact = sum(forms[piece.name] == "Q4_0" and codes_of(source, piece, 0) is not None for piece in pieces)
     tensors, size, before = len(pieces) + len(form.constants), show_bytes(sizes.after), show_bytes(sizes.before)
-    warnings = warnings_of(source, pieces, exact, recipe.type) + lost_in_texts(source.folder)
+    warnings = warnings_of(source, recipe, forms, exact) + lost_in_texts(source.folder)
     if dry_run:
         check_space(target.absolute(), sizes.after)
+        if recipe.weighs and saved is None:
+            warnings += describe_calibration(recipe, source)[1]
         return PlannedGguf(
             would_write=str(target),
             type=recipe.type,
@@ -149,25 +181,32 @@ def gguf(
             before=before,
             warnings=warnings,
         )
+    check_space(target.absolute(), sizes.after)
+    found = measured(source, recipe, saved, pick_device(device)) if recipe.weighs else None
+    warnings += found.warnings if found is not None else []
+    packages = ("gguf", "libgguf") if recipe.type in MIXTURES else ("gguf",)
     step: dict[str, object] = {
         "action": "gguf",
         "recipe": recipe.to_json(),
-        "versions": {**versions(), "gguf": version_of("gguf")},
+        "versions": {**versions(), **{package: version_of(package) for package in packages}},
         "source": source.provenance(name),
-        "format": {"name": "gguf", "bits": BITS[recipe.type], "group": None if recipe.type == "f16" else GROUP},
+        **({} if found is None else {"calibration": found.summary}),
+        "format": {"name": "gguf", "bits": BITS[recipe.type], "group": GROUPS.get(recipe.type, GROUP)},
         "bytes": sizes.to_json(),
         "warnings": warnings,
     }
     finish_metadata(form, recipe, next_manifest(source.folder, step))
-    check_space(target.absolute(), sizes.after)
+    if found is not None:
+        add_importance(form, found, sum(piece.is_linear for piece in pieces), stats)
+    importance = None if found is None else found.importance
     with disk_errors(target, sizes.after):
         if is_file:
             target.absolute().parent.mkdir(parents=True, exist_ok=True)
-            write_file(target, source, form, pieces, recipe.type)
+            write_file(target, source, form, pieces, forms, importance)
         else:
             work = {"action": "gguf", "recipe": recipe.to_json(), "source": source.checksum()}
             with Partial(source, target, work, 0, sizes.after, overwrite) as partial:
-                write_file(partial.folder / GGUF_FILE, source, form, pieces, recipe.type)
+                write_file(partial.folder / GGUF_FILE, source, form, pieces, forms, importance)
                 quantised = {"quantization_config": {"quant_method": "gguf", "bits": BITS[recipe.type]}}
                 partial.publish(source.config_json | quantised, step, made_card(source, step))
     return GgufMade(
@@ -189,6 +228,41 @@ def check_out(model: Path, target: Path, overwrite: bool) -> None:
         check_target(model, target, overwrite)
     elif target.is_dir() or (target.exists() and not overwrite):
         raise PrunusError(f"{target} exists; choose another output or add --overwrite")
+
+
+def with_stats(
+    source: Checkpoint, recipe: GgufRecipe, stats: str | Path | None
+) -> tuple[SavedStats | None, GgufRecipe]:
+    """The statistics, if any are given, and the recipe with their calibration; PrunusError if they do not fit."""
+    if stats is None:
+        return None, recipe
+    if recipe.type not in MIXTURES:
+        raise PrunusError(f"type {recipe.type} needs no statistics; leave --stats out")
+    saved = SavedStats(stats, source)
+    saved.check_inputs(PruneRecipe())
+    return saved, saved.with_calibration(recipe)
+
+
+def forms_of(source: Checkpoint, pieces: Sequence[Piece], recipe: GgufRecipe) -> dict[str, str]:
+    """The form of each tensor of the file, by llama.cpp's names of them."""
+    if recipe.type not in MIXTURES:
+        return {piece.name: piece.form(recipe.type) for piece in pieces}
+    config: Any = source.text_config
+    heads = getattr(config, "num_attention_heads", None) or 1
+    shape = Shape(
+        blocks=source.blocks,
+        heads_per_key=heads // (getattr(config, "num_key_value_heads", None) or heads),
+        experts=next((count for name in NUMBERS if (count := getattr(config, name, None))), 0),
+        tied=all(piece.name != OUTPUT for piece in pieces),
+        values=[piece.block for piece in pieces if piece.block is not None and piece.name.endswith(VALUES)],
+        weighted=recipe.weighs,
+    )
+    return {
+        piece.name: form_in_mixture(piece.name, piece.block, piece.shape[-1], recipe.type, shape)
+        if piece.is_rounded
+        else "F32"
+        for piece in pieces
+    }
 
 
 def form_for(source: Checkpoint, recipe: GgufRecipe, dense: str | Path | None, name: str) -> Form:
@@ -230,16 +304,16 @@ class Sizes(Record):
     others: int
 
 
-def sizes_of(source: Checkpoint, form: Form, pieces: Sequence[Piece], type: str) -> Sizes:
-    """The sizes of the tensors of a file."""
+def sizes_of(source: Checkpoint, form: Form, pieces: Sequence[Piece], forms: Mapping[str, str]) -> Sizes:
+    """The sizes of the tensors of a file. forms: of them, by name."""
     quantised = scales = 0
     others, outer = sum(constant.nbytes for constant in form.constants.values()), dict.fromkeys(OUTER.values(), 0)
     for piece in pieces:
-        own = piece.form(type)
-        size, of_scales = piece.nbytes(own), piece.elements // GROUP * 2
+        kind = KINDS[forms[piece.name]]
+        size, of_scales = piece.nbytes(forms[piece.name]), piece.elements // kind.weights * kind.scales
         if piece.name in OUTER:
             outer[OUTER[piece.name]] += size
-        elif own.startswith("Q"):
+        elif kind.scales:
             quantised += size - of_scales
             scales += of_scales
         else:
@@ -249,14 +323,26 @@ def sizes_of(source: Checkpoint, form: Form, pieces: Sequence[Piece], type: str)
 
 
 def nbytes_of(source: Checkpoint, recipe: GgufRecipe) -> int:
-    """Bytes of all tensors of the file."""
-    return sum(piece.nbytes(piece.form(recipe.type)) for piece in pieces_of(source))
+    """Bytes of all tensors of the file. Raises PrunusError for a mixture of a family that no file can be of."""
+    names = names_for(source, llama_architecture(source, recipe)) if recipe.type in MIXTURES else str
+    pieces = list(pieces_of(source, names))
+    forms = forms_of(source, pieces, recipe)
+    return sum(piece.nbytes(forms[piece.name]) for piece in pieces)
 
 
-def warnings_of(source: Checkpoint, pieces: Sequence[Piece], exact: int, type: str) -> list[str]:
+def llama_architecture(source: Checkpoint, recipe: GgufRecipe) -> str:
+    """llama.cpp's name of the architecture of a file."""
+    return architecture_of(source) if recipe.like is None else read_gguf(typed_path(recipe.like)).architecture
+
+
+def warnings_of(source: Checkpoint, recipe: GgufRecipe, forms: Mapping[str, str], exact: int) -> list[str]:
     """What a user should know of the weights."""
-    rounded = sum(piece.form(type) == "Q4_0" for piece in pieces) - exact
+    rounded = sum(form == "Q4_0" for form in forms.values()) - exact
     warnings = list(source.reading_notes) if exact == 0 else []
+    if recipe.type in MIXTURES and not recipe.weighs:
+        warnings.append(
+            "weights are rounded as if all inputs were equally large: --calibration traces:FILE, or --stats, loses less"
+        )
     if rounded:
         warnings.append(
             f"{rounded} tensors are rounded to nearest in 4 bits, each group on the best of several scales: `prunus"
@@ -273,14 +359,30 @@ def finish_metadata(form: Form, recipe: GgufRecipe, manifest: Mapping[str, Any])
     form.writer.add_string(MANIFEST_KEY, json.dumps(manifest, ensure_ascii=False))
 
 
-def write_file(path: Path, source: Checkpoint, form: Form, pieces: Sequence[Piece], type: str) -> None:
-    """Write the file, completely or not at all."""
+def add_importance(form: Form, found: Measured, entries: int, stats: str | Path | None) -> None:
+    """Add what llama.cpp's files say of an importance matrix. entries: number of tensors that were rounded by it."""
+    if stats is not None:
+        form.writer.add_string("quantize.imatrix.file", Path(stats).name)
+    form.writer.add_string("quantize.imatrix.dataset", Path(str(found.summary["source"])).name)
+    form.writer.add_uint32("quantize.imatrix.entries_count", entries)
+    form.writer.add_uint32("quantize.imatrix.chunks_count", int(found.summary["sequences"]))
+
+
+def write_file(
+    path: Path,
+    source: Checkpoint,
+    form: Form,
+    pieces: Sequence[Piece],
+    forms: Mapping[str, str],
+    importance: Importance | None,
+) -> None:
+    """Write the file, completely or not at all. forms: of the tensors, by name."""
     kinds = library().GGMLQuantizationType
     writer = form.writer
     for name, constant in form.constants.items():
         writer.add_tensor_info(name, constant.shape, constant.dtype, constant.nbytes)
     for piece in pieces:
-        own = piece.form(type)
+        own = forms[piece.name]
         writer.add_tensor_info(piece.name, piece.whole_shape, np.dtype(np.float32), piece.nbytes(own), kinds[own])
     with atomic_file(path) as stream, Steps("writing", total=len(pieces), unit="tensors") as steps:
         writer.write_header_to_file(Path(stream.name))
@@ -291,7 +393,7 @@ def write_file(path: Path, source: Checkpoint, form: Form, pieces: Sequence[Piec
                 writer.write_tensor_data(constant)
             for piece in pieces:
                 change = form.changes.get(kind_of(piece.name), AS_IS)
-                writer.write_tensor_data(encoded(source, piece, piece.form(type), change))
+                writer.write_tensor_data(encoded(source, piece, forms[piece.name], change, importance))
                 steps.advance()
         finally:
             writer.close()

@@ -1,21 +1,57 @@
 """What `gguf` is asked for."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
 
-from prunus.recipes.base import Recipe
-from prunus.settings import setting
+from prunus.recipes.base import CALIBRATED, Calibrated
+from prunus.settings import Setting, setting
+
+NONE = "none"  # calibration without which no input is more important than another
+MIXTURES = ("q6_k", "q5_k_m", "q4_k_m", "iq4_xs")  # types whose rounding weighs inputs
+
+
+def late(name: str, **changes: Any) -> Any:
+    """A field of Calibrated that stored recipes lack where it has its default."""
+    (one,) = (each for each in fields(Calibrated) if each.name == name)
+    known = {"default": one.default, **one.metadata[Setting], "late": True, **changes}
+    return setting(**known)
 
 
 @dataclass(frozen=True)
-class GgufRecipe(Recipe):
+class GgufRecipe(Calibrated):
     """The form of a model in a GGUF file (docs/gguf.md)."""
 
-    type: Literal["f16", "q8_0", "q4_0"] = setting(
-        "f16", "Form of the blocks' Linears; embeddings and head have 8 bits with q4_0, and the others float32."
+    REMOVED: ClassVar[dict[str, Any]] = {}
+    STORED: ClassVar[dict[str, Any]] = {}
+
+    type: Literal["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q4_0"] = setting(
+        "f16",
+        "Form of the blocks' Linears; embeddings and head have 8 bits with q4_0, and in llama.cpp's mixtures (q6_k to"
+        " iq4_xs) what these say; the others float32.",
     )
     like: str | None = setting(  # pyright: ignore[reportIncompatibleMethodOverride]  # it has no calibration to copy
         None,
         "A GGUF FILE of the dense model, whose metadata and tokenizer are copied, after its weights were compared.",
         metavar="FILE",
     )
+    calibration: str = late(
+        "calibration",
+        default=NONE,
+        help="q6_k to iq4_xs: on what inputs are measured, so that weights of larger ones are rounded with more care:"
+        " c4, wikitext2, tiny, traces:FILE, or a .txt/.jsonl file; auto: tiny for tiny, else c4.",
+    )
+    samples: int = late("samples")
+    seqlen: int = late("seqlen")
+    calibration_tokens: int | None = late("calibration_tokens")
+    seed: int = late("seed")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.weighs:  # as of a study, whose calibration is for all steps
+            for name in CALIBRATED:
+                object.__setattr__(self, name, getattr(type(self), name))
+
+    @property
+    def weighs(self) -> bool:
+        """Whether some inputs are more important than others."""
+        return self.type in MIXTURES and self.calibration != NONE

@@ -16,8 +16,10 @@ class Gguf(Step[GgufRecipe]):
     """Write MODEL as OUT.gguf, a file for llama.cpp and Ollama.
 
     If OUT has another name it becomes a folder with the file and all that an evaluation needs. The step comes after all
-    others; with q4_0, the 4-bit integers that `prunus quantize` wrote in groups of 32 are kept exactly. Llama, Mistral,
-    Qwen2, Qwen3, Qwen3-MoE and Gemma 3 need nothing else, other families a GGUF file of the dense model.
+    others; with q4_0, the 4-bit integers that `prunus quantize` wrote in groups of 32 are kept exactly. The types q6_k,
+    q5_k_m, q4_k_m and iq4_xs are llama.cpp's mixtures; with --calibration or --stats, rounding minds how large inputs
+    are. Llama, Mistral, Qwen2, Qwen3, Qwen3-MoE and Gemma 3 need nothing else, other families a GGUF file of the dense
+    model.
     """
 
     recipe = GgufRecipe
@@ -26,10 +28,10 @@ class Gguf(Step[GgufRecipe]):
     is_last = True
     changes_form = True
     examples = (
-        "prunus gguf out/narrow narrow.gguf --type q8_0",
+        "prunus gguf out/narrow narrow.gguf --type q4_k_m --calibration traces:own.jsonl",
         "prunus gguf out/w4-g32 small.gguf --type q4_0 --like Original-Q8_0.gguf",
     )
-    options = ("dense",)
+    options = ("dense", "stats")
     tag = "gguf"
     relation = "quantized"
 
@@ -39,7 +41,8 @@ class Gguf(Step[GgufRecipe]):
         from prunus.pruning.gguf import gguf
 
         dense = where.dense if recipe.like is not None else None
-        return gguf(model, out, recipe, dense=dense, overwrite=where.overwrite, dry_run=where.dry_run, name=name)
+        ways = {way: getattr(where, way) for way in ("device", "dry_run", "overwrite", "stats")}
+        return gguf(model, out, recipe, dense=dense, name=name, **ways)
 
     def preview(self, recipe: GgufRecipe, source: "Checkpoint", out: Path, where: Where) -> Mapping[str, Any]:
         """As Step says; whether weights will be rounded depends on the steps before it."""
@@ -52,7 +55,7 @@ class Gguf(Step[GgufRecipe]):
 
     def content(self, recipe: GgufRecipe, source: "Checkpoint") -> dict[str, object]:
         """Stored: as Step says. The file of `like` has the same weights."""
-        return {"action": "gguf", "type": recipe.type}
+        return self.with_effect(recipe, {"like"}) | {"action": "gguf"}
 
     def nbytes(self, recipe: GgufRecipe, source: "Checkpoint") -> int:
         """Those of the file's tensors."""
@@ -61,7 +64,7 @@ class Gguf(Step[GgufRecipe]):
         return nbytes_of(source, recipe)
 
     def calibrates(self, recipe: GgufRecipe) -> bool:
-        return False
+        return recipe.weighs
 
     def label(self, step: StepRecord) -> str:
         """`GGUF Q4_0`."""

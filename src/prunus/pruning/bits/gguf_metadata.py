@@ -75,13 +75,8 @@ def form_of(source: Checkpoint, name: str) -> Form:
 
     The writer still lacks the types of numbers.
     """
-    gguf = library()
+    gguf, architecture = library(), architecture_of(source)
     config: Any = source.text_config
-    architecture = ARCHITECTURES.get(str(config.model_type))
-    if architecture is None or config is not source.config:
-        raise PrunusError(
-            f"{source.folder} is of type {source.config.model_type}, of which Prunus knows no GGUF form: {BOTH_WAYS}"
-        )
     for key, value in FIXED[architecture].items():
         if getattr(config, key, value) != value:
             raise refusal(source, f"has {key} = {getattr(config, key)}, which llama.cpp does not compute")
@@ -114,6 +109,16 @@ def form_of(source: Checkpoint, name: str) -> Form:
     constants = add_rotation(source, writer, size)
     add_tokenizer(writer, source.folder, config.vocab_size)
     return Form(architecture, writer, changes, constants)
+
+
+def architecture_of(source: Checkpoint) -> str:
+    """llama.cpp's name of a model's architecture; PrunusError where Prunus knows none."""
+    architecture = ARCHITECTURES.get(str(source.text_config.model_type))
+    if architecture is None or source.text_config is not source.config:
+        raise PrunusError(
+            f"{source.folder} is of type {source.config.model_type}, of which Prunus knows no GGUF form: {BOTH_WAYS}"
+        )
+    return architecture
 
 
 def refusal(source: Checkpoint, what: str) -> PrunusError:

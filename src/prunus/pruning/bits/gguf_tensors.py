@@ -3,13 +3,15 @@
 llama.cpp rotates neighbouring pairs of a head's rows in some architectures, where transformers rotates its halves; a
 norm of Gemma lacks the 1 that llama.cpp expects in it; the matrices of routed experts are stacked. A block of 32
 weights is stored as a float16 scale and integers: 8 bits each in Q8_0; 4 bits each in Q4_0, with 8 added, the first 16
-in the low halves of the bytes.
+in the low halves of the bytes. The forms of mixtures are packed by libgguf, which has llama.cpp's own rounding.
 
 O, I: output and input features; G: groups of 32 inputs; B: 16 bytes of a group.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from math import prod
 from typing import NamedTuple
 
@@ -20,17 +22,17 @@ from torch import Tensor
 from prunus.checkpoint import compressed_tensors
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.foreign_weights import Dequantised
-from prunus.checkpoint.gguf_file import library
+from prunus.checkpoint.gguf_file import library, rounding
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError
+from prunus.pruning.bits.gguf_mixture import GROUP, HEAD, KINDS
 from prunus.pruning.bits.grid import Grid, to_nearest
 
-GROUP = 32  # weights that share a scale
-ROWS = 4096  # encoded at a time
+ROWS, ROWS_OF_THREAD = 4096, 64  # encoded at a time, and by one thread
 _EXPERT = re.compile(r"(?<=\.experts\.)\d+\.")
 AS_IS, PLUS_ONE = 0, -1  # changes of a tensor; any other one is the number of heads whose rows change their order
-OUTPUT = "output.weight"  # llama.cpp's name of the head, for which it takes the embeddings where it is missing
-BYTES = {"F32": (4, 1), "F16": (2, 1), "Q8_0": (34, GROUP), "Q4_0": (18, GROUP)}  # of how many weights
+OUTPUT = HEAD  # for which llama.cpp takes the embeddings where it is missing
+Importance = Mapping[tuple[int, str], np.ndarray]  # (I,) float32 of each input, by block and Linear; the mean is 1
 
 
 class Piece(NamedTuple):
@@ -56,10 +58,15 @@ class Piece(NamedTuple):
         return self.sources[number] if self.block is None else source.block_name(self.block, self.sources[number])
 
     def form(self, type: str) -> str:
-        """The name of the form in which it is stored: as the recipe says, or better."""
-        if len(self.shape) == 1 or (self.block is not None and not self.is_linear):
+        """The name of the form in which a file that is no mixture has it: as the type says, or better."""
+        if not self.is_rounded:
             return "F32"
         return "Q8_0" if type == "q4_0" and not self.is_linear else type.upper()
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether it is stored in fewer bits than 32."""
+        return len(self.shape) > 1 and (self.block is None or self.is_linear)
 
     @property
     def elements(self) -> int:
@@ -68,8 +75,8 @@ class Piece(NamedTuple):
 
     def nbytes(self, form: str) -> int:
         """Bytes in the file, in one of the forms."""
-        size, of = BYTES[form]
-        return self.elements // of * size
+        kind = KINDS[form]
+        return self.elements // kind.weights * kind.nbytes
 
     def read(self, source: Checkpoint, number: int = 0) -> Tensor:
         """One of the sources."""
@@ -145,7 +152,7 @@ def changed(rows: Tensor, change: int) -> Tensor:
 
 def check(source: Checkpoint, piece: Piece, form: str) -> None:
     """Raise PrunusError where a tensor cannot have a form; nothing but headers is read."""
-    if piece.shape[-1] % BYTES[form][1]:
+    if piece.shape[-1] % KINDS[form].weights:
         raise PrunusError(
             f"{piece.named(source)} has rows of {piece.shape[-1]} weights, and {form} needs a multiple of {GROUP}: take"
             " --type f16"
@@ -163,19 +170,24 @@ def check(source: Checkpoint, piece: Piece, form: str) -> None:
             )
 
 
-def encoded(source: Checkpoint, piece: Piece, form: str, change: int) -> np.ndarray:
-    """The bytes of a tensor in the file."""
+def encoded(source: Checkpoint, piece: Piece, form: str, change: int, importance: Importance | None) -> np.ndarray:
+    """The bytes of a tensor in the file. importance: None where weights are rounded as well for all inputs.
+
+    It is also None of a file that is no mixture, whose forms are rounded by our own code.
+    """
     buffer = np.empty(piece.nbytes(form), np.uint8)
     filled = 0
     for number in range(len(piece.sources)):
-        for part in _parts(source, piece, number, form, change):
+        for part in _parts(source, piece, number, form, change, importance):
             data = part.reshape(-1).view(np.uint8)
             buffer[filled : filled + data.size] = data
             filled += data.size
     return buffer
 
 
-def _parts(source: Checkpoint, piece: Piece, number: int, form: str, change: int) -> Iterator[np.ndarray]:
+def _parts(
+    source: Checkpoint, piece: Piece, number: int, form: str, change: int, importance: Importance | None
+) -> Iterator[np.ndarray]:
     """Yield a source as it is stored, some rows at a time."""
     if form == "Q4_0" and (stored := codes_of(source, piece, number)) is not None:
         code_OI, scale_OG = compressed_tensors.integers_of(*stored)
@@ -191,13 +203,30 @@ def _parts(source: Checkpoint, piece: Piece, number: int, form: str, change: int
         elif form == "Q8_0":
             gguf = library()
             yield gguf.quants.quantize(rows.float().numpy(), gguf.GGMLQuantizationType.Q8_0)
+        elif form in ("F16", "F32"):
+            yield checked(source, piece, number, rows.to(torch.float16 if form == "F16" else torch.float32)).numpy()
         else:
-            values = rows.to(torch.float16 if form == "F16" else torch.float32)
-            if not values.isfinite().all():
-                raise PrunusError(
-                    f"{piece.named(source, number)} has weights that float16 cannot hold: take --type q8_0 or q4_0"
-                )
-            yield values.numpy()
+            checked(source, piece, number, rows.to(torch.float16))  # in which scales are
+            key = piece.block, piece.sources[number].removesuffix(".weight")
+            yield packed(rows.float().numpy(), form, None if piece.block is None else (importance or {}).get(key))
+
+
+def checked(source: Checkpoint, piece: Piece, number: int, values: Tensor) -> Tensor:
+    """The values; PrunusError if one is not finite."""
+    if not values.isfinite().all():
+        raise PrunusError(
+            f"{piece.named(source, number)} has weights that float16 cannot hold: take --type q8_0 or q4_0"
+        )
+    return values
+
+
+def packed(rows_OI: np.ndarray, form: str, importance_I: np.ndarray | None) -> np.ndarray:
+    """(O, bytes of a row) of float32 rows in a form of mixtures, by several threads: libgguf lets others work."""
+    library = rounding()
+    whole = partial(library.quantize_rows, qtype=library.GGMLQuantizationType[form], imatrix=importance_I)
+    parts = [rows_OI[at : at + ROWS_OF_THREAD] for at in range(0, len(rows_OI), ROWS_OF_THREAD)]
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        return np.concatenate([*threads.map(whole, parts)])
 
 
 def packed_q4_0(code_OI: Tensor, scale_OG: Tensor) -> np.ndarray:

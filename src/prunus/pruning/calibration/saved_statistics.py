@@ -35,13 +35,13 @@ from prunus.pruning.calibration.hidden_states import HiddenStates, check_block_f
 from prunus.pruning.calibration.propagation import BlockRun, Stats, dense
 from prunus.pruning.calibration.statistics import Hessian, InputStats, few_tokens, is_few
 from prunus.pruning.scope import linears_in_scope
-from prunus.recipes import ExpertsRecipe, PruneRecipe, QuantizeRecipe, WidthRecipe
+from prunus.recipes import ExpertsRecipe, GgufRecipe, PruneRecipe, QuantizeRecipe, WidthRecipe
 from prunus.recipes.base import CALIBRATED, Calibrated, without_removed
 from prunus.recipes.declarations import Needs
 from prunus.recipes.prune import DtypeName
 
 FORMAT = 2
-AnyRecipe = TypeVar("AnyRecipe", PruneRecipe, ExpertsRecipe, WidthRecipe, QuantizeRecipe)
+AnyRecipe = TypeVar("AnyRecipe", PruneRecipe, ExpertsRecipe, WidthRecipe, QuantizeRecipe, GgufRecipe)
 FIELDS = CALIBRATED  # of a recipe, on which the statistics depend besides dtype
 VECTORS, MATRIX = ("norm", "mean", "variance"), "hessian"
 TOKENS = "tokens"  # number of tokens that its router sent to a routed expert
@@ -337,16 +337,24 @@ class SavedStats:
 
     def check(self, recipe: PruneRecipe, needs: str) -> None:
         """Raise PrunusError if these statistics are not those that the recipe's method, with these needs, measures."""
-        if self.about.experts:
-            raise PrunusError(
-                f"{self.path} holds scores of experts alone; write it with `prunus stats` without --experts"
-            )
+        self.check_inputs(recipe)
         if needs == "hessian":
             self.check_hessians(recipe.method if recipe.update == "none" else f"--update {recipe.update}")
         if recipe.propagation != "dense":
             raise PrunusError(
                 f"{self.path} holds statistics of the dense model, but propagation is '{recipe.propagation}'; "
                 "add --propagation dense"
+            )
+        if (asked := run_dtype(recipe, self.source)) != self.about.dtype:
+            raise PrunusError(
+                f"{self.path} was measured in {self.about.dtype}, not {asked}; write it again with that --dtype"
+            )
+
+    def check_inputs(self, recipe: PruneRecipe) -> None:
+        """Raise PrunusError if the file lacks the norms of an input that the recipe is about."""
+        if self.about.experts:
+            raise PrunusError(
+                f"{self.path} holds scores of experts alone; write it with `prunus stats` without --experts"
             )
         for index, linears in enumerate(linears_in_scope(self.source, recipe)):
             names = (self.source.block_name(index, linear.leader) for linear in linears)
@@ -355,10 +363,6 @@ class SavedStats:
                     f"{self.path} holds no statistics of {lacks}; it is of an earlier version: write it again with"
                     " `prunus stats`"
                 )
-        if (asked := run_dtype(recipe, self.source)) != self.about.dtype:
-            raise PrunusError(
-                f"{self.path} was measured in {self.about.dtype}, not {asked}; write it again with that --dtype"
-            )
 
     def check_given(self, given: Mapping[str, Any]) -> None:
         """Raise PrunusError if a given field of the recipe differs from the one that was measured."""

@@ -1,0 +1,96 @@
+"""Which form each tensor of a GGUF file has: the mixtures of llama.cpp's file types, and what takes their place.
+
+The rules are those of llama.cpp's src/llama-quant.cpp at commit 007dbbf3 (2026), but for Falcon, which has its own.
+Some tensors hurt more when they are rounded, so they have more bits; a row that is no multiple of 256 weights gets a
+form with groups of 32.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+BIG, GROUP = 256, 32  # weights of a block of the forms with scales of scales, and of the others
+
+
+class Kind(NamedTuple):
+    """A form of numbers. nbytes: of a block of this many weights, of which scales are those of scales and minima."""
+
+    nbytes: int
+    weights: int
+    scales: int = 0
+
+
+KINDS = {
+    "F32": Kind(4, 1),
+    "F16": Kind(2, 1),
+    "Q8_0": Kind(34, GROUP, 2),
+    "Q5_1": Kind(24, GROUP, 4),
+    "Q5_0": Kind(22, GROUP, 2),
+    "Q4_0": Kind(18, GROUP, 2),
+    "IQ4_NL": Kind(18, GROUP, 2),
+    "Q6_K": Kind(210, BIG, 18),
+    "Q5_K": Kind(176, BIG, 16),
+    "Q4_K": Kind(144, BIG, 16),
+    "IQ4_XS": Kind(136, BIG, 8),
+}
+# The form of most tensors of a mixture, by the type of the file.
+USUAL = {"q6_k": "Q6_K", "q5_k_m": "Q5_K", "q4_k_m": "Q4_K", "iq4_xs": "IQ4_XS"}
+INSTEAD = {"Q6_K": "Q8_0", "Q5_K": "Q5_1", "Q4_K": "Q5_0", "IQ4_XS": "IQ4_NL"}  # in groups of 32
+HEAD, EMBEDDINGS = "output.weight", "token_embd.weight"
+VALUES = ("attn_v.weight", "attn_qkv.weight", "attn_kv_b.weight")
+MANY_BLOCKS = 80  # of a model of 70B, whose values are few and cheap
+
+
+class Shape(NamedTuple):
+    """What the mixture depends on: number of blocks, heads for each key, experts, and whether the embeddings are the
+    head. values: blocks whose attention has values, in order. weighted: whether weights have an importance."""
+
+    blocks: int
+    heads_per_key: int
+    experts: int
+    tied: bool
+    values: Sequence[int]
+    weighted: bool
+
+
+def form_in_mixture(name: str, block: int | None, row: int, type: str, shape: Shape) -> str:
+    """The form of a matrix in a file of this type, by llama.cpp's name. row: weights of a row."""
+    return fitting(wanted(name, block, row, type, shape), row)
+
+
+def wanted(name: str, block: int | None, row: int, type: str, shape: Shape) -> str:
+    """The form that llama.cpp gives a matrix if its rows can have it."""
+    usual = USUAL[type]
+    if name == HEAD or (shape.tied and name == EMBEDDINGS):
+        return "Q6_K" if row % KINDS[usual].weights == 0 else "Q8_0"
+    if block is None:
+        return usual
+    more = {"q4_k_m": "Q6_K", "q5_k_m": "Q6_K"}.get(type, usual)
+    if name.endswith(VALUES):
+        at = shape.values.index(block)
+        form = more if gets_more(at, len(shape.values)) else usual
+        if type == "iq4_xs" and shape.heads_per_key >= 4:
+            form = "Q5_K"
+        if shape.blocks == MANY_BLOCKS and shape.heads_per_key > 1 and form == "Q4_K":
+            form = "Q5_K"
+        return "Q8_0" if shape.experts == 8 else form
+    if shape.experts == 8 and name.endswith("attn_k.weight"):
+        return "Q8_0"
+    if shape.experts == 8 and name.endswith("attn_output.weight") and type in ("q4_k_m", "iq4_xs"):
+        return "Q5_K"
+    if "ffn_down" in name:
+        if type == "iq4_xs":
+            return "Q5_K" if block < shape.blocks // 8 and not shape.weighted else usual
+        return more if gets_more(block, shape.blocks) else usual
+    return usual
+
+
+def gets_more(number: int, of: int) -> bool:
+    """Whether a block's values and ffn_down have more bits: the first and last eighth, and every third between."""
+    return number < of // 8 or number >= 7 * of // 8 or (number - of // 8) % 3 == 2
+
+
+def fitting(form: str, row: int) -> str:
+    """The form, or what llama.cpp takes instead where a row is no multiple of its blocks."""
+    if row % KINDS[form].weights:
+        form = INSTEAD.get(form, "F16")
+    return form if row % KINDS[form].weights == 0 else "F16"
