@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from gguf_models import SPLITS, make_gguf_model, texts, write_mamba_gguf, write_mla_gguf
+from k_quants import dequantised
 from real_llm import ROOT, smollm2
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3Config, MambaConfig
@@ -24,6 +25,7 @@ import prunus
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, ExpertsRecipe, GgufRecipe, QuantizeRecipe, WidthRecipe
+from prunus.recipes.gguf import MIXTURES
 from prunus.settings.cache_size import CacheSize, cache_size
 from prunus.settings.engines import EngineOptions
 from prunus.settings.serving import Serving
@@ -132,6 +134,28 @@ def test_q4_0_of_codes_is_close_to_the_plain_folder(tmp_path):
     _, other = differences(tmp_path / "dense", tmp_path / "w4.gguf", prompt)
     print(same, other)
     assert same < 0.5 * other  # the engine rounds activations to 8 bits
+
+
+@pytest.mark.parametrize("type", MIXTURES)
+@pytest.mark.parametrize(("kind", "width"), [("llama", 256), ("qwen2", 128), ("qwen3_moe", 256)])
+def test_mixtures_compute_what_their_tensors_say(kind, width, type, tmp_path):
+    """With rows of 256, and with forms that take their place; those of experts lie in one tensor."""
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "moe_intermediate_size": width}
+    if kind != "qwen3_moe":
+        del sizes["moe_intermediate_size"]
+    make_gguf_model(
+        kind, tmp_path / "dense", "llama-bpe" if kind == "llama" else "qwen2", initializer_range=0.1, **sizes
+    )
+    (tmp_path / "text.txt").write_text("Some words, and 1 + 1. " * 200)
+    given: dict[str, Any] = {"calibration": str(tmp_path / "text.txt"), "samples": 4, "seqlen": 32}
+    prunus.gguf(tmp_path / "dense", tmp_path / "made.gguf", GgufRecipe(type=type, **given))
+    prompt = list(range(20, 60))
+    _, same = differences(
+        dequantised(tmp_path / "dense", tmp_path / "made.gguf", tmp_path / "plain"), tmp_path / "made.gguf", prompt
+    )
+    _, other = differences(tmp_path / "dense", tmp_path / "made.gguf", prompt)
+    print(kind, type, same, other)
+    assert same < 0.5 * other or same < 0.02  # the engine rounds activations to 8 bits
 
 
 @pytest.mark.parametrize("split", [*SPLITS, "llama", "gemma"])

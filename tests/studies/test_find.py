@@ -465,17 +465,21 @@ def test_the_ladder_of_llama_cpp_is_of_gguf_files(tmp_path, monkeypatch):
     (Path("out.toml")).write_text(found["ladder"])
     (ladder,) = ladders_of(FindTable("out.toml")).values()
     names = [steps_name(entry.steps) for entry in ladder]
-    assert names[:3] == ["gguf-q8_0", "w4-g32-gguf-q4_0", "width-obs-87.5-recovered-w4-g32-gguf-q4_0"]
-    assert found["rungs"] == len(names) == 5
+    mixtures = ["gguf-q6_k", "gguf-q5_k_m", "gguf-q4_k_m"]
+    assert names[:5] == ["gguf-q8_0", *mixtures, "w4-g32-gguf-q4_0"]
+    assert names[5] == "width-obs-87.5-recovered-w4-g32-gguf-q4_0" and found["rungs"] == len(names) == 8
+    assert [entry.steps[-1].calibration for entry in ladder[:5]] == ["none", *["text.txt"] * 3, "none"]
     told, sizes = re.search(r"the cache of a chain of (\d+) tokens: ", found["lines"][1]), list[str]()
     assert told is not None
-    for type in ("f16", "q8_0"):
-        prunus.gguf("model", type, GgufRecipe(type=type))
+    for type in ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"):
+        given = {"calibration": "text.txt", "samples": 2, "seqlen": 32}
+        prunus.gguf("model", type, GgufRecipe(type=type, **given))
         size = ModelFolder(type).cache_size()
         assert size is not None and size.keys == "f16"
         weights = sum(tensor.nbytes for tensor in ModelFolder(type).stored.values())
         sizes.append(show_bytes(weights + size.nbytes(int(told[1]))))
-    assert "tokens: dense {}, gguf-q8_0 {}, ".format(*sizes) in found["lines"][1]
+    line = "tokens: dense {}, gguf-q8_0 {}, gguf-q6_k {}, gguf-q5_k_m {}, gguf-q4_k_m {}, ".format(*sizes)
+    assert line in found["lines"][1]
     with pytest.raises(PrunusError, match=r"rungs for llama.cpp are GGUF files: add --serve 'llama-server -m {gguf} "):
         ahead("{model}")
     asked["settings"] = {}

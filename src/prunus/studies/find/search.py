@@ -71,7 +71,7 @@ FORMS: Mapping[str, Sequence[str]] = {
         '{ quantize = { bits = 4, group = "128" } }',
     ),
     "llama.cpp": (
-        '{ gguf = { type = "q8_0" } }',
+        *(f'{{ gguf = {{ type = "{type}" }} }}' for type in ("q8_0", "q6_k", "q5_k_m", "q4_k_m")),
         '{ quantize = { bits = 4, group = "32" } }, { gguf = { type = "q4_0" } }',
     ),
 }
@@ -94,6 +94,8 @@ def ladder_by_bytes(engine: str, asked: FindTable, source: Checkpoint, device: s
     """
     settings = asked.settings
     refuse_settings("the default ladder", asked, (name for name in settings if name not in SHARED))
+    if engine == "llama.cpp":  # whose mixtures otherwise know of no inputs
+        settings = {"calibration": PruneRecipe.calibration, **settings}
     try:
         less = "experts" if expert_counts(source) else "width"
     except PrunusError:  # it is no mixture
