@@ -33,7 +33,7 @@ from prunus.pruning.bits.gguf_tensors import AS_IS, PLUS_ONE, names_for, pieces_
 
 MODEL = Path(__file__).resolve().parents[1] / ".cache/smollm2"
 TYPES, SEEDS, SEQLEN = ("q4_k_m", "iq4_xs", "q5_k_m", "q6_k"), 3, 512
-SAMPLES, HELD_OUT, ROUNDS, TOKENS = 16, 8, 3, 32
+SAMPLES, HELD_OUT, ROUNDS, TOKENS = 4, 8, 3, 32
 PROMPT = "def fibonacci(n):\n    "
 
 
@@ -83,7 +83,7 @@ def files(model: Path, folder: Path, types: Sequence[str], seeds: Sequence[int])
             data: dict[str, Any] = {"samples": SAMPLES, "seqlen": SEQLEN}
             prunus.stats(model, stats, calibration=f"traces:{folder}/seed-{seed}.jsonl", **data)
     for type in types:
-        for name in ("none", *(f"seed-{seed}" for seed in seeds)):
+        for name in [*(["none"] if 0 in seeds else []), *(f"seed-{seed}" for seed in seeds)]:
             out = folder / f"{type}-{name}.gguf"
             if not out.exists():
                 stats = None if name == "none" else folder / f"{name}.stats"
