@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -110,8 +111,7 @@ def file_bytes(file: Path) -> int:
 @contextmanager
 def server(file: Path, threads: int) -> Iterator[Any]:
     """A function that asks llama.cpp's server with this file for a completion."""
-    import xllamacpp
-
+    xllamacpp = import_module("xllamacpp")
     params = xllamacpp.CommonParams()
     params.model.path, params.n_ctx, params.n_parallel, params.warmup = str(file), 1024, 1, False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
@@ -161,7 +161,7 @@ def speed(folder: Path, beside: Path | None, threads: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--only", choices=("perplexity", "logits", "speed"))

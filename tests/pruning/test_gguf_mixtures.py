@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import gguf
 import numpy as np
@@ -195,7 +196,8 @@ def test_rows_that_fit_no_form_have_another(tmp_path):
     """128 and 192 weights are multiples of 32 alone; 100 of nothing."""
     make_gguf_model("qwen2", tmp_path / "m", intermediate_size=100, tie_word_embeddings=True)
     for type, form in (("q4_k_m", "Q5_0"), ("q5_k_m", "Q5_1"), ("q6_k", "Q8_0"), ("iq4_xs", "IQ4_NL")):
-        reader, _ = written(tmp_path / "m", tmp_path / f"{type}.gguf", GgufRecipe(type=type))
+        recipe = replace(GgufRecipe(), type=type)
+        reader, _ = written(tmp_path / "m", tmp_path / f"{type}.gguf", recipe)
         kinds = {one.name: one.tensor_type.name for one in reader.tensors}
         assert kinds["blk.1.attn_q.weight"] == form and kinds["blk.1.ffn_down.weight"] == "F16"
         assert kinds["token_embd.weight"] == "Q8_0" and "output.weight" not in kinds

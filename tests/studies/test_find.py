@@ -5,7 +5,7 @@ import re
 import shutil
 import sqlite3
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -468,7 +468,7 @@ def test_the_ladder_of_llama_cpp_is_of_gguf_files(tmp_path, monkeypatch):
     mixtures = ["gguf-q6_k", "gguf-q5_k_m", "gguf-q4_k_m"]
     assert names[:5] == ["gguf-q8_0", *mixtures, "w4-g32-gguf-q4_0"]
     assert names[5] == "width-obs-87.5-recovered-w4-g32-gguf-q4_0" and found["rungs"] == len(names) == 8
-    assert [entry.steps[-1].calibration for entry in ladder[:5]] == ["none", *["text.txt"] * 3, "none"]
+    assert [asdict(entry.steps[-1])["calibration"] for entry in ladder[:5]] == ["none", *["text.txt"] * 3, "none"]
     told, sizes = re.search(r"the cache of a chain of (\d+) tokens: ", found["lines"][1]), list[str]()
     assert told is not None
     for type in ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"):

@@ -207,8 +207,9 @@ def _parts(
             yield checked(source, piece, number, rows.to(torch.float16 if form == "F16" else torch.float32)).numpy()
         else:
             checked(source, piece, number, rows.to(torch.float16))  # in which scales are
-            key = piece.block, piece.sources[number].removesuffix(".weight")
-            yield packed(rows.float().numpy(), form, None if piece.block is None else (importance or {}).get(key))
+            name = piece.sources[number].removesuffix(".weight")
+            weight_I = None if piece.block is None or importance is None else importance.get((piece.block, name))
+            yield packed(rows.float().numpy(), form, weight_I)
 
 
 def checked(source: Checkpoint, piece: Piece, number: int, values: Tensor) -> Tensor:
